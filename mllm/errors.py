@@ -1,0 +1,37 @@
+"""What a user reads when something is wrong: one sentence with the place, the reason and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A failure that the user can mend; printed as its sentence alone, with exit code 2."""
+
+
+class ConfigError(UserError):
+    """A config, a command line or an environment asks for something that cannot be done as written."""
+
+
+class DataError(UserError):
+    """A file, a row or an image cannot be used as it is."""
+
+
+class TrainingError(UserError):
+    """A run cannot go on: its loss is not a number, or the memory or the disk is full."""
+
+
+def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Up to `count` of the `known` names that `name` could be a misspelling of, nearest first."""
+    folded = {other.lower(): other for other in known}
+    return [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=count, cutoff=0.6)]
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """The tail of a sentence: `: did you mean 'lora_r'?`, or the known names where none is near."""
+    known = sorted(known)
+    matches = near(name, known, count=1)
+    if matches:
+        return f": did you mean '{matches[0]}'?"
+    return f"; known are {', '.join(known)}" if known else ""

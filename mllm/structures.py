@@ -1,0 +1,170 @@
+"""The nouns that cross the borders between the parts, with their shapes.
+
+Suffixes in tensor code: B samples, V views (images of one sample), N tokens of one image, L text tokens, D width,
+M marks (boxes or masks) of one sample, K measures, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+Role = Literal["system", "user", "assistant"]
+IMAGE = "<image>"
+"""The placeholder that a turn's text holds where an image stands."""
+IGNORE = -100
+"""The label of a token that is not supervised (PyTorch's `ignore_index`)."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation; its text may hold `<image>` placeholders."""
+
+    role: Role
+    text: str
+    marks: tuple[int, ...] = ()
+    """Which of the sample's marks the text's placeholders stand for, in order."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in an image: a box, a mask, or both."""
+
+    box: tuple[float, float, float, float] | None = None
+    """x1 y1 x2 y2 in pixels of the original image."""
+    mask: np.ndarray | None = None
+    """[H, W] bool."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example as a dataset gives it: a conversation about images."""
+
+    turns: list[Turn]
+    images: list[Image] = field(default_factory=list)
+    views: list[str] = field(default_factory=list)
+    """The name of each image ('ED', 'ES'); order is never trusted, names are."""
+    marks: list[Mark] = field(default_factory=list)
+    measures: dict[str, float] = field(default_factory=dict)
+    """Numbers to regress, in their own units; NaN where unknown."""
+    group: str | None = None
+    """Who it belongs to (a patient): groups are never divided between splits."""
+    source: str = ""
+    """Where it comes from, for messages: `FILE, line 3`."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample as the model's processor sees it, not yet padded."""
+
+    student: dict[str, Tensor]
+    """The backbone's keyword arguments; those aligned with the text have shape [L], the others begin with images."""
+    targets: dict[str, Tensor]
+    """What the objectives are told; `labels` [L] holds token ids, `IGNORE` where nothing is supervised."""
+    source: str = ""
+    truncated: bool = False
+    """Whether the end of its last answer was cut off at `max_length`."""
+
+    def __len__(self) -> int:
+        """The number of tokens, those of the images included."""
+        return int(self.targets["labels"].shape[0])
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A row that could not be used, carried from a loader's worker as the sentence that a user reads."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that run through the model in one forward."""
+
+    student: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    teacher: dict[str, Tensor] | None = None
+    """The same samples through the teacher's processor, where a run distils."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with `function` applied to every tensor."""
+
+        def apply(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: function(tensor) for name, tensor in tensors.items()}
+
+        return replace(
+            self,
+            student=apply(self.student),
+            targets=apply(self.targets),
+            teacher=None if self.teacher is None else apply(self.teacher),
+        )
+
+    def to(self, device: Any, non_blocking: bool = False) -> Batch:
+        """The same batch on `device`."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, as `torch.utils.data.DataLoader` asks for it."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
+
+@dataclass(frozen=True)
+class LogicalBatch:
+    """The samples of one update, cut into pieces that fit in memory; how it is cut never changes the update."""
+
+    pieces: list[Batch]
+    samples: int
+    """How many samples it holds, those that were skipped left out."""
+    tokens: int
+    """Tokens without padding."""
+    padded_tokens: int
+    """Tokens with padding."""
+    truncated: int = 0
+    """How many samples were cut at `max_length`."""
+    failures: tuple[Failure, ...] = ()
+    """The rows that could not be used."""
+
+    def pin_memory(self) -> LogicalBatch:
+        """The same batch in page-locked memory."""
+        return replace(self, pieces=[piece.pin_memory() for piece in self.pieces])
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model gives for a batch."""
+
+    hidden_BLD: Tensor
+    vocabulary: nn.Module
+    """The projection from D to the vocabulary: a module, never a [B, L, vocabulary] tensor."""
+    softcap: float | None = None
+    """Logits are `softcap * tanh(logits / softcap)` where the checkpoint says so (Gemma 2, Gemma 3n)."""
+    heads: dict[str, Any] = field(default_factory=dict)
+    taps: dict[str, Tensor] = field(default_factory=dict)
+    """Outputs of named inner layers, kept for distillation."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an objective sees of a forward."""
+
+    targets: dict[str, Tensor]
+    student: Outputs
+    teacher: Outputs | None = None
+    progress: float = 0.0
+    """How far the training is, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded model and the encoder that speaks its language."""
+
+    model: Any
+    """A `mllm.models.perception.PerceptionModel`."""
+    encoder: Any
+    """A `mllm.models.encoder.ChatEncoder`."""
