@@ -1,0 +1,4 @@
+"""The terms of the training loss."""
+
+from mllm.objectives import text as text
+from mllm.objectives.base import Objective as Objective

@@ -1,0 +1,123 @@
+"""Next-token prediction with logits at supervised positions only, a tile of them at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from mllm.objectives.base import Objective
+from mllm.registry import OBJECTIVES
+from mllm.structures import IGNORE, Context
+
+TILE_BYTES = 64 * 2**20
+"""Size of the fp32 logits that exist at one time."""
+
+
+@OBJECTIVES.register_module()
+class NextToken(Objective):
+    """The cross-entropy of every supervised token given those before it.
+
+    With a vocabulary of 262,208 the logits of four samples of 2,048 tokens would be 8.6 GB in fp32. Only supervised
+    positions are projected, in tiles of `tile_bytes`, and where the vocabulary is frozen its gradient is made in the
+    forward, so no logit outlives its tile.
+    """
+
+    def __init__(self, weight: float | dict[str, float] = 1.0, tile_bytes: int = TILE_BYTES) -> None:
+        super().__init__(weight)
+        self.tile_bytes = tile_bytes
+
+    def count(self, targets: dict[str, Tensor]) -> Tensor:
+        """Supervised tokens of each sample, [B]; the first token has nothing before it."""
+        return (targets["labels"][:, 1:] != IGNORE).sum(dim=1)
+
+    def total(self, context: Context) -> Tensor:
+        """The cross-entropy summed over each sample's supervised tokens, [B], fp32."""
+        labels = context.targets["labels"][:, 1:]
+        sample, position = (labels != IGNORE).nonzero(as_tuple=True)
+        hidden_TD = context.student.hidden_BLD[sample, position]
+        loss_T = token_losses(
+            hidden_TD, labels[sample, position], context.student.vocabulary, context.student.softcap, self.tile_bytes
+        )
+        return loss_T.new_zeros(labels.shape[0]).index_add(0, sample, loss_T)
+
+
+def token_losses(
+    hidden_TD: Tensor, labels_T: Tensor, vocabulary: nn.Module, softcap: float | None, tile_bytes: int = TILE_BYTES
+) -> Tensor:
+    """The cross-entropy [T] of each token, through a vocabulary projection that may be softcapped."""
+    if type(vocabulary) is nn.Linear and vocabulary.bias is None and not vocabulary.weight.requires_grad:
+        return _FrozenVocabularyLoss.apply(hidden_TD, labels_T, vocabulary.weight, softcap, tile_bytes)
+
+    def tile_loss(hidden: Tensor, labels: Tensor) -> Tensor:
+        logits = vocabulary(hidden).float()
+        return cross_entropy(
+            logits if softcap is None else softcap * torch.tanh(logits / softcap), labels, reduction="none"
+        )
+
+    with torch.no_grad():
+        width = vocabulary(hidden_TD[:1]).shape[-1]
+    losses = [
+        checkpoint(tile_loss, hidden_TD[rows], labels_T[rows], use_reentrant=False)
+        for rows in _tiles(len(labels_T), width, tile_bytes)
+    ]
+    return torch.cat(losses) if losses else hidden_TD.sum(dim=1).float()
+
+
+class _FrozenVocabularyLoss(torch.autograd.Function):
+    """Cross-entropy whose gradient to the hidden states is made beside the loss, in two matrix products a tile."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_TD: Tensor, labels_T: Tensor, weight_VD: Tensor, softcap: float | None, tile_bytes: int
+    ) -> Tensor:
+        needs_gradient = ctx.needs_input_grad[0]
+        device = hidden_TD.device.type
+        autocast = torch.is_autocast_enabled(device)
+        weight = weight_VD.to(torch.get_autocast_dtype(device)) if autocast else weight_VD
+        loss_T = torch.empty(len(labels_T), dtype=torch.float32, device=hidden_TD.device)
+        gradient_TD = torch.empty_like(hidden_TD) if needs_gradient else None
+        with torch.autocast(device, enabled=False):
+            for rows in _tiles(len(labels_T), weight.shape[0], tile_bytes):
+                scaled, scale = _fit(hidden_TD[rows], weight.dtype)
+                logits = (scaled @ weight.T).float()
+                if scale is not None:
+                    logits *= scale
+                if softcap is not None:
+                    logits = logits.div_(softcap).tanh_().mul_(softcap)
+                label = labels_T[rows, None]
+                normalizer = torch.logsumexp(logits, dim=1, keepdim=True)
+                loss_T[rows] = (normalizer - logits.gather(1, label)).squeeze(1)
+                if gradient_TD is not None:
+                    slope = None if softcap is None else 1 - (logits / softcap).square()
+                    error = logits.sub_(normalizer).exp_()
+                    error.scatter_add_(1, label, error.new_full(label.shape, -1.0))
+                    if slope is not None:
+                        error *= slope
+                    gradient_TD[rows] = (error.to(weight.dtype) @ weight).to(gradient_TD.dtype)
+        ctx.save_for_backward(gradient_TD)
+        return loss_T
+
+    @staticmethod
+    def backward(ctx: Any, upstream_T: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_TD,) = ctx.saved_tensors
+        return (gradient_TD * upstream_T[:, None]).to(gradient_TD.dtype), None, None, None, None
+
+
+def _fit(hidden_TD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The hidden states in the vocabulary's dtype; in fp16, which could overflow, each row over a power of two."""
+    if dtype is not torch.float16 or hidden_TD.dtype is torch.float16:
+        return hidden_TD.to(dtype), None
+    scale = hidden_TD.abs().amax(dim=1, keepdim=True).clamp_min(1e-30).log2().ceil().exp2()
+    return (hidden_TD / scale).to(dtype), scale
+
+
+def _tiles(rows: int, width: int, tile_bytes: int) -> Iterator[slice]:
+    """Slices of rows whose fp32 logits of `width` fit in `tile_bytes`."""
+    step = max(1, tile_bytes // (4 * width))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
