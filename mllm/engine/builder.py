@@ -1,0 +1,130 @@
+"""From a config to a learner and a trainer."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+
+from mllm.config.hardware import Hardware
+from mllm.config.schema import RunConfig
+from mllm.engine.callbacks import Checkpoints, Epochs, Guard, Progress, RunLog, use_tensorboard_folder
+from mllm.engine.learner import Learner
+from mllm.engine.meter import Meter
+from mllm.engine.trainer import MultimodalTrainer
+from mllm.errors import ConfigError
+from mllm.registry import OBJECTIVES, TRAINERS
+from mllm.structures import Bundle
+
+logger = logging.getLogger(__name__)
+
+
+def build_learner(config: RunConfig, bundle: Bundle) -> Learner:
+    """The student with the objectives that the config names."""
+    objectives = {}
+    for name, options in config.objectives.items():
+        arguments = {key: value for key, value in options.items() if key != "type"}
+        try:
+            objectives[name] = OBJECTIVES.find(options["type"])(**arguments)
+        except TypeError as error:
+            raise ConfigError(f"objectives.{name}: {error}") from error
+    return Learner(bundle.model, objectives)
+
+
+def prepare_trainer(
+    config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, **data: Any
+) -> MultimodalTrainer:
+    """The trainer of the config's model type, writing into `folder`.
+
+    `data` is what the pipeline found: `train_dataset`, `train_sampler`, `collate`, and `eval_dataset`, `eval_sampler`
+    where there is a validation split.
+    """
+    build = TRAINERS.find(config.model_args.type)
+    trainer: MultimodalTrainer = build(config, hardware, learner, folder, **data)
+    return trainer
+
+
+@TRAINERS.register_module(name=["medgemma", "image-text"])
+def build_multimodal_trainer(
+    config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, **data: Any
+) -> MultimodalTrainer:
+    """A MultimodalTrainer with the callbacks of every run."""
+    wanted = dict(config.training_args)
+    if wanted.pop("gradient_checkpointing", False):
+        # Reentrant checkpointing needs inputs with gradients and is wrong for shared KV layers.
+        learner.student.pretrained.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    wanted.pop("gradient_checkpointing_kwargs", None)
+    limit = wanted.pop("save_total_limit", None)
+    use_tensorboard_folder(folder)
+    guard, meter = Guard(), Meter()
+    callbacks = [guard, Checkpoints(limit), RunLog({"config": config.name}, meter), Epochs(data["train_sampler"])]
+    trainer = MultimodalTrainer(
+        learner,
+        training_arguments(wanted, hardware, folder, evaluates=data.get("eval_dataset") is not None),
+        meter=meter,
+        skip_failures=config.data_args.on_error == "skip",
+        memory_advice=memory_advice(config),
+        callbacks=callbacks,
+        **data,
+    )
+    guard.trainer = trainer
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(Progress)
+    return trainer
+
+
+def logical_batch_size(training_args: dict[str, Any]) -> int:
+    """The samples of one update on one process: batch size times accumulation steps."""
+    size = training_args.get("per_device_train_batch_size", 8) * training_args.get("gradient_accumulation_steps", 1)
+    return int(size)
+
+
+def training_arguments(wanted: dict[str, Any], hardware: Hardware, folder: Path, evaluates: bool) -> TrainingArguments:
+    """The config's `training_args` as transformers' own, with what this trainer decides for itself.
+
+    The logical batch is one loader item here, so accumulation is 1 and the batch size the product of both.
+    """
+    if not evaluates and wanted.get("eval_strategy", "no") != "no":
+        logger.info("no validation split: eval_strategy '%s' is off", wanted["eval_strategy"])
+        wanted["eval_strategy"] = "no"
+    decided = dict(
+        output_dir=str(folder),
+        per_device_train_batch_size=logical_batch_size(wanted),
+        gradient_accumulation_steps=1,
+        remove_unused_columns=False,
+        label_names=[],
+        logging_nan_inf_filter=False,
+        ddp_broadcast_buffers=False,
+        use_cpu=hardware.device == "cpu",
+    )
+    defaults = dict(
+        report_to=["tensorboard"], logging_steps=10, save_only_model=False, dataloader_persistent_workers=True
+    )
+    try:
+        return TrainingArguments(**{**defaults, **wanted, **decided})
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"training_args: {error}") from error
+
+
+def memory_advice(config: RunConfig) -> str:
+    """What to lower when memory is short, in order, with the values of this config."""
+    model, training = config.model_args, config.training_args
+    steps = [
+        f"training_args.per_device_train_batch_size (now {training.get('per_device_train_batch_size', 8)}; raise "
+        f"gradient_accumulation_steps, now {training.get('gradient_accumulation_steps', 1)}, to keep the update)"
+    ]
+    if config.data_args.tokens_per_micro_batch:
+        steps.insert(0, f"data_args.tokens_per_micro_batch (now {config.data_args.tokens_per_micro_batch})")
+    if not training.get("gradient_checkpointing"):
+        steps.append("training_args.gradient_checkpointing (now False; turn it on)")
+    steps.append(f"model_args.max_length (now {model.max_length})")
+    steps.append(f"model_args.image_token_len (now {model.image_token_len or 'the checkpoint’s own'})")
+    steps.append(f"model_args.image_size (now {model.image_size or 'the checkpoint’s own'})")
+    if not model.load_in_4bit:
+        steps.append("model_args.load_in_4bit (now False; turn it on)")
+    steps.append(f"model_args.lora_r (now {model.lora_r})")
+    return "Lower, in this order: " + ", then ".join(steps)

@@ -1,0 +1,138 @@
+"""What happens around the updates: epochs, logs, plots, complete checkpoints, and a guard against NaN."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+
+from mllm.engine.meter import Meter
+from mllm.engine.plots import plot_loss
+from mllm.engine.run_folder import mark_complete, rotate
+from mllm.errors import TrainingError
+from mllm.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from mllm.engine.trainer import MultimodalTrainer
+
+SKIPPED = "skipped_rows.txt"
+"""The rows that `on_error='skip'` left out, one sentence each."""
+
+
+class Epochs(TrainerCallback):
+    """Tells the sampler which epoch it deals, also after a resume."""
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Sets the epoch that the next iteration deals."""
+        self.sampler.set_epoch(state.global_step // len(self.sampler))
+
+
+class Guard(TrainerCallback):
+    """Stops before an update whose gradient is not finite can spoil the weights."""
+
+    def __init__(self) -> None:
+        self.trainer: MultimodalTrainer | None = None
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Raises `TrainingError` where any gradient is NaN or infinite."""
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if gradients and not torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
+            assert self.trainer is not None
+            raise TrainingError(self.trainer.not_finite("gradient", float("nan")))
+
+
+class Checkpoints(TrainerCallback):
+    """Marks a checkpoint complete once all of it is on the disk, and only then lets older ones go."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Marks and rotates, on the process that writes."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if args.should_save:
+            folder = Path(args.output_dir)
+            mark_complete(folder / f"checkpoint-{state.global_step}")
+            rotate(folder, self.limit, state.best_model_checkpoint)
+
+
+class RunLog(TrainerCallback):
+    """Keeps `training_log.json` and `loss.png` true at every moment.
+
+    Rows come from the trainer's own history, which checkpoints restore, so a resumed run continues the same log.
+    """
+
+    def __init__(self, facts: dict[str, Any], meter: Meter) -> None:
+        self.facts = facts
+        """What the log says beside its rows."""
+        self.meter = meter
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Writes the log again, whole, under a temporary name."""
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir)
+            write_json(folder / "training_log.json", {**self.facts, "rows": rows_of(state)})
+            if self.meter.failures:
+                write_text(folder / SKIPPED, "\n".join(self.meter.failures) + "\n")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draws the loss."""
+        if state.is_world_process_zero:
+            plot_loss(rows_of(state), Path(args.output_dir) / "loss.png")
+
+    on_save = on_train_end
+
+
+def rows_of(state: TrainerState) -> list[dict[str, float]]:
+    """The history's entries about updates and evaluations, the closing summary left out."""
+    return [{"step": row["step"], **row} for row in state.log_history if "loss" in row or "eval_loss" in row]
+
+
+class Progress(ProgressCallback):
+    """A progress bar, and log lines that a person can read."""
+
+    def on_log(  # type: ignore[override]
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes one line above the bar."""
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            line = log_line(state.global_step, logs)
+            if line:
+                self.training_bar.write(line)
+
+
+def log_line(step: int, logs: dict[str, float]) -> str:
+    """One entry of the log as a person reads it; empty for the closing summary."""
+    if "eval_loss" in logs:
+        return f"step {step:>5}  validation loss {logs['eval_loss']:.4f}"
+    if "loss" not in logs:
+        return ""
+    return (
+        f"step {step:>5}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  "
+        f"{logs['tokens_per_second']:,.0f} tokens/s  padding {100 * logs['padding_share']:.0f} %  "
+        f"peak {logs['peak_memory_gb']:.2f} GB"
+    )
+
+
+def use_tensorboard_folder(folder: Path) -> None:
+    """Tells transformers where its TensorBoard writer is to write; it reads this from the environment alone."""
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")

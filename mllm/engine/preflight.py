@@ -1,0 +1,159 @@
+"""Before step 1: one micro-batch proves that everything trains, that the loss is the model's own, and that it fits."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mllm.engine.evaluation import check_failures
+from mllm.engine.learner import Learner
+from mllm.errors import ConfigError
+from mllm.structures import IGNORE, Batch, Context, LogicalBatch
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 3e-2}
+"""How far our loss may be from the model's own, relative, by the dtype of its vocabulary."""
+
+
+def preflight(learner: Learner, batch: LogicalBatch, accelerator: Any, skip_failures: bool = False) -> None:
+    """Runs the first logical batch without an update, and leaves no trace in gradients or random states.
+
+    Raises `ConfigError` naming trainable tensors that receive no gradient, objectives that reach none, or a loss
+    that is not the model's own; `DataError` where a row cannot be used.
+    """
+    check_failures(batch, skip_failures)
+    device = accelerator.device
+    devices = [device] if device.type == "cuda" else []
+    was_training = learner.training
+    with torch.random.fork_rng(devices=devices):
+        learner.train()
+        pieces = [piece.to(device) for piece in batch.pieces]
+        with accelerator.autocast():
+            _check_gradients(learner, pieces)
+        learner.eval()
+        with accelerator.autocast():
+            _check_loss(learner, pieces[-1])
+    learner.train(was_training)
+    learner.zero_grad(set_to_none=True)
+    if device.type == "cuda":
+        peak, card = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+        logger.info("memory: %.2f GB of %.2f GB at the first micro-batch's peak", peak / 1e9, card / 1e9)
+
+
+def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
+    """Every trainable tensor receives a gradient from some piece, and every objective reaches a trainable tensor."""
+    trainable = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise ConfigError("nothing is trainable: set model_args.lora_r, or name an adapter to continue")
+    missing, unreached = dict(trainable), set(learner.objectives)
+    for piece in pieces:
+        if not missing and not unreached:
+            return
+        outputs = learner.student(**piece.student)
+        taught = None if learner.teacher is None or piece.teacher is None else learner.teacher(**piece.teacher)
+        context = Context(piece.targets, outputs, taught, learner.progress)
+        for name, objective in learner.objectives.items():
+            total = objective.total(context).sum()
+            asked = trainable if name in unreached else missing
+            if not total.requires_grad or not asked:
+                continue
+            gradients = torch.autograd.grad(total, list(asked.values()), retain_graph=True, allow_unused=True)
+            reached = [tensor for tensor, gradient in zip(asked, gradients, strict=True) if gradient is not None]
+            if reached:
+                unreached.discard(name)
+            missing = {tensor: parameter for tensor, parameter in missing.items() if tensor not in reached}
+    if missing:
+        some = ", ".join(list(missing)[:5])
+        raise ConfigError(
+            f"{len(missing)} trainable tensors receive no gradient, so they would train in vain: {some}"
+            + (" ..." if len(missing) > 5 else "")
+            + "; narrow model_args.lora_target, or check that the data reaches them (images for the vision tower)"
+        )
+    if unreached:
+        raise ConfigError(
+            f"the objectives {sorted(unreached)} reach nothing trainable; remove them or train what they see"
+        )
+
+
+@torch.no_grad()
+def _check_loss(learner: Learner, piece: Batch) -> None:
+    """Our loss of one sample equals the one from the model's own logits.
+
+    A family whose logits are scaled, shifted or capped in a way that we do not know is found here, not in a paper.
+    """
+    if "next_token" not in learner.objectives or (piece.targets["labels"][:, 1:] != IGNORE).sum() == 0:
+        return
+    model = learner.student.pretrained
+    labels = piece.targets["labels"]
+    sample = int((labels[:, 1:] != IGNORE).sum(dim=1).argmax())
+    positions = (labels[sample, 1:] != IGNORE).nonzero().squeeze(1)[:64]
+    ours = learner.objectives["next_token"].total(
+        Context({"labels": _only(labels, sample, positions + 1)}, learner.student(**piece.student))
+    )[sample]
+    kwargs: dict[str, Tensor] = dict(piece.student)
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        logits = model(**kwargs, logits_to_keep=positions).logits[sample]
+    else:
+        logits = model(**kwargs).logits[sample, positions]
+    theirs = nn.functional.cross_entropy(logits.float(), labels[sample, positions + 1], reduction="sum")
+    tolerance = TOLERANCE.get(model.get_output_embeddings().weight.dtype, 3e-2)
+    if torch.is_autocast_enabled(labels.device.type):
+        tolerance = TOLERANCE[torch.bfloat16]
+    if not torch.isclose(ours.float(), theirs, rtol=tolerance, atol=1e-3):
+        raise ConfigError(
+            f"the loss of the first batch is {float(ours):.4f}, but {float(theirs):.4f} from the model's own logits: "
+            f"{type(model).__name__} changes its logits in a way that this version does not know; please report it"
+        )
+
+
+def _only(labels_BL: Tensor, sample: int, positions: Tensor) -> Tensor:
+    """Labels with nothing supervised but some positions of one sample."""
+    only = torch.full_like(labels_BL, IGNORE)
+    only[sample, positions] = labels_BL[sample, positions]
+    return only
+
+
+def describe_batch(batch: LogicalBatch, tokenizer: Any, image_ids: list[int], most: int = 4) -> str:
+    """`first_batch.md`: what the model is shown and what it is asked to say, decoded from the very token ids."""
+    lines = [
+        "# The first batch",
+        "",
+        f"{batch.samples} samples in {len(batch.pieces)} pieces, {batch.tokens} tokens "
+        f"({batch.padded_tokens} with padding). The first {min(most, batch.samples)}, decoded from their token ids; "
+        "**bold** is supervised.",
+    ]
+    shown = 0
+    for piece in batch.pieces:
+        shapes = {name: tuple(tensor.shape) for name, tensor in piece.student.items()}
+        lines += ["", f"## A piece of {piece.targets['labels'].shape[0]}", "", f"`{shapes}`"]
+        for row in range(min(most - shown, piece.targets["labels"].shape[0])):
+            ids, labels = piece.student["input_ids"][row], piece.targets["labels"][row]
+            mask = piece.student["attention_mask"][row].bool()
+            lines += ["", _marked(ids[mask].tolist(), (labels[mask] != IGNORE).tolist(), tokenizer, image_ids)]
+            shown += 1
+        if shown >= most:
+            break
+    return "\n".join(lines) + "\n"
+
+
+def _marked(ids: list[int], supervised: list[bool], tokenizer: Any, image_ids: list[int]) -> str:
+    """Token ids as text, image tokens counted, supervised stretches in bold."""
+    stretches: list[tuple[str, list[int]]] = []
+    for token, spoken in zip(ids, supervised, strict=True):
+        kind = "image" if token in image_ids else "answer" if spoken else "prompt"
+        if not stretches or stretches[-1][0] != kind:
+            stretches.append((kind, []))
+        stretches[-1][1].append(token)
+    parts = []
+    for kind, tokens in stretches:
+        text = tokenizer.decode(tokens).replace("<", "\\<").replace("\n", "⏎")
+        parts.append(
+            f"[{len(tokens)} image tokens]" if kind == "image" else f"**{text}**" if kind == "answer" else text
+        )
+    return "> " + "".join(parts)

@@ -1,0 +1,3 @@
+"""The figures that a run reports about its answers."""
+
+from mllm.metrics import text as text

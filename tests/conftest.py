@@ -1,0 +1,49 @@
+"""What all tests share: two threads, no network, and tiny checkpoints written once per process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before anything imports torch or the hub's client, which read these once.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+
+from mllm.testing.tiny import write_tiny
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_medgemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Gemma 3 with images; read only."""
+    return write_tiny("medgemma", tmp_path_factory.mktemp("tiny") / "medgemma")
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny LLaVA; read only."""
+    return write_tiny("llava", tmp_path_factory.mktemp("tiny") / "llava")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Qwen2-VL; read only."""
+    return write_tiny("qwen2_vl", tmp_path_factory.mktemp("tiny") / "qwen2_vl")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images, chat templates and annotations beside the checkout; skips where they are absent."""
+    if not SHARED.is_dir():
+        pytest.skip("the shared data folder is not beside this checkout")
+    return SHARED

@@ -1,0 +1,78 @@
+"""Cutting a logical batch, and failures that keep their words."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from mllm.dataset.collator import EncodedDataset, LogicalCollator, cut_by_length
+from mllm.dataset.sampler import Draw, LogicalBatchSampler
+from mllm.errors import DataError
+from mllm.structures import IGNORE, Batch, Encoded, Failure, Sample, Turn
+
+LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=20)
+
+
+@given(LENGTHS, st.integers(1, 100))
+def test_a_token_budget_bounds_every_padded_piece(lengths, budget):
+    pieces = cut_by_length(lengths, None, budget)
+    assert sorted(i for piece in pieces for i in piece) == list(range(len(lengths)))
+    for piece in pieces:
+        assert len(piece) == 1 or len(piece) * max(lengths[i] for i in piece) <= budget
+
+
+@given(LENGTHS, st.integers(1, 5))
+def test_without_a_budget_a_piece_holds_at_most_so_many_samples(lengths, most):
+    pieces = cut_by_length(lengths, most, None)
+    assert len(pieces) == -(-len(lengths) // most)
+    shortest = [min(lengths[i] for i in piece) for piece in pieces]
+    longest = [max(lengths[i] for i in piece) for piece in pieces]
+    assert all(before >= after for before, after in zip(shortest, longest[1:], strict=False))
+
+
+class Rows:
+    """Texts of growing length, one of which is broken."""
+
+    def __len__(self):
+        return 6
+
+    def sample(self, index, epoch=0):
+        if index == 4:
+            raise DataError("rows.jsonl, line 5: image a.png does not exist")
+        return Sample([Turn("user", "q"), Turn("assistant", "a" * (index + 1 + epoch))])
+
+
+def encode(sample):
+    """One token for each letter of the answer."""
+    ids = torch.arange(len(sample.turns[-1].text))
+    return Encoded({"input_ids": ids}, {"labels": ids.clone()})
+
+
+def pad(samples):
+    """Right padding with zeros."""
+    width = max(len(sample) for sample in samples)
+    rows = [torch.nn.functional.pad(sample.student["input_ids"], (0, width - len(sample))) for sample in samples]
+    return Batch({"input_ids": torch.stack(rows)}, {"labels": torch.stack(rows)})
+
+
+def test_a_failure_crosses_a_worker_process_with_its_sentence():
+    dataset = EncodedDataset(Rows(), encode)
+    sampler = LogicalBatchSampler(6, 6, shuffle=False)
+    collate = LogicalCollator(pad, samples_per_piece=2)
+    for workers in (0, 2):
+        (batch,) = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
+        assert batch.failures == (Failure("rows.jsonl, line 5: image a.png does not exist"),)
+        assert (batch.samples, batch.tokens, batch.padded_tokens) == (5, 1 + 2 + 3 + 4 + 6, 12 + 6 + 1)
+        assert [piece.targets["labels"].shape for piece in batch.pieces] == [(2, 6), (2, 3), (1, 1)]
+
+
+def test_the_epoch_reaches_the_dataset():
+    dataset = EncodedDataset(Rows(), encode)
+    assert len(dataset[Draw(0, epoch=0)]) == 1
+    assert len(dataset[Draw(0, epoch=7)]) == 8
+
+
+def test_a_stand_in_has_no_labels():
+    encoded = EncodedDataset(Rows(), encode)[Draw(3, 0, counted=False)]
+    assert (encoded.targets["labels"] == IGNORE).all()
+    assert encoded.student["input_ids"].tolist() == [0, 1, 2, 3]

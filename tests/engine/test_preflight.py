@@ -1,0 +1,69 @@
+"""What is refused before step 1."""
+
+import pytest
+import torch
+
+from mllm.engine.preflight import describe_batch, preflight
+from mllm.errors import ConfigError
+from mllm.objectives.text import NextToken
+
+
+def _run(trainer):
+    preflight(trainer.learner, trainer.first_batch(), trainer.accelerator)
+
+
+def test_a_sound_run_passes_and_nothing_is_left_behind(make_trainer, trained):
+    trainer = make_trainer(dropout=0.2)
+    before, state = trained(trainer), torch.random.get_rng_state()
+    _run(trainer)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in trainer.learner.parameters())
+    assert all(torch.equal(before[name], value) for name, value in trained(trainer).items())
+
+
+def test_a_trainable_tensor_without_gradient_is_named(make_trainer):
+    trainer = make_trainer()
+    trainer.learner.student.idle = torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(ConfigError, match="1 trainable tensors receive no gradient.*student.idle"):
+        _run(trainer)
+
+
+def test_nothing_trainable_is_refused(make_trainer):
+    trainer = make_trainer()
+    trainer.learner.requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing is trainable"):
+        _run(trainer)
+
+
+class Idle(NextToken):
+    """An objective that looks at nothing that trains."""
+
+    def total(self, context):
+        return torch.ones(context.student.hidden_BLD.shape[0], requires_grad=True)
+
+
+def test_an_objective_that_reaches_nothing_is_named(make_trainer):
+    trainer = make_trainer()
+    trainer.learner.objectives["idle"] = Idle()
+    with pytest.raises(ConfigError, match=r"the objectives \['idle'\] reach nothing trainable"):
+        _run(trainer)
+
+
+def test_a_family_that_changes_its_logits_is_found(make_trainer):
+    trainer = make_trainer()
+    head = trainer.learner.student.pretrained.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: output * 0.25)
+    with pytest.raises(ConfigError, match="changes its logits in a way that this version does not know"):
+        _run(trainer)
+
+
+def test_the_first_batch_is_shown_with_its_answers_in_bold(make_trainer):
+    trainer = make_trainer()
+    batch = trainer.first_batch()
+    encoder = trainer.data_collator.pad.__self__
+    text = describe_batch(batch, encoder.tokenizer, encoder.processor.image_token_ids)
+    assert "[16 image tokens]" in text
+    assert text.count("**") // 2 - 1 == batch.samples
+    for draw in next(iter(trainer.train_sampler)):
+        answer = trainer.train_dataset.samples.sample(draw.index, draw.epoch).turns[-1].text
+        assert f"**{answer}\\<end_of_turn>**" in text

@@ -1,0 +1,179 @@
+"""Updates that do not depend on how a batch is cut, equal a plain loop's, and resume bit for bit."""
+
+import json
+import math
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from mllm.errors import DataError, TrainingError
+from mllm.objectives.text import NextToken
+from mllm.structures import IGNORE
+
+
+def _plain_loop(trainer, steps):
+    """The model's own loss over full logits, one sample at a time, averaged over the update's tokens by hand."""
+    learner = trainer.learner
+    model, encoder = learner.student.pretrained, trainer.data_collator.pad.__self__
+    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    learner.train()
+    losses, sampler = [], trainer.train_sampler
+    updates = [draws for epoch in range(3) for draws in (sampler.set_epoch(epoch), list(sampler))[1]]
+    for step in range(steps):
+        samples = [trainer.train_dataset[draw] for draw in updates[step]]
+        tokens = sum(int((sample.targets["labels"][1:] != IGNORE).sum()) for sample in samples)
+        loss = 0.0
+        for sample in samples:
+            batch = encoder.pad([sample])
+            own = model(**batch.student, labels=batch.targets["labels"]).loss
+            share = own * (batch.targets["labels"][:, 1:] != IGNORE).sum() / tokens
+            share.backward()
+            loss += share.item()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (1 - step / steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss)
+    return losses
+
+
+def test_losses_and_weights_equal_a_plain_loop_over_the_models_own_loss(make_trainer, trained):
+    ours, theirs = make_trainer(tokens_per_piece=120, max_steps=5), make_trainer(max_steps=5)
+    ours.train()
+    expected = _plain_loop(theirs, 5)
+    losses = [row["loss"] for row in ours.state.log_history if "loss" in row]
+    assert losses == pytest.approx(expected, rel=1e-5)
+    for name, value in trained(theirs).items():
+        torch.testing.assert_close(trained(ours)[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("cut", [dict(samples_per_piece=2), dict(samples_per_piece=1), dict(tokens_per_piece=90)])
+def test_the_update_does_not_depend_on_the_cut(make_trainer, trained, cut):
+    whole, pieces = make_trainer(optim="sgd", max_steps=2), make_trainer(optim="sgd", max_steps=2, **cut)
+    start = trained(whole)
+    whole.train()
+    pieces.train()
+    for name, value in trained(whole).items():
+        torch.testing.assert_close(trained(pieces)[name], value, rtol=0, atol=1e-6, msg=name)
+        assert not torch.equal(start[name], value), f"{name} did not move"
+
+
+def test_a_resumed_run_is_bit_equal_with_dropout_and_augmentation(make_trainer, trained, tmp_path):
+    options = dict(dropout=0.2, max_steps=7, save_strategy="steps", save_steps=2)
+    whole = make_trainer(**options, output_dir=str(tmp_path / "whole"))
+    whole.train()
+    resumed = make_trainer(**options, output_dir=str(tmp_path / "resumed"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    for name, value in trained(whole).items():
+        assert torch.equal(trained(resumed)[name], value), name
+    rows = json.loads((tmp_path / "resumed" / "training_log.json").read_text())["rows"]
+    expected = json.loads((tmp_path / "whole" / "training_log.json").read_text())["rows"]
+    assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in expected]
+
+
+def test_every_log_row_says_what_it_promises(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=3)
+    trainer.train()
+    rows = json.loads((tmp_path / "run" / "training_log.json").read_text())["rows"]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert row["next_token"] == pytest.approx(row["loss"], rel=1e-6)
+        assert 0 <= row["padding_share"] < 1
+        assert row["tokens_per_second"] > 0
+        assert row["peak_memory_gb"] > 0.1
+        assert "learning_rate" in row
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_last_smaller_batch_of_an_epoch_is_an_update_too(make_trainer):
+    trainer = make_trainer(batch=5, num_train_epochs=2)
+    trainer.train()
+    assert trainer.state.global_step == 2 * math.ceil(12 / 5)
+
+
+def test_the_validation_loss_is_the_exact_mean_over_tokens(make_trainer):
+    trainer = make_trainer()
+    metrics = trainer.evaluate()
+    learner, encoder = trainer.learner.eval(), trainer.data_collator.pad.__self__
+    total = count = 0
+    with torch.no_grad():
+        for index in range(5):
+            batch = encoder.pad([trainer.eval_dataset[index]])
+            tokens = int(NextToken().count(batch.targets).sum())
+            total += tokens * learner.student.pretrained(**batch.student, labels=batch.targets["labels"]).loss.item()
+            count += tokens
+    assert metrics["eval_loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_step_and_checkpoint(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=6, save_strategy="steps", save_steps=2)
+    poisoned = next(parameter for name, parameter in trainer.learner.named_parameters() if "lora_B" in name)
+
+    class Poison(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                poisoned.data.fill_(float("nan"))
+
+    trainer.add_callback(Poison())
+    with pytest.raises(TrainingError) as error:
+        trainer.train()
+    assert str(error.value) == (
+        f"the loss is nan at step 4; the last good checkpoint is {tmp_path / 'run' / 'checkpoint-2'}; lower "
+        "learning_rate (now 0.001) or max_grad_norm (now 1), or train in bf16 or fp32"
+    )
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(make_trainer, trained):
+    trainer = make_trainer(max_steps=2)
+    before = trained(trainer)
+    parameter = next(parameter for name, parameter in trainer.learner.named_parameters() if "lora_B" in name)
+    parameter.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(TrainingError, match="the gradient is nan at step 1; no checkpoint has been written yet"):
+        trainer.train()
+    assert all(torch.equal(before[name], value) for name, value in trained(trainer).items())
+
+
+class Exhausting(NextToken):
+    """An objective that asks for more memory than there is."""
+
+    def total(self, context):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.60 GiB")
+
+
+def test_out_of_memory_says_what_to_lower(make_trainer):
+    trainer = make_trainer(max_steps=2)
+    trainer.learner.objectives["next_token"] = Exhausting()
+    with pytest.raises(TrainingError) as error:
+        trainer.train()
+    assert str(error.value) == "out of memory at step 1. Lower, in this order: max_length (now 256)"
+
+
+def _broken_rows(rows_class, broken):
+    class Broken(rows_class):
+        def sample(self, index, epoch=0):
+            if index in broken:
+                raise DataError(f"rows.jsonl, line {index + 1}: image x.png does not exist")
+            return super().sample(index, epoch)
+
+    return Broken()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_row_stops_the_run_with_its_sentence(make_trainer, workers):
+    rows = type(make_trainer().train_dataset.samples)
+    trainer = make_trainer(rows=_broken_rows(rows, {3}), max_steps=3, dataloader_num_workers=workers)
+    with pytest.raises(DataError) as error:
+        trainer.train()
+    assert str(error.value) == "rows.jsonl, line 4: image x.png does not exist"
+
+
+def test_skipped_rows_are_counted_once_and_listed(make_trainer, tmp_path):
+    rows = type(make_trainer().train_dataset.samples)
+    trainer = make_trainer(rows=_broken_rows(rows, {3, 5}), skip=True, num_train_epochs=2)
+    trainer.train()
+    listed = (tmp_path / "run" / "skipped_rows.txt").read_text().splitlines()
+    assert sorted(listed) == [f"rows.jsonl, line {line}: image x.png does not exist" for line in (4, 6)]
+    assert trainer.state.global_step == 6
