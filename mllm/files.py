@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where the disk, or the user's share of it, is full."""
+
 
 def _beside(path: Path, word: str) -> Path:
     """A free name in the folder of `path`, so that renaming stays within one file system."""
@@ -36,7 +39,7 @@ def replaced_file(path: str | Path) -> Iterator[IO[str]]:
         os.replace(temporary, path)
     except OSError as error:
         # A failing write() does not know its file; the user must.
-        if error.errno == errno.ENOSPC:
+        if error.errno in DISK_FULL:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:

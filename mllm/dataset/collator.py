@@ -69,6 +69,7 @@ class LogicalCollator:
         self.tokens_per_piece = tokens_per_piece
 
     def __call__(self, items: Sequence[Encoded | Failure]) -> LogicalBatch:
+        """The batch of an update's samples, its failures beside it."""
         encoded = [item for item in items if isinstance(item, Encoded)]
         lengths = [len(item) for item in encoded]
         cuts = cut_by_length(lengths, self.samples_per_piece, self.tokens_per_piece)

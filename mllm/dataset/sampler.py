@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 class Draw(NamedTuple):
     """One sample asked for by an epoch."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple.index is not missed
     epoch: int
     counted: bool = True
     """False for a stand-in: it runs through the model so that every process has a batch, and weighs nothing."""

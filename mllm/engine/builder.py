@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import RunConfig
-from mllm.engine.callbacks import Checkpoints, Epochs, Guard, Progress, RunLog, use_tensorboard_folder
+from mllm.engine.callbacks import Checkpoints, Epochs, Guard, Lines, Progress, RunLog, use_tensorboard_folder
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
 from mllm.engine.trainer import MultimodalTrainer
@@ -55,7 +55,7 @@ def build_multimodal_trainer(
     wanted = dict(config.training_args)
     if wanted.pop("gradient_checkpointing", False):
         # Reentrant checkpointing needs inputs with gradients and is wrong for shared KV layers.
-        learner.student.pretrained.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        learner.student.pretrained.gradient_checkpointing_enable({"use_reentrant": False})
     wanted.pop("gradient_checkpointing_kwargs", None)
     limit = wanted.pop("save_total_limit", None)
     use_tensorboard_folder(folder)
@@ -71,9 +71,9 @@ def build_multimodal_trainer(
         **data,
     )
     guard.trainer = trainer
-    if not trainer.args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(Progress)
+    bar = trainer.pop_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
+    assert bar is not None
+    trainer.add_callback(Lines if trainer.args.disable_tqdm else Progress)
     return trainer
 
 
@@ -102,7 +102,10 @@ def training_arguments(wanted: dict[str, Any], hardware: Hardware, folder: Path,
         use_cpu=hardware.device == "cpu",
     )
     defaults = dict(
-        report_to=["tensorboard"], logging_steps=10, save_only_model=False, dataloader_persistent_workers=True
+        report_to=["tensorboard"],
+        logging_steps=10,
+        save_only_model=False,
+        dataloader_persistent_workers=True,
     )
     try:
         return TrainingArguments(**{**defaults, **wanted, **decided})

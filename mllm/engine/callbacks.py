@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,16 @@ from mllm.files import write_json, write_text
 if TYPE_CHECKING:
     from mllm.engine.trainer import MultimodalTrainer
 
+logger = logging.getLogger(__name__)
+
 SKIPPED = "skipped_rows.txt"
 """The rows that `on_error='skip'` left out, one sentence each."""
+
+
+def run_folder(args: TrainingArguments) -> Path:
+    """The folder that a run writes to."""
+    assert args.output_dir is not None
+    return Path(args.output_dir)
 
 
 class Epochs(TrainerCallback):
@@ -63,7 +72,7 @@ class Checkpoints(TrainerCallback):
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         if args.should_save:
-            folder = Path(args.output_dir)
+            folder = run_folder(args)
             mark_complete(folder / f"checkpoint-{state.global_step}")
             rotate(folder, self.limit, state.best_model_checkpoint)
 
@@ -82,7 +91,7 @@ class RunLog(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Writes the log again, whole, under a temporary name."""
         if state.is_world_process_zero:
-            folder = Path(args.output_dir)
+            folder = run_folder(args)
             write_json(folder / "training_log.json", {**self.facts, "rows": rows_of(state)})
             if self.meter.failures:
                 write_text(folder / SKIPPED, "\n".join(self.meter.failures) + "\n")
@@ -92,7 +101,7 @@ class RunLog(TrainerCallback):
     ) -> None:
         """Draws the loss."""
         if state.is_world_process_zero:
-            plot_loss(rows_of(state), Path(args.output_dir) / "loss.png")
+            plot_loss(rows_of(state), run_folder(args) / "loss.png")
 
     on_save = on_train_end
 
@@ -105,7 +114,7 @@ def rows_of(state: TrainerState) -> list[dict[str, float]]:
 class Progress(ProgressCallback):
     """A progress bar, and log lines that a person can read."""
 
-    def on_log(  # type: ignore[override]
+    def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
@@ -118,6 +127,23 @@ class Progress(ProgressCallback):
             line = log_line(state.global_step, logs)
             if line:
                 self.training_bar.write(line)
+
+
+class Lines(TrainerCallback):
+    """The same lines without a progress bar."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Logs one line."""
+        line = log_line(state.global_step, logs) if logs and state.is_world_process_zero else ""
+        if line:
+            logger.info("%s", line)
 
 
 def log_line(step: int, logs: dict[str, float]) -> str:

@@ -53,5 +53,5 @@ def mean_losses(
         name: float(accelerator.reduce(total, "sum") / accelerator.reduce(counts[name], "sum").clamp_min(1))
         for name, total in totals.items()
     }
-    weights = {name: learner.objectives[name].weight(learner.progress) for name in means}
+    weights = {name: objective.weight(learner.progress) for name, objective in learner.named_objectives()}
     return {"loss": sum(weights[name] * mean for name, mean in means.items()), **means}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from mllm.models.perception import PerceptionModel
 from mllm.objectives.base import Objective
 from mllm.structures import Context
 
@@ -23,15 +24,15 @@ class Learner(nn.Module):
 
     def __init__(
         self,
-        student: nn.Module,
+        student: PerceptionModel,
         objectives: Mapping[str, Objective],
-        teacher: nn.Module | None = None,
+        teacher: PerceptionModel | None = None,
         reduction: Reduction = "items",
     ) -> None:
         super().__init__()
-        self.student = student
+        self.student: PerceptionModel = student
         self.objectives = nn.ModuleDict(objectives)
-        self.teacher = teacher
+        self.teacher: PerceptionModel | None = teacher
         self.reduction = reduction
         self.progress = 0.0
         """How far the training is, in [0, 1]; the trainer sets it."""
@@ -42,7 +43,7 @@ class Learner(nn.Module):
 
     def counts(self, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """Supervised items of a batch under each objective's name."""
-        return {name: objective.count(targets).sum() for name, objective in self._named_objectives()}
+        return {name: objective.count(targets).sum() for name, objective in self.named_objectives()}
 
     def forward(
         self,
@@ -60,7 +61,7 @@ class Learner(nn.Module):
         context = Context(targets, outputs, taught, self.progress)
         counts = counts or self.counts(targets)
         loss, terms = outputs.hidden_BLD.new_zeros(()).float(), {}
-        for name, objective in self._named_objectives():
+        for name, objective in self.named_objectives():
             total_B = objective.total(context)
             if self.reduction == "items":
                 term = total_B.sum() / counts[name].clamp_min(1)
@@ -77,7 +78,8 @@ class Learner(nn.Module):
             self.teacher.eval()
         return self
 
-    def _named_objectives(self) -> list[tuple[str, Objective]]:
+    def named_objectives(self) -> list[tuple[str, Objective]]:
+        """The objectives under the names that the config gave them."""
         return [(name, module) for name, module in self.objectives.items() if isinstance(module, Objective)]
 
 

@@ -58,7 +58,7 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
         outputs = learner.student(**piece.student)
         taught = None if learner.teacher is None or piece.teacher is None else learner.teacher(**piece.teacher)
         context = Context(piece.targets, outputs, taught, learner.progress)
-        for name, objective in learner.objectives.items():
+        for name, objective in learner.named_objectives():
             total = objective.total(context).sum()
             asked = trainable if name in unreached else missing
             if not total.requires_grad or not asked:
@@ -87,15 +87,16 @@ def _check_loss(learner: Learner, piece: Batch) -> None:
 
     A family whose logits are scaled, shifted or capped in a way that we do not know is found here, not in a paper.
     """
-    if "next_token" not in learner.objectives or (piece.targets["labels"][:, 1:] != IGNORE).sum() == 0:
+    objective = dict(learner.named_objectives()).get("next_token")
+    if objective is None or (piece.targets["labels"][:, 1:] != IGNORE).sum() == 0:
         return
     model = learner.student.pretrained
     labels = piece.targets["labels"]
     sample = int((labels[:, 1:] != IGNORE).sum(dim=1).argmax())
     positions = (labels[sample, 1:] != IGNORE).nonzero().squeeze(1)[:64]
-    ours = learner.objectives["next_token"].total(
-        Context({"labels": _only(labels, sample, positions + 1)}, learner.student(**piece.student))
-    )[sample]
+    ours = objective.total(Context({"labels": _only(labels, sample, positions + 1)}, learner.student(**piece.student)))[
+        sample
+    ]
     kwargs: dict[str, Tensor] = dict(piece.student)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         logits = model(**kwargs, logits_to_keep=positions).logits[sample]

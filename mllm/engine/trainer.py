@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import DistributedType
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 
+from mllm.engine.callbacks import run_folder
 from mllm.engine.evaluation import check_failures, mean_losses
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
@@ -79,8 +79,8 @@ class MultimodalTrainer(Trainer):
     def first_batch(self) -> LogicalBatch:
         """The first update's batch of the first epoch, encoded here and now."""
         draws = next(iter(self.train_sampler))
-        batch: LogicalBatch = self.data_collator([self.train_dataset[draw] for draw in draws])
-        return batch
+        collate, dataset = cast(Any, self.data_collator), cast(Any, self.train_dataset)
+        return cast(LogicalBatch, collate([dataset[draw] for draw in draws]))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[LogicalBatch], num_batches: int, device: torch.device
@@ -114,7 +114,7 @@ class MultimodalTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: Batch,
+        inputs: Batch,  # type: ignore[override]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
@@ -126,7 +126,9 @@ class MultimodalTrainer(Trainer):
         loss = outputs["loss"] * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, model: nn.Module, inputs: LogicalBatch, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(  # type: ignore[override]
+        self, model: nn.Module, inputs: LogicalBatch, num_items_in_batch: Any = None
+    ) -> Tensor:
         """Forward and backward over the pieces of a logical batch; gradients meet other processes' on the last."""
         model.train()
         total = torch.zeros((), device=self.args.device)
@@ -151,7 +153,7 @@ class MultimodalTrainer(Trainer):
 
     def not_finite(self, what: str, value: float) -> str:
         """The sentence for a loss or gradient that is NaN or infinite."""
-        kept = newest_checkpoint(Path(self.args.output_dir))
+        kept = newest_checkpoint(run_folder(self.args))
         return (
             f"the {what} is {value} at step {self.state.global_step + 1}; "
             + (f"the last good checkpoint is {kept}" if kept else "no checkpoint has been written yet")

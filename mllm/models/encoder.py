@@ -85,7 +85,7 @@ class ChatEncoder:
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
-    def _messages(self, sample: Sample) -> list[dict[str, Any]]:
+    def _messages(self, sample: Sample) -> list[Any]:
         """The turns as chat-template messages, answers bracketed."""
         turns = list(sample.turns)
         if self.system and not any(turn.role == "system" for turn in turns):
@@ -187,7 +187,7 @@ class ChatEncoder:
 
     def _find_turn_end(self, wanted: str | None) -> tuple[str, bool]:
         """What ends an assistant's turn, and whether the chat template writes it itself."""
-        probe = [
+        probe: list[Any] = [
             {"role": "user", "content": [{"type": "text", "text": "a"}]},
             {"role": "assistant", "content": [{"type": "text", "text": f"{_OPEN}b{_CLOSE}"}]},
         ]

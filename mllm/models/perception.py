@@ -25,7 +25,8 @@ class PerceptionModel(nn.Module):
     @property
     def pretrained(self) -> PreTrainedModel:
         """The transformers model inside, adapters injected."""
-        model = self.backbone if isinstance(self.backbone, PreTrainedModel) else self.backbone.get_base_model()
+        backbone: Any = self.backbone
+        model = backbone if isinstance(backbone, PreTrainedModel) else backbone.get_base_model()
         assert isinstance(model, PreTrainedModel)
         return model
 

@@ -50,7 +50,12 @@ def token_losses(
     hidden_TD: Tensor, labels_T: Tensor, vocabulary: nn.Module, softcap: float | None, tile_bytes: int = TILE_BYTES
 ) -> Tensor:
     """The cross-entropy [T] of each token, through a vocabulary projection that may be softcapped."""
-    if type(vocabulary) is nn.Linear and vocabulary.bias is None and not vocabulary.weight.requires_grad:
+    if (
+        isinstance(vocabulary, nn.Linear)
+        and vocabulary.weight.is_floating_point()
+        and vocabulary.bias is None
+        and not vocabulary.weight.requires_grad
+    ):
         return _FrozenVocabularyLoss.apply(hidden_TD, labels_T, vocabulary.weight, softcap, tile_bytes)
 
     def tile_loss(hidden: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,206 @@
+"""Which file and line wrote a key of a config, found by reading the files without running them."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mllm.errors import ConfigError
+
+Key = tuple[str, ...]
+OPTIONS = "--cfg-options"
+"""What stands in the place of a file for a key that the command line wrote."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a key was written."""
+
+    file: Path | None
+    """None: on the command line."""
+    line: int
+    rank: int
+    """Grows in the order in which files are merged: a base has a lower rank than the file that names it."""
+    constant: str | None = None
+    """The value's source where it is a single number, text, True, False or None."""
+
+    def __str__(self) -> str:
+        return OPTIONS if self.file is None else f"{shown(self.file)}:{self.line}"
+
+
+@dataclass
+class Places:
+    """The last writer of every key of a config."""
+
+    written: dict[Key, Place] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+    """In the order in which they are merged, the config that was named last."""
+
+    def find(self, key: Sequence[str]) -> Place | None:
+        """Who wrote `key`, or the nearest enclosing dict where nobody wrote the key itself."""
+        for length in range(len(key), 0, -1):
+            if tuple(key[:length]) in self.written:
+                return self.written[tuple(key[:length])]
+        return None
+
+    def of(self, *key: str) -> str:
+        """`FILE:LINE` of the last writer of a key; the file alone where no line can be named."""
+        place = self.find(key)
+        if place is not None:
+            return str(place)
+        return shown(self.files[-1]) if self.files else "config"
+
+    def write(self, key: Key, place: Place, keeps_children: bool = False) -> None:
+        """Records a writer; a value that is no dict forgets who wrote below it."""
+        if not keeps_children:
+            for other in [other for other in self.written if other[: len(key)] == key]:
+                del self.written[other]
+        self.written[key] = place
+
+
+def shown(path: Path) -> str:
+    """The path as a person wants to read it: relative to the current directory where it lies below."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def read_places(path: Path) -> Places:
+    """Reads a config and its bases with `ast`; raises `ConfigError` for what makes them unreadable or contradictory."""
+    places = Places()
+    _read_file(path, places, chain=())
+    return places
+
+
+def _read_file(path: Path, places: Places, chain: tuple[Path, ...]) -> dict[str, Place]:
+    """Records what a file and its bases write; gives the first writer of each top-level key."""
+    if path in chain:
+        raise ConfigError(f"{shown(path)}: the file is its own base, by way of {shown(chain[-1])}")
+    tree = _parse(path)
+    top: dict[str, Place] = {}
+    for base, line in _bases(tree, path):
+        if not base.is_file():
+            raise ConfigError(f"{shown(path)}:{line}: the base '{base}' does not exist")
+        for key, place in _read_file(base, places, (*chain, path)).items():
+            if key in top:
+                raise ConfigError(
+                    f"{shown(path)}:{line}: two bases write '{key}': {top[key]} and {place}; bases must not share a "
+                    f"top-level key, so derive from one of them and write the difference"
+                )
+            top[key] = place
+    rank = len(places.files)
+    places.files.append(path)
+    names: dict[str, ast.expr] = {}
+    for target, value, line in _assignments(tree):
+        if len(target) == 1:
+            names[target[0]] = value
+            top.setdefault(target[0], Place(path, line, rank))
+        _record(target, value, line, Recorder(places, path, rank, names))
+    return top
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """What `_record` needs to know of the file that it reads."""
+
+    places: Places
+    path: Path
+    rank: int
+    names: dict[str, ast.expr]
+    """The values of the file's own top-level names, which its dicts may use."""
+
+
+def _record(key: Key, value: ast.expr, line: int, to: Recorder) -> None:
+    """Records who wrote `key` and everything inside of it."""
+    if isinstance(value, ast.Name) and value.id in to.names and value.id != key[0]:
+        value = to.names[value.id]
+    children = list(_children(value))
+    is_dict = _is_dict(value)
+    deletes = any(name == "_delete_" for name, _, _ in children)
+    place = Place(to.path, line, to.rank, ast.unparse(value) if isinstance(value, ast.Constant) else None)
+    before = to.places.written.get(key)
+    if is_dict and not deletes and before is not None and before.constant is not None and before.rank < to.rank:
+        raise ConfigError(
+            f"{place}: {'.'.join(key)} is a dict here and {before.constant} in its base ({before}): "
+            f"add _delete_=True to the dict"
+        )
+    to.places.write(key, place, keeps_children=is_dict and not deletes)
+    for name, child, child_line in children:
+        if name != "_delete_":
+            _record((*key, name), child, child_line, to)
+
+
+def _is_dict(value: ast.expr) -> bool:
+    return isinstance(value, ast.Dict) or (
+        isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "dict"
+    )
+
+
+def _children(value: ast.expr) -> Iterator[tuple[str, ast.expr, int]]:
+    """The keys that a `dict(...)`, `{...}`, list or tuple writes, with their values and lines."""
+    if isinstance(value, ast.Call) and _is_dict(value):
+        for keyword in value.keywords:
+            if keyword.arg is not None:
+                yield keyword.arg, keyword.value, keyword.lineno
+    elif isinstance(value, ast.Dict):
+        for key, child in zip(value.keys, value.values, strict=True):
+            if isinstance(key, ast.Constant):
+                yield str(key.value), child, key.lineno
+    elif isinstance(value, (ast.List, ast.Tuple)):
+        for index, child in enumerate(value.elts):
+            yield str(index), child, child.lineno
+
+
+def _assignments(tree: ast.Module) -> Iterator[tuple[Key, ast.expr, int]]:
+    """The top-level assignments of a file, `name = ...` and `name['key'] = ...`, without `_base_`."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            targets, value = node.targets, node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            targets, value = [node.target], node.value
+        else:
+            continue
+        for target in targets:
+            key = _target_key(target)
+            if key and key != ("_base_",):
+                yield key, value, node.lineno
+
+
+def _target_key(target: ast.expr) -> Key:
+    """`model_args['lora_r']` -> ('model_args', 'lora_r'); () for what cannot be told without running."""
+    if isinstance(target, ast.Name):
+        return (target.id,)
+    if isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Constant):
+        parent = _target_key(target.value)
+        return (*parent, str(target.slice.value)) if parent else ()
+    return ()
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except SyntaxError as error:
+        raise ConfigError(f"{shown(path)}:{error.lineno}: SyntaxError: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{shown(path)}: cannot be read as a Python file: {error}") from error
+
+
+def _bases(tree: ast.Module, path: Path) -> Iterator[tuple[Path, int]]:
+    """The base files that a config names, with the lines that name them; relative to the config's own folder."""
+    for node in tree.body:
+        if not (isinstance(node, ast.Assign) and _target_key(node.targets[0]) == ("_base_",)):
+            continue
+        elements = node.value.elts if isinstance(node.value, (ast.List, ast.Tuple)) else [node.value]
+        for element in elements:
+            if not (isinstance(element, ast.Constant) and isinstance(element.value, str)):
+                raise ConfigError(
+                    f"{shown(path)}:{node.lineno}: _base_ must be a path, or a list of paths, as plain text"
+                )
+            # mmengine writes the folder in before it evaluates, so a base may name it.
+            name = re.sub(r"\{\{\s*fileDirname\s*\}\}", lambda _: str(path.parent), element.value)
+            yield Path(os.path.abspath(path.parent / os.path.expanduser(name))), element.lineno

@@ -1,0 +1,267 @@
+"""The closed schema: every key of a config is known to somebody, or refused with the file and line that wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from mllm.config.places import Key, Places, shown
+from mllm.config.schema import SPLITS, DataArgs, ExportArgs, ModelArgs
+from mllm.config.source import has_source
+from mllm.config.values import fits, limited, wrong_value
+from mllm.errors import ConfigError, hint, near
+from mllm.registry import DATASETS, METRICS, MODELS, OBJECTIVES, TRANSFORMS, Registry
+
+TOP_LEVEL = (
+    *("model_args", "data_args", "training_args", "objectives", "export_args"),
+    *("hardware", "custom_imports", "name", "tiny"),
+)
+DEFAULT_OBJECTIVES = {"next_token": {"type": "NextToken"}}
+POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+RENAMED = {
+    "evaluation_strategy": "did you mean 'eval_strategy'?",
+    "per_gpu_train_batch_size": "did you mean 'per_device_train_batch_size'?",
+    "per_gpu_eval_batch_size": "did you mean 'per_device_eval_batch_size'?",
+    "no_cuda": "did you mean 'use_cpu'?",
+    "push_to_hub_token": "did you mean 'hub_token'?",
+    "push_to_hub_model_id": "did you mean 'hub_model_id'?",
+    "fsdp_transformer_layer_cls_to_wrap": "write fsdp_config=dict(transformer_layer_cls_to_wrap=...)",
+    "fsdp_min_num_params": "write fsdp_config=dict(min_num_params=...)",
+    "overwrite_output_dir": "it no longer exists; a folder that is not empty is never overwritten, "
+    "use --resume or another output_dir",
+    "warmup_ratio": "write the fraction as warmup_steps: a value below 1 is a fraction of all steps",
+    "logging_dir": "it no longer exists; the logs lie in the run folder",
+    "save_safetensors": "it no longer exists; weights are always saved as safetensors",
+    "group_by_length": "it is not needed; batches are always cut by length",
+    "half_precision_backend": "it no longer exists; write bf16=True or fp16=True",
+    "fp16_backend": "it no longer exists; write bf16=True or fp16=True",
+    "fp16_opt_level": "it no longer exists; write bf16=True or fp16=True",
+    "predict_with_generate": "it is not an option here; answers are written by mllm/pipeline/predict.py",
+    "generation_max_length": "it is not an option here; answers are written by mllm/pipeline/predict.py",
+    "generation_num_beams": "it is not an option here; answers are written by mllm/pipeline/predict.py",
+    "do_multi_predict": "it is not an option here; answers are written by mllm/pipeline/predict.py",
+}
+"""Names of Shikra's time (transformers 4.28) that `transformers.TrainingArguments` has no more."""
+
+
+def refuse_unknown_top_level(keys: Any, places: Places) -> None:
+    """Refuses a top-level name that is no section of a config; names that begin with '_' are the user's own."""
+    for key in keys:
+        if key not in TOP_LEVEL and not key.startswith("_"):
+            raise ConfigError(
+                f"{places.of(key)}: unknown key '{key}' at the top level{hint(key, TOP_LEVEL)} "
+                f"(a name of your own begins with '_')"
+            )
+
+
+def refuse_what_has_no_source(value: Any, key: Key, places: Places) -> None:
+    """Refuses values that cannot be written into the resolved config, such as classes and functions."""
+    if isinstance(value, Mapping):
+        for name, child in value.items():
+            refuse_what_has_no_source(child, (*key, str(name)), places)
+    elif not has_source(value):
+        raise ConfigError(
+            f"{places.of(*key)}: {'.'.join(key)} is a {type(value).__name__}; a config holds only None, True, False, "
+            f"numbers, text, lists, tuples and dicts"
+        )
+
+
+def refuse_wrong_scalars(merged: Mapping[str, Any], places: Places) -> None:
+    """Checks the two top-level keys that are no dicts."""
+    for key, kind in (("name", str), ("tiny", bool)):
+        if key in merged and not fits(merged[key], kind):
+            raise ConfigError(f"{places.of(key)}: {key} {wrong_value(merged[key], kind)}")
+
+
+def section(merged: Mapping[str, Any], name: str, places: Places) -> dict[str, Any]:
+    """A top-level dict of the merged config; empty where absent."""
+    value = merged.get(name, {})
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{places.of(name)}: {name} must be a dict, not {value!r}")
+    return dict(value)
+
+
+def model_args(values: dict[str, Any], places: Places) -> ModelArgs:
+    """Checks `model_args`; the type is checked against MODELS by `mllm.config.rules`, which knows checkpoints too."""
+    args = _filled(ModelArgs, values, "model_args", places)
+    if args.lora_target not in ("language", "vision", "all"):
+        try:
+            re.compile(args.lora_target)
+        except re.error as error:
+            raise ConfigError(
+                f"{places.of('model_args', 'lora_target')}: model_args.lora_target must be 'language', 'vision', 'all' "
+                f"or a regular expression; {args.lora_target!r} is none: {error}"
+            ) from error
+    return args
+
+
+def data_args(values: dict[str, Any], places: Places) -> DataArgs:
+    """Checks `data_args` and, against the signatures of their classes, the datasets in it."""
+    args = _filled(DataArgs, values, "data_args", places)
+    if args.compute_metric is not None:
+        known_entry(METRICS, args.compute_metric, ("data_args", "compute_metric"), places)
+    splits = {
+        split: checked_entry(values[split], DATASETS, ("data_args", split), places)
+        for split in SPLITS
+        if values.get(split) is not None
+    }
+    return dataclasses.replace(args, **splits)
+
+
+def export_args(values: dict[str, Any], places: Places) -> ExportArgs:
+    """Checks `export_args`."""
+    args: ExportArgs = _filled(ExportArgs, values, "export_args", places)
+    return args
+
+
+def objectives(values: dict[str, Any], places: Places) -> dict[str, dict[str, Any]]:
+    """Checks `objectives` against the signatures of their classes; next-token prediction alone where there are none."""
+    if not values:
+        return {name: dict(options) for name, options in DEFAULT_OBJECTIVES.items()}
+    checked = {}
+    for name, options in values.items():
+        if options is not None:  # None takes away the objective of a base.
+            checked[name] = checked_entry(options, OBJECTIVES, ("objectives", name), places)
+    return checked
+
+
+def training_args(values: dict[str, Any], places: Places) -> dict[str, Any]:
+    """Checks names and types of `training_args` against `transformers.TrainingArguments`."""
+    from transformers import TrainingArguments
+
+    hints = typing.get_type_hints(TrainingArguments)
+    known = [item.name for item in dataclasses.fields(TrainingArguments) if item.init]
+    for key, value in values.items():
+        place = places.of("training_args", key)
+        if key not in known:
+            if key in RENAMED:
+                tail = f": {RENAMED[key]}"
+            elif near(key, known):
+                tail = hint(key, known)
+            else:
+                tail = "; known are the arguments of transformers.TrainingArguments"
+            raise ConfigError(f"{place}: unknown key '{key}' in training_args{tail}")
+        if not fits(value, hints[key]):
+            raise ConfigError(f"{place}: training_args.{key} {wrong_value(value, hints[key])}")
+        if key in POSITIVE and value < 1:
+            raise ConfigError(f"{place}: training_args.{key} must be a whole number of at least 1, not {value!r}")
+    return values
+
+
+def hardware(values: dict[str, Any], places: Places) -> dict[str, Any]:
+    """Checks `hardware`, whose only key is `bf16`."""
+    for key, value in values.items():
+        if key != "bf16":
+            raise ConfigError(f"{places.of('hardware', key)}: unknown key '{key}' in hardware{hint(key, ['bf16'])}")
+        if not isinstance(value, bool):
+            raise ConfigError(f"{places.of('hardware', key)}: hardware.bf16 must be True or False, not {value!r}")
+    return values
+
+
+def _filled(schema: type, values: dict[str, Any], name: str, places: Places) -> Any:
+    """The dataclass `schema` made of checked values."""
+    fields = {item.name: item for item in dataclasses.fields(schema)}
+    hints = typing.get_type_hints(schema)
+    for key, value in values.items():
+        place = places.of(name, key)
+        if key not in fields:
+            raise ConfigError(f"{place}: unknown key '{key}' in {name}{hint(key, fields)}")
+        if not fits(value, hints[key]):
+            raise ConfigError(f"{place}: {name}.{key} {wrong_value(value, hints[key])}")
+        bound = limited(value, fields[key].metadata)
+        if bound is not None:
+            raise ConfigError(f"{place}: {name}.{key} must be {bound}, not {value!r}")
+    for key, item in fields.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and key not in values:
+            raise ConfigError(f"{places.of(name)}: {name} needs the key '{key}'")
+    return schema(**values)
+
+
+def checked_entry(options: Any, registry: Registry, key: Key, places: Places) -> dict[str, Any]:
+    """Checks a dict with a `type` against the signature of the class of that name, and the dicts with a type in it."""
+    where = ".".join(key)
+    if not isinstance(options, Mapping) or "type" not in options:
+        raise ConfigError(f"{places.of(*key)}: {where} must be a dict with a 'type', not {options!r}")
+    options = dict(options)
+    entry = known_entry(registry, options["type"], (*key, "type"), places)
+    parameters = {name: item for name, item in inspect.signature(entry).parameters.items() if name != "self"}
+    if "filename" in options and "filename" not in parameters:
+        options = _renamed(options, key, places)
+    if not any(item.kind is item.VAR_KEYWORD for item in parameters.values()):
+        unknown = [name for name in options if name != "type" and name not in parameters]
+        _refuse_unknown_options(unknown, list(parameters), options["type"], key, places)
+    for name, item in parameters.items():
+        needed = item.default is item.empty and item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
+        if needed and name not in options:
+            raise ConfigError(f"{places.of(*key)}: {where} ({options['type']}) needs the key '{name}'")
+    for name, value in options.items():
+        inner = TRANSFORMS if name == "transforms" else registry
+        options[name] = _checked_inside(value, inner, (*key, name), places)
+    return options
+
+
+def _checked_inside(value: Any, registry: Registry, key: Key, places: Places) -> Any:
+    """The same for what a value holds: a dataset made of datasets, the transforms of a dataset."""
+    if isinstance(value, Mapping) and "type" in value:
+        return checked_entry(value, registry, key, places)
+    if isinstance(value, (list, tuple)):
+        return type(value)(
+            _checked_inside(child, registry, (*key, str(index)), places) for index, child in enumerate(value)
+        )
+    return value
+
+
+def _renamed(options: dict[str, Any], key: Key, places: Places) -> dict[str, Any]:
+    """Shikra's `filename` as `data_path`."""
+    if "data_path" in options:
+        raise ConfigError(
+            f"{places.of(*key, 'filename')}: {'.'.join(key)} has both 'filename' and 'data_path' "
+            f"({places.of(*key, 'data_path')}), which mean the same: keep 'data_path'"
+        )
+    writer = places.written.get((*key, "filename"))
+    if writer is not None:
+        places.write((*key, "data_path"), writer)
+    return {("data_path" if name == "filename" else name): value for name, value in options.items()}
+
+
+def _refuse_unknown_options(unknown: list[str], known: list[str], type_name: str, key: Key, places: Places) -> None:
+    """Refuses keys that a class does not accept; says so where they are left over from a base with another type."""
+    if not unknown:
+        return
+    where = ".".join(key)
+    writer = places.find((*key, "type"))
+    for name in unknown:
+        place = places.find((*key, name))
+        if place is None or writer is None or place.rank >= writer.rank:
+            raise ConfigError(
+                f"{places.of(*key, name)}: unknown key '{name}' in {where} ({type_name}){hint(name, known)}"
+            )
+    if writer is not None and writer.file is not None:
+        remedy = f"_delete_=True to {where} in {shown(writer.file)}"
+    else:
+        remedy = f"{where}._delete_=True to --cfg-options"
+    names = ", ".join(f"'{name}'" for name in unknown)
+    raise ConfigError(
+        f"{places.of(*key, unknown[0])}: {names} in {where} left over from this base: the type is now '{type_name}' "
+        f"({writer}), which does not accept {'it' if len(unknown) == 1 else 'them'}: add {remedy}"
+    )
+
+
+def known_entry(registry: Registry, name: Any, key: Key, places: Places) -> Any:
+    """The entry of a registry that a key names; refuses an unknown one with the place that wrote it."""
+    if not isinstance(name, str):
+        raise ConfigError(f"{places.of(*key)}: {'.'.join(key)} must be text, not {name!r}")
+    try:
+        return registry.find(name)
+    except ConfigError as error:
+        raise ConfigError(f"{places.of(*key)}: {error} ({'.'.join(key[:-1])})") from None
+
+
+def known_model(name: str, places: Places) -> None:
+    """Refuses a `model_args.type` that is not in the registry MODELS."""
+    known_entry(MODELS, name, ("model_args", "type"), places)

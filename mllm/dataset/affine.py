@@ -1,0 +1,65 @@
+"""Moving images, masks and boxes by one and the same affine map."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mllm.structures import Mark
+
+
+class Affine(NamedTuple):
+    """The map (x, y) -> (a x + b y + c, d x + e y + f) of points; pixel (0, 0) reaches from 0 to 1 on both axes."""
+
+    a: float
+    b: float
+    c: float
+    d: float
+    e: float
+    f: float
+
+    def inverse(self) -> Affine:
+        """The map back."""
+        determinant = self.a * self.e - self.b * self.d
+        a, b, d, e = (value / determinant for value in (self.e, -self.b, -self.d, self.a))
+        return Affine(a, b, -a * self.c - b * self.f, d, e, -d * self.c - e * self.f)
+
+    def points(self, points: np.ndarray) -> np.ndarray:
+        """Points [..., 2], each mapped."""
+        return points @ np.array([[self.a, self.d], [self.b, self.e]]) + (self.c, self.f)
+
+
+def warp_image(image: Image.Image, forward: Affine, size: tuple[int, int], smooth: bool = False) -> Image.Image:
+    """The image moved by `forward` onto a black canvas of (width, height); `smooth` is bilinear, else nearest pixel."""
+    resample = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    return image.transform(size, Image.Transform.AFFINE, forward.inverse(), resample=resample)
+
+
+def warp_marks(marks: list[Mark], forward: Affine, size: tuple[int, int]) -> list[Mark]:
+    """The marks moved by `forward` onto a canvas of (width, height).
+
+    A mask takes the nearest pixel. A box becomes the smallest box around its corners, within the canvas; where the
+    map turns by other than right angles and the mark has a mask, the smallest box around the mask, which is tighter.
+    """
+    return [Mark(*_warp_mark(mark, forward, size)) for mark in marks]
+
+
+def _warp_mark(
+    mark: Mark, forward: Affine, size: tuple[int, int]
+) -> tuple[tuple[float, float, float, float] | None, np.ndarray | None]:
+    mask, box = mark.mask, mark.box
+    if mask is not None:
+        picture = Image.fromarray(mask.astype(np.uint8) * 255)
+        mask = np.asarray(warp_image(picture, forward, size)) > 127
+    if box is None:
+        return None, mask
+    turned = forward.a * forward.b != 0 or forward.d * forward.e != 0
+    if turned and mask is not None and mask.any():
+        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+        return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)), mask
+    x1, y1, x2, y2 = box
+    corners = forward.points(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], float))
+    (x1, y1), (x2, y2) = (np.clip(end, 0, size).tolist() for end in (corners.min(axis=0), corners.max(axis=0)))
+    return (x1, y1, x2, y2), mask

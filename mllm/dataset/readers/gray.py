@@ -1,0 +1,108 @@
+"""Gray values of any range to 8-bit pictures, and the choice of frames, pages and slices, as all readers do both."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from mllm.errors import ConfigError, DataError, hint
+
+Window: TypeAlias = str | Sequence[float] | None
+Choice: TypeAlias = str | int | Sequence[int]
+
+WINDOWS: dict[str, tuple[float, float]] = {
+    "abdomen": (50, 400),
+    "bone": (400, 1800),
+    "brain": (40, 80),
+    "liver": (30, 150),
+    "lung": (-600, 1500),
+    "mediastinum": (50, 350),
+    "soft_tissue": (50, 400),
+    "spine": (50, 250),
+    "stroke": (40, 40),
+    "subdural": (75, 215),
+    "temporal_bone": (600, 2800),
+}
+"""Center and width of the usual CT windows, in Hounsfield units (Murphy et al., Windowing (CT), Radiopaedia.org)."""
+
+
+def find_window(window: Window, named: bool = True) -> tuple[float, float] | None:
+    """The values that a window shows as black and as white, or None where none is asked for.
+
+    They are center - width/2 and center + width/2 (DICOM's LINEAR_EXACT, PS3.3 C.11.2.1.3.2). `named` says whether
+    the values can be Hounsfield units, which the names of `WINDOWS` need.
+    """
+    if window is None:
+        return None
+    if isinstance(window, str):
+        if not named:
+            raise ConfigError(
+                f"window='{window}' is in Hounsfield units, which this kind of file does not have; "
+                "give window=(center, width) in the file's own gray values"
+            )
+        if window not in WINDOWS:
+            raise ConfigError(f"unknown window '{window}'{hint(window, WINDOWS)}")
+        window = WINDOWS[window]
+    try:
+        center, width = (float(number) for number in window)
+    except (TypeError, ValueError):
+        raise ConfigError(f"window={window!r} must be a name or a pair (center, width)") from None
+    if not (np.isfinite(center) and np.isfinite(width) and width > 0):
+        raise ConfigError(f"window={window!r} must be finite and have a width above 0")
+    return center - width / 2, center + width / 2
+
+
+def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Values from `low` to `high` to [0, 1], clipped; all 0 where the two are equal. NaN stays."""
+    return np.clip((values.astype(np.float64) - low) / (high - low), 0, 1) if high > low else np.zeros(values.shape)
+
+
+def full_range(values: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest of the finite values; 0 and 0 where there is none."""
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+
+def to_image(unit: np.ndarray) -> Image.Image:
+    """An [H, W] array of [0, 1] as an RGB picture of three equal channels, rounded to 8 bits; NaN is black."""
+    return Image.fromarray(np.rint(np.nan_to_num(unit) * 255).astype(np.uint8)).convert("RGB")
+
+
+def choose(choice: Choice, count: int, path: Path, option: str, noun: str) -> list[int]:
+    """The indices from 0 that an option chooses out of `count`, in the order asked.
+
+    'first', 'middle', 'last', 'all', one index or a list of them. A negative index is refused: in a file of
+    annotations it is more often a mistake than a count from the end.
+    """
+    named = {"first": [0], "middle": [count // 2], "last": [count - 1], "all": range(count)}
+    if isinstance(choice, str):
+        if choice not in named:
+            raise ConfigError(
+                f"{option}='{choice}' must be an index, a list of indices, or a name{hint(choice, named)}"
+            )
+        return list(named[choice])
+    indices = _as_indices(choice, option)
+    for index in indices:
+        if not 0 <= index < count:
+            raise DataError(f"{path} has no {noun} {index}: it has {count}, from 0 to {count - 1}")
+    return indices
+
+
+def _as_indices(choice: int | Sequence[int], option: str) -> list[int]:
+    items = list(choice) if isinstance(choice, (Sequence, np.ndarray)) else [choice]
+    try:
+        if any(isinstance(item, bool) for item in items):
+            raise TypeError
+        indices = [operator.index(item) for item in items]
+    except TypeError:
+        indices = []
+    if not indices:
+        raise ConfigError(
+            f"{option}={choice!r} must be an index, a list of indices, 'first', 'middle', 'last' or 'all'"
+        ) from None
+    return indices

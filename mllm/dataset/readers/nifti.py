@@ -1,0 +1,116 @@
+"""NIfTI volumes, cut into slices as a radiologist looks at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from mllm.dataset.readers.gray import Choice, Window, choose, find_window, full_range, scaled, to_image
+from mllm.errors import ConfigError, DataError, hint
+from mllm.registry import READERS
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Image
+
+AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
+"""The axis of a volume in RAS+ orientation along which each kind of slice is stacked."""
+_STRETCH = 50
+"""Voxels more lopsided than this are a broken header, not an acquisition."""
+
+
+@READERS.register_module(name=[".nii", ".nii.gz"])
+def read(
+    path: Path,
+    *,
+    axis: str | int = "axial",
+    slice: Choice = "middle",
+    volume: int = 0,
+    window: Window = None,
+) -> list[Image.Image]:
+    """Read slices of a NIfTI volume as RGB pictures.
+
+    The volume is turned to RAS+ (axes to the right, the front and the head) by its affine, nearest axis to nearest
+    axis. Slices are shown in radiological convention: axial with the front up, coronal and sagittal with the head up,
+    the patient's right on the left of the picture, in sagittal slices the front on the left. In-plane voxels that are
+    not square are resampled to squares of the shorter side (bilinear), so boxes are in pixels of that picture.
+
+    `axis` is 'axial', 'coronal', 'sagittal', or an axis of the RAS+ volume: 0 (sagittal), 1, 2. `slice` counts along it
+    from 0 (leftmost, hindmost, lowest): an index, a list, 'first', 'middle', 'last', 'all'. `volume` is the index in a
+    4D series. `window` is (center, width) in the file's units, or a name of `WINDOWS`, which takes them for Hounsfield
+    units since NIfTI does not say. Without it the file's own display range (`cal_min`, `cal_max`), else the full range
+    of the volume, so that its slices compare. NaN is black.
+    """
+    limits = find_window(window)
+    normal = _find_axis(axis)
+    try:
+        import nibabel
+    except ImportError:
+        raise ConfigError(f"{path} is a NIfTI file, for which nibabel is missing: pip install -e .[nifti]") from None
+    try:
+        image = nibabel.load(path, mmap=False)
+        if not isinstance(image, nibabel.Nifti1Image):
+            raise DataError(f"{path} is not a NIfTI volume (it is a {type(image).__name__})")
+        values, spacing = _load_canonical(image, volume, path)
+        limits = limits or _display_range(image) or full_range(values)
+    except (ConfigError, DataError, PermissionError):
+        raise
+    except Exception as error:
+        # nibabel, gzip and zlib each raise their own kinds for one and the same damaged file.
+        raise DataError(f"{path} is not a NIfTI file or is damaged ({type(error).__name__})") from error
+    across, up = (float(spacing[other]) for other in range(3) if other != normal)
+    indices = choose(slice, values.shape[normal], path, "slice", "slice")
+    # [across, up] in RAS+ to [row, column] with the head or the front up and the right (or the front) on the left.
+    planes = (values.take(index, axis=normal).T[::-1, ::-1] for index in indices)
+    return [_square(to_image(scaled(plane, *limits)), across, up, path) for plane in planes]
+
+
+def _find_axis(axis: str | int) -> int:
+    if isinstance(axis, str):
+        if axis not in AXES:
+            raise ConfigError(f"unknown axis '{axis}'{hint(axis, AXES)}")
+        return AXES[axis]
+    if isinstance(axis, bool) or axis not in (0, 1, 2):
+        raise ConfigError(f"axis={axis!r} must be 'axial', 'coronal', 'sagittal', 0, 1 or 2")
+    return axis
+
+
+def _load_canonical(image: Nifti1Image, volume: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """One volume [X, Y, Z] in RAS+ and the size of its voxels along X, Y, Z in the file's unit."""
+    import nibabel
+
+    if image.get_data_dtype().kind not in "iufb":
+        raise DataError(f"{path} holds voxels of type {image.get_data_dtype()}, and only real numbers can be shown")
+    shape = image.shape + (1,) * (3 - len(image.shape))
+    count = int(np.prod(shape[3:], dtype=int))
+    if isinstance(volume, bool) or not isinstance(volume, (int, np.integer)):
+        raise ConfigError(f"volume={volume!r} must be an index from 0")
+    if not 0 <= volume < count:
+        raise DataError(f"{path} has no volume {volume}: it has {count}, from 0 to {count - 1}")
+    # Slicing the proxy reads one volume and leaves the rest of the series on the disk.
+    where = np.unravel_index(volume, shape[3:], order="F") if len(shape) > 3 else ()
+    one = (slice(None),) * 3 + tuple(int(number) for number in where)
+    values = np.asarray(image.dataobj[one] if where else image.dataobj, np.float32).reshape(shape[:3])
+    orientation = nibabel.io_orientation(image.affine)
+    spacing = nibabel.affines.voxel_sizes(image.affine)
+    if np.isnan(orientation).any() or not (np.isfinite(spacing) & (spacing > 0)).all():
+        raise DataError(f"{path} does not say how its voxels lie in the patient: its affine is singular")
+    return nibabel.apply_orientation(values, orientation), spacing[np.argsort(orientation[:, 0])]
+
+
+def _display_range(image: Nifti1Image) -> tuple[float, float] | None:
+    low, high = float(image.header["cal_min"]), float(image.header["cal_max"])
+    return (low, high) if np.isfinite([low, high]).all() and high > low else None
+
+
+def _square(picture: Image.Image, across: float, up: float, path: Path) -> Image.Image:
+    """The picture with square pixels; `across` and `up` are the sides of one of its pixels, in one unit."""
+    side = min(across, up)
+    if max(across, up) > _STRETCH * side:
+        raise DataError(f"{path} has voxels of {across:g} by {up:g}, which no acquisition has: its header is damaged")
+    size = (round(picture.width * across / side), round(picture.height * up / side))
+    if size == picture.size:
+        return picture
+    return picture.convert("L").resize(size, Image.Resampling.BILINEAR).convert("RGB")

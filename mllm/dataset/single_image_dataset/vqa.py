@@ -1,0 +1,55 @@
+"""Questions and answers about images, from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from typing_extensions import override
+
+from mllm.dataset.base import ImageTextDataset
+from mllm.errors import DataError
+from mllm.registry import DATASETS
+from mllm.structures import IMAGE, Sample, Turn
+
+
+@DATASETS.register_module()
+class VQADataset(ImageTextDataset):
+    """One question and one answer about one or several images.
+
+    A row has `image` (a path, an object `{"path": ..., "frames": 3}` with options of the image's reader, or a list of
+    these), `question` and `answer`; optional `patient` (never divided between splits) and `modality`, which is
+    written before the question. `modality` as an argument stands for every row that has none. A question may say
+    where its images stand by `<image>`; else they come first.
+    """
+
+    required: ClassVar[tuple[str, ...]] = ("image", "question", "answer")
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        image_folder: str | Path | None = None,
+        modality: str | None = None,
+        transforms: Sequence[Mapping[str, Any]] = (),
+        seed: int = 0,
+        reader: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(data_path, image_folder, transforms, seed, reader)
+        self.modality = modality
+
+    @override
+    def parse(self, row: dict[str, Any]) -> Sample:
+        named = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        images = [image for entry in named for image in self.read_images(entry)]
+        question, modality = str(row["question"]), row.get("modality") or self.modality
+        if modality:
+            question = f"{modality}: {question}"
+        places = question.count(IMAGE)
+        if not places:
+            question = " ".join([*[IMAGE] * len(images), question])
+        elif places != len(images):
+            raise DataError(f"the question has {places} {IMAGE} for {len(images)} images")
+        answer = row["answer"] if isinstance(row["answer"], str) else json.dumps(row["answer"], ensure_ascii=False)
+        return Sample(turns=[Turn("user", question), Turn("assistant", answer)], images=images)

@@ -1,0 +1,135 @@
+"""The model card: what was trained from what, with which figures, under which terms. No number but measured ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mllm.export.settings import KEYS
+
+RESEARCH_ONLY = "For research only; not for clinical use."
+
+_GEMMA_TOKENS, _GEMMA_SIZE = 256, 896
+"""Gemma 3's own image tokens and image size in pixels (config.json of the released checkpoints)."""
+
+_TERMS = {
+    "medgemma": (
+        "health-ai-developer-foundations",
+        "https://developers.google.com/health-ai-developer-foundations/terms",
+        "MedGemma is given under the Health AI Developer Foundations terms of use, and what is derived from it stays "
+        "under them.",
+    ),
+    "gemma": (
+        "gemma",
+        "https://ai.google.dev/gemma/terms",
+        "Gemma 3 is given under the Gemma terms of use, and what is derived from it stays under them. For MedGemma "
+        "the Health AI Developer Foundations terms hold.",
+    ),
+}
+"""Name, address and sentence of the terms that a base model brings."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run knows about itself, for its card."""
+
+    base: str
+    """The base model as the config names it: a name on the Hugging Face Hub or a folder."""
+    data: Sequence[str] = ()
+    """One line for each dataset."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """The settings that shaped the result, under the names that they have in a config."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured in this run."""
+
+
+def card_text(kind: str, settings: Mapping[str, Any], facts: Facts) -> str:
+    """The README.md of an exported folder; `kind` is 'adapter' or 'merged', `settings` has the keys of `mllm.json`."""
+    settings = {key: settings[key] for key in KEYS}
+    terms = _terms(settings["type"], facts.base)
+    title = "LoRA adapter" if kind == "adapter" else "Merged model"
+    sections = [
+        _front_matter(kind, facts.base, terms),
+        f"# {title} for {Path(facts.base).name}",
+        f"**{RESEARCH_ONLY}** It can be wrong about any image, and has not been assessed for any clinical purpose.",
+        f"Base model: `{facts.base}`, type `{settings['type']}`.",
+        "## How to load it\n\n" + _usage(kind),
+        _image_note(kind, settings),
+        _section("Data", [f"* {line}" for line in facts.data]),
+        _section("Settings", _table(("key", "value"), {**settings, **facts.training})),
+        _section("Figures of this run", _table(("figure", "value"), facts.figures)),
+        "## Terms\n\n" + _terms_text(terms),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _terms(kind: str, base: str) -> tuple[str, str, str] | None:
+    """The terms that the base model brings, or None where we do not know them."""
+    if "medgemma" in Path(base).name.lower():
+        return _TERMS["medgemma"]
+    return _TERMS["gemma"] if kind == "medgemma" else None
+
+
+def _front_matter(kind: str, base: str, terms: tuple[str, str, str] | None) -> str:
+    """The YAML header that the Hugging Face Hub reads; it accepts only its own names as `base_model`."""
+    lines = [f"library_name: {'peft' if kind == 'adapter' else 'transformers'}", "pipeline_tag: image-text-to-text"]
+    if base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists():
+        lines.append(f"base_model: {base}")
+    lines.append("license: other")
+    if terms:
+        lines += [f"license_name: {terms[0]}", f"license_link: {terms[1]}"]
+    lines.append("tags: [medical, research-only]")
+    return "---\n" + "\n".join(lines) + "\n---"
+
+
+def _usage(kind: str) -> str:
+    option = "--adapter" if kind == "adapter" else "--model"
+    return (
+        f'```\npython mllm/pipeline/predict.py {option} THIS_FOLDER --image a.dcm --question "What is shown?"\n```\n\n'
+        "`mllm.json` says how questions and images were encoded in training; `predict.py` does the same."
+    )
+
+
+def _image_note(kind: str, settings: Mapping[str, Any]) -> str:
+    """What another program must know where images are not encoded as the released Gemma 3 does."""
+    tokens, size = settings.get("image_token_len"), settings.get("image_size")
+    if settings["type"] != "medgemma" or (tokens in (None, _GEMMA_TOKENS) and size in (None, _GEMMA_SIZE)):
+        return ""
+    said = [f"{tokens} tokens per image"] if tokens else []
+    said += [f"images of {size} pixels"] if size else []
+    note = f"## Images\n\nTrained with {' and '.join(said)}."
+    if tokens and math.isqrt(tokens) ** 2 != tokens:
+        note += (
+            f" {tokens} tokens need a rectangular pool: stock transformers builds the square pool and refuses at the "
+            "first image; load it with mllm."
+        )
+    elif kind == "adapter":
+        note += " A base loaded by stock transformers does not encode images so; load it with mllm."
+    return note
+
+
+def _section(title: str, lines: Sequence[str]) -> str:
+    return f"## {title}\n\n" + "\n".join(lines) if lines else ""
+
+
+def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> list[str]:
+    """A Markdown table of what is known; a value that is None is left out, floats have four digits."""
+    known = {key: value for key, value in rows.items() if value is not None}
+    if not known:
+        return []
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    for key, value in known.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split()).replace("|", "\\|")
+        lines.append(f"| {key} | {shown} |")
+    return lines
+
+
+def _terms_text(terms: tuple[str, str, str] | None) -> str:
+    sentence = f"{terms[2]} See {terms[1]}." if terms else "The licence of the base model holds for this one too."
+    return (
+        f"{sentence} The licences of the training data hold beside it. Weights can remember what they were trained on: "
+        "keep this folder as confidential as the data."
+    )

@@ -1,0 +1,1 @@
+"""What reads images and writes text: loading, adapters, encoding, generation."""

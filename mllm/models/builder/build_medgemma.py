@@ -1,0 +1,55 @@
+"""Type `medgemma`: Gemma 3 that reads images (MedGemma 4B and 27B, Gemma 3 4B to 27B)."""
+
+from __future__ import annotations
+
+from mllm.config.hardware import Hardware
+from mllm.config.schema import ModelArgs
+from mllm.errors import ConfigError
+from mllm.models.adapter_targets import GEMMA3_TARGETS
+from mllm.models.builder.build_shared import assemble
+from mllm.models.loading import find_checkpoint, load_config, load_processor, quantization
+from mllm.models.medgemma.medgemma_perception import load_gemma3, resize_images, set_image_tokens
+from mllm.registry import MODELS
+from mllm.structures import Bundle
+
+TOWERS = {
+    "language": "model.language_model",
+    "vision": "model.vision_tower",
+    "projector": "model.multi_modal_projector",
+}
+
+
+@MODELS.register_module("medgemma")
+def build_medgemma(args: ModelArgs, hardware: Hardware) -> Bundle:
+    """Gemma 3 that reads images: MedGemma 4B and 27B, Gemma 3."""
+    name = find_checkpoint(args.model_name_or_path)
+    config = load_config(name, trust_remote_code=args.trust_remote_code)
+    if config.model_type != "gemma3":
+        raise ConfigError(
+            f"type='medgemma' loads Gemma 3 that reads images, but model_name_or_path '{name}' is a "
+            f"'{config.model_type}' model: use type='image-text' for other models that read images"
+        )
+    processor = load_processor(name, trust_remote_code=args.trust_remote_code)
+    # 4-bit is for cards where the tower's 0.8 GB in half precision would not fit, and Google's own QLoRA of MedGemma
+    # quantizes it; 8-bit is for larger ones, where the image may be seen unrounded. The output layer is tied to the
+    # embedding, and the projector has no Linear.
+    keep = ["lm_head", TOWERS["projector"]] if args.load_in_4bit else ["lm_head", TOWERS["projector"], TOWERS["vision"]]
+    model = load_gemma3(
+        name,
+        precision=hardware.precision,
+        device=hardware.device,
+        quantization_config=quantization(
+            config,
+            load_in_4bit=args.load_in_4bit,
+            load_in_8bit=args.load_in_8bit,
+            precision=hardware.precision,
+            keep=keep,
+        ),
+        attn_implementation=args.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+    )
+    if args.image_size is not None:
+        resize_images(model, processor, args.image_size, args.image_token_len)
+    elif args.image_token_len is not None:
+        set_image_tokens(model, processor, args.image_token_len)
+    return assemble(model, processor, towers=TOWERS, targets=GEMMA3_TARGETS, args=args, hardware=hardware)

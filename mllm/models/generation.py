@@ -1,0 +1,108 @@
+"""Answers in text: greedy or sampled, in batches, the same one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import GenerationConfig
+
+from mllm.structures import Bundle, Encoded, Sample
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Turns dropout off for a while; afterwards every module has the mode that it had, frozen ones too."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+WINDOW = 8
+"""How many batches are encoded at a time: enough to sort by length, few enough to hold their pixels in memory."""
+
+
+@torch.inference_mode()
+def generate(
+    bundle: Bundle,
+    samples: Iterable[Sample],
+    *,
+    max_new_tokens: int = 128,
+    batch_size: int = 4,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[str]:
+    """The model's answer to each conversation, in order; a last assistant turn is left out of the question.
+
+    Generation stops at the end of the turn. Samples of like length share a batch, padded on the left, so that
+    little is computed in vain. Sampling is seeded by `seed` and leaves the run's random state as it was.
+    `samples` may be lazy: only a few batches of them are held at a time.
+    """
+    model = bundle.model.pretrained
+    stops = stop_ids(bundle)
+    pad = bundle.encoder.tokenizer.pad_token_id
+    options = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=do_sample,
+        eos_token_id=sorted(stops),
+        pad_token_id=min(stops) if pad is None else pad,
+        use_cache=True,
+        # Where these are left open, the checkpoint's own sampling settings would be filled in.
+        **({"temperature": temperature, "top_p": top_p, "top_k": 0} if do_sample else {}),
+    )
+    remaining = iter(samples)
+    total = len(samples) if isinstance(samples, Sized) else None
+    devices = [model.device] if model.device.type == "cuda" else []
+    answers: list[str] = []
+    with (
+        evaluating(bundle.model),
+        torch.random.fork_rng(devices=devices),
+        tqdm(total=total, desc="answers", disable=not progress) as bar,
+    ):
+        torch.manual_seed(seed)
+        while window := [bundle.encoder.prompt(sample) for sample in islice(remaining, WINDOW * batch_size)]:
+            answers += _answer(bundle, window, options, batch_size, bar)
+    return answers
+
+
+def _answer(
+    bundle: Bundle, prompts: Sequence[Encoded], options: GenerationConfig, batch_size: int, bar: tqdm
+) -> list[str]:
+    """The answers to `prompts`, in order, from batches of like length."""
+    model, encoder = bundle.model.pretrained, bundle.encoder
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = encoder.pad([prompts[i] for i in chosen], side="left").to(model.device)
+        tokens = model.generate(**batch.student, generation_config=options)
+        for i, row in zip(chosen, tokens[:, batch.student["input_ids"].shape[1] :], strict=True):
+            spoken = _until(row, options.eos_token_id)
+            answers[i] = encoder.tokenizer.decode(spoken, skip_special_tokens=True).strip()
+        bar.update(len(chosen))
+    return answers
+
+
+def stop_ids(bundle: Bundle) -> set[int]:
+    """The token ids that end an answer: the template's end of turn, and what the checkpoint itself names."""
+    tokenizer = bundle.encoder.tokenizer
+    named = bundle.model.pretrained.generation_config.eos_token_id
+    ids = {bundle.encoder.turn_end_id, *(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
+    return {token for token in ids if token is not None}
+
+
+def _until(tokens: Tensor, stops: list[int]) -> Tensor:
+    """The tokens [L] before the first that is one of `stops`."""
+    ended = torch.isin(tokens, torch.tensor(stops, device=tokens.device)).nonzero()
+    return tokens[: int(ended[0])] if len(ended) else tokens

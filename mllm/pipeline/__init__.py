@@ -1,0 +1,148 @@
+"""The commands that people start, and how each of them ends: with a result, or with one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mllm.errors import UserError
+from mllm.files import DISK_FULL
+
+USER_ERROR = 2
+"""The exit code for what the user can mend; argparse uses the same for a wrong command line."""
+INTERRUPTED = 130
+"""The exit code that shells give to a program ended by Ctrl-C."""
+
+
+class _Handler(logging.Handler):
+    """Writes plain lines to standard error without breaking a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _Formatter(logging.Formatter):
+    """The message alone; a warning says that it is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"{record.levelname.lower()}: {text}" if record.levelno > logging.INFO else text
+
+
+def setup_logging() -> None:
+    """Shows our own log lines from INFO up on standard error, and what other packages log from WARNING up."""
+    ours = logging.getLogger("mllm")
+    if not any(isinstance(handler, _Handler) for handler in ours.handlers):
+        handler = _Handler()
+        handler.setFormatter(_Formatter("%(message)s"))
+        ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    for name in ("bitsandbytes", "mmengine", "torchao", "kernels"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for module in ("mmengine", "bitsandbytes", "kernels", "pkg_resources", "torch.utils.tensorboard"):
+        warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
+
+
+def quiet_progress() -> None:
+    """Turns off transformers' bars for loading and writing, and keeps those of downloads."""
+    import huggingface_hub.utils
+    import transformers.utils.logging
+
+    silent = huggingface_hub.utils.are_progress_bars_disabled()
+    transformers.utils.logging.disable_progress_bar()  # also turns off those of downloads
+    if not silent:
+        huggingface_hub.utils.enable_progress_bars()
+
+
+def command_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The parser of the command `name`; it says `mllm NAME` in its usage where the console script started it."""
+    return argparse.ArgumentParser(
+        prog=f"mllm {name}" if Path(sys.argv[0]).stem == "mllm" else None,
+        description=description,
+        epilog="Where something is wrong one sentence says what; --debug shows the traceback as well.",
+        allow_abbrev=False,
+    )
+
+
+def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Runs `main(argv)` and gives the process's exit code; what the user can mend is one sentence on standard error.
+
+    `--debug`, anywhere in `argv`, shows the traceback too. Errors that are nobody's fault but ours keep theirs.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    setup_logging()
+    try:
+        return main([argument for argument in arguments if argument != "--debug"])
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print("interrupted; what was saved before is complete", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; Python would complain once more while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(sentence, file=sys.stderr)
+        return USER_ERROR
+
+
+def explain(error: BaseException) -> str | None:
+    """The sentence for an error that the user can mend, or None where there is nothing to mend but our code."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return _full_disk(error.filename)
+    if _is_full_disk(error):
+        return _full_disk(None)
+    if _is_out_of_memory(error):
+        where = "on the GPU" if type(error).__name__ == "OutOfMemoryError" else "on the host"
+        return (
+            f"out of memory {where}: load the model in 4 bits, lower the batch size, max_length or image_token_len, "
+            "or close other programs that hold memory"
+        )
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch is not imported for it, and tells of the host's memory by a RuntimeError."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    )
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Whether a writer of weights met a full disk; none of them raises an `OSError` for it."""
+    if type(error).__name__ == "SafetensorError":
+        return "No space left" in str(error)
+    # torch.save notices that its file did not grow, whatever the reason, and says only so.
+    return isinstance(error, RuntimeError) and "inline_container.cc" in str(error) and "unexpected pos" in str(error)
+
+
+def _full_disk(path: str | None) -> str:
+    """The sentence for a full disk; unfinished files bear temporary names and never replace complete ones."""
+    where = f"while writing {path}" if path else "while writing"
+    return (
+        f"the disk is full {where}: free some space and run again; complete files and checkpoints from before are "
+        "kept (finetune.py --resume continues from the newest)"
+    )

@@ -1,0 +1,66 @@
+"""Trains what a config describes: an adapter, a merged model if asked, answers, and a folder that explains the run.
+
+python mllm/pipeline/finetune.py config/training_configs/X.py [--tiny] [--resume] [--cfg-options a.b=c ...]
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a file: the checkout is not on the path yet
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from mllm.pipeline import command_parser, quiet_progress, run_command
+
+logger = logging.getLogger("mllm.pipeline.finetune")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a training from its config to its report."""
+    arguments = parse(argv)
+    quiet_progress()
+    from transformers import set_seed
+
+    from mllm.engine.builder import build_learner, prepare_trainer
+    from mllm.models.builder.builder import load_pretrained
+    from mllm.pipeline.prepare import prepare_args
+    from mllm.pipeline.steps import announce, examination, export, open_run, prepare_data, report
+
+    config, hardware = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
+    folder, checkpoint = open_run(config, arguments.resume)
+    set_seed(config.training_args.get("seed", 42))
+    bundle = load_pretrained(config.model_args, hardware)
+    data = prepare_data(config, bundle, folder)
+    untrained = examination(config, bundle, data) if config.data_args.compute_untrained else None
+
+    learner = build_learner(config, bundle)
+    trainer = prepare_trainer(config, hardware, learner, folder, **data.training)
+    announce(trainer, bundle, folder)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    answers = examination(config, bundle, data)
+    export(config, bundle, trainer, folder, answers)
+    report(trainer, folder, answers, untrained)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """The command line."""
+    parser = command_parser("train", "Train what a config describes.")
+    parser.add_argument("config", help="a Python config, such as config/training_configs/medgemma_cpu_demo.py")
+    parser.add_argument(
+        "--tiny", action="store_true", help="replace checkpoints and absent data by tiny generated ones"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the latest run from its newest checkpoint")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys: training_args.max_steps=3"
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,56 @@
+"""From a command line to a config that makes sense on this machine; every pipeline that takes a config starts here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from mllm.config.config import read_config
+from mllm.config.hardware import Hardware, check_packages, detect
+from mllm.config.rules import apply_rules
+from mllm.config.schema import RunConfig
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_args(path: str, overrides: Sequence[str] = (), tiny: bool = False) -> tuple[RunConfig, Hardware]:
+    """The config at `path` with overrides, checked against the rules and adapted to the hardware.
+
+    With `tiny`, checkpoints become tiny ones under `ckpt/`, and a split whose data is absent its class's miniature.
+    """
+    check_packages()
+    fill_registries()
+    config = read_config(path, overrides)
+    if tiny:
+        config = with_tiny_parts(config)
+    return apply_rules(config, detect())
+
+
+def fill_registries() -> None:
+    """Imports every part that registers itself, so that a config can name it."""
+    import mllm.dataset.builder
+    import mllm.engine.builder
+    import mllm.export
+    import mllm.metrics
+    import mllm.models.builder.builder
+    import mllm.objectives  # noqa: F401
+
+
+def with_tiny_parts(config: RunConfig) -> RunConfig:
+    """The same run on tiny checkpoints and, where its data is absent, on generated miniatures."""
+    from mllm.dataset.builder import use_miniatures
+    from mllm.testing.tiny import ensure_tiny, family_of
+
+    model = config.model_args
+    base = ensure_tiny(family_of(model.type), Path("ckpt"))
+    logger.info("--tiny: %s stands in for %s", base, model.model_name_or_path)
+    changes: dict[str, object] = {"tiny": True, "model_args.model_name_or_path": str(base)}
+    if model.adapter_path is not None:
+        from mllm.testing.tiny_adapter import ensure_tiny_adapter
+
+        adapter = ensure_tiny_adapter(base, model.lora_r or 16)
+        logger.info("--tiny: %s stands in for the adapter %s", adapter, model.adapter_path)
+        changes["model_args.adapter_path"] = str(adapter)
+    changes["data_args"] = use_miniatures(config.data_args, Path("exp") / config.name / "miniature")
+    return config.replaced(**changes)

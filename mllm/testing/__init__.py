@@ -1,0 +1,1 @@
+"""What tests and trials without weights use: tiny checkpoints, generated files."""

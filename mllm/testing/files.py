@@ -1,0 +1,130 @@
+"""Writers of tiny medical files, for tests and for the miniatures of datasets."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+_PIXEL_FORMATS = {
+    "mjpeg": "yuvj444p",
+    "mpeg4": "yuv420p",
+    "ffv1": "bgr0",
+    "libx264": "yuv420p",
+    "libvpx-vp9": "yuv420p",
+}
+
+
+def write_png(path: str | Path, pixels: np.ndarray) -> Path:
+    """Writes [H, W] uint8 or uint16, or [H, W, 3] or [H, W, 4] uint8, as a PNG file."""
+    path = Path(path)
+    Image.fromarray(pixels).save(path, format="PNG")
+    return path
+
+
+def write_dicom(
+    path: str | Path,
+    pixels: np.ndarray,
+    *,
+    photometric: str | None = None,
+    syntax: str = "ExplicitVRLittleEndian",
+    **tags: Any,
+) -> Path:
+    """Writes pixels as a DICOM file.
+
+    Shapes [H, W], [F, H, W], [H, W, 3] or [F, H, W, 3]; a last dimension of 3 is color. Gray may be (u)int8 or
+    (u)int16, color uint8. `syntax` is a name of `pydicom.uid`: `ExplicitVRLittleEndian`, `RLELossless`,
+    `JPEGLSLossless`, `JPEG2000Lossless`, or `JPEGBaseline8Bit` (written by Pillow; RGB becomes YBR_FULL_422, lossy).
+    JPEG 2000 needs at least 32 pixels a side. `tags` are further elements by keyword (`Modality`, `WindowCenter`,
+    `RescaleSlope`, `BitsStored`, `PatientName`, ...).
+    """
+    from pydicom import uid
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    color = pixels.shape[-1] == 3 and pixels.ndim >= 3
+    transfer_syntax = uid.UID(vars(uid)[syntax])
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID = uid.MultiFrameTrueColorSecondaryCaptureImageStorage if color else uid.CTImageStorage
+    dataset.SOPInstanceUID = uid.generate_uid(entropy_srcs=[Path(path).name])
+    dataset.Modality = "OT"
+    frames = pixels if pixels.ndim == 3 + color else pixels[None]
+    dataset.NumberOfFrames, dataset.Rows, dataset.Columns = frames.shape[:3]
+    dataset.SamplesPerPixel = 3 if color else 1
+    dataset.PhotometricInterpretation = photometric or ("RGB" if color else "MONOCHROME2")
+    dataset.BitsAllocated = pixels.dtype.itemsize * 8
+    dataset.BitsStored = tags.pop("BitsStored", dataset.BitsAllocated)
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+    if color:
+        dataset.PlanarConfiguration = 0
+    for keyword, value in tags.items():
+        setattr(dataset, keyword, value)
+    data = np.ascontiguousarray(frames).tobytes()
+    dataset.PixelData = data + b"\0" * (len(data) % 2)
+    dataset["PixelData"].VR = "OB" if dataset.BitsAllocated == 8 else "OW"
+    if transfer_syntax == uid.JPEGBaseline8Bit:
+        _encapsulate_jpeg(dataset, frames)
+    elif transfer_syntax.is_compressed:
+        # GDCM, which pydicom would ask first for RLE, aborts the process at signed values.
+        plugin = "pydicom" if transfer_syntax == uid.RLELossless else ""
+        dataset.compress(transfer_syntax, encoding_plugin=plugin, generate_instance_uid=False)
+    dataset.save_as(path, enforce_file_format=True)
+    return Path(path)
+
+
+def _encapsulate_jpeg(dataset: Any, frames: np.ndarray) -> None:
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGBaseline8Bit
+
+    streams = []
+    for frame in frames:
+        stream = io.BytesIO()
+        Image.fromarray(frame).save(stream, format="JPEG", quality=95)
+        streams.append(stream.getvalue())
+    dataset.PixelData = encapsulate(streams)
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    if dataset.SamplesPerPixel == 3:
+        dataset.PhotometricInterpretation = "YBR_FULL_422"
+
+
+def write_nifti(
+    path: str | Path, volume: np.ndarray, spacing: Sequence[float] = (1, 1, 1), affine: np.ndarray | None = None
+) -> Path:
+    """Writes [X, Y, Z] or [X, Y, Z, T] voxels, in RAS+ with `spacing` in mm unless an `affine` [4, 4] is given."""
+    import nibabel
+
+    image = nibabel.Nifti1Image(volume, np.diag([*spacing, 1.0]) if affine is None else affine)
+    nibabel.save(image, path)
+    return Path(path)
+
+
+def write_avi(
+    path: str | Path,
+    frames: Sequence[np.ndarray],
+    codec: str = "mjpeg",
+    fps: int = 25,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Writes [H, W] or [H, W, 3] uint8 frames as a video; the container follows the suffix (`.avi`, `.mp4`, `.mkv`).
+
+    Height and width must be even. `codec` is `mjpeg` (every frame a keyframe), `mpeg4` (a keyframe every 12), `ffv1`
+    (lossless), `libx264` or `libvpx-vp9`; `options` are the encoder's own.
+    """
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, options=options or {})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = _PIXEL_FORMATS[codec]
+        for pixels in frames:
+            picture = av.VideoFrame.from_ndarray(pixels, format="gray" if pixels.ndim == 2 else "rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return Path(path)

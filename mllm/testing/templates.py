@@ -1,0 +1,69 @@
+"""Chat templates of the tiny checkpoints, in our own words; each renders what its family's published one renders."""
+
+from __future__ import annotations
+
+GEMMA3 = r"""
+{{- bos_token -}}
+{%- macro body(content) -%}
+    {%- if content is string -%}
+        {{- content | trim -}}
+    {%- elif content is iterable -%}
+        {%- for part in content -%}
+            {{- '<start_of_image>' if part['type'] == 'image' -}}
+            {{- part['text'] | trim if part['type'] == 'text' -}}
+        {%- endfor -%}
+    {%- else -%}
+        {{- raise_exception('content must be a string or a list of parts') -}}
+    {%- endif -%}
+{%- endmacro -%}
+{%- set preface, turns = '', messages -%}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set opening = messages[0]['content'] -%}
+    {%- set preface, turns = (opening if opening is string else opening[0]['text']) ~ '\n\n', messages[1:] -%}
+{%- endif -%}
+{%- for turn in turns -%}
+    {%- if (loop.index0 is even) != (turn['role'] == 'user') -%}
+        {{- raise_exception('roles must alternate, beginning with user') -}}
+    {%- endif -%}
+    {{- '<start_of_turn>' ~ ('model' if turn['role'] == 'assistant' else turn['role']) ~ '\n' -}}
+    {{- preface if loop.first -}}
+    {{- body(turn['content']) -}}
+    {{- '<end_of_turn>\n' -}}
+{%- endfor -%}
+{{- '<start_of_turn>model\n' if add_generation_prompt -}}
+"""
+"""Gemma 3: writes `<bos>` itself, puts system text before the first user turn, trims contents."""
+
+LLAVA = r"""
+{%- for turn in messages -%}
+    {%- if turn['role'] != 'system' -%}{{- turn['role'] | upper ~ ': ' -}}{%- endif -%}
+    {%- if turn['content'] is string -%}
+        {{- turn['content'] ~ ' ' -}}
+    {%- else -%}
+        {%- for part in turn['content'] if part['type'] == 'image' -%}{{- '<image>\n' -}}{%- endfor -%}
+        {%- for part in turn['content'] if part['type'] == 'text' -%}{{- part['text'] ~ ' ' -}}{%- endfor -%}
+    {%- endif -%}
+{%- endfor -%}
+{{- 'ASSISTANT:' if add_generation_prompt -}}
+"""
+"""LLaVA 1.5: images before text in every turn, and nothing that ends an assistant's turn."""
+
+QWEN2_VL = r"""
+{%- for turn in messages -%}
+    {%- if loop.first and turn['role'] != 'system' -%}
+        {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}
+    {%- endif -%}
+    {{- '<|im_start|>' ~ turn['role'] ~ '\n' -}}
+    {%- if turn['content'] is string -%}
+        {{- turn['content'] -}}
+    {%- else -%}
+        {%- for part in turn['content'] -%}
+            {{- '<|vision_start|><|image_pad|><|vision_end|>' if part['type'] == 'image' -}}
+            {{- part['text'] if part['type'] == 'text' -}}
+        {%- endfor -%}
+    {%- endif -%}
+    {{- '<|im_end|>\n' -}}
+{%- endfor -%}
+{{- '<|im_start|>assistant\n' if add_generation_prompt -}}
+"""
+"""Qwen2-VL: ChatML, with a system turn of its own where the conversation has none."""

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Sets up and runs the test suite on two processes; arguments go to pytest: bash scripts/test.sh -n 0 -x tests/dataset
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # two processes share two cores
+exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

@@ -1,0 +1,56 @@
+"""Packaging of `mllm-medical`, which holds the package `mllm`: on PyPI that name belongs to someone else."""
+
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+# Lower bounds only: below them something that we call is missing. scripts/constraints.txt holds the exact set we test.
+CORE = [
+    "torch>=2.6",  # what transformers 5 asks for
+    "torchvision>=0.21",  # the partner of torch 2.6: the two are one build and must be installed together
+    "transformers>=5.18",
+    "peft>=0.20",  # what transformers' own adapter code asks for
+    "accelerate>=1.1",
+    "bitsandbytes>=0.46.1",  # the first version that transformers quantizes with
+    "mmengine>=0.10.4",
+    "timm>=1.0.23",  # the vision tower of Gemma 3n
+    "numpy>=1.26",
+    "pillow>=10.0.1",
+    "safetensors>=0.5",
+    "sentencepiece>=0.2",
+    "typing-extensions>=4.10",
+    "protobuf>=4.25",  # reads a tokenizer.model without a tokenizer.json
+    "tqdm>=4.66",
+    "psutil>=5.9",
+    "matplotlib>=3.8",
+    "tensorboard>=2.16",
+]
+
+EXTRAS = {
+    "dicom": ["pydicom>=3.0.1", "python-gdcm>=3.0.24", "pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.3", "pyjpegls>=1.4"],
+    "nifti": ["nibabel>=5.2"],
+    "video": ["av>=12"],
+    "privacy": ["opacus>=1.5.2"],
+    "gguf": ["gguf>=0.10"],
+}
+EXTRAS["all"] = sorted(requirement for extra in EXTRAS.values() for requirement in extra)
+EXTRAS |= {
+    "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.11"],
+    "bench": ["trl>=1.16"],
+    "parity": ["llama-cpp-python>=0.3.36"],
+    "deepspeed": ["deepspeed>=0.16"],
+}
+
+setup(
+    name="mllm-medical",
+    version="0.1.0",
+    description="Fine-tune multimodal language models on medical images. For research only; not for clinical use.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_namespace_packages(include=["mllm", "mllm.*"], exclude=["*.__pycache__"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["mllm = mllm.pipeline.cli:run"]},
+)

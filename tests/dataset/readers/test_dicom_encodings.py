@@ -1,0 +1,193 @@
+"""Encodings, colors, frames and damaged files; gray values are in test_dicom.py."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+from pydicom.pixels import convert_color_space
+
+from mllm.dataset.readers import read_images
+from mllm.errors import ConfigError, DataError
+from mllm.testing.files import write_dicom
+
+GRADIENT = np.arange(-1100, 1100, 2, dtype=np.int16)[:1024].reshape(32, 32)
+
+
+def wheel(name):
+    path = get_testdata_file(name, download=False)
+    assert path is not None, name
+    return path
+
+
+def gray(path, **options):
+    picture = np.asarray(read_images(path, **options)[0])
+    assert (picture == picture[..., :1]).all()
+    return picture[..., 0]
+
+
+@pytest.mark.parametrize("syntax", ["RLELossless", "JPEGLSLossless", "JPEG2000Lossless"])
+def test_lossless_encodings_give_the_same_pixels(tmp_path, syntax):
+    plain = write_dicom(tmp_path / "a.dcm", GRADIENT)
+    assert np.array_equal(gray(write_dicom(tmp_path / "b.dcm", GRADIENT, syntax=syntax)), gray(plain))
+    color = np.random.default_rng(0).integers(0, 256, (2, 32, 40, 3), dtype=np.uint8)
+    pictures = read_images(write_dicom(tmp_path / "c.dcm", color, syntax=syntax), frames="all")
+    assert np.array_equal(np.stack(pictures), color)
+
+
+def test_jpeg_color_is_converted_exactly_once(tmp_path):
+    smooth = np.stack(np.broadcast_arrays(*np.ogrid[0:255:32j, 0:255:32j], 128), axis=-1).astype(np.uint8)
+    path = write_dicom(tmp_path / "a.dcm", np.stack([smooth, smooth[::-1]]), syntax="JPEGBaseline8Bit")
+    assert pydicom.dcmread(path).PhotometricInterpretation == "YBR_FULL_422"
+    first, second = (np.asarray(picture).astype(int) for picture in read_images(path, frames="all"))
+    assert np.abs(first - smooth).max() < 12
+    assert np.abs(second - smooth[::-1]).max() < 12
+
+
+def test_native_ybr_against_pydicom(tmp_path):
+    ybr = np.random.default_rng(1).integers(16, 235, (3, 20, 20, 3), dtype=np.uint8)
+    path = write_dicom(tmp_path / "a.dcm", ybr, photometric="YBR_FULL")
+    expected = convert_color_space(ybr, "YBR_FULL", "RGB")
+    assert np.array_equal(np.stack(read_images(path, frames="all")), expected)
+
+
+def test_every_frame_of_native_subsampled_ybr_is_converted(tmp_path):
+    dataset = pydicom.dcmread(wheel("SC_ybr_full_422_uncompressed.dcm"))
+    dataset.PixelData = dataset.PixelData * 2
+    dataset.NumberOfFrames = 2
+    dataset.save_as(tmp_path / "two.dcm")
+    first, second = (np.asarray(picture) for picture in read_images(tmp_path / "two.dcm", frames="all"))
+    assert np.array_equal(first, second)
+    assert np.array_equal(first, np.asarray(read_images(wheel("SC_ybr_full_422_uncompressed.dcm"))[0]))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("SC_rgb_dcmtk_+eb+cr.dcm", "SC_rgb_dcmtk_+eb+cy+n1.dcm", "SC_rgb_dcmtk_+eb+cy+n2.dcm"),
+        *("SC_rgb_dcmtk_+eb+cy+np.dcm", "SC_rgb_dcmtk_+eb+cy+s2.dcm", "SC_rgb_dcmtk_+eb+cy+s4.dcm"),
+        *("SC_rgb_jpeg_dcmtk.dcm", "SC_rgb_jpeg_gdcm.dcm", "SC_rgb_jpeg_lossy_gdcm.dcm", "SC_rgb_gdcm_KY.dcm"),
+        *("SC_rgb_jls_lossy_line.dcm", "SC_rgb_jls_lossy_sample.dcm", "SC_rgb_rle.dcm", "SC_rgb_rle_16bit.dcm"),
+        *("SC_rgb_rle_32bit.dcm", "SC_ybr_full_422_uncompressed.dcm"),
+    ],
+)
+def test_one_picture_in_sixteen_encodings(name):
+    # All show the same bars; the columns of pixels at their middles, from the top: red, green, blue, ... white.
+    picture = np.asarray(read_images(wheel(name))[0]).astype(int)
+    expected = [(255, 0, 0), (255, 128, 128), (0, 255, 0), (128, 255, 128), (0, 0, 255), (128, 128, 255), (0, 0, 0)]
+    expected += [(64, 64, 64), (192, 192, 192), (255, 255, 255)]
+    assert np.abs(picture[5::10, 50] - expected).max() <= 6
+
+
+def test_palette_by_hand(tmp_path):
+    pixels = np.array([[0, 1], [2, 2]], np.uint8)
+    tags = {}
+    for color, table in (("Red", [255, 0, 10]), ("Green", [0, 255, 20]), ("Blue", [0, 0, 30])):
+        tags[f"{color}PaletteColorLookupTableDescriptor"] = [3, 0, 16]
+        tags[f"{color}PaletteColorLookupTableData"] = np.array([value * 257 for value in table], "<u2").tobytes()
+    path = write_dicom(tmp_path / "a.dcm", pixels, photometric="PALETTE COLOR", **tags)
+    got = np.asarray(read_images(path)[0])
+    assert got.tolist() == [[[255, 0, 0], [0, 255, 0]], [[10, 20, 30], [10, 20, 30]]]
+
+
+def test_frames_of_a_cine_in_the_order_asked():
+    path = wheel("examples_ybr_color.dcm")
+    everything = [np.asarray(picture) for picture in read_images(path, frames="all")]
+    assert len(everything) == 30
+    assert everything[0].shape == (240, 320, 3)
+    assert np.array_equal(np.asarray(read_images(path)[0]), everything[0])
+    picked = read_images(path, frames=[29, 3, 15])
+    assert [np.array_equal(picture, everything[at]) for picture, at in zip(picked, (29, 3, 15), strict=True)] == [
+        True
+    ] * 3
+    assert not np.array_equal(everything[3], everything[15])
+    assert np.array_equal(np.asarray(read_images(path, frames="middle")[0]), everything[15])
+    with pytest.raises(DataError, match=r"examples_ybr_color.dcm has no frame 30: it has 30, from 0 to 29"):
+        read_images(path, frames=30)
+
+
+def test_window_on_color_is_refused():
+    with pytest.raises(DataError, match="is in color, and a window needs a gray image"):
+        read_images(wheel("examples_ybr_color.dcm"), window=(40, 400))
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("waveform_ecg.dcm", r"has no pixels \(it is a waveform .*: SOP class 12-lead ECG Waveform Storage\)"),
+        ("reportsi.dcm", r"has no pixels \(it is .* a report"),
+        ("rtplan.dcm", r"has no pixels \(it is .* a plan"),
+        ("MR_truncated.dcm", r"cannot be decoded: its pixels \(Explicit VR Little Endian\) are truncated"),
+        ("JPEG-lossy.dcm", r"cannot be decoded: its pixels \(JPEG Extended"),
+        ("badVR.dcm", r"cannot be decoded: its header or its pixels are damaged"),
+        ("no_meta.dcm", r"is not a DICOM file: it does not begin with the DICOM preamble"),
+    ],
+)
+def test_what_cannot_be_read(name, sentence):
+    with pytest.raises(DataError, match=rf"{name} {sentence}"):
+        read_images(wheel(name))
+
+
+def test_a_compressed_file_that_is_cut_off(tmp_path):
+    for syntax in ("RLELossless", "JPEGLSLossless", "JPEG2000Lossless", "JPEGBaseline8Bit"):
+        pixels = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+        path = write_dicom(tmp_path / f"{syntax}.dcm", pixels, syntax=syntax)
+        path.write_bytes(path.read_bytes()[:-500])
+        with pytest.raises(DataError, match=rf"{syntax}.dcm is truncated or damaged"):
+            read_images(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["SC_rgb_jpeg_dcmtk.dcm", "MR_small_RLE.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_jp2klossless.dcm"]
+)
+def test_damaged_streams_end_in_a_sentence_or_a_picture(tmp_path, name):
+    whole = Path(wheel(name)).read_bytes()
+    begin = whole.index(b"\xe0\x7f\x10\x00") + 36
+    rng = np.random.default_rng(1)
+    refused = 0
+    for _ in range(50):
+        damaged = bytearray(whole)
+        for at in rng.integers(begin, len(whole), 6):
+            damaged[at] = rng.integers(256)
+        if rng.random() < 0.3:
+            at = int(rng.integers(begin, len(whole) - 8))
+            damaged[at:-8] = bytes(len(whole) - 8 - at)
+        (tmp_path / "a.dcm").write_bytes(damaged)
+        try:
+            assert read_images(tmp_path / "a.dcm")[0].mode == "RGB"
+        except DataError:
+            refused += 1
+    assert refused > 5
+
+
+def test_a_missing_decoder_names_the_extra(monkeypatch):
+    from pydicom.pixels.decoders import JPEGLSLosslessDecoder
+
+    monkeypatch.setattr(JPEGLSLosslessDecoder, "_available", {})
+    with pytest.raises(ConfigError, match=r"needs a decoder for JPEG-LS .*pip install -e \.\[dicom\]"):
+        read_images(wheel("MR_small_jpeg_ls_lossless.dcm"))
+
+
+def test_identifiers_never_leave(tmp_path, recwarn, caplog):
+    secret = "Geheimnis^Anna" * 8
+    who = {"PatientName": secret, "PatientID": secret, "StudyDescription": secret, "PatientBirthDate": "19700101"}
+    path = write_dicom(tmp_path / "a.dcm", GRADIENT, **who)
+    picture = read_images(path)[0]
+    assert picture.info == {}
+    recwarn.clear()  # the writer's own warnings
+    caplog.clear()
+    whole = path.read_bytes()
+    attempts = [whole[:-300], whole.replace(b"MONOCHROME2 ", secret[:12].encode()), whole[: len(whole) // 3]]
+    for number, contents in enumerate(attempts):
+        broken = tmp_path / f"broken{number}.dcm"
+        broken.write_bytes(contents)
+        try:
+            read_images(broken)
+        except DataError as error:
+            assert "Geheimnis" not in "".join(traceback.format_exception(error))
+    assert not [warning for warning in recwarn if "Geheimnis" in str(warning.message)]
+    assert "Geheimnis" not in caplog.text

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from mllm.dataset.readers import read_images
+from mllm.errors import ConfigError, DataError
+from mllm.testing.files import write_png
+
+DATA = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "images"
+
+
+def pixels(path, **options):
+    return np.asarray(read_images(path, **options)[0])
+
+
+@pytest.fixture
+def color():
+    return np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".bmp", ".webp"])
+def test_lossless_color_is_unchanged(tmp_path, color, suffix):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(color).save(path, **({"lossless": True} if suffix == ".webp" else {}))
+    assert np.array_equal(pixels(path), color)
+
+
+def test_jpeg_is_what_pillow_decodes(tmp_path, color):
+    path = tmp_path / "a.JPEG"
+    Image.fromarray(color).save(path, format="JPEG")
+    assert np.array_equal(pixels(path), np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_gray_takes_its_full_range(tmp_path, suffix):
+    values = np.array([[1000, 2000, 30000], [41000, 50000, 51000]], np.uint16)
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(values).save(path)
+    expected = np.rint((values.astype(float) - 1000) / 50000 * 255)
+    got = pixels(path)
+    assert np.array_equal(got, np.repeat(expected[..., None], 3, axis=2))
+
+
+def test_16_bit_gray_with_a_window(tmp_path):
+    values = np.array([[0, 32768 - 160, 32768 + 40, 32768 + 240, 65535]], np.uint16)
+    path = write_png(tmp_path / "deeplesion.png", values)
+    assert pixels(path, window=(32768 + 40, 400))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    with pytest.raises(ConfigError, match="Hounsfield"):
+        read_images(path, window="lung")
+
+
+def test_float_and_32_bit_tiff(tmp_path):
+    values = np.array([[np.nan, -0.5, 0.0, 1.5]], np.float32)
+    Image.fromarray(values).save(tmp_path / "f.tif")
+    assert pixels(tmp_path / "f.tif")[0, :, 0].tolist() == [0, 0, 64, 255]
+    whole = np.array([[-70000, 0, 70000]], np.int32)
+    Image.fromarray(whole).save(tmp_path / "i.tif")
+    assert pixels(tmp_path / "i.tif")[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_a_tiff_whose_zero_is_white_is_turned(tmp_path):
+    values = np.array([[0, 1000, 4000]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "w.tif", tiffinfo={262: 0})
+    with Image.open(tmp_path / "w.tif") as image:
+        assert image.tag_v2[262] == 0
+    assert pixels(tmp_path / "w.tif")[0, :, 0].tolist() == [255, 191, 0]
+
+
+def test_constant_gray_is_black(tmp_path):
+    assert not pixels(write_png(tmp_path / "a.png", np.full((4, 4), 7000, np.uint16))).any()
+
+
+def test_window_on_8_bit_gray_and_not_on_color(tmp_path, color):
+    gray = np.array([[0, 50, 100, 150]], np.uint8)
+    assert pixels(write_png(tmp_path / "g.png", gray), window=(100, 100))[0, :, 0].tolist() == [0, 0, 128, 255]
+    with pytest.raises(ConfigError, match=r"c.png is in color"):
+        read_images(write_png(tmp_path / "c.png", color), window=(100, 100))
+
+
+def test_transparency_is_composited_on_black(tmp_path):
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0] = [(200, 100, 50, 255), (200, 100, 50, 128), (200, 100, 50, 0)]
+    got = pixels(write_png(tmp_path / "a.png", rgba))
+    assert got[0, 0].tolist() == [200, 100, 50]
+    assert np.abs(got[0, 1].astype(int) - [100, 50, 25]).max() <= 1
+    assert got[0, 2].tolist() == [0, 0, 0]
+
+
+def test_gray_with_alpha_palette_and_transparent_palette(tmp_path):
+    Image.fromarray(np.array([[[90, 255], [90, 0]]], np.uint8), "LA").save(tmp_path / "la.png")
+    assert pixels(tmp_path / "la.png")[0].tolist() == [[90, 90, 90], [0, 0, 0]]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putdata([0, 1])
+    palette.save(tmp_path / "p.png")
+    assert pixels(tmp_path / "p.png")[0].tolist() == [[255, 0, 0], [0, 0, 255]]
+    palette.save(tmp_path / "pt.png", transparency=1)
+    assert pixels(tmp_path / "pt.png")[0].tolist() == [[255, 0, 0], [0, 0, 0]]
+
+
+def test_bilevel_and_cmyk(tmp_path):
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "b.png")
+    assert pixels(tmp_path / "b.png")[0].tolist() == [[255] * 3, [0] * 3]
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "c.tif")
+    assert pixels(tmp_path / "c.tif")[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_exif_orientation_is_applied(tmp_path, deep):
+    values = (np.arange(12).reshape(3, 4) * 20).astype(np.uint16 if deep else np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
+    expected = np.rot90(values, -1)
+    got = pixels(tmp_path / "a.png")[..., 0]
+    assert np.array_equal(got, np.rint((expected / 220) * 255) if deep else expected)
+
+
+def test_pages_of_a_tiff(tmp_path):
+    pages = [Image.fromarray(np.full((4, 5), 40 * number, np.uint8)) for number in range(4)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+
+    def read(page):
+        return [np.asarray(picture)[0, 0, 0] for picture in read_images(tmp_path / "a.tif", page=page)]
+
+    assert read(0) == [0]
+    assert read("all") == [0, 40, 80, 120]
+    assert read([3, 1]) == [120, 40]
+    assert read("last") == [120]
+    with pytest.raises(DataError, match=r"a.tif has no page 4: it has 4, from 0 to 3"):
+        read(4)
+
+
+def test_nothing_but_pixels_goes_on(tmp_path, color):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Patient", "Doe^Jane")
+    Image.fromarray(color).save(tmp_path / "a.png", pnginfo=text)
+    assert read_images(tmp_path / "a.png")[0].info == {}
+
+
+def test_a_truncated_file_is_refused_even_where_pillow_may_be_lenient(tmp_path, color):
+    big = np.kron(color, np.ones((20, 20, 1), np.uint8))
+    for suffix in (".png", ".jpg", ".tif", ".webp", ".bmp"):
+        path = tmp_path / f"a{suffix}"
+        Image.fromarray(big).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(DataError, match=rf"a\{suffix} is truncated or damaged|a\{suffix} is not an image"):
+            read_images(path)
+
+
+def test_a_picture_too_large_to_be_meant(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(DataError, match=r"a.png has more than 40 pixels: cut it into tiles"):
+        read_images(write_png(tmp_path / "a.png", np.zeros((10, 10), np.uint8)))
+
+
+@pytest.mark.parametrize(
+    "name, size", [("retina.jpg", (1411, 1411)), ("ihc.png", (512, 512)), ("cxr_nih_00000001_000.png", (512, 512))]
+)
+def test_real_files(name, size):
+    if not (DATA / name).exists():
+        pytest.skip("the shared data folder is not beside this checkout")
+    picture = read_images(DATA / name)[0]
+    assert picture.size == size
+    assert np.asarray(picture).std() > 20

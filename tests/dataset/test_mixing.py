@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+from mllm.dataset.base import SampleDataset
+from mllm.dataset.mixing import ConcatDataset, MixedDataset, PatientSplit, SubsetDataset, check_leakage, position
+from mllm.errors import ConfigError, DataError
+from mllm.structures import Sample, Turn
+
+
+class Rows(SampleDataset):
+    """Text samples that say which row and epoch they are."""
+
+    def __init__(self, name: str, groups: list[str | None]) -> None:
+        self.name, self.groups = name, groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def sample(self, index: int, epoch: int = 0) -> Sample:
+        source = self.describe(index)
+        return Sample(turns=[Turn("user", f"{source}, epoch {epoch}")], group=self.groups[index], source=source)
+
+    def describe(self, index: int, epoch: int = 0) -> str:
+        return f"{self.name}, line {index + 1}"
+
+    def group(self, index: int, epoch: int = 0) -> str | None:
+        if self.groups[index] == "unreadable":
+            raise DataError(f"{self.describe(index)}: not valid JSON")
+        return self.groups[index]
+
+
+def rows(name: str, count: int) -> Rows:
+    return Rows(name, [f"{name} {i}" for i in range(count)])
+
+
+def sources(dataset: SampleDataset, epoch: int = 0) -> list[str]:
+    return [dataset.sample(i, epoch).source for i in range(len(dataset))]
+
+
+def test_concat_is_one_after_the_other():
+    a, b = rows("a", 3), rows("b", 2)
+    joined = ConcatDataset([a, b])
+    assert sources(joined) == sources(a) + sources(b)
+    assert joined.sample(3, 7).turns[0].text == "b, line 1, epoch 7"
+    assert [joined.describe(-1), joined.group(-1)] == ["b, line 2", "b 1"]
+    with pytest.raises(IndexError):
+        joined.sample(5)
+    with pytest.raises(ConfigError, match="at least one dataset"):
+        ConcatDataset([])
+
+
+def test_weights_of_a_mixture_are_kept_within_binomial_bounds():
+    weights, count = (1.0, 3.0, 0.0, 4.0), 8000
+    mixed = MixedDataset([rows(name, 50) for name in "abcd"], weights, size=count, seed=5)
+    drawn = Counter(mixed.describe(i)[0] for i in range(count))
+    for name, weight in zip("abcd", weights, strict=True):
+        share = weight / sum(weights)
+        bound = 4.5 * math.sqrt(count * share * (1 - share))
+        assert abs(drawn[name] - count * share) <= bound
+    # Within a dataset every row is as likely: 80 or so draws of each of the 50 rows of d.
+    per_row = Counter(mixed.describe(i) for i in range(count) if mixed.describe(i)[0] == "d")
+    assert len(per_row) == 50
+    assert max(abs(n - 80) for n in per_row.values()) < 4.5 * math.sqrt(80)
+
+
+def mixed_sources(seed: int, epoch: int) -> list[str]:
+    return sources(MixedDataset([rows("a", 20), rows("b", 5)], (1, 1), seed=seed), epoch)
+
+
+def test_a_mixture_is_the_same_in_every_process_and_another_in_every_epoch():
+    here = mixed_sources(1, 2)
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        assert pool.submit(mixed_sources, 1, 2).result() == here
+    assert len(here) == 25
+    assert mixed_sources(1, 3) != here
+    assert mixed_sources(2, 2) != here
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (dict(weights=(1,)), "weights has 1 numbers for 2 datasets"),
+        (dict(weights=(1, -1)), "at least 0"),
+        (dict(weights=(0, 0)), "not all 0"),
+        (dict(weights=(1, 1), size=0), "size must be at least 1"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_refused(options, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        MixedDataset([rows("a", 2), rows("b", 2)], **options)
+
+
+def test_subset_by_portion_size_and_indices():
+    whole = rows("a", 100)
+    tenth = SubsetDataset(whole, portion=0.1, seed=3)
+    assert len(tenth) == 10
+    assert sources(tenth) == sources(SubsetDataset(whole, size=10, seed=3))
+    assert set(sources(tenth)) < set(sources(SubsetDataset(whole, portion=0.3, seed=3)))
+    assert sources(tenth) != sources(SubsetDataset(whole, portion=0.1, seed=4))
+    assert sources(SubsetDataset(whole, indices=[7, 2])) == ["a, line 8", "a, line 3"]
+    assert len(SubsetDataset(whole, portion=0.001)) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{}, dict(portion=0.5, size=2), dict(portion=0), dict(size=101), dict(indices=[100]), dict(indices=[])]
+)
+def test_a_subset_that_cannot_be_is_refused(options):
+    with pytest.raises(ConfigError):
+        SubsetDataset(rows("a", 100), **options)
+
+
+def test_rows_of_a_mixture_cannot_be_chosen():
+    mixed = ConcatDataset([MixedDataset([rows("a", 3)], [1])])
+    with pytest.raises(ConfigError, match="put it inside"):
+        SubsetDataset(mixed, size=1)
+
+
+def test_patient_split_divides_patients_and_not_rows():
+    groups = [f"p{i % 200}" for i in range(1000)]
+    splits = {name: PatientSplit(Rows("a", groups), name, seed=1) for name in ("train", "validation", "test")}
+    assert sorted(s for split in splits.values() for s in sources(split)) == sorted(sources(Rows("a", groups)))
+    patients = {name: {split.group(i) for i in range(len(split))} for name, split in splits.items()}
+    for name, share in (("train", 0.8), ("validation", 0.1), ("test", 0.1)):
+        assert abs(len(patients[name]) - 200 * share) < 4.5 * math.sqrt(200 * share * (1 - share))
+    check_leakage(splits)
+
+
+def test_patient_split_stays_when_rows_are_added_or_shuffled():
+    old = [f"p{i}" for i in range(100)]
+    new = [f"q{i}" for i in range(50)] + old[::-1]
+    for name in ("train", "validation", "test"):
+        before = PatientSplit(Rows("a", old), name)
+        after = PatientSplit(Rows("a", new), name)
+        kept = {after.group(i) for i in range(len(after))} & set(old)
+        assert kept == {before.group(i) for i in range(len(before))}
+
+
+def test_positions_are_pinned():
+    # blake2b of "0:patient 1", as an independent line of Python gives it.
+    # Splits of published runs must not move with a new version.
+    assert position("patient 1", 0) == pytest.approx(0.34045585317506555, abs=1e-12)
+    assert 0 <= position("x", 1) < 1
+
+
+def test_patient_split_needs_patients_and_leaves_no_split_empty():
+    with pytest.raises(DataError, match=r"^a, line 2: no patient is named"):
+        PatientSplit(Rows("a", ["p", None]))
+    with pytest.raises(DataError, match="leaves no rows for 'test'"):
+        PatientSplit(Rows("a", ["p"]), "test", (1.0, 0.0, 0.0))
+    with pytest.raises(ConfigError, match="fractions must be three numbers"):
+        PatientSplit(Rows("a", ["p"]), "test", (0.5, 0.2, 0.2))
+    with pytest.raises(ConfigError, match="split must be one of train, validation, test"):
+        PatientSplit(Rows("a", ["p"]), "val")
+    assert len(PatientSplit(Rows("a", ["unreadable"]), "train", (0.0, 0.0, 1.0))) == 1
+
+
+def test_a_patient_in_two_splits_is_refused_by_rows_and_not_by_name():
+    train = Rows("t", ["secret-1", "secret-2", "secret-3", None])
+    validation = ConcatDataset([rows("v", 2), MixedDataset([Rows("w", ["other", "secret-2", "secret-3"])], [1])])
+    with pytest.raises(DataError) as caught:
+        check_leakage({"train": train, "validation": validation})
+    sentence = str(caught.value)
+    assert sentence.startswith("2 patients are in both train and validation, for example t, line 2 and w, line 2: ")
+    assert "secret" not in sentence
+    check_leakage({"train": train, "validation": rows("v", 2), "test": Rows("n", [None, None])})
+
+
+def test_unreadable_rows_end_the_check_unless_they_are_skipped():
+    splits = {"train": Rows("t", ["a", "unreadable"]), "test": Rows("s", ["b"])}
+    check_leakage(splits, skip=True)
+    with pytest.raises(DataError, match="t, line 2: not valid JSON"):
+        check_leakage(splits)

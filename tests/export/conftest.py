@@ -1,0 +1,44 @@
+"""A tiny MedGemma with a trained-looking adapter, as a run would hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mllm.config.hardware import detect
+from mllm.config.schema import ModelArgs
+from mllm.models.builder.builder import load_pretrained
+from mllm.structures import Bundle
+from mllm.testing.tiny import write_tiny
+from mllm.testing.tiny_adapter import write_tiny_adapter
+
+Loader = Callable[..., tuple[Bundle, dict[str, Any]]]
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny MedGemma at 224 pixels, which is quick: 16 x 16 patches and 256 tokens."""
+    return write_tiny("medgemma", tmp_path_factory.mktemp("base") / "medgemma", vision={"image_size": 224})
+
+
+@pytest.fixture(scope="session")
+def small_adapter(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_adapter(small_base, tmp_path_factory.mktemp("adapter") / "adapter")
+
+
+@pytest.fixture
+def load(small_base: Path, small_adapter: Path) -> Loader:
+    """Loads the base with the adapter; gives the bundle and the settings of `mllm.json`."""
+
+    def load(**changes: Any) -> tuple[Bundle, dict[str, Any]]:
+        options: dict[str, Any] = dict(
+            type="medgemma", model_name_or_path=str(small_base), adapter_path=str(small_adapter), lora_r=None
+        )
+        args = ModelArgs(**(options | changes))
+        return load_pretrained(args, detect()), asdict(args)
+
+    return load

@@ -1,0 +1,107 @@
+"""Type `image-text`: two families that nobody here wrote code for, by config only."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageTextToText, BertConfig
+
+from mllm.config.hardware import Hardware
+from mllm.config.schema import ModelArgs
+from mllm.errors import ConfigError
+from mllm.models.builder.build_auto import find_towers, lora_targets
+from mllm.models.builder.builder import load_pretrained
+from mllm.structures import Sample, Turn
+
+CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
+PICTURES = [
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (84, 112, 3), dtype=np.uint8)) for seed in range(2)
+]
+
+
+def args(folder: Path, **changes: object) -> ModelArgs:
+    return ModelArgs(
+        type="image-text", model_name_or_path=str(folder), **{"lora_r": 4, "lora_target": "all", **changes}
+    )
+
+
+@pytest.fixture(params=["llava", "qwen2_vl"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(f"tiny_{request.param}")
+
+
+@pytest.mark.parametrize("quantized", [{}, {"load_in_4bit": True}, {"load_in_8bit": True}])
+def test_every_part_of_the_adapter_gets_a_gradient(folder: Path, quantized: dict[str, bool]) -> None:
+    bundle = load_pretrained(args(folder, **quantized), CPU)
+    samples = [
+        Sample([Turn("user", "<image>What is it?"), Turn("assistant", answer)], [picture])
+        for picture, answer in zip(PICTURES, ["CT", "ultrasound image"], strict=True)
+    ]
+    batch = bundle.encoder.pad([bundle.encoder.encode(sample) for sample in samples])
+    trainable = {name: tensor for name, tensor in bundle.model.named_parameters() if tensor.requires_grad}
+    with torch.no_grad():
+        for name, tensor in trainable.items():
+            if "lora_B" in name:
+                tensor.normal_(std=0.02)
+    outputs = bundle.model(**batch.student)
+    logits = outputs.vocabulary(outputs.hidden_BLD[:, :-1]).float()
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets["labels"][:, 1:].flatten()).backward()
+    assert {bundle.model.tower_of(name) for name in trainable} == {"language", "vision"}
+    assert [name for name, tensor in trainable.items() if tensor.grad is None or not tensor.grad.any()] == []
+
+
+def test_the_same_numbers_as_transformers(folder: Path) -> None:
+    bundle = load_pretrained(args(folder, lora_r=None), CPU)
+    encoded = bundle.encoder.encode(Sample([Turn("user", "<image>?"), Turn("assistant", "CT")], [PICTURES[0]]))
+    batch = bundle.encoder.pad([encoded])
+    stock = AutoModelForImageTextToText.from_pretrained(folder)
+    with torch.no_grad():
+        outputs = bundle.model(**batch.student)
+        torch.testing.assert_close(outputs.vocabulary(outputs.hidden_BLD), stock(**batch.student).logits)
+
+
+def skeleton(folder: Path) -> object:
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+
+
+def test_towers(tiny_llava: Path, tiny_qwen2_vl: Path, tiny_medgemma: Path) -> None:
+    llava = {
+        "projector": "model.multi_modal_projector",
+        "vision": "model.vision_tower",
+        "language": "model.language_model",
+    }
+    assert find_towers(skeleton(tiny_llava)) == find_towers(skeleton(tiny_medgemma)) == llava
+    qwen = find_towers(skeleton(tiny_qwen2_vl))
+    assert list(qwen.items()) == [
+        ("projector", "model.visual.merger"),
+        ("vision", "model.visual"),
+        ("language", "model.language_model"),
+    ]
+
+
+def test_targets_leave_out_the_projector_and_what_is_not_read(tiny_llava: Path, tiny_qwen2_vl: Path) -> None:
+    def matched(folder: Path) -> list[str]:
+        model = skeleton(folder)
+        pattern = re.compile(lora_targets(model, find_towers(model))["vision"])
+        return [name for name, _ in model.named_modules() if pattern.fullmatch(name)]
+
+    # LLaVA reads hidden state -2 of two layers: the output of layer 0
+    llava = matched(tiny_llava)
+    assert len(llava) == 6 and all(".layers.0." in name for name in llava)
+    qwen = matched(tiny_qwen2_vl)
+    assert len(qwen) == 2 * 4 and not any("merger" in name for name in qwen)
+
+
+def test_what_does_not_read_images_is_refused(tmp_path: Path, tiny_llava: Path) -> None:
+    BertConfig().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ConfigError, match="is a 'bert' model"):
+        load_pretrained(args(tmp_path), CPU)
+    with pytest.raises(ConfigError, match="model_args.image_size is only possible with type='medgemma'"):
+        load_pretrained(args(tiny_llava, image_size=448), CPU)

@@ -1,0 +1,22 @@
+"""Checkpoints that the tests of models share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mllm.testing.tiny import write_tiny
+from mllm.testing.tiny_adapter import write_tiny_adapter
+
+
+@pytest.fixture(scope="session")
+def small_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Gemma 3 of 224 pixels."""
+    return write_tiny("medgemma", tmp_path_factory.mktemp("base") / "model", vision={"image_size": 224})
+
+
+@pytest.fixture(scope="session")
+def start_adapter(small_gemma: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained adapter of rank 4, alpha 8, as the published ones are made: suffixes that meet both towers."""
+    return write_tiny_adapter(small_gemma, tmp_path_factory.mktemp("start") / "adapter", rank=4, alpha=8)

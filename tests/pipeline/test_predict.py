@@ -1,0 +1,144 @@
+"""What `predict.py` prints is what the model says, asked as in training."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from pydicom.data import get_testdata_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from mllm.errors import ConfigError, DataError
+from mllm.pipeline.predict import main
+
+FEW = ["--max-new-tokens", "8"]
+
+
+def _spoken_by_transformers(base: Path, adapter: Path, image: Path, question: str) -> str:
+    """The oracle: PEFT, the processor's own template and `generate`, none of our code."""
+    processor = AutoProcessor.from_pretrained(base)
+    model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), adapter).eval()
+    content = [{"type": "image", "image": Image.open(image)}, {"type": "text", "text": question}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_the_answer_alone_is_printed_and_is_what_transformers_says(
+    talking_base: Path, talking_adapter: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = pictures / "0.png"
+    expected = _spoken_by_transformers(talking_base, talking_adapter, image, "What is this?")
+    capsys.readouterr()
+    assert main(["--adapter", str(talking_adapter), "--image", str(image), "--question", "What is this?", *FEW]) == 0
+    assert capsys.readouterr().out == expected + "\n"
+    assert expected
+
+
+def test_the_base_alone_answers_otherwise(
+    talking_base: Path, talking_adapter: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--image", str(pictures / "0.png"), "--question", "What is this?", *FEW]
+    main(["--adapter", str(talking_adapter), *asked])
+    adapted = capsys.readouterr().out
+    main(["--model", str(talking_base), *asked])
+    assert capsys.readouterr().out != adapted
+
+
+def test_a_dicom_is_read_with_the_options_of_its_reader(
+    talking_adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--adapter", str(talking_adapter), "--image", get_testdata_file("CT_small.dcm"), "--question", "Normal?"]
+    spoken = []
+    for window in ("lung", "400,40", "bone"):
+        assert main([*asked, "--window", window, "--frame", "0", *FEW]) == 0
+        spoken.append(capsys.readouterr().out)
+    assert len(set(spoken)) > 1, "the window changes nothing"
+    with pytest.raises(ConfigError, match="did you mean 'lung'"):
+        main([*asked, "--window", "lnug"])
+
+
+def test_a_file_of_questions_is_answered_in_order(
+    talking_adapter: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    batch = ["--adapter", str(talking_adapter), "--batch", str(pictures / "questions.jsonl"), "--out", str(out), *FEW]
+    assert main([*batch, "--batch-size", "3"]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    given = [json.loads(line) for line in (pictures / "questions.jsonl").read_text().splitlines()]
+    predictions = [row.pop("prediction") for row in rows]
+    assert rows == given
+    capsys.readouterr()
+    main(["--adapter", str(talking_adapter), "--image", str(pictures / "2.png"), "--question", "CT: Why?", *FEW])
+    assert capsys.readouterr().out == predictions[2] + "\n"
+    with pytest.raises(ConfigError, match=r"out\.jsonl exists"):
+        main(batch)
+
+
+def test_a_bad_row_is_named_or_skipped(talking_adapter: Path, pictures: Path, tmp_path: Path) -> None:
+    rows = [
+        {"image": "0.png", "question": "What?"},
+        {"image": "absent.png", "question": "What?"},
+        {"image": "1.png", "question": "One <end_of_turn> two?"},
+        {"image": "2.png", "qestion": "What?"},
+        {"image": "2.png", "question": "What?"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out.jsonl"
+    batch = ["--adapter", str(talking_adapter), "--batch", str(file), "--image-folder", str(pictures), *FEW]
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: .*absent\.png"):
+        main([*batch, "--out", str(out)])
+    assert os.listdir(tmp_path) == ["rows.jsonl"]
+    assert main([*batch, "--out", str(out), "--on-error", "skip"]) == 0
+    assert [json.loads(line)["image"] for line in out.read_text().splitlines()] == ["0.png", "2.png"]
+
+
+def test_a_file_without_a_usable_row_is_refused(talking_adapter: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"image": "absent.png", "question": "What?"}\n')
+    batch = ["--adapter", str(talking_adapter), "--batch", str(file), "--out", str(tmp_path / "out.jsonl")]
+    with pytest.raises(DataError, match="none of its 1 rows"):
+        main([*batch, "--on-error", "skip"])
+    assert os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+def test_sampling_is_seeded(talking_adapter: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--adapter", str(talking_adapter), "--image", str(pictures / "0.png"), "--question", "What?", *FEW]
+    spoken = []
+    for seed in ("1", "1", "2"):
+        main([*asked, "--temperature", "9", "--seed", seed])
+        spoken.append(capsys.readouterr().out)
+    assert spoken[0] == spoken[1] != spoken[2]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--question", "What?"],
+        ["--adapter", "a", "--model", "b", "--question", "What?"],
+        ["--adapter", "a"],
+        ["--adapter", "a", "--batch", "b.jsonl"],
+        ["--adapter", "a", "--batch", "b.jsonl", "--out", "c.jsonl", "--question", "What?"],
+        ["--adapter", "a", "--batch", "b.jsonl", "--out", "c.jsonl", "--image", "d.png"],
+        ["--model", "a", "--base", "b", "--question", "What?"],
+        ["--adapter", "a", "--question", "What?", "--max-new-tokens", "0"],
+        ["--adapter", "a", "--question", "What?", "--temperature", "-1"],
+    ],
+)
+def test_a_command_line_that_does_not_fit_together_exits_with_2(wrong: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(wrong)
+    assert caught.value.code == 2

@@ -1,0 +1,98 @@
+"""Every shipped config can be read, makes sense on the machine that it is for, and is as short as it should be."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from mllm.config.config import read_config
+from mllm.config.hardware import CHECKOUT, Hardware
+from mllm.config.rules import apply_rules
+from mllm.errors import ConfigError
+from mllm.pipeline.prepare import fill_registries
+
+CONFIGS = sorted((CHECKOUT / "config" / "training_configs").glob("*.py"))
+CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
+GTX = Hardware("cuda", "NVIDIA GeForce GTX 1650", (7, 5), 4 << 30, 1, 16 << 30, 4)
+T4 = Hardware("cuda", "Tesla T4", (7, 5), 15 << 30, 1, 32 << 30, 4)
+A10 = Hardware("cuda", "NVIDIA A10G", (8, 6), 24 << 30, 1, 32 << 30, 4)
+
+MEANT_FOR = {
+    "medgemma_4gb_test": (GTX, "fp16"),
+    "medgemma_16gb_medical": (T4, "fp16"),
+    "medgemma_16gb_ampere": (A10, "bf16"),
+    "medgemma_cpu_demo": (CPU, "fp32"),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registries() -> None:
+    fill_registries()
+
+
+@pytest.fixture(autouse=True)
+def in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CHECKOUT)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_makes_sense_where_it_is_meant_for(path: Path):
+    hardware, precision = MEANT_FOR[path.stem]
+    config, adapted = apply_rules(read_config(path), hardware)
+    assert adapted.precision == precision
+    assert not config.training_args.get("fp16"), "plain fp16 must never reach the trainer"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_makes_sense_on_a_cpu(path: Path):
+    config, adapted = apply_rules(read_config(path), CPU)
+    assert adapted.precision == "fp32"
+    assert config.training_args["dataloader_pin_memory"] is False
+
+
+def test_only_the_ampere_config_needs_ampere():
+    for path in CONFIGS:
+        if path.stem == "medgemma_16gb_ampere":
+            with pytest.raises(ConfigError, match="Tesla T4 has compute capability 7.5"):
+                apply_rules(read_config(path), T4)
+        else:
+            apply_rules(read_config(path), T4)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_is_short_and_says_what_it_costs(path: Path):
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    lines = (ast.get_docstring(tree) or "").splitlines()
+    assert len(text.splitlines()) < 40
+    assert any(line.startswith("Cost: ") for line in lines)
+    assert f"Command: python mllm/pipeline/finetune.py config/training_configs/{path.name}" in lines
+    assert all(isinstance(node, (ast.Expr, ast.Assign)) for node in tree.body), "a config has no logic"
+    bases = next(node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "_base_")
+    assert len(bases.elts) == 3
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_its_text_reads_again(path: Path, tmp_path: Path):
+    config = read_config(path)
+    (tmp_path / "config.py").write_text(config.text, encoding="utf-8")
+    assert read_config(tmp_path / "config.py") == config
+
+
+def test_the_tiers_ask_for_what_the_guide_says():
+    read = {path.stem: read_config(path) for path in CONFIGS}
+    small, medium, large = (read[f"medgemma_{name}"] for name in ("4gb_test", "16gb_medical", "16gb_ampere"))
+    args = small.model_args
+    assert (args.load_in_4bit, args.lora_r, args.image_token_len, args.max_length) == (True, 16, 128, 512)
+    assert small.training_args["max_steps"] == 3 and small.training_args["gradient_checkpointing"]
+    args = medium.model_args
+    assert (args.load_in_8bit, args.lora_r, args.image_token_len, args.max_length) == (True, 64, 256, 2048)
+    assert medium.training_args["per_device_train_batch_size"] == 4
+    assert not medium.training_args["bf16"] and not medium.training_args["tf32"]
+    args = large.model_args
+    assert (args.lora_r, args.image_size, args.load_in_4bit, args.load_in_8bit) == (128, 896, False, False)
+    assert large.training_args["bf16"] and large.training_args["tf32"]
+    assert large.training_args["per_device_train_batch_size"] == 16
+    assert {config.model_args.model_name_or_path for config in (small, medium, large)} == {"ckpt/medgemma-4b-it"}

@@ -1,0 +1,65 @@
+"""Files and folders appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mllm.files import replaced_file, replaced_folder, write_json, write_text
+
+
+def test_text_replaces_what_stood_there(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.txt"
+    write_text(path, "old")
+    assert write_text(path, "né\n") == path
+    assert path.read_bytes() == "né\n".encode()
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_a_failure_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(RuntimeError), replaced_file(path) as file:
+        file.write("new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is always full")
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(OSError) as caught, replaced_file(path), open("/dev/full", "wb", buffering=0) as full:
+        full.write(b"x")
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old"
+
+
+def test_json_has_null_for_what_json_lacks(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.json", {"loss": float("nan"), "rows": [1.5, float("inf")], 3: Path("x")})
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"loss": None, "rows": [1.5, None], "3": "x"}
+
+
+def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    for name in ("first", "second"):
+        with replaced_folder(folder) as temporary:
+            assert temporary.parent == tmp_path
+            (temporary / name).touch()
+    assert os.listdir(folder) == ["second"]
+    assert os.listdir(tmp_path) == ["adapter"]
+
+
+def test_the_old_folder_survives_a_failure(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "weights").touch()
+    with pytest.raises(RuntimeError), replaced_folder(folder) as temporary:
+        (temporary / "half").touch()
+        raise RuntimeError
+    assert os.listdir(folder) == ["weights"]
+    assert os.listdir(tmp_path) == ["adapter"]

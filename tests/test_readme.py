@@ -1,0 +1,134 @@
+"""The documents: every path, config, link and option that they name exists, and their code is code."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mllm.config.schema import DataArgs, ModelArgs
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / name for name in ("README.md", "MEDGEMMA.md", "mllm/README.md", "ckpt/README.md")]
+ABOUT = re.compile(r"for research only; not for clinical use", re.IGNORECASE)
+PATH = re.compile(r"(?<![\w/.-])(?:mllm|config|scripts|tests|ckpt)/[\w./<>*-]*[\w/]")
+NOT_IN_GIT = ("ckpt/medgemma-4b-it", "ckpt/flare25-medgemma", "ckpt/tiny-")
+WRITTEN_BY_THE_READER = ("mllm/dataset/single_image_dataset/your_medical_dataset.py",)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(document: Path, *languages: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [text for language, text in found if language in languages]
+
+
+def commands(document: Path) -> list[list[str]]:
+    lines = [line for block in blocks(document, "bash", "sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def anchors(document: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_paths_exist(document: Path) -> None:
+    text = re.sub(r"https?://\S+", "", document.read_text(encoding="utf-8"))
+    for path in PATH.findall(text):
+        if path.startswith(NOT_IN_GIT) or path in WRITTEN_BY_THE_READER or "<" in path:
+            continue
+        assert any(list(folder.glob(path.rstrip("/"))) for folder in (ROOT, document.parent)), path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if target.startswith(("https://", "http://")):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = document.parent / name if name else document
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_code_blocks_are_code(document: Path) -> None:
+    for block in blocks(document, "python"):
+        ast.parse(block)
+    for block in blocks(document, "json"):
+        json.loads(block)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_config_blocks_use_keys_that_exist(document: Path) -> None:
+    known = {"model_args": vars(ModelArgs)["__dataclass_fields__"], "data_args": vars(DataArgs)["__dataclass_fields__"]}
+    for block in blocks(document, "python"):
+        for node in ast.parse(block).body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                section = known.get(ast.unparse(node.targets[0]), {})
+                for keyword in node.value.keywords if section else []:
+                    assert keyword.arg in section, keyword.arg
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_commands_use_options_that_exist(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in commands(document):
+        if words[0] != "python" or not words[1].startswith("mllm/pipeline/"):
+            continue
+        pipeline = importlib.import_module(words[1].removesuffix(".py").replace("/", "."))
+        subcommand = [word for word in words[2:3] if word.isalpha()]
+        with pytest.raises(SystemExit):
+            pipeline.main([*subcommand, "--help"])
+        usage = capsys.readouterr().out
+        for word in words[2:]:
+            assert not word.startswith("--") or re.search(rf"{word}\b", usage), f"{words[1]} {word}"
+
+
+def test_a_reader_knows_the_limits_first() -> None:
+    for name in ("README.md", "MEDGEMMA.md"):
+        head = "\n".join((ROOT / name).read_text(encoding="utf-8").splitlines()[:10])
+        assert ABOUT.search(head), name
+
+
+def test_ethics_and_sources_are_named() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for word in (
+        "Health AI Developer Foundations",
+        "DEITY",
+        "arXiv:2507.05201",
+        "arXiv:2311.06612",
+        "arXiv:2306.15195",
+    ):
+        assert word in text, word
+    assert "pip install mllm" not in text
+
+
+def test_every_config_is_in_the_table() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "config" / "training_configs").glob("*.py"):
+        assert name_of(path) in text, path.name
+
+
+def test_the_map_has_one_line_per_file() -> None:
+    text = (ROOT / "mllm" / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([\w/]+\.py)` \|", text, re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    files = {str(path.relative_to(ROOT / "mllm")) for path in (ROOT / "mllm").rglob("*.py") if path.stat().st_size}
+    plain_packages = {name for name in files if name.endswith("__init__.py")} - set(listed)
+    assert files - plain_packages == set(listed)
+
+
+def test_the_guide_repeats_no_number_without_a_source() -> None:
+    """Claims of the first guide that have no source or are wrong."""
+    text = (ROOT / "MEDGEMMA.md").read_text(encoding="utf-8")
+    for claim in ("0.85+", "0.92+", "0.35+", "3.4GB", "11GB", "GemmaForCausalLM`", "Fully Integrated", "T4 supports"):
+        assert claim not in text, claim

@@ -1,0 +1,135 @@
+"""What `setup.py` promises, and that the tested set of packages keeps within it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import setuptools
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from mllm.config.hardware import MINIMUM
+
+ROOT = Path(__file__).resolve().parents[1]
+CONSTRAINTS = ROOT / "scripts" / "constraints.txt"
+SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
+
+
+@pytest.fixture
+def promised(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The keyword arguments that `setup.py` gives to `setuptools.setup`."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    source = (ROOT / "setup.py").read_text(encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    exec(compile(source, str(ROOT / "setup.py"), "exec"), {"__file__": str(ROOT / "setup.py"), "__name__": "setup"})
+    return given
+
+
+def pinned() -> list[Requirement]:
+    lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def test_names(promised: dict[str, Any]) -> None:
+    assert promised["name"] == "mllm-medical"
+    assert promised["python_requires"] == ">=3.10"
+    assert promised["license"] == "Apache-2.0"
+    assert {"mllm", "mllm.config", "mllm.dataset.single_image_dataset"} <= set(promised["packages"])
+    extras = {"dicom", "nifti", "video", "privacy", "gguf", "dev", "all", "bench", "parity", "deepspeed"}
+    assert set(promised["extras_require"]) == extras
+
+
+def test_core_is_what_every_run_needs(promised: dict[str, Any]) -> None:
+    core = {Requirement(line).name for line in promised["install_requires"]}
+    assert {"torch", "torchvision", "transformers", "peft", "accelerate", "bitsandbytes", "mmengine"} <= core
+    assert {"pillow", "sentencepiece", "safetensors"} <= core
+
+
+def test_all_holds_every_kind_of_file_but_no_tools(promised: dict[str, Any]) -> None:
+    extras = promised["extras_require"]
+    for name in ("dicom", "nifti", "video", "privacy", "gguf"):
+        assert set(extras[name]) <= set(extras["all"])
+    for name in ("dev", "bench", "parity", "deepspeed"):
+        assert not set(extras[name]) & set(extras["all"])
+
+
+def test_lower_bounds_only(promised: dict[str, Any]) -> None:
+    lines = [*promised["install_requires"], *(line for extra in promised["extras_require"].values() for line in extra)]
+    for line in lines:
+        assert [specifier.operator for specifier in Requirement(line).specifier] == [">="], line
+
+
+def test_the_console_script_exists(promised: dict[str, Any]) -> None:
+    (script,) = promised["entry_points"]["console_scripts"]
+    name, module, function = re.fullmatch(r"(\w+) = ([\w.]+):(\w+)", script).groups()  # type: ignore[union-attr]
+    assert name == "mllm"
+    assert callable(vars(importlib.import_module(module))[function])
+
+
+def test_constraints_are_exact_and_name_no_host() -> None:
+    assert len(pinned()) > 60
+    for requirement in pinned():
+        assert [specifier.operator for specifier in requirement.specifier] == ["=="], str(requirement)
+    text = CONSTRAINTS.read_text(encoding="utf-8")
+    assert "--hash" not in text
+    assert "://" not in text
+    assert not re.search(r"^(nvidia|cuda|triton)", text, re.MULTILINE), "these exist on one platform only"
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.13"])
+def test_constraints_keep_within_the_lower_bounds(promised: dict[str, Any], python: str) -> None:
+    environment = {"python_version": python, "python_full_version": f"{python}.1"}
+    here = [pin for pin in pinned() if pin.marker is None or pin.marker.evaluate(environment)]
+    versions = {pin.name.lower(): str(pin.specifier).removeprefix("==") for pin in here}
+    assert len(versions) == len(here), "a package is pinned twice"
+    installed = [*promised["install_requires"], *promised["extras_require"]["all"], *promised["extras_require"]["dev"]]
+    for line in installed:
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(versions[requirement.name.lower()]), line
+
+
+def test_what_may_be_installed_may_run(promised: dict[str, Any]) -> None:
+    """The start-up check never refuses a version that the installation allows."""
+    for line in promised["install_requires"]:
+        requirement = Requirement(line)
+        if requirement.name in MINIMUM:
+            (bound,) = requirement.specifier
+            assert Version(bound.version) >= Version(MINIMUM[requirement.name]), line
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci" / "run"], ids=lambda path: path.name)
+def test_scripts_can_be_run(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    text = script.read_text(encoding="utf-8")
+    assert text.startswith("#!/usr/bin/env bash\n# ")
+    assert re.search(r"^set -e?uo pipefail$", text, re.MULTILINE)
+    bash = shutil.which("bash")
+    assert bash
+    assert subprocess.run([bash, "-n", str(script)], check=False).returncode == 0
+
+
+def test_a_missing_python_is_one_sentence(tmp_path: Path) -> None:
+    """With neither uv nor a Python on the path, setup says what to install and leaves nothing behind."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
+    (tmp_path / "setup.py").touch()
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("bash", "dirname", "cut", "head", "cat", "rm", "mkdir", "touch"):
+        found = shutil.which(tool)
+        assert found
+        (tools / tool).symlink_to(found)
+    command = [str(tools / "bash"), str(tmp_path / "scripts" / "setup.sh")]
+    result = subprocess.run(command, env={"PATH": str(tools)}, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "no Python 3.10 or newer was found" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / ".venv").exists()
