@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
 
 from mllm.config.config import read_config
 from mllm.config.hardware import CHECKOUT, Hardware
 from mllm.config.rules import apply_rules
 from mllm.errors import ConfigError
+from mllm.pipeline.finetune import main
 from mllm.pipeline.prepare import fill_registries
 
 CONFIGS = sorted((CHECKOUT / "config" / "training_configs").glob("*.py"))
@@ -96,3 +100,21 @@ def test_the_tiers_ask_for_what_the_guide_says():
     assert large.training_args["bf16"] and large.training_args["tf32"]
     assert large.training_args["per_device_train_batch_size"] == 16
     assert {config.model_args.model_name_or_path for config in (small, medium, large)} == {"ckpt/medgemma-4b-it"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_trains_two_steps_with_tiny_and_peft_reads_the_adapter(path: Path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = [f"data_args.{split}.size=2" for split in ("train", "validation", "test")]
+    assert (
+        main(
+            [str(path), "--tiny", "--cfg-options", "training_args.max_steps=2", "training_args.logging_steps=1", *sizes]
+        )
+        == 0
+    )
+    run = tmp_path / "exp" / path.stem / "latest"
+    rows = json.loads((run / "training_log.json").read_text())["rows"]
+    assert [row["step"] for row in rows if "loss" in row][-1] == 2
+    base = AutoModelForImageTextToText.from_pretrained(tmp_path / "ckpt" / "tiny-medgemma")
+    adapted = PeftModel.from_pretrained(base, str(run / "adapter"))
+    assert any(tensor.any() for name, tensor in adapted.named_parameters() if "lora_B" in name)

@@ -18,7 +18,7 @@ from mllm.errors import ConfigError
 Precision = Literal["fp32", "bf16", "fp16"]
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The folder that holds `mllm` and `config`."""
-MINIMUM = {"transformers": "5.18", "tokenizers": "0.22", "peft": "0.20"}
+MINIMUM = {"transformers": "5.18", "tokenizers": "0.23.1", "peft": "0.20"}
 """The oldest versions that can work: Gemma 3 has its present layout since transformers 5, which asks for the others."""
 REPORTED = (
     *("torch", "torchvision", "transformers", "tokenizers", "peft", "accelerate", "bitsandbytes", "mmengine", "numpy"),

@@ -63,7 +63,7 @@ def build_multimodal_trainer(
     callbacks = [guard, Checkpoints(limit), RunLog({"config": config.name}, meter), Epochs(data["train_sampler"])]
     trainer = MultimodalTrainer(
         learner,
-        training_arguments(wanted, hardware, folder, evaluates=data.get("eval_dataset") is not None),
+        training_arguments(wanted, hardware, folder, learner, evaluates=data.get("eval_dataset") is not None),
         meter=meter,
         skip_failures=config.data_args.on_error == "skip",
         memory_advice=memory_advice(config),
@@ -83,7 +83,9 @@ def logical_batch_size(training_args: dict[str, Any]) -> int:
     return int(size)
 
 
-def training_arguments(wanted: dict[str, Any], hardware: Hardware, folder: Path, evaluates: bool) -> TrainingArguments:
+def training_arguments(
+    wanted: dict[str, Any], hardware: Hardware, folder: Path, learner: Learner, evaluates: bool
+) -> TrainingArguments:
     """The config's `training_args` as transformers' own, with what this trainer decides for itself.
 
     The logical batch is one loader item here, so accumulation is 1 and the batch size the product of both.
@@ -99,6 +101,7 @@ def training_arguments(wanted: dict[str, Any], hardware: Hardware, folder: Path,
         label_names=[],
         logging_nan_inf_filter=False,
         ddp_broadcast_buffers=False,
+        ddp_find_unused_parameters=learner.student.trains("vision"),  # a piece may hold no image
         use_cpu=hardware.device == "cpu",
     )
     defaults = dict(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,7 @@ class Progress(ProgressCallback):
         if state.is_world_process_zero and self.training_bar is not None and logs:
             line = log_line(state.global_step, logs)
             if line:
-                self.training_bar.write(line)
+                self.training_bar.write(line, file=sys.stderr)
 
 
 class Lines(TrainerCallback):

@@ -42,6 +42,12 @@ class PerceptionModel(nn.Module):
         text: dict[str, Any] = self.pretrained.config.get_text_config().to_dict()
         return text.get("final_logit_softcapping")
 
+    def trains(self, tower: str) -> bool:
+        """Whether any parameter of a tower is trainable."""
+        return any(
+            parameter.requires_grad and self.tower_of(name) == tower for name, parameter in self.named_parameters()
+        )
+
     def tower_of(self, parameter: str) -> str:
         """Which tower a parameter of this module belongs to, by its name."""
         for tower, prefix in self.towers.items():

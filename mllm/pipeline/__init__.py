@@ -44,7 +44,8 @@ def setup_logging() -> None:
         handler = _Handler()
         handler.setFormatter(_Formatter("%(message)s"))
         ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
+    first = os.environ.get("RANK", "0") == "0"  # torchrun's name for a process; the others only warn
+    ours.setLevel(logging.INFO if first else logging.WARNING)
     for name in ("bitsandbytes", "mmengine", "torchao", "kernels"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     from mllm.pipeline.steps import announce, examination, export, open_run, prepare_data, report
 
     config, hardware = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
-    folder, checkpoint = open_run(config, arguments.resume)
+    folder, checkpoint = open_run(config, hardware, arguments.resume)
     set_seed(config.training_args.get("seed", 42))
     bundle = load_pretrained(config.model_args, hardware)
     data = prepare_data(config, bundle, folder)
@@ -57,7 +57,12 @@ def parse(argv: Sequence[str]) -> Any:
     )
     parser.add_argument("--resume", action="store_true", help="continue the latest run from its newest checkpoint")
     parser.add_argument(
-        "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys: training_args.max_steps=3"
+        "--cfg-options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override keys: training_args.max_steps=3",
     )
     return parser.parse_args(argv)
 

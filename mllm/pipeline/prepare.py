@@ -10,6 +10,13 @@ from mllm.config.config import read_config
 from mllm.config.hardware import Hardware, check_packages, detect
 from mllm.config.rules import apply_rules
 from mllm.config.schema import RunConfig
+from mllm.dataset.builder import use_miniatures
+from mllm.testing.tiny import ensure_tiny, family_of
+from mllm.testing.tiny_adapter import ensure_tiny_adapter
+
+CHECKPOINTS = Path("ckpt")
+DEMO_BASE = "ckpt/tiny-medgemma"
+"""The base that `medgemma_cpu_demo.py` names: made where it is absent, not downloaded."""
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +31,8 @@ def prepare_args(path: str, overrides: Sequence[str] = (), tiny: bool = False) -
     config = read_config(path, overrides)
     if tiny:
         config = with_tiny_parts(config)
+    elif config.model_args.model_name_or_path == DEMO_BASE:
+        ensure_tiny("medgemma", CHECKPOINTS)
     return apply_rules(config, detect())
 
 
@@ -39,16 +48,12 @@ def fill_registries() -> None:
 
 def with_tiny_parts(config: RunConfig) -> RunConfig:
     """The same run on tiny checkpoints and, where its data is absent, on generated miniatures."""
-    from mllm.dataset.builder import use_miniatures
-    from mllm.testing.tiny import ensure_tiny, family_of
-
     model = config.model_args
-    base = ensure_tiny(family_of(model.type), Path("ckpt"))
-    logger.info("--tiny: %s stands in for %s", base, model.model_name_or_path)
+    base = ensure_tiny(family_of(model.type), CHECKPOINTS)
+    if str(base) != model.model_name_or_path:
+        logger.info("--tiny: %s stands in for %s", base, model.model_name_or_path)
     changes: dict[str, object] = {"tiny": True, "model_args.model_name_or_path": str(base)}
     if model.adapter_path is not None:
-        from mllm.testing.tiny_adapter import ensure_tiny_adapter
-
         adapter = ensure_tiny_adapter(base, model.lora_r or 16)
         logger.info("--tiny: %s stands in for the adapter %s", adapter, model.adapter_path)
         changes["model_args.adapter_path"] = str(adapter)

@@ -48,7 +48,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for each in (config, one):
         each.add_argument("config", help="a config file")
         each.add_argument("--tiny", action="store_true", help="replace checkpoints and absent data by tiny ones")
-        each.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys")
+        each.add_argument(
+            "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys"
+        )
     one.add_argument("--split", default="train", help="train, validation or test")
     one.add_argument("--index", type=int, default=0, help="which row, from 0; negative ones count from the end")
     return parser.parse_args(argv)

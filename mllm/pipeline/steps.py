@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from mllm.config.hardware import environment
+from mllm.config.hardware import Hardware, environment
 from mllm.config.schema import RunConfig
 from mllm.dataset.builder import build_datasets
 from mllm.dataset.collator import EncodedDataset, LogicalCollator
@@ -48,12 +48,12 @@ class Answers:
     figures: dict[str, float]
 
 
-def open_run(config: RunConfig, resume: bool) -> tuple[Path, Path | None]:
+def open_run(config: RunConfig, hardware: Hardware, resume: bool) -> tuple[Path, Path | None]:
     """The run's folder with its config and environment in it, and the checkpoint to continue from.
 
     The first process opens it and tells the others its name.
     """
-    state = PartialState()
+    state = PartialState(cpu=hardware.device == "cpu")  # later calls share this state
     opened: list[Any] = [None]
     if state.is_main_process:
         folder, checkpoint = open_run_folder(config.name, config.training_args.get("output_dir"), resume)

@@ -31,17 +31,17 @@ def test_what_is_installed_passes():
         (
             {"transformers": "4.57.1"},
             "transformers is too old (found transformers 4.57.1, tokenizers 0.23.0): run pip install --upgrade "
-            "'transformers>=5.18' 'tokenizers>=0.22'",
+            "'transformers>=5.18' 'tokenizers>=0.23.1'",
         ),
         (
             {"tokenizers": "0.15.2"},
             "tokenizers is too old (found transformers 5.18.0, tokenizers 0.15.2): run pip install --upgrade "
-            "'transformers>=5.18' 'tokenizers>=0.22'",
+            "'transformers>=5.18' 'tokenizers>=0.23.1'",
         ),
         (
             {"transformers": "4.40.0", "tokenizers": "0.19.0", "peft": "0.10.0"},
             "transformers and tokenizers and peft are too old (found transformers 4.40.0, tokenizers 0.19.0, peft "
-            "0.10.0): run pip install --upgrade 'transformers>=5.18' 'tokenizers>=0.22' 'peft>=0.20'",
+            "0.10.0): run pip install --upgrade 'transformers>=5.18' 'tokenizers>=0.23.1' 'peft>=0.20'",
         ),
         (
             {"peft": "0.10.0"},

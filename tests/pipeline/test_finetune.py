@@ -1,0 +1,335 @@
+"""Runs from a config to a run folder, killed and continued, by one process and by two."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from mllm.pipeline import run_command
+from mllm.pipeline.finetune import main
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+CONFIG = """
+_base_ = ["{checkout}/config/_base_/models/medgemma.py", "{checkout}/config/_base_/datasets/dummy.py",
+          "{checkout}/config/_base_/runtime/finetune.py"]
+model_args = dict(model_name_or_path="ckpt/tiny-medgemma", lora_r=4, lora_target="all", image_size=112,
+                  image_token_len=16, max_length=256, lora_dropout=0.1)
+data_args = dict(train=dict(size=8, image_size=112), validation=dict(size=2, image_size=112),
+                 test=dict(size=2, image_size=112), gen_kwargs=dict(max_new_tokens=3))
+training_args = dict(max_steps=4, per_device_train_batch_size=2, logging_steps=1, save_strategy="steps", save_steps=1,
+                     eval_strategy="no", learning_rate=1e-3, dataloader_num_workers=0, save_total_limit=None)
+{more}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_config(more: str = "", name: str = "run.py") -> str:
+    Path(name).write_text(CONFIG.format(checkout=CHECKOUT, more=more))
+    return name
+
+
+def start(*arguments: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`finetune.py` in a process of its own, as a user starts it."""
+    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    return subprocess.run(
+        [sys.executable, *launcher, str(CHECKOUT / "mllm" / "pipeline" / "finetune.py"), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def adapter(run: str = "exp/run/latest") -> dict[str, torch.Tensor]:
+    return load_file(Path(run) / "adapter" / "adapter_model.safetensors")
+
+
+def losses(run: str = "exp/run/latest") -> list[float]:
+    return [row["loss"] for row in json.loads((Path(run) / "training_log.json").read_text())["rows"] if "loss" in row]
+
+
+def test_a_run_folder_explains_what_happened(folder, caplog):
+    more = "export_args = dict(merged=True)"
+    with caplog.at_level("INFO", logger="mllm"):
+        assert (
+            main(
+                [write_config(more), "--cfg-options", "training_args.eval_strategy=steps", "training_args.eval_steps=2"]
+            )
+            == 0
+        )
+    run = Path("exp/run/latest")
+    assert run.is_symlink()
+    assert (run.resolve().parent.name, len(run.resolve().name)) == ("run", len("20260102_030405"))
+    found = {path.name for path in run.iterdir()}
+    assert found >= {
+        *("config.py", "environment.json", "first_batch.md", "training_log.json", "loss.png", "tensorboard"),
+        *("adapter", "merged", "predictions.jsonl", "checkpoint-1", "checkpoint-4"),
+    }
+    log = json.loads((run / "training_log.json").read_text())
+    assert [row["step"] for row in log["rows"] if "loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in log["rows"] if "eval_loss" in row] == [2, 4]
+    assert {"packages", "git"} <= set(json.loads((run / "environment.json").read_text()))
+    assert any(path.name.startswith("events") for path in (run / "tensorboard").rglob("*"))
+    predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [set(row) for row in predictions] == [{"source", "question", "reference", "prediction"}] * 2
+    assert "held-out accuracy: " in caplog.text
+    card = (run / "adapter" / "README.md").read_text()
+    assert "not for clinical use" in card
+    base = AutoModelForImageTextToText.from_pretrained("ckpt/tiny-medgemma")
+    loaded = PeftModel.from_pretrained(base, str(run / "adapter"))
+    assert any(tensor.abs().max() > 0 for name, tensor in loaded.state_dict().items() if "lora_B" in name)
+    assert json.loads((run / "merged" / "export_report.json").read_text())["max_abs_difference"] < 1e-4
+
+
+def test_the_resolved_config_runs_again_to_the_same_weights(folder):
+    main([write_config()])
+    first = adapter()
+    main([str(Path("exp/run/latest/config.py").resolve()), "--cfg-options", "training_args.output_dir=again"])
+    assert Path("again/adapter/adapter_config.json").is_file()
+    assert all(torch.equal(first[name], tensor) for name, tensor in adapter("again").items())
+
+
+KILLER = '''
+"""Kills its own process at the moment that KILL_AT names, once."""
+import os, signal
+from pathlib import Path
+import torch
+from mllm.objectives.text import NextToken
+from mllm.registry import OBJECTIVES
+
+MOMENT, calls = os.environ.get("KILL_AT"), 0
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+
+@OBJECTIVES.register_module()
+class Fragile(NextToken):
+    """Next-token prediction that dies in the middle of the third update, or between two."""
+    def total(self, context):
+        global calls
+        calls += context.student.hidden_BLD.requires_grad and self.training
+        if MOMENT == "mid-step" and calls == 4:
+            die()
+        return super().total(context)
+    def count(self, targets):
+        if MOMENT == "between" and Path("exp/run/latest/checkpoint-3/complete.json").exists():
+            die()
+        return super().count(targets)
+
+if MOMENT == "saving":
+    save = torch.save
+    def torn(value, path, *args, **kwargs):
+        if "checkpoint-3" in str(path):
+            save(value, path, *args, **kwargs)
+            with open(path, "r+b") as file:
+                file.truncate(100)
+            die()
+        return save(value, path, *args, **kwargs)
+    torch.save = torn
+'''
+
+
+@pytest.mark.parametrize("moment", ["mid-step", "saving", "between"])
+def test_a_killed_run_continues_bit_for_bit(folder, moment):
+    Path("killer.py").write_text(KILLER)
+    more = 'custom_imports = dict(imports=["killer"])\nobjectives = dict(next_token=dict(type="Fragile"))'
+    config = write_config(more)
+    killed = start(config, KILL_AT=moment)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    torso = Path("exp/run/latest/checkpoint-3")
+    assert torso.exists() == (moment != "mid-step")
+    assert (torso / "complete.json").exists() == (moment == "between")
+    resumed = start(config, "--resume")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    expected = {"mid-step": "checkpoint-2", "saving": "checkpoint-2", "between": "checkpoint-3"}[moment]
+    assert f"continuing from {expected}" in resumed.stderr
+    whole = start(config, "--cfg-options", "training_args.output_dir=whole")
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    assert losses() == losses("whole")
+    assert len(losses()) == 4
+    assert all(torch.equal(adapter("whole")[name], tensor) for name, tensor in adapter().items())
+
+
+def test_two_processes_make_the_same_update_as_one(folder):
+    more = "model_args.update(lora_dropout=0.0)\n"
+    config = write_config("training_args.update(optim='sgd', learning_rate=0.05)\n" + more)
+    one = start(config, "--cfg-options", "training_args.output_dir=one")
+    two = start(
+        *(config, "--cfg-options", "training_args.output_dir=two", "training_args.per_device_train_batch_size=1"),
+        processes=2,
+    )
+    assert one.returncode == 0, one.stderr[-2000:]
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert losses("two") == pytest.approx(losses("one"), rel=1e-5)
+    for name, tensor in adapter("one").items():
+        torch.testing.assert_close(adapter("two")[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def test_there_must_be_something_to_resume(folder, capsys):
+    assert run_command(main, [write_config(), "--resume"]) == 2
+    assert "--resume: exp/run/latest has no complete checkpoint to continue from" in capsys.readouterr().err
+
+
+def test_an_output_dir_is_never_overwritten(folder, capsys):
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("precious")
+    options = ["--cfg-options", "training_args.output_dir=mine"]
+    assert run_command(main, [write_config(), *options]) == 2
+    assert "training_args.output_dir mine is not empty; pass --resume" in capsys.readouterr().err
+    assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
+
+
+PLUGIN = '''
+"""A dataset of a user."""
+from mllm.dataset.base import ImageTextDataset
+from mllm.registry import DATASETS
+from mllm.structures import Sample, Turn
+
+
+@DATASETS.register_module()
+class YourMedicalDataset(ImageTextDataset):
+    """One question and one answer about one image. Row: {"image", "question", "answer", "patient"}."""
+
+    required = ("image", "question", "answer")
+
+    def __init__(self, data_path: str, image_folder: str, modality: str):
+        super().__init__(data_path, image_folder)
+        self.modality = modality
+
+    def parse(self, row: dict) -> Sample:
+        return Sample(images=[self.read_image(row["image"])],
+                      turns=[Turn("user", f"<image> {self.modality}: {row['question']}"),
+                             Turn("assistant", row["answer"])],
+                      group=row["patient"])
+'''
+SPLITS = """
+custom_imports = dict(imports=["plugin"])
+data_args = dict(
+    train=dict(_delete_=True, type="{type}", data_path="rows.jsonl", image_folder="pictures", {more}),
+    validation=None, test=None{rest})
+"""
+
+
+def _rows(*broken: dict) -> None:
+    from mllm.testing.files import write_png
+
+    Path("pictures").mkdir(exist_ok=True)
+    rows = []
+    for number in range(4):
+        write_png(Path("pictures") / f"{number}.png", torch.full((20, 20), 50 * number, dtype=torch.uint8).numpy())
+        rows.append({"image": f"{number}.png", "question": "What?", "answer": "A scan.", "patient": str(number)})
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *broken]))
+
+
+def test_a_dataset_of_ones_own_outside_the_repository_is_used_by_name(folder):
+    assert len(PLUGIN.strip().splitlines()) <= 25
+    Path("plugin.py").write_text(PLUGIN)
+    _rows()
+    config = write_config(SPLITS.format(type="YourMedicalDataset", more="modality='CT'", rest=""))
+    assert main([config]) == 0
+    assert "CT: What?" in Path("exp/run/latest/first_batch.md").read_text()
+
+
+BAD_ROWS = {
+    "a missing image": (
+        {"image": "none.png", "question": "q", "answer": "a"},
+        "rows.jsonl, line 5: image pictures/none.png does not exist",
+    ),
+    "a missing field": ({"image": "0.png", "answer": "a"}, "rows.jsonl, line 5: field 'question' is missing"),
+    "a wrong column name": (
+        {"image": "0.png", "Question": "q", "answer": "a"},
+        "rows.jsonl, line 5: field 'question' is missing: did you mean 'Question'?",
+    ),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_is_one_sentence_with_exit_code_2(folder, capsys, case, workers):
+    row, sentence = BAD_ROWS[case]
+    _rows(row)
+    options = f"\ntraining_args.update(dataloader_num_workers={workers}, per_device_train_batch_size=5)"
+    config = write_config(SPLITS.format(type="VQADataset", more="", rest="").replace('"plugin"', "") + options)
+    assert run_command(main, [config]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+
+
+def test_skipped_rows_are_counted_and_listed(folder, caplog):
+    _rows(*(row for row, _ in BAD_ROWS.values()))
+    config = write_config(SPLITS.format(type="VQADataset", more="", rest=", on_error='skip'").replace('"plugin"', ""))
+    with caplog.at_level("INFO", logger="mllm"):
+        assert main([config]) == 0
+    assert "3 rows were skipped" in caplog.text
+    listed = Path("exp/run/latest/skipped_rows.txt").read_text().splitlines()
+    assert sorted(line.split(":")[0] for line in listed) == [f"rows.jsonl, line {line}" for line in (5, 6, 7)]
+
+
+def test_an_empty_dataset_is_said(folder, capsys):
+    _rows()
+    Path("rows.jsonl").write_text("")
+    config = write_config(SPLITS.format(type="VQADataset", more="", rest="").replace('"plugin"', ""))
+    assert run_command(main, [config]) == 2
+    assert "rows.jsonl is empty" in capsys.readouterr().err
+
+
+def test_missing_weights_name_the_script(folder, capsys):
+    config = write_config("model_args.update(model_name_or_path='ckpt/medgemma-4b-it')")
+    assert run_command(main, [config]) == 2
+    assert "scripts/download_medgemma.sh" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback_and_nothing_else_does(folder, capsys):
+    arguments = [write_config("model_args.update(lora_r=-1)")]
+    assert run_command(main, arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert run_command(main, [*arguments, "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+REAL = [
+    ("dicom/CT_small.dcm", "CT"),
+    ("dicom/MR_small.dcm", "MRI"),
+    ("dicom/RG1_J2KI.dcm", "X-ray"),
+    ({"path": "dicom/examples_ybr_color.dcm", "frames": 12}, "ultrasound"),
+    ("dicom/color-pl.dcm", "ultrasound"),
+    ("images/cxr_nih_00000001_000.png", "X-ray"),
+    ("images/retina.jpg", "fundus"),
+    ({"path": "nifti/anatomical.nii", "axis": "coronal"}, "MRI"),
+]
+
+
+def test_real_scans_train_and_are_asked_about(folder, shared_data, capsys):
+    from mllm.pipeline.predict import main as predict
+
+    rows = [{"image": image, "question": "Which modality?", "answer": answer} for image, answer in REAL]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = (
+        SPLITS.format(type="VQADataset", more="", rest="").replace('"plugin"', "").replace("pictures", str(shared_data))
+    )
+    faster = (
+        "\nmodel_args.update(lora_dropout=0.0)\ntraining_args.update(max_steps=12, save_strategy='no', "
+        "per_device_train_batch_size=8)"
+    )
+    main([write_config(config + faster)])
+    assert losses()[-1] < losses()[0]
+    capsys.readouterr()
+    asked = ["--adapter", "exp/run/latest/adapter", "--image", str(shared_data / "dicom" / "CT_small.dcm")]
+    predict([*asked, "--question", "Which modality?", "--max-new-tokens", "4"])
+    assert isinstance(capsys.readouterr().out, str)
