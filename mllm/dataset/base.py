@@ -164,7 +164,7 @@ class ImageTextDataset(SampleDataset):
         Its rows have `image`, `question`, `answer` and `patient`, and a word for every other field in `required`.
         """
         # Imported here because the phantoms lie among the datasets, which are built on this module.
-        from mllm.dataset.miniature import write_miniature
+        from mllm.dataset.phantoms.miniature import write_miniature
 
         return write_miniature(folder, rows, cls.required)
 

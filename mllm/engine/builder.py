@@ -59,8 +59,8 @@ def build_multimodal_trainer(
     wanted.pop("gradient_checkpointing_kwargs", None)
     limit = wanted.pop("save_total_limit", None)
     use_tensorboard_folder(folder)
-    guard, meter = Guard(), Meter()
-    callbacks = [guard, Checkpoints(limit), RunLog({"config": config.name}, meter), Epochs(data["train_sampler"])]
+    meter = Meter()
+    callbacks = [Guard(), Checkpoints(limit), RunLog({"config": config.name}, meter), Epochs(data["train_sampler"])]
     trainer = MultimodalTrainer(
         learner,
         training_arguments(wanted, hardware, folder, learner, evaluates=data.get("eval_dataset") is not None),
@@ -70,7 +70,6 @@ def build_multimodal_trainer(
         callbacks=callbacks,
         **data,
     )
-    guard.trainer = trainer
     bar = trainer.pop_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
     assert bar is not None
     trainer.add_callback(Lines if trainer.args.disable_tqdm else Progress)

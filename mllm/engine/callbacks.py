@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -14,12 +14,9 @@ from transformers.trainer_callback import ProgressCallback
 
 from mllm.engine.meter import Meter
 from mllm.engine.plots import plot_loss
-from mllm.engine.run_folder import mark_complete, rotate
+from mllm.engine.run_folder import mark_complete, newest_checkpoint, rotate
 from mllm.errors import TrainingError
 from mllm.files import write_json, write_text
-
-if TYPE_CHECKING:
-    from mllm.engine.trainer import MultimodalTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +43,19 @@ class Epochs(TrainerCallback):
         self.sampler.set_epoch(state.global_step // len(self.sampler))
 
 
+def not_finite(args: TrainingArguments, state: TrainerState, what: str, value: float) -> TrainingError:
+    """The error for a loss or gradient that is NaN or infinite."""
+    kept = newest_checkpoint(run_folder(args))
+    return TrainingError(
+        f"the {what} is {value} at step {state.global_step + 1}; "
+        + (f"the last good checkpoint is {kept}" if kept else "no checkpoint has been written yet")
+        + f"; lower learning_rate (now {args.learning_rate:g}) or max_grad_norm (now {args.max_grad_norm:g}), "
+        "or train in bf16 or fp32"
+    )
+
+
 class Guard(TrainerCallback):
     """Stops before an update whose gradient is not finite can spoil the weights."""
-
-    def __init__(self) -> None:
-        self.trainer: MultimodalTrainer | None = None
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -58,8 +63,7 @@ class Guard(TrainerCallback):
         """Raises `TrainingError` where any gradient is NaN or infinite."""
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if gradients and not torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
-            assert self.trainer is not None
-            raise TrainingError(self.trainer.not_finite("gradient", float("nan")))
+            raise not_finite(args, state, "gradient", float("nan"))
 
 
 class Checkpoints(TrainerCallback):

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 
-from mllm.engine.callbacks import run_folder
+from mllm.engine.callbacks import not_finite
 from mllm.engine.evaluation import check_failures, mean_losses
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
-from mllm.engine.run_folder import newest_checkpoint
 from mllm.errors import TrainingError
 from mllm.structures import Batch, Encoded, LogicalBatch
 
@@ -147,19 +146,9 @@ class MultimodalTrainer(Trainer):
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise TrainingError(f"out of memory at step {self.state.global_step + 1}. {self.memory_advice}") from error
         if not torch.isfinite(total):
-            raise TrainingError(self.not_finite("loss", float(total)))
+            raise not_finite(self.args, self.state, "loss", float(total))
         self.meter.step()
         return total
-
-    def not_finite(self, what: str, value: float) -> str:
-        """The sentence for a loss or gradient that is NaN or infinite."""
-        kept = newest_checkpoint(run_folder(self.args))
-        return (
-            f"the {what} is {value} at step {self.state.global_step + 1}; "
-            + (f"the last good checkpoint is {kept}" if kept else "no checkpoint has been written yet")
-            + f"; lower learning_rate (now {self.args.learning_rate:g}) or max_grad_norm (now "
-            f"{self.args.max_grad_norm:g}), or train in bf16 or fp32"
-        )
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

@@ -90,8 +90,8 @@ def make_trainer(make_bundle, tmp_path):
             logging_nan_inf_filter=False,
             seed=0,
         )
-        guard, meter = Guard(), Meter()
-        trainer = MultimodalTrainer(
+        meter = Meter()
+        return MultimodalTrainer(
             learner,
             TrainingArguments(**{**defaults, **options}),
             train_dataset=EncodedDataset(rows, bundle.encoder.encode),
@@ -104,10 +104,8 @@ def make_trainer(make_bundle, tmp_path):
             meter=meter,
             skip_failures=skip,
             memory_advice="Lower, in this order: max_length (now 256)",
-            callbacks=[guard, Checkpoints(None), RunLog({"config": "test"}, meter), Epochs(sampler)],
+            callbacks=[Guard(), Checkpoints(None), RunLog({"config": "test"}, meter), Epochs(sampler)],
         )
-        guard.trainer = trainer
-        return trainer
 
     return make
 

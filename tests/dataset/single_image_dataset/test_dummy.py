@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from mllm.dataset.single_image_dataset.dummy import TASKS, DummyDataset, plural, with_article
-from mllm.dataset.single_image_dataset.phantoms import MODALITIES
+from mllm.dataset.phantoms.phantom import MODALITIES
+from mllm.dataset.phantoms.questions import TASKS, plural, with_article
+from mllm.dataset.single_image_dataset.dummy import DummyDataset
 from mllm.errors import ConfigError
 
 

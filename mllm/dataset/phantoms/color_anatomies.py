@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from typing_extensions import override
 
-from mllm.dataset.anatomies import Anatomy
-from mllm.dataset.canvas import Canvas, edge, over
+from mllm.dataset.phantoms.anatomies import Anatomy
+from mllm.dataset.phantoms.canvas import Canvas, edge, over
 
 
 class Fundus(Anatomy):

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from typing_extensions import override
 
-from mllm.dataset.canvas import Canvas, edge, over
+from mllm.dataset.phantoms.canvas import Canvas, edge, over
 
 
 class Anatomy:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from mllm.dataset.anatomies import CT, MRI, Anatomy, Ultrasound, XRay
-from mllm.dataset.canvas import Canvas
-from mllm.dataset.color_anatomies import Endoscopy, Fundus, Pathology
+from mllm.dataset.phantoms.anatomies import CT, MRI, Anatomy, Ultrasound, XRay
+from mllm.dataset.phantoms.canvas import Canvas
+from mllm.dataset.phantoms.color_anatomies import Endoscopy, Fundus, Pathology
 from mllm.errors import ConfigError, hint
 
 ANATOMIES: dict[str, type[Anatomy]] = {

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mllm.dataset.canvas import Canvas, over
+from mllm.dataset.phantoms.canvas import Canvas, over
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.7])

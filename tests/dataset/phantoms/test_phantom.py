@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mllm.dataset.single_image_dataset.phantoms import MODALITIES, draw
+from mllm.dataset.phantoms.phantom import MODALITIES, draw
 from mllm.errors import ConfigError
 
 

@@ -4,7 +4,7 @@ import json
 
 from PIL import Image
 
-from mllm.dataset.miniature import write_miniature
+from mllm.dataset.phantoms.miniature import write_miniature
 
 
 def test_rows_have_every_field_and_their_pictures(tmp_path):

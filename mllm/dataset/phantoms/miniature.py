@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mllm.dataset.single_image_dataset.dummy import ask, lesions_for
-from mllm.dataset.single_image_dataset.phantoms import MODALITIES, draw
+from mllm.dataset.phantoms.phantom import MODALITIES, draw
+from mllm.dataset.phantoms.questions import ask, lesions_for
 from mllm.files import replaced_file
 
 _TASKS = ("classification", "counting", "regression", "report")

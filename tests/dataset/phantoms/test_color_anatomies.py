@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mllm.dataset.canvas import Canvas
-from mllm.dataset.color_anatomies import Endoscopy, Fundus, Pathology
+from mllm.dataset.phantoms.canvas import Canvas
+from mllm.dataset.phantoms.color_anatomies import Endoscopy, Fundus, Pathology
 
 
 @pytest.mark.parametrize("anatomy", [Fundus, Pathology, Endoscopy])

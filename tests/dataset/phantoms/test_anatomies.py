@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mllm.dataset.anatomies import CT, MRI, Ultrasound, XRay
-from mllm.dataset.canvas import Canvas
+from mllm.dataset.phantoms.anatomies import CT, MRI, Ultrasound, XRay
+from mllm.dataset.phantoms.canvas import Canvas
 
 
 @pytest.mark.parametrize("anatomy", [CT, MRI, XRay, Ultrasound])

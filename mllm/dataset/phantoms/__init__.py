@@ -1,0 +1,1 @@
+"""Generated medical-looking pictures and questions about them, for trials, tests and demonstrations."""
