@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -20,6 +21,26 @@ class DataError(UserError):
 
 class TrainingError(UserError):
     """A run cannot go on: its loss is not a number, or the memory or the disk is full."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch is not imported for it, and tells of the host's memory by a RuntimeError."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    )
+
+
+@contextmanager
+def memory_advised(advice: str, moment: str = "") -> Iterator[None]:
+    """Where memory runs out inside, a `TrainingError` says at which moment and gives the advice."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(f"out of memory{moment}. {advice}") from error
 
 
 def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -81,6 +81,9 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        for file in temporary.rglob("*.safetensors"):
+            # safetensors makes files that only their owner reads; others may read them as they may the folder.
+            file.chmod(temporary.stat().st_mode & 0o666)
         if folder.exists():
             os.rename(folder, old)
         try:

@@ -12,9 +12,9 @@ frame=$("$python" -c 'from pydicom.data import get_testdata_file as find; print(
 question="Which imaging modality is this?"
 echo
 echo "A real echocardiogram (DICOM, from the pydicom package): $frame"
+answer=$("$python" mllm/pipeline/predict.py --adapter "$run/adapter" --image "$frame" --question "$question")
 echo "Question: $question"
-echo "Answer:"
-"$python" mllm/pipeline/predict.py --adapter "$run/adapter" --image "$frame" --question "$question"
+echo "Answer: $answer"
 
 cat <<TEXT
 

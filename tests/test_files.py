@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mllm.files import replaced_file, replaced_folder, write_json, write_text
 
@@ -63,3 +65,11 @@ def test_the_old_folder_survives_a_failure(tmp_path: Path) -> None:
         raise RuntimeError
     assert os.listdir(folder) == ["weights"]
     assert os.listdir(tmp_path) == ["adapter"]
+
+
+def test_exported_weights_can_be_read_by_whom_the_folder_is_for(tmp_path: Path) -> None:
+    with replaced_folder(tmp_path / "adapter") as temporary:
+        save_file({"a": torch.ones(1)}, temporary / "adapter_model.safetensors")  # makes it for its owner alone
+    (tmp_path / "plain").write_text("")
+    mode = (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_mode
+    assert mode == (tmp_path / "plain").stat().st_mode

@@ -10,8 +10,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from pydicom.data import get_testdata_file
 
 from mllm.config.schema import DataArgs, ModelArgs
+from mllm.pipeline import cli, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "MEDGEMMA.md", "mllm/README.md", "ckpt/README.md")]
@@ -91,6 +93,36 @@ def test_commands_use_options_that_exist(document: Path, capsys: pytest.CaptureF
         usage = capsys.readouterr().out
         for word in words[2:]:
             assert not word.startswith("--") or re.search(rf"{word}\b", usage), f"{words[1]} {word}"
+
+
+def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a reader would: the files that README.md shows, its commands one after the other, in a fresh folder."""
+    readme = ROOT / "README.md"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    Path("config").symlink_to(ROOT / "config")
+    Path("my_run.py").write_text(next(block for block in blocks(readme, "python") if block.startswith("# my_run.py")))
+    row = json.loads(blocks(readme, "json")[0])
+    echo = get_testdata_file("examples_ybr_color.dcm", download=False)
+    Path("mydata/images").mkdir(parents=True)
+    for name in (Path("mydata/images") / row["image"], Path("scan.dcm")):
+        name.symlink_to(str(echo))
+    Path("mydata/train.jsonl").write_text(json.dumps(row) + "\n")
+    Path("questions.jsonl").write_text(json.dumps({"image": "scan.dcm", "question": "Why?"}) + "\n")
+    run = 0
+    for line in (line for block in blocks(readme, "bash") for line in block.replace("\\\n", " ").splitlines()):
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["python"]:
+            main = importlib.import_module(words[1].removesuffix(".py").replace("/", ".")).main
+            assert run_command(main, words[2:]) == 0, line
+        else:
+            assert words[:1] == ["mllm"], line
+            assert run_command(cli.main, words[1:]) == 0, line
+        run += 1
+    assert run >= 8
+    assert Path("exp/my_run/latest/adapter/adapter_model.safetensors").is_file()
+    assert "prediction" in json.loads(Path("answers.jsonl").read_text())
+    assert Path("my_model/config.json").is_file()
 
 
 def test_a_reader_knows_the_limits_first() -> None:

@@ -86,6 +86,7 @@ def _merged(path: Path, places: Places, overrides: Sequence[str]) -> dict[str, A
     except Exception as error:
         raise ConfigError(_explained(error, places.files, shown(path))) from error
     for key, value in changes.items():
+        _refuse_inside_of_no_dict(key.split("."), config.to_dict())
         _write_override(tuple(key.split(".")), value, places)
     try:
         config.merge_from_dict(changes)
@@ -145,8 +146,20 @@ def _parse_value(text: str) -> Any:
     return text
 
 
+def _refuse_inside_of_no_dict(key: Sequence[str], value: Any) -> None:
+    """Refuses `model_args.lora_r.x=3` where `model_args.lora_r` is a number."""
+    for depth, name in enumerate(key):
+        if not isinstance(value, (Mapping, list)):
+            raise ConfigError(f"{OPTIONS}: {'.'.join(key[:depth])} is {value!r}, so it holds no '{name}' to set")
+        if isinstance(value, list) or name not in value:
+            return
+        value = value[name]
+
+
 def _write_override(key: tuple[str, ...], value: Any, places: Places) -> None:
     place = Place(None, 0, len(places.files))
+    for length in range(1, len(key)):
+        places.written.setdefault(key[:length], place)
     if key[-1] == "_delete_":
         places.write(key[:-1], place)
         return

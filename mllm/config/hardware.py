@@ -60,7 +60,7 @@ def detect() -> Hardware:
     # A container or `taskset` may leave fewer cores than the machine has.
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     if not torch.cuda.is_available():
-        return Hardware("cpu", platform.processor() or platform.machine(), None, 0, 0, host, cores)
+        return Hardware("cpu", f"CPU ({platform.machine()})", None, 0, 0, host, cores)
     count = torch.cuda.device_count()
     cards = [torch.cuda.get_device_properties(index) for index in range(count)]
     weakest = min(cards, key=lambda card: (card.major, card.minor, card.total_memory))

@@ -101,6 +101,8 @@ def _read_file(path: Path, places: Places, chain: tuple[Path, ...]) -> dict[str,
             names[target[0]] = value
             top.setdefault(target[0], Place(path, line, rank))
         _record(target, value, line, Recorder(places, path, rank, names))
+    for target, value, line in _updates(tree):
+        _record(target, value, line, Recorder(places, path, rank, names))
     return top
 
 
@@ -169,6 +171,16 @@ def _assignments(tree: ast.Module) -> Iterator[tuple[Key, ast.expr, int]]:
             key = _target_key(target)
             if key and key != ("_base_",):
                 yield key, value, node.lineno
+
+
+def _updates(tree: ast.Module) -> Iterator[tuple[Key, ast.expr, int]]:
+    """The top-level calls `name.update(key=...)`, as the dict that each one writes."""
+    for node in tree.body:
+        call = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "update":
+            key = _target_key(call.func.value)
+            if key:
+                yield key, ast.Call(ast.Name("dict", ast.Load()), [], call.keywords), node.lineno
 
 
 def _target_key(target: ast.expr) -> Key:

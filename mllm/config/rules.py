@@ -22,6 +22,11 @@ AMPERE = (8, 0)
 IMAGE_TOKENS = (256, 128, 64, 32, 16)
 """Tokens of one image that Gemma 3's projector can pool to."""
 ADAPTED_OPTIMIZER = "adamw_torch"
+WITHOUT_EFFECT = (
+    *("label_smoothing_factor", "neftune_noise_alpha", "use_liger_kernel", "torch_empty_cache_steps"),
+    *("auto_find_batch_size", "train_sampling_strategy", "include_num_input_tokens_seen"),
+)
+"""Keys of `training_args` that Trainer would read in code that the learner takes the place of."""
 
 
 def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardware]:
@@ -35,6 +40,8 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     refuse_quantization_conflicts(config)
     refuse_missing_rank(config)
     refuse_two_precisions(config)
+    refuse_no_updates(config)
+    refuse_what_has_no_effect(config)
     if config.model_args.type == "medgemma":
         refuse_image_tokens(config, checkpoint)
         refuse_image_size(config, checkpoint)
@@ -114,6 +121,32 @@ def refuse_two_precisions(config: RunConfig) -> None:
             f"{config.place('training_args', 'fp16_full_eval')}: fp16_full_eval=True casts the whole model to fp16, "
             f"where activations overflow: set it to False; fp16=True is safe"
         )
+
+
+def refuse_no_updates(config: RunConfig) -> None:
+    """Refuses a training of no update at all: its adapter would change nothing."""
+    args = config.training_args
+    if args.get("max_steps", -1) == 0:
+        raise ConfigError(
+            f"{config.place('training_args', 'max_steps')}: max_steps=0 trains nothing: set it to at least 1, or to -1 "
+            f"for num_train_epochs={args.get('num_train_epochs', 3)}"
+        )
+    if args.get("max_steps", -1) < 0 and args.get("num_train_epochs", 3) <= 0:
+        raise ConfigError(
+            f"{config.place('training_args', 'num_train_epochs')}: num_train_epochs={args['num_train_epochs']} trains "
+            f"nothing: set it above 0, or max_steps to at least 1"
+        )
+
+
+def refuse_what_has_no_effect(config: RunConfig) -> None:
+    """Refuses options that would change a loss, a batch or a model of Trainer's own, which this training has not."""
+    for key in WITHOUT_EFFECT:
+        value = config.training_args.get(key)
+        if value not in (None, False, 0, "no", "random"):
+            raise ConfigError(
+                f"{config.place('training_args', key)}: {key}={value!r} has no effect, because objectives make the "
+                f"loss and the sampler makes the batches: remove it"
+            )
 
 
 def pool_kernel(image_token_len: int) -> tuple[int, int]:
@@ -203,8 +236,8 @@ def adapt_to_cpu(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hard
     if isinstance(optimizer, str) and any(mark in optimizer for mark in ("paged", "8bit", "4bit", "bnb")):
         changes["optim"] = ADAPTED_OPTIMIZER
         logger.info("the optimizer '%s' needs a GPU: using '%s'", optimizer, ADAPTED_OPTIMIZER)
-    if args.get("dataloader_pin_memory", True):
-        changes["dataloader_pin_memory"] = False
+    changes["dataloader_pin_memory"] = False
+    if args.get("dataloader_pin_memory"):
         logger.info("without a GPU there is no memory to pin for: dataloader_pin_memory is off")
     return config.replaced(**{f"training_args.{key}": value for key, value in changes.items()}), hardware
 

@@ -157,9 +157,9 @@ def _index(file: int) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.rstrip())
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from error
+        raise ValueError(f"not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno})") from error
     except RecursionError:
         raise ValueError("not valid JSON (nested too deeply)") from None
 

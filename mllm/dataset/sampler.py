@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
+from mllm.errors import ConfigError
+
 
 class Draw(NamedTuple):
     """One sample asked for by an epoch."""
@@ -40,6 +42,11 @@ class LogicalBatchSampler(Sampler[list[Draw]]):
         self.rank, self.world = rank, world
         self.shuffle, self.drop_last = shuffle, drop_last
         self.epoch = 0
+        if not len(self):
+            raise ConfigError(
+                f"training_args.dataloader_drop_last=True leaves nothing of {size} samples, because an update takes "
+                f"{batch_size * world}: set it to False, or lower the batch size or gradient_accumulation_steps"
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that the next iteration deals."""

@@ -21,11 +21,18 @@ from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
+"""Two names of one thing: transformers is renaming it."""
+
 
 def build_learner(config: RunConfig, bundle: Bundle) -> Learner:
     """The student with the objectives that the config names."""
     objectives = {}
     for name, options in config.objectives.items():
+        if name == "loss" or not name.isidentifier():
+            raise ConfigError(
+                f"objectives: '{name}' cannot be the name of an objective; call it next_token, for example"
+            )
         arguments = {key: value for key, value in options.items() if key != "type"}
         try:
             objectives[name] = OBJECTIVES.find(options["type"])(**arguments)
@@ -53,10 +60,7 @@ def build_multimodal_trainer(
 ) -> MultimodalTrainer:
     """A MultimodalTrainer with the callbacks of every run."""
     wanted = dict(config.training_args)
-    if wanted.pop("gradient_checkpointing", False):
-        # Reentrant checkpointing needs inputs with gradients and is wrong for shared KV layers.
-        learner.student.pretrained.gradient_checkpointing_enable({"use_reentrant": False})
-    wanted.pop("gradient_checkpointing_kwargs", None)
+    enable_checkpointing(learner, wanted)
     limit = wanted.pop("save_total_limit", None)
     use_tensorboard_folder(folder)
     meter = Meter()
@@ -74,6 +78,22 @@ def build_multimodal_trainer(
     assert bar is not None
     trainer.add_callback(Lines if trainer.args.disable_tqdm else Progress)
     return trainer
+
+
+def enable_checkpointing(learner: Learner, wanted: dict[str, Any]) -> None:
+    """Turns gradient checkpointing on inside the learner where it is wanted, and takes its keys out of `wanted`.
+
+    Trainer itself would ask the learner, which is no model of transformers.
+    """
+    for name in CHECKPOINTING:
+        # Reentrant checkpointing needs inputs with gradients and is wrong for shared KV layers.
+        options = {**(wanted.pop(f"{name}_kwargs", None) or {}), "use_reentrant": False}
+        layers = {key: options.pop(key) for key in ("every_n_layers", "offload") if key in options}
+        if wanted.pop(name, False):
+            model = learner.student.pretrained
+            model.gradient_checkpointing_enable(options, **layers)
+            # It makes every tower's inputs ask for gradients, so a frozen one would be computed again and backwards.
+            model.disable_input_require_grads()
 
 
 def logical_batch_size(training_args: dict[str, Any]) -> int:
@@ -100,7 +120,9 @@ def training_arguments(
         label_names=[],
         logging_nan_inf_filter=False,
         ddp_broadcast_buffers=False,
-        ddp_find_unused_parameters=learner.student.trains("vision"),  # a piece may hold no image
+        # A piece may hold no image.
+        ddp_find_unused_parameters=any(map(learner.student.trains, learner.student.towers.keys() - {"language"})),
+        bf16_full_eval=False,  # evaluation runs under the same autocast; Trainer would leave the model on the CPU
         use_cpu=hardware.device == "cpu",
     )
     defaults = dict(
@@ -108,28 +130,38 @@ def training_arguments(
         logging_steps=10,
         save_only_model=False,
         dataloader_persistent_workers=True,
+        disable_tqdm=False,
     )
     try:
-        return TrainingArguments(**{**defaults, **wanted, **decided})
+        arguments = TrainingArguments(**{**defaults, **wanted, **decided})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"training_args: {error}") from error
+    if arguments.n_gpu > 1:
+        logger.info("one of %d cards is used; start with torchrun to use all of them", arguments.n_gpu)
+        arguments._n_gpu = 1  # else Trainer would wrap the learner in DataParallel, which cannot take a Batch apart
+    return arguments
 
 
 def memory_advice(config: RunConfig) -> str:
     """What to lower when memory is short, in order, with the values of this config."""
-    model, training = config.model_args, config.training_args
-    steps = [
-        f"training_args.per_device_train_batch_size (now {training.get('per_device_train_batch_size', 8)}; raise "
-        f"gradient_accumulation_steps, now {training.get('gradient_accumulation_steps', 1)}, to keep the update)"
-    ]
-    if config.data_args.tokens_per_micro_batch:
-        steps.insert(0, f"data_args.tokens_per_micro_batch (now {config.data_args.tokens_per_micro_batch})")
-    if not training.get("gradient_checkpointing"):
+    model, training, steps = config.model_args, config.training_args, []
+    size = training.get("per_device_train_batch_size", 8)
+    if config.data_args.tokens_per_micro_batch:  # takes the place of the batch size
+        steps.append(f"data_args.tokens_per_micro_batch (now {config.data_args.tokens_per_micro_batch})")
+    elif size > 1:
+        steps.append(
+            f"training_args.per_device_train_batch_size (now {size}; raise gradient_accumulation_steps, now "
+            f"{training.get('gradient_accumulation_steps', 1)}, to keep the update)"
+        )
+    if not any(training.get(name) for name in CHECKPOINTING):
         steps.append("training_args.gradient_checkpointing (now False; turn it on)")
     steps.append(f"model_args.max_length (now {model.max_length})")
-    steps.append(f"model_args.image_token_len (now {model.image_token_len or 'the checkpoint’s own'})")
-    steps.append(f"model_args.image_size (now {model.image_size or 'the checkpoint’s own'})")
+    if model.type == "medgemma":
+        steps.append(f"model_args.image_token_len (now {model.image_token_len or 'the checkpoint’s own'})")
+        steps.append(f"model_args.image_size (now {model.image_size or 'the checkpoint’s own'})")
     if not model.load_in_4bit:
-        steps.append("model_args.load_in_4bit (now False; turn it on)")
-    steps.append(f"model_args.lora_r (now {model.lora_r})")
+        instead = " in the place of load_in_8bit" if model.load_in_8bit else ""
+        steps.append(f"model_args.load_in_4bit (now False; turn it on{instead})")
+    if model.lora_r:
+        steps.append(f"model_args.lora_r (now {model.lora_r})")
     return "Lower, in this order: " + ", then ".join(steps)

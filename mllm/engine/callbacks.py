@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
@@ -31,16 +33,25 @@ def run_folder(args: TrainingArguments) -> Path:
 
 
 class Epochs(TrainerCallback):
-    """Tells the sampler which epoch it deals, also after a resume."""
+    """Tells the sampler which epoch it deals, also after a resume, and ends an epoch without updates in silence."""
 
     def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
+        self.first_step = 0
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Sets the epoch that the next iteration deals."""
+        self.first_step = state.global_step
         self.sampler.set_epoch(state.global_step // len(self.sampler))
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Saves and measures nothing again where a finished run was resumed."""
+        if state.global_step == self.first_step:
+            control.should_save = control.should_evaluate = control.should_log = False
 
 
 def not_finite(args: TrainingArguments, state: TrainerState, what: str, value: float) -> TrainingError:
@@ -93,22 +104,41 @@ class RunLog(TrainerCallback):
         """What the log says beside its rows."""
         self.meter = meter
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remembers the rows that were skipped before a resume."""
+        skipped = run_folder(args) / SKIPPED
+        if state.global_step and skipped.is_file():
+            self.meter.skip(skipped.read_text(encoding="utf-8").splitlines())
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Writes the log again, whole, under a temporary name."""
         if state.is_world_process_zero:
             folder = run_folder(args)
             write_json(folder / "training_log.json", {**self.facts, "rows": rows_of(state)})
-            if self.meter.failures:
-                write_text(folder / SKIPPED, "\n".join(self.meter.failures) + "\n")
+            write_skipped(folder, self.meter.failures)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Draws the loss."""
         if state.is_world_process_zero:
             plot_loss(rows_of(state), run_folder(args) / "loss.png")
 
-    on_save = on_train_end
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draws the loss, and lists the rows that any process skipped."""
+        self.meter.skip(gather_object(list(self.meter.failures)))
+        self.on_save(args, state, control)
+        if state.is_world_process_zero:
+            write_skipped(run_folder(args), self.meter.failures)
+
+
+def write_skipped(folder: Path, failures: Iterable[str]) -> None:
+    """Lists the rows that were left out, where there are any."""
+    lines = [" ".join(sentence.split()) for sentence in failures]
+    if lines:
+        write_text(folder / SKIPPED, "\n".join(lines) + "\n")
 
 
 def rows_of(state: TrainerState) -> list[dict[str, float]]:
@@ -132,6 +162,13 @@ class Progress(ProgressCallback):
             line = log_line(state.global_step, logs)
             if line:
                 self.training_bar.write(line, file=sys.stderr)
+
+
+def close_bars(callbacks: Iterable[Any]) -> None:
+    """Ends the bars that an error leaves open, which would be drawn once more behind its sentence."""
+    for callback in callbacks:
+        if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+            callback.training_bar.close()
 
 
 class Lines(TrainerCallback):

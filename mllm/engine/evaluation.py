@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mllm.engine.learner import Learner
 from mllm.errors import DataError
@@ -14,11 +14,9 @@ from mllm.structures import LogicalBatch
 
 
 def check_failures(batch: LogicalBatch, skip: bool) -> None:
-    """Raises `DataError` for the first row that could not be used; with `skip`, only where none of the batch could."""
+    """Raises `DataError` for the first row that could not be used, unless such rows are to be skipped."""
     if batch.failures and not skip:
         raise DataError(batch.failures[0].sentence)
-    if not batch.pieces:
-        raise DataError(f"no row of a whole batch could be used; the first: {batch.failures[0].sentence}")
 
 
 @torch.no_grad()
@@ -27,31 +25,31 @@ def mean_losses(
     learner: Learner,
     batches: Iterable[LogicalBatch],
     accelerator: Any,
-    skip_failures: bool = False,
 ) -> dict[str, float]:
     """`loss` and each objective's mean per supervised item over all `batches` of all processes.
 
-    `model` is the learner as the accelerator wrapped it. Raises `DataError` where a row cannot be used,
-    unless `skip_failures`.
+    `model` is the learner as the accelerator wrapped it. Raises `DataError` where nothing in them is supervised.
     """
     was_training = model.training
     model.eval()
-    totals: dict[str, Tensor] = {}
-    counts: dict[str, Tensor] = {}
+    names = [name for name, _ in learner.named_objectives()]
+    nothing = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    totals, counts = dict.fromkeys(names, nothing), dict.fromkeys(names, nothing)
     for batch in batches:
-        check_failures(batch, skip_failures)
         for piece in batch.pieces:
             piece = piece.to(accelerator.device)
             items = learner.counts(piece.targets)
             ones = {name: torch.ones_like(count) for name, count in items.items()}
             terms = model(student=piece.student, targets=piece.targets, teacher=piece.teacher, counts=ones)
             for name, count in items.items():
-                counts[name] = counts.get(name, 0) + count
-                totals[name] = totals.get(name, 0) + terms[name].double()
+                counts[name] = counts[name] + count
+                totals[name] = totals[name] + terms[name].double()
     model.train(was_training)
+    counts = {name: accelerator.reduce(count, "sum") for name, count in counts.items()}
+    if not any(counts.values()):
+        raise DataError("no row of the validation split could be used")
     means = {
-        name: float(accelerator.reduce(total, "sum") / accelerator.reduce(counts[name], "sum").clamp_min(1))
-        for name, total in totals.items()
+        name: float(accelerator.reduce(total, "sum") / counts[name].clamp_min(1)) for name, total in totals.items()
     }
     weights = {name: objective.weight(learner.progress) for name, objective in learner.named_objectives()}
     return {"loss": sum(weights[name] * mean for name, mean in means.items()), **means}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -21,8 +23,10 @@ class Meter:
         self.failures: dict[str, None] = {}
         """Sentences in the order of their first appearance; a row that fails in every epoch counts once."""
         self.terms: dict[str, Tensor] = {}
-        self.steps = 0
+        self.steps = self.idle = 0
+        """Updates since the last entry, and those among them in which no row could be used."""
         self.peak = 0
+        """Bytes of this process, sampled while activations are alive; a card keeps its own peak."""
 
     def see(self, batch: LogicalBatch) -> None:
         """Counts a logical batch about to be trained on; the clock starts with the first."""
@@ -31,34 +35,50 @@ class Meter:
         self.padded += batch.padded_tokens
         self.samples += batch.samples
         self.truncated += batch.truncated
-        self.failures.update(dict.fromkeys(failure.sentence for failure in batch.failures))
+        self.skip(failure.sentence for failure in batch.failures)
+
+    def skip(self, sentences: Iterable[str]) -> None:
+        """Remembers rows that were left out."""
+        self.failures.update(dict.fromkeys(sentences))
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Adds one piece's share of each objective's term."""
+        """Adds one piece's share of each objective's term, while the activations behind it are alive."""
         for name, term in terms.items():
             self.terms[name] = self.terms[name] + term if name in self.terms else term
+        self.peak = max(self.peak, psutil.Process().memory_info().rss)
 
-    def step(self) -> None:
-        """Ends an update."""
-        self.steps += 1
-        cuda = torch.cuda.is_available()
-        self.peak = torch.cuda.max_memory_allocated() if cuda else max(self.peak, psutil.Process().memory_info().rss)
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock for a while: an evaluation trains on no token."""
+        start = time.monotonic()
+        yield
+        if self.started is not None:
+            self.started += time.monotonic() - start
+
+    def step(self, idle: bool = False) -> None:
+        """Ends an update; an idle one had no row to learn from."""
+        self.steps, self.idle = self.steps + 1, self.idle + idle
 
     def read(self, accelerator: Any) -> dict[str, float]:
-        """The entry's figures over all processes; terms are means over the updates since the last entry."""
+        """The entry's figures over all processes; terms are means over the updates since the last entry.
+
+        The peak is that of the process which needs most.
+        """
         device = accelerator.device
         names = sorted(self.terms)
         sums = torch.stack([self.terms[name].double() for name in names]) if names else torch.zeros(0, device=device)
-        sums = accelerator.reduce(sums, "sum") / max(1, self.steps)
+        sums = accelerator.reduce(sums, "sum") / max(1, self.steps - self.idle)
         counted = accelerator.reduce(
             torch.tensor([self.tokens, self.padded], dtype=torch.float64, device=device), "sum"
         )
         seconds = time.monotonic() - (self.started or time.monotonic())
-        self.terms, self.steps = {}, 0
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else self.peak
+        peaks = accelerator.gather(torch.tensor([peak], dtype=torch.float64, device=device))
+        self.terms, self.steps, self.idle = {}, 0, 0
         tokens, padded = counted.tolist()
         return {
             **dict(zip(names, sums.tolist(), strict=True)),
             "tokens_per_second": tokens / max(seconds, 1e-9),
             "padding_share": 1 - tokens / max(1.0, padded),
-            "peak_memory_gb": self.peak / 1e9,
+            "peak_memory_gb": float(peaks.max()) / 1e9,
         }

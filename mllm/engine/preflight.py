@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterable
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mllm.engine.evaluation import check_failures
 from mllm.engine.learner import Learner
 from mllm.errors import ConfigError
 from mllm.structures import IGNORE, Batch, Context, LogicalBatch
@@ -20,25 +20,28 @@ logger = logging.getLogger(__name__)
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 3e-2}
 """How far our loss may be from the model's own, relative, by the dtype of its vocabulary."""
 
+MOST = 16
+"""How many logical batches after the first may show that everything trains."""
 
-def preflight(learner: Learner, batch: LogicalBatch, accelerator: Any, skip_failures: bool = False) -> None:
+
+def preflight(learner: Learner, batch: LogicalBatch, accelerator: Any, further: Iterable[LogicalBatch] = ()) -> None:
     """Runs the first logical batch without an update, and leaves no trace in gradients or random states.
 
-    Raises `ConfigError` naming trainable tensors that receive no gradient, objectives that reach none, or a loss
-    that is not the model's own; `DataError` where a row cannot be used.
+    Where something trainable is not reached by it (a vision tower by texts alone), the `further` ones are looked at,
+    as many as are needed, 16 at most. Raises `ConfigError` naming trainable tensors that receive no gradient, objectives that reach none, or a loss
+    that is not the model's own.
     """
-    check_failures(batch, skip_failures)
     device = accelerator.device
     devices = [device] if device.type == "cuda" else []
     was_training = learner.training
     with torch.random.fork_rng(devices=devices):
         learner.train()
-        pieces = [piece.to(device) for piece in batch.pieces]
+        pieces = (piece.to(device) for seen in chain([batch], islice(further, MOST)) for piece in seen.pieces)
         with accelerator.autocast():
             _check_gradients(learner, pieces)
         learner.eval()
         with accelerator.autocast():
-            _check_loss(learner, pieces[-1])
+            _check_loss(learner, batch.pieces[-1].to(device))
     learner.train(was_training)
     learner.zero_grad(set_to_none=True)
     if device.type == "cuda":
@@ -125,7 +128,7 @@ def describe_batch(batch: LogicalBatch, tokenizer: Any, image_ids: list[int], mo
     lines = [
         "# The first batch",
         "",
-        f"{batch.samples} samples in {len(batch.pieces)} pieces, {batch.tokens} tokens "
+        f"Samples: {batch.samples}, in pieces: {len(batch.pieces)}, tokens: {batch.tokens} "
         f"({batch.padded_tokens} with padding). The first {min(most, batch.samples)}, decoded from their token ids; "
         "**bold** is supervised.",
     ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -16,8 +18,8 @@ from mllm.engine.callbacks import not_finite
 from mllm.engine.evaluation import check_failures, mean_losses
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
-from mllm.errors import TrainingError
-from mllm.structures import Batch, Encoded, LogicalBatch
+from mllm.errors import DataError, memory_advised
+from mllm.structures import IGNORE, Batch, Encoded, LogicalBatch
 
 
 class MultimodalTrainer(Trainer):
@@ -73,19 +75,40 @@ class MultimodalTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers > 0 else None,
+            # Seeds the workers. Without one of its own, a loader draws their seed from the generator of dropout, and an
+            # evaluation after a checkpoint would change what follows it.
+            generator=torch.Generator().manual_seed(self.args.seed),
         )
 
     def first_batch(self) -> LogicalBatch:
-        """The first update's batch of the first epoch, encoded here and now."""
-        draws = next(iter(self.train_sampler))
+        """The first batch of the first epoch that has a usable row, encoded here and now."""
+        for batch in self.first_batches():
+            return batch
+        raise DataError(f"no row of the training split could be used; one of them: {next(iter(self.meter.failures))}")
+
+    def first_batches(self) -> Iterator[LogicalBatch]:
+        """The batches of the first epoch, those without a usable row left out, each encoded when it is asked for."""
         collate, dataset = cast(Any, self.data_collator), cast(Any, self.train_dataset)
-        return cast(LogicalBatch, collate([dataset[draw] for draw in draws]))
+        batches = (collate([dataset[draw] for draw in draws]) for draws in self.train_sampler)
+        yield from (batch for batch in self._watched(batches) if batch.pieces)
+
+    @cached_property
+    def _idle_piece(self) -> Batch:
+        """What a process runs while it has no usable row and others have: a piece in which nothing is supervised."""
+        piece = self.first_batch().pieces[-1]
+        labels = torch.full_like(piece.targets["labels"], IGNORE)
+        return replace(piece, targets={**piece.targets, "labels": labels})
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[LogicalBatch], num_batches: int, device: torch.device
     ) -> tuple[list[LogicalBatch], Any]:
         """The next logical batch, and its supervised items summed over all processes."""
-        batches, counts = [], None
+        batches: list[LogicalBatch] = []
+        counts = None
+        if self.state.global_step >= self.state.max_steps:
+            # A finished run was resumed in the middle of an epoch; Trainer looks at the end only after an update.
+            self.control.should_training_stop = True
+            return batches, counts
         for batch in epoch_iterator:
             check_failures(batch, self.skip_failures)
             self.meter.see(batch)
@@ -106,8 +129,8 @@ class MultimodalTrainer(Trainer):
         """Supervised items of a logical batch on all processes, by objective."""
         pieces = [self.learner.counts(piece.targets) for piece in batch.pieces]
         return {
-            name: self.accelerator.reduce(torch.stack([piece[name] for piece in pieces]).sum().to(device), "sum")
-            for name in pieces[0]
+            name: self.accelerator.reduce(torch.tensor(sum(int(piece[name]) for piece in pieces), device=device), "sum")
+            for name, _ in self.learner.named_objectives()
         }
 
     def compute_loss(
@@ -128,12 +151,19 @@ class MultimodalTrainer(Trainer):
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: LogicalBatch, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Forward and backward over the pieces of a logical batch; gradients meet other processes' on the last."""
+        """Forward and backward over the pieces of a logical batch; gradients meet other processes' on the last.
+
+        Where no row of it could be used, on any process, nothing runs, and the optimizer leaves the weights alone.
+        """
         model.train()
         total = torch.zeros((), device=self.args.device)
-        try:
-            for piece in inputs.pieces:
-                is_last = piece is inputs.pieces[-1]
+        if not inputs.pieces and not any(num_items_in_batch.values()):
+            self.meter.step(idle=True)
+            return total
+        pieces = inputs.pieces or [self._idle_piece]
+        with memory_advised(self.memory_advice, f" at step {self.state.global_step + 1}"):
+            for piece in pieces:
+                is_last = piece is pieces[-1]
                 self.accelerator.gradient_state._set_sync_gradients(is_last)
                 deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
                 with nullcontext() if is_last or deepspeed else self.accelerator.no_sync(model):
@@ -143,8 +173,6 @@ class MultimodalTrainer(Trainer):
                         )
                     self.accelerator.backward(loss)
                 total += loss.detach()
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise TrainingError(f"out of memory at step {self.state.global_step + 1}. {self.memory_advice}") from error
         if not torch.isfinite(total):
             raise not_finite(self.args, self.state, "loss", float(total))
         self.meter.step()
@@ -154,19 +182,34 @@ class MultimodalTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """The exact mean loss of the validation split, each supervised item counted once."""
-        loader = self.get_eval_dataloader(eval_dataset)
-        means = mean_losses(self.model_wrapped, self.learner, loader, self.accelerator, self.skip_failures)
+        loader = self._watched(self.get_eval_dataloader(eval_dataset))
+        with self.meter.paused():
+            means = mean_losses(self.model_wrapped, self.learner, loader, self.accelerator)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _watched(self, batches: Iterable[LogicalBatch]) -> Iterator[LogicalBatch]:
+        """The same batches, their failures raised or remembered."""
+        for batch in batches:
+            check_failures(batch, self.skip_failures)
+            self.meter.skip(failure.sentence for failure in batch.failures)
+            yield batch
 
     def floating_point_ops(self, inputs: LogicalBatch) -> int:  # type: ignore[override]
         """Zero: operations are not counted, and an estimate would be no figure."""
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each objective's term, speed since start or resume, padding and peak memory to a training entry."""
+        """Adds each objective's term, speed since start or resume, padding and peak memory to a training entry.
+
+        Idle updates have no loss: they do not count for its mean, and there is no entry of them alone.
+        """
         if "loss" in logs:
+            steps, learned = self.meter.steps, self.meter.steps - self.meter.idle
+            if steps and not learned:
+                return
+            logs["loss"] *= max(1, steps) / max(1, learned)
             logs.update(self.meter.read(self.accelerator))
         super().log(logs, start_time)

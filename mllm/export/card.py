@@ -11,6 +11,7 @@ from typing import Any
 from mllm.export.settings import KEYS
 
 RESEARCH_ONLY = "For research only; not for clinical use."
+TINY = " This base is a tiny random model: what is made from it shows that code runs, not that a model is any good."
 
 _GEMMA_TOKENS, _GEMMA_SIZE = 256, 896
 """Gemma 3's own image tokens and image size in pixels (config.json of the released checkpoints)."""
@@ -55,7 +56,7 @@ def card_text(kind: str, settings: Mapping[str, Any], facts: Facts) -> str:
         _front_matter(kind, facts.base, terms),
         f"# {title} for {Path(facts.base).name}",
         f"**{RESEARCH_ONLY}** It can be wrong about any image, and has not been assessed for any clinical purpose.",
-        f"Base model: `{facts.base}`, type `{settings['type']}`.",
+        f"Base model: `{facts.base}`, type `{settings['type']}`." + (TINY if _is_tiny(facts.base) else ""),
         "## How to load it\n\n" + _usage(kind),
         _image_note(kind, settings),
         _section("Data", [f"* {line}" for line in facts.data]),
@@ -66,8 +67,15 @@ def card_text(kind: str, settings: Mapping[str, Any], facts: Facts) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def _is_tiny(base: str) -> bool:
+    """Whether the base is a random model of ours, whose weights nobody has terms for."""
+    return Path(base).name.startswith("tiny-")
+
+
 def _terms(kind: str, base: str) -> tuple[str, str, str] | None:
     """The terms that the base model brings, or None where we do not know them."""
+    if _is_tiny(base):
+        return None
     if "medgemma" in Path(base).name.lower():
         return _TERMS["medgemma"]
     return _TERMS["gemma"] if kind == "medgemma" else None

@@ -72,11 +72,12 @@ class ChatEncoder:
         student = {}
         for name in names:
             tensors = [sample.student[name] for sample in samples if name in sample.student]
+            assert tensors[0].dim() > 1 or len(tensors) == len(samples), f"a sample without {name}"
             if tensors[0].dim() == 1:
                 fill = self._pad_id if name == "input_ids" else 0
                 student[name] = _pad(tensors, max(lengths), fill, side)
             else:
-                student[name] = torch.cat(tensors)
+                student[name] = _joined(tensors)
         labels = _pad([sample.targets["labels"] for sample in samples], max(lengths), IGNORE, side)
         return Batch(student=student, targets={"labels": labels})
 
@@ -212,6 +213,18 @@ def _after_expansion(character: int, expansions: list[dict[str, Any]]) -> int:
         if expansion["span"][1] <= character:
             shift = expansion["new_span"][1] - expansion["span"][1]
     return character + shift
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """Tensors that begin with images, one after the other; what is smaller (fewer tiles) ends with zeros."""
+    sizes = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    joined = tensors[0].new_zeros(sum(len(tensor) for tensor in tensors), *sizes)
+    start = 0
+    for tensor in tensors:
+        place = (slice(start, start + len(tensor)), *map(slice, tensor.shape[1:]))
+        joined[place] = tensor
+        start += len(tensor)
+    return joined
 
 
 def _pad(tensors: list[Tensor], length: int, fill: int, side: str) -> Tensor:

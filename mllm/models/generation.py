@@ -68,7 +68,7 @@ def generate(
     with (
         evaluating(bundle.model),
         torch.random.fork_rng(devices=devices),
-        tqdm(total=total, desc="answers", disable=not progress) as bar,
+        tqdm(total=total, desc="answers", disable=None if progress else True) as bar,  # None: off where nobody watches
     ):
         torch.manual_seed(seed)
         while window := [bundle.encoder.prompt(sample) for sample in islice(remaining, WINDOW * batch_size)]:

@@ -14,7 +14,7 @@ from mllm.objectives.base import Objective
 from mllm.registry import OBJECTIVES
 from mllm.structures import IGNORE, Context
 
-TILE_BYTES = 64 * 2**20
+TILE_BYTES = 128 * 2**20
 """Size of the fp32 logits that exist at one time."""
 
 
@@ -86,24 +86,34 @@ class _FrozenVocabularyLoss(torch.autograd.Function):
         weight = weight_VD.to(torch.get_autocast_dtype(device)) if autocast else weight_VD
         loss_T = torch.empty(len(labels_T), dtype=torch.float32, device=hidden_TD.device)
         gradient_TD = torch.empty_like(hidden_TD) if needs_gradient else None
+        tiles = list(_tiles(len(labels_T), weight.shape[0], tile_bytes))
+        # One tile's memory serves all: a fresh one each time costs a CPU more in page faults than the softmax itself.
+        product = weight.new_empty(max((rows.stop - rows.start for rows in tiles), default=0), weight.shape[0])
+        wide = product if weight.dtype is torch.float32 else torch.empty_like(product, dtype=torch.float32)
         with torch.autocast(device, enabled=False):
-            for rows in _tiles(len(labels_T), weight.shape[0], tile_bytes):
+            for rows in tiles:
                 scaled, scale = _fit(hidden_TD[rows], weight.dtype)
-                logits = (scaled @ weight.T).float()
+                narrow = torch.mm(scaled, weight.T, out=product[: len(scaled)])
+                logits = wide[: len(scaled)]
+                if wide is not product:
+                    logits.copy_(narrow)
                 if scale is not None:
                     logits *= scale
                 if softcap is not None:
                     logits = logits.div_(softcap).tanh_().mul_(softcap)
                 label = labels_T[rows, None]
-                normalizer = torch.logsumexp(logits, dim=1, keepdim=True)
-                loss_T[rows] = (normalizer - logits.gather(1, label)).squeeze(1)
+                logit = logits.gather(1, label)
+                slope = None if softcap is None or gradient_TD is None else 1 - (logits / softcap).square()
+                top, place = logits.max(dim=1, keepdim=True)
+                error = torch.softmax(logits, dim=1, out=logits)
+                loss_T[rows] = (top - error.gather(1, place).log() - logit).squeeze(1)
                 if gradient_TD is not None:
-                    slope = None if softcap is None else 1 - (logits / softcap).square()
-                    error = logits.sub_(normalizer).exp_()
                     error.scatter_add_(1, label, error.new_full(label.shape, -1.0))
                     if slope is not None:
                         error *= slope
-                    gradient_TD[rows] = (error.to(weight.dtype) @ weight).to(gradient_TD.dtype)
+                    if wide is not product:
+                        error = narrow.copy_(error)
+                    gradient_TD[rows] = (error @ weight).to(gradient_TD.dtype)
         ctx.save_for_backward(gradient_TD)
         return loss_T
 
@@ -122,7 +132,7 @@ def _fit(hidden_TD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
 
 
 def _tiles(rows: int, width: int, tile_bytes: int) -> Iterator[slice]:
-    """Slices of rows whose fp32 logits of `width` fit in `tile_bytes`."""
-    step = max(1, tile_bytes // (4 * width))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+    """Slices of rows, as equal as can be, whose fp32 logits of `width` fit in `tile_bytes`."""
+    count = -(-rows // max(1, tile_bytes // (4 * width)))
+    for i in range(count):
+        yield slice(rows * i // count, rows * (i + 1) // count)

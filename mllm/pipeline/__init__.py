@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mllm.errors import UserError
+from mllm.errors import UserError, is_out_of_memory
 from mllm.files import DISK_FULL
 
 USER_ERROR = 2
@@ -87,10 +87,10 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     setup_logging()
     try:
         return main([argument for argument in arguments if argument != "--debug"])
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if debug:
             traceback.print_exc()
-        print("interrupted; what was saved before is complete", file=sys.stderr)
+        print(f"interrupted; {error or 'what was saved before is complete'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has seen enough; Python would complain once more while flushing at exit.
@@ -114,22 +114,13 @@ def explain(error: BaseException) -> str | None:
         return _full_disk(error.filename)
     if _is_full_disk(error):
         return _full_disk(None)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         where = "on the GPU" if type(error).__name__ == "OutOfMemoryError" else "on the host"
         return (
             f"out of memory {where}: load the model in 4 bits, lower the batch size, max_length or image_token_len, "
             "or close other programs that hold memory"
         )
     return None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch is not imported for it, and tells of the host's memory by a RuntimeError."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
-    )
 
 
 def _is_full_disk(error: BaseException) -> bool:

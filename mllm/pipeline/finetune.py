@@ -25,26 +25,29 @@ def main(argv: Sequence[str]) -> int:
     quiet_progress()
     from transformers import set_seed
 
-    from mllm.engine.builder import build_learner, prepare_trainer
+    from mllm.engine.builder import build_learner, memory_advice, prepare_trainer
+    from mllm.errors import memory_advised
     from mllm.models.builder.builder import load_pretrained
     from mllm.pipeline.prepare import prepare_args
-    from mllm.pipeline.steps import announce, examination, export, open_run, prepare_data, report
+    from mllm.pipeline.steps import announce, examination, export, open_run, open_splits, prepare_data, report, train
 
     config, hardware = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
+    splits = open_splits(config)
     folder, checkpoint = open_run(config, hardware, arguments.resume)
     set_seed(config.training_args.get("seed", 42))
-    bundle = load_pretrained(config.model_args, hardware)
-    data = prepare_data(config, bundle, folder)
-    untrained = examination(config, bundle, data) if config.data_args.compute_untrained else None
+    with memory_advised(memory_advice(config)):
+        bundle = load_pretrained(config.model_args, hardware)
+        data = prepare_data(config, bundle, splits)
+        untrained = examination(config, bundle, splits) if config.data_args.compute_untrained else None
 
-    learner = build_learner(config, bundle)
-    trainer = prepare_trainer(config, hardware, learner, folder, **data.training)
-    announce(trainer, bundle, folder)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        learner = build_learner(config, bundle)
+        trainer = prepare_trainer(config, hardware, learner, folder, **data)
+        announce(trainer, bundle, folder)
+        train(trainer, checkpoint)
 
-    answers = examination(config, bundle, data)
-    export(config, bundle, trainer, folder, answers)
-    report(trainer, folder, answers, untrained)
+        written = export(config, bundle, trainer, folder)  # before the examination, which can fail
+        answers = examination(config, bundle, splits)
+        report(config, trainer, written, answers, untrained)
     return 0
 
 

@@ -47,14 +47,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def merge(adapter: str, out: str | Path, *, base: str | None = None, precision: str = "fp32") -> Path:
+def merge(
+    adapter: str, out: str | Path, *, base: str | None = None, precision: str = "fp32", replaces: bool = False
+) -> Path:
     """Merges the adapter in the machine's memory and writes a model in the checkpoint's own dtype to `out`.
 
     Merging and the comparison of logits run in `precision`, on the CPU, whatever the adapter was trained with. Raises
-    `ConfigError` where `out` holds something already, or where the base exists in quantized form alone.
+    `ConfigError` where `out` holds something already, unless it `replaces` it, or where the base exists in quantized
+    form alone.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not replaces and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is not empty; choose another folder")
 
     import torch

@@ -75,7 +75,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     reading.add_argument("--axis", help="axis of a NIfTI volume: axial, coronal, sagittal")
     reading.add_argument("--volume", type=int, help="volume of a 4D NIfTI file, from 0")
     reading.add_argument("--page", action="append", type=_number_or_word, help="page of a TIFF file, from 0")
-    reading.add_argument("--window", type=_window, help="a CT window by name (lung), or CENTER,WIDTH")
+    reading.add_argument("--window", type=_window, help="a CT window: lung, or --window=-600,1500")
     speaking = parser.add_argument_group("answering")
     speaking.add_argument("--max-new-tokens", type=_positive, default=128)
     speaking.add_argument("--batch-size", type=_positive, default=4, help="questions answered at a time")
@@ -101,12 +101,15 @@ def _number_or_word(text: str) -> int | str:
 
 
 def _window(text: str) -> str | list[float]:
-    return [float(part) for part in text.split(",")] if "," in text else text
+    try:
+        return [float(part) for part in text.split(",")] if "," in text else text
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a name nor CENTER,WIDTH in numbers") from error
 
 
 def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
     return int(text)
 
 
@@ -175,7 +178,7 @@ def answer_file(bundle: Bundle, dataset: Any, arguments: argparse.Namespace) -> 
             raise DataError(f"{arguments.batch}: none of its {len(skipped)} rows could be answered; first {skipped[0]}")
     for sentence in skipped:
         logger.warning("skipped %s", sentence)
-    logger.info("%d answers in %s%s", done, arguments.out, f", {len(skipped)} rows skipped" if skipped else "")
+    logger.info("answers written to %s: %d, rows skipped: %d", arguments.out, done, len(skipped))
 
 
 def _predicted(

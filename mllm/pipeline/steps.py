@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,21 @@ from accelerate.utils import broadcast_object_list
 
 from mllm.config.hardware import Hardware, environment
 from mllm.config.schema import RunConfig
+from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
 from mllm.dataset.collator import EncodedDataset, LogicalCollator
 from mllm.dataset.sampler import LogicalBatchSampler
 from mllm.engine.builder import logical_batch_size
-from mllm.engine.callbacks import SKIPPED, rows_of
+from mllm.engine.callbacks import SKIPPED, close_bars, rows_of, run_folder, write_skipped
 from mllm.engine.examination import examine
 from mllm.engine.preflight import describe_batch, preflight
-from mllm.engine.run_folder import open_run_folder
+from mllm.engine.run_folder import newest_checkpoint, open_run_folder
 from mllm.engine.trainer import MultimodalTrainer
-from mllm.export.card import Facts
+from mllm.errors import ConfigError
+from mllm.export.card import Facts, card_text
 from mllm.files import replaced_file, write_json, write_text
 from mllm.models.adapters import trainable_report, trainable_table
+from mllm.models.loading import find_checkpoint
 from mllm.pipeline.merge import merge
 from mllm.registry import EXPORTERS, METRICS
 from mllm.structures import Bundle
@@ -33,19 +37,26 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Data:
-    """A run's splits, and what the trainer is given of them."""
-
-    splits: dict[str, Any]
-    training: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Answers:
     """The test split as the model answered it."""
 
     rows: list[dict[str, str]]
     figures: dict[str, float]
+    skipped: list[str]
+    """The rows that could not be asked about, one sentence each."""
+
+
+def open_splits(config: RunConfig) -> dict[str, SampleDataset]:
+    """The config's splits; weights or data that are not there are refused before a run folder is made."""
+    find_checkpoint(config.model_args.model_name_or_path)
+    if config.data_args.train is None:
+        raise ConfigError(
+            f"{config.place('data_args', 'train')}: data_args.train is None or absent, and there is nothing to learn "
+            "without it: give it a dataset, such as dict(type='VQADataset', data_path='rows.jsonl')"
+        )
+    splits = build_datasets(config.data_args, seed=config.training_args.get("seed", 42))
+    logger.info("%s", ", ".join(f"{name}: {len(split):,} samples" for name, split in splits.items()))
+    return splits
 
 
 def open_run(config: RunConfig, hardware: Hardware, resume: bool) -> tuple[Path, Path | None]:
@@ -53,7 +64,8 @@ def open_run(config: RunConfig, hardware: Hardware, resume: bool) -> tuple[Path,
 
     The first process opens it and tells the others its name.
     """
-    state = PartialState(cpu=hardware.device == "cpu")  # later calls share this state
+    patience = timedelta(seconds=config.training_args.get("ddp_timeout", 1800))
+    state = PartialState(cpu=hardware.device == "cpu", timeout=patience)  # later calls share this state
     opened: list[Any] = [None]
     if state.is_main_process:
         folder, checkpoint = open_run_folder(config.name, config.training_args.get("output_dir"), resume)
@@ -66,20 +78,17 @@ def open_run(config: RunConfig, hardware: Hardware, resume: bool) -> tuple[Path,
     return opened[0]
 
 
-def prepare_data(config: RunConfig, bundle: Bundle, folder: Path) -> Data:
-    """The config's splits, encoded in the loader's workers and dealt as logical batches."""
+def prepare_data(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDataset]) -> dict[str, Any]:
+    """What the trainer is given: splits that are encoded in the loader's workers and dealt as logical batches."""
     state, training = PartialState(), config.training_args
-    splits = build_datasets(config.data_args, seed=training.get("seed", 42))
-    for name, split in splits.items():
-        logger.info("%s: %s samples", name, f"{len(split):,}")
     collate = LogicalCollator(
         bundle.encoder.pad,
         samples_per_piece=training.get("per_device_train_batch_size", 8),
         tokens_per_piece=config.data_args.tokens_per_micro_batch,
     )
-    dealt = dict(
-        rank=state.process_index, world=state.num_processes, seed=training.get("data_seed") or training.get("seed", 42)
-    )
+    seed = training.get("data_seed")
+    seed = training.get("seed", 42) if seed is None else seed
+    dealt = dict(rank=state.process_index, world=state.num_processes, seed=seed)
     given: dict[str, Any] = {"collate": collate}
     for name, prefix in (("train", "train"), ("validation", "eval")):
         if name in splits:
@@ -93,74 +102,102 @@ def prepare_data(config: RunConfig, bundle: Bundle, folder: Path) -> Data:
                 drop_last=is_training and training.get("dataloader_drop_last", False),
                 **dealt,
             )
-    return Data(splits, given)
+    return given
 
 
-def examination(config: RunConfig, bundle: Bundle, data: Data) -> Answers | None:
+def examination(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDataset]) -> Answers | None:
     """The model's answers to the test split, where there is one; on the first process only."""
-    if "test" not in data.splits or not PartialState().is_main_process:
+    if "test" not in splits or not PartialState().is_main_process:
         return None
+    bundle.model.to(PartialState().device)  # before training it may still lie in host memory
     name = config.data_args.compute_metric
     metric = METRICS.find(name) if name else None
-    return Answers(*examine(bundle, data.splits["test"], metric, **config.data_args.gen_kwargs))
+    skip = config.data_args.on_error == "skip"
+    return Answers(*examine(bundle, splits["test"], metric, skip_failures=skip, **config.data_args.gen_kwargs))
 
 
 def announce(trainer: MultimodalTrainer, bundle: Bundle, folder: Path) -> None:
     """Says what trains, proves on the first batch that it does, and writes that batch down."""
     logger.info("%s", trainable_table(trainable_report(bundle.model)))
     batch = trainer.first_batch()
-    preflight(trainer.learner, batch, trainer.accelerator, trainer.skip_failures)
+    preflight(trainer.learner, batch, trainer.accelerator, further=trainer.first_batches())
     if trainer.is_world_process_zero():
         encoder = bundle.encoder
         text = describe_batch(batch, encoder.tokenizer, encoder.processor.image_token_ids)
         write_text(folder / "first_batch.md", text)
 
 
-def export(
-    config: RunConfig, bundle: Bundle, trainer: MultimodalTrainer, folder: Path, answers: Answers | None
-) -> None:
-    """Writes the adapter, and the merged model where `export_args.merged` asks for it."""
+def train(trainer: MultimodalTrainer, checkpoint: Path | None) -> None:
+    """Trains, from a checkpoint on where there is one; Ctrl-C is told what it leaves."""
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except KeyboardInterrupt:
+        kept = newest_checkpoint(run_folder(trainer.args))
+        left = f"--resume continues from {kept}" if kept else "no checkpoint has been written yet"
+        raise KeyboardInterrupt(f"{trainer.state.global_step} updates were made, and {left}") from None
+    finally:
+        close_bars(trainer.callback_handler.callbacks)
+
+
+def export(config: RunConfig, bundle: Bundle, trainer: MultimodalTrainer, folder: Path) -> Path | None:
+    """Writes the adapter, and the merged model where `export_args.merged` asks for it; gives the first one's folder."""
     if not trainer.is_world_process_zero():
-        return
+        return None
+    model, facts = asdict(config.model_args), known_facts(config, trainer)
+    if config.model_args.merge_lora and config.model_args.adapter_path:
+        # A LoRA trained on folded weights means nothing to the base that its config would name.
+        logger.info("merge_lora=True: the result is written whole, to merged/; an adapter would not fit the base")
+        return Path(EXPORTERS.find("merged")(bundle, folder / "merged", settings=model, facts=facts))
+    adapter = EXPORTERS.find("adapter")(bundle, folder / "adapter", settings=model, facts=facts)
+    if config.export_args.merged:
+        merge(str(adapter), folder / "merged", replaces=True)
+    return Path(adapter)
+
+
+def known_facts(config: RunConfig, trainer: MultimodalTrainer) -> Facts:
+    """What the card says of a run before its examination."""
     model = asdict(config.model_args)
     splits = {
         name: split for name, split in asdict(config.data_args).items() if name in ("train", "validation", "test")
     }
     settings = ("lora_r", "lora_alpha", "lora_target", "lora_dropout", "load_in_4bit", "load_in_8bit")
-    facts = Facts(
+    return Facts(
         base=config.model_args.model_name_or_path,
         data=[f"{name}: `{split['type']}`" for name, split in splits.items() if split],
         training={key: model[key] for key in settings} | dict(config.training_args),
-        figures={"updates": trainer.state.global_step, **(answers.figures if answers else {})},
+        figures={"updates": trainer.state.global_step},
     )
-    if config.model_args.merge_lora and config.model_args.adapter_path:
-        # A LoRA trained on folded weights means nothing to the base that its config would name.
-        logger.info("merge_lora=True: the result is written whole, to merged/; an adapter would not fit the base")
-        EXPORTERS.find("merged")(bundle, folder / "merged", settings=model, facts=facts)
-        return
-    adapter = EXPORTERS.find("adapter")(bundle, folder / "adapter", settings=model, facts=facts)
-    if config.export_args.merged:
-        merge(str(adapter), folder / "merged")
 
 
-def report(trainer: MultimodalTrainer, folder: Path, answers: Answers | None, untrained: Answers | None) -> None:
-    """Writes the predictions and says what came of the run and where it lies."""
-    if not trainer.is_world_process_zero():
+def report(
+    config: RunConfig,
+    trainer: MultimodalTrainer,
+    written: Path | None,
+    answers: Answers | None,
+    untrained: Answers | None,
+) -> None:
+    """Writes the predictions, adds their figures to the card, and says what came of the run and where it lies."""
+    if written is None:
         return
-    meter = trainer.meter
+    meter, folder = trainer.meter, run_folder(trainer.args)
+    if answers is not None:
+        facts = known_facts(config, trainer)
+        facts = replace(facts, figures={**facts.figures, **answers.figures})
+        write_text(written / "README.md", card_text(written.name, asdict(config.model_args), facts))
+        with replaced_file(folder / "predictions.jsonl") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers.rows)
+        meter.skip(answers.skipped)
+        write_skipped(folder, meter.failures)
     if meter.truncated:
         logger.info("%d of %d samples were cut at max_length", meter.truncated, meter.samples)
     if meter.failures:
         logger.info("%d rows were skipped; %s lists them", len(meter.failures), folder / SKIPPED)
-    if answers is not None:
-        with replaced_file(folder / "predictions.jsonl") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers.rows)
     losses = [row["loss"] for row in rows_of(trainer.state) if "loss" in row]
     if losses:
         logger.info("training loss: %.4f at first, %.4f at last", losses[0], losses[-1])
     if answers is not None and "accuracy" in answers.figures:
         logger.info("%s", accuracy_line(answers.figures, untrained.figures if untrained else None))
-    logger.info("all of it lies in %s: adapter/, training_log.json, loss.png, first_batch.md", folder)
+    logger.info("all of it lies in %s: %s/, training_log.json, loss.png, first_batch.md", folder, written.name)
 
 
 def accuracy_line(trained: dict[str, float], untrained: dict[str, float] | None) -> str:

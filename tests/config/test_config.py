@@ -127,7 +127,20 @@ def test_an_override_without_equals_sign(write, bases):
 
 def test_an_override_below_a_value_that_is_no_dict(write, bases):
     path = write(bases + "data_args = dict(validation=None)\n")
-    assert sentence(path, "data_args.validation.size=3").startswith("--cfg-options: TypeError: validation=")
+    assert sentence(path, "data_args.validation.size=3") == (
+        "--cfg-options: data_args.validation is None, so it holds no 'size' to set"
+    )
+
+
+def test_an_override_of_an_unknown_section_names_the_command_line(write, bases):
+    assert sentence(write(bases), "model.lora_r=3").startswith("--cfg-options: unknown key 'model' at the top level")
+
+
+def test_an_update_of_a_dict_is_the_place_of_its_keys(write, bases):
+    path = write(bases + "model_args = dict(lora_r=4)\nmodel_args.update(\n    lorar=8,\n)\n")
+    assert sentence(path) == "run.py:4: unknown key 'lorar' in model_args: did you mean 'lora_r'?"
+    path = write(bases + "data_args = dict(train=dict(size=3))\ndata_args['train'].update(sizes=8)\n")
+    assert sentence(path).startswith("run.py:3: unknown key 'sizes' in data_args.train")
 
 
 def test_own_names_begin_with_an_underscore(write, bases):

@@ -11,7 +11,7 @@ from mllm.config import hardware
 from mllm.config.hardware import MATCHING_PAIR, check_packages, detect, environment, git_state, installed
 from mllm.errors import ConfigError
 
-GOOD = {"torch": "2.9.0", "torchvision": "0.24.0", "transformers": "5.18.0", "tokenizers": "0.23.0", "peft": "0.21.0"}
+GOOD = {"torch": "2.9.0", "torchvision": "0.24.0", "transformers": "5.18.0", "tokenizers": "0.23.1", "peft": "0.21.0"}
 
 
 def sentence(changes: dict, needs: str = "==2.9.0", load=lambda: None) -> str:
@@ -30,7 +30,7 @@ def test_what_is_installed_passes():
     [
         (
             {"transformers": "4.57.1"},
-            "transformers is too old (found transformers 4.57.1, tokenizers 0.23.0): run pip install --upgrade "
+            "transformers is too old (found transformers 4.57.1, tokenizers 0.23.1): run pip install --upgrade "
             "'transformers>=5.18' 'tokenizers>=0.23.1'",
         ),
         (

@@ -246,11 +246,10 @@ def test_gpu_settings_on_a_cpu(run, caplog, precision, optimizer):
     }
     assert config.model_args.load_in_4bit
     reasons = [record.message for record in caplog.records]
-    assert len(reasons) == 4
+    assert len(reasons) == 3
     assert reasons[0].startswith(f"on a CPU {precision} is slow")
     assert reasons[1] == "a CPU has no tf32: tf32 is off"
     assert reasons[2] == f"the optimizer '{optimizer}' needs a GPU: using 'adamw_torch'"
-    assert reasons[3] == "without a GPU there is no memory to pin for: dataloader_pin_memory is off"
 
 
 def test_bf16_stays_on_a_cpu_that_is_asked_for_it(run):
@@ -292,3 +291,42 @@ def test_columns_are_never_removed(run):
 def test_the_text_says_what_was_adapted(run, write):
     config, _ = run("training_args = dict(fp16=True)", CPU)
     assert read_config(write(config.text, "config.py")) == config
+
+
+def test_an_absent_gpu_is_no_news_to_who_asked_for_none(run, caplog):
+    caplog.set_level(logging.INFO)
+    assert run("", CPU)[0].training_args["dataloader_pin_memory"] is False
+    assert not caplog.records
+    assert (
+        run("training_args = dict(dataloader_pin_memory=True)", CPU)[0].training_args["dataloader_pin_memory"] is False
+    )
+    assert [record.message for record in caplog.records] == [
+        "without a GPU there is no memory to pin for: dataloader_pin_memory is off"
+    ]
+
+
+@pytest.mark.parametrize("setting", ["max_steps=0", "num_train_epochs=0"])
+def test_a_training_of_no_update_is_refused(run, setting):
+    with pytest.raises(ConfigError, match=f"{setting} trains nothing"):
+        run(f"training_args = dict({setting})")
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [
+        ("label_smoothing_factor=0.1", "label_smoothing_factor=0.1"),
+        ("neftune_noise_alpha=5.0", "neftune_noise_alpha=5.0"),
+        ("auto_find_batch_size=True", "auto_find_batch_size=True"),
+        ("train_sampling_strategy='group_by_length'", "train_sampling_strategy='group_by_length'"),
+        ("include_num_input_tokens_seen='all'", "include_num_input_tokens_seen='all'"),
+    ],
+)
+def test_what_trainer_would_read_in_code_of_its_own_is_refused(sentence, setting, shown):
+    assert sentence(f"training_args = dict({setting})") == (
+        f"run.py:2: {shown} has no effect, because objectives make the loss and the sampler makes the batches: "
+        "remove it"
+    )
+
+
+def test_the_same_options_at_rest_are_accepted(run):
+    run("training_args = dict(label_smoothing_factor=0.0, auto_find_batch_size=False, neftune_noise_alpha=None)")

@@ -3,6 +3,7 @@
 import pytest
 
 from mllm.dataset.sampler import LogicalBatchSampler
+from mllm.errors import ConfigError
 
 
 def _updates(world, batch_size, size=23, epoch=0, **options):
@@ -43,3 +44,10 @@ def test_drop_last_leaves_out_the_smaller_batch():
 
 def test_without_shuffling_the_order_is_the_datasets():
     assert [draw.index for batch in LogicalBatchSampler(5, 2, shuffle=False) for draw in batch] == list(range(5))
+
+
+def test_drop_last_that_leaves_nothing_is_refused():
+    with pytest.raises(
+        ConfigError, match="dataloader_drop_last=True leaves nothing of 7 samples, because an update.* 8"
+    ):
+        LogicalBatchSampler(7, 4, world=2, drop_last=True)

@@ -46,6 +46,12 @@ class Rows:
         return Sample(turns, images, source=f"rows, row {index}")
 
 
+@pytest.fixture
+def rows():
+    """The class of those conversations."""
+    return Rows
+
+
 @pytest.fixture(scope="session")
 def make_bundle(tiny_medgemma):
     """Builds the same tiny model with LoRA (B filled) again and again."""
@@ -71,7 +77,9 @@ def make_bundle(tiny_medgemma):
 def make_trainer(make_bundle, tmp_path):
     """Builds a trainer over `Rows`; options are those of TrainingArguments and of the collator."""
 
-    def make(samples_per_piece=4, tokens_per_piece=None, dropout=0.0, rows=None, skip=False, batch=4, **options):
+    def make(
+        samples_per_piece=4, tokens_per_piece=None, dropout=0.0, rows=None, skip=False, batch=4, limit=None, **options
+    ):
         bundle = make_bundle(dropout)
         learner = Learner(bundle.model, {"next_token": NextToken()})
         rows = rows or Rows()
@@ -104,7 +112,7 @@ def make_trainer(make_bundle, tmp_path):
             meter=meter,
             skip_failures=skip,
             memory_advice="Lower, in this order: max_length (now 256)",
-            callbacks=[Guard(), Checkpoints(None), RunLog({"config": "test"}, meter), Epochs(sampler)],
+            callbacks=[Guard(), Checkpoints(limit), RunLog({"config": "test"}, meter), Epochs(sampler)],
         )
 
     return make

@@ -28,6 +28,29 @@ def test_a_trainable_tensor_without_gradient_is_named(make_trainer):
         _run(trainer)
 
 
+class Texts:
+    """The rows of another class with texts in the first batches and images in the last alone."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def sample(self, index, epoch=0):
+        # Of twelve rows the third of each three is a text; the first two batches see nothing else.
+        return self.rows.sample(2 if index < 8 else 0, epoch)
+
+
+def test_a_vision_tower_may_be_reached_by_a_later_batch(make_trainer, rows):
+    trainer = make_trainer(rows=Texts(rows(12)))
+    trainer.train_sampler.shuffle = False
+    with pytest.raises(ConfigError, match="12 trainable tensors receive no gradient.*vision_tower"):
+        _run(trainer)
+    preflight(trainer.learner, trainer.first_batch(), trainer.accelerator, further=trainer.first_batches())
+    assert all(parameter.grad is None for parameter in trainer.learner.parameters())
+
+
 def test_nothing_trainable_is_refused(make_trainer):
     trainer = make_trainer()
     trainer.learner.requires_grad_(False)

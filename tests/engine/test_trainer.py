@@ -1,12 +1,15 @@
 """Updates that do not depend on how a batch is cut, equal a plain loop's, and resume bit for bit."""
 
+import inspect
 import json
 import math
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback
 
+from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import DataError, TrainingError
 from mllm.objectives.text import NextToken
 from mllm.structures import IGNORE
@@ -72,6 +75,105 @@ def test_a_resumed_run_is_bit_equal_with_dropout_and_augmentation(make_trainer, 
     rows = json.loads((tmp_path / "resumed" / "training_log.json").read_text())["rows"]
     expected = json.loads((tmp_path / "whole" / "training_log.json").read_text())["rows"]
     assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in expected]
+
+
+def _losses(trainer):
+    return [(row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row]
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_a_resume_around_the_end_of_an_epoch_is_bit_equal_with_workers_and_evaluations(
+    make_trainer, trained, tmp_path, step
+):
+    options = dict(
+        dropout=0.2,
+        max_steps=5,
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="epoch",
+        dataloader_num_workers=1,
+        dataloader_persistent_workers=True,
+        dataloader_prefetch_factor=3,
+    )
+    whole = make_trainer(**options, output_dir=str(tmp_path / "whole"))
+    whole.train()
+    resumed = make_trainer(**options, output_dir=str(tmp_path / "resumed"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+    assert _losses(resumed) == _losses(whole)
+    assert all(torch.equal(trained(resumed)[name], value) for name, value in trained(whole).items())
+
+
+def test_an_evaluation_leaves_no_trace_in_the_random_state(make_trainer):
+    trainer = make_trainer()
+    before = torch.random.get_rng_state()
+    trainer.evaluate()
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_a_finished_run_that_is_resumed_makes_no_further_update(make_trainer, trained, tmp_path, strategy):
+    options = dict(max_steps=2, save_strategy=strategy, save_steps=1, eval_strategy=strategy, eval_steps=1)
+    whole = make_trainer(**options)
+    whole.train()
+    newest = tmp_path / "run" / "checkpoint-2"
+    written = {path.name: path.stat().st_mtime_ns for path in newest.iterdir()}
+    again = make_trainer(**options)
+    again.train(resume_from_checkpoint=str(newest))
+    assert again.state.global_step == 2
+    assert all(torch.equal(trained(again)[name], value) for name, value in trained(whole).items())
+    assert {path.name: path.stat().st_mtime_ns for path in newest.iterdir()} == written
+    evaluations = [row["step"] for row in again.state.log_history if "eval_loss" in row]
+    assert len(evaluations) == len(set(evaluations))
+
+
+def test_the_best_checkpoint_survives_a_limit_of_one_and_is_loaded_at_the_end(make_trainer, trained, tmp_path):
+    trainer = make_trainer(
+        max_steps=3,
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,  # so that the best is not the last
+        limit=1,
+    )
+    trainer.train()
+    evaluated = {row["step"]: row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
+    best = max(evaluated, key=evaluated.get)
+    assert best != 3
+    left = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert left == [f"checkpoint-{best}", "checkpoint-3"]
+    saved = load_file(tmp_path / "run" / f"checkpoint-{best}" / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in trained(trainer).items())
+
+
+SEAMS = {
+    "get_train_dataloader": ["self"],
+    "get_eval_dataloader": ["self", "eval_dataset"],
+    "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
+    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
+    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    "evaluate": ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"],
+    "floating_point_ops": ["self", "inputs"],
+    "log": ["self", "logs", "start_time"],
+}
+"""What we override of transformers.Trainer, with the arguments that it passes: the same from 5.18 to 5.23."""
+
+
+def test_what_is_overridden_exists_in_trainer_with_the_signatures_that_we_expect():
+    ours = {name for name, value in vars(MultimodalTrainer).items() if callable(value) and not name.startswith("__")}
+    assert ours & set(dir(Trainer)) == set(SEAMS)
+    for name, expected in SEAMS.items():
+        for kind in (Trainer, MultimodalTrainer):
+            assert list(inspect.signature(vars(kind)[name]).parameters) == expected, (kind, name)
+
+
+def test_the_loop_of_trainer_asks_our_seams_for_one_batch_an_update():
+    loop = inspect.getsource(Trainer._run_epoch)
+    assert "self.get_batch_samples(epoch_iterator, num_batches, self.args.device)" in loop
+    assert "self.training_step(model, inputs, num_items_in_batch)" in loop
+    assert "self.control.should_epoch_stop or self.control.should_training_stop" in loop
 
 
 def test_every_log_row_says_what_it_promises(make_trainer, tmp_path):

@@ -80,6 +80,13 @@ def test_native_images_need_no_note_and_others_do() -> None:
     assert "square pool" not in card
 
 
+def test_a_tiny_base_is_called_random_and_bears_no_ones_terms() -> None:
+    card = card_text("adapter", SETTINGS, Facts(base="ckpt/tiny-medgemma"))
+    assert "tiny random model" in card
+    assert "license_name" not in _header(card)
+    assert "Health AI Developer Foundations" not in card
+
+
 def test_a_table_keeps_its_shape() -> None:
     card = card_text("adapter", SETTINGS | {"system": "a | b\nc"}, Facts(base="google/medgemma-4b-it"))
     assert "| system | a \\| b c |" in card

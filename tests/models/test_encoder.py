@@ -10,7 +10,7 @@ from transformers import AutoProcessor
 
 from mllm.errors import DataError
 from mllm.models.encoder import ChatEncoder
-from mllm.structures import IGNORE, Sample, Turn
+from mllm.structures import IGNORE, Encoded, Sample, Turn
 
 FAMILIES = ("medgemma", "llava", "qwen2_vl")
 MARKERS = {
@@ -218,3 +218,25 @@ def test_an_end_of_turn_from_the_config_takes_the_place_of_the_found_one(process
     encoder = ChatEncoder(processors["llava"], max_length=999, turn_end="<unk>")
     encoded = encoder.encode(Sample([Turn("user", "a"), Turn("assistant", "b")]))
     assert encoded.targets["labels"][encoded.targets["labels"] != IGNORE][-1] == encoder.turn_end_id
+
+
+def _encoded(**student):
+    ids = torch.arange(3)
+    return Encoded({"input_ids": ids, "attention_mask": torch.ones_like(ids), **student}, {"labels": ids})
+
+
+def test_images_cut_into_unlike_numbers_of_tiles_share_a_batch(processors):
+    """As in LLaVA-NeXT, whose processor too fills up with zeros; `image_sizes` says how many tiles are real."""
+    encoder = ChatEncoder(processors["llava"], max_length=99)
+    tiles = [torch.rand(1, count, 3, 4, 4) for count in (3, 5)]
+    pixels = encoder.pad([_encoded(pixel_values=tensor) for tensor in tiles]).student["pixel_values"]
+    assert pixels.shape == (2, 5, 3, 4, 4)
+    assert torch.equal(pixels[0, :3], tiles[0][0])
+    assert torch.equal(pixels[1], tiles[1][0])
+    assert not pixels[0, 3:].any()
+
+
+def test_what_belongs_to_the_text_must_be_there_in_every_sample(processors):
+    encoder = ChatEncoder(processors["llava"], max_length=99)
+    with pytest.raises(AssertionError, match="a sample without token_type_ids"):
+        encoder.pad([_encoded(), _encoded(token_type_ids=torch.ones(3, dtype=torch.long))])

@@ -1,9 +1,11 @@
-"""A tiny MedGemma that answers in words, with an adapter and a picture to ask about."""
+"""A tiny MedGemma that answers in words, pictures to ask it about, and configs and rows for runs of `finetune.py`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,56 @@ from safetensors.torch import load_file, save_file
 
 from mllm.testing.tiny import write_tiny
 from mllm.testing.tiny_adapter import write_tiny_adapter
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CONFIG = """
+_base_ = ["{checkout}/config/_base_/models/medgemma.py", "{checkout}/config/_base_/datasets/dummy.py",
+          "{checkout}/config/_base_/runtime/finetune.py"]
+model_args = dict(model_name_or_path="ckpt/tiny-medgemma", lora_r=4, lora_target="all", image_size=112,
+                  image_token_len=16, max_length=256, lora_dropout=0.1)
+data_args = dict(train=dict(size=8, image_size=112), validation=dict(size=2, image_size=112),
+                 test=dict(size=2, image_size=112), gen_kwargs=dict(max_new_tokens=3))
+training_args = dict(max_steps=4, per_device_train_batch_size=2, logging_steps=1, save_strategy="steps", save_steps=1,
+                     eval_strategy="no", learning_rate=1e-3, dataloader_num_workers=0, save_total_limit=None)
+{more}
+"""
+WriteConfig = Callable[..., str]
+WriteRows = Callable[..., None]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def write_config(folder: Path) -> WriteConfig:
+    """Writes a config of four updates on phantoms, with more lines at its end, and gives its name."""
+
+    def write(more: str = "", name: str = "run.py") -> str:
+        Path(name).write_text(CONFIG.format(checkout=CHECKOUT, more=more))
+        return name
+
+    return write
+
+
+@pytest.fixture
+def write_rows(folder: Path) -> WriteRows:
+    """Writes four rows about four gray pictures, and more rows (objects, or lines as they are) behind them."""
+
+    def write(*more: Mapping[str, Any] | str, name: str = "rows.jsonl") -> None:
+        Path("pictures").mkdir(exist_ok=True)
+        lines = []
+        for number in range(4):
+            Image.new("RGB", (20, 20), (50 * number,) * 3).save(Path("pictures") / f"{number}.png")
+            row = {"image": f"{number}.png", "question": "What?", "answer": "A scan.", "patient": f"{name} {number}"}
+            lines.append(json.dumps(row))
+        lines += [line if isinstance(line, str) else json.dumps(line) for line in more]
+        Path(name).write_text("".join(f"{line}\n" for line in lines))
+
+    return write
 
 
 @pytest.fixture(scope="session")

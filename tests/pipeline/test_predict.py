@@ -14,7 +14,7 @@ from pydicom.data import get_testdata_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm.errors import ConfigError, DataError
-from mllm.pipeline.predict import main
+from mllm.pipeline.predict import main, parse
 
 FEW = ["--max-new-tokens", "8"]
 
@@ -142,3 +142,15 @@ def test_a_command_line_that_does_not_fit_together_exits_with_2(wrong: list[str]
     with pytest.raises(SystemExit) as caught:
         main(wrong)
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(("--window", "lung,x"), "'lung,x' is neither a name nor"), (("--max-new-tokens", "0"), "'0' is no whole number")],
+)
+def test_a_wrong_option_is_said_in_words(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, str], said: str
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--model", "m", "--question", "What?", *options])
+    assert said in capsys.readouterr().err

@@ -1,0 +1,156 @@
+"""From config values to a trainer: the same update however it is cut, checkpointing that is really on, and refusals."""
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from mllm.config.hardware import Hardware
+from mllm.config.schema import DataArgs, ModelArgs, RunConfig
+from mllm.dataset.collator import EncodedDataset, LogicalCollator
+from mllm.dataset.sampler import LogicalBatchSampler
+from mllm.engine.builder import build_learner, logical_batch_size, memory_advice, prepare_trainer, training_arguments
+from mllm.errors import ConfigError
+
+CPU = Hardware("cpu", "CPU", None, 0, 0, 2**33, 2)
+
+
+@pytest.fixture
+def build(make_bundle, rows, tmp_path):
+    """Builds learner and trainer as the pipeline does; options are `training_args`."""
+
+    def make(model=None, objectives=None, dropout=0.0, **options):
+        config = RunConfig(
+            model_args=ModelArgs("medgemma", "tiny", **(model or {})),
+            data_args=DataArgs(),
+            training_args=dict(report_to=[], disable_tqdm=True, save_strategy="no", max_steps=2, seed=0) | options,
+            objectives=objectives or {"next_token": {"type": "NextToken"}},
+            name="test",
+            path=tmp_path,
+        )
+        bundle = make_bundle(dropout)
+        encoder = bundle.encoder
+        size = logical_batch_size(config.training_args)
+        return prepare_trainer(
+            config,
+            CPU,
+            build_learner(config, bundle),
+            tmp_path / "run",
+            train_dataset=EncodedDataset(rows(12), encoder.encode),
+            train_sampler=LogicalBatchSampler(12, size, seed=3),
+            collate=LogicalCollator(encoder.pad, samples_per_piece=options.get("per_device_train_batch_size", 8)),
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(("size", "steps"), [(2, 2), (1, 4)])
+def test_batch_size_times_accumulation_makes_the_same_update(build, trained, size, steps):
+    options = dict(optim="sgd", learning_rate=1e-2, lr_scheduler_type="constant")
+    whole = build(per_device_train_batch_size=4, gradient_accumulation_steps=1, **options)
+    cut = build(per_device_train_batch_size=size, gradient_accumulation_steps=steps, **options)
+    start = trained(whole)
+    whole.train()
+    cut.train()
+    assert cut.state.global_step == whole.state.global_step == 2
+    for name, value in trained(whole).items():
+        torch.testing.assert_close(trained(cut)[name], value, rtol=0, atol=1e-6, msg=name)
+        assert not torch.equal(start[name], value), f"{name} did not move"
+
+
+def test_checkpointing_leaves_a_frozen_tower_out_of_the_backward(build):
+    trainer = build(per_device_train_batch_size=4, gradient_checkpointing=True)
+    pretrained = trainer.learner.student.pretrained
+    for name, parameter in pretrained.named_parameters():
+        if "vision_tower" in name:
+            parameter.requires_grad_(False)
+    calls = []
+    for module in pretrained.modules():
+        if type(module).__name__ == "SiglipEncoderLayer":
+            module.mlp.register_forward_hook(lambda module, inputs, output: calls.append(output.requires_grad))
+    batch = trainer.first_batch()
+    layers = pretrained.config.vision_config.num_hidden_layers
+    trainer.training_step(trainer.learner, batch, trainer._global_counts(batch, torch.device("cpu")))
+    assert calls == [False] * (layers * len(batch.pieces)), "the tower must be computed once and without a graph"
+
+
+@pytest.mark.parametrize("key", ["gradient_checkpointing", "activation_checkpointing"])
+def test_checkpointing_runs_layers_again_and_gives_the_same_gradients(build, key):
+    results, calls = [], []
+    for on in (False, True):
+        trainer = build(dropout=0.2, per_device_train_batch_size=4, **{key: on})
+        layer = trainer.learner.student.pretrained.model.language_model.layers[0].mlp
+        layer.register_forward_pre_hook(lambda module, inputs: calls.append(1))
+        calls.clear()
+        batch = trainer.first_batch()
+        counts = trainer._global_counts(batch, torch.device("cpu"))
+        torch.manual_seed(5)
+        loss = trainer.training_step(trainer.learner, batch, counts)
+        gradients = {name: p.grad for name, p in trainer.learner.named_parameters() if p.grad is not None}
+        results.append((loss, gradients, len(calls) / len(batch.pieces)))
+    (loss, plain, once), (again, checkpointed, twice) = results
+    assert (once, twice) == (1, 2), "the layer must be computed a second time in the backward"
+    assert any("vision_tower" in name for name in plain)
+    torch.testing.assert_close(again, loss, rtol=1e-6, atol=0)
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+        assert gradient.any(), f"{name} has a gradient of zeros"
+
+
+def test_every_second_layer_may_be_checkpointed(build):
+    trainer = build(gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(every_n_layers=2))
+    layers = trainer.learner.student.pretrained.model.language_model.layers
+    assert [layer.gradient_checkpointing for layer in layers[:3]] in ([True, False, True], [False, True, False])
+
+
+def test_several_cards_in_one_process_are_not_mixed_by_data_parallel(build, monkeypatch, tmp_path):
+    learner = build().learner
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(lambda self: setattr(self, "_n_gpu", 4)))
+    arguments = training_arguments({"report_to": []}, CPU, tmp_path, learner, evaluates=False)
+    assert arguments.n_gpu == 1
+
+
+def test_unused_parameters_are_looked_for_where_more_than_the_language_tower_trains(build, tmp_path):
+    learner = build().learner
+    make = lambda: training_arguments({"report_to": []}, CPU, tmp_path, learner, evaluates=False)  # noqa: E731
+    assert make().ddp_find_unused_parameters
+    learner.student.towers = {**learner.student.towers, "projector": "model.multi_modal_projector"}
+    for name, parameter in learner.named_parameters():
+        parameter.requires_grad_("lora" in name and "vision_tower" not in name)
+    assert not make().ddp_find_unused_parameters
+    learner.student.pretrained.get_submodule("model.multi_modal_projector").requires_grad_(True)
+    assert make().ddp_find_unused_parameters
+
+
+@pytest.mark.parametrize("name", ["loss", "a.b"])
+def test_an_objective_needs_a_name_of_its_own(build, name):
+    with pytest.raises(ConfigError, match=f"objectives: '{name}' cannot be the name of an objective"):
+        build(objectives={name: {"type": "NextToken"}})
+
+
+def test_a_wrong_option_of_an_objective_is_named(build):
+    with pytest.raises(ConfigError, match="objectives.next_token: .*'wieght'"):
+        build(objectives={"next_token": {"type": "NextToken", "wieght": 2}})
+
+
+def test_evaluation_without_a_validation_split_is_off(build, caplog):
+    with caplog.at_level("INFO", logger="mllm"):
+        trainer = build(eval_strategy="epoch")
+    assert trainer.args.eval_strategy == "no"
+    assert "no validation split" in caplog.text
+
+
+def test_the_advice_names_what_this_config_can_lower(build, tmp_path):
+    config = RunConfig(
+        ModelArgs("medgemma", "tiny", load_in_4bit=True, lora_r=8, max_length=512, image_token_len=128),
+        DataArgs(tokens_per_micro_batch=4096),
+        dict(per_device_train_batch_size=4, gradient_checkpointing=True),
+        {},
+        "test",
+        tmp_path,
+    )
+    assert memory_advice(config) == (
+        "Lower, in this order: data_args.tokens_per_micro_batch (now 4096), then "
+        "model_args.max_length (now 512), then model_args.image_token_len (now 128), then "
+        "model_args.image_size (now the checkpoint’s own), then model_args.lora_r (now 8)"
+    )

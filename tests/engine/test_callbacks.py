@@ -1,0 +1,57 @@
+"""What happens around updates."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from transformers import TrainerControl, TrainerState
+
+from mllm.engine.callbacks import Checkpoints, Epochs, RunLog, log_line, rows_of
+from mllm.engine.meter import Meter
+from mllm.engine.run_folder import checkpoints, is_complete
+
+ROW = {"loss": 1.25, "learning_rate": 2e-4, "tokens_per_second": 1234.5, "padding_share": 0.25, "peak_memory_gb": 1.5}
+
+
+def _arguments(folder):
+    return SimpleNamespace(output_dir=str(folder), should_save=True)
+
+
+@pytest.mark.parametrize(("step", "epoch"), [(0, 0), (4, 0), (5, 1), (12, 2)])
+def test_the_sampler_is_told_the_epoch_of_a_step(step, epoch):
+    class Sampler(list):
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+    sampler = Sampler(range(5))
+    Epochs(sampler).on_epoch_begin(None, TrainerState(global_step=step), TrainerControl())
+    assert sampler.epoch == epoch
+
+
+def test_a_checkpoint_is_complete_before_older_ones_go(tmp_path):
+    callback = Checkpoints(limit=1)
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"x")
+        callback.on_save(_arguments(tmp_path), TrainerState(global_step=step), TrainerControl())
+    (left,) = checkpoints(tmp_path)
+    assert left.name == "checkpoint-4"
+    assert is_complete(left)
+
+
+def test_the_log_holds_updates_and_evaluations_and_not_the_summary(tmp_path):
+    state = TrainerState(is_world_process_zero=True)
+    state.log_history = [{**ROW, "step": 1}, {"eval_loss": float("nan"), "step": 1}, {"train_loss": 1.0, "step": 1}]
+    assert [row["step"] for row in rows_of(state)] == [1, 1]
+    meter = Meter()
+    meter.failures = {"rows.jsonl, line 3: no": None}
+    RunLog({"config": "a"}, meter).on_log(_arguments(tmp_path), state, TrainerControl())
+    log = json.loads((tmp_path / "training_log.json").read_text())
+    assert (log["config"], log["rows"][0]["loss"], log["rows"][1]["eval_loss"]) == ("a", 1.25, None)
+    assert (tmp_path / "skipped_rows.txt").read_text() == "rows.jsonl, line 3: no\n"
+
+
+def test_a_line_of_the_log_can_be_read_by_a_person():
+    assert log_line(7, ROW) == ("step     7  loss 1.2500  lr 2.00e-04  1,234 tokens/s  padding 25 %  peak 1.50 GB")
+    assert log_line(7, {"eval_loss": 0.5}) == "step     7  validation loss 0.5000"
+    assert log_line(7, {"train_loss": 0.5}) == ""

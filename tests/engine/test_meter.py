@@ -1,0 +1,75 @@
+"""Figures of a log entry, checked by hand."""
+
+import time
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from mllm.engine.meter import Meter
+from mllm.structures import Failure, LogicalBatch
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def _batch(tokens, padded, *failures):
+    return LogicalBatch([], samples=2, tokens=tokens, padded_tokens=padded, truncated=1, failures=failures)
+
+
+def test_terms_are_means_over_the_updates_since_the_last_entry(accelerator):
+    meter = Meter()
+    for update in ([1.0, 2.0], [5.0]):
+        for share in update:
+            meter.add({"next_token": torch.tensor(share)})
+        meter.step()
+    meter.step(idle=True)
+    assert meter.read(accelerator)["next_token"] == pytest.approx((3 + 5) / 2)
+    meter.add({"next_token": torch.tensor(7.0)})
+    meter.step()
+    assert meter.read(accelerator)["next_token"] == pytest.approx(7)
+
+
+def test_padding_and_speed_are_counted_since_the_start(accelerator, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    meter = Meter()
+    meter.see(_batch(60, 100))
+    now[0] = 104.0
+    meter.see(_batch(20, 60))
+    row = meter.read(accelerator)
+    assert row["tokens_per_second"] == pytest.approx(80 / 4)
+    assert row["padding_share"] == pytest.approx(80 / 160)
+    assert (meter.samples, meter.truncated) == (4, 2)
+
+
+def test_an_evaluation_does_not_slow_the_tokens_down(accelerator, monkeypatch):
+    now = [0.5]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    meter = Meter()
+    meter.see(_batch(30, 30))
+    now[0] = 2.5
+    with meter.paused():
+        now[0] = 60.0
+    now[0] = 61.0
+    assert meter.read(accelerator)["tokens_per_second"] == pytest.approx(30 / 3)
+
+
+def test_the_peak_is_sampled_while_activations_are_alive(accelerator):
+    meter = Meter()
+    meter.add({"next_token": torch.tensor(1.0)})
+    before = meter.read(accelerator)["peak_memory_gb"]
+    activations = torch.ones(2**27)
+    meter.add({"next_token": activations[0]})
+    del activations
+    meter.step()
+    assert meter.read(accelerator)["peak_memory_gb"] > before + 0.4
+
+
+def test_a_row_that_fails_in_every_epoch_is_listed_once():
+    meter = Meter()
+    for _ in range(2):
+        meter.see(_batch(1, 1, Failure("rows.jsonl, line 3: no"), Failure("rows.jsonl, line 5: no")))
+    assert list(meter.failures) == ["rows.jsonl, line 3: no", "rows.jsonl, line 5: no"]

@@ -1,0 +1,86 @@
+"""Two processes with shares of unlike sizes, texts without images, an evaluation and a resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+MIXED = '''
+"""Conversations of unlike length, of which two of three have no image."""
+import numpy as np
+from PIL import Image
+from mllm.dataset.base import SampleDataset
+from mllm.registry import DATASETS
+from mllm.structures import Sample, Turn
+
+@DATASETS.register_module()
+class Mixed(SampleDataset):
+    """Noise and words."""
+    def __init__(self, size: int):
+        self.size = size
+    def __len__(self):
+        return self.size
+    def describe(self, index, epoch=0):
+        return f"row {index}"
+    def group(self, index, epoch=0):
+        return None
+    def sample(self, index, epoch=0):
+        rng = np.random.default_rng((index, epoch))
+        images = [Image.fromarray(rng.integers(0, 256, (30, 30, 3), dtype=np.uint8))] * (index % 3 == 0)
+        words = "lesion " * (1 + 5 * (index % 4))
+        return Sample([Turn("user", "<image>" * len(images) + words), Turn("assistant", words)], images)
+'''
+# Nine samples in updates of four: the last update has one, and the second process a stand-in.
+MORE = """
+custom_imports = dict(imports=["mixed"])
+model_args.update(lora_dropout=0.0)
+data_args = dict(train=dict(_delete_=True, type="Mixed", size=9), validation=dict(_delete_=True, type="Mixed", size=3),
+                 test=None, tokens_per_micro_batch=60)
+training_args.update(optim="sgd", learning_rate=0.05, max_steps=5, eval_strategy="epoch", gradient_checkpointing=True,
+                     per_device_eval_batch_size=1, save_total_limit=5)
+"""
+
+
+def _start(processes: int, *arguments: str) -> None:
+    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    size = f"training_args.per_device_train_batch_size={4 // processes}"
+    command = [*launcher, str(CHECKOUT / "mllm" / "pipeline" / "finetune.py"), *arguments, size]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+def _rows(run: str, key: str) -> list[float]:
+    return [row[key] for row in json.loads((Path(run) / "training_log.json").read_text())["rows"] if key in row]
+
+
+def _adapter(run: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(run) / "adapter" / "adapter_model.safetensors")
+
+
+def test_uneven_shares_without_images_make_the_same_updates_and_continue_bit_for_bit(write_config):
+    Path("mixed.py").write_text(MIXED)
+    config = write_config(MORE)
+    for processes, name in ((1, "one"), (2, "two")):
+        _start(processes, config, "--cfg-options", f"training_args.output_dir={name}")
+    assert (len(_rows("one", "loss")), len(_rows("one", "eval_loss"))) == (5, 2)
+    assert _rows("two", "loss") == pytest.approx(_rows("one", "loss"), rel=1e-5)
+    assert _rows("two", "eval_loss") == pytest.approx(_rows("one", "eval_loss"), rel=1e-5)
+    for name, tensor in _adapter("one").items():
+        torch.testing.assert_close(_adapter("two")[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+    whole, losses = _adapter("two"), _rows("two", "loss")
+    for path in [Path("two/checkpoint-4"), Path("two/checkpoint-5"), Path("two/adapter")]:
+        shutil.rmtree(path)
+    _start(2, config, "--resume", "--cfg-options", "training_args.output_dir=two")
+    assert _rows("two", "loss") == losses
+    assert all(torch.equal(_adapter("two")[name], tensor) for name, tensor in whole.items())
