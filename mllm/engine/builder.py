@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def training_arguments(
         logging_steps=10,
         save_only_model=False,
         dataloader_persistent_workers=True,
-        disable_tqdm=False,
+        disable_tqdm=not sys.stderr.isatty(),  # a file or a pipe gets lines alone
     )
     try:
         arguments = TrainingArguments(**{**defaults, **wanted, **decided})

@@ -28,8 +28,8 @@ def preflight(learner: Learner, batch: LogicalBatch, accelerator: Any, further: 
     """Runs the first logical batch without an update, and leaves no trace in gradients or random states.
 
     Where something trainable is not reached by it (a vision tower by texts alone), the `further` ones are looked at,
-    as many as are needed, 16 at most. Raises `ConfigError` naming trainable tensors that receive no gradient, objectives that reach none, or a loss
-    that is not the model's own.
+    as many as are needed, 16 at most. Raises `ConfigError` naming trainable tensors that receive no gradient,
+    objectives that reach none, or a loss that is not the model's own.
     """
     device = accelerator.device
     devices = [device] if device.type == "cuda" else []

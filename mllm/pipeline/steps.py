@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from mllm.config.config import read_config
 from mllm.config.hardware import Hardware, environment
 from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
@@ -69,6 +70,8 @@ def open_run(config: RunConfig, hardware: Hardware, resume: bool) -> tuple[Path,
     opened: list[Any] = [None]
     if state.is_main_process:
         folder, checkpoint = open_run_folder(config.name, config.training_args.get("output_dir"), resume)
+        if checkpoint:
+            refuse_another_model(config, folder)
         logger.info("run folder: %s%s", folder, f", continuing from {checkpoint.name}" if checkpoint else "")
         write_text(folder / "config.py", config.text)
         write_json(folder / "environment.json", environment())
@@ -76,6 +79,17 @@ def open_run(config: RunConfig, hardware: Hardware, resume: bool) -> tuple[Path,
     if state.num_processes > 1:
         broadcast_object_list(opened)
     return opened[0]
+
+
+def refuse_another_model(config: RunConfig, folder: Path) -> None:
+    """A run continues with the model that it began with: its checkpoints hold tensors of no other."""
+    began = read_config(folder / "config.py").model_args
+    for key, value in asdict(config.model_args).items():
+        if value != (before := asdict(began)[key]):
+            raise ConfigError(
+                f"--resume: model_args.{key} is {value!r}, but the run in {folder} began with {before!r}; "
+                "set it back, or start a new run without --resume"
+            )
 
 
 def prepare_data(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDataset]) -> dict[str, Any]:
