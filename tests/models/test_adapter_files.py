@@ -9,62 +9,14 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import (
-    Gemma3ForConditionalGeneration,
-)
+from small_gemma import LANGUAGE_LAYERS, attach, close, load, logits, trainable
 
 from mllm.errors import ConfigError
-from mllm.models.adapter_targets import GEMMA3_TARGETS
 from mllm.models.adapters import (
-    attach_adapter,
     combined_adapter,
 )
 from mllm.testing.tiny import write_tiny
 from mllm.testing.tiny_adapter import write_tiny_adapter
-
-TOWERS = {
-    "vision": "model.vision_tower",
-    "projector": "model.multi_modal_projector",
-    "language": "model.language_model",
-}
-LANGUAGE_LAYERS, VISION_LAYERS = 3 * 7, 2 * 6
-
-
-def load(folder: Path, **options: object) -> Gemma3ForConditionalGeneration:
-    return Gemma3ForConditionalGeneration.from_pretrained(folder, **options)
-
-
-def attach(model: nn.Module, **options: object) -> PeftModel:
-    torch.manual_seed(0)
-    return attach_adapter(model, targets=GEMMA3_TARGETS, **options)
-
-
-def inputs(model: nn.Module) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    text = torch.randint(20, 200, (2, 12), generator=generator)
-    image = model.config.image_token_id
-    ids = torch.cat([text[:, :4], torch.full((2, 256), image), text[:, 4:]], dim=1)
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "token_type_ids": (ids == image).long(),
-        "pixel_values": torch.randn(2, 3, 224, 224, generator=generator),
-    }
-
-
-@torch.no_grad()
-def logits(model: nn.Module) -> torch.Tensor:
-    model.eval()
-    return model(**inputs(model)).logits[:, 260:].float()
-
-
-def close(first: torch.Tensor, second: torch.Tensor, tolerance: float = 1e-4) -> bool:
-    return float((first - second).abs().max()) < tolerance
-
-
-def trainable(model: nn.Module) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def edited(folder: Path, target: Path, **values: object) -> Path:

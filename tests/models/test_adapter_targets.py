@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
-import torch
-from peft import PeftModel
+from small_gemma import LANGUAGE_LAYERS, TOWERS, VISION_LAYERS, attach, load, trainable
 from torch import nn
 from transformers import (
-    Gemma3ForConditionalGeneration,
     LlavaForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
 )
@@ -20,26 +17,6 @@ from mllm.models.adapter_targets import GEMMA3_TARGETS, derived_targets, matchin
 from mllm.models.adapters import (
     attach_adapter,
 )
-
-TOWERS = {
-    "vision": "model.vision_tower",
-    "projector": "model.multi_modal_projector",
-    "language": "model.language_model",
-}
-LANGUAGE_LAYERS, VISION_LAYERS = 3 * 7, 2 * 6
-
-
-def load(folder: Path, **options: object) -> Gemma3ForConditionalGeneration:
-    return Gemma3ForConditionalGeneration.from_pretrained(folder, **options)
-
-
-def attach(model: nn.Module, **options: object) -> PeftModel:
-    torch.manual_seed(0)
-    return attach_adapter(model, targets=GEMMA3_TARGETS, **options)
-
-
-def trainable(model: nn.Module) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 class TestTargets:

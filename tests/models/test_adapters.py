@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from small_gemma import LANGUAGE_LAYERS, TOWERS, VISION_LAYERS, attach, close, inputs, load, logits, trainable
 from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 from mllm.errors import ConfigError
-from mllm.models.adapter_targets import GEMMA3_TARGETS, derived_targets
+from mllm.models.adapter_targets import derived_targets
 from mllm.models.adapters import (
     attach_adapter,
     merged_weights,
@@ -28,22 +29,6 @@ from mllm.models.half_safe import keep_residual_in_fp32
 from mllm.models.perception import PerceptionModel
 from mllm.testing.tiny_adapter import write_tiny_adapter
 
-TOWERS = {
-    "vision": "model.vision_tower",
-    "projector": "model.multi_modal_projector",
-    "language": "model.language_model",
-}
-LANGUAGE_LAYERS, VISION_LAYERS = 3 * 7, 2 * 6
-
-
-def load(folder: Path, **options: object) -> Gemma3ForConditionalGeneration:
-    return Gemma3ForConditionalGeneration.from_pretrained(folder, **options)
-
-
-def attach(model: nn.Module, **options: object) -> PeftModel:
-    torch.manual_seed(0)
-    return attach_adapter(model, targets=GEMMA3_TARGETS, **options)
-
 
 def fill(model: PeftModel, adapter: str = "default") -> PeftModel:
     """Give the B matrices of an adapter values, as training would."""
@@ -53,33 +38,6 @@ def fill(model: PeftModel, adapter: str = "default") -> PeftModel:
             if f"lora_B.{adapter}" in name:
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
     return model
-
-
-def inputs(model: nn.Module) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    text = torch.randint(20, 200, (2, 12), generator=generator)
-    image = model.config.image_token_id
-    ids = torch.cat([text[:, :4], torch.full((2, 256), image), text[:, 4:]], dim=1)
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "token_type_ids": (ids == image).long(),
-        "pixel_values": torch.randn(2, 3, 224, 224, generator=generator),
-    }
-
-
-@torch.no_grad()
-def logits(model: nn.Module) -> torch.Tensor:
-    model.eval()
-    return model(**inputs(model)).logits[:, 260:].float()
-
-
-def close(first: torch.Tensor, second: torch.Tensor, tolerance: float = 1e-4) -> bool:
-    return float((first - second).abs().max()) < tolerance
-
-
-def trainable(model: nn.Module) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 class TestFresh:

@@ -8,6 +8,7 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from peft import PeftModel
+from small_gemma import inputs as small_inputs
 from torch import nn
 from transformers import BitsAndBytesConfig, Gemma3ForConditionalGeneration
 
@@ -73,16 +74,7 @@ def adapted(model: Gemma3ForConditionalGeneration, **options: object) -> PeftMod
 
 
 def batch(model: nn.Module) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    text = torch.randint(20, 200, (2, 24), generator=generator)
-    image = model.config.image_token_id
-    ids = torch.cat([text[:, :4], torch.full((2, 256), image), text[:, 4:]], dim=1)
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "token_type_ids": (ids == image).long(),
-        "pixel_values": torch.randn(2, 3, 224, 224, generator=generator),
-    }
+    return small_inputs(model, words=24)
 
 
 def gradients(model: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -8,7 +8,7 @@ from mllm.errors import ConfigError
 from mllm.models.adapter_targets import GEMMA3_TARGETS
 from mllm.models.builder.build_shared import assemble
 from mllm.models.loading import find_checkpoint, load_config, load_processor, quantization
-from mllm.models.medgemma.medgemma_perception import load_gemma3, resize_images, set_image_tokens
+from mllm.models.medgemma.medgemma_perception import load_gemma3, shape_images
 from mllm.registry import MODELS
 from mllm.structures import Bundle
 
@@ -48,8 +48,5 @@ def build_medgemma(args: ModelArgs, hardware: Hardware) -> Bundle:
         attn_implementation=args.attn_implementation,
         trust_remote_code=args.trust_remote_code,
     )
-    if args.image_size is not None:
-        resize_images(model, processor, args.image_size, args.image_token_len)
-    elif args.image_token_len is not None:
-        set_image_tokens(model, processor, args.image_token_len)
+    shape_images(model, processor, args.image_size, args.image_token_len)
     return assemble(model, processor, towers=TOWERS, targets=GEMMA3_TARGETS, args=args, hardware=hardware)

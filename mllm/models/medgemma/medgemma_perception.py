@@ -71,6 +71,16 @@ def resample_positions(weight: Tensor, side: int) -> Tensor:
     return grid.flatten(2)[0].T.contiguous().to(weight.dtype)
 
 
+def shape_images(
+    model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, image_size: int | None, tokens: int | None
+) -> None:
+    """Let images have `image_size` pixels a side and `tokens` tokens, in place; None keeps what the checkpoint has."""
+    if image_size is not None:
+        resize_images(model, processor, image_size, tokens)
+    elif tokens is not None:
+        set_image_tokens(model, processor, tokens)
+
+
 def resize_images(
     model: Gemma3ForConditionalGeneration, processor: ProcessorMixin, image_size: int, tokens: int | None = None
 ) -> None:
