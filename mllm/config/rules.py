@@ -149,7 +149,7 @@ def refuse_what_has_no_effect(config: RunConfig) -> None:
             )
 
 
-def token_kernel(image_token_len: int) -> tuple[int, int]:
+def token_grid(image_token_len: int) -> tuple[int, int]:
     """The rows and columns that an image's tokens form: (16, 16) for 256, (8, 16) for 128."""
     rows = 1 << ((image_token_len.bit_length() - 1) // 2)
     return rows, image_token_len // rows
@@ -173,7 +173,7 @@ def refuse_image_size(config: RunConfig, checkpoint: Checkpoint) -> None:
         return
     size = args.image_size or checkpoint.image_size
     place = config.place("model_args", "image_size" if args.image_size else "image_token_len")
-    rows, columns = token_kernel(tokens)
+    rows, columns = token_grid(tokens)
     step = checkpoint.patch_size * max(rows, columns)
     valid = f"use a multiple of {step} such as {max(1, round(size / step)) * step}"
     if size % checkpoint.patch_size:

@@ -9,7 +9,7 @@ import torch
 
 from mllm.config.config import read_config
 from mllm.config.hardware import Hardware
-from mllm.config.rules import IMAGE_TOKENS, apply_rules, token_kernel
+from mllm.config.rules import IMAGE_TOKENS, apply_rules, token_grid
 from mllm.errors import ConfigError
 
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
@@ -123,13 +123,13 @@ def test_image_tokens_that_no_pool_makes(sentence, tokens):
 @pytest.mark.parametrize("tokens", IMAGE_TOKENS)
 def test_image_tokens_that_a_pool_makes(run, tokens, size):
     config, _ = run(f"model_args = dict(image_token_len={tokens}, image_size={size})")
-    rows, columns = token_kernel(tokens)
+    rows, columns = token_grid(tokens)
     assert rows * columns == tokens and (size // 14) % rows == 0 and (size // 14) % columns == 0
     assert config.model_args.image_token_len == tokens
 
 
-def test_token_kernels():
-    assert [token_kernel(tokens) for tokens in IMAGE_TOKENS] == [(16, 16), (8, 16), (8, 8), (4, 8), (4, 4)]
+def test_token_grids():
+    assert [token_grid(tokens) for tokens in IMAGE_TOKENS] == [(16, 16), (8, 16), (8, 8), (4, 8), (4, 4)]
 
 
 @pytest.mark.parametrize(

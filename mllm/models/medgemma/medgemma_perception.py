@@ -72,9 +72,10 @@ def resample_positions(weight: Tensor, side: int) -> Tensor:
 
 
 def shape_images(
-    model: Gemma3ForConditionalGeneration, processor: Gemma3Processor, image_size: int | None, tokens: int | None
+    model: Gemma3ForConditionalGeneration, processor: ProcessorMixin, image_size: int | None, tokens: int | None
 ) -> None:
     """Let images have `image_size` pixels a side and `tokens` tokens, in place; None keeps what the checkpoint has."""
+    assert isinstance(processor, Gemma3Processor)
     if image_size is not None:
         resize_images(model, processor, image_size, tokens)
     elif tokens is not None:
