@@ -23,6 +23,7 @@ Where everything lies (of $(cd "$run" && pwd -P)):
   config.py           the resolved config; it can be run again
   environment.json    packages, hardware, git commit
   first_batch.md      what the model was shown, and which tokens it learned from
+  predictions.jsonl   every held-out question with the true answer and the model's
   training_log.json   one row per log; loss.png and tensorboard/ show them
 Next: README.md, "Your own dataset".
 TEXT

@@ -45,9 +45,9 @@ def main(argv: Sequence[str]) -> int:
         announce(trainer, bundle, folder)
         train(trainer, checkpoint)
 
-        written = export(config, bundle, trainer, folder)  # before the examination, which can fail
+        written = export(config, bundle, trainer, splits, folder)  # before the examination, which can fail
         answers = examination(config, bundle, splits)
-        report(config, trainer, written, answers, untrained)
+        report(config, trainer, splits, written, answers, untrained)
     return 0
 
 

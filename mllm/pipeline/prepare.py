@@ -15,6 +15,8 @@ from mllm.testing.tiny import ensure_tiny, family_of
 from mllm.testing.tiny_adapter import ensure_tiny_adapter
 
 CHECKPOINTS = Path("ckpt")
+TINY_RANK = 4
+"""The rank of an adapter that stands in for another, whose own is not known before it is there."""
 DEMO_BASE = "ckpt/tiny-medgemma"
 """The base that `medgemma_cpu_demo.py` names: made where it is absent, not downloaded."""
 
@@ -54,7 +56,7 @@ def with_tiny_parts(config: RunConfig) -> RunConfig:
         logger.info("--tiny: %s stands in for %s", base, model.model_name_or_path)
     changes: dict[str, object] = {"tiny": True, "model_args.model_name_or_path": str(base)}
     if model.adapter_path is not None:
-        adapter = ensure_tiny_adapter(base, model.lora_r or 16)
+        adapter = ensure_tiny_adapter(base, TINY_RANK)
         logger.info("--tiny: %s stands in for the adapter %s", adapter, model.adapter_path)
         changes["model_args.adapter_path"] = str(adapter)
     changes["data_args"] = use_miniatures(config.data_args, Path("exp") / config.name / "miniature")

@@ -36,6 +36,18 @@ from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
 
+ASIDE = (
+    "dataloader_",
+    "logging_",
+    "eval_",
+    "save_",
+    "output_dir",
+    "report_to",
+    "disable_tqdm",
+    "remove_unused_columns",
+)
+"""What `training_args` that begin so say does not shape the weights, and stays out of the card."""
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -153,11 +165,13 @@ def train(trainer: MultimodalTrainer, checkpoint: Path | None) -> None:
         close_bars(trainer.callback_handler.callbacks)
 
 
-def export(config: RunConfig, bundle: Bundle, trainer: MultimodalTrainer, folder: Path) -> Path | None:
+def export(
+    config: RunConfig, bundle: Bundle, trainer: MultimodalTrainer, splits: dict[str, SampleDataset], folder: Path
+) -> Path | None:
     """Writes the adapter, and the merged model where `export_args.merged` asks for it; gives the first one's folder."""
     if not trainer.is_world_process_zero():
         return None
-    model, facts = asdict(config.model_args), known_facts(config, trainer)
+    model, facts = asdict(config.model_args), known_facts(config, trainer, splits)
     if config.model_args.merge_lora and config.model_args.adapter_path:
         # A LoRA trained on folded weights means nothing to the base that its config would name.
         logger.info("merge_lora=True: the result is written whole, to merged/; an adapter would not fit the base")
@@ -168,17 +182,16 @@ def export(config: RunConfig, bundle: Bundle, trainer: MultimodalTrainer, folder
     return Path(adapter)
 
 
-def known_facts(config: RunConfig, trainer: MultimodalTrainer) -> Facts:
-    """What the card says of a run before its examination."""
+def known_facts(config: RunConfig, trainer: MultimodalTrainer, splits: dict[str, SampleDataset]) -> Facts:
+    """What the card says of a run before its examination; no path of the machine is among it."""
     model = asdict(config.model_args)
-    splits = {
-        name: split for name, split in asdict(config.data_args).items() if name in ("train", "validation", "test")
-    }
-    settings = ("lora_r", "lora_alpha", "lora_target", "lora_dropout", "load_in_4bit", "load_in_8bit")
+    types = asdict(config.data_args)
+    settings = ("adapter_path", "lora_r", "lora_alpha", "lora_target", "lora_dropout", "load_in_4bit", "load_in_8bit")
+    shaping = {key: value for key, value in config.training_args.items() if not key.startswith(ASIDE)}
     return Facts(
         base=config.model_args.model_name_or_path,
-        data=[f"{name}: `{split['type']}`" for name, split in splits.items() if split],
-        training={key: model[key] for key in settings} | dict(config.training_args),
+        data=[f"{name}: `{types[name]['type']}`, {len(split):,} samples" for name, split in splits.items()],
+        training={key: model[key] for key in settings} | shaping,
         figures={"updates": trainer.state.global_step},
     )
 
@@ -186,6 +199,7 @@ def known_facts(config: RunConfig, trainer: MultimodalTrainer) -> Facts:
 def report(
     config: RunConfig,
     trainer: MultimodalTrainer,
+    splits: dict[str, SampleDataset],
     written: Path | None,
     answers: Answers | None,
     untrained: Answers | None,
@@ -195,7 +209,7 @@ def report(
         return
     meter, folder = trainer.meter, run_folder(trainer.args)
     if answers is not None:
-        facts = known_facts(config, trainer)
+        facts = known_facts(config, trainer, splits)
         facts = replace(facts, figures={**facts.figures, **answers.figures})
         write_text(written / "README.md", card_text(written.name, asdict(config.model_args), facts))
         with replaced_file(folder / "predictions.jsonl") as file:

@@ -1,7 +1,7 @@
 """Seeded phantoms of seven modalities with questions whose answers are true: needs no download."""
 
 data_args = dict(
-    train=dict(type="DummyDataset", size=28, seed=0, tasks=("modality",), image_size=448),
+    train=dict(type="DummyDataset", size=21, seed=0, tasks=("modality",), image_size=448),
     validation=dict(type="DummyDataset", size=7, seed=1, tasks=("modality",), image_size=448),
     test=dict(type="DummyDataset", size=7, seed=2, tasks=("modality",), image_size=448),
     compute_metric="accuracy",
