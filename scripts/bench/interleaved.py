@@ -1,4 +1,4 @@
-"""What every benchmark here shares: competitors in fresh processes, memory sampled while they train, medians, a table."""
+"""What every benchmark here shares: competitors in fresh processes, memory sampled in training, medians, a table."""
 
 from __future__ import annotations
 

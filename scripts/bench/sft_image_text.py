@@ -64,7 +64,7 @@ TOLERANCE = 1e-5
 DRIFT = 1e-3
 """Largest relative difference of an update's loss, which earlier updates' rounding has part in."""
 NO_TRL = "this benchmark measures against TRL, which is not installed: pip install -e .[bench]"
-WORDS = "chest image lesion normal left right upper lower lung heart small bright round there shown with".split()
+WORDS = "chest image lesion normal left right upper lower lung heart small bright round there shown with".split()  # noqa: SIM905
 """Words that are one token each in the tiny vocabulary."""
 
 
@@ -75,7 +75,9 @@ class Rows:
         rng = np.random.default_rng(7)
         self.rows = []
         for _ in range(size):
-            question, answer = (" ".join(rng.choice(WORDS, rng.integers(*span, endpoint=True))) for span in (PROMPT, ANSWER))
+            question, answer = (
+                " ".join(rng.choice(WORDS, rng.integers(*span, endpoint=True))) for span in (PROMPT, ANSWER)
+            )
             picture = Image.fromarray(rng.integers(0, 256, (pixels, pixels, 3), dtype=np.uint8))
             self.rows.append((picture, question, answer))
 

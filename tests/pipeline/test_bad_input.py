@@ -439,10 +439,17 @@ class Interrupting(NextToken):
 '''
 
 
-def test_an_interruption_names_the_newest_checkpoint(train):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as a terminal gives it; a process started in the background may have been told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_names_the_newest_checkpoint(train, ctrl_c):
     Path("interrupting.py").write_text(INTERRUPTING)
     more = "custom_imports = dict(imports=['interrupting'])\nobjectives = dict(next_token=dict(type='Interrupting'))"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     code, error = train(more)
     assert code == 130
     assert "Traceback" not in error

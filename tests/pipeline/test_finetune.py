@@ -1,4 +1,4 @@
-"""Runs from a config to a run folder, killed and continued, by one process and by two."""
+"""Runs from a config to a run folder, killed and continued."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from mllm.pipeline.finetune import main
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def start(*arguments: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
+def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`finetune.py` in a process of its own, as a user starts it."""
-    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
     return subprocess.run(
-        [sys.executable, *launcher, str(CHECKOUT / "mllm" / "pipeline" / "finetune.py"), *arguments],
+        [sys.executable, str(CHECKOUT / "mllm" / "pipeline" / "finetune.py"), *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
@@ -139,21 +138,6 @@ def test_a_killed_run_continues_bit_for_bit(write_config, moment):
     assert losses() == losses("whole")
     assert len(losses()) == 4
     assert all(torch.equal(adapter("whole")[name], tensor) for name, tensor in adapter().items())
-
-
-def test_two_processes_make_the_same_update_as_one(write_config):
-    more = "model_args.update(lora_dropout=0.0)\n"
-    config = write_config("training_args.update(optim='sgd', learning_rate=0.05)\n" + more)
-    one = start(config, "--cfg-options", "training_args.output_dir=one")
-    two = start(
-        *(config, "--cfg-options", "training_args.output_dir=two", "training_args.per_device_train_batch_size=1"),
-        processes=2,
-    )
-    assert one.returncode == 0, one.stderr[-2000:]
-    assert two.returncode == 0, two.stderr[-3000:]
-    assert losses("two") == pytest.approx(losses("one"), rel=1e-5)
-    for name, tensor in adapter("one").items():
-        torch.testing.assert_close(adapter("two")[name], tensor, rtol=0, atol=1e-6, msg=name)
 
 
 PLUGIN = '''
