@@ -150,9 +150,9 @@ def refuse_what_has_no_effect(config: RunConfig) -> None:
 
 
 def token_grid(image_token_len: int) -> tuple[int, int]:
-    """The rows and columns that an image's tokens form: (16, 16) for 256, (8, 16) for 128."""
-    rows = 1 << ((image_token_len.bit_length() - 1) // 2)
-    return rows, image_token_len // rows
+    """The rows and columns that an image's tokens form: (16, 16) for 256, (16, 8) for 128."""
+    columns = 1 << ((image_token_len.bit_length() - 1) // 2)
+    return image_token_len // columns, columns
 
 
 def refuse_image_tokens(config: RunConfig, checkpoint: Checkpoint) -> None:

@@ -104,9 +104,10 @@ class _FrozenVocabularyLoss(torch.autograd.Function):
                 label = labels_T[rows, None]
                 logit = logits.gather(1, label)
                 slope = None if softcap is None or gradient_TD is None else 1 - (logits / softcap).square()
-                top, place = logits.max(dim=1, keepdim=True)
+                top = logits.amax(dim=1, keepdim=True)
                 error = torch.softmax(logits, dim=1, out=logits)
-                loss_T[rows] = (top - error.gather(1, place).log() - logit).squeeze(1)
+                # The largest logit's share is at least one in the vocabulary, so its logarithm gives the normalizer.
+                loss_T[rows] = (top - error.amax(dim=1, keepdim=True).log() - logit).squeeze(1)
                 if gradient_TD is not None:
                     error.scatter_add_(1, label, error.new_full(label.shape, -1.0))
                     if slope is not None:

@@ -40,13 +40,13 @@ TEXT = dict(
     vocab_size=262_208,
     hidden_size=320,
     intermediate_size=1280,
-    num_hidden_layers=10,
+    num_hidden_layers=6,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=80,
     query_pre_attn_scalar=80,
     sliding_window=1024,
-    layer_types=2 * (["sliding_attention"] * 4 + ["full_attention"]),
+    layer_types=["sliding_attention"] * 5 + ["full_attention"],
 )
 """Gemma 3 with its own vocabulary and proportions, made narrow and shallow."""
 VISION = dict(

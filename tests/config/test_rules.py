@@ -129,7 +129,7 @@ def test_image_tokens_that_a_pool_makes(run, tokens, size):
 
 
 def test_token_grids():
-    assert [token_grid(tokens) for tokens in IMAGE_TOKENS] == [(16, 16), (8, 16), (8, 8), (4, 8), (4, 4)]
+    assert [token_grid(tokens) for tokens in IMAGE_TOKENS] == [(16, 16), (16, 8), (8, 8), (8, 4), (4, 4)]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_token_grids():
         ),
         (
             "model_args = dict(image_size=56, image_token_len=32)",
-            "run.py:2: image_size=56 gives 4 x 4 patches, which cannot be pooled to 32 tokens (4 x 8): use a "
+            "run.py:2: image_size=56 gives 4 x 4 patches, which cannot be pooled to 32 tokens (8 x 4): use a "
             "multiple of 112 such as 112",
         ),
     ],
