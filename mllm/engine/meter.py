@@ -30,7 +30,10 @@ class Meter:
 
     def see(self, batch: LogicalBatch) -> None:
         """Counts a logical batch about to be trained on; the clock starts with the first."""
-        self.started = self.started or time.monotonic()
+        if self.started is None:
+            self.started = time.monotonic()
+            if torch.cuda.is_available():  # loading a model can take more than training it
+                torch.cuda.reset_peak_memory_stats()
         self.tokens += batch.tokens
         self.padded += batch.padded_tokens
         self.samples += batch.samples
