@@ -92,15 +92,7 @@ class _FrozenVocabularyLoss(torch.autograd.Function):
         wide = product if weight.dtype is torch.float32 else torch.empty_like(product, dtype=torch.float32)
         with torch.autocast(device, enabled=False):
             for rows in tiles:
-                scaled, scale = _fit(hidden_TD[rows], weight.dtype)
-                narrow = torch.mm(scaled, weight.T, out=product[: len(scaled)])
-                logits = wide[: len(scaled)]
-                if wide is not product:
-                    logits.copy_(narrow)
-                if scale is not None:
-                    logits *= scale
-                if softcap is not None:
-                    logits = logits.div_(softcap).tanh_().mul_(softcap)
+                logits = _project(hidden_TD[rows], weight, softcap, product, wide)
                 label = labels_T[rows, None]
                 logit = logits.gather(1, label)
                 slope = None if softcap is None or gradient_TD is None else 1 - (logits / softcap).square()
@@ -113,7 +105,7 @@ class _FrozenVocabularyLoss(torch.autograd.Function):
                     if slope is not None:
                         error *= slope
                     if wide is not product:
-                        error = narrow.copy_(error)
+                        error = product[: len(error)].copy_(error)
                     gradient_TD[rows] = (error @ weight).to(gradient_TD.dtype)
         ctx.save_for_backward(gradient_TD)
         return loss_T
@@ -122,6 +114,18 @@ class _FrozenVocabularyLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream_T: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_TD,) = ctx.saved_tensors
         return (gradient_TD * upstream_T[:, None]).to(gradient_TD.dtype), None, None, None, None
+
+
+def _project(hidden_TD: Tensor, weight_VD: Tensor, softcap: float | None, product: Tensor, wide: Tensor) -> Tensor:
+    """The logits [T, V] in fp32, written into `wide` by way of `product`, which may be the same memory."""
+    scaled, scale = _fit(hidden_TD, weight_VD.dtype)
+    narrow = torch.mm(scaled, weight_VD.T, out=product[: len(scaled)])
+    logits = wide[: len(scaled)]
+    if wide is not product:
+        logits.copy_(narrow)
+    if scale is not None:
+        logits *= scale
+    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
 
 def _fit(hidden_TD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

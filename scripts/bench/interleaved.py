@@ -35,10 +35,10 @@ def resident_memory() -> Iterator[Peak]:
     peak, process, done = Peak(), psutil.Process(), threading.Event()
 
     def sample() -> None:
-        while True:
+        ended = False
+        while not ended:
+            ended = done.wait(INTERVAL)
             peak.bytes = max(peak.bytes, process.memory_info().rss)
-            if done.wait(INTERVAL):
-                return
 
     watcher = threading.Thread(target=sample, daemon=True)
     watcher.start()

@@ -76,6 +76,35 @@ def test_an_fp16_vocabulary_does_not_overflow_with_large_fp32_hidden_states():
     torch.testing.assert_close(total, expected, rtol=1e-2, atol=1e-2)
 
 
+def test_a_loss_whose_probability_underflows_is_exact():
+    hidden, labels, head = _case(torch.float32)
+    head.requires_grad_(False)
+    ours, theirs = (hidden.mul(2e3).requires_grad_() for _ in range(2))
+    total = NextToken().total(Context({"labels": labels}, Outputs(ours, head)))
+    expected = _oracle(theirs, labels, head, None)
+    assert expected[0] > 1000 * (labels[0] != IGNORE).sum()
+    torch.testing.assert_close(total, expected)
+    total.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_a_bf16_vocabulary_under_autocast_is_within_its_rounding():
+    hidden, labels, head = _case(torch.float32)
+    head.requires_grad_(False)
+    ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    expected = _oracle(theirs, labels, head, None)
+    expected.sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        total = NextToken(tile_bytes=4 * VOCABULARY * 2).total(
+            Context({"labels": labels}, Outputs(ours, head.bfloat16()))
+        )
+    assert total.dtype is torch.float32
+    torch.testing.assert_close(total, expected.detach(), rtol=1e-2, atol=1e-2)
+    total.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=2e-2, atol=2e-2)
+
+
 def test_a_module_that_is_no_plain_linear_is_called_instead():
     hidden, labels, head = _case(torch.float32)
     wrapped = nn.Sequential(head)

@@ -1,0 +1,78 @@
+"""The benchmarks' own parts: what is measured is the same for both sides, and a table says what the runs said."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from transformers import AutoProcessor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "bench"))
+
+import sft_work  # noqa: E402
+from interleaved import Figures, in_fresh_process, resident_memory, table, worst_difference  # noqa: E402
+
+RUNS = {
+    "ours": [{"seconds": seconds, "bytes": 2_000_000_000} for seconds in (10.0, 30.0, 11.0)],
+    "theirs": [{"seconds": seconds, "bytes": 2_500_000_000} for seconds in (22.0, 21.0, 90.0)],
+}
+
+
+def test_rows_are_the_same_in_every_process_and_for_both_sides():
+    first, second = sft_work.Rows(5, pixels=28), sft_work.Rows(7, pixels=28)
+    columns = first.columns({"index": list(range(5))})
+    for i in range(5):
+        ours, again = first.sample(i), second.sample(i)
+        assert ours.turns == again.turns
+        assert np.array_equal(ours.images[0], again.images[0])
+        assert columns["images"][i] == ours.images
+        assert f"<image>{columns['prompt'][i][0]['content']}" == ours.turns[0].text
+        assert columns["completion"][i][0]["content"] == ours.turns[1].text
+    assert first.sample(0).turns != first.sample(1).turns
+
+
+def test_texts_have_as_many_tokens_as_stated(tiny_medgemma):
+    tokenizer = AutoProcessor.from_pretrained(tiny_medgemma).tokenizer
+    turns = [sft_work.Rows(40, pixels=1).sample(i).turns for i in range(40)]
+    for turn, (least, most) in ((0, sft_work.PROMPT), (1, sft_work.ANSWER)):
+        texts = [row[turn].text.replace("<image>", "") for row in turns]
+        lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        # The first word, without a space before it, may be one piece or two.
+        assert least <= min(lengths) < least + 40
+        assert most - 40 < max(lengths) <= most + 1
+
+
+def test_a_table_gives_medians_ranges_and_ratios():
+    rows = {"fp32": (Figures.of(RUNS["ours"]), Figures.of(RUNS["theirs"]))}
+    header, rule, line = table(rows, "ours", "theirs").splitlines()
+    assert header.count("|") == rule.count("|") == line.count("|")
+    assert line == "| fp32 | 22.0 (21.0-90.0) | 11.0 (10.0-30.0) | **2.00** | 2.50 | 2.00 | 0.80 |"
+
+
+def test_the_worst_difference_is_relative():
+    assert worst_difference([1.0, 20.0], [1.0, 10.0]) == 1.0
+
+
+def test_memory_is_that_of_the_block():
+    size = 64 * 2**20
+    before = psutil.Process().memory_info().rss
+    with resident_memory() as peak:
+        held = np.ones(size, dtype=np.uint8)
+    assert peak.bytes > before + 0.9 * held.nbytes
+    del held
+    with resident_memory() as later:
+        pass
+    assert later.bytes < peak.bytes - 0.9 * size
+
+
+def test_a_process_answers_or_ends_the_benchmark(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "if '--fail' in sys.argv: sys.exit('it went wrong')\n"
+        "open(sys.argv[-1], 'w').write(json.dumps({'threads': os.environ['OMP_NUM_THREADS'], 'got': sys.argv[1]}))\n"
+    )
+    assert in_fresh_process(str(script), ["--a=1"], threads=3) == {"threads": "3", "got": "--a=1"}
+    with pytest.raises(SystemExit, match="it went wrong"):
+        in_fresh_process(str(script), ["--fail"], threads=1)
