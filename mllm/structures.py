@@ -18,28 +18,70 @@ if TYPE_CHECKING:
 Role = Literal["system", "user", "assistant"]
 IMAGE = "<image>"
 """The placeholder that a turn's text holds where an image stands."""
+BOX = "<box>"
+"""The placeholder that a turn's text holds where one or several boxes or masks are named."""
+POINT = "<point>"
+"""The same for points."""
 IGNORE = -100
 """The label of a token that is not supervised (PyTorch's `ignore_index`)."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation; its text may hold `<image>` placeholders."""
+    """One turn of a conversation; its text may hold `<image>`, `<box>` and `<point>` placeholders."""
 
     role: Role
     text: str
-    marks: tuple[int, ...] = ()
-    """Which of the sample's marks the text's placeholders stand for, in order."""
+    marks: tuple[tuple[int, ...], ...] = ()
+    """For each `<box>` and `<point>` of the text, in order: which of the sample's marks it stands for, none perhaps.
+
+    Where it is empty, `<box>` and `<point>` are plain text.
+    """
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in an image: a box, a mask, or both."""
+    """A place in an image: a box, a mask, or both; or a point."""
 
     box: tuple[float, float, float, float] | None = None
-    """x1 y1 x2 y2 in pixels of the original image."""
+    """x1 y1 x2 y2 in pixels of the image; pixel (0, 0) reaches from 0 to 1 on both axes."""
     mask: np.ndarray | None = None
     """[H, W] bool."""
+    point: tuple[float, float] | None = None
+    """x y in pixels of the image."""
+    image: int = 0
+    """Which of the sample's images it lies in, from 0."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How an image lies in what the model sees of it: alone, or in the middle of a square."""
+
+    width: int
+    """Pixels of the image."""
+    height: int
+    left: int = 0
+    """Pixels added before the first column."""
+    top: int = 0
+    """Pixels added above the first row."""
+    full_width: int = 0
+    """Pixels of what the model sees; 0: those of the image."""
+    full_height: int = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels of what the model sees."""
+        return self.full_width or self.width, self.full_height or self.height
+
+    def relative(self, *coordinates: float) -> tuple[float, ...]:
+        """x y (x y ...) in pixels of the image as shares of what the model sees, in [0, 1] inside of it."""
+        offsets, lengths = (self.left, self.top), self.size
+        return tuple((value + offsets[i % 2]) / lengths[i % 2] for i, value in enumerate(coordinates))
+
+    def pixels(self, *coordinates: float) -> tuple[float, ...]:
+        """The way back from `relative`."""
+        offsets, lengths = (self.left, self.top), self.size
+        return tuple(value * lengths[i % 2] - offsets[i % 2] for i, value in enumerate(coordinates))
 
 
 @dataclass(frozen=True)
@@ -60,6 +102,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What was said about a sample, or what should have been said."""
+
+    text: str
+    marks: tuple[Mark, ...] = ()
+    """The boxes, masks and points that it names, in pixels of the original images."""
+    unreadable: int = 0
+    """Places in the text that begin like a box or a point and cannot be read as one."""
+    tokens: int = 0
+    """Generated tokens, the end of the turn included; 0 for a reference."""
+
+
+@dataclass(frozen=True)
 class Encoded:
     """One sample as the model's processor sees it, not yet padded."""
 
@@ -70,6 +125,8 @@ class Encoded:
     source: str = ""
     truncated: bool = False
     """Whether the end of its last answer was cut off at `max_length`."""
+    frames: tuple[Frame, ...] = ()
+    """One for each image of the sample."""
 
     def __len__(self) -> int:
         """The number of tokens, those of the images included."""
@@ -144,7 +201,10 @@ class Outputs:
     """The projection from D to the vocabulary: a module, never a [B, L, vocabulary] tensor."""
     softcap: float | None = None
     """Logits are `softcap * tanh(logits / softcap)` where the checkpoint says so (Gemma 2, Gemma 3n)."""
+    rows: tuple[Tensor, Tensor] | None = None
+    """Words of the vocabulary with weights of their own, which train: their ids [R] and weights [R, D]."""
     heads: dict[str, Any] = field(default_factory=dict)
+    """What each head found: `box` [B, M, 4] as shares of what the model sees, `mask` [B, M, S, S] logits."""
     taps: dict[str, Tensor] = field(default_factory=dict)
     """Outputs of named inner layers, kept for distillation."""
 
@@ -168,3 +228,14 @@ class Bundle:
     """A `mllm.models.perception.PerceptionModel`."""
     encoder: Any
     """A `mllm.models.encoder.ChatEncoder`."""
+
+
+def unsupervised(targets: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same targets with nothing to learn: no label, no known box, no known mask."""
+    silent = dict(targets)
+    for name, tensor in targets.items():
+        if name == "labels":
+            silent[name] = tensor.new_full(tensor.shape, IGNORE)
+        elif name.endswith("_known"):
+            silent[name] = tensor.new_zeros(tensor.shape)
+    return silent

@@ -1,13 +1,16 @@
-"""Moving images, masks and boxes by one and the same affine map."""
+"""Moving images, masks, boxes and points by one and the same affine map."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from mllm.structures import Mark
+
+Box = tuple[float, float, float, float]
 
 
 class Affine(NamedTuple):
@@ -38,28 +41,35 @@ def warp_image(image: Image.Image, forward: Affine, size: tuple[int, int], smoot
 
 
 def warp_marks(marks: list[Mark], forward: Affine, size: tuple[int, int]) -> list[Mark]:
-    """The marks moved by `forward` onto a canvas of (width, height).
+    """The marks moved by `forward` onto a canvas of (width, height), all else of them as it was.
 
-    A mask takes the nearest pixel. A box becomes the smallest box around its corners, within the canvas; where the
-    map turns by other than right angles and the mark has a mask, the smallest box around the mask, which is tighter.
+    A mask takes the nearest pixel. A point that leaves the canvas is put on its edge. A box becomes the smallest box
+    around its corners, within the canvas; where the map turns by other than right angles and the mark has a mask, the
+    smallest box around the mask, which is tighter.
     """
-    return [Mark(*_warp_mark(mark, forward, size)) for mark in marks]
+    return [_warp_mark(mark, forward, size) for mark in marks]
 
 
-def _warp_mark(
-    mark: Mark, forward: Affine, size: tuple[int, int]
-) -> tuple[tuple[float, float, float, float] | None, np.ndarray | None]:
-    mask, box = mark.mask, mark.box
+def _warp_mark(mark: Mark, forward: Affine, size: tuple[int, int]) -> Mark:
+    mask, box, point = mark.mask, mark.box, mark.point
     if mask is not None:
-        picture = Image.fromarray(mask.astype(np.uint8) * 255)
+        picture = Image.fromarray(mask.astype(bool).astype(np.uint8) * 255)
         mask = np.asarray(warp_image(picture, forward, size)) > 127
-    if box is None:
-        return None, mask
+    if point is not None:
+        x, y = np.clip(forward.points(np.array(point, float)), 0, size).tolist()
+        point = (x, y)
+    if box is not None:
+        box = _warp_box(box, mask, forward, size)
+    return replace(mark, box=box, mask=mask, point=point)
+
+
+def _warp_box(box: Box, mask: np.ndarray | None, forward: Affine, size: tuple[int, int]) -> Box:
+    """The box moved; `mask` is the same thing's, moved already."""
     turned = forward.a * forward.b != 0 or forward.d * forward.e != 0
     if turned and mask is not None and mask.any():
         rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-        return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)), mask
+        return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
     x1, y1, x2, y2 = box
     corners = forward.points(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], float))
     (x1, y1), (x2, y2) = (np.clip(end, 0, size).tolist() for end in (corners.min(axis=0), corners.max(axis=0)))
-    return (x1, y1, x2, y2), mask
+    return x1, y1, x2, y2

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-import torch
 from torch.utils.data import Dataset
 
 from mllm.dataset.sampler import Draw
 from mllm.errors import UserError
-from mllm.structures import IGNORE, Batch, Encoded, Failure, LogicalBatch, Sample
+from mllm.structures import Batch, Encoded, Failure, LogicalBatch, Sample, unsupervised
 
 
 class Samples(Protocol):
@@ -45,9 +44,7 @@ class EncodedDataset(Dataset[Encoded]):
             return Failure(str(error))
         if counted:
             return encoded
-        return replace(
-            encoded, targets={**encoded.targets, "labels": torch.full_like(encoded.targets["labels"], IGNORE)}
-        )
+        return replace(encoded, targets=unsupervised(encoded.targets))
 
 
 class LogicalCollator:

@@ -45,24 +45,36 @@ def build_transforms(options: Sequence[dict[str, Any]]) -> list[Transform]:
 
 
 def apply_transforms(sample: Sample, transforms: Sequence[Transform], rng: np.random.Generator) -> Sample:
-    """The sample with its images transformed one after another, and its marks with the first image.
+    """The sample with its images transformed one after another, and every mark with the image that it lies in.
 
-    Marks belong to the first image. What moves pixels draws the same for all images of the sample, so that two frames
-    of a video or two slices still lie over each other (where their sizes are equal); what changes values draws anew.
+    What moves pixels draws the same for all images of the sample, so that two frames of a video or two slices still
+    lie over each other (where their sizes are equal); what changes values draws anew.
     """
     if not sample.images or not transforms:
         return sample
     images, marks = list(sample.images), list(sample.marks)
     for transform in transforms:
-        seed = int(rng.integers(2**62))
-        # Crops make room for the marks: images that lie over the first one must be cut with them.
-        alike = [marks if image.size == images[0].size else [] for image in images]
-        for number, (image, guides) in enumerate(zip(images, alike, strict=True)):
-            draws = np.random.default_rng([seed, number] if isinstance(transform, PixelTransform) else seed)
-            images[number], moved = transform(image, guides, draws)
-            if number == 0:
-                marks = moved
+        images, marks = _transformed(images, marks, transform, int(rng.integers(2**62)))
     return replace(sample, images=images, marks=marks)
+
+
+def _transformed(
+    images: list[Image.Image], marks: Marks, transform: Transform, seed: int
+) -> tuple[list[Image.Image], Marks]:
+    """All images of a sample after one transform, each with its own marks."""
+    sizes = dict(enumerate(image.size for image in images))
+    images, moved = list(images), list(marks)
+    for number, size in sizes.items():
+        # Crops make room for the marks: images that lie over each other must be cut with the marks of all of them.
+        alike = [i for i, mark in enumerate(marks) if sizes.get(mark.image) == size]
+        draws = np.random.default_rng([seed, number] if isinstance(transform, PixelTransform) else seed)
+        images[number], followed = transform(images[number], [marks[i] for i in alike], draws)
+        if len(followed) != len(alike):
+            raise ConfigError(f"transform {type(transform).__name__} must give back all {len(alike)} marks, in order")
+        for i, mark in zip(alike, followed, strict=True):
+            if marks[i].image == number:
+                moved[i] = mark
+    return images, moved
 
 
 def _check(kind: str, key: str, value: Any, sensible: bool, wanted: str) -> None:
@@ -89,13 +101,8 @@ class RandomFlip:
     probability: float = 0.5
 
     def __post_init__(self) -> None:
-        _check(
-            "RandomFlip",
-            "direction",
-            self.direction,
-            self.direction in ("horizontal", "vertical"),
-            "horizontal or vertical",
-        )
+        is_known = self.direction in ("horizontal", "vertical")
+        _check("RandomFlip", "direction", self.direction, is_known, "horizontal or vertical")
         _check("RandomFlip", "probability", self.probability, 0 <= self.probability <= 1, "from 0 to 1")
 
     def __call__(self, image: Image.Image, marks: Marks, rng: np.random.Generator) -> tuple[Image.Image, Marks]:
@@ -167,9 +174,8 @@ class RandomResizedCrop:
 
     def __post_init__(self) -> None:
         _check("RandomResizedCrop", "scale", self.scale, _is_range(self.scale, 0, 1), "two rising numbers in (0, 1]")
-        _check(
-            "RandomResizedCrop", "ratio", self.ratio, _is_range(self.ratio, 0, math.inf), "two rising numbers above 0"
-        )
+        rises = _is_range(self.ratio, 0, math.inf)
+        _check("RandomResizedCrop", "ratio", self.ratio, rises, "two rising numbers above 0")
 
     def __call__(self, image: Image.Image, marks: Marks, rng: np.random.Generator) -> tuple[Image.Image, Marks]:
         """Image and marks, cut at whole pixels and resized."""
@@ -195,6 +201,10 @@ def _extent(marks: Marks, axis: int, length: int) -> tuple[int, int]:
         if mark.box is not None:
             lows.append(math.floor(mark.box[axis]))
             highs.append(math.ceil(mark.box[axis + 2]))
+        if mark.point is not None:
+            pixel = min(math.floor(mark.point[axis]), length - 1)
+            lows.append(pixel)
+            highs.append(pixel + 1)
         if mark.mask is not None and mark.mask.any():
             filled = np.flatnonzero(mark.mask.any(axis=axis))
             lows.append(int(filled[0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from mllm.errors import ConfigError, DataError
-from mllm.structures import IGNORE, IMAGE, Batch, Encoded, Sample, Turn
+from mllm.models.mark_writer import MarkWriter
+from mllm.models.padding import joined_images, stacked
+from mllm.models.text_processor import TextProcessor
+from mllm.structures import IGNORE, IMAGE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn, unsupervised
 
 _OPEN, _CLOSE = "\ue000", "\ue001"
 """Private-use characters that bracket an answer while the template is rendered; they never reach the tokenizer."""
@@ -29,17 +33,24 @@ class ChatEncoder:
     """
 
     def __init__(
-        self, processor: ProcessorMixin, *, max_length: int, turn_end: str | None = None, system: str | None = None
+        self,
+        processor: ProcessorMixin | TextProcessor,
+        *,
+        max_length: int,
+        turn_end: str | None = None,
+        system: str | None = None,
+        marks: MarkWriter | None = None,
     ) -> None:
         self.processor = processor
-        self.tokenizer = processor.tokenizer
+        self.marks = MarkWriter() if marks is None else marks
+        if self.marks.background is None:
+            self.marks = self.marks.against(_mean_color(processor))
+        self.tokenizer: Any = processor.tokenizer
         self.max_length = max_length
         self.system = system
-        self._control = [
-            token.content
-            for token in self.tokenizer.added_tokens_decoder.values()
-            if token.special and token.content != IMAGE
-        ]
+        special = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        self._control = [content for content in special.values() if content != IMAGE]
+        self._silent = {i for i, content in special.items() if content not in self.marks.box_format.tokens}
         self.turn_end, self._turn_end_in_template = self._find_turn_end(turn_end)
 
     @property
@@ -53,38 +64,84 @@ class ChatEncoder:
         Raises `DataError` where the conversation has no answer, or where `max_length` would cut an image or leave
         nothing to learn from. A longer answer is cut at its end, and the result says so.
         """
-        text, answers = self._render(sample, generate=False)
-        if not answers:
+        if not any(turn.role == "assistant" for turn in sample.turns):
             raise DataError(f"{sample.source or 'a sample'}: the conversation has no answer to learn from")
-        return self._truncate(self._tokenize(sample, text, answers), sample.source)
+        return self._truncate(self._encode(sample, generate=False), sample.source)
 
     def prompt(self, sample: Sample) -> Encoded:
-        """The conversation up to where the assistant is to speak; a last assistant turn is left out."""
+        """The conversation up to where the assistant is to speak, without labels; a last assistant turn is left out."""
         turns = sample.turns[:-1] if sample.turns and sample.turns[-1].role == "assistant" else sample.turns
-        asked = Sample(turns=list(turns), images=sample.images, source=sample.source)
-        text, _ = self._render(asked, generate=True)
-        return self._tokenize(asked, text, [])
+        encoded = self._encode(replace(sample, turns=list(turns)), generate=True)
+        return replace(encoded, targets=unsupervised(encoded.targets))
+
+    def read_answer(self, tokens: Tensor, frames: Sequence[Frame] = (), marks: Sequence[Mark] | None = None) -> Answer:
+        """What generated tokens [L] say; `marks` are those that the model's heads found at its objects' tokens.
+
+        Boxes and points that stand in the text lie in the first image.
+        """
+        box_format = self.marks.box_format
+        text = self.tokenizer.decode([token for token in tokens.tolist() if token not in self._silent]).strip()
+        found, unreadable = (tuple(marks or ()), 0) if box_format.needs_heads else self.marks.read(text, frames)
+        return Answer(box_format.plain(text), found, unreadable)
+
+    def reference(self, sample: Sample) -> Answer:
+        """The true answer: the last assistant turn as the model should write it, with its marks."""
+        if not sample.turns or sample.turns[-1].role != "assistant":
+            return Answer("")
+        turn = sample.turns[-1]
+        (written,), _ = self.marks.written(sample, [turn], self.marks.frames(sample))
+        marks = tuple(sample.marks[index] for group in turn.marks for index in group)
+        return Answer(self.marks.box_format.plain(written.text.strip()), marks)
 
     def pad(self, samples: Sequence[Encoded], side: str = "right") -> Batch:
         """One batch: tensors aligned with the text padded to the longest sample, image tensors concatenated."""
         lengths = [len(sample) for sample in samples]
-        names = {name: None for sample in samples for name in sample.student}
+        names = {name: None for sample in samples for name in sample.student if not name.startswith("object_")}
         student = {}
         for name in names:
             tensors = [sample.student[name] for sample in samples if name in sample.student]
             assert tensors[0].dim() > 1 or len(tensors) == len(samples), f"a sample without {name}"
             if tensors[0].dim() == 1:
                 fill = self._pad_id if name == "input_ids" else 0
-                student[name] = _pad(tensors, max(lengths), fill, side)
+                student[name] = stacked(tensors, max(lengths), fill, side)
             else:
-                student[name] = _joined(tensors)
-        labels = _pad([sample.targets["labels"] for sample in samples], max(lengths), IGNORE, side)
-        return Batch(student=student, targets={"labels": labels})
+                student[name] = joined_images(tensors)
+        labels = stacked([sample.targets["labels"] for sample in samples], max(lengths), IGNORE, side)
+        shifts = (max(lengths) - torch.tensor(lengths)) * (side == "left")
+        objects, known = self.marks.padded(samples, shifts)
+        return Batch(student | objects, {"labels": labels, **known})
 
     @property
     def _pad_id(self) -> int:
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
+
+    def _encode(self, sample: Sample, generate: bool) -> Encoded:
+        """The sample's marks written, its turns rendered, its text tokenized."""
+        self._refuse_control_tokens(sample)
+        shown, frames, objects = self.marks.framed(sample)
+        text, answers = self._render(shown, generate)
+        encoded = self._tokenize(shown, text, answers)
+        positions = (encoded.student["input_ids"] == self.object_id).nonzero().squeeze(1)
+        student, targets = self.marks.tensors(objects, frames, positions)
+        return replace(encoded, student=encoded.student | student, targets=encoded.targets | targets, frames=frames)
+
+    @property
+    def object_id(self) -> int:
+        """The id of an object's token; -1 where no token stands for an object."""
+        token = self.marks.box_format.object_token
+        if token is None:
+            return -1
+        assert token in self._control, f"{token} is no special token of the tokenizer"
+        return int(self.tokenizer.convert_tokens_to_ids(token))
+
+    def _refuse_control_tokens(self, sample: Sample) -> None:
+        """Refuses control tokens in what is said, which would end turns or name places inside a text."""
+        for text in (*(turn.text for turn in sample.turns), self.system or ""):
+            for token in (_OPEN, _CLOSE, *self._control):
+                if token in text:
+                    where = sample.source or "a sample"
+                    raise DataError(f"{where}: the text holds the control token {token!r}; remove it")
 
     def _messages(self, sample: Sample) -> list[Any]:
         """The turns as chat-template messages, answers bracketed."""
@@ -100,13 +157,10 @@ class ChatEncoder:
                 f"{sample.source or 'a sample'}: the text has {placeholders} {IMAGE} placeholders "
                 f"for {len(sample.images)} images"
             )
-        return [{"role": turn.role, "content": self._content(turn, sample.source)} for turn in turns]
+        return [{"role": turn.role, "content": self._content(turn)} for turn in turns]
 
-    def _content(self, turn: Turn, source: str) -> list[dict[str, str]]:
-        """One turn as a list of texts and images; refuses control tokens, which would end turns inside a text."""
-        for token in (_OPEN, _CLOSE, *self._control):
-            if token in turn.text:
-                raise DataError(f"{source or 'a sample'}: the text holds the control token {token!r}; remove it")
+    def _content(self, turn: Turn) -> list[dict[str, str]]:
+        """One turn as a list of texts and images."""
         if turn.role == "assistant":
             end = "" if self._turn_end_in_template else self.turn_end
             return [{"type": "text", "text": f"{_OPEN}{turn.text.strip()}{end}{_CLOSE}"}]
@@ -182,9 +236,11 @@ class ChatEncoder:
                 "nothing would be learned from it; raise max_length or shorten the question"
             )
         student = {
-            name: tensor[: self.max_length] if tensor.dim() == 1 else tensor for name, tensor in encoded.student.items()
+            name: tensor[: self.max_length] if tensor.dim() == 1 and not name.startswith("object_") else tensor
+            for name, tensor in encoded.student.items()
         }
-        return Encoded(student, {**encoded.targets, "labels": labels}, encoded.source, truncated=True)
+        student, targets = self.marks.cut(student, {**encoded.targets, "labels": labels}, self.max_length)
+        return replace(encoded, student=student, targets=targets, truncated=True)
 
     def _find_turn_end(self, wanted: str | None) -> tuple[str, bool]:
         """What ends an assistant's turn, and whether the chat template writes it itself."""
@@ -215,24 +271,9 @@ def _after_expansion(character: int, expansions: list[dict[str, Any]]) -> int:
     return character + shift
 
 
-def _joined(tensors: list[Tensor]) -> Tensor:
-    """Tensors that begin with images, one after the other; what is smaller (fewer tiles) ends with zeros."""
-    sizes = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
-    joined = tensors[0].new_zeros(sum(len(tensor) for tensor in tensors), *sizes)
-    start = 0
-    for tensor in tensors:
-        place = (slice(start, start + len(tensor)), *map(slice, tensor.shape[1:]))
-        joined[place] = tensor
-        start += len(tensor)
-    return joined
-
-
-def _pad(tensors: list[Tensor], length: int, fill: int, side: str) -> Tensor:
-    """Tensors [L] of one meaning, stacked to [B, length]."""
-    padded = tensors[0].new_full((len(tensors), length), fill)
-    for row, tensor in zip(padded, tensors, strict=True):
-        if side == "right":
-            row[: len(tensor)] = tensor
-        else:
-            row[length - len(tensor) :] = tensor
-    return padded
+def _mean_color(processor: ProcessorMixin | TextProcessor) -> tuple[int, int, int]:
+    """The color that the model sees as nearly zero, as LLaVA and Shikra take it; black for a model without images."""
+    if isinstance(processor, TextProcessor):
+        return (0, 0, 0)
+    means = [int(255 * share) for share in processor.image_processor.to_dict().get("image_mean") or (0, 0, 0)]
+    return means[0], means[len(means) // 2], means[-1]

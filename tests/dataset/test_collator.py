@@ -76,3 +76,17 @@ def test_a_stand_in_has_no_labels():
     encoded = EncodedDataset(Rows(), encode)[Draw(3, 0, counted=False)]
     assert (encoded.targets["labels"] == IGNORE).all()
     assert encoded.student["input_ids"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_stand_in_has_no_known_objects():
+    def encode_boxes(sample):
+        encoded = encode(sample)
+        known = {"boxes_known": torch.tensor([True]), "masks_known": torch.tensor([True])}
+        return Encoded(encoded.student, {**encoded.targets, "boxes": torch.rand(1, 4), **known})
+
+    dataset = EncodedDataset(Rows(), encode_boxes)
+    for counted in (True, False):
+        targets = dataset[Draw(3, 0, counted=counted)].targets
+        assert (targets["boxes_known"].tolist(), targets["masks_known"].tolist()) == ([counted], [counted])
+        assert (targets["labels"] == IGNORE).all() == (not counted)
+        assert targets["boxes"].any()

@@ -97,6 +97,35 @@ def test_boxes_follow_to_the_pixel(transform, scene, seed):
         assert np.abs(np.subtract(both.box, painted(both.mask))).max() <= 1.0
 
 
+@pytest.mark.parametrize("transform", [*EXACT, *WITHIN_A_PIXEL], ids=repr)
+@settings(max_examples=15, deadline=None)
+@given(scene=scenes(), seed=st.integers(0, 2**32))
+def test_points_follow_as_boxes_do(transform, scene, seed):
+    """A point goes where a box without extent goes, and lies where the pixels around it went."""
+    image, box = scene
+    image = image.resize((image.width * 4, image.height * 4), Image.Resampling.NEAREST)
+    box = tuple(4 * end for end in box)
+    point = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+    marks = [Mark(point=point), Mark(box=(*point, *point)), Mark(box=box, mask=bright(image), point=box[:2])]
+    moved, (as_point, as_box, both) = transform(image, marks, np.random.default_rng(seed))
+    assert as_box.box == pytest.approx((*as_point.point, *as_point.point))
+    x, y = as_point.point
+    assert bright(moved)[min(int(y), moved.height - 1), min(int(x), moved.width - 1)]
+    assert 0 <= both.point[0] <= moved.width
+    assert 0 <= both.point[1] <= moved.height
+
+
+@settings(max_examples=60, deadline=None)
+@given(x=st.floats(0, 50), y=st.floats(0, 30), seed=st.integers(0, 2**32))
+def test_a_crop_never_loses_a_point(x, y, seed):
+    image = Image.new("RGB", (50, 30))
+    near = [Mark(point=(x, y)), Mark(point=(max(x - 1e-3, 0), max(y - 1e-3, 0)))]
+    crop = RandomResizedCrop(scale=(0.05, 0.3), ratio=(0.5, 2))
+    _, (mark, other) = crop(image, near, np.random.default_rng(seed))
+    # Points that had been put on the edge would have come to lie on each other.
+    assert (x < 1e-3 or mark.point[0] > other.point[0]) and (y < 1e-3 or mark.point[1] > other.point[1])
+
+
 @settings(max_examples=60, deadline=None)
 @given(scene=scenes(), seed=st.integers(0, 2**32), low=st.floats(0.05, 0.9))
 def test_a_crop_never_cuts_a_mark(scene, seed, low):
@@ -202,6 +231,61 @@ def test_images_of_other_sizes_are_left_their_size():
     scene = sample([Mark(box=(0, 0, 30, 20))], sizes=((20, 30), (50, 10)))
     moved = apply_transforms(scene, [RandomFlip(), RandomResizedCrop(), RandomRotate90()], np.random.default_rng(0))
     assert sorted(moved.images[1].size) == [10, 50]
+
+
+@pytest.mark.parametrize("sizes", [((40, 60), (40, 60)), ((40, 60), (64, 32)), ((64, 32), (40, 60), (40, 60))])
+@pytest.mark.parametrize("transform", [*EXACT, *WITHIN_A_PIXEL], ids=repr)
+def test_every_mark_moves_with_its_own_image(transform, sizes):
+    images, marks = [], []
+    for number, (height, width) in enumerate(sizes):
+        pixels = np.zeros((height, width, 3), np.uint8)
+        box = (4 + 8 * number, 6 + 4 * number, 20 + 8 * number, 22)
+        pixels[box[1] : box[3], box[0] : box[2]] = 255
+        images.append(Image.fromarray(pixels))
+        marks.append(Mark(tuple(map(float, box)), bright(images[-1]), image=number))
+    scene = Sample([], images, marks=[marks[-1], *marks[:-1]])
+    for seed in range(6):
+        moved = apply_transforms(scene, [transform], np.random.default_rng(seed))
+        assert [mark.image for mark in moved.marks] == [mark.image for mark in scene.marks]
+        for mark in moved.marks:
+            seen = bright(moved.images[mark.image])
+            assert mark.mask.shape == seen.shape
+            assert np.abs(np.subtract(mark.box, painted(seen))).max() <= 1.5
+            assert (mark.mask & seen).sum() > 0.8 * (mark.mask | seen).sum()
+            enlarged = (mark.box[2] - mark.box[0]) * (mark.box[3] - mark.box[1]) / seen.size
+            assert enlarged > 0.01
+        same = [image.size for image in images]
+        assert all(
+            moved.images[i].size == moved.images[j].size
+            for i in range(len(images))
+            for j in range(i)
+            if same[i] == same[j]
+        )
+
+
+def test_a_crop_makes_room_for_the_marks_of_every_image_that_lies_over_it():
+    """Marks in the first image's upper left corner and in the second's lower right: nothing can be cut off."""
+    marks = [Mark(box=(0, 0, 3, 3)), Mark(point=(29.5, 19.5), image=1)]
+    crop = RandomResizedCrop(scale=(0.05, 0.1))
+    for seed in range(5):
+        moved = apply_transforms(sample(marks), [crop], np.random.default_rng(seed))
+        assert moved.marks == marks
+        assert all(np.array_equal(*pair) for pair in zip(moved.images, sample().images, strict=True))
+
+
+def test_a_mark_of_no_image_stays_where_it_is():
+    """What names an image that is not there is refused where the sample is encoded, with its row."""
+    scene = sample([Mark(box=(0, 0, 3, 3), image=2), Mark(box=(0, 0, 3, 3), image=-1)])
+    assert apply_transforms(scene, [RandomFlip(probability=1)], np.random.default_rng(0)).marks == scene.marks
+
+
+def test_a_transform_that_loses_marks_is_refused():
+    class Forgetful:
+        def __call__(self, image, marks, rng):
+            return image, marks[:-1]
+
+    with pytest.raises(ConfigError, match="transform Forgetful must give back all 1 marks, in order"):
+        apply_transforms(sample([Mark(box=(0, 0, 3, 3))]), [Forgetful()], np.random.default_rng(0))
 
 
 def test_nothing_to_do_gives_the_sample_itself():

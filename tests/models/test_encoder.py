@@ -1,4 +1,4 @@
-"""Labels on the answers and nothing else, checked against an independent reading of the token ids."""
+"""Labels on the answers and nothing else, marks where they are named, checked against a second reading of the ids."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AddedToken, AutoProcessor
 
 from mllm.errors import DataError
+from mllm.models.box_formats import LocationTokens, NormalizedText, PerceptionToken
 from mllm.models.encoder import ChatEncoder
-from mllm.structures import IGNORE, Encoded, Sample, Turn
+from mllm.models.mark_writer import MarkWriter
+from mllm.structures import IGNORE, Answer, Encoded, Frame, Mark, Sample, Turn
 
 FAMILIES = ("medgemma", "llava", "qwen2_vl")
 MARKERS = {
@@ -240,3 +242,214 @@ def test_what_belongs_to_the_text_must_be_there_in_every_sample(processors):
     encoder = ChatEncoder(processors["llava"], max_length=99)
     with pytest.raises(AssertionError, match="a sample without token_type_ids"):
         encoder.pad([_encoded(), _encoded(token_type_ids=torch.ones(3, dtype=torch.long))])
+
+
+FORMATS = {"text": NormalizedText(), "tokens": LocationTokens(num_bins=101), "object": PerceptionToken()}
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_medgemma, tiny_llava, tiny_qwen2_vl):
+    return dict(zip(FAMILIES, (tiny_medgemma, tiny_llava, tiny_qwen2_vl), strict=True))
+
+
+@pytest.fixture(scope="module")
+def speaking(folders):
+    """An encoder of a family that knows a format's tokens; each is made once."""
+    made = {}
+
+    def encoder(family, name, **options):
+        if (family, name) not in made:
+            made[family, name] = AutoProcessor.from_pretrained(folders[family])
+            tokens = [AddedToken(token, special=True, normalized=False) for token in FORMATS[name].tokens]
+            made[family, name].tokenizer.add_tokens(tokens, special_tokens=True)
+        max_length = options.pop("max_length", 4096)
+        return ChatEncoder(made[family, name], max_length=max_length, marks=MarkWriter(FORMATS[name], **options))
+
+    return encoder
+
+
+def grounded(answer="Answer: <box> .", groups=((1, 2),), images=1, source="F, line 2"):
+    """A question that names a box, and an answer that names two."""
+    marks = [Mark(box=(0, 0, 30, 25)), Mark(box=(6, 5, 30, 50)), Mark(box=(30, 0, 60, 20))]
+    turns = [Turn("user", "<image>" * images + "What is like <box>?", ((0,),)), Turn("assistant", answer, groups)]
+    return Sample(turns, [picture(seed) for seed in range(images)], marks=marks, source=source)
+
+
+def spoken(encoded):
+    """The supervised tokens of the one answer, without the end of the turn."""
+    labels = encoded.targets["labels"]
+    return labels[labels != IGNORE][:-1]
+
+
+@pytest.mark.parametrize("pads", [False, True])
+@pytest.mark.parametrize("name", ["text", "tokens"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_boxes_as_text_come_back_from_the_labels(speaking, family, name, pads):
+    encoder, sample = speaking(family, name, pad_to_square=pads), grounded()
+    encoded = encoder.encode(sample)
+    assert encoded.frames == (Frame(60, 50, 0, 5, 60, 60) if pads else Frame(60, 50),)
+    answer, reference = encoder.read_answer(spoken(encoded), encoded.frames), encoder.reference(sample)
+    assert squeezed(answer.text) == squeezed(reference.text)
+    assert reference.marks == tuple(sample.marks[1:])
+    assert reference.text == f"Answer: {encoder.marks.framed(sample)[0].turns[1].text[8:-2]} ."
+    assert answer.unreadable == 0
+    for found, true in zip(answer.marks, reference.marks, strict=True):
+        assert np.abs(np.subtract(found.box, true.box)).max() <= 60 / 200 + 1e-6
+    assert not any(tensor.startswith("object_") for tensor in encoded.student)
+    assert list(encoded.targets) == ["labels"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_objects_stand_where_their_tokens_are(speaking, family):
+    encoder = speaking(family, "object", mask_size=8)
+    encoded = encoder.encode(grounded())
+    ids, positions = encoded.student["input_ids"], encoded.student["object_positions"]
+    assert [encoder.tokenizer.decode(ids[place]) for place in positions] == ["<loc>"] * 3
+    assert (ids == encoder.object_id).sum() == 3
+    assert positions.tolist() == sorted(positions.tolist())
+    # What is read is the state before, and the first of an answer's objects is supervised as a word as well.
+    assert (encoded.targets["labels"][positions] != IGNORE).tolist() == [False, True, True]
+    assert encoded.targets["boxes_known"].tolist() == [False, True, True]
+    assert encoded.targets["boxes"][1].tolist() == pytest.approx([0.1, 0.1, 0.5, 1])
+    marks = [Mark(box=(1, 2, 3, 4)), Mark(box=(5, 6, 7, 8))]
+    answer = encoder.read_answer(spoken(encoded), encoded.frames, marks)
+    assert (squeezed(answer.text), answer.marks, answer.unreadable) == ("Answer:<box>.", tuple(marks), 0)
+    assert encoder.reference(grounded()) == Answer("Answer: <box> .", tuple(grounded().marks[1:]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_prompt_names_the_marks_of_the_question_alone(speaking, family, name):
+    encoder = speaking(family, name)
+    asked, answered = encoder.prompt(grounded()), encoder.encode(grounded())
+    length = len(asked)
+    assert torch.equal(answered.student["input_ids"][:length], asked.student["input_ids"])
+    assert asked.frames == answered.frames == (Frame(60, 50),)
+    assert (asked.targets["labels"] == IGNORE).all()
+    if name == "object":
+        assert torch.equal(asked.student["object_positions"], answered.student["object_positions"][:1])
+        assert torch.equal(asked.student["object_boxes"], answered.student["object_boxes"][:1])
+        assert not asked.targets["boxes_known"].any()
+
+
+def test_an_earlier_answer_is_an_object_of_the_prompt_and_not_to_be_learned(speaking):
+    sample = grounded()
+    later = [Turn("user", "And <box>?", ((0,),)), Turn("assistant", "<box>", ((0,),))]
+    asked = speaking("medgemma", "object").prompt(Sample([*sample.turns, *later], sample.images, marks=sample.marks))
+    assert len(asked.student["object_positions"]) == 4
+    assert (asked.targets["labels"] == IGNORE).all()
+    assert not asked.targets["boxes_known"].any()
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_batch_of_objects(speaking, side):
+    encoder = speaking("llava", "object", mask_size=8)
+    several = grounded(images=2)
+    several.marks[2] = Mark(box=(30, 0, 60, 20), mask=np.ones((50, 60), bool), image=1)
+    plain = Sample([Turn("user", "Hello?"), Turn("assistant", "Hello.")])
+    encoded = [encoder.encode(sample) for sample in (several, grounded("Answer: <box> .", ((1,),)), plain)]
+    batch = encoder.pad(encoded, side)
+    positions = batch.student["object_positions"]
+    ids = batch.student["input_ids"]
+    assert (positions >= 0).tolist() == [[True] * 3, [True, True, False], [False] * 3]
+    for row, places in enumerate(positions.tolist()):
+        assert places == [*(ids[row] == encoder.object_id).nonzero().squeeze(1).tolist(), -1, -1, -1][:3]
+    # The second sample's image is the batch's third; what is no object names the first, which is always there.
+    assert batch.student["object_images"].tolist() == [[0, 0, 1], [2, 2, 0], [0, 0, 0]]
+    assert batch.targets["boxes_known"].tolist() == [[False, True, True], [False, True, False], [False] * 3]
+    assert batch.targets["masks_known"].tolist() == [[False, False, True], [False] * 3, [False] * 3]
+    assert batch.student["object_masks"].shape == (3, 3, 8, 8)
+    assert batch.student["object_masks"][0, 2].all()
+    assert torch.equal(batch.targets["boxes"], batch.student["object_boxes"])
+    assert torch.equal(batch.student["object_boxes"][1, :2], encoded[1].student["object_boxes"])
+    # What is encoded is not changed by standing in a batch.
+    assert torch.equal(
+        encoder.pad(encoded[1:2], side).student["object_positions"][0],
+        torch.cat([positions[1, :2]]) - (ids.shape[1] - len(encoded[1]) if side == "left" else 0),
+    )
+
+
+def test_an_object_behind_the_cut_is_not_known(speaking):
+    sample = grounded("<box> " + "and many more words " * 9 + "<box>", ((1,), (2,)))
+    whole = speaking("llava", "object", mask_size=8).encode(sample)
+    places = whole.student["object_positions"].tolist()
+    for length in (places[1] + 1, places[1] + 5, places[2], places[2] + 1):
+        cut = speaking("llava", "object", mask_size=8, max_length=length).encode(sample)
+        assert cut.truncated
+        inside = [place < length for place in places]
+        assert cut.student["object_positions"].tolist() == [
+            place if kept else -1 for place, kept in zip(places, inside, strict=True)
+        ]
+        assert cut.targets["boxes_known"].tolist() == [False, *inside[1:]]
+        assert len(cut.student["input_ids"]) == length
+        assert cut.student["object_masks"].shape == (3, 8, 8)
+    assert cut.student["object_positions"].tolist() == places
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "refused"),
+    [
+        ("object", "where is <loc>?", "<loc>"),
+        ("object", "where is <bin_3>?", None),
+        ("tokens", "where is <bin_3>?", "<bin_3>"),
+        ("tokens", "where is <b_st>?", "<b_st>"),
+        ("tokens", "where is <loc>?", None),
+        ("text", "where is <loc> and <bin_3>, {} or {0}, <box>?", None),
+    ],
+)
+def test_a_formats_tokens_are_never_taken_from_what_people_say(speaking, name, text, refused):
+    sample = Sample([Turn("user", text), Turn("assistant", "x")], source="F, line 2")
+    encoder = speaking("medgemma", name)
+    if refused:
+        for encode in (encoder.encode, encoder.prompt):
+            with pytest.raises(DataError, match=f"F, line 2: the text holds the control token '{refused}'"):
+                encode(sample)
+    else:
+        decoded = encoder.tokenizer.decode(encoder.encode(sample).student["input_ids"])
+        assert squeezed(text) in squeezed(decoded)
+
+
+def test_the_system_prompt_is_held_to_the_same(processors):
+    encoder = ChatEncoder(processors["medgemma"], max_length=99, system="Be <end_of_turn> good")
+    with pytest.raises(DataError, match="control token '<end_of_turn>'"):
+        encoder.encode(Sample([Turn("user", "a"), Turn("assistant", "b")]))
+
+
+def test_marks_that_do_not_fit_are_said_with_their_row(speaking):
+    for sample in (grounded(groups=((1,), (2,))), grounded(groups=((7,),))):
+        for read in (speaking("llava", "text").encode, speaking("llava", "text").reference):
+            with pytest.raises(DataError, match="^F, line 2: "):
+                read(sample)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_without_boxes_an_answer_is_what_the_tokenizer_says(processors, family, data):
+    tokenizer = processors[family].tokenizer
+    ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=12))
+    answer = ChatEncoder(processors[family], max_length=99).read_answer(torch.tensor(ids, dtype=torch.long))
+    assert answer.text == tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_what_surrounds_an_image_is_nothing_to_the_model(processors):
+    """The color that is added becomes zero, nearly: 8-bit colors cannot hit the mean exactly."""
+    for family, size in (("medgemma", 896), ("llava", None)):
+        sample = Sample([Turn("user", "<image>"), Turn("assistant", "b")], [picture(size=(80, 20))])
+        encoder = ChatEncoder(processors[family], max_length=4096, marks=MarkWriter(pad_to_square=True))
+        pixels = encoder.encode(sample).student["pixel_values"][0]
+        rows = pixels.shape[1]
+        assert size in (None, rows)
+        assert pixels[:, : rows // 4].abs().max() < 0.03
+        assert pixels[:, -(rows // 4) :].abs().max() < 0.03
+        assert pixels[:, rows // 2].abs().max() > 0.5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unpadded_images_reach_the_processor_as_they_are(processors, family):
+    image = picture()
+    encoded = ChatEncoder(processors[family], max_length=4096).encode(
+        Sample([Turn("user", "<image>"), Turn("assistant", "b")], [image])
+    )
+    direct = processors[family].image_processor([image], return_tensors="pt")["pixel_values"]
+    assert torch.equal(encoded.student["pixel_values"], direct)
