@@ -55,7 +55,7 @@ def prepare_trainer(
     return trainer
 
 
-@TRAINERS.register_module(name=["medgemma", "image-text"])
+@TRAINERS.register_module(name=["medgemma", "image-text", "shikra", "perceptionGPT", "causal-lm", "seq2seq"])
 def build_multimodal_trainer(
     config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, **data: Any
 ) -> MultimodalTrainer:
@@ -121,8 +121,10 @@ def training_arguments(
         label_names=[],
         logging_nan_inf_filter=False,
         ddp_broadcast_buffers=False,
-        # A piece may hold no image.
-        ddp_find_unused_parameters=any(map(learner.student.trains, learner.student.towers.keys() - {"language"})),
+        # A piece may hold no image, and then towers and fusion have no gradient; heads and added rows always have.
+        ddp_find_unused_parameters=any(
+            map(learner.student.trains, (learner.student.towers.keys() | {"fusion"}) - {"language"})
+        ),
         bf16_full_eval=False,  # evaluation runs under the same autocast; Trainer would leave the model on the CPU
         use_cpu=hardware.device == "cpu",
     )

@@ -54,10 +54,13 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
     trainable = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ConfigError("nothing is trainable: set model_args.lora_r, or name an adapter to continue")
-    missing, unreached = dict(trainable), set(learner.objectives)
+    missing, unreached, idle = dict(trainable), set(learner.objectives), set(learner.objectives)
     for piece in pieces:
+        idle -= {name for name, count in learner.counts(piece.targets).items() if count > 0}
         if not missing and not unreached:
-            return
+            if not idle:
+                return
+            continue
         outputs = learner.student(**piece.student)
         taught = None if learner.teacher is None or piece.teacher is None else learner.teacher(**piece.teacher)
         context = Context(piece.targets, outputs, taught, learner.progress)
@@ -76,12 +79,15 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
         raise ConfigError(
             f"{len(missing)} trainable tensors receive no gradient, so they would train in vain: {some}"
             + (" ..." if len(missing) > 5 else "")
-            + "; narrow model_args.lora_target, or check that the data reaches them (images for the vision tower)"
+            + "; narrow model_args.lora_target, check that the data reaches them (images for the vision tower), or add "
+            "an objective that trains them (BoxLoss, MaskLoss)"
         )
     if unreached:
         raise ConfigError(
             f"the objectives {sorted(unreached)} reach nothing trainable; remove them or train what they see"
         )
+    if idle:
+        logger.warning("the objectives %s find nothing to learn from in the first batches of the data", sorted(idle))
 
 
 @torch.no_grad()
@@ -100,11 +106,11 @@ def _check_loss(learner: Learner, piece: Batch) -> None:
     ours = objective.total(Context({"labels": _only(labels, sample, positions + 1)}, learner.student(**piece.student)))[
         sample
     ]
-    kwargs: dict[str, Tensor] = dict(piece.student)
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        logits = model(**kwargs, logits_to_keep=positions).logits[sample]
-    else:
-        logits = model(**kwargs).logits[sample, positions]
+    with learner.student.telling(piece.student) as kwargs:
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            logits = model(**kwargs, logits_to_keep=positions).logits[sample]
+        else:
+            logits = model(**kwargs).logits[sample, positions]
     theirs = nn.functional.cross_entropy(logits.float(), labels[sample, positions + 1], reduction="sum")
     tolerance = TOLERANCE.get(model.get_output_embeddings().weight.dtype, 3e-2)
     if torch.is_autocast_enabled(labels.device.type):
@@ -139,6 +145,11 @@ def describe_batch(batch: LogicalBatch, tokenizer: Any, image_ids: list[int], mo
         for row in range(min(most - shown, piece.targets["labels"].shape[0])):
             ids, labels = piece.student["input_ids"][row], piece.targets["labels"][row]
             mask = piece.student["attention_mask"][row].bool()
+            if "decoder_input_ids" in piece.student:  # the encoder's text, of which nothing is supervised, comes first
+                source = ids[mask].tolist()
+                lines += ["", _marked(source, [False] * len(source), tokenizer, image_ids)]
+                ids, mask = piece.student["decoder_input_ids"][row], (labels != IGNORE)
+                mask[0] = True
             lines += ["", _marked(ids[mask].tolist(), (labels[mask] != IGNORE).tolist(), tokenizer, image_ids)]
             shown += 1
         if shown >= most:

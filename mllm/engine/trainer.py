@@ -19,7 +19,7 @@ from mllm.engine.evaluation import check_failures, mean_losses
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
 from mllm.errors import DataError, memory_advised
-from mllm.structures import IGNORE, Batch, Encoded, LogicalBatch
+from mllm.structures import Batch, Encoded, LogicalBatch, unsupervised
 
 
 class MultimodalTrainer(Trainer):
@@ -96,8 +96,7 @@ class MultimodalTrainer(Trainer):
     def _idle_piece(self) -> Batch:
         """What a process runs while it has no usable row and others have: a piece in which nothing is supervised."""
         piece = self.first_batch().pieces[-1]
-        labels = torch.full_like(piece.targets["labels"], IGNORE)
-        return replace(piece, targets={**piece.targets, "labels": labels})
+        return replace(piece, targets=unsupervised(piece.targets))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[LogicalBatch], num_batches: int, device: torch.device

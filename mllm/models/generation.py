@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from mllm.structures import Bundle, Encoded, Sample
+from mllm.models.objects import ObjectReader
+from mllm.structures import Answer, Bundle, Encoded, Sample
 
 
 @contextmanager
@@ -42,7 +44,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     progress: bool = True,
-) -> list[str]:
+) -> list[Answer]:
     """The model's answer to each conversation, in order; a last assistant turn is left out of the question.
 
     Generation stops at the end of the turn. Samples of like length share a batch, padded on the left, so that
@@ -64,7 +66,7 @@ def generate(
     remaining = iter(samples)
     total = len(samples) if isinstance(samples, Sized) else None
     devices = [model.device] if model.device.type == "cuda" else []
-    answers: list[str] = []
+    answers: list[Answer] = []
     with (
         evaluating(bundle.model),
         torch.random.fork_rng(devices=devices),
@@ -78,18 +80,30 @@ def generate(
 
 def _answer(
     bundle: Bundle, prompts: Sequence[Encoded], options: GenerationConfig, batch_size: int, bar: tqdm
-) -> list[str]:
+) -> list[Answer]:
     """The answers to `prompts`, in order, from batches of like length."""
     model, encoder = bundle.model.pretrained, bundle.encoder
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers = [""] * len(prompts)
+    answers = [Answer("")] * len(prompts)
     for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = encoder.pad([prompts[i] for i in chosen], side="left").to(model.device)
-        tokens = model.generate(**batch.student, generation_config=options)
-        for i, row in zip(chosen, tokens[:, batch.student["input_ids"].shape[1] :], strict=True):
-            spoken = _until(row, options.eos_token_id)
-            answers[i] = encoder.tokenizer.decode(spoken, skip_special_tokens=True).strip()
+        chosen = [prompts[i] for i in order[start : start + batch_size]]
+        batch = encoder.pad(chosen, side="left").to(model.device)
+        reader = None
+        if bundle.model.heads:
+            counts = torch.tensor([len(prompt.frames) for prompt in chosen])
+            first = (counts.cumsum(0) - counts).clamp_max(max(0, int(counts.sum()) - 1))
+            reader = ObjectReader(bundle.model, encoder.object_id, first)
+            with reader.watching(batch.student) as inputs:
+                tokens = model.generate(**inputs, generation_config=options)
+                reader.finish(tokens[:, -1])
+        else:
+            tokens = model.generate(**batch.student, generation_config=options)
+        begin = 1 if model.config.is_encoder_decoder else batch.student["input_ids"].shape[1]
+        for row, i in enumerate(order[start : start + batch_size]):
+            spoken = _until(tokens[row, begin:], options.eos_token_id)
+            count = min(len(spoken) + 1, tokens.shape[1] - begin)
+            marks = () if reader is None else reader.marks(row, prompts[i].frames)
+            answers[i] = replace(encoder.read_answer(spoken, prompts[i].frames, marks), tokens=count)
         bar.update(len(chosen))
     return answers
 

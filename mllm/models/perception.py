@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mllm.errors import ConfigError
+from mllm.models.heads import BoxHead, LayerFusion, MaskHead
+from mllm.models.token_rows import TokenRows
+from mllm.models.vision_layers import VisionLayers
 from mllm.structures import Outputs
+
+OWN = ("heads", "rows", "fusion")
+"""The parts of this module that are not in the backbone."""
 
 
 class PerceptionModel(nn.Module):
-    """A backbone of transformers, asked for hidden states instead of logits.
+    """A backbone of transformers, asked for hidden states instead of logits, and what reads objects out of them.
 
     `backbone` is a `...ForConditionalGeneration` or a `peft.PeftModel` around one. `towers` names the parts of the
-    backbone by the prefix of their parameters, such as `{"vision": "model.vision_tower"}`, for reports.
+    backbone by the prefix of their parameters, such as `{"vision": "model.vision_tower"}`, for reports. `heads` has a
+    `box` or a `mask` or both; a mask is read from the `layers` of the vision tower. `rows` are the tokens that were
+    added; `fusion` is the mixture of layers that the projector reads, where there is one.
     """
 
-    def __init__(self, backbone: nn.Module, towers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        towers: dict[str, str],
+        *,
+        heads: dict[str, nn.Module] | None = None,
+        layers: VisionLayers | None = None,
+        rows: TokenRows | None = None,
+        fusion: LayerFusion | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.towers = towers
+        self.heads = nn.ModuleDict(heads or {})
+        self.rows, self.fusion, self.layers = rows, fusion, layers
+        self._pending: tuple[Tensor, Tensor] | None = None
+        if self.heads:
+            self.pretrained.get_input_embeddings().register_forward_hook(self._embed)
 
     @property
     def pretrained(self) -> PreTrainedModel:
@@ -30,16 +56,88 @@ class PerceptionModel(nn.Module):
         assert isinstance(model, PreTrainedModel)
         return model
 
+    @property
+    def box_head(self) -> BoxHead | None:
+        """The head that reads and writes boxes."""
+        head = dict(self.heads.items()).get("box")
+        assert head is None or isinstance(head, BoxHead)
+        return head
+
+    @property
+    def mask_head(self) -> MaskHead | None:
+        """The head that reads and writes masks."""
+        head = dict(self.heads.items()).get("mask")
+        assert head is None or isinstance(head, MaskHead)
+        return head
+
     def forward(self, **student: Tensor) -> Outputs:
-        """The last hidden states [B, L, D] of a batch's keyword arguments, with the vocabulary beside them."""
+        """The last hidden states [B, L, D] of a batch's keyword arguments, what the heads read, and the vocabulary."""
         model = self.pretrained
-        hidden_BLD = model.base_model(**student, use_cache=False, return_dict=True).last_hidden_state
-        return Outputs(hidden_BLD, vocabulary=model.get_output_embeddings(), softcap=self.softcap)
+        with self.telling(student) as inputs, self.seeing() as features:
+            hidden_BLD = model.base_model(**inputs, use_cache=False, return_dict=True).last_hidden_state
+            found = {}
+            if self.heads:
+                before = (student["object_positions"] - 1).clamp_min(0)
+                state_BMD = hidden_BLD.gather(1, before[..., None].expand(-1, -1, hidden_BLD.shape[-1]))
+                found = self.read(state_BMD, features(hidden_BLD), student["object_images"])
+        rows = None if self.rows is None else self.rows.vocabulary
+        return Outputs(hidden_BLD, model.get_output_embeddings(), self.softcap, rows, heads=found)
+
+    @contextmanager
+    def telling(self, student: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """The backbone's keyword arguments; the next embedding of tokens has the objects of `student` written in."""
+        inputs = {name: tensor for name, tensor in student.items() if not name.startswith("object_")}
+        if self.heads:
+            self._pending = (student["object_positions"], self.write(student))
+        try:
+            yield inputs
+            assert self._pending is None, "the backbone embedded no token, so it knows nothing of the objects"
+        finally:
+            self._pending = None
+
+    @contextmanager
+    def seeing(self) -> Iterator[Any]:
+        """A function that gives what the mask head sees of the images in the block's forward; None without one."""
+        head, layers = self.mask_head, self.layers
+        if head is None or layers is None:
+            yield lambda like: None
+            return
+        with layers.kept() as kept:
+            yield lambda like: head.features(kept or layers.blank(like))
+
+    def write(self, objects: dict[str, Tensor]) -> Tensor:
+        """The embeddings [B, M, D] of objects, from what is known of them; fp32."""
+        parts = []
+        if self.box_head is not None:
+            parts.append(objects["object_has_box"][..., None] * self.box_head.write(objects["object_boxes"]))
+        if self.mask_head is not None:
+            parts.append(objects["object_has_mask"][..., None] * self.mask_head.write(objects["object_masks"]))
+        return torch.stack(parts).sum(dim=0)
+
+    def read(self, state_BMD: Tensor, features_VND: Tensor | None, images_BM: Tensor) -> dict[str, Tensor]:
+        """What each head finds in hidden states that predict an object's token in one of the images."""
+        found = {}
+        if self.mask_head is not None:
+            assert features_VND is not None
+            found["mask"] = self.mask_head.read(state_BMD, features_VND, images_BM)
+        if self.box_head is not None:
+            found["box"] = self.box_head.read(state_BMD, found.get("mask"))
+        return found
+
+    def _embed(self, table: nn.Module, arguments: tuple[Any, ...], embedded: Tensor) -> Tensor:
+        """Writes what is pending into the embeddings [B, L, D]."""
+        if self._pending is None:
+            return embedded
+        (positions_BM, written_BMD), self._pending = self._pending, None
+        sample, mark = (positions_BM >= 0).nonzero(as_tuple=True)
+        chosen = written_BMD[sample, mark].to(embedded.dtype)
+        # Where nothing is chosen the heads are in the graph all the same: every process has the same gradients to give.
+        return embedded.index_put((sample, positions_BM[sample, mark]), chosen)
 
     @property
     def softcap(self) -> float | None:
         """The bound of the final logits, where the checkpoint's config has one."""
-        text: dict[str, Any] = self.pretrained.config.get_text_config().to_dict()
+        text: dict[str, Any] = self.pretrained.config.get_text_config(decoder=True).to_dict()
         return text.get("final_logit_softcapping")
 
     def trains(self, tower: str) -> bool:
@@ -50,7 +148,43 @@ class PerceptionModel(nn.Module):
 
     def tower_of(self, parameter: str) -> str:
         """Which tower a parameter of this module belongs to, by its name."""
+        part = parameter.partition(".")[0]
+        if part in OWN:
+            return part
         for tower, prefix in self.towers.items():
             if f"{prefix}." in parameter:
                 return tower
         return "other"
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """All that trains beside LoRA: `heads.*`, `rows.*`, `fusion.*`, `projector.*`."""
+        return {name: parameter.detach() for name, parameter in self._beside_lora().items()}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Takes what `trained_state` of an equal model gave; raises `ConfigError` where it does not fit."""
+        own = self._beside_lora()
+        missing, strange = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or strange:
+            what = f"lacks {missing[0]}" if missing else f"has {strange[0]}, which the model has not"
+            raise ConfigError(
+                f"what was trained beside the adapter {what}: heads and box_format must be as in training"
+            )
+        for name, parameter in own.items():
+            if parameter.shape != state[name].shape:
+                raise ConfigError(
+                    f"{name} has shape {tuple(state[name].shape)} where the model needs {tuple(parameter.shape)}: "
+                    "heads and box_format must be as in training"
+                )
+            with torch.no_grad():
+                parameter.copy_(state[name])
+
+    def _beside_lora(self) -> dict[str, nn.Parameter]:
+        """The trained parameters that are no adapter's, under names without the backbone's prefixes."""
+        found = {}
+        for name, parameter in self.named_parameters():
+            tower = self.tower_of(name)
+            if tower in OWN:
+                found[name] = parameter
+            elif tower == "projector" and parameter.requires_grad and ".lora_" not in name:
+                found["projector." + name.partition(f"{self.towers['projector']}.")[2]] = parameter
+        return found

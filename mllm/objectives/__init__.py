@@ -1,4 +1,6 @@
 """The terms of the training loss."""
 
+from mllm.objectives import boxes as boxes
+from mllm.objectives import masks as masks
 from mllm.objectives import text as text
 from mllm.objectives.base import Objective as Objective

@@ -40,23 +40,34 @@ class NextToken(Objective):
         labels = context.targets["labels"][:, 1:]
         sample, position = (labels != IGNORE).nonzero(as_tuple=True)
         hidden_TD = context.student.hidden_BLD[sample, position]
+        student = context.student
         loss_T = token_losses(
-            hidden_TD, labels[sample, position], context.student.vocabulary, context.student.softcap, self.tile_bytes
+            hidden_TD, labels[sample, position], student.vocabulary, student.softcap, self.tile_bytes, student.rows
         )
         return loss_T.new_zeros(labels.shape[0]).index_add(0, sample, loss_T)
 
 
 def token_losses(
-    hidden_TD: Tensor, labels_T: Tensor, vocabulary: nn.Module, softcap: float | None, tile_bytes: int = TILE_BYTES
+    hidden_TD: Tensor,
+    labels_T: Tensor,
+    vocabulary: nn.Module,
+    softcap: float | None,
+    tile_bytes: int = TILE_BYTES,
+    rows: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """The cross-entropy [T] of each token, through a vocabulary projection that may be softcapped."""
+    """The cross-entropy [T] of each token, through a vocabulary projection that may be softcapped.
+
+    `rows` are words with weights of their own, ids [R] and weights [R, D]; `vocabulary` itself, when it is called, has
+    them already.
+    """
     if (
         isinstance(vocabulary, nn.Linear)
         and vocabulary.weight.is_floating_point()
         and vocabulary.bias is None
         and not vocabulary.weight.requires_grad
     ):
-        return _FrozenVocabularyLoss.apply(hidden_TD, labels_T, vocabulary.weight, softcap, tile_bytes)
+        ids_R, rows_RD = (None, None) if rows is None else rows
+        return _FrozenVocabularyLoss.apply(hidden_TD, labels_T, vocabulary.weight, softcap, tile_bytes, ids_R, rows_RD)
 
     def tile_loss(hidden: Tensor, labels: Tensor) -> Tensor:
         logits = vocabulary(hidden).float()
@@ -78,21 +89,34 @@ class _FrozenVocabularyLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_TD: Tensor, labels_T: Tensor, weight_VD: Tensor, softcap: float | None, tile_bytes: int
+        ctx: Any,
+        hidden_TD: Tensor,
+        labels_T: Tensor,
+        weight_VD: Tensor,
+        softcap: float | None,
+        tile_bytes: int,
+        ids_R: Tensor | None,
+        rows_RD: Tensor | None,
     ) -> Tensor:
-        needs_gradient = ctx.needs_input_grad[0]
+        needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[6]
         device = hidden_TD.device.type
         autocast = torch.is_autocast_enabled(device)
         weight = weight_VD.to(torch.get_autocast_dtype(device)) if autocast else weight_VD
         loss_T = torch.empty(len(labels_T), dtype=torch.float32, device=hidden_TD.device)
         gradient_TD = torch.empty_like(hidden_TD) if needs_gradient else None
+        # The share of a word with weights of its own is needed again for their gradient, which sums over the tokens.
+        error_TR = None if ids_R is None else torch.zeros(len(labels_T), len(ids_R), device=hidden_TD.device)
         tiles = list(_tiles(len(labels_T), weight.shape[0], tile_bytes))
         # One tile's memory serves all: a fresh one each time costs a CPU more in page faults than the softmax itself.
         product = weight.new_empty(max((rows.stop - rows.start for rows in tiles), default=0), weight.shape[0])
         wide = product if weight.dtype is torch.float32 else torch.empty_like(product, dtype=torch.float32)
         with torch.autocast(device, enabled=False):
             for rows in tiles:
-                logits = _project(hidden_TD[rows], weight, softcap, product, wide)
+                logits = _project(hidden_TD[rows], weight, product, wide)
+                if ids_R is not None and rows_RD is not None:
+                    logits[:, ids_R] = hidden_TD[rows].float() @ rows_RD.T
+                if softcap is not None:
+                    logits.div_(softcap).tanh_().mul_(softcap)
                 label = labels_T[rows, None]
                 logit = logits.gather(1, label)
                 slope = None if softcap is None or gradient_TD is None else 1 - (logits / softcap).square()
@@ -104,20 +128,29 @@ class _FrozenVocabularyLoss(torch.autograd.Function):
                     error.scatter_add_(1, label, error.new_full(label.shape, -1.0))
                     if slope is not None:
                         error *= slope
+                    own = None
+                    if ids_R is not None and rows_RD is not None and error_TR is not None:
+                        own = error_TR[rows] = error[:, ids_R]
+                        error[:, ids_R] = 0.0
                     if wide is not product:
                         error = product[: len(error)].copy_(error)
-                    gradient_TD[rows] = (error @ weight).to(gradient_TD.dtype)
-        ctx.save_for_backward(gradient_TD)
+                    gradient = error @ weight
+                    if own is not None and rows_RD is not None:
+                        gradient = gradient + own @ rows_RD
+                    gradient_TD[rows] = gradient.to(gradient_TD.dtype)
+        ctx.save_for_backward(gradient_TD, hidden_TD if error_TR is not None else None, error_TR)
         return loss_T
 
     @staticmethod
     def backward(ctx: Any, upstream_T: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient_TD,) = ctx.saved_tensors
-        return (gradient_TD * upstream_T[:, None]).to(gradient_TD.dtype), None, None, None, None
+        gradient_TD, hidden_TD, error_TR = ctx.saved_tensors
+        to_hidden = (gradient_TD * upstream_T[:, None]).to(gradient_TD.dtype)
+        to_rows = None if error_TR is None else (error_TR * upstream_T[:, None]).T @ hidden_TD.float()
+        return to_hidden, None, None, None, None, None, to_rows
 
 
-def _project(hidden_TD: Tensor, weight_VD: Tensor, softcap: float | None, product: Tensor, wide: Tensor) -> Tensor:
-    """The logits [T, V] in fp32, written into `wide` by way of `product`, which may be the same memory."""
+def _project(hidden_TD: Tensor, weight_VD: Tensor, product: Tensor, wide: Tensor) -> Tensor:
+    """The logits [T, V] in fp32, not yet capped, written into `wide` by way of `product`, perhaps the same memory."""
     scaled, scale = _fit(hidden_TD, weight_VD.dtype)
     narrow = torch.mm(scaled, weight_VD.T, out=product[: len(scaled)])
     logits = wide[: len(scaled)]
@@ -125,7 +158,7 @@ def _project(hidden_TD: Tensor, weight_VD: Tensor, softcap: float | None, produc
         logits.copy_(narrow)
     if scale is not None:
         logits *= scale
-    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+    return logits
 
 
 def _fit(hidden_TD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

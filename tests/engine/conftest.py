@@ -11,15 +11,21 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import AutoProcessor, Gemma3ForConditionalGeneration, TrainingArguments
 
+from mllm.config.hardware import Hardware
+from mllm.config.schema import ModelArgs
 from mllm.dataset.collator import EncodedDataset, LogicalCollator
 from mllm.dataset.sampler import LogicalBatchSampler
+from mllm.dataset.single_image_dataset.scenes import PhantomBoxDataset
 from mllm.engine.callbacks import Checkpoints, Epochs, Guard, RunLog
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
 from mllm.engine.trainer import MultimodalTrainer
+from mllm.models.builder.builder import load_pretrained
 from mllm.models.encoder import ChatEncoder
 from mllm.models.medgemma.medgemma_perception import resize_images
 from mllm.models.perception import PerceptionModel
+from mllm.objectives.boxes import BoxLoss
+from mllm.objectives.masks import MaskLoss
 from mllm.objectives.text import NextToken
 from mllm.structures import Sample, Turn
 
@@ -73,15 +79,59 @@ def make_bundle(tiny_medgemma):
     return make
 
 
+class Places:
+    """Pictures with two lesions whose boxes and masks are asked for, and every third time a question without one."""
+
+    def __init__(self, size=12):
+        self.marked, self.plain = PhantomBoxDataset(size, image_size=112, lesions=(1, 2)), Rows(size)
+
+    def __len__(self):
+        return len(self.marked)
+
+    def sample(self, index, epoch=0):
+        return (self.plain if index % 3 == 2 else self.marked).sample(index, epoch)
+
+
+@pytest.fixture
+def places():
+    """The class of those questions."""
+    return Places
+
+
+HEADS = {"box": {"type": "BoxHead", "hidden": 32, "outline": True}, "mask": {"type": "MaskHead", "dim": 32}}
+
+
+@pytest.fixture
+def make_perceptive(tiny_medgemma):
+    """Builds the same tiny model with a box and a mask head again and again, and the objectives that train it."""
+
+    def make():
+        args = ModelArgs(
+            "medgemma", str(tiny_medgemma), lora_r=4, max_length=256, image_size=112, image_token_len=16, heads=HEADS
+        )
+        bundle = load_pretrained(args, Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2))
+        return bundle, {"next_token": NextToken(), "box": BoxLoss(), "mask": MaskLoss()}
+
+    return make
+
+
 @pytest.fixture
 def make_trainer(make_bundle, tmp_path):
     """Builds a trainer over `Rows`; options are those of TrainingArguments and of the collator."""
 
     def make(
-        samples_per_piece=4, tokens_per_piece=None, dropout=0.0, rows=None, skip=False, batch=4, limit=None, **options
+        samples_per_piece=4,
+        tokens_per_piece=None,
+        dropout=0.0,
+        rows=None,
+        skip=False,
+        batch=4,
+        limit=None,
+        parts=None,
+        **options,
     ):
-        bundle = make_bundle(dropout)
-        learner = Learner(bundle.model, {"next_token": NextToken()})
+        bundle, objectives = parts or (make_bundle(dropout), {"next_token": NextToken()})
+        learner = Learner(bundle.model, objectives)
         rows = rows or Rows()
         sampler = LogicalBatchSampler(len(rows), batch, seed=3)
         defaults = dict(

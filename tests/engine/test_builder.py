@@ -8,8 +8,16 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import DataArgs, ModelArgs, RunConfig
 from mllm.dataset.collator import EncodedDataset, LogicalCollator
 from mllm.dataset.sampler import LogicalBatchSampler
-from mllm.engine.builder import build_learner, logical_batch_size, memory_advice, prepare_trainer, training_arguments
+from mllm.engine.builder import (
+    build_learner,
+    build_multimodal_trainer,
+    logical_batch_size,
+    memory_advice,
+    prepare_trainer,
+    training_arguments,
+)
 from mllm.errors import ConfigError
+from mllm.registry import TRAINERS
 
 CPU = Hardware("cpu", "CPU", None, 0, 0, 2**33, 2)
 
@@ -118,8 +126,18 @@ def test_unused_parameters_are_looked_for_where_more_than_the_language_tower_tra
     for name, parameter in learner.named_parameters():
         parameter.requires_grad_("lora" in name and "vision_tower" not in name)
     assert not make().ddp_find_unused_parameters
-    learner.student.pretrained.get_submodule("model.multi_modal_projector").requires_grad_(True)
+    projector = learner.student.pretrained.get_submodule("model.multi_modal_projector").requires_grad_(True)
     assert make().ddp_find_unused_parameters
+    projector.requires_grad_(False)
+    learner.student.heads["box"] = torch.nn.Linear(2, 2)
+    assert not make().ddp_find_unused_parameters, "heads have a gradient in every piece"
+    learner.student.fusion = torch.nn.Linear(2, 2)
+    assert make().ddp_find_unused_parameters, "a piece without images does not reach the mixture of layers"
+
+
+@pytest.mark.parametrize("kind", ["medgemma", "image-text", "shikra", "perceptionGPT"])
+def test_every_type_that_reads_images_has_the_same_trainer(kind):
+    assert TRAINERS.find(kind) is build_multimodal_trainer
 
 
 @pytest.mark.parametrize("name", ["loss", "a.b"])

@@ -55,6 +55,35 @@ def test_a_missing_trained_tensor_is_reported(make_trainer):
     assert learner.load_state_dict(state, strict=False).missing_keys == [name]
 
 
+def test_heads_and_added_rows_belong_to_the_state(make_trainer, make_perceptive, places):
+    learners = [make_trainer(parts=make_perceptive(), rows=places()).learner for _ in range(2)]
+    with torch.no_grad():
+        for parameter in learners[0].parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    state = learners[0].state_dict()
+    assert {name.split(".")[1] for name in state} == {"backbone", "heads", "rows"}
+    assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
+    report = learners[1].load_state_dict(state, strict=False)
+    assert not report.missing_keys and not report.unexpected_keys
+    loaded = dict(learners[1].named_parameters())
+    assert all(torch.equal(value, loaded[name]) for name, value in state.items())
+
+
+def test_the_terms_of_heads_do_not_depend_on_the_cut(make_trainer, make_perceptive, places):
+    trainer = make_trainer(parts=make_perceptive(), rows=places(), samples_per_piece=1)
+    learner, batch = trainer.learner.eval(), trainer.first_batch()
+    pieces = [learner.counts(piece.targets) for piece in batch.pieces]
+    counts = {name: sum(piece[name] for piece in pieces) for name in pieces[0]}
+    assert counts["box"] == counts["mask"] > 1
+    shares = [learner(piece.student, piece.targets, counts=counts) for piece in batch.pieces]
+    (whole,) = make_trainer(parts=make_perceptive(), rows=places(), samples_per_piece=9).first_batch().pieces
+    expected = learner(whole.student, whole.targets)
+    for name in ("loss", "next_token", "box", "mask"):
+        assert expected[name] > 0
+        torch.testing.assert_close(sum(share[name] for share in shares), expected[name], rtol=1e-4, atol=1e-5)
+
+
 def test_a_weighted_term_counts_as_much_in_the_loss(make_trainer):
     learner = make_trainer(samples_per_piece=99).learner
     (piece,) = make_trainer(samples_per_piece=99).first_batch().pieces

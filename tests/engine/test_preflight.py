@@ -80,6 +80,39 @@ def test_a_family_that_changes_its_logits_is_found(make_trainer):
         _run(trainer)
 
 
+def test_heads_and_added_rows_pass_and_their_losses_are_the_models_own(make_trainer, make_perceptive, places, trained):
+    trainer = make_trainer(parts=make_perceptive(), rows=places())
+    with torch.no_grad():
+        trainer.learner.student.rows.input.normal_()  # far from the table's rows: both ways must read these
+    before = trained(trainer)
+    assert {name.split(".")[1] for name in before} >= {"heads", "rows", "backbone"}
+    _run(trainer)
+    assert all(torch.equal(before[name], value) for name, value in trained(trainer).items())
+    rows = trainer.learner.student.rows
+    trainer.learner.student.rows = None  # the loss alone forgets them, the model's own logits do not
+    with pytest.raises(ConfigError, match="changes its logits in a way that this version does not know"):
+        _run(trainer)
+    trainer.learner.student.rows = rows
+
+
+def test_a_head_without_an_objective_is_named(make_trainer, make_perceptive, places):
+    bundle, objectives = make_perceptive()
+    del objectives["mask"]
+    trainer = make_trainer(parts=(bundle, objectives), rows=places())
+    with pytest.raises(ConfigError, match=r"receive no gradient.*student.heads.mask.* an objective that"):
+        _run(trainer)
+
+
+def test_an_objective_with_nothing_to_learn_from_is_told(make_trainer, make_perceptive, rows, places, caplog):
+    trainer = make_trainer(parts=make_perceptive(), rows=rows(12))
+    preflight(trainer.learner, trainer.first_batch(), trainer.accelerator, further=trainer.first_batches())
+    assert "the objectives ['box', 'mask'] find nothing to learn from in the first batches" in caplog.text
+    caplog.clear()
+    trainer = make_trainer(parts=make_perceptive(), rows=places())
+    preflight(trainer.learner, trainer.first_batch(), trainer.accelerator, further=trainer.first_batches())
+    assert "nothing to learn" not in caplog.text
+
+
 def test_the_first_batch_is_shown_with_its_answers_in_bold(make_trainer):
     trainer = make_trainer()
     batch = trainer.first_batch()

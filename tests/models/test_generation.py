@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from mllm.models.encoder import ChatEncoder
 from mllm.models.generation import generate, stop_ids
 from mllm.models.perception import PerceptionModel
-from mllm.structures import Bundle, Sample, Turn
+from mllm.structures import Answer, Bundle, Sample, Turn
 from mllm.testing.tiny import write_tiny
 
 
@@ -69,12 +69,14 @@ def test_greedy_answers_equal_a_loop_over_full_forwards(bundle: Bundle) -> None:
                     tail = torch.full((1, 1), fill, dtype=student[name].dtype)
                     student[name] = torch.cat([student[name], tail], dim=1)
     expected = bundle.encoder.tokenizer.decode(spoken, skip_special_tokens=True).strip()
-    assert generate(bundle, [sample], max_new_tokens=8, progress=False) == [expected]
+    answer = generate(bundle, [sample], max_new_tokens=8, progress=False)[0]
+    assert answer.text == expected
+    assert answer.tokens == min(len(spoken) + 1, 8)
 
 
 def test_generation_stops_at_the_end_of_the_turn(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = _samples()[0]
-    ids = bundle.encoder.tokenizer(generate(bundle, [sample], max_new_tokens=6, progress=False)[0])["input_ids"]
+    ids = bundle.encoder.tokenizer(generate(bundle, [sample], max_new_tokens=6, progress=False)[0].text)["input_ids"]
     assert bundle.encoder.turn_end_id in stop_ids(bundle)
     assert ids
     # The end of the turn as the only token that the model can say:
@@ -83,7 +85,7 @@ def test_generation_stops_at_the_end_of_the_turn(bundle: Bundle, monkeypatch: py
     monkeypatch.setattr(
         head, "forward", lambda hidden: torch.eye(head.weight.shape[0])[end].expand(*hidden.shape[:2], -1)
     )
-    assert generate(bundle, [sample], max_new_tokens=6, progress=False) == [""]
+    assert generate(bundle, [sample], max_new_tokens=6, progress=False) == [Answer("", tokens=1)]
 
 
 def test_sampling_follows_its_seed_and_leaves_the_random_state_alone(bundle: Bundle) -> None:

@@ -113,6 +113,55 @@ def test_a_module_that_is_no_plain_linear_is_called_instead():
     torch.testing.assert_close(losses.sum(), _oracle(hidden[:1], labels[:1], head, None)[0])
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fast", [True, False])
+def test_words_with_weights_of_their_own(softcap, stored, fast):
+    """Plain autograd over the whole table with their rows put in; some are labels, some are only rivals."""
+    hidden, labels, head = _case(torch.float32)
+    head.requires_grad_(False).to(stored)
+    ids = torch.tensor([3, 40, 41, 96])
+    labels[0, 5:9] = ids
+    rows = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+
+    def replaced(module, arguments, logits):
+        return logits.float().index_copy(-1, ids, arguments[0].float() @ rows.T)
+
+    vocabulary = head
+    if not fast:  # a module that is called, such as one with a LoRA, has the rows by a hook
+        vocabulary = nn.Sequential(head)
+        head.register_forward_pre_hook(lambda module, arguments: arguments[0].to(stored))
+        vocabulary.register_forward_hook(replaced)
+    outputs = Outputs(ours, vocabulary, softcap, (ids, rows))
+    total = NextToken(tile_bytes=4 * VOCABULARY * 3).total(Context({"labels": labels}, outputs))
+    upstream = torch.tensor([1.0, 3.0, 5.0])
+    (total * upstream).sum().backward()
+    found, rows.grad = rows.grad, None
+    table = head.weight.float().index_copy(0, ids, rows)
+    expected = _oracle(theirs, labels, lambda hidden: hidden @ table.T, softcap)
+    (expected * upstream).sum().backward()
+    # fp16 and bf16 hold 11 and 8 bits.
+    near = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}[stored]
+    torch.testing.assert_close(total, expected, rtol=near, atol=near)
+    for mine, true in ((ours.grad, theirs.grad), (found, rows.grad)):
+        assert true.abs().max() > 0.5
+        torch.testing.assert_close(mine, true, rtol=near, atol=near * float(true.abs().max()))
+
+
+def test_words_of_their_own_alone_may_train():
+    """Where no LoRA and no embedding train, the hidden states need no gradient, and the words still do."""
+    hidden, labels, head = _case(torch.float32)
+    head.requires_grad_(False)
+    rows = torch.randn(2, WIDTH).requires_grad_()
+    outputs = Outputs(hidden, head, None, (torch.tensor([5, 7]), rows))
+    NextToken().total(Context({"labels": labels}, outputs)).sum().backward()
+    assert rows.grad.abs().max() > 1e-3
+    nothing = NextToken().total(Context({"labels": torch.full_like(labels, IGNORE)}, outputs)).sum()
+    (zero,) = torch.autograd.grad(nothing, rows)
+    assert not zero.any()
+
+
 def test_a_weight_may_move_linearly():
     objective = NextToken(weight={"start": 1.0, "end": 3.0})
     assert [objective.weight(progress) for progress in (0.0, 0.5, 1.0)] == [1.0, 2.0, 3.0]

@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from mllm.errors import ConfigError
+from mllm.models.heads import BoxHead
+from mllm.objectives.boxes import giou
+
+
+def trained(head: BoxHead, states: torch.Tensor, boxes: torch.Tensor, steps: int = 150) -> torch.Tensor:
+    optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
+    for _ in range(steps):
+        loss = (1 - giou(head.read(states), boxes)).mean() + (head.read(states) - boxes).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return head.read(states).detach()
+
+
+def random_boxes(*shape: int) -> torch.Tensor:
+    corners = torch.rand(*shape, 2, 2).sort(dim=-2).values * 0.7
+    corners[..., 1, :] += 0.2
+    return corners.flatten(-2)
+
+
+def test_every_box_begins_in_the_middle_and_states_tell_them_apart():
+    torch.manual_seed(0)
+    head, states, boxes = BoxHead(32, hidden=64), torch.randn(3, 2, 32), random_boxes(3, 2)
+    assert torch.allclose(head.read(states), torch.tensor([0.25, 0.25, 0.75, 0.75]).expand(3, 2, 4))
+    found = trained(head, states, boxes)
+    assert giou(found, boxes).min() > 0.8
+    assert (found[..., 2:] >= found[..., :2]).all()
+
+
+def test_written_boxes_differ_and_are_fp32_under_autocast():
+    torch.manual_seed(0)
+    head = BoxHead(32)
+    with torch.autocast("cpu", torch.bfloat16):
+        written, read = head.write(random_boxes(1, 2)), head.read(torch.randn(1, 2, 32, dtype=torch.bfloat16))
+    assert written.dtype == read.dtype == torch.float32
+    assert written.shape == (1, 2, 32) and not torch.allclose(written[0, 0], written[0, 1])
+
+
+def test_the_outline_of_a_mask_tells_where_a_box_is():
+    torch.manual_seed(0)
+    head = BoxHead(16, hidden=64, outline=True, mask_size=16)
+    boxes = random_boxes(1, 24)
+    edges = torch.arange(16) / 16
+    inside = [(edges >= boxes[..., i, None]) & (edges <= boxes[..., i + 2, None]) for i in (0, 1)]
+    masks = 12.0 * (inside[1][..., :, None] & inside[0][..., None, :]).float() - 6
+    states = torch.randn(1, 1, 16).expand(1, 24, 16)  # the same words: only the masks tell
+    optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
+    for _ in range(200):
+        loss = (head.read(states, masks) - boxes).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert giou(head.read(states, masks), boxes).mean() > 0.7
+
+
+def test_masks_are_left_to_their_own_loss():
+    masks = torch.randn(1, 1, 8, 8, requires_grad=True)
+    head = BoxHead(16, outline=True, mask_size=8)
+    with torch.no_grad():
+        head.reader[-1].weight.normal_()
+    head.read(torch.randn(1, 1, 16), masks).sum().backward()
+    assert masks.grad is None and head.reader[0].weight.grad.any()
+
+
+def test_an_outline_needs_a_mask_head():
+    with pytest.raises(ConfigError, match="has no MaskHead"):
+        BoxHead(16, outline=True)

@@ -1,0 +1,12 @@
+import torch
+
+from mllm.models.heads import LayerFusion
+
+
+def test_layers_are_mixed_by_a_softmax_that_begins_even():
+    fusion, layers = LayerFusion(3), [torch.full((2, 2), float(i)) for i in (1, 2, 6)]
+    assert torch.allclose(fusion(layers), torch.full((2, 2), 3.0))
+    with torch.no_grad():
+        fusion.coefficients[2] = 50.0
+    assert torch.allclose(fusion(layers), torch.full((2, 2), 6.0))
+    assert fusion([layer.bfloat16() for layer in layers]).dtype == torch.bfloat16

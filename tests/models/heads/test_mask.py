@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from mllm.models.heads import MaskHead
+from mllm.objectives.masks import soft_dice
+
+GRID, WIDTH = 8, 16
+
+
+def head(**options) -> MaskHead:
+    torch.manual_seed(0)
+    return MaskHead(WIDTH, vision_width=12, layers=2, grid=GRID, dim=32, heads=4, **options)
+
+
+def scene() -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    """Two images of two discs each; hidden states name the first or the second disc."""
+    y, x = torch.meshgrid(torch.arange(32) + 0.5, torch.arange(32) + 0.5, indexing="ij")
+    centers = torch.tensor([[[8.0, 8.0], [22.0, 20.0]], [[22.0, 9.0], [9.0, 22.0]]])
+    masks = torch.stack([torch.stack([(x - cx) ** 2 + (y - cy) ** 2 < 36 for cx, cy in image]) for image in centers])
+    kinds = torch.nn.functional.avg_pool2d(masks.float(), 4).flatten(2).transpose(1, 2)  # [V, N, 2]
+    layers = [torch.cat([kinds, 0.1 * torch.randn(2, GRID**2, 10)], dim=-1) for _ in range(2)]
+    states = torch.randn(1, 2, WIDTH).expand(2, 2, WIDTH)
+    return states, layers, masks
+
+
+def test_it_learns_which_disc_is_meant():
+    made, (states, layers, masks) = head(), scene()
+    optimizer = torch.optim.Adam(made.parameters(), lr=2e-3)
+    images = torch.tensor([[0, 0], [1, 1]])
+    for _ in range(120):
+        logits = made.read(states, made.features(layers), images)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, masks.float())
+        loss = loss + (1 - soft_dice(logits.sigmoid(), masks.float())).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = made.read(states, made.features(layers), images) > 0
+    iou = (found & masks).sum(dim=(-2, -1)) / (found | masks).sum(dim=(-2, -1))
+    assert logits.shape == (2, 2, 4 * GRID, 4 * GRID) and made.size == 4 * GRID
+    assert iou.min() > 0.8
+
+
+def test_objects_do_not_see_each_other_and_images_are_their_own():
+    made, (states, layers, _) = head(), scene()
+    features = made.features(layers)
+    together = made.read(states, features, torch.tensor([[0, 0], [1, 1]]))
+    alone = made.read(states[1:, 1:], features[1:], torch.tensor([[0]]))
+    assert torch.allclose(together[1, 1], alone[0, 0], atol=1e-5)
+    other = made.read(states, features, torch.tensor([[1, 0], [1, 1]]))
+    assert not torch.allclose(together[0, 0], other[0, 0]) and torch.allclose(together[0, 1], other[0, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_parameter_has_a_gradient_and_computes_in_fp32(dtype):
+    made, (states, layers, masks) = head(), scene()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        features = made.features([layer.to(dtype) for layer in layers])
+        logits = made.read(states.to(dtype), features, torch.tensor([[0, 0], [1, 1]]))
+        written = made.write(masks)
+    assert logits.dtype == written.dtype == torch.float32 and written.shape == (2, 2, WIDTH)
+    (logits.square().sum() + written.square().sum()).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in made.parameters())
+    silent = [name for name, parameter in made.named_parameters() if not parameter.grad.any()]
+    assert not [name for name in silent if "in_proj_bias" not in name], silent
