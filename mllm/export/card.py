@@ -49,7 +49,7 @@ class Facts:
 
 def card_text(kind: str, settings: Mapping[str, Any], facts: Facts) -> str:
     """The README.md of an exported folder; `kind` is 'adapter' or 'merged', `settings` has the keys of `mllm.json`."""
-    settings = {key: settings[key] for key in KEYS}
+    settings = {key: settings[key] for key in KEYS if settings.get(key) not in (None, False, {})}
     terms = _terms(settings["type"], facts.base)
     title = "LoRA adapter" if kind == "adapter" else "Merged model"
     sections = [
@@ -59,6 +59,7 @@ def card_text(kind: str, settings: Mapping[str, Any], facts: Facts) -> str:
         f"Base model: `{facts.base}`, type `{settings['type']}`." + (TINY if _is_tiny(facts.base) else ""),
         "## How to load it\n\n" + _usage(kind),
         _image_note(kind, settings),
+        _beside_note(kind, settings),
         _section("Data", [f"* {line}" for line in facts.data]),
         _section("Settings", _table(("key", "value"), {**settings, **facts.training})),
         _section("Figures of this run", _table(("figure", "value"), facts.figures)),
@@ -117,6 +118,24 @@ def _image_note(kind: str, settings: Mapping[str, Any]) -> str:
     elif kind == "adapter":
         note += " A base loaded by stock transformers does not encode images so; load it with mllm."
     return note
+
+
+def _beside_note(kind: str, settings: Mapping[str, Any]) -> str:
+    """What another program must know where more than a LoRA was trained."""
+    trained = ["heads"] if settings.get("heads") else []
+    if settings["type"] in ("shikra", "perceptionGPT") and not settings.get("freeze_mm_mlp_adapter"):
+        trained.append("the projector between vision and language")
+    if not trained and not settings.get("box_format"):
+        return ""
+    what = " and ".join([*trained, "added tokens"] if settings.get("heads") else trained or ["added tokens"])
+    if kind == "merged":
+        return (
+            f"## Beside the weights\n\nTrained with {what}; `heads.safetensors` holds the heads; mllm alone reads them."
+        )
+    return (
+        f"## Beside the LoRA\n\n`heads.safetensors` holds {what}. PEFT alone loads the LoRA without it: load this "
+        "folder with mllm, or merge it."
+    )
 
 
 def _section(title: str, lines: Sequence[str]) -> str:

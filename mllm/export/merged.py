@@ -19,7 +19,9 @@ from mllm.export.settings import write_settings
 from mllm.files import replaced_folder, write_json, write_text
 from mllm.models.adapters import merged_weights
 from mllm.models.generation import evaluating
+from mllm.models.head_files import IN_MERGED, write_trained
 from mllm.models.perception import PerceptionModel
+from mllm.models.text_processor import TextProcessor
 from mllm.registry import EXPORTERS
 from mllm.structures import IMAGE, Bundle, Sample, Turn
 
@@ -49,8 +51,10 @@ def write(
     report["dtype"] = str(model.dtype).removeprefix("torch.")
     with replaced_folder(folder) as temporary:
         model.save_pretrained(temporary)
+        write_trained(bundle.model, temporary, IN_MERGED)
         bundle.encoder.processor.save_pretrained(temporary)
-        write_settings(temporary, settings)
+        # Both are in the weights now.
+        write_settings(temporary, {**settings, "vision_tower": None, "pretrain_mm_mlp_adapter": None})
         write_json(temporary / REPORT, {"base": facts.base, **report})
         write_text(temporary / "README.md", card_text("merged", settings, facts))
     logger.info("merged model written to %s (largest difference of logits %.2g)", folder, report["max_abs_difference"])
@@ -63,11 +67,14 @@ def merge_in_place(bundle: Bundle) -> dict[str, Any]:
     Compares the logits of one prompt about one generated image before and after, in the precision of the weights.
     """
     perception: PerceptionModel = bundle.model
-    if not isinstance(perception.backbone, PeftModel):
+    if not isinstance(perception.backbone, PeftModel) and not perception.trained_state():
         raise ConfigError("there is no adapter to merge: the model has none")
     before = _probe_logits(bundle)
-    perception.backbone = merged_weights(perception.backbone)
+    backbone: Any = perception.backbone
+    perception.backbone = merged_weights(backbone)
     model = perception.pretrained
+    if perception.rows is not None:
+        perception.rows.fold(model)
     precision = model.dtype
     difference = float((_probe_logits(bundle) - before).abs().max())
     largest = float(before.abs().max())
@@ -88,11 +95,17 @@ def merge_in_place(bundle: Bundle) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _probe_logits(bundle: Bundle) -> Tensor:
-    """Logits [positions, vocabulary] after one question about an image of seeded noise, in fp32 on the host."""
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    sample = Sample(turns=[Turn("user", f"{IMAGE} What does this image show?")], images=[Image.fromarray(pixels)])
+    """Logits [positions, vocabulary] at the end of a short conversation, in fp32 on the host.
+
+    It is about an image of seeded noise, where the model reads images.
+    """
+    turns = [Turn("user", "What does this image show?"), Turn("assistant", "Noise, and nothing beside it.")]
+    images = []
+    if not isinstance(bundle.encoder.processor, TextProcessor):
+        turns[0] = Turn("user", f"{IMAGE} {turns[0].text}")
+        images = [Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))]
     model = bundle.model.pretrained
-    batch = bundle.encoder.pad([bundle.encoder.prompt(sample)]).to(model.device)
+    batch = bundle.encoder.pad([bundle.encoder.encode(Sample(turns, images))]).to(model.device)
     with evaluating(model):
         outputs = bundle.model(**batch.student)
         logits = outputs.vocabulary(outputs.hidden_BLD[0, -_POSITIONS:])

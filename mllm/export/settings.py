@@ -11,13 +11,30 @@ from mllm.errors import ConfigError
 from mllm.files import write_json
 
 FILE = "mllm.json"
-KEYS = ("type", "image_size", "image_token_len", "max_length", "system", "turn_end")
-"""The keys of `model_args` that change how a sample is encoded; precision and LoRA are not among them."""
+KEYS = (
+    *("type", "image_size", "image_token_len", "max_length", "system", "turn_end"),
+    *("heads", "box_format", "pad_to_square", "fuse_vision_layers"),
+    *("vision_tower", "mm_vision_select_layer", "pretrain_mm_mlp_adapter"),
+    *("freeze_backbone", "tune_mm_mlp_adapter", "freeze_mm_mlp_adapter"),
+)
+"""The keys of `model_args` that change how a sample is encoded or read; precision and LoRA are not among them."""
+BASE = "base"
+"""The key of the base model, for a folder without a LoRA, whose own config would name it."""
 
 
-def write_settings(folder: Path, settings: Mapping[str, Any]) -> Path:
-    """Writes the `KEYS` of `settings` to `mllm.json` in `folder`."""
-    return write_json(folder / FILE, {key: settings[key] for key in KEYS})
+def write_settings(folder: Path, settings: Mapping[str, Any], base: str | None = None) -> Path:
+    """Writes the `KEYS` of `settings`, and the base that they were used with, to `mllm.json` in `folder`."""
+    told = {key: settings[key] for key in KEYS if key in settings}
+    return write_json(folder / FILE, told if base is None else {**told, BASE: base})
+
+
+def read_base(folder: str | Path) -> str | None:
+    """The base model that `mllm.json` in `folder` names."""
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return None
+    base = json.loads(path.read_text(encoding="utf-8")).get(BASE)
+    return None if base is None else str(base)
 
 
 def read_settings(folder: str | Path, **defaults: Any) -> dict[str, Any]:

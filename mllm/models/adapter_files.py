@@ -29,6 +29,8 @@ from mllm.models.loading import explained
 logger = logging.getLogger(__name__)
 
 KEY = re.compile(r"base_model\.model\.(?P<module>.+?)\.(?P<part>lora_\w+(\.weight)?)")
+HEADS, SETTINGS = "heads.safetensors", "mllm.json"
+"""What a run of ours writes beside PEFT's files: what else trained, and how samples were encoded."""
 RENAMES = (
     (r"^language_model\.model\.", "model.language_model."),  # transformers 4.50 and 4.51
     (r"^(model\.)?vision_tower\.vision_model\.", "model.vision_tower."),  # 4.50 to 4.57
@@ -82,13 +84,20 @@ def find_adapter(path: str | Path) -> Path:
                 "the adapter/ folder of an earlier run"
             )
         with explained(str(path)):
-            files = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME]
+            files = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, HEADS, SETTINGS]
             folder = Path(snapshot_download(str(path), allow_patterns=files))
-    if not (folder / CONFIG_NAME).is_file():
+    if not holds_lora(folder) and (folder / HEADS).is_file():
+        return folder
+    if not holds_lora(folder):
         raise ConfigError(f"adapter_path = '{path}' holds no {CONFIG_NAME}: it is no PEFT adapter")
     if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
         raise ConfigError(f"adapter_path = '{path}' holds no {SAFETENSORS_WEIGHTS_NAME}: its weights are missing")
     return folder
+
+
+def holds_lora(folder: Path) -> bool:
+    """Whether an adapter's folder holds a LoRA; a run may have trained heads or a projector alone."""
+    return (folder / CONFIG_NAME).is_file()
 
 
 def _check_content(path: str, config: LoraConfig, tensors: dict[str, Tensor]) -> None:

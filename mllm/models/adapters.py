@@ -64,7 +64,7 @@ def attach_adapter(
             target_modules=resolve_target(model, lora_target, targets),
             use_rslora=use_rslora,
             use_dora=use_dora,
-            task_type="CAUSAL_LM",
+            task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
         )
     if saved is None:
         return model if fresh is None else _begin(model, fresh)

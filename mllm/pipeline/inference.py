@@ -14,7 +14,7 @@ from mllm.config.hardware import CHECKOUT, Hardware, detect
 from mllm.config.rules import AMPERE
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError, near
-from mllm.export.settings import read_settings
+from mllm.export.settings import read_base, read_settings
 from mllm.models.adapter_files import find_adapter
 from mllm.models.builder.builder import load_pretrained
 from mllm.structures import Bundle
@@ -69,6 +69,8 @@ def _settings(folder: Path, source: str, given: Mapping[str, Any]) -> dict[str, 
 def _base_of(folder: Path) -> str:
     """The base model that an adapter was trained on, as it says itself."""
     path = folder / "adapter_config.json"
+    if not path.is_file() and (told := read_base(folder)) is not None:
+        return told  # no LoRA, but heads or a projector
     try:
         base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError) as error:

@@ -50,7 +50,7 @@ def test_a_failure_keeps_the_adapter_that_was_there(load: Loader, small_base: Pa
     facts = Facts(base=str(small_base))
     folder = write(bundle, tmp_path / "adapter", settings=settings, facts=facts)
     before = (folder / "adapter_model.safetensors").read_bytes()
-    del settings["system"]
+    del settings["type"]
     with pytest.raises(KeyError):
         write(bundle, folder, settings=settings, facts=facts)
     assert (folder / "adapter_model.safetensors").read_bytes() == before

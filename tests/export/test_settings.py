@@ -14,7 +14,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     settings = dict(type="medgemma", image_size=448, image_token_len=64, max_length=512, system="s", turn_end=None)
     write_settings(tmp_path, {**settings, "lora_r": 16})
     assert read_settings(tmp_path, type="image-text") == settings
-    assert set(settings) == set(KEYS)
+    assert set(settings) <= set(KEYS)
 
 
 def test_a_foreign_folder_has_the_defaults(tmp_path: Path) -> None:
