@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
 from mllm.config.config import read_config
 from mllm.config.hardware import CHECKOUT, Hardware
@@ -16,6 +16,7 @@ from mllm.config.rules import apply_rules
 from mllm.errors import ConfigError
 from mllm.pipeline.finetune import main
 from mllm.pipeline.prepare import fill_registries
+from mllm.testing.tiny import family_of
 
 CONFIGS = sorted((CHECKOUT / "config" / "training_configs").glob("*.py"))
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
@@ -28,6 +29,12 @@ MEANT_FOR = {
     "medgemma_16gb_medical": (T4, "fp16"),
     "medgemma_16gb_ampere": (A10, "bf16"),
     "medgemma_cpu_demo": (CPU, "fp32"),
+    "medgemma_lesion_boxes": (A10, "bf16"),
+    "shikra_tinyllama": (A10, "bf16"),
+    "shikra_vicuna7b_rec": (A10, "bf16"),
+    "perceptionGPT_refcoco": (A10, "bf16"),
+    "gemma3n_medrescue": (A10, "bf16"),
+    "t5gemma_mtnt_en_fr": (A10, "bf16"),
 }
 
 
@@ -56,9 +63,9 @@ def test_it_makes_sense_on_a_cpu(path: Path):
     assert config.training_args["dataloader_pin_memory"] is False
 
 
-def test_only_the_ampere_config_needs_ampere():
+def test_only_the_configs_for_ampere_need_it():
     for path in CONFIGS:
-        if path.stem == "medgemma_16gb_ampere":
+        if MEANT_FOR[path.stem][0] is A10:
             with pytest.raises(ConfigError, match="Tesla T4 has compute capability 7.5"):
                 apply_rules(read_config(path), T4)
         else:
@@ -105,7 +112,11 @@ def test_the_tiers_ask_for_what_the_guide_says():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_trains_two_steps_with_tiny_and_peft_reads_the_adapter(path: Path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sizes = [f"data_args.{split}.size=2" for split in ("train", "validation", "test")]
+    config = read_config(path)
+    splits = {split: vars(config.data_args)[split] for split in ("train", "validation", "test")}
+    sizes = [f"data_args.{split}.size=2" for split, options in splits.items() if "size" in options]
+    if config.model_args.heads:
+        sizes += ["model_args.heads.mask.dim=32"]
     assert (
         main(
             [str(path), "--tiny", "--cfg-options", "training_args.max_steps=2", "training_args.logging_steps=1", *sizes]
@@ -115,6 +126,8 @@ def test_it_trains_two_steps_with_tiny_and_peft_reads_the_adapter(path: Path, tm
     run = tmp_path / "exp" / path.stem / "latest"
     rows = json.loads((run / "training_log.json").read_text())["rows"]
     assert [row["step"] for row in rows if "loss" in row][-1] == 2
-    base = AutoModelForImageTextToText.from_pretrained(tmp_path / "ckpt" / "tiny-medgemma")
+    kinds = {"causal-lm": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
+    kind = kinds.get(config.model_args.type, AutoModelForImageTextToText)
+    base = kind.from_pretrained(tmp_path / "ckpt" / f"tiny-{family_of(config.model_args.type)}")
     adapted = PeftModel.from_pretrained(base, str(run / "adapter"))
     assert any(tensor.any() for name, tensor in adapted.named_parameters() if "lora_B" in name)

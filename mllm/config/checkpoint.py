@@ -15,6 +15,8 @@ TITLES = {
     "gemma3_text": "Gemma 3",
     "gemma3n": "Gemma 3n",
     "gemma3n_text": "Gemma 3n",
+    "llama": "LLaMA",
+    "llava": "LLaVA",
     "paligemma": "PaliGemma",
     "t5gemma": "T5Gemma",
     "vaultgemma": "VaultGemma",
@@ -33,6 +35,8 @@ class Checkpoint:
     patch_size: int = 14
     """Pixels."""
     image_tokens: int = 256
+    is_original_llava: bool = False
+    """Whether it is in the layout of LLaVA's or Shikra's own code, which transformers does not read."""
 
     @property
     def is_gemma(self) -> bool:
@@ -66,4 +70,5 @@ def inspect_checkpoint(name_or_path: str) -> Checkpoint:
         image_size=vision.get("image_size", Checkpoint.image_size),
         patch_size=vision.get("patch_size", Checkpoint.patch_size),
         image_tokens=values.get("mm_tokens_per_image", Checkpoint.image_tokens),
+        is_original_llava="mm_vision_tower" in values or values.get("model_type") == "shikra",
     )

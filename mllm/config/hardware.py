@@ -22,7 +22,7 @@ MINIMUM = {"transformers": "5.18", "tokenizers": "0.23.1", "peft": "0.20"}
 """The oldest versions that can work: Gemma 3 has its present layout since transformers 5, which asks for the others."""
 REPORTED = (
     *("torch", "torchvision", "transformers", "tokenizers", "peft", "accelerate", "bitsandbytes", "mmengine", "numpy"),
-    *("pillow", "safetensors", "sentencepiece", "timm", "pydicom", "nibabel", "av", "mllm-medical"),
+    *("pillow", "safetensors", "sentencepiece", "timm", "pydicom", "nibabel", "av", "pycocotools", "mllm-medical"),
 )
 MATCHING_PAIR = (
     "install the matching pair of the default builds: pip install --upgrade --force-reinstall torch torchvision"

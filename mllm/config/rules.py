@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+from mllm.config import grounding_rules
 from mllm.config.checkpoint import Checkpoint, inspect_checkpoint
+from mllm.config.defaults import SHIKRA_TYPES, with_defaults
 from mllm.config.hardware import Hardware
 from mllm.config.schema import RunConfig
 from mllm.config.validate import known_model
@@ -35,8 +37,13 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     Raises `ConfigError` for a combination that cannot work. `training_args.remove_unused_columns` is always False: the
     encoder, not the trainer, decides what reaches the model.
     """
+    config = config.replaced(model_args=with_defaults(config.model_args))
     checkpoint = inspect_checkpoint(config.model_args.model_name_or_path)
     refuse_wrong_family(config, checkpoint)
+    grounding_rules.refuse_shikra_keys(config)
+    grounding_rules.refuse_wrong_llava(config, checkpoint)
+    grounding_rules.refuse_freezing_conflicts(config)
+    grounding_rules.refuse_objectives_without_heads(config)
     refuse_quantization_conflicts(config)
     refuse_missing_rank(config)
     refuse_two_precisions(config)
@@ -62,7 +69,7 @@ def refuse_wrong_family(config: RunConfig, checkpoint: Checkpoint) -> None:
     args = config.model_args
     place = config.place("model_args", "type")
     family = checkpoint.model_type
-    if args.type in ("shikra", "perceptionGPT") and checkpoint.is_gemma:
+    if args.type in SHIKRA_TYPES and checkpoint.is_gemma:
         raise ConfigError(
             f"{place}: type='{args.type}' cannot read {args.model_name_or_path}: "
             f"it is a {checkpoint.title} checkpoint; use type='medgemma'"
@@ -101,7 +108,7 @@ def refuse_quantization_conflicts(config: RunConfig) -> None:
 def refuse_missing_rank(config: RunConfig) -> None:
     """Refuses lora_r=None where there is no adapter whose rank could be taken."""
     args = config.model_args
-    if args.lora_r is None and args.adapter_path is None:
+    if args.lora_r is None and args.adapter_path is None and not grounding_rules.without_lora(args):
         raise ConfigError(
             f"{config.place('model_args', 'lora_r')}: lora_r=None takes the rank of adapter_path, which is None too: "
             f"set lora_r to a rank such as 16, or adapter_path to an adapter"

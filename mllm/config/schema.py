@@ -66,6 +66,27 @@ class ModelArgs:
     """'eager', 'sdpa' or 'flash_attention_2'; None: transformers chooses."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint."""
+    heads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What reads objects out of one token: name -> `type`, an entry of HEADS, and its options; box and mask."""
+    box_format: dict[str, Any] | None = None
+    """How boxes stand in a text: `type`, an entry of BOX_FORMATS, and its options; None: one token where there are
+    heads, else normalized_text."""
+    pad_to_square: bool | None = None
+    """Put images into the middle of a square before the processor resizes them; None: in shikra and perceptionGPT."""
+    fuse_vision_layers: bool | None = None
+    """Let the projector read a learned mixture of all vision layers instead of one; None: in perceptionGPT."""
+    vision_tower: str | None = None
+    """shikra, perceptionGPT: the CLIP checkpoint beside a language model; None: the checkpoint is a LLaVA."""
+    mm_vision_select_layer: int = -2
+    """shikra, perceptionGPT: which hidden state of `vision_tower` the projector reads; -1 is the last."""
+    freeze_backbone: bool = False
+    """shikra, perceptionGPT: no LoRA; only projector and heads train."""
+    tune_mm_mlp_adapter: bool = False
+    """shikra, perceptionGPT: the projector alone trains."""
+    freeze_mm_mlp_adapter: bool = False
+    """shikra, perceptionGPT: the projector does not train."""
+    pretrain_mm_mlp_adapter: str | None = None
+    """shikra, perceptionGPT: a file with the projector's weights in LLaVA's layout."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +103,18 @@ class DataArgs:
     """What an unreadable row does: end the run, or be counted and listed in the run folder."""
     tokens_per_micro_batch: int | None = _limit(None, minimum=1)
     """Padded tokens that one forward may hold; None: pieces of per_device_train_batch_size, by length."""
-    compute_metric: str | None = None
-    """The entry of the registry METRICS that compares the answers to the test split with the true ones."""
+    compute_metric: str | list[str] | None = None
+    """The entry of the registry METRICS, or several, that compare the answers to the test split with the true ones."""
     compute_untrained: bool = False
     """Answer the test split before training too, to show what was learned."""
     gen_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of `mllm.models.generation.generate` for those answers, such as `max_new_tokens` (tokens)."""
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names in `compute_metric`."""
+        names = self.compute_metric or []
+        return [names] if isinstance(names, str) else names
 
 
 @dataclass(frozen=True)

@@ -10,42 +10,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from mllm.config.places import Key, Places, shown
+from mllm.config.renamed import DATA, MODEL, TRAINING
 from mllm.config.schema import SPLITS, DataArgs, ExportArgs, ModelArgs
 from mllm.config.source import has_source
 from mllm.config.values import fits, limited, wrong_value
 from mllm.errors import ConfigError, hint, near
-from mllm.registry import DATASETS, METRICS, MODELS, OBJECTIVES, TRANSFORMS, Registry
+from mllm.registry import BOX_FORMATS, DATASETS, HEADS, METRICS, MODELS, OBJECTIVES, TRANSFORMS, Registry
 
 TOP_LEVEL = (
     *("model_args", "data_args", "training_args", "objectives", "export_args"),
     *("hardware", "custom_imports", "name", "tiny"),
 )
 DEFAULT_OBJECTIVES = {"next_token": {"type": "NextToken"}}
+HEAD_NAMES = ("box", "mask")
+"""The names under which objectives look for what a head found."""
+HEAD_GIVEN = ("width", "vision_width", "layers", "grid", "mask_size")
+"""What the model's own sizes give to a head."""
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-RENAMED = {
-    "evaluation_strategy": "did you mean 'eval_strategy'?",
-    "per_gpu_train_batch_size": "did you mean 'per_device_train_batch_size'?",
-    "per_gpu_eval_batch_size": "did you mean 'per_device_eval_batch_size'?",
-    "no_cuda": "did you mean 'use_cpu'?",
-    "push_to_hub_token": "did you mean 'hub_token'?",
-    "push_to_hub_model_id": "did you mean 'hub_model_id'?",
-    "fsdp_transformer_layer_cls_to_wrap": "write fsdp_config=dict(transformer_layer_cls_to_wrap=...)",
-    "fsdp_min_num_params": "write fsdp_config=dict(min_num_params=...)",
-    "overwrite_output_dir": "it no longer exists; a folder that is not empty is never overwritten, "
-    "use --resume or another output_dir",
-    "warmup_ratio": "write the fraction as warmup_steps: a value below 1 is a fraction of all steps",
-    "logging_dir": "it no longer exists; the logs lie in the run folder",
-    "save_safetensors": "it no longer exists; weights are always saved as safetensors",
-    "group_by_length": "it is not needed; batches are always cut by length",
-    "half_precision_backend": "it no longer exists; write bf16=True or fp16=True",
-    "fp16_backend": "it no longer exists; write bf16=True or fp16=True",
-    "fp16_opt_level": "it no longer exists; write bf16=True or fp16=True",
-    "predict_with_generate": "it is not an option here; answers are written by mllm/pipeline/predict.py",
-    "generation_max_length": "it is not an option here; answers are written by mllm/pipeline/predict.py",
-    "generation_num_beams": "it is not an option here; answers are written by mllm/pipeline/predict.py",
-    "do_multi_predict": "it is not an option here; answers are written by mllm/pipeline/predict.py",
-}
-"""Names of Shikra's time (transformers 4.28) that `transformers.TrainingArguments` has no more."""
 
 
 def refuse_unknown_top_level(keys: Any, places: Places) -> None:
@@ -96,14 +77,24 @@ def model_args(values: dict[str, Any], places: Places) -> ModelArgs:
                 f"{places.of('model_args', 'lora_target')}: model_args.lora_target must be 'language', 'vision', 'all' "
                 f"or a regular expression; {args.lora_target!r} is none: {error}"
             ) from error
-    return args
+    heads = {}
+    for name, options in args.heads.items():
+        if name not in HEAD_NAMES:
+            raise ConfigError(
+                f"{places.of('model_args', 'heads', name)}: model_args.heads has no place for '{name}'"
+                f"{hint(name, HEAD_NAMES)}"
+            )
+        heads[name] = checked_entry(options, HEADS, ("model_args", "heads", name), places, given=HEAD_GIVEN)
+    if args.box_format is not None:
+        checked_entry(args.box_format, BOX_FORMATS, ("model_args", "box_format"), places)
+    return dataclasses.replace(args, heads=heads)
 
 
 def data_args(values: dict[str, Any], places: Places) -> DataArgs:
     """Checks `data_args` and, against the signatures of their classes, the datasets in it."""
     args = _filled(DataArgs, values, "data_args", places)
-    if args.compute_metric is not None:
-        known_entry(METRICS, args.compute_metric, ("data_args", "compute_metric"), places)
+    for name in args.metrics:
+        known_entry(METRICS, name, ("data_args", "compute_metric"), places)
     splits = {
         split: checked_entry(values[split], DATASETS, ("data_args", split), places)
         for split in SPLITS
@@ -138,8 +129,8 @@ def training_args(values: dict[str, Any], places: Places) -> dict[str, Any]:
     for key, value in values.items():
         place = places.of("training_args", key)
         if key not in known:
-            if key in RENAMED:
-                tail = f": {RENAMED[key]}"
+            if key in TRAINING:
+                tail = f": {TRAINING[key]}"
             elif near(key, known):
                 tail = hint(key, known)
             else:
@@ -169,7 +160,9 @@ def _filled(schema: type, values: dict[str, Any], name: str, places: Places) -> 
     for key, value in values.items():
         place = places.of(name, key)
         if key not in fields:
-            raise ConfigError(f"{place}: unknown key '{key}' in {name}{hint(key, fields)}")
+            renamed = {"model_args": MODEL, "data_args": DATA}.get(name, {})
+            tail = f": {renamed[key]}" if key in renamed else hint(key, fields)
+            raise ConfigError(f"{place}: unknown key '{key}' in {name}{tail}")
         if not fits(value, hints[key]):
             raise ConfigError(f"{place}: {name}.{key} {wrong_value(value, hints[key])}")
         bound = limited(value, fields[key].metadata)
@@ -182,14 +175,19 @@ def _filled(schema: type, values: dict[str, Any], name: str, places: Places) -> 
     return schema(**values)
 
 
-def checked_entry(options: Any, registry: Registry, key: Key, places: Places) -> dict[str, Any]:
-    """Checks a dict with a `type` against the signature of the class of that name, and the dicts with a type in it."""
+def checked_entry(
+    options: Any, registry: Registry, key: Key, places: Places, given: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Checks a dict with a `type` against the signature of the class of that name, and the dicts with a type in it.
+
+    `given` are parameters that the model gives, and no config.
+    """
     where = ".".join(key)
     if not isinstance(options, Mapping) or "type" not in options:
         raise ConfigError(f"{places.of(*key)}: {where} must be a dict with a 'type', not {options!r}")
     options = dict(options)
     entry = known_entry(registry, options["type"], (*key, "type"), places)
-    parameters = {name: item for name, item in inspect.signature(entry).parameters.items() if name != "self"}
+    parameters = {name: item for name, item in inspect.signature(entry).parameters.items() if name not in given}
     if "filename" in options and "filename" not in parameters:
         options = _renamed(options, key, places)
     if not any(item.kind is item.VAR_KEYWORD for item in parameters.values()):

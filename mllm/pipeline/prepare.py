@@ -44,7 +44,9 @@ def fill_registries() -> None:
     import mllm.engine.builder
     import mllm.export
     import mllm.metrics
+    import mllm.models.box_formats
     import mllm.models.builder.builder
+    import mllm.models.heads
     import mllm.objectives  # noqa: F401
 
 
@@ -55,6 +57,7 @@ def with_tiny_parts(config: RunConfig) -> RunConfig:
     if str(base) != model.model_name_or_path:
         logger.info("--tiny: %s stands in for %s", base, model.model_name_or_path)
     changes: dict[str, object] = {"tiny": True, "model_args.model_name_or_path": str(base)}
+    changes |= dict.fromkeys(("model_args.vision_tower", "model_args.pretrain_mm_mlp_adapter"))  # it has its own
     if model.adapter_path is not None:
         adapter = ensure_tiny_adapter(base, TINY_RANK)
         logger.info("--tiny: %s stands in for the adapter %s", adapter, model.adapter_path)

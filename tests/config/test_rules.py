@@ -207,7 +207,7 @@ def test_medgemma_with_another_checkpoint(sentence, run, checkpoint):
     )
     checkpoint("llava")
     assert sentence(lines) == (
-        "model.py:2: type='medgemma' cannot read ckpt/here: it is a llava checkpoint; use type='image-text' or a "
+        "model.py:2: type='medgemma' cannot read ckpt/here: it is a LLaVA checkpoint; use type='image-text' or a "
         "Gemma 3 checkpoint such as google/medgemma-4b-it"
     )
     checkpoint("gemma3")

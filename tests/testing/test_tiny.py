@@ -45,9 +45,15 @@ def images() -> list[Image.Image]:
     return [Image.fromarray(noise), Image.new("RGB", (80, 60), (20, 90, 40))]
 
 
-@pytest.fixture(params=["medgemma", "llava", "qwen2_vl"])
+@pytest.fixture(scope="session")
+def tiny_shikra(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny("shikra", tmp_path_factory.mktemp("tiny") / "shikra")
+
+
+@pytest.fixture(params=["medgemma", "llava", "qwen2_vl", "shikra"])
 def folder(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(f"tiny_{request.param}")
+    path: Path = request.getfixturevalue(f"tiny_{request.param}")
+    return path
 
 
 def test_it_loads_as_published_checkpoints_do_and_sees_the_image(folder: Path) -> None:
@@ -159,6 +165,7 @@ def test_medgemmas_template_wants_alternating_roles(tiny_medgemma: Path) -> None
 def test_families_by_type() -> None:
     assert family_of("medgemma") == "medgemma"
     assert family_of("image-text") == "llava"
+    assert family_of("shikra") == family_of("perceptionGPT") == "shikra"
     with pytest.raises(ConfigError, match="did you mean 'medgemma'"):
         family_of("medgema")
     with pytest.raises(ConfigError, match="unknown tiny family"):

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
-from mllm.models.builder import build_auto, build_medgemma
+from mllm.models.builder import (
+    build_auto,
+    build_medgemma,
+    build_perceptionGPT,
+    build_seq2seq,
+    build_shikra,
+    build_text,
+)
 from mllm.registry import MODELS
 from mllm.structures import Bundle
 
-BUILDERS = (build_auto, build_medgemma)
+BUILDERS = (build_auto, build_medgemma, build_perceptionGPT, build_seq2seq, build_shikra, build_text)
 """The modules whose import fills the registry MODELS."""
 
 

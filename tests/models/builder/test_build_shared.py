@@ -11,9 +11,11 @@ import torch
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
+from mllm.models.builder.build_text import build_causal_lm
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.half_safe import HalfSafeLinear
 from mllm.structures import Sample, Turn
+from mllm.testing.tiny import write_tiny
 from mllm.testing.tiny_adapter import write_tiny_adapter
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
@@ -67,3 +69,70 @@ def test_the_encoder_is_told_its_options(tiny_llava: Path) -> None:
 def test_a_target_that_matches_nothing(tiny_llava: Path) -> None:
     with pytest.raises(ConfigError, match="lora_target"):
         load_pretrained(args(tiny_llava, lora_target="langage"), CPU)
+
+
+HEADS = {"box": {"type": "BoxHead", "hidden": 32}, "mask": {"type": "MaskHead", "dim": 32}}
+
+
+def test_heads_bring_their_tokens_and_tell_the_encoder(tiny_llava: Path) -> None:
+    bundle = load_pretrained(args(tiny_llava, heads=HEADS), CPU)
+    assert set(bundle.model.heads) == {"box", "mask"} and bundle.model.rows is not None
+    assert bundle.encoder.marks.mask_size == bundle.model.mask_head.size == 32
+    ids = bundle.encoder.tokenizer.convert_tokens_to_ids(["<loc>", "<obj_vis_s>", "<obj_vis_e>"])
+    assert sorted(ids) == bundle.model.rows.ids.tolist() and bundle.encoder.object_id == ids[0]
+    alone = load_pretrained(args(tiny_llava, heads={"box": HEADS["box"]}), CPU)
+    assert set(alone.model.heads) == {"box"} and alone.encoder.marks.mask_size is None and alone.model.layers is None
+
+
+def test_every_process_begins_with_the_same_heads_and_rows(tiny_llava: Path) -> None:
+    states = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        states.append(load_pretrained(args(tiny_llava, heads=HEADS), CPU).model.trained_state())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_heads_and_rows_are_fp32_whatever_the_weights(tiny_llava: Path, precision: str) -> None:
+    asked = args(tiny_llava, heads=HEADS, fuse_vision_layers=True)
+    bundle = load_pretrained(asked, replace(CPU, precision=precision))
+    assert {tensor.dtype for tensor in bundle.model.trained_state().values()} == {torch.float32}
+    parts = {name.partition(".")[0] for name in bundle.model.trained_state()}
+    assert parts == {"heads", "rows", "fusion"}, "the projector of this type is frozen"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"heads": {"box": {"type": "BoxHead", "hiden": 4}}}, "model_args.heads.box: .*'hiden'"),
+        ({"heads": {"box": {"type": "BoxHed"}}}, "unknown type 'BoxHed' in registry heads.*BoxHead"),
+        ({"box_format": {"type": "perception_token"}}, "box_format perception_token needs model_args.heads"),
+        ({"heads": HEADS, "box_format": {"type": "location_tokens"}}, "location_tokens writes boxes as text"),
+    ],
+)
+def test_heads_that_cannot_be(tiny_llava: Path, changes: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_pretrained(args(tiny_llava, **changes), CPU)
+
+
+def test_a_tower_without_a_grid_has_box_heads_only(tiny_qwen2_vl: Path) -> None:
+    bundle = load_pretrained(args(tiny_qwen2_vl, heads={"box": HEADS["box"]}), CPU)
+    assert set(bundle.model.heads) == {"box"}
+    with pytest.raises(ConfigError, match="one square grid of patches, .* remove the MaskHead"):
+        load_pretrained(args(tiny_qwen2_vl, heads=HEADS), CPU)
+    with pytest.raises(ConfigError, match="fuse_vision_layers=True needs a LLaVA"):
+        load_pretrained(args(tiny_qwen2_vl, fuse_vision_layers=True), CPU)
+
+
+@pytest.mark.parametrize("changes", [{"heads": HEADS}, {"fuse_vision_layers": True}])
+def test_what_reads_images_is_refused_for_a_model_of_text(tmp_path: Path, changes: dict) -> None:
+    folder = write_tiny("llama", tmp_path / "llama")
+    (key,) = changes
+    with pytest.raises(ConfigError, match=f"model_args.{key} is for models that read images, and type='causal-lm'"):
+        build_causal_lm(replace(args(folder, **changes), type="causal-lm"), CPU)
+
+
+def test_a_tower_of_another_size_gives_masks_of_another_size(tiny_medgemma: Path) -> None:
+    asked = args(tiny_medgemma, heads=HEADS, image_size=112, image_token_len=16)
+    assert load_pretrained(replace(asked, type="medgemma"), CPU).model.mask_head.size == 4 * 112 // 14

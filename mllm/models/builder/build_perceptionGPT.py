@@ -1,0 +1,16 @@
+"""Type `perceptionGPT`: `shikra` with one token for every object, read by heads for boxes and masks."""
+# ruff: noqa: N999 - the type has this name in its configs
+
+from __future__ import annotations
+
+from mllm.config.hardware import Hardware
+from mllm.config.schema import ModelArgs
+from mllm.models.builder.build_shikra import build_shikra
+from mllm.registry import MODELS
+from mllm.structures import Bundle
+
+
+@MODELS.register_module("perceptionGPT")
+def build_perception_gpt(args: ModelArgs, hardware: Hardware) -> Bundle:
+    """A LLaVA that reads boxes and masks out of `<loc>`, its projector fed by all vision layers (arXiv:2311.06612)."""
+    return build_shikra(args, hardware)  # what differs are the type's defaults

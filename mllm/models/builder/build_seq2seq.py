@@ -1,0 +1,89 @@
+"""Type `seq2seq`: every architecture of transformers' AutoModelForSeq2SeqLM, trained on text, by config only."""
+
+from __future__ import annotations
+
+from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq2SeqLM, GenerationConfig
+
+from mllm.config.hardware import Hardware
+from mllm.config.schema import ModelArgs
+from mllm.errors import ConfigError
+from mllm.models.adapter_targets import derived_targets
+from mllm.models.adapters import attach_adapter
+from mllm.models.half_safe import keep_residual_in_fp32
+from mllm.models.loading import find_checkpoint, load_config, load_model, quantization
+from mllm.models.perception import PerceptionModel
+from mllm.models.seq2seq_encoder import Seq2SeqEncoder
+from mllm.models.text_processor import TextProcessor, load_text_processor
+from mllm.registry import MODELS
+from mllm.structures import Bundle
+
+
+@MODELS.register_module("seq2seq")
+def build_seq2seq(args: ModelArgs, hardware: Hardware) -> Bundle:
+    """Any model that transformers' AutoModelForSeq2SeqLM knows: T5Gemma, T5, mT5..."""
+    for key in ("heads", "box_format", "fuse_vision_layers", "image_size", "image_token_len"):
+        if vars(args)[key]:
+            raise ConfigError(
+                f"model_args.{key} is for models that read images, and type='seq2seq' trains text: remove it"
+            )
+    name = find_checkpoint(args.model_name_or_path)
+    config = load_config(name, trust_remote_code=args.trust_remote_code)
+    own_code = args.trust_remote_code and "AutoModelForSeq2SeqLM" in config.to_dict().get("auto_map", {})
+    if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING and not own_code:
+        raise ConfigError(
+            f"type='seq2seq' loads what AutoModelForSeq2SeqLM knows (t5gemma, t5 ...), but model_name_or_path '{name}' "
+            f"is a '{config.model_type}' model: use type='causal-lm' for models that only decode"
+        )
+    model = load_model(
+        AutoModelForSeq2SeqLM,
+        name,
+        precision=hardware.precision,
+        device=hardware.device,
+        quantization_config=quantization(
+            config,
+            load_in_4bit=args.load_in_4bit,
+            load_in_8bit=args.load_in_8bit,
+            precision=hardware.precision,
+            keep=["lm_head"],
+        ),
+        attn_implementation=args.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+    )
+    names = {module: name for name, module in model.named_modules()}
+    towers = {"encoder": names[model.get_encoder()], "language": names[model.get_decoder()]}
+    processor = load_text_processor(name, trust_remote_code=args.trust_remote_code)
+    # Both halves hold language; the usual target 'language' means both.
+    halves = [derived_targets(model, {"language": prefix})["language"] for prefix in towers.values()]
+    adapted = attach_adapter(
+        model,
+        adapter_path=args.adapter_path,
+        lora_r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        targets={"language": "|".join(f"(?:{half})" for half in halves)},
+        lora_target=args.lora_target,
+        use_rslora=args.use_rslora,
+        use_dora=args.use_dora,
+        merge_lora=args.merge_lora,
+    )
+    if hardware.precision == "fp16":
+        keep_residual_in_fp32(adapted)
+    encoder = Seq2SeqEncoder(
+        processor,
+        max_length=args.max_length,
+        decoder_start_id=decoder_start(name, processor),
+        turn_end=args.turn_end,
+        system=args.system,
+    )
+    return Bundle(PerceptionModel(adapted, towers), encoder)
+
+
+def decoder_start(name: str, processor: TextProcessor) -> int:
+    """The id that the decoder begins with: the checkpoint's own, else `<bos>` (T5Gemma), else padding (T5)."""
+    try:
+        start = GenerationConfig.from_pretrained(name).decoder_start_token_id
+    except OSError:
+        start = None  # the checkpoint has no generation_config.json
+    tokenizer = processor.tokenizer
+    ids = (start, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    return int(next(index for index in ids if isinstance(index, int)))

@@ -1,0 +1,74 @@
+"""Projectors between CLIP and a language model in LLaVA's own files: one Linear layer, or two with a GELU between."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mllm.errors import ConfigError
+
+SINGLE = {"weight", "bias"}
+DOUBLE = {
+    "0.weight": "linear_1.weight",
+    "0.bias": "linear_1.bias",
+    "2.weight": "linear_2.weight",
+    "2.bias": "linear_2.bias",
+}
+"""LLaVA's names of the second kind, and transformers'."""
+ACTIVATIONS = {False: "gelu", True: "linear"}
+"""`projector_hidden_act` of transformers' LlavaConfig, by whether the projector is one Linear layer."""
+
+
+def read_projector(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a projector in a `.bin` or `.safetensors` file, under LLaVA's names without their prefix.
+
+    Raises `ConfigError` where the file cannot be read or holds no projector of the two known kinds.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"model_args.pretrain_mm_mlp_adapter: there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
+        raise ConfigError(f"{path} cannot be read as tensors ({error}): download it again") from error
+    if not isinstance(state, dict):
+        raise ConfigError(f"{path} holds no named tensors, so it is no projector")
+    return projector_tensors(state, str(path))
+
+
+def projector_tensors(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """What follows `mm_projector.` in the names of a state, with its tensors; `ConfigError` for an unknown kind."""
+    found = {name.rpartition("mm_projector.")[2]: tensor for name, tensor in state.items() if "mm_projector." in name}
+    if found.keys() not in (SINGLE, DOUBLE.keys()):
+        held = ", ".join(sorted(found or state)[:4]) or "nothing"
+        raise ConfigError(
+            f"{where} holds {held}, and a projector is mm_projector.weight and .bias (Shikra), or mm_projector.0 and "
+            f"mm_projector.2 (LLaVA 1.5): this one is of another kind"
+        )
+    return found
+
+
+def is_single(tensors: dict[str, Tensor]) -> bool:
+    """Whether a projector is one Linear layer."""
+    return tensors.keys() == SINGLE
+
+
+def to_llava(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names of transformers' LLaVA; one layer becomes itself and an identity."""
+    if not is_single(tensors):
+        return {DOUBLE[name]: tensor for name, tensor in tensors.items()}
+    weight, bias = tensors["weight"], tensors["bias"]
+    return {
+        "linear_1.weight": weight,
+        "linear_1.bias": bias,
+        "linear_2.weight": torch.eye(len(weight), dtype=weight.dtype),
+        "linear_2.bias": torch.zeros_like(bias),
+    }

@@ -1,0 +1,156 @@
+"""A LLaVA composed of a LLaMA and a CLIP, every width taken from their configs (Shikra, arXiv:2306.15195)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from mllm.errors import ConfigError
+from mllm.models.loading import explained
+from mllm.models.shikra.conversation import vicuna_template
+from mllm.models.token_rows import add_tokens
+from mllm.structures import IMAGE
+
+PAD = "<pad>"
+SEED = 0
+"""What a fresh projector is drawn from: the same in every process, and wherever an adapter is loaded again."""
+
+
+def compose(
+    language: PreTrainedModel,
+    vision: CLIPVisionModel,
+    processor: LlavaProcessor,
+    *,
+    feature_layer: int,
+    activation: str = "gelu",
+) -> LlavaForConditionalGeneration:
+    """The LLaVA of a LLaMA and a CLIP tower that are loaded, with a fresh projector; nothing is copied.
+
+    `feature_layer` is the hidden state of the tower that the projector reads. The vocabulary grows by the processor's
+    tokens, whose rows are the mean row.
+    """
+    grow(language, processor.tokenizer)
+    seen: Any = vision.config
+    depth, side = seen.num_hidden_layers, seen.image_size // seen.patch_size
+    if not -depth - 1 <= feature_layer <= depth:
+        raise ConfigError(
+            f"model_args.mm_vision_select_layer={feature_layer}: the vision tower has {depth} layers, so it must be "
+            f"from {-depth - 1} to {depth}"
+        )
+    kind: Any = LlavaConfig  # its signature lacks what every config takes
+    config = kind(
+        text_config=language.config,
+        vision_config=vision.config,
+        image_token_index=processor.image_token_id,
+        image_seq_length=side**2,
+        projector_hidden_act=activation,
+        vision_feature_layer=feature_layer,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=language.config.tie_word_embeddings,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        bos_token_id=language.config.bos_token_id,
+        eos_token_id=language.config.eos_token_id,
+        dtype=language.dtype,
+    )
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    model.model.language_model = language.base_model
+    model.lm_head = language.get_output_embeddings()
+    nn.Module.to(vision, language.device)
+    model.model.vision_tower = vision
+    projector = model.model.multi_modal_projector.to_empty(device=language.device)
+    _fill(projector)
+    projector.to(language.dtype)
+    model.generation_config = language.generation_config
+    _mark_quantized(model, language)
+    return model.requires_grad_(False).eval()
+
+
+def _mark_quantized(model: Any, language: Any) -> None:
+    """Says of the whole what transformers and PEFT ask of a model whose layers are quantized."""
+    marks = ("is_loaded_in_4bit", "is_loaded_in_8bit", "quantization_method", "hf_quantizer")
+    for name in marks:
+        if name in vars(language):
+            vars(model)[name] = vars(language)[name]
+
+
+@torch.no_grad()
+def _fill(projector: nn.Module) -> None:
+    """Draws a projector from `SEED`, as torch draws Linear layers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        for module in projector.modules():
+            if isinstance(module, nn.Linear):
+                drawn = nn.Linear(module.in_features, module.out_features)
+                module.weight.copy_(drawn.weight)
+                module.bias.copy_(drawn.bias)
+
+
+@torch.no_grad()
+def grow(language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives the tokens that `load_llava_processor` added rows in the model's tables: the mean row, never trained."""
+    table: Any = language.get_input_embeddings()
+    before = len(table.weight)
+    added = [IMAGE, *([PAD] if tokenizer.pad_token == PAD else [])]
+    add_tokens(language, tokenizer, added)
+    modules: list[Any] = [language.get_input_embeddings(), language.get_output_embeddings()]
+    for module in modules:
+        weight = module.weight
+        weight[before:] = weight[:before].float().mean(dim=0).to(weight.dtype)
+
+
+def load_llava_processor(language: str, vision: str, config: PretrainedConfig) -> LlavaProcessor:
+    """Vicuna's conversation about CLIP's images, with `<image>` and, where there is none, `<pad>` as new tokens."""
+    with explained(language):
+        tokenizer = AutoTokenizer.from_pretrained(language)
+    with explained(vision):
+        images = AutoImageProcessor.from_pretrained(vision)
+    tokenizer.add_tokens([IMAGE], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    return LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=config.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,  # CLIP's class token
+        chat_template=vicuna_template(end=tokenizer.eos_token),
+    )
+
+
+def clip_vision_config(config: PretrainedConfig, name: str) -> PretrainedConfig:
+    """The vision half of a CLIP's config; raises `ConfigError` where it is none."""
+    if config.model_type == "clip":
+        inner: PretrainedConfig = config.vision_config
+        return inner
+    if config.model_type != "clip_vision_model":
+        raise ConfigError(
+            f"model_args.vision_tower '{name}' is a '{config.model_type}' model, and it must be a CLIP such as "
+            f"openai/clip-vit-large-patch14"
+        )
+    return config
+
+
+@torch.no_grad()
+def set_projector(model: LlavaForConditionalGeneration, tensors: dict[str, Tensor], where: str) -> None:
+    """Puts the tensors of `projector.to_llava` into a model; raises `ConfigError` where a shape differs."""
+    for name, parameter in model.model.multi_modal_projector.named_parameters():
+        if parameter.shape != tensors[name].shape:
+            raise ConfigError(
+                f"{where}: {name} has shape {tuple(tensors[name].shape)} and the model needs "
+                f"{tuple(parameter.shape)}: it belongs to another language model or vision tower"
+            )
+        parameter.copy_(tensors[name])

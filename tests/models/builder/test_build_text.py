@@ -1,0 +1,81 @@
+"""Models of text: found by config, trained on answers alone, their loss the model's own, their answers ended."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from mllm.config.hardware import detect
+from mllm.config.schema import ModelArgs
+from mllm.engine.learner import Learner
+from mllm.engine.preflight import preflight
+from mllm.errors import ConfigError, DataError
+from mllm.models.builder.builder import load_pretrained
+from mllm.models.generation import generate
+from mllm.objectives.text import NextToken
+from mllm.structures import LogicalBatch, Sample, Turn
+from mllm.testing.tiny import write_tiny
+
+PAIRS = [("The heart is normal.", "Das Herz."), ("The liver is large.", "Die Leber."), ("No kidney.", "Keine Niere.")]
+SAMPLES = [Sample([Turn("user", question), Turn("assistant", answer)]) for question, answer in PAIRS]
+TYPES = {"gemma3n": "causal-lm", "t5gemma": "seq2seq"}
+
+
+@pytest.fixture(scope="module", params=["gemma3n", "t5gemma"])
+def args(request, tmp_path_factory):
+    folder = write_tiny(request.param, tmp_path_factory.mktemp(request.param) / "model")
+    return ModelArgs(type=TYPES[request.param], model_name_or_path=str(folder), lora_r=8, max_length=64)
+
+
+def test_it_learns_pairs_by_heart_and_stops(args):
+    bundle = load_pretrained(args, detect())
+    batch = bundle.encoder.pad([bundle.encoder.encode(sample) for sample in SAMPLES])
+    learner = Learner(bundle.model, {"next_token": NextToken()})
+    preflight(learner, LogicalBatch([batch], 3, 1, 1), Accelerator(cpu=True))
+    optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(120):
+        loss = learner(batch.student, batch.targets)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = generate(bundle, SAMPLES, max_new_tokens=20, progress=False)
+    assert [answer.text for answer in found] == [answer for _, answer in PAIRS]
+    assert all(answer.tokens < 20 for answer in found)
+
+
+def test_the_loss_of_a_sample_does_not_depend_on_its_batch(args):
+    bundle = load_pretrained(args, detect())
+    objective, encoded = NextToken(), [bundle.encoder.encode(sample) for sample in SAMPLES]
+    learner = Learner(bundle.model, {"next_token": objective})
+    together = bundle.encoder.pad(encoded)
+    with torch.no_grad():
+        whole = learner(together.student, together.targets)["loss"] * objective.count(together.targets).sum()
+        alone = [bundle.encoder.pad([one]) for one in encoded]
+        parts = [learner(one.student, one.targets)["loss"] * objective.count(one.targets).sum() for one in alone]
+    assert torch.allclose(whole, sum(parts), rtol=1e-5)
+
+
+def test_only_attention_and_mlp_of_the_language_model_are_adapted(args):
+    bundle = load_pretrained(args, detect())
+    adapted = {
+        name.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1] for name, _ in bundle.model.named_parameters() if "lora_" in name
+    }
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_four_bits_leave_alone_what_cannot_be_quantized(args):
+    bundle = load_pretrained(replace(args, load_in_4bit=True), detect())
+    batch = bundle.encoder.pad([bundle.encoder.encode(sample) for sample in SAMPLES])
+    Learner(bundle.model, {"next_token": NextToken()})(batch.student, batch.targets)["loss"].backward()
+    assert any(p.grad is not None and p.grad.any() for p in bundle.model.parameters())
+
+
+def test_images_and_other_models_are_refused(args, tiny_llava):
+    from PIL import Image
+
+    bundle = load_pretrained(args, detect())
+    with pytest.raises(DataError, match="has images"):
+        bundle.encoder.encode(replace(SAMPLES[0], images=[Image.new("RGB", (9, 9))]))
+    with pytest.raises(ConfigError, match="is a 'llava' model"):
+        load_pretrained(replace(args, model_name_or_path=str(tiny_llava)), detect())

@@ -1,0 +1,57 @@
+"""The conversation `vicuna_v1.1`, word for word as it is published."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoTokenizer
+
+from mllm.models.shikra.conversation import vicuna_template
+
+PREFACE = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions."
+)
+
+
+def shown(tiny_llama, messages, generate=False, **values) -> str:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    return tokenizer.apply_chat_template(
+        messages, chat_template=vicuna_template(**values), tokenize=False, add_generation_prompt=generate
+    )
+
+
+def published(*turns: tuple[str, str | None]) -> str:
+    """FastChat's ADD_COLON_TWO: a space after the user's turns, `</s>` after the assistant's."""
+    text = PREFACE + " "
+    for number, (role, words) in enumerate(turns):
+        text += f"{role}: {words}{(' ', '</s>')[number % 2]}" if words is not None else f"{role}:"
+    return text
+
+
+def test_it_renders_as_published(tiny_llama):
+    question, answer = {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}
+    known = (("USER", "Where?"), ("ASSISTANT", "There."))
+    assert shown(tiny_llama, [question, answer] * 2) == published(*known, *known)
+    assert shown(tiny_llama, [question, answer, question], generate=True) == published(
+        *known, known[0], ("ASSISTANT", None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [("<image>\n", "<image>\nWhere?"), ("<im_start><im_patch><im_end> ", "<im_start><im_patch><im_end> Where?")],
+)
+def test_an_image_stands_where_it_is_named(tiny_llama, image, words):
+    parts = [{"type": "image"}, {"type": "text", "text": "Where?"}]
+    assert shown(tiny_llama, [{"role": "user", "content": parts}], image=image) == published(("USER", words))
+
+
+@pytest.mark.parametrize("content", ["Be brief.", [{"type": "text", "text": "Be brief."}]])
+def test_a_system_text_takes_the_place_of_the_preface(tiny_llama, content):
+    messages = [{"role": "system", "content": content}, {"role": "user", "content": "Where?"}]
+    assert shown(tiny_llama, messages) == "Be brief. USER: Where? "
+
+
+def test_any_text_can_stand_for_an_image(tiny_llama):
+    image = "\"quoted\" \\ {{ 'x' }}\n"
+    assert image in shown(tiny_llama, [{"role": "user", "content": [{"type": "image"}]}], image=image)

@@ -1,0 +1,47 @@
+"""The command `convert`: where the model lies, and one sentence where it cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGeneration
+
+from mllm.errors import ConfigError
+from mllm.pipeline.convert import main
+from mllm.testing.tiny import write_tiny
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Path:
+    """LLaVA's own layout, without the vision tower that it was trained with."""
+    llama = write_tiny("llama", tmp_path / "llama")
+    folder = tmp_path / "original"
+    AutoTokenizer.from_pretrained(llama).save_pretrained(folder)
+    model = LlamaForCausalLM.from_pretrained(llama)
+    projector = {"model.mm_projector.weight": torch.randn(128, 64), "model.mm_projector.bias": torch.randn(128)}
+    torch.save({**model.state_dict(), **projector}, folder / "pytorch_model.bin")
+    config = model.config.to_dict() | {"model_type": "shikra", "mm_vision_tower": "openai/clip-vit-large-patch14"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_it_prints_where_the_model_lies(original, tmp_path, capsys):
+    clip = write_tiny("clip", tmp_path / "clip")
+    assert main(["--model", str(original), "--vision-tower", str(clip), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out")
+    model = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out")
+    assert model.config.projector_hidden_act == "linear"
+    assert torch.equal(model.model.multi_modal_projector.linear_2.weight, torch.eye(128))
+    with pytest.raises(ConfigError, match="is not empty; choose another folder"):
+        main(["--model", str(original), "--out", str(tmp_path / "out")])
+
+
+def test_what_cannot_be_converted_leaves_nothing(original, tmp_path):
+    (original / "pytorch_model.bin").unlink()
+    clip = write_tiny("clip", tmp_path / "clip")
+    with pytest.raises(ConfigError, match="holds no weights"):
+        main(["--model", str(original), "--vision-tower", str(clip), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out*"))
