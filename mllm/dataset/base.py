@@ -47,6 +47,11 @@ class SampleDataset(Dataset[Sample], ABC):
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index)
 
+    @classmethod
+    def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
+        """Write a small generated dataset into `folder`; gives the arguments that read it, none where there is none."""
+        return {}
+
     def rows(self) -> Iterator[tuple[SampleDataset, int]]:
         """Every dataset and index that a sample may come from, whatever the epoch."""
         return ((self, index) for index in range(len(self)))
@@ -109,6 +114,10 @@ class ImageTextDataset(SampleDataset):
         """The sample of a row, its images read with `self.read_image(row["image"])`."""
         raise ConfigError(f"{type(self).__name__} does not say how a row becomes a sample: define parse(self, row)")
 
+    def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+        """The same for a dataset whose words are drawn, anew in every epoch, from `rng`."""
+        return self.parse(row)
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -129,9 +138,10 @@ class ImageTextDataset(SampleDataset):
                 raise DataError(f"{source}: {_missing(name, row)}")
             if row[name] is None or row[name] == "" or row[name] == []:
                 raise DataError(f"{source}: field '{name}' is empty")
-        sample = self._parse(row, source)
+        drawn = (self.seed, epoch, int(index) % len(self))
+        sample = self._parse(row, source, np.random.default_rng((*drawn, 1)))
         if self.transforms:
-            rng = np.random.default_rng((self.seed, epoch, int(index) % len(self)))
+            rng = np.random.default_rng(drawn)
             sample = apply_transforms(sample, self.transforms, rng)
         group = self._group_of(row) if sample.group is None else str(sample.group)
         return replace(sample, source=source, group=group)
@@ -172,10 +182,10 @@ class ImageTextDataset(SampleDataset):
         value = row.get(self.group_field) if self.group_field else None
         return None if value is None or value == "" else str(value)
 
-    def _parse(self, row: dict[str, Any], source: str) -> Sample:
-        """`parse`, with every failure told in a sentence that begins with the row's place."""
+    def _parse(self, row: dict[str, Any], source: str, rng: np.random.Generator) -> Sample:
+        """`parse_drawn`, with every failure told in a sentence that begins with the row's place."""
         try:
-            sample = self.parse(row)
+            sample = self.parse_drawn(row, rng)
         except UserError as error:
             raise type(error)(f"{source}: {error}") from error
         except MemoryError:

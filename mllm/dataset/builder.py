@@ -138,10 +138,13 @@ def _miniature(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         chosen = issubclass(cls, (SubsetDataset, PatientSplit)) and inner != dict(arguments["dataset"])
         return inner if chosen else {**arguments, "dataset": inner}
     path = arguments.get("data_path")
-    if not issubclass(cls, ImageTextDataset) or path is None or Path(path).expanduser().exists():
+    if path is None or Path(path).expanduser().exists():
         return arguments
     made = cls.miniature(folder, MINIATURE_ROWS)
+    if not made:
+        return arguments
     logger.info("--tiny: %s does not exist, so %s reads a generated miniature: %s", path, cls.__name__, folder)
     known = inspect.signature(cls).parameters
-    arguments.pop("reader", None)  # its options are for the real files, and phantoms are PNG
+    for name in ("reader", "split", "question", "answer", "source", "target"):
+        arguments.pop(name, None)  # these are for the real files
     return {**arguments, **{key: value for key, value in made.items() if key in known}}

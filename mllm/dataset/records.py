@@ -1,4 +1,4 @@
-"""Rows of a json, jsonl or csv file, each with the line on which it stands."""
+"""Rows of a json, jsonl, csv, tsv or Parquet file or another table, each with the line on which it stands."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import json
 import os
 import re
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from mllm.dataset.tables import ARROW_FOLDER, ARROW_SPLITS, ArrowRows, is_hub_name
 from mllm.errors import DataError, near
 
-SUFFIXES = (".json", ".jsonl", ".csv")
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 _CHUNK = 4 * 1024 * 1024
 """Bytes per read while indexing: larger reads are no faster, smaller ones cost more calls."""
 _BOM = b"\xef\xbb\xbf"
@@ -37,22 +38,36 @@ class Records:
     """The rows of a file as dicts: `len`, `[i]`, and `describe(i)`, which gives `FILE, line N`.
 
     `.jsonl` holds an object a line and is read row by row from an index of byte offsets, so that its size does not
-    matter; `.json` holds a list of objects, or `{"data": [...]}`; `.csv` has its column names in the first line.
-    Blank lines are no rows. Raises `DataError` for what is missing, empty or malformed.
+    matter; `.json` holds a list of objects, or `{"data": [...]}`; `.csv` and `.tsv` name their columns first,
+    unless `columns` does. `.parquet`, a folder written by `datasets`, and `ORG/NAME` on the Hub are mapped
+    into memory; `split` chooses in the last two. Blank lines are no rows. Raises `DataError` for what is missing, empty
+    or malformed.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, split: str | None = None, columns: Sequence[str] | None = None) -> None:
         self.path = Path(path).expanduser()
-        _check_path(self.path)
-        kinds: dict[str, Callable[[Path], _Rows]] = {".jsonl": _JsonLines, ".json": _JsonList, ".csv": _Csv}
         try:
-            self._rows = kinds[self.path.suffix.lower()](self.path)
+            self._rows = self._open(split, columns)
         except UnicodeDecodeError as error:
             raise DataError(f"{self.path} is not UTF-8 text ({error.reason})") from error
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
         if not len(self._rows):
             raise DataError(f"{self.path} is empty")
+
+    def _open(self, split: str | None, columns: Sequence[str] | None) -> _Rows:
+        """The rows behind the path, by what it is."""
+        folder = self.path
+        if is_hub_name(folder) or (folder / ARROW_FOLDER).is_file() or (folder / ARROW_SPLITS).is_file():
+            return ArrowRows(folder, split)
+        _check_path(folder)
+        if split is not None:
+            raise DataError(f"split='{split}' belongs to tables of several splits; {folder} has none")
+        suffix = folder.suffix.lower()
+        if suffix in (".csv", ".tsv"):
+            return _Csv(folder, "\t" if suffix == ".tsv" else ",", columns)
+        kinds: dict[str, Callable[[Path], _Rows]] = {".jsonl": _JsonLines, ".json": _JsonList, ".parquet": ArrowRows}
+        return kinds[suffix](folder)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -215,14 +230,16 @@ def _lines_of_items(text: str, start: int) -> Iterator[int]:
 
 
 class _Csv:
-    """Comma-separated values with column names; a quoted value may hold line breaks."""
+    """Values between commas or tabs with column names; between commas, a quoted value may hold line breaks."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, delimiter: str = ",", columns: Sequence[str] | None = None) -> None:
         self.rows: list[tuple[str, ...]] = []
         self.lines: list[int] = []
-        self.names: list[str] = []
+        self.names: list[str] = list(columns or ())
+        # In a tsv a quotation mark is a character like any other.
+        quoting: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader, before = csv.reader(file, strict=True), 0
+            reader, before = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True), 0
             try:
                 for values in reader:
                     self._add(values, before + 1, path)

@@ -120,7 +120,7 @@ def test_csv_is_what_the_csv_module_reads(tmp_path):
         ("rows.csv", "a,b\n1,2\n\n1,2,3\n", r"rows\.csv, line 4: 3 values where the first line names 2$"),
         ("rows.csv", "a,a\n1,2\n", r"rows\.csv, line 1: column 'a' stands twice$"),
         ("rows.csv", 'a,b\n1,2\n"x" y,2\n', r"rows\.csv, line 3: not valid CSV"),
-        ("rows.txt", "a", r"data_path .*rows\.txt must end in \.json, \.jsonl or \.csv$"),
+        ("rows.txt", "a", r"data_path .*rows\.txt must end in \.json, \.jsonl, \.csv, \.tsv or \.parquet$"),
     ],
 )
 def test_bad_files_are_told_in_one_sentence(tmp_path, name, text, sentence):

@@ -1,0 +1,68 @@
+"""Generated pictures in which places are known: phantoms with lesions, and the miniatures of grounding datasets."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mllm.dataset.phantoms.phantom import MODALITIES, Phantom, draw
+from mllm.files import replaced_file
+
+_SIZE = 224
+"""Pixels of an image's side."""
+
+
+def marked_phantom(rng: np.random.Generator, number: int, size: int = _SIZE, most: int = 3) -> Phantom:
+    """A phantom of some modality with one to `most` lesions."""
+    modality = MODALITIES[number % len(MODALITIES)]
+    while True:
+        phantom = draw(modality, rng, size, int(rng.integers(1, most + 1)))
+        if phantom.boxes:
+            return phantom
+
+
+def write_marked_miniature(
+    folder: Path, rows: int, row_of: Callable[[dict[str, Any]], dict[str, Any]], suffix: str = ".png"
+) -> dict[str, Any]:
+    """Write `rows` phantoms and `rows.jsonl` into `folder`, each row made by `row_of`; gives how they are read.
+
+    `row_of` gets `image`, `expression`, `boxes` (x1 y1 x2 y2 in pixels, largest lesion first), `polygons` (one a
+    lesion), `width`, `height` and `number`. The same folder name gives the same pictures.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in range(rows):
+        phantom = marked_phantom(np.random.default_rng((number, *folder.name.encode())), number)
+        name = f"{number:03}{suffix}"
+        temporary = folder / f"{name}.{uuid.uuid4().hex[:8]}"
+        phantom.image.save(temporary, format="JPEG" if suffix == ".jpg" else "PNG")
+        os.replace(temporary, folder / name)
+        row = {
+            "image": name,
+            "expression": f"the largest {phantom.lesion}",
+            "boxes": [[float(number) for number in box] for box in phantom.boxes],
+            "polygons": [outline(mask) for mask in phantom.masks],
+            "width": _SIZE,
+            "height": _SIZE,
+            "number": number,
+        }
+        lines.append(json.dumps(row_of(row)))
+    with replaced_file(folder / "rows.jsonl") as file:
+        file.write("\n".join(lines) + "\n")
+    return {"data_path": str(folder / "rows.jsonl"), "image_folder": str(folder)}
+
+
+def outline(mask: np.ndarray) -> list[float]:
+    """A polygon x y x y ... in pixels around a mask [H, W] whose rows are filled without gaps."""
+    left, right = [], []
+    for y in np.flatnonzero(mask.any(axis=1)):
+        columns = np.flatnonzero(mask[y])
+        left += [(float(columns[0]), float(y)), (float(columns[0]), float(y + 1))]
+        right += [(float(columns[-1] + 1), float(y)), (float(columns[-1] + 1), float(y + 1))]
+    return [value for point in (*left, *reversed(right)) for value in point]

@@ -1,0 +1,73 @@
+"""Rows of Parquet files, Arrow folders and datasets of the Hugging Face Hub, mapped into memory."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mllm.errors import DataError, hint
+
+ARROW_FOLDER = "state.json"
+"""What `datasets.Dataset.save_to_disk` writes into the folder of one split."""
+ARROW_SPLITS = "dataset_dict.json"
+"""What `datasets.DatasetDict.save_to_disk` writes beside the folders of its splits."""
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether `name` can only mean `ORG/NAME` on the Hub: no such file, no such parent folder, no suffix of a file."""
+    path = Path(name)
+    is_name = re.fullmatch(r"[\w.-]+/[\w-]+", str(name)) is not None
+    return is_name and not path.exists() and not path.parent.is_dir()
+
+
+class ArrowRows:
+    """The rows of a table that the `datasets` library maps into memory; its size on disk does not matter.
+
+    `source` is a `.parquet` file, a folder that `save_to_disk` wrote, or `ORG/NAME` on the Hub. `split` chooses among
+    several ('train', or a slice such as 'train[:1%]' of a dataset of the Hub). Raises `DataError`.
+    """
+
+    def __init__(self, source: str | Path, split: str | None = None) -> None:
+        self.table = _load(source, split)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def line(self, index: int) -> int:
+        """The number of the row, from 1: a table has no lines."""
+        return index + 1
+
+    def row(self, index: int) -> dict[str, Any]:
+        """The row as a dict."""
+        row: dict[str, Any] = self.table[index]
+        return row
+
+
+def _load(source: str | Path, split: str | None) -> Any:
+    """The table; every failure is one sentence that names `source`."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"data_path {source} needs the package datasets: pip install -e '.[text]'") from error
+    path = Path(source)
+    try:
+        if path.is_dir():
+            return datasets.load_from_disk(str(_split_folder(path, split)))
+        if path.suffix == ".parquet":
+            return datasets.Dataset.from_parquet(str(path))
+        return datasets.load_dataset(str(source), split=split or "train")
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"data_path {source} cannot be read as a table: {' '.join(str(error).split())}") from error
+
+
+def _split_folder(folder: Path, split: str | None) -> Path:
+    """The folder of one split; raises `DataError` where `split` names none of several."""
+    if not (folder / ARROW_SPLITS).is_file():
+        return folder
+    names = sorted(child.name for child in folder.iterdir() if (child / ARROW_FOLDER).is_file())
+    if split is None:
+        raise DataError(f"data_path {folder} has the splits {', '.join(names)}: choose one by split='{names[0]}'")
+    if split not in names:
+        raise DataError(f"data_path {folder} has no split '{split}'{hint(split, names)}")
+    return folder / split

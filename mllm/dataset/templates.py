@@ -1,0 +1,116 @@
+"""The sentences in which datasets ask; each dataset draws one of its own for every row and epoch."""
+
+from __future__ import annotations
+
+REC = (
+    "Where is <expr>?",
+    "Find <expr> and give its place.",
+    "Show me where <expr> is in this image.",
+    "Locate <expr>.",
+    "I am looking for <expr>. In which part of the image is it?",
+    "Give the box that holds <expr>.",
+    "Please mark <expr>.",
+    "In this image, what are the coordinates of <expr>?",
+    "Point out <expr> for me.",
+    "Which region shows <expr>?",
+)
+"""Where is what an expression refers to?"""
+REG = (
+    "What is at <box>? Describe it so that it can be told from everything else.",
+    "Which thing is meant by <box>?",
+    "Refer to the object in <box> in a few words.",
+    "Say which object lies in <box>.",
+    "How would you call what is in <box>, so that nobody takes something else for it?",
+    "Give an expression for the region <box>.",
+    "Name the object at <box> unambiguously.",
+    "What makes the object in <box> different from the others? Answer by a short expression.",
+)
+"""Which expression refers to a place?"""
+GC = (
+    "What does <box> show?",
+    "Describe the region <box>.",
+    "What can be seen in <box>?",
+    "Give a caption for <box>.",
+    "What is in this part of the image: <box>?",
+    "Say briefly what the area <box> contains.",
+    "Look at <box>. What is there?",
+    "Tell me about the content of <box>.",
+)
+"""What does a place show?"""
+RES = (
+    "Segment <expr>.",
+    "Outline <expr> in this image.",
+    "Which pixels belong to <expr>?",
+    "Give the mask of <expr>.",
+    "Where is <expr>? Show its shape.",
+    "Please delineate <expr>.",
+    "Mark all of <expr>.",
+    "Find <expr> and cut it out.",
+)
+"""Which pixels does an expression refer to?"""
+CAPTION = (
+    "Describe this image.",
+    "What does this image show?",
+    "Give a caption for the image.",
+    "Say in one sentence what can be seen.",
+    "What is going on here?",
+    "Write a short description of this picture.",
+    "Summarize the image in a few words.",
+    "Tell me what you see.",
+)
+"""What does an image show?"""
+FLICKR = (
+    "Describe this image, and give the place of each thing that you name.",
+    "What does the image show? Add the box of everything you mention.",
+    "Write a caption with the location of its objects.",
+    "Tell me what you see and where it is.",
+    "Caption the picture; after each object put its coordinates.",
+    "Say in one sentence what is there, with boxes.",
+    "Give a grounded description of this image.",
+    "What can be seen, and in which places?",
+)
+"""What does an image show, and where?"""
+VQA = (
+    "<question>",
+    "<question> Answer briefly.",
+    "Answer this question about the image: <question>",
+    "Please answer. <question>",
+    "Look at the image. <question>",
+    "<question> Keep the answer short.",
+    "I have a question about this image: <question>",
+    "Here is an image. <question>",
+)
+"""A question as it is."""
+VQA_REASON = (
+    "<question> Explain how you get to the answer.",
+    "<question> Think step by step, then answer.",
+    "Answer with your reasons: <question>",
+    "<question> Give your reasoning before the answer.",
+    "First reason, then answer. <question>",
+    "<question> Please say why.",
+    "Explain and answer: <question>",
+    "<question> Show the steps that lead to the answer.",
+)
+"""A question whose answer comes with its reasons."""
+VQA_REASON_BOXES = (
+    "<question> Explain how you get to the answer, with the boxes of what you look at.",
+    "<question> Think step by step and give the place of each object you use.",
+    "Answer with reasons and coordinates: <question>",
+    "<question> Reason about the objects, naming where they are, then answer.",
+    "First say what you see and where, then answer. <question>",
+    "<question> Justify the answer by regions of the image.",
+    "Explain with boxes, then answer: <question>",
+    "<question> Show the steps, and the region of each.",
+)
+"""A question whose answer comes with its reasons and their places."""
+VQA_REASON_POINTS = (
+    "<question> Explain how you get to the answer, pointing at what you look at.",
+    "<question> Think step by step and give a point on each object you use.",
+    "Answer with reasons and points: <question>",
+    "<question> Reason about the objects, pointing at them, then answer.",
+    "First point at what matters, then answer. <question>",
+    "<question> Justify the answer by points in the image.",
+    "Explain with points, then answer: <question>",
+    "<question> Show the steps, and a point for each.",
+)
+"""A question whose answer comes with its reasons and points."""

@@ -1,0 +1,61 @@
+"""Every dataset of rows reads the miniature that it writes: the same rows and words, places inside their images."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import mllm.dataset.builder  # noqa: F401  (registers all)
+from mllm.dataset.builder import build_dataset
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset
+from mllm.dataset.transforms import RandomFlip
+from mllm.registry import DATASETS
+from mllm.structures import BOX, IMAGE, POINT
+
+OWN = sorted(name for name, cls in DATASETS.module_dict.items() if issubclass(cls, GroundingDataset))
+OPTIONS = {"GQADataset": [{"version": f"q-{kind}"} for kind in ("a", "c", "bc", "s", "l")]}
+OPTIONS["GPT4Gen"] = [{"version": kind} for kind in ("a", "c", "bc")]
+OPTIONS["ClevrDataset"] = [{"version": kind} for kind in ("q-a", "q-s")]
+OPTIONS["Point_QA_local"] = [{"version": kind} for kind in ("b", "p", "bp")]
+OPTIONS["V7W_POINT"] = [{"version": kind} for kind in ("b", "p")]
+OPTIONS["Point_QA_twice"] = [{"version": kind} for kind in ("oq-b", "sq-p", "gq-bp")]
+CASES = [(name, options) for name in OWN for options in OPTIONS.get(name, [{}]) if name != "ReferDataset"]
+
+
+def test_all_of_them_are_here():
+    expected = "RECDataset RESDataset REGDataset GCDataset CaptionDataset FlickrDataset VQAv2Dataset VQAEXDataset"
+    expected += " GQADataset ClevrDataset VCRDataset VCRPredDataset InstructDataset POPEVQADataset Point_QA_local"
+    assert set(f"{expected} Point_QA_twice V7W_POINT GPT4Gen ReferDataset".split()) == set(OWN)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=lambda value: str(value))
+def test_a_miniature_reads_back(name, options, tmp_path):
+    made = DATASETS.find(name).miniature(tmp_path / "mini", 4)
+    data = build_dataset(dict(type=name, **made, **options))
+    assert len(data) == 4
+    for index in range(4):
+        sample = data.sample(index)
+        assert sample.turns == data.sample(index).turns
+        width, height = sample.images[0].size
+        for turn in sample.turns:
+            assert turn.text.count(BOX) + turn.text.count(POINT) == len(turn.marks)
+            assert "<expr>" not in turn.text and "<question>" not in turn.text and "<ph_" not in turn.text
+            assert all(0 <= mark < len(sample.marks) for group in turn.marks for mark in group)
+        assert sample.turns[0].text.startswith(IMAGE) and sample.turns[-1].role == "assistant"
+        for mark in sample.marks:
+            numbers = mark.box or mark.point
+            assert all(0 <= number <= (width, height)[i % 2] for i, number in enumerate(numbers))
+
+
+def test_words_change_with_the_epoch_and_places_follow_the_image(tmp_path):
+    made = DATASETS.find("RESDataset").miniature(tmp_path / "mini", 6)
+    data = build_dataset(dict(type="RESDataset", **made))
+    assert len({data.sample(0, epoch).turns[0].text for epoch in range(12)}) > 3
+    plain = data.sample(2)
+    data.transforms = [RandomFlip(probability=1.0)]
+    flipped = data.sample(2)
+    x1, y1, x2, y2 = plain.marks[0].box
+    width = plain.images[0].width
+    assert flipped.marks[0].box == pytest.approx((width - x2, y1, width - x1, y2))
+    assert np.array_equal(flipped.marks[0].mask, plain.marks[0].mask[:, ::-1])
+    assert replace(flipped.marks[0], box=None, mask=None) == replace(plain.marks[0], box=None, mask=None)

@@ -1,0 +1,110 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from mllm.dataset.builder import build_dataset
+from mllm.dataset.single_image_dataset.text_qa import TextQADataset
+from mllm.errors import ConfigError, DataError
+from mllm.structures import Turn
+
+EXPECTED = [Turn("user", "Why?"), Turn("assistant", "Because.")]
+
+
+def written(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
+        {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]},
+        {"instruction": "Why?", "input": "", "output": "Because."},
+        {"question": "Why?", "answer": "Because."},
+        {"QUESTION": "Why?", "LONG_ANSWER": "Because."},
+        {"prompt": " Why? ", "completion": "Because."},
+    ],
+    ids=lambda row: next(iter(row)),
+)
+def test_every_layout_gives_the_same_turns(tmp_path, row):
+    sample = TextQADataset(written(tmp_path / "rows.jsonl", row)).sample(0)
+    assert sample.turns == EXPECTED and sample.images == []
+
+
+def test_turns_are_kept_and_neighbors_of_one_role_joined(tmp_path):
+    turns = [("system", "Be brief."), ("human", "a"), ("human", "b"), ("gpt", "c"), ("human", "d"), ("gpt", "e")]
+    row = {"conversations": [{"from": role, "value": text} for role, text in turns]}
+    sample = TextQADataset(written(tmp_path / "rows.jsonl", row), system="unused").sample(0)
+    assert [(turn.role, turn.text) for turn in sample.turns] == [
+        ("system", "Be brief."),
+        ("user", "a\nb"),
+        ("assistant", "c"),
+        ("user", "d"),
+        ("assistant", "e"),
+    ]
+
+
+def test_columns_can_be_named_and_instructions_joined(tmp_path):
+    row = {"q": "Why?", "a": "Because.", "instruction": "Answer.", "input": "Why?", "output": "So.", "patient": 7}
+    path = written(tmp_path / "rows.jsonl", row)
+    named = TextQADataset(path, question="q", answer="a", system="Be brief.")
+    assert named.sample(0).turns == [Turn("system", "Be brief."), *EXPECTED]
+    assert named.group(0) == "7"
+    assert TextQADataset(path).sample(0).turns[0].text == "Answer.\n\nWhy?"
+
+
+def test_tables_of_every_kind_read_alike(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_list([{"question": "Why?", "answer": "Because."}] * 3)
+    table.to_parquet(str(tmp_path / "rows.parquet"))
+    table.save_to_disk(str(tmp_path / "folder"))
+    datasets.DatasetDict(train=table, test=table.select([0])).save_to_disk(str(tmp_path / "splits"))
+    table.to_csv(str(tmp_path / "rows.csv"))
+    for name, size, options in (
+        ("rows.parquet", 3, {}),
+        ("folder", 3, {}),
+        ("splits", 1, {"split": "test"}),
+        ("rows.csv", 3, {}),
+    ):
+        data = build_dataset(dict(type="TextQADataset", data_path=str(tmp_path / name), **options))
+        assert len(data) == size and data.sample(0).turns == EXPECTED
+    with pytest.raises(DataError, match=r"has the splits test, train: choose one by split='test'"):
+        TextQADataset(tmp_path / "splits")
+    with pytest.raises(DataError, match="has no split 'tset': did you mean 'test'"):
+        TextQADataset(tmp_path / "splits", split="tset")
+
+
+def test_filters_say_what_they_drop_and_rows_keep_their_place(tmp_path, caplog):
+    rows = [{"question": "Why?", "answer": answer} for answer in ("x", "Because.", "Because.", "Therefore.")]
+    with caplog.at_level("INFO", logger="mllm"):
+        data = TextQADataset(written(tmp_path / "rows.jsonl", *rows), filters=dict(min_characters=2, duplicates=False))
+    assert "2 of 4 conversations kept; dropped: 1 too short, 1 duplicate" in caplog.text
+    assert len(data) == 2 and data.describe(1).endswith("line 4")
+    with pytest.raises(DataError, match="the filters leave none of its 4 rows"):
+        TextQADataset(tmp_path / "rows.jsonl", filters=dict(min_characters=99))
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"text": "a"}, r"line 1: its fields \(text\) are no known layout"),
+        ({"question": "", "answer": "b"}, "line 1: field 'question' is empty"),
+        ({"question": 3, "answer": "b"}, "line 1: field 'question' is no text"),
+        ({"messages": []}, "line 1: field 'messages' must be a list of turns"),
+        ({"messages": [{"role": "user"}]}, "line 1: turn 1 of 'messages' needs 'role' and 'content'"),
+        ({"messages": [{"role": "bot", "content": "a"}]}, "unknown speaker 'bot'"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "'messages' has no answer"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "begins with an answer"),
+    ],
+)
+def test_a_row_that_is_none_is_told_with_its_place(tmp_path, row, sentence):
+    data = TextQADataset(written(tmp_path / "rows.jsonl", row))
+    with pytest.raises(DataError, match=sentence):
+        data.sample(0)
+
+
+def test_one_column_alone_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="give both or neither"):
+        TextQADataset(written(tmp_path / "rows.jsonl", {"a": 1}), question="a")

@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from mllm.dataset.single_image_dataset.translation import TranslationDataset
+from mllm.errors import DataError
+from mllm.structures import Turn
+
+EXPECTED = [Turn("user", 'He said "hi".'), Turn("assistant", "Il a dit « salut ».")]
+
+
+def test_files_of_mtnt_have_no_names(tmp_path):
+    path = tmp_path / "train.en-fr.tsv"
+    path.write_text('0\tHe said "hi".\tIl a dit « salut ».\n1\tNo.\tNon.\n', encoding="utf-8")
+    data = TranslationDataset(path)
+    assert len(data) == 2 and data.sample(0).turns == EXPECTED
+    assert data.sample(1).source.endswith("line 2") and data.group(1) is None
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.tsv"])
+def test_columns_are_named(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith("tsv"):
+        path.write_text('en\tfr\nHe said "hi".\tIl a dit « salut ».\n', encoding="utf-8")
+    else:
+        path.write_text(json.dumps({"translation": {"en": EXPECTED[0].text, "fr": EXPECTED[1].text}}) + "\n")
+    assert TranslationDataset(path, source="en", target="fr").sample(0).turns == EXPECTED
+
+
+def test_an_instruction_stands_before_the_sentence(tmp_path):
+    (tmp_path / "a.tsv").write_text("0\tNo.\tNon.\n")
+    sample = TranslationDataset(tmp_path / "a.tsv", instruction="Translate to French:").sample(0)
+    assert sample.turns[0].text == "Translate to French:\nNo."
+
+
+def test_a_side_that_is_missing_is_told_with_its_place(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"src": "No."}\n{"src": " ", "dst": "Non."}\n')
+    data = TranslationDataset(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"a.jsonl, line 1: field 'dst' is missing; known are src"):
+        data.sample(0)
+    with pytest.raises(DataError, match=r"a.jsonl, line 2: field 'src' is empty"):
+        data.sample(1)
