@@ -15,7 +15,8 @@ CORE = [
     "mmengine>=0.10.4",
     "timm>=1.0.23",  # the vision tower of Gemma 3n
     "numpy>=1.26",
-    "pillow>=10.0.1",
+    "pillow>=10.1",  # its own font in any size
+    "pycocotools>=2.0.8",  # the first version for numpy 2
     "safetensors>=0.5",
     "sentencepiece>=0.2",
     "typing-extensions>=4.10",
@@ -32,6 +33,7 @@ EXTRAS = {
     "video": ["av>=12"],
     "privacy": ["opacus>=1.5.2"],
     "gguf": ["gguf>=0.10"],
+    "text": ["datasets>=3.0", "py3langid>=0.3"],
 }
 EXTRAS["all"] = sorted(requirement for extra in EXTRAS.values() for requirement in extra)
 EXTRAS |= {

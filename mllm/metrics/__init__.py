@@ -1,3 +1,5 @@
 """The figures that a run reports about its answers."""
 
+from mllm.metrics import coco as coco
+from mllm.metrics import grounding as grounding
 from mllm.metrics import text as text

@@ -15,8 +15,10 @@ from mllm.pipeline import run_command
 
 COMMANDS = {
     "train": ("mllm.pipeline.finetune", "train what a config describes"),
+    "evaluate": ("mllm.pipeline.evaluate_model", "answer a split of a config and take its figures"),
     "predict": ("mllm.pipeline.predict", "answer questions about images"),
     "merge": ("mllm.pipeline.merge", "fold an adapter into its base model"),
+    "convert": ("mllm.pipeline.convert", "bring the weights of another layout into that of transformers"),
     "show": ("mllm.pipeline.show", "show registries, a resolved config, or an encoded sample"),
 }
 """Subcommand -> the module whose `main` it is, and what it does."""

@@ -1,6 +1,7 @@
 """Answers questions about images with a trained adapter, a merged model or a base model.
 
 python mllm/pipeline/predict.py --adapter exp/X/latest/adapter --image scan.dcm --question "What is shown?"
+python mllm/pipeline/predict.py --adapter exp/X/latest/adapter --image scan.dcm --question "Where?" --draw scan.png
 python mllm/pipeline/predict.py --adapter exp/X/latest/adapter --batch questions.jsonl --out answers.jsonl
 """
 
@@ -20,9 +21,11 @@ if not __package__:  # started as a file: the checkout is not on the path yet
 
 from mllm.errors import ConfigError, DataError
 from mllm.pipeline import command_parser, quiet_progress, run_command
-from mllm.structures import Bundle, Sample, Turn
+from mllm.structures import Answer, Bundle, Sample, Turn
 
 logger = logging.getLogger("mllm.pipeline.predict")
+SAID = ("prediction", "boxes", "box_images", "points", "masks", "unreadable", "drawings")
+"""What a row of `--out` says of the answer."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,10 +42,16 @@ def main(argv: Sequence[str]) -> int:
     else:
         model_args = whole_model_args(arguments.model, **given)
     # What is asked is read before the model is loaded: a misspelt path should not cost minutes.
+    if arguments.draw:
+        from mllm.pipeline.drawing import refuse_drawing
+
+        refuse_drawing(Path(arguments.draw), many=bool(arguments.batch))
     asked = questions(arguments) if arguments.batch else question(arguments)
     bundle = load_for_answers(model_args, best_hardware())
     if isinstance(asked, Sample):
-        print(answers(bundle, [asked], arguments)[0])
+        answer = answers(bundle, [asked], arguments)[0]
+        print(described(answer, len(asked.images)))
+        draw(asked, answer, arguments)
     else:
         answer_file(bundle, asked, arguments)
     return 0
@@ -64,6 +73,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     asked.add_argument("--modality", help="written before the question, as the dataset of the training did")
     asked.add_argument("--batch", help="a jsonl, json or csv file of rows with image (a path or a list) and question")
     asked.add_argument("--out", help="where the rows with their predictions go (jsonl)")
+    asked.add_argument("--draw", help="a PNG of the image with what the answer names; with --batch a folder of them")
     asked.add_argument("--image-folder", help="where the images of --batch lie (default: beside it)")
     asked.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="what a bad row of --batch does")
     asked.add_argument("--system", help="system text, instead of the one of training")
@@ -89,6 +99,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--batch and --out belong together")
     if arguments.batch and arguments.image:
         parser.error("--image belongs to --question; in --batch each row names its own")
+    if arguments.draw and not (arguments.image or arguments.batch):
+        parser.error("--draw needs an --image to draw on")
     if arguments.base and arguments.model:
         parser.error("--base belongs to --adapter; --model needs none")
     if arguments.temperature < 0 or not 0 < arguments.top_p <= 1:
@@ -143,7 +155,36 @@ def questions(arguments: argparse.Namespace) -> Any:
     return Questions(arguments.batch, arguments.image_folder, arguments.modality, reader=reader_options(arguments))
 
 
-def answers(bundle: Bundle, samples: Sequence[Sample], arguments: argparse.Namespace, shift: int = 0) -> list[str]:
+def described(answer: Answer, images: int) -> str:
+    """The answer's text and a line for each mark in it, in pixels; its image is said where there are several."""
+    lines = [answer.text]
+    for number, mark in enumerate(answer.marks, start=1):
+        parts = []
+        if mark.box is not None:
+            parts.append("box x1 y1 x2 y2 = " + " ".join(f"{value:.1f}" for value in mark.box))
+        if mark.point is not None:
+            parts.append("point x y = " + " ".join(f"{value:.1f}" for value in mark.point))
+        if mark.mask is not None:
+            parts.append(f"mask of {int(mark.mask.sum()):,} pixels")
+        where = f" in image {mark.image + 1}" if images > 1 else ""
+        lines.append(f"  {number}{where}: {', '.join(parts)}")
+    return "\n".join(lines)
+
+
+def draw(sample: Sample, answer: Answer, arguments: argparse.Namespace) -> None:
+    """Draws what an answer names over the images, as `--draw` says, and says where the pictures lie."""
+    if answer.unreadable:
+        logger.warning("places in the answer that could not be read as a box or a point: %d", answer.unreadable)
+    if arguments.draw is None:
+        return
+    from mllm.pipeline.drawing import draw_answer
+
+    files = draw_answer(sample.images, answer.marks, Path(arguments.draw))
+    said = f"drawn: {', '.join(map(str, files))}" if files else "the answer names no place: nothing was drawn"
+    logger.info("%s", said)
+
+
+def answers(bundle: Bundle, samples: Sequence[Sample], arguments: argparse.Namespace, shift: int = 0) -> list[Answer]:
     """The model's answers; `shift` keeps later rows from drawing the same random numbers as earlier ones."""
     from mllm.models.generation import generate
 
@@ -160,9 +201,15 @@ def answers(bundle: Bundle, samples: Sequence[Sample], arguments: argparse.Names
 
 
 def answer_file(bundle: Bundle, dataset: Any, arguments: argparse.Namespace) -> None:
-    """Writes every row of `dataset` with its `prediction` to `--out`, in order, at once when all are there."""
+    """Writes every row of `dataset` with its `prediction` to `--out`, in order, at once when all are there.
+
+    What an answer names stands in `boxes`, `points` and `masks`, as in a run's `predictions.jsonl`; with `--draw` a
+    row that names something also has its `drawings`, files in that folder. A field of the row itself that has one of
+    these names is kept as `reference_...`.
+    """
     from tqdm import tqdm
 
+    from mllm.engine.examination import places
     from mllm.files import replaced_file
 
     skipped: list[str] = []
@@ -170,9 +217,11 @@ def answer_file(bundle: Bundle, dataset: Any, arguments: argparse.Namespace) -> 
     with replaced_file(arguments.out) as file, tqdm(total=len(dataset), desc="answers", unit="row") as bar:
         readable = _readable(dataset, skipped, arguments.on_error)
         while chunk := list(islice(readable, 8 * arguments.batch_size)):
-            for row, prediction in _predicted(bundle, chunk, skipped, arguments, shift=done):
-                file.write(json.dumps({**row, "prediction": prediction}, ensure_ascii=False) + "\n")
+            for row, sample, answer in _predicted(bundle, chunk, skipped, arguments, shift=done):
                 done += 1
+                said = {"prediction": answer.text, **places(answer), **_drawings(sample, answer, done, arguments)}
+                given = {f"reference_{key}" if key in SAID else key: value for key, value in row.items()}
+                file.write(json.dumps({**given, **said}, ensure_ascii=False) + "\n")
             bar.update(done + len(skipped) - bar.n)
         if not done:
             raise DataError(f"{arguments.batch}: none of its {len(skipped)} rows could be answered; first {skipped[0]}")
@@ -181,17 +230,27 @@ def answer_file(bundle: Bundle, dataset: Any, arguments: argparse.Namespace) -> 
     logger.info("answers written to %s: %d, rows skipped: %d", arguments.out, done, len(skipped))
 
 
+def _drawings(sample: Sample, answer: Answer, number: int, arguments: argparse.Namespace) -> dict[str, list[str]]:
+    """The names of the pictures of the answer with this number, in the folder `--draw`; empty where there are none."""
+    if arguments.draw is None:
+        return {}
+    from mllm.pipeline.drawing import draw_answer
+
+    files = draw_answer(sample.images, answer.marks, Path(arguments.draw) / f"{number:06}.png")
+    return {"drawings": [file.name for file in files]} if files else {}
+
+
 def _predicted(
     bundle: Bundle,
     chunk: list[tuple[dict[str, Any], Sample]],
     skipped: list[str],
     arguments: argparse.Namespace,
     shift: int,
-) -> Iterator[tuple[dict[str, Any], str]]:
+) -> Iterator[tuple[dict[str, Any], Sample, Answer]]:
     """Each row of a chunk with its answer; where the encoder refuses one and errors are skipped, one by one."""
     rows, samples = zip(*chunk, strict=True)
     try:
-        yield from zip(rows, answers(bundle, samples, arguments, shift), strict=True)
+        yield from zip(rows, samples, answers(bundle, samples, arguments, shift), strict=True)
     except DataError as error:
         if arguments.on_error == "raise":
             raise

@@ -147,11 +147,6 @@ CONFIGS = {
         "--cfg-options model_args.lora_r=many",
         "--cfg-options: model_args.lora_r must be a whole number or None, not 'many'",
     ),
-    "--tiny without a tiny family": (
-        "model_args.update(type='shikra')",
-        "--tiny",
-        "no tiny checkpoint stands in for type 'shikra'; known are image-text, medgemma",
-    ),
     "--resume without a run": ("", "--resume", "--resume: exp/run/latest has no complete checkpoint to continue from"),
 }
 
@@ -322,7 +317,10 @@ def test_a_dataset_that_is_empty_or_absent_or_of_no_known_kind(refused, write_ro
     Path("rows.jsonl").rename("row.jsonl")
     refused("data_path rows.jsonl does not exist: did you mean 'row.jsonl'?", splits())
     Path("rows.txt").write_text("x")
-    refused("data_path rows.txt must end in .json, .jsonl or .csv", splits().replace("rows.jsonl", "rows.txt"))
+    refused(
+        "data_path rows.txt must end in .json, .jsonl, .csv, .tsv or .parquet",
+        splits().replace("rows.jsonl", "rows.txt"),
+    )
     assert not Path("exp").exists()
 
 

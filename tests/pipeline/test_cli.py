@@ -41,7 +41,7 @@ def test_every_command_has_help(
     assert f"usage: mllm {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["finetune", "predict", "merge", "show", "cli"])
+@pytest.mark.parametrize("name", ["finetune", "evaluate_model", "predict", "merge", "convert", "show", "cli"])
 def test_a_pipeline_runs_as_a_file_from_another_directory(name: str, tmp_path: Path) -> None:
     """Help needs no torch, so this process takes a fraction of a second."""
     file = CHECKOUT / "mllm" / "pipeline" / f"{name}.py"

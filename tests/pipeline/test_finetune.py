@@ -63,7 +63,7 @@ def test_a_run_folder_explains_what_happened(write_config, caplog):
     assert {"packages", "git"} <= set(json.loads((run / "environment.json").read_text()))
     assert any(path.name.startswith("events") for path in (run / "tensorboard").rglob("*"))
     predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
-    assert [set(row) for row in predictions] == [{"source", "question", "reference", "prediction"}] * 2
+    assert [set(row) for row in predictions] == [{"source", "question", "reference", "prediction", "tokens"}] * 2
     assert "held-out accuracy: " in caplog.text
     card = (run / "adapter" / "README.md").read_text()
     assert "not for clinical use" in card

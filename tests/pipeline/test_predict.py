@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -14,7 +18,9 @@ from pydicom.data import get_testdata_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm.errors import ConfigError, DataError
+from mllm.models import generation
 from mllm.pipeline.predict import main, parse
+from mllm.structures import Answer, Mark
 
 FEW = ["--max-new-tokens", "8"]
 
@@ -124,6 +130,68 @@ def test_sampling_is_seeded(talking_adapter: Path, pictures: Path, capsys: pytes
     assert spoken[0] == spoken[1] != spoken[2]
 
 
+@pytest.fixture
+def pointing(monkeypatch: pytest.MonkeyPatch) -> list[list[Mark]]:
+    """Puts marks into the answers of the tiny model, which names none: a list of marks for each image of a sample."""
+    mask = np.zeros((60, 80), bool)
+    mask[10:30, 20:50] = True
+    marks = [
+        [Mark(box=(10.0, 5.04, 40.0, 30.0)), Mark(mask=mask), Mark(point=(70.0, 50.0))],
+        [Mark(box=(0.0, 0.0, 20.0, 20.0), image=1)],
+    ]
+    real = generation.generate
+
+    def generate(bundle: Any, samples: Sequence[Any], **options: Any) -> list[Answer]:
+        spoken = real(bundle, samples, **options)
+        return [
+            replace(answer, marks=tuple(mark for group in marks[: len(sample.images)] for mark in group))
+            for answer, sample in zip(spoken, samples, strict=True)
+        ]
+
+    monkeypatch.setattr(generation, "generate", generate)
+    return marks
+
+
+def test_places_are_printed_in_pixels_and_drawn_where_asked(
+    talking_adapter: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pointing: Any
+) -> None:
+    one = ["--adapter", str(talking_adapter), "--question", "Where?", *FEW, "--image", str(pictures / "0.png")]
+    assert main(one) == 0
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert lines == [
+        "  1: box x1 y1 x2 y2 = 10.0 5.0 40.0 30.0",
+        "  2: mask of 600 pixels",
+        "  3: point x y = 70.0 50.0",
+    ]
+    assert os.listdir(tmp_path) == []
+    main([*one, "--image", str(pictures / "1.png"), "--draw", str(tmp_path / "seen.png")])
+    assert "  4 in image 2: box" in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path)) == ["seen-1.png", "seen-2.png"]
+    assert Image.open(tmp_path / "seen-1.png").size == (80 * 7, 60 * 7)
+    main([*one, "--draw", str(tmp_path / "one.png")])
+    with pytest.raises(ConfigError, match=r"one\.png exists"):
+        main([*one, "--draw", str(tmp_path / "one.png")])
+
+
+def test_a_batch_has_its_places_in_its_rows_and_its_drawings_in_a_folder(
+    talking_adapter: Path, pictures: Path, tmp_path: Path, pointing: Any
+) -> None:
+    out, drawn = tmp_path / "out.jsonl", tmp_path / "drawn"
+    questions = [{"image": "0.png", "question": "Where?", "boxes": [[1, 2, 3, 4]]}, {"question": "How many?"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in questions))
+    batch = ["--adapter", str(talking_adapter), "--batch", str(file), "--image-folder", str(pictures), *FEW]
+    assert main([*batch, "--out", str(out), "--draw", str(drawn)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows[0]["boxes"] == [[10.0, 5.0, 40.0, 30.0], [20.0, 10.0, 50.0, 30.0]]
+    assert rows[0]["masks"][0]["size"] == [60, 80]
+    assert rows[0]["reference_boxes"] == [[1, 2, 3, 4]], "what the row said itself is no prediction"
+    assert rows[0]["drawings"] == os.listdir(drawn) == ["000001.png"]
+    assert set(rows[1]) == {"question", "prediction"}
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        main([*batch, "--out", str(tmp_path / "other.jsonl"), "--draw", str(drawn)])
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -136,6 +204,7 @@ def test_sampling_is_seeded(talking_adapter: Path, pictures: Path, capsys: pytes
         ["--model", "a", "--base", "b", "--question", "What?"],
         ["--adapter", "a", "--question", "What?", "--max-new-tokens", "0"],
         ["--adapter", "a", "--question", "What?", "--temperature", "-1"],
+        ["--adapter", "a", "--question", "What?", "--draw", "b.png"],
     ],
 )
 def test_a_command_line_that_does_not_fit_together_exits_with_2(wrong: list[str]) -> None:

@@ -84,3 +84,41 @@ def test_uneven_shares_without_images_make_the_same_updates_and_continue_bit_for
     _start(2, config, "--resume", "--cfg-options", "training_args.output_dir=two")
     assert _rows("two", "loss") == losses
     assert all(torch.equal(_adapter("two")[name], tensor) for name, tensor in whole.items())
+
+
+PLACES = '''
+"""Phantoms of which every other one has no lesion, and texts without an image."""
+from mllm.dataset.single_image_dataset.scenes import PhantomBoxDataset
+from mllm.registry import DATASETS
+from mllm.structures import Sample, Turn
+
+@DATASETS.register_module()
+class Places(PhantomBoxDataset):
+    """Lesions, none, and words."""
+    def sample(self, index, epoch=0):
+        if index % 3 == 2:
+            return Sample([Turn("user", "Why?"), Turn("assistant", "Because.")])
+        self.lesions = (0, 0) if index % 3 else (1, 2)
+        return super().sample(index, epoch)
+'''
+WITH_HEADS = """
+custom_imports = dict(imports=["places"])
+model_args.update(lora_dropout=0.0, image_size=112, image_token_len=16,
+                  heads=dict(box=dict(type="BoxHead", hidden=32), mask=dict(type="MaskHead", dim=32)))
+objectives = dict(next_token=dict(type="NextToken"), box=dict(type="BoxLoss"), mask=dict(type="MaskLoss"))
+data_args = dict(train=dict(_delete_=True, type="Places", size=9, image_size=112), validation=None, test=None)
+training_args.update(optim="sgd", learning_rate=0.05, max_steps=4, eval_strategy="no", max_grad_norm=0.0)
+"""
+
+
+def test_batches_with_and_without_objects_train_heads_alike_on_two_processes(write_config):
+    Path("places.py").write_text(PLACES)
+    config = write_config(WITH_HEADS)
+    for processes, name in ((1, "one"), (2, "two")):
+        _start(processes, config, "--cfg-options", f"training_args.output_dir={name}")
+    for key in ("loss", "box", "mask"):
+        assert _rows("two", key) == pytest.approx(_rows("one", key), rel=1e-4), key
+    assert max(_rows("one", "box")) > 0
+    one, two = (load_file(Path(name) / "adapter" / "heads.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5, msg=name)

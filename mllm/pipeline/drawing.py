@@ -1,0 +1,215 @@
+"""Draws boxes, masks and points over an image, with numbers, so that they are seen on dark and on bright pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from mllm.errors import ConfigError
+from mllm.metrics.areas import box_of
+from mllm.structures import Mark
+
+COLORS = (
+    *((0, 229, 255), (255, 145, 0), (118, 255, 3), (255, 64, 220), (255, 234, 0), (255, 72, 72)),
+    *((148, 138, 255), (0, 230, 150), (255, 190, 160), (60, 140, 255)),
+)
+"""Far apart from one another and from any gray; after the last comes the first."""
+FILL = 0.28
+"""Opacity of a mask's inside: what lies below must still be judged."""
+HALO = 0.6
+"""Opacity of the black edge that sets a line off from a bright picture."""
+SMALLEST = 512
+"""Pixels: a picture whose longer side is shorter is enlarged by a whole number, else no label could be read."""
+OVERSAMPLING = 4
+Place = tuple[float, float, float, float]
+
+
+def draw_marks(image: Image.Image, marks: Sequence[Mark], numbers: Sequence[int] | None = None) -> Image.Image:
+    """A picture of `image` with its marks: masks filled and outlined, boxes and points, each with its number.
+
+    `numbers` are what stands on the labels, from 1 where they are not given. A mask without a box gets no box. The
+    picture is as large as the image, or a whole number of times larger where that is smaller than `SMALLEST`.
+    """
+    numbers = range(1, len(marks) + 1) if numbers is None else numbers
+    scale = max(1, -(-SMALLEST // max(image.size)))
+    size = (image.width * scale, image.height * scale)
+    picture = _Picture(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), scale)
+    colors = [COLORS[(number - 1) % len(COLORS)] for number in numbers]
+    for mark, color in zip(marks, colors, strict=True):
+        if mark.mask is not None:
+            picture.draw_mask(mark.mask, color)
+    for mark, color in zip(marks, colors, strict=True):
+        if mark.box is not None:
+            picture.draw_box(mark.box, color)
+        if mark.point is not None:
+            picture.draw_point(mark.point, color)
+    for mark, color, number in zip(marks, colors, numbers, strict=True):
+        picture.draw_label(mark, str(number), color)
+    return picture.finished()
+
+
+def draw_answer(images: Sequence[Image.Image], marks: Sequence[Mark], path: Path) -> list[Path]:
+    """Writes a picture for each image in which there are marks; gives their files.
+
+    Where the sample has one image the file is `path`, else `NAME-1.png`, `NAME-2.png` with the number of the image.
+    A mark bears the same number as in the list of all `marks`, whichever image it lies in.
+    """
+    files = []
+    for index, image in enumerate(images):
+        numbers = [number for number, mark in enumerate(marks, start=1) if mark.image == index]
+        if not numbers:
+            continue
+        file = path if len(images) == 1 else path.with_name(f"{path.stem}-{index + 1}{path.suffix}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draw_marks(image, [marks[number - 1] for number in numbers], numbers).save(file)
+        files.append(file)
+    return files
+
+
+def refuse_drawing(path: Path, many: bool) -> None:
+    """Refuses a `--draw` that would overwrite something, or that is no picture where one is to be drawn."""
+    if many and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"--draw {path} exists and is not an empty folder; remove it or choose another name")
+    if not many and path.suffix.lower() != ".png":
+        raise ConfigError(f"--draw {path} must be the name of a .png file")
+    if not many and path.exists():
+        raise ConfigError(f"--draw {path} exists; remove it or choose another name")
+
+
+class _Picture:
+    """Colors [H, W, 3] that are painted over; coordinates are given in pixels of the image and enlarged here."""
+
+    def __init__(self, image: Image.Image, scale: int) -> None:
+        self.pixels = np.asarray(image, dtype=np.float32)
+        self.scale = scale
+        self.width, self.height = image.size
+        self.line = max(2.0, max(image.size) / 300)
+        """Pixels of the picture."""
+        self.labels: list[Place] = []
+
+    def finished(self) -> Image.Image:
+        return Image.fromarray(np.clip(self.pixels + 0.5, 0, 255).astype(np.uint8))
+
+    def paint(self, color: tuple[int, int, int], alpha: np.ndarray, left: int = 0, top: int = 0) -> None:
+        """Mixes in `color` with opacity `alpha` [h, w], its first pixel at (left, top) inside of the picture."""
+        part = self.pixels[top : top + alpha.shape[0], left : left + alpha.shape[1]]
+        part += alpha[..., None] * (np.array(color, dtype=np.float32) - part)
+
+    def draw_mask(self, mask: np.ndarray, color: tuple[int, int, int]) -> None:
+        small = Image.fromarray(mask.astype(np.uint8) * 255)
+        inside = small.resize((self.width, self.height), Image.Resampling.BILINEAR)
+        self.paint(color, FILL * np.asarray(inside, dtype=np.float32) / 255)
+        # Blurred by s, an edge at the distance d has the value of the normal distribution at d / s: where it is near
+        # one half, there is the contour, as smooth as the blur.
+        blur = self.line * 0.9
+        soft = np.asarray(inside.filter(ImageFilter.GaussianBlur(blur)), dtype=np.float32) / 255
+        distance = np.abs(soft - 0.5) * np.sqrt(2 * np.pi) * blur
+        # Far away soft is 0 or 1 and tells no distance; the ramps below end before that.
+        self.paint((0, 0, 0), HALO * np.clip(0.5 + self.line * 0.8 - distance, 0, 1))
+        self.paint(color, np.clip(0.5 + self.line / 2 - distance, 0, 1))
+
+    def draw_box(self, box: Place, color: tuple[int, int, int]) -> None:
+        half = self.line / 2
+        # At the picture's border the line is drawn inside of it, where it is seen.
+        ends = (self.width - half, self.height - half)
+        place = [min(max(value * self.scale, half), ends[i % 2]) for i, value in enumerate(box)]
+        for paint, reach, opacity in (((0, 0, 0), half + 1.2, HALO), (color, half, 1.0)):
+            alpha = self._covered(place, reach) - self._covered(place, -reach)
+            self.paint(paint, opacity * alpha)
+
+    def _covered(self, place: Sequence[float], grown: float) -> np.ndarray:
+        """How much of each pixel [H, W] lies in a box that has grown by some pixels on every side."""
+        x1, y1, x2, y2 = place[0] - grown, place[1] - grown, place[2] + grown, place[3] + grown
+        across = _overlap(self.width, x1, x2)
+        return _overlap(self.height, y1, y2)[:, None] * across[None, :]
+
+    def draw_point(self, point: tuple[float, float], color: tuple[int, int, int]) -> None:
+        x, y = (value * self.scale for value in point)
+        columns, rows = np.arange(self.width) + 0.5 - x, np.arange(self.height) + 0.5 - y
+        distance = np.hypot(columns[None, :], rows[:, None])
+        radius = 2 * self.line
+        self.paint((0, 0, 0), HALO * np.clip(radius + 2 - distance, 0, 1))
+        self.paint(color, np.clip(radius + 0.5 - distance, 0, 1))
+
+    def draw_label(self, mark: Mark, text: str, color: tuple[int, int, int]) -> None:
+        """The number of a mark in a plate of its color, where it hides no other and, if there is room, not the mark."""
+        plate, ink = _label(text, max(13, round(max(self.width, self.height) / 42)))
+        height, width = plate.shape
+        left, top = self._free_place(mark, width, height)
+        self.labels.append((left, top, left + width, top + height))
+        plate, ink = (alpha[: self.height - top, : self.width - left] for alpha in (plate, ink))
+        self.paint(color, plate, left, top)
+        self.paint((0, 0, 0), ink, left, top)
+
+    def _free_place(self, mark: Mark, width: int, height: int) -> tuple[int, int]:
+        """Left and top of a label of this size: above the mark, below it, in its corners, or as it comes."""
+        x1, y1, x2, y2 = self._extent(mark)
+        gap = self.line
+        wanted = [
+            *((x1 - gap, y1 - height - gap), (x1 - gap, y2 + gap), (x2 - width + gap, y1 - height - gap)),
+            *((x2 - width + gap, y2 + gap), (x1 + gap, y1 + gap), (x2 - width - gap, y2 - height - gap)),
+        ]
+        inside = [
+            (left, top)
+            for left, top in wanted
+            if 0 <= top <= self.height - height and -gap - 1 <= left <= self.width - width + gap + 1
+        ]
+        for left, top in [*inside, *wanted]:
+            place = self._clamped(left, top, width, height)
+            if not any(_meet((*place, place[0] + width, place[1] + height), other) for other in self.labels):
+                return place
+        return self._clamped(*wanted[0], width, height)
+
+    def _clamped(self, left: float, top: float, width: int, height: int) -> tuple[int, int]:
+        return (
+            round(min(max(left, 0), max(0, self.width - width))),
+            round(min(max(top, 0), max(0, self.height - height))),
+        )
+
+    def _extent(self, mark: Mark) -> Place:
+        """The pixels of the picture that a mark lies between."""
+        box = box_of(mark)
+        reach = 2 * self.line / self.scale
+        if box is not None:
+            corners = box.corners
+        elif mark.point is not None:
+            x, y = mark.point
+            corners = (x - reach, y - reach, x + reach, y + reach)
+        else:  # a mask without a pixel
+            corners = (0.0, 0.0, 0.0, 0.0)
+        x1, y1, x2, y2 = (value * self.scale for value in corners)
+        return x1, y1, x2, y2
+
+
+def _overlap(length: int, start: float, end: float) -> np.ndarray:
+    """How much of each of `length` pixels lies between `start` and `end`, in [0, 1]."""
+    pixels = np.arange(length, dtype=np.float32)
+    return np.clip(np.minimum(pixels + 1, end) - np.maximum(pixels, start), 0, 1)
+
+
+def _label(text: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Opacities [h, w] of a plate with round corners and of the text on it, `size` pixels high."""
+    large = size * OVERSAMPLING
+    font = ImageFont.load_default(large)
+    left, top, right, bottom = font.getbbox(text)
+    width = max(round(right - left), large // 2) + large // 2
+    canvas = (-(-width // OVERSAMPLING) * OVERSAMPLING, round(size * 1.3) * OVERSAMPLING)
+    alphas = []
+    for layer in ("plate", "ink"):
+        picture = Image.new("L", canvas)
+        draw = ImageDraw.Draw(picture)
+        if layer == "plate":
+            draw.rounded_rectangle((0, 0, canvas[0] - 1, canvas[1] - 1), radius=large // 5, fill=255)
+        else:
+            middle = ((canvas[0] - left - right) / 2, (canvas[1] - top - bottom) / 2)
+            draw.text(middle, text, font=font, fill=255, stroke_width=max(1, large // 40), stroke_fill=255)
+        shrunk = picture.resize((canvas[0] // OVERSAMPLING, canvas[1] // OVERSAMPLING), Image.Resampling.BOX)
+        alphas.append(np.asarray(shrunk, dtype=np.float32) / 255)
+    return alphas[0], alphas[1]
+
+
+def _meet(one: Place, other: Place) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

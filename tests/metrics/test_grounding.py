@@ -1,0 +1,115 @@
+"""Figures of boxes and masks against tables made by hand."""
+
+import numpy as np
+import pytest
+
+from mllm.metrics.grounding import rec, res
+from mllm.structures import Answer, Mark
+
+TRUE = (0.0, 0.0, 10.0, 10.0)
+HALF = (0.0, 0.0, 5.0, 10.0)
+"""IoU 0.5 with TRUE: not enough."""
+MOST = (0.0, 0.0, 8.0, 10.0)
+"""IoU 0.8."""
+FAR = (50.0, 50.0, 60.0, 60.0)
+
+
+def boxes(*corners, text=""):
+    return Answer(text, tuple(Mark(box=box) for box in corners))
+
+
+def filled(*columns):
+    """A mask [10, 10] with whole columns filled."""
+    mask = np.zeros((10, 10), bool)
+    mask[:, list(columns)] = True
+    return mask
+
+
+def masks(*several):
+    return Answer("", tuple(Mark(mask=mask) for mask in several))
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "accuracy", "mean_iou"),
+    [
+        ([TRUE], [TRUE], 1, 1),
+        ([MOST], [TRUE], 1, 0.8),
+        ([HALF], [TRUE], 0, 0.5),
+        ([FAR], [TRUE], 0, 0),
+        ([], [TRUE], 0, 0),
+        ([FAR, TRUE], [TRUE], 0, 0),  # the first box counts
+        ([TRUE, FAR], [TRUE], 1, 1),
+        ([FAR, TRUE], [TRUE, FAR], 1, 1),  # several: in any order
+        ([MOST], [TRUE, FAR], 1 / 2, 0.4),
+        ([TRUE, FAR, MOST], [TRUE, FAR], 2 / 3, 2 / 3),  # one too many costs as much
+        ([TRUE, MOST], [TRUE, TRUE], 1, 0.9),
+        ([], [TRUE, FAR], 0, 0),
+    ],
+)
+def test_a_sample_of_boxes(found, wanted, accuracy, mean_iou):
+    figures = rec([boxes(*found)], [boxes(*wanted)])
+    assert figures == pytest.approx(
+        {"accuracy": accuracy, "mean_iou": mean_iou, "failed": int(not found), "target_failed": 0, "samples": 1}
+    )
+
+
+def test_failures_are_counted_and_score_nothing():
+    """Four predictions, one right, one without a box, one unreadable; a fifth has no target."""
+    predictions = [boxes(TRUE), boxes(FAR), Answer("none"), Answer("[0.1,0.", unreadable=1), boxes(TRUE)]
+    figures = rec(predictions, [boxes(TRUE)] * 4 + [Answer("no box")])
+    assert figures == {"accuracy": 0.25, "mean_iou": 0.25, "failed": 2, "target_failed": 1, "samples": 4}
+
+
+def test_a_box_in_another_image_is_wrong():
+    elsewhere = Answer("", (Mark(box=TRUE, image=1),))
+    assert rec([elsewhere], [boxes(TRUE)])["accuracy"] == 0
+    assert rec([elsewhere], [elsewhere])["accuracy"] == 1
+
+
+def test_masks_by_hand():
+    """IoU 1, 0.25 and 0 (without a mask); the areas are 1, 4 and 2 columns."""
+    predictions = [masks(filled(0)), masks(filled(0)), Answer("nothing")]
+    references = [masks(filled(0)), masks(filled(0, 1, 2, 3)), masks(filled(5, 6))]
+    figures = res(predictions, references)
+    assert figures["cIoU"] == pytest.approx(2 / 7)
+    assert figures["gIoU"] == pytest.approx(1.25 / 3)
+    assert [figures[f"Pr@{threshold}"] for threshold in (0.5, 0.6, 0.7, 0.8, 0.9)] == pytest.approx([1 / 3] * 5)
+    assert figures["box_accuracy@0.5"] == pytest.approx(1 / 3)
+    assert (figures["failed"], figures["target_failed"], figures["samples"], figures["no_target"]) == (1, 0, 3, 0)
+
+
+def test_the_thresholds_are_exceeded_one_after_the_other():
+    """IoU 0.7 (7 of 10 columns) exceeds 0.5 and 0.6 and no more."""
+    figures = res([masks(filled(*range(7)))], [masks(filled(*range(10)))])
+    assert [figures[f"Pr@{threshold}"] for threshold in (0.5, 0.6, 0.7, 0.8, 0.9)] == [1, 1, 0, 0, 0]
+
+
+def test_the_masks_of_one_answer_are_one_thing():
+    figures = res([masks(filled(1), filled(2))], [masks(filled(1, 2))])
+    assert (figures["cIoU"], figures["gIoU"]) == (1, 1)
+
+
+def test_a_predicted_mask_without_a_pixel_is_wrong_but_no_failure():
+    figures = res([masks(filled())], [masks(filled(1))])
+    assert (figures["gIoU"], figures["cIoU"], figures["failed"]) == (0, 0, 0)
+
+
+def test_where_there_is_nothing_to_find_silence_is_right_and_the_other_figures_do_not_rise():
+    references = [masks(filled()), Answer("There is none."), Answer("There is none."), masks(filled(1))]
+    predictions = [Answer("none"), masks(filled(3)), masks(filled()), masks(filled(1, 2))]
+    figures = res(predictions, references)
+    assert figures["no_target"] == 3
+    assert figures["no_target_accuracy"] == pytest.approx(2 / 3)
+    assert (figures["gIoU"], figures["cIoU"], figures["samples"]) == (0.5, 0.5, 1)
+
+
+def test_a_reference_with_a_box_alone_is_counted_and_left_out():
+    figures = res([masks(filled(1)), masks(filled(1))], [boxes(TRUE), masks(filled(1))])
+    assert (figures["target_failed"], figures["samples"], figures["gIoU"]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("metric", [rec, res])
+def test_nothing_asked_is_nothing_known(metric):
+    figures = metric([], [])
+    assert figures["samples"] == 0
+    assert any(value != value for value in figures.values())

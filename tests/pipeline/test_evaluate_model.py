@@ -1,0 +1,150 @@
+"""A split is answered, scored and written down so that the figures can be taken again from the rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mllm.errors import ConfigError, DataError
+from mllm.metrics.text import accuracy
+from mllm.pipeline.evaluate_model import main, table
+from mllm.structures import Answer
+
+DATA = "test=dict(_delete_=True, type='VQADataset', data_path='rows.jsonl', image_folder='pictures')"
+MORE = f"data_args = dict({DATA}, gen_kwargs=dict(max_new_tokens=4))"
+
+
+@pytest.fixture
+def run(write_config: Callable[..., str], write_rows: Callable[..., None], talking_adapter: Path) -> tuple[str, str]:
+    """A config whose test split has five rows, and a run folder with an adapter."""
+    write_rows({"image": "0.png", "question": "Which?", "answer": "MRI"})
+    shutil.copytree(talking_adapter, "exp/old/adapter")
+    return write_config(MORE), "exp/old/adapter"
+
+
+def read(folder: str) -> tuple[dict, list[dict]]:  # type: ignore[type-arg]
+    rows = [json.loads(line) for line in (Path(folder) / "predictions.jsonl").read_text().splitlines()]
+    return json.loads((Path(folder) / "metrics.json").read_text()), rows
+
+
+def test_figures_rows_settings_and_versions_are_written_beside_the_adapter(
+    run: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, adapter = run
+    assert main([config, "--adapter", adapter]) == 0
+    values, rows = read("exp/old/evaluation-test")
+    assert [(row["question"], row["reference"]) for row in rows] == [("<image> What?", "A scan.")] * 4 + [
+        ("<image> Which?", "MRI")
+    ]
+    assert all(row["prediction"] for row in rows)
+    again = accuracy([Answer(row["prediction"]) for row in rows], [Answer(row["reference"]) for row in rows])
+    assert values["figures"] == {"accuracy": again}
+    assert values["counts"] == {
+        "answers": 5,
+        "skipped": 0,
+        "unreadable": 0,
+        "tokens": sum(row["tokens"] for row in rows),
+    }
+    assert values["settings"]["gen_kwargs"] == {"max_new_tokens": 4}
+    assert values["settings"]["data"]["data_path"] == "rows.jsonl"
+    assert values["model"]["adapter_path"] == adapter
+    weights = (Path(adapter) / "adapter_model.safetensors").read_bytes()
+    assert values["adapter_sha256"] == {"adapter_model.safetensors": hashlib.sha256(weights).hexdigest()}
+    assert {"packages", "git"} <= set(values["environment"])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == ["metric", "figure", "value"]
+    assert ["accuracy", "samples", "5"] in [line.split() for line in shown]
+
+
+def test_nothing_is_overwritten(run: tuple[str, str]) -> None:
+    config, _ = run
+    asked = [config, "--adapter", "exp/old", "--cfg-options", "data_args.gen_kwargs.max_new_tokens=1"]
+    for _ in range(2):
+        assert main(asked) == 0
+    assert read("exp/old/evaluation-test")[1] == read("exp/old/evaluation-test-2")[1]
+    with pytest.raises(ConfigError, match="evaluation-test exists and is not an empty folder"):
+        main([*asked, "--out", "exp/old/evaluation-test"])
+    assert sorted(path.name for path in Path("exp/old").iterdir()) == [
+        "adapter",
+        "evaluation-test",
+        "evaluation-test-2",
+    ]
+
+
+def test_a_base_model_is_asked_with_the_metrics_of_the_command_line(run: tuple[str, str], talking_base: Path) -> None:
+    config, adapter = run
+    options = ["--metric", "short_answer", "accuracy", "rec", "--out", "out"]
+    assert main([config, "--model", str(talking_base), *options]) == 0
+    values, rows = read("out")
+    assert list(values["figures"]) == ["short_answer", "accuracy", "rec"]
+    assert values["figures"]["short_answer"]["failed"] == 5
+    assert values["figures"]["rec"] == {
+        "accuracy": None,
+        "mean_iou": None,
+        "failed": 0,
+        "target_failed": 5,
+        "samples": 0,
+    }
+    assert values["model"]["adapter_path"] is None
+    assert values["model"]["image_token_len"] == 16, "encoded as the config says"
+    assert values["adapter_sha256"] == {}
+    main([config, "--adapter", adapter])
+    assert [row["prediction"] for row in read("exp/old/evaluation-test")[1]] != [row["prediction"] for row in rows]
+
+
+def test_other_splits_need_not_be_there(run: tuple[str, str], write_config: Callable[..., str]) -> None:
+    absent = "dict(_delete_=True, type='VQADataset', data_path='absent.jsonl')"
+    config = write_config(
+        f"data_args = dict(train={absent}, validation={DATA.split('=', 1)[1]}, test={absent})", "b.py"
+    )
+    assert main([config, "--adapter", run[1], "--split", "validation"]) == 0
+    assert len(read("exp/old/evaluation-validation")[1]) == 5
+    with pytest.raises(DataError, match="absent"):
+        main([config, "--adapter", run[1]])
+
+
+def test_bad_rows_are_counted_or_end_it_without_a_trace(
+    run: tuple[str, str], write_config: Callable[..., str], write_rows: Callable[..., None]
+) -> None:
+    write_rows({"image": "absent.png", "question": "Which?", "answer": "MRI"})
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 5"):
+        main([run[0], "--adapter", run[1]])
+    assert not Path("exp/old/evaluation-test").exists()
+    assert main([run[0], "--adapter", run[1], "--cfg-options", "data_args.on_error=skip"]) == 0
+    values, rows = read("exp/old/evaluation-test")
+    assert (len(rows), values["counts"]["skipped"]) == (4, 1)
+    assert "absent.png" in values["skipped"][0]
+    Path("rows.jsonl").write_text('{"image": "absent.png", "question": "Which?", "answer": "MRI"}\n')
+    with pytest.raises(DataError, match="none of the 1 rows"):
+        main([run[0], "--adapter", run[1], "--cfg-options", "data_args.on_error=skip"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--metric", "acuracy"], "did you mean 'accuracy'"),
+        (["--cfg-options", "data_args.compute_metric=None"], "give --metric NAME, one of accuracy"),
+        (["--cfg-options", "data_args.test=None"], "no split 'test'"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_a_model_is_loaded(
+    run: tuple[str, str], monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    monkeypatch.setattr("mllm.pipeline.inference.load_for_answers", None)
+    with pytest.raises(ConfigError, match=said):
+        main([run[0], "--adapter", run[1], *options])
+
+
+def test_the_table_has_counts_and_shares() -> None:
+    lines = table({"rec": {"accuracy": 0.87512, "samples": 1200}, "res": {"cIoU": float("nan")}}).splitlines()
+    assert [line.split() for line in lines[2:]] == [
+        ["rec", "accuracy", "0.8751"],
+        ["rec", "samples", "1,200"],
+        ["res", "cIoU", "nan"],
+    ]
+    assert len({len(line) for line in lines}) == 1
