@@ -114,7 +114,7 @@ def test_it_trains_two_steps_with_tiny_and_peft_reads_the_adapter(path: Path, tm
     monkeypatch.chdir(tmp_path)
     config = read_config(path)
     splits = {split: vars(config.data_args)[split] for split in ("train", "validation", "test")}
-    sizes = [f"data_args.{split}.size=2" for split, options in splits.items() if "size" in options]
+    sizes = [f"data_args.{split}.size=2" for split, options in splits.items() if options and "size" in options]
     if config.model_args.heads:
         sizes += ["model_args.heads.mask.dim=32"]
     assert (

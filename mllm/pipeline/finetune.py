@@ -29,7 +29,17 @@ def main(argv: Sequence[str]) -> int:
     from mllm.errors import memory_advised
     from mllm.models.builder.builder import load_pretrained
     from mllm.pipeline.prepare import prepare_args
-    from mllm.pipeline.steps import announce, examination, export, open_run, open_splits, prepare_data, report, train
+    from mllm.pipeline.steps import (
+        announce,
+        examination,
+        export,
+        leave,
+        open_run,
+        open_splits,
+        prepare_data,
+        report,
+        train,
+    )
 
     config, hardware = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
     splits = open_splits(config)
@@ -48,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
         written = export(config, bundle, trainer, splits, folder)  # before the examination, which can fail
         answers = examination(config, bundle, splits)
         report(config, trainer, splits, written, answers, untrained)
+    leave()
     return 0
 
 

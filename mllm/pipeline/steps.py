@@ -227,3 +227,10 @@ def accuracy_line(trained: dict[str, float], untrained: dict[str, float] | None)
 def figure_line(name: str, trained: dict[str, float], untrained: dict[str, float] | None) -> str:
     """`held-out rec: accuracy 0.8750, mean_iou 0.7512, failed 0, samples 8 (untrained: accuracy 0.0000, ...)`."""
     return f"held-out {name}: {described(trained)}" + (f" (untrained: {described(untrained)})" if untrained else "")
+
+
+def leave() -> None:
+    """Ends what the processes of a run share; a process that exits with it open may crash after its work is done."""
+    state = PartialState()
+    if state.num_processes > 1:
+        state.destroy_process_group()

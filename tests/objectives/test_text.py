@@ -17,6 +17,8 @@ def _case(dtype=torch.float64):
     labels[:, :4] = IGNORE
     labels[2] = IGNORE
     head = nn.Linear(WIDTH, VOCABULARY, bias=False, dtype=dtype)
+    with torch.no_grad():
+        head.weight.uniform_(-(WIDTH**-0.5), WIDTH**-0.5, generator=generator)
     return hidden, labels, head
 
 
