@@ -100,7 +100,7 @@ def refuse_freezing_conflicts(config: RunConfig) -> None:
 
 def without_lora(args: ModelArgs) -> bool:
     """Whether the language model stays as it is, without a LoRA."""
-    return args.freeze_backbone or args.tune_mm_mlp_adapter
+    return args.freeze_backbone or args.tune_mm_mlp_adapter or args.train_vision
 
 
 def refuse_objectives_without_heads(config: RunConfig) -> None:

@@ -87,6 +87,10 @@ class ModelArgs:
     """shikra, perceptionGPT: the projector does not train."""
     pretrain_mm_mlp_adapter: str | None = None
     """shikra, perceptionGPT: a file with the projector's weights in LLaVA's layout."""
+    part: Literal["vision"] | None = None
+    """'vision': load the vision tower and its projector alone, without the language model; None: the whole model."""
+    train_vision: bool = False
+    """part='vision': all of the vision tower trains, in fp32, instead of a LoRA in it."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,18 @@ class ExportArgs:
 
 
 @dataclass(frozen=True)
+class DistillArgs:
+    """Who teaches."""
+
+    teacher: ModelArgs
+    """The frozen model that is learned from: the keys of `model_args`, without a LoRA of its own."""
+    cache: bool = True
+    """Compute what a vision teacher sees of each image once, keep it on the disk, and drop the teacher."""
+    cache_folder: str = "exp/teacher_cache"
+    """Where it is kept; runs share it, and what another teacher or another setting saw is never mixed up."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A config that was read, checked and found to make sense; two are equal if they ask for the same run."""
 
@@ -143,6 +159,7 @@ class RunConfig:
     hardware: dict[str, Any] = field(default_factory=dict)
     """`bf16=True`: keep bf16 on a CPU, where it is slow, instead of falling back to fp32."""
     export_args: ExportArgs = field(default_factory=ExportArgs)
+    distill_args: DistillArgs | None = None
     custom_imports: dict[str, Any] = field(default_factory=dict)
     """`imports`: modules that register datasets and other parts; `folders`: where they lie."""
     places: Places = field(default_factory=Places, compare=False, repr=False)
@@ -173,6 +190,7 @@ class RunConfig:
             "name": self.name,
         }
         optional = {"hardware": self.hardware, "custom_imports": self.custom_imports, "tiny": self.tiny}
+        optional["distill_args"] = self.distill_args and asdict(self.distill_args)
         return sections | {key: value for key, value in optional.items() if value}
 
     @property

@@ -40,6 +40,10 @@ class SampleDataset(Dataset[Sample], ABC):
     def describe(self, index: int, epoch: int = 0) -> str:
         """Where a row comes from, for messages: `FILE, line N`."""
 
+    def measures(self, index: int) -> dict[str, float]:
+        """The measures of a row; a dataset that knows them without reading images says so here."""
+        return self.sample(index).measures
+
     @abstractmethod
     def group(self, index: int, epoch: int = 0) -> str | None:
         """The patient of a row, or None where unknown; reads no image."""

@@ -17,6 +17,7 @@ from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
+from mllm.objectives.base import Objective
 from mllm.registry import OBJECTIVES, TRAINERS
 from mllm.structures import Bundle
 
@@ -26,9 +27,9 @@ CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 """Two names of one thing: transformers is renaming it."""
 
 
-def build_learner(config: RunConfig, bundle: Bundle) -> Learner:
-    """The student with the objectives that the config names."""
-    objectives = {}
+def build_learner(config: RunConfig, bundle: Bundle, teacher: Bundle | None = None) -> Learner:
+    """The student with the objectives that the config names, and who teaches it."""
+    objectives: dict[str, Objective] = {}
     for name, options in config.objectives.items():
         if name == "loss" or not name.isidentifier():
             raise ConfigError(
@@ -39,7 +40,8 @@ def build_learner(config: RunConfig, bundle: Bundle) -> Learner:
             objectives[name] = OBJECTIVES.find(options["type"])(**arguments)
         except TypeError as error:
             raise ConfigError(f"objectives.{name}: {error}") from error
-    return Learner(bundle.model, objectives)
+        objectives[name].connect(bundle, teacher)
+    return Learner(bundle.model, objectives, None if teacher is None else teacher.model)
 
 
 def prepare_trainer(
@@ -55,7 +57,12 @@ def prepare_trainer(
     return trainer
 
 
-@TRAINERS.register_module(name=["medgemma", "image-text", "shikra", "perceptionGPT", "causal-lm", "seq2seq"])
+@TRAINERS.register_module(
+    name=[
+        *("medgemma", "image-text", "shikra", "perceptionGPT", "causal-lm", "seq2seq"),
+        *("gemma3n-student", "medsiglip"),
+    ]
+)
 def build_multimodal_trainer(
     config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, **data: Any
 ) -> MultimodalTrainer:

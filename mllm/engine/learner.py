@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from mllm.models.perception import PerceptionModel
+from mllm.models.adapted import AdaptedModel
 from mllm.objectives.base import Objective
-from mllm.structures import Context
+from mllm.structures import Context, Outputs
 
 Reduction = Literal["items", "samples"]
 
@@ -24,15 +25,15 @@ class Learner(nn.Module):
 
     def __init__(
         self,
-        student: PerceptionModel,
+        student: AdaptedModel,
         objectives: Mapping[str, Objective],
-        teacher: PerceptionModel | None = None,
+        teacher: nn.Module | None = None,
         reduction: Reduction = "items",
     ) -> None:
         super().__init__()
-        self.student: PerceptionModel = student
+        self.student: AdaptedModel = student
         self.objectives = nn.ModuleDict(objectives)
-        self.teacher: PerceptionModel | None = teacher
+        self.teacher: nn.Module | None = teacher
         self.reduction = reduction
         self.progress = 0.0
         """How far the training is, in [0, 1]; the trainer sets it."""
@@ -57,8 +58,7 @@ class Learner(nn.Module):
         `counts` are those of the whole logical batch; without them the batch stands for itself.
         """
         outputs = self.student(**student)
-        taught = None if self.teacher is None or teacher is None else self.teacher(**teacher)
-        context = Context(targets, outputs, taught, self.progress)
+        context = Context(targets, outputs, self.taught(teacher), self.progress)
         counts = counts or self.counts(targets)
         loss, terms = outputs.hidden_BLD.new_zeros(()).float(), {}
         for name, objective in self.named_objectives():
@@ -70,6 +70,15 @@ class Learner(nn.Module):
             loss = loss + objective.weight(self.progress) * term
             terms[name] = term.detach()
         return {"loss": loss, **terms}
+
+    def taught(self, teacher: dict[str, Tensor] | None) -> Outputs | None:
+        """What the teacher gives for a batch, without a gradient; None where nobody teaches."""
+        if self.teacher is None or teacher is None:
+            return None
+        with torch.no_grad():
+            outputs = self.teacher(**teacher)
+        assert isinstance(outputs, Outputs)
+        return outputs
 
     def train(self, mode: bool = True) -> Learner:
         """Training mode for all but the teacher, which stays as it is used."""

@@ -20,6 +20,19 @@ from mllm.testing.vocabulary import train_pieces
 
 TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
 
+GEMMA3N_TEXT = {
+    **TEXT,
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "hidden_size_per_layer_input": 16,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    "sliding_window": 64,
+    "num_kv_shared_layers": 2,
+    "laurel_rank": 8,
+    "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
+}
+"""Gemma 3n's language model: alternating updates, embeddings for each layer, shared keys, softcapped logits."""
+
 
 def _tokenizer() -> Any:
     """Gemma's tokenizer of text, with its chat template."""
@@ -34,17 +47,9 @@ def _gemma3n(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[P
     """Gemma 3n's language model: alternating updates, embeddings for each layer, shared keys, softcapped logits."""
     tokenizer = _tokenizer()
     values = {
-        **TEXT,
-        "num_hidden_layers": 4,
-        "head_dim": 32,
+        **GEMMA3N_TEXT,
         "vocab_size": padded(len(tokenizer)),
         "vocab_size_per_layer_input": padded(len(tokenizer)),
-        "hidden_size_per_layer_input": 16,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
-        "sliding_window": 64,
-        "num_kv_shared_layers": 2,
-        "laurel_rank": 8,
-        "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
         **text,
     }
     config = new(

@@ -117,7 +117,7 @@ def test_the_first_batch_is_shown_with_its_answers_in_bold(make_trainer):
     trainer = make_trainer()
     batch = trainer.first_batch()
     encoder = trainer.data_collator.pad.__self__
-    text = describe_batch(batch, encoder.tokenizer, encoder.processor.image_token_ids)
+    text = describe_batch(batch, bundle)
     assert "[16 image tokens]" in text
     assert text.count("**") // 2 - 1 == batch.samples
     for draw in next(iter(trainer.train_sampler)):
