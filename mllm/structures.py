@@ -22,6 +22,8 @@ BOX = "<box>"
 """The placeholder that a turn's text holds where one or several boxes or masks are named."""
 POINT = "<point>"
 """The same for points."""
+UNITS = {"EF": "%", "EDV": "mL", "ESV": "mL"}
+"""The units of measures by their names: ejection fraction, end-diastolic and end-systolic volume."""
 IGNORE = -100
 """The label of a token that is not supervised (PyTorch's `ignore_index`)."""
 

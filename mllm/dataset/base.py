@@ -48,6 +48,14 @@ class SampleDataset(Dataset[Sample], ABC):
     def group(self, index: int, epoch: int = 0) -> str | None:
         """The patient of a row, or None where unknown; reads no image."""
 
+    def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
+        """The numbers to regress of a row, where they are known without reading its images."""
+        return {}
+
+    def summary(self) -> dict[str, Any]:
+        """What was found in the files, what was dropped and why, as plain values; empty where nothing is to be told."""
+        return {}
+
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index)
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mllm.dataset.single_image_dataset  # noqa: F401  (registers its datasets)
+import mllm.dataset.single_image_dataset
+import mllm.dataset.video_dataset  # noqa: F401  (both register their datasets)
 from mllm.config.schema import DataArgs
 from mllm.dataset.base import ImageTextDataset, SampleDataset
 from mllm.dataset.mixing import PatientSplit, SubsetDataset, check_leakage

@@ -45,6 +45,11 @@ class _Combined(SampleDataset):
         dataset, row = self.locate(index, epoch)
         return dataset.group(row, epoch)
 
+    @override
+    def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
+        dataset, row = self.locate(index, epoch)
+        return dataset.measures(row, epoch)
+
 
 @DATASETS.register_module()
 class ConcatDataset(_Combined):

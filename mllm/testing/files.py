@@ -1,22 +1,17 @@
-"""Writers of tiny medical files, for tests and for the miniatures of datasets."""
+"""Writers of tiny medical files, for tests."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-_PIXEL_FORMATS = {
-    "mjpeg": "yuvj444p",
-    "mpeg4": "yuv420p",
-    "ffv1": "bgr0",
-    "libx264": "yuv420p",
-    "libvpx-vp9": "yuv420p",
-}
+from mllm.dataset.phantoms.writers import write_avi, write_nifti
+
+__all__ = ["write_avi", "write_dicom", "write_nifti", "write_png"]
 
 
 def write_png(path: str | Path, pixels: np.ndarray) -> Path:
@@ -92,39 +87,3 @@ def _encapsulate_jpeg(dataset: Any, frames: np.ndarray) -> None:
     dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     if dataset.SamplesPerPixel == 3:
         dataset.PhotometricInterpretation = "YBR_FULL_422"
-
-
-def write_nifti(
-    path: str | Path, volume: np.ndarray, spacing: Sequence[float] = (1, 1, 1), affine: np.ndarray | None = None
-) -> Path:
-    """Writes [X, Y, Z] or [X, Y, Z, T] voxels, in RAS+ with `spacing` in mm unless an `affine` [4, 4] is given."""
-    import nibabel
-
-    image = nibabel.Nifti1Image(volume, np.diag([*spacing, 1.0]) if affine is None else affine)
-    nibabel.save(image, path)
-    return Path(path)
-
-
-def write_avi(
-    path: str | Path,
-    frames: Sequence[np.ndarray],
-    codec: str = "mjpeg",
-    fps: int = 25,
-    options: dict[str, str] | None = None,
-) -> Path:
-    """Writes [H, W] or [H, W, 3] uint8 frames as a video; the container follows the suffix (`.avi`, `.mp4`, `.mkv`).
-
-    Height and width must be even. `codec` is `mjpeg` (every frame a keyframe), `mpeg4` (a keyframe every 12), `ffv1`
-    (lossless), `libx264` or `libvpx-vp9`; `options` are the encoder's own.
-    """
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps, options=options or {})
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = _PIXEL_FORMATS[codec]
-        for pixels in frames:
-            picture = av.VideoFrame.from_ndarray(pixels, format="gray" if pixels.ndim == 2 else "rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
-    return Path(path)

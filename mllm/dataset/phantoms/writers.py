@@ -1,0 +1,79 @@
+"""Writers of videos and volumes, for the miniatures of datasets and for tests."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mllm.files import write_text
+
+_PIXEL_FORMATS = {
+    "mjpeg": "yuvj444p",
+    "mpeg4": "yuv420p",
+    "ffv1": "bgr0",
+    "libx264": "yuv420p",
+    "libvpx-vp9": "yuv420p",
+}
+_ELEMENTS = {"u1": "MET_UCHAR", "i2": "MET_SHORT", "u2": "MET_USHORT", "f4": "MET_FLOAT"}
+
+
+def write_nifti(
+    path: str | Path, volume: np.ndarray, spacing: Sequence[float] = (1, 1, 1), affine: np.ndarray | None = None
+) -> Path:
+    """Writes [X, Y, Z] or [X, Y, Z, T] voxels, in RAS+ with `spacing` in mm unless an `affine` [4, 4] is given."""
+    import nibabel
+
+    image = nibabel.Nifti1Image(volume, np.diag([*spacing, 1.0]) if affine is None else affine)
+    nibabel.save(image, path)
+    return Path(path)
+
+
+def write_avi(
+    path: str | Path,
+    frames: Sequence[np.ndarray],
+    codec: str = "mjpeg",
+    fps: int = 25,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Writes [H, W] or [H, W, 3] uint8 frames as a video; the container follows the suffix (`.avi`, `.mp4`, `.mkv`).
+
+    Height and width must be even. `codec` is `mjpeg` (every frame a keyframe), `mpeg4` (a keyframe every 12), `ffv1`
+    (lossless), `libx264` or `libvpx-vp9`; `options` are the encoder's own.
+    """
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, options=options or {})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = _PIXEL_FORMATS[codec]
+        for pixels in frames:
+            picture = av.VideoFrame.from_ndarray(pixels, format="gray" if pixels.ndim == 2 else "rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return Path(path)
+
+
+def write_mhd(path: str | Path, pixels: np.ndarray, spacing: Sequence[float], compressed: bool = False) -> Path:
+    """Writes [H, W] or [F, H, W] pixels as a MetaImage: a header, and `.raw` or `.zraw` beside it.
+
+    `spacing` is in mm, across, down and, for frames, from one to the next.
+    """
+    path = Path(path)
+    data = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<")).tobytes()
+    raw = path.with_suffix(".zraw" if compressed else ".raw")
+    lines = {
+        "ObjectType": "Image",
+        "NDims": pixels.ndim,
+        "BinaryData": True,
+        "BinaryDataByteOrderMSB": False,
+        "CompressedData": compressed,
+        "ElementSpacing": " ".join(str(float(step)) for step in spacing),
+        "DimSize": " ".join(str(length) for length in reversed(pixels.shape)),
+        "ElementType": _ELEMENTS[pixels.dtype.str[1:]],
+        "ElementDataFile": raw.name,
+    }
+    raw.write_bytes(zlib.compress(data) if compressed else data)
+    return write_text(path, "".join(f"{key} = {value}\n" for key, value in lines.items()))

@@ -1,0 +1,205 @@
+"""EchoNet-Dynamic: apical four-chamber videos with traced frames and volumes (Ouyang et al., Nature 2020)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+from typing_extensions import override
+
+from mllm.dataset.cine import ED, ES, MEASURES, CineDataset, counted, drawn, known_number
+from mllm.dataset.phantoms.echo_folders import write_echonet
+from mllm.dataset.readers import read_images
+from mllm.dataset.records import Records
+from mllm.dataset.tracings import Tracing, read_tracings, stem
+from mllm.errors import DataError, hint
+from mllm.registry import DATASETS
+
+logger = logging.getLogger(__name__)
+
+FILE_LIST, TRACINGS, VIDEOS = "FileList.csv", "VolumeTracings.csv", "Videos"
+NEEDED = ("FileName", "EF", "ESV", "EDV", "Split")
+"""The columns of `FileList.csv` that are read."""
+
+
+@dataclass(frozen=True)
+class _Video:
+    """A video with its traced frames in the order of the file."""
+
+    row: int
+    name: str
+    measures: dict[str, float]
+    tracings: tuple[Tracing, ...]
+
+    @property
+    def ed(self) -> Tracing:
+        """The frame with the largest traced area."""
+        return max(self.tracings, key=lambda tracing: tracing.area)
+
+    @property
+    def es(self) -> Tracing:
+        """The frame with the smallest."""
+        return min(self.tracings, key=lambda tracing: tracing.area)
+
+
+@DATASETS.register_module()
+class EchoNetDataset(CineDataset):
+    """The end-diastolic and end-systolic frame of each video of EchoNet-Dynamic with EF (%), EDV and ESV (mL).
+
+    `data_path` is the folder with `FileList.csv`, `VolumeTracings.csv` and `Videos`. `split` is TRAIN, VAL or TEST in
+    any case, None for all. `size` takes at most so many videos, drawn by `seed`. End diastole is the traced frame with
+    the larger area, whatever the order of the file or of the frames. A video without two traced frames, or without any
+    known measure, is left out and counted: `summary` tells.
+    """
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        split: str | None = "TRAIN",
+        size: int | None = None,
+        transforms: Sequence[Mapping[str, Any]] = (),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(transforms, seed)
+        self.folder = Path(data_path).expanduser()
+        for name in (FILE_LIST, TRACINGS, VIDEOS):
+            if not (self.folder / name).exists():
+                raise DataError(
+                    f"{self.folder / name} does not exist: data_path must be the folder of EchoNet-Dynamic, with "
+                    f"{FILE_LIST}, {TRACINGS} and {VIDEOS}"
+                )
+        self.records = Records(self.folder / FILE_LIST)
+        self.split = None if split is None else split.upper()
+        self.dropped: Counter[str] = Counter()
+        self._rows_of: Counter[str] = Counter()
+        videos = self._read()
+        chosen = drawn(len(videos), size, seed)
+        self.dropped[f"beyond size={size}"] = len(videos) - len(chosen)
+        self.videos = [videos[index] for index in chosen]
+        logger.info("%s", self._report())
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    @override
+    def views(self, index: int) -> dict[str, Image]:
+        """The two frames, decoded alone; raises `DataError` where the video or a frame of it is not there."""
+        video = self.videos[self.checked(index)]
+        path = self.folder / VIDEOS / f"{video.name}.avi"
+        return dict(zip((ED, ES), read_images(path, frames=[video.ed.frame, video.es.frame]), strict=True))
+
+    @override
+    def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
+        return dict(self.videos[self.checked(index)].measures)
+
+    @override
+    def describe(self, index: int, epoch: int = 0) -> str:
+        return self.records.describe(self.videos[self.checked(index)].row)
+
+    @override
+    def group(self, index: int, epoch: int = 0) -> str | None:
+        return self.videos[self.checked(index)].name
+
+    @override
+    def summary(self) -> dict[str, Any]:
+        """Counts of the rows, of what was dropped, and of how often other rules would have mistaken ED for ES.
+
+        The rules are those in use elsewhere: the last traced frame of the file, and the later frame of the video.
+        """
+        videos, there = self.videos, {path.name for path in (self.folder / VIDEOS).iterdir()}
+        gaps = [abs(_ef(video.measures) - video.measures["EF"]) for video in videos]
+        gaps = [gap for gap in gaps if not math.isnan(gap)]
+        return {
+            "folder": str(self.folder),
+            "split": self.split,
+            "videos of each split": dict(self._rows_of),
+            "used": len(videos),
+            "dropped": {reason: count for reason, count in self.dropped.items() if count},
+            "video files missing": sum(f"{video.name}.avi" not in there for video in videos),
+            "more than two traced frames": sum(len(video.tracings) > 2 for video in videos),
+            "unknown": {name: sum(math.isnan(video.measures[name]) for video in videos) for name in MEASURES},
+            "ED is the larger traced area": {
+                "file order disagrees": sum(video.ed != video.tracings[-1] for video in videos),
+                "index order disagrees": sum(video.ed.frame < video.es.frame for video in videos),
+            },
+            "EF against the volumes, points": {
+                "mean": float(np.mean(gaps)) if gaps else math.nan,
+                "largest": max(gaps, default=math.nan),
+            },
+        }
+
+    @classmethod
+    @override
+    def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
+        """Generated videos in the files of EchoNet-Dynamic, all of one split."""
+        write_echonet(folder, {"TRAIN": rows}, seed=tuple(folder.name.encode()), frames=30)
+        return {"data_path": str(folder), "split": "TRAIN"}
+
+    def _read(self) -> list[_Video]:
+        """The videos of the split that can be used, in the order of `FileList.csv`."""
+        rows = self._rows_of_split()
+        traced = read_tracings(self.folder / TRACINGS, rows)
+        videos = []
+        for name, index in rows.items():
+            row = self.records[index]
+            try:
+                measures = {measure: known_number(row[measure], measure) for measure in MEASURES}
+            except DataError as error:
+                raise DataError(f"{self.records.describe(index)}: {error}") from error
+            video = _Video(index, name, measures, tuple(traced.get(name, ())))
+            if len(video.tracings) < 2:
+                self.dropped["without two traced frames"] += 1
+            elif video.ed.area == video.es.area:
+                self.dropped["with tracings of equal area"] += 1
+            elif all(map(math.isnan, measures.values())):
+                self.dropped["without a known measure"] += 1
+            else:
+                videos.append(video)
+        if not videos:
+            raise DataError(f"{self.folder}: no video of split {self.split} can be used: {counted(self.dropped)}")
+        return videos
+
+    def _rows_of_split(self) -> dict[str, int]:
+        """Names of the split's videos, without suffix, and their rows."""
+        rows: dict[str, int] = {}
+        seen: dict[str, int] = {}
+        for index in range(len(self.records)):
+            row = self.records[index]
+            for column in NEEDED if index == 0 else ():
+                if column not in row:
+                    raise DataError(f"{self.records.path}: column '{column}' is missing{hint(column, row)}")
+            name, split = stem(row["FileName"]), row["Split"].strip().upper()
+            if name in seen:
+                first = self.records.describe(seen[name])
+                raise DataError(f"{self.records.describe(index)}: video '{name}' stands in {first} already")
+            seen[name] = index
+            self._rows_of[split] += 1
+            if self.split in (None, split):
+                rows[name] = index
+        if not rows:
+            raise DataError(f"{self.records.path} has no split '{self.split}'{hint(str(self.split), self._rows_of)}")
+        return rows
+
+    def _report(self) -> str:
+        told = self.summary()
+        rules = told["ED is the larger traced area"]
+        dropped, missing = counted(self.dropped), told["video files missing"]
+        return (
+            f"{self.folder}, split {self.split or 'all'}: {len(self):,} videos"
+            + (f"; left out: {dropped}" if dropped else "")
+            + (f"; {missing:,} video files are missing" if missing else "")
+            + f"; ED is the larger traced area: the file's order says otherwise in {rules['file order disagrees']:,}, "
+            f"the order of the frames in {rules['index order disagrees']:,}"
+        )
+
+
+def _ef(measures: Mapping[str, float]) -> float:
+    """EF in percent out of the volumes."""
+    return 100 * (measures["EDV"] - measures["ESV"]) / measures["EDV"]
