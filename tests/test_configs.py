@@ -35,6 +35,8 @@ MEANT_FOR = {
     "perceptionGPT_refcoco": (A10, "bf16"),
     "gemma3n_medrescue": (A10, "bf16"),
     "t5gemma_mtnt_en_fr": (A10, "bf16"),
+    "gemma3n_3ncore_kd": (A10, "bf16"),
+    "gemma3n_3ncore_kd_t4": (T4, "fp32"),
 }
 
 
@@ -115,7 +117,7 @@ def test_it_trains_two_steps_with_tiny_and_peft_reads_the_adapter(path: Path, tm
     config = read_config(path)
     splits = {split: vars(config.data_args)[split] for split in ("train", "validation", "test")}
     sizes = [f"data_args.{split}.size=2" for split, options in splits.items() if options and "size" in options]
-    if config.model_args.heads:
+    if "mask" in config.model_args.heads:
         sizes += ["model_args.heads.mask.dim=32"]
     assert (
         main(

@@ -98,10 +98,7 @@ def enable_checkpointing(learner: Learner, wanted: dict[str, Any]) -> None:
         options = {**(wanted.pop(f"{name}_kwargs", None) or {}), "use_reentrant": False}
         layers = {key: options.pop(key) for key in ("every_n_layers", "offload") if key in options}
         if wanted.pop(name, False):
-            model = learner.student.pretrained
-            model.gradient_checkpointing_enable(options, **layers)
-            # It makes every tower's inputs ask for gradients, so a frozen one would be computed again and backwards.
-            model.disable_input_require_grads()
+            learner.student.enable_checkpointing(options, **layers)
 
 
 def logical_batch_size(training_args: dict[str, Any]) -> int:
