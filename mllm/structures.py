@@ -127,6 +127,8 @@ class Encoded:
     """Whether the end of its last answer was cut off at `max_length`."""
     frames: tuple[Frame, ...] = ()
     """One for each image of the sample."""
+    unit: int | None = None
+    """Whose contribution it is, where privacy is promised to units of several samples."""
 
     def __len__(self) -> int:
         """The number of tokens, those of the images included."""
@@ -148,6 +150,8 @@ class Batch:
     targets: dict[str, Tensor]
     teacher: dict[str, Tensor] | None = None
     """The same samples through the teacher's processor, where a run distils."""
+    units: tuple[int, ...] | None = None
+    """Whose contribution each sample is, equal ones side by side, where units have several samples."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with `function` applied to every tensor."""

@@ -18,11 +18,14 @@ from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
 from mllm.dataset.collator import EncodedDataset, LogicalCollator
+from mllm.dataset.poisson import PoissonSampler, units_of
 from mllm.dataset.sampler import LogicalBatchSampler
 from mllm.engine.builder import logical_batch_size
 from mllm.engine.callbacks import SKIPPED, close_bars, rows_of, run_folder, write_skipped
 from mllm.engine.examination import PLAIN, Examination, described, examine
-from mllm.engine.preflight import describe_batch, preflight
+from mllm.engine.preflight import describe_batch
+from mllm.engine.privacy.noise import secret_of
+from mllm.engine.privacy.synthetic import synthetic_samples
 from mllm.engine.run_folder import newest_checkpoint, open_run_folder
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
@@ -96,10 +99,11 @@ def refuse_another_model(config: RunConfig, folder: Path) -> None:
 
 def prepare_data(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDataset]) -> dict[str, Any]:
     """What the trainer is given: splits that are encoded in the loader's workers and dealt as logical batches."""
-    state, training = PartialState(), config.training_args
+    state, training, privacy = PartialState(), config.training_args, config.privacy_args
+    size = training.get("per_device_train_batch_size", 8)
     collate = LogicalCollator(
         bundle.encoder.pad,
-        samples_per_piece=training.get("per_device_train_batch_size", 8),
+        samples_per_piece=size if privacy is None else privacy.physical_batch_size,
         tokens_per_piece=config.data_args.tokens_per_micro_batch,
     )
     seed = training.get("data_seed")
@@ -118,7 +122,30 @@ def prepare_data(config: RunConfig, bundle: Bundle, splits: dict[str, SampleData
                 drop_last=is_training and training.get("dataloader_drop_last", False),
                 **dealt,
             )
+    if privacy is not None:
+        given |= private_data(config, bundle, splits["train"])
     return given
+
+
+def private_data(config: RunConfig, bundle: Bundle, train: SampleDataset) -> dict[str, Any]:
+    """A sampler that draws units by chance, alike on all processes and secretly; and samples that are not the data."""
+    privacy, state = config.privacy_args, PartialState()
+    assert privacy is not None
+    secret: list[Any] = [secret_of(privacy.test_noise_seed)]
+    if state.num_processes > 1:
+        broadcast_object_list(secret)
+    units = units_of(train, privacy.unit)
+    sampler = PoissonSampler(
+        units,
+        min(1.0, logical_batch_size(config.training_args) * state.num_processes / len(units)),
+        secret=secret[0],
+        rank=state.process_index,
+        world=state.num_processes,
+        most=privacy.max_records_per_patient,
+    )
+    reads_images = "vision" in bundle.model.towers
+    samples = synthetic_samples(privacy.physical_batch_size, config.model_args.max_length, reads_images)
+    return {"train_sampler": sampler, "synthetic": [bundle.encoder.encode(sample) for sample in samples]}
 
 
 def examination(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDataset]) -> Examination | None:
@@ -134,8 +161,7 @@ def examination(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDatas
 def announce(trainer: MultimodalTrainer, bundle: Bundle, folder: Path) -> None:
     """Says what trains, proves on the first batch that it does, and writes that batch down."""
     logger.info("%s", trainable_table(trainable_report(bundle.model)))
-    batch = trainer.first_batch()
-    preflight(trainer.learner, batch, trainer.accelerator, further=trainer.first_batches())
+    batch = trainer.preflight()
     if trainer.is_world_process_zero():
         encoder = bundle.encoder
         text = describe_batch(batch, encoder.tokenizer, encoder.processor.image_token_ids)
