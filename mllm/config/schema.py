@@ -62,6 +62,8 @@ class ModelArgs:
     """The text that ends an assistant's turn where the chat template writes none; None: found in the template."""
     system: str | None = None
     """System text put before every conversation that has none."""
+    chat_template: str | None = None
+    """How a conversation is written, in Jinja; None: the checkpoint's own, which a merely pretrained one lacks."""
     attn_implementation: str | None = None
     """'eager', 'sdpa' or 'flash_attention_2'; None: transformers chooses."""
     trust_remote_code: bool = False

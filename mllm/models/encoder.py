@@ -39,9 +39,12 @@ class ChatEncoder:
         max_length: int,
         turn_end: str | None = None,
         system: str | None = None,
+        chat_template: str | None = None,
         marks: MarkWriter | None = None,
     ) -> None:
         self.processor = processor
+        if chat_template is not None:
+            processor.chat_template = chat_template
         self.marks = MarkWriter() if marks is None else marks
         if self.marks.background is None:
             self.marks = self.marks.against(_mean_color(processor))
@@ -250,9 +253,13 @@ class ChatEncoder:
         ]
         if not self.processor.chat_template:
             raise ConfigError(
-                "the model has no chat template; use an instruction-tuned checkpoint (its name ends in -it)"
+                "the model has no chat template; use an instruction-tuned checkpoint (its name ends in -it), or write "
+                "one into model_args.chat_template"
             )
-        tail = self.processor.apply_chat_template(probe, tokenize=False).partition(_CLOSE)[2]
+        try:
+            tail = self.processor.apply_chat_template(probe, tokenize=False).partition(_CLOSE)[2]
+        except TemplateError as error:
+            raise ConfigError(f"the chat template cannot be used: {error}") from error
         if wanted is not None:
             return wanted, tail.startswith(wanted)
         found = [(tail.find(token), token) for token in self._control if token in tail]

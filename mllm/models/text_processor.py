@@ -28,6 +28,10 @@ class TextProcessor:
         """The tokenizer's template, or None."""
         return self.tokenizer.chat_template
 
+    @chat_template.setter
+    def chat_template(self, template: str) -> None:
+        self.tokenizer.chat_template = template
+
     def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
         """The rendered conversation."""
         plain = [{**message, "content": _joined(message["content"])} for message in messages]
