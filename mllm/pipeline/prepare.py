@@ -53,7 +53,7 @@ def fill_registries() -> None:
 def with_tiny_parts(config: RunConfig) -> RunConfig:
     """The same run on tiny checkpoints and, where its data is absent, on generated miniatures."""
     model = config.model_args
-    base = ensure_tiny(family_of(model.type), CHECKPOINTS)
+    base = ensure_tiny(family_of(model.type, model.model_name_or_path), CHECKPOINTS)
     if str(base) != model.model_name_or_path:
         logger.info("--tiny: %s stands in for %s", base, model.model_name_or_path)
     changes: dict[str, object] = {"tiny": True, "model_args.model_name_or_path": str(base)}
