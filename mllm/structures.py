@@ -114,6 +114,10 @@ class Answer:
     """Places in the text that begin like a box or a point and cannot be read as one."""
     tokens: int = 0
     """Generated tokens, the end of the turn included; 0 for a reference."""
+    measures: dict[str, float] = field(default_factory=dict)
+    """Numbers in their own units; NaN where unknown."""
+    group: str | None = None
+    """Who a reference belongs to (a patient)."""
 
 
 @dataclass(frozen=True)
