@@ -133,10 +133,15 @@ class Encoded:
     """Whether the end of its last answer was cut off at `max_length`."""
     frames: tuple[Frame, ...] = ()
     """One for each image of the sample."""
+    teacher: Encoded | None = None
+    """The same sample as a teacher sees it, where a run distils."""
+    length: int | None = None
+    """The number of tokens, those of the images included; None: that of the labels."""
+    unit: int | None = None
+    """Whose contribution it is, where privacy is promised to units of several samples."""
 
     def __len__(self) -> int:
-        """The number of tokens, those of the images included."""
-        return int(self.targets["labels"].shape[0])
+        return int(self.targets["labels"].shape[0]) if self.length is None else self.length
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,8 @@ class Batch:
     targets: dict[str, Tensor]
     teacher: dict[str, Tensor] | None = None
     """The same samples through the teacher's processor, where a run distils."""
+    units: tuple[int, ...] | None = None
+    """Whose contribution each sample is, equal ones side by side, where units have several samples."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with `function` applied to every tensor."""
@@ -203,16 +210,18 @@ class Outputs:
     """What a model gives for a batch."""
 
     hidden_BLD: Tensor
-    vocabulary: nn.Module
-    """The projection from D to the vocabulary: a module, never a [B, L, vocabulary] tensor."""
+    """Of a model that reads images alone, the mean features of each view: L is V there."""
+    vocabulary: nn.Module | None = None
+    """The projection from D to the vocabulary: a module, never a [B, L, vocabulary] tensor; None: it does not speak."""
     softcap: float | None = None
     """Logits are `softcap * tanh(logits / softcap)` where the checkpoint says so (Gemma 2, Gemma 3n)."""
     rows: tuple[Tensor, Tensor] | None = None
     """Words of the vocabulary with weights of their own, which train: their ids [R] and weights [R, D]."""
     heads: dict[str, Any] = field(default_factory=dict)
-    """What each head found: `box` [B, M, 4] as shares of what the model sees, `mask` [B, M, S, S] logits."""
+    """What each head found: `box` [B, M, 4] as shares of what the model sees, `mask` [B, M, S, S] logits, `measures`
+    [B, K] in their own units and `measures_std` [K], by which their errors are weighed."""
     taps: dict[str, Tensor] = field(default_factory=dict)
-    """Outputs of named inner layers, kept for distillation."""
+    """Outputs of named inner layers [B, V, C, g, g], averaged over g x g places, kept for distillation."""
 
 
 @dataclass(frozen=True)
@@ -231,16 +240,16 @@ class Bundle:
     """A loaded model and the encoder that speaks its language."""
 
     model: Any
-    """A `mllm.models.perception.PerceptionModel`."""
+    """A `mllm.models.adapted.AdaptedModel`."""
     encoder: Any
-    """A `mllm.models.encoder.ChatEncoder`."""
+    """A `mllm.models.encoder.ChatEncoder`, or for a model without words a `mllm.models.view_encoder.ViewEncoder`."""
 
 
 def unsupervised(targets: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same targets with nothing to learn: no label, no known box, no known mask."""
     silent = dict(targets)
     for name, tensor in targets.items():
-        if name == "labels":
+        if name.endswith("labels"):
             silent[name] = tensor.new_full(tensor.shape, IGNORE)
         elif name.endswith("_known"):
             silent[name] = tensor.new_zeros(tensor.shape)

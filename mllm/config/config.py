@@ -18,7 +18,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mllm.config import validate
+from mllm.config import distill_rules, validate
 from mllm.config.hardware import CHECKOUT
 from mllm.config.places import OPTIONS, Place, Places, read_places, shown
 from mllm.config.schema import RunConfig
@@ -48,6 +48,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         training_args=validate.training_args(validate.section(merged, "training_args", places), places),
         objectives=validate.objectives(validate.section(merged, "objectives", places), places),
         export_args=validate.export_args(validate.section(merged, "export_args", places), places),
+        distill_args=distill_rules.distill_args(validate.section(merged, "distill_args", places), places),
+        privacy_args=validate.privacy_args(merged, places),
         hardware=validate.hardware(validate.section(merged, "hardware", places), places),
         custom_imports=custom_imports,
         name=_name(merged, path, places),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from mllm.config import grounding_rules
+from mllm.config import distill_rules, grounding_rules
 from mllm.config.checkpoint import Checkpoint, inspect_checkpoint
 from mllm.config.defaults import SHIKRA_TYPES, with_defaults
 from mllm.config.hardware import Hardware
@@ -44,6 +44,8 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     grounding_rules.refuse_wrong_llava(config, checkpoint)
     grounding_rules.refuse_freezing_conflicts(config)
     grounding_rules.refuse_objectives_without_heads(config)
+    distill_rules.refuse_wrong_parts(config, checkpoint)
+    distill_rules.refuse_wrong_lessons(config)
     refuse_quantization_conflicts(config)
     refuse_missing_rank(config)
     refuse_two_precisions(config)

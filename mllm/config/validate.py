@@ -11,18 +11,18 @@ from typing import Any
 
 from mllm.config.places import Key, Places, shown
 from mllm.config.renamed import DATA, MODEL, TRAINING
-from mllm.config.schema import SPLITS, DataArgs, ExportArgs, ModelArgs
+from mllm.config.schema import SPLITS, DataArgs, ExportArgs, ModelArgs, PrivacyArgs
 from mllm.config.source import has_source
 from mllm.config.values import fits, limited, wrong_value
 from mllm.errors import ConfigError, hint, near
 from mllm.registry import BOX_FORMATS, DATASETS, HEADS, METRICS, MODELS, OBJECTIVES, TRANSFORMS, Registry
 
 TOP_LEVEL = (
-    *("model_args", "data_args", "training_args", "objectives", "export_args"),
+    *("model_args", "data_args", "training_args", "objectives", "export_args", "distill_args", "privacy_args"),
     *("hardware", "custom_imports", "name", "tiny"),
 )
 DEFAULT_OBJECTIVES = {"next_token": {"type": "NextToken"}}
-HEAD_NAMES = ("box", "mask")
+HEAD_NAMES = ("box", "mask", "measures")
 """The names under which objectives look for what a head found."""
 HEAD_GIVEN = ("width", "vision_width", "layers", "grid", "mask_size")
 """What the model's own sizes give to a head."""
@@ -68,7 +68,7 @@ def section(merged: Mapping[str, Any], name: str, places: Places) -> dict[str, A
 
 def model_args(values: dict[str, Any], places: Places) -> ModelArgs:
     """Checks `model_args`; the type is checked against MODELS by `mllm.config.rules`, which knows checkpoints too."""
-    args = _filled(ModelArgs, values, "model_args", places)
+    args: ModelArgs = filled(ModelArgs, values, "model_args", places)
     if args.lora_target not in ("language", "vision", "all"):
         try:
             re.compile(args.lora_target)
@@ -92,7 +92,7 @@ def model_args(values: dict[str, Any], places: Places) -> ModelArgs:
 
 def data_args(values: dict[str, Any], places: Places) -> DataArgs:
     """Checks `data_args` and, against the signatures of their classes, the datasets in it."""
-    args = _filled(DataArgs, values, "data_args", places)
+    args = filled(DataArgs, values, "data_args", places)
     for name in args.metrics:
         known_entry(METRICS, name, ("data_args", "compute_metric"), places)
     splits = {
@@ -105,7 +105,16 @@ def data_args(values: dict[str, Any], places: Places) -> DataArgs:
 
 def export_args(values: dict[str, Any], places: Places) -> ExportArgs:
     """Checks `export_args`."""
-    args: ExportArgs = _filled(ExportArgs, values, "export_args", places)
+    args: ExportArgs = filled(ExportArgs, values, "export_args", places)
+    return args
+
+
+def privacy_args(merged: Mapping[str, Any], places: Places) -> PrivacyArgs | None:
+    """Checks `privacy_args`; None where there are none, or where a config takes those of its base away."""
+    if merged.get("privacy_args") is None:
+        return None
+    values = section(merged, "privacy_args", places)
+    args: PrivacyArgs = filled(PrivacyArgs, values, "privacy_args", places)
     return args
 
 
@@ -153,14 +162,14 @@ def hardware(values: dict[str, Any], places: Places) -> dict[str, Any]:
     return values
 
 
-def _filled(schema: type, values: dict[str, Any], name: str, places: Places) -> Any:
-    """The dataclass `schema` made of checked values."""
+def filled(schema: type, values: dict[str, Any], name: str, places: Places) -> Any:
+    """The dataclass `schema` made of checked values; `name` is the section's, with dots where it lies in another."""
     fields = {item.name: item for item in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
     for key, value in values.items():
-        place = places.of(name, key)
+        place = places.of(*name.split("."), key)
         if key not in fields:
-            renamed = {"model_args": MODEL, "data_args": DATA}.get(name, {})
+            renamed = {"model_args": MODEL, "data_args": DATA, "distill_args.teacher": MODEL}.get(name, {})
             tail = f": {renamed[key]}" if key in renamed else hint(key, fields)
             raise ConfigError(f"{place}: unknown key '{key}' in {name}{tail}")
         if not fits(value, hints[key]):
@@ -171,7 +180,7 @@ def _filled(schema: type, values: dict[str, Any], name: str, places: Places) -> 
     for key, item in fields.items():
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and key not in values:
-            raise ConfigError(f"{places.of(name)}: {name} needs the key '{key}'")
+            raise ConfigError(f"{places.of(*name.split('.'))}: {name} needs the key '{key}'")
     return schema(**values)
 
 

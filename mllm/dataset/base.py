@@ -45,8 +45,8 @@ class SampleDataset(Dataset[Sample], ABC):
         """The patient of a row, or None where unknown; reads no image."""
 
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
-        """The numbers to regress of a row, where they are known without reading its images."""
-        return {}
+        """The numbers to regress of a row; a dataset that knows them without reading its images says so here."""
+        return self.sample(index, epoch).measures
 
     def summary(self) -> dict[str, Any]:
         """What was found in the files, what was dropped and why, as plain values; empty where nothing is to be told."""

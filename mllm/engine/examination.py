@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from mllm.errors import UserError
 from mllm.metrics.areas import boxes_of
 from mllm.metrics.coco import rle
-from mllm.models.generation import generate
+from mllm.models.measuring import answers
 from mllm.structures import Answer, Bundle, Sample
 
 Metric = Callable[[Sequence[Answer], Sequence[Answer]], dict[str, float]]
@@ -97,7 +97,7 @@ def examine(
     unless `skip_failures`.
     """
     asked = _Asked(bundle, samples, skip_failures)
-    predictions = generate(bundle, asked, **options)
+    predictions = answers(bundle, asked, **options)
     rows = [
         {
             **row,
@@ -117,7 +117,8 @@ def places(answer: Answer, prefix: str = "") -> dict[str, Any]:
 
     `boxes` are x1 y1 x2 y2 and `points` x y in pixels of the image, rounded to 0.1; a mark without a box has the
     smallest around its mask. `masks` are COCO's compressed run lengths. `box_images` says for each box in which image
-    it lies, from 0, where that is not the first for all. `unreadable` counts places that cannot be read.
+    it lies, from 0, where that is not the first for all. `unreadable` counts places that cannot be read. `measures` are
+    in their own units.
     """
     boxes = boxes_of(answer)
     found: dict[str, Any] = {
@@ -126,6 +127,7 @@ def places(answer: Answer, prefix: str = "") -> dict[str, Any]:
         "points": [_rounded(mark.point) for mark in answer.marks if mark.point is not None],
         "masks": [rle(mark.mask) for mark in answer.marks if mark.mask is not None],
         "unreadable": answer.unreadable,
+        "measures": answer.measures,
     }
     return {prefix + name: value for name, value in found.items() if value}
 

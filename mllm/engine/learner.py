@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from mllm.models.perception import PerceptionModel
+from mllm.models.adapted import AdaptedModel
 from mllm.objectives.base import Objective
-from mllm.structures import Context
+from mllm.structures import Context, Outputs
 
 Reduction = Literal["items", "samples"]
 
@@ -18,21 +19,21 @@ class Learner(nn.Module):
     """A student, the objectives that it answers to, and perhaps a frozen teacher.
 
     With reduction "items" each term is its sum divided by its count over the whole logical batch on all processes;
-    with "samples" (privacy) it is the mean over samples of each sample's own mean. `state_dict` speaks only of what is
-    trained: adapters, heads, projectors.
+    with "samples" (privacy) it is the mean over samples of each sample's own mean, unless counts are given, as for the
+    mean of a split. `state_dict` speaks only of what is trained: adapters, heads, projectors.
     """
 
     def __init__(
         self,
-        student: PerceptionModel,
+        student: AdaptedModel,
         objectives: Mapping[str, Objective],
-        teacher: PerceptionModel | None = None,
+        teacher: nn.Module | None = None,
         reduction: Reduction = "items",
     ) -> None:
         super().__init__()
-        self.student: PerceptionModel = student
+        self.student: AdaptedModel = student
         self.objectives = nn.ModuleDict(objectives)
-        self.teacher: PerceptionModel | None = teacher
+        self.teacher: nn.Module | None = teacher
         self.reduction = reduction
         self.progress = 0.0
         """How far the training is, in [0, 1]; the trainer sets it."""
@@ -57,19 +58,28 @@ class Learner(nn.Module):
         `counts` are those of the whole logical batch; without them the batch stands for itself.
         """
         outputs = self.student(**student)
-        taught = None if self.teacher is None or teacher is None else self.teacher(**teacher)
-        context = Context(targets, outputs, taught, self.progress)
-        counts = counts or self.counts(targets)
+        context = Context(targets, outputs, self.taught(teacher), self.progress)
+        if counts is None and self.reduction == "items":
+            counts = self.counts(targets)
         loss, terms = outputs.hidden_BLD.new_zeros(()).float(), {}
         for name, objective in self.named_objectives():
             total_B = objective.total(context)
-            if self.reduction == "items":
+            if counts is not None:
                 term = total_B.sum() / counts[name].clamp_min(1)
             else:
                 term = (total_B / objective.count(targets).clamp_min(1)).mean()
             loss = loss + objective.weight(self.progress) * term
             terms[name] = term.detach()
         return {"loss": loss, **terms}
+
+    def taught(self, teacher: dict[str, Tensor] | None) -> Outputs | None:
+        """What the teacher gives for a batch, without a gradient; None where nobody teaches."""
+        if self.teacher is None or teacher is None:
+            return None
+        with torch.no_grad():
+            outputs = self.teacher(**teacher)
+        assert isinstance(outputs, Outputs)
+        return outputs
 
     def train(self, mode: bool = True) -> Learner:
         """Training mode for all but the teacher, which stays as it is used."""

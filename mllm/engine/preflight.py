@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from mllm.engine.learner import Learner
 from mllm.errors import ConfigError
-from mllm.structures import IGNORE, Batch, Context, LogicalBatch
+from mllm.models.perception import PerceptionModel
+from mllm.models.view_encoder import ViewEncoder
+from mllm.structures import IGNORE, Batch, Bundle, Context, LogicalBatch
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +64,7 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
                 return
             continue
         outputs = learner.student(**piece.student)
-        taught = None if learner.teacher is None or piece.teacher is None else learner.teacher(**piece.teacher)
-        context = Context(piece.targets, outputs, taught, learner.progress)
+        context = Context(piece.targets, outputs, learner.taught(piece.teacher), learner.progress)
         for name, objective in learner.named_objectives():
             total = objective.total(context).sum()
             asked = trainable if name in unreached else missing
@@ -71,7 +72,7 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
                 continue
             gradients = torch.autograd.grad(total, list(asked.values()), retain_graph=True, allow_unused=True)
             reached = [tensor for tensor, gradient in zip(asked, gradients, strict=True) if gradient is not None]
-            if reached:
+            if any(tensor.startswith("student.") for tensor in reached):  # a projector of its own is not enough
                 unreached.discard(name)
             missing = {tensor: parameter for tensor, parameter in missing.items() if tensor not in reached}
     if missing:
@@ -84,7 +85,8 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
         )
     if unreached:
         raise ConfigError(
-            f"the objectives {sorted(unreached)} reach nothing trainable; remove them or train what they see"
+            f"the objectives {sorted(unreached)} reach nothing trainable of the model; remove them, or train what they "
+            "see"
         )
     if idle:
         logger.warning("the objectives %s find nothing to learn from in the first batches of the data", sorted(idle))
@@ -99,6 +101,7 @@ def _check_loss(learner: Learner, piece: Batch) -> None:
     objective = dict(learner.named_objectives()).get("next_token")
     if objective is None or (piece.targets["labels"][:, 1:] != IGNORE).sum() == 0:
         return
+    assert isinstance(learner.student, PerceptionModel)
     model = learner.student.pretrained
     labels = piece.targets["labels"]
     sample = int((labels[:, 1:] != IGNORE).sum(dim=1).argmax())
@@ -129,8 +132,12 @@ def _only(labels_BL: Tensor, sample: int, positions: Tensor) -> Tensor:
     return only
 
 
-def describe_batch(batch: LogicalBatch, tokenizer: Any, image_ids: list[int], most: int = 4) -> str:
+def describe_batch(batch: LogicalBatch, bundle: Bundle, most: int = 4) -> str:
     """`first_batch.md`: what the model is shown and what it is asked to say, decoded from the very token ids."""
+    encoder = bundle.encoder
+    if isinstance(encoder, ViewEncoder):
+        return _described_views(batch, encoder, most)
+    tokenizer, image_ids = encoder.tokenizer, encoder.processor.image_token_ids
     lines = [
         "# The first batch",
         "",
@@ -154,6 +161,25 @@ def describe_batch(batch: LogicalBatch, tokenizer: Any, image_ids: list[int], mo
             shown += 1
         if shown >= most:
             break
+    return "\n".join(lines) + "\n"
+
+
+def _described_views(batch: LogicalBatch, encoder: ViewEncoder, most: int) -> str:
+    """The same for a model without words: the views that it is shown, and the measures that it is asked for."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in batch.pieces[0].student.items()}
+    lines = [
+        "# The first batch",
+        "",
+        f"Samples: {batch.samples}, in pieces: {len(batch.pieces)}; views {', '.join(encoder.views)}: `{shapes}`",
+        "",
+    ]
+    targets = [piece.targets for piece in batch.pieces]
+    rows = [row for target in targets for row in zip(target["measures"], target["measures_known"], strict=True)]
+    for values, known in rows[:most]:
+        told = zip(encoder.measures, values.tolist(), known.tolist(), strict=True)
+        lines.append(
+            f"> {encoder.answer({name: value for name, value, is_known in told if is_known}).text or 'unknown'}"
+        )
     return "\n".join(lines) + "\n"
 
 

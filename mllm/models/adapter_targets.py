@@ -74,6 +74,13 @@ def resolve_target(model: nn.Module, lora_target: str, targets: Mapping[str, str
                 f"lora_target = '{lora_target}' matches {name}, a {type(modules[name]).__name__}, which cannot have an "
                 "adapter; match Linear or convolution layers only"
             )
+        groups = modules[name].groups if isinstance(modules[name], nn.Conv2d) else 1
+        if groups != 1:
+            raise ConfigError(
+                f"lora_target = '{lora_target}' matches {name}, a convolution in {groups} groups: a LoRA of rank r has "
+                f"r channels between, which the groups would have to divide; leave depthwise convolutions out "
+                f"(lora_target='vision' does)"
+            )
         if _is_tied(modules[name], modules):
             raise ConfigError(
                 f"lora_target = '{lora_target}' matches {name}, whose weight is also the token embedding's; "

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mllm.errors import ConfigError
+from mllm.models.adapted import AdaptedModel
 from mllm.models.adapter_files import SavedAdapter, adapter_tensors, load_adapter, read_adapter, write_adapter
 from mllm.models.adapter_targets import pattern_of, resolve_target
 from mllm.models.half_safe import HalfSafeLinear
-from mllm.models.perception import PerceptionModel
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ class TowerCount:
         return 100 * self.parameters / self.total
 
 
-def trainable_report(model: PerceptionModel) -> list[TowerCount]:
+def trainable_report(model: AdaptedModel) -> list[TowerCount]:
     """What trains in each tower of `model`, towers in the order of its parameters."""
     counts: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():

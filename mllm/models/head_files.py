@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mllm.errors import ConfigError
-from mllm.models.perception import PerceptionModel
+from mllm.models.adapted import AdaptedModel
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ IN_MERGED = ("heads.", "fusion.")
 """What a merged model keeps there; rows and projector are in its weights."""
 
 
-def write_trained(perception: PerceptionModel, folder: str | Path, parts: tuple[str, ...] = ()) -> Path | None:
+def write_trained(perception: AdaptedModel, folder: str | Path, parts: tuple[str, ...] = ()) -> Path | None:
     """Writes the trained tensors beside the LoRA whose names begin with one of `parts` (none: all of them).
 
     Gives None where there are none.
@@ -36,7 +36,7 @@ def write_trained(perception: PerceptionModel, folder: str | Path, parts: tuple[
     return path
 
 
-def load_trained(perception: PerceptionModel, folder: str | Path, parts: tuple[str, ...] = ()) -> None:
+def load_trained(perception: AdaptedModel, folder: str | Path, parts: tuple[str, ...] = ()) -> None:
     """Loads what `write_trained` wrote into an equal model; raises `ConfigError` where it differs.
 
     `parts` are those that the folder holds where it does not hold all: the rest is in the weights already. Where there

@@ -8,19 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from mllm.errors import ConfigError
+from mllm.models.adapted import AdaptedModel
 from mllm.models.heads import BoxHead, LayerFusion, MaskHead
 from mllm.models.token_rows import TokenRows
 from mllm.models.vision_layers import VisionLayers
 from mllm.structures import Outputs
 
-OWN = ("heads", "rows", "fusion")
-"""The parts of this module that are not in the backbone."""
 
-
-class PerceptionModel(nn.Module):
+class PerceptionModel(AdaptedModel):
     """A backbone of transformers, asked for hidden states instead of logits, and what reads objects out of them.
 
     `backbone` is a `...ForConditionalGeneration` or a `peft.PeftModel` around one. `towers` names the parts of the
@@ -39,22 +35,11 @@ class PerceptionModel(nn.Module):
         rows: TokenRows | None = None,
         fusion: LayerFusion | None = None,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.towers = towers
-        self.heads = nn.ModuleDict(heads or {})
+        super().__init__(backbone, towers, heads)
         self.rows, self.fusion, self.layers = rows, fusion, layers
         self._pending: tuple[Tensor, Tensor] | None = None
         if self.heads:
             self.pretrained.get_input_embeddings().register_forward_hook(self._embed)
-
-    @property
-    def pretrained(self) -> PreTrainedModel:
-        """The transformers model inside, adapters injected."""
-        backbone: Any = self.backbone
-        model = backbone if isinstance(backbone, PreTrainedModel) else backbone.get_base_model()
-        assert isinstance(model, PreTrainedModel)
-        return model
 
     @property
     def box_head(self) -> BoxHead | None:
@@ -139,52 +124,3 @@ class PerceptionModel(nn.Module):
         """The bound of the final logits, where the checkpoint's config has one."""
         text: dict[str, Any] = self.pretrained.config.get_text_config(decoder=True).to_dict()
         return text.get("final_logit_softcapping")
-
-    def trains(self, tower: str) -> bool:
-        """Whether any parameter of a tower is trainable."""
-        return any(
-            parameter.requires_grad and self.tower_of(name) == tower for name, parameter in self.named_parameters()
-        )
-
-    def tower_of(self, parameter: str) -> str:
-        """Which tower a parameter of this module belongs to, by its name."""
-        part = parameter.partition(".")[0]
-        if part in OWN:
-            return part
-        for tower, prefix in self.towers.items():
-            if f"{prefix}." in parameter:
-                return tower
-        return "other"
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """All that trains beside LoRA: `heads.*`, `rows.*`, `fusion.*`, `projector.*`."""
-        return {name: parameter.detach() for name, parameter in self._beside_lora().items()}
-
-    def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Takes what `trained_state` of an equal model gave; raises `ConfigError` where it does not fit."""
-        own = self._beside_lora()
-        missing, strange = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        if missing or strange:
-            what = f"lacks {missing[0]}" if missing else f"has {strange[0]}, which the model has not"
-            raise ConfigError(
-                f"what was trained beside the adapter {what}: heads and box_format must be as in training"
-            )
-        for name, parameter in own.items():
-            if parameter.shape != state[name].shape:
-                raise ConfigError(
-                    f"{name} has shape {tuple(state[name].shape)} where the model needs {tuple(parameter.shape)}: "
-                    "heads and box_format must be as in training"
-                )
-            with torch.no_grad():
-                parameter.copy_(state[name])
-
-    def _beside_lora(self) -> dict[str, nn.Parameter]:
-        """The trained parameters that are no adapter's, under names without the backbone's prefixes."""
-        found = {}
-        for name, parameter in self.named_parameters():
-            tower = self.tower_of(name)
-            if tower in OWN:
-                found[name] = parameter
-            elif tower == "projector" and parameter.requires_grad and ".lora_" not in name:
-                found["projector." + name.partition(f"{self.towers['projector']}.")[2]] = parameter
-        return found

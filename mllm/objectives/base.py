@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from mllm.errors import ConfigError
-from mllm.structures import Context
+from mllm.structures import Bundle, Context
 
 
 class Objective(nn.Module, ABC):
@@ -33,6 +33,9 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def total(self, context: Context) -> Tensor:
         """The loss summed over the supervised items of each sample, [B]."""
+
+    def connect(self, student: Bundle, teacher: Bundle | None) -> None:
+        """Learns what it needs to know of the models, once, before it is used; most need nothing."""
 
     def weight(self, progress: float) -> float:
         """The factor of this term at `progress` in [0, 1]."""

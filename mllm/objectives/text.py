@@ -41,6 +41,7 @@ class NextToken(Objective):
         sample, position = (labels != IGNORE).nonzero(as_tuple=True)
         hidden_TD = context.student.hidden_BLD[sample, position]
         student = context.student
+        assert student.vocabulary is not None, "the rules refuse this objective for a model that does not speak"
         loss_T = token_losses(
             hidden_TD, labels[sample, position], student.vocabulary, student.softcap, self.tile_bytes, student.rows
         )

@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     from mllm.engine.builder import build_learner, memory_advice, prepare_trainer
     from mllm.errors import memory_advised
     from mllm.models.builder.builder import load_pretrained
+    from mllm.pipeline.data import prepare_data
     from mllm.pipeline.prepare import prepare_args
     from mllm.pipeline.steps import (
         announce,
@@ -36,10 +37,10 @@ def main(argv: Sequence[str]) -> int:
         leave,
         open_run,
         open_splits,
-        prepare_data,
         report,
         train,
     )
+    from mllm.pipeline.teaching import load_teacher
 
     config, hardware = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
     splits = open_splits(config)
@@ -47,10 +48,11 @@ def main(argv: Sequence[str]) -> int:
     set_seed(config.training_args.get("seed", 42))
     with memory_advised(memory_advice(config)):
         bundle = load_pretrained(config.model_args, hardware)
-        data = prepare_data(config, bundle, splits)
+        teacher = load_teacher(config, hardware, bundle)
+        learner = build_learner(config, bundle, teacher)
+        data = prepare_data(config, bundle, teacher, learner, splits)
         untrained = examination(config, bundle, splits) if config.data_args.compute_untrained else None
 
-        learner = build_learner(config, bundle)
         trainer = prepare_trainer(config, hardware, learner, folder, **data)
         announce(trainer, bundle, folder)
         train(trainer, checkpoint)

@@ -17,12 +17,9 @@ from mllm.config.hardware import Hardware, environment
 from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
-from mllm.dataset.collator import EncodedDataset, LogicalCollator
-from mllm.dataset.sampler import LogicalBatchSampler
-from mllm.engine.builder import logical_batch_size
 from mllm.engine.callbacks import SKIPPED, close_bars, rows_of, run_folder, write_skipped
 from mllm.engine.examination import PLAIN, Examination, described, examine
-from mllm.engine.preflight import describe_batch, preflight
+from mllm.engine.preflight import describe_batch
 from mllm.engine.run_folder import newest_checkpoint, open_run_folder
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
@@ -94,33 +91,6 @@ def refuse_another_model(config: RunConfig, folder: Path) -> None:
             )
 
 
-def prepare_data(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDataset]) -> dict[str, Any]:
-    """What the trainer is given: splits that are encoded in the loader's workers and dealt as logical batches."""
-    state, training = PartialState(), config.training_args
-    collate = LogicalCollator(
-        bundle.encoder.pad,
-        samples_per_piece=training.get("per_device_train_batch_size", 8),
-        tokens_per_piece=config.data_args.tokens_per_micro_batch,
-    )
-    seed = training.get("data_seed")
-    seed = training.get("seed", 42) if seed is None else seed
-    dealt = dict(rank=state.process_index, world=state.num_processes, seed=seed)
-    given: dict[str, Any] = {"collate": collate}
-    for name, prefix in (("train", "train"), ("validation", "eval")):
-        if name in splits:
-            is_training = name == "train"
-            size = logical_batch_size(training) if is_training else training.get("per_device_eval_batch_size", 8)
-            given[f"{prefix}_dataset"] = EncodedDataset(splits[name], bundle.encoder.encode)
-            given[f"{prefix}_sampler"] = LogicalBatchSampler(
-                len(splits[name]),
-                size,
-                shuffle=is_training,
-                drop_last=is_training and training.get("dataloader_drop_last", False),
-                **dealt,
-            )
-    return given
-
-
 def examination(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDataset]) -> Examination | None:
     """The model's answers to the test split, where there is one; on the first process only."""
     if "test" not in splits or not PartialState().is_main_process:
@@ -134,12 +104,9 @@ def examination(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDatas
 def announce(trainer: MultimodalTrainer, bundle: Bundle, folder: Path) -> None:
     """Says what trains, proves on the first batch that it does, and writes that batch down."""
     logger.info("%s", trainable_table(trainable_report(bundle.model)))
-    batch = trainer.first_batch()
-    preflight(trainer.learner, batch, trainer.accelerator, further=trainer.first_batches())
+    batch = trainer.preflight()
     if trainer.is_world_process_zero():
-        encoder = bundle.encoder
-        text = describe_batch(batch, encoder.tokenizer, encoder.processor.image_token_ids)
-        write_text(folder / "first_batch.md", text)
+        write_text(folder / "first_batch.md", describe_batch(batch, bundle))
 
 
 def train(trainer: MultimodalTrainer, checkpoint: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every family, with real processors: what `from_pretrained` reads in life, below 5 MB.
+"""Tiny random checkpoints of every family, with real processors: what `from_pretrained` reads in life, below 8 MB.
 
 Widths are multiples of 64, since bitsandbytes quantizes in blocks of 64. What the models' own initialization leaves at
 zero or nearly equal (Gemma 3's `mm_input_projection_weight`, norms, biases) is filled, so that no test of images or
@@ -34,6 +34,7 @@ from mllm.testing import templates
 from mllm.testing.tiny_llava import LLAVA_FAMILIES
 from mllm.testing.tiny_parts import TEXT, VISION, Family, filled, make_special, new, padded
 from mllm.testing.tiny_text import TEXT_FAMILIES
+from mllm.testing.tiny_vision import VISION_FAMILIES
 from mllm.testing.vocabulary import train_bytes, train_pieces
 
 GEMMA_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
@@ -50,13 +51,17 @@ QWEN_TOKENS = [
 ]
 
 
-def family_of(type: str) -> str:
-    """The tiny family that stands in for checkpoints of the model type `type`."""
+def family_of(type: str, name: str = "") -> str:
+    """The tiny family that stands in for the checkpoint `name` of the model type `type`.
+
+    A type that loads several architectures has one for all of them, unless the name tells one that differs much.
+    """
     families = {"medgemma": "medgemma", "image-text": "llava", "shikra": "shikra", "perceptionGPT": "shikra"}
     families |= {"causal-lm": "gemma3n", "seq2seq": "t5gemma"}
+    families |= {"gemma3n-student": "gemma3n-student", "medsiglip": "medsiglip"}
     if type not in families:
         raise ConfigError(f"no tiny checkpoint stands in for type '{type}'{hint(type, families)}")
-    return families[type]
+    return "vaultgemma" if type == "causal-lm" and "vaultgemma" in name.lower() else families[type]
 
 
 def ensure_tiny(family: str, parent: str | Path) -> Path:
@@ -173,4 +178,5 @@ def _qwen2_vl(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[
     return filled(Qwen2VLForConditionalGeneration, config, seed), processor
 
 
-FAMILIES: dict[str, Family] = {"medgemma": _medgemma, "qwen2_vl": _qwen2_vl, **LLAVA_FAMILIES, **TEXT_FAMILIES}
+FAMILIES: dict[str, Family] = {"medgemma": _medgemma, "qwen2_vl": _qwen2_vl}
+FAMILIES |= LLAVA_FAMILIES | TEXT_FAMILIES | VISION_FAMILIES

@@ -1,4 +1,4 @@
-"""The tiny models of text: Gemma 3n's language model, and T5Gemma."""
+"""The tiny models of text: Gemma 3n's language model, VaultGemma, and T5Gemma."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from transformers import (
     T5GemmaConfig,
     T5GemmaForConditionalGeneration,
     T5GemmaModuleConfig,
+    VaultGemmaConfig,
+    VaultGemmaForCausalLM,
 )
 
 from mllm.testing import templates
@@ -19,6 +21,19 @@ from mllm.testing.tiny_parts import TEXT, Family, filled, make_special, new, pad
 from mllm.testing.vocabulary import train_pieces
 
 TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
+
+GEMMA3N_TEXT = {
+    **TEXT,
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "hidden_size_per_layer_input": 16,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    "sliding_window": 64,
+    "num_kv_shared_layers": 2,
+    "laurel_rank": 8,
+    "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
+}
+"""Gemma 3n's language model: alternating updates, embeddings for each layer, shared keys, softcapped logits."""
 
 
 def _tokenizer() -> Any:
@@ -34,17 +49,9 @@ def _gemma3n(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[P
     """Gemma 3n's language model: alternating updates, embeddings for each layer, shared keys, softcapped logits."""
     tokenizer = _tokenizer()
     values = {
-        **TEXT,
-        "num_hidden_layers": 4,
-        "head_dim": 32,
+        **GEMMA3N_TEXT,
         "vocab_size": padded(len(tokenizer)),
         "vocab_size_per_layer_input": padded(len(tokenizer)),
-        "hidden_size_per_layer_input": 16,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
-        "sliding_window": 64,
-        "num_kv_shared_layers": 2,
-        "laurel_rank": 8,
-        "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
         **text,
     }
     config = new(
@@ -55,6 +62,29 @@ def _gemma3n(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[P
         pad_token_id=tokenizer.pad_token_id,
     )
     return filled(Gemma3nForCausalLM, config, seed), tokenizer
+
+
+def _vaultgemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+    """VaultGemma: Gemma 2's kind without norms behind its layers, a pretrained model without a chat template."""
+    tokenizer = _tokenizer()
+    tokenizer.chat_template = None
+    values = {
+        **TEXT,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "vocab_size": padded(len(tokenizer)),
+        **text,
+    }
+    config = new(
+        VaultGemmaConfig,
+        **values,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return filled(VaultGemmaForCausalLM, config, seed), tokenizer
 
 
 def _t5gemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
@@ -81,4 +111,4 @@ def _t5gemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[P
     return filled(T5GemmaForConditionalGeneration, config, seed), tokenizer
 
 
-TEXT_FAMILIES: dict[str, Family] = {"gemma3n": _gemma3n, "t5gemma": _t5gemma}
+TEXT_FAMILIES: dict[str, Family] = {"gemma3n": _gemma3n, "vaultgemma": _vaultgemma, "t5gemma": _t5gemma}

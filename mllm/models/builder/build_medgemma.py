@@ -7,6 +7,7 @@ from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.models.adapter_targets import GEMMA3_TARGETS
 from mllm.models.builder.build_shared import assemble
+from mllm.models.builder.build_vision import build_vision
 from mllm.models.loading import find_checkpoint, load_config, load_processor, quantization
 from mllm.models.medgemma.medgemma_perception import load_gemma3, shape_images
 from mllm.registry import MODELS
@@ -22,6 +23,8 @@ TOWERS = {
 @MODELS.register_module("medgemma")
 def build_medgemma(args: ModelArgs, hardware: Hardware) -> Bundle:
     """Gemma 3 that reads images: MedGemma 4B and 27B, Gemma 3."""
+    if args.part == "vision":
+        return build_vision(args, hardware)
     name = find_checkpoint(args.model_name_or_path)
     config = load_config(name, trust_remote_code=args.trust_remote_code)
     if config.model_type != "gemma3":

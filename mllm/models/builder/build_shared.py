@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -86,7 +87,12 @@ def assemble(
         mask_size=None if mask_head is None else mask_head.size,
     )
     encoder = ChatEncoder(
-        processor, max_length=args.max_length, turn_end=args.turn_end, system=args.system, marks=marks
+        processor,
+        max_length=args.max_length,
+        turn_end=args.turn_end,
+        system=args.system,
+        chat_template=args.chat_template,
+        marks=marks,
     )
     return Bundle(perception, encoder)
 
@@ -119,13 +125,18 @@ def build_heads(
             options |= {"vision_width": layers.width, "layers": len(layers), "grid": layers.grid}
         if kind is BoxHead and isinstance(mask := heads.get("mask"), MaskHead):
             options["mask_size"] = mask.size
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same start in every process and run
-            try:
-                heads[name] = kind(width, **options)
-            except TypeError as error:
-                raise ConfigError(f"model_args.heads.{name}: {error}") from error
+        heads[name] = seeded_head(name, kind, width, options)
     return heads, layers
+
+
+def seeded_head(name: str, kind: type[nn.Module], width: int, options: dict[str, Any]) -> nn.Module:
+    """A head with the same start in every process and run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            return kind(width, **options)
+        except (TypeError, ConfigError) as error:
+            raise ConfigError(f"model_args.heads.{name}: {error}") from error
 
 
 def train_in_fp32(module: nn.Module) -> None:

@@ -6,16 +6,21 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.models.builder import (
     build_auto,
+    build_gemma3n,
     build_medgemma,
     build_perceptionGPT,
     build_seq2seq,
     build_shikra,
     build_text,
+    build_vision,
 )
 from mllm.registry import MODELS
 from mllm.structures import Bundle
 
-BUILDERS = (build_auto, build_medgemma, build_perceptionGPT, build_seq2seq, build_shikra, build_text)
+BUILDERS = (
+    *(build_auto, build_gemma3n, build_medgemma, build_perceptionGPT),
+    *(build_seq2seq, build_shikra, build_text, build_vision),
+)
 """The modules whose import fills the registry MODELS."""
 
 

@@ -1,9 +1,10 @@
-"""What reads objects out of hidden states, and writes objects into embeddings: heads for boxes and for masks."""
+"""What reads objects and numbers out of a model, and writes objects into embeddings."""
 
 from __future__ import annotations
 
 from mllm.models.heads.box import BoxHead
 from mllm.models.heads.fusion import LayerFusion
 from mllm.models.heads.mask import MaskHead
+from mllm.models.heads.regression import RegressionHead
 
-__all__ = ["BoxHead", "LayerFusion", "MaskHead"]
+__all__ = ["BoxHead", "LayerFusion", "MaskHead", "RegressionHead"]

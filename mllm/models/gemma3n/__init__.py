@@ -1,0 +1,1 @@
+"""Gemma 3n: what is particular to its checkpoints."""

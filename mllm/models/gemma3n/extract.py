@@ -1,0 +1,158 @@
+"""Cuts a MatFormer slice out of a Gemma 3n's files: one tensor after the other, in constant memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from tqdm import tqdm
+from transformers import PretrainedConfig
+
+from mllm.errors import ConfigError
+from mllm.files import write_json
+from mllm.models.gemma3n.matformer import Slice, check_sharing, sliced_config
+from mllm.models.head_files import FILE as HEADS
+from mllm.models.loading import explained, find_checkpoint, load_config
+from mllm.models.tensor_stream import Cut, Spans, spans_of, write_cuts
+
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+BESIDE = (".json", ".jinja", ".model", ".txt")
+"""Suffixes of the files that describe a tokenizer, a processor, generation."""
+
+TABLE, PROJECTION = "embed_tokens_per_layer.weight", "per_layer_model_projection.weight"
+"""What gives each layer an input of its own: a part for every layer, in columns of one and rows of the other."""
+INTO, OUT = ("mlp.gate_proj.weight", "mlp.up_proj.weight"), "mlp.down_proj.weight"
+"""The tensors of a feed-forward network: rows of the first two are neurons, and columns of the last."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What came of an extraction: parameters of all files, before and after."""
+
+    before: int
+    after: int
+
+
+def open_checkpoint(name: str) -> tuple[Path, PretrainedConfig]:
+    """The folder and the config of a Gemma 3n, fetched from the Hugging Face Hub where `name` is no folder.
+
+    Raises `ConfigError` for other architectures, for quantized weights and for those that are no safetensors.
+    """
+    found = find_checkpoint(name)
+    config = load_config(found)
+    if config.get_text_config().model_type != "gemma3n_text":
+        raise ConfigError(f"'{name}' is a '{config.model_type}' checkpoint; MatFormer slices lie in Gemma 3n alone")
+    if "quantization_config" in config.to_dict():
+        raise ConfigError(f"'{name}' holds quantized weights, which cannot be cut: take the full-precision checkpoint")
+    folder = Path(found)
+    if not folder.is_dir():
+        with explained(found):
+            patterns = [f"*{suffix}" for suffix in (*BESIDE, ".safetensors")]
+            folder = Path(snapshot_download(found, allow_patterns=patterns))
+    if not (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
+        raise ConfigError(f"'{name}' holds no {WEIGHTS}: save its weights as safetensors first")
+    return folder, config
+
+
+def extract(source: Path, config: PretrainedConfig, folder: Path, choice: Slice) -> Extracted:
+    """Writes the slice `choice` of the checkpoint in `source`, whose config is `config`, to the empty `folder`.
+
+    config.json comes last. Raises `ConfigError` where the files hold other tensors than the config says, and where
+    `check_sharing` does.
+    """
+    check_sharing(config, choice)
+    with ExitStack() as stack, explained(str(source)):
+        opened = [stack.enter_context(safe_open(file, "pt")) for file in _files(source)]
+        plans = _plans(opened, config.get_text_config(), choice, source)
+        _write_weights(folder, [plan for plan in plans if plan])
+        before = sum(Cut(handle, name).elements for handle in opened for name in handle.keys())  # noqa: SIM118
+        after = sum(cut.elements for plan in plans for cut in plan.values())
+    for path in sorted(source.iterdir()):
+        if path.name == HEADS or (path.suffix in BESIDE and path.name not in (CONFIG, INDEX)):
+            shutil.copyfile(path, folder / path.name)
+    values = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    write_json(folder / CONFIG, sliced_config(values, config, choice))
+    return Extracted(before, after)
+
+
+def _files(source: Path) -> list[Path]:
+    """The files that hold the weights, in the order of their names."""
+    if not (source / INDEX).is_file():
+        return [source / WEIGHTS]
+    index = json.loads((source / INDEX).read_text(encoding="utf-8"))
+    return [source / name for name in sorted(set(index["weight_map"].values()))]
+
+
+def _plans(opened: list[Any], text: PretrainedConfig, choice: Slice, source: Path) -> list[dict[str, Cut]]:
+    """For each open file, what is kept of it, by new names."""
+    names = [name for handle in opened for name in handle.keys()]  # noqa: SIM118
+    tables = [name for name in names if name.endswith(TABLE)]
+    if len(tables) != 1:
+        raise ConfigError(f"the weights in {source} hold {len(tables)} tensors named {TABLE}; a Gemma 3n has one")
+    prefix = tables[0].removesuffix(TABLE)
+    wanted = {prefix + PROJECTION}
+    wanted |= {f"{prefix}layers.{layer}.{part}" for layer in choice.layers for part in (*INTO, OUT)}
+    if absent := sorted(wanted - set(names)):
+        raise ConfigError(f"the weights in {source} lack {absent[0]}, which its {CONFIG} promises")
+    plans = []
+    for handle in opened:
+        plan: dict[str, Cut] = {}
+        for name in handle.keys():  # noqa: SIM118
+            if name.startswith(prefix):
+                plan |= _cut(handle, prefix, name.removeprefix(prefix), text, choice)
+            else:
+                plan[name] = Cut(handle, name)
+        plans.append(plan)
+    return plans
+
+
+def _cut(handle: Any, prefix: str, name: str, text: PretrainedConfig, choice: Slice) -> dict[str, Cut]:
+    """What is kept of the language model's tensor `prefix + name`, by its new name; empty: nothing."""
+    each = text.hidden_size_per_layer_input
+    rows: Spans | None = None
+    columns: Spans | None = None
+    new, whole = name, {}
+    inner = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
+    if inner:
+        layer, part = int(inner[1]), inner[2]
+        if layer not in choice.layers:
+            return {}
+        place = choice.layers.index(layer)
+        new = f"layers.{place}.{part}"
+        neurons = (range(choice.widths[place]),)
+        if part in INTO:
+            rows, whole = neurons, {0: text.intermediate_size[layer]}
+        elif part == OUT:
+            columns, whole = neurons, {1: text.intermediate_size[layer]}
+    elif name == TABLE:
+        columns, whole = spans_of(choice.layers, each), {1: text.num_hidden_layers * each}
+    elif name == PROJECTION:
+        rows, whole = spans_of(choice.layers, each), {0: text.num_hidden_layers * each}
+    shape = handle.get_slice(prefix + name).get_shape()
+    for dimension, size in whole.items():
+        if shape[dimension] != size:
+            raise ConfigError(f"{prefix}{name} has the shape {shape}, and config.json promises {size:,} of {dimension}")
+    return {prefix + new: Cut(handle, prefix + name, rows, columns)}
+
+
+def _write_weights(folder: Path, plans: list[dict[str, Cut]]) -> None:
+    """Writes one file for each plan, and their index where there are several."""
+    total = sum(cut.size for plan in plans for cut in plan.values())
+    weight_map: dict[str, str] = {}
+    with tqdm(total=total, unit="B", unit_scale=True, desc="extracting", leave=False, delay=2) as bar:
+        for number, plan in enumerate(plans, 1):
+            file = WEIGHTS if len(plans) == 1 else f"model-{number:05}-of-{len(plans):05}.safetensors"
+            write_cuts(folder / file, plan, {"format": "pt"}, bar.update)
+            weight_map |= dict.fromkeys(plan, file)
+    if len(plans) > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

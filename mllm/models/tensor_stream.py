@@ -1,0 +1,113 @@
+"""Safetensors files cut and written a block of rows at a time, however large a tensor is."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 64 * 2**20
+"""Bytes of the original that are in memory at a time."""
+BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8}
+BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
+"""Bits of an element, by the names that safetensors has for dtypes."""
+
+Spans = tuple[range, ...]
+"""Ranges of indices, in the order in which they are kept."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A tensor of another file, and which of its rows and columns are kept; None: all of them.
+
+    Rows are its first dimension, columns its second.
+    """
+
+    source: Any
+    """An open `safetensors.safe_open`."""
+    name: str
+    """What the tensor is called there."""
+    rows: Spans | None = None
+    columns: Spans | None = None
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype by safetensors' name; a cut keeps it."""
+        return str(self.source.get_slice(self.name).get_dtype())
+
+    @property
+    def shape(self) -> list[int]:
+        """The shape of what is kept."""
+        shape = list(self.source.get_slice(self.name).get_shape())
+        for dimension, spans in enumerate((self.rows, self.columns)):
+            if spans is not None:
+                shape[dimension] = sum(map(len, spans))
+        return shape
+
+    @property
+    def elements(self) -> int:
+        """How many numbers are kept."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes of what is kept."""
+        return self.elements * BITS[self.dtype] // 8
+
+    def blocks(self, block: int = BLOCK) -> Iterator[Tensor]:
+        """What is kept, in order, from at most `block` bytes of the original at a time, but at least one row."""
+        whole = self.source.get_slice(self.name)
+        shape = whole.get_shape()
+        if not shape:
+            yield self.source.get_tensor(self.name)
+            return
+        step = max(1, block // max(1, math.prod(shape[1:]) * BITS[self.dtype] // 8))
+        for span in self.rows or (range(shape[0]),):
+            for start in range(span.start, span.stop, step):
+                rows = whole[start : min(start + step, span.stop)]
+                if self.columns is not None:
+                    rows = torch.cat([rows[:, columns.start : columns.stop] for columns in self.columns], dim=1)
+                yield rows
+
+
+def write_cuts(
+    path: Path, cuts: Mapping[str, Cut], metadata: Mapping[str, str], advance: Callable[[int], object]
+) -> None:
+    """Writes a safetensors file of what `cuts` keep, by their new names; tells `advance` of every byte written.
+
+    The format: a length of 8 bytes, a JSON header of that length, the tensors' bytes without gaps. Large elements come
+    first, so that each tensor begins at a multiple of its element's size, as safetensors writes them itself.
+    """
+    order = sorted(cuts, key=lambda name: (-BITS[cuts[name].dtype], name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        start, end = end, end + cuts[name].size
+        header[name] = {"dtype": cuts[name].dtype, "shape": cuts[name].shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            for block in cuts[name].blocks():
+                data = block.contiguous().reshape(-1).view(torch.uint8).numpy()
+                file.write(data.data)
+                advance(data.nbytes)
+
+
+def spans_of(indices: Sequence[int], width: int = 1) -> Spans:
+    """The spans of the groups of `width` neighbors that `indices` name: [0, 1, 3] with 16 is 0-31 and 48-63."""
+    spans: list[range] = []
+    for index in indices:
+        start = index * width
+        if spans and spans[-1].stop == start:
+            start = spans.pop().start
+        spans.append(range(start, (index + 1) * width))
+    return tuple(spans)

@@ -1,0 +1,91 @@
+"""Learning to see like a frozen teacher, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mllm.errors import ConfigError
+from mllm.objectives.base import Objective
+from mllm.registry import OBJECTIVES
+from mllm.structures import Bundle, Context
+
+
+@OBJECTIVES.register_module()
+class FeatureMatch(Objective):
+    """How far the student's inner features, projected, are from the teacher's (GEMMA 3NCORE; FitNets, arXiv:1412.6550).
+
+    `student_layers` and `teacher_layers` are numbers of layers or module paths, in pairs; None: the first three blocks
+    of the student, and three layers of the teacher evenly spread to its last (8, 17 and 26 of 27). Both are averaged to
+    a `grid` x `grid`: 1 as published, which leaves no place; more keeps where things are. `distance`: 'mse', or
+    'cosine' (1 - cosine). `layer_weights`: one for each pair, None: all alike. An item is a view; its loss is the mean
+    over places, channels and pairs.
+    """
+
+    def __init__(
+        self,
+        weight: float | dict[str, float] = 1.0,
+        student_layers: Sequence[int | str] | None = (0, 1, 2),
+        teacher_layers: Sequence[int | str] | None = None,
+        grid: int = 1,
+        distance: Literal["mse", "cosine"] = "mse",
+        layer_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(weight)
+        count = len(student_layers or teacher_layers or (0, 1, 2))
+        for name, value in (("teacher_layers", teacher_layers), ("layer_weights", layer_weights)):
+            if value is not None and len(value) != count:
+                raise ConfigError(f"FeatureMatch matches {count} layers of the student, and {name} has {len(value)}")
+        if grid < 1:
+            raise ConfigError(f"FeatureMatch.grid must be at least 1, not {grid}")
+        if distance not in ("mse", "cosine"):
+            raise ConfigError(f"FeatureMatch.distance is 'mse' or 'cosine', not '{distance}'")
+        shares = torch.tensor(list(layer_weights or [1.0] * count))
+        if (shares < 0).any() or shares.sum() == 0:
+            raise ConfigError(f"FeatureMatch.layer_weights must be at least 0 and not all 0, not {layer_weights}")
+        self.student_layers, self.teacher_layers, self.pairs = student_layers, teacher_layers, count
+        self.grid, self.distance = grid, distance
+        self.register_buffer("shares", shares / shares.sum(), persistent=False)
+        self.projectors = nn.ModuleList()
+        self.paths: list[tuple[str, str]] = []
+
+    def connect(self, student: Bundle, teacher: Bundle | None) -> None:
+        """Taps both models and makes a projector from each student's width to its teacher's."""
+        assert teacher is not None, "the rules refuse FeatureMatch without a teacher"
+        narrow = student.model.tap(self.student_layers, self.pairs, self.grid)
+        wide = teacher.model.tap(self.teacher_layers, self.pairs, self.grid)
+        self.paths = [(ours, theirs) for (ours, _), (theirs, _) in zip(narrow, wide, strict=True)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same start in every process and run
+            self.projectors = nn.ModuleList(nn.Linear(n, w) for (_, n), (_, w) in zip(narrow, wide, strict=True))
+
+    def count(self, targets: dict[str, Tensor]) -> Tensor:
+        """The views of each sample, [B]; none where a sample only fills a batch up."""
+        return targets["views_known"].sum(dim=1)
+
+    def total(self, context: Context) -> Tensor:
+        """The distance summed over each sample's views, [B], fp32."""
+        if context.teacher is None:
+            raise ConfigError("the objective FeatureMatch needs a teacher: set distill_args = dict(teacher=...)")
+        assert self.paths, "connect was not called"
+        shares = self.get_buffer("shares")
+        known_BV = context.targets["views_known"]
+        total_BV = known_BV.new_zeros(known_BV.shape, dtype=torch.float32)
+        for share, projector, (narrow, wide) in zip(shares, self.projectors, self.paths, strict=True):
+            seen, true = context.student.taps[narrow], context.teacher.taps[wide].detach().float()
+            if torch.is_grad_enabled() and not seen.requires_grad:
+                raise ConfigError(
+                    f"FeatureMatch teaches nothing: {narrow} of the student carries no gradient, so that its projector "
+                    "alone would learn; train the layers before it (model_args.lora_target='vision' or train_vision)"
+                )
+            with torch.autocast(seen.device.type, enabled=False):
+                seen = projector(seen.float().movedim(2, -1)).movedim(-1, 2)
+            if self.distance == "mse":
+                total_BV = total_BV + share * (seen - true).square().flatten(2).mean(dim=2)
+            else:
+                total_BV = total_BV + share * (1 - F.cosine_similarity(seen, true, dim=2)).flatten(2).mean(dim=2)
+        return (total_BV * known_BV).sum(dim=1)

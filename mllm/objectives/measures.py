@@ -1,0 +1,67 @@
+"""How far measured numbers are from the true ones, and from each other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mllm.errors import ConfigError
+from mllm.objectives.base import Objective
+from mllm.registry import OBJECTIVES
+from mllm.structures import Context, Outputs
+
+
+@OBJECTIVES.register_module()
+class MeasureLoss(Objective):
+    """The squared error of a RegressionHead's measures, each in standard deviations of the training split.
+
+    An item is a known measure; an unknown one (NaN in the data) has neither loss nor gradient. In standard deviations
+    a volume in mL does not swamp an ejection fraction in percent.
+    """
+
+    def count(self, targets: dict[str, Tensor]) -> Tensor:
+        """Known measures of each sample, [B]."""
+        if "measures_known" not in targets:
+            raise ConfigError(
+                "the objective MeasureLoss learns measures, and the model has no head for them: set "
+                "model_args.part='vision' and model_args.heads = dict(measures=dict(type='RegressionHead'))"
+            )
+        return targets["measures_known"].sum(dim=1)
+
+    def total(self, context: Context) -> Tensor:
+        """The squared errors summed over each sample's known measures, [B], fp32."""
+        found, std = read(context.student)
+        known = context.targets["measures_known"]
+        true = torch.where(known, context.targets["measures"], found.detach())
+        return (((found - true) / std) ** 2).sum(dim=1)
+
+
+@OBJECTIVES.register_module()
+class VolumeConsistency(Objective):
+    """How far a predicted ejection fraction is from that of the predicted volumes: |EF - 100 (EDV - ESV) / EDV|.
+
+    In standard deviations of EF; `names` are those of EF (%), EDV (mL) and ESV (mL), at `places` in the head's order.
+    An item is a sample. Volumes below 1 mL count as 1 mL.
+    """
+
+    def __init__(self, weight: float | dict[str, float] = 1.0, places: tuple[int, int, int] = (0, 1, 2)) -> None:
+        super().__init__(weight)
+        self.places = places
+
+    def count(self, targets: dict[str, Tensor]) -> Tensor:
+        """One for each sample with a known measure, [B]."""
+        return targets["measures_known"].any(dim=1).long()
+
+    def total(self, context: Context) -> Tensor:
+        """The disagreement of each sample, [B], fp32."""
+        found, std = read(context.student)
+        fraction, diastolic, systolic = (found[:, place] for place in self.places)
+        implied = 100 * (1 - systolic / diastolic.clamp_min(1.0))
+        return (fraction - implied).abs() / std[self.places[0]] * self.count(context.targets)
+
+
+def read(outputs: Outputs) -> tuple[Tensor, Tensor]:
+    """The measures [B, K] that a head found and the standard deviations [K] of the training split, fp32."""
+    if "measures" not in outputs.heads:
+        raise ConfigError("the model has no RegressionHead: set model_args.heads = dict(measures=...)")
+    return outputs.heads["measures"].float(), outputs.heads["measures_std"].float()
