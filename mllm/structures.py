@@ -116,6 +116,8 @@ class Answer:
     """Generated tokens, the end of the turn included; 0 for a reference."""
     measures: dict[str, float] = field(default_factory=dict)
     """Numbers in their own units; NaN where unknown."""
+    group: str | None = None
+    """Who a reference belongs to (a patient)."""
 
 
 @dataclass(frozen=True)

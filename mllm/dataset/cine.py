@@ -20,6 +20,11 @@ ED, ES = "ED", "ES"
 """The names of the pictures at end diastole and end systole."""
 MEASURES = ("EF", "EDV", "ESV")
 MOMENTS = {ED: "end diastole", ES: "end systole"}
+FRAMES_NEEDED = (
+    "neither a DICOM cine nor a video says which of its frames are end-diastolic and end-systolic: give their numbers, "
+    "counted from 0"
+)
+"""What is to be told where frames are not named."""
 
 
 def conversation(views: Sequence[str], measures: Mapping[str, float]) -> list[Turn]:

@@ -88,13 +88,14 @@ class ChatEncoder:
         return Answer(box_format.plain(text), found, unreadable)
 
     def reference(self, sample: Sample) -> Answer:
-        """The true answer: the last assistant turn as the model should write it, with its marks."""
+        """The true answer: the last assistant turn as the model should write it, with its marks and measures."""
         if not sample.turns or sample.turns[-1].role != "assistant":
-            return Answer("")
+            return Answer("", measures=sample.measures, group=sample.group)
         turn = sample.turns[-1]
         (written,), _ = self.marks.written(sample, [turn], self.marks.frames(sample))
         marks = tuple(sample.marks[index] for group in turn.marks for index in group)
-        return Answer(self.marks.box_format.plain(written.text.strip()), marks)
+        text = self.marks.box_format.plain(written.text.strip())
+        return Answer(text, marks, measures=sample.measures, group=sample.group)
 
     def pad(self, samples: Sequence[Encoded], side: str = "right") -> Batch:
         """One batch: tensors aligned with the text padded to the longest sample, image tensors concatenated."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,8 +55,9 @@ class ViewEncoder:
         return Batch(stack([sample.student for sample in samples]), stack([sample.targets for sample in samples]))
 
     def reference(self, sample: Sample) -> Answer:
-        """The true measures."""
-        return self.answer({name: sample.measures.get(name, math.nan) for name in self.measures})
+        """The true measures, and who they belong to."""
+        answer = self.answer({name: sample.measures.get(name, math.nan) for name in self.measures})
+        return replace(answer, group=sample.group)
 
     def answer(self, values: dict[str, float]) -> Answer:
         """Measures, and a sentence of them: `EF 58.4 %, EDV 120.1 mL, ESV 50.0 mL`."""

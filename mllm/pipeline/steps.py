@@ -25,6 +25,7 @@ from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
 from mllm.export.card import Facts, card_text
 from mllm.files import replaced_file, write_json, write_text
+from mllm.metrics.measure_table import agreement_table
 from mllm.models.adapters import trainable_report, trainable_table
 from mllm.models.loading import find_checkpoint
 from mllm.pipeline.merge import merge
@@ -192,7 +193,10 @@ def accuracy_line(trained: dict[str, float], untrained: dict[str, float] | None)
 
 
 def figure_line(name: str, trained: dict[str, float], untrained: dict[str, float] | None) -> str:
-    """`held-out rec: accuracy 0.8750, mean_iou 0.7512, failed 0, samples 8 (untrained: accuracy 0.0000, ...)`."""
+    """`held-out rec: accuracy 0.8750, failed 0, samples 8 (untrained: accuracy 0.0000, ...)`; measures in a table."""
+    if name == "measures":
+        before = f"\nuntrained:\n{agreement_table(untrained)}" if untrained else ""
+        return f"held-out measures, with 95 % intervals by patient:\n{agreement_table(trained)}{before}"
     return f"held-out {name}: {described(trained)}" + (f" (untrained: {described(untrained)})" if untrained else "")
 
 

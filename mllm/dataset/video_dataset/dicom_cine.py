@@ -1,0 +1,92 @@
+"""Echocardiograms of one's own: DICOM cines or videos, with a table that names their frames and measures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from typing_extensions import override
+
+from mllm.dataset.base import ImageTextDataset
+from mllm.dataset.cine import FRAMES_NEEDED, MEASURES, MOMENTS, conversation, known_number
+from mllm.dataset.phantoms.echo_folders import write_echonet
+from mllm.errors import DataError
+from mllm.files import replaced_file
+from mllm.registry import DATASETS
+from mllm.structures import Sample
+
+
+@DATASETS.register_module()
+class DicomCineDataset(ImageTextDataset):
+    """The end-diastolic and end-systolic frame of each cine of a table with EF (%), EDV and ESV (mL).
+
+    A row has `file` (a DICOM cine or a video below `image_folder`), `ED` and `ES` (numbers of frames, counted from 0),
+    at least one of `EF`, `EDV` and `ESV`, and perhaps `patient`, who is never divided between splits; without it a
+    file is a patient. `reader` holds options of the files' reader, such as a `window`.
+    """
+
+    required: ClassVar[tuple[str, ...]] = ("file",)
+
+    @override
+    def parse(self, row: dict[str, Any]) -> Sample:
+        frames = {moment: _frame(row, moment) for moment in MOMENTS}
+        if len(set(frames.values())) < len(frames):
+            raise DataError(f"ED and ES are both frame {frames['ED']}")
+        measures = _measures(row)
+        if all(map(math.isnan, measures.values())):
+            raise DataError(f"none of {', '.join(MEASURES)} is known")
+        images = self.read_images(str(row["file"]), frames=list(frames.values()))
+        return Sample(conversation(list(frames), measures), images, list(frames), measures=measures)
+
+    @override
+    def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
+        try:
+            return _measures(self.records[index])
+        except DataError as error:
+            raise DataError(f"{self.describe(index)}: {error}") from error
+
+    @override
+    def _group_of(self, row: Mapping[str, Any]) -> str | None:
+        return super()._group_of(row) or str(row.get("file"))
+
+    @override
+    def summary(self) -> dict[str, Any]:
+        """How many rows there are, and for how many each measure is unknown."""
+        known = [self.measures(index) for index in range(len(self))]
+        return {
+            "file": str(self.records.path),
+            "used": len(self),
+            "unknown": {name: sum(math.isnan(measures[name]) for measures in known) for name in MEASURES},
+        }
+
+    @classmethod
+    @override
+    def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
+        """Generated videos and a table of them."""
+        patients = write_echonet(folder, {"TRAIN": rows}, seed=tuple(folder.name.encode()), frames=30)
+        with replaced_file(folder / "rows.jsonl") as file:
+            for one in patients:
+                row = {"file": f"Videos/{one.name}.avi", "ED": one.ed, "ES": one.es, **one.heart.measures}
+                file.write(json.dumps(row) + "\n")
+        return {"data_path": str(folder / "rows.jsonl"), "image_folder": str(folder)}
+
+
+def _frame(row: dict[str, Any], moment: str) -> int:
+    """The number of a frame, from 0."""
+    value = row.get(moment)
+    if value is None or value == "":
+        raise DataError(f"field '{moment}' is missing or empty: {FRAMES_NEEDED}, in the fields ED and ES")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not number.is_integer() or number < 0:
+        raise DataError(f"field '{moment}' must be the number of a frame, counted from 0, not {value!r}")
+    return int(number)
+
+
+def _measures(row: dict[str, Any]) -> dict[str, float]:
+    return {name: known_number(row.get(name), name) for name in MEASURES}

@@ -1,0 +1,112 @@
+"""Pictures of measured numbers: how predictions agree with references, and how the values are spread in each split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from mllm.structures import UNITS  # noqa: E402
+
+_NORMAL = 1.96
+"""Standard deviations around the bias between the limits of agreement (Bland and Altman 1986)."""
+
+
+def plot_agreement(predicted: Mapping[str, np.ndarray], true: Mapping[str, np.ndarray], path: Path) -> None:
+    """A PNG with two pictures for each measure in `true`: a scatter plot with the identity, and a Bland-Altman plot.
+
+    Arrays are [N]; a sample whose prediction or reference is NaN is left out, and so is a measure that has none.
+    """
+    pairs = {}
+    for name, reference in true.items():
+        prediction = np.asarray(predicted.get(name, np.full(len(reference), np.nan)), float)
+        known = np.isfinite(prediction) & np.isfinite(reference)
+        if known.any():
+            pairs[name] = prediction[known], np.asarray(reference, float)[known]
+    figure = Figure(figsize=(4.2 * max(len(pairs), 1), 7.6), dpi=120, layout="constrained")
+    grid = figure.subplots(2, max(len(pairs), 1), squeeze=False)
+    for column, (name, (prediction, reference)) in enumerate(pairs.items()):
+        _scatter(grid[0][column], name, prediction, reference)
+        _bland_altman(grid[1][column], name, prediction, reference)
+    _save(figure, path)
+
+
+def plot_distributions(splits: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
+    """A PNG with a histogram of every measure, the splits over each other, as percent of a split's known values."""
+    names = list(dict.fromkeys(name for measures in splits.values() for name in measures))
+    figure = Figure(figsize=(4.2 * max(len(names), 1), 3.6), dpi=120, layout="constrained")
+    grid = figure.subplots(1, max(len(names), 1), squeeze=False)
+    for axes, name in zip(grid[0], names, strict=False):
+        known = {
+            split: values[np.isfinite(values)] for split, of in splits.items() if (values := of.get(name)) is not None
+        }
+        together = np.concatenate(list(known.values()))
+        bins = np.histogram_bin_edges(together, bins=int(np.clip(len(together) ** 0.5, 5, 40)))
+        for number, (split, values) in enumerate(known.items()):
+            if len(values):
+                shares = np.full(len(values), 100 / len(values))
+                look = dict(weights=shares, color=f"C{number}")
+                axes.hist(values, bins, histtype="stepfilled", alpha=0.2, **look)
+                axes.hist(values, bins, histtype="step", linewidth=1.5, label=f"{split} ({len(values):,})", **look)
+        axes.set_xlabel(_labelled(name))
+        axes.set_ylabel("% of the split")
+        if len(together):
+            axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _scatter(axes: Axes, name: str, predicted: np.ndarray, true: np.ndarray) -> None:
+    """Predictions over references, with the line on which they are equal."""
+    both = np.concatenate([predicted, true])
+    margin = 0.04 * (np.ptp(both) or 1.0)
+    ends = [both.min() - margin, both.max() + margin]
+    axes.plot(ends, ends, color="gray", linewidth=1, label="identity")
+    axes.plot(true, predicted, "o", markersize=4, alpha=0.5, markeredgewidth=0)
+    axes.set(
+        xlim=ends, ylim=ends, aspect="equal", xlabel=f"true {_labelled(name)}", ylabel=f"predicted {_labelled(name)}"
+    )
+    error = np.abs(predicted - true).mean()
+    axes.set_title(f"{name}: mean absolute error {error:.1f} {_unit(name)}, n = {len(true):,}", fontsize=10)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+
+
+def _bland_altman(axes: Axes, name: str, predicted: np.ndarray, true: np.ndarray) -> None:
+    """Errors over the mean of prediction and reference, with the bias and the limits of agreement."""
+    error = predicted - true
+    axes.plot((predicted + true) / 2, error, "o", markersize=4, alpha=0.5, markeredgewidth=0)
+    bias = error.mean()
+    axes.axhline(bias, color="C3", linewidth=1.2, label=f"bias {bias:+.1f} {_unit(name)}")
+    if len(error) > 1:
+        reach = _NORMAL * error.std(ddof=1)
+        label = f"95 % limits {bias - reach:+.1f} to {bias + reach:+.1f} {_unit(name)}"
+        axes.axhline(bias - reach, color="C3", linewidth=1.2, linestyle="--", label=label)
+        axes.axhline(bias + reach, color="C3", linewidth=1.2, linestyle="--")
+    axes.axhline(0, color="gray", linewidth=0.8)
+    axes.set(xlabel=f"mean of predicted and true {_labelled(name)}", ylabel=f"predicted - true ({_unit(name)})")
+    axes.margins(y=0.25)
+    axes.legend(fontsize=8, loc="upper right")
+    axes.grid(alpha=0.3)
+
+
+def _unit(name: str) -> str:
+    """The unit of differences: those of percentages are points."""
+    unit = UNITS.get(name, "")
+    return "points" if unit == "%" else unit
+
+
+def _labelled(name: str) -> str:
+    return f"{name} ({UNITS[name]})" if name in UNITS else name
+
+
+def _save(figure: Figure, path: Path) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, path)

@@ -1,0 +1,50 @@
+"""The report on a run's data, by hand."""
+
+import json
+import math
+
+import pytest
+
+from mllm.dataset.builder import build_dataset
+from mllm.dataset.summary import measure_table, summarize
+from mllm.testing.echo import write_echonet
+
+VALUES = [(50.0, 100.0), (60.0, None), (70.0, 200.0)]
+
+
+@pytest.fixture
+def table(tmp_path):
+    rows = [{"file": f"{n}.dcm", "ED": 0, "ES": 1, "EF": ef, "EDV": edv} for n, (ef, edv) in enumerate(VALUES)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return dict(type="DicomCineDataset", data_path=str(path))
+
+
+def test_measures_are_told_without_reading_images(table):
+    dataset = build_dataset(table)
+    values = measure_table(dataset)
+    assert values["EF"].tolist() == [50, 60, 70]
+    assert [math.isnan(value) for value in values["EDV"]] == [False, True, False]
+    told = summarize({"train": dataset})["train"]
+    assert told["samples"] == 3
+    assert told["measures"]["EF"] == pytest.approx(
+        {"known": 3, "unknown": 0, "mean": 60, "std": math.sqrt(200 / 3), "min": 50, "max": 70}
+    )
+    assert told["measures"]["EDV"] == {"known": 2, "unknown": 1, "mean": 150, "std": 50, "min": 100, "max": 200}
+    assert told["measures"]["ESV"] == {"known": 0, "unknown": 3}
+    assert told["sources"] == [dataset.summary()]
+    json.dumps(told)
+
+
+def test_combined_datasets_tell_of_each_part_once(table, tmp_path):
+    write_echonet(tmp_path / "echonet", {"TRAIN": 2}, frames=30)
+    parts = [table, dict(type="EchoNetDataset", data_path=str(tmp_path / "echonet")), dict(type="DummyDataset", size=3)]
+    both = build_dataset(dict(type="ConcatDataset", datasets=parts))
+    told = summarize({"train": both})["train"]
+    assert told["samples"] == 8
+    assert [source["used"] for source in told["sources"]] == [3, 2]
+    assert told["measures"]["EF"]["known"] == 5
+    assert both.measures(4) == both.datasets[1].measures(1)
+    part = build_dataset(dict(type="SubsetDataset", indices=[0, 2], dataset=table))
+    assert measure_table(part)["EF"].tolist() == [50, 70]
+    assert part.measures(1)["EF"] == 70

@@ -1,0 +1,99 @@
+"""Cines of one's own: frames by number from DICOM files and videos, and what a row without them is told."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+
+from mllm.config.schema import DataArgs
+from mllm.dataset.builder import build_dataset, build_datasets, use_miniatures
+from mllm.errors import DataError
+from mllm.testing.files import write_avi, write_dicom
+
+ROW = {"file": "a.dcm", "ED": 7, "ES": 2, "EF": 55.5, "EDV": 120, "ESV": 53.4, "patient": "p1"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    gray = np.stack([np.full((32, 32), 10 * number, np.uint8) for number in range(12)])
+    write_dicom(tmp_path / "a.dcm", gray, Modality="US", WindowCenter=128, WindowWidth=256, VOILUTFunction="LINEAR")
+    write_dicom(tmp_path / "b.dcm", np.stack([gray] * 3, axis=-1), Modality="US")
+    write_avi(tmp_path / "c.avi", list(gray), "ffv1")
+    return tmp_path
+
+
+def opened(folder, *rows, **options):
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return build_dataset(dict(type="DicomCineDataset", data_path=str(path), **options))
+
+
+def shown(sample):
+    pairs = zip(sample.views, sample.images, strict=True)
+    return {view: round(float(np.asarray(image).mean()) / 10) for view, image in pairs}
+
+
+@pytest.mark.parametrize("file", ["a.dcm", "b.dcm", "c.avi"])
+@pytest.mark.parametrize(("ed", "es"), [(7, 2), (0, 11), (11, 0)])
+def test_frames_by_number(folder, file, ed, es):
+    sample = opened(folder, {**ROW, "file": file, "ED": ed, "ES": es}).sample(0)
+    assert shown(sample) == {"ED": ed, "ES": es}
+    assert sample.measures == {"EF": 55.5, "EDV": 120, "ESV": 53.4}
+    assert sample.group == "p1"
+    assert sample.turns[0].text.count("<image>") == 2
+    assert sample.turns[1].text == "EF 55.5 %, EDV 120.0 mL, ESV 53.4 mL."
+    assert sample.source.endswith("rows.jsonl, line 1")
+
+
+def test_a_table_of_text(folder):
+    path = folder / "rows.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "ED", "ES", "EF", "EDV"])
+        writer.writerows([["a.dcm", "7", "2.0", "55.5", ""], ["c.avi", "1", "4", "nan", "0"]])
+    dataset = build_dataset(dict(type="DicomCineDataset", data_path=str(path)))
+    sample = dataset.sample(0)
+    assert shown(sample) == {"ED": 7, "ES": 2}
+    assert sample.measures["EF"] == 55.5
+    assert math.isnan(sample.measures["EDV"]) and math.isnan(sample.measures["ESV"])
+    assert sample.group == "a.dcm"
+    assert dataset.summary()["unknown"] == {"EF": 1, "EDV": 2, "ESV": 2}
+    with pytest.raises(DataError, match=r"rows.csv, line 3: none of EF, EDV, ESV is known"):
+        dataset.sample(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"ED": None}, r"line 1: field 'ED' is missing or empty: neither a DICOM cine nor a video says which"),
+        ({"ES": ""}, r"field 'ES' is missing or empty: .*give their numbers, counted from 0, in the fields ED and ES"),
+        ({"ES": 1.5}, r"field 'ES' must be the number of a frame, counted from 0, not 1.5"),
+        ({"ED": -1}, r"field 'ED' must be the number of a frame"),
+        ({"ED": "x"}, r"field 'ED' must be the number of a frame, counted from 0, not 'x'"),
+        ({"ED": 2}, r"ED and ES are both frame 2"),
+        ({"ED": 12}, r"line 1: .*a.dcm has no frame 12: it has 12, from 0 to 11"),
+        ({"file": "gone.dcm"}, r"line 1: image .*gone.dcm does not exist"),
+        ({"EF": "good"}, r"line 1: field 'EF' is no number: 'good'"),
+    ],
+)
+def test_rows_that_cannot_be_used_say_why(folder, change, sentence):
+    with pytest.raises(DataError, match=sentence):
+        opened(folder, {**ROW, **change}).sample(0)
+
+
+def test_augmentation_and_leakage_use_what_all_datasets_have(folder):
+    rows = [{**ROW, "file": name, "patient": None} for name in ("a.dcm", "b.dcm")]
+    flipped = opened(folder, *rows, transforms=[dict(type="RandomFlip", probability=1.0)], seed=1)
+    assert shown(flipped.sample(1)) == {"ED": 7, "ES": 2}
+    split = dict(type="DicomCineDataset", data_path=str(folder / "rows.jsonl"))
+    with pytest.raises(DataError, match="2 patients are in both train and test"):
+        build_datasets(DataArgs(train=split, test=split))
+
+
+def test_a_miniature_stands_in_for_absent_data(tmp_path):
+    split = dict(type="DicomCineDataset", data_path=str(tmp_path / "gone.csv"), image_folder="gone")
+    datasets = build_datasets(use_miniatures(DataArgs(train=split, test=split), tmp_path / "mini"))
+    assert [len(dataset) for dataset in datasets.values()] == [8, 8]
+    assert datasets["test"].sample(7).measures["EDV"] > 50

@@ -1,0 +1,127 @@
+"""Errors, agreement and intervals by hand, by numpy's own functions, and by drawing patients one after another."""
+
+import numpy as np
+import pytest
+
+from mllm.metrics.measures import answered_measures, categories, measures, stated_measures
+from mllm.structures import Answer
+
+NAN = float("nan")
+
+
+def test_figures_by_hand():
+    """Errors of EF: 2, -4, 6, 0; squares 4 + 16 + 36 = 56; references 20, 35, 45, 60 around 40: 400 + 25 + 25 + 400."""
+    true = {"EF": np.array([20.0, 35.0, 45.0, 60.0])}
+    predicted = {"EF": np.array([22.0, 31.0, 51.0, 60.0])}
+    found = measures(predicted, true, ["a", "b", "c", "d"])
+    assert found["EF_mae"] == 3
+    assert found["EF_rmse"] == pytest.approx(np.sqrt(14))
+    assert found["EF_r2"] == pytest.approx(1 - 56 / 850)
+    assert found["EF_bias"] == 1
+    deviation = np.sqrt((1 + 25 + 25 + 1) / 3)
+    assert found["EF_loa_lower"] == pytest.approx(1 - 1.96 * deviation)
+    assert found["EF_loa_upper"] == pytest.approx(1 + 1.96 * deviation)
+    assert found["EF_category_agreement"] == 0.75
+    assert (found["EF_samples"], found["EF_unknown"], found["EF_failed"]) == (4, 0, 0)
+    for figure in ("mae", "rmse", "bias", "category_agreement"):
+        assert found[f"EF_{figure}_ci_low"] <= found[f"EF_{figure}"] <= found[f"EF_{figure}_ci_high"]
+    assert "EF_loa_lower_ci_low" not in found
+
+
+def test_volumes_have_no_categories_and_unknown_values_are_left_out_and_counted():
+    true = {"EDV": np.array([100.0, NAN, 120.0, 80.0, NAN]), "ESV": np.full(5, NAN)}
+    predicted = {"EDV": np.array([110.0, 5.0, 100.0, NAN, NAN])}
+    found = measures(predicted, true, list("abcde"))
+    assert found["EDV_mae"] == 15
+    assert (found["EDV_samples"], found["EDV_unknown"], found["EDV_failed"]) == (2, 2, 1)
+    assert "EDV_category_agreement" not in found
+    assert (found["ESV_samples"], found["ESV_unknown"]) == (0, 5)
+    assert np.isnan(found["ESV_mae"]) and np.isnan(found["ESV_mae_ci_low"])
+    same = measures({"EDV": predicted["EDV"][[0, 2]]}, {"EDV": true["EDV"][[0, 2]]}, ["a", "c"])
+    assert all(
+        same[key] == pytest.approx(found[key], nan_ok=True) for key in same if key[4:] not in ("unknown", "failed")
+    )
+
+
+def test_a_border_belongs_to_the_upper_category():
+    assert categories(np.array([29.99, 30, 39.9, 40, 49.9, 50, 70])).tolist() == [0, 1, 1, 2, 2, 3, 3]
+
+
+def test_large_references_lose_no_digits():
+    true = 1e6 + np.array([1.0, 2.0, 3.0, 4.0])
+    found = measures({"EDV": true + [0.1, -0.1, 0.1, -0.1]}, {"EDV": true}, list("abcd"))
+    assert found["EDV_r2"] == pytest.approx(1 - 0.04 / 5, rel=1e-6)
+
+
+def slow_bootstrap(predicted, true, groups, seed, resamples):
+    """Draws patients one after another and takes the figures with numpy's own functions."""
+    rng = np.random.default_rng(seed)
+    names = sorted(set(groups))
+    rows = {name: [i for i, group in enumerate(groups) if group == name] for name in names}
+    figures = []
+    for _ in range(resamples):
+        chosen = [i for name in rng.choice(names, len(names)) for i in rows[name]]
+        p, t = predicted[chosen], true[chosen]
+        error = p - t
+        r2 = 1 - np.mean(error**2) / np.var(t)
+        figures.append([np.abs(error).mean(), np.sqrt(np.mean(error**2)), r2, error.mean()])
+    return np.percentile(figures, [2.5, 97.5], axis=0)
+
+
+def test_intervals_draw_patients_not_samples():
+    """A patient's samples err alike, so that an interval over samples would be too narrow."""
+    rng = np.random.default_rng(0)
+    groups = [f"p{number // 5}" for number in range(100)]
+    true = rng.normal(55, 12, 100)
+    predicted = true + np.repeat(rng.normal(1, 6, 20), 5)
+    found = measures({"EF": predicted}, {"EF": true}, groups, seed=1, resamples=4000)
+    expected = slow_bootstrap(predicted, true, groups, 2, 4000)
+    for number, figure in enumerate(("mae", "rmse", "r2", "bias")):
+        ends = found[f"EF_{figure}_ci_low"], found[f"EF_{figure}_ci_high"]
+        width = expected[1, number] - expected[0, number]
+        assert ends == pytest.approx(expected[:, number], abs=0.06 * width)
+    alone = measures({"EF": predicted}, {"EF": true}, [None] * 100, seed=1)
+    assert alone["EF_mae"] == pytest.approx(found["EF_mae"])
+    assert alone["EF_bias_ci_high"] - alone["EF_bias_ci_low"] < 0.7 * width
+
+
+def test_the_seed_decides_and_one_patient_has_no_spread():
+    rng = np.random.default_rng(0)
+    true = {"EF": rng.normal(55, 12, 30)}
+    predicted = {"EF": true["EF"] + rng.normal(0, 5, 30)}
+    groups = [str(number) for number in range(30)]
+    first, again, other = (measures(predicted, true, groups, seed=seed) for seed in (0, 0, 1))
+    assert first == again != other
+    one = measures(predicted, true, ["same"] * 30)
+    assert one["EF_mae_ci_low"] == pytest.approx(one["EF_mae"]) == pytest.approx(one["EF_mae_ci_high"])
+
+
+def test_equal_references_have_no_r2():
+    found = measures({"EF": np.array([50.0, 52.0])}, {"EF": np.array([50.0, 50.0])}, ["a", "b"])
+    assert np.isnan(found["EF_r2"])
+    assert found["EF_mae"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("EF 58.4 %, EDV 120.3 mL, ESV 50 mL.", {"EF": 58.4, "EDV": 120.3, "ESV": 50}),
+        ("The EF is 55%.", {"EF": 55}),
+        ("EF: 40 %, no, EF 30 %", {"EF": 40}),
+        ("EDV = 99 mL, EF unknown", {"EDV": 99}),
+        ("EF 58.4 mL", {}),
+        ("", {}),
+    ],
+)
+def test_measures_stated_in_a_text(text, found):
+    assert stated_measures(text) == found
+
+
+def test_the_metric_takes_numbers_of_heads_before_those_of_texts():
+    references = [Answer("EF 50.0 %.", measures={"EF": 50.04}, group="a"), Answer("EF 60.0 %.", group="b")]
+    predictions = [Answer("EF 10.0 %.", measures={"EF": 53.04}), Answer("EF 61.0 %.")]
+    found = answered_measures(predictions, references)
+    assert found["EF_mae"] == pytest.approx((3 + 1) / 2)
+    silent = answered_measures([Answer("I cannot tell."), Answer("EF 61.0 %.")], references)
+    assert (silent["EF_samples"], silent["EF_failed"]) == (1, 1)
+    assert answered_measures([Answer("yes")], [Answer("yes")]) == {}
