@@ -33,6 +33,7 @@ from mllm.files import replaced_file, write_json, write_text
 from mllm.models.adapters import trainable_report, trainable_table
 from mllm.models.loading import find_checkpoint
 from mllm.models.vision_model import VisionModel
+from mllm.pipeline.evaluate_model import METRICS_FILE
 from mllm.pipeline.merge import merge
 from mllm.pipeline.teaching import teaching_encoder
 from mllm.registry import EXPORTERS, METRICS
@@ -223,6 +224,7 @@ def report(
         write_text(written / "README.md", card_text(written.name, asdict(config.model_args), facts))
         with replaced_file(folder / "predictions.jsonl") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers.rows)
+        write_json(folder / METRICS_FILE, {"figures": answers.figures})
         meter.skip(answers.skipped)
         write_skipped(folder, meter.failures)
     if meter.truncated:
