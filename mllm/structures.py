@@ -135,6 +135,8 @@ class Encoded:
     """The same sample as a teacher sees it, where a run distils."""
     length: int | None = None
     """The number of tokens, those of the images included; None: that of the labels."""
+    unit: int | None = None
+    """Whose contribution it is, where privacy is promised to units of several samples."""
 
     def __len__(self) -> int:
         return int(self.targets["labels"].shape[0]) if self.length is None else self.length
@@ -155,6 +157,8 @@ class Batch:
     targets: dict[str, Tensor]
     teacher: dict[str, Tensor] | None = None
     """The same samples through the teacher's processor, where a run distils."""
+    units: tuple[int, ...] | None = None
+    """Whose contribution each sample is, equal ones side by side, where units have several samples."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with `function` applied to every tensor."""

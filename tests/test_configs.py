@@ -34,7 +34,10 @@ MEANT_FOR = {
     "shikra_vicuna7b_rec": (A10, "bf16"),
     "perceptionGPT_refcoco": (A10, "bf16"),
     "gemma3n_medrescue": (A10, "bf16"),
+    "gemma3n_medrescue_t4": (T4, "fp16"),
     "t5gemma_mtnt_en_fr": (A10, "bf16"),
+    "gemma3n_3ncore_kd": (A10, "bf16"),
+    "gemma3n_3ncore_kd_t4": (T4, "fp32"),
 }
 
 
@@ -109,13 +112,36 @@ def test_the_tiers_ask_for_what_the_guide_says():
     assert {config.model_args.model_name_or_path for config in (small, medium, large)} == {"ckpt/medgemma-4b-it"}
 
 
+@pytest.mark.parametrize("name", ["gemma3n_medrescue", "gemma3n_medrescue_t4"])
+def test_medrescue_trains_as_it_was_trained(name: str):
+    config = read_config(CHECKOUT / "config" / "training_configs" / f"{name}.py")
+    model, training = vars(config.model_args), config.training_args
+    asked = dict(type="causal-lm", model_name_or_path="google/gemma-3n-E4B-it", load_in_4bit=True, lora_r=8)
+    asked |= dict(lora_alpha=8, lora_dropout=0.0, lora_target="language", max_length=1024)
+    assert {key: model[key] for key in asked} == asked
+    asked = dict(per_device_train_batch_size=4, gradient_accumulation_steps=4, learning_rate=2e-5, warmup_steps=5)
+    asked |= dict(lr_scheduler_type="linear", optim="adamw_8bit", weight_decay=0.01, num_train_epochs=1)
+    asked |= dict(save_strategy="steps", save_steps=500, seed=3407)
+    assert {key: training[key] for key in asked} == asked
+
+
+def test_t5gemma_translates_as_in_its_notebook():
+    config = read_config(CHECKOUT / "config" / "training_configs" / "t5gemma_mtnt_en_fr.py")
+    model, training = config.model_args, config.training_args
+    assert (model.type, model.model_name_or_path) == ("seq2seq", "google/t5gemma-b-b-prefixlm-it")
+    assert model.max_length == 200
+    asked = dict(per_device_train_batch_size=8, gradient_accumulation_steps=1, learning_rate=1e-4, max_steps=500)
+    asked |= dict(optim="adafactor", lr_scheduler_type="constant", seed=42)
+    assert {key: training[key] for key in asked} == asked
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_trains_two_steps_with_tiny_and_peft_reads_the_adapter(path: Path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = read_config(path)
     splits = {split: vars(config.data_args)[split] for split in ("train", "validation", "test")}
     sizes = [f"data_args.{split}.size=2" for split, options in splits.items() if options and "size" in options]
-    if config.model_args.heads:
+    if "mask" in config.model_args.heads:
         sizes += ["model_args.heads.mask.dim=32"]
     assert (
         main(

@@ -49,6 +49,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         objectives=validate.objectives(validate.section(merged, "objectives", places), places),
         export_args=validate.export_args(validate.section(merged, "export_args", places), places),
         distill_args=distill_rules.distill_args(validate.section(merged, "distill_args", places), places),
+        privacy_args=validate.privacy_args(merged, places),
         hardware=validate.hardware(validate.section(merged, "hardware", places), places),
         custom_imports=custom_imports,
         name=_name(merged, path, places),

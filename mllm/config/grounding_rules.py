@@ -16,7 +16,7 @@ SHIKRA_KEYS = (
     *("vision_tower", "mm_vision_select_layer", "freeze_backbone"),
     *("tune_mm_mlp_adapter", "freeze_mm_mlp_adapter", "pretrain_mm_mlp_adapter"),
 )
-READERS = {"BoxLoss": "box", "MaskLoss": "mask"}
+READERS = {"BoxLoss": "box", "MaskLoss": "mask", "MeasureLoss": "measures"}
 """Which head's findings an objective reads."""
 CONVERT = "python mllm/pipeline/convert.py --model {} --out FOLDER"
 
@@ -112,11 +112,11 @@ def refuse_objectives_without_heads(config: RunConfig) -> None:
             continue
         read.add(head)
         if head not in config.model_args.heads:
-            kind = {"box": "BoxHead", "mask": "MaskHead"}[head]
+            kind = {"box": "BoxHead", "mask": "MaskHead", "measures": "RegressionHead"}[head]
             raise ConfigError(
                 f"{config.place('objectives', name)}: objectives.{name} ({options['type']}) needs "
                 f"model_args.heads = dict({head}=dict(type='{kind}'))"
             )
     for head in config.model_args.heads.keys() - read:
-        loss = {"box": "BoxLoss", "mask": "MaskLoss"}[head]
+        loss = next(name for name, read_head in READERS.items() if read_head == head)
         logger.warning("no objective trains the %s head: add objectives = dict(%s=dict(type='%s'))", head, head, loss)

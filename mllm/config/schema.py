@@ -7,7 +7,7 @@ relative to the file that names them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ PACKAGES_IN_TEXT = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes
 
 
 def _limit(default: Any, minimum: float | None = None, above: float | None = None, below: float | None = None) -> Any:
-    """A field with a default and the bounds that its numbers must respect."""
+    """A field with a default (MISSING: a required one) and the bounds that its numbers must respect."""
     return field(default=default, metadata={"minimum": minimum, "above": above, "below": below})
 
 
@@ -62,6 +62,8 @@ class ModelArgs:
     """The text that ends an assistant's turn where the chat template writes none; None: found in the template."""
     system: str | None = None
     """System text put before every conversation that has none."""
+    chat_template: str | None = None
+    """How a conversation is written, in Jinja; None: the checkpoint's own, which a merely pretrained one lacks."""
     attn_implementation: str | None = None
     """'eager', 'sdpa' or 'flash_attention_2'; None: transformers chooses."""
     trust_remote_code: bool = False
@@ -142,6 +144,34 @@ class DistillArgs:
 
 
 @dataclass(frozen=True)
+class PrivacyArgs:
+    """What a differentially private training promises, and of whom (arXiv:1607.00133)."""
+
+    target_delta: float = _limit(MISSING, above=0, below=1)
+    """The delta of the promise (epsilon, delta); below 1 / N for N units in the training data."""
+    target_epsilon: float | None = _limit(None, above=0)
+    """The epsilon that is never exceeded; the noise follows from it. None: `noise_multiplier` is given."""
+    noise_multiplier: float | None = _limit(None, above=0)
+    """Standard deviation of the noise on a sum of clipped gradients, as a multiple of `clip_norm`."""
+    clip_norm: float = _limit(1.0, above=0)
+    """The L2 norm to which the gradient of one unit is clipped."""
+    clipping: Literal["flat", "per_layer"] = "flat"
+    """Clip the gradient of a unit as one vector, or every layer's part of it to clip_norm / sqrt(layers)."""
+    unit: Literal["sample", "patient"] = "sample"
+    """Whose presence in the training data is hidden: one sample, or all samples of one patient together."""
+    max_records_per_patient: int | None = _limit(None, minimum=1)
+    """unit='patient': how many samples of one patient are used in an update; None: all."""
+    physical_batch_size: int = _limit(8, minimum=1)
+    """Samples in one forward; changes memory and time and never the update."""
+    accountant: Literal["prv", "rdp"] = "prv"
+    """What adds up the epsilon: 'prv' (arXiv:2106.02848) is tight, 'rdp' (arXiv:1908.10530) is quick and loose."""
+    secure_mode: bool = False
+    """Draw the noise from the system's cryptographic generator; False: from a fast one with a secret seed."""
+    test_noise_seed: int | None = None
+    """For tests alone: a seed of the noise. Whoever knows it can take the noise away: the promise is void."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A config that was read, checked and found to make sense; two are equal if they ask for the same run."""
 
@@ -160,6 +190,8 @@ class RunConfig:
     """`bf16=True`: keep bf16 on a CPU, where it is slow, instead of falling back to fp32."""
     export_args: ExportArgs = field(default_factory=ExportArgs)
     distill_args: DistillArgs | None = None
+    privacy_args: PrivacyArgs | None = None
+    """None: without differential privacy."""
     custom_imports: dict[str, Any] = field(default_factory=dict)
     """`imports`: modules that register datasets and other parts; `folders`: where they lie."""
     places: Places = field(default_factory=Places, compare=False, repr=False)
@@ -189,8 +221,13 @@ class RunConfig:
             "export_args": asdict(self.export_args),
             "name": self.name,
         }
-        optional = {"hardware": self.hardware, "custom_imports": self.custom_imports, "tiny": self.tiny}
-        optional["distill_args"] = self.distill_args and asdict(self.distill_args)
+        optional = {
+            "distill_args": self.distill_args and asdict(self.distill_args),
+            "privacy_args": self.privacy_args and asdict(self.privacy_args),
+            "hardware": self.hardware,
+            "custom_imports": self.custom_imports,
+            "tiny": self.tiny,
+        }
         return sections | {key: value for key, value in optional.items() if value}
 
     @property

@@ -11,14 +11,14 @@ from typing import Any
 
 from mllm.config.places import Key, Places, shown
 from mllm.config.renamed import DATA, MODEL, TRAINING
-from mllm.config.schema import SPLITS, DataArgs, ExportArgs, ModelArgs
+from mllm.config.schema import SPLITS, DataArgs, ExportArgs, ModelArgs, PrivacyArgs
 from mllm.config.source import has_source
 from mllm.config.values import fits, limited, wrong_value
 from mllm.errors import ConfigError, hint, near
 from mllm.registry import BOX_FORMATS, DATASETS, HEADS, METRICS, MODELS, OBJECTIVES, TRANSFORMS, Registry
 
 TOP_LEVEL = (
-    *("model_args", "data_args", "training_args", "objectives", "export_args", "distill_args"),
+    *("model_args", "data_args", "training_args", "objectives", "export_args", "distill_args", "privacy_args"),
     *("hardware", "custom_imports", "name", "tiny"),
 )
 DEFAULT_OBJECTIVES = {"next_token": {"type": "NextToken"}}
@@ -106,6 +106,15 @@ def data_args(values: dict[str, Any], places: Places) -> DataArgs:
 def export_args(values: dict[str, Any], places: Places) -> ExportArgs:
     """Checks `export_args`."""
     args: ExportArgs = filled(ExportArgs, values, "export_args", places)
+    return args
+
+
+def privacy_args(merged: Mapping[str, Any], places: Places) -> PrivacyArgs | None:
+    """Checks `privacy_args`; None where there are none, or where a config takes those of its base away."""
+    if merged.get("privacy_args") is None:
+        return None
+    values = section(merged, "privacy_args", places)
+    args: PrivacyArgs = filled(PrivacyArgs, values, "privacy_args", places)
     return args
 
 

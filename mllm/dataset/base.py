@@ -40,17 +40,13 @@ class SampleDataset(Dataset[Sample], ABC):
     def describe(self, index: int, epoch: int = 0) -> str:
         """Where a row comes from, for messages: `FILE, line N`."""
 
-    def measures(self, index: int) -> dict[str, float]:
-        """The measures of a row; a dataset that knows them without reading images says so here."""
-        return self.sample(index).measures
-
     @abstractmethod
     def group(self, index: int, epoch: int = 0) -> str | None:
         """The patient of a row, or None where unknown; reads no image."""
 
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
-        """The numbers to regress of a row, where they are known without reading its images."""
-        return {}
+        """The numbers to regress of a row; a dataset that knows them without reading its images says so here."""
+        return self.sample(index, epoch).measures
 
     def summary(self) -> dict[str, Any]:
         """What was found in the files, what was dropped and why, as plain values; empty where nothing is to be told."""

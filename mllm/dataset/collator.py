@@ -37,11 +37,13 @@ class EncodedDataset(Dataset[Encoded]):
         return len(self.samples)
 
     def __getitem__(self, draw: Draw | int) -> Encoded | Failure:  # type: ignore[override]
-        index, epoch, counted = draw if isinstance(draw, Draw) else Draw(draw, 0)
+        index, epoch, counted, unit = draw if isinstance(draw, Draw) else Draw(draw, 0)
         try:
             encoded = self.encode(self.samples.sample(index, epoch))
         except UserError as error:
             return Failure(str(error))
+        if unit is not None:
+            encoded = replace(encoded, unit=unit)
         if counted:
             return encoded
         return replace(encoded, targets=unsupervised(encoded.targets))
@@ -51,7 +53,8 @@ class LogicalCollator:
     """Turns the samples of one update into a `LogicalBatch`.
 
     Without `tokens_per_piece`, a piece holds at most `samples_per_piece` samples; with it, as many as keep its padded
-    tokens within the budget (a longer sample stands alone). Samples of like length share a piece either way.
+    tokens within the budget (a longer sample stands alone). Samples of like length share a piece either way, unless
+    they belong to units of several samples, which stay side by side.
     """
 
     def __init__(
@@ -69,9 +72,18 @@ class LogicalCollator:
         """The batch of an update's samples, its failures beside it."""
         encoded = [item for item in items if isinstance(item, Encoded)]
         lengths = [len(item) for item in encoded]
-        cuts = cut_by_length(lengths, self.samples_per_piece, self.tokens_per_piece)
+        units = [item.unit for item in encoded if item.unit is not None]
+        assert len(units) in (0, len(encoded)), "either every sample belongs to a unit or none does"
+        if units:
+            cuts = cut_in_order(lengths, self.samples_per_piece, self.tokens_per_piece)
+        else:
+            cuts = cut_by_length(lengths, self.samples_per_piece, self.tokens_per_piece)
+        pieces = [self.pad([encoded[i] for i in cut]) for cut in cuts]
+        if units:
+            owners = [tuple(units[i] for i in cut) for cut in cuts]
+            pieces = [replace(piece, units=owner) for piece, owner in zip(pieces, owners, strict=True)]
         return LogicalBatch(
-            pieces=[self.pad([encoded[i] for i in cut]) for cut in cuts],
+            pieces=pieces,
             samples=len(encoded),
             tokens=sum(lengths),
             padded_tokens=sum(len(cut) * max(lengths[i] for i in cut) for cut in cuts),
@@ -85,14 +97,23 @@ def cut_by_length(lengths: Sequence[int], most_samples: int | None, most_tokens:
 
     `most_tokens` bounds a piece's padded size (samples times the longest) and takes the place of `most_samples`.
     """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    cuts = cut_in_order([lengths[i] for i in order], most_samples, most_tokens)
+    return [[order[i] for i in cut] for cut in cuts]
+
+
+def cut_in_order(lengths: Sequence[int], most_samples: int | None, most_tokens: int | None) -> list[list[int]]:
+    """The same for samples that keep their order."""
     pieces: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    width = 0
+    for i, length in enumerate(lengths):
+        width = max(width, length)
         if pieces:
             count = len(pieces[-1]) + 1
-            width = lengths[pieces[-1][0]]
             fits = count * width <= most_tokens if most_tokens else most_samples is None or count <= most_samples
             if fits:
                 pieces[-1].append(i)
                 continue
         pieces.append([i])
+        width = length
     return pieces

@@ -18,6 +18,8 @@ class Draw(NamedTuple):
     epoch: int
     counted: bool = True
     """False for a stand-in: it runs through the model so that every process has a batch, and weighs nothing."""
+    unit: int | None = None
+    """Whose contribution it is, where privacy is promised to units of several samples."""
 
 
 class LogicalBatchSampler(Sampler[list[Draw]]):

@@ -11,10 +11,12 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from mllm.config.hardware import Hardware
-from mllm.config.schema import RunConfig
+from mllm.config.schema import PrivacyArgs, RunConfig
 from mllm.engine.callbacks import Checkpoints, Epochs, Guard, Lines, Progress, RunLog, use_tensorboard_folder
-from mllm.engine.learner import Learner
+from mllm.engine.learner import Learner, Reduction
 from mllm.engine.meter import Meter
+from mllm.engine.privacy.mechanism import Mechanism
+from mllm.engine.private_trainer import KeepLedger, PrivateTrainer
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
 from mllm.objectives.base import Objective
@@ -25,6 +27,12 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 """Two names of one thing: transformers is renaming it."""
+
+MECHANISM = (
+    *("clip_norm", "noise_multiplier", "target_epsilon", "accountant"),
+    *("unit", "clipping", "secure_mode", "test_noise_seed"),
+)
+"""The fields of `privacy_args` that a mechanism has under the same name."""
 
 
 def build_learner(config: RunConfig, bundle: Bundle, teacher: Bundle | None = None) -> Learner:
@@ -41,7 +49,8 @@ def build_learner(config: RunConfig, bundle: Bundle, teacher: Bundle | None = No
         except TypeError as error:
             raise ConfigError(f"objectives.{name}: {error}") from error
         objectives[name].connect(bundle, teacher)
-    return Learner(bundle.model, objectives, None if teacher is None else teacher.model)
+    reduction: Reduction = "items" if config.privacy_args is None else "samples"
+    return Learner(bundle.model, objectives, None if teacher is None else teacher.model, reduction)
 
 
 def prepare_trainer(
@@ -50,7 +59,7 @@ def prepare_trainer(
     """The trainer of the config's model type, writing into `folder`.
 
     `data` is what the pipeline found: `train_dataset`, `train_sampler`, `collate`, and `eval_dataset`, `eval_sampler`
-    where there is a validation split.
+    where there is a validation split; under `privacy_args` also `synthetic`, encoded samples that are not the data.
     """
     build = TRAINERS.find(config.model_args.type)
     trainer: MultimodalTrainer = build(config, hardware, learner, folder, **data)
@@ -66,14 +75,19 @@ def prepare_trainer(
 def build_multimodal_trainer(
     config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, **data: Any
 ) -> MultimodalTrainer:
-    """A MultimodalTrainer with the callbacks of every run."""
+    """A MultimodalTrainer with the callbacks of every run; a PrivateTrainer where the config has `privacy_args`."""
     wanted = dict(config.training_args)
     enable_checkpointing(learner, wanted)
     limit = wanted.pop("save_total_limit", None)
     use_tensorboard_folder(folder)
     meter = Meter()
     callbacks = [Guard(), Checkpoints(limit), RunLog({"config": config.name}, meter), Epochs(data["train_sampler"])]
-    trainer = MultimodalTrainer(
+    kind: Any = MultimodalTrainer
+    if config.privacy_args is not None:
+        kind, wanted["max_grad_norm"] = PrivateTrainer, 0.0
+        data["mechanism"] = mechanism_of(config.privacy_args, config.data_args.train, data["train_sampler"])
+        callbacks.insert(1, KeepLedger())  # before a checkpoint is marked complete
+    trainer: MultimodalTrainer = kind(
         learner,
         training_arguments(wanted, hardware, folder, learner, evaluates=data.get("eval_dataset") is not None),
         meter=meter,
@@ -88,6 +102,17 @@ def build_multimodal_trainer(
     return trainer
 
 
+def mechanism_of(args: PrivacyArgs, train: dict[str, Any] | None, sampler: Any) -> Mechanism:
+    """What every update does, from `privacy_args`, the training split's config and the sampler that draws from it."""
+    return Mechanism(
+        units=len(sampler.units),
+        sample_rate=sampler.rate,
+        delta=args.target_delta,
+        data=repr(train),
+        **{key: vars(args)[key] for key in MECHANISM},
+    )
+
+
 def enable_checkpointing(learner: Learner, wanted: dict[str, Any]) -> None:
     """Turns gradient checkpointing on inside the learner where it is wanted, and takes its keys out of `wanted`.
 
@@ -98,10 +123,7 @@ def enable_checkpointing(learner: Learner, wanted: dict[str, Any]) -> None:
         options = {**(wanted.pop(f"{name}_kwargs", None) or {}), "use_reentrant": False}
         layers = {key: options.pop(key) for key in ("every_n_layers", "offload") if key in options}
         if wanted.pop(name, False):
-            model = learner.student.pretrained
-            model.gradient_checkpointing_enable(options, **layers)
-            # It makes every tower's inputs ask for gradients, so a frozen one would be computed again and backwards.
-            model.disable_input_require_grads()
+            learner.student.enable_checkpointing(options, **layers)
 
 
 def logical_batch_size(training_args: dict[str, Any]) -> int:

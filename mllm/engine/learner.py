@@ -19,8 +19,8 @@ class Learner(nn.Module):
     """A student, the objectives that it answers to, and perhaps a frozen teacher.
 
     With reduction "items" each term is its sum divided by its count over the whole logical batch on all processes;
-    with "samples" (privacy) it is the mean over samples of each sample's own mean. `state_dict` speaks only of what is
-    trained: adapters, heads, projectors.
+    with "samples" (privacy) it is the mean over samples of each sample's own mean, unless counts are given, as for the
+    mean of a split. `state_dict` speaks only of what is trained: adapters, heads, projectors.
     """
 
     def __init__(
@@ -59,11 +59,12 @@ class Learner(nn.Module):
         """
         outputs = self.student(**student)
         context = Context(targets, outputs, self.taught(teacher), self.progress)
-        counts = counts or self.counts(targets)
+        if counts is None and self.reduction == "items":
+            counts = self.counts(targets)
         loss, terms = outputs.hidden_BLD.new_zeros(()).float(), {}
         for name, objective in self.named_objectives():
             total_B = objective.total(context)
-            if self.reduction == "items":
+            if counts is not None:
                 term = total_B.sum() / counts[name].clamp_min(1)
             else:
                 term = (total_B / objective.count(targets).clamp_min(1)).mean()

@@ -18,6 +18,7 @@ from mllm.engine.callbacks import not_finite
 from mllm.engine.evaluation import check_failures, mean_losses
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
+from mllm.engine.preflight import preflight
 from mllm.errors import DataError, memory_advised
 from mllm.structures import Batch, Encoded, LogicalBatch, unsupervised
 
@@ -91,6 +92,12 @@ class MultimodalTrainer(Trainer):
         collate, dataset = cast(Any, self.data_collator), cast(Any, self.train_dataset)
         batches = (collate([dataset[draw] for draw in draws]) for draws in self.train_sampler)
         yield from (batch for batch in self._watched(batches) if batch.pieces)
+
+    def preflight(self) -> LogicalBatch:
+        """Proves on the first batch that everything trains, and gives that batch."""
+        batch = self.first_batch()
+        preflight(self.learner, batch, self.accelerator, further=self.first_batches())
+        return batch
 
     @cached_property
     def _idle_piece(self) -> Batch:

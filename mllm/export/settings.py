@@ -12,8 +12,8 @@ from mllm.files import write_json
 
 FILE = "mllm.json"
 KEYS = (
-    *("type", "image_size", "image_token_len", "max_length", "system", "turn_end"),
-    *("heads", "box_format", "pad_to_square", "fuse_vision_layers"),
+    *("type", "image_size", "image_token_len", "max_length", "system", "turn_end", "chat_template"),
+    *("heads", "box_format", "pad_to_square", "fuse_vision_layers", "part", "train_vision"),
     *("vision_tower", "mm_vision_select_layer", "pretrain_mm_mlp_adapter"),
     *("freeze_backbone", "tune_mm_mlp_adapter", "freeze_mm_mlp_adapter"),
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.layers.config import set_reentrant_ckpt
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TimmWrapperModel
 
 from mllm.errors import ConfigError
 
@@ -36,6 +37,21 @@ class AdaptedModel(nn.Module):
         model = backbone if isinstance(backbone, PreTrainedModel) else backbone.get_base_model()
         assert isinstance(model, PreTrainedModel)
         return model
+
+    def enable_checkpointing(self, options: dict[str, Any], **layers: Any) -> None:
+        """Computes layers again in the backward instead of keeping what they gave; never re-entrant.
+
+        `options` are those of `torch.utils.checkpoint`, `layers` those of transformers' own method.
+        """
+        model = self.pretrained
+        for module in model.modules():
+            if isinstance(module, TimmWrapperModel) and self.trains("vision"):
+                set_reentrant_ckpt(False)  # transformers does not hand its options on to timm
+                module.timm_model.set_grad_checkpointing(True)
+        if any("gradient_checkpointing" in vars(module) for module in model.modules()):
+            model.gradient_checkpointing_enable(options, **layers)
+            # It makes every tower's inputs ask for gradients, so a frozen one would be computed again and backwards.
+            model.disable_input_require_grads()
 
     def trains(self, tower: str) -> bool:
         """Whether any parameter of a tower is trainable."""

@@ -14,7 +14,7 @@ from transformers import ProcessorMixin
 from mllm.errors import ConfigError, DataError
 from mllm.models.mark_writer import MarkWriter
 from mllm.models.padding import joined_images, stacked
-from mllm.models.text_processor import TextProcessor
+from mllm.models.text_processor import TextProcessor, mean_color
 from mllm.structures import IGNORE, IMAGE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn, unsupervised
 
 _OPEN, _CLOSE = "\ue000", "\ue001"
@@ -39,12 +39,15 @@ class ChatEncoder:
         max_length: int,
         turn_end: str | None = None,
         system: str | None = None,
+        chat_template: str | None = None,
         marks: MarkWriter | None = None,
     ) -> None:
         self.processor = processor
+        if chat_template is not None:
+            processor.chat_template = chat_template
         self.marks = MarkWriter() if marks is None else marks
         if self.marks.background is None:
-            self.marks = self.marks.against(_mean_color(processor))
+            self.marks = self.marks.against(mean_color(processor))
         self.tokenizer: Any = processor.tokenizer
         self.max_length = max_length
         self.system = system
@@ -250,9 +253,13 @@ class ChatEncoder:
         ]
         if not self.processor.chat_template:
             raise ConfigError(
-                "the model has no chat template; use an instruction-tuned checkpoint (its name ends in -it)"
+                "the model has no chat template; use an instruction-tuned checkpoint (its name ends in -it), or write "
+                "one into model_args.chat_template"
             )
-        tail = self.processor.apply_chat_template(probe, tokenize=False).partition(_CLOSE)[2]
+        try:
+            tail = self.processor.apply_chat_template(probe, tokenize=False).partition(_CLOSE)[2]
+        except TemplateError as error:
+            raise ConfigError(f"the chat template cannot be used: {error}") from error
         if wanted is not None:
             return wanted, tail.startswith(wanted)
         found = [(tail.find(token), token) for token in self._control if token in tail]
@@ -269,11 +276,3 @@ def _after_expansion(character: int, expansions: list[dict[str, Any]]) -> int:
         if expansion["span"][1] <= character:
             shift = expansion["new_span"][1] - expansion["span"][1]
     return character + shift
-
-
-def _mean_color(processor: ProcessorMixin | TextProcessor) -> tuple[int, int, int]:
-    """The color that the model sees as nearly zero, as LLaVA and Shikra take it; black for a model without images."""
-    if isinstance(processor, TextProcessor):
-        return (0, 0, 0)
-    means = [int(255 * share) for share in processor.image_processor.to_dict().get("image_mean") or (0, 0, 0)]
-    return means[0], means[len(means) // 2], means[-1]

@@ -34,7 +34,10 @@ class Seq2SeqEncoder:
         decoder_start_id: int,
         turn_end: str | None = None,
         system: str | None = None,
+        chat_template: str | None = None,
     ) -> None:
+        if chat_template is not None:
+            processor.chat_template = chat_template
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.max_length, self.system = max_length, system
         self.decoder_start_id = decoder_start_id

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +23,7 @@ class Taps:
         self.grid = grid
         self._kept: dict[str, Tensor] | None = None
         modules = dict(model.named_modules())
-        for path in paths:
+        for path in dict.fromkeys(paths):
             if path not in modules:
                 close = ", ".join(near(path, list(modules), count=2))
                 raise ConfigError(f"there is no module '{path}' to tap{f': did you mean {close}?' if close else ''}")
@@ -33,18 +32,19 @@ class Taps:
             (module[-1] if isinstance(module, nn.Sequential) else module).register_forward_hook(self._keeper(path))
 
     @contextmanager
-    def kept(self) -> Iterator[dict[str, Tensor]]:
-        """The taps by path, filled by a forward inside the block."""
+    def kept(self) -> Iterator[Callable[[], dict[str, Tensor]]]:
+        """A function that gives the taps by path, of a forward inside the block."""
         self._kept = {}
         try:
-            yield self._kept
+            yield lambda: {path: pooled(features, self.grid) for path, features in (self._kept or {}).items()}
         finally:
             self._kept = None  # what checkpointing computes again later is not kept
 
     def _keeper(self, path: str) -> Any:
         def keep(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
             if self._kept is not None:
-                self._kept[path] = pooled(output[0] if isinstance(output, tuple) else output, self.grid)
+                # Not pooled yet: under checkpointing this runs in a region that will be computed again without it.
+                self._kept[path] = output[0] if isinstance(output, tuple) else output
 
         return keep
 
@@ -55,8 +55,7 @@ def pooled(features: Tensor, grid: int) -> Tensor:
         side = int(features.shape[1] ** 0.5)
         patches = features[:, -(side * side) :]  # a class token stands first
         features = patches.transpose(1, 2).unflatten(2, (side, side))
-    with torch.autocast(features.device.type, enabled=False):
-        return F.adaptive_avg_pool2d(features.float(), grid)
+    return F.adaptive_avg_pool2d(features.float(), grid)
 
 
 def tap_paths(model: nn.Module, layers: str, chosen: Sequence[int | str] | None, count: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from mllm.errors import ConfigError, DataError
 from mllm.models.loading import explained
@@ -27,6 +27,10 @@ class TextProcessor:
     def chat_template(self) -> Any:
         """The tokenizer's template, or None."""
         return self.tokenizer.chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: str) -> None:
+        self.tokenizer.chat_template = template
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
         """The rendered conversation."""
@@ -67,3 +71,11 @@ def load_text_processor(name: str, *, trust_remote_code: bool = False) -> TextPr
             "labels cannot be placed exactly without it"
         )
     return TextProcessor(tokenizer)
+
+
+def mean_color(processor: ProcessorMixin | TextProcessor) -> tuple[int, int, int]:
+    """The color that the model sees as nearly zero, as LLaVA and Shikra take it; black for a model without images."""
+    if isinstance(processor, TextProcessor):
+        return (0, 0, 0)
+    means = [int(255 * share) for share in processor.image_processor.to_dict().get("image_mean") or (0, 0, 0)]
+    return means[0], means[len(means) // 2], means[-1]

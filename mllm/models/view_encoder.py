@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from mllm.errors import DataError
-from mllm.structures import Answer, Batch, Encoded, Sample, unsupervised
-
-UNITS = {"EF": "%", "EDV": "mL", "ESV": "mL"}
-"""Units of the measures that are known by name."""
+from mllm.structures import UNITS, Answer, Batch, Encoded, Sample, unsupervised
 
 
 class ViewEncoder:

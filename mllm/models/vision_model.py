@@ -45,15 +45,16 @@ class VisionModel(AdaptedModel):
         assert head is None or isinstance(head, RegressionHead)
         return head
 
-    def tap(self, chosen: Sequence[int | str] | None, count: int, grid: int) -> dict[str, int]:
+    def tap(self, chosen: Sequence[int | str] | None, count: int, grid: int) -> list[tuple[str, int]]:
         """Keeps the outputs of `chosen` layers from now on, see `Taps`; gives their paths and widths."""
         paths = tap_paths(self.pretrained, self.layers, chosen, count)
         self._taps = Taps(self.pretrained, paths, grid)
         empty: Any = skeleton(self.pretrained)
         with Taps(empty, paths, grid).kept() as taps:
             empty.get_image_features(torch.zeros(1, 3, self.side, self.side, device="meta"))
-        widths = {path: taps[path].shape[1] for path in paths}
-        self.tapped = {**widths, "grid": grid}
+            seen = taps()
+        widths = [(path, seen[path].shape[1]) for path in paths]
+        self.tapped = {**dict(widths), "grid": grid}
         return widths
 
     def forward(self, pixel_values: Tensor) -> Outputs:
@@ -82,4 +83,4 @@ class VisionModel(AdaptedModel):
             return model.get_image_features(images).pooler_output.float().mean(dim=1), {}
         with self._taps.kept() as taps:
             features_ND = model.get_image_features(images).pooler_output.float().mean(dim=1)
-        return features_ND, taps
+            return features_ND, taps()

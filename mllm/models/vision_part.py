@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     BitsAndBytesConfig,
     Gemma3Config,
@@ -29,7 +29,18 @@ from mllm.errors import ConfigError
 from mllm.models.loading import load_model
 
 
-class Gemma3nVision(Gemma3nForConditionalGeneration):
+class Wordless(PreTrainedModel):
+    """A part of a model that has no words; libraries that ask for its embeddings are given an empty module."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """A module without parameters: nothing is tied to it."""
+        return nn.Identity()
+
+    def get_output_embeddings(self) -> None:
+        """None: nothing is said."""
+
+
+class Gemma3nVision(Wordless, Gemma3nForConditionalGeneration):
     """Gemma 3n without its language model and its audio tower."""
 
     _tied_weights_keys = {}
@@ -40,7 +51,7 @@ class Gemma3nVision(Gemma3nForConditionalGeneration):
         del self.lm_head, self.model.language_model, self.model.audio_tower, self.model.embed_audio
 
 
-class Gemma3Vision(Gemma3ForConditionalGeneration):
+class Gemma3Vision(Wordless, Gemma3ForConditionalGeneration):
     """Gemma 3 (MedGemma) without its language model."""
 
     _tied_weights_keys = {}
@@ -51,7 +62,7 @@ class Gemma3Vision(Gemma3ForConditionalGeneration):
         del self.lm_head, self.model.language_model
 
 
-class SiglipVision(SiglipVisionModel):
+class SiglipVision(Wordless, SiglipVisionModel):
     """The vision tower of a SigLIP, such as MedSigLIP; its features are its last hidden states."""
 
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_(scale|bias)$", r"^head\."]

@@ -58,10 +58,10 @@ class FeatureMatch(Objective):
         assert teacher is not None, "the rules refuse FeatureMatch without a teacher"
         narrow = student.model.tap(self.student_layers, self.pairs, self.grid)
         wide = teacher.model.tap(self.teacher_layers, self.pairs, self.grid)
-        self.paths = list(zip(narrow, wide, strict=True))
+        self.paths = [(ours, theirs) for (ours, _), (theirs, _) in zip(narrow, wide, strict=True)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the same start in every process and run
-            self.projectors = nn.ModuleList(nn.Linear(narrow[s], wide[t]) for s, t in self.paths)
+            self.projectors = nn.ModuleList(nn.Linear(n, w) for (_, n), (_, w) in zip(narrow, wide, strict=True))
 
     def count(self, targets: dict[str, Tensor]) -> Tensor:
         """The views of each sample, [B]; none where a sample only fills a batch up."""

@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     from mllm.engine.builder import build_learner, memory_advice, prepare_trainer
     from mllm.errors import memory_advised
     from mllm.models.builder.builder import load_pretrained
+    from mllm.pipeline.data import prepare_data
     from mllm.pipeline.prepare import prepare_args
     from mllm.pipeline.steps import (
         announce,
@@ -36,7 +37,6 @@ def main(argv: Sequence[str]) -> int:
         leave,
         open_run,
         open_splits,
-        prepare_data,
         report,
         train,
     )

@@ -9,6 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
+
 from mllm.config.checkpoint import inspect_checkpoint
 from mllm.config.hardware import CHECKOUT, Hardware, detect
 from mllm.config.rules import AMPERE
@@ -61,9 +67,19 @@ def whole_model_args(model: str, **given: Any) -> ModelArgs:
 def _settings(folder: Path, source: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The encoding of training: from `mllm.json`, else by the checkpoint's architecture, else MedGemma's."""
     # A name on the Hub is not inspected: its config.json may not be on this machine yet.
-    known = inspect_checkpoint(source).model_type in (None, "gemma3")
-    settings = read_settings(folder, type="medgemma" if known else "image-text")
+    settings = read_settings(folder, type=type_of(inspect_checkpoint(source).model_type))
     return settings | {key: value for key, value in given.items() if value is not None}
+
+
+def type_of(model_type: str | None) -> str:
+    """The type that reads an architecture of transformers, `gemma3` or unknown: 'medgemma'; images before text."""
+    if model_type in (None, "gemma3"):
+        return "medgemma"
+    if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return "image-text"
+    if model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return "seq2seq"
+    return "causal-lm" if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "image-text"
 
 
 def _base_of(folder: Path) -> str:

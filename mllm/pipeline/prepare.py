@@ -53,11 +53,15 @@ def fill_registries() -> None:
 def with_tiny_parts(config: RunConfig) -> RunConfig:
     """The same run on tiny checkpoints and, where its data is absent, on generated miniatures."""
     model = config.model_args
-    base = ensure_tiny(family_of(model.type), CHECKPOINTS)
+    base = ensure_tiny(family_of(model.type, model.model_name_or_path), CHECKPOINTS)
     if str(base) != model.model_name_or_path:
         logger.info("--tiny: %s stands in for %s", base, model.model_name_or_path)
     changes: dict[str, object] = {"tiny": True, "model_args.model_name_or_path": str(base)}
     changes |= dict.fromkeys(("model_args.vision_tower", "model_args.pretrain_mm_mlp_adapter"))  # it has its own
+    if config.distill_args is not None:
+        teacher = ensure_tiny(family_of(config.distill_args.teacher.type), CHECKPOINTS)
+        logger.info("--tiny: %s stands in for %s", teacher, config.distill_args.teacher.model_name_or_path)
+        changes["distill_args.teacher.model_name_or_path"] = str(teacher)
     if model.adapter_path is not None:
         adapter = ensure_tiny_adapter(base, TINY_RANK)
         logger.info("--tiny: %s stands in for the adapter %s", adapter, model.adapter_path)

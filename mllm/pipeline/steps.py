@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,13 +17,9 @@ from mllm.config.hardware import Hardware, environment
 from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
-from mllm.dataset.collator import EncodedDataset, LogicalCollator
-from mllm.dataset.sampler import LogicalBatchSampler
-from mllm.engine.builder import logical_batch_size
 from mllm.engine.callbacks import SKIPPED, close_bars, rows_of, run_folder, write_skipped
 from mllm.engine.examination import PLAIN, Examination, described, examine
-from mllm.engine.learner import Learner
-from mllm.engine.preflight import describe_batch, preflight
+from mllm.engine.preflight import describe_batch
 from mllm.engine.run_folder import newest_checkpoint, open_run_folder
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
@@ -32,10 +27,8 @@ from mllm.export.card import Facts, card_text
 from mllm.files import replaced_file, write_json, write_text
 from mllm.models.adapters import trainable_report, trainable_table
 from mllm.models.loading import find_checkpoint
-from mllm.models.vision_model import VisionModel
 from mllm.pipeline.evaluate_model import METRICS_FILE
 from mllm.pipeline.merge import merge
-from mllm.pipeline.teaching import teaching_encoder
 from mllm.registry import EXPORTERS, METRICS
 from mllm.structures import Bundle
 
@@ -99,51 +92,6 @@ def refuse_another_model(config: RunConfig, folder: Path) -> None:
             )
 
 
-def prepare_data(
-    config: RunConfig, bundle: Bundle, teacher: Bundle | None, learner: Learner, splits: dict[str, SampleDataset]
-) -> dict[str, Any]:
-    """What the trainer is given: splits that are encoded in the loader's workers and dealt as logical batches.
-
-    A head that reads measures is told their mean and spread in the training split.
-    """
-    state, training = PartialState(), config.training_args
-    if isinstance(bundle.model, VisionModel) and bundle.model.head is not None:
-        bundle.model.head.normalize(known_measures(splits["train"]))
-    encoder = teaching_encoder(config, learner, bundle, teacher, splits)
-    collate = LogicalCollator(
-        encoder.pad,
-        samples_per_piece=training.get("per_device_train_batch_size", 8),
-        tokens_per_piece=config.data_args.tokens_per_micro_batch,
-    )
-    seed = training.get("data_seed")
-    seed = training.get("seed", 42) if seed is None else seed
-    dealt = dict(rank=state.process_index, world=state.num_processes, seed=seed)
-    given: dict[str, Any] = {"collate": collate}
-    for name, prefix in (("train", "train"), ("validation", "eval")):
-        if name in splits:
-            is_training = name == "train"
-            size = logical_batch_size(training) if is_training else training.get("per_device_eval_batch_size", 8)
-            given[f"{prefix}_dataset"] = EncodedDataset(splits[name], encoder.encode)
-            given[f"{prefix}_sampler"] = LogicalBatchSampler(
-                len(splits[name]),
-                size,
-                shuffle=is_training,
-                drop_last=is_training and training.get("dataloader_drop_last", False),
-                **dealt,
-            )
-    return given
-
-
-def known_measures(split: SampleDataset) -> dict[str, list[float]]:
-    """The known values of each measure in a split; reads no image where a dataset tells them without."""
-    known: dict[str, list[float]] = {}
-    for leaf, index in split.rows():
-        for name, value in leaf.measures(index).items():
-            if not math.isnan(value):
-                known.setdefault(name, []).append(value)
-    return known
-
-
 def examination(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDataset]) -> Examination | None:
     """The model's answers to the test split, where there is one; on the first process only."""
     if "test" not in splits or not PartialState().is_main_process:
@@ -157,8 +105,7 @@ def examination(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDatas
 def announce(trainer: MultimodalTrainer, bundle: Bundle, folder: Path) -> None:
     """Says what trains, proves on the first batch that it does, and writes that batch down."""
     logger.info("%s", trainable_table(trainable_report(bundle.model)))
-    batch = trainer.first_batch()
-    preflight(trainer.learner, batch, trainer.accelerator, further=trainer.first_batches())
+    batch = trainer.preflight()
     if trainer.is_world_process_zero():
         write_text(folder / "first_batch.md", describe_batch(batch, bundle))
 

@@ -51,14 +51,17 @@ QWEN_TOKENS = [
 ]
 
 
-def family_of(type: str) -> str:
-    """The tiny family that stands in for checkpoints of the model type `type`."""
+def family_of(type: str, name: str = "") -> str:
+    """The tiny family that stands in for the checkpoint `name` of the model type `type`.
+
+    A type that loads several architectures has one for all of them, unless the name tells one that differs much.
+    """
     families = {"medgemma": "medgemma", "image-text": "llava", "shikra": "shikra", "perceptionGPT": "shikra"}
     families |= {"causal-lm": "gemma3n", "seq2seq": "t5gemma"}
     families |= {"gemma3n-student": "gemma3n-student", "medsiglip": "medsiglip"}
     if type not in families:
         raise ConfigError(f"no tiny checkpoint stands in for type '{type}'{hint(type, families)}")
-    return families[type]
+    return "vaultgemma" if type == "causal-lm" and "vaultgemma" in name.lower() else families[type]
 
 
 def ensure_tiny(family: str, parent: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""The tiny models of text: Gemma 3n's language model, and T5Gemma."""
+"""The tiny models of text: Gemma 3n's language model, VaultGemma, and T5Gemma."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from transformers import (
     T5GemmaConfig,
     T5GemmaForConditionalGeneration,
     T5GemmaModuleConfig,
+    VaultGemmaConfig,
+    VaultGemmaForCausalLM,
 )
 
 from mllm.testing import templates
@@ -62,6 +64,29 @@ def _gemma3n(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[P
     return filled(Gemma3nForCausalLM, config, seed), tokenizer
 
 
+def _vaultgemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+    """VaultGemma: Gemma 2's kind without norms behind its layers, a pretrained model without a chat template."""
+    tokenizer = _tokenizer()
+    tokenizer.chat_template = None
+    values = {
+        **TEXT,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "vocab_size": padded(len(tokenizer)),
+        **text,
+    }
+    config = new(
+        VaultGemmaConfig,
+        **values,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return filled(VaultGemmaForCausalLM, config, seed), tokenizer
+
+
 def _t5gemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     """T5Gemma: an encoder and a decoder of Gemma 2's kind, softcapped attention and logits."""
     tokenizer = _tokenizer()
@@ -86,4 +111,4 @@ def _t5gemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[P
     return filled(T5GemmaForConditionalGeneration, config, seed), tokenizer
 
 
-TEXT_FAMILIES: dict[str, Family] = {"gemma3n": _gemma3n, "t5gemma": _t5gemma}
+TEXT_FAMILIES: dict[str, Family] = {"gemma3n": _gemma3n, "vaultgemma": _vaultgemma, "t5gemma": _t5gemma}

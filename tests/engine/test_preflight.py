@@ -6,6 +6,7 @@ import torch
 from mllm.engine.preflight import describe_batch, preflight
 from mllm.errors import ConfigError
 from mllm.objectives.text import NextToken
+from mllm.structures import Bundle
 
 
 def _run(trainer):
@@ -116,8 +117,7 @@ def test_an_objective_with_nothing_to_learn_from_is_told(make_trainer, make_perc
 def test_the_first_batch_is_shown_with_its_answers_in_bold(make_trainer):
     trainer = make_trainer()
     batch = trainer.first_batch()
-    encoder = trainer.data_collator.pad.__self__
-    text = describe_batch(batch, bundle)
+    text = describe_batch(batch, Bundle(trainer.learner.student, trainer.data_collator.pad.__self__))
     assert "[16 image tokens]" in text
     assert text.count("**") // 2 - 1 == batch.samples
     for draw in next(iter(trainer.train_sampler)):

@@ -74,6 +74,46 @@ def test_greedy_answers_equal_a_loop_over_full_forwards(bundle: Bundle) -> None:
     assert answer.tokens == min(len(spoken) + 1, 8)
 
 
+@pytest.mark.parametrize("penalty", [0.2, 1.2])
+def test_a_penalty_looks_at_the_answer_alone_and_not_at_the_batch(bundle: Bundle, penalty: float) -> None:
+    """The oracle: full forwards, the logit of each token that the answer holds divided or multiplied by hand."""
+    samples, model = _samples(), bundle.model.pretrained.eval()
+    options = dict(max_new_tokens=8, repetition_penalty=penalty, progress=False)
+    together = generate(bundle, samples, batch_size=3, **options)
+    assert together == [generate(bundle, [sample], **options)[0] for sample in samples]
+    student = dict(bundle.encoder.pad([bundle.encoder.prompt(samples[1])]).student)
+    prompt, spoken = student["input_ids"], []
+    with torch.no_grad():
+        for _ in range(8):
+            ids = torch.cat([prompt, torch.tensor([spoken], dtype=torch.long)], dim=1)
+            lengths = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            for name in ("token_type_ids", "mm_token_type_ids"):
+                if name in student:
+                    tail = torch.zeros(1, len(spoken), dtype=student[name].dtype)
+                    lengths[name] = torch.cat([student[name], tail], dim=1)
+            logits = model(**{**student, **lengths}).logits[0, -1]
+            for token in set(spoken):
+                logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+            token = int(logits.argmax())
+            if token in (*stop_ids(bundle), *bundle.encoder.processor.image_token_ids):
+                break  # a written image token would be taken for an image by a forward without a cache
+            spoken.append(token)
+    expected = bundle.encoder.tokenizer.decode(spoken, skip_special_tokens=True).strip()
+    assert expected and together[1].text.startswith(expected)
+
+
+def test_the_checkpoints_own_settings_do_not_change_an_answer(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, own = _samples()[0], bundle.model.pretrained.generation_config
+    greedy = generate(bundle, [sample], max_new_tokens=8, progress=False)
+    hot = dict(max_new_tokens=8, do_sample=True, temperature=5.0, seed=1, progress=False)
+    sampled = generate(bundle, [sample], **hot)
+    settings = dict(repetition_penalty=0.1, num_beams=2, no_repeat_ngram_size=1, top_k=1, top_p=0.1, typical_p=0.1)
+    for name, value in {**settings, "temperature": 9.0, "min_p": 1.0, "do_sample": True}.items():
+        monkeypatch.setattr(own, name, value)
+    assert generate(bundle, [sample], max_new_tokens=8, progress=False) == greedy
+    assert generate(bundle, [sample], **hot) == sampled
+
+
 def test_generation_stops_at_the_end_of_the_turn(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = _samples()[0]
     ids = bundle.encoder.tokenizer(generate(bundle, [sample], max_new_tokens=6, progress=False)[0].text)["input_ids"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from mllm.config.schema import ModelArgs
+from mllm.models import generation
+from mllm.pipeline.inference import best_hardware, load_for_answers
+from mllm.structures import Answer, Bundle, Mark
 from mllm.testing.tiny import write_tiny
 from mllm.testing.tiny_adapter import write_tiny_adapter
 
@@ -99,3 +104,43 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture
+def pointing(monkeypatch: pytest.MonkeyPatch) -> list[list[Mark]]:
+    """Puts marks into the answers of the tiny model, which names none: a list of marks for each image of a sample."""
+    mask = np.zeros((60, 80), bool)
+    mask[10:30, 20:50] = True
+    marks = [
+        [Mark(box=(10.0, 5.04, 40.0, 30.0)), Mark(mask=mask), Mark(point=(70.0, 50.0))],
+        [Mark(box=(0.0, 0.0, 20.0, 20.0), image=1)],
+    ]
+    real = generation.generate
+
+    def generate(bundle: Any, samples: Sequence[Any], **options: Any) -> list[Answer]:
+        spoken = real(bundle, samples, **options)
+        return [
+            replace(answer, marks=tuple(mark for group in marks[: len(sample.images)] for mark in group))
+            for answer, sample in zip(spoken, samples, strict=True)
+        ]
+
+    monkeypatch.setattr(generation, "generate", generate)
+    return marks
+
+
+@pytest.fixture(scope="session")
+def tiny_talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Gemma 3n of text whose layers speak louder than the prompt's last token, so that it says words."""
+    folder = write_tiny("gemma3n", tmp_path_factory.mktemp("talker") / "gemma3n")
+    tensors = load_file(folder / "model.safetensors")
+    for name, tensor in tensors.items():
+        if name.endswith("post_feedforward_layernorm.weight"):
+            tensor += 30
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def text_bundle(tiny_talker: Path) -> Bundle:
+    """The same, loaded to answer."""
+    return load_for_answers(ModelArgs("causal-lm", str(tiny_talker), lora_r=None), best_hardware())

@@ -11,7 +11,7 @@ import pytest
 from mllm.config.hardware import CHECKOUT
 from mllm.errors import ConfigError
 from mllm.export.settings import write_settings
-from mllm.pipeline.inference import adapter_args, located, whole_model_args
+from mllm.pipeline.inference import adapter_args, located, type_of, whole_model_args
 
 SETTINGS = dict(type="medgemma", image_size=448, image_token_len=64, max_length=300, system="Be brief.", turn_end=None)
 
@@ -67,3 +67,22 @@ def test_an_adapter_is_no_model(adapter: Path, talking_base: Path) -> None:
         whole_model_args(str(adapter))
     args = whole_model_args(str(talking_base))
     assert (args.adapter_path, args.lora_r, args.type) == (None, None, "medgemma")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "type"),
+    [
+        (None, "medgemma"),
+        ("gemma3", "medgemma"),
+        ("gemma3n", "image-text"),
+        ("llava", "image-text"),
+        ("gemma3_text", "causal-lm"),
+        ("gemma3n_text", "causal-lm"),
+        ("llama", "causal-lm"),
+        ("t5gemma", "seq2seq"),
+        ("t5", "seq2seq"),
+        ("unheard_of", "image-text"),
+    ],
+)
+def test_an_architecture_has_the_type_that_reads_it(model_type: str | None, type: str) -> None:
+    assert type_of(model_type) == type

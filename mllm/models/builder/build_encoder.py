@@ -36,17 +36,21 @@ def load_encoder(args: ModelArgs) -> ChatEncoder | Seq2SeqEncoder:
         pad_to_square=bool(args.pad_to_square),
         mask_size=_mask_size(args, vision),
     )
-    return ChatEncoder(processor, max_length=args.max_length, turn_end=args.turn_end, system=args.system, marks=marks)
+    return ChatEncoder(processor, marks=marks, **_told(args))
+
+
+def _told(args: ModelArgs) -> dict[str, Any]:
+    """What every encoder is told."""
+    return {key: vars(args)[key] for key in ("max_length", "turn_end", "system", "chat_template")}
 
 
 def _text_encoder(args: ModelArgs) -> ChatEncoder | Seq2SeqEncoder:
     """The encoder of a model of text."""
     name = find_checkpoint(args.model_name_or_path)
     processor = load_text_processor(name, trust_remote_code=args.trust_remote_code)
-    told: dict[str, Any] = dict(max_length=args.max_length, turn_end=args.turn_end, system=args.system)
     if args.type == "causal-lm":
-        return ChatEncoder(processor, **told)
-    return Seq2SeqEncoder(processor, decoder_start_id=decoder_start(name, processor), **told)
+        return ChatEncoder(processor, **_told(args))
+    return Seq2SeqEncoder(processor, decoder_start_id=decoder_start(name, processor), **_told(args))
 
 
 def _processor(args: ModelArgs) -> tuple[ProcessorMixin, PretrainedConfig]:

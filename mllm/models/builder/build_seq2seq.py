@@ -74,6 +74,7 @@ def build_seq2seq(args: ModelArgs, hardware: Hardware) -> Bundle:
         decoder_start_id=decoder_start(name, processor),
         turn_end=args.turn_end,
         system=args.system,
+        chat_template=args.chat_template,
     )
     return Bundle(PerceptionModel(adapted, towers), encoder)
 

@@ -87,7 +87,12 @@ def assemble(
         mask_size=None if mask_head is None else mask_head.size,
     )
     encoder = ChatEncoder(
-        processor, max_length=args.max_length, turn_end=args.turn_end, system=args.system, marks=marks
+        processor,
+        max_length=args.max_length,
+        turn_end=args.turn_end,
+        system=args.system,
+        chat_template=args.chat_template,
+        marks=marks,
     )
     return Bundle(perception, encoder)
 

@@ -11,21 +11,30 @@ from mllm.config.schema import ModelArgs
 from mllm.engine.learner import Learner
 from mllm.engine.preflight import preflight
 from mllm.errors import ConfigError, DataError
+from mllm.models.builder.build_encoder import load_encoder
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.generation import generate
+from mllm.models.text_processor import load_text_processor
 from mllm.objectives.text import NextToken
 from mllm.structures import LogicalBatch, Sample, Turn
 from mllm.testing.tiny import write_tiny
 
 PAIRS = [("The heart is normal.", "Das Herz."), ("The liver is large.", "Die Leber."), ("No kidney.", "Keine Niere.")]
 SAMPLES = [Sample([Turn("user", question), Turn("assistant", answer)]) for question, answer in PAIRS]
-TYPES = {"gemma3n": "causal-lm", "t5gemma": "seq2seq"}
+TYPES = {"gemma3n": "causal-lm", "vaultgemma": "causal-lm", "t5gemma": "seq2seq"}
+TEMPLATE = (
+    "{{ bos_token }}{% for turn in messages %}{{ turn['role'] ~ ':\n' ~ turn['content'] }}"
+    "{{ eos_token if turn['role'] == 'assistant' else '\n' }}{% endfor %}{{ 'assistant:\n' if add_generation_prompt }}"
+)
 
 
-@pytest.fixture(scope="module", params=["gemma3n", "t5gemma"])
+@pytest.fixture(scope="module", params=["gemma3n", "vaultgemma", "t5gemma"])
 def args(request, tmp_path_factory):
     folder = write_tiny(request.param, tmp_path_factory.mktemp(request.param) / "model")
-    return ModelArgs(type=TYPES[request.param], model_name_or_path=str(folder), lora_r=8, max_length=64)
+    template = TEMPLATE if request.param == "vaultgemma" else None  # as published it has none
+    return ModelArgs(
+        type=TYPES[request.param], model_name_or_path=str(folder), lora_r=8, max_length=64, chat_template=template
+    )
 
 
 def test_it_learns_pairs_by_heart_and_stops(args):
@@ -79,3 +88,23 @@ def test_images_and_other_models_are_refused(args, tiny_llava):
         bundle.encoder.encode(replace(SAMPLES[0], images=[Image.new("RGB", (9, 9))]))
     with pytest.raises(ConfigError, match="is a 'llava' model"):
         load_pretrained(replace(args, model_name_or_path=str(tiny_llava)), detect())
+
+
+@pytest.mark.parametrize("family", ["vaultgemma", "t5gemma"])
+def test_a_chat_template_of_the_config_takes_the_place_of_the_checkpoints(family, tmp_path):
+    folder = write_tiny(family, tmp_path / "model")
+    given = ModelArgs(type=TYPES[family], model_name_or_path=str(folder), max_length=64, chat_template=TEMPLATE)
+    for encoder in (load_pretrained(given, detect()).encoder, load_encoder(given)):
+        ids = encoder.prompt(SAMPLES[0]).student["input_ids"]
+        assert encoder.tokenizer.decode(ids, skip_special_tokens=True) == f"user:\n{PAIRS[0][0]}\nassistant:\n"
+        assert encoder.turn_end == "<eos>"
+        encoder.processor.save_pretrained(tmp_path / "exported")
+        assert load_text_processor(str(tmp_path / "exported")).chat_template == TEMPLATE
+
+
+def test_without_a_usable_chat_template_it_says_what_to_do(tmp_path):
+    args = ModelArgs(type="causal-lm", model_name_or_path=str(write_tiny("vaultgemma", tmp_path / "model")))
+    with pytest.raises(ConfigError, match="no chat template; .* or write one into model_args.chat_template"):
+        load_encoder(args)
+    with pytest.raises(ConfigError, match="the chat template cannot be used: .*unexpected"):
+        load_encoder(replace(args, chat_template="{% for turn in messages"))

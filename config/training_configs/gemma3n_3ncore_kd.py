@@ -1,0 +1,21 @@
+"""GEMMA 3NCORE on an A100 of 40 GB: MedGemma's vision tower teaches Gemma 3n's to read EF, EDV and ESV.
+
+Sample size, feature weight, LoRA, epochs and learning rate as published. data_args.train.size=None takes all videos.
+The teacher sees every frame once; what it saw is kept in exp/teacher_cache, and it leaves the memory.
+
+Cost: the two towers have 294 and 417 million weights, 1.4 GB together in bf16 (computed); a GPU run is not measured.
+Command: python mllm/pipeline/finetune.py config/training_configs/gemma3n_3ncore_kd.py
+"""
+
+_base_ = ["../_base_/models/gemma3n_student.py", "../_base_/datasets/echonet.py", "../_base_/runtime/finetune.py"]
+
+training_args = dict(
+    learning_rate=2e-5,
+    per_device_train_batch_size=16,
+    per_device_eval_batch_size=16,
+    gradient_accumulation_steps=8,
+    dataloader_num_workers=4,
+    gradient_checkpointing=True,
+    bf16=True,
+    tf32=True,
+)

@@ -1,0 +1,157 @@
+"""The gradient of every sample of a batch, from one backward, for the Linear layers that train.
+
+A LoRA of rank r between widths m and n has r (m + n) numbers a sample, as many as the activations of r tokens. So the
+gradients themselves are kept, sample by sample: that takes less memory than the activations and upstream gradients of
+all tokens, from which ghost norms (arXiv:2205.10683) and book-keeping (arXiv:2210.00038) would make them later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mllm.errors import ConfigError
+
+
+class PerSampleLinear(nn.Linear):
+    """A Linear layer that, while its tape records, gives the gradient of every sample in the place of their sum."""
+
+    tape: Tape
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input [B, ..., inputs] to [B, ..., outputs]."""
+        if not self.tape.samples:
+            return super().forward(input)
+        output: Tensor = _Recorded.apply(input, self.weight, self.bias, self)
+        return output
+
+
+class Tape:
+    """Records the gradient of each sample for every trainable parameter below `module`.
+
+    Its trainable layers become `PerSampleLinear`, in place: names, parameters, hooks and base class stay. Raises
+    `ConfigError` where something trains that is no Linear layer, or where samples are normalized together.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.samples = 0
+        """Samples of the batch that is recorded; 0 while nothing is."""
+        self.layers = trainable_layers(module)
+        self.names: dict[nn.Parameter, str] = {
+            parameter: name for name, parameter in module.named_parameters() if parameter.requires_grad
+        }
+        self._recorded: dict[nn.Parameter, Tensor] = {}
+        for layer in self.layers.values():
+            # As in half_safe.py: a new class on the living module keeps all that refers to it, unlike a wrapper.
+            layer.__class__ = PerSampleLinear
+            layer.tape = self  # type: ignore[assignment]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains, in the order of the module."""
+        return list(self.names)
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """For each layer, the places of its parameters in `parameters`; a shared one belongs to the first."""
+        place = {parameter: number for number, parameter in enumerate(self.names)}
+        groups = [[place.pop(own) for own in layer.parameters() if own in place] for layer in self.layers.values()]
+        return [group for group in groups if group]
+
+    @contextmanager
+    def recording(self, samples: int) -> Iterator[dict[nn.Parameter, Tensor]]:
+        """Records a forward and its backward, both inside the block, of a batch of `samples`.
+
+        Gives a dict that the backward fills: parameter -> [samples, ...], the gradient of each sample's loss where what
+        is differentiated is the sum of the samples' losses. Parameters get no `grad`. A parameter that had no part in
+        the loss has no entry.
+        """
+        assert samples > 0 and not self.samples
+        self.samples, self._recorded = samples, {}
+        try:
+            yield self._recorded
+        finally:
+            self.samples, self._recorded = 0, {}
+
+    def add(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        """Adds the samples' gradients [B, ...] from one use of a parameter; a layer may be used several times."""
+        known = self._recorded.get(parameter)
+        self._recorded[parameter] = gradient if known is None else known + gradient
+
+    def check(self, layer: PerSampleLinear, rows: int) -> None:
+        """Refuses a layer whose input does not keep samples apart in its first dimension."""
+        if rows != self.samples:
+            name = next(name for name, own in self.layers.items() if own is layer)
+            raise ConfigError(
+                f"privacy_args: the layer {name} sees {rows} rows for {self.samples} samples, so the gradient of one "
+                "sample cannot be told from another's; leave it out of model_args.lora_target"
+            )
+
+
+def trainable_layers(module: nn.Module) -> dict[str, nn.Linear]:
+    """The Linear layers with trainable parameters, by name; raises `ConfigError` where anything else trains."""
+    layers, found = {}, 0
+    for name, part in module.named_modules():
+        if isinstance(part, _BatchNorm):
+            raise ConfigError(
+                f"privacy_args: {name} is a BatchNorm, which mixes the samples of a batch, so no sample's share can be "
+                "bounded; use a model without"
+            )
+        own = [parameter for parameter in part.parameters(recurse=False) if parameter.requires_grad]
+        if own and type(part) not in (nn.Linear, PerSampleLinear):
+            raise ConfigError(
+                f"privacy_args: {name or type(part).__name__} ({type(part).__name__}) trains, and only Linear layers "
+                "(LoRA on Linear layers, linear heads) have gradients by sample; leave it out of model_args.lora_target"
+            )
+        if own:
+            assert isinstance(part, nn.Linear)
+            layers[name] = part
+            found += len(own)
+    if not found:
+        raise ConfigError("nothing is trainable: set model_args.lora_r, or name an adapter to continue")
+    return layers
+
+
+class _Recorded(torch.autograd.Function):
+    """A Linear layer whose backward gives the parameters' gradients to the layer's tape, sample by sample.
+
+    It saves by autograd's own means, so checkpointing without re-entrance frees and computes it again like any other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, layer: PerSampleLinear) -> Tensor:
+        layer.tape.check(layer, input.shape[0])
+        ctx.layer, ctx.dtype = layer, input.dtype
+        device = input.device.type
+        kept = input.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else input
+        ctx.save_for_backward(kept, weight)
+        return nn.functional.linear(kept, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        kept, weight = ctx.saved_tensors
+        layer: PerSampleLinear = ctx.layer
+        to_input = (upstream @ weight.to(upstream.dtype)).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        rows = upstream.shape[0]
+        upstream_BTO = upstream.reshape(rows, -1, upstream.shape[-1])
+        own: dict[str, nn.Parameter | None] = dict(layer.named_parameters(recurse=False))
+        own_weight, own_bias = own["weight"], own.get("bias")
+        if own_weight is not None and own_weight.requires_grad:
+            kept_BTI = kept.reshape(rows, -1, kept.shape[-1]).to(upstream.dtype)
+            layer.tape.add(own_weight, torch.bmm(upstream_BTO.transpose(1, 2), kept_BTI).to(weight.dtype))
+        if own_bias is not None and own_bias.requires_grad:
+            layer.tape.add(own_bias, upstream_BTO.sum(dim=1).to(own_bias.dtype))
+        return to_input, None, None, None
+
+
+def stacked(gradients: dict[nn.Parameter, Tensor], parameters: Sequence[nn.Parameter], rows: int) -> list[Tensor]:
+    """The recorded gradients [B, numbers] in the order of `parameters`; zeros where one had no part in the loss."""
+    return [
+        gradients[parameter].flatten(1) if parameter in gradients else parameter.new_zeros(rows, parameter.numel())
+        for parameter in parameters
+    ]
