@@ -28,6 +28,7 @@ from mllm.files import replaced_file, write_json, write_text
 from mllm.metrics.measure_table import agreement_table
 from mllm.models.adapters import trainable_report, trainable_table
 from mllm.models.loading import find_checkpoint
+from mllm.pipeline.evaluate_model import METRICS_FILE
 from mllm.pipeline.merge import merge
 from mllm.registry import EXPORTERS, METRICS
 from mllm.structures import Bundle
@@ -171,6 +172,7 @@ def report(
         write_text(written / "README.md", card_text(written.name, asdict(config.model_args), facts))
         with replaced_file(folder / "predictions.jsonl") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers.rows)
+        write_json(folder / METRICS_FILE, {"figures": answers.figures})
         meter.skip(answers.skipped)
         write_skipped(folder, meter.failures)
     if meter.truncated:
