@@ -14,7 +14,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
@@ -120,6 +120,42 @@ def test_resized_images_survive(talking_base: Path, talking_adapter: Path, tmp_p
     assert len(positions) == 8 * 8  # 112 pixels in patches of 14; the base had 16 x 16
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["mm_tokens_per_image"] == 32
     assert _report(tmp_path / "merged")["method"] == "shard by shard"
+
+
+def test_several_adapters_become_one_model(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
+    other = write_tiny_adapter(talking_base, tmp_path / "other", rank=2, alpha=5, seed=1, use_rslora=True)
+    out = tmp_path / "merged"
+    given = ["--adapter", str(talking_adapter), "--adapter", str(other), "--weights", "0.7", "-0.3", "--out", str(out)]
+    assert main(given) == 0
+    report = _report(out)
+    assert (report["weights"], report["combination"], report["rank"]) == ([0.7, -0.3], "cat", 6)
+    assert report["adapters"] == [str(talking_adapter), str(other)]
+    assert report["parity"] == "checked"
+    model = AutoModelForImageTextToText.from_pretrained(talking_base)
+    key = "model.language_model.layers.0.mlp.up_proj"
+    expected = model.get_submodule(key).weight.detach().clone()
+    for folder, scale in ((talking_adapter, 0.7 * 8 / 4), (other, -0.3 * 5 / 2**0.5)):
+        lora = load_file(folder / "adapter_model.safetensors")
+        expected += (
+            scale * lora[f"base_model.model.{key}.lora_B.weight"] @ lora[f"base_model.model.{key}.lora_A.weight"]
+        )
+    merged = AutoModelForImageTextToText.from_pretrained(out).get_submodule(key).weight
+    torch.testing.assert_close(merged, expected, rtol=0, atol=1e-5)
+
+
+def test_adapters_that_cannot_be_combined(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(talking_adapter, tmp_path / "other"))
+    both = ["--adapter", str(talking_adapter), "--adapter", str(other), "--out", str(tmp_path / "merged")]
+    write_settings(other, {"type": "medgemma", "image_token_len": 64})
+    with pytest.raises(ConfigError, match=r"differ in image_token_len \(None and 64\)"):
+        main(both)
+    (other / "mllm.json").unlink()
+    save_file({"heads.x": torch.ones(1)}, other / "heads.safetensors")
+    with pytest.raises(ConfigError, match=r"holds heads\.safetensors"):
+        main(both)
+    with pytest.raises(ConfigError, match="--weights has 1 numbers"):
+        main([*both, "--weights", "1"])
+    assert os.listdir(tmp_path) == ["other"]
 
 
 def test_a_projector_that_trained_is_written(tmp_path: Path) -> None:
