@@ -101,6 +101,7 @@ def prepare_data(config: RunConfig, bundle: Bundle, splits: dict[str, SampleData
         bundle.encoder.pad,
         samples_per_piece=training.get("per_device_train_batch_size", 8),
         tokens_per_piece=config.data_args.tokens_per_micro_batch,
+        tokens_per_row=config.model_args.max_length if config.data_args.packing else None,
     )
     seed = training.get("data_seed")
     seed = training.get("seed", 42) if seed is None else seed
