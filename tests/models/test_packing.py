@@ -9,7 +9,13 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3nConfig,
+    Gemma3nForConditionalGeneration,
+)
 
 from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
@@ -19,7 +25,7 @@ from mllm.engine.learner import Learner
 from mllm.engine.preflight import preflight
 from mllm.errors import ConfigError
 from mllm.models.builder.builder import load_pretrained
-from mllm.models.packing import ROW, Packing, followers
+from mllm.models.packing import ROW, Packing, followers, last_hidden_state
 from mllm.objectives.text import NextToken
 from mllm.structures import Batch, Bundle, Context, Encoded, Sample, Turn
 from mllm.testing.tiny import write_tiny
@@ -112,6 +118,29 @@ def test_a_sample_is_never_reached_from_another(bundle: Bundle):
             ids[changed, end - 6 : end] += 1
             after = losses(bundle, Batch({**piece.student, "input_ids": ids}, piece.targets))
             assert [bool(same) for same in after == before] == [i != changed for i in range(3)]
+
+
+def test_gemma3n_with_its_towers_packs_text_too():
+    """As in life, where `google/gemma-3n-E4B-it` has them; a small tower stands in for the one that sees."""
+    pytest.importorskip("timm")
+    text = dict(TEXT, num_hidden_layers=4, head_dim=32, vocab_size=1152, vocab_size_per_layer_input=1152)
+    text |= dict(hidden_size_per_layer_input=16, layer_types=["sliding_attention", "full_attention"] * 2, laurel_rank=8)
+    text |= dict(sliding_window=16, num_kv_shared_layers=2, activation_sparsity_pattern=[0.95, 0.0, 0.0, 0.0])
+    others = dict(vocab_size=64, vocab_offset=1024)
+    vision = dict(others, architecture="resnet10t", hidden_size=512)
+    audio = dict(others, hidden_size=64, conf_num_hidden_layers=1, conf_num_attention_heads=2)
+    config = Gemma3nConfig(text_config=text, vision_config=vision, audio_config=audio)
+    model = filled(Gemma3nForConditionalGeneration, config, seed=0).double()
+    lengths = torch.tensor([30, 20, 25])
+    mask = torch.arange(30)[None, :] < lengths[:, None]
+    ids = torch.randint(10, 1000, mask.shape, generator=torch.Generator().manual_seed(0)) * mask
+    inputs = {"input_ids": ids, "attention_mask": mask.long()}
+    with torch.no_grad():
+        alone = last_hidden_state(model.base_model, inputs, None)
+        packed = last_hidden_state(model.base_model, inputs, torch.tensor([0, 0, 0]))
+        leaking = model.base_model(input_ids=ids[mask][None]).last_hidden_state[0]
+    torch.testing.assert_close(packed[mask], alone[mask], rtol=0, atol=1e-9)
+    assert (leaking - alone[mask])[30:].abs().max() > 0.1
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=8))
