@@ -109,6 +109,9 @@ class DataArgs:
     """What an unreadable row does: end the run, or be counted and listed in the run folder."""
     tokens_per_micro_batch: int | None = _limit(None, minimum=1)
     """Padded tokens that one forward may hold; None: pieces of per_device_train_batch_size, by length."""
+    packing: bool = False
+    """Let samples of text share rows of at most `max_length` tokens; exact: none sees another, none has another's
+    positions."""
     compute_metric: str | list[str] | None = None
     """The entry of the registry METRICS, or several, that compare the answers to the test split with the true ones."""
     compute_untrained: bool = False
