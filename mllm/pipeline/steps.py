@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from mllm.config.config import read_config
 from mllm.config.hardware import Hardware, environment
+from mllm.config.privacy_rules import refuse_large_delta
 from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
@@ -135,6 +136,7 @@ def private_data(config: RunConfig, bundle: Bundle, train: SampleDataset) -> dic
     if state.num_processes > 1:
         broadcast_object_list(secret)
     units = units_of(train, privacy.unit)
+    refuse_large_delta(config, len(units))
     sampler = PoissonSampler(
         units,
         min(1.0, logical_batch_size(config.training_args) * state.num_processes / len(units)),
