@@ -62,6 +62,8 @@ def open_splits(config: RunConfig) -> dict[str, SampleDataset]:
             "without it: give it a dataset, such as dict(type='VQADataset', data_path='rows.jsonl')"
         )
     splits = build_datasets(config.data_args, seed=config.training_args.get("seed", 42))
+    if config.privacy_args is not None:
+        refuse_large_delta(config, len(units_of(splits["train"], config.privacy_args.unit)))
     logger.info("%s", ", ".join(f"{name}: {len(split):,} samples" for name, split in splits.items()))
     return splits
 
@@ -136,7 +138,6 @@ def private_data(config: RunConfig, bundle: Bundle, train: SampleDataset) -> dic
     if state.num_processes > 1:
         broadcast_object_list(secret)
     units = units_of(train, privacy.unit)
-    refuse_large_delta(config, len(units))
     sampler = PoissonSampler(
         units,
         min(1.0, logical_batch_size(config.training_args) * state.num_processes / len(units)),

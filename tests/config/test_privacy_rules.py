@@ -1,4 +1,4 @@
-"""What would break the promise of differential privacy is refused by a sentence with its place, before anything loads."""
+"""What would break the promise of privacy is refused by a sentence with its place, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ def test_the_section_is_optional_and_complete(run):
         ),
         (
             "target_delta=1e-5",
-            "run.py:2: privacy_args needs either target_epsilon, from which the noise follows, or noise_multiplier, and "
-            "has neither: set target_epsilon=3.0, for example",
+            "run.py:2: privacy_args needs either target_epsilon, from which the noise follows, or noise_multiplier, "
+            "and has neither: set target_epsilon=3.0, for example",
         ),
         (
             "target_delta=1e-5, target_epsilon=3.0,\n    noise_multiplier=1.0",
-            "run.py:3: privacy_args needs either target_epsilon, from which the noise follows, or noise_multiplier, and "
-            "has both: remove one",
+            "run.py:3: privacy_args needs either target_epsilon, from which the noise follows, or noise_multiplier, "
+            "and has both: remove one",
         ),
         (
             "target_delta=1e-5, target_epsilon=3.0,\n    max_records_per_patient=4",

@@ -7,10 +7,12 @@ neighbors where one has a unit more than the other.
 
 from __future__ import annotations
 
+import importlib
+import logging
 import math
 import warnings
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from mllm.errors import ConfigError
 
@@ -95,10 +97,21 @@ def noise_multiplier_for(
     return enough
 
 
-def _rdp(history: list[tuple[float, float, int]], delta: float) -> float:
-    from opacus.accountants import RDPAccountant
+def _accountants() -> Any:
+    """Opacus's accountants; the handler that Opacus gives to the root logger, for all packages, is taken away again."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        return importlib.import_module("opacus.accountants")
+    except ImportError as error:
+        raise ConfigError(f"privacy_args needs the package opacus ({error}): pip install -e '.[privacy]'") from error
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
-    book = RDPAccountant()
+
+def _rdp(history: list[tuple[float, float, int]], delta: float) -> float:
+    book = _accountants().RDPAccountant()
     book.history = history
     with warnings.catch_warnings():
         # "Optimal order is the largest alpha": the bound holds all the same, it is only loose.
@@ -111,9 +124,7 @@ def _prv(history: list[tuple[float, float, int]], delta: float) -> float:
 
     The bound lies above the epsilon by the error that is asked for, and time and memory grow with its inverse.
     """
-    from opacus.accountants import PRVAccountant
-
-    book = PRVAccountant()
+    book = _accountants().PRVAccountant()
     book.history = history
     try:
         with warnings.catch_warnings():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
@@ -107,3 +110,18 @@ def test_what_is_spent_never_exceeds_the_target(target, delta, rate, steps, acco
 def test_what_no_noise_can_keep_is_refused(accountant) -> None:
     with pytest.raises(ConfigError, match="cannot be kept over 1000 updates .* raise privacy_args.target_epsilon"):
         noise_multiplier_for(1e-5, 1e-9, 1.0, 1000, accountant)
+
+
+def test_it_leaves_no_handler_on_the_root_logger() -> None:
+    """Opacus configures logging for everybody when it is imported; every line of ours would appear twice."""
+    script = (
+        "import logging; from mllm.engine.privacy.accounting import epsilon_spent; "
+        "assert 0 < epsilon_spent([(1.0, 0.1, 1)], 1e-5, 'rdp') < 5; assert not logging.getLogger().handlers"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[3])
+
+
+def test_a_missing_package_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "opacus.accountants", None)
+    with pytest.raises(ConfigError, match=r"privacy_args needs the package opacus .*: pip install -e '\.\[privacy\]'"):
+        epsilon_spent([(1.0, 0.1, 1)], DELTA, "rdp")
