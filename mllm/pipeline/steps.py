@@ -14,9 +14,11 @@ from accelerate.utils import broadcast_object_list
 
 from mllm.config.config import read_config
 from mllm.config.hardware import Hardware, environment
+from mllm.config.privacy_rules import refuse_large_delta
 from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
+from mllm.dataset.poisson import units_of
 from mllm.engine.callbacks import SKIPPED, close_bars, rows_of, run_folder, write_skipped
 from mllm.engine.examination import PLAIN, Examination, described, examine
 from mllm.engine.preflight import describe_batch
@@ -57,6 +59,8 @@ def open_splits(config: RunConfig) -> dict[str, SampleDataset]:
             "without it: give it a dataset, such as dict(type='VQADataset', data_path='rows.jsonl')"
         )
     splits = build_datasets(config.data_args, seed=config.training_args.get("seed", 42))
+    if config.privacy_args is not None:
+        refuse_large_delta(config, len(units_of(splits["train"], config.privacy_args.unit)))
     logger.info("%s", ", ".join(f"{name}: {len(split):,} samples" for name, split in splits.items()))
     return splits
 

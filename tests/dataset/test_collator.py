@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from mllm.dataset.collator import EncodedDataset, LogicalCollator, cut_by_length, packed_rows, padded_size
+from mllm.dataset.collator import (
+    EncodedDataset,
+    LogicalCollator,
+    cut_by_length,
+    cut_in_order,
+    packed_rows,
+    padded_size,
+)
 from mllm.dataset.sampler import Draw, LogicalBatchSampler
 from mllm.errors import DataError
 from mllm.structures import IGNORE, Batch, Encoded, Failure, Sample, Turn
@@ -140,3 +147,22 @@ def test_a_stand_in_has_no_known_objects():
         assert (targets["boxes_known"].tolist(), targets["masks_known"].tolist()) == ([counted], [counted])
         assert (targets["labels"] == IGNORE).all() == (not counted)
         assert targets["boxes"].any()
+
+
+@given(LENGTHS, st.integers(1, 100), st.integers(1, 5))
+def test_a_cut_in_order_keeps_it_and_fits_as_well(lengths, budget, most):
+    sizes = [(length,) for length in lengths]
+    for pieces in (cut_in_order(sizes, None, budget), cut_in_order(sizes, most, None)):
+        assert [i for piece in pieces for i in piece] == list(range(len(lengths)))
+    assert all(len(piece) <= most for piece in cut_in_order(sizes, most, None))
+    for piece in cut_in_order(sizes, None, budget):
+        assert len(piece) == 1 or len(piece) * max(lengths[i] for i in piece) <= budget
+
+
+def test_the_samples_of_a_unit_stay_side_by_side_and_keep_its_number():
+    dataset = EncodedDataset(Rows(), encode)
+    draws = [Draw(0, 0, unit=8), Draw(5, 0, unit=8), Draw(4, 0, unit=8), Draw(2, 0, unit=3), Draw(1, 0, unit=3)]
+    batch = LogicalCollator(pad, samples_per_piece=3)([dataset[draw] for draw in draws])
+    assert [piece.units for piece in batch.pieces] == [(8, 8, 3), (3,)]
+    assert [piece.student["input_ids"].shape for piece in batch.pieces] == [(3, 6), (1, 2)]
+    assert len(batch.failures) == 1
