@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import PrivacyArgs, RunConfig
-from mllm.engine.callbacks import Checkpoints, Epochs, Guard, Lines, Progress, RunLog, use_tensorboard_folder
+from mllm.engine.callbacks import Checkpoints, Details, Epochs, Guard, Lines, Progress, RunLog, use_tensorboard_folder
+from mllm.engine.epochs import published_log
 from mllm.engine.learner import Learner, Reduction
 from mllm.engine.meter import Meter
 from mllm.engine.privacy.mechanism import Mechanism
@@ -81,7 +83,8 @@ def build_multimodal_trainer(
     limit = wanted.pop("save_total_limit", None)
     use_tensorboard_folder(folder)
     meter = Meter()
-    callbacks = [Guard(), Checkpoints(limit), RunLog({"config": config.name}, meter), Epochs(data["train_sampler"])]
+    log = RunLog({"config": config.name}, meter, details_of(config))
+    callbacks: list[Any] = [Guard(), Checkpoints(limit), log, Epochs(data["train_sampler"])]
     kind: Any = MultimodalTrainer
     if config.privacy_args is not None:
         kind, wanted["max_grad_norm"] = PrivateTrainer, 0.0
@@ -100,6 +103,26 @@ def build_multimodal_trainer(
     assert bar is not None
     trainer.add_callback(Lines if trainer.args.disable_tqdm else Progress)
     return trainer
+
+
+def details_of(config: RunConfig) -> Details | None:
+    """What the log of a seeing student says beside its rows, under the keys of GEMMA 3NCORE; None for other models."""
+    if config.model_args.part is None:
+        return None
+    model, training = config.model_args, config.training_args
+    weights = [options.get("weight") for options in config.objectives.values() if options["type"] == "FeatureMatch"]
+    start = weights[0] if weights else None
+    parameters = {
+        "sample_size": (config.data_args.train or {}).get("size"),
+        "lr": training.get("learning_rate"),
+        "epochs": training.get("num_train_epochs"),
+        "feature_weight_start": start.get("start") if isinstance(start, dict) else start,
+        "lora_r": model.lora_r,
+        "lora_alpha": model.lora_alpha,
+        "batch_size": training.get("per_device_train_batch_size"),
+        "gradient_accumulation_steps": training.get("gradient_accumulation_steps"),
+    }
+    return partial(published_log, parameters)
 
 
 def mechanism_of(args: PrivacyArgs, train: dict[str, Any] | None, sampler: Any) -> Mechanism:

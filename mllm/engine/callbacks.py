@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ProgressCallback
 
 from mllm.engine.meter import Meter
-from mllm.engine.plots import plot_loss
+from mllm.engine.plots import plot_loss, plot_progress
 from mllm.engine.run_folder import mark_complete, newest_checkpoint, rotate
 from mllm.errors import TrainingError
 from mllm.files import write_json, write_text
@@ -30,6 +30,10 @@ def run_folder(args: TrainingArguments) -> Path:
     """The folder that a run writes to."""
     assert args.output_dir is not None
     return Path(args.output_dir)
+
+
+Details = Callable[[list[dict[str, float]], Path], dict[str, Any]]
+"""What a log says of its rows and of the run folder."""
 
 
 class Epochs(TrainerCallback):
@@ -99,10 +103,12 @@ class RunLog(TrainerCallback):
     Rows come from the trainer's own history, which checkpoints restore, so a resumed run continues the same log.
     """
 
-    def __init__(self, facts: dict[str, Any], meter: Meter) -> None:
+    def __init__(self, facts: dict[str, Any], meter: Meter, details: Details | None = None) -> None:
         self.facts = facts
         """What the log says beside its rows."""
         self.meter = meter
+        self.details = details
+        """What else the log says of its rows and the run folder; with it, each objective's term is drawn too."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -116,13 +122,17 @@ class RunLog(TrainerCallback):
         """Writes the log again, whole, under a temporary name."""
         if state.is_world_process_zero:
             folder = run_folder(args)
-            write_json(folder / "training_log.json", {**self.facts, "rows": rows_of(state)})
+            rows = rows_of(state)
+            details = {} if self.details is None else self.details(rows, folder)
+            write_json(folder / "training_log.json", {**self.facts, **details, "rows": rows})
             write_skipped(folder, self.meter.failures)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Draws the loss."""
         if state.is_world_process_zero:
             plot_loss(rows_of(state), run_folder(args) / "loss.png")
+            if self.details is not None:
+                plot_progress(rows_of(state), run_folder(args) / "training_progress.png")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -84,4 +84,6 @@ class Meter:
             "tokens_per_second": tokens / max(seconds, 1e-9),
             "padding_share": 1 - tokens / max(1.0, padded),
             "peak_memory_gb": float(peaks.max()) / 1e9,
+            "cpu_percent": psutil.cpu_percent(),  # since the last entry
+            "ram_percent": psutil.virtual_memory().percent,
         }

@@ -43,10 +43,11 @@ def preflight(learner: Learner, batch: LogicalBatch, accelerator: Any, further: 
         with accelerator.autocast():
             _check_gradients(learner, pieces)
         learner.eval()
-        with accelerator.autocast():
-            # Packing is proven on a sample that stands behind another, if any does.
-            piece = next((piece for piece in batch.pieces if followers(piece.student).any()), batch.pieces[-1])
-            _check_loss(learner, piece.to(device))
+        if isinstance(learner.student, PerceptionModel):
+            with accelerator.autocast():
+                # Packing is proven on a sample that stands behind another, if any does.
+                piece = next((piece for piece in batch.pieces if followers(piece.student).any()), batch.pieces[-1])
+                _check_loss(learner, learner.student, piece.to(device))
     learner.train(was_training)
     learner.zero_grad(set_to_none=True)
     if device.type == "cuda":
@@ -96,7 +97,7 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
 
 
 @torch.no_grad()
-def _check_loss(learner: Learner, piece: Batch) -> None:
+def _check_loss(learner: Learner, student: PerceptionModel, piece: Batch) -> None:
     """Our loss of one sample equals the one from the model's own logits.
 
     A family whose logits are scaled, shifted or capped in a way that we do not know is found here, not in a paper. Of
@@ -105,22 +106,19 @@ def _check_loss(learner: Learner, piece: Batch) -> None:
     objective = dict(learner.named_objectives()).get("next_token")
     if objective is None or (piece.targets["labels"][:, 1:] != IGNORE).sum() == 0:
         return
-    assert isinstance(learner.student, PerceptionModel)
-    model = learner.student.pretrained
+    model = student.pretrained
     labels = piece.targets["labels"]
     counts = (labels[:, 1:] != IGNORE).sum(dim=1)
     behind = counts * followers(piece.student)
     sample = int((behind if behind.any() else counts).argmax())
     positions = (labels[sample, 1:] != IGNORE).nonzero().squeeze(1)[:64]
     wanted = labels[sample, positions + 1]
-    ours = objective.total(Context({"labels": _only(labels, sample, positions + 1)}, learner.student(**piece.student)))[
-        sample
-    ]
+    ours = objective.total(Context({"labels": _only(labels, sample, positions + 1)}, student(**piece.student)))[sample]
     alone = piece.student
     if ROW in alone:
         alone = {name: tensor[sample : sample + 1] for name, tensor in alone.items()}
         sample = 0
-    with learner.student.telling(alone) as kwargs:
+    with student.telling(alone) as kwargs:
         if "logits_to_keep" in inspect.signature(model.forward).parameters:
             logits = model(**kwargs, logits_to_keep=positions).logits[sample]
         else:

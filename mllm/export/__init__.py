@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from mllm.export import adapter, merged
+from mllm.export import adapter, merged, student
 
-__all__ = ["adapter", "merged"]
+__all__ = ["adapter", "merged", "student"]

@@ -23,7 +23,11 @@ from mllm.structures import Bundle
 
 
 def prepare_data(
-    config: RunConfig, bundle: Bundle, teacher: Bundle | None, learner: Learner, splits: dict[str, SampleDataset]
+    config: RunConfig,
+    bundle: Bundle,
+    teacher: Bundle | None,
+    learner: Learner,
+    splits: dict[str, SampleDataset],
 ) -> dict[str, Any]:
     """What the trainer is given: splits that are encoded in the loader's workers and dealt as logical batches.
 

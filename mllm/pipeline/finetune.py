@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
     config, hardware = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
     splits = open_splits(config)
-    folder, checkpoint = open_run(config, hardware, arguments.resume)
+    folder, checkpoint = open_run(config, hardware, splits, arguments.resume)
     set_seed(config.training_args.get("seed", 42))
     with memory_advised(memory_advice(config)):
         bundle = load_pretrained(config.model_args, hardware)
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
         trainer = prepare_trainer(config, hardware, learner, folder, **data)
         announce(trainer, bundle, folder)
-        train(trainer, checkpoint)
+        train(config, bundle, trainer, splits, checkpoint)
 
         written = export(config, bundle, trainer, splits, folder)  # before the examination, which can fail
         answers = examination(config, bundle, splits)

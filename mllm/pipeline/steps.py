@@ -20,7 +20,9 @@ from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
 from mllm.dataset.poisson import units_of
 from mllm.engine.callbacks import SKIPPED, close_bars, rows_of, run_folder, write_skipped
+from mllm.engine.epochs import EpochFolders
 from mllm.engine.examination import PLAIN, Examination, described, examine
+from mllm.engine.measure_plots import plot_agreement
 from mllm.engine.preflight import describe_batch
 from mllm.engine.run_folder import newest_checkpoint, open_run_folder
 from mllm.engine.trainer import MultimodalTrainer
@@ -30,8 +32,10 @@ from mllm.files import replaced_file, write_json, write_text
 from mllm.metrics.measure_table import agreement_table
 from mllm.models.adapters import trainable_report, trainable_table
 from mllm.models.loading import find_checkpoint
+from mllm.models.vision_model import VisionModel
 from mllm.pipeline.evaluate_model import METRICS_FILE
 from mllm.pipeline.merge import merge
+from mllm.pipeline.phases import conduit, reservoir
 from mllm.registry import EXPORTERS, METRICS
 from mllm.structures import Bundle
 
@@ -65,7 +69,9 @@ def open_splits(config: RunConfig) -> dict[str, SampleDataset]:
     return splits
 
 
-def open_run(config: RunConfig, hardware: Hardware, resume: bool) -> tuple[Path, Path | None]:
+def open_run(
+    config: RunConfig, hardware: Hardware, splits: dict[str, SampleDataset], resume: bool
+) -> tuple[Path, Path | None]:
     """The run's folder with its config and environment in it, and the checkpoint to continue from.
 
     The first process opens it and tells the others its name.
@@ -79,7 +85,10 @@ def open_run(config: RunConfig, hardware: Hardware, resume: bool) -> tuple[Path,
             refuse_another_model(config, folder)
         logger.info("run folder: %s%s", folder, f", continuing from {checkpoint.name}" if checkpoint else "")
         write_text(folder / "config.py", config.text)
-        write_json(folder / "environment.json", environment())
+        write_json(folder / "environment.json", report := environment())
+        if config.model_args.part is not None:
+            reservoir(report, hardware, folder)
+            conduit(config, hardware, splits, folder)
         opened = [(folder, checkpoint)]
     if state.num_processes > 1:
         broadcast_object_list(opened)
@@ -109,14 +118,25 @@ def examination(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDatas
 
 def announce(trainer: MultimodalTrainer, bundle: Bundle, folder: Path) -> None:
     """Says what trains, proves on the first batch that it does, and writes that batch down."""
+    if isinstance(bundle.model, VisionModel):
+        logger.info("Active: what trains")
     logger.info("%s", trainable_table(trainable_report(bundle.model)))
     batch = trainer.preflight()
     if trainer.is_world_process_zero():
         write_text(folder / "first_batch.md", describe_batch(batch, bundle))
 
 
-def train(trainer: MultimodalTrainer, checkpoint: Path | None) -> None:
+def train(
+    config: RunConfig,
+    bundle: Bundle,
+    trainer: MultimodalTrainer,
+    splits: dict[str, SampleDataset],
+    checkpoint: Path | None,
+) -> None:
     """Trains, from a checkpoint on where there is one; Ctrl-C is told what it leaves."""
+    if isinstance(bundle.model, VisionModel):
+        told = dict(settings=asdict(config.model_args), facts=known_facts(config, trainer, splits))
+        trainer.add_callback(EpochFolders(lambda folder: EXPORTERS.find("adapter")(bundle, folder, **told)))
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except KeyboardInterrupt:
@@ -139,7 +159,9 @@ def export(
         logger.info("merge_lora=True: the result is written whole, to merged/; an adapter would not fit the base")
         return Path(EXPORTERS.find("merged")(bundle, folder / "merged", settings=model, facts=facts))
     adapter = EXPORTERS.find("adapter")(bundle, folder / "adapter", settings=model, facts=facts)
-    if config.export_args.merged:
+    if isinstance(bundle.model, VisionModel):
+        EXPORTERS.find("student")(bundle, folder / "student", settings=model, facts=facts)
+    elif config.export_args.merged:
         merge(str(adapter), folder / "merged", replaces=True)
     return Path(adapter)
 
@@ -177,6 +199,8 @@ def report(
         with replaced_file(folder / "predictions.jsonl") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers.rows)
         write_json(folder / METRICS_FILE, {"figures": answers.figures})
+        if "measures" in answers.figures:
+            plot_agreement(answers.table("measures"), answers.table("reference_measures"), folder / "measures.png")
         meter.skip(answers.skipped)
         write_skipped(folder, meter.failures)
     if meter.truncated:
