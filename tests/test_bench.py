@@ -1,17 +1,23 @@
 """The benchmarks' own parts: what is measured is the same for both sides, and a table says what the runs said."""
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import torch
 from transformers import AutoProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "bench"))
 
+import grounding  # noqa: E402
+import grounding_work  # noqa: E402
 import sft_work  # noqa: E402
 from interleaved import Figures, in_fresh_process, resident_memory, table, worst_difference  # noqa: E402
+
+from mllm.dataset.sampler import Draw  # noqa: E402
 
 RUNS = {
     "ours": [{"seconds": seconds, "bytes": 2_000_000_000} for seconds in (10.0, 30.0, 11.0)],
@@ -76,3 +82,41 @@ def test_a_process_answers_or_ends_the_benchmark(tmp_path):
     assert in_fresh_process(str(script), ["--a=1"], threads=3) == {"threads": "3", "got": "--a=1"}
     with pytest.raises(SystemExit, match="it went wrong"):
         in_fresh_process(str(script), ["--fail"], threads=1)
+
+
+def test_one_run_of_the_benchmark_of_boxes_gives_every_figure_of_its_table():
+    sizes = dict(seed=0, steps=1, samples=4, held_out=2, threads=torch.get_num_threads())
+    found = grounding_work.work(Namespace(way="heads", rate=1e-3, **sizes))
+    assert len(found["losses"]) == 1 and found["place_tokens"] == 3
+    header, rule, scenes, phantoms = grounding.table({"heads": [found, found]}).splitlines()
+    assert header.count("|") == rule.count("|") == scenes.count("|") == phantoms.count("|")
+    assert scenes.startswith("| scenes: heads | ") and phantoms.startswith("| phantoms: heads | ")
+
+
+def test_a_place_in_numbers_takes_as_many_tokens_as_the_text_has(tmp_path):
+    bundle = grounding_work.load("text", str(tmp_path))
+    assert not bundle.model.heads
+    # Every character of `[0.120,0.250,0.480,0.760]` is a token of the tiny vocabulary.
+    assert grounding_work.place_tokens(bundle, grounding_work.scenes(3, seed=5)) == len("[0.120,0.250,0.480,0.760]")
+
+
+def test_kept_samples_are_encoded_once_and_stay_as_they_were():
+    asked = []
+
+    class Counted:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, draw):
+            asked.append(draw)
+            return object()
+
+    kept = grounding_work.Kept(Counted())
+    first = [kept[Draw(index, 0)] for index in (2, 0)]
+    assert [kept[Draw(index, 4)] for index in (2, 0)] == first and len(kept) == 3
+    assert asked == [Draw(2, 0), Draw(0, 0)]
+
+
+def test_a_spread_is_the_mean_with_the_least_and_the_greatest_seed():
+    assert grounding.spread([0.5, 0.25, 0.75]) == "0.50 (0.25-0.75)"
+    assert grounding.spread([None, None]) == ""

@@ -1,0 +1,192 @@
+"""One run of the benchmark of boxes: a tiny model learns where things are, then answers scenes that it never saw."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from torch.utils.data import Dataset
+from transformers import TrainingArguments, set_seed
+
+from mllm.config.hardware import detect
+from mllm.config.schema import ModelArgs
+from mllm.dataset.collator import EncodedDataset, LogicalCollator, Samples
+from mllm.dataset.mixing import ConcatDataset
+from mllm.dataset.sampler import Draw, LogicalBatchSampler
+from mllm.dataset.single_image_dataset.scenes import PhantomBoxDataset, SceneDataset
+from mllm.engine.callbacks import Epochs, Guard, RunLog
+from mllm.engine.examination import examine
+from mllm.engine.learner import Learner
+from mllm.engine.meter import Meter
+from mllm.engine.trainer import MultimodalTrainer
+from mllm.metrics.grounding import rec, res
+from mllm.models.builder.builder import load_pretrained
+from mllm.objectives.base import Objective
+from mllm.objectives.boxes import BoxLoss
+from mllm.objectives.masks import MaskLoss
+from mllm.objectives.text import NextToken
+from mllm.structures import Bundle, Encoded, Failure
+from mllm.testing.tiny import ensure_tiny
+
+PIXELS, IMAGE_TOKENS = 112, 64
+BATCH = 16
+"""Samples of one update."""
+WAYS: dict[str, dict[str, Any]] = {
+    "text": {},
+    "heads": dict(box=dict(type="BoxHead", hidden=256, outline=True), mask=dict(type="MaskHead", dim=64)),
+    "state": dict(box=dict(type="BoxHead", hidden=256), mask=dict(type="MaskHead", dim=64)),
+}
+"""What `model_args.heads` is: none, a box head that reads the mask's outline too, one that reads the state alone."""
+HELD_OUT = 1000
+"""The seed of the test pictures; those of training have `TRAINING` plus the run's seed."""
+TRAINING = 10
+
+
+class Kept(Dataset[Encoded]):
+    """Samples that are encoded once and kept: every epoch sees the first one's pictures and words."""
+
+    def __init__(self, samples: EncodedDataset) -> None:
+        self.samples = samples
+        self.encoded: dict[int, Encoded | Failure] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, draw: Draw) -> Encoded | Failure:  # type: ignore[override]
+        if draw.index not in self.encoded:
+            self.encoded[draw.index] = self.samples[Draw(draw.index, epoch=0)]
+        return self.encoded[draw.index]
+
+
+def scenes(size: int, seed: int) -> SceneDataset:
+    """Colored shapes, each asked for by color and shape."""
+    return SceneDataset(size=size, seed=seed, image_size=PIXELS, named=True)
+
+
+def phantoms(size: int, seed: int) -> PhantomBoxDataset:
+    """Medical-looking pictures with one lesion."""
+    return PhantomBoxDataset(size=size, seed=seed, image_size=PIXELS, lesions=(1, 1))
+
+
+def load(way: str, folder: str) -> Bundle:
+    """The tiny Gemma 3 with a LoRA, and with heads where the way has them."""
+    args = ModelArgs(
+        type="medgemma",
+        model_name_or_path=str(ensure_tiny("medgemma", folder)),
+        lora_r=32,
+        image_size=PIXELS,
+        image_token_len=IMAGE_TOKENS,
+        max_length=256,
+        heads=WAYS[way],
+    )
+    return load_pretrained(args, detect())
+
+
+def train(bundle: Bundle, data: Samples, options: argparse.Namespace, folder: str) -> list[float]:
+    """Runs the updates through our trainer; gives the logged losses."""
+    objectives: dict[str, Objective] = {"next_token": NextToken()}
+    if bundle.model.heads:
+        objectives |= {"mask": MaskLoss(), "box": BoxLoss(weight=0.3)}
+    sampler, meter, guard = LogicalBatchSampler(len(data), BATCH, seed=options.seed), Meter(), Guard()
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=options.steps,
+        per_device_train_batch_size=BATCH,
+        learning_rate=options.rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=options.steps // 10,
+        use_cpu=True,
+        logging_steps=min(50, options.steps),
+        logging_nan_inf_filter=False,
+        label_names=[],
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        seed=options.seed,
+    )
+    trainer = MultimodalTrainer(
+        Learner(bundle.model, objectives),
+        arguments,
+        train_dataset=Kept(EncodedDataset(data, bundle.encoder.encode)),
+        train_sampler=sampler,
+        collate=LogicalCollator(bundle.encoder.pad, samples_per_piece=BATCH),
+        meter=meter,
+        callbacks=[guard, RunLog({"config": "bench"}, meter), Epochs(sampler)],
+    )
+    guard.trainer = trainer
+    trainer.train()
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def ask(bundle: Bundle, data: Samples) -> dict[str, Any]:
+    """The figures of generated answers; `seconds` are of the processor, which other programs disturb less."""
+    metrics = {"rec": rec, "res": res} if bundle.model.mask_head is not None else {"rec": rec}
+    started = time.process_time()
+    examined = examine(bundle, data, metrics, max_new_tokens=48, batch_size=BATCH)
+    seconds = time.process_time() - started
+    return {
+        "accuracy": examined.figures["rec"]["accuracy"],
+        "box_iou": examined.figures["rec"]["mean_iou"],
+        "failed": examined.figures["rec"]["failed"],
+        "mask_iou": examined.figures.get("res", {}).get("gIoU"),
+        "tokens": mean(row["tokens"] for row in examined.rows),
+        "seconds": seconds / len(examined.rows),
+    }
+
+
+def place_tokens(bundle: Bundle, data: Samples) -> float:
+    """The tokens that the place itself takes in a true answer, the mean over `data`."""
+    encoder = bundle.encoder
+    counts = []
+    for index in range(len(data)):
+        sample = data.sample(index)
+        frame, box = encoder.marks.frames(sample)[0], sample.marks[0].box
+        assert box is not None
+        written = encoder.marks.box_format.write_boxes([frame.relative(*box)])
+        counts.append(len(encoder.tokenizer(written, add_special_tokens=False)["input_ids"]))
+    return mean(counts)
+
+
+def work(options: argparse.Namespace) -> dict[str, Any]:
+    """Trains one way on one seed, and asks it."""
+    torch.set_num_threads(options.threads)
+    set_seed(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = load(options.way, folder)
+        seed = TRAINING + options.seed
+        data = ConcatDataset([scenes(options.samples, seed), phantoms(options.samples // 4, seed)])
+        losses = train(bundle, data, options, folder)
+    held_out = scenes(options.held_out, HELD_OUT)
+    return {
+        "scenes": ask(bundle, held_out),
+        "phantoms": ask(bundle, phantoms(options.held_out // 2, HELD_OUT)),
+        "place_tokens": place_tokens(bundle, held_out),
+        "losses": losses,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--way", choices=WAYS, required=True)
+    parser.add_argument("--rate", type=float, required=True)
+    for name in ("seed", "steps", "samples", "held-out", "threads"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--result", type=Path, required=True)
+    options = parser.parse_args(argv)
+    options.result.write_text(json.dumps(work(options)))
+
+
+if __name__ == "__main__":
+    main()
