@@ -15,6 +15,7 @@ from mllm.config.schema import RunConfig
 from mllm.engine.callbacks import Checkpoints, Epochs, Guard, Lines, Progress, RunLog, use_tensorboard_folder
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
+from mllm.engine.stopping import EarlyStopping
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
 from mllm.registry import OBJECTIVES, TRAINERS
@@ -63,9 +64,12 @@ def build_multimodal_trainer(
     wanted = dict(config.training_args)
     enable_checkpointing(learner, wanted)
     limit = wanted.pop("save_total_limit", None)
+    patience, threshold = wanted.pop("early_stopping_patience", None), wanted.pop("early_stopping_threshold", 0.0)
     use_tensorboard_folder(folder)
     meter = Meter()
     callbacks = [Guard(), Checkpoints(limit), RunLog({"config": config.name}, meter), Epochs(data["train_sampler"])]
+    if patience is not None:
+        callbacks.append(EarlyStopping(patience, threshold))
     trainer = MultimodalTrainer(
         learner,
         training_arguments(wanted, hardware, folder, learner, evaluates=data.get("eval_dataset") is not None),
