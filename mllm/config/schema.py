@@ -127,6 +127,16 @@ class DataArgs:
 
 
 @dataclass(frozen=True)
+class StoppingArgs:
+    """What `training_args` may say beside the arguments of `transformers.TrainingArguments`."""
+
+    early_stopping_patience: int | None = _limit(None, minimum=1)
+    """End the training after so many evaluations in a row without a lower validation loss; None: never."""
+    early_stopping_threshold: float = _limit(0.0, minimum=0)
+    """By how much the validation loss must be below the lowest before it to count as lower."""
+
+
+@dataclass(frozen=True)
 class ExportArgs:
     """What is written at the end of a training beside the adapter."""
 
@@ -185,7 +195,7 @@ class RunConfig:
     model_args: ModelArgs
     data_args: DataArgs
     training_args: dict[str, Any]
-    """Keyword arguments of `transformers.TrainingArguments`; `output_dir` may be absent."""
+    """Keyword arguments of `transformers.TrainingArguments` and of `StoppingArgs`; `output_dir` may be absent."""
     objectives: dict[str, dict[str, Any]]
     """Name -> `type`, an entry of the registry OBJECTIVES, and that class's keyword arguments."""
     name: str

@@ -11,7 +11,7 @@ from typing import Any
 
 from mllm.config.places import Key, Places, shown
 from mllm.config.renamed import DATA, MODEL, TRAINING
-from mllm.config.schema import SPLITS, DataArgs, ExportArgs, ModelArgs, PrivacyArgs
+from mllm.config.schema import SPLITS, DataArgs, ExportArgs, ModelArgs, PrivacyArgs, StoppingArgs
 from mllm.config.source import has_source
 from mllm.config.values import fits, limited, wrong_value
 from mllm.errors import ConfigError, hint, near
@@ -130,11 +130,13 @@ def objectives(values: dict[str, Any], places: Places) -> dict[str, dict[str, An
 
 
 def training_args(values: dict[str, Any], places: Places) -> dict[str, Any]:
-    """Checks names and types of `training_args` against `transformers.TrainingArguments`."""
+    """Checks names and types of `training_args` against `transformers.TrainingArguments` and `StoppingArgs`."""
     from transformers import TrainingArguments
 
-    hints = typing.get_type_hints(TrainingArguments)
-    known = [item.name for item in dataclasses.fields(TrainingArguments) if item.init]
+    own = [item.name for item in dataclasses.fields(StoppingArgs)]
+    filled(StoppingArgs, {key: values[key] for key in own if key in values}, "training_args", places)
+    hints = typing.get_type_hints(TrainingArguments) | typing.get_type_hints(StoppingArgs)
+    known = own + [item.name for item in dataclasses.fields(TrainingArguments) if item.init]
     for key, value in values.items():
         place = places.of("training_args", key)
         if key not in known:

@@ -19,6 +19,7 @@ from mllm.engine.learner import Learner, Reduction
 from mllm.engine.meter import Meter
 from mllm.engine.privacy.mechanism import Mechanism
 from mllm.engine.private_trainer import KeepLedger, PrivateTrainer
+from mllm.engine.stopping import EarlyStopping
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
 from mllm.objectives.base import Objective
@@ -81,10 +82,13 @@ def build_multimodal_trainer(
     wanted = dict(config.training_args)
     enable_checkpointing(learner, wanted)
     limit = wanted.pop("save_total_limit", None)
+    patience, threshold = wanted.pop("early_stopping_patience", None), wanted.pop("early_stopping_threshold", 0.0)
     use_tensorboard_folder(folder)
     meter = Meter()
     log = RunLog({"config": config.name}, meter, details_of(config))
     callbacks: list[Any] = [Guard(), Checkpoints(limit), log, Epochs(data["train_sampler"])]
+    if patience is not None:
+        callbacks.append(EarlyStopping(patience, threshold))
     kind: Any = MultimodalTrainer
     if config.privacy_args is not None:
         kind, wanted["max_grad_norm"] = PrivateTrainer, 0.0

@@ -199,7 +199,13 @@ class Lines(TrainerCallback):
 
 
 def log_line(step: int, logs: dict[str, float]) -> str:
-    """One entry of the log as a person reads it; empty for the closing summary."""
+    """One entry of the log as a person reads it; the closing summary speaks of the updates since start or resume."""
+    if "train_updates" in logs:
+        since = f"the resume at step {logs['train_from_step']}" if logs["train_from_step"] else "the start"
+        return (
+            f"step {step:>5}  mean loss {logs['train_loss']:.4f} over the {logs['train_updates']:,} updates "
+            f"since {since}  {logs['train_samples_per_second']:,.1f} samples/s"
+        )
     if "eval_loss" in logs:
         return f"step {step:>5}  validation loss {logs['eval_loss']:.4f}"
     if "loss" not in logs:

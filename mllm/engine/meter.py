@@ -25,6 +25,10 @@ class Meter:
         self.terms: dict[str, Tensor] = {}
         self.steps = self.idle = 0
         """Updates since the last entry, and those among them in which no row could be used."""
+        self.made = self.learned = 0
+        """Updates since the start or the resume: all, and those that were not idle."""
+        self.loss = 0.0
+        """The sum of their losses, this process's share times the number of processes."""
         self.peak = 0
         """Bytes of this process, sampled while activations are alive; a card keeps its own peak."""
 
@@ -58,9 +62,32 @@ class Meter:
         if self.started is not None:
             self.started += time.monotonic() - start
 
-    def step(self, idle: bool = False) -> None:
-        """Ends an update; an idle one had no row to learn from."""
+    def step(self, loss: float = 0.0, idle: bool = False) -> None:
+        """Ends an update; an idle one had no row to learn from, and so no loss."""
         self.steps, self.idle = self.steps + 1, self.idle + idle
+        self.made, self.learned = self.made + 1, self.learned + (not idle)
+        self.loss += loss
+
+    @property
+    def seconds(self) -> float:
+        """Since the first batch, evaluations left out."""
+        return 0.0 if self.started is None else time.monotonic() - self.started
+
+    def summary(self, accelerator: Any, step: int) -> dict[str, float]:
+        """The closing figures at `step` over all processes, of this start or resume alone; none of idle updates."""
+        if not self.learned:
+            return {}
+        mine = torch.tensor([self.samples, self.loss / accelerator.num_processes], dtype=torch.float64)
+        samples, loss = accelerator.reduce(mine.to(accelerator.device), "sum").tolist()
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "train_loss": loss / self.learned,
+            "train_updates": self.learned,
+            "train_from_step": step - self.made,
+            "train_samples": samples,
+            "train_samples_per_second": samples / seconds,
+            "train_steps_per_second": self.learned / seconds,
+        }
 
     def read(self, accelerator: Any) -> dict[str, float]:
         """The entry's figures over all processes; terms are means over the updates since the last entry.
@@ -74,7 +101,7 @@ class Meter:
         counted = accelerator.reduce(
             torch.tensor([self.tokens, self.padded], dtype=torch.float64, device=device), "sum"
         )
-        seconds = time.monotonic() - (self.started or time.monotonic())
+        seconds = self.seconds
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else self.peak
         peaks = accelerator.gather(torch.tensor([peak], dtype=torch.float64, device=device))
         self.terms, self.steps, self.idle = {}, 0, 0

@@ -111,7 +111,7 @@ class MultimodalTrainer(Trainer):
         """The next logical batch, and its supervised items summed over all processes."""
         batches: list[LogicalBatch] = []
         counts = None
-        if self.state.global_step >= self.state.max_steps:
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             # A finished run was resumed in the middle of an epoch; Trainer looks at the end only after an update.
             self.control.should_training_stop = True
             return batches, counts
@@ -181,7 +181,7 @@ class MultimodalTrainer(Trainer):
                 total += loss.detach()
         if not torch.isfinite(total):
             raise not_finite(self.args, self.state, "loss", float(total))
-        self.meter.step()
+        self.meter.step(float(total))
         return total
 
     def evaluate(
@@ -210,6 +210,7 @@ class MultimodalTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds each objective's term, speed since start or resume, padding and peak memory to a training entry.
 
+        The closing figures are of this start or resume too, exact, without what was trained before.
         Idle updates have no loss: they do not count for its mean, and there is no entry of them alone.
         """
         if "loss" in logs:
@@ -218,4 +219,9 @@ class MultimodalTrainer(Trainer):
                 return
             logs["loss"] *= max(1, steps) / max(1, learned)
             logs.update(self.meter.read(self.accelerator))
+        if "train_runtime" in logs:
+            # Trainer takes its samples from the schedule, and counts the seconds of evaluations.
+            for name in ("train_loss", "train_samples_per_second", "train_steps_per_second"):
+                logs.pop(name, None)
+            logs.update(self.meter.summary(self.accelerator, self.state.global_step))
         super().log(logs, start_time)

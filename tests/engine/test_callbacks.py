@@ -55,3 +55,10 @@ def test_a_line_of_the_log_can_be_read_by_a_person():
     assert log_line(7, ROW) == ("step     7  loss 1.2500  lr 2.00e-04  1,234 tokens/s  padding 25 %  peak 1.50 GB")
     assert log_line(7, {"eval_loss": 0.5}) == "step     7  validation loss 0.5000"
     assert log_line(7, {"train_loss": 0.5}) == ""
+
+
+def test_the_closing_line_says_since_when():
+    logs = {"train_loss": 0.69, "train_updates": 16, "train_from_step": 5400, "train_samples_per_second": 5.34}
+    line = "step  5416  mean loss 0.6900 over the 16 updates since {}  5.3 samples/s"
+    assert log_line(5416, logs) == line.format("the resume at step 5400")
+    assert log_line(5416, {**logs, "train_from_step": 0}) == line.format("the start")

@@ -73,3 +73,25 @@ def test_a_row_that_fails_in_every_epoch_is_listed_once():
     for _ in range(2):
         meter.see(_batch(1, 1, Failure("rows.jsonl, line 3: no"), Failure("rows.jsonl, line 5: no")))
     assert list(meter.failures) == ["rows.jsonl, line 3: no", "rows.jsonl, line 5: no"]
+
+
+def test_the_closing_figures_are_of_this_resume_alone(accelerator, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    meter = Meter()
+    assert meter.summary(accelerator, step=40) == {}
+    for loss in (3.0, 1.0):
+        meter.see(_batch(30, 30))
+        meter.step(loss)
+        now[0] += 2
+    meter.step(idle=True)
+    with meter.paused():
+        now[0] = 100.0
+    assert meter.summary(accelerator, step=43) == {
+        "train_loss": 2.0,
+        "train_updates": 2,
+        "train_from_step": 40,
+        "train_samples": 4,
+        "train_samples_per_second": 1.0,
+        "train_steps_per_second": 0.5,
+    }

@@ -77,6 +77,21 @@ def test_a_resumed_run_is_bit_equal_with_dropout_and_augmentation(make_trainer, 
     assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in expected]
 
 
+def test_the_closing_figures_of_a_resumed_run_are_of_what_it_trained_itself(make_trainer, tmp_path):
+    options = dict(max_steps=6, save_strategy="steps", save_steps=4)
+    whole = make_trainer(**options)
+    result = whole.train()
+    rows = [row for row in whole.state.log_history if "loss" in row]
+    assert result.metrics["train_loss"] == pytest.approx(sum(row["loss"] for row in rows) / 6, rel=1e-5)
+    resumed = make_trainer(**options)
+    metrics = resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4")).metrics
+    assert (metrics["train_updates"], metrics["train_from_step"], metrics["train_samples"]) == (2, 4, 8)
+    assert metrics["train_loss"] == pytest.approx(sum(row["loss"] for row in rows[4:]) / 2, rel=1e-5)
+    speed = metrics["train_samples_per_second"]
+    assert speed == pytest.approx(4 * metrics["train_steps_per_second"])
+    assert speed >= 8 / metrics["train_runtime"], "the speed is of this resume, without evaluations"
+
+
 def _losses(trainer):
     return [(row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row]
 

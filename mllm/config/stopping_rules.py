@@ -1,0 +1,30 @@
+"""Rules for early stopping, which needs a validation loss to look at."""
+
+from __future__ import annotations
+
+from mllm.config.schema import RunConfig
+from mllm.errors import ConfigError
+
+
+def refuse_blind_stopping(config: RunConfig) -> None:
+    """Refuses early stopping where nothing is measured, and a threshold without it."""
+    training = config.training_args
+    patience, threshold = training.get("early_stopping_patience"), training.get("early_stopping_threshold", 0.0)
+    if patience is None:
+        if threshold:
+            raise ConfigError(
+                f"{config.place('training_args', 'early_stopping_threshold')}: early_stopping_threshold={threshold} "
+                "has no effect without early_stopping_patience: set that too, or remove it"
+            )
+        return
+    place = config.place("training_args", "early_stopping_patience")
+    if config.data_args.validation is None:
+        raise ConfigError(
+            f"{place}: early_stopping_patience={patience} looks at the validation loss, and data_args.validation is "
+            "None: name a validation split, or remove it"
+        )
+    if training.get("eval_strategy", "no") == "no":
+        raise ConfigError(
+            f"{place}: early_stopping_patience={patience} looks at the validation loss, and eval_strategy='no' "
+            "measures none: set it to 'epoch', or to 'steps' with eval_steps"
+        )
