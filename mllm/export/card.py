@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +27,19 @@ _TERMS = {
     "gemma": (
         "gemma",
         "https://ai.google.dev/gemma/terms",
-        "Gemma 3 is given under the Gemma terms of use, and what is derived from it stays under them. For MedGemma "
+        "Gemma is given under the Gemma terms of use, and what is derived from it stays under them. For MedGemma "
         "the Health AI Developer Foundations terms hold.",
     ),
 }
 """Name, address and sentence of the terms that a base model brings."""
+
+
+TITLES = {"adapter": "LoRA adapter", "merged": "Merged model", "gguf": "GGUF files"}
+"""Kind of an exported folder -> the title of its card."""
+_LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
+_TASKS = {"causal-lm": "text-generation", "seq2seq": "text-generation"}
+"""Model type -> its task on the Hugging Face Hub, where it is not 'image-text-to-text'."""
+_DATA, _SETTINGS, _FIGURES, _TERMS_TITLE = "Data", "Settings", "Figures of this run", "Terms"
 
 
 @dataclass(frozen=True)
@@ -50,25 +59,48 @@ class Facts:
 
 
 def card_text(kind: str, settings: Mapping[str, Any], facts: Facts) -> str:
-    """The README.md of an exported folder; `kind` is 'adapter' or 'merged', `settings` has the keys of `mllm.json`."""
+    """The README.md of an exported folder; `kind` is one of `TITLES`, `settings` has the keys of `mllm.json`."""
     settings = {key: settings[key] for key in KEYS if settings.get(key) not in (None, False, {})}
     terms = _terms(settings["type"], facts.base)
-    title = "LoRA adapter" if kind == "adapter" else "Merged model"
+    reads_images = settings["type"] not in _TASKS
     sections = [
-        _front_matter(kind, facts.base, terms),
-        f"# {title} for {Path(facts.base).name}",
-        f"**{RESEARCH_ONLY}** It can be wrong about any image, and has not been assessed for any clinical purpose.",
+        _front_matter(kind, settings["type"], facts.base, terms),
+        f"# {TITLES[kind]} for {Path(facts.base).name}",
+        f"**{RESEARCH_ONLY}** It can be wrong about any {'image' if reads_images else 'question'}, and has not been "
+        "assessed for any clinical purpose.",
         f"Base model: `{facts.base}`, type `{settings['type']}`." + (TINY if _is_tiny(facts.base) else ""),
-        "## How to load it\n\n" + _usage(kind),
+        "## How to load it\n\n" + _usage(kind, reads_images),
         _image_note(kind, settings),
         _beside_note(kind, settings),
-        _section("Data", [f"* {line}" for line in facts.data]),
-        _section("Settings", _table(("key", "value"), {**settings, **facts.training})),
-        _section("Figures of this run", _table(("figure", "value"), facts.figures)),
+        _section(_DATA, [f"* {line}" for line in facts.data]),
+        _section(_SETTINGS, _table(("key", "value"), {**settings, **facts.training})),
+        _section(_FIGURES, _table(("figure", "value"), facts.figures)),
         _section("Privacy", facts.privacy),
-        "## Terms\n\n" + _terms_text(terms),
+        _section(_TERMS_TITLE, [_terms_text(terms)]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def card_section(card: str, title: str) -> str:
+    """The text under a heading of a card; empty where it has none."""
+    found = re.search(rf"^## {re.escape(title)}\n\n(.*?)(?=\n\n## |\Z)", card, re.MULTILINE | re.DOTALL)
+    return found[1].strip() if found else ""
+
+
+def terms_of(card: str) -> str:
+    """The terms under which a folder's card gives it."""
+    return card_section(card, _TERMS_TITLE)
+
+
+def facts_of(card: str, base: str) -> Facts:
+    """What a card of ours says of the run behind it, for the card of what is made from its folder."""
+    data = [line.removeprefix("* ") for line in card_section(card, _DATA).splitlines() if line.startswith("* ")]
+    tables: list[dict[str, Any]] = []
+    for title in (_SETTINGS, _FIGURES):
+        rows = [re.fullmatch(r"\| (.+?) \| (.*) \|", line) for line in card_section(card, title).splitlines()[2:]]
+        tables.append({row[1]: row[2].replace("\\|", "|") for row in rows if row})
+    training = {key: value for key, value in tables[0].items() if key not in KEYS}
+    return Facts(base=base, data=data, training=training, figures=tables[1])
 
 
 def _is_tiny(base: str) -> bool:
@@ -80,14 +112,16 @@ def _terms(kind: str, base: str) -> tuple[str, str, str] | None:
     """The terms that the base model brings, or None where we do not know them."""
     if _is_tiny(base):
         return None
-    if "medgemma" in Path(base).name.lower():
+    name = Path(base).name.lower()
+    if "medgemma" in name:
         return _TERMS["medgemma"]
-    return _TERMS["gemma"] if kind == "medgemma" else None
+    return _TERMS["gemma"] if kind == "medgemma" or "gemma" in name else None
 
 
-def _front_matter(kind: str, base: str, terms: tuple[str, str, str] | None) -> str:
+def _front_matter(kind: str, model_type: str, base: str, terms: tuple[str, str, str] | None) -> str:
     """The YAML header that the Hugging Face Hub reads; it accepts only its own names as `base_model`."""
-    lines = [f"library_name: {'peft' if kind == 'adapter' else 'transformers'}", "pipeline_tag: image-text-to-text"]
+    task = _TASKS.get(model_type, "image-text-to-text")
+    lines = [f"library_name: {_LIBRARIES[kind]}", f"pipeline_tag: {task}"]
     if base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists():
         lines.append(f"base_model: {base}")
     lines.append("license: other")
@@ -97,11 +131,18 @@ def _front_matter(kind: str, base: str, terms: tuple[str, str, str] | None) -> s
     return "---\n" + "\n".join(lines) + "\n---"
 
 
-def _usage(kind: str) -> str:
+def _usage(kind: str, reads_images: bool) -> str:
+    if kind == "gguf":
+        return (
+            "```\nollama create NAME -f Modelfile\nollama run NAME\n```\n\n"
+            "The `Modelfile` has the prompt of the model's own chat template; llama.cpp reads the GGUF files alone."
+        )
     option = "--adapter" if kind == "adapter" else "--model"
+    asked = '--image a.dcm --question "What is shown?"' if reads_images else '--question "What is to be done?"'
     return (
-        f'```\npython mllm/pipeline/predict.py {option} THIS_FOLDER --image a.dcm --question "What is shown?"\n```\n\n'
-        "`mllm.json` says how questions and images were encoded in training; `predict.py` does the same."
+        f"```\npython mllm/pipeline/predict.py {option} THIS_FOLDER {asked}\n```\n\n"
+        f"`mllm.json` says how questions{' and images' if reads_images else ''} were encoded in training; `predict.py` "
+        "does the same."
     )
 
 

@@ -109,7 +109,7 @@ def merge(
 
     import mllm.export  # noqa: F401
     from mllm.config.hardware import detect
-    from mllm.export.card import Facts
+    from mllm.export.card import facts_of
     from mllm.models.builder.builder import load_pretrained
     from mllm.models.loading import find_checkpoint, load_config
     from mllm.models.stored_weights import Unstreamable
@@ -125,9 +125,11 @@ def merge(
             "name the full-precision checkpoint with --base"
         )
     told = {"adapters": [adapter], **(told or {})}
-    training = {key: value for key, value in told.items() if key != "adapters"}
-    training["adapters"] = ", ".join(f"`{Path(name).name}`" for name in told["adapters"])
-    facts = Facts(base=model_args.model_name_or_path, training=training)
+    card = Path(str(model_args.adapter_path)) / "README.md"
+    facts = facts_of(card.read_text(encoding="utf-8") if card.is_file() else "", model_args.model_name_or_path)
+    merged = {key: value for key, value in told.items() if key != "adapters"}
+    merged["merged adapters"] = len(told["adapters"])
+    facts = replace(facts, training={**facts.training, **merged})
     given: dict[str, Any] = dict(settings=asdict(model_args), facts=facts, parity=parity)
     try:
         return _streamed(model_args, out, precision, told=told, **given)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mllm.export.card import RESEARCH_ONLY, Facts, card_text
+from mllm.export.card import RESEARCH_ONLY, Facts, card_text, facts_of, terms_of
 
 SETTINGS: dict[str, Any] = dict(
     type="medgemma", image_size=None, image_token_len=None, max_length=512, system=None, turn_end=None
@@ -58,6 +58,9 @@ def test_a_folder_is_no_name_on_the_hub(tmp_path: Path) -> None:
         ("medgemma", "ckpt/medgemma-4b-it", "health-ai-developer-foundations"),
         ("medgemma", "google/gemma-3-4b-it", "gemma"),
         ("image-text", "llava-hf/llava-1.5-7b-hf", None),
+        ("causal-lm", "google/gemma-3n-E4B-it", "gemma"),
+        ("seq2seq", "google/t5gemma-2b-2b-prefixlm-it", "gemma"),
+        ("causal-lm", "meta-llama/Llama-3.2-1B", None),
     ],
 )
 def test_the_terms_are_those_of_the_base(kind: str, base: str, name: str | None) -> None:
@@ -90,3 +93,38 @@ def test_a_tiny_base_is_called_random_and_bears_no_ones_terms() -> None:
 def test_a_table_keeps_its_shape() -> None:
     card = card_text("adapter", SETTINGS | {"system": "a | b\nc"}, Facts(base="google/medgemma-4b-it"))
     assert "| system | a \\| b c |" in card
+
+
+def test_a_model_of_text_is_not_asked_about_images() -> None:
+    card = card_text("merged", SETTINGS | {"type": "causal-lm"}, Facts(base="google/gemma-3n-E4B-it"))
+    assert _header(card)["pipeline_tag"] == "text-generation"
+    assert "image" not in card.replace("image_", "")
+    assert "--question" in card
+
+
+def test_gguf_files_have_a_card_too() -> None:
+    card = card_text("gguf", SETTINGS | {"type": "causal-lm"}, Facts(base="google/gemma-3n-E4B-it"))
+    assert _header(card)["library_name"] == "gguf"
+    assert "ollama create NAME -f Modelfile" in card
+    assert RESEARCH_ONLY in card
+
+
+def test_what_a_card_says_can_be_said_again() -> None:
+    facts = Facts(
+        base="google/medgemma-4b-it",
+        data=["train: `VQADataset`, 100 samples", "test: `VQADataset`, 10 samples"],
+        training={"lora_r": 16, "learning_rate": 2e-4, "note": "a | b"},
+        figures={"accuracy": 0.91234567, "updates": 300},
+    )
+    card = card_text("adapter", SETTINGS, facts)
+    again = facts_of(card, facts.base)
+    assert again.data == facts.data
+    assert again.training == {"lora_r": "16", "learning_rate": "0.0002", "note": "a | b"}
+    assert again.figures == {"accuracy": "0.9123", "updates": "300"}
+    assert card_text("adapter", SETTINGS, again) == card
+    assert terms_of(card).startswith("MedGemma is given under the Health AI Developer Foundations terms")
+
+
+def test_a_card_of_another_tool_says_nothing() -> None:
+    assert facts_of("# My model\n\nIt is good.\n", "x/y") == Facts(base="x/y", data=[], training={}, figures={})
+    assert terms_of("# My model\n") == ""

@@ -1,0 +1,72 @@
+"""`modelfile.py` writes what Ollama needs beside the GGUF files, from what the exported folder says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mllm.errors import ConfigError
+from mllm.export.card import Facts, card_text
+from mllm.export.settings import write_settings
+from mllm.pipeline.modelfile import main
+from mllm.testing.tiny import write_tiny
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A tiny model of text with what an export of ours has beside it."""
+    folder = write_tiny("gemma3n", tmp_path / "merged")
+    settings = {"type": "causal-lm", "system": "Be brief.", "max_length": 512}
+    write_settings(folder, settings)
+    facts = Facts(base="google/gemma-3n-E4B-it", data=["train: `TextQADataset`, 8 samples"], figures={"updates": 3})
+    (folder / "README.md").write_text(card_text("merged", settings, facts))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.gguf").touch()
+    return folder
+
+
+def test_it_lies_beside_the_weights(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "mmproj.gguf").touch()
+    given = ["--model", str(model), "--gguf", str(out / "model.gguf"), "--mmproj", str(tmp_path / "mmproj.gguf")]
+    assert main([*given, "--top-k", "64", "--max-new-tokens", "200"]) == 0
+    assert capsys.readouterr().out == f"{out / 'Modelfile'}\n"
+    text = (out / "Modelfile").read_text()
+    assert text.startswith("FROM ./model.gguf\nFROM ../mmproj.gguf\nTEMPLATE")
+    for line in (
+        'SYSTEM """Be brief."""',
+        "PARAMETER temperature 0.0",
+        "PARAMETER top_k 64",
+        "PARAMETER num_predict 200",
+        "PARAMETER num_ctx 512",
+        'PARAMETER stop "<end_of_turn>"',
+        'PARAMETER stop "<eos>"',
+    ):
+        assert f"\n{line}\n" in text
+    assert 'LICENSE """Gemma is given under the Gemma terms of use' in text
+
+
+def test_gguf_files_without_a_card_get_one(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main(["--model", str(model), "--gguf", str(out / "model.gguf")])
+    card = (out / "README.md").read_text()
+    assert "# GGUF files for gemma-3n-E4B-it" in card
+    assert "* train: `TextQADataset`, 8 samples" in card
+    (out / "README.md").write_text("mine")
+    main(["--model", str(model), "--gguf", str(out / "model.gguf")])
+    assert (out / "README.md").read_text() == "mine"
+
+
+def test_an_adapter_stands_on_its_base(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "lora.gguf").touch()
+    given = ["--model", str(model), "--gguf", str(tmp_path / "out" / "model.gguf")]
+    main([*given, "--adapter-gguf", str(tmp_path / "out" / "lora.gguf"), "--out", str(tmp_path / "Modelfile")])
+    assert (tmp_path / "Modelfile").read_text().startswith("FROM ./out/model.gguf\nADAPTER ./out/lora.gguf\n")
+
+
+def test_what_is_not_there_is_named(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--gguf .*absent\.gguf is no file"):
+        main(["--model", str(model), "--gguf", str(tmp_path / "absent.gguf")])
+    with pytest.raises(ConfigError, match="--model .*absent is no folder"):
+        main(["--model", str(tmp_path / "absent"), "--gguf", str(tmp_path / "out" / "model.gguf")])
