@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from mllm.config.config import read_config
 from mllm.config.hardware import CHECKOUT, Hardware
 from mllm.config.rules import apply_rules
+from mllm.dataset.builder import build_dataset
 from mllm.errors import ConfigError
+from mllm.models.builder.build_encoder import load_encoder
 from mllm.pipeline.finetune import main
 from mllm.pipeline.prepare import fill_registries
-from mllm.testing.tiny import family_of
+from mllm.structures import IGNORE
+from mllm.testing.tiny import family_of, write_tiny
 
 CONFIGS = sorted((CHECKOUT / "config" / "training_configs").glob("*.py"))
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
@@ -38,6 +42,8 @@ MEANT_FOR = {
     "t5gemma_mtnt_en_fr": (A10, "bf16"),
     "gemma3n_3ncore_kd": (A10, "bf16"),
     "gemma3n_3ncore_kd_t4": (T4, "fp32"),
+    "vaultgemma_dp": (A10, "bf16"),
+    "medgemma_dp_reports": (A10, "bf16"),
 }
 
 
@@ -135,6 +141,26 @@ def test_t5gemma_translates_as_in_its_notebook():
     assert {key: training[key] for key in asked} == asked
 
 
+def test_vaultgemma_is_asked_as_in_its_notebook_and_trained_on_the_response_alone(tmp_path: Path):
+    config = read_config(CHECKOUT / "config" / "training_configs" / "vaultgemma_dp.py")
+    checkpoint = write_tiny("vaultgemma", tmp_path / "vaultgemma")
+    encoder = load_encoder(replace(config.model_args, model_name_or_path=str(checkpoint)))
+    (tmp_path / "rows.csv").write_text(
+        "instruction,input,output\nAnswer this question truthfully,What is a meninx?,A membrane around the brain.\n"
+    )
+    columns = {key: config.data_args.train[key] for key in ("question", "answer")}
+    sample = build_dataset({"type": "TextQADataset", "data_path": str(tmp_path / "rows.csv"), **columns}).sample(0)
+    question = "Instruction:\nAnswer this question truthfully.\n\nQuestion:\nWhat is a meninx?\n\nResponse:\n"
+    encoded, asked = encoder.encode(sample), encoder.prompt(sample).student["input_ids"]
+    ids, labels = encoded.student["input_ids"], encoded.targets["labels"]
+    assert encoder.tokenizer.decode(ids) == f"<bos>{question}A membrane around the brain.<eos>"
+    assert encoder.tokenizer.decode(labels[labels != IGNORE]) == "A membrane around the brain.<eos>"
+    assert encoder.tokenizer.decode(asked) == f"<bos>{question}" and (ids[: len(asked)] == asked).all()
+    args, privacy = config.model_args, config.privacy_args
+    assert (args.load_in_4bit, args.lora_r, args.lora_alpha, args.lora_target) == (True, 8, 16, "language")
+    assert (privacy.target_epsilon, privacy.target_delta, privacy.clip_norm) == (3.0, 1e-5, 1.0)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_trains_two_steps_with_tiny_and_peft_reads_the_adapter(path: Path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -143,6 +169,9 @@ def test_it_trains_two_steps_with_tiny_and_peft_reads_the_adapter(path: Path, tm
     sizes = [f"data_args.{split}.size=2" for split, options in splits.items() if options and "size" in options]
     if "mask" in config.model_args.heads:
         sizes += ["model_args.heads.mask.dim=32"]
+    if config.privacy_args:
+        sizes += ["training_args.per_device_train_batch_size=4", "privacy_args.physical_batch_size=2"]
+        sizes += ["model_args.max_length=192"]
     assert (
         main(
             [str(path), "--tiny", "--cfg-options", "training_args.max_steps=2", "training_args.logging_steps=1", *sizes]
@@ -154,6 +183,7 @@ def test_it_trains_two_steps_with_tiny_and_peft_reads_the_adapter(path: Path, tm
     assert [row["step"] for row in rows if "loss" in row][-1] == 2
     kinds = {"causal-lm": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
     kind = kinds.get(config.model_args.type, AutoModelForImageTextToText)
-    base = kind.from_pretrained(tmp_path / "ckpt" / f"tiny-{family_of(config.model_args.type)}")
+    family = family_of(config.model_args.type, config.model_args.model_name_or_path)
+    base = kind.from_pretrained(tmp_path / "ckpt" / f"tiny-{family}")
     adapted = PeftModel.from_pretrained(base, str(run / "adapter"))
     assert any(tensor.any() for name, tensor in adapted.named_parameters() if "lora_B" in name)
