@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     from mllm.errors import memory_advised
     from mllm.models.builder.builder import load_pretrained
     from mllm.pipeline.data import prepare_data
+    from mllm.pipeline.data_report import describe_data
     from mllm.pipeline.prepare import prepare_args
     from mllm.pipeline.steps import (
         announce,
@@ -45,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
     config, hardware = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
     splits = open_splits(config)
     folder, checkpoint = open_run(config, hardware, arguments.resume)
+    describe_data(splits, folder)
     set_seed(config.training_args.get("seed", 42))
     with memory_advised(memory_advice(config)):
         bundle = load_pretrained(config.model_args, hardware)

@@ -28,6 +28,7 @@ from mllm.files import replaced_file, write_json, write_text
 from mllm.metrics.measure_table import agreement_table
 from mllm.models.adapters import trainable_report, trainable_table
 from mllm.models.loading import find_checkpoint
+from mllm.pipeline.data_report import draw_agreement
 from mllm.pipeline.merge import merge
 from mllm.registry import EXPORTERS, METRICS
 from mllm.structures import Bundle
@@ -171,6 +172,8 @@ def report(
         write_text(written / "README.md", card_text(written.name, asdict(config.model_args), facts))
         with replaced_file(folder / "predictions.jsonl") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers.rows)
+        if "measures" in answers.figures:
+            draw_agreement(answers.rows, folder)
         meter.skip(answers.skipped)
         write_skipped(folder, meter.failures)
     if meter.truncated:
