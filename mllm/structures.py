@@ -143,6 +143,12 @@ class Encoded:
     def __len__(self) -> int:
         return int(self.targets["labels"].shape[0]) if self.length is None else self.length
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sequence that is padded by itself: all of them, or those of the source and of the target."""
+        source = (len(self.student["input_ids"]),) if "decoder_input_ids" in self.student else ()
+        return (*source, len(self))
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -194,7 +200,7 @@ class LogicalBatch:
     tokens: int
     """Tokens without padding."""
     padded_tokens: int
-    """Tokens with padding."""
+    """Tokens with padding, as the backbone sees them."""
     truncated: int = 0
     """How many samples were cut at `max_length`."""
     failures: tuple[Failure, ...] = ()

@@ -79,7 +79,7 @@ fi
 if [ -z "$uv" ] && "${pip[@]}" install --quiet uv >>"$log" 2>&1; then
     uv=$venv/bin/uv
 fi
-what=(-c scripts/constraints.txt -e '.[all,dev]')
+what=(-c scripts/constraints.txt -e '.[all,dev,notebook]')
 echo "setup: installing (about 6 GB; the log is $log)"
 # Compiled now, because importing transformers then takes half the time. pip compiles by itself.
 if [ -z "$uv" ] || ! logged "$uv" pip install --python "$venv/bin/python" --compile-bytecode "${what[@]}"; then

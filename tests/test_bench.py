@@ -38,9 +38,9 @@ def test_texts_have_as_many_tokens_as_stated(tiny_medgemma):
     for turn, (least, most) in ((0, sft_work.PROMPT), (1, sft_work.ANSWER)):
         texts = [row[turn].text.replace("<image>", "") for row in turns]
         lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-        # The first word, without a space before it, may be one piece or two.
+        # The first word, without a space before it, may be up to three pieces.
         assert least <= min(lengths) < least + 40
-        assert most - 40 < max(lengths) <= most + 1
+        assert most - 40 < max(lengths) <= most + 2
 
 
 def test_a_table_gives_medians_ranges_and_ratios():

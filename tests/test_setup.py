@@ -43,7 +43,8 @@ def test_names(promised: dict[str, Any]) -> None:
     assert promised["python_requires"] == ">=3.10"
     assert promised["license"] == "Apache-2.0"
     assert {"mllm", "mllm.config", "mllm.dataset.single_image_dataset"} <= set(promised["packages"])
-    extras = {"dicom", "nifti", "video", "privacy", "gguf", "text", "dev", "all", "bench", "parity", "deepspeed"}
+    extras = {"dicom", "nifti", "video", "privacy", "gguf", "text", "all"}
+    extras |= {"dev", "notebook", "bench", "parity", "deepspeed"}
     assert set(promised["extras_require"]) == extras
 
 
@@ -57,7 +58,7 @@ def test_all_holds_every_kind_of_file_but_no_tools(promised: dict[str, Any]) -> 
     extras = promised["extras_require"]
     for name in ("dicom", "nifti", "video", "privacy", "gguf"):
         assert set(extras[name]) <= set(extras["all"])
-    for name in ("dev", "bench", "parity", "deepspeed"):
+    for name in ("dev", "notebook", "bench", "parity", "deepspeed"):
         assert not set(extras[name]) & set(extras["all"])
 
 
@@ -90,7 +91,8 @@ def test_constraints_keep_within_the_lower_bounds(promised: dict[str, Any], pyth
     here = [pin for pin in pinned() if pin.marker is None or pin.marker.evaluate(environment)]
     versions = {pin.name.lower(): str(pin.specifier).removeprefix("==") for pin in here}
     assert len(versions) == len(here), "a package is pinned twice"
-    installed = [*promised["install_requires"], *promised["extras_require"]["all"], *promised["extras_require"]["dev"]]
+    extras = promised["extras_require"]
+    installed = [*promised["install_requires"], *extras["all"], *extras["dev"], *extras["notebook"]]
     for line in installed:
         requirement = Requirement(line)
         assert requirement.specifier.contains(versions[requirement.name.lower()]), line

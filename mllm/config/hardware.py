@@ -33,7 +33,8 @@ MATCHING_PAIR = (
 class Hardware:
     """What a run may use."""
 
-    device: Literal["cpu", "cuda"]
+    device: Literal["cpu", "cuda", "disk"]
+    """`disk`: large weights stay in their files until they are needed, and the rest is on the CPU."""
     name: str
     """The card's name, or the processor's."""
     capability: tuple[int, int] | None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from mllm.config import distill_rules, grounding_rules
+from mllm.config import distill_rules, grounding_rules, privacy_rules, text_rules
 from mllm.config.checkpoint import Checkpoint, inspect_checkpoint
 from mllm.config.defaults import SHIKRA_TYPES, with_defaults
 from mllm.config.hardware import Hardware
@@ -51,6 +51,8 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     refuse_two_precisions(config)
     refuse_no_updates(config)
     refuse_what_has_no_effect(config)
+    text_rules.refuse_packing(config, checkpoint)
+    privacy_rules.refuse_private_conflicts(config)
     if config.model_args.type == "medgemma":
         refuse_image_tokens(config, checkpoint)
         refuse_image_size(config, checkpoint)

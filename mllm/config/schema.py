@@ -109,6 +109,9 @@ class DataArgs:
     """What an unreadable row does: end the run, or be counted and listed in the run folder."""
     tokens_per_micro_batch: int | None = _limit(None, minimum=1)
     """Padded tokens that one forward may hold; None: pieces of per_device_train_batch_size, by length."""
+    packing: bool = False
+    """Let samples of text share rows of at most `max_length` tokens; exact: none sees another, none has another's
+    positions."""
     compute_metric: str | list[str] | None = None
     """The entry of the registry METRICS, or several, that compare the answers to the test split with the true ones."""
     compute_untrained: bool = False
@@ -165,6 +168,10 @@ class PrivacyArgs:
     """Samples in one forward; changes memory and time and never the update."""
     accountant: Literal["prv", "rdp"] = "prv"
     """What adds up the epsilon: 'prv' (arXiv:2106.02848) is tight, 'rdp' (arXiv:1908.10530) is quick and loose."""
+    public_validation: bool = False
+    """Whether the validation split holds nothing to protect, so that choices may rest on its loss."""
+    checkpoint_below: list[float] = field(default_factory=list)
+    """With `public_validation`: save a checkpoint when the validation loss first falls below each of these."""
     secure_mode: bool = False
     """Draw the noise from the system's cryptographic generator; False: from a fast one with a secret seed."""
     test_noise_seed: int | None = None

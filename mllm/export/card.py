@@ -45,6 +45,8 @@ class Facts:
     """The settings that shaped the result, under the names that they have in a config."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """What was measured in this run."""
+    privacy: Sequence[str] = ()
+    """What the run promises of its training data, as Markdown lines."""
 
 
 def card_text(kind: str, settings: Mapping[str, Any], facts: Facts) -> str:
@@ -63,6 +65,7 @@ def card_text(kind: str, settings: Mapping[str, Any], facts: Facts) -> str:
         _section("Data", [f"* {line}" for line in facts.data]),
         _section("Settings", _table(("key", "value"), {**settings, **facts.training})),
         _section("Figures of this run", _table(("figure", "value"), facts.figures)),
+        _section("Privacy", facts.privacy),
         "## Terms\n\n" + _terms_text(terms),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"

@@ -3,110 +3,173 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
-from PIL import Image
 from torch import Tensor
 
 from mllm.errors import ConfigError
 from mllm.export.card import Facts, card_text
+from mllm.export.names import check_names
+from mllm.export.parity import adapter_effect, compared, named, probe_logits
+from mllm.export.report import FILE as REPORT
+from mllm.export.report import peak_memory, shard_sizes
 from mllm.export.settings import write_settings
+from mllm.export.shards import main_dtype, write_shards
 from mllm.files import replaced_folder, write_json, write_text
 from mllm.models.adapters import merged_weights
-from mllm.models.generation import evaluating
 from mllm.models.head_files import IN_MERGED, write_trained
 from mllm.models.perception import PerceptionModel
-from mllm.models.text_processor import TextProcessor
+from mllm.models.stored_weights import weight_files
 from mllm.registry import EXPORTERS
-from mllm.structures import IMAGE, Bundle, Sample, Turn
+from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
 
-REPORT = "export_report.json"
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""How far merged logits may be from unmerged ones, relative to the largest logit (absolute where it is below 1)."""
-_POSITIONS = 8
-"""How many last positions are compared: their logits depend on the whole prompt, and all would be [L, vocabulary]."""
+SKIPPED = "skipped because it was asked for: nothing shows that the merged model says what the adapter says"
+LOST = 0.5
+"""From which share of the adapter's effect on the difference is called large."""
 
 
 @EXPORTERS.register_module(name="merged")
 def write(
-    bundle: Bundle, folder: str | Path, *, settings: Mapping[str, Any], facts: Facts, dtype: torch.dtype | None = None
+    bundle: Bundle,
+    folder: str | Path,
+    *,
+    settings: Mapping[str, Any],
+    facts: Facts,
+    dtype: torch.dtype | None = None,
+    told: Mapping[str, Any] | None = None,
+    parity: bool = True,
 ) -> Path:
-    """Folds the bundle's adapter into its base and writes the model with processor, `mllm.json`, card and report.
+    """Folds the bundle's adapter into its base in memory and writes the model, processor, `mllm.json`, card and report.
 
     The bundle's model is the merged one afterwards. `dtype` is that of the written weights; None keeps the one they
-    have. Raises `ConfigError` for a quantized base, a model without adapter, and where the merged logits differ.
+    have. `told` goes into the report. Raises `ConfigError` for a quantized base, a model without adapter, and where the
+    merged logits differ; `parity=False` does not compare them.
     """
-    folder = Path(folder)
-    report = merge_in_place(bundle)
+    folder, started = Path(folder), time.monotonic()
+    report = merge_in_place(bundle, parity=parity)
     model = bundle.model.pretrained
     if dtype is not None:
         model.to(dtype)
-    report["dtype"] = str(model.dtype).removeprefix("torch.")
+    report |= {"dtype": named(model.dtype), "method": "in memory", **(told or {})}
     with replaced_folder(folder) as temporary:
         model.save_pretrained(temporary)
-        write_trained(bundle.model, temporary, IN_MERGED)
-        bundle.encoder.processor.save_pretrained(temporary)
-        # Both are in the weights now.
-        write_settings(temporary, {**settings, "vision_tower": None, "pretrain_mm_mlp_adapter": None})
-        write_json(temporary / REPORT, {"base": facts.base, **report})
-        write_text(temporary / "README.md", card_text("merged", settings, facts))
-    logger.info("merged model written to %s (largest difference of logits %.2g)", folder, report["max_abs_difference"])
+        _finish(bundle, temporary, settings, facts, report, started)
+    _announce(folder, report)
     return folder
 
 
-def merge_in_place(bundle: Bundle) -> dict[str, Any]:
+def write_streamed(
+    bundle: Bundle,
+    folder: str | Path,
+    *,
+    base: Path,
+    settings: Mapping[str, Any],
+    facts: Facts,
+    reload: Callable[[Path], Bundle],
+    told: Mapping[str, Any] | None = None,
+    parity: bool = True,
+) -> Path:
+    """The same for a bundle whose large weights lie in the files of `base`, in little more memory than the largest one.
+
+    The weights keep their dtypes. The comparison reads the written files, through the bundle that `reload` makes of
+    them; both models are computed layer by layer, so it needs no more memory than the merge.
+    """
+    folder, started = Path(folder), time.monotonic()
+    refuse_nothing_to_merge(bundle.model)
+    model = bundle.model.pretrained
+    unmerged = probe_logits(bundle) if parity else None
+    effect = None if unmerged is None else adapter_effect(bundle, unmerged)
+    report: dict[str, Any] = {"adapter_effect": effect, "tied_embeddings": _tied(bundle.model)}
+    with replaced_folder(folder) as temporary:
+        names = write_shards(model, base, temporary)
+        stored = main_dtype(temporary, names)
+        model.config.architectures = [type(model).__name__]
+        model.config.dtype = stored
+        model.config.save_pretrained(temporary)
+        if model.can_generate():
+            model.generation_config.save_pretrained(temporary)
+        report |= {"dtype": named(stored), "method": "shard by shard", **(told or {})}
+        _finish(bundle, temporary, settings, facts, report, started)
+        if unmerged is None:
+            report["parity"] = SKIPPED
+        else:
+            report |= compared(unmerged, probe_logits(reload(temporary)), computed=model.dtype, stored=stored)
+        report |= {"seconds": round(time.monotonic() - started, 2), "peak_memory_bytes": peak_memory()}
+        write_json(temporary / REPORT, report)
+    _announce(folder, report)
+    return folder
+
+
+def _finish(
+    bundle: Bundle,
+    folder: Path,
+    settings: Mapping[str, Any],
+    facts: Facts,
+    report: dict[str, Any],
+    started: float,
+) -> None:
+    """Writes what stands beside the weights, and completes the report."""
+    write_trained(bundle.model, folder, IN_MERGED)
+    bundle.encoder.processor.save_pretrained(folder)
+    # Both are in the weights now.
+    write_settings(folder, {**settings, "vision_tower": None, "pretrain_mm_mlp_adapter": None})
+    write_text(folder / "README.md", card_text("merged", settings, facts))
+    report["base"] = facts.base
+    report["tensors"] = check_names(folder)
+    report["shards"] = shard_sizes(folder, [file.name for file in weight_files(folder)])
+    report |= {"seconds": round(time.monotonic() - started, 2), "peak_memory_bytes": peak_memory()}
+    write_json(folder / REPORT, report)
+
+
+def merge_in_place(bundle: Bundle, parity: bool = True) -> dict[str, Any]:
     """Folds the adapter into the weights of `bundle.model` and gives the parity report.
 
     Compares the logits of one prompt about one generated image before and after, in the precision of the weights.
     """
     perception: PerceptionModel = bundle.model
-    if not isinstance(perception.backbone, PeftModel) and not perception.trained_state():
-        raise ConfigError("there is no adapter to merge: the model has none")
-    before = _probe_logits(bundle)
+    refuse_nothing_to_merge(perception)
+    before: Tensor | None = probe_logits(bundle) if parity else None
+    effect = None if before is None else adapter_effect(bundle, before)
     backbone: Any = perception.backbone
     perception.backbone = merged_weights(backbone)
     model = perception.pretrained
     if perception.rows is not None:
         perception.rows.fold(model)
-    precision = model.dtype
-    difference = float((_probe_logits(bundle) - before).abs().max())
-    largest = float(before.abs().max())
-    allowed = _TOLERANCE[precision] * max(1.0, largest)
-    if not difference <= allowed:
-        raise ConfigError(
-            f"the merged logits differ from the adapter's by {difference:.2g} where {allowed:.2g} is allowed; the "
-            "adapter cannot be merged exactly, use it unmerged"
+    report: dict[str, Any] = {"adapter_effect": effect, "tied_embeddings": _tied(perception)}
+    if before is None:
+        return report | {"parity": SKIPPED}
+    return report | compared(before, probe_logits(bundle), computed=model.dtype, stored=model.dtype)
+
+
+def refuse_nothing_to_merge(perception: PerceptionModel) -> None:
+    """Refuses a model in which nothing trained."""
+    if not isinstance(perception.backbone, PeftModel) and not perception.trained_state():
+        raise ConfigError("there is no adapter to merge: the model has none")
+
+
+def _tied(perception: PerceptionModel) -> bool:
+    model = perception.pretrained
+    return bool(model.get_output_embeddings().weight is model.get_input_embeddings().weight)
+
+
+def _announce(folder: Path, report: Mapping[str, Any]) -> None:
+    if report["parity"] != "checked":
+        logger.warning("merged model written to %s; the comparison of logits was skipped", folder)
+        return
+    difference, effect = report["max_abs_difference"], report["adapter_effect"]
+    logger.info("merged model written to %s (largest difference of logits %.2g)", folder, difference)
+    if effect is not None and difference > LOST * effect:
+        logger.warning(
+            "the adapter moves the logits by %.2g, and rounding the merged weights to %s moves them by %.2g: much of "
+            "what was trained is lost; use the adapter unmerged, or a base in fp32",
+            effect,
+            report["dtype"],
+            difference,
         )
-    return {
-        "max_abs_difference": difference,
-        "allowed_difference": allowed,
-        "largest_logit": largest,
-        "compared_in": str(precision).removeprefix("torch."),
-        "tied_embeddings": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
-    }
-
-
-@torch.inference_mode()
-def _probe_logits(bundle: Bundle) -> Tensor:
-    """Logits [positions, vocabulary] at the end of a short conversation, in fp32 on the host.
-
-    It is about an image of seeded noise, where the model reads images.
-    """
-    turns = [Turn("user", "What does this image show?"), Turn("assistant", "Noise, and nothing beside it.")]
-    images = []
-    if not isinstance(bundle.encoder.processor, TextProcessor):
-        turns[0] = Turn("user", f"{IMAGE} {turns[0].text}")
-        images = [Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))]
-    model = bundle.model.pretrained
-    batch = bundle.encoder.pad([bundle.encoder.encode(Sample(turns, images))]).to(model.device)
-    with evaluating(model):
-        outputs = bundle.model(**batch.student)
-        logits = outputs.vocabulary(outputs.hidden_BLD[0, -_POSITIONS:])
-    return logits.float().cpu()

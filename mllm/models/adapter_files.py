@@ -142,14 +142,22 @@ def fitted(saved: SavedAdapter, model: nn.Module) -> Iterator[tuple[str, str, Te
 
 
 def load_adapter(
-    model: PreTrainedModel, saved: SavedAdapter, name: str, targets: Mapping[str, str], *, lora_dropout: float = 0.0
+    model: PreTrainedModel | PeftModel,
+    saved: SavedAdapter,
+    name: str,
+    targets: Mapping[str, str],
+    *,
+    lora_dropout: float = 0.0,
 ) -> PeftModel:
     """`model` with a saved adapter under `name`, trainable, every tensor of it restored exactly.
 
-    `targets` only name the towers in the log. Raises `ConfigError` where adapter and model do not fit.
+    A `model` that has adapters keeps them. `targets` only name the towers in the log. Raises `ConfigError` where
+    adapter and model do not fit.
     """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
     tensors, modules = {}, set()
-    for module, part, tensor in fitted(saved, model):
+    for module, part, tensor in fitted(saved, base):
         tensors[f"base_model.model.{module}.{part}"] = tensor
         modules.add(module)
     config = copy.deepcopy(saved.config)
@@ -157,12 +165,16 @@ def load_adapter(
         if not any(re.match(rf"(.*\.)?({pattern})$", module) for module in modules):
             raise ConfigError(f"adapter_path = '{saved.source}': alpha_pattern '{pattern}' matches none of its modules")
     # The tensors say exactly where it sits; patterns written for older names of modules do not.
-    config.target_modules = pattern_of(modules, model)
+    config.target_modules = pattern_of(modules, base)
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     config.init_lora_weights = True
     config.lora_dropout = lora_dropout
     config.inference_mode = False
-    adapted = PeftModel(model, config, name)
+    if isinstance(model, PeftModel):
+        adapted = model
+        adapted.add_adapter(name, config)
+    else:
+        adapted = PeftModel(model, config, name)
     _check_shapes(saved, tensors, adapter_tensors(adapted, name))
     set_peft_model_state_dict(adapted, tensors, adapter_name=name)
     loaded = adapter_tensors(adapted, name)

@@ -35,6 +35,7 @@ from transformers import (
 )
 
 from mllm.errors import ConfigError, near
+from mllm.models.stored_weights import STORED, Unstreamable, open_stored
 
 logger = logging.getLogger(__name__)
 
@@ -212,11 +213,17 @@ def load_model(
     """The model `kind.from_pretrained` gives, frozen, in evaluation mode; `kind` is a model or an Auto class.
 
     Weights are stored as `precision` says. Quantized ones are placed on `device` at once ('cuda': this process's card),
-    others stay in the machine's memory for the trainer to place.
+    others stay in the machine's memory for the trainer to place; on the device `STORED` large ones stay in their files.
     """
-    options: dict[str, Any] = {"dtype": DTYPES[precision], "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"dtype": DTYPES[precision]}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
+    if device == STORED:
+        if trust_remote_code:
+            raise Unstreamable("the checkpoint brings code of its own")
+        with explained(name):
+            return open_stored(kind, name, load_config(name), **options)
+    options["trust_remote_code"] = trust_remote_code
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
         options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0)) if device == "cuda" else "cpu"}

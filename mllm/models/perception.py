@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mllm.models.adapted import AdaptedModel
 from mllm.models.heads import BoxHead, LayerFusion, MaskHead
+from mllm.models.packing import ROW, last_hidden_state
 from mllm.models.token_rows import TokenRows
 from mllm.models.vision_layers import VisionLayers
 from mllm.structures import Outputs
@@ -59,7 +60,7 @@ class PerceptionModel(AdaptedModel):
         """The last hidden states [B, L, D] of a batch's keyword arguments, what the heads read, and the vocabulary."""
         model = self.pretrained
         with self.telling(student) as inputs, self.seeing() as features:
-            hidden_BLD = model.base_model(**inputs, use_cache=False, return_dict=True).last_hidden_state
+            hidden_BLD = last_hidden_state(model.base_model, inputs, student.get(ROW))
             found = {}
             if self.heads:
                 before = (student["object_positions"] - 1).clamp_min(0)
@@ -71,7 +72,7 @@ class PerceptionModel(AdaptedModel):
     @contextmanager
     def telling(self, student: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """The backbone's keyword arguments; the next embedding of tokens has the objects of `student` written in."""
-        inputs = {name: tensor for name, tensor in student.items() if not name.startswith("object_")}
+        inputs = {name: tensor for name, tensor in student.items() if not name.startswith("object_") and name != ROW}
         if self.heads:
             self._pending = (student["object_positions"], self.write(student))
         try:

@@ -38,6 +38,7 @@ def prepare_data(
         encoder.pad,
         samples_per_piece=size if privacy is None else privacy.physical_batch_size,
         tokens_per_piece=config.data_args.tokens_per_micro_batch,
+        tokens_per_row=config.model_args.max_length if config.data_args.packing else None,
     )
     seed = training.get("data_seed")
     seed = training.get("seed", 42) if seed is None else seed

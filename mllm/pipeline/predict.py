@@ -4,6 +4,7 @@ python mllm/pipeline/predict.py --adapter exp/X/latest/adapter --image scan.dcm 
 python mllm/pipeline/predict.py --adapter exp/X/latest/adapter --image scan.dcm --question "Where?" --draw scan.png
 python mllm/pipeline/predict.py --adapter exp/X/latest/adapter --batch questions.jsonl --out answers.jsonl
 python mllm/pipeline/predict.py --adapter exp/X/latest/adapter --chat --temperature 0.8 --top-p 0.9
+python mllm/pipeline/predict.py --adapter exp/X/latest/adapter --video echo.avi --frames ED=46,ES=61
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if not __package__:  # started as a file: the checkout is not on the path yet
 from mllm.errors import ConfigError
 from mllm.pipeline import command_parser, quiet_progress, run_command
 from mllm.pipeline.speaking import add_speaking, answers, check_speaking
+from mllm.pipeline.views import add_views, views_sample
 from mllm.structures import Answer, Sample, Turn
 
 logger = logging.getLogger("mllm.pipeline.predict")
@@ -44,7 +46,12 @@ def main(argv: Sequence[str]) -> int:
         from mllm.pipeline.drawing import refuse_drawing
 
         refuse_drawing(Path(arguments.draw), many=bool(arguments.batch))
-    asked = questions(arguments) if arguments.batch else question(arguments)
+    if model_args.part == "vision":
+        asked = views_sample(arguments, model_args)
+    elif arguments.video or arguments.view:
+        raise ConfigError("--video and --view are for a model with part='vision'; show this one a frame by --image")
+    else:
+        asked = questions(arguments) if arguments.batch else question(arguments)
     bundle = load_for_answers(model_args, best_hardware())
     if arguments.chat:
         from mllm.pipeline.chat import chat
@@ -91,10 +98,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     reading.add_argument("--volume", type=int, help="volume of a 4D NIfTI file, from 0")
     reading.add_argument("--page", action="append", type=_number_or_word, help="page of a TIFF file, from 0")
     reading.add_argument("--window", type=_window, help="a CT window: lung, or --window=-600,1500")
+    add_views(parser)
     add_speaking(parser)
     arguments = parser.parse_args(argv)
-    if (arguments.question is not None) + (arguments.batch is not None) + arguments.chat != 1:
-        parser.error("give one of --question (with --image), --batch FILE (with --out FILE) and --chat")
+    measured = bool(arguments.video or arguments.view)
+    if (arguments.question is not None) + (arguments.batch is not None) + arguments.chat + measured != 1:
+        parser.error("give one of --question (with --image), --batch FILE (with --out FILE), --chat and --video FILE")
     if (arguments.batch is None) != (arguments.out is None):
         parser.error("--batch and --out belong together")
     if arguments.batch and arguments.image:

@@ -41,10 +41,10 @@ def check_speaking(parser: argparse.ArgumentParser, arguments: argparse.Namespac
 
 def answers(bundle: Bundle, samples: Sequence[Sample], arguments: argparse.Namespace, shift: int = 0) -> list[Answer]:
     """The model's answers; `shift` keeps later ones from drawing the same random numbers as earlier ones."""
-    from mllm.models.generation import generate
+    from mllm.models.measuring import answers as answered
 
     sampled = {"temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": arguments.top_k}
-    return generate(
+    return answered(
         bundle,
         samples,
         max_new_tokens=arguments.max_new_tokens,

@@ -14,9 +14,11 @@ from accelerate.utils import broadcast_object_list
 
 from mllm.config.config import read_config
 from mllm.config.hardware import Hardware, environment
+from mllm.config.privacy_rules import refuse_large_delta
 from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
+from mllm.dataset.poisson import units_of
 from mllm.engine.callbacks import SKIPPED, close_bars, rows_of, run_folder, write_skipped
 from mllm.engine.examination import PLAIN, Examination, described, examine
 from mllm.engine.preflight import describe_batch
@@ -29,6 +31,7 @@ from mllm.metrics.measure_table import agreement_table
 from mllm.models.adapters import trainable_report, trainable_table
 from mllm.models.loading import find_checkpoint
 from mllm.pipeline.data_report import draw_agreement
+from mllm.pipeline.evaluate_model import METRICS_FILE
 from mllm.pipeline.merge import merge
 from mllm.registry import EXPORTERS, METRICS
 from mllm.structures import Bundle
@@ -57,6 +60,8 @@ def open_splits(config: RunConfig) -> dict[str, SampleDataset]:
             "without it: give it a dataset, such as dict(type='VQADataset', data_path='rows.jsonl')"
         )
     splits = build_datasets(config.data_args, seed=config.training_args.get("seed", 42))
+    if config.privacy_args is not None:
+        refuse_large_delta(config, len(units_of(splits["train"], config.privacy_args.unit)))
     logger.info("%s", ", ".join(f"{name}: {len(split):,} samples" for name, split in splits.items()))
     return splits
 
@@ -174,6 +179,7 @@ def report(
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers.rows)
         if "measures" in answers.figures:
             draw_agreement(answers.rows, folder)
+        write_json(folder / METRICS_FILE, {"figures": answers.figures})
         meter.skip(answers.skipped)
         write_skipped(folder, meter.failures)
     if meter.truncated:

@@ -32,6 +32,8 @@ You are a helpful medical assistant. Answer the question about the image briefly
 A: yes. B: no. C: maybe. D: unknown. The correct answer is option B because the finding is not present here.
 Normal, abnormal, mild, moderate, severe, benign, malignant, positive, negative, bright, dark, large, small, round.
 Liver, kidney, spleen, pancreas, stomach, bladder, bone, muscle, skin, eye, breast, femur, spine, knee, abdomen.
+The red circle, the green square, the blue triangle, the yellow circle and the white square. Segment the blue circle.
+Outline the red triangle. Mark all of the green triangle. Which pixels belong to the yellow square, or a white triangle?
 user: describe this image.
 
 assistant: The image shows a phantom with shapes on a dark background.

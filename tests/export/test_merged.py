@@ -17,7 +17,7 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText
 
 from mllm.errors import ConfigError
-from mllm.export import merged
+from mllm.export import merged, parity
 from mllm.export.card import Facts
 from mllm.structures import Batch, Bundle, Sample, Turn
 
@@ -83,7 +83,7 @@ def test_a_difference_is_refused(
     load: Loader, small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, settings = load()
-    monkeypatch.setitem(merged._TOLERANCE, torch.float32, 0.0)  # less than fp32's own rounding
+    monkeypatch.setitem(parity.TOLERANCE, torch.float32, 0.0)  # less than fp32's own rounding
     with pytest.raises(ConfigError, match="the merged logits differ"):
         merged.write(bundle, tmp_path / "merged", settings=settings, facts=Facts(base=str(small_base)))
     assert os.listdir(tmp_path) == []

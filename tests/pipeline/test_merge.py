@@ -5,16 +5,28 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from mllm.config.hardware import detect
+from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
+from mllm.export import shards
 from mllm.export.settings import write_settings
+from mllm.models.builder.builder import load_pretrained
+from mllm.models.head_files import write_trained
 from mllm.pipeline.merge import main, memory_needed, refuse_too_large
 from mllm.pipeline.predict import main as predict
+from mllm.testing.tiny import write_tiny
+from mllm.testing.tiny_adapter import write_tiny_adapter
 
 
 def test_the_merged_model_answers_as_the_adapter_does(
@@ -26,7 +38,10 @@ def test_the_merged_model_answers_as_the_adapter_does(
     out = tmp_path / "deep" / "merged"
     assert main(["--adapter", str(adapter), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
-    assert json.loads((out / "export_report.json").read_text())["max_abs_difference"] < 1e-4
+    report = json.loads((out / "export_report.json").read_text())
+    assert report["max_abs_difference"] < 1e-4 < report["adapter_effect"]
+    assert (report["method"], report["parity"]) == ("shard by shard", "checked")
+    assert report["shards"] == [{"file": "model.safetensors", "bytes": (out / "model.safetensors").stat().st_size}]
     asked = ["--image", str(pictures / "0.png"), "--question", "What is this?", "--max-new-tokens", "8"]
     predict(["--adapter", str(adapter), *asked])
     spoken = capsys.readouterr().out
@@ -49,6 +64,155 @@ def test_the_checkpoint_keeps_its_dtype(
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
     compared = json.loads((out / "export_report.json").read_text())["compared_in"]
     assert compared == {"fp32": "float32", "bf16": "bfloat16"}[precision]
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    report = json.loads((folder / "export_report.json").read_text())
+    assert isinstance(report, dict)
+    return report
+
+
+def test_both_ways_write_the_same(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
+    streamed, loaded = tmp_path / "streamed", tmp_path / "loaded"
+    main(["--adapter", str(talking_adapter), "--out", str(streamed)])
+    base = Path(shutil.copytree(talking_base, tmp_path / "base"))
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    main(["--adapter", str(talking_adapter), "--base", str(base), "--out", str(loaded)])
+    assert (_report(streamed)["method"], _report(loaded)["method"]) == ("shard by shard", "in memory")
+    assert _report(loaded)["in_memory_because"] == "the checkpoint has no safetensors files"
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (streamed, loaded))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
+    assert {"generation_config.json", "mllm.json", "README.md", "tokenizer.json"} <= set(os.listdir(streamed))
+    # `max_abs_difference` and such differ; what the two configs say does not.
+    assert json.loads((streamed / "config.json").read_text()) == json.loads((loaded / "config.json").read_text())
+
+
+def test_the_comparison_is_skipped_only_by_its_flag(talking_adapter: Path, tmp_path: Path) -> None:
+    main(["--adapter", str(talking_adapter), "--out", str(tmp_path / "merged"), "--skip-parity"])
+    report = _report(tmp_path / "merged")
+    assert report["parity"].startswith("skipped because it was asked for")
+    assert "max_abs_difference" not in report
+
+
+def test_a_wrong_merge_is_not_written(talking_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fold = shards._folded
+
+    def forget(layer: Any, entry: shards.Entry) -> torch.Tensor:
+        folded = fold(layer, entry)
+        return folded if "layers.1" in entry.name else shards.read_tensor(*entry.source)
+
+    monkeypatch.setattr(shards, "_folded", forget)
+    with pytest.raises(ConfigError, match="the merged logits differ"):
+        main(["--adapter", str(talking_adapter), "--out", str(tmp_path / "merged")])
+    assert os.listdir(tmp_path) == []
+
+
+def test_resized_images_survive(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(talking_adapter, tmp_path / "adapter"))
+    write_settings(adapter, {"type": "medgemma", "image_size": 112, "image_token_len": 32})
+    main(["--adapter", str(adapter), "--out", str(tmp_path / "merged")])
+    positions = load_file(tmp_path / "merged" / "model.safetensors")[
+        "vision_tower.embeddings.position_embedding.weight"
+    ]
+    assert len(positions) == 8 * 8  # 112 pixels in patches of 14; the base had 16 x 16
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["mm_tokens_per_image"] == 32
+    assert _report(tmp_path / "merged")["method"] == "shard by shard"
+
+
+def test_several_adapters_become_one_model(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
+    other = write_tiny_adapter(talking_base, tmp_path / "other", rank=2, alpha=5, seed=1, use_rslora=True)
+    out = tmp_path / "merged"
+    given = ["--adapter", str(talking_adapter), "--adapter", str(other), "--weights", "0.7", "-0.3", "--out", str(out)]
+    assert main(given) == 0
+    report = _report(out)
+    assert (report["weights"], report["combination"], report["rank"]) == ([0.7, -0.3], "cat", 6)
+    assert report["adapters"] == [str(talking_adapter), str(other)]
+    assert report["parity"] == "checked"
+    model = AutoModelForImageTextToText.from_pretrained(talking_base)
+    key = "model.language_model.layers.0.mlp.up_proj"
+    expected = model.get_submodule(key).weight.detach().clone()
+    for folder, scale in ((talking_adapter, 0.7 * 8 / 4), (other, -0.3 * 5 / 2**0.5)):
+        lora = load_file(folder / "adapter_model.safetensors")
+        expected += (
+            scale * lora[f"base_model.model.{key}.lora_B.weight"] @ lora[f"base_model.model.{key}.lora_A.weight"]
+        )
+    merged = AutoModelForImageTextToText.from_pretrained(out).get_submodule(key).weight
+    torch.testing.assert_close(merged, expected, rtol=0, atol=1e-5)
+
+
+def test_adapters_that_cannot_be_combined(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(talking_adapter, tmp_path / "other"))
+    both = ["--adapter", str(talking_adapter), "--adapter", str(other), "--out", str(tmp_path / "merged")]
+    write_settings(other, {"type": "medgemma", "image_token_len": 64})
+    with pytest.raises(ConfigError, match=r"differ in image_token_len \(None and 64\)"):
+        main(both)
+    (other / "mllm.json").unlink()
+    save_file({"heads.x": torch.ones(1)}, other / "heads.safetensors")
+    with pytest.raises(ConfigError, match=r"holds heads\.safetensors"):
+        main(both)
+    with pytest.raises(ConfigError, match="--weights has 1 numbers"):
+        main([*both, "--weights", "1"])
+    assert os.listdir(tmp_path) == ["other"]
+
+
+def test_a_projector_that_trained_is_written(tmp_path: Path) -> None:
+    base = write_tiny("shikra", tmp_path / "base")
+    adapter = write_tiny_adapter(base, tmp_path / "adapter", targets=["q_proj"])
+    args = ModelArgs(type="shikra", model_name_or_path=str(base), adapter_path=str(adapter), lora_r=None)
+    bundle = load_pretrained(args, detect())
+    with torch.no_grad():
+        for parameter in bundle.model.pretrained.model.multi_modal_projector.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    write_trained(bundle.model, adapter)
+    write_settings(adapter, {"type": "shikra"})
+    main(["--adapter", str(adapter), "--out", str(tmp_path / "merged")])
+    assert _report(tmp_path / "merged")["method"] == "shard by shard"
+    for name, parameter in bundle.model.trained_state().items():
+        key = f"multi_modal_projector.{name.removeprefix('projector.')}"
+        assert torch.equal(load_file(tmp_path / "merged" / "model.safetensors")[key], parameter)
+
+
+MEASURE = """
+import sys
+import mllm.export, mllm.models.builder.builder
+from mllm.export.report import peak_memory
+from mllm.pipeline.merge import merge
+before = peak_memory()
+merge(sys.argv[1], sys.argv[2])
+print(peak_memory() - before)
+"""
+
+
+def test_a_model_in_shards_needs_little_memory(tmp_path: Path) -> None:
+    """Its 100 MB in bf16 would be 200 MB as it is loaded otherwise, beside the file and what is merged."""
+    config = LlamaConfig(
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=13,
+        num_attention_heads=8,
+        vocab_size=2048,
+        dtype=torch.bfloat16,
+    )
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    base = tmp_path / "base"
+    model.save_pretrained(base, max_shard_size="10MB")
+    AutoTokenizer.from_pretrained(write_tiny("gemma3n", tmp_path / "tiny")).save_pretrained(base)
+    lora = LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    adapted = get_peft_model(model, lora)
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    write_settings(tmp_path / "adapter", {"type": "causal-lm"})
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "adapter"), str(tmp_path / "merged")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    report = _report(tmp_path / "merged")
+    assert report["method"] == "shard by shard"
+    assert len(report["shards"]) > 8
+    assert sum(shard["bytes"] for shard in report["shards"]) > 100e6
+    assert int(ended.stdout) < 140e6
 
 
 def test_a_folder_that_holds_something_is_not_overwritten(talking_adapter: Path, tmp_path: Path) -> None:

@@ -124,14 +124,16 @@ class PhantomBoxDataset(GeneratedDataset):
 class SceneDataset(GeneratedDataset):
     """Where is the red triangle? One to `objects` colored shapes on a texture, each unlike the others.
 
-    The answer names one of them by its box and mask.
+    The answer names one of them by its box and mask; with `named` it says before what is there, as reports do.
     """
 
-    def __init__(self, size: int = 64, seed: int = 0, image_size: int = 224, objects: int = 3) -> None:
+    def __init__(
+        self, size: int = 64, seed: int = 0, image_size: int = 224, objects: int = 3, named: bool = False
+    ) -> None:
         super().__init__(size, seed, image_size)
         if not 1 <= objects <= 6:
             raise ConfigError(f"objects must be from 1 to 6, not {objects}")
-        self.objects = objects
+        self.objects, self.named = objects, named
 
     @override
     def drawn(self, index: int, rng: np.random.Generator, words: np.random.Generator) -> Sample:
@@ -149,7 +151,8 @@ class SceneDataset(GeneratedDataset):
         question = template.replace("<expr>", f"the {color} {shape}")
         pixels = np.clip(255 * (picture + rng.normal(0, 0.02, picture.shape)), 0, 255).astype(np.uint8)
         mark = Mark(box=tuple(float(x) for x in tight_box(masks[0])), mask=masks[0])  # type: ignore[arg-type]
-        turns = [Turn("user", f"{IMAGE} {question}"), Turn("assistant", f"Answer: {BOX} .", ((0,),))]
+        answer = f"The {color} {shape}: {BOX} ." if self.named else f"Answer: {BOX} ."
+        turns = [Turn("user", f"{IMAGE} {question}"), Turn("assistant", answer, ((0,),))]
         return Sample(turns, [Image.fromarray(pixels)], marks=[mark])
 
 

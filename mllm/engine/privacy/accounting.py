@@ -7,10 +7,12 @@ neighbors where one has a unit more than the other.
 
 from __future__ import annotations
 
+import importlib
+import logging
 import math
 import warnings
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from mllm.errors import ConfigError
 
@@ -25,7 +27,7 @@ TOLERANCE = 0.002
 """The share of a target epsilon that the search for the noise may leave unspent."""
 COARSE = 0.1
 """The error in epsilon of the first, quick look of the PRV accountant."""
-FINE = (5e-4, 0.01)
+FINE = (1e-3, 0.01)
 """The least and the largest error in epsilon of its second look, which is meant to be 0.5 % of epsilon."""
 
 
@@ -58,8 +60,8 @@ def noise_multiplier_for(
 ) -> float:
     """The least noise multiplier with which `steps` updates spend no more than `target_epsilon` at `delta`.
 
-    Found by bisection on `epsilon_spent`: what is returned was seen to stay within the target, and leaves 0.2 % of it
-    unspent at most. Raises `ConfigError` where no noise up to 10,000 is enough.
+    Found by trying: what is returned was seen to stay within the target, and leaves 0.2 % of it unspent at most. Raises
+    `ConfigError` where no noise up to 10,000 is enough.
     """
     assert steps > 0, steps
 
@@ -79,21 +81,37 @@ def noise_multiplier_for(
             f"'{accountant}' accountant with any noise that leaves something to learn: raise "
             f"privacy_args.target_epsilon" + (", or set accountant='prv'" if accountant == "rdp" else "")
         )
-    too_little = 0.0
+    too_little, too_much = 0.0, math.inf
     while target_epsilon - epsilon > TOLERANCE * target_epsilon and enough - too_little > 1e-6 * enough:
-        middle = max((too_little + enough) / 2, enough / STEP_DOWN)
+        if not too_little:
+            middle = enough / STEP_DOWN
+        else:
+            # Epsilon is nearly a power of the noise, so a line through logarithms meets the target soon.
+            aim = math.log(target_epsilon * (1 - TOLERANCE / 2) / epsilon) / math.log(too_much / epsilon)
+            middle = enough * (too_little / enough) ** min(max(aim, 0.02), 0.98)
         found = spent(middle)
         if found <= target_epsilon:
             enough, epsilon = middle, found
         else:
-            too_little = middle
+            too_little, too_much = middle, found
     return enough
 
 
-def _rdp(history: list[tuple[float, float, int]], delta: float) -> float:
-    from opacus.accountants import RDPAccountant
+def _accountants() -> Any:
+    """Opacus's accountants; the handler that Opacus gives to the root logger, for all packages, is taken away again."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        return importlib.import_module("opacus.accountants")
+    except ImportError as error:
+        raise ConfigError(f"privacy_args needs the package opacus ({error}): pip install -e '.[privacy]'") from error
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
-    book = RDPAccountant()
+
+def _rdp(history: list[tuple[float, float, int]], delta: float) -> float:
+    book = _accountants().RDPAccountant()
     book.history = history
     with warnings.catch_warnings():
         # "Optimal order is the largest alpha": the bound holds all the same, it is only loose.
@@ -106,14 +124,16 @@ def _prv(history: list[tuple[float, float, int]], delta: float) -> float:
 
     The bound lies above the epsilon by the error that is asked for, and time and memory grow with its inverse.
     """
-    from opacus.accountants import PRVAccountant
-
-    book = PRVAccountant()
+    book = _accountants().PRVAccountant()
     book.history = history
     try:
-        first = float(book.get_epsilon(delta, eps_error=COARSE))
-        error = min(max(0.005 * (first - COARSE), FINE[0]), FINE[1])
-        return float(book.get_epsilon(delta, eps_error=error))
+        with warnings.catch_warnings():
+            # At a rate of 1 it takes the logarithm of 0, whose minus infinity is what it means; and see `_rdp`.
+            warnings.filterwarnings("ignore", category=RuntimeWarning)
+            warnings.filterwarnings("ignore", category=UserWarning)
+            first = float(book.get_epsilon(delta, eps_error=COARSE))
+            error = min(max(0.005 * (first - COARSE), FINE[0]), FINE[1])
+            return float(book.get_epsilon(delta, eps_error=error))
     except (RuntimeError, ValueError, MemoryError) as failure:
         raise ConfigError(
             f"the 'prv' accountant finds no epsilon at delta={delta:g} for (noise multiplier, sample rate, steps) = "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,7 @@ from mllm.models.adapter_files import find_adapter, holds_lora
 from mllm.models.adapter_targets import pattern_of
 from mllm.models.adapters import attach_adapter
 from mllm.models.builder.build_shared import seeded_head, train_in_fp32
-from mllm.models.head_files import load_trained
+from mllm.models.head_files import FILE, IN_MERGED, load_trained
 from mllm.models.heads import RegressionHead
 from mllm.models.loading import explained, find_checkpoint, load_config, quantization
 from mllm.models.view_encoder import ViewEncoder
@@ -63,6 +64,8 @@ def build_vision(args: ModelArgs, hardware: Hardware) -> Bundle:
     seeing.heads.to(model.device)
     if folder is not None:
         load_trained(seeing, folder)
+    elif (Path(args.model_name_or_path) / FILE).is_file():
+        load_trained(seeing, args.model_name_or_path, IN_MERGED)
     views, measures = ((), ()) if head is None else (head.views, head.measures)
     return Bundle(seeing, ViewEncoder(processor, views=views, measures=measures, tokens=_tokens(model)))
 

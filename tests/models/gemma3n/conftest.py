@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma3nAudioConfig, Gemma3nConfig, Gemma3nForConditionalGeneration, Gemma3nVisionConfig
+from transformers import AutoConfig, Gemma3nForConditionalGeneration
 
 from mllm.testing.tiny import write_tiny
-from mllm.testing.tiny_parts import filled
 
 DEEP: dict[str, Any] = {
     "num_hidden_layers": 35,
@@ -34,15 +33,11 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def deep_with_towers(deep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with vision and audio, in many files."""
-    text = Gemma3nForConditionalGeneration.config_class.sub_configs["text_config"].from_pretrained(deep)
-    config = Gemma3nConfig(
-        text_config=text,
-        vision_config=Gemma3nVisionConfig(architecture="test_efficientnet", hidden_size=64),
-        audio_config=Gemma3nAudioConfig(hidden_size=64, conf_num_hidden_layers=2, conf_num_attention_heads=2),
-    )
-    folder = tmp_path_factory.mktemp("deep") / "towers"
-    model = filled(Gemma3nForConditionalGeneration, config, seed=1)
-    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="300KB")
+def deep_with_towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of 35 layers with vision and audio, in bf16 and in many files."""
+    folder = write_tiny("gemma3n-student", tmp_path_factory.mktemp("deep") / "whole", text=DEEP)
+    model = Gemma3nForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    model.config.vision_config = AutoConfig.from_pretrained(folder).vision_config  # timm uses up what it is given
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="500KB")
     return folder

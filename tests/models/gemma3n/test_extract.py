@@ -9,16 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3nForConditionalGeneration, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    Gemma3nForConditionalGeneration,
+    GenerationConfig,
+)
 
 from mllm.errors import ConfigError
 from mllm.models.gemma3n.extract import extract, open_checkpoint
 from mllm.models.gemma3n.matformer import PRESETS, Slice, chosen_slice, preset_slice
 from mllm.testing.tiny import write_tiny
 
-IDS = torch.randint(10, 300, (2, 20), generator=torch.Generator().manual_seed(3))
+IDS = torch.randint(10, 300, (2, 12), generator=torch.Generator().manual_seed(3))
 
 
 class Skipped(nn.Module):
@@ -62,7 +69,7 @@ def compare(small: nn.Module, whole: nn.Module, choice: Slice) -> None:
     torch.testing.assert_close(small(IDS).logits, expected, rtol=0, atol=1e-9)
     if len(choice.layers) < 35 or min(choice.widths) < 64:
         assert (full - expected).abs().max() > 0.1, "what is left out is not missed: the test would see nothing"
-    greedy = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+    greedy = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
     answers = small.generate(IDS, generation_config=greedy)
     assert answers.tolist() == whole.generate(IDS, generation_config=greedy).tolist()
     without_cache = small(answers[:, :-1], use_cache=False).logits[:, IDS.shape[1] - 1 :].argmax(-1)
@@ -70,7 +77,7 @@ def compare(small: nn.Module, whole: nn.Module, choice: Slice) -> None:
     assert len(set(answers[:, IDS.shape[1] :].flatten().tolist())) > 3, "one word over and over shows little"
 
 
-@pytest.mark.parametrize("name", ["E2B", "E1.96B", "E2.69B"])
+@pytest.mark.parametrize("name", ["E2B", "E2.69B"])
 def test_presets(deep, tmp_path, name):
     _, config = open_checkpoint(str(deep))
     choice = preset_slice(name, config)
@@ -104,29 +111,43 @@ def test_shared_layers_read_the_caches_of_the_last_layers_with_keys(deep, tmp_pa
 
 def test_towers_and_other_dtypes_are_kept_bit_for_bit(deep_with_towers, tmp_path):
     _, config = open_checkpoint(str(deep_with_towers))
-    choice = preset_slice("E2B", config)
+    choice, kind = preset_slice("E2B", config), Gemma3nForConditionalGeneration
     folder = extracted(deep_with_towers, tmp_path / "small", choice)
-    kind = Gemma3nForConditionalGeneration
     compare(loaded(folder, kind), loaded(deep_with_towers, kind), choice)
     small, whole = loaded(folder, kind, torch.bfloat16), loaded(deep_with_towers, kind, torch.bfloat16)
     towers = ("model.vision_tower", "model.audio_tower", "model.embed_vision", "model.embed_audio")
     kept = [name for name in whole.state_dict() if name.startswith(towers)]
     assert len(kept) > 100
     assert all(torch.equal(small.state_dict()[name], whole.state_dict()[name]) for name in kept)
+
+    files = sorted(folder.glob("*.safetensors"))
+    assert [file.name for file in files] == [
+        f"model-{n:05}-of-{len(files):05}.safetensors" for n in range(1, len(files) + 1)
+    ]
     index = json.loads((folder / "model.safetensors.index.json").read_text())
-    files = sorted(path.name for path in folder.glob("*.safetensors"))
-    assert files == [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
-    assert sorted(set(index["weight_map"].values())) == files
-    stored = {name: file.name for file in folder.glob("*.safetensors") for name in load_file(file)}
-    assert stored == index["weight_map"]
-    assert index["metadata"]["total_size"] == sum(
-        t.nbytes for f in folder.glob("*.safetensors") for t in load_file(f).values()
-    )
-    for key in ("vision_config", "audio_config", "image_token_id", "architectures"):
-        assert (
-            json.loads((folder / "config.json").read_text())[key]
-            == json.loads((deep_with_towers / "config.json").read_text())[key]
-        )
+    tensors = {file: load_file(file) for file in files}
+    assert index["weight_map"] == {name: file.name for file in files for name in tensors[file]}
+    assert index["metadata"]["total_size"] == sum(t.nbytes for file in files for t in tensors[file].values())
+    values, before = (json.loads((path / "config.json").read_text()) for path in (folder, deep_with_towers))
+    del values["text_config"], before["text_config"]
+    assert values == before
+
+
+@torch.inference_mode()
+def test_images_are_seen_as_before(deep_with_towers, tmp_path):
+    _, config = open_checkpoint(str(deep_with_towers))
+    choice, kind = preset_slice("E1.96B", config), Gemma3nForConditionalGeneration
+    folder = extracted(deep_with_towers, tmp_path / "small", choice)
+    processor = AutoProcessor.from_pretrained(folder)
+    image = Image.fromarray(torch.randint(0, 256, (90, 90, 3), dtype=torch.uint8).numpy())
+    text = f"{processor.image_token} What is this?"
+    batch = processor(text=text, images=image, return_tensors="pt")
+    batch["pixel_values"] = batch["pixel_values"].double()
+    small, whole = loaded(folder, kind), left_out(loaded(deep_with_towers, kind), choice)
+    logits = small(**batch).logits
+    torch.testing.assert_close(logits, whole(**batch).logits, rtol=0, atol=1e-9)
+    batch["pixel_values"] = torch.zeros_like(batch["pixel_values"])
+    assert (small(**batch).logits - logits).abs().max() > 1e-3, "the image is not seen"
 
 
 def renamed(source: Path, folder: Path, prefix: str, more: dict[str, Tensor]) -> Path:

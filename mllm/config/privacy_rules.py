@@ -1,0 +1,180 @@
+"""Rules for differential privacy: what would break its promise, or make it say something else than it seems to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mllm.config.schema import PrivacyArgs, RunConfig
+from mllm.errors import ConfigError
+
+NOT_LINEAR = {
+    "BoxHead": "it learns norms and a token of its own",
+    "MaskHead": "it learns convolutions",
+}
+"""Heads of which more than Linear layers trains, by the name of their class."""
+ADDED_TOKENS = ("location_tokens", "perception_token")
+"""Box formats whose tokens are added to the vocabulary, and train."""
+
+
+def refuse_private_conflicts(config: RunConfig) -> None:
+    """Refuses what does not go together with `privacy_args`, where a config has them; a large delta waits for N."""
+    if config.privacy_args is None:
+        return
+    refuse_contradictions(config, config.privacy_args)
+    refuse_other_batches(config)
+    refuse_choices_by_private_loss(config, config.privacy_args)
+    refuse_what_trains_beside_linear_layers(config)
+    refuse_mixing(config)
+
+
+def refuse_large_delta(config: RunConfig, units: int) -> None:
+    """Refuses a delta of 1 / N or more for the N units of the training data: it would allow to publish one of them."""
+    privacy = config.privacy_args
+    if privacy is not None and privacy.target_delta * units >= 1:
+        raise ConfigError(
+            f"{config.place('privacy_args', 'target_delta')}: target_delta={privacy.target_delta:g} is no promise for "
+            f"N={units} {privacy.unit}s, because it must be below 1/N = {1 / units:.3g}: set it to "
+            f"{_round_below(0.1 / units):g}, for example"
+        )
+
+
+def refuse_contradictions(config: RunConfig, privacy: PrivacyArgs) -> None:
+    """Refuses keys of `privacy_args` that contradict each other."""
+    if (privacy.target_epsilon is None) == (privacy.noise_multiplier is None):
+        both = privacy.target_epsilon is not None
+        raise ConfigError(
+            f"{config.place('privacy_args', 'noise_multiplier' if both else 'target_epsilon')}: privacy_args needs "
+            f"either target_epsilon, from which the noise follows, or noise_multiplier, and has "
+            f"{'both: remove one' if both else 'neither: set target_epsilon=3.0, for example'}"
+        )
+    if privacy.max_records_per_patient is not None and privacy.unit == "sample":
+        raise ConfigError(
+            f"{config.place('privacy_args', 'max_records_per_patient')}: max_records_per_patient="
+            f"{privacy.max_records_per_patient} has no effect with unit='sample': set unit='patient', or remove it"
+        )
+    if privacy.secure_mode and privacy.test_noise_seed is not None:
+        raise ConfigError(
+            f"{config.place('privacy_args', 'test_noise_seed')}: test_noise_seed makes noise that can be made again "
+            f"and secure_mode=True noise that cannot: remove one of them"
+        )
+
+
+def refuse_other_batches(config: RunConfig) -> None:
+    """Refuses what the draw, the clip and the noise take the place of, or cannot work with."""
+    args = config.training_args
+    if args.get("fp16"):
+        raise ConfigError(
+            f"{config.place('training_args', 'fp16')}: fp16=True cannot be used with privacy_args, because a gradient "
+            f"that overflows in half precision has no norm to clip: set bf16=True, or train in fp32"
+        )
+    accumulation = args.get("gradient_accumulation_steps", 1)
+    if accumulation > 1:
+        size = args.get("per_device_train_batch_size", 8) * accumulation
+        raise ConfigError(
+            f"{config.place('training_args', 'gradient_accumulation_steps')}: gradient_accumulation_steps="
+            f"{accumulation} cannot be used with privacy_args, because every draw is an update: set it to 1, "
+            f"per_device_train_batch_size to the {size} samples of an update, and privacy_args.physical_batch_size to "
+            f"what fits in memory"
+        )
+    if args.get("max_grad_norm"):
+        raise ConfigError(
+            f"{config.place('training_args', 'max_grad_norm')}: max_grad_norm={args['max_grad_norm']:g} cannot be used "
+            f"with privacy_args, because every unit is clipped to privacy_args.clip_norm before the noise: set "
+            f"max_grad_norm=0"
+        )
+    if args.get("save_strategy") == "no":
+        raise ConfigError(
+            f"{config.place('training_args', 'save_strategy')}: save_strategy='no' cannot be used with privacy_args, "
+            f"because what a broken run has spent is spent: set it to 'steps'"
+        )
+
+
+def refuse_choices_by_private_loss(config: RunConfig, privacy: PrivacyArgs) -> None:
+    """Refuses to choose checkpoints or rates by a loss on private data, a question that nobody accounts for."""
+    args = config.training_args
+    choices = {
+        "load_best_model_at_end": args.get("load_best_model_at_end"),
+        "save_strategy": args.get("save_strategy") == "best",
+        "lr_scheduler_type": args.get("lr_scheduler_type") == "reduce_lr_on_plateau",
+    }
+    for key, chosen in choices.items():
+        if chosen and not privacy.public_validation:
+            raise ConfigError(
+                f"{config.place('training_args', key)}: {key}={args[key]!r} chooses by the validation loss, which is "
+                f"a question to private data that the accountant does not count: remove it, or set "
+                f"privacy_args.public_validation=True where the validation split holds nothing to protect"
+            )
+    place = config.place("privacy_args", "checkpoint_below")
+    if privacy.checkpoint_below and not privacy.public_validation:
+        raise ConfigError(
+            f"{place}: checkpoint_below chooses by the validation loss, which is a question to private data that the "
+            f"accountant does not count: remove it, or set privacy_args.public_validation=True where the validation "
+            f"split holds nothing to protect"
+        )
+    measures = config.data_args.validation is not None and args.get("eval_strategy", "no") != "no"
+    if privacy.checkpoint_below and not measures:
+        raise ConfigError(
+            f"{place}: checkpoint_below waits for a validation loss, and there is none: give data_args.validation, and "
+            f"set training_args.eval_strategy to 'steps' or 'epoch'"
+        )
+
+
+def refuse_what_trains_beside_linear_layers(config: RunConfig) -> None:
+    """Refuses trainable parts whose gradient by sample is unknown: all but LoRA on Linear layers and linear heads."""
+    args = config.model_args
+    only = "and with privacy_args only LoRA on Linear layers and linear heads can train"
+    for name, options in args.heads.items():
+        if options["type"] in NOT_LINEAR:
+            raise ConfigError(
+                f"{config.place('model_args', 'heads', name)}: the head '{name}' ({options['type']}) cannot train, "
+                f"because {NOT_LINEAR[options['type']]}, {only}: remove it"
+            )
+    if args.box_format is not None and args.box_format["type"] in ADDED_TOKENS:
+        raise ConfigError(
+            f"{config.place('model_args', 'box_format')}: box_format '{args.box_format['type']}' adds tokens whose "
+            f"embeddings train, {only}: use dict(type='normalized_text')"
+        )
+    if args.fuse_vision_layers:
+        raise ConfigError(
+            f"{config.place('model_args', 'fuse_vision_layers')}: fuse_vision_layers=True learns the shares of a "
+            f"mixture, {only}: set it to False"
+        )
+    if args.use_dora:
+        raise ConfigError(
+            f"{config.place('model_args', 'use_dora')}: use_dora=True learns magnitudes of weights, {only}: set it to "
+            f"False"
+        )
+
+
+def refuse_mixing(config: RunConfig) -> None:
+    """Refuses what lets a sample look at the others of its batch, or stand in a draw more than once."""
+    if config.model_args.load_in_8bit:
+        raise ConfigError(
+            f"{config.place('model_args', 'load_in_8bit')}: load_in_8bit=True cannot be used with privacy_args, "
+            f"because 8-bit products choose the columns that they keep exact by all samples of a batch: set "
+            f"load_in_4bit=True, or neither"
+        )
+    if any(options["type"] == "MixedDataset" for options in _datasets(config.data_args.train)):
+        raise ConfigError(
+            f"{config.place('data_args', 'train')}: MixedDataset draws rows with replacement, so how often a row takes "
+            f"part would not follow from the rate that is accounted for: use ConcatDataset"
+        )
+
+
+def _datasets(options: Any) -> Iterator[Mapping[str, Any]]:
+    """A dataset's options and those of all that it is made of."""
+    if isinstance(options, Mapping):
+        if "type" in options:
+            yield options
+        for value in options.values():
+            yield from _datasets(value)
+    elif isinstance(options, (list, tuple)):
+        for value in options:
+            yield from _datasets(value)
+
+
+def _round_below(value: float) -> float:
+    """A number of one digit that is not above `value`."""
+    mantissa, _, exponent = f"{value:e}".partition("e")
+    return float(f"{mantissa[0]}e{exponent}")

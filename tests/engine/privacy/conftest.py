@@ -1,0 +1,70 @@
+"""Tiny models of several families with a LoRA, a learner of each, and samples of unlike length."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mllm.config.hardware import Hardware
+from mllm.config.schema import ModelArgs
+from mllm.engine.learner import Learner
+from mllm.models.builder.builder import load_pretrained
+from mllm.objectives.text import NextToken
+from mllm.structures import Sample, Turn
+from mllm.testing.tiny import write_tiny
+
+CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
+TEMPLATE = (
+    "{{ bos_token }}{% for turn in messages %}{% if turn['role'] == 'user' %}{{ 'Question:\n' ~ turn['content'] }}"
+    "{% else %}{{ 'Response:\n' ~ turn['content'] ~ eos_token }}{% endif %}{% endfor %}"
+)
+FAMILIES = {
+    "vaultgemma": dict(type="causal-lm", chat_template=TEMPLATE),
+    "gemma3n": dict(type="causal-lm"),
+    "t5gemma": dict(type="seq2seq"),
+    "medgemma": dict(type="medgemma", image_size=112, image_token_len=16),
+}
+
+
+def samples(with_images):
+    """Four conversations; the first has two images, the second none, so that images and samples cannot be mistaken."""
+    rng = np.random.default_rng(3)
+    words = ["chest", "normal", "lesion", "left", "3.5 mm", "opacity"]
+    made = []
+    for images, length in ((2, 7), (0, 2), (1, 12), (1, 4)):
+        pictures = [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(images)]
+        question, answer = (" ".join(rng.choice(words, size=size)) for size in (3 + length, length))
+        made.append(Sample([Turn("user", question), Turn("assistant", answer)], pictures if with_images else []))
+    return made
+
+
+@pytest.fixture(scope="session")
+def make_private(tmp_path_factory):
+    """Builds a family's tiny model with LoRA (B filled) and a learner in fp64, and its encoded samples."""
+    folder = tmp_path_factory.mktemp("families")
+
+    def make(family, dtype=torch.float64, **options):
+        path = write_tiny(family, folder / family)
+        torch.manual_seed(0)
+        args = {"lora_r": 4, "max_length": 128, **FAMILIES[family], **options}
+        bundle = load_pretrained(ModelArgs(model_name_or_path=str(path), **args), CPU)
+        with torch.no_grad():
+            for name, parameter in bundle.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.05)
+        bundle.model.to(dtype)
+        learner = Learner(bundle.model, {"next_token": NextToken()}, reduction="samples").train()
+        encoded = [bundle.encoder.encode(sample) for sample in samples(family == "medgemma")]
+
+        def pad(chosen):
+            return bundle.encoder.pad(chosen).map(
+                lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            )
+
+        return SimpleNamespace(bundle=bundle, learner=learner, encoded=encoded, pad=pad)
+
+    return make

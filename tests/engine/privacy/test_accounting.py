@@ -1,0 +1,127 @@
+"""Epsilon equals what Google's accountants find, and is never more than the target that the noise was made for."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution, from_gaussian_mechanism
+from dp_accounting.rdp import RdpAccountant
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mllm.engine.privacy.accounting import epsilon_spent, noise_multiplier_for
+from mllm.engine.privacy.ledger import Ledger
+from mllm.errors import ConfigError
+
+DELTA = 1e-5
+REFERENCES = [
+    # Sample rate, noise multiplier, steps, epsilon by Renyi's divergences and by privacy loss distributions.
+    (0.01, 1.1, 10_000, 5.6320, 5.193),
+    (256 / 60_000, 1.1, 14_062, 2.5966, 2.382),
+    (16 / 33_955, 0.8, 2_000, 1.0018, 0.169),
+]
+LEDGER = Ledger([(0.9, 0.02, 60), (0.7, 0.02, 30), (0.9, 0.02, 10), (1.3, 0.3, 5)])
+
+
+def google_rdp(entries: Ledger) -> float:
+    accountant = RdpAccountant()
+    for sigma, rate, steps in entries.entries:
+        accountant.compose(SelfComposedDpEvent(PoissonSampledDpEvent(rate, GaussianDpEvent(sigma)), steps))
+    return float(accountant.get_epsilon(DELTA))
+
+
+def google_pld(entries: Ledger, interval: float = 1e-4) -> float:
+    total: PrivacyLossDistribution | None = None
+    for sigma, rate, steps in entries.entries:
+        one = from_gaussian_mechanism(sigma, sampling_prob=rate, value_discretization_interval=interval)
+        part = one.self_compose(steps)
+        total = part if total is None else total.compose(part)
+    assert total is not None
+    return float(total.get_epsilon_for_delta(DELTA))
+
+
+@pytest.mark.parametrize(("rate", "sigma", "steps", "by_rdp", "by_pld"), REFERENCES)
+def test_it_equals_published_values_and_googles_accountants(
+    rate: float, sigma: float, steps: int, by_rdp: float, by_pld: float
+) -> None:
+    ledger = Ledger([(sigma, rate, steps)])
+    rdp, prv = (epsilon_spent(ledger.entries, DELTA, accountant) for accountant in ("rdp", "prv"))
+    assert rdp == pytest.approx(by_rdp, rel=1e-3) and rdp == pytest.approx(google_rdp(ledger), rel=1e-3)
+    assert prv == pytest.approx(by_pld, rel=1e-2) and prv == pytest.approx(google_pld(ledger), rel=1e-2)
+
+
+def test_it_adds_up_updates_of_several_kinds() -> None:
+    assert epsilon_spent(LEDGER.entries, DELTA, "rdp") == pytest.approx(google_rdp(LEDGER), rel=1e-3)
+    assert epsilon_spent(LEDGER.entries, DELTA, "prv") == pytest.approx(google_pld(LEDGER), rel=1e-2)
+
+
+def test_order_does_not_matter_and_nothing_costs_nothing() -> None:
+    there, back = LEDGER.entries, LEDGER.entries[::-1]
+    assert epsilon_spent(there, DELTA, "prv") == pytest.approx(epsilon_spent(back, DELTA, "prv"), rel=1e-6)
+    assert epsilon_spent([], DELTA, "prv") == epsilon_spent([(0.5, 0.1, 0)], DELTA, "rdp") == 0
+    assert epsilon_spent([(1.0, 0.1, 3), (0.0, 0.1, 1)], DELTA, "prv") == math.inf
+
+
+@pytest.mark.parametrize(("target", "sigma"), [(15.0, 0.396), (8.0, 0.488), (3.0, 0.672)])
+def test_the_noise_of_the_published_notebook_s_run(target: float, sigma: float) -> None:
+    """VaultGemma's notebook: 900 samples, 225 updates of 8, of which it made noise for another rate."""
+    found = noise_multiplier_for(target, DELTA, 8 / 900, 225, "prv")
+    assert found == pytest.approx(sigma, rel=3e-3)
+    used = {15.0: 0.339, 8.0: 0.405, 3.0: 0.532}[target]
+    spent = {15.0: 23.7, 8.0: 14.0, 3.0: 6.17}[target]
+    assert epsilon_spent([(used, 8 / 900, 225)], DELTA, "prv") == pytest.approx(spent, rel=1e-2)
+
+
+def split(steps: int, parts: list[int]) -> list[int]:
+    """`steps` in consecutive runs, as resumes cut them."""
+    bounds = sorted({0, steps, *(part % steps for part in parts)})
+    return [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    target=st.floats(0.3, 20),
+    delta=st.floats(1e-8, 1e-3),
+    rate=st.floats(1e-4, 1.0),
+    steps=st.integers(1, 300),
+    accountant=st.sampled_from(["prv", "rdp"]),
+    resumes=st.lists(st.integers(0, 10_000), max_size=2),
+)
+@example(target=3.0, delta=1e-5, rate=1.0, steps=1, accountant="prv", resumes=[])
+@example(target=3.0, delta=1e-5, rate=8 / 900, steps=225, accountant="prv", resumes=[100, 101])
+def test_what_is_spent_never_exceeds_the_target(target, delta, rate, steps, accountant, resumes) -> None:
+    """Each update counts, whether its draw was empty or not, and however often the ledger was saved and read."""
+    sigma = noise_multiplier_for(target, delta, rate, steps, accountant)
+    ledger = Ledger()
+    for part in split(steps, resumes):
+        ledger.add(sigma, rate, part)
+        ledger = Ledger.from_dict(ledger.to_dict())
+        assert epsilon_spent(ledger.entries, delta, accountant) <= target
+    assert ledger.steps == steps
+    assert epsilon_spent(ledger.entries, delta, accountant) >= 0.99 * target, "noise is not wasted"
+
+
+@pytest.mark.parametrize("accountant", ["prv", "rdp"])
+def test_what_no_noise_can_keep_is_refused(accountant) -> None:
+    with pytest.raises(ConfigError, match="cannot be kept over 1000 updates .* raise privacy_args.target_epsilon"):
+        noise_multiplier_for(1e-5, 1e-9, 1.0, 1000, accountant)
+
+
+def test_it_leaves_no_handler_on_the_root_logger() -> None:
+    """Opacus configures logging for everybody when it is imported; every line of ours would appear twice."""
+    script = (
+        "import logging; from mllm.engine.privacy.accounting import epsilon_spent; "
+        "assert 0 < epsilon_spent([(1.0, 0.1, 1)], 1e-5, 'rdp') < 5; assert not logging.getLogger().handlers"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[3])
+
+
+def test_a_missing_package_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "opacus.accountants", None)
+    with pytest.raises(ConfigError, match=r"privacy_args needs the package opacus .*: pip install -e '\.\[privacy\]'"):
+        epsilon_spent([(1.0, 0.1, 1)], DELTA, "rdp")

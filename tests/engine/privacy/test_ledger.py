@@ -1,0 +1,35 @@
+"""The ledger forgets nothing, whatever order updates come in and however often it is saved."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mllm.engine.privacy.ledger import Ledger
+
+
+def test_equal_neighbors_are_one_entry_and_nothing_else_is_joined() -> None:
+    ledger = Ledger()
+    for sigma, rate in [(1.0, 0.1)] * 3 + [(1.0, 0.2)] + [(1.0, 0.1)] * 2 + [(0.5, 0.1)]:
+        ledger.add(sigma, rate)
+    assert ledger.entries == ((1.0, 0.1, 3), (1.0, 0.2, 1), (1.0, 0.1, 2), (0.5, 0.1, 1))
+    assert ledger.steps == 7
+    ledger.add(0.5, 0.1, steps=0)
+    ledger.add(0.5, 0.1, steps=4)
+    assert ledger.entries[-1] == (0.5, 0.1, 5)
+
+
+def test_it_comes_back_from_json_with_every_digit() -> None:
+    ledger = Ledger([(0.1 + 0.2, 1 / 3, 7), (1.5, 8 / 900, 1)])
+    again = Ledger.from_dict(json.loads(json.dumps(ledger.to_dict())))
+    assert again == ledger and again.entries == ledger.entries
+    again.add(1.5, 8 / 900)
+    assert again != ledger and again.entries[-1] == (1.5, 8 / 900, 2)
+    assert Ledger.from_dict(Ledger().to_dict()).entries == ()
+
+
+@pytest.mark.parametrize("wrong", [(1.0, 0.0, 1), (1.0, 1.1, 1), (-1.0, 0.5, 1), (1.0, 0.5, -1)])
+def test_what_is_no_update_is_not_written_down(wrong: tuple[float, float, int]) -> None:
+    with pytest.raises(AssertionError):
+        Ledger().add(*wrong)

@@ -1,0 +1,78 @@
+"""Noise of the right size, that no seed of the run makes again."""
+
+import pytest
+import torch
+
+from mllm.engine.privacy.noise import Noise, secret_of, secure_normal
+
+STD = 0.7 * 1.3
+"""Noise multiplier times clip norm."""
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_over_2000_draws_the_standard_deviation_is_right_within_3_percent(secure):
+    noise = Noise(secure)
+    draws = torch.zeros(2000, 40)
+    for step, row in enumerate(draws):
+        noise.add(row, STD, step)
+    assert draws.std().item() == pytest.approx(STD, rel=0.03)
+    assert draws.mean().item() == pytest.approx(0, abs=0.03 * STD)
+    beyond = (draws.abs() > 2 * STD).double().mean().item()
+    assert beyond == pytest.approx(0.0455, abs=0.006), "not normal"
+    neighbors = (draws[:, 1:] * draws[:, :-1]).mean().item() / STD**2
+    updates = (draws[1:] * draws[:-1]).mean().item() / STD**2
+    assert abs(neighbors) < 0.03 and abs(updates) < 0.03, "the draws are not independent"
+
+
+def test_no_seed_of_the_run_makes_the_noise_again():
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        made.append(torch.zeros(100))
+        Noise().add(made[-1], STD, step=0)
+    assert not torch.equal(*made)
+    before = torch.random.get_rng_state()
+    Noise().add(torch.zeros(100), STD, step=0)
+    assert torch.equal(torch.random.get_rng_state(), before), "the run's generator must not be used"
+
+
+def test_a_test_seed_makes_it_a_function_of_the_step():
+    def drawn(seed, *steps):
+        noise, made = Noise(test_seed=seed), []
+        for step in steps:
+            made.append(torch.zeros(50))
+            noise.add(made[-1], STD, step)
+        return made
+
+    first, second = drawn(1, 4, 5)
+    assert torch.equal(drawn(1, 5)[0], second)
+    assert not torch.equal(first, second)
+    assert not torch.equal(drawn(2, 4)[0], first)
+
+
+def test_without_a_deviation_nothing_is_added():
+    kept = torch.ones(3)
+    Noise().add(kept, 0.0, step=0)
+    assert torch.equal(kept, torch.ones(3))
+
+
+def test_it_is_added_to_what_is_there_in_its_dtype():
+    kept = torch.full((20000,), 5.0, dtype=torch.float64)
+    Noise(secure=True).add(kept, STD, step=0)
+    assert kept.dtype is torch.float64
+    assert kept.mean().item() == pytest.approx(5.0, abs=0.05)
+
+
+def test_secure_numbers_are_standard_normal():
+    numbers = secure_normal(200_001)
+    assert numbers.shape == (200_001,)
+    assert numbers.dtype is torch.float64
+    assert numbers.isfinite().all()
+    for moment, expected in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)):
+        assert (numbers**moment).mean().item() == pytest.approx(expected, abs=0.06)
+
+
+def test_secrets_differ_and_known_ones_do_not():
+    assert secret_of(None) != secret_of(None)
+    assert secret_of(3) == secret_of(3) != secret_of(4)
+    assert {len(secret_of(seed)) for seed in (None, 3)} == {32}

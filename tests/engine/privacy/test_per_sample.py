@@ -1,0 +1,192 @@
+"""The gradients of samples, against one backward for each sample through the models' own logits."""
+
+import pytest
+import torch
+from torch import nn
+
+from mllm.engine.learner import Learner
+from mllm.engine.privacy.per_sample import PerSampleLinear, Tape, stacked
+from mllm.errors import ConfigError
+from mllm.objectives.base import Objective
+from mllm.structures import IGNORE, Outputs
+
+
+def recorded(learner, tape, batch):
+    """What the tape gives for the sum of the samples' losses."""
+    samples = batch.targets["labels"].shape[0]
+    with tape.recording(samples) as gradients:
+        (learner(batch.student, batch.targets)["loss"] * samples).backward()
+    return dict(gradients)
+
+
+def alone(parts, encoded):
+    """The gradients of one sample's mean cross-entropy, from the full logits of the model itself."""
+    batch = parts.pad([encoded])
+    logits = parts.bundle.model.pretrained(**batch.student).logits[:, :-1]
+    labels = batch.targets["labels"][:, 1:]
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+    names, parameters = zip(*[item for item in parts.learner.named_parameters() if item[1].requires_grad], strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def distance(found, true):
+    return float((found - true).norm() / true.norm())
+
+
+@pytest.mark.parametrize("family", ["vaultgemma", "medgemma", "t5gemma", "gemma3n"])
+def test_gradients_are_those_of_single_samples_to_1e_5(make_private, family):
+    parts = make_private(family)
+    expected = [alone(parts, encoded) for encoded in parts.encoded]
+    tape = Tape(parts.learner)
+    gradients = recorded(parts.learner, tape, parts.pad(parts.encoded))
+    assert len(gradients) == len(tape.names) == len(expected[0])
+    for parameter, name in tape.names.items():
+        assert parameter.grad is None
+        for row, single in enumerate(expected):
+            assert distance(gradients[parameter][row], single[name]) < 1e-5, (name, row)
+        assert distance(gradients[parameter][0], expected[1][name]) > 0.1, "samples are alike: the test proves nothing"
+
+
+@pytest.mark.parametrize("family", ["vaultgemma", "gemma3n"])
+def test_checkpointing_without_reentrance_changes_no_gradient(make_private, family):
+    parts = make_private(family)
+    tape, batch = Tape(parts.learner), parts.pad(parts.encoded)
+    plain = recorded(parts.learner, tape, batch)
+    model = parts.bundle.model.pretrained
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()
+    calls = []
+    model.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda module, inputs: calls.append(1))
+    again = recorded(parts.learner, tape, batch)
+    assert len(calls) == 2, "the layer must be computed a second time in the backward"
+    for parameter, name in tape.names.items():
+        torch.testing.assert_close(again[parameter], plain[parameter], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_under_bf16_autocast_gradients_keep_their_dtype_and_their_direction(make_private):
+    parts = make_private("vaultgemma", torch.float32)
+    tape, batch = Tape(parts.learner), parts.pad(parts.encoded)
+    true = recorded(parts.learner, tape, batch)
+    with tape.recording(4) as gradients:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = parts.learner(batch.student, batch.targets)["loss"] * 4
+        loss.backward()
+    for parameter, gradient in gradients.items():
+        assert gradient.dtype is torch.float32
+        assert distance(gradient, true[parameter]) < 0.1
+
+
+def test_the_textual_loss_scales_each_sample_by_itself(make_private):
+    """Its gradient is made in the forward, over the tokens of all samples at once, and divided by each sample's own."""
+    parts = make_private("vaultgemma")
+    tape, batch = Tape(parts.learner), parts.pad(parts.encoded)
+    objective = parts.learner.objectives["next_token"]
+    gradients = recorded(parts.learner, tape, batch)
+    objective.start = objective.end = 3.0
+    thrice = recorded(parts.learner, tape, batch)
+    counts = objective.count(batch.targets)
+    assert len(set(counts.tolist())) == 4
+    objective.tile_bytes = 5000  # several tiles, cut through samples
+    tiled = recorded(parts.learner, tape, batch)
+    for parameter in gradients:
+        assert distance(thrice[parameter], 3 * gradients[parameter]) < 1e-6
+        assert distance(tiled[parameter], thrice[parameter]) < 1e-6
+
+
+class Regressor(nn.Module):
+    """A frozen layer, a trainable linear head on the mean state and one on every state."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(5, 6).requires_grad_(False)
+        self.head, self.each = nn.Linear(6, 2), nn.Linear(6, 2, bias=False)
+
+    def forward(self, features):
+        hidden = torch.tanh(self.body(features))
+        measures = self.head(hidden.mean(dim=1)) + self.each(hidden).square().mean(dim=1) + self.each(hidden[:, 0])
+        return Outputs(hidden, self.head, heads={"measures": measures})
+
+
+class Squares(Objective):
+    """The squared error of two measures, of which some are unknown."""
+
+    def count(self, targets):
+        return targets["known"].sum(dim=1)
+
+    def total(self, context):
+        error = context.student.heads["measures"] - context.targets["measures"]
+        return (error.square() * context.targets["known"]).sum(dim=1)
+
+
+def test_a_linear_regression_head_with_bias_used_several_times():
+    torch.manual_seed(1)
+    learner = Learner(Regressor().double(), {"squares": Squares()}, reduction="samples")
+    student = {"features": torch.randn(3, 4, 5, dtype=torch.float64)}
+    known = torch.tensor([[1, 1], [1, 0], [0, 1]])
+    targets = {"measures": torch.randn(3, 2, dtype=torch.float64), "known": known}
+    trainable = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    expected = []
+    for row in range(3):
+        error = learner.student(student["features"][row : row + 1]).heads["measures"][0] - targets["measures"][row]
+        loss = (error.square() * known[row]).sum() / known[row].sum()
+        expected.append(torch.autograd.grad(loss, trainable))
+    tape = Tape(learner)
+    with tape.recording(3) as gradients:
+        (learner(student, targets)["loss"] * 3).backward()
+    assert tape.parameters == trainable
+    assert len(gradients) == 3
+    for number, parameter in enumerate(trainable):
+        for row in range(3):
+            assert distance(gradients[parameter][row], expected[row][number]) < 1e-12
+
+
+def test_outside_of_a_recording_a_layer_is_a_linear_layer_again(make_private):
+    parts = make_private("vaultgemma")
+    batch = parts.pad(parts.encoded)
+    before = parts.learner(batch.student, batch.targets)["loss"]
+    state = {name: tensor.clone() for name, tensor in parts.learner.state_dict().items()}
+    tape = Tape(parts.learner)
+    after = parts.learner(batch.student, batch.targets)["loss"]
+    after.backward()
+    assert torch.equal(before, after)
+    assert all(parameter.grad is not None for parameter in tape.parameters)
+    assert state.keys() == parts.learner.state_dict().keys()
+    assert all(isinstance(layer, nn.Linear) and type(layer) is PerSampleLinear for layer in tape.layers.values())
+
+
+def test_what_had_no_part_in_the_loss_has_gradients_of_zero():
+    first, second = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    tape = Tape(nn.ModuleList([first, second]))
+    with tape.recording(3) as gradients:
+        first(torch.ones(3, 2)).sum().backward()
+        one, two = stacked(gradients, tape.parameters, 3)
+    assert torch.equal(one, torch.ones(3, 2))
+    assert torch.equal(two, torch.zeros(3, 2))
+
+
+def test_layers_group_their_parameters_and_a_shared_one_counts_once():
+    body = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    body[2].weight = body[1].weight
+    assert Tape(body).groups == [[0, 1], [2, 3], [4]]
+
+
+def test_rows_that_are_no_samples_are_refused():
+    layer = nn.Linear(2, 2)
+    tape = Tape(nn.Sequential(layer))
+    sentence = "the layer 0 sees 6 rows for 3 samples, .*leave it out of model_args.lora_target"
+    with pytest.raises(ConfigError, match=sentence), tape.recording(3):
+        layer(torch.ones(6, 2))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Conv2d(1, 1, 3), r"Conv2d \(Conv2d\) trains, and only Linear layers"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Embedding(2, 2)), r"1 \(Embedding\) trains"),
+        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).requires_grad_(False), "1 is a BatchNorm, which mixes"),
+        (nn.Linear(2, 2).requires_grad_(False), "nothing is trainable"),
+    ],
+)
+def test_what_has_no_gradients_by_sample_is_refused(module, message):
+    with pytest.raises(ConfigError, match=message):
+        Tape(module)
