@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from mllm.errors import UserError
 from mllm.metrics.areas import boxes_of
 from mllm.metrics.coco import rle
@@ -40,12 +38,6 @@ class Examination:
     """Metric -> figure -> value."""
     skipped: list[str]
     """The rows that could not be asked about, one sentence each."""
-
-    def table(self, field: str) -> dict[str, np.ndarray]:
-        """The measures in a field of the rows, [N] each; NaN where a row has none."""
-        rows = [row.get(field, {}) for row in self.rows]
-        names = dict.fromkeys(name for row in rows for name in row)
-        return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
     @property
     def named_figures(self) -> dict[str, float]:

@@ -9,14 +9,11 @@ from typing import Any
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import RunConfig
-from mllm.dataset.base import SampleDataset
-from mllm.dataset.summary import measure_table, summarize
-from mllm.engine.measure_plots import plot_distributions
-from mllm.files import write_json, write_text
+from mllm.files import write_text
 
 logger = logging.getLogger(__name__)
 
-SUMMARY, HISTOGRAMS, ENVIRONMENT = "data_summary.json", "data_summary.png", "environment.md"
+ENVIRONMENT = "environment.md"
 
 
 def reservoir(report: dict[str, Any], hardware: Hardware, folder: Path) -> None:
@@ -38,14 +35,9 @@ def reservoir(report: dict[str, Any], hardware: Hardware, folder: Path) -> None:
     logger.info("Reservoir: what there is\n%s", table)
 
 
-def conduit(config: RunConfig, hardware: Hardware, splits: dict[str, SampleDataset], folder: Path) -> None:
-    """What flows in: counts and checks of the data as JSON, histograms of its measures as PNG, and what was chosen."""
-    summary = summarize(splits)
-    write_json(folder / SUMMARY, summary)
-    plot_distributions({name: measure_table(split) for name, split in splits.items()}, folder / HISTOGRAMS)
-    lines = [f"  {name}: {told['samples']:,} samples{_measured(told['measures'])}" for name, told in summary.items()]
-    lines += [f"  {choice}" for choice in choices(config, hardware)]
-    logger.info("Conduit: what flows in (%s, %s)\n%s", SUMMARY, HISTOGRAMS, "\n".join(lines))
+def conduit(config: RunConfig, hardware: Hardware) -> None:
+    """How it flows: device, precision and quantization with their reasons; what flows, `describe_data` says."""
+    logger.info("Conduit: what flows in, and how\n%s", "\n".join(f"  {line}" for line in choices(config, hardware)))
 
 
 def choices(config: RunConfig, hardware: Hardware) -> list[str]:
@@ -68,9 +60,3 @@ def choices(config: RunConfig, hardware: Hardware) -> list[str]:
         f"precision: {hardware.precision}, because {stored}",
         quantized,
     ]
-
-
-def _measured(measures: dict[str, dict[str, float]]) -> str:
-    """`; EF 55.1 +- 12.0 (8 known)` for each measure."""
-    known = {name: told for name, told in measures.items() if told["known"]}
-    return "".join(f"; {name} {t['mean']:.1f} +- {t['std']:.1f} ({t['known']} known)" for name, t in known.items())

@@ -22,7 +22,6 @@ from mllm.dataset.poisson import units_of
 from mllm.engine.callbacks import SKIPPED, close_bars, rows_of, run_folder, write_skipped
 from mllm.engine.epochs import EpochFolders
 from mllm.engine.examination import PLAIN, Examination, described, examine
-from mllm.engine.measure_plots import plot_agreement
 from mllm.engine.preflight import describe_batch
 from mllm.engine.run_folder import newest_checkpoint, open_run_folder
 from mllm.engine.trainer import MultimodalTrainer
@@ -33,6 +32,7 @@ from mllm.metrics.measure_table import agreement_table
 from mllm.models.adapters import trainable_report, trainable_table
 from mllm.models.loading import find_checkpoint
 from mllm.models.vision_model import VisionModel
+from mllm.pipeline.data_report import describe_data, draw_agreement
 from mllm.pipeline.evaluate_model import METRICS_FILE
 from mllm.pipeline.merge import merge
 from mllm.pipeline.phases import conduit, reservoir
@@ -88,7 +88,8 @@ def open_run(
         write_json(folder / "environment.json", report := environment())
         if config.model_args.part is not None:
             reservoir(report, hardware, folder)
-            conduit(config, hardware, splits, folder)
+            conduit(config, hardware)
+        describe_data(splits, folder)
         opened = [(folder, checkpoint)]
     if state.num_processes > 1:
         broadcast_object_list(opened)
@@ -198,9 +199,9 @@ def report(
         write_text(written / "README.md", card_text(written.name, asdict(config.model_args), facts))
         with replaced_file(folder / "predictions.jsonl") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers.rows)
-        write_json(folder / METRICS_FILE, {"figures": answers.figures})
         if "measures" in answers.figures:
-            plot_agreement(answers.table("measures"), answers.table("reference_measures"), folder / "measures.png")
+            draw_agreement(answers.rows, folder)
+        write_json(folder / METRICS_FILE, {"figures": answers.figures})
         meter.skip(answers.skipped)
         write_skipped(folder, meter.failures)
     if meter.truncated:
