@@ -50,7 +50,8 @@ def seen(language: Path, mmproj: Path, pixels: np.ndarray) -> np.ndarray:
     )
     chunks = mtmd.mtmd_input_chunks_init()
     text = mtmd.mtmd_input_text()
-    text.text, text.add_special, text.parse_special = mtmd.mtmd_default_marker(), True, True
+    text.text, text.text_len = mtmd.mtmd_default_marker(), len(mtmd.mtmd_default_marker())
+    text.add_special, text.parse_special = True, True
     bitmaps = (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap)
     assert mtmd.mtmd_tokenize(context, chunks, ctypes.byref(text), bitmaps, 1) == 0
     found = None
