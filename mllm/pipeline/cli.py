@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": ("mllm.pipeline.evaluate_model", "answer a split of a config and take its figures"),
     "predict": ("mllm.pipeline.predict", "answer questions about images"),
     "merge": ("mllm.pipeline.merge", "fold an adapter into its base model"),
+    "export": ("mllm.pipeline.export", "write a model or an adapter as GGUF files for llama.cpp"),
     "convert": ("mllm.pipeline.convert", "bring the weights of another layout into that of transformers"),
     "matformer": ("mllm.pipeline.matformer", "cut a smaller model out of a Gemma 3n, without training"),
     "show": ("mllm.pipeline.show", "show registries, a resolved config, or an encoded sample"),

@@ -61,20 +61,18 @@ class Gemma3n(Gemma3):
         """As for Gemma 3, and what llama.cpp has as constants: those of the published E2B and E4B models."""
         super().check()
         config = self.config
-        sparse = [min(self.sparse_layers, self.layers) > index for index in range(self.layers)]
+        own = min(self.own_keys, self.layers)
+        last_own = ["sliding_attention", "full_attention"] if self.layers > own else list(config["layer_types"][18:20])
         fixed_values = {
             "altup_num_inputs": (config["altup_num_inputs"], 4),
             "laurel_rank": (config["laurel_rank"], 64),
             "hidden_size_per_layer_input": (config["hidden_size_per_layer_input"], 256),
-            "layers before num_kv_shared_layers": (self.layers - config["num_kv_shared_layers"], self.own_keys),
+            "number of layers before num_kv_shared_layers": (self.layers - config["num_kv_shared_layers"], own),
             "activation_sparsity_pattern": (
                 list(config["activation_sparsity_pattern"]),
-                [0.95 if is_sparse else 0.0 for is_sparse in sparse],
+                [0.95 if index < self.sparse_layers else 0.0 for index in range(self.layers)],
             ),
-            "layer_types of layers 18 and 19": (
-                list(config["layer_types"][18:20]),
-                ["sliding_attention", "full_attention"],
-            ),
+            "layer_types of layers 18 and 19": (list(config["layer_types"][18:20]), last_own),
         }
         for key, (value, constant) in fixed_values.items():
             if value != constant:
@@ -104,8 +102,10 @@ class Gemma3n(Gemma3):
         """Embeddings grow to the larger vocabulary; the projections of alternating updates are stacked."""
         if re.search(r"\.altup_(unembed_)?projections\.", name):
             return
-        if name in ("model.embed_tokens.weight", "model.embed_tokens_per_layer.weight"):
+        if name == "model.embed_tokens.weight":
             yield weights.planned(stored, self.target(name), rows=self._vocabulary(weights))
+        elif name == "model.embed_tokens_per_layer.weight":
+            yield self._per_layer(weights, stored, self.target(name))
         else:
             yield from super().convert(weights, stored, name)
 
@@ -131,6 +131,18 @@ class Gemma3n(Gemma3):
                     shape = weights.shapes[stored[f"model.layers.0.self_attn.{part}.weight"]]
                     absent.append(fixed(self.target(name), torch.zeros(1).expand(shape)))
         return stacks + absent
+
+    def _per_layer(self, weights: Weights, stored: str, target: str) -> Planned:
+        """The embeddings for each layer; tokens beyond that table have the first token's, as in transformers."""
+        size, *width = weights.shapes[stored]
+
+        def read(start: int, stop: int) -> Tensor:
+            rows = weights.read(stored, start, stop)
+            if stop > size:
+                rows[max(size - start, 0) :] = weights.read(stored, 0, 1)
+            return rows
+
+        return Planned(target, (self._vocabulary(weights), *width), read)
 
     def _stacked(self, weights: Weights, names: list[str], target: str) -> Planned:
         """Matrices [E, E] as one tensor [matrices, E, E], each read when it is written."""

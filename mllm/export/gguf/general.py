@@ -49,7 +49,7 @@ class Origin:
         if self.base:
             writer.add_base_model_count(1)
             writer.add_base_model_name(0, Path(self.base).name)
-            if re.fullmatch(r"[\w.-]+/[\w.-]+", self.base) and not self.base.startswith("."):
+            if is_on_hub(self.base):
                 writer.add_base_model_organization(0, self.base.split("/")[0])
                 writer.add_base_model_repo_url(0, f"https://huggingface.co/{self.base}")
         if self.tags:
@@ -71,21 +71,35 @@ class Origin:
                 add(self.sampling[key])
 
 
-def read_origin(folder: Path, model_type: str, base: str | None = None) -> Origin:
-    """The origin of the model in `folder`, from its card and what else lies there; `base` where the caller knows it."""
+def is_on_hub(base: str) -> bool:
+    """Whether a base model is named as on the Hugging Face Hub, and not by a folder."""
+    is_folder = Path(base).exists() or base.startswith((".", "ckpt/"))
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None and not is_folder
+
+
+def read_origin(folder: Path, model_type: str, name: str | None = None, base: str | None = None) -> Origin:
+    """The origin of the model or adapter in `folder`, from its card and what else lies there.
+
+    `name` goes before the name of the folder, `base` before what the card says.
+    """
     card = _front_matter(folder / "README.md")
     base = base or _text(_json(folder / "export_report.json").get("base")) or _text(card.get("base_model"))
-    terms, name, link = _text(card.get("license")), _text(card.get("license_name")), _text(card.get("license_link"))
-    if terms is None and model_type.startswith("gemma"):
+    terms, terms_name, link = (
+        _text(card.get("license")),
+        _text(card.get("license_name")),
+        _text(card.get("license_link")),
+    )
+    is_known = terms not in (None, "other") or terms_name is not None
+    if not is_known and model_type.startswith("gemma") and not Path(base or folder).name.startswith("tiny-"):
         is_medical = "medgemma" in f"{folder.name} {base}".lower()
-        name = "health-ai-developer-foundations" if is_medical else "gemma"
-        terms, link = "other" if is_medical else "gemma", TERMS[name]
+        terms_name = "health-ai-developer-foundations" if is_medical else "gemma"
+        terms, link = "other" if is_medical else "gemma", TERMS[terms_name]
     sampling = _json(folder / "generation_config.json")
     return Origin(
-        name=folder.name,
+        name=name or folder.name,
         base=base,
         license=terms,
-        license_name=name,
+        license_name=terms_name,
         license_link=link,
         tags=[str(tag) for tag in card.get("tags") or []],
         sampling=sampling if sampling.get("do_sample") else {},

@@ -18,7 +18,7 @@ K_QUANTS = ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", 
 """The types, largest first."""
 
 
-def export_k_quant(folder: Path, out: Path, kind: str, *, base: str | None = None) -> Path:
+def export_k_quant(folder: Path, out: Path, kind: str, *, name: str | None = None) -> Path:
     """As `export_model`, for a `kind` of `K_QUANTS`; the unquantized file lies beside `out` meanwhile.
 
     Raises `ConfigError` where llama-cpp-python is not installed.
@@ -29,7 +29,7 @@ def export_k_quant(folder: Path, out: Path, kind: str, *, base: str | None = Non
     stored = load_config(str(folder)).dtype
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
         whole, quantized = Path(temporary, "whole.gguf"), Path(temporary, "quantized.gguf")
-        export_model(folder, whole, "bf16" if stored == torch.bfloat16 else "f32", base=base)
+        export_model(folder, whole, "bf16" if stored == torch.bfloat16 else "f32", name=name)
         _quantize(whole, quantized, kind)
         os.replace(quantized, out)
     return out

@@ -23,11 +23,11 @@ PLAIN = ("f32", "f16", "bf16")
 """The types that an adapter is written as."""
 
 
-def export_adapter(adapter: Path, base: Path, out: Path, kind: str, *, base_name: str | None = None) -> Path:
-    """Writes the LoRA in `adapter`, trained on the model in `base`, to `out`.
+def export_adapter(adapter: Path, base: str, out: Path, kind: str) -> Path:
+    """Writes the LoRA in `adapter`, trained on the model `base`, of which the config alone is read, to `out`.
 
-    `base_name` is what the base is called in the file. Raises `ConfigError` for what llama.cpp cannot add to a model:
-    LoRA outside the layers of the language model, DoRA, heads.
+    Raises `ConfigError` for what llama.cpp cannot add to a model: LoRA outside the layers of the language model, DoRA,
+    heads.
     """
     if kind not in PLAIN:
         raise ConfigError(f"--type {kind} is no type of an adapter: choose one of {', '.join(PLAIN)}")
@@ -38,7 +38,7 @@ def export_adapter(adapter: Path, base: Path, out: Path, kind: str, *, base_name
     family, config = open_family(base)
     tensors = list(_tensors(saved, family))
     wanted, file_type = TYPES[kind]
-    origin = read_origin(folder, config["model_type"], base_name or saved.config.base_model_name_or_path)
+    origin = read_origin(folder, config["model_type"], out.stem, base=base)
 
     def describe(writer: gguf.GGUFWriter) -> None:
         origin.describe(writer, "adapter")

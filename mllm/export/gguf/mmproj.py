@@ -22,20 +22,32 @@ _VISION = re.compile(r"^(model\.)?vision_tower\.(vision_model\.)?")
 _PROJECTOR = re.compile(r"^(model\.)?multi_modal_projector\.")
 
 
-def export_mmproj(folder: Path, out: Path, kind: str, *, base: str | None = None) -> Path:
-    """Writes the vision tower and projector in `folder` to `out`: in fp32 for `kind` 'f32', else matrices in fp16.
+def check_mmproj(source: str) -> tuple[dict[str, Any], int]:
+    """The config of the checkpoint `source`, and how many patches a side one image token averages.
 
     Raises `ConfigError` for anything but Gemma 3 with images, and for a number of image tokens that is no square.
     """
-    config = load_config(str(folder)).to_dict()
-    refuse_foreign(str(folder), config)
+    config = load_config(source).to_dict()
+    refuse_foreign(source, config)
     if config["model_type"] != "gemma3":
         reason = "llama.cpp does not see with it" if config["model_type"] == "gemma3n" else "it has no vision tower"
-        raise ConfigError(f"'{folder}' has no mmproj file: {reason}; leave --mmproj out")
-    scale = _scale(folder, config)
+        raise ConfigError(f"'{source}' has no mmproj file: {reason}; leave --mmproj out")
+    tokens, vision = config["mm_tokens_per_image"], config["vision_config"]
+    side, patches = math.isqrt(tokens), vision["image_size"] // vision["patch_size"]
+    if side * side != tokens or patches % side:
+        raise ConfigError(f"'{source}' has no mmproj file: {tokens} image tokens are no square of its patches")
+    return config, patches // side
+
+
+def export_mmproj(folder: Path, out: Path, kind: str, *, name: str | None = None) -> Path:
+    """Writes the vision tower and projector in `folder` to `out`: in fp32 for `kind` 'f32', else matrices in fp16.
+
+    `name` is as for `export_model`. Raises `ConfigError` where `check_mmproj` does.
+    """
+    config, scale = check_mmproj(str(folder))
     tensors = _tensors(folder, config["vision_config"]["num_hidden_layers"])
     wanted, file_type = TYPES["f32" if kind == "f32" else "f16"]
-    origin = read_origin(folder, config["model_type"], base)
+    origin = read_origin(folder, config["model_type"], name)
 
     def describe(writer: gguf.GGUFWriter) -> None:
         origin.describe(writer, "mmproj")
@@ -44,15 +56,6 @@ def export_mmproj(folder: Path, out: Path, kind: str, *, base: str | None = None
 
     arch = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.MMPROJ]
     return write_gguf(out, arch, describe, tensors, [kind_of(tensor, wanted) for tensor in tensors])
-
-
-def _scale(folder: Path, config: Mapping[str, Any]) -> int:
-    """How many patches a side one token averages."""
-    tokens, vision = config["mm_tokens_per_image"], config["vision_config"]
-    side, patches = math.isqrt(tokens), vision["image_size"] // vision["patch_size"]
-    if side * side != tokens or patches % side:
-        raise ConfigError(f"'{folder}' has no mmproj file: {tokens} image tokens are no square of its patches")
-    return patches // side
 
 
 def _tensors(folder: Path, layers: int) -> list[Planned]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from math import isqrt, prod
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +41,14 @@ REFUSED = {
 """Model types that people ask for, and why there is no GGUF of them."""
 
 
-def export_model(folder: Path, out: Path, kind: str, *, base: str | None = None) -> Path:
+def export_model(folder: Path, out: Path, kind: str, *, name: str | None = None) -> Path:
     """Writes the language model in `folder` to `out`, its matrices as `kind`, a key of `TYPES`.
 
-    Reads and writes a few rows at a time. `base` is the base model to name in the file. Raises `ConfigError` with the
-    reason where llama.cpp cannot run the model.
+    Reads and writes a few rows at a time. `name` is what the model is called in the file, instead of its folder's name.
+    Raises `ConfigError` with the reason where llama.cpp cannot run the model.
     """
-    family, config = open_family(folder)
-    vocabulary, origin = read_vocabulary(folder, family.config), read_origin(folder, config["model_type"], base)
+    family, config = open_family(str(folder))
+    vocabulary, origin = read_vocabulary(folder, family.config), read_origin(folder, config["model_type"], name)
     weights = Weights(folder)
     tensors = family.tensors(weights)
     rows = {tensor.name: tensor.shape[0] for tensor in tensors}
@@ -59,6 +61,7 @@ def export_model(folder: Path, out: Path, kind: str, *, base: str | None = None)
 
     def describe(writer: gguf.GGUFWriter) -> None:
         _describe(writer, origin, family, vocabulary)
+        writer.add_size_label(gguf.size_label(sum(prod(tensor.shape) for tensor in tensors), 0, 0, 0))
         writer.add_file_type(file_type)
 
     write_gguf(out, family.name, describe, tensors, kinds)
@@ -66,14 +69,17 @@ def export_model(folder: Path, out: Path, kind: str, *, base: str | None = None)
     return out
 
 
-def open_family(folder: Path) -> tuple[Family, dict[str, Any]]:
-    """How the language model in `folder` is written, and its whole config; raises `ConfigError` where it cannot be."""
-    if (folder / HEADS).is_file():
-        raise ConfigError(f"'{folder}' cannot become a GGUF: it has heads ({HEADS}), which llama.cpp cannot run")
-    config = load_config(str(folder))
+def open_family(source: str) -> tuple[Family, dict[str, Any]]:
+    """How the language model of the checkpoint `source` is written, and its whole config.
+
+    Reads config.json alone. Raises `ConfigError` where the model cannot be written.
+    """
+    if (Path(source) / HEADS).is_file():
+        raise _has_heads(source)
+    config = load_config(source)
     values = config.to_dict()
-    refuse_foreign(str(folder), values)
-    family = FAMILIES[values["model_type"]](config.get_text_config().to_dict(), str(folder))
+    refuse_foreign(source, values)
+    family = FAMILIES[values["model_type"]](config.get_text_config().to_dict(), source)
     family.check()
     return family, values
 
@@ -86,12 +92,29 @@ def refuse_foreign(source: str, config: dict[str, Any]) -> None:
         reason = REFUSED.get(kind, f"its type is {kind}, and what is written is {known}")
         raise ConfigError(f"'{source}' cannot become a GGUF: {reason}")
     if POOL_KEY in config:
-        raise ConfigError(
-            f"'{source}' cannot become a GGUF: its images have {config['mm_tokens_per_image']} tokens from a "
-            "rectangular pool, and llama.cpp pools squares; train with image_token_len 256, 64 or 16"
-        )
+        raise _has_rectangles(source, config["mm_tokens_per_image"])
     if config.get("quantization_config"):
         raise ConfigError(f"'{source}' cannot become a GGUF: its weights are quantized; name the full-precision model")
+
+
+def refuse_adapter(source: str, settings: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` where the `settings` of an adapter's mllm.json say that its merge could not be written."""
+    if settings.get("heads"):
+        raise _has_heads(source)
+    tokens = settings.get("image_token_len")
+    if tokens is not None and isqrt(tokens) ** 2 != tokens:
+        raise _has_rectangles(source, tokens)
+
+
+def _has_heads(source: str) -> ConfigError:
+    return ConfigError(f"'{source}' cannot become a GGUF: it has heads ({HEADS}), which llama.cpp cannot run")
+
+
+def _has_rectangles(source: str, tokens: int) -> ConfigError:
+    return ConfigError(
+        f"'{source}' cannot become a GGUF: its images have {tokens} tokens from a rectangular pool, and llama.cpp "
+        "pools squares; train with image_token_len 256, 64 or 16"
+    )
 
 
 def _describe(writer: gguf.GGUFWriter, origin: Origin, family: Family, vocabulary: Vocabulary) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 from collections.abc import Mapping
@@ -113,10 +114,11 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
 
 def _from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> Vocabulary:
     """The pieces of a SentencePiece model with their scores and types."""
-    from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+    from sentencepiece import SentencePieceProcessor
 
+    messages: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")  # made when it is imported
     processor = SentencePieceProcessor(model_file=str(path))
-    model: Any = sentencepiece_model_pb2.ModelProto()
+    model = messages.ModelProto()
     model.ParseFromString(path.read_bytes())
     if model.trainer_spec.model_type != model.trainer_spec.BPE:
         raise ConfigError(f"{path} is no byte-pair model, as the families that are written here have")

@@ -58,7 +58,7 @@ class Weights:
         end = self.shapes[name][0]
         # Opened anew each time: an open file keeps every page of it that was read in this process's memory.
         with safe_open(self._files[name], "pt") as handle:
-            rows = handle.get_slice(name)[start : min(stop, end)].to(torch.float32, copy=True)
+            rows = handle.get_slice(name)[min(start, end) : min(stop, end)].to(torch.float32, copy=True)
         if stop <= end:
             return rows
         missing = stop - max(start, end)

@@ -152,17 +152,21 @@ def write_sentencepiece(folder: Path, *, dummy_prefix: bool) -> None:
 def write_model(family: str, folder: Path, tokenizer: Any | None = None, damping: float = 1.0, **changed: Any) -> Path:
     """A tiny checkpoint of `family` in `folder`, with its tokenizer.
 
-    `damping` makes little of what stands behind an activation and a norm, which enlarges the rounding of llama.cpp's
-    table of the activation.
+    `damping` makes little of what stands behind an activation and a norm: llama.cpp takes GELU from a table of fp16
+    values, whose rounding is larger than what is to be measured. LLaMA's activation has no such table.
     """
     tokenizer = piece_tokenizer() if tokenizer is None else tokenizer
     rows = (len(tokenizer) // 64 + 2) * 64
     kind, config = config_of(family, rows, **changed)
     model = filled(kind, config, 0)
+    offset = 0.0 if family == "gemma3n" else 1.0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "post_feedforward_layernorm" in name or "post_per_layer_input_norm" in name:
-                parameter.mul_(damping)
+                parameter.copy_((parameter + offset) * damping - offset)
+            if family == "gemma3n" and "q_norm" in name:
+                # Gemma 3n does not divide scores: random queries would look at one token, and magnify every rounding.
+                parameter.mul_(0.05)
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=0.7, top_k=64, top_p=0.95, eos_token_id=[1, 5], bos_token_id=2, pad_token_id=0
     )
@@ -248,8 +252,9 @@ def as_llama_cpp(model: Any) -> Any:
         return torch.where(x <= -10, torch.zeros_like(x), torch.where(x >= 10, x, looked_up))
 
     for module in model.modules():
-        if hasattr(module, "act_fn") and model.config.model_type != "llama":
-            module.act_fn = GeluTable(table)
+        for name in ("act_fn", "activation_fn"):
+            if hasattr(module, name) and model.config.model_type != "llama":
+                setattr(module, name, GeluTable(table))
         if hasattr(module, "_gaussian_topk"):
             module._gaussian_topk = functools.partial(sparse, module)
     return model
@@ -264,7 +269,7 @@ class GeluTable(torch.nn.Module):
 
 
 class Runtime:
-    """llama.cpp with one model, in fp32 with an fp32 cache, on two threads."""
+    """llama.cpp with one model, in fp32 with an fp32 cache, on one thread."""
 
     def __init__(self, path: Path, lora: Path | None = None) -> None:
         import llama_cpp
@@ -277,7 +282,9 @@ class Runtime:
         settings.n_ctx = settings.n_batch = settings.n_ubatch = 512
         settings.type_k = settings.type_v = 0
         settings.flash_attn_type = 0
-        settings.n_threads = settings.n_threads_batch = 2
+        settings.n_threads = settings.n_threads_batch = (
+            1  # threads wait for each other in loops, which a busy machine makes endless
+        )
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
         assert self.context
         if lora is not None:
@@ -307,6 +314,19 @@ class Runtime:
         count = self.api.llama_tokenize(self.vocabulary, data, len(data), found, room, special, True)
         assert count >= 0
         return list(found[:count])
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What tokens mean, special ones left out."""
+        tokens, found = (self.api.llama_token * len(ids))(*ids), ctypes.create_string_buffer(4096)
+        size = self.api.llama_detokenize(self.vocabulary, tokens, len(ids), found, len(found), True, False)
+        assert size >= 0
+        return found.raw[:size].decode(errors="replace")
+
+    def metadata(self, key: str) -> str:
+        """A value of the file's metadata, as text."""
+        found = ctypes.create_string_buffer(4096)
+        assert self.api.llama_model_meta_val_str(self.model, key.encode(), found, len(found)) >= 0, f"{key} is missing"
+        return found.value.decode()
 
     def close(self) -> None:
         self.api.llama_free(self.context)

@@ -12,11 +12,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from mllm.errors import ConfigError
 from mllm.export.gguf.lora import export_adapter
 from mllm.export.gguf.model import export_model
-from mllm.models.adapter_files import HEADS
-from tests.export.gguf.conftest import as_llama_cpp, random_ids, reference, write_model
+from tests.export.gguf.conftest import as_llama_cpp, random_ids, reference
 
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -50,7 +48,7 @@ def test_logits_equal_those_of_peft(
     base = checkpoints(family)
     adapter = write_lora(base, tmp_path / "adapter", **options)
     whole = export_model(base, tmp_path / "model.gguf", "f32")
-    lora = export_adapter(adapter, base, tmp_path / "lora.gguf", "f32")
+    lora = export_adapter(adapter, str(base), tmp_path / "lora.gguf", "f32")
     model: Any = as_llama_cpp(AutoModelForCausalLM.from_pretrained(base))
     plain = reference(model, random_ids())
     adapted = reference(PeftModel.from_pretrained(model, adapter), random_ids())

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from mllm.errors import ConfigError
 from mllm.export.gguf.mmproj import export_mmproj
 from mllm.export.gguf.model import export_model
-from mllm.models.medgemma.medgemma_perception import POOL_KEY
 from mllm.testing.tiny import write_tiny
 from tests.export.gguf.conftest import edited
 
@@ -41,7 +36,7 @@ def seen(language: Path, mmproj: Path, pixels: np.ndarray) -> np.ndarray:
     mtmd.mtmd_helper_log_set(silent, None)
     model = llama_cpp.llama_model_load_from_file(str(language).encode(), llama_cpp.llama_model_default_params())
     settings = mtmd.mtmd_context_params_default()
-    settings.use_gpu, settings.n_threads, settings.warmup, settings.flash_attn_type = False, 2, False, 0
+    settings.use_gpu, settings.n_threads, settings.warmup, settings.flash_attn_type = False, 1, False, 0
     context = mtmd.mtmd_init_from_file(str(mmproj).encode(), model, settings)
     assert context, f"llama.cpp does not load {mmproj}"
     data = np.ascontiguousarray(pixels)
