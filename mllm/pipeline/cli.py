@@ -20,6 +20,7 @@ COMMANDS = {
     "merge": ("mllm.pipeline.merge", "fold an adapter into its base model"),
     "modelfile": ("mllm.pipeline.modelfile", "write the Modelfile with which Ollama runs exported GGUF files"),
     "push": ("mllm.pipeline.push", "push an adapter, a merged model or GGUF files to the Hugging Face Hub"),
+    "export": ("mllm.pipeline.export", "write a model or an adapter as GGUF files for llama.cpp"),
     "convert": ("mllm.pipeline.convert", "bring the weights of another layout into that of transformers"),
     "matformer": ("mllm.pipeline.matformer", "cut a smaller model out of a Gemma 3n, without training"),
     "show": ("mllm.pipeline.show", "show registries, a resolved config, or an encoded sample"),

@@ -1,0 +1,112 @@
+"""The part of Gemma 3 that sees, as the mmproj file that llama.cpp reads beside the language model."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from mllm.errors import ConfigError
+from mllm.export.gguf.general import read_origin
+from mllm.export.gguf.model import refuse_foreign
+from mllm.export.gguf.weights import Planned, Weights
+from mllm.export.gguf.writer import TYPES, kind_of, write_gguf
+from mllm.models.loading import load_config
+
+_VISION = re.compile(r"^(model\.)?vision_tower\.(vision_model\.)?")
+_PROJECTOR = re.compile(r"^(model\.)?multi_modal_projector\.")
+
+
+def check_mmproj(source: str) -> tuple[dict[str, Any], int]:
+    """The config of the checkpoint `source`, and how many patches a side one image token averages.
+
+    Raises `ConfigError` for anything but Gemma 3 with images, and for a number of image tokens that is no square.
+    """
+    config = load_config(source).to_dict()
+    refuse_foreign(source, config)
+    if config["model_type"] != "gemma3":
+        reason = "llama.cpp does not see with it" if config["model_type"] == "gemma3n" else "it has no vision tower"
+        raise ConfigError(f"'{source}' has no mmproj file: {reason}; leave --mmproj out")
+    tokens, vision = config["mm_tokens_per_image"], config["vision_config"]
+    side, patches = math.isqrt(tokens), vision["image_size"] // vision["patch_size"]
+    if side * side != tokens or patches % side:
+        raise ConfigError(f"'{source}' has no mmproj file: {tokens} image tokens are no square of its patches")
+    return config, patches // side
+
+
+def export_mmproj(folder: Path, out: Path, kind: str, *, name: str | None = None) -> Path:
+    """Writes the vision tower and projector in `folder` to `out`: in fp32 for `kind` 'f32', else matrices in fp16.
+
+    `name` is as for `export_model`. Raises `ConfigError` where `check_mmproj` does.
+    """
+    config, scale = check_mmproj(str(folder))
+    tensors = _tensors(folder, config["vision_config"]["num_hidden_layers"])
+    wanted, file_type = TYPES["f32" if kind == "f32" else "f16"]
+    origin = read_origin(folder, config["model_type"], name)
+
+    def describe(writer: gguf.GGUFWriter) -> None:
+        origin.describe(writer, "mmproj")
+        _describe(writer, config, scale, _image_statistics(folder))
+        writer.add_file_type(file_type)
+
+    arch = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.MMPROJ]
+    return write_gguf(out, arch, describe, tensors, [kind_of(tensor, wanted) for tensor in tensors])
+
+
+def _tensors(folder: Path, layers: int) -> list[Planned]:
+    """The tensors of the vision tower and the projector, whichever version of transformers wrote them."""
+    weights, planned = Weights(folder), []
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, layers)
+    for stored in weights:
+        if _VISION.match(stored):
+            name = _VISION.sub("vision_tower.vision_model.", stored)
+        elif _PROJECTOR.match(stored):
+            name = _PROJECTOR.sub("multi_modal_projector.", stored).replace("_weight", ".weight")
+        else:
+            continue
+        target = names.get_name(name, (".weight", ".bias"))
+        if target is None and ".head." in name:
+            continue  # the pooling head of SigLIP, which Gemma 3 does not use
+        if target is None:
+            raise ConfigError(f"'{folder}' has no mmproj file: its tensor {stored} has no place in one")
+        # The projector's norm counts from 1 in transformers; SigLIP's do not.
+        planned.append(weights.planned(stored, target, offset=1.0 if "soft_emb_norm" in name else 0.0))
+    if not any(tensor.name.startswith("v.") for tensor in planned):
+        raise ConfigError(f"'{folder}' has no mmproj file: it holds no vision tower")
+    return planned
+
+
+def _describe(
+    writer: gguf.GGUFWriter, config: Mapping[str, Any], scale: int, statistics: tuple[list[float], list[float]]
+) -> None:
+    vision = config["vision_config"]
+    writer.add_clip_has_vision_encoder(True)
+    writer.add_clip_projector_type(gguf.VisionProjectorType.GEMMA3)
+    writer.add_vision_projection_dim(config["text_config"]["hidden_size"])
+    writer.add_vision_image_size(vision["image_size"])
+    writer.add_vision_patch_size(vision["patch_size"])
+    writer.add_vision_embedding_length(vision["hidden_size"])
+    writer.add_vision_feed_forward_length(vision["intermediate_size"])
+    writer.add_vision_block_count(vision["num_hidden_layers"])
+    writer.add_vision_head_count(vision["num_attention_heads"])
+    writer.add_vision_attention_layernorm_eps(vision["layer_norm_eps"])
+    writer.add_vision_image_mean(statistics[0])
+    writer.add_vision_image_std(statistics[1])
+    writer.add_vision_use_gelu(True)
+    writer.add_vision_projector_scale_factor(scale)
+
+
+def _image_statistics(folder: Path) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation that pixels are normalized by; those of SigLIP where no file says them."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            values = json.loads((folder / name).read_text(encoding="utf-8"))
+            values = values.get("image_processor", values)
+            if "image_mean" in values and "image_std" in values:
+                return values["image_mean"], values["image_std"]
+    return [0.5] * 3, [0.5] * 3

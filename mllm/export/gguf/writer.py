@@ -1,0 +1,121 @@
+"""Writing a GGUF file tensor by tensor, and each tensor a few rows at a time."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, cast
+
+import gguf
+import numpy as np
+from gguf.gguf_writer import WriterState
+from tqdm import tqdm
+
+from mllm.errors import ConfigError
+from mllm.export.gguf.weights import Planned
+from mllm.files import replaced_file
+
+logger = logging.getLogger(__name__)
+
+Kind = gguf.GGMLQuantizationType
+TYPES = {
+    "f32": (Kind.F32, gguf.LlamaFileType.ALL_F32),
+    "f16": (Kind.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "bf16": (Kind.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "q8_0": (Kind.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "q5_1": (Kind.Q5_1, gguf.LlamaFileType.MOSTLY_Q5_1),
+    "q5_0": (Kind.Q5_0, gguf.LlamaFileType.MOSTLY_Q5_0),
+    "q4_1": (Kind.Q4_1, gguf.LlamaFileType.MOSTLY_Q4_1),
+    "q4_0": (Kind.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
+}
+"""What `gguf` writes by itself: the type of the matrices, and what the file calls itself."""
+_TABLES = ("token_embd.weight", "output.weight")
+"""Matrices that every answer is read from: in types below 8 bits they keep 8."""
+_KEPT = ("_norm", "rope_freqs", "position_embd", "patch_embd", "_coef", "altup_router", "altup_correct_scale")
+"""Small tensors whose errors spread, or that llama.cpp reads in fp32 alone."""
+_HALF = ("altup_proj.weight", "altup_unembd_proj.weight")
+"""Matrices of three dimensions, which are not quantized."""
+_CHUNK = 8 << 20
+"""How many values are in memory at a time."""
+
+
+def kind_of(tensor: Planned, wanted: Kind) -> Kind:
+    """How a tensor is stored in a file of the type `wanted`: vectors and the fragile ones in fp32."""
+    if len(tensor.shape) < 2 or any(word in tensor.name for word in _KEPT):
+        return Kind.F32
+    if tensor.name in _HALF and wanted not in (Kind.F32, Kind.BF16):
+        return Kind.F16
+    if tensor.name in _TABLES and wanted in (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1):
+        wanted = Kind.Q8_0
+    block, _ = gguf.GGML_QUANT_SIZES[wanted]
+    return wanted if tensor.shape[-1] % block == 0 else Kind.F16
+
+
+def write_gguf(
+    path: str | Path,
+    arch: str,
+    describe: Callable[[gguf.GGUFWriter], None],
+    tensors: Sequence[Planned],
+    kinds: Sequence[Kind],
+) -> Path:
+    """Writes `tensors`, stored as `kinds`, behind the metadata that `describe` adds, to `path`: whole or not at all.
+
+    Raises `ConfigError` for values that are not finite, or beyond the range of their type.
+    """
+    path = Path(path)
+    # Told that its file is open already, the writer writes where we say, and the tensors' bytes go the same way.
+    writer = gguf.GGUFWriter(None, arch)
+    describe(writer)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for tensor, kind in zip(tensors, kinds, strict=True):
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), _bytes_of(tensor, kind), raw_dtype=kind)
+    with replaced_file(path) as text:
+        assert isinstance(text, io.TextIOWrapper)
+        file = cast(Any, text.buffer)
+        writer.fout, writer.state = [file], WriterState.EMPTY
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.write_padding(file, file.tell())
+        total = sum(_bytes_of(tensor, kind) for tensor, kind in zip(tensors, kinds, strict=True))
+        with tqdm(total=total, unit="B", unit_scale=True, desc=path.name) as progress:
+            for tensor, kind in zip(tensors, kinds, strict=True):
+                _write_tensor(file, tensor, kind, progress)
+                writer.write_padding(file, _bytes_of(tensor, kind))
+    return path
+
+
+def _write_tensor(file: Any, tensor: Planned, kind: Kind, progress: Any) -> None:
+    rows = max(1, _CHUNK // max(1, prod(tensor.shape[1:])))
+    written = 0
+    for start in range(0, tensor.shape[0], rows):
+        values = tensor.read(start, min(start + rows, tensor.shape[0])).contiguous().numpy()
+        with np.errstate(over="ignore"):
+            stored = gguf.quants.quantize(values, kind)
+        if not np.isfinite(values).all() or (kind == Kind.F16 and not np.isfinite(stored).all()):
+            what = "NaN or infinity" if not np.isfinite(values).all() else "values beyond the range of f16; use bf16"
+            raise ConfigError(f"{tensor.name} holds {what}, so it was not exported")
+        data = np.ascontiguousarray(stored).tobytes()
+        file.write(data)
+        written += len(data)
+        progress.update(len(data))
+    assert written == _bytes_of(tensor, kind)
+
+
+def _bytes_of(tensor: Planned, kind: Kind) -> int:
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    return prod(tensor.shape) // block * size
+
+
+def log_narrow(tensors: Sequence[Planned], kinds: Sequence[Kind], wanted: Kind) -> None:
+    """Says how many matrices are stored as f16, because their rows are no multiple of the type's block."""
+    count = sum(
+        kind == Kind.F16 and wanted != Kind.F16 and tensor.name not in _HALF
+        for tensor, kind in zip(tensors, kinds, strict=True)
+    )
+    if count:
+        block, _ = gguf.GGML_QUANT_SIZES[wanted]
+        logger.info("%d tensors are stored as f16: their rows are no multiple of %d values", count, block)
