@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": ("mllm.pipeline.predict", "answer questions about images"),
     "merge": ("mllm.pipeline.merge", "fold an adapter into its base model"),
     "convert": ("mllm.pipeline.convert", "bring the weights of another layout into that of transformers"),
+    "plan": ("mllm.pipeline.plan", "tell what a private training would cost before it begins"),
     "show": ("mllm.pipeline.show", "show registries, a resolved config, or an encoded sample"),
 }
 """Subcommand -> the module whose `main` it is, and what it does."""
