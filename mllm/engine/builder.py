@@ -18,7 +18,7 @@ from mllm.engine.epochs import published_log
 from mllm.engine.learner import Learner, Reduction
 from mllm.engine.meter import Meter
 from mllm.engine.privacy.mechanism import Mechanism
-from mllm.engine.private_trainer import KeepLedger, PrivateTrainer
+from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.engine.stopping import EarlyStopping
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
@@ -93,7 +93,8 @@ def build_multimodal_trainer(
     if config.privacy_args is not None:
         kind, wanted["max_grad_norm"] = PrivateTrainer, 0.0
         data["mechanism"] = mechanism_of(config.privacy_args, config.data_args.train, data["train_sampler"])
-        callbacks.insert(1, KeepLedger())  # before a checkpoint is marked complete
+        # The ledger is written before a checkpoint is marked complete.
+        callbacks[1:1] = [SaveBelow(config.privacy_args.checkpoint_below), KeepLedger()]
     trainer: MultimodalTrainer = kind(
         learner,
         training_arguments(wanted, hardware, folder, learner, evaluates=data.get("eval_dataset") is not None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mllm.engine.privacy.mechanism import Mechanism, continued, save_ledger
 from mllm.engine.privacy.noise import Noise
 from mllm.engine.privacy.per_sample import Tape, stacked
 from mllm.engine.privacy.proof import check_gradients
+from mllm.engine.privacy.record import write_record
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError, memory_advised
 from mllm.structures import Batch, LogicalBatch
@@ -44,6 +45,8 @@ class PrivateTrainer(MultimodalTrainer):
         assert args.max_grad_norm == 0, "gradients are clipped unit by unit, before the noise"
         self.mechanism, self.synthetic = mechanism, synthetic
         self.ledger = Ledger()
+        self.record: dict[str, Any] = {}
+        """What `privacy.json` says, on the first process."""
         self.tape = Tape(learner)
         self.noise = Noise(mechanism.secure_mode, mechanism.test_noise_seed)
         self._last_step: int | None = None
@@ -165,12 +168,45 @@ class PrivateTrainer(MultimodalTrainer):
 
 
 class KeepLedger(TrainerCallback):
-    """Puts the ledger into every checkpoint."""
+    """Puts the ledger into every checkpoint, and the privacy record beside them."""
 
     trainer: PrivateTrainer
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Writes it before the checkpoint is marked complete."""
+        """Writes both before the checkpoint is marked complete."""
         if args.should_save:
             folder = run_folder(args) / f"checkpoint-{state.global_step}"
             save_ledger(folder, self.trainer.ledger, self.trainer.mechanism)
+        self.on_train_end(args, state, control)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Writes the record of all updates so far."""
+        if state.is_world_process_zero:
+            self.trainer.record = write_record(run_folder(args), self.trainer.mechanism, self.trainer.ledger)
+
+
+class SaveBelow(TrainerCallback):
+    """Saves a checkpoint when the validation loss first falls below one of some thresholds.
+
+    The loss chooses what is kept, so the validation split must hold nothing that is to be protected.
+    """
+
+    def __init__(self, thresholds: Iterable[float]) -> None:
+        self.thresholds = list(thresholds)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Asks for a checkpoint where no earlier loss, before a resume neither, was below the same threshold."""
+        loss = (metrics or {})["eval_loss"]
+        rows = [row for row in state.log_history if "eval_loss" in row and row["step"] < state.global_step]
+        lowest = min((row["eval_loss"] for row in rows), default=math.inf)
+        if any(loss < threshold <= lowest for threshold in self.thresholds):
+            control.should_save = True

@@ -216,6 +216,7 @@ class MultimodalTrainer(Trainer):
         if "loss" in logs:
             steps, learned = self.meter.steps, self.meter.steps - self.meter.idle
             if steps and not learned:
+                self.meter.steps = self.meter.idle = 0  # Trainer begins to count anew as well
                 return
             logs["loss"] *= max(1, steps) / max(1, learned)
             logs.update(self.meter.read(self.accelerator))

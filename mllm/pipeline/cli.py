@@ -23,6 +23,7 @@ COMMANDS = {
     "export": ("mllm.pipeline.export", "write a model or an adapter as GGUF files for llama.cpp"),
     "convert": ("mllm.pipeline.convert", "bring the weights of another layout into that of transformers"),
     "matformer": ("mllm.pipeline.matformer", "cut a smaller model out of a Gemma 3n, without training"),
+    "plan": ("mllm.pipeline.plan", "tell what a private training would cost before it begins"),
     "show": ("mllm.pipeline.show", "show registries, a resolved config, or an encoded sample"),
 }
 """Subcommand -> the module whose `main` it is, and what it does."""

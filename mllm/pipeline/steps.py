@@ -23,6 +23,8 @@ from mllm.engine.callbacks import SKIPPED, close_bars, rows_of, run_folder, writ
 from mllm.engine.epochs import EpochFolders
 from mllm.engine.examination import PLAIN, Examination, described, examine
 from mllm.engine.preflight import describe_batch
+from mllm.engine.privacy.record import card_lines
+from mllm.engine.private_trainer import PrivateTrainer
 from mllm.engine.run_folder import newest_checkpoint, open_run_folder
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
@@ -178,6 +180,7 @@ def known_facts(config: RunConfig, trainer: MultimodalTrainer, splits: dict[str,
         data=[f"{name}: `{types[name]['type']}`, {len(split):,} samples" for name, split in splits.items()],
         training={key: model[key] for key in settings} | shaping,
         figures={"updates": trainer.state.global_step},
+        privacy=card_lines(trainer.record) if isinstance(trainer, PrivateTrainer) else (),
     )
 
 

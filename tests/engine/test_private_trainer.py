@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
@@ -18,7 +18,7 @@ from mllm.engine.privacy.accounting import epsilon_spent
 from mllm.engine.privacy.ledger import Ledger
 from mllm.engine.privacy.mechanism import Mechanism
 from mllm.engine.privacy.synthetic import synthetic_samples
-from mllm.engine.private_trainer import KeepLedger, PrivateTrainer
+from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.errors import ConfigError
 from mllm.models.builder.builder import load_pretrained
 from mllm.objectives.text import NextToken
@@ -282,16 +282,39 @@ def test_what_is_looked_at_before_step_1_is_synthetic(make_trainer):
 
 
 def test_the_loss_in_the_log_is_the_mean_over_the_samples_of_the_draw(make_trainer):
-    trainer = make_trainer(physical=2, max_steps=1)
+    trainer = make_trainer(physical=2, max_steps=2)
+    drawn = trainer.train_sampler.drawn
+    trainer.train_sampler.drawn = lambda update: drawn(update) if update == 1 else []
     learner, pad = trainer.learner.train(), trainer.data_collator.pad
     losses = []
-    for record in trainer.train_sampler.drawn(0):
+    for record in drawn(1):
         batch = pad([trainer.train_dataset[record]])
         losses.append(learner(batch.student, batch.targets)["loss"].item())
     trainer.train()
     (row,) = [row for row in trainer.state.log_history if "loss" in row]
     assert row["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     assert row["next_token"] == pytest.approx(row["loss"], rel=1e-6)
+
+
+def test_a_checkpoint_is_saved_when_the_validation_loss_first_falls_below_a_threshold():
+    callback, kept = SaveBelow([2.0, 1.0]), []
+    state, history = TrainerState(), [2.5, 1.8, 1.9, 0.9, 1.2, 0.8]
+    for step, loss in enumerate(history, start=1):
+        control = TrainerControl()
+        state.global_step = step
+        state.log_history.append({"eval_loss": loss, "step": step})
+        callback.on_evaluate(None, state, control, metrics={"eval_loss": loss})
+        kept += [step] * control.should_save
+    assert kept == [2, 4]
+
+
+def test_the_record_of_a_run_says_what_its_ledger_says(make_trainer, tmp_path):
+    trainer = make_trainer(mechanism=dict(noise_multiplier=1.5, accountant="rdp"), max_steps=3)
+    trainer.train()
+    record = json.loads((tmp_path / "run" / "privacy.json").read_text())
+    assert record == trainer.record
+    assert record["epsilon_spent"] == epsilon_spent([(1.5, RATE, 3)], 1e-3, "rdp")
+    assert (record["steps"], record["sample_rate"], record["noise_multiplier"]) == (3, RATE, 1.5)
 
 
 def test_the_validation_loss_is_the_mean_over_tokens_as_without_privacy(make_trainer):

@@ -122,3 +122,34 @@ def test_batches_with_and_without_objects_train_heads_alike_on_two_processes(wri
     one, two = (load_file(Path(name) / "adapter" / "heads.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
+PRIVATE = """
+custom_imports = dict(imports=["mixed"])
+model_args.update(lora_dropout=0.0, image_size=112, image_token_len=16, lora_target="language")
+data_args = dict(train=dict(_delete_=True, type="Mixed", size=9), validation=None, test=None)
+training_args.update(optim="sgd", learning_rate=0.5, lr_scheduler_type="constant", warmup_steps=0, max_steps=4,
+                     eval_strategy="no", max_grad_norm=0.0, save_strategy="steps", save_steps=2)
+privacy_args = dict(noise_multiplier=0.6, target_delta=1e-2, clip_norm=0.1, physical_batch_size=2, test_noise_seed=5)
+"""
+
+
+def test_a_private_draw_is_shared_and_its_noise_added_once(write_config):
+    Path("mixed.py").write_text(MIXED)
+    config = write_config(PRIVATE)
+    for processes, name in ((1, "one"), (2, "two")):
+        _start(processes, config, "--cfg-options", f"training_args.output_dir={name}")
+    one, two = (json.loads((Path(name) / "privacy.json").read_text()) for name in ("one", "two"))
+    assert one == two
+    assert (one["steps"], one["sample_rate"]) == (4, 4 / 9)
+    assert "No guarantee" in one["guarantee"], "the noise is known"
+    assert _rows("two", "loss") == pytest.approx(_rows("one", "loss"), rel=1e-5)
+    for name, tensor in _adapter("one").items():
+        torch.testing.assert_close(_adapter("two")[name], tensor, rtol=0, atol=1e-7, msg=name)
+    assert "lesion" not in Path("two/first_batch.md").read_text()
+    whole = _adapter("two")
+    for path in [Path("two/checkpoint-4"), Path("two/adapter"), Path("two/privacy.json")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _start(2, config, "--resume", "--cfg-options", "training_args.output_dir=two")
+    assert json.loads(Path("two/privacy.json").read_text()) == one
+    assert all(torch.equal(_adapter("two")[name], tensor) for name, tensor in whole.items())

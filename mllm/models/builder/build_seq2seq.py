@@ -49,18 +49,15 @@ def build_seq2seq(args: ModelArgs, hardware: Hardware) -> Bundle:
         attn_implementation=args.attn_implementation,
         trust_remote_code=args.trust_remote_code,
     )
-    names = {module: name for name, module in model.named_modules()}
-    towers = {"encoder": names[model.get_encoder()], "language": names[model.get_decoder()]}
+    towers = seq2seq_towers(model)
     processor = load_text_processor(name, trust_remote_code=args.trust_remote_code)
-    # Both halves hold language; the usual target 'language' means both.
-    halves = [derived_targets(model, {"language": prefix})["language"] for prefix in towers.values()]
     adapted = attach_adapter(
         model,
         adapter_path=args.adapter_path,
         lora_r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
-        targets={"language": "|".join(f"(?:{half})" for half in halves)},
+        targets=seq2seq_targets(model),
         lora_target=args.lora_target,
         use_rslora=args.use_rslora,
         use_dora=args.use_dora,
@@ -77,6 +74,18 @@ def build_seq2seq(args: ModelArgs, hardware: Hardware) -> Bundle:
         chat_template=args.chat_template,
     )
     return Bundle(PerceptionModel(adapted, towers), encoder)
+
+
+def seq2seq_towers(model: PreTrainedModel) -> dict[str, str]:
+    """Where encoder and decoder are: the prefixes of their modules."""
+    names = {module: name for name, module in model.named_modules()}
+    return {"encoder": names[model.get_encoder()], "language": names[model.get_decoder()]}
+
+
+def seq2seq_targets(model: PreTrainedModel) -> dict[str, str]:
+    """The pattern of the Linear layers of both halves: both hold language, and the usual target means both."""
+    halves = [derived_targets(model, {"language": half})["language"] for half in seq2seq_towers(model).values()]
+    return {"language": "|".join(f"(?:{half})" for half in halves)}
 
 
 def decoder_start(name: str, processor: TextProcessor) -> int:

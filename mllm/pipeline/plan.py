@@ -1,0 +1,151 @@
+"""Tells what a private training would cost before it begins: the noise that an epsilon asks for, and how loud it is.
+
+python mllm/pipeline/plan.py config/training_configs/X.py --privacy [--epsilon 1 3 8] [--draw 64 256] [--tiny]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+if not __package__:  # started as a file: the checkout is not on the path yet
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from mllm.errors import ConfigError
+from mllm.pipeline import command_parser, quiet_progress, run_command
+
+EPSILONS = (1.0, 3.0, 8.0)
+"""Shown beside the config's own."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to train: its promise, its draws, and the noise that follows."""
+
+    epsilon: float
+    draw: int
+    """Units of an update on average."""
+    rate: float
+    steps: int
+    sigma: float
+
+    def loudness(self, numbers: int) -> float:
+        """The expected length of the noise in an update of so many numbers, over the greatest length of its signal.
+
+        The signal is longest, `clip_norm`, where all gradients are clipped and point the same way; the noise's length
+        is `sigma * clip_norm * sqrt(numbers) / draw`.
+        """
+        return self.sigma * math.sqrt(numbers) / self.draw
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the table; no weights are loaded."""
+    arguments = parse(argv)
+    quiet_progress()
+    from mllm.config.privacy_rules import refuse_large_delta
+    from mllm.dataset.builder import build_dataset
+    from mllm.dataset.poisson import units_of
+    from mllm.models.builder.build_skeleton import count_lora
+    from mllm.pipeline.prepare import prepare_args
+
+    config, _ = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
+    privacy, train = config.privacy_args, config.data_args.train
+    if privacy is None or train is None:
+        missing = "data_args.train" if train is None else "privacy_args"
+        raise ConfigError(f"{arguments.config} has no {missing}, so there is no privacy to plan: add it")
+    dataset = build_dataset(train, seed=config.training_args.get("seed", 42), place="data_args.train")
+    units = units_of(dataset, privacy.unit)
+    refuse_large_delta(config, len(units))
+    numbers = count_lora(config.model_args)
+    own = config.training_args.get("per_device_train_batch_size", 8)
+    draws = arguments.draw or sorted({max(1, own // 4), own, own * 4})
+    epsilons = arguments.epsilon or sorted({*EPSILONS, privacy.target_epsilon or EPSILONS[0]})
+    rows = plan(units, draws, epsilons, config.training_args, privacy)
+    trains = "" if numbers is None else f"; a LoRA of {numbers:,} numbers trains"
+    print(
+        f"{config.name}: {len(units):,} {privacy.unit}s, delta {privacy.target_delta:g}, accountant "
+        f"'{privacy.accountant}'{trains}"
+    )
+    print(table(rows, numbers, (privacy.target_epsilon, min(own, len(units)))))
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = command_parser("plan", "Tell what a private training would cost before it begins.")
+    parser.add_argument("config", help="a config with privacy_args")
+    parser.add_argument("--privacy", action="store_true", required=True, help="plan the noise that an epsilon asks for")
+    parser.add_argument("--epsilon", nargs="+", type=_positive, help="epsilons to show (default: 1, 3, 8 and its own)")
+    parser.add_argument("--draw", nargs="+", type=_count, help="units of an update (default: its own, / 4 and * 4)")
+    parser.add_argument("--tiny", action="store_true", help="replace checkpoints and absent data by tiny ones")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys"
+    )
+    return parser.parse_args(argv)
+
+
+def plan(
+    units: Sequence[Any], draws: Sequence[int], epsilons: Sequence[float], training: dict[str, Any], privacy: Any
+) -> list[Row]:
+    """A row for every epsilon and draw, with the updates that the trainer would make; draws end at all units."""
+    from mllm.dataset.poisson import PoissonSampler
+    from mllm.engine.privacy.accounting import noise_multiplier_for
+
+    rows = []
+    kept = list(dict.fromkeys(min(draw, len(units)) for draw in draws))
+    pairs = [(epsilon, draw) for epsilon in epsilons for draw in kept]
+    for epsilon, draw in tqdm(pairs, desc="noise", leave=False):
+        rate = draw / len(units)
+        updates = len(PoissonSampler(units, rate, secret=b""))
+        steps = training.get("max_steps", -1)
+        steps = steps if steps > 0 else math.ceil(training.get("num_train_epochs", 3) * updates)
+        sigma = noise_multiplier_for(epsilon, privacy.target_delta, rate, steps, privacy.accountant)
+        rows.append(Row(epsilon, draw, rate, steps, sigma))
+    return rows
+
+
+def table(rows: Sequence[Row], numbers: int | None, own: tuple[float | None, int]) -> str:
+    """The rows as aligned text; `own`, the config's epsilon and draw, is marked with a star."""
+    lines = ["  epsilon   draw      rate  updates   sigma  noise/signal"]
+    for row in rows:
+        star = "*" if (row.epsilon, row.draw) == own else " "
+        loud = "-" if numbers is None else f"{row.loudness(numbers):.2f}"
+        lines.append(
+            f"{star} {row.epsilon:7g} {row.draw:6,} {row.rate:9.3g} {row.steps:8,} {row.sigma:7.4f} {loud:>13}"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "draw: units of an update on average; sigma: the noise's standard deviation over clip_norm;",
+            "noise/signal: expected length of an update's noise over the greatest length that its signal can have;",
+            "*: what the config asks for.",
+        ]
+    )
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,199 @@
+"""The work of the privacy benchmark, and the three that do it: plain, private, and stock Opacus, each in a process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+from interleaved import resident_memory
+from sft_work import WORDS, Clock, shared_arguments
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainingArguments
+
+from mllm.config.hardware import detect
+from mllm.config.schema import ModelArgs
+from mllm.dataset.collator import EncodedDataset, LogicalCollator, cut_by_length
+from mllm.dataset.poisson import PoissonSampler
+from mllm.dataset.sampler import LogicalBatchSampler
+from mllm.engine.callbacks import Epochs, Guard, RunLog
+from mllm.engine.learner import Learner
+from mllm.engine.meter import Meter
+from mllm.engine.privacy.mechanism import Mechanism
+from mllm.engine.private_trainer import PrivateTrainer
+from mllm.engine.trainer import MultimodalTrainer
+from mllm.models.builder.build_text import build_causal_lm
+from mllm.objectives.text import NextToken
+from mllm.structures import IGNORE, Batch, Bundle, Sample, Turn
+
+TEXT = dict(
+    vocab_size=256_000,
+    hidden_size=320,
+    intermediate_size=1920,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=80,
+    query_pre_attn_scalar=80,
+    sliding_window=512,
+    layer_types=["sliding_attention", "full_attention"] * 3,
+)
+"""VaultGemma with its own vocabulary and the proportions of its 1B, made narrow and shallow."""
+TEMPLATE = "{% for turn in messages %}{{ turn['role'] ~ ': ' ~ turn['content'] ~ eos_token }}{% endfor %}"
+LOGICAL_BATCH = 16
+"""Samples of one update; with a rate of 1 and as many rows, every draw is all of them, as the plain run has them."""
+QUESTION, ANSWER = (10, 40), (10, 60)
+"""Words of one token each, drawn evenly."""
+CLIP, NOISE = 1.0, 0.5
+
+
+class Rows:
+    """Generated questions and answers, the same for every competitor."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(7)
+        self.rows = [
+            tuple(" ".join(rng.choice(WORDS, rng.integers(*span, endpoint=True))) for span in (QUESTION, ANSWER))
+            for _ in range(LOGICAL_BATCH)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def sample(self, index: int, epoch: int = 0) -> Sample:
+        """A row as our datasets give it."""
+        question, answer = self.rows[index]
+        return Sample([Turn("user", question), Turn("assistant", answer)], source=f"row {index}")
+
+
+def load(checkpoint: str) -> Bundle:
+    """The model in fp32 with a LoRA of rank 8 on all projections, B filled."""
+    torch.manual_seed(0)
+    args = ModelArgs("causal-lm", checkpoint, lora_r=8, lora_alpha=16, max_length=128, chat_template=TEMPLATE)
+    bundle = build_causal_lm(args, detect())
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in bundle.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02, generator=generator)
+    return bundle
+
+
+class FirstGradient(TrainerCallback):
+    """The gradient of the first update, over all that trains."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Keeps the first."""
+        if not self.found:
+            self.found = norms(model)
+
+
+def norms(model: nn.Module) -> list[float]:
+    """The norm of every gradient."""
+    return [float(parameter.grad.norm()) for parameter in model.parameters() if parameter.grad is not None]
+
+
+def train_ours(rows: Rows, bundle: Bundle, folder: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Our trainer with the callbacks of every run: plain, or private with every row in every draw."""
+    is_private = options.competitor == "private"
+    sampler: Any = LogicalBatchSampler(len(rows), LOGICAL_BATCH, shuffle=False)
+    kind: Any = MultimodalTrainer
+    more: dict[str, Any] = {}
+    if is_private:
+        sampler = PoissonSampler([[index] for index in range(len(rows))], 1.0, secret=bytes(32))
+        mechanism = Mechanism(len(rows), 1.0, CLIP, delta=1e-3, noise_multiplier=options.noise)
+        kind, more = PrivateTrainer, dict(mechanism=mechanism, synthetic=[])
+    arguments = shared_arguments(folder, "fp32") | dict(num_train_epochs=options.updates + 1, logging_steps=1000)
+    meter, clock, first = Meter(), Clock(), FirstGradient()
+    trainer = kind(
+        Learner(bundle.model, {"next_token": NextToken()}, reduction="samples" if is_private else "items"),
+        TrainingArguments(
+            **arguments, optim="sgd", max_grad_norm=0.0, per_device_train_batch_size=LOGICAL_BATCH, label_names=[]
+        ),
+        train_dataset=EncodedDataset(rows, bundle.encoder.encode),
+        train_sampler=sampler,
+        collate=LogicalCollator(bundle.encoder.pad, samples_per_piece=options.physical),
+        meter=meter,
+        callbacks=[Guard(), RunLog({"config": "bench"}, meter), Epochs(sampler), clock, first],
+        **more,
+    )
+    with resident_memory() as peak:
+        trainer.train()
+    return {**clock.read(), "bytes": peak.bytes, "gradient": first.found}
+
+
+def train_opacus(rows: Rows, bundle: Bundle, folder: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Opacus as its tutorials use it: hooks for gradients by sample, its optimizer, the model's own logits."""
+    from opacus.grad_sample import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+
+    encoded = [bundle.encoder.encode(rows.sample(index)) for index in range(len(rows))]
+    cuts = cut_by_length([len(one) for one in encoded], options.physical, None)
+    batches = [bundle.encoder.pad([encoded[index] for index in cut]) for cut in cuts]
+    # No position in a batch is projected that its labels do not need at most: what lies behind is padding.
+    model = GradSampleModule(bundle.model.pretrained.train(), strict=False)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = DPOptimizer(
+        torch.optim.SGD(trainable, lr=1e-4),
+        noise_multiplier=options.noise,
+        max_grad_norm=CLIP,
+        expected_batch_size=LOGICAL_BATCH,
+    )
+    gradient: list[float] = []
+    with resident_memory() as peak:
+        for update in range(options.updates + 1):
+            if update == 1:  # the first warms up
+                started = (time.perf_counter(), time.process_time())
+            for batch in batches:
+                sample_losses(model, batch).mean().backward()
+                optimizer.signal_skip_step(do_skip=batch is not batches[-1])
+                optimizer.step()
+                gradient = gradient or (norms(model) if batch is batches[-1] else [])
+                optimizer.zero_grad()
+        ended = (time.perf_counter(), time.process_time())
+    return {
+        "seconds": ended[0] - started[0],
+        "cpu_seconds": ended[1] - started[1],
+        "bytes": peak.bytes,
+        "gradient": gradient,
+    }
+
+
+def sample_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """The mean cross-entropy of each sample [B], from all logits."""
+    logits = model(**batch.student, use_cache=False).logits[:, :-1]
+    labels = batch.targets["labels"][:, 1:]
+    losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
+    return losses.sum(dim=1) / (labels != IGNORE).sum(dim=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--competitor", choices=("plain", "private", "opacus"), required=True)
+    parser.add_argument("--physical", type=int, required=True)
+    parser.add_argument("--updates", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--noise", type=float, default=NOISE)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--result", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    train = train_opacus if options.competitor == "opacus" else train_ours
+    with tempfile.TemporaryDirectory() as folder:
+        result = train(Rows(), load(options.checkpoint), folder, options)
+    options.result.write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""How much noise a target asks for, how many updates it allows, and what a checkpoint says of both."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mllm.engine.privacy.accounting import epsilon_spent
+from mllm.engine.privacy.ledger import Ledger
+from mllm.engine.privacy.mechanism import Mechanism, continued, save_ledger
+from mllm.errors import ConfigError
+
+
+def mechanism(**changes):
+    return Mechanism(
+        **dict(units=100, sample_rate=0.1, clip_norm=1.0, delta=1e-3, target_epsilon=3.0, accountant="rdp") | changes
+    )
+
+
+def test_the_noise_spends_the_target_over_the_planned_updates_and_no_more():
+    made = mechanism().with_noise(50)
+    spent = epsilon_spent([(made.sigma, 0.1, 50)], 1e-3, "rdp")
+    assert 2.98 < spent <= 3.0
+    assert made.spent(Ledger([(made.sigma, 0.1, 50)])) == spent
+    assert made.with_noise(500) is made, "noise that is set stays"
+    assert made.expected_units == 10
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    target=st.floats(0.5, 12),
+    sigma=st.floats(0.6, 4),
+    rate=st.floats(0.01, 1),
+    before=st.integers(0, 30),
+    wanted=st.integers(0, 60),
+)
+def test_what_is_affordable_keeps_the_target_and_one_more_update_would_not(target, sigma, rate, before, wanted):
+    made = mechanism(sample_rate=rate, target_epsilon=target, noise_multiplier=sigma)
+    ledger = Ledger([(1.3, rate, before)])
+    steps = made.affordable(ledger, wanted)
+    assert 0 <= steps <= wanted
+
+    def spent(more):
+        return epsilon_spent([*ledger.entries, (sigma, rate, more)], 1e-3, "rdp")
+
+    assert steps == 0 or spent(steps) <= target
+    assert steps == wanted or spent(steps + 1) > target
+
+
+def test_without_a_target_every_update_is_affordable():
+    assert mechanism(target_epsilon=None, noise_multiplier=0.1).affordable(Ledger([(0.1, 0.1, 9)]), 1000) == 1000
+
+
+def test_a_checkpoint_gives_ledger_and_noise_back(tmp_path):
+    made, ledger = mechanism().with_noise(20), Ledger([(1.7, 0.1, 12)])
+    save_ledger(tmp_path, ledger, made)
+    read, again = continued(tmp_path, mechanism())
+    assert (read, again) == (ledger, made)
+    _, louder = continued(tmp_path, mechanism(noise_multiplier=9.0))
+    assert louder.sigma == 9.0, "noise that the config sets now is used, and counted as such"
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "now", "then"),
+    [
+        (dict(units=99), "units in the training data", "99", "100"),
+        (dict(sample_rate=0.2), "the sample rate", "0.2", "0.1"),
+        (dict(unit="patient"), "privacy_args.unit", "patient", "sample"),
+        (dict(data="other"), "data_args.train", "other", ""),
+        (dict(test_noise_seed=4), "privacy_args.test_noise_seed", "4", "None"),
+    ],
+)
+def test_a_resume_that_the_ledger_cannot_tell_of_is_refused(tmp_path, change, name, now, then):
+    save_ledger(tmp_path, Ledger(), mechanism(noise_multiplier=1.0))
+    with pytest.raises(ConfigError) as error:
+        continued(tmp_path, mechanism(**change))
+    assert str(error.value) == (
+        f"--resume: {name} is {now}, but {then} in {tmp_path}, and privacy is counted for one dataset drawn from at one "
+        "rate: set it back, or start a new run without --resume"
+    )
+
+
+def test_the_file_keeps_every_digit(tmp_path):
+    save_ledger(tmp_path, Ledger([(1 / 3, 0.1, 2)]), mechanism(noise_multiplier=1 / 3))
+    state = json.loads((tmp_path / "ledger.json").read_text())
+    assert state["ledger"]["entries"][0]["noise_multiplier"] == state["mechanism"]["noise_multiplier"] == 1 / 3

@@ -1,0 +1,68 @@
+"""The check before step 1 finds gradients that are wrong, and models that mix the samples of a batch."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mllm.engine.privacy.per_sample import PerSampleLinear, Tape
+from mllm.engine.privacy.proof import check_gradients
+from mllm.errors import ConfigError
+
+
+@pytest.fixture
+def check(make_private):
+    """Checks a family's model after `change(learner)`."""
+
+    def run(family="vaultgemma", change=None, dtype=torch.float32, **options):
+        parts = make_private(family, dtype, **options)
+        if change is not None:
+            change(parts.learner)
+        tape, state = Tape(parts.learner), torch.random.get_rng_state()
+        check_gradients(
+            parts.learner, tape, [parts.pad(parts.encoded)], parts.pad(parts.encoded[-1:]), Accelerator(cpu=True)
+        )
+        assert torch.equal(torch.random.get_rng_state(), state)
+        return parts
+
+    return run
+
+
+@pytest.mark.parametrize("family", ["vaultgemma", "medgemma", "t5gemma", "gemma3n"])
+def test_what_is_right_passes_and_leaves_no_trace(check, family):
+    parts = check(family, lora_dropout=0.3)
+    assert parts.learner.training
+    assert all(parameter.grad is None for parameter in parts.learner.parameters())
+
+
+class Mixing(nn.Module):
+    """Norms over all samples of a batch, as a BatchNorm in training makes them."""
+
+    def forward(self, hidden):
+        return hidden / hidden.square().mean(dim=(0, 1)).sqrt()
+
+
+def test_a_model_that_mixes_samples_is_found(check):
+    def mix(learner):
+        layer = learner.student.pretrained.get_decoder().layers[1]
+        layer.register_forward_hook(lambda module, inputs, output: Mixing()(output))
+
+    with pytest.raises(ConfigError, match="depend on the other samples of the batch .*leave it out of model_args.lora"):
+        check(change=mix)
+
+
+def test_wrong_gradients_are_found(check, monkeypatch):
+    recorded = Tape.add
+
+    def wrong(self, parameter, gradient):
+        recorded(self, parameter, gradient * 1.01 if "layers.1.mlp.up_proj" in self.names[parameter] else gradient)
+
+    monkeypatch.setattr(Tape, "add", wrong)
+    with pytest.raises(ConfigError, match=r"layers.1.mlp.up_proj.lora_A.* do not add up to the gradient of the batch"):
+        check()
+
+
+def test_a_layer_that_is_hidden_from_the_tape_is_found(check, monkeypatch):
+    monkeypatch.setattr(PerSampleLinear, "forward", nn.Linear.forward)
+    with pytest.raises(ConfigError, match="do not add up to the gradient of the batch"):
+        check()
