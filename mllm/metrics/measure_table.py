@@ -25,9 +25,11 @@ def agreement_table(figures: Mapping[str, float]) -> str:
         counts = _counts(*(int(figures[f"{name}_{which}"]) for which in ("samples", "failed", "unknown")))
         rows.append([label, counts, *cells, f"{_number(limits[0])} to {_number(limits[1])}"])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if "EF_against_volumes" in figures:
+        gap = _number(figures["EF_against_volumes"])
+        lines.append(f"EF differs from what the volumes say by {gap} points on average")
+    return "\n".join(lines)
 
 
 def _with_interval(figures: Mapping[str, float], key: str) -> str:

@@ -38,6 +38,8 @@ def measures(
     >= 50 %; for EF alone). `_ci_low` and `_ci_high` after a name end a 95 % confidence interval, percentiles
     of a bootstrap that draws `groups` (patients; None: the sample is its own) with replacement. `EF_samples` were
     compared, `EF_unknown` have no reference, `EF_failed` have one and no prediction: both are left out of the figures.
+
+    `EF_against_volumes` is the mean of |EF - 100 (EDV - ESV) / EDV| over the predictions, where all three are given.
     """
     result: dict[str, float] = {}
     for name, references in true.items():
@@ -62,6 +64,8 @@ def measures(
         result[f"{name}_samples"] = int(compared.sum())
         result[f"{name}_unknown"] = int((~known).sum())
         result[f"{name}_failed"] = int((known & ~compared).sum())
+    if {"EF", "EDV", "ESV"} <= predicted.keys() and "EF" in true:
+        result["EF_against_volumes"] = _inconsistency(*(np.asarray(predicted[name]) for name in ("EF", "EDV", "ESV")))
     return result
 
 
@@ -97,6 +101,13 @@ def stated_measures(text: str) -> dict[str, float]:
 def categories(ef: np.ndarray) -> np.ndarray:
     """The category of each EF in percent, from 0 (below 30) to 3 (50 and more)."""
     return np.digitize(ef, CATEGORIES)
+
+
+def _inconsistency(ef: np.ndarray, edv: np.ndarray, esv: np.ndarray) -> float:
+    """How many points EF differs on average from what the volumes say; NaN where no sample has all three."""
+    given = np.isfinite(ef) & np.isfinite(esv) & (edv > 0)
+    gaps = np.abs(ef[given] - 100 * (edv[given] - esv[given]) / edv[given])
+    return float(gaps.mean()) if len(gaps) else float("nan")
 
 
 def _sums(predicted: np.ndarray, true: np.ndarray, groups: Sequence[str | None]) -> np.ndarray:

@@ -104,7 +104,7 @@ def test_the_true_answer_as_the_model_would_write_it_is_right(make_bundle, rows,
         ids = [bundle.encoder.tokenizer(text, return_tensors="pt")["input_ids"][0] for text in said]
         return [bundle.encoder.read_answer(tokens, frames) for tokens in ids]
 
-    monkeypatch.setattr("mllm.engine.examination.generate", spoken)
+    monkeypatch.setattr("mllm.engine.examination.answers", spoken)
     examined = examine(bundle, Pointing(rows), {"rec": rec})
     assert examined.figures["rec"]["accuracy"] == 1
     assert 0.99 < examined.figures["rec"]["mean_iou"] <= 1

@@ -96,6 +96,20 @@ def test_the_seed_decides_and_one_patient_has_no_spread():
     assert one["EF_mae_ci_low"] == pytest.approx(one["EF_mae"]) == pytest.approx(one["EF_mae_ci_high"])
 
 
+def test_the_predictions_own_ef_is_held_against_their_volumes():
+    """Volumes of 100 and 40 mL are an EF of 60 %, which is 5 points off; 80 and 40 are 50 %, which is right."""
+    predicted = {
+        "EF": np.array([55.0, 50.0, 70.0]),
+        "EDV": np.array([100.0, 80.0, NAN]),
+        "ESV": np.array([40.0, 40, 1]),
+    }
+    true = {name: np.full(3, 50.0) for name in predicted}
+    assert measures(predicted, true, list("abc"))["EF_against_volumes"] == pytest.approx(2.5)
+    nothing = {name: np.full(3, NAN) for name in predicted}
+    assert np.isnan(measures(nothing, true, list("abc"))["EF_against_volumes"])
+    assert "EF_against_volumes" not in measures({"EF": predicted["EF"]}, {"EF": true["EF"]}, list("abc"))
+
+
 def test_equal_references_have_no_r2():
     found = measures({"EF": np.array([50.0, 52.0])}, {"EF": np.array([50.0, 50.0])}, ["a", "b"])
     assert np.isnan(found["EF_r2"])

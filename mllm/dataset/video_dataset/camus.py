@@ -190,8 +190,8 @@ class CamusDataset(CineDataset):
             + (f"; left out: {dropped}" if dropped else "")
             + (f"; {len(without)} without volumes, for example {without[0]}" if without else "")
             + (
-                f"; volumes by {METHOD}: EF differs from the file's by {gaps['mean']:.1f} points on average, "
-                f"{gaps['largest']:.1f} at most"
+                f"; volumes by biplane Simpson from the masks: their EF differs from the file's by {gaps['mean']:.1f} "
+                f"points on average, {gaps['largest']:.1f} at most"
                 if volumes["from the masks"]
                 else ""
             )

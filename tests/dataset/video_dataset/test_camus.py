@@ -94,7 +94,7 @@ def test_volumes_of_the_masks_are_named_and_compared_with_the_files_ef(whole, ca
         told = opened(whole["nifti"][0]).summary()
     assert told["volumes"]["from the masks"] == 4
     assert told["volumes"]["method"].startswith("biplane method of discs (modified Simpson), 20 discs")
-    assert "volumes by biplane method of discs" in caplog.text
+    assert "volumes by biplane Simpson from the masks" in caplog.text
     assert told["EF against the masks, points"]["largest"] < 1.5
     assert told["patients of each split"] == SPLITS
     older = opened(whole["mhd"][0]).summary()
