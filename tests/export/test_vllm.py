@@ -1,0 +1,42 @@
+"""What vLLM's LoRA loader refuses or misreads is known before anybody tries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from peft import LoraConfig
+
+from mllm.export.vllm import vllm_obstacles
+
+LAYER = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
+KEYS = [f"{LAYER}.lora_A.weight", f"{LAYER}.lora_B.weight"]
+LANGUAGE = "model.language_model"
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"target_modules": r".*\.q_proj"}])
+def test_plain_lora_is_read(options: dict[str, Any]) -> None:
+    assert vllm_obstacles(LoraConfig(r=16, **options), KEYS, LANGUAGE, beside=False) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"alpha_pattern": {"q_proj": 3}}, "one scaling"),
+        ({"rank_pattern": {"q_proj": 3}}, "one scaling"),
+        ({"r": 1024}, "rank 1024"),
+        ({"bias": "all"}, "biases"),
+    ],
+)
+def test_configs_that_are_not_read(options: dict[str, Any], reason: str) -> None:
+    (found,) = vllm_obstacles(LoraConfig(**({"r": 8} | options)), KEYS, LANGUAGE, beside=False)
+    assert reason in found
+
+
+def test_layers_that_are_not_read() -> None:
+    vision = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.weight"
+    embedding = "base_model.model.model.language_model.embed_tokens.lora_embedding_A"
+    assert "vision_tower" in vllm_obstacles(LoraConfig(), [*KEYS, vision], LANGUAGE, beside=False)[0]
+    assert "no Linear" in vllm_obstacles(LoraConfig(), [*KEYS, embedding], LANGUAGE, beside=False)[0]
+    assert "heads.safetensors" in vllm_obstacles(LoraConfig(), KEYS, LANGUAGE, beside=True)[0]
