@@ -57,7 +57,7 @@ def family_of(type: str, name: str = "") -> str:
     A type that loads several architectures has one for all of them, unless the name tells one that differs much.
     """
     families = {"medgemma": "medgemma", "image-text": "llava", "shikra": "shikra", "perceptionGPT": "shikra"}
-    families |= {"causal-lm": "gemma3n", "seq2seq": "t5gemma"}
+    families |= {"causal-lm": "gemma3n-deep", "seq2seq": "t5gemma"}
     families |= {"gemma3n-student": "gemma3n-student", "medsiglip": "medsiglip"}
     if type not in families:
         raise ConfigError(f"no tiny checkpoint stands in for type '{type}'{hint(type, families)}")

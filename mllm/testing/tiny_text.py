@@ -35,6 +35,16 @@ GEMMA3N_TEXT = {
 }
 """Gemma 3n's language model: alternating updates, embeddings for each layer, shared keys, softcapped logits."""
 
+GEMMA3N_DEEP = {
+    "num_hidden_layers": 21,
+    "hidden_size_per_layer_input": 256,
+    "layer_types": [("full_attention" if (index + 1) % 5 == 0 else "sliding_attention") for index in range(21)],
+    "num_kv_shared_layers": 1,
+    "laurel_rank": 64,
+    "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 11,
+}
+"""What llama.cpp takes for granted of every Gemma 3n: twenty layers have keys of their own, ten are sparse."""
+
 
 def _tokenizer() -> Any:
     """Gemma's tokenizer of text, with its chat template."""
@@ -62,6 +72,11 @@ def _gemma3n(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[P
         pad_token_id=tokenizer.pad_token_id,
     )
     return filled(Gemma3nForCausalLM, config, seed), tokenizer
+
+
+def _gemma3n_deep(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+    """The same model, deep enough to be run by llama.cpp once it is exported."""
+    return _gemma3n(seed, {**GEMMA3N_DEEP, **text}, vision)
 
 
 def _vaultgemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
@@ -111,4 +126,9 @@ def _t5gemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[P
     return filled(T5GemmaForConditionalGeneration, config, seed), tokenizer
 
 
-TEXT_FAMILIES: dict[str, Family] = {"gemma3n": _gemma3n, "vaultgemma": _vaultgemma, "t5gemma": _t5gemma}
+TEXT_FAMILIES: dict[str, Family] = {
+    "gemma3n": _gemma3n,
+    "gemma3n-deep": _gemma3n_deep,
+    "vaultgemma": _vaultgemma,
+    "t5gemma": _t5gemma,
+}
