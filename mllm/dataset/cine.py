@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL.Image import Image
@@ -69,7 +69,7 @@ class CineDataset(SampleDataset):
     (seed, epoch, index); what moves pixels draws the same for all pictures of an examination.
     """
 
-    seed_from = "run"
+    seed_from: ClassVar[Literal["run", "split", "class"]] = "run"
 
     def __init__(self, transforms: Sequence[Mapping[str, Any]] = (), seed: int = 0) -> None:
         self.transforms = build_transforms([dict(transform) for transform in transforms])

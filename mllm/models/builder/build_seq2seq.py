@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq2SeqLM, GenerationConfig
+from transformers import (
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs

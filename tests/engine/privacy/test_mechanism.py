@@ -76,8 +76,8 @@ def test_a_resume_that_the_ledger_cannot_tell_of_is_refused(tmp_path, change, na
     with pytest.raises(ConfigError) as error:
         continued(tmp_path, mechanism(**change))
     assert str(error.value) == (
-        f"--resume: {name} is {now}, but {then} in {tmp_path}, and privacy is counted for one dataset drawn from at one "
-        "rate: set it back, or start a new run without --resume"
+        f"--resume: {name} is {now}, but {then} in {tmp_path}, and privacy is counted for one dataset drawn from at "
+        "one rate: set it back, or start a new run without --resume"
     )
 
 
