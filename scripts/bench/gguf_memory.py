@@ -37,13 +37,14 @@ def grow(path: Path, size: int) -> None:
     vocabulary, merges = fast["model"]["vocab"], fast["model"]["merges"]
     special = {token["content"] for token in fast["added_tokens"]}
     parts = [piece for piece in vocabulary if piece not in special and not piece.startswith("<0x")]
-    draw = random.Random(0)
+    draw, known = random.Random(0), len(parts)
     while len(vocabulary) < size:
         piece = draw.choice(parts) + draw.choice(parts)
         if len(piece) > LONGEST or piece in vocabulary:
             continue
         vocabulary[piece] = len(vocabulary)
         parts.append(piece)
+    for piece in parts[known:]:  # as transformers makes them of a SentencePiece model, in the order of the pieces
         cuts = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
         merges += [[left, right] for left, right in cuts if left in vocabulary and right in vocabulary]
     path.write_text(json.dumps(fast, ensure_ascii=False), encoding="utf-8")
