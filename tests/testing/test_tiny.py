@@ -167,7 +167,8 @@ def test_families_by_type() -> None:
     assert family_of("medgemma") == "medgemma"
     assert family_of("image-text") == "llava"
     assert family_of("shikra") == family_of("perceptionGPT") == "shikra"
-    assert family_of("causal-lm") == family_of("causal-lm", "google/gemma-3n-E4B-it") == "gemma3n"
+    assert family_of("causal-lm") == family_of("causal-lm", "org/another") == "gemma3n"
+    assert family_of("causal-lm", "google/gemma-3n-E4B-it") == "gemma3n-deep"  # what llama.cpp can run
     assert family_of("causal-lm", "google/vaultgemma-1b") == "vaultgemma"
     with pytest.raises(ConfigError, match="did you mean 'medgemma'"):
         family_of("medgema")
