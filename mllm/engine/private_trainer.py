@@ -19,7 +19,7 @@ from mllm.engine.privacy.clipping import ClippedSum
 from mllm.engine.privacy.ledger import Ledger
 from mllm.engine.privacy.mechanism import Mechanism, continued, save_ledger
 from mllm.engine.privacy.noise import Noise
-from mllm.engine.privacy.per_sample import Tape, stacked
+from mllm.engine.privacy.per_sample import Tape, images_in, stacked
 from mllm.engine.privacy.proof import check_gradients
 from mllm.engine.privacy.record import write_record
 from mllm.engine.trainer import MultimodalTrainer
@@ -47,7 +47,7 @@ class PrivateTrainer(MultimodalTrainer):
         self.ledger = Ledger()
         self.record: dict[str, Any] = {}
         """What `privacy.json` says, on the first process."""
-        self.tape = Tape(learner)
+        self.tape = Tape(learner, images_in(learner))
         self.noise = Noise(mechanism.secure_mode, mechanism.test_noise_seed)
         self._last_step: int | None = None
         super().__init__(learner, args, **options)
@@ -124,7 +124,7 @@ class PrivateTrainer(MultimodalTrainer):
     ) -> Any:
         """The sum of the samples' losses."""
         outputs = model(student=inputs.student, targets=inputs.targets)
-        samples = inputs.targets["labels"].shape[0]
+        samples = inputs.samples
         share = samples / num_items_in_batch["samples"]
         self.meter.add({name: term * share for name, term in outputs.items() if name != "loss"})
         loss = outputs["loss"] * samples
@@ -153,17 +153,18 @@ class PrivateTrainer(MultimodalTrainer):
             parameter.grad = gradient
         self.ledger.add(mechanism.sigma, mechanism.sample_rate)
         drawn = int(num_items_in_batch["samples"])
-        self.meter.step(idle=not drawn)
-        return total * self.accelerator.num_processes / max(1, drawn)
+        mean = total * self.accelerator.num_processes / max(1, drawn)
+        self.meter.step(float(mean), idle=not drawn)
+        return mean
 
     def _add_piece(self, clipped: ClippedSum, learner: Learner, piece: Batch, counts: dict[str, Tensor]) -> Tensor:
         """Adds a piece's clipped gradients to the sum; gives the sum of its samples' losses."""
-        samples = piece.targets["labels"].shape[0]
-        with self.tape.recording(samples) as gradients:
+        with self.tape.recording(piece.samples, piece.images) as gradients:
             with self.compute_loss_context_manager():
                 loss = self.compute_loss(learner, piece, num_items_in_batch=counts)
-            self.accelerator.backward(loss)
-            clipped.add(stacked(gradients, clipped.parameters, samples), piece.units)
+            if loss.requires_grad:  # not where a vision tower trains alone and no sample has an image
+                self.accelerator.backward(loss)
+            clipped.add(stacked(gradients, clipped.parameters, piece.samples), piece.units)
         return loss.detach()
 
 
