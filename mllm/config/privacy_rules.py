@@ -155,8 +155,8 @@ def refuse_what_trains_beside_linear_layers(config: RunConfig) -> None:
         )
     if args.type == "gemma3n-student":
         raise ConfigError(
-            f"{config.place('model_args', 'type')}: type='gemma3n-student' trains the convolutions of Gemma 3n's vision "
-            f"tower, {only}: use a SigLIP, such as type='medsiglip', or type='medgemma' with part='vision'"
+            f"{config.place('model_args', 'type')}: type='gemma3n-student' trains the convolutions of Gemma 3n's "
+            f"vision tower, {only}: use a SigLIP, such as type='medsiglip', or type='medgemma' with part='vision'"
         )
     if config.distill_args is not None:
         raise ConfigError(

@@ -21,7 +21,7 @@ from mllm.engine.privacy.mechanism import Mechanism, continued, save_ledger
 from mllm.engine.privacy.noise import Noise
 from mllm.engine.privacy.per_sample import Tape, images_in, stacked
 from mllm.engine.privacy.proof import check_gradients
-from mllm.engine.privacy.record import write_record
+from mllm.engine.privacy.record import privacy_record, write_record
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError, memory_advised
 from mllm.structures import Batch, LogicalBatch
@@ -45,8 +45,6 @@ class PrivateTrainer(MultimodalTrainer):
         assert args.max_grad_norm == 0, "gradients are clipped unit by unit, before the noise"
         self.mechanism, self.synthetic = mechanism, synthetic
         self.ledger = Ledger()
-        self.record: dict[str, Any] = {}
-        """What `privacy.json` says, on the first process."""
         self.tape = Tape(learner, images_in(learner))
         self.noise = Noise(mechanism.secure_mode, mechanism.test_noise_seed)
         self._last_step: int | None = None
@@ -74,6 +72,11 @@ class PrivateTrainer(MultimodalTrainer):
             self.mechanism.sigma,
         )
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `privacy.json` says of the updates so far."""
+        return privacy_record(self.mechanism, self.ledger)
 
     @property
     def planned_steps(self) -> int:
@@ -185,7 +188,7 @@ class KeepLedger(TrainerCallback):
     ) -> None:
         """Writes the record of all updates so far."""
         if state.is_world_process_zero:
-            self.trainer.record = write_record(run_folder(args), self.trainer.mechanism, self.trainer.ledger)
+            write_record(run_folder(args), self.trainer.mechanism, self.trainer.ledger)
 
 
 class SaveBelow(TrainerCallback):

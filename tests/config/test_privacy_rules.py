@@ -263,7 +263,8 @@ def test_distillation_is_refused(run):
 
 
 def test_packing_is_refused(run):
-    lines = "model_args = dict(type='causal-lm', model_name_or_path='google/vaultgemma-1b')\ndata_args = dict(packing=True)\n"
+    model = "model_args = dict(type='causal-lm', model_name_or_path='google/vaultgemma-1b')\n"
+    lines = model + "data_args = dict(packing=True)\n"
     assert "packing=True puts several samples into one row, and privacy_args" in refusal(run, PRIVATE + lines)
 
 

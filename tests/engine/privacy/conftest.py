@@ -76,13 +76,15 @@ HEAD = dict(type="RegressionHead", hidden=16, dropout=0.0, scale=dict(EF=(55, 12
 
 @pytest.fixture(scope="session")
 def make_seeing(tmp_path_factory):
-    """The same with a tiny MedSigLIP that reads measures from two views: LoRA in its tower, a head that trains whole."""
+    """The same with a tiny MedSigLIP that reads measures from two views: LoRA in its tower, and a head."""
     folder = tmp_path_factory.mktemp("seeing")
 
     def make(dtype=torch.float64):
         path = write_tiny("medsiglip", folder / "medsiglip")
         torch.manual_seed(0)
-        args = ModelArgs("medsiglip", str(path), part="vision", lora_r=4, lora_target="vision", heads={"measures": HEAD})
+        args = ModelArgs(
+            "medsiglip", str(path), part="vision", lora_r=4, lora_target="vision", heads={"measures": HEAD}
+        )
         bundle = load_pretrained(args, CPU)
         with torch.no_grad():
             for name, parameter in bundle.model.named_parameters():

@@ -67,7 +67,7 @@ def test_in_a_vision_tower_the_images_of_a_sample_count_together(make_private, c
 
 
 def test_a_vision_model_s_lora_and_its_regression_head_with_norms(make_seeing):
-    """The loss of each sample is written out here: squared errors in standard deviations, and how EF fits the volumes."""
+    """Each sample's loss is written out: squared errors in standard deviations, and how EF fits the volumes."""
     parts = make_seeing()
     named = {name: parameter for name, parameter in parts.learner.named_parameters() if parameter.requires_grad}
     std, expected = torch.tensor([12.0, 45.0, 35.0], dtype=torch.float64), []
