@@ -20,12 +20,14 @@ from typing_extensions import override
 from mllm.config.hardware import CHECKOUT
 from mllm.dataset.cine import MEASURES
 from mllm.dataset.video_dataset.phantom_echo import PhantomEchoDataset
-from mllm.pipeline import finetune
+from mllm.pipeline import finetune, run_command
 from mllm.registry import DATASETS
 from mllm.testing.tiny import write_tiny
 
 PIXELS = 112
-"""Of the phantoms; the teacher sees as many, the student 96."""
+"""Of the phantoms' side; the teacher sees as many."""
+STUDENT = dict(image_size=64, resolution=2)
+"""The student's pixels, and the side of its last map."""
 BATCH = 16
 """Patients of one update."""
 SEEDS = {"teacher": 5, "validation": 6, "held-out": 7, "students": 100}
@@ -81,7 +83,9 @@ class KeptEchoDataset(PhantomEchoDataset):
         return super().group(self.heart(index))
 
 
-def hearts(kind: str, labelled: int, *, unlabelled: int = 0, length: int | None = None, seed: int = 0) -> dict[str, Any]:
+def hearts(
+    kind: str, labelled: int, *, unlabelled: int = 0, length: int | None = None, seed: int = 0
+) -> dict[str, Any]:
     """The options of a dataset."""
     own = SEEDS[kind] + seed
     length = labelled if length is None else length
@@ -91,12 +95,13 @@ def hearts(kind: str, labelled: int, *, unlabelled: int = 0, length: int | None 
 def config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What a config file says of a run: the teacher, or a student that learns in one way."""
     is_teacher = options.way == "teacher"
-    family = "medsiglip" if is_teacher else "gemma3n-student"
+    family, vision = ("medsiglip", {}) if is_teacher else ("gemma3n-student", STUDENT)
+    base = write_tiny(family, folder / f"{family}-{options.seed}", seed=options.seed, vision=vision)
     unlabelled = options.unlabelled if options.way == "unlabelled" else 0
     chosen = dict(
         model_args=dict(
             type=family,
-            model_name_or_path=str(write_tiny(family, folder / f"{family}-{options.seed}", seed=options.seed)),
+            model_name_or_path=str(base),
             part="vision",
             train_vision=True,
             lora_r=None,
@@ -139,7 +144,7 @@ def config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def work(options: argparse.Namespace) -> dict[str, Any]:
-    """Trains as the options say and gives the figures of the judged hearts, and where the trained model lies."""
+    """Trains as the options say; gives the errors of the judged hearts, and where the trained model lies."""
     torch.set_num_threads(options.threads)
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,13 +154,17 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     (folder / f"{name}.py").write_text("\n".join([f"_base_ = [{str(runtime)!r}]", *lines, ""]), encoding="utf-8")
     os.chdir(folder)
     started = time.process_time()
-    if finetune.main([f"{name}.py"]):
+    if run_command(finetune.main, [f"{name}.py"]):
         sys.exit(f"{name} failed")
     run = folder / "exp" / name / "latest"
     rows = json.loads((run / "training_log.json").read_text())["rows"]
     losses = [{key: row[key] for key in ("loss", "measures", "feature_match") if key in row} for row in rows]
+    answers = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     return {
-        "figures": json.loads((run / "metrics.json").read_text())["figures"]["measures"],
+        "errors": {
+            name: [answer["measures"][name] - answer["reference_measures"][name] for answer in answers]
+            for name in MEASURES
+        },
         "losses": [row for row in losses if row],
         "student": str(run.resolve() / "student"),
         "seconds": time.process_time() - started,
@@ -170,7 +179,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--judged", choices=["validation", "held-out"], required=True)
     for name in ("seed", "steps", "labelled", "unlabelled", "judged-hearts", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="for all that is written; runs share the cache in it")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="for all that is written; runs share the cache in it"
+    )
     parser.add_argument("--teacher", type=Path, help="the trained teacher's folder")
     parser.add_argument("--result", type=Path, required=True)
     options = parser.parse_args(argv)

@@ -1,0 +1,159 @@
+"""What a teacher is worth to a student with few labels: errors of EF and volumes, alone and with FeatureMatch.
+
+A tiny SigLIP learns to read many generated hearts; a tiny MobileNet-v5 then reads few, in four ways with equally many
+updates: alone, matched to the teacher's mean features, at 4 x 4 places, and so on hearts without labels as well.
+distillation_work.py is one run, in a process of its own. README.md has the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
+
+from interleaved import in_fresh_process, machine
+
+from mllm.config.hardware import installed
+
+NAMES = {
+    "alone": "student alone",
+    "pooled": "+ FeatureMatch, grid=1 (as published)",
+    "grid": "+ FeatureMatch, grid=4",
+    "unlabelled": "+ FeatureMatch, grid=4, half of every batch without labels",
+}
+UNITS = {"EF": "points", "EDV": "mL", "ESV": "mL"}
+RATES = (5e-4, 1e-3, 2e-3)
+"""Learning rates that `--choose` tries."""
+WEIGHTS = {"alone": (0.0,), "pooled": (0.1, 1.0), "grid": (0.1, 1.0), "unlabelled": (0.1, 1.0)}
+"""Weights of FeatureMatch that it tries."""
+CHOSEN = {"alone": (1e-3, 0.0), "pooled": (1e-3, 1.0), "grid": (1e-3, 1.0), "unlabelled": (1e-3, 1.0)}
+"""Each way's learning rate and weight: the best on the validation hearts, see README.md."""
+CHOOSING = 1000
+"""The first seed of students that are only tried."""
+RESAMPLES = 4000
+
+
+def run(way: str, seed: int, setting: tuple[float, float], judged: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What one student came to, or the teacher; printed as soon as it is there."""
+    is_teacher = way == "teacher"
+    arguments = {
+        "way": way,
+        "seed": seed,
+        "rate": setting[0],
+        "weight": setting[1],
+        "judged": judged,
+        "judged-hearts": options.held_out,
+        "steps": options.teacher_steps if is_teacher else options.steps,
+        "labelled": options.teacher_hearts if is_teacher else options.labelled,
+        "unlabelled": options.unlabelled,
+        "threads": options.threads,
+        "folder": options.folder,
+    }
+    if not is_teacher:
+        arguments["teacher"] = options.teacher
+    script = str(Path(__file__).with_name("distillation_work.py"))
+    found = in_fresh_process(script, [f"--{name}={value}" for name, value in arguments.items()], options.threads)
+    errors = ", ".join(f"{name} {np.mean(np.abs(values)):.2f}" for name, values in found["errors"].items())
+    first, last = found["losses"][0], found["losses"][-1]
+    told = ", ".join(f"{name} {first[name]:.3f} to {last[name]:.3f}" for name in last)
+    print(f"{way}, seed {seed}, rate {setting[0]:g}, weight {setting[1]:g}: {judged} MAE {errors}; {told}", flush=True)
+    return found
+
+
+def choose(ways: Sequence[str], options: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Each way's setting with the least mean MAE on the validation hearts, each measure in the teacher's spread."""
+    tried = [(way, setting) for way in ways for setting in itertools.product(RATES, WEIGHTS[way])]
+    jobs = [(way, CHOOSING + number, setting, "validation", options) for way, setting in tried for number in range(2)]
+    with ThreadPoolExecutor(options.at_once) as pool:
+        found = list(pool.map(lambda job: run(*job), jobs))
+    scores: dict[tuple[str, tuple[float, float]], list[float]] = {}
+    for (way, _, setting, *_), one in zip(jobs, found, strict=True):
+        scores.setdefault((way, setting), []).append(float(np.mean(np.abs(one["errors"]["EF"]))))
+    best = {}
+    for way in ways:
+        best[way] = min((setting for kind, setting in tried if kind == way), key=lambda one: mean(scores[way, one]))
+        print(f"{way}: " + ", ".join(f"{s[0]:g}/{s[1]:g} {mean(v):.2f}" for (w, s), v in scores.items() if w == way))
+    return best
+
+
+def table(errors: dict[str, dict[str, np.ndarray]]) -> str:
+    """A Markdown table of mean absolute errors, `errors[way][measure]` being [seeds, patients].
+
+    In brackets the 95 % interval of a bootstrap that draws seeds and patients, the same for all ways; the second table
+    is the difference from the student alone.
+    """
+    ways, measures = list(errors), list(UNITS)
+    lines = [
+        "| | " + " | ".join(f"MAE of {name}, {UNITS[name]}" for name in measures) + " | EF against alone, points |",
+        "|---" * (len(measures) + 2) + "|",
+    ]
+    for way in ways:
+        cells = [interval(np.abs(errors[way][name])) for name in measures]
+        gained = np.abs(errors[way]["EF"]) - np.abs(errors[ways[0]]["EF"])
+        cells.append("" if way == ways[0] else interval(gained, "+"))
+        lines.append(f"| {NAMES[way]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def interval(values: np.ndarray, sign: str = "") -> str:
+    """`mean [low, high]` of values [seeds, patients]."""
+    rng = np.random.default_rng(0)
+    seeds, patients = values.shape
+    means = [
+        values[rng.integers(seeds, size=seeds)][:, rng.integers(patients, size=patients)].mean()
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return f"{values.mean():{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=300, help="updates of a student, of 16 patients each")
+    parser.add_argument("--labelled", type=int, default=32, help="patients with labels that a student sees")
+    parser.add_argument("--unlabelled", type=int, default=512, help="patients without labels, in the last way")
+    parser.add_argument("--teacher-hearts", type=int, default=2048)
+    parser.add_argument("--teacher-steps", type=int, default=3000)
+    parser.add_argument("--teacher", type=Path, help="a teacher that was trained before")
+    parser.add_argument("--held-out", type=int, default=128, help="patients by whom all are judged")
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
+    parser.add_argument("--at-once", type=int, default=2, help="runs side by side")
+    parser.add_argument("--ways", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--choose", action="store_true", help="try learning rates and weights on validation hearts")
+    parser.add_argument("--folder", type=Path, help="for what is written; without it a temporary one")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        options.folder = options.folder or Path(temporary)
+        if options.teacher is None:
+            options.teacher = run("teacher", 0, (1e-3, 0.0), "held-out", options)["student"]
+            print(f"the teacher lies in {options.teacher}", flush=True)
+        settings = choose(options.ways, options) if options.choose else CHOSEN
+        jobs = [
+            (way, seed, settings[way], "held-out", options) for seed in range(options.seeds) for way in options.ways
+        ]
+        with ThreadPoolExecutor(options.at_once) as pool:
+            found = list(pool.map(lambda job: run(*job), jobs))
+    errors = {
+        way: {
+            name: np.array([one["errors"][name] for job, one in zip(jobs, found, strict=True) if job[0] == way])
+            for name in UNITS
+        }
+        for way in options.ways
+    }
+    versions = ", ".join(" ".join(pair) for pair in installed(["torch", "transformers", "timm"]).items())
+    print(f"\n{table(errors)}\n\n{options.at_once} runs at once, each: {machine(options.threads)}; {versions}")
+
+
+if __name__ == "__main__":
+    main()
