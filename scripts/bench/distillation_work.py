@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ from PIL.Image import Image
 from typing_extensions import override
 
 from mllm.config.hardware import CHECKOUT
-from mllm.dataset.cine import MEASURES
+from mllm.dataset.cine import MEASURES, CineDataset
 from mllm.dataset.video_dataset.phantom_echo import PhantomEchoDataset
 from mllm.pipeline import finetune, run_command
 from mllm.registry import DATASETS
@@ -43,44 +44,48 @@ HEAD = dict(measures=dict(type="RegressionHead", measures=list(MEASURES), views=
 
 
 @DATASETS.register_module()
-class KeptEchoDataset(PhantomEchoDataset):
+class KeptEchoDataset(CineDataset):
     """Phantoms that are drawn once: `labelled` hearts with their measures in turn with `unlabelled` ones, for `length`.
 
     An epoch is as long as the run, so that nothing is done at the end of an epoch of a few hearts.
     """
 
     def __init__(self, labelled: int, unlabelled: int, length: int, seed: int, image_size: int = PIXELS) -> None:
-        super().__init__(labelled + unlabelled, seed, image_size)
-        self.labelled, self.length = labelled, length
+        super().__init__()
+        self.hearts = PhantomEchoDataset(labelled + unlabelled, seed, image_size)
+        self.labelled, self.unlabelled, self.length = labelled, unlabelled, length
         self.drawn: dict[int, dict[str, Image]] = {}
 
-    @override
     def __len__(self) -> int:
         return self.length
 
     def heart(self, index: int) -> int:
-        """The heart that an index stands for: with unlabelled ones, every second is of them."""
+        """The heart that an index stands for: where there are unlabelled ones, every second is of them."""
         index = self.checked(index)
-        if self.size == self.labelled:
+        if not self.unlabelled:
             return index % self.labelled
         turn, is_unlabelled = divmod(index, 2)
-        return self.labelled + turn % (self.size - self.labelled) if is_unlabelled else turn % self.labelled
+        return self.labelled + turn % self.unlabelled if is_unlabelled else turn % self.labelled
 
     @override
     def views(self, index: int) -> dict[str, Image]:
         heart = self.heart(index)
         if heart not in self.drawn:
-            self.drawn[heart] = super().views(heart)
+            self.drawn[heart] = self.hearts.views(heart)
         return self.drawn[heart]
 
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
         heart = self.heart(index)
-        return super().measures(heart) if heart < self.labelled else dict.fromkeys(MEASURES, float("nan"))
+        return self.hearts.measures(heart) if heart < self.labelled else dict.fromkeys(MEASURES, math.nan)
+
+    @override
+    def describe(self, index: int, epoch: int = 0) -> str:
+        return self.hearts.describe(self.heart(index))
 
     @override
     def group(self, index: int, epoch: int = 0) -> str | None:
-        return super().group(self.heart(index))
+        return self.hearts.group(self.heart(index))
 
 
 def hearts(

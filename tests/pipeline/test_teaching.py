@@ -1,0 +1,107 @@
+"""What a run does with its teacher before it trains: how features vary is measured alike with and without cache."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mllm.engine.builder import build_learner
+from mllm.models.builder.builder import load_pretrained
+from mllm.objectives.features import FeatureMatch
+from mllm.pipeline.data import prepare_data
+from mllm.pipeline.prepare import prepare_args
+from mllm.pipeline.steps import open_splits
+from mllm.pipeline.teaching import load_teacher
+from mllm.structures import Context, Outputs
+from mllm.testing.tiny import write_tiny
+from tests.pipeline.conftest import CHECKOUT
+
+CONFIG = """
+_base_ = ["{checkout}/config/_base_/models/gemma3n_student.py", "{checkout}/config/_base_/runtime/finetune.py"]
+model_args = dict(model_name_or_path="student")
+distill_args = dict(teacher=dict(_delete_=True, type="medsiglip", model_name_or_path="teacher"), cache={cached})
+objectives = dict(feature_match=dict(grid=2, normalize={normalize}))
+data_args = dict(train=dict(type="PhantomEchoDataset", size=6, image_size=48), on_error="raise")
+training_args = dict(per_device_train_batch_size=2, dataloader_num_workers=0, report_to=[])
+"""
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """Prepares a run in the current directory; gives its learner, its data and the first batch."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny("medsiglip", "teacher", vision={"image_size": 28, "num_hidden_layers": 3})
+    write_tiny("gemma3n-student", "student")
+
+    def prepare(cached=True, normalize=True):
+        Path("run.py").write_text(CONFIG.format(checkout=CHECKOUT, cached=cached, normalize=normalize))
+        config, hardware = prepare_args("run.py")
+        bundle = load_pretrained(config.model_args, hardware)
+        teacher = load_teacher(config, hardware, bundle)
+        learner = build_learner(config, bundle, teacher)
+        data = prepare_data(config, bundle, teacher, learner, open_splits(config))
+        return learner, data["collate"]([data["train_dataset"][index] for index in range(6)]).pieces
+
+    return prepare
+
+
+def spread_of(learner):
+    (match,) = [module for module in learner.modules() if isinstance(module, FeatureMatch)]
+    return match, {name: buffer for name, buffer in match.named_buffers() if "mean" in name or "std" in name}
+
+
+@torch.no_grad()
+def test_features_of_both_are_normalized_over_the_training_split(prepared):
+    learner, pieces = prepared()
+    match, spread = spread_of(learner)
+    learner.eval()
+    for side, module, place in (("student", learner.student, 0), ("teacher", learner.teacher, 1)):
+        taps = [module(**getattr(piece, side)).taps for piece in pieces]
+        for index, paths in enumerate(match.paths):
+            values = torch.cat([tap[paths[place]].flatten(0, 1) for tap in taps]).double()
+            torch.testing.assert_close(spread[f"{side}_mean_{index}"].double(), values.mean(0), rtol=1e-4, atol=1e-5)
+            normal = (values - values.mean(0)) / spread[f"{side}_std_{index}"].double()
+            deviation = normal.square().mean(dim=(0, 2, 3)).sqrt()
+            assert deviation.max() < 1 + 1e-3 and deviation.median() > 1 - 1e-3
+
+
+def test_the_cache_and_a_resident_teacher_give_the_same_bits(prepared):
+    (cached, _), (resident, _) = prepared(cached=True), prepared(cached=False)
+    ours, theirs = spread_of(cached)[1], spread_of(resident)[1]
+    assert ours.keys() == theirs.keys() and len(ours) == 12
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_as_published_features_stay_as_they_are(prepared):
+    learner, _ = prepared(normalize=False)
+    assert not spread_of(learner)[1]
+
+
+def test_neither_an_offset_nor_a_scale_of_features_changes_a_normalized_distance():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(9, 2, 3, 2, 2), torch.randn(9, 2, 5, 2, 2)
+    known = {"views_known": torch.ones(9, 2, dtype=torch.bool)}
+
+    def distance(narrow, wide, normalize=True):
+        match = FeatureMatch(student_layers=["s"], teacher_layers=["t"], grid=2)
+        torch.manual_seed(1)
+        match.paths, match.projectors = [("s", "t")], torch.nn.ModuleList([torch.nn.Linear(3, 5)])
+        if normalize:
+            match.learn_spread([{"s": one[None]} for one in narrow], [{"t": one[None]} for one in wide])
+        with torch.no_grad():
+            outputs = [Outputs(tap, taps={name: tap}) for name, tap in (("s", narrow), ("t", wide))]
+            return match.total(Context(known, *outputs))
+
+    moved = 0.01 * student + 3, 50 * teacher + torch.randn(5, 2, 2)
+    torch.testing.assert_close(distance(*moved), distance(student, teacher), rtol=1e-3, atol=1e-3)
+    assert distance(*moved, normalize=False).min() > 100 * distance(*moved).max()
+
+
+def test_a_channel_that_never_varies_is_not_blown_up():
+    taps = torch.randn(20, 1, 1, 4, 2, 2).clone()
+    taps[:, :, :, 1] = 7.0
+    match = FeatureMatch(student_layers=["s"], teacher_layers=["t"], grid=2)
+    match.paths = [("s", "t")]
+    match.learn_spread([{"s": tap} for tap in taps], [{"t": tap} for tap in taps])
+    spread = dict(match.named_buffers())
+    assert 0.005 < spread["teacher_std_0"][1].item() < 0.02 and spread["teacher_std_0"][0].item() > 0.5
