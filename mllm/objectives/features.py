@@ -17,6 +17,8 @@ from mllm.structures import Bundle, Context
 SIDES = ("student", "teacher")
 FLOOR = 0.01
 """The least standard deviation by which a channel is divided, in those of its layer (their root mean square)."""
+RIDGE = 0.1
+"""How much of an input's variance of 1 is added to it where projectors begin, so that few images suffice."""
 
 
 @OBJECTIVES.register_module()
@@ -27,9 +29,10 @@ class FeatureMatch(Objective):
     of the student, and three layers of the teacher evenly spread to its last (8, 17 and 26 of 27). Both are averaged to
     a `grid` x `grid`: 1 as published, which leaves no place; more keeps where things are. `normalize` (False as
     published): from the features of both, the mean of every place is taken and each channel is divided by its standard
-    deviation, as they are in the training split before training. What all images share, and projectors would learn
-    first, is most of the distance otherwise. `distance`: 'mse', or 'cosine' (1 - cosine). `layer_weights`: one for each
-    pair, None: all alike. An item is a view; its loss is the mean over places, channels and pairs.
+    deviation, as they are in the training split before training, and projectors begin as the best linear maps. What all
+    images share is most of the distance otherwise, and projectors would learn it first. `distance`: 'mse', or 'cosine'
+    (1 - cosine). `layer_weights`: one for each pair, None: all alike. An item is a view; its loss is the mean over
+    places, channels and pairs.
     """
 
     def __init__(
@@ -70,19 +73,27 @@ class FeatureMatch(Objective):
             torch.manual_seed(0)  # the same start in every process and run
             self.projectors = nn.ModuleList(nn.Linear(n, w) for (_, n), (_, w) in zip(narrow, wide, strict=True))
 
-    def learn_spread(self, student: Sequence[dict[str, Tensor]], teacher: Sequence[dict[str, Tensor]]) -> None:
+    def fit(self, student: Sequence[dict[str, Tensor]], teacher: Sequence[dict[str, Tensor]]) -> None:
         """Takes means and standard deviations from both models' taps [B, V, C, g, g] of images of the training split.
 
-        They stay as they are, also when the student changes.
+        They stay as they are, also when the student changes. Projectors begin as the best linear maps (ridge
+        regression): from random ones, a small learning rate would not come near the teacher.
         """
-        for index, paths in enumerate(self.paths):
+        for index, (projector, paths) in enumerate(zip(self.projectors, self.paths, strict=True)):
+            normal = []
             for side, path, taps in zip(SIDES, paths, (student, teacher), strict=True):
-                mean, std = _spread([seen[path] for seen in taps])
-                self.register_buffer(f"{side}_mean_{index}", mean, persistent=False)
-                self.register_buffer(f"{side}_std_{index}", std, persistent=False)
+                values = torch.cat([seen[path].detach().flatten(0, 1) for seen in taps]).double()
+                mean, std = _spread(values)
+                self.register_buffer(f"{side}_mean_{index}", mean.float(), persistent=False)
+                self.register_buffer(f"{side}_std_{index}", std.float(), persistent=False)
+                normal.append(((values - mean) / std).movedim(1, -1).flatten(0, -2))
+            assert isinstance(projector, nn.Linear)
+            with torch.no_grad():
+                projector.weight.copy_(_ridge(*normal))
+                projector.bias.zero_()
 
     def _normalized(self, features: Tensor, side: str, index: int) -> Tensor:
-        """Features [B, V, C, g, g] in fp32, normalized where `learn_spread` was called."""
+        """Features [B, V, C, g, g] in fp32, normalized where `fit` was called."""
         spread = dict(self.named_buffers(recurse=False))
         if f"{side}_mean_{index}" not in spread:
             return features.float()
@@ -119,10 +130,16 @@ class FeatureMatch(Objective):
         return (total_BV * known_BV).sum(dim=1)
 
 
-def _spread(taps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The mean [C, g, g] and each channel's standard deviation around it [C, 1, 1] of features [B, V, C, g, g]."""
-    values = torch.cat([tap.detach().flatten(0, 1) for tap in taps]).double()
+def _spread(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean [C, g, g] and each channel's standard deviation around it [C, 1, 1] of features [N, C, g, g]."""
     mean = values.mean(dim=0)
     std = (values - mean).square().mean(dim=(0, 2, 3), keepdim=True)[0].sqrt()
     floor = FLOOR * std.square().mean().sqrt()
-    return mean.float(), std.clamp_min(max(float(floor), 1e-6)).float()
+    return mean, std.clamp_min(max(float(floor), 1e-6))
+
+
+def _ridge(narrow: Tensor, wide: Tensor) -> Tensor:
+    """The weight [W, N] that maps centered rows [R, N] to [R, W] with the least squared error, shrunk by `RIDGE`."""
+    gram = narrow.T @ narrow
+    gram.diagonal().add_(RIDGE * len(narrow))
+    return torch.linalg.solve(gram, narrow.T @ wide).T

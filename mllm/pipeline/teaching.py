@@ -147,8 +147,8 @@ def fill(cache: FeatureCache, teacher: Bundle, splits: dict[str, SampleDataset],
 
 
 @torch.no_grad()
-def tell_spread(learner: Learner, encoder: Any, split: SampleDataset) -> None:
-    """Tells each FeatureMatch that normalizes how much both models' features vary over some images of a split."""
+def fit_objectives(learner: Learner, encoder: Any, split: SampleDataset) -> None:
+    """Shows each FeatureMatch that normalizes what both models see in some images of a split."""
     objectives = [one for _, one in learner.named_objectives() if isinstance(one, FeatureMatch) and one.normalize]
     if not objectives:
         return
@@ -157,7 +157,7 @@ def tell_spread(learner: Learner, encoder: Any, split: SampleDataset) -> None:
     student, teacher = [], []
     count = min(len(split), MEASURED)
     with evaluating(learner.student):
-        for place in tqdm(range(count), desc="spread of the features", disable=None):
+        for place in tqdm(range(count), desc="what both see", disable=None):
             try:
                 sample = split.sample(place * len(split) // count)
                 batch = encoder.pad([encoder.encode(sample)]).to(device)
@@ -168,7 +168,7 @@ def tell_spread(learner: Learner, encoder: Any, split: SampleDataset) -> None:
             student.append(learner.student(**batch.student).taps)
             teacher.append(taught.taps)
     for objective in objectives if student else ():
-        objective.learn_spread(student, teacher)
+        objective.fit(student, teacher)
 
 
 def _change(split: SampleDataset) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from mllm.engine.builder import build_learner
 from mllm.models.builder.builder import load_pretrained
-from mllm.objectives.features import FeatureMatch
+from mllm.objectives.features import RIDGE, FeatureMatch
 from mllm.pipeline.data import prepare_data
 from mllm.pipeline.prepare import prepare_args
 from mllm.pipeline.steps import open_splits
@@ -87,7 +87,7 @@ def test_neither_an_offset_nor_a_scale_of_features_changes_a_normalized_distance
         torch.manual_seed(1)
         match.paths, match.projectors = [("s", "t")], torch.nn.ModuleList([torch.nn.Linear(3, 5)])
         if normalize:
-            match.learn_spread([{"s": one[None]} for one in narrow], [{"t": one[None]} for one in wide])
+            match.fit([{"s": one[None]} for one in narrow], [{"t": one[None]} for one in wide])
         with torch.no_grad():
             outputs = [Outputs(tap, taps={name: tap}) for name, tap in (("s", narrow), ("t", wide))]
             return match.total(Context(known, *outputs))
@@ -101,7 +101,27 @@ def test_a_channel_that_never_varies_is_not_blown_up():
     taps = torch.randn(20, 1, 1, 4, 2, 2).clone()
     taps[:, :, :, 1] = 7.0
     match = FeatureMatch(student_layers=["s"], teacher_layers=["t"], grid=2)
-    match.paths = [("s", "t")]
-    match.learn_spread([{"s": tap} for tap in taps], [{"t": tap} for tap in taps])
+    match.paths, match.projectors = [("s", "t")], torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+    match.fit([{"s": tap} for tap in taps], [{"t": tap} for tap in taps])
     spread = dict(match.named_buffers())
     assert 0.005 < spread["teacher_std_0"][1].item() < 0.02 and spread["teacher_std_0"][0].item() > 0.5
+
+
+def test_projectors_begin_where_the_ridge_regression_has_its_minimum():
+    torch.manual_seed(0)
+    student = torch.randn(30, 2, 3, 2, 2)
+    teacher = torch.einsum("wc,bvchx->bvwhx", torch.randn(5, 3), student) + 0.1 * torch.randn(30, 2, 5, 2, 2)
+    match = FeatureMatch(student_layers=["s"], teacher_layers=["t"], grid=2)
+    match.paths, match.projectors = [("s", "t")], torch.nn.ModuleList([torch.nn.Linear(3, 5)])
+    match.fit([{"s": student}], [{"t": teacher}])
+    projector = match.projectors[0]
+    known = torch.ones(30, 2, dtype=torch.bool)
+    context = Context(
+        {"views_known": known}, Outputs(student, taps={"s": student}), Outputs(teacher, taps={"t": teacher})
+    )
+    student.requires_grad_()
+    distance = match.total(context).sum() / 60
+    assert distance < 0.05  # of a variance of 1
+    penalty = RIDGE * projector.weight.square().sum() / 5  # the distance is a mean over 5 channels
+    (distance + penalty).backward()
+    assert projector.weight.grad.abs().max() < 1e-5 and projector.bias.grad.abs().max() < 1e-5
