@@ -144,11 +144,11 @@ def test_a_teacher_and_a_student_run_as_the_benchmark_of_distillation_has_them(t
     shared = dict(seed=0, steps=2, labelled=2, unlabelled=2, judged="held-out", judged_hearts=2, rate=1e-3)
     shared |= dict(threads=torch.get_num_threads(), folder=tmp_path, weight=1.0)
     teacher = distillation_work.work(Namespace(way="teacher", teacher=None, **shared))
-    student = distillation_work.work(Namespace(way="unlabelled", teacher=Path(teacher["student"]), **shared))
+    student = distillation_work.work(Namespace(way="grid-unlabelled", teacher=Path(teacher["student"]), **shared))
     assert "feature_match" not in teacher["losses"][0] and student["losses"][0]["feature_match"] > 0
     assert {name: len(values) for name, values in student["errors"].items()} == {"EF": 2, "EDV": 2, "ESV": 2}
     errors = {name: np.array([student["errors"][name]]) for name in distillation.UNITS}
-    header, rule, first, second = distillation.table({"alone": errors, "unlabelled": errors}).splitlines()
+    header, rule, first, second = distillation.table({"alone": errors, "grid-unlabelled": errors}).splitlines()
     assert header.count("|") == rule.count("|") == first.count("|") == second.count("|")
     assert second.endswith(" | +0.00 [+0.00, +0.00] |")
 

@@ -37,7 +37,8 @@ MATCHING: dict[str, Mapping[str, Any] | None] = {
     "alone": None,
     "pooled": dict(grid=1),
     "grid": dict(grid=4),
-    "unlabelled": dict(grid=4),
+    "pooled-unlabelled": dict(grid=1),
+    "grid-unlabelled": dict(grid=4),
 }
 """What FeatureMatch is told in each way that a student learns; alone it has no teacher."""
 HEAD = dict(measures=dict(type="RegressionHead", measures=list(MEASURES), views=["ED", "ES"]))
@@ -102,7 +103,7 @@ def config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     is_teacher = options.way == "teacher"
     family, vision = ("medsiglip", {}) if is_teacher else ("gemma3n-student", STUDENT)
     base = write_tiny(family, folder / f"{family}-{options.seed}", seed=options.seed, vision=vision)
-    unlabelled = options.unlabelled if options.way == "unlabelled" else 0
+    unlabelled = options.unlabelled if options.way.endswith("-unlabelled") else 0
     chosen = dict(
         model_args=dict(
             type=family,
