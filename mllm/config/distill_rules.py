@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 SEEING = {"gemma3n-student": "gemma3n", "medgemma": "gemma3", "medsiglip": "siglip"}
 """The types that have a `part='vision'`, and the architecture that each reads."""
+TOWERS = {"siglip_vision_model": "siglip"}
+"""Architectures that are the tower of another one alone, as a trained student is written."""
 MATCHES = ("FeatureMatch", "LogitMatch")
 """The objectives that learn from a teacher."""
 MEASURES = ("MeasureLoss", "VolumeConsistency")
@@ -48,7 +50,8 @@ def distill_args(merged: Mapping[str, Any], places: Places) -> DistillArgs | Non
 def refuse_wrong_parts(config: RunConfig, checkpoint: Checkpoint) -> None:
     """Refuses `part` and what belongs to it where the type has none, and a checkpoint of another architecture."""
     args = config.model_args
-    if args.type in ("gemma3n-student", "medsiglip") and checkpoint.model_type not in (None, SEEING[args.type]):
+    found = TOWERS.get(checkpoint.model_type or "", checkpoint.model_type)
+    if args.type in ("gemma3n-student", "medsiglip") and found not in (None, SEEING[args.type]):
         raise ConfigError(
             f"{config.place('model_args', 'type')}: type='{args.type}' reads a {SEEING[args.type]} checkpoint, and "
             f"{args.model_name_or_path} is a {checkpoint.title} checkpoint: name another type or checkpoint"

@@ -53,7 +53,7 @@ def write(
             f"use {folder.parent / 'adapter'} instead, and please report it"
         )
     if dtype is not None:
-        folded.pretrained.to(dtype)
+        torch.nn.Module.to(folded.pretrained, dtype)
     with replaced_folder(folder) as temporary:
         folded.pretrained.save_pretrained(temporary)
         write_trained(folded, temporary, IN_MERGED)

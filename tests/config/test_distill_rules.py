@@ -1,4 +1,4 @@
-"""What a student, its teacher and their lessons must be: every wrong mixture is refused by a sentence with its place."""  # noqa: E501
+"""What a student, its teacher and their lessons must be: every wrong mixture is refused by a sentence with its place."""
 
 from __future__ import annotations
 
@@ -74,23 +74,47 @@ TEACHER = "distill_args = dict(_delete_=True, teacher=dict(type='medgemma', mode
         ("distill_args = None", "objectives.feature_match (FeatureMatch) needs a teacher: set distill_args"),
         ("distill_args = dict(_delete_=True, cache=True)", "distill_args needs teacher=dict(type=..."),
         (TEACHER + ", lora_r=4))", "a teacher does not train: remove distill_args.teacher.lora_r"),
-        (TEACHER + ", heads=dict(box=dict(type='BoxHead'))))", "a teacher does not train: remove distill_args.teacher.heads"),  # noqa: E501
+        (
+            TEACHER + ", heads=dict(box=dict(type='BoxHead'))))",
+            "a teacher does not train: remove distill_args.teacher.heads",
+        ),
         (TEACHER + "))", "needs a teacher that sees: set distill_args.teacher.part='vision'"),
         (TEACHER.replace("medgemma", "medgema") + "))", "did you mean 'medgemma'"),
         (TEACHER + ", par='vision'))", "did you mean 'part'"),
         ("distill_args = dict(cash=True)", "did you mean 'cache'"),
         ("objectives = dict(feature_match=None)", "nothing is learned from the teacher: add an objective such as"),
         ("objectives = dict(words=dict(type='NextToken'))", "learns words, and a model with part='vision' has none"),
-        ("objectives = dict(words=dict(type='LogitMatch'))", "needs a teacher that speaks: remove distill_args.teacher.part"),  # noqa: E501
-        ("objectives = dict(measures=None)\nmodel_args = dict(heads=dict(_delete_=True))", "a model with part='vision' does not speak; say what it gives"),
-        ("model_args = dict(part=None)", "a RegressionHead named 'measures' is the one head of a model with part='vision'"),  # noqa: E501
-        ("objectives = dict(measures=None)\nmodel_args = dict(part=None, heads=dict(_delete_=True))", "is for a model with part='vision': set model_args.part='vision'"),
+        (
+            "objectives = dict(words=dict(type='LogitMatch'))",
+            "needs a teacher that speaks: remove distill_args.teacher.part",
+        ),
+        (
+            "objectives = dict(measures=None)\nmodel_args = dict(heads=dict(_delete_=True))",
+            "a model with part='vision' does not speak; say what it gives",
+        ),
+        (
+            "model_args = dict(part=None)",
+            "a RegressionHead named 'measures' is the one head of a model with part='vision'",
+        ),
+        (
+            "objectives = dict(measures=None)\nmodel_args = dict(part=None, heads=dict(_delete_=True))",
+            "is for a model with part='vision': set model_args.part='vision'",
+        ),
         ("model_args = dict(part='eyes')", "part"),
-        ("model_args = dict(type='causal-lm')", "part='vision' is possible with type=gemma3n-student, medgemma, medsiglip"),  # noqa: E501
-        ("model_args = dict(load_in_4bit=True)", "has convolutions and no Linear layer, so 4 and 8 bits apply to the language"),  # noqa: E501
-        ("objectives = dict(measures=None)\nmodel_args = dict(part=None, heads=dict(_delete_=True), train_vision=True)", "train_vision=True trains the vision tower of a model"),  # noqa: E501
+        (
+            "model_args = dict(type='causal-lm')",
+            "part='vision' is possible with type=gemma3n-student, medgemma, medsiglip",
+        ),
+        (
+            "model_args = dict(load_in_4bit=True)",
+            "has convolutions and no Linear layer, so 4 and 8 bits apply to the language",
+        ),
+        (
+            "objectives = dict(measures=None)\nmodel_args = dict(part=None, heads=dict(_delete_=True), train_vision=True)",
+            "train_vision=True trains the vision tower of a model",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused_with_its_place(run, lines: str, sentence: str):
     said = refusal(run, lines + "\n")
     assert sentence in said
