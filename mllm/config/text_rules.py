@@ -44,6 +44,6 @@ def refuse_packing(config: RunConfig, checkpoint: Checkpoint) -> None:
     if args.attn_implementation not in ATTENTION:
         raise ConfigError(
             f"{config.place('model_args', 'attn_implementation')}: attn_implementation='{args.attn_implementation}' "
-            f"is not shown to keep the samples of a row apart, which packing=True ({place}) needs: use 'sdpa' or 'eager', "
-            "or remove packing"
+            f"is not shown to keep the samples of a row apart, which packing=True ({place}) needs: use 'sdpa' or "
+            "'eager', or remove packing"
         )
