@@ -150,7 +150,7 @@ def test_batches_with_and_without_objects_train_heads_alike_on_two_processes(wri
 
 PRIVATE = """
 custom_imports = dict(imports=["mixed"])
-model_args.update(lora_dropout=0.0, image_size=112, image_token_len=16, lora_target="language")
+model_args.update(lora_dropout=0.0, image_size=112, image_token_len=16, lora_target="all")
 data_args = dict(train=dict(_delete_=True, type="Mixed", size=9), validation=None, test=None)
 training_args.update(optim="sgd", learning_rate=0.5, lr_scheduler_type="constant", warmup_steps=0, max_steps=4,
                      eval_strategy="no", max_grad_norm=0.0, save_strategy="steps", save_steps=2)
