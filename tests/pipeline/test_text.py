@@ -9,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mllm.errors import ConfigError
+from mllm.pipeline.export import main as export
 from mllm.pipeline.finetune import main
+from mllm.pipeline.merge import main as merge
 from mllm.pipeline.predict import main as predict
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -96,7 +99,8 @@ training_args = dict(max_steps=80, per_device_train_batch_size=4, learning_rate=
 """
 
 
-def test_a_translation_is_learned_by_heart_and_asked_for(folder, capsys):
+def test_a_translation_is_learned_by_heart_merged_and_asked_for(folder, capsys):
+    """All that T5Gemma's adapter goes through, up to GGUF, which is refused with its reason."""
     pairs = [("The heart.", "Le coeur."), ("The liver.", "Le foie."), ("No lung.", "Nul poumon."), ("Two.", "Deux.")]
     Path("pairs.tsv").write_text("".join(f"{n}\t{src}\t{dst}\n" for n, (src, dst) in enumerate(pairs)))
     Path("translate.py").write_text(TRANSLATION.format(checkout=CHECKOUT))
@@ -107,6 +111,13 @@ def test_a_translation_is_learned_by_heart_and_asked_for(folder, capsys):
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [row["prediction"] for row in rows] == [dst for _, dst in pairs]
     assert all(row["tokens"] < 20 for row in rows), "the end of the turn is generated"
-    capsys.readouterr()
-    assert predict(["--adapter", str(run / "adapter"), "--question", "The liver."]) == 0
-    assert capsys.readouterr().out == "Le foie.\n"
+    assert merge(["--adapter", str(run / "adapter"), "--out", "merged"]) == 0
+    assert json.loads(Path("merged/export_report.json").read_text())["parity"] == "checked"
+    for asked in (["--adapter", str(run / "adapter")], ["--model", "merged"]):
+        capsys.readouterr()
+        assert predict([*asked, "--question", "The liver."]) == 0
+        assert capsys.readouterr().out == "Le foie.\n"
+    pytest.importorskip("gguf")
+    with pytest.raises(ConfigError, match="'merged' cannot become a GGUF: llama.cpp has no T5Gemma"):
+        export(["--model", "merged", "--format", "gguf", "--out", "model.gguf", "--type", "q8_0"])
+    assert not Path("model.gguf").exists()
