@@ -1,5 +1,6 @@
 """The benchmarks' own parts: what is measured is the same for both sides, and a table says what the runs said."""
 
+import math
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -12,12 +13,12 @@ from transformers import AutoProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "bench"))
 
-import canaries  # noqa: E402
+import distillation  # noqa: E402
+import distillation_work  # noqa: E402
 import grounding  # noqa: E402
 import grounding_work  # noqa: E402
-import privacy  # noqa: E402
-import privacy_work  # noqa: E402
 import sft_work  # noqa: E402
+import teacher_cache  # noqa: E402
 from interleaved import Figures, in_fresh_process, resident_memory, table, worst_difference  # noqa: E402
 
 from mllm.dataset.sampler import Draw  # noqa: E402
@@ -126,57 +127,51 @@ def test_a_spread_is_the_mean_with_the_least_and_the_greatest_seed():
     assert grounding.spread([None, None]) == ""
 
 
-@pytest.fixture
-def tiny_work(tmp_path):
-    """Runs a competitor of the privacy benchmark on a tiny VaultGemma."""
-    checkpoint = str(write_tiny("vaultgemma", tmp_path / "model"))
-
-    def run(competitor, noise=0.0):
-        options = Namespace(competitor=competitor, physical=6, updates=1, noise=noise)
-        train = privacy_work.train_opacus if competitor == "opacus" else privacy_work.train_ours
-        return train(privacy_work.Rows(), privacy_work.load(checkpoint), str(tmp_path), options)
-
-    return run
+def test_hearts_without_labels_take_every_second_turn_and_are_drawn_once():
+    hearts = distillation_work.KeptEchoDataset(labelled=2, unlabelled=3, length=10, seed=0, image_size=48)
+    assert [hearts.heart(index) for index in range(10)] == [0, 2, 1, 3, 0, 4, 1, 2, 0, 3]
+    known = [all(map(math.isfinite, hearts.measures(index).values())) for index in range(10)]
+    assert known == [True, False] * 5
+    assert hearts.views(1) is hearts.views(7) and hearts.group(1) == hearts.group(7) != hearts.group(3)
+    few = distillation_work.KeptEchoDataset(labelled=2, unlabelled=0, length=5, seed=0, image_size=48)
+    assert [few.heart(index) for index in range(5)] == [0, 1, 0, 1, 0]
+    assert few.sample(2).images[0].tobytes() == hearts.sample(4).images[0].tobytes()
 
 
-def test_without_noise_opacus_and_ours_clip_the_same_gradients_and_with_it_they_do_not(tiny_work):
-    ours, theirs, noisy, plain = (
-        tiny_work("private"),
-        tiny_work("opacus"),
-        tiny_work("private", 0.5),
-        tiny_work("plain"),
-    )
-    assert worst_difference(ours["gradient"], theirs["gradient"]) < 1e-4
-    assert worst_difference(noisy["gradient"], ours["gradient"]) > 0.1
-    assert worst_difference(plain["gradient"], ours["gradient"]) > 0.01
-    runs = [{"seconds": 4.0, "cpu_seconds": 8.0, "bytes": 3e9}, {"seconds": 6.0, "cpu_seconds": 8.0, "bytes": 3e9}]
-    line = privacy.row("private", runs, [{"seconds": 2.5, "cpu_seconds": 4.0, "bytes": 2e9}], updates=2)
-    assert line == ("| private | 2.50 (2.00-3.00) | 2.00 | 4.00 (4.00-4.00) | 2.00 | 3.00 (3.00-3.00) | 1.50 |")
-    assert all(ours[key] > 0 for key in ("seconds", "cpu_seconds", "bytes"))
+def test_a_teacher_and_a_student_run_as_the_benchmark_of_distillation_has_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distillation_work, "BATCH", 2)
+    shared = dict(seed=0, steps=2, labelled=2, unlabelled=2, judged="held-out", judged_hearts=2, rate=1e-3)
+    shared |= dict(threads=torch.get_num_threads(), folder=tmp_path, weight=1.0)
+    teacher = distillation_work.work(Namespace(way="teacher", teacher=None, **shared))
+    student = distillation_work.work(Namespace(way="grid-unlabelled", teacher=Path(teacher["student"]), **shared))
+    assert "feature_match" not in teacher["losses"][0] and student["losses"][0]["feature_match"] > 0
+    assert {name: len(values) for name, values in student["errors"].items()} == {"EF": 2, "EDV": 2, "ESV": 2}
+    errors = {name: np.array([student["errors"][name]]) for name in distillation.UNITS}
+    header, rule, first, second = distillation.table({"alone": errors, "grid-unlabelled": errors}).splitlines()
+    assert header.count("|") == rule.count("|") == first.count("|") == second.count("|")
+    assert second.endswith(" | +0.00 [+0.00, +0.00] |")
 
 
-def test_exposure_is_nine_bits_for_the_first_of_512_and_none_for_the_last():
-    losses = np.arange(512.0)
-    assert canaries.exposure(losses) == 9 and canaries.exposure(losses[::-1]) == 0
-    assert canaries.exposure(np.roll(losses, -3)) == pytest.approx(9 - np.log2(4))
-    chance = [canaries.exposure(np.random.default_rng(seed).permutation(losses)) for seed in range(300)]
-    assert np.mean(chance) == pytest.approx(1.43, abs=0.2)
+def test_an_interval_of_errors_is_that_of_seeds_and_patients():
+    assert distillation.interval(np.full((5, 128), 2.5)) == "2.50 [2.50, 2.50]"
+    by_seed, by_patient = np.tile([[0.0], [10.0]], (1, 50)), np.tile(np.arange(50.0), (5, 1))
+    assert distillation.interval(by_seed) == "5.00 [0.00, 10.00]"
+    low, high = (float(end) for end in distillation.interval(by_patient)[7:-1].split(","))
+    # The mean of 50 draws has the standard deviation sqrt((50^2 - 1) / 12 / 50) = 2.04.
+    assert abs(low - (24.5 - 1.96 * 2.04)) < 0.4 and abs(high - (24.5 + 1.96 * 2.04)) < 0.4
 
 
-def test_the_area_is_the_share_of_pairs_in_which_the_member_is_known():
-    assert canaries.area(np.array([1.0, 2.0]), np.array([3.0, 4.0])) == 1
-    assert canaries.area(np.array([1.0, 3.0]), np.array([2.0, 3.0])) == (2 + 0 + 0.5) / 4
-
-
-def test_one_run_of_the_canaries_gives_every_figure_of_its_table(monkeypatch):
-    monkeypatch.setattr(canaries, "CODES", 4)
-    options = Namespace(seed=1, steps=2, batch=4, rate=1e-3, clip=1.0, findings=6, canaries=2)
-    rows = canaries.Rows(6, 2, seed=1)
-    held_out = {rows.canary(number).turns[0].text for number in (2, 3)}
-    assert len(rows) == 8 and not held_out & {row.turns[0].text for row in rows.rows}
-    assert rows.canary(0).turns[1] != rows.canary(0, 1).turns[1] and rows.canary(0) in rows.rows
-    found = {epsilon: [canaries.work(epsilon, options)] for epsilon in (None, 8.0)}
-    assert found[None][0]["spent"] is None and 7 < found[8.0][0]["spent"] <= 8
-    header, rule, plain, private = canaries.table(found).splitlines()
-    assert header.count("|") == rule.count("|") == plain.count("|") == private.count("|")
-    assert plain.startswith("| without privacy | infinite | ") and private.startswith("| epsilon 8 | 7.9")
+def test_the_cache_changes_no_loss_and_a_changed_loss_ends_the_benchmark(tmp_path, monkeypatch):
+    write_tiny("medsiglip", tmp_path / "teacher", vision=dict(image_size=28, num_hidden_layers=3))
+    write_tiny("gemma3n-student", tmp_path / "student")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(teacher_cache, "BATCH", 2)
+    threads = torch.get_num_threads()
+    cache, resident = (teacher_cache.work(tmp_path, cached, 2, threads) for cached in (True, False))
+    assert cache["losses"] == resident["losses"] and len(cache["losses"]) == 6
+    assert cache["seconds"] > 0 and cache["bytes"] > 0
+    changed = iter([cache, {**resident, "losses": [*resident["losses"][:-1], 0.0]}])
+    monkeypatch.setattr(teacher_cache, "in_fresh_process", lambda *args: next(changed))
+    with pytest.raises(SystemExit, match="the losses differ"):
+        teacher_cache.compare(Namespace(rounds=1, samples=2, threads=threads), tmp_path)

@@ -18,7 +18,7 @@ from mllm.engine.learner import Learner
 from mllm.engine.privacy.noise import secret_of
 from mllm.engine.privacy.synthetic import synthetic_samples, synthetic_views
 from mllm.models.vision_model import VisionModel
-from mllm.pipeline.teaching import teaching_encoder
+from mllm.pipeline.teaching import fit_objectives, teaching_encoder
 from mllm.structures import Bundle
 
 
@@ -37,6 +37,7 @@ def prepare_data(
     if isinstance(bundle.model, VisionModel) and bundle.model.head is not None:
         bundle.model.head.normalize(known_measures(splits["train"]))
     encoder = teaching_encoder(config, learner, bundle, teacher, splits)
+    fit_objectives(learner, encoder, splits["train"])
     size = training.get("per_device_train_batch_size", 8)
     collate = LogicalCollator(
         encoder.pad,
