@@ -25,7 +25,9 @@ from interleaved import resident_memory  # noqa: E402
 
 
 def write(path: Path, kinds: dict[str, Kind], tensors: list[Planned]) -> Path:
-    return write_gguf(path, "llama", lambda to: to.add_name("tiny"), tensors, [kinds[tensor.name] for tensor in tensors])
+    return write_gguf(
+        path, "llama", lambda to: to.add_name("tiny"), tensors, [kinds[tensor.name] for tensor in tensors]
+    )
 
 
 @pytest.mark.parametrize(
