@@ -1,5 +1,6 @@
 """The benchmarks' own parts: what is measured is the same for both sides, and a table says what the runs said."""
 
+import math
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -12,12 +13,16 @@ from transformers import AutoProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "bench"))
 
+import distillation  # noqa: E402
+import distillation_work  # noqa: E402
 import grounding  # noqa: E402
 import grounding_work  # noqa: E402
 import sft_work  # noqa: E402
+import teacher_cache  # noqa: E402
 from interleaved import Figures, in_fresh_process, resident_memory, table, worst_difference  # noqa: E402
 
 from mllm.dataset.sampler import Draw  # noqa: E402
+from mllm.testing.tiny import write_tiny  # noqa: E402
 
 RUNS = {
     "ours": [{"seconds": seconds, "bytes": 2_000_000_000} for seconds in (10.0, 30.0, 11.0)],
@@ -120,3 +125,53 @@ def test_kept_samples_are_encoded_once_and_stay_as_they_were():
 def test_a_spread_is_the_mean_with_the_least_and_the_greatest_seed():
     assert grounding.spread([0.5, 0.25, 0.75]) == "0.50 (0.25-0.75)"
     assert grounding.spread([None, None]) == ""
+
+
+def test_hearts_without_labels_take_every_second_turn_and_are_drawn_once():
+    hearts = distillation_work.KeptEchoDataset(labelled=2, unlabelled=3, length=10, seed=0, image_size=48)
+    assert [hearts.heart(index) for index in range(10)] == [0, 2, 1, 3, 0, 4, 1, 2, 0, 3]
+    known = [all(map(math.isfinite, hearts.measures(index).values())) for index in range(10)]
+    assert known == [True, False] * 5
+    assert hearts.views(1) is hearts.views(7) and hearts.group(1) == hearts.group(7) != hearts.group(3)
+    few = distillation_work.KeptEchoDataset(labelled=2, unlabelled=0, length=5, seed=0, image_size=48)
+    assert [few.heart(index) for index in range(5)] == [0, 1, 0, 1, 0]
+    assert few.sample(2).images[0].tobytes() == hearts.sample(4).images[0].tobytes()
+
+
+def test_a_teacher_and_a_student_run_as_the_benchmark_of_distillation_has_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distillation_work, "BATCH", 2)
+    shared = dict(seed=0, steps=2, labelled=2, unlabelled=2, judged="held-out", judged_hearts=2, rate=1e-3)
+    shared |= dict(threads=torch.get_num_threads(), folder=tmp_path, weight=1.0)
+    teacher = distillation_work.work(Namespace(way="teacher", teacher=None, **shared))
+    student = distillation_work.work(Namespace(way="grid-unlabelled", teacher=Path(teacher["student"]), **shared))
+    assert "feature_match" not in teacher["losses"][0] and student["losses"][0]["feature_match"] > 0
+    assert {name: len(values) for name, values in student["errors"].items()} == {"EF": 2, "EDV": 2, "ESV": 2}
+    errors = {name: np.array([student["errors"][name]]) for name in distillation.UNITS}
+    header, rule, first, second = distillation.table({"alone": errors, "grid-unlabelled": errors}).splitlines()
+    assert header.count("|") == rule.count("|") == first.count("|") == second.count("|")
+    assert second.endswith(" | +0.00 [+0.00, +0.00] |")
+
+
+def test_an_interval_of_errors_is_that_of_seeds_and_patients():
+    assert distillation.interval(np.full((5, 128), 2.5)) == "2.50 [2.50, 2.50]"
+    by_seed, by_patient = np.tile([[0.0], [10.0]], (1, 50)), np.tile(np.arange(50.0), (5, 1))
+    assert distillation.interval(by_seed) == "5.00 [0.00, 10.00]"
+    low, high = (float(end) for end in distillation.interval(by_patient)[7:-1].split(","))
+    # The mean of 50 draws has the standard deviation sqrt((50^2 - 1) / 12 / 50) = 2.04.
+    assert abs(low - (24.5 - 1.96 * 2.04)) < 0.4 and abs(high - (24.5 + 1.96 * 2.04)) < 0.4
+
+
+def test_the_cache_changes_no_loss_and_a_changed_loss_ends_the_benchmark(tmp_path, monkeypatch):
+    write_tiny("medsiglip", tmp_path / "teacher", vision=dict(image_size=28, num_hidden_layers=3))
+    write_tiny("gemma3n-student", tmp_path / "student")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(teacher_cache, "BATCH", 2)
+    threads = torch.get_num_threads()
+    cache, resident = (teacher_cache.work(tmp_path, cached, 2, threads) for cached in (True, False))
+    assert cache["losses"] == resident["losses"] and len(cache["losses"]) == 6
+    assert cache["seconds"] > 0 and cache["bytes"] > 0
+    changed = iter([cache, {**resident, "losses": [*resident["losses"][:-1], 0.0]}])
+    monkeypatch.setattr(teacher_cache, "in_fresh_process", lambda *args: next(changed))
+    with pytest.raises(SystemExit, match="the losses differ"):
+        teacher_cache.compare(Namespace(rounds=1, samples=2, threads=threads), tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,16 +17,19 @@ logger = logging.getLogger(__name__)
 
 SEEING = {"gemma3n-student": "gemma3n", "medgemma": "gemma3", "medsiglip": "siglip"}
 """The types that have a `part='vision'`, and the architecture that each reads."""
+TOWERS = {"siglip_vision_model": "siglip"}
+"""Architectures that are the tower of another one alone, as a trained student is written."""
 MATCHES = ("FeatureMatch", "LogitMatch")
 """The objectives that learn from a teacher."""
 MEASURES = ("MeasureLoss", "VolumeConsistency")
 """The objectives that learn numbers."""
 
 
-def distill_args(values: dict[str, Any], places: Places) -> DistillArgs | None:
-    """Checks `distill_args` and the teacher in it; None where nobody teaches."""
-    if not values:
+def distill_args(merged: Mapping[str, Any], places: Places) -> DistillArgs | None:
+    """Checks `distill_args` and the teacher in it; None where nobody teaches, or a config takes its base's away."""
+    if merged.get("distill_args") is None:
         return None
+    values = validate.section(merged, "distill_args", places)
     teacher = values.get("teacher")
     if not isinstance(teacher, dict):
         raise ConfigError(
@@ -46,7 +50,8 @@ def distill_args(values: dict[str, Any], places: Places) -> DistillArgs | None:
 def refuse_wrong_parts(config: RunConfig, checkpoint: Checkpoint) -> None:
     """Refuses `part` and what belongs to it where the type has none, and a checkpoint of another architecture."""
     args = config.model_args
-    if args.type in ("gemma3n-student", "medsiglip") and checkpoint.model_type not in (None, SEEING[args.type]):
+    found = TOWERS.get(checkpoint.model_type or "", checkpoint.model_type)
+    if args.type in ("gemma3n-student", "medsiglip") and found not in (None, SEEING[args.type]):
         raise ConfigError(
             f"{config.place('model_args', 'type')}: type='{args.type}' reads a {SEEING[args.type]} checkpoint, and "
             f"{args.model_name_or_path} is a {checkpoint.title} checkpoint: name another type or checkpoint"

@@ -36,11 +36,14 @@ def write_trained(perception: AdaptedModel, folder: str | Path, parts: tuple[str
     return path
 
 
-def load_trained(perception: AdaptedModel, folder: str | Path, parts: tuple[str, ...] = ()) -> None:
+def load_trained(
+    perception: AdaptedModel, folder: str | Path, parts: tuple[str, ...] = (), headless: bool = False
+) -> None:
     """Loads what `write_trained` wrote into an equal model; raises `ConfigError` where it differs.
 
     `parts` are those that the folder holds where it does not hold all: the rest is in the weights already. Where there
-    is no such file, as beside an adapter of another tool, all that trains beside the LoRA stays as it begins.
+    is no such file, as beside an adapter of another tool, all that trains beside the LoRA stays as it begins. A
+    `headless` model, as a teacher is, leaves the folder's heads out.
     """
     path = Path(folder) / FILE
     state = perception.trained_state()
@@ -50,7 +53,8 @@ def load_trained(perception: AdaptedModel, folder: str | Path, parts: tuple[str,
         return
     kept = {name: tensor for name, tensor in state.items() if parts and not name.startswith(parts)}
     try:
-        perception.load_trained_state(_read(path) | kept)
+        read = {name: tensor for name, tensor in _read(path).items() if not (headless and name.startswith("heads."))}
+        perception.load_trained_state(read | kept)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

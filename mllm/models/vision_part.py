@@ -65,7 +65,7 @@ class Gemma3Vision(Wordless, Gemma3ForConditionalGeneration):
 class SiglipVision(Wordless, SiglipVisionModel):
     """The vision tower of a SigLIP, such as MedSigLIP; its features are its last hidden states."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_(scale|bias)$", r"^head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_(scale|bias)$", r"^(vision_model\.)?head\."]
 
     def __init__(self, config: SiglipVisionConfig) -> None:
         config.vision_use_head = False  # a pooled feature has no places left
@@ -101,8 +101,9 @@ SIGHTS = {
         "model.vision_tower.encoder.layers",
     ),
     "siglip": Sight(SiglipVision, {"vision": ""}, "encoder.layers"),
+    "siglip_vision_model": Sight(SiglipVision, {"vision": ""}, "encoder.layers"),
 }
-"""By the checkpoint's `model_type`."""
+"""By the checkpoint's `model_type`; the last is what a SigLIP's tower alone is, as the exporter 'student' writes it."""
 
 
 def load_vision(

@@ -14,6 +14,12 @@ from mllm.objectives.base import Objective
 from mllm.registry import OBJECTIVES
 from mllm.structures import Bundle, Context
 
+SIDES = ("student", "teacher")
+FLOOR = 0.01
+"""The least standard deviation by which a channel is divided, in those of its layer (their root mean square)."""
+RIDGE = 0.1
+"""How much of an input's variance of 1 is added to it where projectors begin, so that few images suffice."""
+
 
 @OBJECTIVES.register_module()
 class FeatureMatch(Objective):
@@ -21,9 +27,12 @@ class FeatureMatch(Objective):
 
     `student_layers` and `teacher_layers` are numbers of layers or module paths, in pairs; None: the first three blocks
     of the student, and three layers of the teacher evenly spread to its last (8, 17 and 26 of 27). Both are averaged to
-    a `grid` x `grid`: 1 as published, which leaves no place; more keeps where things are. `distance`: 'mse', or
-    'cosine' (1 - cosine). `layer_weights`: one for each pair, None: all alike. An item is a view; its loss is the mean
-    over places, channels and pairs.
+    a `grid` x `grid`: 1 as published, which leaves no place; more keeps where things are. `normalize` (False as
+    published): from the features of both, the mean of every place is taken and each channel is divided by its standard
+    deviation, as they are in the training split before training, and projectors begin as the best linear maps. What all
+    images share is most of the distance otherwise, and projectors would learn it first. `distance`: 'mse', or 'cosine'
+    (1 - cosine). `layer_weights`: one for each pair, None: all alike. An item is a view; its loss is the mean over
+    places, channels and pairs.
     """
 
     def __init__(
@@ -34,6 +43,7 @@ class FeatureMatch(Objective):
         grid: int = 1,
         distance: Literal["mse", "cosine"] = "mse",
         layer_weights: Sequence[float] | None = None,
+        normalize: bool = True,
     ) -> None:
         super().__init__(weight)
         count = len(student_layers or teacher_layers or (0, 1, 2))
@@ -48,7 +58,7 @@ class FeatureMatch(Objective):
         if (shares < 0).any() or shares.sum() == 0:
             raise ConfigError(f"FeatureMatch.layer_weights must be at least 0 and not all 0, not {layer_weights}")
         self.student_layers, self.teacher_layers, self.pairs = student_layers, teacher_layers, count
-        self.grid, self.distance = grid, distance
+        self.grid, self.distance, self.normalize = grid, distance, normalize
         self.register_buffer("shares", shares / shares.sum(), persistent=False)
         self.projectors = nn.ModuleList()
         self.paths: list[tuple[str, str]] = []
@@ -63,6 +73,32 @@ class FeatureMatch(Objective):
             torch.manual_seed(0)  # the same start in every process and run
             self.projectors = nn.ModuleList(nn.Linear(n, w) for (_, n), (_, w) in zip(narrow, wide, strict=True))
 
+    def fit(self, student: Sequence[dict[str, Tensor]], teacher: Sequence[dict[str, Tensor]]) -> None:
+        """Takes means and standard deviations from both models' taps [B, V, C, g, g] of images of the training split.
+
+        They stay as they are, also when the student changes. Projectors begin as the best linear maps (ridge
+        regression): from random ones, a small learning rate would not come near the teacher.
+        """
+        for index, (projector, paths) in enumerate(zip(self.projectors, self.paths, strict=True)):
+            normal = []
+            for side, path, taps in zip(SIDES, paths, (student, teacher), strict=True):
+                values = torch.cat([seen[path].detach().flatten(0, 1) for seen in taps]).double()
+                mean, std = _spread(values)
+                self.register_buffer(f"{side}_mean_{index}", mean.float(), persistent=False)
+                self.register_buffer(f"{side}_std_{index}", std.float(), persistent=False)
+                normal.append(((values - mean) / std).movedim(1, -1).flatten(0, -2))
+            assert isinstance(projector, nn.Linear)
+            with torch.no_grad():
+                projector.weight.copy_(_ridge(*normal))
+                projector.bias.zero_()
+
+    def _normalized(self, features: Tensor, side: str, index: int) -> Tensor:
+        """Features [B, V, C, g, g] in fp32, normalized where `fit` was called."""
+        spread = dict(self.named_buffers(recurse=False))
+        if f"{side}_mean_{index}" not in spread:
+            return features.float()
+        return (features.float() - spread[f"{side}_mean_{index}"]) / spread[f"{side}_std_{index}"]
+
     def count(self, targets: dict[str, Tensor]) -> Tensor:
         """The views of each sample, [B]; none where a sample only fills a batch up."""
         return targets["views_known"].sum(dim=1)
@@ -75,17 +111,35 @@ class FeatureMatch(Objective):
         shares = self.get_buffer("shares")
         known_BV = context.targets["views_known"]
         total_BV = known_BV.new_zeros(known_BV.shape, dtype=torch.float32)
-        for share, projector, (narrow, wide) in zip(shares, self.projectors, self.paths, strict=True):
-            seen, true = context.student.taps[narrow], context.teacher.taps[wide].detach().float()
+        for index, (share, projector, (narrow, wide)) in enumerate(
+            zip(shares, self.projectors, self.paths, strict=True)
+        ):
+            seen, true = context.student.taps[narrow], context.teacher.taps[wide].detach()
             if torch.is_grad_enabled() and not seen.requires_grad:
                 raise ConfigError(
                     f"FeatureMatch teaches nothing: {narrow} of the student carries no gradient, so that its projector "
                     "alone would learn; train the layers before it (model_args.lora_target='vision' or train_vision)"
                 )
             with torch.autocast(seen.device.type, enabled=False):
-                seen = projector(seen.float().movedim(2, -1)).movedim(-1, 2)
+                seen = projector(self._normalized(seen, "student", index).movedim(2, -1)).movedim(-1, 2)
+                true = self._normalized(true, "teacher", index)
             if self.distance == "mse":
                 total_BV = total_BV + share * (seen - true).square().flatten(2).mean(dim=2)
             else:
                 total_BV = total_BV + share * (1 - F.cosine_similarity(seen, true, dim=2)).flatten(2).mean(dim=2)
         return (total_BV * known_BV).sum(dim=1)
+
+
+def _spread(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean [C, g, g] and each channel's standard deviation around it [C, 1, 1] of features [N, C, g, g]."""
+    mean = values.mean(dim=0)
+    std = (values - mean).square().mean(dim=(0, 2, 3), keepdim=True)[0].sqrt()
+    floor = FLOOR * std.square().mean().sqrt()
+    return mean, std.clamp_min(max(float(floor), 1e-6))
+
+
+def _ridge(narrow: Tensor, wide: Tensor) -> Tensor:
+    """The weight [W, N] that maps centered rows [R, N] to [R, W] with the least squared error, shrunk by `RIDGE`."""
+    gram = narrow.T @ narrow
+    gram.diagonal().add_(RIDGE * len(narrow))
+    return torch.linalg.solve(gram, narrow.T @ wide).T

@@ -20,12 +20,16 @@ from mllm.engine.feature_cache import CachedTeacher, FeatureCache, fingerprint
 from mllm.engine.learner import Learner
 from mllm.errors import DataError, UserError
 from mllm.models.builder.builder import load_pretrained
+from mllm.models.generation import evaluating
 from mllm.models.view_encoder import ViewEncoder
 from mllm.models.vision_model import VisionModel
+from mllm.objectives.features import FeatureMatch
 from mllm.structures import Batch, Bundle, Encoded, Sample
 
 logger = logging.getLogger(__name__)
 
+MEASURED = 64
+"""Samples, evenly spread over the training split, from which the means and spreads of features come."""
 LOOKED_AT = 16
 """Samples that are drawn in two epochs, to see whether their images change."""
 
@@ -140,6 +144,31 @@ def fill(cache: FeatureCache, teacher: Bundle, splits: dict[str, SampleDataset],
         found + computed,
         computed,
     )
+
+
+@torch.no_grad()
+def fit_objectives(learner: Learner, encoder: Any, split: SampleDataset) -> None:
+    """Shows each FeatureMatch that normalizes what both models see in some images of a split."""
+    objectives = [one for _, one in learner.named_objectives() if isinstance(one, FeatureMatch) and one.normalize]
+    if not objectives:
+        return
+    device = PartialState().device
+    learner.to(device)
+    student, teacher = [], []
+    count = min(len(split), MEASURED)
+    with evaluating(learner.student):
+        for place in tqdm(range(count), desc="what both see", disable=None):
+            try:
+                sample = split.sample(place * len(split) // count)
+                batch = encoder.pad([encoder.encode(sample)]).to(device)
+            except UserError:
+                continue  # where rows may not fail, the training says which one does
+            taught = learner.taught(batch.teacher)
+            assert taught is not None, "the rules refuse FeatureMatch without a teacher"
+            student.append(learner.student(**batch.student).taps)
+            teacher.append(taught.taps)
+    for objective in objectives if student else ():
+        objective.fit(student, teacher)
 
 
 def _change(split: SampleDataset) -> bool:

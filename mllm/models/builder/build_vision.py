@@ -63,8 +63,8 @@ def build_vision(args: ModelArgs, hardware: Hardware) -> Bundle:
         train_in_fp32(model.get_submodule(sight.towers["vision"]))
     seeing.heads.to(model.device)
     if folder is not None:
-        load_trained(seeing, folder)
-    elif (Path(args.model_name_or_path) / FILE).is_file():
+        load_trained(seeing, folder, headless=head is None)
+    elif head is not None and (Path(args.model_name_or_path) / FILE).is_file():
         load_trained(seeing, args.model_name_or_path, IN_MERGED)
     views, measures = ((), ()) if head is None else (head.views, head.measures)
     return Bundle(seeing, ViewEncoder(processor, views=views, measures=measures, tokens=_tokens(model)))

@@ -1,0 +1,200 @@
+"""One run of the benchmark of distillation: a teacher or a student learns to read hearts through `finetune.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from PIL.Image import Image
+from typing_extensions import override
+
+from mllm.config.hardware import CHECKOUT
+from mllm.dataset.cine import MEASURES, CineDataset
+from mllm.dataset.video_dataset.phantom_echo import PhantomEchoDataset
+from mllm.pipeline import finetune, run_command
+from mllm.registry import DATASETS
+from mllm.testing.tiny import write_tiny
+
+PIXELS = 112
+"""Of the phantoms' side; the teacher sees as many."""
+STUDENT = dict(image_size=64, resolution=2)
+"""The student's pixels, and the side of its last map."""
+BATCH = 16
+"""Patients of one update."""
+SEEDS = {"teacher": 5, "validation": 6, "held-out": 7, "students": 100}
+"""Of the hearts of each set; those of a student are its own seed further on."""
+MATCHING: dict[str, Mapping[str, Any] | None] = {
+    "alone": None,
+    "pooled": dict(grid=1),
+    "grid": dict(grid=4),
+    "pooled-unlabelled": dict(grid=1),
+    "grid-unlabelled": dict(grid=4),
+}
+"""What FeatureMatch is told in each way that a student learns; alone it has no teacher."""
+HEAD = dict(measures=dict(type="RegressionHead", measures=list(MEASURES), views=["ED", "ES"]))
+
+
+@DATASETS.register_module()
+class KeptEchoDataset(CineDataset):
+    """Phantoms that are drawn once: `labelled` hearts with their measures in turn with `unlabelled` ones, for `length`.
+
+    An epoch is as long as the run, so that nothing is done at the end of an epoch of a few hearts.
+    """
+
+    def __init__(self, labelled: int, unlabelled: int, length: int, seed: int, image_size: int = PIXELS) -> None:
+        super().__init__()
+        self.hearts = PhantomEchoDataset(labelled + unlabelled, seed, image_size)
+        self.labelled, self.unlabelled, self.length = labelled, unlabelled, length
+        self.drawn: dict[int, dict[str, Image]] = {}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def heart(self, index: int) -> int:
+        """The heart that an index stands for: where there are unlabelled ones, every second is of them."""
+        index = self.checked(index)
+        if not self.unlabelled:
+            return index % self.labelled
+        turn, is_unlabelled = divmod(index, 2)
+        return self.labelled + turn % self.unlabelled if is_unlabelled else turn % self.labelled
+
+    @override
+    def views(self, index: int) -> dict[str, Image]:
+        heart = self.heart(index)
+        if heart not in self.drawn:
+            self.drawn[heart] = self.hearts.views(heart)
+        return self.drawn[heart]
+
+    @override
+    def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
+        heart = self.heart(index)
+        return self.hearts.measures(heart) if heart < self.labelled else dict.fromkeys(MEASURES, math.nan)
+
+    @override
+    def describe(self, index: int, epoch: int = 0) -> str:
+        return self.hearts.describe(self.heart(index))
+
+    @override
+    def group(self, index: int, epoch: int = 0) -> str | None:
+        return self.hearts.group(self.heart(index))
+
+
+def hearts(
+    kind: str, labelled: int, *, unlabelled: int = 0, length: int | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """The options of a dataset."""
+    own = SEEDS[kind] + seed
+    length = labelled if length is None else length
+    return dict(type="KeptEchoDataset", labelled=labelled, unlabelled=unlabelled, length=length, seed=own)
+
+
+def config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What a config file says of a run: the teacher, or a student that learns in one way."""
+    is_teacher = options.way == "teacher"
+    family, vision = ("medsiglip", {}) if is_teacher else ("gemma3n-student", STUDENT)
+    base = write_tiny(family, folder / f"{family}-{options.seed}", seed=options.seed, vision=vision)
+    unlabelled = options.unlabelled if options.way.endswith("-unlabelled") else 0
+    chosen = dict(
+        model_args=dict(
+            type=family,
+            model_name_or_path=str(base),
+            part="vision",
+            train_vision=True,
+            lora_r=None,
+            heads=HEAD,
+        ),
+        objectives=dict(next_token=None, measures=dict(type="MeasureLoss")),
+        data_args=dict(
+            train=hearts(
+                "teacher" if is_teacher else "students",
+                options.labelled,
+                unlabelled=unlabelled,
+                length=BATCH * options.steps,
+                seed=options.seed,
+            ),
+            test=hearts(options.judged, options.judged_hearts),
+            compute_metric="measures",
+            on_error="raise",
+        ),
+        training_args=dict(
+            num_train_epochs=1,
+            learning_rate=options.rate,
+            warmup_steps=0.1,
+            per_device_train_batch_size=BATCH,
+            logging_steps=max(1, options.steps // 20),
+            eval_strategy="no",
+            save_strategy="no",
+            dataloader_num_workers=0,
+            report_to=[],
+            seed=options.seed,
+        ),
+    )
+    matching = None if is_teacher else MATCHING[options.way]
+    if matching is not None:
+        chosen["objectives"]["feature_match"] = dict(type="FeatureMatch", weight=options.weight, **matching)
+        chosen["distill_args"] = dict(
+            teacher=dict(type="medsiglip", model_name_or_path=str(options.teacher.resolve())),
+            cache_folder=str(folder / "teacher_cache"),
+        )
+    return chosen
+
+
+def work(options: argparse.Namespace) -> dict[str, Any]:
+    """Trains as the options say; gives the errors of the judged hearts, and where the trained model lies."""
+    torch.set_num_threads(options.threads)
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{options.way}-{options.judged}-{options.seed}-{options.rate}-{options.weight}"
+    runtime = CHECKOUT / "config" / "_base_" / "runtime" / "finetune.py"
+    lines = [f"{key} = {value!r}" for key, value in config(options, folder).items()]
+    (folder / f"{name}.py").write_text("\n".join([f"_base_ = [{str(runtime)!r}]", *lines, ""]), encoding="utf-8")
+    os.chdir(folder)
+    started = time.process_time()
+    if run_command(finetune.main, [f"{name}.py"]):
+        sys.exit(f"{name} failed")
+    run = folder / "exp" / name / "latest"
+    rows = json.loads((run / "training_log.json").read_text())["rows"]
+    losses = [{key: row[key] for key in ("loss", "measures", "feature_match") if key in row} for row in rows]
+    answers = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    return {
+        "errors": {
+            name: [answer["measures"][name] - answer["reference_measures"][name] for answer in answers]
+            for name in MEASURES
+        },
+        "losses": [row for row in losses if row],
+        "student": str(run.resolve() / "student"),
+        "seconds": time.process_time() - started,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--way", choices=["teacher", *MATCHING], required=True)
+    parser.add_argument("--rate", type=float, required=True, help="learning rate")
+    parser.add_argument("--weight", type=float, default=1.0, help="of FeatureMatch")
+    parser.add_argument("--judged", choices=["validation", "held-out"], required=True)
+    for name in ("seed", "steps", "labelled", "unlabelled", "judged-hearts", "threads"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="for all that is written; runs share the cache in it"
+    )
+    parser.add_argument("--teacher", type=Path, help="the trained teacher's folder")
+    parser.add_argument("--result", type=Path, required=True)
+    options = parser.parse_args(argv)
+    options.result = options.result.resolve()
+    found = work(options)
+    options.result.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

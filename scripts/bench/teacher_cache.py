@@ -1,0 +1,134 @@
+"""What the teacher's cache saves: the second epoch of a distillation with it, and with a resident teacher.
+
+A tiny MobileNet-v5 with a LoRA learns from a random SigLIP of width 384 with 8 layers at 224 pixels, on generated
+hearts. Both ways are the configs' own path; runs alternate, each in a process of its own. No ratio is printed unless
+every update's loss is the same in both, bit by bit. README.md has the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
+
+import distillation_work  # noqa: F401  (registers KeptEchoDataset, which draws each heart once)
+import torch
+from interleaved import Figures, in_fresh_process, machine, resident_memory, table
+from transformers import TrainerCallback, set_seed
+
+from mllm.config.hardware import CHECKOUT, installed
+from mllm.engine.builder import build_learner, prepare_trainer
+from mllm.models.builder.builder import load_pretrained
+from mllm.pipeline.data import prepare_data
+from mllm.pipeline.prepare import prepare_args
+from mllm.pipeline.steps import open_splits
+from mllm.pipeline.teaching import load_teacher
+from mllm.testing.tiny import write_tiny
+
+TEACHER = dict(hidden_size=384, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=6, image_size=224)
+BATCH = 8
+"""Patients of one update, with two images each."""
+CONFIG = """
+_base_ = ["{checkout}/config/_base_/models/gemma3n_student.py", "{checkout}/config/_base_/runtime/finetune.py"]
+model_args = dict(model_name_or_path="{folder}/student")
+distill_args = dict(teacher=dict(_delete_=True, type="medsiglip", model_name_or_path="{folder}/teacher"),
+                    cache={cached}, cache_folder="cache")
+data_args = dict(train=dict(type="KeptEchoDataset", labelled={samples}, unlabelled=0, length={samples}, seed=0,
+                            image_size=224), on_error="raise")
+training_args = dict(num_train_epochs=2, per_device_train_batch_size={batch}, dataloader_num_workers=0,
+                     save_strategy="no", report_to=[], disable_tqdm=True)
+"""
+
+
+class Clock(TrainerCallback):
+    """Wall and processor seconds at the ends of the epochs."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[float, float]] = []
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Notes the time."""
+        self.ends.append((time.perf_counter(), time.process_time()))
+
+
+def work(folder: Path, cached: bool, samples: int, threads: int) -> dict[str, Any]:
+    """Trains two epochs from the start; gives the second one's seconds, the peak of memory, and all losses."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as here:
+        os.chdir(here)
+        told = dict(checkout=CHECKOUT, folder=folder, cached=cached, samples=samples, batch=BATCH)
+        Path("run.py").write_text(CONFIG.format(**told), encoding="utf-8")
+        config, hardware = prepare_args("run.py")
+        splits = open_splits(config)
+        set_seed(0)
+        bundle = load_pretrained(config.model_args, hardware)
+        teacher = load_teacher(config, hardware, bundle)
+        learner = build_learner(config, bundle, teacher)
+        data = prepare_data(config, bundle, teacher, learner, splits)
+        trainer, clock = prepare_trainer(config, hardware, learner, Path("run"), **data), Clock()
+        del teacher
+        trainer.add_callback(clock)
+        with resident_memory() as peak:
+            trainer.train()
+        os.chdir(folder)
+    wall, cpu = (last - first for first, last in zip(*clock.ends, strict=True))
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    losses = [row[key] for row in rows for key in ("loss", "measures", "feature_match")]
+    return {"seconds": wall, "cpu_seconds": cpu, "bytes": peak.bytes, "losses": losses}
+
+
+def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The alternating runs of both ways; ends the program where their losses are not equal."""
+    runs: dict[str, list[dict[str, Any]]] = {"cache": [], "resident": []}
+    for _ in range(options.rounds):
+        for way, found in runs.items():
+            arguments = [f"--way={way}", f"--folder={folder}", f"--samples={options.samples}"]
+            one = in_fresh_process(__file__, [*arguments, f"--threads={options.threads}"], options.threads)
+            print(f"{way}: {one['seconds']:.1f} s, of the processor {one['cpu_seconds']:.1f} s", flush=True)
+            found.append(one)
+    first, *others = [one["losses"] for found in runs.values() for one in found]
+    if any(losses != first for losses in others):
+        sys.exit(f"no ratio: the losses differ: {[first, *others]}")
+    print(f"all {len(first)} logged losses are bit-equal in {len(others) + 1} runs, the last is {first[-1]!r}")
+    return runs
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=32, help=f"patients of an epoch, in batches of {BATCH}")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--way", choices=("cache", "resident"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.way:
+        found = work(options.folder, options.way == "cache", options.samples, options.threads)
+        options.result.write_text(json.dumps(found))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        write_tiny("medsiglip", folder / "teacher", vision=TEACHER)
+        write_tiny("gemma3n-student", folder / "student")
+        runs = compare(options, folder)
+    rows = {f"{options.samples} patients": (Figures.of(runs["cache"]), Figures.of(runs["resident"]))}
+    cpu = {way: median(one["cpu_seconds"] for one in found) for way, found in runs.items()}
+    versions = ", ".join(" ".join(pair) for pair in installed(["torch", "transformers", "timm", "peft"]).items())
+    print(f"\n{table(rows, 'with the cache', 'resident teacher')}\n")
+    print(
+        f"processor seconds: {cpu['resident']:.1f} and {cpu['cache']:.1f}, {cpu['resident'] / cpu['cache']:.2f} times"
+    )
+    print(f"{machine(options.threads)}; {versions}")
+
+
+if __name__ == "__main__":
+    main()

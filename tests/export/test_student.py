@@ -1,0 +1,147 @@
+"""A trained vision part goes to the disk whole, comes back with its head, and can teach without it."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import Gemma3nForConditionalGeneration
+
+from mllm.config.config import read_config
+from mllm.config.hardware import Hardware, detect
+from mllm.config.rules import apply_rules
+from mllm.config.schema import ModelArgs
+from mllm.errors import ConfigError
+from mllm.export import student
+from mllm.export.adapter import write as write_adapter
+from mllm.export.card import Facts
+from mllm.export.student import write as write_student
+from mllm.models.builder.builder import load_pretrained
+from mllm.pipeline.prepare import fill_registries
+from mllm.structures import Bundle
+from mllm.testing.tiny import write_tiny
+
+HEADS = {"measures": {"type": "RegressionHead", "measures": ["EF"], "views": ["ED", "ES"], "hidden": 16}}
+CONFIG = """
+model_args = dict(type="medsiglip", model_name_or_path={folder!r}, part="vision", lora_r=None, train_vision=True,
+                  heads={heads!r})
+objectives = dict(measures=dict(type="MeasureLoss"))
+data_args = dict(train=dict(type="PhantomEchoDataset", size=2))
+training_args = dict(max_steps=1)
+"""
+
+
+@pytest.fixture(scope="module", params=["whole", "lora"])
+def trained(request, tmp_path_factory):
+    """A SigLIP with a head whose trained tensors were moved, and the folder that it was exported to."""
+    folder = tmp_path_factory.mktemp("student")
+    base = write_tiny("medsiglip", folder / "base", vision={"image_size": 28, "num_hidden_layers": 1})
+    how = dict(train_vision=True, lora_r=None) if request.param == "whole" else dict(lora_r=4, lora_target="vision")
+    args = ModelArgs("medsiglip", str(base), part="vision", heads=HEADS, **how)
+    bundle = load_pretrained(args, detect())
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in bundle.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    told = dict(settings=asdict(args), facts=Facts(base=str(base)))
+    return bundle, write_student(bundle, folder / "written", **told), write_adapter(bundle, folder / "adapter", **told)
+
+
+@torch.no_grad()
+def seen(bundle):
+    pixels = torch.rand(2, 2, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    outputs = bundle.model.eval()(pixel_values=pixels)
+    return outputs.hidden_BLD, outputs.heads.get("measures")
+
+
+def test_it_comes_back_with_its_head(trained):
+    bundle, folder, _ = trained
+    again = load_pretrained(ModelArgs("medsiglip", str(folder), part="vision", lora_r=None, heads=HEADS), detect())
+    for expected, found in zip(seen(bundle), seen(again), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_it_teaches_without_its_head(trained, caplog):
+    bundle, folder, _ = trained
+    teacher = load_pretrained(ModelArgs("medsiglip", str(folder), part="vision", lora_r=None), detect())
+    features, measures = seen(teacher)
+    assert measures is None
+    torch.testing.assert_close(features, seen(bundle)[0])
+    assert "UNEXPECTED" not in caplog.text
+
+
+def test_an_adapter_with_a_head_teaches_without_it(trained):
+    bundle, _, adapter = trained
+    if bundle.model.backbone is bundle.model.pretrained:
+        pytest.skip("it was trained whole, and is named by its own folder")
+    base = bundle.model.pretrained.name_or_path
+    args = ModelArgs("medsiglip", str(base), part="vision", lora_r=None, adapter_path=str(adapter))
+    features, measures = seen(load_pretrained(args, detect()))
+    assert measures is None
+    torch.testing.assert_close(features, seen(bundle)[0])
+
+
+def test_a_config_may_name_what_was_trained(trained, tmp_path):
+    fill_registries()
+    (tmp_path / "run.py").write_text(CONFIG.format(folder=str(trained[1]), heads=HEADS))
+    apply_rules(read_config(tmp_path / "run.py"), detect())
+
+
+CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
+BOTH = dict(measures=dict(type="RegressionHead", measures=["EF", "EDV"], views=["ED", "ES"]))
+
+
+def _args(path, **more) -> ModelArgs:
+    return ModelArgs("gemma3n-student", str(path), part="vision", heads=BOTH, **more)
+
+
+@pytest.fixture
+def taught(tiny_student) -> Bundle:
+    torch.manual_seed(0)
+    bundle = load_pretrained(_args(tiny_student, lora_r=4, lora_target="vision"), CPU)
+    bundle.model.head.normalize({"EF": [40, 60], "EDV": [90, 150]})
+    for name, parameter in bundle.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    bundle.model.eval()
+    return bundle
+
+
+@torch.no_grad()
+def test_it_measures_the_same_in_a_new_process(taught: Bundle, tiny_student, tmp_path):
+    views = torch.rand(2, 2, 3, 96, 96)
+    before = taught.model(views).heads["measures"]
+    args = _args(tiny_student, lora_r=4, lora_target="vision")
+    folder = student.write(taught, tmp_path / "student", settings=asdict(args), facts=Facts(base=str(tiny_student)))
+    torch.testing.assert_close(taught.model(views).heads["measures"], before, rtol=0, atol=0)
+    settings = json.loads((folder / "mllm.json").read_text())
+    assert settings["part"] == "vision" and settings["heads"] == BOTH
+    again = load_pretrained(_args(folder, lora_r=None), CPU).model.eval()
+    torch.testing.assert_close(again(views).heads["measures"], before, rtol=1e-4, atol=1e-3)
+    assert again.head.std.tolist() == taught.model.head.std.tolist()
+
+
+def test_its_tensors_have_the_names_of_the_whole_model(taught: Bundle, tiny_student, tmp_path):
+    folder = student.write(
+        taught,
+        tmp_path / "s",
+        settings={"type": "gemma3n-student", "part": "vision"},
+        facts=Facts(base="a/b"),
+        dtype=torch.bfloat16,
+    )
+    whole = Gemma3nForConditionalGeneration.from_pretrained(tiny_student).state_dict()
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            tensor = file.get_tensor(name)
+            assert tensor.shape == whole[name].shape and tensor.dtype is torch.bfloat16
+    card = (folder / "README.md").read_text()
+    assert "not for clinical use" in card and "--video" in card
+
+
+def test_a_student_that_would_see_otherwise_is_not_written(taught: Bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(student, "TOLERANCE", 0.0)
+    with pytest.raises(ConfigError, match="sees otherwise than before"):
+        student.write(taught, tmp_path / "s", settings={"type": "gemma3n-student"}, facts=Facts(base="a/b"))
+    assert not (tmp_path / "s").exists()
