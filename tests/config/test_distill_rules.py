@@ -1,4 +1,4 @@
-"""What a student, its teacher and their lessons must be: every wrong mixture is refused by a sentence with its place."""
+"""What a student, its teacher and their lessons must be: a wrong mixture is refused by a sentence with its place."""
 
 from __future__ import annotations
 
