@@ -1,5 +1,6 @@
 """The benchmarks' own parts: what is measured is the same for both sides, and a table says what the runs said."""
 
+import json
 import math
 import sys
 from argparse import Namespace
@@ -17,6 +18,7 @@ import distillation  # noqa: E402
 import distillation_work  # noqa: E402
 import grounding  # noqa: E402
 import grounding_work  # noqa: E402
+import pubmedqa  # noqa: E402
 import sft_work  # noqa: E402
 import teacher_cache  # noqa: E402
 from interleaved import Figures, in_fresh_process, resident_memory, table, worst_difference  # noqa: E402
@@ -93,9 +95,27 @@ def test_one_run_of_the_benchmark_of_boxes_gives_every_figure_of_its_table():
     sizes = dict(seed=0, steps=1, samples=4, held_out=2, threads=torch.get_num_threads())
     found = grounding_work.work(Namespace(way="heads", rate=1e-3, **sizes))
     assert len(found["losses"]) == 1 and found["place_tokens"] == 3
-    header, rule, scenes, phantoms = grounding.table({"heads": [found, found]}).splitlines()
-    assert header.count("|") == rule.count("|") == scenes.count("|") == phantoms.count("|")
-    assert scenes.startswith("| scenes: heads | ") and phantoms.startswith("| phantoms: heads | ")
+    header, rule, *lines = grounding.table({"heads": [found, found]}).splitlines()
+    assert {line.count("|") for line in lines} == {header.count("|")} == {rule.count("|")}
+    assert [line.split(" | ")[0] for line in lines] == [f"| {kind}: heads" for kind in grounding.KINDS.values()]
+
+
+def test_what_is_asked_for_can_be_alone_in_its_picture():
+    alone, several = (grounding_work.scenes(12, seed=7, objects=objects) for objects in (1, 3))
+    for index in range(12):
+        picture, mask = np.asarray(alone.sample(index).images[0], float), alone.sample(index).marks[0].mask
+        # A texture is gray: what has a color, or is whiter than any of it, is the shape.
+        shown = (np.ptp(picture, axis=2) > 64) | (picture.min(axis=2) > 220)
+        assert (shown == mask).mean() > 0.99
+    shown = [np.ptp(np.asarray(several.sample(i).images[0], float), axis=2) > 64 for i in range(12)]
+    assert any((one & ~several.sample(i).marks[0].mask).sum() > 100 for i, one in enumerate(shown))
+
+
+def test_both_towers_train_in_either_way(tmp_path):
+    for way in ("text", "heads"):
+        trained = [name for name, parameter in grounding_work.load(way, str(tmp_path)).model.named_parameters()
+                   if parameter.requires_grad]  # fmt: skip
+        assert any("vision_tower" in name for name in trained) and any("language_model" in name for name in trained)
 
 
 def test_a_place_in_numbers_takes_as_many_tokens_as_the_text_has(tmp_path):
@@ -175,3 +195,24 @@ def test_the_cache_changes_no_loss_and_a_changed_loss_ends_the_benchmark(tmp_pat
     monkeypatch.setattr(teacher_cache, "in_fresh_process", lambda *args: next(changed))
     with pytest.raises(SystemExit, match="the losses differ"):
         teacher_cache.compare(Namespace(rounds=1, samples=2, threads=threads), tmp_path)
+
+
+def test_held_out_questions_are_in_no_training_rows(tmp_path):
+    rows = {
+        str(n): {
+            "QUESTION": f"Is {n} odd?",
+            "LONG_ANSWER": f"{n} was divided.",
+            "final_decision": "yes" if n % 2 else "no",
+        }
+        for n in range(10, 22)
+    }
+    (tmp_path / "ori_pqal.json").write_text(json.dumps(rows))
+    sizes = pubmedqa.write_splits(tmp_path / "ori_pqal.json", tmp_path)
+    assert sizes == {"long_train": 9, "long_held_out": 3, "decision_train": 9, "decision_held_out": 3}
+    texts = {name: (tmp_path / f"{name}.jsonl").read_text() for name in sizes}
+    for n, row in enumerate(rows.values()):
+        for kind in ("long", "decision"):
+            assert (row["QUESTION"] in texts[f"{kind}_held_out"]) == (n % 5 == 0)
+            assert (row["QUESTION"] in texts[f"{kind}_train"]) == (n % 5 != 0)
+    first = json.loads(texts["decision_held_out"].splitlines()[0])
+    assert first == {"question": "10 was divided.\nSo, yes, no or maybe: Is 10 odd?", "answer": "no"}

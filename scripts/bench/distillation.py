@@ -9,6 +9,7 @@ distillation_work.py is one run, in a process of its own. README.md has the figu
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -59,12 +60,20 @@ def run(way: str, seed: int, setting: tuple[float, float], judged: str, options:
     }
     if not is_teacher:
         arguments["teacher"] = options.teacher
+    for line in options.out.read_text().splitlines() if options.out and options.out.is_file() else ():
+        kept: dict[str, Any] = json.loads(line)
+        if kept["arguments"] == {name: str(value) for name, value in arguments.items()}:
+            return kept
     script = str(Path(__file__).with_name("distillation_work.py"))
     found = in_fresh_process(script, [f"--{name}={value}" for name, value in arguments.items()], options.threads)
     errors = ", ".join(f"{name} {np.mean(np.abs(values)):.2f}" for name, values in found["errors"].items())
     first, last = found["losses"][0], found["losses"][-1]
     told = ", ".join(f"{name} {first[name]:.3f} to {last[name]:.3f}" for name in last)
     print(f"{way}, seed {seed}, rate {setting[0]:g}, weight {setting[1]:g}: {judged} MAE {errors}; {told}", flush=True)
+    found["arguments"] = {name: str(value) for name, value in arguments.items()}
+    if options.out:
+        with options.out.open("a") as file:
+            file.write(json.dumps(found) + "\n")
     return found
 
 
@@ -132,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ways", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--choose", action="store_true", help="choose rate and weight on validation hearts first")
     parser.add_argument("--folder", type=Path, help="for what is written; without it a temporary one")
+    parser.add_argument("--out", type=Path, help="JSON lines, one for each run; those that are there are not run again")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         options.folder = options.folder or Path(temporary)
