@@ -167,6 +167,13 @@ class Batch:
     """The same samples through the teacher's processor, where a run distils."""
     units: tuple[int, ...] | None = None
     """Whose contribution each sample is, equal ones side by side, where units have several samples."""
+    images: tuple[int, ...] = ()
+    """Whose each image is, by the sample's place in the batch."""
+
+    @property
+    def samples(self) -> int:
+        """How many samples run."""
+        return len(next(iter(self.targets.values())))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with `function` applied to every tensor."""

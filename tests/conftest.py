@@ -42,6 +42,18 @@ def tiny_qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Gemma 3n that reads images of 96 pixels; read only."""
+    return write_tiny("gemma3n-student", tmp_path_factory.mktemp("tiny") / "gemma3n-student")
+
+
+@pytest.fixture(scope="session")
+def tiny_medsiglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny SigLIP of 112 pixels; read only."""
+    return write_tiny("medsiglip", tmp_path_factory.mktemp("tiny") / "medsiglip")
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real images, chat templates and annotations beside the checkout; skips where they are absent."""
     if not SHARED.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,10 +25,11 @@ MEASURES = ("MeasureLoss", "VolumeConsistency")
 """The objectives that learn numbers."""
 
 
-def distill_args(values: dict[str, Any], places: Places) -> DistillArgs | None:
-    """Checks `distill_args` and the teacher in it; None where nobody teaches."""
-    if not values:
+def distill_args(merged: Mapping[str, Any], places: Places) -> DistillArgs | None:
+    """Checks `distill_args` and the teacher in it; None where nobody teaches, or a config takes its base's away."""
+    if merged.get("distill_args") is None:
         return None
+    values = validate.section(merged, "distill_args", places)
     teacher = values.get("teacher")
     if not isinstance(teacher, dict):
         raise ConfigError(

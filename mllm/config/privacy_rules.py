@@ -26,6 +26,7 @@ def refuse_private_conflicts(config: RunConfig) -> None:
     refuse_choices_by_private_loss(config, config.privacy_args)
     refuse_what_trains_beside_linear_layers(config)
     refuse_mixing(config)
+    refuse_a_look_at_the_data(config)
 
 
 def refuse_large_delta(config: RunConfig, units: int) -> None:
@@ -83,6 +84,12 @@ def refuse_other_batches(config: RunConfig) -> None:
             f"with privacy_args, because every unit is clipped to privacy_args.clip_norm before the noise: set "
             f"max_grad_norm=0"
         )
+    for key in ("fsdp", "deepspeed"):
+        if args.get(key):
+            raise ConfigError(
+                f"{config.place('training_args', key)}: {key} cannot be used with privacy_args, because units are "
+                f"clipped whole, and each process would hold a part of a gradient alone: remove it"
+            )
     if args.get("save_strategy") == "no":
         raise ConfigError(
             f"{config.place('training_args', 'save_strategy')}: save_strategy='no' cannot be used with privacy_args, "
@@ -95,6 +102,7 @@ def refuse_choices_by_private_loss(config: RunConfig, privacy: PrivacyArgs) -> N
     args = config.training_args
     choices = {
         "load_best_model_at_end": args.get("load_best_model_at_end"),
+        "early_stopping_patience": args.get("early_stopping_patience") is not None,
         "save_strategy": args.get("save_strategy") == "best",
         "lr_scheduler_type": args.get("lr_scheduler_type") == "reduce_lr_on_plateau",
     }
@@ -140,6 +148,21 @@ def refuse_what_trains_beside_linear_layers(config: RunConfig) -> None:
             f"{config.place('model_args', 'fuse_vision_layers')}: fuse_vision_layers=True learns the shares of a "
             f"mixture, {only}: set it to False"
         )
+    if args.train_vision:
+        raise ConfigError(
+            f"{config.place('model_args', 'train_vision')}: train_vision=True trains embeddings and convolutions, "
+            f"{only}: set it to False, and lora_r to a rank"
+        )
+    if args.type == "gemma3n-student":
+        raise ConfigError(
+            f"{config.place('model_args', 'type')}: type='gemma3n-student' trains the convolutions of Gemma 3n's "
+            f"vision tower, {only}: use a SigLIP, such as type='medsiglip', or type='medgemma' with part='vision'"
+        )
+    if config.distill_args is not None:
+        raise ConfigError(
+            f"{config.place('distill_args')}: distill_args cannot be used with privacy_args: its projectors read maps "
+            f"of features, {only}: remove it, or distil on data that holds nothing to protect"
+        )
     if args.use_dora:
         raise ConfigError(
             f"{config.place('model_args', 'use_dora')}: use_dora=True learns magnitudes of weights, {only}: set it to "
@@ -160,6 +183,19 @@ def refuse_mixing(config: RunConfig) -> None:
             f"{config.place('data_args', 'train')}: MixedDataset draws rows with replacement, so how often a row takes "
             f"part would not follow from the rate that is accounted for: use ConcatDataset"
         )
+
+
+def refuse_a_look_at_the_data(config: RunConfig) -> None:
+    """Refuses a head that would be told the mean and spread of the training split, exactly and unaccounted for."""
+    for name, options in config.model_args.heads.items():
+        if options["type"] == "RegressionHead" and options.get("scale") is None:
+            measures = options.get("measures", ("EF", "EDV", "ESV"))
+            raise ConfigError(
+                f"{config.place('model_args', 'heads', name)}: a RegressionHead takes mean and standard deviation of "
+                f"its measures from the training split, which is a question to private data that the accountant does "
+                f"not count: give them from elsewhere, such as scale=dict({measures[0]}=(55.0, 12.0)"
+                f"{', ...' if len(measures) > 1 else ''})"
+            )
 
 
 def _datasets(options: Any) -> Iterator[Mapping[str, Any]]:

@@ -38,10 +38,10 @@ class Records:
     """The rows of a file as dicts: `len`, `[i]`, and `describe(i)`, which gives `FILE, line N`.
 
     `.jsonl` holds an object a line and is read row by row from an index of byte offsets, so that its size does not
-    matter; `.json` holds a list of objects, or `{"data": [...]}`; `.csv` and `.tsv` name their columns first,
-    unless `columns` does. `.parquet`, a folder written by `datasets`, and `ORG/NAME` on the Hub are mapped
-    into memory; `split` chooses in the last two. Blank lines are no rows. Raises `DataError` for what is missing, empty
-    or malformed.
+    matter; `.json` holds a list of objects, `{"data": [...]}`, or objects by their ids; `.csv` and `.tsv` name their
+    columns first, unless `columns` does. `.parquet`, a folder written by `datasets`, and `ORG/NAME` on the Hub are
+    mapped into memory; `split` chooses in the last two. Blank lines are no rows. Raises `DataError` for what is
+    missing, empty or malformed.
     """
 
     def __init__(self, path: str | Path, split: str | None = None, columns: Sequence[str] | None = None) -> None:
@@ -180,7 +180,7 @@ def _parse(text: str) -> Any:
 
 
 class _JsonList:
-    """A list of objects, each with the line on which it begins."""
+    """A list of objects, or objects by their ids, each with the line on which it begins."""
 
     def __init__(self, path: Path) -> None:
         text = path.read_text(encoding="utf-8-sig")
@@ -196,9 +196,13 @@ class _JsonList:
             start, self.rows = _find_list(text, whole["data"]), whole["data"]
         elif isinstance(whole, list):
             start, self.rows = text.index("["), whole
+        elif isinstance(whole, dict) and whole and all(isinstance(row, dict) for row in whole.values()):
+            start, self.rows = text.index("{"), list(whole.values())
         else:
-            raise DataError(f'{path} must hold a list of objects, or {{"data": [...]}}')
+            raise DataError(f'{path} must hold a list of objects, {{"data": [...]}}, or objects by their ids')
         self.lines = list(_lines_of_items(text, start))
+        if len(self.lines) > len(self.rows):
+            raise DataError(f"{path}: an id stands twice in it; give every row its own")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -220,12 +224,14 @@ def _find_list(text: str, rows: list[Any]) -> int:
 
 
 def _lines_of_items(text: str, start: int) -> Iterator[int]:
-    """The line of every item of the JSON list that begins at `start`."""
+    """The line of every item of the JSON list, or of the JSON object of objects, that begins at `start`."""
     decoder, space = json.JSONDecoder(), re.compile(r"[\s,]*")
     line, seen, at = 1, 0, space.match(text, start + 1).end()  # type: ignore[union-attr]
-    while text[at] != "]":
+    while text[at] not in "]}":
         line, seen = line + text.count("\n", seen, at), at
         yield line
+        if text[start] == "{":  # the value follows its name
+            at = text.index("{", decoder.raw_decode(text, at)[1])
         at = space.match(text, decoder.raw_decode(text, at)[1]).end()  # type: ignore[union-attr]
 
 

@@ -55,6 +55,10 @@ def _load(source: str | Path, split: str | None) -> Any:
         if path.is_dir():
             return datasets.load_from_disk(str(_split_folder(path, split)))
         if path.suffix == ".parquet":
+            from pyarrow.parquet import read_metadata
+
+            if not read_metadata(path).num_rows:
+                return []
             return datasets.Dataset.from_parquet(str(path))
         return datasets.load_dataset(str(source), split=split or "train")
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

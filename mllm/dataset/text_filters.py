@@ -36,6 +36,10 @@ class TextFilters:
             if key not in known:
                 raise ConfigError(f"filters has no key '{key}'{hint(key, known)}")
         filters = cls(**options)
+        limits = {"min_characters": filters.min_characters, "max_characters": filters.max_characters}
+        for key, limit in limits.items():
+            if type(limit) is not int and (key == "min_characters" or limit is not None):
+                raise ConfigError(f"filters: {key} must be a whole number, not {limit!r}")
         if filters.language is not None and filters.language not in (known := _languages()):
             raise ConfigError(f"filters: unknown language '{filters.language}'{hint(filters.language, known)}")
         return filters

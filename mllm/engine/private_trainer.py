@@ -19,9 +19,9 @@ from mllm.engine.privacy.clipping import ClippedSum
 from mllm.engine.privacy.ledger import Ledger
 from mllm.engine.privacy.mechanism import Mechanism, continued, save_ledger
 from mllm.engine.privacy.noise import Noise
-from mllm.engine.privacy.per_sample import Tape, stacked
+from mllm.engine.privacy.per_sample import Tape, images_in, stacked
 from mllm.engine.privacy.proof import check_gradients
-from mllm.engine.privacy.record import write_record
+from mllm.engine.privacy.record import privacy_record, write_record
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError, memory_advised
 from mllm.structures import Batch, LogicalBatch
@@ -45,9 +45,7 @@ class PrivateTrainer(MultimodalTrainer):
         assert args.max_grad_norm == 0, "gradients are clipped unit by unit, before the noise"
         self.mechanism, self.synthetic = mechanism, synthetic
         self.ledger = Ledger()
-        self.record: dict[str, Any] = {}
-        """What `privacy.json` says, on the first process."""
-        self.tape = Tape(learner)
+        self.tape = Tape(learner, images_in(learner))
         self.noise = Noise(mechanism.secure_mode, mechanism.test_noise_seed)
         self._last_step: int | None = None
         super().__init__(learner, args, **options)
@@ -74,6 +72,11 @@ class PrivateTrainer(MultimodalTrainer):
             self.mechanism.sigma,
         )
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `privacy.json` says of the updates so far."""
+        return privacy_record(self.mechanism, self.ledger)
 
     @property
     def planned_steps(self) -> int:
@@ -124,7 +127,7 @@ class PrivateTrainer(MultimodalTrainer):
     ) -> Any:
         """The sum of the samples' losses."""
         outputs = model(student=inputs.student, targets=inputs.targets)
-        samples = inputs.targets["labels"].shape[0]
+        samples = inputs.samples
         share = samples / num_items_in_batch["samples"]
         self.meter.add({name: term * share for name, term in outputs.items() if name != "loss"})
         loss = outputs["loss"] * samples
@@ -153,17 +156,18 @@ class PrivateTrainer(MultimodalTrainer):
             parameter.grad = gradient
         self.ledger.add(mechanism.sigma, mechanism.sample_rate)
         drawn = int(num_items_in_batch["samples"])
-        self.meter.step(idle=not drawn)
-        return total * self.accelerator.num_processes / max(1, drawn)
+        mean = total * self.accelerator.num_processes / max(1, drawn)
+        self.meter.step(float(mean), idle=not drawn)
+        return mean
 
     def _add_piece(self, clipped: ClippedSum, learner: Learner, piece: Batch, counts: dict[str, Tensor]) -> Tensor:
         """Adds a piece's clipped gradients to the sum; gives the sum of its samples' losses."""
-        samples = piece.targets["labels"].shape[0]
-        with self.tape.recording(samples) as gradients:
+        with self.tape.recording(piece.samples, piece.images) as gradients:
             with self.compute_loss_context_manager():
                 loss = self.compute_loss(learner, piece, num_items_in_batch=counts)
-            self.accelerator.backward(loss)
-            clipped.add(stacked(gradients, clipped.parameters, samples), piece.units)
+            if loss.requires_grad:  # not where a vision tower trains alone and no sample has an image
+                self.accelerator.backward(loss)
+            clipped.add(stacked(gradients, clipped.parameters, piece.samples), piece.units)
         return loss.detach()
 
 
@@ -184,7 +188,7 @@ class KeepLedger(TrainerCallback):
     ) -> None:
         """Writes the record of all updates so far."""
         if state.is_world_process_zero:
-            self.trainer.record = write_record(run_folder(args), self.trainer.mechanism, self.trainer.ledger)
+            write_record(run_folder(args), self.trainer.mechanism, self.trainer.ledger)
 
 
 class SaveBelow(TrainerCallback):

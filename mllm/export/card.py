@@ -64,12 +64,12 @@ def card_text(kind: str, settings: Mapping[str, Any], facts: Facts) -> str:
     terms = _terms(settings["type"], facts.base)
     reads_images = settings["type"] not in _TASKS
     sections = [
-        _front_matter(kind, settings["type"], facts.base, terms),
+        _front_matter(kind, _task(settings), facts.base, terms),
         f"# {TITLES[kind]} for {Path(facts.base).name}",
         f"**{RESEARCH_ONLY}** It can be wrong about any {'image' if reads_images else 'question'}, and has not been "
         "assessed for any clinical purpose.",
         f"Base model: `{facts.base}`, type `{settings['type']}`." + (TINY if _is_tiny(facts.base) else ""),
-        "## How to load it\n\n" + _usage(kind, reads_images),
+        "## How to load it\n\n" + _usage(kind, settings),
         _image_note(kind, settings),
         _beside_note(kind, settings),
         _section(_DATA, [f"* {line}" for line in facts.data]),
@@ -118,9 +118,15 @@ def _terms(kind: str, base: str) -> tuple[str, str, str] | None:
     return _TERMS["gemma"] if kind == "medgemma" or "gemma" in name else None
 
 
-def _front_matter(kind: str, model_type: str, base: str, terms: tuple[str, str, str] | None) -> str:
+def _task(settings: Mapping[str, Any]) -> str:
+    """What the model does, in the words of the Hub, which has none for numbers read from images."""
+    if settings.get("part"):
+        return "image-feature-extraction"
+    return _TASKS.get(settings["type"], "image-text-to-text")
+
+
+def _front_matter(kind: str, task: str, base: str, terms: tuple[str, str, str] | None) -> str:
     """The YAML header that the Hugging Face Hub reads; it accepts only its own names as `base_model`."""
-    task = _TASKS.get(model_type, "image-text-to-text")
     lines = [f"library_name: {_LIBRARIES[kind]}", f"pipeline_tag: {task}"]
     if base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists():
         lines.append(f"base_model: {base}")
@@ -131,13 +137,20 @@ def _front_matter(kind: str, model_type: str, base: str, terms: tuple[str, str, 
     return "---\n" + "\n".join(lines) + "\n---"
 
 
-def _usage(kind: str, reads_images: bool) -> str:
+def _usage(kind: str, settings: Mapping[str, Any]) -> str:
     if kind == "gguf":
         return (
             "```\nollama create NAME -f Modelfile\nollama run NAME\n```\n\n"
             "The `Modelfile` has the prompt of the model's own chat template; llama.cpp reads the GGUF files alone."
         )
     option = "--adapter" if kind == "adapter" else "--model"
+    if settings.get("part"):
+        return (
+            f"```\npython mllm/pipeline/predict.py {option} THIS_FOLDER --video a.avi --frames ED=46,ES=61\n```\n\n"
+            "The vision part alone, with a head for measures, which mllm alone reads. `mllm.json` names the measures and "
+            "the views."
+        )
+    reads_images = settings["type"] not in _TASKS
     asked = '--image a.dcm --question "What is shown?"' if reads_images else '--question "What is to be done?"'
     return (
         f"```\npython mllm/pipeline/predict.py {option} THIS_FOLDER {asked}\n```\n\n"

@@ -28,11 +28,18 @@ TOLERANCE = 1e-3
 
 
 @EXPORTERS.register_module(name="student")
-def write(bundle: Bundle, folder: str | Path, *, settings: Mapping[str, Any], facts: Facts) -> Path:
+def write(
+    bundle: Bundle,
+    folder: str | Path,
+    *,
+    settings: Mapping[str, Any],
+    facts: Facts,
+    dtype: torch.dtype | None = None,
+) -> Path:
     """Writes a model that `predict.py --model` loads: weights with the LoRA folded in, head, image processor and card.
 
-    Tensors bear the names that they have in the whole model. The bundle's own model stays as it is. Raises
-    `ConfigError` where the folded model does not see what the unfolded one sees.
+    Tensors bear the names that they have in the whole model, and `dtype` where one is given. The bundle's own model
+    stays as it is. Raises `ConfigError` where the folded model does not see what the unfolded one sees.
     """
     folder = Path(folder)
     taught: VisionModel = bundle.model
@@ -45,6 +52,8 @@ def write(bundle: Bundle, folder: str | Path, *, settings: Mapping[str, Any], fa
             f"the student with its LoRA folded in sees otherwise than before (relative difference {difference:.2g}): "
             f"use {folder.parent / 'adapter'} instead, and please report it"
         )
+    if dtype is not None:
+        torch.nn.Module.to(folded.pretrained, dtype)
     with replaced_folder(folder) as temporary:
         folded.pretrained.save_pretrained(temporary)
         write_trained(folded, temporary, IN_MERGED)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 from mllm.registry import METRICS
 from mllm.structures import Answer
 
 STATED = re.compile(r"(?:(?:So t|T|t)he answer is|Answer:) (.+)")
 """How a longer answer states its result, as in Shikra's evaluation of GQA and POPE."""
+CLAUSE_END = re.compile(r"[.,;:!?\n]+")
+"""What ends a clause, of which a choice must be the whole to be read."""
 
 
 @METRICS.register_module(name="accuracy")
@@ -53,6 +56,46 @@ def short_answer(predictions: Sequence[Answer], references: Sequence[Answer]) ->
         figures |= {"precision": precision, "recall": recall, "f1": _share(2 * precision * recall, precision + recall)}
         figures["yes_share"] = said.count("yes") / len(said)
     return figures
+
+
+@METRICS.register_module(name="choice")
+def choice(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str, float]:
+    """How often one of a few answers (yes, no, maybe) is chosen rightly; the choices are the distinct references.
+
+    An answer that `chosen` cannot read as one choice is counted in `unreadable` and is wrong. `majority` is the
+    accuracy of always giving the most frequent reference; `macro_f1` is the mean over the choices of
+    2 tp / (2 tp + fp + fn), as PubMedQA has it (arXiv:1909.06146).
+    """
+    assert len(predictions) == len(references)
+    if not references:
+        nan = float("nan")
+        return {"accuracy": nan, "majority": nan, "macro_f1": nan, "unreadable": 0, "samples": 0}
+    wanted = [normalized(reference.text) for reference in references]
+    choices = Counter(wanted)
+    said = [chosen(answer.text, choices) for answer in predictions]
+    right = Counter(one for one, other in zip(said, wanted, strict=True) if one == other)
+    scores = [2 * right[one] / (said.count(one) + count) for one, count in choices.items()]
+    return {
+        "accuracy": right.total() / len(wanted),
+        "majority": max(choices.values()) / len(wanted),
+        "macro_f1": sum(scores) / len(scores),
+        "unreadable": said.count(None),
+        "samples": len(wanted),
+    }
+
+
+def chosen(text: str, choices: Collection[str]) -> str | None:
+    """The one of the normalized `choices` that a text names; None where it names none or several.
+
+    It is named where it is the whole text, or the whole of a clause (`Yes, because ...`), or stated as a result (`The
+    answer is yes`). A word inside a clause names nothing: neither `No one knows` nor `not yes` is a choice.
+    """
+    whole = normalized(text)
+    if whole in choices:
+        return whole
+    clauses = {normalized(clause) for clause in CLAUSE_END.split(text)}
+    named = (clauses | {normalized(result) for result in STATED.findall(text)}) & set(choices)
+    return named.pop() if len(named) == 1 else None
 
 
 def stated(text: str) -> str | None:

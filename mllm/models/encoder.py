@@ -113,7 +113,8 @@ class ChatEncoder:
         labels = stacked([sample.targets["labels"] for sample in samples], max(lengths), IGNORE, side)
         shifts = (max(lengths) - torch.tensor(lengths)) * (side == "left")
         objects, known = self.marks.padded(samples, shifts)
-        return Batch(student | objects, {"labels": labels, **known})
+        images = tuple(place for place, sample in enumerate(samples) for _ in sample.frames)
+        return Batch(student | objects, {"labels": labels, **known}, images=images)
 
     @property
     def _pad_id(self) -> int:

@@ -52,7 +52,9 @@ class ViewEncoder:
         def stack(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
             return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
-        return Batch(stack([sample.student for sample in samples]), stack([sample.targets for sample in samples]))
+        images = tuple(place for place in range(len(samples)) for _ in self.views)
+        students, targets = [sample.student for sample in samples], [sample.targets for sample in samples]
+        return Batch(stack(students), stack(targets), images=images)
 
     def reference(self, sample: Sample) -> Answer:
         """The true measures, and who they belong to."""

@@ -16,7 +16,7 @@ from mllm.dataset.sampler import LogicalBatchSampler
 from mllm.engine.builder import logical_batch_size
 from mllm.engine.learner import Learner
 from mllm.engine.privacy.noise import secret_of
-from mllm.engine.privacy.synthetic import synthetic_samples
+from mllm.engine.privacy.synthetic import synthetic_samples, synthetic_views
 from mllm.models.vision_model import VisionModel
 from mllm.pipeline.teaching import fit_objectives, teaching_encoder
 from mllm.structures import Bundle
@@ -92,6 +92,9 @@ def private_data(config: RunConfig, bundle: Bundle, train: SampleDataset) -> dic
         world=state.num_processes,
         most=privacy.max_records_per_patient,
     )
-    reads_images = "vision" in bundle.model.towers
-    samples = synthetic_samples(privacy.physical_batch_size, config.model_args.max_length, reads_images)
+    count = privacy.physical_batch_size
+    if isinstance(bundle.model, VisionModel):
+        samples = synthetic_views(count, bundle.encoder.views, bundle.encoder.measures)
+    else:
+        samples = synthetic_samples(count, config.model_args.max_length, "vision" in bundle.model.towers)
     return {"train_sampler": sampler, "synthetic": [bundle.encoder.encode(sample) for sample in samples]}

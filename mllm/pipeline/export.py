@@ -92,7 +92,7 @@ def export_gguf(
     An adapter is merged into its base first, in a temporary folder beside `out`. Raises `ConfigError` with the reason
     where llama.cpp cannot run the model, before anything is merged.
     """
-    from mllm.export.gguf.k_quants import K_QUANTS, export_k_quant
+    from mllm.export.gguf.k_quants import K_QUANTS, check_k_quant, export_k_quant
     from mllm.export.gguf.mmproj import check_mmproj, export_mmproj
     from mllm.export.gguf.model import export_model, open_family
     from mllm.export.gguf.writer import TYPES
@@ -101,7 +101,9 @@ def export_gguf(
         known = ", ".join([*TYPES, *K_QUANTS])
         raise ConfigError(f"--type {kind} is unknown{hint(kind, [*TYPES, *K_QUANTS])}; known are {known}")
     source = find_source(model, base)
-    open_family(source.base)
+    family, _ = open_family(source.base)
+    if kind in K_QUANTS:
+        check_k_quant(family, kind)
     if mmproj is not None:
         check_mmproj(source.base)
     with _whole(source, out, precision) as folder:

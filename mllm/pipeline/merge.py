@@ -131,12 +131,15 @@ def merge(
     merged["merged adapters"] = len(told["adapters"])
     facts = replace(facts, training={**facts.training, **merged})
     given: dict[str, Any] = dict(settings=asdict(model_args), facts=facts, parity=parity)
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    if model_args.part is not None:
+        bundle = load_pretrained(model_args, replace(detect(), device="cpu", precision="fp32"))
+        return Path(EXPORTERS.find("student")(bundle, out, dtype=dtype, settings=asdict(model_args), facts=facts))
     try:
         return _streamed(model_args, out, precision, told=told, **given)
     except Unstreamable as reason:
         logger.info("the whole model is loaded: %s", reason)
         told["in_memory_because"] = str(reason)
-    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     refuse_too_large(memory_needed(Path(source), dtype.itemsize, precision), detect().host_memory, precision)
     logger.info("merging %s into %s in %s", model_args.adapter_path, source, precision)
     hardware = replace(detect(), device="cpu", precision="bf16" if precision == "bf16" else "fp32")

@@ -64,16 +64,20 @@ def main(argv: Sequence[str]) -> int:
     units = units_of(dataset, privacy.unit)
     refuse_large_delta(config, len(units))
     numbers = count_lora(config.model_args)
-    own = config.training_args.get("per_device_train_batch_size", 8)
+    own = min(config.training_args.get("per_device_train_batch_size", 8), len(units))
     draws = arguments.draw or sorted({max(1, own // 4), own, own * 4})
-    epsilons = arguments.epsilon or sorted({*EPSILONS, privacy.target_epsilon or EPSILONS[0]})
+    target = privacy.target_epsilon
+    epsilons = arguments.epsilon or sorted({*EPSILONS, target or EPSILONS[0]})
     rows = plan(units, draws, epsilons, config.training_args, privacy)
+    if target is None:
+        rows.append(given(units, own, config.training_args, privacy))
+        target = rows[-1].epsilon
     trains = "" if numbers is None else f"; a LoRA of {numbers:,} numbers trains"
     print(
         f"{config.name}: {len(units):,} {privacy.unit}s, delta {privacy.target_delta:g}, accountant "
         f"'{privacy.accountant}'{trains}"
     )
-    print(table(rows, numbers, (privacy.target_epsilon, min(own, len(units)))))
+    print(table(rows, numbers, (target, own)))
     return 0
 
 
@@ -95,36 +99,52 @@ def plan(
     units: Sequence[Any], draws: Sequence[int], epsilons: Sequence[float], training: dict[str, Any], privacy: Any
 ) -> list[Row]:
     """A row for every epsilon and draw, with the updates that the trainer would make; draws end at all units."""
-    from mllm.dataset.poisson import PoissonSampler
     from mllm.engine.privacy.accounting import noise_multiplier_for
 
     rows = []
     kept = list(dict.fromkeys(min(draw, len(units)) for draw in draws))
     pairs = [(epsilon, draw) for epsilon in epsilons for draw in kept]
-    for epsilon, draw in tqdm(pairs, desc="noise", leave=False):
-        rate = draw / len(units)
-        updates = len(PoissonSampler(units, rate, secret=b""))
-        steps = training.get("max_steps", -1)
-        steps = steps if steps > 0 else math.ceil(training.get("num_train_epochs", 3) * updates)
+    for epsilon, draw in tqdm(pairs, desc="noise", leave=False, disable=None):
+        rate, steps = _draws(units, draw, training)
         sigma = noise_multiplier_for(epsilon, privacy.target_delta, rate, steps, privacy.accountant)
         rows.append(Row(epsilon, draw, rate, steps, sigma))
     return rows
 
 
-def table(rows: Sequence[Row], numbers: int | None, own: tuple[float | None, int]) -> str:
+def given(units: Sequence[Any], draw: int, training: dict[str, Any], privacy: Any) -> Row:
+    """What a config's own `noise_multiplier` spends, with its own draw."""
+    from mllm.engine.privacy.accounting import epsilon_spent
+
+    rate, steps = _draws(units, draw, training)
+    spent = epsilon_spent([(privacy.noise_multiplier, rate, steps)], privacy.target_delta, privacy.accountant)
+    return Row(spent, draw, rate, steps, privacy.noise_multiplier)
+
+
+def _draws(units: Sequence[Any], draw: int, training: dict[str, Any]) -> tuple[float, int]:
+    """The rate at which units are drawn, and how many updates the trainer would make."""
+    from mllm.dataset.poisson import PoissonSampler
+
+    rate = draw / len(units)
+    steps = training.get("max_steps", -1)
+    updates = len(PoissonSampler(units, rate, secret=b""))
+    return rate, steps if steps > 0 else math.ceil(training.get("num_train_epochs", 3) * updates)
+
+
+def table(rows: Sequence[Row], numbers: int | None, own: tuple[float, int]) -> str:
     """The rows as aligned text; `own`, the config's epsilon and draw, is marked with a star."""
     lines = ["  epsilon   draw      rate  updates   sigma  noise/signal"]
     for row in rows:
         star = "*" if (row.epsilon, row.draw) == own else " "
         loud = "-" if numbers is None else f"{row.loudness(numbers):.2f}"
         lines.append(
-            f"{star} {row.epsilon:7g} {row.draw:6,} {row.rate:9.3g} {row.steps:8,} {row.sigma:7.4f} {loud:>13}"
+            f"{star} {row.epsilon:7.4g} {row.draw:6,} {row.rate:9.3g} {row.steps:8,} {row.sigma:7.4f} {loud:>13}"
         )
     return "\n".join(
         [
             *lines,
             "",
-            "draw: units of an update on average; sigma: the noise's standard deviation over clip_norm;",
+            "draw: units of an update on average (with several processes as many times those of one);",
+            "sigma: the noise's standard deviation over clip_norm;",
             "noise/signal: expected length of an update's noise over the greatest length that its signal can have;",
             "*: what the config asks for.",
         ]

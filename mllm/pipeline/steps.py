@@ -137,7 +137,8 @@ def train(
     checkpoint: Path | None,
 ) -> None:
     """Trains, from a checkpoint on where there is one; Ctrl-C is told what it leaves."""
-    if isinstance(bundle.model, VisionModel):
+    # A killed private run makes the updates behind its last checkpoint again, so nothing but checkpoints may show them.
+    if isinstance(bundle.model, VisionModel) and config.privacy_args is None:
         told = dict(settings=asdict(config.model_args), facts=known_facts(config, trainer, splits))
         trainer.add_callback(EpochFolders(lambda folder: EXPORTERS.find("adapter")(bundle, folder, **told)))
     try:

@@ -174,7 +174,8 @@ def _change(split: SampleDataset) -> bool:
     """Whether the images of any of a split's datasets differ between two epochs."""
     rows = list(split.rows())
     firsts = {id(leaf): (leaf, index) for leaf, index in reversed(rows)}
-    spread = [rows[place * len(rows) // LOOKED_AT] for place in range(min(LOOKED_AT, len(rows)))]
+    count = min(len(rows), LOOKED_AT)
+    spread = [rows[place * len(rows) // count] for place in range(count)]
     for leaf, index in [*firsts.values(), *spread]:
         try:
             before, after = ([image.tobytes() for image in leaf.sample(index, epoch).images] for epoch in (0, 1))

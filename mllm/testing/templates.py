@@ -34,6 +34,9 @@ GEMMA3 = r"""
 """
 """Gemma 3: writes `<bos>` itself, puts system text before the first user turn, trims contents."""
 
+GEMMA3N = GEMMA3.replace("<start_of_image>", "<image_soft_token>")
+"""Gemma 3n: the same, but its processor looks for another token where an image stands."""
+
 LLAVA = r"""
 {%- for turn in messages -%}
     {%- if turn['role'] != 'system' -%}{{- turn['role'] | upper ~ ': ' -}}{%- endif -%}

@@ -49,6 +49,8 @@ QWEN_TOKENS = [
     "<|image_pad|>",
     "<|video_pad|>",
 ]
+_NAMED = {"vaultgemma": "vaultgemma", "gemma-3n": "gemma3n-deep"}
+"""Part of a checkpoint's name -> the tiny family that differs from others of its type, or goes where they cannot."""
 
 
 def family_of(type: str, name: str = "") -> str:
@@ -57,11 +59,13 @@ def family_of(type: str, name: str = "") -> str:
     A type that loads several architectures has one for all of them, unless the name tells one that differs much.
     """
     families = {"medgemma": "medgemma", "image-text": "llava", "shikra": "shikra", "perceptionGPT": "shikra"}
-    families |= {"causal-lm": "gemma3n-deep", "seq2seq": "t5gemma"}
+    families |= {"causal-lm": "gemma3n", "seq2seq": "t5gemma"}
     families |= {"gemma3n-student": "gemma3n-student", "medsiglip": "medsiglip"}
     if type not in families:
         raise ConfigError(f"no tiny checkpoint stands in for type '{type}'{hint(type, families)}")
-    return "vaultgemma" if type == "causal-lm" and "vaultgemma" in name.lower() else families[type]
+    if type == "causal-lm":
+        return next((family for part, family in _NAMED.items() if part in name.lower()), families[type])
+    return families[type]
 
 
 def ensure_tiny(family: str, parent: str | Path) -> Path:

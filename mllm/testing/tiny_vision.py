@@ -94,7 +94,7 @@ def _gemma3n_student(seed: int, text: dict[str, Any], vision: dict[str, Any]) ->
         Gemma3nAudioFeatureExtractor(),
         images,
         tokenizer,
-        chat_template=templates.GEMMA3,
+        chat_template=templates.GEMMA3N,
         image_seq_length=config.vision_soft_tokens_per_image,
     )
     told = copy.deepcopy(config.vision_config.model_args)

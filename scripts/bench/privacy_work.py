@@ -139,7 +139,7 @@ def train_opacus(rows: Rows, bundle: Bundle, folder: str, options: argparse.Name
     from opacus.optimizers import DPOptimizer
 
     encoded = [bundle.encoder.encode(rows.sample(index)) for index in range(len(rows))]
-    cuts = cut_by_length([len(one) for one in encoded], options.physical, None)
+    cuts = cut_by_length([one.lengths for one in encoded], options.physical, None)
     batches = [bundle.encoder.pad([encoded[index] for index in cut]) for cut in cuts]
     # No position in a batch is projected that its labels do not need at most: what lies behind is padding.
     model = GradSampleModule(bundle.model.pretrained.train(), strict=False)

@@ -169,7 +169,7 @@ def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: in
     def losses() -> list[float]:
         found = [0.0] * len(rows)
         encoded = [data[index] for index in range(len(rows))]
-        for cut in cut_by_length([len(one) for one in encoded], None, tokens):
+        for cut in cut_by_length([one.lengths for one in encoded], None, tokens):
             batch = bundle.encoder.pad([encoded[index] for index in cut])
             outputs = trainer.learner.student(**batch.student)
             means = objective.total(Context(batch.targets, outputs)) / objective.count(batch.targets)

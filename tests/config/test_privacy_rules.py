@@ -11,7 +11,7 @@ from mllm.config.hardware import Hardware
 from mllm.config.privacy_rules import refuse_large_delta
 from mllm.config.rules import apply_rules
 from mllm.errors import ConfigError
-from mllm.registry import BOX_FORMATS, DATASETS, HEADS, MODELS
+from mllm.registry import BOX_FORMATS, DATASETS, HEADS, MODELS, OBJECTIVES
 
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
 A10 = Hardware("cuda", "NVIDIA A10G", (8, 6), 24 << 30, 1, 32 << 30, 4)
@@ -28,12 +28,20 @@ class Part:
     pass
 
 
+class Regression:
+    def __init__(self, measures: tuple = ("EF", "EDV", "ESV"), views: tuple = (), scale: Any = None):
+        self.scale = scale
+
+
 @pytest.fixture(autouse=True)
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
     entries: list[tuple[Any, str, Any]] = [(DATASETS, "MixedDataset", Mixed)]
     entries += [(HEADS, name, Part) for name in ("BoxHead", "MaskHead")]
     entries += [(BOX_FORMATS, name, Part) for name in ("perception_token", "location_tokens", "normalized_text")]
-    entries += [(MODELS, name, Part) for name in ("causal-lm", "shikra", "perceptionGPT")]
+    entries += [(HEADS, "RegressionHead", Regression)]
+    entries += [(OBJECTIVES, name, Part) for name in ("MeasureLoss", "FeatureMatch")]
+    models = ("causal-lm", "shikra", "perceptionGPT", "medsiglip", "gemma3n-student")
+    entries += [(MODELS, name, Part) for name in models]
     for registry, name, entry in entries:
         monkeypatch.setitem(registry.module_dict, name, entry)
 
@@ -118,6 +126,16 @@ def test_what_contradicts_itself(run, arguments: str, expected: str):
             "privacy_args.clip_norm before the noise: set max_grad_norm=0",
         ),
         (
+            "fsdp='full_shard'",
+            "fsdp cannot be used with privacy_args, because units are clipped whole, and each process would hold a "
+            "part of a gradient alone: remove it",
+        ),
+        (
+            "deepspeed='zero3.json'",
+            "deepspeed cannot be used with privacy_args, because units are clipped whole, and each process would hold "
+            "a part of a gradient alone: remove it",
+        ),
+        (
             "save_strategy='no'",
             "save_strategy='no' cannot be used with privacy_args, because what a broken run has spent is spent: set it "
             "to 'steps'",
@@ -137,10 +155,11 @@ def test_what_the_draw_takes_the_place_of(run, arguments: str, expected: str, ha
         ("load_best_model_at_end=True", "load_best_model_at_end=True"),
         ("save_strategy='best'", "save_strategy='best'"),
         ("lr_scheduler_type='reduce_lr_on_plateau'", "lr_scheduler_type='reduce_lr_on_plateau'"),
+        ("early_stopping_patience=3, eval_strategy='epoch'", "early_stopping_patience=3"),
     ],
 )
 def test_no_choice_rests_on_private_validation(run, arguments: str, chosen: str):
-    lines = f"training_args = dict({arguments})\n"
+    lines = f"training_args = dict({arguments})\ndata_args = dict(validation=dict(type='Phantoms', size=2))\n"
     assert refusal(run, PRIVATE + lines) == (
         f"run.py:3: {chosen} chooses by the validation loss, which is a question to private data that the accountant "
         "does not count: remove it, or set privacy_args.public_validation=True where the validation split holds "
@@ -198,6 +217,55 @@ def test_what_has_no_gradient_by_sample(run, arguments: str, expected: str):
     sentence = refusal(run, PRIVATE + lines)
     assert sentence.startswith(f"run.py:3: {expected}")
     run(lines)
+
+
+SEEING = "part='vision', model_name_or_path='google/medsiglip-448', heads=dict(measures=dict(type='RegressionHead'{}))"
+MEASURES = "objectives = dict(_delete_=True, measures=dict(type='MeasureLoss'))\n"
+
+
+def seeing(kind: str, more: str = "", scale: str = ", scale=dict(EF=(55, 12), EDV=(120, 45), ESV=(55, 35))") -> str:
+    return f"model_args = dict(type='{kind}', {SEEING.format(scale)}{more})\n{MEASURES}"
+
+
+def test_a_model_that_measures_is_told_its_scale_from_elsewhere(run):
+    assert refusal(run, PRIVATE + seeing("medsiglip", scale="")) == (
+        "run.py:3: a RegressionHead takes mean and standard deviation of its measures from the training split, which "
+        "is a question to private data that the accountant does not count: give them from elsewhere, such as "
+        "scale=dict(EF=(55.0, 12.0), ...)"
+    )
+    one = "model_args['heads']['measures']['measures'] = ['LVM']\n"
+    assert refusal(run, PRIVATE + seeing("medsiglip", scale="") + one).endswith("such as scale=dict(LVM=(55.0, 12.0))")
+    run(seeing("medsiglip", scale=""))
+    assert run(PRIVATE + seeing("medsiglip")).privacy_args is not None
+
+
+def test_convolutions_and_whole_towers_are_refused(run):
+    assert refusal(run, PRIVATE + seeing("gemma3n-student").replace("medsiglip-448", "gemma-3n-E4B-it")) == (
+        "run.py:3: type='gemma3n-student' trains the convolutions of Gemma 3n's vision tower, "
+        f"{LINEAR}: use a SigLIP, such as type='medsiglip', or type='medgemma' with part='vision'"
+    )
+    assert refusal(run, PRIVATE + seeing("medsiglip", ", train_vision=True, lora_r=None")) == (
+        f"run.py:3: train_vision=True trains embeddings and convolutions, {LINEAR}: set it to False, and lora_r to a "
+        "rank"
+    )
+
+
+def test_distillation_is_refused(run):
+    teacher = (
+        "objectives.update(match=dict(type='FeatureMatch'))\n"
+        "distill_args = dict(teacher=dict(type='medsiglip', model_name_or_path='google/medsiglip-448'))\n"
+    )
+    assert refusal(run, PRIVATE + seeing("medsiglip") + teacher) == (
+        f"run.py:6: distill_args cannot be used with privacy_args: its projectors read maps of features, {LINEAR}: "
+        "remove it, or distil on data that holds nothing to protect"
+    )
+    run(seeing("medsiglip") + teacher)
+
+
+def test_packing_is_refused(run):
+    model = "model_args = dict(type='causal-lm', model_name_or_path='google/vaultgemma-1b')\n"
+    lines = model + "data_args = dict(packing=True)\n"
+    assert "packing=True puts several samples into one row, and privacy_args" in refusal(run, PRIVATE + lines)
 
 
 def test_perception_gpt_brings_heads_that_are_refused(run, write):

@@ -71,6 +71,15 @@ def test_a_pickled_copy_reads_the_same_rows(tmp_path):
     assert copy.describe(1) == rows.describe(1)
 
 
+def test_objects_by_their_ids_are_rows_and_their_lines_are_known(tmp_path):
+    text = '\n{"1": {"a": "{"},\n\n "x:{" : {"b": {}}, "3":\n{"c": "}"}\n}'
+    path = write(tmp_path / "rows.json", text)
+    rows = Records(path)
+    assert [rows[i] for i in range(len(rows))] == list(json.loads(text).values())
+    lines = [f"{path}, line 2", f"{path}, line 4 (row 2)", f"{path}, line 4 (row 3)"]
+    assert [rows.describe(i) for i in range(len(rows))] == lines
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_json_list_knows_the_line_of_every_row(tmp_path, wrapped):
     items = '[\n  {"a": [1, 2]},\n  {\n    "a": 2\n  },\n\n  {"a": "]"}\n]'
@@ -113,7 +122,8 @@ def test_csv_is_what_the_csv_module_reads(tmp_path):
         ("rows.json", "", r"rows\.json is empty$"),
         ("rows.json", "[]", r"rows\.json is empty$"),
         ("rows.json", '[\n{"a": 1},\n{"a" 2}]', r"rows\.json, line 3: not valid JSON \(Expecting ':' delimiter\)$"),
-        ("rows.json", '{"rows": []}', r'rows\.json must hold a list of objects, or \{"data": \[\.\.\.\]\}$'),
+        ("rows.json", '{"rows": []}', r'rows\.json must hold a list of objects, \{"data": \[\.\.\.\]\}, or objects by'),
+        ("rows.json", '{"1": {"a": 1}, "1": {"a": 2}}', "rows.json: an id stands twice in it"),
         ("rows.json", b'[{"a": "\xff"}]', r"rows\.json is not UTF-8 text"),
         ("rows.csv", "", r"rows\.csv is empty$"),
         ("rows.csv", "a,b\n", r"rows\.csv is empty$"),

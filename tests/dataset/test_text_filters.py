@@ -27,5 +27,7 @@ def test_what_is_dropped_is_counted_by_its_reason():
 def test_unknown_filters_and_languages_are_refused():
     with pytest.raises(ConfigError, match="filters has no key 'langage': did you mean 'language'"):
         TextFilters.of(dict(langage="en"))
+    with pytest.raises(ConfigError, match="min_characters must be a whole number, not 'many'"):
+        TextFilters.of(dict(min_characters="many"))
     with pytest.raises(ConfigError, match="unknown language 'english'"):
         TextFilters.of(dict(language="english"))

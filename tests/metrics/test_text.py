@@ -2,7 +2,7 @@
 
 import pytest
 
-from mllm.metrics.text import accuracy, short_answer, stated
+from mllm.metrics.text import accuracy, choice, chosen, short_answer, stated
 from mllm.structures import Answer
 
 
@@ -64,7 +64,41 @@ def test_never_saying_yes_is_no_division_by_zero():
     assert (figures["f1"], figures["precision"], figures["failed"]) == (0, 0, 1)
 
 
-@pytest.mark.parametrize("metric", [accuracy, short_answer])
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("yes", "yes"),
+        (" Maybe. ", "maybe"),
+        ("No, because yes men were asked.", "no"),
+        ("Well, yes", "yes"),
+        ("It was seen twice.\nMaybe", "maybe"),
+        ("So the answer is no.", "no"),
+        ("No one knows", None),
+        ("not yes", None),
+        ("yesterday", None),
+        ("yes or no", None),
+        ("Yes. No. Maybe.", None),
+        ("Yes, the answer is no.", None),
+        ("", None),
+    ],
+)
+def test_a_choice_is_a_clause_of_its_own(text, result):
+    assert chosen(text, {"yes", "no", "maybe"}) == result
+
+
+def test_a_choice_with_points_inside_is_read_whole():
+    assert chosen("St. Mary", {"st. mary", "other"}) == "st. mary"
+
+
+def test_choices_stand_beside_the_majority_and_unreadable_ones_are_wrong():
+    """yes: 1 right of 2 said and 3 wanted, F1 2/5; no: 1 of 1 and 1, F1 1; maybe: 0 of 1 and 1."""
+    said = answers("Yes.", "maybe", "perhaps yes", "no, not at all", "yes")
+    figures = choice(said, answers("yes", "yes", "yes", "No", "Maybe"))
+    expected = {"accuracy": 2 / 5, "majority": 3 / 5, "macro_f1": (2 / 5 + 1 + 0) / 3, "unreadable": 1, "samples": 5}
+    assert figures == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("metric", [accuracy, choice, short_answer])
 def test_nothing_asked_is_nothing_known(metric):
     figures = metric([], [])
     assert figures["samples"] == 0

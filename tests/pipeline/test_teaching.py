@@ -4,17 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from mllm.dataset.base import SampleDataset
 from mllm.engine.builder import build_learner
-from mllm.engine.feature_cache import CachedTeacher
+from mllm.engine.feature_cache import CachedTeacher, FeatureCache
+from mllm.errors import DataError
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.vision_model import VisionModel
 from mllm.objectives.features import RIDGE, FeatureMatch
 from mllm.pipeline.data import prepare_data
 from mllm.pipeline.prepare import prepare_args
 from mllm.pipeline.steps import open_splits
-from mllm.pipeline.teaching import load_teacher
-from mllm.structures import Context, Outputs
+from mllm.pipeline.teaching import CacheReader, _change, load_teacher
+from mllm.structures import Context, Outputs, Sample, Turn
 from mllm.testing.tiny import write_tiny
 from tests.pipeline.conftest import CHECKOUT
 
@@ -152,3 +155,28 @@ def test_a_single_image_leaves_the_scale_as_it_is():
     spread = dict(match.named_buffers())
     assert spread["teacher_std_0"].eq(1).all() and spread["student_std_0"].eq(1).all()
     assert spread["teacher_mean_0"].eq(3).all()
+
+
+class Pictures(SampleDataset):
+    """Two patients, whose pictures may change from epoch to epoch."""
+
+    def __init__(self, changes: bool) -> None:
+        self.changes = changes
+
+    def __len__(self) -> int:
+        return 2
+
+    def sample(self, index: int, epoch: int = 0) -> Sample:
+        gray = 100 * index + (epoch if self.changes else 0)
+        return Sample([Turn("user", "")], images=[Image.new("RGB", (4, 4), (gray,) * 3)], views=["ED"])
+
+
+@pytest.mark.parametrize("changes", [True, False])
+def test_images_that_change_are_noticed(changes: bool):
+    assert _change(Pictures(changes)) is changes
+
+
+def test_an_image_that_the_cache_lacks_is_named(tmp_path):
+    sample = Sample([Turn("user", "")], images=[Image.new("RGB", (4, 4))], views=["ED"], source="a.avi")
+    with pytest.raises(DataError, match=r"a.avi: the view 'ED' is not in the teacher's cache"):
+        CacheReader(FeatureCache(tmp_path, "a" * 40), ["ED"]).encode(sample)

@@ -86,6 +86,30 @@ def test_uneven_shares_without_images_make_the_same_updates_and_continue_bit_for
     assert all(torch.equal(_adapter("two")[name], tensor) for name, tensor in whole.items())
 
 
+TRANSLATED = """
+_base_ = ["{checkout}/config/_base_/models/t5gemma.py", "{checkout}/config/_base_/datasets/mtnt_en_fr.py",
+          "{checkout}/config/_base_/runtime/finetune.py"]
+data_args = dict(train=dict(data_path="pairs.tsv"), validation=dict(data_path="pairs.tsv"), tokens_per_micro_batch=80)
+training_args = dict(max_steps=4, learning_rate=0.05, optim="sgd", lr_scheduler_type="constant", warmup_steps=0,
+                     eval_strategy="epoch", save_strategy="no", per_device_eval_batch_size=1, report_to=[])
+"""
+
+
+def test_an_encoder_decoder_is_trained_alike_on_two_processes(folder):
+    """Sources and targets of unlike lengths: seven pairs in updates of four."""
+    pairs = [(f"The left lung. {'It is clear. ' * (n % 4)}", f"Le poumon. {'Net. ' * (n % 3)}") for n in range(7)]
+    Path("pairs.tsv").write_text("".join(f"{n}\t{src}\t{dst}\n" for n, (src, dst) in enumerate(pairs)))
+    Path("run.py").write_text(TRANSLATED.format(checkout=CHECKOUT))
+    for processes, name in ((1, "one"), (2, "two")):
+        _start(processes, "run.py", "--tiny", "--cfg-options", f"training_args.output_dir={name}")
+    for key in ("loss", "eval_loss", "grad_norm"):
+        assert _rows("two", key) == pytest.approx(_rows("one", key), rel=1e-4), key
+    assert (len(_rows("one", "loss")), len(_rows("one", "eval_loss"))) == (4, 2)
+    assert any(tensor.any() for name, tensor in _adapter("one").items() if "lora_B" in name)
+    for name, tensor in _adapter("one").items():
+        torch.testing.assert_close(_adapter("two")[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
 PLACES = '''
 """Phantoms of which every other one has no lesion, and texts without an image."""
 from mllm.dataset.single_image_dataset.scenes import PhantomBoxDataset
@@ -126,7 +150,7 @@ def test_batches_with_and_without_objects_train_heads_alike_on_two_processes(wri
 
 PRIVATE = """
 custom_imports = dict(imports=["mixed"])
-model_args.update(lora_dropout=0.0, image_size=112, image_token_len=16, lora_target="language")
+model_args.update(lora_dropout=0.0, image_size=112, image_token_len=16, lora_target="all")
 data_args = dict(train=dict(_delete_=True, type="Mixed", size=9), validation=None, test=None)
 training_args.update(optim="sgd", learning_rate=0.5, lr_scheduler_type="constant", warmup_steps=0, max_steps=4,
                      eval_strategy="no", max_grad_norm=0.0, save_strategy="steps", save_steps=2)

@@ -141,11 +141,12 @@ def test_medgemma_has_gemmas_special_tokens(tiny_medgemma: Path) -> None:
 
 @pytest.mark.parametrize("generate", [False, True])
 @pytest.mark.parametrize("start", [0, 1])
-def test_medgemmas_template_renders_as_the_published_one(
-    tiny_medgemma: Path, shared_data: Path, start: int, generate: bool
+@pytest.mark.parametrize("tiny, file", [("tiny_medgemma", "gemma3_medgemma"), ("tiny_student", "gemma3n")])
+def test_gemmas_template_renders_as_the_published_one(
+    request: pytest.FixtureRequest, shared_data: Path, tiny: str, file: str, start: int, generate: bool
 ) -> None:
-    published = (shared_data / "chat_templates" / "gemma3_medgemma.jinja").read_text()
-    tokenizer = AutoProcessor.from_pretrained(tiny_medgemma).tokenizer
+    published = (shared_data / "chat_templates" / f"{file}.jinja").read_text()
+    tokenizer = AutoProcessor.from_pretrained(request.getfixturevalue(tiny)).tokenizer
     for end in range(start + 1, len(CONVERSATION) + 1):
         messages = CONVERSATION[start:end]
         ours = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
@@ -166,7 +167,8 @@ def test_families_by_type() -> None:
     assert family_of("medgemma") == "medgemma"
     assert family_of("image-text") == "llava"
     assert family_of("shikra") == family_of("perceptionGPT") == "shikra"
-    assert family_of("causal-lm") == family_of("causal-lm", "google/gemma-3n-E4B-it") == "gemma3n"
+    assert family_of("causal-lm") == family_of("causal-lm", "org/another") == "gemma3n"
+    assert family_of("causal-lm", "google/gemma-3n-E4B-it") == "gemma3n-deep"  # what llama.cpp can run
     assert family_of("causal-lm", "google/vaultgemma-1b") == "vaultgemma"
     with pytest.raises(ConfigError, match="did you mean 'medgemma'"):
         family_of("medgema")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tqdm import tqdm
 from typing_extensions import override
 
 from mllm.dataset.base import SampleDataset
@@ -21,21 +22,32 @@ from mllm.structures import Role, Sample, Turn
 logger = logging.getLogger(__name__)
 
 ROLES: dict[str, Role] = {
-    **dict.fromkeys(("system",), "system"),
+    **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "model"), "assistant"),
 }
 """Who speaks, in the words of ShareGPT, OpenAI and Gemma."""
-COLUMNS = (("question", "answer"), ("QUESTION", "LONG_ANSWER"), ("prompt", "completion"), ("prompt", "response"))
+COLUMNS = (
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("question", "answer"),
+    ("QUESTION", "LONG_ANSWER"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("input", "output"),
+)
 """Pairs of columns that mean a question and its answer."""
+BESIDE = {"instruction": ("input", "context"), "input": ("context",), "question": ("context",)}
+"""What stands behind a question, by the name of its column: Alpaca's input, and the context of Dolly and others."""
 
 
 @DATASETS.register_module()
 class TextQADataset(SampleDataset):
     """Questions and answers in text, one conversation a row; every turn of it is kept.
 
-    A row has `conversations` (ShareGPT: from, value), `messages` (OpenAI: role, content), `instruction` with optional
-    `input` and `output`, or a question and an answer, whose columns `question` and `answer` can name. `data_path` is a
+    A row has `conversations` (ShareGPT: from, value), `messages` (OpenAI: role, content), `instruction` with `output`
+    or `response` and perhaps `input` or `context`, or a question and an answer, whose columns `question` and `answer`
+    can name; `context` then names one that stands behind the question, a text or a list of them. `data_path` is a
     json, jsonl, csv, tsv or Parquet file, a folder written by `datasets`, or `ORG/NAME` on the Hub. `filters` are
     those of `TextFilters`; what they drop is counted in the log. `patient` is never divided between splits.
     """
@@ -48,19 +60,24 @@ class TextQADataset(SampleDataset):
         split: str | None = None,
         question: str | None = None,
         answer: str | None = None,
+        context: str | None = None,
         system: str | None = None,
         filters: Mapping[str, Any] | None = None,
     ) -> None:
         if (question is None) != (answer is None):
             raise ConfigError("question and answer name two columns: give both or neither")
+        if context is not None and question is None:
+            raise ConfigError("context names a column beside those of question and answer: give all three")
         self.records = Records(data_path, split)
         self.named = None if question is None or answer is None else (question, answer)
+        self.context = context
         self.system = system
         self.kept = self._filtered(TextFilters.of(filters)) if filters else None
 
     def _filtered(self, filters: TextFilters) -> Sequence[int]:
         """The rows that the filters leave; an unreadable one is kept, so that it is told when it is used."""
-        kept = filters.kept(self._turns_of(index) for index in range(len(self.records)))
+        rows = tqdm(range(len(self.records)), desc="filtering", unit="row", disable=None, leave=False)
+        kept = filters.kept(self._turns_of(index) for index in rows)
         logger.info("%s: %s", self.records.path, filters.report)
         if not kept:
             raise DataError(f"{self.records.path}: the filters leave none of its {len(self.records)} rows")
@@ -119,15 +136,15 @@ class TextQADataset(SampleDataset):
             for field, role, text in (("conversations", "from", "value"), ("messages", "role", "content")):
                 if field in row:
                     return _conversation(row[field], field, role, text)
-            if "instruction" in row and "output" in row:
-                parts = [_text(row, "instruction"), str(row.get("input") or "").strip()]
-                return _pair("\n\n".join(filter(None, parts)), _text(row, "output"))
-        for question, answer in COLUMNS if self.named is None else (self.named,):
-            if question in row and answer in row:
-                return _pair(_text(row, question), _text(row, answer))
-        if self.named is not None:
-            absent = next(name for name in self.named if name not in row)
-            raise DataError(f"field '{absent}' is missing{hint(absent, map(str, row))}")
+            for question, answer in COLUMNS:
+                if question in row and answer in row:
+                    return _pair(_joined(row, question, BESIDE.get(question, ())), _text(row, answer))
+        else:
+            beside = [] if self.context is None else [self.context]
+            for name in (*self.named, *beside):
+                if name not in row:
+                    raise DataError(f"field '{name}' is missing{hint(name, map(str, row))}")
+            return _pair(_joined(row, self.named[0], beside), _text(row, self.named[1]))
         raise DataError(
             f"its fields ({', '.join(map(str, row))}) are no known layout: conversations, messages, instruction and "
             "output, or question and answer; name the two columns by question=... and answer=..."
@@ -145,6 +162,28 @@ def _text(row: Mapping[str, Any], field: str) -> str:
     return value.strip()
 
 
+def _joined(row: Mapping[str, Any], field: str, beside: Iterable[str]) -> str:
+    """A question and what stands behind it, where a row has that; a list of texts is joined line by line."""
+    parts = [_text(row, field)]
+    for name in beside:
+        value = row.get(name)
+        lines = value if isinstance(value, (list, tuple)) else [value or ""]
+        if any(not isinstance(line, str) for line in lines):
+            raise DataError(f"field '{name}' is no text")
+        parts.append("\n".join(lines).strip())
+    return "\n\n".join(filter(None, parts))
+
+
+def _spoken(content: Any) -> Any:
+    """The text of OpenAI's list of parts, where all of them are text; anything else as it is."""
+    if isinstance(content, (list, tuple)) and content:
+        parts = [part for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+        texts = [text for part in parts if isinstance(text := part.get("text"), str)]
+        if len(texts) == len(content):
+            return "\n".join(texts)
+    return content
+
+
 def _conversation(turns: Any, field: str, role_key: str, text_key: str) -> list[Turn]:
     """Turns out of a list of objects with a role and a text; neighbors of one role are joined."""
     if not isinstance(turns, (list, tuple)) or not turns:
@@ -156,7 +195,9 @@ def _conversation(turns: Any, field: str, role_key: str, text_key: str) -> list[
         role = ROLES.get(str(turn[role_key]))
         if role is None:
             raise DataError(f"turn {number} of '{field}': unknown speaker '{turn[role_key]}'{hint('', ROLES)}")
-        text = _text(turn, text_key)
+        text = _text({text_key: _spoken(turn[text_key])}, text_key)
+        if role == "system" and found and found[-1].role != "system":
+            raise DataError(f"turn {number} of '{field}': a system text stands before all other turns")
         if found and found[-1].role == role:
             # Templates want alternating turns; two messages in a row are one turn.
             found[-1] = Turn(role, f"{found[-1].text}\n{text}")

@@ -14,7 +14,7 @@ from mllm.errors import ConfigError
 from mllm.structures import Batch
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""How far gradients may be from autograd's, relative to a tensor's norm, by the dtype of the vocabulary."""
+"""How far gradients may be from autograd's, relative to a tensor's norm, by the dtype of the weights."""
 LOOSE = 3e-2
 """The same for narrower dtypes, and under autocast."""
 
@@ -32,7 +32,7 @@ def check_gradients(learner: Learner, tape: Tape, pieces: Sequence[Batch], alone
     was_training = learner.training
     with accelerator.autocast():
         narrow = torch.is_autocast_enabled(device.type)
-    dtype = learner.student.pretrained.get_output_embeddings().weight.dtype
+    dtype = next(iter(learner.student.pretrained.parameters())).dtype
     tolerance = LOOSE if narrow else TOLERANCE.get(dtype, LOOSE)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         learner.train()
@@ -52,13 +52,13 @@ def check_gradients(learner: Learner, tape: Tape, pieces: Sequence[Batch], alone
 
 
 def _summed_loss(learner: Learner, piece: Batch) -> Tensor:
-    loss: Tensor = learner(piece.student, piece.targets)["loss"] * piece.targets["labels"].shape[0]
+    loss: Tensor = learner(piece.student, piece.targets)["loss"] * piece.samples
     return loss
 
 
 def _recorded(learner: Learner, tape: Tape, piece: Batch, accelerator: Any) -> list[Tensor | None]:
     """The gradients of samples [B, ...] for each parameter; None where it has no part in the loss."""
-    with tape.recording(piece.targets["labels"].shape[0]) as gradients:
+    with tape.recording(piece.samples, piece.images) as gradients:
         with accelerator.autocast():
             loss = _summed_loss(learner, piece)
         loss.backward()

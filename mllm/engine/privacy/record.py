@@ -18,6 +18,9 @@ OUTSIDE = (
     "training loss, gradient norms and their curves: they are computed from the data without noise",
     "choices made by looking at results: hyperparameters, the checkpoint or the run that is kept",
     "preprocessing: filters, deduplication, and whatever else was decided by looking at the data",
+    "files of the run folder beside the adapter, the checkpoints' weights and this record: data_summary.json and its "
+    "pictures, logs and skipped rows tell of the data without noise, so keep them where the data is",
+    "the number of units, which sets the rate and stands in this record",
     "the validation and test splits: their samples are read, measured and answered without noise",
     "other runs on the same data: their epsilons and deltas add up",
     "the data of the base model, and the same facts where they also stand elsewhere",

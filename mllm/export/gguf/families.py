@@ -64,6 +64,12 @@ class Family:
         if self.rope().get("rope_type", "default") not in ("default", "linear", "llama3"):
             raise self.refuse(f"its rope scaling is {self.rope()['rope_type']}; default, linear and llama3 are written")
 
+    def row_widths(self) -> set[int]:
+        """How many values the rows of the layers' matrices have: what is quantized is quantized along rows."""
+        inner = self.config["intermediate_size"]
+        heads = self.config["num_attention_heads"] * self.head_dim
+        return {self.config["hidden_size"], heads, *(inner if isinstance(inner, list) else [inner])}
+
     def rope(self) -> Mapping[str, Any]:
         """The rotary embedding of full attention, in transformers' words."""
         return dict(self.config.get("rope_parameters") or {})

@@ -4,35 +4,76 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import logging
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from mllm.errors import ConfigError
-from mllm.export.gguf.model import export_model
+from mllm.export.gguf.families import Family
+from mllm.export.gguf.model import export_model, open_family
 from mllm.models.loading import load_config
+
+logger = logging.getLogger(__name__)
 
 K_QUANTS = ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k")
 """The types, largest first."""
+BLOCK = 256
+"""Values of a row that are quantized together; a matrix whose rows these do not divide keeps a larger type."""
+_ERROR = 4
+"""The level of errors in llama.cpp's log."""
+_TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\] .* \[ *(\d+), *(\d+),")
+"""A tensor's line in llama.cpp's log: its number, how many there are, values in a row, rows."""
+_ROWS = 128 << 20
+"""Bytes of rows that llama.cpp holds at a time; 8 GiB unless told."""
+
+
+def check_k_quant(family: Family, kind: str) -> None:
+    """Raises `ConfigError` where llama.cpp is not installed, or where no matrix of the model divides into blocks."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise ConfigError(
+            f"--type {kind} is made by llama.cpp, which is missing: pip install -e '.[parity]' (it is compiled, which "
+            "takes a C++ compiler and some minutes), or choose q8_0, q5_1, q5_0, q4_1 or q4_0"
+        )
+    widths = family.row_widths()
+    if not any(width % BLOCK == 0 for width in widths):
+        told = ", ".join(map(str, sorted(widths)))
+        raise family.refuse(
+            f"{kind} quantizes {BLOCK} values of a row together, and its rows have {told}; use q8_0, or q4_0"
+        )
 
 
 def export_k_quant(folder: Path, out: Path, kind: str, *, name: str | None = None) -> Path:
     """As `export_model`, for a `kind` of `K_QUANTS`; the unquantized file lies beside `out` meanwhile.
 
-    Raises `ConfigError` where llama-cpp-python is not installed.
+    Raises `ConfigError` where `check_k_quant` does, and with llama.cpp's own words where it fails.
     """
-    if importlib.util.find_spec("llama_cpp") is None:
-        raise ConfigError(f"--type {kind} is made by llama.cpp, which is missing: pip install -e '.[parity]'")
+    check_k_quant(open_family(str(folder))[0], kind)
     out.parent.mkdir(parents=True, exist_ok=True)
     stored = load_config(str(folder)).dtype
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        whole, quantized = Path(temporary, "whole.gguf"), Path(temporary, "quantized.gguf")
+        whole, quantized = Path(temporary, "whole.gguf"), Path(temporary, out.name)
         export_model(folder, whole, "bf16" if stored == torch.bfloat16 else "f32", name=name)
         _quantize(whole, quantized, kind)
         os.replace(quantized, out)
     return out
+
+
+@dataclass
+class _Heard:
+    """What llama.cpp logged."""
+
+    narrow: int = 0
+    """Matrices whose rows do not divide into blocks."""
+    errors: list[str] = field(default_factory=list)
 
 
 def _quantize(source: Path, target: Path, kind: str) -> None:
@@ -40,8 +81,38 @@ def _quantize(source: Path, target: Path, kind: str) -> None:
 
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = vars(llama_cpp)[f"LLAMA_FTYPE_MOSTLY_{kind.upper()}"]
-    code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
+    parameters.max_buf_size = _ROWS
+    parameters.nthread = torch.get_num_threads()
+    with tqdm(unit="tensor", desc=target.name) as progress, _listening(llama_cpp, progress) as heard:
+        code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
     if code != 0 or not target.is_file():
-        raise ConfigError(
-            f"llama.cpp could not make {kind} of this model (its own lines above say why); use q8_0, or a type of gguf"
+        reason = heard.errors[-1] if heard.errors else "it does not say why"
+        raise ConfigError(f"llama.cpp could not make {kind} of this model ({reason}): use q8_0, or a type of gguf")
+    if heard.narrow:
+        logger.info(
+            "%d matrices have a larger type than %s: their rows are no multiple of %d", heard.narrow, kind, BLOCK
         )
+
+
+@contextmanager
+def _listening(llama_cpp: Any, progress: Any) -> Iterator[_Heard]:
+    """Has llama.cpp's log move the bar, instead of printing some lines for each tensor."""
+    heard = _Heard()
+
+    def hear(level: int, text: bytes, data: Any) -> None:
+        line = text.decode(errors="replace").strip()
+        if match := _TENSOR.match(line):
+            index, count, width, rows = map(int, match.groups())
+            progress.total = count
+            progress.update(index - progress.n)
+            heard.narrow += rows > 1 and width % BLOCK > 0
+        elif level == _ERROR and line:
+            heard.errors.append(line)
+
+    callback, before, data = llama_cpp.llama_log_callback(hear), llama_cpp.llama_log_callback(), ctypes.c_void_p()
+    llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(data))
+    llama_cpp.llama_log_set(callback, None)
+    try:
+        yield heard
+    finally:
+        llama_cpp.llama_log_set(before, data)

@@ -72,7 +72,7 @@ class Weights:
         """The tensor `name` as `target`: `rows` of it, or all; zeros where there are fewer; `offset` is added."""
         shape = self.shapes[name]
         shape = (shape[0] if rows is None else rows, *shape[1:])
-        return Planned(target, shape, lambda start, stop: self.read(name, start, stop) + offset)
+        return Planned(target, shape, lambda start, stop: self.read(name, start, stop).add_(offset))
 
 
 def fixed(target: str, value: Tensor) -> Planned:

@@ -38,7 +38,7 @@ _KEPT = ("_norm", "rope_freqs", "position_embd", "patch_embd", "_coef", "altup_r
 """Small tensors whose errors spread, or that llama.cpp reads in fp32 alone."""
 _HALF = ("altup_proj.weight", "altup_unembd_proj.weight")
 """Matrices of three dimensions, which are not quantized."""
-_CHUNK = 8 << 20
+_CHUNK = 2 << 20
 """How many values are in memory at a time."""
 
 
@@ -93,15 +93,15 @@ def _write_tensor(file: Any, tensor: Planned, kind: Kind, progress: Any) -> None
     written = 0
     for start in range(0, tensor.shape[0], rows):
         values = tensor.read(start, min(start + rows, tensor.shape[0])).contiguous().numpy()
+        if not np.isfinite(values).all():
+            raise ConfigError(f"{tensor.name} holds NaN or infinity, so it was not exported")
         with np.errstate(over="ignore"):
             stored = gguf.quants.quantize(values, kind)
-        if not np.isfinite(values).all() or (kind == Kind.F16 and not np.isfinite(stored).all()):
-            what = "NaN or infinity" if not np.isfinite(values).all() else "values beyond the range of f16; use bf16"
-            raise ConfigError(f"{tensor.name} holds {what}, so it was not exported")
-        data = np.ascontiguousarray(stored).tobytes()
-        file.write(data)
-        written += len(data)
-        progress.update(len(data))
+        if kind == Kind.F16 and not np.isfinite(stored).all():
+            raise ConfigError(f"{tensor.name} holds values beyond the range of f16, so it was not exported: use bf16")
+        file.write(np.ascontiguousarray(stored).data)
+        written += stored.nbytes
+        progress.update(stored.nbytes)
     assert written == _bytes_of(tensor, kind)
 
 

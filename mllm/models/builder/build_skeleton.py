@@ -20,10 +20,11 @@ TEXT_CLASSES = {"causal-lm": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2Se
 def count_lora(args: ModelArgs) -> int | None:
     """How many numbers the LoRA has that `args` would train, from the checkpoint's `config.json` alone.
 
-    None where the rank is that of a starting adapter, or where more than a LoRA trains (shikra, perceptionGPT). Raises
-    `ConfigError` for a checkpoint that is not there and a `lora_target` that matches nothing.
+    None where the rank is that of a starting adapter, or where more than a LoRA trains (shikra, perceptionGPT, and
+    part='vision' with its head). Raises `ConfigError` for a checkpoint that is not there and a `lora_target` that
+    matches nothing.
     """
-    if args.lora_r is None or args.type in SHIKRA_TYPES:
+    if args.lora_r is None or args.type in SHIKRA_TYPES or args.part is not None:
         return None
     name = find_checkpoint(args.model_name_or_path)
     config = load_config(name, trust_remote_code=args.trust_remote_code)

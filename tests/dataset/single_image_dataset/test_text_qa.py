@@ -8,6 +8,7 @@ from mllm.dataset.single_image_dataset.text_qa import TextQADataset
 from mllm.errors import ConfigError, DataError
 from mllm.structures import Turn
 
+EXPECTED_ANSWER = {"role": "assistant", "content": "Because."}
 EXPECTED = [Turn("user", "Why?"), Turn("assistant", "Because.")]
 
 
@@ -21,7 +22,10 @@ def written(path: Path, *rows: object) -> Path:
     [
         {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
         {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}, EXPECTED_ANSWER]},
         {"instruction": "Why?", "input": "", "output": "Because."},
+        {"instruction": "Why?", "context": None, "response": "Because."},
+        {"input": "Why?", "context": "", "output": "Because.", "source": "first_aid"},
         {"question": "Why?", "answer": "Because."},
         {"QUESTION": "Why?", "LONG_ANSWER": "Because."},
         {"prompt": " Why? ", "completion": "Because."},
@@ -55,6 +59,37 @@ def test_columns_can_be_named_and_instructions_joined(tmp_path):
     assert TextQADataset(path).sample(0).turns[0].text == "Answer.\n\nWhy?"
 
 
+def test_a_context_stands_behind_its_question(tmp_path):
+    row = {"question": "Why?", "context": ["It rained.", "It was cold."], "answer": "Because."}
+    path = written(tmp_path / "rows.jsonl", row, {**row, "context": 3})
+    asked = "Why?\n\nIt rained.\nIt was cold."
+    assert TextQADataset(path).sample(0).turns[0].text == asked
+    named = dict(question="question", answer="answer")
+    assert TextQADataset(path, **named).sample(0).turns[0].text == "Why?"
+    assert TextQADataset(path, **named, context="context").sample(0).turns[0].text == asked
+    with pytest.raises(DataError, match="line 2: field 'context' is no text"):
+        TextQADataset(path).sample(1)
+    with pytest.raises(DataError, match="field 'contxt' is missing: did you mean 'context'"):
+        TextQADataset(path, **named, context="contxt").sample(0)
+    with pytest.raises(ConfigError, match="context names a column beside those of question and answer"):
+        TextQADataset(path, context="context")
+
+
+def test_pubmedqa_is_read_as_it_is_published(shared_data):
+    path = shared_data / "text" / "pubmedqa_ori_pqal.json"
+    if not path.is_file():
+        pytest.skip("PubMedQA's labeled questions are not beside this checkout")
+    published = list(json.loads(path.read_text()).values())
+    long = TextQADataset(path)
+    decided = TextQADataset(path, question="QUESTION", answer="final_decision", context="CONTEXTS")
+    assert len(long) == len(decided) == 1000
+    for number in (0, 999):
+        row = published[number]
+        assert [turn.text for turn in long.sample(number).turns] == [row["QUESTION"], row["LONG_ANSWER"]]
+        asked = "\n\n".join([row["QUESTION"], "\n".join(row["CONTEXTS"])])
+        assert [turn.text for turn in decided.sample(number).turns] == [asked, row["final_decision"]]
+
+
 def test_tables_of_every_kind_read_alike(tmp_path):
     datasets = pytest.importorskip("datasets")
     table = datasets.Dataset.from_list([{"question": "Why?", "answer": "Because."}] * 3)
@@ -62,6 +97,9 @@ def test_tables_of_every_kind_read_alike(tmp_path):
     table.save_to_disk(str(tmp_path / "folder"))
     datasets.DatasetDict(train=table, test=table.select([0])).save_to_disk(str(tmp_path / "splits"))
     table.to_csv(str(tmp_path / "rows.csv"))
+    table.select([]).to_parquet(str(tmp_path / "none.parquet"))
+    with pytest.raises(DataError, match="none.parquet is empty"):
+        TextQADataset(tmp_path / "none.parquet")
     for name, size, options in (
         ("rows.parquet", 3, {}),
         ("folder", 3, {}),
@@ -97,6 +135,11 @@ def test_filters_say_what_they_drop_and_rows_keep_their_place(tmp_path, caplog):
         ({"messages": [{"role": "bot", "content": "a"}]}, "unknown speaker 'bot'"),
         ({"messages": [{"role": "user", "content": "a"}]}, "'messages' has no answer"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "begins with an answer"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "field 'content' is no text"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, EXPECTED_ANSWER]},
+            "turn 2 of 'messages': a system text stands before all other turns",
+        ),
     ],
 )
 def test_a_row_that_is_none_is_told_with_its_place(tmp_path, row, sentence):

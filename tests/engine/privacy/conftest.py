@@ -13,6 +13,7 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.engine.learner import Learner
 from mllm.models.builder.builder import load_pretrained
+from mllm.objectives.measures import MeasureLoss, VolumeConsistency
 from mllm.objectives.text import NextToken
 from mllm.structures import Sample, Turn
 from mllm.testing.tiny import write_tiny
@@ -65,6 +66,46 @@ def make_private(tmp_path_factory):
                 lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor
             )
 
+        return SimpleNamespace(bundle=bundle, learner=learner, encoded=encoded, pad=pad)
+
+    return make
+
+
+HEAD = dict(type="RegressionHead", hidden=16, dropout=0.0, scale=dict(EF=(55, 12), EDV=(120, 45), ESV=(55, 35)))
+
+
+@pytest.fixture(scope="session")
+def make_seeing(tmp_path_factory):
+    """The same with a tiny MedSigLIP that reads measures from two views: LoRA in its tower, and a head."""
+    folder = tmp_path_factory.mktemp("seeing")
+
+    def make(dtype=torch.float64):
+        path = write_tiny("medsiglip", folder / "medsiglip")
+        torch.manual_seed(0)
+        args = ModelArgs(
+            "medsiglip", str(path), part="vision", lora_r=4, lora_target="vision", heads={"measures": HEAD}
+        )
+        bundle = load_pretrained(args, CPU)
+        with torch.no_grad():
+            for name, parameter in bundle.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.05)
+        bundle.model.to(dtype)
+        objectives = {"measures": MeasureLoss(), "agreement": VolumeConsistency(weight=0.3)}
+        rng = np.random.default_rng(5)
+        seen = [
+            Sample([], [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(2)],
+                   views=["ES", "ED"], measures=measures)
+            for measures in (dict(EF=60.0, EDV=100.0, ESV=40.0), dict(EF=20.0), dict(EDV=300.0, ESV=230.0))
+        ]  # fmt: skip
+
+        def pad(chosen):
+            return bundle.encoder.pad(chosen).map(
+                lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            )
+
+        encoded = [bundle.encoder.encode(sample) for sample in seen]
+        learner = Learner(bundle.model, objectives, reduction="samples").train()
         return SimpleNamespace(bundle=bundle, learner=learner, encoded=encoded, pad=pad)
 
     return make

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mllm.engine.learner import Learner
-from mllm.engine.privacy.per_sample import PerSampleLinear, Tape, stacked
+from mllm.engine.privacy.per_sample import PerSampleLinear, Tape, images_in, stacked
 from mllm.errors import ConfigError
 from mllm.objectives.base import Objective
 from mllm.structures import IGNORE, Outputs
@@ -13,9 +13,8 @@ from mllm.structures import IGNORE, Outputs
 
 def recorded(learner, tape, batch):
     """What the tape gives for the sum of the samples' losses."""
-    samples = batch.targets["labels"].shape[0]
-    with tape.recording(samples) as gradients:
-        (learner(batch.student, batch.targets)["loss"] * samples).backward()
+    with tape.recording(batch.samples, batch.images) as gradients:
+        (learner(batch.student, batch.targets)["loss"] * batch.samples).backward()
     return dict(gradients)
 
 
@@ -26,7 +25,10 @@ def alone(parts, encoded):
     labels = batch.targets["labels"][:, 1:]
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
     names, parameters = zip(*[item for item in parts.learner.named_parameters() if item[1].requires_grad], strict=True)
-    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+    if not loss.requires_grad:  # a sample without an image, where only the vision tower trains
+        return {name: torch.zeros_like(parameter) for name, parameter in zip(names, parameters, strict=True)}
+    gradients = torch.autograd.grad(loss, parameters)
+    return dict(zip(names, gradients, strict=True))
 
 
 def distance(found, true):
@@ -45,6 +47,64 @@ def test_gradients_are_those_of_single_samples_to_1e_5(make_private, family):
         for row, single in enumerate(expected):
             assert distance(gradients[parameter][row], single[name]) < 1e-5, (name, row)
         assert distance(gradients[parameter][0], expected[1][name]) > 0.1, "samples are alike: the test proves nothing"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_in_a_vision_tower_the_images_of_a_sample_count_together(make_private, checkpointing):
+    """Two images, none, one and one: as many images as samples, and yet no image stands where its sample does."""
+    parts = make_private("medgemma", lora_target="vision")
+    expected = [alone(parts, encoded) for encoded in parts.encoded]
+    if checkpointing:
+        parts.bundle.model.enable_checkpointing({"use_reentrant": False})
+    tape, batch = Tape(parts.learner, images_in(parts.learner)), parts.pad(parts.encoded)
+    assert batch.images == (0, 0, 2, 3)
+    gradients = recorded(parts.learner, tape, batch)
+    assert len(gradients) == len(tape.names) > 8
+    for parameter, name in tape.names.items():
+        assert not gradients[parameter][1].any() and not expected[1][name].any()
+        for row in (0, 2, 3):
+            assert distance(gradients[parameter][row], expected[row][name]) < 1e-5, (name, row)
+
+
+def test_a_vision_model_s_lora_and_its_regression_head_with_norms(make_seeing):
+    """Each sample's loss is written out: squared errors in standard deviations, and how EF fits the volumes."""
+    parts = make_seeing()
+    named = {name: parameter for name, parameter in parts.learner.named_parameters() if parameter.requires_grad}
+    std, expected = torch.tensor([12.0, 45.0, 35.0], dtype=torch.float64), []
+    for encoded in parts.encoded:
+        batch = parts.pad([encoded])
+        (found,), known = parts.bundle.model(**batch.student).heads["measures"], encoded.targets["measures_known"]
+        loss = ((found - encoded.targets["measures"])[known] / std[known]).square().mean()
+        loss = loss + 0.3 * (found[0] - 100 * (1 - found[2] / found[1].clamp_min(1.0))).abs() / std[0]
+        expected.append(dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True)))
+    tape = Tape(parts.learner, images_in(parts.learner))
+    gradients = recorded(parts.learner, tape, parts.pad(parts.encoded))
+    assert {"student.heads.measures.norm.weight", "student.heads.measures.fusion.1.bias"} < named.keys()
+    assert len(gradients) == len(named) > 20
+    for parameter, name in tape.names.items():
+        for row, single in enumerate(expected):
+            assert distance(gradients[parameter][row], single[name]) < 1e-5, (name, row)
+        assert distance(gradients[parameter][0], expected[1][name]) > 0.1, "samples are alike: the test proves nothing"
+
+
+def test_a_layer_norm_of_several_places_and_without_a_bias():
+    torch.manual_seed(2)
+    body = nn.Sequential(nn.LayerNorm(6), nn.Tanh(), nn.LayerNorm(6, bias=False)).double()
+    with torch.no_grad():
+        for parameter in body.parameters():
+            parameter.normal_()
+    input = torch.randn(3, 4, 6, dtype=torch.float64, requires_grad=True)
+    plain = body(input)
+    singles = [torch.autograd.grad(body(row).square().sum(), [*body.parameters(), row]) for row in input.unsqueeze(1)]
+    tape = Tape(body)
+    with tape.recording(3) as gradients:
+        output = body(input)
+        output.square().sum().backward()
+    torch.testing.assert_close(output, plain)
+    for number, parameter in enumerate(tape.parameters):
+        for row in range(3):
+            assert distance(gradients[parameter][row], singles[row][number]) < 1e-12
+            assert distance(input.grad[row], singles[row][-1][0]) < 1e-12
 
 
 @pytest.mark.parametrize("family", ["vaultgemma", "gemma3n"])
@@ -168,6 +228,15 @@ def test_layers_group_their_parameters_and_a_shared_one_counts_once():
     body = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 3))
     body[2].weight = body[1].weight
     assert Tape(body).groups == [[0, 1], [2, 3], [4]]
+
+
+def test_rows_that_are_no_images_are_refused():
+    """Patches in the place of images, or images that nobody told of."""
+    tape = Tape(nn.ModuleDict({"vision": nn.Linear(2, 2)}), lambda name: name == "vision")
+    for images, count in (((0, 0, 1), 3), ((), 0)):
+        sentence = f"the layer vision sees 6 rows for {count} images, .*leave it out of model_args.lora_target"
+        with pytest.raises(ConfigError, match=sentence), tape.recording(2, images):
+            tape.layers["vision"](torch.ones(6, 2))
 
 
 def test_rows_that_are_no_samples_are_refused():

@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from mllm.engine.privacy.per_sample import PerSampleLinear, Tape
+from mllm.engine.privacy.per_sample import PerSampleLayerNorm, PerSampleLinear, Tape, images_in
 from mllm.engine.privacy.proof import check_gradients
 from mllm.errors import ConfigError
 
@@ -54,8 +54,9 @@ def test_a_model_that_mixes_samples_is_found(check):
 def test_wrong_gradients_are_found(check, monkeypatch):
     recorded = Tape.add
 
-    def wrong(self, parameter, gradient):
-        recorded(self, parameter, gradient * 1.01 if "layers.1.mlp.up_proj" in self.names[parameter] else gradient)
+    def wrong(self, layer, own, gradient):
+        is_wrong = "layers.1.mlp.up_proj" in self.names[layer.get_parameter(own)]
+        recorded(self, layer, own, gradient * 1.01 if is_wrong else gradient)
 
     monkeypatch.setattr(Tape, "add", wrong)
     with pytest.raises(ConfigError, match=r"layers.1.mlp.up_proj.lora_A.* do not add up to the gradient of the batch"):
@@ -66,3 +67,13 @@ def test_a_layer_that_is_hidden_from_the_tape_is_found(check, monkeypatch):
     monkeypatch.setattr(PerSampleLinear, "forward", nn.Linear.forward)
     with pytest.raises(ConfigError, match="do not add up to the gradient of the batch"):
         check()
+
+
+def test_a_model_that_sees_and_does_not_speak_is_checked_too(make_seeing, monkeypatch):
+    parts = make_seeing(torch.float32)
+    tape = Tape(parts.learner, images_in(parts.learner))
+    pieces = [parts.pad(parts.encoded)], parts.pad(parts.encoded[-1:])
+    check_gradients(parts.learner, tape, *pieces, Accelerator(cpu=True))
+    monkeypatch.setattr(PerSampleLayerNorm, "forward", nn.LayerNorm.forward)
+    with pytest.raises(ConfigError, match=r"measures.norm.weight do not add up to the gradient of the batch"):
+        check_gradients(parts.learner, tape, *pieces, Accelerator(cpu=True))

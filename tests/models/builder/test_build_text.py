@@ -51,6 +51,33 @@ def test_it_learns_pairs_by_heart_and_stops(args):
     found = generate(bundle, SAMPLES, max_new_tokens=20, progress=False)
     assert [answer.text for answer in found] == [answer for _, answer in PAIRS]
     assert all(answer.tokens < 20 for answer in found)
+    # What was learned ends every answer, also where transformers generates alone with the checkpoint's settings.
+    model, encoder = bundle.model.pretrained, bundle.encoder
+    assert encoder.turn_end == ("<eos>" if "vaultgemma" in args.model_name_or_path else "<end_of_turn>")
+    for question, answer in PAIRS:
+        inputs = encoder.pad([encoder.prompt(Sample([Turn("user", question)]))]).student
+        written = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0]
+        begin = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        assert encoder.tokenizer.decode(written[begin:]) == answer + encoder.turn_end
+
+
+def test_t5gemma_starts_at_bos_and_its_labels_are_the_target(tmp_path):
+    folder = write_tiny("t5gemma", tmp_path / "model")
+    bundle = load_pretrained(ModelArgs(type="seq2seq", model_name_or_path=str(folder), max_length=64), detect())
+    tokenizer, model = bundle.encoder.tokenizer, bundle.model.pretrained
+    for sample, (question, answer) in zip(SAMPLES, PAIRS, strict=True):
+        batch = bundle.encoder.pad([bundle.encoder.encode(sample)])
+        ids, labels = batch.student["decoder_input_ids"][0], batch.targets["labels"][0]
+        source = f"<start_of_turn>user\n{question}<end_of_turn>\n<start_of_turn>model\n"
+        assert tokenizer.decode(batch.student["input_ids"][0]) == source
+        assert tokenizer.decode(labels[1:]) == f"{answer}<end_of_turn>"
+        assert ids[0] == tokenizer.bos_token_id and torch.equal(ids[1:], labels[1:])
+        # transformers shifts labels of its own to the right from `<bos>`: the loss that it computes is the same.
+        inputs = {key: batch.student[key] for key in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            theirs = model(**inputs, labels=labels[None, 1:]).loss
+            ours = Learner(bundle.model, {"next_token": NextToken()})(batch.student, batch.targets)["loss"]
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_the_loss_of_a_sample_does_not_depend_on_its_batch(args):

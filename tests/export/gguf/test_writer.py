@@ -1,0 +1,111 @@
+"""A GGUF file is written whole or not at all, a few rows at a time, and holds what it was given."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mllm.errors import ConfigError
+from mllm.export.gguf import writer
+from mllm.export.gguf.weights import Planned, Weights, fixed
+from mllm.export.gguf.writer import TYPES, Kind, kind_of, log_narrow, write_gguf
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts" / "bench"))
+
+from interleaved import resident_memory  # noqa: E402
+
+
+def write(path: Path, kinds: dict[str, Kind], tensors: list[Planned]) -> Path:
+    return write_gguf(
+        path, "llama", lambda to: to.add_name("tiny"), tensors, [kinds[tensor.name] for tensor in tensors]
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "allowed"),
+    [("f32", 0), ("f16", 1e-3), ("bf16", 8e-3), ("q8_0", 0.02), ("q5_1", 0.2), ("q5_0", 0.2), ("q4_1", 0.3)],
+)
+def test_values_and_metadata_come_back(kind: str, allowed: float, tmp_path: Path) -> None:
+    value = torch.randn((33, 64), generator=torch.Generator().manual_seed(0))
+    given = [fixed("blk.0.attn_q.weight", value), fixed("output_norm.weight", value[0])]
+    kinds = {given[0].name: TYPES[kind][0], given[1].name: Kind.F32}
+    reader = gguf.GGUFReader(write(tmp_path / "new" / "model.gguf", kinds, given))
+    assert reader.fields["general.name"].contents() == "tiny"
+    for found, tensor in zip(reader.tensors, (value, value[0]), strict=True):
+        assert found.tensor_type == kinds[found.name]
+        values = gguf.quants.dequantize(found.data, found.tensor_type)
+        assert np.abs(values - tensor.numpy()).max() <= allowed
+
+
+def test_a_tensor_is_read_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(writer, "_CHUNK", 10 * 64)
+    value, asked = torch.randn(25, 64), []
+
+    def read(start: int, stop: int) -> Tensor:
+        asked.append((start, stop))
+        return value[start:stop]
+
+    out = write(tmp_path / "out.gguf", {"a.weight": Kind.F16}, [Planned("a.weight", (25, 64), read)])
+    assert asked == [(0, 10), (10, 20), (20, 25)]
+    assert np.array_equal(gguf.GGUFReader(out).tensors[0].data, value.half().numpy())
+
+
+def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
+    """Zeros in a file with a hole, 0.5 GB in fp32: holding them whole would be seen."""
+    rows, width = 128, 1 << 20
+    header = {"big.weight": {"dtype": "BF16", "shape": [rows, width], "data_offsets": [0, 2 * rows * width]}}
+    text = json.dumps(header).encode()
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(file.tell() + 2 * rows * width)
+    planned = Weights(tmp_path).planned("big.weight", "big.weight")
+    write(tmp_path / "warm.gguf", {"a.weight": Kind.F16}, [fixed("a.weight", torch.zeros(4, width))])
+    with resident_memory() as small:
+        pass
+    with resident_memory() as peak:
+        out = write(tmp_path / "out.gguf", {"big.weight": Kind.F16}, [planned])
+    assert out.stat().st_size > 2 * rows * width
+    assert peak.bytes - small.bytes < 150e6
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        (float("nan"), Kind.Q8_0, "blk.0.ffn_up.weight holds NaN or infinity, so it was not exported"),
+        (1e6, Kind.F16, "values beyond the range of f16, so it was not exported: use bf16"),
+    ],
+)
+def test_values_that_no_type_holds_are_refused(value: float, kind: Kind, message: str, tmp_path: Path) -> None:
+    tensor = torch.ones(4, 32)
+    tensor[3, 1] = value
+    (tmp_path / "out.gguf").write_text("mine")
+    with pytest.raises(ConfigError, match=message):
+        write(tmp_path / "out.gguf", {"blk.0.ffn_up.weight": kind}, [fixed("blk.0.ffn_up.weight", tensor)])
+    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+    assert (tmp_path / "out.gguf").read_text() == "mine"
+
+
+def test_fragile_tensors_keep_more(caplog: pytest.LogCaptureFixture) -> None:
+    def kind(name: str, wanted: str, *shape: int) -> str:
+        return kind_of(fixed(name, torch.zeros(shape)), TYPES[wanted][0]).name
+
+    assert kind("blk.0.attn_q.weight", "q4_0", 8, 64) == "Q4_0"
+    assert kind("blk.0.attn_q.weight", "q4_0", 8, 48) == "F16"
+    assert kind("blk.0.attn_norm.weight", "q4_0", 64) == kind("blk.0.attn_k_norm.weight", "f16", 2, 64) == "F32"
+    assert kind("blk.0.altup_router.weight", "q8_0", 4, 64) == "F32"
+    assert kind("token_embd.weight", "q4_0", 8, 64) == kind("output.weight", "q5_1", 8, 64) == "Q8_0"
+    assert kind("altup_proj.weight", "q8_0", 3, 64, 64) == "F16"
+    assert kind("altup_proj.weight", "f32", 3, 64, 64) == "F32"
+    tensors = [fixed("a.weight", torch.zeros(2, 48)), fixed("b.weight", torch.zeros(2, 64))]
+    with caplog.at_level(logging.INFO, "mllm"):
+        log_narrow(tensors, [kind_of(tensor, Kind.Q8_0) for tensor in tensors], Kind.Q8_0)
+    assert "1 tensors are stored as f16: their rows are no multiple of 32 values" in caplog.text

@@ -1,0 +1,104 @@
+"""The vision part as student and as teacher: what trains in it, and what is refused."""
+
+import math
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from mllm.config.hardware import Hardware
+from mllm.config.schema import ModelArgs
+from mllm.errors import ConfigError
+from mllm.models.adapters import trainable_report
+from mllm.models.builder.build_vision import vision_targets
+from mllm.models.builder.builder import load_pretrained
+
+CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
+HEADS = dict(measures=dict(type="RegressionHead", measures=["EF"], views=["ED", "ES"]))
+
+
+def _student(path, **more):
+    options = dict(part="vision", lora_r=4, lora_target="vision", heads=HEADS) | more
+    return load_pretrained(ModelArgs("gemma3n-student", str(path), **options), CPU)
+
+
+def _convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)}
+
+
+class Shell(nn.Module):
+    """A tower where Gemma 3n has it."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.vision_tower = nn.Module()
+        self.model.vision_tower.timm_model = tower
+
+
+def test_lora_meets_all_dense_convolutions_of_mobilenet_v5_and_no_depthwise_one():
+    """282 convolutions, of which 45 are depthwise; the attention's projections are among the dense ones."""
+    import re
+
+    with torch.device("meta"):
+        shell = Shell(timm.create_model("mobilenetv5_300m_enc", pretrained=False))
+    convolutions = _convolutions(shell)
+    pattern = re.compile(vision_targets(shell, "model.vision_tower"))
+    met = {name for name, _ in shell.named_modules() if pattern.fullmatch(name)}
+    assert met == {name for name, layer in convolutions.items() if layer.groups == 1}
+    assert (len(convolutions), len(met)) == (282, 237)
+    assert {"query", "key", "value", "output"} <= {name.split(".")[-2] for name in met}
+
+
+def test_the_student_trains_lora_in_its_vision_and_the_head(tiny_student):
+    model = _student(tiny_student).model
+    convolutions = _convolutions(model)
+    adapted = [name for name in convolutions if ".lora_A." in name]
+    dense = [name for name, layer in convolutions.items() if layer.groups == 1 and ".lora_" not in name]
+    assert len(adapted) == len(dense) == 27
+    rows = {row.tower: row for row in trainable_report(model)}
+    assert rows["vision"].parameters > 0 and rows["heads"].parameters > 0
+    assert rows["projector"].parameters == 0
+    assert "language" not in rows and "audio" not in rows
+
+
+def test_every_adapted_convolution_changes_what_is_seen(tiny_student):
+    """LoRA that is not on the used path would be counted and never learn (GEMMA 3NCORE's second defect)."""
+    model = _student(tiny_student).model.train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.05)
+    model(torch.rand(2, 2, 3, 96, 96)).heads["measures"].sum().backward()
+    silent = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert silent == []
+
+
+def test_a_depthwise_convolution_is_refused_with_the_reason(tiny_student):
+    with pytest.raises(ConfigError, match="depthwise|groups"):
+        _student(tiny_student, lora_target=r".*dw_start\.conv")
+
+
+def test_the_whole_tower_trains_in_fp32(tiny_student):
+    model = _student(tiny_student, train_vision=True, lora_r=None, lora_target=None).model
+    tower = dict(model.pretrained.model.vision_tower.named_parameters())
+    assert all(parameter.requires_grad and parameter.dtype is torch.float32 for parameter in tower.values())
+    assert len([name for name in model.trained_state() if name.startswith("vision.")]) == len(tower)
+
+
+def test_a_teacher_is_frozen_and_has_no_head(tiny_medgemma, tiny_medsiglip):
+    for kind, path in (("medgemma", tiny_medgemma), ("medsiglip", tiny_medsiglip)):
+        bundle = load_pretrained(ModelArgs(kind, str(path), part="vision", lora_r=None), CPU)
+        assert bundle.model.head is None and not any(p.requires_grad for p in bundle.model.parameters())
+
+
+def test_an_encoder_gives_the_size_that_the_checkpoint_has(tiny_student, tiny_medsiglip):
+    student = _student(tiny_student)
+    assert (student.model.side, student.encoder.tokens) == (96, 9)
+    teacher = load_pretrained(ModelArgs("medsiglip", str(tiny_medsiglip), part="vision", lora_r=None), CPU)
+    assert (teacher.model.side, teacher.encoder.tokens) == (112, math.isqrt(teacher.encoder.tokens) ** 2)
+
+
+def test_an_image_size_is_refused(tiny_student):
+    with pytest.raises(ConfigError, match="with part='vision' images have the checkpoint's own size"):
+        _student(tiny_student, image_size=112)

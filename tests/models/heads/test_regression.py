@@ -1,0 +1,66 @@
+"""The head that reads measures: units, views, what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mllm.errors import ConfigError
+from mllm.models.heads import RegressionHead
+
+
+def test_its_layers_are_those_that_gemma_3ncore_says():
+    fusion = RegressionHead(24).fusion
+    kinds = [nn.Linear, nn.LayerNorm, nn.ReLU, nn.Dropout, nn.Linear, nn.LayerNorm, nn.ReLU, nn.Linear]
+    assert [type(layer) for layer in fusion] == kinds
+    assert [(layer.in_features, layer.out_features) for layer in fusion if isinstance(layer, nn.Linear)] == [
+        (48, 512),
+        (512, 256),
+        (256, 3),
+    ]
+    assert fusion[3].p == 0.2
+
+
+def test_an_untrained_head_says_the_training_splits_mean_in_its_units():
+    torch.manual_seed(0)
+    head = RegressionHead(8, measures=["EF", "EDV"]).eval()
+    nn.init.zeros_(head.fusion[-1].weight)
+    nn.init.zeros_(head.fusion[-1].bias)
+    known = {"EF": [40.0, 60.0, 65.0], "EDV": [90.0, 160.0]}
+    head.normalize(known)
+    assert head(torch.randn(5, 2, 8)).unique(dim=0).squeeze(0).tolist() == pytest.approx([55.0, 125.0])
+    assert head.std.tolist() == pytest.approx([np.std(known["EF"], ddof=1), np.std(known["EDV"], ddof=1)])
+
+
+def test_a_swapped_pair_of_views_is_another_patient():
+    torch.manual_seed(0)
+    head = RegressionHead(8).eval()
+    features = torch.randn(1, 2, 8)
+    assert not torch.allclose(head(features), head(features.flip(1)))
+
+
+def test_it_computes_in_fp32_under_autocast():
+    torch.manual_seed(0)
+    head, features = RegressionHead(8).eval(), torch.randn(2, 2, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head(features.bfloat16())
+    assert found.dtype is torch.float32
+    assert torch.equal(found, head(features.bfloat16().float()))
+
+
+@pytest.mark.parametrize("known", [{}, {"EF": [50.0]}, {"EF": [50.0, 50.0]}])
+def test_a_measure_that_cannot_be_learned_is_refused(known: dict[str, list[float]]):
+    with pytest.raises(ConfigError, match="known values of the measure 'EF'"):
+        RegressionHead(8, measures=["EF"]).normalize(known)
+
+
+@pytest.mark.parametrize("wrong", [dict(measures=[]), dict(views=["ED", "ED"])])
+def test_names_must_be_given_and_differ(wrong: dict[str, list[str]]):
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} of a RegressionHead must be different names"):
+        RegressionHead(8, **wrong)
+
+
+def test_mean_and_std_are_saved_and_never_train():
+    head = RegressionHead(8)
+    assert {"mean", "std"} <= set(head.state_dict())
+    assert not head.mean.requires_grad and not head.std.requires_grad

@@ -1,0 +1,73 @@
+"""Losses of measured numbers against arithmetic by hand."""
+
+import math
+
+import pytest
+import torch
+
+from mllm.errors import ConfigError
+from mllm.objectives.measures import MeasureLoss, VolumeConsistency
+from mllm.structures import Context, Outputs
+
+STD = torch.tensor([10.0, 40.0, 30.0])
+
+
+def _context(found: torch.Tensor, true: list[list[float]]) -> Context:
+    values = torch.tensor(true)
+    known = values.isfinite()
+    targets = {"measures": values.where(known, 0.0), "measures_known": known}
+    heads = {"measures": found, "measures_std": STD}
+    return Context(targets, Outputs(torch.zeros(len(true), 2, 4), heads=heads))
+
+
+def test_every_error_is_in_standard_deviations():
+    found = torch.tensor([[50.0, 120.0, 60.0], [65.0, 100.0, 40.0]])
+    context = _context(found, [[55.0, 100.0, 30.0], [60.0, math.nan, 40.0]])
+    total = MeasureLoss().total(context)
+    assert total.tolist() == pytest.approx([0.5**2 + 0.5**2 + 1.0, 0.5**2])
+    assert MeasureLoss().count(context.targets).tolist() == [3, 2]
+
+
+def test_an_unknown_measure_has_neither_loss_nor_gradient():
+    found = torch.tensor([[50.0, math.inf, 60.0], [65.0, 1e30, 40.0]], requires_grad=True)
+    context = _context(found, [[55.0, math.nan, 60.0], [math.nan] * 3])
+    total = MeasureLoss().total(context)
+    total.sum().backward()
+    assert total[1] == 0 and found.grad is not None
+    assert found.grad[:, 1].tolist() == [0, 0] and found.grad[1].tolist() == [0, 0, 0]
+    assert found.grad[0, 0].item() == pytest.approx(2 * -5 / 100)
+
+
+def test_a_volume_does_not_swamp_an_ejection_fraction():
+    """In raw units, as published, an error of one standard deviation in EDV has sixteen times the weight."""
+    found = torch.zeros(1, 3, requires_grad=True)
+    MeasureLoss().total(_context(found, [[10.0, 40.0, 30.0]])).sum().backward()
+    assert found.grad is not None
+    assert (found.grad * STD).tolist()[0] == pytest.approx([-2.0, -2.0, -2.0])
+
+
+def test_consistent_volumes_cost_nothing_and_others_their_distance_in_percent():
+    found = torch.tensor([[60.0, 100.0, 40.0], [60.0, 100.0, 60.0], [60.0, 100.0, 60.0]])
+    context = _context(found, [[0.0] * 3, [0.0] * 3, [math.nan] * 3])
+    assert VolumeConsistency().total(context).tolist() == pytest.approx([0.0, 2.0, 0.0], abs=1e-5)
+    assert VolumeConsistency().count(context.targets).tolist() == [1, 1, 0]
+
+
+def test_the_places_of_the_three_measures_can_be_told():
+    found = torch.tensor([[100.0, 60.0, 60.0]])
+    context = _context(found, [[0.0] * 3])
+    total = VolumeConsistency(places=(1, 0, 2)).total(context)
+    assert total.item() == pytest.approx((60 - 40) / STD[1].item())
+
+
+def test_an_empty_ventricle_does_not_explode():
+    found = torch.tensor([[60.0, 0.0, 40.0], [60.0, -5.0, 40.0]], requires_grad=True)
+    VolumeConsistency().total(_context(found, [[0.0] * 3] * 2)).sum().backward()
+    assert found.grad is not None and found.grad.isfinite().all()
+
+
+def test_a_model_without_a_head_is_told_what_to_set():
+    with pytest.raises(ConfigError, match=r"the model has no head for them: set model_args.part='vision'"):
+        MeasureLoss().count({"labels": torch.zeros(1, 2)})
+    with pytest.raises(ConfigError, match="the model has no RegressionHead"):
+        VolumeConsistency().total(Context({}, Outputs(torch.zeros(1, 1, 2))))

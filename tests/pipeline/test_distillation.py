@@ -1,0 +1,169 @@
+"""Runs of a student and its teacher, from echocardiograms to measures, killed and continued."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mllm.pipeline.finetune import main
+from mllm.pipeline.predict import main as predict
+from mllm.testing.echo import write_camus, write_echonet
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CONFIG = """
+_base_ = ["{checkout}/config/_base_/models/gemma3n_student.py", "{checkout}/config/_base_/datasets/echonet.py",
+          "{checkout}/config/_base_/runtime/finetune.py"]
+model_args = dict(model_name_or_path="{student}", lora_r=4)
+distill_args = dict(_delete_=True, cache_folder="kept",
+                    teacher=dict(type="medsiglip", model_name_or_path="{teacher}"))
+objectives = dict(feature_match=dict(teacher_layers=[1, 2, 3], grid=2))
+data_args = dict(train=dict(data_path="echo", size=6), validation=dict(data_path="echo"), test=dict(data_path="echo"))
+training_args = dict(num_train_epochs=2, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+                     learning_rate=1e-3, dataloader_num_workers=0, save_strategy="steps", save_steps=1,
+                     save_total_limit=None)
+{more}
+"""
+
+
+@pytest.fixture(scope="session")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """EchoNet-Dynamic with six, two and three patients."""
+    folder = tmp_path_factory.mktemp("echo") / "echo"
+    write_echonet(folder, {"TRAIN": 6, "VAL": 2, "TEST": 3}, frames=30)
+    return folder
+
+
+@pytest.fixture
+def write(folder: Path, echo: Path, tiny_student: Path, tiny_medsiglip: Path):
+    """Writes a config of two epochs of two updates, the second of half a batch, and gives its name."""
+    (folder / "echo").symlink_to(echo)
+
+    def write(more: str = "") -> str:
+        text = CONFIG.format(checkout=CHECKOUT, student=tiny_student, teacher=tiny_medsiglip, more=more)
+        Path("run.py").write_text(text)
+        return "run.py"
+
+    return write
+
+
+def _rows(run: str = "exp/run/latest") -> list[dict[str, float]]:
+    return [row for row in json.loads((Path(run) / "training_log.json").read_text())["rows"] if "loss" in row]
+
+
+def _exact(rows: list[dict[str, float]]) -> list[tuple[float, ...]]:
+    return [tuple(row[key] for key in ("loss", "measures", "feature_match", "grad_norm")) for row in rows]
+
+
+def _trained(run: str = "exp/run/latest") -> dict[str, torch.Tensor]:
+    folder = Path(run) / "adapter"
+    return {**load_file(folder / "adapter_model.safetensors"), **load_file(folder / "heads.safetensors")}
+
+
+def _frames(folder: str) -> str:
+    """The two traced frames of the first patient, as the command line names them."""
+    lines = [line.split(",") for line in (Path(folder) / "VolumeTracings.csv").read_text().splitlines()[1:]]
+    own = sorted({int(line[-1]) for line in lines if line[0] == lines[0][0]})
+    return f"ED={own[0]},ES={own[1]}"
+
+
+def test_a_run_from_videos_to_measures_plots_and_an_adapter(write, caplog, capsys):
+    with caplog.at_level(logging.INFO, logger="mllm"):
+        assert main([write()]) == 0
+    run = Path("exp/run/latest")
+    names = {path.name for path in run.iterdir()}
+    assert names >= {
+        *("environment.json", "environment.md", "data_summary.json", "measures.png", "first_batch.md"),
+        *("training_log.json", "training_progress.png", "loss.png", "adapter", "student", "epochs"),
+        *("predictions.jsonl", "metrics.json", "agreement.png"),
+    }
+    assert [phase for phase in ("Reservoir", "Conduit", "Active") if f"{phase}:" not in caplog.text] == []
+    assert "teacher cache in kept/" in caplog.text and "0 of 16 images found, 16 computed" in caplog.text
+    log = json.loads((run / "training_log.json").read_text())
+    assert len(log["train_losses"]) == len(log["val_losses"]) == 2
+    assert log["parameters"] == {
+        **dict(sample_size=6, lr=1e-3, epochs=2, feature_weight_start=0.05, lora_r=4, lora_alpha=16, batch_size=2),
+        "gradient_accumulation_steps": 2,
+    }
+    assert all((run / row["checkpoint_path"] / "heads.safetensors").is_file() for row in log["epoch_details"])
+    rows = _rows()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4], "the last two patients of an epoch make an update as well"
+    for step, row in enumerate(rows):
+        weight = 0.05 + 0.25 * step / 4
+        assert row["loss"] == pytest.approx((1 - weight) * row["measures"] + weight * row["feature_match"], rel=1e-4)
+    figures = json.loads((run / "metrics.json").read_text())["figures"]["measures"]
+    assert {"EF", "EDV", "ESV"} <= {name.split("/")[0].split(" ")[0] for name in figures}
+    capsys.readouterr()
+    for options in (["--adapter", "exp/run/latest"], ["--model", "exp/run/latest/student"]):
+        video = next(Path("echo/Videos").iterdir())
+        assert predict([*options, "--video", str(video), "--frames", _frames("echo")]) == 0
+    first, second = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert [word for word in first.split() if not word[0].isdigit()] == ["EF", "%,", "EDV", "mL,", "ESV", "mL"]
+    assert first.replace(" ", "")[:4] == second.replace(" ", "")[:4]
+
+
+def test_the_cache_is_used_again_and_losses_are_those_of_a_resident_teacher(write, caplog):
+    main([write(), "--cfg-options", "training_args.output_dir=cached"])
+    with caplog.at_level(logging.INFO, logger="mllm"):
+        main([write(), "--cfg-options", "training_args.output_dir=again"])
+    assert "16 of 16 images found, 0 computed" in caplog.text
+    main([write("distill_args.update(cache=False)"), "--cfg-options", "training_args.output_dir=resident"])
+    assert _exact(_rows("cached")) == _exact(_rows("again")) == _exact(_rows("resident"))
+    assert all(torch.equal(_trained("resident")[name], tensor) for name, tensor in _trained("cached").items())
+
+
+KILLER = '''
+"""Kills its own process in the middle of the third update."""
+import os, signal
+from mllm.objectives.features import FeatureMatch
+from mllm.registry import OBJECTIVES
+calls = 0
+@OBJECTIVES.register_module(name="FeatureMatch", force=True)
+class Fragile(FeatureMatch):
+    """Feature matching that dies once."""
+    def total(self, context):
+        global calls
+        calls += self.training
+        if os.environ.get("KILL") and calls == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().total(context)
+'''
+
+
+def _start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(CHECKOUT / "mllm" / "pipeline" / "finetune.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_a_killed_run_continues_bit_for_bit_curriculum_and_cache_included(write):
+    Path("killer.py").write_text(KILLER)
+    config = write('custom_imports = dict(imports=["killer"])')
+    killed = _start(config, KILL="1")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    files = sorted(Path("kept").rglob("*.safetensors"))
+    assert len(files) == 16
+    files[0].write_bytes(files[0].read_bytes()[:50])  # as a full disk would leave it
+    resumed = _start(config, "--resume")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert "continuing from checkpoint-" in resumed.stderr and "15 of 16 images found, 1 computed" in resumed.stderr
+    whole = _start(config, "--cfg-options", "training_args.output_dir=whole")
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    assert _exact(_rows()) == _exact(_rows("whole")) and len(_rows()) == 4
+    assert all(torch.equal(_trained("whole")[name], tensor) for name, tensor in _trained().items())
+
+
+def test_the_same_run_through_camus_folders(write):
+    write_camus(Path("camus"), {"training": 4, "validation": 2, "testing": 2})
+    folders = [f'{name}=dict(_delete_=True, type="CamusDataset", data_path="camus", split="{split}")'
+               for name, split in (("train", "training"), ("validation", "validation"), ("test", "testing"))]  # fmt: skip  # noqa: E501
+    assert main([write(f"data_args.update({', '.join(folders)})\ntraining_args.update(max_steps=2)")]) == 0
+    assert {"agreement.png", "metrics.json", "adapter", "student"} <= {p.name for p in Path("exp/run/latest").iterdir()}

@@ -1,0 +1,121 @@
+"""What a private training costs is told before it begins, with the noise that the training would use."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from mllm.config.hardware import detect
+from mllm.config.schema import ModelArgs
+from mllm.engine.privacy.accounting import epsilon_spent
+from mllm.errors import ConfigError
+from mllm.models.adapters import trainable_report
+from mllm.models.builder.builder import load_pretrained
+from mllm.pipeline.cli import main as mllm
+from mllm.pipeline.plan import main
+from mllm.testing.tiny import write_tiny
+
+RUN = """
+model_args = dict(type="causal-lm", model_name_or_path="model", lora_r=2, chat_template="{% for turn in messages %}"
+                  "{{ turn['role'] ~ turn['content'] ~ eos_token }}{% endfor %}")
+objectives = dict(next_token=dict(type="NextToken"))
+data_args = dict(train=dict(type="TextQADataset", data_path="rows.jsonl"))
+training_args = dict(num_train_epochs=2, per_device_train_batch_size=8)
+"""
+NOTEBOOK = "privacy_args = dict(target_epsilon=15.0, target_delta=1e-5)\n"
+
+
+@pytest.fixture
+def plan(folder, capsys):
+    """Plans 900 rows with a tiny VaultGemma, as VaultGemma's notebook has them; gives the rows of the table."""
+    write_tiny("vaultgemma", folder / "model")
+    rows = [
+        {"question": f"What is {number}?", "answer": "A number.", "patient": f"p{number // 3}"} for number in range(900)
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(lines: str = NOTEBOOK, *arguments: str, command=main) -> tuple[str, list[list[str]]]:
+        Path("run.py").write_text(RUN + lines)
+        given = ["plan"] if command is mllm else []
+        assert command([*given, "run.py", "--privacy", *arguments]) == 0
+        head, _, *table = capsys.readouterr().out.splitlines()
+        return head, [line.replace(",", "").split() for line in table[: table.index("")]]
+
+    return run
+
+
+def test_it_tells_the_noise_of_the_published_notebook_s_run(plan):
+    head, rows = plan(NOTEBOOK, "--epsilon", "15", "8", "3", "--draw", "8", command=mllm)
+    args = ModelArgs(
+        "causal-lm",
+        "model",
+        lora_r=2,
+        chat_template="{{ messages[0].content }}{{ messages[1].content if messages[1:] }}{{ eos_token }}",
+    )
+    numbers = sum(tower.parameters for tower in trainable_report(load_pretrained(args, detect()).model))
+    assert head == f"run: 900 samples, delta 1e-05, accountant 'prv'; a LoRA of {numbers:,} numbers trains"
+    # 900 rows in draws of 8 are 113 updates an epoch; the notebook made 225 in two, which costs the same to 3 digits.
+    for row, (epsilon, sigma) in zip(rows, ((15, 0.396), (8, 0.488), (3, 0.672)), strict=True):
+        row = [cell for cell in row if cell != "*"]
+        assert row[:4] == [str(epsilon), "8", "0.00889", "226"]
+        assert float(row[4]) == pytest.approx(sigma, rel=5e-3)
+        assert float(row[5]) == pytest.approx(float(row[4]) * math.sqrt(numbers) / 8, abs=0.006)
+    assert [row[0] for row in rows] == ["*", "8", "3"], "the config's own row has a star"
+
+
+def test_by_itself_it_shows_the_config_s_own_row_between_others(plan):
+    more = "privacy_args.update(target_epsilon=2.0, accountant='rdp')\ntraining_args.update(max_steps=40)\n"
+    _, rows = plan(NOTEBOOK + more)
+    cells = [[cell for cell in row if cell != "*"] for row in rows]
+    assert [(row[0], row[1]) for row in cells] == [(e, d) for e in ("1", "2", "3", "8") for d in ("2", "8", "32")]
+    assert {row[3] for row in cells} == {"40"}
+    (own,) = [row for row in rows if row[0] == "*"]
+    assert own[1:3] == ["2", "8"]
+    for epsilon, _, rate, steps, sigma, _ in cells:
+        spent = epsilon_spent([(float(sigma), float(rate), int(steps))], 1e-5, "rdp")
+        assert spent == pytest.approx(float(epsilon), rel=0.01)
+    loud = {(row[0], row[1]): float(row[5]) for row in cells}
+    assert loud["1", "8"] > loud["8", "8"] and loud["3", "2"] > loud["3", "32"]
+
+
+def test_a_noise_that_the_config_sets_is_told_with_what_it_spends(plan):
+    lines = "privacy_args = dict(noise_multiplier=0.672, target_delta=1e-5)\n"
+    _, rows = plan(lines, "--epsilon", "1", "--draw", "8")
+    assert rows[-1][0] == "*" and float(rows[-1][1]) == pytest.approx(3.0, rel=0.02) and rows[-1][5] == "0.6720"
+
+
+def test_patients_are_the_units_where_the_config_says_so_and_no_draw_is_larger_than_all(plan):
+    head, rows = plan(NOTEBOOK + "privacy_args.update(unit='patient')\n", "--epsilon", "3", "--draw", "300", "1000")
+    assert "300 patients" in head
+    assert [row[1:4] for row in rows] == [["300", "1", "2"]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ("", "run.py has no privacy_args, so there is no privacy to plan: add it"),
+        (NOTEBOOK + "data_args = dict(train=None)\n", "run.py has no data_args.train, so there is no privacy to plan"),
+        (NOTEBOOK.replace("1e-5", "0.01"), "target_delta=0.01 is no promise for N=900 samples"),
+        (NOTEBOOK + "privacy_args.update(target_epsilon=-1)\n", "target_epsilon must be greater than 0"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(plan, lines, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        plan(lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--epsilon", "0"], "argument --epsilon: '0' is no number above 0"),
+        (["--epsilon", "much"], "argument --epsilon: 'much' is no number above 0"),
+        (["--draw", "1.5"], "argument --draw: '1.5' is no whole number above 0"),
+    ],
+)
+def test_what_is_no_epsilon_and_no_draw(capsys, arguments, sentence):
+    with pytest.raises(SystemExit) as caught:
+        main(["run.py", "--privacy", *arguments])
+    assert caught.value.code == 2 and sentence in capsys.readouterr().err
