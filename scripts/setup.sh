@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv in the checkout and installs the package with all that runs and tests need. Quick the second time.
 #   bash scripts/setup.sh          PYTHON=/path/to/python chooses the interpreter (3.10 or newer)
+#   bash scripts/setup.sh --parity compiles llama.cpp too, for the tests that compare with it
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$(pwd -P)
@@ -8,6 +9,7 @@ venv=.venv
 stamp=$venv/.mllm-stamp
 busy=$venv/.mllm-installing # present while an installation runs: what a killed one leaves behind is not trusted
 log=$venv/setup.log
+parity=${1:-}
 
 fail() {
     echo "setup failed: $*" >&2
@@ -33,6 +35,22 @@ find_python() {
     return 1
 }
 logged() { "$@" 2>&1 | tee -a "$log"; }
+# llama-cpp-python has no wheel on PyPI: it wants a C++ compiler and minutes, so it is apart, and setup goes on without it.
+# GGML_NATIVE=OFF: for any processor of its kind, so that a cached build runs on the next machine, too.
+with_parity() {
+    local uv minutes=25 installer=("$venv/bin/python" -m pip install --quiet)
+    if [ "$parity" != --parity ] || "$venv/bin/python" -c 'import llama_cpp' >/dev/null 2>&1; then return; fi
+    uv=$(command -v uv || command -v "$venv/bin/uv" || true)
+    if [ -n "$uv" ]; then installer=("$uv" pip install --quiet --python "$venv/bin/python"); fi
+    echo "setup: compiling llama.cpp for the tests that compare with it (minutes; at most $minutes)"
+    export CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF" CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-2}"
+    if command -v timeout >/dev/null; then installer=(timeout "$((minutes * 60))" "${installer[@]}"); fi
+    if "${installer[@]}" -c scripts/constraints.txt llama-cpp-python >>"$log" 2>&1; then
+        echo "setup: llama.cpp is there"
+    else
+        echo "setup: llama-cpp-python could not be compiled (see $root/$log): the tests that compare with llama.cpp will be skipped"
+    fi
+}
 
 # Two of these at a time (a demo beside the tests) would write into the same folder: the second waits.
 exec 9<setup.py
@@ -49,6 +67,7 @@ elif [ -e "$venv" ] && ! recent "$venv/bin/python"; then
     rm -rf "$venv"
 fi
 if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$(fingerprint)" ]; then
+    with_parity
     exit 0
 fi
 
@@ -95,4 +114,5 @@ fi
 fingerprint >"$stamp.new"
 mv "$stamp.new" "$stamp"
 rm -f "$busy"
+with_parity
 echo "setup: done in $((SECONDS - started)) s; activate with: source $venv/bin/activate"

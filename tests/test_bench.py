@@ -93,9 +93,27 @@ def test_one_run_of_the_benchmark_of_boxes_gives_every_figure_of_its_table():
     sizes = dict(seed=0, steps=1, samples=4, held_out=2, threads=torch.get_num_threads())
     found = grounding_work.work(Namespace(way="heads", rate=1e-3, **sizes))
     assert len(found["losses"]) == 1 and found["place_tokens"] == 3
-    header, rule, scenes, phantoms = grounding.table({"heads": [found, found]}).splitlines()
-    assert header.count("|") == rule.count("|") == scenes.count("|") == phantoms.count("|")
-    assert scenes.startswith("| scenes: heads | ") and phantoms.startswith("| phantoms: heads | ")
+    header, rule, *lines = grounding.table({"heads": [found, found]}).splitlines()
+    assert {line.count("|") for line in lines} == {header.count("|")} == {rule.count("|")}
+    assert [line.split(" | ")[0] for line in lines] == [f"| {kind}: heads" for kind in grounding.KINDS.values()]
+
+
+def test_what_is_asked_for_can_be_alone_in_its_picture():
+    alone, several = (grounding_work.scenes(12, seed=7, objects=objects) for objects in (1, 3))
+    for index in range(12):
+        picture, mask = np.asarray(alone.sample(index).images[0], float), alone.sample(index).marks[0].mask
+        # A texture is gray: what has a color, or is whiter than any of it, is the shape.
+        shown = (np.ptp(picture, axis=2) > 64) | (picture.min(axis=2) > 220)
+        assert (shown == mask).mean() > 0.99
+    shown = [np.ptp(np.asarray(several.sample(i).images[0], float), axis=2) > 64 for i in range(12)]
+    assert any((one & ~several.sample(i).marks[0].mask).sum() > 100 for i, one in enumerate(shown))
+
+
+def test_both_towers_train_in_either_way(tmp_path):
+    for way in ("text", "heads"):
+        trained = [name for name, parameter in grounding_work.load(way, str(tmp_path)).model.named_parameters()
+                   if parameter.requires_grad]  # fmt: skip
+        assert any("vision_tower" in name for name in trained) and any("language_model" in name for name in trained)
 
 
 def test_a_place_in_numbers_takes_as_many_tokens_as_the_text_has(tmp_path):

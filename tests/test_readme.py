@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import io
 import json
 import re
@@ -14,12 +14,13 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from mllm.config.schema import DataArgs, ModelArgs
-from mllm.pipeline import cli, run_command
+from mllm.pipeline import USER_ERROR, cli, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "MEDGEMMA.md", "mllm/README.md", "ckpt/README.md")]
 ABOUT = re.compile(r"for research only; not for clinical use", re.IGNORECASE)
 PATH = re.compile(r"(?<![\w/.-])(?:mllm|config|scripts|tests|ckpt)/[\w./<>*-]*[\w/]")
+PHONE = "From adapter to phone"
 NOT_IN_GIT = ("ckpt/medgemma-4b-it", "ckpt/flare25-medgemma", "ckpt/tiny-")
 WRITTEN_BY_THE_READER = ("mllm/dataset/single_image_dataset/your_medical_dataset.py",)
 
@@ -28,9 +29,29 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def blocks(document: Path, *languages: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def blocks(document: Path | str, *languages: str) -> list[str]:
+    text = document if isinstance(document, str) else document.read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [text for language, text in found if language in languages]
+
+
+def section(document: Path, title: str) -> str:
+    found = re.search(rf"^## {title}$.*?(?=^## )", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert found
+    return found[0]
+
+
+def lines_of(block: str) -> list[str]:
+    return block.replace("\\\n", " ").splitlines()
+
+
+def run_line(line: str) -> int:
+    """Runs a command as a shell would, in this process; gives its exit code."""
+    words = shlex.split(line, comments=True)
+    if words[:1] == ["python"]:
+        return run_command(importlib.import_module(words[1].removesuffix(".py").replace("/", ".")).main, words[2:])
+    assert words[:1] == ["mllm"], line
+    return run_command(cli.main, words[1:])
 
 
 def commands(document: Path) -> list[list[str]]:
@@ -111,20 +132,40 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
         name.symlink_to(str(echo))
     Path("mydata/train.jsonl").write_text(json.dumps(row) + "\n")
     Path("questions.jsonl").write_text(json.dumps({"image": "scan.dcm", "question": "Why?"}) + "\n")
-    run = 0
-    for line in (line for block in blocks(readme, "bash") for line in block.replace("\\\n", " ").splitlines()):
-        words = shlex.split(line, comments=True)
-        if words[:1] == ["python"]:
-            main = importlib.import_module(words[1].removesuffix(".py").replace("/", ".")).main
-            assert run_command(main, words[2:]) == 0, line
-        else:
-            assert words[:1] == ["mllm"], line
-            assert run_command(cli.main, words[1:]) == 0, line
-        run += 1
-    assert run >= 8
+    elsewhere = blocks(section(readme, PHONE), "bash")
+    lines = [line for block in blocks(readme, "bash") if block not in elsewhere for line in lines_of(block)]
+    for line in lines:
+        assert run_line(line) == 0, line
+    assert len(lines) >= 8
     assert Path("exp/my_run/latest/adapter/adapter_model.safetensors").is_file()
     assert "prediction" in json.loads(Path("answers.jsonl").read_text())
     assert Path("my_model/config.json").is_file()
+
+
+def test_an_adapter_gets_onto_a_phone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands of that section, one after the other, and an answer of llama.cpp; what is refused is refused."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    Path("config").symlink_to(ROOT / "config")
+    text = section(ROOT / "README.md", PHONE)
+    phone, translation = blocks(text, "bash")
+    for line in lines_of(phone):
+        assert run_line(line) == 0, line
+    said = capsys.readouterr().out
+    assert re.search(r"in 3 files would go to https://huggingface.co/me/first-aid \(private\)", said)
+    assert {path.name for path in Path("first-aid/gguf").iterdir()} == {"README.md", "Modelfile", "first-aid.gguf"}
+    for line in lines_of(translation):
+        refused = line.partition("# refused: ")[2]
+        assert run_line(line) == (USER_ERROR if refused else 0), line
+        assert refused in capsys.readouterr().err, line
+    assert not Path("translation.gguf").exists()
+    (code,) = blocks(text, "python")
+    if importlib.util.find_spec("llama_cpp") is None:
+        pytest.skip("all but the answer: llama-cpp-python is not installed")
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
 
 
 def test_a_reader_knows_the_limits_first() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
+import platform
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +95,7 @@ def test_constraints_keep_within_the_lower_bounds(promised: dict[str, Any], pyth
     versions = {pin.name.lower(): str(pin.specifier).removeprefix("==") for pin in here}
     assert len(versions) == len(here), "a package is pinned twice"
     extras = promised["extras_require"]
-    installed = [*promised["install_requires"], *extras["all"], *extras["dev"], *extras["notebook"]]
+    installed = [*promised["install_requires"], *extras["all"], *extras["dev"], *extras["notebook"], *extras["parity"]]
     for line in installed:
         requirement = Requirement(line)
         assert requirement.specifier.contains(versions[requirement.name.lower()]), line
@@ -135,3 +138,25 @@ def test_a_missing_python_is_one_sentence(tmp_path: Path) -> None:
     assert "no Python 3.10 or newer was found" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / ".venv").exists()
+
+
+def test_setup_goes_on_where_llama_cpp_cannot_be_compiled(tmp_path: Path) -> None:
+    """In an environment that is complete but for it, with an installer that fails: one sentence, and no error."""
+    files = ["setup.py", "scripts/constraints.txt", "scripts/setup.sh"]
+    for name in (*files, "bin/uv", ".venv/bin/python"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    for name in files:
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name, line in (("bin/uv", "echo no compiler; exit 1"), (".venv/bin/python", f'exec {sys.executable} -S "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    content = b"".join((tmp_path / name).read_bytes() for name in files)
+    stamp = f"{tmp_path}\n{platform.python_version()}\n{hashlib.sha256(content).hexdigest()}\n"
+    (tmp_path / ".venv" / ".mllm-stamp").write_text(stamp)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    command = ["bash", str(tmp_path / "scripts" / "setup.sh")]
+    silent = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert silent.stdout == ""
+    told = subprocess.run([*command, "--parity"], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1].endswith("the tests that compare with llama.cpp will be skipped")
+    assert (tmp_path / ".venv" / "setup.log").read_text() == "no compiler\n"

@@ -178,7 +178,7 @@ def refuse_mixing(config: RunConfig) -> None:
             f"because 8-bit products choose the columns that they keep exact by all samples of a batch: set "
             f"load_in_4bit=True, or neither"
         )
-    if any(options["type"] == "MixedDataset" for options in _datasets(config.data_args.train)):
+    if any(options["type"] == "MixedDataset" for options in datasets_in(config.data_args.train)):
         raise ConfigError(
             f"{config.place('data_args', 'train')}: MixedDataset draws rows with replacement, so how often a row takes "
             f"part would not follow from the rate that is accounted for: use ConcatDataset"
@@ -198,16 +198,16 @@ def refuse_a_look_at_the_data(config: RunConfig) -> None:
             )
 
 
-def _datasets(options: Any) -> Iterator[Mapping[str, Any]]:
+def datasets_in(options: Any) -> Iterator[Mapping[str, Any]]:
     """A dataset's options and those of all that it is made of."""
     if isinstance(options, Mapping):
         if "type" in options:
             yield options
         for value in options.values():
-            yield from _datasets(value)
+            yield from datasets_in(value)
     elif isinstance(options, (list, tuple)):
         for value in options:
-            yield from _datasets(value)
+            yield from datasets_in(value)
 
 
 def _round_below(value: float) -> float:

@@ -12,7 +12,7 @@ PACKED = (
 )
 """The architectures for which packed samples are shown to have the losses and gradients that they have alone."""
 ATTENTION = (None, "eager", "sdpa")
-"""The implementations of attention that take the mask which keeps samples apart."""
+"""The implementations of attention with which this is shown; None means one of them."""
 
 
 def refuse_packing(config: RunConfig, checkpoint: Checkpoint) -> None:
@@ -44,6 +44,6 @@ def refuse_packing(config: RunConfig, checkpoint: Checkpoint) -> None:
     if args.attn_implementation not in ATTENTION:
         raise ConfigError(
             f"{config.place('model_args', 'attn_implementation')}: attn_implementation='{args.attn_implementation}' "
-            f"takes no mask that keeps the samples of a row apart, and packing=True ({place}) needs one: use 'sdpa' or "
+            f"is not shown to keep the samples of a row apart, which packing=True ({place}) needs: use 'sdpa' or "
             "'eager', or remove packing"
         )

@@ -12,12 +12,13 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from mllm.config.hardware import Hardware
+from mllm.config.privacy_rules import datasets_in
 from mllm.config.schema import PrivacyArgs, RunConfig
 from mllm.engine.callbacks import Checkpoints, Details, Epochs, Guard, Lines, Progress, RunLog, use_tensorboard_folder
 from mllm.engine.epochs import published_log
 from mllm.engine.learner import Learner, Reduction
 from mllm.engine.meter import Meter
-from mllm.engine.privacy.mechanism import Mechanism
+from mllm.engine.privacy.mechanism import Mechanism, hash_of
 from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.engine.stopping import EarlyStopping
 from mllm.engine.trainer import MultimodalTrainer
@@ -137,6 +138,7 @@ def mechanism_of(args: PrivacyArgs, train: dict[str, Any] | None, sampler: Any) 
         sample_rate=sampler.rate,
         delta=args.target_delta,
         data=repr(train),
+        content=hash_of(Path(options["data_path"]) for options in datasets_in(train) if options.get("data_path")),
         **{key: vars(args)[key] for key in MECHANISM},
     )
 

@@ -26,27 +26,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 BOUND = 1_200_000_000
 """Bytes that the exporting process may hold at most."""
 TOKENS = 262_144
-LONGEST = 16
-"""Characters of the longest piece; as in Gemma 3's tokenizer, most have fewer."""
+LETTERS, LONGEST = set("▁abcdefghilmnoprstu"), 8
+"""What random pieces consist of, and how many characters they have at most."""
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m")
 
 
 def grow(path: Path, size: int) -> None:
-    """Gives the tokenizer.json at `path` random pieces until it has `size`; every pair that makes one is a merge."""
+    """Gives the tokenizer.json at `path` random pieces until it has `size`; every pair that makes one is a merge.
+
+    So does transformers with a SentencePiece model. Letters are few, so that there are about two merges for each piece.
+    """
     fast = json.loads(path.read_text(encoding="utf-8"))
-    vocabulary, merges = fast["model"]["vocab"], fast["model"]["merges"]
-    special = {token["content"] for token in fast["added_tokens"]}
-    parts = [piece for piece in vocabulary if piece not in special and not piece.startswith("<0x")]
-    draw, known = random.Random(0), len(parts)
+    vocabulary = fast["model"]["vocab"]
+    parts = [piece for piece in vocabulary if set(piece) <= LETTERS]
+    draw, letters = random.Random(0), sorted(LETTERS)
     while len(vocabulary) < size:
-        piece = draw.choice(parts) + draw.choice(parts)
-        if len(piece) > LONGEST or piece in vocabulary:
-            continue
-        vocabulary[piece] = len(vocabulary)
-        parts.append(piece)
-    for piece in parts[known:]:  # as transformers makes them of a SentencePiece model, in the order of the pieces
-        cuts = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
-        merges += [[left, right] for left, right in cuts if left in vocabulary and right in vocabulary]
+        piece = draw.choice(parts) + draw.choice(letters)
+        if len(piece) <= LONGEST and piece not in vocabulary:
+            vocabulary[piece] = len(vocabulary)
+            parts.append(piece)
+    special = {token["content"] for token in fast["added_tokens"]}
+    fast["model"]["merges"] = [
+        [piece[:cut], piece[cut:]]
+        for piece in vocabulary
+        if piece not in special and not piece.startswith("<0x")
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
+    ]
     path.write_text(json.dumps(fast, ensure_ascii=False), encoding="utf-8")
 
 

@@ -68,9 +68,9 @@ class Kept(Dataset[Encoded]):
         return self.encoded[draw.index]
 
 
-def scenes(size: int, seed: int) -> SceneDataset:
-    """Colored shapes, each asked for by color and shape."""
-    return SceneDataset(size=size, seed=seed, image_size=PIXELS, named=True)
+def scenes(size: int, seed: int, objects: int = 3) -> SceneDataset:
+    """One to `objects` colored shapes, one of them asked for by color and shape."""
+    return SceneDataset(size=size, seed=seed, image_size=PIXELS, objects=objects, named=True)
 
 
 def phantoms(size: int, seed: int) -> PhantomBoxDataset:
@@ -84,6 +84,7 @@ def load(way: str, folder: str) -> Bundle:
         type="medgemma",
         model_name_or_path=str(ensure_tiny("medgemma", folder)),
         lora_r=32,
+        lora_target="all",
         image_size=PIXELS,
         image_token_len=IMAGE_TOKENS,
         max_length=256,
@@ -96,7 +97,7 @@ def train(bundle: Bundle, data: Samples, options: argparse.Namespace, folder: st
     """Runs the updates through our trainer; gives the logged losses."""
     objectives: dict[str, Objective] = {"next_token": NextToken()}
     if bundle.model.heads:
-        objectives |= {"mask": MaskLoss(), "box": BoxLoss(weight=0.3)}
+        objectives |= {"mask": MaskLoss(weight=4.0), "box": BoxLoss()}
     sampler, meter, guard = LogicalBatchSampler(len(data), BATCH, seed=options.seed), Meter(), Guard()
     arguments = TrainingArguments(
         output_dir=folder,
@@ -170,6 +171,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
         losses = train(bundle, data, options, folder)
     held_out = scenes(options.held_out, HELD_OUT)
     return {
+        "alone": ask(bundle, scenes(options.held_out, HELD_OUT, objects=1)),
         "scenes": ask(bundle, held_out),
         "phantoms": ask(bundle, phantoms(options.held_out // 2, HELD_OUT)),
         "place_tokens": place_tokens(bundle, held_out),

@@ -56,7 +56,7 @@ def test_a_checkpoint_that_is_not_here_yet_is_left_to_the_preflight(run):
         (
             TEXT.format("causal-lm", ', attn_implementation="flash_attention_2"'),
             "llama",
-            r"run\.py:3: attn_implementation='flash_attention_2' takes no mask",
+            r"run\.py:3: attn_implementation='flash_attention_2' is not shown to keep",
         ),
     ],
 )

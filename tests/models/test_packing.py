@@ -35,10 +35,11 @@ SIZES = {**TEXT, "sliding_window": 16}
 """Sliding windows (where a family has them) end inside a sample, and begin in the one before it."""
 SOFTCAPPED = ("gemma2", "vaultgemma")
 """The families that compute attention in Python alone, for its cap."""
+EAGER_TOO = [("gemma3n_text", "eager"), ("gemma3_text", "eager"), ("llama", "eager")]
 CASES = [(family, "eager" if family in SOFTCAPPED else "sdpa") for family in PACKED if family != "gemma3n"]
 
 
-@pytest.fixture(scope="module", params=[*CASES, ("gemma3n_text", "eager"), ("llama", "eager")], ids="-".join)
+@pytest.fixture(scope="module", params=[*CASES, *EAGER_TOO], ids="-".join)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A tiny model of the family with the tokenizer of Gemma, every parameter filled, also of its LoRA; in fp64."""
     family, attention = request.param
@@ -104,7 +105,9 @@ def test_every_sample_has_the_loss_and_the_gradient_that_it_has_alone(bundle: Bu
     weights = torch.rand(6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
     expected = gradients(bundle, (weights * alone_B).sum())
     for name, gradient in gradients(bundle, (weights * total_B).sum()).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7, msg=name)
+        # The head's part of it is computed in fp32, and what cancels within a tensor keeps that error.
+        largest = float(expected[name].abs().max())
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-6 * largest, msg=name)
 
 
 def test_a_sample_is_never_reached_from_another(bundle: Bundle):

@@ -100,7 +100,7 @@ def test_a_run_from_videos_to_measures_plots_and_an_adapter(write, caplog, capsy
         weight = 0.05 + 0.25 * step / 4
         assert row["loss"] == pytest.approx((1 - weight) * row["measures"] + weight * row["feature_match"], rel=1e-4)
     figures = json.loads((run / "metrics.json").read_text())["figures"]["measures"]
-    assert {"EF", "EDV", "ESV"} <= {name.split("/")[0].split(" ")[0] for name in figures}
+    assert {f"{name}_{figure}" for name in ("EF", "EDV", "ESV") for figure in ("mae", "rmse", "r2")} <= set(figures)
     capsys.readouterr()
     for options in (["--adapter", "exp/run/latest"], ["--model", "exp/run/latest/student"]):
         video = next(Path("echo/Videos").iterdir())

@@ -81,13 +81,14 @@ def test_a_killed_private_run_continues_to_the_record_of_an_uninterrupted_one(
     killed = start(KILL="1")
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     assert read("privacy.json")["steps"] == read("checkpoint-2", "ledger.json")["ledger"]["entries"][0]["steps"] == 2
+    began = Path("exp/run/latest").resolve()
     assert main(["run.py", "--tiny", "--resume"]) == 0
     record, ledger, resumed = (
         read("privacy.json"),
         read("checkpoint-5", "ledger.json"),
         Path("exp/run/latest").resolve(),
     )
-    assert (resumed / "checkpoint-2").is_dir(), "it began anew"
+    assert resumed == began
     assert f"**{record['guarantee']}**" in (resumed / "adapter" / "README.md").read_text()
 
     # What an uninterrupted run spends can be told beforehand, whoever is drawn.
@@ -114,6 +115,7 @@ model_args = dict(
     heads=dict(measures=dict(type="RegressionHead", views=["ED", "ES"],
                              scale=dict(EF=(55.0, 12.0), EDV=(91.0, 45.0), ESV=(43.0, 35.0)))),
 )
+data_args = dict(train=dict(size=8), validation=None, test=None)
 objectives = dict(measures=dict(type="MeasureLoss"), agreement=dict(type="VolumeConsistency", weight=0.1))
 training_args = dict(max_steps=3, per_device_train_batch_size=4, eval_strategy="no", warmup_steps=0,
                      dataloader_num_workers=0)

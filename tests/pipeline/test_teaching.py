@@ -166,6 +166,12 @@ class Pictures(SampleDataset):
     def __len__(self) -> int:
         return 2
 
+    def describe(self, index: int, epoch: int = 0) -> str:
+        return f"picture {index}"
+
+    def group(self, index: int, epoch: int = 0) -> str | None:
+        return None
+
     def sample(self, index: int, epoch: int = 0) -> Sample:
         gray = 100 * index + (epoch if self.changes else 0)
         return Sample([Turn("user", "")], images=[Image.new("RGB", (4, 4), (gray,) * 3)], views=["ED"])

@@ -151,7 +151,7 @@ class SceneDataset(GeneratedDataset):
         question = template.replace("<expr>", f"the {color} {shape}")
         pixels = np.clip(255 * (picture + rng.normal(0, 0.02, picture.shape)), 0, 255).astype(np.uint8)
         mark = Mark(box=tuple(float(x) for x in tight_box(masks[0])), mask=masks[0])  # type: ignore[arg-type]
-        answer = f"The {color} {shape}: {BOX} ." if self.named else f"Answer: {BOX} ."
+        answer = f"The {shape} in {color}: {BOX} ." if self.named else f"Answer: {BOX} ."
         turns = [Turn("user", f"{IMAGE} {question}"), Turn("assistant", answer, ((0,),))]
         return Sample(turns, [Image.fromarray(pixels)], marks=[mark])
 

@@ -98,8 +98,8 @@ class TextQADataset(SampleDataset):
     @classmethod
     @override
     def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
-        """A few plain pairs; the same folder name gives the same."""
-        pairs = [(f"What is {one} and {one + 1}?", f"It is {2 * one + 1}.") for one in range(rows)]
+        """Plain pairs, three times `rows`: texts cost little, and a run's first update, at rate 0, is not its last."""
+        pairs = [(f"What is {one} and {one + 1}?", f"It is {2 * one + 1}.") for one in range(3 * rows)]
         lines = [json.dumps({"question": question, "answer": answer}) for question, answer in pairs]
         with replaced_file(folder / "rows.jsonl") as file:
             file.write("\n".join(lines) + "\n")

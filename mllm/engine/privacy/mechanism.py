@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +40,8 @@ class Mechanism:
     test_noise_seed: int | None = None
     data: str = ""
     """The training split as the config names it: a resumed run must draw from the same one."""
+    content: str = ""
+    """A hash of the files that it names."""
 
     @property
     def expected_units(self) -> float:
@@ -79,6 +83,20 @@ class Mechanism:
         return kept
 
 
+def hash_of(paths: Iterable[Path]) -> str:
+    """SHA-256 of what files hold, and of the names and sizes of what folders hold, in their order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.is_file():
+            with path.open("rb") as file:
+                for part in iter(lambda: file.read(2**20), b""):
+                    digest.update(part)
+        elif path.is_dir():
+            listed = sorted((entry.name, entry.stat().st_size if entry.is_file() else 0) for entry in path.iterdir())
+            digest.update(repr(listed).encode())
+    return digest.hexdigest()
+
+
 def save_ledger(folder: Path, ledger: Ledger, mechanism: Mechanism) -> None:
     """Writes the ledger into a checkpoint, with the mechanism that it belongs to."""
     write_json(folder / FILE, {"ledger": ledger.to_dict(), "mechanism": asdict(mechanism)})
@@ -102,6 +120,7 @@ def continued(folder: Path, mechanism: Mechanism) -> tuple[Ledger, Mechanism]:
         "sample_rate": "the sample rate",
         "unit": "privacy_args.unit",
         "data": "data_args.train",
+        "content": "the hash of the training files",
         "test_noise_seed": "privacy_args.test_noise_seed",
     }
     for key, name in held.items():

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 
 from mllm.errors import ConfigError
 from mllm.export.gguf.merges import merge_scores
+from mllm.export.gguf.tokenizer_json import read_tokenizer_json
 
 logger = logging.getLogger(__name__)
 
@@ -89,11 +91,11 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
     Raises `ConfigError` where there is none, or one that llama.cpp cannot be told of.
     """
     settings = _json(folder / "tokenizer_config.json")
-    fast = _json(folder / "tokenizer.json")
+    fast, merges = read_tokenizer_json(folder / "tokenizer.json")
     if (folder / "tokenizer.model").is_file():
         vocabulary = _from_sentencepiece(folder / "tokenizer.model", settings)
     elif fast:
-        vocabulary = _from_fast(folder / "tokenizer.json", fast)
+        vocabulary = _from_fast(folder / "tokenizer.json", fast, merges)
     else:
         raise ConfigError(f"'{folder}' holds neither tokenizer.model nor tokenizer.json: save the tokenizer into it")
     added = {entry["id"]: entry for entry in fast.get("added_tokens", [])}
@@ -152,7 +154,7 @@ def _from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> Vocabulary:
     )
 
 
-def _from_fast(path: Path, fast: Mapping[str, Any]) -> Vocabulary:
+def _from_fast(path: Path, fast: Mapping[str, Any], merges: np.ndarray) -> Vocabulary:
     """A byte-pair tokenizer of the package tokenizers: of pieces, or of bytes."""
     model = fast["model"]
     if model.get("type") != "BPE":
@@ -164,12 +166,11 @@ def _from_fast(path: Path, fast: Mapping[str, Any]) -> Vocabulary:
         tokens[index], types[index] = token, Type.BYTE if is_byte else Type.NORMAL
     if model.get("unk_token") in model["vocab"]:
         types[model["vocab"][model["unk_token"]]] = Type.UNKNOWN
-    merges = [tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
     before, after = _specials_around(fast)
     vocabulary = Vocabulary("gpt2", "", tokens, types, add_bos=before, add_eos=after)
     if not model.get("byte_fallback"):
         vocabulary.pre = _split_of(path, fast)
-        vocabulary.merges = [" ".join(pair) for pair in merges]
+        vocabulary.merges = _as_text(tokens, merges)
         return vocabulary
     specials = {entry["content"] for entry in fast.get("added_tokens", [])}
     scores = merge_scores(model["vocab"], merges, specials)
@@ -184,8 +185,12 @@ def _from_fast(path: Path, fast: Mapping[str, Any]) -> Vocabulary:
         )
     logger.info("%s: pieces are joined by merges, which llama.cpp before 2026 does not read", path)
     vocabulary.model, vocabulary.pre = "gemma4", "gemma4"
-    vocabulary.merges = [" ".join(pair) for pair in merges]
+    vocabulary.merges = _as_text(tokens, merges)
     return vocabulary
+
+
+def _as_text(tokens: list[str], merges: np.ndarray) -> list[str]:
+    return [f"{tokens[left]} {tokens[right]}" for left, right in merges.tolist()]
 
 
 def _overlay(vocabulary: Vocabulary, added: Mapping[int, Mapping[str, Any]]) -> None:

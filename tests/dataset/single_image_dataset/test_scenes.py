@@ -46,10 +46,10 @@ def test_a_named_answer_says_what_is_at_the_place():
     plain, named = (SceneDataset(20, seed=3, image_size=SIZE, named=named) for named in (False, True))
     for i in range(20):
         first, second = plain.sample(i), named.sample(i)
-        expression = re.search(r"the \w+ (circle|square|triangle)", second.turns[0].text)[0]
+        color, shape = re.search(r"the (\w+) (circle|square|triangle)", second.turns[0].text).groups()
         assert first.turns[0] == second.turns[0] and np.array_equal(first.marks[0].mask, second.marks[0].mask)
         assert first.turns[1].text == f"Answer: {BOX} ."
-        assert second.turns[1].text == f"T{expression[1:]}: {BOX} ." and second.turns[1].marks == ((0,),)
+        assert second.turns[1].text == f"The {shape} in {color}: {BOX} ." and second.turns[1].marks == ((0,),)
 
 
 def test_phantoms_without_a_lesion_say_so():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mllm.engine.privacy.accounting import epsilon_spent
 from mllm.engine.privacy.ledger import Ledger
-from mllm.engine.privacy.mechanism import Mechanism, continued, save_ledger
+from mllm.engine.privacy.mechanism import Mechanism, continued, hash_of, save_ledger
 from mllm.errors import ConfigError
 
 
@@ -68,6 +68,7 @@ def test_a_checkpoint_gives_ledger_and_noise_back(tmp_path):
         (dict(sample_rate=0.2), "the sample rate", "0.2", "0.1"),
         (dict(unit="patient"), "privacy_args.unit", "patient", "sample"),
         (dict(data="other"), "data_args.train", "other", ""),
+        (dict(content="a1"), "the hash of the training files", "a1", ""),
         (dict(test_noise_seed=4), "privacy_args.test_noise_seed", "4", "None"),
     ],
 )
@@ -85,3 +86,17 @@ def test_the_file_keeps_every_digit(tmp_path):
     save_ledger(tmp_path, Ledger([(1 / 3, 0.1, 2)]), mechanism(noise_multiplier=1 / 3))
     state = json.loads((tmp_path / "ledger.json").read_text())
     assert state["ledger"]["entries"][0]["noise_multiplier"] == state["mechanism"]["noise_multiplier"] == 1 / 3
+
+
+def test_the_hash_of_files_changes_with_what_they_hold(tmp_path):
+    file, folder = tmp_path / "rows.jsonl", tmp_path / "images"
+    folder.mkdir()
+    file.write_text("one\n")
+    (folder / "a.png").write_bytes(b"1")
+    first = hash_of([file, folder])
+    assert hash_of([file, folder]) == first != hash_of([file])
+    assert hash_of([tmp_path / "on/the/hub"]) == hash_of([])
+    file.write_text("two\n")
+    second = hash_of([file, folder])
+    (folder / "b.png").write_bytes(b"1")
+    assert len({first, second, hash_of([file, folder])}) == 3

@@ -13,7 +13,6 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
 
 from mllm.errors import ConfigError
-from mllm.export.gguf.merges import merge_scores
 from mllm.export.gguf.model import export_model
 from mllm.export.gguf.tokenizer import read_vocabulary
 from tests.export.gguf.conftest import texts, write_model, write_sentencepiece
@@ -82,15 +81,6 @@ def test_special_tokens_and_the_prompt_of_the_chat_template(
     assert api.llama_vocab_eot(vocabulary) == 5
     assert api.llama_vocab_is_eog(vocabulary, 5)
     assert api.llama_model_chat_template(opened.model, None).decode() == tokenizer.chat_template
-
-
-def test_merges_with_a_gap_are_not_given_scores() -> None:
-    pieces = {piece: index for index, piece in enumerate(["a", "b", "c", "ab", "bc", "abc"])}
-    merges = [("b", "c"), ("a", "b"), ("ab", "c")]
-    assert merge_scores(pieces, merges, []) is None  # by score, `a` and `bc` would be joined
-    assert merge_scores(pieces, [*merges, ("a", "bc")], []) == {"bc": -0.0, "ab": -1.0, "abc": -2.0}
-    assert merge_scores(pieces, [("ab", "c"), ("a", "b"), ("b", "c"), ("a", "bc")], []) is None  # `abc` twice
-    assert merge_scores(pieces, merges, ["abc"]) is not None
 
 
 def test_a_vocabulary_fits_the_rows_of_the_embeddings(checkpoints: Callable[[str], Path]) -> None:
