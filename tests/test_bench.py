@@ -1,5 +1,6 @@
 """The benchmarks' own parts: what is measured is the same for both sides, and a table says what the runs said."""
 
+import json
 import math
 import sys
 from argparse import Namespace
@@ -17,6 +18,7 @@ import distillation  # noqa: E402
 import distillation_work  # noqa: E402
 import grounding  # noqa: E402
 import grounding_work  # noqa: E402
+import pubmedqa  # noqa: E402
 import sft_work  # noqa: E402
 import teacher_cache  # noqa: E402
 from interleaved import Figures, in_fresh_process, resident_memory, table, worst_difference  # noqa: E402
@@ -193,3 +195,24 @@ def test_the_cache_changes_no_loss_and_a_changed_loss_ends_the_benchmark(tmp_pat
     monkeypatch.setattr(teacher_cache, "in_fresh_process", lambda *args: next(changed))
     with pytest.raises(SystemExit, match="the losses differ"):
         teacher_cache.compare(Namespace(rounds=1, samples=2, threads=threads), tmp_path)
+
+
+def test_held_out_questions_are_in_no_training_rows(tmp_path):
+    rows = {
+        str(n): {
+            "QUESTION": f"Is {n} odd?",
+            "LONG_ANSWER": f"{n} was divided.",
+            "final_decision": "yes" if n % 2 else "no",
+        }
+        for n in range(10, 22)
+    }
+    (tmp_path / "ori_pqal.json").write_text(json.dumps(rows))
+    sizes = pubmedqa.write_splits(tmp_path / "ori_pqal.json", tmp_path)
+    assert sizes == {"long_train": 9, "long_held_out": 3, "decision_train": 9, "decision_held_out": 3}
+    texts = {name: (tmp_path / f"{name}.jsonl").read_text() for name in sizes}
+    for n, row in enumerate(rows.values()):
+        for kind in ("long", "decision"):
+            assert (row["QUESTION"] in texts[f"{kind}_held_out"]) == (n % 5 == 0)
+            assert (row["QUESTION"] in texts[f"{kind}_train"]) == (n % 5 != 0)
+    first = json.loads(texts["decision_held_out"].splitlines()[0])
+    assert first == {"question": "10 was divided.\nSo, yes, no or maybe: Is 10 odd?", "answer": "no"}

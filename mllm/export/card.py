@@ -147,8 +147,8 @@ def _usage(kind: str, settings: Mapping[str, Any]) -> str:
     if settings.get("part"):
         return (
             f"```\npython mllm/pipeline/predict.py {option} THIS_FOLDER --video a.avi --frames ED=46,ES=61\n```\n\n"
-            "The vision part alone, with a head for measures, which mllm alone reads. `mllm.json` names the measures and "
-            "the views."
+            "The vision part alone, with a head for measures, which mllm alone reads. `mllm.json` names the measures "
+            "and the views."
         )
     reads_images = settings["type"] not in _TASKS
     asked = '--image a.dcm --question "What is shown?"' if reads_images else '--question "What is to be done?"'

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from mllm.models.generation import evaluating, generate
+from mllm.models import generation
+from mllm.models.generation import evaluating
 from mllm.models.vision_model import VisionModel
 from mllm.structures import Answer, Bundle, Sample
 
 
 def answers(bundle: Bundle, samples: Iterable[Sample], **options: Any) -> list[Answer]:
     """What a model says or measures, whichever it does; `options` are those of `generate` or of `measure`."""
-    ask = measure if isinstance(bundle.model, VisionModel) else generate
-    return ask(bundle, samples, **options)
+    if isinstance(bundle.model, VisionModel):
+        return measure(bundle, samples, **options)
+    return generation.generate(bundle, samples, **options)
 
 
 @torch.inference_mode()

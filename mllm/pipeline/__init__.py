@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -12,8 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
+from typing_extensions import override
 
-from mllm.errors import UserError, is_out_of_memory
+from mllm.errors import UserError, hint, is_out_of_memory
 from mllm.files import DISK_FULL
 
 USER_ERROR = 2
@@ -67,9 +69,23 @@ def quiet_progress() -> None:
         huggingface_hub.utils.enable_progress_bars()
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says which option a misspelled one could be, before it says which ones are missing."""
+
+    @override
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        words = [str(word).partition("=")[0] for word in (sys.argv[1:] if args is None else args)]
+        known = [name for action in self._actions for name in action.option_strings]
+        if self._subparsers is None:
+            for word in words:
+                if re.fullmatch(r"--[a-z][\w-]*", word) and word not in known:
+                    self.error(f"there is no option {word}{hint(word, known)}")
+        return super().parse_known_args(args, namespace)
+
+
 def command_parser(name: str, description: str) -> argparse.ArgumentParser:
     """The parser of the command `name`; it says `mllm NAME` in its usage where the console script started it."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"mllm {name}" if Path(sys.argv[0]).stem == "mllm" else None,
         description=description,
         epilog="Where something is wrong one sentence says what; --debug shows the traceback as well.",

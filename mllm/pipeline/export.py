@@ -142,7 +142,7 @@ def find_source(model: str, base: str | None = None) -> Source:
     `base` is the base of an adapter that names another one. Raises `ConfigError` where there is neither, and for
     adapters that fit no GGUF.
     """
-    from mllm.export.gguf.model import refuse_adapter
+    from mllm.export.gguf.model import refuse_settings
     from mllm.export.settings import read_settings
     from mllm.models.loading import find_checkpoint
     from mllm.pipeline.inference import adapter_args, located
@@ -151,11 +151,12 @@ def find_source(model: str, base: str | None = None) -> Source:
     if not folder.is_dir():
         raise ConfigError(f"--model '{model}' is no folder; download it first: hf download ORG/NAME --local-dir DIR")
     if (folder / "config.json").is_file():
+        refuse_settings(model, read_settings(folder))
         return Source(find_checkpoint(str(folder)))
     arguments = adapter_args(str(folder), base)
     assert arguments.adapter_path is not None
     adapter = Path(arguments.adapter_path)
-    refuse_adapter(model, read_settings(adapter))
+    refuse_settings(model, read_settings(adapter))
     return Source(find_checkpoint(arguments.model_name_or_path), adapter)
 
 

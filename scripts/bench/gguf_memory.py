@@ -4,7 +4,8 @@ python scripts/bench/gguf_memory.py --type q8_0
 
 Each part has a process of its own: one writes the checkpoint (262,144 tokens, 18 layers of width 640, bf16), one
 exports it, and one compares llama.cpp with transformers. What is printed: the peak of the exporting process after its
-imports and at its end, and the bound of 1.2 GB that it must keep. llama.cpp is left out where it is not installed.
+imports and at its end, and the bound of 1.2 GB that it must keep, but for K-quants: llama.cpp makes those, and maps the
+whole unquantized file meanwhile. Without llama.cpp nothing is read back.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ BOUND = 1_200_000_000
 TOKENS = 262_144
 LETTERS, LONGEST = set("▁abcdefghilmnoprstu"), 8
 """What random pieces consist of, and how many characters they have at most."""
-TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m")
+K_QUANTS = ("q6_k", "q4_k_m")
+TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", *K_QUANTS)
 
 
 def grow(path: Path, size: int) -> None:
@@ -148,7 +150,7 @@ def main() -> None:
             except ModuleNotFoundError as missing:
                 print(f"not read back: {missing}")
             out.unlink()
-            kept = kept and measured["peak"] <= BOUND
+            kept = kept and (measured["peak"] <= BOUND or kind in K_QUANTS)
     if not kept:
         sys.exit(f"the bound of {BOUND / 1e9} GB is not kept")
 

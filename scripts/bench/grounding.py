@@ -24,7 +24,7 @@ NAMES = {"text": "boxes as text", "heads": "heads", "state": "heads, box from th
 KINDS = {"alone": "one shape", "scenes": "one of up to three shapes", "phantoms": "a phantom's lesion"}
 """The held-out pictures by what is asked for in them; in the first nothing has to be told from anything else."""
 RATES = {"text": 4e-3, "heads": 2e-3, "state": 2e-3}
-"""Each way's learning rate: the best of those that README.md names, on pictures that the figures are not taken from."""
+"""Each way's learning rate, chosen on pictures that the figures are not taken from; README.md names the trials."""
 
 
 def run(way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:

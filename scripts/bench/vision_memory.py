@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         log = json.loads((folder / "exp" / "run" / "latest" / "training_log.json").read_text())
     print(", ".join(f"{name} tower {size / 1e6:.0f} million" for name, size in sizes.items()))
     print({key: value for key, value in log["rows"][0].items() if key in ("loss", "feature_match", "grad_norm")})
-    print(f"peak {peak / 1e9:.2f} GB, {seconds:.0f} s in all, {options.threads} threads; {installed(("torch", "transformers", "timm"))}")
+    packages = installed(("torch", "transformers", "timm"))
+    print(f"peak {peak / 1e9:.2f} GB, {seconds:.0f} s in all, {options.threads} threads; {packages}")
     if peak > BOUND:
         sys.exit(f"more than {BOUND / 1e9:.0f} GB")
 

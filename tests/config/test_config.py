@@ -147,8 +147,9 @@ def test_own_names_begin_with_an_underscore(write, bases):
     config = read_config(write(bases + "_rank = 4\nmodel_args = dict(lora_r=_rank)\n"))
     assert config.model_args.lora_r == 4
     assert sentence(write(bases + "import os\nrank = 4\n")) == (
-        "run.py:3: unknown key 'rank' at the top level; known are custom_imports, data_args, export_args, "
-        "hardware, model_args, name, objectives, privacy_args, tiny, training_args (a name of your own begins with '_')"
+        "run.py:3: unknown key 'rank' at the top level; known are custom_imports, data_args, distill_args, "
+        "export_args, hardware, model_args, name, objectives, privacy_args, tiny, "
+        "training_args (a name of your own begins with '_')"
     )
     assert sentence(write(bases + "text = 'a'\n")).startswith("run.py:2: unknown key 'text' at the top level")
 

@@ -1,4 +1,4 @@
-"""What a student, its teacher and their lessons must be: every wrong mixture is refused by a sentence with its place."""
+"""What a student, its teacher and their lessons must be: a wrong mixture is refused by a sentence with its place."""
 
 from __future__ import annotations
 
@@ -110,7 +110,8 @@ TEACHER = "distill_args = dict(_delete_=True, teacher=dict(type='medgemma', mode
             "has convolutions and no Linear layer, so 4 and 8 bits apply to the language",
         ),
         (
-            "objectives = dict(measures=None)\nmodel_args = dict(part=None, heads=dict(_delete_=True), train_vision=True)",
+            "objectives = dict(measures=None)\n"
+            "model_args = dict(part=None, heads=dict(_delete_=True), train_vision=True)",
             "train_vision=True trains the vision tower of a model",
         ),
     ],

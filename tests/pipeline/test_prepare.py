@@ -19,9 +19,10 @@ def test_every_part_registers_itself():
         "medgemma",
         "image-text",
     } <= MODELS.module_dict.keys() & TRAINERS.module_dict.keys()
-    assert set(HEADS.module_dict) == {"BoxHead", "MaskHead"}
+    assert set(HEADS.module_dict) == {"BoxHead", "MaskHead", "RegressionHead"}
     assert set(BOX_FORMATS.module_dict) == {"normalized_text", "location_tokens", "perception_token"}
-    assert {"NextToken", "BoxLoss", "MaskLoss"} <= OBJECTIVES.module_dict.keys()
+    objectives = {"NextToken", "BoxLoss", "MaskLoss", "MeasureLoss", "FeatureMatch", "LogitMatch"}
+    assert objectives <= OBJECTIVES.module_dict.keys()
 
 
 @pytest.mark.parametrize("name", ["shikra_tinyllama", "perceptionGPT_refcoco"])

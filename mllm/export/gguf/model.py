@@ -97,8 +97,10 @@ def refuse_foreign(source: str, config: dict[str, Any]) -> None:
         raise ConfigError(f"'{source}' cannot become a GGUF: its weights are quantized; name the full-precision model")
 
 
-def refuse_adapter(source: str, settings: Mapping[str, Any]) -> None:
-    """Raises `ConfigError` where the `settings` of an adapter's mllm.json say that its merge could not be written."""
+def refuse_settings(source: str, settings: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` where the `settings` of an mllm.json say what llama.cpp could not run, merged or not."""
+    if settings.get("part") == "vision":
+        raise ConfigError(f"'{source}' cannot become a GGUF: it is the part of a model that sees, and answers no text")
     if settings.get("heads"):
         raise _has_heads(source)
     tokens = settings.get("image_token_len")

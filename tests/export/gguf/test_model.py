@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, VaultGemmaConfig
 
 from mllm.errors import ConfigError
-from mllm.export.gguf.model import export_model, open_family, refuse_adapter
+from mllm.export.gguf.model import export_model, open_family, refuse_settings
 from mllm.models.adapter_files import HEADS
 from mllm.models.medgemma.medgemma_perception import POOL_KEY
 from mllm.testing.tiny import write_tiny
@@ -159,8 +159,10 @@ def test_heads_and_rectangular_pools_are_refused(checkpoints: Callable[[str], Pa
     with pytest.raises(ConfigError, match="it has heads"):
         open_family(str(folder))
     with pytest.raises(ConfigError, match="'x' cannot become a GGUF: it has heads"):
-        refuse_adapter("x", {"heads": {"box": {"type": "BoxHead"}}})
+        refuse_settings("x", {"heads": {"box": {"type": "BoxHead"}}})
     with pytest.raises(ConfigError, match="128 tokens from a rectangular pool"):
-        refuse_adapter("x", {"image_token_len": 128})
-    refuse_adapter("x", {"image_token_len": 64, "heads": None})
+        refuse_settings("x", {"image_token_len": 128})
+    with pytest.raises(ConfigError, match="'x' cannot become a GGUF: it is the part of a model that sees, and answers"):
+        refuse_settings("x", {"part": "vision", "heads": {"measures": {}}})
+    refuse_settings("x", {"image_token_len": 64, "heads": None})
     assert json.loads((folder / "config.json").read_text())["model_type"] == "gemma3_text"
