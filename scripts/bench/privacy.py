@@ -43,10 +43,10 @@ def row(name: str, runs: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=3, help=f"of {LOGICAL_BATCH} samples each, behind a first one")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--updates", type=int, default=2, help=f"of {LOGICAL_BATCH} samples each, behind a first one")
     parser.add_argument("--physical", type=int, default=4, help="samples of a micro-batch")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="where to write all figures as JSON")
     options = parser.parse_args(argv)
     versions = installed(["torch", "transformers", "opacus", "peft"])
