@@ -82,10 +82,11 @@ class FeatureMatch(Objective):
         for index, (projector, paths) in enumerate(zip(self.projectors, self.paths, strict=True)):
             normal = []
             for side, path, taps in zip(SIDES, paths, (student, teacher), strict=True):
-                values = torch.cat([seen[path].detach().flatten(0, 1) for seen in taps]).double()
+                device = taps[0][path].device
+                values = torch.cat([seen[path].detach().flatten(0, 1) for seen in taps]).cpu().double()
                 mean, std = _spread(values)
-                self.register_buffer(f"{side}_mean_{index}", mean.float(), persistent=False)
-                self.register_buffer(f"{side}_std_{index}", std.float(), persistent=False)
+                self.register_buffer(f"{side}_mean_{index}", mean.float().to(device), persistent=False)
+                self.register_buffer(f"{side}_std_{index}", std.float().to(device), persistent=False)
                 normal.append(((values - mean) / std).movedim(1, -1).flatten(0, -2))
             assert isinstance(projector, nn.Linear)
             with torch.no_grad():
@@ -131,11 +132,14 @@ class FeatureMatch(Objective):
 
 
 def _spread(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean [C, g, g] and each channel's standard deviation around it [C, 1, 1] of features [N, C, g, g]."""
+    """The mean [C, g, g] and each channel's standard deviation around it [C, 1, 1] of features [N, C, g, g].
+
+    Where nothing varies at all, as in a single image, it is 1.
+    """
     mean = values.mean(dim=0)
     std = (values - mean).square().mean(dim=(0, 2, 3), keepdim=True)[0].sqrt()
-    floor = FLOOR * std.square().mean().sqrt()
-    return mean, std.clamp_min(max(float(floor), 1e-6))
+    floor = FLOOR * float(std.square().mean().sqrt())
+    return mean, std.clamp_min(floor) if floor > 0 else torch.ones_like(std)
 
 
 def _ridge(narrow: Tensor, wide: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mllm.errors import ConfigError, hint
-from mllm.pipeline import command_parser, quiet_progress, run_command
+from mllm.pipeline import command_parser, matformer, quiet_progress, run_command
 
 logger = logging.getLogger("mllm.pipeline.export")
 
@@ -29,6 +29,8 @@ FORMATS = ("gguf", "gguf-lora")
 def main(argv: Sequence[str]) -> int:
     """Exports as the command line says and prints what was written, its size, and how to start it."""
     arguments = parse(argv)
+    if is_slice(arguments):
+        return cut(arguments)
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError("GGUF files are written with the package gguf, which is missing: pip install -e '.[gguf]'")
     quiet_progress()
@@ -75,7 +77,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default="fp32",
         help="what an adapter is merged in: fp32 is exact, bf16 takes half the memory and rounds",
     )
+    matformer.add_arguments(parser.add_argument_group("a slice of a Gemma 3n, as a model's folder instead of GGUF"))
     return parser.parse_args(argv)
+
+
+def is_slice(arguments: argparse.Namespace) -> bool:
+    """Whether a smaller model is to be cut out of the model."""
+    return bool(arguments.matformer or arguments.ffn_widths or arguments.drop_layers)
+
+
+def cut(arguments: argparse.Namespace) -> int:
+    """Writes a slice of the model as a folder; raises `ConfigError` where options of GGUF are given too."""
+    for option in ("type", "mmproj", "base"):
+        if vars(arguments)[option]:
+            raise ConfigError(
+                f"--{option} is for GGUF files, and a slice is written as a model's folder: leave it out, and export "
+                "that folder afterwards"
+            )
+    return matformer.run(arguments)
 
 
 def export_gguf(

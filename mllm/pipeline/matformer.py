@@ -35,7 +35,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse._ActionsContainer) -> None:
     """The options that say which slice it is; without any of them nothing is to be cut."""
     parser.add_argument("--matformer", metavar="PRESET", help="a published slice of E4B: E2B, E1.96B ... E3.79B")
     parser.add_argument(

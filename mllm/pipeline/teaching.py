@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ logger = logging.getLogger(__name__)
 MEASURED = 64
 """Samples, evenly spread over the training split, from which the means and spreads of features come."""
 LOOKED_AT = 16
-"""Samples that are drawn in two epochs, to see whether their images change."""
+"""Rows, evenly spread over a split, that are read in two epochs to see whether their images change."""
 
 
 def load_teacher(config: RunConfig, hardware: Hardware, student: Bundle) -> Bundle | None:
@@ -118,10 +117,10 @@ def fill(cache: FeatureCache, teacher: Bundle, splits: dict[str, SampleDataset],
     state = PartialState()
     found = computed = 0
     for name, split in splits.items():
-        mine = range(state.process_index, len(split), state.num_processes)
-        for index in tqdm(mine, desc=f"teacher, {name}", disable=None):
+        mine = list(split.rows())[state.process_index :: state.num_processes]  # also what a mixture draws later
+        for leaf, index in tqdm(mine, desc=f"teacher, {name}", disable=None):
             try:
-                sample = split.sample(index)
+                sample = leaf.sample(index)
                 encoded = teacher.encoder.encode(sample)
             except UserError:
                 if skip:
@@ -172,15 +171,16 @@ def fit_objectives(learner: Learner, encoder: Any, split: SampleDataset) -> None
 
 
 def _change(split: SampleDataset) -> bool:
-    """Whether a split's images differ between two epochs."""
-
-    def pixels(index: int, epoch: int) -> list[bytes]:
-        return [image.tobytes() for image in split.sample(index, epoch).images]
-
-    for index in islice(range(len(split)), LOOKED_AT):
+    """Whether the images of any of a split's datasets differ between two epochs."""
+    rows = list(split.rows())
+    firsts = {id(leaf): (leaf, index) for leaf, index in reversed(rows)}
+    count = min(len(rows), LOOKED_AT)
+    spread = [rows[place * len(rows) // count] for place in range(count)]
+    for leaf, index in [*firsts.values(), *spread]:
         try:
-            if pixels(index, 0) != pixels(index, 1):
-                return True
+            before, after = ([image.tobytes() for image in leaf.sample(index, epoch).images] for epoch in (0, 1))
         except UserError:
             continue
+        if before != after:
+            return True
     return False

@@ -24,14 +24,8 @@ from mllm.testing.tiny_parts import VISION, Family, filled, make_special, new, p
 from mllm.testing.tiny_text import GEMMA3N_TEXT, TOKENS
 from mllm.testing.vocabulary import train_pieces
 
-GEMMA3N_TOKENS = dict(
-    boi_token="<start_of_image>",
-    eoi_token="<end_of_image>",
-    image_token="<image_soft_token>",
-    boa_token="<start_of_audio>",
-    eoa_token="<end_of_audio>",
-    audio_token="<audio_soft_token>",
-)
+IMAGE_TOKENS = dict(boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>")
+AUDIO_TOKENS = dict(boa_token="<start_of_audio>", eoa_token="<end_of_audio>", audio_token="<audio_soft_token>")
 SIDE = 96
 """Pixels of the tiny Gemma 3n's images; the published one sees 768."""
 BLOCKS = [
@@ -53,12 +47,17 @@ AUDIO = dict(
 
 def _gemma3n_student(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     """Gemma 3n whole: MobileNet-v5 at 96 pixels, 9 tokens an image, an audio tower, and its language model."""
-    names = TOKENS + list(GEMMA3N_TOKENS.values())
+    names = TOKENS + list(IMAGE_TOKENS.values())
     vocabulary, merges = train_pieces(names)
+    # Sounds stand last: MedGemma and Gemma 3n have the same words, and differ behind them.
     tokenizer = new(
-        GemmaTokenizer, vocab=vocabulary, merges=merges, extra_special_tokens=GEMMA3N_TOKENS, add_bos_token=True
+        GemmaTokenizer,
+        vocab=vocabulary,
+        merges=merges,
+        extra_special_tokens=IMAGE_TOKENS | AUDIO_TOKENS,
+        add_bos_token=True,
     )
-    make_special(tokenizer, names)
+    make_special(tokenizer, names + list(AUDIO_TOKENS.values()))
     rows = padded(len(tokenizer))
     blocks = vision.get("blocks", BLOCKS)
     config = new(

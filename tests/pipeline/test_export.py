@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM
 
 from mllm.errors import ConfigError
 from mllm.export.gguf import k_quants
@@ -213,3 +214,14 @@ def test_a_misspelled_option_is_named(argv: list[str], sentence: str, capsys: py
         main(argv)
     assert ended.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_slice_is_cut_and_its_folder_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_tiny("gemma3n", tmp_path / "gemma3n")
+    options = ["--model", str(base), "--ffn-widths", "128", "--out"]
+    assert main([*options, str(tmp_path / "slice")]) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "slice").model.layers[0].mlp.up_proj.out_features == 128
+    with pytest.raises(ConfigError, match="--type is for GGUF files, and a slice is written as a model's folder"):
+        main([*options, str(tmp_path / "other"), "--type", "q8_0"])
+    with pytest.raises(ConfigError, match="name one slice"):
+        main([*options, str(tmp_path / "other"), "--matformer", "E2B"])

@@ -8,9 +8,10 @@ from PIL import Image
 
 from mllm.dataset.base import SampleDataset
 from mllm.engine.builder import build_learner
-from mllm.engine.feature_cache import FeatureCache
+from mllm.engine.feature_cache import CachedTeacher, FeatureCache
 from mllm.errors import DataError
 from mllm.models.builder.builder import load_pretrained
+from mllm.models.vision_model import VisionModel
 from mllm.objectives.features import RIDGE, FeatureMatch
 from mllm.pipeline.data import prepare_data
 from mllm.pipeline.prepare import prepare_args
@@ -25,9 +26,11 @@ _base_ = ["{checkout}/config/_base_/models/gemma3n_student.py", "{checkout}/conf
 model_args = dict(model_name_or_path="student")
 distill_args = dict(teacher=dict(_delete_=True, type="medsiglip", model_name_or_path="teacher"), cache={cached})
 objectives = dict(feature_match=dict(grid=2, normalize={normalize}))
-data_args = dict(train=dict(type="PhantomEchoDataset", size=6, image_size=48), on_error="raise")
+data_args = dict(train={train}, on_error="raise")
 training_args = dict(per_device_train_batch_size=2, dataloader_num_workers=0, report_to=[])
 """
+
+HEARTS = dict(type="PhantomEchoDataset", size=6, image_size=48)
 
 
 @pytest.fixture
@@ -37,8 +40,8 @@ def prepared(tmp_path, monkeypatch):
     write_tiny("medsiglip", "teacher", vision={"image_size": 28, "num_hidden_layers": 3})
     write_tiny("gemma3n-student", "student")
 
-    def prepare(cached=True, normalize=True):
-        Path("run.py").write_text(CONFIG.format(checkout=CHECKOUT, cached=cached, normalize=normalize))
+    def prepare(cached=True, normalize=True, train=HEARTS):
+        Path("run.py").write_text(CONFIG.format(checkout=CHECKOUT, cached=cached, normalize=normalize, train=train))
         config, hardware = prepare_args("run.py")
         bundle = load_pretrained(config.model_args, hardware)
         teacher = load_teacher(config, hardware, bundle)
@@ -74,6 +77,19 @@ def test_the_cache_and_a_resident_teacher_give_the_same_bits(prepared):
     ours, theirs = spread_of(cached)[1], spread_of(resident)[1]
     assert ours.keys() == theirs.keys() and len(ours) == 12
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_mixture_of_fixed_images_is_cached_whatever_it_draws(prepared):
+    parts = [{**HEARTS, "size": 2, "seed": seed} for seed in (1, 2)]
+    learner, pieces = prepared(train=dict(type="MixedDataset", datasets=parts, weights=[1, 3], size=6))
+    assert isinstance(learner.teacher, CachedTeacher) and len(pieces) == 3
+    assert len(list(Path("exp/teacher_cache").rglob("*.safetensors"))) == 2 * 2 * 2  # patients, datasets, views
+
+
+def test_one_dataset_of_changing_images_keeps_the_teacher(prepared):
+    noisy = {**HEARTS, "transforms": [dict(type="GaussianNoise", std=5.0)]}
+    learner, _ = prepared(train=dict(type="ConcatDataset", datasets=[{**HEARTS, "size": 30, "seed": 1}, noisy]))
+    assert isinstance(learner.teacher, VisionModel)
 
 
 def test_as_published_features_stay_as_they_are(prepared):
@@ -129,6 +145,16 @@ def test_projectors_begin_where_the_ridge_regression_has_its_minimum():
     penalty = RIDGE * projector.weight.square().sum() / 5  # the distance is a mean over 5 channels
     (distance + penalty).backward()
     assert projector.weight.grad.abs().max() < 1e-5 and projector.bias.grad.abs().max() < 1e-5
+
+
+def test_a_single_image_leaves_the_scale_as_it_is():
+    match = FeatureMatch(student_layers=["s"], teacher_layers=["t"], grid=1)
+    match.paths, match.projectors = [("s", "t")], torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+    tap = torch.full((1, 1, 4, 1, 1), 3.0)
+    match.fit([{"s": tap}], [{"t": tap}])
+    spread = dict(match.named_buffers())
+    assert spread["teacher_std_0"].eq(1).all() and spread["student_std_0"].eq(1).all()
+    assert spread["teacher_mean_0"].eq(3).all()
 
 
 class Pictures(SampleDataset):

@@ -17,6 +17,7 @@ distill_args = dict(
 )
 objectives = dict(
     measures=dict(type="MeasureLoss", weight=dict(start=0.95, end=0.7)),  # the task's weight is 1 - that of features
-    # Blocks 0, 1 and 2 of the student to layers 8, 17 and 26 of the teacher, at 4 x 4 places; grid=1 as published.
+    # Blocks 0, 1 and 2 of the student to layers 8, 17 and 26 of the teacher, at 4 x 4 places and normalized; as
+    # published: grid=1, normalize=False.
     feature_match=dict(type="FeatureMatch", weight=dict(start=0.05, end=0.3), grid=4),
 )

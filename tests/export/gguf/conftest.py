@@ -164,6 +164,8 @@ def write_model(family: str, folder: Path, tokenizer: Any | None = None, damping
         for name, parameter in model.named_parameters():
             if "post_feedforward_layernorm" in name or "post_per_layer_input_norm" in name:
                 parameter.copy_((parameter + offset) * damping - offset)
+            if family == "llama" and name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.mul_(damping)  # it has no norms there
             if family == "gemma3n" and "q_norm" in name:
                 # Gemma 3n does not divide scores: random queries would look at one token, and magnify every rounding.
                 parameter.mul_(0.05)

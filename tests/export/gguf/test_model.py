@@ -88,9 +88,9 @@ def test_smaller_types_are_near(runtime: Callable[..., Any], kind: str, allowed:
     assert out.stat().st_size < 0.75 * (tmp_path / "exact.gguf").stat().st_size
 
 
-@pytest.mark.parametrize(("family", "allowed"), [("llama", 0.2), ("gemma3", 0.1), ("gemma3n", 0.1)])
+@pytest.mark.parametrize(("family", "allowed"), [("llama", 0.1), ("gemma3", 0.1), ("gemma3n", 0.1)])
 def test_8_bits_are_near(runtime: Callable[..., Any], family: str, allowed: float, tmp_path: Path) -> None:
-    folder = write_model(family, tmp_path / family, **(CALM[family] or dict(num_hidden_layers=1)))
+    folder = write_model(family, tmp_path / family, **(CALM[family] or dict(num_hidden_layers=1, damping=0.1)))
     expected = reference(AutoModelForCausalLM.from_pretrained(folder), random_ids())
     found = runtime(export_model(folder, tmp_path / "q8_0.gguf", "q8_0")).logits(random_ids())
     assert 0 < np.abs(found - expected).max() < allowed
