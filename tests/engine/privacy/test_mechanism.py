@@ -27,7 +27,7 @@ def test_the_noise_spends_the_target_over_the_planned_updates_and_no_more():
     assert made.expected_units == 10
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     target=st.floats(0.5, 12),
     sigma=st.floats(0.6, 4),
