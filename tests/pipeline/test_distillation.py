@@ -14,9 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mllm.errors import ConfigError
+from mllm.models import taps
 from mllm.pipeline.finetune import main
 from mllm.pipeline.predict import main as predict
 from mllm.testing.echo import write_camus, write_echonet
+from mllm.testing.tiny import write_tiny
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -167,3 +170,43 @@ def test_the_same_run_through_camus_folders(write):
                for name, split in (("train", "training"), ("validation", "validation"), ("test", "testing"))]  # fmt: skip  # noqa: E501
     assert main([write(f"data_args.update({', '.join(folders)})\ntraining_args.update(max_steps=2)")]) == 0
     assert {"agreement.png", "metrics.json", "adapter", "student"} <= {p.name for p in Path("exp/run/latest").iterdir()}
+
+
+PUBLISHED = '''
+"""Taps as GEMMA 3NCORE hung them up: what the hooks keep is detached."""
+from mllm.models import taps
+pooled = taps.pooled
+taps.pooled = lambda features, grid: pooled(features.detach(), grid)
+'''
+
+
+def test_the_published_wiring_is_refused_by_name_before_the_first_update(write, monkeypatch):
+    monkeypatch.setattr("mllm.models.taps.pooled", taps.pooled)  # so that it is there again afterwards
+    Path("published.py").write_text(PUBLISHED)
+    with pytest.raises(
+        ConfigError, match=r"FeatureMatch teaches nothing: model.vision_tower.timm_model.blocks.0 of the"
+    ):
+        main([write('custom_imports = dict(imports=["published"])')])
+    assert not list(Path("exp").rglob("training_log.json"))
+
+
+WORDS = """
+_base_ = ["{checkout}/config/_base_/models/medgemma.py", "{checkout}/config/_base_/datasets/dummy.py",
+          "{checkout}/config/_base_/runtime/finetune.py"]
+model_args = dict(_delete_=True, type="gemma3n-student", model_name_or_path="{student}", lora_r=4, lora_target="all")
+distill_args = dict(teacher=dict(type="medgemma", model_name_or_path="{teacher}"))
+objectives = dict(next_token=dict(weight=0.1), logit_match=dict(type="LogitMatch", weight=0.9))
+data_args = dict(train=dict(size=4), validation=None, test=None)
+training_args = dict(max_steps=8, per_device_train_batch_size=4, dataloader_num_workers=0, eval_strategy="no",
+                     learning_rate=5e-3, lr_scheduler_type="constant", warmup_steps=0, save_strategy="no", report_to=[])
+"""
+
+
+def test_medgemma_teaches_gemma_3n_what_to_say(folder: Path, tiny_student: Path):
+    teacher = write_tiny("medgemma", folder / "teacher", vision={"image_size": 224})
+    Path("run.py").write_text(WORDS.format(checkout=CHECKOUT, student=tiny_student, teacher=teacher))
+    assert main(["run.py"]) == 0
+    rows = _rows()
+    for row in rows:
+        assert row["loss"] == pytest.approx(0.1 * row["next_token"] + 0.9 * row["logit_match"], rel=1e-4)
+    assert rows[-1]["logit_match"] < 0.95 * rows[0]["logit_match"]
