@@ -76,7 +76,7 @@ def test_an_objective_that_reaches_nothing_is_named(make_trainer):
 def test_a_family_that_changes_its_logits_is_found(make_trainer):
     trainer = make_trainer()
     head = trainer.learner.student.pretrained.get_output_embeddings()
-    head.register_forward_hook(lambda module, inputs, output: output * 0.25)
+    head.register_forward_hook(lambda module, inputs, output: output * 4)
     with pytest.raises(ConfigError, match="changes its logits in a way that this version does not know"):
         _run(trainer)
 
