@@ -151,7 +151,7 @@ def test_an_interrupted_run_keeps_its_checkpoints(write_config):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "KeyboardInterrupt" in said
     assert (runs / "checkpoint-1" / "complete.json").is_file()
