@@ -17,6 +17,7 @@ from mllm.engine.builder import logical_batch_size
 from mllm.engine.learner import Learner
 from mllm.engine.privacy.noise import secret_of
 from mllm.engine.privacy.synthetic import synthetic_samples, synthetic_views
+from mllm.errors import UserError
 from mllm.models.vision_model import VisionModel
 from mllm.pipeline.teaching import fit_objectives, teaching_encoder
 from mllm.structures import Bundle
@@ -35,7 +36,7 @@ def prepare_data(
     """
     state, training, privacy = PartialState(), config.training_args, config.privacy_args
     if isinstance(bundle.model, VisionModel) and bundle.model.head is not None:
-        bundle.model.head.normalize(known_measures(splits["train"]))
+        bundle.model.head.normalize(known_measures(splits["train"], skip=config.data_args.on_error == "skip"))
     encoder = teaching_encoder(config, learner, bundle, teacher, splits)
     fit_objectives(learner, encoder, splits["train"])
     size = training.get("per_device_train_batch_size", 8)
@@ -66,11 +67,20 @@ def prepare_data(
     return given
 
 
-def known_measures(split: SampleDataset) -> dict[str, list[float]]:
-    """The known values of each measure in a split; reads no image where a dataset tells them without."""
+def known_measures(split: SampleDataset, skip: bool = False) -> dict[str, list[float]]:
+    """The known values of each measure in a split; reads no image where a dataset tells them without.
+
+    Raises the `UserError` of a row that cannot be read, unless such rows are to be skipped.
+    """
     known: dict[str, list[float]] = {}
     for leaf, index in split.rows():
-        for name, value in leaf.measures(index).items():
+        try:
+            measures = leaf.measures(index)
+        except UserError:
+            if skip:
+                continue
+            raise
+        for name, value in measures.items():
             if not math.isnan(value):
                 known.setdefault(name, []).append(value)
     return known

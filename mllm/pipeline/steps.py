@@ -99,14 +99,27 @@ def open_run(
 
 
 def refuse_another_model(config: RunConfig, folder: Path) -> None:
-    """A run continues with the model that it began with: its checkpoints hold tensors of no other."""
-    began = read_config(folder / "config.py").model_args
-    for key, value in asdict(config.model_args).items():
-        if value != (before := asdict(began)[key]):
+    """A run continues with the model, objectives and teacher that it began with, whose tensors its checkpoints hold.
+
+    The weights of objectives may change: no tensor depends on them.
+    """
+    began, now = _shaping(read_config(folder / "config.py")), _shaping(config)
+    for key in now | began:
+        if now.get(key) != began.get(key):
             raise ConfigError(
-                f"--resume: model_args.{key} is {value!r}, but the run in {folder} began with {before!r}; "
+                f"--resume: {key} is {now.get(key)!r}, but the run in {folder} began with {began.get(key)!r}; "
                 "set it back, or start a new run without --resume"
             )
+
+
+def _shaping(config: RunConfig) -> dict[str, Any]:
+    """What a config says of the tensors that train, by key."""
+    taught = config.distill_args and asdict(config.distill_args.teacher)
+    told = {f"model_args.{key}": value for key, value in asdict(config.model_args).items()}
+    told |= {f"distill_args.teacher.{key}": value for key, value in (taught or {}).items()}
+    for name, options in config.objectives.items():
+        told |= {f"objectives.{name}.{key}": value for key, value in options.items() if key != "weight"}
+    return told
 
 
 def examination(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDataset]) -> Examination | None:

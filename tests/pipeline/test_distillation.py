@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, DataError
 from mllm.models import taps
 from mllm.pipeline.finetune import main
 from mllm.pipeline.predict import main as predict
@@ -173,6 +173,35 @@ def test_the_same_run_through_camus_folders(write):
                for name, split in (("train", "training"), ("validation", "validation"), ("test", "testing"))]  # fmt: skip  # noqa: E501
     assert main([write(f"data_args.update({', '.join(folders)})\ntraining_args.update(max_steps=2)")]) == 0
     assert {"agreement.png", "metrics.json", "adapter", "student"} <= {p.name for p in Path("exp/run/latest").iterdir()}
+
+
+def test_a_row_whose_measure_is_no_number_is_skipped_where_rows_may_be(write):
+    rows = []
+    for number, one in enumerate(write_echonet(Path("cines"), {"TRAIN": 5}, frames=30)):
+        rows.append({"file": f"Videos/{one.name}.avi", "ED": one.ed, "ES": one.es, **one.heart.measures})
+        rows[-1] |= {"EDV": "about 100"} if number == 2 else {}
+    Path("cines/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = 'dict(_delete_=True, type="DicomCineDataset", data_path="cines/rows.jsonl", image_folder="cines")'
+    few = f"data_args.update(train={train}, validation=None, test=None)\ntraining_args.update(max_steps=2)"
+    with pytest.raises(DataError, match="rows.jsonl, line 3: field 'EDV' is no number"):
+        main([write(few)])
+    assert main([write(few), "--cfg-options", "data_args.on_error=skip", "training_args.output_dir=skipped"]) == 0
+    assert "line 3: field 'EDV' is no number" in Path("skipped/skipped_rows.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "change", ["objectives.feature_match.student_layers=[0,1,3]", "distill_args.teacher.model_name_or_path=other"]
+)
+def test_a_resume_with_other_lessons_is_refused(write, tiny_medsiglip, change: str):
+    """Projectors of other layers or of another teacher would be loaded without a word where widths agree."""
+    Path("other").symlink_to(tiny_medsiglip)
+    one = ["training_args.max_steps=1", "data_args.test=None", "data_args.validation=None"]
+    assert main([write(), "--cfg-options", *one]) == 0
+    again = ["--resume", "--cfg-options", "objectives.feature_match.weight.end=0.2", "data_args.test=None"]
+    key = change.split("=")[0]
+    with pytest.raises(ConfigError, match=f"--resume: {key} is .*began with .*; set it back"):
+        main([write(), *again, change])
+    assert main([write(), *again]) == 0
 
 
 PUBLISHED = '''

@@ -54,11 +54,17 @@ class DicomCineDataset(ImageTextDataset):
 
     @override
     def summary(self) -> dict[str, Any]:
-        """How many rows there are, and for how many each measure is unknown."""
-        known = [self.measures(index) for index in range(len(self))]
+        """How many rows there are, for how many each measure is unknown, and how many have one that is no number."""
+        known = []
+        for index in range(len(self)):
+            try:
+                known.append(self.measures(index))
+            except DataError:
+                continue  # whether it ends the run, on_error says
         return {
             "file": str(self.records.path),
-            "used": len(self),
+            "used": len(known),
+            "unreadable": len(self) - len(known),
             "unknown": {name: sum(math.isnan(measures[name]) for measures in known) for name in MEASURES},
         }
 

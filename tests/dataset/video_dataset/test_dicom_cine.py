@@ -35,6 +35,12 @@ def shown(sample):
     return {view: round(float(np.asarray(image).mean()) / 10) for view, image in pairs}
 
 
+def test_a_row_that_cannot_be_read_is_counted_and_hides_no_other(folder):
+    told = opened(folder, ROW, {**ROW, "EDV": "about 100"}, {**ROW, "EF": ""}).summary()
+    assert (told["used"], told["unreadable"]) == (2, 1)
+    assert told["unknown"] == {"EF": 1, "EDV": 0, "ESV": 0}
+
+
 @pytest.mark.parametrize("file", ["a.dcm", "b.dcm", "c.avi"])
 @pytest.mark.parametrize(("ed", "es"), [(7, 2), (0, 11), (11, 0)])
 def test_frames_by_number(folder, file, ed, es):
