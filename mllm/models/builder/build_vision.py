@@ -66,6 +66,8 @@ def build_vision(args: ModelArgs, hardware: Hardware) -> Bundle:
         load_trained(seeing, folder, headless=head is None)
     elif head is not None and (Path(args.model_name_or_path) / FILE).is_file():
         load_trained(seeing, args.model_name_or_path, IN_MERGED)
+    if head is not None and (Path(folder or args.model_name_or_path) / FILE).is_file():
+        head.is_scaled = True  # what it has learned is in the units of its own training split
     views, measures = ((), ()) if head is None else (head.views, head.measures)
     return Bundle(seeing, ViewEncoder(processor, views=views, measures=measures, tokens=_tokens(model)))
 

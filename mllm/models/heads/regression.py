@@ -18,8 +18,8 @@ class RegressionHead(nn.Module):
     As GEMMA 3NCORE's feature fusion: the views side by side, Linear to `hidden`, LayerNorm, ReLU, dropout, Linear to
     half of it, LayerNorm, ReLU; then one Linear instead of its Tanh and three heads. Its last layer gives normalized
     values: `mean` and `std` are those of the training split, set by `normalize` and saved with the head. Where they are
-    known from elsewhere, as they must be for a private training, `scale` gives both: `dict(EF=(55.0, 12.0))`. Computes
-    in fp32.
+    known from elsewhere, as they must be for a private training, `scale` gives both: `dict(EF=(55.0, 12.0))`. A head
+    that was trained before keeps its own. Computes in fp32.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class RegressionHead(nn.Module):
         self.mean = nn.Parameter(torch.zeros(len(measures)), requires_grad=False)
         self.std = nn.Parameter(torch.ones(len(measures)), requires_grad=False)
         self.is_scaled = scale is not None
+        """Whether `mean` and `std` stay as they are."""
         if scale is not None:
             self._take(scale)
 

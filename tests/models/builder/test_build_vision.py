@@ -1,6 +1,7 @@
 """The vision part as student and as teacher: what trains in it, and what is refused."""
 
 import math
+from dataclasses import asdict
 
 import pytest
 import timm
@@ -10,9 +11,11 @@ from torch import nn
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
+from mllm.export.card import Facts
 from mllm.models.adapters import trainable_report
 from mllm.models.builder.build_vision import vision_targets
 from mllm.models.builder.builder import load_pretrained
+from mllm.registry import EXPORTERS
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
 HEADS = dict(measures=dict(type="RegressionHead", measures=["EF"], views=["ED", "ES"]))
@@ -84,6 +87,27 @@ def test_the_whole_tower_trains_in_fp32(tiny_student):
     tower = dict(model.pretrained.model.vision_tower.named_parameters())
     assert all(parameter.requires_grad and parameter.dtype is torch.float32 for parameter in tower.values())
     assert len([name for name in model.trained_state() if name.startswith("vision.")]) == len(tower)
+
+
+def test_a_trained_head_goes_on_in_the_units_in_which_it_was_trained(tiny_student, tmp_path):
+    """Another training split has another mean; with it the same weights would say other numbers."""
+    trained = _student(tiny_student)
+    trained.model.head.normalize({"EF": [40.0, 60.0]})
+    for name, parameter in trained.model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.01)
+    args = ModelArgs("gemma3n-student", str(tiny_student), part="vision", lora_r=4, lora_target="vision", heads=HEADS)
+    facts = Facts(base=str(tiny_student), data=[], training={}, figures={})
+    EXPORTERS.find("adapter")(trained, tmp_path / "adapter", settings=asdict(args), facts=facts)
+    pixels = torch.rand(1, 2, 3, trained.model.side, trained.model.side)
+    continued = _student(tiny_student, adapter_path=str(tmp_path / "adapter"), lora_r=None)
+    continued.model.head.normalize({"EF": [10.0, 20.0, 30.0]})
+    with torch.no_grad():
+        found, true = (one.model.eval()(pixels).heads["measures"] for one in (continued, trained))
+    torch.testing.assert_close(found, true)
+    fresh = _student(tiny_student).model.head
+    fresh.normalize({"EF": [10.0, 20.0, 30.0]})
+    assert float(fresh.mean) == 20
 
 
 def test_a_teacher_is_frozen_and_has_no_head(tiny_medgemma, tiny_medsiglip):
