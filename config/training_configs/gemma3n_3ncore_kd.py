@@ -1,6 +1,8 @@
 """GEMMA 3NCORE on an A100 of 40 GB: MedGemma's vision tower teaches Gemma 3n's to read EF, EDV and ESV.
 
-Sample size, feature weight, LoRA, epochs and learning rate as published. data_args.train.size=None takes all videos.
+Sample size, feature weight, LoRA, epochs and learning rate as published. 100 videos are less than one update of 128, so
+that three epochs make three updates, the first of them at the warm-up's rate of 0: that tries the pipeline and teaches
+next to nothing. data_args.train.size=None takes all videos.
 The teacher sees every frame once; what it saw is kept in exp/teacher_cache, and it leaves the memory.
 
 Cost: the two towers have 294 and 417 million weights, 1.4 GB together in bf16 (computed); a GPU run is not measured.
