@@ -111,6 +111,13 @@ def refuse_wrong_lessons(config: RunConfig) -> None:
             raise ConfigError(f"{place} needs a teacher that sees: set distill_args.teacher.part='vision'")
         if kind == "LogitMatch" and taught is not None and taught.teacher.part is not None:
             raise ConfigError(f"{place} needs a teacher that speaks: remove distill_args.teacher.part")
+    features = [name for name, kind in types.items() if kind == "FeatureMatch"]
+    if len(features) > 1:
+        raise ConfigError(
+            f"{config.place('objectives', features[1])}: objectives.{features[0]} and objectives.{features[1]} are "
+            f"both FeatureMatch, and a model's layers are read at one grid: name all layers in one of them, each with "
+            f"its share in layer_weights, and remove the other"
+        )
     if taught is not None and not set(types.values()) & set(MATCHES):
         raise ConfigError(
             f"{config.place('distill_args')}: nothing is learned from the teacher: add an objective such as "

@@ -217,11 +217,12 @@ def memory_advice(config: RunConfig) -> str:
         )
     if not any(training.get(name) for name in CHECKPOINTING):
         steps.append("training_args.gradient_checkpointing (now False; turn it on)")
-    steps.append(f"model_args.max_length (now {model.max_length})")
-    if model.type == "medgemma":
+    if model.part is None:  # what only sees has no words, and images of the checkpoint's own size
+        steps.append(f"model_args.max_length (now {model.max_length})")
+    if model.type == "medgemma" and model.part is None:
         steps.append(f"model_args.image_token_len (now {model.image_token_len or 'the checkpoint’s own'})")
         steps.append(f"model_args.image_size (now {model.image_size or 'the checkpoint’s own'})")
-    if not model.load_in_4bit:
+    if not model.load_in_4bit and not (model.part == "vision" and model.type == "gemma3n-student"):
         instead = " in the place of load_in_8bit" if model.load_in_8bit else ""
         steps.append(f"model_args.load_in_4bit (now False; turn it on{instead})")
     if model.lora_r:

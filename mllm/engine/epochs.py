@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,10 +24,12 @@ class EpochFolders(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Writes the folder of the epoch, unless a resumed run has it already."""
-        if not state.is_world_process_zero:
+        """Writes the folder of an epoch that is complete, unless a resumed run has it already."""
+        epoch = state.epoch or 0.0
+        number = round(epoch)
+        # A run may end within an epoch (max_steps), of which nothing is to be left that looks complete.
+        if not state.is_world_process_zero or not math.isclose(epoch, number, abs_tol=1e-6):
             return
-        number = round(state.epoch or 0)
         parent = run_folder(args) / FOLDER
         if number and not any(parent.glob(f"epoch_{number:02d}_*")):
             parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +39,7 @@ class EpochFolders(TrainerCallback):
 def published_log(parameters: Mapping[str, Any], rows: Sequence[Mapping[str, float]], folder: Path) -> dict[str, Any]:
     """The keys of GEMMA 3NCORE's `training_log.json`, out of the rows of ours.
 
-    `train_losses` and `val_losses` have a mean for each finished epoch, NaN where nothing was measured;
+    `train_losses` and `val_losses` have a mean for each finished epoch, None where nothing was measured;
     `epoch_details` the usage of the machine in percent and the peak of its memory in GB beside them.
     """
     details = []

@@ -25,14 +25,14 @@ RIDGE = 0.1
 class FeatureMatch(Objective):
     """How far the student's inner features, projected, are from the teacher's (GEMMA 3NCORE; FitNets, arXiv:1412.6550).
 
-    `student_layers` and `teacher_layers` are numbers of layers or module paths, in pairs; None: the first three blocks
-    of the student, and three layers of the teacher evenly spread to its last (8, 17 and 26 of 27). Both are averaged to
-    a `grid` x `grid`: 1 as published, which leaves no place; more keeps where things are. `normalize` (False as
-    published): from the features of both, the mean of every place is taken and each channel is divided by its standard
-    deviation, as they are in the training split before training, and projectors begin as the best linear maps. What all
-    images share is most of the distance otherwise, and projectors would learn it first. `distance`: 'mse', or 'cosine'
-    (1 - cosine). `layer_weights`: one for each pair, None: all alike. An item is a view; its loss is the mean over
-    places, channels and pairs.
+    `student_layers` and `teacher_layers` are numbers of layers or module paths, in pairs, the student's first three
+    blocks unless said otherwise; None: as many layers as the other has, evenly spread to the last (8, 17 and 26 of 27).
+    Both are averaged to a `grid` x `grid`: 1 as published, which leaves no place; more keeps where things are.
+    `normalize` (False as published): from the features of both, the mean of every place is taken and each channel is
+    divided by its standard deviation, as they are in the training split before training, and projectors begin as the
+    best linear maps. What all images share is most of the distance otherwise, and projectors would learn it first.
+    `distance`: 'mse', or 'cosine' (1 - cosine). `layer_weights`: one for each pair, None: all alike. An item is a view;
+    its loss is the mean over places, channels and pairs.
     """
 
     def __init__(
@@ -121,8 +121,11 @@ class FeatureMatch(Objective):
                     f"FeatureMatch teaches nothing: {narrow} of the student carries no gradient, so that its projector "
                     "alone would learn; train the layers before it (model_args.lora_target='vision' or train_vision)"
                 )
+            assert isinstance(projector, nn.Linear)
             with torch.autocast(seen.device.type, enabled=False):
-                seen = projector(self._normalized(seen, "student", index).movedim(2, -1)).movedim(-1, 2)
+                seen = self._normalized(seen, "student", index).movedim(2, -1)
+                # A backend that keeps weights in half precision, such as DeepSpeed, has the projector's in it too.
+                seen = projector(seen.to(projector.weight.dtype)).float().movedim(-1, 2)
                 true = self._normalized(true, "teacher", index)
             if self.distance == "mse":
                 total_BV = total_BV + share * (seen - true).square().flatten(2).mean(dim=2)

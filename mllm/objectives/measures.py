@@ -8,7 +8,7 @@ from torch import Tensor
 from mllm.errors import ConfigError
 from mllm.objectives.base import Objective
 from mllm.registry import OBJECTIVES
-from mllm.structures import Context, Outputs
+from mllm.structures import Bundle, Context, Outputs
 
 
 @OBJECTIVES.register_module()
@@ -40,13 +40,32 @@ class MeasureLoss(Objective):
 class VolumeConsistency(Objective):
     """How far a predicted ejection fraction is from that of the predicted volumes: |EF - 100 (EDV - ESV) / EDV|.
 
-    In standard deviations of EF; `names` are those of EF (%), EDV (mL) and ESV (mL), at `places` in the head's order.
-    An item is a sample. Volumes below 1 mL count as 1 mL.
+    In standard deviations of EF; `names` are what the head calls EF (%), EDV (mL) and ESV (mL), in any order of its
+    own. An item is a sample. An EDV below 1 mL counts as 1 mL.
     """
 
-    def __init__(self, weight: float | dict[str, float] = 1.0, places: tuple[int, int, int] = (0, 1, 2)) -> None:
+    def __init__(
+        self, weight: float | dict[str, float] = 1.0, names: tuple[str, str, str] = ("EF", "EDV", "ESV")
+    ) -> None:
         super().__init__(weight)
-        self.places = places
+        if len(set(names)) != 3:
+            raise ConfigError(f"VolumeConsistency.names are those of EF, EDV and ESV, not {list(names)}")
+        self.names = tuple(names)
+        self.places = (0, 1, 2)
+        """Where they stand among the head's measures."""
+
+    def connect(self, student: Bundle, teacher: Bundle | None) -> None:
+        """Finds its three measures among the head's; raises `ConfigError` where one is not there."""
+        found = list(student.encoder.measures)
+        missing = [name for name in self.names if name not in found]
+        if missing:
+            raise ConfigError(
+                f"VolumeConsistency compares {', '.join(self.names)}, and the model's head measures "
+                f"{', '.join(found) or 'nothing'}: add {missing[0]} to model_args.heads.measures.measures, or remove "
+                "the objective"
+            )
+        first, second, third = (found.index(name) for name in self.names)
+        self.places = (first, second, third)
 
     def count(self, targets: dict[str, Tensor]) -> Tensor:
         """One for each sample with a known measure, [B]."""

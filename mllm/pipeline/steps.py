@@ -139,8 +139,12 @@ def train(
     """Trains, from a checkpoint on where there is one; Ctrl-C is told what it leaves."""
     # A killed private run makes the updates behind its last checkpoint again, so nothing but checkpoints may show them.
     if isinstance(bundle.model, VisionModel) and config.privacy_args is None:
-        told = dict(settings=asdict(config.model_args), facts=known_facts(config, trainer, splits))
-        trainer.add_callback(EpochFolders(lambda folder: EXPORTERS.find("adapter")(bundle, folder, **told)))
+
+        def write_epoch(folder: Path) -> None:
+            facts = known_facts(config, trainer, splits)  # now, for it counts the updates
+            EXPORTERS.find("adapter")(bundle, folder, settings=asdict(config.model_args), facts=facts)
+
+        trainer.add_callback(EpochFolders(write_epoch))
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except KeyboardInterrupt:

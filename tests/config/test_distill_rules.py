@@ -100,6 +100,10 @@ TEACHER = "distill_args = dict(_delete_=True, teacher=dict(type='medgemma', mode
             "objectives = dict(measures=None)\nmodel_args = dict(part=None, heads=dict(_delete_=True))",
             "is for a model with part='vision': set model_args.part='vision'",
         ),
+        (
+            "objectives = dict(pooled=dict(type='FeatureMatch', grid=1))",
+            "objectives.feature_match and objectives.pooled are both FeatureMatch",
+        ),
         ("model_args = dict(part='eyes')", "part"),
         (
             "model_args = dict(type='causal-lm')",

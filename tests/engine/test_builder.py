@@ -172,3 +172,12 @@ def test_the_advice_names_what_this_config_can_lower(build, tmp_path):
         "model_args.max_length (now 512), then model_args.image_token_len (now 128), then "
         "model_args.image_size (now the checkpoint’s own), then model_args.lora_r (now 8)"
     )
+
+
+@pytest.mark.parametrize("kind, last", [("gemma3n-student", []), ("medsiglip", ["model_args.load_in_4bit"])])
+def test_the_advice_for_a_model_that_only_sees_names_nothing_that_is_refused_there(kind, last, tmp_path):
+    args = ModelArgs(kind, "tiny", part="vision", lora_r=8)
+    config = RunConfig(args, DataArgs(), dict(per_device_train_batch_size=4), {}, "test", tmp_path)
+    named = [step.split(" (")[0] for step in memory_advice(config).split(": ", 1)[1].split(", then ")]
+    training = ["training_args.per_device_train_batch_size", "training_args.gradient_checkpointing"]
+    assert named == [*training, *last, "model_args.lora_r"]

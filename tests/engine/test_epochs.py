@@ -55,6 +55,16 @@ def test_a_folder_an_epoch_also_over_a_resume(tmp_path: Path, epochs: int):
     assert all(math.isfinite(float(name[9:17])) for name in written)
 
 
+def test_a_run_that_ends_within_an_epoch_leaves_its_folder_to_the_run_that_completes_it(tmp_path: Path):
+    written: list[str] = []
+    args, control = TrainingArguments(str(tmp_path), report_to=[]), TrainerControl()
+    for epoch in (0.75, 1.0, 1.6, 3 * (2 / 3)):
+        EpochFolders(lambda folder: written.append(folder.name[:8])).on_epoch_end(
+            args, TrainerState(epoch=epoch), control
+        )
+    assert written == ["epoch_01", "epoch_02"]
+
+
 def test_another_process_writes_nothing(tmp_path: Path):
     state = TrainerState(epoch=1.0, is_world_process_zero=False)
     EpochFolders(lambda folder: pytest.fail("written")).on_epoch_end(

@@ -1,5 +1,7 @@
 """Matching of features: the sums by hand, what learns, and the published wiring that is refused."""
 
+import copy
+
 import pytest
 import torch
 
@@ -75,6 +77,19 @@ def test_the_loss_is_the_weighted_mean_by_hand(tiny_student, teacher: Bundle, di
     )
     torch.testing.assert_close(found, expected.sum(dim=1), rtol=1e-4, atol=1e-6)
     assert objective.count(targets).tolist() == [2, 1, 2]
+
+
+def test_a_backend_that_keeps_all_weights_in_half_precision_learns_in_it(tiny_student, teacher: Bundle):
+    """As DeepSpeed does with bf16."""
+    learner = _learner(_student(tiny_student), teacher, student_layers=[0, 2], teacher_layers=[1, 3]).eval()
+    student, targets, taught = _inputs(_student(tiny_student), teacher)
+    full = learner(student, targets, taught)["loss"].detach()
+    half = copy.deepcopy(learner.objectives).bfloat16()
+    learner.objectives = half
+    loss = learner(student, targets, taught)["loss"]
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(full.item(), rel=0.02)
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in half.parameters())
 
 
 def test_student_vision_has_gradients_and_the_teacher_none(tiny_student, teacher: Bundle):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mllm.errors import ConfigError
+from mllm.models.view_encoder import ViewEncoder
 from mllm.objectives.measures import MeasureLoss, VolumeConsistency
-from mllm.structures import Context, Outputs
+from mllm.structures import Bundle, Context, Outputs
 
 STD = torch.tensor([10.0, 40.0, 30.0])
 
@@ -53,11 +54,27 @@ def test_consistent_volumes_cost_nothing_and_others_their_distance_in_percent():
     assert VolumeConsistency().count(context.targets).tolist() == [1, 1, 0]
 
 
-def test_the_places_of_the_three_measures_can_be_told():
+def _bundle(*measures: str) -> Bundle:
+    return Bundle(torch.nn.Identity(), ViewEncoder(None, views=["ED", "ES"], measures=measures))
+
+
+def test_the_three_measures_are_found_by_name_whatever_the_order_of_the_head():
     found = torch.tensor([[100.0, 60.0, 60.0]])
     context = _context(found, [[0.0] * 3])
-    total = VolumeConsistency(places=(1, 0, 2)).total(context)
-    assert total.item() == pytest.approx((60 - 40) / STD[1].item())
+    objective = VolumeConsistency()
+    objective.connect(_bundle("EDV", "EF", "ESV"), None)
+    assert objective.total(context).item() == pytest.approx((60 - 40) / STD[1].item())
+    renamed = VolumeConsistency(names=("LVEF", "EDV", "ESV"))
+    renamed.connect(_bundle("EDV", "LVEF", "ESV"), None)
+    assert renamed.total(context).item() == pytest.approx((60 - 40) / STD[1].item())
+
+
+@pytest.mark.parametrize("measures", [["EF"], ["EF", "EDV"], []])
+def test_a_head_without_the_three_measures_is_refused_by_name(measures: list[str]):
+    with pytest.raises(ConfigError, match="VolumeConsistency compares EF, EDV, ESV, and the model's head measures"):
+        VolumeConsistency().connect(_bundle(*measures), None)
+    with pytest.raises(ConfigError, match="names are those of EF, EDV and ESV"):
+        VolumeConsistency(names=("EF", "EDV", "EDV"))
 
 
 def test_an_empty_ventricle_does_not_explode():
