@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from mllm.structures import Answer, Bundle, Sample
 
-
 SEEDS = 2**32
 """Seeds are below it: PyTorch takes larger ones, but none from 2**63 on, and each row of a file adds one."""
 
