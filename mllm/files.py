@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from mllm.errors import ConfigError
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says where the disk, or the user's share of it, is full."""
 
@@ -23,20 +25,35 @@ def _beside(path: Path, word: str) -> Path:
 
 
 @contextmanager
+def place_for(path: str | Path) -> Iterator[None]:
+    """Where `path` cannot be made inside, because of its rights or of what stands there, a `ConfigError` says why."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): choose another place") from error
+
+
+@contextmanager
 def replaced_file(path: str | Path) -> Iterator[IO[str]]:
     """Gives a text file to write to, which takes the place of `path` when the block ends without an error.
 
-    The file that stood there before is kept until then. Where the disk is full, the `OSError` names `path`.
+    The file that stood there before is kept until then. Where the disk is full, the `OSError` names `path`;
+    where nothing can be made there, a `ConfigError` does.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path, "tmp")
+    with place_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
     try:
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with place_for(path):
+            os.replace(temporary, path)
     except OSError as error:
         # A failing write() does not know its file; the user must.
         if error.errno in DISK_FULL:
@@ -76,9 +93,10 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
     The folder that stood there before is moved aside only then and removed last; after an error it is untouched.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = _beside(folder, "tmp"), _beside(folder, "old")
-    temporary.mkdir()
+    with place_for(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*.safetensors"):

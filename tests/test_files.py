@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mllm.errors import ConfigError
 from mllm.files import replaced_file, replaced_folder, write_json, write_text
 
 
@@ -39,6 +40,18 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(path)
     assert path.read_text() == "old"
+
+
+def test_a_place_that_cannot_be_is_said_in_words(tmp_path: Path) -> None:
+    file = write_text(tmp_path / "a.txt", "old")
+    (tmp_path / "folder").mkdir()
+    for place in (file / "b.txt", tmp_path / "folder"):
+        with pytest.raises(ConfigError, match=rf"{place} cannot be written \(.+\): choose another place"):
+            write_text(place, "new")
+    with pytest.raises(ConfigError, match="cannot be written"), replaced_folder(file / "b"):
+        pass
+    assert file.read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "folder"]
 
 
 def test_json_has_null_for_what_json_lacks(tmp_path: Path) -> None:

@@ -75,9 +75,15 @@ def _existing(path: str | Path) -> Path:
 def _name(merged: Mapping[str, Any], path: Path, places: Places) -> str:
     """The run's name; a base's `name` is its own."""
     writer = places.find(("name",))
-    if writer is not None and writer.file in (path, None):
-        return str(merged["name"])
-    return path.stem
+    if writer is None or writer.file not in (path, None):
+        return path.stem
+    name = str(merged["name"])
+    if not name.strip(". ") or "/" in name or "\\" in name:
+        raise ConfigError(
+            f"{writer}: name={name!r} cannot be the name of a folder, and runs lie in exp/<name>; other places belong "
+            "into training_args.output_dir"
+        )
+    return name
 
 
 def _merged(path: Path, places: Places, overrides: Sequence[str]) -> dict[str, Any]:

@@ -27,6 +27,8 @@ HEAD_NAMES = ("box", "mask", "measures")
 HEAD_GIVEN = ("width", "vision_width", "layers", "grid", "mask_size")
 """What the model's own sizes give to a head."""
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+NOT_NEGATIVE = ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed")
+"""What transformers and PyTorch refuse only once the model is loaded, or take without a word."""
 
 
 def refuse_unknown_top_level(keys: Any, places: Places) -> None:
@@ -151,6 +153,8 @@ def training_args(values: dict[str, Any], places: Places) -> dict[str, Any]:
             raise ConfigError(f"{place}: training_args.{key} {wrong_value(value, hints[key])}")
         if key in POSITIVE and value < 1:
             raise ConfigError(f"{place}: training_args.{key} must be a whole number of at least 1, not {value!r}")
+        if key in NOT_NEGATIVE and value is not None and not 0 <= value < float("inf"):
+            raise ConfigError(f"{place}: training_args.{key} must be 0 or more and finite, not {value!r}")
     return values
 
 

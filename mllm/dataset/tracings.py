@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,8 @@ def _lines(path: Path, wanted: Container[str]) -> Iterator[tuple[int, str, int, 
                 try:
                     x1, y1, x2, y2 = (float(value) for value in row[1:5])
                     frame = int(row[5])
+                    if not all(map(math.isfinite, (x1, y1, x2, y2))):
+                        raise ValueError("an area of NaN is neither the larger nor the smaller one")
                 except (ValueError, IndexError):
                     raise DataError(
                         f"{path}, line {reader.line_num}: needs four coordinates and the number of a frame"

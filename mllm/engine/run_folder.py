@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from mllm.errors import ConfigError
-from mllm.files import write_json
+from mllm.files import place_for, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,8 @@ def open_run_folder(name: str, output_dir: str | None, resume: bool) -> tuple[Pa
                 f"training_args.output_dir {folder} is not empty; "
                 "pass --resume to continue it, or choose another folder"
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        with place_for(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return folder, None
     return _new_folder(runs), None
 
@@ -52,14 +53,17 @@ def _new_folder(runs: Path) -> Path:
     """A new folder named after the present second, and `latest` pointing to it."""
     while True:
         folder = runs / time.strftime("%Y%m%d_%H%M%S")
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            time.sleep(0.2)
+        with place_for(folder):
+            runs.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                time.sleep(0.2)
     link = runs / f"latest.{os.getpid()}"
-    link.symlink_to(folder.name)
-    os.replace(link, runs / "latest")
+    with place_for(runs / "latest"):
+        link.symlink_to(folder.name)
+        os.replace(link, runs / "latest")
     return folder
 
 

@@ -184,7 +184,11 @@ def _beside_note(kind: str, settings: Mapping[str, Any]) -> str:
         trained.append("the projector between vision and language")
     if not trained and not settings.get("box_format"):
         return ""
-    what = " and ".join([*trained, "added tokens"] if settings.get("heads") else trained or ["added tokens"])
+    if settings.get("part"):
+        trained += ["the whole vision tower"] if settings.get("train_vision") else []
+    elif settings.get("heads") or not trained:
+        trained.append("added tokens")
+    what = " and ".join(trained)
     if kind == "merged":
         return (
             f"## Beside the weights\n\nTrained with {what}; `heads.safetensors` holds the heads; mllm alone reads them."

@@ -35,6 +35,7 @@ def adapter_args(adapter: str, base: str | None = None, **given: Any) -> ModelAr
     set (None: not set), which go before those of `mllm.json`. Raises `ConfigError` where a part is missing.
     """
     _refuse_absent(adapter)
+    _refuse_other_folders(Path(adapter))
     inner = Path(adapter) / "adapter"
     folder = find_adapter(inner if inner.is_dir() else adapter)
     source = located(base or _base_of(folder))
@@ -56,11 +57,35 @@ def _refuse_absent(adapter: str) -> None:
         raise ConfigError(f"--adapter {adapter} is no folder{tail}")
 
 
+def _refuse_other_folders(folder: Path) -> None:
+    """Refuses a folder of runs, a run that wrote no adapter, and a whole model, each with what to name instead."""
+    if (folder / "adapter").is_dir() or (folder / "adapter_config.json").is_file():
+        return
+    if (folder / "latest").is_dir():
+        raise ConfigError(f"--adapter {folder} is a folder of runs; name one of them, such as {folder / 'latest'}")
+    if (folder / "config.json").is_file():
+        raise ConfigError(f"--adapter {folder} holds a whole model and no adapter; give it as --model")
+    if (folder / "config.py").is_file():
+        raise ConfigError(
+            f"--adapter {folder} is a run without an adapter: it did not come to its end, or wrote merged/ alone; "
+            "let it end with finetune.py --resume, or give merged/ as --model"
+        )
+
+
+def _refuse_run_folder(folder: Path) -> None:
+    """Refuses a run's folder where a model is asked for, with the folder in it that was meant."""
+    if not (folder / "config.json").is_file():
+        for name, option in (("merged", "--model"), ("student", "--model"), ("adapter", "--adapter")):
+            if (folder / name).is_dir():
+                raise ConfigError(f"--model {folder} is a run's folder and no model; give {option} {folder / name}")
+
+
 def whole_model_args(model: str, **given: Any) -> ModelArgs:
     """The `model_args` of a merged or untrained model: a folder or a name on the Hugging Face Hub."""
     folder = Path(located(model))
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(f"--model '{model}' is a LoRA adapter; give it as --adapter")
+    _refuse_run_folder(folder)
     return ModelArgs(model_name_or_path=located(model), lora_r=None, **_settings(folder, model, given))
 
 

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
         refuse_drawing(Path(arguments.draw), many=bool(arguments.batch))
     if model_args.part == "vision":
-        asked = views_sample(arguments, model_args)
+        asked = views_sample(arguments, model_args, reader_options(arguments))
     elif arguments.video or arguments.view:
         raise ConfigError("--video and --view are for a model with part='vision'; show this one a frame by --image")
     else:
@@ -108,6 +108,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--batch and --out belong together")
     if arguments.batch and arguments.image:
         parser.error("--image belongs to --question and --chat; in --batch each row names its own")
+    if arguments.question is not None and not arguments.question.strip():
+        parser.error("--question is empty")
+    if measured and (arguments.image or arguments.frames):
+        parser.error("--image and --frame belong to --question; --video and --view name what is measured")
+    if arguments.named_frames and not measured:
+        parser.error("--frames belongs to --video; one frame of an --image is chosen by --frame")
+    if arguments.load_in_4bit and arguments.load_in_8bit:
+        parser.error("--load-in-4bit and --load-in-8bit exclude each other")
     if arguments.draw and not (arguments.image or arguments.batch):
         parser.error("--draw needs an --image to draw on")
     if arguments.base and arguments.model:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 
 from mllm.structures import Answer, Bundle, Sample
+
+SEEDS = 2**32
+"""Seeds are below it: PyTorch takes larger ones, but none from 2**63 on, and each row of a file adds one."""
 
 
 def whole_number(text: str) -> int:
@@ -31,10 +35,13 @@ def add_speaking(parser: argparse.ArgumentParser) -> None:
 
 def check_speaking(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Refuses values that mean nothing, as argparse does."""
-    if arguments.temperature < 0 or not 0 < arguments.top_p <= 1 or arguments.top_k < 0:
-        parser.error("--temperature and --top-k must be 0 or more, --top-p above 0 and at most 1")
-    if arguments.repetition_penalty <= 0:
-        parser.error("--repetition-penalty must be above 0; 1 is none")
+    # Written so that NaN, which compares with nothing, is refused as well.
+    if not 0 <= arguments.temperature < math.inf or not 0 < arguments.top_p <= 1 or arguments.top_k < 0:
+        parser.error("--temperature and --top-k must be 0 or more and finite, --top-p above 0 and at most 1")
+    if not 0 < arguments.repetition_penalty < math.inf:
+        parser.error("--repetition-penalty must be above 0 and finite; 1 is none")
+    if not 0 <= arguments.seed < SEEDS:
+        parser.error(f"--seed must be a whole number from 0 to {SEEDS - 1}")
     if arguments.temperature == 0 and (arguments.top_p < 1 or arguments.top_k):
         parser.error("--top-p and --top-k choose what is sampled from: set a --temperature above 0 with them")
 

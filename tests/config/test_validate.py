@@ -110,6 +110,29 @@ def sentence(path, *overrides) -> str:
             "training_args = dict(gradient_accumulation_steps=0)",
             "run.py:2: training_args.gradient_accumulation_steps must be a whole number of at least 1, not 0",
         ),
+        (
+            "training_args = dict(learning_rate=-1)",
+            "run.py:2: training_args.learning_rate must be 0 or more and finite, not -1",
+        ),
+        (
+            "training_args = dict(weight_decay=float('nan'))",
+            "run.py:2: training_args.weight_decay must be 0 or more and finite, not nan",
+        ),
+        (
+            "training_args = dict(dataloader_num_workers=-1)",
+            "run.py:2: training_args.dataloader_num_workers must be 0 or more and finite, not -1",
+        ),
+        ("training_args = dict(seed=-1)", "run.py:2: training_args.seed must be 0 or more and finite, not -1"),
+        (
+            "name = ''",
+            "run.py:2: name='' cannot be the name of a folder, and runs lie in exp/<name>; other places belong "
+            "into training_args.output_dir",
+        ),
+        (
+            "name = '../other'",
+            "run.py:2: name='../other' cannot be the name of a folder, and runs lie in exp/<name>; other places belong "
+            "into training_args.output_dir",
+        ),
         ("model_args = dict(lora_r='16')", "run.py:2: model_args.lora_r must be a whole number or None, not '16'"),
         ("model_args = dict(lora_r=True)", "run.py:2: model_args.lora_r must be a whole number or None, not True"),
         ("model_args = dict(lora_r=0)", "run.py:2: model_args.lora_r must be at least 1, not 0"),

@@ -33,5 +33,13 @@ def test_frames_in_the_order_of_the_file(tmp_path):
         read_tracings(path, {"c"})
 
 
+@pytest.mark.parametrize("coordinate", ["nan", "inf"])
+def test_a_tracing_without_numbers_has_no_area_and_is_refused(tmp_path, coordinate: str):
+    path = tmp_path / "t.csv"
+    path.write_text(",".join(HEADER) + f"\na.avi,0,0,0,3,3\na.avi,{coordinate},1,4,1,3\n")
+    with pytest.raises(DataError, match=r"t.csv, line 3: needs four coordinates"):
+        read_tracings(path, {"a"})
+
+
 def test_names_with_and_without_suffix():
     assert [stem(name) for name in ("a.avi", " a.AVI ", "a", "a.b.avi")] == ["a", "a", "a", "a.b"]

@@ -31,6 +31,14 @@ def test_runs_lie_under_their_config_and_latest_points_to_the_newest():
     assert os.readlink("exp/a/latest") == second.name
 
 
+@pytest.mark.parametrize("output_dir", ["taken/run", None])
+def test_a_place_that_cannot_hold_a_run_is_said_in_words(tmp_path, output_dir):
+    for name in ("taken", "exp"):
+        (tmp_path / name).write_text("a file")
+    with pytest.raises(ConfigError, match=r"cannot be written \(.+\): choose another place"):
+        open_run_folder("a", output_dir, resume=False)
+
+
 def test_resume_finds_the_newest_complete_checkpoint_and_removes_torsos(tmp_path):
     folder, _ = open_run_folder("a", None, resume=False)
     _checkpoint(folder, 5)

@@ -41,6 +41,24 @@ def test_the_run_folder_around_it_will_do(adapter: Path) -> None:
     assert adapter_args(str(adapter.parent)).adapter_path == str(adapter)
 
 
+def test_folders_of_runs_and_models_are_not_taken_for_adapters(tmp_path: Path, talking_base: Path) -> None:
+    (tmp_path / "runs/latest").mkdir(parents=True)
+    (tmp_path / "runs/latest/config.py").write_text("")
+    with pytest.raises(ConfigError, match="is a folder of runs; name one of them, such as .*latest"):
+        adapter_args(str(tmp_path / "runs"))
+    with pytest.raises(ConfigError, match="is a run without an adapter: .*finetune.py --resume"):
+        adapter_args(str(tmp_path / "runs/latest"))
+    with pytest.raises(ConfigError, match="holds a whole model and no adapter; give it as --model"):
+        adapter_args(str(talking_base))
+
+
+@pytest.mark.parametrize(("inner", "option"), [("merged", "--model"), ("student", "--model"), ("adapter", "--adapter")])
+def test_a_run_folder_is_not_taken_for_a_model(tmp_path: Path, inner: str, option: str) -> None:
+    (tmp_path / inner).mkdir()
+    with pytest.raises(ConfigError, match=f"is a run's folder and no model; give {option} .*{inner}"):
+        whole_model_args(str(tmp_path))
+
+
 def test_a_relative_base_is_also_sought_in_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert located("mllm/config") == str(CHECKOUT / "mllm/config")

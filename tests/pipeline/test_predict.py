@@ -116,6 +116,11 @@ def test_places_are_printed_in_pixels_and_drawn_where_asked(
         ["--adapter", "a", "--question", "What?", "--chat"],
         ["--adapter", "a", "--chat", "--draw", "b.png", "--image", "c.png"],
         ["--adapter", "a", "--chat", "--modality", "CT"],
+        ["--adapter", "a", "--question", " "],
+        ["--adapter", "a", "--question", "What?", "--frames", "ED=1,ES=2"],
+        ["--adapter", "a", "--video", "b.avi", "--frames", "ED=1,ES=2", "--image", "c.png"],
+        ["--adapter", "a", "--video", "b.avi", "--frames", "ED=1,ES=2", "--frame", "3"],
+        ["--adapter", "a", "--question", "What?", "--load-in-4bit", "--load-in-8bit"],
     ],
 )
 def test_a_command_line_that_does_not_fit_together_exits_with_2(wrong: list[str]) -> None:

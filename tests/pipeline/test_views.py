@@ -62,6 +62,11 @@ def test_each_view_may_be_a_file_of_its_own(files):
         (["--video", "a.avi", "--frames", "ED=3,ES=12"], "12"),
         (["--video", "b.avi", "--frames", "ED=3,ES=4"], "b.avi"),
         (["--view", "ED=es.png"], "the view ES is not given: add --view ES=FILE"),
+        (["--video", "a.avi", "--frames", "ED=3,ES=3"], "a.avi: ED and ES are both frame 3"),
+        (["--video", "a.avi", "--frames", "ED=3,ES=4", "--view", "ED=es.png"], "give one of them"),
+        (["--view", "ED=es.png", "--view", "ES=es.png", "--view", "EP=es.png"], "--view names 'EP', and the model"),
+        (["--view", "ED=es.png", "--view", "ED=es.png", "--view", "ES=es.png"], "--view ED is given twice"),
+        (["--view", "ED=es.png", "--view", "ES=es.png", "--frames", "ED=3,ES=4"], "--frames belongs to --video"),
     ],
 )
 def test_what_is_missing_is_said(files, arguments: list[str], sentence: str):
@@ -76,3 +81,20 @@ def test_frames_that_cannot_be_read_show_how(wrong: str, capsys):
     with pytest.raises(SystemExit):
         _sample("--video", "a.avi", "--frames", wrong)
     assert "write ED=46,ES=61" in capsys.readouterr().err
+
+
+def test_a_view_that_is_named_twice_is_not_chosen_in_silence(capsys):
+    with pytest.raises(SystemExit):
+        _sample("--video", "a.avi", "--frames", "ED=3,ED=5,ES=4")
+    assert "'ED=3,ED=5,ES=4' names a view twice" in capsys.readouterr().err
+
+
+def test_a_window_reaches_the_reader_and_a_slice_of_a_video_is_refused(files):
+    parser = argparse.ArgumentParser()
+    add_views(parser)
+    arguments = parser.parse_args(["--video", "a.dcm", "--frames", "ED=7,ES=2"])
+    windowed = views_sample(arguments, ARGS, {"window": [70.0, 2.0]})
+    assert [int(np.asarray(image).max()) for image in windowed.images] != [70, 20], "as without a window"
+    arguments = parser.parse_args(["--video", "a.avi", "--frames", "ED=7,ES=2"])
+    with pytest.raises(UserError, match="slice"):
+        views_sample(arguments, ARGS, {"slice": 3})

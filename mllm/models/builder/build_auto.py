@@ -16,8 +16,9 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.models.adapter_targets import derived_targets, matching, pattern_of
+from mllm.models.builder.build_options import load_options
 from mllm.models.builder.build_shared import assemble
-from mllm.models.loading import explained, find_checkpoint, load_config, load_model, load_processor, quantization
+from mllm.models.loading import explained, find_checkpoint, load_config, load_model, load_processor
 from mllm.registry import MODELS
 from mllm.structures import Bundle
 
@@ -47,18 +48,8 @@ def build_image_text(args: ModelArgs, hardware: Hardware) -> Bundle:
     model = load_model(
         AutoModelForImageTextToText,
         name,
-        precision=hardware.precision,
-        device=hardware.device,
         # Only the language model is quantized: it is most of the weights, and other towers may not fit the blocks.
-        quantization_config=quantization(
-            config,
-            load_in_4bit=args.load_in_4bit,
-            load_in_8bit=args.load_in_8bit,
-            precision=hardware.precision,
-            keep=["lm_head", *kept],
-        ),
-        attn_implementation=args.attn_implementation,
-        trust_remote_code=args.trust_remote_code,
+        **load_options(config, args, hardware, keep=["lm_head", *kept]),
     )
     targets = lora_targets(model, towers)
     return assemble(model, processor, towers=towers, targets=targets, args=args, hardware=hardware)

@@ -9,9 +9,10 @@ from transformers import Gemma3nForConditionalGeneration
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
+from mllm.models.builder.build_options import load_options
 from mllm.models.builder.build_shared import assemble
 from mllm.models.builder.build_vision import build_vision, vision_targets
-from mllm.models.loading import find_checkpoint, load_config, load_model, load_processor, quantization
+from mllm.models.loading import find_checkpoint, load_config, load_model, load_processor
 from mllm.registry import MODELS
 from mllm.structures import Bundle
 
@@ -38,18 +39,13 @@ def build_gemma3n_student(args: ModelArgs, hardware: Hardware) -> Bundle:
     model = load_model(
         Gemma3nForConditionalGeneration,
         name,
-        precision=hardware.precision,
-        device=hardware.device,
         # The vision tower has no Linear layer but for its projector, and sounds are not read.
-        quantization_config=quantization(
+        **load_options(
             config,
-            load_in_4bit=args.load_in_4bit,
-            load_in_8bit=args.load_in_8bit,
-            precision=hardware.precision,
+            args,
+            hardware,
             keep=["lm_head", TOWERS["vision"], TOWERS["projector"], TOWERS["audio"], "model.embed_audio"],
         ),
-        attn_implementation=args.attn_implementation,
-        trust_remote_code=args.trust_remote_code,
     )
     model.config.vision_config.model_args = told  # timm uses up the arguments that it is given
     targets = {"language": LANGUAGE_TARGETS, "vision": vision_targets(model, TOWERS["vision"])}

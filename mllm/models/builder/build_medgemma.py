@@ -6,9 +6,10 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.models.adapter_targets import GEMMA3_TARGETS
+from mllm.models.builder.build_options import load_options
 from mllm.models.builder.build_shared import assemble
 from mllm.models.builder.build_vision import build_vision
-from mllm.models.loading import find_checkpoint, load_config, load_processor, quantization
+from mllm.models.loading import find_checkpoint, load_config, load_processor
 from mllm.models.medgemma.medgemma_perception import load_gemma3, shape_images
 from mllm.registry import MODELS
 from mllm.structures import Bundle
@@ -39,17 +40,7 @@ def build_medgemma(args: ModelArgs, hardware: Hardware) -> Bundle:
     keep = ["lm_head", TOWERS["projector"]] if args.load_in_4bit else ["lm_head", TOWERS["projector"], TOWERS["vision"]]
     model = load_gemma3(
         name,
-        precision=hardware.precision,
-        device=hardware.device,
-        quantization_config=quantization(
-            config,
-            load_in_4bit=args.load_in_4bit,
-            load_in_8bit=args.load_in_8bit,
-            precision=hardware.precision,
-            keep=keep,
-        ),
-        attn_implementation=args.attn_implementation,
-        trust_remote_code=args.trust_remote_code,
+        **load_options(config, args, hardware, keep=keep),
     )
     shape_images(model, processor, args.image_size, args.image_token_len)
     return assemble(model, processor, towers=TOWERS, targets=GEMMA3_TARGETS, args=args, hardware=hardware)

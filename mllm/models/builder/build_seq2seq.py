@@ -14,8 +14,9 @@ from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.models.adapter_targets import derived_targets
 from mllm.models.adapters import attach_adapter
+from mllm.models.builder.build_options import load_options, lora_options
 from mllm.models.half_safe import keep_residual_in_fp32
-from mllm.models.loading import find_checkpoint, load_config, load_model, quantization
+from mllm.models.loading import find_checkpoint, load_config, load_model
 from mllm.models.perception import PerceptionModel
 from mllm.models.seq2seq_encoder import Seq2SeqEncoder
 from mllm.models.text_processor import TextProcessor, load_text_processor
@@ -42,31 +43,15 @@ def build_seq2seq(args: ModelArgs, hardware: Hardware) -> Bundle:
     model = load_model(
         AutoModelForSeq2SeqLM,
         name,
-        precision=hardware.precision,
-        device=hardware.device,
-        quantization_config=quantization(
-            config,
-            load_in_4bit=args.load_in_4bit,
-            load_in_8bit=args.load_in_8bit,
-            precision=hardware.precision,
-            keep=["lm_head"],
-        ),
-        attn_implementation=args.attn_implementation,
-        trust_remote_code=args.trust_remote_code,
+        **load_options(config, args, hardware, keep=["lm_head"]),
     )
     towers = seq2seq_towers(model)
     processor = load_text_processor(name, trust_remote_code=args.trust_remote_code)
     adapted = attach_adapter(
         model,
         adapter_path=args.adapter_path,
-        lora_r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
         targets=seq2seq_targets(model),
-        lora_target=args.lora_target,
-        use_rslora=args.use_rslora,
-        use_dora=args.use_dora,
-        merge_lora=args.merge_lora,
+        **lora_options(args),
     )
     if hardware.precision == "fp16":
         keep_residual_in_fp32(adapted)

@@ -15,6 +15,7 @@ from mllm.errors import ConfigError
 from mllm.models.adapter_files import find_adapter, holds_lora
 from mllm.models.adapters import attach_adapter
 from mllm.models.box_formats import BoxFormat, NormalizedText, PerceptionToken
+from mllm.models.builder.build_options import lora_options
 from mllm.models.encoder import ChatEncoder
 from mllm.models.half_safe import keep_residual_in_fp32
 from mllm.models.head_files import FILE, IN_MERGED, load_trained
@@ -57,14 +58,8 @@ def assemble(
     adapted = attach_adapter(
         model,
         adapter_path=args.adapter_path if folder is None or holds_lora(folder) else None,
-        lora_r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
         targets=targets,
-        lora_target=args.lora_target,
-        use_rslora=args.use_rslora,
-        use_dora=args.use_dora,
-        merge_lora=args.merge_lora,
+        **lora_options(args),
     )
     if hardware.precision == "fp16":
         keep_residual_in_fp32(adapted)

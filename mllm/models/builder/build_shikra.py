@@ -18,6 +18,7 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.models.builder.build_auto import lora_targets
+from mllm.models.builder.build_options import load_options
 from mllm.models.builder.build_shared import assemble
 from mllm.models.loading import find_checkpoint, load_config, load_model, load_processor, quantization
 from mllm.models.shikra.projector import ACTIVATIONS, is_single, read_projector, to_llava
@@ -95,16 +96,7 @@ def _whole(args: ModelArgs, hardware: Hardware) -> LlavaForConditionalGeneration
     model = load_model(
         LlavaForConditionalGeneration,
         name,
-        precision=hardware.precision,
-        device=hardware.device,
-        quantization_config=quantization(
-            load_config(name),
-            load_in_4bit=args.load_in_4bit,
-            load_in_8bit=args.load_in_8bit,
-            precision=hardware.precision,
-            keep=["lm_head", TOWERS["vision"], TOWERS["projector"]],
-        ),
-        attn_implementation=args.attn_implementation,
+        **load_options(load_config(name), args, hardware, keep=["lm_head", TOWERS["vision"], TOWERS["projector"]]),
     )
     assert isinstance(model, LlavaForConditionalGeneration)
     if args.pretrain_mm_mlp_adapter is not None:

@@ -8,8 +8,9 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.models.adapter_targets import derived_targets, matching, pattern_of
+from mllm.models.builder.build_options import load_options
 from mllm.models.builder.build_shared import assemble
-from mllm.models.loading import find_checkpoint, load_config, load_model, quantization
+from mllm.models.loading import find_checkpoint, load_config, load_model
 from mllm.models.text_processor import load_text_processor
 from mllm.registry import MODELS
 from mllm.structures import Bundle
@@ -45,17 +46,7 @@ def build_causal_lm(args: ModelArgs, hardware: Hardware) -> Bundle:
     model = load_model(
         AutoModelForCausalLM,
         name,
-        precision=hardware.precision,
-        device=hardware.device,
-        quantization_config=quantization(
-            config,
-            load_in_4bit=args.load_in_4bit,
-            load_in_8bit=args.load_in_8bit,
-            precision=hardware.precision,
-            keep=KEPT,
-        ),
-        attn_implementation=args.attn_implementation,
-        trust_remote_code=args.trust_remote_code,
+        **load_options(config, args, hardware, keep=KEPT),
     )
     processor = load_text_processor(name, trust_remote_code=args.trust_remote_code)
     towers = {"language": language_tower(model)}

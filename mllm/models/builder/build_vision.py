@@ -14,6 +14,7 @@ from mllm.errors import ConfigError
 from mllm.models.adapter_files import find_adapter, holds_lora
 from mllm.models.adapter_targets import pattern_of
 from mllm.models.adapters import attach_adapter
+from mllm.models.builder.build_options import lora_options
 from mllm.models.builder.build_shared import seeded_head, train_in_fp32
 from mllm.models.head_files import FILE, IN_MERGED, load_trained
 from mllm.models.heads import RegressionHead
@@ -77,14 +78,8 @@ def _adapted(model: PreTrainedModel, args: ModelArgs, tower: str, folder: Any) -
     return attach_adapter(
         model,
         adapter_path=args.adapter_path if folder is None or holds_lora(folder) else None,
-        lora_r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
         targets={"vision": vision_targets(model, tower)},
-        lora_target=args.lora_target,
-        use_rslora=args.use_rslora,
-        use_dora=args.use_dora,
-        merge_lora=args.merge_lora,
+        **lora_options(args),
     )
 
 
