@@ -1,8 +1,8 @@
 """GEMMA 3NCORE on an A100 of 40 GB: MedGemma's vision tower teaches Gemma 3n's to read EF, EDV and ESV.
 
-Sample size, feature weight, LoRA, epochs and learning rate as published. 100 videos are less than one update of 128, so
-that three epochs make three updates, the first of them at the warm-up's rate of 0: that tries the pipeline and teaches
-next to nothing. data_args.train.size=None takes all videos.
+Sample size, feature weight, LoRA, batch, epochs and learning rate as published. 100 videos are less than one update of
+128, so that three epochs make three updates: that tries the pipeline and teaches next to nothing.
+data_args.train.size=None takes all videos.
 The teacher sees every frame once; what it saw is kept in exp/teacher_cache, and it leaves the memory.
 
 Cost: the two towers have 294 and 417 million weights, 1.4 GB together in bf16 (computed); a GPU run is not measured.
@@ -13,6 +13,8 @@ _base_ = ["../_base_/models/gemma3n_student.py", "../_base_/datasets/echonet.py"
 
 training_args = dict(
     learning_rate=2e-5,
+    lr_scheduler_type="constant",
+    warmup_steps=0,
     per_device_train_batch_size=16,
     per_device_eval_batch_size=16,
     gradient_accumulation_steps=8,

@@ -10,6 +10,8 @@ _base_ = ["../_base_/models/gemma3n_student.py", "../_base_/datasets/echonet.py"
 
 training_args = dict(
     learning_rate=2e-5,
+    lr_scheduler_type="constant",
+    warmup_steps=0,
     per_device_train_batch_size=2,
     per_device_eval_batch_size=4,
     gradient_accumulation_steps=64,

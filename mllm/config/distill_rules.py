@@ -74,6 +74,8 @@ def refuse_wrong_parts(config: RunConfig, checkpoint: Checkpoint) -> None:
         )
     if args.part is None:
         return
+    if args.train_vision and args.lora_r is not None:
+        logger.info("train_vision=True trains the whole vision tower, so no LoRA is put into it (lora_r has no effect)")
     if measures is None:
         raise ConfigError(
             f"{config.place('model_args', 'part')}: a model with part='vision' does not speak; say what it gives: "

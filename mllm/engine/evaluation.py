@@ -28,7 +28,8 @@ def mean_losses(
 ) -> dict[str, float]:
     """`loss` and each objective's mean per supervised item over all `batches` of all processes.
 
-    `model` is the learner as the accelerator wrapped it. Raises `DataError` where nothing in them is supervised.
+    `model` is the learner as the accelerator wrapped it. Weights are those at the end of the training, so that losses
+    of different epochs compare under a curriculum too. Raises `DataError` where nothing in them is supervised.
     """
     was_training = model.training
     model.eval()
@@ -51,5 +52,5 @@ def mean_losses(
     means = {
         name: float(accelerator.reduce(total, "sum") / counts[name].clamp_min(1)) for name, total in totals.items()
     }
-    weights = {name: objective.weight(learner.progress) for name, objective in learner.named_objectives()}
+    weights = {name: objective.weight(1.0) for name, objective in learner.named_objectives()}
     return {"loss": sum(weights[name] * mean for name, mean in means.items()), **means}

@@ -42,12 +42,13 @@ def conduit(config: RunConfig, hardware: Hardware) -> None:
 
 def choices(config: RunConfig, hardware: Hardware) -> list[str]:
     """Device, precision and quantization, each with its reason."""
+    # Convolutions overflow fp16, so that what sees is loaded in fp32 instead.
+    precision = "fp32" if hardware.precision == "fp16" else hardware.precision
     device = "no GPU was found" if hardware.device == "cpu" else "it is the first card that PyTorch sees"
     stored = {
         "fp32": "bf16 was not asked for" if hardware.device == "cuda" else "half precision is slow on a CPU",
         "bf16": "the config asks for it and the card has it",
-        "fp16": "the config asks for it",
-    }[hardware.precision]
+    }[precision]
     bits = 4 if config.model_args.load_in_4bit else 8 if config.model_args.load_in_8bit else None
     if bits:
         quantized = f"quantization: {bits} bits, as the config asks"
@@ -57,6 +58,6 @@ def choices(config: RunConfig, hardware: Hardware) -> list[str]:
         quantized = "quantization: none was asked for"
     return [
         f"device: {hardware.name}, because {device}",
-        f"precision: {hardware.precision}, because {stored}",
+        f"precision: {precision}, because {stored}",
         quantized,
     ]

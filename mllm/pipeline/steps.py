@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from mllm.config.config import read_config
 from mllm.config.hardware import Hardware, environment
 from mllm.config.privacy_rules import refuse_large_delta
-from mllm.config.schema import RunConfig
+from mllm.config.schema import ModelArgs, RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
 from mllm.dataset.poisson import units_of
@@ -29,8 +29,10 @@ from mllm.engine.run_folder import newest_checkpoint, open_run_folder
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
 from mllm.export.card import Facts, card_text
+from mllm.export.settings import read_settings
 from mllm.files import replaced_file, write_json, write_text
 from mllm.metrics.measure_table import agreement_table
+from mllm.models.adapter_files import find_adapter
 from mllm.models.adapters import trainable_report, trainable_table
 from mllm.models.loading import find_checkpoint
 from mllm.models.vision_model import VisionModel
@@ -78,6 +80,7 @@ def open_run(
 
     The first process opens it and tells the others its name.
     """
+    refuse_other_measures(config.model_args)
     patience = timedelta(seconds=config.training_args.get("ddp_timeout", 1800))
     state = PartialState(cpu=hardware.device == "cpu", timeout=patience)  # later calls share this state
     opened: list[Any] = [None]
@@ -109,6 +112,20 @@ def refuse_another_model(config: RunConfig, folder: Path) -> None:
             raise ConfigError(
                 f"--resume: {key} is {now.get(key)!r}, but the run in {folder} began with {began.get(key)!r}; "
                 "set it back, or start a new run without --resume"
+            )
+
+
+def refuse_other_measures(args: ModelArgs) -> None:
+    """A head is continued with the names that it has: in another order its numbers would be taken for each other."""
+    if args.part is None or args.adapter_path is None:
+        return
+    told = read_settings(find_adapter(args.adapter_path)).get("heads", {}).get("measures", {})
+    for key in ("measures", "views"):
+        now, began = args.heads["measures"].get(key), told.get(key)
+        if now is not None and began is not None and list(now) != list(began):
+            raise ConfigError(
+                f"model_args.heads.measures.{key} is {list(now)}, but the head in {args.adapter_path} was trained with "
+                f"{list(began)}: set them back, in that order"
             )
 
 

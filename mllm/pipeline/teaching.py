@@ -166,7 +166,12 @@ def fit_objectives(learner: Learner, encoder: Any, split: SampleDataset) -> None
             assert taught is not None, "the rules refuse FeatureMatch without a teacher"
             student.append(learner.student(**batch.student).taps)
             teacher.append(taught.taps)
-    for objective in objectives if student else ():
+    if not student:
+        raise DataError(
+            f"none of {count} rows of the training split could be read, so features cannot be normalized: mend them "
+            "(data_args.on_error='raise' says what is wrong with the first)"
+        )
+    for objective in objectives:
         objective.fit(student, teacher)
 
 

@@ -105,15 +105,23 @@ def test_a_run_from_videos_to_measures_plots_and_an_adapter(write, caplog, capsy
     for step, row in enumerate(rows):
         weight = 0.05 + 0.25 * step / 4
         assert row["loss"] == pytest.approx((1 - weight) * row["measures"] + weight * row["feature_match"], rel=1e-4)
+    for row in log["rows"]:
+        if "eval_loss" in row:  # with the weights of the end in every epoch, so that epochs compare
+            whole = 0.7 * row["eval_measures"] + 0.3 * row["eval_feature_match"]
+            assert row["eval_loss"] == pytest.approx(whole, rel=1e-4)
     figures = json.loads((run / "metrics.json").read_text())["figures"]["measures"]
     assert {f"{name}_{figure}" for name in ("EF", "EDV", "ESV") for figure in ("mae", "rmse", "r2")} <= set(figures)
     capsys.readouterr()
     for options in (["--adapter", "exp/run/latest"], ["--model", "exp/run/latest/student"]):
         video = next(Path("echo/Videos").iterdir())
         assert predict([*options, "--video", str(video), "--frames", _frames("echo")]) == 0
+    other = 'model_args.update(adapter_path="exp/run/latest/adapter", lora_r=None)\n'
+    other += 'model_args["heads"]["measures"].update(measures=["EDV", "EF", "ESV"])'
     first, second = capsys.readouterr().out.strip().splitlines()[-2:]
     assert [word for word in first.split() if not word[0].isdigit()] == ["EF", "%,", "EDV", "mL,", "ESV", "mL"]
     assert first.replace(" ", "")[:4] == second.replace(" ", "")[:4]
+    with pytest.raises(ConfigError, match=r"was trained with \['EF', 'EDV', 'ESV'\]: set them back, in that order"):
+        main([write(other)])
 
 
 def test_the_cache_is_used_again_and_losses_are_those_of_a_resident_teacher(write, caplog):
