@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -17,12 +19,15 @@ logger = logging.getLogger(__name__)
 COMPLETE = "complete.json"
 """Written last into a checkpoint: its files with their sizes. Without it a checkpoint is a torso."""
 
+LOCK = ".lock"
+"""Locked by the process that trains in a run's folder."""
+
 
 def open_run_folder(name: str, output_dir: str | None, resume: bool) -> tuple[Path, Path | None]:
     """The folder of a run and, where it resumes, the newest complete checkpoint in it.
 
     `exp/<name>/<YYYYmmdd_HHMMSS>` with `exp/<name>/latest` beside it, or `output_dir` as it is. Raises `ConfigError`
-    where there is nothing to resume, or where an explicit folder already holds something.
+    where there is nothing to resume, where an explicit folder already holds something, or where another process trains.
     """
     runs = Path("exp") / name
     if resume:
@@ -34,6 +39,7 @@ def open_run_folder(name: str, output_dir: str | None, resume: bool) -> tuple[Pa
                 "start without --resume, or name the run's folder in training_args.output_dir"
             )
         folder = folder.resolve() if folder.is_symlink() else folder
+        _claim(folder)
         _remove_torsos(folder)
         return folder, folder / checkpoint.name
     if output_dir:
@@ -45,8 +51,29 @@ def open_run_folder(name: str, output_dir: str | None, resume: bool) -> tuple[Pa
             )
         with place_for(folder):
             folder.mkdir(parents=True, exist_ok=True)
+        _claim(folder)
         return folder, None
-    return _new_folder(runs), None
+    folder = _new_folder(runs)
+    _claim(folder)
+    return folder, None
+
+
+def _claim(folder: Path) -> None:
+    """Keeps a run's folder to this process until it ends, however it does; raises where another one writes there.
+
+    A record lock is dropped with its process and unknown to its children: workers that outlive a killed run hold none.
+    """
+    with place_for(folder / LOCK):
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: that would drop the lock
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return  # a file system without locks
+        raise ConfigError(
+            f"another process is training in {folder}: wait for it or end it, or choose another folder with "
+            "training_args.output_dir"
+        ) from error
 
 
 def _new_folder(runs: Path) -> Path:

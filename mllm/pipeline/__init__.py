@@ -106,7 +106,7 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     except KeyboardInterrupt as error:
         if debug:
             traceback.print_exc()
-        print(f"interrupted; {error or 'what was saved before is complete'}", file=sys.stderr)
+        print(f"interrupted; {str(error) or 'what was saved before is complete'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has seen enough; Python would complain once more while flushing at exit.

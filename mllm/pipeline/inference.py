@@ -52,6 +52,8 @@ def _refuse_absent(adapter: str) -> None:
     folder = Path(adapter)
     on_hub = len(folder.parts) == 2 and not folder.is_absolute() and not folder.parent.is_dir()
     if not folder.is_dir() and not on_hub:
+        if folder.name == "adapter":
+            _refuse_other_folders(folder.parent)
         beside = [other.name for other in folder.parent.iterdir()] if folder.parent.is_dir() else []
         tail = "".join(f": did you mean '{folder.parent / name}'?" for name in near(folder.name, beside, count=1))
         raise ConfigError(f"--adapter {adapter} is no folder{tail}")

@@ -1,6 +1,8 @@
 """Folders that are never overwritten, and checkpoints that are whole or do not count."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -37,6 +39,27 @@ def test_a_place_that_cannot_hold_a_run_is_said_in_words(tmp_path, output_dir):
         (tmp_path / name).write_text("a file")
     with pytest.raises(ConfigError, match=r"cannot be written \(.+\): choose another place"):
         open_run_folder("a", output_dir, resume=False)
+
+
+def test_a_run_that_another_process_trains_is_not_resumed_beside_it(tmp_path):
+    folder, _ = open_run_folder("a", None, resume=False)
+    _checkpoint(folder, 5)
+    half = _checkpoint(folder, 10, complete=False)
+    script = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); sys.stdin.read()"
+    (folder / ".lock").unlink()  # this process holds the lock of the old one; the run begins anew elsewhere
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        other.stdout.readline()
+        with pytest.raises(ConfigError, match="another process is training in .*: wait for it or end it"):
+            open_run_folder("a", None, resume=True)
+        assert half.is_dir(), "what the other one is writing stays"
+    finally:
+        other.kill()
+        other.wait()
+    assert open_run_folder("a", None, resume=True)[1].name == "checkpoint-5"
+    assert open_run_folder("a", None, resume=True)[1].name == "checkpoint-5", "the same process may go on"
 
 
 def test_resume_finds_the_newest_complete_checkpoint_and_removes_torsos(tmp_path):

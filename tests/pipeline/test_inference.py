@@ -46,8 +46,9 @@ def test_folders_of_runs_and_models_are_not_taken_for_adapters(tmp_path: Path, t
     (tmp_path / "runs/latest/config.py").write_text("")
     with pytest.raises(ConfigError, match="is a folder of runs; name one of them, such as .*latest"):
         adapter_args(str(tmp_path / "runs"))
-    with pytest.raises(ConfigError, match="is a run without an adapter: .*finetune.py --resume"):
-        adapter_args(str(tmp_path / "runs/latest"))
+    for named in ("runs/latest", "runs/latest/adapter"):
+        with pytest.raises(ConfigError, match="is a run without an adapter: .*finetune.py --resume"):
+            adapter_args(str(tmp_path / named))
     with pytest.raises(ConfigError, match="holds a whole model and no adapter; give it as --model"):
         adapter_args(str(talking_base))
 

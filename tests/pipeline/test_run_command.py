@@ -48,7 +48,9 @@ def test_debug_shows_the_traceback_too(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_an_interruption_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(KeyboardInterrupt()) == INTERRUPTED == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert capsys.readouterr().err == "interrupted; what was saved before is complete\n"
+    _run(KeyboardInterrupt("7 updates were made"))
+    assert capsys.readouterr().err == "interrupted; 7 updates were made\n"
 
 
 def test_a_full_disk_is_named(
