@@ -35,8 +35,8 @@ NAMES = {
 UNITS = {"EF": "points", "EDV": "mL", "ESV": "mL"}
 TRIED = {way: ((1e-3, 0.0), (2e-3, 0.0)) if way == "alone" else ((1e-3, 1.0), (2e-3, 3.0)) for way in NAMES}
 """The pairs of learning rate and weight of FeatureMatch that `--choose` tries, as many for each way."""
-CHOSEN = {way: tried["unlabelled" in way] for way, tried in TRIED.items()}
-"""Each way's pair; README.md says why."""
+CHOSEN = {way: tried[1] for way, tried in TRIED.items()}
+"""Each way's pair, as `--choose` found it."""
 CHOOSING = (900, 901, 902)
 """The seeds of the students that are only tried."""
 RESAMPLES = 4000

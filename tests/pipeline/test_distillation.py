@@ -116,7 +116,7 @@ def test_a_run_from_videos_to_measures_plots_and_an_adapter(write, caplog, capsy
         video = next(Path("echo/Videos").iterdir())
         assert predict([*options, "--video", str(video), "--frames", _frames("echo")]) == 0
     other = 'model_args.update(adapter_path="exp/run/latest/adapter", lora_r=None)\n'
-    other += 'model_args["heads"]["measures"].update(measures=["EDV", "EF", "ESV"])'
+    other += 'model_args.update(heads=dict(measures=dict(measures=["EDV", "EF", "ESV"])))'
     first, second = capsys.readouterr().out.strip().splitlines()[-2:]
     assert [word for word in first.split() if not word[0].isdigit()] == ["EF", "%,", "EDV", "mL,", "ESV", "mL"]
     assert first.replace(" ", "")[:4] == second.replace(" ", "")[:4]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,7 @@ def test_an_interrupted_run_keeps_its_checkpoints(write_config):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     runs = Path("exp/run/latest")
     deadline = time.monotonic() + 120
