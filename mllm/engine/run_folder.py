@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -63,6 +63,10 @@ def _claim(folder: Path) -> None:
 
     A record lock is dropped with its process and unknown to its children: workers that outlive a killed run hold none.
     """
+    if sys.platform == "win32":
+        return  # it has no record locks
+    import fcntl
+
     with place_for(folder / LOCK):
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: that would drop the lock
     try:
