@@ -5,11 +5,11 @@ python mllm/pipeline/finetune.py config/training_configs/X.py [--tiny] [--resume
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -23,6 +23,15 @@ def main(argv: Sequence[str]) -> int:
     """Runs a training from its config to its report."""
     arguments = parse(argv)
     quiet_progress()
+    from mllm.pipeline.steps import leave
+
+    finetune(arguments)
+    leave()  # here, where nothing of the run is held any more
+    return 0
+
+
+def finetune(arguments: argparse.Namespace) -> None:
+    """Trains what the command line names, step by step."""
     from transformers import set_seed
 
     from mllm.engine.builder import build_learner, memory_advice, prepare_trainer
@@ -34,7 +43,6 @@ def main(argv: Sequence[str]) -> int:
         announce,
         examination,
         export,
-        leave,
         open_run,
         open_splits,
         report,
@@ -60,11 +68,9 @@ def main(argv: Sequence[str]) -> int:
         written = export(config, bundle, trainer, splits, folder)  # before the examination, which can fail
         answers = examination(config, bundle, splits)
         report(config, trainer, splits, written, answers, untrained)
-    leave()
-    return 0
 
 
-def parse(argv: Sequence[str]) -> Any:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = command_parser("train", "Train what a config describes.")
     parser.add_argument("config", help="a Python config, such as config/training_configs/medgemma_cpu_demo.py")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from dataclasses import asdict, replace
@@ -270,7 +271,11 @@ def figure_line(name: str, trained: dict[str, float], untrained: dict[str, float
 
 
 def leave() -> None:
-    """Ends what the processes of a run share; a process that exits with it open may crash after its work is done."""
+    """Ends what the processes of a run share, and the threads behind it, once nobody else holds it.
+
+    A thread that gives a tensor back while the interpreter ends would crash a process whose work is done.
+    """
     state = PartialState()
     if state.num_processes > 1:
+        gc.collect()  # the trainer and its model refer to each other, and hold what is shared
         state.destroy_process_group()

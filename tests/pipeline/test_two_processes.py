@@ -49,12 +49,24 @@ training_args.update(optim="sgd", learning_rate=0.05, max_steps=5, eval_strategy
                      per_device_eval_batch_size=1, save_total_limit=5)
 """
 
+# A thread of the processes' group that outlives the training may crash the process when it exits.
+STARTED = """
+import sys
+from pathlib import Path
+from mllm.pipeline.finetune import main
+
+main(sys.argv[1:])
+threads = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]  # none but on Linux
+assert not [name for name in threads if "gloo" in name], threads
+"""
+
 
 def _start(processes: int, *arguments: str) -> None:
     launcher = [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
     size = f"training_args.per_device_train_batch_size={4 // processes}"
-    command = [*launcher, str(CHECKOUT / "mllm" / "pipeline" / "finetune.py"), *arguments, size]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    Path("start.py").write_text(STARTED)
+    command = [*launcher, "start.py", *arguments, size]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
     ended = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr[-3000:]
 
