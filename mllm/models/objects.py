@@ -22,8 +22,9 @@ Found = dict[str, Tensor]
 class ObjectReader:
     """Watches a model write, reads every object's token that it writes, and tells it what was read.
 
-    The state that predicts the token is read, and the token's embedding becomes what the heads write of that object:
-    the same as in training, where they write the true one. Objects lie in the first image of their sample.
+    The state that predicts the token is read, after those before it where the mask head wants them, and the token's
+    embedding becomes what the heads write of that object: the same as in training, where they write the true one.
+    Objects lie in the first image of their sample.
     """
 
     def __init__(self, perception: PerceptionModel, object_id: int, images: Tensor) -> None:
@@ -32,7 +33,8 @@ class ObjectReader:
         """[B]: the first image of each sample among those of the batch."""
         self.found: list[list[Found]] = [[] for _ in images]
         self._features: Tensor | None = None
-        self._state: Tensor | None = None
+        self._states: Tensor | None = None
+        """[B, K, D]: the last states, as many as are read."""
 
     @contextmanager
     def watching(self, student: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -41,7 +43,7 @@ class ObjectReader:
         with self.perception.telling(student) as inputs, self.perception.seeing() as features:
             hooks = [
                 model.get_input_embeddings().register_forward_hook(self._tell),
-                model.base_model.register_forward_hook(self._remember(features)),
+                model.base_model.register_forward_hook(self._remember(features, inputs["attention_mask"])),
             ]
             try:
                 yield inputs
@@ -53,17 +55,24 @@ class ObjectReader:
         """Reads the objects of the last tokens [B], which no later step has asked for."""
         self._read((tokens == self.object_id).nonzero().squeeze(1))
 
-    def _remember(self, features: Any) -> Any:
+    def _remember(self, features: Any, mask: Tensor) -> Any:
+        first = mask.argmax(dim=1)  # what stands before it is padding
+
         def remember(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            if self._state is None:
-                self._features = features(output.last_hidden_state)
-            self._state = output.last_hidden_state[:, -1]
+            hidden: Tensor = output.last_hidden_state
+            if self._states is None:
+                self._features = features(hidden)
+                places = torch.arange(hidden.shape[1] - self.perception.context, hidden.shape[1], device=first.device)
+                kept = torch.maximum(places, first[:, None])
+                self._states = hidden.gather(1, kept[..., None].expand(-1, -1, hidden.shape[-1]))
+            else:
+                self._states = torch.cat([self._states[:, 1:], hidden[:, -1:]], dim=1)
 
         return remember
 
     def _tell(self, table: nn.Module, arguments: tuple[Any, ...], embedded: Tensor) -> Tensor:
         """Replaces the embeddings [B, 1, D] of objects' tokens that were just written."""
-        if self._state is None:
+        if self._states is None:
             return embedded  # the prompt, whose objects are known
         rows = (arguments[0][:, -1] == self.object_id).nonzero().squeeze(1)
         if len(rows):
@@ -73,11 +82,11 @@ class ObjectReader:
 
     def _read(self, rows: Tensor) -> Tensor:
         """Reads one object of each of some samples, and gives the embeddings [X, D] that say what was read."""
-        assert self._state is not None
+        assert self._states is not None
         if not len(rows):
-            return self._state[rows]
-        state = self._state[rows][:, None]
-        found = self.perception.read(state, self._features, self.images.to(rows.device)[rows][:, None])
+            return self._states[rows, -1]
+        states, images = self._states[rows][:, None], self.images.to(rows.device)[rows][:, None]
+        found = self.perception.read(states, self._features, images)
         told: dict[str, Tensor] = {}
         if "box" in found:
             boxes = found["box"].clamp(0, 1)  # as every box is that the model was told in training

@@ -63,9 +63,8 @@ class PerceptionModel(AdaptedModel):
             hidden_BLD = last_hidden_state(model.base_model, inputs, student.get(ROW))
             found = {}
             if self.heads:
-                before = (student["object_positions"] - 1).clamp_min(0)
-                state_BMD = hidden_BLD.gather(1, before[..., None].expand(-1, -1, hidden_BLD.shape[-1]))
-                found = self.read(state_BMD, features(hidden_BLD), student["object_images"])
+                state_BMKD = self.states(hidden_BLD, student["object_positions"])
+                found = self.read(state_BMKD, features(hidden_BLD), student["object_images"])
         rows = None if self.rows is None else self.rows.vocabulary
         return Outputs(hidden_BLD, model.get_output_embeddings(), self.softcap, rows, heads=found)
 
@@ -100,14 +99,26 @@ class PerceptionModel(AdaptedModel):
             parts.append(objects["object_has_mask"][..., None] * self.mask_head.write(objects["object_masks"]))
         return torch.stack(parts).sum(dim=0)
 
-    def read(self, state_BMD: Tensor, features_VND: Tensor | None, images_BM: Tensor) -> dict[str, Tensor]:
-        """What each head finds in hidden states that predict an object's token in one of the images."""
+    @property
+    def context(self) -> int:
+        """How many hidden states of an object are read."""
+        return 1 if self.mask_head is None else self.mask_head.context
+
+    def states(self, hidden_BLD: Tensor, positions_BM: Tensor) -> Tensor:
+        """The states [B, M, K, D] that lead up to objects' tokens; before a text's first stands that one again."""
+        back_K = torch.arange(-self.context, 0, device=positions_BM.device)
+        places_BMK = (positions_BM[..., None] + back_K).clamp_min(0)
+        chosen_BXD = hidden_BLD.gather(1, places_BMK.flatten(1)[..., None].expand(-1, -1, hidden_BLD.shape[-1]))
+        return chosen_BXD.unflatten(1, places_BMK.shape[1:])
+
+    def read(self, state_BMKD: Tensor, features_VND: Tensor | None, images_BM: Tensor) -> dict[str, Tensor]:
+        """What each head finds in hidden states, of which the last predicts an object's token in one of the images."""
         found = {}
         if self.mask_head is not None:
             assert features_VND is not None
-            found["mask"] = self.mask_head.read(state_BMD, features_VND, images_BM)
+            found["mask"] = self.mask_head.read(state_BMKD, features_VND, images_BM)
         if self.box_head is not None:
-            found["box"] = self.box_head.read(state_BMD, found.get("mask"))
+            found["box"] = self.box_head.read(state_BMKD[:, :, -1], found.get("mask"))
         return found
 
     def _embed(self, table: nn.Module, arguments: tuple[Any, ...], embedded: Tensor) -> Tensor:

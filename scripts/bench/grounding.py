@@ -20,7 +20,7 @@ from interleaved import in_fresh_process, machine
 
 from mllm.config.hardware import installed
 
-NAMES = {"text": "boxes as text", "heads": "heads", "state": "heads, box from the state alone"}
+NAMES = {"text": "boxes as text", "heads": "heads", "state": "heads of one state"}
 KINDS = {"alone": "one shape", "scenes": "one of up to three shapes", "phantoms": "a phantom's lesion"}
 """The held-out pictures by what is asked for in them; in the first nothing has to be told from anything else."""
 RATES = {"text": 4e-3, "heads": 2e-3, "state": 2e-3}

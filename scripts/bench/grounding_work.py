@@ -43,10 +43,11 @@ BATCH = 16
 """Samples of one update."""
 WAYS: dict[str, dict[str, Any]] = {
     "text": {},
-    "heads": dict(box=dict(type="BoxHead", hidden=256, outline=True), mask=dict(type="MaskHead", dim=64)),
+    "heads": dict(box=dict(type="BoxHead", hidden=256, outline=True), mask=dict(type="MaskHead", dim=64, context=8)),
     "state": dict(box=dict(type="BoxHead", hidden=256), mask=dict(type="MaskHead", dim=64)),
 }
-"""What `model_args.heads` is: none, a box head that reads the mask's outline too, one that reads the state alone."""
+"""What `model_args.heads` is: none; a mask head that reads the words before the object's token too, and a box head that
+reads the mask's outline; both as published, which read one state alone."""
 HELD_OUT = 1000
 """The seed of the test pictures; those of training have `TRAINING` plus the run's seed."""
 TRAINING = 10

@@ -20,6 +20,8 @@ from mllm.objectives.text import NextToken
 from mllm.structures import Answer, Sample, Turn
 
 HEADS = {"box": {"type": "BoxHead", "hidden": 64}, "mask": {"type": "MaskHead", "dim": 32}}
+CONTEXTS = {"tiny_medgemma": 1, "tiny_llava": 5}
+"""How many hidden states the mask head reads of an object, by the model that is taught."""
 OBJECTIVES = {"next_token": NextToken, "box": BoxLoss, "mask": MaskLoss}
 
 
@@ -37,15 +39,20 @@ def bundle_of(folder, precision="fp32", **options):
     return load_pretrained(replace(args, **options), Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2, precision))
 
 
-@pytest.fixture(scope="module", params=["tiny_medgemma", "tiny_llava"])
+def reading(context):
+    """Heads of which the mask's reads so many states, and the box's the mask."""
+    return {"box": {**HEADS["box"], "outline": context > 1}, "mask": {**HEADS["mask"], "context": context}}
+
+
+@pytest.fixture(scope="module", params=CONTEXTS)
 def taught(request):
     """A model that has learned two samples by heart, with several objects in an answer."""
-    bundle = bundle_of(request.getfixturevalue(request.param))
+    bundle = bundle_of(request.getfixturevalue(request.param), heads=reading(CONTEXTS[request.param]))
     samples = [PhantomBoxDataset(8, image_size=112, lesions=(2, 2)).sample(number) for number in (0, 1)]
     learner = Learner(bundle.model, {name: make() for name, make in OBJECTIVES.items()})
     optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=3e-3)
     batch = bundle.encoder.pad([bundle.encoder.encode(sample) for sample in samples])
-    for _ in range(160):
+    for _ in range(200):
         loss = learner(batch.student, batch.targets)["loss"]
         optimizer.zero_grad()
         loss.backward()
@@ -108,7 +115,13 @@ def test_generation_equals_a_forward_over_its_own_answer(taught, monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("options", "precision", "near"),
-    [({"load_in_4bit": True}, "fp32", 1e-4), ({}, "fp16", 2e-2), ({}, "bf16", 5e-2)],
+    [
+        ({"load_in_4bit": True}, "fp32", 1e-4),
+        ({}, "fp16", 2e-2),
+        ({}, "bf16", 5e-2),
+        ({"heads": reading(3)}, "fp32", 1e-4),
+        ({"heads": reading(100)}, "fp32", 1e-4),  # more than the short question has, padding or not
+    ],
 )
 def test_other_weights_read_the_same_when_they_write(tiny_llava, options, precision, near, monkeypatch):
     """A model that can say nothing but the token of an object, three times, alone and beside a longer question."""
@@ -129,6 +142,8 @@ def test_other_weights_read_the_same_when_they_write(tiny_llava, options, precis
     project.remove()
     for sample, answer, single in zip(samples, answers, alone, strict=True):
         assert len(answer.marks) == len(single.marks) == 3
+        pairs = list(zip(answer.marks, single.marks, strict=True))
+        assert all((mark.mask != twin.mask).mean() < near for mark, twin in pairs)
         prompt = bundle.encoder.pad([bundle.encoder.prompt(sample)]).student
         start = prompt["input_ids"].shape[1]
         mask_head = model.mask_head

@@ -171,10 +171,10 @@ def test_heads_read_the_state_before_a_token_and_the_objects_own_image(bundle):
     images = {(0, 0): 0, (0, 1): 1, (0, 2): 0, (2, 0): 2}
     for (sample, mark), image in images.items():
         position = int(batch.student["object_positions"][sample, mark])
-        state = outputs.hidden_BLD[sample, position - 1][None, None]
+        state = outputs.hidden_BLD[sample, position - 1][None, None, None]
         features = model.mask_head.features([patch[image : image + 1] for patch in patches])
         expected = {"mask": model.mask_head.read(state, features, torch.zeros(1, 1, dtype=torch.long))}
-        expected["box"] = model.box_head.read(state, expected["mask"])
+        expected["box"] = model.box_head.read(state[:, :, -1], expected["mask"])
         for name, found in expected.items():
             torch.testing.assert_close(outputs.heads[name][sample, mark], found[0, 0], rtol=1e-3, atol=1e-4)
     assert (outputs.heads["mask"][0, 0] - outputs.heads["mask"][0, 1]).abs().max() > 1e-3

@@ -18,8 +18,10 @@ class MaskHead(nn.Module):
     """Reads masks as SAM's decoder does, and writes them by a small convolutional network.
 
     PerceptionGPT (arXiv:2311.06612, section 3.2): a two-way transformer between the object's tokens and the image's
-    features, upsampling by 4, and a hypernetwork that makes a token the weights of a last 1 x 1 convolution. Masks are
-    `4 * grid` pixels on each side. `threshold` is the least probability of a mask's pixel. Computes in fp32.
+    features, upsampling by 4, and a hypernetwork that makes a token the weights of a last 1 x 1 convolution. As
+    published the hidden state alone is read that predicts the object's token; with a `context` of K, those of the K - 1
+    tokens before it too, whose words say what is meant. Masks are `4 * grid` pixels on each side. `threshold` is the
+    least probability of a mask's pixel. Computes in fp32.
     """
 
     def __init__(
@@ -32,10 +34,11 @@ class MaskHead(nn.Module):
         depth: int = 2,
         heads: int = 8,
         threshold: float = 0.35,
+        context: int = 1,
     ) -> None:
         super().__init__()
         self.grid, self.threshold = grid, threshold
-        self.look = Look(width, vision_width, layers, grid, dim, depth, heads)
+        self.look = Look(width, vision_width, layers, grid, dim, depth, heads, context)
         self.upsample = nn.Sequential(
             nn.ConvTranspose2d(dim, dim // 4, kernel_size=2, stride=2),
             nn.GroupNorm(1, dim // 4),
@@ -51,15 +54,20 @@ class MaskHead(nn.Module):
         """Pixels of a mask's side."""
         return 4 * self.grid
 
+    @property
+    def context(self) -> int:
+        """Hidden states that are read of an object."""
+        return self.look.context
+
     def features(self, layers: Sequence[Tensor]) -> Tensor:
         """What the head sees of V images, [V, N, dim], from every vision layer's output [V, N, D]."""
         with torch.autocast(layers[0].device.type, enabled=False):
             return self.look.features(layers)
 
-    def read(self, state_BMD: Tensor, features_VND: Tensor, images_BM: Tensor) -> Tensor:
-        """The masks' logits [B, M, S, S] of hidden states [B, M, D] that speak of images `images_BM`."""
-        with torch.autocast(state_BMD.device.type, enabled=False):
-            token_XD, features_XND = self.look(state_BMD, features_VND, images_BM)
+    def read(self, state_BMKD: Tensor, features_VND: Tensor, images_BM: Tensor) -> Tensor:
+        """The masks' logits [B, M, S, S] of hidden states [B, M, K, D] that speak of images `images_BM`."""
+        with torch.autocast(state_BMKD.device.type, enabled=False):
+            token_XD, features_XND = self.look(state_BMKD, features_VND, images_BM)
             pixels_XCSS = self.upsample(features_XND.transpose(1, 2).unflatten(2, (self.grid, self.grid)))
             weights_XC = self.hypernetwork(token_XD)
             logits = torch.einsum("xc,xchw->xhw", weights_XC, pixels_XCSS) / math.sqrt(weights_XC.shape[1])

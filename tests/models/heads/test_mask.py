@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from mllm.errors import ConfigError
 from mllm.models.heads import MaskHead
 from mllm.objectives.masks import soft_dice
 
@@ -19,12 +20,17 @@ def scene() -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
     masks = torch.stack([torch.stack([(x - cx) ** 2 + (y - cy) ** 2 < 36 for cx, cy in image]) for image in centers])
     kinds = torch.nn.functional.avg_pool2d(masks.float(), 4).flatten(2).transpose(1, 2)  # [V, N, 2]
     layers = [torch.cat([kinds, 0.1 * torch.randn(2, GRID**2, 10)], dim=-1) for _ in range(2)]
-    states = torch.randn(1, 2, WIDTH).expand(2, 2, WIDTH)
+    states = torch.randn(1, 2, 1, WIDTH).expand(2, 2, 1, WIDTH)
     return states, layers, masks
 
 
-def test_it_learns_which_disc_is_meant():
-    made, (states, layers, masks) = head(), scene()
+@pytest.mark.parametrize("context", [1, 3])
+def test_it_learns_which_disc_is_meant(context):
+    """With a context, one of the words before the object's token alone tells it."""
+    made, (states, layers, masks) = head(context=context), scene()
+    if context > 1:
+        others = torch.randn(1, 1, context - 1, WIDTH).expand(2, 2, context - 1, WIDTH)
+        states = torch.cat([others[:, :, :1], states, others[:, :, 1:]], dim=2)
     optimizer = torch.optim.Adam(made.parameters(), lr=2e-3)
     images = torch.tensor([[0, 0], [1, 1]])
     for _ in range(120):
@@ -51,8 +57,10 @@ def test_objects_do_not_see_each_other_and_images_are_their_own():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_parameter_has_a_gradient_and_computes_in_fp32(dtype):
-    made, (states, layers, masks) = head(), scene()
+@pytest.mark.parametrize("context", [1, 3])
+def test_every_parameter_has_a_gradient_and_computes_in_fp32(dtype, context):
+    made, (states, layers, masks) = head(context=context), scene()
+    states = states.repeat(1, 1, context, 1)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
         features = made.features([layer.to(dtype) for layer in layers])
         logits = made.read(states.to(dtype), features, torch.tensor([[0, 0], [1, 1]]))
@@ -62,3 +70,16 @@ def test_every_parameter_has_a_gradient_and_computes_in_fp32(dtype):
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in made.parameters())
     silent = [name for name, parameter in made.named_parameters() if not parameter.grad.any()]
     assert not [name for name in silent if "in_proj_bias" not in name], silent
+
+
+def test_words_are_told_apart_by_how_far_back_they_are():
+    made, (states, layers, _) = head(context=3), scene()
+    words = torch.cat([torch.randn(2, 2, 2, WIDTH), states], dim=2)
+    features, images = made.features(layers), torch.tensor([[0, 0], [1, 1]])
+    swapped = made.read(words[:, :, [1, 0, 2]], features, images)
+    assert (made.read(words, features, images) - swapped).abs().max() > 1e-3
+
+
+def test_no_state_at_all_is_refused():
+    with pytest.raises(ConfigError, match="context must be at least 1"):
+        head(context=0)
