@@ -38,12 +38,12 @@ def finetune(arguments: argparse.Namespace) -> None:
     from mllm.errors import memory_advised
     from mllm.models.builder.builder import load_pretrained
     from mllm.pipeline.data import prepare_data
+    from mllm.pipeline.opening import open_run
     from mllm.pipeline.prepare import prepare_args
     from mllm.pipeline.steps import (
         announce,
         examination,
         export,
-        open_run,
         open_splits,
         report,
         train,

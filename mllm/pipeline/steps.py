@@ -6,17 +6,12 @@ import gc
 import json
 import logging
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
-from mllm.config.config import read_config
-from mllm.config.hardware import Hardware, environment
 from mllm.config.privacy_rules import refuse_large_delta
-from mllm.config.schema import ModelArgs, RunConfig
+from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
 from mllm.dataset.poisson import units_of
@@ -26,21 +21,18 @@ from mllm.engine.examination import PLAIN, Examination, described, examine
 from mllm.engine.preflight import describe_batch
 from mllm.engine.privacy.record import card_lines
 from mllm.engine.private_trainer import PrivateTrainer
-from mllm.engine.run_folder import newest_checkpoint, open_run_folder
+from mllm.engine.run_folder import newest_checkpoint
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
 from mllm.export.card import Facts, card_text
-from mllm.export.settings import read_settings
 from mllm.files import replaced_file, write_json, write_text
 from mllm.metrics.measure_table import agreement_table
-from mllm.models.adapter_files import find_adapter
 from mllm.models.adapters import trainable_report, trainable_table
 from mllm.models.loading import find_checkpoint
 from mllm.models.vision_model import VisionModel
-from mllm.pipeline.data_report import describe_data, draw_agreement
+from mllm.pipeline.data_report import draw_agreement
 from mllm.pipeline.evaluate_model import METRICS_FILE
 from mllm.pipeline.merge import merge
-from mllm.pipeline.phases import conduit, reservoir
 from mllm.registry import EXPORTERS, METRICS
 from mllm.structures import Bundle
 
@@ -72,72 +64,6 @@ def open_splits(config: RunConfig) -> dict[str, SampleDataset]:
         refuse_large_delta(config, len(units_of(splits["train"], config.privacy_args.unit)))
     logger.info("%s", ", ".join(f"{name}: {len(split):,} samples" for name, split in splits.items()))
     return splits
-
-
-def open_run(
-    config: RunConfig, hardware: Hardware, splits: dict[str, SampleDataset], resume: bool
-) -> tuple[Path, Path | None]:
-    """The run's folder with its config and environment in it, and the checkpoint to continue from.
-
-    The first process opens it and tells the others its name.
-    """
-    refuse_other_measures(config.model_args)
-    patience = timedelta(seconds=config.training_args.get("ddp_timeout", 1800))
-    state = PartialState(cpu=hardware.device == "cpu", timeout=patience)  # later calls share this state
-    opened: list[Any] = [None]
-    if state.is_main_process:
-        folder, checkpoint = open_run_folder(config.name, config.training_args.get("output_dir"), resume)
-        if checkpoint:
-            refuse_another_model(config, folder)
-        logger.info("run folder: %s%s", folder, f", continuing from {checkpoint.name}" if checkpoint else "")
-        write_text(folder / "config.py", config.text)
-        write_json(folder / "environment.json", report := environment())
-        if config.model_args.part is not None:
-            reservoir(report, hardware, folder)
-            conduit(config, hardware)
-        describe_data(splits, folder)
-        opened = [(folder, checkpoint)]
-    if state.num_processes > 1:
-        broadcast_object_list(opened)
-    return opened[0]
-
-
-def refuse_another_model(config: RunConfig, folder: Path) -> None:
-    """A run continues with the model, objectives and teacher that it began with, whose tensors its checkpoints hold.
-
-    The weights of objectives may change: no tensor depends on them.
-    """
-    began, now = _shaping(read_config(folder / "config.py")), _shaping(config)
-    for key in now | began:
-        if now.get(key) != began.get(key):
-            raise ConfigError(
-                f"--resume: {key} is {now.get(key)!r}, but the run in {folder} began with {began.get(key)!r}; "
-                "set it back, or start a new run without --resume"
-            )
-
-
-def refuse_other_measures(args: ModelArgs) -> None:
-    """A head is continued with the names that it has: in another order its numbers would be taken for each other."""
-    if args.part is None or args.adapter_path is None:
-        return
-    told = read_settings(find_adapter(args.adapter_path)).get("heads", {}).get("measures", {})
-    for key in ("measures", "views"):
-        now, began = args.heads["measures"].get(key), told.get(key)
-        if now is not None and began is not None and list(now) != list(began):
-            raise ConfigError(
-                f"model_args.heads.measures.{key} is {list(now)}, but the head in {args.adapter_path} was trained with "
-                f"{list(began)}: set them back, in that order"
-            )
-
-
-def _shaping(config: RunConfig) -> dict[str, Any]:
-    """What a config says of the tensors that train, by key."""
-    taught = config.distill_args and asdict(config.distill_args.teacher)
-    told = {f"model_args.{key}": value for key, value in asdict(config.model_args).items()}
-    told |= {f"distill_args.teacher.{key}": value for key, value in (taught or {}).items()}
-    for name, options in config.objectives.items():
-        told |= {f"objectives.{name}.{key}": value for key, value in options.items() if key != "weight"}
-    return told
 
 
 def examination(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDataset]) -> Examination | None:
