@@ -26,7 +26,7 @@ LOCK = ".lock"
 def open_run_folder(name: str, output_dir: str | None, resume: bool) -> tuple[Path, Path | None]:
     """The folder of a run and, where it resumes, the newest complete checkpoint in it.
 
-    `exp/<name>/<YYYYmmdd_HHMMSS>` with `exp/<name>/latest` beside it, or `output_dir` as it is. Raises `ConfigError`
+    `exp/<name>/<YYYYmmdd_HHMMSS>`, to which `point_latest` may lead, or `output_dir` as it is. Raises `ConfigError`
     where there is nothing to resume, where an explicit folder already holds something, or where another process trains.
     """
     runs = Path("exp") / name
@@ -81,21 +81,25 @@ def _claim(folder: Path) -> None:
 
 
 def _new_folder(runs: Path) -> Path:
-    """A new folder named after the present second, and `latest` pointing to it."""
+    """A new folder named after the present second."""
     while True:
         folder = runs / time.strftime("%Y%m%d_%H%M%S")
         with place_for(folder):
             runs.mkdir(parents=True, exist_ok=True)
             try:
                 folder.mkdir()
-                break
+                return folder
             except FileExistsError:
                 time.sleep(0.2)
-    link = runs / f"latest.{os.getpid()}"
-    with place_for(runs / "latest"):
+
+
+def point_latest(folder: Path) -> None:
+    """Lets `latest` beside a run's folder lead to it: once it trains, for a start that fails is no run to continue."""
+    latest = folder.with_name("latest")
+    link = folder.with_name(f"latest.{os.getpid()}")
+    with place_for(latest):
         link.symlink_to(folder.name)
-        os.replace(link, runs / "latest")
-    return folder
+        os.replace(link, latest)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -21,7 +21,7 @@ from mllm.engine.examination import PLAIN, Examination, described, examine
 from mllm.engine.preflight import describe_batch
 from mllm.engine.privacy.record import card_lines
 from mllm.engine.private_trainer import PrivateTrainer
-from mllm.engine.run_folder import newest_checkpoint
+from mllm.engine.run_folder import newest_checkpoint, point_latest
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
 from mllm.export.card import Facts, card_text
@@ -94,6 +94,8 @@ def train(
     checkpoint: Path | None,
 ) -> None:
     """Trains, from a checkpoint on where there is one; Ctrl-C is told what it leaves."""
+    if trainer.is_world_process_zero() and not config.training_args.get("output_dir"):
+        point_latest(run_folder(trainer.args))
     # A killed private run makes the updates behind its last checkpoint again, so nothing but checkpoints may show them.
     if isinstance(bundle.model, VisionModel) and config.privacy_args is None:
 

@@ -3,10 +3,19 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from mllm.engine.run_folder import checkpoints, is_complete, mark_complete, newest_checkpoint, open_run_folder, rotate
+from mllm.engine.run_folder import (
+    checkpoints,
+    is_complete,
+    mark_complete,
+    newest_checkpoint,
+    open_run_folder,
+    point_latest,
+    rotate,
+)
 from mllm.errors import ConfigError
 
 
@@ -25,12 +34,15 @@ def _in_tmp(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_runs_lie_under_their_config_and_latest_points_to_the_newest():
+def test_runs_lie_under_their_config_and_latest_points_to_the_one_that_trained_last():
     first, _ = open_run_folder("a", None, resume=False)
     second, _ = open_run_folder("a", None, resume=False)
     assert first != second
     assert first.parent.parts == ("exp", "a")
-    assert os.readlink("exp/a/latest") == second.name
+    for folder in (first, second, first, first):
+        point_latest(folder)
+        assert os.readlink("exp/a/latest") == folder.name
+    assert sorted(path.name for path in Path("exp/a").iterdir()) == sorted([first.name, second.name, "latest"])
 
 
 @pytest.mark.parametrize("output_dir", ["taken/run", None])
@@ -43,6 +55,7 @@ def test_a_place_that_cannot_hold_a_run_is_said_in_words(tmp_path, output_dir):
 
 def test_a_run_that_another_process_trains_is_not_resumed_beside_it(tmp_path):
     folder, _ = open_run_folder("a", None, resume=False)
+    point_latest(folder)
     _checkpoint(folder, 5)
     half = _checkpoint(folder, 10, complete=False)
     script = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); sys.stdin.read()"
@@ -64,6 +77,7 @@ def test_a_run_that_another_process_trains_is_not_resumed_beside_it(tmp_path):
 
 def test_resume_finds_the_newest_complete_checkpoint_and_removes_torsos(tmp_path):
     folder, _ = open_run_folder("a", None, resume=False)
+    point_latest(folder)
     _checkpoint(folder, 5)
     _checkpoint(folder, 10)
     _checkpoint(folder, 15, complete=False)

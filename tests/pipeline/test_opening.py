@@ -34,3 +34,14 @@ def test_a_resume_that_learns_otherwise_says_what_changed_and_keeps_the_former_c
     assert "training_args.learning_rate is 0.5, was 0.001" in told and "training_args.max_steps is 2, was 1" in told
     assert "data_args.train.size is" not in told
     assert KEPT.read_text() == first, "the config of the first updates is still the one that is kept"
+
+
+def test_a_start_that_fails_before_it_trains_is_not_the_latest_run(write_config, capsys):
+    config = write_config()
+    assert main([config, *RESUMED, "training_args.max_steps=1"]) == 0
+    trained = Path("exp/run/latest").resolve()
+    assert run_command(main, [config, "--cfg-options", "model_args.lora_target='no_such_layer'"]) == 2
+    assert "no_such_layer" in capsys.readouterr().err
+    assert Path("exp/run/latest").resolve() == trained
+    assert main([config, "--resume", *RESUMED, "training_args.max_steps=2"]) == 0
+    assert (trained / "checkpoint-2").is_dir()
