@@ -138,12 +138,16 @@ def refuse_two_precisions(config: RunConfig) -> None:
 def refuse_no_updates(config: RunConfig) -> None:
     """Refuses a training of no update at all: its adapter would change nothing."""
     args = config.training_args
-    if args.get("max_steps", -1) == 0:
+    steps = args.get("max_steps", -1)
+    if steps == 0 or steps < -1:
         raise ConfigError(
-            f"{config.place('training_args', 'max_steps')}: max_steps=0 trains nothing: set it to at least 1, or to -1 "
-            f"for num_train_epochs={args.get('num_train_epochs', 3)}"
+            f"{config.place('training_args', 'max_steps')}: max_steps={steps} trains nothing: set it to at least 1, or "
+            f"to -1 for num_train_epochs={args.get('num_train_epochs', 3)}"
         )
-    if args.get("max_steps", -1) < 0 and args.get("num_train_epochs", 3) <= 0:
+    if args.get("learning_rate", 5e-5) == 0:
+        place = config.place("training_args", "learning_rate")
+        raise ConfigError(f"{place}: learning_rate=0 trains nothing: set it above 0, to 1e-4 for example")
+    if steps < 0 and args.get("num_train_epochs", 3) <= 0:
         raise ConfigError(
             f"{config.place('training_args', 'num_train_epochs')}: num_train_epochs={args['num_train_epochs']} trains "
             f"nothing: set it above 0, or max_steps to at least 1"

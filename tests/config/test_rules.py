@@ -305,9 +305,9 @@ def test_an_absent_gpu_is_no_news_to_who_asked_for_none(run, caplog):
     ]
 
 
-@pytest.mark.parametrize("setting", ["max_steps=0", "num_train_epochs=0"])
+@pytest.mark.parametrize("setting", ["max_steps=0", "max_steps=-3", "num_train_epochs=0", "learning_rate=0"])
 def test_a_training_of_no_update_is_refused(run, setting):
-    with pytest.raises(ConfigError, match=f"{setting} trains nothing"):
+    with pytest.raises(ConfigError, match=rf"run\.py:\d+: {setting} trains nothing"):
         run(f"training_args = dict({setting})")
 
 
