@@ -43,7 +43,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def write_modelfile(arguments: argparse.Namespace) -> Path:
-    """Writes the Modelfile as the command line says; raises `ConfigError` where a file is missing."""
+    """Writes the Modelfile as the command line says; raises `ConfigError` where a file is missing or no GGUF."""
     from transformers import AutoTokenizer
 
     from mllm.export.card import card_text, facts_of, terms_of
@@ -58,8 +58,13 @@ def write_modelfile(arguments: argparse.Namespace) -> Path:
         ("mmproj", arguments.mmproj),
         ("adapter-gguf", arguments.adapter_gguf),
     ):
-        if path is not None and not Path(path).is_file():
+        if path is None:
+            continue
+        if not Path(path).is_file():
             raise ConfigError(f"--{option} {path} is no file")
+        with open(path, "rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ConfigError(f"--{option} {path} is no GGUF file: export.py --format gguf writes one")
     if not folder.is_dir():
         raise ConfigError(f"--model {folder} is no folder")
     with explained(str(folder)):

@@ -22,13 +22,13 @@ def model(tmp_path: Path) -> Path:
     facts = Facts(base="google/gemma-3n-E4B-it", data=["train: `TextQADataset`, 8 samples"], figures={"updates": 3})
     (folder / "README.md").write_text(card_text("merged", settings, facts))
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "model.gguf").touch()
+    (tmp_path / "out" / "model.gguf").write_bytes(b"GGUF")
     return folder
 
 
 def test_it_lies_beside_the_weights(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    (tmp_path / "mmproj.gguf").touch()
+    (tmp_path / "mmproj.gguf").write_bytes(b"GGUF")
     given = ["--model", str(model), "--gguf", str(out / "model.gguf"), "--mmproj", str(tmp_path / "mmproj.gguf")]
     assert main([*given, "--top-k", "64", "--max-new-tokens", "200"]) == 0
     assert capsys.readouterr().out == f"{out / 'Modelfile'}\n"
@@ -59,13 +59,17 @@ def test_gguf_files_without_a_card_get_one(model: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapter_stands_on_its_base(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "out" / "lora.gguf").touch()
+    (tmp_path / "out" / "lora.gguf").write_bytes(b"GGUF")
     given = ["--model", str(model), "--gguf", str(tmp_path / "out" / "model.gguf")]
     main([*given, "--adapter-gguf", str(tmp_path / "out" / "lora.gguf"), "--out", str(tmp_path / "Modelfile")])
     assert (tmp_path / "Modelfile").read_text().startswith("FROM ./out/model.gguf\nADAPTER ./out/lora.gguf\n")
 
 
 def test_what_is_not_there_is_named(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"other bytes")
+    with pytest.raises(ConfigError, match=r"--mmproj .*model\.safetensors is no GGUF file: export\.py --format gguf"):
+        given = ["--gguf", str(tmp_path / "out" / "model.gguf"), "--mmproj", str(tmp_path / "model.safetensors")]
+        main(["--model", str(model), *given])
     with pytest.raises(ConfigError, match=r"--gguf .*absent\.gguf is no file"):
         main(["--model", str(model), "--gguf", str(tmp_path / "absent.gguf")])
     with pytest.raises(ConfigError, match="--model .*absent is no folder"):
