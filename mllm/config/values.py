@@ -5,12 +5,13 @@ from __future__ import annotations
 import enum
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Union
 
 from mllm.errors import hint
 
-NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "text", type(None): "None"}
+NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "text", Path: "text", type(None): "None"}
 
 
 def fits(value: Any, annotation: Any) -> bool:
@@ -28,11 +29,13 @@ def fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    if annotation is Path:
+        return isinstance(value, (str, Path))
     if annotation in (bool, str, type(None)):
         return isinstance(value, annotation)
-    if annotation is dict or origin is dict:
+    if annotation is dict or origin in (dict, Mapping):
         return isinstance(value, Mapping)
-    if annotation is list or origin is list:
+    if annotation is list or origin in (list, Sequence):
         return isinstance(value, (list, tuple))
     return True
 
@@ -52,9 +55,9 @@ def described(annotation: Any) -> str:
         return " or ".join(repr(choice) for choice in typing.get_args(annotation))
     if _is_enum(annotation):
         return "one of " + ", ".join(_choices(annotation))
-    if annotation is dict or origin is dict:
+    if annotation is dict or origin in (dict, Mapping):
         return "a dict"
-    if annotation is list or origin is list:
+    if annotation is list or origin in (list, Sequence):
         return "a list"
     return NAMES.get(annotation, "another value")
 

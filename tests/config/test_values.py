@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -21,6 +23,12 @@ from mllm.config.values import described, fits, limited, wrong_value
         ({"a": 1}, dict[str, Any] | None, True),
         (["a"], list[str] | str, True),
         (3, list[str] | str, False),
+        (("a",), Sequence[str], True),
+        ("a", Sequence[str] | None, False),
+        ({"a": 1}, Mapping[str, int], True),
+        (["a"], Mapping[str, int], False),
+        ("a", str | Path, True),
+        (3, str | Path, False),
         ("epoch", IntervalStrategy | str, True),
         ("epochs", IntervalStrategy | str, False),
         ("skip", Literal["raise", "skip"], True),
