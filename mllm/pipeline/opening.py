@@ -46,7 +46,7 @@ def open_run(
             if changes := _changes(began, config):
                 kept = folder / f"config_until_{checkpoint.name}.py"
                 if not kept.exists():  # else a resume before this one left it, and made no checkpoint
-                    (folder / "config.py").replace(kept)
+                    write_text(kept, (folder / "config.py").read_text(encoding="utf-8"))
                 logger.warning("not as the run began (%s keeps that): %s", kept.name, "; ".join(changes))
         write_text(folder / "config.py", config.text)
         write_json(folder / "environment.json", report := environment())
