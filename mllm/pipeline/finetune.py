@@ -77,7 +77,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--tiny", action="store_true", help="replace checkpoints and absent data by tiny generated ones"
     )
-    parser.add_argument("--resume", action="store_true", help="continue the run that trained last from its newest checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue the last run from its newest checkpoint")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
