@@ -14,8 +14,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from hypothesis import settings
 
 from mllm.testing.tiny import write_tiny
+
+# The suite tries the same examples in every run. `pytest --hypothesis-profile=explore` draws new ones.
+settings.register_profile("suite", derandomize=True, deadline=None, database=None)
+settings.register_profile("explore", deadline=None, print_blob=True)
+settings.load_profile("suite")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -43,15 +43,20 @@ WITHIN_A_PIXEL = [
 ]
 
 
+def painted_scene(width, height, x1, y1, x2, y2):
+    """A black picture with a white box, and the box."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[y1:y2, x1:x2] = 255
+    return Image.fromarray(pixels), (float(x1), float(y1), float(x2), float(y2))
+
+
 @st.composite
 def scenes(draw):
     """A picture with a painted box, and the box."""
     width, height = draw(st.integers(8, 60)), draw(st.integers(8, 60))
     x1, y1 = draw(st.integers(0, width - 3)), draw(st.integers(0, height - 3))
     x2, y2 = draw(st.integers(x1 + 2, width)), draw(st.integers(y1 + 2, height))
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[y1:y2, x1:x2] = 255
-    return Image.fromarray(pixels), (float(x1), float(y1), float(x2), float(y2))
+    return painted_scene(width, height, x1, y1, x2, y2)
 
 
 def painted(mask):
@@ -100,6 +105,7 @@ def test_boxes_follow_to_the_pixel(transform, scene, seed):
 @pytest.mark.parametrize("transform", [*EXACT, *WITHIN_A_PIXEL], ids=repr)
 @settings(max_examples=15, deadline=None)
 @given(scene=scenes(), seed=st.integers(0, 2**32))
+@example(scene=painted_scene(8, 56, 0, 50, 2, 52), seed=0)  # less than a pixel high after Resize((70, 23))
 def test_points_follow_as_boxes_do(transform, scene, seed):
     """A point goes where a box without extent goes, and lies where the pixels around it went."""
     image, box = scene
@@ -110,7 +116,9 @@ def test_points_follow_as_boxes_do(transform, scene, seed):
     moved, (as_point, as_box, both) = transform(image, marks, np.random.default_rng(seed))
     assert as_box.box == pytest.approx((*as_point.point, *as_point.point))
     x, y = as_point.point
-    assert bright(moved)[min(int(y), moved.height - 1), min(int(x), moved.width - 1)]
+    if min(both.box[2] - both.box[0], both.box[3] - both.box[1]) >= 2:
+        # A side below two pixels need not cover the middle of any pixel, which is then a mixture with the background.
+        assert bright(moved)[min(int(y), moved.height - 1), min(int(x), moved.width - 1)]
     assert 0 <= both.point[0] <= moved.width
     assert 0 <= both.point[1] <= moved.height
 
