@@ -253,9 +253,9 @@ class Bundle:
     """A loaded model and the encoder that speaks its language."""
 
     model: Any
-    """A `mllm.models.adapted.AdaptedModel`."""
+    """A `mllm.models.trainable_model.AdaptedModel`."""
     encoder: Any
-    """A `mllm.models.encoder.ChatEncoder`, or for a model without words a `mllm.models.view_encoder.ViewEncoder`."""
+    """An encoder of `mllm.models.encoding`."""
 
 
 def unsupervised(targets: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 # The suite tries the same examples in every run. `pytest --hypothesis-profile=explore` draws new ones.
 settings.register_profile("suite", derandomize=True, deadline=None, database=None)

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "mllm").rglob("*.py"))
 CONFIGS = sorted((ROOT / "config").rglob("*.py"))
-NOUNS = {"structures", "registry", "errors", "files"}
+NOUNS = {"structures", "registry", "errors", "files", "options"}
 PARTS = {"dataset", "models", "objectives", "metrics"}
 ALLOWED = {
     **dict.fromkeys(NOUNS, NOUNS),
@@ -21,8 +21,11 @@ ALLOWED = {
     **{part: NOUNS | {part} for part in PARTS},
     "engine": NOUNS | {"engine", "models", "objectives", "metrics"},
     "export": NOUNS | {"export"} | PARTS,
-    "testing": NOUNS | {"testing", "config", "export"} | PARTS,
-    "pipeline": NOUNS | {"pipeline", "config", "engine", "export", "testing"} | PARTS,
+    "tiny": NOUNS | {"tiny", "config", "export"} | PARTS,
+    "report": NOUNS | {"report", "config", "engine"} | PARTS,
+    "predict": NOUNS | {"predict", "report", "config", "engine", "export"} | PARTS,
+    "run": NOUNS | {"run", "predict", "report", "config", "engine", "export", "tiny", "pipeline"} | PARTS,
+    "pipeline": NOUNS | {"pipeline", "run", "predict", "report", "config", "engine", "export", "tiny"} | PARTS,
 }
 TOP_LEVEL = {"mllm", "config", "scripts", "ckpt", "tests", "setup.py", "README.md", "MEDGEMMA.md", "LICENSE"}
 
@@ -85,13 +88,13 @@ def test_layers() -> None:
 
 def test_mmengine_stands_in_two_files() -> None:
     users = {name_of(path) for path in FILES for module in imports_of(path) if module.split(".")[0] == "mmengine"}
-    assert users == {"mllm/registry.py", "mllm/config/config.py"}
+    assert users == {"mllm/registry.py", "mllm/config/reading.py"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_file_is_a_page_with_a_docstring(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 280
+    assert len(text.splitlines()) <= 400
     assert path.stat().st_size == 0 or ast.get_docstring(tree_of(path)), "the module's docstring is missing"
 
 

@@ -23,8 +23,8 @@ import sft_work  # noqa: E402
 import teacher_cache  # noqa: E402
 from interleaved import Figures, in_fresh_process, resident_memory, table, worst_difference  # noqa: E402
 
-from mllm.dataset.sampler import Draw  # noqa: E402
-from mllm.testing.tiny import write_tiny  # noqa: E402
+from mllm.dataset.loading.sampler import Draw  # noqa: E402
+from mllm.tiny.checkpoints import write_tiny  # noqa: E402
 
 RUNS = {
     "ours": [{"seconds": seconds, "bytes": 2_000_000_000} for seconds in (10.0, 30.0, 11.0)],

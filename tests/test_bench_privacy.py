@@ -14,7 +14,7 @@ import privacy  # noqa: E402
 import privacy_work  # noqa: E402
 from interleaved import worst_difference  # noqa: E402
 
-from mllm.testing.tiny import write_tiny  # noqa: E402
+from mllm.tiny.checkpoints import write_tiny  # noqa: E402
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
-from mllm.config.config import read_config
 from mllm.config.hardware import CHECKOUT, Hardware
+from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.dataset.builder import build_dataset
 from mllm.errors import ConfigError
 from mllm.models.builder.build_encoder import load_encoder
 from mllm.pipeline.finetune import main
-from mllm.pipeline.prepare import fill_registries
+from mllm.run.prepare import fill_registries
 from mllm.structures import IGNORE
-from mllm.testing.tiny import family_of, write_tiny
+from mllm.tiny.checkpoints import family_of, write_tiny
 
 CONFIGS = sorted((CHECKOUT / "config" / "training_configs").glob("*.py"))
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)

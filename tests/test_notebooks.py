@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mllm.config.config import read_config
 from mllm.config.hardware import CHECKOUT
-from mllm.pipeline.prepare import fill_registries
+from mllm.config.reading import read_config
+from mllm.run.prepare import fill_registries
 
 ABSENT = "{0} is not installed: pip install -e '.[notebook]'"
 NOTEBOOK = CHECKOUT / "scripts" / "notebooks" / "3ncore.ipynb"

@@ -14,7 +14,8 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from mllm.config.schema import DataArgs, ModelArgs
-from mllm.pipeline import USER_ERROR, cli, run_command
+from mllm.pipeline import cli
+from mllm.pipeline.command import USER_ERROR, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "MEDGEMMA.md", "mllm/README.md", "ckpt/README.md")]

@@ -3,8 +3,8 @@
 import pytest
 
 from mllm.errors import ConfigError
-from mllm.pipeline.prepare import fill_registries
 from mllm.registry import ALL, OBJECTIVES, Registry
+from mllm.run.prepare import fill_registries
 
 
 @pytest.fixture

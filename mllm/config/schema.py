@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mllm.config.hardware import git_state, installed
-from mllm.config.places import Places, shown
+from mllm.config.origins import Places, shown
 from mllm.config.source import source_of
 
 SPLITS = ("train", "validation", "test")
@@ -117,7 +117,7 @@ class DataArgs:
     compute_untrained: bool = False
     """Answer the test split before training too, to show what was learned."""
     gen_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of `mllm.models.generation.generate` for those answers, such as `max_new_tokens` (tokens)."""
+    """Keyword arguments of `mllm.models.generation.generate` for these answers, such as `max_new_tokens` (tokens)."""
 
     @property
     def metrics(self) -> list[str]:

@@ -14,9 +14,9 @@ from PIL.Image import Image
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from mllm.dataset.augment.transforms import apply_transforms, build_transforms
 from mllm.dataset.readers import read_images
-from mllm.dataset.records import Records
-from mllm.dataset.transforms import apply_transforms, build_transforms
+from mllm.dataset.tables.records import Records
 from mllm.errors import ConfigError, DataError, UserError, hint
 from mllm.structures import Sample
 

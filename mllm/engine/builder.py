@@ -12,15 +12,15 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from mllm.config.hardware import Hardware
-from mllm.config.privacy_rules import datasets_in
+from mllm.config.rules.privacy import datasets_in
 from mllm.config.schema import PrivacyArgs, RunConfig
 from mllm.engine.callbacks import Checkpoints, Details, Epochs, Guard, Lines, Progress, RunLog, use_tensorboard_folder
-from mllm.engine.epochs import published_log
+from mllm.engine.early_stopping import EarlyStopping
+from mllm.engine.epoch_folders import published_log
 from mllm.engine.learner import Learner, Reduction
 from mllm.engine.meter import Meter
 from mllm.engine.privacy.mechanism import Mechanism, hash_of
 from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
-from mllm.engine.stopping import EarlyStopping
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
 from mllm.objectives.base import Objective

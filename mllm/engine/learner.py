@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mllm.models.adapted import AdaptedModel
+from mllm.models.trainable_model import AdaptedModel
 from mllm.objectives.base import Objective
 from mllm.structures import Context, Outputs
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from mllm.engine.learner import Learner
 from mllm.errors import ConfigError
-from mllm.models.packing import ROW, followers
-from mllm.models.perception import PerceptionModel
-from mllm.models.view_encoder import ViewEncoder
+from mllm.models.encoding.packing import ROW, followers
+from mllm.models.encoding.views import ViewEncoder
+from mllm.models.language_model import PerceptionModel
 from mllm.structures import IGNORE, Batch, Bundle, Context, LogicalBatch
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 
 from mllm.engine.callbacks import not_finite
-from mllm.engine.evaluation import check_failures, mean_losses
 from mllm.engine.learner import Learner
+from mllm.engine.mean_loss import check_failures, mean_losses
 from mllm.engine.meter import Meter
 from mllm.engine.preflight import preflight
 from mllm.errors import DataError, memory_advised

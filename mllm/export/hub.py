@@ -13,7 +13,7 @@ from mllm.errors import ConfigError
 from mllm.export.card import RESEARCH_ONLY, terms_of
 from mllm.export.settings import BASE
 from mllm.export.settings import FILE as SETTINGS
-from mllm.models.stored_weights import Unstreamable, weight_files
+from mllm.models.backbone.streamed import Unstreamable, weight_files
 
 CARD = "README.md"
 _WORDS = (

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from mllm.errors import ConfigError
 from mllm.export.card import Facts, card_text
-from mllm.export.names import check_names
+from mllm.export.export_report import FILE as REPORT
+from mllm.export.export_report import peak_memory, shard_sizes
 from mllm.export.parity import adapter_effect, compared, named, probe_logits
-from mllm.export.report import FILE as REPORT
-from mllm.export.report import peak_memory, shard_sizes
 from mllm.export.settings import write_settings
 from mllm.export.shards import main_dtype, write_shards
+from mllm.export.tensor_names import check_names
 from mllm.files import replaced_folder, write_json, write_text
-from mllm.models.adapters import merged_weights
-from mllm.models.head_files import IN_MERGED, write_trained
-from mllm.models.perception import PerceptionModel
-from mllm.models.stored_weights import weight_files
+from mllm.models.adapters.attach import merged_weights
+from mllm.models.adapters.trained_file import IN_MERGED, write_trained
+from mllm.models.backbone.streamed import weight_files
+from mllm.models.language_model import PerceptionModel
 from mllm.registry import EXPORTERS
 from mllm.structures import Bundle
 

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from mllm.errors import ConfigError
-from mllm.models.generation import evaluating
-from mllm.models.stored_weights import reading
-from mllm.models.text_processor import TextProcessor
+from mllm.models.backbone.streamed import reading
+from mllm.models.encoding.text_processor import TextProcessor
+from mllm.models.generation.generate import evaluating
 from mllm.structures import IMAGE, Bundle, Sample, Turn
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from mllm.errors import ConfigError
 from mllm.files import write_json
-from mllm.models.stored_weights import INDEX, SINGLE, StoredWeight, own_tensors, read_tensor, stored_names
+from mllm.models.backbone.streamed import INDEX, SINGLE, StoredWeight, own_tensors, read_tensor, stored_names
 
 DTYPES = {
     "F64": torch.float64,

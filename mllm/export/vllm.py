@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from mllm.models.adapter_files import KEY
+from mllm.models.adapters.files import KEY
 
 LARGEST_RANK = 512
 """The largest `--max-lora-rank` that vLLM offers."""

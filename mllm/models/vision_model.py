@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mllm.models.adapted import AdaptedModel
+from mllm.models.backbone.taps import Taps, tap_paths
+from mllm.models.backbone.vision_part import skeleton
 from mllm.models.heads import RegressionHead
-from mllm.models.taps import Taps, tap_paths
-from mllm.models.vision_part import skeleton
+from mllm.models.trainable_model import AdaptedModel
 from mllm.structures import Outputs
 
 

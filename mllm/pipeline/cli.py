@@ -11,7 +11,7 @@ if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mllm.errors import ConfigError, hint
-from mllm.pipeline import run_command
+from mllm.pipeline.command import run_command
 
 COMMANDS = {
     "train": ("mllm.pipeline.finetune", "train what a config describes"),

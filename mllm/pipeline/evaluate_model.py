@@ -21,11 +21,11 @@ if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mllm.errors import ConfigError, DataError, hint
-from mllm.pipeline import command_parser, quiet_progress, run_command
+from mllm.pipeline.command import command_parser, quiet_progress, run_command
 
 if TYPE_CHECKING:
     from mllm.config.schema import ModelArgs, RunConfig
-    from mllm.engine.examination import Examination
+    from mllm.engine.evaluation import Examination
 
 logger = logging.getLogger("mllm.pipeline.evaluate_model")
 SPLITS = ("test", "validation")
@@ -37,9 +37,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     quiet_progress()
     from mllm.dataset.builder import build_datasets
-    from mllm.engine.examination import examine
-    from mllm.pipeline.inference import best_hardware, load_for_answers
-    from mllm.pipeline.prepare import prepare_args
+    from mllm.engine.evaluation import examine
+    from mllm.predict.load import best_hardware, load_for_answers
+    from mllm.run.prepare import prepare_args
 
     config, _ = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
     metrics = chosen_metrics(config, arguments.metric)
@@ -123,7 +123,7 @@ def chosen_model(config: RunConfig, arguments: argparse.Namespace) -> ModelArgs:
     for it, as in the training.
     """
     from mllm.export.settings import read_settings
-    from mllm.pipeline.inference import adapter_args, located, whole_model_args
+    from mllm.predict.load import adapter_args, located, whole_model_args
 
     stored = {key: vars(config.model_args)[key] or None for key in ("load_in_4bit", "load_in_8bit")}
     if arguments.adapter:
@@ -207,7 +207,7 @@ def write(folder: Path, examined: Examination, values: dict[str, Any]) -> None:
 
 def table(figures: dict[str, dict[str, float]]) -> str:
     """The figures in columns for reading: metric, figure, value."""
-    from mllm.engine.examination import number
+    from mllm.engine.evaluation import number
 
     rows = [("metric", "figure", "value")]
     for metric, values in figures.items():

@@ -19,7 +19,8 @@ if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mllm.errors import ConfigError, hint
-from mllm.pipeline import command_parser, matformer, quiet_progress, run_command
+from mllm.pipeline import matformer
+from mllm.pipeline.command import command_parser, quiet_progress, run_command
 
 logger = logging.getLogger("mllm.pipeline.export")
 
@@ -163,8 +164,8 @@ def find_source(model: str, base: str | None = None) -> Source:
     """
     from mllm.export.gguf.model import refuse_settings
     from mllm.export.settings import read_settings
-    from mllm.models.loading import find_checkpoint
-    from mllm.pipeline.inference import adapter_args, located
+    from mllm.models.backbone.loading import find_checkpoint
+    from mllm.predict.load import adapter_args, located
 
     folder = Path(located(model))
     if not folder.is_dir():

@@ -14,7 +14,7 @@ from pathlib import Path
 if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from mllm.pipeline import command_parser, quiet_progress, run_command
+from mllm.pipeline.command import command_parser, quiet_progress, run_command
 
 logger = logging.getLogger("mllm.pipeline.finetune")
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs a training from its config to its report."""
     arguments = parse(argv)
     quiet_progress()
-    from mllm.pipeline.steps import leave
+    from mllm.run.steps import leave
 
     finetune(arguments)
     leave()  # here, where nothing of the run is held any more
@@ -37,10 +37,11 @@ def finetune(arguments: argparse.Namespace) -> None:
     from mllm.engine.builder import build_learner, memory_advice, prepare_trainer
     from mllm.errors import memory_advised
     from mllm.models.builder.builder import load_pretrained
-    from mllm.pipeline.data import prepare_data
-    from mllm.pipeline.opening import open_run
-    from mllm.pipeline.prepare import prepare_args
-    from mllm.pipeline.steps import (
+    from mllm.run.data import prepare_data
+    from mllm.run.distill import load_teacher
+    from mllm.run.open import open_run
+    from mllm.run.prepare import prepare_args
+    from mllm.run.steps import (
         announce,
         examination,
         export,
@@ -48,7 +49,6 @@ def finetune(arguments: argparse.Namespace) -> None:
         report,
         train,
     )
-    from mllm.pipeline.teaching import load_teacher
 
     config, hardware = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
     splits = open_splits(config)

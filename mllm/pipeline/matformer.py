@@ -16,7 +16,7 @@ if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mllm.errors import ConfigError
-from mllm.pipeline import command_parser, quiet_progress, run_command
+from mllm.pipeline.command import command_parser, quiet_progress, run_command
 
 logger = logging.getLogger("mllm.pipeline.matformer")
 

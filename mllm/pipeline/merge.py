@@ -18,7 +18,7 @@ if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mllm.errors import ConfigError
-from mllm.pipeline import command_parser, quiet_progress, run_command
+from mllm.pipeline.command import command_parser, quiet_progress, run_command
 
 if TYPE_CHECKING:
     from mllm.config.schema import ModelArgs
@@ -110,10 +110,10 @@ def merge(
     import mllm.export  # noqa: F401
     from mllm.config.hardware import detect
     from mllm.export.card import facts_of
+    from mllm.models.backbone.loading import find_checkpoint, load_config
+    from mllm.models.backbone.streamed import Unstreamable
     from mllm.models.builder.builder import load_pretrained
-    from mllm.models.loading import find_checkpoint, load_config
-    from mllm.models.stored_weights import Unstreamable
-    from mllm.pipeline.inference import adapter_args
+    from mllm.predict.load import adapter_args
     from mllm.registry import EXPORTERS
 
     model_args = adapter_args(adapter, base)
@@ -163,11 +163,11 @@ def merge_several(
     """
     from mllm.config.hardware import detect
     from mllm.export.settings import write_settings
-    from mllm.models.adapter_files import HEADS, read_adapter, write_adapter
+    from mllm.models.adapters.combine import check_combination, combined
+    from mllm.models.adapters.files import HEADS, read_adapter, write_adapter
+    from mllm.models.backbone.streamed import STORED, Unstreamable
     from mllm.models.builder.builder import load_pretrained
-    from mllm.models.stored_weights import STORED, Unstreamable
-    from mllm.models.weighted import check_combination, combined
-    from mllm.pipeline.inference import adapter_args
+    from mllm.predict.load import adapter_args
 
     check_combination(len(adapters), weights, combination, density)
     refuse_filled(Path(out))
@@ -217,10 +217,10 @@ def _streamed(model_args: ModelArgs, out: Path, precision: str, **given: Any) ->
     from mllm.config.defaults import with_defaults
     from mllm.config.hardware import detect
     from mllm.export.merged import write_streamed
+    from mllm.models.backbone.streamed import STORED, Unstreamable
     from mllm.models.builder.build_shared import chosen_format
     from mllm.models.builder.builder import load_pretrained
-    from mllm.models.stored_weights import STORED, Unstreamable
-    from mllm.pipeline.inference import whole_model_args
+    from mllm.predict.load import whole_model_args
 
     if model_args.vision_tower is not None:
         raise Unstreamable("the model is composed of a language model and a vision tower")
@@ -241,7 +241,7 @@ def local_checkpoint(name: str) -> Path:
     """The folder of a checkpoint, fetched from the Hugging Face Hub where `name` is one there."""
     from huggingface_hub import snapshot_download
 
-    from mllm.models.loading import explained, find_checkpoint
+    from mllm.models.backbone.loading import explained, find_checkpoint
 
     source = Path(find_checkpoint(name))
     if source.is_dir():

@@ -15,7 +15,7 @@ if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mllm.errors import ConfigError
-from mllm.pipeline import command_parser, run_command
+from mllm.pipeline.command import command_parser, run_command
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,7 +50,7 @@ def write_modelfile(arguments: argparse.Namespace) -> Path:
     from mllm.export.ollama import PARAMETERS, chat_family, modelfile
     from mllm.export.settings import read_settings
     from mllm.files import write_text
-    from mllm.models.loading import explained
+    from mllm.models.backbone.loading import explained
 
     folder, weights = Path(arguments.model), Path(arguments.gguf)
     for option, path in (

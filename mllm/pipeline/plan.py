@@ -19,7 +19,7 @@ if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mllm.errors import ConfigError
-from mllm.pipeline import command_parser, quiet_progress, run_command
+from mllm.pipeline.command import command_parser, quiet_progress, run_command
 
 EPSILONS = (1.0, 3.0, 8.0)
 """Shown beside the config's own."""
@@ -49,11 +49,11 @@ def main(argv: Sequence[str]) -> int:
     """Prints the table; no weights are loaded."""
     arguments = parse(argv)
     quiet_progress()
-    from mllm.config.privacy_rules import refuse_large_delta
+    from mllm.config.rules.privacy import refuse_large_delta
     from mllm.dataset.builder import build_dataset
-    from mllm.dataset.poisson import units_of
+    from mllm.dataset.loading.poisson import units_of
     from mllm.models.builder.build_skeleton import count_lora
-    from mllm.pipeline.prepare import prepare_args
+    from mllm.run.prepare import prepare_args
 
     config, _ = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
     privacy, train = config.privacy_args, config.data_args.train
@@ -122,7 +122,7 @@ def given(units: Sequence[Any], draw: int, training: dict[str, Any], privacy: An
 
 def _draws(units: Sequence[Any], draw: int, training: dict[str, Any]) -> tuple[float, int]:
     """The rate at which units are drawn, and how many updates the trainer would make."""
-    from mllm.dataset.poisson import PoissonSampler
+    from mllm.dataset.loading.poisson import PoissonSampler
 
     rate = draw / len(units)
     steps = training.get("max_steps", -1)

@@ -20,9 +20,9 @@ if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mllm.errors import ConfigError
-from mllm.pipeline import command_parser, quiet_progress, run_command
-from mllm.pipeline.speaking import add_speaking, answers, check_speaking
-from mllm.pipeline.views import add_views, views_sample
+from mllm.pipeline.command import command_parser, quiet_progress, run_command
+from mllm.predict.options import add_speaking, answers, check_speaking
+from mllm.predict.views import add_views, views_sample
 from mllm.structures import Answer, Sample, Turn
 
 logger = logging.getLogger("mllm.pipeline.predict")
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     quiet_progress()
     from mllm.config.hardware import check_packages
-    from mllm.pipeline.inference import adapter_args, best_hardware, load_for_answers, whole_model_args
+    from mllm.predict.load import adapter_args, best_hardware, load_for_answers, whole_model_args
 
     check_packages()
     given = {key: vars(arguments)[key] for key in ("type", "system", "load_in_4bit", "load_in_8bit")}
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         model_args = whole_model_args(arguments.model, **given)
     # What is asked is read before the model is loaded: a misspelt path should not cost minutes.
     if arguments.draw:
-        from mllm.pipeline.drawing import refuse_drawing
+        from mllm.report.drawing import refuse_drawing
 
         refuse_drawing(Path(arguments.draw), many=bool(arguments.batch))
     if model_args.part == "vision":
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         asked = questions(arguments) if arguments.batch else question(arguments)
     bundle = load_for_answers(model_args, best_hardware())
     if arguments.chat:
-        from mllm.pipeline.chat import chat
+        from mllm.predict.chat import chat
 
         chat(bundle, asked.images, arguments)
     elif isinstance(asked, Sample):
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         print(described(answer, len(asked.images)))
         draw(asked, answer, arguments)
     else:
-        from mllm.pipeline.answer_file import answer_file
+        from mllm.predict.file import answer_file
 
         answer_file(bundle, asked, arguments)
     return 0
@@ -160,7 +160,7 @@ def question(arguments: argparse.Namespace) -> Sample:
 
 def questions(arguments: argparse.Namespace) -> Any:
     """The rows of `--batch` as a dataset."""
-    from mllm.pipeline.questions import Questions
+    from mllm.predict.questions import Questions
 
     if Path(arguments.out).exists():
         raise ConfigError(f"--out {arguments.out} exists; remove it or choose another name")
@@ -189,7 +189,7 @@ def draw(sample: Sample, answer: Answer, arguments: argparse.Namespace) -> None:
         logger.warning("places in the answer that could not be read as a box or a point: %d", answer.unreadable)
     if arguments.draw is None:
         return
-    from mllm.pipeline.drawing import draw_answer
+    from mllm.report.drawing import draw_answer
 
     files = draw_answer(sample.images, answer.marks, Path(arguments.draw))
     said = f"drawn: {', '.join(map(str, files))}" if files else "the answer names no place: nothing was drawn"

@@ -19,7 +19,7 @@ if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mllm.errors import ConfigError, hint
-from mllm.pipeline import command_parser, quiet_progress, run_command
+from mllm.pipeline.command import command_parser, quiet_progress, run_command
 from mllm.structures import IGNORE, Encoded
 
 SUPERVISED, IMAGE_TOKENS, PLAIN = "\033[1;32m", "\033[36m", "\033[0m"
@@ -59,8 +59,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def registries() -> str:
     """Every registry with its sentence, and every entry with the first line of its docstring."""
     from mllm.config.hardware import check_packages
-    from mllm.pipeline.prepare import fill_registries
     from mllm.registry import ALL
+    from mllm.run.prepare import fill_registries
 
     check_packages()
     fill_registries()
@@ -76,7 +76,7 @@ def registries() -> str:
 def resolved(arguments: argparse.Namespace) -> str:
     """The config with its bases, defaults, overrides and rules applied, as runnable Python."""
     quiet_progress()
-    from mllm.pipeline.prepare import prepare_args
+    from mllm.run.prepare import prepare_args
 
     return prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)[0].text
 
@@ -86,7 +86,7 @@ def sample(arguments: argparse.Namespace) -> str:
     quiet_progress()
     from mllm.dataset.builder import build_datasets
     from mllm.models.builder.build_encoder import load_encoder
-    from mllm.pipeline.prepare import prepare_args
+    from mllm.run.prepare import prepare_args
 
     config, _ = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
     splits = build_datasets(config.data_args, seed=config.training_args.get("seed", 42))

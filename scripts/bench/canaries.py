@@ -28,9 +28,9 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
-from mllm.dataset.collator import EncodedDataset, LogicalCollator
-from mllm.dataset.poisson import PoissonSampler
-from mllm.dataset.sampler import LogicalBatchSampler
+from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator
+from mllm.dataset.loading.poisson import PoissonSampler
+from mllm.dataset.loading.sampler import LogicalBatchSampler
 from mllm.engine.callbacks import Epochs, Guard, RunLog
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
@@ -41,7 +41,7 @@ from mllm.engine.trainer import MultimodalTrainer
 from mllm.models.builder.build_text import build_causal_lm
 from mllm.objectives.text import NextToken
 from mllm.structures import Bundle, Context, Sample, Turn
-from mllm.testing.tiny import ensure_tiny
+from mllm.tiny.checkpoints import ensure_tiny
 
 DELTA = 1e-4
 SITES, FINDINGS = (

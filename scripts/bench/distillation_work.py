@@ -19,11 +19,12 @@ from PIL.Image import Image
 from typing_extensions import override
 
 from mllm.config.hardware import CHECKOUT
-from mllm.dataset.cine import MEASURES, CineDataset
+from mllm.dataset.echo.cine import MEASURES, CineDataset
 from mllm.dataset.video_dataset.phantom_echo import PhantomEchoDataset
-from mllm.pipeline import finetune, run_command
+from mllm.pipeline import finetune
+from mllm.pipeline.command import run_command
 from mllm.registry import DATASETS
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 PIXELS = 112
 """Of the phantoms' side; the teacher sees as many."""

@@ -62,8 +62,8 @@ def write(folder: Path) -> None:
     """The checkpoint, in the dimensions of Gemma 3 270M's config.json."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    from mllm.testing.tiny import write_tiny
-    from mllm.testing.tiny_parts import filled
+    from mllm.tiny.checkpoints import write_tiny
+    from mllm.tiny.parts import filled
 
     tiny = write_tiny("gemma3n", folder.with_name("tiny"))
     config = Gemma3TextConfig(
@@ -90,7 +90,7 @@ def write(folder: Path) -> None:
 def export(folder: Path, out: Path, kind: str) -> dict[str, Any]:
     """Exports as `mllm export` does; gives seconds and peaks."""
     import mllm.export.gguf.k_quants  # noqa: F401
-    from mllm.export.report import peak_memory
+    from mllm.export.export_report import peak_memory
     from mllm.pipeline.export import export_gguf
 
     before, started = peak_memory(), time.perf_counter()

@@ -20,12 +20,12 @@ from transformers import TrainingArguments, set_seed
 
 from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
-from mllm.dataset.collator import EncodedDataset, LogicalCollator, Samples
+from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator, Samples
+from mllm.dataset.loading.sampler import Draw, LogicalBatchSampler
 from mllm.dataset.mixing import ConcatDataset
-from mllm.dataset.sampler import Draw, LogicalBatchSampler
 from mllm.dataset.single_image_dataset.scenes import PhantomBoxDataset, SceneDataset
 from mllm.engine.callbacks import Epochs, Guard, RunLog
-from mllm.engine.examination import examine
+from mllm.engine.evaluation import examine
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
 from mllm.engine.trainer import MultimodalTrainer
@@ -36,7 +36,7 @@ from mllm.objectives.boxes import BoxLoss
 from mllm.objectives.masks import MaskLoss
 from mllm.objectives.text import NextToken
 from mllm.structures import Bundle, Encoded, Failure
-from mllm.testing.tiny import ensure_tiny
+from mllm.tiny.checkpoints import ensure_tiny
 
 PIXELS, IMAGE_TOKENS = 112, 64
 BATCH = 16

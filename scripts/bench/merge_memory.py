@@ -67,9 +67,9 @@ def write(folder: Path, name: str, shard_bytes: int) -> None:
     from mllm.export.settings import write_settings
     from mllm.export.shards import Entry, write_safetensors
     from mllm.files import write_json
-    from mllm.models.adapter_files import write_adapter
-    from mllm.models.stored_weights import INDEX
-    from mllm.testing.tiny import write_tiny
+    from mllm.models.adapters.files import write_adapter
+    from mllm.models.backbone.streamed import INDEX
+    from mllm.tiny.checkpoints import write_tiny
 
     tiny = write_tiny("gemma3n" if name == "llama-0.3b" else "medgemma", folder / "tiny")
     model, kind = _model(name, tiny)
@@ -119,7 +119,7 @@ def measure(folder: Path, parity: bool) -> dict[str, Any]:
     """Merges, and gives the report with the peak of memory before it."""
     import mllm.export  # noqa: F401
     import mllm.models.builder.builder  # noqa: F401
-    from mllm.export.report import peak_memory
+    from mllm.export.export_report import peak_memory
     from mllm.pipeline.merge import merge
 
     before = peak_memory()

@@ -22,7 +22,7 @@ from interleaved import in_fresh_process, machine, worst_difference
 from privacy_work import LOGICAL_BATCH, TEXT
 
 from mllm.config.hardware import installed
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 WORKER = str(Path(__file__).with_name("privacy_work.py"))
 COMPETITORS = ("plain", "private", "opacus")

@@ -20,7 +20,7 @@ from interleaved import Figures, in_fresh_process, machine, table, worst_differe
 from sft_work import LOGICAL_BATCH, TEXT, VISION
 
 from mllm.config.hardware import installed
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 WORKER = str(Path(__file__).with_name("sft_work.py"))
 TOKENS = 1536

@@ -22,8 +22,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
-from mllm.dataset.collator import EncodedDataset, LogicalCollator, cut_by_length
-from mllm.dataset.sampler import LogicalBatchSampler
+from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator, cut_by_length
+from mllm.dataset.loading.sampler import LogicalBatchSampler
 from mllm.engine.callbacks import Epochs, Guard, RunLog
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter

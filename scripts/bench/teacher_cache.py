@@ -28,11 +28,11 @@ from transformers import TrainerCallback, set_seed
 from mllm.config.hardware import CHECKOUT, installed
 from mllm.engine.builder import build_learner, prepare_trainer
 from mllm.models.builder.builder import load_pretrained
-from mllm.pipeline.data import prepare_data
-from mllm.pipeline.prepare import prepare_args
-from mllm.pipeline.steps import open_splits
-from mllm.pipeline.teaching import load_teacher
-from mllm.testing.tiny import write_tiny
+from mllm.run.data import prepare_data
+from mllm.run.distill import load_teacher
+from mllm.run.prepare import prepare_args
+from mllm.run.steps import open_splits
+from mllm.tiny.checkpoints import write_tiny
 
 TEACHER = dict(hidden_size=384, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=6, image_size=224)
 BATCH = 8

@@ -30,8 +30,8 @@ from transformers import (
 from transformers.models.gemma3n import Gemma3nVisionConfig
 
 from mllm.config.hardware import installed
-from mllm.testing.tiny import write_tiny
-from mllm.testing.tiny_parts import filled
+from mllm.tiny.checkpoints import write_tiny
+from mllm.tiny.parts import filled
 
 SIGLIP = dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=896)
 MOBILENET_SIDE = 768

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mllm.config.config import read_config
+from mllm.config.reading import read_config
 from mllm.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 from mllm.config import schema
-from mllm.config.config import read_config
+from mllm.config.reading import read_config
 from mllm.config.schema import DataArgs, ModelArgs, RunConfig
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mllm.dataset.base import ImageTextDataset
-from mllm.dataset.collator import EncodedDataset
+from mllm.dataset.loading.collator import EncodedDataset
 from mllm.dataset.single_image_dataset.vqa import VQADataset
 from mllm.errors import ConfigError, DataError
 from mllm.structures import Failure, Sample, Turn

@@ -4,10 +4,10 @@ import json
 import math
 
 import pytest
+from echo_files import write_echonet
 
 from mllm.dataset.builder import build_dataset
 from mllm.dataset.summary import measure_table, summarize
-from mllm.testing.echo import write_echonet
 
 VALUES = [(50.0, 100.0), (60.0, None), (70.0, 200.0)]
 

@@ -13,17 +13,17 @@ from transformers import AutoProcessor, Gemma3ForConditionalGeneration, Training
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
-from mllm.dataset.collator import EncodedDataset, LogicalCollator
-from mllm.dataset.sampler import LogicalBatchSampler
+from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator
+from mllm.dataset.loading.sampler import LogicalBatchSampler
 from mllm.dataset.single_image_dataset.scenes import PhantomBoxDataset
 from mllm.engine.callbacks import Checkpoints, Epochs, Guard, RunLog
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.models.builder.builder import load_pretrained
-from mllm.models.encoder import ChatEncoder
+from mllm.models.encoding.chat import ChatEncoder
+from mllm.models.language_model import PerceptionModel
 from mllm.models.medgemma.medgemma_perception import resize_images
-from mllm.models.perception import PerceptionModel
 from mllm.objectives.boxes import BoxLoss
 from mllm.objectives.masks import MaskLoss
 from mllm.objectives.text import NextToken

@@ -6,8 +6,8 @@ from transformers import TrainingArguments
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import DataArgs, ModelArgs, RunConfig
-from mllm.dataset.collator import EncodedDataset, LogicalCollator
-from mllm.dataset.sampler import LogicalBatchSampler
+from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator
+from mllm.dataset.loading.sampler import LogicalBatchSampler
 from mllm.engine.builder import (
     build_learner,
     build_multimodal_trainer,

@@ -9,8 +9,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
-from mllm.dataset.collator import EncodedDataset, LogicalCollator
-from mllm.dataset.poisson import PoissonSampler
+from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator
+from mllm.dataset.loading.poisson import PoissonSampler
 from mllm.engine.callbacks import Checkpoints, Epochs, Guard, RunLog
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
@@ -23,7 +23,7 @@ from mllm.errors import ConfigError
 from mllm.models.builder.builder import load_pretrained
 from mllm.objectives.text import NextToken
 from mllm.structures import IGNORE, Sample, Turn
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
 SECRET = bytes(range(32))

@@ -13,8 +13,8 @@ from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
 from mllm.models.builder.builder import load_pretrained
 from mllm.structures import Bundle
-from mllm.testing.tiny import write_tiny
-from mllm.testing.tiny_adapter import write_tiny_adapter
+from mllm.tiny.adapter import write_tiny_adapter
+from mllm.tiny.checkpoints import write_tiny
 
 Loader = Callable[..., tuple[Bundle, dict[str, Any]]]
 

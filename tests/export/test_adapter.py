@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm.export.adapter import write
 from mllm.export.card import Facts
-from mllm.export.names import fresh_model
+from mllm.export.tensor_names import fresh_model
 from mllm.structures import Bundle, Sample, Turn
 
 Loader = Callable[..., tuple[Bundle, dict[str, Any]]]

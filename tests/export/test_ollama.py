@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from mllm.errors import ConfigError
 from mllm.export.ollama import FAMILIES, GEMMA, LLAMA3, chat_family, modelfile
-from mllm.testing.templates import GEMMA3
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
+from mllm.tiny.templates import GEMMA3
 from tests.support.go_template import render
 
 # What Meta's model card of Llama 3 describes, in our own words.

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mllm.errors import ConfigError
-from mllm.export.names import check_names
 from mllm.export.shards import Entry, main_dtype, write_safetensors, write_shards
-from mllm.models.stored_weights import open_stored, weight_files
-from mllm.testing.tiny import write_tiny
+from mllm.export.tensor_names import check_names
+from mllm.models.backbone.streamed import open_stored, weight_files
+from mllm.tiny.checkpoints import write_tiny
 
 CASES: dict[str, dict[str, Any]] = {
     "linear": dict(target_modules=["q_proj", "down_proj"]),

@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from transformers import Gemma3nForConditionalGeneration
 
-from mllm.config.config import read_config
 from mllm.config.hardware import Hardware, detect
+from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
@@ -18,9 +18,9 @@ from mllm.export.adapter import write as write_adapter
 from mllm.export.card import Facts
 from mllm.export.student import write as write_student
 from mllm.models.builder.builder import load_pretrained
-from mllm.pipeline.prepare import fill_registries
+from mllm.run.prepare import fill_registries
 from mllm.structures import Bundle
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 HEADS = {"measures": {"type": "RegressionHead", "measures": ["EF"], "views": ["ED", "ES"], "hidden": 16}}
 CONFIG = """

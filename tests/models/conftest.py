@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mllm.testing.tiny import write_tiny
-from mllm.testing.tiny_adapter import write_tiny_adapter
+from mllm.tiny.adapter import write_tiny_adapter
+from mllm.tiny.checkpoints import write_tiny
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mllm.errors import ConfigError
-from mllm.models.view_encoder import ViewEncoder
+from mllm.models.encoding.views import ViewEncoder
 from mllm.objectives.measures import MeasureLoss, VolumeConsistency
 from mllm.structures import Bundle, Context, Outputs
 

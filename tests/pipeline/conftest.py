@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mllm.config.schema import ModelArgs
-from mllm.models import generation
-from mllm.pipeline.inference import best_hardware, load_for_answers
+from mllm.models.generation import generate as generation
+from mllm.predict.load import best_hardware, load_for_answers
 from mllm.structures import Answer, Bundle, Mark
-from mllm.testing.tiny import write_tiny
-from mllm.testing.tiny_adapter import write_tiny_adapter
+from mllm.tiny.adapter import write_tiny_adapter
+from mllm.tiny.checkpoints import write_tiny
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = """

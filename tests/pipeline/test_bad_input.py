@@ -19,8 +19,9 @@ from huggingface_hub.errors import GatedRepoError
 from PIL import Image
 
 from mllm.config import hardware
-from mllm.pipeline import prepare, run_command
+from mllm.pipeline.command import run_command
 from mllm.pipeline.finetune import main
+from mllm.run import prepare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOWNLOAD = "get the weights with `bash scripts/download_medgemma.sh`, or try the config without them by --tiny"
@@ -200,7 +201,7 @@ def test_a_gated_model_without_a_login(refused, monkeypatch):
         except GatedRepoError as cause:
             raise OSError("You are trying to access a gated repo.") from cause  # as transformers wraps it
 
-    monkeypatch.setattr("mllm.models.loading.AutoConfig.from_pretrained", gated)
+    monkeypatch.setattr("mllm.models.backbone.loading.AutoConfig.from_pretrained", gated)
     refused(
         "'google/medgemma-4b-it' is a gated model: accept its license at https://huggingface.co/google/medgemma-4b-it "
         "and log in with `hf auth login`",

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGen
 
 from mllm.errors import ConfigError
 from mllm.pipeline.convert import main
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 
 @pytest.fixture

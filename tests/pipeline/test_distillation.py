@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from echo_files import write_camus, write_echonet
 from safetensors.torch import load_file
 
 from mllm.errors import ConfigError, DataError
-from mllm.models import taps
+from mllm.models.backbone import taps
 from mllm.pipeline.finetune import main
 from mllm.pipeline.predict import main as predict
-from mllm.testing.echo import write_camus, write_echonet
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -214,14 +214,14 @@ def test_a_resume_with_other_lessons_is_refused(write, tiny_medsiglip, change: s
 
 PUBLISHED = '''
 """Taps as GEMMA 3NCORE hung them up: what the hooks keep is detached."""
-from mllm.models import taps
+from mllm.models.backbone import taps
 pooled = taps.pooled
 taps.pooled = lambda features, grid: pooled(features.detach(), grid)
 '''
 
 
 def test_the_published_wiring_is_refused_by_name_before_the_first_update(write, monkeypatch):
-    monkeypatch.setattr("mllm.models.taps.pooled", taps.pooled)  # so that it is there again afterwards
+    monkeypatch.setattr("mllm.models.backbone.taps.pooled", taps.pooled)  # so that it is there again afterwards
     Path("published.py").write_text(PUBLISHED)
     with pytest.raises(
         ConfigError, match=r"FeatureMatch teaches nothing: model.vision_tower.timm_model.blocks.0 of the"

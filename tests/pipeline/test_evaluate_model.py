@@ -135,7 +135,7 @@ def test_bad_rows_are_counted_or_end_it_without_a_trace(
 def test_what_cannot_be_evaluated_is_said_before_a_model_is_loaded(
     run: tuple[str, str], monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
 ) -> None:
-    monkeypatch.setattr("mllm.pipeline.inference.load_for_answers", None)
+    monkeypatch.setattr("mllm.predict.load.load_for_answers", None)
     with pytest.raises(ConfigError, match=said):
         main([run[0], "--adapter", run[1], *options])
 

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 from mllm.errors import ConfigError
 from mllm.export.gguf import k_quants
 from mllm.export.settings import write_settings
-from mllm.models.adapter_files import HEADS
+from mllm.models.adapters.files import HEADS
 from mllm.pipeline import export as pipeline
 from mllm.pipeline.export import main
 from mllm.pipeline.merge import merge
-from mllm.testing.tiny import write_tiny
-from mllm.testing.tiny_adapter import write_tiny_adapter
+from mllm.tiny.adapter import write_tiny_adapter
+from mllm.tiny.checkpoints import write_tiny
 from tests.export.gguf.conftest import write_model
 from tests.export.gguf.test_lora import write_lora
 

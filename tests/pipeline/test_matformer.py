@@ -8,9 +8,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from mllm.errors import ConfigError
-from mllm.pipeline import run_command
+from mllm.pipeline.command import run_command
 from mllm.pipeline.matformer import counted, main, parse_layers, parse_widths
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 
 @pytest.fixture(scope="module")

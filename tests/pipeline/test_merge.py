@@ -21,12 +21,12 @@ from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.export import shards
 from mllm.export.settings import write_settings
+from mllm.models.adapters.trained_file import write_trained
 from mllm.models.builder.builder import load_pretrained
-from mllm.models.head_files import write_trained
 from mllm.pipeline.merge import main, memory_needed, refuse_too_large
 from mllm.pipeline.predict import main as predict
-from mllm.testing.tiny import write_tiny
-from mllm.testing.tiny_adapter import write_tiny_adapter
+from mllm.tiny.adapter import write_tiny_adapter
+from mllm.tiny.checkpoints import write_tiny
 
 
 def test_the_merged_model_answers_as_the_adapter_does(
@@ -178,7 +178,7 @@ def test_a_projector_that_trained_is_written(tmp_path: Path) -> None:
 MEASURE = """
 import sys
 import mllm.export, mllm.models.builder.builder
-from mllm.export.report import peak_memory
+from mllm.export.export_report import peak_memory
 from mllm.pipeline.merge import merge
 before = peak_memory()
 merge(sys.argv[1], sys.argv[2])

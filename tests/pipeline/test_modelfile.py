@@ -10,7 +10,7 @@ from mllm.errors import ConfigError
 from mllm.export.card import Facts, card_text
 from mllm.export.settings import write_settings
 from mllm.pipeline.modelfile import main
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 
 @pytest.fixture

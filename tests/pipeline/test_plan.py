@@ -12,11 +12,11 @@ from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
 from mllm.engine.privacy.accounting import epsilon_spent
 from mllm.errors import ConfigError
-from mllm.models.adapters import trainable_report
+from mllm.models.adapters.attach import trainable_report
 from mllm.models.builder.builder import load_pretrained
 from mllm.pipeline.cli import main as mllm
 from mllm.pipeline.plan import main
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 RUN = """
 model_args = dict(type="causal-lm", model_name_or_path="model", lora_r=2, chat_template="{% for turn in messages %}"

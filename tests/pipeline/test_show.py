@@ -9,7 +9,7 @@ from transformers import AutoProcessor
 
 from mllm.dataset.builder import build_dataset
 from mllm.errors import ConfigError
-from mllm.models.encoder import ChatEncoder
+from mllm.models.encoding.chat import ChatEncoder
 from mllm.pipeline.show import IMAGE_TOKENS, PLAIN, SUPERVISED, described, main
 
 

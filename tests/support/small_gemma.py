@@ -9,8 +9,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import Gemma3ForConditionalGeneration
 
-from mllm.models.adapter_targets import GEMMA3_TARGETS
-from mllm.models.adapters import attach_adapter
+from mllm.models.adapters.attach import attach_adapter
+from mllm.models.adapters.targets import GEMMA3_TARGETS
 
 TOWERS = {
     "vision": "model.vision_tower",

@@ -12,8 +12,8 @@ from pycocotools import mask as coco_mask
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.refer import References
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answered, box_in, words
+from mllm.dataset.tables.refer import References
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
 from mllm.structures import BOX, Mark, Sample

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from mllm.dataset.base import SampleDataset
-from mllm.dataset.records import Records
-from mllm.dataset.text_filters import TextFilters
+from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.text_filters import TextFilters
 from mllm.errors import ConfigError, DataError, hint
 from mllm.files import replaced_file
 from mllm.registry import DATASETS

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from mllm.dataset.base import SampleDataset
-from mllm.dataset.records import Records
+from mllm.dataset.tables.records import Records
 from mllm.errors import DataError, hint
 from mllm.files import replaced_file
 from mllm.registry import DATASETS

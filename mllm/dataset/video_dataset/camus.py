@@ -16,11 +16,11 @@ from PIL.Image import Image
 from tqdm import tqdm
 from typing_extensions import override
 
-from mllm.dataset.camus_files import Release
-from mllm.dataset.cine import MEASURES, MOMENTS, CineDataset, counted, drawn, known_number
-from mllm.dataset.left_ventricle import METHOD, biplane_measures
+from mllm.dataset.echo.camus_files import Release
+from mllm.dataset.echo.cine import MEASURES, MOMENTS, CineDataset, counted, drawn, known_number
+from mllm.dataset.echo.left_ventricle import METHOD, biplane_measures
+from mllm.dataset.echo.planes import shown
 from mllm.dataset.phantoms.echo_folders import write_camus
-from mllm.dataset.planes import shown
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 

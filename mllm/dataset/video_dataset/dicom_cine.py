@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from mllm.dataset.base import ImageTextDataset
-from mllm.dataset.cine import FRAMES_NEEDED, MEASURES, MOMENTS, conversation, known_number
+from mllm.dataset.echo.cine import FRAMES_NEEDED, MEASURES, MOMENTS, conversation, known_number
 from mllm.dataset.phantoms.echo_folders import write_echonet
 from mllm.errors import DataError
 from mllm.files import replaced_file

@@ -14,11 +14,11 @@ import numpy as np
 from PIL.Image import Image
 from typing_extensions import override
 
-from mllm.dataset.cine import ED, ES, MEASURES, CineDataset, counted, drawn, known_number
+from mllm.dataset.echo.cine import ED, ES, MEASURES, CineDataset, counted, drawn, known_number
+from mllm.dataset.echo.tracings import Tracing, read_tracings, stem
 from mllm.dataset.phantoms.echo_folders import write_echonet
 from mllm.dataset.readers import read_images
-from mllm.dataset.records import Records
-from mllm.dataset.tracings import Tracing, read_tracings, stem
+from mllm.dataset.tables.records import Records
 from mllm.errors import DataError, hint
 from mllm.registry import DATASETS
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from typing_extensions import override
 
-from mllm.dataset.cine import MOMENTS, CineDataset
+from mllm.dataset.echo.cine import MOMENTS, CineDataset
 from mllm.dataset.phantoms.echo import Echo, Probe
 from mllm.dataset.phantoms.heart import Heart, draw_heart
 from mllm.errors import ConfigError

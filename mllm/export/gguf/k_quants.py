@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mllm.errors import ConfigError
 from mllm.export.gguf.families import Family
 from mllm.export.gguf.model import export_model, open_family
-from mllm.models.loading import load_config
+from mllm.models.backbone.loading import load_config
 
 logger = logging.getLogger(__name__)
 

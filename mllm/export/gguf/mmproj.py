@@ -16,7 +16,7 @@ from mllm.export.gguf.general import read_origin
 from mllm.export.gguf.model import refuse_foreign
 from mllm.export.gguf.weights import Planned, Weights
 from mllm.export.gguf.writer import TYPES, kind_of, write_gguf
-from mllm.models.loading import load_config
+from mllm.models.backbone.loading import load_config
 
 _VISION = re.compile(r"^(model\.)?vision_tower\.(vision_model\.)?")
 _PROJECTOR = re.compile(r"^(model\.)?multi_modal_projector\.")

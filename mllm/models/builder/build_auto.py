@@ -15,10 +15,10 @@ from transformers import (
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.models.adapter_targets import derived_targets, matching, pattern_of
+from mllm.models.adapters.targets import derived_targets, matching, pattern_of
+from mllm.models.backbone.loading import explained, find_checkpoint, load_config, load_model, load_processor
 from mllm.models.builder.build_options import load_options
 from mllm.models.builder.build_shared import assemble
-from mllm.models.loading import explained, find_checkpoint, load_config, load_model, load_processor
 from mllm.registry import MODELS
 from mllm.structures import Bundle
 

@@ -9,16 +9,16 @@ from transformers import AddedToken, Gemma3Config, Gemma3ForConditionalGeneratio
 
 from mllm.config.defaults import SHIKRA_TYPES, TEXT_TYPES, with_defaults
 from mllm.config.schema import ModelArgs
+from mllm.models.backbone.loading import find_checkpoint, load_config, load_processor
 from mllm.models.builder.build_seq2seq import decoder_start
 from mllm.models.builder.build_shared import chosen_format
 from mllm.models.builder.build_shikra import llava_processor
-from mllm.models.encoder import ChatEncoder
+from mllm.models.encoding.chat import ChatEncoder
+from mllm.models.encoding.marks import MarkWriter
+from mllm.models.encoding.seq2seq import Seq2SeqEncoder
+from mllm.models.encoding.text_processor import load_text_processor
 from mllm.models.heads import MaskHead
-from mllm.models.loading import find_checkpoint, load_config, load_processor
-from mllm.models.mark_writer import MarkWriter
 from mllm.models.medgemma.medgemma_perception import shape_images
-from mllm.models.seq2seq_encoder import Seq2SeqEncoder
-from mllm.models.text_processor import load_text_processor
 from mllm.registry import HEADS
 
 

@@ -9,10 +9,10 @@ from transformers import Gemma3nForConditionalGeneration
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
+from mllm.models.backbone.loading import find_checkpoint, load_config, load_model, load_processor
 from mllm.models.builder.build_options import load_options
 from mllm.models.builder.build_shared import assemble
 from mllm.models.builder.build_vision import build_vision, vision_targets
-from mllm.models.loading import find_checkpoint, load_config, load_model, load_processor
 from mllm.registry import MODELS
 from mllm.structures import Bundle
 

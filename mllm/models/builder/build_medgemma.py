@@ -5,11 +5,11 @@ from __future__ import annotations
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.models.adapter_targets import GEMMA3_TARGETS
+from mllm.models.adapters.targets import GEMMA3_TARGETS
+from mllm.models.backbone.loading import find_checkpoint, load_config, load_processor
 from mllm.models.builder.build_options import load_options
 from mllm.models.builder.build_shared import assemble
 from mllm.models.builder.build_vision import build_vision
-from mllm.models.loading import find_checkpoint, load_config, load_processor
 from mllm.models.medgemma.medgemma_perception import load_gemma3, shape_images
 from mllm.registry import MODELS
 from mllm.structures import Bundle

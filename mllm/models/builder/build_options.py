@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
-from mllm.models.loading import quantization
+from mllm.models.backbone.loading import quantization
 
 
 def load_options(config: PretrainedConfig, args: ModelArgs, hardware: Hardware, keep: list[str]) -> dict[str, Any]:

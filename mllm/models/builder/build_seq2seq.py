@@ -12,14 +12,14 @@ from transformers import (
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.models.adapter_targets import derived_targets
-from mllm.models.adapters import attach_adapter
+from mllm.models.adapters.attach import attach_adapter
+from mllm.models.adapters.targets import derived_targets
+from mllm.models.backbone.half_safe import keep_residual_in_fp32
+from mllm.models.backbone.loading import find_checkpoint, load_config, load_model
 from mllm.models.builder.build_options import load_options, lora_options
-from mllm.models.half_safe import keep_residual_in_fp32
-from mllm.models.loading import find_checkpoint, load_config, load_model
-from mllm.models.perception import PerceptionModel
-from mllm.models.seq2seq_encoder import Seq2SeqEncoder
-from mllm.models.text_processor import TextProcessor, load_text_processor
+from mllm.models.encoding.seq2seq import Seq2SeqEncoder
+from mllm.models.encoding.text_processor import TextProcessor, load_text_processor
+from mllm.models.language_model import PerceptionModel
 from mllm.registry import MODELS
 from mllm.structures import Bundle
 

@@ -12,19 +12,19 @@ from transformers import PreTrainedModel, ProcessorMixin
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.models.adapter_files import find_adapter, holds_lora
-from mllm.models.adapters import attach_adapter
-from mllm.models.box_formats import BoxFormat, NormalizedText, PerceptionToken
+from mllm.models.adapters.attach import attach_adapter
+from mllm.models.adapters.files import find_adapter, holds_lora
+from mllm.models.adapters.trained_file import FILE, IN_MERGED, load_trained
+from mllm.models.backbone.added_tokens import TokenRows, add_tokens
+from mllm.models.backbone.half_safe import keep_residual_in_fp32
+from mllm.models.backbone.vision_layers import VisionLayers, fuse_language_layers
 from mllm.models.builder.build_options import lora_options
-from mllm.models.encoder import ChatEncoder
-from mllm.models.half_safe import keep_residual_in_fp32
-from mllm.models.head_files import FILE, IN_MERGED, load_trained
+from mllm.models.encoding.box_formats import BoxFormat, NormalizedText, PerceptionToken
+from mllm.models.encoding.chat import ChatEncoder
+from mllm.models.encoding.marks import MarkWriter
+from mllm.models.encoding.text_processor import TextProcessor
 from mllm.models.heads import BoxHead, MaskHead
-from mllm.models.mark_writer import MarkWriter
-from mllm.models.perception import PerceptionModel
-from mllm.models.text_processor import TextProcessor
-from mllm.models.token_rows import TokenRows, add_tokens
-from mllm.models.vision_layers import VisionLayers, fuse_language_layers
+from mllm.models.language_model import PerceptionModel
 from mllm.registry import BOX_FORMATS, HEADS
 from mllm.structures import Bundle
 

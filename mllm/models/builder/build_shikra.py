@@ -17,10 +17,10 @@ from mllm.config.defaults import with_defaults
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
+from mllm.models.backbone.loading import find_checkpoint, load_config, load_model, load_processor, quantization
 from mllm.models.builder.build_auto import lora_targets
 from mllm.models.builder.build_options import load_options
 from mllm.models.builder.build_shared import assemble
-from mllm.models.loading import find_checkpoint, load_config, load_model, load_processor, quantization
 from mllm.models.shikra.projector import ACTIVATIONS, is_single, read_projector, to_llava
 from mllm.models.shikra.shikra import clip_vision_config, compose, load_llava_processor, set_projector
 from mllm.registry import MODELS

@@ -8,11 +8,11 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from mllm.config.defaults import SHIKRA_TYPES
 from mllm.config.schema import ModelArgs
-from mllm.models.adapter_targets import GEMMA3_TARGETS, matching, resolve_target
+from mllm.models.adapters.targets import GEMMA3_TARGETS, matching, resolve_target
+from mllm.models.backbone.loading import explained, find_checkpoint, load_config
 from mllm.models.builder.build_auto import find_towers, lora_targets
 from mllm.models.builder.build_seq2seq import seq2seq_targets
 from mllm.models.builder.build_text import language_targets, language_tower
-from mllm.models.loading import explained, find_checkpoint, load_config
 
 TEXT_CLASSES = {"causal-lm": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
 

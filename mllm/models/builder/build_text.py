@@ -7,11 +7,11 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.models.adapter_targets import derived_targets, matching, pattern_of
+from mllm.models.adapters.targets import derived_targets, matching, pattern_of
+from mllm.models.backbone.loading import find_checkpoint, load_config, load_model
 from mllm.models.builder.build_options import load_options
 from mllm.models.builder.build_shared import assemble
-from mllm.models.loading import find_checkpoint, load_config, load_model
-from mllm.models.text_processor import load_text_processor
+from mllm.models.encoding.text_processor import load_text_processor
 from mllm.registry import MODELS
 from mllm.structures import Bundle
 

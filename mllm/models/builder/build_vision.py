@@ -11,17 +11,17 @@ from transformers import AutoImageProcessor, PreTrainedModel
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.models.adapter_files import find_adapter, holds_lora
-from mllm.models.adapter_targets import pattern_of
-from mllm.models.adapters import attach_adapter
+from mllm.models.adapters.attach import attach_adapter
+from mllm.models.adapters.files import find_adapter, holds_lora
+from mllm.models.adapters.targets import pattern_of
+from mllm.models.adapters.trained_file import FILE, IN_MERGED, load_trained
+from mllm.models.backbone.loading import explained, find_checkpoint, load_config, quantization
+from mllm.models.backbone.vision_part import SIGHTS, load_vision
 from mllm.models.builder.build_options import lora_options
 from mllm.models.builder.build_shared import seeded_head, train_in_fp32
-from mllm.models.head_files import FILE, IN_MERGED, load_trained
+from mllm.models.encoding.views import ViewEncoder
 from mllm.models.heads import RegressionHead
-from mllm.models.loading import explained, find_checkpoint, load_config, quantization
-from mllm.models.view_encoder import ViewEncoder
 from mllm.models.vision_model import VisionModel
-from mllm.models.vision_part import SIGHTS, load_vision
 from mllm.registry import HEADS, MODELS
 from mllm.structures import Bundle
 

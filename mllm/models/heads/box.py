@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mllm.errors import ConfigError
-from mllm.models.heads.perceptron import perceptron
+from mllm.models.heads.mlp import perceptron
 from mllm.registry import HEADS
 
 

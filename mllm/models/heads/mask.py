@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mllm.models.heads.look import Look
-from mllm.models.heads.perceptron import perceptron
+from mllm.models.heads.image_attention import Look
+from mllm.models.heads.mlp import perceptron
 from mllm.registry import HEADS
 
 

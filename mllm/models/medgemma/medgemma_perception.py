@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import Gemma3ForConditionalGeneration, Gemma3Processor, ProcessorMixin
 
 from mllm.errors import ConfigError
-from mllm.models.loading import load_model
+from mllm.models.backbone.loading import load_model
 
 IMAGE_TOKEN_LENGTHS = (256, 128, 64, 32, 16)
 """The tokens an image may have."""

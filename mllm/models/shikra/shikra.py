@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from mllm.errors import ConfigError
-from mllm.models.loading import explained
+from mllm.models.backbone.added_tokens import add_tokens
+from mllm.models.backbone.loading import explained
 from mllm.models.shikra.conversation import vicuna_template
-from mllm.models.token_rows import add_tokens
 from mllm.structures import IMAGE
 
 PAD = "<pad>"

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from medical_files import write_dicom
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 
 from mllm.dataset.readers import read_images
 from mllm.errors import DataError
-from mllm.testing.files import write_dicom
 
 DATA = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "dicom"
 GRADIENT = np.arange(-1100, 1100, 2, dtype=np.int16)[:1024].reshape(32, 32)

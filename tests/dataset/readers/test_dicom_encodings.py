@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from medical_files import write_dicom
 from pydicom.data import get_testdata_file
 from pydicom.pixels import convert_color_space
 
 from mllm.dataset.readers import read_images
 from mllm.errors import ConfigError, DataError
-from mllm.testing.files import write_dicom
 
 GRADIENT = np.arange(-1100, 1100, 2, dtype=np.int16)[:1024].reshape(32, 32)
 

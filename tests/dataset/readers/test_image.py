@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from medical_files import write_png
 from PIL import Image, PngImagePlugin
 
 from mllm.dataset.readers import read_images
 from mllm.errors import ConfigError, DataError
-from mllm.testing.files import write_png
 
 DATA = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "images"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from medical_files import write_nifti
 from PIL import Image
 
 from mllm.dataset.readers import read_images
 from mllm.errors import ConfigError, DataError
-from mllm.testing.files import write_nifti
 
 DATA = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "nifti"
 WHEEL = Path(nibabel.__file__).parent / "tests" / "data"

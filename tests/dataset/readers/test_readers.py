@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from medical_files import write_avi, write_dicom, write_nifti, write_png
 from PIL import Image
 
 from mllm.dataset.readers import read_images
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
-from mllm.testing.files import write_avi, write_dicom, write_nifti, write_png
 
 GRAY = np.arange(48, dtype=np.uint8).reshape(6, 8)
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import av
 import numpy as np
 import pytest
+from medical_files import write_avi
 
 from mllm.dataset.readers import read_images, video
 from mllm.errors import ConfigError, DataError
-from mllm.testing.files import write_avi
 
 COUNT = 45
 KINDS = [

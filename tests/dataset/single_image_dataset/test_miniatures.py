@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import mllm.dataset.builder  # noqa: F401  (registers all)
+from mllm.dataset.augment.transforms import RandomFlip
 from mllm.dataset.builder import build_dataset
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset
-from mllm.dataset.transforms import RandomFlip
 from mllm.registry import DATASETS
 from mllm.structures import BOX, IMAGE, POINT
 

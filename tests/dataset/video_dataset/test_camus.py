@@ -7,11 +7,11 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
+from echo_files import write_camus
 
 from mllm.config.schema import DataArgs
 from mllm.dataset.builder import build_dataset, build_datasets, use_miniatures
 from mllm.errors import ConfigError, DataError
-from mllm.testing.echo import write_camus
 
 SPLITS = {"training": 4, "validation": 1, "testing": 2}
 RELEASES = ("nifti", "mhd")

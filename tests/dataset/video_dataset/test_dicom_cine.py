@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from medical_files import write_avi, write_dicom
 
 from mllm.config.schema import DataArgs
 from mllm.dataset.builder import build_dataset, build_datasets, use_miniatures
 from mllm.errors import DataError
-from mllm.testing.files import write_avi, write_dicom
 
 ROW = {"file": "a.dcm", "ED": 7, "ES": 2, "EF": 55.5, "EDV": 120, "ESV": 53.4, "patient": "p1"}
 

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from echo_files import write_echonet
+from medical_files import write_avi
 
 from mllm.config.schema import DataArgs
 from mllm.dataset.builder import build_dataset, build_datasets, use_miniatures
 from mllm.errors import ConfigError, DataError
-from mllm.testing.echo import write_echonet
-from mllm.testing.files import write_avi
 
 SPLITS = {"TRAIN": 6, "VAL": 2, "TEST": 3}
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from echo_files import LABELS, Echo, Probe, draw_heart
 
 from mllm.config.schema import DataArgs
 from mllm.dataset.builder import build_dataset, build_datasets
 from mllm.errors import ConfigError
-from mllm.testing.echo import LABELS, Echo, Probe, draw_heart
 
 
 def opened(**options):

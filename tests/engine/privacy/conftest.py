@@ -16,7 +16,7 @@ from mllm.models.builder.builder import load_pretrained
 from mllm.objectives.measures import MeasureLoss, VolumeConsistency
 from mllm.objectives.text import NextToken
 from mllm.structures import Sample, Turn
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
 TEMPLATE = (

@@ -30,9 +30,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mllm.testing import templates
-from mllm.testing.tiny_parts import filled
-from mllm.testing.vocabulary import BYTES, TEXT, train_bytes, train_pieces
+from mllm.tiny import templates
+from mllm.tiny.parts import filled
+from mllm.tiny.vocabulary import BYTES, TEXT, train_bytes, train_pieces
 
 TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 WIDTHS = dict(

@@ -20,7 +20,7 @@ from mllm.errors import ConfigError
 from mllm.export.gguf.mmproj import export_mmproj
 from mllm.export.gguf.model import export_model
 from mllm.models.medgemma.medgemma_perception import POOL_KEY
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 from tests.export.gguf.conftest import edited
 
 SIDE, TOKENS = 112, 16

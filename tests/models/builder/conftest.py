@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from transformers import LlamaConfig
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
-from mllm.models.adapters import attach_adapter
+from mllm.models.adapters.attach import attach_adapter
+from mllm.models.backbone.loading import load_model
 from mllm.models.builder.build_options import load_options, lora_options
-from mllm.models.loading import load_model
 
 T4 = Hardware("cuda", "Tesla T4", (7, 5), 16 << 30, 1, 32 << 30, 4, "fp16")
 

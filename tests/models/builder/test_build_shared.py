@@ -11,12 +11,12 @@ import torch
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
+from mllm.models.backbone.half_safe import HalfSafeLinear
 from mllm.models.builder.build_text import build_causal_lm
 from mllm.models.builder.builder import load_pretrained
-from mllm.models.half_safe import HalfSafeLinear
 from mllm.structures import Sample, Turn
-from mllm.testing.tiny import write_tiny
-from mllm.testing.tiny_adapter import write_tiny_adapter
+from mllm.tiny.adapter import write_tiny_adapter
+from mllm.tiny.checkpoints import write_tiny
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
 IDS = torch.tensor([[1, 300, 301, 302]])

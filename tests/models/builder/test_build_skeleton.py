@@ -9,7 +9,7 @@ from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.models.builder.build_skeleton import count_lora
 from mllm.models.builder.builder import load_pretrained
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 TEMPLATE = "{% for turn in messages %}{{ turn['role'] ~ turn['content'] ~ eos_token }}{% endfor %}"
 

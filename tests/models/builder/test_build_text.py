@@ -13,11 +13,11 @@ from mllm.engine.preflight import preflight
 from mllm.errors import ConfigError, DataError
 from mllm.models.builder.build_encoder import load_encoder
 from mllm.models.builder.builder import load_pretrained
-from mllm.models.generation import generate
-from mllm.models.text_processor import load_text_processor
+from mllm.models.encoding.text_processor import load_text_processor
+from mllm.models.generation.generate import generate
 from mllm.objectives.text import NextToken
 from mllm.structures import LogicalBatch, Sample, Turn
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 PAIRS = [("The heart is normal.", "Das Herz."), ("The liver is large.", "Die Leber."), ("No kidney.", "Keine Niere.")]
 SAMPLES = [Sample([Turn("user", question), Turn("assistant", answer)]) for question, answer in PAIRS]

@@ -12,7 +12,7 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.export.card import Facts
-from mllm.models.adapters import trainable_report
+from mllm.models.adapters.attach import trainable_report
 from mllm.models.builder.build_vision import vision_targets
 from mllm.models.builder.builder import load_pretrained
 from mllm.registry import EXPORTERS

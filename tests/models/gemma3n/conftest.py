@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, Gemma3nForConditionalGeneration
 
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 DEEP: dict[str, Any] = {
     "num_hidden_layers": 35,

@@ -23,7 +23,7 @@ from transformers import (
 from mllm.errors import ConfigError
 from mllm.models.gemma3n.extract import extract, open_checkpoint
 from mllm.models.gemma3n.matformer import PRESETS, Slice, chosen_slice, preset_slice
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 IDS = torch.randint(10, 300, (2, 12), generator=torch.Generator().manual_seed(3))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 SHIKRA_TOKENS = ["<im_patch>", "<im_start>", "<im_end>"]
 

@@ -8,7 +8,7 @@ from transformers import CLIPConfig, CLIPVisionModel, LlamaForCausalLM, LlavaFor
 
 from mllm.errors import ConfigError
 from mllm.models.shikra.shikra import clip_vision_config, compose, load_llava_processor
-from mllm.testing.tiny import write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 
 @pytest.fixture

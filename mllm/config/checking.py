@@ -1,0 +1,195 @@
+"""The closed schema: every key of a config is known to somebody, or refused with the file and line that wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from mllm.config.origins import Key, Places
+from mllm.config.registry_entries import checked_entry, known_entry
+from mllm.config.renamed import DATA, MODEL, TRAINING
+from mllm.config.schema import SPLITS, DataArgs, ExportArgs, ModelArgs, PrivacyArgs, StoppingArgs
+from mllm.config.source import has_source
+from mllm.errors import ConfigError, hint, near
+from mllm.options import fits, limited, wrong_value
+from mllm.registry import BOX_FORMATS, DATASETS, HEADS, METRICS, MODELS, OBJECTIVES
+
+TOP_LEVEL = (
+    *("model_args", "data_args", "training_args", "objectives", "export_args", "distill_args", "privacy_args"),
+    *("hardware", "custom_imports", "name", "tiny"),
+)
+DEFAULT_OBJECTIVES = {"next_token": {"type": "NextToken"}}
+HEAD_NAMES = ("box", "mask", "measures")
+"""The names under which objectives look for what a head found."""
+HEAD_GIVEN = ("width", "vision_width", "layers", "grid", "mask_size")
+"""What the model's own sizes give to a head."""
+POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+NOT_NEGATIVE = ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed")
+"""What transformers and PyTorch refuse only once the model is loaded, or take without a word."""
+
+
+def refuse_unknown_top_level(keys: Any, places: Places) -> None:
+    """Refuses a top-level name that is no section of a config; names that begin with '_' are the user's own."""
+    for key in keys:
+        if key not in TOP_LEVEL and not key.startswith("_"):
+            raise ConfigError(
+                f"{places.of(key)}: unknown key '{key}' at the top level{hint(key, TOP_LEVEL)} "
+                f"(a name of your own begins with '_')"
+            )
+
+
+def refuse_what_has_no_source(value: Any, key: Key, places: Places) -> None:
+    """Refuses values that cannot be written into the resolved config, such as classes and functions."""
+    if isinstance(value, Mapping):
+        for name, child in value.items():
+            refuse_what_has_no_source(child, (*key, str(name)), places)
+    elif not has_source(value):
+        raise ConfigError(
+            f"{places.of(*key)}: {'.'.join(key)} is a {type(value).__name__}; a config holds only None, True, False, "
+            f"numbers, text, lists, tuples and dicts"
+        )
+
+
+def refuse_wrong_scalars(merged: Mapping[str, Any], places: Places) -> None:
+    """Checks the two top-level keys that are no dicts."""
+    for key, kind in (("name", str), ("tiny", bool)):
+        if key in merged and not fits(merged[key], kind):
+            raise ConfigError(f"{places.of(key)}: {key} {wrong_value(merged[key], kind)}")
+
+
+def section(merged: Mapping[str, Any], name: str, places: Places) -> dict[str, Any]:
+    """A top-level dict of the merged config; empty where absent."""
+    value = merged.get(name, {})
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{places.of(name)}: {name} must be a dict, not {value!r}")
+    return dict(value)
+
+
+def model_args(values: dict[str, Any], places: Places) -> ModelArgs:
+    """Checks `model_args`; the type is checked against MODELS by `mllm.config.rules`, which knows checkpoints too."""
+    args: ModelArgs = filled(ModelArgs, values, "model_args", places)
+    if args.lora_target not in ("language", "vision", "all"):
+        try:
+            re.compile(args.lora_target)
+        except re.error as error:
+            raise ConfigError(
+                f"{places.of('model_args', 'lora_target')}: model_args.lora_target must be 'language', 'vision', 'all' "
+                f"or a regular expression; {args.lora_target!r} is none: {error}"
+            ) from error
+    heads = {}
+    for name, options in args.heads.items():
+        if name not in HEAD_NAMES:
+            raise ConfigError(
+                f"{places.of('model_args', 'heads', name)}: model_args.heads has no place for '{name}'"
+                f"{hint(name, HEAD_NAMES)}"
+            )
+        heads[name] = checked_entry(options, HEADS, ("model_args", "heads", name), places, given=HEAD_GIVEN)
+    if args.box_format is not None:
+        checked_entry(args.box_format, BOX_FORMATS, ("model_args", "box_format"), places)
+    return dataclasses.replace(args, heads=heads)
+
+
+def data_args(values: dict[str, Any], places: Places) -> DataArgs:
+    """Checks `data_args` and, against the signatures of their classes, the datasets in it."""
+    args = filled(DataArgs, values, "data_args", places)
+    for name in args.metrics:
+        known_entry(METRICS, name, ("data_args", "compute_metric"), places)
+    splits = {
+        split: checked_entry(values[split], DATASETS, ("data_args", split), places)
+        for split in SPLITS
+        if values.get(split) is not None
+    }
+    return dataclasses.replace(args, **splits)
+
+
+def export_args(values: dict[str, Any], places: Places) -> ExportArgs:
+    """Checks `export_args`."""
+    args: ExportArgs = filled(ExportArgs, values, "export_args", places)
+    return args
+
+
+def privacy_args(merged: Mapping[str, Any], places: Places) -> PrivacyArgs | None:
+    """Checks `privacy_args`; None where there are none, or where a config takes those of its base away."""
+    if merged.get("privacy_args") is None:
+        return None
+    values = section(merged, "privacy_args", places)
+    args: PrivacyArgs = filled(PrivacyArgs, values, "privacy_args", places)
+    return args
+
+
+def objectives(values: dict[str, Any], places: Places) -> dict[str, dict[str, Any]]:
+    """Checks `objectives` against the signatures of their classes; next-token prediction alone where there are none."""
+    if not values:
+        return {name: dict(options) for name, options in DEFAULT_OBJECTIVES.items()}
+    checked = {}
+    for name, options in values.items():
+        if options is not None:  # None takes away the objective of a base.
+            checked[name] = checked_entry(options, OBJECTIVES, ("objectives", name), places)
+    return checked
+
+
+def training_args(values: dict[str, Any], places: Places) -> dict[str, Any]:
+    """Checks names and types of `training_args` against `transformers.TrainingArguments` and `StoppingArgs`."""
+    from transformers import TrainingArguments
+
+    own = [item.name for item in dataclasses.fields(StoppingArgs)]
+    filled(StoppingArgs, {key: values[key] for key in own if key in values}, "training_args", places)
+    hints = typing.get_type_hints(TrainingArguments) | typing.get_type_hints(StoppingArgs)
+    known = own + [item.name for item in dataclasses.fields(TrainingArguments) if item.init]
+    for key, value in values.items():
+        place = places.of("training_args", key)
+        if key not in known:
+            if key in TRAINING:
+                tail = f": {TRAINING[key]}"
+            elif near(key, known):
+                tail = hint(key, known)
+            else:
+                tail = "; known are the arguments of transformers.TrainingArguments"
+            raise ConfigError(f"{place}: unknown key '{key}' in training_args{tail}")
+        if not fits(value, hints[key]):
+            raise ConfigError(f"{place}: training_args.{key} {wrong_value(value, hints[key])}")
+        if key in POSITIVE and value < 1:
+            raise ConfigError(f"{place}: training_args.{key} must be a whole number of at least 1, not {value!r}")
+        if key in NOT_NEGATIVE and value is not None and not 0 <= value < float("inf"):
+            raise ConfigError(f"{place}: training_args.{key} must be 0 or more and finite, not {value!r}")
+    return values
+
+
+def hardware(values: dict[str, Any], places: Places) -> dict[str, Any]:
+    """Checks `hardware`, whose only key is `bf16`."""
+    for key, value in values.items():
+        if key != "bf16":
+            raise ConfigError(f"{places.of('hardware', key)}: unknown key '{key}' in hardware{hint(key, ['bf16'])}")
+        if not isinstance(value, bool):
+            raise ConfigError(f"{places.of('hardware', key)}: hardware.bf16 must be True or False, not {value!r}")
+    return values
+
+
+def filled(schema: type, values: dict[str, Any], name: str, places: Places) -> Any:
+    """The dataclass `schema` made of checked values; `name` is the section's, with dots where it lies in another."""
+    fields = {item.name: item for item in dataclasses.fields(schema)}
+    hints = typing.get_type_hints(schema)
+    for key, value in values.items():
+        place = places.of(*name.split("."), key)
+        if key not in fields:
+            renamed = {"model_args": MODEL, "data_args": DATA, "distill_args.teacher": MODEL}.get(name, {})
+            tail = f": {renamed[key]}" if key in renamed else hint(key, fields)
+            raise ConfigError(f"{place}: unknown key '{key}' in {name}{tail}")
+        if not fits(value, hints[key]):
+            raise ConfigError(f"{place}: {name}.{key} {wrong_value(value, hints[key])}")
+        bound = limited(value, fields[key].metadata)
+        if bound is not None:
+            raise ConfigError(f"{place}: {name}.{key} must be {bound}, not {value!r}")
+    for key, item in fields.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and key not in values:
+            raise ConfigError(f"{places.of(*name.split('.'))}: {name} needs the key '{key}'")
+    return schema(**values)
+
+
+def known_model(name: str, places: Places) -> None:
+    """Refuses a `model_args.type` that is not in the registry MODELS."""
+    known_entry(MODELS, name, ("model_args", "type"), places)

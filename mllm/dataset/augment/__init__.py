@@ -1,0 +1,1 @@
+"""Augmentation of images together with their marks."""

@@ -1,0 +1,1 @@
+"""Shared parts of the echocardiogram datasets: files, tracings, planes and volumes."""

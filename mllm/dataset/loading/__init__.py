@@ -1,0 +1,1 @@
+"""Loading of logical batches: samplers and the collator."""

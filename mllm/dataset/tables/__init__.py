@@ -1,0 +1,1 @@
+"""Tables of rows: json, jsonl, csv, tsv, Parquet, Arrow and Hugging Face datasets, and filters over them."""

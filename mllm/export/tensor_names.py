@@ -1,0 +1,76 @@
+"""Whether a folder's tensors are those of a fresh model of its own config.json, by name and shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+)
+
+from mllm.errors import ConfigError
+from mllm.models.backbone.streamed import Unstreamable, own_tensors, stored_names
+
+AUTO: tuple[tuple[Any, Any], ...] = (
+    (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
+    (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq2SeqLM),
+    (MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM),
+)
+
+
+def fresh_model(folder: str | Path) -> PreTrainedModel | None:
+    """The model that transformers' Auto classes build from a folder's config.json, without weights.
+
+    None where they build another architecture than it names, as for checkpoints with code of their own.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    for mapping, auto in AUTO:
+        if type(config) in mapping and mapping[type(config)].__name__ in (config.architectures or []):
+            with torch.device("meta"):
+                model = auto.from_config(config)
+            assert isinstance(model, PreTrainedModel)
+            return model
+    return None
+
+
+def check_names(folder: Path) -> int | None:
+    """How many tensors the folder's weight files hold; raises `ConfigError` where stock transformers needs others.
+
+    None where that cannot be told from names: transformers does not know the architecture, or rearranges its tensors.
+    """
+    model = fresh_model(folder)
+    if model is None:
+        return None
+    expected = own_tensors(model)
+    missing, count = set(expected), 0
+    try:
+        files = stored_names(model, folder)
+    except Unstreamable:
+        return None
+    for file, names in files.items():
+        with safe_open(file, "pt") as opened:
+            for key, name in names.items():
+                if name is None:
+                    raise ConfigError(f"{file} holds {key}, for which a {type(model).__name__} has no place")
+                shape = tuple(opened.get_slice(key).get_shape())
+                if shape != tuple(expected[name].shape):
+                    raise ConfigError(
+                        f"{file}: {key} has shape {shape}, and a {type(model).__name__} of the folder's config.json "
+                        f"needs {tuple(expected[name].shape)}"
+                    )
+                missing.discard(name)
+                count += 1
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    if missing:
+        raise ConfigError(f"{folder} lacks {len(missing)} tensors of a {type(model).__name__} (first {min(missing)})")
+    return count

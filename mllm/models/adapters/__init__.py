@@ -1,0 +1,1 @@
+"""LoRA adapters: targets, attachment, files, combination and merging."""

@@ -1,0 +1,1 @@
+"""Backbones: loading, quantization, half precision, streamed weights and hooks on their layers."""

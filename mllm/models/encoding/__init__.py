@@ -1,0 +1,1 @@
+"""Encoding of samples into token ids, pixels and labels."""

@@ -1,0 +1,85 @@
+"""How a head looks at an image: a learned mixture of the vision layers, and attention between it and a hidden state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mllm.errors import ConfigError
+from mllm.models.heads.fusion import LayerFusion
+from mllm.models.heads.mlp import perceptron
+from mllm.models.heads.two_way import TwoWayTransformer, positions
+
+TOKENS = 3
+"""Tokens that the hidden state of an object is spread over, beside the one that is read in the end."""
+
+
+class Look(nn.Module):
+    """The hidden states of an object and the features of its image, `dim` wide, after they have looked at each other.
+
+    The features are a learned mixture of the `layers` of the vision tower, `vision_width` wide on a square `grid`;
+    `width` is that of the language model, `context` the number of its states.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        vision_width: int,
+        layers: int,
+        grid: int,
+        dim: int = 256,
+        depth: int = 2,
+        heads: int = 8,
+        context: int = 1,
+    ) -> None:
+        super().__init__()
+        if context < 1:
+            raise ConfigError(f"context must be at least 1, the state that predicts the object's token, not {context}")
+        self.dim, self.grid, self.context = dim, grid, context
+        self.fusion = LayerFusion(layers)
+        self.norm = nn.LayerNorm(vision_width)
+        self.feature_map = nn.Linear(vision_width, dim)
+        self.token_map = perceptron(width, dim, TOKENS * dim)
+        self.words = _Words(width, dim, context - 1) if context > 1 else None
+        self.read_token = nn.Parameter(torch.randn(dim) / math.sqrt(dim))
+        self.transformer = TwoWayTransformer(dim, depth, heads)
+        self.register_buffer("positions_ND", positions(grid, dim), persistent=False)
+
+    def features(self, layers: Sequence[Tensor]) -> Tensor:
+        """What is looked at in V images, [V, N, dim], from every vision layer's output [V, N, D]."""
+        mixed: Tensor = self.feature_map(self.norm(self.fusion([layer.float() for layer in layers])))
+        return mixed
+
+    def forward(self, state_BMKD: Tensor, features_VND: Tensor, images_BM: Tensor) -> tuple[Tensor, Tensor]:
+        """The read token [X, dim] and the features [X, N, dim] of X = B M objects that lie in `images_BM`.
+
+        The last of the K states of an object predicts its token; K is `context`.
+        """
+        state_XKD = state_BMKD.float().flatten(0, 1)
+        spread_XTD = self.token_map(state_XKD[:, -1]).unflatten(1, (TOKENS, self.dim))
+        parts = [self.read_token.expand(len(spread_XTD), 1, -1), spread_XTD]
+        if self.words is not None:
+            parts.append(self.words(state_XKD[:, :-1]))
+        tokens_XTD = torch.cat(parts, dim=1)
+        positions_ND = self.positions_ND
+        assert isinstance(positions_ND, Tensor)
+        features_XND = features_VND[images_BM.flatten()]
+        tokens_XTD, features_XND = self.transformer(tokens_XTD, features_XND, positions_ND)
+        return tokens_XTD[:, 0], features_XND
+
+
+class _Words(nn.Module):
+    """The states of the words before an object's token as tokens of their own, which know how far back they are."""
+
+    def __init__(self, width: int, dim: int, count: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(width, dim)
+        self.places_KD = nn.Parameter(torch.randn(count, dim) / math.sqrt(dim))
+
+    def forward(self, state_XKD: Tensor) -> Tensor:
+        """[X, K, width] -> [X, K, dim]."""
+        tokens: Tensor = self.map(state_XKD) + self.places_KD
+        return tokens

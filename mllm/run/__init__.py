@@ -1,0 +1,1 @@
+"""One training run, in order: prepare, open, data, distill, train, finish."""

@@ -1,0 +1,172 @@
+"""What `scripts/notebooks/3ncore.ipynb` does, without its widgets: a config from six sliders, a run, its results."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mllm.config.hardware import CHECKOUT
+from mllm.config.reading import read_config
+from mllm.config.schema import RunConfig
+from mllm.config.source import source_of
+from mllm.errors import ConfigError, TrainingError, hint
+from mllm.files import write_text
+from mllm.pipeline.evaluate_model import METRICS_FILE, table
+from mllm.run.prepare import fill_registries
+
+FINETUNE = CHECKOUT / "mllm" / "pipeline" / "finetune.py"
+FIRST_PICTURES = ("training_progress.png", "loss.png")
+PATIENCE = 60
+"""Seconds that an interrupted run is given to end by itself."""
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A number that is chosen by hand: what it means, where it begins and how far it goes."""
+
+    label: str
+    value: float
+    minimum: float
+    maximum: float
+    step: float | None = 1
+    """None: logarithmic."""
+
+
+SLIDERS = {
+    "sample_size": Slider("Training videos, at most", 100, 1, 11000, 50),
+    "learning_rate": Slider("Learning rate", 2e-5, 1e-6, 1e-2, None),
+    "epochs": Slider("Epochs", 3, 1, 100),
+    "feature_weight": Slider("Feature weight at the start", 0.05, 0.01, 1.0, 0.01),
+    "lora_r": Slider("LoRA rank", 8, 4, 64, 4),
+    "lora_alpha": Slider("LoRA alpha", 16, 4, 64),
+}
+"""The six of GEMMA 3NCORE, with its ranges and defaults."""
+
+
+def make_widgets() -> dict[str, Any]:
+    """An ipywidgets slider for each of `SLIDERS`, by name; raises `ConfigError` where ipywidgets is not installed."""
+    try:
+        import ipywidgets
+    except ImportError as error:
+        raise ConfigError("the sliders need ipywidgets: run pip install -e '.[notebook]'") from error
+    made = {}
+    for name, slider in SLIDERS.items():
+        shown = dict(description=slider.label, style={"description_width": "12em"}, layout={"width": "40em"})
+        if slider.step is None:
+            powers = dict(min=math.log10(slider.minimum), max=math.log10(slider.maximum))
+            made[name] = ipywidgets.FloatLogSlider(slider.value, **powers, readout_format=".1e", **shown)
+        else:
+            kind = ipywidgets.IntSlider if isinstance(slider.value, int) else ipywidgets.FloatSlider
+            made[name] = kind(value=slider.value, min=slider.minimum, max=slider.maximum, step=slider.step, **shown)
+    return made
+
+
+def write_config(values: Mapping[str, float], base: str | Path, path: str | Path) -> Path:
+    """Writes a config to `path` that derives from `base` and differs by `values`, one for each of `SLIDERS`.
+
+    The feature weight is where FeatureMatch begins; where it ends stays as in `base`. An objective that weighs what
+    FeatureMatch leaves, 1 - w, goes on doing so. Raises `ConfigError` for other names, for values beyond a slider's
+    ends, and for a `base` that distills no features.
+    """
+    _check(values)
+    fill_registries()
+    path, config = Path(path), read_config(base)
+    if config.data_args.train is None:
+        raise ConfigError(f"{base} has no data_args.train, whose size the sliders set")
+    changes = {
+        "model_args": {"lora_r": int(values["lora_r"]), "lora_alpha": values["lora_alpha"]},
+        "data_args": {"train": {"size": int(values["sample_size"])}},
+        "training_args": {"num_train_epochs": values["epochs"], "learning_rate": values["learning_rate"]},
+        "objectives": _weights(config, float(values["feature_weight"])),
+    }
+    parent = os.path.relpath(config.path, path.absolute().parent)
+    lines = [f'"""{Path(base).stem}, with what was chosen by sliders."""', "", f"_base_ = [{json.dumps(parent)}]", ""]
+    lines += [f"{key} = {source_of(change)}" for key, change in changes.items()]
+    return write_text(path, "\n".join(lines) + "\n")
+
+
+def _check(values: Mapping[str, float]) -> None:
+    """Refuses values that are no slider's, and those that no slider can have."""
+    for name in values:
+        if name not in SLIDERS:
+            raise ConfigError(f"there is no slider '{name}'{hint(name, SLIDERS)}")
+    for name, slider in SLIDERS.items():
+        if name not in values:
+            raise ConfigError(f"the slider '{name}' has no value")
+        slack = 1e-9 * slider.maximum  # a logarithmic slider's ends are rounded
+        if not slider.minimum - slack <= values[name] <= slider.maximum + slack:
+            raise ConfigError(f"{name} is {values[name]:g}, and goes from {slider.minimum:g} to {slider.maximum:g}")
+
+
+def _weights(config: RunConfig, start: float) -> dict[str, dict[str, Any]]:
+    """The objectives whose weight the slider changes, FeatureMatch and what weighs the rest, with their changes."""
+    features = [name for name, options in config.objectives.items() if options["type"] == "FeatureMatch"]
+    if len(features) != 1:
+        raise ConfigError(f"{config.path} has {len(features)} objectives of type FeatureMatch; the slider sets one")
+    before = _start(config.objectives[features[0]])
+    changes = {features[0]: start}
+    for name, options in config.objectives.items():
+        if math.isclose(_start(options), 1 - before, abs_tol=1e-9) and name not in changes:
+            changes[name] = round(1 - start, 9)
+    fixed = {name for name in changes if not isinstance(config.objectives[name].get("weight"), dict)}
+    return {name: {"weight": weight if name in fixed else {"start": weight}} for name, weight in changes.items()}
+
+
+def _start(options: Mapping[str, Any]) -> float:
+    """The weight of an objective at the start of a training."""
+    weight = options.get("weight", 1.0)
+    return float(weight["start"] if isinstance(weight, dict) else weight)
+
+
+def train(config: str | Path, *, tiny: bool = False) -> Path:
+    """Runs `finetune.py` in a process of its own, shows what it says as it says it, and gives its run folder.
+
+    An interrupted kernel interrupts the run too, which keeps its checkpoints. Raises `TrainingError` with the run's
+    last line where it ends without success.
+    """
+    command = [sys.executable, str(FINETUNE), str(config), *(["--tiny"] if tiny else [])]
+    said = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        try:
+            # Not line by line: a progress bar writes over its line, and so it should here.
+            while block := os.read(process.stdout.fileno(), 1 << 16):
+                text = decoder.decode(block)
+                sys.stdout.write(text)
+                sys.stdout.flush()
+                said = (said + text)[-2000:]
+        except KeyboardInterrupt:
+            # Jupyter interrupts the run with the kernel, and the run ends by itself.
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+            raise
+    if process.returncode:
+        last = [line for line in said.splitlines() if line.strip()][-1:]
+        raise TrainingError(f"the run ended with exit code {process.returncode}: {''.join(last)}")
+    return (Path("exp") / Path(config).stem / "latest").resolve()
+
+
+def pictures(run: Path) -> list[Path]:
+    """The plots in a run folder, that of the training first."""
+    found = sorted(run.rglob("*.png"))
+    return sorted(found, key=lambda path: [path.name != first for first in FIRST_PICTURES])
+
+
+def figures(run: Path) -> str:
+    """What a run measured on its test split, as a table; says so where it measured nothing."""
+    file = run / METRICS_FILE
+    measured = json.loads(file.read_text(encoding="utf-8"))["figures"] if file.is_file() else {}
+    if not measured:
+        return "Nothing was measured: the config has no data_args.test, or no data_args.compute_metric."
+    return table(measured)

@@ -1,0 +1,70 @@
+"""From a command line to a config that makes sense on this machine; every pipeline that takes a config starts here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from mllm.config.hardware import Hardware, check_packages, detect
+from mllm.config.reading import read_config
+from mllm.config.rules import apply_rules
+from mllm.config.schema import RunConfig
+from mllm.dataset.builder import use_miniatures
+from mllm.tiny.adapter import ensure_tiny_adapter
+from mllm.tiny.checkpoints import ensure_tiny, family_of
+
+CHECKPOINTS = Path("ckpt")
+TINY_RANK = 4
+"""The rank of an adapter that stands in for another, whose own is not known before it is there."""
+DEMO_BASE = "ckpt/tiny-medgemma"
+"""The base that `medgemma_cpu_demo.py` names: made where it is absent, not downloaded."""
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_args(path: str, overrides: Sequence[str] = (), tiny: bool = False) -> tuple[RunConfig, Hardware]:
+    """The config at `path` with overrides, checked against the rules and adapted to the hardware.
+
+    With `tiny`, checkpoints become tiny ones under `ckpt/`, and a split whose data is absent its class's miniature.
+    """
+    check_packages()
+    fill_registries()
+    config = read_config(path, overrides)
+    if tiny:
+        config = with_tiny_parts(config)
+    elif config.model_args.model_name_or_path == DEMO_BASE:
+        ensure_tiny("medgemma", CHECKPOINTS)
+    return apply_rules(config, detect())
+
+
+def fill_registries() -> None:
+    """Imports every part that registers itself, so that a config can name it."""
+    import mllm.dataset.builder
+    import mllm.engine.builder
+    import mllm.export
+    import mllm.metrics
+    import mllm.models.builder.builder
+    import mllm.models.encoding.box_formats
+    import mllm.models.heads
+    import mllm.objectives  # noqa: F401
+
+
+def with_tiny_parts(config: RunConfig) -> RunConfig:
+    """The same run on tiny checkpoints and, where its data is absent, on generated miniatures."""
+    model = config.model_args
+    base = ensure_tiny(family_of(model.type, model.model_name_or_path), CHECKPOINTS)
+    if str(base) != model.model_name_or_path:
+        logger.info("--tiny: %s stands in for %s", base, model.model_name_or_path)
+    changes: dict[str, object] = {"tiny": True, "model_args.model_name_or_path": str(base)}
+    changes |= dict.fromkeys(("model_args.vision_tower", "model_args.pretrain_mm_mlp_adapter"))  # it has its own
+    if config.distill_args is not None:
+        teacher = ensure_tiny(family_of(config.distill_args.teacher.type), CHECKPOINTS)
+        logger.info("--tiny: %s stands in for %s", teacher, config.distill_args.teacher.model_name_or_path)
+        changes["distill_args.teacher.model_name_or_path"] = str(teacher)
+    if model.adapter_path is not None:
+        adapter = ensure_tiny_adapter(base, TINY_RANK)
+        logger.info("--tiny: %s stands in for the adapter %s", adapter, model.adapter_path)
+        changes["model_args.adapter_path"] = str(adapter)
+    changes["data_args"] = use_miniatures(config.data_args, Path("exp") / config.name / "miniature")
+    return config.replaced(**changes)

@@ -1,1 +1,0 @@
-"""What tests and trials without weights use: tiny checkpoints, generated files."""

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from mllm.config.hardware import Hardware
+from mllm.config.reading import read_config
+from mllm.config.rules import apply_rules
+from mllm.config.schema import RunConfig
+from mllm.errors import ConfigError
+from mllm.registry import BOX_FORMATS, HEADS, MODELS, OBJECTIVES
+
+CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
+HEAD = "box=dict(type='BoxHead')"
+
+
+class BoxHead:
+    def __init__(self, width: int, hidden: int = 512):
+        self.width = width
+
+
+class MaskHead:
+    def __init__(self, width: int, vision_width: int, layers: int, grid: int, dim: int = 256, threshold: float = 0.35):
+        self.width = width
+
+
+class Loss:
+    def __init__(self, weight: float = 1.0):
+        self.weight = weight
+
+
+class Format:
+    def __init__(self, precision: int = 3):
+        self.precision = precision
+
+
+@pytest.fixture(autouse=True)
+def parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry, name, entry in (
+        (HEADS, "BoxHead", BoxHead),
+        (HEADS, "MaskHead", MaskHead),
+        (OBJECTIVES, "BoxLoss", Loss),
+        (OBJECTIVES, "MaskLoss", Loss),
+        (BOX_FORMATS, "normalized_text", Format),
+        (BOX_FORMATS, "location_tokens", Format),
+        (MODELS, "shikra", Format),
+        (MODELS, "perceptionGPT", Format),
+    ):
+        monkeypatch.setitem(registry.module_dict, name, entry)
+
+
+@pytest.fixture
+def run(write, bases):
+    def apply(lines: str) -> RunConfig:
+        return apply_rules(read_config(write(bases + lines + "\n")), CPU)[0]
+
+    return apply
+
+
+@pytest.fixture
+def sentence(run):
+    def refuse(lines: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            run(lines)
+        return str(caught.value)
+
+    return refuse
+
+
+def shikra(rest: str, type: str = "shikra", name: str = "x/llava") -> str:
+    return f"model_args = dict(type='{type}', model_name_or_path='{name}', {rest})"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("vision_tower", "'x/clip'"),
+        ("mm_vision_select_layer", "-1"),
+        ("freeze_backbone", "True"),
+        ("tune_mm_mlp_adapter", "True"),
+        ("freeze_mm_mlp_adapter", "True"),
+        ("pretrain_mm_mlp_adapter", "'x.bin'"),
+    ],
+)
+def test_shikras_keys_belong_to_shikra(sentence, run, key, value):
+    assert sentence(f"model_args = dict({key}={value})") == (
+        f"run.py:2: model_args.{key} is only possible with type='shikra' or 'perceptionGPT', and the type is "
+        "'medgemma': remove it"
+    )
+    run(shikra(f"{key}={value}"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "part"),
+    [
+        (shikra("tune_mm_mlp_adapter=True, freeze_mm_mlp_adapter=True"), "exclude each other: set one of them to"),
+        (shikra("freeze_backbone=True, freeze_mm_mlp_adapter=True"), "leave nothing to train"),
+        (shikra("tune_mm_mlp_adapter=True", "perceptionGPT"), "heads and added tokens must train too"),
+        (shikra("tune_mm_mlp_adapter=True, box_format=dict(type='location_tokens')"), "added tokens must train too"),
+        (
+            shikra("freeze_backbone=True, adapter_path='x/lora'"),
+            "freeze_backbone=True trains no LoRA, and adapter_path",
+        ),
+        (shikra("tune_mm_mlp_adapter=True, adapter_path='x/lora'"), "or tune_mm_mlp_adapter=False"),
+        (shikra("freeze_mm_mlp_adapter=True, vision_tower='x/clip'"), "would freeze a fresh projector"),
+    ],
+)
+def test_what_trains_must_make_sense(sentence, lines, part):
+    text = sentence(lines)
+    assert text.startswith("run.py:2: ") and part in text
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        shikra("freeze_backbone=True, lora_r=None"),
+        shikra("freeze_backbone=True, freeze_mm_mlp_adapter=True", "perceptionGPT"),
+        shikra("freeze_backbone=True, freeze_mm_mlp_adapter=True, box_format=dict(type='location_tokens')"),
+        shikra("freeze_backbone=True, adapter_path='x/lora', merge_lora=True"),
+    ],
+)
+def test_what_makes_sense_passes(run, lines):
+    assert run(lines).model_args.freeze_backbone
+
+
+def test_the_types_defaults_are_written_out(run):
+    args = run(shikra("lora_r=4", "perceptionGPT")).model_args
+    assert set(args.heads) == {"box", "mask"} and args.pad_to_square and args.fuse_vision_layers
+    assert run("").model_args.pad_to_square is False
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path):
+    """Writes a checkpoint's config.json into the folder `here`."""
+
+    def write_config(**values: object) -> None:
+        (tmp_path / "here").mkdir(exist_ok=True)
+        (tmp_path / "here" / "config.json").write_text(json.dumps(values))
+
+    return write_config
+
+
+@pytest.mark.parametrize(
+    ("values", "rest", "part"),
+    [
+        ({"model_type": "llama"}, "", "is a language model without a vision tower: set model_args.vision_tower"),
+        ({"model_type": "llava"}, "vision_tower='x/clip'", "is a LLaVA with a vision tower of its own: remove"),
+        ({"model_type": "qwen2_vl"}, "", "is a qwen2_vl checkpoint: use type='image-text'"),
+        ({"model_type": "shikra"}, "", "convert it with python mllm/pipeline/convert.py --model here --out FOLDER"),
+        ({"model_type": "llava", "mm_vision_tower": "x"}, "", "in the layout of the original LLaVA or Shikra"),
+        ({"model_type": "gemma3"}, "", "it is a Gemma 3 checkpoint; use type='medgemma'"),
+    ],
+)
+def test_the_checkpoint_must_be_a_llava_or_become_one(sentence, checkpoint, values, rest, part):
+    checkpoint(**values)
+    assert part in sentence(shikra(rest, name="here"))
+
+
+@pytest.mark.parametrize(("family", "rest"), [("llava", ""), ("llama", "vision_tower='x/clip'")])
+def test_both_ways_are_open(run, checkpoint, family, rest):
+    checkpoint(model_type=family)
+    run(shikra(rest, name="here"))
+
+
+@pytest.mark.parametrize(("loss", "head"), [("BoxLoss", "box"), ("MaskLoss", "mask")])
+def test_a_loss_needs_its_head(sentence, run, loss, head):
+    objective, kind = f"objectives = dict(found=dict(type='{loss}'))", f"{head.title()}Head"
+    assert sentence(objective) == (
+        f"run.py:2: objectives.found ({loss}) needs model_args.heads = dict({head}=dict(type='{kind}'))"
+    )
+    run(objective + f"\nmodel_args = dict(heads=dict({head}=dict(type='{kind}')))")
+
+
+def test_a_head_without_a_loss_is_told(run, caplog):
+    with caplog.at_level(logging.WARNING, logger="mllm"):
+        run(f"model_args = dict(heads=dict({HEAD}))")
+        run(f"model_args = dict(heads=dict({HEAD}))\nobjectives = dict(b=dict(type='BoxLoss'))")
+    assert caplog.messages == ["no objective trains the box head: add objectives = dict(box=dict(type='BoxLoss'))"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("heads=dict(boxes=dict(type='BoxHead'))", "model_args.heads has no place for 'boxes': did you mean 'box'?"),
+        ("heads=dict(box=dict(type='BoxHed'))", "unknown type 'BoxHed' in registry heads: did you mean 'BoxHead'?"),
+        ("heads=dict(box=dict(type='BoxHead', hiden=3))", "unknown key 'hiden' in model_args.heads.box (BoxHead)"),
+        ("heads=dict(box=dict(type='BoxHead', width=3))", "unknown key 'width' in model_args.heads.box (BoxHead)"),
+        ("heads=dict(mask=dict(type='MaskHead', grid=3))", "unknown key 'grid' in model_args.heads.mask (MaskHead)"),
+        ("box_format=dict(type='text')", "unknown type 'text' in registry box formats"),
+        ("box_format=dict(precision=2)", "model_args.box_format must be a dict with a 'type'"),
+        ("box_format=dict(type='normalized_text', bins=2)", "unknown key 'bins' in model_args.box_format"),
+    ],
+)
+def test_heads_and_formats_are_checked_against_their_classes(write, bases, lines, expected):
+    with pytest.raises(ConfigError) as caught:
+        read_config(write(bases + f"model_args = dict({lines})\n"))
+    assert str(caught.value).startswith("run.py:2: ") and expected in str(caught.value)

@@ -1,0 +1,65 @@
+"""Packing that could not be exact is refused with its reason, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mllm.config.hardware import Hardware
+from mllm.config.reading import read_config
+from mllm.config.rules import apply_rules
+from mllm.config.schema import RunConfig
+from mllm.errors import ConfigError
+from mllm.registry import MODELS
+
+CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
+
+
+@pytest.fixture(autouse=True)
+def types(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("causal-lm", "seq2seq"):
+        monkeypatch.setitem(MODELS.module_dict, name, lambda args, hardware: None)
+
+
+@pytest.fixture
+def run(write, bases):
+    def apply(lines: str, model_type: str = "gemma3n_text") -> RunConfig:
+        folder = Path("ckpt/model")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        text = bases + "data_args = dict(packing=True)\n" + lines + "\n"
+        return apply_rules(read_config(write(text)), CPU)[0]
+
+    return apply
+
+
+TEXT = 'model_args = dict(type="{}", model_name_or_path="ckpt/model"{})'
+
+
+@pytest.mark.parametrize("model_type", ["gemma3n", "gemma3n_text", "gemma3_text", "llama", "vaultgemma"])
+def test_what_is_shown_to_be_exact_may_be_packed(run, model_type: str):
+    assert run(TEXT.format("causal-lm", ""), model_type).data_args.packing
+
+
+def test_a_checkpoint_that_is_not_here_yet_is_left_to_the_preflight(run):
+    assert run('model_args = dict(type="causal-lm", model_name_or_path="google/gemma-3n-E4B-it")').data_args.packing
+
+
+@pytest.mark.parametrize(
+    ("lines", "model_type", "sentence"),
+    [
+        (TEXT.format("seq2seq", ""), "t5gemma", r"run\.py:2: .*whose decoder would look at the sources of all samples"),
+        ("", "gemma3", r"run\.py:2: packing=True is for type='causal-lm', and type='medgemma' reads images"),
+        (TEXT.format("causal-lm", ""), "bloom", "not shown to be exact for ckpt/model, a 'bloom' model"),
+        (
+            TEXT.format("causal-lm", ', attn_implementation="flash_attention_2"'),
+            "llama",
+            r"run\.py:3: attn_implementation='flash_attention_2' is not shown to keep",
+        ),
+    ],
+)
+def test_what_could_not_be_exact_is_refused(run, lines: str, model_type: str, sentence: str):
+    with pytest.raises(ConfigError, match=sentence):
+        run(lines, model_type)

@@ -1,0 +1,310 @@
+"""What would break the promise of privacy is refused by a sentence with its place, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mllm.config.hardware import Hardware
+from mllm.config.reading import read_config
+from mllm.config.rules import apply_rules
+from mllm.config.rules.privacy import refuse_large_delta
+from mllm.errors import ConfigError
+from mllm.registry import BOX_FORMATS, DATASETS, HEADS, MODELS, OBJECTIVES
+
+CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
+A10 = Hardware("cuda", "NVIDIA A10G", (8, 6), 24 << 30, 1, 32 << 30, 4)
+PRIVATE = "privacy_args = dict(target_epsilon=3.0, target_delta=1e-5)\n"
+LINEAR = "and with privacy_args only LoRA on Linear layers and linear heads can train"
+
+
+class Mixed:
+    def __init__(self, datasets: list, weights: list):
+        self.datasets = datasets
+
+
+class Part:
+    pass
+
+
+class Regression:
+    def __init__(self, measures: tuple = ("EF", "EDV", "ESV"), views: tuple = (), scale: Any = None):
+        self.scale = scale
+
+
+@pytest.fixture(autouse=True)
+def parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries: list[tuple[Any, str, Any]] = [(DATASETS, "MixedDataset", Mixed)]
+    entries += [(HEADS, name, Part) for name in ("BoxHead", "MaskHead")]
+    entries += [(BOX_FORMATS, name, Part) for name in ("perception_token", "location_tokens", "normalized_text")]
+    entries += [(HEADS, "RegressionHead", Regression)]
+    entries += [(OBJECTIVES, name, Part) for name in ("MeasureLoss", "FeatureMatch")]
+    models = ("causal-lm", "shikra", "perceptionGPT", "medsiglip", "gemma3n-student")
+    entries += [(MODELS, name, Part) for name in models]
+    for registry, name, entry in entries:
+        monkeypatch.setitem(registry.module_dict, name, entry)
+
+
+@pytest.fixture
+def run(write, bases):
+    def apply(lines: str, hardware: Hardware = A10):
+        return apply_rules(read_config(write(bases + lines)), hardware)[0]
+
+    return apply
+
+
+def refusal(run, lines: str, hardware: Hardware = A10) -> str:
+    with pytest.raises(ConfigError) as caught:
+        run(lines, hardware)
+    return str(caught.value)
+
+
+def test_the_section_is_optional_and_complete(run):
+    assert run("").privacy_args is None and "privacy_args" not in run("").as_dict()
+    privacy = run(PRIVATE).privacy_args
+    assert (privacy.clip_norm, privacy.unit, privacy.accountant) == (1.0, "sample", "prv")
+    assert run(PRIVATE + "privacy_args = None\n").privacy_args is None
+    assert run("privacy_args = dict(noise_multiplier=1.1, target_delta=1e-6)\n").privacy_args.target_epsilon is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("target_epsilon=3.0", "run.py:2: privacy_args needs the key 'target_delta'"),
+        ("target_delta=0", "run.py:2: privacy_args.target_delta must be greater than 0, not 0"),
+        ("target_delta=1.0", "run.py:2: privacy_args.target_delta must be less than 1, not 1.0"),
+        ("target_delta=1e-5, target_epsilon=0", "run.py:2: privacy_args.target_epsilon must be greater than 0, not 0"),
+        ("target_delta=1e-5, unit='person'", "run.py:2: privacy_args.unit must be 'sample' or 'patient', not 'person'"),
+        (
+            "target_delta=1e-5, epsilon=3.0",
+            "run.py:2: unknown key 'epsilon' in privacy_args: did you mean 'target_epsilon'?",
+        ),
+        (
+            "target_delta=1e-5",
+            "run.py:2: privacy_args needs either target_epsilon, from which the noise follows, or noise_multiplier, "
+            "and has neither: set target_epsilon=3.0, for example",
+        ),
+        (
+            "target_delta=1e-5, target_epsilon=3.0,\n    noise_multiplier=1.0",
+            "run.py:3: privacy_args needs either target_epsilon, from which the noise follows, or noise_multiplier, "
+            "and has both: remove one",
+        ),
+        (
+            "target_delta=1e-5, target_epsilon=3.0,\n    max_records_per_patient=4",
+            "run.py:3: max_records_per_patient=4 has no effect with unit='sample': set unit='patient', or remove it",
+        ),
+        (
+            "target_delta=1e-5, target_epsilon=3.0, secure_mode=True,\n    test_noise_seed=0",
+            "run.py:3: test_noise_seed makes noise that can be made again and secure_mode=True noise that cannot: "
+            "remove one of them",
+        ),
+    ],
+)
+def test_what_contradicts_itself(run, arguments: str, expected: str):
+    assert refusal(run, f"privacy_args = dict({arguments})\n") == expected
+
+
+@pytest.mark.parametrize("hardware", [A10, CPU], ids=["card", "cpu"])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            "fp16=True",
+            "fp16=True cannot be used with privacy_args, because a gradient that overflows in half precision has no "
+            "norm to clip: set bf16=True, or train in fp32",
+        ),
+        (
+            "gradient_accumulation_steps=8, per_device_train_batch_size=4",
+            "gradient_accumulation_steps=8 cannot be used with privacy_args, because every draw is an update: set it "
+            "to 1, per_device_train_batch_size to the 32 samples of an update, and privacy_args.physical_batch_size to "
+            "what fits in memory",
+        ),
+        (
+            "max_grad_norm=0.5",
+            "max_grad_norm=0.5 cannot be used with privacy_args, because every unit is clipped to "
+            "privacy_args.clip_norm before the noise: set max_grad_norm=0",
+        ),
+        (
+            "fsdp='full_shard'",
+            "fsdp cannot be used with privacy_args, because units are clipped whole, and each process would hold a "
+            "part of a gradient alone: remove it",
+        ),
+        (
+            "deepspeed='zero3.json'",
+            "deepspeed cannot be used with privacy_args, because units are clipped whole, and each process would hold "
+            "a part of a gradient alone: remove it",
+        ),
+        (
+            "save_strategy='no'",
+            "save_strategy='no' cannot be used with privacy_args, because what a broken run has spent is spent: set it "
+            "to 'steps'",
+        ),
+    ],
+)
+def test_what_the_draw_takes_the_place_of(run, arguments: str, expected: str, hardware: Hardware):
+    lines = f"training_args = dict({arguments})\n"
+    assert refusal(run, PRIVATE + lines, hardware) == f"run.py:3: {expected}"
+    run(lines, hardware)
+    run(PRIVATE + "training_args = dict(max_grad_norm=0, gradient_accumulation_steps=1)\n", hardware)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chosen"),
+    [
+        ("load_best_model_at_end=True", "load_best_model_at_end=True"),
+        ("save_strategy='best'", "save_strategy='best'"),
+        ("lr_scheduler_type='reduce_lr_on_plateau'", "lr_scheduler_type='reduce_lr_on_plateau'"),
+        ("early_stopping_patience=3, eval_strategy='epoch'", "early_stopping_patience=3"),
+    ],
+)
+def test_no_choice_rests_on_private_validation(run, arguments: str, chosen: str):
+    lines = f"training_args = dict({arguments})\ndata_args = dict(validation=dict(type='Phantoms', size=2))\n"
+    assert refusal(run, PRIVATE + lines) == (
+        f"run.py:3: {chosen} chooses by the validation loss, which is a question to private data that the accountant "
+        "does not count: remove it, or set privacy_args.public_validation=True where the validation split holds "
+        "nothing to protect"
+    )
+    run(PRIVATE + lines + "privacy_args.update(public_validation=True)\n")
+
+
+def test_checkpoints_by_validation_loss_want_public_data_and_a_loss(run):
+    wanted = PRIVATE + "privacy_args.update(checkpoint_below=[2.0, 1.5])\n"
+    assert refusal(run, wanted) == (
+        "run.py:3: checkpoint_below chooses by the validation loss, which is a question to private data that the "
+        "accountant does not count: remove it, or set privacy_args.public_validation=True where the validation split "
+        "holds nothing to protect"
+    )
+    public = wanted + "privacy_args.update(public_validation=True)\n"
+    missing = (
+        "run.py:3: checkpoint_below waits for a validation loss, and there is none: give data_args.validation, and "
+        "set training_args.eval_strategy to 'steps' or 'epoch'"
+    )
+    measured = "training_args = dict(eval_strategy='epoch')\n"
+    split = "data_args = dict(validation=dict(type='Phantoms', size=2))\n"
+    assert refusal(run, public + measured) == refusal(run, public + split) == missing
+    assert run(public + measured + split).privacy_args.checkpoint_below == [2.0, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            "heads=dict(box=dict(type='BoxHead'))",
+            "the head 'box' (BoxHead) cannot train, because it learns norms and a",
+        ),
+        ("heads=dict(mask=dict(type='MaskHead'))", "the head 'mask' (MaskHead) cannot train, because it learns conv"),
+        (
+            "box_format=dict(type='location_tokens')",
+            f"box_format 'location_tokens' adds tokens whose embeddings train, {LINEAR}: use "
+            "dict(type='normalized_text')",
+        ),
+        ("box_format=dict(type='perception_token')", "box_format 'perception_token' adds tokens whose embeddings"),
+        (
+            "fuse_vision_layers=True",
+            f"fuse_vision_layers=True learns the shares of a mixture, {LINEAR}: set it to False",
+        ),
+        ("use_dora=True", f"use_dora=True learns magnitudes of weights, {LINEAR}: set it to False"),
+        (
+            "load_in_8bit=True",
+            "load_in_8bit=True cannot be used with privacy_args, because 8-bit products choose the columns that they "
+            "keep exact by all samples of a batch: set load_in_4bit=True, or neither",
+        ),
+    ],
+)
+def test_what_has_no_gradient_by_sample(run, arguments: str, expected: str):
+    lines = f"model_args = dict(type='image-text', {arguments})\n"
+    sentence = refusal(run, PRIVATE + lines)
+    assert sentence.startswith(f"run.py:3: {expected}")
+    run(lines)
+
+
+SEEING = "part='vision', model_name_or_path='google/medsiglip-448', heads=dict(measures=dict(type='RegressionHead'{}))"
+MEASURES = "objectives = dict(_delete_=True, measures=dict(type='MeasureLoss'))\n"
+
+
+def seeing(kind: str, more: str = "", scale: str = ", scale=dict(EF=(55, 12), EDV=(120, 45), ESV=(55, 35))") -> str:
+    return f"model_args = dict(type='{kind}', {SEEING.format(scale)}{more})\n{MEASURES}"
+
+
+def test_a_model_that_measures_is_told_its_scale_from_elsewhere(run):
+    assert refusal(run, PRIVATE + seeing("medsiglip", scale="")) == (
+        "run.py:3: a RegressionHead takes mean and standard deviation of its measures from the training split, which "
+        "is a question to private data that the accountant does not count: give them from elsewhere, such as "
+        "scale=dict(EF=(55.0, 12.0), ...)"
+    )
+    one = "model_args['heads']['measures']['measures'] = ['LVM']\n"
+    assert refusal(run, PRIVATE + seeing("medsiglip", scale="") + one).endswith("such as scale=dict(LVM=(55.0, 12.0))")
+    run(seeing("medsiglip", scale=""))
+    assert run(PRIVATE + seeing("medsiglip")).privacy_args is not None
+
+
+def test_convolutions_and_whole_towers_are_refused(run):
+    assert refusal(run, PRIVATE + seeing("gemma3n-student").replace("medsiglip-448", "gemma-3n-E4B-it")) == (
+        "run.py:3: type='gemma3n-student' trains the convolutions of Gemma 3n's vision tower, "
+        f"{LINEAR}: use a SigLIP, such as type='medsiglip', or type='medgemma' with part='vision'"
+    )
+    assert refusal(run, PRIVATE + seeing("medsiglip", ", train_vision=True, lora_r=None")) == (
+        f"run.py:3: train_vision=True trains embeddings and convolutions, {LINEAR}: set it to False, and lora_r to a "
+        "rank"
+    )
+
+
+def test_distillation_is_refused(run):
+    teacher = (
+        "objectives.update(match=dict(type='FeatureMatch'))\n"
+        "distill_args = dict(teacher=dict(type='medsiglip', model_name_or_path='google/medsiglip-448'))\n"
+    )
+    assert refusal(run, PRIVATE + seeing("medsiglip") + teacher) == (
+        f"run.py:6: distill_args cannot be used with privacy_args: its projectors read maps of features, {LINEAR}: "
+        "remove it, or distil on data that holds nothing to protect"
+    )
+    run(seeing("medsiglip") + teacher)
+
+
+def test_packing_is_refused(run):
+    model = "model_args = dict(type='causal-lm', model_name_or_path='google/vaultgemma-1b')\n"
+    lines = model + "data_args = dict(packing=True)\n"
+    assert "packing=True puts several samples into one row, and privacy_args" in refusal(run, PRIVATE + lines)
+
+
+def test_perception_gpt_brings_heads_that_are_refused(run, write):
+    lines = "model_args = dict(type='perceptionGPT', model_name_or_path='llava-hf/llava-1.5-7b-hf')\n"
+    assert LINEAR in refusal(run, PRIVATE + lines)
+
+
+def test_what_draws_with_replacement_is_refused_wherever_it_stands(run):
+    mixed = "dict(type='MixedDataset', datasets=[dict(type='Phantoms')], weights=[1.0])"
+    for train in (mixed, f"dict(type='Joined', datasets=[dict(type='Phantoms'), {mixed}])"):
+        lines = f"data_args = dict(train=dict(_delete_=True, **{train}))\n"
+        assert refusal(run, PRIVATE + lines) == (
+            "run.py:3: MixedDataset draws rows with replacement, so how often a row takes part would not follow from "
+            "the rate that is accounted for: use ConcatDataset"
+        )
+    run(PRIVATE + f"data_args = dict(validation={mixed})\n")
+
+
+@pytest.mark.parametrize("family", ["gemma-3n-E4B-it", "vaultgemma-1b"])
+def test_checkpointing_is_never_reentrant(run, family: str):
+    """Gradients by sample come from inside the layers, not from hooks around them, so Gemma 3n needs no exception."""
+    lines = (
+        f"model_args = dict(type='causal-lm', model_name_or_path='google/{family}')\n"
+        "training_args = dict(gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(use_reentrant=True))\n"
+    )
+    args = run(PRIVATE + lines).training_args
+    assert args["gradient_checkpointing"] and args["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
+
+
+def test_delta_must_be_below_one_in_n(run):
+    config = run(PRIVATE)
+    refuse_large_delta(config, 99_999)
+    with pytest.raises(ConfigError) as caught:
+        refuse_large_delta(config, 100_000)
+    assert str(caught.value) == (
+        "run.py:2: target_delta=1e-05 is no promise for N=100000 samples, because it must be below 1/N = 1e-05: set it "
+        "to 1e-06, for example"
+    )
+    patients = run("privacy_args = dict(target_epsilon=1, target_delta=0.01, unit='patient')\n")
+    with pytest.raises(ConfigError, match="for N=300 patients, .* below 1/N = 0.00333: set it to 0.0003, for example"):
+        refuse_large_delta(patients, 300)
+    refuse_large_delta(run(""), 10)

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import pytest
+
+from mllm.config.reading import read_config
+from mllm.errors import ConfigError
+
+
+def sentence(path, *overrides) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_config(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (
+            "model_args = dict(\n    lora_r=8,\n    lora_rank=16,\n)",
+            "run.py:4: unknown key 'lora_rank' in model_args: did you mean 'lora_r'?",
+        ),
+        (
+            'model_args = {\n    "max_lenght": 16,\n}',
+            "run.py:3: unknown key 'max_lenght' in model_args: did you mean 'max_length'?",
+        ),
+        (
+            "data_args = dict(trian=None)",
+            "run.py:2: unknown key 'trian' in data_args: did you mean 'train'?",
+        ),
+        (
+            "data_args = dict(train=dict(sizes=3))",
+            "run.py:2: unknown key 'sizes' in data_args.train (Phantoms): did you mean 'size'?",
+        ),
+        (
+            "data_args = dict(train=dict(type='Phantom'))",
+            "run.py:2: unknown type 'Phantom' in registry datasets: did you mean 'Phantoms'? (data_args.train)",
+        ),
+        (
+            "data_args = dict(test=dict(type='Rows', image_folder='a'))",
+            "run.py:2: data_args.test (Rows) needs the key 'data_path'",
+        ),
+        (
+            "data_args = dict(test=dict(size=3))",
+            "run.py:2: data_args.test must be a dict with a 'type', not {'size': 3}",
+        ),
+        ("data_args = dict(test=3)", "run.py:2: data_args.test must be a dict or None, not 3"),
+        ("data_args = dict(on_error='ignore')", "run.py:2: data_args.on_error must be 'raise' or 'skip', not 'ignore'"),
+        (
+            "data_args = dict(tokens_per_micro_batch=0)",
+            "run.py:2: data_args.tokens_per_micro_batch must be at least 1, not 0",
+        ),
+        (
+            "data_args = dict(test=dict(type='Joined', datasets=[\n  dict(type='Phantoms', sise=1)]))",
+            "run.py:3: unknown key 'sise' in data_args.test.datasets.0 (Phantoms): did you mean 'size'?",
+        ),
+        (
+            "data_args = dict(test=dict(type='Rows', data_path='a', transforms=[\n  dict(type='Flop')]))",
+            "run.py:3: unknown type 'Flop' in registry transforms: did you mean 'Flip'? (data_args.test.transforms.0)",
+        ),
+        (
+            "objectives = dict(next_token=dict(type='NextTokn'))",
+            "run.py:2: unknown type 'NextTokn' in registry objectives: "
+            "did you mean 'NextToken'? (objectives.next_token)",
+        ),
+        (
+            "objectives = dict(next_token=dict(type='NextToken', wieght=1.0))",
+            "run.py:2: unknown key 'wieght' in objectives.next_token (NextToken): did you mean 'weight'?",
+        ),
+        (
+            "training_args = dict(\n    evaluation_strategy='no')",
+            "run.py:3: unknown key 'evaluation_strategy' in training_args: did you mean 'eval_strategy'?",
+        ),
+        (
+            "training_args = dict(overwrite_output_dir=True)",
+            "run.py:2: unknown key 'overwrite_output_dir' in training_args: it no longer exists; a folder that is "
+            "not empty is never overwritten, use --resume or another output_dir",
+        ),
+        (
+            "training_args = dict(per_gpu_train_batch_size=1)",
+            "run.py:2: unknown key 'per_gpu_train_batch_size' in training_args: "
+            "did you mean 'per_device_train_batch_size'?",
+        ),
+        (
+            "training_args = dict(warmup_ratio=0.03)",
+            "run.py:2: unknown key 'warmup_ratio' in training_args: write the fraction as warmup_steps: a value below "
+            "1 is a fraction of all steps",
+        ),
+        (
+            "training_args = dict(learning_rat=1)",
+            "run.py:2: unknown key 'learning_rat' in training_args: did you mean 'learning_rate'?",
+        ),
+        (
+            "training_args = dict(zzz=1)",
+            "run.py:2: unknown key 'zzz' in training_args; known are the arguments of transformers.TrainingArguments",
+        ),
+        (
+            "training_args = dict(learning_rate='1e-4')",
+            "run.py:2: training_args.learning_rate must be a number, not '1e-4'",
+        ),
+        ("training_args = dict(max_steps=1e3)", "run.py:2: training_args.max_steps must be a whole number, not 1000.0"),
+        (
+            "training_args = dict(gradient_checkpointing=1)",
+            "run.py:2: training_args.gradient_checkpointing must be True or False or None, not 1",
+        ),
+        (
+            "training_args = dict(optim='adamw_troch')",
+            "run.py:2: training_args.optim does not know 'adamw_troch': did you mean 'adamw_torch'?",
+        ),
+        (
+            "training_args = dict(gradient_accumulation_steps=0)",
+            "run.py:2: training_args.gradient_accumulation_steps must be a whole number of at least 1, not 0",
+        ),
+        (
+            "training_args = dict(learning_rate=-1)",
+            "run.py:2: training_args.learning_rate must be 0 or more and finite, not -1",
+        ),
+        (
+            "training_args = dict(weight_decay=float('nan'))",
+            "run.py:2: training_args.weight_decay must be 0 or more and finite, not nan",
+        ),
+        (
+            "training_args = dict(dataloader_num_workers=-1)",
+            "run.py:2: training_args.dataloader_num_workers must be 0 or more and finite, not -1",
+        ),
+        ("training_args = dict(seed=-1)", "run.py:2: training_args.seed must be 0 or more and finite, not -1"),
+        (
+            "name = ''",
+            "run.py:2: name='' cannot be the name of a folder, and runs lie in exp/<name>; other places belong "
+            "into training_args.output_dir",
+        ),
+        (
+            "name = '../other'",
+            "run.py:2: name='../other' cannot be the name of a folder, and runs lie in exp/<name>; other places belong "
+            "into training_args.output_dir",
+        ),
+        ("model_args = dict(lora_r='16')", "run.py:2: model_args.lora_r must be a whole number or None, not '16'"),
+        ("model_args = dict(lora_r=True)", "run.py:2: model_args.lora_r must be a whole number or None, not True"),
+        ("model_args = dict(lora_r=0)", "run.py:2: model_args.lora_r must be at least 1, not 0"),
+        ("model_args = dict(max_length=-1)", "run.py:2: model_args.max_length must be at least 1, not -1"),
+        ("model_args = dict(max_length=None)", "run.py:2: model_args.max_length must be a whole number, not None"),
+        ("model_args = dict(lora_dropout=1.0)", "run.py:2: model_args.lora_dropout must be less than 1, not 1.0"),
+        ("model_args = dict(lora_alpha=0)", "run.py:2: model_args.lora_alpha must be greater than 0, not 0"),
+        ("model_args = dict(load_in_4bit='yes')", "run.py:2: model_args.load_in_4bit must be True or False, not 'yes'"),
+        (
+            "model_args = dict(lora_target='(q_proj')",
+            "run.py:2: model_args.lora_target must be 'language', 'vision', 'all' or a regular expression; '(q_proj' "
+            "is none: missing ), unterminated subpattern at position 0",
+        ),
+        ("hardware = dict(fp16=True)", "run.py:2: unknown key 'fp16' in hardware: did you mean 'bf16'?"),
+        ("hardware = dict(bf16=1)", "run.py:2: hardware.bf16 must be True or False, not 1"),
+        (
+            "model_arg = dict(lora_r=3)",
+            "run.py:2: unknown key 'model_arg' at the top level: did you mean 'model_args'? "
+            "(a name of your own begins with '_')",
+        ),
+        ("export_args = dict(merge=True)", "run.py:2: unknown key 'merge' in export_args: did you mean 'merged'?"),
+        ("export_args = dict(merged=1)", "run.py:2: export_args.merged must be True or False, not 1"),
+        (
+            "data_args = dict(compute_metric='acuracy')",
+            "run.py:2: unknown type 'acuracy' in registry metrics: did you mean 'accuracy'? (data_args)",
+        ),
+        ("data_args = dict(test=dict(type=3))", "run.py:2: data_args.test.type must be text, not 3"),
+        ("name = 3", "run.py:2: name must be text, not 3"),
+        ("tiny = 1", "run.py:2: tiny must be True or False, not 1"),
+        ("hardware = 3", "run.py:2: hardware must be a dict, not 3"),
+    ],
+)
+def test_sentences(write, bases, lines, expected):
+    assert sentence(write(bases + lines + "\n")) == expected
+
+
+def test_a_wrong_key_of_a_base_names_the_base(write, bases):
+    write('model_args = dict(\n    type="medgemma",\n    model_name="ckpt/medgemma-4b-it",\n)\n', "model.py")
+    assert sentence(write(bases)) == (
+        "model.py:3: unknown key 'model_name' in model_args: did you mean 'model_name_or_path'?"
+    )
+
+
+def test_a_wrong_key_of_the_command_line(write, bases):
+    expected = "--cfg-options: unknown key 'lora_rank' in model_args: did you mean 'lora_r'?"
+    assert sentence(write(bases), "model_args.lora_rank=8") == expected
+
+
+def test_a_missing_key(write):
+    text = "model_args = dict(\n    type='medgemma')\n"
+    assert sentence(write(text)) == "run.py:1: model_args needs the key 'model_name_or_path'"
+    assert sentence(write("training_args = dict()\n")) == "run.py: model_args needs the key 'type'"
+
+
+def test_filename_is_an_alias_of_data_path(write, bases):
+    config = read_config(write(bases + "data_args = dict(test=dict(type='Rows', filename='a.json'))\n"))
+    assert config.data_args.test == {"type": "Rows", "data_path": "a.json"}
+    text = "data_args = dict(test=dict(type='Rows',\n    filename='a.json',\n    data_path='b.json'))\n"
+    assert sentence(write(bases + text)) == (
+        "run.py:3: data_args.test has both 'filename' and 'data_path' (run.py:4), which mean the same: keep 'data_path'"
+    )
+
+
+def test_keys_left_over_from_a_base(write, bases):
+    text = "data_args = dict(train=dict(\n    type='Rows', data_path='a.json'))\n"
+    assert sentence(write(bases + text)) == (
+        "data.py:2: 'size', 'tasks' in data_args.train left over from this base: the type is now 'Rows' (run.py:3), "
+        "which does not accept them: add _delete_=True to data_args.train in run.py"
+    )
+    text = "data_args = dict(train=dict(_delete_=True, type='Rows', data_path='a.json'))\n"
+    assert read_config(write(bases + text)).data_args.train == {"type": "Rows", "data_path": "a.json"}
+
+
+def test_keys_left_over_on_the_command_line(write, bases):
+    options = ["data_args.train.type=Rows", "data_args.train.data_path=a.json"]
+    message = sentence(write(bases), *options)
+    assert message.endswith("which does not accept them: add data_args.train._delete_=True to --cfg-options")
+    config = read_config(write(bases), [*options, "data_args.train._delete_=True"])
+    assert config.data_args.train == {"type": "Rows", "data_path": "a.json"}
+
+
+def test_a_key_of_the_childs_own_is_no_leftover(write, bases):
+    text = "data_args = dict(train=dict(_delete_=True, type='Rows', data_path='a.json', tasks=()))\n"
+    assert sentence(write(bases + text)).startswith("run.py:2: unknown key 'tasks' in data_args.train (Rows)")
+
+
+def test_a_dict_over_none(write, bases):
+    write("data_args = dict(train=None)\n", "data.py")
+    message = sentence(write(bases + "data_args = dict(train=dict(type='Phantoms'))\n"))
+    assert message == (
+        "run.py:2: data_args.train is a dict here and None in its base (data.py:1): add _delete_=True to the dict"
+    )
+    config = read_config(write(bases + "data_args = dict(train=dict(_delete_=True, type='Phantoms'))\n"))
+    assert config.data_args.train == {"type": "Phantoms"}
+
+
+def test_an_objective_set_to_none_is_absent(write, bases):
+    write("objectives = dict(a=dict(type='NextToken'), b=dict(type='NextToken', weight=0.5))\n", "objectives.py")
+    text = bases.replace('"runtime.py"]', '"runtime.py", "objectives.py"]') + "objectives = dict(a=None)\n"
+    assert read_config(write(text)).objectives == {"b": {"type": "NextToken", "weight": 0.5}}

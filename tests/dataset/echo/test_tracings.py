@@ -1,0 +1,45 @@
+"""Areas and frames of tracings, by hand."""
+
+import numpy as np
+import pytest
+
+from mllm.dataset.echo.tracings import HEADER, outline, polygon_area, read_tracings, stem
+from mllm.errors import DataError
+
+
+def test_the_area_of_polygons_by_hand():
+    square = np.array([[0, 0], [4, 0], [4, 3], [0, 3]], float)
+    assert polygon_area(square) == polygon_area(square[::-1]) == polygon_area(square + 100) == 12
+    assert polygon_area(np.array([[0, 0], [6, 0], [0, 5]])) == 15
+
+
+def test_a_polygon_runs_down_one_side_and_up_the_other_without_the_long_axis():
+    lines = np.array([[5, 0, 5, 9], [4, 1, 6, 1], [3, 2, 7, 2], [2, 3, 8, 3]])
+    assert outline(lines).tolist() == [[4, 1], [3, 2], [2, 3], [8, 3], [7, 2], [6, 1]]
+    assert polygon_area(outline(lines)) == 8  # a trapezium 2 high with sides 2 and 6
+
+
+def test_frames_in_the_order_of_the_file(tmp_path):
+    rows = [",".join(HEADER)]
+    for name, frame, width in (("b.avi", 7, 4), ("a.avi", 3, 1), ("b.avi", 2, 2)):
+        rows += [f"{name},0,0,0,3,{frame}", f"{name},0,1,{width},1,{frame}", f"{name},0,2,{width},2,{frame}"]
+    rows += ["b.avi,0,0,0,3,9", "", "c.avi,broken"]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(rows) + "\n")
+    found = read_tracings(path, {"b"})
+    assert [(one.frame, one.area, one.line) for one in found["b"]] == [(7, 4, 2), (2, 2, 8)]
+    assert list(found) == ["b"]
+    with pytest.raises(DataError, match=r"t.csv, line 13: needs four coordinates"):
+        read_tracings(path, {"c"})
+
+
+@pytest.mark.parametrize("coordinate", ["nan", "inf"])
+def test_a_tracing_without_numbers_has_no_area_and_is_refused(tmp_path, coordinate: str):
+    path = tmp_path / "t.csv"
+    path.write_text(",".join(HEADER) + f"\na.avi,0,0,0,3,3\na.avi,{coordinate},1,4,1,3\n")
+    with pytest.raises(DataError, match=r"t.csv, line 3: needs four coordinates"):
+        read_tracings(path, {"a"})
+
+
+def test_names_with_and_without_suffix():
+    assert [stem(name) for name in ("a.avi", " a.AVI ", "a", "a.b.avi")] == ["a", "a", "a", "a.b"]

@@ -1,0 +1,168 @@
+"""Cutting a logical batch, and failures that keep their words."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from mllm.dataset.loading.collator import (
+    EncodedDataset,
+    LogicalCollator,
+    cut_by_length,
+    cut_in_order,
+    packed_rows,
+    padded_size,
+)
+from mllm.dataset.loading.sampler import Draw, LogicalBatchSampler
+from mllm.errors import DataError
+from mllm.structures import IGNORE, Batch, Encoded, Failure, Sample, Turn
+
+LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=20)
+PAIRS = st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=20)
+
+
+@given(st.one_of(LENGTHS.map(lambda lengths: [(length,) for length in lengths]), PAIRS), st.integers(1, 100))
+def test_a_token_budget_bounds_every_padded_piece(sizes, budget):
+    pieces = cut_by_length(sizes, None, budget)
+    assert sorted(i for piece in pieces for i in piece) == list(range(len(sizes)))
+    for piece in pieces:
+        padded = sum(len(piece) * max(sequence) for sequence in zip(*(sizes[i] for i in piece), strict=True))
+        assert padded_size([sizes[i] for i in piece]) == padded
+        assert len(piece) == 1 or padded <= budget
+
+
+@given(LENGTHS, st.integers(1, 5))
+def test_without_a_budget_a_piece_holds_at_most_so_many_samples(lengths, most):
+    pieces = cut_by_length([(length,) for length in lengths], most, None)
+    assert len(pieces) == -(-len(lengths) // most)
+    shortest = [min(lengths[i] for i in piece) for piece in pieces]
+    longest = [max(lengths[i] for i in piece) for piece in pieces]
+    assert all(before >= after for before, after in zip(shortest, longest[1:], strict=False))
+
+
+@given(LENGTHS, st.integers(1, 100))
+def test_rows_are_as_full_as_first_fit_makes_them(lengths, room):
+    rows = packed_rows(lengths, room)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(len(row) == 1 or sum(lengths[i] for i in row) <= room for row in rows)
+    used = [sum(lengths[i] for i in row) for row in rows]
+    fits = [length for length in used if length <= room]
+    assert sum(sorted(fits)[:2]) > room or len(fits) < 2, "the two emptiest rows would fit into one"
+
+
+class Rows:
+    """Texts of growing length, one of which is broken."""
+
+    def __len__(self):
+        return 6
+
+    def sample(self, index, epoch=0):
+        if index == 4:
+            raise DataError("rows.jsonl, line 5: image a.png does not exist")
+        return Sample([Turn("user", "q"), Turn("assistant", "a" * (index + 1 + epoch))])
+
+
+def encode(sample):
+    """One token for each letter of the answer."""
+    ids = torch.arange(len(sample.turns[-1].text))
+    return Encoded({"input_ids": ids}, {"labels": ids.clone()})
+
+
+def pad(samples):
+    """Right padding with zeros."""
+    width = max(len(sample) for sample in samples)
+    rows = [torch.nn.functional.pad(sample.student["input_ids"], (0, width - len(sample))) for sample in samples]
+    return Batch({"input_ids": torch.stack(rows)}, {"labels": torch.stack(rows)})
+
+
+def test_a_failure_crosses_a_worker_process_with_its_sentence():
+    dataset = EncodedDataset(Rows(), encode)
+    sampler = LogicalBatchSampler(6, 6, shuffle=False)
+    collate = LogicalCollator(pad, samples_per_piece=2)
+    for workers in (0, 2):
+        (batch,) = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
+        assert batch.failures == (Failure("rows.jsonl, line 5: image a.png does not exist"),)
+        assert (batch.samples, batch.tokens, batch.padded_tokens) == (5, 1 + 2 + 3 + 4 + 6, 12 + 6 + 1)
+        assert [piece.targets["labels"].shape for piece in batch.pieces] == [(2, 6), (2, 3), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "rows", "padded"),
+    [
+        (dict(), [[6, 4], [3, 2, 1]], 20),
+        (dict(samples_per_piece=1), [[6, 4], [3, 2, 1]], 16),
+        (dict(tokens_per_piece=12), [[6, 4], [3, 2, 1]], 16),
+        (dict(tokens_per_piece=7), [[6, 1], [4, 3], [2]], 16),  # a row is no longer than a piece
+    ],
+)
+def test_packing_fills_rows_and_the_pieces_hold_rows(bounds, rows, padded):
+    encoded = [encode(Sample([Turn("assistant", "a" * length)])) for length in (2, 6, 3, 4, 1)]
+    batch = LogicalCollator(pad, tokens_per_row=10, **bounds)(encoded)
+    found = []
+    for piece in batch.pieces:
+        places = piece.student["packed_row"].tolist()
+        widths = [int(row.max()) + 1 for row in piece.student["input_ids"]]
+        found += [
+            [width for width, place in zip(widths, places, strict=True) if place == row]
+            for row in range(max(places) + 1)
+        ]
+    assert (found, batch.tokens, batch.padded_tokens, batch.samples) == (rows, 16, padded, 5)
+
+
+def test_sources_and_targets_count_both():
+    def encode_pair(source, target):
+        ids = torch.arange(source)
+        return Encoded({"input_ids": ids, "decoder_input_ids": torch.arange(target)}, {"labels": torch.arange(target)})
+
+    encoded = [encode_pair(8, 1), encode_pair(2, 6), encode_pair(1, 1)]
+    batch = LogicalCollator(lambda chosen: Batch({}, {"labels": torch.zeros(len(chosen), 1)}), tokens_per_piece=28)(
+        encoded
+    )
+    assert [len(one) for one in (piece.targets["labels"] for piece in batch.pieces)] == [2, 1]
+    assert (batch.tokens, batch.padded_tokens) == (19, 2 * (8 + 6) + 2)
+
+
+def test_the_epoch_reaches_the_dataset():
+    dataset = EncodedDataset(Rows(), encode)
+    assert len(dataset[Draw(0, epoch=0)]) == 1
+    assert len(dataset[Draw(0, epoch=7)]) == 8
+
+
+def test_a_stand_in_has_no_labels():
+    encoded = EncodedDataset(Rows(), encode)[Draw(3, 0, counted=False)]
+    assert (encoded.targets["labels"] == IGNORE).all()
+    assert encoded.student["input_ids"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_stand_in_has_no_known_objects():
+    def encode_boxes(sample):
+        encoded = encode(sample)
+        known = {"boxes_known": torch.tensor([True]), "masks_known": torch.tensor([True])}
+        return Encoded(encoded.student, {**encoded.targets, "boxes": torch.rand(1, 4), **known})
+
+    dataset = EncodedDataset(Rows(), encode_boxes)
+    for counted in (True, False):
+        targets = dataset[Draw(3, 0, counted=counted)].targets
+        assert (targets["boxes_known"].tolist(), targets["masks_known"].tolist()) == ([counted], [counted])
+        assert (targets["labels"] == IGNORE).all() == (not counted)
+        assert targets["boxes"].any()
+
+
+@given(LENGTHS, st.integers(1, 100), st.integers(1, 5))
+def test_a_cut_in_order_keeps_it_and_fits_as_well(lengths, budget, most):
+    sizes = [(length,) for length in lengths]
+    for pieces in (cut_in_order(sizes, None, budget), cut_in_order(sizes, most, None)):
+        assert [i for piece in pieces for i in piece] == list(range(len(lengths)))
+    assert all(len(piece) <= most for piece in cut_in_order(sizes, most, None))
+    for piece in cut_in_order(sizes, None, budget):
+        assert len(piece) == 1 or len(piece) * max(lengths[i] for i in piece) <= budget
+
+
+def test_the_samples_of_a_unit_stay_side_by_side_and_keep_its_number():
+    dataset = EncodedDataset(Rows(), encode)
+    draws = [Draw(0, 0, unit=8), Draw(5, 0, unit=8), Draw(4, 0, unit=8), Draw(2, 0, unit=3), Draw(1, 0, unit=3)]
+    batch = LogicalCollator(pad, samples_per_piece=3)([dataset[draw] for draw in draws])
+    assert [piece.units for piece in batch.pieces] == [(8, 8, 3), (3,)]
+    assert [piece.student["input_ids"].shape for piece in batch.pieces] == [(3, 6), (1, 2)]
+    assert len(batch.failures) == 1

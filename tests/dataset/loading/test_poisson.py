@@ -1,0 +1,123 @@
+"""Poisson draws: independent, secret, the same on all processes, and perhaps empty."""
+
+import numpy as np
+import pytest
+
+from mllm.dataset.base import SampleDataset
+from mllm.dataset.loading.collator import LogicalCollator
+from mllm.dataset.loading.poisson import PoissonSampler, units_of
+from mllm.errors import DataError
+from mllm.structures import Sample
+
+SECRET = bytes(range(32))
+
+
+def single(size):
+    return [[index] for index in range(size)]
+
+
+def drawn(sampler, epoch=0):
+    sampler.set_epoch(epoch)
+    return [[draw.index for draw in update] for update in sampler]
+
+
+def test_every_unit_is_drawn_with_the_rate_independently_of_the_others():
+    sampler = PoissonSampler(single(50), 0.2, secret=SECRET)
+    taken = np.zeros((4000, 50))
+    for update in range(4000):
+        taken[update, sampler.drawn(update)] = 1
+    assert taken.mean(axis=0) == pytest.approx(0.2, abs=0.03)
+    sizes = taken.sum(axis=1)
+    assert sizes.mean() == pytest.approx(10, rel=0.02)
+    assert sizes.var() == pytest.approx(50 * 0.2 * 0.8, rel=0.1), "a binomial number of units"
+    correlation = np.corrcoef(taken.T) - np.eye(50)
+    assert abs(correlation).max() < 0.08
+    after = ((taken[1:] - 0.2) * (taken[:-1] - 0.2)).mean()
+    assert abs(after) < 0.005, "an update tells of the next"
+
+
+def test_draws_follow_from_secret_and_update_alone():
+    sampler = PoissonSampler(single(30), 0.3, secret=SECRET)
+    again = PoissonSampler(single(30), 0.3, secret=SECRET)
+    assert len(sampler) == 4
+    assert drawn(sampler, 0) + drawn(sampler, 1) == [again.drawn(update) for update in range(8)]
+    assert [again.drawn(update) for update in range(8)] != [
+        PoissonSampler(single(30), 0.3, secret=bytes(32)).drawn(update) for update in range(8)
+    ]
+
+
+def test_processes_share_one_draw():
+    whole = drawn(PoissonSampler(single(40), 0.25, secret=SECRET))
+    shares = [drawn(PoissonSampler(single(40), 0.25, secret=SECRET, rank=rank, world=3)) for rank in range(3)]
+    for update, expected in enumerate(whole):
+        dealt = [shares[rank][update] for rank in range(3)]
+        assert sorted(sum(dealt, [])) == expected
+        assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+
+
+def test_an_update_may_be_empty_and_its_batch_has_no_piece():
+    updates = drawn(PoissonSampler(single(4), 0.1, secret=SECRET))
+    assert [] in updates
+    batch = LogicalCollator(pad=lambda samples: None, samples_per_piece=2)([])
+    assert (batch.pieces, batch.samples, batch.tokens) == ([], 0, 0)
+
+
+@pytest.mark.parametrize(("size", "expected", "updates"), [(900, 8, 113), (100, 10, 10), (7, 7, 1), (3, 2, 2)])
+def test_an_epoch_has_as_many_updates_as_a_shuffle_would(size, expected, updates):
+    assert len(PoissonSampler(single(size), expected / size, secret=SECRET)) == updates
+
+
+def test_at_a_rate_of_one_all_are_drawn():
+    assert drawn(PoissonSampler(single(5), 1.0, secret=SECRET)) == [[0, 1, 2, 3, 4]]
+
+
+def test_patients_come_with_all_their_samples_side_by_side_and_are_capped():
+    units = [[0, 3, 5, 6], [1], [2, 4]]
+    for update in PoissonSampler(units, 0.5, secret=SECRET):
+        owners = [draw.unit for draw in update]
+        assert owners == sorted(owners)
+        for owner in set(owners):
+            assert [draw.index for draw in update if draw.unit == owner] == units[owner]
+    capped, seen = PoissonSampler(units, 0.5, secret=SECRET, most=2), set()
+    for epoch in range(40):
+        capped.set_epoch(epoch)
+        for update in capped:
+            mine = [draw.index for draw in update if draw.unit == 0]
+            assert len(mine) in (0, 2)
+            assert mine == sorted(mine)
+            seen.update(mine)
+    assert seen == set(units[0]), "every sample of a patient has its turn"
+
+
+class Visits(SampleDataset):
+    """Rows with names of patients."""
+
+    def __init__(self, *patients):
+        self.patients = patients
+
+    def __len__(self):
+        return len(self.patients)
+
+    def sample(self, index, epoch=0):
+        return Sample([])
+
+    def describe(self, index, epoch=0):
+        return f"visits.csv, line {index + 2}"
+
+    def group(self, index, epoch=0):
+        return self.patients[index]
+
+
+def test_units_are_samples_or_all_samples_of_a_patient():
+    visits = Visits("a", "b", "a", "c")
+    assert units_of(visits, "sample") == [[0], [1], [2], [3]]
+    assert units_of(visits, "patient") == [[0, 2], [1], [3]]
+
+
+def test_a_row_without_a_patient_cannot_be_protected_as_one():
+    with pytest.raises(DataError) as error:
+        units_of(Visits("a", None), "patient")
+    assert str(error.value) == (
+        "visits.csv, line 3 names no patient, and privacy_args.unit='patient' promises privacy to patients; name one "
+        "in every row, or set unit to 'sample'"
+    )

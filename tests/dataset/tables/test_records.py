@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from mllm.dataset.tables import records
+from mllm.dataset.tables.records import Records
+from mllm.errors import DataError
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def lines_by_python(path: Path) -> list[tuple[int, dict]]:
+    """The rows of a jsonl file as a loop over the file's lines finds them."""
+    text = path.read_bytes().decode("utf-8-sig")
+    return [(n, json.loads(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1}\n{"a": 2}\n',
+        '{"a": 1}\n{"a": 2}',
+        '{"a": 1}\r\n{"a": "ü"}\r\n',
+        '\ufeff{"a": 1}\n{"a": 2}\n',
+        '\n\n{"a": 1}\n\r\n  \t \n {"a": 2}\n\n',
+        '\ufeff\n{"a": 1}\n',
+        '{"a": "' + "x" * 40 + '"}\n\n{"a": 2}',
+    ],
+)
+@pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 22])
+def test_jsonl_rows_and_lines_are_those_of_a_plain_loop(tmp_path, monkeypatch, text, chunk):
+    monkeypatch.setattr(records, "_CHUNK", chunk)
+    path = write(tmp_path / "rows.jsonl", text)
+    rows = Records(path)
+    expected = lines_by_python(path)
+    assert [rows[i] for i in range(len(rows))] == [row for _, row in expected]
+    assert [rows.describe(i) for i in range(len(rows))] == [f"{path}, line {n}" for n, _ in expected]
+
+
+def test_a_million_rows_are_indexed_in_little_memory(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    line = '{"image": "%07d.png", "question": "Which modality is this?", "answer": "CT"}\n'
+    with path.open("w") as file:
+        for start in range(0, 1_000_000, 10_000):
+            file.write("".join(line % i for i in range(start, start + 10_000)))
+    tracemalloc.start()
+    rows = Records(path)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(rows) == 1_000_000
+    assert held < 20e6
+    assert peak < 60e6
+    assert rows[987_654]["image"] == "0987654.png"
+    assert rows.describe(987_654) == f"{path}, line 987655"
+
+
+def test_a_pickled_copy_reads_the_same_rows(tmp_path):
+    path = write(tmp_path / "rows.jsonl", '{"a": 1}\n\n{"a": 2}\n')
+    rows = Records(path)
+    copy = pickle.loads(pickle.dumps(rows))
+    assert [copy[0], copy[1]] == [{"a": 1}, {"a": 2}]
+    assert copy.describe(1) == rows.describe(1)
+
+
+def test_objects_by_their_ids_are_rows_and_their_lines_are_known(tmp_path):
+    text = '\n{"1": {"a": "{"},\n\n "x:{" : {"b": {}}, "3":\n{"c": "}"}\n}'
+    path = write(tmp_path / "rows.json", text)
+    rows = Records(path)
+    assert [rows[i] for i in range(len(rows))] == list(json.loads(text).values())
+    lines = [f"{path}, line 2", f"{path}, line 4 (row 2)", f"{path}, line 4 (row 3)"]
+    assert [rows.describe(i) for i in range(len(rows))] == lines
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_json_list_knows_the_line_of_every_row(tmp_path, wrapped):
+    items = '[\n  {"a": [1, 2]},\n  {\n    "a": 2\n  },\n\n  {"a": "]"}\n]'
+    text = f'{{"note": {{"data": [1]}},\n"data": {items}}}' if wrapped else items
+    path = write(tmp_path / "rows.json", text)
+    rows = Records(path)
+    assert [rows[i]["a"] for i in range(3)] == [[1, 2], 2, "]"]
+    assert [rows.describe(i) for i in range(3)] == [f"{path}, line {n + wrapped}" for n in (2, 3, 7)]
+
+
+def test_rows_that_share_a_line_are_told_apart_by_their_number(tmp_path):
+    path = write(tmp_path / "rows.json", json.dumps([{"a": 1}, {"a": 2}]))
+    assert Records(path).describe(1) == f"{path}, line 1 (row 2)"
+
+
+def test_csv_is_what_the_csv_module_reads(tmp_path):
+    path = tmp_path / "rows.csv"
+    written = [{"image": "a.png", "text": 'two\nlines, "quoted"'}, {"image": "b.png", "text": "ü"}]
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, ["image", "text"])
+        writer.writeheader()
+        writer.writerows(written)
+    rows = Records(path)
+    assert [rows[i] for i in range(2)] == written
+    assert [rows.describe(i) for i in range(2)] == [f"{path}, line 2", f"{path}, line 4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        (
+            "rows.jsonl",
+            '{"a": 1}\n\n{"a": \n',
+            r"rows\.jsonl, line 3: not valid JSON \(Expecting value at column \d+\)$",
+        ),
+        ("rows.jsonl", '{"a": 1}\n[1]\n', r"rows\.jsonl, line 2: a row must be an object \{\.\.\.\}, not a list$"),
+        ("rows.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', r"rows\.jsonl, line 2: not UTF-8 text"),
+        ("rows.jsonl", "", r"rows\.jsonl is empty$"),
+        ("rows.jsonl", "\n \n\r\n", r"rows\.jsonl is empty$"),
+        ("rows.json", "", r"rows\.json is empty$"),
+        ("rows.json", "[]", r"rows\.json is empty$"),
+        ("rows.json", '[\n{"a": 1},\n{"a" 2}]', r"rows\.json, line 3: not valid JSON \(Expecting ':' delimiter\)$"),
+        ("rows.json", '{"rows": []}', r'rows\.json must hold a list of objects, \{"data": \[\.\.\.\]\}, or objects by'),
+        ("rows.json", '{"1": {"a": 1}, "1": {"a": 2}}', "rows.json: an id stands twice in it"),
+        ("rows.json", b'[{"a": "\xff"}]', r"rows\.json is not UTF-8 text"),
+        ("rows.csv", "", r"rows\.csv is empty$"),
+        ("rows.csv", "a,b\n", r"rows\.csv is empty$"),
+        ("rows.csv", "a,b\n1,2\n\n1,2,3\n", r"rows\.csv, line 4: 3 values where the first line names 2$"),
+        ("rows.csv", "a,a\n1,2\n", r"rows\.csv, line 1: column 'a' stands twice$"),
+        ("rows.csv", 'a,b\n1,2\n"x" y,2\n', r"rows\.csv, line 3: not valid CSV"),
+        ("rows.txt", "a", r"data_path .*rows\.txt must end in \.json, \.jsonl, \.csv, \.tsv or \.parquet$"),
+    ],
+)
+def test_bad_files_are_told_in_one_sentence(tmp_path, name, text, sentence):
+    path = write(tmp_path / name, text)
+    with pytest.raises(DataError, match=sentence):
+        rows = Records(path)
+        for i in range(len(rows)):
+            rows[i]
+
+
+def test_a_missing_file_names_what_is_near(tmp_path):
+    write(tmp_path / "train.jsonl", "{}")
+    with pytest.raises(DataError, match=r"^data_path .*trian\.jsonl does not exist: did you mean '.*/train\.jsonl'\?$"):
+        Records(tmp_path / "trian.jsonl")
+    with pytest.raises(DataError, match=r"does not exist \(nor does its folder .*\)$"):
+        Records(tmp_path / "none" / "train.jsonl")
+    with pytest.raises(DataError, match="is a folder"):
+        Records(tmp_path)
+
+
+def test_rows_outside_are_an_index_error(tmp_path):
+    rows = Records(write(tmp_path / "rows.jsonl", '{"a": 1}\n{"a": 2}\n'))
+    assert rows[-1] == {"a": 2}
+    with pytest.raises(IndexError):
+        rows[2]

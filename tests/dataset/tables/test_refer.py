@@ -1,0 +1,85 @@
+"""The original files of RefCOCO: read as they are, and never run."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from mllm.dataset.builder import build_dataset
+from mllm.dataset.tables.refer import read_plain_pickle
+from mllm.errors import ConfigError, DataError
+
+POLYGON = [10.0, 10.0, 30.0, 10.0, 30.0, 25.0, 10.0, 25.0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(tmp_path / "COCO_train2014_000000000007.jpg")
+    refs = [
+        {"ref_id": 1, "ann_id": 5, "image_id": 7, "split": split, "sentences": [{"sent": sent} for sent in sentences]}
+        for split, sentences in (("train", ["left man", "the man"]), ("testA", ["man in red"]))
+    ]
+    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    instances = {
+        "images": [{"id": 7, "file_name": "COCO_train2014_000000000007.jpg"}],
+        "annotations": [{"id": 5, "bbox": [10, 10, 20, 15], "segmentation": [POLYGON]}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(instances))
+    return tmp_path
+
+
+def dataset(folder, **options):
+    return build_dataset(
+        dict(type="ReferDataset", data_path=str(folder / "refs(unc).p"), image_folder=str(folder), **options)
+    )
+
+
+def test_every_sentence_is_a_row_with_its_box_and_mask(folder):
+    data = dataset(folder)
+    assert len(data) == 2 and len(dataset(folder, split="testA")) == 1
+    sample = data.sample(0)
+    assert "left man" in sample.turns[0].text and sample.turns[1].text == "Answer: <box> ."
+    assert sample.marks[0].box == (10, 10, 30, 25)
+    expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([POLYGON], 60, 80))).astype(bool)
+    assert np.array_equal(sample.marks[0].mask, expected) and expected.sum() > 200
+    assert data.group(0) == data.group(1) == "COCO_train2014_000000000007.jpg"
+    assert dataset(folder, task="REC").sample(1).marks[0].mask is None
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+@pytest.mark.parametrize(
+    "value", [Evil(), [Evil()], np.float64(1.0), {"a": np.zeros(2)}], ids=["object", "list", "number", "array"]
+)
+def test_a_pickle_of_more_than_containers_is_refused(tmp_path, value, capsys):
+    path = tmp_path / "refs.p"
+    path.write_bytes(pickle.dumps(value))
+    with pytest.raises(DataError, match=r"refs.p is refused: it holds .*; only dicts, lists"):
+        read_plain_pickle(path)
+    assert "run" not in capsys.readouterr().out
+
+
+def test_containers_of_both_pythons_are_read(tmp_path):
+    value = [{"a": (1, 2.5, None, True), "b": {"x", "y"}, "c": b"raw".decode()}]
+    for protocol in (0, 2, 4):
+        (tmp_path / "refs.p").write_bytes(pickle.dumps(value, protocol=protocol))
+        assert read_plain_pickle(tmp_path / "refs.p") == value
+
+
+def test_what_does_not_fit_is_told(folder):
+    with pytest.raises(DataError, match=r"has no reference of split 'test'; it has testA, train"):
+        dataset(folder, split="test")
+    with pytest.raises(ConfigError, match="task is 'REC' or 'RES', not 'REG'"):
+        dataset(folder, task="REG")
+    (folder / "instances.json").write_text("{}")
+    with pytest.raises(DataError, match=r"instances.json is no file of COCO instances"):
+        dataset(folder)
+    (folder / "refs(unc).p").write_bytes(b"no pickle")
+    with pytest.raises(DataError, match=r"refs\(unc\).p is refused"):
+        dataset(folder)

@@ -1,0 +1,77 @@
+"""Taps against means taken by hand, and the layers that are chosen."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mllm.errors import ConfigError
+from mllm.models.backbone.taps import Taps, pooled, tap_paths
+
+
+def test_maps_are_averaged_place_by_place():
+    maps = torch.randn(2, 3, 6, 4, dtype=torch.float64)
+    found = pooled(maps, 2)
+    assert found.shape == (2, 3, 2, 2) and found.dtype is torch.float32
+    for row in range(2):
+        for column in range(2):
+            place = maps[:, :, 3 * row : 3 * row + 3, 2 * column : 2 * column + 2].mean(dim=(2, 3))
+            torch.testing.assert_close(found[:, :, row, column], place.float())
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_patches_stand_row_by_row_behind_a_class_token(before: int):
+    patches = torch.randn(2, before + 16, 5)
+    found = pooled(patches, 2)
+    upper_right = patches[:, before:][:, [2, 3, 6, 7]].mean(dim=1)
+    torch.testing.assert_close(found[:, :, 0, 1], upper_right)
+    torch.testing.assert_close(pooled(patches, 1)[:, :, 0, 0], patches[:, before:].mean(dim=1))
+
+
+class Tower(nn.Module):
+    """27 layers, of which each adds its number; two blocks in each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Identity(), nn.Conv2d(2, 2, 1)) for _ in range(27))
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            for block in layer:
+                maps = checkpoint(block, maps, use_reentrant=False)
+        return maps
+
+
+def test_the_published_layers_are_the_default_of_a_tower_of_27():
+    assert tap_paths(Tower(), "layers", None, 3) == ["layers.8", "layers.17", "layers.26"]
+    assert tap_paths(Tower(), "layers", [0, "layers.3.1"], 2) == ["layers.0", "layers.3.1"]
+
+
+def test_a_layer_that_is_not_there_is_refused_by_name():
+    with pytest.raises(ConfigError, match=r"no layer 27 to tap: layers has 27, from 0 to 26"):
+        tap_paths(Tower(), "layers", [27], 1)
+    with pytest.raises(ConfigError, match=r"no module 'layer.3' to tap: did you mean layers.3"):
+        Taps(Tower(), ["layer.3"], 1)
+
+
+def test_taps_carry_gradients_also_where_blocks_are_computed_again():
+    tower = Tower()
+    taps = Taps(tower, ["layers.0", "layers.26"], grid=2)
+    maps = torch.randn(1, 2, 4, 4)
+    with taps.kept() as kept:
+        last = tower(maps)
+        found = kept()
+    torch.testing.assert_close(found["layers.26"], nn.functional.adaptive_avg_pool2d(last, 2))
+    torch.testing.assert_close(found["layers.0"], nn.functional.adaptive_avg_pool2d(tower.layers[0](maps), 2))
+    found["layers.26"].sum().backward()
+    assert all(parameter.grad is not None for parameter in tower.parameters())
+
+
+def test_nothing_is_kept_outside_of_the_block():
+    tower = Tower()
+    taps = Taps(tower, ["layers.0"], grid=1)
+    with taps.kept():
+        tower(torch.randn(1, 2, 4, 4))
+    tower(torch.randn(1, 2, 4, 4))
+    with taps.kept() as kept:
+        assert kept() == {}

@@ -1,0 +1,185 @@
+"""Packed samples have the losses and gradients that they have alone, in every family that may be packed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3nConfig,
+    Gemma3nForConditionalGeneration,
+)
+
+from mllm.config.hardware import detect
+from mllm.config.rules.packing import PACKED
+from mllm.config.schema import ModelArgs
+from mllm.dataset.loading.collator import LogicalCollator
+from mllm.engine.learner import Learner
+from mllm.engine.preflight import preflight
+from mllm.errors import ConfigError
+from mllm.models.builder.builder import load_pretrained
+from mllm.models.encoding.packing import ROW, Packing, followers, last_hidden_state
+from mllm.objectives.text import NextToken
+from mllm.structures import Batch, Bundle, Context, Encoded, Sample, Turn
+from mllm.tiny.checkpoints import write_tiny
+from mllm.tiny.parts import TEXT, filled, padded
+
+SIZES = {**TEXT, "sliding_window": 16}
+"""Sliding windows (where a family has them) end inside a sample, and begin in the one before it."""
+SOFTCAPPED = ("gemma2", "vaultgemma")
+"""The families that compute attention in Python alone, for its cap."""
+EAGER_TOO = [("gemma3n_text", "eager"), ("gemma3_text", "eager"), ("llama", "eager")]
+CASES = [(family, "eager" if family in SOFTCAPPED else "sdpa") for family in PACKED if family != "gemma3n"]
+
+
+@pytest.fixture(scope="module", params=[*CASES, *EAGER_TOO], ids="-".join)
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A tiny model of the family with the tokenizer of Gemma, every parameter filled, also of its LoRA; in fp64."""
+    family, attention = request.param
+    folder = write_tiny("gemma3n", tmp_path_factory.mktemp("gemma3n") / "model", text={"sliding_window": 16})
+    if family != "gemma3n_text":
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        ids = dict(bos_token_id=2, eos_token_id=1, pad_token_id=0, vocab_size=padded(len(tokenizer)), head_dim=32)
+        sizes = {**SIZES, "use_sliding_window": True, "max_window_layers": 1} if "qwen" in family else SIZES
+        config = AutoConfig.for_model(family, **sizes, **ids)
+        folder = tmp_path_factory.mktemp(family) / "model"
+        filled(type(AutoModelForCausalLM.from_config(config)), config, seed=0).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    args = ModelArgs("causal-lm", str(folder), lora_r=4, max_length=256, attn_implementation=attention)
+    loaded = load_pretrained(args, detect())
+    torch.manual_seed(0)
+    for name, parameter in loaded.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    loaded.model.double()
+    return loaded
+
+
+WORDS = ["lung", "heart", "The liver is large.", "no", "left kidney", "5 mm"]
+
+
+def samples(encoder) -> list[Encoded]:
+    """Six conversations of 20 to 80 tokens, one of them with two answers, the longest first."""
+    turns = [
+        [Turn("user", " ".join(WORDS[: 1 + i % 6]) * (1 + i % 3)), Turn("assistant", " ".join(WORDS[i % 5 :]))]
+        for i in range(6)
+    ]
+    turns[4] += [Turn("user", "Why?"), Turn("assistant", "Because.")]
+    return sorted((encoder.encode(Sample(conversation)) for conversation in turns), key=len, reverse=True)
+
+
+def piece_of(bundle: Bundle, rows: list[list[int]]) -> Batch:
+    """The samples in these rows."""
+    encoded = samples(bundle.encoder)
+    batch = bundle.encoder.pad([encoded[i] for row in rows for i in row])
+    places = torch.tensor([number for number, row in enumerate(rows) for _ in row])
+    return Batch({**batch.student, ROW: places}, batch.targets)
+
+
+def losses(bundle: Bundle, piece: Batch) -> torch.Tensor:
+    return NextToken().total(Context(piece.targets, bundle.model(**piece.student)))
+
+
+def gradients(bundle: Bundle, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    trained = {name: parameter for name, parameter in bundle.model.named_parameters() if parameter.requires_grad}
+    return dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
+
+
+def test_every_sample_has_the_loss_and_the_gradient_that_it_has_alone(bundle: Bundle):
+    encoded = samples(bundle.encoder)
+    piece, order = piece_of(bundle, [[0, 5, 3], [1, 2], [4]]), [0, 5, 3, 1, 2, 4]
+    total_B = losses(bundle, piece)
+    alone_B = torch.cat([losses(bundle, bundle.encoder.pad([encoded[i]])) for i in order])
+    torch.testing.assert_close(total_B, alone_B, rtol=1e-6, atol=1e-9)  # the head sums in fp32
+    assert NextToken().count(piece.targets).tolist() == [
+        int(NextToken().count(bundle.encoder.pad([encoded[i]]).targets)) for i in order
+    ]
+    # With a weight of its own for every sample, a gradient that went astray would not cancel another.
+    weights = torch.rand(6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
+    expected = gradients(bundle, (weights * alone_B).sum())
+    for name, gradient in gradients(bundle, (weights * total_B).sum()).items():
+        # The head's part of it is computed in fp32, and what cancels within a tensor keeps that error.
+        largest = float(expected[name].abs().max())
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-6 * largest, msg=name)
+
+
+def test_a_sample_is_never_reached_from_another(bundle: Bundle):
+    """Other words at the end of a sample leave the losses of those in its row exactly as they were."""
+    piece = piece_of(bundle, [[0, 5, 3]])
+    with torch.no_grad():
+        before = losses(bundle, piece)
+        for changed in range(3):
+            ids = piece.student["input_ids"].clone()
+            end = int(piece.student["attention_mask"][changed].sum())
+            ids[changed, end - 6 : end] += 1
+            after = losses(bundle, Batch({**piece.student, "input_ids": ids}, piece.targets))
+            assert [bool(same) for same in after == before] == [i != changed for i in range(3)]
+
+
+def test_gemma3n_with_its_towers_packs_text_too():
+    """As in life, where `google/gemma-3n-E4B-it` has them; a small tower stands in for the one that sees."""
+    pytest.importorskip("timm")
+    text = dict(TEXT, num_hidden_layers=4, head_dim=32, vocab_size=1152, vocab_size_per_layer_input=1152)
+    text |= dict(hidden_size_per_layer_input=16, layer_types=["sliding_attention", "full_attention"] * 2, laurel_rank=8)
+    text |= dict(sliding_window=16, num_kv_shared_layers=2, activation_sparsity_pattern=[0.95, 0.0, 0.0, 0.0])
+    others = dict(vocab_size=64, vocab_offset=1024)
+    vision = dict(others, architecture="resnet10t", hidden_size=512)
+    audio = dict(others, hidden_size=64, conf_num_hidden_layers=1, conf_num_attention_heads=2)
+    config = Gemma3nConfig(text_config=text, vision_config=vision, audio_config=audio)
+    model = filled(Gemma3nForConditionalGeneration, config, seed=0).double()
+    lengths = torch.tensor([30, 20, 25])
+    mask = torch.arange(30)[None, :] < lengths[:, None]
+    ids = torch.randint(10, 1000, mask.shape, generator=torch.Generator().manual_seed(0)) * mask
+    inputs = {"input_ids": ids, "attention_mask": mask.long()}
+    with torch.no_grad():
+        alone = last_hidden_state(model.base_model, inputs, None)
+        packed = last_hidden_state(model.base_model, inputs, torch.tensor([0, 0, 0]))
+        leaking = model.base_model(input_ids=ids[mask][None]).last_hidden_state[0]
+    torch.testing.assert_close(packed[mask], alone[mask], rtol=0, atol=1e-9)
+    assert (leaking - alone[mask])[30:].abs().max() > 0.1
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=8))
+def test_packing_and_unpacking_loses_nothing(drawn):
+    lengths, rows = zip(*drawn, strict=True)
+    mask = torch.arange(9)[None, :] < torch.tensor(lengths)[:, None]
+    numbers = torch.arange(1, mask.numel() + 1).view_as(mask) * mask
+    packing = Packing.of(mask.long(), torch.tensor(rows))
+    row_ids = packing.pack(numbers)
+    assert sorted(row_ids[row_ids > 0].tolist()) == sorted(numbers[mask].tolist())
+    assert torch.equal(packing.unpack(row_ids[..., None].double())[..., 0], numbers.double())
+    for row in range(packing.rows):
+        behind = [numbers[i, :length].tolist() for i, length in enumerate(lengths) if rows[i] == row]
+        filled_part = sum(behind, [])
+        assert row_ids[row, : len(filled_part)].tolist() == filled_part
+        positions = sum((list(range(len(one))) for one in behind), [])
+        assert packing.position_ids[row].tolist() == positions + [0] * (packing.width - len(positions))
+
+
+def test_followers_are_those_behind_another():
+    student = {"input_ids": torch.zeros(4, 2), ROW: torch.tensor([0, 1, 0, 2])}
+    assert followers(student).tolist() == [False, False, True, False]
+    assert not followers({"input_ids": torch.zeros(4, 2)}).any()
+
+
+def test_the_preflight_refuses_a_family_that_leaks(tmp_path: Path):
+    folder = write_tiny("gemma3n", tmp_path / "model")
+    bundle = load_pretrained(ModelArgs("causal-lm", str(folder), lora_r=4), detect())
+    learner, accelerator = Learner(bundle.model, {"next_token": NextToken()}), Accelerator(cpu=True)
+    batch = LogicalCollator(bundle.encoder.pad, tokens_per_row=200)(samples(bundle.encoder))
+    preflight(learner, batch, accelerator)
+
+    def without_positions(module, arguments, given):
+        return arguments, {name: value for name, value in given.items() if name != "position_ids"}
+
+    bundle.model.pretrained.base_model.register_forward_pre_hook(without_positions, with_kwargs=True)
+    with pytest.raises(ConfigError, match="lets the samples of a row see each other; set data_args.packing=False"):
+        preflight(learner, batch, accelerator)
+    preflight(learner, LogicalCollator(bundle.encoder.pad)(samples(bundle.encoder)), accelerator)

@@ -1,0 +1,123 @@
+"""How a command ends: its result, or one sentence on standard error and the right exit code."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from mllm.errors import DataError
+from mllm.files import write_text
+from mllm.pipeline.command import INTERRUPTED, USER_ERROR, run_command
+
+
+def _raising(error: BaseException) -> object:
+    def main(argv: Sequence[str]) -> int:
+        raise error
+
+    return main
+
+
+def _run(error: BaseException, *argv: str) -> int:
+    return run_command(_raising(error), argv)  # type: ignore[arg-type]
+
+
+def test_a_result_is_passed_on() -> None:
+    assert run_command(lambda argv: len(argv), ["a", "b"]) == 2
+    assert run_command(lambda argv: len(argv), ["a", "--debug"]) == 1
+
+
+def test_what_the_user_can_mend_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(DataError("rows.jsonl, line 3: image a.png does not exist")) == USER_ERROR == 2
+    captured = capsys.readouterr()
+    assert captured.err == "rows.jsonl, line 3: image a.png does not exist\n"
+    assert captured.out == ""
+
+
+def test_debug_shows_the_traceback_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(DataError("a sentence"), "--debug") == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.endswith("\na sentence\n")
+
+
+def test_an_interruption_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(KeyboardInterrupt()) == INTERRUPTED == 130
+    assert capsys.readouterr().err == "interrupted; what was saved before is complete\n"
+    _run(KeyboardInterrupt("7 updates were made"))
+    assert capsys.readouterr().err == "interrupted; 7 updates were made\n"
+
+
+def test_a_full_disk_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+
+    def main(argv: Sequence[str]) -> int:
+        write_text(tmp_path / "report.json", "{}")
+        return 0
+
+    assert run_command(main, []) == 2
+    shown = capsys.readouterr().err
+    assert f"the disk is full while writing {tmp_path / 'report.json'}: free some space" in shown
+    assert "complete files and checkpoints from before are kept" in shown
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is always full")
+def test_writers_of_weights_that_meet_a_full_disk_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: Sequence[str]) -> int:
+        torch.save({"a": torch.zeros(100_000)}, "/dev/full")
+        return 0
+
+    assert run_command(main, []) == 2
+    assert _run(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")) == 2
+    assert capsys.readouterr().err.count("the disk is full while writing: free some space") == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 4 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(error) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("out of memory")
+    assert "max_length" in shown
+    assert shown.count("\n") == 1
+
+
+def test_our_own_errors_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        _run(ZeroDivisionError())
+
+
+def test_argparse_keeps_its_exit_code() -> None:
+    with pytest.raises(SystemExit) as caught:
+        _run(SystemExit(2))
+    assert caught.value.code == 2
+
+
+def test_log_lines_are_plain_and_warnings_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: Sequence[str]) -> int:
+        logger = logging.getLogger("mllm.somewhere")
+        logger.info("loading %s", "a")
+        logger.warning("odd")
+        logger.debug("unseen")
+        return 0
+
+    run_command(main, [])
+    captured = capsys.readouterr()
+    assert captured.err == "loading a\nwarning: odd\n"
+    assert captured.out == ""

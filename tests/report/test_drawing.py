@@ -1,0 +1,117 @@
+"""What is drawn is seen, lies where the mark lies, and leaves the rest of the picture alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mllm.errors import ConfigError
+from mllm.report.drawing import COLORS, draw_answer, draw_marks, refuse_drawing
+from mllm.structures import Mark
+
+SIDE = 600
+
+
+def gray(value: int, width: int = SIDE, height: int = SIDE) -> Image.Image:
+    return Image.new("L", (width, height), value)
+
+
+def disk(x: float, y: float, radius: float) -> np.ndarray:
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    return np.hypot(columns + 0.5 - x, rows + 0.5 - y) < radius
+
+
+def changed(value: int, *marks: Mark) -> np.ndarray:
+    """[H, W]: how far each pixel of an even picture has moved, over its channels."""
+    pixels = np.asarray(draw_marks(gray(value), marks), dtype=float)
+    return np.abs(pixels - value).max(axis=2)
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_the_edges_of_a_box_are_seen_on_every_gray_and_its_inside_is_left_alone(value: int) -> None:
+    moved = changed(value, Mark(box=(100.0, 150.0, 300.0, 400.0)))
+    for row, column in ((150, 200), (400, 200), (250, 100), (250, 300)):
+        assert moved[row - 1 : row + 1, column - 1 : column + 1].min() > 60
+    assert moved[160:390, 110:290].max() == 0
+    assert moved[420:, :].max() == 0
+
+
+def test_a_line_is_smooth_where_the_box_lies_between_pixels() -> None:
+    """The same line moved by a third of a pixel changes no pixel by all that the line does."""
+    pictures = [
+        np.asarray(draw_marks(gray(0), [Mark(box=(x, 150.0, 300.0, 400.0))]), dtype=float) for x in (100, 100.33)
+    ]
+    difference = np.abs(pictures[0] - pictures[1])[200:390, 90:110].max()
+    assert 20 < difference < 150
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_a_mask_is_tinted_and_outlined(value: int) -> None:
+    moved = changed(value, Mark(mask=disk(300, 300, 80)))
+    assert 20 < moved[300, 300] < 130, "the inside must still be seen"
+    assert moved[300, 380] > 60, "the contour"
+    assert moved[300, 395] == 0
+    assert moved[300, 380] > moved[300, 300] + 20 or value == 128
+
+
+def test_one_pixel_and_none_are_masks_too() -> None:
+    one = np.zeros((SIDE, SIDE), bool)
+    one[200, 200] = True
+    assert changed(0, Mark(mask=one))[200, 200] > 0
+    changed(0, Mark(mask=np.zeros((SIDE, SIDE), bool)))
+
+
+def test_marks_have_different_colors_and_labels_that_do_not_meet() -> None:
+    box = (100.0, 150.0, 300.0, 400.0)
+    plates = []
+    for count in range(1, 6):
+        pixels = np.asarray(draw_marks(gray(0), [Mark(box=box)] * count)).astype(int)
+        plates.append((np.abs(pixels - np.array(COLORS[count - 1])).max(axis=2) < 3).sum())
+    assert min(plates) > 100, "the last label is covered"
+    assert len(set(COLORS)) == len(COLORS)
+
+
+def test_more_marks_than_colors_and_marks_at_every_edge_are_drawn() -> None:
+    marks = [Mark(box=(x, y, min(x + 90, SIDE), min(y + 90, SIDE))) for x in range(0, 600, 150) for y in (0, 200, 560)]
+    marks += [Mark(box=(0.0, 0.0, float(SIDE), float(SIDE))), Mark(point=(0.0, 0.0)), Mark(point=(SIDE, SIDE))]
+    moved = changed(255, *marks)
+    assert moved[:2, 300].min() > 60, "a line along the border lies inside of the picture"
+    assert len(marks) > len(COLORS)
+
+
+def test_a_small_picture_is_enlarged_by_a_whole_number() -> None:
+    small = draw_marks(gray(90, 100, 60), [Mark(box=(10.0, 10.0, 50.0, 40.0))])
+    assert small.size == (600, 360)
+    pixels = np.abs(np.asarray(small, dtype=float) - 90).max(axis=2)
+    assert pixels[150, 58:62].min() > 40, "the left edge lies at 6 x 10"
+    assert draw_marks(gray(0, 512, 300), []).size == (512, 300)
+
+
+def test_every_image_with_a_mark_becomes_a_file_and_numbers_run_through(tmp_path: Path) -> None:
+    images = [gray(0), gray(128), gray(255)]
+    marks = [Mark(box=(10.0, 10.0, 90.0, 90.0), image=2), Mark(point=(50.0, 50.0), image=0)]
+    files = draw_answer(images, marks, tmp_path / "new" / "seen.png")
+    assert [file.name for file in files] == ["seen-1.png", "seen-3.png"]
+    pixels = np.asarray(Image.open(files[0]))
+    assert (np.abs(pixels.astype(int) - np.array(COLORS[1])).max(axis=2) < 3).any(), "the second mark's color"
+    assert not (np.abs(pixels.astype(int) - np.array(COLORS[0])).max(axis=2) < 3).any()
+    assert draw_answer(images[:1], [], tmp_path / "none.png") == []
+    assert draw_answer(images[:1], marks[1:], tmp_path / "one.png") == [tmp_path / "one.png"]
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    refuse_drawing(tmp_path / "b.png", many=False)
+    refuse_drawing(tmp_path / "folder", many=True)
+    for path, many, said in (
+        ("a.png", False, "exists"),
+        ("b.tif", False, "png"),
+        (".", True, "empty"),
+        ("a.png", True, "exists"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            refuse_drawing(tmp_path / path, many=many)

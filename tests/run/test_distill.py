@@ -1,0 +1,188 @@
+"""What a run does with its teacher before it trains: how features vary is measured alike with and without cache."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mllm.dataset.base import SampleDataset
+from mllm.engine.builder import build_learner
+from mllm.engine.feature_cache import CachedTeacher, FeatureCache
+from mllm.errors import DataError
+from mllm.models.builder.builder import load_pretrained
+from mllm.models.vision_model import VisionModel
+from mllm.objectives.features import RIDGE, FeatureMatch
+from mllm.run.data import prepare_data
+from mllm.run.distill import CacheReader, _change, load_teacher
+from mllm.run.prepare import prepare_args
+from mllm.run.steps import open_splits
+from mllm.structures import Context, Outputs, Sample, Turn
+from mllm.tiny.checkpoints import write_tiny
+from tests.pipeline.conftest import CHECKOUT
+
+CONFIG = """
+_base_ = ["{checkout}/config/_base_/models/gemma3n_student.py", "{checkout}/config/_base_/runtime/finetune.py"]
+model_args = dict(model_name_or_path="student")
+distill_args = dict(teacher=dict(_delete_=True, type="medsiglip", model_name_or_path="teacher"), cache={cached})
+objectives = dict(feature_match=dict(grid=2, normalize={normalize}))
+data_args = dict(train={train}, on_error="raise")
+training_args = dict(per_device_train_batch_size=2, dataloader_num_workers=0, report_to=[])
+"""
+
+HEARTS = dict(type="PhantomEchoDataset", size=6, image_size=48)
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """Prepares a run in the current directory; gives its learner, its data and the first batch."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny("medsiglip", "teacher", vision={"image_size": 28, "num_hidden_layers": 3})
+    write_tiny("gemma3n-student", "student")
+
+    def prepare(cached=True, normalize=True, train=HEARTS):
+        Path("run.py").write_text(CONFIG.format(checkout=CHECKOUT, cached=cached, normalize=normalize, train=train))
+        config, hardware = prepare_args("run.py")
+        bundle = load_pretrained(config.model_args, hardware)
+        teacher = load_teacher(config, hardware, bundle)
+        learner = build_learner(config, bundle, teacher)
+        data = prepare_data(config, bundle, teacher, learner, open_splits(config))
+        return learner, data["collate"]([data["train_dataset"][index] for index in range(6)]).pieces
+
+    return prepare
+
+
+def spread_of(learner):
+    (match,) = [module for module in learner.modules() if isinstance(module, FeatureMatch)]
+    return match, {name: buffer for name, buffer in match.named_buffers() if "mean" in name or "std" in name}
+
+
+@torch.no_grad()
+def test_features_of_both_are_normalized_over_the_training_split(prepared):
+    learner, pieces = prepared()
+    match, spread = spread_of(learner)
+    learner.eval()
+    for side, module, place in (("student", learner.student, 0), ("teacher", learner.teacher, 1)):
+        taps = [module(**getattr(piece, side)).taps for piece in pieces]
+        for index, paths in enumerate(match.paths):
+            values = torch.cat([tap[paths[place]].flatten(0, 1) for tap in taps]).double()
+            torch.testing.assert_close(spread[f"{side}_mean_{index}"].double(), values.mean(0), rtol=1e-4, atol=1e-5)
+            normal = (values - values.mean(0)) / spread[f"{side}_std_{index}"].double()
+            deviation = normal.square().mean(dim=(0, 2, 3)).sqrt()
+            assert deviation.max() < 1 + 1e-3 and deviation.median() > 1 - 1e-3
+
+
+def test_the_cache_and_a_resident_teacher_give_the_same_bits(prepared):
+    (cached, _), (resident, _) = prepared(cached=True), prepared(cached=False)
+    ours, theirs = spread_of(cached)[1], spread_of(resident)[1]
+    assert ours.keys() == theirs.keys() and len(ours) == 12
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_mixture_of_fixed_images_is_cached_whatever_it_draws(prepared):
+    parts = [{**HEARTS, "size": 2, "seed": seed} for seed in (1, 2)]
+    learner, pieces = prepared(train=dict(type="MixedDataset", datasets=parts, weights=[1, 3], size=6))
+    assert isinstance(learner.teacher, CachedTeacher) and len(pieces) == 3
+    assert len(list(Path("exp/teacher_cache").rglob("*.safetensors"))) == 2 * 2 * 2  # patients, datasets, views
+
+
+def test_one_dataset_of_changing_images_keeps_the_teacher(prepared):
+    noisy = {**HEARTS, "transforms": [dict(type="GaussianNoise", std=5.0)]}
+    learner, _ = prepared(train=dict(type="ConcatDataset", datasets=[{**HEARTS, "size": 30, "seed": 1}, noisy]))
+    assert isinstance(learner.teacher, VisionModel)
+
+
+def test_as_published_features_stay_as_they_are(prepared):
+    learner, _ = prepared(normalize=False)
+    assert not spread_of(learner)[1]
+
+
+def test_neither_an_offset_nor_a_scale_of_features_changes_a_normalized_distance():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(9, 2, 3, 2, 2), torch.randn(9, 2, 5, 2, 2)
+    known = {"views_known": torch.ones(9, 2, dtype=torch.bool)}
+
+    def distance(narrow, wide, normalize=True):
+        match = FeatureMatch(student_layers=["s"], teacher_layers=["t"], grid=2)
+        torch.manual_seed(1)
+        match.paths, match.projectors = [("s", "t")], torch.nn.ModuleList([torch.nn.Linear(3, 5)])
+        if normalize:
+            match.fit([{"s": one[None]} for one in narrow], [{"t": one[None]} for one in wide])
+        with torch.no_grad():
+            outputs = [Outputs(tap, taps={name: tap}) for name, tap in (("s", narrow), ("t", wide))]
+            return match.total(Context(known, *outputs))
+
+    moved = 0.01 * student + 3, 50 * teacher + torch.randn(5, 2, 2)
+    torch.testing.assert_close(distance(*moved), distance(student, teacher), rtol=1e-3, atol=1e-3)
+    assert distance(*moved, normalize=False).min() > 100 * distance(*moved).max()
+
+
+def test_a_channel_that_never_varies_is_not_blown_up():
+    taps = torch.randn(20, 1, 1, 4, 2, 2).clone()
+    taps[:, :, :, 1] = 7.0
+    match = FeatureMatch(student_layers=["s"], teacher_layers=["t"], grid=2)
+    match.paths, match.projectors = [("s", "t")], torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+    match.fit([{"s": tap} for tap in taps], [{"t": tap} for tap in taps])
+    spread = dict(match.named_buffers())
+    assert 0.005 < spread["teacher_std_0"][1].item() < 0.02 and spread["teacher_std_0"][0].item() > 0.5
+
+
+def test_projectors_begin_where_the_ridge_regression_has_its_minimum():
+    torch.manual_seed(0)
+    student = torch.randn(30, 2, 3, 2, 2)
+    teacher = torch.einsum("wc,bvchx->bvwhx", torch.randn(5, 3), student) + 0.1 * torch.randn(30, 2, 5, 2, 2)
+    match = FeatureMatch(student_layers=["s"], teacher_layers=["t"], grid=2)
+    match.paths, match.projectors = [("s", "t")], torch.nn.ModuleList([torch.nn.Linear(3, 5)])
+    match.fit([{"s": student}], [{"t": teacher}])
+    projector = match.projectors[0]
+    known = torch.ones(30, 2, dtype=torch.bool)
+    context = Context(
+        {"views_known": known}, Outputs(student, taps={"s": student}), Outputs(teacher, taps={"t": teacher})
+    )
+    student.requires_grad_()
+    distance = match.total(context).sum() / 60
+    assert distance < 0.05  # of a variance of 1
+    penalty = RIDGE * projector.weight.square().sum() / 5  # the distance is a mean over 5 channels
+    (distance + penalty).backward()
+    assert projector.weight.grad.abs().max() < 1e-5 and projector.bias.grad.abs().max() < 1e-5
+
+
+def test_a_single_image_leaves_the_scale_as_it_is():
+    match = FeatureMatch(student_layers=["s"], teacher_layers=["t"], grid=1)
+    match.paths, match.projectors = [("s", "t")], torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+    tap = torch.full((1, 1, 4, 1, 1), 3.0)
+    match.fit([{"s": tap}], [{"t": tap}])
+    spread = dict(match.named_buffers())
+    assert spread["teacher_std_0"].eq(1).all() and spread["student_std_0"].eq(1).all()
+    assert spread["teacher_mean_0"].eq(3).all()
+
+
+class Pictures(SampleDataset):
+    """Two patients, whose pictures may change from epoch to epoch."""
+
+    def __init__(self, changes: bool) -> None:
+        self.changes = changes
+
+    def __len__(self) -> int:
+        return 2
+
+    def describe(self, index: int, epoch: int = 0) -> str:
+        return f"picture {index}"
+
+    def group(self, index: int, epoch: int = 0) -> str | None:
+        return None
+
+    def sample(self, index: int, epoch: int = 0) -> Sample:
+        gray = 100 * index + (epoch if self.changes else 0)
+        return Sample([Turn("user", "")], images=[Image.new("RGB", (4, 4), (gray,) * 3)], views=["ED"])
+
+
+@pytest.mark.parametrize("changes", [True, False])
+def test_images_that_change_are_noticed(changes: bool):
+    assert _change(Pictures(changes)) is changes
+
+
+def test_an_image_that_the_cache_lacks_is_named(tmp_path):
+    sample = Sample([Turn("user", "")], images=[Image.new("RGB", (4, 4))], views=["ED"], source="a.avi")
+    with pytest.raises(DataError, match=r"a.avi: the view 'ED' is not in the teacher's cache"):
+        CacheReader(FeatureCache(tmp_path, "a" * 40), ["ED"]).encode(sample)

@@ -1,0 +1,47 @@
+"""What a resume may change, and that it says so."""
+
+from pathlib import Path
+
+from mllm.pipeline.command import run_command
+from mllm.pipeline.finetune import main
+
+KEPT = Path("exp/run/latest/config_until_checkpoint-1.py")
+RESUMED = ["--cfg-options", "data_args.test=None"]
+
+
+def test_a_resume_with_another_model_is_refused(write_config, capsys):
+    config = write_config()
+    assert main([config, "--cfg-options", "training_args.max_steps=1", "data_args.test=None"]) == 0
+    assert run_command(main, [config, "--resume", "--cfg-options", "model_args.lora_r=8"]) == 2
+    error = capsys.readouterr().err
+    assert "--resume: model_args.lora_r is 8, but the run in " in error
+    assert "began with 4; set it back, or start a new run without --resume" in error
+
+
+def test_a_resume_that_learns_otherwise_says_what_changed_and_keeps_the_former_config(write_config, capsys):
+    config = write_config()
+    assert main([config, *RESUMED, "training_args.max_steps=1"]) == 0
+    first = Path("exp/run/latest/config.py").read_text()
+    assert main([config, "--resume", *RESUMED, "training_args.max_steps=1"]) == 0
+    assert "not as the run began" not in capsys.readouterr().err and not KEPT.exists()
+    assert main([config, "--resume", *RESUMED, "training_args.max_steps=1", "data_args.train.size=9"]) == 0
+    told = capsys.readouterr().err
+    assert "(config_until_checkpoint-1.py keeps that): data_args.train.size is 9, was 8" in told
+    assert KEPT.read_text() == first
+    changes = ["training_args.max_steps=2", "training_args.learning_rate=0.5", "data_args.train.size=9"]
+    assert main([config, "--resume", *RESUMED, *changes]) == 0
+    told = capsys.readouterr().err
+    assert "training_args.learning_rate is 0.5, was 0.001" in told and "training_args.max_steps is 2, was 1" in told
+    assert "data_args.train.size is" not in told
+    assert KEPT.read_text() == first, "the config of the first updates is still the one that is kept"
+
+
+def test_a_start_that_fails_before_it_trains_is_not_the_latest_run(write_config, capsys):
+    config = write_config()
+    assert main([config, *RESUMED, "training_args.max_steps=1"]) == 0
+    trained = Path("exp/run/latest").resolve()
+    assert run_command(main, [config, "--cfg-options", "model_args.lora_target='no_such_layer'"]) == 2
+    assert "no_such_layer" in capsys.readouterr().err
+    assert Path("exp/run/latest").resolve() == trained
+    assert main([config, "--resume", *RESUMED, "training_args.max_steps=2"]) == 0
+    assert (trained / "checkpoint-2").is_dir()

@@ -1,0 +1,12 @@
+"""What tests and benchmarks take from here is what the datasets' miniatures are made of."""
+
+import echo_files as echo
+
+from mllm.dataset.phantoms import echo_folders, heart
+
+
+def test_it_is_the_same_generator():
+    assert echo.write_echonet is echo_folders.write_echonet
+    assert echo.write_camus is echo_folders.write_camus
+    assert echo.draw_heart is heart.draw_heart
+    assert all(name in vars(echo) for name in echo.__all__)
