@@ -76,9 +76,7 @@ def test_nothing_is_overwritten(run: tuple[str, str]) -> None:
     ]
 
 
-def test_a_base_model_is_evaluated_with_the_metrics_of_the_command_line(
-    run: tuple[str, str], talking_base: Path
-) -> None:
+def test_a_base_model_is_evaluated_with_metrics_of_the_command_line(run: tuple[str, str], talking_base: Path) -> None:
     config, adapter = run
     options = ["--metric", "short_answer", "accuracy", "rec", "--out", "out"]
     assert main([config, "--model", str(talking_base), *options]) == 0

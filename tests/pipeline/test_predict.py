@@ -131,7 +131,7 @@ def test_options_that_exclude_each_other_exit_with_2(wrong: list[str]) -> None:
     ("options", "message"),
     [
         (("--window", "lung,x"), "'lung,x' is neither a window name nor"),
-        (("--max-new-tokens", "0"), "'0' is not a positive"),
+        (("--max-new-tokens", "0"), "'0' is not"),
     ],
 )
 def test_an_invalid_value_is_refused(
