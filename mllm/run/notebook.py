@@ -20,7 +20,6 @@ from mllm.config.source import source_of
 from mllm.errors import ConfigError, TrainingError, hint
 from mllm.files import write_text
 from mllm.pipeline.evaluate_model import METRICS_FILE, table
-from mllm.run.prepare import fill_registries
 
 FINETUNE = CHECKOUT / "mllm" / "pipeline" / "finetune.py"
 FIRST_PICTURES = ("training_progress.png", "loss.png")
@@ -77,7 +76,6 @@ def write_config(values: Mapping[str, float], base: str | Path, path: str | Path
     ends, and for a `base` that distills no features.
     """
     _check(values)
-    fill_registries()
     path, config = Path(path), read_config(base)
     if config.data_args.train is None:
         raise ConfigError(f"{base} has no data_args.train, whose size the sliders set")
