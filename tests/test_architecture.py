@@ -20,7 +20,7 @@ ALLOWED = {
     "config": NOUNS | {"config"},
     **{part: NOUNS | {part} for part in PARTS},
     "engine": NOUNS | {"engine", "models", "objectives", "metrics"},
-    "export": NOUNS | {"export"} | PARTS,
+    "export": NOUNS | {"export", "config"} | PARTS,
     "tiny": NOUNS | {"tiny", "config", "export"} | PARTS,
     "report": NOUNS | {"report", "config", "engine"} | PARTS,
     "predict": NOUNS | {"predict", "report", "config", "engine", "export"} | PARTS,
