@@ -30,6 +30,7 @@ class GroundingDataset(ImageTextDataset):
     The template depends on (seed, epoch, row).
     """
 
+    has_measures = False
     default_templates: ClassVar[tuple[str, ...]] = ()
     """Templates with the placeholders `<expr>`, `<question>`, `<box>` and `<point>`."""
     image_suffix: ClassVar[str] = ".png"

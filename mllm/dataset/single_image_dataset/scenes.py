@@ -41,6 +41,7 @@ SHAPES = ("circle", "square", "triangle")
 class GeneratedDataset(SampleDataset):
     """Base of datasets of generated images of `image_size` x `image_size` pixels, which depend on (seed, index)."""
 
+    has_measures = False
     seed_from = "split"
     min_image_size: ClassVar[int] = 32
 

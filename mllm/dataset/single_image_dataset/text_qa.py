@@ -53,6 +53,7 @@ class TextQADataset(SampleDataset):
     the same `patient` stay in one split.
     """
 
+    has_measures = False
     group_field: ClassVar[str] = "patient"
 
     def __init__(

@@ -28,6 +28,7 @@ class TranslationDataset(SampleDataset):
     texts by language: `{"en": ..., "fr": ...}`. `instruction` is written on a separate line before each sentence.
     """
 
+    has_measures = False
     group_field: ClassVar[str | None] = None
 
     def __init__(

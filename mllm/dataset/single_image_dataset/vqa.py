@@ -25,6 +25,7 @@ class VQADataset(ImageTextDataset):
     field. `<image>` in a question marks the position of an image; without it the images precede the question.
     """
 
+    has_measures = False
     required: ClassVar[tuple[str, ...]] = ("image", "question", "answer")
 
     def __init__(
