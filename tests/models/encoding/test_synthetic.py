@@ -2,7 +2,7 @@
 
 import pytest
 
-from mllm.engine.privacy.synthetic import WORDS, synthetic_samples, synthetic_views
+from mllm.models.encoding.synthetic import WORDS, synthetic_samples, synthetic_views
 
 
 @pytest.mark.parametrize("reads_images", [True, False])
