@@ -80,7 +80,7 @@ def examination(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDatas
 
 def announce(trainer: MultimodalTrainer, bundle: Bundle, folder: Path) -> None:
     """Says what trains, proves on the first batch that it does, and writes that batch down."""
-    if isinstance(bundle.model, VisionModel):
+    if not bundle.model.generates_text:
         logger.info("Active: what trains")
     logger.info("%s", trainable_table(trainable_report(bundle.model)))
     batch = trainer.preflight()
@@ -99,7 +99,7 @@ def train(
     if trainer.is_world_process_zero() and not config.training_args.get("output_dir"):
         point_latest(run_folder(trainer.args))
     # A killed private run makes the updates behind its last checkpoint again, so nothing but checkpoints may show them.
-    if isinstance(bundle.model, VisionModel) and config.privacy_args is None:
+    if not bundle.model.generates_text and config.privacy_args is None:
 
         def write_epoch(folder: Path) -> None:
             facts = known_facts(config, trainer, splits)  # now, for it counts the updates
@@ -128,7 +128,7 @@ def export(
         logger.info("merge_lora=True: the result is written whole, to merged/; an adapter would not fit the base")
         return Path(EXPORTERS.find("merged")(bundle, folder / "merged", settings=model, facts=facts))
     adapter = EXPORTERS.find("adapter")(bundle, folder / "adapter", settings=model, facts=facts)
-    if isinstance(bundle.model, VisionModel):
+    if not bundle.model.generates_text:
         EXPORTERS.find("student")(bundle, folder / "student", settings=model, facts=facts)
     elif config.export_args.merged:
         merge(str(adapter), folder / "merged", replaces=True)
