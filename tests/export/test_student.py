@@ -19,7 +19,6 @@ from mllm.export.facts import Facts
 from mllm.export.folder import update_figures
 from mllm.export.student import write as write_student
 from mllm.models.builder.builder import load_pretrained
-from mllm.run.prepare import fill_registries
 from mllm.structures import Bundle
 from mllm.tiny.checkpoints import write_tiny
 
@@ -89,7 +88,6 @@ def test_an_adapter_is_a_teacher_without_its_head(trained):
 
 
 def test_a_config_can_name_a_student(trained, tmp_path):
-    fill_registries()
     (tmp_path / "run.py").write_text(CONFIG.format(folder=str(trained[1]), heads=HEADS))
     apply_rules(read_config(tmp_path / "run.py"), detect())
 
