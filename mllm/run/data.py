@@ -140,21 +140,25 @@ def _shuffled_sampler(config: RunConfig, train: SampleDataset) -> LogicalBatchSa
         logical_batch_size(config.training_args),
         shuffle=True,
         drop_last=config.training_args.get("dataloader_drop_last", False),
-        **_share(config),
+        seed=_sampler_seed(config),
+        rank=PartialState().process_index,
+        world=PartialState().num_processes,
     )
 
 
 def _ordered_sampler(config: RunConfig, validation: SampleDataset) -> LogicalBatchSampler:
     """Return the sampler of the validation split."""
     size = config.training_args.get("per_device_eval_batch_size", 8)
-    return LogicalBatchSampler(len(validation), size, shuffle=False, **_share(config))
+    state, seed = PartialState(), _sampler_seed(config)
+    return LogicalBatchSampler(
+        len(validation), size, shuffle=False, seed=seed, rank=state.process_index, world=state.num_processes
+    )
 
 
-def _share(config: RunConfig) -> dict[str, int]:
-    """Return the seed of the samplers and the share of this process."""
-    state, seed = PartialState(), config.training_args.get("data_seed")
-    seed = config.training_args.get("seed", 42) if seed is None else seed
-    return {"rank": state.process_index, "world": state.num_processes, "seed": seed}
+def _sampler_seed(config: RunConfig) -> int:
+    """Return the seed of the order of the samples: `data_seed`, or `seed`."""
+    seed = config.training_args.get("data_seed")
+    return int(config.training_args.get("seed", 42) if seed is None else seed)
 
 
 def _private_sampler(config: RunConfig, train: SampleDataset, secret: bytes) -> PoissonSampler:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_fixtures import CHECKOUT
 from PIL import Image
-from tests.pipeline.conftest import CHECKOUT
 
 from mllm.dataset.base import SampleDataset
 from mllm.engine.builder import build_learner
