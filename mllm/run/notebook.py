@@ -19,8 +19,8 @@ from mllm.config.schema import RunConfig
 from mllm.config.source import source_of
 from mllm.errors import ConfigError, TrainingError, hint
 from mllm.files import write_text
-from mllm.pipeline.evaluate_model import METRICS_FILE, table
-from mllm.run.prepare import fill_registries
+from mllm.predict.evaluate import figures_table
+from mllm.run_files import METRICS as METRICS_FILE
 
 FINETUNE = CHECKOUT / "mllm" / "pipeline" / "finetune.py"
 FIRST_PICTURES = ("training_progress.png", "loss.png")
@@ -77,7 +77,6 @@ def write_config(values: Mapping[str, float], base: str | Path, path: str | Path
     ends, and for a `base` that distills no features.
     """
     _check(values)
-    fill_registries()
     path, config = Path(path), read_config(base)
     if config.data_args.train is None:
         raise ConfigError(f"{base} has no data_args.train, whose size the sliders set")
@@ -169,4 +168,4 @@ def figures(run: Path) -> str:
     measured = json.loads(file.read_text(encoding="utf-8"))["figures"] if file.is_file() else {}
     if not measured:
         return "Nothing was measured: the config has no data_args.test, or no data_args.compute_metric."
-    return table(measured)
+    return figures_table(measured)
