@@ -37,27 +37,27 @@ def prepare_data(
         bundle.model.fit_measures(known_measures(splits["train"], skip=config.data_args.on_error == "skip"))
     encoder = teaching_encoder(config, learner, bundle, teacher, splits)
     fit_objectives(learner, encoder, splits["train"])
-    size = training.get("per_device_train_batch_size", 8)
+    size = training["per_device_train_batch_size"]
     collate = LogicalCollator(
         encoder.pad,
         samples_per_piece=size if privacy is None else privacy.physical_batch_size,
         tokens_per_piece=config.data_args.tokens_per_micro_batch,
         tokens_per_row=config.model_args.max_length if config.data_args.packing else None,
     )
-    seed = training.get("data_seed")
-    seed = training.get("seed", 42) if seed is None else seed
+    seed = training["data_seed"]
+    seed = training["seed"] if seed is None else seed
     dealt = dict(rank=state.process_index, world=state.num_processes, seed=seed)
     given: dict[str, Any] = {"collate": collate}
     for name, prefix in (("train", "train"), ("validation", "eval")):
         if name in splits:
             is_training = name == "train"
-            size = logical_batch_size(training) if is_training else training.get("per_device_eval_batch_size", 8)
+            size = logical_batch_size(training) if is_training else training["per_device_eval_batch_size"]
             given[f"{prefix}_dataset"] = EncodedDataset(splits[name], encoder.encode)
             given[f"{prefix}_sampler"] = LogicalBatchSampler(
                 len(splits[name]),
                 size,
                 shuffle=is_training,
-                drop_last=is_training and training.get("dataloader_drop_last", False),
+                drop_last=is_training and training["dataloader_drop_last"],
                 **dealt,
             )
     if privacy is not None:
