@@ -45,7 +45,7 @@ def open_splits(config: RunConfig) -> dict[str, SampleDataset]:
             f"{config.place('data_args', 'train')}: data_args.train is None or absent, and there is nothing to learn "
             "without it: give it a dataset, such as dict(type='VQADataset', data_path='rows.jsonl')"
         )
-    splits = build_datasets(config.data_args, seed=config.training_args.get("seed", 42))
+    splits = build_datasets(config.data_args, seed=config.training_args["seed"])
     if config.privacy_args is not None:
         refuse_large_delta(config, len(units_of(splits["train"], config.privacy_args.unit)))
     logger.info("%s", ", ".join(f"{name}: {len(split):,} samples" for name, split in splits.items()))
@@ -70,11 +70,11 @@ def limit_tiny_updates(config: RunConfig, splits: Splits) -> RunConfig:
 def planned_updates(config: RunConfig, train: SampleDataset) -> int:
     """Return the number of updates of the whole training, as `transformers.Trainer` counts them."""
     training = config.training_args
-    max_steps = training.get("max_steps", -1)
+    max_steps = training["max_steps"]
     if max_steps > 0:
         return int(max_steps)
     sampler = _private_sampler(config, train, secret=b"") if config.privacy_args else _shuffled_sampler(config, train)
-    return math.ceil(training.get("num_train_epochs", 3) * len(sampler))
+    return math.ceil(training["num_train_epochs"] * len(sampler))
 
 
 def scale_measures(config: RunConfig, bundle: Bundle, train: SampleDataset) -> None:
@@ -109,7 +109,7 @@ def prepare_data(config: RunConfig, bundle: Bundle, encoder: SampleEncoder, spli
     teacher.
     """
     training, privacy = config.training_args, config.privacy_args
-    size = training.get("per_device_train_batch_size", 8)
+    size = training["per_device_train_batch_size"]
     collate = LogicalCollator(
         encoder.pad,
         samples_per_piece=size if privacy is None else privacy.physical_batch_size,
@@ -139,7 +139,7 @@ def _shuffled_sampler(config: RunConfig, train: SampleDataset) -> LogicalBatchSa
         len(train),
         logical_batch_size(config.training_args),
         shuffle=True,
-        drop_last=config.training_args.get("dataloader_drop_last", False),
+        drop_last=config.training_args["dataloader_drop_last"],
         seed=_sampler_seed(config),
         rank=PartialState().process_index,
         world=PartialState().num_processes,
@@ -148,7 +148,7 @@ def _shuffled_sampler(config: RunConfig, train: SampleDataset) -> LogicalBatchSa
 
 def _ordered_sampler(config: RunConfig, validation: SampleDataset) -> LogicalBatchSampler:
     """Return the sampler of the validation split."""
-    size = config.training_args.get("per_device_eval_batch_size", 8)
+    size = config.training_args["per_device_eval_batch_size"]
     state, seed = PartialState(), _sampler_seed(config)
     return LogicalBatchSampler(
         len(validation), size, shuffle=False, seed=seed, rank=state.process_index, world=state.num_processes
@@ -157,8 +157,8 @@ def _ordered_sampler(config: RunConfig, validation: SampleDataset) -> LogicalBat
 
 def _sampler_seed(config: RunConfig) -> int:
     """Return the seed of the order of the samples: `data_seed`, or `seed`."""
-    seed = config.training_args.get("data_seed")
-    return int(config.training_args.get("seed", 42) if seed is None else seed)
+    seed = config.training_args["data_seed"]
+    return int(config.training_args["seed"] if seed is None else seed)
 
 
 def _private_sampler(config: RunConfig, train: SampleDataset, secret: bytes) -> PoissonSampler:

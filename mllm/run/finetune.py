@@ -38,7 +38,7 @@ def _finetune(path: str, overrides: Sequence[str], tiny: bool, resume: bool) -> 
     if tiny:
         config = limit_tiny_updates(config, splits)
     folder, checkpoint = open_run(config, hardware, splits, resume)
-    set_seed(config.training_args.get("seed", 42))
+    set_seed(config.training_args["seed"])
     with memory_advised(memory_advice(config)):
         bundle = load_pretrained(config.model_args, hardware)
         teacher = load_teacher(config, hardware, bundle)

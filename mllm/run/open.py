@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 def start_processes(config: RunConfig, hardware: Hardware) -> None:
     """Connect the processes of a distributed run; later calls of `PartialState()` return the same state."""
-    timeout = timedelta(seconds=config.training_args.get("ddp_timeout", 1800))
+    timeout = timedelta(seconds=config.training_args["ddp_timeout"])
     PartialState(cpu=hardware.device == "cpu", timeout=timeout)
 
 
