@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from mllm.config.schema import RunConfig
+from mllm.config.training_args import changed_values
 from mllm.dataset.base import SampleDataset
 from mllm.engine.private_trainer import PrivateTrainer
 from mllm.engine.trainer import MultimodalTrainer
@@ -24,7 +25,8 @@ OTHER_PREFIXES = (
 def run_facts(config: RunConfig, trainer: MultimodalTrainer, splits: Mapping[str, SampleDataset]) -> Facts:
     """Return the facts about a run after its latest update, without figures."""
     model, data = asdict(config.model_args), asdict(config.data_args)
-    training = {key: value for key, value in config.training_args.items() if not key.startswith(OTHER_PREFIXES)}
+    changed = changed_values(config.training_args, is_private=config.privacy_args is not None)
+    training = {key: value for key, value in changed.items() if not key.startswith(OTHER_PREFIXES)}
     return Facts(
         base=config.model_args.model_name_or_path,
         settings=encoding_settings(model),

@@ -48,7 +48,7 @@ def open_run(
     state = PartialState()
     opened: list[Any] = [None]
     if state.is_main_process:
-        folder, checkpoint = open_run_folder(config.name, config.training_args.get("output_dir"), resume)
+        folder, checkpoint = open_run_folder(config.name, config.training_args["output_dir"], resume)
         logger.info("run folder: %s%s", folder, f", continuing from {checkpoint.name}" if checkpoint else "")
         if checkpoint:
             _check_resumed(config, folder, checkpoint)

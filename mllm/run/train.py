@@ -45,7 +45,7 @@ def train(
 
     A `KeyboardInterrupt` is raised again with the number of updates and the checkpoint that `--resume` continues from.
     """
-    if trainer.is_world_process_zero() and not config.training_args.get("output_dir"):
+    if trainer.is_world_process_zero() and not config.training_args["output_dir"]:
         point_latest(run_folder(trainer.args))
     # A private run that is killed repeats the updates after its last checkpoint, so only checkpoints may contain them.
     if not bundle.model.generates_text and config.privacy_args is None:
