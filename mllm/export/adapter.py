@@ -16,7 +16,7 @@ from mllm.export.export_report import FILE as REPORT
 from mllm.export.settings import write_settings
 from mllm.export.vllm import vllm_obstacles
 from mllm.files import replaced_folder, write_json, write_text
-from mllm.models.adapters.attach import save_adapter
+from mllm.models.adapters.combine import save_adapter
 from mllm.models.adapters.trained_file import write_trained
 from mllm.registry import EXPORTERS
 from mllm.structures import Bundle

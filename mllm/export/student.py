@@ -15,7 +15,7 @@ from mllm.errors import ConfigError
 from mllm.export.card import Facts, card_text
 from mllm.export.settings import write_settings
 from mllm.files import replaced_folder, write_text
-from mllm.models.adapters.attach import merged_weights
+from mllm.models.adapters.merge import merged_weights
 from mllm.models.adapters.trained_file import IN_MERGED, write_trained
 from mllm.models.vision_model import VisionModel
 from mllm.registry import EXPORTERS

@@ -164,10 +164,11 @@ def merge_several(
     from mllm.config.hardware import detect
     from mllm.export.settings import write_settings
     from mllm.models.adapters.combine import check_combination, combined
-    from mllm.models.adapters.files import HEADS, read_adapter, write_adapter
+    from mllm.models.adapters.files import read_adapter, write_adapter
     from mllm.models.backbone.streamed import STORED, Unstreamable
     from mllm.models.builder.builder import load_pretrained
     from mllm.predict.load import adapter_args
+    from mllm.run_files import TRAINED as HEADS
 
     check_combination(len(adapters), weights, combination, density)
     refuse_filled(Path(out))
