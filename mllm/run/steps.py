@@ -15,11 +15,11 @@ from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
 from mllm.dataset.loading.poisson import units_of
 from mllm.engine.callbacks import SKIPPED, close_bars, rows_of, run_folder, write_skipped
+from mllm.engine.checkpoints import newest_checkpoint
 from mllm.engine.epoch_folders import EpochFolders
 from mllm.engine.evaluation import PLAIN, Examination, described, examine
 from mllm.engine.preflight import describe_batch
 from mllm.engine.private_trainer import PrivateTrainer
-from mllm.engine.run_folder import newest_checkpoint, point_latest
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
 from mllm.export.facts import Facts, Split, current_versions, write_facts, write_metrics
@@ -34,6 +34,7 @@ from mllm.models.vision_model import VisionModel
 from mllm.predict.writer import write_predictions
 from mllm.registry import EXPORTERS, METRICS
 from mllm.report.data_summary import draw_agreement
+from mllm.run.folder import point_latest
 from mllm.run_files import ADAPTER, MERGED, PREDICTIONS, STUDENT
 from mllm.structures import Bundle
 
