@@ -16,11 +16,11 @@ from mllm.export.facts import Facts, read_facts, write_facts
 from mllm.export.settings import encoding_settings, read_base, write_settings
 from mllm.files import write_json, write_text
 from mllm.models.adapters.trained_file import IN_MERGED, write_trained
-from mllm.models.trainable_model import AdaptedModel
 from mllm.run_files import ADAPTER, ADAPTER_CONFIG, CARD, MERGED, MODEL_CONFIG, REPORT, TRAINED
+from mllm.structures import Model
 
 
-def write_model(model: AdaptedModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+def write_model(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write a merged model in `dtype` (None: its own), its tensors beside the weights in their own dtype.
 
     The weights of `model` have this dtype afterwards.

@@ -33,7 +33,8 @@ def write(bundle: Bundle, folder: str | Path, *, facts: Facts, dtype: torch.dtyp
     from those of the unmerged model.
     """
     folder, started = Path(folder), time.monotonic()
-    source: VisionModel = bundle.model
+    source = bundle.model
+    assert isinstance(source, VisionModel), "this exporter is for part='vision'"
     model = copy.deepcopy(source).eval()
     unmerged = probe_features(model)
     model.backbone = merged_weights(model.backbone)  # type: ignore[arg-type]
