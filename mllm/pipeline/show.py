@@ -92,7 +92,7 @@ def sample(arguments: argparse.Namespace) -> str:
         raise ConfigError(f"--index {arguments.index}: the split '{arguments.split}' has {len(dataset)} samples")
     encoder = load_encoder(config.model_args)
     encoded = encoder.encode(dataset.sample(arguments.index % len(dataset)))
-    return described(encoded, encoder.tokenizer, encoder.processor.image_token_ids, sys.stdout.isatty())
+    return described(encoded, encoder.tokenizer, encoder.image_token_ids, sys.stdout.isatty())
 
 
 def described(encoded: Encoded, tokenizer: Any, image_ids: Collection[int | None], color: bool) -> str:

@@ -16,9 +16,7 @@ from mllm.dataset.loading.sampler import LogicalBatchSampler
 from mllm.engine.builder import logical_batch_size
 from mllm.engine.learner import Learner
 from mllm.engine.privacy.noise import secret_of
-from mllm.engine.privacy.synthetic import synthetic_samples, synthetic_views
 from mllm.errors import UserError
-from mllm.models.vision_model import VisionModel
 from mllm.run.distill import fit_objectives, teaching_encoder
 from mllm.structures import Bundle
 
@@ -35,8 +33,8 @@ def prepare_data(
     A head that reads measures is told their mean and spread in the training split.
     """
     state, training, privacy = PartialState(), config.training_args, config.privacy_args
-    if isinstance(bundle.model, VisionModel) and bundle.model.head is not None:
-        bundle.model.head.normalize(known_measures(splits["train"], skip=config.data_args.on_error == "skip"))
+    if bundle.encoder.measures:
+        bundle.model.fit_measures(known_measures(splits["train"], skip=config.data_args.on_error == "skip"))
     encoder = teaching_encoder(config, learner, bundle, teacher, splits)
     fit_objectives(learner, encoder, splits["train"])
     size = training["per_device_train_batch_size"]
@@ -102,9 +100,5 @@ def private_data(config: RunConfig, bundle: Bundle, train: SampleDataset) -> dic
         world=state.num_processes,
         most=privacy.max_records_per_patient,
     )
-    count = privacy.physical_batch_size
-    if isinstance(bundle.model, VisionModel):
-        samples = synthetic_views(count, bundle.encoder.views, bundle.encoder.measures)
-    else:
-        samples = synthetic_samples(count, config.model_args.max_length, "vision" in bundle.model.towers)
+    samples = bundle.encoder.synthetic(privacy.physical_batch_size)
     return {"train_sampler": sampler, "synthetic": [bundle.encoder.encode(sample) for sample in samples]}
