@@ -100,7 +100,7 @@ def private_data(config: RunConfig, bundle: Bundle, train: SampleDataset) -> dic
         secret=secret[0],
         rank=state.process_index,
         world=state.num_processes,
-        most=privacy.max_records_per_patient,
+        max_samples=privacy.max_records_per_patient,
     )
     count = privacy.physical_batch_size
     if isinstance(bundle.model, VisionModel):
