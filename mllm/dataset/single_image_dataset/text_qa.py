@@ -77,7 +77,7 @@ class TextQADataset(SampleDataset):
     def _filtered(self, filters: TextFilters) -> Sequence[int]:
         """The rows that the filters leave; an unreadable one is kept, so that it is told when it is used."""
         rows = tqdm(range(len(self.records)), desc="filtering", unit="row", disable=None, leave=False)
-        kept = filters.kept(self._turns_of(index) for index in rows)
+        kept = filters.select(self._turns_of(index) for index in rows)
         logger.info("%s: %s", self.records.path, filters.report)
         if not kept:
             raise DataError(f"{self.records.path}: the filters leave none of its {len(self.records)} rows")
