@@ -1,4 +1,4 @@
-"""Readers of image files: a suffix finds the function that turns a file into RGB pictures."""
+"""Readers of image files, found by file suffix; every reader returns RGB images."""
 
 from __future__ import annotations
 
@@ -17,18 +17,26 @@ from mllm.registry import READERS
 __all__ = ["dicom", "image", "nifti", "read_images", "video"]
 
 _PREAMBLE = 132
-"""A DICOM file begins with 128 free bytes and the letters DICM (PS3.10, section 7.1)."""
+"""Bytes of the preamble of a DICOM file: 128 arbitrary bytes and the letters DICM (PS3.10, section 7.1)."""
 
 
 def read_images(path: str | Path, **options: Any) -> list[Image.Image]:
-    """Read one file with the reader of its suffix, as RGB pictures.
+    """Read a file with the reader of its suffix.
 
-    The suffix is looked up in READERS regardless of case, the longest first (`.nii.gz`); a DICOM file is also known
-    by its preamble, whatever its name. `options` are the reader's own keyword arguments: `page` and `window` for
-    images, `frames` and `window` for DICOM, `axis`, `slice`, `volume` and `window` for NIfTI, `frames` for videos.
+    Suffixes are entries of READERS; case is ignored and the longest suffix wins (`.nii.gz`). A file with another
+    suffix is read as DICOM if it has the DICOM preamble.
 
-    Raises `DataError`, which names the file, for one that is missing, empty or damaged, and `ConfigError` for an
-    option that the reader does not have or a package that is not installed.
+    Args:
+        path: The file.
+        options: Keyword arguments of the reader: `page` and `window` for images, `frames` and `window` for DICOM,
+            `axis`, `slice`, `volume` and `window` for NIfTI, `frames` for videos.
+
+    Returns:
+        RGB images.
+
+    Raises:
+        DataError: The file is missing, empty or damaged.
+        ConfigError: The reader does not have an option, or a package is not installed.
     """
     path = Path(path)
     _check_file(path)
@@ -61,7 +69,7 @@ def _check_file(path: Path) -> None:
 
 
 def _find_reader(path: Path) -> tuple[str, Callable[..., list[Image.Image]]]:
-    """The suffix by which the file goes, and its reader."""
+    """Return the suffix of a file and its reader."""
     name = path.name.lower()
     for suffix in sorted(READERS.module_dict, key=len, reverse=True):
         if name.endswith(suffix):
@@ -73,4 +81,6 @@ def _find_reader(path: Path) -> tuple[str, Callable[..., list[Image.Image]]]:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if head.endswith(b"DICM"):
         return ".dcm", READERS.find(".dcm")
-    raise DataError(f"{path} has no suffix that a reader knows; known are {', '.join(sorted(READERS.module_dict))}")
+    raise DataError(
+        f"{path} has a suffix that no reader supports; supported are {', '.join(sorted(READERS.module_dict))}"
+    )
