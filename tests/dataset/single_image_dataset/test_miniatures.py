@@ -5,14 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import mllm.dataset.builder  # noqa: F401  (registers all)
 from mllm.dataset.augment.transforms import RandomFlip
 from mllm.dataset.builder import build_dataset
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset
 from mllm.registry import DATASETS
 from mllm.structures import BOX, IMAGE, POINT
 
-OWN = sorted(name for name, cls in DATASETS.module_dict.items() if issubclass(cls, GroundingDataset))
+OWN = sorted(name for name in DATASETS.locations if issubclass(DATASETS.find(name), GroundingDataset))
 OPTIONS = {"GQADataset": [{"version": f"q-{kind}"} for kind in ("a", "c", "bc", "s", "l")]}
 OPTIONS["GPT4Gen"] = [{"version": kind} for kind in ("a", "c", "bc")]
 OPTIONS["ClevrDataset"] = [{"version": kind} for kind in ("q-a", "q-s")]
