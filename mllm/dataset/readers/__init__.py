@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from mllm.dataset.readers import dicom, image, nifti, video
-from mllm.errors import ConfigError, DataError, near
-from mllm.registry import READERS
-
-__all__ = ["dicom", "image", "nifti", "read_images", "video"]
+from mllm.errors import DataError
+from mllm.registry import READERS, check_names
 
 _PREAMBLE = 132
 """Bytes of the preamble of a DICOM file: 128 arbitrary bytes and the letters DICM (PS3.10, section 7.1)."""
@@ -40,17 +35,12 @@ def read_images(path: str | Path, **options: Any) -> list[Image.Image]:
     """
     path = Path(path)
     _check_file(path)
-    suffix, read = _find_reader(path)
-    known = inspect.signature(read).parameters
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-    names = [name for name, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY]
-    for name in options:
-        if name not in names and not open_ended:
-            close = "".join(f": did you mean '{match}'?" for match in near(name, names, count=1))
-            its_own = ", ".join(names) or "none"
-            raise ConfigError(f"the reader of {suffix} files has no option '{name}' (it has {its_own}){close}")
+    suffix = _find_suffix(path)
+    if options:
+        check_names(READERS, suffix, options, ("reader",), provided=("path",))
     try:
-        return read(path, **options)
+        images: list[Image.Image] = READERS.find(suffix)(path, **options)
+        return images
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
 
@@ -68,19 +58,17 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path} is empty")
 
 
-def _find_reader(path: Path) -> tuple[str, Callable[..., list[Image.Image]]]:
-    """Return the suffix of a file and its reader."""
+def _find_suffix(path: Path) -> str:
+    """Return the suffix under which the reader of a file is registered."""
     name = path.name.lower()
-    for suffix in sorted(READERS.module_dict, key=len, reverse=True):
+    for suffix in sorted(READERS.names(), key=len, reverse=True):
         if name.endswith(suffix):
-            return suffix, READERS.find(suffix)
+            return suffix
     try:
         with path.open("rb") as file:
             head = file.read(_PREAMBLE)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if head.endswith(b"DICM"):
-        return ".dcm", READERS.find(".dcm")
-    raise DataError(
-        f"{path} has a suffix that no reader supports; supported are {', '.join(sorted(READERS.module_dict))}"
-    )
+        return ".dcm"
+    raise DataError(f"{path} has a suffix that no reader supports; supported are {', '.join(READERS.names())}")
