@@ -15,12 +15,12 @@ from mllm.config.hardware import Hardware, environment
 from mllm.config.reading import read_config
 from mllm.config.schema import ModelArgs, RunConfig
 from mllm.dataset.base import SampleDataset
-from mllm.engine.run_folder import open_run_folder
 from mllm.errors import ConfigError
 from mllm.export.settings import read_settings
 from mllm.files import write_json, write_text
 from mllm.models.adapters.files import find_adapter
 from mllm.report.data_summary import describe_data
+from mllm.run.folder import open_run_folder
 from mllm.run.phases import conduit, reservoir
 
 logger = logging.getLogger(__name__)
@@ -34,11 +34,11 @@ def open_run(
     The first process opens it and tells the others its name.
     """
     refuse_other_measures(config.model_args)
-    patience = timedelta(seconds=config.training_args.get("ddp_timeout", 1800))
+    patience = timedelta(seconds=config.training_args["ddp_timeout"])
     state = PartialState(cpu=hardware.device == "cpu", timeout=patience)  # later calls share this state
     opened: list[Any] = [None]
     if state.is_main_process:
-        folder, checkpoint = open_run_folder(config.name, config.training_args.get("output_dir"), resume)
+        folder, checkpoint = open_run_folder(config.name, config.training_args["output_dir"], resume)
         logger.info("run folder: %s%s", folder, f", continuing from {checkpoint.name}" if checkpoint else "")
         if checkpoint:
             began = read_config(folder / "config.py")

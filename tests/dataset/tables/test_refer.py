@@ -77,7 +77,7 @@ def test_containers_of_python_2_and_3_are_read(tmp_path):
 def test_files_that_do_not_match_are_refused(folder):
     with pytest.raises(DataError, match=r"has no reference of split 'test'; it has testA, train"):
         dataset(folder, split="test")
-    with pytest.raises(ConfigError, match="task is 'REC' or 'RES', not 'REG'"):
+    with pytest.raises(ConfigError, match="task must be 'REC' or 'RES', not 'REG'"):
         dataset(folder, task="REG")
     (folder / "instances.json").write_text("{}")
     with pytest.raises(DataError, match=r"instances.json is not a file of COCO instances"):
