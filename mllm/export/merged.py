@@ -20,7 +20,7 @@ from mllm.export.folder import write_companions, write_model
 from mllm.export.shards import main_dtype, write_shards
 from mllm.export.tensor_names import check_names
 from mllm.files import replaced_folder, write_json
-from mllm.models.adapters.attach import merged_weights
+from mllm.models.adapters.merge import merged_weights
 from mllm.models.adapters.trained_file import IN_MERGED, write_trained
 from mllm.models.backbone.streamed import weight_files
 from mllm.models.language_model import LanguageModel
@@ -119,32 +119,32 @@ def merge_in_place(bundle: Bundle, dtype: torch.dtype | None = None, compare: bo
 
     Compares the logits of one prompt with one generated image before and after, computed in the dtype of the weights.
     """
-    perception = bundle.model
-    assert isinstance(perception, LanguageModel), "this exporter is for models that generate text"
-    refuse_nothing_to_merge(perception)
+    language_model = bundle.model
+    assert isinstance(language_model, LanguageModel), "this exporter is for models that generate text"
+    refuse_nothing_to_merge(language_model)
     unmerged = probe_logits(bundle) if compare else None
     effect = None if unmerged is None else adapter_effect(bundle, unmerged)
-    backbone: Any = perception.backbone
-    perception.backbone = merged_weights(backbone)
-    model = perception.pretrained
-    if perception.rows is not None:
-        perception.rows.fold(model)
+    backbone: Any = language_model.backbone
+    language_model.backbone = merged_weights(backbone)
+    model = language_model.pretrained
+    if language_model.rows is not None:
+        language_model.rows.fold(model)
     round_weights(model, dtype)
-    report: dict[str, Any] = {"adapter_effect": effect, "tied_embeddings": _has_tied_embeddings(perception)}
+    report: dict[str, Any] = {"adapter_effect": effect, "tied_embeddings": _has_tied_embeddings(language_model)}
     if unmerged is None:
         return report | {"parity": SKIPPED}
     return report | compare_logits(unmerged, probe_logits(bundle), computed=model.dtype, stored=dtype or model.dtype)
 
 
-def refuse_nothing_to_merge(perception: Model) -> None:
+def refuse_nothing_to_merge(model: Model) -> None:
     """Raise `ConfigError` for a model without trained parts."""
-    if not isinstance(perception.backbone, PeftModel) and not perception.trained_state():
+    if not isinstance(model.backbone, PeftModel) and not model.trained_state():
         raise ConfigError("there is no adapter to merge: the model has none")
 
 
-def _has_tied_embeddings(perception: Model) -> bool:
-    model = perception.pretrained
-    return bool(model.get_output_embeddings().weight is model.get_input_embeddings().weight)
+def _has_tied_embeddings(model: Model) -> bool:
+    pretrained = model.pretrained
+    return bool(pretrained.get_output_embeddings().weight is pretrained.get_input_embeddings().weight)
 
 
 def _log_result(folder: Path, report: Mapping[str, Any]) -> None:

@@ -172,7 +172,7 @@ def _private_sampler(config: RunConfig, train: SampleDataset, secret: bytes) -> 
         secret=secret,
         rank=state.process_index,
         world=state.num_processes,
-        most=privacy.max_records_per_patient,
+        max_samples=privacy.max_records_per_patient,
     )
 
 

@@ -14,7 +14,7 @@ from mllm.engine.epoch_folders import EpochFolders
 from mllm.engine.preflight import describe_batch
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.files import write_text
-from mllm.models.adapters.attach import trainable_report, trainable_table
+from mllm.models.adapters.trainable import count_trainable, format_counts
 from mllm.registry import EXPORTERS
 from mllm.run.facts import run_facts
 from mllm.run.folder import point_latest
@@ -28,7 +28,7 @@ def check_training(trainer: MultimodalTrainer, bundle: Bundle) -> None:
     """Log the trainable parameters, check on the first batch that all of them train, and write `first_batch.md`."""
     if not bundle.model.generates_text:
         logger.info("Active: trainable parameters")  # the third phase, after those of `mllm.run.phases`
-    logger.info("%s", trainable_table(trainable_report(bundle.model)))
+    logger.info("%s", format_counts(count_trainable(bundle.model)))
     batch = trainer.preflight()
     if trainer.is_world_process_zero():
         write_text(run_folder(trainer.args) / FIRST_BATCH, describe_batch(batch, bundle))

@@ -115,7 +115,7 @@ def custom_slice(config: PretrainedConfig, widths: Sequence[int] = (), dropped: 
             raise ConfigError(f"layer {layer} has {full:,} neurons, but --ffn-widths requests {width:,}")
         if 2 * width < full:
             logger.warning(
-                "layer %d keeps %d of %d neurons; smaller ones than half were never trained", layer, width, full
+                "layer %d keeps %d of %d neurons; less than half of a layer was never trained alone", layer, width, full
             )
     return Slice(layers, tuple(chosen))
 

@@ -92,9 +92,9 @@ def test_slices_of_ones_own():
 @pytest.mark.parametrize(
     ("widths", "dropped", "sentence"),
     [
-        ([], [35], "--drop-layers names layer 35, and this checkpoint has layers 0 to 34"),
+        ([], [35], "--drop-layers names layer 35, but this checkpoint has layers 0 to 34"),
         ([], range(35), "names every layer"),
-        ([8192] * 35, [20], "--ffn-widths gives 35 widths, and 34 layers are kept"),
+        ([8192] * 35, [20], "--ffn-widths has 35 widths for 34 layers"),
         ([16385], [], "layer 0 has 16,384 neurons, but --ffn-widths requests 16,385"),
         ([*[8192] * 9, 0, *[8192] * 24], [2], "layer 10 has 16,384 neurons, but --ffn-widths requests 0"),
     ],
@@ -110,7 +110,7 @@ def test_less_than_half_is_warned_about(caplog):
         assert not caplog.records
         custom_slice(E4B, [*[8192] * 34, 8191])
     assert [record.getMessage() for record in caplog.records] == [
-        "layer 34 keeps 8191 of 16384 neurons; less than half was never trained"
+        "layer 34 keeps 8191 of 16384 neurons; less than half of a layer was never trained alone"
     ]
 
 
