@@ -87,7 +87,7 @@ def refuse_wrong_parts(config: RunConfig, checkpoint: Checkpoint) -> None:
             f"of Gemma 3n has convolutions and no Linear layer, so 4 and 8 bits apply to the language model only, "
             f"which part='vision' does not load: remove it (the tower needs 1.2 GB in fp32, 0.6 GB in bf16)"
         )
-    if args.type == "gemma3n-student" and config.training_args.get("fp16"):
+    if args.type == "gemma3n-student" and config.training_args["fp16"]:
         raise ConfigError(
             f"{config.place('training_args', 'fp16')}: the convolutions of Gemma 3n's vision tower overflow fp16: set "
             f"fp16=False (it needs 1.2 GB in fp32), or bf16=True on Ampere and newer cards"

@@ -19,7 +19,7 @@ from mllm.models.backbone.loading import find_checkpoint, load_config, load_mode
 from mllm.models.builder.build_options import load_options, lora_options
 from mllm.models.encoding.seq2seq import Seq2SeqEncoder
 from mllm.models.encoding.text_processor import TextProcessor, load_text_processor
-from mllm.models.language_model import PerceptionModel
+from mllm.models.language_model import LanguageModel
 from mllm.registry import MODELS
 from mllm.structures import Bundle
 
@@ -63,7 +63,7 @@ def build_seq2seq(args: ModelArgs, hardware: Hardware) -> Bundle:
         system=args.system,
         chat_template=args.chat_template,
     )
-    return Bundle(PerceptionModel(adapted, towers), encoder)
+    return Bundle(LanguageModel(adapted, towers), encoder)
 
 
 def seq2seq_towers(model: PreTrainedModel) -> dict[str, str]:

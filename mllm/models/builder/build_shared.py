@@ -25,7 +25,7 @@ from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.encoding.marks import MarkWriter
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.models.heads import BoxHead, MaskHead
-from mllm.models.language_model import PerceptionModel
+from mllm.models.language_model import LanguageModel
 from mllm.registry import BOX_FORMATS, HEADS, build
 from mllm.structures import Bundle
 
@@ -68,7 +68,7 @@ def assemble(
         train_in_fp32(modules[towers["projector"]])
     rows = TokenRows(model, ids) if ids else None
     heads, layers = build_heads(model, processor, towers, args)
-    perception = PerceptionModel(adapted, towers, heads=heads, layers=layers, rows=rows, fusion=fusion)
+    perception = LanguageModel(adapted, towers, heads=heads, layers=layers, rows=rows, fusion=fusion)
     for part in (perception.heads, fusion):
         if part is not None:
             part.to(model.device)  # where quantized weights are already, and nobody moves them later
