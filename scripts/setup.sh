@@ -74,7 +74,7 @@ fi
 started=$SECONDS
 uv=$(command -v uv || true)
 if [ ! -e "$venv" ]; then
-    python=$(find_python) || fail "Python 3.10 or newer was not found; install it, or set its path: PYTHON=/path/to/python bash scripts/setup.sh"
+    python=$(find_python) || fail "no Python 3.10 or newer was found; install one, or set its path: PYTHON=/path/to/python bash scripts/setup.sh"
     echo "setup: creating $venv with $("$python" -V) and $([ -n "$uv" ] && echo uv || echo pip)"
     mkdir "$venv"
     touch "$busy"
