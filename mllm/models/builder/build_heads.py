@@ -1,0 +1,57 @@
+"""Heads of a model, from `model_args.heads`, with the same initial weights in every process and run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, ProcessorMixin
+
+from mllm.config.schema import ModelArgs
+from mllm.errors import ConfigError
+from mllm.models.backbone.vision_layers import VisionLayers
+from mllm.models.encoding.text_processor import TextProcessor
+from mllm.models.heads import BoxHead, MaskHead, RegressionHead
+from mllm.registry import HEADS
+
+
+def build_heads(
+    model: PreTrainedModel, processor: ProcessorMixin | TextProcessor, towers: Mapping[str, str], args: ModelArgs
+) -> tuple[dict[str, nn.Module], VisionLayers | None]:
+    """Return the heads for boxes and masks, and the vision layers that the MaskHead reads."""
+    width = model.config.get_text_config().hidden_size
+    heads: dict[str, nn.Module] = {}
+    layers = None
+    for name, entry in sorted(args.heads.items(), key=lambda item: item[0] != "mask"):  # a box may read the mask
+        options = dict(entry)
+        kind = HEADS.find(options.pop("type"))
+        if kind is MaskHead:
+            tower = dict(model.named_modules())[towers["vision"]]
+            layers = VisionLayers(tower, model.config.vision_config, processor)
+            options |= {"vision_width": layers.width, "layers": len(layers), "grid": layers.grid}
+        if kind is BoxHead and isinstance(mask := heads.get("mask"), MaskHead):
+            options["mask_size"] = mask.size
+        heads[name] = build_head(name, kind, width, options)
+    return heads, layers
+
+
+def build_regression_head(args: ModelArgs, width: int) -> RegressionHead | None:
+    """Return the head for measures, reading features of `width`; None for a teacher, which has no head."""
+    if not args.heads:
+        return None
+    options = dict(args.heads["measures"])
+    head = build_head("measures", HEADS.find(options.pop("type")), width, options)
+    assert isinstance(head, RegressionHead), "the rules refuse other heads"
+    return head
+
+
+def build_head(name: str, kind: type[nn.Module], width: int, options: dict[str, Any]) -> nn.Module:
+    """Return a head of class `kind`, drawn from a fixed seed; raise `ConfigError` for options that it does not take."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            return kind(width, **options)
+        except (TypeError, ConfigError) as error:
+            raise ConfigError(f"model_args.heads.{name}: {error}") from error
