@@ -60,6 +60,8 @@ class Terms:
     """Identifier on the Hugging Face Hub (`license_name`)."""
     link: str
     sentence: str
+    license: str = "other"
+    """Identifier of the license on the Hub (`license`)."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,12 @@ class Family:
     def has(self, key: str) -> bool:
         """Return whether the family has a key of `model_args`."""
         return key in {item.name for item in fields(self.options)} and key not in self.lacks
+
+    @property
+    def own_keys(self) -> list[str]:
+        """Names of the keys that `options` adds to those of its base class."""
+        common = {item.name for item in fields(self.options.__mro__[-2])}
+        return [item.name for item in fields(self.options) if item.name not in common]
 
     def part(self, name: str | None) -> Family:
         """Return the record of a part of the model: `vision`, or this record for None."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from mllm.config.rules.privacy import datasets_in
 from mllm.config.schema import PrivacyArgs, RunConfig
 from mllm.engine.callbacks import Checkpoints, Details, Epochs, Guard, Lines, Progress, RunLog, use_tensorboard_folder
 from mllm.engine.early_stopping import EarlyStopping
-from mllm.engine.epoch_folders import published_log
 from mllm.engine.learner import Learner, Reduction
 from mllm.engine.meter import Meter
 from mllm.engine.privacy.mechanism import Mechanism, hash_of
@@ -24,7 +22,7 @@ from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
 from mllm.objectives.base import Objective
-from mllm.registry import OBJECTIVES, TRAINERS
+from mllm.registry import FAMILIES, OBJECTIVES, TRAINERS
 from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
@@ -65,17 +63,12 @@ def prepare_trainer(
     `data` is what the pipeline found: `train_dataset`, `train_sampler`, `collate`, and `eval_dataset`, `eval_sampler`
     where there is a validation split; under `privacy_args` also `synthetic`, encoded samples that are not the data.
     """
-    build = TRAINERS.find(config.model_args.type)
+    build = TRAINERS.module_dict.get(config.model_args.type, build_multimodal_trainer)
     trainer: MultimodalTrainer = build(config, hardware, learner, folder, **data)
     return trainer
 
 
-@TRAINERS.register_module(
-    name=[
-        *("medgemma", "image-text", "shikra", "perceptionGPT", "causal-lm", "seq2seq"),
-        *("gemma3n-student", "medsiglip"),
-    ]
-)
+@TRAINERS.register_module(name=[family.type for family in FAMILIES])
 def build_multimodal_trainer(
     config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, **data: Any
 ) -> MultimodalTrainer:
@@ -86,7 +79,7 @@ def build_multimodal_trainer(
     patience, threshold = wanted.pop("early_stopping_patience", None), wanted.pop("early_stopping_threshold", 0.0)
     use_tensorboard_folder(folder)
     meter = Meter()
-    log = RunLog({"config": config.name}, meter, details_of(config))
+    log = RunLog({"config": config.name}, meter, log_details(config))
     callbacks: list[Any] = [Guard(), Checkpoints(limit), log, Epochs(data["train_sampler"])]
     if patience is not None:
         callbacks.append(EarlyStopping(patience, threshold))
@@ -111,24 +104,11 @@ def build_multimodal_trainer(
     return trainer
 
 
-def details_of(config: RunConfig) -> Details | None:
-    """What the log of a seeing student says beside its rows, under the keys of GEMMA 3NCORE; None for other models."""
-    if config.model_args.part is None:
-        return None
-    model, training = config.model_args, config.training_args
-    weights = [options.get("weight") for options in config.objectives.values() if options["type"] == "FeatureMatch"]
-    start = weights[0] if weights else None
-    parameters = {
-        "sample_size": (config.data_args.train or {}).get("size"),
-        "lr": training.get("learning_rate"),
-        "epochs": training.get("num_train_epochs"),
-        "feature_weight_start": start.get("start") if isinstance(start, dict) else start,
-        "lora_r": model.lora_r,
-        "lora_alpha": model.lora_alpha,
-        "batch_size": training.get("per_device_train_batch_size"),
-        "gradient_accumulation_steps": training.get("gradient_accumulation_steps"),
-    }
-    return partial(published_log, parameters)
+def log_details(config: RunConfig) -> Details | None:
+    """Return the function of the model's family that adds keys to `training_log.json`, or None."""
+    family = FAMILIES.find(config.model_args.type).part(config.model_args.part)
+    details: Details | None = None if family.log_details is None else family.log_details(config)
+    return details
 
 
 def mechanism_of(args: PrivacyArgs, train: dict[str, Any] | None, sampler: Any) -> Mechanism:
@@ -219,10 +199,10 @@ def memory_advice(config: RunConfig) -> str:
         steps.append("training_args.gradient_checkpointing (now False; turn it on)")
     if model.part is None:  # what only sees has no words, and images of the checkpoint's own size
         steps.append(f"model_args.max_length (now {model.max_length})")
-    if model.type == "medgemma" and model.part is None:
-        steps.append(f"model_args.image_token_len (now {model.image_token_len or 'the checkpoint’s own'})")
-        steps.append(f"model_args.image_size (now {model.image_size or 'the checkpoint’s own'})")
-    if not model.load_in_4bit and not (model.part == "vision" and model.type == "gemma3n-student"):
+    family = FAMILIES.find(model.type).part(model.part)
+    for key in family.memory_keys:
+        steps.append(f"model_args.{key} (now {vars(model)[key] or 'the checkpoint’s own'})")
+    if not model.load_in_4bit and family.cannot_quantize is None:
         instead = " in the place of load_in_8bit" if model.load_in_8bit else ""
         steps.append(f"model_args.load_in_4bit (now False; turn it on{instead})")
     if model.lora_r:

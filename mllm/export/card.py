@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mllm.export.settings import KEYS
+from mllm.config.defaults import make_model_args
+from mllm.export.settings import KEYS, keys_of
+from mllm.registry import FAMILIES, Terms
 
 RESEARCH_ONLY = "For research only; not for clinical use."
 TINY = " This base is a tiny random model: what is made from it shows that code runs, not that a model is any good."
 
-_GEMMA_TOKENS, _GEMMA_SIZE = 256, 896
-"""Gemma 3's own image tokens and image size in pixels (config.json of the released checkpoints)."""
-
-_TERMS = {
-    "medgemma": (
-        "health-ai-developer-foundations",
-        "https://developers.google.com/health-ai-developer-foundations/terms",
-        "MedGemma is given under the Health AI Developer Foundations terms of use, and what is derived from it stays "
-        "under them.",
-    ),
-    "gemma": (
-        "gemma",
-        "https://ai.google.dev/gemma/terms",
-        "Gemma is given under the Gemma terms of use, and what is derived from it stays under them. For MedGemma "
-        "the Health AI Developer Foundations terms hold.",
-    ),
-}
-"""Name, address and sentence of the terms that a base model brings."""
-
-
 TITLES = {"adapter": "LoRA adapter", "merged": "Merged model", "gguf": "GGUF files"}
 """Kind of an exported folder -> the title of its card."""
 _LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
-_TASKS = {"causal-lm": "text-generation", "seq2seq": "text-generation"}
-"""Model type -> its task on the Hugging Face Hub, where it is not 'image-text-to-text'."""
 _DATA, _SETTINGS, _FIGURES, _TERMS_TITLE = "Data", "Settings", "Figures of this run", "Terms"
 
 
@@ -60,17 +39,17 @@ class Facts:
 
 def card_text(kind: str, settings: Mapping[str, Any], facts: Facts) -> str:
     """The README.md of an exported folder; `kind` is one of `TITLES`, `settings` has the keys of `mllm.json`."""
-    settings = {key: settings[key] for key in KEYS if settings.get(key) not in (None, False, {})}
+    settings = {key: settings[key] for key in keys_of(settings["type"]) if settings.get(key) not in (None, False, {})}
     terms = _terms(settings["type"], facts.base)
-    reads_images = settings["type"] not in _TASKS
+    family = FAMILIES.find(settings["type"])
     sections = [
-        _front_matter(kind, _task(settings), facts.base, terms),
+        _front_matter(kind, family.part(settings.get("part")).hub_task, facts.base, terms),
         f"# {TITLES[kind]} for {Path(facts.base).name}",
-        f"**{RESEARCH_ONLY}** It can be wrong about any {'image' if reads_images else 'question'}, and has not been "
+        f"**{RESEARCH_ONLY}** It can be wrong about any {'image' if family.reads_images else 'question'}, and has not been "
         "assessed for any clinical purpose.",
         f"Base model: `{facts.base}`, type `{settings['type']}`." + (TINY if _is_tiny(facts.base) else ""),
         "## How to load it\n\n" + _usage(kind, settings),
-        _image_note(kind, settings),
+        family.image_note(settings, kind),
         _beside_note(kind, settings),
         _section(_DATA, [f"* {line}" for line in facts.data]),
         _section(_SETTINGS, _table(("key", "value"), {**settings, **facts.training})),
@@ -99,7 +78,8 @@ def facts_of(card: str, base: str) -> Facts:
     for title in (_SETTINGS, _FIGURES):
         rows = [re.fullmatch(r"\| (.+?) \| (.*) \|", line) for line in card_section(card, title).splitlines()[2:]]
         tables.append({row[1]: row[2].replace("\\|", "|") for row in rows if row})
-    training = {key: value for key, value in tables[0].items() if key not in KEYS}
+    known = {*KEYS, *(key for family in FAMILIES for key in family.own_keys)}
+    training = {key: value for key, value in tables[0].items() if key not in known}
     return Facts(base=base, data=data, training=training, figures=tables[1])
 
 
@@ -108,31 +88,22 @@ def _is_tiny(base: str) -> bool:
     return Path(base).name.startswith("tiny-")
 
 
-def _terms(kind: str, base: str) -> tuple[str, str, str] | None:
-    """The terms that the base model brings, or None where we do not know them."""
+def _terms(type: str, base: str) -> Terms | None:
+    """Return the terms of the base model, or None where they are unknown."""
     if _is_tiny(base):
         return None
-    name = Path(base).name.lower()
-    if "medgemma" in name:
-        return _TERMS["medgemma"]
-    return _TERMS["gemma"] if kind == "medgemma" or "gemma" in name else None
+    named: Terms | None = FAMILIES.named("terms", Path(base).name)
+    return named or next(reversed(FAMILIES.find(type).terms.values()), None)
 
 
-def _task(settings: Mapping[str, Any]) -> str:
-    """What the model does, in the words of the Hub, which has none for numbers read from images."""
-    if settings.get("part"):
-        return "image-feature-extraction"
-    return _TASKS.get(settings["type"], "image-text-to-text")
-
-
-def _front_matter(kind: str, task: str, base: str, terms: tuple[str, str, str] | None) -> str:
+def _front_matter(kind: str, task: str, base: str, terms: Terms | None) -> str:
     """The YAML header that the Hugging Face Hub reads; it accepts only its own names as `base_model`."""
     lines = [f"library_name: {_LIBRARIES[kind]}", f"pipeline_tag: {task}"]
     if base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists():
         lines.append(f"base_model: {base}")
     lines.append("license: other")
     if terms:
-        lines += [f"license_name: {terms[0]}", f"license_link: {terms[1]}"]
+        lines += [f"license_name: {terms.name}", f"license_link: {terms.link}"]
     lines.append("tags: [medical, research-only]")
     return "---\n" + "\n".join(lines) + "\n---"
 
@@ -150,7 +121,7 @@ def _usage(kind: str, settings: Mapping[str, Any]) -> str:
             "The vision part alone, with a head for measures, which mllm alone reads. `mllm.json` names the measures "
             "and the views."
         )
-    reads_images = settings["type"] not in _TASKS
+    reads_images = FAMILIES.find(settings["type"]).reads_images
     asked = '--image a.dcm --question "What is shown?"' if reads_images else '--question "What is to be done?"'
     return (
         f"```\npython mllm/pipeline/predict.py {option} THIS_FOLDER {asked}\n```\n\n"
@@ -159,28 +130,11 @@ def _usage(kind: str, settings: Mapping[str, Any]) -> str:
     )
 
 
-def _image_note(kind: str, settings: Mapping[str, Any]) -> str:
-    """What another program must know where images are not encoded as the released Gemma 3 does."""
-    tokens, size = settings.get("image_token_len"), settings.get("image_size")
-    if settings["type"] != "medgemma" or (tokens in (None, _GEMMA_TOKENS) and size in (None, _GEMMA_SIZE)):
-        return ""
-    said = [f"{tokens} tokens per image"] if tokens else []
-    said += [f"images of {size} pixels"] if size else []
-    note = f"## Images\n\nTrained with {' and '.join(said)}."
-    if tokens and math.isqrt(tokens) ** 2 != tokens:
-        note += (
-            f" {tokens} tokens need a rectangular pool: stock transformers builds the square pool and refuses at the "
-            "first image; load it with mllm."
-        )
-    elif kind == "adapter":
-        note += " A base loaded by stock transformers does not encode images so; load it with mllm."
-    return note
-
-
 def _beside_note(kind: str, settings: Mapping[str, Any]) -> str:
     """What another program must know where more than a LoRA was trained."""
     trained = ["heads"] if settings.get("heads") else []
-    if settings["type"] in ("shikra", "perceptionGPT") and not settings.get("freeze_mm_mlp_adapter"):
+    args = make_model_args(**{"model_name_or_path": "", **settings})
+    if FAMILIES.find(args.type).trains_projector(args):
         trained.append("the projector between vision and language")
     if not trained and not settings.get("box_format"):
         return ""
@@ -215,8 +169,8 @@ def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _terms_text(terms: tuple[str, str, str] | None) -> str:
-    sentence = f"{terms[2]} See {terms[1]}." if terms else "The licence of the base model holds for this one too."
+def _terms_text(terms: Terms | None) -> str:
+    sentence = f"{terms.sentence} See {terms.link}." if terms else "The licence of the base model holds for this one too."
     return (
         f"{sentence} The licences of the training data hold beside it. Weights can remember what they were trained on: "
         "keep this folder as confidential as the data."

@@ -25,7 +25,7 @@ from mllm.models.adapters.attach import merged_weights
 from mllm.models.adapters.trained_file import IN_MERGED, write_trained
 from mllm.models.backbone.streamed import weight_files
 from mllm.models.language_model import PerceptionModel
-from mllm.registry import EXPORTERS
+from mllm.registry import EXPORTERS, FAMILIES
 from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def _finish(
     write_trained(bundle.model, folder, IN_MERGED)
     bundle.encoder.processor.save_pretrained(folder)
     # Both are in the weights now.
-    write_settings(folder, {**settings, "vision_tower": None, "pretrain_mm_mlp_adapter": None})
+    write_settings(folder, {**settings, **FAMILIES.find(settings["type"]).complete})
     write_text(folder / "README.md", card_text("merged", settings, facts))
     report["base"] = facts.base
     report["tensors"] = check_names(folder)

@@ -1,4 +1,4 @@
-"""`mllm.json`: what an exported folder must say so that a question is encoded as it was in training."""
+"""`mllm.json`: the settings with which an exported folder encodes questions as in training."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from typing import Any
 
 from mllm.errors import ConfigError
 from mllm.files import write_json
+from mllm.registry import FAMILIES
 
 FILE = "mllm.json"
 KEYS = (
     *("type", "image_size", "image_token_len", "max_length", "system", "turn_end", "chat_template"),
     *("heads", "box_format", "pad_to_square", "fuse_vision_layers", "part", "train_vision"),
-    *("vision_tower", "mm_vision_select_layer", "pretrain_mm_mlp_adapter"),
-    *("freeze_backbone", "tune_mm_mlp_adapter", "freeze_mm_mlp_adapter"),
 )
-"""The keys of `model_args` that change how a sample is encoded or read; precision and LoRA are not among them."""
+"""Common keys of `model_args` that change how a sample is encoded or read; precision and LoRA are not among them."""
 BASE = "base"
 """The key of the base model, for a folder without a LoRA, whose own config would name it."""
 
 
+def keys_of(type: str) -> list[str]:
+    """Return the keys of `mllm.json` for a model type: the common ones and those that only its family has."""
+    return [*KEYS, *FAMILIES.find(type).own_keys]
+
+
 def write_settings(folder: Path, settings: Mapping[str, Any], base: str | None = None) -> Path:
-    """Writes the `KEYS` of `settings`, and the base that they were used with, to `mllm.json` in `folder`."""
-    told = {key: settings[key] for key in KEYS if key in settings}
+    """Write the keys of `settings` that a model type has, and the base model, to `mllm.json` in `folder`."""
+    told = {key: settings[key] for key in keys_of(settings["type"]) if key in settings}
     return write_json(folder / FILE, told if base is None else {**told, BASE: base})
 
 
@@ -51,4 +55,4 @@ def read_settings(folder: str | Path, **defaults: Any) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read ({error}); export the run again") from error
     if not isinstance(settings, dict) or "type" not in settings:
         raise ConfigError(f"{path} has no key 'type'; export the run again")
-    return {key: settings[key] for key in KEYS if key in settings}
+    return {key: settings[key] for key in keys_of(settings["type"]) if key in settings}

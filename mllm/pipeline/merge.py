@@ -218,13 +218,15 @@ def _streamed(model_args: ModelArgs, out: Path, precision: str, **given: Any) ->
     from mllm.config.hardware import detect
     from mllm.export.merged import write_streamed
     from mllm.models.backbone.streamed import STORED, Unstreamable
-    from mllm.models.builder.build_shared import chosen_format
+    from mllm.models.builder.build_chat import build_box_format
     from mllm.models.builder.builder import load_pretrained
     from mllm.predict.load import whole_model_args
+    from mllm.registry import FAMILIES
 
-    if model_args.vision_tower is not None:
+    model_args = with_defaults(model_args)
+    if not FAMILIES.find(model_args.type).is_complete(model_args):
         raise Unstreamable("the model is composed of a language model and a vision tower")
-    if chosen_format(with_defaults(model_args)).tokens:
+    if build_box_format(model_args).tokens:
         raise Unstreamable("tokens were added to the vocabulary")
     folder = local_checkpoint(model_args.model_name_or_path)
     hardware = replace(detect(), device=STORED, precision="bf16" if precision == "bf16" else "fp32")

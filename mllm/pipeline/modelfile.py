@@ -46,11 +46,13 @@ def write_modelfile(arguments: argparse.Namespace) -> Path:
     """Writes the Modelfile as the command line says; raises `ConfigError` where a file is missing or no GGUF."""
     from transformers import AutoTokenizer
 
+    from mllm.config.checkpoint import inspect_checkpoint
     from mllm.export.card import card_text, facts_of, terms_of
     from mllm.export.ollama import PARAMETERS, chat_family, modelfile
     from mllm.export.settings import read_settings
     from mllm.files import write_text
     from mllm.models.backbone.loading import explained
+    from mllm.registry import FAMILIES
 
     folder, weights = Path(arguments.model), Path(arguments.gguf)
     for option, path in (
@@ -69,7 +71,7 @@ def write_modelfile(arguments: argparse.Namespace) -> Path:
         raise ConfigError(f"--model {folder} is no folder")
     with explained(str(folder)):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    settings = read_settings(folder, type="causal-lm")
+    settings = read_settings(folder, type=FAMILIES.reading(inspect_checkpoint(str(folder)).model_type).type)
     out = Path(arguments.out) if arguments.out else weights.with_name("Modelfile")
     generation = {name: vars(arguments)[name] for name in PARAMETERS}
     generation["max_length"] = arguments.max_length or settings.get("max_length")

@@ -9,13 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-)
-
 from mllm.config.checkpoint import inspect_checkpoint
+from mllm.config.defaults import make_model_args
 from mllm.config.hardware import CHECKOUT, Hardware, detect
 from mllm.config.rules import AMPERE
 from mllm.config.schema import ModelArgs
@@ -23,6 +18,7 @@ from mllm.errors import ConfigError, near
 from mllm.export.settings import read_base, read_settings
 from mllm.models.adapters.files import find_adapter
 from mllm.models.builder.builder import load_pretrained
+from mllm.registry import FAMILIES
 from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
@@ -39,7 +35,7 @@ def adapter_args(adapter: str, base: str | None = None, **given: Any) -> ModelAr
     inner = Path(adapter) / "adapter"
     folder = find_adapter(inner if inner.is_dir() else adapter)
     source = located(base or _base_of(folder))
-    return ModelArgs(
+    return make_model_args(
         model_name_or_path=source,
         adapter_path=str(folder),
         lora_r=None,
@@ -88,25 +84,14 @@ def whole_model_args(model: str, **given: Any) -> ModelArgs:
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(f"--model '{model}' is a LoRA adapter; give it as --adapter")
     _refuse_run_folder(folder)
-    return ModelArgs(model_name_or_path=located(model), lora_r=None, **_settings(folder, model, given))
+    return make_model_args(model_name_or_path=located(model), lora_r=None, **_settings(folder, model, given))
 
 
 def _settings(folder: Path, source: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The encoding of training: from `mllm.json`, else by the checkpoint's architecture, else MedGemma's."""
     # A name on the Hub is not inspected: its config.json may not be on this machine yet.
-    settings = read_settings(folder, type=type_of(inspect_checkpoint(source).model_type))
+    settings = read_settings(folder, type=FAMILIES.reading(inspect_checkpoint(source).model_type).type)
     return settings | {key: value for key, value in given.items() if value is not None}
-
-
-def type_of(model_type: str | None) -> str:
-    """The type that reads an architecture of transformers, `gemma3` or unknown: 'medgemma'; images before text."""
-    if model_type in (None, "gemma3"):
-        return "medgemma"
-    if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return "image-text"
-    if model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-        return "seq2seq"
-    return "causal-lm" if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "image-text"
 
 
 def _base_of(folder: Path) -> str:

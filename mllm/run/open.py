@@ -20,8 +20,8 @@ from mllm.errors import ConfigError
 from mllm.export.settings import read_settings
 from mllm.files import write_json, write_text
 from mllm.models.adapters.files import find_adapter
+from mllm.registry import FAMILIES
 from mllm.report.data_summary import describe_data
-from mllm.run.phases import conduit, reservoir
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,9 @@ def open_run(
                 logger.warning("not as the run began (%s keeps that): %s", kept.name, "; ".join(changes))
         write_text(folder / "config.py", config.text)
         write_json(folder / "environment.json", report := environment())
-        if config.model_args.part is not None:
-            reservoir(report, hardware, folder)
-            conduit(config, hardware)
+        family = FAMILIES.find(config.model_args.type).part(config.model_args.part)
+        if family.show_start is not None:
+            family.show_start(config, hardware, report, folder)
         describe_data(splits, folder)
         opened = [(folder, checkpoint)]
     if state.num_processes > 1:

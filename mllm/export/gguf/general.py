@@ -13,13 +13,7 @@ import gguf
 import yaml
 
 from mllm.export.card import RESEARCH_ONLY
-
-TERMS = {
-    "health-ai-developer-foundations": "https://developers.google.com/health-ai-developer-foundations/terms",
-    "gemma": "https://ai.google.dev/gemma/terms",
-}
-"""Terms of use of the Gemma family, for checkpoints whose card says nothing."""
-
+from mllm.registry import FAMILIES
 
 @dataclass(frozen=True)
 class Origin:
@@ -91,9 +85,8 @@ def read_origin(folder: Path, model_type: str, name: str | None = None, base: st
     )
     is_known = terms not in (None, "other") or terms_name is not None
     if not is_known and model_type.startswith("gemma") and not Path(base or folder).name.startswith("tiny-"):
-        is_medical = "medgemma" in f"{folder.name} {base}".lower()
-        terms_name = "health-ai-developer-foundations" if is_medical else "gemma"
-        terms, link = "other" if is_medical else "gemma", TERMS[terms_name]
+        known = FAMILIES.named("terms", f"{folder.name} {base} {model_type}")
+        terms, terms_name, link = known.license, known.name, known.link
     sampling = _json(folder / "generation_config.json")
     return Origin(
         name=name or folder.name,

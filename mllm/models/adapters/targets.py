@@ -12,11 +12,6 @@ from mllm.errors import ConfigError, hint
 
 logger = logging.getLogger(__name__)
 
-GEMMA3_TARGETS = {
-    "language": r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)",
-    # SigLIP calls its output out_proj and its MLP fc1 and fc2: the usual list of language names would miss them.
-    "vision": r".*vision_tower\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])",
-}
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """What PEFT can adapt; the Linear layers of bitsandbytes are subclasses of `nn.Linear`."""
 

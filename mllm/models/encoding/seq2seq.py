@@ -102,7 +102,7 @@ class Seq2SeqEncoder:
         """The encoder's token ids [L], and whether the end of the last question was cut at `max_length`."""
         where = sample.source or "a sample"
         if sample.images:
-            raise DataError(f"{where}: the sample has images, and type='seq2seq' reads text alone")
+            raise DataError(f"{where}: the sample has images, and this model reads text alone")
         if not turns or turns[-1].role != "user":
             raise DataError(f"{where}: a question must stand before the answer")
         if self.system and turns[0].role != "system":

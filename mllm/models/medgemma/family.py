@@ -34,6 +34,7 @@ TERMS = {
         "https://ai.google.dev/gemma/terms",
         "Gemma is given under the Gemma terms of use, and what is derived from it stays under them. For MedGemma "
         "the Health AI Developer Foundations terms hold.",
+        license="gemma",
     ),
 }
 
