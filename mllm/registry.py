@@ -52,6 +52,10 @@ def later(path: str) -> Callable[..., Any]:
     return call
 
 
+Options = type[Any]
+"""A dataclass of options."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """Terms of use of a base model."""
@@ -74,7 +78,7 @@ class Family:
 
     type: str
     """Value of `model_args.type`."""
-    options: type
+    options: Options
     """Frozen dataclass of the keys of `model_args`: `ModelArgs` and the keys that only this family has."""
     processor: Callable[..., Any]
     """args -> processor: tokenizer, image processor and chat template."""

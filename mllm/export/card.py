@@ -45,8 +45,8 @@ def card_text(kind: str, settings: Mapping[str, Any], facts: Facts) -> str:
     sections = [
         _front_matter(kind, family.part(settings.get("part")).hub_task, facts.base, terms),
         f"# {TITLES[kind]} for {Path(facts.base).name}",
-        f"**{RESEARCH_ONLY}** It can be wrong about any {'image' if family.reads_images else 'question'}, and has not been "
-        "assessed for any clinical purpose.",
+        f"**{RESEARCH_ONLY}** It can be wrong about any {'image' if family.reads_images else 'question'}, and has not "
+        "been assessed for any clinical purpose.",
         f"Base model: `{facts.base}`, type `{settings['type']}`." + (TINY if _is_tiny(facts.base) else ""),
         "## How to load it\n\n" + _usage(kind, settings),
         family.image_note(settings, kind),
@@ -93,7 +93,7 @@ def _terms(type: str, base: str) -> Terms | None:
     if _is_tiny(base):
         return None
     named: Terms | None = FAMILIES.named("terms", Path(base).name)
-    return named or next(reversed(FAMILIES.find(type).terms.values()), None)
+    return named or next(reversed([*FAMILIES.find(type).terms.values()]), None)
 
 
 def _front_matter(kind: str, task: str, base: str, terms: Terms | None) -> str:
@@ -170,7 +170,9 @@ def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> list[str]:
 
 
 def _terms_text(terms: Terms | None) -> str:
-    sentence = f"{terms.sentence} See {terms.link}." if terms else "The licence of the base model holds for this one too."
+    sentence = (
+        f"{terms.sentence} See {terms.link}." if terms else "The licence of the base model holds for this one too."
+    )
     return (
         f"{sentence} The licences of the training data hold beside it. Weights can remember what they were trained on: "
         "keep this folder as confidential as the data."

@@ -11,8 +11,8 @@ from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.config.schema import RunConfig
 from mllm.dataset.builder import use_miniatures
-from mllm.tiny.adapter import ensure_tiny_adapter
 from mllm.registry import FAMILIES
+from mllm.tiny.adapter import ensure_tiny_adapter
 from mllm.tiny.checkpoints import ensure_tiny
 
 CHECKPOINTS = Path("ckpt")

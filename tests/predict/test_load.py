@@ -11,7 +11,8 @@ import pytest
 from mllm.config.hardware import CHECKOUT
 from mllm.errors import ConfigError
 from mllm.export.settings import write_settings
-from mllm.predict.load import adapter_args, located, type_of, whole_model_args
+from mllm.predict.load import adapter_args, located, whole_model_args
+from mllm.registry import FAMILIES
 
 SETTINGS = dict(type="medgemma", image_size=448, image_token_len=64, max_length=300, system="Be brief.", turn_end=None)
 
@@ -104,4 +105,4 @@ def test_an_adapter_is_no_model(adapter: Path, talking_base: Path) -> None:
     ],
 )
 def test_an_architecture_has_the_type_that_reads_it(model_type: str | None, type: str) -> None:
-    assert type_of(model_type) == type
+    assert FAMILIES.reading(model_type).type == type

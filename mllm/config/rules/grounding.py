@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
 

@@ -15,6 +15,7 @@ import yaml
 from mllm.export.card import RESEARCH_ONLY
 from mllm.registry import FAMILIES
 
+
 @dataclass(frozen=True)
 class Origin:
     """Where a model comes from, as far as its folder says."""

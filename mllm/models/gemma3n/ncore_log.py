@@ -18,8 +18,6 @@ from mllm.run_files import ENVIRONMENT_TABLE, EPOCHS
 logger = logging.getLogger(__name__)
 
 
-
-
 def show_start(config: RunConfig, hardware: Hardware, environment: Mapping[str, Any], folder: Path) -> None:
     """Log the phases Reservoir and Conduit, and write the environment to `environment.md` in `folder`."""
     log_reservoir(environment, hardware, folder)

@@ -77,7 +77,7 @@ AUDIO = dict(
 
 
 def gemma3n(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
-    """Return Gemma 3n's language model: alternating updates, embeddings for each layer, shared keys, softcapped logits."""
+    """Return Gemma 3n's language model: alternating updates, embeddings for each layer, shared keys, softcaps."""
     tokenizer = gemma_tokenizer()
     values = {
         **GEMMA3N_TEXT,

@@ -11,8 +11,7 @@ from mllm.config.schema import ModelArgs
 from mllm.engine.learner import Learner
 from mllm.engine.preflight import preflight
 from mllm.errors import ConfigError, DataError
-from mllm.models.builder.build_encoder import load_encoder
-from mllm.models.builder.builder import load_pretrained
+from mllm.models.builder.builder import load_encoder, load_pretrained
 from mllm.models.encoding.text_processor import load_text_processor
 from mllm.models.generation.generate import generate
 from mllm.objectives.text import NextToken
