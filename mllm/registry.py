@@ -1,214 +1,204 @@
-"""The registries: a name in a config finds the class or function that answers to it."""
+"""Registries: names in a config and the classes and functions that they stand for."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+import functools
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mmengine.registry import Registry as _Registry
 
 from mllm.errors import ConfigError, hint
+from mllm.options import fits, invalid_value
+from mllm.signatures import Signature, signature_of
+from mllm.static_source import Location, UnresolvedError, find_entries, read_signature
 
 
 class Registry(_Registry):
-    """A table from names to classes or functions, which answers an unknown name with the nearest known ones."""
+    """Table from names to classes or functions.
 
-    def __init__(self, name: str, sentence: str) -> None:
-        super().__init__(name, scope="mllm")
-        self.sentence = sentence
-        """One sentence for `show.py registries`."""
-
-    def find(self, name: str) -> Any:
-        """The entry called `name`; raises `ConfigError` with the nearest known names where there is none."""
-        if name not in self.module_dict:
-            raise ConfigError(f"unknown type '{name}' in registry {self.name}{hint(name, self.module_dict)}")
-        return self.module_dict[name]
-
-
-MODELS = Registry("models", "type -> build(args, hardware) -> Bundle")
-TRAINERS = Registry("trainers", "type -> build(learner, ...) -> Trainer")
-DATASETS = Registry("datasets", "type -> dataset(**data_args[split])")
-READERS = Registry("readers", "file suffix -> read(path, **options) -> list of PIL images")
-TRANSFORMS = Registry("transforms", "type -> transform(image, marks, rng) -> (image, marks)")
-BOX_FORMATS = Registry("box formats", "name -> how boxes and points stand in a text: .write, .read, .tokens")
-HEADS = Registry("heads", "type -> Head(width, **options): reads an object out of a hidden state")
-OBJECTIVES = Registry("objectives", "type -> Objective(weight, **options)")
-METRICS = Registry("metrics", "name -> metric(predictions, references) -> dict of numbers; both are lists of Answer")
-EXPORTERS = Registry("exporters", "name -> write(bundle, folder, **options) -> Path")
-
-ALL = (MODELS, TRAINERS, DATASETS, READERS, TRANSFORMS, BOX_FORMATS, HEADS, OBJECTIVES, METRICS, EXPORTERS)
-
-
-def later(path: str) -> Callable[..., Any]:
-    """Return a function that imports `module:function` and calls it, so that a record imports no heavy package."""
-    module, _, name = path.partition(":")
-
-    def call(*args: Any, **options: Any) -> Any:
-        return vars(importlib.import_module(module))[name](*args, **options)
-
-    call.__name__, call.__doc__ = name, f"Call `{path}`."
-    return call
-
-
-Options = type[Any]
-"""A dataclass of options."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """Terms of use of a base model."""
-
-    name: str
-    """Identifier on the Hugging Face Hub (`license_name`)."""
-    link: str
-    sentence: str
-    license: str = "other"
-    """Identifier of the license on the Hub (`license`)."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """Everything that is known of one model type.
-
-    `args` is an instance of `options`, `config` a `RunConfig`. Records import neither torch nor transformers; heavy
-    modules are reached by `later`.
+    Entries of this package are found in the source of `sources` by their decorator and imported when they are first
+    used, so that a config can be checked without importing PyTorch. Other code registers entries as in mmengine, with
+    `@REGISTRY.register_module()`.
     """
 
-    type: str
-    """Value of `model_args.type`."""
-    options: Options
-    """Frozen dataclass of the keys of `model_args`: `ModelArgs` and the keys that only this family has."""
-    processor: Callable[..., Any]
-    """args -> processor: tokenizer, image processor and chat template."""
-    encoder: Callable[..., Any]
-    """args, processor -> encoder of samples, for training, prediction and `show sample`."""
-    load: Callable[..., Any]
-    """args, hardware, processor -> model of transformers, frozen."""
-    skeleton: Callable[..., Any] | None
-    """args -> the same model on `meta`, without weights; None: it depends on more than one checkpoint."""
-    towers: Callable[..., Mapping[str, str]]
-    """model -> prefixes of module names: language, vision, projector, ..."""
-    lora_targets: Callable[..., Mapping[str, str]]
-    """model -> regular expression over full module names, for each name that `lora_target` accepts."""
-    tiny: Mapping[str, Callable[..., Any]]
-    """Name of a tiny checkpoint -> function (seed, text, vision) -> (model, processor)."""
-    stand_in: Callable[[str], str] | None = None
-    """Checkpoint name -> name of the tiny checkpoint that replaces it; None: the first of `tiny`."""
-    keep_unquantized: Callable[[int, Mapping[str, str]], list[str]] = lambda bits, towers: ["lm_head"]
-    """bits (4 or 8), towers -> prefixes of the modules that are not quantized."""
-    assemble: Callable[..., Any] = later("mllm.models.builder.build_shared:assemble")
-    """family, model, processor, args, hardware -> trainable model, with adapter and heads."""
-    layers: str = ""
-    """Path of the sequence of layers of the vision tower, for records of a vision part."""
-    model_types: frozenset[str] = frozenset()
-    """Architectures (`model_type` in config.json) that it reads; empty: whatever transformers' auto class loads."""
-    chosen_for: Callable[[str | None], bool] = lambda model_type: False
-    """Whether an architecture (None: unknown) is read by this type where a command names none."""
-    lacks: frozenset[str] = frozenset()
-    """Keys of `ModelArgs` without meaning for this family; they are refused."""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Values of keys of `model_args` that a config leaves None or empty."""
-    complete: Mapping[str, Any] = field(default_factory=dict)
-    """Values of the family's own keys for a checkpoint that needs no second one, such as a merged model."""
-    rules: tuple[Callable[..., None], ...] = ()
-    """Functions (config, checkpoint) that refuse what cannot work with this family."""
-    trains_lora: Callable[[Any], bool] = lambda args: not args.train_vision
-    """Whether `args` train a LoRA."""
-    trains_projector: Callable[[Any], bool] = lambda args: False
-    """Whether `args` train the projector between vision and language, in full and in fp32."""
-    vision: Family | None = None
-    """The record used with `part='vision'`."""
-    reads_images: bool = True
-    cannot_pack: str | None = "it reads images, whose tokens attend to later ones and have no position of their own"
-    """Reason why `data_args.packing` is not exact; None: it is."""
-    cannot_quantize: str | None = None
-    """Reason why 4 and 8 bits do not apply; None: they do."""
-    memory_keys: tuple[str, ...] = ()
-    """Keys of `model_args` that lower memory, in the order in which they are recommended."""
-    hub_task: str = "image-text-to-text"
-    """Task on the Hugging Face Hub (`pipeline_tag`)."""
-    titles: Mapping[str, str] = field(default_factory=dict)
-    """Architecture -> its name in messages."""
-    names: Mapping[str, str] = field(default_factory=dict)
-    """Part of a checkpoint's name -> name in messages, where its config.json is not on this machine."""
-    terms: Mapping[str, Terms] = field(default_factory=dict)
-    """Part of a base model's name -> its terms; the last are those of any checkpoint that the family reads."""
-    download: Mapping[str, str] = field(default_factory=dict)
-    """Part of a checkpoint's name -> command that downloads it."""
-    image_note: Callable[[Mapping[str, Any], str], str] = lambda settings, kind: ""
-    """settings (`mllm.json`), kind of export -> paragraph of the model card about how images are encoded."""
-    log_details: Callable[..., Any] | None = None
-    """config -> function (rows, folder) -> further keys of `training_log.json`."""
-    show_start: Callable[..., None] | None = None
-    """config, hardware, environment, folder -> None: log the environment and the choices of a run at its start."""
+    def __init__(self, name: str, sentence: str, *sources: str) -> None:
+        super().__init__(name, scope="mllm")
+        self.sentence = sentence
+        """Description for `mllm show registries`."""
+        self.sources = sources
+        """Modules and packages of `mllm` whose entries belong to this registry."""
 
-    def has(self, key: str) -> bool:
-        """Return whether the family has a key of `model_args`."""
-        return key in {item.name for item in fields(self.options)} and key not in self.lacks
+    @functools.cached_property
+    def locations(self) -> dict[str, Location]:
+        """Name -> location of every entry of this package."""
+        return find_entries(self.sources, self.name.upper().replace(" ", "_"))
 
-    @property
-    def own_keys(self) -> list[str]:
-        """Names of the keys that `options` adds to those of its base class."""
-        common = {item.name for item in fields(self.options.__mro__[-2])}
-        return [item.name for item in fields(self.options) if item.name not in common]
+    def names(self) -> list[str]:
+        """Return the names of all entries, sorted."""
+        return sorted({*self.module_dict, *self.locations})
 
-    def part(self, name: str | None) -> Family:
-        """Return the record of a part of the model: `vision`, or this record for None."""
-        return self if name is None or self.vision is None else self.vision
+    def find(self, name: str) -> Any:
+        """Return an entry and import it if necessary.
 
-    def tiny_name(self, checkpoint: str = "") -> str:
-        """Return the name of the tiny checkpoint that replaces `checkpoint`."""
-        return next(iter(self.tiny)) if self.stand_in is None else self.stand_in(checkpoint)
+        Raises:
+            ConfigError: No entry has this name; the message names the nearest one.
+        """
+        if name not in self.module_dict:
+            if name not in self.locations:
+                raise ConfigError(f"unknown type '{name}' in registry {self.name}{hint(name, self.names())}")
+            self.module_dict.setdefault(name, self.locations[name].load())
+        return self.module_dict[name]
 
-    def is_complete(self, args: Any) -> bool:
-        """Return whether `args` name a checkpoint that needs no second one."""
-        return all(vars(args)[key] == value for key, value in self.complete.items())
+    def describe(self, name: str) -> Signature:
+        """Return the signature of an entry, without importing it if its source suffices.
+
+        Raises:
+            ConfigError: No entry has this name.
+        """
+        if name not in self.module_dict and name in self.locations:
+            try:
+                return read_signature(self.locations[name])
+            except UnresolvedError:
+                pass  # a base class or a default of another package; the import below resolves it
+        return signature_of(self.find(name))
+
+    def _register_module(self, module: Any, module_name: Any = None, force: bool = False) -> None:
+        names = [module_name] if isinstance(module_name, str) else (module_name or [module.__name__])
+        for name in names:
+            location = self.locations.get(name)
+            is_own = location is not None and location.owns(module)
+            if is_own and name in self.module_dict:
+                continue  # replaced by other code with force=True before this module was imported
+            if location is not None and not is_own and not force:
+                raise KeyError(f"{name} is already registered in {self.name} at {location.module}")
+            super()._register_module(module, name, force)
 
 
-class Families:
-    """Table of the families by type; `module` registers those of this package when the table is first read."""
+class OptionError(ConfigError):
+    """Invalid option of a registry entry."""
 
-    def __init__(self, module: str) -> None:
-        self._module = module
-        self._records: dict[str, Family] = {}
-
-    def register(self, family: Family) -> Family:
-        """Add a record and return it."""
-        self._records[family.type] = family
-        return family
-
-    def __iter__(self) -> Iterator[Family]:
-        """Iterate over the records in the order of their registration."""
-        importlib.import_module(self._module)
-        return iter(list(self._records.values()))
-
-    def find(self, name: str) -> Family:
-        """Return the record of a type; raise `ConfigError` with the nearest known types for an unknown one."""
-        records = {family.type: family for family in self}
-        if name not in records:
-            raise ConfigError(f"unknown type '{name}' in registry {MODELS.name}{hint(name, records)}")
-        return records[name]
-
-    def having(self, key: str) -> list[str]:
-        """Return the types that have a key of `model_args`."""
-        return [family.type for family in self if family.has(key)]
-
-    def reading(self, model_type: str | None) -> Family:
-        """Return the record that reads an architecture where no type is named; later registrations go first."""
-        return next(family for family in reversed(list(self)) if family.chosen_for(model_type))
-
-    def title(self, model_type: str) -> str:
-        """Return the name of an architecture in messages."""
-        titles = {key: title for family in self for key, title in family.titles.items()}
-        return titles.get(model_type, model_type)
-
-    def named(self, attribute: str, name: str) -> Any:
-        """Return the value of the table `attribute` whose key is part of a checkpoint's name, or None."""
-        tables = [vars(family)[attribute] for family in self]
-        return next((value for table in tables for part, value in table.items() if part in name.lower()), None)
+    def __init__(self, message: str, key: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.key = key
+        """Path of the option: `('data_args', 'train', 'size')`."""
 
 
-FAMILIES = Families("mllm.models.families")
-"""Model families by type."""
+class UnknownOptionError(OptionError):
+    """Options that an entry does not have."""
+
+    def __init__(
+        self, names: Sequence[str], type_name: str, key: tuple[str, ...], known: Sequence[str], where: str
+    ) -> None:
+        self.names, self.type_name, self.parent = names, type_name, key
+        self._known, self._where = known, where
+        super().__init__(self.message(names[0]), (*key, names[0]))
+
+    def message(self, name: str) -> str:
+        """Return the message about one of the options."""
+        return f"unknown key '{name}' in {self._where} ({self.type_name}){hint(name, self._known)}"
+
+
+def check(
+    registry: Registry, options: Any, key: tuple[str, ...] = (), provided: Collection[str] = ()
+) -> dict[str, Any]:
+    """Check `dict(type=..., **options)` against the signature of its entry, and the dicts with a `type` inside it.
+
+    Args:
+        registry: Registry of the type.
+        options: The dict. `transforms` inside it are entries of TRANSFORMS, other dicts with a `type` of `registry`.
+        key: Path of the dict in the config, for messages.
+        provided: Parameters that the program supplies and a config cannot set.
+
+    Returns:
+        A copy of the options.
+
+    Raises:
+        OptionError: The type or an option is unknown, a required option is missing, or a value has the wrong type.
+    """
+    where = ".".join(key) or registry.name
+    if not isinstance(options, Mapping) or "type" not in options:
+        raise OptionError(f"{where} must be a dict with a 'type', not {options!r}", key)
+    kind = options["type"]
+    signature = describe(registry, kind, (*key, "type"))
+    parameters = {name: item for name, item in signature.parameters.items() if name not in provided}
+    unknown = [name for name in options if name != "type" and name not in parameters]
+    if unknown and not signature.accepts_any:
+        raise UnknownOptionError(unknown, kind, key, list(parameters), where)
+    for name in signature.required():
+        if name in parameters and name not in options:
+            raise OptionError(f"{where} ({kind}) needs the key '{name}'", key)
+    checked = dict(options)
+    for name, value in options.items():
+        if name in parameters and not fits(value, parameters[name].annotation):
+            sentence = invalid_value(value, parameters[name].annotation)
+            raise OptionError(f"{where}.{name} {sentence}", (*key, name))
+        checked[name] = _check_nested(TRANSFORMS if name == "transforms" else registry, value, (*key, name))
+    return checked
+
+
+def _check_nested(registry: Registry, value: Any, key: tuple[str, ...]) -> Any:
+    if isinstance(value, Mapping) and "type" in value:
+        return check(registry, value, key)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_check_nested(registry, item, (*key, str(index))) for index, item in enumerate(value))
+    return value
+
+
+def describe(registry: Registry, name: Any, key: tuple[str, ...]) -> Signature:
+    """Return the signature of an entry that a config names at `key`.
+
+    Raises:
+        OptionError: The name is not a string, or no entry has this name.
+    """
+    if not isinstance(name, str):
+        raise OptionError(f"{'.'.join(key)} must be text, not {name!r}", key)
+    try:
+        return registry.describe(name)
+    except ConfigError as error:
+        context = ".".join(key[:-1])
+        raise OptionError(f"{error} ({context})" if context else str(error), key) from None
+
+
+def build(registry: Registry, options: Mapping[str, Any], where: str = "", /, **provided: Any) -> Any:
+    """Build the object of `dict(type=..., **options)`.
+
+    Args:
+        registry: Registry of the type.
+        options: The dict.
+        where: Dotted name of the dict in the config, for messages.
+        provided: Arguments that the program supplies, such as the width of a model.
+
+    Raises:
+        ConfigError: An option is invalid; the message names the type and the option.
+    """
+    arguments = check(registry, options, tuple(where.split(".")) if where else (), provided)
+    kind = arguments.pop("type")
+    try:
+        return registry.find(kind)(**provided, **arguments)
+    except (TypeError, ConfigError) as error:
+        raise ConfigError(f"{where or registry.name} ({kind}): {error}") from error
+
+
+MODELS = Registry("models", "type -> build(args, hardware) -> Bundle", "mllm.models.builder")
+TRAINERS = Registry("trainers", "type -> build(learner, ...) -> Trainer", "mllm.engine.builder")
+DATASETS = Registry("datasets", "type -> dataset(**data_args[split])", "mllm.dataset")
+READERS = Registry("readers", "file suffix -> read(path, **options) -> list of PIL images", "mllm.dataset.readers")
+TRANSFORMS = Registry(
+    "transforms", "type -> transform(image, marks, rng) -> (image, marks)", "mllm.dataset.augment.transforms"
+)
+BOX_FORMATS = Registry(
+    "box formats",
+    "name -> text format of boxes and points, with write(), read() and tokens",
+    "mllm.models.encoding.box_formats",
+)
+HEADS = Registry(
+    "heads", "type -> Head(width, **options), which predicts an object from a hidden state", "mllm.models.heads"
+)
+OBJECTIVES = Registry("objectives", "type -> Objective(weight, **options)", "mllm.objectives")
+METRICS = Registry(
+    "metrics", "name -> metric(predictions, references) -> dict of numbers; both are lists of Answer", "mllm.metrics"
+)
+EXPORTERS = Registry("exporters", "name -> write(bundle, folder, **options) -> Path", "mllm.export")
+
+ALL = (MODELS, TRAINERS, DATASETS, READERS, TRANSFORMS, BOX_FORMATS, HEADS, OBJECTIVES, METRICS, EXPORTERS)

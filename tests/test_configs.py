@@ -16,10 +16,9 @@ from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.dataset.builder import build_dataset
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES
 from mllm.models.builder.builder import load_encoder
 from mllm.pipeline.finetune import main
-from mllm.registry import FAMILIES
-from mllm.run.prepare import fill_registries
 from mllm.structures import IGNORE
 from mllm.tiny.checkpoints import write_tiny
 
@@ -46,11 +45,6 @@ MEANT_FOR = {
     "vaultgemma_dp": (A10, "bf16"),
     "medgemma_dp_reports": (A10, "bf16"),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def registries() -> None:
-    fill_registries()
 
 
 @pytest.fixture(autouse=True)

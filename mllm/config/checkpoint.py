@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mllm.errors import ConfigError
-from mllm.registry import FAMILIES
+from mllm.family import FAMILIES
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.registry import FAMILIES, Family
+from mllm.family import FAMILIES, Family
 
 COMMON_DEFAULTS = {"pad_to_square": False, "fuse_vision_layers": False}
 """Values of keys that are None in a config, for families that do not set them."""

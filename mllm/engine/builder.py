@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from mllm.engine.privacy.mechanism import Mechanism, hash_of
 from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES
 from mllm.objectives.base import Objective
-from mllm.registry import FAMILIES, OBJECTIVES, TRAINERS
+from mllm.registry import OBJECTIVES, TRAINERS, build
 from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 """Two names of one thing: transformers is renaming it."""
 
+DEFAULT_TRAINER = "default"
+"""Entry of TRAINERS for model types without an entry of their own."""
 MECHANISM = (
     *("clip_norm", "noise_multiplier", "target_epsilon", "accountant"),
     *("unit", "clipping", "secure_mode", "test_noise_seed"),
@@ -45,11 +49,7 @@ def build_learner(config: RunConfig, bundle: Bundle, teacher: Bundle | None = No
             raise ConfigError(
                 f"objectives: '{name}' cannot be the name of an objective; call it next_token, for example"
             )
-        arguments = {key: value for key, value in options.items() if key != "type"}
-        try:
-            objectives[name] = OBJECTIVES.find(options["type"])(**arguments)
-        except TypeError as error:
-            raise ConfigError(f"objectives.{name}: {error}") from error
+        objectives[name] = build(OBJECTIVES, options, f"objectives.{name}")
         objectives[name].connect(bundle, teacher)
     reduction: Reduction = "items" if config.privacy_args is None else "samples"
     return Learner(bundle.model, objectives, None if teacher is None else teacher.model, reduction)
@@ -63,12 +63,19 @@ def prepare_trainer(
     `data` is what the pipeline found: `train_dataset`, `train_sampler`, `collate`, and `eval_dataset`, `eval_sampler`
     where there is a validation split; under `privacy_args` also `synthetic`, encoded samples that are not the data.
     """
-    build = TRAINERS.module_dict.get(config.model_args.type, build_multimodal_trainer)
-    trainer: MultimodalTrainer = build(config, hardware, learner, folder, **data)
+    trainer: MultimodalTrainer = find_builder(config.model_args.type)(config, hardware, learner, folder, **data)
     return trainer
 
 
-@TRAINERS.register_module(name=[family.type for family in FAMILIES])
+def find_builder(type: str) -> Callable[..., MultimodalTrainer]:
+    """Return the entry of TRAINERS for a model type, or the default one."""
+    build_trainer: Callable[..., MultimodalTrainer] = TRAINERS.find(
+        type if type in TRAINERS.names() else DEFAULT_TRAINER
+    )
+    return build_trainer
+
+
+@TRAINERS.register_module("default")
 def build_multimodal_trainer(
     config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, **data: Any
 ) -> MultimodalTrainer:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mllm.config.defaults import make_model_args
 from mllm.export.settings import KEYS, keys_of
-from mllm.registry import FAMILIES, Terms
+from mllm.family import FAMILIES, Terms
 
 RESEARCH_ONLY = "For research only; not for clinical use."
 TINY = " This base is a tiny random model: what is made from it shows that code runs, not that a model is any good."

@@ -20,12 +20,13 @@ from mllm.export.parity import adapter_effect, compared, named, probe_logits
 from mllm.export.settings import write_settings
 from mllm.export.shards import main_dtype, write_shards
 from mllm.export.tensor_names import check_names
+from mllm.family import FAMILIES
 from mllm.files import replaced_folder, write_json, write_text
 from mllm.models.adapters.attach import merged_weights
 from mllm.models.adapters.trained_file import IN_MERGED, write_trained
 from mllm.models.backbone.streamed import weight_files
 from mllm.models.language_model import PerceptionModel
-from mllm.registry import EXPORTERS, FAMILIES
+from mllm.registry import EXPORTERS
 from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)

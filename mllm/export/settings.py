@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES
 from mllm.files import write_json
-from mllm.registry import FAMILIES
 
 FILE = "mllm.json"
 KEYS = (

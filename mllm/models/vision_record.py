@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mllm.registry import Family, later
+from mllm.family import Family, later
 
 FULL_PRECISION = ["multi_modal_projector"]
 """Modules that stay in full precision; an empty list would let transformers choose them."""

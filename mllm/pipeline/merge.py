@@ -217,11 +217,11 @@ def _streamed(model_args: ModelArgs, out: Path, precision: str, **given: Any) ->
     from mllm.config.defaults import with_defaults
     from mllm.config.hardware import detect
     from mllm.export.merged import write_streamed
+    from mllm.family import FAMILIES
     from mllm.models.backbone.streamed import STORED, Unstreamable
     from mllm.models.builder.build_chat import build_box_format
     from mllm.models.builder.builder import load_pretrained
     from mllm.predict.load import whole_model_args
-    from mllm.registry import FAMILIES
 
     model_args = with_defaults(model_args)
     if not FAMILIES.find(model_args.type).is_complete(model_args):

@@ -50,9 +50,9 @@ def write_modelfile(arguments: argparse.Namespace) -> Path:
     from mllm.export.card import card_text, facts_of, terms_of
     from mllm.export.ollama import PARAMETERS, chat_family, modelfile
     from mllm.export.settings import read_settings
+    from mllm.family import FAMILIES
     from mllm.files import write_text
     from mllm.models.backbone.loading import explained
-    from mllm.registry import FAMILIES
 
     folder, weights = Path(arguments.model), Path(arguments.gguf)
     for option, path in (

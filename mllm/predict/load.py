@@ -16,9 +16,9 @@ from mllm.config.rules import AMPERE
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError, near
 from mllm.export.settings import read_base, read_settings
+from mllm.family import FAMILIES
 from mllm.models.adapters.files import find_adapter
 from mllm.models.builder.builder import load_pretrained
-from mllm.registry import FAMILIES
 from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)

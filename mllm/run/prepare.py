@@ -11,7 +11,7 @@ from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.config.schema import RunConfig
 from mllm.dataset.builder import use_miniatures
-from mllm.registry import FAMILIES
+from mllm.family import FAMILIES
 from mllm.tiny.adapter import ensure_tiny_adapter
 from mllm.tiny.checkpoints import ensure_tiny
 
@@ -28,25 +28,12 @@ def prepare_args(path: str, overrides: Sequence[str] = (), tiny: bool = False) -
     With `tiny`, checkpoints become tiny ones under `ckpt/`, and a split whose data is absent its class's miniature.
     """
     check_packages()
-    fill_registries()
     config = read_config(path, overrides)
     if tiny:
         config = with_tiny_parts(config)
     else:
         write_named_tiny(config)
     return apply_rules(config, detect())
-
-
-def fill_registries() -> None:
-    """Imports every part that registers itself, so that a config can name it."""
-    import mllm.dataset.builder
-    import mllm.engine.builder
-    import mllm.export
-    import mllm.metrics
-    import mllm.models.builder.builder
-    import mllm.models.encoding.box_formats
-    import mllm.models.heads
-    import mllm.objectives  # noqa: F401
 
 
 def write_named_tiny(config: RunConfig) -> None:

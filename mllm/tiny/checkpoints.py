@@ -10,7 +10,7 @@ from typing import Any
 from transformers import GenerationConfig, ProcessorMixin
 
 from mllm.errors import ConfigError, hint
-from mllm.registry import FAMILIES
+from mllm.family import FAMILIES
 
 
 def ensure_tiny(name: str, parent: str | Path) -> Path:

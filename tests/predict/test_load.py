@@ -11,8 +11,8 @@ import pytest
 from mllm.config.hardware import CHECKOUT
 from mllm.errors import ConfigError
 from mllm.export.settings import write_settings
+from mllm.family import FAMILIES
 from mllm.predict.load import adapter_args, located, whole_model_args
-from mllm.registry import FAMILIES
 
 SETTINGS = dict(type="medgemma", image_size=448, image_token_len=64, max_length=300, system="Be brief.", turn_end=None)
 

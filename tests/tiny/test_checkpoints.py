@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, Gemma3ForConditionalGeneration, Gemma3Processor
 
 from mllm.errors import ConfigError
-from mllm.registry import FAMILIES
+from mllm.family import FAMILIES
 from mllm.tiny.adapter import ensure_tiny_adapter
 from mllm.tiny.checkpoints import ensure_tiny, write_tiny
 

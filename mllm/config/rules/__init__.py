@@ -19,7 +19,7 @@ from mllm.config.rules import privacy as privacy_rules
 from mllm.config.rules import stopping as stopping_rules
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
-from mllm.registry import FAMILIES, Family
+from mllm.family import FAMILIES, Family
 
 logger = logging.getLogger(__name__)
 

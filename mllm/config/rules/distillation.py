@@ -11,7 +11,7 @@ from mllm.config import checking
 from mllm.config.origins import Places
 from mllm.config.schema import DistillArgs, RunConfig
 from mllm.errors import ConfigError
-from mllm.registry import FAMILIES
+from mllm.family import FAMILIES
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mllm.config.checkpoint import Checkpoint
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
-from mllm.registry import FAMILIES, Family
+from mllm.family import FAMILIES, Family
 
 PACKED = (
     *("gemma", "gemma2", "gemma3_text", "gemma3n", "gemma3n_text", "vaultgemma"),

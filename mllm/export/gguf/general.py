@@ -13,7 +13,7 @@ import gguf
 import yaml
 
 from mllm.export.card import RESEARCH_ONLY
-from mllm.registry import FAMILIES
+from mllm.family import FAMILIES
 
 
 @dataclass(frozen=True)

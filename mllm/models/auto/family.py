@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mllm.config.schema import ModelArgs
-from mllm.registry import FAMILIES, Family, later
+from mllm.family import FAMILIES, Family, later
 
 
 def keep_unquantized(bits: int, towers: Mapping[str, str]) -> list[str]:

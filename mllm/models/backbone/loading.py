@@ -35,8 +35,8 @@ from transformers import (
 )
 
 from mllm.errors import ConfigError, near
+from mllm.family import FAMILIES
 from mllm.models.backbone.streamed import STORED, Unstreamable, open_stored
-from mllm.registry import FAMILIES
 
 logger = logging.getLogger(__name__)
 

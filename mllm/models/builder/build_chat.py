@@ -16,7 +16,7 @@ from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.encoding.marks import MarkWriter
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.models.heads import MaskHead
-from mllm.registry import BOX_FORMATS, HEADS
+from mllm.registry import BOX_FORMATS, HEADS, build
 
 
 def load_chat_processor(args: ModelArgs) -> ProcessorMixin:
@@ -42,8 +42,7 @@ def build_box_format(args: ModelArgs) -> BoxFormat:
     """Return the format of boxes in texts; raise `ConfigError` where format and heads exclude each other."""
     if args.box_format is None:
         return PerceptionToken() if args.heads else NormalizedText()
-    options = dict(args.box_format)
-    box_format: BoxFormat = BOX_FORMATS.find(options.pop("type"))(**options)
+    box_format: BoxFormat = build(BOX_FORMATS, args.box_format, "model_args.box_format")
     if box_format.needs_heads != bool(args.heads):
         problem = "needs model_args.heads" if box_format.needs_heads else "writes boxes as text, and heads read a token"
         raise ConfigError(f"model_args.box_format {args.box_format['type']} {problem}: leave box_format or heads out")
@@ -52,9 +51,10 @@ def build_box_format(args: ModelArgs) -> BoxFormat:
 
 def _mask_size(args: ModelArgs, grid: Callable[[], int] | None) -> int | None:
     """Return the pixels on each side of a mask, or None without a MaskHead; a head on `meta` has no weights."""
-    for entry in args.heads.values():
-        options = dict(entry)
-        if HEADS.find(options.pop("type")) is MaskHead and grid is not None:
+    for name, options in args.heads.items():
+        if HEADS.find(options["type"]) is MaskHead and grid is not None:
+            sizes = dict(width=1, vision_width=1, layers=1, grid=grid())
             with torch.device("meta"):
-                return MaskHead(1, 1, 1, grid(), **options).size
+                head: MaskHead = build(HEADS, options, f"model_args.heads.{name}", **sizes)
+            return head.size
     return None

@@ -6,8 +6,8 @@ from mllm.config.defaults import refuse_absent_keys, with_defaults
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES, Family
 from mllm.models.backbone.loading import find_checkpoint, load_config
-from mllm.registry import FAMILIES, Family
 from mllm.structures import Bundle
 
 

@@ -10,11 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mllm.config.schema import ModelArgs
-from mllm.errors import ConfigError
 from mllm.models.backbone.vision_layers import VisionLayers
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.models.heads import BoxHead, MaskHead, RegressionHead
-from mllm.registry import HEADS
+from mllm.registry import HEADS, build
 
 
 def build_heads(
@@ -24,16 +23,16 @@ def build_heads(
     width = model.config.get_text_config().hidden_size
     heads: dict[str, nn.Module] = {}
     layers = None
-    for name, entry in sorted(args.heads.items(), key=lambda item: item[0] != "mask"):  # a box may read the mask
-        options = dict(entry)
-        kind = HEADS.find(options.pop("type"))
+    for name, options in sorted(args.heads.items(), key=lambda item: item[0] != "mask"):  # a box may read the mask
+        kind = HEADS.find(options["type"])
+        provided: dict[str, Any] = {"width": width}
         if kind is MaskHead:
             tower = dict(model.named_modules())[towers["vision"]]
             layers = VisionLayers(tower, model.config.vision_config, processor)
-            options |= {"vision_width": layers.width, "layers": len(layers), "grid": layers.grid}
+            provided |= {"vision_width": layers.width, "layers": len(layers), "grid": layers.grid}
         if kind is BoxHead and isinstance(mask := heads.get("mask"), MaskHead):
-            options["mask_size"] = mask.size
-        heads[name] = build_head(name, kind, width, options)
+            provided["mask_size"] = mask.size
+        heads[name] = build_head(name, options, **provided)
     return heads, layers
 
 
@@ -41,17 +40,14 @@ def build_regression_head(args: ModelArgs, width: int) -> RegressionHead | None:
     """Return the head for measures, reading features of `width`; None for a teacher, which has no head."""
     if not args.heads:
         return None
-    options = dict(args.heads["measures"])
-    head = build_head("measures", HEADS.find(options.pop("type")), width, options)
+    head = build_head("measures", args.heads["measures"], width=width)
     assert isinstance(head, RegressionHead), "the rules refuse other heads"
     return head
 
 
-def build_head(name: str, kind: type[nn.Module], width: int, options: dict[str, Any]) -> nn.Module:
-    """Return a head of class `kind`, drawn from a fixed seed; raise `ConfigError` for options that it does not take."""
+def build_head(name: str, options: Mapping[str, Any], **provided: Any) -> nn.Module:
+    """Return a head with the same initial weights in every process and run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        try:
-            return kind(width, **options)
-        except (TypeError, ConfigError) as error:
-            raise ConfigError(f"model_args.heads.{name}: {error}") from error
+        head: nn.Module = build(HEADS, options, f"model_args.heads.{name}", **provided)
+        return head

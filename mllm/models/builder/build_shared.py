@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
+from mllm.family import Family
 from mllm.models.adapters.attach import attach_adapter
 from mllm.models.adapters.files import find_adapter, holds_lora
 from mllm.models.adapters.trained_file import FILE, IN_MERGED, load_trained
@@ -21,7 +22,6 @@ from mllm.models.builder.build_heads import build_heads
 from mllm.models.builder.build_options import lora_options
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.models.language_model import PerceptionModel
-from mllm.registry import Family
 
 
 def assemble(

@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, PretrainedConfig, PreTrainedModel
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
+from mllm.family import Family
 from mllm.models.adapters.attach import attach_adapter
 from mllm.models.adapters.files import find_adapter, holds_lora
 from mllm.models.adapters.targets import pattern_of
@@ -21,7 +22,6 @@ from mllm.models.builder.build_options import lora_options
 from mllm.models.builder.build_shared import train_in_fp32
 from mllm.models.encoding.views import ViewEncoder
 from mllm.models.vision_model import VisionModel
-from mllm.registry import Family
 
 SIGLIP_TARGETS = r"(.*\.)?encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 

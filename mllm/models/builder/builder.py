@@ -9,26 +9,11 @@ from torch import nn
 from mllm.config.defaults import refuse_absent_keys, with_defaults
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
+from mllm.family import FAMILIES
 from mllm.models.adapters.targets import matching, resolve_target
-from mllm.models.builder import (
-    build_auto,
-    build_gemma3n,
-    build_medgemma,
-    build_perceptionGPT,
-    build_seq2seq,
-    build_shikra,
-    build_text,
-    build_vision,
-)
 from mllm.models.builder.build_family import build_model
-from mllm.registry import FAMILIES, MODELS
+from mllm.registry import MODELS
 from mllm.structures import Bundle
-
-BUILDERS = (
-    *(build_auto, build_gemma3n, build_medgemma, build_perceptionGPT),
-    *(build_seq2seq, build_shikra, build_text, build_vision),
-)
-"""Modules whose import fills the registry MODELS."""
 
 
 def load_pretrained(args: ModelArgs, hardware: Hardware) -> Bundle:
@@ -37,7 +22,7 @@ def load_pretrained(args: ModelArgs, hardware: Hardware) -> Bundle:
     A type without a builder in MODELS is built from its record. The base is frozen and in evaluation mode; quantized
     weights are on `hardware.device`, others in host memory. Raise `ConfigError` for options that cannot be satisfied.
     """
-    build = MODELS.module_dict.get(args.type, build_model)
+    build = MODELS.find(args.type) if args.type in MODELS.names() else build_model
     bundle = build(args, hardware)
     assert isinstance(bundle, Bundle)
     return bundle

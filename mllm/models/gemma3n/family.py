@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mllm.config.schema import ModelArgs
+from mllm.family import FAMILIES, Family, later
 from mllm.models.gemma3n.rules import refuse_half_precision, refuse_privacy, refuse_quantized_vision
 from mllm.models.vision_record import vision_record
-from mllm.registry import FAMILIES, Family, later
 
 TOWERS = {
     "language": "model.language_model",

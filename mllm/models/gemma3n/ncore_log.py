@@ -11,8 +11,8 @@ from typing import Any
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import RunConfig
+from mllm.family import FAMILIES
 from mllm.files import write_text
-from mllm.registry import FAMILIES
 from mllm.run_files import ENVIRONMENT_TABLE, EPOCHS
 
 logger = logging.getLogger(__name__)

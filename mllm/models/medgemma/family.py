@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mllm.config.schema import ModelArgs
+from mllm.family import FAMILIES, Family, Terms, later
 from mllm.models.medgemma.rules import refuse_image_size, refuse_image_tokens, refuse_other_models, refuse_short_length
 from mllm.models.vision_record import vision_record
-from mllm.registry import FAMILIES, Family, Terms, later
 
 TOWERS = {
     "language": "model.language_model",

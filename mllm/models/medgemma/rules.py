@@ -5,7 +5,7 @@ from __future__ import annotations
 from mllm.config.checkpoint import Checkpoint
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
-from mllm.registry import FAMILIES
+from mllm.family import FAMILIES
 
 IMAGE_TOKENS = (256, 128, 64, 32, 16)
 """Tokens of one image to which Gemma 3's projector can pool."""

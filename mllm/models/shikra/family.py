@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from mllm.family import FAMILIES, Family, later
 from mllm.models.auto.family import keep_unquantized
 from mllm.models.shikra.options import ShikraArgs
 from mllm.models.shikra.rules import refuse_freezing_conflicts, refuse_gemma, refuse_wrong_llava
-from mllm.registry import FAMILIES, Family, later
 
 TOWERS = {
     "language": "model.language_model",

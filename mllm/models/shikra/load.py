@@ -15,6 +15,7 @@ from transformers import (
 
 from mllm.config.hardware import Hardware
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES
 from mllm.models.auto.family import keep_unquantized
 from mllm.models.auto.towers import targets_in
 from mllm.models.backbone.loading import find_checkpoint, load_config, load_model
@@ -26,7 +27,6 @@ from mllm.models.shikra.family import TOWERS
 from mllm.models.shikra.options import ShikraArgs
 from mllm.models.shikra.projector import ACTIVATIONS, is_single, read_projector, to_llava
 from mllm.models.shikra.shikra import clip_vision_config, compose, load_llava_processor, set_projector
-from mllm.registry import FAMILIES
 
 
 def load_processor(args: ShikraArgs) -> LlavaProcessor:

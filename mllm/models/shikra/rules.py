@@ -5,8 +5,8 @@ from __future__ import annotations
 from mllm.config.checkpoint import Checkpoint
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES
 from mllm.models.shikra.options import ShikraArgs
-from mllm.registry import FAMILIES
 
 CONVERT = "python mllm/pipeline/convert.py --model {} --out FOLDER"
 

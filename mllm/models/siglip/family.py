@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mllm.config.schema import ModelArgs
+from mllm.family import FAMILIES, later
 from mllm.models.vision_record import vision_record
-from mllm.registry import FAMILIES, later
 
 MODEL_TYPES = frozenset({"siglip", "siglip_vision_model"})
 """A whole SigLIP, and the tower alone as the exporter `student` writes it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mllm.config.schema import ModelArgs
-from mllm.registry import FAMILIES, Family, later
+from mllm.family import FAMILIES, Family, later
 
 IMAGE_KEYS = frozenset({"heads", "fuse_vision_layers", "image_size", "image_token_len", "part", "train_vision"})
 """Keys of `ModelArgs` for models that read images."""

@@ -17,12 +17,12 @@ from transformers import (
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES
 from mllm.models.backbone.loading import explained, find_checkpoint, load_config, load_model
 from mllm.models.builder.build_options import encoder_options, load_options
 from mllm.models.encoding.seq2seq import Seq2SeqEncoder
 from mllm.models.encoding.text_processor import TextProcessor, load_text_processor
 from mllm.models.text.family import FULL_PRECISION
-from mllm.registry import FAMILIES
 
 
 def load_processor(args: ModelArgs) -> TextProcessor:

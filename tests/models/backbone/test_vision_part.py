@@ -12,9 +12,9 @@ from transformers import (
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES
 from mllm.models.backbone.vision_part import skeleton
 from mllm.models.builder.build_family import refuse_other_architectures
-from mllm.registry import FAMILIES
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
 WHOLE = {

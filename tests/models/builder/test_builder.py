@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import re
 
 import pytest
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES, later
 from mllm.models.builder.builder import load_pretrained
-from mllm.registry import FAMILIES, MODELS
+from mllm.registry import MODELS
 
-LATER = re.compile(r"Call `([\w.]+):(\w+)`\.")
-"""Docstring of a function made by `mllm.registry.later`."""
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
 
 
@@ -24,15 +22,15 @@ def test_an_unknown_type_answers_with_the_nearest() -> None:
 
 
 def test_every_type_has_a_sentence() -> None:
-    assert {"medgemma", "image-text", "shikra", "perceptionGPT"} <= set(MODELS.module_dict)
-    assert all(build.__doc__ for build in MODELS.module_dict.values())
+    assert {"medgemma", "image-text", "shikra", "perceptionGPT"} <= set(MODELS.names())
+    assert all(MODELS.describe(name).summary for name in MODELS.names())
 
 
 def test_every_family_has_a_thin_builder_and_its_functions_exist() -> None:
     for family in FAMILIES:
-        assert family.type in MODELS.module_dict
+        assert family.type in MODELS.names()
         for record in (family, family.vision or family):
-            values = [*vars(record).values(), *record.tiny.values()]
-            for path in [LATER.fullmatch(value.__doc__ or "") for value in values if callable(value)]:
-                if path is not None:
-                    assert callable(vars(importlib.import_module(path[1]))[path[2]])
+            for value in [*vars(record).values(), *record.tiny.values()]:
+                if isinstance(value, later):
+                    module, _, name = value.path.partition(":")
+                    assert callable(vars(importlib.import_module(module))[name])
