@@ -1,14 +1,12 @@
-"""Registration of the model families of this package: one import for each record."""
+"""Registration of the model families of this package."""
 
-from mllm.models.auto import family as auto
-from mllm.models.gemma3n import family as gemma3n
-from mllm.models.medgemma import family as medgemma
-from mllm.models.shikra import family as shikra
-from mllm.models.siglip import family as siglip
-from mllm.models.text import family as text
+from mllm.family import FAMILIES
+from mllm.models.auto.family import IMAGE_TEXT
+from mllm.models.gemma3n.family import GEMMA3N_STUDENT
+from mllm.models.medgemma.family import MEDGEMMA
+from mllm.models.shikra.family import PERCEPTION_GPT, SHIKRA
+from mllm.models.siglip.family import MEDSIGLIP
+from mllm.models.text.family import CAUSAL_LM, SEQ2SEQ
 
-RECORDS = (
-    *(medgemma.MEDGEMMA, auto.IMAGE_TEXT, shikra.SHIKRA, shikra.PERCEPTION_GPT),
-    *(text.CAUSAL_LM, text.SEQ2SEQ, gemma3n.GEMMA3N_STUDENT, siglip.MEDSIGLIP),
-)
-"""Records in the order of the registry."""
+for record in (MEDGEMMA, IMAGE_TEXT, SHIKRA, PERCEPTION_GPT, CAUSAL_LM, SEQ2SEQ, GEMMA3N_STUDENT, MEDSIGLIP):
+    FAMILIES.register(record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mllm.config.schema import ModelArgs
-from mllm.family import FAMILIES, Family, later
+from mllm.family import Family, later
 
 
 def keep_unquantized(bits: int, towers: Mapping[str, str]) -> list[str]:
@@ -22,23 +22,21 @@ def is_chosen(model_type: str | None) -> bool:
     return model_type in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or model_type not in text
 
 
-IMAGE_TEXT = FAMILIES.register(
-    Family(
-        type="image-text",
-        options=ModelArgs,
-        processor=later("mllm.models.builder.build_chat:load_chat_processor"),
-        encoder=later("mllm.models.auto.load:build_encoder"),
-        load=later("mllm.models.auto.load:load"),
-        skeleton=later("mllm.models.auto.load:build_skeleton"),
-        towers=later("mllm.models.auto.towers:find_towers"),
-        lora_targets=later("mllm.models.auto.towers:find_targets"),
-        keep_unquantized=keep_unquantized,
-        chosen_for=is_chosen,
-        lacks=frozenset({"image_size", "image_token_len", "part", "train_vision"}),
-        titles={"paligemma": "PaliGemma"},
-        tiny={
-            "llava": later("mllm.models.auto.tiny:llava"),
-            "qwen2_vl": later("mllm.models.auto.tiny:qwen2_vl"),
-        },
-    )
+IMAGE_TEXT = Family(
+    type="image-text",
+    options=ModelArgs,
+    processor=later("mllm.models.builder.build_chat:load_chat_processor"),
+    encoder=later("mllm.models.auto.load:build_encoder"),
+    load=later("mllm.models.auto.load:load"),
+    skeleton=later("mllm.models.auto.load:build_skeleton"),
+    towers=later("mllm.models.auto.towers:find_towers"),
+    lora_targets=later("mllm.models.auto.towers:find_targets"),
+    keep_unquantized=keep_unquantized,
+    chosen_for=is_chosen,
+    lacks=frozenset({"image_size", "image_token_len", "part", "train_vision"}),
+    titles={"paligemma": "PaliGemma"},
+    tiny={
+        "llava": later("mllm.models.auto.tiny:llava"),
+        "qwen2_vl": later("mllm.models.auto.tiny:qwen2_vl"),
+    },
 )

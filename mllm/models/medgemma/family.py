@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mllm.config.schema import ModelArgs
-from mllm.family import FAMILIES, Family, Terms, later
+from mllm.family import Family, Terms, later
 from mllm.models.medgemma.rules import refuse_image_size, refuse_image_tokens, refuse_other_models, refuse_short_length
 from mllm.models.vision_record import vision_record
 
@@ -67,35 +67,33 @@ def image_note(settings: Mapping[str, Any], kind: str) -> str:
     return note
 
 
-MEDGEMMA = FAMILIES.register(
-    Family(
-        type="medgemma",
-        options=ModelArgs,
-        processor=later("mllm.models.medgemma.load:load_processor"),
-        encoder=later("mllm.models.medgemma.load:build_encoder"),
-        load=later("mllm.models.medgemma.load:load"),
-        skeleton=later("mllm.models.auto.load:build_skeleton"),
-        towers=lambda model: TOWERS,
-        lora_targets=lambda model: LORA_TARGETS,
-        keep_unquantized=keep_unquantized,
+MEDGEMMA = Family(
+    type="medgemma",
+    options=ModelArgs,
+    processor=later("mllm.models.medgemma.load:load_processor"),
+    encoder=later("mllm.models.medgemma.load:build_encoder"),
+    load=later("mllm.models.medgemma.load:load"),
+    skeleton=later("mllm.models.auto.load:build_skeleton"),
+    towers=lambda model: TOWERS,
+    lora_targets=lambda model: LORA_TARGETS,
+    keep_unquantized=keep_unquantized,
+    model_types=frozenset({"gemma3"}),
+    chosen_for=lambda model_type: model_type in (None, "gemma3"),
+    rules=(refuse_other_models, refuse_image_tokens, refuse_image_size, refuse_short_length),
+    memory_keys=("image_token_len", "image_size"),
+    titles={"gemma3": "Gemma 3", "gemma3_text": "Gemma 3"},
+    names={"medgemma": "Gemma 3", "gemma-3": "Gemma 3"},
+    terms=TERMS,
+    download={"medgemma": "bash scripts/download_medgemma.sh"},
+    image_note=image_note,
+    tiny={"medgemma": later("mllm.models.medgemma.tiny:medgemma")},
+    vision=vision_record(
+        "medgemma",
+        ModelArgs,
+        load=later("mllm.models.medgemma.vision:load"),
+        towers={name: TOWERS[name] for name in ("vision", "projector")},
+        layers="model.vision_tower.encoder.layers",
         model_types=frozenset({"gemma3"}),
-        chosen_for=lambda model_type: model_type in (None, "gemma3"),
-        rules=(refuse_other_models, refuse_image_tokens, refuse_image_size, refuse_short_length),
-        memory_keys=("image_token_len", "image_size"),
-        titles={"gemma3": "Gemma 3", "gemma3_text": "Gemma 3"},
-        names={"medgemma": "Gemma 3", "gemma-3": "Gemma 3"},
-        terms=TERMS,
-        download={"medgemma": "bash scripts/download_medgemma.sh"},
-        image_note=image_note,
-        tiny={"medgemma": later("mllm.models.medgemma.tiny:medgemma")},
-        vision=vision_record(
-            "medgemma",
-            ModelArgs,
-            load=later("mllm.models.medgemma.vision:load"),
-            towers={name: TOWERS[name] for name in ("vision", "projector")},
-            layers="model.vision_tower.encoder.layers",
-            model_types=frozenset({"gemma3"}),
-            rules=(refuse_other_models,),
-        ),
-    )
+        rules=(refuse_other_models,),
+    ),
 )
