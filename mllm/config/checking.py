@@ -14,6 +14,7 @@ from mllm.config.registry_entries import check_entry, describe_entry
 from mllm.config.renamed import DATA, MODEL, TRAINING
 from mllm.config.schema import SPLITS, DataArgs, ExportArgs, ModelArgs, PrivacyArgs, StoppingArgs
 from mllm.config.source import has_source
+from mllm.config.training_args import fill_defaults, training_fields
 from mllm.errors import ConfigError, hint, near
 from mllm.family import FAMILIES, Family
 from mllm.options import broken_bound, fits, invalid_value
@@ -150,14 +151,11 @@ def objectives(values: dict[str, Any], places: Places) -> dict[str, dict[str, An
     return checked
 
 
-def training_args(values: dict[str, Any], places: Places) -> dict[str, Any]:
-    """Checks names and types of `training_args` against `transformers.TrainingArguments` and `StoppingArgs`."""
-    from transformers import TrainingArguments
-
+def training_args(values: dict[str, Any], places: Places, is_private: bool) -> dict[str, Any]:
+    """Return the checked `training_args` with all defaults of `transformers.TrainingArguments` and `StoppingArgs`."""
     own = [item.name for item in dataclasses.fields(StoppingArgs)]
     filled(StoppingArgs, {key: values[key] for key in own if key in values}, "training_args", places)
-    hints = typing.get_type_hints(TrainingArguments) | typing.get_type_hints(StoppingArgs)
-    known = own + [item.name for item in dataclasses.fields(TrainingArguments) if item.init]
+    known = training_fields()
     for key, value in values.items():
         place = places.of("training_args", key)
         if key not in known:
@@ -168,13 +166,13 @@ def training_args(values: dict[str, Any], places: Places) -> dict[str, Any]:
             else:
                 tail = "; known are the arguments of transformers.TrainingArguments"
             raise ConfigError(f"{place}: unknown key '{key}' in training_args{tail}")
-        if not fits(value, hints[key]):
-            raise ConfigError(f"{place}: training_args.{key} {invalid_value(value, hints[key])}")
+        if not fits(value, known[key].annotation):
+            raise ConfigError(f"{place}: training_args.{key} {invalid_value(value, known[key].annotation)}")
         if key in POSITIVE and value < 1:
             raise ConfigError(f"{place}: training_args.{key} must be a whole number of at least 1, not {value!r}")
         if key in NOT_NEGATIVE and value is not None and not 0 <= value < float("inf"):
             raise ConfigError(f"{place}: training_args.{key} must be 0 or more and finite, not {value!r}")
-    return values
+    return fill_defaults(values, is_private)
 
 
 def hardware(values: dict[str, Any], places: Places) -> dict[str, Any]:

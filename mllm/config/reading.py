@@ -43,14 +43,17 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     checking.refuse_what_has_no_source(merged, (), places)
     checking.refuse_wrong_scalars(merged, places)
     custom_imports = _import_custom(checking.section(merged, "custom_imports", places), places)
+    privacy_args = checking.privacy_args(merged, places)
     return RunConfig(
         model_args=checking.model_args(checking.section(merged, "model_args", places), places),
         data_args=checking.data_args(checking.section(merged, "data_args", places), places),
-        training_args=checking.training_args(checking.section(merged, "training_args", places), places),
+        training_args=checking.training_args(
+            checking.section(merged, "training_args", places), places, is_private=privacy_args is not None
+        ),
         objectives=checking.objectives(checking.section(merged, "objectives", places), places),
         export_args=checking.export_args(checking.section(merged, "export_args", places), places),
         distill_args=distill_rules.distill_args(merged, places),
-        privacy_args=checking.privacy_args(merged, places),
+        privacy_args=privacy_args,
         hardware=checking.hardware(checking.section(merged, "hardware", places), places),
         custom_imports=custom_imports,
         name=_name(merged, path, places),

@@ -206,6 +206,10 @@ class RunConfig:
         """`FILE:LINE` of the file that wrote a key: `config.place('model_args', 'lora_r')`."""
         return self.places.of(*key)
 
+    def is_written(self, *key: str) -> bool:
+        """Return True if a file or the command line wrote a key, and False if it has its default."""
+        return key in self.places.written
+
     def replaced(self, **changes: Any) -> RunConfig:
         """The same config with other values: `config.replaced(**{'model_args.lora_r': 8, 'tiny': True})`."""
         config = self

@@ -82,8 +82,8 @@ def build_multimodal_trainer(
     """A MultimodalTrainer with the callbacks of every run; a PrivateTrainer where the config has `privacy_args`."""
     wanted = dict(config.training_args)
     enable_checkpointing(learner, wanted)
-    limit = wanted.pop("save_total_limit", None)
-    patience, threshold = wanted.pop("early_stopping_patience", None), wanted.pop("early_stopping_threshold", 0.0)
+    limit = wanted.pop("save_total_limit")
+    patience, threshold = wanted.pop("early_stopping_patience"), wanted.pop("early_stopping_threshold")
     use_tensorboard_folder(folder)
     meter = Meter()
     log = RunLog({"config": config.name}, meter, log_details(config))
@@ -145,7 +145,7 @@ def enable_checkpointing(learner: Learner, wanted: dict[str, Any]) -> None:
 
 def logical_batch_size(training_args: dict[str, Any]) -> int:
     """The samples of one update on one process: batch size times accumulation steps."""
-    size = training_args.get("per_device_train_batch_size", 8) * training_args.get("gradient_accumulation_steps", 1)
+    size = training_args["per_device_train_batch_size"] * training_args["gradient_accumulation_steps"]
     return int(size)
 
 
@@ -156,7 +156,7 @@ def training_arguments(
 
     The logical batch is one loader item here, so accumulation is 1 and the batch size the product of both.
     """
-    if not evaluates and wanted.get("eval_strategy", "no") != "no":
+    if not evaluates and wanted["eval_strategy"] != "no":
         logger.info("no validation split: eval_strategy '%s' is off", wanted["eval_strategy"])
         wanted["eval_strategy"] = "no"
     decided = dict(
@@ -174,15 +174,10 @@ def training_arguments(
         bf16_full_eval=False,  # evaluation runs under the same autocast; Trainer would leave the model on the CPU
         use_cpu=hardware.device == "cpu",
     )
-    defaults = dict(
-        report_to=["tensorboard"],
-        logging_steps=10,
-        save_only_model=False,
-        dataloader_persistent_workers=True,
-        disable_tqdm=not sys.stderr.isatty(),  # a file or a pipe gets lines alone
-    )
+    if wanted["disable_tqdm"] is None:
+        wanted["disable_tqdm"] = not sys.stderr.isatty()  # a file or a pipe gets lines without progress bars
     try:
-        arguments = TrainingArguments(**{**defaults, **wanted, **decided})
+        arguments = TrainingArguments(**{**wanted, **decided})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"training_args: {error}") from error
     if arguments.n_gpu > 1:
@@ -194,13 +189,13 @@ def training_arguments(
 def memory_advice(config: RunConfig) -> str:
     """What to lower when memory is short, in order, with the values of this config."""
     model, training, steps = config.model_args, config.training_args, []
-    size = training.get("per_device_train_batch_size", 8)
+    size = training["per_device_train_batch_size"]
     if config.data_args.tokens_per_micro_batch:  # takes the place of the batch size
         steps.append(f"data_args.tokens_per_micro_batch (now {config.data_args.tokens_per_micro_batch})")
     elif size > 1:
         steps.append(
             f"training_args.per_device_train_batch_size (now {size}; raise gradient_accumulation_steps, now "
-            f"{training.get('gradient_accumulation_steps', 1)}, to keep the update)"
+            f"{training['gradient_accumulation_steps']}, to keep the update)"
         )
     if not any(training.get(name) for name in CHECKPOINTING):
         steps.append("training_args.gradient_checkpointing (now False; turn it on)")

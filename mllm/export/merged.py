@@ -25,9 +25,9 @@ from mllm.files import replaced_folder, write_json, write_text
 from mllm.models.adapters.attach import merged_weights
 from mllm.models.adapters.trained_file import IN_MERGED, write_trained
 from mllm.models.backbone.streamed import weight_files
-from mllm.models.language_model import PerceptionModel
+from mllm.models.language_model import LanguageModel
 from mllm.registry import EXPORTERS
-from mllm.structures import Bundle
+from mllm.structures import Bundle, Model
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def write(
     report = merge_in_place(bundle, parity=parity)
     model = bundle.model.pretrained
     if dtype is not None:
-        model.to(dtype)
+        torch.nn.Module.to(model, dtype)
     report |= {"dtype": named(model.dtype), "method": "in memory", **(told or {})}
     with replaced_folder(folder) as temporary:
         model.save_pretrained(temporary)
@@ -134,7 +134,8 @@ def merge_in_place(bundle: Bundle, parity: bool = True) -> dict[str, Any]:
 
     Compares the logits of one prompt about one generated image before and after, in the precision of the weights.
     """
-    perception: PerceptionModel = bundle.model
+    perception = bundle.model
+    assert isinstance(perception, LanguageModel), "this exporter is for models that generate text"
     refuse_nothing_to_merge(perception)
     before: Tensor | None = probe_logits(bundle) if parity else None
     effect = None if before is None else adapter_effect(bundle, before)
@@ -149,13 +150,13 @@ def merge_in_place(bundle: Bundle, parity: bool = True) -> dict[str, Any]:
     return report | compared(before, probe_logits(bundle), computed=model.dtype, stored=model.dtype)
 
 
-def refuse_nothing_to_merge(perception: PerceptionModel) -> None:
+def refuse_nothing_to_merge(perception: Model) -> None:
     """Refuses a model in which nothing trained."""
     if not isinstance(perception.backbone, PeftModel) and not perception.trained_state():
         raise ConfigError("there is no adapter to merge: the model has none")
 
 
-def _tied(perception: PerceptionModel) -> bool:
+def _tied(perception: Model) -> bool:
     model = perception.pretrained
     return bool(model.get_output_embeddings().weight is model.get_input_embeddings().weight)
 

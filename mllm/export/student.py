@@ -44,7 +44,8 @@ def write(
     stays as it is. Raises `ConfigError` where the folded model does not see what the unfolded one sees.
     """
     folder = Path(folder)
-    taught: VisionModel = bundle.model
+    taught = bundle.model
+    assert isinstance(taught, VisionModel), "this exporter is for part='vision'"
     folded = copy.deepcopy(taught).eval()
     before = _features(folded)
     folded.backbone = merged_weights(folded.backbone)  # type: ignore[arg-type]

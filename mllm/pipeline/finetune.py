@@ -53,7 +53,7 @@ def finetune(arguments: argparse.Namespace) -> None:
     config, hardware = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
     splits = open_splits(config)
     folder, checkpoint = open_run(config, hardware, splits, arguments.resume)
-    set_seed(config.training_args.get("seed", 42))
+    set_seed(config.training_args["seed"])
     with memory_advised(memory_advice(config)):
         bundle = load_pretrained(config.model_args, hardware)
         teacher = load_teacher(config, hardware, bundle)

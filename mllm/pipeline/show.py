@@ -85,7 +85,7 @@ def sample(arguments: argparse.Namespace) -> str:
     from mllm.run.prepare import prepare_args
 
     config, _ = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
-    splits = build_datasets(config.data_args, seed=config.training_args.get("seed", 42))
+    splits = build_datasets(config.data_args, seed=config.training_args["seed"])
     if arguments.split not in splits:
         raise ConfigError(f"the config has no split '{arguments.split}'{hint(arguments.split, splits)}")
     dataset = splits[arguments.split]
@@ -93,7 +93,7 @@ def sample(arguments: argparse.Namespace) -> str:
         raise ConfigError(f"--index {arguments.index}: the split '{arguments.split}' has {len(dataset)} samples")
     encoder = load_encoder(config.model_args)
     encoded = encoder.encode(dataset.sample(arguments.index % len(dataset)))
-    return described(encoded, encoder.tokenizer, encoder.processor.image_token_ids, sys.stdout.isatty())
+    return described(encoded, encoder.tokenizer, encoder.image_token_ids, sys.stdout.isatty())
 
 
 def described(encoded: Encoded, tokenizer: Any, image_ids: Collection[int | None], color: bool) -> str:

@@ -79,7 +79,7 @@ def evaluate(config: RunConfig, options: EvaluateOptions) -> None:
 def open_split(config: RunConfig, options: EvaluateOptions) -> SampleDataset:
     """Return the dataset of the split; the data of other splits may be absent."""
     others: dict[str, Any] = {name: None for name in SPLITS if name != options.split}
-    splits = build_datasets(replace(config.data_args, **others), seed=config.training_args.get("seed", 42))
+    splits = build_datasets(replace(config.data_args, **others), seed=config.training_args["seed"])
     if options.split not in splits:
         raise ConfigError(
             f"{options.config}: data_args.{options.split} is not set, so there is no split '{options.split}' to "

@@ -16,9 +16,7 @@ from mllm.dataset.loading.sampler import LogicalBatchSampler
 from mllm.engine.builder import logical_batch_size
 from mllm.engine.learner import Learner
 from mllm.engine.privacy.noise import secret_of
-from mllm.engine.privacy.synthetic import synthetic_samples, synthetic_views
 from mllm.errors import UserError
-from mllm.models.vision_model import VisionModel
 from mllm.run.distill import fit_objectives, teaching_encoder
 from mllm.structures import Bundle
 
@@ -35,31 +33,31 @@ def prepare_data(
     A head that reads measures is told their mean and spread in the training split.
     """
     state, training, privacy = PartialState(), config.training_args, config.privacy_args
-    if isinstance(bundle.model, VisionModel) and bundle.model.head is not None:
-        bundle.model.head.normalize(known_measures(splits["train"], skip=config.data_args.on_error == "skip"))
+    if bundle.encoder.measures:
+        bundle.model.fit_measures(known_measures(splits["train"], skip=config.data_args.on_error == "skip"))
     encoder = teaching_encoder(config, learner, bundle, teacher, splits)
     fit_objectives(learner, encoder, splits["train"])
-    size = training.get("per_device_train_batch_size", 8)
+    size = training["per_device_train_batch_size"]
     collate = LogicalCollator(
         encoder.pad,
         samples_per_piece=size if privacy is None else privacy.physical_batch_size,
         tokens_per_piece=config.data_args.tokens_per_micro_batch,
         tokens_per_row=config.model_args.max_length if config.data_args.packing else None,
     )
-    seed = training.get("data_seed")
-    seed = training.get("seed", 42) if seed is None else seed
+    seed = training["data_seed"]
+    seed = training["seed"] if seed is None else seed
     dealt = dict(rank=state.process_index, world=state.num_processes, seed=seed)
     given: dict[str, Any] = {"collate": collate}
     for name, prefix in (("train", "train"), ("validation", "eval")):
         if name in splits:
             is_training = name == "train"
-            size = logical_batch_size(training) if is_training else training.get("per_device_eval_batch_size", 8)
+            size = logical_batch_size(training) if is_training else training["per_device_eval_batch_size"]
             given[f"{prefix}_dataset"] = EncodedDataset(splits[name], encoder.encode)
             given[f"{prefix}_sampler"] = LogicalBatchSampler(
                 len(splits[name]),
                 size,
                 shuffle=is_training,
-                drop_last=is_training and training.get("dataloader_drop_last", False),
+                drop_last=is_training and training["dataloader_drop_last"],
                 **dealt,
             )
     if privacy is not None:
@@ -102,9 +100,5 @@ def private_data(config: RunConfig, bundle: Bundle, train: SampleDataset) -> dic
         world=state.num_processes,
         most=privacy.max_records_per_patient,
     )
-    count = privacy.physical_batch_size
-    if isinstance(bundle.model, VisionModel):
-        samples = synthetic_views(count, bundle.encoder.views, bundle.encoder.measures)
-    else:
-        samples = synthetic_samples(count, config.model_args.max_length, "vision" in bundle.model.towers)
+    samples = bundle.encoder.synthetic(privacy.physical_batch_size)
     return {"train_sampler": sampler, "synthetic": [bundle.encoder.encode(sample) for sample in samples]}

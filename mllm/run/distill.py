@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -19,11 +18,9 @@ from mllm.engine.feature_cache import CachedTeacher, FeatureCache, fingerprint
 from mllm.engine.learner import Learner
 from mllm.errors import DataError, UserError
 from mllm.models.builder.builder import load_pretrained
-from mllm.models.encoding.views import ViewEncoder
 from mllm.models.generation.generate import evaluating
-from mllm.models.vision_model import VisionModel
 from mllm.objectives.features import FeatureMatch
-from mllm.structures import Batch, Bundle, Encoded, Sample
+from mllm.structures import Batch, Bundle, Encoded, Sample, SampleEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +37,15 @@ def load_teacher(config: RunConfig, hardware: Hardware, student: Bundle) -> Bund
     args = config.distill_args.teacher
     logger.info("the teacher is %s", args.model_name_or_path)
     teacher = load_pretrained(args, hardware)
-    teacher.model.requires_grad_(False)
-    if isinstance(teacher.model, VisionModel):
-        teacher.model.one_by_one = True  # so that what is cached is what it would give in any batch
-        teacher.encoder.views = student.encoder.views
+    teacher.model.freeze_as_teacher()
+    teacher.encoder.views = student.encoder.views
     return teacher
 
 
 class TaughtEncoder:
     """Encodes a sample for the student and for the teacher."""
 
-    def __init__(self, student: Any, teacher: Any) -> None:
+    def __init__(self, student: SampleEncoder, teacher: SampleEncoder) -> None:
         self.student, self.teacher = student, teacher
 
     def encode(self, sample: Sample) -> Encoded:
@@ -92,12 +87,12 @@ class CacheReader:
 
 def teaching_encoder(
     config: RunConfig, learner: Learner, student: Bundle, teacher: Bundle | None, splits: dict[str, SampleDataset]
-) -> Any:
+) -> SampleEncoder:
     """What encodes the samples of a run; where the teacher's features can be kept, it is asked now and then dropped."""
     if teacher is None or config.distill_args is None:
         return student.encoder
     used = {name: split for name, split in splits.items() if name in ("train", "validation")}
-    if not isinstance(teacher.encoder, ViewEncoder) or not config.distill_args.cache:
+    if teacher.model.generates_text or not config.distill_args.cache:
         return TaughtEncoder(student.encoder, teacher.encoder)
     if _change(used["train"]):
         logger.info("images change from epoch to epoch (transforms), so the teacher's features cannot be kept")
@@ -146,7 +141,7 @@ def fill(cache: FeatureCache, teacher: Bundle, splits: dict[str, SampleDataset],
 
 
 @torch.no_grad()
-def fit_objectives(learner: Learner, encoder: Any, split: SampleDataset) -> None:
+def fit_objectives(learner: Learner, encoder: SampleEncoder, split: SampleDataset) -> None:
     """Shows each FeatureMatch that normalizes what both models see in some images of a split."""
     objectives = [one for _, one in learner.named_objectives() if isinstance(one, FeatureMatch) and one.normalize]
     if not objectives:

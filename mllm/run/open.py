@@ -34,11 +34,11 @@ def open_run(
     The first process opens it and tells the others its name.
     """
     refuse_other_measures(config.model_args)
-    patience = timedelta(seconds=config.training_args.get("ddp_timeout", 1800))
+    patience = timedelta(seconds=config.training_args["ddp_timeout"])
     state = PartialState(cpu=hardware.device == "cpu", timeout=patience)  # later calls share this state
     opened: list[Any] = [None]
     if state.is_main_process:
-        folder, checkpoint = open_run_folder(config.name, config.training_args.get("output_dir"), resume)
+        folder, checkpoint = open_run_folder(config.name, config.training_args["output_dir"], resume)
         logger.info("run folder: %s%s", folder, f", continuing from {checkpoint.name}" if checkpoint else "")
         if checkpoint:
             began = read_config(folder / "config.py")

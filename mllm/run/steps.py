@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from mllm.config.rules.privacy import refuse_large_delta
 from mllm.config.schema import RunConfig
+from mllm.config.training_args import changed_values
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
 from mllm.dataset.loading.poisson import units_of
@@ -28,7 +29,6 @@ from mllm.files import write_json, write_text
 from mllm.metrics.measure_table import agreement_table
 from mllm.models.adapters.attach import trainable_report, trainable_table
 from mllm.models.backbone.loading import find_checkpoint
-from mllm.models.vision_model import VisionModel
 from mllm.pipeline.merge import merge
 from mllm.predict.writer import write_predictions
 from mllm.registry import EXPORTERS, METRICS
@@ -61,7 +61,7 @@ def open_splits(config: RunConfig) -> dict[str, SampleDataset]:
             f"{config.place('data_args', 'train')}: data_args.train is None or absent, and there is nothing to learn "
             "without it: give it a dataset, such as dict(type='VQADataset', data_path='rows.jsonl')"
         )
-    splits = build_datasets(config.data_args, seed=config.training_args.get("seed", 42))
+    splits = build_datasets(config.data_args, seed=config.training_args["seed"])
     if config.privacy_args is not None:
         refuse_large_delta(config, len(units_of(splits["train"], config.privacy_args.unit)))
     logger.info("%s", ", ".join(f"{name}: {len(split):,} samples" for name, split in splits.items()))
@@ -80,7 +80,7 @@ def examination(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDatas
 
 def announce(trainer: MultimodalTrainer, bundle: Bundle, folder: Path) -> None:
     """Says what trains, proves on the first batch that it does, and writes that batch down."""
-    if isinstance(bundle.model, VisionModel):
+    if not bundle.model.generates_text:
         logger.info("Active: what trains")
     logger.info("%s", trainable_table(trainable_report(bundle.model)))
     batch = trainer.preflight()
@@ -96,10 +96,10 @@ def train(
     checkpoint: Path | None,
 ) -> None:
     """Trains, from a checkpoint on where there is one; Ctrl-C is told what it leaves."""
-    if trainer.is_world_process_zero() and not config.training_args.get("output_dir"):
+    if trainer.is_world_process_zero() and not config.training_args["output_dir"]:
         point_latest(run_folder(trainer.args))
     # A killed private run makes the updates behind its last checkpoint again, so nothing but checkpoints may show them.
-    if isinstance(bundle.model, VisionModel) and config.privacy_args is None:
+    if not bundle.model.generates_text and config.privacy_args is None:
 
         def write_epoch(folder: Path) -> None:
             facts = known_facts(config, trainer, splits)  # now, for it counts the updates
@@ -128,7 +128,7 @@ def export(
         logger.info("merge_lora=True: the result is written whole, to merged/; an adapter would not fit the base")
         return Path(EXPORTERS.find("merged")(bundle, folder / "merged", settings=model, facts=facts))
     adapter = EXPORTERS.find("adapter")(bundle, folder / "adapter", settings=model, facts=facts)
-    if isinstance(bundle.model, VisionModel):
+    if not bundle.model.generates_text:
         EXPORTERS.find("student")(bundle, folder / "student", settings=model, facts=facts)
     elif config.export_args.merged:
         merge(str(adapter), folder / "merged", replaces=True)
@@ -140,7 +140,8 @@ def known_facts(config: RunConfig, trainer: MultimodalTrainer, splits: dict[str,
     model = asdict(config.model_args)
     types = asdict(config.data_args)
     settings = ("adapter_path", "lora_r", "lora_alpha", "lora_target", "lora_dropout", "load_in_4bit", "load_in_8bit")
-    shaping = {key: value for key, value in config.training_args.items() if not key.startswith(ASIDE)}
+    changed = changed_values(config.training_args, is_private=config.privacy_args is not None)
+    shaping = {key: value for key, value in changed.items() if not key.startswith(ASIDE)}
     return Facts(
         base=config.model_args.model_name_or_path,
         data=[f"{name}: `{types[name]['type']}`, {len(split):,} samples" for name, split in splits.items()],

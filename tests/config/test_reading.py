@@ -9,6 +9,7 @@ import pytest
 
 from mllm.config.hardware import CHECKOUT
 from mllm.config.reading import read_config
+from mllm.config.training_args import changed_values
 from mllm.errors import ConfigError
 
 
@@ -22,7 +23,7 @@ def test_three_bases_and_the_differences(write, bases):
     config = read_config(write(bases + "model_args = dict(lora_r=8)\ntraining_args = dict(max_steps=3)\n"))
     assert config.name == "run"
     assert config.model_args.type == "medgemma" and config.model_args.lora_r == 8
-    assert config.training_args == {"learning_rate": 1e-4, "max_steps": 3}
+    assert changed_values(config.training_args) == {"learning_rate": 1e-4, "max_steps": 3}
     assert config.data_args.train == {"type": "Phantoms", "size": 8, "tasks": ("modality",)}
     assert config.data_args.validation is None
     assert config.objectives == {"next_token": {"type": "NextToken"}}
@@ -114,7 +115,8 @@ def test_overrides(write, bases):
     assert config.model_args.lora_r == 8
     assert config.model_args.lora_target == "(q|k)_proj"
     assert config.model_args.system == "You are careful, and brief."
-    assert config.training_args == {"learning_rate": 1e-3, "bf16": True, "report_to": ["tensorboard", "wandb"]}
+    changed = {"learning_rate": 1e-3, "bf16": True, "report_to": ["tensorboard", "wandb"]}
+    assert changed_values(config.training_args) == changed
     assert config.data_args.train["tasks"] == ["modality", "count"] and config.data_args.train["modalities"] is None
     assert config.place("model_args", "lora_r") == "--cfg-options"
 

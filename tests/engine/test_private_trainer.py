@@ -17,10 +17,10 @@ from mllm.engine.meter import Meter
 from mllm.engine.privacy.accounting import epsilon_spent
 from mllm.engine.privacy.ledger import Ledger
 from mllm.engine.privacy.mechanism import Mechanism
-from mllm.engine.privacy.synthetic import synthetic_samples
 from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.errors import ConfigError
 from mllm.models.builder.builder import load_pretrained
+from mllm.models.encoding.synthetic import synthetic_samples
 from mllm.objectives.text import NextToken
 from mllm.structures import IGNORE, Sample, Turn
 from mllm.tiny.checkpoints import write_tiny

@@ -56,7 +56,7 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     text_rules.refuse_packing(config, checkpoint, family)
     privacy_rules.refuse_private_conflicts(config)
     stopping_rules.refuse_blind_stopping(config)
-    if config.training_args.get("use_cpu"):
+    if config.training_args["use_cpu"]:
         hardware = replace(hardware, device="cpu", name="CPU (use_cpu=True)", capability=None, memory=0, count=0)
     if hardware.device == "cpu":
         config, hardware = adapt_to_cpu(config, hardware)
@@ -110,12 +110,12 @@ def refuse_missing_rank(config: RunConfig) -> None:
 def refuse_two_precisions(config: RunConfig) -> None:
     """Refuses fp16 with bf16, and evaluation in plain fp16."""
     args = config.training_args
-    if args.get("fp16") and args.get("bf16"):
+    if args["fp16"] and args["bf16"]:
         raise ConfigError(
             f"{config.place('training_args', 'fp16')}: fp16=True and bf16=True "
             f"({config.place('training_args', 'bf16')}) exclude each other: set one of them to False"
         )
-    if args.get("fp16_full_eval"):
+    if args["fp16_full_eval"]:
         raise ConfigError(
             f"{config.place('training_args', 'fp16_full_eval')}: fp16_full_eval=True casts the whole model to fp16, "
             f"where activations overflow: set it to False; fp16=True is safe"
@@ -125,16 +125,16 @@ def refuse_two_precisions(config: RunConfig) -> None:
 def refuse_no_updates(config: RunConfig) -> None:
     """Refuses a training of no update at all: its adapter would change nothing."""
     args = config.training_args
-    steps = args.get("max_steps", -1)
+    steps = args["max_steps"]
     if steps == 0 or steps < -1:
         raise ConfigError(
             f"{config.place('training_args', 'max_steps')}: max_steps={steps} trains nothing: set it to at least 1, or "
-            f"to -1 for num_train_epochs={args.get('num_train_epochs', 3)}"
+            f"to -1 for num_train_epochs={args['num_train_epochs']}"
         )
-    if args.get("learning_rate", 5e-5) == 0:
+    if args["learning_rate"] == 0:
         place = config.place("training_args", "learning_rate")
         raise ConfigError(f"{place}: learning_rate=0 trains nothing: set it above 0, to 1e-4 for example")
-    if steps < 0 and args.get("num_train_epochs", 3) <= 0:
+    if steps < 0 and args["num_train_epochs"] <= 0:
         raise ConfigError(
             f"{config.place('training_args', 'num_train_epochs')}: num_train_epochs={args['num_train_epochs']} trains "
             f"nothing: set it above 0, or max_steps to at least 1"
@@ -144,7 +144,7 @@ def refuse_no_updates(config: RunConfig) -> None:
 def refuse_what_has_no_effect(config: RunConfig) -> None:
     """Refuses options that would change a loss, a batch or a model of Trainer's own, which this training has not."""
     for key in WITHOUT_EFFECT:
-        value = config.training_args.get(key)
+        value = config.training_args[key]
         if value not in (None, False, 0, "no", "random"):
             raise ConfigError(
                 f"{config.place('training_args', key)}: {key}={value!r} has no effect, because objectives make the "
@@ -159,7 +159,7 @@ def refuse_old_card(config: RunConfig, hardware: Hardware) -> None:
     card = f"{hardware.name} has compute capability {hardware.capability[0]}.{hardware.capability[1]}"
     remedies = {"bf16": "bf16=False and fp16=True", "bf16_full_eval": "bf16_full_eval=False", "tf32": "tf32=False"}
     for key, remedy in remedies.items():
-        if config.training_args.get(key):
+        if config.training_args[key]:
             raise ConfigError(
                 f"{config.place('training_args', key)}: {key}=True needs compute capability 8.0 or newer and {card}: "
                 f"set {remedy} in training_args"
@@ -170,36 +170,36 @@ def adapt_to_cpu(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hard
     """Replaces what only a GPU can do; 4-bit and 8-bit stay, because bitsandbytes trains on a CPU."""
     args = config.training_args
     changes: dict[str, object] = {}
-    if args.get("fp16"):
+    if args["fp16"]:
         changes["fp16"] = False
         logger.info("on a CPU fp16 is slow and overflows: training in fp32")
-    if args.get("bf16") and not config.hardware.get("bf16"):
+    if args["bf16"] and not config.hardware.get("bf16"):
         changes["bf16"] = False
         logger.info("on a CPU bf16 is slow: training in fp32 (keep it with hardware = dict(bf16=True))")
-    if args.get("bf16_full_eval") and not config.hardware.get("bf16"):
+    if args["bf16_full_eval"] and not config.hardware.get("bf16"):
         changes["bf16_full_eval"] = False
         logger.info("on a CPU bf16 is slow: evaluating in fp32 (keep it with hardware = dict(bf16=True))")
-    if args.get("tf32"):
+    if args["tf32"]:
         changes["tf32"] = False
         logger.info("a CPU has no tf32: tf32 is off")
-    optimizer = args.get("optim")
+    optimizer = args["optim"]
     if isinstance(optimizer, str) and any(mark in optimizer for mark in ("paged", "8bit", "4bit", "bnb")):
         changes["optim"] = ADAPTED_OPTIMIZER
         logger.info("the optimizer '%s' needs a GPU: using '%s'", optimizer, ADAPTED_OPTIMIZER)
     changes["dataloader_pin_memory"] = False
-    if args.get("dataloader_pin_memory"):
+    if args["dataloader_pin_memory"] and config.is_written("training_args", "dataloader_pin_memory"):
         logger.info("without a GPU there is no memory to pin for: dataloader_pin_memory is off")
     return config.replaced(**{f"training_args.{key}": value for key, value in changes.items()}), hardware
 
 
 def choose_precision(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardware]:
     """Says how weights and activations are held; fp16 keeps the residual stream in fp32 and never autocasts."""
-    if config.training_args.get("fp16"):
+    if config.training_args["fp16"]:
         logger.info(
             "fp16: weights in fp16, 8-bit or 4-bit; residual stream and adapters in fp32, as activations overflow fp16"
         )
         return config.replaced(**{"training_args.fp16": False}), replace(hardware, precision="fp16")
-    if config.training_args.get("bf16"):
+    if config.training_args["bf16"]:
         return config, replace(hardware, precision="bf16")
     return config, replace(hardware, precision="fp32")
 

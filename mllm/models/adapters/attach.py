@@ -22,7 +22,7 @@ from mllm.errors import ConfigError
 from mllm.models.adapters.files import SavedAdapter, adapter_tensors, load_adapter, read_adapter, write_adapter
 from mllm.models.adapters.targets import pattern_of, resolve_target
 from mllm.models.backbone.half_safe import HalfSafeLinear
-from mllm.models.trainable_model import AdaptedModel
+from mllm.structures import Model
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ class TowerCount:
         return 100 * self.parameters / self.total
 
 
-def trainable_report(model: AdaptedModel) -> list[TowerCount]:
+def trainable_report(model: Model) -> list[TowerCount]:
     """What trains in each tower of `model`, towers in the order of its parameters."""
     counts: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mllm.errors import ConfigError
-from mllm.models.trainable_model import AdaptedModel
+from mllm.structures import Model
 
 logger = logging.getLogger(__name__)
 
@@ -19,14 +19,14 @@ IN_MERGED = ("heads.", "fusion.")
 """What a merged model keeps there; rows and projector are in its weights."""
 
 
-def write_trained(perception: AdaptedModel, folder: str | Path, parts: tuple[str, ...] = ()) -> Path | None:
+def write_trained(model: Model, folder: str | Path, parts: tuple[str, ...] = ()) -> Path | None:
     """Writes the trained tensors beside the LoRA whose names begin with one of `parts` (none: all of them).
 
     Gives None where there are none.
     """
     state = {
         name: tensor.cpu().contiguous()
-        for name, tensor in perception.trained_state().items()
+        for name, tensor in model.trained_state().items()
         if not parts or name.startswith(parts)
     }
     if not state:
@@ -36,9 +36,7 @@ def write_trained(perception: AdaptedModel, folder: str | Path, parts: tuple[str
     return path
 
 
-def load_trained(
-    perception: AdaptedModel, folder: str | Path, parts: tuple[str, ...] = (), headless: bool = False
-) -> None:
+def load_trained(model: Model, folder: str | Path, parts: tuple[str, ...] = (), headless: bool = False) -> None:
     """Loads what `write_trained` wrote into an equal model; raises `ConfigError` where it differs.
 
     `parts` are those that the folder holds where it does not hold all: the rest is in the weights already. Where there
@@ -46,7 +44,7 @@ def load_trained(
     `headless` model, as a teacher is, leaves the folder's heads out.
     """
     path = Path(folder) / FILE
-    state = perception.trained_state()
+    state = model.trained_state()
     if not path.is_file():
         if state:
             logger.info("%s has no %s: what trains beside its LoRA begins anew", folder, FILE)
@@ -54,7 +52,7 @@ def load_trained(
     kept = {name: tensor for name, tensor in state.items() if parts and not name.startswith(parts)}
     try:
         read = {name: tensor for name, tensor in _read(path).items() if not (headless and name.startswith("heads."))}
-        perception.load_trained_state(read | kept)
+        model.load_trained_state(read | kept)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

@@ -32,7 +32,7 @@ class Taps:
             (module[-1] if isinstance(module, nn.Sequential) else module).register_forward_hook(self._keeper(path))
 
     @contextmanager
-    def kept(self) -> Iterator[Callable[[], dict[str, Tensor]]]:
+    def recorded(self) -> Iterator[Callable[[], dict[str, Tensor]]]:
         """A function that gives the taps by path, of a forward inside the block."""
         self._kept = {}
         try:

@@ -41,7 +41,7 @@ class VisionLayers:
         return len(self.layers)
 
     @contextmanager
-    def kept(self) -> Iterator[list[Tensor]]:
+    def recorded(self) -> Iterator[list[Tensor]]:
         """The layers' outputs [V, N, D], filled by a forward inside the block; empty where no image was seen."""
         self._kept = []
         try:

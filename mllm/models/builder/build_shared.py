@@ -21,7 +21,7 @@ from mllm.models.builder.build_chat import build_box_format
 from mllm.models.builder.build_heads import build_heads
 from mllm.models.builder.build_options import lora_options
 from mllm.models.encoding.text_processor import TextProcessor
-from mllm.models.language_model import PerceptionModel
+from mllm.models.language_model import LanguageModel
 
 
 def assemble(
@@ -30,7 +30,7 @@ def assemble(
     processor: ProcessorMixin | TextProcessor,
     args: ModelArgs,
     hardware: Hardware,
-) -> PerceptionModel:
+) -> LanguageModel:
     """Return the trainable model: tokens are added, the adapter is attached, heads are built and loaded."""
     towers = dict(family.towers(model))
     targets = family.lora_targets(model)
@@ -51,7 +51,7 @@ def assemble(
         train_in_fp32(modules[towers["projector"]])
     rows = TokenRows(model, ids) if ids else None
     heads, layers = build_heads(model, processor, towers, args)
-    trainable = PerceptionModel(adapted, towers, heads=heads, layers=layers, rows=rows, fusion=fusion)
+    trainable = LanguageModel(adapted, towers, heads=heads, layers=layers, rows=rows, fusion=fusion)
     for part in (trainable.heads, fusion):
         if part is not None:
             part.to(model.device)  # quantized weights are on it already, and the trainer does not move them

@@ -47,6 +47,10 @@ class TextProcessor:
             raise DataError("the sample has images, and this model reads text alone; use a type that reads images")
         return dict(self.tokenizer(text, **options))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings of the tokenizer."""
+        return dict(self.tokenizer.init_kwargs)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the tokenizer with its template."""
         self.tokenizer.save_pretrained(folder)

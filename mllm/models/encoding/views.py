@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mllm.errors import DataError
+from mllm.models.encoding.synthetic import synthetic_views
 from mllm.structures import UNITS, Answer, Batch, Encoded, Sample, unsupervised
 
 
@@ -21,8 +22,18 @@ class ViewEncoder:
         self.processor = processor
         """The checkpoint's image processor."""
         self.views, self.measures = tuple(views), tuple(measures)
+        self.tokenizer = None
         self.tokens = tokens
-        """Places of one image that the vision tower gives."""
+        """Number of features per image."""
+
+    @property
+    def image_token_ids(self) -> tuple[int, ...]:
+        """Return an empty tuple: the model reads no text."""
+        return ()
+
+    def synthetic(self, count: int) -> list[Sample]:
+        """Return `count` samples of noise with made-up measures."""
+        return synthetic_views(count, self.views, self.measures)
 
     def encode(self, sample: Sample) -> Encoded:
         """The pixels [V, 3, H, W] of the views and the measures [K]; raises `DataError` for a view that is absent."""

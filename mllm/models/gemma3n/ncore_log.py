@@ -80,13 +80,13 @@ def log_details(config: RunConfig) -> Callable[[Sequence[Mapping[str, float]], P
     start = weights[0] if weights else None
     parameters = {
         "sample_size": (config.data_args.train or {}).get("size"),
-        "lr": training.get("learning_rate"),
-        "epochs": training.get("num_train_epochs"),
+        "lr": training["learning_rate"],
+        "epochs": training["num_train_epochs"],
         "feature_weight_start": start.get("start") if isinstance(start, dict) else start,
         "lora_r": model.lora_r,
         "lora_alpha": model.lora_alpha,
-        "batch_size": training.get("per_device_train_batch_size"),
-        "gradient_accumulation_steps": training.get("gradient_accumulation_steps"),
+        "batch_size": training["per_device_train_batch_size"],
+        "gradient_accumulation_steps": training["gradient_accumulation_steps"],
     }
     return partial(published_log, parameters)
 

@@ -20,7 +20,7 @@ def refuse_quantized_vision(config: RunConfig, checkpoint: Checkpoint) -> None:
 
 def refuse_half_precision(config: RunConfig, checkpoint: Checkpoint) -> None:
     """Raise `ConfigError` for fp16 with `part='vision'`."""
-    if config.training_args.get("fp16"):
+    if config.training_args["fp16"]:
         raise ConfigError(
             f"{config.place('training_args', 'fp16')}: the convolutions of Gemma 3n's vision tower overflow fp16: set "
             f"fp16=False (it needs 1.2 GB in fp32), or bf16=True on Ampere and newer cards"

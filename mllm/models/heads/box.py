@@ -34,7 +34,7 @@ class BoxHead(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def read(self, state_BMD: Tensor, mask_BMSS: Tensor | None = None) -> Tensor:
+    def predict(self, state_BMD: Tensor, mask_BMSS: Tensor | None = None) -> Tensor:
         """The boxes [B, M, 4] of hidden states [B, M, D] and, where it reads the outline, the masks' logits."""
         with torch.autocast(state_BMD.device.type, enabled=False):
             read = state_BMD.float()
@@ -47,7 +47,7 @@ class BoxHead(nn.Module):
             # Not clipped to the image here: a side beyond it would have no gradient, and never come back.
             return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
-    def write(self, boxes_BM4: Tensor) -> Tensor:
+    def embed(self, boxes_BM4: Tensor) -> Tensor:
         """Embeddings [B, M, D] of boxes, in fp32."""
         with torch.autocast(boxes_BM4.device.type, enabled=False):
             written: Tensor = self.writer(2 * boxes_BM4.float() - 1)

@@ -64,7 +64,7 @@ class MaskHead(nn.Module):
         with torch.autocast(layers[0].device.type, enabled=False):
             return self.look.features(layers)
 
-    def read(self, state_BMKD: Tensor, features_VND: Tensor, images_BM: Tensor) -> Tensor:
+    def predict(self, state_BMKD: Tensor, features_VND: Tensor, images_BM: Tensor) -> Tensor:
         """The masks' logits [B, M, S, S] of hidden states [B, M, K, D] that speak of images `images_BM`."""
         with torch.autocast(state_BMKD.device.type, enabled=False):
             token_XD, features_XND = self.look(state_BMKD, features_VND, images_BM)
@@ -73,7 +73,7 @@ class MaskHead(nn.Module):
             logits = torch.einsum("xc,xchw->xhw", weights_XC, pixels_XCSS) / math.sqrt(weights_XC.shape[1])
             return logits.unflatten(0, images_BM.shape)
 
-    def write(self, masks_BMSS: Tensor) -> Tensor:
+    def embed(self, masks_BMSS: Tensor) -> Tensor:
         """Embeddings [B, M, D] of masks, in fp32."""
         with torch.autocast(masks_BMSS.device.type, enabled=False):
             pictures = 2 * masks_BMSS.float().flatten(0, 1)[:, None] - 1

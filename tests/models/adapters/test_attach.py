@@ -26,7 +26,7 @@ from mllm.models.adapters.attach import (
 )
 from mllm.models.adapters.targets import derived_targets
 from mllm.models.backbone.half_safe import keep_residual_in_fp32
-from mllm.models.language_model import PerceptionModel
+from mllm.models.language_model import LanguageModel
 from mllm.tiny.adapter import write_tiny_adapter
 
 
@@ -184,7 +184,7 @@ class TestTraining:
 
 class TestReport:
     def test_counts(self, small_gemma):
-        model = PerceptionModel(attach(load(small_gemma), lora_r=2, lora_target="all"), TOWERS)
+        model = LanguageModel(attach(load(small_gemma), lora_r=2, lora_target="all"), TOWERS)
         report = {count.tower: count for count in trainable_report(model)}
         plain = load(small_gemma)
         assert sum(count.total - count.parameters for count in report.values()) == plain.num_parameters()
@@ -197,8 +197,8 @@ class TestReport:
         assert f"{report['vision'].parameters:,}" in table
 
     def test_packed_weights_count_as_what_they_stand_for(self, small_gemma):
-        packed = trainable_report(PerceptionModel(quantized(small_gemma, 4), TOWERS))
-        plain = trainable_report(PerceptionModel(load(small_gemma), TOWERS))
+        packed = trainable_report(LanguageModel(quantized(small_gemma, 4), TOWERS))
+        plain = trainable_report(LanguageModel(load(small_gemma), TOWERS))
         assert {count.tower: count.total for count in packed} == {count.tower: count.total for count in plain}
 
 
