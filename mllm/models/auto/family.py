@@ -25,7 +25,7 @@ def is_chosen(model_type: str | None) -> bool:
 IMAGE_TEXT = Family(
     type="image-text",
     options=ModelArgs,
-    processor=later("mllm.models.builder.build_chat:load_chat_processor"),
+    processor=later("mllm.models.auto.load:load_processor"),
     encoder=later("mllm.models.auto.load:build_encoder"),
     load=later("mllm.models.auto.load:load"),
     skeleton=later("mllm.models.auto.load:build_skeleton"),

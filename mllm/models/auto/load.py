@@ -8,6 +8,7 @@ import torch
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoModelForImageTextToText,
+    PretrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
@@ -18,9 +19,15 @@ from mllm.errors import ConfigError
 from mllm.models.auto.family import keep_unquantized
 from mllm.models.auto.towers import find_towers
 from mllm.models.backbone.loading import explained, find_checkpoint, load_config, load_model
-from mllm.models.builder.build_chat import build_chat_encoder
+from mllm.models.builder.build_chat import build_chat_encoder, load_chat_processor
 from mllm.models.builder.build_options import load_options, quantization_bits
 from mllm.models.encoding.chat import ChatEncoder
+
+
+def load_processor(args: ModelArgs) -> ProcessorMixin:
+    """Load the processor; raise `ConfigError` for an architecture that AutoModelForImageTextToText lacks."""
+    load_known_config(args)
+    return load_chat_processor(args)
 
 
 def load(args: ModelArgs, hardware: Hardware, processor: ProcessorMixin) -> PreTrainedModel:
@@ -32,7 +39,14 @@ def load(args: ModelArgs, hardware: Hardware, processor: ProcessorMixin) -> PreT
 
 
 def build_skeleton(args: ModelArgs) -> PreTrainedModel:
-    """Return the model on `meta`; raise `ConfigError` for an architecture that AutoModelForImageTextToText lacks."""
+    """Return the model on `meta`."""
+    name, config = find_checkpoint(args.model_name_or_path), load_known_config(args)
+    with torch.device("meta"), explained(name):
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=args.trust_remote_code)
+
+
+def load_known_config(args: ModelArgs) -> PretrainedConfig:
+    """Load the config; raise `ConfigError` for an architecture that AutoModelForImageTextToText lacks."""
     name = find_checkpoint(args.model_name_or_path)
     config = load_config(name, trust_remote_code=args.trust_remote_code)
     brings_code = args.trust_remote_code and "AutoModelForImageTextToText" in config.to_dict().get("auto_map", {})
@@ -41,8 +55,7 @@ def build_skeleton(args: ModelArgs) -> PreTrainedModel:
             f"type='{args.type}' loads the architectures of AutoModelForImageTextToText (llava, qwen2_vl, gemma3 ...), "
             f"but model_name_or_path '{name}' is a '{config.model_type}' model"
         )
-    with torch.device("meta"), explained(name):
-        return AutoModelForImageTextToText.from_config(config, trust_remote_code=args.trust_remote_code)
+    return config
 
 
 def build_encoder(args: ModelArgs, processor: ProcessorMixin) -> ChatEncoder:
