@@ -16,9 +16,10 @@ from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
 from mllm.engine.evaluation import Examination, examine, number
 from mllm.errors import ConfigError, DataError, hint
+from mllm.export.saved_model import adapter_args, local_name, whole_model_args
 from mllm.export.settings import read_settings
 from mllm.files import write_json
-from mllm.predict.load import adapter_args, best_hardware, load_for_answers, located, whole_model_args
+from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.writer import write_predictions
 from mllm.registry import METRICS
 from mllm.run_files import ADAPTER, CONFIG, PREDICTIONS, runs_of
@@ -113,11 +114,11 @@ def select_model(config: RunConfig, options: EvaluateOptions) -> ModelArgs:
     if options.adapter:
         return adapter_args(options.adapter, options.base, **quantization)
     assert options.model is not None
-    if read_settings(located(options.model)):
+    if read_settings(local_name(options.model)):
         return whole_model_args(options.model, **quantization)
     whole_model_args(options.model, type=config.model_args.type)  # raises `ConfigError` for the folder of an adapter
     base: dict[str, Any] = dict(
-        model_name_or_path=located(options.model), adapter_path=None, merge_lora=False, lora_r=None
+        model_name_or_path=local_name(options.model), adapter_path=None, merge_lora=False, lora_r=None
     )
     return replace(config.model_args, **base)
 

@@ -20,22 +20,22 @@ from mllm.engine.checkpoints import newest_checkpoint
 from mllm.engine.epoch_folders import EpochFolders
 from mllm.engine.evaluation import PLAIN, Examination, described, examine
 from mllm.engine.preflight import describe_batch
-from mllm.engine.privacy.record import card_lines
 from mllm.engine.private_trainer import PrivateTrainer
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
-from mllm.export.card import Facts, card_text
-from mllm.files import write_json, write_text
+from mllm.export.facts import Facts, Split, current_versions, write_facts, write_metrics
+from mllm.export.folder import update_figures
+from mllm.export.merge import merge
+from mllm.export.settings import encoding_settings
+from mllm.files import write_text
 from mllm.metrics.measure_table import agreement_table
 from mllm.models.adapters.attach import trainable_report, trainable_table
 from mllm.models.backbone.loading import find_checkpoint
-from mllm.pipeline.merge import merge
 from mllm.predict.writer import write_predictions
 from mllm.registry import EXPORTERS, METRICS
 from mllm.report.data_summary import draw_agreement
 from mllm.run.folder import point_latest
-from mllm.run_files import METRICS as METRICS_FILE
-from mllm.run_files import PREDICTIONS
+from mllm.run_files import ADAPTER, MERGED, PREDICTIONS, STUDENT
 from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def train(
 
         def write_epoch(folder: Path) -> None:
             facts = known_facts(config, trainer, splits)  # now, for it counts the updates
-            EXPORTERS.find("adapter")(bundle, folder, settings=asdict(config.model_args), facts=facts)
+            EXPORTERS.find("adapter")(bundle, folder, facts=facts)
 
         trainer.add_callback(EpochFolders(write_epoch))
     try:
@@ -122,16 +122,17 @@ def export(
     """Writes the adapter, and the merged model where `export_args.merged` asks for it; gives the first one's folder."""
     if not trainer.is_world_process_zero():
         return None
-    model, facts = asdict(config.model_args), known_facts(config, trainer, splits)
+    facts = known_facts(config, trainer, splits)
+    write_facts(folder, facts)
     if config.model_args.merge_lora and config.model_args.adapter_path:
         # A LoRA trained on folded weights means nothing to the base that its config would name.
         logger.info("merge_lora=True: the result is written whole, to merged/; an adapter would not fit the base")
-        return Path(EXPORTERS.find("merged")(bundle, folder / "merged", settings=model, facts=facts))
-    adapter = EXPORTERS.find("adapter")(bundle, folder / "adapter", settings=model, facts=facts)
+        return Path(EXPORTERS.find("merged")(bundle, folder / "merged", facts=facts))
+    adapter = EXPORTERS.find("adapter")(bundle, folder / "adapter", facts=facts)
     if not bundle.model.generates_text:
-        EXPORTERS.find("student")(bundle, folder / "student", settings=model, facts=facts)
+        EXPORTERS.find("student")(bundle, folder / "student", facts=facts)
     elif config.export_args.merged:
-        merge(str(adapter), folder / "merged", replaces=True)
+        merge(str(adapter), folder / "merged", overwrite=True)
     return Path(adapter)
 
 
@@ -144,10 +145,12 @@ def known_facts(config: RunConfig, trainer: MultimodalTrainer, splits: dict[str,
     shaping = {key: value for key, value in changed.items() if not key.startswith(ASIDE)}
     return Facts(
         base=config.model_args.model_name_or_path,
-        data=[f"{name}: `{types[name]['type']}`, {len(split):,} samples" for name, split in splits.items()],
+        settings=encoding_settings(model),
+        data={name: Split(types[name]["type"], len(split)) for name, split in splits.items()},
         training={key: model[key] for key in settings} | shaping,
-        figures={"updates": trainer.state.global_step},
-        privacy=card_lines(trainer.record) if isinstance(trainer, PrivateTrainer) else (),
+        updates=trainer.state.global_step,
+        privacy=trainer.record if isinstance(trainer, PrivateTrainer) else None,
+        versions=current_versions(),
     )
 
 
@@ -164,13 +167,15 @@ def report(
         return
     meter, folder = trainer.meter, run_folder(trainer.args)
     if answers is not None:
-        facts = known_facts(config, trainer, splits)
-        facts = replace(facts, figures={**facts.figures, **answers.named_figures})
-        write_text(written / "README.md", card_text(written.name, asdict(config.model_args), facts))
+        facts = replace(known_facts(config, trainer, splits), figures=answers.figures)
+        write_facts(folder, facts)
+        for name in (ADAPTER, MERGED, STUDENT):
+            if (folder / name).is_dir():
+                update_figures(folder / name, answers.figures)
         write_predictions(folder / PREDICTIONS, answers.rows)
         if "measures" in answers.figures:
             draw_agreement(answers.rows, folder)
-        write_json(folder / METRICS_FILE, {"figures": answers.figures})
+        write_metrics(folder, facts)
         meter.skip(answers.skipped)
         write_skipped(folder, meter.failures)
     if meter.truncated:

@@ -91,7 +91,7 @@ def export(folder: Path, out: Path, kind: str) -> dict[str, Any]:
     """Exports as `mllm export` does; gives seconds and peaks."""
     import mllm.export.gguf.k_quants  # noqa: F401
     from mllm.export.export_report import peak_memory
-    from mllm.pipeline.export import export_gguf
+    from mllm.export.gguf.export import export_gguf
 
     before, started = peak_memory(), time.perf_counter()
     export_gguf(str(folder), out, kind)

@@ -120,10 +120,10 @@ def measure(folder: Path, parity: bool) -> dict[str, Any]:
     import mllm.export  # noqa: F401
     import mllm.models.builder.builder  # noqa: F401
     from mllm.export.export_report import peak_memory
-    from mllm.pipeline.merge import merge
+    from mllm.export.merge import merge
 
     before = peak_memory()
-    out = merge(str(folder / "adapter"), folder / "merged", replaces=True, parity=parity)
+    out = merge(str(folder / "adapter"), folder / "merged", overwrite=True, compare=parity)
     return {**json.loads((out / "export_report.json").read_text()), "before_bytes": before}
 
 

@@ -100,6 +100,8 @@ def test_a_run_from_videos_to_measures_plots_and_an_adapter(write, caplog, capsy
     assert all((folder / "heads.safetensors").is_file() for folder in kept)
     for folder, updates in zip(kept, (2, 4), strict=True):
         assert f"| updates | {updates} |" in (folder / "README.md").read_text()
+    for name in ("adapter", "student"):
+        assert "| measures/EF" in (run / name / "README.md").read_text()
     rows = _rows()
     assert [row["step"] for row in rows] == [1, 2, 3, 4], "the last two patients of an epoch make an update as well"
     for step, row in enumerate(rows):

@@ -64,8 +64,15 @@ def test_a_run_folder_explains_what_happened(write_config, caplog):
     predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [set(row) for row in predictions] == [{"source", "question", "reference", "prediction", "tokens"}] * 2
     assert "held-out accuracy: " in caplog.text
-    card = (run / "adapter" / "README.md").read_text()
-    assert "not for clinical use" in card
+    figures = json.loads((run / "metrics.json").read_text())["figures"]
+    assert figures["accuracy"]
+    for folder in (run, run / "adapter", run / "merged"):
+        facts = json.loads((folder / "facts.json").read_text())
+        assert (facts["figures"], facts["updates"]) == (figures, 4)
+    for folder in (run / "adapter", run / "merged"):
+        card = (folder / "README.md").read_text()
+        assert "not for clinical use" in card
+        assert "| updates | 4 |\n| accuracy | " in card
     base = AutoModelForImageTextToText.from_pretrained("ckpt/tiny-medgemma")
     loaded = PeftModel.from_pretrained(base, str(run / "adapter"))
     assert any(tensor.abs().max() > 0 for name, tensor in loaded.state_dict().items() if "lora_B" in name)

@@ -26,14 +26,14 @@ TERMS = {
     "medgemma": Terms(
         "health-ai-developer-foundations",
         "https://developers.google.com/health-ai-developer-foundations/terms",
-        "MedGemma is given under the Health AI Developer Foundations terms of use, and what is derived from it stays "
-        "under them.",
+        "MedGemma is provided under the Health AI Developer Foundations terms of use. They also apply to models "
+        "derived from it.",
     ),
     "gemma": Terms(
         "gemma",
         "https://ai.google.dev/gemma/terms",
-        "Gemma is given under the Gemma terms of use, and what is derived from it stays under them. For MedGemma "
-        "the Health AI Developer Foundations terms hold.",
+        "Gemma is provided under the Gemma terms of use. They also apply to models derived from it. For MedGemma the "
+        "Health AI Developer Foundations terms apply.",
         license="gemma",
     ),
 }
@@ -59,11 +59,11 @@ def image_note(settings: Mapping[str, Any], kind: str) -> str:
     note = f"## Images\n\nTrained with {' and '.join(parts)}."
     if tokens and round(tokens**0.5) ** 2 != tokens:
         note += (
-            f" {tokens} tokens need a rectangular pool: stock transformers builds the square pool and refuses at the "
-            "first image; load it with mllm."
+            f" {tokens} tokens need a rectangular pool, which stock transformers does not have: it fails at the first "
+            "image. Load the folder with mllm."
         )
     elif kind == "adapter":
-        note += " A base loaded by stock transformers does not encode images so; load it with mllm."
+        note += " A base loaded by stock transformers encodes images differently. Load the folder with mllm."
     return note
 
 

@@ -12,7 +12,7 @@ from mllm.config.schema import ModelArgs
 from mllm.dataset.single_image_dataset.scenes import PhantomBoxDataset
 from mllm.errors import ConfigError
 from mllm.export.adapter import write as write_adapter
-from mllm.export.card import Facts
+from mllm.export.facts import Facts
 from mllm.export.merged import write as write_merged
 from mllm.export.settings import read_settings
 from mllm.models.adapters.trained_file import FILE
@@ -33,7 +33,7 @@ def exported(tiny_medgemma, tmp_path_factory):
                 parameter.add_(0.05 * torch.randn_like(parameter))
     folder = tmp_path_factory.mktemp("run") / "adapter"
     settings = asdict(ModelArgs(**args, heads=HEADS, max_length=256))
-    write_adapter(bundle, folder, settings=settings, facts=Facts(base=str(tiny_medgemma)))
+    write_adapter(bundle, folder, facts=Facts(str(tiny_medgemma), settings))
     return bundle, folder, settings
 
 
@@ -70,7 +70,7 @@ def test_a_merged_model_has_rows_in_its_weights_and_heads_beside(exported, tmp_p
     args = dict(model_name_or_path=settings["model_name_or_path"], adapter_path=str(folder), lora_r=None)
     bundle = load_pretrained(ModelArgs(**args, **read_settings(folder)), detect())
     before = outputs_of(bundle)
-    write_merged(bundle, tmp_path / "merged", settings=settings, facts=Facts(base="tiny"))
+    write_merged(bundle, tmp_path / "merged", facts=Facts("tiny", settings))
     assert {name.partition(".")[0] for name in load_file(tmp_path / "merged" / FILE)} == {"heads"}
     merged = load_pretrained(
         ModelArgs(model_name_or_path=str(tmp_path / "merged"), lora_r=4, **read_settings(tmp_path / "merged")), detect()

@@ -11,7 +11,7 @@ from torch import nn
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.export.card import Facts
+from mllm.export.facts import Facts
 from mllm.models.adapters.attach import trainable_report
 from mllm.models.builder.build_vision_part import tower_targets
 from mllm.models.builder.builder import load_pretrained
@@ -97,8 +97,8 @@ def test_a_trained_head_goes_on_in_the_units_in_which_it_was_trained(tiny_studen
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.01)
     args = ModelArgs("gemma3n-student", str(tiny_student), part="vision", lora_r=4, lora_target="vision", heads=HEADS)
-    facts = Facts(base=str(tiny_student), data=[], training={}, figures={})
-    EXPORTERS.find("adapter")(trained, tmp_path / "adapter", settings=asdict(args), facts=facts)
+    facts = Facts(str(tiny_student), asdict(args))
+    EXPORTERS.find("adapter")(trained, tmp_path / "adapter", facts=facts)
     pixels = torch.rand(1, 2, 3, trained.model.side, trained.model.side)
     continued = _student(tiny_student, adapter_path=str(tmp_path / "adapter"), lora_r=None)
     continued.model.head.normalize({"EF": [10.0, 20.0, 30.0]})
