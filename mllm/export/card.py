@@ -38,8 +38,8 @@ def card_text(kind: str, facts: Facts) -> str:
     sections = [
         _front_matter(kind, settings, facts.base),
         f"# {title} for {Path(facts.base).name}",
-        f"**{RESEARCH_ONLY}** The model can be wrong about any {'image' if family.reads_images else 'question'}. It has "
-        "not been evaluated for any clinical purpose.",
+        f"**{RESEARCH_ONLY}** The model can be wrong about any {'image' if family.reads_images else 'question'}. "
+        "It has not been evaluated for any clinical purpose.",
         f"Base model: `{facts.base}`, type `{settings['type']}`." + (TINY if is_tiny(facts.base) else ""),
         "## How to load it\n\n" + _usage(kind, settings),
         family.image_note(settings, kind),

@@ -16,7 +16,7 @@ KEYS = (
     *("type", "image_size", "image_token_len", "max_length", "system", "turn_end", "chat_template"),
     *("heads", "box_format", "pad_to_square", "fuse_vision_layers", "part", "train_vision"),
 )
-"""The common keys of `model_args` that influence how a sample is encoded or an output decoded; not precision or LoRA."""
+"""Common keys of `model_args` that influence how a sample is encoded or an output decoded; not precision or LoRA."""
 BASE = "base"
 """The key of the base model, for a folder without a LoRA (whose own config would name it)."""
 
