@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm.config.hardware import Hardware, check_packages, detect
+from mllm.config.hardware import Hardware, check_packages, check_versions, detect
 from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.config.schema import RunConfig
-from mllm.dataset.builder import use_miniatures
 from mllm.family import FAMILIES
-from mllm.tiny.adapter import ensure_tiny_adapter
-from mllm.tiny.checkpoints import ensure_tiny
 
 CHECKPOINTS = Path("ckpt")
 TINY_RANK = 4
@@ -27,7 +25,8 @@ def prepare_args(path: str, overrides: Sequence[str] = (), tiny: bool = False) -
 
     With `tiny`, checkpoints become tiny ones under `ckpt/`, and a split whose data is absent its class's miniature.
     """
-    check_packages()
+    # A command that loads no model does not import PyTorch.
+    (check_packages if "torch" in sys.modules else check_versions)()
     config = read_config(path, overrides)
     if tiny:
         config = with_tiny_parts(config)
@@ -40,11 +39,17 @@ def write_named_tiny(config: RunConfig) -> None:
     """Write the tiny checkpoint of a config that names one as its base, such as `ckpt/tiny-medgemma`."""
     name = FAMILIES.find(config.model_args.type).tiny_name()
     if Path(config.model_args.model_name_or_path) == CHECKPOINTS / f"tiny-{name}":
+        from mllm.tiny.checkpoints import ensure_tiny
+
         ensure_tiny(name, CHECKPOINTS)
 
 
 def with_tiny_parts(config: RunConfig) -> RunConfig:
     """The same run on tiny checkpoints and, where its data is absent, on generated miniatures."""
+    from mllm.dataset.builder import use_miniatures
+    from mllm.tiny.adapter import ensure_tiny_adapter
+    from mllm.tiny.checkpoints import ensure_tiny
+
     model = config.model_args
     family = FAMILIES.find(model.type)
     base = ensure_tiny(family.tiny_name(model.model_name_or_path), CHECKPOINTS)

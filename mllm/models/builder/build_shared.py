@@ -13,7 +13,7 @@ from mllm.config.schema import ModelArgs
 from mllm.family import Family
 from mllm.models.adapters.attach import attach_adapter
 from mllm.models.adapters.files import find_adapter, holds_lora
-from mllm.models.adapters.trained_file import FILE, IN_MERGED, load_trained
+from mllm.models.adapters.trained_file import IN_MERGED, load_trained
 from mllm.models.backbone.added_tokens import TokenRows, add_tokens
 from mllm.models.backbone.half_safe import keep_residual_in_fp32
 from mllm.models.backbone.vision_layers import fuse_language_layers
@@ -22,6 +22,7 @@ from mllm.models.builder.build_heads import build_heads
 from mllm.models.builder.build_options import lora_options
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.models.language_model import LanguageModel
+from mllm.run_files import TRAINED
 
 
 def assemble(
@@ -57,7 +58,7 @@ def assemble(
             part.to(model.device)  # quantized weights are on it already, and the trainer does not move them
     if folder is not None:
         load_trained(trainable, folder)
-    elif (Path(args.model_name_or_path) / FILE).is_file():
+    elif (Path(args.model_name_or_path) / TRAINED).is_file():
         load_trained(trainable, args.model_name_or_path, IN_MERGED)
     return trainable
 

@@ -15,13 +15,14 @@ from mllm.family import Family
 from mllm.models.adapters.attach import attach_adapter
 from mllm.models.adapters.files import find_adapter, holds_lora
 from mllm.models.adapters.targets import pattern_of
-from mllm.models.adapters.trained_file import FILE, IN_MERGED, load_trained
+from mllm.models.adapters.trained_file import IN_MERGED, load_trained
 from mllm.models.backbone.loading import explained, find_checkpoint, load_config, load_model, quantization
 from mllm.models.builder.build_heads import build_regression_head
 from mllm.models.builder.build_options import lora_options
 from mllm.models.builder.build_shared import train_in_fp32
 from mllm.models.encoding.views import ViewEncoder
 from mllm.models.vision_model import VisionModel
+from mllm.run_files import TRAINED
 
 SIGLIP_TARGETS = r"(.*\.)?encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 
@@ -82,9 +83,9 @@ def assemble(
     trainable.heads.to(model.device)
     if folder is not None:
         load_trained(trainable, folder, headless=head is None)
-    elif head is not None and (Path(args.model_name_or_path) / FILE).is_file():
+    elif head is not None and (Path(args.model_name_or_path) / TRAINED).is_file():
         load_trained(trainable, args.model_name_or_path, IN_MERGED)
-    if head is not None and (Path(folder or args.model_name_or_path) / FILE).is_file():
+    if head is not None and (Path(folder or args.model_name_or_path) / TRAINED).is_file():
         head.is_scaled = True  # its weights are in the units of the training split that it was trained on
     return trainable
 
