@@ -166,7 +166,7 @@ class Families:
         return [family.type for family in self if family.has(key)]
 
     def reading(self, model_type: str | None) -> Family:
-        """Return the record that reads an architecture where no type is named; later registrations go first."""
+        """Return the record that reads an architecture where no type is named; later registrations take precedence."""
         return next(family for family in reversed(list(self)) if family.chosen_for(model_type))
 
     def title(self, model_type: str) -> str:

@@ -130,7 +130,7 @@ def test_a_chat_template_of_the_config_takes_the_place_of_the_checkpoints(family
 
 def test_without_a_usable_chat_template_it_says_what_to_do(tmp_path):
     args = ModelArgs(type="causal-lm", model_name_or_path=str(write_tiny("vaultgemma", tmp_path / "model")))
-    with pytest.raises(ConfigError, match="no chat template; .* or write one into model_args.chat_template"):
+    with pytest.raises(ConfigError, match="no chat template; .* or set model_args.chat_template"):
         load_encoder(args)
     with pytest.raises(ConfigError, match="the chat template cannot be used: .*unexpected"):
         load_encoder(replace(args, chat_template="{% for turn in messages"))

@@ -124,5 +124,5 @@ def test_an_encoder_gives_the_size_that_the_checkpoint_has(tiny_student, tiny_me
 
 
 def test_an_image_size_is_refused(tiny_student):
-    with pytest.raises(ConfigError, match="with part='vision' images have the checkpoint's own size"):
+    with pytest.raises(ConfigError, match="model_args.image_size is (only|not) possible with"):
         _student(tiny_student, image_size=112)
