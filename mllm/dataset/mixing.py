@@ -128,9 +128,7 @@ class _Selection(_Combined):
     def __init__(self, dataset: SampleDataset, indices: Sequence[int] | np.ndarray) -> None:
         if not dataset.fixed:
             name = type(self).__name__
-            raise ConfigError(
-                f"{name} cannot select rows of a MixedDataset, which change in every epoch: put it inside"
-            )
+            raise ConfigError(f"{name} cannot select rows of a MixedDataset, which change every epoch: put it inside")
         self.dataset = dataset
         self.indices = np.asarray(indices, np.int64)
 
