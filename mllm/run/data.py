@@ -98,7 +98,7 @@ def private_data(config: RunConfig, bundle: Bundle, train: SampleDataset) -> dic
         secret=secret[0],
         rank=state.process_index,
         world=state.num_processes,
-        most=privacy.max_records_per_patient,
+        max_samples=privacy.max_records_per_patient,
     )
     samples = bundle.encoder.synthetic(privacy.physical_batch_size)
     return {"train_sampler": sampler, "synthetic": [bundle.encoder.encode(sample) for sample in samples]}

@@ -29,7 +29,7 @@ from mllm.export.merge import merge
 from mllm.export.settings import encoding_settings
 from mllm.files import write_text
 from mllm.metrics.measure_table import agreement_table
-from mllm.models.adapters.attach import trainable_report, trainable_table
+from mllm.models.adapters.trainable import count_trainable, format_counts
 from mllm.models.backbone.loading import find_checkpoint
 from mllm.predict.writer import write_predictions
 from mllm.registry import EXPORTERS, METRICS
@@ -82,7 +82,7 @@ def announce(trainer: MultimodalTrainer, bundle: Bundle, folder: Path) -> None:
     """Says what trains, proves on the first batch that it does, and writes that batch down."""
     if not bundle.model.generates_text:
         logger.info("Active: what trains")
-    logger.info("%s", trainable_table(trainable_report(bundle.model)))
+    logger.info("%s", format_counts(count_trainable(bundle.model)))
     batch = trainer.preflight()
     if trainer.is_world_process_zero():
         write_text(folder / "first_batch.md", describe_batch(batch, bundle))

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from PIL.Image import Image
 from typing_extensions import override
 
-from mllm.dataset.augment.transforms import apply_transforms, build_transforms
-from mllm.dataset.base import SampleDataset
-from mllm.errors import ConfigError, DataError, UserError
+from mllm.dataset.base import AugmentedDataset
+from mllm.errors import ConfigError, DataError, UserError, with_location
 from mllm.structures import IMAGE, UNITS, Sample, Turn
 
 ED, ES = "ED", "ES"
@@ -62,18 +61,12 @@ def counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
 
 
-class CineDataset(SampleDataset):
+class CineDataset(AugmentedDataset):
     """Examinations with a picture at end diastole and one at end systole; a subclass says where they are.
 
     `transforms` are entries of TRANSFORMS as dicts with their `type`, drawn anew in every epoch from
     (seed, epoch, index); what moves pixels draws the same for all pictures of an examination.
     """
-
-    seed_from: ClassVar[Literal["run", "split", "class"]] = "run"
-
-    def __init__(self, transforms: Sequence[Mapping[str, Any]] = (), seed: int = 0) -> None:
-        self.transforms = build_transforms([dict(transform) for transform in transforms])
-        self.seed = seed
 
     @abstractmethod
     def views(self, index: int) -> dict[str, Image]:
@@ -91,7 +84,7 @@ class CineDataset(SampleDataset):
         try:
             views, measures = self.views(index), self.measures(index)
         except UserError as error:
-            raise type(error)(f"{place}: {error}") from error
+            raise with_location(error, place) from error
         sample = Sample(
             turns=conversation(list(views), measures),
             images=list(views.values()),
@@ -100,9 +93,7 @@ class CineDataset(SampleDataset):
             group=self.group(index),
             source=place,
         )
-        if not self.transforms:
-            return sample
-        return apply_transforms(sample, self.transforms, np.random.default_rng((self.seed, epoch, index % len(self))))
+        return self.augment(sample, index, epoch)
 
     def checked(self, index: int) -> int:
         """The index from 0, also where it counts from the end."""
