@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class LayerFusion(nn.Module):
-    """Weighted sum of layer outputs. The weights are the softmax of a learned coefficient per layer, initially equal."""
+    """Weighted sum of layer outputs. The weights are the softmax of a learned coefficient per layer, equal at first."""
 
     def __init__(self, layers: int) -> None:
         super().__init__()
