@@ -240,8 +240,8 @@ def _checked_mark(sample: Sample, index: int) -> Mark:
     mark = sample.marks[index]
     if not 0 <= mark.image < len(sample.images):
         raise DataError(
-            f"{source_of(sample)}: mark {index} is in image {mark.image}, but there are {len(sample.images)} (counted from "
-            "0)"
+            f"{source_of(sample)}: mark {index} is in image {mark.image}, but there are {len(sample.images)} "
+            "(counted from 0)"
         )
     width, height = sample.images[mark.image].size
     if mark.mask is not None and mark.mask.shape != (height, width):
