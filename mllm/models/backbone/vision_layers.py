@@ -26,8 +26,8 @@ class VisionLayers:
         known = all(isinstance(sizes.get(key), int) for key in ("image_size", "patch_size", "hidden_size"))
         if not known or not _makes_squares(processor, sizes["image_size"]):
             raise ConfigError(
-                f"a MaskHead needs a vision tower with one square grid of patches per image, and {type(tower).__name__} "
-                "has none: remove the MaskHead"
+                f"a MaskHead needs a vision tower that divides an image into one square grid of patches, and "
+                f"{type(tower).__name__} does not: remove the MaskHead"
             )
         self.layers = _layers_of(tower)
         self.grid = sizes["image_size"] // sizes["patch_size"]
