@@ -182,7 +182,7 @@ class PrivacyArgs:
     checkpoint_below: list[float] = field(default_factory=list)
     """With `public_validation`: save a checkpoint when the validation loss first falls below each value."""
     secure_mode: bool = False
-    """Draw the noise from the cryptographic generator of the system; False: from a fast generator with a secret seed."""
+    """Draw noise from the cryptographic generator of the system; False: from a fast generator with a secret seed."""
     test_noise_seed: int | None = None
     """Seed of the noise, for tests only. The guarantee does not hold if the seed is known."""
 
