@@ -16,9 +16,9 @@ from mllm.errors import ConfigError
 from mllm.export.gguf import k_quants
 from mllm.export.merge import merge
 from mllm.export.settings import write_settings
-from mllm.models.adapters.files import HEADS
 from mllm.pipeline import export as pipeline
 from mllm.pipeline.export import main
+from mllm.run_files import TRAINED as HEADS
 from mllm.tiny.adapter import write_tiny_adapter
 from mllm.tiny.checkpoints import write_tiny
 from tests.export.gguf.conftest import write_model

@@ -17,7 +17,8 @@ from mllm.export.gguf.general import read_origin
 from mllm.export.gguf.model import open_family
 from mllm.export.gguf.weights import Planned, fixed
 from mllm.export.gguf.writer import TYPES, kind_of, write_gguf
-from mllm.models.adapters.files import HEADS, KEY, SavedAdapter, find_adapter, read_adapter
+from mllm.models.adapters.files import KEY, SavedAdapter, find_adapter, read_adapter
+from mllm.run_files import TRAINED as HEADS
 
 PLAIN = ("f32", "f16", "bf16")
 """The types that an adapter is written as."""

@@ -17,9 +17,9 @@ from mllm.export.gguf.general import Origin, read_origin
 from mllm.export.gguf.tokenizer import Vocabulary, read_vocabulary
 from mllm.export.gguf.weights import Weights
 from mllm.export.gguf.writer import TYPES, kind_of, log_narrow, write_gguf
-from mllm.models.adapters.files import HEADS
 from mllm.models.backbone.loading import load_config
 from mllm.models.medgemma.medgemma_perception import POOL_KEY
+from mllm.run_files import TRAINED as HEADS
 
 logger = logging.getLogger(__name__)
 

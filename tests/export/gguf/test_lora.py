@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from mllm.errors import ConfigError
 from mllm.export.gguf.lora import export_adapter
 from mllm.export.gguf.model import export_model
-from mllm.models.adapters.files import HEADS
+from mllm.run_files import TRAINED as HEADS
 from tests.export.gguf.conftest import as_llama_cpp, random_ids, reference, write_model
 
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

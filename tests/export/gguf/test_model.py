@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from mllm.errors import ConfigError
 from mllm.export.gguf.model import export_model, open_family, refuse_settings
-from mllm.models.adapters.files import HEADS
 from mllm.models.medgemma.medgemma_perception import POOL_KEY
+from mllm.run_files import TRAINED as HEADS
 from mllm.tiny.checkpoints import write_tiny
 from mllm.tiny.vocabulary import BYTES, TEXT
 from tests.export.gguf.conftest import TOKENS, as_llama_cpp, edited, random_ids, reference, write_model
