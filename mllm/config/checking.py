@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mllm.config.origins import Key, Places
@@ -38,16 +38,22 @@ def check_top_level(merged: Mapping[str, Any], places: Places) -> None:
     Raises:
         ConfigError: A key is unknown, `name` or `tiny` has the wrong type, or a value is a class or a function.
     """
+    check_names(merged, places)
     for key, value in merged.items():
-        if key not in TOP_LEVEL:
-            raise ConfigError(
-                f"{places.of(key)}: unknown key '{key}' at the top level{hint(key, TOP_LEVEL)} "
-                f"(helper variables begin with '_')"
-            )
         _refuse_without_source(value, (key,), places)
     for key, kind in (("name", str), ("tiny", bool)):
         if key in merged and not fits(merged[key], kind):
             raise ConfigError(f"{places.of(key)}: {key} {invalid_value(merged[key], kind)}")
+
+
+def check_names(names: Iterable[str], places: Places) -> None:
+    """Raise `ConfigError` for an unknown top-level name that does not begin with '_'."""
+    for name in names:
+        if name not in TOP_LEVEL and not name.startswith("_"):
+            raise ConfigError(
+                f"{places.of(name)}: unknown key '{name}' at the top level{hint(name, TOP_LEVEL)} "
+                f"(helper variables begin with '_')"
+            )
 
 
 def _refuse_without_source(value: Any, key: Key, places: Places) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm.config.checking import check_sections, check_top_level, section
+from mllm.config.checking import check_names, check_sections, check_top_level, section
 from mllm.config.custom_imports import import_modules
 from mllm.config.hardware import CHECKOUT
 from mllm.config.merging import merge_config
@@ -35,6 +35,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = _find_file(path)
     places = read_places(path)
+    check_names([key[0] for key in places.written], places)  # before mmengine, which reserves some names
     merged = merge_config(path, places, overrides)
     check_top_level(merged, places)
     custom_imports = import_modules(section(merged, "custom_imports", places), places)
