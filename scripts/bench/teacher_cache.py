@@ -28,10 +28,9 @@ from transformers import TrainerCallback, set_seed
 from mllm.config.hardware import CHECKOUT, installed
 from mllm.engine.builder import build_learner, prepare_trainer
 from mllm.models.builder.builder import load_pretrained
-from mllm.run.data import prepare_data
-from mllm.run.distill import load_teacher
+from mllm.run.data import open_splits, prepare_data, scale_measures
+from mllm.run.distill import cache_features, fit_objectives, load_teacher, release_teacher, training_encoder
 from mllm.run.prepare import prepare_args
-from mllm.run.steps import open_splits
 from mllm.tiny.checkpoints import write_tiny
 
 TEACHER = dict(hidden_size=384, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=6, image_size=224)
@@ -73,8 +72,15 @@ def work(folder: Path, cached: bool, samples: int, threads: int) -> dict[str, An
         bundle = load_pretrained(config.model_args, hardware)
         teacher = load_teacher(config, hardware, bundle)
         learner = build_learner(config, bundle, teacher)
-        data = prepare_data(config, bundle, teacher, learner, splits)
-        trainer, clock = prepare_trainer(config, hardware, learner, Path("run"), **data), Clock()
+        scale_measures(config, bundle, splits["train"])
+        cache = cache_features(config, teacher, splits)
+        assert teacher is not None
+        if cache is not None:
+            release_teacher(learner, teacher)
+        encoder = training_encoder(bundle, teacher, cache)
+        fit_objectives(learner, encoder, splits["train"])
+        data = prepare_data(config, bundle, encoder, splits)
+        trainer, clock = prepare_trainer(config, hardware, learner, Path("run"), data), Clock()
         del teacher
         trainer.add_callback(clock)
         with resident_memory() as peak:
