@@ -1,6 +1,7 @@
 """Command `mllm show`: print the registries, a resolved config, or a sample as the model reads it.
 
 python mllm/pipeline/show.py registries
+python mllm/pipeline/show.py keys
 python mllm/pipeline/show.py config config/training_configs/X.py [--cfg-options a.b=c ...]
 python mllm/pipeline/show.py sample config/training_configs/X.py [--split train] [--index 0] [--tiny]
 """
@@ -25,6 +26,10 @@ def main(argv: Sequence[str]) -> int:
         from mllm.report.registries import describe_registries
 
         print(describe_registries())
+    elif args.what == "keys":
+        from mllm.config.key_document import key_document
+
+        print(key_document(), end="")
     elif args.what == "config":
         if args.tiny:
             quiet_progress()
@@ -43,8 +48,9 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = command_parser("show", "Show registries, a resolved config, or an encoded sample.")
-    what = parser.add_subparsers(dest="what", required=True, metavar="{registries,config,sample}")
+    what = parser.add_subparsers(dest="what", required=True, metavar="{registries,keys,config,sample}")
     what.add_parser("registries", help="every name that a config can use, with one sentence")
+    what.add_parser("keys", help="all keys of a config with types and defaults, as in config/README.md")
     config = what.add_parser("config", help="the config as a run writes it into its folder")
     sample = what.add_parser("sample", help="one sample as tokens, supervised ones in green, or as views and measures")
     for subparser in (config, sample):

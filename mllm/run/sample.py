@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mllm.dataset.builder import build_datasets
 from mllm.errors import ConfigError, hint
-from mllm.models.builder.build_encoder import load_encoder
+from mllm.models.builder.builder import load_encoder
 from mllm.report.sample import describe_sample
 from mllm.run.prepare import prepare_args
 
