@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mllm.config.origins import Key, Places
@@ -32,21 +32,35 @@ NOT_NEGATIVE = ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"
 """What transformers and PyTorch refuse only once the model is loaded, or take without a word."""
 
 
-def refuse_unknown_top_level(keys: Any, places: Places) -> None:
-    """Refuses a top-level name that is no section of a config; names that begin with '_' are the user's own."""
-    for key in keys:
-        if key not in TOP_LEVEL and not key.startswith("_"):
+def check_top_level(merged: Mapping[str, Any], places: Places) -> None:
+    """Check the top-level keys of a merged config, and that all values can be written into the saved config.
+
+    Raises:
+        ConfigError: A key is unknown, `name` or `tiny` has the wrong type, or a value is a class or a function.
+    """
+    check_names(merged, places)
+    for key, value in merged.items():
+        _refuse_without_source(value, (key,), places)
+    for key, kind in (("name", str), ("tiny", bool)):
+        if key in merged and not fits(merged[key], kind):
+            raise ConfigError(f"{places.of(key)}: {key} {invalid_value(merged[key], kind)}")
+
+
+def check_names(names: Iterable[str], places: Places) -> None:
+    """Raise `ConfigError` for an unknown top-level name that does not begin with '_'."""
+    for name in names:
+        if name not in TOP_LEVEL and not name.startswith("_"):
             raise ConfigError(
-                f"{places.of(key)}: unknown key '{key}' at the top level{hint(key, TOP_LEVEL)} "
-                f"(a name of your own begins with '_')"
+                f"{places.of(name)}: unknown key '{name}' at the top level{hint(name, TOP_LEVEL)} "
+                f"(helper variables begin with '_')"
             )
 
 
-def refuse_what_has_no_source(value: Any, key: Key, places: Places) -> None:
-    """Refuses values that cannot be written into the resolved config, such as classes and functions."""
+def _refuse_without_source(value: Any, key: Key, places: Places) -> None:
+    """Raise `ConfigError` for values that cannot be written as Python source, such as classes and functions."""
     if isinstance(value, Mapping):
         for name, child in value.items():
-            refuse_what_has_no_source(child, (*key, str(name)), places)
+            _refuse_without_source(child, (*key, str(name)), places)
     elif not has_source(value):
         raise ConfigError(
             f"{places.of(*key)}: {'.'.join(key)} is a {type(value).__name__}; a config holds only None, True, False, "
@@ -54,11 +68,24 @@ def refuse_what_has_no_source(value: Any, key: Key, places: Places) -> None:
         )
 
 
-def refuse_wrong_scalars(merged: Mapping[str, Any], places: Places) -> None:
-    """Checks the two top-level keys that are no dicts."""
-    for key, kind in (("name", str), ("tiny", bool)):
-        if key in merged and not fits(merged[key], kind):
-            raise ConfigError(f"{places.of(key)}: {key} {invalid_value(merged[key], kind)}")
+def check_sections(merged: Mapping[str, Any], places: Places) -> dict[str, Any]:
+    """Return the checked sections of a config with all defaults, by the names of their fields in `RunConfig`.
+
+    Raises:
+        ConfigError: A key or type is unknown, a required key is missing, or a value is invalid.
+    """
+    privacy = privacy_args(merged, places)
+    return {
+        "model_args": model_args(section(merged, "model_args", places), places),
+        "data_args": data_args(section(merged, "data_args", places), places),
+        "training_args": training_args(
+            section(merged, "training_args", places), places, is_private=privacy is not None
+        ),
+        "objectives": objectives(section(merged, "objectives", places), places),
+        "export_args": export_args(section(merged, "export_args", places), places),
+        "privacy_args": privacy,
+        "hardware": hardware(section(merged, "hardware", places), places),
+    }
 
 
 def section(merged: Mapping[str, Any], name: str, places: Places) -> dict[str, Any]:

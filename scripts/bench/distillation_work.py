@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from mllm.config.hardware import CHECKOUT
 from mllm.dataset.echo.cine import MEASURES, CineDataset
+from mllm.dataset.indices import from_zero
 from mllm.dataset.video_dataset.phantom_echo import PhantomEchoDataset
 from mllm.pipeline import finetune
 from mllm.pipeline.command import run_command
@@ -63,7 +64,7 @@ class KeptEchoDataset(CineDataset):
 
     def heart(self, index: int) -> int:
         """Return the heart of an index; if there are unlabeled hearts, every second index is one of them."""
-        index = self.checked(index)
+        index = from_zero(index, len(self))
         if not self.unlabelled:
             return index % self.labelled
         cycle, is_unlabelled = divmod(index, 2)

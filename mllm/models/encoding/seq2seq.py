@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mllm.errors import DataError
+from mllm.models.encoding.marks import source_of
 from mllm.models.encoding.padding import stacked
-from mllm.models.encoding.text_encoder import CLOSE, OPEN, TextEncoder, source_of, without_answer
+from mllm.models.encoding.text_encoder import CLOSE, OPEN, TextEncoder, without_answer
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.structures import IGNORE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn, unsupervised
 
