@@ -86,7 +86,7 @@ def sample(arguments: argparse.Namespace) -> str:
     """One sample of a config's dataset as its model reads it; no weights are loaded."""
     quiet_progress()
     from mllm.dataset.builder import build_datasets
-    from mllm.models.builder.build_encoder import load_encoder
+    from mllm.models.builder.builder import load_encoder
     from mllm.run.prepare import prepare_args
 
     config, _ = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
