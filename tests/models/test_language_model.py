@@ -1,4 +1,4 @@
-"""Hidden states in the place of logits, the same alone and in a mixed, padded batch."""
+"""Hidden states of a language model, equal for single samples and in a mixed, padded batch."""
 
 import numpy as np
 import pytest

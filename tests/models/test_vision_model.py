@@ -1,4 +1,4 @@
-"""A model that sees: its shapes, its taps, and the same gradients however its memory is spared."""
+"""Vision model: shapes, taps, and equal gradients with and without checkpointing."""
 
 import pytest
 import torch

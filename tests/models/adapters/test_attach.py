@@ -1,4 +1,4 @@
-"""Adapters attached, continued, stacked, combined, merged and counted, against PEFT itself and full logits."""
+"""Attachment, continuation, stacking, combination, merging and counts of adapters, against PEFT and full logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading: what cannot be found or read ends in a sentence; what loads is stored as asked."""
+"""Loading: error messages for missing and damaged files, and the dtype of loaded weights."""
 
 from __future__ import annotations
 

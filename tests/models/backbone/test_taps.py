@@ -1,4 +1,4 @@
-"""Taps against means taken by hand, and the layers that are chosen."""
+"""Taps against means computed by hand, and the selection of layers."""
 
 import pytest
 import torch

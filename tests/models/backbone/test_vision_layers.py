@@ -1,4 +1,4 @@
-"""What the layers of a vision tower give, against the hidden states that transformers itself returns."""
+"""Recorded outputs of vision layers, against the hidden states returned by transformers."""
 
 from __future__ import annotations
 

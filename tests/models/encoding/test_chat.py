@@ -1,4 +1,4 @@
-"""Labels on the answers and nothing else, marks where they are named, checked against a second reading of the ids."""
+"""Labels on the answers only and marks at their tokens, against an independent decoding of the ids."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Marks in texts, tensors and frames, checked against arithmetic done a second way."""
+"""Marks in texts, tensors and frames, against an independent computation."""
 
 from __future__ import annotations
 

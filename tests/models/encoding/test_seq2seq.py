@@ -1,4 +1,4 @@
-"""Sources and targets of encoder-decoder models, against the convention as it is written down for T5Gemma."""
+"""Sources and targets of encoder-decoder models, against the documented format of T5Gemma."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Measures of many samples against those of each alone."""
+"""Measures of a batch equal those of single samples."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Heads on real models: what they are told and read in training, and that generation does the same."""
+"""Heads on tiny models: inputs and predictions in training, and the same in generation."""
 
 from dataclasses import replace
 

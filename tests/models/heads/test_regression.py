@@ -1,4 +1,4 @@
-"""The head that reads measures: units, views, what it refuses."""
+"""Regression head: units, views and refused options."""
 
 import numpy as np
 import pytest
