@@ -25,7 +25,7 @@ def seen(request):
     return model, model.model.vision_tower, AutoProcessor.from_pretrained(folder), pixels
 
 
-def test_every_layers_patches_are_kept_while_the_block_lasts(seen):
+def test_every_layers_patches_are_recorded_in_the_block(seen):
     model, tower, processor, pixels = seen
     layers = VisionLayers(tower, model.config.vision_config, processor)
     with layers.recorded() as kept, torch.no_grad():
