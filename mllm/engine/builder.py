@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,17 +15,20 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from mllm.config.hardware import Hardware
 from mllm.config.rules.privacy import datasets_in
 from mllm.config.schema import PrivacyArgs, RunConfig
-from mllm.engine.callbacks import Checkpoints, Details, Epochs, Guard, Lines, Progress, RunLog, use_tensorboard_folder
+from mllm.engine.callbacks import Checkpoints, Epochs
 from mllm.engine.early_stopping import EarlyStopping
 from mllm.engine.epoch_folders import published_log
 from mllm.engine.learner import Learner, Reduction
 from mllm.engine.meter import Meter
 from mllm.engine.privacy.mechanism import Mechanism, hash_of
 from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
+from mllm.engine.progress import LogLines, ProgressBar
+from mllm.engine.run_log import Details, RunLog
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
 from mllm.objectives.base import Objective
 from mllm.registry import OBJECTIVES, TRAINERS, build
+from mllm.run_files import TENSORBOARD
 from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
@@ -80,10 +84,10 @@ def build_multimodal_trainer(
     enable_checkpointing(learner, wanted)
     limit = wanted.pop("save_total_limit")
     patience, threshold = wanted.pop("early_stopping_patience"), wanted.pop("early_stopping_threshold")
-    use_tensorboard_folder(folder)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / TENSORBOARD)  # transformers reads nothing else
     meter = Meter()
     log = RunLog({"config": config.name}, meter, details_of(config))
-    callbacks: list[Any] = [Guard(), Checkpoints(limit), log, Epochs(data["train_sampler"])]
+    callbacks: list[Any] = [Checkpoints(limit), log, Epochs(data["train_sampler"])]
     if patience is not None:
         callbacks.append(EarlyStopping(patience, threshold))
     kind: Any = MultimodalTrainer
@@ -91,7 +95,7 @@ def build_multimodal_trainer(
         kind, wanted["max_grad_norm"] = PrivateTrainer, 0.0
         data["mechanism"] = mechanism_of(config.privacy_args, config.data_args.train, data["train_sampler"])
         # The ledger is written before a checkpoint is marked complete.
-        callbacks[1:1] = [SaveBelow(config.privacy_args.checkpoint_below), KeepLedger()]
+        callbacks[:0] = [SaveBelow(config.privacy_args.checkpoint_below), KeepLedger()]
     trainer: MultimodalTrainer = kind(
         learner,
         training_arguments(wanted, hardware, folder, learner, evaluates=data.get("eval_dataset") is not None),
@@ -103,7 +107,7 @@ def build_multimodal_trainer(
     )
     bar = trainer.pop_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
     assert bar is not None
-    trainer.add_callback(Lines if trainer.args.disable_tqdm else Progress)
+    trainer.add_callback(LogLines if trainer.args.disable_tqdm else ProgressBar)
     return trainer
 
 

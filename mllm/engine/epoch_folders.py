@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mllm.engine.callbacks import run_folder
+from mllm.engine.run_log import run_folder
 
 FOLDER = "epochs"
 

@@ -157,7 +157,7 @@ def fit_objectives(learner: Learner, encoder: SampleEncoder, split: SampleDatase
                 batch = encoder.pad([encoder.encode(sample)]).to(device)
             except UserError:
                 continue  # where rows may not fail, the training says which one does
-            taught = learner.taught(batch.teacher)
+            taught = learner.run_teacher(batch.teacher)
             assert taught is not None, "the rules refuse FeatureMatch without a teacher"
             student.append(learner.student(**batch.student).taps)
             teacher.append(taught.taps)

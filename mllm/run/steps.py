@@ -15,15 +15,16 @@ from mllm.config.training_args import changed_values
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
 from mllm.dataset.loading.poisson import units_of
-from mllm.engine.callbacks import SKIPPED, close_bars, rows_of, run_folder, write_skipped
 from mllm.engine.checkpoints import newest_checkpoint
 from mllm.engine.epoch_folders import EpochFolders
-from mllm.engine.evaluation import PLAIN, Examination, described, examine
+from mllm.engine.evaluation import Evaluation, evaluate_split, format_figures
 from mllm.engine.preflight import describe_batch
 from mllm.engine.private_trainer import PrivateTrainer
+from mllm.engine.progress import close_bars
+from mllm.engine.run_log import rows_of, run_folder, write_skipped
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
-from mllm.export.facts import Facts, Split, current_versions, write_facts, write_metrics
+from mllm.export.facts import PLAIN_METRIC, Facts, Split, current_versions, write_facts, write_metrics
 from mllm.export.folder import update_figures
 from mllm.export.merge import merge
 from mllm.export.settings import encoding_settings
@@ -35,7 +36,7 @@ from mllm.predict.writer import write_predictions
 from mllm.registry import EXPORTERS, METRICS
 from mllm.report.data_summary import draw_agreement
 from mllm.run.folder import point_latest
-from mllm.run_files import ADAPTER, MERGED, PREDICTIONS, STUDENT
+from mllm.run_files import ADAPTER, MERGED, PREDICTIONS, SKIPPED_ROWS, STUDENT
 from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
@@ -68,14 +69,14 @@ def open_splits(config: RunConfig) -> dict[str, SampleDataset]:
     return splits
 
 
-def examination(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDataset]) -> Examination | None:
+def examination(config: RunConfig, bundle: Bundle, splits: dict[str, SampleDataset]) -> Evaluation | None:
     """The model's answers to the test split, where there is one; on the first process only."""
     if "test" not in splits or not PartialState().is_main_process:
         return None
     bundle.model.to(PartialState().device)  # before training it may still lie in host memory
     metrics = {name: METRICS.find(name) for name in config.data_args.metrics}
     skip = config.data_args.on_error == "skip"
-    return examine(bundle, splits["test"], metrics, skip_failures=skip, **config.data_args.gen_kwargs)
+    return evaluate_split(bundle, splits["test"], metrics, skip_failures=skip, **config.data_args.gen_kwargs)
 
 
 def announce(trainer: MultimodalTrainer, bundle: Bundle, folder: Path) -> None:
@@ -159,8 +160,8 @@ def report(
     trainer: MultimodalTrainer,
     splits: dict[str, SampleDataset],
     written: Path | None,
-    answers: Examination | None,
-    untrained: Examination | None,
+    answers: Evaluation | None,
+    untrained: Evaluation | None,
 ) -> None:
     """Writes the predictions, adds their figures to the card, and says what came of the run and where it lies."""
     if written is None:
@@ -181,13 +182,15 @@ def report(
     if meter.truncated:
         logger.info("%d of %d samples were cut at max_length", meter.truncated, meter.samples)
     if meter.failures:
-        logger.info("%d rows were skipped; %s lists them", len(meter.failures), folder / SKIPPED)
+        logger.info("%d rows were skipped; %s lists them", len(meter.failures), folder / SKIPPED_ROWS)
     losses = [row["loss"] for row in rows_of(trainer.state) if "loss" in row]
     if losses:
         logger.info("training loss: %.4f at first, %.4f at last", losses[0], losses[-1])
     for name, figures in answers.figures.items() if answers else ():
         before = untrained.figures.get(name) if untrained else None
-        logger.info("%s", accuracy_line(figures, before) if name == PLAIN else figure_line(name, figures, before))
+        logger.info(
+            "%s", accuracy_line(figures, before) if name == PLAIN_METRIC else figure_line(name, figures, before)
+        )
     logger.info("all of it lies in %s: %s/, training_log.json, loss.png, first_batch.md", folder, written.name)
 
 
@@ -202,7 +205,9 @@ def figure_line(name: str, trained: dict[str, float], untrained: dict[str, float
     if name == "measures":
         before = f"\nuntrained:\n{agreement_table(untrained)}" if untrained else ""
         return f"held-out measures, with 95 % intervals by patient:\n{agreement_table(trained)}{before}"
-    return f"held-out {name}: {described(trained)}" + (f" (untrained: {described(untrained)})" if untrained else "")
+    return f"held-out {name}: {format_figures(trained)}" + (
+        f" (untrained: {format_figures(untrained)})" if untrained else ""
+    )
 
 
 def leave() -> None:

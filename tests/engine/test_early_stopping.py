@@ -5,7 +5,7 @@ import math
 import pytest
 from transformers import TrainerCallback
 
-from mllm.engine.early_stopping import EarlyStopping, progress
+from mllm.engine.early_stopping import EarlyStopping, best_loss
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from mllm.engine.early_stopping import EarlyStopping, progress
     ],
 )
 def test_progress_is_counted_from_the_best(losses, threshold, expected):
-    assert progress(losses, threshold) == expected
+    assert best_loss(losses, threshold) == expected
 
 
 LOSSES = [3.0, 2.0, 2.5, 2.5, 1.0, 1.5, 1.5, 1.5, 1.5]

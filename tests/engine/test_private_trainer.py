@@ -5,19 +5,20 @@ import json
 import pytest
 import torch
 from torch import nn
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator
 from mllm.dataset.loading.poisson import PoissonSampler
-from mllm.engine.callbacks import Checkpoints, Epochs, Guard, RunLog
+from mllm.engine.callbacks import Checkpoints, Epochs
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
 from mllm.engine.privacy.accounting import epsilon_spent
 from mllm.engine.privacy.ledger import Ledger
 from mllm.engine.privacy.mechanism import Mechanism
 from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
+from mllm.engine.run_log import RunLog
 from mllm.errors import ConfigError
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.encoding.synthetic import synthetic_samples
@@ -78,7 +79,7 @@ def make_trainer(tmp_path, tmp_path_factory):
             eval_dataset=EncodedDataset(Rows(), bundle.encoder.encode),
             eval_sampler=PoissonSampler([[index] for index in range(UNITS)], 1.0, secret=SECRET),
             meter=meter,
-            callbacks=[Guard(), KeepLedger(), Checkpoints(None), RunLog({}, meter), Epochs(sampler)],
+            callbacks=[KeepLedger(), Checkpoints(None), RunLog({}, meter), Epochs(sampler)],
         )
 
     return make
@@ -160,7 +161,7 @@ def test_an_empty_draw_takes_a_noise_step_of_the_right_size(make_trainer):
     trainer = make_trainer(**NEVER, max_steps=40)
     gradients = []
 
-    class Watch(Guard):
+    class Watch(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
             gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
 
@@ -240,7 +241,7 @@ def test_training_ends_before_the_target_is_exceeded(make_trainer, caplog):
     with caplog.at_level("WARNING", logger="mllm"):
         trainer.train()
     assert trainer.state.global_step == trainer.ledger.steps == 3
-    assert "training ends after 3 updates, because another would exceed epsilon" in caplog.text
+    assert "training ends after 3 updates, because another one would exceed epsilon" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,7 @@ def test_a_run_without_privacy_is_not_continued_with_it(make_trainer, tmp_path):
     make_trainer(**SAVED).train()
     checkpoint = tmp_path / "run" / "checkpoint-2"
     (checkpoint / "ledger.json").unlink()
-    with pytest.raises(ConfigError, match="was trained without privacy, so what it learned so far is not counted"):
+    with pytest.raises(ConfigError, match="was trained without privacy, so its updates are not in a ledger"):
         make_trainer(**SAVED, output_dir=str(tmp_path / "x")).train(resume_from_checkpoint=str(checkpoint))
 
 

@@ -24,8 +24,8 @@ def test_the_table_holds_every_figure_with_its_interval():
     assert "36 (1 without prediction, 3 without reference)" in edv
     assert head.index("MAE") == ef.index(f"{figures['EF_mae']:.2f}") == edv.index(f"{figures['EDV_mae']:.2f}")
     assert edv.count("[") == 4, "volumes have no categories"
-    told = agreement_table({**figures, "EF_against_volumes": 2.345}).splitlines()[-1]
-    assert told == "EF differs from what the volumes say by 2.35 points on average"
+    last_line = agreement_table({**figures, "EF_against_volumes": 2.345}).splitlines()[-1]
+    assert last_line == "mean difference of EF and the EF of the volumes: 2.35 percentage points"
 
 
 def test_what_is_not_known_is_a_dash():

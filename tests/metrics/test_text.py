@@ -2,7 +2,7 @@
 
 import pytest
 
-from mllm.metrics.text import accuracy, choice, chosen, short_answer, stated
+from mllm.metrics.text import accuracy, choice, parse_choice, short_answer, stated_result
 from mllm.structures import Answer
 
 
@@ -30,7 +30,7 @@ def test_case_spaces_and_closing_punctuation_do_not_matter_but_extra_words_do():
     ],
 )
 def test_a_result_is_what_the_phrase_says(text, result):
-    assert stated(text) == result
+    assert stated_result(text) == result
 
 
 def test_short_answers_count_failures_and_score_them_as_wrong():
@@ -83,11 +83,11 @@ def test_never_saying_yes_is_no_division_by_zero():
     ],
 )
 def test_a_choice_is_a_clause_of_its_own(text, result):
-    assert chosen(text, {"yes", "no", "maybe"}) == result
+    assert parse_choice(text, {"yes", "no", "maybe"}) == result
 
 
 def test_a_choice_with_points_inside_is_read_whole():
-    assert chosen("St. Mary", {"st. mary", "other"}) == "st. mary"
+    assert parse_choice("St. Mary", {"st. mary", "other"}) == "st. mary"
 
 
 def test_choices_stand_beside_the_majority_and_unreadable_ones_are_wrong():

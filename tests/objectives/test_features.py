@@ -131,7 +131,7 @@ def test_a_student_that_carries_no_gradient_is_refused_by_name(tiny_student, tea
     for name, parameter in student.model.named_parameters():
         if "vision_tower" in name:
             parameter.requires_grad_(False)
-    with pytest.raises(ConfigError, match=r"teaches nothing: model.vision_tower.timm_model.blocks.0 .* no gradient"):
+    with pytest.raises(ConfigError, match=r"has no effect: model.vision_tower.timm_model.blocks.0 .* no gradient"):
         learner(*_inputs(student, teacher))
 
 
@@ -151,8 +151,8 @@ def test_projectors_begin_alike_in_every_process(tiny_student, teacher: Bundle):
     "wrong, sentence",
     [
         (dict(grid=0), "grid must be at least 1"),
-        (dict(distance="l1"), "distance is 'mse' or 'cosine', not 'l1'"),
-        (dict(student_layers=[0, 1], teacher_layers=[0]), "matches 2 layers of the student, and teacher_layers has 1"),
+        (dict(distance="l1"), "distance must be 'mse' or 'cosine', not 'l1'"),
+        (dict(student_layers=[0, 1], teacher_layers=[0]), "reads 2 layers of the student, but teacher_layers has 1"),
         (dict(layer_weights=[1.0]), "layer_weights has 1"),
         (dict(layer_weights=[0.0, 0.0, 0.0]), "not all 0"),
     ],

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mllm.errors import ConfigError, DataError
-from mllm.objectives.logits import LogitMatch, shared_words
+from mllm.objectives.logits import LogitMatch, shared_tokens
 from mllm.structures import IGNORE, Context, Outputs
 
 WORDS = 53
@@ -88,15 +88,15 @@ def test_an_answer_that_the_teacher_reads_otherwise_is_refused():
     context, _ = _case()
     cut = context.targets | {"teacher_labels": context.targets["teacher_labels"].clone()}
     cut["teacher_labels"][0, -1] = IGNORE
-    with pytest.raises(DataError, match="the teacher reads another answer than the student"):
+    with pytest.raises(DataError, match="teacher and student have different supervised tokens"):
         _objective().total(Context(cut, context.student, context.teacher))
 
 
 def test_only_a_vocabularys_end_may_differ():
     words = [f"word{i}" for i in range(1000)]
-    assert shared_words(Words([*words, "<image>"]), Words([*words, "<sound>", "<image>"])) == 1000
+    assert shared_tokens(Words([*words, "<image>"]), Words([*words, "<sound>", "<image>"])) == 1000
     with pytest.raises(ConfigError, match=r"their vocabularies differ from id 500 on \('word500' and 'other'\)"):
-        shared_words(Words(words), Words([*words[:500], "other", *words[501:]]))
+        shared_tokens(Words(words), Words([*words[:500], "other", *words[501:]]))
 
 
 def test_a_temperature_of_zero_is_refused():

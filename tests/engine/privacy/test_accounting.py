@@ -108,7 +108,7 @@ def test_what_is_spent_never_exceeds_the_target(target, delta, rate, steps, acco
 
 @pytest.mark.parametrize("accountant", ["prv", "rdp"])
 def test_what_no_noise_can_keep_is_refused(accountant) -> None:
-    with pytest.raises(ConfigError, match="cannot be kept over 1000 updates .* raise privacy_args.target_epsilon"):
+    with pytest.raises(ConfigError, match="is impossible for 1000 updates .* raise privacy_args.target_epsilon"):
         noise_multiplier_for(1e-5, 1e-9, 1.0, 1000, accountant)
 
 

@@ -96,5 +96,5 @@ def test_gradients_have_the_shapes_of_the_parameters_and_divide_by_what_was_expe
 
 
 def test_a_unit_whose_samples_are_apart_is_a_mistake(parameters, gradients):
-    with pytest.raises(AssertionError, match="side by side"):
+    with pytest.raises(AssertionError, match="must be adjacent"):
         ClippedSum(parameters, CLIP).add(rows(gradients, 0, 3), [1, 2, 1])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mllm.engine.privacy.accounting import epsilon_spent
 from mllm.engine.privacy.ledger import Ledger
-from mllm.engine.privacy.mechanism import Mechanism, continued, hash_of, save_ledger
+from mllm.engine.privacy.mechanism import Mechanism, hash_of, resume_ledger, save_ledger
 from mllm.errors import ConfigError
 
 
@@ -55,9 +55,9 @@ def test_without_a_target_every_update_is_affordable():
 def test_a_checkpoint_gives_ledger_and_noise_back(tmp_path):
     made, ledger = mechanism().with_noise(20), Ledger([(1.7, 0.1, 12)])
     save_ledger(tmp_path, ledger, made)
-    read, again = continued(tmp_path, mechanism())
+    read, again = resume_ledger(tmp_path, mechanism())
     assert (read, again) == (ledger, made)
-    _, louder = continued(tmp_path, mechanism(noise_multiplier=9.0))
+    _, louder = resume_ledger(tmp_path, mechanism(noise_multiplier=9.0))
     assert louder.sigma == 9.0, "noise that the config sets now is used, and counted as such"
 
 
@@ -75,10 +75,10 @@ def test_a_checkpoint_gives_ledger_and_noise_back(tmp_path):
 def test_a_resume_that_the_ledger_cannot_tell_of_is_refused(tmp_path, change, name, now, then):
     save_ledger(tmp_path, Ledger(), mechanism(noise_multiplier=1.0))
     with pytest.raises(ConfigError) as error:
-        continued(tmp_path, mechanism(**change))
+        resume_ledger(tmp_path, mechanism(**change))
     assert str(error.value) == (
-        f"--resume: {name} is {now}, but {then} in {tmp_path}, and privacy is counted for one dataset drawn from at "
-        "one rate: set it back, or start a new run without --resume"
+        f"--resume: {name} is {now}, but {then} in {tmp_path}, and the ledger counts draws from one "
+        "dataset at one rate: restore the value, or start a new run without --resume"
     )
 
 
