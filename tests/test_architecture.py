@@ -24,7 +24,7 @@ ALLOWED = {
     "tiny": NOUNS | {"tiny", "config", "export"} | PARTS,
     "report": NOUNS | {"report", "config", "engine"} | PARTS,
     "predict": NOUNS | {"predict", "report", "config", "engine", "export"} | PARTS,
-    "run": NOUNS | {"run", "predict", "report", "config", "engine", "export", "tiny", "pipeline"} | PARTS,
+    "run": NOUNS | {"run", "predict", "report", "config", "engine", "export", "tiny"} | PARTS,
     "pipeline": NOUNS | {"pipeline", "run", "predict", "report", "config", "engine", "export", "tiny"} | PARTS,
 }
 TOP_LEVEL = {"mllm", "config", "scripts", "ckpt", "tests", "setup.py", "README.md", "MEDGEMMA.md", "LICENSE"}
@@ -83,6 +83,24 @@ def test_layers() -> None:
             top, _, rest = module.partition(".")
             if top == "mllm" and rest and rest.split(".")[0] not in allowed:
                 wrong.append(f"{name_of(path)} imports {module}")
+    assert not wrong
+
+
+def test_nothing_imports_a_command() -> None:
+    """Modules of `mllm.pipeline` with a `main` are commands; what they share is in modules without one."""
+    pipeline = [path for path in FILES if part_of(path) == "pipeline"]
+    commands = {
+        f"mllm.pipeline.{path.stem}"
+        for path in pipeline
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree_of(path).body)
+    }
+    assert {"mllm.pipeline.cli", "mllm.pipeline.finetune", "mllm.pipeline.show"} <= commands
+    wrong = [f"{name_of(path)} imports {name}" for path in FILES for name in imports_of(path) if name in commands]
+    # `from mllm.pipeline import merge` names the package only.
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ImportFrom) and node.module == "mllm.pipeline":
+                wrong += [f"{name_of(path)} imports mllm.pipeline.{alias.name}" for alias in node.names]
     assert not wrong
 
 

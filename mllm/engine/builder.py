@@ -25,6 +25,7 @@ from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.engine.progress import LogLines, ProgressBar
 from mllm.engine.run_log import Details, RunLog
 from mllm.engine.trainer import MultimodalTrainer
+from mllm.engine.training_data import TrainingData
 from mllm.errors import ConfigError
 from mllm.objectives.base import Objective
 from mllm.registry import OBJECTIVES, TRAINERS, build
@@ -58,15 +59,11 @@ def build_learner(config: RunConfig, bundle: Bundle, teacher: Bundle | None = No
 
 
 def prepare_trainer(
-    config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, **data: Any
+    config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, data: TrainingData
 ) -> MultimodalTrainer:
-    """The trainer of the config's model type, writing into `folder`.
-
-    `data` is what the pipeline found: `train_dataset`, `train_sampler`, `collate`, and `eval_dataset`, `eval_sampler`
-    where there is a validation split; under `privacy_args` also `synthetic`, encoded samples that are not the data.
-    """
+    """Return the trainer of the config's model type, which writes to `folder`."""
     build_trainer = TRAINERS.find(config.model_args.type)
-    trainer: MultimodalTrainer = build_trainer(config, hardware, learner, folder, **data)
+    trainer: MultimodalTrainer = build_trainer(config, hardware, learner, folder, data)
     return trainer
 
 
@@ -77,7 +74,7 @@ def prepare_trainer(
     ]
 )
 def build_multimodal_trainer(
-    config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, **data: Any
+    config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, data: TrainingData
 ) -> MultimodalTrainer:
     """A MultimodalTrainer with the callbacks of every run; a PrivateTrainer where the config has `privacy_args`."""
     wanted = dict(config.training_args)
@@ -87,23 +84,30 @@ def build_multimodal_trainer(
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / TENSORBOARD)  # transformers reads nothing else
     meter = Meter()
     log = RunLog({"config": config.name}, meter, details_of(config))
-    callbacks: list[Any] = [Checkpoints(limit), log, Epochs(data["train_sampler"])]
+    callbacks: list[Any] = [Checkpoints(limit), log, Epochs(data.train_sampler)]
     if patience is not None:
         callbacks.append(EarlyStopping(patience, threshold))
     kind: Any = MultimodalTrainer
+    private: dict[str, Any] = {}
     if config.privacy_args is not None:
         kind, wanted["max_grad_norm"] = PrivateTrainer, 0.0
-        data["mechanism"] = mechanism_of(config.privacy_args, config.data_args.train, data["train_sampler"])
+        private["synthetic"] = data.synthetic
+        private["mechanism"] = mechanism_of(config.privacy_args, config.data_args.train, data.train_sampler)
         # The ledger is written before a checkpoint is marked complete.
         callbacks[:0] = [SaveBelow(config.privacy_args.checkpoint_below), KeepLedger()]
     trainer: MultimodalTrainer = kind(
         learner,
-        training_arguments(wanted, hardware, folder, learner, evaluates=data.get("eval_dataset") is not None),
+        training_arguments(wanted, hardware, folder, learner, evaluates=data.eval_dataset is not None),
+        collate=data.collate,
+        train_dataset=data.train_dataset,
+        train_sampler=data.train_sampler,
+        eval_dataset=data.eval_dataset,
+        eval_sampler=data.eval_sampler,
         meter=meter,
         skip_failures=config.data_args.on_error == "skip",
         memory_advice=memory_advice(config),
         callbacks=callbacks,
-        **data,
+        **private,
     )
     bar = trainer.pop_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
     assert bar is not None

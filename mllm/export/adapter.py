@@ -13,7 +13,7 @@ from mllm.export.facts import Facts
 from mllm.export.folder import write_companions
 from mllm.export.vllm import vllm_obstacles
 from mllm.files import replaced_folder
-from mllm.models.adapters.attach import save_adapter
+from mllm.models.adapters.combine import save_adapter
 from mllm.models.adapters.trained_file import write_trained
 from mllm.registry import EXPORTERS
 from mllm.run_files import ADAPTER, ADAPTER_WEIGHTS

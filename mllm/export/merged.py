@@ -20,7 +20,7 @@ from mllm.export.folder import write_companions, write_model
 from mllm.export.shards import main_dtype, write_shards
 from mllm.export.tensor_names import check_names
 from mllm.files import replaced_folder, write_json
-from mllm.models.adapters.attach import merged_weights
+from mllm.models.adapters.merge import merged_weights
 from mllm.models.adapters.trained_file import IN_MERGED, write_trained
 from mllm.models.backbone.streamed import weight_files
 from mllm.models.language_model import LanguageModel

@@ -14,17 +14,21 @@ class Terms:
 
     name: str
     """The `license_name` in the header of a card."""
+    license: str
+    """The `license` in the metadata of a GGUF file."""
     link: str
     sentence: str
 
 
-_MEDGEMMA = Terms(
+MEDGEMMA = Terms(
     "health-ai-developer-foundations",
+    "other",
     "https://developers.google.com/health-ai-developer-foundations/terms",
     "MedGemma is provided under the Health AI Developer Foundations terms of use. They also apply to models derived "
     "from it.",
 )
-_GEMMA = Terms(
+GEMMA = Terms(
+    "gemma",
     "gemma",
     "https://ai.google.dev/gemma/terms",
     "Gemma is provided under the Gemma terms of use. They also apply to models derived from it. For MedGemma the "
@@ -43,8 +47,8 @@ def terms_of_base(type: str, base: str) -> Terms | None:
         return None
     name = Path(base).name.lower()
     if "medgemma" in name:
-        return _MEDGEMMA
-    return _GEMMA if type == "medgemma" or "gemma" in name else None
+        return MEDGEMMA
+    return GEMMA if type == "medgemma" or "gemma" in name else None
 
 
 def terms_text(facts: Facts) -> str:

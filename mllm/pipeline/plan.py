@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     if privacy is None or train is None:
         missing = "data_args.train" if train is None else "privacy_args"
         raise ConfigError(f"{arguments.config} has no {missing}, so there is no privacy to plan: add it")
-    dataset = build_dataset(train, seed=config.training_args["seed"], place="data_args.train")
+    dataset = build_dataset(train, seed=config.training_args["seed"], where="data_args.train")
     units = units_of(dataset, privacy.unit)
     refuse_large_delta(config, len(units))
     numbers = count_lora(config.model_args)

@@ -57,10 +57,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def registries() -> str:
     """Every registry with its sentence, and every entry with the first line of its docstring."""
-    from mllm.config.hardware import check_packages
     from mllm.registry import ALL
 
-    check_packages()
     blocks = []
     for registry in ALL:
         lines = [f"{registry.name.upper()}  {registry.sentence}"]
@@ -71,7 +69,8 @@ def registries() -> str:
 
 def resolved(arguments: argparse.Namespace) -> str:
     """The config with its bases, defaults, overrides and rules applied, as runnable Python."""
-    quiet_progress()
+    if arguments.tiny:
+        quiet_progress()
     from mllm.run.prepare import prepare_args
 
     return prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)[0].text

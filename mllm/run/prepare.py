@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm.config.hardware import Hardware, check_packages, detect
+from mllm.config.hardware import Hardware, check_packages, check_versions, detect
 from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.config.schema import RunConfig
-from mllm.dataset.builder import use_miniatures
-from mllm.tiny.adapter import ensure_tiny_adapter
-from mllm.tiny.checkpoints import ensure_tiny, family_of
 
 CHECKPOINTS = Path("ckpt")
 TINY_RANK = 4
@@ -28,17 +26,24 @@ def prepare_args(path: str, overrides: Sequence[str] = (), tiny: bool = False) -
 
     With `tiny`, checkpoints become tiny ones under `ckpt/`, and a split whose data is absent its class's miniature.
     """
-    check_packages()
+    # A command that loads no model does not import PyTorch.
+    (check_packages if "torch" in sys.modules else check_versions)()
     config = read_config(path, overrides)
     if tiny:
         config = with_tiny_parts(config)
     elif config.model_args.model_name_or_path == DEMO_BASE:
+        from mllm.tiny.checkpoints import ensure_tiny
+
         ensure_tiny("medgemma", CHECKPOINTS)
     return apply_rules(config, detect())
 
 
 def with_tiny_parts(config: RunConfig) -> RunConfig:
     """The same run on tiny checkpoints and, where its data is absent, on generated miniatures."""
+    from mllm.dataset.builder import use_miniatures
+    from mllm.tiny.adapter import ensure_tiny_adapter
+    from mllm.tiny.checkpoints import ensure_tiny, family_of
+
     model = config.model_args
     base = ensure_tiny(family_of(model.type, model.model_name_or_path), CHECKPOINTS)
     if str(base) != model.model_name_or_path:

@@ -17,6 +17,7 @@ from mllm.engine.builder import (
     prepare_trainer,
     training_arguments,
 )
+from mllm.engine.training_data import TrainingData
 from mllm.errors import ConfigError
 from mllm.registry import TRAINERS
 
@@ -52,9 +53,11 @@ def build(make_bundle, rows, tmp_path):
             CPU,
             build_learner(config, bundle),
             tmp_path / "run",
-            train_dataset=EncodedDataset(rows(12), encoder.encode),
-            train_sampler=LogicalBatchSampler(12, size, seed=3),
-            collate=LogicalCollator(encoder.pad, samples_per_piece=options.get("per_device_train_batch_size", 8)),
+            TrainingData(
+                train_dataset=EncodedDataset(rows(12), encoder.encode),
+                train_sampler=LogicalBatchSampler(12, size, seed=3),
+                collate=LogicalCollator(encoder.pad, samples_per_piece=options.get("per_device_train_batch_size", 8)),
+            ),
         )
 
     return make

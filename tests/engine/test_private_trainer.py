@@ -97,7 +97,7 @@ def by_hand(trainer, updates, per_layer=False):
     learner.train()
     for update in range(updates):
         total = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
-        for unit in trainer.train_sampler.drawn(update):
+        for unit in trainer.train_sampler.draw(update):
             mine = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
             for record in units[unit]:
                 batch = pad([trainer.train_dataset[record]])

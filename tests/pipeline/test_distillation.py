@@ -193,10 +193,10 @@ def test_a_row_whose_measure_is_no_number_is_skipped_where_rows_may_be(write):
     Path("cines/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     train = 'dict(_delete_=True, type="DicomCineDataset", data_path="cines/rows.jsonl", image_folder="cines")'
     few = f"data_args.update(train={train}, validation=None, test=None)\ntraining_args.update(max_steps=2)"
-    with pytest.raises(DataError, match="rows.jsonl, line 3: field 'EDV' is no number"):
+    with pytest.raises(DataError, match="rows.jsonl, line 3: field 'EDV' must be a number"):
         main([write(few)])
     assert main([write(few), "--cfg-options", "data_args.on_error=skip", "training_args.output_dir=skipped"]) == 0
-    assert "line 3: field 'EDV' is no number" in Path("skipped/skipped_rows.txt").read_text()
+    assert "line 3: field 'EDV' must be a number" in Path("skipped/skipped_rows.txt").read_text()
 
 
 @pytest.mark.parametrize(

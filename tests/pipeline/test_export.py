@@ -16,9 +16,9 @@ from mllm.errors import ConfigError
 from mllm.export.gguf import k_quants
 from mllm.export.merge import merge
 from mllm.export.settings import write_settings
-from mllm.models.adapters.files import HEADS
 from mllm.pipeline import export as pipeline
 from mllm.pipeline.export import main
+from mllm.run_files import TRAINED as HEADS
 from mllm.tiny.adapter import write_tiny_adapter
 from mllm.tiny.checkpoints import write_tiny
 from tests.export.gguf.conftest import write_model
@@ -114,7 +114,7 @@ def test_both_files_of_a_model_with_images(
     ("more", "sentence"),
     [
         (["--type", "q4_m"], r"--type q4_m is unknown: did you mean 'q4_k_m'\?; known are f32, f16, bf16, q8_0"),
-        (["--mmproj", "mmproj.gguf"], "tiny-gemma3' has no mmproj file: it has no vision tower; leave --mmproj out"),
+        (["--mmproj", "mmproj.gguf"], "tiny-gemma3' has no mmproj file: it has no vision tower; omit --mmproj"),
         (["--type", "q6_k"], "q6_k quantizes 256 values of a row together, and its rows have 64, 128"),
     ],
 )
@@ -174,7 +174,7 @@ def student(folder: Path) -> Path:
         (t5gemma, "llama.cpp has no T5Gemma, whose encoder and decoder are Gemma 2's and not T5's"),
         (vaultgemma, "llama.cpp has no VaultGemma, and its softcaps fit neither `gemma` nor `gemma2`"),
         (with_heads, "it has heads (heads.safetensors), which llama.cpp cannot run"),
-        (student, "it is the part of a model that sees, and answers no text"),
+        (student, "it is a vision model, which generates no text"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -197,7 +197,7 @@ def test_adapters_are_refused_before_they_are_merged(
         main(["--model", str(run), "--out", str(tmp_path / "out.gguf"), "--type", "q4_k_m"])
     adapter = write_lora(model, tmp_path / "adapter")
     write_settings(adapter, {"type": "medgemma", "image_token_len": 128})
-    with pytest.raises(ConfigError, match="its images have 128 tokens from a rectangular pool, and llama.cpp pools"):
+    with pytest.raises(ConfigError, match="its images have 128 tokens from a rectangular pool, and llama.cpp supports"):
         main(["--model", str(adapter), "--out", str(tmp_path / "out.gguf")])
 
 

@@ -15,7 +15,7 @@ from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.models.adapters.attach import attach_adapter
 from mllm.models.adapters.files import find_adapter, holds_lora
-from mllm.models.adapters.trained_file import FILE, IN_MERGED, load_trained
+from mllm.models.adapters.trained_file import IN_MERGED, load_trained
 from mllm.models.backbone.added_tokens import TokenRows, add_tokens
 from mllm.models.backbone.half_safe import keep_residual_in_fp32
 from mllm.models.backbone.vision_layers import VisionLayers, fuse_language_layers
@@ -27,6 +27,7 @@ from mllm.models.encoding.text_processor import TextProcessor
 from mllm.models.heads import BoxHead, MaskHead
 from mllm.models.language_model import LanguageModel
 from mllm.registry import BOX_FORMATS, HEADS, build
+from mllm.run_files import TRAINED
 from mllm.structures import Bundle
 
 
@@ -74,7 +75,7 @@ def assemble(
             part.to(model.device)  # where quantized weights are already, and nobody moves them later
     if folder is not None:
         load_trained(perception, folder)
-    elif (Path(args.model_name_or_path) / FILE).is_file():
+    elif (Path(args.model_name_or_path) / TRAINED).is_file():
         load_trained(perception, args.model_name_or_path, IN_MERGED)
     mask_head = perception.mask_head
     marks = MarkWriter(

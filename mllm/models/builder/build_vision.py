@@ -14,7 +14,7 @@ from mllm.errors import ConfigError
 from mllm.models.adapters.attach import attach_adapter
 from mllm.models.adapters.files import find_adapter, holds_lora
 from mllm.models.adapters.targets import pattern_of
-from mllm.models.adapters.trained_file import FILE, IN_MERGED, load_trained
+from mllm.models.adapters.trained_file import IN_MERGED, load_trained
 from mllm.models.backbone.loading import explained, find_checkpoint, load_config, quantization
 from mllm.models.backbone.vision_part import SIGHTS, load_vision
 from mllm.models.builder.build_options import lora_options
@@ -23,6 +23,7 @@ from mllm.models.encoding.views import ViewEncoder
 from mllm.models.heads import RegressionHead
 from mllm.models.vision_model import VisionModel
 from mllm.registry import MODELS
+from mllm.run_files import TRAINED
 from mllm.structures import Bundle
 
 SIGLIP_TARGETS = r"(.*\.)?encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
@@ -65,9 +66,9 @@ def build_vision(args: ModelArgs, hardware: Hardware) -> Bundle:
     seeing.heads.to(model.device)
     if folder is not None:
         load_trained(seeing, folder, headless=head is None)
-    elif head is not None and (Path(args.model_name_or_path) / FILE).is_file():
+    elif head is not None and (Path(args.model_name_or_path) / TRAINED).is_file():
         load_trained(seeing, args.model_name_or_path, IN_MERGED)
-    if head is not None and (Path(folder or args.model_name_or_path) / FILE).is_file():
+    if head is not None and (Path(folder or args.model_name_or_path) / TRAINED).is_file():
         head.is_scaled = True  # what it has learned is in the units of its own training split
     views, measures = ((), ()) if head is None else (head.views, head.measures)
     return Bundle(seeing, ViewEncoder(processor, views=views, measures=measures, tokens=_tokens(model)))

@@ -18,10 +18,10 @@ from transformers import PretrainedConfig
 
 from mllm.errors import ConfigError
 from mllm.files import write_json
-from mllm.models.adapters.trained_file import FILE as HEADS
 from mllm.models.backbone.loading import explained, find_checkpoint, load_config
 from mllm.models.backbone.tensor_stream import Cut, Spans, spans_of, write_cuts
 from mllm.models.gemma3n.matformer import Slice, check_sharing, sliced_config
+from mllm.run_files import TRAINED as HEADS
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 COMPANIONS = (".json", ".jinja", ".model", ".txt")

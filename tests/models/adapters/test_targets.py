@@ -13,9 +13,7 @@ from transformers import (
 )
 
 from mllm.errors import ConfigError
-from mllm.models.adapters.attach import (
-    attach_adapter,
-)
+from mllm.models.adapters.attach import attach_adapter
 from mllm.models.adapters.targets import GEMMA3_TARGETS, derived_targets, matching, pattern_of
 
 
@@ -76,7 +74,7 @@ class TestTargets:
         [
             ("langauge", "did you mean 'language'?"),
             (r"layers\.\d+\.self_attn\.q_proj", "matches no module; it must match full names such as"),
-            (".*(q_proj", "is no regular expression"),
+            (".*(q_proj", "is not a valid regular expression"),
             (r".*layers\.0\.self_attn", "a Gemma3Attention, which cannot have an adapter"),
             (r"lm_head", "token embedding's"),
         ],

@@ -15,8 +15,8 @@ from mllm.export.adapter import write as write_adapter
 from mllm.export.facts import Facts
 from mllm.export.merged import write as write_merged
 from mllm.export.settings import read_settings
-from mllm.models.adapters.trained_file import FILE
 from mllm.models.builder.builder import load_pretrained
+from mllm.run_files import TRAINED
 
 HEADS = {"box": {"type": "BoxHead", "hidden": 32}, "mask": {"type": "MaskHead", "dim": 32}}
 
@@ -51,7 +51,7 @@ def outputs_of(bundle):
 def test_an_adapter_brings_its_heads_and_rows(exported):
     bundle, folder, _ = exported
     settings = read_settings(folder)
-    assert settings["heads"] == HEADS and (folder / FILE).is_file()
+    assert settings["heads"] == HEADS and (folder / TRAINED).is_file()
     again = load_pretrained(
         ModelArgs(
             model_name_or_path=str(bundle.model.pretrained.name_or_path),
@@ -71,7 +71,7 @@ def test_a_merged_model_has_rows_in_its_weights_and_heads_beside(exported, tmp_p
     bundle = load_pretrained(ModelArgs(**args, **read_settings(folder)), detect())
     before = outputs_of(bundle)
     write_merged(bundle, tmp_path / "merged", facts=Facts("tiny", settings))
-    assert {name.partition(".")[0] for name in load_file(tmp_path / "merged" / FILE)} == {"heads"}
+    assert {name.partition(".")[0] for name in load_file(tmp_path / "merged" / TRAINED)} == {"heads"}
     merged = load_pretrained(
         ModelArgs(model_name_or_path=str(tmp_path / "merged"), lora_r=4, **read_settings(tmp_path / "merged")), detect()
     )
@@ -96,9 +96,9 @@ def test_a_file_that_does_not_fit_is_refused(exported, tmp_path, change, sentenc
     _, folder, settings = exported
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    state = load_file(folder / FILE)
+    state = load_file(folder / TRAINED)
     change(state)
-    save_file(state, tmp_path / FILE)
+    save_file(state, tmp_path / TRAINED)
     args = dict(model_name_or_path=settings["model_name_or_path"], adapter_path=str(tmp_path), lora_r=None)
     with pytest.raises(ConfigError, match=sentence):
         load_pretrained(ModelArgs(**args, **read_settings(folder)), detect())

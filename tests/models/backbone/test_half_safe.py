@@ -12,7 +12,8 @@ from small_gemma import inputs as small_inputs
 from torch import nn
 from transformers import BitsAndBytesConfig, Gemma3ForConditionalGeneration
 
-from mllm.models.adapters.attach import attach_adapter, save_adapter
+from mllm.models.adapters.attach import attach_adapter
+from mllm.models.adapters.combine import save_adapter
 from mllm.models.adapters.targets import GEMMA3_TARGETS
 from mllm.models.backbone.half_safe import (
     HalfSafeEmbedding,

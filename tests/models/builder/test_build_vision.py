@@ -12,7 +12,7 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.export.facts import Facts
-from mllm.models.adapters.attach import trainable_report
+from mllm.models.adapters.trainable import count_trainable
 from mllm.models.builder.build_vision import vision_targets
 from mllm.models.builder.builder import load_pretrained
 from mllm.registry import EXPORTERS
@@ -60,7 +60,7 @@ def test_the_student_trains_lora_in_its_vision_and_the_head(tiny_student):
     adapted = [name for name in convolutions if ".lora_A." in name]
     dense = [name for name, layer in convolutions.items() if layer.groups == 1 and ".lora_" not in name]
     assert len(adapted) == len(dense) == 27
-    rows = {row.tower: row for row in trainable_report(model)}
+    rows = {row.tower: row for row in count_trainable(model)}
     assert rows["vision"].parameters > 0 and rows["heads"].parameters > 0
     assert rows["projector"].parameters == 0
     assert "language" not in rows and "audio" not in rows
