@@ -231,10 +231,10 @@ def test_layers_group_their_parameters_and_a_shared_one_counts_once():
 
 
 def test_rows_that_are_no_images_are_refused():
-    """Patches in the place of images, or images that nobody told of."""
+    """Patches instead of images, or images without a sample."""
     tape = Tape(nn.ModuleDict({"vision": nn.Linear(2, 2)}), lambda name: name == "vision")
     for images, count in (((0, 0, 1), 3), ((), 0)):
-        sentence = f"the layer vision sees 6 rows for {count} images, .*leave it out of model_args.lora_target"
+        sentence = f"the layer vision has 6 rows for {count} images, .*remove it from model_args.lora_target"
         with pytest.raises(ConfigError, match=sentence), tape.recording(2, images):
             tape.layers["vision"](torch.ones(6, 2))
 
@@ -242,7 +242,7 @@ def test_rows_that_are_no_images_are_refused():
 def test_rows_that_are_no_samples_are_refused():
     layer = nn.Linear(2, 2)
     tape = Tape(nn.Sequential(layer))
-    sentence = "the layer 0 sees 6 rows for 3 samples, .*leave it out of model_args.lora_target"
+    sentence = "the layer 0 has 6 rows for 3 samples, .*remove it from model_args.lora_target"
     with pytest.raises(ConfigError, match=sentence), tape.recording(3):
         layer(torch.ones(6, 2))
 
@@ -250,8 +250,8 @@ def test_rows_that_are_no_samples_are_refused():
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.Conv2d(1, 1, 3), r"Conv2d \(Conv2d\) trains, and only Linear layers"),
-        (nn.Sequential(nn.Linear(2, 2), nn.Embedding(2, 2)), r"1 \(Embedding\) trains"),
+        (nn.Conv2d(1, 1, 3), r"Conv2d \(Conv2d\) is trainable, and only Linear layers"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Embedding(2, 2)), r"1 \(Embedding\) is trainable"),
         (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).requires_grad_(False), "1 is a BatchNorm, which mixes"),
         (nn.Linear(2, 2).requires_grad_(False), "nothing is trainable"),
     ],

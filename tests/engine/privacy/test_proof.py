@@ -47,7 +47,7 @@ def test_a_model_that_mixes_samples_is_found(check):
         layer = learner.student.pretrained.get_decoder().layers[1]
         layer.register_forward_hook(lambda module, inputs, output: Mixing()(output))
 
-    with pytest.raises(ConfigError, match="depend on the other samples of the batch .*leave it out of model_args.lora"):
+    with pytest.raises(ConfigError, match="depend on the other samples of the batch .*remove it from model_args.lora"):
         check(change=mix)
 
 

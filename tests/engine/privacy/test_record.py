@@ -10,9 +10,10 @@ import pytest
 from mllm.engine.privacy.accounting import epsilon_spent
 from mllm.engine.privacy.ledger import Ledger
 from mllm.engine.privacy.mechanism import Mechanism
-from mllm.engine.privacy.record import FILE, privacy_record, write_record
+from mllm.engine.privacy.record import privacy_record, write_record
 from mllm.export.card import card_text
 from mllm.export.facts import Facts
+from mllm.run_files import PRIVACY
 
 MECHANISM = Mechanism(
     units=900, sample_rate=8 / 900, clip_norm=1.0, delta=1e-5, noise_multiplier=0.7, target_epsilon=3.0, unit="patient"
@@ -26,7 +27,7 @@ KEYS = {
 
 def test_it_holds_what_a_reader_needs_to_add_it_up_again(tmp_path) -> None:
     record = write_record(tmp_path, MECHANISM, LEDGER)
-    read = json.loads((tmp_path / FILE).read_text())
+    read = json.loads((tmp_path / PRIVACY).read_text())
     assert read == record
     assert read.keys() >= KEYS
     entries = [(entry["noise_multiplier"], entry["sample_rate"], entry["steps"]) for entry in read["ledger"]]
