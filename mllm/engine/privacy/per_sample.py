@@ -149,15 +149,15 @@ def trainable_layers(module: nn.Module) -> dict[str, nn.Module]:
     for name, part in module.named_modules():
         if isinstance(part, _BatchNorm):
             raise ConfigError(
-                f"privacy_args: {name} is a BatchNorm, which mixes the samples of a batch, so gradients of samples cannot "
-                "be bounded; use a model without BatchNorm"
+                f"privacy_args: {name} is a BatchNorm, which mixes the samples of a batch, so per-sample gradients "
+                "cannot be bounded; use a model without BatchNorm"
             )
         is_trained = any(parameter.requires_grad for parameter in part.parameters(recurse=False))
         if is_trained and type(part) not in (*KINDS, *KINDS.values()):
             raise ConfigError(
                 f"privacy_args: {name or type(part).__name__} ({type(part).__name__}) is trainable, and only Linear "
-                "layers (LoRA on Linear layers, linear heads) and LayerNorms of heads have per-sample gradients; remove "
-                "it from model_args.lora_target"
+                "layers (LoRA on Linear layers, linear heads) and LayerNorms of heads have per-sample gradients: "
+                "remove it from model_args.lora_target"
             )
         if is_trained:
             layers[name] = part

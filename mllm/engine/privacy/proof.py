@@ -88,6 +88,6 @@ def _compare(
         error = float((actual - target).norm())
         if not error <= tolerance * norm + torch.finfo(zero.dtype).eps:
             raise ConfigError(
-                f"privacy_args: the gradients of single samples of {name} {fault} (error {error:.2e}, norm {norm:.2e}), "
+                f"privacy_args: the per-sample gradients of {name} {fault} (error {error:.2e}, norm {norm:.2e}), "
                 "so they cannot be bounded: remove it from model_args.lora_target, and please report it"
             )

@@ -87,13 +87,11 @@ def _warnings(mechanism: Mechanism, epsilon: float) -> list[str]:
     """Return warnings about the guarantee."""
     warnings = []
     if mechanism.test_noise_seed is not None:
-        warnings.append(
-            "test_noise_seed is set: the noise can be computed from it and removed, so the guarantee is void"
-        )
+        warnings.append("test_noise_seed is set: the noise can be computed from it, so the guarantee is void")
     if not mechanism.secure_mode:
         warnings.append(
-            "secure_mode is off: the noise comes from a generator that is not cryptographic, without protection against "
-            "floating-point attacks; turn it on for a model that is published or shared"
+            "secure_mode is off: the noise comes from a generator that is not cryptographic, without protection "
+            "against floating-point attacks; turn it on for a model that is published or shared"
         )
     if epsilon > WEAK_EPSILON:
         warnings.append(f"epsilon is above {WEAK_EPSILON}, which is a weak guarantee")
