@@ -1,6 +1,7 @@
 """Shows what there is: the registries, a config as it is resolved, a sample as the model reads it.
 
 python mllm/pipeline/show.py registries
+python mllm/pipeline/show.py keys
 python mllm/pipeline/show.py config config/training_configs/X.py [--cfg-options a.b=c ...]
 python mllm/pipeline/show.py sample config/training_configs/X.py [--split train] [--index 0] [--tiny]
 """
@@ -30,6 +31,10 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     if arguments.what == "registries":
         print(registries())
+    elif arguments.what == "keys":
+        from mllm.config.key_document import key_document
+
+        print(key_document(), end="")
     elif arguments.what == "config":
         print(resolved(arguments), end="")
     else:
@@ -40,8 +45,9 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = command_parser("show", "Show registries, a resolved config, or an encoded sample.")
-    what = parser.add_subparsers(dest="what", required=True, metavar="{registries,config,sample}")
+    what = parser.add_subparsers(dest="what", required=True, metavar="{registries,keys,config,sample}")
     what.add_parser("registries", help="every name that a config can use, with one sentence")
+    what.add_parser("keys", help="all keys of a config with types and defaults, as in config/README.md")
     config = what.add_parser("config", help="the config as a run would write it into its folder")
     one = what.add_parser("sample", help="one sample as tokens, supervised ones in green")
     for each in (config, one):
@@ -80,7 +86,7 @@ def sample(arguments: argparse.Namespace) -> str:
     """One sample of a config's dataset as its model reads it; no weights are loaded."""
     quiet_progress()
     from mllm.dataset.builder import build_datasets
-    from mllm.models.builder.build_encoder import load_encoder
+    from mllm.models.builder.builder import load_encoder
     from mllm.run.prepare import prepare_args
 
     config, _ = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)

@@ -108,7 +108,7 @@ def select_model(config: RunConfig, options: EvaluateOptions) -> ModelArgs:
     """Return the `model_args` of the adapter or the whole model.
 
     The encoding is the one of `mllm.json` in the model's folder; without that file, the one of the config. Weights are
-    stored in 4 or 8 bits if the config says so.
+    stored in 4 or 8 bits if the config sets `load_in_4bit` or `load_in_8bit`.
     """
     quantization = {key: vars(config.model_args)[key] or None for key in ("load_in_4bit", "load_in_8bit")}
     if options.adapter:

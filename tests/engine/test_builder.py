@@ -12,6 +12,7 @@ from mllm.dataset.loading.sampler import LogicalBatchSampler
 from mllm.engine.builder import (
     build_learner,
     build_multimodal_trainer,
+    find_builder,
     logical_batch_size,
     memory_advice,
     prepare_trainer,
@@ -149,7 +150,12 @@ def test_unused_parameters_are_looked_for_where_more_than_the_language_tower_tra
 
 @pytest.mark.parametrize("kind", ["medgemma", "image-text", "shikra", "perceptionGPT"])
 def test_every_type_that_reads_images_has_the_same_trainer(kind):
-    assert TRAINERS.find(kind) is build_multimodal_trainer
+    assert find_builder(kind) is build_multimodal_trainer
+
+
+def test_a_family_can_bring_its_own_trainer(monkeypatch):
+    monkeypatch.setitem(TRAINERS.module_dict, "medgemma", dict)
+    assert find_builder("medgemma") is dict and find_builder("shikra") is build_multimodal_trainer
 
 
 @pytest.mark.parametrize("name", ["loss", "a.b"])
@@ -182,7 +188,7 @@ def test_the_advice_names_what_this_config_can_lower(build, tmp_path):
     assert memory_advice(config) == (
         "Lower, in this order: data_args.tokens_per_micro_batch (now 4096), then "
         "model_args.max_length (now 512), then model_args.image_token_len (now 128), then "
-        "model_args.image_size (now the checkpoint’s own), then model_args.lora_r (now 8)"
+        "model_args.image_size (now that of the checkpoint), then model_args.lora_r (now 8)"
     )
 
 
