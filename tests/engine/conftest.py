@@ -1,4 +1,4 @@
-"""A tiny learner on generated pictures, and a trainer of it."""
+"""Fixtures: a tiny learner on generated images and a trainer of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers to a split, as in use."""
+"""Tests of `mllm.engine.evaluation`."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ TALKING = dict(max_new_tokens=6, do_sample=True, temperature=20.0, progress=Fals
 """Left to itself this tiny model says nothing."""
 
 
-def test_every_row_stands_beside_its_question_and_true_answer(make_bundle, rows):
+def test_rows_contain_question_reference_and_prediction(make_bundle, rows):
     bundle, split = make_bundle(), rows(5)
     seen = []
 
@@ -39,7 +39,7 @@ def test_every_row_stands_beside_its_question_and_true_answer(make_bundle, rows)
     assert seen == [(predictions, [Answer(row["reference"]) for row in evaluation.rows])] * 2
 
 
-def test_the_true_answer_is_never_shown_to_the_model(make_bundle, rows):
+def test_predictions_do_not_depend_on_the_reference(make_bundle, rows):
     bundle, split = make_bundle(), rows(3)
 
     class Lying(rows):
@@ -55,7 +55,7 @@ def test_the_true_answer_is_never_shown_to_the_model(make_bundle, rows):
     assert any(answers[0])
 
 
-def test_a_split_may_be_asked_without_a_metric(make_bundle, rows):
+def test_a_split_can_be_evaluated_without_metrics(make_bundle, rows):
     evaluation = evaluate_split(make_bundle(), rows(1), {}, max_new_tokens=2, progress=False)
     assert (len(evaluation.rows), evaluation.figures, evaluation.skipped) == (1, {}, [])
 
@@ -96,7 +96,7 @@ def test_a_box_in_the_question_is_never_scored(make_bundle, rows):
         assert row["reference"].startswith("A lesion at [")
 
 
-def test_the_true_answer_as_the_model_would_write_it_is_right(make_bundle, rows, monkeypatch):
+def test_the_reference_in_the_format_of_the_model_is_correct(make_bundle, rows, monkeypatch):
     """Through the encoder's own writing and reading, which rounds to a thousandth of the image."""
     bundle = make_bundle()
 
@@ -115,7 +115,7 @@ def test_the_true_answer_as_the_model_would_write_it_is_right(make_bundle, rows,
         assert np.abs(np.subtract(row["boxes"], row["reference_boxes"])).max() <= 0.1
 
 
-def test_a_row_that_names_no_mark_of_its_own_is_skipped_or_refused(make_bundle, rows):
+def test_a_row_with_a_missing_mark_is_skipped_or_refused(make_bundle, rows):
     class Wrong(Pointing):
         def sample(self, index, epoch=0):
             sample = super().sample(index)
@@ -128,7 +128,7 @@ def test_a_row_that_names_no_mark_of_its_own_is_skipped_or_refused(make_bundle, 
     assert (len(evaluation.rows), len(evaluation.skipped)) == (1, 1)
 
 
-def test_places_are_pixels_and_run_lengths():
+def test_mark_fields_are_pixels_and_run_lengths():
     mask = np.zeros((6, 8), bool)
     mask[2:4, 3:7] = True
     marks = (Mark(box=(1.26, 2.0, 3.0, 4.0)), Mark(mask=mask, image=1), Mark(point=(7.77, 1.0)))

@@ -1,4 +1,4 @@
-"""Figures of a log entry, checked by hand."""
+"""Tests of `mllm.engine.meter` against values computed by hand."""
 
 import time
 
@@ -45,7 +45,7 @@ def test_padding_and_speed_are_counted_since_the_start(accelerator, monkeypatch)
     assert (meter.samples, meter.truncated) == (4, 2)
 
 
-def test_an_evaluation_does_not_slow_the_tokens_down(accelerator, monkeypatch):
+def test_evaluations_do_not_count_in_the_speed(accelerator, monkeypatch):
     now = [0.5]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     meter = Meter()
@@ -75,7 +75,7 @@ def test_a_row_that_fails_in_every_epoch_is_listed_once():
     assert list(meter.failures) == ["rows.jsonl, line 3: no", "rows.jsonl, line 5: no"]
 
 
-def test_the_closing_figures_are_of_this_resume_alone(accelerator, monkeypatch):
+def test_the_final_figures_cover_the_time_since_the_resume(accelerator, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     meter = Meter()

@@ -1,4 +1,4 @@
-"""Private updates against DP-SGD written out by hand; noise, ledger, stops and resumes as promised."""
+"""Tests of private updates against a reference DP-SGD: noise, ledger, end of training and resume."""
 
 import json
 
@@ -117,7 +117,7 @@ def by_hand(trainer, updates, per_layer=False):
 
 @pytest.mark.parametrize("clipping", ["flat", "per_layer"])
 @pytest.mark.parametrize("units", [None, PATIENTS], ids=["samples", "patients"])
-def test_without_noise_updates_are_those_of_dp_sgd_by_hand(make_trainer, clipping, units):
+def test_updates_without_noise_equal_a_reference_dp_sgd(make_trainer, clipping, units):
     options = dict(units=units, dtype=torch.float64, mechanism=dict(clipping=clipping))
     ours, theirs = make_trainer(physical=2, **options), make_trainer(**options)
     start = trained(ours)
@@ -270,7 +270,7 @@ def test_a_run_without_privacy_is_not_continued_with_it(make_trainer, tmp_path):
         make_trainer(**SAVED, output_dir=str(tmp_path / "x")).train(resume_from_checkpoint=str(checkpoint))
 
 
-def test_what_is_looked_at_before_step_1_is_synthetic(make_trainer):
+def test_checks_before_the_first_update_read_artificial_samples(make_trainer):
     trainer = make_trainer(physical=2)
 
     def touched(draw):
@@ -309,7 +309,7 @@ def test_a_checkpoint_is_saved_when_the_validation_loss_first_falls_below_a_thre
     assert kept == [2, 4]
 
 
-def test_the_record_of_a_run_says_what_its_ledger_says(make_trainer, tmp_path):
+def test_the_record_of_a_run_agrees_with_its_ledger(make_trainer, tmp_path):
     trainer = make_trainer(mechanism=dict(noise_multiplier=1.5, accountant="rdp"), max_steps=3)
     trainer.train()
     record = json.loads((tmp_path / "run" / "privacy.json").read_text())

@@ -1,4 +1,4 @@
-"""Matching of features: the sums by hand, what learns, and the published wiring that is refused."""
+"""Tests of feature distillation: sums by hand, trained tensors, and refused settings."""
 
 import copy
 
@@ -124,7 +124,7 @@ def test_the_feature_loss_falls_and_not_by_the_projectors_alone(tiny_student, te
         assert all(not torch.equal(tap, first[path]) for path, tap in student.model(**inputs[0]).taps.items())
 
 
-def test_a_student_that_carries_no_gradient_is_refused_by_name(tiny_student, teacher: Bundle):
+def test_a_student_without_gradient_is_refused_by_name(tiny_student, teacher: Bundle):
     """The published hooks detached the student's features; a tower in which nothing trains comes to the same."""
     student = _student(tiny_student)
     learner = _learner(student, teacher).train()
@@ -157,12 +157,12 @@ def test_projectors_begin_alike_in_every_process(tiny_student, teacher: Bundle):
         (dict(layer_weights=[0.0, 0.0, 0.0]), "not all 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(wrong, sentence: str):
+def test_invalid_settings_are_refused(wrong, sentence: str):
     with pytest.raises(ConfigError, match=sentence):
         FeatureMatch(**wrong)
 
 
-def test_without_a_teacher_it_says_what_to_set(tiny_student, teacher: Bundle):
+def test_a_missing_teacher_is_refused(tiny_student, teacher: Bundle):
     student = _student(tiny_student)
     learner = _learner(student, teacher)
     images, targets, _ = _inputs(student, teacher)

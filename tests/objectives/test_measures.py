@@ -1,4 +1,4 @@
-"""Losses of measured numbers against arithmetic by hand."""
+"""Tests of losses of measures against values computed by hand."""
 
 import math
 
@@ -77,13 +77,13 @@ def test_a_head_without_the_three_measures_is_refused_by_name(measures: list[str
         VolumeConsistency(names=("EF", "EDV", "EDV"))
 
 
-def test_an_empty_ventricle_does_not_explode():
+def test_an_empty_ventricle_has_a_finite_loss():
     found = torch.tensor([[60.0, 0.0, 40.0], [60.0, -5.0, 40.0]], requires_grad=True)
     VolumeConsistency().total(_context(found, [[0.0] * 3] * 2)).sum().backward()
     assert found.grad is not None and found.grad.isfinite().all()
 
 
-def test_a_model_without_a_head_is_told_what_to_set():
+def test_a_model_without_a_head_is_refused():
     with pytest.raises(ConfigError, match=r"MeasureLoss needs a head for measures: set model_args.part='vision'"):
         MeasureLoss().count({"labels": torch.zeros(1, 2)})
     with pytest.raises(ConfigError, match="the model has no RegressionHead"):
