@@ -48,9 +48,7 @@ class BoxLoss(Objective):
 def known_objects(targets: dict[str, Tensor], name: str, head: str) -> Tensor:
     """Return the mask of supervised objects, [B, M]. Raise `ConfigError` if the model has no such head."""
     if name not in targets:
-        raise ConfigError(
-            f"an objective needs a {head}, and model_args.heads has none: add one, or remove the objective"
-        )
+        raise ConfigError(f"model_args.heads has no {head}, which an objective needs: add one, or remove the objective")
     return targets[name]
 
 
