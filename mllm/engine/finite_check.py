@@ -65,6 +65,13 @@ class FiniteCheck(TrainerCallback):
         self._pending: deque[tuple[int, HostCopy]] = deque()
         """Number of an update, and its loss and its flag for finite gradients (0 or 1), [2]."""
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget the flags of an earlier training with this trainer."""
+        self.loss = self._failed = None
+        self._pending.clear()
+
     def on_pre_optimizer_step(
         self,
         args: TrainingArguments,

@@ -122,6 +122,16 @@ def test_the_check_does_not_change_the_updates(make_trainer, monkeypatch):
         assert all(torch.equal(state[key], value) for key, value in expected.items())
 
 
+def test_a_training_after_a_failed_one_makes_updates(make_trainer, late):
+    trainer = make_trainer(max_steps=2, logging_steps=100, optim=FUSED)
+    poison = _fail(trainer, "gradient", 2)
+    before, _ = _state(trainer)
+    poison.step = 0
+    trainer.train()
+    after, _ = _state(trainer)
+    assert any(not torch.equal(after[name], value) for name, value in before.items())
+
+
 def test_only_fused_adam_skips_on_the_device(make_trainer):
     for name, expected in ((FUSED, True), (UNFUSED, False), ("sgd", False), ("adafactor", False)):
         trainer = make_trainer(max_steps=1, optim=name)
