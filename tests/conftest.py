@@ -1,4 +1,4 @@
-"""What all tests share: two threads, no network, and tiny checkpoints written once per process."""
+"""Settings and fixtures of all tests: two threads, no network, tiny checkpoints written once per process."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ settings.register_profile("suite", derandomize=True, deadline=None, database=Non
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("suite")
 
+pytest_plugins = ["command_fixtures"]
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -13,14 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "mllm").rglob("*.py"))
 CONFIGS = sorted((ROOT / "config").rglob("*.py"))
-NOUNS = {"structures", "registry", "errors", "files", "options"}
+NOUNS = {"structures", "registry", "errors", "files", "options", "run_files"}
 PARTS = {"dataset", "models", "objectives", "metrics"}
 ALLOWED = {
     **dict.fromkeys(NOUNS, NOUNS),
     "config": NOUNS | {"config"},
     **{part: NOUNS | {part} for part in PARTS},
     "engine": NOUNS | {"engine", "models", "objectives", "metrics"},
-    "export": NOUNS | {"export"} | PARTS,
+    "export": NOUNS | {"export", "config"} | PARTS,
     "tiny": NOUNS | {"tiny", "config", "export"} | PARTS,
     "report": NOUNS | {"report", "config", "engine"} | PARTS,
     "predict": NOUNS | {"predict", "report", "config", "engine", "export"} | PARTS,

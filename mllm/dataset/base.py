@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL.Image import Image
-from torch.utils.data import Dataset
 from typing_extensions import override
 
 from mllm.dataset.augment.transforms import apply_transforms, build_transforms
@@ -21,7 +20,7 @@ from mllm.errors import ConfigError, DataError, UserError, hint
 from mllm.structures import Sample
 
 
-class SampleDataset(Dataset[Sample], ABC):
+class SampleDataset(ABC):
     """A collection of samples that is a function of (index, epoch): the same in every process and after a resume."""
 
     seed_from: ClassVar[Literal["run", "split", "class"]] = "class"

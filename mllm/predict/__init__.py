@@ -1,1 +1,1 @@
-"""Answers from a trained adapter or a model: loading, prompting, files of questions, chat."""
+"""Prediction and evaluation with a trained adapter or a whole model."""

@@ -1,85 +1,100 @@
-"""A conversation at the terminal: every question is asked with what was said before it."""
+"""Interactive conversation at the terminal."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from PIL import Image
+from PIL.Image import Image
 
 from mllm.errors import DataError
-from mllm.predict.options import answers
+from mllm.predict.generation import GenerationOptions, generate_answers
 from mllm.structures import IMAGE, Answer, Bundle, Sample, Turn
 
-logger = logging.getLogger("mllm.pipeline.predict")
-HELP = "a line is a question; /clear forgets what was said, /quit or Ctrl-D ends"
+logger = logging.getLogger(__name__)
+HELP = "Type a question and press Enter. /clear deletes the conversation; /quit or Ctrl-D ends the program."
 
 
 @dataclass
-class Chat:
-    """The exchanges so far, and the images that the next question shows."""
+class Exchange:
+    """One question of a conversation with its answer and images."""
+
+    question: Turn
+    answer: Turn
+    images: Sequence[Image]
+
+
+@dataclass
+class Conversation:
+    """A conversation with a model; each question is encoded together with the preceding exchanges."""
 
     bundle: Bundle
-    limit: int
-    """Tokens that a conversation may have before its next answer; what was said first is forgotten beyond it."""
-    said: list[tuple[Turn, Turn, list[Image.Image]]] = field(default_factory=list)
-    """Questions with their answers and images."""
-    asked: int = 0
+    max_prompt_tokens: int
+    """Maximum length of the encoded conversation; the oldest exchanges are removed beyond it."""
+    options: GenerationOptions
+    exchanges: list[Exchange] = field(default_factory=list)
+    count: int = 0
+    """Number of answered questions, including removed ones."""
 
-    def ask(self, question: str, images: list[Image.Image], arguments: argparse.Namespace) -> Answer:
-        """The answer, which becomes part of the conversation; raises `DataError` where the question cannot be asked."""
+    def ask(self, question: str, images: Sequence[Image] = ()) -> Answer:
+        """Return the answer to `question` about `images` and append both to the conversation.
+
+        Raises `DataError` if the question alone cannot be encoded.
+        """
         text = question if IMAGE in question else IMAGE * len(images) + question
         turn = Turn("user", text)
-        sample = self._within_limit(turn, images)
-        answer = answers(self.bundle, [sample], arguments, shift=self.asked)[0]
-        self.asked += 1
-        # Said again to the model as text: a placeholder in it would stand for an image.
-        self.said.append((turn, Turn("assistant", answer.text.replace(IMAGE, "")), images))
+        sample = self._shorten(turn, images)
+        answer = generate_answers(self.bundle, [sample], self.options, seed_offset=self.count)[0]
+        self.count += 1
+        # A placeholder in a generated answer would stand for an image in the next prompt.
+        self.exchanges.append(Exchange(turn, Turn("assistant", answer.text.replace(IMAGE, "")), images))
         return answer
 
-    def _within_limit(self, turn: Turn, images: list[Image.Image]) -> Sample:
-        """The conversation up to this question, without the first exchanges where it would be too long."""
-        forgotten = 0
-        while not self._fits(sample := self._conversation(turn, images)) and self.said:
-            del self.said[0]
-            forgotten += 1
-        if forgotten:
-            logger.warning("the conversation is too long for the model; forgotten from its begin: %d", forgotten)
+    def sample(self, turn: Turn, images: Sequence[Image]) -> Sample:
+        """Return the whole conversation followed by `turn`."""
+        turns = [turn for exchange in self.exchanges for turn in (exchange.question, exchange.answer)]
+        earlier = [image for exchange in self.exchanges for image in exchange.images]
+        return Sample([*turns, turn], [*earlier, *images], source="the question")
+
+    def _shorten(self, turn: Turn, images: Sequence[Image]) -> Sample:
+        """Remove the oldest exchanges until the conversation with `turn` fits, and return it."""
+        removed = 0
+        while not self._fits(sample := self.sample(turn, images)) and self.exchanges:
+            del self.exchanges[0]
+            removed += 1
+        if removed:
+            logger.warning("the conversation is too long for the model; oldest exchanges removed: %d", removed)
         return sample
 
-    def _conversation(self, turn: Turn, images: list[Image.Image]) -> Sample:
-        """All that was said, and the question."""
-        turns = [spoken for question, answer, _ in self.said for spoken in (question, answer)]
-        shown = [image for _, _, earlier in self.said for image in earlier]
-        return Sample([*turns, turn], [*shown, *images], source="the question")
-
     def _fits(self, sample: Sample) -> bool:
-        """Whether nothing of it is cut and room for the answer is left; the question alone is asked in any case."""
+        """Return True if the sample is not truncated and leaves room for the answer.
+
+        Raises the `DataError` of a sample that consists of one question only.
+        """
         try:
             encoded = self.bundle.encoder.prompt(sample)
         except DataError:
             if len(sample.turns) == 1:
                 raise
             return False
-        return not encoded.truncated and len(encoded) <= self.limit
+        return not encoded.truncated and len(encoded) <= self.max_prompt_tokens
 
 
-def chat(bundle: Bundle, images: list[Image.Image], arguments: argparse.Namespace) -> None:
-    """Answers what is typed, line by line, until it ends; `images` are shown with the first question."""
+def chat(bundle: Bundle, images: Sequence[Image], options: GenerationOptions) -> None:
+    """Answer the lines of standard input until it ends; `images` belong to the first question."""
     config = bundle.model.pretrained.config.get_text_config(decoder=True).to_dict()
-    # T5 counts distances and has no last position; there the encoder's own limit is the only one.
+    # T5 has relative positions and no maximum; there only the encoder's max_length limits the prompt.
     positions = config.get("max_position_embeddings") or sys.maxsize
-    talk = Chat(bundle, max(1, positions - arguments.max_new_tokens))
+    conversation = Conversation(bundle, max(1, positions - options.max_new_tokens), options)
     logger.info("%s", HELP)
-    for line in _typed():
+    for line in _lines():
         if line == "/clear":
-            talk.said.clear()
+            conversation.exchanges.clear()
             continue
         try:
-            answer = talk.ask(line, images, arguments)
+            answer = conversation.ask(line, images)
         except DataError as error:
             logger.warning("%s", error)
             continue
@@ -87,8 +102,8 @@ def chat(bundle: Bundle, images: list[Image.Image], arguments: argparse.Namespac
         print(answer.text, flush=True)
 
 
-def _typed() -> Iterator[str]:
-    """The lines of standard input that are not empty, with a prompt where somebody types."""
+def _lines() -> Iterator[str]:
+    """Yield the non-empty lines of standard input, with a prompt on a terminal."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()

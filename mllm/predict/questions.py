@@ -1,4 +1,4 @@
-"""Questions about images without answers, as rows of a file."""
+"""Dataset of questions without answers, for `mllm predict --batch`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from mllm.structures import Sample
 
 
 class Questions(VQADataset):
-    """What `VQADataset` reads, with or without `image` and `answer`; an answer is left out of what is asked."""
+    """Rows of `VQADataset` in which `image` and `answer` are optional; an answer is not part of the prompt."""
 
     required = ("question",)
     group_field = None
 
     def parse(self, row: dict[str, Any]) -> Sample:
-        """The sample of a row, its answer empty where the row has none."""
+        """Return the sample of a row; its answer is empty if the row has none."""
         return super().parse({**row, "image": row.get("image") or [], "answer": row.get("answer") or ""})

@@ -1,107 +1,105 @@
-"""Named views for a model that measures: frames of a video or a DICOM cine, or one file each."""
+"""Named views for a model that predicts measures: frames of one video or DICOM cine, or one file per view."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mllm.config.schema import ModelArgs
+from mllm.dataset.readers import read_images
 from mllm.errors import ConfigError
 from mllm.structures import Sample, Turn
 
-VIEWS = ("ED", "ES")
-"""What a RegressionHead reads where its config names no views."""
+DEFAULT_VIEWS = ("ED", "ES")
+"""Views of a RegressionHead whose config names none: end-diastole and end-systole."""
 
 
-def add_views(parser: argparse.ArgumentParser) -> None:
-    """The options that name views."""
-    group = parser.add_argument_group("what is measured, by a model with part='vision'")
-    group.add_argument("--video", help="an echocardiogram: a video or a DICOM cine")
-    group.add_argument("--frames", dest="named_frames", type=_frames, help="its frames by view, from 0: ED=46,ES=61")
-    group.add_argument("--view", type=_view, action="append", default=[], help="a view's own file: ED=ed.png")
+@dataclass(frozen=True)
+class ViewInputs:
+    """Files that hold the views of one sample."""
+
+    video: str | None = None
+    """A video or a DICOM cine."""
+    frames: Mapping[str, int] = field(default_factory=dict)
+    """View -> frame of `video`, from 0."""
+    files: Sequence[tuple[str, str]] = ()
+    """Pairs of view and image file, an alternative to `video`."""
+
+    def __bool__(self) -> bool:
+        return bool(self.video or self.files)
 
 
-def _frames(text: str) -> dict[str, int]:
-    try:
-        pairs = [part.split("=") for part in text.split(",")]
-        frames = {name.strip(): int(number) for name, number in pairs}
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' does not say which frames: write ED=46,ES=61") from error
-    if len(frames) < len(pairs):
-        raise argparse.ArgumentTypeError(f"'{text}' names a view twice")
-    return frames
+def views_sample(inputs: ViewInputs, args: ModelArgs, reader: Mapping[str, Any] | None = None) -> Sample:
+    """Return a sample with the views that the model reads.
 
-
-def _view(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise argparse.ArgumentTypeError(f"'{text}' does not say a view and its file: write ED=ed.png")
-    return name, path
-
-
-def views_sample(arguments: argparse.Namespace, args: ModelArgs, reader: Mapping[str, Any] | None = None) -> Sample:
-    """The views that the model reads; `reader` holds options of the files' readers, such as a window.
-
-    Raises `ConfigError` where a view is not named, is named twice, or is none of the model's.
+    `reader` holds options of the image readers, such as `window`. Raises `ConfigError` if a view of the model is
+    missing, is named twice, or does not belong to the model.
     """
-    from mllm.dataset.readers import read_images
-
-    wanted = tuple(args.heads["measures"].get("views", VIEWS))
-    if not arguments.video and not arguments.view:
+    assert args.heads is not None
+    views = tuple(args.heads["measures"].get("views", DEFAULT_VIEWS))
+    if not inputs:
         raise ConfigError(
-            f"this model measures the views {' and '.join(wanted)} and answers no question: give --video FILE with "
-            f"--frames {_example(wanted)}, or each view's file with --view {wanted[0]}=FILE"
+            f"this model predicts measures from the views {' and '.join(views)} and does not answer questions: use "
+            f"--video FILE with --frames {_example(views)}, or one --view {views[0]}=FILE per view"
         )
-    options = dict(reader or {})
-    if arguments.video:
-        if arguments.view:
-            raise ConfigError("--video with --frames and --view FILES are two ways to say the same: give one of them")
-        frames = arguments.named_frames or {}
-        _refuse_absent(wanted, frames, arguments.video)
-        _refuse_strange("--frames", frames, wanted)
-        _refuse_one_frame(wanted, frames, arguments.video)
-        images = read_images(Path(arguments.video), **{**options, "frames": [frames[view] for view in wanted]})
+    if inputs.video:
+        images = _read_frames(inputs, inputs.video, views, reader or {})
     else:
-        if arguments.named_frames:
-            raise ConfigError("--frames belongs to --video; a --view is a file of its own")
-        files = dict(arguments.view)
-        names = [view for view, _ in arguments.view]
-        if len(files) < len(names):
-            raise ConfigError(f"--view {max(names, key=names.count)} is given twice: give each view once")
-        missing = [view for view in wanted if view not in files]
-        if missing:
-            raise ConfigError(f"the view {missing[0]} is not given: add --view {missing[0]}=FILE")
-        _refuse_strange("--view", files, wanted)
-        images = [image for view in wanted for image in read_images(Path(files[view]), **options)[:1]]
-    return Sample([Turn("user", "")], images=images, views=list(wanted), source=arguments.video or "--view")
+        images = _read_files(inputs, views, reader or {})
+    return Sample([Turn("user", "")], images=images, views=list(views), source=inputs.video or "--view")
 
 
-def _refuse_absent(wanted: Sequence[str], frames: dict[str, int], video: str) -> None:
-    """Refuses a video of which it is not said which frame is which view."""
-    missing = [view for view in wanted if view not in frames]
+def _read_frames(inputs: ViewInputs, video: str, views: Sequence[str], reader: Mapping[str, Any]) -> list[Any]:
+    """Return the frames of a video in the order of `views`."""
+    if inputs.files:
+        raise ConfigError("--video and --view exclude each other: use --video with --frames, or one --view per view")
+    _check_frames_present(views, inputs.frames, video)
+    _check_view_names("--frames", inputs.frames, views)
+    _check_frames_differ(views, inputs.frames, video)
+    return read_images(Path(video), **{**reader, "frames": [inputs.frames[view] for view in views]})
+
+
+def _read_files(inputs: ViewInputs, views: Sequence[str], reader: Mapping[str, Any]) -> list[Any]:
+    """Return the first image of each view's file, in the order of `views`."""
+    if inputs.frames:
+        raise ConfigError("--frames requires --video; with --view each view has a file")
+    files = dict(inputs.files)
+    names = [view for view, _ in inputs.files]
+    if len(files) < len(names):
+        raise ConfigError(f"--view {max(names, key=names.count)} is given twice: use each view once")
+    missing = [view for view in views if view not in files]
+    if missing:
+        raise ConfigError(f"the view {missing[0]} is missing: add --view {missing[0]}=FILE")
+    _check_view_names("--view", files, views)
+    return [image for view in views for image in read_images(Path(files[view]), **reader)[:1]]
+
+
+def _check_frames_present(views: Sequence[str], frames: Mapping[str, int], video: str) -> None:
+    """Raise `ConfigError` if a view has no frame."""
+    missing = [view for view in views if view not in frames]
     if missing:
         raise ConfigError(
-            f"{video}: which frame is {' and which is '.join(missing)} is not said, and no file tells it reliably: add "
-            f"--frames {_example(wanted)} with their numbers, counted from 0"
+            f"{video}: no frame number for {' and '.join(missing)}, and no file states it reliably: add "
+            f"--frames {_example(views)} with frame numbers from 0"
         )
 
 
-def _refuse_strange(option: str, named: Iterable[str], wanted: Sequence[str]) -> None:
-    """Refuses a view that the model does not read."""
-    strange = [view for view in named if view not in wanted]
-    if strange:
-        raise ConfigError(f"{option} names '{strange[0]}', and the model reads {', '.join(wanted)}: remove it")
+def _check_view_names(option: str, names: Iterable[str], views: Sequence[str]) -> None:
+    """Raise `ConfigError` for a view that the model does not read."""
+    unknown = [view for view in names if view not in views]
+    if unknown:
+        raise ConfigError(f"{option} names '{unknown[0]}', and the model reads {', '.join(views)}: remove it")
 
 
-def _refuse_one_frame(wanted: Sequence[str], frames: Mapping[str, int], video: str) -> None:
-    """Refuses one frame for two views, as the datasets do: a heart is not at two moments at once."""
-    for number, view in enumerate(wanted):
-        for other in wanted[:number]:
+def _check_frames_differ(views: Sequence[str], frames: Mapping[str, int], video: str) -> None:
+    """Raise `ConfigError` if two views have the same frame, as the datasets do."""
+    for number, view in enumerate(views):
+        for other in views[:number]:
             if frames[view] == frames[other]:
-                raise ConfigError(f"{video}: {other} and {view} are both frame {frames[view]}: give each its own")
+                raise ConfigError(f"{video}: {other} and {view} are both frame {frames[view]}: use different frames")
 
 
-def _example(wanted: Sequence[str]) -> str:
-    return ",".join(f"{view}=NUMBER" for view in wanted)
+def _example(views: Sequence[str]) -> str:
+    return ",".join(f"{view}=NUMBER" for view in views)

@@ -19,8 +19,9 @@ from mllm.config.schema import RunConfig
 from mllm.config.source import source_of
 from mllm.errors import ConfigError, TrainingError, hint
 from mllm.files import write_text
-from mllm.pipeline.evaluate_model import METRICS_FILE, table
+from mllm.predict.evaluate import figures_table
 from mllm.run.prepare import fill_registries
+from mllm.run_files import METRICS as METRICS_FILE
 
 FINETUNE = CHECKOUT / "mllm" / "pipeline" / "finetune.py"
 FIRST_PICTURES = ("training_progress.png", "loss.png")
@@ -169,4 +170,4 @@ def figures(run: Path) -> str:
     measured = json.loads(file.read_text(encoding="utf-8"))["figures"] if file.is_file() else {}
     if not measured:
         return "Nothing was measured: the config has no data_args.test, or no data_args.compute_metric."
-    return table(measured)
+    return figures_table(measured)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,15 +24,17 @@ from mllm.engine.run_folder import newest_checkpoint, point_latest
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
 from mllm.export.card import Facts, card_text
-from mllm.files import replaced_file, write_json, write_text
+from mllm.files import write_json, write_text
 from mllm.metrics.measure_table import agreement_table
 from mllm.models.adapters.attach import trainable_report, trainable_table
 from mllm.models.backbone.loading import find_checkpoint
 from mllm.models.vision_model import VisionModel
-from mllm.pipeline.evaluate_model import METRICS_FILE
 from mllm.pipeline.merge import merge
+from mllm.predict.writer import write_predictions
 from mllm.registry import EXPORTERS, METRICS
 from mllm.report.data_summary import draw_agreement
+from mllm.run_files import METRICS as METRICS_FILE
+from mllm.run_files import PREDICTIONS
 from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
@@ -164,8 +165,7 @@ def report(
         facts = known_facts(config, trainer, splits)
         facts = replace(facts, figures={**facts.figures, **answers.named_figures})
         write_text(written / "README.md", card_text(written.name, asdict(config.model_args), facts))
-        with replaced_file(folder / "predictions.jsonl") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers.rows)
+        write_predictions(folder / PREDICTIONS, answers.rows)
         if "measures" in answers.figures:
             draw_agreement(answers.rows, folder)
         write_json(folder / METRICS_FILE, {"figures": answers.figures})

@@ -1,4 +1,4 @@
-"""A split is answered, scored and written down so that the figures can be taken again from the rows."""
+"""A split is evaluated; the figures can be computed again from the written rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from mllm.errors import ConfigError, DataError
 from mllm.metrics.text import accuracy
-from mllm.pipeline.evaluate_model import main, table
+from mllm.pipeline.evaluate_model import main
 from mllm.structures import Answer
 
 DATA = "test=dict(_delete_=True, type='VQADataset', data_path='rows.jsonl', image_folder='pictures')"
@@ -63,12 +63,12 @@ def test_figures_rows_settings_and_versions_are_written_beside_the_adapter(
 
 def test_nothing_is_overwritten(run: tuple[str, str]) -> None:
     config, _ = run
-    asked = [config, "--adapter", "exp/old", "--cfg-options", "data_args.gen_kwargs.max_new_tokens=1"]
+    options = [config, "--adapter", "exp/old", "--cfg-options", "data_args.gen_kwargs.max_new_tokens=1"]
     for _ in range(2):
-        assert main(asked) == 0
+        assert main(options) == 0
     assert read("exp/old/evaluation-test")[1] == read("exp/old/evaluation-test-2")[1]
     with pytest.raises(ConfigError, match="evaluation-test exists and is not an empty folder"):
-        main([*asked, "--out", "exp/old/evaluation-test"])
+        main([*options, "--out", "exp/old/evaluation-test"])
     assert sorted(path.name for path in Path("exp/old").iterdir()) == [
         "adapter",
         "evaluation-test",
@@ -76,7 +76,7 @@ def test_nothing_is_overwritten(run: tuple[str, str]) -> None:
     ]
 
 
-def test_a_base_model_is_asked_with_the_metrics_of_the_command_line(run: tuple[str, str], talking_base: Path) -> None:
+def test_a_base_model_is_evaluated_with_metrics_of_the_command_line(run: tuple[str, str], talking_base: Path) -> None:
     config, adapter = run
     options = ["--metric", "short_answer", "accuracy", "rec", "--out", "out"]
     assert main([config, "--model", str(talking_base), *options]) == 0
@@ -91,13 +91,13 @@ def test_a_base_model_is_asked_with_the_metrics_of_the_command_line(run: tuple[s
         "samples": 0,
     }
     assert values["model"]["adapter_path"] is None
-    assert values["model"]["image_token_len"] == 16, "encoded as the config says"
+    assert values["model"]["image_token_len"] == 16, "the encoding is the one of the config"
     assert values["adapter_sha256"] == {}
     main([config, "--adapter", adapter])
     assert [row["prediction"] for row in read("exp/old/evaluation-test")[1]] != [row["prediction"] for row in rows]
 
 
-def test_other_splits_need_not_be_there(run: tuple[str, str], write_config: Callable[..., str]) -> None:
+def test_data_of_other_splits_may_be_absent(run: tuple[str, str], write_config: Callable[..., str]) -> None:
     absent = "dict(_delete_=True, type='VQADataset', data_path='absent.jsonl')"
     config = write_config(
         f"data_args = dict(train={absent}, validation={DATA.split('=', 1)[1]}, test={absent})", "b.py"
@@ -108,7 +108,7 @@ def test_other_splits_need_not_be_there(run: tuple[str, str], write_config: Call
         main([config, "--adapter", run[1]])
 
 
-def test_bad_rows_are_counted_or_end_it_without_a_trace(
+def test_bad_rows_are_counted_or_raise_and_leave_no_files(
     run: tuple[str, str], write_config: Callable[..., str], write_rows: Callable[..., None]
 ) -> None:
     write_rows({"image": "absent.png", "question": "Which?", "answer": "MRI"})
@@ -125,26 +125,16 @@ def test_bad_rows_are_counted_or_end_it_without_a_trace(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--metric", "acuracy"], "did you mean 'accuracy'"),
-        (["--cfg-options", "data_args.compute_metric=None"], "give --metric NAME, one of accuracy"),
+        (["--cfg-options", "data_args.compute_metric=None"], "add --metric NAME, one of accuracy"),
         (["--cfg-options", "data_args.test=None"], "no split 'test'"),
     ],
 )
-def test_what_cannot_be_evaluated_is_said_before_a_model_is_loaded(
-    run: tuple[str, str], monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+def test_invalid_options_are_refused_before_a_model_is_loaded(
+    run: tuple[str, str], monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
 ) -> None:
-    monkeypatch.setattr("mllm.predict.load.load_for_answers", None)
-    with pytest.raises(ConfigError, match=said):
+    monkeypatch.setattr("mllm.predict.evaluate.load_for_answers", None)
+    with pytest.raises(ConfigError, match=message):
         main([run[0], "--adapter", run[1], *options])
-
-
-def test_the_table_has_counts_and_shares() -> None:
-    lines = table({"rec": {"accuracy": 0.87512, "samples": 1200}, "res": {"cIoU": float("nan")}}).splitlines()
-    assert [line.split() for line in lines[2:]] == [
-        ["rec", "accuracy", "0.8751"],
-        ["rec", "samples", "1,200"],
-        ["res", "cIoU", "nan"],
-    ]
-    assert len({len(line) for line in lines}) == 1

@@ -1,4 +1,4 @@
-"""What `predict.py` prints is what the model says, asked as in training."""
+"""`predict.py` prints the generated answer for the prompt of training."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mllm.pipeline.predict import main, parse
 FEW = ["--max-new-tokens", "8"]
 
 
-def _spoken_by_transformers(base: Path, adapter: Path, image: Path, question: str) -> str:
-    """The oracle: PEFT, the processor's own template and `generate`, none of our code."""
+def _answer_of_transformers(base: Path, adapter: Path, image: Path, question: str) -> str:
+    """Return the reference answer: PEFT, the processor's chat template and `generate`."""
     processor = AutoProcessor.from_pretrained(base)
     model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), adapter).eval()
     content = [{"type": "image", "image": Image.open(image)}, {"type": "text", "text": question}]
@@ -36,54 +36,52 @@ def _spoken_by_transformers(base: Path, adapter: Path, image: Path, question: st
     return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-def test_the_answer_alone_is_printed_and_is_what_transformers_says(
+def test_only_the_answer_is_printed_and_it_equals_transformers(
     talking_base: Path, talking_adapter: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = pictures / "0.png"
-    expected = _spoken_by_transformers(talking_base, talking_adapter, image, "What is this?")
+    expected = _answer_of_transformers(talking_base, talking_adapter, image, "What is this?")
     capsys.readouterr()
     assert main(["--adapter", str(talking_adapter), "--image", str(image), "--question", "What is this?", *FEW]) == 0
     assert capsys.readouterr().out == expected + "\n"
     assert expected
 
 
-def test_the_base_alone_answers_otherwise(
+def test_the_base_without_the_adapter_answers_differently(
     talking_base: Path, talking_adapter: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--image", str(pictures / "0.png"), "--question", "What is this?", *FEW]
-    main(["--adapter", str(talking_adapter), *asked])
+    options = ["--image", str(pictures / "0.png"), "--question", "What is this?", *FEW]
+    main(["--adapter", str(talking_adapter), *options])
     adapted = capsys.readouterr().out
-    main(["--model", str(talking_base), *asked])
+    main(["--model", str(talking_base), *options])
     assert capsys.readouterr().out != adapted
 
 
-def test_a_dicom_is_read_with_the_options_of_its_reader(
-    talking_adapter: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = ["--adapter", str(talking_adapter), "--image", get_testdata_file("CT_small.dcm"), "--question", "Normal?"]
-    spoken = []
+def test_reader_options_apply_to_a_dicom_file(talking_adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--adapter", str(talking_adapter), "--image", get_testdata_file("CT_small.dcm"), "--question", "Normal?"]
+    answers = []
     for window in ("lung", "400,40", "bone"):
-        assert main([*asked, "--window", window, "--frame", "0", *FEW]) == 0
-        spoken.append(capsys.readouterr().out)
-    assert len(set(spoken)) > 1, "the window changes nothing"
+        assert main([*options, "--window", window, "--frame", "0", *FEW]) == 0
+        answers.append(capsys.readouterr().out)
+    assert len(set(answers)) > 1, "the window has no effect"
     with pytest.raises(ConfigError, match="did you mean 'lung'"):
-        main([*asked, "--window", "lnug"])
+        main([*options, "--window", "lnug"])
 
 
 def test_sampling_is_seeded(talking_adapter: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--adapter", str(talking_adapter), "--image", str(pictures / "0.png"), "--question", "What?", *FEW]
-    spoken = []
+    options = ["--adapter", str(talking_adapter), "--image", str(pictures / "0.png"), "--question", "What?", *FEW]
+    answers = []
     for seed in ("1", "1", "2"):
-        main([*asked, "--temperature", "9", "--seed", seed])
-        spoken.append(capsys.readouterr().out)
-    assert spoken[0] == spoken[1] != spoken[2]
+        main([*options, "--temperature", "9", "--seed", seed])
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] != answers[2]
 
 
-def test_places_are_printed_in_pixels_and_drawn_where_asked(
+def test_marks_are_printed_in_pixels_and_drawn_with_draw(
     talking_adapter: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pointing: Any
 ) -> None:
-    one = ["--adapter", str(talking_adapter), "--question", "Where?", *FEW, "--image", str(pictures / "0.png")]
-    assert main(one) == 0
+    options = ["--adapter", str(talking_adapter), "--question", "Where?", *FEW, "--image", str(pictures / "0.png")]
+    assert main(options) == 0
     lines = capsys.readouterr().out.splitlines()[-3:]
     assert lines == [
         "  1: box x1 y1 x2 y2 = 10.0 5.0 40.0 30.0",
@@ -91,13 +89,13 @@ def test_places_are_printed_in_pixels_and_drawn_where_asked(
         "  3: point x y = 70.0 50.0",
     ]
     assert os.listdir(tmp_path) == []
-    main([*one, "--image", str(pictures / "1.png"), "--draw", str(tmp_path / "seen.png")])
+    main([*options, "--image", str(pictures / "1.png"), "--draw", str(tmp_path / "marks.png")])
     assert "  4 in image 2: box" in capsys.readouterr().out
-    assert sorted(os.listdir(tmp_path)) == ["seen-1.png", "seen-2.png"]
-    assert Image.open(tmp_path / "seen-1.png").size == (80 * 7, 60 * 7)
-    main([*one, "--draw", str(tmp_path / "one.png")])
+    assert sorted(os.listdir(tmp_path)) == ["marks-1.png", "marks-2.png"]
+    assert Image.open(tmp_path / "marks-1.png").size == (80 * 7, 60 * 7)
+    main([*options, "--draw", str(tmp_path / "one.png")])
     with pytest.raises(ConfigError, match=r"one\.png exists"):
-        main([*one, "--draw", str(tmp_path / "one.png")])
+        main([*options, "--draw", str(tmp_path / "one.png")])
 
 
 @pytest.mark.parametrize(
@@ -123,19 +121,22 @@ def test_places_are_printed_in_pixels_and_drawn_where_asked(
         ["--adapter", "a", "--question", "What?", "--load-in-4bit", "--load-in-8bit"],
     ],
 )
-def test_a_command_line_that_does_not_fit_together_exits_with_2(wrong: list[str]) -> None:
+def test_options_that_exclude_each_other_exit_with_2(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(wrong)
     assert caught.value.code == 2
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
-    [(("--window", "lung,x"), "'lung,x' is neither a name nor"), (("--max-new-tokens", "0"), "'0' is no whole number")],
+    ("options", "message"),
+    [
+        (("--window", "lung,x"), "'lung,x' is neither a window name nor"),
+        (("--max-new-tokens", "0"), "'0' is not"),
+    ],
 )
-def test_a_wrong_option_is_said_in_words(
-    capsys: pytest.CaptureFixture[str], options: tuple[str, str], said: str
+def test_an_invalid_value_is_refused(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, str], message: str
 ) -> None:
     with pytest.raises(SystemExit):
         parse(["--model", "m", "--question", "What?", *options])
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Views named on the command line: the right frames by any order, and what is missing is said."""
+"""Views named on the command line: frames in any order, and errors for missing and unknown views."""
 
 import argparse
 from pathlib import Path
@@ -10,21 +10,28 @@ from PIL import Image
 
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError, UserError
-from mllm.predict.views import add_views, views_sample
+from mllm.pipeline.options import add_view_options
+from mllm.predict.views import ViewInputs, views_sample
+from mllm.structures import Sample
 
 HEADS = dict(measures=dict(type="RegressionHead", views=["ED", "ES"]))
 ARGS = ModelArgs("medsiglip", "a/b", part="vision", heads=HEADS)
 
 
-def _sample(*arguments: str):
+def _inputs(*options: str) -> ViewInputs:
     parser = argparse.ArgumentParser()
-    add_views(parser)
-    return views_sample(parser.parse_args(arguments), ARGS)
+    add_view_options(parser)
+    args = parser.parse_args(options)
+    return ViewInputs(args.video, args.view_frames or {}, args.view)
+
+
+def _sample(*options: str, **reader) -> Sample:
+    return views_sample(_inputs(*options), ARGS, reader)
 
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cine as video and as DICOM whose frame n has the gray value 10 n, and a picture of 200."""
+    """A cine as video and as DICOM whose frame n has the gray value 10 n, and an image with the value 200."""
     monkeypatch.chdir(tmp_path)
     frames = np.stack([np.full((32, 32), 10 * number, np.uint8) for number in range(12)])
     write_avi(Path("a.avi"), list(frames), "ffv1")
@@ -41,60 +48,57 @@ def _grays(sample) -> dict[str, int]:
 
 @pytest.mark.parametrize("file", ["a.avi", "a.dcm"])
 @pytest.mark.parametrize("ed, es", [(7, 2), (0, 11), (11, 0)])
-def test_frames_are_those_that_were_named(files, file: str, ed: int, es: int):
+def test_frames_are_selected_by_view(files, file: str, ed: int, es: int):
     assert _grays(_sample("--video", file, "--frames", f"ES={es}, ED={ed}")) == {"ED": ed, "ES": es}
 
 
-def test_each_view_may_be_a_file_of_its_own(files):
+def test_each_view_can_be_an_image_file(files):
     assert _grays(_sample("--view", "ES=es.png", "--view", "ED=es.png")) == {"ED": 20, "ES": 20}
 
 
 @pytest.mark.parametrize(
-    "arguments, sentence",
+    "options, message",
     [
         (
             [],
-            "measures the views ED and ES and answers no question: give --video FILE with --frames ED=NUMBER,ES=NUMBER",
+            "predicts measures from the views ED and ES and does not answer questions: use --video FILE with --frames "
+            "ED=NUMBER,ES=NUMBER, or one --view ED=FILE per view",
         ),
-        (["--video", "a.dcm"], "a.dcm: which frame is ED and which is ES is not said, and no file tells it reliably"),
-        (["--video", "a.dcm", "--frames", "ED=3"], "a.dcm: which frame is ES is not said"),
+        (["--video", "a.dcm"], "a.dcm: no frame number for ED and ES, and no file states it reliably"),
+        (["--video", "a.dcm", "--frames", "ED=3"], "a.dcm: no frame number for ES"),
         (["--video", "a.avi", "--frames", "ED=3,ES=4,EP=5"], "--frames names 'EP', and the model reads ED, ES"),
         (["--video", "a.avi", "--frames", "ED=3,ES=12"], "12"),
         (["--video", "b.avi", "--frames", "ED=3,ES=4"], "b.avi"),
-        (["--view", "ED=es.png"], "the view ES is not given: add --view ES=FILE"),
+        (["--view", "ED=es.png"], "the view ES is missing: add --view ES=FILE"),
         (["--video", "a.avi", "--frames", "ED=3,ES=3"], "a.avi: ED and ES are both frame 3"),
-        (["--video", "a.avi", "--frames", "ED=3,ES=4", "--view", "ED=es.png"], "give one of them"),
+        (["--video", "a.avi", "--frames", "ED=3,ES=4", "--view", "ED=es.png"], "--video and --view exclude each other"),
         (["--view", "ED=es.png", "--view", "ES=es.png", "--view", "EP=es.png"], "--view names 'EP', and the model"),
         (["--view", "ED=es.png", "--view", "ED=es.png", "--view", "ES=es.png"], "--view ED is given twice"),
-        (["--view", "ED=es.png", "--view", "ES=es.png", "--frames", "ED=3,ES=4"], "--frames belongs to --video"),
+        (["--view", "ED=es.png", "--view", "ES=es.png", "--frames", "ED=3,ES=4"], "--frames requires --video"),
     ],
 )
-def test_what_is_missing_is_said(files, arguments: list[str], sentence: str):
+def test_missing_and_unknown_views_are_refused(files, options: list[str], message: str):
     with pytest.raises(UserError) as error:
-        _sample(*arguments)
-    assert sentence in str(error.value)
+        _sample(*options)
+    assert message in str(error.value)
     assert isinstance(error.value, ConfigError) or "avi" in str(error.value)
 
 
 @pytest.mark.parametrize("wrong", ["ED", "ED=first", "ED=3;ES=4"])
-def test_frames_that_cannot_be_read_show_how(wrong: str, capsys):
+def test_invalid_frames_are_refused_with_an_example(wrong: str, capsys):
     with pytest.raises(SystemExit):
         _sample("--video", "a.avi", "--frames", wrong)
     assert "write ED=46,ES=61" in capsys.readouterr().err
 
 
-def test_a_view_that_is_named_twice_is_not_chosen_in_silence(capsys):
+def test_a_view_that_is_named_twice_is_refused(capsys):
     with pytest.raises(SystemExit):
         _sample("--video", "a.avi", "--frames", "ED=3,ED=5,ES=4")
     assert "'ED=3,ED=5,ES=4' names a view twice" in capsys.readouterr().err
 
 
-def test_a_window_reaches_the_reader_and_a_slice_of_a_video_is_refused(files):
-    parser = argparse.ArgumentParser()
-    add_views(parser)
-    arguments = parser.parse_args(["--video", "a.dcm", "--frames", "ED=7,ES=2"])
-    windowed = views_sample(arguments, ARGS, {"window": [70.0, 2.0]})
-    assert [int(np.asarray(image).max()) for image in windowed.images] != [70, 20], "as without a window"
-    arguments = parser.parse_args(["--video", "a.avi", "--frames", "ED=7,ES=2"])
+def test_the_reader_applies_a_window_and_refuses_a_slice_of_a_video(files):
+    windowed = _sample("--video", "a.dcm", "--frames", "ED=7,ES=2", window=[70.0, 2.0])
+    assert [int(np.asarray(image).max()) for image in windowed.images] != [70, 20], "the window has no effect"
     with pytest.raises(UserError, match="slice"):
-        views_sample(arguments, ARGS, {"slice": 3})
+        _sample("--video", "a.avi", "--frames", "ED=7,ES=2", slice=3)

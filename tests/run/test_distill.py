@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tests.pipeline.conftest import CHECKOUT
 
 from mllm.dataset.base import SampleDataset
 from mllm.engine.builder import build_learner
@@ -19,7 +20,6 @@ from mllm.run.prepare import prepare_args
 from mllm.run.steps import open_splits
 from mllm.structures import Context, Outputs, Sample, Turn
 from mllm.tiny.checkpoints import write_tiny
-from tests.pipeline.conftest import CHECKOUT
 
 CONFIG = """
 _base_ = ["{checkout}/config/_base_/models/gemma3n_student.py", "{checkout}/config/_base_/runtime/finetune.py"]

@@ -1,4 +1,4 @@
-"""Questions in a file are answered row by row, and what goes wrong with one is said with its line."""
+"""A file of questions is answered row by row, and errors name the line."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def test_a_file_of_questions_is_answered_in_order(
     batch = ["--adapter", str(talking_adapter), "--batch", str(pictures / "questions.jsonl"), "--out", str(out), *FEW]
     assert main([*batch, "--batch-size", "3"]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    given = [json.loads(line) for line in (pictures / "questions.jsonl").read_text().splitlines()]
+    expected = [json.loads(line) for line in (pictures / "questions.jsonl").read_text().splitlines()]
     predictions = [row.pop("prediction") for row in rows]
-    assert rows == given
+    assert rows == expected
     capsys.readouterr()
     main(["--adapter", str(talking_adapter), "--image", str(pictures / "2.png"), "--question", "CT: Why?", *FEW])
     assert capsys.readouterr().out == predictions[2] + "\n"
@@ -32,7 +32,7 @@ def test_a_file_of_questions_is_answered_in_order(
         main(batch)
 
 
-def test_a_bad_row_is_named_or_skipped(talking_adapter: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_bad_row_raises_with_its_line_or_is_skipped(talking_adapter: Path, pictures: Path, tmp_path: Path) -> None:
     rows = [
         {"image": "0.png", "question": "What?"},
         {"image": "absent.png", "question": "What?"},
@@ -55,12 +55,12 @@ def test_a_file_without_a_usable_row_is_refused(talking_adapter: Path, tmp_path:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"image": "absent.png", "question": "What?"}\n')
     batch = ["--adapter", str(talking_adapter), "--batch", str(file), "--out", str(tmp_path / "out.jsonl")]
-    with pytest.raises(DataError, match="none of its 1 rows"):
+    with pytest.raises(DataError, match=r"rows\.jsonl: none of its 1 rows can be used; first error: .*line 1"):
         main([*batch, "--on-error", "skip"])
     assert os.listdir(tmp_path) == ["rows.jsonl"]
 
 
-def test_a_batch_has_its_places_in_its_rows_and_its_drawings_in_a_folder(
+def test_marks_are_written_to_the_rows_and_drawn_to_a_folder(
     talking_adapter: Path, pictures: Path, tmp_path: Path, pointing: Any
 ) -> None:
     out, drawn = tmp_path / "out.jsonl", tmp_path / "drawn"
@@ -72,7 +72,7 @@ def test_a_batch_has_its_places_in_its_rows_and_its_drawings_in_a_folder(
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert rows[0]["boxes"] == [[10.0, 5.0, 40.0, 30.0], [20.0, 10.0, 50.0, 30.0]]
     assert rows[0]["masks"][0]["size"] == [60, 80]
-    assert rows[0]["reference_boxes"] == [[1, 2, 3, 4]], "what the row said itself is no prediction"
+    assert rows[0]["reference_boxes"] == [[1, 2, 3, 4]], "fields of the row are kept under another name"
     assert rows[0]["drawings"] == os.listdir(drawn) == ["000001.png"]
     assert set(rows[1]) == {"question", "prediction"}
     with pytest.raises(ConfigError, match="not an empty folder"):

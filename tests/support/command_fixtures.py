@@ -1,4 +1,7 @@
-"""A tiny MedGemma that answers in words, pictures to ask it about, and configs and rows for runs of `finetune.py`."""
+"""Fixtures for tests of commands and predictions: tiny models that generate words, images, configs and rows.
+
+Packages that take seconds to import are imported inside the fixtures, because every test session loads this file.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
-from mllm.config.schema import ModelArgs
-from mllm.models.generation import generate as generation
-from mllm.predict.load import best_hardware, load_for_answers
-from mllm.structures import Answer, Bundle, Mark
-from mllm.tiny.adapter import write_tiny_adapter
-from mllm.tiny.checkpoints import write_tiny
+if TYPE_CHECKING:
+    from mllm.structures import Answer, Bundle, Mark
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -45,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def write_config(folder: Path) -> WriteConfig:
-    """Writes a config of four updates on phantoms, with more lines at its end, and gives its name."""
+    """A function that writes a config of four updates on phantoms, with more lines at its end, and returns its name."""
 
     def write(more: str = "", name: str = "run.py") -> str:
         Path(name).write_text(CONFIG.format(checkout=CHECKOUT, more=more))
@@ -56,7 +54,7 @@ def write_config(folder: Path) -> WriteConfig:
 
 @pytest.fixture
 def write_rows(folder: Path) -> WriteRows:
-    """Writes four rows about four gray pictures, and more rows (objects, or lines as they are) behind them."""
+    """A function that writes four rows about four gray images, followed by `more` rows (objects or raw lines)."""
 
     def write(*more: Mapping[str, Any] | str, name: str = "rows.jsonl") -> None:
         Path("pictures").mkdir(exist_ok=True)
@@ -71,10 +69,16 @@ def write_rows(folder: Path) -> WriteRows:
     return write
 
 
-@pytest.fixture(scope="session")
-def talking_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny MedGemma at 224 pixels whose layers speak louder than the prompt's last token, so that it says words."""
-    folder = write_tiny("medgemma", tmp_path_factory.mktemp("talking") / "medgemma", vision={"image_size": 224})
+def write_generating(family: str, folder: Path, **options: Any) -> Path:
+    """Write a tiny model that generates words.
+
+    The layers of a plain tiny model change the residual stream so little that it repeats the prompt's last token.
+    """
+    from safetensors.torch import load_file, save_file
+
+    from mllm.tiny.checkpoints import write_tiny
+
+    write_tiny(family, folder, **options)
     tensors = load_file(folder / "model.safetensors")
     for name, tensor in tensors.items():
         if name.endswith("post_feedforward_layernorm.weight"):
@@ -84,14 +88,22 @@ def talking_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def talking_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny MedGemma for images of 224 pixels that generates words."""
+    return write_generating("medgemma", tmp_path_factory.mktemp("talking") / "medgemma", vision={"image_size": 224})
+
+
+@pytest.fixture(scope="session")
 def talking_adapter(talking_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its adapter, as PEFT alone writes it: without `mllm.json` and processor."""
+    """An adapter of `talking_base` as PEFT writes it, without `mllm.json` and processor."""
+    from mllm.tiny.adapter import write_tiny_adapter
+
     return write_tiny_adapter(talking_base, tmp_path_factory.mktemp("talking") / "adapter")
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three pictures of noise, `0.png` to `2.png`, and questions about them in `questions.jsonl`."""
+    """A folder with three images of noise, `0.png` to `2.png`, and questions about them in `questions.jsonl`."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for number in range(3):
@@ -108,7 +120,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pointing(monkeypatch: pytest.MonkeyPatch) -> list[list[Mark]]:
-    """Puts marks into the answers of the tiny model, which names none: a list of marks for each image of a sample."""
+    """The marks that are added to generated answers: one list per image of a sample."""
+    from mllm.models.generation import generate as generation
+    from mllm.structures import Mark
+
     mask = np.zeros((60, 80), bool)
     mask[10:30, 20:50] = True
     marks = [
@@ -118,10 +133,10 @@ def pointing(monkeypatch: pytest.MonkeyPatch) -> list[list[Mark]]:
     real = generation.generate
 
     def generate(bundle: Any, samples: Sequence[Any], **options: Any) -> list[Answer]:
-        spoken = real(bundle, samples, **options)
+        answers = real(bundle, samples, **options)
         return [
             replace(answer, marks=tuple(mark for group in marks[: len(sample.images)] for mark in group))
-            for answer, sample in zip(spoken, samples, strict=True)
+            for answer, sample in zip(answers, samples, strict=True)
         ]
 
     monkeypatch.setattr(generation, "generate", generate)
@@ -130,17 +145,14 @@ def pointing(monkeypatch: pytest.MonkeyPatch) -> list[list[Mark]]:
 
 @pytest.fixture(scope="session")
 def tiny_talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Gemma 3n of text whose layers speak louder than the prompt's last token, so that it says words."""
-    folder = write_tiny("gemma3n", tmp_path_factory.mktemp("talker") / "gemma3n")
-    tensors = load_file(folder / "model.safetensors")
-    for name, tensor in tensors.items():
-        if name.endswith("post_feedforward_layernorm.weight"):
-            tensor += 30
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    """A tiny Gemma 3n without images that generates words."""
+    return write_generating("gemma3n", tmp_path_factory.mktemp("talker") / "gemma3n")
 
 
 @pytest.fixture
 def text_bundle(tiny_talker: Path) -> Bundle:
-    """The same, loaded to answer."""
+    """The bundle of `tiny_talker`."""
+    from mllm.config.schema import ModelArgs
+    from mllm.predict.load import best_hardware, load_for_answers
+
     return load_for_answers(ModelArgs("causal-lm", str(tiny_talker), lora_r=None), best_hardware())

@@ -1,0 +1,100 @@
+"""Facts about a trained model, stored as `facts.json` in the run folder and beside every export.
+
+Model cards and `metrics.json` are rendered from them.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mllm.config.hardware import REPORTED, git_state, installed
+from mllm.errors import ConfigError
+from mllm.files import write_json
+from mllm.run_files import FACTS, METRICS
+
+PLAIN_METRIC = "accuracy"
+"""The metric whose figures stand in tables under their own names; those of others are prefixed by the metric."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of the data of a run."""
+
+    type: str
+    """The name of the dataset class."""
+    samples: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts about a trained model.
+
+    An exported folder can be published, so no field contains patient data or the location of a data file. Local paths
+    are possible in `base` and `settings`, if the config contains them; `push` refuses or replaces them.
+    """
+
+    base: str
+    """The base model as the config names it: a name on the Hugging Face Hub or a folder."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The encoding of samples: the keys of `mllm.json`."""
+    data: Mapping[str, Split] = field(default_factory=dict)
+    """The splits by name: 'train', 'validation', 'test'."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that influence the weights, under their names in a config."""
+    updates: int | None = None
+    """Number of optimizer updates."""
+    figures: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    """Metric -> figure -> value on the test split; None for a value that is not a number."""
+    privacy: Mapping[str, Any] | None = None
+    """The privacy record of a run with differential privacy, as in `privacy.json`."""
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    """Versions of Python and the packages, and the git commit of mllm, that trained the model."""
+
+    def named_figures(self) -> dict[str, float | int | None]:
+        """Return the figures as one table: `updates`, `accuracy`, `chance`, `rec/accuracy`, ..."""
+        table: dict[str, float | int | None] = {} if self.updates is None else {"updates": self.updates}
+        for metric, values in self.figures.items():
+            for name, value in values.items():
+                table[name if metric == PLAIN_METRIC else f"{metric}/{name}"] = value
+        return table
+
+
+def current_versions() -> dict[str, Any]:
+    """Return the versions of Python and the installed packages, and the git commit of mllm, for `Facts.versions`."""
+    return {
+        "python": platform.python_version(),
+        "packages": installed(REPORTED),
+        "git_commit": git_state()["commit"],
+    }
+
+
+def write_facts(folder: Path, facts: Facts) -> Path:
+    """Write `facts.json` to `folder` atomically."""
+    return write_json(folder / FACTS, asdict(facts))
+
+
+def read_facts(folder: Path) -> Facts | None:
+    """Return the facts in `folder`; None without `facts.json`, as in a folder of an older version or another tool.
+
+    Keys that this version does not know are ignored. Raises `ConfigError` if the file cannot be read.
+    """
+    path = folder / FACTS
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        known = {entry.name: values[entry.name] for entry in fields(Facts) if entry.name in values}
+        splits = {name: Split(split["type"], split["samples"]) for name, split in known.get("data", {}).items()}
+        return Facts(**{**known, "data": splits})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): delete it, or export the run again") from error
+
+
+def write_metrics(folder: Path, facts: Facts) -> Path:
+    """Write `metrics.json` of a run to `folder`: the figures of the test split."""
+    return write_json(folder / METRICS, {"figures": facts.figures})

@@ -1,0 +1,108 @@
+"""Prediction for the rows of a file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mllm.engine.evaluation import places
+from mllm.errors import DataError
+from mllm.predict.generation import GenerationOptions, generate_answers
+from mllm.predict.questions import Questions
+from mllm.predict.writer import write_predictions
+from mllm.report.drawing import draw_answer
+from mllm.structures import Answer, Bundle, Sample
+
+logger = logging.getLogger(__name__)
+PREDICTED = ("prediction", "boxes", "box_images", "points", "masks", "unreadable", "drawings")
+"""Fields that a prediction adds to a row."""
+BATCHES = 8
+"""Number of batches whose samples are held in memory at a time."""
+Row = dict[str, Any]
+
+
+@dataclass
+class BatchPredictor:
+    """Prediction for the rows of a dataset, in order.
+
+    With `on_error='skip'` a row that cannot be read or encoded is left out and its message is appended to `skipped`;
+    with 'raise' its `DataError` is raised.
+    """
+
+    bundle: Bundle
+    dataset: Questions
+    options: GenerationOptions
+    on_error: str = "raise"
+    draw: Path | None = None
+    """Folder of the pictures of predicted boxes, points and masks; None writes no pictures."""
+    skipped: list[str] = field(default_factory=list)
+    """Messages of the rows that were left out."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield each row with its prediction.
+
+        `boxes`, `points` and `masks` have the format of `predictions.jsonl`; `drawings` are the names of the files in
+        `draw`. A field of the row with one of these names is renamed to `reference_...`. Raises `DataError` after the
+        last row if every row was skipped.
+        """
+        count = 0
+        with tqdm(total=len(self.dataset), desc="predictions", unit="row") as bar:
+            samples = self._samples()
+            while chunk := list(islice(samples, BATCHES * self.options.batch_size)):
+                for row, sample, answer in self._answers(chunk, count):
+                    count += 1
+                    fields = {f"reference_{key}" if key in PREDICTED else key: value for key, value in row.items()}
+                    yield {**fields, "prediction": answer.text, **places(answer), **self._draw(sample, answer, count)}
+                bar.update(count + len(self.skipped) - bar.n)
+        if not count:
+            raise DataError(
+                f"{self.dataset.records.path}: none of its {len(self.skipped)} rows can be used; "
+                f"first error: {self.skipped[0]}"
+            )
+
+    def _samples(self) -> Iterator[tuple[Row, Sample]]:
+        """Yield each row with its sample."""
+        for index in range(len(self.dataset)):
+            try:
+                yield self.dataset.records[index], self.dataset.sample(index)
+            except DataError as error:
+                if self.on_error == "raise":
+                    raise
+                self.skipped.append(str(error))
+
+    def _answers(self, chunk: list[tuple[Row, Sample]], seed_offset: int) -> Iterator[tuple[Row, Sample, Answer]]:
+        """Yield each row of a chunk with its answer; if encoding fails and errors are skipped, try row by row."""
+        rows, samples = zip(*chunk, strict=True)
+        try:
+            answers = generate_answers(self.bundle, samples, self.options, seed_offset)
+        except DataError as error:
+            if self.on_error == "raise":
+                raise
+            if len(chunk) == 1:
+                self.skipped.append(str(error))
+                return
+            for index, pair in enumerate(chunk):
+                yield from self._answers([pair], seed_offset + index)
+        else:
+            yield from zip(rows, samples, answers, strict=True)
+
+    def _draw(self, sample: Sample, answer: Answer, number: int) -> dict[str, list[str]]:
+        """Draw the answer of row `number` and return the file names as a field of the row."""
+        if self.draw is None:
+            return {}
+        files = draw_answer(sample.images, answer.marks, self.draw / f"{number:06}.png")
+        return {"drawings": [file.name for file in files]} if files else {}
+
+
+def predict_file(predictor: BatchPredictor, out: str | Path) -> None:
+    """Write the rows of `predictor` to `out` as JSON lines and log the skipped rows."""
+    count = write_predictions(out, predictor.rows())
+    for message in predictor.skipped:
+        logger.warning("skipped %s", message)
+    logger.info("%d predictions written to %s; %d rows skipped", count, out, len(predictor.skipped))

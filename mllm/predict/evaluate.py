@@ -1,0 +1,189 @@
+"""Evaluation of an adapter or a whole model on a split of a config."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mllm.config.hardware import environment
+from mllm.config.schema import ModelArgs, RunConfig
+from mllm.dataset.base import SampleDataset
+from mllm.dataset.builder import build_datasets
+from mllm.engine.evaluation import Examination, examine, number
+from mllm.errors import ConfigError, DataError, hint
+from mllm.export.settings import read_settings
+from mllm.files import write_json
+from mllm.predict.load import adapter_args, best_hardware, load_for_answers, located, whole_model_args
+from mllm.predict.writer import write_predictions
+from mllm.registry import METRICS
+from mllm.run_files import ADAPTER, CONFIG, PREDICTIONS, runs_of
+from mllm.run_files import METRICS as METRICS_FILE
+
+logger = logging.getLogger(__name__)
+SPLITS = ("train", "validation", "test")
+"""Splits of a config."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of `evaluate`; one of `adapter` and `model` must be set."""
+
+    config: str
+    """Path of the config, for messages and `metrics.json`."""
+    cfg_options: Sequence[str] = ()
+    """Overrides of the config, for `metrics.json`."""
+    adapter: str | None = None
+    """An adapter folder, the run folder around it, or a name on the Hub."""
+    model: str | None = None
+    """A folder or a Hub name of a whole model."""
+    base: str | None = None
+    """The base model of `adapter`; None: the one that `adapter_config.json` names."""
+    split: str = "test"
+    metrics: Sequence[str] = ()
+    """Names of metrics; empty: those of `data_args.compute_metric`."""
+    out: str | None = None
+    """The output folder; None: `evaluation-SPLIT` in the run folder of the model."""
+
+
+def evaluate(config: RunConfig, options: EvaluateOptions) -> None:
+    """Generate an answer to every row of a split, write `predictions.jsonl` and `metrics.json`, print the figures.
+
+    Raises `ConfigError` before the model is loaded if a metric, the split, the model or the output folder is invalid,
+    and `DataError` if no row can be used.
+    """
+    metrics = select_metrics(config, options.metrics)
+    model_args = select_model(config, options)
+    folder = output_folder(config, options)
+    split = open_split(config, options)
+    bundle = load_for_answers(model_args, best_hardware())
+    started = time.monotonic()
+    skip = config.data_args.on_error == "skip"
+    evaluation = examine(bundle, split, metrics, skip_failures=skip, **config.data_args.gen_kwargs)
+    if not evaluation.rows:
+        first = f"; first error: {evaluation.skipped[0]}" if evaluation.skipped else ""
+        raise DataError(f"none of the {len(split)} rows of '{options.split}' can be used{first}")
+    write_predictions(folder / PREDICTIONS, evaluation.rows)
+    # Written last: if the file exists, both files are complete.
+    write_json(folder / METRICS_FILE, summary(config, model_args, options, evaluation, time.monotonic() - started))
+    print(figures_table(evaluation.figures))
+    for message in evaluation.skipped:
+        logger.warning("skipped %s", message)
+    logger.info("%d predictions written to %s; %d rows skipped", len(evaluation.rows), folder, len(evaluation.skipped))
+
+
+def open_split(config: RunConfig, options: EvaluateOptions) -> SampleDataset:
+    """Return the dataset of the split; the data of other splits may be absent."""
+    others: dict[str, Any] = {name: None for name in SPLITS if name != options.split}
+    splits = build_datasets(replace(config.data_args, **others), seed=config.training_args.get("seed", 42))
+    if options.split not in splits:
+        raise ConfigError(
+            f"{options.config}: data_args.{options.split} is not set, so there is no split '{options.split}' to "
+            "evaluate: add it, or choose another one with --split"
+        )
+    return splits[options.split]
+
+
+def select_metrics(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
+    """Return the metrics in `names`, or those of the config if `names` is empty.
+
+    Raises `ConfigError` for unknown names and if neither names a metric.
+    """
+    names = list(dict.fromkeys(names or config.data_args.metrics))
+    if not names:
+        known = ", ".join(sorted(METRICS.module_dict))
+        raise ConfigError(f"the config names no metric in data_args.compute_metric: add --metric NAME, one of {known}")
+    for name in names:
+        if name not in METRICS.module_dict:
+            raise ConfigError(f"unknown metric '{name}'{hint(name, METRICS.module_dict)}")
+    return {name: METRICS.find(name) for name in names}
+
+
+def select_model(config: RunConfig, options: EvaluateOptions) -> ModelArgs:
+    """Return the `model_args` of the adapter or the whole model.
+
+    The encoding is the one of `mllm.json` in the model's folder; without that file, the one of the config. Weights are
+    stored in 4 or 8 bits if the config says so.
+    """
+    quantization = {key: vars(config.model_args)[key] or None for key in ("load_in_4bit", "load_in_8bit")}
+    if options.adapter:
+        return adapter_args(options.adapter, options.base, **quantization)
+    assert options.model is not None
+    if read_settings(located(options.model)):
+        return whole_model_args(options.model, **quantization)
+    whole_model_args(options.model, type=config.model_args.type)  # raises `ConfigError` for the folder of an adapter
+    base: dict[str, Any] = dict(
+        model_name_or_path=located(options.model), adapter_path=None, merge_lora=False, lora_r=None
+    )
+    return replace(config.model_args, **base)
+
+
+def output_folder(config: RunConfig, options: EvaluateOptions) -> Path:
+    """Return the output folder: `options.out`, or the first free `evaluation-SPLIT`, `evaluation-SPLIT-2`, ...
+
+    The default is in the run folder around the adapter or the merged model, or in `exp/<config name>/` for other
+    models. Raises `ConfigError` if `options.out` exists and is not an empty folder.
+    """
+    if options.out:
+        folder = Path(options.out)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"--out {folder} exists and is not an empty folder; remove it or choose another name")
+        return folder
+    source = Path(str(options.adapter or options.model))
+    if (source / ADAPTER).is_dir():
+        run = source.resolve()
+    elif source.is_dir() and (options.adapter or (source.resolve().parent / CONFIG).is_file()):
+        run = source.resolve().parent
+    else:
+        run = runs_of(config.name)
+    name = f"evaluation-{options.split}"
+    folder, count = run / name, 1
+    while folder.exists():
+        count += 1
+        folder = run / f"{name}-{count}"
+    return folder
+
+
+def summary(
+    config: RunConfig, model_args: ModelArgs, options: EvaluateOptions, evaluation: Examination, seconds: float
+) -> dict[str, Any]:
+    """Return the contents of `metrics.json`: figures, counts of rows, and everything that the figures depend on."""
+    settings = asdict(config.data_args)
+    weights = [] if model_args.adapter_path is None else sorted(Path(model_args.adapter_path).glob("*.safetensors"))
+    return {
+        "figures": evaluation.figures,
+        "counts": {
+            "answers": len(evaluation.rows),
+            "skipped": len(evaluation.skipped),
+            "unreadable": sum(row.get("unreadable", 0) for row in evaluation.rows),
+            "tokens": sum(row["tokens"] for row in evaluation.rows),
+        },
+        "skipped": evaluation.skipped,
+        "seconds": round(seconds, 1),
+        "settings": {
+            "config": options.config,
+            "cfg_options": options.cfg_options,
+            "tiny": config.tiny,
+            "split": options.split,
+            "data": settings[options.split],
+            "gen_kwargs": settings["gen_kwargs"],
+            "on_error": settings["on_error"],
+        },
+        "model": asdict(model_args),
+        "adapter_sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in weights},
+        "environment": environment(),
+    }
+
+
+def figures_table(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the figures as text in three columns: metric, figure, value."""
+    rows = [("metric", "figure", "value")]
+    for metric, values in figures.items():
+        rows += [(metric, name, number(value)) for name, value in values.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]:>{widths[2]}}" for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

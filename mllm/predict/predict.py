@@ -1,0 +1,143 @@
+"""Prediction for one question, a file of questions, a conversation, or the views of one examination."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mllm.config.hardware import check_packages
+from mllm.config.schema import ModelArgs
+from mllm.dataset.readers import read_images
+from mllm.errors import ConfigError
+from mllm.predict.batch import BatchPredictor, predict_file
+from mllm.predict.chat import chat
+from mllm.predict.generation import GenerationOptions, generate_answers
+from mllm.predict.load import adapter_args, best_hardware, load_for_answers, whole_model_args
+from mllm.predict.questions import Questions
+from mllm.predict.views import ViewInputs, views_sample
+from mllm.report.drawing import draw_answer, refuse_drawing
+from mllm.structures import Answer, Sample, Turn
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Options of `predict`.
+
+    One of `adapter` and `model`, and one of `question`, `batch`, `chat` and `views` must be set.
+    """
+
+    adapter: str | None = None
+    """An adapter folder, the run folder around it, or a name on the Hub."""
+    model: str | None = None
+    """A folder or a Hub name of a whole model."""
+    base: str | None = None
+    """The base model of `adapter`; None: the one that `adapter_config.json` names."""
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of `model_args` that replace the saved ones; None leaves a key unchanged."""
+    question: str | None = None
+    images: Sequence[str] = ()
+    """Image files of `question` or of the first question of `chat`."""
+    modality: str | None = None
+    """Text before the question, as written by `VQADataset`."""
+    chat: bool = False
+    batch: str | None = None
+    """A json, jsonl or csv file of questions."""
+    out: str | None = None
+    """The output file of `batch`."""
+    image_folder: str | None = None
+    """The folder of the images of `batch`; None: the folder of the file."""
+    on_error: str = "raise"
+    """'raise' or 'skip' for rows of `batch` that cannot be used."""
+    views: ViewInputs = field(default_factory=ViewInputs)
+    reader: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `read_images`."""
+    draw: str | None = None
+    """A PNG file for the predicted boxes, points and masks; for `batch` a folder."""
+    generation: GenerationOptions = field(default_factory=GenerationOptions)
+
+
+def predict(options: PredictOptions) -> None:
+    """Print the answer to one question, write the answers to a file of questions, or start a conversation."""
+    check_packages()
+    if options.adapter:
+        args = adapter_args(options.adapter, options.base, **options.model_args)
+    else:
+        assert options.model is not None
+        args = whole_model_args(options.model, **options.model_args)
+    # The inputs are read before the model is loaded, which can take minutes.
+    if options.draw:
+        refuse_drawing(Path(options.draw), many=options.batch is not None)
+    if options.batch and args.part != "vision":
+        questions = read_questions(options)
+        bundle = load_for_answers(args, best_hardware())
+        folder = Path(options.draw) if options.draw else None
+        predictor = BatchPredictor(bundle, questions, options.generation, options.on_error, folder)
+        predict_file(predictor, str(options.out))
+        return
+    sample = read_sample(options, args)
+    bundle = load_for_answers(args, best_hardware())
+    if options.chat:
+        chat(bundle, sample.images, options.generation)
+        return
+    answer = generate_answers(bundle, [sample], options.generation)[0]
+    print(format_answer(answer, len(sample.images)))
+    draw(sample, answer, options.draw)
+
+
+def read_sample(options: PredictOptions, args: ModelArgs) -> Sample:
+    """Return the question with its images, or the views of a model with `part='vision'`.
+
+    For a conversation the sample holds the images only.
+    """
+    if args.part == "vision":
+        return views_sample(options.views, args, options.reader)
+    if options.views:
+        raise ConfigError("--video and --view require a model with part='vision'; use --image for this model")
+    images = [image for path in options.images for image in read_images(path, **options.reader)]
+    question = options.question or ""
+    # The same format as in VQADataset, so that the prompt is the one of training.
+    text = f"{options.modality}: {question}" if options.modality else question
+    return Sample(turns=[Turn("user", text)], images=images, source="--question")
+
+
+def read_questions(options: PredictOptions) -> Questions:
+    """Return the rows of `options.batch` as a dataset; raises `ConfigError` if `options.out` exists."""
+    assert options.batch is not None
+    assert options.out is not None
+    if Path(options.out).exists():
+        raise ConfigError(f"--out {options.out} exists; remove it or choose another name")
+    return Questions(options.batch, options.image_folder, options.modality, reader=options.reader)
+
+
+def format_answer(answer: Answer, image_count: int) -> str:
+    """Return the answer's text and one line per mark, in pixels; with several images a line names its image."""
+    lines = [answer.text]
+    for number, mark in enumerate(answer.marks, start=1):
+        parts = []
+        if mark.box is not None:
+            parts.append("box x1 y1 x2 y2 = " + " ".join(f"{value:.1f}" for value in mark.box))
+        if mark.point is not None:
+            parts.append("point x y = " + " ".join(f"{value:.1f}" for value in mark.point))
+        if mark.mask is not None:
+            parts.append(f"mask of {int(mark.mask.sum()):,} pixels")
+        image = f" in image {mark.image + 1}" if image_count > 1 else ""
+        lines.append(f"  {number}{image}: {', '.join(parts)}")
+    return "\n".join(lines)
+
+
+def draw(sample: Sample, answer: Answer, path: str | None) -> None:
+    """Draw the marks of an answer to `path`, unless it is None, and log the files and unreadable marks."""
+    if answer.unreadable:
+        logger.warning("boxes or points in the answer that cannot be parsed: %d", answer.unreadable)
+    if path is None:
+        return
+    files = draw_answer(sample.images, answer.marks, Path(path))
+    if files:
+        logger.info("pictures written: %s", ", ".join(map(str, files)))
+    else:
+        logger.info("the answer contains no box, point or mask; no picture was written")

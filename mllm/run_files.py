@@ -1,0 +1,90 @@
+"""Names of the files and folders of a run folder and of an exported folder.
+
+A run folder is `exp/<config name>/<YYYYmmdd_HHMMSS>/`. Exported folders are `adapter/`, `merged/` and `student/` in it,
+and folders of GGUF files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# Runs.
+RUNS = Path("exp")
+"""The folder of all runs, relative to the current directory."""
+LATEST = "latest"
+"""A symbolic link beside the run folders of a config: the run that trained last."""
+MINIATURE = "miniature"
+"""A folder beside the run folders of a config: the generated data of `--tiny`."""
+
+# Run folder: folders.
+ADAPTER = "adapter"
+MERGED = "merged"
+STUDENT = "student"
+EPOCHS = "epochs"
+TENSORBOARD = "tensorboard"
+CHECKPOINT = "checkpoint-"
+"""The prefix of a checkpoint's folder; the number of the update follows."""
+
+# Run folder: files.
+LOCK = ".lock"
+CONFIG = "config.py"
+ENVIRONMENT = "environment.json"
+ENVIRONMENT_TABLE = "environment.md"
+DATA_SUMMARY = "data_summary.json"
+MEASURES_PLOT = "measures.png"
+FIRST_BATCH = "first_batch.md"
+TRAINING_LOG = "training_log.json"
+LOSS_PLOT = "loss.png"
+PROGRESS_PLOT = "training_progress.png"
+SKIPPED_ROWS = "skipped_rows.txt"
+PRIVACY = "privacy.json"
+PREDICTIONS = "predictions.jsonl"
+METRICS = "metrics.json"
+AGREEMENT_PLOT = "agreement.png"
+FACTS = "facts.json"
+"""Also in every exported folder."""
+
+# Checkpoint: files beside those of transformers.
+COMPLETE = "complete.json"
+"""Written last: the files of the checkpoint with their sizes. Without it the checkpoint is incomplete."""
+LEDGER = "ledger.json"
+"""The noisy updates of a private run."""
+
+# Exported folder.
+CARD = "README.md"
+SETTINGS = "mllm.json"
+"""The settings with which samples were encoded in training."""
+TRAINED = "heads.safetensors"
+"""Trained tensors beside the LoRA: heads, added tokens, a projector."""
+REPORT = "export_report.json"
+MODELFILE = "Modelfile"
+"""The file from which Ollama creates a model."""
+ADAPTER_CONFIG = "adapter_config.json"
+"""The configuration of a PEFT adapter."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MODEL_CONFIG = "config.json"
+"""The configuration of a transformers checkpoint."""
+MODEL_WEIGHTS = "model.safetensors"
+MODEL_INDEX = "model.safetensors.index.json"
+"""The index of weights in several files."""
+
+
+def runs_of(name: str) -> Path:
+    """Return the folder of all runs of the config `name`."""
+    return RUNS / name
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the folder name of the checkpoint after `step` updates."""
+    return f"{CHECKPOINT}{step}"
+
+
+def checkpoint_step(folder: Path) -> int | None:
+    """Return the number of updates of a checkpoint folder; None if `folder` has another name."""
+    number = folder.name.removeprefix(CHECKPOINT)
+    return int(number) if folder.name.startswith(CHECKPOINT) and number.isdecimal() else None
+
+
+def former_config_name(checkpoint: str) -> str:
+    """Return the name of the config file that was valid up to `checkpoint`, kept by a resume with another config."""
+    return f"config_until_{checkpoint}.py"

@@ -1,0 +1,37 @@
+"""Options of generation change the answers of the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mllm.pipeline.predict import main
+from mllm.predict.generation import GenerationOptions, generate_answers
+from mllm.structures import Sample, Turn
+
+
+def test_each_option_changes_the_answer(text_bundle) -> None:
+    samples = [Sample([Turn("user", "Why is the heart normal?")])]
+
+    def answer(seed_offset: int = 0, **options: Any) -> str:
+        return generate_answers(text_bundle, samples, GenerationOptions(max_new_tokens=12, **options), seed_offset)[
+            0
+        ].text
+
+    greedy, hot = answer(), dict(temperature=9.0, seed=1)
+    assert answer(**hot) == answer(**hot) != greedy
+    assert answer(1, **hot) != answer(**hot)
+    assert answer(**hot, top_k=1) == greedy, "the most probable token alone is the greedy answer"
+    assert answer(**hot, top_p=0.001) == greedy
+    assert answer(repetition_penalty=0.1) != greedy, "below 1 repetitions become more probable"
+    assert answer(temperature=9.0, seed=2) != answer(**hot)
+
+
+def test_a_text_model_answers_a_question(text_bundle, tiny_talker: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = [Sample([Turn("user", "Why?")])]
+    expected = generate_answers(text_bundle, samples, GenerationOptions(max_new_tokens=5))[0].text
+    assert main(["--model", str(tiny_talker), "--question", "Why?", "--max-new-tokens", "5"]) == 0
+    assert capsys.readouterr().out == expected + "\n"
+    assert expected
