@@ -20,7 +20,14 @@ from mllm.pipeline.command import USER_ERROR, run_command
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     ROOT / name
-    for name in ("README.md", "MEDGEMMA.md", "mllm/README.md", "ckpt/README.md", "config/README.md", "scripts/README.md")
+    for name in (
+        "README.md",
+        "MEDGEMMA.md",
+        "mllm/README.md",
+        "ckpt/README.md",
+        "config/README.md",
+        "scripts/README.md",
+    )
 ]
 ABOUT = re.compile(r"for research only; not for clinical use", re.IGNORECASE)
 PATH = re.compile(r"(?<![\w/.-])(?:mllm|config|scripts|tests|ckpt)/[\w./<>*-]*[\w/]")
