@@ -25,6 +25,8 @@ class SampleDataset(ABC):
 
     seed_from: ClassVar[Literal["run", "split", "class"]] = "class"
     """Where a `seed` that the config leaves out comes from: the run's, a different one per split, or the default."""
+    has_measures: ClassVar[bool] = True
+    """False for classes whose samples never have measures, so that statistics of measures need not read them."""
     fixed: bool = True
     """Whether an index stands for the same row in every epoch."""
 
@@ -44,8 +46,8 @@ class SampleDataset(ABC):
         """The patient of a row, or None where unknown; reads no image."""
 
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
-        """The numbers to regress of a row; a dataset that knows them without reading its images says so here."""
-        return self.sample(index, epoch).measures
+        """Return the numbers to regress of a row, by name. Override it to avoid reading the images of the row."""
+        return self.sample(index, epoch).measures if self.has_measures else {}
 
     def summary(self) -> dict[str, Any]:
         """What was found in the files, what was dropped and why, as plain values; empty where nothing is to be told."""
@@ -150,6 +152,8 @@ class ImageTextDataset(SampleDataset):
         if self.transforms:
             rng = np.random.default_rng(drawn)
             sample = apply_transforms(sample, self.transforms, rng)
+        if sample.measures and not self.has_measures:
+            raise ConfigError(f"{type(self).__name__} returns measures: set has_measures = True in the class")
         group = self._group_of(row) if sample.group is None else str(sample.group)
         return replace(sample, source=source, group=group)
 

@@ -26,16 +26,17 @@ def measure_table(dataset: SampleDataset) -> dict[str, np.ndarray]:
     return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
 
-def summarize(splits: Mapping[str, SampleDataset]) -> dict[str, Any]:
-    """Split -> its number of samples, what its datasets tell of their files, and its measures' mean, std, range.
+def summarize(splits: Mapping[str, SampleDataset], tables: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """Return for each split its number of samples, the summaries of its sources, and statistics of its measures.
 
-    All of it plain values, for a report in JSON. The standard deviation is that of the values themselves (ddof 0).
+    `tables` holds the `measure_table` of each split. All values are plain, for a report in JSON. The standard deviation
+    is that of the values (ddof 0).
     """
     return {
         name: {
             "samples": len(dataset),
             "sources": [told for leaf in _leaves(dataset) if (told := leaf.summary())],
-            "measures": {key: _described(values) for key, values in measure_table(dataset).items()},
+            "measures": {key: _described(values) for key, values in tables[name].items()},
         }
         for name, dataset in splits.items()
     }

@@ -26,9 +26,9 @@ def describe_data(splits: Mapping[str, SampleDataset], folder: Path) -> None:
     """Writes counts, what was dropped and the spread of every measure; on the first process only."""
     if not PartialState().is_main_process:
         return
-    told = summarize(splits)
-    write_json(folder / SUMMARY, told)
     values = {name: measure_table(split) for name, split in splits.items()}
+    told = summarize(splits, values)
+    write_json(folder / SUMMARY, told)
     if any(values.values()):
         plot_distributions(values, folder / DISTRIBUTIONS)
     for name, split in told.items():

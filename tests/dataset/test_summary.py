@@ -6,8 +6,11 @@ import math
 import pytest
 from echo_files import write_echonet
 
+from mllm.dataset.base import ImageTextDataset
 from mllm.dataset.builder import build_dataset
 from mllm.dataset.summary import measure_table, summarize
+from mllm.errors import ConfigError
+from mllm.structures import Sample, Turn
 
 VALUES = [(50.0, 100.0), (60.0, None), (70.0, 200.0)]
 
@@ -25,7 +28,7 @@ def test_measures_are_told_without_reading_images(table):
     values = measure_table(dataset)
     assert values["EF"].tolist() == [50, 60, 70]
     assert [math.isnan(value) for value in values["EDV"]] == [False, True, False]
-    told = summarize({"train": dataset})["train"]
+    told = summarize({"train": dataset}, {"train": values})["train"]
     assert told["samples"] == 3
     assert told["measures"]["EF"] == pytest.approx(
         {"known": 3, "unknown": 0, "mean": 60, "std": math.sqrt(200 / 3), "min": 50, "max": 70}
@@ -40,7 +43,7 @@ def test_combined_datasets_tell_of_each_part_once(table, tmp_path):
     write_echonet(tmp_path / "echonet", {"TRAIN": 2}, frames=30)
     parts = [table, dict(type="EchoNetDataset", data_path=str(tmp_path / "echonet")), dict(type="DummyDataset", size=3)]
     both = build_dataset(dict(type="ConcatDataset", datasets=parts))
-    told = summarize({"train": both})["train"]
+    told = summarize({"train": both}, {"train": measure_table(both)})["train"]
     assert told["samples"] == 8
     assert [source["used"] for source in told["sources"]] == [3, 2]
     assert told["measures"]["EF"]["known"] == 5
@@ -48,3 +51,21 @@ def test_combined_datasets_tell_of_each_part_once(table, tmp_path):
     part = build_dataset(dict(type="SubsetDataset", indices=[0, 2], dataset=table))
     assert measure_table(part)["EF"].tolist() == [50, 70]
     assert part.measures(1)["EF"] == 70
+
+
+def test_statistics_of_measures_read_no_sample_of_a_class_without_measures(monkeypatch):
+    dataset = build_dataset(dict(type="DummyDataset", size=3))
+    monkeypatch.setattr(type(dataset), "sample", None)
+    assert measure_table(dataset) == {}
+
+
+def test_measures_of_a_class_that_declares_none_are_refused(tmp_path):
+    class Wrong(ImageTextDataset):
+        has_measures = False
+
+        def parse(self, row):
+            return Sample([Turn("user", "EF?"), Turn("assistant", "50 %")], measures={"EF": 50.0})
+
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match="Wrong returns measures: set has_measures = True"):
+        Wrong(tmp_path / "rows.jsonl").sample(0)

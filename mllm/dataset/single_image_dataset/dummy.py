@@ -23,6 +23,7 @@ class DummyDataset(SampleDataset):
     modalities take turns, so every modality has the same share of every task. `image_size` is in pixels.
     """
 
+    has_measures = False
     seed_from = "split"
 
     def __init__(

@@ -30,6 +30,7 @@ class GroundingDataset(ImageTextDataset):
     taken. The same (seed, epoch, row) always draws the same one.
     """
 
+    has_measures = False
     sentences: ClassVar[tuple[str, ...]] = ()
     """The templates, with `<expr>`, `<question>` or `<box>` where the row's own words or places stand."""
     image_suffix: ClassVar[str] = ".png"

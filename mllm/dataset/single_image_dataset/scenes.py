@@ -41,6 +41,7 @@ SHAPES = ("circle", "square", "triangle")
 class GeneratedDataset(SampleDataset):
     """Pictures that depend on (seed, number) alone, `image_size` pixels square; two seeds share none."""
 
+    has_measures = False
     seed_from = "split"
     least_size: ClassVar[int] = 32
 

@@ -52,6 +52,7 @@ class TextQADataset(SampleDataset):
     those of `TextFilters`; what they drop is counted in the log. `patient` is never divided between splits.
     """
 
+    has_measures = False
     group_field: ClassVar[str] = "patient"
 
     def __init__(

@@ -28,6 +28,7 @@ class TranslationDataset(SampleDataset):
     language: `{"en": ..., "fr": ...}`. `instruction` is written before every sentence, on a line of its own.
     """
 
+    has_measures = False
     group_field: ClassVar[str | None] = None
 
     def __init__(

@@ -25,6 +25,7 @@ class VQADataset(ImageTextDataset):
     where its images stand by `<image>`; else they come first.
     """
 
+    has_measures = False
     required: ClassVar[tuple[str, ...]] = ("image", "question", "answer")
 
     def __init__(
