@@ -1,4 +1,4 @@
-"""Whether a value fits a type annotation, and what to call that annotation in a sentence."""
+"""Checks of values against type annotations and bounds, and their wording in messages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from typing import Any, Literal, Union
 
 from mllm.errors import hint
 
-NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "text", Path: "text", type(None): "None"}
+NAMES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "text",
+    type(None): "None",
+}
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a value may stand where the annotation does; what we cannot judge is left to the library."""
+    """Return True if a value has the type of an annotation, or if the annotation is of a kind that is not checked."""
     origin = typing.get_origin(annotation)
     if origin in (Union, types.UnionType):
         kinds = typing.get_args(annotation)
@@ -40,17 +47,16 @@ def fits(value: Any, annotation: Any) -> bool:
     return True
 
 
-def described(annotation: Any) -> str:
-    """An annotation in words: 'a whole number or None'."""
+def format_type(annotation: Any) -> str:
+    """Return an annotation in words: 'a whole number or None'."""
     origin = typing.get_origin(annotation)
     if origin in (Union, types.UnionType):
         kinds = typing.get_args(annotation)
         if any(map(_is_enum, kinds)):
             kinds = tuple(kind for kind in kinds if kind is not str)
-        # None reads best at the end: "a whole number or None".
-        return " or ".join(
-            dict.fromkeys(described(kind) for kind in sorted(kinds, key=lambda kind: kind is type(None)))
-        )
+        # None comes last: "a whole number or None".
+        ordered = sorted(kinds, key=lambda kind: kind is type(None))
+        return " or ".join(dict.fromkeys(format_type(kind) for kind in ordered))
     if origin is Literal:
         return " or ".join(repr(choice) for choice in typing.get_args(annotation))
     if _is_enum(annotation):
@@ -62,22 +68,27 @@ def described(annotation: Any) -> str:
     return NAMES.get(annotation, "another value")
 
 
-def wrong_value(value: Any, annotation: Any) -> str:
-    """The tail of a sentence about a value that does not fit: `must be ..., not '16'`, or the nearest known name."""
+def invalid_value(value: Any, annotation: Any) -> str:
+    """Return the end of a message about a value of the wrong type: `must be ..., not '16'`, or the nearest choice."""
     choices = [
         choice for kind in (annotation, *typing.get_args(annotation)) if _is_enum(kind) for choice in _choices(kind)
     ]
     if choices and isinstance(value, str):
         return f"does not know '{value}'{hint(value, choices)}"
-    return f"must be {described(annotation)}, not {value!r}"
+    return f"must be {format_type(annotation)}, not {value!r}"
 
 
-def limited(value: Any, limits: Mapping[str, Any]) -> str | None:
-    """The bound that a number breaks, in words; None where it breaks none."""
+def broken_bound(value: Any, bounds: Mapping[str, Any]) -> str | None:
+    """Return the bound that a number violates, in words; None if it violates none.
+
+    Args:
+        value: Any value; only numbers have bounds.
+        bounds: `minimum` (inclusive), `above` and `below` (exclusive); a bound that is None or absent does not apply.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    minimum, above, below = limits.get("minimum"), limits.get("above"), limits.get("below")
-    # Written so that a NaN breaks every bound.
+    minimum, above, below = bounds.get("minimum"), bounds.get("above"), bounds.get("below")
+    # `not >=` instead of `<`, so that NaN violates every bound.
     if minimum is not None and not value >= minimum:
         return f"at least {minimum:g}"
     if above is not None and not value > above:

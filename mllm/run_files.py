@@ -47,6 +47,8 @@ FACTS = "facts.json"
 # Checkpoint: files beside those of transformers.
 COMPLETE = "complete.json"
 """Written last: the files of the checkpoint with their sizes. Without it the checkpoint is incomplete."""
+WRITING = ".writing"
+"""An empty file in a checkpoint until it is complete."""
 LEDGER = "ledger.json"
 """The noisy updates of a private run."""
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "mllm").rglob("*.py"))
 CONFIGS = sorted((ROOT / "config").rglob("*.py"))
-NOUNS = {"structures", "registry", "errors", "files", "options", "run_files"}
+NOUNS = {"structures", "registry", "errors", "files", "options", "signatures", "static_source", "run_files"}
 PARTS = {"dataset", "models", "objectives", "metrics"}
 ALLOWED = {
     **dict.fromkeys(NOUNS, NOUNS),

@@ -18,7 +18,6 @@ from mllm.dataset.builder import build_dataset
 from mllm.errors import ConfigError
 from mllm.models.builder.build_encoder import load_encoder
 from mllm.pipeline.finetune import main
-from mllm.run.prepare import fill_registries
 from mllm.structures import IGNORE
 from mllm.tiny.checkpoints import family_of, write_tiny
 
@@ -45,11 +44,6 @@ MEANT_FOR = {
     "vaultgemma_dp": (A10, "bf16"),
     "medgemma_dp_reports": (A10, "bf16"),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def registries() -> None:
-    fill_registries()
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import pytest
 
 from mllm.config.hardware import CHECKOUT
 from mllm.config.reading import read_config
-from mllm.run.prepare import fill_registries
 
 ABSENT = "{0} is not installed: pip install -e '.[notebook]'"
 NOTEBOOK = CHECKOUT / "scripts" / "notebooks" / "3ncore.ipynb"
@@ -66,7 +65,6 @@ def test_it_runs_from_sliders_to_figures(notebook, tmp_path, monkeypatch):
 
     assert len(shown(cells["sliders"], "application/vnd.jupyter.widget-view+json")) == 6
     monkeypatch.chdir(tmp_path)
-    fill_registries()
     config = read_config("exp/3ncore.py")
     assert printed(cells["config"]).strip() == Path("exp/3ncore.py").read_text().strip()
     assert (config.training_args["num_train_epochs"], config.model_args.lora_r) == (2, 4)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 from transformers.trainer_utils import IntervalStrategy
 
-from mllm.options import described, fits, limited, wrong_value
+from mllm.options import broken_bound, fits, format_type, invalid_value
 
 
 @pytest.mark.parametrize(
@@ -41,15 +41,15 @@ def test_fits(value, annotation, expected):
 
 
 def test_words():
-    assert described(int | None) == "a whole number or None"
-    assert described(None | bool) == "True or False or None"
-    assert described(IntervalStrategy | str) == "one of no, steps, epoch"
-    assert wrong_value("epochs", IntervalStrategy | str) == "does not know 'epochs': did you mean 'epoch'?"
-    assert wrong_value(3, IntervalStrategy | str) == "must be one of no, steps, epoch, not 3"
+    assert format_type(int | None) == "a whole number or None"
+    assert format_type(None | bool) == "True or False or None"
+    assert format_type(IntervalStrategy | str) == "one of no, steps, epoch"
+    assert invalid_value("epochs", IntervalStrategy | str) == "does not know 'epochs': did you mean 'epoch'?"
+    assert invalid_value(3, IntervalStrategy | str) == "must be one of no, steps, epoch, not 3"
 
 
 def test_limits():
-    assert limited(0, {"minimum": 1}) == "at least 1"
-    assert limited(float("nan"), {"minimum": 0}) == "at least 0"
-    assert limited(0.5, {"minimum": 0, "below": 1}) is None
-    assert limited(None, {"minimum": 1}) is None
+    assert broken_bound(0, {"minimum": 1}) == "at least 1"
+    assert broken_bound(float("nan"), {"minimum": 0}) == "at least 0"
+    assert broken_bound(0.5, {"minimum": 0, "below": 1}) is None
+    assert broken_bound(None, {"minimum": 1}) is None

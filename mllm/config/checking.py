@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mllm.config.origins import Key, Places
-from mllm.config.registry_entries import checked_entry, known_entry
+from mllm.config.registry_entries import check_entry, describe_entry
 from mllm.config.renamed import DATA, MODEL, TRAINING
 from mllm.config.schema import SPLITS, DataArgs, ExportArgs, ModelArgs, PrivacyArgs, StoppingArgs
 from mllm.config.source import has_source
 from mllm.errors import ConfigError, hint, near
-from mllm.options import fits, limited, wrong_value
+from mllm.options import broken_bound, fits, invalid_value
 from mllm.registry import BOX_FORMATS, DATASETS, HEADS, METRICS, MODELS, OBJECTIVES
 
 TOP_LEVEL = (
@@ -24,8 +24,8 @@ TOP_LEVEL = (
 DEFAULT_OBJECTIVES = {"next_token": {"type": "NextToken"}}
 HEAD_NAMES = ("box", "mask", "measures")
 """The names under which objectives look for what a head found."""
-HEAD_GIVEN = ("width", "vision_width", "layers", "grid", "mask_size")
-"""What the model's own sizes give to a head."""
+HEAD_PROVIDED = ("width", "vision_width", "layers", "grid", "mask_size")
+"""Arguments of a head that the program computes from the model."""
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 NOT_NEGATIVE = ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed")
 """What transformers and PyTorch refuse only once the model is loaded, or take without a word."""
@@ -57,7 +57,7 @@ def refuse_wrong_scalars(merged: Mapping[str, Any], places: Places) -> None:
     """Checks the two top-level keys that are no dicts."""
     for key, kind in (("name", str), ("tiny", bool)):
         if key in merged and not fits(merged[key], kind):
-            raise ConfigError(f"{places.of(key)}: {key} {wrong_value(merged[key], kind)}")
+            raise ConfigError(f"{places.of(key)}: {key} {invalid_value(merged[key], kind)}")
 
 
 def section(merged: Mapping[str, Any], name: str, places: Places) -> dict[str, Any]:
@@ -86,9 +86,9 @@ def model_args(values: dict[str, Any], places: Places) -> ModelArgs:
                 f"{places.of('model_args', 'heads', name)}: model_args.heads has no place for '{name}'"
                 f"{hint(name, HEAD_NAMES)}"
             )
-        heads[name] = checked_entry(options, HEADS, ("model_args", "heads", name), places, given=HEAD_GIVEN)
+        heads[name] = check_entry(options, HEADS, ("model_args", "heads", name), places, provided=HEAD_PROVIDED)
     if args.box_format is not None:
-        checked_entry(args.box_format, BOX_FORMATS, ("model_args", "box_format"), places)
+        check_entry(args.box_format, BOX_FORMATS, ("model_args", "box_format"), places)
     return dataclasses.replace(args, heads=heads)
 
 
@@ -96,9 +96,9 @@ def data_args(values: dict[str, Any], places: Places) -> DataArgs:
     """Checks `data_args` and, against the signatures of their classes, the datasets in it."""
     args = filled(DataArgs, values, "data_args", places)
     for name in args.metrics:
-        known_entry(METRICS, name, ("data_args", "compute_metric"), places)
+        describe_entry(METRICS, name, ("data_args", "compute_metric"), places)
     splits = {
-        split: checked_entry(values[split], DATASETS, ("data_args", split), places)
+        split: check_entry(values[split], DATASETS, ("data_args", split), places)
         for split in SPLITS
         if values.get(split) is not None
     }
@@ -127,7 +127,7 @@ def objectives(values: dict[str, Any], places: Places) -> dict[str, dict[str, An
     checked = {}
     for name, options in values.items():
         if options is not None:  # None takes away the objective of a base.
-            checked[name] = checked_entry(options, OBJECTIVES, ("objectives", name), places)
+            checked[name] = check_entry(options, OBJECTIVES, ("objectives", name), places)
     return checked
 
 
@@ -150,7 +150,7 @@ def training_args(values: dict[str, Any], places: Places) -> dict[str, Any]:
                 tail = "; known are the arguments of transformers.TrainingArguments"
             raise ConfigError(f"{place}: unknown key '{key}' in training_args{tail}")
         if not fits(value, hints[key]):
-            raise ConfigError(f"{place}: training_args.{key} {wrong_value(value, hints[key])}")
+            raise ConfigError(f"{place}: training_args.{key} {invalid_value(value, hints[key])}")
         if key in POSITIVE and value < 1:
             raise ConfigError(f"{place}: training_args.{key} must be a whole number of at least 1, not {value!r}")
         if key in NOT_NEGATIVE and value is not None and not 0 <= value < float("inf"):
@@ -179,8 +179,8 @@ def filled(schema: type, values: dict[str, Any], name: str, places: Places) -> A
             tail = f": {renamed[key]}" if key in renamed else hint(key, fields)
             raise ConfigError(f"{place}: unknown key '{key}' in {name}{tail}")
         if not fits(value, hints[key]):
-            raise ConfigError(f"{place}: {name}.{key} {wrong_value(value, hints[key])}")
-        bound = limited(value, fields[key].metadata)
+            raise ConfigError(f"{place}: {name}.{key} {invalid_value(value, hints[key])}")
+        bound = broken_bound(value, fields[key].metadata)
         if bound is not None:
             raise ConfigError(f"{place}: {name}.{key} must be {bound}, not {value!r}")
     for key, item in fields.items():
@@ -192,4 +192,4 @@ def filled(schema: type, values: dict[str, Any], name: str, places: Places) -> A
 
 def known_model(name: str, places: Places) -> None:
     """Refuses a `model_args.type` that is not in the registry MODELS."""
-    known_entry(MODELS, name, ("model_args", "type"), places)
+    describe_entry(MODELS, name, ("model_args", "type"), places)

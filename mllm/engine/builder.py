@@ -24,7 +24,7 @@ from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
 from mllm.objectives.base import Objective
-from mllm.registry import OBJECTIVES, TRAINERS
+from mllm.registry import OBJECTIVES, TRAINERS, build
 from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
@@ -47,11 +47,7 @@ def build_learner(config: RunConfig, bundle: Bundle, teacher: Bundle | None = No
             raise ConfigError(
                 f"objectives: '{name}' cannot be the name of an objective; call it next_token, for example"
             )
-        arguments = {key: value for key, value in options.items() if key != "type"}
-        try:
-            objectives[name] = OBJECTIVES.find(options["type"])(**arguments)
-        except TypeError as error:
-            raise ConfigError(f"objectives.{name}: {error}") from error
+        objectives[name] = build(OBJECTIVES, options, f"objectives.{name}")
         objectives[name].connect(bundle, teacher)
     reduction: Reduction = "items" if config.privacy_args is None else "samples"
     return Learner(bundle.model, objectives, None if teacher is None else teacher.model, reduction)
@@ -65,8 +61,8 @@ def prepare_trainer(
     `data` is what the pipeline found: `train_dataset`, `train_sampler`, `collate`, and `eval_dataset`, `eval_sampler`
     where there is a validation split; under `privacy_args` also `synthetic`, encoded samples that are not the data.
     """
-    build = TRAINERS.find(config.model_args.type)
-    trainer: MultimodalTrainer = build(config, hardware, learner, folder, **data)
+    build_trainer = TRAINERS.find(config.model_args.type)
+    trainer: MultimodalTrainer = build_trainer(config, hardware, learner, folder, **data)
     return trainer
 
 

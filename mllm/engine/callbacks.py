@@ -14,9 +14,9 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
+from mllm.engine.checkpoints import mark_complete, newest_checkpoint, rotate
 from mllm.engine.meter import Meter
 from mllm.engine.plots import plot_loss, plot_progress
-from mllm.engine.run_folder import mark_complete, newest_checkpoint, rotate
 from mllm.errors import TrainingError
 from mllm.files import write_json, write_text
 

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 
-from mllm.engine.callbacks import not_finite
+from mllm.engine.callbacks import not_finite, run_folder
+from mllm.engine.checkpoints import begin_checkpoint
 from mllm.engine.learner import Learner
 from mllm.engine.mean_loss import check_failures, mean_losses
 from mllm.engine.meter import Meter
 from mllm.engine.preflight import preflight
 from mllm.errors import DataError, memory_advised
+from mllm.run_files import checkpoint_name
 from mllm.structures import Batch, Encoded, LogicalBatch, unsupervised
 
 
@@ -202,6 +204,13 @@ class MultimodalTrainer(Trainer):
             check_failures(batch, self.skip_failures)
             self.meter.skip(failure.sentence for failure in batch.failures)
             yield batch
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint, marked as incomplete from the start; the callback `Checkpoints` marks it as complete."""
+        if self.args.should_save:
+            begin_checkpoint(run_folder(self.args) / checkpoint_name(self.state.global_step))
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
 
     def floating_point_ops(self, inputs: LogicalBatch) -> int:  # type: ignore[override]
         """Zero: operations are not counted, and an estimate would be no figure."""

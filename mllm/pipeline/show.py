@@ -8,7 +8,6 @@ python mllm/pipeline/show.py sample config/training_configs/X.py [--split train]
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 from collections.abc import Collection, Sequence
 from itertools import groupby
@@ -60,15 +59,12 @@ def registries() -> str:
     """Every registry with its sentence, and every entry with the first line of its docstring."""
     from mllm.config.hardware import check_packages
     from mllm.registry import ALL
-    from mllm.run.prepare import fill_registries
 
     check_packages()
-    fill_registries()
     blocks = []
     for registry in ALL:
         lines = [f"{registry.name.upper()}  {registry.sentence}"]
-        for name, entry in sorted(registry.module_dict.items()):
-            lines.append(f"  {name:22} {(inspect.getdoc(entry) or '').partition(chr(10))[0]}".rstrip())
+        lines += [f"  {name:22} {registry.describe(name).summary}".rstrip() for name in registry.names()]
         blocks.append("\n".join(lines if len(lines) > 1 else [*lines, "  (none)"]))
     return "\n\n".join(blocks)
 

@@ -95,11 +95,11 @@ def select_metrics(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
     """
     names = list(dict.fromkeys(names or config.data_args.metrics))
     if not names:
-        known = ", ".join(sorted(METRICS.module_dict))
+        known = ", ".join(METRICS.names())
         raise ConfigError(f"the config names no metric in data_args.compute_metric: add --metric NAME, one of {known}")
     for name in names:
-        if name not in METRICS.module_dict:
-            raise ConfigError(f"unknown metric '{name}'{hint(name, METRICS.module_dict)}")
+        if name not in METRICS.names():
+            raise ConfigError(f"unknown metric '{name}'{hint(name, METRICS.names())}")
     return {name: METRICS.find(name) for name in names}
 
 

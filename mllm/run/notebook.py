@@ -20,7 +20,6 @@ from mllm.config.source import source_of
 from mllm.errors import ConfigError, TrainingError, hint
 from mllm.files import write_text
 from mllm.predict.evaluate import figures_table
-from mllm.run.prepare import fill_registries
 from mllm.run_files import METRICS as METRICS_FILE
 
 FINETUNE = CHECKOUT / "mllm" / "pipeline" / "finetune.py"
@@ -78,7 +77,6 @@ def write_config(values: Mapping[str, float], base: str | Path, path: str | Path
     ends, and for a `base` that distills no features.
     """
     _check(values)
-    fill_registries()
     path, config = Path(path), read_config(base)
     if config.data_args.train is None:
         raise ConfigError(f"{base} has no data_args.train, whose size the sliders set")

@@ -15,12 +15,12 @@ from mllm.config.hardware import Hardware, environment
 from mllm.config.reading import read_config
 from mllm.config.schema import ModelArgs, RunConfig
 from mllm.dataset.base import SampleDataset
-from mllm.engine.run_folder import open_run_folder
 from mllm.errors import ConfigError
 from mllm.export.settings import read_settings
 from mllm.files import write_json, write_text
 from mllm.models.adapters.files import find_adapter
 from mllm.report.data_summary import describe_data
+from mllm.run.folder import open_run_folder
 from mllm.run.phases import conduit, reservoir
 
 logger = logging.getLogger(__name__)

@@ -29,25 +29,12 @@ def prepare_args(path: str, overrides: Sequence[str] = (), tiny: bool = False) -
     With `tiny`, checkpoints become tiny ones under `ckpt/`, and a split whose data is absent its class's miniature.
     """
     check_packages()
-    fill_registries()
     config = read_config(path, overrides)
     if tiny:
         config = with_tiny_parts(config)
     elif config.model_args.model_name_or_path == DEMO_BASE:
         ensure_tiny("medgemma", CHECKPOINTS)
     return apply_rules(config, detect())
-
-
-def fill_registries() -> None:
-    """Imports every part that registers itself, so that a config can name it."""
-    import mllm.dataset.builder
-    import mllm.engine.builder
-    import mllm.export
-    import mllm.metrics
-    import mllm.models.builder.builder
-    import mllm.models.encoding.box_formats
-    import mllm.models.heads
-    import mllm.objectives  # noqa: F401
 
 
 def with_tiny_parts(config: RunConfig) -> RunConfig:

@@ -15,12 +15,12 @@ from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
 from mllm.dataset.loading.poisson import units_of
 from mllm.engine.callbacks import SKIPPED, close_bars, rows_of, run_folder, write_skipped
+from mllm.engine.checkpoints import newest_checkpoint
 from mllm.engine.epoch_folders import EpochFolders
 from mllm.engine.evaluation import PLAIN, Examination, described, examine
 from mllm.engine.preflight import describe_batch
 from mllm.engine.privacy.record import card_lines
 from mllm.engine.private_trainer import PrivateTrainer
-from mllm.engine.run_folder import newest_checkpoint, point_latest
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError
 from mllm.export.card import Facts, card_text
@@ -33,6 +33,7 @@ from mllm.pipeline.merge import merge
 from mllm.predict.writer import write_predictions
 from mllm.registry import EXPORTERS, METRICS
 from mllm.report.data_summary import draw_agreement
+from mllm.run.folder import point_latest
 from mllm.run_files import METRICS as METRICS_FILE
 from mllm.run_files import PREDICTIONS
 from mllm.structures import Bundle

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mllm.registry import DATASETS, METRICS, MODELS, OBJECTIVES, TRANSFORMS
+from mllm.registry import DATASETS, TRANSFORMS
 
 
 class Phantoms:
@@ -31,15 +31,6 @@ class Flip:
         self.probability = probability
 
 
-class NextToken:
-    def __init__(self, weight: float = 1.0):
-        self.weight = weight
-
-
-def build_nothing(args: Any, hardware: Any) -> None:
-    return None
-
-
 @pytest.fixture(autouse=True)
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     for registry, name, entry in (
@@ -47,10 +38,6 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
         (DATASETS, "Rows", Rows),
         (DATASETS, "Joined", Joined),
         (TRANSFORMS, "Flip", Flip),
-        (OBJECTIVES, "NextToken", NextToken),
-        (METRICS, "accuracy", build_nothing),
-        (MODELS, "medgemma", build_nothing),
-        (MODELS, "image-text", build_nothing),
     ):
         monkeypatch.setitem(registry.module_dict, name, entry)
 

@@ -199,7 +199,7 @@ def test_filename_is_an_alias_of_data_path(write, bases):
 def test_keys_left_over_from_a_base(write, bases):
     text = "data_args = dict(train=dict(\n    type='Rows', data_path='a.json'))\n"
     assert sentence(write(bases + text)) == (
-        "data.py:2: 'size', 'tasks' in data_args.train left over from this base: the type is now 'Rows' (run.py:3), "
+        "data.py:2: 'size', 'tasks' in data_args.train come from this base: the type is now 'Rows' (run.py:3), "
         "which does not accept them: add _delete_=True to data_args.train in run.py"
     )
     text = "data_args = dict(train=dict(_delete_=True, type='Rows', data_path='a.json'))\n"

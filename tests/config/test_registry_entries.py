@@ -47,7 +47,7 @@ class NamesNoFile:
         ),
         (
             "objectives = dict(next_token=dict(type='NextToken', weight='big'))",
-            "run.py:2: objectives.next_token.weight must be a number, not 'big'",
+            "run.py:2: objectives.next_token.weight must be a number or a dict, not 'big'",
         ),
     ],
 )

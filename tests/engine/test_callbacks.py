@@ -7,8 +7,8 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from mllm.engine.callbacks import Checkpoints, Epochs, RunLog, log_line, rows_of
+from mllm.engine.checkpoints import checkpoints, is_complete
 from mllm.engine.meter import Meter
-from mllm.engine.run_folder import checkpoints, is_complete
 
 ROW = {"loss": 1.25, "learning_rate": 2e-4, "tokens_per_second": 1234.5, "padding_share": 0.25, "peak_memory_gb": 1.5}
 

@@ -18,7 +18,6 @@ from mllm.export.adapter import write as write_adapter
 from mllm.export.card import Facts
 from mllm.export.student import write as write_student
 from mllm.models.builder.builder import load_pretrained
-from mllm.run.prepare import fill_registries
 from mllm.structures import Bundle
 from mllm.tiny.checkpoints import write_tiny
 
@@ -84,7 +83,6 @@ def test_an_adapter_with_a_head_teaches_without_it(trained):
 
 
 def test_a_config_may_name_what_was_trained(trained, tmp_path):
-    fill_registries()
     (tmp_path / "run.py").write_text(CONFIG.format(folder=str(trained[1]), heads=HEADS))
     apply_rules(read_config(tmp_path / "run.py"), detect())
 

@@ -17,7 +17,6 @@ from mllm.config.hardware import CHECKOUT
 from mllm.config.reading import read_config
 from mllm.errors import ConfigError, TrainingError
 from mllm.run.notebook import SLIDERS, figures, make_widgets, pictures, train, write_config
-from mllm.run.prepare import fill_registries
 
 VALUES = {name: slider.value for name, slider in SLIDERS.items()}
 BASE = """
@@ -38,7 +37,6 @@ training_args = dict(num_train_epochs=9, learning_rate=1e-3, weight_decay=0.01)
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    fill_registries()
 
 
 def write_base(task: str = "dict(start=0.9, end=0.7)", features: str = "dict(start=0.1, end=0.3)") -> Path:

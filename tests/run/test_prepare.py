@@ -5,24 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mllm.config.hardware import CHECKOUT
-from mllm.registry import BOX_FORMATS, HEADS, MODELS, OBJECTIVES, TRAINERS
-from mllm.run.prepare import fill_registries, prepare_args
+from mllm.run.prepare import prepare_args
 
 CONFIGS = CHECKOUT / "config" / "training_configs"
-
-
-def test_every_part_registers_itself():
-    fill_registries()
-    assert {
-        "shikra",
-        "perceptionGPT",
-        "medgemma",
-        "image-text",
-    } <= MODELS.module_dict.keys() & TRAINERS.module_dict.keys()
-    assert set(HEADS.module_dict) == {"BoxHead", "MaskHead", "RegressionHead"}
-    assert set(BOX_FORMATS.module_dict) == {"normalized_text", "location_tokens", "perception_token"}
-    objectives = {"NextToken", "BoxLoss", "MaskLoss", "MeasureLoss", "FeatureMatch", "LogitMatch"}
-    assert objectives <= OBJECTIVES.module_dict.keys()
 
 
 @pytest.mark.parametrize("name", ["shikra_tinyllama", "perceptionGPT_refcoco"])

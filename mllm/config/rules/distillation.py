@@ -37,7 +37,7 @@ def distill_args(merged: Mapping[str, Any], places: Places) -> DistillArgs | Non
         )
     known: ModelArgs = checking.filled(ModelArgs, {"lora_r": None, **teacher}, "distill_args.teacher", places)
     place = places.of("distill_args", "teacher", "type")
-    checking.known_entry(checking.MODELS, known.type, ("distill_args", "teacher", "type"), places)
+    checking.describe_entry(checking.MODELS, known.type, ("distill_args", "teacher", "type"), places)
     for key, wrong in (("lora_r", known.lora_r is not None), ("heads", bool(known.heads))):
         if wrong:
             raise ConfigError(f"{place}: a teacher does not train: remove distill_args.teacher.{key}")

@@ -1,1 +1,1 @@
-"""Generated medical-looking pictures and questions about them, for trials, tests and demonstrations."""
+"""Generated images that resemble medical images, with questions, for trials, tests and demonstrations."""

@@ -1,7 +1,7 @@
-"""What a phantom of each modality looks like: its anatomy, where lesions may lie, how a lesion shows, and the noise.
+"""Anatomies of the gray modalities: shapes, region of lesions, appearance of lesions, and noise.
 
-Nothing here is a model of physics or of disease: the pictures are plausible to look at, different from each other, and
-everything that is asked about them is known exactly.
+The anatomies model neither physics nor disease. Their images look plausible and differ from each other, and the ground
+truth is known exactly.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from mllm.dataset.phantoms.canvas import Canvas, edge, over
 
 
 class Anatomy:
-    """One drawn anatomy; `picture` is float [H, W] or [H, W, 3] in [0, 1], `region` is where a lesion may lie."""
+    """Base of anatomies; `picture` is float [H, W] or [H, W, 3] in [0, 1], `region` [H, W] the region of lesions."""
 
     organ: ClassVar[str]
-    """What is measured: its `width`, from left to right, in pixels."""
+    """Name of the measured organ; `width` is its width in pixels from left to right."""
     lesion: ClassVar[str]
     field: ClassVar[float]
-    """The width of the picture in millimeters."""
+    """Width of the image in mm."""
 
     def __init__(self, canvas: Canvas) -> None:
         self.canvas = canvas
@@ -30,20 +30,20 @@ class Anatomy:
         self.picture = self.draw(canvas, canvas.rng)
 
     def draw(self, canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-        """Give the picture without lesions or noise; sets `region` and `width`."""
-        raise AssertionError("every anatomy draws itself")
+        """Return the image without lesions and noise; sets `region` and `width`."""
+        raise AssertionError("subclasses define `draw`")
 
-    def show(self, mask: np.ndarray) -> None:
-        """Lay a lesion over the picture where `mask` says."""
-        raise AssertionError("every anatomy shows its lesions")
+    def add_lesion(self, mask: np.ndarray) -> None:
+        """Draw a lesion with the mask [H, W]."""
+        raise AssertionError("subclasses define `add_lesion`")
 
     def finish(self) -> np.ndarray:
-        """The picture as its scanner would give it: with noise and frame."""
+        """Return the image with noise and frame."""
         return self.picture + 0.015 * self.canvas.grain()
 
 
 class CT(Anatomy):
-    """An axial slice of the chest in a wide window: dark lungs, gray soft tissue, bright bone and aorta."""
+    """Axial slice of the chest in a wide window: dark lungs, gray soft tissue, bright bone and aorta."""
 
     organ, lesion, field = "aorta", "nodule", 380.0
 
@@ -77,7 +77,7 @@ class CT(Anatomy):
         return over(picture, canvas.ellipse(0.14, 0.25, radius, radius), 0.82)
 
     @override
-    def show(self, mask: np.ndarray) -> None:
+    def add_lesion(self, mask: np.ndarray) -> None:
         self.picture = over(self.picture, mask, 0.66)
 
     @override
@@ -86,7 +86,7 @@ class CT(Anatomy):
 
 
 class MRI(Anatomy):
-    """An axial slice of the head, T1-weighted with contrast: bright scalp, dark skull, folded cortex, ventricles."""
+    """Axial slice of the head, T1-weighted with contrast: bright scalp, dark skull, folded cortex, ventricles."""
 
     organ, lesion, field = "head", "enhancing lesion", 240.0
 
@@ -119,19 +119,19 @@ class MRI(Anatomy):
         return picture
 
     @override
-    def show(self, mask: np.ndarray) -> None:
+    def add_lesion(self, mask: np.ndarray) -> None:
         self.picture = over(self.picture, mask, 0.97)
 
     @override
     def finish(self) -> np.ndarray:
         canvas, turn = self.canvas, self.canvas.rng.uniform(0, 2 * np.pi)
         bias = 1 + 0.12 * (canvas.x * float(np.cos(turn)) + canvas.y * float(np.sin(turn)))
-        # The magnitude of a complex signal with noise in both parts (Rician): air is never quite black.
+        # The magnitude of a complex signal with noise in both parts has a Rician distribution: air is not quite black.
         return np.hypot(self.picture * bias + 0.02 * canvas.grain(), 0.02 * canvas.grain())
 
 
 class XRay(Anatomy):
-    """A frontal chest radiograph: dark lung fields under ribs, a white spine and heart, domes of the diaphragm."""
+    """Frontal chest radiograph: dark lung fields under ribs, a white spine and heart, domes of the diaphragm."""
 
     organ, lesion, field = "heart", "opacity", 400.0
 
@@ -176,7 +176,7 @@ class XRay(Anatomy):
         return picture
 
     @override
-    def show(self, mask: np.ndarray) -> None:
+    def add_lesion(self, mask: np.ndarray) -> None:
         self.picture = over(self.picture, 0.75 * mask, 0.78)
 
     @override
@@ -185,7 +185,7 @@ class XRay(Anatomy):
 
 
 class Ultrasound(Anatomy):
-    """A sector of speckle under a curved probe, with bright layers, a black chamber and the echo behind it."""
+    """Sector of speckle below a curved probe, with bright layers, a black chamber and the enhancement behind it."""
 
     organ, lesion, field = "chamber", "bright mass", 160.0
 
@@ -214,11 +214,11 @@ class Ultrasound(Anatomy):
         return picture
 
     @override
-    def show(self, mask: np.ndarray) -> None:
+    def add_lesion(self, mask: np.ndarray) -> None:
         self.picture = over(self.picture, mask, 0.85)
 
     @override
     def finish(self) -> np.ndarray:
         real, imaginary = self.canvas.cloud(self.canvas.size // 2), self.canvas.cloud(self.canvas.size // 2)
-        # Speckle: the magnitude of many random echoes (Rayleigh), so it multiplies.
+        # Speckle is multiplicative: the magnitude of many random echoes has a Rayleigh distribution.
         return self.picture * (0.25 + 0.75 * np.hypot(real, imaginary)) * self.sector

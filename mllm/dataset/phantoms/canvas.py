@@ -1,4 +1,4 @@
-"""A square canvas on which phantoms are drawn: soft shapes, smooth noise and strokes, with numpy and Pillow only."""
+"""Canvas for phantoms: soft shapes, smooth noise and strokes, drawn with numpy and Pillow."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw
 
 
 class Canvas:
-    """Coordinates of a square picture, from -1 (left, top) to 1 (right, bottom), and what can be drawn over them.
+    """Square image with coordinates from -1 (left, top) to 1 (right, bottom).
 
-    Masks are float32 [H, W] in [0, 1]: 0.5 lies on the true edge, and the step from 0 to 1 is about a pixel wide.
+    Masks are float32 [H, W] in [0, 1]: 0.5 is the exact edge, and the transition from 0 to 1 is about one pixel wide.
     """
 
     def __init__(self, size: int, rng: np.random.Generator) -> None:
@@ -21,17 +21,20 @@ class Canvas:
         self.x, self.y = np.broadcast_arrays(axis[None, :], axis[:, None])
 
     def pixels(self, length: float) -> float:
-        """How many pixels long a length in canvas units is."""
+        """Return a length in canvas units as a number of pixels."""
         return length * self.size / 2
 
     def ellipse(
         self, x: float, y: float, rx: float, ry: float, angle: float = 0.0, wobble: float = 0.0, soft: float = 1.0
     ) -> np.ndarray:
-        """The mask of an ellipse, turned by `angle` radians; `wobble` bends its outline, `soft` pixels is its edge."""
+        """Return the mask of an ellipse with radii `rx` and `ry`, rotated by `angle` radians.
+
+        `wobble` is the amplitude of irregularities of the outline, `soft` the width of the edge in pixels.
+        """
         reach = max(rx, ry) / (1 - 1.1 * wobble) + 4 * soft / self.size
         first = np.clip([int(self.pixels(at - reach + 1)) for at in (x, y)], 0, self.size)
         last = np.clip([int(self.pixels(at + reach + 1)) + 1 for at in (x, y)], 0, self.size)
-        # Only the part of the picture that the shape can reach is worked out: most shapes are small.
+        # Only the window around the shape is computed, because most shapes are small.
         window = slice(first[1], last[1]), slice(first[0], last[0])
         dx, dy = self.x[window] - np.float32(x), self.y[window] - np.float32(y)
         cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -47,7 +50,7 @@ class Canvas:
         return mask
 
     def cloud(self, cells: int, octaves: int = 1) -> np.ndarray:
-        """Smooth noise [H, W] with a standard deviation of about 1, its bumps `1 / cells` of the picture wide."""
+        """Return smooth noise [H, W] with a standard deviation of about 1 and `cells` periods per image width."""
         total = np.zeros((self.size, self.size), np.float32)
         for octave in range(octaves):
             count = cells * 2**octave
@@ -59,11 +62,11 @@ class Canvas:
         return total
 
     def grain(self) -> np.ndarray:
-        """White noise [H, W] with a standard deviation of 1."""
+        """Return white noise [H, W] with a standard deviation of 1."""
         return self.rng.standard_normal((self.size, self.size), dtype=np.float32)
 
     def strokes(self, paths: Iterable[tuple[np.ndarray, float]]) -> np.ndarray:
-        """The mask of polylines: each a pair of points [N, 2] and a width, both in canvas units."""
+        """Return the mask of polylines: pairs of points [N, 2] and a width, both in canvas units."""
         picture = Image.new("L", (2 * self.size, 2 * self.size))
         pen = ImageDraw.Draw(picture)
         for points, width in paths:
@@ -72,7 +75,7 @@ class Canvas:
         return np.asarray(picture.reduce(2), np.float32) / 255
 
     def blobs(self, centers: np.ndarray, radius: float, spread: float = 0.25) -> np.ndarray:
-        """The mask of many small irregular spots around `centers` [N, 2], such as the nuclei of cells."""
+        """Return the mask of small irregular spots around `centers` [N, 2], such as the nuclei of cells."""
         picture = Image.new("L", (2 * self.size, 2 * self.size))
         pen = ImageDraw.Draw(picture)
         steps = np.linspace(0, 2 * np.pi, 9)[:-1]
@@ -87,16 +90,16 @@ class Canvas:
 
 
 def edge(distance: np.ndarray, soft: float = 1.0) -> np.ndarray:
-    """A mask from signed distances in pixels: 1 inside (positive), 0 outside, linear over `soft` pixels between."""
+    """Return a mask for signed distances in pixels: 1 inside (positive), 0 outside, linear over `soft` pixels."""
     return np.clip(distance / np.float32(soft) + np.float32(0.5), 0, 1)
 
 
 def over(picture: np.ndarray, mask: np.ndarray, value: float | np.ndarray | tuple[float, ...]) -> np.ndarray:
-    """The picture, [H, W] or [H, W, 3], with `value` laid over it where `mask` [H, W] says so."""
+    """Return the image [H, W] or [H, W, 3] blended with `value`, weighted by `mask` [H, W]."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return picture
-    # Most masks are small: only the rows and columns that they touch are mixed.
+    # Only the rows and columns of the mask are blended, because most masks are small.
     window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     paint = np.asarray(value, np.float32)
     if paint.ndim >= 2:

@@ -1,4 +1,4 @@
-"""Phantoms of the modalities that are color photographs: fundus, pathology and endoscopy."""
+"""Anatomies of the color modalities: fundus, pathology and endoscopy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mllm.dataset.phantoms.canvas import Canvas, edge, over
 
 
 class Fundus(Anatomy):
-    """The back of an eye: an orange disk on black, a yellow optic disc, vessels that branch from it, a dark fovea."""
+    """Fundus of an eye: an orange disk on black, a yellow optic disc with branching vessels, and a dark fovea."""
 
     organ, lesion, field = "optic disc", "hemorrhage", 12.0
 
@@ -48,7 +48,7 @@ class Fundus(Anatomy):
         length: float,
         width: float,
     ) -> None:
-        """Add a vessel that arches away from the optic disc around the fovea, and its branches."""
+        """Add a vessel with its branches that runs from the optic disc around the fovea."""
         t = np.linspace(0, 1, 14)
         x = start[0] + ahead * length * (0.9 * t + 0.15 * t**2) + 0.015 * np.cumsum(rng.standard_normal(14)) * t
         y = start[1] + up * length * (0.62 * np.sin(2.1 * t) - 0.1 * t) + 0.015 * np.cumsum(rng.standard_normal(14)) * t
@@ -63,7 +63,7 @@ class Fundus(Anatomy):
             vessels.append((branch, width * 0.45))
 
     @override
-    def show(self, mask: np.ndarray) -> None:
+    def add_lesion(self, mask: np.ndarray) -> None:
         self.picture = over(self.picture, 0.95 * mask, (0.3, 0.02, 0.02))
 
     @override
@@ -72,7 +72,7 @@ class Fundus(Anatomy):
 
 
 class Pathology(Anatomy):
-    """A stained tissue section (hematoxylin and eosin): pink stroma, purple nuclei, a gland around a white lumen."""
+    """Tissue section stained with hematoxylin and eosin: pink stroma, purple nuclei, a gland around a white lumen."""
 
     organ, lesion, field = "gland", "tumor nest", 0.5
 
@@ -104,7 +104,7 @@ class Pathology(Anatomy):
         return picture
 
     @override
-    def show(self, mask: np.ndarray) -> None:
+    def add_lesion(self, mask: np.ndarray) -> None:
         self.picture = over(self.picture, mask, (0.52, 0.3, 0.6))
         rows, columns = np.nonzero(mask > 0.95)
         step = max(1, len(rows) // 40)
@@ -118,7 +118,7 @@ class Pathology(Anatomy):
 
 
 class Endoscopy(Anatomy):
-    """A look along the bowel: wet red mucosa in folds around a dark lumen, with highlights, in an octagonal frame."""
+    """View along the bowel: folds of red mucosa around a dark lumen, with highlights, in an octagonal frame."""
 
     organ, lesion, field = "lumen", "polyp", 60.0
 
@@ -154,7 +154,7 @@ class Endoscopy(Anatomy):
         return picture
 
     @override
-    def show(self, mask: np.ndarray) -> None:
+    def add_lesion(self, mask: np.ndarray) -> None:
         rows, columns = np.nonzero(mask > 0.5)
         left, top, span = int(columns.min()), int(rows.min()), max(int(np.ptp(columns)), int(np.ptp(rows)), 1)
         grid = np.arange(self.canvas.size, dtype=np.float32)

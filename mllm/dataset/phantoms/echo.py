@@ -1,4 +1,4 @@
-"""Generated apical echocardiograms of a beating heart: sector, speckle, dark cavities between bright walls."""
+"""Generated apical echocardiograms: sector, speckle, and dark cavities between bright walls."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 from mllm.dataset.phantoms.heart import CENTER, Heart, Ventricle, ellipse_depth
 
 LABELS = {"cavity": 1, "myocardium": 2, "atrium": 3}
-"""CAMUS's labels of the left ventricle's cavity, its myocardium and the left atrium; 0 is everything else."""
+"""CAMUS labels of the cavity of the left ventricle, its myocardium and the left atrium; 0 is background."""
 _DYNAMIC_RANGE = 48.0
-"""Decibels between black and white."""
+"""Range from black to white in dB."""
 _STEADY = 0.75
-"""The share of the speckle's power that stays from frame to frame."""
+"""Fraction of the speckle power that is equal in all frames."""
 
 
 @dataclass
 class Probe:
-    """A phased array and its screen: a sector of `size` x `size` pixels that reaches `depth` mm deep."""
+    """Phased array and its screen of `size` x `size` pixels, with a sector of `depth` mm."""
 
     size: int = 112
     depth: float = 155.0
     half_angle: float = 0.66
-    """Radians from the middle of the sector to its edge."""
-    _where: tuple[np.ndarray, ...] = field(init=False, repr=False)
+    """Angle from the middle of the sector to its edge in radians."""
+    _sampling: tuple[np.ndarray, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         x, y = self.pixels
@@ -34,35 +34,35 @@ class Probe:
         rows, columns = self.grid[0].shape
         row = np.clip(radius[inside] / self.depth * rows - 0.5, 0, rows - 1.001)
         column = np.clip((angle[inside] / self.half_angle + 1) / 2 * columns - 0.5, 0, columns - 1.001)
-        self._where = inside, row, column
+        self._sampling = inside, row, column
 
     @property
     def spacing(self) -> float:
-        """Mm from one pixel to the next, down and across."""
+        """Pixel spacing in mm, vertical and horizontal."""
         return self.depth * 1.02 / self.size
 
     @property
     def pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """x and y in mm of the middle of every pixel, [H, W] each; the probe stands at (0, 0)."""
+        """x and y of all pixel centers in mm, [H, W] each; the probe is at (0, 0)."""
         axis = (np.arange(self.size) + 0.5) * self.spacing
         x, y = np.meshgrid(axis - self.size * self.spacing / 2, axis - 0.01 * self.depth)
         return x, y
 
     @property
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """x and y in mm of every sample of every beam, [samples, beams] each."""
+        """x and y of all samples of all beams in mm, [samples, beams] each."""
         samples, beams = round(1.3 * self.size), self.size
         radius = (np.arange(samples) + 0.5)[:, None] / samples * self.depth
         angle = (((np.arange(beams) + 0.5) / beams) * 2 - 1)[None, :] * self.half_angle
         return radius * np.sin(angle), radius * np.cos(angle)
 
     def to_pixel(self, points: np.ndarray) -> np.ndarray:
-        """Points [..., 2] in mm as x y in pixels; pixel (0, 0) reaches from 0 to 1 on both axes."""
+        """Convert points [..., 2] from mm to pixels; pixel (0, 0) extends from 0 to 1 on both axes."""
         return points / self.spacing + np.array([self.size / 2, 0.01 * self.depth / self.spacing])
 
-    def on_screen(self, beams: np.ndarray) -> np.ndarray:
-        """Values in [0, 1] along the beams [samples, beams] as the screen shows them: [H, W] uint8, black around."""
-        inside, row, column = self._where
+    def to_screen(self, beams: np.ndarray) -> np.ndarray:
+        """Convert values in [0, 1] from beams [samples, beams] to the screen [H, W] uint8, black around the sector."""
+        inside, row, column = self._sampling
         r, c = row.astype(int), column.astype(int)
         fr, fc = row - r, column - c
         top = beams[r, c] * (1 - fc) + beams[r, c + 1] * fc
@@ -73,9 +73,9 @@ class Probe:
 
 
 class Echo:
-    """An examination of one heart in one view: pictures and true masks at any phase of the beat.
+    """Echocardiogram of one heart in one view: images and exact masks at any phase of the beat.
 
-    The same seed, probe and order of calls give the same pictures.
+    Images depend on the generator, the probe and the order of calls.
     """
 
     def __init__(self, heart: Heart, probe: Probe, rng: np.random.Generator, view: str = "4CH") -> None:
@@ -90,7 +90,7 @@ class Echo:
         self._tissue = 0.08 * np.exp(0.6 * _smooth(rng, shape))
 
     def frame(self, phase: float) -> np.ndarray:
-        """The picture [H, W] uint8 at a phase (0: end diastole, 1: end systole)."""
+        """Return the image [H, W] uint8 at a phase (0: end diastole, 1: end systole)."""
         x, y = self.probe.grid
         echo = self._echo(x, y, phase) * self._gain
         fresh = self._scatterers(x.shape)
@@ -98,10 +98,10 @@ class Echo:
         sent = echo * speckle + self._noise * self._scatterers(x.shape)
         received = np.fft.ifft2(np.fft.fft2(sent) * self._filter)
         decibels = 20 * np.log10(np.abs(received) + 1e-6)
-        return self.probe.on_screen((decibels + _DYNAMIC_RANGE - 8) / _DYNAMIC_RANGE)
+        return self.probe.to_screen((decibels + _DYNAMIC_RANGE - 8) / _DYNAMIC_RANGE)
 
     def mask(self, phase: float) -> np.ndarray:
-        """The true labels [H, W] uint8 of `LABELS` at a phase."""
+        """Return the mask [H, W] uint8 with the values of `LABELS` at a phase."""
         x, y = self.probe.pixels
         ventricle, wall = self._shape(phase)
         labels = np.zeros(x.shape, np.uint8)
@@ -111,7 +111,7 @@ class Echo:
         return labels
 
     def tracing(self, phase: float, chords: int = 20) -> np.ndarray:
-        """The long axis and the chords of the cavity in pixels, [chords + 1, 4] x1 y1 x2 y2."""
+        """Return the long axis and the chords of the cavity in pixels, [chords + 1, 4] x1 y1 x2 y2."""
         lines = self._shape(phase)[0].chords(chords)
         return self.probe.to_pixel(lines.reshape(-1, 2)).reshape(-1, 4)
 
@@ -120,11 +120,11 @@ class Echo:
         return self.heart.ventricle(volume, self.view), self.heart.wall_at(volume)
 
     def _scatterers(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Echoes of many particles smaller than a sample: complex Gaussian, as fully developed speckle is."""
+        """Return fully developed speckle, the sum of many scatterers per sample: complex Gaussian noise."""
         return (self.rng.standard_normal(shape) + 1j * self.rng.standard_normal(shape)) / math.sqrt(2)
 
     def _atrium(self, ventricle: Ventricle, x: np.ndarray, y: np.ndarray, phase: float) -> np.ndarray:
-        """How far points lie inside of the left atrium, which is full when the ventricle is empty."""
+        """Return the depth of points inside the left atrium in mm; it is largest at end systole."""
         u, v = ventricle.local(x, y)
         fill = 1 + 0.12 * (1 - math.cos(math.pi * phase)) / 2
         width = 0.82 * self.heart.ventricle(self.heart.edv).half_width * fill
@@ -132,7 +132,7 @@ class Echo:
         return np.minimum(ellipse_depth(u - ventricle.length - 0.7 * reach, v, reach, width), u - ventricle.length)
 
     def _echo(self, x: np.ndarray, y: np.ndarray, phase: float) -> np.ndarray:
-        """How strongly every place sends sound back, about 1 for a bright wall."""
+        """Return the echo amplitude of each point; about 1 for a bright wall."""
         ventricle, wall = self._shape(phase)
         u, v = ventricle.local(x, y)
         cavity, heart = ventricle.depth_inside(x, y), ventricle.depth_inside(x, y, wall)
@@ -146,7 +146,7 @@ class Echo:
         echo = _chamber(echo, atrium, 0.4)
         echo = _blend(echo, heart, 0.32)
         echo = _blend(echo, cavity, 0.006)
-        # Borders that lie across the beams answer like mirrors; those along them hardly do.
+        # Borders perpendicular to the beams reflect strongly, borders parallel to them weakly.
         facing = 0.35 + 0.65 * np.abs(u / ventricle.length - CENTER)
         is_above_valve = u < ventricle.length
         echo += 0.5 * facing * np.exp(-((cavity / 1.4) ** 2)) * is_above_valve
@@ -155,42 +155,42 @@ class Echo:
         return echo + self._haze * np.exp(-np.hypot(x, y) / 14)
 
     def _right_ventricle(self, ventricle: Ventricle, u: np.ndarray, v: np.ndarray, wall: float) -> np.ndarray:
-        """How far points lie inside of the right ventricle, to the left of the septum on the screen."""
+        """Return the depth of points inside the right ventricle in mm; it is left of the septum on the screen."""
         width = 0.42 * self.heart.ventricle(self.heart.edv).half_width + 4
         length = 0.36 * ventricle.length
         left = -(ventricle.half_width + wall + 0.9 * width)
         return ellipse_depth(u - 0.62 * ventricle.length, v - left - 0.12 * (ventricle.length - u), length, width)
 
     def _valve(self, ventricle: Ventricle, u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray:
-        """Two thin leaflets from the ring to the middle: closed in systole, hanging into the ventricle in diastole."""
+        """Return the echo of the two leaflets of the mitral valve: closed in systole, open in diastole."""
         ring = ventricle.half_width * 0.79
         opening = 0.0 if phase % 2 <= 1 else math.sin(math.pi * (phase % 2 - 1)) ** 0.5
         inward = np.clip(1 - np.abs(v) / ring, 0, 1)
         leaflet = ventricle.length - 1.0 - 16 * opening * inward
-        shown = (np.abs(v) < ring) & (inward < 1 - 0.55 * opening)
-        return 0.55 * np.exp(-(((u - leaflet) / (1.3 + opening)) ** 2)) * shown
+        visible = (np.abs(v) < ring) & (inward < 1 - 0.55 * opening)
+        return 0.55 * np.exp(-(((u - leaflet) / (1.3 + opening)) ** 2)) * visible
 
 
 def _blend(echo: np.ndarray, depth: np.ndarray, value: float) -> np.ndarray:
-    """The echo with `value` inside of a shape, over an edge of about a mm."""
-    share = np.clip(depth + 0.5, 0, 1)
-    return echo * (1 - share) + value * share
+    """Return the echo with `value` inside of a shape; the edge is about 1 mm wide."""
+    weight = np.clip(depth + 0.5, 0, 1)
+    return echo * (1 - weight) + value * weight
 
 
 def _chamber(echo: np.ndarray, depth: np.ndarray, wall: float) -> np.ndarray:
-    """The echo with a chamber full of blood, and a wall of 3 mm around it."""
+    """Return the echo with a chamber of blood and a wall of 3 mm around it."""
     return _blend(_blend(echo, depth + 3.0, wall), depth, 0.006)
 
 
 def _point_spread(shape: tuple[int, ...]) -> np.ndarray:
-    """The transfer function [samples, beams] of the probe: sharp along the beams, blurred across them; power kept."""
+    """Return the transfer function [samples, beams] of the probe: sharp along the beams, blurred across, unit power."""
     rows, columns = (np.fft.fftfreq(length) for length in shape)
     spread = np.exp(-2 * np.pi**2 * ((rows[:, None] * 0.8) ** 2 + (columns[None, :] * 1.1) ** 2))
     return spread / np.sqrt(np.mean(spread**2))
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, ...], scale: float = 6.0) -> np.ndarray:
-    """Smooth noise with bumps of about `scale` samples, mean 0 and standard deviation 1."""
+    """Return smooth noise with a correlation length of about `scale` samples, mean 0 and standard deviation 1."""
     rows, columns = (np.fft.fftfreq(length) for length in shape)
     spread = np.exp(-2 * np.pi**2 * scale**2 * (rows[:, None] ** 2 + columns[None, :] ** 2))
     noise = np.fft.ifft2(np.fft.fft2(rng.standard_normal(shape)) * spread).real

@@ -1,4 +1,4 @@
-"""Folders of generated echocardiograms in the files of EchoNet-Dynamic and CAMUS, with volumes that are known."""
+"""Writers of generated echocardiograms with known volumes, in the formats of EchoNet-Dynamic and CAMUS."""
 
 from __future__ import annotations
 
@@ -20,62 +20,62 @@ from mllm.dataset.phantoms.writers import write_avi, write_mhd, write_nifti
 from mllm.files import replaced_file, write_text
 
 FILE_LIST = ("FileName", "EF", "ESV", "EDV", "FrameHeight", "FrameWidth", "FPS", "NumberOfFrames", "Split")
-"""The columns of EchoNet-Dynamic's `FileList.csv`."""
+"""Columns of `FileList.csv` of EchoNet-Dynamic."""
 TRACINGS = ("FileName", "X1", "Y1", "X2", "Y2", "Frame")
-"""The columns of its `VolumeTracings.csv`."""
+"""Columns of `VolumeTracings.csv` of EchoNet-Dynamic."""
 Seed = int | Sequence[int]
 _FPS = 30
-_MANY = 64
-"""Patients from which writing takes long enough for a progress bar."""
+_PROGRESS_FROM = 64
+"""Minimum number of patients for a progress bar."""
 
 
 @dataclass(frozen=True)
 class EchoPatient:
-    """A generated patient, and what is true of the files."""
+    """A generated patient and the ground truth of the files."""
 
     name: str
-    """The name of the video, without its suffix, or of the patient's folder."""
+    """Name of the video without suffix, or of the folder of the patient."""
     split: str
     heart: Heart
     spacing: float
-    """Mm from one pixel to the next."""
+    """Pixel spacing in mm."""
     ed: int
-    """The end-diastolic frame, from 0."""
+    """End-diastolic frame, from 0."""
     es: int
-    """The end-systolic frame, from 0."""
+    """End-systolic frame, from 0."""
     frames: int
 
 
 @dataclass(frozen=True)
 class _Beat:
-    """How the frames of a video lie in the beat."""
+    """Phases of the frames of a video."""
 
     start: int
     """A frame at end diastole."""
     systole: int
-    """Frames from end diastole to end systole."""
+    """Number of frames from end diastole to end systole."""
     diastole: int
-    """Frames from end systole to the next end diastole."""
+    """Number of frames from end systole to the next end diastole."""
 
     def phase(self, frame: int) -> float:
-        """0 at end diastole, 1 at end systole."""
-        since = (frame - self.start) % (self.systole + self.diastole)
-        return since / self.systole if since <= self.systole else 1 + (since - self.systole) / self.diastole
+        """Return the phase of a frame: 0 at end diastole, 1 at end systole."""
+        elapsed = (frame - self.start) % (self.systole + self.diastole)
+        return elapsed / self.systole if elapsed <= self.systole else 1 + (elapsed - self.systole) / self.diastole
 
 
 def write_echonet(
     folder: Path, splits: Mapping[str, int], seed: Seed = 0, frames: int = 40, size: int = 112
 ) -> list[EchoPatient]:
-    """Write patients as EchoNet-Dynamic has them: `FileList.csv`, `VolumeTracings.csv` and `Videos/*.avi`.
+    """Write patients in the format of EchoNet-Dynamic: `FileList.csv`, `VolumeTracings.csv` and `Videos/*.avi`.
 
-    `splits` says how many patients each official split gets ({"TRAIN": 8, "VAL": 2, "TEST": 2}). Videos have up to
-    `frames` (at least 30) pictures of `size` x `size` pixels. Every second patient is traced at end systole first;
-    a traced frame may be the first or the last one. Of five patients four have the smaller tracing first in the file.
-    Everything depends on `seed` and the patient's number alone.
+    `splits` is the number of patients of each official split ({"TRAIN": 8, "VAL": 2, "TEST": 2}). Videos have up to
+    `frames` (at least 30) frames of `size` x `size` pixels. For every second patient the end-systolic frame precedes
+    the end-diastolic one; a traced frame may be the first or the last. In four of five patients the smaller tracing is
+    first in the file. A patient depends on `seed` and its number only.
     """
-    assert frames >= 30, "a beat and a half must fit into it"
+    assert frames >= 30, "one and a half beats must fit"
     (folder / "Videos").mkdir(parents=True, exist_ok=True)
-    patients, listed, traced = [], [], []
+    patients, list_rows, tracing_rows = [], [], []
     for number, split, rng in _numbered(splits, seed):
         heart, probe = draw_heart(rng), Probe(size, float(rng.uniform(148, 165)))
         systole, diastole = int(rng.integers(6, 10)), int(rng.integers(9, 15))
@@ -91,12 +91,12 @@ def write_echonet(
         _replace(folder / "Videos" / f"{patient.name}.avi", partial(write_avi, frames=pictures, fps=_FPS))
         patients.append(patient)
         volumes = (heart.ef, heart.esv, heart.edv)
-        listed.append((patient.name, *volumes, size, size, _FPS, count, split))
+        list_rows.append((patient.name, *volumes, size, size, _FPS, count, split))
         moments = [(patient.es, 1.0), (patient.ed, 0.0)]
         for frame, phase in reversed(moments) if number % 5 == 4 else moments:
-            traced += [(f"{patient.name}.avi", *line, frame) for line in echo.tracing(phase).tolist()]
-    _write_table(folder / "FileList.csv", FILE_LIST, listed)
-    _write_table(folder / "VolumeTracings.csv", TRACINGS, traced)
+            tracing_rows += [(f"{patient.name}.avi", *line, frame) for line in echo.tracing(phase).tolist()]
+    _write_table(folder / "FileList.csv", FILE_LIST, list_rows)
+    _write_table(folder / "VolumeTracings.csv", TRACINGS, tracing_rows)
     return patients
 
 
@@ -108,12 +108,12 @@ def write_camus(
     size: int = 160,
     first: int = 1,
 ) -> list[EchoPatient]:
-    """Write patients as CAMUS has them: pictures, masks, half sequences and `Info_*.cfg` of two views, and the splits.
+    """Write patients in the format of CAMUS: images, masks, half sequences, `Info_*.cfg` of two views, and splits.
 
-    `splits` says how many patients "training", "validation" and "testing" get. The older release is MetaImage with
-    pixels twice as wide as high, cfg keys `LVef`, `LVedv`, `LVesv` and splits in folds (two here); the newer is NIfTI
-    with `EF`, rounded, alone. Every second patient's half sequence begins at end systole. Patients are numbered from
-    `first` on.
+    `splits` is the number of patients in "training", "validation" and "testing". The older release has MetaImage files
+    with pixels twice as wide as high, the cfg keys `LVef`, `LVedv`, `LVesv`, and splits in folds (two here); the newer
+    one has NIfTI files and a rounded `EF`. For every second patient the half sequence begins at end systole. The first
+    patient has the number `first`.
     """
     patients = []
     for number, split, rng in _numbered(splits, seed):
@@ -140,18 +140,18 @@ def write_camus(
 def _write_camus_view(
     home: Path, patient: EchoPatient, view: str, release: str, echo: Echo, phases: Sequence[float]
 ) -> None:
-    """The files of one view of one patient."""
+    """Write the files of one view of one patient."""
     stem, heart = f"{patient.name}_{view}", patient.heart
     pictures = np.stack([echo.frame(phase) for phase in phases])
     masks = np.stack([echo.mask(phase) for phase in phases])
     moments: dict[str, Any] = {"ED": patient.ed, "ES": patient.es}
     moments["half_sequence" if release == "nifti" else "sequence"] = slice(None)
-    for moment, chosen in moments.items():
+    for moment, frames in moments.items():
         for suffix, series in (("", pictures), ("_gt", masks)):
             if release == "nifti":
-                _write_nifti(home / f"{stem}_{moment}{suffix}.nii.gz", series[chosen], patient.spacing)
+                _write_nifti(home / f"{stem}_{moment}{suffix}.nii.gz", series[frames], patient.spacing)
             else:
-                wide = series[chosen][..., ::2]
+                wide = series[frames][..., ::2]
                 steps = (2 * patient.spacing, patient.spacing, 1.0)[: wide.ndim]
                 write_mhd(home / f"{stem}_{moment}{suffix}.mhd", wide, steps, compressed=suffix == "_gt")
     facts: dict[str, Any] = {"ED": patient.ed + 1, "ES": patient.es + 1, "NbFrame": patient.frames}
@@ -164,21 +164,21 @@ def _write_camus_view(
 
 
 def _write_nifti(path: Path, pixels: np.ndarray, spacing: float) -> None:
-    """[H, W] or [F, H, W] as ITK writes it: axes across, down and in time, pointing to the left and to the back."""
+    """Write pixels [H, W] or [F, H, W] as ITK does: horizontal, vertical and time axis, to the left and posterior."""
     affine = np.diag([-spacing, -spacing, 1.0, 1.0])
     _replace(path, partial(write_nifti, volume=pixels.T, affine=affine))
 
 
 def _numbered(splits: Mapping[str, int], seed: Seed) -> Iterator[tuple[int, str, np.random.Generator]]:
-    """Every patient's number, split, and generator."""
+    """Yield the number, split and random generator of each patient."""
     names = [split for split, count in splits.items() for _ in range(count)]
-    words = (seed,) if isinstance(seed, int) else tuple(seed)
-    for number, split in enumerate(tqdm(names, desc="drawing echocardiograms", disable=len(names) < _MANY)):
-        yield number, split, np.random.default_rng((*words, number))
+    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
+    for number, split in enumerate(tqdm(names, desc="drawing echocardiograms", disable=len(names) < _PROGRESS_FROM)):
+        yield number, split, np.random.default_rng((*seeds, number))
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """The file that `write` makes, under a temporary name with the same suffixes until it is whole."""
+    """Replace `path` by the file that `write` writes under a temporary name with the same suffixes."""
     temporary = path.with_name(f"{uuid.uuid4().hex[:8]}-{path.name}")
     write(temporary)
     os.replace(temporary, path)

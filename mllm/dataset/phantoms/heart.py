@@ -1,4 +1,4 @@
-"""A beating left ventricle whose volumes are known exactly: its shape in two apical views, over one beat."""
+"""Model of a beating left ventricle with exact volumes: shape in two apical views over one beat."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataclasses import dataclass
 import numpy as np
 
 VIEWS = ("4CH", "2CH")
-"""The apical four-chamber and two-chamber views, which look at the heart at a right angle to each other."""
+"""The apical four-chamber and two-chamber views, which are perpendicular to each other."""
 CENTER = 0.62
-"""Where along the long axis, from the apex (0) to the mitral valve (1), the ventricle is widest."""
+"""Position of the greatest width along the long axis, from the apex (0) to the mitral valve (1)."""
 FULLNESS = 1 - (CENTER**3 + (1 - CENTER) ** 3) / (3 * CENTER**2)
-"""The mean of the squared width along the long axis, as a share of the squared greatest width."""
+"""Mean squared width along the long axis divided by the squared greatest width."""
 LENGTHWISE = 0.25
-"""Which power of the volume the length follows as the heart contracts; the two widths share the rest evenly."""
+"""Exponent of the length as a function of the volume; the two widths account for the rest in equal parts."""
 
 
 @dataclass(frozen=True)
 class Ventricle:
-    """The cavity in one view at one moment: an ellipse cut off at the mitral valve, in mm.
+    """Cavity in one view at one time: an ellipse that ends at the mitral valve, in mm.
 
-    x points to the right and y away from the probe, which stands at (0, 0).
+    x points to the right and y away from the probe, which is at (0, 0).
     """
 
     apex: tuple[float, float]
     tilt: float
-    """Radians by which the long axis leans from straight down to the right."""
+    """Angle of the long axis from vertical to the right, in radians."""
     length: float
-    """From the apex to the middle of the mitral valve."""
+    """Distance from the apex to the middle of the mitral valve."""
     half_width: float
     """Half of the greatest width."""
 
@@ -39,15 +39,15 @@ class Ventricle:
         return np.array([sin, cos]), np.array([cos, -sin])
 
     def local(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where points lie along the long axis, from the apex, and to the right of it, in mm."""
+        """Return the coordinates of points along the long axis, from the apex, and to the right of it, in mm."""
         along, across = self.axis
         dx, dy = x - self.apex[0], y - self.apex[1]
         return dx * along[0] + dy * along[1], dx * across[0] + dy * across[1]
 
     def depth_inside(self, x: np.ndarray, y: np.ndarray, wall: float = 0.0) -> np.ndarray:
-        """How many mm points lie inside of the cavity, or of what is a `wall` mm thick around it; below 0 outside.
+        """Return the depth of points inside the cavity, enlarged by `wall` mm, in mm; negative outside.
 
-        The plane of the mitral valve cuts off both. To first order near the border.
+        Both shapes end at the plane of the mitral valve. The depth is a first-order approximation near the border.
         """
         u, v = self.local(x, y)
         return np.minimum(
@@ -56,24 +56,24 @@ class Ventricle:
         )
 
     def half_widths(self, along: np.ndarray) -> np.ndarray:
-        """Half of the width in mm at shares of the long axis, from the apex (0) to the valve (1)."""
+        """Return half of the width in mm at positions along the long axis, from the apex (0) to the valve (1)."""
         return self.half_width * np.sqrt(np.maximum(1 - ((along - CENTER) / CENTER) ** 2, 0))
 
     def chords(self, count: int = 20) -> np.ndarray:
-        """The long axis and `count` chords through the middle of as many discs, apex first: [count + 1, 4] x1 y1 x2 y2.
+        """Return the long axis and the chords of `count` discs, apex first: [count + 1, 4] x1 y1 x2 y2 in mm.
 
-        It is how EchoNet-Dynamic traces a ventricle.
+        A chord passes through the middle of its disc. This is the format of tracings in EchoNet-Dynamic.
         """
         along, across = self.axis
-        shares = (np.arange(count) + 0.5) / count
-        middles = np.array(self.apex) + shares[:, None] * self.length * along
-        reach = self.half_widths(shares)[:, None] * across
+        positions = (np.arange(count) + 0.5) / count
+        middles = np.array(self.apex) + positions[:, None] * self.length * along
+        reach = self.half_widths(positions)[:, None] * across
         long_axis = np.concatenate([self.apex, np.array(self.apex) + self.length * along])
         return np.vstack([long_axis, np.hstack([middles - reach, middles + reach])])
 
 
 def ellipse_depth(u: np.ndarray, v: np.ndarray, a: float, b: float) -> np.ndarray:
-    """How far points lie inside of an ellipse with semi-axes `a` and `b`, to first order; below 0 outside."""
+    """Return the depth of points inside an ellipse with semi-axes `a` and `b`, to first order; negative outside."""
     radius = np.sqrt((u / a) ** 2 + (v / b) ** 2)
     slope = np.sqrt((u / a**2) ** 2 + (v / b**2) ** 2)
     return (1 - radius) * radius / np.maximum(slope, 1e-9)
@@ -81,16 +81,16 @@ def ellipse_depth(u: np.ndarray, v: np.ndarray, a: float, b: float) -> np.ndarra
 
 @dataclass(frozen=True)
 class Heart:
-    """One patient's left ventricle: its volumes in mL, and how it lies under the probe."""
+    """Left ventricle of one patient: volumes in mL and position relative to the probe."""
 
     edv: float
     """End-diastolic volume."""
     esv: float
     """End-systolic volume."""
     slenderness: float = 1.8
-    """Length over the mean width at end diastole."""
+    """Ratio of the length to the mean width at end diastole."""
     flatness: float = 1.0
-    """Width in the two-chamber view over that in the four-chamber view."""
+    """Ratio of the widths in the two-chamber view and the four-chamber view."""
     wall: float = 9.5
     """Thickness of the myocardium at end diastole, in mm."""
     apex: tuple[float, float] = (6.0, 26.0)
@@ -107,7 +107,7 @@ class Heart:
         return {"EF": self.ef, "EDV": self.edv, "ESV": self.esv}
 
     def ventricle(self, volume: float, view: str = "4CH") -> Ventricle:
-        """The cavity at a `volume` in mL: the two widths and the length enclose it exactly.
+        """Return the cavity with exactly a `volume` in mL.
 
         The volume of a stack of ellipses is pi * half width (4CH) * half width (2CH) * length * `FULLNESS`.
         """
@@ -118,9 +118,9 @@ class Heart:
         return Ventricle(self.apex, self.tilt, length, half_width)
 
     def wall_at(self, volume: float) -> float:
-        """The thickness of the myocardium in mm at a volume: it keeps its mass, so it thickens as the cavity shrinks.
+        """Return the thickness of the myocardium in mm at a volume in mL, for constant mass and a round heart.
 
-        Found by halving; the heart is taken for round.
+        The equation is solved by bisection.
         """
         cavity, relaxed = self.ventricle(volume), self.ventricle(self.edv)
 
@@ -128,26 +128,30 @@ class Heart:
             width = ventricle.half_width
             return (width + wall) ** 2 * (ventricle.length + wall) - width**2 * ventricle.length
 
-        low, high, wanted = 0.0, 40.0, mass(relaxed, self.wall)
+        low, high, target = 0.0, 40.0, mass(relaxed, self.wall)
         for _ in range(30):
             middle = (low + high) / 2
-            low, high = (middle, high) if mass(cavity, middle) < wanted else (low, middle)
+            low, high = (middle, high) if mass(cavity, middle) < target else (low, middle)
         return low
 
     def volume_at(self, phase: float) -> float:
-        """The volume in mL at a phase: 0 and 2 are end diastole, 1 end systole; it fills fast at first, then slowly."""
+        """Return the volume in mL at a phase: 0 and 2 are end diastole, 1 end systole.
+
+        Filling is fast at first, then slow.
+        """
         phase = phase % 2
         if phase <= 1:
-            share = 0.5 + 0.5 * math.cos(math.pi * phase)
+            fraction = 0.5 + 0.5 * math.cos(math.pi * phase)
         else:
-            share = 0.5 - 0.5 * math.cos(math.pi * (phase - 1) ** 0.75)
-        return self.esv + (self.edv - self.esv) * share
+            fraction = 0.5 - 0.5 * math.cos(math.pi * (phase - 1) ** 0.75)
+        return self.esv + (self.edv - self.esv) * fraction
 
 
 def draw_heart(rng: np.random.Generator, round_heart: bool = True) -> Heart:
-    """A patient: two of three pump normally, the others weakly, and weak hearts are larger and rounder.
+    """Return a random patient: 65 percent have a normal EF, the others a reduced EF and a larger, rounder heart.
 
-    EF lies in 15 to 75 %, EDV in 55 to 240 mL. A `round_heart` is as wide in both views, as a single view must assume.
+    EF is 15 to 75 percent, EDV 55 to 240 mL. With `round_heart` the widths in both views are equal, as methods with a
+    single view assume.
     """
     ef = rng.normal(60, 5) if rng.random() < 0.65 else rng.uniform(16, 52)
     ef = float(np.clip(ef, 15, 75))

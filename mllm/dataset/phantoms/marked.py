@@ -1,4 +1,4 @@
-"""Generated pictures in which places are known: phantoms with lesions, and the miniatures of grounding datasets."""
+"""Phantoms with lesions, and writer of the miniatures of grounding datasets."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mllm.dataset.phantoms.phantom import MODALITIES, Phantom, draw
 from mllm.files import replaced_file
 
 _SIZE = 224
-"""Pixels of an image's side."""
+"""Width and height of an image in pixels."""
 
 
-def marked_phantom(rng: np.random.Generator, number: int, size: int = _SIZE, most: int = 3) -> Phantom:
-    """A phantom of some modality with one to `most` lesions."""
+def marked_phantom(rng: np.random.Generator, number: int, size: int = _SIZE, max_lesions: int = 3) -> Phantom:
+    """Return a phantom with one to `max_lesions` lesions; `number` selects the modality."""
     modality = MODALITIES[number % len(MODALITIES)]
     while True:
-        phantom = draw(modality, rng, size, int(rng.integers(1, most + 1)))
+        phantom = draw(modality, rng, size, int(rng.integers(1, max_lesions + 1)))
         if phantom.boxes:
             return phantom
 
@@ -30,10 +30,10 @@ def marked_phantom(rng: np.random.Generator, number: int, size: int = _SIZE, mos
 def write_marked_miniature(
     folder: Path, rows: int, row_of: Callable[[dict[str, Any]], dict[str, Any]], suffix: str = ".png"
 ) -> dict[str, Any]:
-    """Write `rows` phantoms and `rows.jsonl` into `folder`, each row made by `row_of`; gives how they are read.
+    """Write `rows` phantoms and `rows.jsonl` into `folder`; return the arguments that read them.
 
-    `row_of` gets `image`, `expression`, `boxes` (x1 y1 x2 y2 in pixels, largest lesion first), `polygons` (one a
-    lesion), `width`, `height` and `number`. The same folder name gives the same pictures.
+    `row_of` returns the row of a dataset for a dict with `image`, `expression`, `boxes` (x1 y1 x2 y2 in pixels, largest
+    lesion first), `polygons` (one per lesion), `width`, `height` and `number`. The images depend on the folder name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
@@ -59,7 +59,7 @@ def write_marked_miniature(
 
 
 def outline(mask: np.ndarray) -> list[float]:
-    """A polygon x y x y ... in pixels around a mask [H, W] whose rows are filled without gaps."""
+    """Return a polygon x y x y ... in pixels around a mask [H, W] whose rows have no gaps."""
     left, right = [], []
     for y in np.flatnonzero(mask.any(axis=1)):
         columns = np.flatnonzero(mask[y])

@@ -1,4 +1,4 @@
-"""Generated medical-looking pictures of seven modalities, in which every lesion and every width is known exactly."""
+"""Phantoms: generated images of seven modalities in which all lesions and widths are known exactly."""
 
 from __future__ import annotations
 
@@ -22,49 +22,50 @@ ANATOMIES: dict[str, type[Anatomy]] = {
     "endoscopy": Endoscopy,
 }
 MODALITIES = tuple(ANATOMIES)
-MOST_LESIONS = 5
+MAX_LESIONS = 5
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """A generated picture and the truth about it."""
+    """A generated image with its ground truth."""
 
     image: Image.Image
     """RGB, square."""
     modality: str
     masks: list[np.ndarray]
-    """One [H, W] bool for every lesion, largest first; lesions never touch each other or the border."""
+    """One [H, W] bool per lesion, largest first; lesions touch neither each other nor the border."""
     boxes: list[tuple[int, int, int, int]]
-    """x1 y1 x2 y2 in pixels: the edges of the tightest box, so its width is x2 - x1."""
+    """x1 y1 x2 y2 in pixels: the edges of the smallest box, so its width is x2 - x1."""
     lesion: str
-    """What a lesion of this modality is called."""
+    """Name of the lesions of this modality."""
     organ: str
     width: float
-    """The organ's width in pixels, from left to right."""
+    """Width of the organ in pixels, from left to right."""
     spacing: float
     """Millimeters per pixel."""
 
     @property
     def millimeters(self) -> float:
-        """The organ's width in millimeters."""
+        """Width of the organ in mm."""
         return self.width * self.spacing
 
 
 def draw(modality: str, rng: np.random.Generator, size: int = 224, lesions: int | None = None) -> Phantom:
-    """A phantom of `size` x `size` pixels with 0 to 5 lesions, or as many as `lesions` says where they fit.
+    """Return a phantom of `size` x `size` pixels with `lesions` lesions, or a random number from 0 to 5.
 
+    Fewer lesions are drawn if they do not fit.
     Raises `ConfigError` for an unknown modality or fewer than 32 pixels.
     """
     if modality not in ANATOMIES:
         raise ConfigError(f"unknown modality '{modality}'{hint(modality, MODALITIES)}")
     if size < 32:
-        raise ConfigError(f"image_size {size} is too small for a phantom: 32 is the least")
-    wanted = int(rng.integers(MOST_LESIONS + 1)) if lesions is None else lesions
+        raise ConfigError(f"image_size {size} is too small for a phantom: use at least 32")
+    count = int(rng.integers(MAX_LESIONS + 1)) if lesions is None else lesions
     canvas = Canvas(size, rng)
     anatomy = ANATOMIES[modality](canvas)
-    soft_masks = _place(canvas, anatomy.region, wanted)
+    soft_masks = _place(canvas, anatomy.region, count)
     for mask in soft_masks:
-        anatomy.show(mask)
+        anatomy.add_lesion(mask)
     pixels = np.clip(anatomy.finish() * 255, 0, 255).astype(np.uint8)
     masks = sorted((mask > 0.5 for mask in soft_masks), key=lambda mask: -int(mask.sum()))
     return Phantom(
@@ -80,21 +81,21 @@ def draw(modality: str, rng: np.random.Generator, size: int = 224, lesions: int 
 
 
 def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """The box x1 y1 x2 y2, in pixels, that just holds a mask [H, W]; its edges lie outside the last pixel."""
+    """Return the smallest box x1 y1 x2 y2 in pixels around a mask [H, W]; x2 and y2 are one past the last pixel."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _place(canvas: Canvas, region: np.ndarray, wanted: int) -> list[np.ndarray]:
-    """Soft masks of up to `wanted` lesions that lie inside `region` and apart from each other."""
+def _place(canvas: Canvas, region: np.ndarray, count: int) -> list[np.ndarray]:
+    """Return soft masks of up to `count` lesions inside `region` that do not touch each other."""
     rng, size = canvas.rng, canvas.size
     candidates = np.flatnonzero(region)
     around = np.linspace(0, 2 * np.pi, 12, endpoint=False)
     circle = np.stack([np.cos(around), np.sin(around)], 1)
     placed: list[tuple[float, float, float]] = []
     masks: list[np.ndarray] = []
-    for _ in range(40 * wanted if len(candidates) else 0):
-        if len(masks) == wanted:
+    for _ in range(40 * count if len(candidates) else 0):
+        if len(masks) == count:
             break
         row, column = divmod(int(rng.choice(candidates)), size)
         x, y = (column + 0.5) * 2 / size - 1, (row + 0.5) * 2 / size - 1

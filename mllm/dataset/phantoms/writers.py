@@ -1,4 +1,4 @@
-"""Writers of videos and volumes, for the miniatures of datasets and for tests."""
+"""Writers of videos and volumes for miniatures of datasets and for tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ELEMENTS = {"u1": "MET_UCHAR", "i2": "MET_SHORT", "u2": "MET_USHORT", "f4": "ME
 def write_nifti(
     path: str | Path, volume: np.ndarray, spacing: Sequence[float] = (1, 1, 1), affine: np.ndarray | None = None
 ) -> Path:
-    """Writes [X, Y, Z] or [X, Y, Z, T] voxels, in RAS+ with `spacing` in mm unless an `affine` [4, 4] is given."""
+    """Write voxels [X, Y, Z] or [X, Y, Z, T] as NIfTI, in RAS+ with `spacing` in mm unless `affine` [4, 4] is set."""
     import nibabel
 
     image = nibabel.Nifti1Image(volume, np.diag([*spacing, 1.0]) if affine is None else affine)
@@ -38,10 +38,10 @@ def write_avi(
     fps: int = 25,
     options: dict[str, str] | None = None,
 ) -> Path:
-    """Writes [H, W] or [H, W, 3] uint8 frames as a video; the container follows the suffix (`.avi`, `.mp4`, `.mkv`).
+    """Write [H, W] or [H, W, 3] uint8 frames as a video; the suffix selects the container (`.avi`, `.mp4`, `.mkv`).
 
     Height and width must be even. `codec` is `mjpeg` (every frame a keyframe), `mpeg4` (a keyframe every 12), `ffv1`
-    (lossless), `libx264` or `libvpx-vp9`; `options` are the encoder's own.
+    (lossless), `libx264` or `libvpx-vp9`; `options` are passed to the encoder.
     """
     import av
 
@@ -57,9 +57,9 @@ def write_avi(
 
 
 def write_mhd(path: str | Path, pixels: np.ndarray, spacing: Sequence[float], compressed: bool = False) -> Path:
-    """Writes [H, W] or [F, H, W] pixels as a MetaImage: a header, and `.raw` or `.zraw` beside it.
+    """Write pixels [H, W] or [F, H, W] as a MetaImage: a header file and a `.raw` or `.zraw` file.
 
-    `spacing` is in mm, across, down and, for frames, from one to the next.
+    `spacing` is in mm: horizontal, vertical and, for frames, between frames.
     """
     path = Path(path)
     data = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<")).tobytes()

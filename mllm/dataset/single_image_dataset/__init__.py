@@ -1,4 +1,4 @@
-"""Datasets of single images; every file in this folder is imported, so a new one is registered by being there."""
+"""Datasets of single images. All modules of this folder are imported, which registers their datasets."""
 
 from __future__ import annotations
 

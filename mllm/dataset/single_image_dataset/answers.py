@@ -1,4 +1,4 @@
-"""Questions about photographs with short answers: VQAv2, VQA with explanations, POPE, and LLaVA's conversations."""
+"""Datasets of questions with short answers: VQAv2, VQA with explanations, POPE, and LLaVA conversations."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import numpy as np
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answered, words
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, plain_text
 from mllm.errors import DataError
 from mllm.registry import DATASETS
 from mllm.structures import IMAGE, Role, Sample, Turn
 
 
 class _QuestionDataset(GroundingDataset):
-    """A question of a row put into a drawn sentence."""
+    """Base of datasets whose rows hold a question that is inserted into a random template."""
 
-    sentences = templates.VQA
+    default_templates = templates.VQA
 
     def question_of(self, row: dict[str, Any], rng: np.random.Generator, field: str = "question") -> Turn:
-        """The question about the image."""
-        return self.asked(self.sentence(rng, question=words(row[field], field)))
+        """Return the question in `field` in a random template, as a turn."""
+        return self.question_turn(self.draw_template(rng, question=plain_text(row[field], field)))
 
     @classmethod
     @override
     def miniature_row(cls, row: dict[str, Any]) -> dict[str, Any]:
-        """A question about the number of lesions, under every name that these datasets use."""
+        """Return a question about the number of lesions, with the field names of all datasets in this module."""
         question, answer = "How many lesions are there?", str(len(row["boxes"]))
         return {
             **dict.fromkeys(("image_path", "file_path", "image", "img_path"), row["image"]),
@@ -51,9 +51,9 @@ class VQAv2Dataset(_QuestionDataset):
         annotation = row["annotation"]
         if not isinstance(annotation, dict) or "multiple_choice_answer" not in annotation:
             raise DataError("field 'annotation' needs a 'multiple_choice_answer'")
-        answer = words(annotation["multiple_choice_answer"], "annotation")
+        answer = plain_text(annotation["multiple_choice_answer"], "annotation")
         return Sample(
-            [self.question_of(row, rng), answered(f"The answer is {answer}.")], [self.read_image(row["image_path"])]
+            [self.question_of(row, rng), answer_turn(f"The answer is {answer}.")], [self.read_image(row["image_path"])]
         )
 
 
@@ -61,12 +61,12 @@ class VQAv2Dataset(_QuestionDataset):
 class VQAEXDataset(_QuestionDataset):
     """VQA with explanations. Row: {"file_path", "question", "explanation" or "justification", the answer}.
 
-    The answer is `multiple_choice_answer`, or the most frequent of `multiple_answers`; of a list of explanations one
-    is drawn.
+    The answer is `multiple_choice_answer`, or the most frequent of `multiple_answers`. From a list of explanations one
+    is chosen at random.
     """
 
     required = ("file_path", "question")
-    sentences = templates.VQA_REASON
+    default_templates = templates.VQA_REASON
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
@@ -75,17 +75,18 @@ class VQAEXDataset(_QuestionDataset):
             raise DataError("field 'explanation' or 'justification' is missing")
         reason = reasons if isinstance(reasons, str) else reasons[int(rng.integers(len(reasons)))]
         answer = row.get("multiple_choice_answer")
-        if answer is None and isinstance(given := row.get("multiple_answers"), list) and given:
-            answer = max(given, key=given.count)
+        if answer is None and isinstance(answers := row.get("multiple_answers"), list) and answers:
+            answer = max(answers, key=answers.count)
         if answer is None:
             raise DataError("field 'multiple_choice_answer' or 'multiple_answers' is missing")
-        text = f"{words(reason, 'explanation').rstrip('.')}. The answer is {words(answer, 'multiple_choice_answer')}."
-        return Sample([self.question_of(row, rng), answered(text)], [self.read_image(row["file_path"])])
+        reason = plain_text(reason, "explanation").rstrip(".")
+        text = f"{reason}. The answer is {plain_text(answer, 'multiple_choice_answer')}."
+        return Sample([self.question_of(row, rng), answer_turn(text)], [self.read_image(row["file_path"])])
 
 
 @DATASETS.register_module()
 class POPEVQADataset(_QuestionDataset):
-    """POPE: is an object there or imagined? Row: {"image", "text", "label"}, the label yes or no."""
+    """POPE: yes-or-no questions about the presence of objects. Row: {"image", "text", "label"}, label yes or no."""
 
     required = ("image", "text", "label")
 
@@ -93,17 +94,18 @@ class POPEVQADataset(_QuestionDataset):
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         label = str(row["label"]).strip().lower()
         if label not in ("yes", "no"):
-            raise DataError(f"field 'label' is yes or no, not {row['label']!r}")
+            raise DataError(f"field 'label' must be yes or no, not {row['label']!r}")
         return Sample(
-            [self.question_of(row, rng, "text"), answered(f"The answer is {label}.")], [self.read_image(row["image"])]
+            [self.question_of(row, rng, "text"), answer_turn(f"The answer is {label}.")],
+            [self.read_image(row["image"])],
         )
 
 
 @DATASETS.register_module()
 class InstructDataset(_QuestionDataset):
-    """LLaVA's conversations about one image. Row: {"image", "conversations": [{"from", "value"}]}.
+    """LLaVA conversations about one image. Row: {"image", "conversations": [{"from", "value"}]}.
 
-    `add_coco_prefix` turns the image's name into that of COCO's train2014.
+    `add_coco_prefix` adds the prefix of COCO train2014 to the image name.
     """
 
     required = ("image", "conversations")
@@ -119,8 +121,8 @@ class InstructDataset(_QuestionDataset):
         for number, turn in enumerate(row["conversations"], start=1):
             if not isinstance(turn, dict) or turn.get("from") not in roles or "value" not in turn:
                 raise DataError(f"turn {number} of 'conversations' needs 'from' (human or gpt) and 'value'")
-            turns.append(Turn(roles[turn["from"]], words(str(turn["value"]).replace(IMAGE, ""), "conversations")))
+            turns.append(Turn(roles[turn["from"]], plain_text(str(turn["value"]).replace(IMAGE, ""), "conversations")))
         if [turn.role for turn in turns[:2]] != ["user", "assistant"]:
-            raise DataError("'conversations' must begin with a question of human and an answer of gpt")
+            raise DataError("'conversations' must begin with a turn of human and a turn of gpt")
         turns[0] = Turn("user", f"{IMAGE} {turns[0].text}")
         return Sample(turns, [self.read_image(f"{self.prefix}{row['image']}")])

@@ -1,4 +1,4 @@
-"""Images and what they show, in a sentence: with and without the places of its things."""
+"""Datasets of image captions, with and without boxes of the phrases."""
 
 from __future__ import annotations
 
@@ -9,57 +9,59 @@ import numpy as np
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answered, boxes_in, words
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, parse_boxes, plain_text
 from mllm.errors import DataError
 from mllm.registry import DATASETS
 from mllm.structures import BOX, Sample
 
 PHRASE = re.compile(r"<ph_st>(.*?)<ph_ed>")
-"""A phrase of Flickr30k entities, as Shikra's files bracket it."""
+"""A phrase of Flickr30k Entities with the delimiters of Shikra's files."""
 
 
 @DATASETS.register_module()
 class CaptionDataset(GroundingDataset):
-    """What does the image show? Row: {"img_path", "caption"}."""
+    """Image captions. Row: {"img_path", "caption"}."""
 
     required = ("img_path", "caption")
-    sentences = templates.CAPTION
+    default_templates = templates.CAPTION
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = self.read_image(row["img_path"])
-        return Sample([self.asked(self.sentence(rng)), answered(words(row["caption"], "caption"))], [image])
+        return Sample(
+            [self.question_turn(self.draw_template(rng)), answer_turn(plain_text(row["caption"], "caption"))], [image]
+        )
 
     @classmethod
     @override
     def miniature_row(cls, row: dict[str, Any]) -> dict[str, Any]:
-        """What is there."""
+        """Return a caption that names the lesions."""
         return {"img_path": row["image"], "caption": f"An image with {row['expression']}."}
 
 
 @DATASETS.register_module()
 class FlickrDataset(GroundingDataset):
-    """What does the image show, and where is each thing of it?
+    """Flickr30k Entities: captions with the boxes of each phrase.
 
-    Row: {"image_id", "sentence", "boxes", "boxes_seq"}; the image is `{image_id}.jpg`. The sentence brackets phrases by
-    `<ph_st>` and `<ph_ed>`, and `boxes_seq` names the boxes of each.
+    Row: {"image_id", "sentence", "boxes", "boxes_seq"}; the image is `{image_id}.jpg`. The sentence
+    encloses phrases in `<ph_st>` and `<ph_ed>`; `boxes_seq` holds the indices of the boxes of each phrase.
     """
 
     required = ("image_id", "sentence", "boxes_seq")
     image_suffix = ".jpg"
-    sentences = templates.FLICKR
+    default_templates = templates.FLICKR
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = self.read_image(f"{row['image_id']}.jpg")
-        text, places = grounded(row["sentence"], row["boxes_seq"], "sentence")
-        marks = boxes_in(image, row.get("boxes", []))
-        return Sample([self.asked(self.sentence(rng)), answered(text, places)], [image], marks=marks)
+        text, groups = parse_phrases(row["sentence"], row["boxes_seq"], "sentence")
+        marks = parse_boxes(image, row.get("boxes", []))
+        return Sample([self.question_turn(self.draw_template(rng)), answer_turn(text, groups)], [image], marks=marks)
 
     @classmethod
     @override
     def miniature_row(cls, row: dict[str, Any]) -> dict[str, Any]:
-        """Every lesion is a phrase."""
+        """Return a caption with one phrase for all lesions."""
         return {
             "image_id": row["image"].removesuffix(".jpg"),
             "sentence": "An image with <ph_st>lesions<ph_ed>.",
@@ -68,18 +70,21 @@ class FlickrDataset(GroundingDataset):
         }
 
 
-def grounded(text: str, sequence: Any, field: str) -> tuple[str, list[list[int]]]:
-    """A text with `<box>` behind each bracketed phrase, and their boxes; raises `DataError` where counts differ."""
+def parse_phrases(text: str, sequence: Any, field: str) -> tuple[str, list[list[int]]]:
+    """Return the text with `<box>` after each phrase, and the box indices of each phrase.
+
+    Raises `DataError` if the number of phrases and the length of `sequence` differ.
+    """
     parts = PHRASE.split(str(text))
     phrases = len(parts) // 2
     if not isinstance(sequence, list) or len(sequence) != phrases:
-        given = len(sequence) if isinstance(sequence, list) else sequence
-        raise DataError(f"field '{field}' brackets {phrases} phrases, and there are boxes for {given}")
-    plain = [words(part, field) if number % 2 else _checked(part, field) for number, part in enumerate(parts)]
-    written = "".join(f"{part} {BOX}" if number % 2 else part for number, part in enumerate(plain))
-    return written.strip(), [[int(index) for index in group] for group in sequence]
+        length = len(sequence) if isinstance(sequence, list) else sequence
+        raise DataError(f"field '{field}' has {phrases} phrases, and there are boxes for {length}")
+    plain = [plain_text(part, field) if index % 2 else _checked(part, field) for index, part in enumerate(parts)]
+    marked = "".join(f"{part} {BOX}" if index % 2 else part for index, part in enumerate(plain))
+    return marked.strip(), [[int(index) for index in group] for group in sequence]
 
 
 def _checked(part: str, field: str) -> str:
-    words(part, field)
+    plain_text(part, field)
     return part

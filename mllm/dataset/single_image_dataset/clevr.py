@@ -1,4 +1,4 @@
-"""CLEVR: questions about simple solids, with the program that answers them (arXiv:1612.06890)."""
+"""CLEVR: questions about geometric solids with the programs that answer them (arXiv:1612.06890)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answered, words
-from mllm.dataset.single_image_dataset.pointing import point_in
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, plain_text
+from mllm.dataset.single_image_dataset.pointing import parse_point
 from mllm.dataset.single_image_dataset.reasoning import checked_version, scene_graph
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
@@ -22,8 +22,8 @@ PROPERTIES = ("size", "color", "material", "shape")
 class ClevrDataset(GroundingDataset):
     """CLEVR. Row: {"image_filename", "image_index", "question", "answer", "program"}.
 
-    `version`: q-a (answer), q-s (the program's steps in words), q-bs (the same with points on the objects that each
-    step leaves, which need `scene_graph_file`; CLEVR has no boxes).
+    `version`: q-a (answer), q-s (the steps of the program in words), q-bs (q-s with points on the objects that each
+    step returns; needs `scene_graph_file`; CLEVR has no boxes).
     """
 
     required = ("image_filename", "question", "answer")
@@ -37,31 +37,31 @@ class ClevrDataset(GroundingDataset):
         version: str = "q-a",
     ) -> None:
         super().__init__(data_path, image_folder)
-        self.gives = checked_version(version, self.VERSIONS, "ClevrDataset").removeprefix("q-")
+        self.answer_kind = checked_version(version, self.VERSIONS, "ClevrDataset").removeprefix("q-")
         kinds = {"a": templates.VQA, "s": templates.VQA_REASON, "bs": templates.VQA_REASON_POINTS}
-        self.templates = kinds[self.gives]
-        if self.gives == "bs" and scene_graph_file is None:
-            raise ConfigError("ClevrDataset: version 'q-bs' points at objects of scenes: give scene_graph_file")
+        self.templates = kinds[self.answer_kind]
+        if self.answer_kind == "bs" and scene_graph_file is None:
+            raise ConfigError("ClevrDataset: version 'q-bs' needs the objects of the scenes: add scene_graph_file")
         scenes = [] if scene_graph_file is None else scene_graph(scene_graph_file, "ClevrDataset").get("scenes", [])
         self.scenes = {int(scene["image_index"]): scene for scene in scenes}
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = self.read_image(row["image_filename"])
-        answer, marks, places = f"The answer is {words(row['answer'], 'answer')}.", list[Mark](), list[list[int]]()
-        if self.gives != "a":
+        answer, marks, groups = f"The answer is {plain_text(row['answer'], 'answer')}.", list[Mark](), list[list[int]]()
+        if self.answer_kind != "a":
             steps = row["program"]
-            left = execute(steps, self._scene(row)) if self.gives == "bs" else [None] * len(steps)
-            said = []
-            for step, objects in zip(steps, left, strict=True):
-                said.append(_words_of(step))
+            results = execute(steps, self._scene(row)) if self.answer_kind == "bs" else [None] * len(steps)
+            phrases = []
+            for step, objects in zip(steps, results, strict=True):
+                phrases.append(_step_text(step))
                 if objects:
-                    places.append(list(range(len(marks), len(marks) + len(objects))))
-                    marks += [point_in(image, found["pixel_coords"][:2], "pixel_coords") for found in objects]
-                    said[-1] += f" {POINT}"
-            answer = f"{', '.join(said)}. {answer}"
-        question = self.asked(self.sentence(rng, question=words(row["question"], "question")))
-        return Sample([question, answered(answer, places)], [image], marks=marks)
+                    groups.append(list(range(len(marks), len(marks) + len(objects))))
+                    marks += [parse_point(image, item["pixel_coords"][:2], "pixel_coords") for item in objects]
+                    phrases[-1] += f" {POINT}"
+            answer = f"{', '.join(phrases)}. {answer}"
+        question = self.question_turn(self.draw_template(rng, question=plain_text(row["question"], "question")))
+        return Sample([question, answer_turn(answer, groups)], [image], marks=marks)
 
     def _scene(self, row: dict[str, Any]) -> dict[str, Any]:
         index = row["image_index"]
@@ -72,7 +72,7 @@ class ClevrDataset(GroundingDataset):
     @classmethod
     @override
     def miniature_row(cls, row: dict[str, Any]) -> dict[str, Any]:
-        """How many lesions there are."""
+        """Return a question about the number of lesions."""
         return {
             "image_filename": row["image"],
             "image_index": row["number"],
@@ -85,8 +85,8 @@ class ClevrDataset(GroundingDataset):
         }
 
 
-def _words_of(step: dict[str, Any]) -> str:
-    """A step of a program in words: `filter color red`."""
+def _step_text(step: dict[str, Any]) -> str:
+    """Return a step of a program in words: `filter color red`."""
     return " ".join([_function(step).replace("_", " "), *map(str, _values(step))])
 
 
@@ -99,31 +99,31 @@ def _values(step: dict[str, Any]) -> list[Any]:
 
 
 def execute(program: list[dict[str, Any]], scene: dict[str, Any]) -> list[list[dict[str, Any]] | None]:
-    """The objects that each step of a program leaves; None for a step that gives no objects (a count, a color)."""
+    """Return the objects that each step of a program returns; None for a step without objects (a count, a color)."""
     results: list[list[dict[str, Any]] | None] = []
-    everything: list[dict[str, Any]] = scene["objects"]
+    objects: list[dict[str, Any]] = scene["objects"]
     for step in program:
         name, values = _function(step), _values(step)
-        given = [results[index] or [] for index in step["inputs"]]
-        head, _, what = name.partition("_")
+        inputs = [results[index] or [] for index in step["inputs"]]
+        head, _, attribute = name.partition("_")
         if name == "scene":
-            results.append(everything)
+            results.append(objects)
         elif head == "filter":
-            results.append([found for found in given[0] if found[what] == values[0]])
+            results.append([item for item in inputs[0] if item[attribute] == values[0]])
         elif name == "unique":
-            results.append(given[0])
+            results.append(inputs[0])
         elif name == "relate":
-            seen = scene["relationships"][values[0]][everything.index(given[0][0])] if given[0] else []
-            results.append([everything[index] for index in seen])
-        elif head == "same" and what in PROPERTIES:
-            one = given[0][0] if given[0] else None
-            same = [found for found in everything if one and found is not one and found[what] == one[what]]
+            related = scene["relationships"][values[0]][objects.index(inputs[0][0])] if inputs[0] else []
+            results.append([objects[index] for index in related])
+        elif head == "same" and attribute in PROPERTIES:
+            first = inputs[0][0] if inputs[0] else None
+            same = [item for item in objects if first and item is not first and item[attribute] == first[attribute]]
             results.append(same)
         elif name in ("intersect", "union"):
-            first, second = given
-            keep = [found for found in everything if (found in first and found in second)]
-            either = [found for found in everything if (found in first or found in second)]
-            results.append(keep if name == "intersect" else either)
+            left, right = inputs
+            both = [item for item in objects if item in left and item in right]
+            either = [item for item in objects if item in left or item in right]
+            results.append(both if name == "intersect" else either)
         else:
             results.append(None)
     return results

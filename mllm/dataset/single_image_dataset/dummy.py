@@ -1,4 +1,4 @@
-"""Questions with true answers about generated pictures: needs no file and no download."""
+"""Dataset of generated images with questions whose answers are known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.phantoms.phantom import MODALITIES, draw
-from mllm.dataset.phantoms.questions import TASKS, ask, lesions_for
+from mllm.dataset.phantoms.questions import TASKS, draw_lesion_count, draw_question
 from mllm.errors import ConfigError, hint
 from mllm.registry import DATASETS
 from mllm.structures import IMAGE, Sample, Turn
@@ -17,10 +17,10 @@ from mllm.structures import IMAGE, Sample, Turn
 
 @DATASETS.register_module()
 class DummyDataset(SampleDataset):
-    """Generated pictures of seven modalities with questions of several tasks, whose true answers are known.
+    """Generated images of seven modalities with questions of several tasks and their true answers; needs no files.
 
-    Sample i depends on (seed, i) alone, its phrasing on the epoch too; two seeds share no picture. Tasks and
-    modalities take turns, so every modality has the same share of every task. `image_size` is in pixels.
+    The image of sample i depends on (seed, i), the phrasing of the question also on the epoch. Tasks and modalities
+    alternate, so each modality has the same share of each task. `image_size` is in pixels.
     """
 
     has_measures = False
@@ -47,19 +47,19 @@ class DummyDataset(SampleDataset):
 
     @override
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """A picture, a question and its true answer."""
+        """Return the sample of a row: an image, a question and its answer."""
         index = self._checked(index)
-        turn, which = divmod(index, len(self.tasks))
-        task, modality = self.tasks[which], self.modalities[turn % len(self.modalities)]
+        cycle, position = divmod(index, len(self.tasks))
+        task, modality = self.tasks[position], self.modalities[cycle % len(self.modalities)]
         rng = np.random.default_rng((self.seed, index, 0))
-        phantom = draw(modality, rng, self.image_size, lesions_for(task, rng))
-        # A stream of its own: what is drawn for the picture must not choose the words.
-        asked = ask(phantom, task, np.random.default_rng((self.seed, index, 1, epoch)))
+        phantom = draw(modality, rng, self.image_size, draw_lesion_count(task, rng))
+        # A separate generator, so that the phrasing does not depend on the numbers drawn for the image.
+        question = draw_question(phantom, task, np.random.default_rng((self.seed, index, 1, epoch)))
         return Sample(
-            turns=[Turn("user", f"{IMAGE} {asked.question}"), Turn("assistant", asked.answer)],
+            turns=[Turn("user", f"{IMAGE} {question.text}"), Turn("assistant", question.answer)],
             images=[phantom.image],
-            marks=asked.marks,
-            measures=asked.measures,
+            marks=question.marks,
+            measures=question.measures,
             group=self.group(index),
             source=self.describe(index),
         )
@@ -78,11 +78,11 @@ class DummyDataset(SampleDataset):
         return int(index) % self.size
 
 
-def _known(names: Sequence[str], known: tuple[str, ...], what: str) -> tuple[str, ...]:
+def _known(names: Sequence[str], known: tuple[str, ...], kind: str) -> tuple[str, ...]:
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
         if name not in known:
-            raise ConfigError(f"DummyDataset knows no {what} '{name}'{hint(str(name), known)}")
+            raise ConfigError(f"DummyDataset: unknown {kind} '{name}'{hint(str(name), known)}")
     if not names:
-        raise ConfigError(f"DummyDataset needs at least one {what} of {', '.join(known)}")
+        raise ConfigError(f"DummyDataset needs at least one {kind}: choose from {', '.join(known)}")
     return names

@@ -1,4 +1,4 @@
-"""Questions that point at something, by a box or a point: PointQA and Visual7W."""
+"""Datasets of questions about a box or a point: PointQA and Visual7W."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from PIL.Image import Image
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answered, box_in, words
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, parse_box, plain_text
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 from mllm.structures import BOX, POINT, Mark, Sample
 
-PLACES = ("b", "p", "bp")
-"""Pointing by a box, by a point, or by one of the two, drawn."""
+MARK_KINDS = ("b", "p", "bp")
+"""Kinds of marks in a question: a box, a point, or one of both at random."""
 
 
-def point_in(image: Image, numbers: Any, field: str = "point") -> Mark:
-    """A point x y in pixels of its image; raises `DataError` where it lies outside."""
+def parse_point(image: Image, numbers: Any, field: str = "point") -> Mark:
+    """Return the mark of a point x y in pixels; raises `DataError` if it is outside of its image."""
     try:
         x, y = (float(number) for number in numbers)
     except (TypeError, ValueError) as error:
-        raise DataError(f"field '{field}' must hold two numbers, not {numbers!r}") from error
+        raise DataError(f"field '{field}' must contain two numbers, not {numbers!r}") from error
     if not (0 <= x <= image.width and 0 <= y <= image.height):
-        raise DataError(f"field '{field}' {[x, y]} lies outside of its image of {image.width} x {image.height} pixels")
+        raise DataError(f"field '{field}' {[x, y]} is outside of its image of {image.width} x {image.height} pixels")
     return Mark(point=(x, y))
 
 
 class _PointingDataset(GroundingDataset):
-    """A question about a place, named as `version` says."""
+    """Base of datasets with questions about a box or a point; `version` selects its kind."""
 
-    sentences = templates.VQA
-    versions: ClassVar[tuple[str, ...]] = PLACES
+    default_templates = templates.VQA
+    versions: ClassVar[tuple[str, ...]] = MARK_KINDS
     required: ClassVar[tuple[str, ...]] = ("file_path", "question", "answer")
 
     def __init__(
@@ -47,18 +47,20 @@ class _PointingDataset(GroundingDataset):
     ) -> None:
         super().__init__(data_path, image_folder, template_string, template_file)
         if version not in self.versions:
-            raise ConfigError(f"{type(self).__name__} knows no version '{version}'{hint(version, self.versions)}")
+            raise ConfigError(f"{type(self).__name__} has no version '{version}'{hint(version, self.versions)}")
         self.version = version
 
-    def place_of(self, row: dict[str, Any], image: Image, kind: str, rng: np.random.Generator) -> tuple[str, Mark]:
-        """The placeholder of a kind ('b', 'p', or 'bp': drawn) and the mark of the row."""
+    def draw_mark(self, row: dict[str, Any], image: Image, kind: str, rng: np.random.Generator) -> tuple[str, Mark]:
+        """Return the placeholder and the mark of a row; for the kind 'bp' a box or a point at random."""
         kind = ("b", "p")[int(rng.integers(2))] if kind == "bp" else kind
-        return (BOX, Mark(box=box_in(image, row["bbox"]))) if kind == "b" else (POINT, point_in(image, row["point"]))
+        return (
+            (BOX, Mark(box=parse_box(image, row["bbox"]))) if kind == "b" else (POINT, parse_point(image, row["point"]))
+        )
 
     @classmethod
     @override
     def miniature_row(cls, row: dict[str, Any]) -> dict[str, Any]:
-        """What is at the largest lesion, under every name that these datasets use."""
+        """Return a question about the largest lesion, with the field names of all datasets in this module."""
         (x1, y1, x2, y2), boxes = row["boxes"][0], row["boxes"]
         question = "What is this?"
         return {
@@ -72,26 +74,32 @@ class _PointingDataset(GroundingDataset):
 
 @DATASETS.register_module()
 class Point_QA_local(_PointingDataset):  # noqa: N801  (the name in Shikra's configs)
-    """PointQA, local questions. Row: {"file_path", "question", "answer", "bbox", "point"}; `version` b, p or bp."""
+    """PointQA with local questions. Row: {"file_path", "question", "answer", "bbox", "point"}.
+
+    `version` is b, p or bp.
+    """
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = self.read_image(row["file_path"])
-        placeholder, mark = self.place_of(row, image, self.version, rng)
-        question = self.sentence(rng, question=f"{words(row['question'], 'question')} {placeholder}")
-        answer = f"The answer is {words(row['answer'], 'answer')}."
-        return Sample([self.asked(question, [[0]]), answered(answer)], [image], marks=[mark])
+        placeholder, mark = self.draw_mark(row, image, self.version, rng)
+        question = self.draw_template(rng, question=f"{plain_text(row['question'], 'question')} {placeholder}")
+        answer = f"The answer is {plain_text(row['answer'], 'answer')}."
+        return Sample([self.question_turn(question, [[0]]), answer_turn(answer)], [image], marks=[mark])
 
 
 @DATASETS.register_module()
 class Point_QA_twice(_PointingDataset):  # noqa: N801  (the name in Shikra's configs)
-    """PointQA, questions about all of a kind. Row: {"file_path", "answer", "bbox", "point", the questions}.
+    """PointQA with questions about all objects of a class.
 
-    `version` is the question (oq: obj_question, sq: super_question, gq: general_question) and the place: `gq-bp`.
+    Row: {"file_path", "answer", "bbox", "point", "obj_question", "super_question", "general_question"}.
+
+    `version` consists of the question (oq: obj_question, sq: super_question, gq: general_question) and the kind of
+    mark: `gq-bp`.
     """
 
     QUESTIONS = {"oq": "obj_question", "sq": "super_question", "gq": "general_question"}
-    versions = tuple(f"{question}-{place}" for question in QUESTIONS for place in PLACES)
+    versions = tuple(f"{question}-{kind}" for question in QUESTIONS for kind in MARK_KINDS)
     required = ("file_path", "answer")
 
     def __init__(
@@ -106,21 +114,24 @@ class Point_QA_twice(_PointingDataset):  # noqa: N801  (the name in Shikra's con
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        which, place = self.version.split("-")
-        image, field = self.read_image(row["file_path"]), self.QUESTIONS[which]
-        asked, marks, places = words(row[field], field), list[Mark](), list[Sequence[int]]()
-        if which != "oq":  # the object's own name needs no place
-            placeholder, mark = self.place_of(row, image, place, rng)
-            asked, marks, places = f"{asked} {placeholder}", [mark], [[0]]
-        question = self.asked(self.sentence(rng, question=asked), places)
-        return Sample([question, answered(f"The answer is {words(row['answer'], 'answer')}.")], [image], marks=marks)
+        question_key, kind = self.version.split("-")
+        image, field = self.read_image(row["file_path"]), self.QUESTIONS[question_key]
+        text, marks, groups = plain_text(row[field], field), list[Mark](), list[Sequence[int]]()
+        if question_key != "oq":  # an obj_question names the object and needs no mark
+            placeholder, mark = self.draw_mark(row, image, kind, rng)
+            text, marks, groups = f"{text} {placeholder}", [mark], [[0]]
+        question = self.question_turn(self.draw_template(rng, question=text), groups)
+        return Sample(
+            [question, answer_turn(f"The answer is {plain_text(row['answer'], 'answer')}.")], [image], marks=marks
+        )
 
 
 @DATASETS.register_module()
 class V7W_POINT(_PointingDataset):  # noqa: N801  (the name in Shikra's configs)
-    """Visual7W: which of some places? Row: {"file_path", "question", "candidates", "answer", "point"}.
+    """Visual7W pointing: the choice of one of several boxes or points.
 
-    `candidates` are boxes and `answer` is one of them, or its number from 0; with `version` p the places are `point`s.
+    Row: {"file_path", "question", "candidates", "answer", "point"}. `candidates` are boxes; `answer` is one of them or
+    its index from 0. With `version` p the points in `point` replace the boxes.
     """
 
     versions = ("b", "p")
@@ -132,27 +143,29 @@ class V7W_POINT(_PointingDataset):  # noqa: N801  (the name in Shikra's configs)
         candidates = [[float(number) for number in box] for box in row["candidates"]]
         answer = row["answer"]
         if not isinstance(answer, int):
-            wanted = [float(number) for number in answer]
-            if wanted not in candidates:
-                raise DataError("field 'answer' is none of the 'candidates'")
-            answer = candidates.index(wanted)
+            box = [float(number) for number in answer]
+            if box not in candidates:
+                raise DataError("field 'answer' is not one of the 'candidates'")
+            answer = candidates.index(box)
         if not 0 <= answer < len(candidates):
             raise DataError(f"field 'answer' is {answer}, and there are {len(candidates)} candidates (from 0)")
         if self.version == "b":
             placeholder = BOX
-            marks = [Mark(box=box_in(image, box, "candidates")) for box in candidates]
+            marks = [Mark(box=parse_box(image, box, "candidates")) for box in candidates]
         else:
             placeholder = POINT
-            marks = [point_in(image, point) for point in row["point"]]
-        asked = f"{words(row['question'], 'question')} Candidates: {' '.join([placeholder] * len(marks))}"
-        question = self.asked(self.sentence(rng, question=asked), [[number] for number in range(len(marks))])
-        return Sample([question, answered(f"Answer: {placeholder} .", [[answer]])], [image], marks=marks)
+            marks = [parse_point(image, point) for point in row["point"]]
+        text = f"{plain_text(row['question'], 'question')} Candidates: {' '.join([placeholder] * len(marks))}"
+        question = self.question_turn(
+            self.draw_template(rng, question=text), [[number] for number in range(len(marks))]
+        )
+        return Sample([question, answer_turn(f"Answer: {placeholder} .", [[answer]])], [image], marks=marks)
 
     @classmethod
     @override
     def miniature_row(cls, row: dict[str, Any]) -> dict[str, Any]:
-        """Which lesion is the largest?"""
+        """Return a question about the largest lesion."""
         points = [[(x1 + x2) / 2, (y1 + y2) / 2] for x1, y1, x2, y2 in row["boxes"]]
         question = "Which lesion is the largest?"
-        places = {"candidates": row["boxes"], "answer": row["boxes"][0], "point": points}
-        return {"file_path": row["image"], "question": question, **places}
+        fields = {"candidates": row["boxes"], "answer": row["boxes"][0], "point": points}
+        return {"file_path": row["image"], "question": question, **fields}

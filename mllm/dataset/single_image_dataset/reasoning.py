@@ -1,4 +1,4 @@
-"""Questions whose answers come with their reasons: GPT4Gen and GQA."""
+"""Datasets of questions whose answers include reasons: GPT4Gen and GQA."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ from PIL.Image import Image
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.single_image_dataset.caption import grounded
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answered, box_in, boxes_in, words
+from mllm.dataset.single_image_dataset.caption import parse_phrases
+from mllm.dataset.single_image_dataset.grounding import (
+    GroundingDataset,
+    answer_turn,
+    parse_box,
+    parse_boxes,
+    plain_text,
+)
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 from mllm.structures import BOX, POINT, Mark, Sample
@@ -28,18 +34,18 @@ REASON_TEMPLATES = {
     "bc": templates.VQA_REASON_BOXES,
     "bs": templates.VQA_REASON_BOXES,
 }
-"""Kind of answer -> how one asks for it. a: answer; c: reasons; s: the program; l: a sentence; b: with boxes."""
+"""Kind of answer -> question templates. a: answer; c: reasons; s: program; l: full sentence; b: with boxes."""
 
 
 def checked_version(version: str, known: Sequence[str], name: str) -> str:
-    """`version`, if it is known; raises `ConfigError` otherwise."""
+    """Return `version`; raises `ConfigError` if it is unknown."""
     if version not in known:
-        raise ConfigError(f"{name} knows no version '{version}'{hint(version, known)}")
+        raise ConfigError(f"{name} has no version '{version}'{hint(version, known)}")
     return version
 
 
 def scene_graph(path: str | Path, name: str) -> dict[str, Any]:
-    """A json file of scenes by their image; raises `ConfigError` where it cannot be read."""
+    """Load a json file of scenes by image; raises `ConfigError` if it cannot be read."""
     try:
         graph: dict[str, Any] = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -52,7 +58,7 @@ class GPT4Gen(GroundingDataset):
     """Generated questions and reasons with boxes (Shikra-RD).
 
     Row: {"img_path", "boxes", "question", "question_boxes_seq", "answer", "cot_with_ans", "answer_boxes_seq"}, phrases
-    bracketed by `<ph_st>` and `<ph_ed>`. `version`: a (answer), c (reasons), bc (reasons with boxes).
+    enclosed in `<ph_st>` and `<ph_ed>`. `version`: a (answer), c (reasons), bc (reasons with boxes).
     """
 
     required = ("img_path", "question", "cot_with_ans")
@@ -66,19 +72,20 @@ class GPT4Gen(GroundingDataset):
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = self.read_image(row["img_path"])
-        asked, places = grounded(row["question"], row.get("question_boxes_seq", []), "question")
+        text, groups = parse_phrases(row["question"], row.get("question_boxes_seq", []), "question")
         if self.version == "a":
-            answer = answered(f"The answer is {words(row['answer'], 'answer')}.")
+            answer = answer_turn(f"The answer is {plain_text(row['answer'], 'answer')}.")
         else:
-            text, named = grounded(row["cot_with_ans"], row.get("answer_boxes_seq", []), "cot_with_ans")
-            answer = answered(text, named) if self.version == "bc" else answered(text.replace(f" {BOX}", ""))
-        question = self.asked(self.sentence(rng, question=asked), places)
-        return Sample([question, answer], [image], marks=boxes_in(image, row.get("boxes", [])))
+            reason, reason_groups = parse_phrases(row["cot_with_ans"], row.get("answer_boxes_seq", []), "cot_with_ans")
+            with_boxes = self.version == "bc"
+            answer = answer_turn(reason, reason_groups) if with_boxes else answer_turn(reason.replace(f" {BOX}", ""))
+        question = self.question_turn(self.draw_template(rng, question=text), groups)
+        return Sample([question, answer], [image], marks=parse_boxes(image, row.get("boxes", [])))
 
     @classmethod
     @override
     def miniature_row(cls, row: dict[str, Any]) -> dict[str, Any]:
-        """How many lesions there are, with the reason."""
+        """Return a question about the number of lesions, with a reason."""
         count, every = str(len(row["boxes"])), [list(range(len(row["boxes"])))]
         return {
             "img_path": row["image"],
@@ -96,13 +103,14 @@ class GQADataset(GroundingDataset):
     """GQA with the objects of its scene graphs.
 
     Row: {"imageId", "question", "answer", "fullAnswer", "semanticStr", "annotations", "cot": {"boxes", "value",
-    "seq"}}; the image is `{imageId}.jpg`. `version` is what is asked (q; qb: its objects with boxes; qbp: with boxes or
-    points) and what is answered (a, c, bc, s, bs, l, bl): `qb-bc`. Boxes come from `scene_graph_file`.
+    "seq"}}; the image is `{imageId}.jpg`. `version` consists of the kind of question (q: text; qb:
+    with boxes of its objects; qbp: with boxes or points) and the kind of answer (a, c, bc, s, bs, l, bl): `qb-bc`.
+    Boxes come from `scene_graph_file`.
     """
 
     required = ("imageId", "question", "answer")
     image_suffix = ".jpg"
-    VERSIONS = tuple(f"{asked}-{given}" for asked in ("q", "qb", "qbp") for given in REASON_TEMPLATES)
+    VERSIONS = tuple(f"{question}-{answer}" for question in ("q", "qb", "qbp") for answer in REASON_TEMPLATES)
 
     def __init__(
         self,
@@ -112,64 +120,68 @@ class GQADataset(GroundingDataset):
         version: str = "q-a",
     ) -> None:
         super().__init__(data_path, image_folder)
-        self.asks, self.gives = checked_version(version, self.VERSIONS, "GQADataset").split("-")
-        self.templates = REASON_TEMPLATES[self.gives]
-        if scene_graph_file is None and (self.asks != "q" or self.gives in ("bs", "bl")):
-            raise ConfigError(f"GQADataset: version '{version}' names objects of scenes: give scene_graph_file")
+        self.question_kind, self.answer_kind = checked_version(version, self.VERSIONS, "GQADataset").split("-")
+        self.templates = REASON_TEMPLATES[self.answer_kind]
+        if scene_graph_file is None and (self.question_kind != "q" or self.answer_kind in ("bs", "bl")):
+            raise ConfigError(f"GQADataset: version '{version}' needs the objects of the scenes: add scene_graph_file")
         self.graph = {} if scene_graph_file is None else scene_graph(scene_graph_file, "GQADataset")
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image, marks = self.read_image(f"{row['imageId']}.jpg"), list[Mark]()
-        asked, places = words(row["question"], "question"), list[list[int]]()
-        if self.asks != "q":
-            points = self.asks == "qbp" and bool(rng.integers(2))
-            asked, places = self._named(row, "question", asked, image, marks, points)
-        text, named = self._answer(row, image, marks)
-        question = self.asked(self.sentence(rng, question=asked), places)
-        return Sample([question, answered(text, named)], [image], marks=marks)
+        text, groups = plain_text(row["question"], "question"), list[list[int]]()
+        if self.question_kind != "q":
+            points = self.question_kind == "qbp" and bool(rng.integers(2))
+            text, groups = self._insert_marks(row, "question", text, image, marks, points)
+        answer, answer_groups = self._answer(row, image, marks)
+        question = self.question_turn(self.draw_template(rng, question=text), groups)
+        return Sample([question, answer_turn(answer, answer_groups)], [image], marks=marks)
 
     def _answer(self, row: dict[str, Any], image: Image, marks: list[Mark]) -> tuple[str, list[list[int]]]:
-        """The answer as the version wants it, and the marks of its boxes; appends to `marks`."""
-        short = f"The answer is {words(row['answer'], 'answer')}."
-        if self.gives == "a":
+        """Return the answer of the version and the mark indices of its boxes; appends to `marks`."""
+        short = f"The answer is {plain_text(row['answer'], 'answer')}."
+        if self.answer_kind == "a":
             return short, []
-        if self.gives in ("l", "bl"):
-            full = words(row["fullAnswer"], "fullAnswer")
-            return (full, []) if self.gives == "l" else self._named(row, "fullAnswer", full, image, marks, False)
-        if self.gives in ("s", "bs"):
+        if self.answer_kind in ("l", "bl"):
+            full = plain_text(row["fullAnswer"], "fullAnswer")
+            return (
+                (full, [])
+                if self.answer_kind == "l"
+                else self._insert_marks(row, "fullAnswer", full, image, marks, False)
+            )
+        if self.answer_kind in ("s", "bs"):
             return self._program(row, image, marks, short)
         cot = row["cot"]
         text, sequence = str(cot["value"]), cot.get("seq", [])
-        text, named = grounded(text, sequence, "cot")
-        if self.gives == "c":
+        text, groups = parse_phrases(text, sequence, "cot")
+        if self.answer_kind == "c":
             return f"{text.replace(f' {BOX}', '')} {short}", []
         first = len(marks)
-        marks += boxes_in(image, cot.get("boxes", []), "cot.boxes")
-        return f"{text} {short}", [[first + index for index in group] for group in named]
+        marks += parse_boxes(image, cot.get("boxes", []), "cot.boxes")
+        return f"{text} {short}", [[first + index for index in group] for group in groups]
 
     def _program(self, row: dict[str, Any], image: Image, marks: list[Mark], short: str) -> tuple[str, list[list[int]]]:
-        """GQA's program in words; its objects' numbers are left out, or replaced by their boxes."""
-        places: list[list[int]] = []
+        """Return the program in words; object numbers are removed, or replaced by boxes."""
+        groups: list[list[int]] = []
 
-        def replaced(match: re.Match[str]) -> str:
-            if self.gives == "s" or not match[1].strip("- "):
+        def replace_numbers(match: re.Match[str]) -> str:
+            if self.answer_kind == "s" or not match[1].strip("- "):
                 return ""
             group = []
             for number in match[1].split(","):
                 group.append(len(marks))
                 marks.append(self._object(row, number.strip(), image))
-            places.append(group)
+            groups.append(group)
             return BOX
 
-        text = re.sub(r"\(([\d,\s-]*)\)", replaced, words(row["semanticStr"], "semanticStr"))
-        return f"{' '.join(text.split())}. {short}", places
+        text = re.sub(r"\(([\d,\s-]*)\)", replace_numbers, plain_text(row["semanticStr"], "semanticStr"))
+        return f"{' '.join(text.split())}. {short}", groups
 
-    def _named(
+    def _insert_marks(
         self, row: dict[str, Any], field: str, text: str, image: Image, marks: list[Mark], points: bool
     ) -> tuple[str, list[list[int]]]:
-        """A text with the box or point of each annotated word behind it; appends to `marks`."""
-        parts, places = text.split(" "), list[list[int]]()
+        """Return the text with a placeholder after each annotated word, and the mark indices; appends to `marks`."""
+        parts, groups = text.split(" "), list[list[int]]()
         annotated = (row.get("annotations") or {}).get(field) or {}
         spans = {
             int(str(span).rpartition(":")[2]) - (":" in str(span)): str(index) for span, index in annotated.items()
@@ -181,26 +193,26 @@ class GQADataset(GroundingDataset):
             if points and mark.box is not None:
                 x1, y1, x2, y2 = mark.box
                 mark = Mark(point=((x1 + x2) / 2, (y1 + y2) / 2))
-            places.append([len(marks)])
+            groups.append([len(marks)])
             marks.append(mark)
-            # The place stands before the sign that ends the word.
+            # The placeholder precedes the punctuation mark that ends the word.
             word = re.match(r"(.*?)([.,?!]*)$", parts[position])
             assert word is not None
             parts[position] = f"{word[1]} {POINT if points else BOX}{word[2]}"
-        return " ".join(parts), places
+        return " ".join(parts), groups
 
     def _object(self, row: dict[str, Any], number: str, image: Image) -> Mark:
-        """The box of an object of the image's scene."""
+        """Return the box of an object in the scene of the image."""
         scene = self.graph.get(str(row["imageId"]), {}).get("objects", {})
         if number not in scene:
             raise DataError(f"the scene graph has no object {number} in image {row['imageId']}")
-        found = scene[number]
-        return Mark(box=box_in(image, (found["x"], found["y"], found["w"], found["h"]), "scene graph", is_xywh=True))
+        item = scene[number]
+        return Mark(box=parse_box(image, (item["x"], item["y"], item["w"], item["h"]), "scene graph", is_xywh=True))
 
     @classmethod
     @override
     def miniature_row(cls, row: dict[str, Any]) -> dict[str, Any]:
-        """How many lesions there are, with boxes in the reasons."""
+        """Return a question about the number of lesions, with boxes in the reasons."""
         count = str(len(row["boxes"]))
         cot = {"value": "I see <ph_st>lesions<ph_ed>.", "boxes": row["boxes"], "seq": [list(range(len(row["boxes"])))]}
         return {

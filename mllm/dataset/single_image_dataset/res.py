@@ -1,4 +1,4 @@
-"""Referring expression segmentation: which pixels an expression refers to."""
+"""Datasets of referring expression segmentation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answered, box_in, words
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, parse_box, plain_text
 from mllm.dataset.tables.refer import References
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
@@ -21,26 +21,28 @@ from mllm.structures import BOX, Mark, Sample
 
 @DATASETS.register_module()
 class RESDataset(GroundingDataset):
-    """Which pixels does an expression refer to?
+    """Referring expression segmentation: from an expression to a mask.
 
-    Row: {"img_path", "expression", "bbox", "segmentation"} as PerceptionGPT's, bbox as x y width height in pixels;
-    the segmentation is a list of polygons, or COCO's run lengths, compressed or not.
+    Row: {"img_path", "expression", "bbox", "segmentation"} in the format of PerceptionGPT: bbox as x y width
+    height in pixels, segmentation as a list of polygons or as COCO run lengths, compressed or not.
     """
 
     required = ("img_path", "expression", "bbox", "segmentation")
-    sentences = templates.RES
+    default_templates = templates.RES
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = self.read_image(row["img_path"])
-        question = self.sentence(rng, expr=words(row["expression"], "expression"))
-        mark = Mark(box=box_in(image, row["bbox"], is_xywh=True), mask=mask_of(row["segmentation"], image))
-        return Sample(turns=[self.asked(question), answered(f"Answer: {BOX} .", [[0]])], images=[image], marks=[mark])
+        question = self.draw_template(rng, expr=plain_text(row["expression"], "expression"))
+        mark = Mark(box=parse_box(image, row["bbox"], is_xywh=True), mask=parse_mask(row["segmentation"], image))
+        return Sample(
+            turns=[self.question_turn(question), answer_turn(f"Answer: {BOX} .", [[0]])], images=[image], marks=[mark]
+        )
 
     @classmethod
     @override
     def miniature_row(cls, row: dict[str, Any]) -> dict[str, Any]:
-        """The largest lesion's outline."""
+        """Return a row about the largest lesion."""
         x1, y1, x2, y2 = row["boxes"][0]
         return {
             "img_path": row["image"],
@@ -52,8 +54,8 @@ class RESDataset(GroundingDataset):
         }
 
 
-def mask_of(segmentation: Any, image: Image, field: str = "segmentation") -> np.ndarray:
-    """The mask [H, W] of COCO's polygons or run lengths; raises `DataError` where it is neither or of another size."""
+def parse_mask(segmentation: Any, image: Image, field: str = "segmentation") -> np.ndarray:
+    """Return the mask [H, W] of COCO polygons or run lengths; raises `DataError` for other formats or sizes."""
     width, height = image.size
     try:
         if isinstance(segmentation, dict):
@@ -64,7 +66,7 @@ def mask_of(segmentation: Any, image: Image, field: str = "segmentation") -> np.
             runs = coco_mask.merge(coco_mask.frPyObjects(_polygons(segmentation), height, width))
         mask: np.ndarray = coco_mask.decode(runs).astype(bool)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise DataError(f"field '{field}' is neither a list of polygons nor COCO's run lengths ({error})") from error
+        raise DataError(f"field '{field}' is neither a list of polygons nor COCO run lengths ({error})") from error
     if mask.shape != (height, width):
         raise DataError(
             f"field '{field}' is a mask of {mask.shape[1]} x {mask.shape[0]} pixels, its image has {width} x {height}"
@@ -73,20 +75,20 @@ def mask_of(segmentation: Any, image: Image, field: str = "segmentation") -> np.
 
 
 def _polygons(segmentation: Any) -> list[list[float]]:
-    """Polygons x y x y ... of three points at least; a single one may stand for itself."""
+    """Return a list of polygons x y x y ...; `segmentation` is such a list or one polygon of at least three points."""
     polygons = segmentation if isinstance(segmentation[0], (list, tuple)) else [segmentation]
     if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
-        raise ValueError("a polygon needs three points, x and y each")
+        raise ValueError("a polygon needs at least three points")
     return [[float(number) for number in polygon] for polygon in polygons]
 
 
 @DATASETS.register_module()
 class ReferDataset(RESDataset):
-    """RefCOCO, RefCOCO+ and RefCOCOg in their original files: `data_path` is `refs(unc|google|umd).p`.
+    """RefCOCO, RefCOCO+ and RefCOCOg in their original file format; `data_path` is `refs(unc|google|umd).p`.
 
-    `instances` is `instances.json` (beside it, if not given), `split` one of train, val, test, testA, testB. For
-    RefCOCOg take the umd split, which shares no image between splits. Images are COCO's train2014. `task` REC asks for
-    boxes alone, RES for masks too.
+    `instances` is `instances.json` (default: in the folder of `data_path`), `split` one of train, val, test, testA,
+    testB. For RefCOCOg use the umd split: its splits have no images in common. Images are those of COCO train2014. With
+    `task='REC'` the answer has a box, with 'RES' also a mask.
     """
 
     group_field = "img_path"
@@ -100,14 +102,14 @@ class ReferDataset(RESDataset):
         task: str = "RES",
     ) -> None:
         if task not in ("REC", "RES"):
-            raise ConfigError(f"ReferDataset: task is 'REC' or 'RES', not {task!r}")
+            raise ConfigError(f"ReferDataset: task must be 'REC' or 'RES', not {task!r}")
         refs = Path(data_path).expanduser()
-        beside = refs.with_name("instances.json") if instances is None else Path(instances).expanduser()
-        self.records = References(refs, beside, split)
+        instances_file = refs.with_name("instances.json") if instances is None else Path(instances).expanduser()
+        self.records = References(refs, instances_file, split)
         self.image_folder = Path(image_folder).expanduser()
         if not self.image_folder.is_dir():
             raise DataError(f"image_folder {self.image_folder} does not exist")
-        self.task, self.templates = task, templates.REC if task == "REC" else self.sentences
+        self.task, self.templates = task, templates.REC if task == "REC" else self.default_templates
         self.configure()
 
     @override

@@ -1,4 +1,4 @@
-"""Generated pictures with questions about places, whose true boxes and masks are known: need no file."""
+"""Datasets of generated images with questions whose boxes and masks are known."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LESIONS = (
     "Point out each {}.",
     "Which regions of the image show {}?",
 )
-"""Questions about lesions; the second gap is the modality's."""
+"""Questions about lesions; the second placeholder is the modality."""
 COLORS = {
     "red": (0.85, 0.15, 0.15),
     "green": (0.15, 0.7, 0.2),
@@ -39,32 +39,32 @@ SHAPES = ("circle", "square", "triangle")
 
 
 class GeneratedDataset(SampleDataset):
-    """Pictures that depend on (seed, number) alone, `image_size` pixels square; two seeds share none."""
+    """Base of datasets of generated images of `image_size` x `image_size` pixels, which depend on (seed, index)."""
 
     has_measures = False
     seed_from = "split"
-    least_size: ClassVar[int] = 32
+    min_image_size: ClassVar[int] = 32
 
     def __init__(self, size: int = 64, seed: int = 0, image_size: int = 224) -> None:
         if size < 1:
             raise ConfigError(f"size must be at least 1, not {size}")
-        if image_size < self.least_size:
-            raise ConfigError(f"image_size must be at least {self.least_size}, not {image_size}")
+        if image_size < self.min_image_size:
+            raise ConfigError(f"image_size must be at least {self.min_image_size}, not {image_size}")
         self.size, self.seed, self.image_size = size, seed, image_size
 
     @abstractmethod
-    def drawn(self, index: int, rng: np.random.Generator, words: np.random.Generator) -> Sample:
-        """The sample of a number; `words` draws the phrasing, `rng` all else."""
+    def generate(self, index: int, rng: np.random.Generator, text_rng: np.random.Generator) -> Sample:
+        """Return the sample of an index; `text_rng` selects the phrasing, `rng` everything else."""
 
     def __len__(self) -> int:
         return self.size
 
     @override
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """A picture, a question, and an answer whose marks are true."""
+        """Return an image, a question, and an answer with exact marks."""
         index = self._checked(index)
-        words = np.random.default_rng((self.seed, index, 1, epoch))
-        sample = self.drawn(index, np.random.default_rng((self.seed, index, 0)), words)
+        text_rng = np.random.default_rng((self.seed, index, 1, epoch))
+        sample = self.generate(index, np.random.default_rng((self.seed, index, 0)), text_rng)
         return Sample(
             sample.turns, sample.images, marks=sample.marks, group=self.group(index), source=self.describe(index)
         )
@@ -85,9 +85,9 @@ class GeneratedDataset(SampleDataset):
 
 @DATASETS.register_module()
 class PhantomBoxDataset(GeneratedDataset):
-    """Where are the lesions of a phantom? The answer names each by its box and mask, the largest first.
+    """Phantoms with the boxes and masks of all lesions as answer, the largest first.
 
-    `lesions` is the least and the most of one picture; where there is none, the answer says so.
+    `lesions` is the minimum and maximum number of lesions per image. Without lesions the answer is "none".
     """
 
     def __init__(
@@ -102,30 +102,30 @@ class PhantomBoxDataset(GeneratedDataset):
         self.modalities = tuple(MODALITIES if modalities is None else modalities)
         for name in self.modalities:
             if name not in MODALITIES:
-                raise ConfigError(f"PhantomBoxDataset knows no modality '{name}'{hint(name, MODALITIES)}")
+                raise ConfigError(f"PhantomBoxDataset has no modality '{name}'{hint(name, MODALITIES)}")
         if len(lesions) != 2 or not 0 <= lesions[0] <= lesions[1] <= 5:
-            raise ConfigError(f"lesions must be the least and the most, from 0 to 5, not {lesions!r}")
+            raise ConfigError(f"lesions must be a minimum and a maximum from 0 to 5, not {lesions!r}")
         self.lesions = (int(lesions[0]), int(lesions[1]))
 
     @override
-    def drawn(self, index: int, rng: np.random.Generator, words: np.random.Generator) -> Sample:
+    def generate(self, index: int, rng: np.random.Generator, text_rng: np.random.Generator) -> Sample:
         modality = self.modalities[index % len(self.modalities)]
         phantom = draw(modality, rng, self.image_size, int(rng.integers(self.lesions[0], self.lesions[1] + 1)))
         marks = [
             Mark(box=tuple(float(x) for x in box), mask=mask)  # type: ignore[arg-type]
             for box, mask in zip(phantom.boxes, phantom.masks, strict=True)
         ]
-        question = LESIONS[int(words.integers(len(LESIONS)))].format(phantom.lesion, modality)
-        everything = (tuple(range(len(marks))),)
-        answer = Turn("assistant", f"Answer: {BOX} .", everything) if marks else Turn("assistant", "Answer: none.")
+        question = LESIONS[int(text_rng.integers(len(LESIONS)))].format(phantom.lesion, modality)
+        group = (tuple(range(len(marks))),)
+        answer = Turn("assistant", f"Answer: {BOX} .", group) if marks else Turn("assistant", "Answer: none.")
         return Sample([Turn("user", f"{IMAGE} {question}"), answer], [phantom.image], marks=marks)
 
 
 @DATASETS.register_module()
 class SceneDataset(GeneratedDataset):
-    """Where is the red triangle? One to `objects` colored shapes on a texture, each unlike the others.
+    """Images of one to `objects` different colored shapes on a texture, with a question about one of them.
 
-    The answer names one of them by its box and mask; with `named` it says before what is there, as reports do.
+    The answer is the box and mask of that shape; with `named` the text before it names the shape, as in reports.
     """
 
     def __init__(
@@ -137,18 +137,18 @@ class SceneDataset(GeneratedDataset):
         self.objects, self.named = objects, named
 
     @override
-    def drawn(self, index: int, rng: np.random.Generator, words: np.random.Generator) -> Sample:
+    def generate(self, index: int, rng: np.random.Generator, text_rng: np.random.Generator) -> Sample:
         names = [(color, shape) for color in COLORS for shape in SHAPES]
         chosen = rng.choice(len(names), size=int(rng.integers(1, self.objects + 1)), replace=False)
         picture = 0.45 + 0.25 * np.repeat(_texture(rng, self.image_size)[..., None], 3, axis=2)
         masks: list[np.ndarray] = []
         for number in chosen:
-            mask = _placed(names[number][1], rng, self.image_size, masks)
+            mask = _place_shape(names[number][1], rng, self.image_size, masks)
             if mask is not None:
                 masks.append(mask)
                 picture[mask] = np.array(COLORS[names[number][0]]) + rng.normal(0, 0.02, (int(mask.sum()), 3))
         color, shape = names[chosen[0]]
-        template = templates.RES[int(words.integers(len(templates.RES)))]
+        template = templates.RES[int(text_rng.integers(len(templates.RES)))]
         question = template.replace("<expr>", f"the {color} {shape}")
         pixels = np.clip(255 * (picture + rng.normal(0, 0.02, picture.shape)), 0, 255).astype(np.uint8)
         mark = Mark(box=tuple(float(x) for x in tight_box(masks[0])), mask=masks[0])  # type: ignore[arg-type]
@@ -158,13 +158,13 @@ class SceneDataset(GeneratedDataset):
 
 
 def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Smooth noise [H, W] in [0, 1]."""
+    """Return smooth noise [H, W] in [0, 1]."""
     coarse = Image.fromarray((255 * rng.random((8, 8))).astype(np.uint8))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), float) / 255
 
 
-def _placed(shape: str, rng: np.random.Generator, size: int, others: Sequence[np.ndarray]) -> np.ndarray | None:
-    """The mask of a shape at a place where it touches none of the others; None where none was found."""
+def _place_shape(shape: str, rng: np.random.Generator, size: int, others: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Return the mask of a shape at a random position without overlap; None after 50 failed attempts."""
     y, x = (np.mgrid[:size, :size] + 0.5) / size
     for _ in range(50):
         radius = rng.uniform(0.1, 0.2)

@@ -1,4 +1,4 @@
-"""Conversations without images: questions and answers in the layouts that are in use."""
+"""Dataset of conversations without images, in the common file formats."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROLES: dict[str, Role] = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "model"), "assistant"),
 }
-"""Who speaks, in the words of ShareGPT, OpenAI and Gemma."""
+"""Names of roles in the formats of ShareGPT, OpenAI and Gemma."""
 COLUMNS = (
     ("instruction", "output"),
     ("instruction", "response"),
@@ -36,20 +36,21 @@ COLUMNS = (
     ("prompt", "response"),
     ("input", "output"),
 )
-"""Pairs of columns that mean a question and its answer."""
-BESIDE = {"instruction": ("input", "context"), "input": ("context",), "question": ("context",)}
-"""What stands behind a question, by the name of its column: Alpaca's input, and the context of Dolly and others."""
+"""Pairs of columns that hold a question and its answer."""
+EXTRA_COLUMNS = {"instruction": ("input", "context"), "input": ("context",), "question": ("context",)}
+"""Columns that are appended to a question, by the name of its column: Alpaca's input, and the context of Dolly."""
 
 
 @DATASETS.register_module()
 class TextQADataset(SampleDataset):
-    """Questions and answers in text, one conversation a row; every turn of it is kept.
+    """Questions and answers in text, one conversation per row; all turns are used.
 
     A row has `conversations` (ShareGPT: from, value), `messages` (OpenAI: role, content), `instruction` with `output`
-    or `response` and perhaps `input` or `context`, or a question and an answer, whose columns `question` and `answer`
-    can name; `context` then names one that stands behind the question, a text or a list of them. `data_path` is a
-    json, jsonl, csv, tsv or Parquet file, a folder written by `datasets`, or `ORG/NAME` on the Hub. `filters` are
-    those of `TextFilters`; what they drop is counted in the log. `patient` is never divided between splits.
+    or `response` and optionally `input` or `context`, or a question and an answer. The arguments `question` and
+    `answer` name the columns of the last format; `context` names a column with a text or a list of texts that is
+    appended to the question. `data_path` is a json, jsonl, csv, tsv or Parquet file, a folder written by `datasets`, or
+    `ORG/NAME` on the Hub. `filters` are the options of `TextFilters`; the log has the number of removed rows. Rows with
+    the same `patient` stay in one split.
     """
 
     has_measures = False
@@ -66,30 +67,30 @@ class TextQADataset(SampleDataset):
         filters: Mapping[str, Any] | None = None,
     ) -> None:
         if (question is None) != (answer is None):
-            raise ConfigError("question and answer name two columns: give both or neither")
+            raise ConfigError("question and answer name two columns: set both or neither")
         if context is not None and question is None:
-            raise ConfigError("context names a column beside those of question and answer: give all three")
+            raise ConfigError("context requires question and answer: set all three")
         self.records = Records(data_path, split)
-        self.named = None if question is None or answer is None else (question, answer)
+        self.columns = None if question is None or answer is None else (question, answer)
         self.context = context
         self.system = system
-        self.kept = self._filtered(TextFilters.of(filters)) if filters else None
+        self.indices = self._filtered(TextFilters.of(filters)) if filters else None
 
     def _filtered(self, filters: TextFilters) -> Sequence[int]:
-        """The rows that the filters leave; an unreadable one is kept, so that it is told when it is used."""
+        """Return the indices of the rows that pass the filters; an unreadable row passes and raises when it is used."""
         rows = tqdm(range(len(self.records)), desc="filtering", unit="row", disable=None, leave=False)
-        kept = filters.kept(self._turns_of(index) for index in rows)
+        indices = filters.kept(self._turns_of(index) for index in rows)
         logger.info("%s: %s", self.records.path, filters.report)
-        if not kept:
-            raise DataError(f"{self.records.path}: the filters leave none of its {len(self.records)} rows")
-        return kept
+        if not indices:
+            raise DataError(f"{self.records.path}: the filters remove all of its {len(self.records)} rows")
+        return indices
 
     def __len__(self) -> int:
-        return len(self.records) if self.kept is None else len(self.kept)
+        return len(self.records) if self.indices is None else len(self.indices)
 
     @override
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """The conversation of a row; raises `DataError` with the row's place where it is none."""
+        """Return the conversation of a row; raises `DataError` with the row's location for an unknown format."""
         row = self._row(index)
         turns = self._turns_of(row)
         if isinstance(turns, str):
@@ -99,8 +100,8 @@ class TextQADataset(SampleDataset):
     @classmethod
     @override
     def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
-        """Plain pairs, three times `rows`: texts cost little, and a run's first update, at rate 0, is not its last."""
-        pairs = [(f"What is {one} and {one + 1}?", f"It is {2 * one + 1}.") for one in range(3 * rows)]
+        """Write `3 * rows` short pairs, enough for several updates, and return the arguments that read them."""
+        pairs = [(f"What is {number} and {number + 1}?", f"It is {2 * number + 1}.") for number in range(3 * rows)]
         lines = [json.dumps({"question": question, "answer": answer}) for question, answer in pairs]
         with replaced_file(folder / "rows.jsonl") as file:
             file.write("\n".join(lines) + "\n")
@@ -118,10 +119,10 @@ class TextQADataset(SampleDataset):
     def _row(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        return index if self.kept is None else int(self.kept[index])
+        return index if self.indices is None else int(self.indices[index])
 
     def _turns_of(self, index: int) -> list[Turn] | str:
-        """The turns of a row of the file, or why it has none."""
+        """Return the turns of a row of the file, or the error message of an unusable row."""
         try:
             row = self.records[index]
             turns = self._parse(row)
@@ -132,23 +133,23 @@ class TextQADataset(SampleDataset):
         return turns
 
     def _parse(self, row: Mapping[str, Any]) -> list[Turn]:
-        """The turns of a row in whichever layout it has."""
-        if self.named is None:
+        """Return the turns of a row in any of the formats."""
+        if self.columns is None:
             for field, role, text in (("conversations", "from", "value"), ("messages", "role", "content")):
                 if field in row:
                     return _conversation(row[field], field, role, text)
             for question, answer in COLUMNS:
                 if question in row and answer in row:
-                    return _pair(_joined(row, question, BESIDE.get(question, ())), _text(row, answer))
+                    return _pair(_joined(row, question, EXTRA_COLUMNS.get(question, ())), _text(row, answer))
         else:
-            beside = [] if self.context is None else [self.context]
-            for name in (*self.named, *beside):
+            extra = [] if self.context is None else [self.context]
+            for name in (*self.columns, *extra):
                 if name not in row:
                     raise DataError(f"field '{name}' is missing{hint(name, map(str, row))}")
-            return _pair(_joined(row, self.named[0], beside), _text(row, self.named[1]))
+            return _pair(_joined(row, self.columns[0], extra), _text(row, self.columns[1]))
         raise DataError(
-            f"its fields ({', '.join(map(str, row))}) are no known layout: conversations, messages, instruction and "
-            "output, or question and answer; name the two columns by question=... and answer=..."
+            f"its fields ({', '.join(map(str, row))}) are not a known format (conversations, messages, "
+            "instruction and output, question and answer): name the two columns with question=... and answer=..."
         )
 
 
@@ -159,24 +160,26 @@ def _pair(question: str, answer: str) -> list[Turn]:
 def _text(row: Mapping[str, Any], field: str) -> str:
     value = row[field]
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"field '{field}' is {'empty' if value in (None, '') or isinstance(value, str) else 'no text'}")
+        raise DataError(
+            f"field '{field}' is {'empty' if value in (None, '') or isinstance(value, str) else 'not a text'}"
+        )
     return value.strip()
 
 
-def _joined(row: Mapping[str, Any], field: str, beside: Iterable[str]) -> str:
-    """A question and what stands behind it, where a row has that; a list of texts is joined line by line."""
+def _joined(row: Mapping[str, Any], field: str, extra: Iterable[str]) -> str:
+    """Return a question followed by the extra columns of the row; the texts of a list become lines."""
     parts = [_text(row, field)]
-    for name in beside:
+    for name in extra:
         value = row.get(name)
         lines = value if isinstance(value, (list, tuple)) else [value or ""]
         if any(not isinstance(line, str) for line in lines):
-            raise DataError(f"field '{name}' is no text")
+            raise DataError(f"field '{name}' is not a text")
         parts.append("\n".join(lines).strip())
     return "\n\n".join(filter(None, parts))
 
 
-def _spoken(content: Any) -> Any:
-    """The text of OpenAI's list of parts, where all of them are text; anything else as it is."""
+def _content_text(content: Any) -> Any:
+    """Return the joined texts of a list of OpenAI content parts if all parts are texts; other values unchanged."""
     if isinstance(content, (list, tuple)) and content:
         parts = [part for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
         texts = [text for part in parts if isinstance(text := part.get("text"), str)]
@@ -186,27 +189,27 @@ def _spoken(content: Any) -> Any:
 
 
 def _conversation(turns: Any, field: str, role_key: str, text_key: str) -> list[Turn]:
-    """Turns out of a list of objects with a role and a text; neighbors of one role are joined."""
+    """Return the turns of a list of objects with a role and a text; adjacent turns of one role are joined."""
     if not isinstance(turns, (list, tuple)) or not turns:
         raise DataError(f"field '{field}' must be a list of turns")
-    found: list[Turn] = []
+    result: list[Turn] = []
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, Mapping) or role_key not in turn or text_key not in turn:
             raise DataError(f"turn {number} of '{field}' needs '{role_key}' and '{text_key}'")
         role = ROLES.get(str(turn[role_key]))
         if role is None:
-            raise DataError(f"turn {number} of '{field}': unknown speaker '{turn[role_key]}'{hint('', ROLES)}")
-        text = _text({text_key: _spoken(turn[text_key])}, text_key)
-        if role == "system" and found and found[-1].role != "system":
-            raise DataError(f"turn {number} of '{field}': a system text stands before all other turns")
-        if found and found[-1].role == role:
-            # Templates want alternating turns; two messages in a row are one turn.
-            found[-1] = Turn(role, f"{found[-1].text}\n{text}")
+            raise DataError(f"turn {number} of '{field}': unknown role '{turn[role_key]}'{hint('', ROLES)}")
+        text = _text({text_key: _content_text(turn[text_key])}, text_key)
+        if role == "system" and result and result[-1].role != "system":
+            raise DataError(f"turn {number} of '{field}': a system message must precede all other turns")
+        if result and result[-1].role == role:
+            # Chat templates require alternating roles.
+            result[-1] = Turn(role, f"{result[-1].text}\n{text}")
         else:
-            found.append(Turn(role, text))
-    if all(turn.role != "assistant" for turn in found):
+            result.append(Turn(role, text))
+    if all(turn.role != "assistant" for turn in result):
         raise DataError(f"'{field}' has no answer (a turn of gpt or assistant)")
-    first = next(turn.role for turn in found if turn.role != "system")
+    first = next(turn.role for turn in result if turn.role != "system")
     if first != "user":
-        raise DataError(f"'{field}' begins with an answer; a question comes first")
-    return found
+        raise DataError(f"'{field}' begins with an answer; it must begin with a question")
+    return result

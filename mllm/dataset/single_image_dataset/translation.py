@@ -1,4 +1,4 @@
-"""Pairs of sentences in two languages."""
+"""Dataset of sentences and their translations."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mllm.registry import DATASETS
 from mllm.structures import Sample, Turn
 
 MTNT_COLUMNS = ("id", "src", "dst")
-"""What the three columns of MTNT's files hold, which name none (Michel and Neubig 2018, arXiv:1809.00388)."""
+"""Columns of the MTNT files, which have no header line (Michel and Neubig 2018, arXiv:1809.00388)."""
 
 
 @DATASETS.register_module()
 class TranslationDataset(SampleDataset):
-    """Sentences and their translations, one pair a row: the sentence is the question, the translation the answer.
+    """Sentences and their translations, one pair per row: the sentence is the question, the translation the answer.
 
-    `data_path` is a tsv file of MTNT, without a line of names (`id`, `src`, `dst`), or any other table that
-    `TextQADataset` reads, with the columns that `source` and `target` name. A column `translation` may hold both, by
-    language: `{"en": ..., "fr": ...}`. `instruction` is written before every sentence, on a line of its own.
+    `data_path` is a tsv file of MTNT without a header line (columns `id`, `src`, `dst`), or another table that
+    `TextQADataset` reads. `source` and `target` are column names, or keys of a column `translation` that holds both
+    texts by language: `{"en": ..., "fr": ...}`. `instruction` is written on a separate line before each sentence.
     """
 
     has_measures = False
@@ -48,24 +48,24 @@ class TranslationDataset(SampleDataset):
 
     @override
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """The pair of a row; raises `DataError` with the row's place where a side is missing or empty."""
-        row, place = self.records[index], self.describe(index)
-        sides: dict[str, Any] = row["translation"] if isinstance(row.get("translation"), dict) else row
+        """Return the pair of a row; raises `DataError` with the row's location if a text is missing or empty."""
+        row, location = self.records[index], self.describe(index)
+        fields: dict[str, Any] = row["translation"] if isinstance(row.get("translation"), dict) else row
         texts = []
         for name in (self.source, self.target):
-            if name not in sides:
-                raise DataError(f"{place}: field '{name}' is missing{hint(name, map(str, sides))}")
-            if not isinstance(sides[name], str) or not sides[name].strip():
-                raise DataError(f"{place}: field '{name}' is empty")
-            texts.append(sides[name].strip())
+            if name not in fields:
+                raise DataError(f"{location}: field '{name}' is missing{hint(name, map(str, fields))}")
+            if not isinstance(fields[name], str) or not fields[name].strip():
+                raise DataError(f"{location}: field '{name}' is empty")
+            texts.append(fields[name].strip())
         question = f"{self.instruction}\n{texts[0]}" if self.instruction else texts[0]
-        return Sample(turns=[Turn("user", question), Turn("assistant", texts[1])], source=place)
+        return Sample(turns=[Turn("user", question), Turn("assistant", texts[1])], source=location)
 
     @classmethod
     @override
     def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
-        """A few plain pairs; the same folder name gives the same."""
-        pairs = [(f"What is {one} and {one + 1}?", f"It is {2 * one + 1}.") for one in range(rows)]
+        """Write `rows` short pairs and return the arguments that read them."""
+        pairs = [(f"What is {number} and {number + 1}?", f"It is {2 * number + 1}.") for number in range(rows)]
         lines = [json.dumps({"src": question, "dst": answer}) for question, answer in pairs]
         with replaced_file(folder / "rows.jsonl") as file:
             file.write("\n".join(lines) + "\n")
@@ -81,9 +81,9 @@ class TranslationDataset(SampleDataset):
 
 
 def _is_named(path: str | Path, column: str) -> bool:
-    """Whether a file's first line names a column."""
+    """Return True if the first line of a file contains the name of a column."""
     file = Path(path).expanduser()
     if not file.is_file():
-        return True  # `Records` says that it is not there
+        return True  # `Records` raises an error for an absent file
     with file.open(encoding="utf-8", errors="replace") as lines:
         return column in lines.readline().rstrip("\r\n").split("\t")

@@ -1,4 +1,4 @@
-"""Questions and answers about images, from a file."""
+"""Dataset of questions and answers about images."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class VQADataset(ImageTextDataset):
     """One question and one answer about one or several images.
 
     A row has `image` (a path, an object `{"path": ..., "frames": 3}` with options of the image's reader, or a list of
-    these), `question` and `answer`; optional `patient` (never divided between splits) and `modality`, which is
-    written before the question. `modality` as an argument stands for every row that has none. A question may say
-    where its images stand by `<image>`; else they come first.
+    these), `question` and `answer`. Optional fields are `patient` (rows of one patient stay in one split) and
+    `modality`, which is written before the question; the argument `modality` is the default for rows without the
+    field. `<image>` in a question marks the position of an image; without it the images precede the question.
     """
 
     has_measures = False
@@ -42,15 +42,15 @@ class VQADataset(ImageTextDataset):
 
     @override
     def parse(self, row: dict[str, Any]) -> Sample:
-        named = row["image"] if isinstance(row["image"], list) else [row["image"]]
-        images = [image for entry in named for image in self.read_images(entry)]
+        entries = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        images = [image for entry in entries for image in self.read_images(entry)]
         question, modality = str(row["question"]), row.get("modality") or self.modality
         if modality:
             question = f"{modality}: {question}"
-        places = question.count(IMAGE)
-        if not places:
+        placeholders = question.count(IMAGE)
+        if not placeholders:
             question = " ".join([*[IMAGE] * len(images), question])
-        elif places != len(images):
-            raise DataError(f"the question has {places} {IMAGE} for {len(images)} images")
+        elif placeholders != len(images):
+            raise DataError(f"the question has {placeholders} {IMAGE} for {len(images)} images")
         answer = row["answer"] if isinstance(row["answer"], str) else json.dumps(row["answer"], ensure_ascii=False)
         return Sample(turns=[Turn("user", question), Turn("assistant", answer)], images=images)

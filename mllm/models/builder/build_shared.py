@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mllm.models.encoding.marks import MarkWriter
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.models.heads import BoxHead, MaskHead
 from mllm.models.language_model import PerceptionModel
-from mllm.registry import BOX_FORMATS, HEADS
+from mllm.registry import BOX_FORMATS, HEADS, build
 from mllm.structures import Bundle
 
 
@@ -96,8 +97,7 @@ def chosen_format(args: ModelArgs) -> BoxFormat:
     """How boxes stand in the model's texts; raises `ConfigError` where format and heads do not go together."""
     if args.box_format is None:
         return PerceptionToken() if args.heads else NormalizedText()
-    options = dict(args.box_format)
-    box_format: BoxFormat = BOX_FORMATS.find(options.pop("type"))(**options)
+    box_format: BoxFormat = build(BOX_FORMATS, args.box_format, "model_args.box_format")
     if box_format.needs_heads != bool(args.heads):
         wanted = "needs model_args.heads" if box_format.needs_heads else "writes boxes as text, and heads read a token"
         raise ConfigError(f"model_args.box_format {args.box_format['type']} {wanted}: leave box_format or heads out")
@@ -111,27 +111,25 @@ def build_heads(
     width = model.config.get_text_config().hidden_size
     heads: dict[str, nn.Module] = {}
     layers = None
-    for name, given in sorted(args.heads.items(), key=lambda item: item[0] != "mask"):  # a box may read the mask
-        options = dict(given)
-        kind = HEADS.find(options.pop("type"))
+    for name, options in sorted(args.heads.items(), key=lambda item: item[0] != "mask"):  # a box may read the mask
+        kind = HEADS.find(options["type"])
+        provided: dict[str, Any] = {"width": width}
         if kind is MaskHead:
             tower = dict(model.named_modules())[towers["vision"]]
             layers = VisionLayers(tower, model.config.vision_config, processor)
-            options |= {"vision_width": layers.width, "layers": len(layers), "grid": layers.grid}
+            provided |= {"vision_width": layers.width, "layers": len(layers), "grid": layers.grid}
         if kind is BoxHead and isinstance(mask := heads.get("mask"), MaskHead):
-            options["mask_size"] = mask.size
-        heads[name] = seeded_head(name, kind, width, options)
+            provided["mask_size"] = mask.size
+        heads[name] = build_head(name, options, **provided)
     return heads, layers
 
 
-def seeded_head(name: str, kind: type[nn.Module], width: int, options: dict[str, Any]) -> nn.Module:
-    """A head with the same start in every process and run."""
+def build_head(name: str, options: Mapping[str, Any], **provided: Any) -> nn.Module:
+    """Build a head with the same initial weights in every process and run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        try:
-            return kind(width, **options)
-        except (TypeError, ConfigError) as error:
-            raise ConfigError(f"model_args.heads.{name}: {error}") from error
+        head: nn.Module = build(HEADS, options, f"model_args.heads.{name}", **provided)
+        return head
 
 
 def train_in_fp32(module: nn.Module) -> None:

@@ -18,11 +18,11 @@ from mllm.models.adapters.trained_file import FILE, IN_MERGED, load_trained
 from mllm.models.backbone.loading import explained, find_checkpoint, load_config, quantization
 from mllm.models.backbone.vision_part import SIGHTS, load_vision
 from mllm.models.builder.build_options import lora_options
-from mllm.models.builder.build_shared import seeded_head, train_in_fp32
+from mllm.models.builder.build_shared import build_head, train_in_fp32
 from mllm.models.encoding.views import ViewEncoder
 from mllm.models.heads import RegressionHead
 from mllm.models.vision_model import VisionModel
-from mllm.registry import HEADS, MODELS
+from mllm.registry import MODELS
 from mllm.structures import Bundle
 
 SIGLIP_TARGETS = r"(.*\.)?encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
@@ -101,8 +101,7 @@ def build_measures(args: ModelArgs, width: int) -> RegressionHead | None:
     """The head that `args` name, seeded; None for a teacher, which has none."""
     if not args.heads:
         return None
-    options = dict(args.heads["measures"])
-    head = seeded_head("measures", HEADS.find(options.pop("type")), width, options)
+    head = build_head("measures", args.heads["measures"], width=width)
     assert isinstance(head, RegressionHead), "the rules refuse other heads"
     return head
 

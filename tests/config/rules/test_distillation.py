@@ -11,11 +11,10 @@ from mllm.config.hardware import Hardware
 from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.errors import ConfigError
-from mllm.run.prepare import fill_registries
 
 A100 = Hardware("cuda", "NVIDIA A100", (8, 0), 40 << 30, 1, 64 << 30, 8)
 T4 = Hardware("cuda", "Tesla T4", (7, 5), 16 << 30, 1, 32 << 30, 4)
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 BASE = f"""
 _base_ = [{
     ", ".join(
@@ -25,9 +24,6 @@ _base_ = [{
 }]
 training_args = dict(max_steps=3)
 """
-
-
-fill_registries()
 
 
 @pytest.fixture

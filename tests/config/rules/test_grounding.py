@@ -11,45 +11,9 @@ from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
-from mllm.registry import BOX_FORMATS, HEADS, MODELS, OBJECTIVES
 
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
 HEAD = "box=dict(type='BoxHead')"
-
-
-class BoxHead:
-    def __init__(self, width: int, hidden: int = 512):
-        self.width = width
-
-
-class MaskHead:
-    def __init__(self, width: int, vision_width: int, layers: int, grid: int, dim: int = 256, threshold: float = 0.35):
-        self.width = width
-
-
-class Loss:
-    def __init__(self, weight: float = 1.0):
-        self.weight = weight
-
-
-class Format:
-    def __init__(self, precision: int = 3):
-        self.precision = precision
-
-
-@pytest.fixture(autouse=True)
-def parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for registry, name, entry in (
-        (HEADS, "BoxHead", BoxHead),
-        (HEADS, "MaskHead", MaskHead),
-        (OBJECTIVES, "BoxLoss", Loss),
-        (OBJECTIVES, "MaskLoss", Loss),
-        (BOX_FORMATS, "normalized_text", Format),
-        (BOX_FORMATS, "location_tokens", Format),
-        (MODELS, "shikra", Format),
-        (MODELS, "perceptionGPT", Format),
-    ):
-        monkeypatch.setitem(registry.module_dict, name, entry)
 
 
 @pytest.fixture

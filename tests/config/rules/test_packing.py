@@ -12,15 +12,8 @@ from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
-from mllm.registry import MODELS
 
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
-
-
-@pytest.fixture(autouse=True)
-def types(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("causal-lm", "seq2seq"):
-        monkeypatch.setitem(MODELS.module_dict, name, lambda args, hardware: None)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from mllm.config.hardware import Hardware
@@ -11,39 +9,11 @@ from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.config.rules.privacy import refuse_large_delta
 from mllm.errors import ConfigError
-from mllm.registry import BOX_FORMATS, DATASETS, HEADS, MODELS, OBJECTIVES
 
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
 A10 = Hardware("cuda", "NVIDIA A10G", (8, 6), 24 << 30, 1, 32 << 30, 4)
 PRIVATE = "privacy_args = dict(target_epsilon=3.0, target_delta=1e-5)\n"
 LINEAR = "and with privacy_args only LoRA on Linear layers and linear heads can train"
-
-
-class Mixed:
-    def __init__(self, datasets: list, weights: list):
-        self.datasets = datasets
-
-
-class Part:
-    pass
-
-
-class Regression:
-    def __init__(self, measures: tuple = ("EF", "EDV", "ESV"), views: tuple = (), scale: Any = None):
-        self.scale = scale
-
-
-@pytest.fixture(autouse=True)
-def parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries: list[tuple[Any, str, Any]] = [(DATASETS, "MixedDataset", Mixed)]
-    entries += [(HEADS, name, Part) for name in ("BoxHead", "MaskHead")]
-    entries += [(BOX_FORMATS, name, Part) for name in ("perception_token", "location_tokens", "normalized_text")]
-    entries += [(HEADS, "RegressionHead", Regression)]
-    entries += [(OBJECTIVES, name, Part) for name in ("MeasureLoss", "FeatureMatch")]
-    models = ("causal-lm", "shikra", "perceptionGPT", "medsiglip", "gemma3n-student")
-    entries += [(MODELS, name, Part) for name in models]
-    for registry, name, entry in entries:
-        monkeypatch.setitem(registry.module_dict, name, entry)
 
 
 @pytest.fixture

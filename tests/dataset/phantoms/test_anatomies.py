@@ -8,7 +8,7 @@ from mllm.dataset.phantoms.canvas import Canvas
 
 
 @pytest.mark.parametrize("anatomy", [CT, MRI, XRay, Ultrasound])
-def test_gray_anatomies_have_room_for_lesions_and_a_width(anatomy):
+def test_gray_anatomies_have_a_region_for_lesions_and_a_width(anatomy):
     for seed in range(5):
         drawn = anatomy(Canvas(128, np.random.default_rng(seed)))
         assert drawn.picture.shape == (128, 128)
@@ -19,10 +19,10 @@ def test_gray_anatomies_have_room_for_lesions_and_a_width(anatomy):
         assert np.isfinite(finished).all()
 
 
-def test_a_lesion_changes_its_own_pixels_only():
+def test_a_lesion_changes_only_the_pixels_of_its_mask():
     drawn = CT(Canvas(128, np.random.default_rng(0)))
     before = drawn.picture.copy()
     mask = drawn.canvas.ellipse(0.4, 0, 0.1, 0.1)
-    drawn.show(mask)
+    drawn.add_lesion(mask)
     assert (drawn.picture[mask == 0] == before[mask == 0]).all()
     assert np.allclose(drawn.picture[mask == 1], 0.66)

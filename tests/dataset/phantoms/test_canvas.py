@@ -7,7 +7,7 @@ from mllm.dataset.phantoms.canvas import Canvas, over
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.7])
-def test_an_ellipse_covers_its_area_and_its_edge_lies_at_one_half(angle):
+def test_an_ellipse_covers_its_area_and_its_edge_has_the_value_one_half(angle):
     canvas = Canvas(300, np.random.default_rng(0))
     mask = canvas.ellipse(0.1, -0.2, 0.5, 0.3, angle)
     assert mask.sum() == pytest.approx(np.pi * 75 * 45, rel=0.005)
@@ -34,7 +34,7 @@ def test_a_wobbly_ellipse_is_not_cut_by_its_window():
         assert whole[-1] < window[-1]
 
 
-def test_over_mixes_by_the_mask_and_leaves_its_input_alone():
+def test_over_blends_by_the_mask_and_does_not_change_its_input():
     mask = np.zeros((4, 4), np.float32)
     mask[1, 2], mask[2, 2] = 0.5, 1.0
     for picture, value in (
@@ -47,7 +47,7 @@ def test_over_mixes_by_the_mask_and_leaves_its_input_alone():
         assert (picture == 1).all()
 
 
-def test_noise_and_strokes_have_the_size_asked_for():
+def test_noise_and_strokes_have_the_requested_size():
     canvas = Canvas(64, np.random.default_rng(0))
     assert 0.5 < canvas.cloud(8).std() < 1.5
     assert canvas.cloud(100).std() == 0

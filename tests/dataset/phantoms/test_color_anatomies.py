@@ -8,7 +8,7 @@ from mllm.dataset.phantoms.color_anatomies import Endoscopy, Fundus, Pathology
 
 
 @pytest.mark.parametrize("anatomy", [Fundus, Pathology, Endoscopy])
-def test_color_anatomies_have_room_for_lesions_and_a_width(anatomy):
+def test_color_anatomies_have_a_region_for_lesions_and_a_width(anatomy):
     for seed in range(5):
         drawn = anatomy(Canvas(128, np.random.default_rng(seed)))
         before = drawn.picture.copy()
@@ -17,13 +17,13 @@ def test_color_anatomies_have_room_for_lesions_and_a_width(anatomy):
         assert 5 < drawn.width < 128
         row, column = np.argwhere(drawn.region)[len(np.argwhere(drawn.region)) // 2]
         mask = drawn.canvas.ellipse(column / 64 - 1, row / 64 - 1, 0.1, 0.1)
-        drawn.show(mask)
+        drawn.add_lesion(mask)
         assert (drawn.picture[mask == 0] == before[mask == 0]).all()
         assert np.abs(drawn.picture - before)[mask == 1].mean() > 0.05
         assert np.isfinite(drawn.finish()).all()
 
 
-def test_what_lies_outside_the_frame_is_black():
+def test_pixels_outside_of_the_frame_are_black():
     for anatomy in (Fundus, Endoscopy):
         picture = anatomy(Canvas(128, np.random.default_rng(1))).finish()
         assert all((picture[corner] == 0).all() for corner in [(0, 0), (0, -1), (-1, 0), (-1, -1)])

@@ -1,4 +1,4 @@
-"""The pictures show what the masks say, and the masks have the area of the shape."""
+"""Images match the masks, and the masks have the area of the shape."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def echo_of(seed, view="4CH", size=112):
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_cavities_are_dark_walls_are_bright_and_around_the_sector_is_nothing(view):
+def test_cavities_are_dark_walls_are_bright_and_pixels_around_the_sector_are_black(view):
     for seed in range(6):
         echo = echo_of(seed, view)
         for phase in (0, 1):
@@ -38,7 +38,7 @@ def test_masks_have_the_area_of_the_traced_polygon(view):
             assert (echo.mask(phase) == LABELS["cavity"]).sum() == pytest.approx(area, rel=0.015)
 
 
-def test_a_normal_ventricle_visibly_shrinks_and_its_valve_lies_on_the_atrium():
+def test_a_normal_ventricle_shrinks_and_its_valve_borders_on_the_atrium():
     for seed in range(6):
         echo = echo_of(seed)
         relaxed, contracted = echo.mask(0), echo.mask(1)
@@ -49,7 +49,7 @@ def test_a_normal_ventricle_visibly_shrinks_and_its_valve_lies_on_the_atrium():
         assert ((relaxed == LABELS["cavity"]) & (below == LABELS["atrium"])).any()
 
 
-def test_the_same_seed_gives_the_same_pictures_and_frames_are_alike_but_not_equal():
+def test_equal_seeds_give_equal_images_and_frames_are_similar_but_not_equal():
     one, again, other = echo_of(1), echo_of(1), echo_of(2)
     first, second = one.frame(0), one.frame(0)
     assert np.array_equal(first, again.frame(0))

@@ -1,4 +1,4 @@
-"""The folders against what the patients are, read back with csv, PyAV and nibabel alone."""
+"""Written folders match the patients; they are read with csv, PyAV and nibabel."""
 
 import csv
 from collections import defaultdict
@@ -40,7 +40,7 @@ def test_echonet_has_the_official_files(echonet):
         assert frames[0].shape == (112, 112)
 
 
-def test_tracings_are_21_lines_a_frame_and_give_the_volumes(echonet):
+def test_tracings_have_21_lines_per_frame_and_give_the_volumes(echonet):
     folder, patients = echonet
     traced = defaultdict(list)
     for row in table(folder / "VolumeTracings.csv"):
@@ -63,7 +63,7 @@ def test_tracings_are_21_lines_a_frame_and_give_the_volumes(echonet):
     assert {0, 1} <= {patient.ed == 0 for patient in patients} and any(p.ed == p.frames - 1 for p in patients)
 
 
-def test_the_pictures_are_those_of_the_traced_moments(echonet):
+def test_the_frames_match_the_traced_phases(echonet):
     """The dark area within the ventricle is larger in the end-diastolic frame than in the end-systolic one."""
     folder, patients = echonet
     for patient in patients:
@@ -73,7 +73,7 @@ def test_the_pictures_are_those_of_the_traced_moments(echonet):
         assert dark[patient.ed] > dark[patient.es]
 
 
-def test_a_patient_depends_on_the_seed_and_the_number_alone(echonet, tmp_path):
+def test_a_patient_depends_only_on_the_seed_and_the_number(echonet, tmp_path):
     folder, patients = echonet
     again = write_echonet(tmp_path, {"TRAIN": 2}, seed=3, frames=30)
     assert [one.heart for one in again] == [one.heart for one in patients[:2]]

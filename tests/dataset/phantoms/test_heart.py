@@ -1,4 +1,4 @@
-"""The phantom's volumes against numerical integration."""
+"""Volumes of the phantom match numerical integration."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_a_contracting_heart_gets_shorter_narrower_and_thicker():
         assert heart.wall_at(heart.esv) > heart.wall
 
 
-def test_a_beat_goes_from_the_one_volume_to_the_other_and_back():
+def test_a_beat_starts_and_ends_at_the_end_diastolic_volume():
     heart = Heart(edv=100, esv=40)
     assert heart.measures == {"EF": 60, "EDV": 100, "ESV": 40}
     assert [heart.volume_at(phase) for phase in (0, 1, 2)] == pytest.approx([100, 40, 100])
@@ -54,7 +54,7 @@ def test_a_beat_goes_from_the_one_volume_to_the_other_and_back():
     assert (np.diff(volumes[20:]) > 0).all()
 
 
-def test_patients_cover_the_categories_of_ef():
+def test_patients_cover_all_categories_of_ef():
     efs = np.array([heart.ef for heart in hearts(300)])
     counts = np.histogram(efs, [0, 30, 40, 50, 100])[0]
     assert counts.min() >= 15

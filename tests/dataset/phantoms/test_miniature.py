@@ -7,7 +7,7 @@ from PIL import Image
 from mllm.dataset.phantoms.miniature import write_miniature
 
 
-def test_rows_have_every_field_and_their_pictures(tmp_path):
+def test_rows_have_all_fields_and_images(tmp_path):
     made = write_miniature(tmp_path / "train", 9, ("image", "question", "finding", "modality"))
     rows = [json.loads(line) for line in (tmp_path / "train" / "rows.jsonl").read_text().splitlines()]
     assert made == {"data_path": str(tmp_path / "train" / "rows.jsonl"), "image_folder": str(tmp_path / "train")}
@@ -20,7 +20,7 @@ def test_rows_have_every_field_and_their_pictures(tmp_path):
     assert rows[0]["question"]
 
 
-def test_writing_again_changes_nothing_and_leaves_nothing_over(tmp_path):
+def test_writing_twice_changes_nothing_and_leaves_no_temporary_files(tmp_path):
     write_miniature(tmp_path / "train", 3)
     before = {path.name: path.read_bytes() for path in (tmp_path / "train").iterdir()}
     write_miniature(tmp_path / "train", 3)

@@ -9,7 +9,7 @@ from mllm.errors import ConfigError
 
 @pytest.mark.parametrize("modality", MODALITIES)
 @pytest.mark.parametrize("size", [48, 64, 224, 448])
-def test_boxes_are_those_of_the_masks_and_lesions_stay_apart(modality, size):
+def test_boxes_match_the_masks_and_lesions_do_not_touch(modality, size):
     for seed in range(4):
         phantom = draw(modality, np.random.default_rng(seed), size)
         assert phantom.image.mode == "RGB"
@@ -37,7 +37,7 @@ def _grown(mask: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_as_many_lesions_as_asked_for_and_each_can_be_seen(modality):
+def test_the_requested_number_of_lesions_is_drawn_and_visible(modality):
     for seed in range(6):
         for wanted in (0, 1, 4):
             phantom = draw(modality, np.random.default_rng(seed), 224, wanted)
@@ -51,14 +51,14 @@ def test_as_many_lesions_as_asked_for_and_each_can_be_seen(modality):
     assert difference > 25
 
 
-def test_the_same_generator_gives_the_same_picture_and_another_another():
+def test_equal_generators_give_equal_images():
     for modality in MODALITIES:
         first, again, other = (draw(modality, np.random.default_rng(seed)) for seed in (1, 1, 2))
         assert first.image.tobytes() == again.image.tobytes() != other.image.tobytes()
         assert first.boxes == again.boxes
 
 
-def test_the_measured_width_is_that_of_the_drawn_organ():
+def test_the_width_matches_the_drawn_organ():
     # The chamber is black on brighter speckle and the head bright on black: count pixels along their widest row.
     for seed in range(5):
         head = draw("MRI", np.random.default_rng(seed), 448, 0)
@@ -74,7 +74,7 @@ def test_the_measured_width_is_that_of_the_drawn_organ():
 
 
 def _statistics(modality: str, seed: int) -> np.ndarray:
-    """Mean color, the share of black, and fine and coarse contrast of a picture: nothing that knows of modalities."""
+    """Return mean color, fraction of black pixels, and fine and coarse contrast of an image."""
     pixels = np.asarray(draw(modality, np.random.default_rng((seed, 9)), 224).image, np.float64) / 255
     gray = pixels.mean(-1)
     fine = np.abs(np.diff(gray, axis=0)).mean()
@@ -82,7 +82,7 @@ def _statistics(modality: str, seed: int) -> np.ndarray:
     return np.array([*pixels.mean((0, 1)), (gray < 0.08).mean(), 5 * fine, coarse.std()])
 
 
-def test_simple_statistics_tell_the_modalities_apart():
+def test_simple_statistics_distinguish_the_modalities():
     train = {m: np.stack([_statistics(m, seed) for seed in range(8)]) for m in MODALITIES}
     scale = np.concatenate(list(train.values())).std(0)
     centers = np.stack([train[m].mean(0) for m in MODALITIES]) / scale
@@ -94,7 +94,7 @@ def test_simple_statistics_tell_the_modalities_apart():
     assert np.mean(right) > 0.9
 
 
-def test_what_cannot_be_drawn_is_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ConfigError, match="did you mean 'ultrasound'"):
         draw("Ultrasond", np.random.default_rng(0))
     with pytest.raises(ConfigError, match="image_size 8 is too small"):

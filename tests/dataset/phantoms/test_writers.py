@@ -1,4 +1,4 @@
-"""MetaImages against a reader by hand; videos and NIfTI are read back in tests/testing/test_files.py."""
+"""Written MetaImages match a minimal reader; other writers are tested in tests/support."""
 
 import zlib
 

@@ -20,7 +20,7 @@ def answers(task: str, size: int = 28, **options) -> list[tuple]:
 
 
 def components(mask: np.ndarray) -> int:
-    """How many 4-connected regions a mask has, by flood fill."""
+    """Return the number of 4-connected regions of a mask, by flood fill."""
     left, count = {tuple(at) for at in np.argwhere(mask)}, 0
     while left:
         count, queue = count + 1, [left.pop()]
@@ -32,14 +32,14 @@ def components(mask: np.ndarray) -> int:
     return count
 
 
-def test_modalities_take_turns_and_are_the_answer():
+def test_modalities_alternate_and_are_the_answer():
     got = answers("modality")
     assert Counter(answer for _, _, answer in got) == {modality: 4 for modality in MODALITIES}
     assert len({question for _, question, _ in got}) > 2
     assert all(question.startswith("<image> ") for _, question, _ in got)
 
 
-def test_presence_count_and_box_are_those_of_the_masks():
+def test_presence_count_and_box_match_the_masks():
     for sample, _, answer in answers("classification"):
         assert answer == ("yes" if sample.marks else "no")
     assert {answer for *_, answer in answers("classification")} == {"yes", "no"}
@@ -65,7 +65,7 @@ def test_the_width_follows_from_the_spacing_in_the_question():
         assert 0 < value / spacing < 96
 
 
-def test_a_report_has_two_sentences_that_are_true():
+def test_a_report_has_two_true_sentences():
     for sample, _, answer in answers("report"):
         assert len(re.findall(r"[a-z]\.(?: |$)", answer)) == 2
         if not sample.marks:
@@ -85,7 +85,7 @@ def test_every_modality_has_the_same_share_of_every_task():
     assert all(number in "012345" for number in numbers)
 
 
-def test_a_sample_depends_on_seed_and_index_and_its_words_on_the_epoch():
+def test_a_sample_depends_on_seed_and_index_and_its_phrasing_on_the_epoch():
     one, same, other = DummyDataset(8, seed=1), DummyDataset(99, seed=1), DummyDataset(8, seed=2)
     for index in range(8):
         assert one.sample(index).images[0].tobytes() == same.sample(index).images[0].tobytes()
@@ -102,27 +102,27 @@ def _digest(samples: list) -> list[tuple]:
     return [(sample.turns, sample.images[0].tobytes()) for sample in samples]
 
 
-def test_workers_draw_the_same_pictures():
+def test_workers_generate_equal_images():
     dataset = DummyDataset(6, image_size=64)
     loader = DataLoader(dataset, batch_size=2, num_workers=2, collate_fn=_digest, multiprocessing_context="fork")
     assert [item for batch in loader for item in batch] == _digest(list(dataset))
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
-        (dict(tasks=("count",)), "no task 'count': did you mean 'counting'"),
-        (dict(modalities=("PET",)), "no modality 'PET'; known are CT, "),
+        (dict(tasks=("count",)), "unknown task 'count': did you mean 'counting'"),
+        (dict(modalities=("PET",)), "unknown modality 'PET'; known are CT, "),
         (dict(tasks=()), "at least one task"),
         (dict(size=0), "size must be at least 1"),
         (dict(image_size=10), "image_size must be at least 32"),
     ],
 )
-def test_what_it_cannot_generate_is_refused(options, sentence):
-    with pytest.raises(ConfigError, match=sentence):
+def test_invalid_options_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
         DummyDataset(**options)
 
 
-def test_words_are_english():
+def test_plurals_and_articles():
     assert [plural(noun) for noun in ("nodule", "opacity", "bright mass")] == ["nodules", "opacities", "bright masses"]
     assert [with_article(n) for n in ("MRI", "CT", "X-ray", "opacity")] == ["an MRI", "a CT", "an X-ray", "an opacity"]

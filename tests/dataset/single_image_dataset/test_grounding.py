@@ -1,4 +1,4 @@
-"""Rows as they are published become exact samples, and rows that are wrong a sentence with their place."""
+"""Rows in the published formats become exact samples; invalid rows raise an error with their location."""
 
 import json
 
@@ -71,7 +71,7 @@ def test_res_reads_polygons_and_run_lengths(read, segmentation):
     assert mark.box == (2, 2, 12, 9) and np.array_equal(mark.mask, MASK.astype(bool))
 
 
-def test_flickr_and_gpt4gen_put_boxes_behind_phrases(read):
+def test_flickr_and_gpt4gen_insert_boxes_after_phrases(read):
     row = {
         "image_id": 7,
         "sentence": "<ph_st>A man<ph_ed> with <ph_st>dogs<ph_ed>.",
@@ -151,7 +151,7 @@ def test_vcr(read):
     assert texts(sample)[1] == ("The answer is B.", ())
 
 
-def test_gqa_names_objects_of_its_scene(read, tmp_path):
+def test_gqa_inserts_boxes_of_the_scene(read, tmp_path):
     objects = {"11": {"x": 1, "y": 2, "w": 3, "h": 4}, "12": {"x": 5, "y": 5, "w": 10, "h": 10}}
     (tmp_path / "scenes.json").write_text(json.dumps({"7": {"objects": objects}}))
     row = {
@@ -175,13 +175,13 @@ def test_gqa_names_objects_of_its_scene(read, tmp_path):
     said = texts(read("GQADataset", row, version="q-bs", **options))[1]
     assert said == ("select: man <box>->relate: dog,near <box>. The answer is yes.", ((0,), (1,)))
     assert texts(read("GQADataset", row, version="q-s"))[1][0].startswith("select: man ->relate: dog,near")
-    with pytest.raises(ConfigError, match="give scene_graph_file"):
+    with pytest.raises(ConfigError, match="add scene_graph_file"):
         read("GQADataset", row, version="qb-a")
-    with pytest.raises(ConfigError, match="knows no version 'q-x'"):
+    with pytest.raises(ConfigError, match="has no version 'q-x'"):
         read("GQADataset", row, version="q-x")
 
 
-def test_clevr_runs_its_program_over_the_scene(read, tmp_path):
+def test_clevr_executes_its_program_on_the_scene(read, tmp_path):
     things = [("red", "cube", 5), ("red", "sphere", 15), ("blue", "cube", 25)]
     objects = [{"color": color, "shape": shape, "pixel_coords": [x, 10, 9.1]} for color, shape, x in things]
     scene = {"image_index": 3, "objects": objects, "relationships": {"right": [[1, 2], [2], []]}}
@@ -199,8 +199,8 @@ def test_clevr_runs_its_program_over_the_scene(read, tmp_path):
     sample = read("ClevrDataset", row, version="q-bs", scene_graph_file=str(tmp_path / "scenes.json"))
     text, places = texts(sample)[1]
     assert text.endswith("unique <point>, relate right <point>, count. The answer is 2.")
-    named = [[sample.marks[index].point[0] for index in group] for group in places]
-    assert named == [[5, 15, 25], [5, 15], [5], [5], [15, 25]]
+    points = [[sample.marks[index].point[0] for index in group] for group in places]
+    assert points == [[5, 15, 25], [5, 15], [5], [5], [15, 25]]
     assert texts(read("ClevrDataset", row, version="q-s"))[1][0].startswith("scene, filter color red, ")
 
 
@@ -208,25 +208,25 @@ REC = {"img_path": "a.png", "expression": "it", "bbox": [1, 2, 11, 12]}
 
 
 @pytest.mark.parametrize(
-    ("row", "sentence"),
+    ("row", "message"),
     [
-        (REC | {"bbox": [11, 2, 1, 12]}, r"line 1: field 'bbox' \[11.0, 2.0, 1.0, 12.0\] has its corners reversed"),
-        (REC | {"bbox": [1, 2, 51, 12]}, "reaches out of its image of 40 x 20 pixels"),
-        (REC | {"bbox": [1, 2, 3]}, "must hold four numbers"),
-        (REC | {"expression": "a <box>"}, "field 'expression' holds <box>"),
+        (REC | {"bbox": [11, 2, 1, 12]}, r"line 1: field 'bbox' \[11.0, 2.0, 1.0, 12.0\] has reversed corners"),
+        (REC | {"bbox": [1, 2, 51, 12]}, "exceeds its image of 40 x 20 pixels"),
+        (REC | {"bbox": [1, 2, 3]}, "must contain four numbers"),
+        (REC | {"expression": "a <box>"}, "field 'expression' contains the placeholder <box>"),
         ({"img_path": "a.png", "expression": "it"}, "line 1: field 'bbox' is missing"),
     ],
 )
-def test_wrong_rows_are_told(read, row, sentence):
-    with pytest.raises(DataError, match=sentence):
+def test_invalid_rows_are_refused(read, row, message):
+    with pytest.raises(DataError, match=message):
         read("RECDataset", row)
 
 
-def test_a_box_that_rounding_made_too_large_is_clipped(read):
+def test_a_box_that_is_too_large_due_to_rounding_is_clipped(read):
     assert read("RECDataset", REC | {"bbox": [-0.4, 2, 40.6, 12]}).marks[0].box == (0, 2, 40, 12)
 
 
-def test_templates_can_be_given_in_a_file(read, tmp_path):
+def test_templates_can_be_read_from_a_file(read, tmp_path):
     (tmp_path / "t.json").write_text('["See <boxes>?"]')
     assert texts(read("REGDataset", REC, template_file=str(tmp_path / "t.json")))[0] == ("<image> See <box>?", ((0,),))
     with pytest.raises(ConfigError, match="exclude each other"):

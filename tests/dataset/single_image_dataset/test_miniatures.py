@@ -1,18 +1,17 @@
-"""Every dataset of rows reads the miniature that it writes: the same rows and words, places inside their images."""
+"""Each dataset of rows reads the miniature that it writes: equal rows and texts, marks inside their images."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-import mllm.dataset.builder  # noqa: F401  (registers all)
 from mllm.dataset.augment.transforms import RandomFlip
 from mllm.dataset.builder import build_dataset
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset
 from mllm.registry import DATASETS
 from mllm.structures import BOX, IMAGE, POINT
 
-OWN = sorted(name for name, cls in DATASETS.module_dict.items() if issubclass(cls, GroundingDataset))
+OWN = sorted(name for name in DATASETS.locations if issubclass(DATASETS.find(name), GroundingDataset))
 OPTIONS = {"GQADataset": [{"version": f"q-{kind}"} for kind in ("a", "c", "bc", "s", "l")]}
 OPTIONS["GPT4Gen"] = [{"version": kind} for kind in ("a", "c", "bc")]
 OPTIONS["ClevrDataset"] = [{"version": kind} for kind in ("q-a", "q-s")]
@@ -22,7 +21,7 @@ OPTIONS["Point_QA_twice"] = [{"version": kind} for kind in ("oq-b", "sq-p", "gq-
 CASES = [(name, options) for name in OWN for options in OPTIONS.get(name, [{}]) if name != "ReferDataset"]
 
 
-def test_all_of_them_are_here():
+def test_all_datasets_are_covered():
     expected = "RECDataset RESDataset REGDataset GCDataset CaptionDataset FlickrDataset VQAv2Dataset VQAEXDataset"
     expected += " GQADataset ClevrDataset VCRDataset VCRPredDataset InstructDataset POPEVQADataset Point_QA_local"
     assert set(f"{expected} Point_QA_twice V7W_POINT GPT4Gen ReferDataset".split()) == set(OWN)
@@ -47,7 +46,7 @@ def test_a_miniature_reads_back(name, options, tmp_path):
             assert all(0 <= number <= (width, height)[i % 2] for i, number in enumerate(numbers))
 
 
-def test_words_change_with_the_epoch_and_places_follow_the_image(tmp_path):
+def test_phrasing_changes_with_the_epoch_and_marks_follow_the_image(tmp_path):
     made = DATASETS.find("RESDataset").miniature(tmp_path / "mini", 6)
     data = build_dataset(dict(type="RESDataset", **made))
     assert len({data.sample(0, epoch).turns[0].text for epoch in range(12)}) > 3

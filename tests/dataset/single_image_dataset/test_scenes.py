@@ -10,7 +10,7 @@ from mllm.structures import BOX
 SIZE = 96
 
 
-def test_the_marked_pixels_have_the_color_and_the_shape_that_the_question_names():
+def test_the_mask_has_the_color_and_the_shape_in_the_question():
     scenes = SceneDataset(size=40, seed=1, image_size=SIZE)
     for i in range(len(scenes)):
         sample = scenes.sample(i)
@@ -32,7 +32,7 @@ def test_boxes_are_tight_around_their_masks():
                 assert mark.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
 
-def test_a_sample_depends_on_seed_and_number_and_its_words_on_the_epoch_too():
+def test_a_sample_depends_on_seed_and_index_and_its_phrasing_on_the_epoch():
     first, same, other = (SceneDataset(12, seed=seed, image_size=SIZE) for seed in (1, 1, 2))
     for i in range(12):
         a, b, c, later = first.sample(i), same.sample(i), other.sample(i), first.sample(i, epoch=1)
@@ -42,7 +42,7 @@ def test_a_sample_depends_on_seed_and_number_and_its_words_on_the_epoch_too():
     assert any(first.sample(i).turns[0] != first.sample(i, epoch=1).turns[0] for i in range(12))
 
 
-def test_a_named_answer_says_what_is_at_the_place():
+def test_a_named_answer_contains_color_and_shape():
     plain, named = (SceneDataset(20, seed=3, image_size=SIZE, named=named) for named in (False, True))
     for i in range(20):
         first, second = plain.sample(i), named.sample(i)
@@ -52,7 +52,7 @@ def test_a_named_answer_says_what_is_at_the_place():
         assert second.turns[1].text == f"The {shape} in {color}: {BOX} ." and second.turns[1].marks == ((0,),)
 
 
-def test_phantoms_without_a_lesion_say_so():
+def test_phantoms_without_a_lesion_have_the_answer_none():
     for i, most in enumerate((0, 2)):
         sample = PhantomBoxDataset(4, seed=i, image_size=SIZE, lesions=(most, most)).sample(2)
         assert len(sample.marks) <= most
@@ -62,7 +62,7 @@ def test_phantoms_without_a_lesion_say_so():
 
 
 @pytest.mark.parametrize(
-    ("kind", "values", "word"),
+    ("kind", "values", "message"),
     [
         (SceneDataset, dict(objects=7), "objects"),
         (SceneDataset, dict(size=0), "size"),
@@ -71,6 +71,6 @@ def test_phantoms_without_a_lesion_say_so():
         (PhantomBoxDataset, dict(lesions=(2, 1)), "lesions"),
     ],
 )
-def test_senseless_options_are_refused(kind, values, word):
-    with pytest.raises(ConfigError, match=word):
+def test_invalid_options_are_refused(kind, values, message):
+    with pytest.raises(ConfigError, match=message):
         kind(**values)

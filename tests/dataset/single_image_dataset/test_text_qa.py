@@ -32,12 +32,12 @@ def written(path: Path, *rows: object) -> Path:
     ],
     ids=lambda row: next(iter(row)),
 )
-def test_every_layout_gives_the_same_turns(tmp_path, row):
+def test_all_formats_give_equal_turns(tmp_path, row):
     sample = TextQADataset(written(tmp_path / "rows.jsonl", row)).sample(0)
     assert sample.turns == EXPECTED and sample.images == []
 
 
-def test_turns_are_kept_and_neighbors_of_one_role_joined(tmp_path):
+def test_all_turns_are_used_and_adjacent_turns_of_one_role_are_joined(tmp_path):
     turns = [("system", "Be brief."), ("human", "a"), ("human", "b"), ("gpt", "c"), ("human", "d"), ("gpt", "e")]
     row = {"conversations": [{"from": role, "value": text} for role, text in turns]}
     sample = TextQADataset(written(tmp_path / "rows.jsonl", row), system="unused").sample(0)
@@ -50,7 +50,7 @@ def test_turns_are_kept_and_neighbors_of_one_role_joined(tmp_path):
     ]
 
 
-def test_columns_can_be_named_and_instructions_joined(tmp_path):
+def test_columns_can_be_named_and_inputs_are_appended(tmp_path):
     row = {"q": "Why?", "a": "Because.", "instruction": "Answer.", "input": "Why?", "output": "So.", "patient": 7}
     path = written(tmp_path / "rows.jsonl", row)
     named = TextQADataset(path, question="q", answer="a", system="Be brief.")
@@ -59,7 +59,7 @@ def test_columns_can_be_named_and_instructions_joined(tmp_path):
     assert TextQADataset(path).sample(0).turns[0].text == "Answer.\n\nWhy?"
 
 
-def test_a_context_stands_behind_its_question(tmp_path):
+def test_a_context_is_appended_to_its_question(tmp_path):
     row = {"question": "Why?", "context": ["It rained.", "It was cold."], "answer": "Because."}
     path = written(tmp_path / "rows.jsonl", row, {**row, "context": 3})
     asked = "Why?\n\nIt rained.\nIt was cold."
@@ -67,15 +67,15 @@ def test_a_context_stands_behind_its_question(tmp_path):
     named = dict(question="question", answer="answer")
     assert TextQADataset(path, **named).sample(0).turns[0].text == "Why?"
     assert TextQADataset(path, **named, context="context").sample(0).turns[0].text == asked
-    with pytest.raises(DataError, match="line 2: field 'context' is no text"):
+    with pytest.raises(DataError, match="line 2: field 'context' is not a text"):
         TextQADataset(path).sample(1)
     with pytest.raises(DataError, match="field 'contxt' is missing: did you mean 'context'"):
         TextQADataset(path, **named, context="contxt").sample(0)
-    with pytest.raises(ConfigError, match="context names a column beside those of question and answer"):
+    with pytest.raises(ConfigError, match="context requires question and answer"):
         TextQADataset(path, context="context")
 
 
-def test_pubmedqa_is_read_as_it_is_published(shared_data):
+def test_pubmedqa_is_read_in_its_published_format(shared_data):
     path = shared_data / "text" / "pubmedqa_ori_pqal.json"
     if not path.is_file():
         pytest.skip("PubMedQA's labeled questions are not beside this checkout")
@@ -90,7 +90,7 @@ def test_pubmedqa_is_read_as_it_is_published(shared_data):
         assert [turn.text for turn in decided.sample(number).turns] == [asked, row["final_decision"]]
 
 
-def test_tables_of_every_kind_read_alike(tmp_path):
+def test_all_kinds_of_tables_give_equal_samples(tmp_path):
     datasets = pytest.importorskip("datasets")
     table = datasets.Dataset.from_list([{"question": "Why?", "answer": "Because."}] * 3)
     table.to_parquet(str(tmp_path / "rows.parquet"))
@@ -114,40 +114,40 @@ def test_tables_of_every_kind_read_alike(tmp_path):
         TextQADataset(tmp_path / "splits", split="tset")
 
 
-def test_filters_say_what_they_drop_and_rows_keep_their_place(tmp_path, caplog):
+def test_filters_log_removed_rows_and_rows_keep_their_location(tmp_path, caplog):
     rows = [{"question": "Why?", "answer": answer} for answer in ("x", "Because.", "Because.", "Therefore.")]
     with caplog.at_level("INFO", logger="mllm"):
         data = TextQADataset(written(tmp_path / "rows.jsonl", *rows), filters=dict(min_characters=2, duplicates=False))
     assert "2 of 4 conversations kept; dropped: 1 too short, 1 duplicate" in caplog.text
     assert len(data) == 2 and data.describe(1).endswith("line 4")
-    with pytest.raises(DataError, match="the filters leave none of its 4 rows"):
+    with pytest.raises(DataError, match="the filters remove all of its 4 rows"):
         TextQADataset(tmp_path / "rows.jsonl", filters=dict(min_characters=99))
 
 
 @pytest.mark.parametrize(
-    ("row", "sentence"),
+    ("row", "message"),
     [
-        ({"text": "a"}, r"line 1: its fields \(text\) are no known layout"),
+        ({"text": "a"}, r"line 1: its fields \(text\) are not a known format"),
         ({"question": "", "answer": "b"}, "line 1: field 'question' is empty"),
-        ({"question": 3, "answer": "b"}, "line 1: field 'question' is no text"),
+        ({"question": 3, "answer": "b"}, "line 1: field 'question' is not a text"),
         ({"messages": []}, "line 1: field 'messages' must be a list of turns"),
         ({"messages": [{"role": "user"}]}, "line 1: turn 1 of 'messages' needs 'role' and 'content'"),
-        ({"messages": [{"role": "bot", "content": "a"}]}, "unknown speaker 'bot'"),
+        ({"messages": [{"role": "bot", "content": "a"}]}, "unknown role 'bot'"),
         ({"messages": [{"role": "user", "content": "a"}]}, "'messages' has no answer"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "begins with an answer"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "field 'content' is no text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "field 'content' is not a text"),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, EXPECTED_ANSWER]},
-            "turn 2 of 'messages': a system text stands before all other turns",
+            "turn 2 of 'messages': a system message must precede all other turns",
         ),
     ],
 )
-def test_a_row_that_is_none_is_told_with_its_place(tmp_path, row, sentence):
+def test_an_invalid_row_raises_with_its_location(tmp_path, row, message):
     data = TextQADataset(written(tmp_path / "rows.jsonl", row))
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(DataError, match=message):
         data.sample(0)
 
 
-def test_one_column_alone_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="give both or neither"):
+def test_question_without_answer_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="set both or neither"):
         TextQADataset(written(tmp_path / "rows.jsonl", {"a": 1}), question="a")

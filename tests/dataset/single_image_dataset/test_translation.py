@@ -9,7 +9,7 @@ from mllm.structures import Turn
 EXPECTED = [Turn("user", 'He said "hi".'), Turn("assistant", "Il a dit « salut ».")]
 
 
-def test_files_of_mtnt_have_no_names(tmp_path):
+def test_mtnt_files_have_no_header(tmp_path):
     path = tmp_path / "train.en-fr.tsv"
     path.write_text('0\tHe said "hi".\tIl a dit « salut ».\n1\tNo.\tNon.\n', encoding="utf-8")
     data = TranslationDataset(path)
@@ -27,13 +27,13 @@ def test_columns_are_named(tmp_path, name):
     assert TranslationDataset(path, source="en", target="fr").sample(0).turns == EXPECTED
 
 
-def test_an_instruction_stands_before_the_sentence(tmp_path):
+def test_an_instruction_precedes_the_sentence(tmp_path):
     (tmp_path / "a.tsv").write_text("0\tNo.\tNon.\n")
     sample = TranslationDataset(tmp_path / "a.tsv", instruction="Translate to French:").sample(0)
     assert sample.turns[0].text == "Translate to French:\nNo."
 
 
-def test_a_side_that_is_missing_is_told_with_its_place(tmp_path):
+def test_a_missing_text_raises_with_its_location(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"src": "No."}\n{"src": " ", "dst": "Non."}\n')
     data = TranslationDataset(tmp_path / "a.jsonl")
     with pytest.raises(DataError, match=r"a.jsonl, line 1: field 'dst' is missing; known are src"):

@@ -32,7 +32,7 @@ def test_one_image_one_question_one_answer(make):
     assert sample.group == "7"
 
 
-def test_several_images_stand_before_the_question_or_where_it_says(make):
+def test_several_images_precede_the_question_or_replace_its_placeholders(make):
     pair = ["red.png", {"path": "blue.png"}]
     sample = make({"image": pair})[0]
     assert sample.turns[0].text == "<image> <image> what?"
@@ -43,7 +43,7 @@ def test_several_images_stand_before_the_question_or_where_it_says(make):
         make({"image": pair, "question": "<image> what?"})[0]
 
 
-def test_the_modality_of_the_row_goes_before_that_of_the_dataset(make):
+def test_the_modality_of_the_row_overrides_that_of_the_dataset(make):
     assert make({}, modality="CT")[0].turns[0].text == "<image> CT: what?"
     assert make({"modality": "MRI"}, modality="CT")[0].turns[0].text == "<image> MRI: what?"
 
@@ -54,12 +54,12 @@ def test_answers_that_are_not_text_are_written_as_json(make, answer, text):
 
 
 @pytest.mark.parametrize("empty", ["", None, []])
-def test_an_empty_image_is_told(make, empty):
+def test_an_empty_image_is_refused(make, empty):
     with pytest.raises(DataError, match="line 1: field 'image' is empty"):
         make({"image": empty})[0]
 
 
-def test_its_miniature_reads_back(tmp_path):
+def test_the_miniature_can_be_read(tmp_path):
     dataset = VQADataset(**VQADataset.miniature(tmp_path / "train", 8))
     samples = list(dataset)
     assert len(samples) == 8

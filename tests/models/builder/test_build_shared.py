@@ -105,7 +105,7 @@ def test_heads_and_rows_are_fp32_whatever_the_weights(tiny_llava: Path, precisio
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"heads": {"box": {"type": "BoxHead", "hiden": 4}}}, "model_args.heads.box: .*'hiden'"),
+        ({"heads": {"box": {"type": "BoxHead", "hiden": 4}}}, "unknown key 'hiden' in model_args.heads.box"),
         ({"heads": {"box": {"type": "BoxHed"}}}, "unknown type 'BoxHed' in registry heads.*BoxHead"),
         ({"box_format": {"type": "perception_token"}}, "box_format perception_token needs model_args.heads"),
         ({"heads": HEADS, "box_format": {"type": "location_tokens"}}, "location_tokens writes boxes as text"),

@@ -19,5 +19,5 @@ def test_an_unknown_type_answers_with_the_nearest() -> None:
 
 
 def test_every_type_has_a_sentence() -> None:
-    assert {"medgemma", "image-text", "shikra", "perceptionGPT"} <= set(MODELS.module_dict)
-    assert all(build.__doc__ for build in MODELS.module_dict.values())
+    assert {"medgemma", "image-text", "shikra", "perceptionGPT"} <= set(MODELS.names())
+    assert all(MODELS.describe(name).summary for name in MODELS.names())

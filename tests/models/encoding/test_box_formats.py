@@ -191,4 +191,4 @@ def test_what_a_config_can_get_wrong(name, options, message):
 
 def test_every_format_is_tried_here():
     tried = {type(box_format) for box_format in (*READABLE, PerceptionToken())}
-    assert tried == set(BOX_FORMATS.module_dict.values())
+    assert tried == {BOX_FORMATS.find(name) for name in BOX_FORMATS.names()}

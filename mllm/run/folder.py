@@ -1,0 +1,125 @@
+"""Creation, locking and resumption of run folders."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from pathlib import Path
+
+from mllm.engine.checkpoints import newest_checkpoint, remove_incomplete
+from mllm.errors import ConfigError
+from mllm.files import place_for
+from mllm.run_files import (
+    CONFIG,
+    DATA_SUMMARY,
+    ENVIRONMENT,
+    ENVIRONMENT_TABLE,
+    FIRST_BATCH,
+    LATEST,
+    LOCK,
+    MEASURES_PLOT,
+    TENSORBOARD,
+    runs_of,
+)
+
+STARTED = {
+    *(LOCK, CONFIG, ENVIRONMENT, ENVIRONMENT_TABLE, DATA_SUMMARY, MEASURES_PLOT),
+    *(FIRST_BATCH, TENSORBOARD),
+}
+"""Files that a run writes before its first log entry or checkpoint."""
+
+
+def open_run_folder(name: str, output_dir: str | None, resume: bool) -> tuple[Path, Path | None]:
+    """Return the locked folder of a run and, if it resumes, the newest complete checkpoint in it.
+
+    The folder is `output_dir`, or `exp/<name>/<YYYYmmdd_HHMMSS>`; `resume` then continues `exp/<name>/latest`.
+
+    Raises:
+        ConfigError: There is no checkpoint to resume, `output_dir` is not empty, or another process trains in it. A
+            folder that only holds what a failed start wrote counts as empty.
+    """
+    if resume:
+        return _resumed(Path(output_dir) if output_dir else runs_of(name) / LATEST)
+    folder = Path(output_dir) if output_dir else _new_folder(runs_of(name))
+    if output_dir:
+        _refuse_filled(folder)
+        with place_for(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    _lock(folder)
+    return folder, None
+
+
+def _resumed(folder: Path) -> tuple[Path, Path]:
+    """Return the locked folder of a run that continues and its newest complete checkpoint."""
+    checkpoint = newest_checkpoint(folder) if folder.is_dir() else None
+    if checkpoint is None:
+        raise ConfigError(
+            f"--resume: {folder} has no complete checkpoint to continue from; "
+            "start without --resume, or name the run's folder in training_args.output_dir"
+        )
+    folder = folder.resolve() if folder.is_symlink() else folder
+    _lock(folder)
+    remove_incomplete(folder)
+    return folder, folder / checkpoint.name
+
+
+def _refuse_filled(folder: Path) -> None:
+    """Raise `ConfigError` if a folder is not empty, unless a start that failed before its first entry filled it."""
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if not names or (LOCK in names and names <= STARTED):
+        return
+    fix = "pass --resume to continue it, or choose another folder"
+    if not folder.is_dir() or newest_checkpoint(folder) is None:
+        fix = "it holds no checkpoint to resume, so choose another folder"
+    raise ConfigError(f"training_args.output_dir {folder} is not empty; {fix}")
+
+
+def _lock(folder: Path) -> None:
+    """Lock a run folder until this process ends; raise `ConfigError` if another process holds the lock.
+
+    A record lock ends with its process and is not inherited, so the workers of a killed run do not hold it.
+    """
+    if sys.platform == "win32":
+        return  # it has no record locks
+    import fcntl
+
+    with place_for(folder / LOCK):
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: that would drop the lock
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return  # a file system without locks
+        raise ConfigError(
+            f"another process is training in {folder}: wait for it or end it, or choose another folder with "
+            "training_args.output_dir"
+        ) from error
+
+
+def _new_folder(runs: Path) -> Path:
+    """Create a folder named after the current second."""
+    while True:
+        folder = runs / time.strftime("%Y%m%d_%H%M%S")
+        with place_for(folder):
+            runs.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                time.sleep(0.2)
+
+
+def point_latest(folder: Path) -> None:
+    """Let the symbolic link `latest` beside a run folder point to it.
+
+    This happens when training begins, because a failed start is not a run that can be resumed.
+    """
+    latest = folder.with_name(LATEST)
+    link = folder.with_name(f"{LATEST}.{os.getpid()}")
+    with place_for(latest):
+        link.symlink_to(folder.name)
+        os.replace(link, latest)
