@@ -23,6 +23,13 @@ class TrainingError(UserError):
     """A run cannot go on: its loss is not a number, or the memory or the disk is full."""
 
 
+def with_location(error: UserError, location: str) -> UserError:
+    """Return an error of the same kind whose message begins with a location, such as `FILE, line N`."""
+    kinds = (ConfigError, DataError, TrainingError, UserError)
+    kind = next(kind for kind in kinds if isinstance(error, kind))
+    return kind(f"{location}: {error}")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out; torch is not imported for it, and tells of the host's memory by a RuntimeError."""
     return (

@@ -35,6 +35,12 @@ def place_for(path: str | Path) -> Iterator[None]:
         raise ConfigError(f"{path} cannot be written ({error.strerror}): choose another place") from error
 
 
+def refuse_filled(out: Path) -> None:
+    """Raise `ConfigError` if the output folder `out` of a command is not empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out} is not empty; choose another folder")
+
+
 @contextmanager
 def replaced_file(path: str | Path) -> Iterator[IO[str]]:
     """Gives a text file to write to, which takes the place of `path` when the block ends without an error.
@@ -72,7 +78,12 @@ def write_text(path: str | Path, text: str) -> Path:
 
 def write_json(path: str | Path, value: Any) -> Path:
     """Writes `value` to `path` as indented JSON; numbers that JSON lacks (NaN, infinity) become null."""
-    return write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str) + "\n")
+    return write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return `value` as indented JSON with a final newline; NaN and infinity become null."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def _finite(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from mmengine.registry import Registry as _Registry
@@ -122,9 +122,7 @@ def check(
     kind = options["type"]
     signature = describe(registry, kind, (*key, "type"))
     parameters = {name: item for name, item in signature.parameters.items() if name not in provided}
-    unknown = [name for name in options if name != "type" and name not in parameters]
-    if unknown and not signature.accepts_any:
-        raise UnknownOptionError(unknown, kind, key, list(parameters), where)
+    check_names(registry, kind, [name for name in options if name != "type"], key, provided)
     for name in signature.required():
         if name in parameters and name not in options:
             raise OptionError(f"{where} ({kind}) needs the key '{name}'", key)
@@ -135,6 +133,21 @@ def check(
             raise OptionError(f"{where}.{name} {sentence}", (*key, name))
         checked[name] = _check_nested(TRANSFORMS if name == "transforms" else registry, value, (*key, name))
     return checked
+
+
+def check_names(
+    registry: Registry, kind: str, names: Iterable[str], key: tuple[str, ...] = (), provided: Collection[str] = ()
+) -> None:
+    """Check the names of the options of an entry; see `check` for the arguments.
+
+    Raises:
+        UnknownOptionError: The entry does not have an option.
+    """
+    signature = describe(registry, kind, (*key, "type"))
+    known = [name for name in signature.parameters if name not in provided]
+    unknown = [name for name in names if name not in known]
+    if unknown and not signature.accepts_any:
+        raise UnknownOptionError(unknown, kind, key, known, ".".join(key) or registry.name)
 
 
 def _check_nested(registry: Registry, value: Any, key: tuple[str, ...]) -> Any:
@@ -163,6 +176,8 @@ def describe(registry: Registry, name: Any, key: tuple[str, ...]) -> Signature:
 def build(registry: Registry, options: Mapping[str, Any], where: str = "", /, **provided: Any) -> Any:
     """Build the object of `dict(type=..., **options)`.
 
+    Options that only a base class takes and that are in its `assignable` are assigned to attributes of the object.
+
     Args:
         registry: Registry of the type.
         options: The dict.
@@ -174,8 +189,12 @@ def build(registry: Registry, options: Mapping[str, Any], where: str = "", /, **
     """
     arguments = check(registry, options, tuple(where.split(".")) if where else (), provided)
     kind = arguments.pop("type")
+    assigned = {name: arguments.pop(name) for name in registry.describe(kind).assigned if name in arguments}
     try:
-        return registry.find(kind)(**provided, **arguments)
+        entry = registry.find(kind)(**provided, **arguments)
+        for name, value in assigned.items():
+            setattr(entry, name, value)
+        return entry
     except (TypeError, ConfigError) as error:
         raise ConfigError(f"{where or registry.name} ({kind}): {error}") from error
 
@@ -184,9 +203,7 @@ MODELS = Registry("models", "type -> build(args, hardware) -> Bundle", "mllm.mod
 TRAINERS = Registry("trainers", "type -> build(learner, ...) -> Trainer", "mllm.engine.builder")
 DATASETS = Registry("datasets", "type -> dataset(**data_args[split])", "mllm.dataset")
 READERS = Registry("readers", "file suffix -> read(path, **options) -> list of PIL images", "mllm.dataset.readers")
-TRANSFORMS = Registry(
-    "transforms", "type -> transform(image, marks, rng) -> (image, marks)", "mllm.dataset.augment.transforms"
-)
+TRANSFORMS = Registry("transforms", "type -> transform(image, marks, rng) -> (image, marks)", "mllm.dataset.augment")
 BOX_FORMATS = Registry(
     "box formats",
     "name -> text format of boxes and points, with write(), read() and tokens",

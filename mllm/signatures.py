@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 LITERALS = (bool, int, float, str, type(None))
+ASSIGNABLE = "assignable"
+"""Class attribute with the names of options that are assigned to attributes if the constructor does not take them."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Signature:
     """True if the entry takes arbitrary keyword arguments."""
     attributes: Mapping[str, Any]
     """Class attributes that hold None, a bool, a number, a string, or a tuple of these."""
+    assigned: frozenset[str] = frozenset()
+    """Parameters that the constructor does not take: their values are assigned to attributes after construction."""
 
     @property
     def summary(self) -> str:
@@ -41,18 +45,43 @@ def is_literal(value: Any) -> bool:
 def signature_of(entry: Any) -> Signature:
     """Return the signature of an imported class or function.
 
-    A constructor with `**kwargs` also accepts the parameters of the constructors of its base classes.
+    A constructor with `**kwargs` also accepts the parameters of the constructors of its base classes. The parameters of
+    base classes in `assignable` are accepted by every class.
+    """
+    constructors = []
+    for function, signature in _signatures(entry):
+        items = signature.parameters.values()
+        named = {
+            item.name: item.replace(annotation=_resolved(item.annotation, function))
+            for item in items
+            if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
+        }
+        constructors.append((named, any(item.kind is item.VAR_KEYWORD for item in items)))
+    return combine(inspect.getdoc(entry) or "", constructors, _attributes(entry))
+
+
+def combine(
+    doc: str, constructors: Iterable[tuple[Mapping[str, inspect.Parameter], bool]], attributes: Mapping[str, Any]
+) -> Signature:
+    """Return the signature of a class from its constructors.
+
+    Args:
+        doc: Docstring.
+        constructors: Parameters of the constructors of the class and its base classes, nearest first, and True for
+            those with `**kwargs`.
+        attributes: Literal class attributes.
     """
     parameters: dict[str, inspect.Parameter] = {}
-    accepts_any = False
-    for function, signature in _signatures(entry):
-        for name, item in signature.parameters.items():
-            if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL) and name not in parameters:
-                parameters[name] = item.replace(annotation=_resolved(item.annotation, function))
-        accepts_any = any(item.kind is item.VAR_KEYWORD for item in signature.parameters.values())
-        if not accepts_any:
-            break
-    return Signature(inspect.getdoc(entry) or "", parameters, accepts_any, _attributes(entry))
+    assigned: dict[str, inspect.Parameter] = {}
+    accepts_any, is_closed = False, False
+    for named, has_kwargs in constructors:
+        if not is_closed:
+            parameters |= {name: item for name, item in named.items() if name not in parameters}
+            accepts_any, is_closed = has_kwargs, not has_kwargs
+        for name in attributes.get(ASSIGNABLE, ()):
+            if name in named and name not in parameters:
+                assigned.setdefault(name, named[name])
+    return Signature(doc, {**parameters, **assigned}, accepts_any, attributes, frozenset(assigned))
 
 
 def _signatures(entry: Any) -> list[tuple[Callable[..., Any], inspect.Signature]]:

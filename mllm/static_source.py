@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mllm.signatures import Signature, is_literal
+from mllm.signatures import Signature, combine, is_literal
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -81,19 +81,16 @@ def read_signature(location: Location) -> Signature:
         parameters, accepts_any = _parameters(node, location.module, skip=0)
         return Signature(_doc(node), parameters, accepts_any, {})
     attributes: dict[str, Any] = {}
-    parameters, accepts_any, is_closed = {}, False, False
+    constructors = []
     for module, base in _ancestry(location.module, node):
         if any(isinstance(child, ast.FunctionDef) and child.name == "__init_subclass__" for child in base.body):
             raise UnresolvedError(f"{base.name} may change its subclasses")
         attributes = _attributes(base, module) | attributes
-        if is_closed:
-            continue
-        own = _constructor(base, module)
-        if own is not None:
-            parameters |= {name: item for name, item in own[0].items() if name not in parameters}
-            accepts_any = own[1]
-            is_closed = not accepts_any
-    return Signature(_doc(node), parameters, accepts_any, attributes)
+        constructor = _constructor(base, module)
+        if constructor is not None:
+            constructors.append(constructor)
+    literals = {name: value for name, value in attributes.items() if is_literal(value)}
+    return combine(_doc(node), constructors, literals)
 
 
 def _modules(source: str) -> Iterator[tuple[str, Path]]:
@@ -272,7 +269,7 @@ def _known_types(annotation: ast.expr, module: str) -> ast.expr:
 
 
 def _attributes(node: ast.ClassDef, module: str) -> dict[str, Any]:
-    """Return the literal attributes in the body of a class."""
+    """Return the attributes in the body of a class; `UnresolvedError` stands for a value that needs an import."""
     found: dict[str, Any] = {}
     for child in node.body:
         if isinstance(child, ast.Assign):
@@ -284,11 +281,9 @@ def _attributes(node: ast.ClassDef, module: str) -> dict[str, Any]:
         for target in targets:
             if isinstance(target, ast.Name) and not target.id.startswith("_"):
                 try:
-                    resolved = _evaluate(value, module)
+                    found[target.id] = _evaluate(value, module)
                 except UnresolvedError:
-                    continue
-                if is_literal(resolved):
-                    found[target.id] = resolved
+                    found[target.id] = UnresolvedError
     return found
 
 

@@ -1,182 +1,190 @@
-"""The nouns that cross the borders between the parts, with their shapes.
+"""Types that cross the borders between packages, with the shapes of their tensors.
 
-Suffixes in tensor code: B samples, V views (images of one sample), N tokens of one image, L text tokens, D width,
+Suffixes of tensor names: B samples, V views (images of one sample), N tokens of one image, L text tokens, D width,
 M marks (boxes or masks) of one sample, K measures, H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
+    import torch
     from PIL.Image import Image
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
+    from typing_extensions import Self
 
 Role = Literal["system", "user", "assistant"]
 IMAGE = "<image>"
-"""The placeholder that a turn's text holds where an image stands."""
+"""Placeholder for one image in the text of a turn."""
 BOX = "<box>"
-"""The placeholder that a turn's text holds where one or several boxes or masks are named."""
+"""Placeholder for one or several boxes or masks in the text of a turn."""
 POINT = "<point>"
-"""The same for points."""
+"""Placeholder for one or several points in the text of a turn."""
 UNITS = {"EF": "%", "EDV": "mL", "ESV": "mL"}
-"""The units of measures by their names: ejection fraction, end-diastolic and end-systolic volume."""
+"""Units of measures by name: ejection fraction, end-diastolic and end-systolic volume."""
 IGNORE = -100
-"""The label of a token that is not supervised (PyTorch's `ignore_index`)."""
+"""Label of a token that is not supervised (`ignore_index` of PyTorch)."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation; its text may hold `<image>`, `<box>` and `<point>` placeholders."""
+    """One turn of a conversation. Its text may contain `<image>`, `<box>` and `<point>` placeholders."""
 
     role: Role
     text: str
     marks: tuple[tuple[int, ...], ...] = ()
-    """For each `<box>` and `<point>` of the text, in order: which of the sample's marks it stands for, none perhaps.
+    """For each `<box>` and `<point>` in the text, in order: the indices of the sample's marks that it stands for.
 
-    Where it is empty, `<box>` and `<point>` are plain text.
+    If `marks` is empty, `<box>` and `<point>` are plain text.
     """
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in an image: a box, a mask, or both; or a point."""
+    """A location in an image: a box, a mask, both, or a point."""
 
     box: tuple[float, float, float, float] | None = None
-    """x1 y1 x2 y2 in pixels of the image; pixel (0, 0) reaches from 0 to 1 on both axes."""
+    """x1 y1 x2 y2 in pixels of the image. Pixel (0, 0) spans 0 to 1 on both axes."""
     mask: np.ndarray | None = None
     """[H, W] bool."""
     point: tuple[float, float] | None = None
     """x y in pixels of the image."""
     image: int = 0
-    """Which of the sample's images it lies in, from 0."""
+    """Index of the image in the sample, from 0."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """How an image lies in what the model sees of it: alone, or in the middle of a square."""
+    """Position of an image in the model's input: the image alone, or padded to a square around it."""
 
     width: int
-    """Pixels of the image."""
+    """Width of the image in pixels."""
     height: int
+    """Height of the image in pixels."""
     left: int = 0
     """Pixels added before the first column."""
     top: int = 0
     """Pixels added above the first row."""
     full_width: int = 0
-    """Pixels of what the model sees; 0: those of the image."""
+    """Width of the model's input in pixels. 0: that of the image."""
     full_height: int = 0
+    """Height of the model's input in pixels. 0: that of the image."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) in pixels of what the model sees."""
+        """Return (width, height) of the model's input in pixels."""
         return self.full_width or self.width, self.full_height or self.height
 
     def relative(self, *coordinates: float) -> tuple[float, ...]:
-        """x y (x y ...) in pixels of the image as shares of what the model sees, in [0, 1] inside of it."""
+        """Convert x y (x y ...) in pixels of the image to fractions of the model's input, in [0, 1] inside it."""
         offsets, lengths = (self.left, self.top), self.size
         return tuple((value + offsets[i % 2]) / lengths[i % 2] for i, value in enumerate(coordinates))
 
     def pixels(self, *coordinates: float) -> tuple[float, ...]:
-        """The way back from `relative`."""
+        """Convert fractions of the model's input to pixels of the image: the inverse of `relative`."""
         offsets, lengths = (self.left, self.top), self.size
         return tuple(value * lengths[i % 2] - offsets[i % 2] for i, value in enumerate(coordinates))
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One example as a dataset gives it: a conversation about images."""
+    """One example of a dataset: a conversation about images."""
 
     turns: list[Turn]
     images: list[Image] = field(default_factory=list)
     views: list[str] = field(default_factory=list)
-    """The name of each image ('ED', 'ES'); order is never trusted, names are."""
+    """Name of each image ('ED', 'ES'). Images are selected by name, never by order."""
     marks: list[Mark] = field(default_factory=list)
     measures: dict[str, float] = field(default_factory=dict)
-    """Numbers to regress, in their own units; NaN where unknown."""
+    """Regression targets in their own units. NaN: unknown."""
     group: str | None = None
-    """Who it belongs to (a patient): groups are never divided between splits."""
+    """Group, such as a patient. A group is never divided between splits."""
     source: str = ""
-    """Where it comes from, for messages: `FILE, line 3`."""
+    """Origin for messages: `FILE, line 3`."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said about a sample, or what should have been said."""
+    """A predicted or a reference answer."""
 
     text: str
     marks: tuple[Mark, ...] = ()
-    """The boxes, masks and points that it names, in pixels of the original images."""
+    """Boxes, masks and points in the answer, in pixels of the original images."""
     unreadable: int = 0
-    """Places in the text that begin like a box or a point and cannot be read as one."""
+    """Number of boxes and points in the text that could not be parsed."""
     tokens: int = 0
-    """Generated tokens, the end of the turn included; 0 for a reference."""
+    """Number of generated tokens, including the end of the turn. 0 for a reference."""
     measures: dict[str, float] = field(default_factory=dict)
-    """Numbers in their own units; NaN where unknown."""
+    """Numbers in their own units. NaN: unknown."""
     group: str | None = None
-    """Who a reference belongs to (a patient)."""
+    """Group of a reference, such as a patient."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample as the model's processor sees it, not yet padded."""
+    """One sample after the model's processor, not yet padded."""
 
     student: dict[str, Tensor]
-    """The backbone's keyword arguments; those aligned with the text have shape [L], the others begin with images."""
+    """Keyword arguments of the backbone. Tensors aligned with the text are [L], others have images first."""
     targets: dict[str, Tensor]
-    """What the objectives are told; `labels` [L] holds token ids, `IGNORE` where nothing is supervised."""
+    """Input of the objectives. `labels` [L] holds token ids, and `IGNORE` at positions that are not supervised."""
     source: str = ""
     truncated: bool = False
-    """Whether the end of its last answer was cut off at `max_length`."""
+    """True if the end of the last answer was cut at `max_length`."""
     frames: tuple[Frame, ...] = ()
-    """One for each image of the sample."""
+    """One frame per image of the sample."""
     teacher: Encoded | None = None
-    """The same sample as a teacher sees it, where a run distils."""
+    """The sample encoded for the teacher, in distillation runs."""
     length: int | None = None
-    """The number of tokens, those of the images included; None: that of the labels."""
+    """Number of tokens, including those of images. None: the number of labels."""
     unit: int | None = None
-    """Whose contribution it is, where privacy is promised to units of several samples."""
+    """Index of the privacy unit, if units have several samples."""
 
     def __len__(self) -> int:
         return int(self.targets["labels"].shape[0]) if self.length is None else self.length
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each sequence that is padded by itself: all of them, or those of the source and of the target."""
+        """Return the length of each sequence that is padded on its own: one, or those of source and target."""
         source = (len(self.student["input_ids"]),) if "decoder_input_ids" in self.student else ()
         return (*source, len(self))
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A row that could not be used, carried from a loader's worker as the sentence that a user reads."""
+    """A row that could not be used, passed from a loader worker to the main process."""
 
     sentence: str
+    """Error message for the user."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples that run through the model in one forward."""
+    """Samples of one forward pass."""
 
     student: dict[str, Tensor]
     targets: dict[str, Tensor]
     teacher: dict[str, Tensor] | None = None
-    """The same samples through the teacher's processor, where a run distils."""
+    """The samples encoded for the teacher, in distillation runs."""
     units: tuple[int, ...] | None = None
-    """Whose contribution each sample is, equal ones side by side, where units have several samples."""
+    """Privacy unit of each sample, equal units adjacent, if units have several samples."""
     images: tuple[int, ...] = ()
-    """Whose each image is, by the sample's place in the batch."""
+    """Index of the sample that each image belongs to."""
 
     @property
     def samples(self) -> int:
-        """How many samples run."""
+        """Return the number of samples."""
         return len(next(iter(self.targets.values())))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """The same batch with `function` applied to every tensor."""
+        """Return the batch with `function` applied to every tensor."""
 
         def apply(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: function(tensor) for name, tensor in tensors.items()}
@@ -188,82 +196,204 @@ class Batch:
             teacher=None if self.teacher is None else apply(self.teacher),
         )
 
-    def to(self, device: Any, non_blocking: bool = False) -> Batch:
-        """The same batch on `device`."""
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return the batch on `device`."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, as `torch.utils.data.DataLoader` asks for it."""
+        """Return the batch in page-locked memory. Called by `torch.utils.data.DataLoader`."""
         return self.map(lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True)
 class LogicalBatch:
-    """The samples of one update, cut into pieces that fit in memory; how it is cut never changes the update."""
+    """Samples of one update, split into pieces that fit in memory. The split never changes the update."""
 
     pieces: list[Batch]
     samples: int
-    """How many samples it holds, those that were skipped left out."""
+    """Number of samples without the skipped ones."""
     tokens: int
-    """Tokens without padding."""
+    """Number of tokens without padding."""
     padded_tokens: int
-    """Tokens with padding, as the backbone sees them."""
+    """Number of tokens with padding."""
     truncated: int = 0
-    """How many samples were cut at `max_length`."""
+    """Number of samples that were cut at `max_length`."""
     failures: tuple[Failure, ...] = ()
-    """The rows that could not be used."""
+    """Rows that could not be used."""
 
     def pin_memory(self) -> LogicalBatch:
-        """The same batch in page-locked memory."""
+        """Return the batch in page-locked memory."""
         return replace(self, pieces=[piece.pin_memory() for piece in self.pieces])
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model gives for a batch."""
+    """Result of a model's forward pass."""
 
     hidden_BLD: Tensor
-    """Of a model that reads images alone, the mean features of each view: L is V there."""
+    """Last hidden states. For a vision model, the mean features of each view: L is V."""
     vocabulary: nn.Module | None = None
-    """The projection from D to the vocabulary: a module, never a [B, L, vocabulary] tensor; None: it does not speak."""
+    """Projection from D to the vocabulary, a module instead of [B, L, vocabulary] logits. None: a vision model."""
     softcap: float | None = None
-    """Logits are `softcap * tanh(logits / softcap)` where the checkpoint says so (Gemma 2, Gemma 3n)."""
+    """Logits are `softcap * tanh(logits / softcap)` if the checkpoint sets it (Gemma 2, Gemma 3n)."""
     rows: tuple[Tensor, Tensor] | None = None
-    """Words of the vocabulary with weights of their own, which train: their ids [R] and weights [R, D]."""
-    heads: dict[str, Any] = field(default_factory=dict)
-    """What each head found: `box` [B, M, 4] as shares of what the model sees, `mask` [B, M, S, S] logits, `measures`
-    [B, K] in their own units and `measures_std` [K], by which their errors are weighed."""
+    """Ids [R] and weights [R, D] of added tokens, whose rows of the vocabulary are trained."""
+    heads: dict[str, Tensor] = field(default_factory=dict)
+    """Predictions of the heads: `box` [B, M, 4] as fractions of the model's input, `mask` [B, M, S, S] logits,
+    `measures` [B, K] in their own units, and `measures_std` [K], the standard deviations that scale their errors."""
     taps: dict[str, Tensor] = field(default_factory=dict)
-    """Outputs of named inner layers [B, V, C, g, g], averaged over g x g places, kept for distillation."""
+    """Outputs of inner layers by module path, [B, V, C, g, g], average-pooled to g x g, for distillation."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What an objective sees of a forward."""
+    """Input of an objective: the outputs of one forward pass and their targets."""
 
     targets: dict[str, Tensor]
     student: Outputs
     teacher: Outputs | None = None
     progress: float = 0.0
-    """How far the training is, in [0, 1]."""
+    """Progress of the training, in [0, 1]."""
+
+
+class Processor(Protocol):
+    """Processor, tokenizer or image processor of transformers that an encoder calls."""
+
+    def save_pretrained(self, folder: str | Path, /) -> object:
+        """Write the files of the processor to a folder."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings of the processor."""
+        ...
+
+
+class SampleEncoder(Protocol):
+    """Conversion of samples to batches, as the data loader calls it."""
+
+    def encode(self, sample: Sample) -> Encoded:
+        """Encode a sample with its targets. Raise `DataError` if the sample cannot be used."""
+        ...
+
+    def pad(self, samples: Sequence[Encoded], side: str = "right") -> Batch:
+        """Return a batch: tensors [L] padded on `side` and stacked to [B, L], image tensors concatenated."""
+        ...
+
+
+class Encoder(SampleEncoder, Protocol):
+    """Conversion of samples to the model's inputs, and of reference answers to the form of its predictions."""
+
+    tokenizer: Any
+    """Tokenizer of transformers. None: the model reads images only."""
+    views: tuple[str, ...]
+    """Names of the views that the model reads, in order. Empty for a model that generates text."""
+    measures: tuple[str, ...]
+    """Names of the K measures that the model predicts. Empty for a model that generates text."""
+
+    @property
+    def processor(self) -> Processor:
+        """Return the processor of transformers."""
+        ...
+
+    @property
+    def image_token_ids(self) -> tuple[int, ...]:
+        """Return the token ids that stand for images."""
+        ...
+
+    def prompt(self, sample: Sample) -> Encoded:
+        """Encode a sample up to the answer, without targets. Raise `DataError` if the sample cannot be used."""
+        ...
+
+    def reference(self, sample: Sample) -> Answer:
+        """Return the reference answer of a sample."""
+        ...
+
+    def synthetic(self, count: int) -> list[Sample]:
+        """Return `count` artificial samples of the largest size, for checks that must not read private data."""
+        ...
+
+
+class _Module(Protocol):
+    """The members of `torch.nn.Module` that are used through `Model`."""
+
+    training: bool
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+    def train(self, mode: bool = True) -> Self: ...
+    def eval(self) -> Self: ...
+    def to(self, device: torch.device | str, /) -> Self: ...
+
+
+class Model(_Module, Protocol):
+    """A backbone of transformers with an adapter and heads.
+
+    Call it with `Batch.student` as keyword arguments. It returns `Outputs`.
+    """
+
+    backbone: nn.Module
+    """Model of transformers, or the `peft.PeftModel` around it."""
+    towers: dict[str, str]
+    """Prefix of the parameter names of each part, such as `{"vision": "model.vision_tower"}`."""
+    heads: nn.ModuleDict
+    generates_text: bool
+    """False: the model predicts measures (part='vision')."""
+    tapped: dict[str, int]
+    """Width of each tapped layer by module path, and the side of their `grid`. Empty without taps."""
+
+    @property
+    def pretrained(self) -> PreTrainedModel:
+        """Return the model of transformers, with injected adapter layers."""
+        ...
+
+    def enable_checkpointing(self, options: dict[str, Any], **layers: Any) -> None:
+        """Turn gradient checkpointing on."""
+
+    def trains(self, tower: str) -> bool:
+        """Return True if any parameter of a tower is trainable."""
+        ...
+
+    def tower_of(self, parameter: str) -> str:
+        """Return the tower of a parameter, given its name."""
+        ...
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return all trained tensors that are not part of an adapter."""
+        ...
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Copy the tensors of `trained_state` of an equal model. Raise `ConfigError` if they do not fit."""
+
+    def freeze_as_teacher(self) -> None:
+        """Freeze all parameters and make the features of an image independent of the other images of its batch."""
+
+    def fit_measures(self, known: Mapping[str, Sequence[float]]) -> None:
+        """Scale the measure head by the known values of the training split. Does nothing without such a head."""
+
+    def tap(self, layers: Sequence[int | str] | None, count: int, grid: int) -> list[tuple[str, int]]:
+        """Return the path and the width of each tapped layer. Their outputs are in `Outputs.taps` from now on.
+
+        `layers` are indices or module paths. None: `count` layers, evenly spaced.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded model and the encoder that speaks its language."""
+    """A loaded model and its encoder."""
 
-    model: Any
-    """A `mllm.models.trainable_model.AdaptedModel`."""
-    encoder: Any
-    """An encoder of `mllm.models.encoding`."""
+    model: Model
+    encoder: Encoder
 
 
 def unsupervised(targets: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same targets with nothing to learn: no label, no known box, no known mask."""
-    silent = dict(targets)
+    """Return a copy of `targets` without supervision: no labels, no known boxes, masks, measures or views."""
+    masked = dict(targets)
     for name, tensor in targets.items():
         if name.endswith("labels"):
-            silent[name] = tensor.new_full(tensor.shape, IGNORE)
+            masked[name] = tensor.new_full(tensor.shape, IGNORE)
         elif name.endswith("_known"):
-            silent[name] = tensor.new_zeros(tensor.shape)
-    return silent
+            masked[name] = tensor.new_zeros(tensor.shape)
+    return masked

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, trains an adapter on generated images without a GPU, and asks the result about a real ultrasound frame.
+# Installs, trains an adapter on generated images without a GPU, and applies it to a real ultrasound frame.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
@@ -18,12 +18,12 @@ echo "Answer: $answer"
 
 cat <<TEXT
 
-Where everything lies (of $(cd "$run" && pwd -P)):
+Output files (in $(cd "$run" && pwd -P)):
   adapter/            the trained adapter, with its model card
-  config.py           the resolved config; it can be run again
+  config.py           the resolved config, which can be run again
   environment.json    packages, hardware, git commit
-  first_batch.md      what the model was shown, and which tokens it learned from
-  predictions.jsonl   every held-out question with the true answer and the model's
-  training_log.json   one row per log; loss.png and tensorboard/ show them
-Next: README.md, "Your own dataset".
+  first_batch.md      the first batch with its supervised tokens
+  predictions.jsonl   all held-out questions with reference answers and predictions
+  training_log.json   logged values; loss.png and tensorboard/ plot them
+Next: README.md explains training on your own images.
 TEXT

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Makes .venv in the checkout and installs the package with all that runs and tests need. Quick the second time.
-#   bash scripts/setup.sh          PYTHON=/path/to/python chooses the interpreter (3.10 or newer)
-#   bash scripts/setup.sh --parity compiles llama.cpp too, for the tests that compare with it
+# Creates .venv in the checkout and installs the package with all dependencies of runs and tests. Later calls are fast.
+#   bash scripts/setup.sh          PYTHON=/path/to/python selects the interpreter (3.10 or newer)
+#   bash scripts/setup.sh --parity also compiles llama.cpp for the tests that compare with it
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$(pwd -P)
 venv=.venv
 stamp=$venv/.mllm-stamp
-busy=$venv/.mllm-installing # present while an installation runs: what a killed one leaves behind is not trusted
+busy=$venv/.mllm-installing # exists during an installation; after a killed one .venv is created again
 log=$venv/setup.log
 parity=${1:-}
 
@@ -35,35 +35,35 @@ find_python() {
     return 1
 }
 logged() { "$@" 2>&1 | tee -a "$log"; }
-# llama-cpp-python has no wheel on PyPI: it wants a C++ compiler and minutes, so it is apart, and setup goes on without it.
-# GGML_NATIVE=OFF: for any processor of its kind, so that a cached build runs on the next machine, too.
+# llama-cpp-python has no wheel on PyPI. It needs a C++ compiler and minutes, so it is optional, and its failure is not an error.
+# GGML_NATIVE=OFF builds for all processors of the architecture, so that a cached build also runs on other machines.
 with_parity() {
     local uv minutes=25 installer=("$venv/bin/python" -m pip install --quiet)
     if [ "$parity" != --parity ] || "$venv/bin/python" -c 'import llama_cpp' >/dev/null 2>&1; then return; fi
     uv=$(command -v uv || command -v "$venv/bin/uv" || true)
     if [ -n "$uv" ]; then installer=("$uv" pip install --quiet --python "$venv/bin/python"); fi
-    echo "setup: compiling llama.cpp for the tests that compare with it (minutes; at most $minutes)"
+    echo "setup: compiling llama.cpp for the tests that compare with it (at most $minutes minutes)"
     export CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF" CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-2}"
     if command -v timeout >/dev/null; then installer=(timeout "$((minutes * 60))" "${installer[@]}"); fi
     if "${installer[@]}" -c scripts/constraints.txt llama-cpp-python >>"$log" 2>&1; then
-        echo "setup: llama.cpp is there"
+        echo "setup: llama.cpp is installed"
     else
-        echo "setup: llama-cpp-python could not be compiled (see $root/$log): the tests that compare with llama.cpp will be skipped"
+        echo "setup: llama-cpp-python could not be compiled (see $root/$log): tests that compare with llama.cpp will be skipped"
     fi
 }
 
-# Two of these at a time (a demo beside the tests) would write into the same folder: the second waits.
+# Only one setup may write to .venv at a time; a second one waits.
 exec 9<setup.py
 if command -v flock >/dev/null; then flock 9; fi
 
 if [ -e "$busy" ]; then
-    echo "setup: the last installation was cut off; making $venv anew"
+    echo "setup: the last installation was interrupted; creating $venv again"
     rm -rf "$venv"
 elif [ -e "$stamp" ] && [ "$(head -n 1 "$stamp")" != "$root" ]; then
-    echo "setup: $venv was made for another folder; making it anew"
+    echo "setup: $venv was created for another folder; creating it again"
     rm -rf "$venv"
 elif [ -e "$venv" ] && ! recent "$venv/bin/python"; then
-    echo "setup: the Python of $venv is gone or older than 3.10; making it anew"
+    echo "setup: the Python of $venv does not exist or is older than 3.10; creating it again"
     rm -rf "$venv"
 fi
 if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$(fingerprint)" ]; then
@@ -74,14 +74,14 @@ fi
 started=$SECONDS
 uv=$(command -v uv || true)
 if [ ! -e "$venv" ]; then
-    python=$(find_python) || fail "no Python 3.10 or newer was found; install one, or name it: PYTHON=/path/to/python bash scripts/setup.sh"
-    echo "setup: making $venv with $("$python" -V) and $([ -n "$uv" ] && echo uv || echo pip)"
+    python=$(find_python) || fail "no Python 3.10 or newer was found; install one, or set its path: PYTHON=/path/to/python bash scripts/setup.sh"
+    echo "setup: creating $venv with $("$python" -V) and $([ -n "$uv" ] && echo uv || echo pip)"
     mkdir "$venv"
     touch "$busy"
     if [ -n "$uv" ]; then
-        "$uv" venv --quiet --allow-existing --python "$python" "$venv" || fail "uv could not make $root/$venv with $python"
+        "$uv" venv --quiet --allow-existing --python "$python" "$venv" || fail "uv could not create $root/$venv with $python"
     elif ! "$python" -m venv "$venv" >/dev/null 2>&1; then
-        # Debian packs venv apart from Python: this interpreter's own pip then works on the bare environment.
+        # On Debian venv is a separate package. The pip of the interpreter can then install into an environment without pip.
         if ! "$python" -m pip --version >/dev/null 2>&1 || ! "$python" -m venv --clear --without-pip "$venv"; then
             fail "$python has neither venv nor pip; install them (on Debian the package python3-venv), or install uv"
         fi
@@ -98,18 +98,18 @@ fi
 if [ -z "$uv" ] && "${pip[@]}" install --quiet uv >>"$log" 2>&1; then
     uv=$venv/bin/uv
 fi
-what=(-c scripts/constraints.txt -e '.[all,dev,notebook]')
+packages=(-c scripts/constraints.txt -e '.[all,dev,notebook]')
 echo "setup: installing (about 6 GB; the log is $log)"
-# Compiled now, because importing transformers then takes half the time. pip compiles by itself.
-if [ -z "$uv" ] || ! logged "$uv" pip install --python "$venv/bin/python" --compile-bytecode "${what[@]}"; then
-    if [ -n "$uv" ]; then echo "setup: uv could not do it; trying pip, which may know another package index"; fi
-    if ! logged "${pip[@]}" install --progress-bar off "${what[@]}"; then
-        rm -f "$busy" # the installer ended by itself: nothing is half written
-        fail "the packages could not be installed; the reason is in the last lines of $root/$log; mend it and run this again"
+# Compiling to bytecode halves the time of the first import of transformers. pip compiles by default.
+if [ -z "$uv" ] || ! logged "$uv" pip install --python "$venv/bin/python" --compile-bytecode "${packages[@]}"; then
+    if [ -n "$uv" ]; then echo "setup: uv failed; trying pip, which may use another package index"; fi
+    if ! logged "${pip[@]}" install --progress-bar off "${packages[@]}"; then
+        rm -f "$busy" # the installer was not killed, so the environment is not corrupt
+        fail "the packages could not be installed; see the last lines of $root/$log, fix the cause and run this script again"
     fi
 fi
 if ! logged "$venv/bin/python" -c 'import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)'; then
-    fail "torch and torchvision are not a matching pair of builds; see $root/$log; run this again to make $venv anew"
+    fail "torch and torchvision are builds of different versions; see $root/$log, and run this script again to create $venv again"
 fi
 fingerprint >"$stamp.new"
 mv "$stamp.new" "$stamp"

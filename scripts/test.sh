@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up and runs the test suite on two processes; arguments go to pytest: bash scripts/test.sh -n 0 -x tests/dataset
+# Installs and runs the test suite in two processes. Arguments are passed to pytest: bash scripts/test.sh -n 0 -x tests/dataset
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh

@@ -1,4 +1,4 @@
-"""The benchmarks' own parts: what is measured is the same for both sides, and a table says what the runs said."""
+"""Parts of the benchmarks: both competitors do the same work, and tables contain the results of the runs."""
 
 import json
 import math
@@ -32,7 +32,7 @@ RUNS = {
 }
 
 
-def test_rows_are_the_same_in_every_process_and_for_both_sides():
+def test_rows_are_equal_in_all_processes_and_for_both_competitors():
     first, second = sft_work.Rows(5, pixels=28), sft_work.Rows(7, pixels=28)
     columns = first.columns({"index": list(range(5))})
     for i in range(5):
@@ -45,18 +45,18 @@ def test_rows_are_the_same_in_every_process_and_for_both_sides():
     assert first.sample(0).turns != first.sample(1).turns
 
 
-def test_texts_have_as_many_tokens_as_stated(tiny_medgemma):
+def test_texts_have_the_stated_number_of_tokens(tiny_medgemma):
     tokenizer = AutoProcessor.from_pretrained(tiny_medgemma).tokenizer
     turns = [sft_work.Rows(40, pixels=1).sample(i).turns for i in range(40)]
-    for turn, (least, most) in ((0, sft_work.PROMPT), (1, sft_work.ANSWER)):
+    for turn, (low, high) in ((0, sft_work.PROMPT), (1, sft_work.ANSWER)):
         texts = [row[turn].text.replace("<image>", "") for row in turns]
         lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
         # The first word, without a space before it, may be up to three pieces.
-        assert least <= min(lengths) < least + 40
-        assert most - 40 < max(lengths) <= most + 2
+        assert low <= min(lengths) < low + 40
+        assert high - 40 < max(lengths) <= high + 2
 
 
-def test_a_table_gives_medians_ranges_and_ratios():
+def test_a_table_contains_medians_ranges_and_ratios():
     rows = {"fp32": (Figures.of(RUNS["ours"]), Figures.of(RUNS["theirs"]))}
     header, rule, line = table(rows, "ours", "theirs").splitlines()
     assert header.count("|") == rule.count("|") == line.count("|")
@@ -67,7 +67,7 @@ def test_the_worst_difference_is_relative():
     assert worst_difference([1.0, 20.0], [1.0, 10.0]) == 1.0
 
 
-def test_memory_is_that_of_the_block():
+def test_peak_memory_is_that_of_the_block():
     size = 64 * 2**20
     before = psutil.Process().memory_info().rss
     with resident_memory() as peak:
@@ -79,7 +79,7 @@ def test_memory_is_that_of_the_block():
     assert later.bytes < peak.bytes - 0.9 * size
 
 
-def test_a_process_answers_or_ends_the_benchmark(tmp_path):
+def test_a_process_returns_a_result_or_ends_the_benchmark(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import json, os, sys\n"
@@ -91,7 +91,7 @@ def test_a_process_answers_or_ends_the_benchmark(tmp_path):
         in_fresh_process(str(script), ["--fail"], threads=1)
 
 
-def test_one_run_of_the_benchmark_of_boxes_gives_every_figure_of_its_table():
+def test_one_run_of_the_benchmark_of_boxes_has_all_figures_of_the_table():
     sizes = dict(seed=0, steps=1, samples=4, held_out=2, threads=torch.get_num_threads())
     found = grounding_work.work(Namespace(way="heads", rate=1e-3, **sizes))
     assert len(found["losses"]) == 1 and found["place_tokens"] == 3
@@ -100,54 +100,54 @@ def test_one_run_of_the_benchmark_of_boxes_gives_every_figure_of_its_table():
     assert [line.split(" | ")[0] for line in lines] == [f"| {kind}: heads" for kind in grounding.KINDS.values()]
 
 
-def test_what_is_asked_for_can_be_alone_in_its_picture():
+def test_scenes_can_have_one_shape_only():
     alone, several = (grounding_work.scenes(12, seed=7, objects=objects) for objects in (1, 3))
     for index in range(12):
         picture, mask = np.asarray(alone.sample(index).images[0], float), alone.sample(index).marks[0].mask
-        # A texture is gray: what has a color, or is whiter than any of it, is the shape.
+        # The texture is gray: colored or white pixels belong to the shape.
         shown = (np.ptp(picture, axis=2) > 64) | (picture.min(axis=2) > 220)
         assert (shown == mask).mean() > 0.99
     shown = [np.ptp(np.asarray(several.sample(i).images[0], float), axis=2) > 64 for i in range(12)]
     assert any((one & ~several.sample(i).marks[0].mask).sum() > 100 for i, one in enumerate(shown))
 
 
-def test_both_towers_train_in_either_way(tmp_path):
+def test_both_towers_train_with_both_methods(tmp_path):
     for way in ("text", "heads"):
         trained = [name for name, parameter in grounding_work.load(way, str(tmp_path)).model.named_parameters()
                    if parameter.requires_grad]  # fmt: skip
         assert any("vision_tower" in name for name in trained) and any("language_model" in name for name in trained)
 
 
-def test_a_place_in_numbers_takes_as_many_tokens_as_the_text_has(tmp_path):
+def test_a_box_as_text_has_one_token_per_character(tmp_path):
     bundle = grounding_work.load("text", str(tmp_path))
     assert not bundle.model.heads
     # Every character of `[0.120,0.250,0.480,0.760]` is a token of the tiny vocabulary.
     assert grounding_work.place_tokens(bundle, grounding_work.scenes(3, seed=5)) == len("[0.120,0.250,0.480,0.760]")
 
 
-def test_kept_samples_are_encoded_once_and_stay_as_they_were():
-    asked = []
+def test_samples_are_encoded_once():
+    draws = []
 
     class Counted:
         def __len__(self):
             return 3
 
         def __getitem__(self, draw):
-            asked.append(draw)
+            draws.append(draw)
             return object()
 
     kept = grounding_work.Kept(Counted())
     first = [kept[Draw(index, 0)] for index in (2, 0)]
     assert [kept[Draw(index, 4)] for index in (2, 0)] == first and len(kept) == 3
-    assert asked == [Draw(2, 0), Draw(0, 0)]
+    assert draws == [Draw(2, 0), Draw(0, 0)]
 
 
-def test_a_spread_is_the_mean_with_the_least_and_the_greatest_seed():
+def test_a_spread_is_the_mean_with_minimum_and_maximum():
     assert grounding.spread([0.5, 0.25, 0.75]) == "0.50 (0.25-0.75)"
     assert grounding.spread([None, None]) == ""
 
 
-def test_hearts_without_labels_take_every_second_turn_and_are_drawn_once():
+def test_every_second_heart_is_unlabeled_and_hearts_are_generated_once():
     hearts = distillation_work.KeptEchoDataset(labelled=2, unlabelled=3, length=10, seed=0, image_size=48)
     assert [hearts.heart(index) for index in range(10)] == [0, 2, 1, 3, 0, 4, 1, 2, 0, 3]
     known = [all(map(math.isfinite, hearts.measures(index).values())) for index in range(10)]
@@ -158,7 +158,7 @@ def test_hearts_without_labels_take_every_second_turn_and_are_drawn_once():
     assert few.sample(2).images[0].tobytes() == hearts.sample(4).images[0].tobytes()
 
 
-def test_a_teacher_and_a_student_run_as_the_benchmark_of_distillation_has_them(tmp_path, monkeypatch):
+def test_the_benchmark_of_distillation_trains_a_teacher_and_a_student(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(distillation_work, "BATCH", 2)
     shared = dict(seed=0, steps=2, labelled=2, unlabelled=2, judged="held-out", judged_hearts=2, rate=1e-3)
@@ -173,7 +173,7 @@ def test_a_teacher_and_a_student_run_as_the_benchmark_of_distillation_has_them(t
     assert second.endswith(" | +0.00 [+0.00, +0.00] |")
 
 
-def test_an_interval_of_errors_is_that_of_seeds_and_patients():
+def test_an_interval_covers_seeds_and_patients():
     assert distillation.interval(np.full((5, 128), 2.5)) == "2.50 [2.50, 2.50]"
     by_seed, by_patient = np.tile([[0.0], [10.0]], (1, 50)), np.tile(np.arange(50.0), (5, 1))
     assert distillation.interval(by_seed) == "5.00 [0.00, 10.00]"
@@ -197,7 +197,7 @@ def test_the_cache_changes_no_loss_and_a_changed_loss_ends_the_benchmark(tmp_pat
         teacher_cache.compare(Namespace(rounds=1, samples=2, threads=threads), tmp_path)
 
 
-def test_held_out_questions_are_in_no_training_rows(tmp_path):
+def test_held_out_questions_are_not_in_the_training_rows(tmp_path):
     rows = {
         str(n): {
             "QUESTION": f"Is {n} odd?",

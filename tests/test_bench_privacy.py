@@ -1,4 +1,4 @@
-"""The benchmarks of privacy: competitors do the same work, and attacks are scored as their authors do."""
+"""Benchmarks of privacy: competitors do the same work, and attacks are scored as in their publications."""
 
 import sys
 from argparse import Namespace
@@ -19,7 +19,7 @@ from mllm.tiny.checkpoints import write_tiny  # noqa: E402
 
 @pytest.fixture
 def tiny_work(tmp_path):
-    """Runs a competitor of the privacy benchmark on a tiny VaultGemma."""
+    """A function that runs a competitor of the benchmark of privacy with a tiny VaultGemma."""
     checkpoint = str(write_tiny("vaultgemma", tmp_path / "model"))
 
     def run(competitor, noise=0.0):
@@ -30,7 +30,7 @@ def tiny_work(tmp_path):
     return run
 
 
-def test_without_noise_opacus_and_ours_clip_the_same_gradients_and_with_it_they_do_not(tiny_work):
+def test_without_noise_opacus_and_ours_have_equal_gradients(tiny_work):
     ours, theirs, noisy, plain = (
         tiny_work("private"),
         tiny_work("opacus"),
@@ -54,12 +54,12 @@ def test_exposure_is_nine_bits_for_the_first_of_512_and_none_for_the_last():
     assert np.mean(chance) == pytest.approx(1.43, abs=0.2)
 
 
-def test_the_area_is_the_share_of_pairs_in_which_the_member_is_known():
+def test_the_area_is_the_fraction_of_correctly_ordered_pairs():
     assert canaries.area(np.array([1.0, 2.0]), np.array([3.0, 4.0])) == 1
     assert canaries.area(np.array([1.0, 3.0]), np.array([2.0, 3.0])) == (2 + 0 + 0.5) / 4
 
 
-def test_one_run_of_the_canaries_gives_every_figure_of_its_table(monkeypatch):
+def test_one_run_of_the_canaries_has_all_figures_of_the_table(monkeypatch):
     monkeypatch.setattr(canaries, "CODES", 4)
     options = Namespace(seed=1, steps=2, batch=4, rate=1e-3, clip=1.0, findings=6, canaries=2)
     rows = canaries.Rows(6, 2, seed=1)

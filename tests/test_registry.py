@@ -171,3 +171,28 @@ def test_transforms_are_entries_of_their_own_registry(animals):
         check(animals, options, ("farm",))
     assert error.value.key == ("farm", "transforms", "0", "probability")
     assert "RandomFlip" in TRANSFORMS.names()
+
+
+class Patient:
+    assignable = ("seed",)
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+
+class Visit(Patient):
+    def __init__(self, day: int) -> None:
+        super().__init__()
+        self.day = day
+
+
+def test_an_assignable_option_of_a_base_class_is_set_after_construction():
+    registry = Registry("visits", "name -> visit")
+    registry.register_module(module=Visit)
+    signature = registry.describe("Visit")
+    assert list(signature.parameters) == ["day", "seed"]
+    assert signature.assigned == {"seed"}
+    visit = build(registry, {"type": "Visit", "day": 3, "seed": 5})
+    assert (visit.day, visit.seed) == (3, 5)
+    with pytest.raises(OptionError, match="seed must be a whole number"):
+        build(registry, {"type": "Visit", "day": 3, "seed": "x"})

@@ -1,4 +1,4 @@
-"""What `setup.py` promises, and that the tested set of packages keeps within it."""
+"""Metadata in `setup.py`, the pinned packages, and the setup script."""
 
 from __future__ import annotations
 
@@ -158,5 +158,5 @@ def test_setup_goes_on_where_llama_cpp_cannot_be_compiled(tmp_path: Path) -> Non
     silent = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert silent.stdout == ""
     told = subprocess.run([*command, "--parity"], env=environment, capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines()[-1].endswith("the tests that compare with llama.cpp will be skipped")
+    assert told.stdout.splitlines()[-1].endswith("tests that compare with llama.cpp will be skipped")
     assert (tmp_path / ".venv" / "setup.log").read_text() == "no compiler\n"

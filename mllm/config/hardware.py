@@ -1,7 +1,8 @@
-"""The machine and the installed packages: found once, with a reason where they cannot work."""
+"""Detection of the hardware, and checks of the installed packages."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import platform
@@ -17,9 +18,11 @@ from mllm.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 CHECKOUT = Path(__file__).resolve().parents[2]
-"""The folder that holds `mllm` and `config`."""
+"""Folder that holds `mllm` and `config`."""
 MINIMUM = {"transformers": "5.18", "tokenizers": "0.23.1", "peft": "0.20"}
-"""The oldest versions that can work: Gemma 3 has its present layout since transformers 5, which asks for the others."""
+"""Oldest supported versions. Transformers 5 introduced the present layout of Gemma 3 and requires the others."""
+DRIVER_FILES = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg", "/dev/kfd", "/dev/nvmap")
+"""Files of a GPU driver on Linux: NVIDIA, Windows Subsystem for Linux, AMD, Jetson."""
 REPORTED = (
     *("torch", "torchvision", "transformers", "tokenizers", "peft", "accelerate", "bitsandbytes", "mmengine", "numpy"),
     *("pillow", "safetensors", "sentencepiece", "timm", "pydicom", "nibabel", "av", "pycocotools", "mllm-medical"),
@@ -31,37 +34,44 @@ MATCHING_PAIR = (
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a run may use."""
+    """Hardware and precision of a run."""
 
     device: Literal["cpu", "cuda", "disk"]
-    """`disk`: large weights stay in their files until they are needed, and the rest is on the CPU."""
+    """`disk`: large weights stay in their files until they are used, and the rest is on the CPU."""
     name: str
-    """The card's name, or the processor's."""
+    """Name of the GPU, or of the processor architecture."""
     capability: tuple[int, int] | None
     """CUDA compute capability; None on a CPU."""
     memory: int
-    """Bytes on one card; 0 on a CPU."""
+    """Bytes of one GPU; 0 on a CPU."""
     count: int
-    """Cards; 0 on a CPU."""
+    """Number of GPUs; 0 on a CPU."""
     host_memory: int
-    """Bytes of the machine's memory."""
+    """Bytes of main memory."""
     cores: int
-    """Cores that this process may use."""
+    """CPU cores available to this process."""
     precision: Precision = "fp32"
-    """fp32: everything. bf16: base weights bf16, adapters fp32, autocast. fp16: base weights fp16, 8-bit or 4-bit,
-    residual stream and adapters fp32, never autocast."""
+    """fp32: all tensors. bf16: base weights in bf16, adapters in fp32, autocast. fp16: base weights in fp16, 8 or 4
+    bits, residual stream and adapters in fp32, no autocast."""
 
 
 def detect() -> Hardware:
-    """The hardware of this process; the weakest of its cards where they differ."""
+    """Return the hardware of this process; if its GPUs differ, the one with the lowest compute capability.
+
+    PyTorch is not imported on a machine without a GPU driver.
+    """
     import psutil
-    import torch
 
     host = psutil.virtual_memory().total
     # A container or `taskset` may leave fewer cores than the machine has.
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    cpu = Hardware("cpu", f"CPU ({platform.machine()})", None, 0, 0, host, cores)
+    if "torch" not in sys.modules and not has_gpu_driver():
+        return cpu
+    import torch
+
     if not torch.cuda.is_available():
-        return Hardware("cpu", f"CPU ({platform.machine()})", None, 0, 0, host, cores)
+        return cpu
     count = torch.cuda.device_count()
     cards = [torch.cuda.get_device_properties(index) for index in range(count)]
     weakest = min(cards, key=lambda card: (card.major, card.minor, card.total_memory))
@@ -69,8 +79,19 @@ def detect() -> Hardware:
     return Hardware("cuda", weakest.name, capability, weakest.total_memory, count, host, cores)
 
 
+def has_gpu_driver() -> bool:
+    """Return False if no GPU driver that PyTorch can use is installed on this machine."""
+    if any(os.path.exists(file) for file in DRIVER_FILES):
+        return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def installed(names: Iterable[str]) -> dict[str, str]:
-    """The versions of those of the packages that are installed."""
+    """Return the versions of the packages that are installed."""
     versions = {}
     for name in names:
         try:
@@ -85,20 +106,17 @@ def check_packages(
     torchvision_needs: str | None = None,
     load: Callable[[], object] = lambda: importlib.import_module("torchvision.ops"),
 ) -> None:
-    """Refuses packages that cannot work together; raises `ConfigError`.
+    """Check that the installed packages work together, and that the operators of torchvision can be loaded.
 
     Args:
-        versions: Package -> version; None: what is installed.
-        torchvision_needs: The torch that torchvision asks for, such as '==2.9.0'; None: what its metadata says.
-        load: Imports torchvision's compiled operators.
+        versions: Package -> version; None: the installed packages.
+        torchvision_needs: Version of torch that torchvision requires, such as '==2.9.0'; None: from its metadata.
+        load: Function that imports the compiled operators of torchvision.
+
+    Raises:
+        ConfigError: A package is missing, too old, or does not fit the others.
     """
-    if versions is None:
-        versions = installed((*MINIMUM, "torch", "torchvision"))
-    _check_minimum(versions)
-    if "torch" not in versions or "torchvision" not in versions:
-        missing = " and ".join(name for name in ("torch", "torchvision") if name not in versions)
-        raise ConfigError(f"{missing} is not installed: {MATCHING_PAIR}")
-    _check_pair(versions, _torch_wanted() if torchvision_needs is None else torchvision_needs)
+    versions = check_versions(versions, torchvision_needs)
     try:
         load()
     except RuntimeError as error:
@@ -110,13 +128,34 @@ def check_packages(
         ) from error
 
 
+def check_versions(
+    versions: Mapping[str, str] | None = None, torchvision_needs: str | None = None
+) -> Mapping[str, str]:
+    """Check the versions of the installed packages without importing them; see `check_packages`.
+
+    Returns:
+        Package -> version.
+
+    Raises:
+        ConfigError: A package is missing, too old, or does not fit the others.
+    """
+    if versions is None:
+        versions = installed((*MINIMUM, "torch", "torchvision"))
+    _check_minimum(versions)
+    if "torch" not in versions or "torchvision" not in versions:
+        missing = " and ".join(name for name in ("torch", "torchvision") if name not in versions)
+        raise ConfigError(f"{missing} is not installed: {MATCHING_PAIR}")
+    _check_pair(versions, _required_torch() if torchvision_needs is None else torchvision_needs)
+    return versions
+
+
 def _check_minimum(versions: Mapping[str, str]) -> None:
     from packaging.version import Version
 
     old = [name for name, least in MINIMUM.items() if name not in versions or Version(versions[name]) < Version(least)]
     if not old:
         return
-    # An old tokenizers fails with "untagged enum ModelWrapper", which reads as if transformers were to blame.
+    # transformers is listed too, because an old tokenizers fails inside it with "untagged enum ModelWrapper".
     named = [name for name in MINIMUM if name in old or (name != "peft" and old != ["peft"])]
     have = ", ".join(f"{name} {versions.get(name, 'is not installed')}" for name in named)
     need = " ".join(f"'{name}>={MINIMUM[name]}'" for name in named)
@@ -124,26 +163,26 @@ def _check_minimum(versions: Mapping[str, str]) -> None:
     raise ConfigError(f"{' and '.join(old)} {verb} too old (found {have}): run pip install --upgrade {need}")
 
 
-def _torch_wanted() -> str:
-    """The specifier of torch in torchvision's metadata; '' where it has none."""
+def _required_torch() -> str:
+    """Return the version of torch that the metadata of torchvision requires; '' if it requires none."""
     from packaging.requirements import Requirement
 
-    wanted = (Requirement(line) for line in metadata.requires("torchvision") or ())
-    return next((str(requirement.specifier) for requirement in wanted if requirement.name == "torch"), "")
+    required = (Requirement(line) for line in metadata.requires("torchvision") or ())
+    return next((str(requirement.specifier) for requirement in required if requirement.name == "torch"), "")
 
 
 def _check_pair(versions: Mapping[str, str], torchvision_needs: str) -> None:
-    """A torch for the CPU alone cannot load the operators of a torchvision built for CUDA."""
+    """Raise `ConfigError` if torch and torchvision are of different releases or builds."""
     from packaging.specifiers import SpecifierSet
     from packaging.version import Version
 
     torch, vision = versions["torch"], versions["torchvision"]
-    fits = SpecifierSet(torchvision_needs).contains(Version(torch).public, prereleases=True)
-    if not fits:
+    if not SpecifierSet(torchvision_needs).contains(Version(torch).public, prereleases=True):
         raise ConfigError(
             f"torch {torch} and torchvision {vision} are not a pair (this torchvision needs torch{torchvision_needs}): "
             f"{MATCHING_PAIR}"
         )
+    # A torch for the CPU cannot load the operators of a torchvision built for CUDA.
     if torch.endswith("+cpu") and not vision.endswith("+cpu"):
         raise ConfigError(
             f"torch {torch} and torchvision {vision} are not a pair (one is built for the CPU alone): {MATCHING_PAIR}"
@@ -151,14 +190,14 @@ def _check_pair(versions: Mapping[str, str], torchvision_needs: str) -> None:
 
 
 def git_state() -> dict[str, Any]:
-    """The checkout's commit and whether tracked files differ from it; None where it is no git checkout."""
+    """Return the commit of the checkout and whether tracked files differ from it; None outside a git checkout."""
     commit = _output("git", "-C", str(CHECKOUT), "rev-parse", "HEAD")
     changes = _output("git", "-C", str(CHECKOUT), "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit or None, "dirty": None if commit is None else bool(changes)}
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints; None where it cannot be run or fails."""
+    """Return the output of a command; None if it cannot be run or fails."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -167,9 +206,12 @@ def _output(*command: str) -> str | None:
 
 
 def environment(hardware: Hardware | None = None) -> dict[str, Any]:
-    """What `environment.json` says: Python, packages, hardware, driver, git and the command; no host name, no user."""
-    on_card = hardware is None or hardware.device == "cuda"
-    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if on_card else None
+    """Return the content of `environment.json`: Python, packages, hardware, driver, git and the command.
+
+    It contains no host name and no user name.
+    """
+    has_gpu = hardware is None or hardware.device == "cuda"
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if has_gpu else None
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

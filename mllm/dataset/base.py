@@ -1,8 +1,7 @@
-"""What every dataset offers, and the base of those that read rows and images from files."""
+"""Base classes of datasets: the interface, random transforms, and rows with images read from a file."""
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,44 +12,45 @@ import numpy as np
 from PIL.Image import Image
 from typing_extensions import override
 
-from mllm.dataset.augment.transforms import apply_transforms, build_transforms
+from mllm.dataset.augment.transforms import Transform, apply_transforms, build_transforms
+from mllm.dataset.indices import from_zero
 from mllm.dataset.readers import read_images
 from mllm.dataset.tables.records import Records
-from mllm.errors import ConfigError, DataError, UserError, hint
+from mllm.errors import ConfigError, DataError, UserError, hint, with_location
 from mllm.structures import Sample
 
 
 class SampleDataset(ABC):
-    """A collection of samples that is a function of (index, epoch): the same in every process and after a resume."""
+    """Map-style dataset of samples; a sample is a function of (index, epoch), in every process and after a resume."""
 
     seed_from: ClassVar[Literal["run", "split", "class"]] = "class"
-    """Where a `seed` that the config leaves out comes from: the run's, a different one per split, or the default."""
+    """Default of the option `seed`: the seed of the run, the number of the split, or the default of the class."""
     has_measures: ClassVar[bool] = True
     """False for classes whose samples never have measures, so that statistics of measures need not read them."""
     fixed: bool = True
-    """Whether an index stands for the same row in every epoch."""
+    """True if an index refers to the same row in every epoch."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """The sample of a row as an epoch sees it; raises `DataError` for a row that cannot be used."""
+        """Return the sample of a row in an epoch; raise `DataError` if the row cannot be used."""
 
     @abstractmethod
     def describe(self, index: int, epoch: int = 0) -> str:
-        """Where a row comes from, for messages: `FILE, line N`."""
+        """Return the location of a row for messages: `FILE, line N`."""
 
     @abstractmethod
     def group(self, index: int, epoch: int = 0) -> str | None:
-        """The patient of a row, or None where unknown; reads no image."""
+        """Return the patient of a row, None if unknown, without reading images."""
 
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
         """Return the numbers to regress of a row, by name. Override it to avoid reading the images of the row."""
         return self.sample(index, epoch).measures if self.has_measures else {}
 
     def summary(self) -> dict[str, Any]:
-        """What was found in the files, what was dropped and why, as plain values; empty where nothing is to be told."""
+        """Return counts of used and dropped rows and other facts as plain values; empty if there are none."""
         return {}
 
     def __getitem__(self, index: int) -> Sample:
@@ -58,27 +58,68 @@ class SampleDataset(ABC):
 
     @classmethod
     def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
-        """Write a small generated dataset into `folder`; gives the arguments that read it, none where there is none."""
+        """Write a small generated dataset into `folder` and return its options; empty if the class has none."""
         return {}
 
     def rows(self) -> Iterator[tuple[SampleDataset, int]]:
-        """Every dataset and index that a sample may come from, whatever the epoch."""
+        """Yield the source dataset and the index in it of all rows that samples of any epoch may come from."""
         return ((self, index) for index in range(len(self)))
 
 
-class ImageTextDataset(SampleDataset):
-    """Conversations about images, one per row of a json, jsonl or csv file; a subclass says how a row is read.
+class AugmentedDataset(SampleDataset):
+    """Dataset with random transforms, drawn from (seed, epoch, index).
 
-    Images are found below `image_folder` (the folder of `data_path` where it is None). `transforms` are entries of
-    TRANSFORMS as dicts with their `type`, drawn anew in every epoch from (seed, epoch, index). `reader` holds options
-    for the reader of the images, such as `dict(window='lung')`.
+    Options of every dataset are attributes: if the constructor of a subclass does not take one of `assignable`, the
+    value of a config is assigned to the attribute after construction.
+
+    Args:
+        transforms: Entries of TRANSFORMS as dicts with their `type`.
+        seed: Seed of the random draws.
+    """
+
+    assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed")
+    seed_from: ClassVar[Literal["run", "split", "class"]] = "run"
+    seed: int = 0
+    _transforms: Sequence[Transform] = ()
+
+    def __init__(self, transforms: Sequence[Mapping[str, Any]] = (), seed: int = 0) -> None:
+        self.transforms = transforms
+        self.seed = seed
+
+    @property
+    def transforms(self) -> Sequence[Transform]:
+        """Transforms of the images; dicts with a `type` are built when they are assigned."""
+        return self._transforms
+
+    @transforms.setter
+    def transforms(self, transforms: Sequence[Mapping[str, Any] | Transform]) -> None:
+        self._transforms = build_transforms(transforms)
+
+    def augment(self, sample: Sample, index: int, epoch: int) -> Sample:
+        """Return the sample of a row with the random transforms of an epoch."""
+        if not self._transforms:
+            return sample
+        rng = np.random.default_rng((self.seed, epoch, from_zero(index, len(self))))
+        return apply_transforms(sample, self._transforms, rng)
+
+
+class ImageTextDataset(AugmentedDataset):
+    """Dataset of conversations about images, one per row of a file; subclasses define `parse(row)`.
+
+    Args:
+        data_path: A json, jsonl, csv, tsv or Parquet file, or a table of the library `datasets`; see `Records`.
+        image_folder: Directory of the images; None: the directory of `data_path`.
+        transforms: Entries of TRANSFORMS as dicts with their `type`.
+        seed: Seed of the random draws.
+        reader: Options for the reader of the images, such as `dict(window='lung')`.
     """
 
     required: ClassVar[tuple[str, ...]] = ()
-    """Fields that every row must have, and not empty."""
+    """Fields that every row must have with a value."""
     group_field: ClassVar[str | None] = "patient"
-    """The field that says who a row belongs to."""
-    seed_from = "run"
+    """Field with the patient of a row."""
+    assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed", "reader")
+    reader: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -88,43 +129,23 @@ class ImageTextDataset(SampleDataset):
         seed: int = 0,
         reader: Mapping[str, Any] | None = None,
     ) -> None:
-        self.records = Records(data_path)
+        super().__init__(transforms, seed)
+        self.reader = reader
+        self.records = self.open_records(Path(data_path))
         self.image_folder = self.records.path.parent if image_folder is None else Path(image_folder).expanduser()
         if not self.image_folder.is_dir():
             raise DataError(f"image_folder {self.image_folder} does not exist")
-        self.configure(transforms=transforms, seed=seed, reader=reader)
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Let a config give every subclass `transforms`, `seed` and `reader`, also where its constructor has none."""
-        super().__init_subclass__(**options)
-        own = [item for name, item in inspect.signature(cls.__init__).parameters.items() if name != "self"]
-        rest = [item for item in own if item.kind is item.VAR_KEYWORD]
-        common = [
-            item.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for name, item in inspect.signature(ImageTextDataset.configure).parameters.items()
-            if name != "self" and name not in {item.name for item in own}
-        ]
-        # What `inspect.signature` reports is what the config is checked against; the builder sets what is common.
-        signature = inspect.Signature([*(item for item in own if item not in rest), *common, *rest])
-        setattr(cls, "__signature__", signature)  # noqa: B010  (type checkers do not know the attribute)
-
-    def configure(
-        self,
-        transforms: Sequence[Mapping[str, Any]] = (),
-        seed: int = 0,
-        reader: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Set what every dataset of images takes from the config, also where a subclass's constructor does not."""
-        self.transforms = build_transforms([dict(transform) for transform in transforms])
-        self.seed = seed
-        self.reader = dict(reader or {})
+    def open_records(self, path: Path) -> Records:
+        """Return the rows of the dataset."""
+        return Records(path)
 
     def parse(self, row: dict[str, Any]) -> Sample:
-        """The sample of a row, its images read with `self.read_image(row["image"])`."""
-        raise ConfigError(f"{type(self).__name__} does not say how a row becomes a sample: define parse(self, row)")
+        """Return the sample of a row; read its images with `self.read_image(row["image"])`."""
+        raise ConfigError(f"{type(self).__name__} does not define parse(self, row), which returns the sample of a row")
 
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        """The same for a dataset whose words are drawn, anew in every epoch, from `rng`."""
+        """Return the sample of a row whose text is drawn from `rng`, differently in every epoch."""
         return self.parse(row)
 
     def __len__(self) -> int:
@@ -140,52 +161,56 @@ class ImageTextDataset(SampleDataset):
 
     @override
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """The parsed and augmented sample; every `DataError` begins with the row's place."""
+        """Return the parsed sample with random transforms; messages of errors begin with the location of the row."""
         row, source = self.records[index], self.describe(index)
         for name in self.required:
             if name not in row:
                 raise DataError(f"{source}: {_missing(name, row)}")
             if row[name] is None or row[name] == "" or row[name] == []:
                 raise DataError(f"{source}: field '{name}' is empty")
-        drawn = (self.seed, epoch, int(index) % len(self))
-        sample = self._parse(row, source, np.random.default_rng((*drawn, 1)))
-        if self.transforms:
-            rng = np.random.default_rng(drawn)
-            sample = apply_transforms(sample, self.transforms, rng)
+        rng = np.random.default_rng((self.seed, epoch, from_zero(index, len(self)), 1))
+        sample = self.augment(self._parse(row, source, rng), index, epoch)
         if sample.measures and not self.has_measures:
             raise ConfigError(f"{type(self).__name__} returns measures: set has_measures = True in the class")
         group = self._group_of(row) if sample.group is None else str(sample.group)
         return replace(sample, source=source, group=group)
 
     def read_image(self, image: str | Path | Mapping[str, Any], **options: Any) -> Image:
-        """The one picture in an image file, RGB; a row names it by a path or by `{"path": ..., "frames": 3}`."""
+        """Return the only image of a file, RGB; see `read_images`.
+
+        Raises:
+            DataError: The options select several images.
+        """
         images = self.read_images(image, **options)
         if len(images) != 1:
-            raise DataError(f"{image} gives {len(images)} pictures where one is expected: choose one")
+            raise DataError(f"{image} has {len(images)} images, but one is expected: select one")
         return images[0]
 
     def read_images(self, image: str | Path | Mapping[str, Any], **options: Any) -> list[Image]:
-        """The pictures in an image file, RGB: one unless the options choose several frames, slices or pages.
+        """Return the images of a file, RGB: one, unless the options select several frames, slices or pages.
 
-        The reader's options come from the dataset's `reader`, the row's object and the call, the later first.
+        Args:
+            image: Path below `image_folder`, or a dict with the `path` and options of the reader, as rows have it:
+                `{"path": "a.dcm", "frames": 3}`.
+            options: Options of the reader. They override those of `image`, which override `self.reader`.
         """
-        chosen = dict(image) if isinstance(image, Mapping) else {"path": image}
-        name = chosen.pop("path", None)
+        settings = dict(image) if isinstance(image, Mapping) else {"path": image}
+        name = settings.pop("path", None)
         if not isinstance(name, (str, Path)) or not str(name):
             raise DataError(f"image must be a path, or an object with a 'path', not {image!r}")
         path = self.image_folder / Path(name).expanduser()
         if not path.exists():
             raise DataError(f"image {path} does not exist")
-        return read_images(path, **{**self.reader, **chosen, **options})
+        return read_images(path, **{**(self.reader or {}), **settings, **options})
 
     @classmethod
+    @override
     def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
-        """Write a small generated dataset into `folder`; gives the keyword arguments that read it.
+        """Write a small generated dataset into `folder` and return its options.
 
-        Its rows have `image`, `question`, `answer` and `patient`, and a word for every other field in `required`.
+        Rows have the fields `image`, `question`, `answer` and `patient`, and a word in the other fields of `required`.
         """
-        # Imported here because the phantoms lie among the datasets, which are built on this module.
-        from mllm.dataset.phantoms.miniature import write_miniature
+        from mllm.dataset.phantoms.miniature import write_miniature  # imports this module
 
         return write_miniature(folder, rows, cls.required)
 
@@ -194,11 +219,11 @@ class ImageTextDataset(SampleDataset):
         return None if value is None or value == "" else str(value)
 
     def _parse(self, row: dict[str, Any], source: str, rng: np.random.Generator) -> Sample:
-        """`parse_drawn`, with every failure told in a sentence that begins with the row's place."""
+        """Call `parse_drawn`; turn every exception into a message that begins with the location of the row."""
         try:
             sample = self.parse_drawn(row, rng)
         except UserError as error:
-            raise type(error)(f"{source}: {error}") from error
+            raise with_location(error, source) from error
         except MemoryError:
             raise
         except Exception as error:

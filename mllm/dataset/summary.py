@@ -1,4 +1,4 @@
-"""What the data of a run holds: counts, what was dropped and why, and the measures of every split."""
+"""Summary of the data of a run: counts, dropped rows, and statistics of the measures of every split."""
 
 from __future__ import annotations
 
@@ -12,14 +12,11 @@ from mllm.errors import DataError
 
 
 def measure_table(dataset: SampleDataset) -> dict[str, np.ndarray]:
-    """Every measure of a dataset [N], NaN where unknown; reads no image.
-
-    A row that cannot be read has none.
-    """
+    """Return every measure of a dataset [N], NaN where unknown or where a row cannot be read."""
     rows = []
-    for leaf, index in dataset.rows():
+    for source, index in dataset.rows():
         try:
-            rows.append(leaf.measures(index))
+            rows.append(source.measures(index))
         except DataError:
             rows.append({})
     names = dict.fromkeys(name for row in rows for name in row)
@@ -35,19 +32,19 @@ def summarize(splits: Mapping[str, SampleDataset], tables: Mapping[str, Mapping[
     return {
         name: {
             "samples": len(dataset),
-            "sources": [told for leaf in _leaves(dataset) if (told := leaf.summary())],
-            "measures": {key: _described(values) for key, values in tables[name].items()},
+            "sources": [summary for source in _sources(dataset) if (summary := source.summary())],
+            "measures": {key: _statistics(values) for key, values in tables[name].items()},
         }
         for name, dataset in splits.items()
     }
 
 
-def _leaves(dataset: SampleDataset) -> list[SampleDataset]:
-    """The datasets that read files, each once."""
-    return list({id(leaf): leaf for leaf, _ in dataset.rows()}.values())
+def _sources(dataset: SampleDataset) -> list[SampleDataset]:
+    """Return the source datasets of a dataset, each once."""
+    return list({id(source): source for source, _ in dataset.rows()}.values())
 
 
-def _described(values: np.ndarray) -> dict[str, float]:
+def _statistics(values: np.ndarray) -> dict[str, float]:
     known = values[~np.isnan(values)]
     figures: dict[str, float] = {"known": len(known), "unknown": len(values) - len(known)}
     if not len(known):

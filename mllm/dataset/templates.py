@@ -1,4 +1,4 @@
-"""The sentences in which datasets ask; each dataset draws one of its own for every row and epoch."""
+"""Templates of questions. A dataset draws one of its templates for every row and epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REC = (
     "Point out <expr> for me.",
     "Which region shows <expr>?",
 )
-"""Where is what an expression refers to?"""
+"""Questions for the position of an expression (REC)."""
 REG = (
     "What is at <box>? Describe it so that it can be told from everything else.",
     "Which thing is meant by <box>?",
@@ -25,7 +25,7 @@ REG = (
     "Name the object at <box> unambiguously.",
     "What makes the object in <box> different from the others? Answer by a short expression.",
 )
-"""Which expression refers to a place?"""
+"""Questions for an expression for a region (REG)."""
 GC = (
     "What does <box> show?",
     "Describe the region <box>.",
@@ -36,7 +36,7 @@ GC = (
     "Look at <box>. What is there?",
     "Tell me about the content of <box>.",
 )
-"""What does a place show?"""
+"""Questions for a caption of a region (GC)."""
 RES = (
     "Segment <expr>.",
     "Outline <expr> in this image.",
@@ -47,7 +47,7 @@ RES = (
     "Mark all of <expr>.",
     "Find <expr> and cut it out.",
 )
-"""Which pixels does an expression refer to?"""
+"""Questions for the mask of an expression (RES)."""
 CAPTION = (
     "Describe this image.",
     "What does this image show?",
@@ -58,7 +58,7 @@ CAPTION = (
     "Summarize the image in a few words.",
     "Tell me what you see.",
 )
-"""What does an image show?"""
+"""Questions for a caption of the image."""
 FLICKR = (
     "Describe this image, and give the place of each thing that you name.",
     "What does the image show? Add the box of everything you mention.",
@@ -69,7 +69,7 @@ FLICKR = (
     "Give a grounded description of this image.",
     "What can be seen, and in which places?",
 )
-"""What does an image show, and where?"""
+"""Questions for a caption with the positions of objects."""
 VQA = (
     "<question>",
     "<question> Answer briefly.",
@@ -80,7 +80,7 @@ VQA = (
     "I have a question about this image: <question>",
     "Here is an image. <question>",
 )
-"""A question as it is."""
+"""Questions with a short answer."""
 VQA_REASON = (
     "<question> Explain how you get to the answer.",
     "<question> Think step by step, then answer.",
@@ -91,7 +91,7 @@ VQA_REASON = (
     "Explain and answer: <question>",
     "<question> Show the steps that lead to the answer.",
 )
-"""A question whose answer comes with its reasons."""
+"""Questions for an answer with reasons."""
 VQA_REASON_BOXES = (
     "<question> Explain how you get to the answer, with the boxes of what you look at.",
     "<question> Think step by step and give the place of each object you use.",
@@ -102,7 +102,7 @@ VQA_REASON_BOXES = (
     "Explain with boxes, then answer: <question>",
     "<question> Show the steps, and the region of each.",
 )
-"""A question whose answer comes with its reasons and their places."""
+"""Questions for an answer with reasons and boxes."""
 VQA_REASON_POINTS = (
     "<question> Explain how you get to the answer, pointing at what you look at.",
     "<question> Think step by step and give a point on each object you use.",
@@ -113,4 +113,4 @@ VQA_REASON_POINTS = (
     "Explain with points, then answer: <question>",
     "<question> Show the steps, and a point for each.",
 )
-"""A question whose answer comes with its reasons and points."""
+"""Questions for an answer with reasons and points."""

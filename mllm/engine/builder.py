@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from mllm.config.rules.privacy import datasets_in
 from mllm.config.schema import PrivacyArgs, RunConfig
 from mllm.engine.callbacks import Checkpoints, Details, Epochs, Guard, Lines, Progress, RunLog, use_tensorboard_folder
 from mllm.engine.early_stopping import EarlyStopping
-from mllm.engine.epoch_folders import published_log
 from mllm.engine.learner import Learner, Reduction
 from mllm.engine.meter import Meter
 from mllm.engine.privacy.mechanism import Mechanism, hash_of
 from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.engine.trainer import MultimodalTrainer
+from mllm.engine.training_data import TrainingData
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES
 from mllm.objectives.base import Objective
 from mllm.registry import OBJECTIVES, TRAINERS, build
 from mllm.structures import Bundle
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 """Two names of one thing: transformers is renaming it."""
 
+DEFAULT_TRAINER = "default"
+"""Entry of TRAINERS for model types without an entry of their own."""
 MECHANISM = (
     *("clip_norm", "noise_multiplier", "target_epsilon", "accountant"),
     *("unit", "clipping", "secure_mode", "test_noise_seed"),
@@ -54,52 +57,57 @@ def build_learner(config: RunConfig, bundle: Bundle, teacher: Bundle | None = No
 
 
 def prepare_trainer(
-    config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, **data: Any
+    config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, data: TrainingData
 ) -> MultimodalTrainer:
-    """The trainer of the config's model type, writing into `folder`.
-
-    `data` is what the pipeline found: `train_dataset`, `train_sampler`, `collate`, and `eval_dataset`, `eval_sampler`
-    where there is a validation split; under `privacy_args` also `synthetic`, encoded samples that are not the data.
-    """
-    build_trainer = TRAINERS.find(config.model_args.type)
-    trainer: MultimodalTrainer = build_trainer(config, hardware, learner, folder, **data)
+    """Return the trainer of the config's model type, which writes to `folder`."""
+    trainer: MultimodalTrainer = find_builder(config.model_args.type)(config, hardware, learner, folder, data)
     return trainer
 
 
-@TRAINERS.register_module(
-    name=[
-        *("medgemma", "image-text", "shikra", "perceptionGPT", "causal-lm", "seq2seq"),
-        *("gemma3n-student", "medsiglip"),
-    ]
-)
+def find_builder(type: str) -> Callable[..., MultimodalTrainer]:
+    """Return the entry of TRAINERS for a model type, or the default one."""
+    build_trainer: Callable[..., MultimodalTrainer] = TRAINERS.find(
+        type if type in TRAINERS.names() else DEFAULT_TRAINER
+    )
+    return build_trainer
+
+
+@TRAINERS.register_module("default")
 def build_multimodal_trainer(
-    config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, **data: Any
+    config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, data: TrainingData
 ) -> MultimodalTrainer:
     """A MultimodalTrainer with the callbacks of every run; a PrivateTrainer where the config has `privacy_args`."""
     wanted = dict(config.training_args)
     enable_checkpointing(learner, wanted)
-    limit = wanted.pop("save_total_limit", None)
-    patience, threshold = wanted.pop("early_stopping_patience", None), wanted.pop("early_stopping_threshold", 0.0)
+    limit = wanted.pop("save_total_limit")
+    patience, threshold = wanted.pop("early_stopping_patience"), wanted.pop("early_stopping_threshold")
     use_tensorboard_folder(folder)
     meter = Meter()
-    log = RunLog({"config": config.name}, meter, details_of(config))
-    callbacks: list[Any] = [Guard(), Checkpoints(limit), log, Epochs(data["train_sampler"])]
+    log = RunLog({"config": config.name}, meter, log_details(config))
+    callbacks: list[Any] = [Guard(), Checkpoints(limit), log, Epochs(data.train_sampler)]
     if patience is not None:
         callbacks.append(EarlyStopping(patience, threshold))
     kind: Any = MultimodalTrainer
+    private: dict[str, Any] = {}
     if config.privacy_args is not None:
         kind, wanted["max_grad_norm"] = PrivateTrainer, 0.0
-        data["mechanism"] = mechanism_of(config.privacy_args, config.data_args.train, data["train_sampler"])
+        private["synthetic"] = data.synthetic
+        private["mechanism"] = mechanism_of(config.privacy_args, config.data_args.train, data.train_sampler)
         # The ledger is written before a checkpoint is marked complete.
         callbacks[1:1] = [SaveBelow(config.privacy_args.checkpoint_below), KeepLedger()]
     trainer: MultimodalTrainer = kind(
         learner,
-        training_arguments(wanted, hardware, folder, learner, evaluates=data.get("eval_dataset") is not None),
+        training_arguments(wanted, hardware, folder, learner, evaluates=data.eval_dataset is not None),
+        collate=data.collate,
+        train_dataset=data.train_dataset,
+        train_sampler=data.train_sampler,
+        eval_dataset=data.eval_dataset,
+        eval_sampler=data.eval_sampler,
         meter=meter,
         skip_failures=config.data_args.on_error == "skip",
         memory_advice=memory_advice(config),
         callbacks=callbacks,
-        **data,
+        **private,
     )
     bar = trainer.pop_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
     assert bar is not None
@@ -107,24 +115,11 @@ def build_multimodal_trainer(
     return trainer
 
 
-def details_of(config: RunConfig) -> Details | None:
-    """What the log of a seeing student says beside its rows, under the keys of GEMMA 3NCORE; None for other models."""
-    if config.model_args.part is None:
-        return None
-    model, training = config.model_args, config.training_args
-    weights = [options.get("weight") for options in config.objectives.values() if options["type"] == "FeatureMatch"]
-    start = weights[0] if weights else None
-    parameters = {
-        "sample_size": (config.data_args.train or {}).get("size"),
-        "lr": training.get("learning_rate"),
-        "epochs": training.get("num_train_epochs"),
-        "feature_weight_start": start.get("start") if isinstance(start, dict) else start,
-        "lora_r": model.lora_r,
-        "lora_alpha": model.lora_alpha,
-        "batch_size": training.get("per_device_train_batch_size"),
-        "gradient_accumulation_steps": training.get("gradient_accumulation_steps"),
-    }
-    return partial(published_log, parameters)
+def log_details(config: RunConfig) -> Details | None:
+    """Return the function of the model's family that adds keys to `training_log.json`, or None."""
+    family = FAMILIES.find(config.model_args.type).part(config.model_args.part)
+    details: Details | None = None if family.log_details is None else family.log_details(config)
+    return details
 
 
 def mechanism_of(args: PrivacyArgs, train: dict[str, Any] | None, sampler: Any) -> Mechanism:
@@ -154,7 +149,7 @@ def enable_checkpointing(learner: Learner, wanted: dict[str, Any]) -> None:
 
 def logical_batch_size(training_args: dict[str, Any]) -> int:
     """The samples of one update on one process: batch size times accumulation steps."""
-    size = training_args.get("per_device_train_batch_size", 8) * training_args.get("gradient_accumulation_steps", 1)
+    size = training_args["per_device_train_batch_size"] * training_args["gradient_accumulation_steps"]
     return int(size)
 
 
@@ -165,7 +160,7 @@ def training_arguments(
 
     The logical batch is one loader item here, so accumulation is 1 and the batch size the product of both.
     """
-    if not evaluates and wanted.get("eval_strategy", "no") != "no":
+    if not evaluates and wanted["eval_strategy"] != "no":
         logger.info("no validation split: eval_strategy '%s' is off", wanted["eval_strategy"])
         wanted["eval_strategy"] = "no"
     decided = dict(
@@ -183,15 +178,10 @@ def training_arguments(
         bf16_full_eval=False,  # evaluation runs under the same autocast; Trainer would leave the model on the CPU
         use_cpu=hardware.device == "cpu",
     )
-    defaults = dict(
-        report_to=["tensorboard"],
-        logging_steps=10,
-        save_only_model=False,
-        dataloader_persistent_workers=True,
-        disable_tqdm=not sys.stderr.isatty(),  # a file or a pipe gets lines alone
-    )
+    if wanted["disable_tqdm"] is None:
+        wanted["disable_tqdm"] = not sys.stderr.isatty()  # a file or a pipe gets lines without progress bars
     try:
-        arguments = TrainingArguments(**{**defaults, **wanted, **decided})
+        arguments = TrainingArguments(**{**wanted, **decided})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"training_args: {error}") from error
     if arguments.n_gpu > 1:
@@ -203,22 +193,22 @@ def training_arguments(
 def memory_advice(config: RunConfig) -> str:
     """What to lower when memory is short, in order, with the values of this config."""
     model, training, steps = config.model_args, config.training_args, []
-    size = training.get("per_device_train_batch_size", 8)
+    size = training["per_device_train_batch_size"]
     if config.data_args.tokens_per_micro_batch:  # takes the place of the batch size
         steps.append(f"data_args.tokens_per_micro_batch (now {config.data_args.tokens_per_micro_batch})")
     elif size > 1:
         steps.append(
             f"training_args.per_device_train_batch_size (now {size}; raise gradient_accumulation_steps, now "
-            f"{training.get('gradient_accumulation_steps', 1)}, to keep the update)"
+            f"{training['gradient_accumulation_steps']}, to keep the update)"
         )
     if not any(training.get(name) for name in CHECKPOINTING):
         steps.append("training_args.gradient_checkpointing (now False; turn it on)")
     if model.part is None:  # what only sees has no words, and images of the checkpoint's own size
         steps.append(f"model_args.max_length (now {model.max_length})")
-    if model.type == "medgemma" and model.part is None:
-        steps.append(f"model_args.image_token_len (now {model.image_token_len or 'the checkpoint’s own'})")
-        steps.append(f"model_args.image_size (now {model.image_size or 'the checkpoint’s own'})")
-    if not model.load_in_4bit and not (model.part == "vision" and model.type == "gemma3n-student"):
+    family = FAMILIES.find(model.type).part(model.part)
+    for key in family.memory_keys:
+        steps.append(f"model_args.{key} (now {vars(model)[key] or 'the checkpoint’s own'})")
+    if not model.load_in_4bit and family.cannot_quantize is None:
         instead = " in the place of load_in_8bit" if model.load_in_8bit else ""
         steps.append(f"model_args.load_in_4bit (now False; turn it on{instead})")
     if model.lora_r:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mllm.structures import Outputs
+from mllm.structures import Model, Outputs
 
 CHUNK = 2**24
 """Bytes of a tensor that are hashed at a time."""
@@ -67,7 +67,7 @@ class CachedTeacher(nn.Module):
         return Outputs(hidden_BLD=next(iter(taps.values())), taps=taps)
 
 
-def fingerprint(model: nn.Module, **settings: Any) -> str:
+def fingerprint(model: nn.Module | Model, **settings: Any) -> str:
     """A digest of a model's weights and of `settings`: what else decides the bits of what it gives."""
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=20)
     digest.update(torch.__version__.encode())

@@ -8,9 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mllm.models.trainable_model import AdaptedModel
 from mllm.objectives.base import Objective
-from mllm.structures import Context, Outputs
+from mllm.structures import Context, Model, Outputs
 
 Reduction = Literal["items", "samples"]
 
@@ -25,15 +24,15 @@ class Learner(nn.Module):
 
     def __init__(
         self,
-        student: AdaptedModel,
+        student: Model,
         objectives: Mapping[str, Objective],
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Model | None = None,
         reduction: Reduction = "items",
     ) -> None:
         super().__init__()
-        self.student: AdaptedModel = student
+        self.student: Model = student
         self.objectives = nn.ModuleDict(objectives)
-        self.teacher: nn.Module | None = teacher
+        self.teacher: nn.Module | Model | None = teacher
         self.reduction = reduction
         self.progress = 0.0
         """How far the training is, in [0, 1]; the trainer sets it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import chain, islice
 from typing import Any
 
@@ -15,7 +15,7 @@ from mllm.engine.learner import Learner
 from mllm.errors import ConfigError
 from mllm.models.encoding.packing import ROW, followers
 from mllm.models.encoding.views import ViewEncoder
-from mllm.models.language_model import PerceptionModel
+from mllm.models.language_model import LanguageModel
 from mllm.structures import IGNORE, Batch, Bundle, Context, LogicalBatch
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def preflight(learner: Learner, batch: LogicalBatch, accelerator: Any, further: 
         with accelerator.autocast():
             _check_gradients(learner, pieces)
         learner.eval()
-        if isinstance(learner.student, PerceptionModel):
+        if isinstance(learner.student, LanguageModel):
             with accelerator.autocast():
                 # Packing is proven on a sample that stands behind another, if any does.
                 piece = next((piece for piece in batch.pieces if followers(piece.student).any()), batch.pieces[-1])
@@ -97,7 +97,7 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
 
 
 @torch.no_grad()
-def _check_loss(learner: Learner, student: PerceptionModel, piece: Batch) -> None:
+def _check_loss(learner: Learner, student: LanguageModel, piece: Batch) -> None:
     """Our loss of one sample equals the one from the model's own logits.
 
     A family whose logits are scaled, shifted or capped in a way that we do not know is found here, not in a paper. Of
@@ -118,7 +118,7 @@ def _check_loss(learner: Learner, student: PerceptionModel, piece: Batch) -> Non
     if ROW in alone:
         alone = {name: tensor[sample : sample + 1] for name, tensor in alone.items()}
         sample = 0
-    with student.telling(alone) as kwargs:
+    with student.inserting_objects(alone) as kwargs:
         if "logits_to_keep" in inspect.signature(model.forward).parameters:
             logits = model(**kwargs, logits_to_keep=positions).logits[sample]
         else:
@@ -149,7 +149,7 @@ def describe_batch(batch: LogicalBatch, bundle: Bundle, most: int = 4) -> str:
     encoder = bundle.encoder
     if isinstance(encoder, ViewEncoder):
         return _described_views(batch, encoder, most)
-    tokenizer, image_ids = encoder.tokenizer, encoder.processor.image_token_ids
+    tokenizer, image_ids = encoder.tokenizer, encoder.image_token_ids
     lines = [
         "# The first batch",
         "",
@@ -195,7 +195,7 @@ def _described_views(batch: LogicalBatch, encoder: ViewEncoder, most: int) -> st
     return "\n".join(lines) + "\n"
 
 
-def _marked(ids: list[int], supervised: list[bool], tokenizer: Any, image_ids: list[int]) -> str:
+def _marked(ids: list[int], supervised: list[bool], tokenizer: Any, image_ids: Collection[int]) -> str:
     """Token ids as text, image tokens counted, supervised stretches in bold."""
     stretches: list[tuple[str, list[int]]] = []
     for token, spoken in zip(ids, supervised, strict=True):

@@ -1,4 +1,4 @@
-"""What leaves a run: an adapter or a merged model, each with its card; importing this registers the exporters."""
+"""Exports of a trained model, each with its facts and model card; importing this registers the exporters."""
 
 from __future__ import annotations
 

@@ -1,186 +1,118 @@
-"""The model card: what was trained from what, with which figures, under which terms. No number but measured ones."""
+"""Model cards: the README.md of an exported folder, rendered from the facts about the model."""
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mllm.export.settings import KEYS
+from mllm.config.defaults import make_model_args
+from mllm.export.facts import Facts
+from mllm.export.settings import encoding_settings
+from mllm.export.terms import is_tiny, terms_of_base, terms_text
+from mllm.family import FAMILIES
 
 RESEARCH_ONLY = "For research only; not for clinical use."
-TINY = " This base is a tiny random model: what is made from it shows that code runs, not that a model is any good."
-
-_GEMMA_TOKENS, _GEMMA_SIZE = 256, 896
-"""Gemma 3's own image tokens and image size in pixels (config.json of the released checkpoints)."""
-
-_TERMS = {
-    "medgemma": (
-        "health-ai-developer-foundations",
-        "https://developers.google.com/health-ai-developer-foundations/terms",
-        "MedGemma is given under the Health AI Developer Foundations terms of use, and what is derived from it stays "
-        "under them.",
-    ),
-    "gemma": (
-        "gemma",
-        "https://ai.google.dev/gemma/terms",
-        "Gemma is given under the Gemma terms of use, and what is derived from it stays under them. For MedGemma "
-        "the Health AI Developer Foundations terms hold.",
-    ),
-}
-"""Name, address and sentence of the terms that a base model brings."""
-
+"""A sentence of every card; `push` requires it."""
+TERMS_HEADING = "## Terms"
+"""The heading of a section of every card; `push` requires it."""
+TINY = " This base is a tiny random model. It exists to test the code; results with it say nothing about quality."
 
 TITLES = {"adapter": "LoRA adapter", "merged": "Merged model", "gguf": "GGUF files"}
 """Kind of an exported folder -> the title of its card."""
 _LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
-_TASKS = {"causal-lm": "text-generation", "seq2seq": "text-generation"}
-"""Model type -> its task on the Hugging Face Hub, where it is not 'image-text-to-text'."""
-_DATA, _SETTINGS, _FIGURES, _TERMS_TITLE = "Data", "Settings", "Figures of this run", "Terms"
+_SOFTWARE = ("mllm-medical", "torch", "transformers", "peft")
+"""The packages whose versions are in the card; `facts.json` contains all of them."""
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a run knows about itself, for its card."""
+def card_text(kind: str, facts: Facts) -> str:
+    """Return the README.md of an exported folder.
 
-    base: str
-    """The base model as the config names it: a name on the Hugging Face Hub or a folder."""
-    data: Sequence[str] = ()
-    """One line for each dataset."""
-    training: Mapping[str, Any] = field(default_factory=dict)
-    """The settings that shaped the result, under the names that they have in a config."""
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    """What was measured in this run."""
-    privacy: Sequence[str] = ()
-    """What the run promises of its training data, as Markdown lines."""
-
-
-def card_text(kind: str, settings: Mapping[str, Any], facts: Facts) -> str:
-    """The README.md of an exported folder; `kind` is one of `TITLES`, `settings` has the keys of `mllm.json`."""
-    settings = {key: settings[key] for key in KEYS if settings.get(key) not in (None, False, {})}
-    terms = _terms(settings["type"], facts.base)
-    reads_images = settings["type"] not in _TASKS
+    `kind` is a key of `TITLES`. Sections without facts are left out.
+    """
+    settings = {
+        key: value for key, value in encoding_settings(facts.settings).items() if value not in (None, False, {})
+    }
+    family = FAMILIES.find(settings["type"])
+    title = "Vision model" if kind == "merged" and settings.get("part") else TITLES[kind]
     sections = [
-        _front_matter(kind, _task(settings), facts.base, terms),
-        f"# {TITLES[kind]} for {Path(facts.base).name}",
-        f"**{RESEARCH_ONLY}** It can be wrong about any {'image' if reads_images else 'question'}, and has not been "
-        "assessed for any clinical purpose.",
-        f"Base model: `{facts.base}`, type `{settings['type']}`." + (TINY if _is_tiny(facts.base) else ""),
+        _front_matter(kind, settings, facts.base),
+        f"# {title} for {Path(facts.base).name}",
+        f"**{RESEARCH_ONLY}** The model can be wrong about any {'image' if family.reads_images else 'question'}. "
+        "It has not been evaluated for any clinical purpose.",
+        f"Base model: `{facts.base}`, type `{settings['type']}`." + (TINY if is_tiny(facts.base) else ""),
         "## How to load it\n\n" + _usage(kind, settings),
-        _image_note(kind, settings),
-        _beside_note(kind, settings),
-        _section(_DATA, [f"* {line}" for line in facts.data]),
-        _section(_SETTINGS, _table(("key", "value"), {**settings, **facts.training})),
-        _section(_FIGURES, _table(("figure", "value"), facts.figures)),
-        _section("Privacy", facts.privacy),
-        _section(_TERMS_TITLE, [_terms_text(terms)]),
+        family.image_note(settings, kind),
+        _trained_note(kind, settings),
+        _section("Data", [f"* {name}: `{part.type}`, {part.samples:,} samples" for name, part in facts.data.items()]),
+        _section("Settings", _table(("key", "value"), {**settings, **facts.training})),
+        _section("Results", _table(("figure", "value"), facts.named_figures())),
+        _section("Privacy", privacy_lines(facts.privacy)),
+        _section("Software", _software(facts.versions)),
+        f"{TERMS_HEADING}\n\n{terms_text(facts)}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def card_section(card: str, title: str) -> str:
-    """The text under a heading of a card; empty where it has none."""
-    found = re.search(rf"^## {re.escape(title)}\n\n(.*?)(?=\n\n## |\Z)", card, re.MULTILINE | re.DOTALL)
-    return found[1].strip() if found else ""
+def privacy_lines(record: Mapping[str, Any] | None) -> list[str]:
+    """Return the Markdown lines of a privacy record (`privacy.json`); none for a run without one."""
+    if record is None:
+        return []
+    shown = {key: value for key, value in record.items() if isinstance(value, (str, int, float)) and key != "guarantee"}
+    lines = [f"**{record['guarantee']}**", "", "| key | value |", "|---|---|"]
+    lines += [f"| {key} | {f'{value:.6g}' if isinstance(value, float) else value} |" for key, value in shown.items()]
+    lines += ["", "Not covered by the guarantee:", ""]
+    lines += [f"* {sentence}" for sentence in record["outside_the_guarantee"]]
+    if record["warnings"]:
+        lines += ["", "Warnings:", "", *(f"* {sentence}" for sentence in record["warnings"])]
+    return lines
 
 
-def terms_of(card: str) -> str:
-    """The terms under which a folder's card gives it."""
-    return card_section(card, _TERMS_TITLE)
-
-
-def facts_of(card: str, base: str) -> Facts:
-    """What a card of ours says of the run behind it, for the card of what is made from its folder."""
-    data = [line.removeprefix("* ") for line in card_section(card, _DATA).splitlines() if line.startswith("* ")]
-    tables: list[dict[str, Any]] = []
-    for title in (_SETTINGS, _FIGURES):
-        rows = [re.fullmatch(r"\| (.+?) \| (.*) \|", line) for line in card_section(card, title).splitlines()[2:]]
-        tables.append({row[1]: row[2].replace("\\|", "|") for row in rows if row})
-    training = {key: value for key, value in tables[0].items() if key not in KEYS}
-    return Facts(base=base, data=data, training=training, figures=tables[1])
-
-
-def _is_tiny(base: str) -> bool:
-    """Whether the base is a random model of ours, whose weights nobody has terms for."""
-    return Path(base).name.startswith("tiny-")
-
-
-def _terms(kind: str, base: str) -> tuple[str, str, str] | None:
-    """The terms that the base model brings, or None where we do not know them."""
-    if _is_tiny(base):
-        return None
-    name = Path(base).name.lower()
-    if "medgemma" in name:
-        return _TERMS["medgemma"]
-    return _TERMS["gemma"] if kind == "medgemma" or "gemma" in name else None
-
-
-def _task(settings: Mapping[str, Any]) -> str:
-    """What the model does, in the words of the Hub, which has none for numbers read from images."""
-    if settings.get("part"):
-        return "image-feature-extraction"
-    return _TASKS.get(settings["type"], "image-text-to-text")
-
-
-def _front_matter(kind: str, task: str, base: str, terms: tuple[str, str, str] | None) -> str:
-    """The YAML header that the Hugging Face Hub reads; it accepts only its own names as `base_model`."""
+def _front_matter(kind: str, settings: Mapping[str, Any], base: str) -> str:
+    """Return the YAML header that the Hugging Face Hub reads; it accepts only names on the Hub as `base_model`."""
+    task = FAMILIES.find(settings["type"]).part(settings.get("part")).hub_task
     lines = [f"library_name: {_LIBRARIES[kind]}", f"pipeline_tag: {task}"]
     if base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists():
         lines.append(f"base_model: {base}")
     lines.append("license: other")
-    if terms:
-        lines += [f"license_name: {terms[0]}", f"license_link: {terms[1]}"]
+    if (terms := terms_of_base(settings["type"], base)) is not None:
+        lines += [f"license_name: {terms.name}", f"license_link: {terms.link}"]
     lines.append("tags: [medical, research-only]")
     return "---\n" + "\n".join(lines) + "\n---"
 
 
 def _usage(kind: str, settings: Mapping[str, Any]) -> str:
+    """Return the command that runs the model, and its explanation."""
     if kind == "gguf":
         return (
             "```\nollama create NAME -f Modelfile\nollama run NAME\n```\n\n"
-            "The `Modelfile` has the prompt of the model's own chat template; llama.cpp reads the GGUF files alone."
+            "The `Modelfile` contains the prompt of the model's chat template. llama.cpp reads the GGUF files without "
+            "it."
         )
-    option = "--adapter" if kind == "adapter" else "--model"
+    command = f"python mllm/pipeline/predict.py {'--adapter' if kind == 'adapter' else '--model'} THIS_FOLDER"
     if settings.get("part"):
         return (
-            f"```\npython mllm/pipeline/predict.py {option} THIS_FOLDER --video a.avi --frames ED=46,ES=61\n```\n\n"
-            "The vision part alone, with a head for measures, which mllm alone reads. `mllm.json` names the measures "
-            "and the views."
+            f"```\n{command} --video a.avi --frames ED=46,ES=61\n```\n\n"
+            "The folder contains the vision part of the model and a head that computes measures. Only mllm loads the "
+            "head. `mllm.json` lists the measures and the views."
         )
-    reads_images = settings["type"] not in _TASKS
-    asked = '--image a.dcm --question "What is shown?"' if reads_images else '--question "What is to be done?"'
+    if not FAMILIES.find(settings["type"]).reads_images:
+        return (
+            f'```\n{command} --question "What is to be done?"\n```\n\n'
+            "`mllm.json` contains the settings with which questions were encoded in training; `predict.py` uses them."
+        )
     return (
-        f"```\npython mllm/pipeline/predict.py {option} THIS_FOLDER {asked}\n```\n\n"
-        f"`mllm.json` says how questions{' and images' if reads_images else ''} were encoded in training; `predict.py` "
-        "does the same."
+        f'```\n{command} --image a.dcm --question "What is shown?"\n```\n\n'
+        "`mllm.json` contains the settings with which questions and images were encoded in training; `predict.py` "
+        "uses them."
     )
 
 
-def _image_note(kind: str, settings: Mapping[str, Any]) -> str:
-    """What another program must know where images are not encoded as the released Gemma 3 does."""
-    tokens, size = settings.get("image_token_len"), settings.get("image_size")
-    if settings["type"] != "medgemma" or (tokens in (None, _GEMMA_TOKENS) and size in (None, _GEMMA_SIZE)):
-        return ""
-    said = [f"{tokens} tokens per image"] if tokens else []
-    said += [f"images of {size} pixels"] if size else []
-    note = f"## Images\n\nTrained with {' and '.join(said)}."
-    if tokens and math.isqrt(tokens) ** 2 != tokens:
-        note += (
-            f" {tokens} tokens need a rectangular pool: stock transformers builds the square pool and refuses at the "
-            "first image; load it with mllm."
-        )
-    elif kind == "adapter":
-        note += " A base loaded by stock transformers does not encode images so; load it with mllm."
-    return note
-
-
-def _beside_note(kind: str, settings: Mapping[str, Any]) -> str:
-    """What another program must know where more than a LoRA was trained."""
+def _trained_note(kind: str, settings: Mapping[str, Any]) -> str:
+    """Return a note for other programs if more than a LoRA was trained."""
     trained = ["heads"] if settings.get("heads") else []
-    if settings["type"] in ("shikra", "perceptionGPT") and not settings.get("freeze_mm_mlp_adapter"):
+    args = make_model_args(**{"model_name_or_path": "", **settings})
+    if FAMILIES.find(args.type).trains_projector(args):
         trained.append("the projector between vision and language")
     if not trained and not settings.get("box_format"):
         return ""
@@ -188,15 +120,25 @@ def _beside_note(kind: str, settings: Mapping[str, Any]) -> str:
         trained += ["the whole vision tower"] if settings.get("train_vision") else []
     elif settings.get("heads") or not trained:
         trained.append("added tokens")
-    what = " and ".join(trained)
+    parts = " and ".join(trained)
     if kind == "merged":
         return (
-            f"## Beside the weights\n\nTrained with {what}; `heads.safetensors` holds the heads; mllm alone reads them."
+            f"## Beside the weights\n\nTrained parts beside the LoRA: {parts}. `heads.safetensors` contains the heads, "
+            "which only mllm loads."
         )
     return (
-        f"## Beside the LoRA\n\n`heads.safetensors` holds {what}. PEFT alone loads the LoRA without it: load this "
-        "folder with mllm, or merge it."
+        f"## Beside the LoRA\n\n`heads.safetensors` contains {parts}. PEFT loads the LoRA without it: load this folder "
+        "with mllm, or merge it."
     )
+
+
+def _software(versions: Mapping[str, Any]) -> list[str]:
+    """Return the versions of the most important packages as one line."""
+    packages = versions.get("packages", {})
+    parts = [f"{name} {packages[name]}" for name in _SOFTWARE if packages.get(name)]
+    if parts and versions.get("git_commit"):
+        parts[0] += f" (commit {versions['git_commit'][:12]})"
+    return ["Trained with " + ", ".join(parts) + "."] if parts else []
 
 
 def _section(title: str, lines: Sequence[str]) -> str:
@@ -204,7 +146,7 @@ def _section(title: str, lines: Sequence[str]) -> str:
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> list[str]:
-    """A Markdown table of what is known; a value that is None is left out, floats have four digits."""
+    """Return a Markdown table without the rows whose value is None; floats have four significant digits."""
     known = {key: value for key, value in rows.items() if value is not None}
     if not known:
         return []
@@ -213,11 +155,3 @@ def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> list[str]:
         shown = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split()).replace("|", "\\|")
         lines.append(f"| {key} | {shown} |")
     return lines
-
-
-def _terms_text(terms: tuple[str, str, str] | None) -> str:
-    sentence = f"{terms[2]} See {terms[1]}." if terms else "The licence of the base model holds for this one too."
-    return (
-        f"{sentence} The licences of the training data hold beside it. Weights can remember what they were trained on: "
-        "keep this folder as confidential as the data."
-    )

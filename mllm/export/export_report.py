@@ -1,4 +1,4 @@
-"""`export_report.json`: what an export did, what it checked, and what it cost."""
+"""Measurements for `export_report.json`: peak memory and sizes of files."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-FILE = "export_report.json"
-
 
 def peak_memory() -> int:
-    """The most bytes of memory that this process has held so far, files that it maps included."""
+    """Return the peak memory of this process in bytes, including memory-mapped files."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # A process inherits the peak that getrusage tells from the one that started it.
+        # getrusage also counts the peak of the parent process before the fork.
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -23,6 +21,6 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def shard_sizes(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The files of weights with their sizes in bytes."""
-    return [{"file": name, "bytes": (folder / name).stat().st_size} for name in names]
+def shard_sizes(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the names of weight files with their sizes in bytes."""
+    return [{"file": file.name, "bytes": file.stat().st_size} for file in files]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,12 @@ def read_facts(folder: Path) -> Facts | None:
         return Facts(**{**known, "data": splits})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): delete it, or export the run again") from error
+
+
+def known_facts(folder: Path, base: str, settings: Mapping[str, Any]) -> Facts:
+    """Return the facts in `folder` with `settings` as the settings; without `facts.json` only `base` and `settings`."""
+    facts = read_facts(folder)
+    return Facts(base, settings) if facts is None else replace(facts, settings=settings)
 
 
 def write_metrics(folder: Path, facts: Facts) -> Path:

@@ -1,8 +1,8 @@
-"""An Ollama `Modelfile`: the weights, how a conversation becomes a prompt, what ends an answer, and the terms.
+"""Ollama `Modelfile`: weights, prompt template, end of an answer, generation settings and terms.
 
-Ollama renders Go's text/template; what is rendered here is what the family's own chat template renders, without the
-token that begins a sequence, which llama.cpp adds as the GGUF file says. Ollama passes contents as they are, where the
-chat templates of Gemma trim them. Syntax: https://docs.ollama.com/modelfile.
+Ollama renders Go's text/template. The templates here produce the same text as the chat templates of the models, without
+the token that begins a sequence, which llama.cpp adds according to the GGUF file. Unlike Gemma's chat templates, Ollama
+does not trim the contents of messages. Syntax: https://docs.ollama.com/modelfile.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ PARAMETERS = {
     "seed": "seed",
     "max_length": "num_ctx",
 }
-"""Our names of settings -> Ollama's."""
+"""Our names of generation settings -> Ollama's."""
 
 
 @dataclass(frozen=True)
-class ChatFamily:
-    """How the models of one family converse."""
+class ChatFormat:
+    """Prompt format of a family of chat models."""
 
     marker: str
-    """A text that the chat templates of this family alone have."""
+    """A text that only the chat templates of this family contain."""
     template: str
     """The prompt, in Go's template syntax."""
     stops: tuple[str, ...]
-    """What ends an answer."""
+    """Texts that end an answer."""
 
 
 GEMMA = """\
@@ -51,7 +51,7 @@ GEMMA = """\
 {{ end }}
 {{- end }}<start_of_turn>model
 """
-"""Gemma 1 to 3n have no turn of the system: what it says stands before the first question."""
+"""Gemma 1 to 3n have no system turn: the system text precedes the first question."""
 
 LLAMA3 = """\
 {{- if .System }}<|start_header_id|>system<|end_header_id|>
@@ -66,51 +66,51 @@ LLAMA3 = """\
 {{- end }}<|start_header_id|>assistant<|end_header_id|>
 
 """
-"""Llama 3. Later ones write the date of the day before every conversation, which no template of Ollama's can."""
+"""Llama 3. Later versions write the current date before a conversation, which Ollama's templates cannot do."""
 
-FAMILIES = {
-    "gemma": ChatFamily("<start_of_turn>", GEMMA, ("<end_of_turn>",)),
-    "llama3": ChatFamily("<|start_header_id|>", LLAMA3, ("<|eot_id|>", "<|end_of_text|>")),
+CHAT_FORMATS = {
+    "gemma": ChatFormat("<start_of_turn>", GEMMA, ("<end_of_turn>",)),
+    "llama3": ChatFormat("<|start_header_id|>", LLAMA3, ("<|eot_id|>", "<|end_of_text|>")),
 }
 DATED = "date_string"
-"""In chat templates that write the date of the day."""
+"""A variable of chat templates that contain the current date."""
 
 
-def chat_family(chat_template: str | None) -> str:
-    """Which of `FAMILIES` a tokenizer's chat template belongs to; raises `ConfigError` for others."""
-    for name, family in FAMILIES.items():
+def chat_format(chat_template: str | None) -> str:
+    """Return the key in `CHAT_FORMATS` for the chat template of a tokenizer; raises `ConfigError` for others."""
+    for name, family in CHAT_FORMATS.items():
         if chat_template and family.marker in chat_template and DATED not in chat_template:
             return name
     raise ConfigError(
-        f"there is no Ollama template for this model's chat template (known: {', '.join(FAMILIES)}); write the "
+        f"there is no Ollama template for this model's chat template (known: {', '.join(CHAT_FORMATS)}); write the "
         "Modelfile's TEMPLATE by hand"
     )
 
 
-def modelfile(
-    family: str,
+def modelfile_text(
+    chat: str,
     weights: str,
     *,
     mmproj: str | None = None,
     adapter: str | None = None,
-    settings: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
     system: str | None = None,
     stops: Sequence[str] = (),
     license_text: str | None = None,
 ) -> str:
-    """The text of a `Modelfile`.
+    """Return the text of a `Modelfile`.
 
-    `weights` is a GGUF file, `mmproj` that of the vision tower and `adapter` that of a LoRA, each as seen from the
-    Modelfile; `settings` are generation settings under the names of `PARAMETERS`, those that are None left out;
-    `stops` end an answer beside what ends it in the family. Raises `ConfigError` for what a Modelfile cannot say.
+    `chat` is a key of `CHAT_FORMATS`. `weights`, `mmproj` (vision tower) and `adapter` (LoRA) are GGUF files relative
+    to the Modelfile. `generation` contains keys of `PARAMETERS`; None values are left out. `stops` end an answer in
+    addition to those of the chat format. Raises `ConfigError` for what a Modelfile cannot contain.
     """
-    known = FAMILIES[family]
+    known = CHAT_FORMATS[chat]
     lines = [f"FROM {_path(weights)}"]
     lines += [f"FROM {_path(mmproj)}"] if mmproj else []
     lines += [f"ADAPTER {_path(adapter)}"] if adapter else []
     lines += [f"TEMPLATE {_quoted('the template', known.template)}"]
     lines += [f"SYSTEM {_quoted('the system text', system)}"] if system else []
-    for name, value in (settings or {}).items():
+    for name, value in (generation or {}).items():
         if name not in PARAMETERS:
             raise ConfigError(f"Ollama has no parameter for {name}; known are {', '.join(PARAMETERS)}")
         if value is not None:
@@ -121,13 +121,14 @@ def modelfile(
 
 
 def _path(name: str) -> str:
-    """A file beside the Modelfile; Ollama would take a bare name for that of a model in its library."""
+    """Return a path that Ollama does not take for the name of a model in its library."""
     if "\n" in name:
-        raise ConfigError(f"a file's name must be one line: {name!r}")
+        raise ConfigError(f"a file name must not contain a line break: {name!r}")
     return name if name.startswith(("/", "./", "../")) else f"./{name}"
 
 
-def _quoted(what: str, text: str) -> str:
+def _quoted(subject: str, text: str) -> str:
+    """Return `text` in triple quotes; raises `ConfigError` if it contains them."""
     if '"""' in text:
-        raise ConfigError(f'{what} holds """, which ends a text in a Modelfile: remove it')
+        raise ConfigError(f'{subject} contains """, which ends a text in a Modelfile: remove it')
     return f'"""{text}"""'

@@ -1,4 +1,4 @@
-"""`mllm.json`: what an exported folder must say so that a question is encoded as it was in training."""
+"""`mllm.json`: the settings of an exported folder with which samples were encoded in training."""
 
 from __future__ import annotations
 
@@ -8,29 +8,37 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES
 from mllm.files import write_json
+from mllm.run_files import SETTINGS
 
-FILE = "mllm.json"
 KEYS = (
     *("type", "image_size", "image_token_len", "max_length", "system", "turn_end", "chat_template"),
     *("heads", "box_format", "pad_to_square", "fuse_vision_layers", "part", "train_vision"),
-    *("vision_tower", "mm_vision_select_layer", "pretrain_mm_mlp_adapter"),
-    *("freeze_backbone", "tune_mm_mlp_adapter", "freeze_mm_mlp_adapter"),
 )
-"""The keys of `model_args` that change how a sample is encoded or read; precision and LoRA are not among them."""
+"""Common keys of `model_args` that influence how a sample is encoded or an output decoded; not precision or LoRA."""
 BASE = "base"
-"""The key of the base model, for a folder without a LoRA, whose own config would name it."""
+"""The key of the base model, for a folder without a LoRA (whose own config would name it)."""
+
+
+def encoding_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of `mllm.json` that `values` contains, such as those of `asdict(model_args)`.
+
+    They are `KEYS` and the keys that only the family of the model type has.
+    """
+    keys = (*KEYS, *FAMILIES.find(values["type"]).own_keys)
+    return {key: values[key] for key in keys if key in values}
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any], base: str | None = None) -> Path:
-    """Writes the `KEYS` of `settings`, and the base that they were used with, to `mllm.json` in `folder`."""
-    told = {key: settings[key] for key in KEYS if key in settings}
-    return write_json(folder / FILE, told if base is None else {**told, BASE: base})
+    """Write the encoding settings in `settings`, and the base model if one is passed, to `mllm.json` in `folder`."""
+    values = encoding_settings(settings)
+    return write_json(folder / SETTINGS, values if base is None else {**values, BASE: base})
 
 
 def read_base(folder: str | Path) -> str | None:
-    """The base model that `mllm.json` in `folder` names."""
-    path = Path(folder) / FILE
+    """Return the base model that `mllm.json` in `folder` names; None if there is none."""
+    path = Path(folder) / SETTINGS
     if not path.is_file():
         return None
     base = json.loads(path.read_text(encoding="utf-8")).get(BASE)
@@ -38,11 +46,11 @@ def read_base(folder: str | Path) -> str | None:
 
 
 def read_settings(folder: str | Path, **defaults: Any) -> dict[str, Any]:
-    """The settings in `folder`, or `defaults` where it has none, as in an adapter that was trained elsewhere.
+    """Return the settings in `folder`; `defaults` without `mllm.json`, as in an adapter of another tool.
 
-    Raises `ConfigError` where the file is there but cannot be read.
+    Raises `ConfigError` if the file cannot be read.
     """
-    path = Path(folder) / FILE
+    path = Path(folder) / SETTINGS
     if not path.is_file():
         return defaults
     try:
@@ -51,4 +59,4 @@ def read_settings(folder: str | Path, **defaults: Any) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read ({error}); export the run again") from error
     if not isinstance(settings, dict) or "type" not in settings:
         raise ConfigError(f"{path} has no key 'type'; export the run again")
-    return {key: settings[key] for key in KEYS if key in settings}
+    return encoding_settings(settings)

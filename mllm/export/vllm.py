@@ -1,7 +1,7 @@
-"""Whether vLLM's LoRA loader reads an adapter, and if not, why: read from its source (vllm/lora/peft_helper.py).
+"""Check of an adapter against vLLM's LoRA loader (source: vllm/lora/peft_helper.py).
 
-It takes rank, alpha, `use_rslora` and the names of the tensors in `adapter_model.safetensors`; what else an
-adapter_config.json says it ignores in silence or refuses.
+The loader uses rank, alpha, `use_rslora` and the names of the tensors in `adapter_model.safetensors`. It ignores or
+refuses all other keys of adapter_config.json.
 """
 
 from __future__ import annotations
@@ -12,34 +12,32 @@ from typing import Any
 from mllm.models.adapters.files import KEY
 
 LARGEST_RANK = 512
-"""The largest `--max-lora-rank` that vLLM offers."""
+"""The largest `--max-lora-rank` of vLLM."""
 LINEAR = ("lora_A.weight", "lora_B.weight")
-"""What it reads of a layer."""
+"""The tensors of a layer that vLLM loads."""
 
 
-def vllm_obstacles(config: Any, keys: Iterable[str], language: str | None, beside: bool) -> list[str]:
-    """Reasons why vLLM would refuse an adapter or apply it wrongly; empty where it reads it.
+def vllm_obstacles(config: Any, keys: Iterable[str], language: str | None, trained_beside: bool) -> list[str]:
+    """Return the reasons why vLLM would refuse an adapter or apply it incorrectly; none if it loads it.
 
-    `config` is a `peft.LoraConfig` and `keys` are the names of the tensors; `language` is the prefix of the language
-    model's modules, and `beside` says whether more than the LoRA was trained.
+    `config` is a `peft.LoraConfig` and `keys` are the names of the tensors. `language` is the prefix of the language
+    model's modules. `trained_beside` is True if more than the LoRA was trained.
     """
     reasons = []
     if config.use_dora:
         reasons.append("it is a DoRA adapter: merge it")
     if config.rank_pattern or config.alpha_pattern:
-        reasons.append(
-            "its ranks or alphas differ from layer to layer, and vLLM would apply one scaling to all: merge it"
-        )
+        reasons.append("ranks or alphas differ between layers, and vLLM applies one scaling to all: merge it")
     if config.r > LARGEST_RANK:
         reasons.append(f"its rank {config.r} is above {LARGEST_RANK}: merge it")
     if config.bias != "none" or config.modules_to_save:
-        reasons.append("it holds biases or whole modules: merge it")
+        reasons.append("it contains biases or whole modules: merge it")
     matches = [match for match in map(KEY.fullmatch, keys) if match]
     if other := sorted({match["module"] for match in matches if match["part"] not in LINEAR and not config.use_dora}):
-        reasons.append(f"it adapts {other[0]}, which is no Linear layer: merge it")
+        reasons.append(f"it adapts {other[0]}, which is not a Linear layer: merge it")
     towers = [match["module"] for match in matches if language and not match["module"].startswith(f"{language}.")]
     if towers:
-        reasons.append(f"it adapts {towers[0]}, and vLLM's LoRA is for the language model: merge it")
-    if beside:
-        reasons.append("heads.safetensors holds what was trained beside it: merge it, or use it with mllm")
+        reasons.append(f"it adapts {towers[0]}, and vLLM applies LoRA only to the language model: merge it")
+    if trained_beside:
+        reasons.append("heads.safetensors contains trained parts beside the LoRA: merge it, or use it with mllm")
     return reasons

@@ -1,103 +1,136 @@
-"""What every trained model shares: a backbone of transformers, perhaps with an adapter, and what trains beside it."""
+"""Base class of all trained models: a backbone of transformers with an adapter, and heads beside it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from timm.layers.config import set_reentrant_ckpt
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TimmWrapperModel
 
 from mllm.errors import ConfigError
 
-OWN = ("heads", "rows", "fusion")
-"""The parts of such a model that are not in the backbone."""
-WHOLE = ("projector", "vision")
-"""The towers of which parameters may train beside a LoRA or without one."""
+EXTRA_PARTS = ("heads", "rows", "fusion")
+"""Names of the submodules outside the backbone."""
+TRAINABLE_TOWERS = ("projector", "vision")
+"""Towers whose own parameters, not only their LoRA, may be trained."""
 
 
-class AdaptedModel(nn.Module):
-    """A backbone of transformers or a `peft.PeftModel` around one, with heads beside it.
+class TrainableModel(nn.Module):
+    """A backbone of transformers, or the `peft.PeftModel` around one, with heads beside it.
 
-    `towers` names the parts of the backbone by the prefix of their parameters, such as
-    `{"vision": "model.vision_tower"}`.
+    `towers` maps the parts of the backbone to the prefix of their parameter names, such as
+    `{"vision": "model.vision_tower"}`. Subclasses implement the protocol `mllm.structures.Model`.
     """
+
+    generates_text: bool
+    """False: the model predicts measures."""
 
     def __init__(self, backbone: nn.Module, towers: dict[str, str], heads: dict[str, nn.Module] | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.towers = towers
         self.heads = nn.ModuleDict(heads or {})
+        self.tapped: dict[str, int] = {}
+        """Width of each tapped layer by module path, and the side of their `grid`."""
 
     @property
     def pretrained(self) -> PreTrainedModel:
-        """The transformers model inside, adapters injected."""
+        """Return the model of transformers, with injected adapter layers."""
         backbone: Any = self.backbone
         model = backbone if isinstance(backbone, PreTrainedModel) else backbone.get_base_model()
         assert isinstance(model, PreTrainedModel)
         return model
 
     def enable_checkpointing(self, options: dict[str, Any], **layers: Any) -> None:
-        """Computes layers again in the backward instead of keeping what they gave; never re-entrant.
+        """Turn gradient checkpointing on: activations are recomputed in the backward pass. Never reentrant.
 
-        `options` are those of `torch.utils.checkpoint`, `layers` those of transformers' own method.
+        `options` are passed to `torch.utils.checkpoint`, `layers` to `gradient_checkpointing_enable` of transformers.
         """
         model = self.pretrained
         for module in model.modules():
             if isinstance(module, TimmWrapperModel) and self.trains("vision"):
-                set_reentrant_ckpt(False)  # transformers does not hand its options on to timm
+                set_reentrant_ckpt(False)  # transformers does not pass its options to timm
                 module.timm_model.set_grad_checkpointing(True)
         if any("gradient_checkpointing" in vars(module) for module in model.modules()):
             model.gradient_checkpointing_enable(options, **layers)
-            # It makes every tower's inputs ask for gradients, so a frozen one would be computed again and backwards.
+            # transformers makes the inputs of every tower require gradients: a frozen tower would run backward too.
             model.disable_input_require_grads()
 
     def trains(self, tower: str) -> bool:
-        """Whether any parameter of a tower is trainable."""
+        """Return True if any parameter of a tower is trainable."""
         return any(
             parameter.requires_grad and self.tower_of(name) == tower for name, parameter in self.named_parameters()
         )
 
     def tower_of(self, parameter: str) -> str:
-        """Which tower a parameter of this module belongs to, by its name."""
+        """Return the tower of a parameter of this module, given its name: 'other' if it is in none."""
         part = parameter.partition(".")[0]
-        if part in OWN:
+        if part in EXTRA_PARTS:
             return part
         for tower, prefix in self.towers.items():
             if f"{prefix}." in parameter:
                 return tower
         return "other"
 
+    def freeze_as_teacher(self) -> None:
+        """Freeze all parameters."""
+        self.requires_grad_(False)
+
+    def fit_measures(self, known: Mapping[str, Sequence[float]]) -> None:
+        """Do nothing: this model has no measure head."""
+
+    def tap(self, layers: Sequence[int | str] | None, count: int, grid: int) -> list[tuple[str, int]]:
+        """Raise `ConfigError`: only a vision model has layers to tap."""
+        raise ConfigError("inner features are read from a vision model only: set part='vision'")
+
     def trained_state(self) -> dict[str, Tensor]:
-        """All that trains beside LoRA: `heads.*`, `rows.*`, `fusion.*`, `projector.*`, `vision.*`."""
-        return {name: parameter.detach() for name, parameter in self._beside_lora().items()}
+        """Return all trained tensors that are not part of an adapter.
+
+        Names begin with `heads.`, `rows.`, `fusion.`, `projector.` or `vision.`.
+        """
+        return {name: parameter.detach() for name, parameter in self._trained_parameters().items()}
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Takes what `trained_state` of an equal model gave; raises `ConfigError` where it does not fit."""
-        own = self._beside_lora()
-        missing, strange = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        if missing or strange:
-            what = f"lacks {missing[0]}" if missing else f"has {strange[0]}, which the model has not"
+        """Copy the tensors of `trained_state` of an equal model. Raise `ConfigError` if names or shapes differ."""
+        parameters = self._trained_parameters()
+        missing, unexpected = sorted(parameters.keys() - state.keys()), sorted(state.keys() - parameters.keys())
+        if missing or unexpected:
+            difference = f"lack {missing[0]}" if missing else f"have {unexpected[0]}, which the model does not have"
             raise ConfigError(
-                f"what was trained beside the adapter {what}: heads and box_format must be as in training"
+                f"the tensors trained beside the adapter {difference}: heads and box_format must be as in training"
             )
-        for name, parameter in own.items():
+        for name, parameter in parameters.items():
             if parameter.shape != state[name].shape:
                 raise ConfigError(
-                    f"{name} has shape {tuple(state[name].shape)} where the model needs {tuple(parameter.shape)}: "
+                    f"{name} has shape {tuple(state[name].shape)}, but the model needs {tuple(parameter.shape)}: "
                     "heads and box_format must be as in training"
                 )
             with torch.no_grad():
                 parameter.copy_(state[name])
 
-    def _beside_lora(self) -> dict[str, nn.Parameter]:
-        """The trained parameters that are no adapter's, under names without the backbone's prefixes."""
-        found = {}
+    def _trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters outside adapters, under names without the prefixes of the backbone."""
+        trained = {}
+        adapter_names = adapter_parameter_names(self)
         for name, parameter in self.named_parameters():
             tower = self.tower_of(name)
-            if tower in OWN:
-                found[name] = parameter
-            elif tower in WHOLE and parameter.requires_grad and ".lora_" not in name:
-                found[f"{tower}." + name.partition(f"{self.towers[tower]}.")[2]] = parameter
-        return found
+            if tower in EXTRA_PARTS:
+                trained[name] = parameter
+            elif tower in TRAINABLE_TOWERS and parameter.requires_grad and name not in adapter_names:
+                trained[f"{tower}." + name.partition(f"{self.towers[tower]}.")[2]] = parameter
+        return trained
+
+
+def adapter_parameter_names(model: nn.Module) -> set[str]:
+    """Return the names of all parameters of adapters: those that the tuner layers of PEFT declare as their own."""
+    return {
+        f"{prefix}.{name}"
+        for prefix, layer in model.named_modules()
+        if isinstance(layer, BaseTunerLayer) and isinstance(layer, nn.Module)
+        for name, _ in layer.named_parameters()
+        if name.partition(".")[0] in layer.adapter_layer_names
+    }

@@ -1,8 +1,8 @@
-"""A model that reads named views of one patient and gives numbers, without a word."""
+"""Model that predicts measures from named views of one patient, without a language model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from mllm.models.backbone.taps import Taps, tap_paths
 from mllm.models.backbone.vision_part import skeleton
 from mllm.models.heads import RegressionHead
-from mllm.models.trainable_model import AdaptedModel
+from mllm.models.trainable_model import TrainableModel
 from mllm.structures import Outputs
 
 
-class VisionModel(AdaptedModel):
-    """The vision part of a model, and a head that reads measures from it, where there is one.
+class VisionModel(TrainableModel):
+    """The vision part of a model, with an optional head that predicts measures.
 
-    `layers` is the path of the tower's sequence of layers, `side` the pixels of an image's side.
+    `layers` is the module path of the tower's sequence of layers, `side` the side of an image in pixels.
     """
+
+    generates_text = False
 
     def __init__(
         self,
@@ -32,55 +34,63 @@ class VisionModel(AdaptedModel):
     ) -> None:
         super().__init__(backbone, towers, {} if head is None else {"measures": head})
         self.layers, self.side = layers, side
-        self.one_by_one = False
-        """Let every image run alone, so that its features depend on no neighbor, not even in the last bit."""
+        self.separate_images = False
+        """Run every image on its own, so that its features do not depend on the batch, not even in the last bit."""
         self._taps: Taps | None = None
-        self.tapped: dict[str, int] = {}
-        """The widths of the layers whose outputs are kept, by path, and the side of their `grid`."""
 
     @property
     def head(self) -> RegressionHead | None:
-        """The head that reads measures."""
+        """Return the head that predicts measures, or None."""
         head = dict(self.heads.items()).get("measures")
         assert head is None or isinstance(head, RegressionHead)
         return head
 
-    def tap(self, chosen: Sequence[int | str] | None, count: int, grid: int) -> list[tuple[str, int]]:
-        """Keeps the outputs of `chosen` layers from now on, see `Taps`; gives their paths and widths."""
-        paths = tap_paths(self.pretrained, self.layers, chosen, count)
+    def freeze_as_teacher(self) -> None:
+        """Freeze all parameters and run every image on its own, so that cached features equal computed ones."""
+        super().freeze_as_teacher()
+        self.separate_images = True
+
+    def fit_measures(self, known: Mapping[str, Sequence[float]]) -> None:
+        """Set mean and standard deviation of the measure head from the known values of the training split."""
+        if self.head is not None:
+            self.head.normalize(known)
+
+    def tap(self, layers: Sequence[int | str] | None, count: int, grid: int) -> list[tuple[str, int]]:
+        """Record the outputs of layers from now on, see `Taps`. Return their paths and widths."""
+        paths = tap_paths(self.pretrained, self.layers, layers, count)
         self._taps = Taps(self.pretrained, paths, grid)
         empty: Any = skeleton(self.pretrained)
-        with Taps(empty, paths, grid).kept() as taps:
+        with Taps(empty, paths, grid).recorded() as taps:
             empty.get_image_features(torch.zeros(1, 3, self.side, self.side, device="meta"))
-            seen = taps()
-        widths = [(path, seen[path].shape[1]) for path in paths]
+            outputs = taps()
+        widths = [(path, outputs[path].shape[1]) for path in paths]
         self.tapped = {**dict(widths), "grid": grid}
         return widths
 
     def forward(self, pixel_values: Tensor) -> Outputs:
-        """The mean features [B, V, D] of views [B, V, 3, H, W], their measures [B, K], and taps [B, V, C, g, g]."""
+        """Return mean features [B, V, D], measures [B, K] and taps [B, V, C, g, g] of views [B, V, 3, H, W]."""
         views = pixel_values.shape[:2]
         images = pixel_values.flatten(0, 1)
-        if self.one_by_one:
+        if self.separate_images:
             with torch.autocast(images.device.type, enabled=False):
-                seen = [self._see(image[None]) for image in images]
-            features_ND = torch.cat([features for features, _ in seen])
-            taps = {path: torch.cat([taps[path] for _, taps in seen]) for path in seen[0][1]}
+                single = [self._image_features(image[None]) for image in images]
+            features_ND = torch.cat([features for features, _ in single])
+            taps = {path: torch.cat([taps[path] for _, taps in single]) for path in single[0][1]}
         else:
-            features_ND, taps = self._see(images)
+            features_ND, taps = self._image_features(images)
         features_BVD = features_ND.unflatten(0, views)
-        found = {}
+        predictions: dict[str, Tensor] = {}
         if self.head is not None:
-            found = {"measures": self.head(features_BVD), "measures_std": self.head.std}
+            predictions = {"measures": self.head(features_BVD), "measures_std": self.head.std}
         taps = {path: tap.unflatten(0, views) for path, tap in taps.items()}
-        return Outputs(features_BVD, heads=found, taps=taps)
+        return Outputs(features_BVD, heads=predictions, taps=taps)
 
-    def _see(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean features [N, D] of images [N, 3, H, W] and their taps."""
+    def _image_features(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean features [N, D] of images [N, 3, H, W], and their taps."""
         model: Any = self.pretrained
         images = images.to(model.dtype)
         if self._taps is None:
             return model.get_image_features(images).pooler_output.float().mean(dim=1), {}
-        with self._taps.kept() as taps:
+        with self._taps.recorded() as taps:
             features_ND = model.get_image_features(images).pooler_output.float().mean(dim=1)
             return features_ND, taps()

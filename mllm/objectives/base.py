@@ -1,21 +1,32 @@
-"""What a term of the training loss is: a count and a sum, sample by sample."""
+"""Base class of the terms of the training loss."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from mllm.errors import ConfigError
 from mllm.structures import Bundle, Context
 
+Reads = Literal["box", "mask", "measures"]
+TeacherOutput = Literal["features", "logits"]
+
 
 class Objective(nn.Module, ABC):
-    """One term of the training loss, answered sample by sample.
+    """One term of the training loss, computed for each sample.
 
-    Counts are known before any forward, so a mean is exact however a batch is cut. `weight` is a number, or
-    `{"start": a, "end": b}` to go from a to b linearly over the training.
+    Counts are known before the forward pass, so a mean is exact however a batch is split.
+
+    Args:
+        weight: Factor of this term. `dict(start=a, end=b)` changes it linearly from a to b over the training.
     """
+
+    reads: ClassVar[Reads | None] = None
+    """Name of the head whose predictions the objective reads. None: no head."""
+    teacher: ClassVar[TeacherOutput | None] = None
+    """Output of the teacher that the objective reads. None: no teacher."""
 
     def __init__(self, weight: float | dict[str, float] = 1.0) -> None:
         super().__init__()
@@ -28,15 +39,15 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def count(self, targets: dict[str, Tensor]) -> Tensor:
-        """Supervised items of each sample, [B]."""
+        """Return the number of supervised items of each sample, [B]."""
 
     @abstractmethod
     def total(self, context: Context) -> Tensor:
-        """The loss summed over the supervised items of each sample, [B]."""
+        """Return the loss summed over the supervised items of each sample, [B]."""
 
     def connect(self, student: Bundle, teacher: Bundle | None) -> None:
-        """Learns what it needs to know of the models, once, before it is used; most need nothing."""
+        """Prepare the objective for its models, once, before its first use. Does nothing by default."""
 
     def weight(self, progress: float) -> float:
-        """The factor of this term at `progress` in [0, 1]."""
+        """Return the factor of this term at `progress` in [0, 1]."""
         return self.start + (self.end - self.start) * progress

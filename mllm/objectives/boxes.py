@@ -19,6 +19,8 @@ class BoxLoss(Objective):
     sees, `giou` weighs 1 - GIoU.
     """
 
+    reads = "box"
+
     def __init__(self, weight: float | dict[str, float] = 1.0, l1: float = 1.0, giou: float = 1.0) -> None:
         super().__init__(weight)
         self.l1, self.giou = l1, giou

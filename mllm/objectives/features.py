@@ -35,6 +35,8 @@ class FeatureMatch(Objective):
     its loss is the mean over places, channels and pairs.
     """
 
+    teacher = "features"
+
     def __init__(
         self,
         weight: float | dict[str, float] = 1.0,

@@ -28,6 +28,8 @@ class LogitMatch(Objective):
     vocabulary is left out. Computed in tiles of `tile_bytes`, so that no [B, L, vocabulary] tensor exists.
     """
 
+    teacher = "logits"
+
     def __init__(
         self, weight: float | dict[str, float] = 1.0, temperature: float = 2.0, tile_bytes: int = TILE_BYTES
     ) -> None:

@@ -21,6 +21,8 @@ class MaskLoss(Objective):
     smoothed by one pixel, so that an empty mask has a loss too.
     """
 
+    reads = "mask"
+
     def __init__(self, weight: float | dict[str, float] = 1.0, bce: float = 1.0, dice: float = 1.0) -> None:
         super().__init__(weight)
         self.bce, self.dice = bce, dice

@@ -19,6 +19,8 @@ class MeasureLoss(Objective):
     a volume in mL does not swamp an ejection fraction in percent.
     """
 
+    reads = "measures"
+
     def count(self, targets: dict[str, Tensor]) -> Tensor:
         """Known measures of each sample, [B]."""
         if "measures_known" not in targets:
@@ -43,6 +45,8 @@ class VolumeConsistency(Objective):
     In standard deviations of EF; `names` are what the head calls EF (%), EDV (mL) and ESV (mL), in any order of its
     own. An item is a sample. An EDV below 1 mL counts as 1 mL.
     """
+
+    reads = "measures"
 
     def __init__(
         self, weight: float | dict[str, float] = 1.0, names: tuple[str, str, str] = ("EF", "EDV", "ESV")

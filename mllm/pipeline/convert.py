@@ -1,4 +1,4 @@
-"""Converts a checkpoint in the layout of the original LLaVA 1.5 or Shikra to one that stock transformers loads.
+"""Converts an original LLaVA 1.5 or Shikra checkpoint to the layout of stock transformers.
 
 python mllm/pipeline/convert.py --model shikra-7b/ --vision-tower openai/clip-vit-large-patch14 --out ckpt/shikra-7b
 """
@@ -13,16 +13,15 @@ from pathlib import Path
 if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from mllm.errors import ConfigError
+from mllm.files import refuse_filled
 from mllm.pipeline.command import command_parser, quiet_progress, run_command
 
 
 def main(argv: Sequence[str]) -> int:
-    """Converts as the command line says and prints where the model lies."""
+    """Convert the checkpoint of the command line and print the folder of the model."""
     arguments = parse(argv)
     out = Path(arguments.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} is not empty; choose another folder")
+    refuse_filled(out)
     quiet_progress()
     from mllm.config.hardware import check_packages
 
@@ -34,11 +33,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = command_parser("convert", "Convert an original LLaVA 1.5 or Shikra checkpoint to transformers' layout.")
-    parser.add_argument("--model", required=True, help="the original checkpoint's folder; no delta")
-    parser.add_argument("--vision-tower", help="the CLIP it was trained with: a folder or a name on the Hub")
-    parser.add_argument("--out", required=True, help="where the model goes: a folder that is empty or absent")
+    parser.add_argument("--model", required=True, help="folder of the original checkpoint; not of a delta")
+    parser.add_argument("--vision-tower", help="the CLIP of its training: a folder or a name on the Hub")
+    parser.add_argument("--out", required=True, help="folder of the converted model; empty or absent")
     return parser.parse_args(argv)
 
 

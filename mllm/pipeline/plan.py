@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     from mllm.config.rules.privacy import refuse_large_delta
     from mllm.dataset.builder import build_dataset
     from mllm.dataset.loading.poisson import units_of
-    from mllm.models.builder.build_skeleton import count_lora
+    from mllm.models.builder.builder import count_lora
     from mllm.run.prepare import prepare_args
 
     config, _ = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
@@ -60,11 +60,11 @@ def main(argv: Sequence[str]) -> int:
     if privacy is None or train is None:
         missing = "data_args.train" if train is None else "privacy_args"
         raise ConfigError(f"{arguments.config} has no {missing}, so there is no privacy to plan: add it")
-    dataset = build_dataset(train, seed=config.training_args.get("seed", 42), place="data_args.train")
+    dataset = build_dataset(train, seed=config.training_args["seed"], where="data_args.train")
     units = units_of(dataset, privacy.unit)
     refuse_large_delta(config, len(units))
     numbers = count_lora(config.model_args)
-    own = min(config.training_args.get("per_device_train_batch_size", 8), len(units))
+    own = min(config.training_args["per_device_train_batch_size"], len(units))
     draws = arguments.draw or sorted({max(1, own // 4), own, own * 4})
     target = privacy.target_epsilon
     epsilons = arguments.epsilon or sorted({*EPSILONS, target or EPSILONS[0]})
@@ -125,9 +125,9 @@ def _draws(units: Sequence[Any], draw: int, training: dict[str, Any]) -> tuple[f
     from mllm.dataset.loading.poisson import PoissonSampler
 
     rate = draw / len(units)
-    steps = training.get("max_steps", -1)
+    steps = training["max_steps"]
     updates = len(PoissonSampler(units, rate, secret=b""))
-    return rate, steps if steps > 0 else math.ceil(training.get("num_train_epochs", 3) * updates)
+    return rate, steps if steps > 0 else math.ceil(training["num_train_epochs"] * updates)
 
 
 def table(rows: Sequence[Row], numbers: int | None, own: tuple[float, int]) -> str:

@@ -16,9 +16,10 @@ from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
 from mllm.engine.evaluation import Examination, examine, number
 from mllm.errors import ConfigError, DataError, hint
+from mllm.export.saved_model import adapter_args, local_name, whole_model_args
 from mllm.export.settings import read_settings
 from mllm.files import write_json
-from mllm.predict.load import adapter_args, best_hardware, load_for_answers, located, whole_model_args
+from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.writer import write_predictions
 from mllm.registry import METRICS
 from mllm.run_files import ADAPTER, CONFIG, PREDICTIONS, runs_of
@@ -79,7 +80,7 @@ def evaluate(config: RunConfig, options: EvaluateOptions) -> None:
 def open_split(config: RunConfig, options: EvaluateOptions) -> SampleDataset:
     """Return the dataset of the split; the data of other splits may be absent."""
     others: dict[str, Any] = {name: None for name in SPLITS if name != options.split}
-    splits = build_datasets(replace(config.data_args, **others), seed=config.training_args.get("seed", 42))
+    splits = build_datasets(replace(config.data_args, **others), seed=config.training_args["seed"])
     if options.split not in splits:
         raise ConfigError(
             f"{options.config}: data_args.{options.split} is not set, so there is no split '{options.split}' to "
@@ -107,17 +108,17 @@ def select_model(config: RunConfig, options: EvaluateOptions) -> ModelArgs:
     """Return the `model_args` of the adapter or the whole model.
 
     The encoding is the one of `mllm.json` in the model's folder; without that file, the one of the config. Weights are
-    stored in 4 or 8 bits if the config says so.
+    stored in 4 or 8 bits if the config sets `load_in_4bit` or `load_in_8bit`.
     """
     quantization = {key: vars(config.model_args)[key] or None for key in ("load_in_4bit", "load_in_8bit")}
     if options.adapter:
         return adapter_args(options.adapter, options.base, **quantization)
     assert options.model is not None
-    if read_settings(located(options.model)):
+    if read_settings(local_name(options.model)):
         return whole_model_args(options.model, **quantization)
     whole_model_args(options.model, type=config.model_args.type)  # raises `ConfigError` for the folder of an adapter
     base: dict[str, Any] = dict(
-        model_name_or_path=located(options.model), adapter_path=None, merge_lora=False, lora_r=None
+        model_name_or_path=local_name(options.model), adapter_path=None, merge_lora=False, lora_r=None
     )
     return replace(config.model_args, **base)
 

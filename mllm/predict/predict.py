@@ -12,10 +12,11 @@ from mllm.config.hardware import check_packages
 from mllm.config.schema import ModelArgs
 from mllm.dataset.readers import read_images
 from mllm.errors import ConfigError
+from mllm.export.saved_model import adapter_args, whole_model_args
 from mllm.predict.batch import BatchPredictor, predict_file
 from mllm.predict.chat import chat
 from mllm.predict.generation import GenerationOptions, generate_answers
-from mllm.predict.load import adapter_args, best_hardware, load_for_answers, whole_model_args
+from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.questions import Questions
 from mllm.predict.views import ViewInputs, views_sample
 from mllm.report.drawing import draw_answer, refuse_drawing

@@ -1,76 +1,92 @@
-"""What a trainer is given of a config's splits: encoded samples, dealt as logical batches."""
+"""The data of a run: its splits, and the encoded logical batches that a trainer reads."""
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from mllm.config.rules.privacy import refuse_large_delta
 from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
+from mllm.dataset.builder import build_datasets
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator
 from mllm.dataset.loading.poisson import PoissonSampler, units_of
 from mllm.dataset.loading.sampler import LogicalBatchSampler
 from mllm.engine.builder import logical_batch_size
-from mllm.engine.learner import Learner
 from mllm.engine.privacy.noise import secret_of
-from mllm.engine.privacy.synthetic import synthetic_samples, synthetic_views
-from mllm.errors import UserError
-from mllm.models.vision_model import VisionModel
-from mllm.run.distill import fit_objectives, teaching_encoder
-from mllm.structures import Bundle
+from mllm.engine.training_data import TrainingData
+from mllm.errors import ConfigError, UserError
+from mllm.models.backbone.loading import find_checkpoint
+from mllm.structures import Bundle, SampleEncoder
+
+logger = logging.getLogger(__name__)
+Splits = Mapping[str, SampleDataset]
+
+TINY_UPDATES = 20
+"""Most updates of a run with `--tiny`."""
 
 
-def prepare_data(
-    config: RunConfig,
-    bundle: Bundle,
-    teacher: Bundle | None,
-    learner: Learner,
-    splits: dict[str, SampleDataset],
-) -> dict[str, Any]:
-    """What the trainer is given: splits that are encoded in the loader's workers and dealt as logical batches.
+def open_splits(config: RunConfig) -> dict[str, SampleDataset]:
+    """Return the datasets of the config by split.
 
-    A head that reads measures is told their mean and spread in the training split.
+    Raises:
+        ConfigError: The weights do not exist, or there is no training split.
+        DataError: A file of a dataset does not exist or cannot be read.
     """
-    state, training, privacy = PartialState(), config.training_args, config.privacy_args
-    if isinstance(bundle.model, VisionModel) and bundle.model.head is not None:
-        bundle.model.head.normalize(known_measures(splits["train"], skip=config.data_args.on_error == "skip"))
-    encoder = teaching_encoder(config, learner, bundle, teacher, splits)
-    fit_objectives(learner, encoder, splits["train"])
-    size = training.get("per_device_train_batch_size", 8)
-    collate = LogicalCollator(
-        encoder.pad,
-        samples_per_piece=size if privacy is None else privacy.physical_batch_size,
-        tokens_per_piece=config.data_args.tokens_per_micro_batch,
-        tokens_per_row=config.model_args.max_length if config.data_args.packing else None,
+    find_checkpoint(config.model_args.model_name_or_path)
+    if config.data_args.train is None:
+        raise ConfigError(
+            f"{config.place('data_args', 'train')}: data_args.train is None or absent, and there is nothing to learn "
+            "without it: give it a dataset, such as dict(type='VQADataset', data_path='rows.jsonl')"
+        )
+    splits = build_datasets(config.data_args, seed=config.training_args["seed"])
+    if config.privacy_args is not None:
+        refuse_large_delta(config, len(units_of(splits["train"], config.privacy_args.unit)))
+    logger.info("%s", ", ".join(f"{name}: {len(split):,} samples" for name, split in splits.items()))
+    return splits
+
+
+def limit_tiny_updates(config: RunConfig, splits: Splits) -> RunConfig:
+    """Return the config with at most `TINY_UPDATES` updates; a limit of the command line is not changed."""
+    if any(config.place("training_args", key).startswith("--cfg-options") for key in ("max_steps", "num_train_epochs")):
+        return config
+    updates = planned_updates(config, splits["train"])
+    if updates <= TINY_UPDATES:
+        return config
+    logger.info(
+        "--tiny: %d updates instead of %d; set another number with --cfg-options training_args.max_steps=N",
+        TINY_UPDATES,
+        updates,
     )
-    seed = training.get("data_seed")
-    seed = training.get("seed", 42) if seed is None else seed
-    dealt = dict(rank=state.process_index, world=state.num_processes, seed=seed)
-    given: dict[str, Any] = {"collate": collate}
-    for name, prefix in (("train", "train"), ("validation", "eval")):
-        if name in splits:
-            is_training = name == "train"
-            size = logical_batch_size(training) if is_training else training.get("per_device_eval_batch_size", 8)
-            given[f"{prefix}_dataset"] = EncodedDataset(splits[name], encoder.encode)
-            given[f"{prefix}_sampler"] = LogicalBatchSampler(
-                len(splits[name]),
-                size,
-                shuffle=is_training,
-                drop_last=is_training and training.get("dataloader_drop_last", False),
-                **dealt,
-            )
-    if privacy is not None:
-        given |= private_data(config, bundle, splits["train"])
-    return given
+    return replace(config, training_args={**config.training_args, "max_steps": TINY_UPDATES})
+
+
+def planned_updates(config: RunConfig, train: SampleDataset) -> int:
+    """Return the number of updates of the whole training, as `transformers.Trainer` counts them."""
+    training = config.training_args
+    max_steps = training["max_steps"]
+    if max_steps > 0:
+        return int(max_steps)
+    sampler = _private_sampler(config, train, secret=b"") if config.privacy_args else _shuffled_sampler(config, train)
+    return math.ceil(training["num_train_epochs"] * len(sampler))
+
+
+def scale_measures(config: RunConfig, bundle: Bundle, train: SampleDataset) -> None:
+    """Scale the measure head of the model, if there is one, by the known values of the training split."""
+    if bundle.encoder.measures:
+        bundle.model.fit_measures(known_measures(train, skip=config.data_args.on_error == "skip"))
 
 
 def known_measures(split: SampleDataset, skip: bool = False) -> dict[str, list[float]]:
-    """The known values of each measure in a split; reads no image where a dataset tells them without.
+    """Return the known values of each measure in a split, without images if the dataset supports it.
 
-    Raises the `UserError` of a row that cannot be read, unless such rows are to be skipped.
+    A row that cannot be read raises its `UserError`, or is left out with `skip`.
     """
     known: dict[str, list[float]] = {}
     for leaf, index in split.rows():
@@ -86,25 +102,83 @@ def known_measures(split: SampleDataset, skip: bool = False) -> dict[str, list[f
     return known
 
 
-def private_data(config: RunConfig, bundle: Bundle, train: SampleDataset) -> dict[str, Any]:
-    """A sampler that draws units by chance, alike on all processes and secretly; and samples that are not the data."""
+def prepare_data(config: RunConfig, bundle: Bundle, encoder: SampleEncoder, splits: Splits) -> TrainingData:
+    """Return the training and validation split as encoded logical batches.
+
+    `encoder` encodes the samples in the workers of the loader: the encoder of `bundle`, or one that also encodes for a
+    teacher.
+    """
+    training, privacy = config.training_args, config.privacy_args
+    size = training["per_device_train_batch_size"]
+    collate = LogicalCollator(
+        encoder.pad,
+        samples_per_piece=size if privacy is None else privacy.physical_batch_size,
+        tokens_per_piece=config.data_args.tokens_per_micro_batch,
+        tokens_per_row=config.model_args.max_length if config.data_args.packing else None,
+    )
+    train, validation = splits["train"], splits.get("validation")
+    synthetic = None
+    if privacy is None:
+        sampler: Any = _shuffled_sampler(config, train)
+    else:
+        sampler = _private_sampler(config, train, _shared_secret(privacy.test_noise_seed))
+        synthetic = [bundle.encoder.encode(sample) for sample in bundle.encoder.synthetic(privacy.physical_batch_size)]
+    return TrainingData(
+        collate=collate,
+        train_dataset=EncodedDataset(train, encoder.encode),
+        train_sampler=sampler,
+        eval_dataset=None if validation is None else EncodedDataset(validation, encoder.encode),
+        eval_sampler=None if validation is None else _ordered_sampler(config, validation),
+        synthetic=synthetic,
+    )
+
+
+def _shuffled_sampler(config: RunConfig, train: SampleDataset) -> LogicalBatchSampler:
+    """Return the sampler of the training split."""
+    return LogicalBatchSampler(
+        len(train),
+        logical_batch_size(config.training_args),
+        shuffle=True,
+        drop_last=config.training_args["dataloader_drop_last"],
+        seed=_sampler_seed(config),
+        rank=PartialState().process_index,
+        world=PartialState().num_processes,
+    )
+
+
+def _ordered_sampler(config: RunConfig, validation: SampleDataset) -> LogicalBatchSampler:
+    """Return the sampler of the validation split."""
+    size = config.training_args["per_device_eval_batch_size"]
+    state, seed = PartialState(), _sampler_seed(config)
+    return LogicalBatchSampler(
+        len(validation), size, shuffle=False, seed=seed, rank=state.process_index, world=state.num_processes
+    )
+
+
+def _sampler_seed(config: RunConfig) -> int:
+    """Return the seed of the order of the samples: `data_seed`, or `seed`."""
+    seed = config.training_args["data_seed"]
+    return int(config.training_args["seed"] if seed is None else seed)
+
+
+def _private_sampler(config: RunConfig, train: SampleDataset, secret: bytes) -> PoissonSampler:
+    """Return the Poisson sampler of a private run, which draws the same units on all processes."""
     privacy, state = config.privacy_args, PartialState()
     assert privacy is not None
-    secret: list[Any] = [secret_of(privacy.test_noise_seed)]
-    if state.num_processes > 1:
-        broadcast_object_list(secret)
     units = units_of(train, privacy.unit)
-    sampler = PoissonSampler(
+    return PoissonSampler(
         units,
         min(1.0, logical_batch_size(config.training_args) * state.num_processes / len(units)),
-        secret=secret[0],
+        secret=secret,
         rank=state.process_index,
         world=state.num_processes,
-        most=privacy.max_records_per_patient,
+        max_samples=privacy.max_records_per_patient,
     )
-    count = privacy.physical_batch_size
-    if isinstance(bundle.model, VisionModel):
-        samples = synthetic_views(count, bundle.encoder.views, bundle.encoder.measures)
-    else:
-        samples = synthetic_samples(count, config.model_args.max_length, "vision" in bundle.model.towers)
-    return {"train_sampler": sampler, "synthetic": [bundle.encoder.encode(sample) for sample in samples]}
+
+
+def _shared_secret(test_seed: int | None) -> bytes:
+    """Return the secret of the draws, which the first process sends to the others."""
+    secret: list[Any] = [secret_of(test_seed)]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(secret)
+    return bytes(secret[0])

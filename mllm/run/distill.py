@@ -1,11 +1,10 @@
-"""A teacher beside the student: loaded, asked for every image once where it may be, and then dropped."""
+"""Distillation: the teacher of a run, the cache of its features, and objectives that are fitted to them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -19,61 +18,91 @@ from mllm.engine.feature_cache import CachedTeacher, FeatureCache, fingerprint
 from mllm.engine.learner import Learner
 from mllm.errors import DataError, UserError
 from mllm.models.builder.builder import load_pretrained
-from mllm.models.encoding.views import ViewEncoder
 from mllm.models.generation.generate import evaluating
-from mllm.models.vision_model import VisionModel
 from mllm.objectives.features import FeatureMatch
-from mllm.structures import Batch, Bundle, Encoded, Sample
+from mllm.structures import Batch, Bundle, Encoded, Sample, SampleEncoder
 
 logger = logging.getLogger(__name__)
 
-MEASURED = 64
-"""Samples, evenly spread over the training split, from which the means and spreads of features come."""
-LOOKED_AT = 16
-"""Rows, evenly spread over a split, that are read in two epochs to see whether their images change."""
+FITTED_SAMPLES = 64
+"""Samples of the training split, evenly spaced, from which the statistics of features are computed."""
+COMPARED_ROWS = 16
+"""Rows of a split, evenly spaced, whose images are compared between two epochs."""
 
 
 def load_teacher(config: RunConfig, hardware: Hardware, student: Bundle) -> Bundle | None:
-    """The frozen teacher that `distill_args` name, looking at the student's views; None where nobody teaches."""
+    """Return the frozen teacher, which reads the views of the student; None without `distill_args`."""
     if config.distill_args is None:
         return None
     args = config.distill_args.teacher
     logger.info("the teacher is %s", args.model_name_or_path)
     teacher = load_pretrained(args, hardware)
-    teacher.model.requires_grad_(False)
-    if isinstance(teacher.model, VisionModel):
-        teacher.model.one_by_one = True  # so that what is cached is what it would give in any batch
-        teacher.encoder.views = student.encoder.views
+    teacher.model.freeze_as_teacher()
+    teacher.encoder.views = student.encoder.views
     return teacher
 
 
-class TaughtEncoder:
-    """Encodes a sample for the student and for the teacher."""
+def cache_features(
+    config: RunConfig, teacher: Bundle | None, splits: Mapping[str, SampleDataset]
+) -> FeatureCache | None:
+    """Compute the teacher's features of all images of the training and validation split that the cache lacks.
 
-    def __init__(self, student: Any, teacher: Any) -> None:
+    Returns None if the teacher has to run in every update: it generates text, the cache is turned off, or images
+    change between epochs; and without a teacher.
+    """
+    if teacher is None or config.distill_args is None or teacher.model.generates_text or not config.distill_args.cache:
+        return None
+    if has_changing_images(splits["train"]):
+        logger.info("images change between epochs (transforms), so the teacher's features are not cached")
+        return None
+    teacher.model.to(PartialState().device)
+    key = fingerprint(teacher.model, processor=teacher.encoder.processor.to_dict(), taps=teacher.model.tapped)
+    cache = FeatureCache(config.distill_args.cache_folder, key)
+    used = {name: split for name, split in splits.items() if name in ("train", "validation")}
+    fill_cache(cache, teacher, used, skip=config.data_args.on_error == "skip")
+    return cache
+
+
+def release_teacher(learner: Learner, teacher: Bundle) -> None:
+    """Replace the teacher of the learner by a reader of cached features, and free the memory of its weights."""
+    learner.teacher = CachedTeacher()
+    teacher.model.to("meta")
+
+
+def training_encoder(student: Bundle, teacher: Bundle | None, cache: FeatureCache | None) -> SampleEncoder:
+    """Return the encoder of a run: that of the student, with that of the teacher or its cached features."""
+    if teacher is None:
+        return student.encoder
+    return PairEncoder(student.encoder, teacher.encoder if cache is None else CacheReader(cache, teacher.encoder.views))
+
+
+class PairEncoder:
+    """Encoder of samples for a student and a teacher."""
+
+    def __init__(self, student: SampleEncoder, teacher: SampleEncoder) -> None:
         self.student, self.teacher = student, teacher
 
     def encode(self, sample: Sample) -> Encoded:
-        """The sample as the student sees it, with what the teacher sees beside it."""
+        """Encode a sample for the student, with the encoding for the teacher in `teacher`."""
         return replace(self.student.encode(sample), teacher=self.teacher.encode(sample))
 
     def pad(self, samples: Sequence[Encoded], side: str = "right") -> Batch:
-        """One batch for both; the teacher's labels, where it reads words, are told to the objectives."""
+        """Return one batch for both. The targets include the teacher's labels as `teacher_labels` if it reads text."""
         batch = self.student.pad(samples, side)
-        taught = self.teacher.pad([sample.teacher for sample in samples if sample.teacher is not None], side)
-        labels = {"teacher_labels": taught.targets["labels"]} if "labels" in taught.targets else {}
-        return replace(batch, teacher=taught.student, targets=batch.targets | labels)
+        teacher = self.teacher.pad([sample.teacher for sample in samples if sample.teacher is not None], side)
+        labels = {"teacher_labels": teacher.targets["labels"]} if "labels" in teacher.targets else {}
+        return replace(batch, teacher=teacher.student, targets=batch.targets | labels)
 
 
 class CacheReader:
-    """Gives, for the teacher's pixels, what the teacher saw in them."""
+    """Encoder that returns cached features of a teacher instead of pixels."""
 
     def __init__(self, cache: FeatureCache, views: Sequence[str]) -> None:
         self.cache, self.views = cache, views
 
     def encode(self, sample: Sample) -> Encoded:
-        """The taps [V, C, g, g] of a sample's views; raises `DataError` for an image that was not looked at before."""
-        kept = []
+        """Return the taps [V, C, g, g] of the views of a sample. Raise `DataError` for an image without features."""
+        cached = []
         for view in self.views:
             taps = self.cache.read(sample.images[sample.views.index(view)])
             if taps is None:
@@ -81,44 +110,26 @@ class CacheReader:
                     f"{sample.source or 'a sample'}: the view '{view}' is not in the teacher's cache: "
                     f"run again, or set distill_args.cache=False where images change from epoch to epoch"
                 )
-            kept.append(taps)
-        return Encoded({path: torch.stack([taps[path] for taps in kept]) for path in kept[0]}, {}, length=0)
+            cached.append(taps)
+        return Encoded({path: torch.stack([taps[path] for taps in cached]) for path in cached[0]}, {}, length=0)
 
     def pad(self, samples: Sequence[Encoded], side: str = "right") -> Batch:
-        """One batch: taps [B, V, C, g, g]."""
+        """Return one batch of taps [B, V, C, g, g]."""
         names = samples[0].student
         return Batch({name: torch.stack([sample.student[name] for sample in samples]) for name in names}, {})
 
 
-def teaching_encoder(
-    config: RunConfig, learner: Learner, student: Bundle, teacher: Bundle | None, splits: dict[str, SampleDataset]
-) -> Any:
-    """What encodes the samples of a run; where the teacher's features can be kept, it is asked now and then dropped."""
-    if teacher is None or config.distill_args is None:
-        return student.encoder
-    used = {name: split for name, split in splits.items() if name in ("train", "validation")}
-    if not isinstance(teacher.encoder, ViewEncoder) or not config.distill_args.cache:
-        return TaughtEncoder(student.encoder, teacher.encoder)
-    if _change(used["train"]):
-        logger.info("images change from epoch to epoch (transforms), so the teacher's features cannot be kept")
-        return TaughtEncoder(student.encoder, teacher.encoder)
-    teacher.model.to(PartialState().device)
-    told = fingerprint(teacher.model, processor=teacher.encoder.processor.to_dict(), taps=teacher.model.tapped)
-    cache = FeatureCache(config.distill_args.cache_folder, told)
-    fill(cache, teacher, used, skip=config.data_args.on_error == "skip")
-    learner.teacher = CachedTeacher()
-    teacher.model.to("meta")
-    return TaughtEncoder(student.encoder, CacheReader(cache, teacher.encoder.views))
-
-
 @torch.no_grad()
-def fill(cache: FeatureCache, teacher: Bundle, splits: dict[str, SampleDataset], skip: bool) -> None:
-    """Computes what the cache lacks of the images of some splits, each process its share; says how much it hit."""
+def fill_cache(cache: FeatureCache, teacher: Bundle, splits: Mapping[str, SampleDataset], skip: bool) -> None:
+    """Compute the missing features of the images of some splits, a share on each process, and log the counts.
+
+    A row that cannot be read raises its `UserError`, or is left out with `skip`.
+    """
     state = PartialState()
-    found = computed = 0
+    hits = misses = 0
     for name, split in splits.items():
-        mine = list(split.rows())[state.process_index :: state.num_processes]  # also what a mixture draws later
-        for leaf, index in tqdm(mine, desc=f"teacher, {name}", disable=None):
+        rows = list(split.rows())[state.process_index :: state.num_processes]  # includes all rows of a mixture
+        for leaf, index in tqdm(rows, desc=f"teacher, {name}", disable=None):
             try:
                 sample = leaf.sample(index)
                 encoded = teacher.encoder.encode(sample)
@@ -129,63 +140,67 @@ def fill(cache: FeatureCache, teacher: Bundle, splits: dict[str, SampleDataset],
             for place, view in enumerate(teacher.encoder.views):
                 image = sample.images[sample.views.index(view)]
                 if cache.read(image) is not None:
-                    found += 1
+                    hits += 1
                     continue
-                computed += 1
+                misses += 1
                 taps = teacher.model(encoded.student["pixel_values"][None, place : place + 1].to(state.device)).taps
                 cache.write(image, {path: tap[0, 0] for path, tap in taps.items()})
-    found, computed = (sum(gather_object([count])) for count in (found, computed))
+    hits, misses = (sum(gather_object([count])) for count in (hits, misses))
     state.wait_for_everyone()
     logger.info(
         "teacher cache in %s: %d of %d images found, %d computed; the teacher leaves the memory",
         cache.folder,
-        found,
-        found + computed,
-        computed,
+        hits,
+        hits + misses,
+        misses,
     )
 
 
 @torch.no_grad()
-def fit_objectives(learner: Learner, encoder: Any, split: SampleDataset) -> None:
-    """Shows each FeatureMatch that normalizes what both models see in some images of a split."""
-    objectives = [one for _, one in learner.named_objectives() if isinstance(one, FeatureMatch) and one.normalize]
+def fit_objectives(learner: Learner, encoder: SampleEncoder, train: SampleDataset) -> None:
+    """Fit each FeatureMatch with `normalize` to the features of both models on `FITTED_SAMPLES` training samples."""
+    objectives = [
+        objective
+        for _, objective in learner.named_objectives()
+        if isinstance(objective, FeatureMatch) and objective.normalize
+    ]
     if not objectives:
         return
     device = PartialState().device
     learner.to(device)
     student, teacher = [], []
-    count = min(len(split), MEASURED)
+    count = min(len(train), FITTED_SAMPLES)
     with evaluating(learner.student):
-        for place in tqdm(range(count), desc="what both see", disable=None):
+        for place in tqdm(range(count), desc="features", disable=None):
             try:
-                sample = split.sample(place * len(split) // count)
+                sample = train.sample(place * len(train) // count)
                 batch = encoder.pad([encoder.encode(sample)]).to(device)
             except UserError:
-                continue  # where rows may not fail, the training says which one does
-            taught = learner.taught(batch.teacher)
-            assert taught is not None, "the rules refuse FeatureMatch without a teacher"
+                continue  # the training reports it, unless on_error='skip'
+            outputs = learner.taught(batch.teacher)
+            assert outputs is not None, "the rules refuse FeatureMatch without a teacher"
             student.append(learner.student(**batch.student).taps)
-            teacher.append(taught.taps)
+            teacher.append(outputs.taps)
     if not student:
         raise DataError(
-            f"none of {count} rows of the training split could be read, so features cannot be normalized: mend them "
-            "(data_args.on_error='raise' says what is wrong with the first)"
+            f"none of {count} rows of the training split could be read, so features cannot be normalized: correct them "
+            "(data_args.on_error='raise' shows the error of the first one)"
         )
     for objective in objectives:
         objective.fit(student, teacher)
 
 
-def _change(split: SampleDataset) -> bool:
-    """Whether the images of any of a split's datasets differ between two epochs."""
+def has_changing_images(split: SampleDataset) -> bool:
+    """Return True if images of any dataset in a split differ between two epochs, in the rows that are compared."""
     rows = list(split.rows())
-    firsts = {id(leaf): (leaf, index) for leaf, index in reversed(rows)}
-    count = min(len(rows), LOOKED_AT)
-    spread = [rows[place * len(rows) // count] for place in range(count)]
-    for leaf, index in [*firsts.values(), *spread]:
+    first_rows = {id(leaf): (leaf, index) for leaf, index in reversed(rows)}
+    count = min(len(rows), COMPARED_ROWS)
+    spaced = [rows[place * len(rows) // count] for place in range(count)]
+    for leaf, index in [*first_rows.values(), *spaced]:
         try:
-            before, after = ([image.tobytes() for image in leaf.sample(index, epoch).images] for epoch in (0, 1))
+            first, second = ([image.tobytes() for image in leaf.sample(index, epoch).images] for epoch in (0, 1))
         except UserError:
             continue
-        if before != after:
+        if first != second:
             return True
     return False

@@ -1,8 +1,9 @@
-"""Opening a run: its folder, and on a resume what may differ from the config that it began with and what may not."""
+"""Opening of a run: its processes, its folder, and the checks of a resume."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -17,42 +18,45 @@ from mllm.config.schema import ModelArgs, RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.errors import ConfigError
 from mllm.export.settings import read_settings
+from mllm.family import FAMILIES
 from mllm.files import write_json, write_text
 from mllm.models.adapters.files import find_adapter
 from mllm.report.data_summary import describe_data
 from mllm.run.folder import open_run_folder
-from mllm.run.phases import conduit, reservoir
+from mllm.run_files import CONFIG, ENVIRONMENT, former_config_name
 
 logger = logging.getLogger(__name__)
 
 
-def open_run(
-    config: RunConfig, hardware: Hardware, splits: dict[str, SampleDataset], resume: bool
-) -> tuple[Path, Path | None]:
-    """The run's folder with its config and environment in it, and the checkpoint to continue from.
+def start_processes(config: RunConfig, hardware: Hardware) -> None:
+    """Connect the processes of a distributed run; later calls of `PartialState()` return the same state."""
+    timeout = timedelta(seconds=config.training_args["ddp_timeout"])
+    PartialState(cpu=hardware.device == "cpu", timeout=timeout)
 
-    The first process opens it and tells the others its name.
+
+def open_run(
+    config: RunConfig, hardware: Hardware, splits: Mapping[str, SampleDataset], resume: bool
+) -> tuple[Path, Path | None]:
+    """Return the run folder and the checkpoint to continue from, on all processes.
+
+    The first process creates the folder and writes the config, the environment and the data summary to it.
+
+    Raises:
+        ConfigError: The folder cannot be opened, or a resume changes the trained tensors or the measures of a head.
     """
     refuse_other_measures(config.model_args)
-    patience = timedelta(seconds=config.training_args.get("ddp_timeout", 1800))
-    state = PartialState(cpu=hardware.device == "cpu", timeout=patience)  # later calls share this state
+    state = PartialState()
     opened: list[Any] = [None]
     if state.is_main_process:
-        folder, checkpoint = open_run_folder(config.name, config.training_args.get("output_dir"), resume)
+        folder, checkpoint = open_run_folder(config.name, config.training_args["output_dir"], resume)
         logger.info("run folder: %s%s", folder, f", continuing from {checkpoint.name}" if checkpoint else "")
         if checkpoint:
-            began = read_config(folder / "config.py")
-            refuse_another_model(config, began, folder)
-            if changes := _changes(began, config):
-                kept = folder / f"config_until_{checkpoint.name}.py"
-                if not kept.exists():  # else a resume before this one left it, and made no checkpoint
-                    write_text(kept, (folder / "config.py").read_text(encoding="utf-8"))
-                logger.warning("not as the run began (%s keeps that): %s", kept.name, "; ".join(changes))
-        write_text(folder / "config.py", config.text)
-        write_json(folder / "environment.json", report := environment())
-        if config.model_args.part is not None:
-            reservoir(report, hardware, folder)
-            conduit(config, hardware)
+            _check_resumed(config, folder, checkpoint)
+        write_text(folder / CONFIG, config.text)
+        write_json(folder / ENVIRONMENT, report := environment())
+        family = FAMILIES.find(config.model_args.type).part(config.model_args.part)
+        if family.show_start is not None:
+            family.show_start(config, hardware, report, folder)
         describe_data(splits, folder)
         opened = [(folder, checkpoint)]
     if state.num_processes > 1:
@@ -60,12 +64,23 @@ def open_run(
     return opened[0]
 
 
-def refuse_another_model(config: RunConfig, began: RunConfig, folder: Path) -> None:
-    """A run continues with the model, objectives and teacher that it began with, whose tensors its checkpoints hold.
+def _check_resumed(config: RunConfig, folder: Path, checkpoint: Path) -> None:
+    """Log the differences to the config that the run began with, and copy that config; refuse another model."""
+    began = read_config(folder / CONFIG)
+    refuse_another_model(config, began, folder)
+    if changes := _changes(began, config):
+        former = folder / former_config_name(checkpoint.name)
+        if not former.exists():  # otherwise an earlier resume from this checkpoint copied it
+            write_text(former, (folder / CONFIG).read_text(encoding="utf-8"))
+        logger.warning("the config differs from the one of the run so far (%s): %s", former.name, "; ".join(changes))
 
-    The weights of objectives may change: no tensor depends on them.
+
+def refuse_another_model(config: RunConfig, began: RunConfig, folder: Path) -> None:
+    """Raise `ConfigError` if a resume changes the model, an objective or the teacher.
+
+    Checkpoints contain their tensors. The weights of objectives may change.
     """
-    before, now = _shaping(began), _shaping(config)
+    before, now = _tensor_keys(began), _tensor_keys(config)
     for key in now | before:
         if now.get(key) != before.get(key):
             raise ConfigError(
@@ -75,12 +90,15 @@ def refuse_another_model(config: RunConfig, began: RunConfig, folder: Path) -> N
 
 
 def refuse_other_measures(args: ModelArgs) -> None:
-    """A head is continued with the names that it has: in another order its numbers would be taken for each other."""
+    """Raise `ConfigError` if the measures or views differ from those of the head in `adapter_path`.
+
+    In another order, the outputs of the head would be assigned to other measures.
+    """
     if args.part is None or args.adapter_path is None:
         return
-    told = read_settings(find_adapter(args.adapter_path)).get("heads", {}).get("measures", {})
+    trained = read_settings(find_adapter(args.adapter_path)).get("heads", {}).get("measures", {})
     for key in ("measures", "views"):
-        now, began = args.heads["measures"].get(key), told.get(key)
+        now, began = args.heads["measures"].get(key), trained.get(key)
         if now is not None and began is not None and list(now) != list(began):
             raise ConfigError(
                 f"model_args.heads.measures.{key} is {list(now)}, but the head in {args.adapter_path} was trained with "
@@ -88,19 +106,19 @@ def refuse_other_measures(args: ModelArgs) -> None:
             )
 
 
-def _shaping(config: RunConfig) -> dict[str, Any]:
-    """What a config says of the tensors that train, by key."""
-    taught = config.distill_args and asdict(config.distill_args.teacher)
-    told = {f"model_args.{key}": value for key, value in asdict(config.model_args).items()}
-    told |= {f"distill_args.teacher.{key}": value for key, value in (taught or {}).items()}
+def _tensor_keys(config: RunConfig) -> dict[str, Any]:
+    """Return the keys of a config that influence which tensors train, with their values."""
+    teacher = config.distill_args and asdict(config.distill_args.teacher)
+    values = {f"model_args.{key}": value for key, value in asdict(config.model_args).items()}
+    values |= {f"distill_args.teacher.{key}": value for key, value in (teacher or {}).items()}
     for name, options in config.objectives.items():
-        told |= {f"objectives.{name}.{key}": value for key, value in options.items() if key != "weight"}
-    return told
+        values |= {f"objectives.{name}.{key}": value for key, value in options.items() if key != "weight"}
+    return values
 
 
 def _changes(began: RunConfig, config: RunConfig) -> list[str]:
-    """`training_args.learning_rate is 0.0001, was 0.0002`, for all that is read, and how it is learned."""
-    before, now = _flat(_learning(began)), _flat(_learning(config))
+    """Return the differences that a resume may have: `training_args.learning_rate is 0.0001, was 0.0002`."""
+    before, now = _flat(_changeable(began)), _flat(_changeable(config))
     return [
         f"{key} is {now.get(key, 'absent')!r}, was {before.get(key, 'absent')!r}"
         for key in before | now
@@ -108,14 +126,14 @@ def _changes(began: RunConfig, config: RunConfig) -> list[str]:
     ]
 
 
-def _learning(config: RunConfig) -> dict[str, Any]:
-    """The parts of a config that a resume may change."""
+def _changeable(config: RunConfig) -> dict[str, Any]:
+    """Return the parts of a config that a resume may change."""
     parts = {"data_args": asdict(config.data_args), "training_args": dict(config.training_args)}
     return parts | {"objectives": config.objectives}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested dictionaries by their whole name."""
+    """Return the leaves of nested dicts by their dotted keys."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}

@@ -1,9 +1,9 @@
-"""What a model gives away of single training samples: canaries hidden in its data, without privacy and with it.
+"""Benchmark of memorization: canaries in the training data, with and without privacy.
 
-A tiny model learns questions about patients. Some are canaries: a patient number and a random code of six digits that
-is written nowhere else. Whoever holds the model then asks two questions. How far before other codes does a patient's
-own stand (exposure, arXiv:1802.08232)? And which of the canaries, half of which were held out, were in the data
-(membership inference by loss, arXiv:1709.01604)? README.md has the figures.
+A tiny model is trained on questions about patients. Some are canaries: a patient number and a random code of six digits
+that occurs nowhere else. Two attacks on the trained model are evaluated: the rank of the code of a patient among other
+codes (exposure, arXiv:1802.08232), and the distinction of canaries in the data from held-out ones (membership inference
+by loss, arXiv:1709.01604). README.md has the figures.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ SITES, FINDINGS = (
 )
 DIGITS = 6
 CODES = 128
-"""How many codes a canary's own is ranked among, its own included: the greatest exposure is 7 bits."""
+"""Number of codes in the ranking of a canary, including its code: the maximum exposure is 7 bits."""
 
 
 class Rows:
-    """Findings, of which what is asked tells the answer, and canaries, of which nothing does."""
+    """Findings, whose answers follow from the question, and canaries, whose answers are random codes."""
 
     def __init__(self, findings: int, canaries: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -64,38 +64,38 @@ class Rows:
             self._row(f"What does the {SITES[kind]} of patient {patient} show?", FINDINGS[kind % len(FINDINGS)])
             for patient, kind in zip(patients[:findings], kinds, strict=True)
         ]
-        self.asked = [f"What is the code of patient {patient}?" for patient in patients[findings:]]
+        self.questions = [f"What is the code of patient {patient}?" for patient in patients[findings:]]
         drawn = rng.integers(0, 10**DIGITS, (2 * canaries, CODES))
         self.codes = [[f"{code:0{DIGITS}d}" for code in row] for row in drawn]
-        """Of each canary: its own code first, then others."""
+        """Codes per canary: first its code, then others."""
         self.rows = self.findings + [self.canary(number) for number in range(canaries)]
-        """What is trained on: the second half of the canaries is held out."""
+        """Training data; the second half of the canaries is held out."""
 
     @staticmethod
     def _row(question: str, answer: str) -> Sample:
         return Sample([Turn("user", question), Turn("assistant", answer)], source=question)
 
     def canary(self, number: int, code: int = 0) -> Sample:
-        """A canary with its own code, or with another."""
-        return self._row(self.asked[number], self.codes[number][code])
+        """Return a canary with its code (0) or another one."""
+        return self._row(self.questions[number], self.codes[number][code])
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """A row of the training data."""
+        """Return a row of the training data."""
         return self.rows[index]
 
 
 def load(folder: str, seed: int) -> Bundle:
-    """A tiny VaultGemma with a LoRA on all projections."""
+    """Load a tiny VaultGemma with a LoRA on all projections."""
     set_seed(seed)
     path = str(ensure_tiny("vaultgemma", folder))
     return build_causal_lm(ModelArgs("causal-lm", path, lora_r=32, max_length=64, chat_template=TEMPLATE), detect())
 
 
 def train(bundle: Bundle, rows: Rows, epsilon: float | None, options: argparse.Namespace, folder: str) -> float | None:
-    """Trains without privacy, or with an epsilon; gives the epsilon that was spent."""
+    """Train without privacy (None) or with an epsilon; return the spent epsilon."""
     rate = options.batch / len(rows)
     sampler: Any = LogicalBatchSampler(len(rows), options.batch, seed=options.seed)
     kind: Any = MultimodalTrainer
@@ -139,34 +139,34 @@ def train(bundle: Bundle, rows: Rows, epsilon: float | None, options: argparse.N
 
 @torch.no_grad()
 def losses(bundle: Bundle, samples: Sequence[Sample]) -> np.ndarray:
-    """The loss of each sample's answer in nats, summed over its tokens."""
+    """Return the loss of the answer of each sample in nats, summed over its tokens."""
     bundle.model.eval()
-    found = []
+    result = []
     for start in range(0, len(samples), 256):
         batch = bundle.encoder.pad([bundle.encoder.encode(sample) for sample in samples[start : start + 256]])
-        found.append(NextToken().total(Context(batch.targets, bundle.model(**batch.student))))
-    return torch.cat(found).numpy()
+        result.append(NextToken().total(Context(batch.targets, bundle.model(**batch.student))))
+    return torch.cat(result).numpy()
 
 
-def exposure(own_and_others: np.ndarray) -> float:
-    """log2(codes) - log2(rank of the first by its loss): 0 for the unlikeliest, log2(codes) for the likeliest."""
-    rank = 1 + int((own_and_others[1:] < own_and_others[0]).sum())
-    return math.log2(len(own_and_others)) - math.log2(rank)
+def exposure(code_losses: np.ndarray) -> float:
+    """Return log2(codes) - log2(rank of the first code by loss): 0 if it is the least probable of all codes."""
+    rank = 1 + int((code_losses[1:] < code_losses[0]).sum())
+    return math.log2(len(code_losses)) - math.log2(rank)
 
 
 def area(members: np.ndarray, others: np.ndarray) -> float:
-    """The chance that a member has a lower loss than another (the area under the ROC curve); 0.5 is guessing."""
+    """Return the probability that a member has a lower loss than a non-member (the AUC); 0.5 is chance."""
     less = (members[:, None] < others[None]).mean()
     return float(less + 0.5 * (members[:, None] == others[None]).mean())
 
 
 def work(epsilon: float | None, options: argparse.Namespace) -> dict[str, float | None]:
-    """Trains one model and attacks it."""
+    """Train one model and evaluate the attacks."""
     rows, fresh = (Rows(options.findings, options.canaries, options.seed + more) for more in (0, 1000))
     with tempfile.TemporaryDirectory() as folder:
         bundle = load(folder, options.seed)
         spent = train(bundle, rows, epsilon, options, folder)
-    own = losses(bundle, [rows.canary(number) for number in range(2 * options.canaries)])
+    members_and_others = losses(bundle, [rows.canary(number) for number in range(2 * options.canaries)])
     ranked = [
         exposure(losses(bundle, [rows.canary(number, code) for code in range(CODES)]))
         for number in range(options.canaries)
@@ -175,15 +175,15 @@ def work(epsilon: float | None, options: argparse.Namespace) -> dict[str, float 
         "spent": spent,
         "exposure": mean(ranked),
         "first": sum(bits == math.log2(CODES) for bits in ranked) / len(ranked),
-        "area": area(own[: options.canaries], own[options.canaries :]),
+        "area": area(members_and_others[: options.canaries], members_and_others[options.canaries :]),
         "loss": float(losses(bundle, fresh.findings[:128]).mean()),
     }
 
 
 def table(runs: dict[float | None, list[dict[str, float | None]]]) -> str:
-    """One line for each epsilon: means over seeds, with their range."""
+    """Return a Markdown table with one line per epsilon: means over seeds with their range."""
     lines = [
-        "| | epsilon spent | exposure, bits | codes found | membership, area | loss of new findings |",
+        "| | epsilon spent | exposure, bits | codes ranked first | membership, AUC | loss on new findings |",
         "|---|---|---|---|---|---|",
     ]
     for epsilon, seeds in runs.items():
@@ -205,22 +205,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=5e-3)
     parser.add_argument("--clip", type=float, default=1.0)
     parser.add_argument("--findings", type=int, default=448)
-    parser.add_argument("--canaries", type=int, default=64, help="in the data; as many are held out")
+    parser.add_argument("--canaries", type=int, default=64, help="canaries in the data; the same number is held out")
     parser.add_argument("--epsilon", type=float, nargs="*", default=[8.0, 1.0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="where to write all figures as JSON")
+    parser.add_argument("--out", type=Path, help="output file of all figures (JSON)")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     runs: dict[float | None, list[dict[str, float | None]]] = {}
     for seed in range(options.seeds):
         options.seed = seed
         for epsilon in (None, *options.epsilon):
-            runs.setdefault(epsilon, []).append(found := work(epsilon, options))
-            print(f"seed {seed}, epsilon {epsilon}: {found}", flush=True)
+            runs.setdefault(epsilon, []).append(result := work(epsilon, options))
+            print(f"seed {seed}, epsilon {epsilon}: {result}", flush=True)
     print(f"\n{table(runs)}\n\n{machine(options.threads)}")
     if options.out:
-        told = {"infinite" if epsilon is None else f"{epsilon:g}": seeds for epsilon, seeds in runs.items()}
-        options.out.write_text(json.dumps(told, indent=1) + "\n")
+        figures = {"infinite" if epsilon is None else f"{epsilon:g}": seeds for epsilon, seeds in runs.items()}
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One run of the benchmark of distillation: a teacher or a student learns to read hearts through `finetune.py`."""
+"""One run of the benchmark of distillation: training of a teacher or a student with `finetune.py`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from mllm.config.hardware import CHECKOUT
 from mllm.dataset.echo.cine import MEASURES, CineDataset
+from mllm.dataset.indices import from_zero
 from mllm.dataset.video_dataset.phantom_echo import PhantomEchoDataset
 from mllm.pipeline import finetune
 from mllm.pipeline.command import run_command
@@ -27,13 +28,13 @@ from mllm.registry import DATASETS
 from mllm.tiny.checkpoints import write_tiny
 
 PIXELS = 112
-"""Of the phantoms' side; the teacher sees as many."""
+"""Width and height of the phantoms and of the teacher's images in pixels."""
 STUDENT = dict(image_size=64, resolution=2)
-"""The student's pixels, and the side of its last map."""
+"""Image size of the student in pixels, and width of its last feature map."""
 BATCH = 16
-"""Patients of one update."""
+"""Patients per update."""
 SEEDS = {"teacher": 5, "validation": 6, "held-out": 7, "students": 100}
-"""Of the hearts of each set; those of a student are its own seed further on."""
+"""Seeds of the hearts of each set; the seed of a student is added to that of its set."""
 MATCHING: dict[str, Mapping[str, Any] | None] = {
     "alone": None,
     "pooled": dict(grid=1),
@@ -41,40 +42,40 @@ MATCHING: dict[str, Mapping[str, Any] | None] = {
     "pooled-unlabelled": dict(grid=1),
     "grid-unlabelled": dict(grid=4),
 }
-"""What FeatureMatch is told in each way that a student learns; alone it has no teacher."""
+"""Options of FeatureMatch for each method; None: no teacher."""
 HEAD = dict(measures=dict(type="RegressionHead", measures=list(MEASURES), views=["ED", "ES"]))
 
 
 @DATASETS.register_module()
 class KeptEchoDataset(CineDataset):
-    """Phantoms that are drawn once: `labelled` hearts with their measures in turn with `unlabelled` ones, for `length`.
+    """Phantoms that are generated once: `labelled` hearts alternate with `unlabelled` ones, for `length` samples.
 
-    An epoch is as long as the run, so that nothing is done at the end of an epoch of a few hearts.
+    One epoch is as long as the run, so that no work is done at the end of an epoch of a few hearts.
     """
 
     def __init__(self, labelled: int, unlabelled: int, length: int, seed: int, image_size: int = PIXELS) -> None:
         super().__init__()
         self.hearts = PhantomEchoDataset(labelled + unlabelled, seed, image_size)
         self.labelled, self.unlabelled, self.length = labelled, unlabelled, length
-        self.drawn: dict[int, dict[str, Image]] = {}
+        self.images: dict[int, dict[str, Image]] = {}
 
     def __len__(self) -> int:
         return self.length
 
     def heart(self, index: int) -> int:
-        """The heart that an index stands for: where there are unlabelled ones, every second is of them."""
-        index = self.checked(index)
+        """Return the heart of an index; if there are unlabeled hearts, every second index is one of them."""
+        index = from_zero(index, len(self))
         if not self.unlabelled:
             return index % self.labelled
-        turn, is_unlabelled = divmod(index, 2)
-        return self.labelled + turn % self.unlabelled if is_unlabelled else turn % self.labelled
+        cycle, is_unlabelled = divmod(index, 2)
+        return self.labelled + cycle % self.unlabelled if is_unlabelled else cycle % self.labelled
 
     @override
     def views(self, index: int) -> dict[str, Image]:
         heart = self.heart(index)
-        if heart not in self.drawn:
-            self.drawn[heart] = self.hearts.views(heart)
-        return self.drawn[heart]
+        if heart not in self.images:
+            self.images[heart] = self.hearts.views(heart)
+        return self.images[heart]
 
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
@@ -93,19 +94,19 @@ class KeptEchoDataset(CineDataset):
 def hearts(
     kind: str, labelled: int, *, unlabelled: int = 0, length: int | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """The options of a dataset."""
-    own = SEEDS[kind] + seed
+    """Return the config entry of a dataset of hearts."""
+    seed = SEEDS[kind] + seed
     length = labelled if length is None else length
-    return dict(type="KeptEchoDataset", labelled=labelled, unlabelled=unlabelled, length=length, seed=own)
+    return dict(type="KeptEchoDataset", labelled=labelled, unlabelled=unlabelled, length=length, seed=seed)
 
 
 def config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """What a config file says of a run: the teacher, or a student that learns in one way."""
+    """Return the contents of the config file of a teacher or a student."""
     is_teacher = options.way == "teacher"
     family, vision = ("medsiglip", {}) if is_teacher else ("gemma3n-student", STUDENT)
     base = write_tiny(family, folder / f"{family}-{options.seed}", seed=options.seed, vision=vision)
     unlabelled = options.unlabelled if options.way.endswith("-unlabelled") else 0
-    chosen = dict(
+    values = dict(
         model_args=dict(
             type=family,
             model_name_or_path=str(base),
@@ -142,16 +143,16 @@ def config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     matching = None if is_teacher else MATCHING[options.way]
     if matching is not None:
-        chosen["objectives"]["feature_match"] = dict(type="FeatureMatch", weight=options.weight, **matching)
-        chosen["distill_args"] = dict(
+        values["objectives"]["feature_match"] = dict(type="FeatureMatch", weight=options.weight, **matching)
+        values["distill_args"] = dict(
             teacher=dict(type="medsiglip", model_name_or_path=str(options.teacher.resolve())),
             cache_folder=str(folder / "teacher_cache"),
         )
-    return chosen
+    return values
 
 
 def work(options: argparse.Namespace) -> dict[str, Any]:
-    """Trains as the options say; gives the errors of the judged hearts, and where the trained model lies."""
+    """Train one model; return the errors on the evaluated hearts, the losses, and the folder of the trained model."""
     torch.set_num_threads(options.threads)
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,11 +167,10 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     run = folder / "exp" / name / "latest"
     rows = json.loads((run / "training_log.json").read_text())["rows"]
     losses = [{key: row[key] for key in ("loss", "measures", "feature_match") if key in row} for row in rows]
-    answers = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     return {
         "errors": {
-            name: [answer["measures"][name] - answer["reference_measures"][name] for answer in answers]
-            for name in MEASURES
+            name: [row["measures"][name] - row["reference_measures"][name] for row in predictions] for name in MEASURES
         },
         "losses": [row for row in losses if row],
         "student": str(run.resolve() / "student"),
@@ -182,19 +182,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--way", choices=["teacher", *MATCHING], required=True)
     parser.add_argument("--rate", type=float, required=True, help="learning rate")
-    parser.add_argument("--weight", type=float, default=1.0, help="of FeatureMatch")
+    parser.add_argument("--weight", type=float, default=1.0, help="weight of FeatureMatch")
     parser.add_argument("--judged", choices=["validation", "held-out"], required=True)
     for name in ("seed", "steps", "labelled", "unlabelled", "judged-hearts", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="for all that is written; runs share the cache in it"
-    )
-    parser.add_argument("--teacher", type=Path, help="the trained teacher's folder")
+    parser.add_argument("--folder", type=Path, required=True, help="output folder; runs share the cache in it")
+    parser.add_argument("--teacher", type=Path, help="folder of the trained teacher")
     parser.add_argument("--result", type=Path, required=True)
     options = parser.parse_args(argv)
     options.result = options.result.resolve()
-    found = work(options)
-    options.result.write_text(json.dumps(found))
+    options.result.write_text(json.dumps(work(options)))
 
 
 if __name__ == "__main__":

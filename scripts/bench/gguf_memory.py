@@ -1,11 +1,11 @@
-"""How much memory an export to GGUF takes: a random model of the shape of Gemma 3 270M is written and read back.
+"""Benchmark of the memory of an export to GGUF: a random model with the shape of Gemma 3 270M.
 
 python scripts/bench/gguf_memory.py --type q8_0
 
-Each part has a process of its own: one writes the checkpoint (262,144 tokens, 18 layers of width 640, bf16), one
-exports it, and one compares llama.cpp with transformers. What is printed: the peak of the exporting process after its
-imports and at its end, and the bound of 1.2 GB that it must keep, but for K-quants: llama.cpp makes those, and maps the
-whole unquantized file meanwhile. Without llama.cpp nothing is read back.
+Separate processes write the checkpoint (262,144 tokens, 18 layers of width 640, bf16), export it, and compare llama.cpp
+with transformers. The output is the peak memory of the exporting process after its imports and at its end. The limit is
+1.2 GB, except for K-quants: llama.cpp computes them and maps the whole unquantized file. Without llama.cpp the
+comparison is skipped.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-BOUND = 1_200_000_000
-"""Bytes that the exporting process may hold at most."""
+LIMIT = 1_200_000_000
+"""Maximum memory of the exporting process in bytes."""
 TOKENS = 262_144
-LETTERS, LONGEST = set("▁abcdefghilmnoprstu"), 8
-"""What random pieces consist of, and how many characters they have at most."""
+LETTERS, MAX_LENGTH = set("▁abcdefghilmnoprstu"), 8
+"""Characters of random pieces and their maximum length."""
 K_QUANTS = ("q6_k", "q4_k_m")
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", *K_QUANTS)
 
 
 def grow(path: Path, size: int) -> None:
-    """Gives the tokenizer.json at `path` random pieces until it has `size`; every pair that makes one is a merge.
+    """Add random pieces to the tokenizer.json at `path` until it has `size`; each pair that forms a piece is a merge.
 
-    So does transformers with a SentencePiece model. Letters are few, so that there are about two merges for each piece.
+    transformers converts SentencePiece models in the same way. With few letters there are about two merges per piece.
     """
     fast = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = fast["model"]["vocab"]
     parts = [piece for piece in vocabulary if set(piece) <= LETTERS]
-    draw, letters = random.Random(0), sorted(LETTERS)
+    rng, letters = random.Random(0), sorted(LETTERS)
     while len(vocabulary) < size:
-        piece = draw.choice(parts) + draw.choice(letters)
-        if len(piece) <= LONGEST and piece not in vocabulary:
+        piece = rng.choice(parts) + rng.choice(letters)
+        if len(piece) <= MAX_LENGTH and piece not in vocabulary:
             vocabulary[piece] = len(vocabulary)
             parts.append(piece)
     special = {token["content"] for token in fast["added_tokens"]}
@@ -59,7 +59,7 @@ def grow(path: Path, size: int) -> None:
 
 
 def write(folder: Path) -> None:
-    """The checkpoint, in the dimensions of Gemma 3 270M's config.json."""
+    """Write the checkpoint with the dimensions in config.json of Gemma 3 270M."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
     from mllm.tiny.checkpoints import write_tiny
@@ -88,10 +88,10 @@ def write(folder: Path) -> None:
 
 
 def export(folder: Path, out: Path, kind: str) -> dict[str, Any]:
-    """Exports as `mllm export` does; gives seconds and peaks."""
+    """Export as `mllm export` does; return seconds and peak memory."""
     import mllm.export.gguf.k_quants  # noqa: F401
     from mllm.export.export_report import peak_memory
-    from mllm.pipeline.export import export_gguf
+    from mllm.export.gguf.export import export_gguf
 
     before, started = peak_memory(), time.perf_counter()
     export_gguf(str(folder), out, kind)
@@ -99,7 +99,7 @@ def export(folder: Path, out: Path, kind: str) -> dict[str, Any]:
 
 
 def read(folder: Path, out: Path) -> str:
-    """What llama.cpp says after a prompt, against transformers."""
+    """Return a comparison of the logits of llama.cpp and transformers for a prompt."""
     import numpy as np
     import torch
     from llama_cpp import Llama
@@ -108,33 +108,33 @@ def read(folder: Path, out: Path) -> str:
     llama = Llama(str(out), n_ctx=128, logits_all=True, verbose=False, type_k=0, type_v=0)
     prompt = "Is the heart enlarged? The cardiac silhouette is normal."
     ids = llama.tokenize(prompt.encode(), add_bos=True, special=True)
-    same = ids == AutoTokenizer.from_pretrained(folder)(prompt)["input_ids"]
+    is_equal = ids == AutoTokenizer.from_pretrained(folder)(prompt)["input_ids"]
     llama.eval(ids)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.inference_mode():
         expected = model(input_ids=torch.tensor([ids])).logits[0].numpy()
-    found = np.asarray(llama.scores)[: len(ids)]
-    agreed = int((found.argmax(-1) == expected.argmax(-1)).sum())
+    logits = np.asarray(llama.scores)[: len(ids)]
+    agreed = int((logits.argmax(-1) == expected.argmax(-1)).sum())
     return (
-        f"llama.cpp reads it: {len(ids)} tokens, {'the same' if same else 'NOT THE SAME'} as transformers'; the "
-        f"likeliest next token is the same at {agreed} of {len(ids)} places; logits (standard deviation "
-        f"{expected.std():.2f}) differ by {np.abs(found - expected).max():.1e} at most"
+        f"llama.cpp: {len(ids)} tokens, {'equal to' if is_equal else 'DIFFERENT FROM'} those of transformers; the most "
+        f"probable next token is equal at {agreed} of {len(ids)} positions; logits (standard deviation "
+        f"{expected.std():.2f}) differ by {np.abs(logits - expected).max():.1e} at most"
     )
 
 
 def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function` gives in a process of its own."""
+    """Run `function` in a new process and return its result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def main() -> None:
-    """Writes, exports, reads and prints."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--type", choices=TYPES, nargs="+", default=["q8_0"])
-    parser.add_argument("--parent", help="the folder for the temporary files: up to 2.5 GB")
+    parser.add_argument("--parent", help="folder of the temporary files; needs up to 2.5 GB")
     arguments = parser.parse_args()
-    kept = True
+    is_within_limit = True
     with tempfile.TemporaryDirectory(dir=arguments.parent) as temporary:
         folder = Path(temporary, "model")
         fresh(write, folder)
@@ -148,11 +148,11 @@ def main() -> None:
             try:
                 print(fresh(read, folder, out))
             except ModuleNotFoundError as missing:
-                print(f"not read back: {missing}")
+                print(f"comparison skipped: {missing}")
             out.unlink()
-            kept = kept and (measured["peak"] <= BOUND or kind in K_QUANTS)
-    if not kept:
-        sys.exit(f"the bound of {BOUND / 1e9} GB is not kept")
+            is_within_limit = is_within_limit and (measured["peak"] <= LIMIT or kind in K_QUANTS)
+    if not is_within_limit:
+        sys.exit(f"the peak memory exceeds the limit of {LIMIT / 1e9} GB")
 
 
 if __name__ == "__main__":

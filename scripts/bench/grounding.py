@@ -1,6 +1,6 @@
-"""Boxes as text against a token that heads read: accuracy, tokens and seconds after equally many updates.
+"""Benchmark of boxes as text and boxes from heads: accuracy, tokens and seconds after the same number of updates.
 
-Tiny models learn on generated scenes and phantoms; grounding_work.py is one run, in a process of its own. README.md has
+Tiny models are trained on generated scenes and phantoms. grounding_work.py is one run in its own process. README.md has
 the figures.
 """
 
@@ -21,42 +21,42 @@ from interleaved import in_fresh_process, machine
 from mllm.config.hardware import installed
 
 NAMES = {"text": "boxes as text", "heads": "heads", "state": "heads of one state"}
-KINDS = {"alone": "one shape", "scenes": "one of up to three shapes", "phantoms": "a phantom's lesion"}
-"""The held-out pictures by what is asked for in them; in the first nothing has to be told from anything else."""
+KINDS = {"alone": "one shape", "scenes": "one of up to three shapes", "phantoms": "lesion of a phantom"}
+"""Kinds of held-out images; in the first, the shape in the question is the only one."""
 RATES = {"text": 4e-3, "heads": 2e-3, "state": 2e-3}
-"""Each way's learning rate, chosen on pictures that the figures are not taken from; README.md names the trials."""
+"""Learning rate of each method, selected on other images; README.md lists the trials."""
 
 
 def run(way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The figures of one way on one seed, printed as soon as they are there."""
+    """Return the figures of one method and seed, and print them."""
     sizes = {"seed": seed, "steps": options.steps, "samples": options.samples, "held-out": options.held_out}
     arguments = [f"--{name}={value}" for name, value in {**sizes, "threads": options.threads}.items()]
     script = str(Path(__file__).with_name("grounding_work.py"))
-    found = in_fresh_process(script, [f"--way={way}", f"--rate={RATES[way]}", *arguments], options.threads)
-    losses = found.pop("losses")
-    print(f"{way}, seed {seed}: loss {losses[0]:.2f} to {losses[-1]:.2f}; {found}", flush=True)
-    return found
+    result = in_fresh_process(script, [f"--way={way}", f"--rate={RATES[way]}", *arguments], options.threads)
+    losses = result.pop("losses")
+    print(f"{way}, seed {seed}: loss {losses[0]:.2f} to {losses[-1]:.2f}; {result}", flush=True)
+    return result
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
-    """A Markdown table: a line for each way and kind of picture, means with the least and the greatest of the seeds."""
+    """Return a Markdown table: one line per method and kind of image, means with minimum and maximum over seeds."""
     lines = [
         "| | accuracy at IoU 0.5 | mean IoU of boxes | mean IoU of masks "
-        "| tokens a place | tokens an answer | ms an image |",
+        "| tokens per box | tokens per answer | ms per image |",
         "|---|---|---|---|---|---|---|",
     ]
     for kind, title in KINDS.items():
-        for way, found in runs.items():
-            asked = [one[kind] for one in found]
-            cells = [spread([one[key] for one in asked]) for key in ("accuracy", "box_iou", "mask_iou")]
-            cells.append(f"{mean(one['place_tokens'] for one in found):.0f}" if kind == "scenes" else "")
-            cells += [spread([one["tokens"] for one in asked], 1), spread([1000 * one["seconds"] for one in asked], 0)]
+        for way, results in runs.items():
+            figures = [result[kind] for result in results]
+            cells = [spread([figure[key] for figure in figures]) for key in ("accuracy", "box_iou", "mask_iou")]
+            cells.append(f"{mean(result['place_tokens'] for result in results):.0f}" if kind == "scenes" else "")
+            cells += [spread([f["tokens"] for f in figures], 1), spread([1000 * f["seconds"] for f in figures], 0)]
             lines.append(f"| {title}: {NAMES[way]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def spread(values: Sequence[float | None], digits: int = 2) -> str:
-    """`mean (least-greatest)`; nothing where there is no value."""
+    """Return `mean (minimum-maximum)`, or an empty text if all values are None."""
     known = [value for value in values if value is not None]
     if not known:
         return ""
@@ -67,18 +67,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1200, help="updates of 16 samples")
-    parser.add_argument("--samples", type=int, default=4096, help="training scenes, and a quarter as many phantoms")
+    parser.add_argument(
+        "--samples", type=int, default=4096, help="training scenes; a quarter as many phantoms are added"
+    )
     parser.add_argument("--held-out", type=int, default=128, help="test scenes, and half as many phantoms")
-    parser.add_argument("--threads", type=int, default=1, help="of each run")
-    parser.add_argument("--at-once", type=int, default=2, help="runs side by side")
+    parser.add_argument("--threads", type=int, default=1, help="threads per run")
+    parser.add_argument("--at-once", type=int, default=2, help="number of parallel runs")
     parser.add_argument("--ways", nargs="+", choices=NAMES, default=["text", "heads"])
     options = parser.parse_args(argv)
     pairs = [(way, seed) for seed in range(options.seeds) for way in options.ways]
     with ThreadPoolExecutor(options.at_once) as pool:
-        found = list(pool.map(lambda pair: run(*pair, options), pairs))
-    runs = {way: [one for pair, one in zip(pairs, found, strict=True) if pair[0] == way] for way in options.ways}
+        results = list(pool.map(lambda pair: run(*pair, options), pairs))
+    runs = {
+        way: [result for pair, result in zip(pairs, results, strict=True) if pair[0] == way] for way in options.ways
+    }
     versions = ", ".join(" ".join(pair) for pair in installed(["torch", "transformers", "peft"]).items())
-    print(f"\n{table(runs)}\n\n{options.at_once} runs at once, each: {machine(options.threads)}; {versions}")
+    print(f"\n{table(runs)}\n\n{options.at_once} parallel runs, each: {machine(options.threads)}; {versions}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One run of the benchmark of boxes: a tiny model learns where things are, then answers scenes that it never saw."""
+"""One run of the benchmark of boxes: training of a tiny model and evaluation on held-out scenes."""
 
 from __future__ import annotations
 
@@ -40,21 +40,24 @@ from mllm.tiny.checkpoints import ensure_tiny
 
 PIXELS, IMAGE_TOKENS = 112, 64
 BATCH = 16
-"""Samples of one update."""
+"""Samples per update."""
 WAYS: dict[str, dict[str, Any]] = {
     "text": {},
     "heads": dict(box=dict(type="BoxHead", hidden=256, outline=True), mask=dict(type="MaskHead", dim=64, context=8)),
     "state": dict(box=dict(type="BoxHead", hidden=256), mask=dict(type="MaskHead", dim=64)),
 }
-"""What `model_args.heads` is: none; a mask head that reads the words before the object's token too, and a box head that
-reads the mask's outline; both as published, which read one state alone."""
+"""`model_args.heads` of each method.
+
+text: no heads; heads: a mask head with the hidden states of the preceding words, and a box head with the outline of the
+mask; state: both heads as published, with one hidden state.
+"""
 HELD_OUT = 1000
-"""The seed of the test pictures; those of training have `TRAINING` plus the run's seed."""
+"""Seed of the test images; the seed of the training images is `TRAINING` plus the seed of the run."""
 TRAINING = 10
 
 
 class Kept(Dataset[Encoded]):
-    """Samples that are encoded once and kept: every epoch sees the first one's pictures and words."""
+    """Samples that are encoded once; all epochs have the images and phrasings of the first one."""
 
     def __init__(self, samples: EncodedDataset) -> None:
         self.samples = samples
@@ -70,17 +73,17 @@ class Kept(Dataset[Encoded]):
 
 
 def scenes(size: int, seed: int, objects: int = 3) -> SceneDataset:
-    """One to `objects` colored shapes, one of them asked for by color and shape."""
+    """Return scenes of one to `objects` colored shapes with a question about one of them."""
     return SceneDataset(size=size, seed=seed, image_size=PIXELS, objects=objects, named=True)
 
 
 def phantoms(size: int, seed: int) -> PhantomBoxDataset:
-    """Medical-looking pictures with one lesion."""
+    """Return phantoms with one lesion."""
     return PhantomBoxDataset(size=size, seed=seed, image_size=PIXELS, lesions=(1, 1))
 
 
 def load(way: str, folder: str) -> Bundle:
-    """The tiny Gemma 3 with a LoRA, and with heads where the way has them."""
+    """Load the tiny Gemma 3 with a LoRA, and with the heads of the method."""
     args = ModelArgs(
         type="medgemma",
         model_name_or_path=str(ensure_tiny("medgemma", folder)),
@@ -95,7 +98,7 @@ def load(way: str, folder: str) -> Bundle:
 
 
 def train(bundle: Bundle, data: Samples, options: argparse.Namespace, folder: str) -> list[float]:
-    """Runs the updates through our trainer; gives the logged losses."""
+    """Train with our trainer and return the logged losses."""
     objectives: dict[str, Objective] = {"next_token": NextToken()}
     if bundle.model.heads:
         objectives |= {"mask": MaskLoss(weight=4.0), "box": BoxLoss()}
@@ -132,8 +135,8 @@ def train(bundle: Bundle, data: Samples, options: argparse.Namespace, folder: st
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
-def ask(bundle: Bundle, data: Samples) -> dict[str, Any]:
-    """The figures of generated answers; `seconds` are of the processor, which other programs disturb less."""
+def evaluate(bundle: Bundle, data: Samples) -> dict[str, Any]:
+    """Return the figures of generated answers; `seconds` is CPU time per image, which depends less on other load."""
     metrics = {"rec": rec, "res": res} if bundle.model.mask_head is not None else {"rec": rec}
     started = time.process_time()
     examined = examine(bundle, data, metrics, max_new_tokens=48, batch_size=BATCH)
@@ -149,20 +152,20 @@ def ask(bundle: Bundle, data: Samples) -> dict[str, Any]:
 
 
 def place_tokens(bundle: Bundle, data: Samples) -> float:
-    """The tokens that the place itself takes in a true answer, the mean over `data`."""
+    """Return the mean number of tokens of the box in a reference answer."""
     encoder = bundle.encoder
     counts = []
     for index in range(len(data)):
         sample = data.sample(index)
         frame, box = encoder.marks.frames(sample)[0], sample.marks[0].box
         assert box is not None
-        written = encoder.marks.box_format.write_boxes([frame.relative(*box)])
-        counts.append(len(encoder.tokenizer(written, add_special_tokens=False)["input_ids"]))
+        text = encoder.marks.box_format.write_boxes([frame.relative(*box)])
+        counts.append(len(encoder.tokenizer(text, add_special_tokens=False)["input_ids"]))
     return mean(counts)
 
 
 def work(options: argparse.Namespace) -> dict[str, Any]:
-    """Trains one way on one seed, and asks it."""
+    """Train one method with one seed, and evaluate it."""
     torch.set_num_threads(options.threads)
     set_seed(options.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -172,9 +175,9 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
         losses = train(bundle, data, options, folder)
     held_out = scenes(options.held_out, HELD_OUT)
     return {
-        "alone": ask(bundle, scenes(options.held_out, HELD_OUT, objects=1)),
-        "scenes": ask(bundle, held_out),
-        "phantoms": ask(bundle, phantoms(options.held_out // 2, HELD_OUT)),
+        "alone": evaluate(bundle, scenes(options.held_out, HELD_OUT, objects=1)),
+        "scenes": evaluate(bundle, held_out),
+        "phantoms": evaluate(bundle, phantoms(options.held_out // 2, HELD_OUT)),
         "place_tokens": place_tokens(bundle, held_out),
         "losses": losses,
     }

@@ -1,4 +1,4 @@
-"""What every benchmark here shares: competitors in fresh processes, memory sampled in training, medians, a table."""
+"""Shared parts of the benchmarks: runs in separate processes, memory sampling, medians and tables."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from typing import Any
 import psutil
 
 INTERVAL = 0.005
-"""Seconds between two looks at the memory."""
+"""Seconds between two memory samples."""
 
 
 @dataclass
 class Peak:
-    """The most memory that this process was seen to hold."""
+    """Largest sampled memory of this process, in bytes."""
 
     bytes: int = 0
 
 
 @contextmanager
 def resident_memory() -> Iterator[Peak]:
-    """Samples this process's resident memory inside the block; `ru_maxrss` would hold the peak of loading too."""
+    """Sample the resident memory of this process inside the block; `ru_maxrss` would include the peak of loading."""
     peak, process, done = Peak(), psutil.Process(), threading.Event()
 
     def sample() -> None:
@@ -40,17 +40,17 @@ def resident_memory() -> Iterator[Peak]:
             ended = done.wait(INTERVAL)
             peak.bytes = max(peak.bytes, process.memory_info().rss)
 
-    watcher = threading.Thread(target=sample, daemon=True)
-    watcher.start()
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
     try:
         yield peak
     finally:
         done.set()
-        watcher.join()
+        sampler.join()
 
 
 def in_fresh_process(script: str, arguments: Sequence[str], threads: int) -> dict[str, Any]:
-    """What `script ARGUMENTS --result FILE` writes into FILE, run in a process of its own; exits where it fails."""
+    """Run `script ARGUMENTS --result FILE` in a new process and return the contents of FILE; exit if it fails."""
     environment = {
         **os.environ,
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
@@ -60,46 +60,48 @@ def in_fresh_process(script: str, arguments: Sequence[str], threads: int) -> dic
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, script, *arguments, "--result", str(result)]
-        ran = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if ran.returncode:
-            sys.exit(f"{ran.stdout[-4000:]}\n{' '.join(arguments)} ended with exit code {ran.returncode}")
-        answer: dict[str, Any] = json.loads(result.read_text())
-        return answer
+        completed = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if completed.returncode:
+            sys.exit(f"{completed.stdout[-4000:]}\n{' '.join(arguments)} failed with exit code {completed.returncode}")
+        values: dict[str, Any] = json.loads(result.read_text())
+        return values
 
 
 def worst_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The largest relative difference of two lists of equal length."""
+    """Return the largest relative difference between two lists of equal length."""
     assert len(ours) == len(theirs) > 0
     return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one competitor showed over all rounds."""
+    """Figures of one competitor over all rounds."""
 
     seconds: list[float]
-    """Of one epoch, one entry a round."""
+    """Seconds per epoch, one entry per round."""
     gigabytes: list[float]
-    """Peak resident memory while training, 10^9 bytes, one entry a round."""
+    """Peak resident memory during training in 10^9 bytes, one entry per round."""
 
     @classmethod
     def of(cls, runs: Sequence[dict[str, Any]]) -> Figures:
-        """The figures of the runs of one competitor."""
+        """Return the figures of the runs of one competitor."""
         return cls([run["seconds"] for run in runs], [run["bytes"] / 1e9 for run in runs])
 
 
 def table(rows: dict[str, tuple[Figures, Figures]], ours: str, theirs: str) -> str:
-    """A Markdown table: one line for each setting, `rows[setting]` being what ours and theirs showed."""
+    """Return a Markdown table with one line per setting; `rows[setting]` is a pair of our figures and theirs."""
     lines = [
-        f"| | {theirs}: s an epoch | {ours}: s an epoch | times as fast | {theirs}: GB | {ours}: GB | memory |",
+        f"| | {theirs}: s per epoch | {ours}: s per epoch | speedup | {theirs}: GB | {ours}: GB | memory ratio |",
         "|---|---|---|---|---|---|---|",
     ]
-    for setting, (mine, other) in rows.items():
-        speed = median(other.seconds) / median(mine.seconds)
-        memory = median(mine.gigabytes) / median(other.gigabytes)
+    for setting, (our, their) in rows.items():
+        speed = median(their.seconds) / median(our.seconds)
+        memory = median(our.gigabytes) / median(their.gigabytes)
         lines.append(
-            f"| {setting} | {_spread(other.seconds)} | {_spread(mine.seconds)} | **{speed:.2f}** "
-            f"| {median(other.gigabytes):.2f} | {median(mine.gigabytes):.2f} | {memory:.2f} |"
+            f"| {setting} | {_spread(their.seconds)} | {_spread(our.seconds)} | **{speed:.2f}** "
+            f"| {median(their.gigabytes):.2f} | {median(our.gigabytes):.2f} | {memory:.2f} |"
         )
     return "\n".join(lines)
 
@@ -109,7 +111,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def machine(threads: int) -> str:
-    """One line about where the figures were taken."""
+    """Return one line about the machine: processor, threads, memory, load and Python version."""
     import torch
 
     names = [line for line in _cpuinfo() if line.startswith("model name")]

@@ -1,9 +1,9 @@
-"""How much memory a merge takes: a random model in bf16 is written in shards, given a LoRA of rank 8, and merged.
+"""Benchmark of the memory of a merge: a random model in bf16 in shards, with a LoRA of rank 8.
 
 python scripts/bench/merge_memory.py --model medgemma-4b --shard-megabytes 5000
 
-The checkpoint is written by a process of its own, tensor by tensor, so that its memory does not count. What is printed:
-the peak of this process before the merge (Python, torch, transformers), after it, and the bound that it must keep.
+Another process writes the checkpoint tensor by tensor, so that its memory is not included. The output is the peak
+memory of this process before the merge (Python, torch, transformers) and after it, and the limit.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 BLOCK = 2**20
-"""Random numbers that are drawn once and repeated: drawing billions would take longer than the merge."""
+"""Number of random values, which are repeated: generating billions would take longer than the merge."""
 TARGETS = r".*language_model.*(q_proj|v_proj|down_proj)|model\.layers.*(q_proj|v_proj|down_proj)"
 MODELS = ("llama-0.3b", "medgemma-4b")
 
 
 def _model(name: str, tiny: Path) -> tuple[Any, str]:
-    """A model on meta, and its type; `tiny` is a checkpoint whose tokens it has."""
+    """Return a model on the meta device and its type; `tiny` is the checkpoint with its tokenizer."""
     import torch
     from transformers import AutoConfig, Gemma3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
@@ -58,7 +58,7 @@ def _model(name: str, tiny: Path) -> tuple[Any, str]:
 
 
 def write(folder: Path, name: str, shard_bytes: int) -> None:
-    """The checkpoint in `folder/base` and the adapter in `folder/adapter`."""
+    """Write the checkpoint to `folder/base` and the adapter to `folder/adapter`."""
     import re
 
     import torch
@@ -116,43 +116,43 @@ def _repeated(block: Any, size: int) -> Any:
 
 
 def measure(folder: Path, parity: bool) -> dict[str, Any]:
-    """Merges, and gives the report with the peak of memory before it."""
+    """Merge, and return the export report and the peak memory before the merge."""
     import mllm.export  # noqa: F401
     import mllm.models.builder.builder  # noqa: F401
     from mllm.export.export_report import peak_memory
-    from mllm.pipeline.merge import merge
+    from mllm.export.merge import merge
 
     before = peak_memory()
-    out = merge(str(folder / "adapter"), folder / "merged", replaces=True, parity=parity)
+    out = merge(str(folder / "adapter"), folder / "merged", overwrite=True, compare=parity)
     return {**json.loads((out / "export_report.json").read_text()), "before_bytes": before}
 
 
 def main() -> None:
-    """Writes, merges and prints."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="llama-0.3b")
     parser.add_argument("--shard-megabytes", type=int, default=100)
-    parser.add_argument("--parent", help="the folder for the temporary files: twice the model's size")
+    parser.add_argument("--parent", help="folder of the temporary files; needs twice the size of the model")
     parser.add_argument("--skip-parity", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.parent) as temporary:
         folder = Path(temporary)
-        given = (folder, arguments.model, arguments.shard_megabytes * 10**6)
-        writer = multiprocessing.get_context("spawn").Process(target=write, args=given)
+        inputs = (folder, arguments.model, arguments.shard_megabytes * 10**6)
+        writer = multiprocessing.get_context("spawn").Process(target=write, args=inputs)
         writer.start()
         writer.join()
         measured = measure(folder, not arguments.skip_parity)
     sizes = [shard["bytes"] for shard in measured["shards"]]
-    bound = 2 * max(sizes) + 2 * 10**9
+    limit = 2 * max(sizes) + 2 * 10**9
     print(f"{arguments.model}: {sum(sizes) / 1e9:.2f} GB in {len(sizes)} shards, the largest {max(sizes) / 1e9:.2f} GB")
     print(
         f"before the merge {measured['before_bytes'] / 1e9:.2f} GB, peak {measured['peak_memory_bytes'] / 1e9:.2f} GB"
     )
-    print(f"twice the largest shard and 2 GB: {bound / 1e9:.2f} GB")
+    print(f"limit (twice the largest shard and 2 GB): {limit / 1e9:.2f} GB")
     print({key: measured[key] for key in ("seconds", "parity", "dtype", "adapter_effect")})
     print({key: measured.get(key) for key in ("max_abs_difference", "allowed_difference", "largest_logit")})
-    if measured["peak_memory_bytes"] > bound:
-        sys.exit("the bound is not kept")
+    if measured["peak_memory_bytes"] > limit:
+        sys.exit("the peak memory exceeds the limit")
 
 
 if __name__ == "__main__":

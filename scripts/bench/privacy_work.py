@@ -1,4 +1,4 @@
-"""The work of the privacy benchmark, and the three that do it: plain, private, and stock Opacus, each in a process."""
+"""One run of the benchmark of privacy: plain training, private training, or Opacus."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ TEXT = dict(
     sliding_window=512,
     layer_types=["sliding_attention", "full_attention"] * 3,
 )
-"""VaultGemma with its own vocabulary and the proportions of its 1B, made narrow and shallow."""
+"""Reduced VaultGemma with its full vocabulary and the proportions of VaultGemma 1B."""
 TEMPLATE = "{% for turn in messages %}{{ turn['role'] ~ ': ' ~ turn['content'] ~ eos_token }}{% endfor %}"
 LOGICAL_BATCH = 16
-"""Samples of one update; with a rate of 1 and as many rows, every draw is all of them, as the plain run has them."""
+"""Samples per update and number of rows; with a sampling rate of 1 each draw contains all rows."""
 QUESTION, ANSWER = (10, 40), (10, 60)
-"""Words of one token each, drawn evenly."""
+"""Ranges of the number of words of one token, with a uniform distribution."""
 CLIP, NOISE = 1.0, 0.5
 
 
 class Rows:
-    """Generated questions and answers, the same for every competitor."""
+    """Generated questions and answers, the same for all competitors."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(7)
@@ -69,13 +69,13 @@ class Rows:
         return len(self.rows)
 
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """A row as our datasets give it."""
+        """Return a row as a sample."""
         question, answer = self.rows[index]
         return Sample([Turn("user", question), Turn("assistant", answer)], source=f"row {index}")
 
 
 def load(checkpoint: str) -> Bundle:
-    """The model in fp32 with a LoRA of rank 8 on all projections, B filled."""
+    """Load the model in fp32 with a LoRA of rank 8 on all projections; B is random."""
     torch.manual_seed(0)
     args = ModelArgs("causal-lm", checkpoint, lora_r=8, lora_alpha=16, max_length=128, chat_template=TEMPLATE)
     bundle = build_causal_lm(args, detect())
@@ -88,24 +88,24 @@ def load(checkpoint: str) -> Bundle:
 
 
 class FirstGradient(TrainerCallback):
-    """The gradient of the first update, over all that trains."""
+    """Norms of all gradients of the first update."""
 
     def __init__(self) -> None:
-        self.found: list[float] = []
+        self.norms: list[float] = []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Keeps the first."""
-        if not self.found:
-            self.found = norms(model)
+        """Record the norms at the first update."""
+        if not self.norms:
+            self.norms = norms(model)
 
 
 def norms(model: nn.Module) -> list[float]:
-    """The norm of every gradient."""
+    """Return the norm of each gradient."""
     return [float(parameter.grad.norm()) for parameter in model.parameters() if parameter.grad is not None]
 
 
 def train_ours(rows: Rows, bundle: Bundle, folder: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Our trainer with the callbacks of every run: plain, or private with every row in every draw."""
+    """Train with our trainer and the callbacks of every run: plain, or private with all rows in each draw."""
     is_private = options.competitor == "private"
     sampler: Any = LogicalBatchSampler(len(rows), LOGICAL_BATCH, shuffle=False)
     kind: Any = MultimodalTrainer
@@ -130,18 +130,18 @@ def train_ours(rows: Rows, bundle: Bundle, folder: str, options: argparse.Namesp
     )
     with resident_memory() as peak:
         trainer.train()
-    return {**clock.read(), "bytes": peak.bytes, "gradient": first.found}
+    return {**clock.read(), "bytes": peak.bytes, "gradient": first.norms}
 
 
 def train_opacus(rows: Rows, bundle: Bundle, folder: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Opacus as its tutorials use it: hooks for gradients by sample, its optimizer, the model's own logits."""
+    """Train with Opacus as in its tutorials: hooks for per-sample gradients, its optimizer, the logits of the model."""
     from opacus.grad_sample import GradSampleModule
     from opacus.optimizers import DPOptimizer
 
     encoded = [bundle.encoder.encode(rows.sample(index)) for index in range(len(rows))]
-    cuts = cut_by_length([one.lengths for one in encoded], options.physical, None)
+    cuts = cut_by_length([sample.lengths for sample in encoded], options.physical, None)
     batches = [bundle.encoder.pad([encoded[index] for index in cut]) for cut in cuts]
-    # No position in a batch is projected that its labels do not need at most: what lies behind is padding.
+    # A batch is padded to its longest sample only.
     model = GradSampleModule(bundle.model.pretrained.train(), strict=False)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = DPOptimizer(
@@ -153,7 +153,7 @@ def train_opacus(rows: Rows, bundle: Bundle, folder: str, options: argparse.Name
     gradient: list[float] = []
     with resident_memory() as peak:
         for update in range(options.updates + 1):
-            if update == 1:  # the first warms up
+            if update == 1:  # the first update is a warm-up
                 started = (time.perf_counter(), time.process_time())
             for batch in batches:
                 sample_losses(model, batch).mean().backward()
@@ -171,7 +171,7 @@ def train_opacus(rows: Rows, bundle: Bundle, folder: str, options: argparse.Name
 
 
 def sample_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """The mean cross-entropy of each sample [B], from all logits."""
+    """Return the mean cross-entropy of each sample [B], computed from all logits."""
     logits = model(**batch.student, use_cache=False).logits[:, :-1]
     labels = batch.targets["labels"][:, 1:]
     losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")

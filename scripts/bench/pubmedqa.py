@@ -1,8 +1,7 @@
-"""Real text: what a tiny model learns of PubMedQA's 1,000 labeled questions, by finetune.py as a user calls it.
+"""Benchmark with real text: a tiny model is trained on the 1,000 labeled questions of PubMedQA with finetune.py.
 
-Trained are long answers to questions, and the decision (yes, no, maybe) that question and long answer lead to, the
-reasoning-free setting of the paper (arXiv:1909.06146). Every fifth question is held out of both. README.md has the
-figures.
+Targets are the long answers to questions, and the decisions (yes, no, maybe) for a question with its long answer, the
+reasoning-free setting of the paper (arXiv:1909.06146). Every fifth question is held out. README.md has the figures.
 """
 
 from __future__ import annotations
@@ -49,14 +48,14 @@ training_args = dict(max_steps={steps}, per_device_train_batch_size=16, learning
 
 
 def write_splits(data: Path, folder: Path) -> dict[str, int]:
-    """Writes both kinds of rows, trained and held out, from PubMedQA's `ori_pqal.json`; gives their numbers."""
+    """Write the training and held-out rows of both kinds for `ori_pqal.json` of PubMedQA; return their numbers."""
     questions: dict[str, dict[str, Any]] = json.loads(data.read_text(encoding="utf-8"))
     splits: dict[str, list[dict[str, str]]] = {}
     for number, identity in enumerate(sorted(questions)):
         row, split = questions[identity], "train" if number % 5 else "held_out"
-        asked, answer = row["QUESTION"], row["LONG_ANSWER"]
-        splits.setdefault(f"long_{split}", []).append({"question": asked, "answer": answer})
-        decide = f"{answer}\nSo, yes, no or maybe: {asked}"
+        question, answer = row["QUESTION"], row["LONG_ANSWER"]
+        splits.setdefault(f"long_{split}", []).append({"question": question, "answer": answer})
+        decide = f"{answer}\nSo, yes, no or maybe: {question}"
         splits.setdefault(f"decision_{split}", []).append({"question": decide, "answer": row["final_decision"]})
     for name, rows in splits.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -66,26 +65,27 @@ def write_splits(data: Path, folder: Path) -> dict[str, int]:
 def run(
     data: Path, folder: Path, *, steps: int, every: int, rate: float, seed: int, threads: int, packing: bool
 ) -> dict[str, Any]:
-    """Trains in `folder`; gives the held-out losses by step and the scores of the held-out decisions."""
+    """Train in `folder`; return the held-out losses by step and the scores of the held-out decisions."""
     sizes = write_splits(data, folder)
     config = folder / "pubmedqa.py"
-    chosen_values = dict(steps=steps, every=every, rate=rate, seed=seed, packing=packing)
-    config.write_text(CONFIG.format(checkout=CHECKOUT, **chosen_values), encoding="utf-8")
+    values = dict(steps=steps, every=every, rate=rate, seed=seed, packing=packing)
+    config.write_text(CONFIG.format(checkout=CHECKOUT, **values), encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(CHECKOUT / "mllm" / "pipeline" / "finetune.py"), str(config), "--tiny"]
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if ended.returncode:
-        sys.exit(f"{ended.stderr[-4000:]}\nfinetune.py ended with exit code {ended.returncode}")
+    command += ["--cfg-options", f"training_args.max_steps={steps}"]  # a number in the config is limited by --tiny
+    completed = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if completed.returncode:
+        sys.exit(f"{completed.stderr[-4000:]}\nfinetune.py failed with exit code {completed.returncode}")
     log = json.loads((folder / "run" / "training_log.json").read_text())["rows"]
-    answers = [json.loads(line) for line in (folder / "run" / "predictions.jsonl").read_text().splitlines()]
-    said, true = ([Answer(row[key]) for row in answers] for key in ("prediction", "reference"))
+    rows = [json.loads(line) for line in (folder / "run" / "predictions.jsonl").read_text().splitlines()]
+    predictions, references = ([Answer(row[key]) for row in rows] for key in ("prediction", "reference"))
     trained = [row for row in log if "loss" in row]
     return {
         "sizes": sizes,
         "held_out_loss": {row["step"]: row["eval_loss"] for row in log if "eval_loss" in row},
-        "decisions": choice(said, true),
-        "said": Counter(str(chosen(answer.text, ("yes", "no", "maybe"))) for answer in said),
-        "true": Counter(answer.text for answer in true),
+        "decisions": choice(predictions, references),
+        "predicted": Counter(str(chosen(answer.text, ("yes", "no", "maybe"))) for answer in predictions),
+        "true": Counter(answer.text for answer in references),
         "tokens_per_second": trained[-1]["tokens_per_second"],
         "padding_share": trained[-1]["padding_share"],
     }
@@ -95,17 +95,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="ori_pqal.json of github.com/pubmedqa/pubmedqa")
     parser.add_argument("--steps", type=int, default=60, help="updates of 16 samples")
-    parser.add_argument("--every", type=int, default=30, help="updates between two looks at the held-out loss")
-    parser.add_argument("--rate", type=float, default=1e-2, help="the highest learning rate")
+    parser.add_argument("--every", type=int, default=30, help="updates between two evaluations of the held-out loss")
+    parser.add_argument("--rate", type=float, default=1e-2, help="maximum learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-packing", dest="packing", action="store_false")
     options = vars(parser.parse_args(argv))
     data = options.pop("data").resolve()
     with tempfile.TemporaryDirectory() as folder:
-        found = run(data, Path(folder), **options)
+        result = run(data, Path(folder), **options)
     versions = ", ".join(" ".join(pair) for pair in installed(["torch", "transformers", "peft"]).items())
-    print(json.dumps(found, indent=1))
+    print(json.dumps(result, indent=1))
     print(f"{machine(options['threads'])}; {versions}")
 
 

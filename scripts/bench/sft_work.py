@@ -1,4 +1,4 @@
-"""The work of the image-and-text benchmark, and the two that do it: our trainer and TRL's, each in its own process."""
+"""One run of the benchmark of images and text, with our trainer or that of TRL."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ TEXT = dict(
     sliding_window=1024,
     layer_types=["sliding_attention"] * 5 + ["full_attention"],
 )
-"""Gemma 3 with its own vocabulary and proportions, made narrow and shallow."""
+"""Reduced text model of Gemma 3 with its full vocabulary and its proportions."""
 VISION = dict(
     hidden_size=192, intermediate_size=768, num_hidden_layers=6, num_attention_heads=3, image_size=448, patch_size=14
 )
-"""SigLIP likewise: 1,024 patches an image, pooled to 256 tokens."""
+"""Reduced SigLIP: 1,024 patches per image, pooled to 256 tokens."""
 PROMPT, ANSWER = (20, 300), (5, 150)
-"""Tokens of text, drawn evenly."""
+"""Ranges of the number of tokens, with a uniform distribution."""
 LOGICAL_BATCH = 16
-"""Samples of one update."""
+"""Samples per update."""
 WORDS = ["chest", "image", "lesion", "normal", "left", "right", "upper", "lower", "lung", "heart", "small", "bright"]
-"""Words that are one token each in the tiny vocabulary."""
+"""Words that consist of one token in the tiny vocabulary."""
 
 
 class Rows:
-    """Generated conversations about generated pictures, the same for every competitor."""
+    """Generated conversations about generated images, the same for all competitors."""
 
     def __init__(self, size: int, pixels: int = VISION["image_size"]) -> None:
         rng = np.random.default_rng(7)
@@ -74,12 +74,12 @@ class Rows:
         return len(self.rows)
 
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """A row as our datasets give it."""
+        """Return a row as a sample."""
         picture, question, answer = self.rows[index]
         return Sample([Turn("user", f"<image>{question}"), Turn("assistant", answer)], [picture], source=f"row {index}")
 
     def columns(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        """Rows as TRL takes them; new ones each time, since its collator changes what it is given."""
+        """Return rows in the format of TRL; they are new objects, because the collator of TRL modifies its input."""
         pictures, questions, answers = zip(*[self.rows[index] for index in batch["index"]], strict=True)
         return {
             "images": [[picture] for picture in pictures],
@@ -89,36 +89,36 @@ class Rows:
 
 
 class Clock(TrainerCallback):
-    """The seconds from the end of the first update, which warms up, to the end of the last."""
+    """Seconds from the end of the first update, which is a warm-up, to the end of the last."""
 
     def __init__(self) -> None:
         self.ends: list[tuple[float, float]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Notes the time."""
+        """Record the time."""
         self.ends.append((time.perf_counter(), time.process_time()))
 
     def read(self) -> dict[str, float]:
-        """Wall time, and that of all threads together, which other processes of the machine disturb less."""
+        """Return wall time and CPU time in seconds; CPU time depends less on other processes."""
         wall, cpu = (last - first for first, last in zip(self.ends[0], self.ends[-1], strict=True))
         return {"seconds": wall, "cpu_seconds": cpu}
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """One of the two, ready to train."""
+    """One of the two trainers with its measurements."""
 
     trainer: Trainer
     losses: Callable[[], list[float]]
-    """Every sample's mean loss, in the micro-batches that it trains on."""
+    """Return the mean loss of each sample, computed in the micro-batches of training."""
     scored: Callable[[], int]
-    """The positions that its training projected to the vocabulary."""
+    """Return the number of positions whose logits were computed in training."""
 
 
 def load(checkpoint: str, dtype: str) -> Bundle:
-    """The model with LoRA on its language model and B filled, as a loss that is to tell adapters apart needs it."""
+    """Load the model with LoRA on its language model; B is random, so that the loss depends on the adapter."""
     torch.manual_seed(0)
-    # TRL's completion holds the line break that Gemma's template writes after a turn; supervise it here as well.
+    # The completion of TRL includes the line break after a turn in Gemma's template; it is supervised here too.
     args = ModelArgs(type="medgemma", model_name_or_path=checkpoint, lora_r=16, turn_end="<end_of_turn>\n")
     bundle = build_medgemma(args, replace(detect(), precision=dtype))
     generator = torch.Generator().manual_seed(1)
@@ -130,7 +130,7 @@ def load(checkpoint: str, dtype: str) -> Bundle:
 
 
 def shared_arguments(folder: str, dtype: str) -> dict[str, Any]:
-    """Training arguments that both competitors get."""
+    """Return the training arguments of both competitors."""
     return dict(
         output_dir=folder,
         num_train_epochs=1,
@@ -149,7 +149,7 @@ def shared_arguments(folder: str, dtype: str) -> dict[str, Any]:
 
 
 def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: int) -> Competitor:
-    """Our trainer with the callbacks of every run, logical batches cut into `tokens` a piece."""
+    """Build our trainer with the callbacks of every run; micro-batches have up to `tokens` tokens."""
     objective = NextToken()
     sampler, meter, guard = LogicalBatchSampler(len(rows), LOGICAL_BATCH, shuffle=False), Meter(), Guard()
     data = EncodedDataset(rows, bundle.encoder.encode)
@@ -167,15 +167,15 @@ def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: in
     guard.trainer = trainer
 
     def losses() -> list[float]:
-        found = [0.0] * len(rows)
+        result = [0.0] * len(rows)
         encoded = [data[index] for index in range(len(rows))]
-        for cut in cut_by_length([one.lengths for one in encoded], None, tokens):
+        for cut in cut_by_length([sample.lengths for sample in encoded], None, tokens):
             batch = bundle.encoder.pad([encoded[index] for index in cut])
             outputs = trainer.learner.student(**batch.student)
             means = objective.total(Context(batch.targets, outputs)) / objective.count(batch.targets)
             for index, mean in zip(cut, means.tolist(), strict=True):
-                found[index] = mean
-        return found
+                result[index] = mean
+        return result
 
     def scored() -> int:
         return sum(int((data[index].targets["labels"][1:] != IGNORE).sum()) for index in range(len(rows)))
@@ -184,7 +184,7 @@ def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: in
 
 
 def build_trl(rows: Rows, bundle: Bundle, arguments: dict[str, Any], samples: int) -> Competitor:
-    """TRL's trainer with its compaction forced on, in micro-batches of `samples`."""
+    """Build the trainer of TRL with compaction of the logits, in micro-batches of `samples`."""
     import trl.trainer.utils as heads
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -198,11 +198,11 @@ def build_trl(rows: Rows, bundle: Bundle, arguments: dict[str, Any], samples: in
             scored.append(len(hidden_TD))
             return kernel.apply(hidden_TD, *rest)
 
-    # TRL projects supervised positions alone where it has Triton, and every position elsewhere: on a CPU that would be
-    # a straw man. In this module `add_fused_lm_head` alone looks the name up; the kernels have their own.
+    # TRL computes the logits of supervised positions only if Triton is available, and those of all positions on a CPU,
+    # which would make the comparison unfair. In this module only `add_fused_lm_head` uses the name `_use_triton`.
     heads._use_triton = lambda device: True
     heads._ChunkedLogProbFunction = Counted
-    # Rows are handed over as they lie in memory: nothing is decoded here that is not decoded for ours.
+    # Rows are passed as objects in memory: TRL decodes nothing that our trainer does not decode.
     data = Dataset.from_dict({"index": list(range(len(rows)))}).with_transform(rows.columns)
     trainer = SFTTrainer(
         model=bundle.model.backbone,
@@ -218,18 +218,18 @@ def build_trl(rows: Rows, bundle: Bundle, arguments: dict[str, Any], samples: in
     )
 
     def losses() -> list[float]:
-        found = []
+        result = []
         for start in range(0, len(rows), samples):
             inputs = trainer.data_collator([data[i] for i in range(start, min(start + samples, len(rows)))])
             outputs = trainer.model(**inputs, use_cache=False, fused_lm_head=True)
-            found += (-outputs.log_probs.sum(1) / outputs.label_mask.sum(1)).tolist()
-        return found
+            result += (-outputs.log_probs.sum(1) / outputs.label_mask.sum(1)).tolist()
+        return result
 
     return Competitor(trainer, losses, lambda: sum(scored))
 
 
 def work(options: argparse.Namespace) -> dict[str, Any]:
-    """All losses before training, or one epoch after an update that warms up."""
+    """Return all losses before training, or the measurements of one epoch after a warm-up update."""
     torch.set_num_threads(options.threads)
     rows = Rows(options.samples + (0 if options.losses else LOGICAL_BATCH))
     build = {"ours": build_ours, "trl": build_trl}[options.competitor]
@@ -251,7 +251,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--competitor", choices=("ours", "trl"), required=True)
-    parser.add_argument("--size", type=int, required=True, help="ours: tokens of a micro-batch; trl: samples")
+    parser.add_argument("--size", type=int, required=True, help="per micro-batch, ours: tokens, trl: samples")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), required=True)
     parser.add_argument("--samples", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)

@@ -1,8 +1,8 @@
-"""What the teacher's cache saves: the second epoch of a distillation with it, and with a resident teacher.
+"""Benchmark of the cache of the teacher's features: second epoch of a distillation with the cache and without.
 
 A tiny MobileNet-v5 with a LoRA learns from a random SigLIP of width 384 with 8 layers at 224 pixels, on generated
-hearts. Both ways are the configs' own path; runs alternate, each in a process of its own. No ratio is printed unless
-every update's loss is the same in both, bit by bit. README.md has the figures.
+hearts. Both methods use the code path of a config. Runs alternate, each in its own process. A ratio is printed only if
+the losses of all updates are bit-equal. README.md has the figures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
 
-import distillation_work  # noqa: F401  (registers KeptEchoDataset, which draws each heart once)
+import distillation_work  # noqa: F401  (registers KeptEchoDataset, which generates each heart once)
 import torch
 from interleaved import Figures, in_fresh_process, machine, resident_memory, table
 from transformers import TrainerCallback, set_seed
@@ -28,15 +28,14 @@ from transformers import TrainerCallback, set_seed
 from mllm.config.hardware import CHECKOUT, installed
 from mllm.engine.builder import build_learner, prepare_trainer
 from mllm.models.builder.builder import load_pretrained
-from mllm.run.data import prepare_data
-from mllm.run.distill import load_teacher
+from mllm.run.data import open_splits, prepare_data, scale_measures
+from mllm.run.distill import cache_features, fit_objectives, load_teacher, release_teacher, training_encoder
 from mllm.run.prepare import prepare_args
-from mllm.run.steps import open_splits
 from mllm.tiny.checkpoints import write_tiny
 
 TEACHER = dict(hidden_size=384, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=6, image_size=224)
 BATCH = 8
-"""Patients of one update, with two images each."""
+"""Patients per update, with two images each."""
 CONFIG = """
 _base_ = ["{checkout}/config/_base_/models/gemma3n_student.py", "{checkout}/config/_base_/runtime/finetune.py"]
 model_args = dict(model_name_or_path="{folder}/student")
@@ -50,31 +49,38 @@ training_args = dict(num_train_epochs=2, per_device_train_batch_size={batch}, da
 
 
 class Clock(TrainerCallback):
-    """Wall and processor seconds at the ends of the epochs."""
+    """Wall time and CPU time at the ends of the epochs, in seconds."""
 
     def __init__(self) -> None:
         self.ends: list[tuple[float, float]] = []
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Notes the time."""
+        """Record the time."""
         self.ends.append((time.perf_counter(), time.process_time()))
 
 
 def work(folder: Path, cached: bool, samples: int, threads: int) -> dict[str, Any]:
-    """Trains two epochs from the start; gives the second one's seconds, the peak of memory, and all losses."""
+    """Train two epochs; return the seconds of the second one, the peak memory, and all losses."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as here:
         os.chdir(here)
-        told = dict(checkout=CHECKOUT, folder=folder, cached=cached, samples=samples, batch=BATCH)
-        Path("run.py").write_text(CONFIG.format(**told), encoding="utf-8")
+        values = dict(checkout=CHECKOUT, folder=folder, cached=cached, samples=samples, batch=BATCH)
+        Path("run.py").write_text(CONFIG.format(**values), encoding="utf-8")
         config, hardware = prepare_args("run.py")
         splits = open_splits(config)
         set_seed(0)
         bundle = load_pretrained(config.model_args, hardware)
         teacher = load_teacher(config, hardware, bundle)
         learner = build_learner(config, bundle, teacher)
-        data = prepare_data(config, bundle, teacher, learner, splits)
-        trainer, clock = prepare_trainer(config, hardware, learner, Path("run"), **data), Clock()
+        scale_measures(config, bundle, splits["train"])
+        cache = cache_features(config, teacher, splits)
+        assert teacher is not None
+        if cache is not None:
+            release_teacher(learner, teacher)
+        encoder = training_encoder(bundle, teacher, cache)
+        fit_objectives(learner, encoder, splits["train"])
+        data = prepare_data(config, bundle, encoder, splits)
+        trainer, clock = prepare_trainer(config, hardware, learner, Path("run"), data), Clock()
         del teacher
         trainer.add_callback(clock)
         with resident_memory() as peak:
@@ -87,15 +93,15 @@ def work(folder: Path, cached: bool, samples: int, threads: int) -> dict[str, An
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The alternating runs of both ways; ends the program where their losses are not equal."""
+    """Return the alternating runs of both methods; exit if their losses differ."""
     runs: dict[str, list[dict[str, Any]]] = {"cache": [], "resident": []}
     for _ in range(options.rounds):
-        for way, found in runs.items():
+        for way, results in runs.items():
             arguments = [f"--way={way}", f"--folder={folder}", f"--samples={options.samples}"]
-            one = in_fresh_process(__file__, [*arguments, f"--threads={options.threads}"], options.threads)
-            print(f"{way}: {one['seconds']:.1f} s, of the processor {one['cpu_seconds']:.1f} s", flush=True)
-            found.append(one)
-    first, *others = [one["losses"] for found in runs.values() for one in found]
+            result = in_fresh_process(__file__, [*arguments, f"--threads={options.threads}"], options.threads)
+            print(f"{way}: {result['seconds']:.1f} s, CPU {result['cpu_seconds']:.1f} s", flush=True)
+            results.append(result)
+    first, *others = [result["losses"] for results in runs.values() for result in results]
     if any(losses != first for losses in others):
         sys.exit(f"no ratio: the losses differ: {[first, *others]}")
     print(f"all {len(first)} logged losses are bit-equal in {len(others) + 1} runs, the last is {first[-1]!r}")
@@ -105,15 +111,15 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[st
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=32, help=f"patients of an epoch, in batches of {BATCH}")
+    parser.add_argument("--samples", type=int, default=32, help=f"patients per epoch, in batches of {BATCH}")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--way", choices=("cache", "resident"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.way:
-        found = work(options.folder, options.way == "cache", options.samples, options.threads)
-        options.result.write_text(json.dumps(found))
+        result = work(options.folder, options.way == "cache", options.samples, options.threads)
+        options.result.write_text(json.dumps(result))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
@@ -121,11 +127,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_tiny("gemma3n-student", folder / "student")
         runs = compare(options, folder)
     rows = {f"{options.samples} patients": (Figures.of(runs["cache"]), Figures.of(runs["resident"]))}
-    cpu = {way: median(one["cpu_seconds"] for one in found) for way, found in runs.items()}
+    cpu = {way: median(result["cpu_seconds"] for result in results) for way, results in runs.items()}
     versions = ", ".join(" ".join(pair) for pair in installed(["torch", "transformers", "timm", "peft"]).items())
     print(f"\n{table(rows, 'with the cache', 'resident teacher')}\n")
     print(
-        f"processor seconds: {cpu['resident']:.1f} and {cpu['cache']:.1f}, {cpu['resident'] / cpu['cache']:.2f} times"
+        f"CPU seconds: {cpu['resident']:.1f} and {cpu['cache']:.1f}, {cpu['resident'] / cpu['cache']:.2f} times as much"
     )
     print(f"{machine(options.threads)}; {versions}")
 

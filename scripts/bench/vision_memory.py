@@ -1,8 +1,9 @@
-"""How much memory a distillation takes at full size: `finetune.py` with both towers as published, at random weights.
+"""Benchmark of the memory of a distillation at full size: `finetune.py` with both full towers and random weights.
 
 The student is MobileNet-v5 (`mobilenetv5_300m_enc`) at 768 pixels, the teacher SigLIP with 27 layers of width 1152 at
-896 pixels; their checkpoints hold a small language model, which part='vision' does not read. Two generated hearts, one
-update. What is printed is the peak of the run's process, Python and libraries included. README.md has the figures.
+896 pixels. Their checkpoints have a small language model, which part='vision' does not load. The run makes one update
+with two generated hearts. The output is the peak memory of its process, including Python and libraries. README.md has
+the figures.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from mllm.tiny.parts import filled
 
 SIGLIP = dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=896)
 MOBILENET_SIDE = 768
-BOUND = 12e9
-"""Bytes that the run may take."""
+LIMIT = 12e9
+"""Maximum memory of the run in bytes."""
 CONFIG = """
 _base_ = ["{root}/config/_base_/models/gemma3n_student.py", "{root}/config/_base_/runtime/finetune.py"]
 model_args = dict(model_name_or_path="student")
@@ -49,7 +50,7 @@ training_args = dict(max_steps=1, per_device_train_batch_size=1, gradient_accumu
 
 
 def write_models(folder: Path) -> dict[str, int]:
-    """The checkpoints in `student/` and `teacher/`; gives the numbers of their towers."""
+    """Write the checkpoints `student/` and `teacher/`; return the number of parameters of their towers."""
     student, teacher = write_tiny("gemma3n-student", folder / "student"), write_tiny("medgemma", folder / "teacher")
     config = AutoConfig.from_pretrained(student)
     offset = config.vision_config.vocab_offset
@@ -70,7 +71,7 @@ def write_models(folder: Path) -> dict[str, int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--checkpointing", action="store_true", help="compute the student's layers again backwards")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing of the student")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
@@ -87,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(", ".join(f"{name} tower {size / 1e6:.0f} million" for name, size in sizes.items()))
     print({key: value for key, value in log["rows"][0].items() if key in ("loss", "feature_match", "grad_norm")})
     packages = installed(("torch", "transformers", "timm"))
-    print(f"peak {peak / 1e9:.2f} GB, {seconds:.0f} s in all, {options.threads} threads; {packages}")
-    if peak > BOUND:
-        sys.exit(f"more than {BOUND / 1e9:.0f} GB")
+    print(f"peak {peak / 1e9:.2f} GB, {seconds:.0f} s in total, {options.threads} threads; {packages}")
+    if peak > LIMIT:
+        sys.exit(f"the peak memory exceeds {LIMIT / 1e9:.0f} GB")
 
 
 if __name__ == "__main__":

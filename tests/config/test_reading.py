@@ -9,6 +9,7 @@ import pytest
 
 from mllm.config.hardware import CHECKOUT
 from mllm.config.reading import read_config
+from mllm.config.training_args import changed_values
 from mllm.errors import ConfigError
 
 
@@ -22,7 +23,7 @@ def test_three_bases_and_the_differences(write, bases):
     config = read_config(write(bases + "model_args = dict(lora_r=8)\ntraining_args = dict(max_steps=3)\n"))
     assert config.name == "run"
     assert config.model_args.type == "medgemma" and config.model_args.lora_r == 8
-    assert config.training_args == {"learning_rate": 1e-4, "max_steps": 3}
+    assert changed_values(config.training_args) == {"learning_rate": 1e-4, "max_steps": 3}
     assert config.data_args.train == {"type": "Phantoms", "size": 8, "tasks": ("modality",)}
     assert config.data_args.validation is None
     assert config.objectives == {"next_token": {"type": "NextToken"}}
@@ -114,7 +115,8 @@ def test_overrides(write, bases):
     assert config.model_args.lora_r == 8
     assert config.model_args.lora_target == "(q|k)_proj"
     assert config.model_args.system == "You are careful, and brief."
-    assert config.training_args == {"learning_rate": 1e-3, "bf16": True, "report_to": ["tensorboard", "wandb"]}
+    changed = {"learning_rate": 1e-3, "bf16": True, "report_to": ["tensorboard", "wandb"]}
+    assert changed_values(config.training_args) == changed
     assert config.data_args.train["tasks"] == ["modality", "count"] and config.data_args.train["modalities"] is None
     assert config.place("model_args", "lora_r") == "--cfg-options"
 
@@ -128,7 +130,7 @@ def test_an_override_without_equals_sign(write, bases):
 def test_an_override_below_a_value_that_is_no_dict(write, bases):
     path = write(bases + "data_args = dict(validation=None)\n")
     assert sentence(path, "data_args.validation.size=3") == (
-        "--cfg-options: data_args.validation is None, so it holds no 'size' to set"
+        "--cfg-options: data_args.validation is None and has no key 'size'"
     )
 
 
@@ -149,7 +151,7 @@ def test_own_names_begin_with_an_underscore(write, bases):
     assert sentence(write(bases + "import os\nrank = 4\n")) == (
         "run.py:3: unknown key 'rank' at the top level; known are custom_imports, data_args, distill_args, "
         "export_args, hardware, model_args, name, objectives, privacy_args, tiny, "
-        "training_args (a name of your own begins with '_')"
+        "training_args (helper variables begin with '_')"
     )
     assert sentence(write(bases + "text = 'a'\n")).startswith("run.py:2: unknown key 'text' at the top level")
 
@@ -237,7 +239,7 @@ def test_custom_imports_beside_the_config(write, bases, clean_imports, tmp_path,
 def test_custom_imports_that_fail(write, bases, clean_imports, tmp_path):
     path = write(bases + 'custom_imports = dict(imports=["no_such_module"])\n')
     assert sentence(path) == (
-        f"run.py:2: custom_imports finds no module 'no_such_module'; it was sought in {tmp_path} and on PYTHONPATH"
+        f"run.py:2: custom_imports finds no module 'no_such_module' in {tmp_path} or on PYTHONPATH"
     )
     write("\nx = undefined\n", "broken_dataset.py")
     path = write(bases + 'custom_imports = dict(imports="broken_dataset")\n')

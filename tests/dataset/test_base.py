@@ -1,3 +1,5 @@
+"""Tests of the base classes of datasets."""
+
 from __future__ import annotations
 
 import json
@@ -17,7 +19,7 @@ from mllm.structures import Failure, Sample, Turn
 
 
 class Captions(ImageTextDataset):
-    """The smallest dataset that a user writes."""
+    """Minimal dataset of a user."""
 
     required = ("image", "caption")
 
@@ -56,7 +58,7 @@ def test_a_sample_has_its_image_its_source_and_its_group(folder):
     assert Captions(path).group(1) == "1"
 
 
-def test_images_lie_below_image_folder_or_anywhere_by_path(folder):
+def test_images_are_below_image_folder_or_at_an_absolute_path(folder):
     rows = [row(0, image="0.png"), row(0, image=str(folder / "images" / "0.png")), row(0, image="../images/0.png")]
     dataset = Captions(write_rows(folder, rows), folder / "images")
     pictures = [np.asarray(sample.images[0]) for sample in dataset]
@@ -68,7 +70,7 @@ def test_images_lie_below_image_folder_or_anywhere_by_path(folder):
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "message"),
     [
         ({"image": "images/9.png"}, r"image .*images/9\.png does not exist"),
         ({"image": 3}, r"image must be a path, or an object with a 'path', not 3"),
@@ -77,14 +79,14 @@ def test_images_lie_below_image_folder_or_anywhere_by_path(folder):
         ({"image": "rows.jsonl"}, r".*rows\.jsonl.*"),
     ],
 )
-def test_a_bad_row_is_told_with_its_place(folder, changes, sentence):
+def test_the_message_about_an_invalid_row_begins_with_its_location(folder, changes, message):
     path = write_rows(folder, [row(0), row(1, **changes)])
-    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}, line 2: {sentence}"):
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}, line 2: {message}"):
         Captions(path).sample(1)
 
 
 @pytest.mark.parametrize("name", ["caption", "patient"])
-def test_a_missing_field_names_the_near_one_whether_required_or_met_in_parse(folder, name):
+def test_the_message_about_a_missing_field_has_the_nearest_one(folder, name):
     wrong = row(0)
     wrong[name.capitalize()] = wrong.pop(name)
     path = write_rows(folder, [wrong])
@@ -93,7 +95,7 @@ def test_a_missing_field_names_the_near_one_whether_required_or_met_in_parse(fol
     assert str(caught.value) == f"{path}, line 1: field '{name}' is missing: did you mean '{name.capitalize()}'?"
 
 
-def test_wrong_column_names_of_a_csv_read_the_same(folder):
+def test_a_missing_column_of_a_csv_has_the_same_message(folder):
     path = folder / "rows.csv"
     path.write_text("image,Question,answer\nimages/0.png,what?,this\n")
     with pytest.raises(DataError) as caught:
@@ -101,7 +103,7 @@ def test_wrong_column_names_of_a_csv_read_the_same(folder):
     assert str(caught.value) == f"{path}, line 2: field 'question' is missing: did you mean 'Question'?"
 
 
-def test_any_failure_of_parse_names_row_and_class_and_keeps_its_cause(folder):
+def test_a_failure_of_parse_has_row_class_and_cause(folder):
     class Broken(Captions):
         def parse(self, row):
             return row["caption"] / 2
@@ -112,7 +114,7 @@ def test_any_failure_of_parse_names_row_and_class_and_keeps_its_cause(folder):
     assert isinstance(caught.value.__cause__, TypeError)
 
 
-def test_a_parse_that_gives_no_sample_is_refused(folder):
+def test_a_parse_that_returns_no_sample_is_refused(folder):
     class Wrong(Captions):
         def parse(self, row):
             return row
@@ -121,7 +123,7 @@ def test_a_parse_that_gives_no_sample_is_refused(folder):
         Wrong(write_rows(folder, [row(0)])).sample(0)
 
 
-def test_reader_options_of_row_and_dataset_reach_the_reader(folder):
+def test_reader_options_of_row_and_dataset_are_passed_on(folder):
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
     frames[0].save(folder / "stack.tiff", save_all=True, append_images=frames[1:])
     path = write_rows(folder, [row(0, image={"path": "stack.tiff", "page": 1}), row(0, image="stack.tiff")])
@@ -130,7 +132,7 @@ def test_reader_options_of_row_and_dataset_reach_the_reader(folder):
     assert Captions(path, reader={"page": 2}).sample(0).images[0].getpixel((0, 0)) == (0, 255, 0)
     with pytest.raises(ConfigError, match=r"line 2: .*'pag'"):
         Captions(path, reader={"pag": 2}).sample(1)
-    with pytest.raises(DataError, match=r"line 2: .*gives 3 pictures where one is expected"):
+    with pytest.raises(DataError, match=r"line 2: .*has 3 images, but one is expected"):
         Captions(path, reader={"page": [0, 1, 2]}).sample(1)
 
 
@@ -156,7 +158,7 @@ def first(items: list) -> object:
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_give_the_same_samples_and_the_same_sentences(folder, context):
+def test_workers_give_the_same_samples_and_messages(folder, context):
     rows = [row(0), row(1, image="images/9.png"), row(2), row(3, caption=None), row(4), row(5)]
     dataset = VQADataset(
         write_rows(folder, [{**r, "question": "what?", "answer": r["caption"]} for r in rows]),
@@ -164,18 +166,20 @@ def test_workers_give_the_same_samples_and_the_same_sentences(folder, context):
         seed=3,
     )
     encoded = EncodedDataset(dataset, identity)
-    loader = DataLoader(encoded, num_workers=2, collate_fn=first, multiprocessing_context=context)
-    alone, apart = [encoded[i] for i in range(len(encoded))], list(loader)
-    assert [type(item) for item in alone] == [Sample, Failure, Sample, Failure, Sample, Sample]
-    for one, other in zip(alone, apart, strict=True):
-        if isinstance(one, Failure):
-            assert one == other
+    # A spawned worker imports PyTorch, which takes long: one of them suffices.
+    workers = 2 if context == "fork" else 1
+    loader = DataLoader(encoded, num_workers=workers, collate_fn=first, multiprocessing_context=context)
+    expected, loaded = [encoded[i] for i in range(len(encoded))], list(loader)
+    assert [type(item) for item in expected] == [Sample, Failure, Sample, Failure, Sample, Sample]
+    for item, other in zip(expected, loaded, strict=True):
+        if isinstance(item, Failure):
+            assert item == other
         else:
-            assert (one.turns, one.source, one.group) == (other.turns, other.source, other.group)
-            assert one.images[0].tobytes() == other.images[0].tobytes()
+            assert (item.turns, item.source, item.group) == (other.turns, other.source, other.group)
+            assert item.images[0].tobytes() == other.images[0].tobytes()
 
 
-def test_a_subclass_without_a_miniature_of_its_own_gets_one_that_it_can_read(tmp_path):
+def test_the_default_miniature_can_be_read_by_every_subclass(tmp_path):
     dataset = Captions(**Captions.miniature(tmp_path / "train", 5))
     other = Captions(**Captions.miniature(tmp_path / "validation", 5))
     samples = [dataset.sample(i) for i in range(5)]

@@ -1,3 +1,5 @@
+"""Tests of the construction of datasets from a config."""
+
 from __future__ import annotations
 
 import importlib
@@ -54,8 +56,8 @@ def rows(tmp_path):
 
 
 @pytest.fixture
-def forget():
-    """Takes classes out of the registry that a test has registered, and their modules."""
+def clean_registry():
+    """Remove the classes that a test has registered, and their modules."""
     known, modules = set(DATASETS.module_dict), set(sys.modules)
     yield
     for name in set(DATASETS.module_dict) - known:
@@ -64,7 +66,7 @@ def forget():
         del sys.modules[name]
 
 
-def test_nested_options_are_built_from_the_inside(rows):
+def test_nested_datasets_are_built(rows):
     a, b = rows("a.jsonl", ["p1", "p2"]), rows("b.jsonl", ["p3"])
     dataset = build_dataset(
         dict(
@@ -92,34 +94,36 @@ def test_nested_options_are_built_from_the_inside(rows):
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
-        (dict(data_path="x"), "^data_args has no 'type'"),
-        (dict(tipe="VQADataset"), "^data_args has no 'type': did you mean 'tipe'"),
+        (dict(data_path="x"), "^data_args must be a dict with a 'type', not {'data_path': 'x'}$"),
         (
             dict(type="VQADatset"),
-            "^data_args: unknown type 'VQADatset' in registry datasets: did you mean 'VQADataset'",
+            r"^unknown type 'VQADatset' in registry datasets: did you mean 'VQADataset'\? \(data_args\)$",
         ),
-        (dict(type="VQADataset"), "^data_args: VQADataset needs 'data_path'$"),
-        (dict(type="VQADataset", data_path=None), "data_path must be the name of a file, not None"),
+        (dict(type="VQADataset"), r"^data_args \(VQADataset\) needs the key 'data_path'$"),
+        (dict(type="VQADataset", data_path=None), r"^data_args\.data_path must be text, not None$"),
         (
             dict(type="VQADataset", data_path="x", image_foldr="y"),
-            "no argument 'image_foldr': did you mean 'image_folder'",
+            r"^unknown key 'image_foldr' in data_args \(VQADataset\): did you mean 'image_folder'\?$",
         ),
         (dict(type="VQADataset", data_path="x", filename="x"), "'filename' and 'data_path' mean the same"),
-        (dict(type="DummyDataset", seed=-1), "seed must be a whole number of at least 0, not -1"),
-        (dict(type="DummyDataset", tasks=("coutning",)), "^data_args: .*did you mean 'counting'"),
-        (dict(type="ConcatDataset", datasets=3), r"^data_args\.datasets must be a list of dicts$"),
-        (dict(type="PatientSplit", dataset=[]), r"^data_args\.dataset must be a dict$"),
-        (dict(type="ConcatDataset", datasets=[dict(type="X")]), r"^data_args\.datasets\[0\]: unknown type 'X'"),
+        (dict(type="DummyDataset", seed=-1), r"^data_args\.seed must be at least 0, not -1$"),
+        (dict(type="DummyDataset", tasks=("coutning",)), r"^data_args \(DummyDataset\): .*did you mean 'counting'"),
+        (dict(type="ConcatDataset", datasets=3), r"^data_args\.datasets must be a list, not 3$"),
+        (dict(type="PatientSplit", dataset=[]), r"^data_args\.dataset must be a dict with a 'type', not \[\]$"),
+        (
+            dict(type="ConcatDataset", datasets=[dict(type="X")]),
+            r"^unknown type 'X' in registry datasets.* \(data_args\.datasets\.0\)$",
+        ),
     ],
 )
-def test_options_that_make_no_sense_are_refused_with_their_place(options, sentence):
-    with pytest.raises(ConfigError, match=sentence):
+def test_invalid_options_are_refused_with_their_location(options, message):
+    with pytest.raises(ConfigError, match=message):
         build_dataset(options)
 
 
-def test_absent_splits_are_absent_and_seeds_come_from_where_they_should(rows):
+def test_splits_without_options_are_absent_and_seeds_have_their_defaults(rows):
     data = rows("a.jsonl", ["p1"])
     noise = [dict(type="GaussianNoise", std=20)]
     splits = build_datasets(
@@ -167,13 +171,13 @@ def use_plug_in(name: str, rows, tmp_path: Path) -> None:
     assert sample.group == "p2"
     assert np.asarray(sample.images[0]).std() > 1
     assert dataset.seed == 4
-    with pytest.raises(ConfigError, match=f"{name} has no argument 'modalty': did you mean 'modality'"):
+    with pytest.raises(ConfigError, match=rf"unknown key 'modalty' in data_args \({name}\): did you mean 'modality'"):
         build_dataset(dict(type=name, data_path="x", image_folder="y", modalty="CT"))
-    with pytest.raises(ConfigError, match=f"{name} needs 'modality'"):
+    with pytest.raises(ConfigError, match=rf"data_args \({name}\) needs the key 'modality'"):
         build_dataset(dict(type=name, data_path="x", image_folder="y"))
 
 
-def test_a_class_of_25_lines_is_found_where_it_is_imported_from(rows, tmp_path, monkeypatch, forget):
+def test_a_class_of_25_lines_is_registered_by_its_import(rows, tmp_path, monkeypatch, clean_registry):
     source = PLUG_IN.format(name="ImportedDataset")
     assert len(source.strip().splitlines()) <= 25
     (tmp_path / "plugin_of_mine.py").write_text(source)
@@ -182,7 +186,7 @@ def test_a_class_of_25_lines_is_found_where_it_is_imported_from(rows, tmp_path, 
     use_plug_in("ImportedDataset", rows, tmp_path)
 
 
-def test_a_file_in_the_folder_is_registered_by_being_there(rows, tmp_path, monkeypatch, forget):
+def test_a_file_in_the_package_is_registered(rows, tmp_path, monkeypatch, clean_registry):
     folder = tmp_path / "dropped_in"
     folder.mkdir()
     package = Path(mllm.dataset.single_image_dataset.__file__)
@@ -193,8 +197,8 @@ def test_a_file_in_the_folder_is_registered_by_being_there(rows, tmp_path, monke
     use_plug_in("DroppedDataset", rows, tmp_path)
 
 
-def test_miniatures_stand_in_for_absent_files_only(rows, tmp_path, caplog):
-    there = rows("there.jsonl", ["p1"])
+def test_miniatures_replace_absent_files_only(rows, tmp_path, caplog):
+    present = rows("there.jsonl", ["p1"])
     split = dict(
         type="PatientSplit", dataset=dict(type="VQADataset", data_path="gone.jsonl", reader=dict(window="lung"))
     )
@@ -203,7 +207,7 @@ def test_miniatures_stand_in_for_absent_files_only(rows, tmp_path, caplog):
             type="MixedDataset",
             weights=(1, 2, 1),
             datasets=[
-                dict(type="VQADataset", data_path=there),
+                dict(type="VQADataset", data_path=present),
                 dict(type="VQADataset", filename="gone.jsonl", image_folder="gone"),
                 dict(type="DummyDataset", size=9),
             ],
@@ -217,18 +221,18 @@ def test_miniatures_stand_in_for_absent_files_only(rows, tmp_path, caplog):
     assert "gone.jsonl does not exist" in caplog.messages[0]
     assert small.on_error == "skip"
     assert small.test is None
-    assert small.train["datasets"][0] == dict(type="VQADataset", data_path=there)
+    assert small.train["datasets"][0] == dict(type="VQADataset", data_path=present)
     assert small.train["datasets"][2] == dict(type="DummyDataset", size=9)
     splits = build_datasets(small)
     assert len(splits["train"]) == 1 + 8 + 9
     assert [splits["validation"].sample(i).images[0].size for i in range(8)] == [(224, 224)] * 8
     assert use_miniatures(small, tmp_path / "mini") == small
-    kept = DataArgs(train=dict(type="PatientSplit", dataset=dict(type="VQADataset", data_path=there)))
-    assert use_miniatures(kept, tmp_path / "mini") == kept
-    assert isinstance(build_datasets(DataArgs(train=dict(kept.train, fractions=(1, 0, 0))))["train"], PatientSplit)
+    unchanged = DataArgs(train=dict(type="PatientSplit", dataset=dict(type="VQADataset", data_path=present)))
+    assert use_miniatures(unchanged, tmp_path / "mini") == unchanged
+    assert isinstance(build_datasets(DataArgs(train=dict(unchanged.train, fractions=(1, 0, 0))))["train"], PatientSplit)
 
 
-def test_miniatures_suit_a_class_that_names_only_some_arguments(rows, tmp_path, monkeypatch, forget):
+def test_miniatures_can_be_read_by_a_class_with_few_parameters(rows, tmp_path, monkeypatch, clean_registry):
     (tmp_path / "plugin_tiny.py").write_text(PLUG_IN.format(name="TinyDataset"))
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.import_module("plugin_tiny")

@@ -11,7 +11,7 @@ CODE = f"""
 import json, sys
 import mllm.dataset.builder
 from mllm.registry import DATASETS, READERS, TRANSFORMS
-counts = [len(registry.module_dict) for registry in (DATASETS, READERS, TRANSFORMS)]
+counts = [len([registry.find(name) for name in registry.names()]) for registry in (DATASETS, READERS, TRANSFORMS)]
 print(json.dumps([sorted(set(sys.modules) & set({HEAVY!r})), counts]))
 """
 

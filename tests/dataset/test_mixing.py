@@ -1,3 +1,5 @@
+"""Tests of combined datasets and of the check for patients in two splits."""
+
 from __future__ import annotations
 
 import math
@@ -14,7 +16,7 @@ from mllm.structures import Sample, Turn
 
 
 class Rows(SampleDataset):
-    """Text samples that say which row and epoch they are."""
+    """Text samples that contain their row and epoch."""
 
     def __init__(self, name: str, groups: list[str | None]) -> None:
         self.name, self.groups = name, groups
@@ -43,7 +45,7 @@ def sources(dataset: SampleDataset, epoch: int = 0) -> list[str]:
     return [dataset.sample(i, epoch).source for i in range(len(dataset))]
 
 
-def test_concat_is_one_after_the_other():
+def test_concatenation_keeps_the_order():
     a, b = rows("a", 3), rows("b", 2)
     joined = ConcatDataset([a, b])
     assert sources(joined) == sources(a) + sources(b)
@@ -55,7 +57,7 @@ def test_concat_is_one_after_the_other():
         ConcatDataset([])
 
 
-def test_weights_of_a_mixture_are_kept_within_binomial_bounds():
+def test_frequencies_of_a_mixture_are_within_binomial_bounds():
     weights, count = (1.0, 3.0, 0.0, 4.0), 8000
     mixed = MixedDataset([rows(name, 50) for name in "abcd"], weights, size=count, seed=5)
     drawn = Counter(mixed.describe(i)[0] for i in range(count))
@@ -63,7 +65,7 @@ def test_weights_of_a_mixture_are_kept_within_binomial_bounds():
         share = weight / sum(weights)
         bound = 4.5 * math.sqrt(count * share * (1 - share))
         assert abs(drawn[name] - count * share) <= bound
-    # Within a dataset every row is as likely: 80 or so draws of each of the 50 rows of d.
+    # Within a dataset all rows are equally likely: about 80 draws of each of the 50 rows of d.
     per_row = Counter(mixed.describe(i) for i in range(count) if mixed.describe(i)[0] == "d")
     assert len(per_row) == 50
     assert max(abs(n - 80) for n in per_row.values()) < 4.5 * math.sqrt(80)
@@ -73,7 +75,7 @@ def mixed_sources(seed: int, epoch: int) -> list[str]:
     return sources(MixedDataset([rows("a", 20), rows("b", 5)], (1, 1), seed=seed), epoch)
 
 
-def test_a_mixture_is_the_same_in_every_process_and_another_in_every_epoch():
+def test_a_mixture_is_equal_in_every_process_and_differs_between_epochs():
     here = mixed_sources(1, 2)
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
         assert pool.submit(mixed_sources, 1, 2).result() == here
@@ -83,7 +85,7 @@ def test_a_mixture_is_the_same_in_every_process_and_another_in_every_epoch():
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         (dict(weights=(1,)), "weights has 1 numbers for 2 datasets"),
         (dict(weights=(1, -1)), "at least 0"),
@@ -91,8 +93,8 @@ def test_a_mixture_is_the_same_in_every_process_and_another_in_every_epoch():
         (dict(weights=(1, 1), size=0), "size must be at least 1"),
     ],
 )
-def test_a_mixture_that_cannot_be_is_refused(options, sentence):
-    with pytest.raises(ConfigError, match=sentence):
+def test_an_invalid_mixture_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
         MixedDataset([rows("a", 2), rows("b", 2)], **options)
 
 
@@ -110,12 +112,12 @@ def test_subset_by_portion_size_and_indices():
 @pytest.mark.parametrize(
     "options", [{}, dict(portion=0.5, size=2), dict(portion=0), dict(size=101), dict(indices=[100]), dict(indices=[])]
 )
-def test_a_subset_that_cannot_be_is_refused(options):
+def test_an_invalid_subset_is_refused(options):
     with pytest.raises(ConfigError):
         SubsetDataset(rows("a", 100), **options)
 
 
-def test_rows_of_a_mixture_cannot_be_chosen():
+def test_rows_of_a_mixture_cannot_be_selected():
     mixed = ConcatDataset([MixedDataset([rows("a", 3)], [1])])
     with pytest.raises(ConfigError, match="put it inside"):
         SubsetDataset(mixed, size=1)
@@ -131,27 +133,26 @@ def test_patient_split_divides_patients_and_not_rows():
     check_leakage(splits)
 
 
-def test_patient_split_stays_when_rows_are_added_or_shuffled():
+def test_the_split_of_a_patient_is_constant_when_rows_are_added_or_shuffled():
     old = [f"p{i}" for i in range(100)]
     new = [f"q{i}" for i in range(50)] + old[::-1]
     for name in ("train", "validation", "test"):
         before = PatientSplit(Rows("a", old), name)
         after = PatientSplit(Rows("a", new), name)
-        kept = {after.group(i) for i in range(len(after))} & set(old)
-        assert kept == {before.group(i) for i in range(len(before))}
+        common = {after.group(i) for i in range(len(after))} & set(old)
+        assert common == {before.group(i) for i in range(len(before))}
 
 
-def test_positions_are_pinned():
-    # blake2b of "0:patient 1", as an independent line of Python gives it.
-    # Splits of published runs must not move with a new version.
+def test_positions_are_constant():
+    # blake2b of "0:patient 1", computed independently. Splits of published runs must not change with a new version.
     assert position("patient 1", 0) == pytest.approx(0.34045585317506555, abs=1e-12)
     assert 0 <= position("x", 1) < 1
 
 
-def test_patient_split_needs_patients_and_leaves_no_split_empty():
-    with pytest.raises(DataError, match=r"^a, line 2: no patient is named"):
+def test_patient_split_requires_patients_and_refuses_an_empty_split():
+    with pytest.raises(DataError, match=r"^a, line 2: the row has no patient"):
         PatientSplit(Rows("a", ["p", None]))
-    with pytest.raises(DataError, match="leaves no rows for 'test'"):
+    with pytest.raises(DataError, match="assigns none of 1 rows to 'test'"):
         PatientSplit(Rows("a", ["p"]), "test", (1.0, 0.0, 0.0))
     with pytest.raises(ConfigError, match="fractions must be three numbers"):
         PatientSplit(Rows("a", ["p"]), "test", (0.5, 0.2, 0.2))
@@ -160,18 +161,18 @@ def test_patient_split_needs_patients_and_leaves_no_split_empty():
     assert len(PatientSplit(Rows("a", ["unreadable"]), "train", (0.0, 0.0, 1.0))) == 1
 
 
-def test_a_patient_in_two_splits_is_refused_by_rows_and_not_by_name():
+def test_the_message_about_a_patient_in_two_splits_has_rows_and_no_names():
     train = Rows("t", ["secret-1", "secret-2", "secret-3", None])
     validation = ConcatDataset([rows("v", 2), MixedDataset([Rows("w", ["other", "secret-2", "secret-3"])], [1])])
     with pytest.raises(DataError) as caught:
         check_leakage({"train": train, "validation": validation})
-    sentence = str(caught.value)
-    assert sentence.startswith("2 patients are in both train and validation, for example t, line 2 and w, line 2: ")
-    assert "secret" not in sentence
+    message = str(caught.value)
+    assert message.startswith("2 patients are in both train and validation, for example t, line 2 and w, line 2: ")
+    assert "secret" not in message
     check_leakage({"train": train, "validation": rows("v", 2), "test": Rows("n", [None, None])})
 
 
-def test_unreadable_rows_end_the_check_unless_they_are_skipped():
+def test_unreadable_rows_are_an_error_unless_they_are_skipped():
     splits = {"train": Rows("t", ["a", "unreadable"]), "test": Rows("s", ["b"])}
     check_leakage(splits, skip=True)
     with pytest.raises(DataError, match="t, line 2: not valid JSON"):

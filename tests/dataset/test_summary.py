@@ -1,4 +1,4 @@
-"""The report on a run's data, by hand."""
+"""Tests of the summary of the data of a run."""
 
 import json
 import math
@@ -23,30 +23,30 @@ def table(tmp_path):
     return dict(type="DicomCineDataset", data_path=str(path))
 
 
-def test_measures_are_told_without_reading_images(table):
+def test_statistics_of_measures_do_not_read_images(table):
     dataset = build_dataset(table)
     values = measure_table(dataset)
     assert values["EF"].tolist() == [50, 60, 70]
     assert [math.isnan(value) for value in values["EDV"]] == [False, True, False]
-    told = summarize({"train": dataset}, {"train": values})["train"]
-    assert told["samples"] == 3
-    assert told["measures"]["EF"] == pytest.approx(
+    summary = summarize({"train": dataset}, {"train": values})["train"]
+    assert summary["samples"] == 3
+    assert summary["measures"]["EF"] == pytest.approx(
         {"known": 3, "unknown": 0, "mean": 60, "std": math.sqrt(200 / 3), "min": 50, "max": 70}
     )
-    assert told["measures"]["EDV"] == {"known": 2, "unknown": 1, "mean": 150, "std": 50, "min": 100, "max": 200}
-    assert told["measures"]["ESV"] == {"known": 0, "unknown": 3}
-    assert told["sources"] == [dataset.summary()]
-    json.dumps(told)
+    assert summary["measures"]["EDV"] == {"known": 2, "unknown": 1, "mean": 150, "std": 50, "min": 100, "max": 200}
+    assert summary["measures"]["ESV"] == {"known": 0, "unknown": 3}
+    assert summary["sources"] == [dataset.summary()]
+    json.dumps(summary)
 
 
-def test_combined_datasets_tell_of_each_part_once(table, tmp_path):
+def test_combined_datasets_have_one_summary_per_source(table, tmp_path):
     write_echonet(tmp_path / "echonet", {"TRAIN": 2}, frames=30)
     parts = [table, dict(type="EchoNetDataset", data_path=str(tmp_path / "echonet")), dict(type="DummyDataset", size=3)]
     both = build_dataset(dict(type="ConcatDataset", datasets=parts))
-    told = summarize({"train": both}, {"train": measure_table(both)})["train"]
-    assert told["samples"] == 8
-    assert [source["used"] for source in told["sources"]] == [3, 2]
-    assert told["measures"]["EF"]["known"] == 5
+    summary = summarize({"train": both}, {"train": measure_table(both)})["train"]
+    assert summary["samples"] == 8
+    assert [source["used"] for source in summary["sources"]] == [3, 2]
+    assert summary["measures"]["EF"]["known"] == 5
     assert both.measures(4) == both.datasets[1].measures(1)
     part = build_dataset(dict(type="SubsetDataset", indices=[0, 2], dataset=table))
     assert measure_table(part)["EF"].tolist() == [50, 70]

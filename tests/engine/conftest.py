@@ -22,7 +22,7 @@ from mllm.engine.meter import Meter
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.encoding.chat import ChatEncoder
-from mllm.models.language_model import PerceptionModel
+from mllm.models.language_model import LanguageModel
 from mllm.models.medgemma.medgemma_perception import resize_images
 from mllm.objectives.boxes import BoxLoss
 from mllm.objectives.masks import MaskLoss
@@ -74,7 +74,7 @@ def make_bundle(tiny_medgemma):
                     parameter.normal_(std=0.02)
         encoder = ChatEncoder(processor, max_length=256)
         towers = {"language": "model.language_model", "vision": "model.vision_tower"}
-        return SimpleNamespace(model=PerceptionModel(model, towers), encoder=encoder)
+        return SimpleNamespace(model=LanguageModel(model, towers), encoder=encoder)
 
     return make
 

@@ -6,20 +6,29 @@ from transformers import TrainingArguments
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import DataArgs, ModelArgs, RunConfig
+from mllm.config.training_args import fill_defaults
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator
 from mllm.dataset.loading.sampler import LogicalBatchSampler
 from mllm.engine.builder import (
     build_learner,
     build_multimodal_trainer,
+    find_builder,
     logical_batch_size,
     memory_advice,
     prepare_trainer,
     training_arguments,
 )
+from mllm.engine.training_data import TrainingData
 from mllm.errors import ConfigError
 from mllm.registry import TRAINERS
 
 CPU = Hardware("cpu", "CPU", None, 0, 0, 2**33, 2)
+
+
+def settings(**options):
+    """Return `training_args` without the keys of `StoppingArgs`, which the builder removes."""
+    filled = fill_defaults(options)
+    return {key: value for key, value in filled.items() if not key.startswith("early_stopping")}
 
 
 @pytest.fixture
@@ -30,7 +39,9 @@ def build(make_bundle, rows, tmp_path):
         config = RunConfig(
             model_args=ModelArgs("medgemma", "tiny", **(model or {})),
             data_args=DataArgs(),
-            training_args=dict(report_to=[], disable_tqdm=True, save_strategy="no", max_steps=2, seed=0) | options,
+            training_args=fill_defaults(
+                dict(report_to=[], disable_tqdm=True, save_strategy="no", max_steps=2, seed=0) | options
+            ),
             objectives=objectives or {"next_token": {"type": "NextToken"}},
             name="test",
             path=tmp_path,
@@ -43,9 +54,11 @@ def build(make_bundle, rows, tmp_path):
             CPU,
             build_learner(config, bundle),
             tmp_path / "run",
-            train_dataset=EncodedDataset(rows(12), encoder.encode),
-            train_sampler=LogicalBatchSampler(12, size, seed=3),
-            collate=LogicalCollator(encoder.pad, samples_per_piece=options.get("per_device_train_batch_size", 8)),
+            TrainingData(
+                train_dataset=EncodedDataset(rows(12), encoder.encode),
+                train_sampler=LogicalBatchSampler(12, size, seed=3),
+                collate=LogicalCollator(encoder.pad, samples_per_piece=options.get("per_device_train_batch_size", 8)),
+            ),
         )
 
     return make
@@ -114,13 +127,13 @@ def test_every_second_layer_may_be_checkpointed(build):
 def test_several_cards_in_one_process_are_not_mixed_by_data_parallel(build, monkeypatch, tmp_path):
     learner = build().learner
     monkeypatch.setattr(TrainingArguments, "_setup_devices", property(lambda self: setattr(self, "_n_gpu", 4)))
-    arguments = training_arguments({"report_to": []}, CPU, tmp_path, learner, evaluates=False)
+    arguments = training_arguments(settings(report_to=[]), CPU, tmp_path, learner, evaluates=False)
     assert arguments.n_gpu == 1
 
 
 def test_unused_parameters_are_looked_for_where_more_than_the_language_tower_trains(build, tmp_path):
     learner = build().learner
-    make = lambda: training_arguments({"report_to": []}, CPU, tmp_path, learner, evaluates=False)  # noqa: E731
+    make = lambda: training_arguments(settings(report_to=[]), CPU, tmp_path, learner, evaluates=False)  # noqa: E731
     assert make().ddp_find_unused_parameters
     learner.student.towers = {**learner.student.towers, "projector": "model.multi_modal_projector"}
     for name, parameter in learner.named_parameters():
@@ -137,7 +150,12 @@ def test_unused_parameters_are_looked_for_where_more_than_the_language_tower_tra
 
 @pytest.mark.parametrize("kind", ["medgemma", "image-text", "shikra", "perceptionGPT"])
 def test_every_type_that_reads_images_has_the_same_trainer(kind):
-    assert TRAINERS.find(kind) is build_multimodal_trainer
+    assert find_builder(kind) is build_multimodal_trainer
+
+
+def test_a_family_can_bring_its_own_trainer(monkeypatch):
+    monkeypatch.setitem(TRAINERS.module_dict, "medgemma", dict)
+    assert find_builder("medgemma") is dict and find_builder("shikra") is build_multimodal_trainer
 
 
 @pytest.mark.parametrize("name", ["loss", "a.b"])
@@ -162,7 +180,7 @@ def test_the_advice_names_what_this_config_can_lower(build, tmp_path):
     config = RunConfig(
         ModelArgs("medgemma", "tiny", load_in_4bit=True, lora_r=8, max_length=512, image_token_len=128),
         DataArgs(tokens_per_micro_batch=4096),
-        dict(per_device_train_batch_size=4, gradient_checkpointing=True),
+        fill_defaults(dict(per_device_train_batch_size=4, gradient_checkpointing=True)),
         {},
         "test",
         tmp_path,
@@ -177,7 +195,7 @@ def test_the_advice_names_what_this_config_can_lower(build, tmp_path):
 @pytest.mark.parametrize("kind, last", [("gemma3n-student", []), ("medsiglip", ["model_args.load_in_4bit"])])
 def test_the_advice_for_a_model_that_only_sees_names_nothing_that_is_refused_there(kind, last, tmp_path):
     args = ModelArgs(kind, "tiny", part="vision", lora_r=8)
-    config = RunConfig(args, DataArgs(), dict(per_device_train_batch_size=4), {}, "test", tmp_path)
+    config = RunConfig(args, DataArgs(), fill_defaults({"per_device_train_batch_size": 4}), {}, "test", tmp_path)
     named = [step.split(" (")[0] for step in memory_advice(config).split(": ", 1)[1].split(", then ")]
     training = ["training_args.per_device_train_batch_size", "training_args.gradient_checkpointing"]
     assert named == [*training, *last, "model_args.lora_r"]

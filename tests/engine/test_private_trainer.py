@@ -17,10 +17,10 @@ from mllm.engine.meter import Meter
 from mllm.engine.privacy.accounting import epsilon_spent
 from mllm.engine.privacy.ledger import Ledger
 from mllm.engine.privacy.mechanism import Mechanism
-from mllm.engine.privacy.synthetic import synthetic_samples
 from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.errors import ConfigError
 from mllm.models.builder.builder import load_pretrained
+from mllm.models.encoding.synthetic import synthetic_samples
 from mllm.objectives.text import NextToken
 from mllm.structures import IGNORE, Sample, Turn
 from mllm.tiny.checkpoints import write_tiny
@@ -96,7 +96,7 @@ def by_hand(trainer, updates, per_layer=False):
     learner.train()
     for update in range(updates):
         total = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
-        for unit in trainer.train_sampler.drawn(update):
+        for unit in trainer.train_sampler.draw(update):
             mine = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
             for record in units[unit]:
                 batch = pad([trainer.train_dataset[record]])

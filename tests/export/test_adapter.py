@@ -1,10 +1,11 @@
-"""The adapter folder is what PEFT loads, whole or not at all."""
+"""Tests of the exporter of adapters: PEFT loads the folder, and a failure leaves the previous one."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm.export.adapter import write
-from mllm.export.card import Facts
-from mllm.export.tensor_names import fresh_model
+from mllm.export.facts import Facts
+from mllm.export.tensor_names import new_model
 from mllm.structures import Bundle, Sample, Turn
 
 Loader = Callable[..., tuple[Bundle, dict[str, Any]]]
 
 
-def test_peft_loads_it_and_says_the_same(load: Loader, small_base: Path, tmp_path: Path) -> None:
+def test_peft_computes_the_same_logits(load: Loader, small_base: Path, tmp_path: Path) -> None:
     bundle, settings = load()
-    folder = write(bundle, tmp_path / "adapter", settings=settings, facts=Facts(base=str(small_base)))
+    folder = write(bundle, tmp_path / "adapter", facts=Facts(str(small_base), settings))
     batch = bundle.encoder.pad([bundle.encoder.prompt(Sample([Turn("user", "What is this?")]))])
     base = AutoModelForImageTextToText.from_pretrained(small_base).eval()
     with torch.no_grad():
@@ -35,9 +36,9 @@ def test_peft_loads_it_and_says_the_same(load: Loader, small_base: Path, tmp_pat
     assert not torch.allclose(plain, theirs, atol=1e-2), "the adapter changes nothing"
 
 
-def test_all_that_is_needed_lies_in_it(load: Loader, small_base: Path, tmp_path: Path) -> None:
+def test_the_folder_is_complete(load: Loader, small_base: Path, tmp_path: Path) -> None:
     bundle, settings = load(system="Be brief.")
-    folder = write(bundle, tmp_path / "adapter", settings=settings, facts=Facts(base=str(small_base)))
+    folder = write(bundle, tmp_path / "adapter", facts=Facts(str(small_base), settings))
     assert os.listdir(tmp_path) == ["adapter"]
     said = json.loads((folder / "adapter_config.json").read_text())
     assert said["base_model_name_or_path"] == str(small_base)
@@ -47,13 +48,13 @@ def test_all_that_is_needed_lies_in_it(load: Loader, small_base: Path, tmp_path:
     assert processor.chat_template == bundle.encoder.processor.chat_template
 
 
-def test_its_names_are_those_of_a_fresh_model(load: Loader, small_base: Path, tmp_path: Path) -> None:
-    """As vLLM looks them up: the prefix of PEFT, a Linear layer of stock transformers, A or B of one rank."""
+def test_its_names_are_those_of_a_new_model(load: Loader, small_base: Path, tmp_path: Path) -> None:
+    """vLLM expects the prefix of PEFT, a Linear layer of stock transformers, and A or B of one rank."""
     bundle, settings = load(adapter_path=None, lora_r=4, lora_target="language")
-    folder = write(bundle, tmp_path / "adapter", settings=settings, facts=Facts(base=str(small_base)))
-    fresh = fresh_model(small_base)
-    assert fresh is not None
-    modules = dict(fresh.named_modules())
+    folder = write(bundle, tmp_path / "adapter", facts=Facts(str(small_base), settings))
+    model = new_model(small_base)
+    assert model is not None
+    modules = dict(model.named_modules())
     tensors = load_file(folder / "adapter_model.safetensors")
     for key, tensor in tensors.items():
         name, part = key.removeprefix("base_model.model.").rsplit(".lora_", 1)
@@ -66,21 +67,20 @@ def test_its_names_are_those_of_a_fresh_model(load: Loader, small_base: Path, tm
     assert (report["rank"], report["tensors"]) == (4, len(tensors))
 
 
-def test_what_vllm_does_not_read_is_told(load: Loader, small_base: Path, tmp_path: Path) -> None:
+def test_the_report_contains_the_obstacles_of_vllm(load: Loader, small_base: Path, tmp_path: Path) -> None:
     bundle, settings = load()  # q_proj of both towers
-    folder = write(bundle, tmp_path / "adapter", settings=settings, facts=Facts(base=str(small_base)))
+    folder = write(bundle, tmp_path / "adapter", facts=Facts(str(small_base), settings))
     vllm = json.loads((folder / "export_report.json").read_text())["vllm"]
     assert not vllm["reads_it"]
     assert "model.vision_tower" in vllm["because"][0]
 
 
-def test_a_failure_keeps_the_adapter_that_was_there(load: Loader, small_base: Path, tmp_path: Path) -> None:
+def test_a_failure_keeps_the_previous_adapter(load: Loader, small_base: Path, tmp_path: Path) -> None:
     bundle, settings = load()
-    facts = Facts(base=str(small_base))
-    folder = write(bundle, tmp_path / "adapter", settings=settings, facts=facts)
+    facts = Facts(str(small_base), settings)
+    folder = write(bundle, tmp_path / "adapter", facts=facts)
     before = (folder / "adapter_model.safetensors").read_bytes()
-    del settings["type"]
     with pytest.raises(KeyError):
-        write(bundle, folder, settings=settings, facts=facts)
+        write(bundle, folder, facts=replace(facts, settings={}))
     assert (folder / "adapter_model.safetensors").read_bytes() == before
     assert os.listdir(tmp_path) == ["adapter"]

@@ -12,7 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoTokenizer
 
 from mllm.errors import ConfigError
-from mllm.export.ollama import FAMILIES, GEMMA, LLAMA3, chat_family, modelfile
+from mllm.export.ollama import CHAT_FORMATS, GEMMA, LLAMA3, chat_format, modelfile_text
 from mllm.tiny.checkpoints import write_tiny
 from mllm.tiny.templates import GEMMA3
 from tests.support.go_template import render
@@ -50,7 +50,7 @@ def test_the_prompt_is_that_of_the_chat_template(go: str, jinja: str, messages: 
 @pytest.mark.parametrize("name", ["gemma3_medgemma", "gemma3n", "google-gemma-2-2b-it"])
 def test_the_prompt_is_that_of_published_models(shared_data: Path, name: str) -> None:
     jinja = (shared_data / "chat_templates" / f"{name}.jinja").read_text()
-    assert chat_family(jinja) == "gemma"
+    assert chat_format(jinja) == "gemma"
     for messages in CONVERSATIONS if "gemma-2" not in name else CONVERSATIONS[:2]:  # Gemma 2 refuses a system turn
         assert render(GEMMA, messages) == _jinja(jinja, messages)
 
@@ -66,7 +66,7 @@ func main() {
 
 
 @pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHAT_FORMATS)
 def test_go_itself_renders_the_same(family: str, tmp_path: Path) -> None:
     import json
 
@@ -75,23 +75,23 @@ def test_go_itself_renders_the_same(family: str, tmp_path: Path) -> None:
         turns: list[dict[str, Any]] = [{"Role": turn["role"], "Content": turn["content"]} for turn in messages]
         data = {"System": "Be brief." if messages[0] is SYSTEM else "", "Messages": turns}
         rendered = subprocess.run(
-            ["go", "run", "main.go", FAMILIES[family].template],
+            ["go", "run", "main.go", CHAT_FORMATS[family].template],
             input=json.dumps(data),
             cwd=tmp_path,
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-        assert rendered == render(FAMILIES[family].template, messages)
+        assert rendered == render(CHAT_FORMATS[family].template, messages)
 
 
 def test_a_whole_file() -> None:
-    text = modelfile(
+    text = modelfile_text(
         "gemma",
         "model-q8_0.gguf",
         mmproj="mmproj.gguf",
         adapter="../lora.gguf",
-        settings={"temperature": 0.0, "top_k": 64, "repetition_penalty": 1.1, "seed": None},
+        generation={"temperature": 0.0, "top_k": 64, "repetition_penalty": 1.1, "seed": None},
         system="Be brief.",
         stops=["<eos>", "<end_of_turn>"],
         license_text="Gemma terms.\nhttps://ai.google.dev/gemma/terms",
@@ -112,7 +112,7 @@ def test_a_whole_file() -> None:
 
 
 def test_the_least_of_a_file() -> None:
-    text = modelfile("llama3", "/models/a.gguf")
+    text = modelfile_text("llama3", "/models/a.gguf")
     assert text.splitlines()[0] == "FROM /models/a.gguf"
     assert 'PARAMETER stop "<|eot_id|>"' in text
     assert not any(word in text for word in ("ADAPTER", "SYSTEM", "LICENSE"))
@@ -120,15 +120,15 @@ def test_the_least_of_a_file() -> None:
 
 def test_a_family_is_told_by_its_chat_template(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(write_tiny("gemma3n", tmp_path / "gemma3n"))
-    assert chat_family(tokenizer.chat_template) == "gemma"
-    assert chat_family(LLAMA3_JINJA) == "llama3"
+    assert chat_format(tokenizer.chat_template) == "gemma"
+    assert chat_format(LLAMA3_JINJA) == "llama3"
     for unknown in (None, "", "{{ messages }}", "{{ date_string }}" + LLAMA3_JINJA):
         with pytest.raises(ConfigError, match="no Ollama template.*gemma, llama3"):
-            chat_family(unknown)
+            chat_format(unknown)
 
 
 def test_what_a_modelfile_cannot_say() -> None:
-    with pytest.raises(ConfigError, match="the system text holds"):
-        modelfile("gemma", "a.gguf", system='Say """.')
+    with pytest.raises(ConfigError, match="the system text contains"):
+        modelfile_text("gemma", "a.gguf", system='Say """.')
     with pytest.raises(ConfigError, match="no parameter for beams"):
-        modelfile("gemma", "a.gguf", settings={"beams": 4})
+        modelfile_text("gemma", "a.gguf", generation={"beams": 4})

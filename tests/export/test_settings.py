@@ -1,4 +1,4 @@
-"""What `mllm.json` keeps, and what happens where it is absent or damaged."""
+"""Tests of `mllm.json`: round trip, missing and damaged files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from mllm.errors import ConfigError
-from mllm.export.settings import FILE, KEYS, read_settings, write_settings
+from mllm.export.settings import KEYS, read_settings, write_settings
+from mllm.run_files import SETTINGS
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_settings_survive_a_round_trip(tmp_path: Path) -> None:
     settings = dict(type="medgemma", image_size=448, image_token_len=64, max_length=512, system="s", turn_end=None)
     write_settings(tmp_path, {**settings, "lora_r": 16})
     assert read_settings(tmp_path, type="image-text") == settings
@@ -23,6 +24,6 @@ def test_a_foreign_folder_has_the_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / FILE).write_text(text)
+    (tmp_path / SETTINGS).write_text(text)
     with pytest.raises(ConfigError, match="mllm.json"):
         read_settings(tmp_path)

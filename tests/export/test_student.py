@@ -1,4 +1,4 @@
-"""A trained vision part goes to the disk whole, comes back with its head, and can teach without it."""
+"""Tests of the exporter of vision models: round trip with the head, use as a teacher, facts, and refusals."""
 
 import json
 from dataclasses import asdict
@@ -13,9 +13,10 @@ from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.export import student
+from mllm.export import comparison, student
 from mllm.export.adapter import write as write_adapter
-from mllm.export.card import Facts
+from mllm.export.facts import Facts
+from mllm.export.folder import update_figures
 from mllm.export.student import write as write_student
 from mllm.models.builder.builder import load_pretrained
 from mllm.structures import Bundle
@@ -33,7 +34,7 @@ training_args = dict(max_steps=1)
 
 @pytest.fixture(scope="module", params=["whole", "lora"])
 def trained(request, tmp_path_factory):
-    """A SigLIP with a head whose trained tensors were moved, and the folder that it was exported to."""
+    """A SigLIP with a head and changed trained tensors, and the folders of its exports."""
     folder = tmp_path_factory.mktemp("student")
     base = write_tiny("medsiglip", folder / "base", vision={"image_size": 28, "num_hidden_layers": 1})
     how = dict(train_vision=True, lora_r=None) if request.param == "whole" else dict(lora_r=4, lora_target="vision")
@@ -44,8 +45,12 @@ def trained(request, tmp_path_factory):
         for parameter in bundle.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    told = dict(settings=asdict(args), facts=Facts(base=str(base)))
-    return bundle, write_student(bundle, folder / "written", **told), write_adapter(bundle, folder / "adapter", **told)
+    facts = Facts(str(base), asdict(args))
+    return (
+        bundle,
+        write_student(bundle, folder / "written", facts=facts),
+        write_adapter(bundle, folder / "adapter", facts=facts),
+    )
 
 
 @torch.no_grad()
@@ -55,14 +60,14 @@ def seen(bundle):
     return outputs.hidden_BLD, outputs.heads.get("measures")
 
 
-def test_it_comes_back_with_its_head(trained):
+def test_the_head_survives_a_round_trip(trained):
     bundle, folder, _ = trained
     again = load_pretrained(ModelArgs("medsiglip", str(folder), part="vision", lora_r=None, heads=HEADS), detect())
     for expected, found in zip(seen(bundle), seen(again), strict=True):
         torch.testing.assert_close(found, expected)
 
 
-def test_it_teaches_without_its_head(trained, caplog):
+def test_a_student_is_a_teacher_without_its_head(trained, caplog):
     bundle, folder, _ = trained
     teacher = load_pretrained(ModelArgs("medsiglip", str(folder), part="vision", lora_r=None), detect())
     features, measures = seen(teacher)
@@ -71,7 +76,7 @@ def test_it_teaches_without_its_head(trained, caplog):
     assert "UNEXPECTED" not in caplog.text
 
 
-def test_an_adapter_with_a_head_teaches_without_it(trained):
+def test_an_adapter_is_a_teacher_without_its_head(trained):
     bundle, _, adapter = trained
     if bundle.model.backbone is bundle.model.pretrained:
         pytest.skip("it was trained whole, and is named by its own folder")
@@ -82,7 +87,7 @@ def test_an_adapter_with_a_head_teaches_without_it(trained):
     torch.testing.assert_close(features, seen(bundle)[0])
 
 
-def test_a_config_may_name_what_was_trained(trained, tmp_path):
+def test_a_config_can_name_a_student(trained, tmp_path):
     (tmp_path / "run.py").write_text(CONFIG.format(folder=str(trained[1]), heads=HEADS))
     apply_rules(read_config(tmp_path / "run.py"), detect())
 
@@ -108,11 +113,11 @@ def taught(tiny_student) -> Bundle:
 
 
 @torch.no_grad()
-def test_it_measures_the_same_in_a_new_process(taught: Bundle, tiny_student, tmp_path):
+def test_a_loaded_student_computes_the_same_measures(taught: Bundle, tiny_student, tmp_path):
     views = torch.rand(2, 2, 3, 96, 96)
     before = taught.model(views).heads["measures"]
     args = _args(tiny_student, lora_r=4, lora_target="vision")
-    folder = student.write(taught, tmp_path / "student", settings=asdict(args), facts=Facts(base=str(tiny_student)))
+    folder = student.write(taught, tmp_path / "student", facts=Facts(str(tiny_student), asdict(args)))
     torch.testing.assert_close(taught.model(views).heads["measures"], before, rtol=0, atol=0)
     settings = json.loads((folder / "mllm.json").read_text())
     assert settings["part"] == "vision" and settings["heads"] == BOTH
@@ -125,8 +130,7 @@ def test_its_tensors_have_the_names_of_the_whole_model(taught: Bundle, tiny_stud
     folder = student.write(
         taught,
         tmp_path / "s",
-        settings={"type": "gemma3n-student", "part": "vision"},
-        facts=Facts(base="a/b"),
+        facts=Facts("a/b", {"type": "gemma3n-student", "part": "vision"}),
         dtype=torch.bfloat16,
     )
     whole = Gemma3nForConditionalGeneration.from_pretrained(tiny_student).state_dict()
@@ -138,8 +142,18 @@ def test_its_tensors_have_the_names_of_the_whole_model(taught: Bundle, tiny_stud
     assert "not for clinical use" in card and "--video" in card and "added tokens" not in card
 
 
-def test_a_student_that_would_see_otherwise_is_not_written(taught: Bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(student, "TOLERANCE", {torch.float32: 0.0})
-    with pytest.raises(ConfigError, match="sees otherwise than before"):
-        student.write(taught, tmp_path / "s", settings={"type": "gemma3n-student"}, facts=Facts(base="a/b"))
+def test_a_student_with_other_features_is_refused(taught: Bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "FEATURE_TOLERANCE", 0.0)
+    with pytest.raises(ConfigError, match="the features of the merged vision model differ"):
+        student.write(taught, tmp_path / "s", facts=Facts("a/b", {"type": "gemma3n-student"}))
     assert not (tmp_path / "s").exists()
+
+
+def test_the_student_has_a_report_and_figures(taught: Bundle, tiny_student, tmp_path):
+    args = _args(tiny_student, lora_r=4, lora_target="vision")
+    folder = student.write(taught, tmp_path / "s", facts=Facts(str(tiny_student), asdict(args)), dtype=torch.bfloat16)
+    report = json.loads((folder / "export_report.json").read_text())
+    assert (report["parity"], report["dtype"]) == ("checked", "bfloat16")
+    assert 0 < report["max_relative_difference"] < report["allowed_difference"]
+    update_figures(folder, {"measures": {"EF/mae": 4.5}})
+    assert "| measures/EF/mae | 4.5 |" in (folder / "README.md").read_text()

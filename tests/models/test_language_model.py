@@ -11,7 +11,7 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.encoding.chat import ChatEncoder
-from mllm.models.language_model import PerceptionModel
+from mllm.models.language_model import LanguageModel
 from mllm.objectives.text import NextToken
 from mllm.structures import IGNORE, Context, Mark, Sample, Turn
 from mllm.tiny.checkpoints import write_tiny
@@ -36,7 +36,7 @@ def folder(request):
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_sample_is_seen_alike_alone_and_in_a_mixed_batch(folder, side):
-    model = PerceptionModel(AutoModelForImageTextToText.from_pretrained(folder).eval(), TOWERS)
+    model = LanguageModel(AutoModelForImageTextToText.from_pretrained(folder).eval(), TOWERS)
     encoder = ChatEncoder(AutoProcessor.from_pretrained(folder), max_length=4096)
     samples = [
         encoder.encode(sample)
@@ -55,13 +55,13 @@ def test_hidden_states_through_the_vocabulary_are_the_models_own_logits(folder):
     pretrained = AutoModelForImageTextToText.from_pretrained(folder).eval()
     encoder = ChatEncoder(AutoProcessor.from_pretrained(folder), max_length=4096)
     batch = encoder.pad([encoder.encode(_sample(1))])
-    outputs = PerceptionModel(pretrained, TOWERS)(**batch.student)
+    outputs = LanguageModel(pretrained, TOWERS)(**batch.student)
     torch.testing.assert_close(outputs.vocabulary(outputs.hidden_BLD), pretrained(**batch.student).logits)
     assert outputs.softcap is None
 
 
 def test_the_image_changes_what_is_seen(folder):
-    model = PerceptionModel(AutoModelForImageTextToText.from_pretrained(folder).eval(), TOWERS)
+    model = LanguageModel(AutoModelForImageTextToText.from_pretrained(folder).eval(), TOWERS)
     encoder = ChatEncoder(AutoProcessor.from_pretrained(folder), max_length=4096)
     student = encoder.pad([encoder.encode(_sample(1))]).student
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_the_image_changes_what_is_seen(folder):
 def test_towers_are_told_by_the_names_of_parameters(small_gemma):
     pretrained = AutoModelForImageTextToText.from_pretrained(small_gemma).requires_grad_(False)
     adapted = get_peft_model(pretrained, LoraConfig(r=2, target_modules=r".*vision_tower.*\.fc1"))
-    model = PerceptionModel(adapted, TOWERS)
+    model = LanguageModel(adapted, TOWERS)
     assert model.pretrained is pretrained
     assert model.trains("vision")
     assert not model.trains("language")
@@ -150,9 +150,9 @@ def test_objects_are_written_over_the_embeddings_of_their_tokens(bundle):
     for sample, mark in (positions >= 0).nonzero().tolist():
         place = positions[sample, mark]
         assert batch.student["input_ids"][sample, place] == bundle.encoder.object_id
-        expected = model.box_head.write(batch.student["object_boxes"][sample, mark])
+        expected = model.box_head.embed(batch.student["object_boxes"][sample, mark])
         if sample == 0:
-            expected = expected + model.mask_head.write(batch.student["object_masks"][sample, mark][None, None])[0, 0]
+            expected = expected + model.mask_head.embed(batch.student["object_masks"][sample, mark][None, None])[0, 0]
         torch.testing.assert_close(told[sample, place], expected, rtol=1e-4, atol=1e-5)
         written[sample, place] = True
     assert torch.equal(told[~written], plain[~written])
@@ -173,8 +173,8 @@ def test_heads_read_the_state_before_a_token_and_the_objects_own_image(bundle):
         position = int(batch.student["object_positions"][sample, mark])
         state = outputs.hidden_BLD[sample, position - 1][None, None, None]
         features = model.mask_head.features([patch[image : image + 1] for patch in patches])
-        expected = {"mask": model.mask_head.read(state, features, torch.zeros(1, 1, dtype=torch.long))}
-        expected["box"] = model.box_head.read(state[:, :, -1], expected["mask"])
+        expected = {"mask": model.mask_head.predict(state, features, torch.zeros(1, 1, dtype=torch.long))}
+        expected["box"] = model.box_head.predict(state[:, :, -1], expected["mask"])
         for name, found in expected.items():
             torch.testing.assert_close(outputs.heads[name][sample, mark], found[0, 0], rtol=1e-3, atol=1e-4)
     assert (outputs.heads["mask"][0, 0] - outputs.heads["mask"][0, 1]).abs().max() > 1e-3
@@ -186,7 +186,7 @@ def test_loss_and_gradients_equal_plain_autograd_over_the_models_own_logits(bund
     labels = batch.targets["labels"]
     ours = NextToken(tile_bytes=20_000).total(Context(batch.targets, model(**batch.student))).sum()
     found = torch.autograd.grad(ours, list(trained.values()), allow_unused=True)
-    with model.telling(batch.student) as inputs:
+    with model.inserting_objects(batch.student) as inputs:
         logits = model.pretrained(**inputs).logits
     theirs = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"

@@ -1,4 +1,4 @@
-"""The command `convert`: where the model lies, and one sentence where it cannot be."""
+"""Tests of the command `convert`: the converted model and refusals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mllm.tiny.checkpoints import write_tiny
 
 @pytest.fixture
 def original(tmp_path: Path) -> Path:
-    """LLaVA's own layout, without the vision tower that it was trained with."""
+    """A checkpoint in LLaVA's own layout, without its vision tower."""
     llama = write_tiny("llama", tmp_path / "llama")
     folder = tmp_path / "original"
     AutoTokenizer.from_pretrained(llama).save_pretrained(folder)
@@ -28,7 +28,7 @@ def original(tmp_path: Path) -> Path:
     return folder
 
 
-def test_it_prints_where_the_model_lies(original, tmp_path, capsys):
+def test_the_folder_of_the_model_is_printed(original, tmp_path, capsys):
     clip = write_tiny("clip", tmp_path / "clip")
     assert main(["--model", str(original), "--vision-tower", str(clip), "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "out")
@@ -39,7 +39,7 @@ def test_it_prints_where_the_model_lies(original, tmp_path, capsys):
         main(["--model", str(original), "--out", str(tmp_path / "out")])
 
 
-def test_what_cannot_be_converted_leaves_nothing(original, tmp_path):
+def test_a_failed_conversion_leaves_no_files(original, tmp_path):
     (original / "pytorch_model.bin").unlink()
     clip = write_tiny("clip", tmp_path / "clip")
     with pytest.raises(ConfigError, match="holds no weights"):

@@ -100,6 +100,8 @@ def test_a_run_from_videos_to_measures_plots_and_an_adapter(write, caplog, capsy
     assert all((folder / "heads.safetensors").is_file() for folder in kept)
     for folder, updates in zip(kept, (2, 4), strict=True):
         assert f"| updates | {updates} |" in (folder / "README.md").read_text()
+    for name in ("adapter", "student"):
+        assert "| measures/EF" in (run / name / "README.md").read_text()
     rows = _rows()
     assert [row["step"] for row in rows] == [1, 2, 3, 4], "the last two patients of an epoch make an update as well"
     for step, row in enumerate(rows):
@@ -110,6 +112,9 @@ def test_a_run_from_videos_to_measures_plots_and_an_adapter(write, caplog, capsy
             whole = 0.7 * row["eval_measures"] + 0.3 * row["eval_feature_match"]
             assert row["eval_loss"] == pytest.approx(whole, rel=1e-4)
     figures = json.loads((run / "metrics.json").read_text())["figures"]["measures"]
+    for folder in (run, run / "adapter", run / "student"):
+        assert json.loads((folder / "facts.json").read_text())["figures"]["measures"] == figures
+    assert all("| measures/EF_mae |" in (run / name / "README.md").read_text() for name in ("adapter", "student"))
     assert {f"{name}_{figure}" for name in ("EF", "EDV", "ESV") for figure in ("mae", "rmse", "r2")} <= set(figures)
     capsys.readouterr()
     for options in (["--adapter", "exp/run/latest"], ["--model", "exp/run/latest/student"]):
@@ -191,10 +196,10 @@ def test_a_row_whose_measure_is_no_number_is_skipped_where_rows_may_be(write):
     Path("cines/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     train = 'dict(_delete_=True, type="DicomCineDataset", data_path="cines/rows.jsonl", image_folder="cines")'
     few = f"data_args.update(train={train}, validation=None, test=None)\ntraining_args.update(max_steps=2)"
-    with pytest.raises(DataError, match="rows.jsonl, line 3: field 'EDV' is no number"):
+    with pytest.raises(DataError, match="rows.jsonl, line 3: field 'EDV' must be a number"):
         main([write(few)])
     assert main([write(few), "--cfg-options", "data_args.on_error=skip", "training_args.output_dir=skipped"]) == 0
-    assert "line 3: field 'EDV' is no number" in Path("skipped/skipped_rows.txt").read_text()
+    assert "line 3: field 'EDV' must be a number" in Path("skipped/skipped_rows.txt").read_text()
 
 
 @pytest.mark.parametrize(

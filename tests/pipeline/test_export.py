@@ -1,4 +1,4 @@
-"""`export.py` writes GGUF files of models and adapters, leaves nothing half done, and refuses before it merges."""
+"""Tests of the command `export`: GGUF files of models and adapters, cleanup after failures, and early refusals."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from mllm.errors import ConfigError
 from mllm.export.gguf import k_quants
+from mllm.export.merge import merge
 from mllm.export.settings import write_settings
-from mllm.models.adapters.files import HEADS
 from mllm.pipeline import export as pipeline
 from mllm.pipeline.export import main
-from mllm.pipeline.merge import merge
+from mllm.run_files import TRAINED as HEADS
 from mllm.tiny.adapter import write_tiny_adapter
 from mllm.tiny.checkpoints import write_tiny
 from tests.export.gguf.conftest import write_model
@@ -56,7 +56,7 @@ def test_a_model_becomes_one_file(model: Path, tmp_path: Path, capsys: pytest.Ca
     assert fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_F16
 
 
-def test_an_adapter_is_merged_on_the_way(model: Path, run: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_merged_first(model: Path, run: Path, tmp_path: Path) -> None:
     main(["--model", str(run), "--out", str(tmp_path / "first-aid.gguf"), "--type", "f32"])
     assert [path.name for path in tmp_path.iterdir()] == ["first-aid.gguf"]
     merged = merge(str(run / "adapter"), tmp_path / "merged")
@@ -82,7 +82,7 @@ def test_a_lora_alone_is_an_adapter_of_llama_cpp(
 
 
 @pytest.mark.parametrize("error", [OSError("no space"), KeyboardInterrupt()])
-def test_nothing_is_left_of_a_failure(
+def test_a_failure_leaves_no_files(
     run: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[Path] = []
@@ -91,18 +91,18 @@ def test_nothing_is_left_of_a_failure(
         seen.extend(folder.glob("*.safetensors"))
         raise error
 
-    monkeypatch.setattr("mllm.export.gguf.model.export_model", fails)
+    monkeypatch.setattr("mllm.export.gguf.export.export_model", fails)
     with pytest.raises(type(error)):
         main(["--model", str(run / "adapter"), "--out", str(tmp_path / "out.gguf")])
     assert seen
     assert list(tmp_path.iterdir()) == []
 
 
-def test_both_files_of_a_model_that_sees(
+def test_both_files_of_a_model_with_images(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seeing = write_tiny("medgemma", tmp_path_factory.mktemp("seeing") / "tiny-medgemma", vision={"image_size": 224})
-    adapter = write_tiny_adapter(seeing, tmp_path_factory.mktemp("adapter") / "adapter")
+    base = write_tiny("medgemma", tmp_path_factory.mktemp("base") / "tiny-medgemma", vision={"image_size": 224})
+    adapter = write_tiny_adapter(base, tmp_path_factory.mktemp("adapter") / "adapter")
     given = ["--model", str(adapter), "--out", str(tmp_path / "a.gguf"), "--mmproj", str(tmp_path / "b.gguf")]
     assert main([*given, "--type", "q8_0"]) == 0
     assert f"llama-mtmd-cli -m {tmp_path / 'a.gguf'} --mmproj {tmp_path / 'b.gguf'}" in capsys.readouterr().out
@@ -114,11 +114,11 @@ def test_both_files_of_a_model_that_sees(
     ("more", "sentence"),
     [
         (["--type", "q4_m"], r"--type q4_m is unknown: did you mean 'q4_k_m'\?; known are f32, f16, bf16, q8_0"),
-        (["--mmproj", "mmproj.gguf"], "tiny-gemma3' has no mmproj file: it has no vision tower; leave --mmproj out"),
+        (["--mmproj", "mmproj.gguf"], "tiny-gemma3' has no mmproj file: it has no vision tower; omit --mmproj"),
         (["--type", "q6_k"], "q6_k quantizes 256 values of a row together, and its rows have 64, 128"),
     ],
 )
-def test_wrong_wishes_are_refused(model: Path, more: list[str], sentence: str, tmp_path: Path) -> None:
+def test_wrong_options_are_refused(model: Path, more: list[str], sentence: str, tmp_path: Path) -> None:
     if "q6_k" in more:
         pytest.importorskip("llama_cpp")
     with pytest.raises(ConfigError, match=sentence):
@@ -128,15 +128,15 @@ def test_wrong_wishes_are_refused(model: Path, more: list[str], sentence: str, t
 
 def test_no_file_is_overwritten(model: Path, tmp_path: Path) -> None:
     (tmp_path / "out.gguf").write_text("mine")
-    with pytest.raises(ConfigError, match=r"--out .*out\.gguf is there already; choose another name"):
+    with pytest.raises(ConfigError, match=r"--out .*out\.gguf exists; choose another name"):
         main(["--model", str(model), "--out", str(tmp_path / "out.gguf")])
-    with pytest.raises(ConfigError, match=r"--mmproj .*out\.gguf is there already"):
+    with pytest.raises(ConfigError, match=r"--mmproj .*out\.gguf exists"):
         main(["--model", str(model), "--out", str(tmp_path / "new"), "--mmproj", str(tmp_path / "out.gguf")])
     assert (tmp_path / "out.gguf").read_text() == "mine"
 
 
-def test_what_is_missing_is_named(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--model 'absent' is no folder; download it first: hf download ORG/NAME"):
+def test_a_missing_model_or_package_is_named(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--model 'absent' does not exist; download it first: hf download ORG/NAME"):
         main(["--model", "absent", "--out", str(tmp_path / "out.gguf")])
     monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
@@ -174,7 +174,7 @@ def student(folder: Path) -> Path:
         (t5gemma, "llama.cpp has no T5Gemma, whose encoder and decoder are Gemma 2's and not T5's"),
         (vaultgemma, "llama.cpp has no VaultGemma, and its softcaps fit neither `gemma` nor `gemma2`"),
         (with_heads, "it has heads (heads.safetensors), which llama.cpp cannot run"),
-        (student, "it is the part of a model that sees, and answers no text"),
+        (student, "it is a vision model, which generates no text"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -191,13 +191,13 @@ def test_adapters_are_refused_before_they_are_merged(
     def never(*given: Any, **more: Any) -> None:
         raise AssertionError("it was merged")
 
-    monkeypatch.setattr("mllm.pipeline.merge.merge", never)
+    monkeypatch.setattr("mllm.export.gguf.export.merge", never)
     monkeypatch.setattr(k_quants.importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else name)
     with pytest.raises(ConfigError, match=r"--type q4_k_m is made by llama.cpp, which is missing"):
         main(["--model", str(run), "--out", str(tmp_path / "out.gguf"), "--type", "q4_k_m"])
     adapter = write_lora(model, tmp_path / "adapter")
     write_settings(adapter, {"type": "medgemma", "image_token_len": 128})
-    with pytest.raises(ConfigError, match="its images have 128 tokens from a rectangular pool, and llama.cpp pools"):
+    with pytest.raises(ConfigError, match="its images have 128 tokens from a rectangular pool, and llama.cpp supports"):
         main(["--model", str(adapter), "--out", str(tmp_path / "out.gguf")])
 
 
@@ -216,12 +216,12 @@ def test_a_misspelled_option_is_named(argv: list[str], sentence: str, capsys: py
     assert sentence in capsys.readouterr().err
 
 
-def test_a_slice_is_cut_and_its_folder_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slice_is_extracted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = write_tiny("gemma3n", tmp_path / "gemma3n")
     options = ["--model", str(base), "--ffn-widths", "128", "--out"]
     assert main([*options, str(tmp_path / "slice")]) == 0
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "slice").model.layers[0].mlp.up_proj.out_features == 128
-    with pytest.raises(ConfigError, match="--type is for GGUF files, and a slice is written as a model's folder"):
+    with pytest.raises(ConfigError, match="--type is for GGUF files, and a slice is written as a model folder"):
         main([*options, str(tmp_path / "other"), "--type", "q8_0"])
-    with pytest.raises(ConfigError, match="name one slice"):
+    with pytest.raises(ConfigError, match="choose one slice"):
         main([*options, str(tmp_path / "other"), "--matformer", "E2B"])

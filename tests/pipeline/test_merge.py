@@ -1,4 +1,4 @@
-"""`merge.py` writes a model that says what the adapter said, or says why not."""
+"""Tests of the command `merge`: the merged model, its report, and refusals."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.export import shards
+from mllm.export.merge import memory_needed, refuse_too_large
 from mllm.export.settings import write_settings
 from mllm.models.adapters.trained_file import write_trained
 from mllm.models.builder.builder import load_pretrained
-from mllm.pipeline.merge import main, memory_needed, refuse_too_large
+from mllm.pipeline.merge import main
 from mllm.pipeline.predict import main as predict
 from mllm.tiny.adapter import write_tiny_adapter
 from mllm.tiny.checkpoints import write_tiny
@@ -93,18 +94,18 @@ def test_both_ways_write_the_same(talking_base: Path, talking_adapter: Path, tmp
 def test_the_comparison_is_skipped_only_by_its_flag(talking_adapter: Path, tmp_path: Path) -> None:
     main(["--adapter", str(talking_adapter), "--out", str(tmp_path / "merged"), "--skip-parity"])
     report = _report(tmp_path / "merged")
-    assert report["parity"].startswith("skipped because it was asked for")
+    assert report["parity"].startswith("skipped by --skip-parity")
     assert "max_abs_difference" not in report
 
 
 def test_a_wrong_merge_is_not_written(talking_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fold = shards._folded
+    fold = shards._merged_weight
 
     def forget(layer: Any, entry: shards.Entry) -> torch.Tensor:
         folded = fold(layer, entry)
         return folded if "layers.1" in entry.name else shards.read_tensor(*entry.source)
 
-    monkeypatch.setattr(shards, "_folded", forget)
+    monkeypatch.setattr(shards, "_merged_weight", forget)
     with pytest.raises(ConfigError, match="the merged logits differ"):
         main(["--adapter", str(talking_adapter), "--out", str(tmp_path / "merged")])
     assert os.listdir(tmp_path) == []
@@ -151,7 +152,7 @@ def test_adapters_that_cannot_be_combined(talking_base: Path, talking_adapter: P
         main(both)
     (other / "mllm.json").unlink()
     save_file({"heads.x": torch.ones(1)}, other / "heads.safetensors")
-    with pytest.raises(ConfigError, match=r"holds heads\.safetensors"):
+    with pytest.raises(ConfigError, match=r"contains heads\.safetensors"):
         main(both)
     with pytest.raises(ConfigError, match="--weights has 1 numbers"):
         main([*both, "--weights", "1"])
@@ -177,9 +178,9 @@ def test_a_projector_that_trained_is_written(tmp_path: Path) -> None:
 
 MEASURE = """
 import sys
-import mllm.export, mllm.models.builder.builder
+import mllm.models.builder.builder
 from mllm.export.export_report import peak_memory
-from mllm.pipeline.merge import merge
+from mllm.export.merge import merge
 before = peak_memory()
 merge(sys.argv[1], sys.argv[2])
 print(peak_memory() - before)
@@ -227,7 +228,7 @@ def test_a_base_that_is_quantized_alone_is_refused(talking_base: Path, talking_a
     config = base / "config.json"
     quantized = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     config.write_text(json.dumps(json.loads(config.read_text()) | quantized))
-    with pytest.raises(ConfigError, match="quantized weights alone.*--base"):
+    with pytest.raises(ConfigError, match="only quantized weights.*--base"):
         main(["--adapter", str(talking_adapter), "--base", str(base), "--out", str(tmp_path / "merged")])
     assert os.listdir(tmp_path) == ["base"]
 

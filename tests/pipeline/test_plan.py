@@ -12,7 +12,7 @@ from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
 from mllm.engine.privacy.accounting import epsilon_spent
 from mllm.errors import ConfigError
-from mllm.models.adapters.attach import trainable_report
+from mllm.models.adapters.trainable import count_trainable
 from mllm.models.builder.builder import load_pretrained
 from mllm.pipeline.cli import main as mllm
 from mllm.pipeline.plan import main
@@ -55,7 +55,7 @@ def test_it_tells_the_noise_of_the_published_notebook_s_run(plan):
         lora_r=2,
         chat_template="{{ messages[0].content }}{{ messages[1].content if messages[1:] }}{{ eos_token }}",
     )
-    numbers = sum(tower.parameters for tower in trainable_report(load_pretrained(args, detect()).model))
+    numbers = sum(tower.parameters for tower in count_trainable(load_pretrained(args, detect()).model))
     assert head == f"run: 900 samples, delta 1e-05, accountant 'prv'; a LoRA of {numbers:,} numbers trains"
     # 900 rows in draws of 8 are 113 updates an epoch; the notebook made 225 in two, which costs the same to 3 digits.
     for row, (epsilon, sigma) in zip(rows, ((15, 0.396), (8, 0.488), (3, 0.672)), strict=True):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from mllm.engine.privacy.accounting import epsilon_spent, noise_multiplier_for
 from mllm.errors import ConfigError
+from mllm.export.merge import merge
 from mllm.pipeline.finetune import main
 from mllm.pipeline.predict import main as predict
 
@@ -89,7 +90,10 @@ def test_a_killed_private_run_continues_to_the_record_of_an_uninterrupted_one(
         Path("exp/run/latest").resolve(),
     )
     assert resumed == began
-    assert f"**{record['guarantee']}**" in (resumed / "adapter" / "README.md").read_text()
+    merged = merge(str(resumed / "adapter"), "merged")
+    for folder in (resumed / "adapter", merged):
+        assert json.loads((folder / "facts.json").read_text())["privacy"] == record
+        assert f"**{record['guarantee']}**" in (folder / "README.md").read_text()
 
     # What an uninterrupted run spends can be told beforehand, whoever is drawn.
     units = record["units"]

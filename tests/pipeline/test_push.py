@@ -1,4 +1,4 @@
-"""A dry run shows all that would leave; a push that cannot be is refused before anything is sent."""
+"""Tests of the command `push`: the list of a dry run, and refusals before the upload."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mllm.errors import ConfigError
-from mllm.export.card import Facts, card_text
+from mllm.export.card import card_text
+from mllm.export.facts import Facts
 from mllm.pipeline.push import main
 
 
@@ -15,7 +16,7 @@ from mllm.pipeline.push import main
 def folder(tmp_path: Path) -> Path:
     for name, text in (("model.gguf", "12345678901"), ("Modelfile", "FROM x"), ("predictions.jsonl", "private")):
         (tmp_path / name).write_text(text)
-    (tmp_path / "README.md").write_text(card_text("gguf", {"type": "causal-lm"}, Facts(base="google/gemma-3n-E4B-it")))
+    (tmp_path / "README.md").write_text(card_text("gguf", Facts("google/gemma-3n-E4B-it", {"type": "causal-lm"})))
     return tmp_path
 
 
@@ -33,13 +34,13 @@ def test_a_dry_run_lists_files_and_sizes(
     assert "(public)" in capsys.readouterr().out
 
 
-def test_without_a_login_nothing_is_sent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_push_without_login_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(ConfigError, match="not logged in.*hf auth login"):
         main(["--folder", str(folder), "--repo", "me/model"])
 
 
-def test_without_a_network_it_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_push_without_network_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests run with HF_HUB_OFFLINE."""
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
     with pytest.raises(ConfigError, match="nothing was pushed to me/model"):
@@ -54,5 +55,5 @@ def test_a_repository_has_an_owner(folder: Path, repo: str) -> None:
 
 def test_without_a_card_even_a_dry_run_is_refused(folder: Path) -> None:
     (folder / "README.md").unlink()
-    with pytest.raises(ConfigError, match="nothing leaves without a model card"):
+    with pytest.raises(ConfigError, match="a model card is required"):
         main(["--folder", str(folder), "--repo", "me/model", "--dry-run"])

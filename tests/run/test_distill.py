@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_fixtures import CHECKOUT
 from PIL import Image
-from tests.pipeline.conftest import CHECKOUT
 
 from mllm.dataset.base import SampleDataset
 from mllm.engine.builder import build_learner
@@ -14,10 +14,17 @@ from mllm.errors import DataError
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.vision_model import VisionModel
 from mllm.objectives.features import RIDGE, FeatureMatch
-from mllm.run.data import prepare_data
-from mllm.run.distill import CacheReader, _change, load_teacher
+from mllm.run.data import open_splits, prepare_data, scale_measures
+from mllm.run.distill import (
+    CacheReader,
+    cache_features,
+    fit_objectives,
+    has_changing_images,
+    load_teacher,
+    release_teacher,
+    training_encoder,
+)
 from mllm.run.prepare import prepare_args
-from mllm.run.steps import open_splits
 from mllm.structures import Context, Outputs, Sample, Turn
 from mllm.tiny.checkpoints import write_tiny
 
@@ -46,8 +53,15 @@ def prepared(tmp_path, monkeypatch):
         bundle = load_pretrained(config.model_args, hardware)
         teacher = load_teacher(config, hardware, bundle)
         learner = build_learner(config, bundle, teacher)
-        data = prepare_data(config, bundle, teacher, learner, open_splits(config))
-        return learner, data["collate"]([data["train_dataset"][index] for index in range(6)]).pieces
+        splits = open_splits(config)
+        scale_measures(config, bundle, splits["train"])
+        cache = cache_features(config, teacher, splits)
+        if cache is not None:
+            release_teacher(learner, teacher)
+        encoder = training_encoder(bundle, teacher, cache)
+        fit_objectives(learner, encoder, splits["train"])
+        data = prepare_data(config, bundle, encoder, splits)
+        return learner, data.collate([data.train_dataset[index] for index in range(6)]).pieces
 
     return prepare
 
@@ -179,7 +193,7 @@ class Pictures(SampleDataset):
 
 @pytest.mark.parametrize("changes", [True, False])
 def test_images_that_change_are_noticed(changes: bool):
-    assert _change(Pictures(changes)) is changes
+    assert has_changing_images(Pictures(changes)) is changes
 
 
 def test_an_image_that_the_cache_lacks_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""Writers of tiny medical files, for tests."""
+"""Tiny medical files for tests."""
 
 from __future__ import annotations
 
@@ -10,12 +10,29 @@ import numpy as np
 from PIL import Image
 
 from mllm.dataset.phantoms.writers import write_avi, write_nifti
+from mllm.dataset.readers import read_images
 
-__all__ = ["write_avi", "write_dicom", "write_nifti", "write_png"]
+__all__ = ["pydicom_file", "read_gray", "write_avi", "write_dicom", "write_nifti", "write_png"]
+
+
+def pydicom_file(name: str) -> str:
+    """Return the path of a test file that is part of pydicom."""
+    from pydicom.data import get_testdata_file
+
+    path = get_testdata_file(name, download=False)
+    assert path is not None, name
+    return str(path)
+
+
+def read_gray(path: str | Path, **options: Any) -> np.ndarray:
+    """Read the first image of a file, whose channels must be equal, as [H, W] uint8."""
+    pixels = np.asarray(read_images(path, **options)[0])
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
 
 
 def write_png(path: str | Path, pixels: np.ndarray) -> Path:
-    """Writes [H, W] uint8 or uint16, or [H, W, 3] or [H, W, 4] uint8, as a PNG file."""
+    """Write [H, W] uint8 or uint16, or [H, W, 3] or [H, W, 4] uint8, as a PNG file."""
     path = Path(path)
     Image.fromarray(pixels).save(path, format="PNG")
     return path
@@ -29,7 +46,7 @@ def write_dicom(
     syntax: str = "ExplicitVRLittleEndian",
     **tags: Any,
 ) -> Path:
-    """Writes pixels as a DICOM file.
+    """Write pixels as a DICOM file.
 
     Shapes [H, W], [F, H, W], [H, W, 3] or [F, H, W, 3]; a last dimension of 3 is color. Gray may be (u)int8 or
     (u)int16, color uint8. `syntax` is a name of `pydicom.uid`: `ExplicitVRLittleEndian`, `RLELossless`,

@@ -64,33 +64,33 @@ def refuse_contradictions(config: RunConfig, privacy: PrivacyArgs) -> None:
 def refuse_other_batches(config: RunConfig) -> None:
     """Refuses what the draw, the clip and the noise take the place of, or cannot work with."""
     args = config.training_args
-    if args.get("fp16"):
+    if args["fp16"]:
         raise ConfigError(
             f"{config.place('training_args', 'fp16')}: fp16=True cannot be used with privacy_args, because a gradient "
             f"that overflows in half precision has no norm to clip: set bf16=True, or train in fp32"
         )
-    accumulation = args.get("gradient_accumulation_steps", 1)
+    accumulation = args["gradient_accumulation_steps"]
     if accumulation > 1:
-        size = args.get("per_device_train_batch_size", 8) * accumulation
+        size = args["per_device_train_batch_size"] * accumulation
         raise ConfigError(
             f"{config.place('training_args', 'gradient_accumulation_steps')}: gradient_accumulation_steps="
             f"{accumulation} cannot be used with privacy_args, because every draw is an update: set it to 1, "
             f"per_device_train_batch_size to the {size} samples of an update, and privacy_args.physical_batch_size to "
             f"what fits in memory"
         )
-    if args.get("max_grad_norm"):
+    if args["max_grad_norm"]:
         raise ConfigError(
             f"{config.place('training_args', 'max_grad_norm')}: max_grad_norm={args['max_grad_norm']:g} cannot be used "
             f"with privacy_args, because every unit is clipped to privacy_args.clip_norm before the noise: set "
             f"max_grad_norm=0"
         )
     for key in ("fsdp", "deepspeed"):
-        if args.get(key):
+        if args[key]:
             raise ConfigError(
                 f"{config.place('training_args', key)}: {key} cannot be used with privacy_args, because units are "
                 f"clipped whole, and each process would hold a part of a gradient alone: remove it"
             )
-    if args.get("save_strategy") == "no":
+    if args["save_strategy"] == "no":
         raise ConfigError(
             f"{config.place('training_args', 'save_strategy')}: save_strategy='no' cannot be used with privacy_args, "
             f"because what a broken run has spent is spent: set it to 'steps'"
@@ -101,10 +101,10 @@ def refuse_choices_by_private_loss(config: RunConfig, privacy: PrivacyArgs) -> N
     """Refuses to choose checkpoints or rates by a loss on private data, a question that nobody accounts for."""
     args = config.training_args
     choices = {
-        "load_best_model_at_end": args.get("load_best_model_at_end"),
-        "early_stopping_patience": args.get("early_stopping_patience") is not None,
-        "save_strategy": args.get("save_strategy") == "best",
-        "lr_scheduler_type": args.get("lr_scheduler_type") == "reduce_lr_on_plateau",
+        "load_best_model_at_end": args["load_best_model_at_end"],
+        "early_stopping_patience": args["early_stopping_patience"] is not None,
+        "save_strategy": args["save_strategy"] == "best",
+        "lr_scheduler_type": args["lr_scheduler_type"] == "reduce_lr_on_plateau",
     }
     for key, chosen in choices.items():
         if chosen and not privacy.public_validation:
@@ -120,7 +120,7 @@ def refuse_choices_by_private_loss(config: RunConfig, privacy: PrivacyArgs) -> N
             f"accountant does not count: remove it, or set privacy_args.public_validation=True where the validation "
             f"split holds nothing to protect"
         )
-    measures = config.data_args.validation is not None and args.get("eval_strategy", "no") != "no"
+    measures = config.data_args.validation is not None and args["eval_strategy"] != "no"
     if privacy.checkpoint_below and not measures:
         raise ConfigError(
             f"{place}: checkpoint_below waits for a validation loss, and there is none: give data_args.validation, and "
@@ -152,11 +152,6 @@ def refuse_what_trains_beside_linear_layers(config: RunConfig) -> None:
         raise ConfigError(
             f"{config.place('model_args', 'train_vision')}: train_vision=True trains embeddings and convolutions, "
             f"{only}: set it to False, and lora_r to a rank"
-        )
-    if args.type == "gemma3n-student":
-        raise ConfigError(
-            f"{config.place('model_args', 'type')}: type='gemma3n-student' trains the convolutions of Gemma 3n's "
-            f"vision tower, {only}: use a SigLIP, such as type='medsiglip', or type='medgemma' with part='vision'"
         )
     if config.distill_args is not None:
         raise ConfigError(

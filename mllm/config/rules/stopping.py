@@ -9,7 +9,7 @@ from mllm.errors import ConfigError
 def refuse_blind_stopping(config: RunConfig) -> None:
     """Refuses early stopping where nothing is measured, and a threshold without it."""
     training = config.training_args
-    patience, threshold = training.get("early_stopping_patience"), training.get("early_stopping_threshold", 0.0)
+    patience, threshold = training["early_stopping_patience"], training["early_stopping_threshold"]
     if patience is None:
         if threshold:
             raise ConfigError(
@@ -23,7 +23,7 @@ def refuse_blind_stopping(config: RunConfig) -> None:
             f"{place}: early_stopping_patience={patience} looks at the validation loss, and data_args.validation is "
             "None: name a validation split, or remove it"
         )
-    if training.get("eval_strategy", "no") == "no":
+    if training["eval_strategy"] == "no":
         raise ConfigError(
             f"{place}: early_stopping_patience={patience} looks at the validation loss, and eval_strategy='no' "
             "measures none: set it to 'epoch', or to 'steps' with eval_steps"

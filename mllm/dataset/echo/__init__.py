@@ -1,1 +1,1 @@
-"""Shared parts of the echocardiogram datasets: files, tracings, planes and volumes."""
+"""Shared parts of the datasets of echocardiograms: files, tracings, planes and volumes."""

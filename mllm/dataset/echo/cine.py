@@ -1,120 +1,96 @@
-"""What datasets of echocardiograms share: two pictures of the beat by name, and the volumes of the left ventricle."""
+"""Base class of datasets of echocardiograms: images of two phases of the beat, and volumes of the left ventricle."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-import numpy as np
 from PIL.Image import Image
 from typing_extensions import override
 
-from mllm.dataset.augment.transforms import apply_transforms, build_transforms
-from mllm.dataset.base import SampleDataset
-from mllm.errors import ConfigError, DataError, UserError
+from mllm.dataset.base import AugmentedDataset
+from mllm.errors import DataError, UserError, with_location
 from mllm.structures import IMAGE, UNITS, Sample, Turn
 
 ED, ES = "ED", "ES"
-"""The names of the pictures at end diastole and end systole."""
+"""Names of the images at end diastole and end systole."""
 MEASURES = ("EF", "EDV", "ESV")
 MOMENTS = {ED: "end diastole", ES: "end systole"}
 FRAMES_NEEDED = (
-    "neither a DICOM cine nor a video says which of its frames are end-diastolic and end-systolic: give their numbers, "
-    "counted from 0"
+    "DICOM cines and videos do not mark the end-diastolic and end-systolic frames: set their numbers, counted from 0"
 )
-"""What is to be told where frames are not named."""
+"""Part of the message about missing numbers of frames."""
 
 
 def conversation(views: Sequence[str], measures: Mapping[str, float]) -> list[Turn]:
-    """A question about the known measures of an echocardiogram, and their values with units as its answer.
+    """Return a question about the known measures of an echocardiogram, and the answer with values and units.
 
-    A view is called by a moment, or by a chamber view and a moment: `ED`, `4CH ED`.
+    Args:
+        views: Names of the images: a phase, or a chamber view and a phase (`ED`, `4CH ED`).
+        measures: Values by name; NaN where unknown.
     """
-    pictures = []
+    images = []
     for view in views:
         chambers, _, moment = view.rpartition(" ")
-        pictures.append(f"{IMAGE} {chambers + ', ' if chambers else ''}{MOMENTS[moment]}")
+        images.append(f"{IMAGE} {chambers + ', ' if chambers else ''}{MOMENTS[moment]}")
     known = {name: value for name, value in measures.items() if not math.isnan(value)}
-    asked = ", ".join(f"{name} ({UNITS[name]})" for name in known)
+    names = ", ".join(f"{name} ({UNITS[name]})" for name in known)
     answer = ", ".join(f"{name} {value:.1f} {UNITS[name]}" for name, value in known.items())
-    question = f"Echocardiogram: {'; '.join(pictures)}. Give {asked}."
+    question = f"Echocardiogram: {'; '.join(images)}. Give {names}."
     return [Turn("user", question), Turn("assistant", f"{answer}.")]
 
 
 def known_number(value: Any, field: str) -> float:
-    """A measure as a row has it; NaN where it is empty, not a number by its own word, infinite, or not above 0.
+    """Return the value of a measure in a row; NaN if it is empty, NaN, infinite, or not above 0.
 
-    Raises `DataError` for what is no number at all.
+    Raises:
+        DataError: The value is not a number.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return math.nan
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise DataError(f"field '{field}' is no number: {value!r}") from None
+        raise DataError(f"field '{field}' must be a number, not {value!r}") from None
     return number if math.isfinite(number) and number > 0 else math.nan
 
 
-def counted(counts: Mapping[str, int]) -> str:
-    """`2 without two traced frames, 1 beyond size=100`; nothing that was not met."""
-    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+def format_counts(counts: Mapping[str, int]) -> str:
+    """Return the counts above 0 as text: `2 without two traced frames, 1 beyond size=100`."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
 
 
-class CineDataset(SampleDataset):
-    """Examinations with a picture at end diastole and one at end systole; a subclass says where they are.
+class CineDataset(AugmentedDataset):
+    """Base class of datasets of examinations with one image at end diastole and one at end systole.
 
-    `transforms` are entries of TRANSFORMS as dicts with their `type`, drawn anew in every epoch from
-    (seed, epoch, index); what moves pixels draws the same for all pictures of an examination.
+    Geometric transforms use the same draw for all images of an examination.
     """
-
-    seed_from: ClassVar[Literal["run", "split", "class"]] = "run"
-
-    def __init__(self, transforms: Sequence[Mapping[str, Any]] = (), seed: int = 0) -> None:
-        self.transforms = build_transforms([dict(transform) for transform in transforms])
-        self.seed = seed
 
     @abstractmethod
     def views(self, index: int) -> dict[str, Image]:
-        """The pictures of an examination, RGB, by name."""
+        """Return the images of an examination, RGB, by name."""
 
     @abstractmethod
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
-        """EF in percent, EDV and ESV in mL; NaN where unknown."""
+        """Return EF in percent, EDV and ESV in mL; NaN where unknown."""
 
     @override
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """The pictures with the measures; every `DataError` begins with the row's place."""
-        place = self.describe(index)
+        """Return the images with the measures; messages of errors begin with the location of the row."""
+        source = self.describe(index)
         try:
             views, measures = self.views(index), self.measures(index)
         except UserError as error:
-            raise type(error)(f"{place}: {error}") from error
+            raise with_location(error, source) from error
         sample = Sample(
             turns=conversation(list(views), measures),
             images=list(views.values()),
             views=list(views),
             measures=measures,
             group=self.group(index),
-            source=place,
+            source=source,
         )
-        if not self.transforms:
-            return sample
-        return apply_transforms(sample, self.transforms, np.random.default_rng((self.seed, epoch, index % len(self))))
-
-    def checked(self, index: int) -> int:
-        """The index from 0, also where it counts from the end."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return int(index) % len(self)
-
-
-def drawn(count: int, size: int | None, seed: int) -> list[int]:
-    """Which of `count` rows are used: all, or at most `size` of them, drawn by `seed`, in their order."""
-    if size is not None and size < 1:
-        raise ConfigError(f"size must be at least 1, not {size}")
-    if size is None or size >= count:
-        return list(range(count))
-    return sorted(np.random.default_rng(seed).permutation(count)[:size].tolist())
+        return self.augment(sample, index, epoch)

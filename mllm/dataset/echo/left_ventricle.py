@@ -1,4 +1,4 @@
-"""The volume of the left ventricle from its masks in two apical views, by the method of discs."""
+"""Volume of the left ventricle from masks of two apical views, by the method of discs."""
 
 from __future__ import annotations
 
@@ -10,32 +10,37 @@ import numpy as np
 from mllm.errors import DataError
 
 CAVITY, MYOCARDIUM = 1, 2
-"""Labels of CAMUS's masks; 3 is the left atrium, 0 everything else."""
+"""Labels in the masks of CAMUS; 3 is the left atrium, 0 the background."""
 DISCS = 20
 METHOD = (
     f"biplane method of discs (modified Simpson), {DISCS} discs as high as the longer long axis divided by {DISCS}; "
     "base: the middle of the border without myocardium; apex: the border's farthest point from it"
 )
-"""How volumes are computed; other ways to find base and apex shift them by some percent."""
+"""Method of the volumes; other definitions of base and apex change them by a few percent."""
 _SPLIT = 4
-"""Parts into which a pixel is divided on both axes, so that discs a few pixels high have smooth widths."""
+"""Subpixels per pixel on both axes, so that discs that are a few pixels high have smooth widths."""
 
 
 @dataclass(frozen=True)
 class Discs:
-    """A ventricle in one view, cut across its long axis."""
+    """Discs of a ventricle in one view, perpendicular to its long axis."""
 
     widths: np.ndarray
-    """[DISCS] mm, from the base to the apex."""
+    """Widths in mm from the base to the apex [DISCS]."""
     length: float
-    """Mm from the base to the apex."""
+    """Length of the long axis in mm."""
 
 
 def cut_into_discs(labels: np.ndarray, spacing: tuple[float, float], count: int = DISCS) -> Discs:
-    """The discs of a mask [H, W] with pixels of `spacing` mm across and down.
+    """Return the discs of a mask; the width of a disc is its area divided by its height.
 
-    A disc's width is its area over its height. Raises `DataError` where the mask has no cavity, or no border of it
-    without myocardium, which is where the mitral valve is.
+    Args:
+        labels: The mask [H, W].
+        spacing: Width and height of a pixel in mm.
+        count: Number of discs.
+
+    Raises:
+        DataError: The mask has no cavity, or myocardium surrounds it completely, so that there is no mitral valve.
     """
     base, apex = _long_axis(labels, np.asarray(spacing))
     length = float(np.hypot(*(apex - base)))
@@ -45,16 +50,16 @@ def cut_into_discs(labels: np.ndarray, spacing: tuple[float, float], count: int 
     right, down = np.meshgrid(parts, parts)
     x = (columns[:, None] + right.ravel()) * spacing[0]
     y = (rows[:, None] + down.ravel()) * spacing[1]
-    at = (x - base[0]) * along[0] + (y - base[1]) * along[1]
-    pieces, _ = np.histogram(at, bins=count, range=(0, length))
-    area = pieces * spacing[0] * spacing[1] / _SPLIT**2
+    positions = (x - base[0]) * along[0] + (y - base[1]) * along[1]
+    subpixels, _ = np.histogram(positions, bins=count, range=(0, length))
+    area = subpixels * spacing[0] * spacing[1] / _SPLIT**2
     return Discs(widths=area / (length / count), length=length)
 
 
 def biplane_volume(first: Discs, second: Discs) -> float:
-    """The volume in mL of elliptic discs with the widths of two views: pi / 4 * sum(a * b) * length / discs.
+    """Return the volume in mL of elliptic discs with the widths of two views: pi / 4 * sum(a * b) * length / discs.
 
-    The length is that of the longer view, as the other is foreshortened (Lang et al. 2015,
+    The length is that of the longer view, because the other is foreshortened (Lang et al. 2015,
     doi:10.1016/j.echo.2014.10.003).
     """
     height = max(first.length, second.length) / len(first.widths)
@@ -62,18 +67,22 @@ def biplane_volume(first: Discs, second: Discs) -> float:
 
 
 def biplane_measures(masks: Mapping[tuple[str, str], tuple[np.ndarray, tuple[float, float]]]) -> dict[str, float]:
-    """EF in percent, EDV and ESV in mL of masks with their spacing, by (chamber view, moment): ('4CH', 'ED')."""
+    """Return EF in percent, EDV and ESV in mL.
+
+    Args:
+        masks: (chamber view, phase), such as ('4CH', 'ED') -> mask and spacing; see `cut_into_discs`.
+    """
     discs = {key: cut_into_discs(*mask) for key, mask in masks.items()}
     edv, esv = (biplane_volume(discs["4CH", moment], discs["2CH", moment]) for moment in ("ED", "ES"))
     return {"EF": 100 * (edv - esv) / edv, "EDV": edv, "ESV": esv}
 
 
 def _long_axis(labels: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The middle of the base and the apex [2] in mm, both on the border of the cavity."""
-    points, beside = _border(labels)
+    """Return the center of the base and the apex [2] in mm, both on the border of the cavity."""
+    points, is_near = _border(labels)
     if not len(points):
         raise DataError("the mask has no left ventricle (label 1)")
-    valve = _longest_run(points[~beside]) * spacing
+    valve = _longest_run(points[~is_near]) * spacing
     if len(valve) < 2:
         raise DataError("the mask's left ventricle (label 1) is closed by myocardium (label 2): it has no base")
     gaps = np.hypot(*(valve[:, None] - valve[None]).transpose(2, 0, 1))
@@ -84,35 +93,35 @@ def _long_axis(labels: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _border(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The middles [N, 2] of all pixel edges around the cavity, x y in pixels, and whether myocardium is near [N].
+    """Return the centers of the pixel edges around the cavity [N, 2], x y in pixels, and those near myocardium.
 
-    Near is among the eight neighbors of the cavity's pixel.
+    An edge is near myocardium if one of the eight neighbors of its cavity pixel is myocardium.
     """
     padded = np.pad(labels, 1)
     cavity = padded == CAVITY
     shifts = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
     near = np.any([np.roll(padded == MYOCARDIUM, shift, axis=(0, 1)) for shift in shifts], axis=0)
-    points, beside = [], []
+    points, is_near = [], []
     for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):
         rows, columns = np.nonzero(cavity & ~np.roll(cavity, (-dy, -dx), axis=(0, 1)))
         points.append(np.stack([columns - 0.5 + dx / 2, rows - 0.5 + dy / 2], axis=1))
-        beside.append(near[rows, columns])
-    return np.concatenate(points), np.concatenate(beside)
+        is_near.append(near[rows, columns])
+    return np.concatenate(points), np.concatenate(is_near)
 
 
 def _longest_run(points: np.ndarray) -> np.ndarray:
-    """The largest group of border points in which each is at most a pixel from another."""
-    left = {tuple(point) for point in points.tolist()}
+    """Return the largest group of border points that are connected by steps of at most one pixel."""
+    remaining = {tuple(point) for point in points.tolist()}
     steps = [(dx / 2, dy / 2) for dx in (-2, -1, 0, 1, 2) for dy in (-2, -1, 0, 1, 2)]
     best: list[tuple[float, float]] = []
-    while left:
-        run, front = [], [left.pop()]
-        while front:
-            x, y = front.pop()
+    while remaining:
+        run, frontier = [], [remaining.pop()]
+        while frontier:
+            x, y = frontier.pop()
             run.append((x, y))
             for dx, dy in steps:
-                if (x + dx, y + dy) in left:
-                    left.remove((x + dx, y + dy))
-                    front.append((x + dx, y + dy))
+                if (x + dx, y + dy) in remaining:
+                    remaining.remove((x + dx, y + dy))
+                    frontier.append((x + dx, y + dy))
         best = max(best, run, key=len)
     return np.array(best).reshape(-1, 2)

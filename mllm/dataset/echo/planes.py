@@ -1,4 +1,4 @@
-"""Planar images and the size of their pixels, from NIfTI and MetaImage files as CAMUS has them."""
+"""Reader of 2D images with their pixel size, from the NIfTI and MetaImage files of CAMUS."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mllm.dataset.readers.gray import full_range, scaled, to_image
 from mllm.errors import ConfigError, DataError
 
 Plane = tuple[np.ndarray, tuple[float, float]]
-"""[H, W] values, and the mm from one pixel to the next across and down."""
+"""Values [H, W], and the width and height of a pixel in mm."""
 _ELEMENTS = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -27,10 +27,16 @@ _ELEMENTS = {
 
 
 def read_plane(path: Path, frame: int | None = None) -> Plane:
-    """The picture in a `.mhd`, `.mha`, `.nii` or `.nii.gz` file, or a `frame` of a series, from 0.
+    """Read a 2D image from a `.mhd`, `.mha`, `.nii` or `.nii.gz` file.
 
-    Stored first is the left, top pixel; what a header says of directions is not looked at, since ultrasound has none.
-    Raises `DataError`, which names the file, for one that is missing, damaged or no plane.
+    The first stored pixel is the top left one. Directions in the header are ignored, because ultrasound has none.
+
+    Args:
+        path: The file.
+        frame: Index from 0 in a series; None: the file has one image.
+
+    Raises:
+        DataError: The file is missing, damaged, or has another number of images.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist")
@@ -39,65 +45,65 @@ def read_plane(path: Path, frame: int | None = None) -> Plane:
     except (DataError, ConfigError):
         raise
     except Exception as error:
-        # nibabel, gzip and zlib each raise their own kinds for one and the same damaged file.
+        # nibabel, gzip and zlib raise different types for a damaged file.
         raise DataError(f"{path} cannot be read: it is damaged ({type(error).__name__}: {error})") from error
     if not 0 <= (frame or 0) < len(series) or (frame is None and len(series) > 1):
-        which = "one picture is expected" if frame is None else f"frame {frame} is asked for, counted from 0"
-        raise DataError(f"{path} holds {len(series)} frames where {which}")
+        expected = "one image is expected" if frame is None else f"frame {frame} is required, counted from 0"
+        raise DataError(f"{path} has {len(series)} frames, but {expected}")
     if not all(math.isfinite(step) and step > 0 for step in spacing):
-        raise DataError(f"{path} does not say how large its pixels are: {spacing} mm")
+        raise DataError(f"{path} has an invalid pixel size: {spacing} mm")
     return series[frame or 0], spacing
 
 
-def shown(plane: Plane) -> Image.Image:
-    """The plane as an RGB picture with square pixels of the shorter side, resampled bilinearly.
+def to_square_pixels(plane: Plane) -> Image.Image:
+    """Return a plane as an RGB image, resampled bilinearly to square pixels of the shorter side.
 
-    Bytes are shown as they are, other values in their full range.
+    Values of 8 bits are unchanged; others are scaled from their full range.
     """
     values, (across, down) = plane
     limits = (0.0, 255.0) if values.dtype == np.uint8 else full_range(values)
-    picture = to_image(scaled(values, *limits)).convert("L")
+    image = to_image(scaled(values, *limits)).convert("L")
     side = min(across, down)
-    size = round(picture.width * across / side), round(picture.height * down / side)
-    return picture.resize(size, Image.Resampling.BILINEAR).convert("RGB")
+    size = round(image.width * across / side), round(image.height * down / side)
+    return image.resize(size, Image.Resampling.BILINEAR).convert("RGB")
 
 
 def _nifti(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
-    """[F, H, W] and the spacing of a NIfTI file."""
+    """Return the values [F, H, W] and the pixel size of a NIfTI file."""
     try:
         import nibabel
     except ImportError:
-        raise ConfigError(f"{path} is a NIfTI file, for which nibabel is missing: pip install -e .[nifti]") from None
+        raise ConfigError(f"{path} is a NIfTI file, but nibabel is not installed: pip install -e .[nifti]") from None
     image = nibabel.load(path, mmap=False)
     if not isinstance(image, nibabel.Nifti1Image):
-        raise DataError(f"{path} is no NIfTI file (it is a {type(image).__name__})")
+        raise DataError(f"{path} is not a NIfTI file (it is a {type(image).__name__})")
     across, down = (float(step) for step in image.header.get_zooms()[:2])
     width, height = image.shape[:2]
     return np.asarray(image.dataobj).reshape(width, height, -1, order="F").T, (across, down)
 
 
 def _metaimage(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
-    """[F, H, W] and the spacing of a MetaImage, whose pixels may lie in the file or beside it, compressed or not."""
+    """Return the values [F, H, W] and the pixel size of a MetaImage with pixels in the file or in a second file."""
     data = path.read_bytes()
     header: dict[str, str] = {}
-    at = 0
+    position = 0
     while "ElementDataFile" not in header:
-        end = data.find(b"\n", at)
-        if at >= len(data):
-            raise DataError(f"{path} is no MetaImage: it names no ElementDataFile")
-        key, _, value = data[at : end if end >= 0 else len(data)].decode("ascii").partition("=")
+        end = data.find(b"\n", position)
+        if position >= len(data):
+            raise DataError(f"{path} is not a MetaImage: it has no ElementDataFile")
+        key, _, value = data[position : end if end >= 0 else len(data)].decode("ascii").partition("=")
         header[key.strip()] = value.strip()
-        at = end + 1 if end >= 0 else len(data)
+        position = end + 1 if end >= 0 else len(data)
     name = header["ElementDataFile"]
     if name != "LOCAL":
-        beside = path.with_name(name)
-        if not beside.is_file():
-            raise DataError(f"{beside}, which {path} names, does not exist")
-        data, at = beside.read_bytes(), 0
-    pixels = zlib.decompress(data[at:]) if _is_true(header, "CompressedData") else data[at:]
+        pixels_file = path.with_name(name)
+        if not pixels_file.is_file():
+            raise DataError(f"{pixels_file}, the ElementDataFile of {path}, does not exist")
+        data, position = pixels_file.read_bytes(), 0
+    pixels = zlib.decompress(data[position:]) if _is_true(header, "CompressedData") else data[position:]
     kind = _ELEMENTS.get(header["ElementType"])
     if kind is None:
-        raise DataError(f"{path} holds pixels of type {header['ElementType']}, which is not read")
+        raise DataError(f"{path} has pixels of type {header['ElementType']}, which is not supported")
     order = ">" if _is_true(header, "BinaryDataByteOrderMSB") or _is_true(header, "ElementByteOrderMSB") else "<"
     width, height, *further = (int(length) for length in header["DimSize"].split())
     shape = math.prod(further), height, width

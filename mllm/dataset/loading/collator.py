@@ -1,4 +1,4 @@
-"""Encodes samples in the loader's workers; packs each logical batch and cuts it by length into pieces that fit."""
+"""Encoding of samples in the workers of a data loader, and collation of a logical batch into pieces."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mllm.structures import Batch, Encoded, Failure, LogicalBatch, Sample, unsup
 
 
 class Samples(Protocol):
-    """What every dataset and combinator offers."""
+    """Interface of datasets and combined datasets."""
 
     def __len__(self) -> int: ...
 
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """The sample of a row as an epoch sees it."""
+        """Return the sample of a row in an epoch."""
         ...
 
 
 class EncodedDataset(Dataset[Encoded]):
-    """A dataset seen through an encoder; a row that cannot be used becomes a `Failure` instead of an exception.
+    """Dataset of encoded samples; a row that cannot be used becomes a `Failure`.
 
-    Exceptions lose their words on the way out of a worker process; a `Failure` keeps its sentence.
+    An exception loses its message when it leaves a worker process; a `Failure` keeps it.
     """
 
     def __init__(self, samples: Samples, encode: Callable[[Sample], Encoded]) -> None:
@@ -51,12 +51,18 @@ class EncodedDataset(Dataset[Encoded]):
 
 
 class LogicalCollator:
-    """Turns the samples of one update into a `LogicalBatch`.
+    """Collate the samples of one update into a `LogicalBatch`.
 
-    A piece holds at most `samples_per_piece` rows or, with `tokens_per_piece`, as many as keep its padded tokens
-    within the budget (a longer row stands alone). Rows of like length share a piece either way, unless they belong to
-    units of several samples, which stay side by side. A row is one sample; with `tokens_per_row` (packing) it is as
-    many as fit, and the batch says in `packed_row` [B] which row each is in.
+    A row is one sample or, with `tokens_per_row` (packing), as many samples as fit; the batch holds the row of each
+    sample in `packed_row` [B]. Rows of similar length share a piece, except that units of several samples keep their
+    order, so that the samples of a unit stay together.
+
+    Args:
+        pad: Function that pads samples to a batch.
+        samples_per_piece: Maximum number of rows of a piece.
+        tokens_per_piece: Maximum number of tokens of a piece, padding included; it replaces `samples_per_piece`. A
+            longer row is a piece of its own.
+        tokens_per_row: Maximum number of tokens of a packed row; None: no packing.
     """
 
     def __init__(
@@ -73,20 +79,20 @@ class LogicalCollator:
         self.tokens_per_row = tokens_per_row
 
     def __call__(self, items: Sequence[Encoded | Failure]) -> LogicalBatch:
-        """The batch of an update's samples, its failures beside it."""
+        """Return the batch of an update, including its failures."""
         encoded = [item for item in items if isinstance(item, Encoded)]
         lengths = [item.lengths for item in encoded]
         units = [item.unit for item in encoded if item.unit is not None]
-        assert len(units) in (0, len(encoded)), "either every sample belongs to a unit or none does"
-        assert not (units and self.tokens_per_row), "the rules refuse packing where units are hidden"
+        assert len(units) in (0, len(encoded)), "either all samples belong to a unit or none does"
+        assert not (units and self.tokens_per_row), "the rules of a config refuse packing of units"
         rows = self._rows([sum(length) for length in lengths])
         sizes = [tuple(map(sum, zip(*(lengths[i] for i in row), strict=True))) for row in rows]
         cut_rows = cut_in_order if units else cut_by_length
         cuts = cut_rows(sizes, self.samples_per_piece, self.tokens_per_piece)
         pieces = [self._piece([[encoded[i] for i in rows[r]] for r in cut]) for cut in cuts]
         if units:
-            owners = [tuple(units[i] for i in cut) for cut in cuts]
-            pieces = [replace(piece, units=owner) for piece, owner in zip(pieces, owners, strict=True)]
+            units_of_pieces = [tuple(units[i] for i in cut) for cut in cuts]
+            pieces = [replace(piece, units=numbers) for piece, numbers in zip(pieces, units_of_pieces, strict=True)]
         return LogicalBatch(
             pieces=pieces,
             samples=len(encoded),
@@ -97,66 +103,68 @@ class LogicalCollator:
         )
 
     def _rows(self, lengths: list[int]) -> list[list[int]]:
-        """Which samples share a row: none but with packing, there as many as fit into the row and the piece."""
+        """Return the samples of each row: one sample or, with packing, as many as fit into the row and the piece."""
         if self.tokens_per_row is None:
             return [[i] for i in range(len(lengths))]
         return packed_rows(lengths, min(self.tokens_per_row, self.tokens_per_piece or self.tokens_per_row))
 
     def _piece(self, rows: list[list[Encoded]]) -> Batch:
-        """The samples of some rows, padded, and with packing the row of each."""
+        """Return the padded samples of some rows and, with packing, the row of each sample."""
         batch = self.pad([sample for row in rows for sample in row])
         if self.tokens_per_row is None:
             return batch
-        places = torch.tensor([number for number, row in enumerate(rows) for _ in row])
-        return replace(batch, student={**batch.student, "packed_row": places})
+        packed_row = torch.tensor([number for number, row in enumerate(rows) for _ in row])
+        return replace(batch, student={**batch.student, "packed_row": packed_row})
 
 
-def cut_by_length(sizes: Sequence[tuple[int, ...]], most_rows: int | None, most_tokens: int | None) -> list[list[int]]:
-    """Divides the indices of `sizes` into pieces of like length, the longest first.
+def cut_by_length(sizes: Sequence[tuple[int, ...]], max_rows: int | None, max_tokens: int | None) -> list[list[int]]:
+    """Divide the indices of `sizes` into pieces of similar length, the longest first.
 
-    A row's size is that of each of its sequences: one, or source and target, which are padded apart. `most_tokens`
-    bounds a piece's padded size and takes the place of `most_rows`.
+    Args:
+        sizes: Lengths of the sequences of each row: one, or source and target, which are padded separately.
+        max_rows: Maximum number of rows of a piece.
+        max_tokens: Maximum number of tokens of a piece, padding included; it replaces `max_rows`.
     """
     order = sorted(range(len(sizes)), key=lambda i: -sum(sizes[i]))
-    cuts = cut_in_order([sizes[i] for i in order], most_rows, most_tokens)
+    cuts = cut_in_order([sizes[i] for i in order], max_rows, max_tokens)
     return [[order[i] for i in cut] for cut in cuts]
 
 
-def cut_in_order(sizes: Sequence[tuple[int, ...]], most_rows: int | None, most_tokens: int | None) -> list[list[int]]:
-    """The same for samples that keep their order."""
+def cut_in_order(sizes: Sequence[tuple[int, ...]], max_rows: int | None, max_tokens: int | None) -> list[list[int]]:
+    """Divide the indices of `sizes` into pieces in their order; see `cut_by_length` for the arguments."""
     pieces: list[list[int]] = []
     for i in range(len(sizes)):
         if pieces:
-            larger = [*pieces[-1], i]
-            if most_tokens:
-                fits = padded_size([sizes[k] for k in larger]) <= most_tokens
+            extended = [*pieces[-1], i]
+            if max_tokens:
+                fits = padded_size([sizes[k] for k in extended]) <= max_tokens
             else:
-                fits = most_rows is None or len(larger) <= most_rows
+                fits = max_rows is None or len(extended) <= max_rows
             if fits:
-                pieces[-1] = larger
+                pieces[-1] = extended
                 continue
         pieces.append([i])
     return pieces
 
 
 def padded_size(sizes: Sequence[tuple[int, ...]]) -> int:
-    """Tokens of rows that are padded to their longest, each of their sequences by itself."""
+    """Return the number of tokens of rows after padding, where each of their sequences is padded separately."""
     return len(sizes) * sum(map(max, zip(*sizes, strict=True)))
 
 
 def packed_rows(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Divides the indices of `lengths` into rows of at most `room` tokens: the longest first, into the first with room.
+    """Divide the indices of `lengths` into rows of at most `room` tokens by first-fit decreasing.
 
-    This first-fit decreasing needs at most 11/9 of the fewest rows, and one. What is longer has a row of its own.
+    The number of rows is at most 11/9 of the minimum plus 1. A sample longer than `room` is a row of its own.
     """
     rows: list[list[int]] = []
-    left: list[int] = []
+    free: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        row = next((row for row, free in enumerate(left) if lengths[i] <= free), None)
+        row = next((row for row, tokens in enumerate(free) if lengths[i] <= tokens), None)
         if row is None:
             rows.append([i])
-            left.append(room - lengths[i])
+            free.append(room - lengths[i])
         else:
             rows[row].append(i)
-            left[row] -= lengths[i]
+            free[row] -= lengths[i]
     return rows

@@ -1,4 +1,4 @@
-"""Poisson draws: every unit takes part in an update with the same probability, whoever else does."""
+"""Poisson sampling: every privacy unit takes part in an update independently with the same probability."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ from mllm.errors import DataError
 
 
 class PoissonSampler(Sampler[list[Draw]]):
-    """Draws each update's units independently with probability `rate`, and deals them to the processes in turn.
+    """Draw the units of each update independently with probability `rate` and distribute them over the processes.
 
-    How many units an update has is random; it may be none, and then the list is empty. Who is drawn follows from
-    `secret` and the number of the update alone, by a hash of which no part tells another (SHAKE-256): all processes see
-    one draw, and nobody without the secret sees any. An epoch has as many updates as a shuffle with units x rate at a
-    time would have.
+    The number of units of an update is random. If it is 0, the list is empty. The draw is a function of `secret` and
+    the number of the update (SHAKE-256): all processes compute the same draw, and it cannot be predicted without the
+    secret. An epoch has as many updates as shuffling with batches of units x rate would have.
+
+    Args:
+        units: Indices of the samples of each unit.
+        rate: Probability that a unit takes part in an update, in (0, 1].
+        secret: Key of the draws.
+        rank: Number of this process.
+        world: Number of processes.
+        max_samples: Maximum number of samples of one unit in an update; None: all.
     """
 
     def __init__(
@@ -30,17 +37,17 @@ class PoissonSampler(Sampler[list[Draw]]):
         secret: bytes,
         rank: int = 0,
         world: int = 1,
-        most: int | None = None,
+        max_samples: int | None = None,
     ) -> None:
         assert 0 < rate <= 1, rate
-        self.units, self.rate, self.secret, self.most = units, rate, secret, most
+        self.units, self.rate, self.secret, self.max_samples = units, rate, secret, max_samples
         self.rank, self.world = rank, world
-        self.are_single = all(len(records) == 1 for records in units)
-        """Whether every unit is one sample."""
+        self.are_single = all(len(samples) == 1 for samples in units)
+        """True if every unit is one sample."""
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration deals."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -49,33 +56,38 @@ class PoissonSampler(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch = self.epoch
         for update in range(epoch * len(self), (epoch + 1) * len(self)):
-            drawn = self.drawn(update)[self.rank :: self.world]
+            drawn = self.draw(update)[self.rank :: self.world]
             if self.are_single:
                 yield [Draw(self.units[unit][0], epoch) for unit in drawn]
             else:
-                yield [Draw(record, epoch, unit=unit) for unit in drawn for record in self._records(unit, update)]
+                yield [Draw(index, epoch, unit=unit) for unit in drawn for index in self._samples(unit, update)]
 
-    def drawn(self, update: int) -> list[int]:
-        """The numbers of the units that take part in an update, on all processes together."""
+    def draw(self, update: int) -> list[int]:
+        """Return the numbers of the units that take part in an update, over all processes."""
         if self.rate == 1:
             return list(range(len(self.units)))
         digest = hashlib.shake_256(self.secret + update.to_bytes(8, "little")).digest(8 * len(self.units))
         drawn = np.frombuffer(digest, dtype="<u8") < np.uint64(int(self.rate * 2**64))
         return [int(unit) for unit in drawn.nonzero()[0]]
 
-    def _records(self, unit: int, update: int) -> Sequence[int]:
-        """A unit's samples, `most` of them, chosen anew for every update, where it has more."""
-        records = self.units[unit]
-        if self.most is None or len(records) <= self.most:
-            return records
-        chosen = np.random.default_rng((unit, update)).choice(len(records), self.most, replace=False)
-        return [records[place] for place in sorted(chosen.tolist())]
+    def _samples(self, unit: int, update: int) -> Sequence[int]:
+        """Return the samples of a unit; if it has more than `max_samples`, draw that many for the update."""
+        samples = self.units[unit]
+        if self.max_samples is None or len(samples) <= self.max_samples:
+            return samples
+        chosen = np.random.default_rng((unit, update)).choice(len(samples), self.max_samples, replace=False)
+        return [samples[position] for position in sorted(chosen.tolist())]
 
 
 def units_of(dataset: SampleDataset, unit: str) -> list[list[int]]:
-    """The samples of every unit: each sample for itself, or all of a patient together.
+    """Return the indices of the samples of every privacy unit.
 
-    Raises `DataError` for unit='patient' where a row says nobody's name.
+    Args:
+        dataset: The dataset.
+        unit: 'sample' (each sample is a unit) or 'patient' (all samples of a patient are one unit).
+
+    Raises:
+        DataError: `unit` is 'patient' and a row has no patient.
     """
     if unit == "sample":
         return [[index] for index in range(len(dataset))]
@@ -84,8 +96,8 @@ def units_of(dataset: SampleDataset, unit: str) -> list[list[int]]:
         group = dataset.group(index)
         if group is None:
             raise DataError(
-                f"{dataset.describe(index)} names no patient, and privacy_args.unit='patient' promises privacy to "
-                "patients; name one in every row, or set unit to 'sample'"
+                f"{dataset.describe(index)} has no patient, but privacy_args.unit='patient' protects patients: "
+                "add the patient to every row, or set unit to 'sample'"
             )
         patients.setdefault(group, []).append(index)
     return list(patients.values())

@@ -1,4 +1,4 @@
-"""Which samples make up which update: a function of seed and epoch alone, however many processes share it."""
+"""Sampler of logical batches: each update is a function of seed and epoch, for any number of processes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from mllm.errors import ConfigError
 
 
 class Draw(NamedTuple):
-    """One sample asked for by an epoch."""
+    """One sample of an epoch."""
 
-    index: int  # type: ignore[assignment]  # tuple.index is not missed
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not used
     epoch: int
     counted: bool = True
-    """False for a stand-in: it runs through the model so that every process has a batch, and weighs nothing."""
+    """False for a padding sample: it runs through the model so that every process has a batch, with weight 0."""
     unit: int | None = None
-    """Whose contribution it is, where privacy is promised to units of several samples."""
+    """Number of the privacy unit that the sample belongs to, if units have several samples."""
 
 
 class LogicalBatchSampler(Sampler[list[Draw]]):
-    """Shuffles by (seed, epoch) and deals each update's samples to the processes in turn.
+    """Shuffle samples by (seed, epoch) and distribute those of each update over the processes.
 
-    `batch_size` is one process's share of the logical batch. The union over processes is the same for 1 x 4 and
-    2 x 2, so the update is too. A last, smaller batch is kept unless `drop_last`.
+    `batch_size` is the share of one process in the logical batch. The union over the processes is the same for
+    1 x 4 and 2 x 2, and so is the update. The last, smaller batch is used unless `drop_last` is True.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class LogicalBatchSampler(Sampler[list[Draw]]):
         self.epoch = 0
         if not len(self):
             raise ConfigError(
-                f"training_args.dataloader_drop_last=True leaves nothing of {size} samples, because an update takes "
+                f"training_args.dataloader_drop_last=True drops all {size} samples, because an update takes "
                 f"{batch_size * world}: set it to False, or lower the batch size or gradient_accumulation_steps"
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration deals."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:

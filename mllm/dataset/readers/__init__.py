@@ -1,48 +1,46 @@
-"""Readers of image files: a suffix finds the function that turns a file into RGB pictures."""
+"""Readers of image files, found by file suffix; every reader returns RGB images."""
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from mllm.dataset.readers import dicom, image, nifti, video
-from mllm.errors import ConfigError, DataError, near
-from mllm.registry import READERS
-
-__all__ = ["dicom", "image", "nifti", "read_images", "video"]
+from mllm.errors import DataError
+from mllm.registry import READERS, check_names
 
 _PREAMBLE = 132
-"""A DICOM file begins with 128 free bytes and the letters DICM (PS3.10, section 7.1)."""
+"""Bytes of the preamble of a DICOM file: 128 arbitrary bytes and the letters DICM (PS3.10, section 7.1)."""
 
 
 def read_images(path: str | Path, **options: Any) -> list[Image.Image]:
-    """Read one file with the reader of its suffix, as RGB pictures.
+    """Read a file with the reader of its suffix.
 
-    The suffix is looked up in READERS regardless of case, the longest first (`.nii.gz`); a DICOM file is also known
-    by its preamble, whatever its name. `options` are the reader's own keyword arguments: `page` and `window` for
-    images, `frames` and `window` for DICOM, `axis`, `slice`, `volume` and `window` for NIfTI, `frames` for videos.
+    Suffixes are entries of READERS; case is ignored and the longest suffix wins (`.nii.gz`). A file with another
+    suffix is read as DICOM if it has the DICOM preamble.
 
-    Raises `DataError`, which names the file, for one that is missing, empty or damaged, and `ConfigError` for an
-    option that the reader does not have or a package that is not installed.
+    Args:
+        path: The file.
+        options: Keyword arguments of the reader: `page` and `window` for images, `frames` and `window` for DICOM,
+            `axis`, `slice`, `volume` and `window` for NIfTI, `frames` for videos.
+
+    Returns:
+        RGB images.
+
+    Raises:
+        DataError: The file is missing, empty or damaged.
+        ConfigError: The reader does not have an option, or a package is not installed.
     """
     path = Path(path)
     _check_file(path)
-    suffix, read = _find_reader(path)
-    known = inspect.signature(read).parameters
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-    names = [name for name, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY]
-    for name in options:
-        if name not in names and not open_ended:
-            close = "".join(f": did you mean '{match}'?" for match in near(name, names, count=1))
-            its_own = ", ".join(names) or "none"
-            raise ConfigError(f"the reader of {suffix} files has no option '{name}' (it has {its_own}){close}")
+    suffix = _find_suffix(path)
+    if options:
+        check_names(READERS, suffix, options, ("reader",), provided=("path",))
     try:
-        return read(path, **options)
+        images: list[Image.Image] = READERS.find(suffix)(path, **options)
+        return images
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
 
@@ -60,17 +58,17 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path} is empty")
 
 
-def _find_reader(path: Path) -> tuple[str, Callable[..., list[Image.Image]]]:
-    """The suffix by which the file goes, and its reader."""
+def _find_suffix(path: Path) -> str:
+    """Return the suffix under which the reader of a file is registered."""
     name = path.name.lower()
-    for suffix in sorted(READERS.module_dict, key=len, reverse=True):
+    for suffix in sorted(READERS.names(), key=len, reverse=True):
         if name.endswith(suffix):
-            return suffix, READERS.find(suffix)
+            return suffix
     try:
         with path.open("rb") as file:
             head = file.read(_PREAMBLE)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if head.endswith(b"DICM"):
-        return ".dcm", READERS.find(".dcm")
-    raise DataError(f"{path} has no suffix that a reader knows; known are {', '.join(sorted(READERS.module_dict))}")
+        return ".dcm"
+    raise DataError(f"{path} has a suffix that no reader supports; supported are {', '.join(READERS.names())}")

@@ -1,4 +1,4 @@
-"""Gray values of any range to 8-bit pictures, and the choice of frames, pages and slices, as all readers do both."""
+"""Conversion of gray values to 8-bit images, and selection of frames, pages and slices, shared by all readers."""
 
 from __future__ import annotations
 
@@ -28,22 +28,25 @@ WINDOWS: dict[str, tuple[float, float]] = {
     "subdural": (75, 215),
     "temporal_bone": (600, 2800),
 }
-"""Center and width of the usual CT windows, in Hounsfield units (Murphy et al., Windowing (CT), Radiopaedia.org)."""
+"""Center and width of common CT windows, in Hounsfield units (Murphy et al., Windowing (CT), Radiopaedia.org)."""
 
 
 def find_window(window: Window, named: bool = True) -> tuple[float, float] | None:
-    """The values that a window shows as black and as white, or None where none is asked for.
+    """Return the values that a window maps to black and to white; None if `window` is None.
 
-    They are center - width/2 and center + width/2 (DICOM's LINEAR_EXACT, PS3.3 C.11.2.1.3.2). `named` says whether
-    the values can be Hounsfield units, which the names of `WINDOWS` need.
+    They are center - width/2 and center + width/2 (DICOM's LINEAR_EXACT, PS3.3 C.11.2.1.3.2).
+
+    Args:
+        window: Name in `WINDOWS`, or (center, width).
+        named: False if the values cannot be Hounsfield units, so that names are refused.
     """
     if window is None:
         return None
     if isinstance(window, str):
         if not named:
             raise ConfigError(
-                f"window='{window}' is in Hounsfield units, which this kind of file does not have; "
-                "give window=(center, width) in the file's own gray values"
+                f"window='{window}' is in Hounsfield units, which this type of file does not have; "
+                "use window=(center, width) in the gray values of the file"
             )
         if window not in WINDOWS:
             raise ConfigError(f"unknown window '{window}'{hint(window, WINDOWS)}")
@@ -58,34 +61,39 @@ def find_window(window: Window, named: bool = True) -> tuple[float, float] | Non
 
 
 def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Values from `low` to `high` to [0, 1], clipped; all 0 where the two are equal. NaN stays."""
+    """Map values from [low, high] to [0, 1], clipped; return 0 if `low` equals `high`. NaN stays NaN."""
     return np.clip((values.astype(np.float64) - low) / (high - low), 0, 1) if high > low else np.zeros(values.shape)
 
 
 def full_range(values: np.ndarray) -> tuple[float, float]:
-    """The smallest and the largest of the finite values; 0 and 0 where there is none."""
+    """Return the minimum and maximum of the finite values; (0, 0) if there is none."""
     finite = values[np.isfinite(values)]
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 def to_image(unit: np.ndarray) -> Image.Image:
-    """An [H, W] array of [0, 1] as an RGB picture of three equal channels, rounded to 8 bits; NaN is black."""
+    """Return an [H, W] array of values in [0, 1] as an RGB image, rounded to 8 bits; NaN is black."""
     return Image.fromarray(np.rint(np.nan_to_num(unit) * 255).astype(np.uint8)).convert("RGB")
 
 
 def choose(choice: Choice, count: int, path: Path, option: str, noun: str) -> list[int]:
-    """The indices from 0 that an option chooses out of `count`, in the order asked.
+    """Return the indices from 0 that an option selects, in its order.
 
-    'first', 'middle', 'last', 'all', one index or a list of them. A negative index is refused: in a file of
-    annotations it is more often a mistake than a count from the end.
+    Args:
+        choice: 'first', 'middle', 'last', 'all', an index or a list of indices. Negative indices are refused: in
+            annotations they are mostly mistakes.
+        count: Number of available items.
+        path: The file, for messages.
+        option: Name of the option, for messages.
+        noun: Name of an item, for messages.
     """
-    named = {"first": [0], "middle": [count // 2], "last": [count - 1], "all": range(count)}
+    names = {"first": [0], "middle": [count // 2], "last": [count - 1], "all": range(count)}
     if isinstance(choice, str):
-        if choice not in named:
+        if choice not in names:
             raise ConfigError(
-                f"{option}='{choice}' must be an index, a list of indices, or a name{hint(choice, named)}"
+                f"{option}='{choice}' must be an index, a list of indices, or a name{hint(choice, names)}"
             )
-        return list(named[choice])
+        return list(names[choice])
     indices = _as_indices(choice, option)
     for index in indices:
         if not 0 <= index < count:

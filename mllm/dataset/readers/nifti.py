@@ -1,4 +1,4 @@
-"""NIfTI volumes, cut into slices as a radiologist looks at them."""
+"""Reader of slices of NIfTI volumes, in radiological convention."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
-"""The axis of a volume in RAS+ orientation along which each kind of slice is stacked."""
-_STRETCH = 50
-"""Voxels more lopsided than this are a broken header, not an acquisition."""
+"""Kind of slice -> axis of a volume in RAS+ orientation."""
+_MAX_RATIO = 50
+"""Maximum ratio of voxel sides; larger ratios mean a damaged header."""
 
 
 @READERS.register_module(name=[".nii", ".nii.gz"])
@@ -30,25 +30,28 @@ def read(
     volume: int = 0,
     window: Window = None,
 ) -> list[Image.Image]:
-    """Read slices of a NIfTI volume as RGB pictures.
+    """Read slices of a NIfTI volume as RGB images.
 
-    The volume is turned to RAS+ (axes to the right, the front and the head) by its affine, nearest axis to nearest
-    axis. Slices are shown in radiological convention: axial with the front up, coronal and sagittal with the head up,
-    the patient's right on the left of the picture, in sagittal slices the front on the left. In-plane voxels that are
-    not square are resampled to squares of the shorter side (bilinear), so boxes are in pixels of that picture.
+    The volume is reoriented to RAS+ (axes to the right, front and head) by its affine, to the nearest axes. Slices are
+    in radiological convention: axial with the front up, coronal and sagittal with the head up, the patient's right on
+    the left of the image, in sagittal slices the front on the left. In-plane voxels that are not square are resampled
+    to squares of the shorter side (bilinear), so boxes are in pixels of the resampled image.
 
-    `axis` is 'axial', 'coronal', 'sagittal', or an axis of the RAS+ volume: 0 (sagittal), 1, 2. `slice` counts along it
-    from 0 (leftmost, hindmost, lowest): an index, a list, 'first', 'middle', 'last', 'all'. `volume` is the index in a
-    4D series. `window` is (center, width) in the file's units, or a name of `WINDOWS`, which takes them for Hounsfield
-    units since NIfTI does not say. Without it the file's own display range (`cal_min`, `cal_max`), else the full range
-    of the volume, so that its slices compare. NaN is black.
+    Args:
+        path: The file.
+        axis: 'axial', 'coronal', 'sagittal', or an axis of the RAS+ volume: 0 (sagittal), 1 (coronal), 2 (axial).
+        slice: Slices along the axis, from 0 (left, back, bottom): an index, a list, 'first', 'middle', 'last', 'all'.
+        volume: Index in a 4D series.
+        window: (center, width) in the units of the file, or a name of `WINDOWS`, if the units are Hounsfield units
+            (NIfTI does not store the unit). None: the display range of the file (`cal_min`, `cal_max`), else the full
+            range of the volume. NaN is black.
     """
     limits = find_window(window)
     normal = _find_axis(axis)
     try:
         import nibabel
     except ImportError:
-        raise ConfigError(f"{path} is a NIfTI file, for which nibabel is missing: pip install -e .[nifti]") from None
+        raise ConfigError(f"{path} is a NIfTI file, but nibabel is not installed: pip install -e .[nifti]") from None
     try:
         image = nibabel.load(path, mmap=False)
         if not isinstance(image, nibabel.Nifti1Image):
@@ -58,11 +61,11 @@ def read(
     except (ConfigError, DataError, PermissionError):
         raise
     except Exception as error:
-        # nibabel, gzip and zlib each raise their own kinds for one and the same damaged file.
+        # nibabel, gzip and zlib raise different types for a damaged file.
         raise DataError(f"{path} is not a NIfTI file or is damaged ({type(error).__name__})") from error
     across, up = (float(spacing[other]) for other in range(3) if other != normal)
     indices = choose(slice, values.shape[normal], path, "slice", "slice")
-    # [across, up] in RAS+ to [row, column] with the head or the front up and the right (or the front) on the left.
+    # [across, up] in RAS+ -> [row, column], with the head or front up and the right (or the front) on the left.
     planes = (values.take(index, axis=normal).T[::-1, ::-1] for index in indices)
     return [_square(to_image(scaled(plane, *limits)), across, up, path) for plane in planes]
 
@@ -78,25 +81,25 @@ def _find_axis(axis: str | int) -> int:
 
 
 def _load_canonical(image: Nifti1Image, volume: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One volume [X, Y, Z] in RAS+ and the size of its voxels along X, Y, Z in the file's unit."""
+    """Return one volume [X, Y, Z] in RAS+ and its voxel size along X, Y, Z in the unit of the file."""
     import nibabel
 
     if image.get_data_dtype().kind not in "iufb":
-        raise DataError(f"{path} holds voxels of type {image.get_data_dtype()}, and only real numbers can be shown")
+        raise DataError(f"{path} has voxels of type {image.get_data_dtype()}, but only real numbers are supported")
     shape = image.shape + (1,) * (3 - len(image.shape))
     count = int(np.prod(shape[3:], dtype=int))
     if isinstance(volume, bool) or not isinstance(volume, (int, np.integer)):
         raise ConfigError(f"volume={volume!r} must be an index from 0")
     if not 0 <= volume < count:
         raise DataError(f"{path} has no volume {volume}: it has {count}, from 0 to {count - 1}")
-    # Slicing the proxy reads one volume and leaves the rest of the series on the disk.
-    where = np.unravel_index(volume, shape[3:], order="F") if len(shape) > 3 else ()
-    one = (slice(None),) * 3 + tuple(int(number) for number in where)
-    values = np.asarray(image.dataobj[one] if where else image.dataobj, np.float32).reshape(shape[:3])
+    # Slicing the proxy reads one volume of the series only.
+    position = np.unravel_index(volume, shape[3:], order="F") if len(shape) > 3 else ()
+    index = (slice(None),) * 3 + tuple(int(number) for number in position)
+    values = np.asarray(image.dataobj[index] if position else image.dataobj, np.float32).reshape(shape[:3])
     orientation = nibabel.io_orientation(image.affine)
     spacing = nibabel.affines.voxel_sizes(image.affine)
     if np.isnan(orientation).any() or not (np.isfinite(spacing) & (spacing > 0)).all():
-        raise DataError(f"{path} does not say how its voxels lie in the patient: its affine is singular")
+        raise DataError(f"{path} has no orientation: its affine is singular")
     return nibabel.apply_orientation(values, orientation), spacing[np.argsort(orientation[:, 0])]
 
 
@@ -105,12 +108,12 @@ def _display_range(image: Nifti1Image) -> tuple[float, float] | None:
     return (low, high) if np.isfinite([low, high]).all() and high > low else None
 
 
-def _square(picture: Image.Image, across: float, up: float, path: Path) -> Image.Image:
-    """The picture with square pixels; `across` and `up` are the sides of one of its pixels, in one unit."""
+def _square(image: Image.Image, across: float, up: float, path: Path) -> Image.Image:
+    """Return the image resampled to square pixels; `across` and `up` are the sides of its pixels, in one unit."""
     side = min(across, up)
-    if max(across, up) > _STRETCH * side:
-        raise DataError(f"{path} has voxels of {across:g} by {up:g}, which no acquisition has: its header is damaged")
-    size = (round(picture.width * across / side), round(picture.height * up / side))
-    if size == picture.size:
-        return picture
-    return picture.convert("L").resize(size, Image.Resampling.BILINEAR).convert("RGB")
+    if max(across, up) > _MAX_RATIO * side:
+        raise DataError(f"{path} has voxels of {across:g} by {up:g}, which is implausible: its header is damaged")
+    size = (round(image.width * across / side), round(image.height * up / side))
+    if size == image.size:
+        return image
+    return image.convert("L").resize(size, Image.Resampling.BILINEAR).convert("RGB")

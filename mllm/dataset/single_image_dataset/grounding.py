@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,11 +43,9 @@ class GroundingDataset(ImageTextDataset):
         image_folder: str | Path | None = None,
         template_string: str | None = None,
         template_file: str | Path | None = None,
-        transforms: Sequence[Mapping[str, Any]] = (),
-        seed: int = 0,
-        reader: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(data_path, image_folder, transforms, seed, reader)
+        super().__init__(data_path, image_folder, **options)
         if template_string is not None and template_file is not None:
             raise ConfigError("template_string and template_file exclude each other: keep one")
         self.templates = self.default_templates if template_string is None else (template_string,)

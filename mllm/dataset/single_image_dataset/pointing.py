@@ -42,10 +42,9 @@ class _PointingDataset(GroundingDataset):
         data_path: str,
         image_folder: str | None = None,
         version: str = "b",
-        template_string: str | None = None,
-        template_file: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(data_path, image_folder, template_string, template_file)
+        super().__init__(data_path, image_folder, **options)
         if version not in self.versions:
             raise ConfigError(f"{type(self).__name__} has no version '{version}'{hint(version, self.versions)}")
         self.version = version
@@ -102,15 +101,8 @@ class Point_QA_twice(_PointingDataset):  # noqa: N801  (the name in Shikra's con
     versions = tuple(f"{question}-{kind}" for question in QUESTIONS for kind in MARK_KINDS)
     required = ("file_path", "answer")
 
-    def __init__(
-        self,
-        data_path: str,
-        image_folder: str | None = None,
-        version: str = "oq-b",
-        template_string: str | None = None,
-        template_file: str | None = None,
-    ) -> None:
-        super().__init__(data_path, image_folder, version, template_string, template_file)
+    def __init__(self, data_path: str, image_folder: str | None = None, version: str = "oq-b", **options: Any) -> None:
+        super().__init__(data_path, image_folder, version, **options)
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:

@@ -103,14 +103,15 @@ class ReferDataset(RESDataset):
     ) -> None:
         if task not in ("REC", "RES"):
             raise ConfigError(f"ReferDataset: task must be 'REC' or 'RES', not {task!r}")
-        refs = Path(data_path).expanduser()
-        instances_file = refs.with_name("instances.json") if instances is None else Path(instances).expanduser()
-        self.records = References(refs, instances_file, split)
-        self.image_folder = Path(image_folder).expanduser()
-        if not self.image_folder.is_dir():
-            raise DataError(f"image_folder {self.image_folder} does not exist")
+        self.instances, self.split = instances, split
+        super().__init__(data_path, image_folder)
         self.task, self.templates = task, templates.REC if task == "REC" else self.default_templates
-        self.configure()
+
+    @override
+    def open_records(self, path: Path) -> References:
+        refs = path.expanduser()
+        instances = refs.with_name("instances.json") if self.instances is None else Path(self.instances).expanduser()
+        return References(refs, instances, self.split)
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:

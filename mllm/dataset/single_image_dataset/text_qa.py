@@ -79,7 +79,7 @@ class TextQADataset(SampleDataset):
     def _filtered(self, filters: TextFilters) -> Sequence[int]:
         """Return the indices of the rows that pass the filters; an unreadable row passes and raises when it is used."""
         rows = tqdm(range(len(self.records)), desc="filtering", unit="row", disable=None, leave=False)
-        indices = filters.kept(self._turns_of(index) for index in rows)
+        indices = filters.select(self._turns_of(index) for index in rows)
         logger.info("%s: %s", self.records.path, filters.report)
         if not indices:
             raise DataError(f"{self.records.path}: the filters remove all of its {len(self.records)} rows")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,11 +32,9 @@ class VQADataset(ImageTextDataset):
         data_path: str | Path,
         image_folder: str | Path | None = None,
         modality: str | None = None,
-        transforms: Sequence[Mapping[str, Any]] = (),
-        seed: int = 0,
-        reader: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(data_path, image_folder, transforms, seed, reader)
+        super().__init__(data_path, image_folder, **options)
         self.modality = modality
 
     @override

@@ -1,1 +1,1 @@
-"""Tables of rows: json, jsonl, csv, tsv, Parquet, Arrow and Hugging Face datasets, and filters over them."""
+"""Readers of tables: JSON, JSON lines, CSV, TSV, Parquet, Arrow and the Hugging Face Hub."""

@@ -1,4 +1,4 @@
-"""Rows of Parquet files, Arrow folders and datasets of the Hugging Face Hub, mapped into memory."""
+"""Rows of Parquet files, Arrow directories and datasets of the Hugging Face Hub, mapped into memory."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ from typing import Any
 from mllm.errors import DataError, hint
 
 ARROW_FOLDER = "state.json"
-"""What `datasets.Dataset.save_to_disk` writes into the folder of one split."""
+"""File that `datasets.Dataset.save_to_disk` writes into the directory of a split."""
 ARROW_SPLITS = "dataset_dict.json"
-"""What `datasets.DatasetDict.save_to_disk` writes beside the folders of its splits."""
+"""File that `datasets.DatasetDict.save_to_disk` writes next to the directories of its splits."""
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Whether `name` can only mean `ORG/NAME` on the Hub: no such file, no such parent folder, no suffix of a file."""
+    """Return True if `name` can only be `ORG/NAME` on the Hub: no such file or parent directory, and no file suffix."""
     path = Path(name)
     is_name = re.fullmatch(r"[\w.-]+/[\w-]+", str(name)) is not None
     return is_name and not path.exists() and not path.parent.is_dir()
 
 
 class ArrowRows:
-    """The rows of a table that the `datasets` library maps into memory; its size on disk does not matter.
+    """Rows of a table that the library `datasets` maps into memory, so that its size on disk does not matter.
 
-    `source` is a `.parquet` file, a folder that `save_to_disk` wrote, or `ORG/NAME` on the Hub. `split` chooses among
-    several ('train', or a slice such as 'train[:1%]' of a dataset of the Hub). Raises `DataError`.
+    Args:
+        source: A `.parquet` file, a directory written by `save_to_disk`, or `ORG/NAME` on the Hub.
+        split: Name of the split, if there are several ('train'); on the Hub also a slice ('train[:1%]').
+
+    Raises:
+        DataError: The table cannot be read.
     """
 
     def __init__(self, source: str | Path, split: str | None = None) -> None:
@@ -35,17 +39,17 @@ class ArrowRows:
         return len(self.table)
 
     def line(self, index: int) -> int:
-        """The number of the row, from 1: a table has no lines."""
+        """Return the number of a row from 1, because a table has no lines."""
         return index + 1
 
     def row(self, index: int) -> dict[str, Any]:
-        """The row as a dict."""
+        """Return a row as a dict."""
         row: dict[str, Any] = self.table[index]
         return row
 
 
 def _load(source: str | Path, split: str | None) -> Any:
-    """The table; every failure is one sentence that names `source`."""
+    """Load a table; raise `DataError` with the name of `source` if it cannot be read."""
     try:
         import datasets
     except ImportError as error:
@@ -66,7 +70,7 @@ def _load(source: str | Path, split: str | None) -> Any:
 
 
 def _split_folder(folder: Path, split: str | None) -> Path:
-    """The folder of one split; raises `DataError` where `split` names none of several."""
+    """Return the directory of a split; raise `DataError` if `split` is none of the available splits."""
     if not (folder / ARROW_SPLITS).is_file():
         return folder
     names = sorted(child.name for child in folder.iterdir() if (child / ARROW_FOLDER).is_file())

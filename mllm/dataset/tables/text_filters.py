@@ -1,4 +1,4 @@
-"""Optional filters of text: by length, for duplicates, by the language of the answer; what they drop is counted."""
+"""Optional filters of conversations by length, duplicates and language; dropped conversations are counted."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from mllm.structures import Turn
 
 @dataclass
 class TextFilters:
-    """Which conversations are kept, and how many were dropped for which reason."""
+    """Filters of conversations, and the number of dropped conversations by reason."""
 
     min_characters: int = 1
-    """Of all answers of a conversation together."""
+    """Minimum number of characters of all answers of a conversation together."""
     max_characters: int | None = None
-    """Of all its turns together."""
+    """Maximum number of characters of all turns of a conversation together."""
     duplicates: bool = True
-    """False: of conversations that are equal apart from case and spaces, only the first is kept."""
+    """False: keep only the first of conversations that are equal except for case and white space."""
     language: str | None = None
-    """The answers' language, ISO 639-1 ('en'), as py3langid recognizes it (short answers unreliably); None: any."""
+    """Language of the answers as an ISO 639-1 code ('en'), detected by py3langid (unreliable for short answers)."""
     dropped: Counter[str] = field(default_factory=Counter, init=False)
-    seen: int = field(default=0, init=False)
+    total: int = field(default=0, init=False)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> TextFilters:
-        """Filters from a config's dict; raises `ConfigError` for an unknown key or language."""
+        """Return the filters of a config; raise `ConfigError` for an unknown key or language."""
         known = [item.name for item in fields(cls) if item.init]
         for key in options:
             if key not in known:
@@ -40,49 +40,49 @@ class TextFilters:
         for key, limit in limits.items():
             if type(limit) is not int and (key == "min_characters" or limit is not None):
                 raise ConfigError(f"filters: {key} must be a whole number, not {limit!r}")
-        if filters.language is not None and filters.language not in (known := _languages()):
-            raise ConfigError(f"filters: unknown language '{filters.language}'{hint(filters.language, known)}")
+        if filters.language is not None and filters.language not in (codes := _language_codes()):
+            raise ConfigError(f"filters: unknown language '{filters.language}'{hint(filters.language, codes)}")
         return filters
 
-    def kept(self, conversations: Iterable[list[Turn] | str]) -> list[int]:
-        """The numbers of the conversations that pass; one that could not be read (a sentence) passes too."""
-        passed, met = [], set()
+    def select(self, conversations: Iterable[list[Turn] | str]) -> list[int]:
+        """Return the numbers of the conversations that pass; an error message instead of turns passes, too."""
+        selected, digests = [], set()
         for number, turns in enumerate(conversations):
-            self.seen += 1
+            self.total += 1
             reason = None if isinstance(turns, str) else self._reason(turns)
             if reason is None and not self.duplicates and not isinstance(turns, str):
-                words = " ".join(" ".join(turn.text.casefold().split()) for turn in turns)
-                digest = hashlib.blake2b(words.encode(), digest_size=16).digest()
-                reason = "duplicate" if digest in met else None
-                met.add(digest)
+                text = " ".join(" ".join(turn.text.casefold().split()) for turn in turns)
+                digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+                reason = "duplicate" if digest in digests else None
+                digests.add(digest)
             if reason is None:
-                passed.append(number)
+                selected.append(number)
             else:
                 self.dropped[reason] += 1
-        return passed
+        return selected
 
     @property
     def report(self) -> str:
-        """`9 of 12 conversations kept; dropped: 2 duplicate, 1 too long`."""
-        total = sum(self.dropped.values())
+        """Summary for the log: `9 of 12 conversations kept; dropped: 2 duplicate, 1 too long`."""
+        dropped = sum(self.dropped.values())
         parts = ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common())
-        return f"{self.seen - total} of {self.seen} conversations kept" + (f"; dropped: {parts}" if parts else "")
+        return f"{self.total - dropped} of {self.total} conversations kept" + (f"; dropped: {parts}" if parts else "")
 
     def _reason(self, turns: list[Turn]) -> str | None:
-        """Why a conversation is dropped."""
+        """Return the reason for dropping a conversation; None if it passes."""
         answers = "".join(turn.text for turn in turns if turn.role == "assistant")
         if len(answers) < self.min_characters:
             return "too short"
         if self.max_characters is not None and sum(len(turn.text) for turn in turns) > self.max_characters:
             return "too long"
-        if self.language is not None and _recognizer().classify(answers)[0] != self.language:
+        if self.language is not None and _language_detector().classify(answers)[0] != self.language:
             return "in another language"
         return None
 
 
 @cache
-def _recognizer() -> Any:
-    """The recognizer of languages; its model lies in the package."""
+def _language_detector() -> Any:
+    """Return the language detector; its model is part of the package."""
     try:
         import py3langid
     except ImportError as error:
@@ -91,6 +91,6 @@ def _recognizer() -> Any:
 
 
 @cache
-def _languages() -> list[str]:
-    """The codes that it knows."""
-    return sorted(code for code, _ in _recognizer().rank("text"))
+def _language_codes() -> list[str]:
+    """Return the language codes of the detector."""
+    return sorted(code for code, _ in _language_detector().rank("text"))

@@ -1,4 +1,4 @@
-"""Datasets of videos; every file in this folder is imported, so a new one is registered by being there."""
+"""Datasets of videos. All modules of this package are imported, so that a new module is registered."""
 
 from __future__ import annotations
 

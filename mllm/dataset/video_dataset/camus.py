@@ -6,7 +6,6 @@ import logging
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from mllm.dataset.echo.camus_files import Release
-from mllm.dataset.echo.cine import MEASURES, MOMENTS, CineDataset, counted, drawn, known_number
+from mllm.dataset.echo.cine import MEASURES, MOMENTS, CineDataset, format_counts, known_number
 from mllm.dataset.echo.left_ventricle import METHOD, biplane_measures
-from mllm.dataset.echo.planes import shown
+from mllm.dataset.echo.planes import to_square_pixels
+from mllm.dataset.indices import choose_rows, from_zero
 from mllm.dataset.phantoms.echo_folders import write_camus
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
@@ -27,36 +27,42 @@ from mllm.registry import DATASETS
 logger = logging.getLogger(__name__)
 
 CHAMBERS = {"4CH": ("4CH",), "2CH": ("2CH",), "both": ("4CH", "2CH")}
-"""The chamber views that the option `chambers` shows."""
+"""Value of the option `chambers` -> chamber views."""
 SPLITS = ("training", "validation", "testing")
 _MANY = 40
-"""Patients from which reading masks takes long enough for a progress bar."""
-_PLACES = 1000
-"""Miniatures are numbered from one of so many places on, so that two of them rarely share a patient."""
+"""Number of patients from which a progress bar is shown."""
+_STARTS = 1000
+"""Number of possible first patients of a miniature, so that two miniatures rarely share a patient."""
 
 
 @dataclass(frozen=True)
 class _Patient:
-    """A patient with the measures that the files give and those that the masks give."""
+    """Patient with the measures of the files and those of the masks."""
 
     name: str
     line: int
     measures: dict[str, float]
     from_masks: dict[str, float] | None
-    """What the masks give, where it was asked of them."""
-    why_not: str = ""
-    """Why the masks give nothing."""
+    """Measures of the masks, if the files have no volumes."""
+    failure: str = ""
+    """Reason for which the masks give no volumes."""
 
 
 @DATASETS.register_module()
 class CamusDataset(CineDataset):
-    """A picture at end diastole and one at end systole of each patient of CAMUS with EF (%), EDV and ESV (mL).
+    """Images at end diastole and end systole of each patient of CAMUS with EF (%), EDV and ESV (mL).
 
-    `data_path` is the folder of the NIfTI release (`database_nifti`, `database_split`) or of the older MetaImage one
-    (`training`, `listSubGroups`), which divides in ten ways: `fold` 1 to 10. `split` is training, validation or testing
-    in any case, None for all. `chambers` is 4CH (views ED and ES), 2CH, or both (views `4CH ED`, `4CH ES`, `2CH ED`,
-    `2CH ES`). `size` takes at most so many patients, drawn by `seed`. EF is the file's; volumes are the file's where it
-    has them, else those of the masks of both views (`left_ventricle.METHOD`). `summary` tells what was done.
+    EF comes from the files. Volumes come from the files or, if these have none, from the masks of both views
+    (`left_ventricle.METHOD`); see `summary`.
+
+    Args:
+        data_path: Directory of the NIfTI release (`database_nifti`, `database_split`) or of the older MetaImage
+            release (`training`, `listSubGroups`).
+        split: 'training', 'validation' or 'testing', in any case; None: all.
+        chambers: '4CH' (views ED and ES), '2CH', or 'both' (views 4CH ED, 4CH ES, 2CH ED, 2CH ES).
+        size: Maximum number of patients, drawn by `seed`.
+        fold: Number of the split into folds of the older release, 1 to 10.
+        options: `transforms` and `seed` of `AugmentedDataset`.
     """
 
     def __init__(
@@ -66,27 +72,26 @@ class CamusDataset(CineDataset):
         chambers: str = "4CH",
         size: int | None = None,
         fold: int = 1,
-        transforms: Sequence[Mapping[str, Any]] = (),
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(transforms, seed)
+        super().__init__(**options)
         if chambers not in CHAMBERS:
             raise ConfigError(f"chambers='{chambers}' must be 4CH, 2CH or both")
         self.split = None if split is None else split.lower()
         if self.split not in (None, *SPLITS):
-            raise ConfigError(f"CamusDataset: unknown split '{split}'{hint(str(split), SPLITS)}")
+            raise ConfigError(f"unknown split '{split}'{hint(str(split), SPLITS)}")
         self.chambers = CHAMBERS[chambers]
         self.release = Release.of(Path(data_path).expanduser(), fold)
         self.dropped: Counter[str] = Counter()
         names = self.release.names(self.split)
-        chosen = drawn(len(names), size, seed)
+        chosen = choose_rows(len(names), size, self.seed)
         self.dropped[f"beyond size={size}"] = len(names) - len(chosen)
         with_progress = tqdm(chosen, desc="reading patients of CAMUS", disable=len(chosen) < _MANY, leave=False)
         patients = [self._read_patient(names[index], index + 1) for index in with_progress]
-        self.patients = [one for one in patients if not all(map(math.isnan, one.measures.values()))]
+        self.patients = [patient for patient in patients if not all(map(math.isnan, patient.measures.values()))]
         self.dropped["without a known measure"] = len(patients) - len(self.patients)
         if not self.patients:
-            reason = next((one.why_not for one in patients if one.why_not), "its list is empty")
+            reason = next((patient.failure for patient in patients if patient.failure), "its list is empty")
             raise DataError(f"{self.release.folder}: no patient of split {self.split} can be used: {reason}")
         logger.info("%s", self._report())
 
@@ -95,10 +100,10 @@ class CamusDataset(CineDataset):
 
     @override
     def views(self, index: int) -> dict[str, Image]:
-        """The pictures, by moment or by chamber view and moment."""
-        name = self.patients[self.checked(index)].name
+        """Return the images by phase, or by chamber view and phase."""
+        name = self.patients[from_zero(index, len(self))].name
         return {
-            moment if len(self.chambers) == 1 else f"{chamber} {moment}": shown(
+            moment if len(self.chambers) == 1 else f"{chamber} {moment}": to_square_pixels(
                 self.release.plane(name, chamber, moment)
             )
             for chamber in self.chambers
@@ -107,24 +112,24 @@ class CamusDataset(CineDataset):
 
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
-        return dict(self.patients[self.checked(index)].measures)
+        return dict(self.patients[from_zero(index, len(self))].measures)
 
     @override
     def describe(self, index: int, epoch: int = 0) -> str:
-        patient = self.patients[self.checked(index)]
-        return self._place(patient.name, patient.line)
+        patient = self.patients[from_zero(index, len(self))]
+        return self._location(patient.name, patient.line)
 
     @override
     def group(self, index: int, epoch: int = 0) -> str | None:
-        return self.patients[self.checked(index)].name
+        return self.patients[from_zero(index, len(self))].name
 
     @override
     def summary(self) -> dict[str, Any]:
-        """Counts of the patients, where their volumes come from, and how far the masks are from the file's EF."""
-        computed = [one.from_masks for one in self.patients if one.from_masks]
-        pairs = [(one.measures["EF"], one.from_masks["EF"]) for one in self.patients if one.from_masks]
-        gaps = [abs(told - found) for told, found in pairs]
-        reasons = [one.why_not for one in self.patients if one.why_not]
+        """Return counts of patients, the sources of their volumes, and the difference of EF between masks and files."""
+        computed = [patient.from_masks for patient in self.patients if patient.from_masks]
+        pairs = [(patient.measures["EF"], patient.from_masks["EF"]) for patient in self.patients if patient.from_masks]
+        gaps = [abs(from_file - from_masks) for from_file, from_masks in pairs]
+        reasons = [patient.failure for patient in self.patients if patient.failure]
         lists = {split: self.release.list_of(split) for split in SPLITS}
         return {
             "folder": str(self.release.folder),
@@ -134,7 +139,9 @@ class CamusDataset(CineDataset):
             },
             "used": len(self),
             "dropped": {reason: count for reason, count in self.dropped.items() if count},
-            "unknown": {name: sum(math.isnan(one.measures[name]) for one in self.patients) for name in MEASURES},
+            "unknown": {
+                name: sum(math.isnan(patient.measures[name]) for patient in self.patients) for name in MEASURES
+            },
             "volumes": {
                 "from the files": len(self) - len(computed) - len(reasons),
                 "from the masks": len(computed),
@@ -150,23 +157,23 @@ class CamusDataset(CineDataset):
     @classmethod
     @override
     def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
-        """Generated patients in the files of CAMUS's older release, which needs no further package."""
-        first = 1 + rows * (zlib.crc32(folder.name.encode()) % _PLACES)
+        """Write generated patients in the format of the older release of CAMUS, which needs no further package."""
+        first = 1 + rows * (zlib.crc32(folder.name.encode()) % _STARTS)
         write_camus(folder, {"training": rows}, seed=tuple(folder.name.encode()), release="mhd", first=first)
         return {"data_path": str(folder), "split": "training", "fold": 1}
 
-    def _place(self, name: str, line: int) -> str:
+    def _location(self, name: str, line: int) -> str:
         folder = str(self.release.folder / name)
         return folder if self.split is None else f"{self.release.list_of(self.split)}, line {line}"
 
     def _read_patient(self, name: str, line: int) -> _Patient:
-        """A patient's measures; the masks are read only where the file gives no volumes."""
+        """Read the measures of a patient; masks are read only if the files have no volumes."""
         try:
-            facts = self.release.facts(name, "4CH")
-            told = {"EF": facts.get("EF", facts.get("LVef")), "EDV": facts.get("LVedv"), "ESV": facts.get("LVesv")}
-            measures = {measure: known_number(value, measure) for measure, value in told.items()}
+            info = self.release.read_info(name, "4CH")
+            values = {"EF": info.get("EF", info.get("LVef")), "EDV": info.get("LVedv"), "ESV": info.get("LVesv")}
+            measures = {measure: known_number(value, measure) for measure, value in values.items()}
         except DataError as error:
-            raise DataError(f"{self._place(name, line)} ({name}): {error}") from error
+            raise DataError(f"{self._location(name, line)} ({name}): {error}") from error
         if not any(math.isnan(measures[volume]) for volume in ("EDV", "ESV")):
             return _Patient(name, line, measures, None)
         try:
@@ -175,22 +182,22 @@ class CamusDataset(CineDataset):
                 for chamber in CHAMBERS["both"]
                 for moment in MOMENTS
             }
-            found = biplane_measures(masks)
+            from_masks = biplane_measures(masks)
         except DataError as error:
             return _Patient(name, line, measures, None, f"{name}: {error}")
-        kept = {measure: found[measure] if math.isnan(value) else value for measure, value in measures.items()}
-        return _Patient(name, line, kept, found)
+        merged = {measure: from_masks[measure] if math.isnan(value) else value for measure, value in measures.items()}
+        return _Patient(name, line, merged, from_masks)
 
     def _report(self) -> str:
-        told = self.summary()
-        volumes, gaps = told["volumes"], told["EF against the masks, points"]
-        without, dropped = volumes["masks that give none"], counted(self.dropped)
+        summary = self.summary()
+        volumes, gaps = summary["volumes"], summary["EF against the masks, points"]
+        without, dropped = volumes["masks that give none"], format_counts(self.dropped)
         return (
             f"{self.release.folder}, split {self.split or 'all'}: {len(self):,} patients"
-            + (f"; left out: {dropped}" if dropped else "")
+            + (f"; dropped: {dropped}" if dropped else "")
             + (f"; {len(without)} without volumes, for example {without[0]}" if without else "")
             + (
-                f"; volumes by biplane Simpson from the masks: their EF differs from the file's by {gaps['mean']:.1f} "
+                f"; volumes by biplane Simpson from the masks, whose EF differs from the files by {gaps['mean']:.1f} "
                 f"points on average, {gaps['largest']:.1f} at most"
                 if volumes["from the masks"]
                 else ""

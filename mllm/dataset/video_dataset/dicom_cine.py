@@ -1,4 +1,4 @@
-"""Echocardiograms of one's own: DICOM cines or videos, with a table that names their frames and measures."""
+"""Own echocardiograms: DICOM cines or videos, with a table of their frames and measures."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mllm.structures import Sample
 
 @DATASETS.register_module()
 class DicomCineDataset(ImageTextDataset):
-    """The end-diastolic and end-systolic frame of each cine of a table with EF (%), EDV and ESV (mL).
+    """End-diastolic and end-systolic frames of the cines of a table with EF (%), EDV and ESV (mL).
 
-    A row has `file` (a DICOM cine or a video below `image_folder`), `ED` and `ES` (numbers of frames, counted from 0),
-    at least one of `EF`, `EDV` and `ESV`, and perhaps `patient`, who is never divided between splits; without it a
-    file is a patient. `reader` holds options of the files' reader, such as a `window`.
+    A row has `file` (a DICOM cine or a video below `image_folder`), `ED` and `ES` (numbers of frames, from 0), at least
+    one of `EF`, `EDV` and `ESV`, and optionally `patient`. A patient must not be in two splits; without `patient`, each
+    file is a patient.
     """
 
     required: ClassVar[tuple[str, ...]] = ("file",)
@@ -54,34 +54,35 @@ class DicomCineDataset(ImageTextDataset):
 
     @override
     def summary(self) -> dict[str, Any]:
-        """How many rows there are, for how many each measure is unknown, and how many have one that is no number."""
-        known = []
+        """Return the numbers of readable and unreadable rows, and of rows in which each measure is unknown."""
+        readable = []
         for index in range(len(self)):
             try:
-                known.append(self.measures(index))
+                readable.append(self.measures(index))
             except DataError:
-                continue  # whether it ends the run, on_error says
+                continue  # on_error decides during training
         return {
             "file": str(self.records.path),
-            "used": len(known),
-            "unreadable": len(self) - len(known),
-            "unknown": {name: sum(math.isnan(measures[name]) for measures in known) for name in MEASURES},
+            "used": len(readable),
+            "unreadable": len(self) - len(readable),
+            "unknown": {name: sum(math.isnan(measures[name]) for measures in readable) for name in MEASURES},
         }
 
     @classmethod
     @override
     def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
-        """Generated videos and a table of them."""
+        """Write generated videos and their table."""
         patients = write_echonet(folder, {"TRAIN": rows}, seed=tuple(folder.name.encode()), frames=30)
         with replaced_file(folder / "rows.jsonl") as file:
-            for one in patients:
-                row = {"file": f"Videos/{one.name}.avi", "ED": one.ed, "ES": one.es, **one.heart.measures}
+            for patient in patients:
+                frames = {"ED": patient.ed, "ES": patient.es}
+                row = {"file": f"Videos/{patient.name}.avi", **frames, **patient.heart.measures}
                 file.write(json.dumps(row) + "\n")
         return {"data_path": str(folder / "rows.jsonl"), "image_folder": str(folder)}
 
 
 def _frame(row: dict[str, Any], moment: str) -> int:
-    """The number of a frame, from 0."""
+    """Return the number of a frame in a row, from 0."""
     value = row.get(moment)
     if value is None or value == "":
         raise DataError(f"field '{moment}' is missing or empty: {FRAMES_NEEDED}, in the fields ED and ES")
@@ -90,7 +91,7 @@ def _frame(row: dict[str, Any], moment: str) -> int:
     except (TypeError, ValueError):
         number = math.nan
     if isinstance(value, bool) or not number.is_integer() or number < 0:
-        raise DataError(f"field '{moment}' must be the number of a frame, counted from 0, not {value!r}")
+        raise DataError(f"field '{moment}' must be the number of a frame from 0, not {value!r}")
     return int(number)
 
 

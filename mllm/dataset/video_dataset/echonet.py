@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import numpy as np
 from PIL.Image import Image
 from typing_extensions import override
 
-from mllm.dataset.echo.cine import ED, ES, MEASURES, CineDataset, counted, drawn, known_number
+from mllm.dataset.echo.cine import ED, ES, MEASURES, CineDataset, format_counts, known_number
 from mllm.dataset.echo.tracings import Tracing, read_tracings, stem
+from mllm.dataset.indices import choose_rows, from_zero
 from mllm.dataset.phantoms.echo_folders import write_echonet
 from mllm.dataset.readers import read_images
 from mllm.dataset.tables.records import Records
@@ -25,13 +26,13 @@ from mllm.registry import DATASETS
 logger = logging.getLogger(__name__)
 
 FILE_LIST, TRACINGS, VIDEOS = "FileList.csv", "VolumeTracings.csv", "Videos"
-NEEDED = ("FileName", "EF", "ESV", "EDV", "Split")
-"""The columns of `FileList.csv` that are read."""
+COLUMNS = ("FileName", "EF", "ESV", "EDV", "Split")
+"""Columns of `FileList.csv` that are read."""
 
 
 @dataclass(frozen=True)
 class _Video:
-    """A video with its traced frames in the order of the file."""
+    """Video with its traced frames in the order of the file."""
 
     row: int
     name: str
@@ -40,23 +41,27 @@ class _Video:
 
     @property
     def ed(self) -> Tracing:
-        """The frame with the largest traced area."""
+        """Traced frame with the largest area."""
         return max(self.tracings, key=lambda tracing: tracing.area)
 
     @property
     def es(self) -> Tracing:
-        """The frame with the smallest."""
+        """Traced frame with the smallest area."""
         return min(self.tracings, key=lambda tracing: tracing.area)
 
 
 @DATASETS.register_module()
 class EchoNetDataset(CineDataset):
-    """The end-diastolic and end-systolic frame of each video of EchoNet-Dynamic with EF (%), EDV and ESV (mL).
+    """End-diastolic and end-systolic frames of the videos of EchoNet-Dynamic with EF (%), EDV and ESV (mL).
 
-    `data_path` is the folder with `FileList.csv`, `VolumeTracings.csv` and `Videos`. `split` is TRAIN, VAL or TEST in
-    any case, None for all. `size` takes at most so many videos, drawn by `seed`. End diastole is the traced frame with
-    the larger area, whatever the order of the file or of the frames. A video without two traced frames, or without any
-    known measure, is left out and counted: `summary` tells.
+    End diastole is the traced frame with the larger area, independent of the order in the file and of the frame
+    numbers. Videos without two traced frames or without a known measure are dropped and counted; see `summary`.
+
+    Args:
+        data_path: Directory with `FileList.csv`, `VolumeTracings.csv` and `Videos`.
+        split: 'TRAIN', 'VAL' or 'TEST', in any case; None: all.
+        size: Maximum number of videos, drawn by `seed`.
+        options: `transforms` and `seed` of `AugmentedDataset`.
     """
 
     def __init__(
@@ -64,15 +69,14 @@ class EchoNetDataset(CineDataset):
         data_path: str | Path,
         split: str | None = "TRAIN",
         size: int | None = None,
-        transforms: Sequence[Mapping[str, Any]] = (),
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(transforms, seed)
+        super().__init__(**options)
         self.folder = Path(data_path).expanduser()
         for name in (FILE_LIST, TRACINGS, VIDEOS):
             if not (self.folder / name).exists():
                 raise DataError(
-                    f"{self.folder / name} does not exist: data_path must be the folder of EchoNet-Dynamic, with "
+                    f"{self.folder / name} does not exist: data_path must be the directory of EchoNet-Dynamic, with "
                     f"{FILE_LIST}, {TRACINGS} and {VIDEOS}"
                 )
         self.records = Records(self.folder / FILE_LIST)
@@ -80,7 +84,7 @@ class EchoNetDataset(CineDataset):
         self.dropped: Counter[str] = Counter()
         self._rows_of: Counter[str] = Counter()
         videos = self._read()
-        chosen = drawn(len(videos), size, seed)
+        chosen = choose_rows(len(videos), size, self.seed)
         self.dropped[f"beyond size={size}"] = len(videos) - len(chosen)
         self.videos = [videos[index] for index in chosen]
         logger.info("%s", self._report())
@@ -90,30 +94,30 @@ class EchoNetDataset(CineDataset):
 
     @override
     def views(self, index: int) -> dict[str, Image]:
-        """The two frames, decoded alone; raises `DataError` where the video or a frame of it is not there."""
-        video = self.videos[self.checked(index)]
+        """Decode the two frames; raise `DataError` if the video or a frame does not exist."""
+        video = self.videos[from_zero(index, len(self))]
         path = self.folder / VIDEOS / f"{video.name}.avi"
         return dict(zip((ED, ES), read_images(path, frames=[video.ed.frame, video.es.frame]), strict=True))
 
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
-        return dict(self.videos[self.checked(index)].measures)
+        return dict(self.videos[from_zero(index, len(self))].measures)
 
     @override
     def describe(self, index: int, epoch: int = 0) -> str:
-        return self.records.describe(self.videos[self.checked(index)].row)
+        return self.records.describe(self.videos[from_zero(index, len(self))].row)
 
     @override
     def group(self, index: int, epoch: int = 0) -> str | None:
-        return self.videos[self.checked(index)].name
+        return self.videos[from_zero(index, len(self))].name
 
     @override
     def summary(self) -> dict[str, Any]:
-        """Counts of the rows, of what was dropped, and of how often other rules would have mistaken ED for ES.
+        """Return counts of rows and dropped rows, and of videos in which other rules for ED disagree.
 
-        The rules are those in use elsewhere: the last traced frame of the file, and the later frame of the video.
+        These rules are: ED is the last traced frame in the file, and ED is the later frame of the video.
         """
-        videos, there = self.videos, {path.name for path in (self.folder / VIDEOS).iterdir()}
+        videos, files = self.videos, {path.name for path in (self.folder / VIDEOS).iterdir()}
         gaps = [abs(_ef(video.measures) - video.measures["EF"]) for video in videos]
         gaps = [gap for gap in gaps if not math.isnan(gap)]
         return {
@@ -122,7 +126,7 @@ class EchoNetDataset(CineDataset):
             "videos of each split": dict(self._rows_of),
             "used": len(videos),
             "dropped": {reason: count for reason, count in self.dropped.items() if count},
-            "video files missing": sum(f"{video.name}.avi" not in there for video in videos),
+            "video files missing": sum(f"{video.name}.avi" not in files for video in videos),
             "more than two traced frames": sum(len(video.tracings) > 2 for video in videos),
             "unknown": {name: sum(math.isnan(video.measures[name]) for video in videos) for name in MEASURES},
             "ED is the larger traced area": {
@@ -138,12 +142,12 @@ class EchoNetDataset(CineDataset):
     @classmethod
     @override
     def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
-        """Generated videos in the files of EchoNet-Dynamic, all of one split."""
+        """Write generated videos in the format of EchoNet-Dynamic, all in one split."""
         write_echonet(folder, {"TRAIN": rows}, seed=tuple(folder.name.encode()), frames=30)
         return {"data_path": str(folder), "split": "TRAIN"}
 
     def _read(self) -> list[_Video]:
-        """The videos of the split that can be used, in the order of `FileList.csv`."""
+        """Return the usable videos of the split, in the order of `FileList.csv`."""
         rows = self._rows_of_split()
         traced = read_tracings(self.folder / TRACINGS, rows)
         videos = []
@@ -163,23 +167,23 @@ class EchoNetDataset(CineDataset):
             else:
                 videos.append(video)
         if not videos:
-            raise DataError(f"{self.folder}: no video of split {self.split} can be used: {counted(self.dropped)}")
+            raise DataError(f"{self.folder}: no video of split {self.split} can be used: {format_counts(self.dropped)}")
         return videos
 
     def _rows_of_split(self) -> dict[str, int]:
-        """Names of the split's videos, without suffix, and their rows."""
+        """Return the names of the videos of the split, without suffix, and their rows."""
         rows: dict[str, int] = {}
-        seen: dict[str, int] = {}
+        first_rows: dict[str, int] = {}
         for index in range(len(self.records)):
             row = self.records[index]
-            for column in NEEDED if index == 0 else ():
+            for column in COLUMNS if index == 0 else ():
                 if column not in row:
                     raise DataError(f"{self.records.path}: column '{column}' is missing{hint(column, row)}")
             name, split = stem(row["FileName"]), row["Split"].strip().upper()
-            if name in seen:
-                first = self.records.describe(seen[name])
-                raise DataError(f"{self.records.describe(index)}: video '{name}' stands in {first} already")
-            seen[name] = index
+            if name in first_rows:
+                first = self.records.describe(first_rows[name])
+                raise DataError(f"{self.records.describe(index)}: duplicate video '{name}'; it is also in {first}")
+            first_rows[name] = index
             self._rows_of[split] += 1
             if self.split in (None, split):
                 rows[name] = index
@@ -188,18 +192,18 @@ class EchoNetDataset(CineDataset):
         return rows
 
     def _report(self) -> str:
-        told = self.summary()
-        rules = told["ED is the larger traced area"]
-        dropped, missing = counted(self.dropped), told["video files missing"]
+        summary = self.summary()
+        rules = summary["ED is the larger traced area"]
+        dropped, missing = format_counts(self.dropped), summary["video files missing"]
         return (
             f"{self.folder}, split {self.split or 'all'}: {len(self):,} videos"
-            + (f"; left out: {dropped}" if dropped else "")
+            + (f"; dropped: {dropped}" if dropped else "")
             + (f"; {missing:,} video files are missing" if missing else "")
-            + f"; ED is the larger traced area: the file's order says otherwise in {rules['file order disagrees']:,}, "
+            + f"; ED is the larger traced area: the order of the file disagrees in {rules['file order disagrees']:,}, "
             f"the order of the frames in {rules['index order disagrees']:,}"
         )
 
 
 def _ef(measures: Mapping[str, float]) -> float:
-    """EF in percent out of the volumes."""
+    """Return EF in percent, computed from the volumes."""
     return 100 * (measures["EDV"] - measures["ESV"]) / measures["EDV"]

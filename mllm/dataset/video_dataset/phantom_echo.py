@@ -1,8 +1,7 @@
-"""Echocardiograms drawn when they are asked for, with volumes that are known exactly: need no file."""
+"""Generated echocardiograms with exactly known volumes, without files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,21 +9,29 @@ from PIL import Image
 from typing_extensions import override
 
 from mllm.dataset.echo.cine import MOMENTS, CineDataset
+from mllm.dataset.indices import from_zero
 from mllm.dataset.phantoms.echo import Echo, Probe
 from mllm.dataset.phantoms.heart import Heart, draw_heart
 from mllm.errors import ConfigError
 from mllm.registry import DATASETS
 
-_SMALLEST = 48
-"""Pixels of a side below which a ventricle is a few pixels wide."""
+_MIN_SIZE = 48
+"""Minimum side in pixels; in smaller images a ventricle is only a few pixels wide."""
 
 
 @DATASETS.register_module()
 class PhantomEchoDataset(CineDataset):
-    """The end-diastolic and end-systolic four-chamber picture of generated hearts, as `EchoNetDataset` gives them.
+    """End-diastolic and end-systolic four-chamber images of generated hearts, as in `EchoNetDataset`.
 
-    Patient i depends on (seed, i) alone. `image_size` is in pixels; `depth` in mm is that of the sector, from and to:
-    where it is the same for all, volumes can be read off the pictures, as no scale is drawn into them.
+    Patient i is a function of (seed, i).
+
+    Args:
+        size: Number of patients.
+        seed: Seed of the patients.
+        image_size: Side of the images in pixels.
+        depth: Range of the depth of the sector in mm. The images have no scale: only with a constant depth do they
+            determine the volumes.
+        options: `transforms` of `AugmentedDataset`.
     """
 
     seed_from = "split"
@@ -35,13 +42,13 @@ class PhantomEchoDataset(CineDataset):
         seed: int = 0,
         image_size: int = 112,
         depth: tuple[float, float] = (148.0, 165.0),
-        transforms: Sequence[Mapping[str, Any]] = (),
+        **options: Any,
     ) -> None:
-        super().__init__(transforms, seed)
+        super().__init__(seed=seed, **options)
         if size < 1:
             raise ConfigError(f"size must be at least 1, not {size}")
-        if image_size < _SMALLEST:
-            raise ConfigError(f"image_size must be at least {_SMALLEST}, not {image_size}")
+        if image_size < _MIN_SIZE:
+            raise ConfigError(f"image_size must be at least {_MIN_SIZE}, not {image_size}")
         if len(depth) != 2 or not 100 <= depth[0] <= depth[1] <= 250:
             raise ConfigError(f"depth must be two lengths in mm between 100 and 250, not {depth}")
         self.size, self.image_size, self.depth = size, image_size, depth
@@ -51,13 +58,11 @@ class PhantomEchoDataset(CineDataset):
 
     @override
     def views(self, index: int) -> dict[str, Image.Image]:
-        """The two pictures of a patient."""
+        """Return the two images of a patient."""
         heart, rng = self._heart(index)
         echo = Echo(heart, Probe(self.image_size, float(rng.uniform(*self.depth))), rng)
-        pictures = (echo.frame(phase) for phase in (0.0, 1.0))
-        return {
-            moment: Image.fromarray(picture).convert("RGB") for moment, picture in zip(MOMENTS, pictures, strict=True)
-        }
+        frames = (echo.frame(phase) for phase in (0.0, 1.0))
+        return {moment: Image.fromarray(frame).convert("RGB") for moment, frame in zip(MOMENTS, frames, strict=True)}
 
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
@@ -65,13 +70,13 @@ class PhantomEchoDataset(CineDataset):
 
     @override
     def describe(self, index: int, epoch: int = 0) -> str:
-        return f"PhantomEchoDataset(seed={self.seed}), patient {self.checked(index)}"
+        return f"PhantomEchoDataset(seed={self.seed}), patient {from_zero(index, len(self))}"
 
     @override
     def group(self, index: int, epoch: int = 0) -> str | None:
-        return f"heart {self.seed}-{self.checked(index)}"
+        return f"heart {self.seed}-{from_zero(index, len(self))}"
 
     def _heart(self, index: int) -> tuple[Heart, np.random.Generator]:
-        """A patient, and the generator from which the pictures are drawn."""
-        rng = np.random.default_rng((self.seed, self.checked(index)))
+        """Return the heart of a patient, and the random generator of its images."""
+        rng = np.random.default_rng((self.seed, from_zero(index, len(self))))
         return draw_heart(rng), rng

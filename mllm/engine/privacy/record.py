@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +58,6 @@ def write_record(folder: Path, mechanism: Mechanism, ledger: Ledger) -> dict[str
     record = privacy_record(mechanism, ledger)
     write_json(folder / FILE, record)
     return record
-
-
-def card_lines(record: Mapping[str, Any]) -> list[str]:
-    """The model card's section about privacy, as Markdown lines."""
-    shown = {key: value for key, value in record.items() if isinstance(value, (str, int, float)) and key != "guarantee"}
-    lines = [f"**{record['guarantee']}**", ""]
-    lines += ["| key | value |", "|---|---|"]
-    lines += [f"| {key} | {f'{value:.6g}' if isinstance(value, float) else value} |" for key, value in shown.items()]
-    lines += ["", "Outside of the guarantee:", ""]
-    lines += [f"* {sentence}" for sentence in record["outside_the_guarantee"]]
-    if record["warnings"]:
-        lines += ["", "Warnings:", "", *(f"* {sentence}" for sentence in record["warnings"])]
-    return lines
 
 
 def _guarantee(mechanism: Mechanism, epsilon: float) -> str:

@@ -1,1 +1,1 @@
-"""GGUF files for llama.cpp and Ollama: a language model, the part that sees, or a LoRA; needs the package `gguf`."""
+"""GGUF files for llama.cpp and Ollama: a language model, its vision tower, or a LoRA; requires the package `gguf`."""

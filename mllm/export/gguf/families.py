@@ -1,4 +1,4 @@
-"""What llama.cpp wants to know of LLaMA, Gemma and Gemma 2, and how their tensors lie in a GGUF file."""
+"""Metadata and tensor layout of LLaMA, Gemma and Gemma 2 in GGUF files for llama.cpp."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _LANGUAGE = re.compile(r"^(model\.)?language_model\.(model\.)?")
 _OTHER_TOWERS = re.compile(
     r"^(model\.)?(vision_tower|audio_tower|vision_model|multi_modal_projector|embed_vision|embed_audio)\."
 )
-"""Parts of a checkpoint that a language model's GGUF leaves out."""
+"""Parts of a checkpoint that are not in the GGUF file of its language model."""
 
 
 def language_name(stored: str) -> str | None:
-    """The name that a stored tensor has in a language model alone, `model.layers...`; None for another tower's."""
+    """Return the name of a stored tensor in a plain language model, `model.layers...`; None for other towers."""
     if _OTHER_TOWERS.match(stored) or stored.endswith("rotary_emb.inv_freq"):
         return None
     name = _LANGUAGE.sub("model.", stored)
@@ -30,17 +30,17 @@ def language_name(stored: str) -> str | None:
 
 
 class Family:
-    """The language models that one architecture of llama.cpp runs; the base of all families, and LLaMA's itself."""
+    """Base class of the language models of one llama.cpp architecture, and the class of LLaMA."""
 
     arch = gguf.MODEL_ARCH.LLAMA
     activations: tuple[str, ...] = ("silu",)
     norm_offset = 0.0
-    """What transformers adds to a norm's weight while it runs, and llama.cpp does not."""
-    unties = True
-    """Whether llama.cpp reads an output matrix of its own."""
+    """The value that transformers adds to the weight of a norm at run time, and llama.cpp does not."""
+    supports_untied = True
+    """True if llama.cpp supports an output matrix that is not the embedding matrix."""
 
     def __init__(self, config: Mapping[str, Any], source: str) -> None:
-        """`config` is that of the language model, `source` names the checkpoint in messages."""
+        """Read the dimensions of `config`, the config of the language model; `source` is its name in messages."""
         self.config = config
         self.source = source
         self.layers: int = config["num_hidden_layers"]
@@ -49,15 +49,15 @@ class Family:
 
     @property
     def name(self) -> str:
-        """What the architecture is called in the file."""
+        """The name of the architecture in the file."""
         return gguf.MODEL_ARCH_NAMES[self.arch]
 
     def refuse(self, reason: str) -> ConfigError:
-        """The error for what llama.cpp cannot run of this checkpoint."""
+        """Return the error for a property of this checkpoint that llama.cpp does not support."""
         return ConfigError(f"'{self.source}' cannot become a GGUF: {reason}")
 
     def check(self) -> None:
-        """Raises `ConfigError` where llama.cpp would compute something else than transformers."""
+        """Raise `ConfigError` if llama.cpp would compute other values than transformers."""
         activation = self.config.get("hidden_activation") or self.config.get("hidden_act")
         if activation not in self.activations:
             raise self.refuse(f"its activation is {activation}, and llama.cpp computes {self.name} with another")
@@ -65,17 +65,17 @@ class Family:
             raise self.refuse(f"its rope scaling is {self.rope()['rope_type']}; default, linear and llama3 are written")
 
     def row_widths(self) -> set[int]:
-        """How many values the rows of the layers' matrices have: what is quantized is quantized along rows."""
+        """Return the row lengths of the matrices of the layers; quantization works along rows."""
         inner = self.config["intermediate_size"]
         heads = self.config["num_attention_heads"] * self.head_dim
         return {self.config["hidden_size"], heads, *(inner if isinstance(inner, list) else [inner])}
 
     def rope(self) -> Mapping[str, Any]:
-        """The rotary embedding of full attention, in transformers' words."""
+        """Return the parameters of the rotary embedding of full attention, with the keys of transformers."""
         return dict(self.config.get("rope_parameters") or {})
 
     def describe(self, writer: gguf.GGUFWriter) -> None:
-        """Adds the dimensions and constants of the architecture to the metadata."""
+        """Add the dimensions and constants of the architecture to the metadata."""
         config = self.config
         writer.add_context_length(config["max_position_embeddings"])
         writer.add_embedding_length(config["hidden_size"])
@@ -95,7 +95,7 @@ class Family:
             writer.add_rope_scaling_factor(float(rope["factor"]))
 
     def tensors(self, weights: Weights) -> list[Planned]:
-        """All tensors of the file; raises `ConfigError` for one that has no place in it, or where layers differ."""
+        """Return all tensors of the file; raises `ConfigError` for an unknown tensor, and if layers differ."""
         planned = [tensor for stored in weights for tensor in self._placed(weights, stored)]
         planned += self.extra(weights)
         self._check_whole(planned)
@@ -105,12 +105,12 @@ class Family:
         name = language_name(stored)
         if name is None or (name == "lm_head.weight" and self.config.get("tie_word_embeddings", True)):
             return
-        if name == "lm_head.weight" and not self.unties:
+        if name == "lm_head.weight" and not self.supports_untied:
             raise self.refuse("its output matrix is not the embeddings', and llama.cpp knows only tied ones")
         yield from self.convert(weights, stored, name)
 
     def convert(self, weights: Weights, stored: str, name: str) -> Iterator[Planned]:
-        """The tensors that the one called `name` becomes; `stored` is its name in the checkpoint."""
+        """Yield the tensors that represent the tensor `name`; `stored` is its name in the checkpoint."""
         offset = self.norm_offset if name.endswith("norm.weight") else 0.0
         if self.permutes(name):
             yield fixed(self.target(name), self.permuted(name, weights.whole(stored)))
@@ -118,30 +118,30 @@ class Family:
             yield weights.planned(stored, self.target(name), offset=offset)
 
     def target(self, name: str) -> str:
-        """The name of a tensor in the file."""
+        """Return the name of a tensor in the file."""
         target = self.names.get_name(name, (".weight", ".bias"))
         if target is None:
             raise self.refuse(f"its tensor {name} has no place in llama.cpp's {self.name}")
         return target
 
     def permutes(self, name: str) -> bool:
-        """Whether the rows of a tensor are in another order in the file."""
+        """Return True if the rows of a tensor have another order in the file."""
         return bool(re.search(r"\.self_attn\.[qk]_proj\.", name))
 
     def permuted(self, name: str, value: Tensor) -> Tensor:
-        """Rows of queries and keys: transformers rotates halves of a head, llama.cpp neighbors."""
+        """Reorder the rows of queries and keys: transformers rotates halves of a head, llama.cpp neighboring pairs."""
         heads = value.shape[0] // self.head_dim
         return value.unflatten(0, (heads, 2, self.head_dim // 2)).transpose(1, 2).reshape(value.shape)
 
     def extra(self, weights: Weights) -> list[Planned]:
-        """Tensors that the checkpoint does not have."""
+        """Return the tensors that are not in the checkpoint."""
         rope = self.rope()
         if rope.get("rope_type") != "llama3":
             return []
         return [fixed("rope_freqs.weight", self._llama3_factors(rope))]
 
     def _llama3_factors(self, rope: Mapping[str, Any]) -> Tensor:
-        """What each rotary frequency [head_dim / 2] is divided by (Llama 3.1: long waves only)."""
+        """Return the divisor of each rotary frequency [head_dim / 2] (Llama 3.1 scales only long waves)."""
         exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float64) / self.head_dim
         waves = 2 * math.pi * rope["rope_theta"] ** exponents
         turns = rope["original_max_position_embeddings"] / waves
@@ -150,7 +150,7 @@ class Family:
         return (1 / ((1 - share) / factor + share)).float()
 
     def _check_whole(self, planned: list[Planned]) -> None:
-        """Refuses a checkpoint in which a layer lacks what another has; llama.cpp would say so only when it loads."""
+        """Raise `ConfigError` if a layer lacks a tensor of another layer; llama.cpp fails only when it loads."""
         layers: list[set[str]] = [set() for _ in range(self.layers)]
         for tensor in planned:
             match = re.fullmatch(r"blk\.(\d+)\.(.+)", tensor.name)
@@ -163,19 +163,19 @@ class Family:
 
 
 class Gemma(Family):
-    """Gemma: norms that count from 1, tied embeddings, a head dimension of its own."""
+    """Gemma: norm weights relative to 1, tied embeddings, an explicit head dimension."""
 
     arch = gguf.MODEL_ARCH.GEMMA
     activations = ("gelu_pytorch_tanh", "gelu")
     norm_offset = 1.0
-    unties = False
+    supports_untied = False
 
     def permutes(self, name: str) -> bool:
-        """Never: llama.cpp rotates halves of Gemma's heads, as transformers does."""
+        """Return False: llama.cpp rotates halves of Gemma's heads, like transformers."""
         return False
 
     def check(self) -> None:
-        """As for every family; llama.cpp divides attention scores by the root of the head dimension."""
+        """Also check the divisor of attention scores: in llama.cpp it is the root of the head dimension."""
         super().check()
         scalar = self.config.get("query_pre_attn_scalar", self.head_dim)
         if scalar != self.scores_divisor():
@@ -183,31 +183,32 @@ class Gemma(Family):
                 f"its query_pre_attn_scalar is {scalar}, and llama.cpp divides by the root of {self.scores_divisor()}"
             )
         if self.config.get("use_bidirectional_attention") not in (None, False):
-            raise self.refuse("its attention looks forwards too, as in models that embed texts")
+            raise self.refuse("its attention is bidirectional, as in models of text embeddings")
 
     def scores_divisor(self) -> int:
-        """The number by whose root llama.cpp divides attention scores."""
+        """Return the number whose square root divides the attention scores in llama.cpp."""
         return self.head_dim
 
 
 class Gemma2(Gemma):
-    """Gemma 2: every other layer looks at a window, attention scores and logits are capped."""
+    """Gemma 2: sliding-window attention in every other layer, capped attention scores and logits."""
 
     arch = gguf.MODEL_ARCH.GEMMA2
-    published_period, says_windows = 2, False
-    """The layers of the published models repeat so, which llama.cpp knows; others are told, or all of a family's."""
+    published_period, writes_windows = 2, False
+    """Period of full-attention layers in the published models, known to llama.cpp; and True to always write the
+    pattern of windows. Otherwise it is written only for models with another pattern."""
 
     def scores_divisor(self) -> int:
-        """The 27B model, known by its 46 layers, divides by its width per head."""
+        """Return the divisor; that of the 27B model (46 layers) is its width per head."""
         wide = self.layers == 46
         return self.config["hidden_size"] // self.config["num_attention_heads"] if wide else self.head_dim
 
     def describe(self, writer: gguf.GGUFWriter) -> None:
-        """Adds the window, the layers that look at it, and the caps."""
+        """Add the window, the layers that use it, and the caps."""
         super().describe(writer)
         writer.add_sliding_window(self.config["sliding_window"])
-        known = [(index + 1) % self.published_period > 0 for index in range(self.layers)]
-        if self.says_windows or self.windowed() != known:
+        published = [(index + 1) % self.published_period > 0 for index in range(self.layers)]
+        if self.writes_windows or self.windowed() != published:
             writer.add_sliding_window_pattern(self.windowed())
         for key, add in (
             ("attn_logit_softcapping", writer.add_attn_logit_softcapping),
@@ -217,5 +218,5 @@ class Gemma2(Gemma):
                 add(float(self.config[key]))
 
     def windowed(self) -> list[bool]:
-        """Whether each layer looks at the window alone."""
+        """Return for each layer whether it uses the sliding window."""
         return [kind == "sliding_attention" for kind in self.config["layer_types"]]

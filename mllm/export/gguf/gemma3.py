@@ -1,4 +1,4 @@
-"""What llama.cpp wants to know of Gemma 3 and of Gemma 3n's language model, and what it takes for granted of them."""
+"""Metadata and tensor layout of Gemma 3 and the language model of Gemma 3n in GGUF files for llama.cpp."""
 
 from __future__ import annotations
 
@@ -16,78 +16,80 @@ from mllm.export.gguf.weights import Planned, Weights, fixed
 
 
 class Gemma3(Gemma2):
-    """Gemma 3: five layers of six look at a window, with a rotary base of their own."""
+    """Gemma 3: five of six layers use a sliding window, with a separate rotary base."""
 
     arch = gguf.MODEL_ARCH.GEMMA3
-    unties = True
-    published_period, says_windows = 6, False
+    supports_untied = True
+    published_period, writes_windows = 6, False
 
     def scores_divisor(self) -> int:
-        """The 27B model, known by its 62 layers, divides by its width per head."""
+        """Return the divisor; that of the 27B model (62 layers) is its width per head."""
         wide = self.layers == 62
         return self.config["hidden_size"] // self.config["num_attention_heads"] if wide else self.head_dim
 
     def rope(self) -> Mapping[str, Any]:
-        """The rotary embedding of the layers that look at everything."""
+        """Return the parameters of the rotary embedding of the full-attention layers."""
         return dict(self.config["rope_parameters"]["full_attention"])
 
     def check(self) -> None:
-        """As for Gemma 2; llama.cpp neither scales the window's rotary embedding nor caps attention scores."""
+        """Also check that the rotary embedding of the window is not scaled and attention scores are not capped."""
         super().check()
         local = self.config["rope_parameters"]["sliding_attention"]
         if local.get("rope_type", "default") != "default":
             raise self.refuse("the rotary embedding of its sliding window is scaled, which llama.cpp does not do")
         if self.rope().get("rope_type") == "llama3":
-            raise self.refuse("its rope scaling is llama3; llama.cpp does that for LLaMA alone")
+            raise self.refuse("its rope scaling is llama3; llama.cpp supports it only for LLaMA")
         if self.config.get("attn_logit_softcapping"):
-            raise self.refuse("its attention scores are capped, which llama.cpp does for Gemma 2 alone")
+            raise self.refuse("its attention scores are capped, which llama.cpp supports only for Gemma 2")
 
     def describe(self, writer: gguf.GGUFWriter) -> None:
-        """Adds the rotary base of the window."""
+        """Add the rotary base of the sliding window."""
         super().describe(writer)
         writer.add_rope_freq_base_swa(float(self.config["rope_parameters"]["sliding_attention"]["rope_theta"]))
 
 
 class Gemma3n(Gemma3):
-    """Gemma 3n's language model: alternating updates, embeddings for each layer, keys shared by the last layers."""
+    """Language model of Gemma 3n: alternating updates (AltUp), per-layer embeddings, shared keys of the last layers."""
 
     arch = gguf.MODEL_ARCH.GEMMA3N
     norm_offset = 0.0
-    published_period, says_windows = 5, True
-    own_keys, sparse_layers = 20, 10
-    """Layers that have keys of their own, and layers of sparse activation: constants in llama.cpp."""
+    published_period, writes_windows = 5, True
+    key_layers, sparse_layers = 20, 10
+    """Number of layers that compute keys, and of layers with sparse activation: constants in llama.cpp."""
 
     def check(self) -> None:
-        """As for Gemma 3, and what llama.cpp has as constants: those of the published E2B and E4B models."""
+        """Also check the values that are constants in llama.cpp: those of the published E2B and E4B models."""
         super().check()
         config = self.config
-        own = min(self.own_keys, self.layers)
-        last_own = ["sliding_attention", "full_attention"] if self.layers > own else list(config["layer_types"][18:20])
+        key_layers = min(self.key_layers, self.layers)
+        last_types = (
+            ["sliding_attention", "full_attention"] if self.layers > key_layers else list(config["layer_types"][18:20])
+        )
         fixed_values = {
             "altup_num_inputs": (config["altup_num_inputs"], 4),
             "laurel_rank": (config["laurel_rank"], 64),
             "hidden_size_per_layer_input": (config["hidden_size_per_layer_input"], 256),
-            "number of layers before num_kv_shared_layers": (self.layers - config["num_kv_shared_layers"], own),
+            "number of layers before num_kv_shared_layers": (self.layers - config["num_kv_shared_layers"], key_layers),
             "activation_sparsity_pattern": (
                 list(config["activation_sparsity_pattern"]),
                 [0.95 if index < self.sparse_layers else 0.0 for index in range(self.layers)],
             ),
-            "layer_types of layers 18 and 19": (list(config["layer_types"][18:20]), last_own),
+            "layer_types of layers 18 and 19": (list(config["layer_types"][18:20]), last_types),
         }
         for key, (value, constant) in fixed_values.items():
             if value != constant:
                 raise self.refuse(f"its {key} is {value}, and llama.cpp computes Gemma 3n with {constant} only")
         if len(set(config["intermediate_size"])) > 1:
             raise self.refuse(
-                "its layers have different feed-forward widths, and llama.cpp reads one for all; slice them alike"
+                "its layers have different feed-forward widths, and llama.cpp supports only one: choose equal widths"
             )
 
     def scores_divisor(self) -> int:
-        """Gemma 3n does not divide scores, in transformers as in llama.cpp, and has no such key."""
+        """Return the head dimension: Gemma 3n does not divide scores and has no key for it."""
         return self.head_dim
 
     def describe(self, writer: gguf.GGUFWriter) -> None:
-        """Adds what alternating updates, shared keys and sparse activations need."""
+        """Add the metadata of alternating updates, shared keys and sparse activations."""
         super().describe(writer)
         config = self.config
         writer.add_altup_active_idx(config["altup_active_idx"])
@@ -99,7 +101,7 @@ class Gemma3n(Gemma3):
         writer.add_activation_sparsity_scale([normal.inv_cdf(share) if share else 0.0 for share in shares])
 
     def convert(self, weights: Weights, stored: str, name: str) -> Iterator[Planned]:
-        """Embeddings grow to the larger vocabulary; the projections of alternating updates are stacked."""
+        """Yield the tensors of `name`: embeddings get the larger vocabulary; `extra` yields the AltUp projections."""
         if re.search(r"\.altup_(unembed_)?projections\.", name):
             return
         if name == "model.embed_tokens.weight":
@@ -110,12 +112,12 @@ class Gemma3n(Gemma3):
             yield from super().convert(weights, stored, name)
 
     def target(self, name: str) -> str:
-        """As for every family; a name that ends in `_scale` gets `.weight`."""
+        """Return the name of a tensor in the file; names that end in `_scale` get the suffix `.weight`."""
         target = super().target(name)
         return f"{target}.weight" if target.endswith("_scale") else target
 
     def extra(self, weights: Weights) -> list[Planned]:
-        """The two stacks of projections, and zeros for keys and values that a layer shares with an earlier one."""
+        """Return the two stacks of projections, and zeros for shared keys and values."""
         stored = {name: original for original in weights if (name := language_name(original)) is not None}
         stacks = []
         for part, target in (("altup_projections", "altup_proj"), ("altup_unembed_projections", "altup_unembd_proj")):
@@ -124,7 +126,7 @@ class Gemma3n(Gemma3):
                 raise self.refuse(f"it has {len(parts)} {part}")
             stacks.append(self._stacked(weights, [stored[name] for name in sorted(parts)], f"{target}.weight"))
         absent = []
-        for layer in range(self.own_keys, self.layers):
+        for layer in range(self.key_layers, self.layers):
             for part in ("k_proj", "v_proj", "k_norm"):
                 name = f"model.layers.{layer}.self_attn.{part}.weight"
                 if name not in stored:
@@ -133,7 +135,7 @@ class Gemma3n(Gemma3):
         return stacks + absent
 
     def _per_layer(self, weights: Weights, stored: str, target: str) -> Planned:
-        """The embeddings for each layer; tokens beyond that table have the first token's, as in transformers."""
+        """Return the per-layer embeddings; tokens beyond the table have those of token 0, as in transformers."""
         size, *width = weights.shapes[stored]
 
         def read(start: int, stop: int) -> Tensor:
@@ -145,7 +147,7 @@ class Gemma3n(Gemma3):
         return Planned(target, (self._vocabulary(weights), *width), read)
 
     def _stacked(self, weights: Weights, names: list[str], target: str) -> Planned:
-        """Matrices [E, E] as one tensor [matrices, E, E], each read when it is written."""
+        """Return matrices [E, E] as one tensor [matrices, E, E]; each is read when it is written."""
 
         def read(start: int, stop: int) -> Tensor:
             return torch.stack([weights.whole(name) for name in names[start:stop]])
@@ -153,6 +155,6 @@ class Gemma3n(Gemma3):
         return Planned(target, (len(names), *weights.shapes[names[0]]), read)
 
     def _vocabulary(self, weights: Weights) -> int:
-        """The rows of the larger of the two tables of embeddings."""
+        """Return the number of rows of the larger embedding table."""
         tables = [name for name in weights if name.endswith(("embed_tokens.weight", "embed_tokens_per_layer.weight"))]
         return max(weights.shapes[name][0] for name in tables if language_name(name) is not None)

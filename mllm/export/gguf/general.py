@@ -1,4 +1,4 @@
-"""What a GGUF file says of its origin: name, base model, license, chat template, and how to sample."""
+"""General metadata of a GGUF file: name, base model, license, chat template, sampling settings."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ import gguf
 import yaml
 
 from mllm.export.card import RESEARCH_ONLY
-
-TERMS = {
-    "health-ai-developer-foundations": "https://developers.google.com/health-ai-developer-foundations/terms",
-    "gemma": "https://ai.google.dev/gemma/terms",
-}
-"""Terms of use of the Gemma family, for checkpoints whose card says nothing."""
+from mllm.export.folder import base_of
+from mllm.export.terms import is_tiny
+from mllm.family import FAMILIES
+from mllm.run_files import CARD
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from, as far as its folder says."""
+    """Origin of a model, from the files in its folder."""
 
     name: str
     base: str | None = None
-    """A name on the Hugging Face Hub, or what else the base was called."""
+    """The base model: a name on the Hugging Face Hub or a folder."""
     license: str | None = None
     license_name: str | None = None
     license_link: str | None = None
@@ -36,7 +34,7 @@ class Origin:
     chat_template: str | None = None
 
     def describe(self, writer: gguf.GGUFWriter, kind: str) -> None:
-        """Adds what is known to the metadata; `kind` is 'model', 'mmproj' or 'adapter'."""
+        """Add the origin to the metadata; `kind` is 'model', 'mmproj' or 'adapter'."""
         writer.add_type(kind)
         writer.add_name(self.name)
         writer.add_description(RESEARCH_ONLY)
@@ -56,7 +54,7 @@ class Origin:
             writer.add_tags(self.tags)
 
     def describe_use(self, writer: gguf.GGUFWriter) -> None:
-        """Adds the chat template and the settings of sampling."""
+        """Add the chat template and the sampling settings to the metadata."""
         if self.chat_template:
             writer.add_chat_template(self.chat_template)
         adders = {
@@ -72,35 +70,31 @@ class Origin:
 
 
 def is_on_hub(base: str) -> bool:
-    """Whether a base model is named as on the Hugging Face Hub, and not by a folder."""
+    """Return True for a name on the Hugging Face Hub, False for a folder."""
     is_folder = Path(base).exists() or base.startswith((".", "ckpt/"))
     return re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None and not is_folder
 
 
 def read_origin(folder: Path, model_type: str, name: str | None = None, base: str | None = None) -> Origin:
-    """The origin of the model or adapter in `folder`, from its card and what else lies there.
+    """Return the origin of the model or adapter in `folder`.
 
-    `name` goes before the name of the folder, `base` before what the card says.
+    Sources are the facts and the report of an export and the YAML header of a model card. `name` replaces the name of
+    the folder, `base` the base model in the files.
     """
-    card = _front_matter(folder / "README.md")
-    base = base or _text(_json(folder / "export_report.json").get("base")) or _text(card.get("base_model"))
-    terms, terms_name, link = (
-        _text(card.get("license")),
-        _text(card.get("license_name")),
-        _text(card.get("license_link")),
-    )
-    is_known = terms not in (None, "other") or terms_name is not None
-    if not is_known and model_type.startswith("gemma") and not Path(base or folder).name.startswith("tiny-"):
-        is_medical = "medgemma" in f"{folder.name} {base}".lower()
-        terms_name = "health-ai-developer-foundations" if is_medical else "gemma"
-        terms, link = "other" if is_medical else "gemma", TERMS[terms_name]
+    card = _front_matter(folder / CARD)
+    base = base or base_of(folder) or _text(card.get("base_model"))
+    license, license_name, license_link = (_text(card.get(key)) for key in ("license", "license_name", "license_link"))
+    is_known = license not in (None, "other") or license_name is not None
+    if not is_known and model_type.startswith("gemma") and not is_tiny(base or str(folder)):
+        terms = FAMILIES.named("terms", f"{folder.name} {base} {model_type}")
+        license, license_name, license_link = terms.license, terms.name, terms.link
     sampling = _json(folder / "generation_config.json")
     return Origin(
         name=name or folder.name,
         base=base,
-        license=terms,
-        license_name=terms_name,
-        license_link=link,
+        license=license,
+        license_name=license_name,
+        license_link=license_link,
         tags=[str(tag) for tag in card.get("tags") or []],
         sampling=sampling if sampling.get("do_sample") else {},
         chat_template=read_chat_template(folder),
@@ -108,7 +102,7 @@ def read_origin(folder: Path, model_type: str, name: str | None = None, base: st
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """The chat template that lies in `folder`, in any of the places where transformers has kept it."""
+    """Return the chat template in `folder`, from any of the files in which transformers has stored it."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
@@ -121,7 +115,7 @@ def read_chat_template(folder: Path) -> str | None:
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
-    """The YAML header of a model card; empty where there is none that can be read."""
+    """Return the YAML header of a model card; empty without a readable header."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, flags=re.DOTALL)
     try:

@@ -1,4 +1,4 @@
-"""Types that llama.cpp alone makes (K-quants): the model is written whole, then quantized by its library."""
+"""K-quants: the model is written unquantized, and quantized by the library of llama.cpp."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ logger = logging.getLogger(__name__)
 K_QUANTS = ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k")
 """The types, largest first."""
 BLOCK = 256
-"""Values of a row that are quantized together; a matrix whose rows these do not divide keeps a larger type."""
+"""Number of values per block of a row. A matrix whose row length is not a multiple keeps a larger type."""
 _ERROR = 4
-"""The level of errors in llama.cpp's log."""
+"""The level of errors in the log of llama.cpp."""
 _TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\] .* \[ *(\d+), *(\d+),")
-"""A tensor's line in llama.cpp's log: its number, how many there are, values in a row, rows."""
+"""A tensor in the log of llama.cpp: its index, the number of tensors, the row length, the number of rows."""
 _ROWS = 128 << 20
-"""Bytes of rows that llama.cpp holds at a time; 8 GiB unless told."""
+"""Buffer of llama.cpp for rows, in bytes (its default: 8 GiB)."""
 
 
 def check_k_quant(family: Family, kind: str) -> None:
-    """Raises `ConfigError` where llama.cpp is not installed, or where no matrix of the model divides into blocks."""
+    """Raise `ConfigError` without llama.cpp, and if no row length of the model is a multiple of a block."""
     if importlib.util.find_spec("llama_cpp") is None:
         raise ConfigError(
             f"--type {kind} is made by llama.cpp, which is missing: pip install -e '.[parity]' (it is compiled, which "
@@ -45,16 +45,17 @@ def check_k_quant(family: Family, kind: str) -> None:
         )
     widths = family.row_widths()
     if not any(width % BLOCK == 0 for width in widths):
-        told = ", ".join(map(str, sorted(widths)))
+        lengths = ", ".join(map(str, sorted(widths)))
         raise family.refuse(
-            f"{kind} quantizes {BLOCK} values of a row together, and its rows have {told}; use q8_0, or q4_0"
+            f"{kind} quantizes {BLOCK} values of a row together, and its rows have {lengths}; use q8_0, or q4_0"
         )
 
 
 def export_k_quant(folder: Path, out: Path, kind: str, *, name: str | None = None) -> Path:
-    """As `export_model`, for a `kind` of `K_QUANTS`; the unquantized file lies beside `out` meanwhile.
+    """Write the language model in `folder` as a K-quant `kind`; see `export_model`.
 
-    Raises `ConfigError` where `check_k_quant` does, and with llama.cpp's own words where it fails.
+    The unquantized file is a temporary file beside `out`. Raises `ConfigError` with the message of llama.cpp if it
+    fails, and see `check_k_quant`.
     """
     check_k_quant(open_family(str(folder))[0], kind)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -68,11 +69,11 @@ def export_k_quant(folder: Path, out: Path, kind: str, *, name: str | None = Non
 
 
 @dataclass
-class _Heard:
-    """What llama.cpp logged."""
+class _Log:
+    """Information from the log of llama.cpp."""
 
     narrow: int = 0
-    """Matrices whose rows do not divide into blocks."""
+    """Number of matrices whose row length is not a multiple of a block."""
     errors: list[str] = field(default_factory=list)
 
 
@@ -83,36 +84,36 @@ def _quantize(source: Path, target: Path, kind: str) -> None:
     parameters.ftype = vars(llama_cpp)[f"LLAMA_FTYPE_MOSTLY_{kind.upper()}"]
     parameters.max_buf_size = _ROWS
     parameters.nthread = torch.get_num_threads()
-    with tqdm(unit="tensor", desc=target.name) as progress, _listening(llama_cpp, progress) as heard:
+    with tqdm(unit="tensor", desc=target.name) as progress, _log_to(llama_cpp, progress) as log:
         code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
     if code != 0 or not target.is_file():
-        reason = heard.errors[-1] if heard.errors else "it does not say why"
+        reason = log.errors[-1] if log.errors else "no reason was logged"
         raise ConfigError(f"llama.cpp could not make {kind} of this model ({reason}): use q8_0, or a type of gguf")
-    if heard.narrow:
+    if log.narrow:
         logger.info(
-            "%d matrices have a larger type than %s: their rows are no multiple of %d", heard.narrow, kind, BLOCK
+            "%d matrices have a larger type than %s: their row length is not a multiple of %d", log.narrow, kind, BLOCK
         )
 
 
 @contextmanager
-def _listening(llama_cpp: Any, progress: Any) -> Iterator[_Heard]:
-    """Has llama.cpp's log move the bar, instead of printing some lines for each tensor."""
-    heard = _Heard()
+def _log_to(llama_cpp: Any, progress: Any) -> Iterator[_Log]:
+    """Collect the log of llama.cpp inside the block and advance the progress bar, instead of printing it."""
+    log = _Log()
 
-    def hear(level: int, text: bytes, data: Any) -> None:
+    def receive(level: int, text: bytes, data: Any) -> None:
         line = text.decode(errors="replace").strip()
         if match := _TENSOR.match(line):
             index, count, width, rows = map(int, match.groups())
             progress.total = count
             progress.update(index - progress.n)
-            heard.narrow += rows > 1 and width % BLOCK > 0
+            log.narrow += rows > 1 and width % BLOCK > 0
         elif level == _ERROR and line:
-            heard.errors.append(line)
+            log.errors.append(line)
 
-    callback, before, data = llama_cpp.llama_log_callback(hear), llama_cpp.llama_log_callback(), ctypes.c_void_p()
+    callback, before, data = llama_cpp.llama_log_callback(receive), llama_cpp.llama_log_callback(), ctypes.c_void_p()
     llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(data))
     llama_cpp.llama_log_set(callback, None)
     try:
-        yield heard
+        yield log
     finally:
         llama_cpp.llama_log_set(before, data)

@@ -1,4 +1,4 @@
-"""A PEFT LoRA as a GGUF adapter, which llama.cpp puts on the GGUF of its base when it loads."""
+"""Export of a PEFT LoRA as a GGUF adapter, which llama.cpp applies to the GGUF file of the base."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from mllm.export.gguf.general import read_origin
 from mllm.export.gguf.model import open_family
 from mllm.export.gguf.weights import Planned, fixed
 from mllm.export.gguf.writer import TYPES, kind_of, write_gguf
-from mllm.models.adapters.files import HEADS, KEY, SavedAdapter, find_adapter, read_adapter
+from mllm.models.adapters.files import KEY, SavedAdapter, find_adapter, read_adapter
+from mllm.run_files import TRAINED as HEADS
 
 PLAIN = ("f32", "f16", "bf16")
-"""The types that an adapter is written as."""
+"""Types of an adapter."""
 
 
 def export_adapter(adapter: Path, base: str, out: Path, kind: str) -> Path:
-    """Writes the LoRA in `adapter`, trained on the model `base`, of which the config alone is read, to `out`.
+    """Write the LoRA in `adapter` to `out`. Of its base model `base` only the config is read.
 
-    Raises `ConfigError` for what llama.cpp cannot add to a model: LoRA outside the layers of the language model, DoRA,
-    heads.
+    Raises `ConfigError` for adapters that llama.cpp does not support: LoRA outside the layers of the language model,
+    DoRA, heads.
     """
     if kind not in PLAIN:
-        raise ConfigError(f"--type {kind} is no type of an adapter: choose one of {', '.join(PLAIN)}")
+        raise ConfigError(f"--type {kind} is not a type of an adapter: choose one of {', '.join(PLAIN)}")
     folder = find_adapter(adapter)
     if (folder / HEADS).is_file():
         raise ConfigError(f"'{adapter}' cannot become a GGUF adapter: more than a LoRA was trained ({HEADS})")
     saved = read_adapter(folder)
     family, config = open_family(base)
     tensors = list(_tensors(saved, family))
-    wanted, file_type = TYPES[kind]
+    matrix_type, file_type = TYPES[kind]
     origin = read_origin(folder, config["model_type"], out.stem, base=base)
 
     def describe(writer: gguf.GGUFWriter) -> None:
@@ -46,11 +47,11 @@ def export_adapter(adapter: Path, base: str, out: Path, kind: str) -> Path:
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(saved.config.lora_alpha))
         writer.add_file_type(file_type)
 
-    return write_gguf(out, family.name, describe, tensors, [kind_of(tensor, wanted) for tensor in tensors])
+    return write_gguf(out, family.name, describe, tensors, [kind_of(tensor, matrix_type) for tensor in tensors])
 
 
 def _tensors(saved: SavedAdapter, family: Family) -> Iterator[Planned]:
-    """Both matrices of every adapted layer, A before B, under the name of the weight that they change."""
+    """Yield both matrices of every adapted layer, A before B, with the name of the weight that they change."""
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in saved.tensors.items():
         match = KEY.fullmatch(key)
@@ -60,12 +61,12 @@ def _tensors(saved: SavedAdapter, family: Family) -> Iterator[Planned]:
         parts = pairs[module]
         name = _name(saved, module)
         if parts.keys() != {"lora_A.weight", "lora_B.weight"}:
-            strange = ", ".join(sorted(parts.keys() - {"lora_A.weight", "lora_B.weight"})) or "half a pair"
-            raise _refusal(saved, f"{module} has {strange}; llama.cpp adds plain LoRA alone, so merge it instead")
+            unknown = ", ".join(sorted(parts.keys() - {"lora_A.weight", "lora_B.weight"})) or "half a pair"
+            raise _refusal(saved, f"{module} has {unknown}; llama.cpp supports only plain LoRA, so merge it instead")
         first, second = parts["lora_A.weight"].float(), parts["lora_B.weight"].float()
         if family.permutes(name):
             second = family.permuted(name, second)
-        # llama.cpp scales every layer by the one alpha over the layer's rank.
+        # llama.cpp scales every layer by one alpha divided by the rank of the layer.
         second = second * (_scaling(saved.config, module, first.shape[0]) * first.shape[0] / saved.config.lora_alpha)
         target = family.target(name)
         yield fixed(f"{target}.lora_a", first)
@@ -73,12 +74,14 @@ def _tensors(saved: SavedAdapter, family: Family) -> Iterator[Planned]:
 
 
 def _name(saved: SavedAdapter, module: str) -> str:
-    """The weight that an adapted module has in the language model alone; refuses other modules."""
+    """Return the name of the weight of an adapted module in a plain language model; refuses other modules."""
     if re.search(r"(embed_tokens|lm_head)", module):
-        raise _refusal(saved, f"it adapts {module}, and llama.cpp shares that matrix with others; merge it instead")
+        raise _refusal(saved, f"it adapts {module}, which llama.cpp does not support; merge it instead")
     name = language_name(f"{module}.weight")
     if name is None:
-        raise _refusal(saved, f"it adapts {module}, and llama.cpp puts no adapter on vision; merge it instead")
+        raise _refusal(
+            saved, f"it adapts {module}, and llama.cpp applies adapters only to the language model; merge it instead"
+        )
     name = name if name.startswith("model.") else f"model.{name}"
     if not re.fullmatch(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+\.weight", name):
         raise _refusal(saved, f"it adapts {module}, which is neither attention nor feed-forward; merge it instead")
@@ -86,7 +89,7 @@ def _name(saved: SavedAdapter, module: str) -> str:
 
 
 def _scaling(config: LoraConfig, module: str, rank: int) -> float:
-    """What PEFT multiplies the product of the two matrices of `module` by."""
+    """Return the factor of PEFT for the product of the two matrices of `module`."""
     patterns = config.alpha_pattern or {}
     matches = [alpha for pattern, alpha in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)]
     alpha = matches[0] if matches else config.lora_alpha

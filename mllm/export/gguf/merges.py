@@ -1,4 +1,4 @@
-"""Whether byte-pair merges say the same as scores of pieces, by which SentencePiece and llama.cpp join them."""
+"""Conversion of byte-pair merges to scores of pieces, which SentencePiece and llama.cpp use."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 def merge_scores(
     vocabulary: Mapping[str, int], merges: np.ndarray, specials: Collection[str]
 ) -> dict[str, float] | None:
-    """A score for every piece that merges make, such that joining by score and by merges give the same pieces.
+    """Return a score for every merged piece, such that joining by scores and by merges gives equal tokens.
 
-    None where there is no such score: where pieces could be joined that no merge joins, or where the merges that make
-    one piece do not follow each other. `merges` are ids [merges, 2] of the pieces that are joined, `specials` pieces
-    that stand in texts whole, and need no merge.
+    `merges` contains the ids [merges, 2] of the joined pieces; `specials` are pieces that are matched as a whole and
+    need no merge. Returns None if there are no such scores: if two pieces without a merge could be joined, or if the
+    merges with one result are not consecutive.
     """
     pieces = {index: piece for piece, index in vocabulary.items()}
     pairs = zip(merges[:, 0].tolist(), merges[:, 1].tolist(), strict=True)

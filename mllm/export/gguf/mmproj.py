@@ -1,4 +1,4 @@
-"""The part of Gemma 3 that sees, as the mmproj file that llama.cpp reads beside the language model."""
+"""Export of the vision tower and projector of Gemma 3 as an mmproj file for llama.cpp."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ _PROJECTOR = re.compile(r"^(model\.)?multi_modal_projector\.")
 
 
 def check_mmproj(source: str) -> tuple[dict[str, Any], int]:
-    """The config of the checkpoint `source`, and how many patches a side one image token averages.
+    """Return the config of the checkpoint `source`, and the number of patches per side that an image token averages.
 
-    Raises `ConfigError` for anything but Gemma 3 with images, and for a number of image tokens that is no square.
+    Raises `ConfigError` for models other than Gemma 3 with images, and if the number of image tokens is not a square.
     """
     config = load_config(source).to_dict()
     refuse_foreign(source, config)
     if config["model_type"] != "gemma3":
-        reason = "llama.cpp does not see with it" if config["model_type"] == "gemma3n" else "it has no vision tower"
-        raise ConfigError(f"'{source}' has no mmproj file: {reason}; leave --mmproj out")
+        is_gemma3n = config["model_type"] == "gemma3n"
+        reason = "llama.cpp does not support its vision tower" if is_gemma3n else "it has no vision tower"
+        raise ConfigError(f"'{source}' has no mmproj file: {reason}; omit --mmproj")
     tokens, vision = config["mm_tokens_per_image"], config["vision_config"]
     side, patches = math.isqrt(tokens), vision["image_size"] // vision["patch_size"]
     if side * side != tokens or patches % side:
-        raise ConfigError(f"'{source}' has no mmproj file: {tokens} image tokens are no square of its patches")
+        raise ConfigError(f"'{source}' has no mmproj file: {tokens} image tokens do not form a square of its patches")
     return config, patches // side
 
 
 def export_mmproj(folder: Path, out: Path, kind: str, *, name: str | None = None) -> Path:
-    """Writes the vision tower and projector in `folder` to `out`: in fp32 for `kind` 'f32', else matrices in fp16.
+    """Write the vision tower and projector in `folder` to `out`: in fp32 for `kind` 'f32', else matrices in fp16.
 
-    `name` is as for `export_model`. Raises `ConfigError` where `check_mmproj` does.
+    For `name` see `export_model`. Raises `ConfigError` as `check_mmproj` does.
     """
     config, scale = check_mmproj(str(folder))
     tensors = _tensors(folder, config["vision_config"]["num_hidden_layers"])
-    wanted, file_type = TYPES["f32" if kind == "f32" else "f16"]
+    matrix_type, file_type = TYPES["f32" if kind == "f32" else "f16"]
     origin = read_origin(folder, config["model_type"], name)
 
     def describe(writer: gguf.GGUFWriter) -> None:
@@ -55,11 +56,11 @@ def export_mmproj(folder: Path, out: Path, kind: str, *, name: str | None = None
         writer.add_file_type(file_type)
 
     arch = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.MMPROJ]
-    return write_gguf(out, arch, describe, tensors, [kind_of(tensor, wanted) for tensor in tensors])
+    return write_gguf(out, arch, describe, tensors, [kind_of(tensor, matrix_type) for tensor in tensors])
 
 
 def _tensors(folder: Path, layers: int) -> list[Planned]:
-    """The tensors of the vision tower and the projector, whichever version of transformers wrote them."""
+    """Return the tensors of the vision tower and the projector; the names of all transformers versions are known."""
     weights, planned = Weights(folder), []
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, layers)
     for stored in weights:
@@ -73,11 +74,11 @@ def _tensors(folder: Path, layers: int) -> list[Planned]:
         if target is None and ".head." in name:
             continue  # the pooling head of SigLIP, which Gemma 3 does not use
         if target is None:
-            raise ConfigError(f"'{folder}' has no mmproj file: its tensor {stored} has no place in one")
-        # The projector's norm counts from 1 in transformers; SigLIP's do not.
+            raise ConfigError(f"'{folder}' has no mmproj file: its tensor {stored} is unknown")
+        # In transformers the weight of the projector's norm is relative to 1; those of SigLIP are not.
         planned.append(weights.planned(stored, target, offset=1.0 if "soft_emb_norm" in name else 0.0))
     if not any(tensor.name.startswith("v.") for tensor in planned):
-        raise ConfigError(f"'{folder}' has no mmproj file: it holds no vision tower")
+        raise ConfigError(f"'{folder}' has no mmproj file: it contains no vision tower")
     return planned
 
 
@@ -102,7 +103,7 @@ def _describe(
 
 
 def _image_statistics(folder: Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that pixels are normalized by; those of SigLIP where no file says them."""
+    """Return mean and standard deviation of the pixel normalization; those of SigLIP if no file contains them."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
             values = json.loads((folder / name).read_text(encoding="utf-8"))

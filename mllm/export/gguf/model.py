@@ -1,4 +1,4 @@
-"""The exporter of whole models: a checkpoint's folder becomes one GGUF file."""
+"""Export of a whole language model as one GGUF file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mllm.export.gguf.general import Origin, read_origin
 from mllm.export.gguf.tokenizer import Vocabulary, read_vocabulary
 from mllm.export.gguf.weights import Weights
 from mllm.export.gguf.writer import TYPES, kind_of, log_narrow, write_gguf
-from mllm.models.adapters.files import HEADS
 from mllm.models.backbone.loading import load_config
 from mllm.models.medgemma.medgemma_perception import POOL_KEY
+from mllm.run_files import TRAINED as HEADS
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +32,20 @@ FAMILIES: dict[str, type[Family]] = {
     "gemma3n": Gemma3n,
     "gemma3n_text": Gemma3n,
 }
-"""`model_type` of config.json -> how it is written."""
+"""`model_type` of config.json -> its family."""
 REFUSED = {
     "vaultgemma": "llama.cpp has no VaultGemma, and its softcaps fit neither `gemma` nor `gemma2`",
     "t5gemma": "llama.cpp has no T5Gemma, whose encoder and decoder are Gemma 2's and not T5's",
     "t5gemma2": "llama.cpp has no T5Gemma 2, whose encoder and decoder are Gemma 3's and not T5's",
 }
-"""Model types that people ask for, and why there is no GGUF of them."""
+"""Unsupported model types with the reason."""
 
 
 def export_model(folder: Path, out: Path, kind: str, *, name: str | None = None) -> Path:
-    """Writes the language model in `folder` to `out`, its matrices as `kind`, a key of `TYPES`.
+    """Write the language model in `folder` to `out`; `kind`, a key of `TYPES`, is the type of the matrices.
 
-    Reads and writes a few rows at a time. `name` is what the model is called in the file, instead of its folder's name.
-    Raises `ConfigError` with the reason where llama.cpp cannot run the model.
+    A few rows are in memory at a time. `name` is the name of the model in the file (default: name of the folder).
+    Raises `ConfigError` with the reason if llama.cpp cannot run the model.
     """
     family, config = open_family(str(folder))
     vocabulary, origin = read_vocabulary(folder, family.config), read_origin(folder, config["model_type"], name)
@@ -55,9 +55,9 @@ def export_model(folder: Path, out: Path, kind: str, *, name: str | None = None)
     if "token_embd.weight" not in rows:
         raise family.refuse("its embeddings are missing")
     vocabulary.fit(rows["token_embd.weight"])
-    wanted, file_type = TYPES[kind]
-    kinds = [kind_of(tensor, wanted) for tensor in tensors]
-    log_narrow(tensors, kinds, wanted)
+    matrix_type, file_type = TYPES[kind]
+    kinds = [kind_of(tensor, matrix_type) for tensor in tensors]
+    log_narrow(tensors, kinds, matrix_type)
 
     def describe(writer: gguf.GGUFWriter) -> None:
         _describe(writer, origin, family, vocabulary)
@@ -70,9 +70,9 @@ def export_model(folder: Path, out: Path, kind: str, *, name: str | None = None)
 
 
 def open_family(source: str) -> tuple[Family, dict[str, Any]]:
-    """How the language model of the checkpoint `source` is written, and its whole config.
+    """Return the family of the language model of the checkpoint `source`, and its whole config.
 
-    Reads config.json alone. Raises `ConfigError` where the model cannot be written.
+    Reads only config.json. Raises `ConfigError` if the model is not supported.
     """
     if (Path(source) / HEADS).is_file():
         raise _has_heads(source)
@@ -85,22 +85,22 @@ def open_family(source: str) -> tuple[Family, dict[str, Any]]:
 
 
 def refuse_foreign(source: str, config: dict[str, Any]) -> None:
-    """Raises `ConfigError` for a config that llama.cpp has nothing for."""
+    """Raise `ConfigError` for a config that is not supported."""
     kind = config["model_type"]
     if kind not in FAMILIES:
         known = ", ".join(name for name in FAMILIES if not name.endswith("_text"))
-        reason = REFUSED.get(kind, f"its type is {kind}, and what is written is {known}")
+        reason = REFUSED.get(kind, f"its type is {kind}, and supported are {known}")
         raise ConfigError(f"'{source}' cannot become a GGUF: {reason}")
     if POOL_KEY in config:
         raise _has_rectangles(source, config["mm_tokens_per_image"])
     if config.get("quantization_config"):
-        raise ConfigError(f"'{source}' cannot become a GGUF: its weights are quantized; name the full-precision model")
+        raise ConfigError(f"'{source}' cannot become a GGUF: its weights are quantized; pass the full-precision model")
 
 
 def refuse_settings(source: str, settings: Mapping[str, Any]) -> None:
-    """Raises `ConfigError` where the `settings` of an mllm.json say what llama.cpp could not run, merged or not."""
+    """Raise `ConfigError` for `settings` of an mllm.json that llama.cpp does not support, merged or not."""
     if settings.get("part") == "vision":
-        raise ConfigError(f"'{source}' cannot become a GGUF: it is the part of a model that sees, and answers no text")
+        raise ConfigError(f"'{source}' cannot become a GGUF: it is a vision model, which generates no text")
     if settings.get("heads"):
         raise _has_heads(source)
     tokens = settings.get("image_token_len")
@@ -115,7 +115,7 @@ def _has_heads(source: str) -> ConfigError:
 def _has_rectangles(source: str, tokens: int) -> ConfigError:
     return ConfigError(
         f"'{source}' cannot become a GGUF: its images have {tokens} tokens from a rectangular pool, and llama.cpp "
-        "pools squares; train with image_token_len 256, 64 or 16"
+        "supports only square pools; train with image_token_len 256, 64 or 16"
     )
 
 

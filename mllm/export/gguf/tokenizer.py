@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer in the words of GGUF: from `tokenizer.model`, or else from `tokenizer.json`."""
+"""Conversion of a tokenizer to the metadata of GGUF, from `tokenizer.model` or else `tokenizer.json`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 Type = gguf.TokenType
 SPECIALS = ("bos", "eos", "unk", "pad", "mask")
 END_OF_TURN = ("<end_of_turn>", "<|eot_id|>", "<|im_end|>", "<|end|>")
-"""Tokens that end a turn, which generation must stop at beside the end of the text."""
+"""Tokens that end a turn. Generation stops at them, in addition to the end-of-text token."""
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -31,12 +31,12 @@ QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPLITS = {(LLAMA3, True): "llama-bpe", (LLAMA3, False): "smaug-bpe", (QWEN2, False): "qwen2", (None, False): "gpt-2"}
-"""How a byte-level tokenizer splits texts, and whether it prefers whole words: the name that llama.cpp has for it."""
+"""Split pattern of a byte-level tokenizer and its `ignore_merges` -> the name in llama.cpp."""
 
 
 @dataclass
 class Vocabulary:
-    """What a tokenizer is, as the keys `tokenizer.ggml.*` say it."""
+    """A tokenizer in the form of the keys `tokenizer.ggml.*`."""
 
     model: str
     """'llama': pieces joined by score; 'gpt2': bytes joined by merges; 'gemma4': pieces joined by merges."""
@@ -52,7 +52,7 @@ class Vocabulary:
     """'bos', 'eos', 'unk', 'pad', 'mask', 'eot' -> the token's id."""
 
     def fit(self, rows: int) -> None:
-        """Makes as many tokens as the embeddings have `rows`: unused ones are added, those without a row dropped."""
+        """Match the number of tokens to the `rows` of the embeddings: add unused tokens, or drop the last ones."""
         missing = rows - len(self.tokens)
         self.tokens = self.tokens[:rows] + [f"[PAD{len(self.tokens) + index}]" for index in range(missing)]
         self.types = self.types[:rows] + [Type.UNUSED] * missing
@@ -61,7 +61,7 @@ class Vocabulary:
         self.ids = {name: index for name, index in self.ids.items() if index < rows}
 
     def describe(self, writer: gguf.GGUFWriter) -> None:
-        """Adds the tokenizer to the metadata."""
+        """Add the tokenizer to the metadata."""
         writer.add_tokenizer_model(self.model)
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
@@ -86,9 +86,10 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
-    """The tokenizer in a checkpoint's `folder`; `config` names the ids of special tokens where no other file does.
+    """Return the tokenizer in the folder of a checkpoint.
 
-    Raises `ConfigError` where there is none, or one that llama.cpp cannot be told of.
+    `config` contains the ids of special tokens that no other file contains. Raises `ConfigError` for a missing or
+    unsupported tokenizer.
     """
     settings = _json(folder / "tokenizer_config.json")
     fast, merges = read_tokenizer_json(folder / "tokenizer.json")
@@ -97,7 +98,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
     elif fast:
         vocabulary = _from_fast(folder / "tokenizer.json", fast, merges)
     else:
-        raise ConfigError(f"'{folder}' holds neither tokenizer.model nor tokenizer.json: save the tokenizer into it")
+        raise ConfigError(f"'{folder}' contains neither tokenizer.model nor tokenizer.json: save the tokenizer into it")
     added = {entry["id"]: entry for entry in fast.get("added_tokens", [])}
     added |= {int(index): entry for index, entry in settings.get("added_tokens_decoder", {}).items()}
     _overlay(vocabulary, added)
@@ -115,15 +116,15 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
 
 
 def _from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> Vocabulary:
-    """The pieces of a SentencePiece model with their scores and types."""
+    """Return the pieces of a SentencePiece model with their scores and types."""
     from sentencepiece import SentencePieceProcessor
 
-    messages: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")  # made when it is imported
+    messages: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")  # generated at import
     processor = SentencePieceProcessor(model_file=str(path))
     model = messages.ModelProto()
     model.ParseFromString(path.read_bytes())
     if model.trainer_spec.model_type != model.trainer_spec.BPE:
-        raise ConfigError(f"{path} is no byte-pair model, as the families that are written here have")
+        raise ConfigError(f"{path} is not a byte-pair model; other types are not supported")
     tokens, types, scores = [], [], []
     for index in range(processor.vocab_size()):
         kind = Type.NORMAL
@@ -141,7 +142,8 @@ def _from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> Vocabulary:
         types.append(kind)
         scores.append(processor.get_score(index))
     prefix = bool(model.normalizer_spec.add_dummy_prefix) and settings.get("add_prefix_space") is not False
-    gemma = "Gemma" in str(settings.get("tokenizer_class"))  # its files ask for a space that its tokenizers do not add
+    # The files of Gemma request a space prefix that its tokenizers do not add.
+    gemma = "Gemma" in str(settings.get("tokenizer_class"))
     return Vocabulary(
         model="llama",
         pre="default",
@@ -155,10 +157,10 @@ def _from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> Vocabulary:
 
 
 def _from_fast(path: Path, fast: Mapping[str, Any], merges: np.ndarray) -> Vocabulary:
-    """A byte-pair tokenizer of the package tokenizers: of pieces, or of bytes."""
+    """Return a byte-pair tokenizer of the package tokenizers, on pieces or on bytes."""
     model = fast["model"]
     if model.get("type") != "BPE":
-        raise ConfigError(f"{path} is of type {model.get('type')}; only byte-pair tokenizers are written")
+        raise ConfigError(f"{path} is of type {model.get('type')}; only byte-pair tokenizers are supported")
     size = max(model["vocab"].values()) + 1
     tokens, types = [f"[UNUSED{index}]" for index in range(size)], [Type.UNUSED] * size
     for token, index in model["vocab"].items():
@@ -181,9 +183,9 @@ def _from_fast(path: Path, fast: Mapping[str, Any], merges: np.ndarray) -> Vocab
         return vocabulary
     if vocabulary.space_prefix:
         raise ConfigError(
-            f"{path} joins pieces in an order that llama.cpp does not know; put tokenizer.model beside it"
+            f"{path} joins pieces in an order that llama.cpp does not support; put tokenizer.model beside it"
         )
-    logger.info("%s: pieces are joined by merges, which llama.cpp before 2026 does not read", path)
+    logger.info("%s: pieces are joined by merges, which llama.cpp before 2026 does not support", path)
     vocabulary.model, vocabulary.pre = "gemma4", "gemma4"
     vocabulary.merges = _as_text(tokens, merges)
     return vocabulary
@@ -194,7 +196,7 @@ def _as_text(tokens: list[str], merges: np.ndarray) -> list[str]:
 
 
 def _overlay(vocabulary: Vocabulary, added: Mapping[int, Mapping[str, Any]]) -> None:
-    """Puts the added tokens over the trained ones: special ones are control tokens, the others stand in texts."""
+    """Replace trained tokens by added ones: special tokens become control tokens, the others user-defined ones."""
     for index in sorted(added):
         entry = added[index]
         while len(vocabulary.tokens) <= index:
@@ -210,25 +212,25 @@ def _overlay(vocabulary: Vocabulary, added: Mapping[int, Mapping[str, Any]]) -> 
         else:
             vocabulary.types[index] = Type.USER_DEFINED
             if vocabulary.model != "gpt2":
-                content = content.replace("▁", " ")  # texts are searched for it before spaces become ▁
+                content = content.replace("▁", " ")  # it is matched before spaces become ▁
         vocabulary.tokens[index] = content
 
 
 def _split_of(path: Path, fast: Mapping[str, Any]) -> str:
-    """llama.cpp's name for the way in which a byte-level tokenizer splits texts."""
+    """Return llama.cpp's name for the split pattern of a byte-level tokenizer."""
     steps = _steps(fast.get("pre_tokenizer"))
     patterns = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]
     pattern = patterns[0] if patterns else None
     name = SPLITS.get((pattern, bool(fast["model"].get("ignore_merges"))))
     if name is None or fast.get("normalizer") is not None or not any(step["type"] == "ByteLevel" for step in steps):
         raise ConfigError(
-            f"{path} splits texts in a way that has no name in llama.cpp (as LLaMA 3's, Qwen 2's and GPT-2's have)"
+            f"{path} splits texts by a pattern that llama.cpp does not support (supported: LLaMA 3, Qwen 2, GPT-2)"
         )
     return name
 
 
 def _steps(part: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """The steps of a sequence of normalizers, pre-tokenizers or post-processors, or the one there is."""
+    """Return the steps of a normalizer, pre-tokenizer or post-processor, with sequences flattened."""
     if part is None:
         return []
     inner = part.get("normalizers") or part.get("pretokenizers") or part.get("processors")
@@ -236,7 +238,7 @@ def _steps(part: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 
 
 def _specials_around(fast: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether a special token is put before and after each text."""
+    """Return whether a special token is added before, and after, each text."""
     for step in _steps(fast.get("post_processor")):
         if step["type"] == "TemplateProcessing":
             return "SpecialToken" in step["single"][0], "SpecialToken" in step["single"][-1]
@@ -244,7 +246,7 @@ def _specials_around(fast: Mapping[str, Any]) -> tuple[bool, bool]:
 
 
 def _has_space_prefix(fast: Mapping[str, Any]) -> bool:
-    """Whether a space is put before each text."""
+    """Return True if a space is added before each text."""
     steps = _steps(fast.get("normalizer")) + _steps(fast.get("pre_tokenizer"))
     return any(
         step["type"] == "Prepend" or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")

@@ -1,4 +1,4 @@
-"""Reading `tokenizer.json` in little memory: Gemma's holds half a million merges, which are kept as pairs of ids."""
+"""Memory-saving reader of `tokenizer.json`: the merges (half a million for Gemma) are stored as pairs of ids."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mllm.errors import ConfigError
 _STRING = rb'"(?:[^"\\]|\\.)*"'
 _START = re.compile(rb'"merges"\s*:\s*\[')
 _MERGE = re.compile(rb"\s*,?\s*(?:\[\s*(%b)\s*,\s*(%b)\s*\]|(%b))" % (_STRING, _STRING, _STRING))
-"""A merge as new files write it, `["a", "b"]`, or as old ones, `"a b"`."""
+"""A merge in new files, `["a", "b"]`, or in old ones, `"a b"`."""
 
 
 def read_tokenizer_json(path: Path) -> tuple[dict[str, Any], np.ndarray]:
-    """What the file says, its merges left out, and the merges as ids [merges, 2] of the pieces that are joined.
+    """Return the content of the file without its merges, and the merges as ids [merges, 2] of the joined pieces.
 
-    Where there is no such file, nothing and none. Raises `ConfigError` where it is damaged.
+    Both are empty if the file does not exist. Raises `ConfigError` if it is damaged.
     """
     none = np.empty((0, 2), np.int64)
     if not path.is_file():
@@ -42,11 +42,11 @@ def read_tokenizer_json(path: Path) -> tuple[dict[str, Any], np.ndarray]:
         raise ConfigError(f"{path} cannot be read ({error}): download or save the tokenizer again") from error
 
 
-def _merges(data: bytes, place: int) -> Iterator[re.Match[bytes]]:
-    """The merges one after the other, from `place` on."""
-    while match := _MERGE.match(data, place):
+def _merges(data: bytes, start: int) -> Iterator[re.Match[bytes]]:
+    """Yield the merges, starting at the position `start`."""
+    while match := _MERGE.match(data, start):
         yield match
-        place = match.end()
+        start = match.end()
 
 
 def _parts(match: re.Match[bytes]) -> tuple[str, str]:

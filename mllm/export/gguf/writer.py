@@ -1,4 +1,4 @@
-"""Writing a GGUF file tensor by tensor, and each tensor a few rows at a time."""
+"""Writer of GGUF files, a few rows of one tensor at a time."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ TYPES = {
     "q4_1": (Kind.Q4_1, gguf.LlamaFileType.MOSTLY_Q4_1),
     "q4_0": (Kind.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
-"""What `gguf` writes by itself: the type of the matrices, and what the file calls itself."""
+"""The types that `gguf` writes: the type of the matrices, and the type of the file."""
 _TABLES = ("token_embd.weight", "output.weight")
-"""Matrices that every answer is read from: in types below 8 bits they keep 8."""
-_KEPT = ("_norm", "rope_freqs", "position_embd", "patch_embd", "_coef", "altup_router", "altup_correct_scale")
-"""Small tensors whose errors spread, or that llama.cpp reads in fp32 alone."""
+"""Matrices of embeddings and output; they keep 8 bits in smaller types."""
+_FULL_PRECISION = ("_norm", "rope_freqs", "position_embd", "patch_embd", "_coef", "altup_router", "altup_correct_scale")
+"""Parts of the names of small tensors in fp32: their errors propagate, or llama.cpp reads them only in fp32."""
 _HALF = ("altup_proj.weight", "altup_unembd_proj.weight")
-"""Matrices of three dimensions, which are not quantized."""
+"""Three-dimensional tensors, which are not quantized."""
 _CHUNK = 2 << 20
-"""How many values are in memory at a time."""
+"""Number of values in memory at a time."""
 
 
-def kind_of(tensor: Planned, wanted: Kind) -> Kind:
-    """How a tensor is stored in a file of the type `wanted`: vectors and the fragile ones in fp32."""
-    if len(tensor.shape) < 2 or any(word in tensor.name for word in _KEPT):
+def kind_of(tensor: Planned, matrix_type: Kind) -> Kind:
+    """Return the type of a tensor in a file whose matrices have the type `matrix_type`; vectors are in fp32."""
+    if len(tensor.shape) < 2 or any(word in tensor.name for word in _FULL_PRECISION):
         return Kind.F32
-    if tensor.name in _HALF and wanted not in (Kind.F32, Kind.BF16):
+    if tensor.name in _HALF and matrix_type not in (Kind.F32, Kind.BF16):
         return Kind.F16
-    if tensor.name in _TABLES and wanted in (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1):
-        wanted = Kind.Q8_0
-    block, _ = gguf.GGML_QUANT_SIZES[wanted]
-    return wanted if tensor.shape[-1] % block == 0 else Kind.F16
+    if tensor.name in _TABLES and matrix_type in (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1):
+        matrix_type = Kind.Q8_0
+    block, _ = gguf.GGML_QUANT_SIZES[matrix_type]
+    return matrix_type if tensor.shape[-1] % block == 0 else Kind.F16
 
 
 def write_gguf(
@@ -61,12 +61,12 @@ def write_gguf(
     tensors: Sequence[Planned],
     kinds: Sequence[Kind],
 ) -> Path:
-    """Writes `tensors`, stored as `kinds`, behind the metadata that `describe` adds, to `path`: whole or not at all.
+    """Write the metadata that `describe` adds and `tensors`, stored as `kinds`, to `path` atomically.
 
-    Raises `ConfigError` for values that are not finite, or beyond the range of their type.
+    Raises `ConfigError` for values that are not finite or exceed the range of their type.
     """
     path = Path(path)
-    # Told that its file is open already, the writer writes where we say, and the tensors' bytes go the same way.
+    # The writer gets an open file, and the bytes of the tensors are written to the same file.
     writer = gguf.GGUFWriter(None, arch)
     describe(writer)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -94,11 +94,13 @@ def _write_tensor(file: Any, tensor: Planned, kind: Kind, progress: Any) -> None
     for start in range(0, tensor.shape[0], rows):
         values = tensor.read(start, min(start + rows, tensor.shape[0])).contiguous().numpy()
         if not np.isfinite(values).all():
-            raise ConfigError(f"{tensor.name} holds NaN or infinity, so it was not exported")
+            raise ConfigError(f"{tensor.name} contains NaN or infinity, so it was not exported")
         with np.errstate(over="ignore"):
             stored = gguf.quants.quantize(values, kind)
         if kind == Kind.F16 and not np.isfinite(stored).all():
-            raise ConfigError(f"{tensor.name} holds values beyond the range of f16, so it was not exported: use bf16")
+            raise ConfigError(
+                f"{tensor.name} contains values beyond the range of f16, so it was not exported: use bf16"
+            )
         file.write(np.ascontiguousarray(stored).data)
         written += stored.nbytes
         progress.update(stored.nbytes)
@@ -110,12 +112,12 @@ def _bytes_of(tensor: Planned, kind: Kind) -> int:
     return prod(tensor.shape) // block * size
 
 
-def log_narrow(tensors: Sequence[Planned], kinds: Sequence[Kind], wanted: Kind) -> None:
-    """Says how many matrices are stored as f16, because their rows are no multiple of the type's block."""
+def log_narrow(tensors: Sequence[Planned], kinds: Sequence[Kind], matrix_type: Kind) -> None:
+    """Log the number of matrices that are stored as f16 because their row length is not a multiple of a block."""
     count = sum(
-        kind == Kind.F16 and wanted != Kind.F16 and tensor.name not in _HALF
+        kind == Kind.F16 and matrix_type != Kind.F16 and tensor.name not in _HALF
         for tensor, kind in zip(tensors, kinds, strict=True)
     )
     if count:
-        block, _ = gguf.GGML_QUANT_SIZES[wanted]
-        logger.info("%d tensors are stored as f16: their rows are no multiple of %d values", count, block)
+        block, _ = gguf.GGML_QUANT_SIZES[matrix_type]
+        logger.info("%d tensors are stored as f16: their row length is not a multiple of %d values", count, block)

@@ -1,4 +1,4 @@
-"""Adapters on disk: finding one, reading it, putting it on a model under today's names, writing one."""
+"""Adapter files: find, read and write them, and load them into a model under its current module names."""
 
 from __future__ import annotations
 
@@ -25,39 +25,38 @@ from transformers import PreTrainedModel
 from mllm.errors import ConfigError
 from mllm.models.adapters.targets import log_targets, pattern_of
 from mllm.models.backbone.loading import explained
+from mllm.run_files import SETTINGS, TRAINED
 
 logger = logging.getLogger(__name__)
 
 KEY = re.compile(r"base_model\.model\.(?P<module>.+?)\.(?P<part>lora_\w+(\.weight)?)")
-HEADS, SETTINGS = "heads.safetensors", "mllm.json"
-"""What a run of ours writes beside PEFT's files: what else trained, and how samples were encoded."""
 RENAMES = (
     (r"^language_model\.model\.", "model.language_model."),  # transformers 4.50 and 4.51
     (r"^(model\.)?vision_tower\.vision_model\.", "model.vision_tower."),  # 4.50 to 4.57
-    (r"^model\.layers\.", "model.language_model.layers."),  # language models before they got a vision tower beside them
+    (r"^model\.layers\.", "model.language_model.layers."),  # a language model without vision tower
     (r"^", "model."),
 )
-"""How names of modules in older versions of transformers become today's; the first that the model has is taken."""
+"""Module names of older versions of transformers and their replacements. The first name in the model is used."""
 
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """A LoRA adapter as it lies on disk."""
+    """A LoRA adapter read from disk."""
 
     source: str
-    """The folder or the name on the Hugging Face Hub, for messages."""
+    """Folder or name on the Hugging Face Hub, for messages."""
     config: LoraConfig
     tensors: dict[str, Tensor]
 
 
 def read_adapter(path: str | Path) -> SavedAdapter:
-    """The LoRA adapter in a folder, or under a name on the Hugging Face Hub.
+    """Read the LoRA adapter in a folder or on the Hugging Face Hub.
 
-    Raises `ConfigError` where it cannot be found or read, is no LoRA, changes nothing, or holds NaN.
+    Raise `ConfigError` if it cannot be found or read, is not a LoRA, has no effect, or contains non-finite values.
     """
     folder = find_adapter(path)
     try:
-        # Read as it is too: LoraConfig fills missing fields with defaults, and the rank must not be one of them.
+        # Also read as JSON: LoraConfig fills missing fields with defaults, and a missing rank must be refused.
         values = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         config = LoraConfig.from_pretrained(str(folder))
         if (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
@@ -73,35 +72,35 @@ def read_adapter(path: str | Path) -> SavedAdapter:
 
 
 def find_adapter(path: str | Path) -> Path:
-    """The folder of an adapter, fetched from the Hugging Face Hub where `path` names nothing on this machine."""
+    """Return the folder of an adapter. It is downloaded from the Hugging Face Hub if `path` is not a local folder."""
     folder = Path(path)
     if not folder.is_dir():
-        # `ckpt/flare25-medgemma` reads like a name on the Hub; where its parent is a folder here, a folder was meant.
+        # `ckpt/flare25-medgemma` could be a name on the Hub; if its parent folder exists, it is a local path.
         is_local = folder.parts[:1] == ("ckpt",) or folder.exists() or folder.is_absolute() or folder.parent.is_dir()
         if is_local or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
             raise ConfigError(
-                f"adapter_path = '{path}' is no folder; download adapters with scripts/download_medgemma.sh, or name "
+                f"adapter_path = '{path}' is not a folder; download adapters with scripts/download_medgemma.sh, or use "
                 "the adapter/ folder of an earlier run"
             )
         with explained(str(path)):
-            files = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, HEADS, SETTINGS]
+            files = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, TRAINED, SETTINGS]
             folder = Path(snapshot_download(str(path), allow_patterns=files))
-    if not holds_lora(folder) and (folder / HEADS).is_file():
+    if not holds_lora(folder) and (folder / TRAINED).is_file():
         return folder
     if not holds_lora(folder):
-        raise ConfigError(f"adapter_path = '{path}' holds no {CONFIG_NAME}: it is no PEFT adapter")
+        raise ConfigError(f"adapter_path = '{path}' holds no {CONFIG_NAME}: it is not a PEFT adapter")
     if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
         raise ConfigError(f"adapter_path = '{path}' holds no {SAFETENSORS_WEIGHTS_NAME}: its weights are missing")
     return folder
 
 
 def holds_lora(folder: Path) -> bool:
-    """Whether an adapter's folder holds a LoRA; a run may have trained heads or a projector alone."""
+    """Return True if an adapter folder contains a LoRA. A run may have trained heads or a projector only."""
     return (folder / CONFIG_NAME).is_file()
 
 
 def _check_content(path: str, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
-    """Refuse what cannot be continued exactly, and what would change nothing."""
+    """Raise `ConfigError` for an adapter that cannot be restored exactly or that has no effect."""
     strange = [key for key in tensors if not KEY.fullmatch(key)]
     if strange or config.modules_to_save:
         more = ", ".join([*(config.modules_to_save or []), *strange][:3])
@@ -109,22 +108,22 @@ def _check_content(path: str, config: LoraConfig, tensors: dict[str, Tensor]) ->
             f"adapter_path = '{path}' holds more than LoRA ({more}): "
             "whole modules beside the adapter are not supported; merge it into its base with the tool that made it"
         )
-    # PiSSA, OLoRA, CorDA and LoftQ change the base when they begin, so their adapters fit no base that lies on disk.
+    # PiSSA, OLoRA, CorDA and LoftQ change the base at initialization, so their adapters fit no checkpoint on disk.
     if config.init_lora_weights not in (True, False, "gaussian", "orthogonal", "eva"):
         raise ConfigError(
             f"adapter_path = '{path}' began as {config.init_lora_weights}, which changed its base too; convert it to "
             "plain LoRA first (PEFT: path_initial_model_for_weight_conversion)"
         )
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise ConfigError(f"adapter_path = '{path}' holds NaN or infinity; take an earlier checkpoint")
+        raise ConfigError(f"adapter_path = '{path}' holds NaN or infinity; use an earlier checkpoint")
     if not any(bool(tensor.any()) for key, tensor in tensors.items() if "lora_B" in key):
         raise ConfigError(f"adapter_path = '{path}' changes nothing: all its B matrices are zero, it was never trained")
 
 
 def fitted(saved: SavedAdapter, model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
-    """Each tensor with the name that its module has in `model`, whichever version of transformers wrote it.
+    """Yield (module name in `model`, rest of the key, tensor) for each tensor, for names of any transformers version.
 
-    Gives (name of the module, rest of the key, tensor). Raises `ConfigError` where `model` has no such module.
+    Raise `ConfigError` if `model` has no such module.
     """
     known = {name for name, _ in model.named_modules()}
     for key, tensor in saved.tensors.items():
@@ -132,13 +131,13 @@ def fitted(saved: SavedAdapter, model: nn.Module) -> Iterator[tuple[str, str, Te
         assert match is not None
         name = match["module"]
         renamed = [name, *(re.sub(old, new, name, count=1) for old, new in RENAMES if re.search(old, name))]
-        found = next((candidate for candidate in renamed if candidate in known), None)
-        if found is None:
+        current = next((candidate for candidate in renamed if candidate in known), None)
+        if current is None:
             raise ConfigError(
                 f"adapter_path = '{saved.source}' does not fit this model: it adapts {name}, which a "
                 f"{type(model).__name__} does not have; it was trained on '{saved.config.base_model_name_or_path}'"
             )
-        yield found, match["part"], tensor
+        yield current, match["part"], tensor
 
 
 def load_adapter(
@@ -149,10 +148,9 @@ def load_adapter(
     *,
     lora_dropout: float = 0.0,
 ) -> PeftModel:
-    """`model` with a saved adapter under `name`, trainable, every tensor of it restored exactly.
+    """Return `model` with a saved adapter under `name`, trainable, with every tensor restored exactly.
 
-    A `model` that has adapters keeps them. `targets` only name the towers in the log. Raises `ConfigError` where
-    adapter and model do not fit.
+    Existing adapters stay. `targets` name the towers in the log. Raise `ConfigError` if adapter and model do not fit.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PreTrainedModel)
@@ -164,7 +162,7 @@ def load_adapter(
     for pattern in config.alpha_pattern or {}:
         if not any(re.match(rf"(.*\.)?({pattern})$", module) for module in modules):
             raise ConfigError(f"adapter_path = '{saved.source}': alpha_pattern '{pattern}' matches none of its modules")
-    # The tensors say exactly where it sits; patterns written for older names of modules do not.
+    # Targets are taken from the tensors, since patterns may be written for older module names.
     config.target_modules = pattern_of(modules, base)
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     config.init_lora_weights = True
@@ -185,6 +183,7 @@ def load_adapter(
 
 
 def _check_shapes(saved: SavedAdapter, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise `ConfigError` if the tensors of an adapter differ in name or shape from those that the model expects."""
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unexpected:
         problem = f"{missing[0]} is missing" if missing else f"{unexpected[0]} has no place"
@@ -198,12 +197,12 @@ def _check_shapes(saved: SavedAdapter, tensors: dict[str, Tensor], expected: dic
 
 
 def adapter_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
-    """The adapter's tensors under the keys of PEFT's format; never looks for the base on the Hub."""
+    """Return the tensors of an adapter under the keys of PEFT's format, without a request to the Hub."""
     return get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
 
 
 def write_adapter(folder: str | Path, tensors: dict[str, Tensor], config: LoraConfig) -> Path:
-    """Write an adapter's two files in PEFT's format into `folder`, whole or not at all; other files there stay."""
+    """Write the two files of an adapter in PEFT's format into `folder`, atomically. Other files in it stay."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".adapter-") as temporary:

@@ -1,4 +1,4 @@
-"""Which layers an adapter goes into: a regular expression over full module names, held by name for every family."""
+"""Selection of the layers that an adapter changes, by a regular expression over full module names."""
 
 from __future__ import annotations
 
@@ -12,17 +12,12 @@ from mllm.errors import ConfigError, hint
 
 logger = logging.getLogger(__name__)
 
-GEMMA3_TARGETS = {
-    "language": r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)",
-    # SigLIP calls its output out_proj and its MLP fc1 and fc2: the usual list of language names would miss them.
-    "vision": r".*vision_tower\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])",
-}
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""What PEFT can adapt; the Linear layers of bitsandbytes are subclasses of `nn.Linear`."""
+"""Layer types that PEFT can adapt. The Linear layers of bitsandbytes are subclasses of `nn.Linear`."""
 
 
 def pattern_of(names: Iterable[str], model: nn.Module) -> str:
-    """A short regular expression that matches exactly the modules called `names`, among those of `model`."""
+    """Return a short regular expression that matches exactly the modules `names` among those of `model`."""
     names = set(names)
     escaped = {re.escape(name) for name in names}
     short = "|".join(sorted({re.sub(r"(?<=\\\.)\d+(?=\\\.|$)", r"\\d+", name) for name in escaped}))
@@ -30,16 +25,16 @@ def pattern_of(names: Iterable[str], model: nn.Module) -> str:
 
 
 def matching(pattern: str, model: nn.Module) -> set[str]:
-    """Names of the modules of `model` that `pattern` matches from the first letter to the last, as PEFT does."""
+    """Return the names of the modules of `model` that `pattern` matches in full, as in PEFT."""
     compiled = re.compile(pattern)
     return {name for name, _ in model.named_modules() if compiled.fullmatch(name)}
 
 
 def derived_targets(model: nn.Module, towers: Mapping[str, str]) -> dict[str, str]:
-    """Patterns of the Linear layers inside the towers 'language' and 'vision', for a family not known by name.
+    """Return patterns of the Linear layers in the towers 'language' and 'vision', for families without patterns.
 
-    `towers` maps names to prefixes of module names, such as `{"vision": "model.vision_tower"}`. Where one tower lies
-    inside another (a projector inside the vision tower), its layers belong to it alone; the output projection and
+    `towers` maps names to prefixes of module names, such as `{"vision": "model.vision_tower"}`. If one tower is inside
+    another (a projector inside the vision tower), its layers belong to the inner one only. The output projection and
     projectors belong to neither target.
     """
     names: dict[str, list[str]] = {"language": [], "vision": []}
@@ -52,10 +47,10 @@ def derived_targets(model: nn.Module, towers: Mapping[str, str]) -> dict[str, st
 
 
 def resolve_target(model: nn.Module, lora_target: str, targets: Mapping[str, str]) -> str:
-    """The regular expression that `lora_target` stands for: a name of `targets`, 'all' of them, or itself.
+    """Return the regular expression of `lora_target`: a name in `targets`, 'all' of them, or an expression.
 
-    Raises `ConfigError` where it is no regular expression, matches nothing, matches what cannot be adapted, or matches
-    an output projection that shares its weight with the embedding.
+    Raise `ConfigError` if the expression is invalid, matches no module, matches a module that cannot have an adapter,
+    or matches an output projection that shares its weight with the embedding.
     """
     if lora_target == "all":
         pattern = "|".join(f"(?:{part})" for part in targets.values())
@@ -64,7 +59,7 @@ def resolve_target(model: nn.Module, lora_target: str, targets: Mapping[str, str
     try:
         names = matching(pattern, model)
     except re.error as error:
-        raise ConfigError(f"lora_target = '{lora_target}' is no regular expression: {error}") from error
+        raise ConfigError(f"lora_target = '{lora_target}' is not a valid regular expression: {error}") from error
     modules = dict(model.named_modules())
     if not names:
         raise ConfigError(_nothing_matched(lora_target, targets, modules))
@@ -77,21 +72,20 @@ def resolve_target(model: nn.Module, lora_target: str, targets: Mapping[str, str
         groups = modules[name].groups if isinstance(modules[name], nn.Conv2d) else 1
         if groups != 1:
             raise ConfigError(
-                f"lora_target = '{lora_target}' matches {name}, a convolution in {groups} groups: a LoRA of rank r has "
-                f"r channels between, which the groups would have to divide; leave depthwise convolutions out "
-                f"(lora_target='vision' does)"
+                f"lora_target = '{lora_target}' matches {name}, a convolution with {groups} groups, which would "
+                "have to divide the rank of the LoRA; leave depthwise convolutions out (lora_target='vision' does)"
             )
         if _is_tied(modules[name], modules):
             raise ConfigError(
                 f"lora_target = '{lora_target}' matches {name}, whose weight is also the token embedding's; "
-                "adapting one of the two would untie them: leave it out"
+                "an adapter on one of the two would untie them: leave it out"
             )
     log_targets(names, targets)
     return pattern
 
 
 def log_targets(names: Iterable[str], targets: Mapping[str, str]) -> None:
-    """Say how many layers of each tower have an adapter."""
+    """Log the number of layers with an adapter in each tower."""
     counts = dict.fromkeys([*targets, "other"], 0)
     for name in names:
         tower = next((tower for tower, pattern in targets.items() if re.fullmatch(pattern, name)), "other")
@@ -100,13 +94,13 @@ def log_targets(names: Iterable[str], targets: Mapping[str, str]) -> None:
 
 
 def _is_tied(module: nn.Module, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether the module's weight belongs to an embedding too."""
+    """Return True if the module shares its weight with an embedding."""
     tables = [other.weight for other in modules.values() if isinstance(other, nn.Embedding)]
     return isinstance(module, nn.Linear) and any(module.weight is table for table in tables)
 
 
 def _nothing_matched(lora_target: str, targets: Mapping[str, str], modules: Mapping[str, nn.Module]) -> str:
-    """The sentence for a target that matches nothing, with one name of each kind of layer as an example."""
+    """Return the error message for a target that matches no module, with one example name per kind of layer."""
     if re.fullmatch(r"\w+", lora_target) and lora_target not in targets:
         known = hint(lora_target, [*targets, "all"])
         return f"lora_target = '{lora_target}' is neither a known target nor the full name of a module{known}"

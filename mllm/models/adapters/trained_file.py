@@ -1,4 +1,4 @@
-"""`heads.safetensors`: what trained beside the LoRA, kept next to the adapter or the merged model."""
+"""Reader and writer of `heads.safetensors`: the trained tensors that are not part of an adapter."""
 
 from __future__ import annotations
 
@@ -10,60 +10,59 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mllm.errors import ConfigError
-from mllm.models.trainable_model import AdaptedModel
+from mllm.run_files import TRAINED
+from mllm.structures import Model
 
 logger = logging.getLogger(__name__)
 
-FILE = "heads.safetensors"
 IN_MERGED = ("heads.", "fusion.")
-"""What a merged model keeps there; rows and projector are in its weights."""
+"""Prefixes of the tensors in the file of a merged model. Its weights contain the others (rows, projector)."""
 
 
-def write_trained(perception: AdaptedModel, folder: str | Path, parts: tuple[str, ...] = ()) -> Path | None:
-    """Writes the trained tensors beside the LoRA whose names begin with one of `parts` (none: all of them).
+def write_trained(model: Model, folder: str | Path, prefixes: tuple[str, ...] = ()) -> Path | None:
+    """Write the trained tensors outside the adapter whose names begin with one of `prefixes`, or all of them.
 
-    Gives None where there are none.
+    Return the path of the file, or None if there are no such tensors.
     """
     state = {
         name: tensor.cpu().contiguous()
-        for name, tensor in perception.trained_state().items()
-        if not parts or name.startswith(parts)
+        for name, tensor in model.trained_state().items()
+        if not prefixes or name.startswith(prefixes)
     }
     if not state:
         return None
-    path = Path(folder) / FILE
+    path = Path(folder) / TRAINED
     save_file(state, path, metadata={"format": "pt"})
     return path
 
 
-def load_trained(
-    perception: AdaptedModel, folder: str | Path, parts: tuple[str, ...] = (), headless: bool = False
-) -> None:
-    """Loads what `write_trained` wrote into an equal model; raises `ConfigError` where it differs.
+def load_trained(model: Model, folder: str | Path, prefixes: tuple[str, ...] = (), headless: bool = False) -> None:
+    """Load the file of `write_trained` into an equal model. Raise `ConfigError` if names or shapes differ.
 
-    `parts` are those that the folder holds where it does not hold all: the rest is in the weights already. Where there
-    is no such file, as beside an adapter of another tool, all that trains beside the LoRA stays as it begins. A
-    `headless` model, as a teacher is, leaves the folder's heads out.
+    With `prefixes`, the file contains only tensors whose names begin with one of them; the other tensors of the model
+    stay. Without a file, as beside an adapter of another tool, all tensors keep their initial values. A `headless`
+    model, such as a teacher, ignores the heads in the file.
     """
-    path = Path(folder) / FILE
-    state = perception.trained_state()
+    path = Path(folder) / TRAINED
+    state = model.trained_state()
     if not path.is_file():
         if state:
-            logger.info("%s has no %s: what trains beside its LoRA begins anew", folder, FILE)
+            logger.info("%s has no %s: tensors trained beside its LoRA keep their initial values", folder, TRAINED)
         return
-    kept = {name: tensor for name, tensor in state.items() if parts and not name.startswith(parts)}
+    unchanged = {name: tensor for name, tensor in state.items() if prefixes and not name.startswith(prefixes)}
     try:
-        read = {name: tensor for name, tensor in _read(path).items() if not (headless and name.startswith("heads."))}
-        perception.load_trained_state(read | kept)
+        loaded = {name: tensor for name, tensor in _read(path).items() if not (headless and name.startswith("heads."))}
+        model.load_trained_state(loaded | unchanged)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file. Raise `ConfigError` if it cannot be read or contains non-finite values."""
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); export the run again") from error
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-        raise ConfigError(f"{path} holds NaN or infinity; take an earlier checkpoint")
+        raise ConfigError(f"{path} holds NaN or infinity; use an earlier checkpoint")
     return state

@@ -1,4 +1,4 @@
-"""Samples become token ids, pixels and labels through the model's own processor and chat template."""
+"""Encoder of decoder-only models: one sequence of token ids with labels on the answers, and pixels."""
 
 from __future__ import annotations
 
@@ -12,24 +12,22 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from mllm.errors import ConfigError, DataError
-from mllm.models.encoding.marks import MarkWriter
+from mllm.models.encoding.marks import MarkWriter, source_of
 from mllm.models.encoding.padding import joined_images, stacked
+from mllm.models.encoding.text_encoder import CLOSE, OPEN, TextEncoder, without_answer
 from mllm.models.encoding.text_processor import TextProcessor, mean_color
 from mllm.structures import IGNORE, IMAGE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn, unsupervised
 
-_OPEN, _CLOSE = "\ue000", "\ue001"
-"""Private-use characters that bracket an answer while the template is rendered; they never reach the tokenizer."""
-
-_BOOKKEEPING = ("offset_mapping", "text_replacement_offsets")
-"""What the processor tells us about its text, and the model must not see."""
+_OFFSETS = ("offset_mapping", "text_replacement_offsets")
+"""Outputs of the processor that describe the text and are not inputs of the model."""
 
 
-class ChatEncoder:
-    """Speaks a model's language: encodes conversations about images with labels on the assistant's turns only.
+class ChatEncoder(TextEncoder):
+    """Encoder of conversations about images, with labels on the assistant turns only.
 
-    An answer's place is known by construction: it is bracketed before the chat template is rendered, and its
-    characters are followed through the processor's image expansion to token ids by the tokenizer's own offsets.
-    Nothing is tokenized twice and nothing is counted.
+    The position of an answer is known by construction: answers are bracketed before the chat template is rendered,
+    then mapped through the expansion of image placeholders to token ids by the offsets of the tokenizer. No text is
+    tokenized twice, and no label is found by searching.
     """
 
     def __init__(
@@ -42,63 +40,53 @@ class ChatEncoder:
         chat_template: str | None = None,
         marks: MarkWriter | None = None,
     ) -> None:
-        self.processor = processor
-        if chat_template is not None:
-            processor.chat_template = chat_template
+        super().__init__(processor, max_length=max_length, system=system, chat_template=chat_template)
         self.marks = MarkWriter() if marks is None else marks
         if self.marks.background is None:
-            self.marks = self.marks.against(mean_color(processor))
-        self.tokenizer: Any = processor.tokenizer
-        self.max_length = max_length
-        self.system = system
-        special = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        self._control = [content for content in special.values() if content != IMAGE]
-        self._silent = {i for i, content in special.items() if content not in self.marks.box_format.tokens}
+            self.marks = self.marks.with_background(mean_color(processor))
+        self._control_tokens = [token for token in self._control_tokens if token != IMAGE]
+        box_tokens = self.marks.box_format.tokens
+        self._skipped_ids = {token_id for token_id, token in self._special_tokens.items() if token not in box_tokens}
+        """Special tokens that are left out of the text of an answer."""
         self.turn_end, self._turn_end_in_template = self._find_turn_end(turn_end)
 
-    @property
-    def turn_end_id(self) -> int:
-        """The token id that ends an assistant's turn, where generation stops."""
-        return int(self.tokenizer(self.turn_end, add_special_tokens=False)["input_ids"][-1])
-
     def encode(self, sample: Sample) -> Encoded:
-        """A whole conversation, labels on every assistant turn with its end-of-turn token.
+        """Encode a whole conversation, with labels on every assistant turn and its end-of-turn token.
 
-        Raises `DataError` where the conversation has no answer, or where `max_length` would cut an image or leave
-        nothing to learn from. A longer answer is cut at its end, and the result says so.
+        A long last answer is cut at its end, and the result has `truncated=True`. Raise `DataError` if the
+        conversation has no answer, or if `max_length` would cut an image or leave no label.
         """
         if not any(turn.role == "assistant" for turn in sample.turns):
-            raise DataError(f"{sample.source or 'a sample'}: the conversation has no answer to learn from")
-        return self._truncate(self._encode(sample, generate=False), sample.source)
+            raise DataError(f"{source_of(sample)}: the conversation has no answer to learn from")
+        return self._truncate(self._encode(sample, generate=False), source_of(sample))
 
     def prompt(self, sample: Sample) -> Encoded:
-        """The conversation up to where the assistant is to speak, without labels; a last assistant turn is left out."""
-        turns = sample.turns[:-1] if sample.turns and sample.turns[-1].role == "assistant" else sample.turns
-        encoded = self._encode(replace(sample, turns=list(turns)), generate=True)
+        """Encode a conversation with the generation prompt, without labels. A last assistant turn is left out."""
+        encoded = self._encode(replace(sample, turns=without_answer(sample.turns)), generate=True)
         return replace(encoded, targets=unsupervised(encoded.targets))
 
     def read_answer(self, tokens: Tensor, frames: Sequence[Frame] = (), marks: Sequence[Mark] | None = None) -> Answer:
-        """What generated tokens [L] say; `marks` are those that the model's heads found at its objects' tokens.
+        """Return the answer in generated tokens [L]. `marks` are the predictions of the heads at object tokens.
 
-        Boxes and points that stand in the text lie in the first image.
+        Boxes and points in the text belong to the first image.
         """
         box_format = self.marks.box_format
-        text = self.tokenizer.decode([token for token in tokens.tolist() if token not in self._silent]).strip()
-        found, unreadable = (tuple(marks or ()), 0) if box_format.needs_heads else self.marks.read(text, frames)
-        return Answer(box_format.plain(text), found, unreadable)
+        text = self.tokenizer.decode([token for token in tokens.tolist() if token not in self._skipped_ids]).strip()
+        parsed, unreadable = (tuple(marks or ()), 0) if box_format.needs_heads else self.marks.read(text, frames)
+        return Answer(box_format.plain(text), parsed, unreadable)
 
     def reference(self, sample: Sample) -> Answer:
-        """The true answer: the last assistant turn as the model should write it, with its marks and measures."""
+        """Return the reference answer: the last assistant turn as the model should write it, marks and measures."""
         if not sample.turns or sample.turns[-1].role != "assistant":
             return Answer("", measures=sample.measures, group=sample.group)
         turn = sample.turns[-1]
-        (written,), _ = self.marks.written(sample, [turn], self.marks.frames(sample))
+        (written,), _ = self.marks.write(sample, [turn], self.marks.frames(sample))
         marks = tuple(sample.marks[index] for group in turn.marks for index in group)
         text = self.marks.box_format.plain(written.text.strip())
         return Answer(text, marks, measures=sample.measures, group=sample.group)
 
     def pad(self, samples: Sequence[Encoded], side: str = "right") -> Batch:
-        """One batch: tensors aligned with the text padded to the longest sample, image tensors concatenated."""
+        """Return a batch: tensors aligned with the text padded to the longest sample, image tensors concatenated."""
         lengths = [len(sample) for sample in samples]
         names = {name: None for sample in samples for name in sample.student if not name.startswith("object_")}
         student = {}
@@ -113,62 +101,46 @@ class ChatEncoder:
         labels = stacked([sample.targets["labels"] for sample in samples], max(lengths), IGNORE, side)
         shifts = (max(lengths) - torch.tensor(lengths)) * (side == "left")
         objects, known = self.marks.padded(samples, shifts)
-        images = tuple(place for place, sample in enumerate(samples) for _ in sample.frames)
+        images = tuple(index for index, sample in enumerate(samples) for _ in sample.frames)
         return Batch(student | objects, {"labels": labels, **known}, images=images)
 
-    @property
-    def _pad_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if pad is None else pad
-
     def _encode(self, sample: Sample, generate: bool) -> Encoded:
-        """The sample's marks written, its turns rendered, its text tokenized."""
-        self._refuse_control_tokens(sample)
-        shown, frames, objects = self.marks.framed(sample)
-        text, answers = self._render(shown, generate)
-        encoded = self._tokenize(shown, text, answers)
+        """Write the marks of a sample, render its turns and tokenize the text."""
+        self._refuse_control_tokens((*(turn.text for turn in sample.turns), self.system or ""), source_of(sample))
+        framed, frames, objects = self.marks.prepare(sample)
+        text, answers = self._render(framed, generate)
+        encoded = self._tokenize(framed, text, answers)
         positions = (encoded.student["input_ids"] == self.object_id).nonzero().squeeze(1)
         student, targets = self.marks.tensors(objects, frames, positions)
         return replace(encoded, student=encoded.student | student, targets=encoded.targets | targets, frames=frames)
 
     @property
     def object_id(self) -> int:
-        """The id of an object's token; -1 where no token stands for an object."""
+        """Return the id of the token that stands for an object. -1: there is none."""
         token = self.marks.box_format.object_token
         if token is None:
             return -1
-        assert token in self._control, f"{token} is no special token of the tokenizer"
+        assert token in self._control_tokens, f"{token} is not a special token of the tokenizer"
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
-    def _refuse_control_tokens(self, sample: Sample) -> None:
-        """Refuses control tokens in what is said, which would end turns or name places inside a text."""
-        for text in (*(turn.text for turn in sample.turns), self.system or ""):
-            for token in (_OPEN, _CLOSE, *self._control):
-                if token in text:
-                    where = sample.source or "a sample"
-                    raise DataError(f"{where}: the text holds the control token {token!r}; remove it")
-
     def _messages(self, sample: Sample) -> list[Any]:
-        """The turns as chat-template messages, answers bracketed."""
-        turns = list(sample.turns)
-        if self.system and not any(turn.role == "system" for turn in turns):
-            turns.insert(0, Turn("system", self.system))
+        """Return the turns as messages for the chat template, with brackets around the answers."""
+        turns = self._with_system_turn(sample.turns)
         placeholders = sum(turn.text.count(IMAGE) for turn in turns)
         first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
         if placeholders == 0 and sample.images and first is not None:
             turns[first] = Turn("user", IMAGE * len(sample.images) + turns[first].text)
         elif placeholders != len(sample.images):
             raise DataError(
-                f"{sample.source or 'a sample'}: the text has {placeholders} {IMAGE} placeholders "
-                f"for {len(sample.images)} images"
+                f"{source_of(sample)}: the text has {placeholders} {IMAGE} placeholders for {len(sample.images)} images"
             )
         return [{"role": turn.role, "content": self._content(turn)} for turn in turns]
 
     def _content(self, turn: Turn) -> list[dict[str, str]]:
-        """One turn as a list of texts and images."""
+        """Return the content of a turn as a list of texts and images."""
         if turn.role == "assistant":
             end = "" if self._turn_end_in_template else self.turn_end
-            return [{"type": "text", "text": f"{_OPEN}{turn.text.strip()}{end}{_CLOSE}"}]
+            return [{"type": "text", "text": f"{OPEN}{turn.text.strip()}{end}{CLOSE}"}]
         parts: list[dict[str, str]] = []
         for i, text in enumerate(turn.text.split(IMAGE)):
             if i:
@@ -178,26 +150,26 @@ class ChatEncoder:
         return parts or [{"type": "text", "text": ""}]
 
     def _render(self, sample: Sample, generate: bool) -> tuple[str, list[tuple[int, int]]]:
-        """The template's text without brackets, and the characters [start, end) of every answer with its end."""
+        """Return the rendered text without brackets, and the characters [start, end) of each answer with its end."""
         messages = self._messages(sample)
         try:
             rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
         except TemplateError as error:
-            raise DataError(f"{sample.source or 'a sample'}: the chat template refuses it: {error}") from error
+            raise DataError(f"{source_of(sample)}: the chat template refuses it: {error}") from error
         text, answers = "", []
-        for i, piece in enumerate(rendered.split(_OPEN)):
+        for i, piece in enumerate(rendered.split(OPEN)):
             if i == 0:
                 text = piece
                 continue
-            answer, _, rest = piece.partition(_CLOSE)
+            answer, _, rest = piece.partition(CLOSE)
             end = self.turn_end if self._turn_end_in_template else ""
-            assert rest.startswith(end), "the chat template ends this turn otherwise than the ones it was probed with"
+            assert rest.startswith(end), "the chat template ends this turn unlike that of _find_turn_end"
             answers.append((len(text), len(text) + len(answer) + len(end)))
             text += answer + rest
         return text, answers
 
     def _tokenize(self, sample: Sample, text: str, answers: list[tuple[int, int]]) -> Encoded:
-        """Token ids, pixels and labels of a rendered text."""
+        """Return token ids, pixels and labels of a rendered text."""
         bos = self.tokenizer.bos_token
         tensors = self.processor(
             text=[text],
@@ -213,32 +185,31 @@ class ChatEncoder:
         labels = torch.full_like(ids, IGNORE)
         for answer in answers:
             start, end = (_after_expansion(character, expansions) for character in answer)
-            spoken = (offsets[:, 0] < end) & (offsets[:, 1] > start)
-            labels[spoken] = ids[spoken]
+            supervised = (offsets[:, 0] < end) & (offsets[:, 1] > start)
+            labels[supervised] = ids[supervised]
         student = {
             name: tensor[0] if tensor.shape[:2] == (1, len(ids)) else tensor
             for name, tensor in tensors.items()
-            if name not in _BOOKKEEPING
+            if name not in _OFFSETS
         }
         return Encoded(student=student, targets={"labels": labels}, source=sample.source)
 
     def _truncate(self, encoded: Encoded, source: str) -> Encoded:
-        """The first `max_length` tokens; never through an image, never without a label."""
+        """Return the first `max_length` tokens. Raise `DataError` if that cuts an image or leaves no label."""
         length = len(encoded)
         if length <= self.max_length:
             return encoded
-        where = source or "a sample"
         tail = encoded.student["input_ids"][self.max_length :]
         if torch.isin(tail, torch.tensor(self.processor.image_token_ids)).any():
             raise DataError(
-                f"{where}: {length} tokens do not fit max_length={self.max_length}, and the cut would fall into an "
+                f"{source}: {length} tokens do not fit max_length={self.max_length}, and the cut would fall into an "
                 "image; raise max_length or lower image_token_len"
             )
         labels = encoded.targets["labels"][: self.max_length]
         if (labels[1:] == IGNORE).all():
             raise DataError(
-                f"{where}: the answer starts after max_length={self.max_length} (the sample has {length} tokens), so "
-                "nothing would be learned from it; raise max_length or shorten the question"
+                f"{source}: the answer starts after max_length={self.max_length} (the sample has {length} tokens), so "
+                "no label is left; raise max_length or shorten the question"
             )
         student = {
             name: tensor[: self.max_length] if tensor.dim() == 1 and not name.startswith("object_") else tensor
@@ -247,32 +218,32 @@ class ChatEncoder:
         student, targets = self.marks.cut(student, {**encoded.targets, "labels": labels}, self.max_length)
         return replace(encoded, student=student, targets=targets, truncated=True)
 
-    def _find_turn_end(self, wanted: str | None) -> tuple[str, bool]:
-        """What ends an assistant's turn, and whether the chat template writes it itself."""
+    def _find_turn_end(self, turn_end: str | None) -> tuple[str, bool]:
+        """Return the text that ends an assistant turn, and True if the chat template writes it."""
         probe: list[Any] = [
             {"role": "user", "content": [{"type": "text", "text": "a"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": f"{_OPEN}b{_CLOSE}"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": f"{OPEN}b{CLOSE}"}]},
         ]
         if not self.processor.chat_template:
             raise ConfigError(
-                "the model has no chat template; use an instruction-tuned checkpoint (its name ends in -it), or write "
-                "one into model_args.chat_template"
+                "the model has no chat template; use an instruction-tuned checkpoint (its name ends in -it), or set "
+                "model_args.chat_template"
             )
         try:
-            tail = self.processor.apply_chat_template(probe, tokenize=False).partition(_CLOSE)[2]
+            tail = self.processor.apply_chat_template(probe, tokenize=False).partition(CLOSE)[2]
         except TemplateError as error:
             raise ConfigError(f"the chat template cannot be used: {error}") from error
-        if wanted is not None:
-            return wanted, tail.startswith(wanted)
-        found = [(tail.find(token), token) for token in self._control if token in tail]
-        if found:
-            start, token = min(found)
-            return tail[: start + len(token)], True
-        return self.tokenizer.eos_token, False
+        if turn_end is not None:
+            return turn_end, tail.startswith(turn_end)
+        control_token = self._first_control_token(tail)
+        if control_token is None:
+            return self.tokenizer.eos_token, False
+        start, token = control_token
+        return tail[: start + len(token)], True
 
 
 def _after_expansion(character: int, expansions: list[dict[str, Any]]) -> int:
-    """Where a character of the rendered text stands once the image placeholders before it have been expanded."""
+    """Return the position of a character of the rendered text after the image placeholders are expanded."""
     shift = 0
     for expansion in expansions:
         if expansion["span"][1] <= character:

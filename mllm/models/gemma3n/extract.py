@@ -1,4 +1,4 @@
-"""Cuts a MatFormer slice out of a Gemma 3n's files: one tensor after the other, in constant memory."""
+"""Extraction of a MatFormer slice from the files of a Gemma 3n, tensor by tensor in constant memory."""
 
 from __future__ import annotations
 
@@ -18,57 +18,59 @@ from transformers import PretrainedConfig
 
 from mllm.errors import ConfigError
 from mllm.files import write_json
-from mllm.models.adapters.trained_file import FILE as HEADS
 from mllm.models.backbone.loading import explained, find_checkpoint, load_config
 from mllm.models.backbone.tensor_stream import Cut, Spans, spans_of, write_cuts
 from mllm.models.gemma3n.matformer import Slice, check_sharing, sliced_config
+from mllm.run_files import TRAINED as HEADS
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-BESIDE = (".json", ".jinja", ".model", ".txt")
-"""Suffixes of the files that describe a tokenizer, a processor, generation."""
+COMPANIONS = (".json", ".jinja", ".model", ".txt")
+"""Suffixes of the files of the tokenizer, the processor and the generation config."""
 
 TABLE, PROJECTION = "embed_tokens_per_layer.weight", "per_layer_model_projection.weight"
-"""What gives each layer an input of its own: a part for every layer, in columns of one and rows of the other."""
+"""The tensors of the per-layer inputs: a block of columns of the first and of rows of the second for each layer."""
 INTO, OUT = ("mlp.gate_proj.weight", "mlp.up_proj.weight"), "mlp.down_proj.weight"
-"""The tensors of a feed-forward network: rows of the first two are neurons, and columns of the last."""
+"""The tensors of a feed-forward network: neurons are rows of the first two and columns of the last."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Extracted:
-    """What came of an extraction: parameters of all files, before and after."""
+class Sizes:
+    """Number of parameters before and after an extraction."""
 
     before: int
     after: int
 
 
 def open_checkpoint(name: str) -> tuple[Path, PretrainedConfig]:
-    """The folder and the config of a Gemma 3n, fetched from the Hugging Face Hub where `name` is no folder.
+    """Return the folder and the config of a Gemma 3n; a name on the Hugging Face Hub is downloaded.
 
-    Raises `ConfigError` for other architectures, for quantized weights and for those that are no safetensors.
+    Raises `ConfigError` for other architectures, for quantized weights and without safetensors files.
     """
-    found = find_checkpoint(name)
-    config = load_config(found)
+    location = find_checkpoint(name)
+    config = load_config(location)
     if config.get_text_config().model_type != "gemma3n_text":
-        raise ConfigError(f"'{name}' is a '{config.model_type}' checkpoint; MatFormer slices lie in Gemma 3n alone")
+        raise ConfigError(f"'{name}' is a '{config.model_type}' checkpoint; only Gemma 3n contains MatFormer slices")
     if "quantization_config" in config.to_dict():
-        raise ConfigError(f"'{name}' holds quantized weights, which cannot be cut: take the full-precision checkpoint")
-    folder = Path(found)
+        raise ConfigError(
+            f"'{name}' contains quantized weights, which cannot be sliced: use the full-precision checkpoint"
+        )
+    folder = Path(location)
     if not folder.is_dir():
-        with explained(found):
-            patterns = [f"*{suffix}" for suffix in (*BESIDE, ".safetensors")]
-            folder = Path(snapshot_download(found, allow_patterns=patterns))
+        with explained(location):
+            patterns = [f"*{suffix}" for suffix in (*COMPANIONS, ".safetensors")]
+            folder = Path(snapshot_download(location, allow_patterns=patterns))
     if not (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
         raise ConfigError(f"'{name}' holds no {WEIGHTS}: save its weights as safetensors first")
     return folder, config
 
 
-def extract(source: Path, config: PretrainedConfig, folder: Path, choice: Slice) -> Extracted:
-    """Writes the slice `choice` of the checkpoint in `source`, whose config is `config`, to the empty `folder`.
+def extract(source: Path, config: PretrainedConfig, folder: Path, choice: Slice) -> Sizes:
+    """Write the slice `choice` of the checkpoint in `source`, whose config is `config`, to the empty `folder`.
 
-    config.json comes last. Raises `ConfigError` where the files hold other tensors than the config says, and where
-    `check_sharing` does.
+    config.json is written last. Raises `ConfigError` if the tensors in the files do not match the config, and see
+    `check_sharing`.
     """
     check_sharing(config, choice)
     with ExitStack() as stack, explained(str(source)):
@@ -78,15 +80,15 @@ def extract(source: Path, config: PretrainedConfig, folder: Path, choice: Slice)
         before = sum(Cut(handle, name).elements for handle in opened for name in handle.keys())  # noqa: SIM118
         after = sum(cut.elements for plan in plans for cut in plan.values())
     for path in sorted(source.iterdir()):
-        if path.name == HEADS or (path.suffix in BESIDE and path.name not in (CONFIG, INDEX)):
+        if path.name == HEADS or (path.suffix in COMPANIONS and path.name not in (CONFIG, INDEX)):
             shutil.copyfile(path, folder / path.name)
     values = json.loads((source / CONFIG).read_text(encoding="utf-8"))
     write_json(folder / CONFIG, sliced_config(values, config, choice))
-    return Extracted(before, after)
+    return Sizes(before, after)
 
 
 def _files(source: Path) -> list[Path]:
-    """The files that hold the weights, in the order of their names."""
+    """Return the weight files in the order of their names."""
     if not (source / INDEX).is_file():
         return [source / WEIGHTS]
     index = json.loads((source / INDEX).read_text(encoding="utf-8"))
@@ -94,16 +96,16 @@ def _files(source: Path) -> list[Path]:
 
 
 def _plans(opened: list[Any], text: PretrainedConfig, choice: Slice, source: Path) -> list[dict[str, Cut]]:
-    """For each open file, what is kept of it, by new names."""
+    """Return the kept parts of each open file by their new names."""
     names = [name for handle in opened for name in handle.keys()]  # noqa: SIM118
     tables = [name for name in names if name.endswith(TABLE)]
     if len(tables) != 1:
-        raise ConfigError(f"the weights in {source} hold {len(tables)} tensors named {TABLE}; a Gemma 3n has one")
+        raise ConfigError(f"the weights in {source} contain {len(tables)} tensors named {TABLE}; a Gemma 3n has one")
     prefix = tables[0].removesuffix(TABLE)
-    wanted = {prefix + PROJECTION}
-    wanted |= {f"{prefix}layers.{layer}.{part}" for layer in choice.layers for part in (*INTO, OUT)}
-    if absent := sorted(wanted - set(names)):
-        raise ConfigError(f"the weights in {source} lack {absent[0]}, which its {CONFIG} promises")
+    required = {prefix + PROJECTION}
+    required |= {f"{prefix}layers.{layer}.{part}" for layer in choice.layers for part in (*INTO, OUT)}
+    if absent := sorted(required - set(names)):
+        raise ConfigError(f"the weights in {source} lack {absent[0]}, which is required by its {CONFIG}")
     plans = []
     for handle in opened:
         plan: dict[str, Cut] = {}
@@ -117,7 +119,7 @@ def _plans(opened: list[Any], text: PretrainedConfig, choice: Slice, source: Pat
 
 
 def _cut(handle: Any, prefix: str, name: str, text: PretrainedConfig, choice: Slice) -> dict[str, Cut]:
-    """What is kept of the language model's tensor `prefix + name`, by its new name; empty: nothing."""
+    """Return the kept part of the language model's tensor `prefix + name` by its new name; empty if it is dropped."""
     each = text.hidden_size_per_layer_input
     rows: Spans | None = None
     columns: Spans | None = None
@@ -141,12 +143,14 @@ def _cut(handle: Any, prefix: str, name: str, text: PretrainedConfig, choice: Sl
     shape = handle.get_slice(prefix + name).get_shape()
     for dimension, size in whole.items():
         if shape[dimension] != size:
-            raise ConfigError(f"{prefix}{name} has the shape {shape}, and config.json promises {size:,} of {dimension}")
+            raise ConfigError(
+                f"{prefix}{name} has the shape {shape}, but config.json requires {size:,} in dimension {dimension}"
+            )
     return {prefix + new: Cut(handle, prefix + name, rows, columns)}
 
 
 def _write_weights(folder: Path, plans: list[dict[str, Cut]]) -> None:
-    """Writes one file for each plan, and their index where there are several."""
+    """Write one file for each plan, and an index if there are several."""
     total = sum(cut.size for plan in plans for cut in plan.values())
     weight_map: dict[str, str] = {}
     with tqdm(total=total, unit="B", unit_scale=True, desc="extracting", leave=False, delay=2) as bar:

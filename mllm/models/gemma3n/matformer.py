@@ -1,7 +1,7 @@
-"""MatFormer (arXiv:2310.07707): smaller models that lie nested in a Gemma 3n, cut out without any training.
+"""MatFormer (arXiv:2310.07707): smaller models nested in a Gemma 3n, extracted without training.
 
-Of each layer's feed-forward network the first neurons are a network of their own, and some layers can be left out
-altogether. So E2B lies in E4B, and other sizes between the two.
+The first neurons of each feed-forward network are a smaller network, and some layers can be left out. E4B contains E2B
+and models of sizes between the two.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from transformers import PretrainedConfig
 from mllm.errors import ConfigError, hint
 
 LAYERS = 35
-"""Layers of E4B, which the presets are cut from."""
+"""Number of layers of E4B, the source of the presets."""
 DROPPED = range(20, 25)
-"""What E2B leaves out of them."""
+"""The layers that E2B leaves out."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A published slice of E4B, whose layers are 16,384 neurons wide, or 8,192 where they are narrow."""
+    """A published slice of E4B. Its wide layers have 16,384 neurons, the others 8,192."""
 
     wide: tuple[int, ...] = ()
-    """The layers that keep all their neurons, counted after dropping; the others keep the first half."""
+    """The wide layers, numbered after dropping."""
     dropped: tuple[int, ...] = ()
+    """The layers of E4B that are left out."""
 
 
 PRESETS = {
@@ -48,26 +49,27 @@ PRESETS = {
     "E3.59B": Preset((*range(4, 30), 34)),
     "E3.79B": Preset(tuple(range(4, LAYERS))),
 }
-"""The table that Google published with Gemma 3n (google/gemma3n-slicing-configs), by billions of effective parameters.
+"""The slices that Google published (google/gemma3n-slicing-configs), by billions of effective parameters.
 
-E2B is the official model, the others were picked by their accuracy; of the two of 2.98 B it is the block-level one.
+E2B is the official model; the others were selected by accuracy. E2.98B is the block-level slice of the two with this
+size.
 """
 
 
 @dataclass(frozen=True)
 class Slice:
-    """What is kept of a model."""
+    """Layers and neurons of a slice."""
 
     layers: tuple[int, ...]
-    """Its layers, ascending, by their places in the whole model."""
+    """Its layers in ascending order, numbered as in the whole model."""
     widths: tuple[int, ...]
-    """How many neurons of the feed-forward network each of them keeps."""
+    """The number of neurons in the feed-forward network of each layer."""
 
 
 def preset_slice(name: str, config: PretrainedConfig) -> Slice:
-    """The slice that the preset `name` is of a model with this config.
+    """Return the slice of the preset `name` for a model with this config.
 
-    Raises `ConfigError` for an unknown name, and for a model that E4B's presets do not fit.
+    Raises `ConfigError` for an unknown name, and for a model other than E4B.
     """
     known = {other.lower(): other for other in PRESETS}
     if name.lower() not in known:
@@ -79,44 +81,50 @@ def preset_slice(name: str, config: PretrainedConfig) -> Slice:
         shown = " and ".join(f"{width:,}" for width in widths)
         raise ConfigError(
             f"the MatFormer preset '{name}' is a slice of Gemma 3n E4B ({LAYERS} layers of one width), and this "
-            f"checkpoint has {text.num_hidden_layers} layers of {shown} neurons: take an E4B, or name a slice of your "
-            "own with --ffn-widths and --drop-layers"
+            f"checkpoint has {text.num_hidden_layers} layers of {shown} neurons: use an E4B, or choose a custom slice "
+            "with --ffn-widths and --drop-layers"
         )
     layers = tuple(layer for layer in range(LAYERS) if layer not in preset.dropped)
     wide = widths[0]
     return Slice(layers, tuple(wide if place in preset.wide else wide // 2 for place in range(len(layers))))
 
 
-def chosen_slice(config: PretrainedConfig, widths: Sequence[int] = (), dropped: Sequence[int] = ()) -> Slice:
-    """A slice of one's own: `widths` for the layers that are left (one: for all; none: their own) without `dropped`.
+def custom_slice(config: PretrainedConfig, widths: Sequence[int] = (), dropped: Sequence[int] = ()) -> Slice:
+    """Return a slice without the layers `dropped`; `widths` are the neurons of each remaining layer.
 
-    Raises `ConfigError` where a layer does not exist or is not as wide as asked for.
+    One width applies to all layers; without widths the layers keep theirs. Raises `ConfigError` for a layer that does
+    not exist and for a width above that of the layer.
     """
     text = config.get_text_config()
-    count, own = text.num_hidden_layers, text.intermediate_size
+    count, full_widths = text.num_hidden_layers, text.intermediate_size
     absent = sorted({layer for layer in dropped if not 0 <= layer < count})
     if absent:
-        raise ConfigError(f"--drop-layers names layer {absent[0]}, and this checkpoint has layers 0 to {count - 1}")
+        raise ConfigError(f"--drop-layers names layer {absent[0]}, but this checkpoint has layers 0 to {count - 1}")
     layers = tuple(layer for layer in range(count) if layer not in set(dropped))
     if not layers:
-        raise ConfigError("--drop-layers names every layer of this checkpoint, and nothing would be left")
-    kept = [own[layer] for layer in layers]
-    chosen = list(widths) * len(layers) if len(widths) == 1 else list(widths) or kept
+        raise ConfigError("--drop-layers names every layer of this checkpoint: keep at least one")
+    available = [full_widths[layer] for layer in layers]
+    chosen = list(widths) * len(layers) if len(widths) == 1 else list(widths) or available
     if len(chosen) != len(layers):
         raise ConfigError(
-            f"--ffn-widths gives {len(chosen)} widths, and {len(layers)} layers are kept: give one for all, or one for "
+            f"--ffn-widths has {len(chosen)} widths for {len(layers)} layers: pass one for all, or one for "
             "each (16384x10,8192x20 means 16,384 for ten layers and 8,192 for twenty)"
         )
-    for layer, width, full in zip(layers, chosen, kept, strict=True):
+    for layer, width, full in zip(layers, chosen, available, strict=True):
         if not 1 <= width <= full:
-            raise ConfigError(f"layer {layer} has {full:,} neurons, and --ffn-widths asks for {width:,} of them")
+            raise ConfigError(f"layer {layer} has {full:,} neurons, but --ffn-widths requests {width:,}")
         if 2 * width < full:
-            logger.warning("layer %d keeps %d of %d neurons; less than half was never trained", layer, width, full)
+            logger.warning(
+                "layer %d keeps %d of %d neurons; less than half of a layer was never trained alone", layer, width, full
+            )
     return Slice(layers, tuple(chosen))
 
 
 def sliced_config(values: dict[str, Any], config: PretrainedConfig, choice: Slice) -> dict[str, Any]:
-    """`values`, the content of a config.json, for the slice; `config` is the same with all defaults filled in."""
+    """Return `values`, the content of a config.json, changed for the slice.
+
+    `config` is the same config with all defaults filled in.
+    """
     text = config.get_text_config()
     first_shared = text.num_hidden_layers - text.num_kv_shared_layers
     changes = {
@@ -132,10 +140,10 @@ def sliced_config(values: dict[str, Any], config: PretrainedConfig, choice: Slic
 
 
 def check_sharing(config: PretrainedConfig, choice: Slice) -> None:
-    """Raises `ConfigError` where a layer is kept that reads the keys and values of one that is dropped.
+    """Raise `ConfigError` if a layer is kept that uses the keys and values of a dropped layer.
 
-    The last layers of a Gemma 3n have none of their own: they read those of the last layer before them, with the same
-    kind of attention, that has some.
+    The last layers of a Gemma 3n compute no keys and values. They use those of the last layer before them that computes
+    some and has the same type of attention.
     """
     text = config.get_text_config()
     first_shared = text.num_hidden_layers - text.num_kv_shared_layers
@@ -144,6 +152,6 @@ def check_sharing(config: PretrainedConfig, choice: Slice) -> None:
         source = sources[text.layer_types[layer]]
         if layer >= first_shared and source not in choice.layers:
             raise ConfigError(
-                f"--drop-layers names layer {source}, whose keys and values layer {layer} reads "
-                f"({text.layer_types[layer].replace('_', ' ')}): keep it, or drop all that read it"
+                f"--drop-layers names layer {source}, whose keys and values layer {layer} uses "
+                f"({text.layer_types[layer].replace('_', ' ')}): keep it, or drop all layers that use it"
             )

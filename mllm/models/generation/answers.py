@@ -1,4 +1,4 @@
-"""Answers in numbers: what a model without words measures in the views of each sample."""
+"""Answers of a model to samples: generated text or predicted measures."""
 
 from __future__ import annotations
 
@@ -9,38 +9,39 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mllm.models.encoding.views import ViewEncoder
 from mllm.models.generation import generate as generation
 from mllm.models.generation.generate import evaluating
-from mllm.models.vision_model import VisionModel
 from mllm.structures import Answer, Bundle, Sample
 
 
 def answers(bundle: Bundle, samples: Iterable[Sample], **options: Any) -> list[Answer]:
-    """What a model says or measures, whichever it does; `options` are those of `generate` or of `measure`."""
-    if isinstance(bundle.model, VisionModel):
-        return measure(bundle, samples, **options)
-    return generation.generate(bundle, samples, **options)
+    """Return the model's answer to each sample, in order. `options` are those of `generate` or `measure`."""
+    if bundle.model.generates_text:
+        return generation.generate(bundle, samples, **options)
+    return measure(bundle, samples, **options)
 
 
 @torch.inference_mode()
 def measure(
-    bundle: Bundle, samples: Iterable[Sample], *, batch_size: int = 8, progress: bool = True, **unheard: Any
+    bundle: Bundle, samples: Iterable[Sample], *, batch_size: int = 8, progress: bool = True, **ignored: Any
 ) -> list[Answer]:
-    """The measures of each sample, in order and in their own units; what concerns words in `unheard` has no effect.
+    """Return the measures of each sample, in order and in their own units.
 
-    `samples` may be lazy: one batch of them is held at a time.
+    `ignored` are options of text generation. `samples` may be lazy: one batch is in memory at a time.
     """
     model, encoder = bundle.model, bundle.encoder
+    assert isinstance(encoder, ViewEncoder)
     remaining = iter(samples)
     total = len(samples) if isinstance(samples, Sized) else None
-    found: list[Answer] = []
+    answered: list[Answer] = []
     with (
         evaluating(model),
-        tqdm(total=total, desc="measures", disable=None if progress else True) as bar,  # None: off where nobody watches
+        tqdm(total=total, desc="measures", disable=None if progress else True) as bar,  # None: off without a terminal
     ):
         while batch := [encoder.prompt(sample) for sample in islice(remaining, batch_size)]:
             pixels = encoder.pad(batch).to(model.pretrained.device).student
             rows = model(**pixels).heads["measures"].float().cpu().tolist()
-            found += [encoder.answer(dict(zip(encoder.measures, row, strict=True))) for row in rows]
+            answered += [encoder.answer(dict(zip(encoder.measures, row, strict=True))) for row in rows]
             bar.update(len(batch))
-    return found
+    return answered

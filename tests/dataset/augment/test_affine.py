@@ -8,7 +8,7 @@ from mllm.dataset.augment.affine import Affine, warp_image, warp_marks
 from mllm.structures import Mark
 
 
-def test_the_inverse_undoes_the_map():
+def test_the_inverse_reverts_the_map():
     forward = Affine(0.8, -0.6, 3, 1.2, 0.4, -7)
     points = np.random.default_rng(0).normal(size=(5, 2))
     assert np.allclose(forward.inverse().points(forward.points(points)), points)
@@ -26,7 +26,7 @@ def test_boxes_stay_within_the_canvas():
     assert mark.box == (0, 2, 5, 4)
 
 
-def test_a_turned_mark_with_a_mask_has_the_tight_box():
+def test_the_box_of_a_rotated_mark_is_that_of_its_mask():
     y, x = np.mgrid[:81, :81]
     disk = (x - 40) ** 2 + (y - 40) ** 2 <= 30**2
     c = 0.5**0.5
@@ -36,7 +36,7 @@ def test_a_turned_mark_with_a_mask_has_the_tight_box():
     assert loose.box[2] - loose.box[0] > 75
 
 
-def test_points_move_as_the_corners_of_boxes_do():
+def test_points_move_like_the_corners_of_boxes():
     forward = Affine(0.8, -0.6, 8, 1.2, 0.4, -7)
     (point, box) = warp_marks([Mark(point=(10, 20)), Mark(box=(10, 20, 10, 20))], forward, (99, 99))
     assert point.point == pytest.approx((0.8 * 10 - 0.6 * 20 + 8, 1.2 * 10 + 0.4 * 20 - 7))
@@ -45,13 +45,13 @@ def test_points_move_as_the_corners_of_boxes_do():
     assert point.mask is None
 
 
-def test_a_point_that_leaves_the_canvas_is_put_on_its_edge():
+def test_a_point_outside_the_canvas_is_moved_to_its_edge():
     marks = [Mark(point=(2, 2)), Mark(point=(40, 3))]
     moved = warp_marks(marks, Affine(1, 0, -4, 0, 1, 0), (5, 5))
     assert [mark.point for mark in moved] == [(0, 2), (5, 3)]
 
 
-def test_all_else_of_a_mark_stays():
+def test_other_fields_of_a_mark_are_unchanged():
     mask = np.ones((4, 4), np.uint8)
     marks = [Mark((0, 0, 1, 1), mask, (1, 1), image=3), Mark(image=1)]
     moved = warp_marks(marks, Affine(1, 0, 1, 0, 1, 0), (5, 5))

@@ -1,3 +1,5 @@
+"""Tests of transforms of images and marks."""
+
 from __future__ import annotations
 
 import math
@@ -8,18 +10,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mllm.dataset.augment.transforms import (
-    ColorJitter,
-    GaussianNoise,
+from mllm.dataset.augment.geometric import (
     PadToSquare,
     RandomFlip,
     RandomResizedCrop,
     RandomRotate90,
     RandomRotation,
     Resize,
-    apply_transforms,
-    build_transforms,
 )
+from mllm.dataset.augment.photometric import ColorJitter, GaussianNoise
+from mllm.dataset.augment.transforms import apply_transforms, build_transforms
 from mllm.errors import ConfigError
 from mllm.registry import TRANSFORMS
 from mllm.structures import Mark, Sample, Turn
@@ -44,7 +44,7 @@ WITHIN_A_PIXEL = [
 
 
 def painted_scene(width, height, x1, y1, x2, y2):
-    """A black picture with a white box, and the box."""
+    """Return a black image with a white box, and the box."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[y1:y2, x1:x2] = 255
     return Image.fromarray(pixels), (float(x1), float(y1), float(x2), float(y2))
@@ -52,7 +52,7 @@ def painted_scene(width, height, x1, y1, x2, y2):
 
 @st.composite
 def scenes(draw):
-    """A picture with a painted box, and the box."""
+    """Draw an image with a painted box, and the box."""
     width, height = draw(st.integers(8, 60)), draw(st.integers(8, 60))
     x1, y1 = draw(st.integers(0, width - 3)), draw(st.integers(0, height - 3))
     x2, y2 = draw(st.integers(x1 + 2, width)), draw(st.integers(y1 + 2, height))
@@ -60,7 +60,7 @@ def scenes(draw):
 
 
 def painted(mask):
-    """The box around what is set in [H, W]."""
+    """Return the bounding box of a mask [H, W]."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
@@ -85,9 +85,9 @@ def test_boxes_and_masks_follow_exactly(transform, scene, seed):
 @pytest.mark.parametrize("transform", WITHIN_A_PIXEL, ids=repr)
 @settings(max_examples=60, deadline=None)
 @given(scene=scenes(), seed=st.integers(0, 2**32))
-def test_boxes_follow_to_the_pixel(transform, scene, seed):
+def test_boxes_follow_within_a_pixel(transform, scene, seed):
     image, box = scene
-    # A canvas at least as fine as the picture, so that the painted box does not fall between two pixels.
+    # A canvas at least as fine as the image, so that the painted box does not fall between two pixels.
     image = image.resize((image.width * 4, image.height * 4), Image.Resampling.NEAREST)
     box = tuple(4 * end for end in box)
     moved, (mark, both) = transform(image, [Mark(box=box), Mark(box, bright(image))], np.random.default_rng(seed))
@@ -96,7 +96,7 @@ def test_boxes_follow_to_the_pixel(transform, scene, seed):
     assert 0 <= mark.box[0] < mark.box[2] <= width
     assert 0 <= mark.box[1] < mark.box[3] <= height
     if both.mask.any():
-        # The corner of a turned box is thinner than a pixel, so that no pixel's middle need lie in the last two.
+        # The corner of a rotated box is thinner than a pixel: its last two pixels may contain no pixel center.
         reach = 2.5 if isinstance(transform, RandomRotation) else 1.0
         assert np.abs(np.subtract(mark.box, painted(both.mask))).max() <= reach
         assert np.abs(np.subtract(both.box, painted(both.mask))).max() <= 1.0
@@ -106,8 +106,8 @@ def test_boxes_follow_to_the_pixel(transform, scene, seed):
 @settings(max_examples=15, deadline=None)
 @given(scene=scenes(), seed=st.integers(0, 2**32))
 @example(scene=painted_scene(8, 56, 0, 50, 2, 52), seed=0)  # less than a pixel high after Resize((70, 23))
-def test_points_follow_as_boxes_do(transform, scene, seed):
-    """A point goes where a box without extent goes, and lies where the pixels around it went."""
+def test_points_move_like_boxes(transform, scene, seed):
+    """A point moves like a box without extent, and like the pixels around it."""
     image, box = scene
     image = image.resize((image.width * 4, image.height * 4), Image.Resampling.NEAREST)
     box = tuple(4 * end for end in box)
@@ -117,7 +117,7 @@ def test_points_follow_as_boxes_do(transform, scene, seed):
     assert as_box.box == pytest.approx((*as_point.point, *as_point.point))
     x, y = as_point.point
     if min(both.box[2] - both.box[0], both.box[3] - both.box[1]) >= 2:
-        # A side below two pixels need not cover the middle of any pixel, which is then a mixture with the background.
+        # A side below two pixels may cover no pixel center; the pixels are then mixed with the background.
         assert bright(moved)[min(int(y), moved.height - 1), min(int(x), moved.width - 1)]
     assert 0 <= both.point[0] <= moved.width
     assert 0 <= both.point[1] <= moved.height
@@ -175,7 +175,7 @@ def test_against_pillow():
     assert np.array_equal(turned, image)
 
 
-def test_gray_stays_gray_and_resizes_as_color_does():
+def test_gray_stays_gray_and_is_resized_like_color():
     gray = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40), dtype=np.uint8))
     small, _ = Resize(16)(gray, [], np.random.default_rng(0))
     assert small.mode == "L"
@@ -184,7 +184,7 @@ def test_gray_stays_gray_and_resizes_as_color_does():
         assert transform(gray, [], np.random.default_rng(0))[0].mode == "L"
 
 
-def test_noise_and_jitter_by_their_numbers():
+def test_statistics_of_noise_and_jitter():
     image = Image.new("RGB", (100, 100), (128, 128, 128))
     noisy = np.asarray(GaussianNoise(std=8)(image, [], np.random.default_rng(0))[0]).astype(float)
     assert abs(noisy.std() - 8) < 0.3
@@ -198,7 +198,7 @@ def test_noise_and_jitter_by_their_numbers():
     assert np.array_equal(ColorJitter()(image, [], np.random.default_rng(0))[0], image)
 
 
-def test_a_crop_without_marks_keeps_the_share_it_says():
+def test_a_crop_without_marks_has_an_area_in_its_range():
     image = Image.new("RGB", (200, 100))
     box = (0, 0, 200, 100)
     for seed in range(20):
@@ -215,14 +215,14 @@ def sample(marks=(), sizes=((20, 30), (20, 30))):
     return Sample(turns=[Turn("user", "<image><image>")], images=images, marks=list(marks))
 
 
-def test_the_same_seed_gives_the_same_sample_and_another_does_not():
+def test_the_sample_depends_on_the_seed():
     transforms = [RandomFlip(), RandomRotation(20), RandomResizedCrop(), ColorJitter(0.3, 0.3), GaussianNoise(4)]
     first, again, other = (apply_transforms(sample(), transforms, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert all(np.array_equal(one, two) for one, two in zip(first.images, again.images, strict=True))
     assert first.images[0].size != other.images[0].size or not np.array_equal(first.images[0], other.images[0])
 
 
-def test_all_images_move_alike_and_keep_their_own_noise():
+def test_all_images_move_equally_and_have_different_noise():
     twin = sample().images[0]
     scene = Sample(turns=[], images=[twin, twin.copy()], marks=[Mark(box=(2, 3, 9, 8))])
     for seed in range(10):
@@ -235,7 +235,7 @@ def test_all_images_move_alike_and_keep_their_own_noise():
     assert not np.array_equal(*noisy.images)
 
 
-def test_images_of_other_sizes_are_left_their_size():
+def test_images_of_other_sizes_keep_their_size():
     scene = sample([Mark(box=(0, 0, 30, 20))], sizes=((20, 30), (50, 10)))
     moved = apply_transforms(scene, [RandomFlip(), RandomResizedCrop(), RandomRotate90()], np.random.default_rng(0))
     assert sorted(moved.images[1].size) == [10, 50]
@@ -271,8 +271,8 @@ def test_every_mark_moves_with_its_own_image(transform, sizes):
         )
 
 
-def test_a_crop_makes_room_for_the_marks_of_every_image_that_lies_over_it():
-    """Marks in the first image's upper left corner and in the second's lower right: nothing can be cut off."""
+def test_a_crop_contains_the_marks_of_all_aligned_images():
+    """The marks lie in opposite corners of the two images: nothing can be cut off."""
     marks = [Mark(box=(0, 0, 3, 3)), Mark(point=(29.5, 19.5), image=1)]
     crop = RandomResizedCrop(scale=(0.05, 0.1))
     for seed in range(5):
@@ -281,8 +281,8 @@ def test_a_crop_makes_room_for_the_marks_of_every_image_that_lies_over_it():
         assert all(np.array_equal(*pair) for pair in zip(moved.images, sample().images, strict=True))
 
 
-def test_a_mark_of_no_image_stays_where_it_is():
-    """What names an image that is not there is refused where the sample is encoded, with its row."""
+def test_a_mark_of_an_absent_image_is_unchanged():
+    """A mark of an absent image is refused when the sample is encoded, with its row."""
     scene = sample([Mark(box=(0, 0, 3, 3), image=2), Mark(box=(0, 0, 3, 3), image=-1)])
     assert apply_transforms(scene, [RandomFlip(probability=1)], np.random.default_rng(0)).marks == scene.marks
 
@@ -292,11 +292,11 @@ def test_a_transform_that_loses_marks_is_refused():
         def __call__(self, image, marks, rng):
             return image, marks[:-1]
 
-    with pytest.raises(ConfigError, match="transform Forgetful must give back all 1 marks, in order"):
+    with pytest.raises(ConfigError, match="transform Forgetful must return all 1 marks, in order"):
         apply_transforms(sample([Mark(box=(0, 0, 3, 3))]), [Forgetful()], np.random.default_rng(0))
 
 
-def test_nothing_to_do_gives_the_sample_itself():
+def test_without_transforms_or_images_the_sample_is_returned():
     scene = sample()
     assert apply_transforms(scene, [], np.random.default_rng(0)) is scene
     text = Sample(turns=[Turn("user", "hello")])
@@ -310,30 +310,33 @@ def test_build_transforms():
 
 
 @pytest.mark.parametrize(
-    "option, sentence",
+    "option, message",
     [
         (dict(type="RandomFlop"), "unknown type 'RandomFlop' in registry transforms: did you mean 'RandomFlip'"),
         (
             dict(type="RandomFlip", probabilty=1),
-            "transform RandomFlip has no argument 'probabilty': did you mean 'probability'",
+            r"unknown key 'probabilty' in transforms \(RandomFlip\): did you mean 'probability'",
         ),
-        (dict(type="RandomFlip", probability=2), "transform RandomFlip: probability=2 must be from 0 to 1"),
-        (dict(type="RandomFlip", direction="up"), "transform RandomFlip: direction='up' must be"),
-        (dict(type="RandomRotation"), "transform RandomRotation: .*'degrees'"),
-        (dict(type="RandomRotation", degrees="ten"), "transform RandomRotation: "),
-        (dict(type="RandomResizedCrop", scale=(0.9, 0.1)), "transform RandomResizedCrop: scale"),
-        (dict(type="RandomResizedCrop", ratio=2), "transform RandomResizedCrop: "),
-        (dict(type="Resize", size=0), "transform Resize: size=0 must be"),
-        (dict(type="GaussianNoise", std=-1), "transform GaussianNoise: std=-1 must be"),
-        (dict(typ="RandomFlip"), "has no 'type': did you mean 'typ'"),
+        (dict(type="RandomFlip", probability=2), r"transforms \(RandomFlip\): probability=2 must be from 0 to 1"),
+        (dict(type="RandomFlip", direction="up"), r"transforms \(RandomFlip\): direction='up' must be"),
+        (dict(type="RandomRotation"), r"transforms \(RandomRotation\) needs the key 'degrees'"),
+        (dict(type="RandomRotation", degrees="ten"), "transforms.degrees must be a number, not 'ten'"),
+        (dict(type="RandomResizedCrop", scale=(0.9, 0.1)), r"transforms \(RandomResizedCrop\): scale"),
+        (
+            dict(type="RandomResizedCrop", ratio=2),
+            r"transforms \(RandomResizedCrop\): ratio=2 must be two ascending",
+        ),
+        (dict(type="Resize", size=0), r"transforms \(Resize\): size=0 must be"),
+        (dict(type="GaussianNoise", std=-1), r"transforms \(GaussianNoise\): std=-1 must be"),
+        (dict(typ="RandomFlip"), "transforms must be a dict with a 'type', not {'typ': 'RandomFlip'}"),
     ],
 )
-def test_what_a_config_can_get_wrong(option, sentence):
-    with pytest.raises(ConfigError, match=sentence):
+def test_invalid_transforms(option, message):
+    with pytest.raises(ConfigError, match=message):
         build_transforms([option])
 
 
-def test_every_transform_is_tried_here():
-    tried = {type(transform).__name__ for transform in (*EXACT, *WITHIN_A_PIXEL)}
-    assert tried == set(TRANSFORMS.locations)
+def test_every_transform_is_tested_here():
+    tested = {type(transform).__name__ for transform in (*EXACT, *WITHIN_A_PIXEL)}
+    assert tested == set(TRANSFORMS.locations)
     assert math.isclose(RandomResizedCrop().scale[0], 0.8)

@@ -1,4 +1,4 @@
-"""Volumes of masks against those of the phantoms and of a cylinder by hand."""
+"""Tests of volumes of masks, compared with phantoms and with a cylinder."""
 
 import numpy as np
 import pytest
@@ -31,8 +31,8 @@ def test_simpson_recovers_the_volumes_of_the_phantoms(size, columns):
         assert found["EF"] == pytest.approx(heart.ef, abs=1.0)
 
 
-def test_ragged_borders_change_little():
-    """Every pixel near the border may belong to its neighbor's label."""
+def test_irregular_borders_change_volumes_little():
+    """Pixels near the border randomly have the label of a neighbor."""
     rng = np.random.default_rng(0)
     for seed in range(6):
         heart, masks = masks_of(seed)
@@ -47,7 +47,7 @@ def test_ragged_borders_change_little():
 
 
 def rectangle(width, height):
-    """A cavity of `width` x `height` pixels, closed by myocardium on all sides but below."""
+    """Return a cavity of `width` x `height` pixels with myocardium on all sides except below."""
     mask = np.zeros((height + 20, width + 20), np.uint8)
     mask[7 : height + 10, 7 : width + 13] = 2
     mask[10 : height + 10, 10 : width + 10] = 1
@@ -55,7 +55,7 @@ def rectangle(width, height):
 
 
 def test_a_box_by_hand():
-    """10 x 40 pixels of 2 x 1 mm: 20 mm wide; the axis goes from the middle of the base to a corner."""
+    """10 x 40 pixels of 2 x 1 mm: 20 mm wide; the axis connects the center of the base with a corner."""
     discs = cut_into_discs(rectangle(10, 40), (2.0, 1.0))
     assert discs.length == pytest.approx(np.hypot(40, 10), rel=0.01)
     assert len(discs.widths) == 20
@@ -64,7 +64,7 @@ def test_a_box_by_hand():
     assert np.median(narrow.widths) == pytest.approx(4, rel=0.05)
 
 
-def test_the_longer_view_gives_the_height_of_the_discs():
+def test_the_longer_view_determines_the_height_of_the_discs():
     long, short = cut_into_discs(rectangle(4, 80), (1, 1)), cut_into_discs(rectangle(4, 40), (1, 1))
     expected = np.pi / 4 * np.sum(long.widths * short.widths) * long.length / 20 / 1000
     assert biplane_volume(long, short) == biplane_volume(short, long) == pytest.approx(expected)

@@ -1,10 +1,10 @@
-"""Planes in both formats, in the order of storage whatever their headers say of directions."""
+"""Tests of 2D images in both formats; directions in their headers are ignored."""
 
 import nibabel
 import numpy as np
 import pytest
 
-from mllm.dataset.echo.planes import read_plane, shown
+from mllm.dataset.echo.planes import read_plane, to_square_pixels
 from mllm.dataset.phantoms.writers import write_mhd, write_nifti
 from mllm.errors import DataError
 
@@ -23,7 +23,7 @@ def test_metaimages(tmp_path, dtype, compressed):
     assert np.array_equal(read_plane(one)[0], PIXELS[1])
 
 
-def test_a_metaimage_in_one_file_with_the_large_end_first(tmp_path):
+def test_a_big_endian_metaimage_in_one_file(tmp_path):
     head = "NDims = 2\nDimSize = 5 4\nElementSpacing = 1 2\nElementType = MET_USHORT\nElementByteOrderMSB = True\n"
     pixels = (PIXELS[0].astype(int) * 300).astype(">u2")
     (tmp_path / "a.mha").write_bytes((head + "ElementDataFile = LOCAL\n").encode() + pixels.tobytes())
@@ -43,19 +43,19 @@ def test_nifti_is_read_as_it_is_stored(tmp_path, signs, suffix):
     assert np.array_equal(read_plane(write_nifti(tmp_path / f"b{suffix}", PIXELS[2].T, affine=affine))[0], PIXELS[2])
 
 
-def test_pictures_have_square_pixels():
+def test_images_have_square_pixels():
     values = np.tile(np.array([[0, 100]], np.uint8), (8, 2))
-    picture = np.asarray(shown((values, (2.0, 1.0))))
+    picture = np.asarray(to_square_pixels((values, (2.0, 1.0))))
     assert picture.shape == (8, 8, 3)
-    assert np.array_equal(np.asarray(shown((values, (1.0, 1.0))))[..., 0], values)
-    assert np.asarray(shown((values.astype(np.float32), (1.0, 1.0)))).max() == 255
+    assert np.array_equal(np.asarray(to_square_pixels((values, (1.0, 1.0))))[..., 0], values)
+    assert np.asarray(to_square_pixels((values.astype(np.float32), (1.0, 1.0)))).max() == 255
 
 
-def test_what_is_no_plane_is_refused(tmp_path):
+def test_files_that_are_not_planes_are_refused(tmp_path):
     series = write_mhd(tmp_path / "s.mhd", PIXELS, (1, 1, 1))
-    with pytest.raises(DataError, match="s.mhd holds 3 frames where one picture is expected"):
+    with pytest.raises(DataError, match="s.mhd has 3 frames, but one image is expected"):
         read_plane(series)
-    with pytest.raises(DataError, match="s.mhd holds 3 frames where frame 3 is asked for, counted from 0"):
+    with pytest.raises(DataError, match="s.mhd has 3 frames, but frame 3 is required, counted from 0"):
         read_plane(series, 3)
     with pytest.raises(DataError, match="gone.mhd does not exist"):
         read_plane(tmp_path / "gone.mhd")
@@ -63,14 +63,14 @@ def test_what_is_no_plane_is_refused(tmp_path):
     with pytest.raises(DataError, match="s.mhd cannot be read: it is damaged"):
         read_plane(series, 0)
     (tmp_path / "s.raw").unlink()
-    with pytest.raises(DataError, match=r"s.raw, which .*s.mhd names, does not exist"):
+    with pytest.raises(DataError, match=r"s.raw, the ElementDataFile of .*s.mhd, does not exist"):
         read_plane(series, 0)
     (tmp_path / "text.mhd").write_text("hello\n")
-    with pytest.raises(DataError, match="text.mhd is no MetaImage: it names no ElementDataFile"):
+    with pytest.raises(DataError, match="text.mhd is not a MetaImage: it has no ElementDataFile"):
         read_plane(tmp_path / "text.mhd")
     (tmp_path / "a.nii.gz").write_bytes(b"nothing")
     with pytest.raises(DataError, match="a.nii.gz cannot be read: it is damaged"):
         read_plane(tmp_path / "a.nii.gz")
     flat = write_mhd(tmp_path / "flat.mhd", PIXELS[0], (0, 1))
-    with pytest.raises(DataError, match="flat.mhd does not say how large its pixels are"):
+    with pytest.raises(DataError, match="flat.mhd has an invalid pixel size"):
         read_plane(flat)

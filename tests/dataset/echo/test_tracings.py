@@ -1,4 +1,4 @@
-"""Areas and frames of tracings, by hand."""
+"""Tests of areas and frames of tracings."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def test_the_area_of_polygons_by_hand():
     assert polygon_area(np.array([[0, 0], [6, 0], [0, 5]])) == 15
 
 
-def test_a_polygon_runs_down_one_side_and_up_the_other_without_the_long_axis():
+def test_a_polygon_has_both_sides_and_not_the_long_axis():
     lines = np.array([[5, 0, 5, 9], [4, 1, 6, 1], [3, 2, 7, 2], [2, 3, 8, 3]])
     assert outline(lines).tolist() == [[4, 1], [3, 2], [2, 3], [8, 3], [7, 2], [6, 1]]
     assert polygon_area(outline(lines)) == 8  # a trapezium 2 high with sides 2 and 6
@@ -29,15 +29,15 @@ def test_frames_in_the_order_of_the_file(tmp_path):
     found = read_tracings(path, {"b"})
     assert [(one.frame, one.area, one.line) for one in found["b"]] == [(7, 4, 2), (2, 2, 8)]
     assert list(found) == ["b"]
-    with pytest.raises(DataError, match=r"t.csv, line 13: needs four coordinates"):
+    with pytest.raises(DataError, match=r"t.csv, line 13: must have four coordinates"):
         read_tracings(path, {"c"})
 
 
 @pytest.mark.parametrize("coordinate", ["nan", "inf"])
-def test_a_tracing_without_numbers_has_no_area_and_is_refused(tmp_path, coordinate: str):
+def test_non_finite_coordinates_are_refused(tmp_path, coordinate: str):
     path = tmp_path / "t.csv"
     path.write_text(",".join(HEADER) + f"\na.avi,0,0,0,3,3\na.avi,{coordinate},1,4,1,3\n")
-    with pytest.raises(DataError, match=r"t.csv, line 3: needs four coordinates"):
+    with pytest.raises(DataError, match=r"t.csv, line 3: must have four coordinates"):
         read_tracings(path, {"a"})
 
 

@@ -1,4 +1,4 @@
-"""Cutting a logical batch, and failures that keep their words."""
+"""Tests of the collator: pieces of a logical batch, and failures that keep their message."""
 
 import pytest
 import torch
@@ -33,16 +33,16 @@ def test_a_token_budget_bounds_every_padded_piece(sizes, budget):
 
 
 @given(LENGTHS, st.integers(1, 5))
-def test_without_a_budget_a_piece_holds_at_most_so_many_samples(lengths, most):
-    pieces = cut_by_length([(length,) for length in lengths], most, None)
-    assert len(pieces) == -(-len(lengths) // most)
+def test_without_a_budget_the_number_of_samples_of_a_piece_is_bounded(lengths, max_rows):
+    pieces = cut_by_length([(length,) for length in lengths], max_rows, None)
+    assert len(pieces) == -(-len(lengths) // max_rows)
     shortest = [min(lengths[i] for i in piece) for piece in pieces]
     longest = [max(lengths[i] for i in piece) for piece in pieces]
     assert all(before >= after for before, after in zip(shortest, longest[1:], strict=False))
 
 
 @given(LENGTHS, st.integers(1, 100))
-def test_rows_are_as_full_as_first_fit_makes_them(lengths, room):
+def test_no_two_packed_rows_fit_into_one(lengths, room):
     rows = packed_rows(lengths, room)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     assert all(len(row) == 1 or sum(lengths[i] for i in row) <= room for row in rows)
@@ -52,7 +52,7 @@ def test_rows_are_as_full_as_first_fit_makes_them(lengths, room):
 
 
 class Rows:
-    """Texts of growing length, one of which is broken."""
+    """Texts of growing length; one row is unreadable."""
 
     def __len__(self):
         return 6
@@ -64,19 +64,19 @@ class Rows:
 
 
 def encode(sample):
-    """One token for each letter of the answer."""
+    """Encode each letter of the answer as one token."""
     ids = torch.arange(len(sample.turns[-1].text))
     return Encoded({"input_ids": ids}, {"labels": ids.clone()})
 
 
 def pad(samples):
-    """Right padding with zeros."""
+    """Pad on the right with zeros."""
     width = max(len(sample) for sample in samples)
     rows = [torch.nn.functional.pad(sample.student["input_ids"], (0, width - len(sample))) for sample in samples]
     return Batch({"input_ids": torch.stack(rows)}, {"labels": torch.stack(rows)})
 
 
-def test_a_failure_crosses_a_worker_process_with_its_sentence():
+def test_a_failure_in_a_worker_process_keeps_its_message():
     dataset = EncodedDataset(Rows(), encode)
     sampler = LogicalBatchSampler(6, 6, shuffle=False)
     collate = LogicalCollator(pad, samples_per_piece=2)
@@ -93,24 +93,24 @@ def test_a_failure_crosses_a_worker_process_with_its_sentence():
         (dict(), [[6, 4], [3, 2, 1]], 20),
         (dict(samples_per_piece=1), [[6, 4], [3, 2, 1]], 16),
         (dict(tokens_per_piece=12), [[6, 4], [3, 2, 1]], 16),
-        (dict(tokens_per_piece=7), [[6, 1], [4, 3], [2]], 16),  # a row is no longer than a piece
+        (dict(tokens_per_piece=7), [[6, 1], [4, 3], [2]], 16),  # a row is at most as long as a piece
     ],
 )
-def test_packing_fills_rows_and_the_pieces_hold_rows(bounds, rows, padded):
+def test_packing_fills_rows_and_a_piece_consists_of_rows(bounds, rows, padded):
     encoded = [encode(Sample([Turn("assistant", "a" * length)])) for length in (2, 6, 3, 4, 1)]
     batch = LogicalCollator(pad, tokens_per_row=10, **bounds)(encoded)
-    found = []
+    packed = []
     for piece in batch.pieces:
-        places = piece.student["packed_row"].tolist()
+        numbers = piece.student["packed_row"].tolist()
         widths = [int(row.max()) + 1 for row in piece.student["input_ids"]]
-        found += [
-            [width for width, place in zip(widths, places, strict=True) if place == row]
-            for row in range(max(places) + 1)
+        packed += [
+            [width for width, number in zip(widths, numbers, strict=True) if number == row]
+            for row in range(max(numbers) + 1)
         ]
-    assert (found, batch.tokens, batch.padded_tokens, batch.samples) == (rows, 16, padded, 5)
+    assert (packed, batch.tokens, batch.padded_tokens, batch.samples) == (rows, 16, padded, 5)
 
 
-def test_sources_and_targets_count_both():
+def test_tokens_of_source_and_target_count():
     def encode_pair(source, target):
         ids = torch.arange(source)
         return Encoded({"input_ids": ids, "decoder_input_ids": torch.arange(target)}, {"labels": torch.arange(target)})
@@ -119,7 +119,7 @@ def test_sources_and_targets_count_both():
     batch = LogicalCollator(lambda chosen: Batch({}, {"labels": torch.zeros(len(chosen), 1)}), tokens_per_piece=28)(
         encoded
     )
-    assert [len(one) for one in (piece.targets["labels"] for piece in batch.pieces)] == [2, 1]
+    assert [len(piece.targets["labels"]) for piece in batch.pieces] == [2, 1]
     assert (batch.tokens, batch.padded_tokens) == (19, 2 * (8 + 6) + 2)
 
 
@@ -129,13 +129,13 @@ def test_the_epoch_reaches_the_dataset():
     assert len(dataset[Draw(0, epoch=7)]) == 8
 
 
-def test_a_stand_in_has_no_labels():
+def test_a_padding_sample_has_no_labels():
     encoded = EncodedDataset(Rows(), encode)[Draw(3, 0, counted=False)]
     assert (encoded.targets["labels"] == IGNORE).all()
     assert encoded.student["input_ids"].tolist() == [0, 1, 2, 3]
 
 
-def test_a_stand_in_has_no_known_objects():
+def test_a_padding_sample_has_no_known_objects():
     def encode_boxes(sample):
         encoded = encode(sample)
         known = {"boxes_known": torch.tensor([True]), "masks_known": torch.tensor([True])}
@@ -150,16 +150,16 @@ def test_a_stand_in_has_no_known_objects():
 
 
 @given(LENGTHS, st.integers(1, 100), st.integers(1, 5))
-def test_a_cut_in_order_keeps_it_and_fits_as_well(lengths, budget, most):
+def test_cutting_in_order_keeps_the_order_and_the_bounds(lengths, budget, max_rows):
     sizes = [(length,) for length in lengths]
-    for pieces in (cut_in_order(sizes, None, budget), cut_in_order(sizes, most, None)):
+    for pieces in (cut_in_order(sizes, None, budget), cut_in_order(sizes, max_rows, None)):
         assert [i for piece in pieces for i in piece] == list(range(len(lengths)))
-    assert all(len(piece) <= most for piece in cut_in_order(sizes, most, None))
+    assert all(len(piece) <= max_rows for piece in cut_in_order(sizes, max_rows, None))
     for piece in cut_in_order(sizes, None, budget):
         assert len(piece) == 1 or len(piece) * max(lengths[i] for i in piece) <= budget
 
 
-def test_the_samples_of_a_unit_stay_side_by_side_and_keep_its_number():
+def test_the_samples_of_a_unit_stay_adjacent_and_keep_its_number():
     dataset = EncodedDataset(Rows(), encode)
     draws = [Draw(0, 0, unit=8), Draw(5, 0, unit=8), Draw(4, 0, unit=8), Draw(2, 0, unit=3), Draw(1, 0, unit=3)]
     batch = LogicalCollator(pad, samples_per_piece=3)([dataset[draw] for draw in draws])

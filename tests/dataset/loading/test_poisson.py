@@ -1,4 +1,4 @@
-"""Poisson draws: independent, secret, the same on all processes, and perhaps empty."""
+"""Tests of Poisson sampling."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_every_unit_is_drawn_with_the_rate_independently_of_the_others():
     sampler = PoissonSampler(single(50), 0.2, secret=SECRET)
     taken = np.zeros((4000, 50))
     for update in range(4000):
-        taken[update, sampler.drawn(update)] = 1
+        taken[update, sampler.draw(update)] = 1
     assert taken.mean(axis=0) == pytest.approx(0.2, abs=0.03)
     sizes = taken.sum(axis=1)
     assert sizes.mean() == pytest.approx(10, rel=0.02)
@@ -33,26 +33,26 @@ def test_every_unit_is_drawn_with_the_rate_independently_of_the_others():
     correlation = np.corrcoef(taken.T) - np.eye(50)
     assert abs(correlation).max() < 0.08
     after = ((taken[1:] - 0.2) * (taken[:-1] - 0.2)).mean()
-    assert abs(after) < 0.005, "an update tells of the next"
+    assert abs(after) < 0.005, "updates are correlated"
 
 
-def test_draws_follow_from_secret_and_update_alone():
+def test_draws_are_a_function_of_secret_and_update():
     sampler = PoissonSampler(single(30), 0.3, secret=SECRET)
     again = PoissonSampler(single(30), 0.3, secret=SECRET)
     assert len(sampler) == 4
-    assert drawn(sampler, 0) + drawn(sampler, 1) == [again.drawn(update) for update in range(8)]
-    assert [again.drawn(update) for update in range(8)] != [
-        PoissonSampler(single(30), 0.3, secret=bytes(32)).drawn(update) for update in range(8)
+    assert drawn(sampler, 0) + drawn(sampler, 1) == [again.draw(update) for update in range(8)]
+    assert [again.draw(update) for update in range(8)] != [
+        PoissonSampler(single(30), 0.3, secret=bytes(32)).draw(update) for update in range(8)
     ]
 
 
-def test_processes_share_one_draw():
+def test_all_processes_share_one_draw():
     whole = drawn(PoissonSampler(single(40), 0.25, secret=SECRET))
     shares = [drawn(PoissonSampler(single(40), 0.25, secret=SECRET, rank=rank, world=3)) for rank in range(3)]
     for update, expected in enumerate(whole):
-        dealt = [shares[rank][update] for rank in range(3)]
-        assert sorted(sum(dealt, [])) == expected
-        assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+        parts = [shares[rank][update] for rank in range(3)]
+        assert sorted(sum(parts, [])) == expected
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_an_update_may_be_empty_and_its_batch_has_no_piece():
@@ -63,34 +63,34 @@ def test_an_update_may_be_empty_and_its_batch_has_no_piece():
 
 
 @pytest.mark.parametrize(("size", "expected", "updates"), [(900, 8, 113), (100, 10, 10), (7, 7, 1), (3, 2, 2)])
-def test_an_epoch_has_as_many_updates_as_a_shuffle_would(size, expected, updates):
+def test_an_epoch_has_as_many_updates_as_with_shuffling(size, expected, updates):
     assert len(PoissonSampler(single(size), expected / size, secret=SECRET)) == updates
 
 
-def test_at_a_rate_of_one_all_are_drawn():
+def test_at_rate_1_all_units_are_drawn():
     assert drawn(PoissonSampler(single(5), 1.0, secret=SECRET)) == [[0, 1, 2, 3, 4]]
 
 
-def test_patients_come_with_all_their_samples_side_by_side_and_are_capped():
+def test_the_samples_of_a_patient_are_adjacent_and_limited():
     units = [[0, 3, 5, 6], [1], [2, 4]]
     for update in PoissonSampler(units, 0.5, secret=SECRET):
-        owners = [draw.unit for draw in update]
-        assert owners == sorted(owners)
-        for owner in set(owners):
-            assert [draw.index for draw in update if draw.unit == owner] == units[owner]
-    capped, seen = PoissonSampler(units, 0.5, secret=SECRET, most=2), set()
+        numbers = [draw.unit for draw in update]
+        assert numbers == sorted(numbers)
+        for number in set(numbers):
+            assert [draw.index for draw in update if draw.unit == number] == units[number]
+    limited, drawn_samples = PoissonSampler(units, 0.5, secret=SECRET, max_samples=2), set()
     for epoch in range(40):
-        capped.set_epoch(epoch)
-        for update in capped:
-            mine = [draw.index for draw in update if draw.unit == 0]
-            assert len(mine) in (0, 2)
-            assert mine == sorted(mine)
-            seen.update(mine)
-    assert seen == set(units[0]), "every sample of a patient has its turn"
+        limited.set_epoch(epoch)
+        for update in limited:
+            indices = [draw.index for draw in update if draw.unit == 0]
+            assert len(indices) in (0, 2)
+            assert indices == sorted(indices)
+            drawn_samples.update(indices)
+    assert drawn_samples == set(units[0]), "every sample of a patient is drawn in some update"
 
 
 class Visits(SampleDataset):
-    """Rows with names of patients."""
+    """Rows with patients."""
 
     def __init__(self, *patients):
         self.patients = patients
@@ -114,10 +114,10 @@ def test_units_are_samples_or_all_samples_of_a_patient():
     assert units_of(visits, "patient") == [[0, 2], [1], [3]]
 
 
-def test_a_row_without_a_patient_cannot_be_protected_as_one():
+def test_a_row_without_a_patient_is_refused_for_the_unit_patient():
     with pytest.raises(DataError) as error:
         units_of(Visits("a", None), "patient")
     assert str(error.value) == (
-        "visits.csv, line 3 names no patient, and privacy_args.unit='patient' promises privacy to patients; name one "
-        "in every row, or set unit to 'sample'"
+        "visits.csv, line 3 has no patient, but privacy_args.unit='patient' protects patients: "
+        "add the patient to every row, or set unit to 'sample'"
     )

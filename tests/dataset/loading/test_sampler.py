@@ -1,4 +1,4 @@
-"""Updates are a function of seed and epoch, whatever the number of processes."""
+"""Tests of the sampler of logical batches."""
 
 import pytest
 
@@ -17,11 +17,11 @@ def _updates(world, batch_size, size=23, epoch=0, **options):
 
 
 @pytest.mark.parametrize(("world", "batch_size"), [(2, 2), (4, 1)])
-def test_the_same_samples_make_an_update_however_many_processes_share_it(world, batch_size):
+def test_an_update_has_the_same_samples_for_any_number_of_processes(world, batch_size):
     assert _updates(world, batch_size) == _updates(1, 4)
 
 
-def test_every_sample_is_dealt_once_in_an_epoch():
+def test_every_sample_occurs_once_in_an_epoch():
     assert sorted(sum(_updates(3, 2), [])) == list(range(23))
 
 
@@ -30,24 +30,22 @@ def test_epochs_differ_and_repeat():
     assert _updates(1, 4, epoch=1) == _updates(1, 4, epoch=1)
 
 
-def test_a_process_without_a_sample_gets_a_stand_in_that_does_not_count():
+def test_a_process_without_a_sample_gets_a_padding_sample_that_does_not_count():
     sampler = LogicalBatchSampler(5, 1, rank=1, world=2)
     last = list(sampler)[-1]
     assert [draw.counted for draw in last] == [False]
 
 
-def test_drop_last_leaves_out_the_smaller_batch():
+def test_drop_last_drops_the_smaller_batch():
     sampler = LogicalBatchSampler(23, 4, drop_last=True)
     assert [len(batch) for batch in sampler] == [4] * 5
     assert len(sampler) == 5
 
 
-def test_without_shuffling_the_order_is_the_datasets():
+def test_without_shuffling_the_order_is_that_of_the_dataset():
     assert [draw.index for batch in LogicalBatchSampler(5, 2, shuffle=False) for draw in batch] == list(range(5))
 
 
-def test_drop_last_that_leaves_nothing_is_refused():
-    with pytest.raises(
-        ConfigError, match="dataloader_drop_last=True leaves nothing of 7 samples, because an update.* 8"
-    ):
+def test_drop_last_that_drops_all_samples_is_refused():
+    with pytest.raises(ConfigError, match="dataloader_drop_last=True drops all 7 samples, because an update takes 8"):
         LogicalBatchSampler(7, 4, world=2, drop_last=True)

@@ -1,3 +1,5 @@
+"""Tests of gray values of DICOM files, compared with pydicom."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -5,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from medical_files import write_dicom
-from pydicom.data import get_testdata_file
+from medical_files import pydicom_file, read_gray, write_dicom
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 
@@ -18,24 +19,12 @@ GRADIENT = np.arange(-1100, 1100, 2, dtype=np.int16)[:1024].reshape(32, 32)
 HOUNSFIELD = {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": 0}
 
 
-def wheel(name):
-    path = get_testdata_file(name, download=False)
-    assert path is not None, name
-    return path
-
-
-def gray(path, **options):
-    picture = np.asarray(read_images(path, **options)[0])
-    assert (picture == picture[..., :1]).all()
-    return picture[..., 0]
-
-
 def to_8_bits(values, low, high):
     return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255)
 
 
 def output_range(dataset):
-    """The range onto which pydicom's windowing maps (PS3.3 C.11.2.1.2)."""
+    """Return the range onto which the windowing of pydicom maps (PS3.3 C.11.2.1.2)."""
     bits, signed = dataset.BitsStored, dataset.PixelRepresentation
     ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1], float)
     return ends * float(dataset.get("RescaleSlope", 1)) + float(dataset.get("RescaleIntercept", 0))
@@ -43,9 +32,9 @@ def output_range(dataset):
 
 @pytest.mark.parametrize("name", ["MR_small.dcm", "examples_overlay.dcm", "693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm"])
 def test_the_window_of_the_file_against_pydicom(name):
-    dataset = pydicom.dcmread(wheel(name))
+    dataset = pydicom.dcmread(pydicom_file(name))
     windowed = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset)
-    assert np.array_equal(gray(wheel(name)), to_8_bits(windowed, *output_range(dataset)))
+    assert np.array_equal(read_gray(pydicom_file(name)), to_8_bits(windowed, *output_range(dataset)))
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
@@ -56,45 +45,47 @@ def test_every_voi_function_against_pydicom(tmp_path, function, width):
     dataset = pydicom.dcmread(path)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         windowed = apply_windowing(apply_modality_lut(dataset.pixel_array, dataset), dataset)
-        assert np.abs(gray(path) - to_8_bits(windowed, *output_range(dataset))).max() <= (function == "SIGMOID")
+        assert np.abs(read_gray(path) - to_8_bits(windowed, *output_range(dataset))).max() <= (function == "SIGMOID")
 
 
 @pytest.mark.parametrize("name, low, high", [("lung", -1350, 150), ("brain", 0, 80), ("bone", -500, 1300)])
 def test_named_windows_by_hand(tmp_path, name, low, high):
     path = write_dicom(tmp_path / "a.dcm", GRADIENT, **HOUNSFIELD)
-    assert np.array_equal(gray(path, window=name), to_8_bits(GRADIENT, low, high))
+    assert np.array_equal(read_gray(path, window=name), to_8_bits(GRADIENT, low, high))
     shifted = write_dicom(
         tmp_path / "b.dcm", (GRADIENT + 1024).astype(np.uint16), Modality="CT", RescaleSlope=1, RescaleIntercept=-1024
     )
     pixels = (GRADIENT + 1024).astype(np.uint16).astype(float) - 1024
-    assert np.array_equal(gray(shifted, window=name), to_8_bits(pixels, low, high))
+    assert np.array_equal(read_gray(shifted, window=name), to_8_bits(pixels, low, high))
 
 
 def test_a_window_by_numbers_is_exact_and_replaces_that_of_the_file(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", GRADIENT, WindowCenter=0, WindowWidth=10)
-    assert np.array_equal(gray(path, window=(40, 400)), to_8_bits(GRADIENT, -160, 240))
+    assert np.array_equal(read_gray(path, window=(40, 400)), to_8_bits(GRADIENT, -160, 240))
 
 
 def test_a_named_window_is_for_ct_in_hounsfield_units(tmp_path):
     magnetic = write_dicom(tmp_path / "mr.dcm", GRADIENT, Modality="MR", RescaleSlope=1, RescaleIntercept=0)
     unscaled = write_dicom(tmp_path / "ct.dcm", GRADIENT, Modality="CT")
     for path in (magnetic, unscaled):
-        with pytest.raises(DataError, match=rf"{path.name} is not a CT in Hounsfield units, in which window='lung' is"):
+        with pytest.raises(
+            DataError, match=rf"{path.name} is not a CT in Hounsfield units, which window='lung' requires"
+        ):
             read_images(path, window="lung")
 
 
 def test_without_a_window_the_full_range(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", GRADIENT)
-    assert np.array_equal(gray(path), to_8_bits(GRADIENT, GRADIENT.min(), GRADIENT.max()))
-    dataset = pydicom.dcmread(wheel("CT_small.dcm"))
+    assert np.array_equal(read_gray(path), to_8_bits(GRADIENT, GRADIENT.min(), GRADIENT.max()))
+    dataset = pydicom.dcmread(pydicom_file("CT_small.dcm"))
     values = dataset.pixel_array.astype(float)
-    assert np.array_equal(gray(wheel("CT_small.dcm")), to_8_bits(values, values.min(), values.max()))
+    assert np.array_equal(read_gray(pydicom_file("CT_small.dcm")), to_8_bits(values, values.min(), values.max()))
 
 
 def test_monochrome1_is_inverted(tmp_path):
     tags = {"WindowCenter": 0, "WindowWidth": 1000}
-    plain = gray(write_dicom(tmp_path / "a.dcm", GRADIENT, **tags))
-    turned = gray(write_dicom(tmp_path / "b.dcm", GRADIENT, photometric="MONOCHROME1", **tags))
+    plain = read_gray(write_dicom(tmp_path / "a.dcm", GRADIENT, **tags))
+    turned = read_gray(write_dicom(tmp_path / "b.dcm", GRADIENT, photometric="MONOCHROME1", **tags))
     assert np.abs(255 - plain.astype(int) - turned).max() <= 1
     assert turned[0, 0] == 255
     assert turned[-1, -1] == 0
@@ -105,7 +96,7 @@ def test_padding_is_black_and_out_of_the_range(tmp_path, photometric):
     pixels = GRADIENT.copy()
     pixels[:4] = -2000
     tags = {"PixelPaddingValue": -2000, "RescaleSlope": 1, "RescaleIntercept": -1024}
-    picture = gray(write_dicom(tmp_path / "a.dcm", pixels, photometric=photometric, **tags))
+    picture = read_gray(write_dicom(tmp_path / "a.dcm", pixels, photometric=photometric, **tags))
     assert not picture[:4].any()
     inside = to_8_bits(pixels[4:], pixels[4:].min(), pixels[4:].max())
     expected = inside if photometric == "MONOCHROME2" else 255 - inside
@@ -114,7 +105,7 @@ def test_padding_is_black_and_out_of_the_range(tmp_path, photometric):
 
 def test_a_range_of_padding(tmp_path):
     tags = {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": 0}
-    picture = gray(write_dicom(tmp_path / "a.dcm", GRADIENT, **tags))
+    picture = read_gray(write_dicom(tmp_path / "a.dcm", GRADIENT, **tags))
     assert not picture[GRADIENT <= 0].any()
     assert picture[GRADIENT > 0].min() == 0
     assert picture[-1, -1] == 255
@@ -136,7 +127,7 @@ def test_modality_lut_and_voi_lut_against_pydicom(tmp_path, vr):
     path = write_dicom(tmp_path / "a.dcm", pixels, ModalityLUTSequence=modality, VOILUTSequence=voi, BitsStored=12)
     dataset = pydicom.dcmread(path)
     expected = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset)
-    assert np.array_equal(gray(path), to_8_bits(expected.astype(float), 0, 4095))
+    assert np.array_equal(read_gray(path), to_8_bits(expected.astype(float), 0, 4095))
 
 
 def test_a_voi_lut_of_8_bits_with_more_than_256_entries(tmp_path):
@@ -144,7 +135,7 @@ def test_a_voi_lut_of_8_bits_with_more_than_256_entries(tmp_path):
     pixels = np.arange(1024, dtype=np.uint16).reshape(32, 32)
     table = [number // 4 for number in range(1024)]
     path = write_dicom(tmp_path / "a.dcm", pixels, VOILUTSequence=lut(table, 0, 8, "US"), BitsStored=12)
-    assert np.array_equal(gray(path), pixels // 4)
+    assert np.array_equal(read_gray(path), pixels // 4)
 
 
 def test_enhanced_multi_frame_transforms_are_per_frame(tmp_path):
@@ -162,7 +153,7 @@ def test_enhanced_multi_frame_transforms_are_per_frame(tmp_path):
     first, second = (np.asarray(picture)[..., 0] for picture in read_images(path, frames="all"))
     assert np.array_equal(first, to_8_bits(GRADIENT - 10.0, -200, 200))
     assert np.array_equal(second, to_8_bits(GRADIENT * 2.0 - 10, 100, 500))
-    assert np.array_equal(gray(path, frames=1, window="brain"), to_8_bits(GRADIENT * 2.0 - 10, 0, 80))
+    assert np.array_equal(read_gray(path, frames=1, window="brain"), to_8_bits(GRADIENT * 2.0 - 10, 0, 80))
 
 
 @pytest.mark.parametrize(
@@ -186,6 +177,6 @@ def test_bones_are_white_on_a_radiograph_stored_as_monochrome1():
     path = DATA / "RG1_J2KI.dcm"
     if not path.exists():
         pytest.skip("the shared data folder is not beside this checkout")
-    picture = gray(path)
+    picture = read_gray(path)
     spine, lung = picture[700:1100, 880:960].mean(), picture[500:800, 350:550].mean()
     assert spine > lung + 20

@@ -1,4 +1,4 @@
-"""Encodings, colors, frames and damaged files; gray values are in test_dicom.py."""
+"""Tests of encodings, colors, frames and damaged DICOM files; gray values are in test_dicom.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from medical_files import write_dicom
-from pydicom.data import get_testdata_file
+from medical_files import pydicom_file, read_gray, write_dicom
 from pydicom.pixels import convert_color_space
 
 from mllm.dataset.readers import read_images
@@ -18,22 +17,10 @@ from mllm.errors import ConfigError, DataError
 GRADIENT = np.arange(-1100, 1100, 2, dtype=np.int16)[:1024].reshape(32, 32)
 
 
-def wheel(name):
-    path = get_testdata_file(name, download=False)
-    assert path is not None, name
-    return path
-
-
-def gray(path, **options):
-    picture = np.asarray(read_images(path, **options)[0])
-    assert (picture == picture[..., :1]).all()
-    return picture[..., 0]
-
-
 @pytest.mark.parametrize("syntax", ["RLELossless", "JPEGLSLossless", "JPEG2000Lossless"])
 def test_lossless_encodings_give_the_same_pixels(tmp_path, syntax):
     plain = write_dicom(tmp_path / "a.dcm", GRADIENT)
-    assert np.array_equal(gray(write_dicom(tmp_path / "b.dcm", GRADIENT, syntax=syntax)), gray(plain))
+    assert np.array_equal(read_gray(write_dicom(tmp_path / "b.dcm", GRADIENT, syntax=syntax)), read_gray(plain))
     color = np.random.default_rng(0).integers(0, 256, (2, 32, 40, 3), dtype=np.uint8)
     pictures = read_images(write_dicom(tmp_path / "c.dcm", color, syntax=syntax), frames="all")
     assert np.array_equal(np.stack(pictures), color)
@@ -56,13 +43,13 @@ def test_native_ybr_against_pydicom(tmp_path):
 
 
 def test_every_frame_of_native_subsampled_ybr_is_converted(tmp_path):
-    dataset = pydicom.dcmread(wheel("SC_ybr_full_422_uncompressed.dcm"))
+    dataset = pydicom.dcmread(pydicom_file("SC_ybr_full_422_uncompressed.dcm"))
     dataset.PixelData = dataset.PixelData * 2
     dataset.NumberOfFrames = 2
     dataset.save_as(tmp_path / "two.dcm")
     first, second = (np.asarray(picture) for picture in read_images(tmp_path / "two.dcm", frames="all"))
     assert np.array_equal(first, second)
-    assert np.array_equal(first, np.asarray(read_images(wheel("SC_ybr_full_422_uncompressed.dcm"))[0]))
+    assert np.array_equal(first, np.asarray(read_images(pydicom_file("SC_ybr_full_422_uncompressed.dcm"))[0]))
 
 
 @pytest.mark.parametrize(
@@ -75,9 +62,9 @@ def test_every_frame_of_native_subsampled_ybr_is_converted(tmp_path):
         *("SC_rgb_rle_32bit.dcm", "SC_ybr_full_422_uncompressed.dcm"),
     ],
 )
-def test_one_picture_in_sixteen_encodings(name):
+def test_one_image_in_sixteen_encodings(name):
     # All show the same bars; the columns of pixels at their middles, from the top: red, green, blue, ... white.
-    picture = np.asarray(read_images(wheel(name))[0]).astype(int)
+    picture = np.asarray(read_images(pydicom_file(name))[0]).astype(int)
     expected = [(255, 0, 0), (255, 128, 128), (0, 255, 0), (128, 255, 128), (0, 0, 255), (128, 128, 255), (0, 0, 0)]
     expected += [(64, 64, 64), (192, 192, 192), (255, 255, 255)]
     assert np.abs(picture[5::10, 50] - expected).max() <= 6
@@ -94,8 +81,8 @@ def test_palette_by_hand(tmp_path):
     assert got.tolist() == [[[255, 0, 0], [0, 255, 0]], [[10, 20, 30], [10, 20, 30]]]
 
 
-def test_frames_of_a_cine_in_the_order_asked():
-    path = wheel("examples_ybr_color.dcm")
+def test_frames_of_a_cine_are_in_the_order_of_the_option():
+    path = pydicom_file("examples_ybr_color.dcm")
     everything = [np.asarray(picture) for picture in read_images(path, frames="all")]
     assert len(everything) == 30
     assert everything[0].shape == (240, 320, 3)
@@ -111,12 +98,12 @@ def test_frames_of_a_cine_in_the_order_asked():
 
 
 def test_window_on_color_is_refused():
-    with pytest.raises(DataError, match="is in color, and a window needs a gray image"):
-        read_images(wheel("examples_ybr_color.dcm"), window=(40, 400))
+    with pytest.raises(DataError, match="is in color, but a window needs a gray image"):
+        read_images(pydicom_file("examples_ybr_color.dcm"), window=(40, 400))
 
 
 @pytest.mark.parametrize(
-    "name, sentence",
+    "name, message",
     [
         ("waveform_ecg.dcm", r"has no pixels \(it is a waveform .*: SOP class 12-lead ECG Waveform Storage\)"),
         ("reportsi.dcm", r"has no pixels \(it is .* a report"),
@@ -127,12 +114,12 @@ def test_window_on_color_is_refused():
         ("no_meta.dcm", r"is not a DICOM file: it does not begin with the DICOM preamble"),
     ],
 )
-def test_what_cannot_be_read(name, sentence):
-    with pytest.raises(DataError, match=rf"{name} {sentence}"):
-        read_images(wheel(name))
+def test_files_that_cannot_be_read(name, message):
+    with pytest.raises(DataError, match=rf"{name} {message}"):
+        read_images(pydicom_file(name))
 
 
-def test_a_compressed_file_that_is_cut_off(tmp_path):
+def test_a_truncated_compressed_file(tmp_path):
     for syntax in ("RLELossless", "JPEGLSLossless", "JPEG2000Lossless", "JPEGBaseline8Bit"):
         pixels = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
         path = write_dicom(tmp_path / f"{syntax}.dcm", pixels, syntax=syntax)
@@ -144,8 +131,8 @@ def test_a_compressed_file_that_is_cut_off(tmp_path):
 @pytest.mark.parametrize(
     "name", ["SC_rgb_jpeg_dcmtk.dcm", "MR_small_RLE.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_jp2klossless.dcm"]
 )
-def test_damaged_streams_end_in_a_sentence_or_a_picture(tmp_path, name):
-    whole = Path(wheel(name)).read_bytes()
+def test_damaged_streams_give_an_error_message_or_an_image(tmp_path, name):
+    whole = Path(pydicom_file(name)).read_bytes()
     begin = whole.index(b"\xe0\x7f\x10\x00") + 36
     rng = np.random.default_rng(1)
     refused = 0
@@ -169,13 +156,18 @@ def test_a_missing_decoder_names_the_extra(monkeypatch):
 
     monkeypatch.setattr(JPEGLSLosslessDecoder, "_available", {})
     with pytest.raises(ConfigError, match=r"needs a decoder for JPEG-LS .*pip install -e \.\[dicom\]"):
-        read_images(wheel("MR_small_jpeg_ls_lossless.dcm"))
+        read_images(pydicom_file("MR_small_jpeg_ls_lossless.dcm"))
 
 
-def test_identifiers_never_leave(tmp_path, recwarn, caplog):
+def test_messages_and_warnings_contain_no_identifier(tmp_path, recwarn, caplog):
     secret = "Geheimnis^Anna" * 8
-    who = {"PatientName": secret, "PatientID": secret, "StudyDescription": secret, "PatientBirthDate": "19700101"}
-    path = write_dicom(tmp_path / "a.dcm", GRADIENT, **who)
+    tags = {
+        "PatientName": secret,
+        "PatientID": secret,
+        "StudyDescription": secret,
+        "PatientBirthDate": "19700101",
+    }
+    path = write_dicom(tmp_path / "a.dcm", GRADIENT, **tags)
     picture = read_images(path)[0]
     assert picture.info == {}
     recwarn.clear()  # the writer's own warnings

@@ -1,3 +1,5 @@
+"""Tests of windows, gray values and the selection of frames."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -18,7 +20,7 @@ def test_windows_by_name_and_number():
 
 
 @pytest.mark.parametrize(
-    "window, sentence",
+    "window, message",
     [
         ("lungs", "unknown window 'lungs': did you mean 'lung'"),
         ((40,), "must be a name or a pair"),
@@ -28,8 +30,8 @@ def test_windows_by_name_and_number():
         (("a", "b"), "must be a name or a pair"),
     ],
 )
-def test_bad_windows(window, sentence):
-    with pytest.raises(ConfigError, match=sentence):
+def test_invalid_windows(window, message):
+    with pytest.raises(ConfigError, match=message):
         find_window(window)
 
 
@@ -44,7 +46,7 @@ def test_scaled_by_hand():
     assert scaled(values, 5, 5).tolist() == [0] * 6
 
 
-def test_full_range_leaves_out_what_is_not_finite():
+def test_full_range_ignores_non_finite_values():
     assert full_range(np.array([np.nan, 2, np.inf, -3, -np.inf])) == (-3, 2)
     assert full_range(np.array([np.nan])) == (0, 0)
 

@@ -1,3 +1,5 @@
+"""Tests of the reader of PNG, JPEG, TIFF, WebP and BMP files."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -36,7 +38,7 @@ def test_jpeg_is_what_pillow_decodes(tmp_path, color):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_16_bit_gray_takes_its_full_range(tmp_path, suffix):
+def test_16_bit_gray_is_scaled_from_its_full_range(tmp_path, suffix):
     values = np.array([[1000, 2000, 30000], [41000, 50000, 51000]], np.uint16)
     path = tmp_path / f"a{suffix}"
     Image.fromarray(values).save(path)
@@ -62,7 +64,7 @@ def test_float_and_32_bit_tiff(tmp_path):
     assert pixels(tmp_path / "i.tif")[0, :, 0].tolist() == [0, 128, 255]
 
 
-def test_a_tiff_whose_zero_is_white_is_turned(tmp_path):
+def test_a_tiff_whose_zero_is_white_is_inverted(tmp_path):
     values = np.array([[0, 1000, 4000]], np.uint16)
     Image.fromarray(values).save(tmp_path / "w.tif", tiffinfo={262: 0})
     with Image.open(tmp_path / "w.tif") as image:
@@ -135,14 +137,14 @@ def test_pages_of_a_tiff(tmp_path):
         read(4)
 
 
-def test_nothing_but_pixels_goes_on(tmp_path, color):
+def test_only_pixels_are_returned(tmp_path, color):
     text = PngImagePlugin.PngInfo()
     text.add_text("Patient", "Doe^Jane")
     Image.fromarray(color).save(tmp_path / "a.png", pnginfo=text)
     assert read_images(tmp_path / "a.png")[0].info == {}
 
 
-def test_a_truncated_file_is_refused_even_where_pillow_may_be_lenient(tmp_path, color):
+def test_a_truncated_file_is_refused(tmp_path, color):
     big = np.kron(color, np.ones((20, 20, 1), np.uint8))
     for suffix in (".png", ".jpg", ".tif", ".webp", ".bmp"):
         path = tmp_path / f"a{suffix}"
@@ -152,7 +154,7 @@ def test_a_truncated_file_is_refused_even_where_pillow_may_be_lenient(tmp_path, 
             read_images(path)
 
 
-def test_a_picture_too_large_to_be_meant(tmp_path, monkeypatch):
+def test_an_image_with_too_many_pixels_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(DataError, match=r"a.png has more than 40 pixels: cut it into tiles"):
         read_images(write_png(tmp_path / "a.png", np.zeros((10, 10), np.uint8)))

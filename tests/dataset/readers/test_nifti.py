@@ -1,3 +1,5 @@
+"""Tests of the reader of NIfTI volumes."""
+
 from __future__ import annotations
 
 import itertools
@@ -29,8 +31,8 @@ def volume():
     return np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.int16)
 
 
-def shown(volume, axis, index):
-    """The slice as a radiologist sees it, point by point, from a volume in RAS+ orientation."""
+def slice_of(volume, axis, index):
+    """Return a slice in radiological convention, voxel by voxel, from a volume in RAS+ orientation."""
     right, front, head = volume.shape
     if axis == "axial":
         return np.array([[volume[right - 1 - c, front - 1 - r, index] for c in range(right)] for r in range(front)])
@@ -44,7 +46,7 @@ def test_axes_and_slices_by_hand(tmp_path, volume, axis, number):
     path = write_nifti(tmp_path / "a.nii.gz", volume)
     count = volume.shape[number]
     for index in range(count):
-        expected = to_8_bits(shown(volume, axis, index), volume.min(), volume.max())
+        expected = to_8_bits(slice_of(volume, axis, index), volume.min(), volume.max())
         assert np.array_equal(gray(path, axis=axis, slice=index), expected)
         assert np.array_equal(gray(path, axis=number, slice=index), expected)
     assert np.array_equal(gray(path, axis=axis), gray(path, axis=axis, slice=count // 2))
@@ -54,7 +56,7 @@ def test_axes_and_slices_by_hand(tmp_path, volume, axis, number):
 @pytest.mark.parametrize(
     "code", ["".join(code) for code in itertools.product("RL", "AP", "SI")] + ["PSR", "IRA", "SAL"]
 )
-def test_every_orientation_shows_the_same_patient(tmp_path, volume, code):
+def test_every_orientation_gives_the_same_slices(tmp_path, volume, code):
     canonical = nibabel.Nifti1Image(volume, np.eye(4))
     turn = nibabel.orientations.ornt_transform(
         nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.axcodes2ornt(code)
@@ -63,11 +65,11 @@ def test_every_orientation_shows_the_same_patient(tmp_path, volume, code):
     assert "".join(nibabel.aff2axcodes(turned.affine)) == code
     path = write_nifti(tmp_path / "a.nii", np.asarray(turned.dataobj), affine=turned.affine)
     for axis in ("axial", "coronal", "sagittal"):
-        expected = to_8_bits(shown(volume, axis, 1), volume.min(), volume.max())
+        expected = to_8_bits(slice_of(volume, axis, 1), volume.min(), volume.max())
         assert np.array_equal(gray(path, axis=axis, slice=1), expected)
 
 
-def test_voxels_become_squares(tmp_path):
+def test_voxels_are_resampled_to_squares(tmp_path):
     path = write_nifti(tmp_path / "a.nii", np.random.default_rng(0).random((8, 10, 4), np.float32), spacing=(2, 2, 5))
     assert read_images(path, axis="axial")[0].size == (8, 10)
     assert read_images(path, axis="coronal")[0].size == (8, 10)
@@ -87,7 +89,7 @@ def test_resampling_is_bilinear(tmp_path):
 
 def test_windows(tmp_path, volume):
     path = write_nifti(tmp_path / "a.nii", volume)
-    plane = shown(volume, "axial", 3)
+    plane = slice_of(volume, "axial", 3)
     assert np.array_equal(gray(path, window="lung"), to_8_bits(plane, -1350, 150))
     assert np.array_equal(gray(path, window=[0, 500]), to_8_bits(plane, -250, 250))
 
@@ -96,8 +98,8 @@ def test_the_display_range_of_the_file(tmp_path, volume):
     image = nibabel.Nifti1Image(volume, np.eye(4))
     image.header["cal_min"], image.header["cal_max"] = -100, 300
     nibabel.save(image, tmp_path / "a.nii")
-    assert np.array_equal(gray(tmp_path / "a.nii"), to_8_bits(shown(volume, "axial", 3), -100, 300))
-    assert np.array_equal(gray(tmp_path / "a.nii", window=(0, 50)), to_8_bits(shown(volume, "axial", 3), -25, 25))
+    assert np.array_equal(gray(tmp_path / "a.nii"), to_8_bits(slice_of(volume, "axial", 3), -100, 300))
+    assert np.array_equal(gray(tmp_path / "a.nii", window=(0, 50)), to_8_bits(slice_of(volume, "axial", 3), -25, 25))
 
 
 def test_stored_slope_is_applied(tmp_path, volume):
@@ -105,10 +107,10 @@ def test_stored_slope_is_applied(tmp_path, volume):
     image.header.set_slope_inter(0.5, 100)
     nibabel.save(image, tmp_path / "a.nii")
     values = np.asarray(nibabel.load(tmp_path / "a.nii").dataobj)
-    assert np.array_equal(gray(tmp_path / "a.nii", window=(0, 200)), to_8_bits(shown(values, "axial", 3), -100, 100))
+    assert np.array_equal(gray(tmp_path / "a.nii", window=(0, 200)), to_8_bits(slice_of(values, "axial", 3), -100, 100))
 
 
-def test_nan_is_black_and_infinity_does_not_count(tmp_path):
+def test_nan_is_black_and_infinity_is_ignored(tmp_path):
     volume = np.linspace(1, 2, 24, dtype=np.float32).reshape(2, 3, 4)
     volume[0, 0, 2], volume[1, 1, 2] = np.nan, np.inf
     picture = gray(write_nifti(tmp_path / "a.nii", volume))
@@ -121,7 +123,9 @@ def test_volumes_of_a_series(tmp_path):
     series = np.random.default_rng(0).random((3, 4, 5, 6), np.float32)
     path = write_nifti(tmp_path / "a.nii.gz", series)
     for index in (0, 5):
-        expected = to_8_bits(shown(series[..., index], "axial", 2), series[..., index].min(), series[..., index].max())
+        expected = to_8_bits(
+            slice_of(series[..., index], "axial", 2), series[..., index].min(), series[..., index].max()
+        )
         assert np.array_equal(gray(path, volume=index), expected)
     with pytest.raises(DataError, match=r"a.nii.gz has no volume 6: it has 6, from 0 to 5"):
         read_images(path, volume=6)
@@ -132,10 +136,10 @@ def test_volumes_of_a_series(tmp_path):
 def test_a_single_slice_and_a_flat_image(tmp_path):
     flat = np.arange(12, dtype=np.int16).reshape(3, 4)
     for path in (write_nifti(tmp_path / "a.nii", flat), write_nifti(tmp_path / "b.nii", flat[..., None])):
-        assert np.array_equal(gray(path), to_8_bits(shown(flat[..., None], "axial", 0), 0, 11))
+        assert np.array_equal(gray(path), to_8_bits(slice_of(flat[..., None], "axial", 0), 0, 11))
 
 
-def test_bad_options(tmp_path, volume):
+def test_invalid_options(tmp_path, volume):
     path = write_nifti(tmp_path / "a.nii", volume)
     with pytest.raises(ConfigError, match="unknown axis 'axail': did you mean 'axial'"):
         read_images(path, axis="axail")
@@ -147,9 +151,9 @@ def test_bad_options(tmp_path, volume):
         read_images(path, window="lnug")
 
 
-def test_what_cannot_be_shown(tmp_path, volume):
+def test_volumes_that_are_refused(tmp_path, volume):
     complex_values = write_nifti(tmp_path / "c.nii", np.zeros((2, 2, 2), np.complex64))
-    with pytest.raises(DataError, match=r"c.nii holds voxels of type complex64"):
+    with pytest.raises(DataError, match=r"c.nii has voxels of type complex64"):
         read_images(complex_values)
     lopsided = write_nifti(tmp_path / "l.nii", volume, spacing=(1, 1e-4, 1))
     with pytest.raises(DataError, match=r"l.nii has voxels of 1 by 0.0001"):
@@ -157,7 +161,7 @@ def test_what_cannot_be_shown(tmp_path, volume):
     image = nibabel.Nifti1Image(volume, None)
     image.header.set_sform(np.diag([0, 1, 1, 1]), code=1)
     nibabel.save(image, tmp_path / "s.nii")
-    with pytest.raises(DataError, match=r"s.nii does not say how its voxels lie"):
+    with pytest.raises(DataError, match=r"s.nii has no orientation"):
         read_images(tmp_path / "s.nii")
 
 
@@ -175,5 +179,5 @@ def test_real_files(name, axis, size):
     low, high = float(canonical.header["cal_min"]), float(canonical.header["cal_max"])
     if high <= low:
         low, high = values.min(), values.max()
-    expected = to_8_bits(shown(values, "axial", values.shape[2] // 2).astype(float), low, high)
+    expected = to_8_bits(slice_of(values, "axial", values.shape[2] // 2).astype(float), low, high)
     assert np.array_equal(gray(path, axis="axial"), expected)

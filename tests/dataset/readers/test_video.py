@@ -1,3 +1,5 @@
+"""Tests of the reader of videos."""
+
 from __future__ import annotations
 
 import av
@@ -24,7 +26,7 @@ KINDS = [
 
 
 def frames(count=COUNT, size=(48, 64)):
-    """Frames that tell their number: a bright square that moves over a noise that changes."""
+    """Return frames that encode their number by the position of a bright square on changing noise."""
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 90, (count, *size, 3), dtype=np.uint8)
     for number, picture in enumerate(pictures):
@@ -34,7 +36,7 @@ def frames(count=COUNT, size=(48, 64)):
 
 
 def number_of(picture):
-    """The number that a frame tells."""
+    """Return the number that a frame encodes."""
     cells = np.asarray(picture)[..., 1].reshape(6, 8, 8, 8).mean(axis=(1, 3))
     return int(cells.argmax())
 
@@ -53,7 +55,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [kind[0] for kind in KINDS])
-def test_every_index_is_that_of_decoding_everything(folder, name):
+def test_every_index_gives_the_frame_of_full_decoding(folder, name):
     oracle = decode_everything(folder / name)
     assert len(oracle) == COUNT
     for index in range(COUNT):
@@ -70,7 +72,7 @@ def test_every_index_is_that_of_decoding_everything(folder, name):
     assert number_of(read_images(folder / name, frames="last")[0]) == COUNT - 1
 
 
-def test_which_files_need_no_decoding_from_the_beginning(folder, monkeypatch):
+def test_files_that_are_not_decoded_from_the_beginning(folder, monkeypatch):
     def refuse(path, *further):
         raise AssertionError(f"{path} was decoded from the beginning")
 
@@ -79,23 +81,23 @@ def test_which_files_need_no_decoding_from_the_beginning(folder, monkeypatch):
         assert number_of(read_images(folder / name, frames=40)[0]) == 40
 
 
-def test_the_count_in_the_header_is_not_believed(folder, tmp_path):
+def test_the_count_in_the_header_is_ignored(folder, tmp_path):
     contents = bytearray((folder / "mjpeg.avi").read_bytes())
     for box in (b"avih", b"strh"):
         at = contents.index(box) + 8 + (16 if box == b"avih" else 32)
         assert int.from_bytes(contents[at : at + 4], "little") == COUNT
         contents[at : at + 4] = (1000).to_bytes(4, "little")
-    path = tmp_path / "liar.avi"
+    path = tmp_path / "count.avi"
     path.write_bytes(contents)
     with av.open(str(path)) as container:
         assert container.streams.video[0].frames == 1000
     assert number_of(read_images(path, frames="last")[0]) == COUNT - 1
-    with pytest.raises(DataError, match=rf"liar.avi has no frame {COUNT}: it has {COUNT}, from 0 to {COUNT - 1}"):
+    with pytest.raises(DataError, match=rf"count.avi has no frame {COUNT}: it has {COUNT}, from 0 to {COUNT - 1}"):
         read_images(path, frames=COUNT)
 
 
 @pytest.mark.parametrize("name", ["mjpeg.avi", "mpeg4.avi", "ffv1.avi"])
-def test_a_video_that_is_cut_off_ends_at_its_last_whole_frame(folder, tmp_path, name):
+def test_a_truncated_video_ends_at_its_last_complete_frame(folder, tmp_path, name):
     whole = (folder / name).read_bytes()
     oracle = decode_everything(folder / name)
     path = tmp_path / name
@@ -115,18 +117,18 @@ def test_gray_video(tmp_path):
     assert [np.asarray(picture)[0, 0].tolist() for picture in got] == [[45] * 3, [10] * 3]
 
 
-def test_sound_without_pictures(tmp_path):
+def test_a_file_without_a_video_stream(tmp_path):
     path = tmp_path / "voice.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
-    with pytest.raises(DataError, match=r"voice.mkv has no video in it"):
+    with pytest.raises(DataError, match=r"voice.mkv has no video stream"):
         read_images(path)
 
 
-def test_bad_indices(folder):
+def test_invalid_indices(folder):
     with pytest.raises(DataError, match=r"mjpeg.avi has no frame -1: it has 45"):
         read_images(folder / "mjpeg.avi", frames=-1)
     with pytest.raises(ConfigError, match="frames=1.5"):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mllm.dataset.augment.transforms import RandomFlip
+from mllm.dataset.augment.geometric import RandomFlip
 from mllm.dataset.builder import build_dataset
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset
 from mllm.registry import DATASETS

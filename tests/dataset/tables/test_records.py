@@ -1,3 +1,5 @@
+"""Tests of the rows of json, jsonl and csv files."""
+
 from __future__ import annotations
 
 import csv
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.dataset.tables import records
+from mllm.dataset.tables import json_files
 from mllm.dataset.tables.records import Records
 from mllm.errors import DataError
 
@@ -19,7 +21,7 @@ def write(path: Path, text: str | bytes) -> Path:
 
 
 def lines_by_python(path: Path) -> list[tuple[int, dict]]:
-    """The rows of a jsonl file as a loop over the file's lines finds them."""
+    """Return line numbers and rows of a jsonl file by a loop over its lines."""
     text = path.read_bytes().decode("utf-8-sig")
     return [(n, json.loads(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
 
@@ -37,8 +39,8 @@ def lines_by_python(path: Path) -> list[tuple[int, dict]]:
     ],
 )
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 22])
-def test_jsonl_rows_and_lines_are_those_of_a_plain_loop(tmp_path, monkeypatch, text, chunk):
-    monkeypatch.setattr(records, "_CHUNK", chunk)
+def test_jsonl_rows_and_lines_match_a_plain_loop(tmp_path, monkeypatch, text, chunk):
+    monkeypatch.setattr(json_files, "_CHUNK", chunk)
     path = write(tmp_path / "rows.jsonl", text)
     rows = Records(path)
     expected = lines_by_python(path)
@@ -46,7 +48,7 @@ def test_jsonl_rows_and_lines_are_those_of_a_plain_loop(tmp_path, monkeypatch, t
     assert [rows.describe(i) for i in range(len(rows))] == [f"{path}, line {n}" for n, _ in expected]
 
 
-def test_a_million_rows_are_indexed_in_little_memory(tmp_path):
+def test_the_index_of_a_million_rows_is_small(tmp_path):
     path = tmp_path / "rows.jsonl"
     line = '{"image": "%07d.png", "question": "Which modality is this?", "answer": "CT"}\n'
     with path.open("w") as file:
@@ -54,10 +56,10 @@ def test_a_million_rows_are_indexed_in_little_memory(tmp_path):
             file.write("".join(line % i for i in range(start, start + 10_000)))
     tracemalloc.start()
     rows = Records(path)
-    held, peak = tracemalloc.get_traced_memory()
+    size, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(rows) == 1_000_000
-    assert held < 20e6
+    assert size < 20e6
     assert peak < 60e6
     assert rows[987_654]["image"] == "0987654.png"
     assert rows.describe(987_654) == f"{path}, line 987655"
@@ -71,7 +73,7 @@ def test_a_pickled_copy_reads_the_same_rows(tmp_path):
     assert copy.describe(1) == rows.describe(1)
 
 
-def test_objects_by_their_ids_are_rows_and_their_lines_are_known(tmp_path):
+def test_an_object_of_ids_and_objects_has_rows_with_lines(tmp_path):
     text = '\n{"1": {"a": "{"},\n\n "x:{" : {"b": {}}, "3":\n{"c": "}"}\n}'
     path = write(tmp_path / "rows.json", text)
     rows = Records(path)
@@ -81,7 +83,7 @@ def test_objects_by_their_ids_are_rows_and_their_lines_are_known(tmp_path):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_json_list_knows_the_line_of_every_row(tmp_path, wrapped):
+def test_every_row_of_a_json_list_has_its_line(tmp_path, wrapped):
     items = '[\n  {"a": [1, 2]},\n  {\n    "a": 2\n  },\n\n  {"a": "]"}\n]'
     text = f'{{"note": {{"data": [1]}},\n"data": {items}}}' if wrapped else items
     path = write(tmp_path / "rows.json", text)
@@ -90,12 +92,12 @@ def test_json_list_knows_the_line_of_every_row(tmp_path, wrapped):
     assert [rows.describe(i) for i in range(3)] == [f"{path}, line {n + wrapped}" for n in (2, 3, 7)]
 
 
-def test_rows_that_share_a_line_are_told_apart_by_their_number(tmp_path):
+def test_rows_on_the_same_line_have_their_number(tmp_path):
     path = write(tmp_path / "rows.json", json.dumps([{"a": 1}, {"a": 2}]))
     assert Records(path).describe(1) == f"{path}, line 1 (row 2)"
 
 
-def test_csv_is_what_the_csv_module_reads(tmp_path):
+def test_csv_matches_the_csv_module(tmp_path):
     path = tmp_path / "rows.csv"
     written = [{"image": "a.png", "text": 'two\nlines, "quoted"'}, {"image": "b.png", "text": "ü"}]
     with path.open("w", newline="", encoding="utf-8-sig") as file:
@@ -108,7 +110,7 @@ def test_csv_is_what_the_csv_module_reads(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "sentence"),
+    ("name", "text", "message"),
     [
         (
             "rows.jsonl",
@@ -122,36 +124,40 @@ def test_csv_is_what_the_csv_module_reads(tmp_path):
         ("rows.json", "", r"rows\.json is empty$"),
         ("rows.json", "[]", r"rows\.json is empty$"),
         ("rows.json", '[\n{"a": 1},\n{"a" 2}]', r"rows\.json, line 3: not valid JSON \(Expecting ':' delimiter\)$"),
-        ("rows.json", '{"rows": []}', r'rows\.json must hold a list of objects, \{"data": \[\.\.\.\]\}, or objects by'),
-        ("rows.json", '{"1": {"a": 1}, "1": {"a": 2}}', "rows.json: an id stands twice in it"),
+        (
+            "rows.json",
+            '{"rows": []}',
+            r'rows\.json must hold a list of objects, \{"data": \[\.\.\.\]\}, or an object of ids',
+        ),
+        ("rows.json", '{"1": {"a": 1}, "1": {"a": 2}}', "rows.json has a duplicate id"),
         ("rows.json", b'[{"a": "\xff"}]', r"rows\.json is not UTF-8 text"),
         ("rows.csv", "", r"rows\.csv is empty$"),
         ("rows.csv", "a,b\n", r"rows\.csv is empty$"),
-        ("rows.csv", "a,b\n1,2\n\n1,2,3\n", r"rows\.csv, line 4: 3 values where the first line names 2$"),
-        ("rows.csv", "a,a\n1,2\n", r"rows\.csv, line 1: column 'a' stands twice$"),
+        ("rows.csv", "a,b\n1,2\n\n1,2,3\n", r"rows\.csv, line 4: 3 values for 2 columns$"),
+        ("rows.csv", "a,a\n1,2\n", r"rows\.csv, line 1: duplicate column 'a'$"),
         ("rows.csv", 'a,b\n1,2\n"x" y,2\n', r"rows\.csv, line 3: not valid CSV"),
         ("rows.txt", "a", r"data_path .*rows\.txt must end in \.json, \.jsonl, \.csv, \.tsv or \.parquet$"),
     ],
 )
-def test_bad_files_are_told_in_one_sentence(tmp_path, name, text, sentence):
+def test_the_message_about_a_malformed_file(tmp_path, name, text, message):
     path = write(tmp_path / name, text)
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(DataError, match=message):
         rows = Records(path)
         for i in range(len(rows)):
             rows[i]
 
 
-def test_a_missing_file_names_what_is_near(tmp_path):
+def test_the_message_about_a_missing_file_has_the_nearest_name(tmp_path):
     write(tmp_path / "train.jsonl", "{}")
     with pytest.raises(DataError, match=r"^data_path .*trian\.jsonl does not exist: did you mean '.*/train\.jsonl'\?$"):
         Records(tmp_path / "trian.jsonl")
-    with pytest.raises(DataError, match=r"does not exist \(nor does its folder .*\)$"):
+    with pytest.raises(DataError, match=r"does not exist \(nor does its directory .*\)$"):
         Records(tmp_path / "none" / "train.jsonl")
-    with pytest.raises(DataError, match="is a folder"):
+    with pytest.raises(DataError, match="is a directory"):
         Records(tmp_path)
 
 
-def test_rows_outside_are_an_index_error(tmp_path):
+def test_an_index_out_of_range_is_an_index_error(tmp_path):
     rows = Records(write(tmp_path / "rows.jsonl", '{"a": 1}\n{"a": 2}\n'))
     assert rows[-1] == {"a": 2}
     with pytest.raises(IndexError):

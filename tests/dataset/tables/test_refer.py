@@ -1,4 +1,4 @@
-"""The original files of RefCOCO: read as they are, and never run."""
+"""Tests of the reader of the original files of RefCOCO."""
 
 import json
 import pickle
@@ -49,36 +49,38 @@ def test_every_sentence_is_a_row_with_its_box_and_mask(folder):
     assert dataset(folder, task="REC").sample(1).marks[0].mask is None
 
 
-class Evil:
+class Malicious:
     def __reduce__(self):
         return (print, ("run",))
 
 
 @pytest.mark.parametrize(
-    "value", [Evil(), [Evil()], np.float64(1.0), {"a": np.zeros(2)}], ids=["object", "list", "number", "array"]
+    "value",
+    [Malicious(), [Malicious()], np.float64(1.0), {"a": np.zeros(2)}],
+    ids=["object", "list", "number", "array"],
 )
-def test_a_pickle_of_more_than_containers_is_refused(tmp_path, value, capsys):
+def test_a_pickle_with_other_objects_than_containers_is_refused(tmp_path, value, capsys):
     path = tmp_path / "refs.p"
     path.write_bytes(pickle.dumps(value))
-    with pytest.raises(DataError, match=r"refs.p is refused: it holds .*; only dicts, lists"):
+    with pytest.raises(DataError, match=r"refs.p is refused: it contains .*; a pickle may only contain dicts, lists"):
         read_plain_pickle(path)
     assert "run" not in capsys.readouterr().out
 
 
-def test_containers_of_both_pythons_are_read(tmp_path):
+def test_containers_of_python_2_and_3_are_read(tmp_path):
     value = [{"a": (1, 2.5, None, True), "b": {"x", "y"}, "c": b"raw".decode()}]
     for protocol in (0, 2, 4):
         (tmp_path / "refs.p").write_bytes(pickle.dumps(value, protocol=protocol))
         assert read_plain_pickle(tmp_path / "refs.p") == value
 
 
-def test_what_does_not_fit_is_told(folder):
+def test_files_that_do_not_match_are_refused(folder):
     with pytest.raises(DataError, match=r"has no reference of split 'test'; it has testA, train"):
         dataset(folder, split="test")
-    with pytest.raises(ConfigError, match="task is 'REC' or 'RES', not 'REG'"):
+    with pytest.raises(ConfigError, match="task must be 'REC' or 'RES', not 'REG'"):
         dataset(folder, task="REG")
     (folder / "instances.json").write_text("{}")
-    with pytest.raises(DataError, match=r"instances.json is no file of COCO instances"):
+    with pytest.raises(DataError, match=r"instances.json is not a file of COCO instances"):
         dataset(folder)
     (folder / "refs(unc).p").write_bytes(b"no pickle")
     with pytest.raises(DataError, match=r"refs\(unc\).p is refused"):

@@ -1,3 +1,5 @@
+"""Tests of the filters of conversations."""
+
 import pytest
 
 from mllm.dataset.tables.text_filters import TextFilters
@@ -9,7 +11,7 @@ def pair(question: str, answer: str) -> list[Turn]:
     return [Turn("user", question), Turn("assistant", answer)]
 
 
-def test_what_is_dropped_is_counted_by_its_reason():
+def test_dropped_conversations_are_counted_by_reason():
     filters = TextFilters.of(dict(min_characters=3, max_characters=200, duplicates=False, language="en"))
     conversations = [
         pair("What is it?", "The liver is enlarged and its edge is smooth."),
@@ -19,7 +21,7 @@ def test_what_is_dropped_is_counted_by_its_reason():
         pair("What is it?", "Die Leber ist vergrößert, und ihr Rand ist glatt."),
         "line 6: not valid JSON",
     ]
-    assert filters.kept(conversations) == [0, 5]
+    assert filters.select(conversations) == [0, 5]
     assert filters.dropped == {"duplicate": 1, "too short": 1, "too long": 1, "in another language": 1}
     assert filters.report.startswith("2 of 6 conversations kept; dropped: ")
 

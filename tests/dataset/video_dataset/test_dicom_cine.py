@@ -1,4 +1,4 @@
-"""Cines of one's own: frames by number from DICOM files and videos, and what a row without them is told."""
+"""Tests of own cines: frames by number from DICOM files and videos, and messages about invalid rows."""
 
 import csv
 import json
@@ -9,6 +9,7 @@ import pytest
 from medical_files import write_avi, write_dicom
 
 from mllm.config.schema import DataArgs
+from mllm.dataset import builder
 from mllm.dataset.builder import build_dataset, build_datasets, use_miniatures
 from mllm.errors import DataError
 
@@ -24,28 +25,28 @@ def folder(tmp_path):
     return tmp_path
 
 
-def opened(folder, *rows, **options):
+def open_dataset(folder, *rows, **options):
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return build_dataset(dict(type="DicomCineDataset", data_path=str(path), **options))
 
 
-def shown(sample):
+def frames_of(sample):
     pairs = zip(sample.views, sample.images, strict=True)
     return {view: round(float(np.asarray(image).mean()) / 10) for view, image in pairs}
 
 
-def test_a_row_that_cannot_be_read_is_counted_and_hides_no_other(folder):
-    told = opened(folder, ROW, {**ROW, "EDV": "about 100"}, {**ROW, "EF": ""}).summary()
-    assert (told["used"], told["unreadable"]) == (2, 1)
-    assert told["unknown"] == {"EF": 1, "EDV": 0, "ESV": 0}
+def test_an_unreadable_row_is_counted(folder):
+    summary = open_dataset(folder, ROW, {**ROW, "EDV": "about 100"}, {**ROW, "EF": ""}).summary()
+    assert (summary["used"], summary["unreadable"]) == (2, 1)
+    assert summary["unknown"] == {"EF": 1, "EDV": 0, "ESV": 0}
 
 
 @pytest.mark.parametrize("file", ["a.dcm", "b.dcm", "c.avi"])
 @pytest.mark.parametrize(("ed", "es"), [(7, 2), (0, 11), (11, 0)])
 def test_frames_by_number(folder, file, ed, es):
-    sample = opened(folder, {**ROW, "file": file, "ED": ed, "ES": es}).sample(0)
-    assert shown(sample) == {"ED": ed, "ES": es}
+    sample = open_dataset(folder, {**ROW, "file": file, "ED": ed, "ES": es}).sample(0)
+    assert frames_of(sample) == {"ED": ed, "ES": es}
     assert sample.measures == {"EF": 55.5, "EDV": 120, "ESV": 53.4}
     assert sample.group == "p1"
     assert sample.turns[0].text.count("<image>") == 2
@@ -61,7 +62,7 @@ def test_a_table_of_text(folder):
         writer.writerows([["a.dcm", "7", "2.0", "55.5", ""], ["c.avi", "1", "4", "nan", "0"]])
     dataset = build_dataset(dict(type="DicomCineDataset", data_path=str(path)))
     sample = dataset.sample(0)
-    assert shown(sample) == {"ED": 7, "ES": 2}
+    assert frames_of(sample) == {"ED": 7, "ES": 2}
     assert sample.measures["EF"] == 55.5
     assert math.isnan(sample.measures["EDV"]) and math.isnan(sample.measures["ESV"])
     assert sample.group == "a.dcm"
@@ -71,35 +72,36 @@ def test_a_table_of_text(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
-        ({"ED": None}, r"line 1: field 'ED' is missing or empty: neither a DICOM cine nor a video says which"),
-        ({"ES": ""}, r"field 'ES' is missing or empty: .*give their numbers, counted from 0, in the fields ED and ES"),
-        ({"ES": 1.5}, r"field 'ES' must be the number of a frame, counted from 0, not 1.5"),
+        ({"ED": None}, r"line 1: field 'ED' is missing or empty: DICOM cines and videos do not mark"),
+        ({"ES": ""}, r"field 'ES' is missing or empty: .*set their numbers, counted from 0, in the fields ED and ES"),
+        ({"ES": 1.5}, r"field 'ES' must be the number of a frame from 0, not 1.5"),
         ({"ED": -1}, r"field 'ED' must be the number of a frame"),
-        ({"ED": "x"}, r"field 'ED' must be the number of a frame, counted from 0, not 'x'"),
+        ({"ED": "x"}, r"field 'ED' must be the number of a frame from 0, not 'x'"),
         ({"ED": 2}, r"ED and ES are both frame 2"),
         ({"ED": 12}, r"line 1: .*a.dcm has no frame 12: it has 12, from 0 to 11"),
         ({"file": "gone.dcm"}, r"line 1: image .*gone.dcm does not exist"),
-        ({"EF": "good"}, r"line 1: field 'EF' is no number: 'good'"),
+        ({"EF": "good"}, r"line 1: field 'EF' must be a number, not 'good'"),
     ],
 )
-def test_rows_that_cannot_be_used_say_why(folder, change, sentence):
-    with pytest.raises(DataError, match=sentence):
-        opened(folder, {**ROW, **change}).sample(0)
+def test_messages_about_invalid_rows(folder, change, message):
+    with pytest.raises(DataError, match=message):
+        open_dataset(folder, {**ROW, **change}).sample(0)
 
 
-def test_augmentation_and_leakage_use_what_all_datasets_have(folder):
+def test_augmentation_and_leakage(folder):
     rows = [{**ROW, "file": name, "patient": None} for name in ("a.dcm", "b.dcm")]
-    flipped = opened(folder, *rows, transforms=[dict(type="RandomFlip", probability=1.0)], seed=1)
-    assert shown(flipped.sample(1)) == {"ED": 7, "ES": 2}
+    flipped = open_dataset(folder, *rows, transforms=[dict(type="RandomFlip", probability=1.0)], seed=1)
+    assert frames_of(flipped.sample(1)) == {"ED": 7, "ES": 2}
     split = dict(type="DicomCineDataset", data_path=str(folder / "rows.jsonl"))
     with pytest.raises(DataError, match="2 patients are in both train and test"):
         build_datasets(DataArgs(train=split, test=split))
 
 
-def test_a_miniature_stands_in_for_absent_data(tmp_path):
+def test_a_miniature_replaces_absent_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(builder, "MINIATURE_ROWS", 2)
     split = dict(type="DicomCineDataset", data_path=str(tmp_path / "gone.csv"), image_folder="gone")
     datasets = build_datasets(use_miniatures(DataArgs(train=split, test=split), tmp_path / "mini"))
-    assert [len(dataset) for dataset in datasets.values()] == [8, 8]
-    assert datasets["test"].sample(7).measures["EDV"] > 50
+    assert [len(dataset) for dataset in datasets.values()] == [2, 2]
+    assert datasets["test"].sample(1).measures["EDV"] > 50

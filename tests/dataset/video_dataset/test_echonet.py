@@ -1,4 +1,4 @@
-"""EchoNet-Dynamic's folder, read through the registry; frames, areas and counts against what the phantoms are."""
+"""Tests of EchoNet-Dynamic: frames, areas and counts, compared with the phantoms in its files."""
 
 import csv
 import logging
@@ -10,18 +10,19 @@ from echo_files import write_echonet
 from medical_files import write_avi
 
 from mllm.config.schema import DataArgs
+from mllm.dataset import builder
 from mllm.dataset.builder import build_dataset, build_datasets, use_miniatures
 from mllm.errors import ConfigError, DataError
 
 SPLITS = {"TRAIN": 6, "VAL": 2, "TEST": 3}
 
 
-def opened(folder, split="TRAIN", **options):
+def open_dataset(folder, split="TRAIN", **options):
     return build_dataset(dict(type="EchoNetDataset", data_path=str(folder), split=split, **options))
 
 
 def rewrite(path, change):
-    """The table with every row (a dict) replaced by what `change` makes of it: some rows."""
+    """Replace every row (a dict) of a table by the rows that `change` returns."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     with path.open("w", newline="") as file:
@@ -38,7 +39,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def fresh(tmp_path):
-    """A folder of its own, with videos in which a frame's brightness tells its number."""
+    """Directory for one test, with videos in which the brightness of a frame encodes its number."""
     patients = write_echonet(tmp_path, {"TRAIN": 4, "VAL": 1}, seed=5, frames=30)
     for number, patient in enumerate(patients):
         codec = ("ffv1", "mpeg4", "mjpeg", "libx264", "ffv1")[number]
@@ -47,7 +48,7 @@ def fresh(tmp_path):
     return tmp_path, patients
 
 
-def shown(sample):
+def frames_of(sample):
     return {
         view: round(float(np.asarray(image).mean()) / 8)
         for view, image in zip(sample.views, sample.images, strict=True)
@@ -58,7 +59,7 @@ def shown(sample):
 def test_a_split_is_its_patients_with_their_values(whole, split):
     folder, patients = whole
     expected = [patient for patient in patients if patient.split == split.upper()]
-    dataset = opened(folder, split)
+    dataset = open_dataset(folder, split)
     assert len(dataset) == len(expected)
     for index, patient in enumerate(expected):
         sample = dataset.sample(index)
@@ -71,13 +72,13 @@ def test_a_split_is_its_patients_with_their_values(whole, split):
         assert user.text.count("<image>") == 2
         heart = patient.heart
         assert assistant.text == f"EF {heart.ef:.1f} %, EDV {heart.edv:.1f} mL, ESV {heart.esv:.1f} mL."
-    assert len(opened(folder, None)) == sum(SPLITS.values())
+    assert len(open_dataset(folder, None)) == sum(SPLITS.values())
 
 
 def test_frames_are_found_by_name_in_any_codec_and_order(fresh):
     folder, patients = fresh
-    dataset = opened(folder, None)
-    assert [shown(dataset.sample(index)) for index in range(len(patients))] == [
+    dataset = open_dataset(folder, None)
+    assert [frames_of(dataset.sample(index)) for index in range(len(patients))] == [
         {"ED": patient.ed, "ES": patient.es} for patient in patients
     ]
     assert {patient.ed < patient.es for patient in patients} == {True, False}
@@ -88,30 +89,30 @@ def test_frames_are_found_by_name_in_any_codec_and_order(fresh):
 def test_orders_that_disagree_with_the_areas_are_counted(whole, caplog):
     folder, patients = whole
     with caplog.at_level(logging.INFO):
-        told = opened(folder, None).summary()
+        summary = open_dataset(folder, None).summary()
     later = sum(patient.ed < patient.es for patient in patients)
     swapped = sum(number % 5 == 4 for number in range(len(patients)))
-    assert told["ED is the larger traced area"] == {
+    assert summary["ED is the larger traced area"] == {
         "file order disagrees": swapped,
         "index order disagrees": later,
     }
-    assert f"the file's order says otherwise in {swapped}, the order of the frames in {later}" in caplog.text
-    assert told["videos of each split"] == SPLITS
-    assert told["used"] == 11
-    assert told["dropped"] == {}
-    assert told["EF against the volumes, points"]["largest"] < 1e-9
+    assert f"the order of the file disagrees in {swapped}, the order of the frames in {later}" in caplog.text
+    assert summary["videos of each split"] == SPLITS
+    assert summary["used"] == 11
+    assert summary["dropped"] == {}
+    assert summary["EF against the volumes, points"]["largest"] < 1e-9
 
 
 def test_suffixes_may_stand_in_either_table(whole, fresh):
     folder, patients = fresh
     rewrite(folder / "FileList.csv", lambda row: [{**row, "FileName": row["FileName"] + ".avi"}])
     rewrite(folder / "VolumeTracings.csv", lambda row: [{**row, "FileName": row["FileName"].removesuffix(".avi")}])
-    dataset = opened(folder, None)
+    dataset = open_dataset(folder, None)
     assert [dataset.group(index) for index in range(5)] == [patient.name for patient in patients]
-    assert shown(dataset.sample(0)) == {"ED": patients[0].ed, "ES": patients[0].es}
+    assert frames_of(dataset.sample(0)) == {"ED": patients[0].ed, "ES": patients[0].es}
 
 
-def test_what_cannot_be_used_is_left_out_and_counted(fresh):
+def test_unusable_videos_are_dropped_and_counted(fresh):
     folder, patients = fresh
     one, two, three, four = (patient.name for patient in patients[:4])
 
@@ -129,12 +130,12 @@ def test_what_cannot_be_used_is_left_out_and_counted(fresh):
 
     rewrite(folder / "VolumeTracings.csv", trace)
     rewrite(folder / "FileList.csv", listed)
-    dataset = opened(folder)
+    dataset = open_dataset(folder)
     assert [dataset.group(index) for index in range(len(dataset))] == [two, four]
-    told = dataset.summary()
-    assert told["dropped"] == {"without two traced frames": 1, "without a known measure": 1}
-    assert told["more than two traced frames"] == 1
-    assert told["unknown"] == {"EF": 1, "EDV": 0, "ESV": 0}
+    summary = dataset.summary()
+    assert summary["dropped"] == {"without two traced frames": 1, "without a known measure": 1}
+    assert summary["more than two traced frames"] == 1
+    assert summary["unknown"] == {"EF": 1, "EDV": 0, "ESV": 0}
     sample = dataset.sample(1)
     assert math.isnan(sample.measures["EF"])
     assert "EF" not in sample.turns[0].text + sample.turns[1].text
@@ -146,41 +147,53 @@ def test_what_cannot_be_used_is_left_out_and_counted(fresh):
 
 def test_size_draws_by_seed(whole):
     folder, _ = whole
-    drawn = [opened(folder, size=3, seed=seed) for seed in (0, 0, 1, 2)]
+    drawn = [open_dataset(folder, size=3, seed=seed) for seed in (0, 0, 1, 2)]
     groups = [[dataset.group(index) for index in range(3)] for dataset in drawn]
     assert groups[0] == groups[1]
     assert len({tuple(group) for group in groups}) > 1
     assert drawn[0].summary()["dropped"] == {"beyond size=3": 3}
-    assert len(opened(folder, size=11_000)) == 6
+    assert len(open_dataset(folder, size=11_000)) == 6
     with pytest.raises(ConfigError, match="size must be at least 1, not 0"):
-        opened(folder, size=0)
+        open_dataset(folder, size=0)
 
 
-def test_augmentation_moves_both_frames_alike(whole):
+def test_augmentation_moves_both_frames_equally(whole):
     folder, _ = whole
-    plain = opened(folder).sample(0)
-    flipped = opened(folder, transforms=[dict(type="RandomFlip", probability=1.0)]).sample(0)
-    for one, other in zip(plain.images, flipped.images, strict=True):
-        assert np.array_equal(np.asarray(one)[:, ::-1], np.asarray(other))
+    plain = open_dataset(folder).sample(0)
+    flipped = open_dataset(folder, transforms=[dict(type="RandomFlip", probability=1.0)]).sample(0)
+    for image, mirrored in zip(plain.images, flipped.images, strict=True):
+        assert np.array_equal(np.asarray(image)[:, ::-1], np.asarray(mirrored))
     assert flipped.views == ["ED", "ES"]
     assert flipped.measures == plain.measures
 
 
 @pytest.mark.parametrize(
-    ("table", "change", "sentence"),
+    ("table", "change", "message"),
     [
-        ("FileList.csv", lambda row: [{**row, "EF": "high"}], r"FileList.csv, line 2: field 'EF' is no number: 'high'"),
-        ("FileList.csv", lambda row: [row, row], r"line 3: video '0X.*' stands in .*FileList.csv, line 2 already"),
+        (
+            "FileList.csv",
+            lambda row: [{**row, "EF": "high"}],
+            r"csv, line 2: field 'EF' must be a number, not 'high'",
+        ),
+        (
+            "FileList.csv",
+            lambda row: [row, row],
+            r"line 3: duplicate video '0X.*it is also in .*FileList.csv, line 2",
+        ),
         ("FileList.csv", lambda row: [{**row, "Split": "fold 1"}], r"has no split 'TRAIN'; known are FOLD 1"),
-        ("VolumeTracings.csv", lambda row: [{**row, "Frame": "x"}], r"line 2: needs four coordinates and the number"),
+        (
+            "VolumeTracings.csv",
+            lambda row: [{**row, "Frame": "x"}],
+            r"line 2: must have four coordinates and the",
+        ),
         ("VolumeTracings.csv", lambda row: [{**row, "FileName": "other"}], r"no video .* can be used: 4 without two"),
     ],
 )
-def test_malformed_tables_are_refused_with_file_and_line(fresh, table, change, sentence):
+def test_malformed_tables_are_refused_with_file_and_line(fresh, table, change, message):
     folder, _ = fresh
     rewrite(folder / table, change)
-    with pytest.raises(DataError, match=sentence):
-        opened(folder)
+    with pytest.raises(DataError, match=message):
+        open_dataset(folder)
 
 
 def test_missing_columns_files_and_frames_are_refused(fresh):
@@ -189,25 +202,26 @@ def test_missing_columns_files_and_frames_are_refused(fresh):
     text = tracings.read_text()
     tracings.write_text(text.replace("FileName,X1,Y1", "FileName,X1,y1", 1))
     with pytest.raises(DataError, match=r"VolumeTracings.csv, line 1: must be FileName,X1,Y1,X2,Y2,Frame, not"):
-        opened(folder)
+        open_dataset(folder)
     tracings.write_text(text)
     beyond = patients[0].frames + 7
     rewrite(tracings, lambda row: [{**row, "Frame": beyond} if int(row["Frame"]) == patients[0].es else row])
     with pytest.raises(DataError, match=rf"FileList.csv, line 2: .*has no frame {beyond}"):
-        opened(folder).sample(0)
+        open_dataset(folder).sample(0)
     listed = folder / "FileList.csv"
     listed.write_text(listed.read_text().replace("EDV", "Volume", 1))
     with pytest.raises(DataError, match="column 'EDV' is missing"):
-        opened(folder)
+        open_dataset(folder)
     tracings.unlink()
-    with pytest.raises(DataError, match="VolumeTracings.csv does not exist: data_path must be the folder of EchoNet"):
-        opened(folder)
+    with pytest.raises(DataError, match="VolumeTracings.csv does not exist: data_path must be the directory"):
+        open_dataset(folder)
 
 
-def test_a_miniature_stands_in_for_absent_data(tmp_path):
+def test_a_miniature_replaces_absent_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(builder, "MINIATURE_ROWS", 2)
     split = dict(type="EchoNetDataset", data_path=str(tmp_path / "gone"), size=100)
     data_args = DataArgs(train={**split, "split": "TRAIN"}, validation={**split, "split": "VAL"})
     datasets = build_datasets(use_miniatures(data_args, tmp_path / "mini"))
-    assert [len(dataset) for dataset in datasets.values()] == [8, 8]
-    sample = datasets["validation"].sample(7)
+    assert [len(dataset) for dataset in datasets.values()] == [2, 2]
+    sample = datasets["validation"].sample(1)
     assert sample.views == ["ED", "ES"] and sample.measures["EDV"] > sample.measures["ESV"]

@@ -1,4 +1,4 @@
-"""Echocardiograms without files: the same in every process, other patients for another seed."""
+"""Tests of generated echocardiograms."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,12 @@ from mllm.dataset.builder import build_dataset, build_datasets
 from mllm.errors import ConfigError
 
 
-def opened(**options):
+def open_dataset(**options):
     return build_dataset(dict(type="PhantomEchoDataset", **options))
 
 
 def test_a_patient_is_a_function_of_seed_and_index():
-    dataset, again, other = opened(size=3), opened(size=9), opened(size=3, seed=1)
+    dataset, again, other = open_dataset(size=3), open_dataset(size=9), open_dataset(size=3, seed=1)
     for index in range(3):
         one, two = dataset.sample(index), again.sample(index)
         assert one.measures == two.measures == dataset.measures(index) != other.measures(index)
@@ -26,9 +26,9 @@ def test_a_patient_is_a_function_of_seed_and_index():
         dataset.sample(3)
 
 
-def test_the_pictures_are_those_of_the_two_moments():
-    """Where the true masks of a heart have a cavity, its pictures are dark."""
-    dataset = opened(size=3, image_size=160, depth=(150, 150))
+def test_the_images_show_the_two_phases():
+    """The images are dark inside the cavity of the true masks."""
+    dataset = open_dataset(size=3, image_size=160, depth=(150, 150))
     for index in range(3):
         heart = draw_heart(np.random.default_rng((0, index)))
         echo = Echo(heart, Probe(160, 150.0), np.random.default_rng(0))
@@ -47,6 +47,6 @@ def test_splits_share_no_patient():
 
 
 @pytest.mark.parametrize("options", [dict(size=0), dict(image_size=32), dict(depth=(160, 150)), dict(depth=(9, 99))])
-def test_what_cannot_be_drawn_is_refused(options):
+def test_invalid_options_are_refused(options):
     with pytest.raises(ConfigError, match=f"{next(iter(options))} must be"):
-        opened(**options)
+        open_dataset(**options)

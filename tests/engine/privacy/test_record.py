@@ -10,8 +10,9 @@ import pytest
 from mllm.engine.privacy.accounting import epsilon_spent
 from mllm.engine.privacy.ledger import Ledger
 from mllm.engine.privacy.mechanism import Mechanism
-from mllm.engine.privacy.record import FILE, card_lines, privacy_record, write_record
-from mllm.export.card import Facts, card_text
+from mllm.engine.privacy.record import FILE, privacy_record, write_record
+from mllm.export.card import card_text
+from mllm.export.facts import Facts
 
 MECHANISM = Mechanism(
     units=900, sample_rate=8 / 900, clip_norm=1.0, delta=1e-5, noise_multiplier=0.7, target_epsilon=3.0, unit="patient"
@@ -65,10 +66,10 @@ def test_what_the_promise_does_not_cover_depends_on_its_unit(unit: str, sentence
 def test_the_card_has_a_section_about_it() -> None:
     settings = {"type": "causal-lm", "max_length": 128}
     record = privacy_record(MECHANISM, LEDGER)
-    card = card_text("adapter", settings, Facts(base="google/vaultgemma-1b", privacy=card_lines(record)))
+    card = card_text("adapter", Facts("google/vaultgemma-1b", settings, privacy=record))
     section = card.split("## Privacy\n\n")[1].split("\n## ")[0]
     assert section.startswith(f"**{record['guarantee']}**")
     for line in ("| delta | 1e-05 |", "| noise_multiplier | 0.7 |", "| steps | 225 |", "| sampling | poisson |"):
         assert line in section
     assert all(f"* {sentence}" in section for sentence in (*record["outside_the_guarantee"], *record["warnings"]))
-    assert "## Privacy" not in card_text("adapter", settings, Facts(base="google/vaultgemma-1b"))
+    assert "## Privacy" not in card_text("adapter", Facts("google/vaultgemma-1b", settings))

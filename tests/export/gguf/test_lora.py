@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from mllm.errors import ConfigError
 from mllm.export.gguf.lora import export_adapter
 from mllm.export.gguf.model import export_model
-from mllm.models.adapters.files import HEADS
+from mllm.run_files import TRAINED as HEADS
 from tests.export.gguf.conftest import as_llama_cpp, random_ids, reference, write_model
 
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -61,7 +61,7 @@ def test_logits_equal_those_of_peft(runtime: Callable[..., Any], family: str, op
 
 
 def test_an_adapter_of_gemma_3_with_images(tiny_medgemma: Path, runtime: Callable[..., Any], tmp_path: Path) -> None:
-    """Its modules have other names than those of the language model alone."""
+    """Its modules have other names than those of a plain language model."""
     language = r"model\.language_model\..*\.(q_proj|down_proj)"
     adapter = write_lora(tiny_medgemma, tmp_path / "adapter", AutoModelForImageTextToText, target_modules=language)
     lora = export_adapter(adapter, str(tiny_medgemma), tmp_path / "lora.gguf", "f32")
@@ -71,7 +71,7 @@ def test_an_adapter_of_gemma_3_with_images(tiny_medgemma: Path, runtime: Callabl
     assert np.abs(found - adapted).max() < 2e-3
 
 
-def test_the_file_says_what_it_is(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_file_contains_the_metadata(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
     adapter = write_lora(checkpoints("llama"), tmp_path / "adapter")
     out = export_adapter(adapter, str(checkpoints("llama")), tmp_path / "first-aid.gguf", "f16")
     fields = gguf.GGUFReader(out).fields
@@ -84,7 +84,7 @@ def test_the_file_says_what_it_is(checkpoints: Callable[[str], Path], tmp_path: 
     assert "general.base_model.0.repo_url" not in fields
 
 
-def test_what_llama_cpp_cannot_add_is_refused(
+def test_unsupported_adapters_are_refused(
     checkpoints: Callable[[str], Path], tiny_medgemma: Path, tmp_path: Path
 ) -> None:
     def refusal(base: Path, kind: str = "f16", model: Any = AutoModelForCausalLM, **options: Any) -> str:
@@ -93,12 +93,13 @@ def test_what_llama_cpp_cannot_add_is_refused(
             export_adapter(folder, str(base), tmp_path / "lora.gguf", kind)
         return str(caught.value)
 
-    llama, seeing = checkpoints("llama"), AutoModelForImageTextToText
+    llama, multimodal = checkpoints("llama"), AutoModelForImageTextToText
     vision = dict(target_modules=r".*vision_tower.*\.q_proj")
-    assert "llama.cpp puts no adapter on vision; merge it" in refusal(tiny_medgemma, model=seeing, **vision)
+    refused = refusal(tiny_medgemma, model=multimodal, **vision)
+    assert "llama.cpp applies adapters only to the language model; merge it" in refused
     assert "it adapts lm_head" in refusal(llama, target_modules=["q_proj", "lm_head"])
     assert "lora_magnitude_vector" in refusal(llama, use_dora=True)
-    assert "--type q8_0 is no type of an adapter: choose one of f32, f16, bf16" in refusal(llama, "q8_0")
+    assert "--type q8_0 is not a type of an adapter: choose one of f32, f16, bf16" in refusal(llama, "q8_0")
     with_heads = write_lora(llama, tmp_path / "heads")
     (with_heads / HEADS).touch()
     with pytest.raises(ConfigError, match=r"more than a LoRA was trained \(heads.safetensors\)"):

@@ -110,7 +110,7 @@ def test_the_names_of_all_versions_are_known(seeing: Path, layout: str, tmp_path
 
 
 def test_what_has_no_vision_tower_is_refused(checkpoints: Callable[[str], Path], seeing: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no mmproj file: it has no vision tower; leave --mmproj out"):
+    with pytest.raises(ConfigError, match="no mmproj file: it has no vision tower; omit --mmproj"):
         export_mmproj(checkpoints("gemma3"), tmp_path / "mmproj.gguf", "f16")
     with pytest.raises(ConfigError, match="has no T5Gemma"):
         export_mmproj(write_tiny("t5gemma", tmp_path / "t5gemma"), tmp_path / "mmproj.gguf", "f16")
@@ -119,6 +119,6 @@ def test_what_has_no_vision_tower_is_refused(checkpoints: Callable[[str], Path],
     with pytest.raises(ConfigError, match="8 tokens from a rectangular pool"):
         export_mmproj(folder, tmp_path / "mmproj.gguf", "f16")
     edited(Path(shutil.copytree(seeing, tmp_path / "uneven")), mm_tokens_per_image=9)
-    with pytest.raises(ConfigError, match="9 image tokens are no square of its patches"):
+    with pytest.raises(ConfigError, match="9 image tokens do not form a square of its patches"):
         export_mmproj(tmp_path / "uneven", tmp_path / "mmproj.gguf", "f16")
     assert not (tmp_path / "mmproj.gguf").exists()

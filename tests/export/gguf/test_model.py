@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from mllm.errors import ConfigError
 from mllm.export.gguf.model import export_model, open_family, refuse_settings
-from mllm.models.adapters.files import HEADS
 from mllm.models.medgemma.medgemma_perception import POOL_KEY
+from mllm.run_files import TRAINED as HEADS
 from mllm.tiny.checkpoints import write_tiny
 from mllm.tiny.vocabulary import BYTES, TEXT
 from tests.export.gguf.conftest import TOKENS, as_llama_cpp, edited, random_ids, reference, write_model
@@ -128,7 +128,7 @@ def test_what_llama_cpp_has_not_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no VaultGemma, and its softcaps fit neither"):
         open_family(str(tmp_path / "vault"))
     llava = write_tiny("llava", tmp_path / "llava")
-    with pytest.raises(ConfigError, match="its type is llava, and what is written is llama, gemma, gemma2"):
+    with pytest.raises(ConfigError, match="its type is llava, and supported are llama, gemma, gemma2"):
         open_family(str(llava))
     assert not (tmp_path / "out.gguf").exists()
 
@@ -162,7 +162,7 @@ def test_heads_and_rectangular_pools_are_refused(checkpoints: Callable[[str], Pa
         refuse_settings("x", {"heads": {"box": {"type": "BoxHead"}}})
     with pytest.raises(ConfigError, match="128 tokens from a rectangular pool"):
         refuse_settings("x", {"image_token_len": 128})
-    with pytest.raises(ConfigError, match="'x' cannot become a GGUF: it is the part of a model that sees, and answers"):
+    with pytest.raises(ConfigError, match="'x' cannot become a GGUF: it is a vision model, which generates no text"):
         refuse_settings("x", {"part": "vision", "heads": {"measures": {}}})
     refuse_settings("x", {"image_token_len": 64, "heads": None})
     assert json.loads((folder / "config.json").read_text())["model_type"] == "gemma3_text"

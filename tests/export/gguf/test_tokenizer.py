@@ -100,7 +100,7 @@ def test_other_tokenizers_are_refused(checkpoints: Callable[[str], Path], tmp_pa
     fast = json.loads(path.read_text())
     fast["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"\w+"}
     path.write_text(json.dumps(fast))
-    with pytest.raises(ConfigError, match="splits texts in a way that has no name in llama.cpp"):
+    with pytest.raises(ConfigError, match="splits texts by a pattern that llama.cpp does not support"):
         read_vocabulary(folder, {})
     path.write_text(json.dumps(fast | {"model": {"type": "Unigram"}}))
     with pytest.raises(ConfigError, match="of type Unigram"):

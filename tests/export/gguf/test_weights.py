@@ -43,11 +43,11 @@ def test_shards_are_read_as_one_in_the_order_of_layers(tmp_path: Path) -> None:
 
 
 def test_what_holds_no_floats_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no model.safetensors: load it with transformers and save it again"):
+    with pytest.raises(ConfigError, match="contains no model.safetensors: load it with transformers and save it again"):
         Weights(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ConfigError, match="model.safetensors cannot be read"):
         Weights(tmp_path)
     save_file({"a": torch.zeros(2, dtype=torch.uint8)}, tmp_path / "model.safetensors")
-    with pytest.raises(ConfigError, match="holds a as U8: quantized weights cannot become a GGUF"):
+    with pytest.raises(ConfigError, match="contains a as U8: quantized weights cannot become a GGUF file"):
         Weights(tmp_path)

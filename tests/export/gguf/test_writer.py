@@ -80,7 +80,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "kind", "message"),
     [
-        (float("nan"), Kind.Q8_0, "blk.0.ffn_up.weight holds NaN or infinity, so it was not exported"),
+        (float("nan"), Kind.Q8_0, "blk.0.ffn_up.weight contains NaN or infinity, so it was not exported"),
         (1e6, Kind.F16, "values beyond the range of f16, so it was not exported: use bf16"),
     ],
 )
@@ -108,4 +108,4 @@ def test_fragile_tensors_keep_more(caplog: pytest.LogCaptureFixture) -> None:
     tensors = [fixed("a.weight", torch.zeros(2, 48)), fixed("b.weight", torch.zeros(2, 64))]
     with caplog.at_level(logging.INFO, "mllm"):
         log_narrow(tensors, [kind_of(tensor, Kind.Q8_0) for tensor in tensors], Kind.Q8_0)
-    assert "1 tensors are stored as f16: their rows are no multiple of 32 values" in caplog.text
+    assert "1 tensors are stored as f16: their row length is not a multiple of 32 values" in caplog.text

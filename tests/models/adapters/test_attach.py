@@ -17,16 +17,13 @@ from transformers import (
 )
 
 from mllm.errors import ConfigError
-from mllm.models.adapters.attach import (
-    attach_adapter,
-    merged_weights,
-    save_adapter,
-    trainable_report,
-    trainable_table,
-)
+from mllm.models.adapters.attach import attach_adapter
+from mllm.models.adapters.combine import save_adapter
+from mllm.models.adapters.merge import merged_weights
 from mllm.models.adapters.targets import derived_targets
+from mllm.models.adapters.trainable import count_trainable, format_counts
 from mllm.models.backbone.half_safe import keep_residual_in_fp32
-from mllm.models.language_model import PerceptionModel
+from mllm.models.language_model import LanguageModel
 from mllm.tiny.adapter import write_tiny_adapter
 
 
@@ -184,21 +181,21 @@ class TestTraining:
 
 class TestReport:
     def test_counts(self, small_gemma):
-        model = PerceptionModel(attach(load(small_gemma), lora_r=2, lora_target="all"), TOWERS)
-        report = {count.tower: count for count in trainable_report(model)}
+        model = LanguageModel(attach(load(small_gemma), lora_r=2, lora_target="all"), TOWERS)
+        report = {count.tower: count for count in count_trainable(model)}
         plain = load(small_gemma)
         assert sum(count.total - count.parameters for count in report.values()) == plain.num_parameters()
         assert (report["language"].tensors, report["vision"].tensors) == (2 * LANGUAGE_LAYERS, 2 * VISION_LAYERS)
         assert report["vision"].parameters == 2 * 2 * (4 * (64 + 64) + 2 * (64 + 128))
         assert report["projector"].parameters == 0
         assert report["projector"].total == sum(p.numel() for p in plain.model.multi_modal_projector.parameters())
-        table = trainable_table(trainable_report(model))
+        table = format_counts(count_trainable(model))
         assert table.splitlines()[-1].split()[0] == "all"
         assert f"{report['vision'].parameters:,}" in table
 
     def test_packed_weights_count_as_what_they_stand_for(self, small_gemma):
-        packed = trainable_report(PerceptionModel(quantized(small_gemma, 4), TOWERS))
-        plain = trainable_report(PerceptionModel(load(small_gemma), TOWERS))
+        packed = count_trainable(LanguageModel(quantized(small_gemma, 4), TOWERS))
+        plain = count_trainable(LanguageModel(load(small_gemma), TOWERS))
         assert {count.tower: count.total for count in packed} == {count.tower: count.total for count in plain}
 
 

@@ -12,9 +12,7 @@ from safetensors.torch import load_file, save_file
 from small_gemma import LANGUAGE_LAYERS, attach, close, load, logits, trainable
 
 from mllm.errors import ConfigError
-from mllm.models.adapters.attach import (
-    combined_adapter,
-)
+from mllm.models.adapters.combine import stacked_as_one
 from mllm.tiny.adapter import write_tiny_adapter
 from mllm.tiny.checkpoints import write_tiny
 
@@ -35,7 +33,7 @@ class TestContinue:
         folder = write_tiny_adapter(small_gemma, tmp_path / "adapter", layout=layout)
         model = attach(load(small_gemma), adapter_path=str(folder), lora_r=lora_r, lora_dropout=0.1)
         expected = load_file(start_adapter / "adapter_model.safetensors")
-        tensors, config = combined_adapter(model)
+        tensors, config = stacked_as_one(model)
         assert tensors.keys() == expected.keys()
         assert len(tensors) == 2 * (LANGUAGE_LAYERS + 2 * 3)  # the suffixes meet q, k and v of the vision tower
         assert all(torch.equal(tensors[key], expected[key]) for key in expected)
@@ -84,7 +82,7 @@ class TestRefusedAdapters:
 
     @pytest.mark.parametrize("path", ["/nowhere/adapter", "ckpt/nothing-here", "two words/x", "a/b/c"])
     def test_missing(self, small_gemma, path):
-        self.refuse(small_gemma, path, "is no folder; download adapters with scripts/download_medgemma.sh")
+        self.refuse(small_gemma, path, "is not a folder; download adapters with scripts/download_medgemma.sh")
 
     def test_not_on_the_hub(self, small_gemma):
         self.refuse(small_gemma, "no-such-owner-here/no-such-adapter", "no-such-owner-here/no-such-adapter.*hub")

@@ -13,10 +13,9 @@ from transformers import (
 )
 
 from mllm.errors import ConfigError
-from mllm.models.adapters.attach import (
-    attach_adapter,
-)
-from mllm.models.adapters.targets import GEMMA3_TARGETS, derived_targets, matching, pattern_of
+from mllm.models.adapters.attach import attach_adapter
+from mllm.models.adapters.targets import derived_targets, matching, pattern_of
+from mllm.models.medgemma.family import LORA_TARGETS
 
 
 class TestTargets:
@@ -39,7 +38,7 @@ class TestTargets:
     def test_gemma_by_name_is_gemma_derived(self, small_gemma):
         model = load(small_gemma)
         derived = derived_targets(model, TOWERS)
-        for tower, pattern in GEMMA3_TARGETS.items():
+        for tower, pattern in LORA_TARGETS.items():
             assert matching(derived[tower], model) == matching(pattern, model)
 
     def test_llava(self, tiny_llava):
@@ -76,7 +75,7 @@ class TestTargets:
         [
             ("langauge", "did you mean 'language'?"),
             (r"layers\.\d+\.self_attn\.q_proj", "matches no module; it must match full names such as"),
-            (".*(q_proj", "is no regular expression"),
+            (".*(q_proj", "is not a valid regular expression"),
             (r".*layers\.0\.self_attn", "a Gemma3Attention, which cannot have an adapter"),
             (r"lm_head", "token embedding's"),
         ],

@@ -12,11 +12,11 @@ from mllm.config.schema import ModelArgs
 from mllm.dataset.single_image_dataset.scenes import PhantomBoxDataset
 from mllm.errors import ConfigError
 from mllm.export.adapter import write as write_adapter
-from mllm.export.card import Facts
+from mllm.export.facts import Facts
 from mllm.export.merged import write as write_merged
 from mllm.export.settings import read_settings
-from mllm.models.adapters.trained_file import FILE
 from mllm.models.builder.builder import load_pretrained
+from mllm.run_files import TRAINED
 
 HEADS = {"box": {"type": "BoxHead", "hidden": 32}, "mask": {"type": "MaskHead", "dim": 32}}
 
@@ -33,7 +33,7 @@ def exported(tiny_medgemma, tmp_path_factory):
                 parameter.add_(0.05 * torch.randn_like(parameter))
     folder = tmp_path_factory.mktemp("run") / "adapter"
     settings = asdict(ModelArgs(**args, heads=HEADS, max_length=256))
-    write_adapter(bundle, folder, settings=settings, facts=Facts(base=str(tiny_medgemma)))
+    write_adapter(bundle, folder, facts=Facts(str(tiny_medgemma), settings))
     return bundle, folder, settings
 
 
@@ -51,7 +51,7 @@ def outputs_of(bundle):
 def test_an_adapter_brings_its_heads_and_rows(exported):
     bundle, folder, _ = exported
     settings = read_settings(folder)
-    assert settings["heads"] == HEADS and (folder / FILE).is_file()
+    assert settings["heads"] == HEADS and (folder / TRAINED).is_file()
     again = load_pretrained(
         ModelArgs(
             model_name_or_path=str(bundle.model.pretrained.name_or_path),
@@ -70,8 +70,8 @@ def test_a_merged_model_has_rows_in_its_weights_and_heads_beside(exported, tmp_p
     args = dict(model_name_or_path=settings["model_name_or_path"], adapter_path=str(folder), lora_r=None)
     bundle = load_pretrained(ModelArgs(**args, **read_settings(folder)), detect())
     before = outputs_of(bundle)
-    write_merged(bundle, tmp_path / "merged", settings=settings, facts=Facts(base="tiny"))
-    assert {name.partition(".")[0] for name in load_file(tmp_path / "merged" / FILE)} == {"heads"}
+    write_merged(bundle, tmp_path / "merged", facts=Facts("tiny", settings))
+    assert {name.partition(".")[0] for name in load_file(tmp_path / "merged" / TRAINED)} == {"heads"}
     merged = load_pretrained(
         ModelArgs(model_name_or_path=str(tmp_path / "merged"), lora_r=4, **read_settings(tmp_path / "merged")), detect()
     )
@@ -86,8 +86,8 @@ def test_a_merged_model_has_rows_in_its_weights_and_heads_beside(exported, tmp_p
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda state: state.pop("rows.input"), "lacks rows.input"),
-        (lambda state: state.update({"heads.other": torch.ones(1)}), "has heads.other, which the model has not"),
+        (lambda state: state.pop("rows.input"), "lack rows.input"),
+        (lambda state: state.update({"heads.other": torch.ones(1)}), "have heads.other, which the model does not have"),
         (lambda state: state.update({"rows.input": torch.ones(2, 2)}), r"rows.input has shape \(2, 2\)"),
         (lambda state: state.update({"rows.input": state["rows.input"] * float("nan")}), "holds NaN or infinity"),
     ],
@@ -96,9 +96,9 @@ def test_a_file_that_does_not_fit_is_refused(exported, tmp_path, change, sentenc
     _, folder, settings = exported
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    state = load_file(folder / FILE)
+    state = load_file(folder / TRAINED)
     change(state)
-    save_file(state, tmp_path / FILE)
+    save_file(state, tmp_path / TRAINED)
     args = dict(model_name_or_path=settings["model_name_or_path"], adapter_path=str(tmp_path), lora_r=None)
     with pytest.raises(ConfigError, match=sentence):
         load_pretrained(ModelArgs(**args, **read_settings(folder)), detect())

@@ -58,7 +58,7 @@ def test_taps_carry_gradients_also_where_blocks_are_computed_again():
     tower = Tower()
     taps = Taps(tower, ["layers.0", "layers.26"], grid=2)
     maps = torch.randn(1, 2, 4, 4)
-    with taps.kept() as kept:
+    with taps.recorded() as kept:
         last = tower(maps)
         found = kept()
     torch.testing.assert_close(found["layers.26"], nn.functional.adaptive_avg_pool2d(last, 2))
@@ -70,8 +70,8 @@ def test_taps_carry_gradients_also_where_blocks_are_computed_again():
 def test_nothing_is_kept_outside_of_the_block():
     tower = Tower()
     taps = Taps(tower, ["layers.0"], grid=1)
-    with taps.kept():
+    with taps.recorded():
         tower(torch.randn(1, 2, 4, 4))
     tower(torch.randn(1, 2, 4, 4))
-    with taps.kept() as kept:
+    with taps.recorded() as kept:
         assert kept() == {}

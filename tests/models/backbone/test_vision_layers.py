@@ -28,7 +28,7 @@ def seen(request):
 def test_every_layers_patches_are_kept_while_the_block_lasts(seen):
     model, tower, processor, pixels = seen
     layers = VisionLayers(tower, model.config.vision_config, processor)
-    with layers.kept() as kept, torch.no_grad():
+    with layers.recorded() as kept, torch.no_grad():
         states = tower(pixels, output_hidden_states=True).hidden_states
     assert len(kept) == len(layers) == 2
     for layer, state in zip(kept, states[1:], strict=True):
@@ -37,7 +37,7 @@ def test_every_layers_patches_are_kept_while_the_block_lasts(seen):
         assert layer.shape == (2, layers.grid**2, layers.width)
     assert [blank.shape for blank in layers.blank(pixels)] == [(1, *kept[0].shape[1:])] * 2
     tower(pixels)
-    with layers.kept() as kept:
+    with layers.recorded() as kept:
         pass
     assert kept == [], "a forward outside of a block was kept"
 

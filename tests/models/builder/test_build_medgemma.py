@@ -15,9 +15,9 @@ from transformers import AutoModelForImageTextToText
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.models.builder.build_medgemma import TOWERS
 from mllm.models.builder.builder import load_pretrained
-from mllm.models.language_model import PerceptionModel
+from mllm.models.language_model import LanguageModel
+from mllm.models.medgemma.family import TOWERS
 from mllm.structures import Bundle, Sample, Turn
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
@@ -51,7 +51,7 @@ def test_the_same_numbers_as_transformers(tiny_medgemma: Path) -> None:
 def test_only_the_adapter_trains_and_every_part_of_it(tiny_medgemma: Path, target: str, trains: set[str]) -> None:
     bundle = load_pretrained(args(tiny_medgemma, lora_target=target), CPU)
     model = bundle.model
-    assert isinstance(model, PerceptionModel) and model.towers == TOWERS
+    assert isinstance(model, LanguageModel) and model.towers == TOWERS
     trainable = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
     assert all("lora_" in name and tensor.dtype is torch.float32 for name, tensor in trainable.items())
     assert {model.tower_of(name) for name in trainable} == trains

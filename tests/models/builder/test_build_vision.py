@@ -11,9 +11,9 @@ from torch import nn
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.export.card import Facts
-from mllm.models.adapters.attach import trainable_report
-from mllm.models.builder.build_vision import vision_targets
+from mllm.export.facts import Facts
+from mllm.models.adapters.trainable import count_trainable
+from mllm.models.builder.build_vision_part import tower_targets
 from mllm.models.builder.builder import load_pretrained
 from mllm.registry import EXPORTERS
 
@@ -47,7 +47,7 @@ def test_lora_meets_all_dense_convolutions_of_mobilenet_v5_and_no_depthwise_one(
     with torch.device("meta"):
         shell = Shell(timm.create_model("mobilenetv5_300m_enc", pretrained=False))
     convolutions = _convolutions(shell)
-    pattern = re.compile(vision_targets(shell, "model.vision_tower"))
+    pattern = re.compile(tower_targets(shell, "model.vision_tower"))
     met = {name for name, _ in shell.named_modules() if pattern.fullmatch(name)}
     assert met == {name for name, layer in convolutions.items() if layer.groups == 1}
     assert (len(convolutions), len(met)) == (282, 237)
@@ -60,7 +60,7 @@ def test_the_student_trains_lora_in_its_vision_and_the_head(tiny_student):
     adapted = [name for name in convolutions if ".lora_A." in name]
     dense = [name for name, layer in convolutions.items() if layer.groups == 1 and ".lora_" not in name]
     assert len(adapted) == len(dense) == 27
-    rows = {row.tower: row for row in trainable_report(model)}
+    rows = {row.tower: row for row in count_trainable(model)}
     assert rows["vision"].parameters > 0 and rows["heads"].parameters > 0
     assert rows["projector"].parameters == 0
     assert "language" not in rows and "audio" not in rows
@@ -97,8 +97,8 @@ def test_a_trained_head_goes_on_in_the_units_in_which_it_was_trained(tiny_studen
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.01)
     args = ModelArgs("gemma3n-student", str(tiny_student), part="vision", lora_r=4, lora_target="vision", heads=HEADS)
-    facts = Facts(base=str(tiny_student), data=[], training={}, figures={})
-    EXPORTERS.find("adapter")(trained, tmp_path / "adapter", settings=asdict(args), facts=facts)
+    facts = Facts(str(tiny_student), asdict(args))
+    EXPORTERS.find("adapter")(trained, tmp_path / "adapter", facts=facts)
     pixels = torch.rand(1, 2, 3, trained.model.side, trained.model.side)
     continued = _student(tiny_student, adapter_path=str(tmp_path / "adapter"), lora_r=None)
     continued.model.head.normalize({"EF": [10.0, 20.0, 30.0]})
@@ -124,5 +124,5 @@ def test_an_encoder_gives_the_size_that_the_checkpoint_has(tiny_student, tiny_me
 
 
 def test_an_image_size_is_refused(tiny_student):
-    with pytest.raises(ConfigError, match="with part='vision' images have the checkpoint's own size"):
+    with pytest.raises(ConfigError, match="model_args.image_size is (only|not) possible with"):
         _student(tiny_student, image_size=112)

@@ -22,7 +22,7 @@ from transformers import (
 
 from mllm.errors import ConfigError
 from mllm.models.gemma3n.extract import extract, open_checkpoint
-from mllm.models.gemma3n.matformer import PRESETS, Slice, chosen_slice, preset_slice
+from mllm.models.gemma3n.matformer import PRESETS, Slice, custom_slice, preset_slice
 from mllm.tiny.checkpoints import write_tiny
 
 IDS = torch.randint(10, 300, (2, 12), generator=torch.Generator().manual_seed(3))
@@ -95,7 +95,7 @@ def test_presets(deep, tmp_path, name):
 )
 def test_mixes(deep, tmp_path, dropped: Sequence[int], widths: list[int]):
     _, config = open_checkpoint(str(deep))
-    choice = chosen_slice(config, widths, dropped)
+    choice = custom_slice(config, widths, dropped)
     compare(loaded(extracted(deep, tmp_path / "small", choice)), loaded(deep), choice)
 
 
@@ -223,22 +223,22 @@ def test_all_presets_load(deep, tmp_path):
 def test_what_cannot_be_cut_is_refused(deep, tiny_medgemma, tmp_path):
     _, config = open_checkpoint(str(deep))
     choice = preset_slice("E2B", config)
-    with pytest.raises(ConfigError, match="is a 'gemma3' checkpoint; MatFormer slices lie in Gemma 3n alone"):
+    with pytest.raises(ConfigError, match="is a 'gemma3' checkpoint; only Gemma 3n contains MatFormer slices"):
         open_checkpoint(str(tiny_medgemma))
 
     quantized = renamed(deep, tmp_path / "quantized", "model.", {})
     values = json.loads((deep / "config.json").read_text())
     quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (quantized / "config.json").write_text(json.dumps({**values, "quantization_config": quantization}))
-    with pytest.raises(ConfigError, match="holds quantized weights, which cannot be cut"):
+    with pytest.raises(ConfigError, match="contains quantized weights, which cannot be sliced"):
         open_checkpoint(str(quantized))
 
     other = write_tiny("gemma3n", tmp_path / "other")
     (tmp_path / "out").mkdir()
-    with pytest.raises(ConfigError, match=r"lack model\.layers\..*which its config\.json promises"):
+    with pytest.raises(ConfigError, match=r"lack model\.layers\..*which is required by its config\.json"):
         extract(other, config, tmp_path / "out", choice)
     wide = renamed(deep, tmp_path / "wide", "model.", {"model.layers.3.mlp.up_proj.weight": torch.ones(96, 64)})
-    with pytest.raises(ConfigError, match=r"up_proj\.weight has the shape \[96, 64\], and config\.json promises 64"):
+    with pytest.raises(ConfigError, match=r"up_proj\.weight has the shape \[96, 64\], but config\.json requires 64"):
         extract(wide, config, tmp_path / "out", choice)
     assert not (tmp_path / "out" / "config.json").exists()
 

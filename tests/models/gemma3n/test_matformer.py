@@ -1,4 +1,4 @@
-"""Which layers and neurons a slice keeps: the published table, slices of one's own, and what is refused."""
+"""Tests of the layers and neurons of a slice: published presets, custom slices, and refusals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import Gemma3nConfig, Gemma3nForCausalLM, Gemma3nTextConfig
 from transformers.initialization import no_init_weights
 
 from mllm.errors import ConfigError
-from mllm.models.gemma3n.matformer import PRESETS, Slice, check_sharing, chosen_slice, preset_slice, sliced_config
+from mllm.models.gemma3n.matformer import PRESETS, Slice, check_sharing, custom_slice, preset_slice, sliced_config
 
 E4B = Gemma3nTextConfig()
 """transformers' defaults are E4B's."""
@@ -82,42 +82,42 @@ def test_presets_fit_e4b_alone():
 
 
 def test_slices_of_ones_own():
-    choice = chosen_slice(E4B, [10000], [3, 20, 21])
+    choice = custom_slice(E4B, [10000], [3, 20, 21])
     assert choice.layers == tuple(layer for layer in range(35) if layer not in (3, 20, 21))
     assert choice.widths == (10000,) * 32
-    assert chosen_slice(E4B, [], [3]).widths == (16384,) * 34
-    assert chosen_slice(E4B, [*range(8192, 8227)]).widths == tuple(range(8192, 8227))
+    assert custom_slice(E4B, [], [3]).widths == (16384,) * 34
+    assert custom_slice(E4B, [*range(8192, 8227)]).widths == tuple(range(8192, 8227))
 
 
 @pytest.mark.parametrize(
     ("widths", "dropped", "sentence"),
     [
-        ([], [35], "--drop-layers names layer 35, and this checkpoint has layers 0 to 34"),
+        ([], [35], "--drop-layers names layer 35, but this checkpoint has layers 0 to 34"),
         ([], range(35), "names every layer"),
-        ([8192] * 35, [20], "--ffn-widths gives 35 widths, and 34 layers are kept"),
-        ([16385], [], "layer 0 has 16,384 neurons, and --ffn-widths asks for 16,385"),
-        ([*[8192] * 9, 0, *[8192] * 24], [2], "layer 10 has 16,384 neurons, and --ffn-widths asks for 0"),
+        ([8192] * 35, [20], "--ffn-widths has 35 widths for 34 layers"),
+        ([16385], [], "layer 0 has 16,384 neurons, but --ffn-widths requests 16,385"),
+        ([*[8192] * 9, 0, *[8192] * 24], [2], "layer 10 has 16,384 neurons, but --ffn-widths requests 0"),
     ],
 )
 def test_what_is_not_there_cannot_be_kept(widths, dropped, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        chosen_slice(E4B, widths, dropped)
+        custom_slice(E4B, widths, dropped)
 
 
 def test_less_than_half_is_warned_about(caplog):
     with caplog.at_level(logging.WARNING):
-        chosen_slice(E4B, [8192])
+        custom_slice(E4B, [8192])
         assert not caplog.records
-        chosen_slice(E4B, [*[8192] * 34, 8191])
+        custom_slice(E4B, [*[8192] * 34, 8191])
     assert [record.getMessage() for record in caplog.records] == [
-        "layer 34 keeps 8191 of 16384 neurons; less than half was never trained"
+        "layer 34 keeps 8191 of 16384 neurons; less than half of a layer was never trained alone"
     ]
 
 
 def test_sources_of_keys_stay():
-    with pytest.raises(ConfigError, match=r"layer 19, whose keys and values layer 24 reads \(full attention\)"):
-        check_sharing(E4B, chosen_slice(E4B, [], [19]))
-    with pytest.raises(ConfigError, match=r"layer 18, whose keys and values layer 20 reads \(sliding attention\)"):
-        check_sharing(E4B, chosen_slice(E4B, [], [18]))
-    check_sharing(E4B, chosen_slice(E4B, [], [0, 14, 17, *range(20, 25)]))
-    check_sharing(E4B, chosen_slice(E4B, [], [19, 24, 29, 34]))
+    with pytest.raises(ConfigError, match=r"layer 19, whose keys and values layer 24 uses \(full attention\)"):
+        check_sharing(E4B, custom_slice(E4B, [], [19]))
+    with pytest.raises(ConfigError, match=r"layer 18, whose keys and values layer 20 uses \(sliding attention\)"):
+        check_sharing(E4B, custom_slice(E4B, [], [18]))
+    check_sharing(E4B, custom_slice(E4B, [], [0, 14, 17, *range(20, 25)]))
+    check_sharing(E4B, custom_slice(E4B, [], [19, 24, 29, 34]))

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.generation.generate import generate, stop_ids
-from mllm.models.language_model import PerceptionModel
+from mllm.models.language_model import LanguageModel
 from mllm.structures import Answer, Bundle, Sample, Turn
 from mllm.tiny.checkpoints import write_tiny
 
@@ -24,7 +24,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         if name.endswith("post_feedforward_layernorm.weight"):
             # Tied embeddings make a random Gemma repeat the prompt's last token unless its layers speak louder.
             parameter.data += 30
-    return Bundle(PerceptionModel(model, {}), ChatEncoder(AutoProcessor.from_pretrained(folder), max_length=1024))
+    return Bundle(LanguageModel(model, {}), ChatEncoder(AutoProcessor.from_pretrained(folder), max_length=1024))
 
 
 def _samples() -> list[Sample]:

@@ -13,7 +13,7 @@ from mllm.dataset.single_image_dataset.scenes import PhantomBoxDataset
 from mllm.engine.learner import Learner
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.generation.generate import generate
-from mllm.models.language_model import PerceptionModel
+from mllm.models.language_model import LanguageModel
 from mllm.objectives.boxes import BoxLoss
 from mllm.objectives.masks import MaskLoss
 from mllm.objectives.text import NextToken
@@ -89,8 +89,13 @@ def test_generation_equals_a_forward_over_its_own_answer(taught, monkeypatch):
     """Told the objects that it found, the model finds them again in one forward, to the same numbers."""
     bundle, samples = taught
     sample, reads = samples[0], []
-    read = PerceptionModel.read
-    monkeypatch.setattr(PerceptionModel, "read", lambda self, *given: reads.append(read(self, *given)) or reads[-1])
+    predict = LanguageModel.predict_objects
+
+    def recorded(self, *arguments):
+        reads.append(predict(self, *arguments))
+        return reads[-1]
+
+    monkeypatch.setattr(LanguageModel, "predict_objects", recorded)
     answer: Answer = generate(bundle, [sample], max_new_tokens=16, progress=False)[0]
     assert len(reads) == len(answer.marks) == 2, "one object is read at a time"
     boxes, logits = (torch.cat([found[name] for found in reads], dim=1) for name in ("box", "mask"))

@@ -9,11 +9,11 @@ from mllm.objectives.boxes import giou
 def trained(head: BoxHead, states: torch.Tensor, boxes: torch.Tensor, steps: int = 150) -> torch.Tensor:
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
     for _ in range(steps):
-        loss = (1 - giou(head.read(states), boxes)).mean() + (head.read(states) - boxes).abs().mean()
+        loss = (1 - giou(head.predict(states), boxes)).mean() + (head.predict(states) - boxes).abs().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return head.read(states).detach()
+    return head.predict(states).detach()
 
 
 def random_boxes(*shape: int) -> torch.Tensor:
@@ -25,7 +25,7 @@ def random_boxes(*shape: int) -> torch.Tensor:
 def test_every_box_begins_in_the_middle_and_states_tell_them_apart():
     torch.manual_seed(0)
     head, states, boxes = BoxHead(32, hidden=64), torch.randn(3, 2, 32), random_boxes(3, 2)
-    assert torch.allclose(head.read(states), torch.tensor([0.25, 0.25, 0.75, 0.75]).expand(3, 2, 4))
+    assert torch.allclose(head.predict(states), torch.tensor([0.25, 0.25, 0.75, 0.75]).expand(3, 2, 4))
     found = trained(head, states, boxes)
     assert giou(found, boxes).min() > 0.8
     assert (found[..., 2:] >= found[..., :2]).all()
@@ -35,7 +35,7 @@ def test_written_boxes_differ_and_are_fp32_under_autocast():
     torch.manual_seed(0)
     head = BoxHead(32)
     with torch.autocast("cpu", torch.bfloat16):
-        written, read = head.write(random_boxes(1, 2)), head.read(torch.randn(1, 2, 32, dtype=torch.bfloat16))
+        written, read = head.embed(random_boxes(1, 2)), head.predict(torch.randn(1, 2, 32, dtype=torch.bfloat16))
     assert written.dtype == read.dtype == torch.float32
     assert written.shape == (1, 2, 32) and not torch.allclose(written[0, 0], written[0, 1])
 
@@ -50,11 +50,11 @@ def test_the_outline_of_a_mask_tells_where_a_box_is():
     states = torch.randn(1, 1, 16).expand(1, 24, 16)  # the same words: only the masks tell
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
     for _ in range(200):
-        loss = (head.read(states, masks) - boxes).abs().mean()
+        loss = (head.predict(states, masks) - boxes).abs().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert giou(head.read(states, masks), boxes).mean() > 0.7
+    assert giou(head.predict(states, masks), boxes).mean() > 0.7
 
 
 def test_masks_are_left_to_their_own_loss():
@@ -62,7 +62,7 @@ def test_masks_are_left_to_their_own_loss():
     head = BoxHead(16, outline=True, mask_size=8)
     with torch.no_grad():
         head.reader[-1].weight.normal_()
-    head.read(torch.randn(1, 1, 16), masks).sum().backward()
+    head.predict(torch.randn(1, 1, 16), masks).sum().backward()
     assert masks.grad is None and head.reader[0].weight.grad.any()
 
 

@@ -34,13 +34,13 @@ def test_it_learns_which_disc_is_meant(context):
     optimizer = torch.optim.Adam(made.parameters(), lr=2e-3)
     images = torch.tensor([[0, 0], [1, 1]])
     for _ in range(120):
-        logits = made.read(states, made.features(layers), images)
+        logits = made.predict(states, made.features(layers), images)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, masks.float())
         loss = loss + (1 - soft_dice(logits.sigmoid(), masks.float())).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    found = made.read(states, made.features(layers), images) > 0
+    found = made.predict(states, made.features(layers), images) > 0
     iou = (found & masks).sum(dim=(-2, -1)) / (found | masks).sum(dim=(-2, -1))
     assert logits.shape == (2, 2, 4 * GRID, 4 * GRID) and made.size == 4 * GRID
     assert iou.min() > 0.8
@@ -49,10 +49,10 @@ def test_it_learns_which_disc_is_meant(context):
 def test_objects_do_not_see_each_other_and_images_are_their_own():
     made, (states, layers, _) = head(), scene()
     features = made.features(layers)
-    together = made.read(states, features, torch.tensor([[0, 0], [1, 1]]))
-    alone = made.read(states[1:, 1:], features[1:], torch.tensor([[0]]))
+    together = made.predict(states, features, torch.tensor([[0, 0], [1, 1]]))
+    alone = made.predict(states[1:, 1:], features[1:], torch.tensor([[0]]))
     assert torch.allclose(together[1, 1], alone[0, 0], atol=1e-5)
-    other = made.read(states, features, torch.tensor([[1, 0], [1, 1]]))
+    other = made.predict(states, features, torch.tensor([[1, 0], [1, 1]]))
     assert not torch.allclose(together[0, 0], other[0, 0]) and torch.allclose(together[0, 1], other[0, 1], atol=1e-5)
 
 
@@ -63,8 +63,8 @@ def test_every_parameter_has_a_gradient_and_computes_in_fp32(dtype, context):
     states = states.repeat(1, 1, context, 1)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
         features = made.features([layer.to(dtype) for layer in layers])
-        logits = made.read(states.to(dtype), features, torch.tensor([[0, 0], [1, 1]]))
-        written = made.write(masks)
+        logits = made.predict(states.to(dtype), features, torch.tensor([[0, 0], [1, 1]]))
+        written = made.embed(masks)
     assert logits.dtype == written.dtype == torch.float32 and written.shape == (2, 2, WIDTH)
     (logits.square().sum() + written.square().sum()).backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in made.parameters())
@@ -76,8 +76,8 @@ def test_words_are_told_apart_by_how_far_back_they_are():
     made, (states, layers, _) = head(context=3), scene()
     words = torch.cat([torch.randn(2, 2, 2, WIDTH), states], dim=2)
     features, images = made.features(layers), torch.tensor([[0, 0], [1, 1]])
-    swapped = made.read(words[:, :, [1, 0, 2]], features, images)
-    assert (made.read(words, features, images) - swapped).abs().max() > 1e-3
+    swapped = made.predict(words[:, :, [1, 0, 2]], features, images)
+    assert (made.predict(words, features, images) - swapped).abs().max() > 1e-3
 
 
 def test_no_state_at_all_is_refused():

@@ -1,0 +1,142 @@
+"""Rows of JSON and JSON lines files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mllm.errors import DataError
+
+_CHUNK = 4 * 1024 * 1024
+"""Bytes per read during indexing; larger reads are not faster."""
+_BOM = b"\xef\xbb\xbf"
+
+
+class JsonLines:
+    """Rows of a `.jsonl` file, found by their byte offsets.
+
+    All processes share one file descriptor: `os.pread` has no file position. A spawned process opens its own.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: int | None = None
+        self.offsets, self.lines = _index(self._open())
+        """Offsets of the lines and of the end of the file [lines + 1]; line numbers of the rows from 0, None: all."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+    def _open(self) -> int:
+        if self._file is None:
+            self._file = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
+        return self._file
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1 if self.lines is None else len(self.lines)
+
+    def line(self, index: int) -> int:
+        """Return the line of a row, from 1."""
+        return (index if self.lines is None else int(self.lines[index])) + 1
+
+    def row(self, index: int) -> Any:
+        """Read and parse a row; raise `ValueError` if it is not valid JSON."""
+        line = self.line(index) - 1
+        start, end = int(self.offsets[line]), int(self.offsets[line + 1])
+        text = os.pread(self._open(), end - start, start).decode("utf-8-sig")
+        try:
+            return json.loads(text.rstrip())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno})") from error
+        except RecursionError:
+            raise ValueError("not valid JSON (nested too deeply)") from None
+
+
+def _index(file: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the byte offsets of the lines of a file [lines + 1] and the non-blank lines, None if none is blank."""
+    starts, first_bytes, position, is_new_line = [], [], 0, True
+    while chunk := os.pread(file, _CHUNK, position):
+        data = np.frombuffer(chunk, np.uint8)
+        begin = np.flatnonzero(data == 10) + 1
+        ends_line = bool(len(begin)) and int(begin[-1]) == len(data)
+        begin = np.concatenate([np.zeros(int(is_new_line), begin.dtype), begin[: len(begin) - ends_line]])
+        starts.append(begin + position)
+        first_bytes.append(data[begin])
+        position, is_new_line = position + len(chunk), ends_line
+    offsets = np.concatenate([*starts, np.array([position])])
+    first = np.concatenate(first_bytes) if first_bytes else np.zeros(0, np.uint8)
+    blank = first == 10
+    # Lines that begin with white space or a byte order mark are blank only if nothing else follows.
+    for line in np.flatnonzero((first <= 32) & ~blank | (first == _BOM[0])):
+        text = os.pread(file, int(offsets[line + 1] - offsets[line]), int(offsets[line]))
+        blank[line] = not text.removeprefix(_BOM).strip()
+    return offsets, np.flatnonzero(~blank) if blank.any() else None
+
+
+class JsonList:
+    """Rows of a `.json` file, with the line on which each row begins.
+
+    The file holds a list of objects, `{"data": [...]}`, or an object that maps ids to objects.
+    """
+
+    def __init__(self, path: Path) -> None:
+        text = path.read_text(encoding="utf-8-sig")
+        self.rows: list[Any] = []
+        self.lines: list[int] = []
+        if not text.strip():
+            return
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+        if isinstance(content, dict) and isinstance(content.get("data"), list):
+            start, self.rows = _find_list(text, content["data"]), content["data"]
+        elif isinstance(content, list):
+            start, self.rows = text.index("["), content
+        elif isinstance(content, dict) and content and all(isinstance(row, dict) for row in content.values()):
+            start, self.rows = text.index("{"), list(content.values())
+        else:
+            raise DataError(f'{path} must hold a list of objects, {{"data": [...]}}, or an object of ids and objects')
+        self.lines = list(_lines_of_items(text, start))
+        if len(self.lines) > len(self.rows):
+            raise DataError(f"{path} has a duplicate id: the ids of all rows must be different")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def line(self, index: int) -> int:
+        """Return the line on which a row begins, from 1."""
+        return self.lines[index]
+
+    def row(self, index: int) -> Any:
+        """Return a row."""
+        return self.rows[index]
+
+
+def _find_list(text: str, rows: list[Any]) -> int:
+    """Return the position of the list under the key "data": the first such list that is equal to `rows`."""
+    decoder = json.JSONDecoder()
+    for match in re.finditer(r'"data"\s*:\s*(?=\[)', text):
+        if decoder.raw_decode(text, match.end())[0] == rows:
+            return match.end()
+    return text.index("[")
+
+
+def _lines_of_items(text: str, start: int) -> Iterator[int]:
+    """Yield the line of every item of the JSON list, or the JSON object of objects, that begins at `start`."""
+    decoder, space = json.JSONDecoder(), re.compile(r"[\s,]*")
+    line, counted, position = 1, 0, space.match(text, start + 1).end()  # type: ignore[union-attr]
+    while text[position] not in "]}":
+        line, counted = line + text.count("\n", counted, position), position
+        yield line
+        if text[start] == "{":  # skip the key
+            position = text.index("{", decoder.raw_decode(text, position)[1])
+        position = space.match(text, decoder.raw_decode(text, position)[1]).end()  # type: ignore[union-attr]

@@ -1,0 +1,118 @@
+"""Base class of the encoders of models that generate text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from mllm.errors import DataError
+from mllm.models.encoding.synthetic import synthetic_samples
+from mllm.models.encoding.text_processor import TextProcessor
+from mllm.structures import Answer, Batch, Encoded, Frame, Mark, Sample, Turn
+
+OPEN, CLOSE = "\ue000", "\ue001"
+"""Private-use characters that bracket a part of a conversation while the chat template is rendered.
+
+They are removed before the text is tokenized.
+"""
+
+
+class TextEncoder(ABC):
+    """Conversion of conversations to token ids, labels and pixels. Implements `mllm.structures.Encoder`.
+
+    `chat_template` replaces that of the checkpoint. `system` is the system turn of conversations that have none.
+    """
+
+    turn_end: str
+    """Text that ends an assistant turn."""
+
+    def __init__(
+        self,
+        processor: ProcessorMixin | TextProcessor,
+        *,
+        max_length: int,
+        system: str | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        if chat_template is not None:
+            processor.chat_template = chat_template
+        self.processor: Any = processor
+        self.tokenizer: Any = processor.tokenizer
+        self.views: tuple[str, ...] = ()
+        self.measures: tuple[str, ...] = ()
+        self.max_length, self.system = max_length, system
+        self._special_tokens: dict[int, str] = {
+            token_id: token.content for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special
+        }
+        self._control_tokens = list(self._special_tokens.values())
+        """Tokens that the text of a sample must not contain."""
+
+    @abstractmethod
+    def encode(self, sample: Sample) -> Encoded:
+        """Encode a conversation with its labels. Raise `DataError` if the sample cannot be used."""
+
+    @abstractmethod
+    def prompt(self, sample: Sample) -> Encoded:
+        """Encode a conversation up to the answer, without labels. A last assistant turn is left out."""
+
+    @abstractmethod
+    def pad(self, samples: Sequence[Encoded], side: str = "right") -> Batch:
+        """Return a batch of padded samples."""
+
+    @abstractmethod
+    def reference(self, sample: Sample) -> Answer:
+        """Return the reference answer: the last assistant turn."""
+
+    @abstractmethod
+    def read_answer(self, tokens: Tensor, frames: Sequence[Frame] = (), marks: Sequence[Mark] | None = None) -> Answer:
+        """Return the answer in generated tokens [L]. `marks` are the predictions of the heads."""
+
+    @property
+    def turn_end_id(self) -> int:
+        """Return the token id that ends an answer. Generation stops at it."""
+        return int(self.tokenizer(self.turn_end, add_special_tokens=False)["input_ids"][-1])
+
+    @property
+    def object_id(self) -> int:
+        """Return the id of the token that stands for an object. -1: there is none."""
+        return -1
+
+    @property
+    def image_token_ids(self) -> tuple[int, ...]:
+        """Return the token ids that stand for images."""
+        return tuple(self.processor.image_token_ids)
+
+    def synthetic(self, count: int) -> list[Sample]:
+        """Return `count` artificial conversations. The first fills `max_length`, each next one is half as long."""
+        return synthetic_samples(count, self.max_length, reads_images=not isinstance(self.processor, TextProcessor))
+
+    @property
+    def _pad_id(self) -> int:
+        pad: int | None = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    def _with_system_turn(self, turns: Sequence[Turn]) -> list[Turn]:
+        """Return the turns, with `system` before them if they have no system turn."""
+        if self.system and not any(turn.role == "system" for turn in turns):
+            return [Turn("system", self.system), *turns]
+        return list(turns)
+
+    def _refuse_control_tokens(self, texts: Iterable[str], source: str) -> None:
+        """Raise `DataError` if a text contains a control token, which could end a turn or stand for an object."""
+        for text in texts:
+            for token in (OPEN, CLOSE, *self._control_tokens):
+                if token in text:
+                    raise DataError(f"{source}: the text holds the control token {token!r}; remove it")
+
+    def _first_control_token(self, text: str) -> tuple[int, str] | None:
+        """Return the position and the text of the first control token in `text`, or None."""
+        return min(((text.find(token), token) for token in self._control_tokens if token in text), default=None)
+
+
+def without_answer(turns: Sequence[Turn]) -> list[Turn]:
+    """Return the turns without the last one if it is an answer."""
+    return list(turns[:-1] if turns and turns[-1].role == "assistant" else turns)

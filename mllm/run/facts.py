@@ -1,0 +1,38 @@
+"""Facts about a run, for `facts.json` and the cards of its exports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from mllm.config.schema import RunConfig
+from mllm.config.training_args import changed_values
+from mllm.dataset.base import SampleDataset
+from mllm.engine.private_trainer import PrivateTrainer
+from mllm.engine.trainer import MultimodalTrainer
+from mllm.export.facts import Facts, Split, current_versions
+from mllm.export.settings import encoding_settings
+
+MODEL_KEYS = ("adapter_path", "lora_r", "lora_alpha", "lora_target", "lora_dropout", "load_in_4bit", "load_in_8bit")
+"""Keys of `model_args` that influence the trained weights and are not part of the encoding."""
+OTHER_PREFIXES = (
+    *("dataloader_", "logging_", "eval_", "save_", "output_dir", "report_to", "disable_tqdm"),
+    "remove_unused_columns",
+)
+"""Prefixes of `training_args` that do not influence the weights."""
+
+
+def run_facts(config: RunConfig, trainer: MultimodalTrainer, splits: Mapping[str, SampleDataset]) -> Facts:
+    """Return the facts about a run after its latest update, without figures."""
+    model, data = asdict(config.model_args), asdict(config.data_args)
+    changed = changed_values(config.training_args, is_private=config.privacy_args is not None)
+    training = {key: value for key, value in changed.items() if not key.startswith(OTHER_PREFIXES)}
+    return Facts(
+        base=config.model_args.model_name_or_path,
+        settings=encoding_settings(model),
+        data={name: Split(data[name]["type"], len(split)) for name, split in splits.items()},
+        training={key: model[key] for key in MODEL_KEYS} | training,
+        updates=trainer.state.global_step,
+        privacy=trainer.record if isinstance(trainer, PrivateTrainer) else None,
+        versions=current_versions(),
+    )

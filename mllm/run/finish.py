@@ -1,0 +1,132 @@
+"""The end of a run: exports, evaluation of the test split, facts and the closing log lines."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from accelerate import PartialState
+
+from mllm.config.schema import RunConfig
+from mllm.dataset.base import SampleDataset
+from mllm.engine.callbacks import rows_of, run_folder, write_skipped
+from mllm.engine.evaluation import Examination, examine
+from mllm.engine.trainer import MultimodalTrainer
+from mllm.errors import UserError
+from mllm.export.facts import write_facts, write_metrics
+from mllm.export.folder import update_figures
+from mllm.export.merge import merge
+from mllm.predict.writer import write_predictions
+from mllm.registry import EXPORTERS, METRICS
+from mllm.report.data_summary import draw_agreement
+from mllm.report.figures import figures_line
+from mllm.run.facts import run_facts
+from mllm.run_files import ADAPTER, MERGED, PREDICTIONS, SKIPPED_ROWS, STUDENT
+from mllm.structures import Bundle
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_test_split(config: RunConfig, bundle: Bundle, splits: Mapping[str, SampleDataset]) -> Examination | None:
+    """Return the predictions and figures of the test split, on the first process only; None without a test split."""
+    if "test" not in splits or not PartialState().is_main_process:
+        return None
+    bundle.model.to(PartialState().device)  # before training the model may be in host memory
+    metrics = {name: METRICS.find(name) for name in config.data_args.metrics}
+    skip = config.data_args.on_error == "skip"
+    return examine(bundle, splits["test"], metrics, skip_failures=skip, **config.data_args.gen_kwargs)
+
+
+@dataclass
+class Exports:
+    """Folders that a run exported its model to, in the order of their creation."""
+
+    folders: list[Path] = field(default_factory=list)
+    refusal: UserError | None = None
+    """The error of an export that was refused; it is raised at the end of the run. None: no export was refused."""
+
+
+def export(
+    config: RunConfig, bundle: Bundle, trainer: MultimodalTrainer, splits: Mapping[str, SampleDataset]
+) -> Exports:
+    """Export the adapter, and the merged model or the student, on the first process only.
+
+    An export that is refused does not end the run: its error is in `Exports.refusal`.
+    """
+    exports, folder = Exports(), run_folder(trainer.args)
+    if not trainer.is_world_process_zero():
+        return exports
+    facts = run_facts(config, trainer, splits)
+    write_facts(folder, facts)
+    try:
+        if config.model_args.merge_lora and config.model_args.adapter_path:
+            # A LoRA trained on merged weights does not fit the base that its config names.
+            logger.info("merge_lora=True: the model is written to merged/ only; an adapter would not fit the base")
+            exports.folders.append(EXPORTERS.find(MERGED)(bundle, folder / MERGED, facts=facts))
+            return exports
+        exports.folders.append(EXPORTERS.find(ADAPTER)(bundle, folder / ADAPTER, facts=facts))
+        if not bundle.model.generates_text:
+            exports.folders.append(EXPORTERS.find(STUDENT)(bundle, folder / STUDENT, facts=facts))
+        elif config.export_args.merged:
+            exports.folders.append(merge(str(folder / ADAPTER), folder / MERGED, overwrite=True))
+    except UserError as error:
+        logger.warning("an export was refused, and the run goes on: %s", error)
+        exports.refusal = error
+    return exports
+
+
+def write_results(
+    config: RunConfig,
+    trainer: MultimodalTrainer,
+    splits: Mapping[str, SampleDataset],
+    exports: Exports,
+    evaluation: Examination | None,
+) -> None:
+    """Write the predictions and figures of the test split to the run folder and its exports."""
+    if evaluation is None or not trainer.is_world_process_zero():
+        return
+    folder, facts = run_folder(trainer.args), run_facts(config, trainer, splits)
+    facts = replace(facts, figures=evaluation.figures)
+    write_facts(folder, facts)
+    write_metrics(folder, facts)
+    for exported in exports.folders:
+        update_figures(exported, evaluation.figures)
+    write_predictions(folder / PREDICTIONS, evaluation.rows)
+    if "measures" in evaluation.figures:
+        draw_agreement(evaluation.rows, folder)
+    trainer.meter.skip(evaluation.skipped)
+    write_skipped(folder, trainer.meter.failures)
+
+
+def log_results(
+    trainer: MultimodalTrainer, exports: Exports, evaluation: Examination | None, untrained: Examination | None
+) -> None:
+    """Log skipped rows, losses, figures and the location of the results, on the first process only."""
+    if not trainer.is_world_process_zero():
+        return
+    meter, folder = trainer.meter, run_folder(trainer.args)
+    if meter.truncated:
+        logger.info("%d of %d samples were cut at max_length", meter.truncated, meter.samples)
+    if meter.failures:
+        logger.info("%d rows were skipped; %s lists them", len(meter.failures), folder / SKIPPED_ROWS)
+    losses = [row["loss"] for row in rows_of(trainer.state) if "loss" in row]
+    if losses:
+        logger.info("training loss: %.4f at first, %.4f at last", losses[0], losses[-1])
+    for name, figures in evaluation.figures.items() if evaluation else ():
+        logger.info("%s", figures_line(name, figures, untrained.figures.get(name) if untrained else None))
+    names = "".join(f"{exported.name}/, " for exported in exports.folders[:1])
+    logger.info("all results are in %s: %straining_log.json, loss.png, first_batch.md", folder, names)
+
+
+def end_processes() -> None:
+    """Destroy the process group of a distributed run and its threads, once nothing else refers to them.
+
+    A thread that frees a tensor while the interpreter exits would crash a process that has finished.
+    """
+    state = PartialState()
+    if state.num_processes > 1:
+        gc.collect()  # the trainer and its model refer to each other
+        state.destroy_process_group()

@@ -1,0 +1,64 @@
+"""The training of a run, from the checks before the first update to the last checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from mllm.config.schema import RunConfig
+from mllm.dataset.base import SampleDataset
+from mllm.engine.callbacks import close_bars, run_folder
+from mllm.engine.checkpoints import newest_checkpoint
+from mllm.engine.epoch_folders import EpochFolders
+from mllm.engine.preflight import describe_batch
+from mllm.engine.trainer import MultimodalTrainer
+from mllm.files import write_text
+from mllm.models.adapters.trainable import count_trainable, format_counts
+from mllm.registry import EXPORTERS
+from mllm.run.facts import run_facts
+from mllm.run.folder import point_latest
+from mllm.run_files import ADAPTER, FIRST_BATCH
+from mllm.structures import Bundle
+
+logger = logging.getLogger(__name__)
+
+
+def check_training(trainer: MultimodalTrainer, bundle: Bundle) -> None:
+    """Log the trainable parameters, check on the first batch that all of them train, and write `first_batch.md`."""
+    if not bundle.model.generates_text:
+        logger.info("Active: trainable parameters")  # the third phase, after those of `mllm.models.gemma3n.ncore_log`
+    logger.info("%s", format_counts(count_trainable(bundle.model)))
+    batch = trainer.preflight()
+    if trainer.is_world_process_zero():
+        write_text(run_folder(trainer.args) / FIRST_BATCH, describe_batch(batch, bundle))
+
+
+def train(
+    config: RunConfig,
+    bundle: Bundle,
+    trainer: MultimodalTrainer,
+    splits: Mapping[str, SampleDataset],
+    checkpoint: Path | None,
+) -> None:
+    """Train, from `checkpoint` if it is not None.
+
+    A `KeyboardInterrupt` is raised again with the number of updates and the checkpoint that `--resume` continues from.
+    """
+    if trainer.is_world_process_zero() and not config.training_args["output_dir"]:
+        point_latest(run_folder(trainer.args))
+    # A private run that is killed repeats the updates after its last checkpoint, so only checkpoints may contain them.
+    if not bundle.model.generates_text and config.privacy_args is None:
+
+        def export_epoch(folder: Path) -> None:
+            EXPORTERS.find(ADAPTER)(bundle, folder, facts=run_facts(config, trainer, splits))
+
+        trainer.add_callback(EpochFolders(export_epoch))
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except KeyboardInterrupt:
+        newest = newest_checkpoint(run_folder(trainer.args))
+        resume = f"--resume continues from {newest}" if newest else "no checkpoint has been written yet"
+        raise KeyboardInterrupt(f"{trainer.state.global_step} updates were made, and {resume}") from None
+    finally:
+        close_bars(trainer.callback_handler.callbacks)
