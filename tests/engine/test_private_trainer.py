@@ -145,9 +145,9 @@ def test_one_sample_moves_an_update_by_no_more_than_the_clip_norm(make_trainer):
     ends = []
     for left_out in (None, 3):
         trainer = make_trainer(max_steps=1, rate=0.9, dtype=torch.float64)
-        drawn = trainer.train_sampler.drawn
+        drawn = trainer.train_sampler.draw
         assert 3 in drawn(0)
-        trainer.train_sampler.drawn = lambda update, drawn=drawn, out=left_out: [u for u in drawn(update) if u != out]
+        trainer.train_sampler.draw = lambda update, drawn=drawn, out=left_out: [u for u in drawn(update) if u != out]
         trainer.train()
         ends.append(torch.cat([value.flatten() for value in trained(trainer).values()]))
     moved = float((ends[0] - ends[1]).norm()) / 0.5 * 0.9 * UNITS
@@ -284,8 +284,8 @@ def test_checks_before_the_first_update_read_artificial_samples(make_trainer):
 
 def test_the_loss_in_the_log_is_the_mean_over_the_samples_of_the_draw(make_trainer):
     trainer = make_trainer(physical=2, max_steps=2)
-    drawn = trainer.train_sampler.drawn
-    trainer.train_sampler.drawn = lambda update: drawn(update) if update == 1 else []
+    drawn = trainer.train_sampler.draw
+    trainer.train_sampler.draw = lambda update: drawn(update) if update == 1 else []
     learner, pad = trainer.learner.train(), trainer.data_collator.pad
     losses = []
     for record in drawn(1):

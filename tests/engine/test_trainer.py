@@ -171,6 +171,7 @@ SEAMS = {
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "evaluate": ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"],
     "floating_point_ops": ["self", "inputs"],
+    "_save_checkpoint": ["self", "model", "trial"],
     "log": ["self", "logs", "start_time"],
 }
 """What we override of transformers.Trainer, with the arguments that it passes: the same from 5.18 to 5.23."""
