@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from mllm.config.rules.privacy import datasets_in
 from mllm.config.schema import PrivacyArgs, RunConfig
 from mllm.engine.callbacks import Checkpoints, Details, Epochs, Guard, Lines, Progress, RunLog, use_tensorboard_folder
 from mllm.engine.early_stopping import EarlyStopping
-from mllm.engine.epoch_folders import published_log
 from mllm.engine.learner import Learner, Reduction
 from mllm.engine.meter import Meter
 from mllm.engine.privacy.mechanism import Mechanism, hash_of
@@ -24,6 +23,7 @@ from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.engine.training_data import TrainingData
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES
 from mllm.objectives.base import Objective
 from mllm.registry import OBJECTIVES, TRAINERS, build
 from mllm.structures import Bundle
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 """Two names of one thing: transformers is renaming it."""
 
+DEFAULT_TRAINER = "default"
+"""Entry of TRAINERS for model types without an entry of their own."""
 MECHANISM = (
     *("clip_norm", "noise_multiplier", "target_epsilon", "accountant"),
     *("unit", "clipping", "secure_mode", "test_noise_seed"),
@@ -58,17 +60,19 @@ def prepare_trainer(
     config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, data: TrainingData
 ) -> MultimodalTrainer:
     """Return the trainer of the config's model type, which writes to `folder`."""
-    build_trainer = TRAINERS.find(config.model_args.type)
-    trainer: MultimodalTrainer = build_trainer(config, hardware, learner, folder, data)
+    trainer: MultimodalTrainer = find_builder(config.model_args.type)(config, hardware, learner, folder, data)
     return trainer
 
 
-@TRAINERS.register_module(
-    name=[
-        *("medgemma", "image-text", "shikra", "perceptionGPT", "causal-lm", "seq2seq"),
-        *("gemma3n-student", "medsiglip"),
-    ]
-)
+def find_builder(type: str) -> Callable[..., MultimodalTrainer]:
+    """Return the entry of TRAINERS for a model type, or the default one."""
+    build_trainer: Callable[..., MultimodalTrainer] = TRAINERS.find(
+        type if type in TRAINERS.names() else DEFAULT_TRAINER
+    )
+    return build_trainer
+
+
+@TRAINERS.register_module("default")
 def build_multimodal_trainer(
     config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, data: TrainingData
 ) -> MultimodalTrainer:
@@ -79,7 +83,7 @@ def build_multimodal_trainer(
     patience, threshold = wanted.pop("early_stopping_patience"), wanted.pop("early_stopping_threshold")
     use_tensorboard_folder(folder)
     meter = Meter()
-    log = RunLog({"config": config.name}, meter, details_of(config))
+    log = RunLog({"config": config.name}, meter, log_details(config))
     callbacks: list[Any] = [Guard(), Checkpoints(limit), log, Epochs(data.train_sampler)]
     if patience is not None:
         callbacks.append(EarlyStopping(patience, threshold))
@@ -111,24 +115,11 @@ def build_multimodal_trainer(
     return trainer
 
 
-def details_of(config: RunConfig) -> Details | None:
-    """What the log of a seeing student says beside its rows, under the keys of GEMMA 3NCORE; None for other models."""
-    if config.model_args.part is None:
-        return None
-    model, training = config.model_args, config.training_args
-    weights = [options.get("weight") for options in config.objectives.values() if options["type"] == "FeatureMatch"]
-    start = weights[0] if weights else None
-    parameters = {
-        "sample_size": (config.data_args.train or {}).get("size"),
-        "lr": training["learning_rate"],
-        "epochs": training["num_train_epochs"],
-        "feature_weight_start": start.get("start") if isinstance(start, dict) else start,
-        "lora_r": model.lora_r,
-        "lora_alpha": model.lora_alpha,
-        "batch_size": training["per_device_train_batch_size"],
-        "gradient_accumulation_steps": training["gradient_accumulation_steps"],
-    }
-    return partial(published_log, parameters)
+def log_details(config: RunConfig) -> Details | None:
+    """Return the function of the model's family that adds keys to `training_log.json`, or None."""
+    family = FAMILIES.find(config.model_args.type).part(config.model_args.part)
+    details: Details | None = None if family.log_details is None else family.log_details(config)
+    return details
 
 
 def mechanism_of(args: PrivacyArgs, train: dict[str, Any] | None, sampler: Any) -> Mechanism:
@@ -214,10 +205,10 @@ def memory_advice(config: RunConfig) -> str:
         steps.append("training_args.gradient_checkpointing (now False; turn it on)")
     if model.part is None:  # what only sees has no words, and images of the checkpoint's own size
         steps.append(f"model_args.max_length (now {model.max_length})")
-    if model.type == "medgemma" and model.part is None:
-        steps.append(f"model_args.image_token_len (now {model.image_token_len or 'the checkpoint’s own'})")
-        steps.append(f"model_args.image_size (now {model.image_size or 'the checkpoint’s own'})")
-    if not model.load_in_4bit and not (model.part == "vision" and model.type == "gemma3n-student"):
+    family = FAMILIES.find(model.type).part(model.part)
+    for key in family.memory_keys:
+        steps.append(f"model_args.{key} (now {vars(model)[key] or 'the checkpoint’s own'})")
+    if not model.load_in_4bit and family.cannot_quantize is None:
         instead = " in the place of load_in_8bit" if model.load_in_8bit else ""
         steps.append(f"model_args.load_in_4bit (now False; turn it on{instead})")
     if model.lora_r:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 def check_training(trainer: MultimodalTrainer, bundle: Bundle) -> None:
     """Log the trainable parameters, check on the first batch that all of them train, and write `first_batch.md`."""
     if not bundle.model.generates_text:
-        logger.info("Active: trainable parameters")  # the third phase, after those of `mllm.run.phases`
+        logger.info("Active: trainable parameters")  # the third phase, after those of `mllm.models.gemma3n.ncore_log`
     logger.info("%s", format_counts(count_trainable(bundle.model)))
     batch = trainer.preflight()
     if trainer.is_world_process_zero():

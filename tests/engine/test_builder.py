@@ -12,6 +12,7 @@ from mllm.dataset.loading.sampler import LogicalBatchSampler
 from mllm.engine.builder import (
     build_learner,
     build_multimodal_trainer,
+    find_builder,
     logical_batch_size,
     memory_advice,
     prepare_trainer,
@@ -149,7 +150,12 @@ def test_unused_parameters_are_looked_for_where_more_than_the_language_tower_tra
 
 @pytest.mark.parametrize("kind", ["medgemma", "image-text", "shikra", "perceptionGPT"])
 def test_every_type_that_reads_images_has_the_same_trainer(kind):
-    assert TRAINERS.find(kind) is build_multimodal_trainer
+    assert find_builder(kind) is build_multimodal_trainer
+
+
+def test_a_family_can_bring_its_own_trainer(monkeypatch):
+    monkeypatch.setitem(TRAINERS.module_dict, "medgemma", dict)
+    assert find_builder("medgemma") is dict and find_builder("shikra") is build_multimodal_trainer
 
 
 @pytest.mark.parametrize("name", ["loss", "a.b"])

@@ -99,13 +99,13 @@ def test_the_comparison_is_skipped_only_by_its_flag(talking_adapter: Path, tmp_p
 
 
 def test_a_wrong_merge_is_not_written(talking_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fold = shards._folded
+    fold = shards._merged_weight
 
     def forget(layer: Any, entry: shards.Entry) -> torch.Tensor:
         folded = fold(layer, entry)
         return folded if "layers.1" in entry.name else shards.read_tensor(*entry.source)
 
-    monkeypatch.setattr(shards, "_folded", forget)
+    monkeypatch.setattr(shards, "_merged_weight", forget)
     with pytest.raises(ConfigError, match="the merged logits differ"):
         main(["--adapter", str(talking_adapter), "--out", str(tmp_path / "merged")])
     assert os.listdir(tmp_path) == []

@@ -153,11 +153,6 @@ def refuse_what_trains_beside_linear_layers(config: RunConfig) -> None:
             f"{config.place('model_args', 'train_vision')}: train_vision=True trains embeddings and convolutions, "
             f"{only}: set it to False, and lora_r to a rank"
         )
-    if args.type == "gemma3n-student":
-        raise ConfigError(
-            f"{config.place('model_args', 'type')}: type='gemma3n-student' trains the convolutions of Gemma 3n's "
-            f"vision tower, {only}: use a SigLIP, such as type='medsiglip', or type='medgemma' with part='vision'"
-        )
     if config.distill_args is not None:
         raise ConfigError(
             f"{config.place('distill_args')}: distill_args cannot be used with privacy_args: its projectors read maps "

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Gemma3ForConditionalGeneration, Gemma3Processor, ProcessorMixin
+from transformers import Gemma3ForConditionalGeneration, Gemma3Processor, PretrainedConfig, ProcessorMixin
 
 from mllm.errors import ConfigError
 from mllm.models.backbone.loading import load_model
@@ -82,6 +82,34 @@ def shape_images(
         set_image_tokens(model, processor, tokens)
 
 
+def shape_processor(
+    config: PretrainedConfig, processor: ProcessorMixin, image_size: int | None, tokens: int | None
+) -> None:
+    """Let `processor` return images of `image_size` pixels and `tokens` tokens, in place, for a model with `config`.
+
+    None keeps the checkpoint's value. Raise `ConfigError` where the size does not give whole patches that the tokens
+    divide.
+    """
+    if image_size is None and tokens is None:
+        return
+    sizes = config.to_dict()
+    vision = sizes["vision_config"]
+    if image_size is not None and image_size % vision["patch_size"]:
+        raise ConfigError(
+            f"model_args.image_size={image_size} is not a multiple of the patch size {vision['patch_size']}: "
+            "choose 896 or 448"
+        )
+    tokens = sizes["mm_tokens_per_image"] if tokens is None else tokens
+    assert tokens is not None
+    pool_kernel((image_size or vision["image_size"]) // vision["patch_size"], tokens)
+    assert isinstance(processor, Gemma3Processor)
+    if image_size is not None:
+        processor.image_processor.size = {"height": image_size, "width": image_size}
+    processor.image_seq_length = tokens
+    block = processor.tokenizer.boi_token + processor.tokenizer.image_token * tokens + processor.tokenizer.eoi_token
+    processor.full_image_sequence = f"\n\n{block}\n\n"
+
+
 def resize_images(
     model: Gemma3ForConditionalGeneration, processor: ProcessorMixin, image_size: int, tokens: int | None = None
 ) -> None:
@@ -90,16 +118,11 @@ def resize_images(
     An image keeps its number of tokens, unless `tokens` is given. Raises `ConfigError` where the size does not give
     whole patches that the tokens divide.
     """
+    shape_processor(model.config, processor, image_size, tokens)  # refuse before the model changes
     vision = _vision_config(model)
-    if image_size % vision.patch_size:
-        raise ConfigError(
-            f"model_args.image_size={image_size} is not a multiple of the patch size {vision.patch_size}: "
-            "choose 896 or 448"
-        )
     side = image_size // vision.patch_size
     tokens = model.config.to_dict()["mm_tokens_per_image"] if tokens is None else tokens
     assert tokens is not None
-    pool_kernel(side, tokens)  # refuse before anything changes
     embeddings: Any = model.get_submodule("model.vision_tower.embeddings")
     table = embeddings.position_embedding
     weight = resample_positions(table.weight, side)
@@ -107,21 +130,15 @@ def resize_images(
     table.num_embeddings = embeddings.num_patches = embeddings.num_positions = side * side
     embeddings.position_ids = torch.arange(side * side, device=weight.device).expand((1, -1))
     embeddings.image_size = vision.image_size = image_size
-    processor.image_processor.size = {"height": image_size, "width": image_size}
     set_image_tokens(model, processor, tokens)
 
 
 def set_image_tokens(model: Gemma3ForConditionalGeneration, processor: ProcessorMixin, tokens: int) -> None:
     """Let an image have `tokens` tokens (256, 128, 64, 32 or 16), in place; both parts say so when they are saved."""
+    shape_processor(model.config, processor, None, tokens)
     vision = _vision_config(model)
-    kernel = pool_kernel(vision.image_size // vision.patch_size, tokens)
     model.config.mm_tokens_per_image = tokens
-    _set_pool(model, kernel)
-    assert isinstance(processor, Gemma3Processor)
-    tokenizer = processor.tokenizer
-    processor.image_seq_length = tokens
-    block = tokenizer.boi_token + tokenizer.image_token * tokens + tokenizer.eoi_token
-    processor.full_image_sequence = f"\n\n{block}\n\n"
+    _set_pool(model, pool_kernel(vision.image_size // vision.patch_size, tokens))
 
 
 def is_native_image_setup(model: Gemma3ForConditionalGeneration) -> bool:

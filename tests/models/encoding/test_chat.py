@@ -291,7 +291,7 @@ def test_boxes_as_text_come_back_from_the_labels(speaking, family, name, pads):
     answer, reference = encoder.read_answer(spoken(encoded), encoded.frames), encoder.reference(sample)
     assert squeezed(answer.text) == squeezed(reference.text)
     assert reference.marks == tuple(sample.marks[1:])
-    assert reference.text == f"Answer: {encoder.marks.framed(sample)[0].turns[1].text[8:-2]} ."
+    assert reference.text == f"Answer: {encoder.marks.prepare(sample)[0].turns[1].text[8:-2]} ."
     assert answer.unreadable == 0
     for found, true in zip(answer.marks, reference.marks, strict=True):
         assert np.abs(np.subtract(found.box, true.box)).max() <= 60 / 200 + 1e-6

@@ -74,5 +74,5 @@ def test_a_scale_that_is_given_is_kept_whatever_the_training_split_holds():
 
 @pytest.mark.parametrize("scale", [{}, {"EF": (55.0,)}, {"EF": (55.0, 0.0)}])
 def test_a_scale_gives_both_numbers_of_every_measure(scale):
-    with pytest.raises(ConfigError, match="scale of a RegressionHead gives mean and standard deviation of every meas"):
+    with pytest.raises(ConfigError, match="scale of a RegressionHead needs mean and standard deviation of every meas"):
         RegressionHead(8, measures=["EF"], scale=scale)
