@@ -72,6 +72,7 @@ def run(
     config.write_text(CONFIG.format(checkout=CHECKOUT, **values), encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(CHECKOUT / "mllm" / "pipeline" / "finetune.py"), str(config), "--tiny"]
+    command += ["--cfg-options", f"training_args.max_steps={steps}"]  # a number in the config is limited by --tiny
     completed = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if completed.returncode:
         sys.exit(f"{completed.stderr[-4000:]}\nfinetune.py failed with exit code {completed.returncode}")
