@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mllm.config.defaults import absence, absent_keys, without_foreign_keys
 from mllm.config.origins import Key, Places
 from mllm.config.registry_entries import check_entry, describe_entry
 from mllm.config.renamed import DATA, MODEL, TRAINING
@@ -15,8 +16,9 @@ from mllm.config.schema import SPLITS, DataArgs, ExportArgs, ModelArgs, PrivacyA
 from mllm.config.source import has_source
 from mllm.config.training_args import fill_defaults, training_fields
 from mllm.errors import ConfigError, hint, near
+from mllm.family import FAMILIES, Family
 from mllm.options import broken_bound, fits, invalid_value
-from mllm.registry import BOX_FORMATS, DATASETS, HEADS, METRICS, MODELS, OBJECTIVES
+from mllm.registry import BOX_FORMATS, DATASETS, HEADS, METRICS, OBJECTIVES
 
 TOP_LEVEL = (
     *("model_args", "data_args", "training_args", "objectives", "export_args", "distill_args", "privacy_args"),
@@ -97,8 +99,8 @@ def section(merged: Mapping[str, Any], name: str, places: Places) -> dict[str, A
 
 
 def model_args(values: dict[str, Any], places: Places) -> ModelArgs:
-    """Checks `model_args`; the type is checked against MODELS by `mllm.config.rules`, which knows checkpoints too."""
-    args: ModelArgs = filled(ModelArgs, values, "model_args", places)
+    """Return the checked `model_args` as the options of their type."""
+    args = typed_args(values, "model_args", places)
     if args.lora_target not in ("language", "vision", "all"):
         try:
             re.compile(args.lora_target)
@@ -118,6 +120,23 @@ def model_args(values: dict[str, Any], places: Places) -> ModelArgs:
     if args.box_format is not None:
         check_entry(args.box_format, BOX_FORMATS, ("model_args", "box_format"), places)
     return dataclasses.replace(args, heads=heads)
+
+
+def typed_args(values: dict[str, Any], name: str, places: Places) -> ModelArgs:
+    """Return the section `name` as the options of its `type`; raise `ConfigError` for keys that the type lacks."""
+    key = name.split(".")
+    if "type" not in values:
+        filled(ModelArgs, values, name, places)
+    family = known_family(values.get("type"), (*key, "type"), places)
+    for other in values:
+        try:
+            without_foreign_keys({other: values[other]}, family)
+        except ConfigError as error:
+            raise ConfigError(f"{places.of(*key, other)}: {error}") from None
+    args: ModelArgs = filled(family.options, without_foreign_keys(values, family), name, places)
+    for other in absent_keys(args):
+        raise ConfigError(f"{places.of(*key, other)}: {absence(args.type, other, args.part)}")
+    return args
 
 
 def data_args(values: dict[str, Any], places: Places) -> DataArgs:
@@ -215,6 +234,11 @@ def filled(schema: type, values: dict[str, Any], name: str, places: Places) -> A
     return schema(**values)
 
 
-def known_model(name: str, places: Places) -> None:
-    """Refuses a `model_args.type` that is not in the registry MODELS."""
-    describe_entry(MODELS, name, ("model_args", "type"), places)
+def known_family(name: Any, key: Key, places: Places) -> Family:
+    """Return the record of a type; raise `ConfigError` with the place of `key` for an unknown one."""
+    if not isinstance(name, str):
+        raise ConfigError(f"{places.of(*key)}: {'.'.join(key)} must be text, not {name!r}")
+    try:
+        return FAMILIES.find(name)
+    except ConfigError as error:
+        raise ConfigError(f"{places.of(*key)}: {error} ({'.'.join(key[:-1])})") from None

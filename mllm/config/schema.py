@@ -26,7 +26,7 @@ def _limit(default: Any, minimum: float | None = None, above: float | None = Non
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """Which checkpoint is loaded, and how much of it trains."""
+    """Checkpoint and trainable parameters; some model types have further keys."""
 
     type: str
     """The entry of the registry MODELS that loads it."""
@@ -74,21 +74,9 @@ class ModelArgs:
     """How boxes stand in a text: `type`, an entry of BOX_FORMATS, and its options; None: one token where there are
     heads, else normalized_text."""
     pad_to_square: bool | None = None
-    """Put images into the middle of a square before the processor resizes them; None: in shikra and perceptionGPT."""
+    """Put images into the middle of a square before the processor resizes them; None: the type decides."""
     fuse_vision_layers: bool | None = None
-    """Let the projector read a learned mixture of all vision layers instead of one; None: in perceptionGPT."""
-    vision_tower: str | None = None
-    """shikra, perceptionGPT: the CLIP checkpoint beside a language model; None: the checkpoint is a LLaVA."""
-    mm_vision_select_layer: int = -2
-    """shikra, perceptionGPT: which hidden state of `vision_tower` the projector reads; -1 is the last."""
-    freeze_backbone: bool = False
-    """shikra, perceptionGPT: no LoRA; only projector and heads train."""
-    tune_mm_mlp_adapter: bool = False
-    """shikra, perceptionGPT: the projector alone trains."""
-    freeze_mm_mlp_adapter: bool = False
-    """shikra, perceptionGPT: the projector does not train."""
-    pretrain_mm_mlp_adapter: str | None = None
-    """shikra, perceptionGPT: a file with the projector's weights in LLaVA's layout."""
+    """Let the projector read a learned mixture of all vision layers instead of one; None: the type decides."""
     part: Literal["vision"] | None = None
     """'vision': load the vision tower and its projector alone, without the language model; None: the whole model."""
     train_vision: bool = False

@@ -35,6 +35,7 @@ from transformers import (
 )
 
 from mllm.errors import ConfigError, near
+from mllm.family import FAMILIES
 from mllm.models.backbone.streamed import STORED, Unstreamable, open_stored
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,6 @@ logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Dtype of full-precision weights for each value of `Hardware.precision`."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-DOWNLOAD_MEDGEMMA = "bash scripts/download_medgemma.sh"
 
 
 def find_checkpoint(name: str) -> str:
@@ -71,8 +71,8 @@ def _beside(folder: Path) -> str:
 
 def _how_to_get(folder: Path) -> str:
     """Return how to get the weights, as part of an error message."""
-    if "medgemma" in folder.name.lower():
-        return f"get the weights with `{DOWNLOAD_MEDGEMMA}`, or try the config without them by --tiny"
+    if (command := FAMILIES.named("download", folder.name)) is not None:
+        return f"get the weights with `{command}`, or try the config without them by --tiny"
     return "download it there (`hf download ORG/NAME --local-dir FOLDER`), or give a hub id ORG/NAME"
 
 
@@ -149,7 +149,8 @@ def _hub_sentence(name: str, error: BaseException) -> str | None:
             f"'{name}' is neither a local folder nor a public model on the hub; check the name, or, if private, {login}"
         )
     if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)):
-        script = f" (for MedGemma: `{DOWNLOAD_MEDGEMMA}`)" if "medgemma" in name.lower() else ""
+        command = FAMILIES.named("download", name)
+        script = "" if command is None else f" with `{command}`"
         return (
             f"'{name}' is not a local folder, it is not in the hub's cache, and the hub cannot be reached (no network, "
             f"or HF_HUB_OFFLINE is set): with a network, accept the license at {page} if it has one, {login} "
