@@ -25,5 +25,5 @@ Output files (in $(cd "$run" && pwd -P)):
   first_batch.md      the first batch with its supervised tokens
   predictions.jsonl   all held-out questions with reference answers and predictions
   training_log.json   logged values; loss.png and tensorboard/ plot them
-Next: README.md, "Your own dataset".
+Next: README.md explains training on your own images.
 TEXT

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mllm.family import FAMILIES
+
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "mllm").rglob("*.py"))
 CONFIGS = sorted((ROOT / "config").rglob("*.py"))
-NOUNS = {"structures", "registry", "errors", "files", "options", "signatures", "static_source", "run_files"}
+NOUNS = {"structures", "registry", "errors", "files", "options", "family", "signatures", "static_source", "run_files"}
 PARTS = {"dataset", "models", "objectives", "metrics"}
 ALLOWED = {
     **dict.fromkeys(NOUNS, NOUNS),
     "config": NOUNS | {"config"},
     **{part: NOUNS | {part} for part in PARTS},
+    "models": NOUNS | {"models", "tiny"},
     "engine": NOUNS | {"engine", "models", "objectives", "metrics"},
     "export": NOUNS | {"export", "config"} | PARTS,
-    "tiny": NOUNS | {"tiny", "config", "export"} | PARTS,
+    "tiny": NOUNS | {"tiny"},
     "report": NOUNS | {"report", "config", "engine"} | PARTS,
     "predict": NOUNS | {"predict", "report", "config", "engine", "export"} | PARTS,
     "run": NOUNS | {"run", "predict", "report", "config", "engine", "export", "tiny"} | PARTS,
     "pipeline": NOUNS | {"pipeline", "run", "predict", "report", "config", "engine", "export", "tiny"} | PARTS,
 }
+FAMILY_FILES = {"family.py", "options.py", "rules.py", "load.py", "vision.py", "ncore_log.py"}
+"""Files of a model family's folder that read configs."""
 TOP_LEVEL = {"mllm", "config", "scripts", "ckpt", "tests", "setup.py", "README.md", "MEDGEMMA.md", "LICENSE"}
 
 
@@ -77,7 +84,7 @@ def test_layers() -> None:
     for path in FILES:
         part = part_of(path)
         allowed = set(ALLOWED[part]) if part else set()
-        if path.name == "builder.py" or path.name.startswith("build_") or name_of(path) == "mllm/export/__init__.py":
+        if path.name == "builder.py" or path.name.startswith("build_") or path.name in FAMILY_FILES:
             allowed.add("config")
         for module in imports_of(path):
             top, _, rest = module.partition(".")
@@ -106,7 +113,7 @@ def test_nothing_imports_a_command() -> None:
 
 def test_mmengine_stands_in_two_files() -> None:
     users = {name_of(path) for path in FILES for module in imports_of(path) if module.split(".")[0] == "mmengine"}
-    assert users == {"mllm/registry.py", "mllm/config/reading.py"}
+    assert users == {"mllm/registry.py", "mllm/config/merging.py"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -156,6 +163,38 @@ def test_no_error_is_swallowed() -> None:
             if node.type is None or (broad and not any(isinstance(inner, ast.Raise) for inner in ast.walk(node))):
                 found.append(at(path, node))
     assert not found
+
+
+def docstrings_of(tree: ast.Module) -> set[ast.AST]:
+    """Strings that stand as statements: docstrings of modules, classes, functions and attributes."""
+    return {
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+
+
+def test_a_type_is_named_in_its_family_alone() -> None:
+    """A model type is a literal only in the folder of its family and in the builder that registers it."""
+    found = []
+    for family in FAMILIES:
+        quoted = re.compile(rf"""^{family.type}$|['"]{family.type}['"]""")
+        folder = Path(family.load.path.partition(":")[0].replace(".", "/")).parent
+        for path in FILES:
+            tree = tree_of(path)
+            if path.is_relative_to(ROOT / folder) or f'MODELS.register_module("{family.type}")' in path.read_text():
+                continue
+            found += [
+                at(path, node)
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and quoted.search(node.value)
+                if node not in docstrings_of(tree)
+            ]
+    assert not found
+
+
+def test_the_records_of_families_import_no_heavy_package() -> None:
+    script = "import sys, mllm.models.families; print(*({'torch', 'transformers', 'timm'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not result.stdout.strip()
 
 
 def test_the_device_is_never_assumed() -> None:

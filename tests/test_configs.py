@@ -16,10 +16,11 @@ from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.dataset.builder import build_dataset
 from mllm.errors import ConfigError
-from mllm.models.builder.build_encoder import load_encoder
+from mllm.family import FAMILIES
+from mllm.models.builder.builder import load_encoder
 from mllm.pipeline.finetune import main
 from mllm.structures import IGNORE
-from mllm.tiny.checkpoints import family_of, write_tiny
+from mllm.tiny.checkpoints import write_tiny
 
 CONFIGS = sorted((CHECKOUT / "config" / "training_configs").glob("*.py"))
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
@@ -177,7 +178,7 @@ def test_it_trains_two_steps_with_tiny_and_peft_reads_the_adapter(path: Path, tm
     assert [row["step"] for row in rows if "loss" in row][-1] == 2
     kinds = {"causal-lm": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
     kind = kinds.get(config.model_args.type, AutoModelForImageTextToText)
-    family = family_of(config.model_args.type, config.model_args.model_name_or_path)
+    family = FAMILIES.find(config.model_args.type).tiny_name(config.model_args.model_name_or_path)
     base = kind.from_pretrained(tmp_path / "ckpt" / f"tiny-{family}")
     adapted = PeftModel.from_pretrained(base, str(run / "adapter"))
     assert any(tensor.any() for name, tensor in adapted.named_parameters() if "lora_B" in name)

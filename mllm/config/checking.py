@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mllm.config.defaults import absence, absent_keys, without_foreign_keys
 from mllm.config.origins import Key, Places
 from mllm.config.registry_entries import check_entry, describe_entry
 from mllm.config.renamed import DATA, MODEL, TRAINING
@@ -15,8 +16,9 @@ from mllm.config.schema import SPLITS, DataArgs, ExportArgs, ModelArgs, PrivacyA
 from mllm.config.source import has_source
 from mllm.config.training_args import fill_defaults, training_fields
 from mllm.errors import ConfigError, hint, near
+from mllm.family import FAMILIES, Family
 from mllm.options import broken_bound, fits, invalid_value
-from mllm.registry import BOX_FORMATS, DATASETS, HEADS, METRICS, MODELS, OBJECTIVES
+from mllm.registry import BOX_FORMATS, DATASETS, HEADS, METRICS, OBJECTIVES
 
 TOP_LEVEL = (
     *("model_args", "data_args", "training_args", "objectives", "export_args", "distill_args", "privacy_args"),
@@ -32,21 +34,35 @@ NOT_NEGATIVE = ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"
 """What transformers and PyTorch refuse only once the model is loaded, or take without a word."""
 
 
-def refuse_unknown_top_level(keys: Any, places: Places) -> None:
-    """Refuses a top-level name that is no section of a config; names that begin with '_' are the user's own."""
-    for key in keys:
-        if key not in TOP_LEVEL and not key.startswith("_"):
+def check_top_level(merged: Mapping[str, Any], places: Places) -> None:
+    """Check the top-level keys of a merged config, and that all values can be written into the saved config.
+
+    Raises:
+        ConfigError: A key is unknown, `name` or `tiny` has the wrong type, or a value is a class or a function.
+    """
+    check_names(merged, places)
+    for key, value in merged.items():
+        _refuse_without_source(value, (key,), places)
+    for key, kind in (("name", str), ("tiny", bool)):
+        if key in merged and not fits(merged[key], kind):
+            raise ConfigError(f"{places.of(key)}: {key} {invalid_value(merged[key], kind)}")
+
+
+def check_names(names: Iterable[str], places: Places) -> None:
+    """Raise `ConfigError` for an unknown top-level name that does not begin with '_'."""
+    for name in names:
+        if name not in TOP_LEVEL and not name.startswith("_"):
             raise ConfigError(
-                f"{places.of(key)}: unknown key '{key}' at the top level{hint(key, TOP_LEVEL)} "
-                f"(a name of your own begins with '_')"
+                f"{places.of(name)}: unknown key '{name}' at the top level{hint(name, TOP_LEVEL)} "
+                f"(helper variables begin with '_')"
             )
 
 
-def refuse_what_has_no_source(value: Any, key: Key, places: Places) -> None:
-    """Refuses values that cannot be written into the resolved config, such as classes and functions."""
+def _refuse_without_source(value: Any, key: Key, places: Places) -> None:
+    """Raise `ConfigError` for values that cannot be written as Python source, such as classes and functions."""
     if isinstance(value, Mapping):
         for name, child in value.items():
-            refuse_what_has_no_source(child, (*key, str(name)), places)
+            _refuse_without_source(child, (*key, str(name)), places)
     elif not has_source(value):
         raise ConfigError(
             f"{places.of(*key)}: {'.'.join(key)} is a {type(value).__name__}; a config holds only None, True, False, "
@@ -54,11 +70,24 @@ def refuse_what_has_no_source(value: Any, key: Key, places: Places) -> None:
         )
 
 
-def refuse_wrong_scalars(merged: Mapping[str, Any], places: Places) -> None:
-    """Checks the two top-level keys that are no dicts."""
-    for key, kind in (("name", str), ("tiny", bool)):
-        if key in merged and not fits(merged[key], kind):
-            raise ConfigError(f"{places.of(key)}: {key} {invalid_value(merged[key], kind)}")
+def check_sections(merged: Mapping[str, Any], places: Places) -> dict[str, Any]:
+    """Return the checked sections of a config with all defaults, by the names of their fields in `RunConfig`.
+
+    Raises:
+        ConfigError: A key or type is unknown, a required key is missing, or a value is invalid.
+    """
+    privacy = privacy_args(merged, places)
+    return {
+        "model_args": model_args(section(merged, "model_args", places), places),
+        "data_args": data_args(section(merged, "data_args", places), places),
+        "training_args": training_args(
+            section(merged, "training_args", places), places, is_private=privacy is not None
+        ),
+        "objectives": objectives(section(merged, "objectives", places), places),
+        "export_args": export_args(section(merged, "export_args", places), places),
+        "privacy_args": privacy,
+        "hardware": hardware(section(merged, "hardware", places), places),
+    }
 
 
 def section(merged: Mapping[str, Any], name: str, places: Places) -> dict[str, Any]:
@@ -70,8 +99,8 @@ def section(merged: Mapping[str, Any], name: str, places: Places) -> dict[str, A
 
 
 def model_args(values: dict[str, Any], places: Places) -> ModelArgs:
-    """Checks `model_args`; the type is checked against MODELS by `mllm.config.rules`, which knows checkpoints too."""
-    args: ModelArgs = filled(ModelArgs, values, "model_args", places)
+    """Return the checked `model_args` as the options of their type."""
+    args = typed_args(values, "model_args", places)
     if args.lora_target not in ("language", "vision", "all"):
         try:
             re.compile(args.lora_target)
@@ -91,6 +120,23 @@ def model_args(values: dict[str, Any], places: Places) -> ModelArgs:
     if args.box_format is not None:
         check_entry(args.box_format, BOX_FORMATS, ("model_args", "box_format"), places)
     return dataclasses.replace(args, heads=heads)
+
+
+def typed_args(values: dict[str, Any], name: str, places: Places) -> ModelArgs:
+    """Return the section `name` as the options of its `type`; raise `ConfigError` for keys that the type lacks."""
+    key = name.split(".")
+    if "type" not in values:
+        filled(ModelArgs, values, name, places)
+    family = known_family(values.get("type"), (*key, "type"), places)
+    for other in values:
+        try:
+            without_foreign_keys({other: values[other]}, family)
+        except ConfigError as error:
+            raise ConfigError(f"{places.of(*key, other)}: {error}") from None
+    args: ModelArgs = filled(family.options, without_foreign_keys(values, family), name, places)
+    for other in absent_keys(args):
+        raise ConfigError(f"{places.of(*key, other)}: {absence(args.type, other, args.part)}")
+    return args
 
 
 def data_args(values: dict[str, Any], places: Places) -> DataArgs:
@@ -188,6 +234,11 @@ def filled(schema: type, values: dict[str, Any], name: str, places: Places) -> A
     return schema(**values)
 
 
-def known_model(name: str, places: Places) -> None:
-    """Refuses a `model_args.type` that is not in the registry MODELS."""
-    describe_entry(MODELS, name, ("model_args", "type"), places)
+def known_family(name: Any, key: Key, places: Places) -> Family:
+    """Return the record of a type; raise `ConfigError` with the place of `key` for an unknown one."""
+    if not isinstance(name, str):
+        raise ConfigError(f"{places.of(*key)}: {'.'.join(key)} must be text, not {name!r}")
+    try:
+        return FAMILIES.find(name)
+    except ConfigError as error:
+        raise ConfigError(f"{places.of(*key)}: {error} ({'.'.join(key[:-1])})") from None

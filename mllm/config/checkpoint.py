@@ -1,4 +1,4 @@
-"""What a checkpoint's own `config.json` says, read without loading it."""
+"""Facts about a checkpoint, read from its `config.json` without loading it."""
 
 from __future__ import annotations
 
@@ -7,52 +7,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mllm.errors import ConfigError
-
-TITLES = {
-    "gemma": "Gemma",
-    "gemma2": "Gemma 2",
-    "gemma3": "Gemma 3",
-    "gemma3_text": "Gemma 3",
-    "gemma3n": "Gemma 3n",
-    "gemma3n_text": "Gemma 3n",
-    "llama": "LLaMA",
-    "llava": "LLaVA",
-    "paligemma": "PaliGemma",
-    "t5gemma": "T5Gemma",
-    "vaultgemma": "VaultGemma",
-}
+from mllm.family import FAMILIES
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What rules need to know of a checkpoint; MedGemma 4B's values where it cannot be read yet."""
+    """Facts that rules need; sizes of MedGemma 4B where the checkpoint is not on this machine."""
 
     model_type: str | None = None
-    """transformers' name of its architecture; None where the checkpoint is not on this machine."""
+    """Name of the architecture in transformers; None where the checkpoint is not on this machine."""
     name: str = ""
     image_size: int = 896
     """Pixels."""
     patch_size: int = 14
     """Pixels."""
     image_tokens: int = 256
-    is_original_llava: bool = False
-    """Whether it is in the layout of LLaVA's or Shikra's own code, which transformers does not read."""
+    keys: frozenset[str] = frozenset()
+    """Top-level keys of its config.json."""
 
     @property
     def is_gemma(self) -> bool:
-        """Whether it belongs to the Gemma family, by its architecture or, where that is unknown, by its name."""
+        """Whether it is a Gemma, by its architecture or, where that is unknown, by its name."""
         return "gemma" in (self.model_type or self.name).lower()
 
     @property
     def title(self) -> str:
-        """What to call it in a sentence."""
+        """Name of the architecture in messages."""
         if self.model_type is None:
-            return "Gemma 3" if "medgemma" in self.name.lower() or "gemma-3" in self.name.lower() else "Gemma"
-        return TITLES.get(self.model_type, self.model_type)
+            return str(FAMILIES.named("names", self.name) or "Gemma")
+        return FAMILIES.title(self.model_type)
 
 
 def inspect_checkpoint(name_or_path: str) -> Checkpoint:
-    """Reads `config.json` where `name_or_path` is a folder that has one; raises `ConfigError` where it is damaged."""
+    """Read `config.json` where `name_or_path` is a folder that has one; raise `ConfigError` for a damaged file."""
     file = Path(name_or_path) / "config.json"
     if not file.is_file():
         return Checkpoint(name=name_or_path)
@@ -70,5 +57,5 @@ def inspect_checkpoint(name_or_path: str) -> Checkpoint:
         image_size=vision.get("image_size", Checkpoint.image_size),
         patch_size=vision.get("patch_size", Checkpoint.patch_size),
         image_tokens=values.get("mm_tokens_per_image", Checkpoint.image_tokens),
-        is_original_llava="mm_vision_tower" in values or values.get("model_type") == "shikra",
+        keys=frozenset(values),
     )

@@ -1,24 +1,73 @@
-"""What a model type means where a config leaves it open."""
+"""Options of a model type: values that a config leaves open, and keys that the type does not have."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, fields, replace
+from typing import Any
 
 from mllm.config.schema import ModelArgs
+from mllm.errors import ConfigError
+from mllm.family import FAMILIES, Family
 
-SHIKRA_TYPES = ("shikra", "perceptionGPT")
-"""The types whose projector trains, and that see images as padded squares."""
-TEXT_TYPES = ("causal-lm", "seq2seq")
-"""The types that read text alone."""
-PERCEPTION_HEADS = {"box": {"type": "BoxHead"}, "mask": {"type": "MaskHead"}}
+COMMON_DEFAULTS = {"pad_to_square": False, "fuse_vision_layers": False}
+"""Values of keys that are None in a config, for families that do not set them."""
 
 
 def with_defaults(args: ModelArgs) -> ModelArgs:
-    """`args` with what its type decides where they say None; done twice it changes nothing more."""
-    is_perception = args.type == "perceptionGPT"
-    return replace(
-        args,
-        heads=PERCEPTION_HEADS if is_perception and not args.heads else args.heads,
-        pad_to_square=args.type in SHIKRA_TYPES if args.pad_to_square is None else args.pad_to_square,
-        fuse_vision_layers=is_perception if args.fuse_vision_layers is None else args.fuse_vision_layers,
-    )
+    """Return `args` as the options of their type, with its values for keys that are None or empty; idempotent."""
+    family = FAMILIES.find(args.type)
+    options: ModelArgs = args if isinstance(args, family.options) else family.options(**asdict(args))
+    values = {**COMMON_DEFAULTS, **family.defaults}
+    return replace(options, **{key: value for key, value in values.items() if vars(options)[key] in (None, {})})
+
+
+def make_model_args(type: str, **values: Any) -> ModelArgs:
+    """Return the options of `type`; keys that only other families have are dropped where they are at their default.
+
+    Settings that were written when all types had all keys contain them. Raise `ConfigError` for other values.
+    """
+    family = FAMILIES.find(type)
+    args: ModelArgs = family.options(type=type, **without_foreign_keys(values, family))
+    return args
+
+
+def without_foreign_keys(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Return `values` without keys of other families at their default; raise `ConfigError` for other values."""
+    known = {item.name for item in fields(family.options)}
+    kept = {}
+    for key, value in values.items():
+        others = FAMILIES.having(key)
+        if key in known or not others:
+            kept[key] = value
+        elif value != default_of(FAMILIES.find(others[0]), key):
+            raise ConfigError(absence(family.type, key))
+    return kept
+
+
+def absent_keys(args: ModelArgs) -> list[str]:
+    """Return the keys of `args` that are set and have no meaning for their type."""
+    family = FAMILIES.find(args.type)
+    lacks = family.lacks | family.part(args.part).lacks
+    return [key for key in sorted(lacks) if vars(args)[key] and vars(args)[key] != family.defaults.get(key)]
+
+
+def refuse_absent_keys(args: ModelArgs) -> None:
+    """Raise `ConfigError` for a key that is set and has no meaning for the type of `args`."""
+    for key in absent_keys(args):
+        raise ConfigError(absence(args.type, key, args.part))
+
+
+def absence(type: str, key: str, part: str | None = None) -> str:
+    """Return the sentence about a key that a type, or a part of its model, does not have."""
+    others = [f"'{other}'" for other in FAMILIES.having(key)]
+    if f"'{type}'" in others:
+        return f"model_args.{key} is not possible with part='{part}': images have the checkpoint's own size; remove it"
+    names = " or ".join([", ".join(others[:-1]), others[-1]] if len(others) > 1 else others)
+    return f"model_args.{key} is only possible with type={names}, and the type is '{type}': remove it"
+
+
+def default_of(family: Family, key: str) -> Any:
+    """Return the default of a key of a family's options."""
+    item: Field[Any] = next(item for item in fields(family.options) if item.name == key)
+    return item.default if item.default_factory is MISSING else item.default_factory()

@@ -1,7 +1,7 @@
-"""What a config may say: one frozen dataclass per top-level dict, one sentence per key.
+"""Schema of a config: one frozen dataclass for each section, with a docstring for each key.
 
-Paths in a config (checkpoints, data, `output_dir`) are relative to the current directory; the paths of bases are
-relative to the file that names them.
+Paths of checkpoints, data and `output_dir` are relative to the current directory; paths of bases are relative to the
+file that names them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ PACKAGES_IN_TEXT = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes
 
 
 def _limit(default: Any, minimum: float | None = None, above: float | None = None, below: float | None = None) -> Any:
-    """A field with a default (MISSING: a required one) and the bounds that its numbers must respect."""
+    """Return a dataclass field with a default (MISSING: required) and bounds of its value."""
     return field(default=default, metadata={"minimum": minimum, "above": above, "below": below})
 
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """Which checkpoint is loaded, and how much of it trains."""
+    """Checkpoint and trainable parameters; some model types have further keys."""
 
     type: str
     """The entry of the registry MODELS that loads it."""
@@ -74,21 +74,9 @@ class ModelArgs:
     """How boxes stand in a text: `type`, an entry of BOX_FORMATS, and its options; None: one token where there are
     heads, else normalized_text."""
     pad_to_square: bool | None = None
-    """Put images into the middle of a square before the processor resizes them; None: in shikra and perceptionGPT."""
+    """Put images into the middle of a square before the processor resizes them; None: the type decides."""
     fuse_vision_layers: bool | None = None
-    """Let the projector read a learned mixture of all vision layers instead of one; None: in perceptionGPT."""
-    vision_tower: str | None = None
-    """shikra, perceptionGPT: the CLIP checkpoint beside a language model; None: the checkpoint is a LLaVA."""
-    mm_vision_select_layer: int = -2
-    """shikra, perceptionGPT: which hidden state of `vision_tower` the projector reads; -1 is the last."""
-    freeze_backbone: bool = False
-    """shikra, perceptionGPT: no LoRA; only projector and heads train."""
-    tune_mm_mlp_adapter: bool = False
-    """shikra, perceptionGPT: the projector alone trains."""
-    freeze_mm_mlp_adapter: bool = False
-    """shikra, perceptionGPT: the projector does not train."""
-    pretrain_mm_mlp_adapter: str | None = None
-    """shikra, perceptionGPT: a file with the projector's weights in LLaVA's layout."""
+    """Let the projector read a learned mixture of all vision layers instead of one; None: the type decides."""
     part: Literal["vision"] | None = None
     """'vision': load the vision tower and its projector alone, without the language model; None: the whole model."""
     train_vision: bool = False
@@ -97,27 +85,26 @@ class ModelArgs:
 
 @dataclass(frozen=True)
 class DataArgs:
-    """Which datasets are read; a split that is None is absent."""
+    """Datasets, batches and evaluation of answers."""
 
     train: dict[str, Any] | None = None
-    """`type`, an entry of the registry DATASETS, and that class's keyword arguments."""
+    """Training split: `type`, an entry of the registry DATASETS, and the keyword arguments of that class."""
     validation: dict[str, Any] | None = None
-    """The same, measured while training."""
+    """Split whose loss is computed during training; None: no validation."""
     test: dict[str, Any] | None = None
-    """The same, measured at the end."""
+    """Split that is evaluated after training; None: no evaluation."""
     on_error: Literal["raise", "skip"] = "raise"
-    """What an unreadable row does: end the run, or be counted and listed in the run folder."""
+    """Handling of unreadable rows: 'raise' ends the run, 'skip' counts them and lists them in the run folder."""
     tokens_per_micro_batch: int | None = _limit(None, minimum=1)
-    """Padded tokens that one forward may hold; None: pieces of per_device_train_batch_size, by length."""
+    """Maximum number of padded tokens in one forward pass; None: per_device_train_batch_size samples."""
     packing: bool = False
-    """Let samples of text share rows of at most `max_length` tokens; exact: none sees another, none has another's
-    positions."""
+    """Put several text samples into one row of at most `max_length` tokens. Losses and gradients do not change."""
     compute_metric: str | list[str] | None = None
-    """The entry of the registry METRICS, or several, that compare the answers to the test split with the true ones."""
+    """Metrics of the answers to the test split: one or several entries of the registry METRICS."""
     compute_untrained: bool = False
-    """Answer the test split before training too, to show what was learned."""
+    """Evaluate the test split before training as well."""
     gen_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of `mllm.models.generation.generate` for these answers, such as `max_new_tokens` (tokens)."""
+    """Keyword arguments of `mllm.models.generation.generate`, such as `max_new_tokens` (tokens)."""
 
     @property
     def metrics(self) -> list[str]:
@@ -128,94 +115,94 @@ class DataArgs:
 
 @dataclass(frozen=True)
 class StoppingArgs:
-    """What `training_args` may say beside the arguments of `transformers.TrainingArguments`."""
+    """Keys of `training_args` in addition to the arguments of `transformers.TrainingArguments`."""
 
     early_stopping_patience: int | None = _limit(None, minimum=1)
-    """End the training after so many evaluations in a row without a lower validation loss; None: never."""
+    """Stop after this many evaluations in a row without a lower validation loss; None: no early stopping."""
     early_stopping_threshold: float = _limit(0.0, minimum=0)
-    """By how much the validation loss must be below the lowest before it to count as lower."""
+    """Minimum decrease of the validation loss that counts as lower."""
 
 
 @dataclass(frozen=True)
 class ExportArgs:
-    """What is written at the end of a training beside the adapter."""
+    """Files written at the end of training in addition to the adapter."""
 
     merged: bool = False
-    """The whole model with the adapter folded into its weights."""
+    """Write the whole model with the adapter merged into its weights."""
 
 
 @dataclass(frozen=True)
 class DistillArgs:
-    """Who teaches."""
+    """Distillation settings."""
 
     teacher: ModelArgs
-    """The frozen model that is learned from: the keys of `model_args`, without a LoRA of its own."""
+    """Frozen teacher model: keys of `model_args`, without LoRA and heads."""
     cache: bool = True
-    """Compute what a vision teacher sees of each image once, keep it on the disk, and drop the teacher."""
+    """Compute the features of a vision teacher once for each image, store them on disk, and unload the teacher."""
     cache_folder: str = "exp/teacher_cache"
-    """Where it is kept; runs share it, and what another teacher or another setting saw is never mixed up."""
+    """Folder of the stored features. Runs share it; features of different teachers or settings have different keys."""
 
 
 @dataclass(frozen=True)
 class PrivacyArgs:
-    """What a differentially private training promises, and of whom (arXiv:1607.00133)."""
+    """Settings of differentially private training (DP-SGD, arXiv:1607.00133)."""
 
     target_delta: float = _limit(MISSING, above=0, below=1)
-    """The delta of the promise (epsilon, delta); below 1 / N for N units in the training data."""
+    """Delta of the guarantee (epsilon, delta); below 1 / N for N units in the training data."""
     target_epsilon: float | None = _limit(None, above=0)
-    """The epsilon that is never exceeded; the noise follows from it. None: `noise_multiplier` is given."""
+    """Upper bound of epsilon, from which the noise is computed; None: `noise_multiplier` is set instead."""
     noise_multiplier: float | None = _limit(None, above=0)
-    """Standard deviation of the noise on a sum of clipped gradients, as a multiple of `clip_norm`."""
+    """Standard deviation of the noise on the sum of clipped gradients, as a multiple of `clip_norm`."""
     clip_norm: float = _limit(1.0, above=0)
-    """The L2 norm to which the gradient of one unit is clipped."""
+    """L2 norm to which the gradient of one unit is clipped."""
     clipping: Literal["flat", "per_layer"] = "flat"
-    """Clip the gradient of a unit as one vector, or every layer's part of it to clip_norm / sqrt(layers)."""
+    """'flat': clip the gradient of a unit as one vector. 'per_layer': clip each layer to clip_norm / sqrt(layers)."""
     unit: Literal["sample", "patient"] = "sample"
-    """Whose presence in the training data is hidden: one sample, or all samples of one patient together."""
+    """Unit of privacy: one sample, or all samples of one patient."""
     max_records_per_patient: int | None = _limit(None, minimum=1)
-    """unit='patient': how many samples of one patient are used in an update; None: all."""
+    """unit='patient': maximum number of samples of one patient in an update; None: all."""
     physical_batch_size: int = _limit(8, minimum=1)
-    """Samples in one forward; changes memory and time and never the update."""
+    """Samples in one forward pass. It changes memory and time, not the update."""
     accountant: Literal["prv", "rdp"] = "prv"
-    """What adds up the epsilon: 'prv' (arXiv:2106.02848) is tight, 'rdp' (arXiv:1908.10530) is quick and loose."""
+    """Privacy accountant: 'prv' (arXiv:2106.02848) is tight, 'rdp' (arXiv:1908.10530) is faster and looser."""
     public_validation: bool = False
-    """Whether the validation split holds nothing to protect, so that choices may rest on its loss."""
+    """True if the validation split is public, so that its loss may select checkpoints and learning rates."""
     checkpoint_below: list[float] = field(default_factory=list)
-    """With `public_validation`: save a checkpoint when the validation loss first falls below each of these."""
+    """With `public_validation`: save a checkpoint when the validation loss first falls below each value."""
     secure_mode: bool = False
-    """Draw the noise from the system's cryptographic generator; False: from a fast one with a secret seed."""
+    """Draw noise from the cryptographic generator of the system; False: from a fast generator with a secret seed."""
     test_noise_seed: int | None = None
-    """For tests alone: a seed of the noise. Whoever knows it can take the noise away: the promise is void."""
+    """Seed of the noise, for tests only. The guarantee does not hold if the seed is known."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A config that was read, checked and found to make sense; two are equal if they ask for the same run."""
+    """A checked config with all defaults. Two configs are equal if they describe the same run."""
 
     model_args: ModelArgs
     data_args: DataArgs
     training_args: dict[str, Any]
-    """Keyword arguments of `transformers.TrainingArguments` and of `StoppingArgs`; `output_dir` may be absent."""
+    """Arguments of `transformers.TrainingArguments` and of `StoppingArgs`; `output_dir` may be None."""
     objectives: dict[str, dict[str, Any]]
     """Name -> `type`, an entry of the registry OBJECTIVES, and that class's keyword arguments."""
     name: str
-    """The file's name without its suffix: runs lie in `exp/<name>/`."""
+    """Name of the config file without its suffix; runs are written to `exp/<name>/`."""
     path: Path = field(compare=False)
     tiny: bool = False
-    """Whether checkpoints were replaced by tiny ones."""
+    """True if checkpoints were replaced by tiny ones (`--tiny`)."""
     hardware: dict[str, Any] = field(default_factory=dict)
-    """`bf16=True`: keep bf16 on a CPU, where it is slow, instead of falling back to fp32."""
+    """`bf16=True`: use bf16 on a CPU, where it is slow, instead of fp32."""
     export_args: ExportArgs = field(default_factory=ExportArgs)
     distill_args: DistillArgs | None = None
     privacy_args: PrivacyArgs | None = None
-    """None: without differential privacy."""
+    """None: no differential privacy."""
     custom_imports: dict[str, Any] = field(default_factory=dict)
-    """`imports`: modules that register datasets and other parts; `folders`: where they lie."""
+    """`imports`: modules that register datasets and other parts; `folders`: their folders."""
     places: Places = field(default_factory=Places, compare=False, repr=False)
-    """Who wrote which key, for messages."""
+    """File and line of every key, for messages."""
 
     def place(self, *key: str) -> str:
-        """`FILE:LINE` of the file that wrote a key: `config.place('model_args', 'lora_r')`."""
+        """Return the `FILE:LINE` that wrote a key: `config.place('model_args', 'lora_r')`."""
         return self.places.of(*key)
 
     def is_written(self, *key: str) -> bool:
@@ -223,7 +210,7 @@ class RunConfig:
         return key in self.places.written
 
     def replaced(self, **changes: Any) -> RunConfig:
-        """The same config with other values: `config.replaced(**{'model_args.lora_r': 8, 'tiny': True})`."""
+        """Return a copy with other values: `config.replaced(**{'model_args.lora_r': 8, 'tiny': True})`."""
         config = self
         for dotted, value in changes.items():
             section, *keys = dotted.split(".")
@@ -233,7 +220,7 @@ class RunConfig:
         return config
 
     def as_dict(self) -> dict[str, Any]:
-        """The config's top-level dicts, every default written out."""
+        """Return the sections of the config with all defaults."""
         sections = {
             "model_args": asdict(self.model_args),
             "data_args": asdict(self.data_args),
@@ -253,7 +240,7 @@ class RunConfig:
 
     @property
     def text(self) -> str:
-        """The resolved config as Python source that `read_config` reads again as an equal config."""
+        """Python source of the config with all defaults; `read_config` reads it as an equal config."""
         packages = ", ".join(f"{name} {version}" for name, version in installed(PACKAGES_IN_TEXT).items())
         lines = [
             f"# Resolved from {shown(self.path)}",
@@ -266,7 +253,7 @@ class RunConfig:
 
 
 def _replaced_in(section: Any, keys: list[str], value: Any) -> Any:
-    """A dataclass or dict with the value below `keys` replaced."""
+    """Return a copy of a dataclass or dict with the value at `keys` replaced."""
     if isinstance(section, Mapping):
         inner = _replaced_in(section[keys[0]], keys[1:], value) if keys[1:] else value
         return {**section, keys[0]: inner}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mllm.config.defaults import make_model_args
 from mllm.export.facts import Facts
 from mllm.export.settings import encoding_settings
 from mllm.export.terms import is_tiny, terms_of_base, terms_text
+from mllm.family import FAMILIES
 
 RESEARCH_ONLY = "For research only; not for clinical use."
 """A sentence of every card; `push` requires it."""
@@ -17,13 +18,9 @@ TERMS_HEADING = "## Terms"
 """The heading of a section of every card; `push` requires it."""
 TINY = " This base is a tiny random model. It exists to test the code; results with it say nothing about quality."
 
-_GEMMA_TOKENS, _GEMMA_SIZE = 256, 896
-"""Gemma 3's own image tokens and image size in pixels (config.json of the released checkpoints)."""
 TITLES = {"adapter": "LoRA adapter", "merged": "Merged model", "gguf": "GGUF files"}
 """Kind of an exported folder -> the title of its card."""
 _LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
-_TASKS = {"causal-lm": "text-generation", "seq2seq": "text-generation"}
-"""Model type -> its task on the Hugging Face Hub, if that is not 'image-text-to-text'."""
 _SOFTWARE = ("mllm-medical", "torch", "transformers", "peft")
 """The packages whose versions are in the card; `facts.json` contains all of them."""
 
@@ -36,16 +33,16 @@ def card_text(kind: str, facts: Facts) -> str:
     settings = {
         key: value for key, value in encoding_settings(facts.settings).items() if value not in (None, False, {})
     }
-    reads_images = settings["type"] not in _TASKS
+    family = FAMILIES.find(settings["type"])
     title = "Vision model" if kind == "merged" and settings.get("part") else TITLES[kind]
     sections = [
         _front_matter(kind, settings, facts.base),
         f"# {title} for {Path(facts.base).name}",
-        f"**{RESEARCH_ONLY}** The model can be wrong about any {'image' if reads_images else 'question'}. It has not "
-        "been evaluated for any clinical purpose.",
+        f"**{RESEARCH_ONLY}** The model can be wrong about any {'image' if family.reads_images else 'question'}. "
+        "It has not been evaluated for any clinical purpose.",
         f"Base model: `{facts.base}`, type `{settings['type']}`." + (TINY if is_tiny(facts.base) else ""),
         "## How to load it\n\n" + _usage(kind, settings),
-        _image_note(kind, settings),
+        family.image_note(settings, kind),
         _trained_note(kind, settings),
         _section("Data", [f"* {name}: `{part.type}`, {part.samples:,} samples" for name, part in facts.data.items()]),
         _section("Settings", _table(("key", "value"), {**settings, **facts.training})),
@@ -73,7 +70,7 @@ def privacy_lines(record: Mapping[str, Any] | None) -> list[str]:
 
 def _front_matter(kind: str, settings: Mapping[str, Any], base: str) -> str:
     """Return the YAML header that the Hugging Face Hub reads; it accepts only names on the Hub as `base_model`."""
-    task = "image-feature-extraction" if settings.get("part") else _TASKS.get(settings["type"], "image-text-to-text")
+    task = FAMILIES.find(settings["type"]).part(settings.get("part")).hub_task
     lines = [f"library_name: {_LIBRARIES[kind]}", f"pipeline_tag: {task}"]
     if base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists():
         lines.append(f"base_model: {base}")
@@ -99,7 +96,7 @@ def _usage(kind: str, settings: Mapping[str, Any]) -> str:
             "The folder contains the vision part of the model and a head that computes measures. Only mllm loads the "
             "head. `mllm.json` lists the measures and the views."
         )
-    if settings["type"] in _TASKS:
+    if not FAMILIES.find(settings["type"]).reads_images:
         return (
             f'```\n{command} --question "What is to be done?"\n```\n\n'
             "`mllm.json` contains the settings with which questions were encoded in training; `predict.py` uses them."
@@ -111,28 +108,11 @@ def _usage(kind: str, settings: Mapping[str, Any]) -> str:
     )
 
 
-def _image_note(kind: str, settings: Mapping[str, Any]) -> str:
-    """Return a note for other programs if images are not encoded as in the released Gemma 3."""
-    tokens, size = settings.get("image_token_len"), settings.get("image_size")
-    if settings["type"] != "medgemma" or (tokens in (None, _GEMMA_TOKENS) and size in (None, _GEMMA_SIZE)):
-        return ""
-    parts = [f"{tokens} tokens per image"] if tokens else []
-    parts += [f"images of {size} pixels"] if size else []
-    note = f"## Images\n\nTrained with {' and '.join(parts)}."
-    if tokens and math.isqrt(tokens) ** 2 != tokens:
-        note += (
-            f" {tokens} tokens need a rectangular pool, which stock transformers does not have: it fails at the first "
-            "image. Load the folder with mllm."
-        )
-    elif kind == "adapter":
-        note += " A base loaded by stock transformers encodes images differently. Load the folder with mllm."
-    return note
-
-
 def _trained_note(kind: str, settings: Mapping[str, Any]) -> str:
     """Return a note for other programs if more than a LoRA was trained."""
     trained = ["heads"] if settings.get("heads") else []
-    if settings["type"] in ("shikra", "perceptionGPT") and not settings.get("freeze_mm_mlp_adapter"):
+    args = make_model_args(**{"model_name_or_path": "", **settings})
+    if FAMILIES.find(args.type).trains_projector(args):
         trained.append("the projector between vision and language")
     if not trained and not settings.get("box_format"):
         return ""

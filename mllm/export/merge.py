@@ -22,12 +22,13 @@ from mllm.export.merged import write_streamed
 from mllm.export.saved_model import adapter_args, adapter_facts, whole_model_args
 from mllm.export.settings import write_settings
 from mllm.export.student import write as write_student
+from mllm.family import FAMILIES
 from mllm.files import refuse_filled
 from mllm.models.adapters.combine import check_combination, combined
 from mllm.models.adapters.files import read_adapter, write_adapter
 from mllm.models.backbone.loading import explained, find_checkpoint, load_config
 from mllm.models.backbone.streamed import STORED, Unstreamable
-from mllm.models.builder.build_shared import chosen_format
+from mllm.models.builder.build_chat import build_box_format
 from mllm.models.builder.builder import load_pretrained
 from mllm.run_files import TRAINED
 from mllm.structures import Bundle
@@ -152,9 +153,10 @@ def _combinable_args(adapters: Sequence[str], base: str | None) -> list[ModelArg
 
 def _merge_streamed(args: ModelArgs, out: Path, precision: str, **options: Any) -> Path:
     """Merge without loading the whole model; raises `Unstreamable` if that is not possible."""
-    if args.vision_tower is not None:
+    args = with_defaults(args)
+    if not FAMILIES.find(args.type).is_complete(args):
         raise Unstreamable("the model is composed of a language model and a vision tower")
-    if chosen_format(with_defaults(args)).tokens:
+    if build_box_format(args).tokens:
         raise Unstreamable("tokens were added to the vocabulary")
     folder = local_checkpoint(args.model_name_or_path)
     hardware = replace(detect(), device=STORED, precision="bf16" if precision == "bf16" else "fp32")

@@ -19,6 +19,7 @@ from mllm.export.facts import Facts
 from mllm.export.folder import write_companions, write_model
 from mllm.export.shards import main_dtype, write_shards
 from mllm.export.tensor_names import check_names
+from mllm.family import FAMILIES
 from mllm.files import replaced_folder, write_json
 from mllm.models.adapters.merge import merged_weights
 from mllm.models.adapters.trained_file import IN_MERGED, write_trained
@@ -109,8 +110,8 @@ def _write_companions(bundle: Bundle, folder: Path, facts: Facts, report: dict[s
     report["tensors"] = check_names(folder)
     report["shards"] = shard_sizes(weight_files(folder))
     report |= {"seconds": round(time.monotonic() - started, 2), "peak_memory_bytes": peak_memory()}
-    # The weights contain both.
-    settings = {**facts.settings, "vision_tower": None, "pretrain_mm_mlp_adapter": None}
+    # The weights contain what other checkpoints contributed.
+    settings = {**facts.settings, **FAMILIES.find(facts.settings["type"]).complete}
     write_companions(folder, MERGED, replace(facts, settings=settings), bundle.encoder.processor, report)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from mllm.config.checkpoint import inspect_checkpoint
 from mllm.errors import ConfigError
 from mllm.export.card import card_text
 from mllm.export.facts import known_facts, write_facts
@@ -17,6 +18,7 @@ from mllm.export.folder import base_of
 from mllm.export.ollama import chat_format, modelfile_text
 from mllm.export.settings import read_settings
 from mllm.export.terms import terms_text
+from mllm.family import FAMILIES
 from mllm.files import write_text
 from mllm.models.backbone.loading import explained
 from mllm.run_files import CARD, FACTS, MODELFILE, SETTINGS
@@ -49,7 +51,7 @@ def write_modelfile(folder: Path, files: GGUFFiles, out: Path | None, generation
     _refuse_other_files(folder, files)
     with explained(str(folder)):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    settings = read_settings(folder, type="causal-lm")
+    settings = read_settings(folder, type=FAMILIES.reading(inspect_checkpoint(str(folder)).model_type).type)
     facts = known_facts(folder, base_of(folder) or folder.name, settings)
     out = out or files.weights.with_name(MODELFILE)
     relative = {option: Path(os.path.relpath(path, out.parent)).as_posix() for option, path in files.named().items()}

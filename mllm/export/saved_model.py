@@ -8,18 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-)
-
 from mllm.config.checkpoint import inspect_checkpoint
+from mllm.config.defaults import make_model_args
 from mllm.config.hardware import CHECKOUT
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError, near
 from mllm.export.facts import Facts, known_facts
 from mllm.export.settings import encoding_settings, read_base, read_settings
+from mllm.family import FAMILIES
 from mllm.models.adapters.files import find_adapter
 from mllm.run_files import ADAPTER, ADAPTER_CONFIG, CONFIG, LATEST, MERGED, MODEL_CONFIG, STUDENT
 
@@ -35,7 +31,7 @@ def adapter_args(adapter: str, base: str | None = None, **overrides: Any) -> Mod
     inner = Path(adapter) / ADAPTER
     folder = find_adapter(inner if inner.is_dir() else adapter)
     source = local_name(base or _base_of(folder))
-    return ModelArgs(
+    return make_model_args(
         model_name_or_path=source,
         adapter_path=str(folder),
         lora_r=None,
@@ -52,7 +48,7 @@ def whole_model_args(model: str, **overrides: Any) -> ModelArgs:
     if (folder / ADAPTER_CONFIG).is_file():
         raise ConfigError(f"--model '{model}' is a LoRA adapter; pass it as --adapter")
     _refuse_run_folder(folder)
-    return ModelArgs(model_name_or_path=local_name(model), lora_r=None, **_settings(folder, model, overrides))
+    return make_model_args(model_name_or_path=local_name(model), lora_r=None, **_settings(folder, model, overrides))
 
 
 def adapter_facts(args: ModelArgs) -> Facts:
@@ -72,24 +68,10 @@ def local_name(name: str) -> str:
     return str(there) if not here.is_dir() and not here.is_absolute() and there.is_dir() else name
 
 
-def type_of(model_type: str | None) -> str:
-    """Return the model type for an architecture of transformers (`model_type` of config.json).
-
-    'medgemma' for `gemma3` and None; types with images precede those for text.
-    """
-    if model_type in (None, "gemma3"):
-        return "medgemma"
-    if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return "image-text"
-    if model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-        return "seq2seq"
-    return "causal-lm" if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "image-text"
-
-
 def _settings(folder: Path, source: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of `mllm.json`, or else the type of the checkpoint's architecture, with `overrides`."""
     # A name on the Hub is not inspected: its config.json may not be downloaded yet.
-    settings = read_settings(folder, type=type_of(inspect_checkpoint(source).model_type))
+    settings = read_settings(folder, type=FAMILIES.reading(inspect_checkpoint(source).model_type).type)
     return settings | {key: value for key, value in overrides.items() if value is not None}
 
 

@@ -8,27 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES
 from mllm.files import write_json
 from mllm.run_files import SETTINGS
 
 KEYS = (
     *("type", "image_size", "image_token_len", "max_length", "system", "turn_end", "chat_template"),
     *("heads", "box_format", "pad_to_square", "fuse_vision_layers", "part", "train_vision"),
-    *("vision_tower", "mm_vision_select_layer", "pretrain_mm_mlp_adapter"),
-    *("freeze_backbone", "tune_mm_mlp_adapter", "freeze_mm_mlp_adapter"),
 )
-"""The keys of `model_args` that influence how a sample is encoded or an output decoded; not precision or LoRA."""
+"""Common keys of `model_args` that influence how a sample is encoded or an output decoded; not precision or LoRA."""
 BASE = "base"
 """The key of the base model, for a folder without a LoRA (whose own config would name it)."""
 
 
 def encoding_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `KEYS` that `values` contains, such as those of `asdict(model_args)`."""
-    return {key: values[key] for key in KEYS if key in values}
+    """Return the keys of `mllm.json` that `values` contains, such as those of `asdict(model_args)`.
+
+    They are `KEYS` and the keys that only the family of the model type has.
+    """
+    keys = (*KEYS, *FAMILIES.find(values["type"]).own_keys)
+    return {key: values[key] for key in keys if key in values}
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any], base: str | None = None) -> Path:
-    """Write the `KEYS` of `settings`, and the base model if one is passed, to `mllm.json` in `folder`."""
+    """Write the encoding settings in `settings`, and the base model if one is passed, to `mllm.json` in `folder`."""
     values = encoding_settings(settings)
     return write_json(folder / SETTINGS, values if base is None else {**values, BASE: base})
 

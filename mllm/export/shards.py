@@ -1,4 +1,4 @@
-"""Writing a model's weights shard by shard, tensor by tensor: what is in memory is one tensor, not the model."""
+"""Writer of merged weights, shard by shard, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -36,60 +36,60 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""What safetensors calls a dtype in its headers."""
+"""The names of dtypes in the headers of safetensors files."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor that is to be written, and where its values come from."""
+    """One tensor of an output file, and the source of its values."""
 
     key: str
-    """Its name in the file."""
+    """Its name in the output file."""
     name: str
     """Its name in the model."""
     source: tuple[Path, str]
-    """The file and the key of the base's tensor."""
+    """The file and the key of the tensor in the base."""
     dtype: str
     """One of `DTYPES`."""
     shape: tuple[int, ...]
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The size in bytes."""
         return DTYPES[self.dtype].itemsize * torch.Size(self.shape).numel()
 
 
 def write_shards(model: PreTrainedModel, base: Path, folder: Path) -> list[str]:
-    """Writes the weights of a model opened from `base`, its adapters folded in, and gives the files' names.
+    """Write the weights of a model opened from `base`, with its adapters merged, and return the names of the files.
 
-    Every base file becomes one file of the same tensors under the same names in the same dtypes, unless `model` is only
-    a part of the checkpoint: then they have the model's own names. What is loaded is written as it is now.
+    Each file of the base becomes one file with the same tensors, names and dtypes. If `model` is only a part of the
+    checkpoint, the names are those of the model. Loaded tensors are written with their current values.
     """
-    shards = [entries for entries in _planned(model, base) if entries]
+    shards = [entries for entries in _plan_shards(model, base) if entries]
     layers = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     current, total = own_tensors(model), len(shards)
     names = [SINGLE] if total == 1 else [f"model-{i + 1:05}-of-{total:05}.safetensors" for i in range(total)]
     sizes = [sum(entry.size for entry in entries) for entries in shards]
     with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="merging", leave=False, delay=3) as bar:
         for name, entries in zip(names, shards, strict=True):
-            values = _counted(bar, ((entry, _value(layers, current, entry)) for entry in entries))
+            values = _with_progress(bar, ((entry, _value(layers, current, entry)) for entry in entries))
             write_safetensors(folder / name, entries, values)
     if total > 1:
-        where = {entry.key: name for name, entries in zip(names, shards, strict=True) for entry in entries}
+        weight_map = {entry.key: name for name, entries in zip(names, shards, strict=True) for entry in entries}
         parameters = sum(torch.Size(entry.shape).numel() for entries in shards for entry in entries)
-        told = {"total_parameters": parameters, "total_size": sum(sizes)}
-        write_json(folder / INDEX, {"metadata": told, "weight_map": dict(sorted(where.items()))})
+        metadata = {"total_parameters": parameters, "total_size": sum(sizes)}
+        write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
     return names
 
 
-def _counted(bar: Any, values: Iterator[tuple[Entry, Tensor]]) -> Iterator[Tensor]:
+def _with_progress(bar: Any, values: Iterator[tuple[Entry, Tensor]]) -> Iterator[Tensor]:
     for entry, value in values:
         yield value
         bar.update(entry.size)
 
 
-def _planned(model: PreTrainedModel, base: Path) -> list[list[Entry]]:
-    """What each file will hold, in the order in which it is written."""
+def _plan_shards(model: PreTrainedModel, base: Path) -> list[list[Entry]]:
+    """Return the tensors of each output file, in the order of writing."""
     current = own_tensors(model)
     is_whole = type(model).__name__ in (json.loads((base / "config.json").read_text()).get("architectures") or [])
     shards = []
@@ -101,31 +101,31 @@ def _planned(model: PreTrainedModel, base: Path) -> list[list[Entry]]:
                     continue
                 dtype = opened.get_slice(key).get_dtype()
                 if dtype not in DTYPES:
-                    raise ConfigError(f"{file}: {key} is stored as {dtype}, and merging knows {', '.join(DTYPES)}")
+                    raise ConfigError(f"{file}: {key} is stored as {dtype}, and merging supports {', '.join(DTYPES)}")
                 shape = tuple(current[name].shape)
                 entries.append(Entry(key if is_whole else name, name, (file, key), dtype, shape))
-        # The widest first, as safetensors itself does: every tensor then begins at a multiple of its own width.
+        # The widest dtype first, as in safetensors: every tensor then begins at a multiple of its item size.
         shards.append(sorted(entries, key=lambda entry: (-DTYPES[entry.dtype].itemsize, entry.key)))
     return shards
 
 
 def _value(layers: Mapping[str, Any], current: Mapping[str, Tensor], entry: Entry) -> Tensor:
-    """The tensor that an entry stands for, in the dtype in which it is written."""
+    """Return the values of an entry in the dtype in which they are written."""
     layer = layers.get(entry.name)
     if layer is not None:
-        value = _folded(layer, entry)
+        value = _merged_weight(layer, entry)
     elif isinstance(current[entry.name], StoredWeight):
         value = read_tensor(*entry.source)
     else:
         value = current[entry.name].detach()
     written = value.to(DTYPES[entry.dtype])
     if layer is not None and not bool(written.isfinite().all()):
-        raise ConfigError(f"{entry.name} would hold NaN or infinity once the adapter is folded in; nothing was written")
+        raise ConfigError(f"{entry.name} would contain NaN or infinity after the merge; nothing was written")
     return written
 
 
-def _folded(layer: Any, entry: Entry) -> Tensor:
-    """A layer's weight with its active adapters folded in by PEFT, in fp32, whatever it is stored and computed in."""
+def _merged_weight(layer: Any, entry: Entry) -> Tensor:
+    """Return the weight of a layer with its active adapters merged by PEFT, always computed in fp32."""
     holder = layer.get_base_layer()
     unmerged = holder._parameters["weight"]
     weight = nn.Parameter(read_tensor(*entry.source).to(torch.float32, copy=True), requires_grad=False)
@@ -140,10 +140,10 @@ def _folded(layer: Any, entry: Entry) -> Tensor:
 
 
 def write_safetensors(path: Path, entries: Sequence[Entry], values: Iterable[Tensor]) -> None:
-    """Writes a safetensors file under a temporary name, one tensor after the other, and gives it its name at the end.
+    """Write a safetensors file under a temporary name, tensor by tensor, and rename it at the end.
 
-    The format is a length of 8 bytes, a header in JSON that is padded to 8 bytes, and the tensors' bytes one behind the
-    other (https://github.com/huggingface/safetensors#format).
+    The format is a length of 8 bytes, a JSON header that is padded to 8 bytes, and the bytes of the tensors
+    (https://github.com/huggingface/safetensors#format).
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -169,11 +169,11 @@ def write_safetensors(path: Path, entries: Sequence[Entry], values: Iterable[Ten
 
 
 def main_dtype(folder: Path, names: Sequence[str]) -> torch.dtype:
-    """The dtype that most bytes of the files have."""
+    """Return the dtype of the largest share of the bytes in the files."""
     bytes_of: Counter[str] = Counter()
     for name in names:
         with safe_open(folder / name, "pt") as opened:
-            for key in opened.keys():  # noqa: SIM118 - a file is no mapping
+            for key in opened.keys():  # noqa: SIM118 - not a mapping
                 lazy = opened.get_slice(key)
                 bytes_of[lazy.get_dtype()] += DTYPES[lazy.get_dtype()].itemsize * torch.Size(lazy.get_shape()).numel()
     return DTYPES[bytes_of.most_common(1)[0][0]]

@@ -1,4 +1,4 @@
-"""Whether a folder's tensors are those of a fresh model of its own config.json, by name and shape."""
+"""Comparison of the tensors of a folder with a new model of its config.json, by name and shape."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ AUTO: tuple[tuple[Any, Any], ...] = (
 )
 
 
-def fresh_model(folder: str | Path) -> PreTrainedModel | None:
-    """The model that transformers' Auto classes build from a folder's config.json, without weights.
+def new_model(folder: str | Path) -> PreTrainedModel | None:
+    """Return the model that transformers' Auto classes build from the config.json of a folder, without weights.
 
-    None where they build another architecture than it names, as for checkpoints with code of their own.
+    Returns None if they build another architecture than the config names, as for checkpoints with custom code.
     """
     config = AutoConfig.from_pretrained(folder)
     for mapping, auto in AUTO:
@@ -44,11 +44,11 @@ def fresh_model(folder: str | Path) -> PreTrainedModel | None:
 
 
 def check_names(folder: Path) -> int | None:
-    """How many tensors the folder's weight files hold; raises `ConfigError` where stock transformers needs others.
+    """Return the number of tensors in the weight files; raises `ConfigError` if stock transformers needs other tensors.
 
-    None where that cannot be told from names: transformers does not know the architecture, or rearranges its tensors.
+    Returns None if names are not sufficient: transformers does not know the architecture, or rearranges its tensors.
     """
-    model = fresh_model(folder)
+    model = new_model(folder)
     if model is None:
         return None
     expected = own_tensors(model)
@@ -61,7 +61,7 @@ def check_names(folder: Path) -> int | None:
         with safe_open(file, "pt") as opened:
             for key, name in names.items():
                 if name is None:
-                    raise ConfigError(f"{file} holds {key}, for which a {type(model).__name__} has no place")
+                    raise ConfigError(f"{file} contains {key}, which a {type(model).__name__} does not have")
                 shape = tuple(opened.get_slice(key).get_shape())
                 if shape != tuple(expected[name].shape):
                     raise ConfigError(

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     from mllm.config.rules.privacy import refuse_large_delta
     from mllm.dataset.builder import build_dataset
     from mllm.dataset.loading.poisson import units_of
-    from mllm.models.builder.build_skeleton import count_lora
+    from mllm.models.builder.builder import count_lora
     from mllm.run.prepare import prepare_args
 
     config, _ = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)

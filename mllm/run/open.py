@@ -18,11 +18,11 @@ from mllm.config.schema import ModelArgs, RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.errors import ConfigError
 from mllm.export.settings import read_settings
+from mllm.family import FAMILIES
 from mllm.files import write_json, write_text
 from mllm.models.adapters.files import find_adapter
 from mllm.report.data_summary import describe_data
 from mllm.run.folder import open_run_folder
-from mllm.run.phases import conduit, reservoir
 from mllm.run_files import CONFIG, ENVIRONMENT, former_config_name
 
 logger = logging.getLogger(__name__)
@@ -54,9 +54,9 @@ def open_run(
             _check_resumed(config, folder, checkpoint)
         write_text(folder / CONFIG, config.text)
         write_json(folder / ENVIRONMENT, report := environment())
-        if config.model_args.part is not None:
-            reservoir(report, hardware, folder)
-            conduit(config, hardware)
+        family = FAMILIES.find(config.model_args.type).part(config.model_args.part)
+        if family.show_start is not None:
+            family.show_start(config, hardware, report, folder)
         describe_data(splits, folder)
         opened = [(folder, checkpoint)]
     if state.num_processes > 1:

@@ -11,12 +11,11 @@ from mllm.config.hardware import Hardware, check_packages, check_versions, detec
 from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.config.schema import RunConfig
+from mllm.family import FAMILIES
 
 CHECKPOINTS = Path("ckpt")
 TINY_RANK = 4
 """The rank of an adapter that stands in for another, whose own is not known before it is there."""
-DEMO_BASE = "ckpt/tiny-medgemma"
-"""The base that `medgemma_cpu_demo.py` names: made where it is absent, not downloaded."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,27 +30,35 @@ def prepare_args(path: str, overrides: Sequence[str] = (), tiny: bool = False) -
     config = read_config(path, overrides)
     if tiny:
         config = with_tiny_parts(config)
-    elif config.model_args.model_name_or_path == DEMO_BASE:
+    else:
+        write_named_tiny(config)
+    return apply_rules(config, detect())
+
+
+def write_named_tiny(config: RunConfig) -> None:
+    """Write the tiny checkpoint of a config that names one as its base, such as `ckpt/tiny-medgemma`."""
+    name = FAMILIES.find(config.model_args.type).tiny_name()
+    if Path(config.model_args.model_name_or_path) == CHECKPOINTS / f"tiny-{name}":
         from mllm.tiny.checkpoints import ensure_tiny
 
-        ensure_tiny("medgemma", CHECKPOINTS)
-    return apply_rules(config, detect())
+        ensure_tiny(name, CHECKPOINTS)
 
 
 def with_tiny_parts(config: RunConfig) -> RunConfig:
     """The same run on tiny checkpoints and, where its data is absent, on generated miniatures."""
     from mllm.dataset.builder import use_miniatures
     from mllm.tiny.adapter import ensure_tiny_adapter
-    from mllm.tiny.checkpoints import ensure_tiny, family_of
+    from mllm.tiny.checkpoints import ensure_tiny
 
     model = config.model_args
-    base = ensure_tiny(family_of(model.type, model.model_name_or_path), CHECKPOINTS)
+    family = FAMILIES.find(model.type)
+    base = ensure_tiny(family.tiny_name(model.model_name_or_path), CHECKPOINTS)
     if str(base) != model.model_name_or_path:
         logger.info("--tiny: %s stands in for %s", base, model.model_name_or_path)
     changes: dict[str, object] = {"tiny": True, "model_args.model_name_or_path": str(base)}
-    changes |= dict.fromkeys(("model_args.vision_tower", "model_args.pretrain_mm_mlp_adapter"))  # it has its own
+    changes |= {f"model_args.{key}": value for key, value in family.complete.items()}
     if config.distill_args is not None:
-        teacher = ensure_tiny(family_of(config.distill_args.teacher.type), CHECKPOINTS)
+        teacher = ensure_tiny(FAMILIES.find(config.distill_args.teacher.type).tiny_name(), CHECKPOINTS)
         logger.info("--tiny: %s stands in for %s", teacher, config.distill_args.teacher.model_name_or_path)
         changes["distill_args.teacher.model_name_or_path"] = str(teacher)
     if model.adapter_path is not None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
-from mllm.engine.callbacks import close_bars, run_folder
 from mllm.engine.checkpoints import newest_checkpoint
 from mllm.engine.epoch_folders import EpochFolders
 from mllm.engine.preflight import describe_batch
+from mllm.engine.progress import close_bars
+from mllm.engine.run_log import run_folder
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.files import write_text
 from mllm.models.adapters.trainable import count_trainable, format_counts
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 def check_training(trainer: MultimodalTrainer, bundle: Bundle) -> None:
     """Log the trainable parameters, check on the first batch that all of them train, and write `first_batch.md`."""
     if not bundle.model.generates_text:
-        logger.info("Active: trainable parameters")  # the third phase, after those of `mllm.run.phases`
+        logger.info("Active: trainable parameters")  # the third phase, after those of `mllm.models.gemma3n.ncore_log`
     logger.info("%s", format_counts(count_trainable(bundle.model)))
     batch = trainer.preflight()
     if trainer.is_world_process_zero():

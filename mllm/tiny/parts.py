@@ -1,12 +1,17 @@
-"""What the tiny checkpoints share: dimensions, and parameters that are all filled."""
+"""Shared parts of the tiny checkpoints: dimensions, tokenizers and the filling of parameters.
+
+Widths are multiples of 64, since bitsandbytes quantizes in blocks of 64.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AddedToken, PreTrainedModel
+from transformers import AddedToken, GemmaTokenizer, PreTrainedModel
+
+from mllm.tiny import templates
+from mllm.tiny.vocabulary import train_pieces
 
 TEXT = dict(
     hidden_size=128,
@@ -16,32 +21,37 @@ TEXT = dict(
     num_key_value_heads=2,
     max_position_embeddings=8192,
 )
-"""Dimensions that the language models share: 4 heads of 32."""
+"""Dimensions of the language models: 4 heads of 32."""
 VISION = dict(
     hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=896, patch_size=14
 )
-"""Dimensions that the SigLIP and CLIP towers share."""
+"""Dimensions of the SigLIP and CLIP towers."""
 
-Family = Callable[[int, dict[str, Any], dict[str, Any]], tuple[PreTrainedModel, Any]]
+GEMMA_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
+GEMMA_IMAGE_TOKENS = dict(boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>")
 
 
 def new(kind: Any, **values: Any) -> Any:
-    """`kind(**values)`; transformers' type hints do not name everything that its classes take."""
+    """Return `kind(**values)`; the type hints of transformers' classes do not name all of their arguments."""
     return kind(**values)
 
 
 def padded(vocabulary: int) -> int:
-    """Published models have more rows than tokens (Gemma 3: 262,208 for 262,145); so have ours."""
+    """Return a number of rows above that of tokens, as in published models (Gemma 3: 262,208 for 262,145)."""
     return (vocabulary // 64 + 1) * 64
 
 
 def make_special(tokenizer: Any, names: list[str]) -> None:
-    """Keep `names` whole: they have ids in the vocabulary already, but merges would read them as text."""
+    """Make `names`, which are in the vocabulary, special tokens that merges do not split."""
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
 
 
 def filled(kind: type[PreTrainedModel], config: Any, seed: int) -> PreTrainedModel:
-    """A model with every parameter filled from `seed` alone, variance kept from layer to layer."""
+    """Return a model with all parameters drawn from `seed`, with equal variance from layer to layer.
+
+    Parameters that the model's own initialization leaves at zero or nearly equal (Gemma 3's
+    `mm_input_projection_weight`, norms, biases) are drawn too, so that tests of images and norms are not vacuous.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind(config)
@@ -54,3 +64,12 @@ def filled(kind: type[PreTrainedModel], config: Any, seed: int) -> PreTrainedMod
                     inputs = parameter.shape[0] if transposed else parameter[0].numel()
                     parameter.copy_(torch.randn(parameter.shape) / inputs**0.5)
     return model.eval()
+
+
+def gemma_tokenizer() -> Any:
+    """Return Gemma's tokenizer of text, with its chat template."""
+    vocabulary, merges = train_pieces(GEMMA_TOKENS)
+    tokenizer = new(GemmaTokenizer, vocab=vocabulary, merges=merges, add_bos_token=True)
+    make_special(tokenizer, GEMMA_TOKENS)
+    tokenizer.chat_template = templates.GEMMA3
+    return tokenizer

@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).par
 from interleaved import machine
 
 from mllm.config.hardware import installed
-from mllm.metrics.text import choice, chosen
+from mllm.metrics.text import choice, parse_choice
 from mllm.structures import Answer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -72,6 +72,7 @@ def run(
     config.write_text(CONFIG.format(checkout=CHECKOUT, **values), encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(CHECKOUT / "mllm" / "pipeline" / "finetune.py"), str(config), "--tiny"]
+    command += ["--cfg-options", f"training_args.max_steps={steps}"]  # a number in the config is limited by --tiny
     completed = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if completed.returncode:
         sys.exit(f"{completed.stderr[-4000:]}\nfinetune.py failed with exit code {completed.returncode}")
@@ -83,7 +84,7 @@ def run(
         "sizes": sizes,
         "held_out_loss": {row["step"]: row["eval_loss"] for row in log if "eval_loss" in row},
         "decisions": choice(predictions, references),
-        "predicted": Counter(str(chosen(answer.text, ("yes", "no", "maybe"))) for answer in predictions),
+        "predicted": Counter(str(parse_choice(answer.text, ("yes", "no", "maybe"))) for answer in predictions),
         "true": Counter(answer.text for answer in references),
         "tokens_per_second": trained[-1]["tokens_per_second"],
         "padding_share": trained[-1]["padding_share"],

@@ -125,13 +125,13 @@ def sentence(path, *overrides) -> str:
         ("training_args = dict(seed=-1)", "run.py:2: training_args.seed must be 0 or more and finite, not -1"),
         (
             "name = ''",
-            "run.py:2: name='' cannot be the name of a folder, and runs lie in exp/<name>; other places belong "
-            "into training_args.output_dir",
+            "run.py:2: name='' cannot be the name of a folder, and runs are written to exp/<name>; "
+            "set training_args.output_dir to write to another folder",
         ),
         (
             "name = '../other'",
-            "run.py:2: name='../other' cannot be the name of a folder, and runs lie in exp/<name>; other places belong "
-            "into training_args.output_dir",
+            "run.py:2: name='../other' cannot be the name of a folder, and runs are written to exp/<name>; "
+            "set training_args.output_dir to write to another folder",
         ),
         ("model_args = dict(lora_r='16')", "run.py:2: model_args.lora_r must be a whole number or None, not '16'"),
         ("model_args = dict(lora_r=True)", "run.py:2: model_args.lora_r must be a whole number or None, not True"),
@@ -151,7 +151,7 @@ def sentence(path, *overrides) -> str:
         (
             "model_arg = dict(lora_r=3)",
             "run.py:2: unknown key 'model_arg' at the top level: did you mean 'model_args'? "
-            "(a name of your own begins with '_')",
+            "(helper variables begin with '_')",
         ),
         ("export_args = dict(merge=True)", "run.py:2: unknown key 'merge' in export_args: did you mean 'merged'?"),
         ("export_args = dict(merged=1)", "run.py:2: export_args.merged must be True or False, not 1"),

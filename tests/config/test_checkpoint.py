@@ -12,7 +12,9 @@ def test_a_folder_speaks_for_itself(tmp_path):
     values = {"model_type": "gemma3", "mm_tokens_per_image": 16, "vision_config": {"image_size": 56, "patch_size": 7}}
     (tmp_path / "config.json").write_text(json.dumps(values))
     checkpoint = inspect_checkpoint(str(tmp_path))
-    assert checkpoint == Checkpoint("gemma3", str(tmp_path), image_size=56, patch_size=7, image_tokens=16)
+    assert checkpoint == Checkpoint(
+        "gemma3", str(tmp_path), image_size=56, patch_size=7, image_tokens=16, keys=frozenset(values)
+    )
     assert checkpoint.is_gemma and checkpoint.title == "Gemma 3"
 
 

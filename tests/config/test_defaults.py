@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mllm.config.defaults import with_defaults
+from mllm.config.defaults import make_model_args, with_defaults
 from mllm.config.schema import ModelArgs
 
 
@@ -23,6 +23,8 @@ def test_a_type_decides_where_a_config_says_nothing(type, square, fuses, heads):
 
 def test_what_a_config_says_stays():
     heads = {"box": {"type": "BoxHead"}}
-    args = ModelArgs("perceptionGPT", "x", heads=heads, pad_to_square=False, fuse_vision_layers=False)
+    args = make_model_args(
+        "perceptionGPT", model_name_or_path="x", heads=heads, pad_to_square=False, fuse_vision_layers=False
+    )
     assert with_defaults(args) == args
     assert with_defaults(ModelArgs("medgemma", "x", pad_to_square=True)).pad_to_square is True

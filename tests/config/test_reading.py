@@ -130,7 +130,7 @@ def test_an_override_without_equals_sign(write, bases):
 def test_an_override_below_a_value_that_is_no_dict(write, bases):
     path = write(bases + "data_args = dict(validation=None)\n")
     assert sentence(path, "data_args.validation.size=3") == (
-        "--cfg-options: data_args.validation is None, so it holds no 'size' to set"
+        "--cfg-options: data_args.validation is None and has no key 'size'"
     )
 
 
@@ -151,7 +151,7 @@ def test_own_names_begin_with_an_underscore(write, bases):
     assert sentence(write(bases + "import os\nrank = 4\n")) == (
         "run.py:3: unknown key 'rank' at the top level; known are custom_imports, data_args, distill_args, "
         "export_args, hardware, model_args, name, objectives, privacy_args, tiny, "
-        "training_args (a name of your own begins with '_')"
+        "training_args (helper variables begin with '_')"
     )
     assert sentence(write(bases + "text = 'a'\n")).startswith("run.py:2: unknown key 'text' at the top level")
 
@@ -239,7 +239,7 @@ def test_custom_imports_beside_the_config(write, bases, clean_imports, tmp_path,
 def test_custom_imports_that_fail(write, bases, clean_imports, tmp_path):
     path = write(bases + 'custom_imports = dict(imports=["no_such_module"])\n')
     assert sentence(path) == (
-        f"run.py:2: custom_imports finds no module 'no_such_module'; it was sought in {tmp_path} and on PYTHONPATH"
+        f"run.py:2: custom_imports finds no module 'no_such_module' in {tmp_path} or on PYTHONPATH"
     )
     write("\nx = undefined\n", "broken_dataset.py")
     path = write(bases + 'custom_imports = dict(imports="broken_dataset")\n')

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm.export.adapter import write
 from mllm.export.facts import Facts
-from mllm.export.tensor_names import fresh_model
+from mllm.export.tensor_names import new_model
 from mllm.structures import Bundle, Sample, Turn
 
 Loader = Callable[..., tuple[Bundle, dict[str, Any]]]
@@ -40,21 +40,21 @@ def test_the_folder_is_complete(load: Loader, small_base: Path, tmp_path: Path) 
     bundle, settings = load(system="Be brief.")
     folder = write(bundle, tmp_path / "adapter", facts=Facts(str(small_base), settings))
     assert os.listdir(tmp_path) == ["adapter"]
-    said = json.loads((folder / "adapter_config.json").read_text())
-    assert said["base_model_name_or_path"] == str(small_base)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(small_base)
     assert json.loads((folder / "mllm.json").read_text())["system"] == "Be brief."
     assert "For research only; not for clinical use" in (folder / "README.md").read_text()
     processor = AutoProcessor.from_pretrained(folder)
     assert processor.chat_template == bundle.encoder.processor.chat_template
 
 
-def test_its_names_are_those_of_a_fresh_model(load: Loader, small_base: Path, tmp_path: Path) -> None:
-    """As vLLM looks them up: the prefix of PEFT, a Linear layer of stock transformers, A or B of one rank."""
+def test_its_names_are_those_of_a_new_model(load: Loader, small_base: Path, tmp_path: Path) -> None:
+    """vLLM expects the prefix of PEFT, a Linear layer of stock transformers, and A or B of one rank."""
     bundle, settings = load(adapter_path=None, lora_r=4, lora_target="language")
     folder = write(bundle, tmp_path / "adapter", facts=Facts(str(small_base), settings))
-    fresh = fresh_model(small_base)
-    assert fresh is not None
-    modules = dict(fresh.named_modules())
+    model = new_model(small_base)
+    assert model is not None
+    modules = dict(model.named_modules())
     tensors = load_file(folder / "adapter_model.safetensors")
     for key, tensor in tensors.items():
         name, part = key.removeprefix("base_model.model.").rsplit(".lora_", 1)

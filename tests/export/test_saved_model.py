@@ -10,8 +10,9 @@ import pytest
 
 from mllm.config.hardware import CHECKOUT
 from mllm.errors import ConfigError
-from mllm.export.saved_model import adapter_args, local_name, type_of, whole_model_args
+from mllm.export.saved_model import adapter_args, local_name, whole_model_args
 from mllm.export.settings import write_settings
+from mllm.family import FAMILIES
 
 SETTINGS = dict(type="medgemma", image_size=448, image_token_len=64, max_length=300, system="Be brief.", turn_end=None)
 
@@ -104,4 +105,4 @@ def test_an_adapter_is_not_accepted_as_a_model(adapter: Path, talking_base: Path
     ],
 )
 def test_an_architecture_has_the_type_that_reads_it(model_type: str | None, type: str) -> None:
-    assert type_of(model_type) == type
+    assert FAMILIES.reading(model_type).type == type

@@ -1,4 +1,4 @@
-"""What is written shard by shard is what PEFT merges in memory, in files that safetensors itself reads."""
+"""Tests of merging shard by shard: the weights equal those of PEFT, and safetensors reads the files."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_the_product_is_scaled_by_alpha_over_rank(tmp_path: Path) -> None:
     torch.testing.assert_close(tensors[1][key], tensors[0][key] + by_hand, rtol=0, atol=1e-6)
 
 
-def test_halves_are_folded_in_fp32_and_rounded_once(tmp_path: Path) -> None:
+def test_half_precision_is_merged_in_fp32_and_rounded_once(tmp_path: Path) -> None:
     base = _sharded(tmp_path, torch.bfloat16)
     adapter = _adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     names = _written(base, adapter, tmp_path / "merged")
@@ -152,5 +152,5 @@ def test_overflow_is_refused(tmp_path: Path) -> None:
             if ".lora_B." in name:
                 parameter.mul_(1e7)
     (tmp_path / "merged").mkdir()
-    with pytest.raises(ConfigError, match="would hold NaN or infinity"):
+    with pytest.raises(ConfigError, match="would contain NaN or infinity"):
         write_shards(adapted.get_base_model(), base, tmp_path / "merged")

@@ -141,7 +141,7 @@ CONFIGS = {
     "an override inside of a number": (
         "",
         "--cfg-options model_args.lora_r.x=8",
-        "--cfg-options: model_args.lora_r is 4, so it holds no 'x' to set",
+        "--cfg-options: model_args.lora_r is 4 and has no key 'x'",
     ),
     "an override of a wrong type": (
         "",

@@ -112,6 +112,9 @@ def test_a_run_from_videos_to_measures_plots_and_an_adapter(write, caplog, capsy
             whole = 0.7 * row["eval_measures"] + 0.3 * row["eval_feature_match"]
             assert row["eval_loss"] == pytest.approx(whole, rel=1e-4)
     figures = json.loads((run / "metrics.json").read_text())["figures"]["measures"]
+    for folder in (run, run / "adapter", run / "student"):
+        assert json.loads((folder / "facts.json").read_text())["figures"]["measures"] == figures
+    assert all("| measures/EF_mae |" in (run / name / "README.md").read_text() for name in ("adapter", "student"))
     assert {f"{name}_{figure}" for name in ("EF", "EDV", "ESV") for figure in ("mae", "rmse", "r2")} <= set(figures)
     capsys.readouterr()
     for options in (["--adapter", "exp/run/latest"], ["--model", "exp/run/latest/student"]):

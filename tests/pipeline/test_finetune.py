@@ -15,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from mllm.errors import ConfigError
 from mllm.pipeline.finetune import main
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -76,6 +77,11 @@ def test_a_run_folder_explains_what_happened(write_config, caplog):
     base = AutoModelForImageTextToText.from_pretrained("ckpt/tiny-medgemma")
     loaded = PeftModel.from_pretrained(base, str(run / "adapter"))
     assert any(tensor.abs().max() > 0 for name, tensor in loaded.state_dict().items() if "lora_B" in name)
+    facts = json.loads((run / "facts.json").read_text())
+    assert facts["updates"] == 4 and "accuracy" in facts["figures"]
+    for folder in ("adapter", "merged"):
+        assert json.loads((run / folder / "facts.json").read_text())["figures"] == facts["figures"]
+        assert "| accuracy |" in (run / folder / "README.md").read_text()
     assert json.loads((run / "merged" / "export_report.json").read_text())["max_abs_difference"] < 1e-4
 
 
@@ -226,3 +232,30 @@ def test_a_finished_run_that_is_resumed_writes_the_same_again(write_config):
     assert len(losses()) == 3
     assert all(torch.equal(first[name], tensor) for name, tensor in adapter().items())
     assert Path("exp/run/latest/merged/config.json").is_file()
+
+
+def test_a_refused_merge_costs_neither_predictions_nor_figures(write_config, monkeypatch):
+    def refuse(*args: object, **options: object) -> None:
+        raise ConfigError("the merged logits differ")
+
+    monkeypatch.setattr("mllm.run.finish.merge", refuse)
+    more = (
+        "export_args = dict(merged=True)\ntraining_args.update(max_steps=1)\ndata_args['compute_metric'] = 'accuracy'"
+    )
+    with pytest.raises(ConfigError, match="the merged logits differ"):
+        main([write_config(more)])
+    run = Path("exp/run/latest")
+    assert len((run / "predictions.jsonl").read_text().splitlines()) == 2
+    figures = json.loads((run / "metrics.json").read_text())["figures"]
+    assert figures == json.loads((run / "facts.json").read_text())["figures"] and "accuracy" in figures
+    assert json.loads((run / "adapter" / "facts.json").read_text())["figures"] == figures
+    assert "| accuracy |" in (run / "adapter" / "README.md").read_text()
+
+
+def test_a_failed_start_in_an_explicit_folder_can_be_repeated(write_config):
+    options = ["--cfg-options", "training_args.output_dir=mine", "training_args.max_steps=1", "data_args.test=None"]
+    with pytest.raises(ConfigError, match="no_such_layer"):
+        main([write_config(), *options, "model_args.lora_target='no_such_layer'"])
+    assert Path("mine/.lock").is_file()
+    assert main([write_config(), *options]) == 0
+    assert Path("mine/adapter/adapter_config.json").is_file()

@@ -43,12 +43,12 @@ def test_the_merged_model_answers_as_the_adapter_does(
     assert report["max_abs_difference"] < 1e-4 < report["adapter_effect"]
     assert (report["method"], report["parity"]) == ("shard by shard", "checked")
     assert report["shards"] == [{"file": "model.safetensors", "bytes": (out / "model.safetensors").stat().st_size}]
-    asked = ["--image", str(pictures / "0.png"), "--question", "What is this?", "--max-new-tokens", "8"]
-    predict(["--adapter", str(adapter), *asked])
-    spoken = capsys.readouterr().out
-    predict(["--model", str(out), *asked])
-    assert capsys.readouterr().out == spoken
-    assert spoken.strip()
+    question = ["--image", str(pictures / "0.png"), "--question", "What is this?", "--max-new-tokens", "8"]
+    predict(["--adapter", str(adapter), *question])
+    answer = capsys.readouterr().out
+    predict(["--model", str(out), *question])
+    assert capsys.readouterr().out == answer
+    assert answer.strip()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -99,13 +99,13 @@ def test_the_comparison_is_skipped_only_by_its_flag(talking_adapter: Path, tmp_p
 
 
 def test_a_wrong_merge_is_not_written(talking_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fold = shards._folded
+    fold = shards._merged_weight
 
     def forget(layer: Any, entry: shards.Entry) -> torch.Tensor:
         folded = fold(layer, entry)
         return folded if "layers.1" in entry.name else shards.read_tensor(*entry.source)
 
-    monkeypatch.setattr(shards, "_folded", forget)
+    monkeypatch.setattr(shards, "_merged_weight", forget)
     with pytest.raises(ConfigError, match="the merged logits differ"):
         main(["--adapter", str(talking_adapter), "--out", str(tmp_path / "merged")])
     assert os.listdir(tmp_path) == []
@@ -126,8 +126,18 @@ def test_resized_images_survive(talking_base: Path, talking_adapter: Path, tmp_p
 def test_several_adapters_become_one_model(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
     other = write_tiny_adapter(talking_base, tmp_path / "other", rank=2, alpha=5, seed=1, use_rslora=True)
     out = tmp_path / "merged"
-    given = ["--adapter", str(talking_adapter), "--adapter", str(other), "--weights", "0.7", "-0.3", "--out", str(out)]
-    assert main(given) == 0
+    options = [
+        "--adapter",
+        str(talking_adapter),
+        "--adapter",
+        str(other),
+        "--weights",
+        "0.7",
+        "-0.3",
+        "--out",
+        str(out),
+    ]
+    assert main(options) == 0
     report = _report(out)
     assert (report["weights"], report["combination"], report["rank"]) == ([0.7, -0.3], "cat", 6)
     assert report["adapters"] == [str(talking_adapter), str(other)]

@@ -1,16 +1,22 @@
-"""`show.py` prints what a run would use, and loads no weights for it."""
+"""Tests of `show.py`: registries, resolved configs and samples, without loading weights."""
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
-from transformers import AutoProcessor
+from PIL import Image
+from transformers import AutoImageProcessor, AutoProcessor
 
+from mllm.config.hardware import CHECKOUT
 from mllm.dataset.builder import build_dataset
 from mllm.errors import ConfigError
 from mllm.models.encoding.chat import ChatEncoder
-from mllm.pipeline.show import IMAGE_TOKENS, PLAIN, SUPERVISED, described, main
+from mllm.models.encoding.views import ViewEncoder
+from mllm.pipeline.show import main
+from mllm.report.sample import IMAGE_TOKENS, PLAIN, SUPERVISED, describe_sample
+from mllm.structures import Sample
 
 
 @pytest.fixture
@@ -56,7 +62,30 @@ def test_a_sample_is_shown_as_the_model_reads_it(config: Path, capsys: pytest.Ca
     assert "\033" not in shown
 
 
-def test_what_is_not_there_is_said(config: Path) -> None:
+def test_source_and_target_of_an_encoder_decoder_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", str(CHECKOUT / "config" / "training_configs" / "t5gemma_mtnt_en_fr.py"), "--tiny"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (source,) = [line for line in lines if line.startswith("source: ")]
+    (target,) = [line for line in lines if line.startswith("target: ")]
+    (supervised,) = [line for line in lines if line.startswith("supervised: ")]
+    assert len(source) > len("source: ")
+    answer = ast.literal_eval(supervised.removeprefix("supervised: "))
+    assert answer and target.endswith(answer), "the decoder reads the answer, and all of it is supervised"
+
+
+def test_views_and_measures_are_shown_for_a_model_without_text(tiny_medsiglip: Path) -> None:
+    processor = AutoImageProcessor.from_pretrained(tiny_medsiglip)
+    encoder = ViewEncoder(processor, views=["ED", "ES"], measures=["EF", "EDV"])
+    images = [Image.new("RGB", (40, 40), (gray,) * 3) for gray in (10, 200)]
+    sample = Sample([], images=images, views=["ES", "ED"], measures={"EF": 55.25}, source="a.avi")
+    lines = describe_sample(encoder.encode(sample), encoder, color=True).splitlines()
+    assert lines == ["a.avi: views ED, ES", "tensors: pixel_values [2, 3, 112, 112]", "", "EF: 55.2 %", "EDV: unknown"]
+
+
+def test_a_missing_split_or_sample_is_refused(config: Path) -> None:
     with pytest.raises(ConfigError, match="has no split 'trian': did you mean 'train'?"):
         main(["sample", str(config), "--split", "trian"])
     with pytest.raises(ConfigError, match="--index 1: the split 'train' has 1 samples"):
@@ -68,6 +97,6 @@ def test_a_terminal_gets_colors(talking_base: Path, pictures: Path, tmp_path: Pa
     dataset = build_dataset(dict(type="VQADataset", data_path=str(tmp_path / "rows.jsonl"), image_folder=str(pictures)))
     encoder = ChatEncoder(AutoProcessor.from_pretrained(talking_base), max_length=512)
     encoded = encoder.encode(dataset.sample(0))
-    shown = described(encoded, encoder.tokenizer, encoder.processor.image_token_ids, color=True)
+    shown = describe_sample(encoded, encoder, color=True)
     assert f"{SUPERVISED}Noise.<end_of_turn>" in shown
     assert f"{IMAGE_TOKENS}<image x 256>{PLAIN}" in shown

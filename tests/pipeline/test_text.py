@@ -93,7 +93,7 @@ model_args = dict(lora_r=8)
 data_args = dict(train=dict(data_path="pairs.tsv"), validation=dict(data_path="pairs.tsv"),
                  test=dict(_delete_=True, type="TranslationDataset", data_path="pairs.tsv"),
                  compute_metric="accuracy", gen_kwargs=dict(max_new_tokens=20))
-training_args = dict(max_steps=80, per_device_train_batch_size=4, learning_rate=1e-2, lr_scheduler_type="constant",
+training_args = dict(per_device_train_batch_size=4, learning_rate=1e-2, lr_scheduler_type="constant",
                      warmup_steps=0, eval_strategy="steps", eval_steps=40, eval_on_start=True, save_strategy="no",
                      logging_steps=40, dataloader_num_workers=0, per_device_eval_batch_size=4, report_to=[])
 """
@@ -104,7 +104,7 @@ def test_a_translation_is_learned_by_heart_merged_and_asked_for(folder, capsys):
     pairs = [("The heart.", "Le coeur."), ("The liver.", "Le foie."), ("No lung.", "Nul poumon."), ("Two.", "Deux.")]
     Path("pairs.tsv").write_text("".join(f"{n}\t{src}\t{dst}\n" for n, (src, dst) in enumerate(pairs)))
     Path("translate.py").write_text(TRANSLATION.format(checkout=CHECKOUT))
-    assert main(["translate.py", "--tiny"]) == 0
+    assert main(["translate.py", "--tiny", "--cfg-options", "training_args.max_steps=80"]) == 0
     losses = log_of("translate", "eval_loss")
     assert losses[0] > losses[1] > losses[2] and losses[2] < 0.1 * losses[0]
     run = Path("exp/translate/latest")

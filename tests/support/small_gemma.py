@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Gemma3ForConditionalGeneration
 
 from mllm.models.adapters.attach import attach_adapter
-from mllm.models.adapters.targets import GEMMA3_TARGETS
+from mllm.models.medgemma.family import LORA_TARGETS
 
 TOWERS = {
     "vision": "model.vision_tower",
@@ -26,7 +26,7 @@ def load(folder: Path, **options: object) -> Gemma3ForConditionalGeneration:
 
 def attach(model: nn.Module, **options: object) -> PeftModel:
     torch.manual_seed(0)
-    return attach_adapter(model, targets=GEMMA3_TARGETS, **options)
+    return attach_adapter(model, targets=LORA_TARGETS, **options)
 
 
 def inputs(model: nn.Module, words: int = 12) -> dict[str, torch.Tensor]:

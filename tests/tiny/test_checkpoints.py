@@ -13,8 +13,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, Gemma3ForConditionalGeneration, Gemma3Processor
 
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES
 from mllm.tiny.adapter import ensure_tiny_adapter
-from mllm.tiny.checkpoints import ensure_tiny, family_of, write_tiny
+from mllm.tiny.checkpoints import ensure_tiny, write_tiny
 
 TEXTS = [
     "What is the ejection fraction?",
@@ -164,13 +165,13 @@ def test_medgemmas_template_wants_alternating_roles(tiny_medgemma: Path) -> None
 
 
 def test_families_by_type() -> None:
-    assert family_of("medgemma") == "medgemma"
-    assert family_of("image-text") == "llava"
-    assert family_of("shikra") == family_of("perceptionGPT") == "shikra"
-    assert family_of("causal-lm") == family_of("causal-lm", "org/another") == "gemma3n"
-    assert family_of("causal-lm", "google/gemma-3n-E4B-it") == "gemma3n-deep"  # what llama.cpp can run
-    assert family_of("causal-lm", "google/vaultgemma-1b") == "vaultgemma"
+    assert FAMILIES.find("medgemma").tiny_name() == "medgemma"
+    assert FAMILIES.find("image-text").tiny_name() == "llava"
+    assert FAMILIES.find("shikra").tiny_name() == FAMILIES.find("perceptionGPT").tiny_name() == "shikra"
+    assert FAMILIES.find("causal-lm").tiny_name() == FAMILIES.find("causal-lm").tiny_name("org/another") == "gemma3n"
+    assert FAMILIES.find("causal-lm").tiny_name("google/gemma-3n-E4B-it") == "gemma3n-deep"  # what llama.cpp can run
+    assert FAMILIES.find("causal-lm").tiny_name("google/vaultgemma-1b") == "vaultgemma"
     with pytest.raises(ConfigError, match="did you mean 'medgemma'"):
-        family_of("medgema")
-    with pytest.raises(ConfigError, match="unknown tiny family"):
+        FAMILIES.find("medgema").tiny_name()
+    with pytest.raises(ConfigError, match="unknown tiny checkpoint"):
         write_tiny("gema", Path("nowhere"))

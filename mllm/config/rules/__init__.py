@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from mllm.config.checking import known_model
 from mllm.config.checkpoint import Checkpoint, inspect_checkpoint
-from mllm.config.defaults import SHIKRA_TYPES, with_defaults
+from mllm.config.defaults import with_defaults
 from mllm.config.hardware import Hardware
 from mllm.config.rules import distillation as distill_rules
 from mllm.config.rules import grounding as grounding_rules
@@ -20,13 +19,12 @@ from mllm.config.rules import privacy as privacy_rules
 from mllm.config.rules import stopping as stopping_rules
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES, Family
 
 logger = logging.getLogger(__name__)
 
 AMPERE = (8, 0)
 """The first compute capability with bf16 and tf32 units; PyTorch emulates bf16 below it and reports it as supported."""
-IMAGE_TOKENS = (256, 128, 64, 32, 16)
-"""Tokens of one image that Gemma 3's projector can pool to."""
 ADAPTED_OPTIMIZER = "adamw_torch"
 WITHOUT_EFFECT = (
     *("label_smoothing_factor", "neftune_noise_alpha", "use_liger_kernel", "torch_empty_cache_steps"),
@@ -43,25 +41,21 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     """
     config = config.replaced(model_args=with_defaults(config.model_args))
     checkpoint = inspect_checkpoint(config.model_args.model_name_or_path)
-    refuse_wrong_family(config, checkpoint)
-    grounding_rules.refuse_shikra_keys(config)
-    grounding_rules.refuse_wrong_llava(config, checkpoint)
-    grounding_rules.refuse_freezing_conflicts(config)
+    family = FAMILIES.find(config.model_args.type).part(config.model_args.part)
     grounding_rules.refuse_objectives_without_heads(config)
-    distill_rules.refuse_wrong_parts(config, checkpoint)
+    distill_rules.refuse_wrong_parts(config)
+    for rule in family.rules:
+        rule(config, checkpoint)
+    refuse_other_architectures(config, checkpoint, family)
     distill_rules.refuse_wrong_lessons(config)
     refuse_quantization_conflicts(config)
     refuse_missing_rank(config)
     refuse_two_precisions(config)
     refuse_no_updates(config)
     refuse_what_has_no_effect(config)
-    text_rules.refuse_packing(config, checkpoint)
+    text_rules.refuse_packing(config, checkpoint, family)
     privacy_rules.refuse_private_conflicts(config)
     stopping_rules.refuse_blind_stopping(config)
-    if config.model_args.type == "medgemma":
-        refuse_image_tokens(config, checkpoint)
-        refuse_image_size(config, checkpoint)
-        refuse_short_max_length(config, checkpoint)
     if config.training_args["use_cpu"]:
         hardware = replace(hardware, device="cpu", name="CPU (use_cpu=True)", capability=None, memory=0, count=0)
     if hardware.device == "cpu":
@@ -73,27 +67,15 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     return config.replaced(**{"training_args.remove_unused_columns": False}), hardware
 
 
-def refuse_wrong_family(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """Refuses a type that is not registered, or that cannot read the checkpoint."""
-    args = config.model_args
-    place = config.place("model_args", "type")
-    family = checkpoint.model_type
-    if args.type in SHIKRA_TYPES and checkpoint.is_gemma:
-        raise ConfigError(
-            f"{place}: type='{args.type}' cannot read {args.model_name_or_path}: "
-            f"it is a {checkpoint.title} checkpoint; use type='medgemma'"
-        )
-    known_model(args.type, config.places)
-    if args.type != "medgemma" or family in (None, "gemma3"):
+def refuse_other_architectures(config: RunConfig, checkpoint: Checkpoint, family: Family) -> None:
+    """Raise `ConfigError` for a checkpoint of an architecture that the type does not read."""
+    if checkpoint.model_type is None or not family.model_types or checkpoint.model_type in family.model_types:
         return
-    if family == "gemma3_text":
-        raise ConfigError(
-            f"{place}: type='medgemma' cannot read {args.model_name_or_path}: it is a Gemma 3 checkpoint "
-            f"for text only, without a vision tower; use a checkpoint that reads images, such as google/medgemma-4b-it"
-        )
+    readable = " or ".join(dict.fromkeys(FAMILIES.title(model_type) for model_type in sorted(family.model_types)))
     raise ConfigError(
-        f"{place}: type='medgemma' cannot read {args.model_name_or_path}: it is a {checkpoint.title} checkpoint; "
-        f"use type='image-text' or a Gemma 3 checkpoint such as google/medgemma-4b-it"
+        f"{config.place('model_args', 'type')}: type='{family.type}' reads a {readable} checkpoint, and "
+        f"{config.model_args.model_name_or_path} is a {checkpoint.title} checkpoint: use "
+        f"type='{FAMILIES.reading(checkpoint.model_type).type}', or name another checkpoint"
     )
 
 
@@ -117,7 +99,8 @@ def refuse_quantization_conflicts(config: RunConfig) -> None:
 def refuse_missing_rank(config: RunConfig) -> None:
     """Refuses lora_r=None where there is no adapter whose rank could be taken."""
     args = config.model_args
-    if args.lora_r is None and args.adapter_path is None and not grounding_rules.without_lora(args):
+    trains_lora = FAMILIES.find(args.type).part(args.part).trains_lora(args)
+    if args.lora_r is None and args.adapter_path is None and trains_lora:
         raise ConfigError(
             f"{config.place('model_args', 'lora_r')}: lora_r=None takes the rank of adapter_path, which is None too: "
             f"set lora_r to a rank such as 16, or adapter_path to an adapter"
@@ -167,59 +150,6 @@ def refuse_what_has_no_effect(config: RunConfig) -> None:
                 f"{config.place('training_args', key)}: {key}={value!r} has no effect, because objectives make the "
                 f"loss and the sampler makes the batches: remove it"
             )
-
-
-def token_grid(image_token_len: int) -> tuple[int, int]:
-    """The rows and columns that an image's tokens form: (16, 16) for 256, (16, 8) for 128."""
-    columns = 1 << ((image_token_len.bit_length() - 1) // 2)
-    return image_token_len // columns, columns
-
-
-def refuse_image_tokens(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """Refuses a number of image tokens that Gemma 3's projector cannot pool to."""
-    tokens = config.model_args.image_token_len
-    if tokens is not None and tokens not in (*IMAGE_TOKENS, checkpoint.image_tokens):
-        raise ConfigError(
-            f"{config.place('model_args', 'image_token_len')}: image_token_len={tokens} cannot be pooled to "
-            f"by Gemma 3's projector: use {', '.join(map(str, IMAGE_TOKENS[:-1]))} or {IMAGE_TOKENS[-1]}"
-        )
-
-
-def refuse_image_size(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """Refuses an image size that is not a whole number of patches, or whose patches the pool does not divide."""
-    args = config.model_args
-    tokens = args.image_token_len or checkpoint.image_tokens
-    if args.image_size is None and args.image_token_len is None:
-        return
-    size = args.image_size or checkpoint.image_size
-    place = config.place("model_args", "image_size" if args.image_size else "image_token_len")
-    rows, columns = token_grid(tokens)
-    step = checkpoint.patch_size * max(rows, columns)
-    valid = f"use a multiple of {step} such as {max(1, round(size / step)) * step}"
-    if size % checkpoint.patch_size:
-        raise ConfigError(
-            f"{place}: image_size={size} is not a multiple of {checkpoint.patch_size}, the side of a patch: {valid}"
-        )
-    grid = size // checkpoint.patch_size
-    if grid % rows or grid % columns:
-        raise ConfigError(
-            f"{place}: image_size={size} gives {grid} x {grid} patches, which cannot be pooled to {tokens} tokens "
-            f"({rows} x {columns}): {valid}"
-        )
-
-
-def refuse_short_max_length(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """Refuses a max_length that has no room for one image and one answer token."""
-    args = config.model_args
-    tokens = args.image_token_len or checkpoint.image_tokens
-    # An image stands between a start and an end marker and two line breaks.
-    least = tokens + 2 + 2 + 1
-    if args.max_length < least:
-        raise ConfigError(
-            f"{config.place('model_args', 'max_length')}: max_length={args.max_length} has no room for one image of "
-            f"{tokens} tokens with its markers and one answer token: set it to at least {least} "
-            f"plus the length of the text"
-        )
 
 
 def refuse_old_card(config: RunConfig, hardware: Hardware) -> None:

@@ -1,4 +1,4 @@
-"""Rules for a model that sees and does not speak, and for a teacher that it learns from."""
+"""Rules for vision parts and for distillation from a teacher."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from mllm.config import checking
-from mllm.config.checkpoint import Checkpoint
 from mllm.config.origins import Places
-from mllm.config.schema import DistillArgs, ModelArgs, RunConfig
+from mllm.config.schema import DistillArgs, RunConfig
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES
 
 logger = logging.getLogger(__name__)
 
-SEEING = {"gemma3n-student": "gemma3n", "medgemma": "gemma3", "medsiglip": "siglip"}
-"""The types that have a `part='vision'`, and the architecture that each reads."""
-TOWERS = {"siglip_vision_model": "siglip"}
-"""Architectures that are the tower of another one alone, as a trained student is written."""
 MATCHES = ("FeatureMatch", "LogitMatch")
 """The objectives that learn from a teacher."""
 MEASURES = ("MeasureLoss", "VolumeConsistency")
@@ -26,7 +22,7 @@ MEASURES = ("MeasureLoss", "VolumeConsistency")
 
 
 def distill_args(merged: Mapping[str, Any], places: Places) -> DistillArgs | None:
-    """Checks `distill_args` and the teacher in it; None where nobody teaches, or a config takes its base's away."""
+    """Return the checked `distill_args` with its teacher; None without a teacher, or if a config removes its base's."""
     if merged.get("distill_args") is None:
         return None
     values = checking.section(merged, "distill_args", places)
@@ -35,32 +31,19 @@ def distill_args(merged: Mapping[str, Any], places: Places) -> DistillArgs | Non
         raise ConfigError(
             f"{places.of('distill_args')}: distill_args needs teacher=dict(type=..., model_name_or_path=...)"
         )
-    known: ModelArgs = checking.filled(ModelArgs, {"lora_r": None, **teacher}, "distill_args.teacher", places)
+    known = checking.typed_args({"lora_r": None, **teacher}, "distill_args.teacher", places)
     place = places.of("distill_args", "teacher", "type")
-    checking.describe_entry(checking.MODELS, known.type, ("distill_args", "teacher", "type"), places)
     for key, wrong in (("lora_r", known.lora_r is not None), ("heads", bool(known.heads))):
         if wrong:
             raise ConfigError(f"{place}: a teacher does not train: remove distill_args.teacher.{key}")
-    if known.type == "medsiglip":
-        known = replace(known, part="vision")
+    known = replace(known, part=FAMILIES.find(known.type).defaults.get("part", known.part))
     args: DistillArgs = checking.filled(DistillArgs, {**values, "teacher": known}, "distill_args", places)
     return args
 
 
-def refuse_wrong_parts(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """Refuses `part` and what belongs to it where the type has none, and a checkpoint of another architecture."""
+def refuse_wrong_parts(config: RunConfig) -> None:
+    """Raise `ConfigError` for keys of a vision part that contradict each other."""
     args = config.model_args
-    found = TOWERS.get(checkpoint.model_type or "", checkpoint.model_type)
-    if args.type in ("gemma3n-student", "medsiglip") and found not in (None, SEEING[args.type]):
-        raise ConfigError(
-            f"{config.place('model_args', 'type')}: type='{args.type}' reads a {SEEING[args.type]} checkpoint, and "
-            f"{args.model_name_or_path} is a {checkpoint.title} checkpoint: name another type or checkpoint"
-        )
-    if args.part is not None and args.type not in SEEING:
-        raise ConfigError(
-            f"{config.place('model_args', 'part')}: part='vision' is possible with type={', '.join(SEEING)}, and the "
-            f"type is '{args.type}': remove part"
-        )
     if args.train_vision and args.part is None:
         raise ConfigError(
             f"{config.place('model_args', 'train_vision')}: train_vision=True trains the vision tower of a model "
@@ -81,21 +64,10 @@ def refuse_wrong_parts(config: RunConfig, checkpoint: Checkpoint) -> None:
             f"{config.place('model_args', 'part')}: a model with part='vision' does not speak; say what it gives: "
             f"heads = dict(measures=dict(type='RegressionHead', measures=['EF'], views=['ED', 'ES']))"
         )
-    if args.type == "gemma3n-student" and (args.load_in_4bit or args.load_in_8bit):
-        raise ConfigError(
-            f"{config.place('model_args', 'load_in_4bit' if args.load_in_4bit else 'load_in_8bit')}: the vision tower "
-            f"of Gemma 3n has convolutions and no Linear layer, so 4 and 8 bits apply to the language model only, "
-            f"which part='vision' does not load: remove it (the tower needs 1.2 GB in fp32, 0.6 GB in bf16)"
-        )
-    if args.type == "gemma3n-student" and config.training_args["fp16"]:
-        raise ConfigError(
-            f"{config.place('training_args', 'fp16')}: the convolutions of Gemma 3n's vision tower overflow fp16: set "
-            f"fp16=False (it needs 1.2 GB in fp32), or bf16=True on Ampere and newer cards"
-        )
 
 
 def refuse_wrong_lessons(config: RunConfig) -> None:
-    """Refuses objectives whose teacher, head or language model is absent; says where a teacher is asked for nothing."""
+    """Raise `ConfigError` for objectives without their teacher, head or language model, and for an unused teacher."""
     types = {name: options["type"] for name, options in config.objectives.items()}
     args, taught = config.model_args, config.distill_args
     for name, kind in types.items():

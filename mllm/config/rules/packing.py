@@ -1,22 +1,23 @@
-"""Rules for what trains on text: packing."""
+"""Rules for packing."""
 
 from __future__ import annotations
 
 from mllm.config.checkpoint import Checkpoint
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES, Family
 
 PACKED = (
     *("gemma", "gemma2", "gemma3_text", "gemma3n", "gemma3n_text", "vaultgemma"),
     *("llama", "mistral", "qwen2", "qwen3"),
 )
-"""The architectures for which packed samples are shown to have the losses and gradients that they have alone."""
+"""Architectures for which tests show that packed samples have the losses and gradients of single ones."""
 ATTENTION = (None, "eager", "sdpa")
-"""The implementations of attention with which this is shown; None means one of them."""
+"""Attention implementations of these tests; None: transformers chooses one of them."""
 
 
-def refuse_packing(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """Refuses packing where samples in a row could see each other."""
+def refuse_packing(config: RunConfig, checkpoint: Checkpoint, family: Family) -> None:
+    """Raise `ConfigError` for packing where samples in one row could attend to each other."""
     if not config.data_args.packing:
         return
     args, place = config.model_args, config.place("data_args", "packing")
@@ -25,15 +26,11 @@ def refuse_packing(config: RunConfig, checkpoint: Checkpoint) -> None:
             f"{place}: packing=True puts several samples into one row, and privacy_args clips each sample's own "
             "gradient: remove it"
         )
-    if args.type == "seq2seq":
+    if family.cannot_pack is not None:
+        exact = ", ".join(f"'{other.type}'" for other in FAMILIES if other.cannot_pack is None)
         raise ConfigError(
-            f"{place}: packing=True cannot be exact with type='seq2seq', whose decoder would look at the sources of "
-            "all samples in a row: remove it; tokens_per_micro_batch keeps padding small"
-        )
-    if args.type != "causal-lm":
-        raise ConfigError(
-            f"{place}: packing=True is for type='causal-lm', and type='{args.type}' reads images, whose tokens look "
-            "forward and would be told apart by no position: remove it; tokens_per_micro_batch keeps padding small"
+            f"{place}: packing=True is for type={exact}, and it cannot be exact with type='{args.type}', because "
+            f"{family.cannot_pack}: remove it; tokens_per_micro_batch keeps padding small"
         )
     if checkpoint.model_type is not None and checkpoint.model_type not in PACKED:
         raise ConfigError(

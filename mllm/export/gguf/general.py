@@ -14,7 +14,8 @@ import yaml
 
 from mllm.export.card import RESEARCH_ONLY
 from mllm.export.folder import base_of
-from mllm.export.terms import GEMMA, MEDGEMMA, is_tiny
+from mllm.export.terms import is_tiny
+from mllm.family import FAMILIES
 from mllm.run_files import CARD
 
 
@@ -85,7 +86,7 @@ def read_origin(folder: Path, model_type: str, name: str | None = None, base: st
     license, license_name, license_link = (_text(card.get(key)) for key in ("license", "license_name", "license_link"))
     is_known = license not in (None, "other") or license_name is not None
     if not is_known and model_type.startswith("gemma") and not is_tiny(base or str(folder)):
-        terms = MEDGEMMA if "medgemma" in f"{folder.name} {base}".lower() else GEMMA
+        terms = FAMILIES.named("terms", f"{folder.name} {base} {model_type}")
         license, license_name, license_link = terms.license, terms.name, terms.link
     sampling = _json(folder / "generation_config.json")
     return Origin(

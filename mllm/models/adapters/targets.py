@@ -12,11 +12,6 @@ from mllm.errors import ConfigError, hint
 
 logger = logging.getLogger(__name__)
 
-GEMMA3_TARGETS = {
-    "language": r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)",
-    # SigLIP names its output projection out_proj and its MLP fc1 and fc2, unlike language models.
-    "vision": r".*vision_tower\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])",
-}
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layer types that PEFT can adapt. The Linear layers of bitsandbytes are subclasses of `nn.Linear`."""
 

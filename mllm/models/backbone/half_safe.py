@@ -1,12 +1,13 @@
-"""Training over fp16, 8-bit and 4-bit stored weights with an fp32 residual stream, in plain PyTorch.
+"""Training over fp16, 8-bit and 4-bit weights with an fp32 residual stream, in plain PyTorch.
 
-Turing cards (T4, GTX 16xx) have no bf16, and the activations of Gemma 3 exceed fp16's 65,504
-(https://github.com/huggingface/transformers/issues/36822), so `fp16=True` ends in inf and NaN. Here every tensor
-between two layers is fp32, and only the matrix products run in fp16, on rows that were first scaled by a power of two
-to |x| <= 1: exact, so nothing is lost but fp16's own rounding of the factors and of the product.
+Turing GPUs (T4, GTX 16xx) have no bf16, and the activations of Gemma 3 exceed 65,504, the maximum of fp16
+(https://github.com/huggingface/transformers/issues/36822), so `fp16=True` ends in inf and NaN. Here all tensors between
+layers are fp32. Only the matrix products run in fp16, on rows scaled by a power of two to |x| <= 1. This scaling is
+exact, so the only error is the rounding of the factors and of the product to fp16.
 
-The product of such a row with a row of W is at most that row's sum of magnitudes (in the backward, a column's), which
-is measured once, when a layer is converted: where it could exceed fp16, x is scaled lower. No x below 2^127 overflows.
+The product of such a row with a row of W is at most the sum of magnitudes of the row of W (in the backward pass, of a
+column). It is computed once, when a layer is converted. If it could exceed fp16, x is scaled further. No x below 2^127
+overflows.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 LARGEST = 2.0**15
-"""The bound of a product's magnitude: below 65,504, with room for the rounding of its partial sums."""
+"""Bound of the magnitude of a product: below 65,504, with a margin for the rounding of partial sums."""
 
 
 def row_scales(x: Tensor) -> Tensor:
-    """The smallest power of two above the magnitudes of each row, [..., 1]; 1 for a row of zeros."""
+    """Return the smallest power of two above the magnitudes of each row, [..., 1]. 1 for a row of zeros."""
     largest = x.abs().amax(dim=-1, keepdim=True)
     mantissa, _ = torch.frexp(largest)
     # largest = mantissa * 2^n with mantissa in [0.5, 1): the quotient is exactly 2^n, which exp2 and pow need not give.
@@ -34,21 +35,21 @@ def row_scales(x: Tensor) -> Tensor:
 
 
 def headroom(weight: Tensor) -> tuple[float, float]:
-    """By which powers of two x and the gradient must be scaled further, so that products with `weight` fit in fp16."""
+    """Return powers of two that scale x and the gradient further, so that products with `weight` fit in fp16."""
     sums = (torch.linalg.vector_norm(weight, ord=1, dim=dim, dtype=torch.float32).max() for dim in (1, 0))
     forward, backward = (float(row_scales(total.reshape(1) / LARGEST).clamp_min(1)) for total in sums)
     return forward, backward
 
 
 def _product(x: Tensor, weight: Tensor, room: float) -> Tensor:
-    """x @ weight.T in fp32, by an fp16 product of scaled rows."""
+    """Return x @ weight.T in fp32, computed as an fp16 product of scaled rows."""
     x = x.float()
     scale = row_scales(x) * room
     return F.linear((x / scale).half(), weight).float().mul_(scale)
 
 
 class _HalfSafeProduct(torch.autograd.Function):
-    """The product with a frozen weight, which is made anew in the backward; saves no activation."""
+    """Product with a frozen weight. The backward pass recomputes the weight and saves no activation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, make_weight: Callable[[], Tensor], room: tuple[float, float]) -> Tensor:
@@ -62,59 +63,59 @@ class _HalfSafeProduct(torch.autograd.Function):
 
 
 def half_safe_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., in] times a frozen fp16 weight [out, in], plus a bias, in fp32 out of fp16 products that never overflow.
+    """Return x [..., in] times a frozen fp16 weight [out, in], plus a bias, in fp32. The fp16 product cannot overflow.
 
-    Gradients reach x and the bias, never the weight.
+    x and the bias receive gradients, the weight does not.
     """
     y = _HalfSafeProduct.apply(x, lambda: weight, headroom(weight))
     return y if bias is None else y + bias.float()
 
 
 class HalfSafeLinear(nn.Module):
-    """What a frozen `nn.Linear` becomes: the same module, names and weight, with the product above as its forward."""
+    """Replacement class of a frozen `nn.Linear`: the module keeps its names and weight, with the product above."""
 
     weight: Any  # a nn.Parameter, or its subclass of bitsandbytes
     bias: Any
     room: tuple[float, float]
-    """The `headroom` of its weight."""
+    """`headroom` of the weight."""
 
     def half_weight(self) -> Tensor:
-        """The weight [out, in] in fp16."""
+        """Return the weight [out, in] in fp16."""
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] to [..., out], fp32 whatever x is."""
+        """Map x [..., in] to [..., out] in fp32, for any dtype of x."""
         y = _HalfSafeProduct.apply(x, self.half_weight, self.room)
         return y if self.bias is None else y + self.bias
 
 
 class HalfSafeLinear16(HalfSafeLinear, nn.Linear):
-    """A Linear whose weight is stored in fp16."""
+    """Linear layer with a weight stored in fp16."""
 
 
 class HalfSafeLinear8bit(HalfSafeLinear, bnb.nn.Linear8bitLt):
-    """A Linear whose rows are stored in int8 with an fp32 scale each."""
+    """Linear layer with rows stored in int8 and one fp32 scale per row."""
 
     def half_weight(self) -> Tensor:
-        """The rows times their scales / 127, in fp16; scaled before the product, which int8 values would overflow."""
+        """Return the rows times their scales / 127 in fp16. Unscaled int8 values would overflow in the product."""
         scales = self.weight.SCB if self.state.SCB is None else self.state.SCB
         return bnb.functional.int8_vectorwise_dequant(self.weight.data, scales).half()
 
 
 class HalfSafeLinear4bit(HalfSafeLinear, bnb.nn.Linear4bit):
-    """A Linear whose weight is stored in blocks of 4-bit numbers (NF4 or FP4)."""
+    """Linear layer with a weight stored in blocks of 4-bit numbers (NF4 or FP4)."""
 
     def half_weight(self) -> Tensor:
-        """The blocks times their scales, in fp16."""
+        """Return the blocks times their scales in fp16."""
         state = self.weight.quant_state
         return bnb.functional.dequantize_4bit(self.weight.data, state).half()
 
 
 class HalfSafeEmbedding(nn.Embedding):
-    """An embedding whose table is stored in fp16 and whose rows, scaled as the family does, are fp32."""
+    """Embedding with a table stored in fp16. Its rows, scaled as in the model family, are fp32."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids [...] to rows [..., D]."""
+        """Map ids [...] to rows [..., D]."""
         rows = F.embedding(ids, self.weight).float()
         scale = self._buffers.get("embed_scale")
         # Gemma multiplies by sqrt(D), which could overflow in fp16.
@@ -122,31 +123,31 @@ class HalfSafeEmbedding(nn.Embedding):
 
 
 HALF_SAFE = (HalfSafeLinear, HalfSafeEmbedding)
-"""What `keep_residual_in_fp32` makes of layers."""
+"""Replacement classes of `keep_residual_in_fp32`."""
 
 
 def keep_residual_in_fp32(model: nn.Module) -> None:
-    """Make `model` compute in fp32 between its layers, over weights that stay stored as they are, in place.
+    """Convert `model`, in place, to compute in fp32 between layers while its weights keep their stored format.
 
-    Frozen Linear layers (those inside PEFT's layers too, and an output projection tied to the embedding) keep their
-    fp16, 8-bit or 4-bit weights and compute by `half_safe_linear`; frozen token embeddings keep fp16 tables; all other
-    parameters and buffers become fp32: norms, biases, convolutions, position embeddings, projections, all that trains.
-    Call it after `attach_adapter`, which freezes the base, and before the first forward; freeze a model without an
-    adapter first. Pixels must be fp32; attention runs in fp32, since its inputs are. Modules keep their names, and
-    their classes as base classes, so PEFT, `state_dict` and tied weights see no difference.
+    Frozen Linear layers (also inside PEFT's layers, and an output projection tied to the embedding) keep their fp16,
+    8-bit or 4-bit weights and use `half_safe_linear`. Frozen token embeddings keep fp16 tables. All other parameters
+    and buffers become fp32: norms, biases, convolutions, position embeddings, projections and trainable parameters.
+    Call it after `attach_adapter`, which freezes the base, and before the first forward pass. Freeze a model without an
+    adapter first. Pixels must be fp32; attention runs in fp32 because its inputs are fp32. Modules keep their names,
+    and their classes as base classes, so nothing changes for PEFT, `state_dict` and tied weights.
     """
     tokens = next(part for part in model.modules() if isinstance(part, PreTrainedModel)).get_input_embeddings()
     for module in model.modules():
         kind = _half_safe_class(module, is_tokens=module is tokens)
         if kind is not None:
-            assert "forward" not in vars(module), "accelerate's offloading hooks would keep calling the old forward"
-            # FSDP2 does the same: a new class on the living module keeps names, hooks and ties, unlike a wrapper.
+            assert "forward" not in vars(module), "offloading hooks of accelerate would call the old forward"
+            # As in FSDP2: changing the class keeps names, hooks and ties, unlike a wrapper module.
             module.__class__ = kind
             if isinstance(module, HalfSafeLinear):
                 module.room = headroom(module.half_weight())
-        kept: set[str] = {"weight"} if isinstance(module, HALF_SAFE) else set()
+        stored: set[str] = {"weight"} if isinstance(module, HALF_SAFE) else set()
         for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_floating_point() and name not in kept:
+            if parameter is not None and parameter.is_floating_point() and name not in stored:
                 parameter.data = parameter.data.float()
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_floating_point():
@@ -154,7 +155,7 @@ def keep_residual_in_fp32(model: nn.Module) -> None:
 
 
 def _half_safe_class(module: nn.Module, is_tokens: bool) -> type[nn.Module] | None:
-    """The class that keeps this module's weight as it is stored, or None where fp32 is meant (or done already)."""
+    """Return the class that keeps the weight of a module in its stored format, or None to convert it to fp32."""
     if isinstance(module, HALF_SAFE):
         return None
     if isinstance(module, bnb.nn.Linear4bit):
@@ -170,6 +171,6 @@ def _half_safe_class(module: nn.Module, is_tokens: bool) -> type[nn.Module] | No
         return None
     if type(module) is nn.Linear:
         return HalfSafeLinear16
-    # Gemma 3n has a second large table; other embeddings (positions) are small, and read by more than a look-up.
+    # Gemma 3n has a second large table. Other embeddings (positions) are small, and not only used for look-ups.
     is_table = isinstance(module, nn.Embedding) and (is_tokens or "embed_scale" in module._buffers)
     return HalfSafeEmbedding if is_table else None

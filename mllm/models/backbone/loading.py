@@ -1,7 +1,7 @@
-"""The steps that every model type shares: find a checkpoint, read its config, its processor and its weights.
+"""Loading of checkpoints: find the folder, read config, processor and weights.
 
-What a user can cause ends in one sentence (`ConfigError`): a folder or a file that is not there, a license that was not
-accepted, an architecture or a tokenizer file that the installed packages do not know.
+Errors that a user can cause raise `ConfigError` with one sentence: a missing folder or file, a license that was not
+accepted, an architecture or a tokenizer file that the installed packages do not support.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from transformers import (
 )
 
 from mllm.errors import ConfigError, near
+from mllm.family import FAMILIES
 from mllm.models.backbone.streamed import STORED, Unstreamable, open_stored
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""`Hardware.precision` -> how full-precision weights are stored."""
+"""Dtype of full-precision weights for each value of `Hardware.precision`."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-DOWNLOAD_MEDGEMMA = "bash scripts/download_medgemma.sh"
 
 
 def find_checkpoint(name: str) -> str:
-    """The complete local folder or the hub id that `name` means; raises `ConfigError` for a folder without weights.
+    """Return the local folder or the hub id of `name`. Raise `ConfigError` for a folder without complete weights.
 
-    `ORG/NAME` is a hub id, unless such a folder or its parent folder exists; everything else is a path.
+    `ORG/NAME` is a hub id unless such a folder or its parent folder exists. All other names are paths.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -63,28 +63,31 @@ def find_checkpoint(name: str) -> str:
 
 
 def _beside(folder: Path) -> str:
-    """Near names in the same parent folder, as the middle of a sentence."""
+    """Return similar names in the same parent folder, as part of an error message."""
     names = [other.name for other in folder.parent.iterdir() if other.is_dir()] if folder.parent.is_dir() else []
     matches = near(folder.name, names)
     return f" (near names beside it: {', '.join(matches)})" if matches else ""
 
 
 def _how_to_get(folder: Path) -> str:
-    if "medgemma" in folder.name.lower():
-        return f"get the weights with `{DOWNLOAD_MEDGEMMA}`, or try the config without them by --tiny"
+    """Return how to get the weights, as part of an error message."""
+    if (command := FAMILIES.named("download", folder.name)) is not None:
+        return f"get the weights with `{command}`, or try the config without them by --tiny"
     return "download it there (`hf download ORG/NAME --local-dir FOLDER`), or give a hub id ORG/NAME"
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuses a folder that lacks its config or weights, as a download that was interrupted leaves it."""
+    """Raise `ConfigError` for a folder without config or complete weights, such as an interrupted download."""
     if not (folder / "config.json").is_file():
         what = "a LoRA adapter (that belongs into adapter_path)" if (folder / "adapter_config.json").is_file() else None
-        raise ConfigError(f"'{folder}' holds {what or 'no config.json'}, so it is no checkpoint; {_how_to_get(folder)}")
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not found:
+        raise ConfigError(
+            f"'{folder}' holds {what or 'no config.json'}, so it is not a checkpoint; {_how_to_get(folder)}"
+        )
+    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not weights:
         raise ConfigError(f"'{folder}' has a config.json but no weights ({WEIGHTS[0]}); {_how_to_get(folder)}")
-    if found[0].name.endswith(".index.json"):
-        shards = set(json.loads(found[0].read_text())["weight_map"].values())
+    if weights[0].name.endswith(".index.json"):
+        shards = set(json.loads(weights[0].read_text())["weight_map"].values())
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             raise ConfigError(
@@ -95,9 +98,9 @@ def _check_folder(folder: Path) -> None:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turns what the Hugging Face libraries raise about the checkpoint `name` into sentences (`ConfigError`).
+    """Convert errors of the Hugging Face libraries about the checkpoint `name` to `ConfigError`.
 
-    What none of the sentences fits passes through: it is a defect, and its traceback is wanted.
+    Other errors are passed on with their traceback.
     """
     try:
         yield
@@ -111,6 +114,7 @@ def explained(name: str) -> Iterator[None]:
 
 
 def _sentence(name: str, error: Exception) -> str | None:
+    """Return the message for an error that a user can cause, or None."""
     text = str(error)
     if "untagged enum" in text:  # tokenizers: `ModelWrapper` up to 0.20, `ModelUntagged` since
         return (
@@ -120,7 +124,7 @@ def _sentence(name: str, error: Exception) -> str | None:
     if isinstance(error, SafetensorError):
         return f"the weights of '{name}' cannot be read ({text}): a file is damaged or incomplete; download it again"
     if "trust_remote_code" in text:
-        return f"'{name}' brings Python code of its own: if you trust it, set model_args.trust_remote_code=True"
+        return f"'{name}' contains its own Python code: if you trust it, set model_args.trust_remote_code=True"
     if "does not recognize this architecture" in text or "Unrecognized model in" in text:
         return (
             f"transformers {transformers.__version__} does not know the architecture that config.json of '{name}' names"
@@ -133,7 +137,7 @@ def _sentence(name: str, error: Exception) -> str | None:
 
 
 def _hub_sentence(name: str, error: BaseException) -> str | None:
-    """Why the hub does not give a model; transformers wraps the reason in an `OSError`."""
+    """Return the message for an error of the hub, which transformers wraps in an `OSError`, or None."""
     while error.__cause__ is not None:
         error = error.__cause__
     login = "log in with `hf auth login` (older versions: `huggingface-cli login`)"
@@ -145,23 +149,24 @@ def _hub_sentence(name: str, error: BaseException) -> str | None:
             f"'{name}' is neither a local folder nor a public model on the hub; check the name, or, if private, {login}"
         )
     if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)):
-        script = f" (for MedGemma: `{DOWNLOAD_MEDGEMMA}`)" if "medgemma" in name.lower() else ""
+        command = FAMILIES.named("download", name)
+        script = "" if command is None else f" with `{command}`"
         return (
-            f"'{name}' is no local folder, it is not in the hub's cache, and the hub cannot be reached (no network, or "
-            f"HF_HUB_OFFLINE is set): where there is a network, accept the license at {page} if it has one, {login} "
+            f"'{name}' is not a local folder, it is not in the hub's cache, and the hub cannot be reached (no network, "
+            f"or HF_HUB_OFFLINE is set): with a network, accept the license at {page} if it has one, {login} "
             f"and download it{script}"
         )
     return None
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The config of a checkpoint; the first thing to be read, so it meets licenses and missing networks."""
+    """Load the config of a checkpoint. It is read first, so it detects missing licenses and networks."""
     with explained(name):
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
 def load_processor(name: str, *, trust_remote_code: bool = False) -> ProcessorMixin:
-    """The processor of a checkpoint: tokenizer, image processor and chat template together."""
+    """Load the processor of a checkpoint: tokenizer, image processor and chat template."""
     with explained(name):
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
     if not isinstance(processor, ProcessorMixin):
@@ -172,20 +177,20 @@ def load_processor(name: str, *, trust_remote_code: bool = False) -> ProcessorMi
 def quantization(
     config: PretrainedConfig, *, load_in_4bit: bool, load_in_8bit: bool, precision: str, keep: list[str]
 ) -> BitsAndBytesConfig | None:
-    """How Linear layers are quantized while they are loaded; None: not at all, or the checkpoint is so already.
+    """Return the quantization of Linear layers at loading, or None for none or an already quantized checkpoint.
 
-    `keep` holds prefixes of modules that stay as they are. Raises `ConfigError` where the checkpoint is quantized
-    otherwise than asked for.
+    `keep` lists prefixes of modules that are not quantized. Raise `ConfigError` if the checkpoint is already quantized
+    in another way.
     """
     stored = config.to_dict().get("quantization_config")
     if stored is not None:
         stored = stored if isinstance(stored, dict) else stored.to_dict()
         bits = {4: stored.get("load_in_4bit"), 8: stored.get("load_in_8bit")}
         if (load_in_4bit and not bits[4]) or (load_in_8bit and not bits[8]):
-            asked = "load_in_4bit" if load_in_4bit else "load_in_8bit"
+            key = "load_in_4bit" if load_in_4bit else "load_in_8bit"
             raise ConfigError(
-                f"model_args.{asked}=True, but the checkpoint is already quantized otherwise "
-                f"({stored.get('quant_method')}); remove {asked}, or take the full-precision checkpoint"
+                f"model_args.{key}=True, but the checkpoint is already quantized otherwise "
+                f"({stored.get('quant_method')}); remove {key}, or use the full-precision checkpoint"
             )
         logger.info("the checkpoint is already quantized (%s)", stored.get("quant_method"))
         return None
@@ -210,17 +215,17 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """The model `kind.from_pretrained` gives, frozen, in evaluation mode; `kind` is a model or an Auto class.
+    """Load a model by `kind.from_pretrained`, frozen, in evaluation mode. `kind` is a model class or an Auto class.
 
-    Weights are stored as `precision` says. Quantized ones are placed on `device` at once ('cuda': this process's card),
-    others stay in the machine's memory for the trainer to place; on the device `STORED` large ones stay in their files.
+    Weights are stored in `precision`. Quantized weights are placed on `device` ('cuda': the GPU of this process), all
+    others in host memory for the trainer to move. On the device `STORED`, large weights stay in their files.
     """
     options: dict[str, Any] = {"dtype": DTYPES[precision]}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if device == STORED:
         if trust_remote_code:
-            raise Unstreamable("the checkpoint brings code of its own")
+            raise Unstreamable("the checkpoint contains its own code")
         with explained(name):
             return open_stored(kind, name, load_config(name), **options)
     options["trust_remote_code"] = trust_remote_code
@@ -235,12 +240,12 @@ def load_model(
             f"the weight files of '{name}' lack {len(missing)} tensors of its architecture (first {missing[0]}): the "
             "checkpoint is incomplete or of another architecture"
         )
-    # peft.prepare_model_for_kbit_training would also copy every unquantized weight to fp32: 1.3 GB more for Gemma 3's
-    # embedding alone. Freezing is all that is needed of it here: norms compute in fp32 in these families anyway.
+    # peft.prepare_model_for_kbit_training would also convert unquantized weights to fp32: 1.3 GB more for the
+    # embedding of Gemma 3. Only freezing is needed here, because norms compute in fp32 in these families.
     model.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # In its first evaluation on a CPU with AVX512-BF16 it would reorder its weight for good, for a product that
-            # has no gradient: training after an evaluation would reach almost nothing, in silence.
+            # On a CPU with AVX512-BF16, the first evaluation would reorder the weight permanently for a product without
+            # gradient, so almost nothing would train after an evaluation, without an error.
             module.support_avx512bf16_for_cpu = False
     return model.eval()

@@ -1,7 +1,7 @@
-"""Models whose large weights stay in their files: read where a forward needs them, and let go again.
+"""Models whose large weights stay in their files: each is read when the forward pass needs it, then released.
 
-What such a model needs of memory is its largest weight, not the sum of them. `load_model` opens one where its device is
-`STORED`; everything small, and what is not the weight of a layer, is loaded as always.
+The memory of such a model is that of its largest weight. `load_model` uses it for the device `STORED`. Small weights,
+and tensors that are not the weight of a layer, are loaded.
 """
 
 from __future__ import annotations
@@ -24,50 +24,50 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.utils import GENERATION_CONFIG_NAME
 
 STORED: Final = "disk"
-"""The `device` of a model whose large weights stay in their files."""
+"""`device` of a model whose large weights stay in their files."""
 LARGE = 2**13
-"""Numbers in a weight from which on it stays in its file."""
+"""Smallest number of elements of a weight that stays in its file."""
 TABLE = 2**24
-"""The same for embeddings that are not the vocabulary's: positions are resampled, so they must be at hand."""
+"""As `LARGE`, for other embeddings than the vocabulary: positions are resampled, so they are loaded."""
 TILE = 2**26
-"""Numbers of a weight that are read at once; the vocabulary's projection has ten times as many."""
+"""Number of elements that are read at a time; the output projection has ten times as many."""
 PROJECTOR = ".multi_modal_projector."
-"""In the names of modules that train in full, and are therefore loaded."""
+"""Part of the names of modules that are trained in full, and are therefore loaded."""
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
-class Unstreamable(Exception):  # noqa: N818 - a reason to go another way, no error
-    """Why a checkpoint cannot be used from its files."""
+class Unstreamable(Exception):  # noqa: N818 - a reason for another method, not an error
+    """Reason why the weights of a checkpoint cannot stay in their files."""
 
 
 class StoredWeight(nn.Parameter):
-    """A weight that lies in a file; in memory one NaN stands for all of its numbers, so none is used unread."""
+    """A weight in a file. In memory it is a single expanded NaN, so a use without reading is noticed."""
 
     file: Path
     key: str
 
     @classmethod
     def at(cls, file: Path, key: str, shape: torch.Size, dtype: torch.dtype) -> StoredWeight:
-        """The weight under `key` of a safetensors file, to be computed with in `dtype`."""
+        """Return the weight `key` of a safetensors file, for computation in `dtype`."""
         weight = cls(torch.full((), torch.nan, dtype=dtype).expand(shape), requires_grad=False)
         weight.file, weight.key = file, key
         return weight
 
     def read(self) -> Tensor:
-        """The numbers as they are stored: a view of the file, of which memory holds what is touched."""
+        """Return the stored tensor, mapped from the file: only accessed parts use memory."""
         return read_tensor(self.file, self.key)
 
 
 def read_tensor(file: Path, key: str) -> Tensor:
-    """One tensor of a safetensors file, mapped and not copied."""
+    """Return one tensor of a safetensors file, mapped and not copied."""
     with safe_open(file, "pt") as opened:
         tensor: Tensor = opened.get_tensor(key)
     return tensor
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in order; raises `Unstreamable` where it has none."""
+    """Return the safetensors files of a checkpoint, in order. Raise `Unstreamable` if it has none."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
@@ -76,7 +76,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def own_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The parameters and buffers that `model` saves, under the names that they have without adapters."""
+    """Return the saved parameters and buffers of `model` without adapters, under their names without adapters."""
     tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
     return {
         name.replace(".base_layer.", "."): tensor
@@ -86,20 +86,20 @@ def own_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def stored_names(model: PreTrainedModel, folder: Path) -> dict[Path, dict[str, str | None]]:
-    """For each weight file the keys in it, each with the name that it has in `model`; None where it has none.
+    """Return the keys in each weight file with their names in `model`, None for keys that the model does not use.
 
-    The names are those of `from_pretrained`, whether or not `model` has adapters by now. Raises `Unstreamable` where
-    loading would do more than rename.
+    The names are those of `from_pretrained`, also if `model` has adapters now. Raise `Unstreamable` if loading would do
+    more than rename.
     """
     known = own_tensors(model)
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    found: dict[Path, dict[str, str | None]] = {}
+    names: dict[Path, dict[str, str | None]] = {}
     for file in weight_files(folder):
         with safe_open(file, "pt") as opened:
             keys = sorted(opened.keys())
-        found[file] = {}
+        names[file] = {}
         for key in keys:
             prefix = model.base_model_prefix
             name, converted = rename_source_key(key, renamings, converters, prefix, known)
@@ -107,12 +107,12 @@ def stored_names(model: PreTrainedModel, folder: Path) -> dict[Path, dict[str, s
                 name, converted = key, None
             if name in known and converted is not None:
                 raise Unstreamable(f"transformers rearranges {key} while it loads it")
-            found[file][key] = name if name in known else None
-    return found
+            names[file][key] = name if name in known else None
+    return names
 
 
 def empty_model(kind: Any, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
-    """The model `kind` (a class or an Auto class) of a config: buffers at hand, parameters without memory."""
+    """Return a model of class or Auto class `kind` from a config, with buffers but without memory for parameters."""
     is_model = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
     with init_empty_weights(include_buffers=False):
         model = kind._from_config(config, **options) if is_model else kind.from_config(config, **options)
@@ -121,9 +121,9 @@ def empty_model(kind: Any, config: PretrainedConfig, **options: Any) -> PreTrain
 
 
 def open_stored(kind: Any, folder: str | Path, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
-    """The model that `kind.from_pretrained(folder)` gives, its large weights left in their files.
+    """Return the model of `kind.from_pretrained(folder)` with its large weights left in their files.
 
-    `folder` is on this machine. Raises `Unstreamable` for what has to be loaded as always.
+    `folder` is a local folder. Raise `Unstreamable` if the checkpoint must be loaded in the usual way.
     """
     model = empty_model(kind, config, **options)
     known = own_tensors(model)
@@ -135,15 +135,15 @@ def open_stored(kind: Any, folder: str | Path, config: PretrainedConfig, **optio
                 if name is None:
                     continue
                 module, _, leaf = name.rpartition(".")
-                owner, own = modules[module], known[name]
+                owner, empty = modules[module], known[name]
                 shape = torch.Size(opened.get_slice(key).get_shape())
-                if own.shape != shape:
-                    raise Unstreamable(f"{key} has shape {tuple(shape)}, and config.json says {tuple(own.shape)}")
+                if empty.shape != shape:
+                    raise Unstreamable(f"{key} has shape {tuple(shape)}, and config.json says {tuple(empty.shape)}")
                 missing.discard(name)
-                if leaf == "weight" and shape.numel() >= LARGE and _reads_alone(model, module, owner):
-                    owner._parameters[leaf] = StoredWeight.at(file, key, shape, own.dtype)
+                if leaf == "weight" and shape.numel() >= LARGE and _used_by_forward_only(model, module, owner):
+                    owner._parameters[leaf] = StoredWeight.at(file, key, shape, empty.dtype)
                     continue
-                value = opened.get_tensor(key).to(own.dtype, copy=True)
+                value = opened.get_tensor(key).to(empty.dtype, copy=True)
                 if leaf in owner._buffers:
                     owner._buffers[leaf] = value
                 else:
@@ -157,8 +157,8 @@ def open_stored(kind: Any, folder: str | Path, config: PretrainedConfig, **optio
     return model
 
 
-def _reads_alone(model: PreTrainedModel, name: str, owner: nn.Module) -> bool:
-    """Whether nobody but a module's own forward asks for its weight, so that it can be left in its file."""
+def _used_by_forward_only(model: PreTrainedModel, name: str, owner: nn.Module) -> bool:
+    """Return True if only the forward pass of the module uses its weight, so that it can stay in its file."""
     if isinstance(owner, nn.Embedding):
         return owner is model.get_input_embeddings() or owner.num_embeddings * owner.embedding_dim >= TABLE
     return isinstance(owner, nn.Linear | nn.Conv2d) and PROJECTOR not in f".{name}."
@@ -166,12 +166,12 @@ def _reads_alone(model: PreTrainedModel, name: str, owner: nn.Module) -> bool:
 
 @contextmanager
 def reading(model: nn.Module) -> Iterator[None]:
-    """Inside the block a forward of `model` reads what it needs from the files, and lets it go behind it."""
+    """Read the weights of `model` from their files when a forward pass in the block needs them, then release them."""
     wrapped = {id(layer.get_base_layer()) for layer in model.modules() if isinstance(layer, LoraLayer)}
     handles: list[Any] = []
     restored: list[tuple[nn.Module, StoredWeight]] = []
     for owner in model.modules():
-        # With DoRA the adapter's layer itself reads the weight of the layer inside it.
+        # With DoRA, the layer of the adapter uses the weight of the layer inside it.
         holder: Any = owner.get_base_layer() if isinstance(owner, LoraLayer) else owner
         weight = holder._parameters.get("weight")
         if not isinstance(weight, StoredWeight) or id(owner) in wrapped:
@@ -198,7 +198,7 @@ def _fetch(holder: nn.Module, weight: StoredWeight) -> Any:
     def fetch(_: nn.Module, arguments: tuple[Any, ...]) -> None:
         stored = weight.read()
         if isinstance(holder, nn.Embedding):
-            # Memory that is never written to takes no place, and few rows of a table are asked for.
+            # Memory that is never written is not allocated, and only few rows of a table are needed.
             needed = torch.empty(weight.shape, dtype=weight.dtype)
             rows = arguments[0].unique()
             needed[rows] = stored[rows].to(weight.dtype)
@@ -217,7 +217,7 @@ def _release(holder: nn.Module, weight: StoredWeight) -> Any:
 
 
 def _tiled(linear: nn.Linear, weight: StoredWeight) -> Any:
-    """The forward of a Linear layer that never has its whole weight in memory."""
+    """Return a forward function of a Linear layer that reads its weight in tiles."""
     rows = max(1, TILE // weight.shape[1])
 
     def forward(hidden: Tensor) -> Tensor:

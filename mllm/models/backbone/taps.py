@@ -1,4 +1,4 @@
-"""Outputs of inner layers of a vision tower, pooled to a small grid, for what is learned from them."""
+"""Outputs of inner layers of a vision tower, pooled to a small grid, for distillation."""
 
 from __future__ import annotations
 
@@ -13,56 +13,56 @@ from mllm.errors import ConfigError, near
 
 
 class Taps:
-    """Keeps what named modules give while a forward runs, averaged to `grid` x `grid` places; nothing is detached.
+    """Recorder of the outputs of named modules during a forward pass, average-pooled to `grid` x `grid`.
 
-    A convolution's maps [V, C, H, W] and a transformer's patches [V, N, D] both become [V, C, grid, grid] in fp32.
-    Raises `ConfigError` for a name that the model has no module of.
+    Feature maps [V, C, H, W] and patches [V, N, D] become [V, C, grid, grid] in fp32, with gradients. Raise
+    `ConfigError` for a name that is not a module of the model.
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str], grid: int) -> None:
         self.grid = grid
-        self._kept: dict[str, Tensor] | None = None
+        self._outputs: dict[str, Tensor] | None = None
         modules = dict(model.named_modules())
         for path in dict.fromkeys(paths):
             if path not in modules:
                 close = ", ".join(near(path, list(modules), count=2))
                 raise ConfigError(f"there is no module '{path}' to tap{f': did you mean {close}?' if close else ''}")
             module = modules[path]
-            # timm's checkpointing calls the blocks of a stage and not the stage.
-            (module[-1] if isinstance(module, nn.Sequential) else module).register_forward_hook(self._keeper(path))
+            # With checkpointing, timm calls the blocks of a stage instead of the stage.
+            (module[-1] if isinstance(module, nn.Sequential) else module).register_forward_hook(self._hook(path))
 
     @contextmanager
     def recorded(self) -> Iterator[Callable[[], dict[str, Tensor]]]:
-        """A function that gives the taps by path, of a forward inside the block."""
-        self._kept = {}
+        """Yield a function that returns the taps by path of the forward pass in the block."""
+        self._outputs = {}
         try:
-            yield lambda: {path: pooled(features, self.grid) for path, features in (self._kept or {}).items()}
+            yield lambda: {path: pooled(features, self.grid) for path, features in (self._outputs or {}).items()}
         finally:
-            self._kept = None  # what checkpointing computes again later is not kept
+            self._outputs = None  # recomputed outputs of checkpointing are not recorded
 
-    def _keeper(self, path: str) -> Any:
-        def keep(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            if self._kept is not None:
-                # Not pooled yet: under checkpointing this runs in a region that will be computed again without it.
-                self._kept[path] = output[0] if isinstance(output, tuple) else output
+    def _hook(self, path: str) -> Any:
+        def record(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            if self._outputs is not None:
+                # Not pooled here: with checkpointing this code runs in a region that is recomputed without it.
+                self._outputs[path] = output[0] if isinstance(output, tuple) else output
 
-        return keep
+        return record
 
 
 def pooled(features: Tensor, grid: int) -> Tensor:
-    """Features [V, C, H, W] or [V, N, D] averaged over a `grid` x `grid` division of the image: [V, C, grid, grid]."""
+    """Return features [V, C, H, W] or [V, N, D] average-pooled to [V, C, grid, grid], in fp32."""
     if features.dim() == 3:
         side = int(features.shape[1] ** 0.5)
-        patches = features[:, -(side * side) :]  # a class token stands first
+        patches = features[:, -(side * side) :]  # the first token may be a class token
         features = patches.transpose(1, 2).unflatten(2, (side, side))
     return F.adaptive_avg_pool2d(features.float(), grid)
 
 
 def tap_paths(model: nn.Module, layers: str, chosen: Sequence[int | str] | None, count: int) -> list[str]:
-    """Module paths of `chosen` layers: numbers among `layers` (the path of the tower's sequence), or paths themselves.
+    """Return the module paths of `chosen` layers: indices in the sequence at path `layers`, or module paths.
 
-    None: `count` layers, evenly spread to the last, which are 8, 17 and 26 of 27. Raises `ConfigError` for a number
-    that there is no layer of.
+    None: `count` layers, evenly spaced up to the last, such as 8, 17 and 26 of 27. Raise `ConfigError` for an index out
+    of range.
     """
     depth = len(list(model.get_submodule(layers).children()))
     if chosen is None:

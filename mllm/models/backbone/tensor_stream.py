@@ -1,4 +1,4 @@
-"""Safetensors files cut and written a block of rows at a time, however large a tensor is."""
+"""Writing of safetensors files from slices of other files, one block of rows at a time."""
 
 from __future__ import annotations
 
@@ -14,37 +14,34 @@ import torch
 from torch import Tensor
 
 BLOCK = 64 * 2**20
-"""Bytes of the original that are in memory at a time."""
+"""Bytes of the source that are in memory at a time."""
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8}
 BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
-"""Bits of an element, by the names that safetensors has for dtypes."""
+"""Bits per element, by the dtype names of safetensors."""
 
 Spans = tuple[range, ...]
-"""Ranges of indices, in the order in which they are kept."""
+"""Ranges of indices, in output order."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A tensor of another file, and which of its rows and columns are kept; None: all of them.
-
-    Rows are its first dimension, columns its second.
-    """
+    """A slice of a tensor in another file: ranges of rows (dimension 0) and columns (dimension 1). None: all."""
 
     source: Any
     """An open `safetensors.safe_open`."""
     name: str
-    """What the tensor is called there."""
+    """Name of the tensor in the file."""
     rows: Spans | None = None
     columns: Spans | None = None
 
     @property
     def dtype(self) -> str:
-        """Its dtype by safetensors' name; a cut keeps it."""
+        """Return the dtype of the tensor, by its safetensors name."""
         return str(self.source.get_slice(self.name).get_dtype())
 
     @property
     def shape(self) -> list[int]:
-        """The shape of what is kept."""
+        """Return the shape of the slice."""
         shape = list(self.source.get_slice(self.name).get_shape())
         for dimension, spans in enumerate((self.rows, self.columns)):
             if spans is not None:
@@ -53,16 +50,16 @@ class Cut:
 
     @property
     def elements(self) -> int:
-        """How many numbers are kept."""
+        """Return the number of elements of the slice."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
-        """Bytes of what is kept."""
+        """Return the size of the slice in bytes."""
         return self.elements * BITS[self.dtype] // 8
 
     def blocks(self, block: int = BLOCK) -> Iterator[Tensor]:
-        """What is kept, in order, from at most `block` bytes of the original at a time, but at least one row."""
+        """Yield the slice in order, from at most `block` bytes of the source at a time, at least one row."""
         whole = self.source.get_slice(self.name)
         shape = whole.get_shape()
         if not shape:
@@ -80,10 +77,10 @@ class Cut:
 def write_cuts(
     path: Path, cuts: Mapping[str, Cut], metadata: Mapping[str, str], advance: Callable[[int], object]
 ) -> None:
-    """Writes a safetensors file of what `cuts` keep, by their new names; tells `advance` of every byte written.
+    """Write a safetensors file of slices by their new names. `advance` is called with the number of bytes written.
 
-    The format: a length of 8 bytes, a JSON header of that length, the tensors' bytes without gaps. Large elements come
-    first, so that each tensor begins at a multiple of its element's size, as safetensors writes them itself.
+    Format: a length in 8 bytes, a JSON header of that length, the bytes of the tensors without gaps. Tensors with large
+    elements come first, so each tensor is aligned to its element size, as in files written by safetensors.
     """
     order = sorted(cuts, key=lambda name: (-BITS[cuts[name].dtype], name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -103,7 +100,7 @@ def write_cuts(
 
 
 def spans_of(indices: Sequence[int], width: int = 1) -> Spans:
-    """The spans of the groups of `width` neighbors that `indices` name: [0, 1, 3] with 16 is 0-31 and 48-63."""
+    """Return the spans of groups of `width` neighbors with the given indices: [0, 1, 3] and 16 give 0-31, 48-63."""
     spans: list[range] = []
     for index in indices:
         start = index * width

@@ -1,4 +1,4 @@
-"""What the layers of a vision tower give, for heads that read them and for a projector that reads a mixture."""
+"""Outputs of the layers of a vision tower, for heads, and for a projector that reads a mixture of layers."""
 
 from __future__ import annotations
 
@@ -16,64 +16,63 @@ from mllm.models.heads.fusion import LayerFusion
 
 
 class VisionLayers:
-    """Keeps the output of every layer of a vision tower while a forward runs.
+    """Recorder of the output of every layer of a vision tower during a forward pass.
 
-    Raises `ConfigError` for a tower that does not see every image as one square grid of patches, or a processor that
-    shows it otherwise.
+    Raise `ConfigError` if tower or processor do not represent every image as one square grid of patches.
     """
 
     def __init__(self, tower: nn.Module, config: Any, processor: Any) -> None:
         sizes = config.to_dict()
         known = all(isinstance(sizes.get(key), int) for key in ("image_size", "patch_size", "hidden_size"))
-        if not known or not _shows_squares(processor, sizes["image_size"]):
+        if not known or not _makes_squares(processor, sizes["image_size"]):
             raise ConfigError(
-                f"a head that looks at the image needs a vision tower that sees it as one square grid of patches, and "
+                f"a MaskHead needs a vision tower that divides an image into one square grid of patches, and "
                 f"{type(tower).__name__} does not: remove the MaskHead"
             )
         self.layers = _layers_of(tower)
         self.grid = sizes["image_size"] // sizes["patch_size"]
         self.width = int(sizes["hidden_size"])
-        self._kept: list[Tensor] | None = None
+        self._outputs: list[Tensor] | None = None
         for layer in self.layers:
-            layer.register_forward_hook(self._keep)
+            layer.register_forward_hook(self._record)
 
     def __len__(self) -> int:
         return len(self.layers)
 
     @contextmanager
     def recorded(self) -> Iterator[list[Tensor]]:
-        """The layers' outputs [V, N, D], filled by a forward inside the block; empty where no image was seen."""
-        self._kept = []
+        """Yield a list that the forward pass in the block fills with layer outputs [V, N, D]. Empty without images."""
+        self._outputs = []
         try:
-            yield self._kept
+            yield self._outputs
         finally:
-            self._kept = None  # what checkpointing computes again later is not kept
+            self._outputs = None  # recomputed outputs of checkpointing are not recorded
 
     def blank(self, like: Tensor) -> list[Tensor]:
-        """What stands in for one image where a batch has none."""
+        """Return zero outputs of one image, for a batch without images."""
         return [like.new_zeros(1, self.grid**2, self.width) for _ in self.layers]
 
-    def _keep(self, layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        if self._kept is not None:
+    def _record(self, layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        if self._outputs is not None:
             patches = output[0] if isinstance(output, tuple) else output
-            self._kept.append(patches[:, -(self.grid**2) :])  # CLIP's class token stands first
+            self._outputs.append(patches[:, -(self.grid**2) :])  # the first token of CLIP is a class token
 
 
 def fuse_language_layers(model: PreTrainedModel, tower: nn.Module) -> LayerFusion:
-    """Lets the projector of a LLaVA read a learned mixture of the tower's hidden states, all but the last.
+    """Replace the input of a LLaVA's projector by a learned mixture of the tower's hidden states, except the last.
 
-    PerceptionGPT (arXiv:2311.06612, section 3.2). Raises `ConfigError` for other models.
+    PerceptionGPT (arXiv:2311.06612, section 3.2). Raise `ConfigError` for other models.
     """
     values = model.config.to_dict()
-    read = values.get("vision_feature_layer")
-    if not isinstance(read, int):
+    layer_read = values.get("vision_feature_layer")
+    if not isinstance(layer_read, int):
         raise ConfigError(
             f"fuse_vision_layers=True needs a LLaVA, whose projector reads one layer of the vision tower; "
-            f"{type(model).__name__} is none: remove it"
+            f"{type(model).__name__} is not: remove it"
         )
     layers = _layers_of(tower)
     fusion = LayerFusion(len(layers))
-    open_states: list[list[Tensor]] = []  # one list while the tower runs; none when checkpointing computes again
+    open_states: list[list[Tensor]] = []  # one list while the tower runs, none while checkpointing recomputes
 
     def open_list(tower: nn.Module, arguments: tuple[Any, ...]) -> None:
         open_states[:] = [[]]
@@ -87,11 +86,11 @@ def fuse_language_layers(model: PreTrainedModel, tower: nn.Module) -> LayerFusio
             states.append(output[0] if isinstance(output, tuple) else output)
 
     def mix(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-        # transformers gives only the state that the projector reads, so the others are kept on their way.
-        given, states = list(output.hidden_states), open_states.pop()
+        # transformers returns only the state that the projector reads, so the others are recorded by hooks.
+        hidden_states, states = list(output.hidden_states), open_states.pop()
         with torch.autocast(states[0].device.type, enabled=False):
-            given[read] = fusion(states)
-        output.hidden_states = tuple(given)
+            hidden_states[layer_read] = fusion(states)
+        output.hidden_states = tuple(hidden_states)
         return output
 
     tower.register_forward_pre_hook(open_list)
@@ -103,12 +102,12 @@ def fuse_language_layers(model: PreTrainedModel, tower: nn.Module) -> LayerFusio
 
 
 def _layers_of(tower: nn.Module) -> nn.ModuleList:
-    """The layers of a vision tower: its longest list of modules."""
+    """Return the layers of a vision tower: its longest list of modules."""
     return max((module for module in tower.modules() if isinstance(module, nn.ModuleList)), key=len)
 
 
-def _shows_squares(processor: Any, side: int) -> bool:
-    """Whether the processor makes one picture of `side` pixels of every image, whatever its shape."""
+def _makes_squares(processor: Any, side: int) -> bool:
+    """Return True if the processor converts an image of any shape to one square of `side` pixels."""
     images = [Image.new("RGB", (2 * side, side // 2)), Image.new("RGB", (side, side))]
     pixels = processor.image_processor(images, return_tensors="pt").get("pixel_values")
     return isinstance(pixels, Tensor) and pixels.shape[:1] + pixels.shape[2:] == (2, side, side)

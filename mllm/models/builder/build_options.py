@@ -1,18 +1,17 @@
-"""What a config and the hardware say of loading a backbone and of its LoRA, as keyword arguments."""
+"""Keyword arguments of loading, LoRA and encoders, from `model_args` and the hardware."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import PretrainedConfig
-
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
-from mllm.models.backbone.loading import quantization
+from mllm.models.backbone.loading import find_checkpoint, load_config, quantization
 
 
-def load_options(config: PretrainedConfig, args: ModelArgs, hardware: Hardware, keep: list[str]) -> dict[str, Any]:
-    """The arguments of `load_model`; `keep` holds prefixes of modules that are not quantized."""
+def load_options(args: ModelArgs, hardware: Hardware, keep: list[str]) -> dict[str, Any]:
+    """Return the arguments of `load_model`; `keep` holds prefixes of modules that are not quantized."""
+    config = load_config(find_checkpoint(args.model_name_or_path), trust_remote_code=args.trust_remote_code)
     return dict(
         precision=hardware.precision,
         device=hardware.device,
@@ -28,7 +27,17 @@ def load_options(config: PretrainedConfig, args: ModelArgs, hardware: Hardware, 
     )
 
 
+def quantization_bits(args: ModelArgs) -> int:
+    """Return the bits of quantized weights: 4 or 8; 8 also without quantization, where it has no effect."""
+    return 4 if args.load_in_4bit else 8
+
+
 def lora_options(args: ModelArgs) -> dict[str, Any]:
-    """The arguments of `attach_adapter` but for where to start and what to adapt."""
+    """Return the arguments of `attach_adapter` except the starting adapter and the targets."""
     keys = ("lora_r", "lora_alpha", "lora_dropout", "lora_target", "use_rslora", "use_dora", "merge_lora")
     return {key: vars(args)[key] for key in keys}
+
+
+def encoder_options(args: ModelArgs) -> dict[str, Any]:
+    """Return the arguments that all encoders of text share."""
+    return {key: vars(args)[key] for key in ("max_length", "turn_end", "system", "chat_template")}

@@ -1,11 +1,11 @@
-"""Type `perceptionGPT`: `shikra` with one token for every object, read by heads for boxes and masks."""
-# ruff: noqa: N999 - the type has this name in its configs
+"""Builder of type `perceptionGPT`; its record is in `mllm/models/shikra/family.py`."""
 
+# ruff: noqa: N999 - the type has this name in its configs
 from __future__ import annotations
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
-from mllm.models.builder.build_shikra import build_shikra
+from mllm.models.builder.build_family import build_model
 from mllm.registry import MODELS
 from mllm.structures import Bundle
 
@@ -13,4 +13,4 @@ from mllm.structures import Bundle
 @MODELS.register_module("perceptionGPT")
 def build_perception_gpt(args: ModelArgs, hardware: Hardware) -> Bundle:
     """A LLaVA that reads boxes and masks out of `<loc>`, its projector fed by all vision layers (arXiv:2311.06612)."""
-    return build_shikra(args, hardware)  # what differs are the type's defaults
+    return build_model(args, hardware)

@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
+
+from mllm.config.defaults import refuse_absent_keys, with_defaults
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
-from mllm.models.builder import (
-    build_auto,
-    build_gemma3n,
-    build_medgemma,
-    build_perceptionGPT,
-    build_seq2seq,
-    build_shikra,
-    build_text,
-    build_vision,
-)
+from mllm.family import FAMILIES
+from mllm.models.adapters.targets import matching, resolve_target
+from mllm.models.builder.build_family import build_model
 from mllm.registry import MODELS
 from mllm.structures import Bundle
 
-BUILDERS = (
-    *(build_auto, build_gemma3n, build_medgemma, build_perceptionGPT),
-    *(build_seq2seq, build_shikra, build_text, build_vision),
-)
-"""The modules whose import fills the registry MODELS."""
-
 
 def load_pretrained(args: ModelArgs, hardware: Hardware) -> Bundle:
-    """The model, with the adapter that trains, and the encoder that `args` ask for.
+    """Return the model of `args`, with the adapter that trains, and its encoder.
 
-    The base is frozen and in evaluation mode; quantized weights are on `hardware.device`, others in host memory.
-    Raises `ConfigError` for what `args` ask for in vain.
+    A type without a builder in MODELS is built from its record. The base is frozen and in evaluation mode; quantized
+    weights are on `hardware.device`, others in host memory. Raise `ConfigError` for options that cannot be satisfied.
     """
-    bundle = MODELS.find(args.type)(args, hardware)
+    build = MODELS.find(args.type) if args.type in MODELS.names() else build_model
+    bundle = build(args, hardware)
     assert isinstance(bundle, Bundle)
     return bundle
+
+
+def load_encoder(args: ModelArgs) -> Any:
+    """Return the encoder that `load_pretrained` returns beside the model, without loading weights."""
+    args = with_defaults(args)
+    refuse_absent_keys(args)
+    family = FAMILIES.find(args.type).part(args.part)
+    return family.encoder(args, family.processor(args))
+
+
+def count_lora(args: ModelArgs) -> int | None:
+    """Return the number of parameters of the LoRA that `args` train, from the checkpoint's `config.json` alone.
+
+    None where the rank is that of a starting adapter, or where more than a LoRA trains: a projector, or a vision part
+    with its head. Raise `ConfigError` for a missing checkpoint and a `lora_target` that matches nothing.
+    """
+    family = FAMILIES.find(args.type).part(args.part)
+    if args.lora_r is None or family.skeleton is None:
+        return None
+    model = family.skeleton(args)
+    pattern = resolve_target(model, args.lora_target, family.lora_targets(model))
+    layers = [model.get_submodule(name) for name in matching(pattern, model)]
+    return sum(
+        args.lora_r * (layer.in_features + layer.out_features) for layer in layers if isinstance(layer, nn.Linear)
+    )

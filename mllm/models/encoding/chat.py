@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from mllm.errors import ConfigError, DataError
-from mllm.models.encoding.marks import MarkWriter
+from mllm.models.encoding.marks import MarkWriter, source_of
 from mllm.models.encoding.padding import joined_images, stacked
-from mllm.models.encoding.text_encoder import CLOSE, OPEN, TextEncoder, source_of, without_answer
+from mllm.models.encoding.text_encoder import CLOSE, OPEN, TextEncoder, without_answer
 from mllm.models.encoding.text_processor import TextProcessor, mean_color
 from mllm.structures import IGNORE, IMAGE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn, unsupervised
 
@@ -43,7 +43,7 @@ class ChatEncoder(TextEncoder):
         super().__init__(processor, max_length=max_length, system=system, chat_template=chat_template)
         self.marks = MarkWriter() if marks is None else marks
         if self.marks.background is None:
-            self.marks = self.marks.against(mean_color(processor))
+            self.marks = self.marks.with_background(mean_color(processor))
         self._control_tokens = [token for token in self._control_tokens if token != IMAGE]
         box_tokens = self.marks.box_format.tokens
         self._skipped_ids = {token_id for token_id, token in self._special_tokens.items() if token not in box_tokens}
@@ -80,7 +80,7 @@ class ChatEncoder(TextEncoder):
         if not sample.turns or sample.turns[-1].role != "assistant":
             return Answer("", measures=sample.measures, group=sample.group)
         turn = sample.turns[-1]
-        (written,), _ = self.marks.written(sample, [turn], self.marks.frames(sample))
+        (written,), _ = self.marks.write(sample, [turn], self.marks.frames(sample))
         marks = tuple(sample.marks[index] for group in turn.marks for index in group)
         text = self.marks.box_format.plain(written.text.strip())
         return Answer(text, marks, measures=sample.measures, group=sample.group)
@@ -107,7 +107,7 @@ class ChatEncoder(TextEncoder):
     def _encode(self, sample: Sample, generate: bool) -> Encoded:
         """Write the marks of a sample, render its turns and tokenize the text."""
         self._refuse_control_tokens((*(turn.text for turn in sample.turns), self.system or ""), source_of(sample))
-        framed, frames, objects = self.marks.framed(sample)
+        framed, frames, objects = self.marks.prepare(sample)
         text, answers = self._render(framed, generate)
         encoded = self._tokenize(framed, text, answers)
         positions = (encoded.student["input_ids"] == self.object_id).nonzero().squeeze(1)

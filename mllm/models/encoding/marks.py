@@ -1,4 +1,4 @@
-"""Boxes, masks and points on their way into a conversation and back: framed, written, and told to the heads."""
+"""Conversion of boxes, masks and points to text and tensors, and back."""
 
 from __future__ import annotations
 
@@ -24,22 +24,21 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Object:
-    """A mark that one token of the conversation stands for."""
+    """A mark with its own token in the conversation."""
 
     mark: Mark
     box: Numbers | None
-    """x1 y1 x2 y2 as shares of the frame; None where its mask has no pixel."""
+    """x1 y1 x2 y2 as fractions of the frame. None: the mask is empty."""
     supervised: bool
-    """Whether it stands in an assistant's turn."""
+    """True in an assistant turn."""
 
 
 class MarkWriter:
-    """Puts marks into texts and tensors in the way that a model knows.
+    """Conversion of marks to the text and tensors of a model.
 
-    `pad_to_square` puts every image in the middle of a square first, of the color `background`; None: the encoder takes
-    the mean color of the model's own image processor. `has_heads` says whether objects are told to the model as
-    tensors; None: where the format needs it. `mask_size` is the side of the masks that the model's mask head reads and
-    writes, in pixels; None: it has none.
+    `pad_to_square` pads every image to a square of the color `background` first. None: the encoder uses the mean color
+    of the image processor. `has_heads`: objects are passed to the model as tensors. None: if the format needs it.
+    `mask_size` is the side in pixels of the masks of the model's mask head. None: there is no mask head.
     """
 
     def __init__(
@@ -58,24 +57,24 @@ class MarkWriter:
         assert self.has_heads or mask_size is None, "a mask head is a head"
         self.pad_to_square, self.mask_size, self.background = pad_to_square, mask_size, background
 
-    def against(self, background: Color) -> MarkWriter:
-        """The same with another color around the images that become squares."""
+    def with_background(self, background: Color) -> MarkWriter:
+        """Return a copy with another color of the padding."""
         other = copy(self)
         other.background = background
         return other
 
-    def framed(self, sample: Sample) -> tuple[Sample, tuple[Frame, ...], list[Object]]:
-        """The sample as the model's template and processor take it, a frame for each image, and its objects in order.
+    def prepare(self, sample: Sample) -> tuple[Sample, tuple[Frame, ...], list[Object]]:
+        """Return the sample for template and processor, one frame per image, and the objects in order.
 
-        Raises `DataError` where placeholders and marks do not fit together.
+        Raise `DataError` if placeholders and marks do not match.
         """
         frames = self.frames(sample)
         images = [self._padded(image, frame) for image, frame in zip(sample.images, frames, strict=True)]
-        turns, objects = self.written(sample, sample.turns, frames)
+        turns, objects = self.write(sample, sample.turns, frames)
         return replace(sample, turns=turns, images=images), frames, objects
 
     def frames(self, sample: Sample) -> tuple[Frame, ...]:
-        """How each image of a sample lies in what the model sees of it."""
+        """Return the frame of each image of a sample."""
         return tuple(self._frame(*image.size) for image in sample.images)
 
     def _frame(self, width: int, height: int) -> Frame:
@@ -91,58 +90,56 @@ class MarkWriter:
         square.paste(image.convert("RGB"), (frame.left, frame.top))
         return square
 
-    def written(
-        self, sample: Sample, turns: Sequence[Turn], frames: Sequence[Frame]
-    ) -> tuple[list[Turn], list[Object]]:
-        """Turns of a sample with their placeholders replaced by what the model reads, and their objects in order."""
-        done: list[Turn] = []
+    def write(self, sample: Sample, turns: Sequence[Turn], frames: Sequence[Frame]) -> tuple[list[Turn], list[Object]]:
+        """Return turns with their placeholders replaced by the text of the marks, and the objects in order."""
+        result: list[Turn] = []
         objects: list[Object] = []
         for turn in turns:
-            # At odd places stand the placeholders.
+            # Parts with odd indices are the placeholders.
             parts = re.split(f"({BOX}|{POINT})", turn.text) if turn.marks else [turn.text]
             if len(parts) // 2 != len(turn.marks):
                 raise DataError(
-                    f"{_where(sample)}: the text has {len(parts) // 2} {BOX} and {POINT} placeholders for "
+                    f"{source_of(sample)}: the text has {len(parts) // 2} {BOX} and {POINT} placeholders for "
                     f"{len(turn.marks)} groups of marks"
                 )
             for number, group in enumerate(turn.marks):
-                place, marks = 2 * number + 1, [_chosen(sample, index) for index in group]
-                if parts[place] == POINT:
-                    parts[place] = self._points(sample, marks, frames)
+                part, marks = 2 * number + 1, [_checked_mark(sample, index) for index in group]
+                if parts[part] == POINT:
+                    parts[part] = self._points(sample, marks, frames)
                     continue
-                named = self._boxes(sample, marks, frames, turn.role == "assistant")
-                parts[place] = self.box_format.write_boxes([item.box or (0.0,) * 4 for item in named])
-                objects += named if self.box_format.needs_heads else []
-            done.append(replace(turn, text="".join(parts), marks=()))
-        return done, objects
+                group_objects = self._boxes(sample, marks, frames, turn.role == "assistant")
+                parts[part] = self.box_format.write_boxes([item.box or (0.0,) * 4 for item in group_objects])
+                objects += group_objects if self.box_format.needs_heads else []
+            result.append(replace(turn, text="".join(parts), marks=()))
+        return result, objects
 
     def _points(self, sample: Sample, marks: Sequence[Mark], frames: Sequence[Frame]) -> str:
         if self.box_format.needs_heads:
-            raise DataError(f"{_where(sample)}: heads read boxes and masks, and this text names a {POINT}")
+            raise DataError(f"{source_of(sample)}: heads decode boxes and masks, and the text has a {POINT}")
         points = []
         for mark in marks:
             if mark.point is None:
-                raise DataError(f"{_where(sample)}: {POINT} stands for a mark that has no point")
-            points.append(_shares(mark.point, frames[mark.image], sample))
+                raise DataError(f"{source_of(sample)}: {POINT} stands for a mark that has no point")
+            points.append(_fractions(mark.point, frames[mark.image], sample))
         return self.box_format.write_points(points)
 
     def _boxes(self, sample: Sample, marks: Sequence[Mark], frames: Sequence[Frame], supervised: bool) -> list[Object]:
-        named = []
+        objects = []
         for mark in marks:
             if mark.box is None and mark.mask is None:
-                raise DataError(f"{_where(sample)}: {BOX} stands for a mark that has no box and no mask")
+                raise DataError(f"{source_of(sample)}: {BOX} stands for a mark that has no box and no mask")
             box = tight_box(mark)
-            # A mask without a pixel is a mask still; but there is no box around it.
+            # An empty mask is a valid target of a mask head, but there is no box around it.
             if box is not None or (self.box_format.needs_heads and self.mask_size is not None):
-                shares = None if box is None else _shares(box, frames[mark.image], sample)
-                named.append(Object(mark, shares, supervised))
-        return named
+                box_fractions = None if box is None else _fractions(box, frames[mark.image], sample)
+                objects.append(Object(mark, box_fractions, supervised))
+        return objects
 
     def tensors(self, objects: Sequence[Object], frames: Sequence[Frame], positions: Tensor) -> tuple[Tensors, Tensors]:
-        """What the model and the objectives are told of M objects whose tokens stand at `positions` [M]; M >= 1."""
+        """Return the tensors of M >= 1 objects with tokens at `positions` [M], for the model and for the objectives."""
         if not self.has_heads:
             return {}, {}
-        assert len(objects) == len(positions), "an object's token was lost or made on the way"
+        assert len(objects) == len(positions), "the number of object tokens changed in template or tokenizer"
         count = max(1, len(objects))
         student = {
             "object_positions": torch.full((count,), -1),
@@ -170,16 +167,16 @@ class MarkWriter:
         return student, targets
 
     def cut(self, student: Tensors, targets: Tensors, length: int) -> tuple[Tensors, Tensors]:
-        """The same of a text cut after `length` tokens: objects behind have no place and are not known."""
+        """Return the tensors of a text cut after `length` tokens: later objects have no position and are not known."""
         if not self.has_heads:
             return student, targets
-        lost = student["object_positions"] >= length
-        positions = student["object_positions"].masked_fill(lost, -1)
-        known = {name: known & ~lost for name, known in targets.items() if name.endswith("_known")}
+        is_cut = student["object_positions"] >= length
+        positions = student["object_positions"].masked_fill(is_cut, -1)
+        known = {name: known & ~is_cut for name, known in targets.items() if name.endswith("_known")}
         return {**student, "object_positions": positions}, {**targets, **known}
 
     def padded(self, samples: Sequence[Encoded], shifts: Tensor) -> tuple[Tensors, Tensors]:
-        """The objects of a batch, [B, M, ...]; `shifts` [B] tokens were added before each sample's own."""
+        """Return the objects of a batch, [B, M, ...]. `shifts` [B]: tokens added before each sample."""
         if not self.has_heads:
             return {}, {}
         names = [name for name in samples[0].student if name.startswith("object_")]
@@ -189,28 +186,33 @@ class MarkWriter:
         positions = student["object_positions"]
         student["object_positions"] = torch.where(positions < 0, positions, positions + shifts[:, None])
         before = torch.tensor([0, *(len(sample.frames) for sample in samples[:-1])]).cumsum(0)
-        # What is no object must name an image that exists: samples without one may stand behind the last.
+        # Padding must have the index of an existing image: the last samples may have no image.
         student["object_images"] = (student["object_images"] + before[:, None]).masked_fill(positions < 0, 0)
         return student, targets
 
     def read(self, text: str, frames: Sequence[Frame]) -> tuple[tuple[Mark, ...], int]:
-        """The marks that a text names, in pixels of the first image, and how many could not be read."""
-        places, unreadable = self.box_format.read(text)
+        """Return the marks in a text, in pixels of the first image, and the number that could not be parsed."""
+        locations, unreadable = self.box_format.read(text)
         marks = []
-        for place in places if frames else ():
-            inside = within(frames[0], frames[0].pixels(*place))
+        for location in locations if frames else ():
+            inside = within(frames[0], frames[0].pixels(*location))
             marks.append(Mark(box=inside) if len(inside) == 4 else Mark(point=inside))  # type: ignore[arg-type]
         return tuple(marks), unreadable
 
 
+def source_of(sample: Sample) -> str:
+    """Return the origin of a sample for error messages."""
+    return sample.source or "a sample"
+
+
 def within(frame: Frame, numbers: Numbers) -> Numbers:
-    """x y (x y) in pixels, clipped to the image."""
+    """Return x y (x y) in pixels, clipped to the image."""
     lengths = (frame.width, frame.height)
     return tuple(min(max(float(value), 0.0), float(lengths[i % 2])) for i, value in enumerate(numbers))
 
 
 def tight_box(mark: Mark) -> Numbers | None:
-    """The mark's box, or the smallest around its mask; None where there is neither."""
+    """Return the box of a mark, or the smallest box around its mask, or None."""
     if mark.box is not None or mark.mask is None or not mark.mask.any():
         return mark.box
     columns, rows = np.flatnonzero(mark.mask.any(axis=0)), np.flatnonzero(mark.mask.any(axis=1))
@@ -218,9 +220,9 @@ def tight_box(mark: Mark) -> Numbers | None:
 
 
 def shrunk(mask: np.ndarray, frame: Frame, size: int) -> Tensor:
-    """A mask [H, W] in its frame at [size, size], bool: where at least half is covered.
+    """Resize a mask [H, W] in its frame to [size, size]: pixels of which at least half is covered.
 
-    Of a thing too small for that, what is covered most, so that it never vanishes.
+    If there is none, the pixels with the largest coverage, so that a small object never disappears.
     """
     full = np.zeros((frame.size[1], frame.size[0]), np.float32)
     full[frame.top : frame.top + frame.height, frame.left : frame.left + frame.width] = mask.astype(bool)
@@ -229,30 +231,29 @@ def shrunk(mask: np.ndarray, frame: Frame, size: int) -> Tensor:
     return torch.from_numpy(covered >= min(0.5, most)) if most > 0 else torch.zeros(size, size, dtype=torch.bool)
 
 
-def _where(sample: Sample) -> str:
-    return sample.source or "a sample"
-
-
-def _chosen(sample: Sample, index: int) -> Mark:
-    """A mark of the sample, checked against its image."""
+def _checked_mark(sample: Sample, index: int) -> Mark:
+    """Return a mark of the sample. Raise `DataError` if it does not fit its image."""
     if not 0 <= index < len(sample.marks):
-        raise DataError(f"{_where(sample)}: a text names mark {index}, and there are {len(sample.marks)} (from 0)")
+        raise DataError(
+            f"{source_of(sample)}: the text refers to mark {index}, but there are {len(sample.marks)} (counted from 0)"
+        )
     mark = sample.marks[index]
     if not 0 <= mark.image < len(sample.images):
         raise DataError(
-            f"{_where(sample)}: mark {index} lies in image {mark.image}, and there are {len(sample.images)} (from 0)"
+            f"{source_of(sample)}: mark {index} is in image {mark.image}, but there are {len(sample.images)} "
+            "(counted from 0)"
         )
     width, height = sample.images[mark.image].size
     if mark.mask is not None and mark.mask.shape != (height, width):
         raise DataError(
-            f"{_where(sample)}: the mask of mark {index} has the shape {mark.mask.shape}, and its image has "
+            f"{source_of(sample)}: the mask of mark {index} has the shape {mark.mask.shape}, and its image has "
             f"{height} rows and {width} columns"
         )
     return mark
 
 
-def _shares(pixels: Numbers, frame: Frame, sample: Sample) -> Numbers:
-    """x y (x y) in pixels, clipped to the image, as shares of the frame."""
+def _fractions(pixels: Numbers, frame: Frame, sample: Sample) -> Numbers:
+    """Return x y (x y) in pixels, clipped to the image, as fractions of the frame."""
     if not all(math.isfinite(value) for value in pixels):
-        raise DataError(f"{_where(sample)}: a mark has the coordinates {tuple(pixels)}, which are no numbers")
+        raise DataError(f"{source_of(sample)}: a mark has the coordinates {tuple(pixels)}, which are not finite")
     return frame.relative(*within(frame, pixels))

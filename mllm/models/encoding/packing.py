@@ -1,4 +1,4 @@
-"""Several samples in one row of a forward: each sees itself alone, and its positions begin at 0."""
+"""Packing of several samples into one row: each attends to itself only, and its positions start at 0."""
 
 from __future__ import annotations
 
@@ -8,62 +8,62 @@ import torch
 from torch import Tensor, nn
 
 ROW = "packed_row"
-"""The key of a batch's [B]: which row of the forward each sample stands in, behind those before it in the batch."""
+"""Key of a tensor [B] in a batch: the row of each sample. Samples of a row are in the order of the batch."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the T tokens of padded samples [B, L] stand in rows [R, W] without padding between them."""
+    """Mapping of the T tokens of padded samples [B, L] to rows [R, W] without padding between samples."""
 
     sample_T: Tensor
     position_T: Tensor
-    """The token's column among the padded samples."""
+    """Column of each token in the padded samples."""
     order_T: Tensor
-    """Its position in its sample, from 0."""
-    place_T: Tensor
-    """Its place in the rows, one after the other."""
+    """Position of each token in its sample, from 0."""
+    target_T: Tensor
+    """Index of each token in the flattened rows."""
     rows: int
     width: int
     shape: tuple[int, int]
-    """B and L."""
+    """(B, L)."""
 
     @classmethod
     def of(cls, mask_BL: Tensor, row_B: Tensor) -> Packing:
-        """The packing of the tokens that an attention mask shows."""
+        """Return the packing of the tokens in an attention mask [B, L] into the rows [B]."""
         lengths_B = mask_BL.sum(dim=1)
         before_BB = (row_B[:, None] == row_B[None, :]).tril(-1)
         start_B = (before_BB * lengths_B).sum(dim=1)
         rows, width = int(row_B.max()) + 1, int((start_B + lengths_B).max())
         sample_T, position_T = mask_BL.nonzero(as_tuple=True)
         order_T = (mask_BL.cumsum(dim=1) - 1)[sample_T, position_T]
-        place_T = row_B[sample_T] * width + start_B[sample_T] + order_T
-        return cls(sample_T, position_T, order_T, place_T, rows, width, (mask_BL.shape[0], mask_BL.shape[1]))
+        target_T = row_B[sample_T] * width + start_B[sample_T] + order_T
+        return cls(sample_T, position_T, order_T, target_T, rows, width, (mask_BL.shape[0], mask_BL.shape[1]))
 
     @property
     def position_ids(self) -> Tensor:
-        """[R, W]: from 0 in every sample; 0 where nothing stands."""
-        return self._placed(self.order_T)
+        """Return position ids [R, W], starting at 0 in every sample. Unused positions are 0."""
+        return self._scatter(self.order_T)
 
     def pack(self, tensor_BL: Tensor) -> Tensor:
-        """Padded samples as rows [R, W]; 0 where nothing stands."""
-        return self._placed(tensor_BL[self.sample_T, self.position_T])
+        """Return padded samples [B, L] as rows [R, W]. Unused positions are 0."""
+        return self._scatter(tensor_BL[self.sample_T, self.position_T])
 
     def unpack(self, hidden_RWD: Tensor) -> Tensor:
-        """Rows as padded samples [B, L, D]; 0 where padding is."""
-        hidden_TD = hidden_RWD.flatten(0, 1)[self.place_T]
+        """Return rows [R, W, D] as padded samples [B, L, D]. Padding is 0."""
+        hidden_TD = hidden_RWD.flatten(0, 1)[self.target_T]
         empty_BLD = hidden_RWD.new_zeros(*self.shape, hidden_RWD.shape[-1])
         return empty_BLD.index_put((self.sample_T, self.position_T), hidden_TD)
 
-    def _placed(self, tensor_T: Tensor) -> Tensor:
+    def _scatter(self, tensor_T: Tensor) -> Tensor:
         empty = tensor_T.new_zeros(self.rows * self.width)
-        return empty.index_put((self.place_T,), tensor_T).view(self.rows, self.width)
+        return empty.index_put((self.target_T,), tensor_T).view(self.rows, self.width)
 
 
 def last_hidden_state(backbone: nn.Module, inputs: dict[str, Tensor], row_B: Tensor | None) -> Tensor:
-    """The hidden states [B, L, D] of a backbone of transformers; with `row_B` its samples share rows.
+    """Return the hidden states [B, L, D] of a backbone of transformers. With `row_B`, samples share rows.
 
-    Without an attention mask, transformers makes one out of the positions: where they do not go on by one, another
-    sample begins, and nothing before it is looked at.
+    Without an attention mask, transformers derives one from the position ids: a position that does not follow its
+    predecessor starts a new sample, which does not attend to earlier tokens.
     """
     packing = None
     if row_B is not None:
@@ -77,7 +77,7 @@ def last_hidden_state(backbone: nn.Module, inputs: dict[str, Tensor], row_B: Ten
 
 
 def followers(student: dict[str, Tensor]) -> Tensor:
-    """Which samples [B] of a batch stand behind another in a packed row, and could see it if packing leaked."""
+    """Return a mask [B] of the samples that follow another one in a packed row, and could attend to it by mistake."""
     row_B = student.get(ROW)
     if row_B is None:
         return torch.zeros(len(student["input_ids"]), dtype=torch.bool, device=student["input_ids"].device)

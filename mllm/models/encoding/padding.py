@@ -1,4 +1,4 @@
-"""Tensors of several samples put into one batch."""
+"""Stacking and padding of the tensors of several samples."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 
 def joined_images(tensors: list[Tensor]) -> Tensor:
-    """Tensors that begin with images, one after the other; what is smaller (fewer tiles) ends with zeros."""
+    """Concatenate tensors whose first dimension is images. Smaller ones (fewer tiles) are padded with zeros."""
     sizes = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
     joined = tensors[0].new_zeros(sum(len(tensor) for tensor in tensors), *sizes)
     start = 0
     for tensor in tensors:
-        place = (slice(start, start + len(tensor)), *map(slice, tensor.shape[1:]))
-        joined[place] = tensor
+        region = (slice(start, start + len(tensor)), *map(slice, tensor.shape[1:]))
+        joined[region] = tensor
         start += len(tensor)
     return joined
 
 
 def stacked(tensors: list[Tensor], length: int, fill: int, side: str) -> Tensor:
-    """Tensors [L] of one meaning, stacked to [B, length]."""
+    """Return tensors [L] padded with `fill` on `side` and stacked to [B, length]."""
     padded = tensors[0].new_full((len(tensors), length), fill)
     for row, tensor in zip(padded, tensors, strict=True):
         if side == "right":
@@ -32,7 +32,7 @@ def stacked(tensors: list[Tensor], length: int, fill: int, side: str) -> Tensor:
 
 
 def joined_objects(samples: Sequence[dict[str, Tensor]], names: Sequence[str]) -> dict[str, Tensor]:
-    """Tensors [M, ...] of `names`, padded to one M and stacked to [B, M, ...]; padding is 0 or position -1."""
+    """Return the tensors [M, ...] of `names`, padded and stacked to [B, M, ...]. Padding is 0, of positions -1."""
     joined = {}
     for name in names:
         tensors = [sample[name] for sample in samples]

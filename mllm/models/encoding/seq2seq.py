@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mllm.errors import DataError
+from mllm.models.encoding.marks import source_of
 from mllm.models.encoding.padding import stacked
-from mllm.models.encoding.text_encoder import CLOSE, OPEN, TextEncoder, source_of, without_answer
+from mllm.models.encoding.text_encoder import CLOSE, OPEN, TextEncoder, without_answer
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.structures import IGNORE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn, unsupervised
 
@@ -92,7 +93,7 @@ class Seq2SeqEncoder(TextEncoder):
         """Return the token ids [L] of the source, and True if the last question was cut at `max_length`."""
         where, turns = source_of(sample), without_answer(sample.turns)
         if sample.images:
-            raise DataError(f"{where}: the sample has images, and type='seq2seq' reads text only")
+            raise DataError(f"{where}: the sample has images, and this model reads text alone")
         if not turns or turns[-1].role != "user":
             raise DataError(f"{where}: a question must stand before the answer")
         turns = [Turn(turn.role, turn.text.strip()) for turn in self._with_system_turn(turns)]

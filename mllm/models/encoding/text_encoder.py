@@ -113,11 +113,6 @@ class TextEncoder(ABC):
         return min(((text.find(token), token) for token in self._control_tokens if token in text), default=None)
 
 
-def source_of(sample: Sample) -> str:
-    """Return the origin of a sample for error messages."""
-    return sample.source or "a sample"
-
-
 def without_answer(turns: Sequence[Turn]) -> list[Turn]:
     """Return the turns without the last one if it is an answer."""
     return list(turns[:-1] if turns and turns[-1].role == "assistant" else turns)

@@ -1,4 +1,4 @@
-"""A tokenizer that answers like a processor, so that text is encoded by the same code as text with images."""
+"""Tokenizer with the interface of a processor, so text is encoded by the same code as text with images."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mllm.models.backbone.loading import explained
 
 
 class TextProcessor:
-    """The part of a processor of transformers that `ChatEncoder` uses, without images.
+    """The interface of a transformers processor that the text encoders use, without images.
 
-    Chat templates of models for text want a turn's content as one string, those of models that see want a list of
-    parts; either is given what it wants.
+    Chat templates of text models need the content of a turn as one string. `apply_chat_template` also accepts the list
+    of parts that the templates of models with images need.
     """
 
     image_token_ids: tuple[int, ...] = ()
@@ -25,7 +25,7 @@ class TextProcessor:
 
     @property
     def chat_template(self) -> Any:
-        """The tokenizer's template, or None."""
+        """Return the chat template of the tokenizer, or None."""
         return self.tokenizer.chat_template
 
     @chat_template.setter
@@ -33,7 +33,7 @@ class TextProcessor:
         self.tokenizer.chat_template = template
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
-        """The rendered conversation."""
+        """Return the rendered conversation."""
         plain = [{**message, "content": _joined(message["content"])} for message in messages]
         rendered = self.tokenizer.apply_chat_template(plain, **options)
         assert isinstance(rendered, str), "called with tokenize=False"
@@ -42,9 +42,9 @@ class TextProcessor:
     def __call__(
         self, text: list[str], images: Any = None, return_text_replacement_offsets: bool = False, **options: Any
     ) -> dict[str, Any]:
-        """Token ids and what belongs to them, as tensors; raises `DataError` for images."""
+        """Return token ids and the other outputs of the tokenizer. Raise `DataError` if there are images."""
         if images:
-            raise DataError("the sample has images, and this model reads text alone; use a type that reads images")
+            raise DataError("the sample has images, and this model reads text only; use a type that reads images")
         return dict(self.tokenizer(text, **options))
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,34 +52,34 @@ class TextProcessor:
         return dict(self.tokenizer.init_kwargs)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the tokenizer with its template."""
+        """Write the tokenizer with its template to a folder."""
         self.tokenizer.save_pretrained(folder)
 
 
 def _joined(content: str | list[dict[str, str]]) -> str:
-    """The text of a turn's parts."""
+    """Return the text of a turn from its parts."""
     if isinstance(content, str):
         return content
     if any(part["type"] != "text" for part in content):
-        raise DataError("the sample has images, and this model reads text alone; use a type that reads images")
+        raise DataError("the sample has images, and this model reads text only; use a type that reads images")
     return "\n".join(part["text"] for part in content)
 
 
 def load_text_processor(name: str, *, trust_remote_code: bool = False) -> TextProcessor:
-    """The tokenizer of a checkpoint, fast enough to say which characters a token stands for."""
+    """Load the tokenizer of a checkpoint. Raise `ConfigError` if it has no fast version, which provides offsets."""
     with explained(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     if not tokenizer.is_fast:
         raise ConfigError(
-            f"the tokenizer of '{name}' has no fast version, which says where each token stands in the text; "
-            "labels cannot be placed exactly without it"
+            f"the tokenizer of '{name}' has no fast version, which gives the position of each token in the text; "
+            "labels cannot be set exactly without it"
         )
     return TextProcessor(tokenizer)
 
 
 def mean_color(processor: ProcessorMixin | TextProcessor) -> tuple[int, int, int]:
-    """The color that the model sees as nearly zero, as LLaVA and Shikra take it; black for a model without images."""
+    """Return the color whose normalized pixels are about 0, as in LLaVA and Shikra. Black for a text model."""
     if isinstance(processor, TextProcessor):
         return (0, 0, 0)
-    means = [int(255 * share) for share in processor.image_processor.to_dict().get("image_mean") or (0, 0, 0)]
+    means = [int(255 * mean) for mean in processor.image_processor.to_dict().get("image_mean") or (0, 0, 0)]
     return means[0], means[len(means) // 2], means[-1]

@@ -1,4 +1,4 @@
-"""What reads objects and numbers out of a model, and writes objects into embeddings."""
+"""Heads that predict objects and measures from features, and embed objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A learned mixture of the layers of a vision tower (PerceptionGPT, arXiv:2311.06612, section 3.2)."""
+"""Learned mixture of the layers of a vision tower (PerceptionGPT, arXiv:2311.06612, section 3.2)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 class LayerFusion(nn.Module):
-    """The sum of some layers' outputs, weighted by the softmax of one learned number each; equal weights at first."""
+    """Weighted sum of layer outputs. The weights are the softmax of a learned coefficient per layer, equal at first."""
 
     def __init__(self, layers: int) -> None:
         super().__init__()
         self.coefficients = nn.Parameter(torch.zeros(layers))
 
     def forward(self, layers: Sequence[Tensor]) -> Tensor:
-        """The mixture, in the shape and dtype of each of the `layers`."""
+        """Return the mixture, with the shape and dtype of each tensor in `layers`."""
         assert len(layers) == len(self.coefficients)
         weights = self.coefficients.softmax(dim=0).to(layers[0].dtype)
         mixed = layers[0] * weights[0]

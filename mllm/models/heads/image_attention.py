@@ -1,4 +1,4 @@
-"""How a head looks at an image: a learned mixture of the vision layers, and attention between it and a hidden state."""
+"""Attention between the hidden states of an object and a learned mixture of the vision layers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from mllm.errors import ConfigError
 from mllm.models.heads.fusion import LayerFusion
-from mllm.models.heads.mlp import perceptron
+from mllm.models.heads.mlp import mlp
 from mllm.models.heads.two_way import TwoWayTransformer, positions
 
 TOKENS = 3
-"""Tokens that the hidden state of an object is spread over, beside the one that is read in the end."""
+"""Number of tokens made from the last hidden state of an object, beside the output token."""
 
 
-class Look(nn.Module):
-    """The hidden states of an object and the features of its image, `dim` wide, after they have looked at each other.
+class ImageAttention(nn.Module):
+    """Two-way attention between the hidden states of an object and the features of its image, of width `dim`.
 
-    The features are a learned mixture of the `layers` of the vision tower, `vision_width` wide on a square `grid`;
-    `width` is that of the language model, `context` the number of its states.
+    The features are a learned mixture of the `layers` of the vision tower, of width `vision_width` on a square `grid`.
+    `width` is the width of the language model, `context` the number K of its hidden states per object.
     """
 
     def __init__(
@@ -30,10 +30,10 @@ class Look(nn.Module):
         vision_width: int,
         layers: int,
         grid: int,
-        dim: int = 256,
-        depth: int = 2,
-        heads: int = 8,
-        context: int = 1,
+        dim: int,
+        depth: int,
+        heads: int,
+        context: int,
     ) -> None:
         super().__init__()
         if context < 1:
@@ -42,21 +42,21 @@ class Look(nn.Module):
         self.fusion = LayerFusion(layers)
         self.norm = nn.LayerNorm(vision_width)
         self.feature_map = nn.Linear(vision_width, dim)
-        self.token_map = perceptron(width, dim, TOKENS * dim)
-        self.words = _Words(width, dim, context - 1) if context > 1 else None
+        self.token_map = mlp(width, dim, TOKENS * dim)
+        self.words = _ContextTokens(width, dim, context - 1) if context > 1 else None
         self.read_token = nn.Parameter(torch.randn(dim) / math.sqrt(dim))
         self.transformer = TwoWayTransformer(dim, depth, heads)
         self.register_buffer("positions_ND", positions(grid, dim), persistent=False)
 
     def features(self, layers: Sequence[Tensor]) -> Tensor:
-        """What is looked at in V images, [V, N, dim], from every vision layer's output [V, N, D]."""
+        """Return the features [V, N, dim] of V images from the output [V, N, D] of every vision layer."""
         mixed: Tensor = self.feature_map(self.norm(self.fusion([layer.float() for layer in layers])))
         return mixed
 
     def forward(self, state_BMKD: Tensor, features_VND: Tensor, images_BM: Tensor) -> tuple[Tensor, Tensor]:
-        """The read token [X, dim] and the features [X, N, dim] of X = B M objects that lie in `images_BM`.
+        """Return output tokens [X, dim] and features [X, N, dim] of X = B M objects in images `images_BM`.
 
-        The last of the K states of an object predicts its token; K is `context`.
+        The last of the K hidden states of an object predicts its token.
         """
         state_XKD = state_BMKD.float().flatten(0, 1)
         spread_XTD = self.token_map(state_XKD[:, -1]).unflatten(1, (TOKENS, self.dim))
@@ -71,8 +71,8 @@ class Look(nn.Module):
         return tokens_XTD[:, 0], features_XND
 
 
-class _Words(nn.Module):
-    """The states of the words before an object's token as tokens of their own, which know how far back they are."""
+class _ContextTokens(nn.Module):
+    """Tokens of the hidden states before the last one, each with a learned embedding of its distance."""
 
     def __init__(self, width: int, dim: int, count: int) -> None:
         super().__init__()
@@ -80,6 +80,6 @@ class _Words(nn.Module):
         self.places_KD = nn.Parameter(torch.randn(count, dim) / math.sqrt(dim))
 
     def forward(self, state_XKD: Tensor) -> Tensor:
-        """[X, K, width] -> [X, K, dim]."""
+        """Return tokens [X, K - 1, dim] of hidden states [X, K - 1, width]."""
         tokens: Tensor = self.map(state_XKD) + self.places_KD
         return tokens

@@ -1,4 +1,4 @@
-"""A mask from an object's hidden state and the features of its image, and an embedding from a mask."""
+"""Head for masks: prediction from hidden states and image features, and embedding of a mask."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mllm.models.heads.image_attention import Look
-from mllm.models.heads.mlp import perceptron
+from mllm.models.heads.image_attention import ImageAttention
+from mllm.models.heads.mlp import mlp
 from mllm.registry import HEADS
 
 
 @HEADS.register_module()
 class MaskHead(nn.Module):
-    """Reads masks as SAM's decoder does, and writes them by a small convolutional network.
+    """Prediction of masks by a decoder like that of SAM, and their embedding by a small convolutional network.
 
-    PerceptionGPT (arXiv:2311.06612, section 3.2): a two-way transformer between the object's tokens and the image's
-    features, upsampling by 4, and a hypernetwork that makes a token the weights of a last 1 x 1 convolution. As
-    published the hidden state alone is read that predicts the object's token; with a `context` of K, those of the K - 1
-    tokens before it too, whose words say what is meant. Masks are `4 * grid` pixels on each side. `threshold` is the
-    least probability of a mask's pixel. Computes in fp32.
+    PerceptionGPT (arXiv:2311.06612, section 3.2): a two-way transformer between the tokens of the object and the
+    features of the image, upsampling by 4, and a hypernetwork that maps a token to the weights of a last 1 x 1
+    convolution. The input is the hidden state that predicts the object token, as published; with `context` K, also the
+    hidden states of the K - 1 tokens before it. Masks have `4 * grid` pixels per side. `threshold` is the smallest
+    probability of a pixel in the mask. Computes in fp32.
     """
+
+    nonlinear = "it learns convolutions"
+    """Reason why more than Linear layers trains, for messages."""
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class MaskHead(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.threshold = grid, threshold
-        self.look = Look(width, vision_width, layers, grid, dim, depth, heads, context)
+        self.look = ImageAttention(width, vision_width, layers, grid, dim, depth, heads, context)
         self.upsample = nn.Sequential(
             nn.ConvTranspose2d(dim, dim // 4, kernel_size=2, stride=2),
             nn.GroupNorm(1, dim // 4),
@@ -46,26 +49,26 @@ class MaskHead(nn.Module):
             nn.ConvTranspose2d(dim // 4, dim // 8, kernel_size=2, stride=2),
             nn.GELU(),
         )
-        self.hypernetwork = perceptron(dim, dim, dim // 8)
-        self.writer = _mask_writer(width, dim)
+        self.hypernetwork = mlp(dim, dim, dim // 8)
+        self.writer = _mask_embedding(width, dim)
 
     @property
     def size(self) -> int:
-        """Pixels of a mask's side."""
+        """Return S, the side of a mask in pixels."""
         return 4 * self.grid
 
     @property
     def context(self) -> int:
-        """Hidden states that are read of an object."""
+        """Return K, the number of hidden states per object."""
         return self.look.context
 
     def features(self, layers: Sequence[Tensor]) -> Tensor:
-        """What the head sees of V images, [V, N, dim], from every vision layer's output [V, N, D]."""
+        """Return the features [V, N, dim] of V images from the output [V, N, D] of every vision layer."""
         with torch.autocast(layers[0].device.type, enabled=False):
             return self.look.features(layers)
 
     def predict(self, state_BMKD: Tensor, features_VND: Tensor, images_BM: Tensor) -> Tensor:
-        """The masks' logits [B, M, S, S] of hidden states [B, M, K, D] that speak of images `images_BM`."""
+        """Return mask logits [B, M, S, S] from hidden states [B, M, K, D] of objects in images `images_BM`."""
         with torch.autocast(state_BMKD.device.type, enabled=False):
             token_XD, features_XND = self.look(state_BMKD, features_VND, images_BM)
             pixels_XCSS = self.upsample(features_XND.transpose(1, 2).unflatten(2, (self.grid, self.grid)))
@@ -74,15 +77,15 @@ class MaskHead(nn.Module):
             return logits.unflatten(0, images_BM.shape)
 
     def embed(self, masks_BMSS: Tensor) -> Tensor:
-        """Embeddings [B, M, D] of masks, in fp32."""
+        """Return embeddings [B, M, D] of masks [B, M, S, S], in fp32."""
         with torch.autocast(masks_BMSS.device.type, enabled=False):
-            pictures = 2 * masks_BMSS.float().flatten(0, 1)[:, None] - 1
-            written: Tensor = self.writer(pictures)
-            return written.unflatten(0, masks_BMSS.shape[:2])
+            images = 2 * masks_BMSS.float().flatten(0, 1)[:, None] - 1
+            embedded: Tensor = self.writer(images)
+            return embedded.unflatten(0, masks_BMSS.shape[:2])
 
 
 class _Residual(nn.Module):
-    """Two convolutions that halve a picture, beside a shortcut."""
+    """Residual block of two convolutions that halves the resolution."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -95,13 +98,13 @@ class _Residual(nn.Module):
         )
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=2)
 
-    def forward(self, picture: Tensor) -> Tensor:
-        """[X, inputs, H, W] -> [X, outputs, H / 2, W / 2]."""
-        return nn.functional.gelu(self.body(picture) + self.shortcut(picture))
+    def forward(self, image: Tensor) -> Tensor:
+        """Map [X, inputs, H, W] to [X, outputs, H / 2, W / 2]."""
+        return nn.functional.gelu(self.body(image) + self.shortcut(image))
 
 
-def _mask_writer(width: int, dim: int) -> nn.Sequential:
-    """A residual network from a mask to an embedding."""
+def _mask_embedding(width: int, dim: int) -> nn.Sequential:
+    """Return a residual network that maps a mask to an embedding."""
     channels = (1, dim // 8, dim // 4, dim // 2, dim)
     blocks = [_Residual(before, after) for before, after in zip(channels, channels[1:], strict=False)]
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * dim, width))

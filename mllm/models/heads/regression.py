@@ -1,4 +1,4 @@
-"""Numbers from named views of one patient: a heart's volumes from its end-diastolic and end-systolic frames."""
+"""Head for measures of named views, such as the volumes of a heart in its end-diastolic and end-systolic frames."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mllm.registry import HEADS
 
 @HEADS.register_module()
 class RegressionHead(nn.Module):
-    """Reads `measures`, in their own units, from the mean features of `views`, whose order is that of their names here.
+    """Regression of `measures`, in their own units, from the mean features of `views`, in this order.
 
-    As GEMMA 3NCORE's feature fusion: the views side by side, Linear to `hidden`, LayerNorm, ReLU, dropout, Linear to
-    half of it, LayerNorm, ReLU; then one Linear instead of its Tanh and three heads. Its last layer gives normalized
-    values: `mean` and `std` are those of the training split, set by `normalize` and saved with the head. Where they are
-    known from elsewhere, as they must be for a private training, `scale` gives both: `dict(EF=(55.0, 12.0))`. A head
-    that was trained before keeps its own. Computes in fp32.
+    Network as in the feature fusion of GEMMA 3NCORE: concatenation of the views, Linear to `hidden`, LayerNorm, ReLU,
+    dropout, Linear to half of it, LayerNorm, ReLU; then one Linear layer instead of Tanh and three heads. The last
+    layer predicts normalized values. Their `mean` and `std` are those of the training split, set by `normalize` and
+    saved with the head, or given by `scale`, as private training requires: `dict(EF=(55.0, 12.0))`. A head loaded from
+    an earlier run keeps its own. Computes in fp32.
     """
 
     def __init__(
@@ -47,41 +47,41 @@ class RegressionHead(nn.Module):
             nn.ReLU(),
             nn.Linear(hidden // 2, len(measures)),
         )
-        # Parameters and not buffers, so that they are saved with what trains; they never train themselves.
+        # Parameters instead of buffers, so they are saved with the trained tensors. They are never trained.
         self.mean = nn.Parameter(torch.zeros(len(measures)), requires_grad=False)
         self.std = nn.Parameter(torch.ones(len(measures)), requires_grad=False)
         self.is_scaled = scale is not None
-        """Whether `mean` and `std` stay as they are."""
+        """True if `normalize` must not change `mean` and `std`."""
         if scale is not None:
-            self._take(scale)
+            self._set_scale(scale)
 
-    def _take(self, scale: Mapping[str, Sequence[float]]) -> None:
-        """Takes mean and standard deviation of each measure from the config."""
+    def _set_scale(self, scale: Mapping[str, Sequence[float]]) -> None:
+        """Set mean and standard deviation of each measure from the config."""
         for index, name in enumerate(self.measures):
             pair = scale.get(name, ())
             if len(pair) != 2 or not pair[1] > 0:
                 raise ConfigError(
-                    f"scale of a RegressionHead gives mean and standard deviation of every measure, such as "
-                    f"dict({name}=(55.0, 12.0)), and of '{name}' it has {tuple(pair)}"
+                    f"scale of a RegressionHead needs mean and standard deviation of every measure, such as "
+                    f"dict({name}=(55.0, 12.0)), and has {tuple(pair)} for '{name}'"
                 )
             self.mean.data[index], self.std.data[index] = pair[0], pair[1]
 
     def normalize(self, known: Mapping[str, Sequence[float]]) -> None:
-        """Takes mean and standard deviation of each measure from its known values in the training split, unless given.
+        """Set mean and standard deviation of each measure from its known values, unless `scale` was given.
 
-        Raises `ConfigError` for a measure with fewer than two different values.
+        Raise `ConfigError` for a measure with fewer than two different values.
         """
         for index, name in enumerate(() if self.is_scaled else self.measures):
             values = torch.tensor(list(known.get(name, ())), dtype=torch.float64)
             if len(values) < 2 or float(values.std()) == 0:
                 raise ConfigError(
                     f"the training split has {len(values)} known values of the measure '{name}', and none that differ: "
-                    f"a RegressionHead cannot learn it; take it out of model_args.heads, or give rows that have it"
+                    f"a RegressionHead cannot learn it; remove it from model_args.heads, or add rows that have it"
                 )
             self.mean.data[index], self.std.data[index] = float(values.mean()), float(values.std())
 
     def forward(self, features_BVD: Tensor) -> Tensor:
-        """The measures [B, K] in their own units, from features [B, V, D]."""
+        """Return the measures [B, K] in their own units from features [B, V, D]."""
         with torch.autocast(features_BVD.device.type, enabled=False):
             normalized: Tensor = self.fusion(self.norm(features_BVD.to(self.mean)).flatten(1))
             return self.mean + self.std * normalized

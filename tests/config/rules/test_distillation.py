@@ -102,8 +102,8 @@ TEACHER = "distill_args = dict(_delete_=True, teacher=dict(type='medgemma', mode
         ),
         ("model_args = dict(part='eyes')", "part"),
         (
-            "model_args = dict(type='causal-lm')",
-            "part='vision' is possible with type=gemma3n-student, medgemma, medsiglip",
+            "model_args = dict(type='causal-lm', heads=dict(_delete_=True))",
+            "model_args.part is only possible with type='medgemma', 'gemma3n-student' or 'medsiglip', and the type is",
         ),
         (
             "model_args = dict(load_in_4bit=True)",
@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(run, tmp_path):
     (tmp_path / "llava").mkdir()
     (tmp_path / "llava" / "config.json").write_text(json.dumps({"model_type": "llava"}))
     said = refusal(run, f"model_args = dict(model_name_or_path={str(tmp_path / 'llava')!r})\n")
-    assert "type='gemma3n-student' reads a gemma3n checkpoint" in said and "llava" in said.lower()
+    assert "type='gemma3n-student' reads a Gemma 3n checkpoint" in said and "llava" in said.lower()
 
 
 def test_a_medsiglip_teacher_is_a_vision_part_by_itself(run):

@@ -212,7 +212,7 @@ def test_a_model_that_measures_is_told_its_scale_from_elsewhere(run):
 def test_convolutions_and_whole_towers_are_refused(run):
     assert refusal(run, PRIVATE + seeing("gemma3n-student").replace("medsiglip-448", "gemma-3n-E4B-it")) == (
         "run.py:3: type='gemma3n-student' trains the convolutions of Gemma 3n's vision tower, "
-        f"{LINEAR}: use a SigLIP, such as type='medsiglip', or type='medgemma' with part='vision'"
+        f"{LINEAR}: use a model whose vision tower is a SigLIP, such as google/medsiglip-448"
     )
     assert refusal(run, PRIVATE + seeing("medsiglip", ", train_vision=True, lora_r=None")) == (
         f"run.py:3: train_vision=True trains embeddings and convolutions, {LINEAR}: set it to False, and lora_r to a "

@@ -9,9 +9,10 @@ import torch
 
 from mllm.config.hardware import Hardware
 from mllm.config.reading import read_config
-from mllm.config.rules import IMAGE_TOKENS, apply_rules, token_grid
+from mllm.config.rules import apply_rules
 from mllm.config.training_args import changed_values
 from mllm.errors import ConfigError
+from mllm.models.medgemma.rules import IMAGE_TOKENS, token_grid
 
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
 T4 = Hardware("cuda", "Tesla T4", (7, 5), 15 << 30, 1, 32 << 30, 4)
@@ -178,8 +179,13 @@ def test_max_length_has_room_for_an_image(sentence, run):
     assert "set it to at least 261 plus" in sentence("model_args = dict(max_length=260)")
 
 
-def test_another_type_has_no_image_rules(run):
-    run("model_args = dict(type='image-text', image_token_len=7, image_size=100, max_length=8)")
+def test_another_type_has_no_image_rules(run, sentence):
+    run("model_args = dict(type='image-text', max_length=8)")
+    run("model_args = dict(type='shikra', model_name_or_path='x/llava', image_token_len=7, image_size=100)")
+    assert sentence("model_args = dict(type='image-text', image_size=100)") == (
+        "run.py:2: model_args.image_size is only possible with type='medgemma', 'shikra' or 'perceptionGPT', and the "
+        "type is 'image-text': remove it"
+    )
 
 
 def test_an_unknown_type(sentence):
@@ -195,7 +201,7 @@ def test_another_family_with_a_gemma_checkpoint(sentence, checkpoint, name):
     )
     checkpoint("gemma2")
     assert sentence(f"model_args = dict(type='{name}', model_name_or_path='ckpt/here')") == (
-        f"run.py:2: type='{name}' cannot read ckpt/here: it is a Gemma 2 checkpoint; use type='medgemma'"
+        f"run.py:2: type='{name}' cannot read ckpt/here: it is a Gemma 2 checkpoint; use type='causal-lm'"
     )
 
 

@@ -12,7 +12,7 @@ from mllm.export.card import RESEARCH_ONLY, card_text
 from mllm.export.facts import Facts, write_facts
 from mllm.export.gguf.general import read_origin
 from mllm.export.gguf.model import export_model
-from mllm.export.terms import GEMMA, MEDGEMMA
+from mllm.models.medgemma.family import TERMS
 
 BASE = "google/gemma-3n-E4B-it"
 
@@ -25,13 +25,13 @@ def test_the_origin_of_an_export(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": True, "top_k": 64}))
     origin = read_origin(tmp_path, "gemma3n_text")
     assert (origin.name, origin.base, origin.chat_template) == (tmp_path.name, BASE, "{{ messages }}")
-    assert (origin.license, origin.license_name, origin.license_link) == ("other", "gemma", GEMMA.link)
+    assert (origin.license, origin.license_name, origin.license_link) == ("other", "gemma", TERMS["gemma"].link)
     assert origin.sampling["top_k"] == 64
     assert read_origin(tmp_path, "gemma3n_text", "first-aid", base="x/y").base == "x/y"
 
 
 def test_terms_follow_the_family_without_a_card(tmp_path: Path) -> None:
-    for name, terms in (("medgemma-4b-it", MEDGEMMA), ("gemma-3-4b-it", GEMMA)):
+    for name, terms in (("medgemma-4b-it", TERMS["medgemma"]), ("gemma-3-4b-it", TERMS["gemma"])):
         (tmp_path / name).mkdir()
         assert read_origin(tmp_path / name, "gemma3").license_link == terms.link
     (tmp_path / "tiny-llama").mkdir()

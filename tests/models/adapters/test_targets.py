@@ -1,4 +1,4 @@
-"""Which layers each target meets, in three families, and what is refused."""
+"""Layers matched by each target in three families, and refused targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from transformers import (
 
 from mllm.errors import ConfigError
 from mllm.models.adapters.attach import attach_adapter
-from mllm.models.adapters.targets import GEMMA3_TARGETS, derived_targets, matching, pattern_of
+from mllm.models.adapters.targets import derived_targets, matching, pattern_of
+from mllm.models.medgemma.family import LORA_TARGETS
 
 
 class TestTargets:
@@ -37,7 +38,7 @@ class TestTargets:
     def test_gemma_by_name_is_gemma_derived(self, small_gemma):
         model = load(small_gemma)
         derived = derived_targets(model, TOWERS)
-        for tower, pattern in GEMMA3_TARGETS.items():
+        for tower, pattern in LORA_TARGETS.items():
             assert matching(derived[tower], model) == matching(pattern, model)
 
     def test_llava(self, tiny_llava):

@@ -1,4 +1,4 @@
-"""The proof that fp16, 8-bit and 4-bit storage trains a model whose activations exceed fp16."""
+"""Training over fp16, 8-bit and 4-bit weights of a model whose activations exceed fp16."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from transformers import BitsAndBytesConfig, Gemma3ForConditionalGeneration
 
 from mllm.models.adapters.attach import attach_adapter
 from mllm.models.adapters.combine import save_adapter
-from mllm.models.adapters.targets import GEMMA3_TARGETS
 from mllm.models.backbone.half_safe import (
     HalfSafeEmbedding,
     HalfSafeLinear,
@@ -22,6 +21,7 @@ from mllm.models.backbone.half_safe import (
     keep_residual_in_fp32,
     row_scales,
 )
+from mllm.models.medgemma.family import LORA_TARGETS
 
 FP16_MAX = 65504
 STORAGES = ["fp16", "8bit", "4bit"]
@@ -72,7 +72,7 @@ def reference(folder: Path, stored: nn.Module) -> Gemma3ForConditionalGeneration
 def adapted(model: Gemma3ForConditionalGeneration, **options: object) -> PeftModel:
     """The model with an adapter in every layer of both towers, the same one each time, its B matrices filled."""
     torch.manual_seed(0)
-    peft = attach_adapter(model, targets=GEMMA3_TARGETS, lora_r=4, lora_target="all", **options)
+    peft = attach_adapter(model, targets=LORA_TARGETS, lora_r=4, lora_target="all", **options)
     with torch.no_grad():
         for name, parameter in peft.named_parameters():
             if "lora_B" in name:

@@ -9,9 +9,14 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from mllm.config.hardware import Hardware
+from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.models.backbone.vision_part import SIGHTS, load_vision, skeleton
+from mllm.family import FAMILIES
+from mllm.models.backbone.vision_part import skeleton
+from mllm.models.builder.build_family import refuse_other_architectures
 
+CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
 WHOLE = {
     "tiny_student": (Gemma3nForConditionalGeneration, 96),
     "tiny_medgemma": (Gemma3ForConditionalGeneration, 896),
@@ -25,7 +30,15 @@ def folder(request):
 
 
 def _load(path):
-    return load_vision(str(path), AutoConfig.from_pretrained(path), precision="fp32", device="cpu")
+    args = ModelArgs(_record(path).type, str(path), part="vision")
+    return _record(path).load(args, CPU, None)
+
+
+def _record(path):
+    """The record of the vision part that reads a checkpoint."""
+    model_type = AutoConfig.from_pretrained(path).model_type
+    parts = [family.part("vision") for family in FAMILIES if family.has("part")]
+    return next(part for part in parts if model_type in part.model_types)
 
 
 @torch.no_grad()
@@ -44,7 +57,7 @@ def test_it_sees_bit_by_bit_what_the_whole_model_sees(folder):
 def test_nothing_but_towers_and_projector_is_in_memory(folder):
     name, path = folder
     part = _load(path)
-    towers = SIGHTS[AutoConfig.from_pretrained(path).model_type].towers.values()
+    towers = _record(path).towers(part).values()
     names = [name for name, _ in (*part.named_parameters(), *part.named_buffers())]
     assert names and all(name.startswith(tuple(towers)) for name in names)
     assert not any(word in name for name in names for word in ("language", "lm_head", "audio", "text"))
@@ -67,5 +80,6 @@ def test_its_skeleton_has_its_shapes_and_no_weight(folder):
 
 
 def test_another_family_is_refused(tiny_llava):
-    with pytest.raises(ConfigError, match="part='vision' loads the vision part of gemma3n, gemma3, siglip"):
-        _load(tiny_llava)
+    family = FAMILIES.find("medsiglip")
+    with pytest.raises(ConfigError, match="reads siglip, siglip_vision_model checkpoints, but .* is a 'llava' model"):
+        refuse_other_architectures(family, ModelArgs("medsiglip", str(tiny_llava), part="vision"))

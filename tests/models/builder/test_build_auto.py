@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BertConfig
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.models.builder.build_auto import find_towers, lora_targets
+from mllm.models.auto.towers import find_targets, find_towers
 from mllm.models.builder.builder import load_pretrained
 from mllm.structures import Sample, Turn
 
@@ -88,7 +88,7 @@ def test_towers(tiny_llava: Path, tiny_qwen2_vl: Path, tiny_medgemma: Path) -> N
 def test_targets_leave_out_the_projector_and_what_is_not_read(tiny_llava: Path, tiny_qwen2_vl: Path) -> None:
     def matched(folder: Path) -> list[str]:
         model = skeleton(folder)
-        pattern = re.compile(lora_targets(model, find_towers(model))["vision"])
+        pattern = re.compile(find_targets(model)["vision"])
         return [name for name, _ in model.named_modules() if pattern.fullmatch(name)]
 
     # LLaVA reads hidden state -2 of two layers: the output of layer 0

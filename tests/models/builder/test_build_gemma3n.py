@@ -51,5 +51,7 @@ def test_it_says_what_stock_transformers_says(tiny_student):
 
 
 def test_another_image_size_is_refused(tiny_student):
-    with pytest.raises(ConfigError, match="image_size is not possible for Gemma 3n: its images have 256 tokens"):
+    with pytest.raises(
+        ConfigError, match="image_size is only possible with type='medgemma', 'shikra' or 'perceptionGPT'"
+    ):
         _load(tiny_student, image_size=112)

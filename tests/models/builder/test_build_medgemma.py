@@ -15,9 +15,9 @@ from transformers import AutoModelForImageTextToText
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.models.builder.build_medgemma import TOWERS
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.language_model import LanguageModel
+from mllm.models.medgemma.family import TOWERS
 from mllm.structures import Bundle, Sample, Turn
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)

@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from transformers import LlamaConfig
@@ -16,11 +17,13 @@ T4 = Hardware("cuda", "Tesla T4", (7, 5), 16 << 30, 1, 32 << 30, 4, "fp16")
 
 
 @pytest.mark.parametrize("bits", [4, 8, None])
-def test_how_weights_are_loaded(bits: int | None):
-    args = ModelArgs("causal-lm", "a/b", attn_implementation="eager")
+def test_how_weights_are_loaded(tmp_path: Path, bits: int | None):
+    LlamaConfig().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    args = ModelArgs("causal-lm", str(tmp_path), attn_implementation="eager")
     if bits:
         args = replace(args, **{f"load_in_{bits}bit": True})
-    options = load_options(LlamaConfig(), args, T4, keep=["lm_head"])
+    options = load_options(args, T4, keep=["lm_head"])
     assert set(options) <= set(inspect.signature(load_model).parameters)
     assert (options["precision"], options["device"], options["attn_implementation"]) == ("fp16", "cuda", "eager")
     assert options["trust_remote_code"] is False

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from mllm.config.hardware import Hardware
-from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.models.builder.builder import load_pretrained
+from mllm.models.shikra.options import ShikraArgs
 from mllm.structures import Bundle, Mark, Sample, Turn
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
@@ -31,7 +31,7 @@ TEXT_ONLY = Sample([Turn("user", "Which is larger?"), Turn("assistant", "the lef
 
 def build(folder: Path, **changes: object) -> Bundle:
     return load_pretrained(
-        ModelArgs(type="perceptionGPT", model_name_or_path=str(folder), **{"lora_r": 4, **changes}), CPU
+        ShikraArgs(type="perceptionGPT", model_name_or_path=str(folder), **{"lora_r": 4, **changes}), CPU
     )
 
 

@@ -129,7 +129,9 @@ def test_a_tower_without_a_grid_has_box_heads_only(tiny_qwen2_vl: Path) -> None:
 def test_what_reads_images_is_refused_for_a_model_of_text(tmp_path: Path, changes: dict) -> None:
     folder = write_tiny("llama", tmp_path / "llama")
     (key,) = changes
-    with pytest.raises(ConfigError, match=f"model_args.{key} is for models that read images, and type='causal-lm'"):
+    with pytest.raises(
+        ConfigError, match=f"model_args.{key} is only possible with type=.*, and the type is 'causal-lm'"
+    ):
         build_causal_lm(replace(args(folder, **changes), type="causal-lm"), CPU)
 
 

@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from mllm.config.hardware import Hardware
-from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.models.builder.builder import load_pretrained
+from mllm.models.shikra.options import ShikraArgs
 from mllm.structures import Bundle, Mark, Sample, Turn
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
@@ -34,7 +34,7 @@ SAMPLE = Sample(
 
 def build(folder: Path, **changes: object) -> Bundle:
     changes = {"lora_r": 4, **changes}
-    return load_pretrained(ModelArgs(type="shikra", model_name_or_path=str(folder), **changes), CPU)
+    return load_pretrained(ShikraArgs(type="shikra", model_name_or_path=str(folder), **changes), CPU)
 
 
 @pytest.fixture(params=["read", "composed"])
@@ -130,7 +130,7 @@ def test_what_is_asked_for_trains_and_all_of_it(parts: dict[str, object], change
 def test_half_precision_runs(parts: dict[str, object], precision: str, frozen: bool) -> None:
     folder, rest = parts["folder"], {key: value for key, value in parts.items() if key != "folder"}
     hardware = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2, precision)
-    args = ModelArgs("shikra", str(folder), lora_r=4, freeze_mm_mlp_adapter=frozen, **rest)
+    args = ShikraArgs("shikra", str(folder), lora_r=4, freeze_mm_mlp_adapter=frozen, **rest)
     bundle = load_pretrained(args, hardware)
     exact = logits(build(**parts)).float()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -168,7 +168,7 @@ def test_a_projector_that_was_trained_before(tmp_path: Path, tiny_shikra: Path, 
 def test_what_cannot_be_a_shikra_is_told_so(tiny_medgemma: Path, tiny_llama: Path, tiny_shikra: Path, tiny_clip: Path):
     with pytest.raises(ConfigError, match="is a 'llama' model: set vision_tower to a CLIP"):
         build(tiny_llama)
-    with pytest.raises(ConfigError, match="is a 'gemma3' model: use type='image-text'"):
+    with pytest.raises(ConfigError, match="is a 'gemma3' model: use type='medgemma'"):
         build(tiny_medgemma)
     with pytest.raises(ConfigError, match="is a 'llava' model: remove vision_tower"):
         build(tiny_shikra, vision_tower=str(tiny_clip))

@@ -11,8 +11,7 @@ from mllm.config.schema import ModelArgs
 from mllm.engine.learner import Learner
 from mllm.engine.preflight import preflight
 from mllm.errors import ConfigError, DataError
-from mllm.models.builder.build_encoder import load_encoder
-from mllm.models.builder.builder import load_pretrained
+from mllm.models.builder.builder import load_encoder, load_pretrained
 from mllm.models.encoding.text_processor import load_text_processor
 from mllm.models.generation.generate import generate
 from mllm.objectives.text import NextToken
@@ -131,7 +130,7 @@ def test_a_chat_template_of_the_config_takes_the_place_of_the_checkpoints(family
 
 def test_without_a_usable_chat_template_it_says_what_to_do(tmp_path):
     args = ModelArgs(type="causal-lm", model_name_or_path=str(write_tiny("vaultgemma", tmp_path / "model")))
-    with pytest.raises(ConfigError, match="no chat template; .* or write one into model_args.chat_template"):
+    with pytest.raises(ConfigError, match="no chat template; .* or set model_args.chat_template"):
         load_encoder(args)
     with pytest.raises(ConfigError, match="the chat template cannot be used: .*unexpected"):
         load_encoder(replace(args, chat_template="{% for turn in messages"))

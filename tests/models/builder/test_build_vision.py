@@ -13,7 +13,7 @@ from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.export.facts import Facts
 from mllm.models.adapters.trainable import count_trainable
-from mllm.models.builder.build_vision import vision_targets
+from mllm.models.builder.build_vision_part import tower_targets
 from mllm.models.builder.builder import load_pretrained
 from mllm.registry import EXPORTERS
 
@@ -47,7 +47,7 @@ def test_lora_meets_all_dense_convolutions_of_mobilenet_v5_and_no_depthwise_one(
     with torch.device("meta"):
         shell = Shell(timm.create_model("mobilenetv5_300m_enc", pretrained=False))
     convolutions = _convolutions(shell)
-    pattern = re.compile(vision_targets(shell, "model.vision_tower"))
+    pattern = re.compile(tower_targets(shell, "model.vision_tower"))
     met = {name for name, _ in shell.named_modules() if pattern.fullmatch(name)}
     assert met == {name for name, layer in convolutions.items() if layer.groups == 1}
     assert (len(convolutions), len(met)) == (282, 237)
@@ -124,5 +124,5 @@ def test_an_encoder_gives_the_size_that_the_checkpoint_has(tiny_student, tiny_me
 
 
 def test_an_image_size_is_refused(tiny_student):
-    with pytest.raises(ConfigError, match="with part='vision' images have the checkpoint's own size"):
+    with pytest.raises(ConfigError, match="model_args.image_size is (only|not) possible with"):
         _student(tiny_student, image_size=112)

@@ -1,4 +1,4 @@
-"""Marks in texts, tensors and frames, checked against arithmetic done a second way."""
+"""Marks in texts, tensors and frames, against an independent computation."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_any_box_in_any_image_comes_back(box_format, pads, drawn, right, down):
     sample = Sample([Turn("assistant", f"{BOX}{POINT}", ((0,), (1,)))], marks=[Mark(box=box), Mark(point=point)])
     sample = replace(sample, images=[Image.new("1", size)])
     (frame,) = writer.frames(sample)
-    (turn,), objects = writer.written(sample, sample.turns, [frame])
+    (turn,), objects = writer.write(sample, sample.turns, [frame])
     assert objects == []
     (found, pointed), unreadable = writer.read(turn.text, [frame])
     assert unreadable == 0
@@ -71,7 +71,7 @@ def test_images_stand_in_the_middle_of_squares():
     wide, tall, square = picture(40, 20), picture(21, 40), picture(30, 30)
     sample = Sample([Turn("user", "<image>" * 3)], [wide, tall, square])
     writer = MarkWriter(pad_to_square=True, background=(10, 20, 30))
-    framed, frames, objects = writer.framed(sample)
+    framed, frames, objects = writer.prepare(sample)
     assert objects == []
     assert frames == (Frame(40, 20, 0, 10, 40, 40), Frame(21, 40, 9, 0, 40, 40), Frame(30, 30))
     assert [image.size for image in framed.images] == [(40, 40), (40, 40), (30, 30)]
@@ -83,29 +83,29 @@ def test_images_stand_in_the_middle_of_squares():
     assert np.array_equal(np.asarray(framed.images[1])[:, 9:30], np.asarray(tall))
     # Sample and writer are as they were.
     assert sample.images == [wide, tall, square]
-    assert writer.against((1, 2, 3)).background == (1, 2, 3)
+    assert writer.with_background((1, 2, 3)).background == (1, 2, 3)
     assert writer.background == (10, 20, 30)
 
 
 def test_without_squares_images_are_the_same_objects():
     sample = Sample([Turn("user", "<image>")], [picture(40, 20)])
-    framed, frames, _ = MarkWriter().framed(sample)
+    framed, frames, _ = MarkWriter().prepare(sample)
     assert framed.images[0] is sample.images[0]
     assert frames == (Frame(40, 20),)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "1"])
 def test_pictures_without_color_become_squares_too(mode):
-    framed, _, _ = MarkWriter(pad_to_square=True, background=(9, 8, 7)).framed(Sample([], [picture(6, 2, mode)]))
+    framed, _, _ = MarkWriter(pad_to_square=True, background=(9, 8, 7)).prepare(Sample([], [picture(6, 2, mode)]))
     assert framed.images[0].mode == "RGB"
     assert framed.images[0].getpixel((0, 0)) == (9, 8, 7)
 
 
 def test_boxes_are_relative_to_the_square():
     sample = scene([Mark(box=(0, 0, 20, 20)), Mark(point=(40, 20))], f"{BOX} {POINT}", ((0,), (1,)))
-    framed, _, _ = MarkWriter(pad_to_square=True).framed(sample)
+    framed, _, _ = MarkWriter(pad_to_square=True).prepare(sample)
     assert framed.turns[1].text == "[0.000,0.250,0.500,0.750] [1.000,0.750]"
-    framed, _, _ = MarkWriter().framed(sample)
+    framed, _, _ = MarkWriter().prepare(sample)
     assert framed.turns[1].text == "[0.000,0.000,0.500,1.000] [1.000,1.000]"
     assert framed.turns[0] is sample.turns[0] or framed.turns[0] == sample.turns[0]
 
@@ -113,19 +113,19 @@ def test_boxes_are_relative_to_the_square():
 def test_each_mark_is_relative_to_its_own_image():
     sample = scene([Mark(box=(0, 0, 10, 10)), Mark(box=(0, 0, 10, 10), image=1)])
     sample = replace(sample, images=[*sample.images, picture(100, 100)])
-    assert MarkWriter().framed(sample)[0].turns[1].text == "[0.000,0.000,0.250,0.500;0.000,0.000,0.100,0.100]"
+    assert MarkWriter().prepare(sample)[0].turns[1].text == "[0.000,0.000,0.250,0.500;0.000,0.000,0.100,0.100]"
 
 
 def test_groups_name_some_marks_in_any_order_or_none():
     marks = [Mark(box=(0, 0, 20, 20)), Mark(box=(20, 0, 40, 20))]
     sample = scene(marks, f"{BOX}, {BOX} and {BOX}{{}}", ((1, 0), (), (0,)))
-    text = MarkWriter(NormalizedText(1)).framed(sample)[0].turns[1].text
+    text = MarkWriter(NormalizedText(1)).prepare(sample)[0].turns[1].text
     assert text == "[0.5,0.0,1.0,1.0;0.0,0.0,0.5,1.0], [] and [0.0,0.0,0.5,1.0]{}"
 
 
 def test_without_groups_placeholders_are_plain_text():
     sample = scene([Mark(box=(0, 0, 20, 20))], f"{BOX} {POINT} {{0}}", groups=())
-    assert MarkWriter().framed(sample)[0].turns[1].text == f"{BOX} {POINT} {{0}}"
+    assert MarkWriter().prepare(sample)[0].turns[1].text == f"{BOX} {POINT} {{0}}"
 
 
 def test_a_mask_is_written_as_the_box_around_it():
@@ -133,9 +133,9 @@ def test_a_mask_is_written_as_the_box_around_it():
     mask[5:10, 10:30] = True
     assert tight_box(Mark(mask=mask)) == (10, 5, 30, 10)
     assert tight_box(Mark(box=(0, 0, 1, 1), mask=mask)) == (0, 0, 1, 1)
-    assert MarkWriter().framed(scene([Mark(mask=mask)]))[0].turns[1].text == "[0.250,0.250,0.750,0.500]"
+    assert MarkWriter().prepare(scene([Mark(mask=mask)]))[0].turns[1].text == "[0.250,0.250,0.750,0.500]"
     # A mask of no pixel says that there is nothing to be found.
-    assert MarkWriter().framed(scene([Mark(mask=mask & False)]))[0].turns[1].text == "[]"
+    assert MarkWriter().prepare(scene([Mark(mask=mask & False)]))[0].turns[1].text == "[]"
 
 
 @pytest.mark.parametrize(
@@ -143,20 +143,20 @@ def test_a_mask_is_written_as_the_box_around_it():
     [
         ([Mark(box=(0, 0, 1, 1))], BOX, ((0,), (0,)), None, "the text has 1 <box> and <point> placeholders for 2 "),
         ([Mark(box=(0, 0, 1, 1))], BOX * 2, ((0,),), None, "the text has 2 <box> and <point> placeholders for 1 "),
-        ([Mark(box=(0, 0, 1, 1))], BOX, ((1,),), None, "a text names mark 1, and there are 1 (from 0)"),
-        ([Mark(box=(0, 0, 1, 1))], BOX, ((-1,),), None, "a text names mark -1, and there are 1 (from 0)"),
-        ([Mark(box=(0, 0, 1, 1), image=1)], BOX, ((0,),), None, "mark 0 lies in image 1, and there are 1 (from 0)"),
+        ([Mark(box=(0, 0, 1, 1))], BOX, ((1,),), None, "the text refers to mark 1, but there are 1 ("),
+        ([Mark(box=(0, 0, 1, 1))], BOX, ((-1,),), None, "the text refers to mark -1, but there are 1 ("),
+        ([Mark(box=(0, 0, 1, 1), image=1)], BOX, ((0,),), None, "mark 0 is in image 1, but there are 1 (counted"),
         ([Mark(point=(0, 0))], BOX, ((0,),), None, "<box> stands for a mark that has no box and no mask"),
         ([Mark(point=(0, 0))], BOX, ((0,),), PerceptionToken(), "<box> stands for a mark that has no box and no mask"),
         ([Mark(box=(0, 0, 1, 1))], POINT, ((0,),), None, "<point> stands for a mark that has no point"),
-        ([Mark(point=(0, 0))], POINT, ((0,),), PerceptionToken(), "heads read boxes and masks, and this text names a "),
+        ([Mark(point=(0, 0))], POINT, ((0,),), PerceptionToken(), "heads decode boxes and masks, and the text has a "),
         ([Mark(mask=np.ones((40, 20), bool))], BOX, ((0,),), None, "the mask of mark 0 has the shape (40, 20), and "),
         ([Mark(box=(0, 0, float("nan"), 1))], BOX, ((0,),), None, "a mark has the coordinates (0, 0, nan, 1), which "),
     ],
 )
-def test_what_does_not_fit_is_said_with_its_row(marks, text, groups, box_format, message):
+def test_errors_name_the_row(marks, text, groups, box_format, message):
     with pytest.raises(DataError) as error:
-        MarkWriter(box_format).framed(scene(marks, text, groups))
+        MarkWriter(box_format).prepare(scene(marks, text, groups))
     assert str(error.value).startswith(f"F, line 2: {message}")
 
 
@@ -167,13 +167,13 @@ def test_an_object_token_without_heads_is_refused():
         MarkWriter(PerceptionToken(), has_heads=False)
 
 
-def test_objects_are_told_as_tensors():
+def test_objects_become_tensors():
     mask = disk(40, 20, 10, 10, 6)
     marks = [Mark(box=(0, 0, 20, 20)), Mark(mask=mask), Mark(box=(20, 0, 40, 10), mask=mask)]
     sample = scene(marks, f"{BOX} and {BOX}", ((2,), (1,)))
     sample = replace(sample, turns=[Turn("user", f"<image> {BOX}?", ((0,),)), sample.turns[1]])
     writer = MarkWriter(PerceptionToken(), pad_to_square=True, has_heads=True, mask_size=8)
-    framed, frames, objects = writer.framed(sample)
+    framed, frames, objects = writer.prepare(sample)
     assert framed.turns[0].text == "<image> <obj_vis_s><loc><obj_vis_e>?"
     assert [(item.mark, item.supervised) for item in objects] == [
         (marks[0], False),
@@ -215,13 +215,13 @@ def test_a_batch_of_heads_has_room_for_one_object_at_least():
 def test_a_mask_of_no_pixel_is_a_mask_to_a_mask_head():
     nothing = np.zeros((20, 40), bool)
     writer = MarkWriter(PerceptionToken(), mask_size=4)
-    framed, frames, objects = writer.framed(scene([Mark(mask=nothing)]))
+    framed, frames, objects = writer.prepare(scene([Mark(mask=nothing)]))
     student, targets = writer.tensors(objects, frames, torch.tensor([5]))
     assert framed.turns[1].text == "<obj_vis_s><loc><obj_vis_e>"
     assert targets["masks_known"].tolist() == [True]
     assert targets["boxes_known"].tolist() == [False]
     assert not student["object_masks"].any()
-    framed, _, objects = MarkWriter(PerceptionToken()).framed(scene([Mark(mask=nothing)]))
+    framed, _, objects = MarkWriter(PerceptionToken()).prepare(scene([Mark(mask=nothing)]))
     assert (framed.turns[1].text, objects) == ("<obj_vis_s><obj_vis_e>", [])
 
 
@@ -254,7 +254,7 @@ def test_what_is_read_stays_in_the_image():
 def test_a_box_beyond_its_image_is_clipped_to_the_image_and_not_to_the_square():
     sample = scene([Mark(box=(-5, -5, 45, 25))])
     writer = MarkWriter(PerceptionToken(), pad_to_square=True)
-    _, frames, objects = writer.framed(sample)
+    _, frames, objects = writer.prepare(sample)
     student, _ = writer.tensors(objects, frames, torch.tensor([4]))
     assert student["object_boxes"].tolist() == [[0, 0.25, 1, 0.75]]
-    assert MarkWriter(pad_to_square=True).framed(sample)[0].turns[1].text == "[0.000,0.250,1.000,0.750]"
+    assert MarkWriter(pad_to_square=True).prepare(sample)[0].turns[1].text == "[0.000,0.250,1.000,0.750]"

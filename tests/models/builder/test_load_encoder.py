@@ -1,4 +1,4 @@
-"""The encoder without a model encodes as the one beside it."""
+"""The encoder that is built without a model encodes like the one beside it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 
 from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
-from mllm.models.builder.build_encoder import load_encoder
-from mllm.models.builder.builder import load_pretrained
+from mllm.models.builder.builder import load_encoder, load_pretrained
+from mllm.models.shikra.options import ShikraArgs
 from mllm.structures import Mark, Sample, Turn
 
 HEADS = {"box": {"type": "BoxHead"}, "mask": {"type": "MaskHead", "dim": 64}}
@@ -45,7 +45,7 @@ def test_it_encodes_as_the_one_beside_the_model(tiny_medgemma: Path, changes: di
 
 @pytest.mark.parametrize("type", ["shikra", "perceptionGPT"])
 def test_so_it_does_for_a_composed_llava(tiny_llama: Path, tiny_clip: Path, type: str) -> None:
-    assert_equal(ModelArgs(type=type, model_name_or_path=str(tiny_llama), vision_tower=str(tiny_clip), lora_r=None))
+    assert_equal(ShikraArgs(type=type, model_name_or_path=str(tiny_llama), vision_tower=str(tiny_clip), lora_r=None))
 
 
 @pytest.mark.parametrize("box_format", [None, {"type": "location_tokens", "num_bins": 101}])

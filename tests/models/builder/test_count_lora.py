@@ -1,4 +1,4 @@
-"""What would train is counted without weights as it is found with them."""
+"""The count of LoRA parameters without weights equals that of the loaded model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import pytest
 from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.models.builder.build_skeleton import count_lora
-from mllm.models.builder.builder import load_pretrained
+from mllm.models.builder.builder import count_lora, load_pretrained
 from mllm.tiny.checkpoints import write_tiny
 
 TEMPLATE = "{% for turn in messages %}{{ turn['role'] ~ turn['content'] ~ eos_token }}{% endfor %}"
@@ -22,6 +21,7 @@ TEMPLATE = "{% for turn in messages %}{{ turn['role'] ~ turn['content'] ~ eos_to
         ("t5gemma", dict(type="seq2seq")),
         ("medgemma", dict(type="medgemma", lora_target="all", image_size=112, image_token_len=16)),
         ("medgemma", dict(type="image-text", lora_target="vision")),
+        ("gemma3n-student", dict(type="gemma3n-student")),
     ],
 )
 def test_as_many_numbers_as_the_loaded_model_trains(tmp_path, family, options):

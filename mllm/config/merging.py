@@ -1,0 +1,116 @@
+"""Merging of a config file with its bases and with overrides from the command line; mmengine evaluates the files."""
+
+from __future__ import annotations
+
+import ast
+import re
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from mllm.config.origins import OPTIONS, Place, Places, shown
+from mllm.errors import ConfigError
+
+
+def merge_config(path: Path, places: Places, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the merged config as plain dicts, without names that begin with '_'.
+
+    Args:
+        path: The config file.
+        places: Origins of its keys; those of the overrides are added.
+        overrides: Assignments such as `model_args.lora_r=8`.
+
+    Raises:
+        ConfigError: A file cannot be evaluated, or an override cannot be merged.
+    """
+    changes = dict(parse_override(override) for override in overrides)
+    try:
+        config = Config.fromfile(path, import_custom_modules=False, lazy_import=False)
+    except Exception as error:
+        raise ConfigError(format_error(error, places.files, shown(path))) from error
+    for key, value in changes.items():
+        _refuse_key_inside_value(key.split("."), config.to_dict())
+        _record_override(tuple(key.split(".")), value, places)
+    try:
+        config.merge_from_dict(changes)
+    except Exception as error:
+        raise ConfigError(f"{OPTIONS}: {_one_line(error)}") from error
+    return {key: value for key, value in _plain(config.to_dict()).items() if not key.startswith("_")}
+
+
+def format_error(error: Exception, files: Sequence[Path], fallback: str) -> str:
+    """Return `FILE:LINE: NameError: ...` with the last line of `files` in the traceback, or with `fallback`."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{shown(Path(error.filename))}:{error.lineno}: SyntaxError: {error.msg}"
+    names = {str(file) for file in files}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in names]
+    place = f"{shown(Path(frames[-1].filename))}:{frames[-1].lineno}" if frames else fallback
+    return f"{place}: {_one_line(error)}"
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Return key and value of `a.b=c`.
+
+    `c` is a Python literal, true or false, a list such as `a,b` or `[a, b]`, or else a string. Unlike the parser of
+    mmengine, this one keeps spaces in strings and brackets in regular expressions.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise ConfigError(f"{OPTIONS}: '{override}' must have the form key.key=value, such as model_args.lora_r=8")
+    return key.strip(), _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        pass  # a string without quotes
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if re.fullmatch(r"\[[^\[\]]*\]", text):
+        return [_parse_value(part.strip()) for part in text[1:-1].split(",") if part.strip()]
+    if re.fullmatch(r"[\w./:-]+(,[\w./:-]+)+", text):
+        return [_parse_value(part) for part in text.split(",")]
+    return text
+
+
+def _one_line(error: Exception) -> str:
+    """Return the class and the message of an exception on one line."""
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return f"{type(error).__name__}: {' '.join(message.split())}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without the keys and dict classes of mmengine."""
+    if isinstance(value, Mapping):
+        return {key: _plain(child) for key, child in value.items() if key not in ("_delete_", "_scope_")}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(child) for child in value)
+    return value
+
+
+def _refuse_key_inside_value(key: Sequence[str], value: Any) -> None:
+    """Raise `ConfigError` for `model_args.lora_r.x=3` if `model_args.lora_r` is a number."""
+    for depth, name in enumerate(key):
+        if not isinstance(value, (Mapping, list)):
+            raise ConfigError(f"{OPTIONS}: {'.'.join(key[:depth])} is {value!r} and has no key '{name}'")
+        if isinstance(value, list) or name not in value:
+            return
+        value = value[name]
+
+
+def _record_override(key: tuple[str, ...], value: Any, places: Places) -> None:
+    """Record the command line as the origin of a key and of all keys in its value."""
+    place = Place(None, 0, len(places.files))
+    for length in range(1, len(key)):
+        places.written.setdefault(key[:length], place)
+    if key[-1] == "_delete_":
+        places.write(key[:-1], place)
+        return
+    places.write(key, place, keeps_children=isinstance(value, Mapping))
+    if isinstance(value, Mapping):
+        for name, child in value.items():
+            _record_override((*key, str(name)), child, places)

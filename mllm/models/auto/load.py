@@ -1,0 +1,70 @@
+"""Loading of models by transformers' AutoModelForImageTextToText, with processor and encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from mllm.config.hardware import Hardware
+from mllm.config.schema import ModelArgs
+from mllm.errors import ConfigError
+from mllm.models.auto.family import keep_unquantized
+from mllm.models.auto.towers import find_towers
+from mllm.models.backbone.loading import explained, find_checkpoint, load_config, load_model
+from mllm.models.builder.build_chat import build_chat_encoder, load_chat_processor
+from mllm.models.builder.build_options import load_options, quantization_bits
+from mllm.models.encoding.chat import ChatEncoder
+
+
+def load_processor(args: ModelArgs) -> ProcessorMixin:
+    """Load the processor; raise `ConfigError` for an architecture that AutoModelForImageTextToText lacks."""
+    load_known_config(args)
+    return load_chat_processor(args)
+
+
+def load(args: ModelArgs, hardware: Hardware, processor: ProcessorMixin) -> PreTrainedModel:
+    """Load any model that AutoModelForImageTextToText knows: LLaVA, Qwen-VL, PaliGemma, Idefics..."""
+    towers = find_towers(build_skeleton(args))
+    keep = keep_unquantized(quantization_bits(args), towers)
+    name = find_checkpoint(args.model_name_or_path)
+    return load_model(AutoModelForImageTextToText, name, **load_options(args, hardware, keep=keep))
+
+
+def build_skeleton(args: ModelArgs) -> PreTrainedModel:
+    """Return the model on `meta`."""
+    name, config = find_checkpoint(args.model_name_or_path), load_known_config(args)
+    with torch.device("meta"), explained(name):
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=args.trust_remote_code)
+
+
+def load_known_config(args: ModelArgs) -> PretrainedConfig:
+    """Load the config; raise `ConfigError` for an architecture that AutoModelForImageTextToText lacks."""
+    name = find_checkpoint(args.model_name_or_path)
+    config = load_config(name, trust_remote_code=args.trust_remote_code)
+    brings_code = args.trust_remote_code and "AutoModelForImageTextToText" in config.to_dict().get("auto_map", {})
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not brings_code:
+        raise ConfigError(
+            f"type='{args.type}' loads the architectures of AutoModelForImageTextToText (llava, qwen2_vl, gemma3 ...), "
+            f"but model_name_or_path '{name}' is a '{config.model_type}' model"
+        )
+    return config
+
+
+def build_encoder(args: ModelArgs, processor: ProcessorMixin) -> ChatEncoder:
+    """Return the encoder of a model that reads images."""
+    return build_chat_encoder(args, processor, grid=lambda: vision_grid(args))
+
+
+def vision_grid(args: ModelArgs) -> int:
+    """Return the patches on each side of an image in the vision tower."""
+    name = find_checkpoint(args.model_name_or_path)
+    vision: Any = load_config(name, trust_remote_code=args.trust_remote_code).vision_config
+    return int(vision.image_size // vision.patch_size)

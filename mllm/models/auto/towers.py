@@ -1,0 +1,72 @@
+"""Towers and LoRA targets of any model that reads images, found from its modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from mllm.errors import ConfigError
+from mllm.models.adapters.targets import derived_targets, matching, pattern_of
+
+PROJECTORS = (
+    "multi_modal_projector",
+    "projector",
+    "connector",
+    "merger",
+    "aligner",
+    "embed_vision",
+    "modality_projection",
+)
+"""Names in transformers of the module between vision and language; some models have none."""
+
+
+def find_towers(model: PreTrainedModel) -> dict[str, str]:
+    """Return the module prefixes of projector, vision and language.
+
+    The projector comes first, since it may lie inside the vision tower. Raise `ConfigError` where a tower is not found.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    base = names[model.base_model]
+    towers = {"vision": names[model.get_encoder(modality="image")], "language": names[model.get_decoder()]}
+    for tower, prefix in towers.items():
+        if prefix in ("", base):
+            parts = ", ".join(name for name, _ in model.base_model.named_children())
+            raise ConfigError(
+                f"the {tower} model of {type(model).__name__} cannot be found among its parts ({parts}): this "
+                f"architecture needs a family of its own"
+            )
+    for name in names.values():
+        if name.rpartition(".")[2] in PROJECTORS:
+            return {"projector": name, **towers}
+    return towers
+
+
+def find_targets(model: PreTrainedModel) -> dict[str, str]:
+    """Return patterns of the Linear layers of 'language' and 'vision' of any model."""
+    return targets_in(model, find_towers(model))
+
+
+def targets_in(model: PreTrainedModel, towers: Mapping[str, str]) -> dict[str, str]:
+    """Return patterns of the Linear layers inside `towers`.
+
+    Vision layers behind the one that is read (LLaVA reads the last but one) are left out: no gradient reaches them.
+    """
+    targets = derived_targets(model, towers)
+    if "vision" in targets:
+        read = {name for name in matching(targets["vision"], model) if _is_read(model.config, name)}
+        targets["vision"] = pattern_of(read, model)
+    return targets
+
+
+def _is_read(config: PretrainedConfig, name: str) -> bool:
+    """Return whether a module of the vision tower lies before the last hidden state that the projector reads."""
+    read = config.to_dict().get("vision_feature_layer")
+    layer = re.search(r"\.layers\.(\d+)\.", name)
+    if read is None or layer is None:
+        return True
+    depth = config.to_dict()["vision_config"]["num_hidden_layers"]
+    # Hidden state 0 is the embedding, so state k is the output of layer k - 1; negative ones count from the end.
+    states = [state if state >= 0 else depth + 1 + state for state in (read if isinstance(read, list) else [read])]
+    return int(layer[1]) < max(states)

@@ -1,0 +1,45 @@
+"""Record of type `gemma3n-student`: Gemma 3n E2B and E4B with images, whole or its MobileNet-v5 alone."""
+
+from __future__ import annotations
+
+from mllm.config.schema import ModelArgs
+from mllm.family import Family, later
+from mllm.models.gemma3n.rules import refuse_half_precision, refuse_privacy, refuse_quantized_vision
+from mllm.models.vision_record import vision_record
+
+TOWERS = {
+    "language": "model.language_model",
+    "vision": "model.vision_tower",
+    "projector": "model.embed_vision",
+    "audio": "model.audio_tower",
+}
+LANGUAGE_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+# The vision tower has no Linear layer, and the audio tower is not used.
+FULL_PRECISION = ["lm_head", TOWERS["vision"], TOWERS["projector"], TOWERS["audio"], "model.embed_audio"]
+
+GEMMA3N_STUDENT = Family(
+    type="gemma3n-student",
+    options=ModelArgs,
+    processor=later("mllm.models.builder.build_chat:load_chat_processor"),
+    encoder=later("mllm.models.auto.load:build_encoder"),
+    load=later("mllm.models.gemma3n.load:load"),
+    skeleton=later("mllm.models.auto.load:build_skeleton"),
+    towers=lambda model: TOWERS,
+    lora_targets=later("mllm.models.gemma3n.load:find_targets"),
+    keep_unquantized=lambda bits, towers: FULL_PRECISION,
+    model_types=frozenset({"gemma3n"}),
+    lacks=frozenset({"image_size", "image_token_len"}),
+    rules=(refuse_privacy,),
+    titles={"gemma3n": "Gemma 3n"},
+    tiny={"gemma3n-student": later("mllm.models.gemma3n.tiny:gemma3n_student")},
+    vision=vision_record(
+        "gemma3n-student",
+        ModelArgs,
+        load=later("mllm.models.gemma3n.vision:load"),
+        towers={name: TOWERS[name] for name in ("vision", "projector")},
+        layers="model.vision_tower.timm_model.blocks",
+        model_types=frozenset({"gemma3n"}),
+        rules=(refuse_quantized_vision, refuse_half_precision, refuse_privacy),
+        cannot_quantize="the vision tower has convolutions and no Linear layer",
+    ),
+)

@@ -1,0 +1,29 @@
+"""Loading of Gemma 3n with images."""
+
+from __future__ import annotations
+
+import copy
+
+from transformers import Gemma3nForConditionalGeneration, PreTrainedModel, ProcessorMixin
+
+from mllm.config.hardware import Hardware
+from mllm.config.schema import ModelArgs
+from mllm.models.backbone.loading import find_checkpoint, load_config, load_model
+from mllm.models.builder.build_options import load_options
+from mllm.models.builder.build_vision_part import tower_targets
+from mllm.models.gemma3n.family import FULL_PRECISION, LANGUAGE_TARGETS, TOWERS
+
+
+def load(args: ModelArgs, hardware: Hardware, processor: ProcessorMixin) -> PreTrainedModel:
+    """Load Gemma 3n with its vision and audio towers."""
+    name = find_checkpoint(args.model_name_or_path)
+    config = load_config(name, trust_remote_code=args.trust_remote_code)
+    timm_args = copy.deepcopy(config.vision_config.model_args)
+    model = load_model(Gemma3nForConditionalGeneration, name, **load_options(args, hardware, keep=FULL_PRECISION))
+    model.config.vision_config.model_args = timm_args  # timm removes the arguments from the dict that it receives
+    return model
+
+
+def find_targets(model: PreTrainedModel) -> dict[str, str]:
+    """Return patterns of the layers of language and vision; the vision tower has convolutions."""
+    return {"language": LANGUAGE_TARGETS, "vision": tower_targets(model, TOWERS["vision"])}

@@ -1,0 +1,25 @@
+"""Keys of `model_args` that only `shikra` and `perceptionGPT` have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mllm.config.schema import ModelArgs
+
+
+@dataclass(frozen=True)
+class ShikraArgs(ModelArgs):
+    """Options of a LLaVA whose projector trains."""
+
+    vision_tower: str | None = None
+    """CLIP checkpoint that is composed with a language model; None: the checkpoint is a LLaVA."""
+    mm_vision_select_layer: int = -2
+    """Hidden state of `vision_tower` that the projector reads; -1 is the last."""
+    freeze_backbone: bool = False
+    """Train no LoRA, only projector and heads."""
+    tune_mm_mlp_adapter: bool = False
+    """Train the projector alone."""
+    freeze_mm_mlp_adapter: bool = False
+    """Keep the projector frozen."""
+    pretrain_mm_mlp_adapter: str | None = None
+    """File with the projector's weights in LLaVA's layout."""

@@ -1,0 +1,1 @@
+"""SigLIP vision towers without a language model, such as MedSigLIP."""

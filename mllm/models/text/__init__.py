@@ -1,0 +1,1 @@
+"""Models of text: decoders, and encoder-decoders."""

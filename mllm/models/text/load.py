@@ -1,0 +1,90 @@
+"""Loading of models of text by transformers' auto classes, with processor and encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PreTrainedModel,
+)
+
+from mllm.config.hardware import Hardware
+from mllm.config.schema import ModelArgs
+from mllm.errors import ConfigError
+from mllm.family import FAMILIES
+from mllm.models.backbone.loading import explained, find_checkpoint, load_config, load_model
+from mllm.models.builder.build_options import encoder_options, load_options
+from mllm.models.encoding.seq2seq import Seq2SeqEncoder
+from mllm.models.encoding.text_processor import TextProcessor, load_text_processor
+from mllm.models.text.family import FULL_PRECISION
+
+
+def load_processor(args: ModelArgs) -> TextProcessor:
+    """Load the tokenizer of a checkpoint with the interface of a processor."""
+    return load_text_processor(find_checkpoint(args.model_name_or_path), trust_remote_code=args.trust_remote_code)
+
+
+def load_decoder(args: ModelArgs, hardware: Hardware, processor: TextProcessor) -> PreTrainedModel:
+    """Load any model that AutoModelForCausalLM knows: Gemma, Gemma 3n, VaultGemma, Llama, Qwen..."""
+    name = _checked(args, AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING)
+    return load_model(AutoModelForCausalLM, name, **load_options(args, hardware, keep=FULL_PRECISION))
+
+
+def load_encoder_decoder(args: ModelArgs, hardware: Hardware, processor: TextProcessor) -> PreTrainedModel:
+    """Load any model that AutoModelForSeq2SeqLM knows: T5Gemma, T5, mT5..."""
+    name = _checked(args, AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)
+    return load_model(AutoModelForSeq2SeqLM, name, **load_options(args, hardware, keep=["lm_head"]))
+
+
+def build_decoder_skeleton(args: ModelArgs) -> PreTrainedModel:
+    """Return a decoder on `meta`."""
+    return _skeleton(args, AutoModelForCausalLM)
+
+
+def build_encoder_decoder_skeleton(args: ModelArgs) -> PreTrainedModel:
+    """Return an encoder-decoder on `meta`."""
+    return _skeleton(args, AutoModelForSeq2SeqLM)
+
+
+def build_seq2seq_encoder(args: ModelArgs, processor: TextProcessor) -> Seq2SeqEncoder:
+    """Return the encoder of pairs of source and target."""
+    start = decoder_start(find_checkpoint(args.model_name_or_path), processor)
+    return Seq2SeqEncoder(processor, decoder_start_id=start, **encoder_options(args))
+
+
+def decoder_start(name: str, processor: TextProcessor) -> int:
+    """Return the first id of the decoder: the checkpoint's own, else `<bos>` (T5Gemma), else padding (T5)."""
+    try:
+        start = GenerationConfig.from_pretrained(name).decoder_start_token_id
+    except OSError:
+        start = None  # the checkpoint has no generation_config.json
+    tokenizer = processor.tokenizer
+    ids = (start, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    return int(next(index for index in ids if isinstance(index, int)))
+
+
+def _checked(args: ModelArgs, kind: Any, mapping: Any) -> str:
+    """Return the checkpoint's name; raise `ConfigError` where the auto class `kind` does not load its architecture."""
+    name = find_checkpoint(args.model_name_or_path)
+    config = load_config(name, trust_remote_code=args.trust_remote_code)
+    brings_code = args.trust_remote_code and kind.__name__ in config.to_dict().get("auto_map", {})
+    if type(config) not in mapping and not brings_code:
+        raise ConfigError(
+            f"type='{args.type}' loads the architectures of {kind.__name__}, but model_name_or_path '{name}' is a "
+            f"'{config.model_type}' model: use type='{FAMILIES.reading(config.model_type).type}'"
+        )
+    return name
+
+
+def _skeleton(args: ModelArgs, kind: Any) -> PreTrainedModel:
+    name = find_checkpoint(args.model_name_or_path)
+    config = load_config(name, trust_remote_code=args.trust_remote_code)
+    with torch.device("meta"), explained(name):
+        model: PreTrainedModel = kind.from_config(config, trust_remote_code=args.trust_remote_code)
+    return model

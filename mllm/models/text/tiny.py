@@ -1,0 +1,63 @@
+"""Tiny VaultGemma and T5Gemma."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import (
+    PreTrainedModel,
+    T5GemmaConfig,
+    T5GemmaForConditionalGeneration,
+    T5GemmaModuleConfig,
+    VaultGemmaConfig,
+    VaultGemmaForCausalLM,
+)
+
+from mllm.tiny.parts import TEXT, filled, gemma_tokenizer, new, padded
+
+
+def vaultgemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+    """Return VaultGemma: Gemma 2 without norms behind its layers, pretrained only and without a chat template."""
+    tokenizer = gemma_tokenizer()
+    tokenizer.chat_template = None
+    values = {
+        **TEXT,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "vocab_size": padded(len(tokenizer)),
+        **text,
+    }
+    config = new(
+        VaultGemmaConfig,
+        **values,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return filled(VaultGemmaForCausalLM, config, seed), tokenizer
+
+
+def t5gemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+    """Return T5Gemma: encoder and decoder like Gemma 2, with softcapped attention and logits."""
+    tokenizer = gemma_tokenizer()
+    values = {
+        **TEXT,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "vocab_size": padded(len(tokenizer)),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")],
+        "pad_token_id": tokenizer.pad_token_id,
+        **text,
+    }
+    config = new(
+        T5GemmaConfig,
+        encoder=new(T5GemmaModuleConfig, **values),
+        decoder=new(T5GemmaModuleConfig, **values, cross_attention_hidden_size=values["hidden_size"]),
+        vocab_size=values["vocab_size"],
+    )
+    return filled(T5GemmaForConditionalGeneration, config, seed), tokenizer
