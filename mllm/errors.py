@@ -1,4 +1,4 @@
-"""What a user reads when something is wrong: one sentence with the place, the reason and the fix."""
+"""User-facing errors: one sentence with location, cause and fix."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A failure that the user can mend; printed as its sentence alone, with exit code 2."""
+    """Error that the user can fix; commands print its message without a traceback and exit with code 2."""
 
 
 class ConfigError(UserError):
-    """A config, a command line or an environment asks for something that cannot be done as written."""
+    """Invalid config, command line or environment."""
 
 
 class DataError(UserError):
-    """A file, a row or an image cannot be used as it is."""
+    """Unusable file, row or image."""
 
 
 class TrainingError(UserError):
-    """A run cannot go on: its loss is not a number, or the memory or the disk is full."""
+    """Run that cannot continue: non-finite loss, out of memory, or full disk."""
 
 
 def with_location(error: UserError, location: str) -> UserError:
@@ -31,7 +31,7 @@ def with_location(error: UserError, location: str) -> UserError:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch is not imported for it, and tells of the host's memory by a RuntimeError."""
+    """Return True for out-of-memory errors of Python and PyTorch, without importing PyTorch."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -41,7 +41,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_advised(advice: str, moment: str = "") -> Iterator[None]:
-    """Where memory runs out inside, a `TrainingError` says at which moment and gives the advice."""
+    """Convert out-of-memory errors in the block to a `TrainingError` with advice.
+
+    Args:
+        advice: Sentence about settings to lower.
+        moment: Time of the error, such as ' at step 3'.
+    """
     try:
         yield
     except Exception as error:
@@ -51,13 +56,13 @@ def memory_advised(advice: str, moment: str = "") -> Iterator[None]:
 
 
 def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Up to `count` of the `known` names that `name` could be a misspelling of, nearest first."""
+    """Return up to `count` of the `known` names that resemble `name`, nearest first."""
     folded = {other.lower(): other for other in known}
     return [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=count, cutoff=0.6)]
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """The tail of a sentence: `: did you mean 'lora_r'?`, or the known names where none is near."""
+    """Return the end of a message: `: did you mean 'lora_r'?`, or the known names if none resembles `name`."""
     known = sorted(known)
     matches = near(name, known, count=1)
     if matches:

@@ -1,4 +1,4 @@
-"""Writing that never leaves half a file: everything is made under a temporary name and then renamed."""
+"""Atomic writing of files and folders: contents are written under a temporary name, which is then renamed."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from typing import IO, Any
 from mllm.errors import ConfigError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says where the disk, or the user's share of it, is full."""
+"""Error numbers of a full disk and of an exceeded quota."""
 
 
 def _beside(path: Path, word: str) -> Path:
-    """A free name in the folder of `path`, so that renaming stays within one file system."""
+    """Return a free name in the folder of `path`, so that renaming stays within one file system."""
     return path.with_name(f"{path.name}.{word}-{uuid.uuid4().hex[:8]}")
 
 
 @contextmanager
 def place_for(path: str | Path) -> Iterator[None]:
-    """Where `path` cannot be made inside, because of its rights or of what stands there, a `ConfigError` says why."""
+    """Convert an `OSError` in the block to a `ConfigError` about `path`, except for a full disk."""
     try:
         yield
     except OSError as error:
         if error.errno in DISK_FULL:
             raise
-        raise ConfigError(f"{path} cannot be written ({error.strerror}): choose another place") from error
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): choose another path") from error
 
 
 def refuse_filled(out: Path) -> None:
@@ -43,10 +43,11 @@ def refuse_filled(out: Path) -> None:
 
 @contextmanager
 def replaced_file(path: str | Path) -> Iterator[IO[str]]:
-    """Gives a text file to write to, which takes the place of `path` when the block ends without an error.
+    """Yield a text file that replaces `path` when the block ends without an error.
 
-    The file that stood there before is kept until then. Where the disk is full, the `OSError` names `path`;
-    where nothing can be made there, a `ConfigError` does.
+    Raises:
+        OSError: The disk is full; `filename` is `path`.
+        ConfigError: The file cannot be created at `path`.
     """
     path = Path(path)
     temporary = _beside(path, "tmp")
@@ -61,7 +62,7 @@ def replaced_file(path: str | Path) -> Iterator[IO[str]]:
         with place_for(path):
             os.replace(temporary, path)
     except OSError as error:
-        # A failing write() does not know its file; the user must.
+        # The error of write() contains no file name.
         if error.errno in DISK_FULL:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
@@ -70,14 +71,14 @@ def replaced_file(path: str | Path) -> Iterator[IO[str]]:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Writes `text` to `path` at once: a reader sees the old file or the new one, never a part."""
+    """Write `text` to `path` atomically and return the path."""
     with replaced_file(path) as file:
         file.write(text)
     return Path(path)
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Writes `value` to `path` as indented JSON; numbers that JSON lacks (NaN, infinity) become null."""
+    """Write `value` to `path` as indented JSON and return the path; NaN and infinity become null."""
     return write_text(path, json_text(value))
 
 
@@ -87,7 +88,7 @@ def json_text(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """`value` without NaN and infinity, which most JSON readers refuse."""
+    """Return `value` with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -99,9 +100,9 @@ def _finite(value: Any) -> Any:
 
 @contextmanager
 def replaced_folder(folder: str | Path) -> Iterator[Path]:
-    """Gives an empty folder to fill, which takes the place of `folder` when the block ends without an error.
+    """Yield an empty folder that replaces `folder` when the block ends without an error.
 
-    The folder that stood there before is moved aside only then and removed last; after an error it is untouched.
+    After an error the previous folder is unchanged.
     """
     folder = Path(folder)
     temporary, old = _beside(folder, "tmp"), _beside(folder, "old")
@@ -111,7 +112,7 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.rglob("*.safetensors"):
-            # safetensors makes files that only their owner reads; others may read them as they may the folder.
+            # safetensors creates files that only their owner can read; they get the permissions of the folder.
             file.chmod(temporary.stat().st_mode & 0o666)
         if folder.exists():
             os.rename(folder, old)

@@ -46,7 +46,7 @@ def test_a_place_that_cannot_be_is_said_in_words(tmp_path: Path) -> None:
     file = write_text(tmp_path / "a.txt", "old")
     (tmp_path / "folder").mkdir()
     for place in (file / "b.txt", tmp_path / "folder"):
-        with pytest.raises(ConfigError, match=rf"{place} cannot be written \(.+\): choose another place"):
+        with pytest.raises(ConfigError, match=rf"{place} cannot be written \(.+\): choose another path"):
             write_text(place, "new")
     with pytest.raises(ConfigError, match="cannot be written"), replaced_folder(file / "b"):
         pass

@@ -1,4 +1,4 @@
-"""The documents: every path, config, link and option that they name exists, and their code is code."""
+"""Checks of the documents: their paths, links, configs, options and commands exist and run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 import shlex
 from pathlib import Path
 
+import code_map
 import pytest
 from pydicom.data import get_testdata_file
 
@@ -18,10 +19,28 @@ from mllm.pipeline import cli
 from mllm.pipeline.command import USER_ERROR, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / name for name in ("README.md", "MEDGEMMA.md", "mllm/README.md", "ckpt/README.md")]
+DOCUMENTS = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "MEDGEMMA.md",
+        "mllm/README.md",
+        "ckpt/README.md",
+        "config/README.md",
+        "scripts/README.md",
+    )
+]
 ABOUT = re.compile(r"for research only; not for clinical use", re.IGNORECASE)
 PATH = re.compile(r"(?<![\w/.-])(?:mllm|config|scripts|tests|ckpt)/[\w./<>*-]*[\w/]")
 PHONE = "From adapter to phone"
+TRANSLATION = (
+    "python mllm/pipeline/finetune.py config/training_configs/t5gemma_mtnt_en_fr.py --tiny "
+    "--cfg-options training_args.max_steps=4",
+    'mllm predict --adapter exp/t5gemma_mtnt_en_fr/latest/adapter --question "What is 2 and 3?"',
+    "mllm export --model exp/t5gemma_mtnt_en_fr/latest/adapter --out translation.gguf "
+    "# refused: llama.cpp has no T5Gemma",
+)
+"""Training and prediction of a translation model, whose export llama.cpp does not support."""
 NOT_IN_GIT = ("ckpt/medgemma-4b-it", "ckpt/flare25-medgemma", "ckpt/tiny-")
 WRITTEN_BY_THE_READER = ("mllm/dataset/single_image_dataset/your_medical_dataset.py",)
 
@@ -151,13 +170,13 @@ def test_an_adapter_gets_onto_a_phone(
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     Path("config").symlink_to(ROOT / "config")
     text = section(ROOT / "README.md", PHONE)
-    phone, translation = blocks(text, "bash")
+    (phone,) = blocks(text, "bash")
     for line in lines_of(phone):
         assert run_line(line) == 0, line
     said = capsys.readouterr().out
     assert re.search(r"in 3 files would go to https://huggingface.co/me/first-aid \(private\)", said)
     assert {path.name for path in Path("first-aid/gguf").iterdir()} == {"README.md", "Modelfile", "first-aid.gguf"}
-    for line in lines_of(translation):
+    for line in TRANSLATION:
         refused = line.partition("# refused: ")[2]
         assert run_line(line) == (USER_ERROR if refused else 0), line
         assert refused in capsys.readouterr().err, line
@@ -189,18 +208,13 @@ def test_ethics_and_sources_are_named() -> None:
 
 
 def test_every_config_is_in_the_table() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "config" / "training_configs" / "README.md").read_text(encoding="utf-8")
     for path in (ROOT / "config" / "training_configs").glob("*.py"):
         assert name_of(path) in text, path.name
 
 
-def test_the_map_has_one_line_per_file() -> None:
-    text = (ROOT / "mllm" / "README.md").read_text(encoding="utf-8")
-    listed = re.findall(r"^\| `([\w/]+\.py)` \|", text, re.MULTILINE)
-    assert len(listed) == len(set(listed))
-    files = {str(path.relative_to(ROOT / "mllm")) for path in (ROOT / "mllm").rglob("*.py") if path.stat().st_size}
-    plain_packages = {name for name in files if name.endswith("__init__.py")} - set(listed)
-    assert files - plain_packages == set(listed)
+def test_the_map_of_the_code_is_current() -> None:
+    assert code_map.with_map(code_map.README.read_text(encoding="utf-8")) == code_map.README.read_text(encoding="utf-8")
 
 
 def test_the_guide_repeats_no_number_without_a_source() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from mllm.config import schema
 from mllm.config.training_args import PRIVATE_DEFAULTS, RUN_DEFAULTS
+from mllm.family import FAMILIES
 from mllm.options import format_type
 
 HEADER = """# Keys of a config
@@ -52,6 +53,7 @@ def key_document() -> str:
     parts = [
         HEADER,
         _section("model_args", schema.ModelArgs),
+        *_family_tables(),
         _section("data_args", schema.DataArgs),
         TRAINING + "\n" + _defaults(),
         "In addition:\n\n" + _table(schema.StoppingArgs),
@@ -67,6 +69,14 @@ def key_document() -> str:
 def _section(name: str, cls: Any) -> str:
     summary = (inspect.getdoc(cls) or "").partition("\n")[0]
     return f"## {name}\n\n{summary}\n\n{_table(cls)}"
+
+
+def _family_tables() -> Iterator[str]:
+    """Yield a table of the own keys of each class of family options."""
+    common = frozenset(item.name for item in dataclasses.fields(schema.ModelArgs))
+    for options in dict.fromkeys(family.options for family in FAMILIES if family.own_keys):
+        types = [f"`{family.type}`" for family in FAMILIES if family.options is options]
+        yield f"Further keys of {' and '.join(types)}:\n\n{_table(options, common)}"
 
 
 def _defaults() -> str:

@@ -1,4 +1,4 @@
-"""Which file and line wrote a key of a config, found by reading the files without running them."""
+"""Files and lines of the keys of a config, found in its syntax tree."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from mllm.errors import ConfigError
 
 Key = tuple[str, ...]
 OPTIONS = "--cfg-options"
-"""What stands in the place of a file for a key that the command line wrote."""
+"""Name of the origin of keys that the command line wrote."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a key was written."""
+    """Origin of a key."""
 
     file: Path | None
-    """None: on the command line."""
+    """None: the command line."""
     line: int
     rank: int
-    """Grows in the order in which files are merged: a base has a lower rank than the file that names it."""
+    """Position in the order of merging: a base has a lower rank than the file that names it."""
     constant: str | None = None
-    """The value's source where it is a single number, text, True, False or None."""
+    """Source of the value if it is a number, a string, True, False or None."""
 
     def __str__(self) -> str:
         return OPTIONS if self.file is None else f"{shown(self.file)}:{self.line}"
@@ -34,28 +34,28 @@ class Place:
 
 @dataclass
 class Places:
-    """The last writer of every key of a config."""
+    """Origins of all keys of a config."""
 
     written: dict[Key, Place] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
-    """In the order in which they are merged, the config that was named last."""
+    """Files in the order of merging; the config itself is last."""
 
     def find(self, key: Sequence[str]) -> Place | None:
-        """Who wrote `key`, or the nearest enclosing dict where nobody wrote the key itself."""
+        """Return the origin of `key`, or of the nearest enclosing dict if the key itself was not written."""
         for length in range(len(key), 0, -1):
             if tuple(key[:length]) in self.written:
                 return self.written[tuple(key[:length])]
         return None
 
     def of(self, *key: str) -> str:
-        """`FILE:LINE` of the last writer of a key; the file alone where no line can be named."""
+        """Return the `FILE:LINE` of a key; only the file if its line is unknown."""
         place = self.find(key)
         if place is not None:
             return str(place)
         return shown(self.files[-1]) if self.files else "config"
 
     def write(self, key: Key, place: Place, keeps_children: bool = False) -> None:
-        """Records a writer; a value that is no dict forgets who wrote below it."""
+        """Record the origin of a key; without `keeps_children` the origins of the keys inside it are removed."""
         if not keeps_children:
             for other in [other for other in self.written if other[: len(key)] == key]:
                 del self.written[other]
@@ -63,7 +63,7 @@ class Places:
 
 
 def shown(path: Path) -> str:
-    """The path as a person wants to read it: relative to the current directory where it lies below."""
+    """Return a path for messages: relative to the current directory if it is inside it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
@@ -71,14 +71,18 @@ def shown(path: Path) -> str:
 
 
 def read_places(path: Path) -> Places:
-    """Reads a config and its bases with `ast`; raises `ConfigError` for what makes them unreadable or contradictory."""
+    """Return the origins of all keys of a config and its bases.
+
+    Raises:
+        ConfigError: A file cannot be read, a base does not exist, or two bases write the same key.
+    """
     places = Places()
     _read_file(path, places, chain=())
     return places
 
 
 def _read_file(path: Path, places: Places, chain: tuple[Path, ...]) -> dict[str, Place]:
-    """Records what a file and its bases write; gives the first writer of each top-level key."""
+    """Record the keys of a file and its bases; return the first origin of each top-level key."""
     if path in chain:
         raise ConfigError(f"{shown(path)}: the file is its own base, by way of {shown(chain[-1])}")
     tree = _parse(path)
@@ -108,17 +112,17 @@ def _read_file(path: Path, places: Places, chain: tuple[Path, ...]) -> dict[str,
 
 @dataclass(frozen=True)
 class Recorder:
-    """What `_record` needs to know of the file that it reads."""
+    """File whose keys are recorded."""
 
     places: Places
     path: Path
     rank: int
     names: dict[str, ast.expr]
-    """The values of the file's own top-level names, which its dicts may use."""
+    """Values of the top-level names of the file, which its dicts may use."""
 
 
 def _record(key: Key, value: ast.expr, line: int, to: Recorder) -> None:
-    """Records who wrote `key` and everything inside of it."""
+    """Record the origin of `key` and of all keys in its value."""
     if isinstance(value, ast.Name) and value.id in to.names and value.id != key[0]:
         value = to.names[value.id]
     children = list(_children(value))
@@ -144,7 +148,7 @@ def _is_dict(value: ast.expr) -> bool:
 
 
 def _children(value: ast.expr) -> Iterator[tuple[str, ast.expr, int]]:
-    """The keys that a `dict(...)`, `{...}`, list or tuple writes, with their values and lines."""
+    """Yield the keys of a `dict(...)`, `{...}`, list or tuple with their values and lines."""
     if isinstance(value, ast.Call) and _is_dict(value):
         for keyword in value.keywords:
             if keyword.arg is not None:
@@ -159,7 +163,7 @@ def _children(value: ast.expr) -> Iterator[tuple[str, ast.expr, int]]:
 
 
 def _assignments(tree: ast.Module) -> Iterator[tuple[Key, ast.expr, int]]:
-    """The top-level assignments of a file, `name = ...` and `name['key'] = ...`, without `_base_`."""
+    """Yield the top-level assignments `name = ...` and `name['key'] = ...` of a file, without `_base_`."""
     for node in tree.body:
         if isinstance(node, ast.Assign):
             targets, value = node.targets, node.value
@@ -174,7 +178,7 @@ def _assignments(tree: ast.Module) -> Iterator[tuple[Key, ast.expr, int]]:
 
 
 def _updates(tree: ast.Module) -> Iterator[tuple[Key, ast.expr, int]]:
-    """The top-level calls `name.update(key=...)`, as the dict that each one writes."""
+    """Yield the top-level calls `name.update(key=...)` of a file as assignments of dicts."""
     for node in tree.body:
         call = node.value if isinstance(node, ast.Expr) else None
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "update":
@@ -184,7 +188,7 @@ def _updates(tree: ast.Module) -> Iterator[tuple[Key, ast.expr, int]]:
 
 
 def _target_key(target: ast.expr) -> Key:
-    """`model_args['lora_r']` -> ('model_args', 'lora_r'); () for what cannot be told without running."""
+    """Return ('model_args', 'lora_r') for `model_args['lora_r']`, and () for targets that depend on values."""
     if isinstance(target, ast.Name):
         return (target.id,)
     if isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Constant):
@@ -203,7 +207,7 @@ def _parse(path: Path) -> ast.Module:
 
 
 def _bases(tree: ast.Module, path: Path) -> Iterator[tuple[Path, int]]:
-    """The base files that a config names, with the lines that name them; relative to the config's own folder."""
+    """Yield the base files of a config with the lines that name them."""
     for node in tree.body:
         if not (isinstance(node, ast.Assign) and _target_key(node.targets[0]) == ("_base_",)):
             continue
@@ -213,6 +217,6 @@ def _bases(tree: ast.Module, path: Path) -> Iterator[tuple[Path, int]]:
                 raise ConfigError(
                     f"{shown(path)}:{node.lineno}: _base_ must be a path, or a list of paths, as plain text"
                 )
-            # mmengine writes the folder in before it evaluates, so a base may name it.
+            # mmengine replaces this placeholder before it evaluates the file.
             name = re.sub(r"\{\{\s*fileDirname\s*\}\}", lambda _: str(path.parent), element.value)
             yield Path(os.path.abspath(path.parent / os.path.expanduser(name))), element.lineno

@@ -1,4 +1,4 @@
-"""Names of other times: what the configs of Shikra and PerceptionGPT, and of transformers then, are called today."""
+"""Old config keys of Shikra, PerceptionGPT and transformers, and their current names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TRAINING = {
     "overwrite_output_dir": "it no longer exists; a folder that is not empty is never overwritten, "
     "use --resume or another output_dir",
     "warmup_ratio": "write the fraction as warmup_steps: a value below 1 is a fraction of all steps",
-    "logging_dir": "it no longer exists; the logs lie in the run folder",
+    "logging_dir": "it no longer exists; logs are written to the run folder",
     "save_safetensors": "it no longer exists; weights are always saved as safetensors",
     "group_by_length": "it is not needed; batches are always cut by length",
     "half_precision_backend": "it no longer exists; write bf16=True or fp16=True",
@@ -28,7 +28,7 @@ TRAINING = {
     **{name: f"LoRA is set in model_args: did you mean model_args.{name}?" for name in ("lora_r", "lora_alpha")},
     "lora_dropout": "LoRA is set in model_args: did you mean model_args.lora_dropout?",
 }
-"""Names of Shikra's time (transformers 4.28) that `transformers.TrainingArguments` has no more."""
+"""Arguments of transformers 4.28 that `transformers.TrainingArguments` no longer has."""
 
 _ELSEWHERE = "it is not needed: the checkpoint's own processor and chat template do this"
 _LOSS = "an objective has its own weight: did you mean objectives = dict({}=dict(type='{}', weight=...))?"
@@ -54,11 +54,11 @@ MODEL = {
     "recon_loss_weight": _LOSS.format("mask", "MaskLoss"),
     "l2_loss_weight": _LOSS.format("box", "BoxLoss"),
 }
-"""Keys of `model_args` in Shikra and PerceptionGPT."""
+"""Keys of `model_args` in Shikra and PerceptionGPT that have other names here."""
 DATA = {
     "collator_kwargs": "it is not needed: batches are padded to their longest sample, model_args.max_length at most",
     "multitest": "did you mean 'test'? name one split there, and evaluate others with mllm/pipeline/evaluate_model.py",
     "multival": "did you mean 'validation'?",
     "lazy_init": "it is not needed: rows are read when they are used",
 }
-"""Keys of `data_args` in Shikra and PerceptionGPT."""
+"""Keys of `data_args` in Shikra and PerceptionGPT that have other names here."""

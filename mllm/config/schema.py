@@ -26,7 +26,7 @@ def _limit(default: Any, minimum: float | None = None, above: float | None = Non
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """Checkpoint and trainable parameters: the keys that several model types have; `Family.options` adds its own."""
+    """Checkpoint and trainable parameters; some model types have further keys."""
 
     type: str
     """The entry of the registry MODELS that loads it."""

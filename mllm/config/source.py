@@ -1,4 +1,4 @@
-"""A config as runnable Python source."""
+"""Conversion of config values to Python source."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 WIDTH = 110
-"""Characters; a value that is longer is broken into one line per element."""
+"""Maximum number of characters of a value on one line."""
 
 
 def source_of(value: Any, indent: int = 0) -> str:
-    """Python source that gives `value` again: None, bool, int, float, str, list, tuple and dict with such elements."""
+    """Return Python source that evaluates to `value`.
+
+    Values are None, bools, numbers, strings, and lists, tuples and dicts of these.
+    """
     flat = _flat(value)
     if len(flat) + indent <= WIDTH and not (isinstance(value, Mapping) and value):
         return flat
@@ -34,7 +37,7 @@ def source_of(value: Any, indent: int = 0) -> str:
 
 
 def _flat(value: Any) -> str:
-    """The same on one line."""
+    """Return the source on one line."""
     if isinstance(value, Mapping):
         if _are_keywords(value):
             return "dict(" + ", ".join(f"{key}={_flat(child)}" for key, child in value.items()) + ")"
@@ -53,7 +56,7 @@ def _are_keywords(value: Mapping[Any, Any]) -> bool:
 
 
 def has_source(value: Any) -> bool:
-    """Whether `source_of` can write the value."""
+    """Return True if `source_of` supports the value."""
     if isinstance(value, Mapping):
         return all(isinstance(key, (str, int)) and has_source(child) for key, child in value.items())
     if isinstance(value, (list, tuple)):

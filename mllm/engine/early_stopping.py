@@ -1,4 +1,4 @@
-"""The end of a training whose validation loss has stopped falling."""
+"""Early stopping on the validation loss."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ logger = logging.getLogger(__name__)
 
 
 class EarlyStopping(TrainerCallback):
-    """Ends the training after `patience` evaluations in a row without a lower validation loss.
+    """Callback that ends the training after several evaluations without a lower validation loss.
 
-    It reads the history, which checkpoints restore, and remembers nothing itself, so a resumed run ends where the
-    uninterrupted one does. transformers' own callback counts in memory and starts from zero after a resume.
+    It has no state and reads the history of the trainer, which checkpoints restore. So a resumed run ends at the same
+    update as an uninterrupted one. The callback of transformers starts to count from zero after a resume.
+
+    Args:
+        patience: Number of consecutive evaluations without improvement.
+        threshold: Minimum decrease of the loss that counts as an improvement.
     """
 
     def __init__(self, patience: int, threshold: float = 0.0) -> None:
@@ -25,33 +29,33 @@ class EarlyStopping(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ends a resumed run that had ended so."""
+        """End a resumed run that had already ended."""
         self.on_evaluate(args, state, control)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ends the training where patience has run out, and says so."""
-        measured = [(row["step"], row["eval_loss"]) for row in state.log_history if "eval_loss" in row]
-        best, idle = progress([loss for _, loss in measured], self.threshold)
+        """End the training and log it if the patience is exhausted."""
+        losses = [(row["step"], row["eval_loss"]) for row in state.log_history if "eval_loss" in row]
+        best, idle = best_loss([loss for _, loss in losses], self.threshold)
         if idle < self.patience:
             return
         control.should_training_stop = True
         if state.is_world_process_zero:
-            step, loss = measured[best]
-            kept = (
+            step, loss = losses[best]
+            weights = (
                 "its weights are loaded"
                 if args.load_best_model_at_end
                 else ("the last weights are kept; load_best_model_at_end=True would load those of that step")
             )
             logger.info(
                 "stopped at step %d: no lower validation loss in %d evaluations since step %d (%.4f); %s",
-                *(state.global_step, idle, step, loss, kept),
+                *(state.global_step, idle, step, loss, weights),
             )
 
 
-def progress(losses: Sequence[float], threshold: float = 0.0) -> tuple[int, int]:
-    """Which of the losses is the best, and how many came after it.
+def best_loss(losses: Sequence[float], threshold: float = 0.0) -> tuple[int, int]:
+    """Return the index of the best loss and the number of losses after it.
 
-    A loss is better if it is more than `threshold` below the best before it, so slow progress adds up; NaN never is.
+    A loss is better than the best one before it if it is lower by more than `threshold`. NaN is never better.
     """
     best, lowest = 0, math.inf
     for i, loss in enumerate(losses):

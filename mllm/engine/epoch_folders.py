@@ -10,13 +10,13 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mllm.engine.callbacks import run_folder
+from mllm.engine.run_log import run_folder
 
 FOLDER = "epochs"
 
 
 class EpochFolders(TrainerCallback):
-    """Writes what was learned to `epochs/epoch_01_YYYYmmdd_HHMMSS/` at the end of every epoch."""
+    """Callback that writes the trained weights to `epochs/epoch_01_YYYYmmdd_HHMMSS/` at the end of every epoch."""
 
     def __init__(self, write: Callable[[Path], Any]) -> None:
         self.write = write
@@ -24,10 +24,10 @@ class EpochFolders(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Writes the folder of an epoch that is complete, unless a resumed run has it already."""
+        """Write the folder of a complete epoch, unless it exists from before a resume."""
         epoch = state.epoch or 0.0
         number = round(epoch)
-        # A run may end within an epoch (max_steps), of which nothing is to be left that looks complete.
+        # A run may end within an epoch (max_steps). An incomplete epoch has no folder.
         if not state.is_world_process_zero or not math.isclose(epoch, number, abs_tol=1e-6):
             return
         parent = run_folder(args) / FOLDER

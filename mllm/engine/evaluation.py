@@ -1,4 +1,4 @@
-"""What the model answers on a split that it was not trained on, generated as in use, never teacher-forced."""
+"""Evaluation of a split by generated answers."""
 
 from __future__ import annotations
 
@@ -13,46 +13,35 @@ from mllm.models.generation.answers import answers
 from mllm.structures import Answer, Bundle, Sample
 
 Metric = Callable[[Sequence[Answer], Sequence[Answer]], dict[str, float]]
-"""An entry of METRICS."""
-PLAIN = "accuracy"
-"""The metric whose figures are known by their own names; those of others bear the metric's name before them."""
+"""Entry of METRICS: predictions and references -> figures."""
 
 
 class Samples(Protocol):
-    """What every dataset offers."""
+    """Dataset of samples."""
 
     def __len__(self) -> int: ...
 
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """The sample of a row as an epoch sees it."""
+        """Return the sample of a row in an epoch."""
         ...
 
 
 @dataclass(frozen=True)
-class Examination:
-    """A split as the model answered it."""
+class Evaluation:
+    """Predictions and figures of a split."""
 
     rows: list[dict[str, Any]]
-    """Every row with the model's `prediction` beside its `reference`."""
+    """One dict per row with `prediction` and `reference`; see `evaluate_split`."""
     figures: dict[str, dict[str, float]]
     """Metric -> figure -> value."""
     skipped: list[str]
-    """The rows that could not be asked about, one sentence each."""
-
-    @property
-    def named_figures(self) -> dict[str, float]:
-        """All figures in one table: `accuracy`, `chance`, and those of other metrics as `rec/accuracy`."""
-        return {
-            key if metric == PLAIN else f"{metric}/{key}": value
-            for metric, values in self.figures.items()
-            for key, value in values.items()
-        }
+    """One sentence for each row that could not be used."""
 
 
-class _Asked:
-    """The samples of a split one at a time, remembering each one's question and true answer.
+class _SplitReader:
+    """Iterator over the samples of a split that keeps the question and the reference of each.
 
-    With `skip_failures` a row that cannot be read or encoded is left out, and its sentence kept.
+    With `skip_failures`, rows that cannot be read or encoded are skipped and their sentences are kept.
     """
 
     def __init__(self, bundle: Bundle, samples: Samples, skip_failures: bool) -> None:
@@ -82,46 +71,60 @@ class _Asked:
             yield sample
 
 
-def examine(
+def evaluate_split(
     bundle: Bundle,
     samples: Samples,
     metrics: Mapping[str, Metric],
     skip_failures: bool = False,
     **options: Any,
-) -> Examination:
-    """Asks every question of a split and takes the figures of `metrics` (name -> metric) of the answers.
+) -> Evaluation:
+    """Generate an answer to every row of a split and compute the metrics.
 
-    A row has `source`, `question`, `reference`, `prediction`, `tokens` (generated, the end of the turn included) and
-    what `places` gives of the prediction's marks and, as `reference_...`, of the true ones. Where the question names
-    boxes, they are no part of either. `options` are those of `generate`. Raises `DataError` where a row cannot be used,
-    unless `skip_failures`.
+    A row has `source`, `question`, `reference`, `prediction`, `tokens` (generated, including the end of the turn), the
+    fields of `mark_fields` of the prediction and, prefixed by `reference_`, those of the reference. Boxes that the
+    question names are not part of an answer.
+
+    Args:
+        bundle: Model and encoder.
+        samples: The split.
+        metrics: Name -> metric.
+        skip_failures: Skip rows that cannot be used.
+        options: Options of `generate`.
+
+    Raises:
+        DataError: A row cannot be used and `skip_failures` is False.
     """
-    asked = _Asked(bundle, samples, skip_failures)
-    predictions = answers(bundle, asked, **options)
+    reader = _SplitReader(bundle, samples, skip_failures)
+    predictions = answers(bundle, reader, **options)
     rows = [
         {
             **row,
             "prediction": prediction.text,
             "tokens": prediction.tokens,
-            **places(prediction),
-            **places(reference, "reference_"),
+            **mark_fields(prediction),
+            **mark_fields(reference, "reference_"),
         }
-        for row, prediction, reference in zip(asked.rows, predictions, asked.references, strict=True)
+        for row, prediction, reference in zip(reader.rows, predictions, reader.references, strict=True)
     ]
-    figures = {name: metric(predictions, asked.references) for name, metric in metrics.items()} if rows else {}
-    return Examination(rows, figures, asked.skipped)
+    figures = {name: metric(predictions, reader.references) for name, metric in metrics.items()} if rows else {}
+    return Evaluation(rows, figures, reader.skipped)
 
 
-def places(answer: Answer, prefix: str = "") -> dict[str, Any]:
-    """An answer's marks as a row of a file has them; only what there is.
+def mark_fields(answer: Answer, prefix: str = "") -> dict[str, Any]:
+    """Return the marks and measures of an answer as fields of a JSON row. Empty fields are omitted.
 
-    `boxes` are x1 y1 x2 y2 and `points` x y in pixels of the image, rounded to 0.1; a mark without a box has the
-    smallest around its mask. `masks` are COCO's compressed run lengths. `box_images` says for each box in which image
-    it lies, from 0, where that is not the first for all. `unreadable` counts places that cannot be read. `measures` are
-    in their own units.
+    Args:
+        answer: The answer.
+        prefix: Prefix of the names of the fields.
+
+    Returns:
+        `boxes`: x1 y1 x2 y2 in pixels of the image, rounded to 0.1; a mark with only a mask has its bounding box.
+        `points`: x y in pixels, rounded to 0.1. `masks`: run lengths of COCO, compressed. `box_images`: index of the
+        image of each box, from 0, unless all are in the first. `unreadable`: number of objects that cannot be parsed.
+        `measures`: values in their units.
     """
     boxes = boxes_of(answer)
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "boxes": [_rounded(box.corners) for box in boxes],
         "box_images": [box.image for box in boxes] if any(box.image for box in boxes) else [],
         "points": [_rounded(mark.point) for mark in answer.marks if mark.point is not None],
@@ -129,16 +132,16 @@ def places(answer: Answer, prefix: str = "") -> dict[str, Any]:
         "unreadable": answer.unreadable,
         "measures": answer.measures,
     }
-    return {prefix + name: value for name, value in found.items() if value}
+    return {prefix + name: value for name, value in fields.items() if value}
 
 
-def described(figures: Mapping[str, float]) -> str:
-    """Figures in one line: `accuracy 0.8750, failed 3`."""
-    return ", ".join(f"{name} {number(value)}" for name, value in figures.items())
+def format_figures(figures: Mapping[str, float]) -> str:
+    """Format figures as one line: `accuracy 0.8750, failed 3`."""
+    return ", ".join(f"{name} {format_number(value)}" for name, value in figures.items())
 
 
-def number(value: float) -> str:
-    """A count as it is, any other number with four decimals."""
+def format_number(value: float) -> str:
+    """Format an integer with separators of thousands, any other number with four decimals."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 

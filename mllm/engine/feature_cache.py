@@ -1,4 +1,4 @@
-"""What a teacher sees of each image, computed once and kept on the disk, bit by bit what it would give again."""
+"""Cache on disk for the features of a frozen model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from torch import Tensor, nn
 from mllm.structures import Model, Outputs
 
 CHUNK = 2**24
-"""Bytes of a tensor that are hashed at a time."""
+"""Number of bytes that are hashed at a time."""
 
 
 class FeatureCache:
-    """Tensors by image, one file each, below a folder that any number of runs share.
+    """Tensors of images, one file per image, in a folder that several runs can share.
 
-    `teacher` says what computed them (see `fingerprint`): the same image has another key for another teacher. A file
-    appears by one rename, so that what a killed run leaves is whole; a damaged one counts as absent.
+    Files are written atomically. A damaged file counts as missing.
+
+    Args:
+        folder: Folder of the cache.
+        teacher: Fingerprint of the model that computes the tensors; see `fingerprint`.
     """
 
     def __init__(self, folder: str | Path, teacher: str) -> None:
@@ -33,14 +36,14 @@ class FeatureCache:
         self.teacher = teacher
 
     def path(self, image: Image) -> Path:
-        """Where the tensors of an image lie: by its size and pixels, whatever file it comes from."""
+        """Return the path of the file of an image. It depends on size, mode and pixels of the image only."""
         digest = hashlib.blake2b(f"{self.teacher} {image.mode} {image.size} ".encode(), digest_size=20)
         digest.update(image.tobytes())
         name = digest.hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def read(self, image: Image) -> dict[str, Tensor] | None:
-        """The tensors of an image; None where there are none, or where their file is damaged."""
+        """Return the tensors of an image; None if the file is missing or damaged."""
         path = self.path(image)
         try:
             return load_file(path)
@@ -48,7 +51,7 @@ class FeatureCache:
             return None
 
     def write(self, image: Image, tensors: dict[str, Tensor]) -> None:
-        """Keeps the tensors of an image."""
+        """Store the tensors of an image."""
         path = self.path(image)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{uuid.uuid4().hex}")
@@ -60,15 +63,15 @@ class FeatureCache:
 
 
 class CachedTeacher(nn.Module):
-    """Stands in for a teacher whose taps were computed before: it gives back what it is given."""
+    """Replacement of a teacher whose taps are cached: it returns its inputs."""
 
     def forward(self, **taps: Tensor) -> Outputs:
-        """Taps [B, V, C, g, g] by path, as the teacher's own forward gives them."""
+        """Return the taps [B, V, C, g, g] by module path as outputs of a teacher."""
         return Outputs(hidden_BLD=next(iter(taps.values())), taps=taps)
 
 
 def fingerprint(model: nn.Module | Model, **settings: Any) -> str:
-    """A digest of a model's weights and of `settings`: what else decides the bits of what it gives."""
+    """Return a hash of the weights of a model and of the settings that influence its outputs."""
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=20)
     digest.update(torch.__version__.encode())
     for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):

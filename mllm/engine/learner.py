@@ -1,4 +1,4 @@
-"""What is trained: one module whose forward holds everything that has a gradient."""
+"""Module that combines student, teacher and objectives."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ Reduction = Literal["items", "samples"]
 
 
 class Learner(nn.Module):
-    """A student, the objectives that it answers to, and perhaps a frozen teacher.
+    """Student, objectives and an optional frozen teacher. Its forward pass computes the loss.
 
-    With reduction "items" each term is its sum divided by its count over the whole logical batch on all processes;
-    with "samples" (privacy) it is the mean over samples of each sample's own mean, unless counts are given, as for the
-    mean of a split. `state_dict` speaks only of what is trained: adapters, heads, projectors.
+    `state_dict` contains only trained tensors: adapters, heads, projectors.
+
+    Args:
+        student: The model to train.
+        objectives: Name -> objective.
+        teacher: Model whose outputs the objectives read. It is frozen.
+        reduction: "items": each term is its sum divided by its count over the logical batch on all processes.
+            "samples", for privacy: each term is the mean over samples of the mean of each sample, unless counts are
+            passed to the forward pass.
     """
 
     def __init__(
@@ -35,14 +41,14 @@ class Learner(nn.Module):
         self.teacher: nn.Module | Model | None = teacher
         self.reduction = reduction
         self.progress = 0.0
-        """How far the training is, in [0, 1]; the trainer sets it."""
+        """Progress of the training, in [0, 1]; the trainer sets it."""
         if teacher is not None:
             teacher.requires_grad_(False).eval()
         self.register_state_dict_post_hook(_keep_trained)
         self.register_load_state_dict_post_hook(_expect_trained)
 
     def counts(self, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Supervised items of a batch under each objective's name."""
+        """Return the number of supervised items of a batch for each objective, []."""
         return {name: objective.count(targets).sum() for name, objective in self.named_objectives()}
 
     def forward(
@@ -52,12 +58,19 @@ class Learner(nn.Module):
         teacher: dict[str, Tensor] | None = None,
         counts: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The loss of a batch, and each objective's unweighted share of it, detached.
+        """Compute the loss of a batch.
 
-        `counts` are those of the whole logical batch; without them the batch stands for itself.
+        Args:
+            student: Inputs of the student.
+            targets: Targets of the objectives.
+            teacher: Inputs of the teacher.
+            counts: Supervised items of the logical batch by objective. None: those of this batch.
+
+        Returns:
+            `loss` and, detached, the unweighted term of each objective, all [].
         """
         outputs = self.student(**student)
-        context = Context(targets, outputs, self.taught(teacher), self.progress)
+        context = Context(targets, outputs, self.run_teacher(teacher), self.progress)
         if counts is None and self.reduction == "items":
             counts = self.counts(targets)
         loss, terms = outputs.hidden_BLD.new_zeros(()).float(), {}
@@ -71,8 +84,8 @@ class Learner(nn.Module):
             terms[name] = term.detach()
         return {"loss": loss, **terms}
 
-    def taught(self, teacher: dict[str, Tensor] | None) -> Outputs | None:
-        """What the teacher gives for a batch, without a gradient; None where nobody teaches."""
+    def run_teacher(self, teacher: dict[str, Tensor] | None) -> Outputs | None:
+        """Return the outputs of the teacher for its inputs, without gradient; None without a teacher."""
         if self.teacher is None or teacher is None:
             return None
         with torch.no_grad():
@@ -81,25 +94,25 @@ class Learner(nn.Module):
         return outputs
 
     def train(self, mode: bool = True) -> Learner:
-        """Training mode for all but the teacher, which stays as it is used."""
+        """Set the training mode of all modules except the teacher, which stays in evaluation mode."""
         super().train(mode)
         if self.teacher is not None:
             self.teacher.eval()
         return self
 
     def named_objectives(self) -> list[tuple[str, Objective]]:
-        """The objectives under the names that the config gave them."""
+        """Return the objectives with their names in the config."""
         return [(name, module) for name, module in self.objectives.items() if isinstance(module, Objective)]
 
 
 def _keep_trained(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    """Leaves only what is trained in a state dict."""
+    """Remove frozen tensors from a state dict."""
     trained = {prefix + name for name, parameter in module.named_parameters() if parameter.requires_grad}
     for name in [name for name in state if name.startswith(prefix) and name not in trained]:
         del state[name]
 
 
 def _expect_trained(module: nn.Module, keys: Any) -> None:
-    """Does not miss what is frozen when a state dict is loaded."""
+    """Accept missing frozen tensors when a state dict is loaded."""
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     keys.missing_keys[:] = [name for name in keys.missing_keys if name in trained]

@@ -1,4 +1,4 @@
-"""The mean loss of a split, exact however it is cut into batches."""
+"""Mean loss of a split, independent of its division into batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mllm.structures import LogicalBatch
 
 
 def check_failures(batch: LogicalBatch, skip: bool) -> None:
-    """Raises `DataError` for the first row that could not be used, unless such rows are to be skipped."""
+    """Raise `DataError` for the first row that cannot be used, unless `skip` is True."""
     if batch.failures and not skip:
         raise DataError(batch.failures[0].sentence)
 
@@ -26,16 +26,26 @@ def mean_losses(
     batches: Iterable[LogicalBatch],
     accelerator: Any,
 ) -> dict[str, float]:
-    """`loss` and each objective's mean per supervised item over all `batches` of all processes.
+    """Compute the mean loss per supervised item over all batches of all processes.
 
-    `model` is the learner as the accelerator wrapped it. Weights are those at the end of the training, so that losses
-    of different epochs compare under a curriculum too. Raises `DataError` where nothing in them is supervised.
+    Args:
+        model: The learner, wrapped by the accelerator.
+        learner: The learner without wrapper.
+        batches: Batches of this process.
+        accelerator: Accelerator of the trainer.
+
+    Returns:
+        `loss` and the mean of each objective. Objectives are weighted as at the end of the training, so that losses of
+        different epochs are comparable.
+
+    Raises:
+        DataError: No item is supervised.
     """
     was_training = model.training
     model.eval()
     names = [name for name, _ in learner.named_objectives()]
-    nothing = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-    totals, counts = dict.fromkeys(names, nothing), dict.fromkeys(names, nothing)
+    zero = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    totals, counts = dict.fromkeys(names, zero), dict.fromkeys(names, zero)
     for batch in batches:
         for piece in batch.pieces:
             piece = piece.to(accelerator.device)

@@ -1,4 +1,4 @@
-"""What a run's log says beside the loss."""
+"""Counters for the log of a run."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from mllm.structures import LogicalBatch
 
 
 class Meter:
-    """What a run's log says beside the loss, counted since the start or the resume and never before it."""
+    """Counters of tokens, samples, losses, time and memory since the start or the resume of a run."""
 
     def __init__(self) -> None:
         self.started: float | None = None
         self.tokens = self.padded = self.samples = self.truncated = 0
         self.failures: dict[str, None] = {}
-        """Sentences in the order of their first appearance; a row that fails in every epoch counts once."""
+        """Sentences about skipped rows, in the order of their first appearance; a row that fails again counts once."""
         self.terms: dict[str, Tensor] = {}
         self.steps = self.idle = 0
-        """Updates since the last entry, and those among them in which no row could be used."""
+        """Updates since the last log entry, and those among them without a usable row."""
         self.made = self.learned = 0
-        """Updates since the start or the resume: all, and those that were not idle."""
-        self.loss = 0.0
-        """The sum of their losses, this process's share times the number of processes."""
+        """Updates since the start or the resume: all, and those with a usable row."""
+        self.loss: Tensor | float = 0.0
+        """Sum of the losses of all updates, []: the share of this process times the number of processes."""
         self.peak = 0
-        """Bytes of this process, sampled while activations are alive; a card keeps its own peak."""
+        """Peak memory of this process in bytes, sampled before each backward; a GPU counts its own peak."""
 
-    def see(self, batch: LogicalBatch) -> None:
-        """Counts a logical batch about to be trained on; the clock starts with the first."""
+    def count(self, batch: LogicalBatch) -> None:
+        """Count a logical batch before it is trained on. The clock starts with the first."""
         if self.started is None:
             self.started = time.monotonic()
-            if torch.cuda.is_available():  # loading a model can take more than training it
+            if torch.cuda.is_available():  # loading a model can need more than training it
                 torch.cuda.reset_peak_memory_stats()
         self.tokens += batch.tokens
         self.padded += batch.padded_tokens
@@ -45,39 +45,40 @@ class Meter:
         self.skip(failure.sentence for failure in batch.failures)
 
     def skip(self, sentences: Iterable[str]) -> None:
-        """Remembers rows that were left out."""
+        """Record the sentences about skipped rows."""
         self.failures.update(dict.fromkeys(sentences))
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Adds one piece's share of each objective's term, while the activations behind it are alive."""
+        """Add the shares of one piece in the terms of the objectives, before its backward."""
         for name, term in terms.items():
             self.terms[name] = self.terms[name] + term if name in self.terms else term
         self.peak = max(self.peak, psutil.Process().memory_info().rss)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stops the clock for a while: an evaluation trains on no token."""
+        """Stop the clock inside the block, as during an evaluation."""
         start = time.monotonic()
         yield
         if self.started is not None:
             self.started += time.monotonic() - start
 
-    def step(self, loss: float = 0.0, idle: bool = False) -> None:
-        """Ends an update; an idle one had no row to learn from, and so no loss."""
+    def step(self, loss: Tensor | None = None, idle: bool = False) -> None:
+        """Count an update and its loss, []. An idle update has no usable row."""
         self.steps, self.idle = self.steps + 1, self.idle + idle
         self.made, self.learned = self.made + 1, self.learned + (not idle)
-        self.loss += loss
+        if loss is not None:
+            self.loss = self.loss + loss.double()  # stays on the device until the summary
 
     @property
     def seconds(self) -> float:
-        """Since the first batch, evaluations left out."""
+        """Return the seconds since the first batch, without evaluations."""
         return 0.0 if self.started is None else time.monotonic() - self.started
 
     def summary(self, accelerator: Any, step: int) -> dict[str, float]:
-        """The closing figures at `step` over all processes, of this start or resume alone; none of idle updates."""
+        """Return the final figures over all processes since the start or the resume; empty if all updates were idle."""
         if not self.learned:
             return {}
-        mine = torch.tensor([self.samples, self.loss / accelerator.num_processes], dtype=torch.float64)
+        mine = torch.tensor([self.samples, float(self.loss) / accelerator.num_processes], dtype=torch.float64)
         samples, loss = accelerator.reduce(mine.to(accelerator.device), "sum").tolist()
         seconds = max(self.seconds, 1e-9)
         return {
@@ -90,9 +91,10 @@ class Meter:
         }
 
     def read(self, accelerator: Any) -> dict[str, float]:
-        """The entry's figures over all processes; terms are means over the updates since the last entry.
+        """Return the figures of a log entry over all processes, and start the next entry.
 
-        The peak is that of the process which needs most.
+        Terms of objectives are means over the updates since the last entry. The peak memory is the largest of all
+        processes.
         """
         device = accelerator.device
         names = sorted(self.terms)

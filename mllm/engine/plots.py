@@ -1,4 +1,4 @@
-"""Pictures of a run, for people who would rather look than read."""
+"""Plots of the losses of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 
 def plot_loss(rows: list[dict[str, float]], path: Path) -> None:
-    """The training and validation loss over the steps, as a PNG."""
+    """Plot training and validation loss over the updates as PNG."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
@@ -22,23 +22,23 @@ def plot_loss(rows: list[dict[str, float]], path: Path) -> None:
     _save(figure, path)
 
 
-NO_TERMS = ("loss", "learning_rate", "grad_norm", "epoch", "step", "padding_share")
-"""Keys of a row that are no objective's term, beside those with a unit in their names."""
+NOT_TERMS = ("loss", "learning_rate", "grad_norm", "epoch", "step", "padding_share")
+"""Keys of a row that are not terms of objectives. Keys that end with a unit are not terms, either."""
 
 
 def plot_progress(rows: list[dict[str, float]], path: Path) -> None:
-    """The whole loss and, beside it, each objective's unweighted term over the steps, as a PNG."""
+    """Plot the loss and the unweighted terms of the objectives over the updates as PNG."""
     figure = Figure(figsize=(11, 4), dpi=120, layout="constrained")
-    whole, parts = figure.subplots(1, 2)
+    loss_axes, term_axes = figure.subplots(1, 2)
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
-        _draw(whole, rows, key, label, style)
+        _draw(loss_axes, rows, key, label, style)
     endings = ("_per_second", "_gb", "_percent", "_runtime")
-    terms = dict.fromkeys(key for row in rows for key in row if key not in NO_TERMS and not key.endswith(endings))
+    terms = dict.fromkeys(key for row in rows for key in row if key not in NOT_TERMS and not key.endswith(endings))
     for name in (key for key in terms if not key.startswith("eval_")):
-        _draw(parts, rows, name, name, "-")
-        _draw(parts, rows, f"eval_{name}", f"{name}, validation", "o-")
-    _finish(whole, "loss (objectives, weighted)")
-    _finish(parts, "term of an objective, unweighted")
+        _draw(term_axes, rows, name, name, "-")
+        _draw(term_axes, rows, f"eval_{name}", f"{name}, validation", "o-")
+    _finish(loss_axes, "loss (objectives, weighted)")
+    _finish(term_axes, "term of an objective, unweighted")
     _save(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""The training loop with differential privacy: drawn by chance, clipped unit by unit, noisy, and counted."""
+"""Training loop with differential privacy: Poisson draws, clipping per unit, noise and a ledger."""
 
 from __future__ import annotations
 
@@ -13,36 +13,43 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mllm.engine.callbacks import not_finite, run_folder
 from mllm.engine.learner import Learner
 from mllm.engine.privacy.clipping import ClippedSum
 from mllm.engine.privacy.ledger import Ledger
-from mllm.engine.privacy.mechanism import Mechanism, continued, save_ledger
+from mllm.engine.privacy.mechanism import Mechanism, resume_ledger, save_ledger
 from mllm.engine.privacy.noise import Noise
 from mllm.engine.privacy.per_sample import Tape, images_in, stacked
 from mllm.engine.privacy.proof import check_gradients
 from mllm.engine.privacy.record import privacy_record, write_record
+from mllm.engine.run_log import run_folder
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError, memory_advised
+from mllm.run_files import checkpoint_name
 from mllm.structures import Batch, LogicalBatch
 
 logger = logging.getLogger(__name__)
 
 
 class PrivateTrainer(MultimodalTrainer):
-    """Trains a Learner so that what it learns of any one unit is bounded by (epsilon, delta) (arXiv:1607.00133).
+    """Trainer with (epsilon, delta)-differential privacy for every unit of the data (DP-SGD, arXiv:1607.00133).
 
-    The sampler draws every update's units by chance, perhaps none; pieces of the draw run one after another; each
-    unit's gradient is clipped, and noise is added to the sum, on one process, before all divide it by the expected
-    number of units. Every update goes into the ledger, which lies in every checkpoint. Training ends before an update
-    that would exceed the target. `synthetic` takes the place of the data in all that is looked at before step 1.
+    The sampler draws the units of an update at random, possibly none. The gradient of each unit is clipped, the main
+    process adds noise to the sum, and all processes divide it by the expected number of units. Every update is recorded
+    in the ledger, which every checkpoint contains. Training ends before an update that would exceed the target.
+
+    Args:
+        learner: Learner with reduction "samples".
+        args: Arguments of transformers, with `max_grad_norm` 0.
+        mechanism: Sampling, clipping and noise.
+        synthetic: Artificial encoded samples. They replace the data in all checks before the first update.
+        options: Further arguments of `MultimodalTrainer`.
     """
 
     def __init__(
         self, learner: Learner, args: TrainingArguments, *, mechanism: Mechanism, synthetic: list[Any], **options: Any
     ) -> None:
-        assert learner.reduction == "samples", "a unit's loss must not depend on who else is drawn"
-        assert args.max_grad_norm == 0, "gradients are clipped unit by unit, before the noise"
+        assert learner.reduction == "samples", "the loss of a unit must not depend on the other units of the draw"
+        assert args.max_grad_norm == 0, "gradients are clipped per unit, before the noise is added"
         self.mechanism, self.synthetic = mechanism, synthetic
         self.ledger = Ledger()
         self.tape = Tape(learner, images_in(learner))
@@ -54,16 +61,16 @@ class PrivateTrainer(MultimodalTrainer):
                 callback.trainer = self
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise ConfigError(
-                "privacy_args: no process may hold a part of the gradients alone, because units are clipped whole: "
-                "leave fsdp and deepspeed out of training_args"
+                "privacy_args: FSDP and DeepSpeed split gradients over processes, and clipping needs whole gradients: "
+                "remove fsdp and deepspeed from training_args"
             )
 
     def train(
         self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: list[str] | None = None
     ) -> Any:
-        """Trains from the start or from a checkpoint, whose ledger goes on."""
+        """Train from the start, or continue from a checkpoint and its ledger."""
         if resume_from_checkpoint:
-            self.ledger, self.mechanism = continued(Path(resume_from_checkpoint), self.mechanism)
+            self.ledger, self.mechanism = resume_ledger(Path(resume_from_checkpoint), self.mechanism)
         self.mechanism = self.mechanism.with_noise(self.planned_steps)
         self._last_step = None
         logger.info(
@@ -75,23 +82,23 @@ class PrivateTrainer(MultimodalTrainer):
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `privacy.json` says of the updates so far."""
+        """Return the privacy record of the updates so far."""
         return privacy_record(self.mechanism, self.ledger)
 
     @property
     def planned_steps(self) -> int:
-        """Updates of the whole training, as Trainer counts them."""
+        """Return the number of updates of the whole training, as Trainer counts them."""
         if self.args.max_steps > 0:
             return self.args.max_steps
         return math.ceil(self.args.num_train_epochs * len(self.train_sampler))
 
     def first_batches(self) -> Iterator[LogicalBatch]:
-        """A synthetic batch: what is looked at before step 1 is not the data."""
+        """Yield a batch of artificial samples, so that checks do not read the data."""
         collate: Any = self.data_collator
         yield collate(self.synthetic)
 
     def preflight(self) -> LogicalBatch:
-        """The same on a synthetic batch, and that every sample's gradient is its own."""
+        """Run the checks on an artificial batch, and compare per-sample gradients with those of autograd."""
         batch = super().preflight()
         collate: Any = self.data_collator
         alone = collate(self.synthetic[-1:]).pieces[0]
@@ -101,13 +108,13 @@ class PrivateTrainer(MultimodalTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[LogicalBatch], num_batches: int, device: torch.device
     ) -> tuple[list[LogicalBatch], Any]:
-        """The next draw and its samples on all processes; none once another update would exceed the target."""
+        """Return the next draw and its number of samples; no draw if another update would exceed the target."""
         step = self.state.global_step
         if self._last_step is None:
             self._last_step = step + self.mechanism.affordable(self.ledger, max(0, self.state.max_steps - step))
         if self._last_step <= step < self.state.max_steps:
             logger.warning(
-                "privacy: training ends after %d updates, because another would exceed epsilon %g",
+                "privacy: training ends after %d updates, because another one would exceed epsilon %g",
                 *(step, self.mechanism.target_epsilon),
             )
             self.control.should_training_stop = self.control.should_save = True
@@ -115,8 +122,9 @@ class PrivateTrainer(MultimodalTrainer):
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _global_counts(self, batch: LogicalBatch, device: torch.device) -> dict[str, Tensor]:
-        """Samples of a draw on all processes."""
-        return {"samples": self.accelerator.reduce(torch.tensor(batch.samples, device=device), "sum")}
+        """Return the number of samples of a draw on all processes."""
+        samples = torch.tensor(batch.samples).to(device, non_blocking=True)
+        return {"samples": self.accelerator.reduce(samples, "sum")}
 
     def compute_loss(
         self,
@@ -125,7 +133,7 @@ class PrivateTrainer(MultimodalTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The sum of the samples' losses."""
+        """Return the sum of the losses of the samples."""
         outputs = model(student=inputs.student, targets=inputs.targets)
         samples = inputs.samples
         share = samples / num_items_in_batch["samples"]
@@ -136,8 +144,12 @@ class PrivateTrainer(MultimodalTrainer):
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: LogicalBatch, num_items_in_batch: Any = None
     ) -> Tensor:
-        """One noisy update's gradient, and its line in the ledger; an empty draw gives noise alone."""
-        learner = self.learner  # never what distributes it: gradients meet here, once they are clipped
+        """Compute the noisy gradient of an update and record it in the ledger. An empty draw has noise only.
+
+        A non-finite loss or gradient is found by `FiniteCheck`. Its update is in the ledger of this process, but the
+        weights do not change and the error comes before anything is saved.
+        """
+        learner = self.learner  # without DDP: gradients are summed over processes below, after clipping
         learner.train()
         mechanism, step = self.mechanism, self.state.global_step
         groups = self.tape.groups if mechanism.clipping == "per_layer" else None
@@ -147,54 +159,54 @@ class PrivateTrainer(MultimodalTrainer):
             for piece in inputs.pieces:
                 total += self._add_piece(clipped, learner, piece.to(self.args.device), num_items_in_batch)
         clipped.finish()
-        if not torch.isfinite(total):
-            raise not_finite(self.args, self.state, "loss", float(total))
+        self.finite_check.loss = total
         if self.accelerator.is_main_process:
             self.noise.add(clipped.flat, mechanism.sigma * mechanism.clip_norm, step)
         clipped.flat.copy_(self.accelerator.reduce(clipped.flat, "sum"))
         for parameter, gradient in zip(clipped.parameters, clipped.gradients(mechanism.expected_units), strict=True):
             parameter.grad = gradient
         self.ledger.add(mechanism.sigma, mechanism.sample_rate)
-        drawn = int(num_items_in_batch["samples"])
+        is_alone = self.accelerator.num_processes == 1
+        drawn = inputs.samples if is_alone else int(num_items_in_batch["samples"])
         mean = total * self.accelerator.num_processes / max(1, drawn)
-        self.meter.step(float(mean), idle=not drawn)
+        self.meter.step(mean, idle=not drawn)
         return mean
 
     def _add_piece(self, clipped: ClippedSum, learner: Learner, piece: Batch, counts: dict[str, Tensor]) -> Tensor:
-        """Adds a piece's clipped gradients to the sum; gives the sum of its samples' losses."""
+        """Add the clipped gradients of a piece to the sum, and return the sum of the losses of its samples, []."""
         with self.tape.recording(piece.samples, piece.images) as gradients:
             with self.compute_loss_context_manager():
                 loss = self.compute_loss(learner, piece, num_items_in_batch=counts)
-            if loss.requires_grad:  # not where a vision tower trains alone and no sample has an image
+            if loss.requires_grad:  # False if only a vision tower trains and no sample has an image
                 self.accelerator.backward(loss)
             clipped.add(stacked(gradients, clipped.parameters, piece.samples), piece.units)
         return loss.detach()
 
 
 class KeepLedger(TrainerCallback):
-    """Puts the ledger into every checkpoint, and the privacy record beside them."""
+    """Callback that writes the ledger to every checkpoint and the privacy record to the run folder."""
 
     trainer: PrivateTrainer
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Writes both before the checkpoint is marked complete."""
+        """Write both, before the checkpoint is marked as complete."""
         if args.should_save:
-            folder = run_folder(args) / f"checkpoint-{state.global_step}"
+            folder = run_folder(args) / checkpoint_name(state.global_step)
             save_ledger(folder, self.trainer.ledger, self.trainer.mechanism)
         self.on_train_end(args, state, control)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Writes the record of all updates so far."""
+        """Write the record of all updates so far."""
         if state.is_world_process_zero:
             write_record(run_folder(args), self.trainer.mechanism, self.trainer.ledger)
 
 
 class SaveBelow(TrainerCallback):
-    """Saves a checkpoint when the validation loss first falls below one of some thresholds.
+    """Callback that saves a checkpoint when the validation loss first falls below a threshold.
 
-    The loss chooses what is kept, so the validation split must hold nothing that is to be protected.
+    The validation loss selects checkpoints, so the validation split must not contain protected data.
     """
 
     def __init__(self, thresholds: Iterable[float]) -> None:
@@ -208,7 +220,7 @@ class SaveBelow(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Asks for a checkpoint where no earlier loss, before a resume neither, was below the same threshold."""
+        """Request a checkpoint if this loss is the first below a threshold, counting those before a resume."""
         loss = (metrics or {})["eval_loss"]
         rows = [row for row in state.log_history if "eval_loss" in row and row["step"] < state.global_step]
         lowest = min((row["eval_loss"] for row in rows), default=math.inf)

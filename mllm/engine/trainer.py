@@ -1,4 +1,4 @@
-"""The training loop: transformers' Trainer over a Learner, with logical batches."""
+"""Training loop over logical batches, on the Trainer of transformers."""
 
 from __future__ import annotations
 
@@ -14,22 +14,36 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 
-from mllm.engine.callbacks import not_finite, run_folder
 from mllm.engine.checkpoints import begin_checkpoint
+from mllm.engine.finite_check import FiniteCheck
 from mllm.engine.learner import Learner
 from mllm.engine.mean_loss import check_failures, mean_losses
 from mllm.engine.meter import Meter
 from mllm.engine.preflight import preflight
+from mllm.engine.run_log import run_folder
 from mllm.errors import DataError, memory_advised
 from mllm.run_files import checkpoint_name
 from mllm.structures import Batch, Encoded, LogicalBatch, unsupervised
 
 
 class MultimodalTrainer(Trainer):
-    """Trains a Learner on logical batches, each loaded whole and run piece by piece.
+    """Trainer of a Learner.
 
-    One loader item is one update: the sampler deals it, the collator cuts it, and `training_step` runs the pieces.
-    Trainer itself is told of an accumulation of 1, so that skipping and resuming count updates.
+    One item of the data loader is the logical batch of one update: the sampler draws it, the collator splits it into
+    pieces, and `training_step` runs them. `gradient_accumulation_steps` is 1, so resuming skips whole updates.
+
+    Args:
+        learner: Student, objectives and teacher.
+        args: Arguments of transformers, with accumulation 1.
+        train_dataset: Encoded samples of the training split.
+        train_sampler: Sampler of the logical batches of this process.
+        collate: Function from encoded samples to a `LogicalBatch`.
+        eval_dataset: Encoded samples of the validation split.
+        eval_sampler: Sampler of the validation split, in order.
+        meter: Counters for the log.
+        skip_failures: Skip rows that cannot be used. False: the first one stops the training.
+        memory_advice: Sentence that is added to an out-of-memory error.
+        callbacks: Callbacks, in order. A `FiniteCheck` runs before them.
     """
 
     def __init__(
@@ -51,21 +65,22 @@ class MultimodalTrainer(Trainer):
         self.meter = meter
         self.train_sampler, self.eval_sampler = train_sampler, eval_sampler
         self.skip_failures, self.memory_advice = skip_failures, memory_advice
+        self.finite_check = FiniteCheck()
         super().__init__(
             model=learner,
             args=args,
             data_collator=collate,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            callbacks=callbacks,
+            callbacks=[self.finite_check, *(callbacks or [])],
         )
 
     def get_train_dataloader(self) -> DataLoader[LogicalBatch]:
-        """The loader of logical batches; the sampler already deals one process's share."""
+        """Return the loader of the logical batches of this process."""
         return self._loader(self.train_dataset, self.train_sampler)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[LogicalBatch]:
-        """The loader of the validation split, in order."""
+        """Return the loader of the validation split, in order."""
         return self._loader(self.eval_dataset if eval_dataset is None else eval_dataset, self.eval_sampler)
 
     def _loader(self, dataset: Any, sampler: Any) -> DataLoader[LogicalBatch]:
@@ -78,48 +93,48 @@ class MultimodalTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers > 0 else None,
-            # Seeds the workers. Without one of its own, a loader draws their seed from the generator of dropout, and an
-            # evaluation after a checkpoint would change what follows it.
+            # Seeds the workers. Without it, a loader draws their seed from the generator that dropout uses, and an
+            # evaluation would change the updates after it.
             generator=torch.Generator().manual_seed(self.args.seed),
         )
 
     def first_batch(self) -> LogicalBatch:
-        """The first batch of the first epoch that has a usable row, encoded here and now."""
+        """Return the first batch of the first epoch that has a usable row. Raise `DataError` if there is none."""
         for batch in self.first_batches():
             return batch
         raise DataError(f"no row of the training split could be used; one of them: {next(iter(self.meter.failures))}")
 
     def first_batches(self) -> Iterator[LogicalBatch]:
-        """The batches of the first epoch, those without a usable row left out, each encoded when it is asked for."""
+        """Yield the batches of the first epoch that have a usable row, encoded one at a time."""
         collate, dataset = cast(Any, self.data_collator), cast(Any, self.train_dataset)
         batches = (collate([dataset[draw] for draw in draws]) for draws in self.train_sampler)
-        yield from (batch for batch in self._watched(batches) if batch.pieces)
+        yield from (batch for batch in self._checked(batches) if batch.pieces)
 
     def preflight(self) -> LogicalBatch:
-        """Proves on the first batch that everything trains, and gives that batch."""
+        """Check on the first batch that all trainable tensors receive gradients, and return that batch."""
         batch = self.first_batch()
         preflight(self.learner, batch, self.accelerator, further=self.first_batches())
         return batch
 
     @cached_property
     def _idle_piece(self) -> Batch:
-        """What a process runs while it has no usable row and others have: a piece in which nothing is supervised."""
+        """Piece without supervision, for a process that has no usable row while others have some."""
         piece = self.first_batch().pieces[-1]
         return replace(piece, targets=unsupervised(piece.targets))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[LogicalBatch], num_batches: int, device: torch.device
     ) -> tuple[list[LogicalBatch], Any]:
-        """The next logical batch, and its supervised items summed over all processes."""
+        """Return the next logical batch and the numbers of its supervised items on all processes, by objective."""
         batches: list[LogicalBatch] = []
         counts = None
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
-            # A finished run was resumed in the middle of an epoch; Trainer looks at the end only after an update.
+            # A finished run was resumed within an epoch. Trainer checks for the end only after an update.
             self.control.should_training_stop = True
             return batches, counts
         for batch in epoch_iterator:
             check_failures(batch, self.skip_failures)
-            self.meter.see(batch)
+            self.meter.count(batch)
             counts = self._global_counts(batch, device)
             batches.append(batch)
             break
@@ -128,18 +143,18 @@ class MultimodalTrainer(Trainer):
 
     @property
     def learner(self) -> Learner:
-        """The Learner, out of whatever wraps it."""
+        """Return the Learner without the wrappers of accelerate."""
         learner = self.accelerator.unwrap_model(self.model)
         assert isinstance(learner, Learner)
         return learner
 
     def _global_counts(self, batch: LogicalBatch, device: torch.device) -> dict[str, Tensor]:
-        """Supervised items of a logical batch on all processes, by objective."""
+        """Return the number of supervised items of a logical batch on all processes, by objective."""
         pieces = [self.learner.counts(piece.targets) for piece in batch.pieces]
-        return {
-            name: self.accelerator.reduce(torch.tensor(sum(int(piece[name]) for piece in pieces), device=device), "sum")
-            for name, _ in self.learner.named_objectives()
-        }
+        names = [name for name, _ in self.learner.named_objectives()]
+        counts = torch.tensor([sum(int(piece[name]) for piece in pieces) for name in names])
+        counts = self.accelerator.reduce(counts.to(device, non_blocking=True), "sum")
+        return dict(zip(names, counts.unbind(), strict=True))
 
     def compute_loss(
         self,
@@ -148,7 +163,7 @@ class MultimodalTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """One piece's share of the update's loss; multiplied by the processes, whose gradients DDP averages."""
+        """Return the share of one piece in the loss, times the number of processes, because DDP averages gradients."""
         outputs = model(
             student=inputs.student, targets=inputs.targets, teacher=inputs.teacher, counts=num_items_in_batch
         )
@@ -159,9 +174,10 @@ class MultimodalTrainer(Trainer):
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: LogicalBatch, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Forward and backward over the pieces of a logical batch; gradients meet other processes' on the last.
+        """Run forward and backward over the pieces of a logical batch and return its loss, [].
 
-        Where no row of it could be used, on any process, nothing runs, and the optimizer leaves the weights alone.
+        Gradients of all processes are reduced at the last piece. If no process has a usable row, nothing is computed
+        and the weights do not change.
         """
         model.train()
         total = torch.zeros((), device=self.args.device)
@@ -181,16 +197,16 @@ class MultimodalTrainer(Trainer):
                         )
                     self.accelerator.backward(loss)
                 total += loss.detach()
-        if not torch.isfinite(total):
-            raise not_finite(self.args, self.state, "loss", float(total))
-        self.meter.step(float(total))
+        self.finite_check.loss = total
+        self.meter.step(total)
         return total
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The exact mean loss of the validation split, each supervised item counted once."""
-        loader = self._watched(self.get_eval_dataloader(eval_dataset))
+        """Return the mean loss of the validation split over its supervised items, and log it."""
+        self.finite_check.wait(self.args)
+        loader = self._checked(self.get_eval_dataloader(eval_dataset))
         with self.meter.paused():
             means = mean_losses(self.model_wrapped, self.learner, loader, self.accelerator)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
@@ -198,8 +214,8 @@ class MultimodalTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _watched(self, batches: Iterable[LogicalBatch]) -> Iterator[LogicalBatch]:
-        """The same batches, their failures raised or remembered."""
+    def _checked(self, batches: Iterable[LogicalBatch]) -> Iterator[LogicalBatch]:
+        """Yield the batches. Record their failures, or raise `DataError` for the first."""
         for batch in batches:
             check_failures(batch, self.skip_failures)
             self.meter.skip(failure.sentence for failure in batch.failures)
@@ -207,30 +223,32 @@ class MultimodalTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint, marked as incomplete from the start; the callback `Checkpoints` marks it as complete."""
+        self.finite_check.wait(self.args)
         if self.args.should_save:
             begin_checkpoint(run_folder(self.args) / checkpoint_name(self.state.global_step))
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
 
     def floating_point_ops(self, inputs: LogicalBatch) -> int:  # type: ignore[override]
-        """Zero: operations are not counted, and an estimate would be no figure."""
+        """Return 0, because operations are not counted."""
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each objective's term, speed since start or resume, padding and peak memory to a training entry.
+        """Add the terms of the objectives, speed, padding and peak memory to a training entry, and log it.
 
-        The closing figures are of this start or resume too, exact, without what was trained before.
-        Idle updates have no loss: they do not count for its mean, and there is no entry of them alone.
+        Speed and the final summary cover the time since the start or the resume. Idle updates have no loss: they do not
+        count in its mean, and an entry about idle updates only is dropped.
         """
+        self.finite_check.wait(self.args)
         if "loss" in logs:
             steps, learned = self.meter.steps, self.meter.steps - self.meter.idle
             if steps and not learned:
-                self.meter.steps = self.meter.idle = 0  # Trainer begins to count anew as well
+                self.meter.steps = self.meter.idle = 0  # Trainer resets its count, too
                 return
             logs["loss"] *= max(1, steps) / max(1, learned)
             logs.update(self.meter.read(self.accelerator))
         if "train_runtime" in logs:
-            # Trainer takes its samples from the schedule, and counts the seconds of evaluations.
+            # Those of Trainer count scheduled samples and include the time of evaluations.
             for name in ("train_loss", "train_samples_per_second", "train_steps_per_second"):
                 logs.pop(name, None)
             logs.update(self.meter.summary(self.accelerator, self.state.global_step))

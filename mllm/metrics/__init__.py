@@ -1,4 +1,4 @@
-"""The figures that a run reports about its answers."""
+"""Metrics of generated answers."""
 
 from mllm.metrics import coco as coco
 from mllm.metrics import grounding as grounding

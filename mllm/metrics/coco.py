@@ -1,4 +1,4 @@
-"""COCO's figures and its way to write a mask, both through pycocotools."""
+"""Average precision and mask encoding of COCO, computed by pycocotools."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from mllm.registry import METRICS
 from mllm.structures import Answer, Mark
 
 FIGURES = ("AP", "AP50", "AP75")
-"""The first three of COCOeval's twelve."""
+"""The first three of the twelve figures of COCOeval."""
 
 
 @METRICS.register_module(name="coco_ap")
 def coco_ap(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str, float]:
-    """COCO's average precision of boxes and, where the references have masks, of masks: AP, AP50 and AP75.
+    """Compute the average precision of COCO for boxes and, if the references have masks, for masks.
 
-    One class; at most 100 objects of an image count. An answer in words has no confidences, so every object has the
-    score 1.0: AP then is no statement about ranking. pycocotools keeps equal scores in the order of the samples, and
-    the curve that it integrates follows that order; `precision@0.5` and `recall@0.5` do not depend on it. A figure of
-    a detector that ranks its boxes must not be compared with this one. Objects of different images are never paired.
-    `failed` counts predictions without a readable object where there is one to find: their objects are missed.
+    There is one class, and at most 100 objects per image count. An answer in text has no confidences, so every object
+    has the score 1.0, and AP does not measure ranking: pycocotools keeps equal scores in the order of the samples, and
+    its precision-recall curve depends on that order. Do not compare it with the AP of a detector that ranks its boxes.
+    `precision@0.5` and `recall@0.5` do not depend on the order. Objects of different images are never matched.
+
+    Returns:
+        `box_AP`, `box_AP50`, `box_AP75`, `box_precision@0.5`, `box_recall@0.5`, the same for `mask_`, `failed`
+        (predictions without an object where the reference has one) and `samples`.
     """
     assert len(predictions) == len(references)
     pairs = list(zip(predictions, references, strict=True))
@@ -36,14 +39,13 @@ def coco_ap(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         if name == "box" or any(mark.mask is not None for answer in references for mark in answer.marks):
             figures |= {f"{name}_{key}": value for key, value in _average_precision(pairs, kind).items()}
-    wanted = [(found, reference) for found, reference in pairs if _has_object(reference)]
-    figures["failed"] = sum(not _has_object(found) for found, _ in wanted)
+    figures["failed"] = sum(_has_object(reference) and not _has_object(prediction) for prediction, reference in pairs)
     figures["samples"] = len(pairs)
     return figures
 
 
 def rle(mask: np.ndarray) -> dict[str, Any]:
-    """A mask [H, W] as COCO's compressed run lengths: `{"size": [H, W], "counts": "..."}`."""
+    """Return a mask [H, W] as compressed run lengths of COCO: `{"size": [H, W], "counts": "..."}`."""
     encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": [int(length) for length in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
@@ -53,55 +55,55 @@ def _has_object(answer: Answer) -> bool:
 
 
 def _average_precision(pairs: Sequence[tuple[Answer, Answer]], kind: str) -> dict[str, float]:
-    """COCOeval's figures for 'bbox' or 'segm'; NaN where there is nothing to find."""
+    """Return the figures of COCOeval for 'bbox' or 'segm'; NaN without objects in the references."""
     images = [
         (number, image)
         for number, pair in enumerate(pairs)
         for image in sorted({0} | {mark.image for answer in pair for mark in answer.marks})
     ]
-    ids = {place: identity for identity, place in enumerate(images, start=1)}
+    ids = {image: identifier for identifier, image in enumerate(images, start=1)}
     with redirect_stdout(io.StringIO()):  # pycocotools prints tables
-        truth, found = (_table([pair[side] for pair in pairs], ids, kind) for side in (1, 0))
-        evaluation = COCOeval(truth, found, kind)
+        targets, predictions = (_table([pair[i] for pair in pairs], ids, kind) for i in (1, 0))
+        evaluation = COCOeval(targets, predictions, kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     figures = {name: float(value) for name, value in zip(FIGURES, evaluation.stats, strict=False)}
-    hits, objects, targets = _counts(evaluation)
-    figures["precision@0.5"] = hits / objects if objects else float("nan")
-    figures["recall@0.5"] = hits / targets if targets else float("nan")
+    matched, predicted, true = _counts(evaluation)
+    figures["precision@0.5"] = matched / predicted if predicted else float("nan")
+    figures["recall@0.5"] = matched / true if true else float("nan")
     return {name: float("nan") if value < 0 else value for name, value in figures.items()}
 
 
 def _counts(evaluation: COCOeval) -> tuple[int, int, int]:
-    """At IoU 0.5 and over all sizes: objects that were found, that were named, and that there are."""
-    # evalImgs holds the images of each range of sizes in turn, 'all' first; None where an image has no object.
-    whole = evaluation.evalImgs[: len(evaluation.params.imgIds)]
-    seen = [image for image in whole if image is not None]
-    hits = sum(int((image["dtMatches"][0] > 0).sum()) for image in seen)
-    return hits, sum(len(image["dtIds"]) for image in seen), sum(len(image["gtIds"]) for image in seen)
+    """Return the numbers of matched, predicted and true objects at IoU 0.5, over all sizes."""
+    # evalImgs contains the images for each range of sizes, 'all' first; None for an image without objects.
+    all_sizes = evaluation.evalImgs[: len(evaluation.params.imgIds)]
+    images = [image for image in all_sizes if image is not None]
+    matched = sum(int((image["dtMatches"][0] > 0).sum()) for image in images)
+    return matched, sum(len(image["dtIds"]) for image in images), sum(len(image["gtIds"]) for image in images)
 
 
 def _table(answers: Sequence[Answer], ids: dict[tuple[int, int], int], kind: str) -> COCO:
-    """The answers' objects as pycocotools keeps annotations; their numbers begin with 1, because 0 means no match."""
+    """Return the objects of answers as a table of pycocotools. Numbers start at 1, because 0 means no match."""
     objects = [
-        (ids[number, mark.image], described)
+        (ids[number, mark.image], annotation)
         for number, answer in enumerate(answers)
         for mark in answer.marks
-        if (described := _annotation(mark, kind)) is not None
+        if (annotation := _annotation(mark, kind)) is not None
     ]
-    sizes = {image: described["segmentation"]["size"] for image, described in objects if kind == "segm"}
+    sizes = {image: annotation["segmentation"]["size"] for image, annotation in objects if kind == "segm"}
     table = COCO()
     table.dataset = {
         "info": {},
         "images": [
-            {"id": identity, **dict(zip(("height", "width"), sizes.get(identity, (0, 0)), strict=True))}
-            for identity in ids.values()
+            {"id": identifier, **dict(zip(("height", "width"), sizes.get(identifier, (0, 0)), strict=True))}
+            for identifier in ids.values()
         ],
         "categories": [{"id": 1, "name": "object"}],
         "annotations": [
-            {"id": number, "image_id": image, "category_id": 1, "iscrowd": 0, "score": 1.0, **described}
-            for number, (image, described) in enumerate(objects, start=1)
+            {"id": number, "image_id": image, "category_id": 1, "iscrowd": 0, "score": 1.0, **annotation}
+            for number, (image, annotation) in enumerate(objects, start=1)
         ],
     }
     table.createIndex()
@@ -109,7 +111,7 @@ def _table(answers: Sequence[Answer], ids: dict[tuple[int, int], int], kind: str
 
 
 def _annotation(mark: Mark, kind: str) -> dict[str, Any] | None:
-    """A mark's own part of an annotation; None where it has no box or no mask."""
+    """Return the geometry of a mark for an annotation; None if it has no box or no mask."""
     box = box_of(mark)
     if kind == "bbox" and box is not None:
         x1, y1, x2, y2 = box.corners

@@ -1,8 +1,8 @@
-"""Figures about referred boxes and masks: is what the answer points at the thing that was meant?
+"""Metrics of referring expression comprehension and segmentation.
 
-Boxes and masks are compared in pixels of the original image; marks in different images never overlap. A prediction
-without a readable box or mask is scored as an overlap of 0: it counts in `failed` and is never left out. A box that a
-question names is no part of an answer, and is never scored.
+Boxes and masks are compared in pixels of the original image. Marks in different images do not overlap. A prediction
+without a readable box or mask has an overlap of 0 and is counted in `failed`. Boxes that a question names are not part
+of an answer and are not scored.
 """
 
 from __future__ import annotations
@@ -15,79 +15,81 @@ from mllm.metrics.areas import box_iou, boxes_of, greedy_overlaps, mask_overlap,
 from mllm.registry import METRICS
 from mllm.structures import Answer
 
-RIGHT = 0.5
-"""A box is right where its IoU is greater."""
+CORRECT_IOU = 0.5
+"""A box is correct if its IoU is greater."""
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @METRICS.register_module(name="rec")
 def rec(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str, float]:
-    """Referring expression comprehension: `accuracy`, the share of boxes with IoU > 0.5, and their `mean_iou`.
+    """Compute accuracy and mean IoU of referring expression comprehension.
 
-    Where the reference has one box, the first one of the prediction is compared with it. Where it has several, they
-    are paired one to one with the predicted ones, the pair with the highest IoU first, and a sample's score is the sum
-    over its pairs divided by the number of predicted or true boxes, whichever is larger: boxes too many cost as much
-    as boxes too few. `failed` counts predictions without a readable box, which score 0; `samples` those that were
-    scored; `target_failed` the references without a box, which nothing can be compared with.
+    A reference with one box is compared with the first predicted box. Several boxes are matched one to one, the pair
+    with the largest IoU first, and the score of a sample is the sum over its pairs divided by the larger number of
+    boxes, so that surplus boxes cost as much as missing ones.
+
+    Returns:
+        `accuracy` (IoU > 0.5), `mean_iou`, `failed` (predictions without a readable box; their score is 0),
+        `target_failed` (references without a box; they are not scored) and `samples` (scored samples).
     """
     assert len(predictions) == len(references)
-    right, overlaps = [], []
+    correct, overlaps = [], []
     failed = target_failed = 0
     for prediction, reference in zip(predictions, references, strict=True):
-        found, wanted = boxes_of(prediction), boxes_of(reference)
-        if not wanted:
+        predicted, true = boxes_of(prediction), boxes_of(reference)
+        if not true:
             target_failed += 1
             continue
-        failed += not found
-        if len(wanted) == 1:
-            found = found[:1]
-        values = greedy_overlaps(found, wanted, box_iou)
-        count = max(len(found), len(wanted))
-        right.append(sum(value > RIGHT for value in values) / count)
+        failed += not predicted
+        if len(true) == 1:
+            predicted = predicted[:1]
+        values = greedy_overlaps(predicted, true, box_iou)
+        count = max(len(predicted), len(true))
+        correct.append(sum(value > CORRECT_IOU for value in values) / count)
         overlaps.append(sum(values) / count)
     return {
-        "accuracy": _mean(right),
+        "accuracy": _mean(correct),
         "mean_iou": _mean(overlaps),
         "failed": failed,
         "target_failed": target_failed,
-        "samples": len(right),
+        "samples": len(correct),
     }
 
 
 @METRICS.register_module(name="res")
 def res(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str, float]:
-    """Referring expression segmentation: `cIoU`, `gIoU`, `Pr@0.5` to `Pr@0.9` and `box_accuracy@0.5`.
+    """Compute IoU and precision of referring expression segmentation.
 
-    The masks of one answer are united. `cIoU` is the sum of all intersections over the sum of all unions, so that
-    large things weigh more; `gIoU` is the mean of the samples' IoU; `Pr@X` the share of samples with IoU > X.
-    `box_accuracy@0.5` is the `accuracy` of the metric `rec` on the same samples; a mask without a box has the smallest
-    box around it. `failed` counts predictions without a mask, which score 0 and whose reference counts in the union.
+    The masks of an answer are united. A reference with an empty mask or without marks means that there is no target.
+    Such samples are counted separately (as in GRES, arXiv:2306.00968).
 
-    A reference with a mask of no pixel, or without any mark, says that there is nothing to be found. It is no part of
-    the figures above, which it would raise without any overlap: `no_target` counts these samples and
-    `no_target_accuracy` is the share of them in which nothing was found (as in GRES, arXiv:2306.00968). A reference
-    with marks but without a mask is counted in `target_failed` and left out.
+    Returns:
+        `cIoU`: sum of all intersections over the sum of all unions. `gIoU`: mean IoU of the samples. `Pr@0.5` to
+        `Pr@0.9`: fraction of samples with a larger IoU. `box_accuracy@0.5`: `accuracy` of `rec` on the same samples,
+        with bounding boxes of masks. `failed`: predictions without a mask; their IoU is 0. `target_failed`: references
+        with marks but no mask; they are not scored. `samples`: scored samples with a target. `no_target`: samples
+        without a target. `no_target_accuracy`: fraction of these with an empty prediction.
     """
     assert len(predictions) == len(references)
-    common, either, with_target = [], [], []
-    silent = failed = target_failed = no_target = 0
+    intersections, unions, with_target = [], [], []
+    empty = failed = target_failed = no_target = 0
     for prediction, reference in zip(predictions, references, strict=True):
-        found, wanted = union_masks(prediction), union_masks(reference)
-        if reference.marks and not wanted:
+        predicted, true = union_masks(prediction), union_masks(reference)
+        if reference.marks and not true:
             target_failed += 1
-        elif not any(mask.any() for mask in wanted.values()):
+        elif not any(mask.any() for mask in true.values()):
             no_target += 1
-            silent += not any(mask.any() for mask in found.values())
+            empty += not any(mask.any() for mask in predicted.values())
         else:
-            failed += not found
-            intersection, union = mask_overlap(found, wanted)
-            common.append(intersection)
-            either.append(union)
+            failed += not predicted
+            intersection, union = mask_overlap(predicted, true)
+            intersections.append(intersection)
+            unions.append(union)
             with_target.append((prediction, reference))
-    ious = [part / whole for part, whole in zip(common, either, strict=True)]
+    ious = [intersection / union for intersection, union in zip(intersections, unions, strict=True)]
     boxes = rec([pair[0] for pair in with_target], [pair[1] for pair in with_target])
     return {
-        "cIoU": sum(common) / sum(either) if either else float("nan"),
+        "cIoU": sum(intersections) / sum(unions) if unions else float("nan"),
         "gIoU": _mean(ious),
         **{f"Pr@{threshold}": _mean([iou > threshold for iou in ious]) for threshold in THRESHOLDS},
         "box_accuracy@0.5": boxes["accuracy"],
@@ -95,7 +97,7 @@ def res(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str
         "target_failed": target_failed,
         "samples": len(ious),
         "no_target": no_target,
-        **({"no_target_accuracy": silent / no_target} if no_target else {}),
+        **({"no_target_accuracy": empty / no_target} if no_target else {}),
     }
 
 

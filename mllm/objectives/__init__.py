@@ -1,4 +1,4 @@
-"""The terms of the training loss."""
+"""Terms of the training loss."""
 
 from mllm.objectives import boxes as boxes
 from mllm.objectives import features as features

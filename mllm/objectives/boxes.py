@@ -1,4 +1,4 @@
-"""How far a box is from the true one: the distance of its corners, and what the two do not share."""
+"""Loss of predicted boxes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from mllm.structures import Context
 
 @OBJECTIVES.register_module()
 class BoxLoss(Objective):
-    """L1 and GIoU between the boxes of a BoxHead and the true ones (PerceptionGPT, arXiv:2311.06612, section 3.3).
+    """L1 and GIoU loss of the boxes of a BoxHead (PerceptionGPT, arXiv:2311.06612, section 3.3).
 
-    An item is a box of an answer. `l1` weighs the mean distance of the four coordinates, as shares of what the model
-    sees, `giou` weighs 1 - GIoU.
+    An item is a box of an answer.
+
+    Args:
+        weight: Factor of this term.
+        l1: Factor of the mean absolute error of the four coordinates, as fractions of the model's image.
+        giou: Factor of 1 - GIoU.
     """
 
     reads = "box"
@@ -26,37 +30,35 @@ class BoxLoss(Objective):
         self.l1, self.giou = l1, giou
 
     def count(self, targets: dict[str, Tensor]) -> Tensor:
-        """Known boxes of each sample, [B]."""
-        return known(targets, "boxes_known", "BoxHead").sum(dim=1)
+        """Return the number of known boxes of each sample, [B]."""
+        return known_objects(targets, "boxes_known", "BoxHead").sum(dim=1)
 
     def total(self, context: Context) -> Tensor:
-        """The loss summed over each sample's known boxes, [B], fp32."""
-        told = known(context.targets, "boxes_known", "BoxHead")
+        """Return the loss summed over the known boxes of each sample, [B], fp32."""
+        known_BM = known_objects(context.targets, "boxes_known", "BoxHead")
         if "box" not in context.student.heads:
             raise ConfigError("the objective BoxLoss needs model_args.heads with a BoxHead named 'box'")
-        found, true = context.student.heads["box"].float(), context.targets["boxes"].float()
-        # What is not known takes its own prediction as the truth: a loss of zero with a gradient of zero.
-        true = torch.where(told[..., None], true, found.detach())
-        loss_BM = self.l1 * (found - true).abs().mean(dim=-1) + self.giou * (1 - giou(found, true))
-        return (loss_BM * told).sum(dim=1)
+        predictions, boxes = context.student.heads["box"].float(), context.targets["boxes"].float()
+        # An unknown box is replaced by its prediction: loss and gradient are zero.
+        boxes = torch.where(known_BM[..., None], boxes, predictions.detach())
+        loss_BM = self.l1 * (predictions - boxes).abs().mean(dim=-1) + self.giou * (1 - giou(predictions, boxes))
+        return (loss_BM * known_BM).sum(dim=1)
 
 
-def known(targets: dict[str, Tensor], name: str, head: str) -> Tensor:
-    """Which objects of a batch are supervised, [B, M]; raises `ConfigError` where the model has no such head."""
+def known_objects(targets: dict[str, Tensor], name: str, head: str) -> Tensor:
+    """Return the mask of supervised objects, [B, M]. Raise `ConfigError` if the model has no such head."""
     if name not in targets:
-        raise ConfigError(
-            f"an objective learns from objects, but model_args.heads has no {head}: add one, or remove it"
-        )
+        raise ConfigError(f"model_args.heads has no {head}, which an objective needs: add one, or remove the objective")
     return targets[name]
 
 
 def giou(first: Tensor, second: Tensor) -> Tensor:
-    """The generalized intersection over union [...] of boxes [..., 4] x1 y1 x2 y2 (Rezatofighi et al., CVPR 2019)."""
+    """Return the generalized IoU [...] of boxes [..., 4], x1 y1 x2 y2 (Rezatofighi et al., CVPR 2019)."""
     tiny = torch.finfo(first.dtype).eps
-    shared = _area(torch.max(first[..., :2], second[..., :2]), torch.min(first[..., 2:], second[..., 2:]))
+    intersection = _area(torch.max(first[..., :2], second[..., :2]), torch.min(first[..., 2:], second[..., 2:]))
     hull = _area(torch.min(first[..., :2], second[..., :2]), torch.max(first[..., 2:], second[..., 2:]))
-    union = _area(first[..., :2], first[..., 2:]) + _area(second[..., :2], second[..., 2:]) - shared
-    return shared / (union + tiny) - (hull - union) / (hull + tiny)
+    union = _area(first[..., :2], first[..., 2:]) + _area(second[..., :2], second[..., 2:]) - intersection
+    return intersection / (union + tiny) - (hull - union) / (hull + tiny)
 
 
 def _area(upper_left: Tensor, lower_right: Tensor) -> Tensor:

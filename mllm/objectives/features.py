@@ -1,4 +1,4 @@
-"""Learning to see like a frozen teacher, layer by layer."""
+"""Distillation of inner features."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ from mllm.structures import Bundle, Context
 
 SIDES = ("student", "teacher")
 FLOOR = 0.01
-"""The least standard deviation by which a channel is divided, in those of its layer (their root mean square)."""
+"""Lower bound of the standard deviation of a channel, as a fraction of the root mean square over channels."""
 RIDGE = 0.1
-"""How much of an input's variance of 1 is added to it where projectors begin, so that few images suffice."""
+"""Ridge penalty of the initial projectors per image position. Inputs have variance 1."""
 
 
 @OBJECTIVES.register_module()
 class FeatureMatch(Objective):
-    """How far the student's inner features, projected, are from the teacher's (GEMMA 3NCORE; FitNets, arXiv:1412.6550).
+    """Distance of projected student features and teacher features (GEMMA 3NCORE; FitNets, arXiv:1412.6550).
 
-    `student_layers` and `teacher_layers` are numbers of layers or module paths, in pairs, the student's first three
-    blocks unless said otherwise; None: as many layers as the other has, evenly spread to the last (8, 17 and 26 of 27).
-    Both are averaged to a `grid` x `grid`: 1 as published, which leaves no place; more keeps where things are.
-    `normalize` (False as published): from the features of both, the mean of every place is taken and each channel is
-    divided by its standard deviation, as they are in the training split before training, and projectors begin as the
-    best linear maps. What all images share is most of the distance otherwise, and projectors would learn it first.
-    `distance`: 'mse', or 'cosine' (1 - cosine). `layer_weights`: one for each pair, None: all alike. An item is a view;
-    its loss is the mean over places, channels and pairs.
+    An item is a view. Its loss is the mean over positions, channels and pairs of layers.
+
+    Args:
+        weight: Factor of this term.
+        student_layers: Indices or module paths of layers, by default the first three blocks. None: as many layers as
+            `teacher_layers` has, evenly spaced up to the last (8, 17 and 26 of 27).
+        teacher_layers: The teacher's layer for each student layer. None: evenly spaced.
+        grid: Features are average-pooled to grid x grid. 1, as published, keeps no positions.
+        distance: 'mse', or 'cosine' for 1 - cosine similarity.
+        layer_weights: Weight of each pair. None: equal weights.
+        normalize: Subtract the mean of each position and divide each channel by its standard deviation, both computed
+            on the training split before the training, and start with the best linear projectors. Otherwise most of the
+            distance is common to all images, and projectors learn that first. False as published.
     """
 
     teacher = "features"
@@ -51,11 +56,13 @@ class FeatureMatch(Objective):
         count = len(student_layers or teacher_layers or (0, 1, 2))
         for name, value in (("teacher_layers", teacher_layers), ("layer_weights", layer_weights)):
             if value is not None and len(value) != count:
-                raise ConfigError(f"FeatureMatch matches {count} layers of the student, and {name} has {len(value)}")
+                raise ConfigError(
+                    f"FeatureMatch reads {count} layers of the student, but {name} has {len(value)} entries"
+                )
         if grid < 1:
             raise ConfigError(f"FeatureMatch.grid must be at least 1, not {grid}")
         if distance not in ("mse", "cosine"):
-            raise ConfigError(f"FeatureMatch.distance is 'mse' or 'cosine', not '{distance}'")
+            raise ConfigError(f"FeatureMatch.distance must be 'mse' or 'cosine', not '{distance}'")
         shares = torch.tensor(list(layer_weights or [1.0] * count))
         if (shares < 0).any() or shares.sum() == 0:
             raise ConfigError(f"FeatureMatch.layer_weights must be at least 0 and not all 0, not {layer_weights}")
@@ -66,26 +73,31 @@ class FeatureMatch(Objective):
         self.paths: list[tuple[str, str]] = []
 
     def connect(self, student: Bundle, teacher: Bundle | None) -> None:
-        """Taps both models and makes a projector from each student's width to its teacher's."""
+        """Tap both models and create a projector from student width to teacher width for each pair."""
         assert teacher is not None, "the rules refuse FeatureMatch without a teacher"
-        narrow = student.model.tap(self.student_layers, self.pairs, self.grid)
-        wide = teacher.model.tap(self.teacher_layers, self.pairs, self.grid)
-        self.paths = [(ours, theirs) for (ours, _), (theirs, _) in zip(narrow, wide, strict=True)]
+        student_taps = student.model.tap(self.student_layers, self.pairs, self.grid)
+        teacher_taps = teacher.model.tap(self.teacher_layers, self.pairs, self.grid)
+        pairs = list(zip(student_taps, teacher_taps, strict=True))
+        self.paths = [(student_path, teacher_path) for (student_path, _), (teacher_path, _) in pairs]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same start in every process and run
-            self.projectors = nn.ModuleList(nn.Linear(n, w) for (_, n), (_, w) in zip(narrow, wide, strict=True))
+            torch.manual_seed(0)  # equal projectors in every process and run
+            self.projectors = nn.ModuleList(nn.Linear(narrow, wide) for (_, narrow), (_, wide) in pairs)
 
     def fit(self, student: Sequence[dict[str, Tensor]], teacher: Sequence[dict[str, Tensor]]) -> None:
-        """Takes means and standard deviations from both models' taps [B, V, C, g, g] of images of the training split.
+        """Compute means, standard deviations and initial projectors from taps of images of the training split.
 
-        They stay as they are, also when the student changes. Projectors begin as the best linear maps (ridge
-        regression): from random ones, a small learning rate would not come near the teacher.
+        Means and standard deviations do not change during the training. Projectors start as the best linear maps (ridge
+        regression), because a small learning rate would not reach the teacher from random ones.
+
+        Args:
+            student: Batches of taps [B, V, C, g, g] by module path.
+            teacher: The same for the teacher.
         """
         for index, (projector, paths) in enumerate(zip(self.projectors, self.paths, strict=True)):
             normal = []
             for side, path, taps in zip(SIDES, paths, (student, teacher), strict=True):
                 device = taps[0][path].device
-                values = torch.cat([seen[path].detach().flatten(0, 1) for seen in taps]).cpu().double()
+                values = torch.cat([batch[path].detach().flatten(0, 1) for batch in taps]).cpu().double()
                 mean, std = _spread(values)
                 self.register_buffer(f"{side}_mean_{index}", mean.float().to(device), persistent=False)
                 self.register_buffer(f"{side}_std_{index}", std.float().to(device), persistent=False)
@@ -96,50 +108,51 @@ class FeatureMatch(Objective):
                 projector.bias.zero_()
 
     def _normalized(self, features: Tensor, side: str, index: int) -> Tensor:
-        """Features [B, V, C, g, g] in fp32, normalized where `fit` was called."""
-        spread = dict(self.named_buffers(recurse=False))
-        if f"{side}_mean_{index}" not in spread:
+        """Return features [B, V, C, g, g] in fp32, normalized if `fit` was called."""
+        buffers = dict(self.named_buffers(recurse=False))
+        if f"{side}_mean_{index}" not in buffers:
             return features.float()
-        return (features.float() - spread[f"{side}_mean_{index}"]) / spread[f"{side}_std_{index}"]
+        return (features.float() - buffers[f"{side}_mean_{index}"]) / buffers[f"{side}_std_{index}"]
 
     def count(self, targets: dict[str, Tensor]) -> Tensor:
-        """The views of each sample, [B]; none where a sample only fills a batch up."""
+        """Return the number of views of each sample, [B]; 0 for a sample that only pads a batch."""
         return targets["views_known"].sum(dim=1)
 
     def total(self, context: Context) -> Tensor:
-        """The distance summed over each sample's views, [B], fp32."""
+        """Return the distance summed over the views of each sample, [B], fp32."""
         if context.teacher is None:
             raise ConfigError("the objective FeatureMatch needs a teacher: set distill_args = dict(teacher=...)")
         assert self.paths, "connect was not called"
         shares = self.get_buffer("shares")
         known_BV = context.targets["views_known"]
         total_BV = known_BV.new_zeros(known_BV.shape, dtype=torch.float32)
-        for index, (share, projector, (narrow, wide)) in enumerate(
+        for index, (share, projector, (student_path, teacher_path)) in enumerate(
             zip(shares, self.projectors, self.paths, strict=True)
         ):
-            seen, true = context.student.taps[narrow], context.teacher.taps[wide].detach()
-            if torch.is_grad_enabled() and not seen.requires_grad:
+            features, targets = context.student.taps[student_path], context.teacher.taps[teacher_path].detach()
+            if torch.is_grad_enabled() and not features.requires_grad:
                 raise ConfigError(
-                    f"FeatureMatch teaches nothing: {narrow} of the student carries no gradient, so that its projector "
-                    "alone would learn; train the layers before it (model_args.lora_target='vision' or train_vision)"
+                    f"FeatureMatch has no effect: {student_path} of the student has no gradient, so only its projector "
+                    "would be trained; train the layers before it (model_args.lora_target='vision' or train_vision)"
                 )
             assert isinstance(projector, nn.Linear)
-            with torch.autocast(seen.device.type, enabled=False):
-                seen = self._normalized(seen, "student", index).movedim(2, -1)
-                # A backend that keeps weights in half precision, such as DeepSpeed, has the projector's in it too.
-                seen = projector(seen.to(projector.weight.dtype)).float().movedim(-1, 2)
-                true = self._normalized(true, "teacher", index)
+            with torch.autocast(features.device.type, enabled=False):
+                features = self._normalized(features, "student", index).movedim(2, -1)
+                # DeepSpeed, for example, keeps all weights in half precision, including those of the projector.
+                features = projector(features.to(projector.weight.dtype)).float().movedim(-1, 2)
+                targets = self._normalized(targets, "teacher", index)
             if self.distance == "mse":
-                total_BV = total_BV + share * (seen - true).square().flatten(2).mean(dim=2)
+                distance = (features - targets).square()
             else:
-                total_BV = total_BV + share * (1 - F.cosine_similarity(seen, true, dim=2)).flatten(2).mean(dim=2)
+                distance = 1 - F.cosine_similarity(features, targets, dim=2)
+            total_BV = total_BV + share * distance.flatten(2).mean(dim=2)
         return (total_BV * known_BV).sum(dim=1)
 
 
 def _spread(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean [C, g, g] and each channel's standard deviation around it [C, 1, 1] of features [N, C, g, g].
+    """Return the mean [C, g, g] and the standard deviation of each channel [C, 1, 1] of features [N, C, g, g].
 
-    Where nothing varies at all, as in a single image, it is 1.
+    The standard deviation is 1 if all features are constant, as with a single image.
     """
     mean = values.mean(dim=0)
     std = (values - mean).square().mean(dim=(0, 2, 3), keepdim=True)[0].sqrt()
@@ -148,7 +161,7 @@ def _spread(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ridge(narrow: Tensor, wide: Tensor) -> Tensor:
-    """The weight [W, N] that maps centered rows [R, N] to [R, W] with the least squared error, shrunk by `RIDGE`."""
+    """Return the weight [W, N] of the ridge regression from centered rows [R, N] to [R, W]."""
     gram = narrow.T @ narrow
     gram.diagonal().add_(RIDGE * len(narrow))
     return torch.linalg.solve(gram, narrow.T @ wide).T

@@ -1,4 +1,4 @@
-"""Learning to say what a frozen teacher would say, word by word."""
+"""Distillation of next-token distributions."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ from torch.utils.checkpoint import checkpoint
 
 from mllm.errors import ConfigError, DataError
 from mllm.objectives.base import Objective
-from mllm.objectives.text import TILE_BYTES, _tiles
+from mllm.objectives.text import TILE_BYTES, tiles
 from mllm.registry import OBJECTIVES
 from mllm.structures import IGNORE, Bundle, Context, Outputs
 
-MOST_STRANGE = 0.01
-"""Words of the smaller vocabulary, at its end, that the other need not share: tokens of images and sounds."""
+MAX_UNSHARED = 0.01
+"""Fraction of the smaller vocabulary, at its end, that may differ: tokens of images and sounds."""
 
 
 @OBJECTIVES.register_module()
 class LogitMatch(Objective):
-    """The Kullback-Leibler divergence from the teacher's next-token distribution to the student's, at `temperature` T.
+    """Kullback-Leibler divergence from the next-token distribution of the teacher to that of the student.
 
-    Multiplied by T squared, so that gradients keep their size (Hinton et al., arXiv:1503.02531, section 2). An item is
-    a supervised token. Both models must have the same words at the same ids; what only one has at the end of its
-    vocabulary is left out. Computed in tiles of `tile_bytes`, so that no [B, L, vocabulary] tensor exists.
+    It is multiplied by the squared temperature, so that the size of gradients does not depend on it (Hinton et al.,
+    arXiv:1503.02531, section 2). An item is a supervised token. Both models must have the same tokens at the same ids;
+    tokens at the end of a vocabulary that the other model does not have are ignored.
+
+    Args:
+        weight: Factor of this term.
+        temperature: Divisor of the logits of both models.
+        tile_bytes: Size in bytes of the fp32 logits that exist at one time.
     """
 
     teacher = "logits"
@@ -40,67 +45,70 @@ class LogitMatch(Objective):
         self.shared = 0
 
     def connect(self, student: Bundle, teacher: Bundle | None) -> None:
-        """Counts the words that both models share; raises `ConfigError` where their vocabularies are not the same."""
+        """Count the tokens that both models share. Raise `ConfigError` if their vocabularies differ."""
         assert teacher is not None, "the rules refuse LogitMatch without a teacher"
-        self.shared = shared_words(student.encoder.tokenizer, teacher.encoder.tokenizer)
+        self.shared = shared_tokens(student.encoder.tokenizer, teacher.encoder.tokenizer)
 
     def count(self, targets: dict[str, Tensor]) -> Tensor:
-        """Supervised tokens of each sample, [B]; the first token has nothing before it."""
+        """Return the number of supervised tokens of each sample, [B]. The first token cannot be predicted."""
         return (targets["labels"][:, 1:] != IGNORE).sum(dim=1)
 
     def total(self, context: Context) -> Tensor:
-        """The divergence summed over each sample's supervised tokens, [B], fp32."""
+        """Return the divergence summed over the supervised tokens of each sample, [B], fp32."""
         if context.teacher is None:
             raise ConfigError("the objective LogitMatch needs a teacher: set distill_args = dict(teacher=...)")
-        labels, theirs = context.targets["labels"][:, 1:], context.targets["teacher_labels"][:, 1:]
-        (sample, position), (row, place) = ((kept != IGNORE).nonzero(as_tuple=True) for kept in (labels, theirs))
-        if not torch.equal(labels[sample, position], theirs[row, place]) or not torch.equal(sample, row):
+        labels, teacher_labels = context.targets["labels"][:, 1:], context.targets["teacher_labels"][:, 1:]
+        sample, position = (labels != IGNORE).nonzero(as_tuple=True)
+        teacher_sample, teacher_position = (teacher_labels != IGNORE).nonzero(as_tuple=True)
+        is_same = torch.equal(labels[sample, position], teacher_labels[teacher_sample, teacher_position])
+        if not is_same or not torch.equal(sample, teacher_sample):
             raise DataError(
-                "the teacher reads another answer than the student: one of them was cut at max_length, or their chat "
-                "templates end a turn otherwise; raise max_length, or teach with a model of the same family"
+                "teacher and student have different supervised tokens: an answer was cut at max_length, or their chat "
+                "templates end a turn differently; raise max_length, or choose a teacher of the same family"
             )
-        ours_TD = context.student.hidden_BLD[sample, position]
-        theirs_TD = context.teacher.hidden_BLD[row, place].detach()
+        student_TD = context.student.hidden_BLD[sample, position]
+        teacher_TD = context.teacher.hidden_BLD[teacher_sample, teacher_position].detach()
         assert context.student.vocabulary is not None
         with torch.no_grad():
-            width = self._logits(ours_TD[:1], context.student).shape[-1]
+            width = self._logits(student_TD[:1], context.student).shape[-1]
         losses = [
-            checkpoint(self._tile, ours_TD[tile], theirs_TD[tile], context, use_reentrant=False)
-            for tile in _tiles(len(sample), 2 * width, self.tile_bytes)
+            checkpoint(self._tile, student_TD[tile], teacher_TD[tile], context, use_reentrant=False)
+            for tile in tiles(len(sample), 2 * width, self.tile_bytes)
         ]
-        loss_T = torch.cat(losses) if losses else ours_TD.sum(dim=1).float()
+        loss_T = torch.cat(losses) if losses else student_TD.sum(dim=1).float()
         return loss_T.new_zeros(labels.shape[0]).index_add(0, sample, loss_T)
 
-    def _tile(self, ours_TD: Tensor, theirs_TD: Tensor, context: Context) -> Tensor:
-        """The divergence [T] at some positions."""
+    def _tile(self, student_TD: Tensor, teacher_TD: Tensor, context: Context) -> Tensor:
+        """Return the divergence of each token, [T]."""
         assert context.teacher is not None
         with torch.no_grad():
-            true = log_softmax(self._logits(theirs_TD, context.teacher) / self.temperature, dim=-1)
-        found = log_softmax(self._logits(ours_TD, context.student) / self.temperature, dim=-1)
-        return self.temperature**2 * (true.exp() * (true - found)).sum(dim=-1)
+            teacher = log_softmax(self._logits(teacher_TD, context.teacher) / self.temperature, dim=-1)
+        student = log_softmax(self._logits(student_TD, context.student) / self.temperature, dim=-1)
+        return self.temperature**2 * (teacher.exp() * (teacher - student)).sum(dim=-1)
 
     def _logits(self, hidden_TD: Tensor, outputs: Outputs) -> Tensor:
-        """The logits [T, V] of the shared words, fp32."""
+        """Return the logits of the shared tokens, [T, V], fp32."""
         vocabulary = outputs.vocabulary
         assert isinstance(vocabulary, nn.Module)
         logits = vocabulary(hidden_TD).float()[:, : self.shared]
         return logits if outputs.softcap is None else outputs.softcap * torch.tanh(logits / outputs.softcap)
 
 
-def shared_words(student: Any, teacher: Any) -> int:
-    """How many words, from id 0 on, two tokenizers have in common; raises `ConfigError` where they are not the same.
+def shared_tokens(student: Any, teacher: Any) -> int:
+    """Return the number of equal tokens of two tokenizers, from id 0. Raise `ConfigError` if it is too small.
 
-    MedGemma and Gemma 3n share the first 262,144 and differ in the tokens of images and sounds behind them.
+    MedGemma and Gemma 3n share the first 262,144 tokens and differ in the tokens of images and sounds after them.
     """
-    ours, theirs = (
-        [word for word, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    student_tokens, teacher_tokens = (
+        [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
         for tokenizer in (student, teacher)
     )
-    least = min(len(ours), len(theirs))
-    shared = next((i for i in range(least) if ours[i] != theirs[i]), least)
-    if shared < (1 - MOST_STRANGE) * least:
+    smaller = min(len(student_tokens), len(teacher_tokens))
+    shared = next((i for i in range(smaller) if student_tokens[i] != teacher_tokens[i]), smaller)
+    if shared < (1 - MAX_UNSHARED) * smaller:
         raise ConfigError(
-            f"LogitMatch needs a student and a teacher with the same words, and their vocabularies differ from id "
-            f"{shared:,} on ('{ours[shared]}' and '{theirs[shared]}'): choose a teacher of the same family"
+            f"LogitMatch needs a student and a teacher with the same tokens, and their vocabularies differ from id "
+            f"{shared:,} on ('{student_tokens[shared]}' and '{teacher_tokens[shared]}'): choose a teacher of the same "
+            "family"
         )
     return shared

@@ -1,4 +1,4 @@
-"""Converts an original LLaVA 1.5 or Shikra checkpoint to the layout of stock transformers.
+"""Command `mllm convert`: convert an original LLaVA 1.5 or Shikra checkpoint to the layout of stock transformers.
 
 python mllm/pipeline/convert.py --model shikra-7b/ --vision-tower openai/clip-vit-large-patch14 --out ckpt/shikra-7b
 """

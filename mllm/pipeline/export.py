@@ -1,4 +1,4 @@
-"""Writes a model, its vision tower, or a LoRA as GGUF files for llama.cpp and Ollama.
+"""Command `mllm export`: write a model, its vision tower, or a LoRA as GGUF files for llama.cpp and Ollama.
 
 python mllm/pipeline/export.py --model exp/X/latest/adapter --format gguf --out answers.gguf --type q8_0
 """

@@ -1,4 +1,4 @@
-"""Extracts a smaller model from a Gemma 3n without training (MatFormer); stock transformers loads it.
+"""Command `mllm matformer`: extract a smaller model from a Gemma 3n without training.
 
 python mllm/pipeline/matformer.py --model google/gemma-3n-E4B-it --matformer E2.98B --out ckpt/gemma-3n-E2.98B-it
 """

@@ -1,4 +1,4 @@
-"""Merges an adapter into its full-precision base and compares the logits of both.
+"""Command `mllm merge`: merge an adapter into its full-precision base and compare the logits of both.
 
 python mllm/pipeline/merge.py --adapter exp/X/latest/adapter --out merged/
 """

@@ -1,4 +1,4 @@
-"""Writes the `Modelfile` with which Ollama runs exported GGUF files, and their model card if there is none.
+"""Command `mllm modelfile`: write the `Modelfile` with which Ollama runs GGUF files, and a missing model card.
 
 python mllm/pipeline/modelfile.py --model exp/X/latest/merged --gguf out/model.gguf
 """

@@ -1,4 +1,4 @@
-"""Uploads an adapter, a merged model or GGUF files to the Hugging Face Hub: weights and card, never data.
+"""Command `mllm push`: upload an adapter, a merged model or GGUF files to the Hugging Face Hub.
 
 python mllm/pipeline/push.py --folder exp/X/latest/adapter --repo ORG/NAME --dry-run
 """

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mllm.engine.evaluation import places
+from mllm.engine.evaluation import mark_fields
 from mllm.errors import DataError
 from mllm.predict.generation import GenerationOptions, generate_answers
 from mllm.predict.questions import Questions
@@ -58,7 +58,12 @@ class BatchPredictor:
                 for row, sample, answer in self._answers(chunk, count):
                     count += 1
                     fields = {f"reference_{key}" if key in PREDICTED else key: value for key, value in row.items()}
-                    yield {**fields, "prediction": answer.text, **places(answer), **self._draw(sample, answer, count)}
+                    yield {
+                        **fields,
+                        "prediction": answer.text,
+                        **mark_fields(answer),
+                        **self._draw(sample, answer, count),
+                    }
                 bar.update(count + len(self.skipped) - bar.n)
         if not count:
             raise DataError(

@@ -14,7 +14,7 @@ from mllm.config.hardware import environment
 from mllm.config.schema import ModelArgs, RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
-from mllm.engine.evaluation import Examination, examine, number
+from mllm.engine.evaluation import Evaluation, evaluate_split, format_number
 from mllm.errors import ConfigError, DataError, hint
 from mllm.export.saved_model import adapter_args, local_name, whole_model_args
 from mllm.export.settings import read_settings
@@ -64,7 +64,7 @@ def evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     bundle = load_for_answers(model_args, best_hardware())
     started = time.monotonic()
     skip = config.data_args.on_error == "skip"
-    evaluation = examine(bundle, split, metrics, skip_failures=skip, **config.data_args.gen_kwargs)
+    evaluation = evaluate_split(bundle, split, metrics, skip_failures=skip, **config.data_args.gen_kwargs)
     if not evaluation.rows:
         first = f"; first error: {evaluation.skipped[0]}" if evaluation.skipped else ""
         raise DataError(f"none of the {len(split)} rows of '{options.split}' can be used{first}")
@@ -150,7 +150,7 @@ def output_folder(config: RunConfig, options: EvaluateOptions) -> Path:
 
 
 def summary(
-    config: RunConfig, model_args: ModelArgs, options: EvaluateOptions, evaluation: Examination, seconds: float
+    config: RunConfig, model_args: ModelArgs, options: EvaluateOptions, evaluation: Evaluation, seconds: float
 ) -> dict[str, Any]:
     """Return the contents of `metrics.json`: figures, counts of rows, and everything that the figures depend on."""
     settings = asdict(config.data_args)
@@ -184,7 +184,7 @@ def figures_table(figures: Mapping[str, Mapping[str, float]]) -> str:
     """Return the figures as text in three columns: metric, figure, value."""
     rows = [("metric", "figure", "value")]
     for metric, values in figures.items():
-        rows += [(metric, name, number(value)) for name, value in values.items()]
+        rows += [(metric, name, format_number(value)) for name, value in values.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]:>{widths[2]}}" for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

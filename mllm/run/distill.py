@@ -177,7 +177,7 @@ def fit_objectives(learner: Learner, encoder: SampleEncoder, train: SampleDatase
                 batch = encoder.pad([encoder.encode(sample)]).to(device)
             except UserError:
                 continue  # the training reports it, unless on_error='skip'
-            outputs = learner.taught(batch.teacher)
+            outputs = learner.run_teacher(batch.teacher)
             assert outputs is not None, "the rules refuse FeatureMatch without a teacher"
             student.append(learner.student(**batch.student).taps)
             teacher.append(outputs.taps)

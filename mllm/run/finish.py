@@ -12,8 +12,8 @@ from accelerate import PartialState
 
 from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
-from mllm.engine.callbacks import rows_of, run_folder, write_skipped
-from mllm.engine.evaluation import Examination, examine
+from mllm.engine.evaluation import Evaluation, evaluate_split
+from mllm.engine.run_log import rows_of, run_folder, write_skipped
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import UserError
 from mllm.export.facts import write_facts, write_metrics
@@ -30,14 +30,14 @@ from mllm.structures import Bundle
 logger = logging.getLogger(__name__)
 
 
-def evaluate_test_split(config: RunConfig, bundle: Bundle, splits: Mapping[str, SampleDataset]) -> Examination | None:
+def evaluate_test_split(config: RunConfig, bundle: Bundle, splits: Mapping[str, SampleDataset]) -> Evaluation | None:
     """Return the predictions and figures of the test split, on the first process only; None without a test split."""
     if "test" not in splits or not PartialState().is_main_process:
         return None
     bundle.model.to(PartialState().device)  # before training the model may be in host memory
     metrics = {name: METRICS.find(name) for name in config.data_args.metrics}
     skip = config.data_args.on_error == "skip"
-    return examine(bundle, splits["test"], metrics, skip_failures=skip, **config.data_args.gen_kwargs)
+    return evaluate_split(bundle, splits["test"], metrics, skip_failures=skip, **config.data_args.gen_kwargs)
 
 
 @dataclass
@@ -83,7 +83,7 @@ def write_results(
     trainer: MultimodalTrainer,
     splits: Mapping[str, SampleDataset],
     exports: Exports,
-    evaluation: Examination | None,
+    evaluation: Evaluation | None,
 ) -> None:
     """Write the predictions and figures of the test split to the run folder and its exports."""
     if evaluation is None or not trainer.is_world_process_zero():
@@ -102,7 +102,7 @@ def write_results(
 
 
 def log_results(
-    trainer: MultimodalTrainer, exports: Exports, evaluation: Examination | None, untrained: Examination | None
+    trainer: MultimodalTrainer, exports: Exports, evaluation: Evaluation | None, untrained: Evaluation | None
 ) -> None:
     """Log skipped rows, losses, figures and the location of the results, on the first process only."""
     if not trainer.is_world_process_zero():

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
-from mllm.engine.callbacks import close_bars, run_folder
 from mllm.engine.checkpoints import newest_checkpoint
 from mllm.engine.epoch_folders import EpochFolders
 from mllm.engine.preflight import describe_batch
+from mllm.engine.progress import close_bars
+from mllm.engine.run_log import run_folder
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.files import write_text
 from mllm.models.adapters.trainable import count_trainable, format_counts

@@ -1,4 +1,4 @@
-"""Tiny LoRA adapters for the tiny checkpoints, also with the tensor names that older transformers wrote."""
+"""Tiny LoRA adapters for the tiny checkpoints, also with the tensor names of older transformers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 from mllm.files import replaced_folder
 
 SUFFIXES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The targets of published MedGemma adapters; as suffixes they also meet q, k and v of the SigLIP tower."""
+"""Targets of published MedGemma adapters; as suffixes they also match q, k and v of the SigLIP tower."""
 
 LAYOUTS = {
     "current": {},
@@ -25,7 +25,7 @@ LAYOUTS = {
 
 
 def ensure_tiny_adapter(base_folder: str | Path, rank: int) -> Path:
-    """An adapter of `rank` beside the checkpoint in `base_folder`, written where it is not there yet."""
+    """Return the adapter of `rank` beside the checkpoint in `base_folder`, and write it where it does not exist."""
     base_folder = Path(base_folder)
     folder = base_folder.with_name(f"{base_folder.name}-adapter-r{rank}")
     if (folder / "adapter_config.json").is_file():

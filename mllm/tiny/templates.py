@@ -1,4 +1,4 @@
-"""Chat templates of the tiny checkpoints, in our own words; each renders what its family's published one renders."""
+"""Chat templates of the tiny checkpoints; each renders the same text as the published template of its family."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GEMMA3 = r"""
 """Gemma 3: writes `<bos>` itself, puts system text before the first user turn, trims contents."""
 
 GEMMA3N = GEMMA3.replace("<start_of_image>", "<image_soft_token>")
-"""Gemma 3n: the same, but its processor looks for another token where an image stands."""
+"""Gemma 3n: as Gemma 3, with another token in the place of an image."""
 
 LLAVA = r"""
 {%- for turn in messages -%}
@@ -49,7 +49,7 @@ LLAVA = r"""
 {%- endfor -%}
 {{- 'ASSISTANT:' if add_generation_prompt -}}
 """
-"""LLaVA 1.5: images before text in every turn, and nothing that ends an assistant's turn."""
+"""LLaVA 1.5: images before text in every turn, and no end of an assistant's turn."""
 
 QWEN2_VL = r"""
 {%- for turn in messages -%}
@@ -69,4 +69,4 @@ QWEN2_VL = r"""
 {%- endfor -%}
 {{- '<|im_start|>assistant\n' if add_generation_prompt -}}
 """
-"""Qwen2-VL: ChatML, with a system turn of its own where the conversation has none."""
+"""Qwen2-VL: ChatML, with a default system turn where the conversation has none."""

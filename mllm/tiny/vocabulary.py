@@ -44,14 +44,14 @@ It was the best known method that they have used for many years; we see it as we
 I do not know what to say about this, but some of them could make more of it than others if they had time.
 When will the next one come? Who was there before? Which of these would be most likely? Why should it be so?
 """
-"""The text that merges are learned from: the words that tests and the demonstration use become few tokens."""
+"""Text from which merges are learned, so that the words of tests and of the demonstration become few tokens."""
 
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
-"""The pieces that stand for any character outside the vocabulary, as SentencePiece writes them."""
+"""Pieces for the bytes of characters outside the vocabulary, as in SentencePiece."""
 
 
 def train_pieces(specials: list[str], size: int = 1200) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A vocabulary and its merges in the manner of SentencePiece (`▁` for spaces, bytes as fallback).
+    """Return a vocabulary and its merges in the manner of SentencePiece (`▁` for spaces, bytes as fallback).
 
     Ids begin with `specials` in their order; then come the 256 bytes, characters and merges, `size` in all.
     """
@@ -66,7 +66,7 @@ def train_pieces(specials: list[str], size: int = 1200) -> tuple[dict[str, int],
 
 
 def train_bytes(specials: list[str], size: int = 1000) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A vocabulary and its merges in the manner of GPT-2 (one printable character for each byte); `specials` first."""
+    """Return a vocabulary and its merges in the manner of GPT-2, one printable character a byte; `specials` first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return _train(tokenizer, specials, pre_tokenizers.ByteLevel.alphabet(), size)

@@ -31,12 +31,13 @@ from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator
 from mllm.dataset.loading.poisson import PoissonSampler
 from mllm.dataset.loading.sampler import LogicalBatchSampler
-from mllm.engine.callbacks import Epochs, Guard, RunLog
+from mllm.engine.callbacks import Epochs
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
 from mllm.engine.privacy.mechanism import Mechanism
 from mllm.engine.privacy.noise import secret_of
 from mllm.engine.private_trainer import PrivateTrainer
+from mllm.engine.run_log import RunLog
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.models.builder.build_text import build_causal_lm
 from mllm.objectives.text import NextToken
@@ -129,7 +130,7 @@ def train(bundle: Bundle, rows: Rows, epsilon: float | None, options: argparse.N
         train_sampler=sampler,
         collate=LogicalCollator(bundle.encoder.pad, samples_per_piece=options.batch),
         meter=meter,
-        callbacks=[Guard(), RunLog({"config": "canaries"}, meter), Epochs(sampler)],
+        callbacks=[RunLog({"config": "canaries"}, meter), Epochs(sampler)],
         **more,
     )
     trainer.remove_callback(PrinterCallback)

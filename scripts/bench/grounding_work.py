@@ -24,10 +24,11 @@ from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator, Sampl
 from mllm.dataset.loading.sampler import Draw, LogicalBatchSampler
 from mllm.dataset.mixing import ConcatDataset
 from mllm.dataset.single_image_dataset.scenes import PhantomBoxDataset, SceneDataset
-from mllm.engine.callbacks import Epochs, Guard, RunLog
-from mllm.engine.evaluation import examine
+from mllm.engine.callbacks import Epochs
+from mllm.engine.evaluation import evaluate_split
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
+from mllm.engine.run_log import RunLog
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.metrics.grounding import rec, res
 from mllm.models.builder.builder import load_pretrained
@@ -102,7 +103,7 @@ def train(bundle: Bundle, data: Samples, options: argparse.Namespace, folder: st
     objectives: dict[str, Objective] = {"next_token": NextToken()}
     if bundle.model.heads:
         objectives |= {"mask": MaskLoss(weight=4.0), "box": BoxLoss()}
-    sampler, meter, guard = LogicalBatchSampler(len(data), BATCH, seed=options.seed), Meter(), Guard()
+    sampler, meter = LogicalBatchSampler(len(data), BATCH, seed=options.seed), Meter()
     arguments = TrainingArguments(
         output_dir=folder,
         max_steps=options.steps,
@@ -128,9 +129,8 @@ def train(bundle: Bundle, data: Samples, options: argparse.Namespace, folder: st
         train_sampler=sampler,
         collate=LogicalCollator(bundle.encoder.pad, samples_per_piece=BATCH),
         meter=meter,
-        callbacks=[guard, RunLog({"config": "bench"}, meter), Epochs(sampler)],
+        callbacks=[RunLog({"config": "bench"}, meter), Epochs(sampler)],
     )
-    guard.trainer = trainer
     trainer.train()
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
@@ -139,15 +139,15 @@ def evaluate(bundle: Bundle, data: Samples) -> dict[str, Any]:
     """Return the figures of generated answers; `seconds` is CPU time per image, which depends less on other load."""
     metrics = {"rec": rec, "res": res} if bundle.model.mask_head is not None else {"rec": rec}
     started = time.process_time()
-    examined = examine(bundle, data, metrics, max_new_tokens=48, batch_size=BATCH)
+    evaluation = evaluate_split(bundle, data, metrics, max_new_tokens=48, batch_size=BATCH)
     seconds = time.process_time() - started
     return {
-        "accuracy": examined.figures["rec"]["accuracy"],
-        "box_iou": examined.figures["rec"]["mean_iou"],
-        "failed": examined.figures["rec"]["failed"],
-        "mask_iou": examined.figures.get("res", {}).get("gIoU"),
-        "tokens": mean(row["tokens"] for row in examined.rows),
-        "seconds": seconds / len(examined.rows),
+        "accuracy": evaluation.figures["rec"]["accuracy"],
+        "box_iou": evaluation.figures["rec"]["mean_iou"],
+        "failed": evaluation.figures["rec"]["failed"],
+        "mask_iou": evaluation.figures.get("res", {}).get("gIoU"),
+        "tokens": mean(row["tokens"] for row in evaluation.rows),
+        "seconds": seconds / len(evaluation.rows),
     }
 
 

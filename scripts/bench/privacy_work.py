@@ -24,11 +24,12 @@ from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator, cut_by_length
 from mllm.dataset.loading.poisson import PoissonSampler
 from mllm.dataset.loading.sampler import LogicalBatchSampler
-from mllm.engine.callbacks import Epochs, Guard, RunLog
+from mllm.engine.callbacks import Epochs
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
 from mllm.engine.privacy.mechanism import Mechanism
 from mllm.engine.private_trainer import PrivateTrainer
+from mllm.engine.run_log import RunLog
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.models.builder.build_text import build_causal_lm
 from mllm.objectives.text import NextToken
@@ -125,7 +126,7 @@ def train_ours(rows: Rows, bundle: Bundle, folder: str, options: argparse.Namesp
         train_sampler=sampler,
         collate=LogicalCollator(bundle.encoder.pad, samples_per_piece=options.physical),
         meter=meter,
-        callbacks=[Guard(), RunLog({"config": "bench"}, meter), Epochs(sampler), clock, first],
+        callbacks=[RunLog({"config": "bench"}, meter), Epochs(sampler), clock, first],
         **more,
     )
     with resident_memory() as peak:

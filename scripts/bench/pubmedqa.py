@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).par
 from interleaved import machine
 
 from mllm.config.hardware import installed
-from mllm.metrics.text import choice, chosen
+from mllm.metrics.text import choice, parse_choice
 from mllm.structures import Answer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -84,7 +84,7 @@ def run(
         "sizes": sizes,
         "held_out_loss": {row["step"]: row["eval_loss"] for row in log if "eval_loss" in row},
         "decisions": choice(predictions, references),
-        "predicted": Counter(str(chosen(answer.text, ("yes", "no", "maybe"))) for answer in predictions),
+        "predicted": Counter(str(parse_choice(answer.text, ("yes", "no", "maybe"))) for answer in predictions),
         "true": Counter(answer.text for answer in references),
         "tokens_per_second": trained[-1]["tokens_per_second"],
         "padding_share": trained[-1]["padding_share"],

@@ -24,9 +24,10 @@ from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator, cut_by_length
 from mllm.dataset.loading.sampler import LogicalBatchSampler
-from mllm.engine.callbacks import Epochs, Guard, RunLog
+from mllm.engine.callbacks import Epochs
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
+from mllm.engine.run_log import RunLog
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.models.builder.build_medgemma import build_medgemma
 from mllm.objectives.text import NextToken
@@ -151,7 +152,7 @@ def shared_arguments(folder: str, dtype: str) -> dict[str, Any]:
 def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: int) -> Competitor:
     """Build our trainer with the callbacks of every run; micro-batches have up to `tokens` tokens."""
     objective = NextToken()
-    sampler, meter, guard = LogicalBatchSampler(len(rows), LOGICAL_BATCH, shuffle=False), Meter(), Guard()
+    sampler, meter = LogicalBatchSampler(len(rows), LOGICAL_BATCH, shuffle=False), Meter()
     data = EncodedDataset(rows, bundle.encoder.encode)
     trainer = MultimodalTrainer(
         Learner(bundle.model, {"next_token": objective}),
@@ -162,9 +163,8 @@ def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: in
         train_sampler=sampler,
         collate=LogicalCollator(bundle.encoder.pad, tokens_per_piece=tokens),
         meter=meter,
-        callbacks=[guard, RunLog({"config": "bench"}, meter), Epochs(sampler)],
+        callbacks=[RunLog({"config": "bench"}, meter), Epochs(sampler)],
     )
-    guard.trainer = trainer
 
     def losses() -> list[float]:
         result = [0.0] * len(rows)

@@ -1,4 +1,4 @@
-"""A tiny learner on generated pictures, and a trainer of it."""
+"""Fixtures: a tiny learner on generated images and a trainer of it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator
 from mllm.dataset.loading.sampler import LogicalBatchSampler
 from mllm.dataset.single_image_dataset.scenes import PhantomBoxDataset
-from mllm.engine.callbacks import Checkpoints, Epochs, Guard, RunLog
+from mllm.engine.callbacks import Checkpoints, Epochs
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
+from mllm.engine.run_log import RunLog
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.encoding.chat import ChatEncoder
@@ -162,7 +163,7 @@ def make_trainer(make_bundle, tmp_path):
             meter=meter,
             skip_failures=skip,
             memory_advice="Lower, in this order: max_length (now 256)",
-            callbacks=[Guard(), Checkpoints(limit), RunLog({"config": "test"}, meter), Epochs(sampler)],
+            callbacks=[Checkpoints(limit), RunLog({"config": "test"}, meter), Epochs(sampler)],
         )
 
     return make

@@ -1,4 +1,4 @@
-"""From config values to a trainer: the same update however it is cut, checkpointing that is really on, and refusals."""
+"""Tests of `mllm.engine.builder`: equal updates for every division of a batch, checkpointing, and refused configs."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def build(make_bundle, rows, tmp_path):
 
 
 @pytest.mark.parametrize(("size", "steps"), [(2, 2), (1, 4)])
-def test_batch_size_times_accumulation_makes_the_same_update(build, trained, size, steps):
+def test_the_update_depends_on_batch_size_times_accumulation_only(build, trained, size, steps):
     options = dict(optim="sgd", learning_rate=1e-2, lr_scheduler_type="constant")
     whole = build(per_device_train_batch_size=4, gradient_accumulation_steps=1, **options)
     cut = build(per_device_train_batch_size=size, gradient_accumulation_steps=steps, **options)
@@ -95,7 +95,7 @@ def test_checkpointing_leaves_a_frozen_tower_out_of_the_backward(build):
 
 
 @pytest.mark.parametrize("key", ["gradient_checkpointing", "activation_checkpointing"])
-def test_checkpointing_runs_layers_again_and_gives_the_same_gradients(build, key):
+def test_checkpointing_recomputes_layers_with_equal_gradients(build, key):
     results, calls = [], []
     for on in (False, True):
         trainer = build(dropout=0.2, per_device_train_batch_size=4, **{key: on})
@@ -124,14 +124,14 @@ def test_every_second_layer_may_be_checkpointed(build):
     assert [layer.gradient_checkpointing for layer in layers[:3]] in ([True, False, True], [False, True, False])
 
 
-def test_several_cards_in_one_process_are_not_mixed_by_data_parallel(build, monkeypatch, tmp_path):
+def test_data_parallel_is_off_with_several_gpus(build, monkeypatch, tmp_path):
     learner = build().learner
     monkeypatch.setattr(TrainingArguments, "_setup_devices", property(lambda self: setattr(self, "_n_gpu", 4)))
     arguments = training_arguments(settings(report_to=[]), CPU, tmp_path, learner, evaluates=False)
     assert arguments.n_gpu == 1
 
 
-def test_unused_parameters_are_looked_for_where_more_than_the_language_tower_trains(build, tmp_path):
+def test_unused_parameters_are_searched_unless_only_the_language_tower_trains(build, tmp_path):
     learner = build().learner
     make = lambda: training_arguments(settings(report_to=[]), CPU, tmp_path, learner, evaluates=False)  # noqa: E731
     assert make().ddp_find_unused_parameters
@@ -159,7 +159,7 @@ def test_a_family_can_bring_its_own_trainer(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["loss", "a.b"])
-def test_an_objective_needs_a_name_of_its_own(build, name):
+def test_an_invalid_name_of_an_objective_is_refused(build, name):
     with pytest.raises(ConfigError, match=f"objectives: '{name}' cannot be the name of an objective"):
         build(objectives={name: {"type": "NextToken"}})
 
@@ -176,7 +176,7 @@ def test_evaluation_without_a_validation_split_is_off(build, caplog):
     assert "no validation split" in caplog.text
 
 
-def test_the_advice_names_what_this_config_can_lower(build, tmp_path):
+def test_memory_advice_lists_the_settings_of_the_config(build, tmp_path):
     config = RunConfig(
         ModelArgs("medgemma", "tiny", load_in_4bit=True, lora_r=8, max_length=512, image_token_len=128),
         DataArgs(tokens_per_micro_batch=4096),
@@ -188,12 +188,12 @@ def test_the_advice_names_what_this_config_can_lower(build, tmp_path):
     assert memory_advice(config) == (
         "Lower, in this order: data_args.tokens_per_micro_batch (now 4096), then "
         "model_args.max_length (now 512), then model_args.image_token_len (now 128), then "
-        "model_args.image_size (now the checkpoint’s own), then model_args.lora_r (now 8)"
+        "model_args.image_size (now that of the checkpoint), then model_args.lora_r (now 8)"
     )
 
 
 @pytest.mark.parametrize("kind, last", [("gemma3n-student", []), ("medsiglip", ["model_args.load_in_4bit"])])
-def test_the_advice_for_a_model_that_only_sees_names_nothing_that_is_refused_there(kind, last, tmp_path):
+def test_memory_advice_for_a_vision_model_omits_refused_settings(kind, last, tmp_path):
     args = ModelArgs(kind, "tiny", part="vision", lora_r=8)
     config = RunConfig(args, DataArgs(), fill_defaults({"per_device_train_batch_size": 4}), {}, "test", tmp_path)
     named = [step.split(" (")[0] for step in memory_advice(config).split(": ", 1)[1].split(", then ")]

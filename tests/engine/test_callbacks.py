@@ -1,4 +1,4 @@
-"""What happens around updates."""
+"""Tests of callbacks, the run log and log lines."""
 
 import json
 from types import SimpleNamespace
@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from mllm.engine.callbacks import Checkpoints, Epochs, RunLog, log_line, rows_of
+from mllm.engine.callbacks import Checkpoints, Epochs
 from mllm.engine.checkpoints import checkpoints, is_complete
 from mllm.engine.meter import Meter
+from mllm.engine.progress import log_line
+from mllm.engine.run_log import RunLog, rows_of
 
 ROW = {"loss": 1.25, "learning_rate": 2e-4, "tokens_per_second": 1234.5, "padding_share": 0.25, "peak_memory_gb": 1.5}
 
@@ -18,7 +20,7 @@ def _arguments(folder):
 
 
 @pytest.mark.parametrize(("step", "epoch"), [(0, 0), (4, 0), (5, 1), (12, 2)])
-def test_the_sampler_is_told_the_epoch_of_a_step(step, epoch):
+def test_the_epoch_of_the_sampler_follows_from_the_step(step, epoch):
     class Sampler(list):
         def set_epoch(self, epoch):
             self.epoch = epoch
@@ -28,7 +30,7 @@ def test_the_sampler_is_told_the_epoch_of_a_step(step, epoch):
     assert sampler.epoch == epoch
 
 
-def test_a_checkpoint_is_complete_before_older_ones_go(tmp_path):
+def test_a_checkpoint_is_complete_before_older_ones_are_removed(tmp_path):
     callback = Checkpoints(limit=1)
     for step in (2, 4):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -39,7 +41,7 @@ def test_a_checkpoint_is_complete_before_older_ones_go(tmp_path):
     assert is_complete(left)
 
 
-def test_the_log_holds_updates_and_evaluations_and_not_the_summary(tmp_path):
+def test_the_log_contains_updates_and_evaluations_without_the_summary(tmp_path):
     state = TrainerState(is_world_process_zero=True)
     state.log_history = [{**ROW, "step": 1}, {"eval_loss": float("nan"), "step": 1}, {"train_loss": 1.0, "step": 1}]
     assert [row["step"] for row in rows_of(state)] == [1, 1]
@@ -51,13 +53,13 @@ def test_the_log_holds_updates_and_evaluations_and_not_the_summary(tmp_path):
     assert (tmp_path / "skipped_rows.txt").read_text() == "rows.jsonl, line 3: no\n"
 
 
-def test_a_line_of_the_log_can_be_read_by_a_person():
+def test_format_of_log_lines():
     assert log_line(7, ROW) == ("step     7  loss 1.2500  lr 2.00e-04  1,234 tokens/s  padding 25 %  peak 1.50 GB")
     assert log_line(7, {"eval_loss": 0.5}) == "step     7  validation loss 0.5000"
     assert log_line(7, {"train_loss": 0.5}) == ""
 
 
-def test_the_closing_line_says_since_when():
+def test_the_final_line_names_its_first_step():
     logs = {"train_loss": 0.69, "train_updates": 16, "train_from_step": 5400, "train_samples_per_second": 5.34}
     line = "step  5416  mean loss 0.6900 over the 16 updates since {}  5.3 samples/s"
     assert log_line(5416, logs) == line.format("the resume at step 5400")

@@ -1,11 +1,11 @@
-"""A training ends when its validation loss stops falling, and a resumed one ends where the uninterrupted one does."""
+"""Tests of `mllm.engine.early_stopping`, with and without a resume."""
 
 import math
 
 import pytest
 from transformers import TrainerCallback
 
-from mllm.engine.early_stopping import EarlyStopping, progress
+from mllm.engine.early_stopping import EarlyStopping, best_loss
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from mllm.engine.early_stopping import EarlyStopping, progress
     ],
 )
 def test_progress_is_counted_from_the_best(losses, threshold, expected):
-    assert progress(losses, threshold) == expected
+    assert best_loss(losses, threshold) == expected
 
 
 LOSSES = [3.0, 2.0, 2.5, 2.5, 1.0, 1.5, 1.5, 1.5, 1.5]
@@ -43,7 +43,7 @@ def _trainer(make_trainer, tmp_path, name, patience=3):
     return trainer
 
 
-def test_it_stops_when_patience_runs_out_and_says_which_step_was_best(make_trainer, tmp_path, caplog):
+def test_training_stops_when_the_patience_is_exhausted_and_logs_the_best_step(make_trainer, tmp_path, caplog):
     caplog.set_level("INFO", "mllm.engine.early_stopping")
     trainer = _trainer(make_trainer, tmp_path, "whole")
     trainer.train()
@@ -51,7 +51,7 @@ def test_it_stops_when_patience_runs_out_and_says_which_step_was_best(make_train
     assert "stopped at step 8: no lower validation loss in 3 evaluations since step 5 (1.0000)" in caplog.text
 
 
-def test_a_resumed_run_stops_where_the_whole_one_does(make_trainer, trained, tmp_path):
+def test_a_resumed_run_stops_at_the_same_step(make_trainer, trained, tmp_path):
     whole = _trainer(make_trainer, tmp_path, "whole", patience=2)
     whole.train()
     assert whole.state.global_step == 4

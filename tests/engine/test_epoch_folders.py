@@ -1,4 +1,4 @@
-"""A folder for every epoch."""
+"""Tests of `mllm.engine.epoch_folders`."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from mllm.engine.epoch_folders import EpochFolders
 
 
 @pytest.mark.parametrize("epochs", [2])
-def test_a_folder_an_epoch_also_over_a_resume(tmp_path: Path, epochs: int):
+def test_every_epoch_has_one_folder_after_a_resume(tmp_path: Path, epochs: int):
     written = []
 
     def write(folder: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_folder_an_epoch_also_over_a_resume(tmp_path: Path, epochs: int):
     assert all(math.isfinite(float(name[9:17])) for name in written)
 
 
-def test_a_run_that_ends_within_an_epoch_leaves_its_folder_to_the_run_that_completes_it(tmp_path: Path):
+def test_an_incomplete_epoch_has_no_folder_until_it_is_completed(tmp_path: Path):
     written: list[str] = []
     args, control = TrainingArguments(str(tmp_path), report_to=[]), TrainerControl()
     for epoch in (0.75, 1.0, 1.6, 3 * (2 / 3)):

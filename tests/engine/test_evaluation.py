@@ -1,4 +1,4 @@
-"""Answers to a split, as in use."""
+"""Tests of `mllm.engine.evaluation`."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mllm.engine.evaluation import Examination, described, examine, places
+from mllm.engine.evaluation import evaluate_split, format_figures, mark_fields
 from mllm.errors import DataError
 from mllm.metrics.grounding import rec
 from mllm.models.generation.generate import generate
@@ -16,7 +16,7 @@ TALKING = dict(max_new_tokens=6, do_sample=True, temperature=20.0, progress=Fals
 """Left to itself this tiny model says nothing."""
 
 
-def test_every_row_stands_beside_its_question_and_true_answer(make_bundle, rows):
+def test_rows_contain_question_reference_and_prediction(make_bundle, rows):
     bundle, split = make_bundle(), rows(5)
     seen = []
 
@@ -24,11 +24,11 @@ def test_every_row_stands_beside_its_question_and_true_answer(make_bundle, rows)
         seen.append((list(predictions), list(references)))
         return {"count": float(len(predictions))}
 
-    examined = examine(bundle, split, {"counting": metric, "again": metric}, **TALKING)
+    evaluation = evaluate_split(bundle, split, {"counting": metric, "again": metric}, **TALKING)
     predictions = generate(bundle, [split.sample(index) for index in range(5)], **TALKING)
     assert len({prediction.text for prediction in predictions}) == 5
-    assert examined.figures == {"counting": {"count": 5.0}, "again": {"count": 5.0}}
-    for index, row in enumerate(examined.rows):
+    assert evaluation.figures == {"counting": {"count": 5.0}, "again": {"count": 5.0}}
+    for index, row in enumerate(evaluation.rows):
         sample = split.sample(index)
         assert row["source"] == f"rows, row {index}"
         assert row["question"] == sample.turns[0].text
@@ -36,10 +36,10 @@ def test_every_row_stands_beside_its_question_and_true_answer(make_bundle, rows)
         assert row["prediction"] == predictions[index].text
         assert 0 < row["tokens"] == predictions[index].tokens <= 6
         assert not {"boxes", "masks", "points", "reference_boxes"} & set(row)
-    assert seen == [(predictions, [Answer(row["reference"]) for row in examined.rows])] * 2
+    assert seen == [(predictions, [Answer(row["reference"]) for row in evaluation.rows])] * 2
 
 
-def test_the_true_answer_is_never_shown_to_the_model(make_bundle, rows):
+def test_predictions_do_not_depend_on_the_reference(make_bundle, rows):
     bundle, split = make_bundle(), rows(3)
 
     class Lying(rows):
@@ -48,14 +48,16 @@ def test_the_true_answer_is_never_shown_to_the_model(make_bundle, rows):
             sample.turns[-1] = Turn("assistant", "something else")
             return sample
 
-    answers = [[row["prediction"] for row in examine(bundle, some, {}, **TALKING).rows] for some in (split, Lying(3))]
+    answers = [
+        [row["prediction"] for row in evaluate_split(bundle, some, {}, **TALKING).rows] for some in (split, Lying(3))
+    ]
     assert answers[0] == answers[1]
     assert any(answers[0])
 
 
-def test_a_split_may_be_asked_without_a_metric(make_bundle, rows):
-    examined = examine(make_bundle(), rows(1), {}, max_new_tokens=2, progress=False)
-    assert (len(examined.rows), examined.figures, examined.skipped) == (1, {}, [])
+def test_a_split_can_be_evaluated_without_metrics(make_bundle, rows):
+    evaluation = evaluate_split(make_bundle(), rows(1), {}, max_new_tokens=2, progress=False)
+    assert (len(evaluation.rows), evaluation.figures, evaluation.skipped) == (1, {}, [])
 
 
 class Pointing:
@@ -80,21 +82,21 @@ class Pointing:
 
 def test_a_box_in_the_question_is_never_scored(make_bundle, rows):
     """The model says no box: nothing of the question or of the true answer may pass for its own."""
-    examined = examine(make_bundle(), Pointing(rows), {"rec": rec}, **TALKING)
-    assert examined.figures["rec"] == {
+    evaluation = evaluate_split(make_bundle(), Pointing(rows), {"rec": rec}, **TALKING)
+    assert evaluation.figures["rec"] == {
         "accuracy": 0,
         "mean_iou": 0,
         "failed": 2,
         "target_failed": 0,
         "samples": 2,
     }
-    for row in examined.rows:
+    for row in evaluation.rows:
         assert "boxes" not in row
         assert row["reference_boxes"] == [[10.0, 8.0, 30.0, 36.1]]
         assert row["reference"].startswith("A lesion at [")
 
 
-def test_the_true_answer_as_the_model_would_write_it_is_right(make_bundle, rows, monkeypatch):
+def test_the_reference_in_the_format_of_the_model_is_correct(make_bundle, rows, monkeypatch):
     """Through the encoder's own writing and reading, which rounds to a thousandth of the image."""
     bundle = make_bundle()
 
@@ -105,15 +107,15 @@ def test_the_true_answer_as_the_model_would_write_it_is_right(make_bundle, rows,
         return [bundle.encoder.read_answer(tokens, frames) for tokens in ids]
 
     monkeypatch.setattr("mllm.engine.evaluation.answers", spoken)
-    examined = examine(bundle, Pointing(rows), {"rec": rec})
-    assert examined.figures["rec"]["accuracy"] == 1
-    assert 0.99 < examined.figures["rec"]["mean_iou"] <= 1
-    for row in examined.rows:
+    evaluation = evaluate_split(bundle, Pointing(rows), {"rec": rec})
+    assert evaluation.figures["rec"]["accuracy"] == 1
+    assert 0.99 < evaluation.figures["rec"]["mean_iou"] <= 1
+    for row in evaluation.rows:
         assert row["prediction"] == row["reference"]
         assert np.abs(np.subtract(row["boxes"], row["reference_boxes"])).max() <= 0.1
 
 
-def test_a_row_that_names_no_mark_of_its_own_is_skipped_or_refused(make_bundle, rows):
+def test_a_row_with_a_missing_mark_is_skipped_or_refused(make_bundle, rows):
     class Wrong(Pointing):
         def sample(self, index, epoch=0):
             sample = super().sample(index)
@@ -121,16 +123,16 @@ def test_a_row_that_names_no_mark_of_its_own_is_skipped_or_refused(make_bundle, 
 
     bundle = make_bundle()
     with pytest.raises(DataError, match="row 1: .* mark 1"):
-        examine(bundle, Wrong(rows), {}, **TALKING)
-    examined = examine(bundle, Wrong(rows), {}, skip_failures=True, **TALKING)
-    assert (len(examined.rows), len(examined.skipped)) == (1, 1)
+        evaluate_split(bundle, Wrong(rows), {}, **TALKING)
+    evaluation = evaluate_split(bundle, Wrong(rows), {}, skip_failures=True, **TALKING)
+    assert (len(evaluation.rows), len(evaluation.skipped)) == (1, 1)
 
 
-def test_places_are_pixels_and_run_lengths():
+def test_mark_fields_are_pixels_and_run_lengths():
     mask = np.zeros((6, 8), bool)
     mask[2:4, 3:7] = True
     marks = (Mark(box=(1.26, 2.0, 3.0, 4.0)), Mark(mask=mask, image=1), Mark(point=(7.77, 1.0)))
-    found = places(Answer("", marks, unreadable=2), "reference_")
+    found = mark_fields(Answer("", marks, unreadable=2), "reference_")
     assert found.pop("reference_masks")[0] == coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) | {
         "counts": coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
     }
@@ -140,15 +142,10 @@ def test_places_are_pixels_and_run_lengths():
         "reference_points": [[7.8, 1.0]],
         "reference_unreadable": 2,
     }
-    assert places(Answer("nothing")) == {}
+    assert mark_fields(Answer("nothing")) == {}
 
 
-def test_figures_of_several_metrics_keep_apart():
+def test_figures_are_formatted_as_one_line():
     figures = {"accuracy": {"accuracy": 0.5, "samples": 1200}, "rec": {"accuracy": 0.25, "samples": 3}}
-    assert Examination([], figures, []).named_figures == {
-        "accuracy": 0.5,
-        "samples": 1200,
-        "rec/accuracy": 0.25,
-        "rec/samples": 3,
-    }
-    assert described(figures["accuracy"]) == "accuracy 0.5000, samples 1,200"
+    assert format_figures(figures["accuracy"]) == "accuracy 0.5000, samples 1,200"
+    assert format_figures(figures["rec"]) == "accuracy 0.2500, samples 3"

@@ -1,4 +1,4 @@
-"""What a teacher saw, kept on the disk: the same bits, or nothing."""
+"""Tests of `mllm.engine.feature_cache`: bit-equal features, and damaged files."""
 
 import threading
 
@@ -19,7 +19,7 @@ def _image(seed: int = 0, mode: str = "RGB") -> Image.Image:
 TAPS = {"blocks.0": torch.randn(4, 2, 2), "blocks.1": torch.tensor([[[1e-30, -0.0], [3.0, float("inf")]]])}
 
 
-def test_what_is_read_is_bit_by_bit_what_was_written(tmp_path):
+def test_cached_tensors_are_bit_equal(tmp_path):
     cache = FeatureCache(tmp_path, "a" * 40)
     assert cache.read(_image()) is None
     cache.write(_image(), TAPS)
@@ -37,7 +37,7 @@ def test_another_image_mode_or_teacher_has_another_key(tmp_path):
 
 
 @pytest.mark.parametrize("left", [0, 7, 100])
-def test_a_damaged_file_counts_as_absent_and_is_replaced(tmp_path, left: int):
+def test_a_damaged_file_counts_as_missing_and_is_replaced(tmp_path, left: int):
     cache = FeatureCache(tmp_path, "a" * 40)
     cache.write(_image(), TAPS)
     path = cache.path(_image())
@@ -47,7 +47,7 @@ def test_a_damaged_file_counts_as_absent_and_is_replaced(tmp_path, left: int):
     assert cache.read(_image()) is not None
 
 
-def test_nothing_temporary_stays(tmp_path):
+def test_temporary_files_are_removed(tmp_path):
     cache = FeatureCache(tmp_path, "a" * 40)
     writers = [threading.Thread(target=cache.write, args=(_image(), TAPS)) for _ in range(8)]
     for writer in writers:
@@ -59,7 +59,7 @@ def test_nothing_temporary_stays(tmp_path):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [cache.path(_image()).name]
 
 
-def test_a_fingerprint_is_that_of_weights_and_settings():
+def test_a_fingerprint_depends_on_weights_and_settings():
     torch.manual_seed(0)
     one = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     first = fingerprint(one, size=448, taps={"b": 1, "a": 2})
@@ -72,6 +72,6 @@ def test_a_fingerprint_is_that_of_weights_and_settings():
     assert fingerprint(halves) != fingerprint(halves.float())
 
 
-def test_a_stand_in_gives_back_what_it_is_given():
+def test_a_cached_teacher_returns_its_inputs():
     taps = {"a": torch.randn(2, 1, 3, 1, 1)}
     assert CachedTeacher()(**taps).taps == taps

@@ -1,4 +1,4 @@
-"""Losses as sums and counts, and a state that speaks only of what is trained."""
+"""Tests of `mllm.engine.learner`: losses as sums and counts, and the state of trained tensors."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_samples_reduction_is_the_mean_of_means(make_trainer):
     torch.testing.assert_close(learner(piece.student, piece.targets)["loss"], torch.stack(alone).mean())
 
 
-def test_the_state_speaks_only_of_what_is_trained(make_trainer):
+def test_the_state_contains_only_trained_tensors(make_trainer):
     learner = make_trainer().learner
     state = learner.state_dict()
     assert state
@@ -70,7 +70,7 @@ def test_heads_and_added_rows_belong_to_the_state(make_trainer, make_perceptive,
     assert all(torch.equal(value, loaded[name]) for name, value in state.items())
 
 
-def test_the_terms_of_heads_do_not_depend_on_the_cut(make_trainer, make_perceptive, places):
+def test_the_terms_of_heads_do_not_depend_on_the_division(make_trainer, make_perceptive, places):
     trainer = make_trainer(parts=make_perceptive(), rows=places(), samples_per_piece=1)
     learner, batch = trainer.learner.eval(), trainer.first_batch()
     pieces = [learner.counts(piece.targets) for piece in batch.pieces]
@@ -84,7 +84,7 @@ def test_the_terms_of_heads_do_not_depend_on_the_cut(make_trainer, make_percepti
         torch.testing.assert_close(sum(share[name] for share in shares), expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_weighted_term_counts_as_much_in_the_loss(make_trainer):
+def test_terms_are_weighted_in_the_loss(make_trainer):
     learner = make_trainer(samples_per_piece=99).learner
     (piece,) = make_trainer(samples_per_piece=99).first_batch().pieces
     learner.eval().objectives["next_token"].start, learner.objectives["next_token"].end = 2.0, 4.0

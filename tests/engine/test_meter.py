@@ -1,4 +1,4 @@
-"""Figures of a log entry, checked by hand."""
+"""Tests of `mllm.engine.meter` against values computed by hand."""
 
 import time
 
@@ -36,20 +36,20 @@ def test_padding_and_speed_are_counted_since_the_start(accelerator, monkeypatch)
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     meter = Meter()
-    meter.see(_batch(60, 100))
+    meter.count(_batch(60, 100))
     now[0] = 104.0
-    meter.see(_batch(20, 60))
+    meter.count(_batch(20, 60))
     row = meter.read(accelerator)
     assert row["tokens_per_second"] == pytest.approx(80 / 4)
     assert row["padding_share"] == pytest.approx(80 / 160)
     assert (meter.samples, meter.truncated) == (4, 2)
 
 
-def test_an_evaluation_does_not_slow_the_tokens_down(accelerator, monkeypatch):
+def test_evaluations_do_not_count_in_the_speed(accelerator, monkeypatch):
     now = [0.5]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     meter = Meter()
-    meter.see(_batch(30, 30))
+    meter.count(_batch(30, 30))
     now[0] = 2.5
     with meter.paused():
         now[0] = 60.0
@@ -71,18 +71,18 @@ def test_the_peak_is_sampled_while_activations_are_alive(accelerator):
 def test_a_row_that_fails_in_every_epoch_is_listed_once():
     meter = Meter()
     for _ in range(2):
-        meter.see(_batch(1, 1, Failure("rows.jsonl, line 3: no"), Failure("rows.jsonl, line 5: no")))
+        meter.count(_batch(1, 1, Failure("rows.jsonl, line 3: no"), Failure("rows.jsonl, line 5: no")))
     assert list(meter.failures) == ["rows.jsonl, line 3: no", "rows.jsonl, line 5: no"]
 
 
-def test_the_closing_figures_are_of_this_resume_alone(accelerator, monkeypatch):
+def test_the_final_figures_cover_the_time_since_the_resume(accelerator, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     meter = Meter()
     assert meter.summary(accelerator, step=40) == {}
     for loss in (3.0, 1.0):
-        meter.see(_batch(30, 30))
-        meter.step(loss)
+        meter.count(_batch(30, 30))
+        meter.step(torch.tensor(loss))
         now[0] += 2
     meter.step(idle=True)
     with meter.paused():

@@ -1,4 +1,4 @@
-"""A picture of the loss."""
+"""Tests of `mllm.engine.plots`."""
 
 import numpy as np
 import pytest
@@ -12,13 +12,13 @@ def _picture(path):
 
 
 @pytest.mark.parametrize("rows", [[], [{"step": 1, "loss": 2.0}], [{"step": 1, "eval_loss": 2.0}]])
-def test_any_log_can_be_drawn(tmp_path, rows):
+def test_every_log_can_be_plotted(tmp_path, rows):
     plot_loss(rows, tmp_path / "loss.png")
     assert _picture(tmp_path / "loss.png").shape == (480, 840, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
 
 
-def test_the_losses_are_what_is_drawn(tmp_path):
+def test_the_plot_contains_the_losses(tmp_path):
     falling = [{"step": step, "loss": 5.0 - step} for step in range(5)]
     flat = [{**row, "loss": 5.0 if row["step"] == 0 else 1.0} for row in falling]
     for name, rows in (("falling", falling), ("again", falling), ("flat", flat)):

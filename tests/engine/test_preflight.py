@@ -1,4 +1,4 @@
-"""What is refused before step 1."""
+"""Tests of the checks before the first update."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def _run(trainer):
     preflight(trainer.learner, trainer.first_batch(), trainer.accelerator)
 
 
-def test_a_sound_run_passes_and_nothing_is_left_behind(make_trainer, trained):
+def test_a_valid_run_passes_without_side_effects(make_trainer, trained):
     trainer = make_trainer(dropout=0.2)
     before, state = trained(trainer), torch.random.get_rng_state()
     _run(trainer)
@@ -66,18 +66,18 @@ class Idle(NextToken):
         return torch.ones(context.student.hidden_BLD.shape[0], requires_grad=True)
 
 
-def test_an_objective_that_reaches_nothing_is_named(make_trainer):
+def test_an_objective_without_gradient_is_named(make_trainer):
     trainer = make_trainer()
     trainer.learner.objectives["idle"] = Idle()
-    with pytest.raises(ConfigError, match=r"the objectives \['idle'\] reach nothing trainable"):
+    with pytest.raises(ConfigError, match=r"the objectives \['idle'\] have no gradient for any trainable tensor"):
         _run(trainer)
 
 
-def test_a_family_that_changes_its_logits_is_found(make_trainer):
+def test_a_model_that_changes_its_logits_is_refused(make_trainer):
     trainer = make_trainer()
     head = trainer.learner.student.pretrained.get_output_embeddings()
     head.register_forward_hook(lambda module, inputs, output: output * 4)
-    with pytest.raises(ConfigError, match="changes its logits in a way that this version does not know"):
+    with pytest.raises(ConfigError, match="changes its logits in a way that this version does not support"):
         _run(trainer)
 
 
@@ -91,7 +91,7 @@ def test_heads_and_added_rows_pass_and_their_losses_are_the_models_own(make_trai
     assert all(torch.equal(before[name], value) for name, value in trained(trainer).items())
     rows = trainer.learner.student.rows
     trainer.learner.student.rows = None  # the loss alone forgets them, the model's own logits do not
-    with pytest.raises(ConfigError, match="changes its logits in a way that this version does not know"):
+    with pytest.raises(ConfigError, match="changes its logits in a way that this version does not support"):
         _run(trainer)
     trainer.learner.student.rows = rows
 
@@ -104,17 +104,17 @@ def test_a_head_without_an_objective_is_named(make_trainer, make_perceptive, pla
         _run(trainer)
 
 
-def test_an_objective_with_nothing_to_learn_from_is_told(make_trainer, make_perceptive, rows, places, caplog):
+def test_an_objective_without_supervised_items_is_logged(make_trainer, make_perceptive, rows, places, caplog):
     trainer = make_trainer(parts=make_perceptive(), rows=rows(12))
     preflight(trainer.learner, trainer.first_batch(), trainer.accelerator, further=trainer.first_batches())
-    assert "the objectives ['box', 'mask'] find nothing to learn from in the first batches" in caplog.text
+    assert "the objectives ['box', 'mask'] have no supervised item in the first batches" in caplog.text
     caplog.clear()
     trainer = make_trainer(parts=make_perceptive(), rows=places())
     preflight(trainer.learner, trainer.first_batch(), trainer.accelerator, further=trainer.first_batches())
     assert "nothing to learn" not in caplog.text
 
 
-def test_the_first_batch_is_shown_with_its_answers_in_bold(make_trainer):
+def test_the_description_of_the_first_batch_has_supervised_text_in_bold(make_trainer):
     trainer = make_trainer()
     batch = trainer.first_batch()
     text = describe_batch(batch, Bundle(trainer.learner.student, trainer.data_collator.pad.__self__))

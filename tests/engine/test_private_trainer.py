@@ -1,23 +1,24 @@
-"""Private updates against DP-SGD written out by hand; noise, ledger, stops and resumes as promised."""
+"""Tests of private updates against a reference DP-SGD: noise, ledger, end of training and resume."""
 
 import json
 
 import pytest
 import torch
 from torch import nn
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator
 from mllm.dataset.loading.poisson import PoissonSampler
-from mllm.engine.callbacks import Checkpoints, Epochs, Guard, RunLog
+from mllm.engine.callbacks import Checkpoints, Epochs
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
 from mllm.engine.privacy.accounting import epsilon_spent
 from mllm.engine.privacy.ledger import Ledger
 from mllm.engine.privacy.mechanism import Mechanism
 from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
+from mllm.engine.run_log import RunLog
 from mllm.errors import ConfigError
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.encoding.synthetic import synthetic_samples
@@ -78,7 +79,7 @@ def make_trainer(tmp_path, tmp_path_factory):
             eval_dataset=EncodedDataset(Rows(), bundle.encoder.encode),
             eval_sampler=PoissonSampler([[index] for index in range(UNITS)], 1.0, secret=SECRET),
             meter=meter,
-            callbacks=[Guard(), KeepLedger(), Checkpoints(None), RunLog({}, meter), Epochs(sampler)],
+            callbacks=[KeepLedger(), Checkpoints(None), RunLog({}, meter), Epochs(sampler)],
         )
 
     return make
@@ -116,7 +117,7 @@ def by_hand(trainer, updates, per_layer=False):
 
 @pytest.mark.parametrize("clipping", ["flat", "per_layer"])
 @pytest.mark.parametrize("units", [None, PATIENTS], ids=["samples", "patients"])
-def test_without_noise_updates_are_those_of_dp_sgd_by_hand(make_trainer, clipping, units):
+def test_updates_without_noise_equal_a_reference_dp_sgd(make_trainer, clipping, units):
     options = dict(units=units, dtype=torch.float64, mechanism=dict(clipping=clipping))
     ours, theirs = make_trainer(physical=2, **options), make_trainer(**options)
     start = trained(ours)
@@ -144,9 +145,9 @@ def test_one_sample_moves_an_update_by_no_more_than_the_clip_norm(make_trainer):
     ends = []
     for left_out in (None, 3):
         trainer = make_trainer(max_steps=1, rate=0.9, dtype=torch.float64)
-        drawn = trainer.train_sampler.drawn
+        drawn = trainer.train_sampler.draw
         assert 3 in drawn(0)
-        trainer.train_sampler.drawn = lambda update, drawn=drawn, out=left_out: [u for u in drawn(update) if u != out]
+        trainer.train_sampler.draw = lambda update, drawn=drawn, out=left_out: [u for u in drawn(update) if u != out]
         trainer.train()
         ends.append(torch.cat([value.flatten() for value in trained(trainer).values()]))
     moved = float((ends[0] - ends[1]).norm()) / 0.5 * 0.9 * UNITS
@@ -160,7 +161,7 @@ def test_an_empty_draw_takes_a_noise_step_of_the_right_size(make_trainer):
     trainer = make_trainer(**NEVER, max_steps=40)
     gradients = []
 
-    class Watch(Guard):
+    class Watch(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
             gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
 
@@ -240,7 +241,7 @@ def test_training_ends_before_the_target_is_exceeded(make_trainer, caplog):
     with caplog.at_level("WARNING", logger="mllm"):
         trainer.train()
     assert trainer.state.global_step == trainer.ledger.steps == 3
-    assert "training ends after 3 updates, because another would exceed epsilon" in caplog.text
+    assert "training ends after 3 updates, because another one would exceed epsilon" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -265,11 +266,11 @@ def test_a_run_without_privacy_is_not_continued_with_it(make_trainer, tmp_path):
     make_trainer(**SAVED).train()
     checkpoint = tmp_path / "run" / "checkpoint-2"
     (checkpoint / "ledger.json").unlink()
-    with pytest.raises(ConfigError, match="was trained without privacy, so what it learned so far is not counted"):
+    with pytest.raises(ConfigError, match="was trained without privacy, so its updates are not in a ledger"):
         make_trainer(**SAVED, output_dir=str(tmp_path / "x")).train(resume_from_checkpoint=str(checkpoint))
 
 
-def test_what_is_looked_at_before_step_1_is_synthetic(make_trainer):
+def test_checks_before_the_first_update_read_artificial_samples(make_trainer):
     trainer = make_trainer(physical=2)
 
     def touched(draw):
@@ -283,8 +284,8 @@ def test_what_is_looked_at_before_step_1_is_synthetic(make_trainer):
 
 def test_the_loss_in_the_log_is_the_mean_over_the_samples_of_the_draw(make_trainer):
     trainer = make_trainer(physical=2, max_steps=2)
-    drawn = trainer.train_sampler.drawn
-    trainer.train_sampler.drawn = lambda update: drawn(update) if update == 1 else []
+    drawn = trainer.train_sampler.draw
+    trainer.train_sampler.draw = lambda update: drawn(update) if update == 1 else []
     learner, pad = trainer.learner.train(), trainer.data_collator.pad
     losses = []
     for record in drawn(1):
@@ -308,7 +309,7 @@ def test_a_checkpoint_is_saved_when_the_validation_loss_first_falls_below_a_thre
     assert kept == [2, 4]
 
 
-def test_the_record_of_a_run_says_what_its_ledger_says(make_trainer, tmp_path):
+def test_the_record_of_a_run_agrees_with_its_ledger(make_trainer, tmp_path):
     trainer = make_trainer(mechanism=dict(noise_multiplier=1.5, accountant="rdp"), max_steps=3)
     trainer.train()
     record = json.loads((tmp_path / "run" / "privacy.json").read_text())

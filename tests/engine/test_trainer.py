@@ -1,4 +1,4 @@
-"""Updates that do not depend on how a batch is cut, equal a plain loop's, and resume bit for bit."""
+"""Tests of `mllm.engine.trainer`: division of batches, comparison with a plain loop, and bit-equal resume."""
 
 import inspect
 import json
@@ -54,7 +54,7 @@ def test_losses_and_weights_equal_a_plain_loop_over_the_models_own_loss(make_tra
 
 
 @pytest.mark.parametrize("cut", [dict(samples_per_piece=2), dict(samples_per_piece=1), dict(tokens_per_piece=90)])
-def test_the_update_does_not_depend_on_the_cut(make_trainer, trained, cut):
+def test_the_update_does_not_depend_on_the_division(make_trainer, trained, cut):
     whole, pieces = make_trainer(optim="sgd", max_steps=2), make_trainer(optim="sgd", max_steps=2, **cut)
     start = trained(whole)
     whole.train()
@@ -77,7 +77,7 @@ def test_a_resumed_run_is_bit_equal_with_dropout_and_augmentation(make_trainer, 
     assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in expected]
 
 
-def test_the_closing_figures_of_a_resumed_run_are_of_what_it_trained_itself(make_trainer, tmp_path):
+def test_the_final_figures_of_a_resumed_run_cover_its_own_updates(make_trainer, tmp_path):
     options = dict(max_steps=6, save_strategy="steps", save_steps=4)
     whole = make_trainer(**options)
     result = whole.train()
@@ -118,7 +118,7 @@ def test_a_resume_around_the_end_of_an_epoch_is_bit_equal_with_workers_and_evalu
     assert all(torch.equal(trained(resumed)[name], value) for name, value in trained(whole).items())
 
 
-def test_an_evaluation_leaves_no_trace_in_the_random_state(make_trainer):
+def test_an_evaluation_does_not_change_the_random_state(make_trainer):
     trainer = make_trainer()
     before = torch.random.get_rng_state()
     trainer.evaluate()
@@ -171,6 +171,7 @@ SEAMS = {
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "evaluate": ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"],
     "floating_point_ops": ["self", "inputs"],
+    "_save_checkpoint": ["self", "model", "trial"],
     "log": ["self", "logs", "start_time"],
 }
 """What we override of transformers.Trainer, with the arguments that it passes: the same from 5.18 to 5.23."""
@@ -184,14 +185,14 @@ def test_what_is_overridden_exists_in_trainer_with_the_signatures_that_we_expect
             assert list(inspect.signature(vars(kind)[name]).parameters) == expected, (kind, name)
 
 
-def test_the_loop_of_trainer_asks_our_seams_for_one_batch_an_update():
+def test_trainer_requests_one_batch_per_update():
     loop = inspect.getsource(Trainer._run_epoch)
     assert "self.get_batch_samples(epoch_iterator, num_batches, self.args.device)" in loop
     assert "self.training_step(model, inputs, num_items_in_batch)" in loop
     assert "self.control.should_epoch_stop or self.control.should_training_stop" in loop
 
 
-def test_every_log_row_says_what_it_promises(make_trainer, tmp_path):
+def test_every_log_row_has_all_keys(make_trainer, tmp_path):
     trainer = make_trainer(max_steps=3)
     trainer.train()
     rows = json.loads((tmp_path / "run" / "training_log.json").read_text())["rows"]
@@ -225,7 +226,7 @@ def test_the_validation_loss_is_the_exact_mean_over_tokens(make_trainer):
     assert metrics["eval_loss"] == pytest.approx(total / count, rel=1e-5)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_and_names_step_and_checkpoint(make_trainer, tmp_path):
+def test_a_non_finite_loss_stops_the_run_and_names_step_and_checkpoint(make_trainer, tmp_path):
     trainer = make_trainer(max_steps=6, save_strategy="steps", save_steps=2)
     poisoned = next(parameter for name, parameter in trainer.learner.named_parameters() if "lora_B" in name)
 
@@ -243,7 +244,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_step_and_checkpoint
     )
 
 
-def test_a_gradient_that_is_not_finite_never_reaches_the_weights(make_trainer, trained):
+def test_a_non_finite_gradient_does_not_reach_the_weights(make_trainer, trained):
     trainer = make_trainer(max_steps=2)
     before = trained(trainer)
     parameter = next(parameter for name, parameter in trainer.learner.named_parameters() if "lora_B" in name)
@@ -260,7 +261,7 @@ class Exhausting(NextToken):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.60 GiB")
 
 
-def test_out_of_memory_says_what_to_lower(make_trainer):
+def test_an_out_of_memory_error_lists_settings_to_lower(make_trainer):
     trainer = make_trainer(max_steps=2)
     trainer.learner.objectives["next_token"] = Exhausting()
     with pytest.raises(TrainingError) as error:
@@ -296,7 +297,7 @@ def test_skipped_rows_are_counted_once_and_listed(make_trainer, tmp_path):
     assert trainer.state.global_step == 6
 
 
-def test_heads_and_rows_train_and_resume_bit_for_bit(make_trainer, make_perceptive, places, trained, tmp_path):
+def test_heads_and_added_tokens_train_and_resume_bit_equal(make_trainer, make_perceptive, places, trained, tmp_path):
     options = dict(rows=places(), max_steps=4, save_strategy="steps", save_steps=2, samples_per_piece=3)
     whole = make_trainer(parts=make_perceptive(), **options, output_dir=str(tmp_path / "whole"))
     before = trained(whole)
@@ -311,7 +312,7 @@ def test_heads_and_rows_train_and_resume_bit_for_bit(make_trainer, make_percepti
         assert torch.equal(trained(resumed)[name], value), name
 
 
-def test_a_process_without_a_row_runs_a_piece_that_teaches_nothing(make_trainer, make_perceptive, places):
+def test_a_process_without_a_row_runs_a_piece_without_supervision(make_trainer, make_perceptive, places):
     trainer = make_trainer(parts=make_perceptive(), rows=places())
     batch, idle = trainer.first_batch().pieces[-1], trainer._idle_piece
     assert batch.targets["boxes_known"].any() and batch.targets["masks_known"].any()

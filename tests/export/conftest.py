@@ -1,4 +1,4 @@
-"""A tiny MedGemma with a trained-looking adapter, as a run would hold it."""
+"""Fixtures: a tiny MedGemma with an adapter of random weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def small_adapter(small_base: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def load(small_base: Path, small_adapter: Path) -> Loader:
-    """Loads the base with the adapter; gives the bundle and the settings of `mllm.json`."""
+    """Return a function that loads the base with the adapter and returns the bundle and its `model_args`."""
 
     def load(**changes: Any) -> tuple[Bundle, dict[str, Any]]:
         options: dict[str, Any] = dict(

@@ -40,8 +40,8 @@ def test_the_folder_is_complete(load: Loader, small_base: Path, tmp_path: Path) 
     bundle, settings = load(system="Be brief.")
     folder = write(bundle, tmp_path / "adapter", facts=Facts(str(small_base), settings))
     assert os.listdir(tmp_path) == ["adapter"]
-    said = json.loads((folder / "adapter_config.json").read_text())
-    assert said["base_model_name_or_path"] == str(small_base)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(small_base)
     assert json.loads((folder / "mllm.json").read_text())["system"] == "Be brief."
     assert "For research only; not for clinical use" in (folder / "README.md").read_text()
     processor = AutoProcessor.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""A Modelfile's prompt is that of the model's own chat template, and the rest of it says what it was told."""
+"""Tests of Modelfiles: the prompt equals that of the chat template, and all parameters are written."""
 
 from __future__ import annotations
 

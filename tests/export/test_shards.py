@@ -1,4 +1,4 @@
-"""What is written shard by shard is what PEFT merges in memory, in files that safetensors itself reads."""
+"""Tests of merging shard by shard: the weights equal those of PEFT, and safetensors reads the files."""
 
 from __future__ import annotations
 

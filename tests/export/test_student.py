@@ -54,7 +54,7 @@ def trained(request, tmp_path_factory):
 
 
 @torch.no_grad()
-def seen(bundle):
+def outputs_of(bundle):
     pixels = torch.rand(2, 2, 3, 28, 28, generator=torch.Generator().manual_seed(1))
     outputs = bundle.model.eval()(pixel_values=pixels)
     return outputs.hidden_BLD, outputs.heads.get("measures")
@@ -63,16 +63,16 @@ def seen(bundle):
 def test_the_head_survives_a_round_trip(trained):
     bundle, folder, _ = trained
     again = load_pretrained(ModelArgs("medsiglip", str(folder), part="vision", lora_r=None, heads=HEADS), detect())
-    for expected, found in zip(seen(bundle), seen(again), strict=True):
-        torch.testing.assert_close(found, expected)
+    for expected, actual in zip(outputs_of(bundle), outputs_of(again), strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_a_student_is_a_teacher_without_its_head(trained, caplog):
     bundle, folder, _ = trained
     teacher = load_pretrained(ModelArgs("medsiglip", str(folder), part="vision", lora_r=None), detect())
-    features, measures = seen(teacher)
+    features, measures = outputs_of(teacher)
     assert measures is None
-    torch.testing.assert_close(features, seen(bundle)[0])
+    torch.testing.assert_close(features, outputs_of(bundle)[0])
     assert "UNEXPECTED" not in caplog.text
 
 
@@ -82,9 +82,9 @@ def test_an_adapter_is_a_teacher_without_its_head(trained):
         pytest.skip("it was trained whole, and is named by its own folder")
     base = bundle.model.pretrained.name_or_path
     args = ModelArgs("medsiglip", str(base), part="vision", lora_r=None, adapter_path=str(adapter))
-    features, measures = seen(load_pretrained(args, detect()))
+    features, measures = outputs_of(load_pretrained(args, detect()))
     assert measures is None
-    torch.testing.assert_close(features, seen(bundle)[0])
+    torch.testing.assert_close(features, outputs_of(bundle)[0])
 
 
 def test_a_config_can_name_a_student(trained, tmp_path):

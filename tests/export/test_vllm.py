@@ -1,4 +1,4 @@
-"""What vLLM's LoRA loader refuses or misreads is known before anybody tries."""
+"""Tests of the check of adapters against vLLM's LoRA loader."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_plain_lora_is_read(options: dict[str, Any]) -> None:
     ],
 )
 def test_configs_that_are_not_read(options: dict[str, Any], reason: str) -> None:
-    (found,) = vllm_obstacles(LoraConfig(**({"r": 8} | options)), KEYS, LANGUAGE, trained_beside=False)
-    assert reason in found
+    (obstacle,) = vllm_obstacles(LoraConfig(**({"r": 8} | options)), KEYS, LANGUAGE, trained_beside=False)
+    assert reason in obstacle
 
 
 def test_layers_that_are_not_read() -> None:

@@ -1,4 +1,4 @@
-"""Overlaps against torchvision and pycocotools."""
+"""Tests of overlaps against torchvision and pycocotools."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from mllm.metrics.areas import Box, box_iou, box_of, boxes_of, greedy_overlaps, 
 from mllm.structures import Answer, Mark
 
 
-def test_boxes_overlap_as_torchvision_says():
+def test_box_iou_equals_torchvision():
     rng = np.random.default_rng(0)
     corners = np.sort(rng.uniform(0, 60, (40, 2, 2)), axis=1).reshape(40, 4)
     expected = torchvision_iou(torch.tensor(corners), torch.tensor(corners)).numpy()
@@ -27,7 +27,7 @@ def test_boxes_in_different_images_and_boxes_of_no_area_do_not_overlap():
     assert box_iou(Box(0, (5.0, 5.0, 5.0, 9.0)), Box(0, (5.0, 5.0, 5.0, 9.0))) == 0
 
 
-def test_masks_overlap_as_pycocotools_says():
+def test_mask_overlap_equals_pycocotools():
     rng = np.random.default_rng(1)
     one, other = rng.random((2, 30, 50)) < 0.4
     encoded = [coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in (one, other)]

@@ -1,4 +1,4 @@
-"""Average precision against pycocotools fed from a file in COCO's own format, and against what is known by hand."""
+"""Tests of average precision against pycocotools with files in the COCO format, and against values computed by hand."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def by_file(predictions, references, folder, kind):
     return evaluation.stats[:3]
 
 
-def test_it_is_what_pycocotools_says_of_the_same_files(scene, tmp_path, capsys):
+def test_average_precision_equals_pycocotools(scene, tmp_path, capsys):
     figures = coco_ap(*scene)
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         expected = by_file(*scene, tmp_path, kind)
@@ -91,7 +91,7 @@ def test_precision_and_recall_do_not_depend_on_the_order():
         assert figures["failed"] == 1
 
 
-def test_all_right_is_one_nothing_found_is_zero_and_nothing_to_find_is_unknown():
+def test_perfect_predictions_are_one_missing_ones_zero_and_no_targets_nan():
     true = [answer((0, 0, 10, 10)), answer((5, 5, 20, 20))]
     assert coco_ap(true, true)["box_AP"] == pytest.approx(1)
     nothing = coco_ap([Answer(""), Answer("")], true)

@@ -1,4 +1,4 @@
-"""Figures of boxes and masks against tables made by hand."""
+"""Tests of the metrics of boxes and masks against values computed by hand."""
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ def test_the_thresholds_are_exceeded_one_after_the_other():
     assert [figures[f"Pr@{threshold}"] for threshold in (0.5, 0.6, 0.7, 0.8, 0.9)] == [1, 1, 0, 0, 0]
 
 
-def test_the_masks_of_one_answer_are_one_thing():
+def test_the_masks_of_one_answer_are_united():
     figures = res([masks(filled(1), filled(2))], [masks(filled(1, 2))])
     assert (figures["cIoU"], figures["gIoU"]) == (1, 1)
 
@@ -94,7 +94,7 @@ def test_a_predicted_mask_without_a_pixel_is_wrong_but_no_failure():
     assert (figures["gIoU"], figures["cIoU"], figures["failed"]) == (0, 0, 0)
 
 
-def test_where_there_is_nothing_to_find_silence_is_right_and_the_other_figures_do_not_rise():
+def test_samples_without_target_are_counted_separately():
     references = [masks(filled()), Answer("There is none."), Answer("There is none."), masks(filled(1))]
     predictions = [Answer("none"), masks(filled(3)), masks(filled()), masks(filled(1, 2))]
     figures = res(predictions, references)
@@ -109,7 +109,7 @@ def test_a_reference_with_a_box_alone_is_counted_and_left_out():
 
 
 @pytest.mark.parametrize("metric", [rec, res])
-def test_nothing_asked_is_nothing_known(metric):
+def test_empty_input_has_nan_figures(metric):
     figures = metric([], [])
     assert figures["samples"] == 0
     assert any(value != value for value in figures.values())

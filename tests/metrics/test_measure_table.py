@@ -1,4 +1,4 @@
-"""The table says what the figures say."""
+"""Tests of `mllm.metrics.measure_table`."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from mllm.metrics.measures import measures
 NAN = float("nan")
 
 
-def test_the_table_holds_every_figure_with_its_interval():
+def test_the_table_contains_every_figure_with_its_interval():
     rng = np.random.default_rng(0)
     true = {"EF": rng.normal(55, 12, 40), "EDV": rng.normal(120, 30, 40)}
     predicted = {name: values + rng.normal(1, 4, 40) for name, values in true.items()}
@@ -24,11 +24,11 @@ def test_the_table_holds_every_figure_with_its_interval():
     assert "36 (1 without prediction, 3 without reference)" in edv
     assert head.index("MAE") == ef.index(f"{figures['EF_mae']:.2f}") == edv.index(f"{figures['EDV_mae']:.2f}")
     assert edv.count("[") == 4, "volumes have no categories"
-    told = agreement_table({**figures, "EF_against_volumes": 2.345}).splitlines()[-1]
-    assert told == "EF differs from what the volumes say by 2.35 points on average"
+    last_line = agreement_table({**figures, "EF_against_volumes": 2.345}).splitlines()[-1]
+    assert last_line == "mean difference of EF and the EF of the volumes: 2.35 percentage points"
 
 
-def test_what_is_not_known_is_a_dash():
+def test_nan_is_a_dash():
     figures = measures({}, {"EF": np.array([50.0, 60.0])}, ["a", "b"])
     assert agreement_table(figures).splitlines()[1].split() == (
         ["EF", "(%)", "0", "(2", "without", "prediction)", "-", "-", "-", "-", "-", "-", "to", "-"]

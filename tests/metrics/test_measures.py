@@ -1,4 +1,4 @@
-"""Errors, agreement and intervals by hand, by numpy's own functions, and by drawing patients one after another."""
+"""Tests of errors, agreement and intervals by hand, by numpy, and by drawing patients one at a time."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_volumes_have_no_categories_and_unknown_values_are_left_out_and_counted(
     )
 
 
-def test_a_border_belongs_to_the_upper_category():
+def test_a_bound_belongs_to_the_upper_category():
     assert categories(np.array([29.99, 30, 39.9, 40, 49.9, 50, 70])).tolist() == [0, 1, 1, 2, 2, 3, 3]
 
 
@@ -96,7 +96,7 @@ def test_the_seed_decides_and_one_patient_has_no_spread():
     assert one["EF_mae_ci_low"] == pytest.approx(one["EF_mae"]) == pytest.approx(one["EF_mae_ci_high"])
 
 
-def test_the_predictions_own_ef_is_held_against_their_volumes():
+def test_predicted_ef_is_compared_with_predicted_volumes():
     """Volumes of 100 and 40 mL are an EF of 60 %, which is 5 points off; 80 and 40 are 50 %, which is right."""
     predicted = {
         "EF": np.array([55.0, 50.0, 70.0]),

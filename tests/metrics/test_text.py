@@ -1,8 +1,8 @@
-"""Figures about short answers, by hand."""
+"""Tests of the metrics of short answers against values computed by hand."""
 
 import pytest
 
-from mllm.metrics.text import accuracy, choice, chosen, short_answer, stated
+from mllm.metrics.text import accuracy, choice, parse_choice, short_answer, stated_result
 from mllm.structures import Answer
 
 
@@ -29,8 +29,8 @@ def test_case_spaces_and_closing_punctuation_do_not_matter_but_extra_words_do():
         ("", None),
     ],
 )
-def test_a_result_is_what_the_phrase_says(text, result):
-    assert stated(text) == result
+def test_stated_results(text, result):
+    assert stated_result(text) == result
 
 
 def test_short_answers_count_failures_and_score_them_as_wrong():
@@ -59,7 +59,7 @@ def test_yes_and_no_have_precision_recall_and_f1():
     )
 
 
-def test_never_saying_yes_is_no_division_by_zero():
+def test_precision_without_yes_is_zero():
     figures = short_answer(answers("no"), answers("yes"))
     assert (figures["f1"], figures["precision"], figures["failed"]) == (0, 0, 1)
 
@@ -82,15 +82,15 @@ def test_never_saying_yes_is_no_division_by_zero():
         ("", None),
     ],
 )
-def test_a_choice_is_a_clause_of_its_own(text, result):
-    assert chosen(text, {"yes", "no", "maybe"}) == result
+def test_a_choice_is_a_whole_clause(text, result):
+    assert parse_choice(text, {"yes", "no", "maybe"}) == result
 
 
 def test_a_choice_with_points_inside_is_read_whole():
-    assert chosen("St. Mary", {"st. mary", "other"}) == "st. mary"
+    assert parse_choice("St. Mary", {"st. mary", "other"}) == "st. mary"
 
 
-def test_choices_stand_beside_the_majority_and_unreadable_ones_are_wrong():
+def test_unreadable_choices_are_wrong():
     """yes: 1 right of 2 said and 3 wanted, F1 2/5; no: 1 of 1 and 1, F1 1; maybe: 0 of 1 and 1."""
     said = answers("Yes.", "maybe", "perhaps yes", "no, not at all", "yes")
     figures = choice(said, answers("yes", "yes", "yes", "No", "Maybe"))
@@ -99,7 +99,7 @@ def test_choices_stand_beside_the_majority_and_unreadable_ones_are_wrong():
 
 
 @pytest.mark.parametrize("metric", [accuracy, choice, short_answer])
-def test_nothing_asked_is_nothing_known(metric):
+def test_empty_input_has_nan_figures(metric):
     figures = metric([], [])
     assert figures["samples"] == 0
     assert figures["accuracy"] != figures["accuracy"]

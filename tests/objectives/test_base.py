@@ -1,4 +1,4 @@
-"""What every term of the loss shares."""
+"""Tests of `mllm.objectives.base`."""
 
 import pytest
 import torch
@@ -27,11 +27,11 @@ def test_a_weight_is_constant_or_goes_from_start_to_end(weight, expected):
 
 
 @pytest.mark.parametrize("weight", [{"start": 1.0}, {"start": 1.0, "stop": 2.0}, {}])
-def test_another_weight_is_refused_in_a_sentence(weight):
+def test_an_invalid_weight_is_refused(weight):
     with pytest.raises(ConfigError, match=r"an objective's weight is a number or dict\(start=..., end=...\)"):
         Constant(weight)
 
 
-def test_an_objective_without_count_and_total_is_none():
+def test_an_objective_needs_count_and_total():
     with pytest.raises(TypeError, match="abstract"):
         Objective()

@@ -1,4 +1,4 @@
-"""Box losses against torchvision, and sums that do not depend on how a batch is cut."""
+"""Tests of box losses against torchvision, and of sums for every division of a batch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Matching of features: the sums by hand, what learns, and the published wiring that is refused."""
+"""Tests of feature distillation: sums by hand, trained tensors, and refused settings."""
 
 import copy
 
@@ -124,14 +124,14 @@ def test_the_feature_loss_falls_and_not_by_the_projectors_alone(tiny_student, te
         assert all(not torch.equal(tap, first[path]) for path, tap in student.model(**inputs[0]).taps.items())
 
 
-def test_a_student_that_carries_no_gradient_is_refused_by_name(tiny_student, teacher: Bundle):
+def test_a_student_without_gradient_is_refused_by_name(tiny_student, teacher: Bundle):
     """The published hooks detached the student's features; a tower in which nothing trains comes to the same."""
     student = _student(tiny_student)
     learner = _learner(student, teacher).train()
     for name, parameter in student.model.named_parameters():
         if "vision_tower" in name:
             parameter.requires_grad_(False)
-    with pytest.raises(ConfigError, match=r"teaches nothing: model.vision_tower.timm_model.blocks.0 .* no gradient"):
+    with pytest.raises(ConfigError, match=r"has no effect: model.vision_tower.timm_model.blocks.0 .* no gradient"):
         learner(*_inputs(student, teacher))
 
 
@@ -151,18 +151,18 @@ def test_projectors_begin_alike_in_every_process(tiny_student, teacher: Bundle):
     "wrong, sentence",
     [
         (dict(grid=0), "grid must be at least 1"),
-        (dict(distance="l1"), "distance is 'mse' or 'cosine', not 'l1'"),
-        (dict(student_layers=[0, 1], teacher_layers=[0]), "matches 2 layers of the student, and teacher_layers has 1"),
+        (dict(distance="l1"), "distance must be 'mse' or 'cosine', not 'l1'"),
+        (dict(student_layers=[0, 1], teacher_layers=[0]), "reads 2 layers of the student, but teacher_layers has 1"),
         (dict(layer_weights=[1.0]), "layer_weights has 1"),
         (dict(layer_weights=[0.0, 0.0, 0.0]), "not all 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(wrong, sentence: str):
+def test_invalid_settings_are_refused(wrong, sentence: str):
     with pytest.raises(ConfigError, match=sentence):
         FeatureMatch(**wrong)
 
 
-def test_without_a_teacher_it_says_what_to_set(tiny_student, teacher: Bundle):
+def test_a_missing_teacher_is_refused(tiny_student, teacher: Bundle):
     student = _student(tiny_student)
     learner = _learner(student, teacher)
     images, targets, _ = _inputs(student, teacher)

@@ -1,4 +1,4 @@
-"""Matching of words against PyTorch's own divergence over full logits."""
+"""Tests of logit distillation against the divergence of PyTorch over full logits."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mllm.errors import ConfigError, DataError
-from mllm.objectives.logits import LogitMatch, shared_words
+from mllm.objectives.logits import LogitMatch, shared_tokens
 from mllm.structures import IGNORE, Context, Outputs
 
 WORDS = 53
@@ -69,7 +69,7 @@ def test_value_and_gradient_equal_the_divergence_over_full_logits(temperature: f
     assert LogitMatch().count(context.targets).tolist() == supervised.sum(1).tolist()
 
 
-def test_a_student_that_says_the_same_has_no_loss():
+def test_equal_models_have_no_loss():
     context, student = _case()
     twin = Outputs(F.pad(student.detach(), (0, 0, 3, 0)), context.student.vocabulary, 5.0)
     total = _objective().total(Context(context.targets, context.student, twin))
@@ -84,19 +84,19 @@ def test_nothing_supervised_is_zero_with_a_gradient():
     assert total.tolist() == [0, 0] and not student.grad.any()
 
 
-def test_an_answer_that_the_teacher_reads_otherwise_is_refused():
+def test_different_supervised_tokens_of_the_teacher_are_refused():
     context, _ = _case()
     cut = context.targets | {"teacher_labels": context.targets["teacher_labels"].clone()}
     cut["teacher_labels"][0, -1] = IGNORE
-    with pytest.raises(DataError, match="the teacher reads another answer than the student"):
+    with pytest.raises(DataError, match="teacher and student have different supervised tokens"):
         _objective().total(Context(cut, context.student, context.teacher))
 
 
 def test_only_a_vocabularys_end_may_differ():
     words = [f"word{i}" for i in range(1000)]
-    assert shared_words(Words([*words, "<image>"]), Words([*words, "<sound>", "<image>"])) == 1000
+    assert shared_tokens(Words([*words, "<image>"]), Words([*words, "<sound>", "<image>"])) == 1000
     with pytest.raises(ConfigError, match=r"their vocabularies differ from id 500 on \('word500' and 'other'\)"):
-        shared_words(Words(words), Words([*words[:500], "other", *words[501:]]))
+        shared_tokens(Words(words), Words([*words[:500], "other", *words[501:]]))
 
 
 def test_a_temperature_of_zero_is_refused():

@@ -1,4 +1,4 @@
-"""Mask losses against a computation pixel by pixel."""
+"""Tests of mask losses against a computation per pixel."""
 
 import math
 

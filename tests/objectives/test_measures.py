@@ -1,4 +1,4 @@
-"""Losses of measured numbers against arithmetic by hand."""
+"""Tests of losses of measures against values computed by hand."""
 
 import math
 
@@ -71,20 +71,20 @@ def test_the_three_measures_are_found_by_name_whatever_the_order_of_the_head():
 
 @pytest.mark.parametrize("measures", [["EF"], ["EF", "EDV"], []])
 def test_a_head_without_the_three_measures_is_refused_by_name(measures: list[str]):
-    with pytest.raises(ConfigError, match="VolumeConsistency compares EF, EDV, ESV, and the model's head measures"):
+    with pytest.raises(ConfigError, match="needs the measures EF, EDV, ESV, and the head of the model has"):
         VolumeConsistency().connect(_bundle(*measures), None)
-    with pytest.raises(ConfigError, match="names are those of EF, EDV and ESV"):
+    with pytest.raises(ConfigError, match="names must be the three names of EF, EDV and ESV"):
         VolumeConsistency(names=("EF", "EDV", "EDV"))
 
 
-def test_an_empty_ventricle_does_not_explode():
+def test_an_empty_ventricle_has_a_finite_loss():
     found = torch.tensor([[60.0, 0.0, 40.0], [60.0, -5.0, 40.0]], requires_grad=True)
     VolumeConsistency().total(_context(found, [[0.0] * 3] * 2)).sum().backward()
     assert found.grad is not None and found.grad.isfinite().all()
 
 
-def test_a_model_without_a_head_is_told_what_to_set():
-    with pytest.raises(ConfigError, match=r"the model has no head for them: set model_args.part='vision'"):
+def test_a_model_without_a_head_is_refused():
+    with pytest.raises(ConfigError, match=r"MeasureLoss needs a head for measures: set model_args.part='vision'"):
         MeasureLoss().count({"labels": torch.zeros(1, 2)})
     with pytest.raises(ConfigError, match="the model has no RegressionHead"):
         VolumeConsistency().total(Context({}, Outputs(torch.zeros(1, 1, 2))))

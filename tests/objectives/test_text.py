@@ -1,4 +1,4 @@
-"""The loss head against PyTorch's own cross-entropy over full logits."""
+"""Tests of the next-token loss against the cross-entropy of PyTorch over full logits."""
 
 import pytest
 import torch
@@ -118,7 +118,7 @@ def test_a_module_that_is_no_plain_linear_is_called_instead():
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("fast", [True, False])
-def test_words_with_weights_of_their_own(softcap, stored, fast):
+def test_trained_rows_of_a_frozen_vocabulary(softcap, stored, fast):
     """Plain autograd over the whole table with their rows put in; some are labels, some are only rivals."""
     hidden, labels, head = _case(torch.float32)
     head.requires_grad_(False).to(stored)
@@ -151,7 +151,7 @@ def test_words_with_weights_of_their_own(softcap, stored, fast):
         torch.testing.assert_close(mine, true, rtol=near, atol=near * float(true.abs().max()))
 
 
-def test_words_of_their_own_alone_may_train():
+def test_only_trained_rows_have_a_gradient():
     """Where no LoRA and no embedding train, the hidden states need no gradient, and the words still do."""
     hidden, labels, head = _case(torch.float32)
     head.requires_grad_(False)

@@ -47,9 +47,9 @@ def values(file: Path) -> dict[str, np.ndarray]:
 def test_a_model_becomes_one_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "answers.gguf"
     assert main(["--model", str(model), "--format", "gguf", "--out", str(out), "--type", "f16"]) == 0
-    said = capsys.readouterr()
-    assert said.out == f"{out}  {out.stat().st_size / 1e6:,.1f} MB\nstart it with: llama-cli -m {out}\n"
-    assert "answers.gguf: 100%" in said.err
+    printed = capsys.readouterr()
+    assert printed.out == f"{out}  {out.stat().st_size / 1e6:,.1f} MB\nstart it with: llama-cli -m {out}\n"
+    assert "answers.gguf: 100%" in printed.err
     assert [path.name for path in out.parent.iterdir()] == ["answers.gguf"]
     fields = gguf.GGUFReader(out).fields
     assert fields["general.name"].contents() == "tiny-gemma3"
@@ -85,16 +85,16 @@ def test_a_lora_alone_is_an_adapter_of_llama_cpp(
 def test_a_failure_leaves_no_files(
     run: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    seen: list[Path] = []
+    weights: list[Path] = []
 
-    def fails(folder: Path, out: Path, kind: str, **given: Any) -> Path:
-        seen.extend(folder.glob("*.safetensors"))
+    def fails(folder: Path, out: Path, kind: str, **options: Any) -> Path:
+        weights.extend(folder.glob("*.safetensors"))
         raise error
 
     monkeypatch.setattr("mllm.export.gguf.export.export_model", fails)
     with pytest.raises(type(error)):
         main(["--model", str(run / "adapter"), "--out", str(tmp_path / "out.gguf")])
-    assert seen
+    assert weights
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,8 +103,8 @@ def test_both_files_of_a_model_with_images(
 ) -> None:
     base = write_tiny("medgemma", tmp_path_factory.mktemp("base") / "tiny-medgemma", vision={"image_size": 224})
     adapter = write_tiny_adapter(base, tmp_path_factory.mktemp("adapter") / "adapter")
-    given = ["--model", str(adapter), "--out", str(tmp_path / "a.gguf"), "--mmproj", str(tmp_path / "b.gguf")]
-    assert main([*given, "--type", "q8_0"]) == 0
+    options = ["--model", str(adapter), "--out", str(tmp_path / "a.gguf"), "--mmproj", str(tmp_path / "b.gguf")]
+    assert main([*options, "--type", "q8_0"]) == 0
     assert f"llama-mtmd-cli -m {tmp_path / 'a.gguf'} --mmproj {tmp_path / 'b.gguf'}" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
     assert any(name.startswith("v.blk.0.") for name in values(tmp_path / "b.gguf"))
@@ -188,7 +188,7 @@ def test_models_that_llama_cpp_cannot_run_are_refused(write: Refused, sentence: 
 def test_adapters_are_refused_before_they_are_merged(
     run: Path, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def never(*given: Any, **more: Any) -> None:
+    def never(*options: Any, **more: Any) -> None:
         raise AssertionError("it was merged")
 
     monkeypatch.setattr("mllm.export.gguf.export.merge", never)

@@ -43,12 +43,12 @@ def test_the_merged_model_answers_as_the_adapter_does(
     assert report["max_abs_difference"] < 1e-4 < report["adapter_effect"]
     assert (report["method"], report["parity"]) == ("shard by shard", "checked")
     assert report["shards"] == [{"file": "model.safetensors", "bytes": (out / "model.safetensors").stat().st_size}]
-    asked = ["--image", str(pictures / "0.png"), "--question", "What is this?", "--max-new-tokens", "8"]
-    predict(["--adapter", str(adapter), *asked])
-    spoken = capsys.readouterr().out
-    predict(["--model", str(out), *asked])
-    assert capsys.readouterr().out == spoken
-    assert spoken.strip()
+    question = ["--image", str(pictures / "0.png"), "--question", "What is this?", "--max-new-tokens", "8"]
+    predict(["--adapter", str(adapter), *question])
+    answer = capsys.readouterr().out
+    predict(["--model", str(out), *question])
+    assert capsys.readouterr().out == answer
+    assert answer.strip()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -126,8 +126,18 @@ def test_resized_images_survive(talking_base: Path, talking_adapter: Path, tmp_p
 def test_several_adapters_become_one_model(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
     other = write_tiny_adapter(talking_base, tmp_path / "other", rank=2, alpha=5, seed=1, use_rslora=True)
     out = tmp_path / "merged"
-    given = ["--adapter", str(talking_adapter), "--adapter", str(other), "--weights", "0.7", "-0.3", "--out", str(out)]
-    assert main(given) == 0
+    options = [
+        "--adapter",
+        str(talking_adapter),
+        "--adapter",
+        str(other),
+        "--weights",
+        "0.7",
+        "-0.3",
+        "--out",
+        str(out),
+    ]
+    assert main(options) == 0
     report = _report(out)
     assert (report["weights"], report["combination"], report["rank"]) == ([0.7, -0.3], "cat", 6)
     assert report["adapters"] == [str(talking_adapter), str(other)]

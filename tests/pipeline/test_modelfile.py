@@ -37,8 +37,8 @@ def model(tmp_path: Path) -> Path:
 def test_the_modelfile_lies_beside_the_weights(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     (tmp_path / "mmproj.gguf").write_bytes(b"GGUF")
-    given = ["--model", str(model), "--gguf", str(out / "model.gguf"), "--mmproj", str(tmp_path / "mmproj.gguf")]
-    assert main([*given, "--top-k", "64", "--max-new-tokens", "200"]) == 0
+    options = ["--model", str(model), "--gguf", str(out / "model.gguf"), "--mmproj", str(tmp_path / "mmproj.gguf")]
+    assert main([*options, "--top-k", "64", "--max-new-tokens", "200"]) == 0
     assert capsys.readouterr().out == f"{out / 'Modelfile'}\n"
     text = (out / "Modelfile").read_text()
     assert text.startswith("FROM ./model.gguf\nFROM ../mmproj.gguf\nTEMPLATE")
@@ -70,8 +70,8 @@ def test_gguf_files_without_a_card_get_one(model: Path, tmp_path: Path) -> None:
 
 def test_an_adapter_follows_its_base(model: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "lora.gguf").write_bytes(b"GGUF")
-    given = ["--model", str(model), "--gguf", str(tmp_path / "out" / "model.gguf")]
-    main([*given, "--adapter-gguf", str(tmp_path / "out" / "lora.gguf"), "--out", str(tmp_path / "Modelfile")])
+    options = ["--model", str(model), "--gguf", str(tmp_path / "out" / "model.gguf")]
+    main([*options, "--adapter-gguf", str(tmp_path / "out" / "lora.gguf"), "--out", str(tmp_path / "Modelfile")])
     assert (tmp_path / "Modelfile").read_text().startswith("FROM ./out/model.gguf\nADAPTER ./out/lora.gguf\n")
 
 
@@ -80,8 +80,8 @@ def test_wrong_files_are_named(model: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"--mmproj .*model\.safetensors is not a GGUF file: export\.py --format gguf"
     ):
-        given = ["--gguf", str(tmp_path / "out" / "model.gguf"), "--mmproj", str(tmp_path / "model.safetensors")]
-        main(["--model", str(model), *given])
+        options = ["--gguf", str(tmp_path / "out" / "model.gguf"), "--mmproj", str(tmp_path / "model.safetensors")]
+        main(["--model", str(model), *options])
     with pytest.raises(ConfigError, match=r"--gguf .*absent\.gguf does not exist"):
         main(["--model", str(model), "--gguf", str(tmp_path / "absent.gguf")])
     with pytest.raises(ConfigError, match="--model .*absent does not exist"):

@@ -33,7 +33,7 @@ def test_runs_of_a_config_have_one_parent_and_latest_points_to_the_one_that_trai
 def test_a_folder_that_cannot_be_created_is_refused(tmp_path, output_dir):
     for name in ("taken", "exp"):
         (tmp_path / name).write_text("a file")
-    with pytest.raises(ConfigError, match=r"cannot be written \(.+\): choose another place"):
+    with pytest.raises(ConfigError, match=r"cannot be written \(.+\): choose another path"):
         open_run_folder("a", output_dir, resume=False)
 
 

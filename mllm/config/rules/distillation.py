@@ -1,4 +1,4 @@
-"""Rules for a model that sees and does not speak, and for a teacher that it learns from."""
+"""Rules for vision parts and for distillation from a teacher."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEASURES = ("MeasureLoss", "VolumeConsistency")
 
 
 def distill_args(merged: Mapping[str, Any], places: Places) -> DistillArgs | None:
-    """Checks `distill_args` and the teacher in it; None where nobody teaches, or a config takes its base's away."""
+    """Return the checked `distill_args` with its teacher; None without a teacher, or if a config removes its base's."""
     if merged.get("distill_args") is None:
         return None
     values = checking.section(merged, "distill_args", places)
@@ -42,7 +42,7 @@ def distill_args(merged: Mapping[str, Any], places: Places) -> DistillArgs | Non
 
 
 def refuse_wrong_parts(config: RunConfig) -> None:
-    """Refuses `part` and what belongs to it where the type has none, and a checkpoint of another architecture."""
+    """Raise `ConfigError` for keys of a vision part that contradict each other."""
     args = config.model_args
     if args.train_vision and args.part is None:
         raise ConfigError(
@@ -67,7 +67,7 @@ def refuse_wrong_parts(config: RunConfig) -> None:
 
 
 def refuse_wrong_lessons(config: RunConfig) -> None:
-    """Refuses objectives whose teacher, head or language model is absent; says where a teacher is asked for nothing."""
+    """Raise `ConfigError` for objectives without their teacher, head or language model, and for an unused teacher."""
     types = {name: options["type"] for name, options in config.objectives.items()}
     args, taught = config.model_args, config.distill_args
     for name, kind in types.items():

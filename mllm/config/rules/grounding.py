@@ -14,7 +14,7 @@ READERS = {"BoxLoss": "box", "MaskLoss": "mask", "MeasureLoss": "measures"}
 
 
 def refuse_objectives_without_heads(config: RunConfig) -> None:
-    """Refuses a loss of boxes or masks without the head that finds them; says where a head has no loss."""
+    """Raise `ConfigError` for a loss of boxes or masks without its head; warn about a head without a loss."""
     read = set()
     for name, options in config.objectives.items():
         head = READERS.get(options["type"])

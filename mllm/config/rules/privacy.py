@@ -7,14 +7,7 @@ from typing import Any
 
 from mllm.config.schema import PrivacyArgs, RunConfig
 from mllm.errors import ConfigError
-
-NOT_LINEAR = {
-    "BoxHead": "it learns norms and a token of its own",
-    "MaskHead": "it learns convolutions",
-}
-"""Heads of which more than Linear layers trains, by the name of their class."""
-ADDED_TOKENS = ("location_tokens", "perception_token")
-"""Box formats whose tokens are added to the vocabulary, and train."""
+from mllm.registry import BOX_FORMATS, HEADS
 
 
 def refuse_private_conflicts(config: RunConfig) -> None:
@@ -133,12 +126,13 @@ def refuse_what_trains_beside_linear_layers(config: RunConfig) -> None:
     args = config.model_args
     only = "and with privacy_args only LoRA on Linear layers and linear heads can train"
     for name, options in args.heads.items():
-        if options["type"] in NOT_LINEAR:
+        nonlinear = HEADS.describe(options["type"]).attributes.get("nonlinear")
+        if nonlinear is not None:
             raise ConfigError(
                 f"{config.place('model_args', 'heads', name)}: the head '{name}' ({options['type']}) cannot train, "
-                f"because {NOT_LINEAR[options['type']]}, {only}: remove it"
+                f"because {nonlinear}, {only}: remove it"
             )
-    if args.box_format is not None and args.box_format["type"] in ADDED_TOKENS:
+    if args.box_format is not None and BOX_FORMATS.describe(args.box_format["type"]).attributes.get("adds_tokens"):
         raise ConfigError(
             f"{config.place('model_args', 'box_format')}: box_format '{args.box_format['type']}' adds tokens whose "
             f"embeddings train, {only}: use dict(type='normalized_text')"

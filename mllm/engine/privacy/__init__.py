@@ -1,1 +1,1 @@
-"""Differential privacy (arXiv:1607.00133): every unit's gradient clipped, the sum made noisy, the spending counted."""
+"""Differential privacy (arXiv:1607.00133): clipping per unit, noise, and privacy accounting."""

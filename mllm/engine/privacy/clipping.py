@@ -1,4 +1,4 @@
-"""The sum of clipped gradients: what one unit can change in it is bounded."""
+"""Sum of gradients that are clipped per unit."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from torch import Tensor, nn
 
 
 class ClippedSum:
-    """The sum over units of their gradients, each clipped to `clip_norm` in L2 norm.
+    """Sum of the gradients of units, each clipped to `clip_norm` in L2 norm (arXiv:1607.00133).
 
-    "flat" clipping takes a unit's gradient as one vector (arXiv:1607.00133). With `groups`, the numbers of the
-    parameters of each layer, every layer's part is clipped to clip_norm / sqrt(layers), so that the whole is bounded by
-    `clip_norm` all the same. A unit with several samples gives the sum of their gradients; its samples come one after
-    another and may come in several calls.
+    The gradient of a unit is the sum over its samples. They are consecutive and may be split over several calls.
+
+    Args:
+        parameters: Trained parameters, of one dtype and device.
+        clip_norm: Bound of the norm of the gradient of a unit.
+        groups: Indices of the parameters of each layer. With them, the gradient of each layer is clipped to
+            clip_norm / sqrt(layers), so the whole gradient is also bounded by `clip_norm`. None: flat clipping of the
+            gradient as one vector.
     """
 
     def __init__(
@@ -28,27 +32,29 @@ class ClippedSum:
         first = self.parameters[0]
         assert all(parameter.dtype is first.dtype and parameter.device == first.device for parameter in parameters)
         self.flat = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
-        """The sum so far, all parameters one after another."""
+        """The sum of all parameters, concatenated and flattened."""
         self._parts = self.flat.split(sizes)
         self._open: tuple[int, list[Tensor]] | None = None
 
     def zero(self) -> None:
-        """Begins a new sum."""
+        """Start a new sum."""
         assert self._open is None, "a unit is still open"
         self.flat.zero_()
 
     def add(self, gradients: list[Tensor], units: Sequence[int] | None = None) -> None:
-        """Adds the gradients [B, numbers] of samples, in the order of the parameters.
+        """Add the gradients of samples.
 
-        `units` says whose each sample is, equal numbers side by side; without it every sample is a unit of its own. The
-        last unit of a call stays open, because its next sample may come with the next call.
+        Args:
+            gradients: Gradients [B, numel], in the order of the parameters.
+            units: Unit of each sample, [B]; equal ones are adjacent. None: each sample is a unit. The last unit stays
+                open, because the next call may contain more of its samples.
         """
         if units is None:
             self._clip(gradients)
             return
-        numbers, places = _numbered(units)
-        place = torch.tensor(places, device=self.flat.device)
-        sums = [part.new_zeros(len(numbers), part.shape[1]).index_add_(0, place, part) for part in gradients]
+        numbers, indices = _unit_indices(units)
+        index = torch.tensor(indices, device=self.flat.device)
+        sums = [part.new_zeros(len(numbers), part.shape[1]).index_add_(0, index, part) for part in gradients]
         if self._open is not None:
             number, before = self._open
             if number == numbers[0]:
@@ -61,13 +67,13 @@ class ClippedSum:
             self._clip([part[:-1] for part in sums])
 
     def finish(self) -> None:
-        """Clips and adds the unit that is still open."""
+        """Clip and add the open unit."""
         if self._open is not None:
             self._clip(self._open[1])
             self._open = None
 
     def gradients(self, expected: float) -> list[Tensor]:
-        """The sum over `expected` units, the same number in every update, for each parameter in its shape."""
+        """Return the sum divided by the expected number of units, in the shapes of the parameters."""
         return [
             (part / expected).view_as(parameter) for part, parameter in zip(self._parts, self.parameters, strict=True)
         ]
@@ -81,13 +87,13 @@ class ClippedSum:
                 self._parts[number].addmv_(gradients[number].T, factor)
 
 
-def _numbered(units: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The different units in order, and for each sample the place of its unit among them."""
+def _unit_indices(units: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return the distinct units in order, and the index of the unit of each sample among them."""
     numbers: list[int] = []
-    places = []
+    indices = []
     for unit in units:
         if not numbers or numbers[-1] != unit:
-            assert unit not in numbers, "the samples of a unit must stand side by side"
+            assert unit not in numbers, "the samples of a unit must be adjacent"
             numbers.append(unit)
-        places.append(len(numbers) - 1)
-    return numbers, places
+        indices.append(len(numbers) - 1)
+    return numbers, indices

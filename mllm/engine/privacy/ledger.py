@@ -1,4 +1,4 @@
-"""The ledger of a private training: every noisy update that was made, which is all that an accountant needs."""
+"""Ledger of the noisy updates of a private training, the input of an accountant."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any, NamedTuple
 
 
 class Entry(NamedTuple):
-    """Consecutive updates of one kind: each drew units with one rate and added noise once."""
+    """Consecutive updates with equal noise multiplier and sample rate."""
 
     noise_multiplier: float
     """Standard deviation of the noise on the sum of clipped gradients, as a multiple of the clip norm."""
     sample_rate: float
-    """Probability in (0, 1] with which every unit took part, independently of the others (a Poisson draw)."""
+    """Probability in (0, 1] of each unit to take part, independently of the others (Poisson sampling)."""
     steps: int
-    """How many updates."""
+    """Number of updates."""
 
 
 class Ledger:
-    """A list of updates that grows with the training and is saved with every checkpoint.
+    """Updates of a private training, saved in every checkpoint.
 
-    An update whose draw was empty counts like any other: its noise was added, and that nobody was drawn is information.
+    An update with an empty draw is counted, because its noise was added and the empty draw depends on the data.
     """
 
     def __init__(self, entries: Iterable[tuple[float, float, int]] = ()) -> None:
@@ -29,7 +29,7 @@ class Ledger:
             self.add(*entry)
 
     def add(self, noise_multiplier: float, sample_rate: float, steps: int = 1) -> None:
-        """Writes down `steps` updates; joined with the last entry where noise and rate are the same."""
+        """Add `steps` updates. They are merged with the last entry if noise multiplier and rate are equal."""
         assert noise_multiplier >= 0, noise_multiplier
         assert 0 < sample_rate <= 1, sample_rate
         assert steps >= 0, steps
@@ -41,27 +41,27 @@ class Ledger:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """The updates in the order in which they were made, equal neighbors joined."""
+        """Return the updates in order, with equal neighbors merged."""
         return tuple(self._entries)
 
     @property
     def steps(self) -> int:
-        """The number of all updates."""
+        """Return the number of updates."""
         return sum(entry.steps for entry in self._entries)
 
     def to_dict(self) -> dict[str, Any]:
-        """The ledger as JSON can hold it; floats keep every digit."""
+        """Return the ledger as a dict for JSON."""
         return {"entries": [entry._asdict() for entry in self._entries]}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Ledger:
-        """The way back from `to_dict`."""
+        """Create a ledger from a dict of `to_dict`."""
         return cls((entry["noise_multiplier"], entry["sample_rate"], entry["steps"]) for entry in state["entries"])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ledger) and self.entries == other.entries
 
-    __hash__ = None  # type: ignore[assignment]  # it grows
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __repr__(self) -> str:
         return f"Ledger({[tuple(entry) for entry in self._entries]})"

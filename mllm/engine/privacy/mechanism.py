@@ -1,4 +1,4 @@
-"""What every update of a private training does, and how many updates its promise allows."""
+"""Privacy mechanism of a training: sampling, clipping, noise and number of updates."""
 
 from __future__ import annotations
 
@@ -14,42 +14,40 @@ from mllm.engine.privacy.accounting import epsilon_spent, noise_multiplier_for
 from mllm.engine.privacy.ledger import Ledger
 from mllm.errors import ConfigError
 from mllm.files import write_json
-
-FILE = "ledger.json"
-"""In every checkpoint: the updates made so far, and what they were made of."""
+from mllm.run_files import LEDGER
 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """A Poisson-subsampled Gaussian mechanism: who is drawn, how gradients are clipped, how much noise is added."""
+    """Poisson-subsampled Gaussian mechanism on clipped gradients."""
 
     units: int
-    """Units in the training data: samples or patients."""
+    """Number of units in the training data: samples or patients."""
     sample_rate: float
-    """Probability in (0, 1] with which each unit takes part in an update."""
+    """Probability in (0, 1] of each unit to take part in an update."""
     clip_norm: float
     delta: float
     noise_multiplier: float | None = None
-    """Standard deviation of the noise on the clipped sum over `clip_norm`; None: what `target_epsilon` asks for."""
+    """Standard deviation of the noise divided by `clip_norm`. None: computed from `target_epsilon`."""
     target_epsilon: float | None = None
-    """Never exceeded; None: without a target."""
+    """Upper bound of epsilon. None: no bound."""
     accountant: Literal["prv", "rdp"] = "prv"
     unit: Literal["sample", "patient"] = "sample"
     clipping: Literal["flat", "per_layer"] = "flat"
     secure_mode: bool = False
     test_noise_seed: int | None = None
     data: str = ""
-    """The training split as the config names it: a resumed run must draw from the same one."""
+    """Config of the training split. A resumed run must use an equal one."""
     content: str = ""
-    """A hash of the files that it names."""
+    """Hash of the files of the training split."""
 
     @property
     def expected_units(self) -> float:
-        """Units of an update on average, by which the noisy sum is divided, however many were drawn."""
+        """Return the mean number of units of an update, by which each noisy sum is divided."""
         return self.units * self.sample_rate
 
     def with_noise(self, steps: int) -> Mechanism:
-        """The same with the noise that `steps` updates need, where none is set."""
+        """Return a copy with the noise multiplier for `steps` updates, if none is set."""
         if self.noise_multiplier is not None:
             return self
         assert self.target_epsilon is not None
@@ -58,33 +56,33 @@ class Mechanism:
 
     @property
     def sigma(self) -> float:
-        """The noise multiplier, which must be known by now."""
+        """Return the noise multiplier, which must be set."""
         assert self.noise_multiplier is not None
         return self.noise_multiplier
 
     def spent(self, ledger: Ledger) -> float:
-        """The epsilon that the updates in a ledger have spent."""
+        """Return the epsilon of the updates in a ledger."""
         return epsilon_spent(ledger.entries, self.delta, self.accountant)
 
-    def affordable(self, ledger: Ledger, wanted: int) -> int:
-        """How many of `wanted` further updates keep the target."""
+    def affordable(self, ledger: Ledger, steps: int) -> int:
+        """Return the largest number of further updates, at most `steps`, that does not exceed the target."""
         target = math.inf if self.target_epsilon is None else self.target_epsilon
 
-        def keeps(steps: int) -> bool:
-            later = [*ledger.entries, (self.sigma, self.sample_rate, steps)]
-            return target == math.inf or epsilon_spent(later, self.delta, self.accountant) <= target
+        def is_within_target(further: int) -> bool:
+            entries = [*ledger.entries, (self.sigma, self.sample_rate, further)]
+            return target == math.inf or epsilon_spent(entries, self.delta, self.accountant) <= target
 
-        if keeps(wanted):
-            return wanted
-        kept, broken = 0, wanted
-        while broken - kept > 1:
-            middle = (kept + broken) // 2
-            kept, broken = (middle, broken) if keeps(middle) else (kept, middle)
-        return kept
+        if is_within_target(steps):
+            return steps
+        lower, upper = 0, steps
+        while upper - lower > 1:
+            middle = (lower + upper) // 2
+            lower, upper = (middle, upper) if is_within_target(middle) else (lower, middle)
+        return lower
 
 
 def hash_of(paths: Iterable[Path]) -> str:
-    """SHA-256 of what files hold, and of the names and sizes of what folders hold, in their order."""
+    """Return the SHA-256 of the contents of files, and of the names and sizes of the entries of folders."""
     digest = hashlib.sha256()
     for path in paths:
         if path.is_file():
@@ -92,30 +90,31 @@ def hash_of(paths: Iterable[Path]) -> str:
                 for part in iter(lambda: file.read(2**20), b""):
                     digest.update(part)
         elif path.is_dir():
-            listed = sorted((entry.name, entry.stat().st_size if entry.is_file() else 0) for entry in path.iterdir())
-            digest.update(repr(listed).encode())
+            entries = sorted((entry.name, entry.stat().st_size if entry.is_file() else 0) for entry in path.iterdir())
+            digest.update(repr(entries).encode())
     return digest.hexdigest()
 
 
 def save_ledger(folder: Path, ledger: Ledger, mechanism: Mechanism) -> None:
-    """Writes the ledger into a checkpoint, with the mechanism that it belongs to."""
-    write_json(folder / FILE, {"ledger": ledger.to_dict(), "mechanism": asdict(mechanism)})
+    """Write the ledger and its mechanism to a checkpoint."""
+    write_json(folder / LEDGER, {"ledger": ledger.to_dict(), "mechanism": asdict(mechanism)})
 
 
-def continued(folder: Path, mechanism: Mechanism) -> tuple[Ledger, Mechanism]:
-    """The ledger of a checkpoint, and the mechanism with the noise that it began with.
+def resume_ledger(folder: Path, mechanism: Mechanism) -> tuple[Ledger, Mechanism]:
+    """Return the ledger of a checkpoint, and the mechanism with the noise multiplier of that run.
 
-    Raises `ConfigError` where the run would draw from other data or at another rate, which the ledger cannot tell of.
+    Raises:
+        ConfigError: The checkpoint has no ledger, or data, unit or sample rate have changed.
     """
-    path = folder / FILE
+    path = folder / LEDGER
     if not path.is_file():
         raise ConfigError(
-            f"--resume: {folder} was trained without privacy, so what it learned so far is not counted; "
+            f"--resume: {folder} was trained without privacy, so its updates are not in a ledger; "
             "start a new run, or remove privacy_args"
         )
     state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    before = Mechanism(**state["mechanism"])
-    held = {
+    saved = Mechanism(**state["mechanism"])
+    constant = {
         "units": "units in the training data",
         "sample_rate": "the sample rate",
         "unit": "privacy_args.unit",
@@ -123,12 +122,12 @@ def continued(folder: Path, mechanism: Mechanism) -> tuple[Ledger, Mechanism]:
         "content": "the hash of the training files",
         "test_noise_seed": "privacy_args.test_noise_seed",
     }
-    for key, name in held.items():
-        now, then = asdict(mechanism)[key], asdict(before)[key]
-        if now != then:
+    for key, name in constant.items():
+        value, saved_value = asdict(mechanism)[key], asdict(saved)[key]
+        if value != saved_value:
             raise ConfigError(
-                f"--resume: {name} is {now}, but {then} in {folder}, and privacy is counted for one dataset drawn from "
-                "at one rate: set it back, or start a new run without --resume"
+                f"--resume: {name} is {value}, but {saved_value} in {folder}, and the ledger counts draws from one "
+                "dataset at one rate: restore the value, or start a new run without --resume"
             )
-    noise = mechanism.noise_multiplier or before.noise_multiplier
+    noise = mechanism.noise_multiplier or saved.noise_multiplier
     return Ledger.from_dict(state["ledger"]), replace(mechanism, noise_multiplier=noise)

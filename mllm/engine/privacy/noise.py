@@ -1,4 +1,4 @@
-"""Gaussian noise that nobody can make again, and the secret behind the draws."""
+"""Gaussian noise and secret seeds for differential privacy."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ import torch
 from torch import Tensor
 
 BLOCK = 2**20
-"""Numbers of secure noise made at a time; each takes some 100 bytes on the way."""
+"""Number of secure random values that are generated at a time; each needs about 100 bytes."""
 
 
 class Noise:
-    """Adds Gaussian noise from a generator that is not the run's.
+    """Gaussian noise that is independent of the random state of the run.
 
-    Its seed comes from the operating system and is kept nowhere, so a resumed run makes fresh noise. With `secure`
-    every number comes from the operating system's cryptographic generator; each is half the sum of four, against
-    attacks on the last bits of floating point (arXiv:2107.10138, section 5.1). `test_seed` makes the noise a function
-    of (seed, step): for tests alone, for whoever knows it can take the noise away.
+    The seed comes from the operating system and is not stored, so a resumed run has new noise.
+
+    Args:
+        secure: Draw every value from the cryptographic generator of the operating system. Each value is half the sum of
+            four, against attacks on floating-point rounding (arXiv:2107.10138, section 5.1).
+        test_seed: Makes the noise a function of (seed, step). For tests only: a known seed voids the guarantee.
     """
 
     def __init__(self, secure: bool = False, test_seed: int | None = None) -> None:
-        assert not (secure and test_seed is not None), "noise is either secret or known"
+        assert not (secure and test_seed is not None), "noise is either secure or reproducible"
         self.secure, self.test_seed = secure, test_seed
         self._generator: torch.Generator | None = None
 
     def add(self, tensor: Tensor, std: float, step: int) -> None:
-        """Adds noise of standard deviation `std` to a tensor, in place; `step` is the number of the update."""
+        """Add noise of standard deviation `std` to a tensor in place, for the update number `step`."""
         if std == 0:
             return
         if self.secure:
@@ -44,19 +46,18 @@ class Noise:
             generator.manual_seed(
                 int(np.random.SeedSequence((self.test_seed, step)).generate_state(1, np.uint64)[0] >> 1)
             )
-        drawn = torch.empty_like(tensor).normal_(generator=generator)
-        tensor.add_(drawn, alpha=std)
+        noise = torch.empty_like(tensor).normal_(generator=generator)
+        tensor.add_(noise, alpha=std)
 
 
 def secure_normal(size: int) -> Tensor:
-    """`size` standard normal numbers, fp64, from the operating system's cryptographic generator.
+    """Return standard normal values [size], fp64, from the cryptographic generator of the operating system.
 
-    Uniform numbers of 53 bits become normal ones by the method of Box and Muller; half the sum of four is standard
-    normal again.
+    Uniform values with 53 bits are transformed by the Box-Muller method; each result is half the sum of four.
     """
     pairs = 2 * size
     bits = np.frombuffer(os.urandom(16 * pairs), dtype=np.uint64).reshape(2, pairs) >> np.uint64(11)
-    # In (0, 1]: the logarithm of zero does not exist.
+    # In (0, 1], so that the logarithm is finite.
     radius = np.sqrt(-2 * np.log((bits[0] + np.uint64(1)) * 2.0**-53))
     angle = 2 * math.pi * 2.0**-53 * bits[1]
     normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
@@ -64,7 +65,7 @@ def secure_normal(size: int) -> Tensor:
 
 
 def secret_of(test_seed: int | None) -> bytes:
-    """32 bytes that decide who is drawn: secret, because the guarantee is reckoned for draws that nobody knows."""
+    """Return 32 secret bytes that seed the draws. The guarantee holds only for secret draws."""
     if test_seed is None:
         return secrets.token_bytes(32)
     return hashlib.sha256(f"known to all: {test_seed}".encode()).digest()

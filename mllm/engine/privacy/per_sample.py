@@ -1,8 +1,8 @@
-"""The gradient of every sample of a batch, from one backward, for the Linear layers and LayerNorms that train.
+"""Per-sample gradients of trainable Linear and LayerNorm layers from one backward pass.
 
-A LoRA of rank r between widths m and n has r (m + n) numbers a sample, as many as the activations of r tokens. So the
-gradients themselves are kept, sample by sample: that takes less memory than the activations and upstream gradients of
-all tokens, from which ghost norms (arXiv:2205.10683) and book-keeping (arXiv:2210.00038) would make them later.
+A LoRA of rank r between widths m and n has r (m + n) values per sample, as many as the activations of r tokens. So the
+gradients of all samples are stored. They need less memory than the activations and upstream gradients of all tokens
+that ghost norms (arXiv:2205.10683) and book-keeping (arXiv:2210.00038) store.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mllm.engine.learner import Learner
 from mllm.errors import ConfigError
 
-BY_IMAGE = ("vision", "projector")
-"""The towers whose rows are images."""
+IMAGE_TOWERS = ("vision", "projector")
+"""Towers with one row per image instead of one row per sample."""
 
 
 class PerSampleLinear(nn.Linear):
-    """A Linear layer that, while its tape records, gives the gradient of every sample in the place of their sum."""
+    """Linear layer that passes per-sample gradients to its tape while the tape records."""
 
     tape: Tape
 
     def forward(self, input: Tensor) -> Tensor:
-        """input [B, ..., inputs] to [B, ..., outputs]."""
+        """Map [B, ..., inputs] to [B, ..., outputs]."""
         if not self.tape.samples:
             return super().forward(input)
         output: Tensor = _Recorded.apply(input, self.weight, self.bias, self)
@@ -36,12 +36,12 @@ class PerSampleLinear(nn.Linear):
 
 
 class PerSampleLayerNorm(nn.LayerNorm):
-    """A LayerNorm over the last dimension that does the same."""
+    """LayerNorm over the last dimension that passes per-sample gradients to its tape while the tape records."""
 
     tape: Tape
 
     def forward(self, input: Tensor) -> Tensor:
-        """input [B, ..., width] to the same shape."""
+        """Normalize [B, ..., width]."""
         if not self.tape.samples:
             return super().forward(input)
         normalized = nn.functional.layer_norm(input, self.normalized_shape, eps=self.eps)
@@ -50,53 +50,63 @@ class PerSampleLayerNorm(nn.LayerNorm):
 
 
 KINDS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: PerSampleLinear, nn.LayerNorm: PerSampleLayerNorm}
-"""Layers whose gradients are known by sample, and what they become."""
+"""Supported layer -> its recording subclass."""
 
 
 class Tape:
-    """Records the gradient of each sample for every trainable parameter below `module`.
+    """Recorder of per-sample gradients for all trainable parameters of a module.
 
-    Its trainable layers become `PerSampleLinear` or `PerSampleLayerNorm`, in place: names, parameters, hooks and base
-    class stay. `sees_images` tells of a layer's name whether its rows are images, of which a sample may have several or
-    none; other layers have a row for each sample. Raises `ConfigError` where something else trains, or where samples
-    are normalized together.
+    Trainable layers become `PerSampleLinear` or `PerSampleLayerNorm` in place. Names, parameters and hooks stay.
+
+    Args:
+        module: The module.
+        has_image_rows: Function from the name of a layer to True if its rows are images, of which a sample may have
+            several or none. Other layers have one row per sample.
+
+    Raises:
+        ConfigError: Another kind of layer is trainable, or the module contains a BatchNorm.
     """
 
-    def __init__(self, module: nn.Module, sees_images: Callable[[str], bool] = lambda name: False) -> None:
+    def __init__(self, module: nn.Module, has_image_rows: Callable[[str], bool] = lambda name: False) -> None:
         self.samples = 0
-        """Samples of the batch that is recorded; 0 while nothing is."""
+        """Number of samples of the recorded batch; 0 while the tape does not record."""
         self.images: Sequence[int] | None = None
-        """Whose each of its images is, by the sample's place in the batch."""
+        """Index of the sample of each image of the batch."""
         self.layers = trainable_layers(module)
         self.names: dict[nn.Parameter, str] = {
             parameter: name for name, parameter in module.named_parameters() if parameter.requires_grad
         }
-        self._see_images = {layer for name, layer in self.layers.items() if sees_images(name)}
+        self._image_layers = {layer for name, layer in self.layers.items() if has_image_rows(name)}
         self._recorded: dict[nn.Parameter, Tensor] = {}
         for layer in self.layers.values():
-            # As in half_safe.py: a new class on the living module keeps all that refers to it, unlike a wrapper.
+            # Changing the class keeps references, names and hooks of the module, unlike a wrapper.
             layer.__class__ = KINDS.get(type(layer), type(layer))
             layer.tape = self  # type: ignore[assignment]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What trains, in the order of the module."""
+        """Return the trainable parameters in the order of the module."""
         return list(self.names)
 
     @property
     def groups(self) -> list[list[int]]:
-        """For each layer, the places of its parameters in `parameters`; a shared one belongs to the first."""
-        place = {parameter: number for number, parameter in enumerate(self.names)}
-        groups = [[place.pop(own) for own in layer.parameters() if own in place] for layer in self.layers.values()]
+        """Return the indices of the parameters of each layer. A shared parameter belongs to the first layer."""
+        index = {parameter: number for number, parameter in enumerate(self.names)}
+        groups = [[index.pop(item) for item in layer.parameters() if item in index] for layer in self.layers.values()]
         return [group for group in groups if group]
 
     @contextmanager
     def recording(self, samples: int, images: Sequence[int] | None = None) -> Iterator[dict[nn.Parameter, Tensor]]:
-        """Records a forward and its backward, both inside the block, of a batch of `samples`.
+        """Record one forward and backward pass inside the block.
 
-        `images` says whose each image of the batch is. Gives a dict that the backward fills: parameter ->
-        [samples, ...], the gradient of each sample's loss where what is differentiated is the sum of the samples'
-        losses. Parameters get no `grad`. A parameter that had no part in the loss has no entry.
+        Args:
+            samples: Number of samples of the batch.
+            images: Index of the sample of each image.
+
+        Yields:
+            A dict that the backward pass fills: parameter -> gradients [samples, ...] of the losses of the samples. The
+            backward pass must start from the sum of these losses. A parameter without influence on the loss has no
+            entry. Attributes `grad` are not set.
         """
         assert samples > 0 and not self.samples
         self.samples, self.images, self._recorded = samples, images, {}
@@ -105,61 +115,61 @@ class Tape:
         finally:
             self.samples, self.images, self._recorded = 0, None, {}
 
-    def add(self, layer: nn.Module, own: str, gradient: Tensor) -> None:
-        """Adds gradients [rows, ...] from one use of a layer's parameter `own`; it may be used several times."""
-        parameter = layer.get_parameter(own)
-        if layer in self._see_images:
+    def add(self, layer: nn.Module, name: str, gradient: Tensor) -> None:
+        """Add the gradients [rows, ...] of one use of a parameter of a layer."""
+        parameter = layer.get_parameter(name)
+        if layer in self._image_layers:
             assert self.images is not None
-            owners = torch.tensor(self.images, device=gradient.device)
-            gradient = gradient.new_zeros(self.samples, *gradient.shape[1:]).index_add_(0, owners, gradient)
-        known = self._recorded.get(parameter)
-        self._recorded[parameter] = gradient if known is None else known + gradient
+            samples = torch.tensor(self.images, device=gradient.device)
+            gradient = gradient.new_zeros(self.samples, *gradient.shape[1:]).index_add_(0, samples, gradient)
+        earlier = self._recorded.get(parameter)
+        self._recorded[parameter] = gradient if earlier is None else earlier + gradient
 
     def check(self, layer: nn.Module, rows: int) -> None:
-        """Refuses a layer whose input does not keep samples, or images, apart in its first dimension."""
-        by_image = layer in self._see_images
-        expected = len(self.images or ()) if by_image else self.samples
+        """Raise `ConfigError` unless a layer has one row per sample or, in image towers, one row per image."""
+        is_image_layer = layer in self._image_layers
+        expected = len(self.images or ()) if is_image_layer else self.samples
         if rows != expected:
-            name = next(name for name, own in self.layers.items() if own is layer)
+            name = next(name for name, item in self.layers.items() if item is layer)
             raise ConfigError(
-                f"privacy_args: the layer {name} sees {rows} rows for {expected} {'images' if by_image else 'samples'},"
-                " so the gradient of one sample cannot be told from another's; leave it out of model_args.lora_target"
+                f"privacy_args: the layer {name} has {rows} rows for {expected} "
+                f"{'images' if is_image_layer else 'samples'}, so the gradients of samples cannot be separated; "
+                "remove it from model_args.lora_target"
             )
 
 
 def images_in(learner: Learner) -> Callable[[str], bool]:
-    """Tells of the name of a learner's layer whether its rows are images."""
-    return lambda name: learner.student.tower_of(name.removeprefix("student.")) in BY_IMAGE
+    """Return a function from the name of a layer of the learner to True if its rows are images."""
+    return lambda name: learner.student.tower_of(name.removeprefix("student.")) in IMAGE_TOWERS
 
 
 def trainable_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """The layers with trainable parameters, by name; raises `ConfigError` where one is no Linear or LayerNorm."""
-    layers, found = {}, 0
+    """Return the layers with trainable parameters by name. Raise `ConfigError` for an unsupported layer."""
+    layers = {}
     for name, part in module.named_modules():
         if isinstance(part, _BatchNorm):
             raise ConfigError(
-                f"privacy_args: {name} is a BatchNorm, which mixes the samples of a batch, so no sample's share can be "
-                "bounded; use a model without"
+                f"privacy_args: {name} is a BatchNorm, which mixes the samples of a batch, so per-sample gradients "
+                "cannot be bounded; use a model without BatchNorm"
             )
-        own = [parameter for parameter in part.parameters(recurse=False) if parameter.requires_grad]
-        if own and type(part) not in (*KINDS, *KINDS.values()):
+        is_trained = any(parameter.requires_grad for parameter in part.parameters(recurse=False))
+        if is_trained and type(part) not in (*KINDS, *KINDS.values()):
             raise ConfigError(
-                f"privacy_args: {name or type(part).__name__} ({type(part).__name__}) trains, and only Linear layers "
-                "(LoRA on Linear layers, linear heads) and LayerNorms of heads have gradients by sample; leave it out "
-                "of model_args.lora_target"
+                f"privacy_args: {name or type(part).__name__} ({type(part).__name__}) is trainable, and only Linear "
+                "layers (LoRA on Linear layers, linear heads) and LayerNorms of heads have per-sample gradients: "
+                "remove it from model_args.lora_target"
             )
-        if own:
+        if is_trained:
             layers[name] = part
-            found += len(own)
-    if not found:
+    if not layers:
         raise ConfigError("nothing is trainable: set model_args.lora_r, or name an adapter to continue")
     return layers
 
 
 class _Recorded(torch.autograd.Function):
-    """A Linear layer whose backward gives the parameters' gradients to the layer's tape, sample by sample.
+    """Linear function whose backward pass adds per-sample gradients of weight and bias to the tape.
 
-    It saves by autograd's own means, so checkpointing without re-entrance frees and computes it again like any other.
+    It uses `save_for_backward`, so it works with non-reentrant checkpointing.
     """
 
     @staticmethod
@@ -167,27 +177,27 @@ class _Recorded(torch.autograd.Function):
         layer.tape.check(layer, input.shape[0])
         ctx.layer, ctx.dtype = layer, input.dtype
         device = input.device.type
-        kept = input.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else input
-        ctx.save_for_backward(kept, weight)
-        return nn.functional.linear(kept, weight, bias)
+        input = input.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else input
+        ctx.save_for_backward(input, weight)
+        return nn.functional.linear(input, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        kept, weight = ctx.saved_tensors
+        input, weight = ctx.saved_tensors
         layer: PerSampleLinear = ctx.layer
         to_input = (upstream @ weight.to(upstream.dtype)).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         rows = upstream.shape[0]
         upstream_BTO = upstream.reshape(rows, -1, upstream.shape[-1])
         if "weight" in (trained := _trained(layer)):
-            kept_BTI = kept.reshape(rows, -1, kept.shape[-1]).to(upstream.dtype)
-            layer.tape.add(layer, "weight", torch.bmm(upstream_BTO.transpose(1, 2), kept_BTI).to(weight.dtype))
+            input_BTI = input.reshape(rows, -1, input.shape[-1]).to(upstream.dtype)
+            layer.tape.add(layer, "weight", torch.bmm(upstream_BTO.transpose(1, 2), input_BTI).to(weight.dtype))
         if "bias" in trained:
             layer.tape.add(layer, "bias", upstream_BTO.sum(dim=1).to(layer.bias.dtype))
         return to_input, None, None, None
 
 
 class _Scaled(torch.autograd.Function):
-    """The scale and shift behind a normalization; its backward does the same for them."""
+    """Scale and shift of a LayerNorm whose backward pass adds per-sample gradients to the tape."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, layer: PerSampleLayerNorm) -> Tensor:
@@ -211,12 +221,12 @@ class _Scaled(torch.autograd.Function):
 
 
 def _trained(layer: nn.Module) -> set[str]:
-    """The names of a layer's own parameters that train."""
+    """Return the names of the trainable parameters of a layer, without submodules."""
     return {name for name, parameter in layer.named_parameters(recurse=False) if parameter.requires_grad}
 
 
 def stacked(gradients: dict[nn.Parameter, Tensor], parameters: Sequence[nn.Parameter], rows: int) -> list[Tensor]:
-    """The recorded gradients [B, numbers] in the order of `parameters`; zeros where one had no part in the loss."""
+    """Return the recorded gradients [B, numel] in the order of `parameters`; zeros for those without an entry."""
     return [
         gradients[parameter].flatten(1) if parameter in gradients else parameter.new_zeros(rows, parameter.numel())
         for parameter in parameters

@@ -1,4 +1,4 @@
-"""Before step 1 of a private training: the gradients of samples add up to autograd's, and each is its own."""
+"""Check of per-sample gradients before the first update of a private training."""
 
 from __future__ import annotations
 
@@ -14,40 +14,48 @@ from mllm.errors import ConfigError
 from mllm.structures import Batch
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""How far gradients may be from autograd's, relative to a tensor's norm, by the dtype of the weights."""
-LOOSE = 3e-2
-"""The same for narrower dtypes, and under autocast."""
+"""Tolerance relative to the norm of a gradient, by the dtype of the weights."""
+LOOSE_TOLERANCE = 3e-2
+"""Tolerance for other dtypes and under autocast."""
 
 
 def check_gradients(learner: Learner, tape: Tape, pieces: Sequence[Batch], alone: Batch, accelerator: Any) -> None:
-    """Compares the gradients of samples with autograd's on a batch that is not the data.
+    """Compare per-sample gradients with those of autograd. Gradients and random states do not change.
 
-    In training mode their sum must be the gradient of the summed loss, tensor by tensor. In evaluation mode, without
-    dropout, the gradient of the sample in `alone`, the last of the last piece, must be the one that it has among the
-    others; if not, something mixes the samples of a batch. Leaves no trace in gradients or random states. Raises
-    `ConfigError`.
+    In training mode, their sum must be the gradient of the summed loss. In evaluation mode, the gradient of a sample
+    must not depend on the other samples of its batch.
+
+    Args:
+        learner: The learner.
+        tape: Recorder of its gradients.
+        pieces: Artificial batches.
+        alone: Batch that contains only the last sample of the last piece.
+        accelerator: Accelerator of the trainer.
+
+    Raises:
+        ConfigError: A gradient differs by more than the tolerance.
     """
     device = accelerator.device
     piece, alone = pieces[-1].to(device), alone.to(device)
     was_training = learner.training
     with accelerator.autocast():
-        narrow = torch.is_autocast_enabled(device.type)
+        is_autocast = torch.is_autocast_enabled(device.type)
     dtype = next(iter(learner.student.pretrained.parameters())).dtype
-    tolerance = LOOSE if narrow else TOLERANCE.get(dtype, LOOSE)
+    tolerance = LOOSE_TOLERANCE if is_autocast else TOLERANCE.get(dtype, LOOSE_TOLERANCE)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         learner.train()
         torch.manual_seed(0)
         recorded = _recorded(learner, tape, piece, accelerator)
-        torch.manual_seed(0)  # the same dropout
+        torch.manual_seed(0)  # repeat the dropout masks
         with accelerator.autocast():
             loss = _summed_loss(learner, piece)
-        own = torch.autograd.grad(loss, tape.parameters, allow_unused=True)
+        expected = torch.autograd.grad(loss, tape.parameters, allow_unused=True)
         sums = [None if gradient is None else gradient.sum(dim=0) for gradient in recorded]
-        _compare(tape, sums, own, tolerance, "do not add up to the gradient of the batch")
+        _compare(tape, sums, expected, tolerance, "do not add up to the gradient of the batch")
         learner.eval()
-        among = [_row(gradient, -1) for gradient in _recorded(learner, tape, piece, accelerator)]
+        in_batch = [_row(gradient, -1) for gradient in _recorded(learner, tape, piece, accelerator)]
         single = [_row(gradient, 0) for gradient in _recorded(learner, tape, alone, accelerator)]
-        _compare(tape, among, single, tolerance, "depend on the other samples of the batch")
+        _compare(tape, in_batch, single, tolerance, "depend on the other samples of the batch")
     learner.train(was_training)
 
 
@@ -57,7 +65,7 @@ def _summed_loss(learner: Learner, piece: Batch) -> Tensor:
 
 
 def _recorded(learner: Learner, tape: Tape, piece: Batch, accelerator: Any) -> list[Tensor | None]:
-    """The gradients of samples [B, ...] for each parameter; None where it has no part in the loss."""
+    """Return the per-sample gradients [B, ...] of each parameter; None without influence on the loss."""
     with tape.recording(piece.samples, piece.images) as gradients:
         with accelerator.autocast():
             loss = _summed_loss(learner, piece)
@@ -70,16 +78,16 @@ def _row(gradient: Tensor | None, row: int) -> Tensor | None:
 
 
 def _compare(
-    tape: Tape, found: Sequence[Tensor | None], true: Sequence[Tensor | None], tolerance: float, fault: str
+    tape: Tape, gradients: Sequence[Tensor | None], expected: Sequence[Tensor | None], tolerance: float, fault: str
 ) -> None:
-    """Raises `ConfigError` for the first tensor that is further off than `tolerance` times its norm."""
-    for (parameter, name), ours, theirs in zip(tape.names.items(), found, true, strict=True):
+    """Raise `ConfigError` for the first gradient with an error above `tolerance` times its norm."""
+    for (parameter, name), actual, target in zip(tape.names.items(), gradients, expected, strict=True):
         zero = torch.zeros_like(parameter)
-        ours, theirs = (zero if ours is None else ours), (zero if theirs is None else theirs)
-        norm = float(theirs.norm())
-        off = float((ours - theirs).norm())
-        if not off <= tolerance * norm + torch.finfo(zero.dtype).eps:
+        actual, target = (zero if actual is None else actual), (zero if target is None else target)
+        norm = float(target.norm())
+        error = float((actual - target).norm())
+        if not error <= tolerance * norm + torch.finfo(zero.dtype).eps:
             raise ConfigError(
-                f"privacy_args: the gradients of single samples of {name} {fault} (off by {off:.2e}, norm {norm:.2e}), "
-                "so they cannot be bounded one by one: leave it out of model_args.lora_target, and please report it"
+                f"privacy_args: the per-sample gradients of {name} {fault} (error {error:.2e}, norm {norm:.2e}), "
+                "so they cannot be bounded: remove it from model_args.lora_target, and please report it"
             )

@@ -1,4 +1,4 @@
-"""The privacy record: what a run promises, what the promise rests on, and what it does not cover."""
+"""Privacy record of a run: guarantee, parameters and limitations."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ from typing import Any
 from mllm.engine.privacy.ledger import Ledger
 from mllm.engine.privacy.mechanism import Mechanism
 from mllm.files import write_json
+from mllm.run_files import PRIVACY
 
-FILE = "privacy.json"
-"""The record's name in the run folder."""
-WEAK = 10
-"""The epsilon above which a promise is called weak (arXiv:2303.00654, section 5.2)."""
+WEAK_EPSILON = 10
+"""A guarantee with a larger epsilon is weak (arXiv:2303.00654, section 5.2)."""
 OUTSIDE = (
     "training loss, gradient norms and their curves: they are computed from the data without noise",
-    "choices made by looking at results: hyperparameters, the checkpoint or the run that is kept",
-    "preprocessing: filters, deduplication, and whatever else was decided by looking at the data",
-    "files of the run folder beside the adapter, the checkpoints' weights and this record: data_summary.json and its "
-    "pictures, logs and skipped rows tell of the data without noise, so keep them where the data is",
-    "the number of units, which sets the rate and stands in this record",
-    "the validation and test splits: their samples are read, measured and answered without noise",
+    "choices based on results: hyperparameters, and the selection of a checkpoint or a run",
+    "preprocessing: filters, deduplication and other decisions based on the data",
+    "files of the run folder other than the adapter, the weights of checkpoints and this record: data_summary.json, "
+    "plots, logs and lists of skipped rows are computed from the data without noise, so do not publish them",
+    "the number of units, which determines the sample rate and is part of this record",
+    "the validation and test splits, which are evaluated without noise",
     "other runs on the same data: their epsilons and deltas add up",
-    "the data of the base model, and the same facts where they also stand elsewhere",
-    "time, memory and messages of the machine that trained; who reads them learns how many units were drawn",
+    "the training data of the base model, and information that is also published elsewhere",
+    "run time, memory and log messages of the training, which reveal the number of drawn units",
 )
-"""What the promise does not cover, whatever the run."""
+"""Information that the guarantee of any run does not cover."""
 
 
 def privacy_record(mechanism: Mechanism, ledger: Ledger) -> dict[str, Any]:
-    """What `privacy.json` says of the updates in a ledger; `steps` are those made, empty draws among them."""
+    """Return the contents of `privacy.json` for the updates in a ledger. `steps` includes empty draws."""
     epsilon = mechanism.spent(ledger)
     return {
         "guarantee": _guarantee(mechanism, epsilon),
@@ -54,17 +53,17 @@ def privacy_record(mechanism: Mechanism, ledger: Ledger) -> dict[str, Any]:
 
 
 def write_record(folder: Path, mechanism: Mechanism, ledger: Ledger) -> dict[str, Any]:
-    """Writes `privacy.json` into the run folder, and gives what it says."""
+    """Write `privacy.json` to the run folder and return its contents."""
     record = privacy_record(mechanism, ledger)
-    write_json(folder / FILE, record)
+    write_json(folder / PRIVACY, record)
     return record
 
 
 def _guarantee(mechanism: Mechanism, epsilon: float) -> str:
-    """The promise in a sentence; none where it is void."""
+    """Return the guarantee as a sentence, or a sentence that there is none."""
     if mechanism.test_noise_seed is not None:
-        return "No guarantee: the noise was made from a known seed (privacy_args.test_noise_seed), for a test."
-    # Rounded up: a promise must not be smaller than what was spent.
+        return "No guarantee: the noise has a known seed (privacy_args.test_noise_seed), for a test."
+    # Rounded up, because the stated epsilon must not be smaller than the true one.
     return (
         f"({_ceiling(epsilon)}, {mechanism.delta:g})-differentially private for each {mechanism.unit} of the training "
         "data, by DP-SGD with Poisson sampling."
@@ -72,28 +71,28 @@ def _guarantee(mechanism: Mechanism, epsilon: float) -> str:
 
 
 def _ceiling(epsilon: float) -> str:
-    """An epsilon with three decimals, never less than it is."""
-    shown = f"{epsilon:.3f}"
-    return shown if float(shown) >= epsilon else f"{epsilon + 0.001:.3f}"
+    """Format an epsilon with three decimals, rounded up."""
+    rounded = f"{epsilon:.3f}"
+    return rounded if float(rounded) >= epsilon else f"{epsilon + 0.001:.3f}"
 
 
 def _outside(mechanism: Mechanism) -> list[str]:
-    """What the promise does not cover because of its unit."""
+    """Return the limitations due to the unit of privacy."""
     if mechanism.unit == "patient":
-        return ["a patient who stands in the data under several names"]
-    return ["people with several samples, who are protected less than one sample is"]
+        return ["a patient who is in the data under several names"]
+    return ["people with several samples, who are protected less than a single sample"]
 
 
 def _warnings(mechanism: Mechanism, epsilon: float) -> list[str]:
-    """What a reader of the epsilon must know beside it."""
+    """Return warnings about the guarantee."""
     warnings = []
     if mechanism.test_noise_seed is not None:
-        warnings.append("test_noise_seed is set: whoever knows it can take the noise away, so the guarantee is void")
+        warnings.append("test_noise_seed is set: the noise can be computed from it, so the guarantee is void")
     if not mechanism.secure_mode:
         warnings.append(
-            "secure_mode is off: the noise comes from a generator that is not cryptographic, and in plain floating "
-            "point; turn it on for a model that leaves the house"
+            "secure_mode is off: the noise comes from a generator that is not cryptographic, without protection "
+            "against floating-point attacks; turn it on for a model that is published or shared"
         )
-    if epsilon > WEAK:
-        warnings.append(f"epsilon is above {WEAK}, which promises little")
+    if epsilon > WEAK_EPSILON:
+        warnings.append(f"epsilon is above {WEAK_EPSILON}, which is a weak guarantee")
     return warnings

@@ -127,6 +127,9 @@ class LocationTokens(BoxFormat):
     }
     TOKEN = re.compile(r"<(?:([bp])_(st|sep|ed)|bin_([0-9]{1,9}))>")
 
+    adds_tokens = True
+    """True if the format adds tokens to the vocabulary, whose embeddings train."""
+
     def __init__(self, num_bins: int = 1001) -> None:
         if num_bins < 2:
             raise ConfigError(f"box_format location_tokens: num_bins must be at least 2, not {num_bins}")
@@ -172,6 +175,8 @@ class PerceptionToken(BoxFormat):
     object_token = "<loc>"
     START, END = "<obj_vis_s>", "<obj_vis_e>"
     GROUP = re.compile(rf"{START}\s*(?:{object_token}[\s;]*)*(?:{END})?|{object_token}(?:\s*;\s*{object_token})*|{END}")
+
+    adds_tokens = True
 
     @property
     def tokens(self) -> tuple[str, ...]:

@@ -19,6 +19,9 @@ class BoxHead(nn.Module):
     y2 as fractions of the model's input; predictions may exceed [0, 1]. Computes in fp32.
     """
 
+    nonlinear = "it learns norms and a token of its own"
+    """Reason why more than Linear layers trains, for messages."""
+
     def __init__(self, width: int, hidden: int = 512, outline: bool = False, mask_size: int | None = None) -> None:
         super().__init__()
         if outline and mask_size is None:

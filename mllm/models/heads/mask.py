@@ -24,6 +24,9 @@ class MaskHead(nn.Module):
     probability of a pixel in the mask. Computes in fp32.
     """
 
+    nonlinear = "it learns convolutions"
+    """Reason why more than Linear layers trains, for messages."""
+
     def __init__(
         self,
         width: int,

@@ -1,4 +1,4 @@
-"""How Gemma 3 sees: images of another size, and fewer tokens an image, than the checkpoint was trained with.
+"""Image size and number of image tokens of Gemma 3, changed from those of the checkpoint.
 
 The SigLIP tower cuts an image of S pixels into S/14 x S/14 patches, and the projector averages them to the tokens that
 the language model reads: 64 x 64 patches -> 256 tokens by a kernel of 4 x 4. 128 and 32 tokens need a kernel that is
@@ -20,7 +20,7 @@ from mllm.errors import ConfigError
 from mllm.models.backbone.loading import load_model
 
 IMAGE_TOKEN_LENGTHS = (256, 128, 64, 32, 16)
-"""The tokens an image may have."""
+"""Possible numbers of tokens of one image."""
 POOL_KEY = "mllm_image_pool"
 """Key of config.json: [rows, columns] of patches that one token averages, where they differ."""
 
@@ -29,7 +29,7 @@ PROJECTOR = "model.multi_modal_projector"
 
 
 def load_gemma3(name: str, **options: Any) -> Gemma3ForConditionalGeneration:
-    """A Gemma 3 with images, also one that was saved with a rectangular pool; `options` are those of `load_model`."""
+    """Load Gemma 3 with images, also with a saved rectangular pool; `options` are those of `load_model`."""
     model = load_model(Gemma3ForConditionalGeneration, name, **options)
     assert isinstance(model, Gemma3ForConditionalGeneration)
     pool = model.config.to_dict().get(POOL_KEY)
@@ -39,7 +39,7 @@ def load_gemma3(name: str, **options: Any) -> Gemma3ForConditionalGeneration:
 
 
 def pool_kernel(side: int, tokens: int) -> tuple[int, int]:
-    """The (rows, columns) of patches that one token averages, `side` patches a side and `tokens` tokens an image.
+    """Return the (rows, columns) of patches that one token averages, for `side` x `side` patches and `tokens` tokens.
 
     Tokens form a grid as near to a square as there is, with more rows than columns where it is none. Raises
     `ConfigError` for a number of tokens that is not one of `IMAGE_TOKEN_LENGTHS` or does not divide the patches so.
@@ -58,7 +58,7 @@ def pool_kernel(side: int, tokens: int) -> tuple[int, int]:
 
 
 def resample_positions(weight: Tensor, side: int) -> Tensor:
-    """Position embeddings [P, D] of a square grid, resampled to a grid of `side` x `side`; the same dtype.
+    """Return position embeddings [P, D] of a square grid, resampled to `side` x `side`, in the same dtype.
 
     Bicubic with antialiasing in fp32, as timm's `resample_abs_pos_embed`; the same grid is returned bit for bit.
     """
@@ -74,7 +74,7 @@ def resample_positions(weight: Tensor, side: int) -> Tensor:
 def shape_images(
     model: Gemma3ForConditionalGeneration, processor: ProcessorMixin, image_size: int | None, tokens: int | None
 ) -> None:
-    """Let images have `image_size` pixels a side and `tokens` tokens, in place; None keeps what the checkpoint has."""
+    """Set the side of images (pixels) and their number of tokens, in place; None keeps the checkpoint's value."""
     assert isinstance(processor, Gemma3Processor)
     if image_size is not None:
         resize_images(model, processor, image_size, tokens)
@@ -85,7 +85,7 @@ def shape_images(
 def shape_processor(
     config: PretrainedConfig, processor: ProcessorMixin, image_size: int | None, tokens: int | None
 ) -> None:
-    """Let `processor` return images of `image_size` pixels and `tokens` tokens, in place, for a model with `config`.
+    """Set the side of images (pixels) and their number of tokens in a processor, in place, for a model with `config`.
 
     None keeps the checkpoint's value. Raise `ConfigError` where the size does not give whole patches that the tokens
     divide.
@@ -113,7 +113,7 @@ def shape_processor(
 def resize_images(
     model: Gemma3ForConditionalGeneration, processor: ProcessorMixin, image_size: int, tokens: int | None = None
 ) -> None:
-    """Let `model` see images of `image_size` pixels a side, in place: position embeddings are resampled.
+    """Set the side of images in pixels, in place: position embeddings are resampled.
 
     An image keeps its number of tokens, unless `tokens` is given. Raises `ConfigError` where the size does not give
     whole patches that the tokens divide.
@@ -134,7 +134,7 @@ def resize_images(
 
 
 def set_image_tokens(model: Gemma3ForConditionalGeneration, processor: ProcessorMixin, tokens: int) -> None:
-    """Let an image have `tokens` tokens (256, 128, 64, 32 or 16), in place; both parts say so when they are saved."""
+    """Set the tokens of one image (256, 128, 64, 32 or 16), in place; model and processor save the number."""
     shape_processor(model.config, processor, None, tokens)
     vision = _vision_config(model)
     model.config.mm_tokens_per_image = tokens
@@ -142,7 +142,7 @@ def set_image_tokens(model: Gemma3ForConditionalGeneration, processor: Processor
 
 
 def is_native_image_setup(model: Gemma3ForConditionalGeneration) -> bool:
-    """Whether transformers and other runtimes, which know only square pools, can read the model as it is saved."""
+    """Return whether transformers and other runtimes, which have only square pools, load the saved model correctly."""
     return POOL_KEY not in model.config.to_dict()
 
 
@@ -151,7 +151,7 @@ def _vision_config(model: Gemma3ForConditionalGeneration) -> Any:
 
 
 def _set_pool(model: Gemma3ForConditionalGeneration, kernel: tuple[int, int]) -> None:
-    """Average `kernel` patches to a token; the config tells the kernel where transformers would not guess it."""
+    """Average `kernel` patches to a token; the config stores a kernel that transformers would not derive."""
     vision = _vision_config(model)
     projector: Any = model.get_submodule(PROJECTOR)
     projector.patches_per_image = vision.image_size // vision.patch_size

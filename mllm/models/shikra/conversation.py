@@ -1,4 +1,4 @@
-"""How LLaVA, Shikra and PerceptionGPT talk: the conversation `vicuna_v1.1` as a chat template of our own words."""
+"""Chat template of LLaVA, Shikra and PerceptionGPT: the conversation `vicuna_v1.1`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TEMPLATE = r"""
 
 
 def vicuna_template(image: str = "<image>\n", end: str = "</s>") -> str:
-    """The chat template: `PREFACE USER: question ASSISTANT: answer</s>USER: ...`.
+    """Return the chat template: `PREFACE USER: question ASSISTANT: answer</s>USER: ...`.
 
     `image` is what stands for an image where it is named; `end` is what ends an answer.
     """
@@ -41,5 +41,5 @@ def vicuna_template(image: str = "<image>\n", end: str = "</s>") -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text as Jinja writes it in a template."""
+    """Return a text as a Jinja string literal."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'

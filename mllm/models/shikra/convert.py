@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of LLaVA's and Shikra's own code become LLaVAs that stock transformers loads."""
+"""Conversion of checkpoints of LLaVA's and Shikra's own code to LLaVAs that transformers loads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mllm.models.shikra.shikra import PAD, clip_vision_config
 from mllm.structures import IMAGE
 
 PATCH, START, END = "<im_patch>", "<im_start>", "<im_end>"
-"""Shikra's tokens: one for each part of an image, and what stands around an image."""
+"""Shikra's tokens: one for each patch of an image, and those around an image."""
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 LEAST_NORM = 0.05
 """The mean of a LLaMA's final norm is above 1; that of the difference of two LLaMAs is near 0."""
@@ -46,13 +46,13 @@ FOREIGN = {
     *("mm_resampler_type", "tokenizer_model_max_length", "tokenizer_padding_side", "pretrain_mm_mlp_adapter"),
     *("mm_vision_tower", "mm_hidden_size", "mm_projector_type", "mm_vision_select_layer", "mm_use_im_start_end"),
 }
-"""Keys of the original configs that a LLaMA has not."""
+"""Keys of the original configs that a LLaMA does not have."""
 
 logger = logging.getLogger(__name__)
 
 
 def convert(model: str | Path, folder: str | Path, vision_tower: str | None = None) -> Path:
-    """Writes the LLaVA that `model` is to `folder`, one file of weights at a time; gives the folder.
+    """Convert the checkpoint `model`, write it to `folder` one file of weights at a time, and return the folder.
 
     `vision_tower` is the CLIP that it was trained with (None: as its config says). Raises `ConfigError` where `model`
     is in another layout, is a delta of weights, or holds tensors of no known place.
@@ -92,7 +92,7 @@ def convert(model: str | Path, folder: str | Path, vision_tower: str | None = No
 
 
 def _settings(source: Path) -> dict[str, Any]:
-    """The original's config.json."""
+    """Return the config.json of the original checkpoint."""
     path = source / "config.json"
     if not path.is_file():
         raise ConfigError(f"--model {source} is no folder with a config.json; download the whole checkpoint first")
@@ -117,7 +117,7 @@ def _is_delta(source: Path) -> str:
 
 
 def _processor(source: Path, tower: str, patch_size: int) -> LlavaProcessor:
-    """CLIP's images and the original's tokens: Shikra's around every image, or LLaVA's `<image>` alone."""
+    """Return the processor: CLIP's images and the original tokens, Shikra's around every image or LLaVA's `<image>`."""
     with explained(str(source)):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
     with explained(tower):
@@ -144,7 +144,7 @@ def _processor(source: Path, tower: str, patch_size: int) -> LlavaProcessor:
 
 
 def _shards(source: Path) -> Iterator[dict[str, Tensor]]:
-    """The original's tensors, one file at a time."""
+    """Yield the tensors of the original checkpoint, one file at a time."""
     files = sorted(source.glob("*.safetensors")) or sorted(source.glob("pytorch_model*.bin"))
     if not files:
         raise ConfigError(f"--model {source} holds no weights (*.safetensors or pytorch_model*.bin)")
@@ -159,7 +159,7 @@ def _shards(source: Path) -> Iterator[dict[str, Tensor]]:
 
 
 def _write_language(source: Path, folder: Path, rows: int) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Writes each file's language model under the new names: name -> file, and the projector for later."""
+    """Write the language model of each file under the new names; return name -> file, and the projector."""
     written: dict[str, str] = {}
     projector: dict[str, Tensor] = {}
     for number, state in enumerate(_shards(source)):
@@ -176,7 +176,7 @@ def _write_language(source: Path, folder: Path, rows: int) -> tuple[dict[str, st
 
 
 def _renamed(name: str, source: Path) -> str:
-    """The name that transformers' published LLaVAs give to a tensor of the original."""
+    """Return the name of a tensor of the original in transformers' published LLaVAs."""
     if name == "lm_head.weight" or re.match(r"model\.(layers\.\d+|embed_tokens|norm)\.", name):
         return f"language_model.{name}"
     if name.startswith("model.vision_tower."):
@@ -187,7 +187,7 @@ def _renamed(name: str, source: Path) -> str:
 
 
 def _grown(table: Tensor, rows: int) -> Tensor:
-    """A table of the vocabulary with the mean row for every token that was added."""
+    """Return a table of the vocabulary with the mean row for every added token."""
     missing = rows - len(table)
     mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
     return torch.cat([table, mean.expand(missing, -1)]) if missing > 0 else table
@@ -196,7 +196,7 @@ def _grown(table: Tensor, rows: int) -> Tensor:
 def _write_rest(
     folder: Path, written: Mapping[str, str], projector: dict[str, Tensor], tower: str, config: LlavaConfig
 ) -> dict[str, str]:
-    """Writes the projector and, where the original does not bring it, the vision tower."""
+    """Write the projector and, where the original does not contain it, the vision tower."""
     rest = {f"multi_modal_projector.{name}": tensor for name, tensor in projector.items()}
     if not any(name.startswith("vision_tower.") for name in written):
         with explained(tower):
@@ -214,7 +214,7 @@ def _save(state: Mapping[str, Tensor], folder: Path, number: int) -> dict[str, s
 
 
 def _refuse_incomplete(config: LlavaConfig, written: Mapping[str, str], source: Path) -> None:
-    """Refuses weights of which the model would lack some."""
+    """Raise `ConfigError` for weights that lack tensors of the model."""
     with torch.device("meta"):
         names = LlavaForConditionalGeneration(config).state_dict()
     own = {
@@ -233,6 +233,6 @@ def _refuse_incomplete(config: LlavaConfig, written: Mapping[str, str], source: 
 
 
 def _write_index(folder: Path, written: Mapping[str, str]) -> None:
-    """Says which file holds which tensor, as transformers reads it."""
+    """Write the index of tensors and files that transformers reads."""
     size = sum((folder / file).stat().st_size for file in set(written.values()))
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": written})

@@ -1,4 +1,4 @@
-"""Projectors between CLIP and a language model in LLaVA's own files: one Linear layer, or two with a GELU between."""
+"""Reader of LLaVA's projector files: one Linear layer, or two with a GELU between them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ DOUBLE = {
     "2.weight": "linear_2.weight",
     "2.bias": "linear_2.bias",
 }
-"""LLaVA's names of the second kind, and transformers'."""
+"""Names of the two layers in LLaVA -> in transformers."""
 ACTIVATIONS = {False: "gelu", True: "linear"}
-"""`projector_hidden_act` of transformers' LlavaConfig, by whether the projector is one Linear layer."""
+"""True for one Linear layer, False for two -> `projector_hidden_act` of transformers' LlavaConfig."""
 
 
 def read_projector(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a projector in a `.bin` or `.safetensors` file, under LLaVA's names without their prefix.
+    """Return the tensors of a projector in a `.bin` or `.safetensors` file, by LLaVA's names without their prefix.
 
     Raises `ConfigError` where the file cannot be read or holds no projector of the two known kinds.
     """
@@ -45,7 +45,7 @@ def read_projector(path: str | Path) -> dict[str, Tensor]:
 
 
 def projector_tensors(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """What follows `mm_projector.` in the names of a state, with its tensors; `ConfigError` for an unknown kind."""
+    """Return the tensors by the part of their name after `mm_projector.`; raise `ConfigError` for an unknown kind."""
     found = {name.rpartition("mm_projector.")[2]: tensor for name, tensor in state.items() if "mm_projector." in name}
     if found.keys() not in (SINGLE, DOUBLE.keys()):
         held = ", ".join(sorted(found or state)[:4]) or "nothing"
@@ -57,12 +57,12 @@ def projector_tensors(state: dict[str, Tensor], where: str) -> dict[str, Tensor]
 
 
 def is_single(tensors: dict[str, Tensor]) -> bool:
-    """Whether a projector is one Linear layer."""
+    """Return whether a projector is one Linear layer."""
     return tensors.keys() == SINGLE
 
 
 def to_llava(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names of transformers' LLaVA; one layer becomes itself and an identity."""
+    """Return the tensors by the names of transformers' LLaVA; one layer becomes itself and an identity."""
     if not is_single(tensors):
         return {DOUBLE[name]: tensor for name, tensor in tensors.items()}
     weight, bias = tensors["weight"], tensors["bias"]

@@ -1,4 +1,4 @@
-"""A LLaVA composed of a LLaMA and a CLIP, every width taken from their configs (Shikra, arXiv:2306.15195)."""
+"""Composition of a LLaVA from a LLaMA and a CLIP, with all widths from their configs (Shikra, arXiv:2306.15195)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mllm.structures import IMAGE
 
 PAD = "<pad>"
 SEED = 0
-"""What a fresh projector is drawn from: the same in every process, and wherever an adapter is loaded again."""
+"""Seed of a fresh projector, equal in all processes and whenever an adapter is loaded again."""
 
 
 def compose(
@@ -37,7 +37,7 @@ def compose(
     feature_layer: int,
     activation: str = "gelu",
 ) -> LlavaForConditionalGeneration:
-    """The LLaVA of a LLaMA and a CLIP tower that are loaded, with a fresh projector; nothing is copied.
+    """Return the LLaVA of a loaded LLaMA and a loaded CLIP tower with a fresh projector; no weight is copied.
 
     `feature_layer` is the hidden state of the tower that the projector reads. The vocabulary grows by the processor's
     tokens, whose rows are the mean row.
@@ -80,7 +80,7 @@ def compose(
 
 
 def _mark_quantized(model: Any, language: Any) -> None:
-    """Says of the whole what transformers and PEFT ask of a model whose layers are quantized."""
+    """Set the attributes of the whole model that transformers and PEFT read from a quantized model."""
     marks = ("is_loaded_in_4bit", "is_loaded_in_8bit", "quantization_method", "hf_quantizer")
     for name in marks:
         if name in vars(language):
@@ -89,7 +89,7 @@ def _mark_quantized(model: Any, language: Any) -> None:
 
 @torch.no_grad()
 def _fill(projector: nn.Module) -> None:
-    """Draws a projector from `SEED`, as torch draws Linear layers."""
+    """Draw a projector from `SEED`, as PyTorch initializes Linear layers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         for module in projector.modules():
@@ -101,7 +101,7 @@ def _fill(projector: nn.Module) -> None:
 
 @torch.no_grad()
 def grow(language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Gives the tokens that `load_llava_processor` added rows in the model's tables: the mean row, never trained."""
+    """Add rows to the model's tables for the tokens that `load_llava_processor` added: the mean row, never trained."""
     table: Any = language.get_input_embeddings()
     before = len(table.weight)
     added = [IMAGE, *([PAD] if tokenizer.pad_token == PAD else [])]
@@ -113,7 +113,7 @@ def grow(language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def load_llava_processor(language: str, vision: str, config: PretrainedConfig) -> LlavaProcessor:
-    """Vicuna's conversation about CLIP's images, with `<image>` and, where there is none, `<pad>` as new tokens."""
+    """Load the processor: Vicuna's conversation, CLIP's images, and `<image>` and a missing `<pad>` as new tokens."""
     with explained(language):
         tokenizer = AutoTokenizer.from_pretrained(language)
     with explained(vision):
@@ -132,7 +132,7 @@ def load_llava_processor(language: str, vision: str, config: PretrainedConfig) -
 
 
 def clip_vision_config(config: PretrainedConfig, name: str) -> PretrainedConfig:
-    """The vision half of a CLIP's config; raises `ConfigError` where it is none."""
+    """Return the vision part of a CLIP's config; raise `ConfigError` for another architecture."""
     if config.model_type == "clip":
         inner: PretrainedConfig = config.vision_config
         return inner
@@ -146,7 +146,7 @@ def clip_vision_config(config: PretrainedConfig, name: str) -> PretrainedConfig:
 
 @torch.no_grad()
 def set_projector(model: LlavaForConditionalGeneration, tensors: dict[str, Tensor], where: str) -> None:
-    """Puts the tensors of `projector.to_llava` into a model; raises `ConfigError` where a shape differs."""
+    """Copy the tensors of `projector.to_llava` into a model; raise `ConfigError` for a different shape."""
     for name, parameter in model.model.multi_modal_projector.named_parameters():
         if parameter.shape != tensors[name].shape:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Tiny models of several families with a LoRA, a learner of each, and samples of unlike length."""
+"""Fixtures: tiny models of several families with a LoRA, learners, and samples of different lengths."""
 
 from __future__ import annotations
 

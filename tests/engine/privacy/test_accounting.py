@@ -1,4 +1,4 @@
-"""Epsilon equals what Google's accountants find, and is never more than the target that the noise was made for."""
+"""Tests of epsilon against the accountants of Google, and of the noise for a target."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_it_adds_up_updates_of_several_kinds() -> None:
     assert epsilon_spent(LEDGER.entries, DELTA, "prv") == pytest.approx(google_pld(LEDGER), rel=1e-2)
 
 
-def test_order_does_not_matter_and_nothing_costs_nothing() -> None:
+def test_order_does_not_matter_and_no_updates_cost_nothing() -> None:
     there, back = LEDGER.entries, LEDGER.entries[::-1]
     assert epsilon_spent(there, DELTA, "prv") == pytest.approx(epsilon_spent(back, DELTA, "prv"), rel=1e-6)
     assert epsilon_spent([], DELTA, "prv") == epsilon_spent([(0.5, 0.1, 0)], DELTA, "rdp") == 0
@@ -107,12 +107,12 @@ def test_what_is_spent_never_exceeds_the_target(target, delta, rate, steps, acco
 
 
 @pytest.mark.parametrize("accountant", ["prv", "rdp"])
-def test_what_no_noise_can_keep_is_refused(accountant) -> None:
-    with pytest.raises(ConfigError, match="cannot be kept over 1000 updates .* raise privacy_args.target_epsilon"):
+def test_an_impossible_target_is_refused(accountant) -> None:
+    with pytest.raises(ConfigError, match="is impossible for 1000 updates .* raise privacy_args.target_epsilon"):
         noise_multiplier_for(1e-5, 1e-9, 1.0, 1000, accountant)
 
 
-def test_it_leaves_no_handler_on_the_root_logger() -> None:
+def test_no_handler_is_left_on_the_root_logger() -> None:
     """Opacus configures logging for everybody when it is imported; every line of ours would appear twice."""
     script = (
         "import logging; from mllm.engine.privacy.accounting import epsilon_spent; "

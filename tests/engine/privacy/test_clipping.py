@@ -1,4 +1,4 @@
-"""Sums of clipped gradients, against norms and factors written out by hand."""
+"""Tests of sums of clipped gradients against norms and factors computed by hand."""
 
 import math
 
@@ -42,7 +42,7 @@ def rows(gradients, first, last):
 
 
 @pytest.mark.parametrize("cut", [[6], [1] * 6, [2, 4], [5, 1]])
-def test_every_sample_is_clipped_as_one_vector_however_they_come(parameters, gradients, cut):
+def test_samples_are_clipped_as_vectors_for_every_division(parameters, gradients, cut):
     clipped, start = ClippedSum(parameters, CLIP), 0
     for size in cut:
         clipped.add(rows(gradients, start, start + size))
@@ -54,7 +54,7 @@ def test_every_sample_is_clipped_as_one_vector_however_they_come(parameters, gra
 
 
 @pytest.mark.parametrize("cut", [[6], [1] * 6, [2, 4], [4, 2], [3, 3]])
-def test_the_samples_of_a_unit_are_summed_before_the_clip_however_they_come(parameters, gradients, cut):
+def test_the_samples_of_a_unit_are_summed_before_clipping_for_every_division(parameters, gradients, cut):
     owners = [7, 7, 7, 2, 2, 9]
     clipped, start = ClippedSum(parameters, CLIP), 0
     for size in cut:
@@ -87,7 +87,7 @@ def test_per_layer_clipping_bounds_every_layer_by_its_share(parameters, gradient
     torch.testing.assert_close(clipped.flat, torch.cat(expected), rtol=1e-12, atol=1e-14)
 
 
-def test_gradients_have_the_shapes_of_the_parameters_and_divide_by_what_was_expected(parameters, gradients):
+def test_gradients_have_the_shapes_of_the_parameters_and_are_divided_by_the_expected_units(parameters, gradients):
     clipped = ClippedSum(parameters, CLIP)
     clipped.add(rows(gradients, 0, 6))
     found = clipped.gradients(expected=4.0)
@@ -95,6 +95,6 @@ def test_gradients_have_the_shapes_of_the_parameters_and_divide_by_what_was_expe
     torch.testing.assert_close(torch.cat([gradient.flatten() for gradient in found]), clipped.flat / 4)
 
 
-def test_a_unit_whose_samples_are_apart_is_a_mistake(parameters, gradients):
-    with pytest.raises(AssertionError, match="side by side"):
+def test_samples_of_a_unit_must_be_adjacent(parameters, gradients):
+    with pytest.raises(AssertionError, match="must be adjacent"):
         ClippedSum(parameters, CLIP).add(rows(gradients, 0, 3), [1, 2, 1])

@@ -1,4 +1,4 @@
-"""The ledger forgets nothing, whatever order updates come in and however often it is saved."""
+"""Tests of `mllm.engine.privacy.ledger`: order, merging and saving."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_equal_neighbors_are_one_entry_and_nothing_else_is_joined() -> None:
     assert ledger.entries[-1] == (0.5, 0.1, 5)
 
 
-def test_it_comes_back_from_json_with_every_digit() -> None:
+def test_json_keeps_every_digit() -> None:
     ledger = Ledger([(0.1 + 0.2, 1 / 3, 7), (1.5, 8 / 900, 1)])
     again = Ledger.from_dict(json.loads(json.dumps(ledger.to_dict())))
     assert again == ledger and again.entries == ledger.entries
@@ -30,6 +30,6 @@ def test_it_comes_back_from_json_with_every_digit() -> None:
 
 
 @pytest.mark.parametrize("wrong", [(1.0, 0.0, 1), (1.0, 1.1, 1), (-1.0, 0.5, 1), (1.0, 0.5, -1)])
-def test_what_is_no_update_is_not_written_down(wrong: tuple[float, float, int]) -> None:
+def test_zero_steps_are_not_recorded(wrong: tuple[float, float, int]) -> None:
     with pytest.raises(AssertionError):
         Ledger().add(*wrong)

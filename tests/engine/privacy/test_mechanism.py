@@ -1,4 +1,4 @@
-"""How much noise a target asks for, how many updates it allows, and what a checkpoint says of both."""
+"""Tests of `mllm.engine.privacy.mechanism`: noise for a target, number of updates, and the ledger in a checkpoint."""
 
 import json
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mllm.engine.privacy.accounting import epsilon_spent
 from mllm.engine.privacy.ledger import Ledger
-from mllm.engine.privacy.mechanism import Mechanism, continued, hash_of, save_ledger
+from mllm.engine.privacy.mechanism import Mechanism, hash_of, resume_ledger, save_ledger
 from mllm.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ def mechanism(**changes):
     )
 
 
-def test_the_noise_spends_the_target_over_the_planned_updates_and_no_more():
+def test_the_noise_spends_the_target_over_the_planned_updates():
     made = mechanism().with_noise(50)
     spent = epsilon_spent([(made.sigma, 0.1, 50)], 1e-3, "rdp")
     assert 2.98 < spent <= 3.0
@@ -35,7 +35,7 @@ def test_the_noise_spends_the_target_over_the_planned_updates_and_no_more():
     before=st.integers(0, 30),
     wanted=st.integers(0, 60),
 )
-def test_what_is_affordable_keeps_the_target_and_one_more_update_would_not(target, sigma, rate, before, wanted):
+def test_one_more_than_the_affordable_updates_exceeds_the_target(target, sigma, rate, before, wanted):
     made = mechanism(sample_rate=rate, target_epsilon=target, noise_multiplier=sigma)
     ledger = Ledger([(1.3, rate, before)])
     steps = made.affordable(ledger, wanted)
@@ -52,12 +52,12 @@ def test_without_a_target_every_update_is_affordable():
     assert mechanism(target_epsilon=None, noise_multiplier=0.1).affordable(Ledger([(0.1, 0.1, 9)]), 1000) == 1000
 
 
-def test_a_checkpoint_gives_ledger_and_noise_back(tmp_path):
+def test_ledger_and_noise_are_restored_from_a_checkpoint(tmp_path):
     made, ledger = mechanism().with_noise(20), Ledger([(1.7, 0.1, 12)])
     save_ledger(tmp_path, ledger, made)
-    read, again = continued(tmp_path, mechanism())
+    read, again = resume_ledger(tmp_path, mechanism())
     assert (read, again) == (ledger, made)
-    _, louder = continued(tmp_path, mechanism(noise_multiplier=9.0))
+    _, louder = resume_ledger(tmp_path, mechanism(noise_multiplier=9.0))
     assert louder.sigma == 9.0, "noise that the config sets now is used, and counted as such"
 
 
@@ -72,13 +72,13 @@ def test_a_checkpoint_gives_ledger_and_noise_back(tmp_path):
         (dict(test_noise_seed=4), "privacy_args.test_noise_seed", "4", "None"),
     ],
 )
-def test_a_resume_that_the_ledger_cannot_tell_of_is_refused(tmp_path, change, name, now, then):
+def test_a_resume_with_other_data_or_sampling_is_refused(tmp_path, change, name, now, then):
     save_ledger(tmp_path, Ledger(), mechanism(noise_multiplier=1.0))
     with pytest.raises(ConfigError) as error:
-        continued(tmp_path, mechanism(**change))
+        resume_ledger(tmp_path, mechanism(**change))
     assert str(error.value) == (
-        f"--resume: {name} is {now}, but {then} in {tmp_path}, and privacy is counted for one dataset drawn from at "
-        "one rate: set it back, or start a new run without --resume"
+        f"--resume: {name} is {now}, but {then} in {tmp_path}, and the ledger counts draws from one "
+        "dataset at one rate: restore the value, or start a new run without --resume"
     )
 
 
@@ -88,7 +88,7 @@ def test_the_file_keeps_every_digit(tmp_path):
     assert state["ledger"]["entries"][0]["noise_multiplier"] == state["mechanism"]["noise_multiplier"] == 1 / 3
 
 
-def test_the_hash_of_files_changes_with_what_they_hold(tmp_path):
+def test_the_hash_of_files_depends_on_their_contents(tmp_path):
     file, folder = tmp_path / "rows.jsonl", tmp_path / "images"
     folder.mkdir()
     file.write_text("one\n")

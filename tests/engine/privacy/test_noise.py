@@ -1,4 +1,4 @@
-"""Noise of the right size, that no seed of the run makes again."""
+"""Tests of the size and the independence of the noise."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_over_2000_draws_the_standard_deviation_is_right_within_3_percent(secure
     assert abs(neighbors) < 0.03 and abs(updates) < 0.03, "the draws are not independent"
 
 
-def test_no_seed_of_the_run_makes_the_noise_again():
+def test_the_noise_does_not_depend_on_the_seed_of_the_run():
     made = []
     for _ in range(2):
         torch.manual_seed(0)

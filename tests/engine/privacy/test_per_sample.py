@@ -1,4 +1,4 @@
-"""The gradients of samples, against one backward for each sample through the models' own logits."""
+"""Tests of per-sample gradients against one backward pass per sample through the logits of the model."""
 
 import pytest
 import torch
@@ -214,7 +214,7 @@ def test_outside_of_a_recording_a_layer_is_a_linear_layer_again(make_private):
     assert all(isinstance(layer, nn.Linear) and type(layer) is PerSampleLinear for layer in tape.layers.values())
 
 
-def test_what_had_no_part_in_the_loss_has_gradients_of_zero():
+def test_parameters_without_influence_have_zero_gradients():
     first, second = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
     tape = Tape(nn.ModuleList([first, second]))
     with tape.recording(3) as gradients:
@@ -230,19 +230,19 @@ def test_layers_group_their_parameters_and_a_shared_one_counts_once():
     assert Tape(body).groups == [[0, 1], [2, 3], [4]]
 
 
-def test_rows_that_are_no_images_are_refused():
-    """Patches in the place of images, or images that nobody told of."""
+def test_wrong_numbers_of_image_rows_are_refused():
+    """Patches instead of images, or images without a sample."""
     tape = Tape(nn.ModuleDict({"vision": nn.Linear(2, 2)}), lambda name: name == "vision")
     for images, count in (((0, 0, 1), 3), ((), 0)):
-        sentence = f"the layer vision sees 6 rows for {count} images, .*leave it out of model_args.lora_target"
+        sentence = f"the layer vision has 6 rows for {count} images, .*remove it from model_args.lora_target"
         with pytest.raises(ConfigError, match=sentence), tape.recording(2, images):
             tape.layers["vision"](torch.ones(6, 2))
 
 
-def test_rows_that_are_no_samples_are_refused():
+def test_wrong_numbers_of_sample_rows_are_refused():
     layer = nn.Linear(2, 2)
     tape = Tape(nn.Sequential(layer))
-    sentence = "the layer 0 sees 6 rows for 3 samples, .*leave it out of model_args.lora_target"
+    sentence = "the layer 0 has 6 rows for 3 samples, .*remove it from model_args.lora_target"
     with pytest.raises(ConfigError, match=sentence), tape.recording(3):
         layer(torch.ones(6, 2))
 
@@ -250,12 +250,12 @@ def test_rows_that_are_no_samples_are_refused():
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.Conv2d(1, 1, 3), r"Conv2d \(Conv2d\) trains, and only Linear layers"),
-        (nn.Sequential(nn.Linear(2, 2), nn.Embedding(2, 2)), r"1 \(Embedding\) trains"),
+        (nn.Conv2d(1, 1, 3), r"Conv2d \(Conv2d\) is trainable, and only Linear layers"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Embedding(2, 2)), r"1 \(Embedding\) is trainable"),
         (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).requires_grad_(False), "1 is a BatchNorm, which mixes"),
         (nn.Linear(2, 2).requires_grad_(False), "nothing is trainable"),
     ],
 )
-def test_what_has_no_gradients_by_sample_is_refused(module, message):
+def test_layers_without_per_sample_gradients_are_refused(module, message):
     with pytest.raises(ConfigError, match=message):
         Tape(module)

@@ -1,4 +1,4 @@
-"""The check before step 1 finds gradients that are wrong, and models that mix the samples of a batch."""
+"""Tests of the check of per-sample gradients: wrong gradients, and models that mix the samples of a batch."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def check(make_private):
 
 
 @pytest.mark.parametrize("family", ["vaultgemma", "medgemma", "t5gemma", "gemma3n"])
-def test_what_is_right_passes_and_leaves_no_trace(check, family):
+def test_correct_gradients_pass_without_side_effects(check, family):
     parts = check(family, lora_dropout=0.3)
     assert parts.learner.training
     assert all(parameter.grad is None for parameter in parts.learner.parameters())
@@ -47,7 +47,7 @@ def test_a_model_that_mixes_samples_is_found(check):
         layer = learner.student.pretrained.get_decoder().layers[1]
         layer.register_forward_hook(lambda module, inputs, output: Mixing()(output))
 
-    with pytest.raises(ConfigError, match="depend on the other samples of the batch .*leave it out of model_args.lora"):
+    with pytest.raises(ConfigError, match="depend on the other samples of the batch .*remove it from model_args.lora"):
         check(change=mix)
 
 
@@ -69,7 +69,7 @@ def test_a_layer_that_is_hidden_from_the_tape_is_found(check, monkeypatch):
         check()
 
 
-def test_a_model_that_sees_and_does_not_speak_is_checked_too(make_seeing, monkeypatch):
+def test_a_vision_model_is_checked(make_seeing, monkeypatch):
     parts = make_seeing(torch.float32)
     tape = Tape(parts.learner, images_in(parts.learner))
     pieces = [parts.pad(parts.encoded)], parts.pad(parts.encoded[-1:])

@@ -1,4 +1,4 @@
-"""The record says what was spent and what that does not cover, and the card says the same."""
+"""Tests of the privacy record and of its section in the model card."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 from mllm.engine.privacy.accounting import epsilon_spent
 from mllm.engine.privacy.ledger import Ledger
 from mllm.engine.privacy.mechanism import Mechanism
-from mllm.engine.privacy.record import FILE, privacy_record, write_record
+from mllm.engine.privacy.record import privacy_record, write_record
 from mllm.export.card import card_text
 from mllm.export.facts import Facts
+from mllm.run_files import PRIVACY
 
 MECHANISM = Mechanism(
     units=900, sample_rate=8 / 900, clip_norm=1.0, delta=1e-5, noise_multiplier=0.7, target_epsilon=3.0, unit="patient"
@@ -24,9 +25,9 @@ KEYS = {
 }
 
 
-def test_it_holds_what_a_reader_needs_to_add_it_up_again(tmp_path) -> None:
+def test_epsilon_can_be_recomputed_from_the_record(tmp_path) -> None:
     record = write_record(tmp_path, MECHANISM, LEDGER)
-    read = json.loads((tmp_path / FILE).read_text())
+    read = json.loads((tmp_path / PRIVACY).read_text())
     assert read == record
     assert read.keys() >= KEYS
     entries = [(entry["noise_multiplier"], entry["sample_rate"], entry["steps"]) for entry in read["ledger"]]
@@ -34,7 +35,7 @@ def test_it_holds_what_a_reader_needs_to_add_it_up_again(tmp_path) -> None:
     assert (read["steps"], read["unit"], read["sampling"], read["secure_mode"]) == (225, "patient", "poisson", False)
 
 
-def test_the_sentence_never_promises_more_than_was_spent() -> None:
+def test_the_stated_epsilon_is_never_below_the_spent_one() -> None:
     for steps in (1, 57, 225, 226):
         record = privacy_record(MECHANISM, Ledger([(0.7, 8 / 900, steps)]))
         promised = float(record["guarantee"].split(",")[0].removeprefix("("))
@@ -42,7 +43,7 @@ def test_the_sentence_never_promises_more_than_was_spent() -> None:
         assert "1e-05)-differentially private for each patient" in record["guarantee"]
 
 
-def test_what_weakens_the_promise_is_said() -> None:
+def test_warnings_list_what_weakens_the_guarantee() -> None:
     def warnings(**changes) -> str:
         return " ".join(privacy_record(replace(MECHANISM, **changes), LEDGER)["warnings"])
 
@@ -56,7 +57,7 @@ def test_what_weakens_the_promise_is_said() -> None:
 
 
 @pytest.mark.parametrize(("unit", "sentence"), [("sample", "several samples"), ("patient", "under several names")])
-def test_what_the_promise_does_not_cover_depends_on_its_unit(unit: str, sentence: str) -> None:
+def test_the_limitations_depend_on_the_unit(unit: str, sentence: str) -> None:
     outside = privacy_record(replace(MECHANISM, unit=unit), LEDGER)["outside_the_guarantee"]
     assert sum(sentence in line for line in outside) == 1
     for word in ("loss", "hyperparameters", "preprocessing", "validation"):

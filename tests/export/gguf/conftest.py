@@ -1,4 +1,4 @@
-"""Tiny checkpoints that llama.cpp can run, and llama.cpp itself."""
+"""Fixtures: tiny checkpoints that llama.cpp can run, and llama.cpp."""
 
 from __future__ import annotations
 

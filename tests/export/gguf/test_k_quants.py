@@ -1,4 +1,4 @@
-"""K-quants are made by llama.cpp, of models whose rows divide into its blocks."""
+"""Tests of K-quants, which llama.cpp makes from models whose rows consist of whole blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A LoRA does in llama.cpp what it does in PEFT."""
+"""Tests of LoRA adapters: llama.cpp and PEFT compute equal logits."""
 
 from __future__ import annotations
 

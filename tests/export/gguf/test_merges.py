@@ -1,4 +1,4 @@
-"""Scores are given to merges only where both join the same pieces."""
+"""Tests of scores for merges: only if both produce equal tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What llama.cpp sees through an mmproj file is what Gemma 3 sees in transformers."""
+"""Tests of mmproj files: llama.cpp and transformers compute equal image embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What llama.cpp computes from an exported file is what transformers computes from the checkpoint."""
+"""Tests of exported models: llama.cpp and transformers compute equal logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llama.cpp reads texts as the checkpoint's own tokenizer does, whichever files that lies in."""
+"""Tests of tokenizers: llama.cpp and the tokenizer of the checkpoint produce equal tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The merges of a tokenizer.json are read as ids, in both ways of writing them, whatever their characters."""
+"""Tests of the reader of tokenizer.json: merges as ids, in both formats, with any characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors are found in one file or many, read in parts, and refused where they cannot be."""
+"""Tests of the reader of tensors: one or several files, parts of tensors, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GGUF file is written whole or not at all, a few rows at a time, and holds what it was given."""
+"""Tests of the writer of GGUF files: atomic, a few rows at a time, with correct values."""
 
 from __future__ import annotations
 

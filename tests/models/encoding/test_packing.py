@@ -1,4 +1,4 @@
-"""Packed samples have the losses and gradients that they have alone, in every family that may be packed."""
+"""Packed samples have the same losses and gradients as single samples, in every family that allows packing."""
 
 from __future__ import annotations
 
@@ -180,6 +180,6 @@ def test_the_preflight_refuses_a_family_that_leaks(tmp_path: Path):
         return arguments, {name: value for name, value in given.items() if name != "position_ids"}
 
     bundle.model.pretrained.base_model.register_forward_pre_hook(without_positions, with_kwargs=True)
-    with pytest.raises(ConfigError, match="lets the samples of a row see each other; set data_args.packing=False"):
+    with pytest.raises(ConfigError, match="attends to other samples of a packed row; set data_args.packing=False"):
         preflight(learner, batch, accelerator)
     preflight(learner, LogicalCollator(bundle.encoder.pad)(samples(bundle.encoder)), accelerator)

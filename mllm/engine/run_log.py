@@ -1,0 +1,83 @@
+"""Log of a run: `training_log.json`, `loss.png` and the list of skipped rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mllm.engine.meter import Meter
+from mllm.engine.plots import plot_loss, plot_progress
+from mllm.files import write_json, write_text
+from mllm.run_files import LOSS_PLOT, PROGRESS_PLOT, SKIPPED_ROWS, TRAINING_LOG
+
+Details = Callable[[list[dict[str, float]], Path], dict[str, Any]]
+"""Function of the rows and the run folder that returns additional keys of `training_log.json`."""
+
+
+def run_folder(args: TrainingArguments) -> Path:
+    """Return the run folder of a trainer."""
+    assert args.output_dir is not None
+    return Path(args.output_dir)
+
+
+class RunLog(TrainerCallback):
+    """Callback that writes `training_log.json` at every log entry and plots the loss at every checkpoint.
+
+    Rows come from the history of the trainer. Checkpoints restore it, so a resumed run continues its log.
+    """
+
+    def __init__(self, facts: dict[str, Any], meter: Meter, details: Details | None = None) -> None:
+        self.facts = facts
+        """Keys of `training_log.json` before the rows."""
+        self.meter = meter
+        self.details = details
+        """Additional keys. With it, the terms of all objectives are plotted, too."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Read the rows that were skipped before a resume."""
+        skipped = run_folder(args) / SKIPPED_ROWS
+        if state.global_step and skipped.is_file():
+            self.meter.skip(skipped.read_text(encoding="utf-8").splitlines())
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the whole log."""
+        if state.is_world_process_zero:
+            folder = run_folder(args)
+            rows = rows_of(state)
+            details = {} if self.details is None else self.details(rows, folder)
+            write_json(folder / TRAINING_LOG, {**self.facts, **details, "rows": rows})
+            write_skipped(folder, self.meter.failures)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Plot the loss."""
+        if state.is_world_process_zero:
+            plot_loss(rows_of(state), run_folder(args) / LOSS_PLOT)
+            if self.details is not None:
+                plot_progress(rows_of(state), run_folder(args) / PROGRESS_PLOT)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Plot the loss and list the skipped rows of all processes."""
+        self.meter.skip(gather_object(list(self.meter.failures)))
+        self.on_save(args, state, control)
+        if state.is_world_process_zero:
+            write_skipped(run_folder(args), self.meter.failures)
+
+
+def write_skipped(folder: Path, failures: Iterable[str]) -> None:
+    """Write the sentences about skipped rows to `skipped_rows.txt`, one per line. Does nothing without any."""
+    lines = [" ".join(sentence.split()) for sentence in failures]
+    if lines:
+        write_text(folder / SKIPPED_ROWS, "\n".join(lines) + "\n")
+
+
+def rows_of(state: TrainerState) -> list[dict[str, float]]:
+    """Return the entries of the history about updates and evaluations, without the final summary."""
+    return [{"step": row["step"], **row} for row in state.log_history if "loss" in row or "eval_loss" in row]
