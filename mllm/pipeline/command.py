@@ -1,4 +1,4 @@
-"""The commands that people start, and how each of them ends: with a result, or with one sentence."""
+"""Command lines, logging, error messages and exit codes of the commands."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from mllm.errors import UserError, hint, is_out_of_memory
 from mllm.files import DISK_FULL
 
 USER_ERROR = 2
-"""The exit code for what the user can mend; argparse uses the same for a wrong command line."""
+"""Exit code for errors that the user can correct; argparse uses the same for an invalid command line."""
 INTERRUPTED = 130
-"""The exit code that shells give to a program ended by Ctrl-C."""
+"""Exit code of shells for a program that Ctrl-C ended."""
 
 
 class _Handler(logging.Handler):
-    """Writes plain lines to standard error without breaking a progress bar."""
+    """Handler that writes lines to standard error without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 class _Formatter(logging.Formatter):
-    """The message alone; a warning says that it is one."""
+    """Formatter of the message alone, with the level before warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -40,13 +40,13 @@ class _Formatter(logging.Formatter):
 
 
 def setup_logging() -> None:
-    """Shows our own log lines from INFO up on standard error, and what other packages log from WARNING up."""
+    """Log messages of mllm from INFO on and of other packages from WARNING on to standard error."""
     ours = logging.getLogger("mllm")
     if not any(isinstance(handler, _Handler) for handler in ours.handlers):
         handler = _Handler()
         handler.setFormatter(_Formatter("%(message)s"))
         ours.addHandler(handler)
-    first = os.environ.get("RANK", "0") == "0"  # torchrun's name for a process; the others only warn
+    first = os.environ.get("RANK", "0") == "0"  # set by torchrun; other processes log warnings only
     ours.setLevel(logging.INFO if first else logging.WARNING)
     for name in ("bitsandbytes", "mmengine", "torchao", "kernels"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -59,7 +59,7 @@ def setup_logging() -> None:
 
 
 def quiet_progress() -> None:
-    """Turns off transformers' bars for loading and writing, and keeps those of downloads."""
+    """Turn off the progress bars of transformers for loading and writing, but not those of downloads."""
     import huggingface_hub.utils
     import transformers.utils.logging
 
@@ -70,7 +70,7 @@ def quiet_progress() -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says which option a misspelled one could be, before it says which ones are missing."""
+    """Parser that reports a misspelled option with the nearest known one before missing options."""
 
     @override
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
@@ -84,19 +84,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 def command_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """The parser of the command `name`; it says `mllm NAME` in its usage where the console script started it."""
+    """Return the parser of the command `name`. Its usage is `mllm NAME` if the console script was started."""
     return _Parser(
         prog=f"mllm {name}" if Path(sys.argv[0]).stem == "mllm" else None,
         description=description,
-        epilog="Where something is wrong one sentence says what; --debug shows the traceback as well.",
+        epilog="An error is reported as one sentence; --debug also shows the traceback.",
         allow_abbrev=False,
     )
 
 
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Runs `main(argv)` and gives the process's exit code; what the user can mend is one sentence on standard error.
+    """Run `main(argv)` and return the exit code. Errors that the user can correct are printed as one sentence.
 
-    `--debug`, anywhere in `argv`, shows the traceback too. Errors that are nobody's fault but ours keep theirs.
+    `--debug`, anywhere in `argv`, also shows the traceback. Other errors are defects and are raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -109,7 +109,7 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         print(f"interrupted; {str(error) or 'what was saved before is complete'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) has seen enough; Python would complain once more while flushing at exit.
+        # The reader of the pipe (`| head`) has ended; flushing at exit would raise the error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -123,7 +123,7 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
 
 
 def explain(error: BaseException) -> str | None:
-    """The sentence for an error that the user can mend, or None where there is nothing to mend but our code."""
+    """Return the message for an error that the user can correct, or None for a defect."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
@@ -140,15 +140,15 @@ def explain(error: BaseException) -> str | None:
 
 
 def _is_full_disk(error: BaseException) -> bool:
-    """Whether a writer of weights met a full disk; none of them raises an `OSError` for it."""
+    """Return True if a writer of weights failed on a full disk; these writers do not raise `OSError`."""
     if type(error).__name__ == "SafetensorError":
         return "No space left" in str(error)
-    # torch.save notices that its file did not grow, whatever the reason, and says only so.
+    # torch.save only reports that the file did not grow.
     return isinstance(error, RuntimeError) and "inline_container.cc" in str(error) and "unexpected pos" in str(error)
 
 
 def _full_disk(path: str | None) -> str:
-    """The sentence for a full disk; unfinished files bear temporary names and never replace complete ones."""
+    """Return the message for a full disk. Incomplete files have temporary names and never replace complete ones."""
     where = f"while writing {path}" if path else "while writing"
     return (
         f"the disk is full {where}: free some space and run again; complete files and checkpoints from before are "

@@ -1,4 +1,4 @@
-"""Tells what a private training would cost before it begins: the noise that an epsilon asks for, and how loud it is.
+"""Command `mllm plan`: the noise of a private training for given epsilons, before it begins.
 
 python mllm/pipeline/plan.py config/training_configs/X.py --privacy [--epsilon 1 3 8] [--draw 64 256] [--tiny]
 """
@@ -22,31 +22,31 @@ from mllm.errors import ConfigError
 from mllm.pipeline.command import command_parser, quiet_progress, run_command
 
 EPSILONS = (1.0, 3.0, 8.0)
-"""Shown beside the config's own."""
+"""Epsilons of the table beside the one of the config."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to train: its promise, its draws, and the noise that follows."""
+    """One row of the table: an epsilon, the size of a draw, and the noise that follows."""
 
     epsilon: float
     draw: int
-    """Units of an update on average."""
+    """Mean number of units of an update."""
     rate: float
     steps: int
     sigma: float
 
     def loudness(self, numbers: int) -> float:
-        """The expected length of the noise in an update of so many numbers, over the greatest length of its signal.
+        """Return the expected norm of the noise in an update of `numbers` values, divided by the largest signal norm.
 
-        The signal is longest, `clip_norm`, where all gradients are clipped and point the same way; the noise's length
-        is `sigma * clip_norm * sqrt(numbers) / draw`.
+        The largest norm of the signal is `clip_norm`: all gradients are clipped and have the same direction. The norm
+        of the noise is `sigma * clip_norm * sqrt(numbers) / draw`.
         """
         return self.sigma * math.sqrt(numbers) / self.draw
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the table; no weights are loaded."""
+    """Run the command and return its exit code. No weights are loaded."""
     arguments = parse(argv)
     quiet_progress()
     from mllm.config.rules.privacy import refuse_large_delta
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     epsilons = arguments.epsilon or sorted({*EPSILONS, target or EPSILONS[0]})
     rows = plan(units, draws, epsilons, config.training_args, privacy)
     if target is None:
-        rows.append(given(units, own, config.training_args, privacy))
+        rows.append(config_row(units, own, config.training_args, privacy))
         target = rows[-1].epsilon
     trains = "" if numbers is None else f"; a LoRA of {numbers:,} numbers trains"
     print(
@@ -82,12 +82,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = command_parser("plan", "Tell what a private training would cost before it begins.")
+    """Parse the command line."""
+    parser = command_parser("plan", "Predict the noise of a private training before it begins.")
     parser.add_argument("config", help="a config with privacy_args")
-    parser.add_argument("--privacy", action="store_true", required=True, help="plan the noise that an epsilon asks for")
-    parser.add_argument("--epsilon", nargs="+", type=_positive, help="epsilons to show (default: 1, 3, 8 and its own)")
-    parser.add_argument("--draw", nargs="+", type=_count, help="units of an update (default: its own, / 4 and * 4)")
+    parser.add_argument("--privacy", action="store_true", required=True, help="plan the noise that reaches an epsilon")
+    parser.add_argument(
+        "--epsilon", nargs="+", type=_positive, help="epsilons (default: 1, 3, 8 and the one of the config)"
+    )
+    parser.add_argument(
+        "--draw", nargs="+", type=_count, help="units of an update (default: that of the config, / 4, * 4)"
+    )
     parser.add_argument("--tiny", action="store_true", help="replace checkpoints and absent data by tiny ones")
     parser.add_argument(
         "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys"
@@ -98,12 +102,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def plan(
     units: Sequence[Any], draws: Sequence[int], epsilons: Sequence[float], training: dict[str, Any], privacy: Any
 ) -> list[Row]:
-    """A row for every epsilon and draw, with the updates that the trainer would make; draws end at all units."""
+    """Return a row for each epsilon and draw, with the updates that the trainer makes. A draw is at most all units."""
     from mllm.engine.privacy.accounting import noise_multiplier_for
 
     rows = []
-    kept = list(dict.fromkeys(min(draw, len(units)) for draw in draws))
-    pairs = [(epsilon, draw) for epsilon in epsilons for draw in kept]
+    sizes = list(dict.fromkeys(min(draw, len(units)) for draw in draws))
+    pairs = [(epsilon, size) for epsilon in epsilons for size in sizes]
     for epsilon, draw in tqdm(pairs, desc="noise", leave=False, disable=None):
         rate, steps = _draws(units, draw, training)
         sigma = noise_multiplier_for(epsilon, privacy.target_delta, rate, steps, privacy.accountant)
@@ -111,8 +115,8 @@ def plan(
     return rows
 
 
-def given(units: Sequence[Any], draw: int, training: dict[str, Any], privacy: Any) -> Row:
-    """What a config's own `noise_multiplier` spends, with its own draw."""
+def config_row(units: Sequence[Any], draw: int, training: dict[str, Any], privacy: Any) -> Row:
+    """Return the row of the `noise_multiplier` of the config."""
     from mllm.engine.privacy.accounting import epsilon_spent
 
     rate, steps = _draws(units, draw, training)
@@ -121,7 +125,7 @@ def given(units: Sequence[Any], draw: int, training: dict[str, Any], privacy: An
 
 
 def _draws(units: Sequence[Any], draw: int, training: dict[str, Any]) -> tuple[float, int]:
-    """The rate at which units are drawn, and how many updates the trainer would make."""
+    """Return the sampling rate of units and the number of updates that the trainer makes."""
     from mllm.dataset.loading.poisson import PoissonSampler
 
     rate = draw / len(units)
@@ -131,7 +135,7 @@ def _draws(units: Sequence[Any], draw: int, training: dict[str, Any]) -> tuple[f
 
 
 def table(rows: Sequence[Row], numbers: int | None, own: tuple[float, int]) -> str:
-    """The rows as aligned text; `own`, the config's epsilon and draw, is marked with a star."""
+    """Return the rows as aligned text. The row of the config, with epsilon and draw `own`, has a star."""
     lines = ["  epsilon   draw      rate  updates   sigma  noise/signal"]
     for row in rows:
         star = "*" if (row.epsilon, row.draw) == own else " "
@@ -143,10 +147,10 @@ def table(rows: Sequence[Row], numbers: int | None, own: tuple[float, int]) -> s
         [
             *lines,
             "",
-            "draw: units of an update on average (with several processes as many times those of one);",
-            "sigma: the noise's standard deviation over clip_norm;",
-            "noise/signal: expected length of an update's noise over the greatest length that its signal can have;",
-            "*: what the config asks for.",
+            "draw: mean number of units of an update (on several processes, their sum);",
+            "sigma: standard deviation of the noise divided by clip_norm;",
+            "noise/signal: expected norm of the noise of an update divided by the largest norm of its signal;",
+            "*: the row of the config.",
         ]
     )
 
@@ -157,13 +161,13 @@ def _positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number above 0")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
     return value
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"'{text}' is not an integer above 0")
     return int(text)
 
 

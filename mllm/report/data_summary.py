@@ -1,4 +1,4 @@
-"""What a run's data holds, and how well measures were predicted: `data_summary.json` and two pictures."""
+"""Summary of the data of a run, and plots of measures and of their predictions."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from mllm.dataset.summary import measure_table, summarize
 from mllm.files import write_json
 from mllm.metrics.measures import stated_measures
 from mllm.report.measure_plots import plot_agreement, plot_distributions
-
-SUMMARY, DISTRIBUTIONS, AGREEMENT = "data_summary.json", "measures.png", "agreement.png"
+from mllm.run_files import AGREEMENT_PLOT, DATA_SUMMARY, MEASURES_PLOT
 
 logger = logging.getLogger(__name__)
 
 
 def describe_data(splits: Mapping[str, SampleDataset], folder: Path) -> None:
-    """Writes counts, what was dropped and the spread of every measure; on the first process only."""
+    """Write counts, dropped rows and statistics of the measures to `folder`, on the first process only."""
     if not PartialState().is_main_process:
         return
     values = {name: measure_table(split) for name, split in splits.items()}
-    told = summarize(splits, values)
-    write_json(folder / SUMMARY, told)
+    summary = summarize(splits, values)
+    write_json(folder / DATA_SUMMARY, summary)
     if any(values.values()):
-        plot_distributions(values, folder / DISTRIBUTIONS)
-    for name, split in told.items():
-        spread = [_spread(measure, figures) for measure, figures in split["measures"].items() if "mean" in figures]
-        if spread:
-            logger.info("%s: %s", name, "; ".join(spread))
+        plot_distributions(values, folder / MEASURES_PLOT)
+    for name, split in summary.items():
+        lines = [_spread(measure, figures) for measure, figures in split["measures"].items() if "mean" in figures]
+        if lines:
+            logger.info("%s: %s", name, "; ".join(lines))
 
 
 def draw_agreement(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Draws predicted over true measures of an examination's rows, where they have any."""
+    """Plot predicted over true measures of the rows of an evaluation, if they have any."""
     true = [row.get("reference_measures") or stated_measures(row["reference"]) for row in rows]
-    said = [row.get("measures") or stated_measures(row["prediction"]) for row in rows]
+    predicted = [row.get("measures") or stated_measures(row["prediction"]) for row in rows]
     names = dict.fromkeys(name for row in true for name in row)
     if names:
-        told, wanted = (
-            {name: np.array([row.get(name, math.nan) for row in side]) for name in names} for side in (said, true)
+        predictions, references = (
+            {name: np.array([values.get(name, math.nan) for values in rows]) for name in names}
+            for rows in (predicted, true)
         )
-        plot_agreement(told, wanted, folder / AGREEMENT)
+        plot_agreement(predictions, references, folder / AGREEMENT_PLOT)
 
 
 def _spread(name: str, figures: Mapping[str, float]) -> str:
-    """`EF 55.2 +- 12.4 (16.1 to 74.9)`."""
+    """Return `EF 55.2 +- 12.4 (16.1 to 74.9)`: mean, standard deviation and range."""
     return f"{name} {figures['mean']:.1f} +- {figures['std']:.1f} ({figures['min']:.1f} to {figures['max']:.1f})"

@@ -1,4 +1,4 @@
-"""Draws boxes, masks and points over an image, with numbers, so that they are seen on dark and on bright pictures."""
+"""Drawing of numbered boxes, masks and points on images, visible on dark and on bright backgrounds."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ COLORS = (
     *((0, 229, 255), (255, 145, 0), (118, 255, 3), (255, 64, 220), (255, 234, 0), (255, 72, 72)),
     *((148, 138, 255), (0, 230, 150), (255, 190, 160), (60, 140, 255)),
 )
-"""Far apart from one another and from any gray; after the last comes the first."""
+"""RGB colors that differ clearly from each other and from gray; they repeat after the last one."""
 FILL = 0.28
-"""Opacity of a mask's inside: what lies below must still be judged."""
+"""Opacity of the inside of a mask; the image must stay visible below it."""
 HALO = 0.6
-"""Opacity of the black edge that sets a line off from a bright picture."""
+"""Opacity of the black edge of a line, for bright backgrounds."""
 SMALLEST = 512
-"""Pixels: a picture whose longer side is shorter is enlarged by a whole number, else no label could be read."""
+"""Pixels of the longer side below which a picture is enlarged by an integer factor, so that labels are readable."""
 OVERSAMPLING = 4
 Place = tuple[float, float, float, float]
 
 
 def draw_marks(image: Image.Image, marks: Sequence[Mark], numbers: Sequence[int] | None = None) -> Image.Image:
-    """A picture of `image` with its marks: masks filled and outlined, boxes and points, each with its number.
+    """Return a picture of `image` with its marks: filled masks with outlines, boxes and points, each with a number.
 
     `numbers` are what stands on the labels, from 1 where they are not given. A mask without a box gets no box. The
     picture is as large as the image, or a whole number of times larger where that is smaller than `SMALLEST`.
@@ -52,7 +52,7 @@ def draw_marks(image: Image.Image, marks: Sequence[Mark], numbers: Sequence[int]
 
 
 def draw_answer(images: Sequence[Image.Image], marks: Sequence[Mark], path: Path) -> list[Path]:
-    """Writes a picture for each image in which there are marks; gives their files.
+    """Write a picture of each image with marks and return the files.
 
     Where the sample has one image the file is `path`, else `NAME-1.png`, `NAME-2.png` with the number of the image.
     A mark bears the same number as in the list of all `marks`, whichever image it lies in.
@@ -70,7 +70,7 @@ def draw_answer(images: Sequence[Image.Image], marks: Sequence[Mark], path: Path
 
 
 def refuse_drawing(path: Path, many: bool) -> None:
-    """Refuses a `--draw` that would overwrite something, or that is no picture where one is to be drawn."""
+    """Raise `ConfigError` if `--draw` would overwrite files, or is not the name of a .png file for a single answer."""
     if many and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"--draw {path} exists and is not an empty folder; remove it or choose another name")
     if not many and path.suffix.lower() != ".png":
@@ -80,7 +80,7 @@ def refuse_drawing(path: Path, many: bool) -> None:
 
 
 class _Picture:
-    """Colors [H, W, 3] that are painted over; coordinates are given in pixels of the image and enlarged here."""
+    """Canvas [H, W, 3] of an enlarged image; coordinates are in pixels of the image."""
 
     def __init__(self, image: Image.Image, scale: int) -> None:
         self.pixels = np.asarray(image, dtype=np.float32)
@@ -94,7 +94,7 @@ class _Picture:
         return Image.fromarray(np.clip(self.pixels + 0.5, 0, 255).astype(np.uint8))
 
     def paint(self, color: tuple[int, int, int], alpha: np.ndarray, left: int = 0, top: int = 0) -> None:
-        """Mixes in `color` with opacity `alpha` [h, w], its first pixel at (left, top) inside of the picture."""
+        """Blend `color` with opacity `alpha` [h, w] at (left, top), which must be inside the picture."""
         part = self.pixels[top : top + alpha.shape[0], left : left + alpha.shape[1]]
         part += alpha[..., None] * (np.array(color, dtype=np.float32) - part)
 
@@ -121,7 +121,7 @@ class _Picture:
             self.paint(paint, opacity * alpha)
 
     def _covered(self, place: Sequence[float], grown: float) -> np.ndarray:
-        """How much of each pixel [H, W] lies in a box that has grown by some pixels on every side."""
+        """Return the covered fraction of each pixel [H, W] by a box that is extended by `grown` pixels on each side."""
         x1, y1, x2, y2 = place[0] - grown, place[1] - grown, place[2] + grown, place[3] + grown
         across = _overlap(self.width, x1, x2)
         return _overlap(self.height, y1, y2)[:, None] * across[None, :]
@@ -135,7 +135,7 @@ class _Picture:
         self.paint(color, np.clip(radius + 0.5 - distance, 0, 1))
 
     def draw_label(self, mark: Mark, text: str, color: tuple[int, int, int]) -> None:
-        """The number of a mark in a plate of its color, where it hides no other and, if there is room, not the mark."""
+        """Draw the number of a mark on a plate of its color, at a free position near the mark."""
         plate, ink = _label(text, max(13, round(max(self.width, self.height) / 42)))
         height, width = plate.shape
         left, top = self._free_place(mark, width, height)
@@ -145,7 +145,7 @@ class _Picture:
         self.paint((0, 0, 0), ink, left, top)
 
     def _free_place(self, mark: Mark, width: int, height: int) -> tuple[int, int]:
-        """Left and top of a label of this size: above the mark, below it, in its corners, or as it comes."""
+        """Return left and top of a label: above or below the mark, or in its corners, if possible without overlap."""
         x1, y1, x2, y2 = self._extent(mark)
         gap = self.line
         wanted = [
@@ -170,7 +170,7 @@ class _Picture:
         )
 
     def _extent(self, mark: Mark) -> Place:
-        """The pixels of the picture that a mark lies between."""
+        """Return x1 y1 x2 y2 of a mark in pixels of the picture."""
         box = box_of(mark)
         reach = 2 * self.line / self.scale
         if box is not None:
@@ -185,13 +185,13 @@ class _Picture:
 
 
 def _overlap(length: int, start: float, end: float) -> np.ndarray:
-    """How much of each of `length` pixels lies between `start` and `end`, in [0, 1]."""
+    """Return the fraction of each of `length` pixels between `start` and `end`, in [0, 1]."""
     pixels = np.arange(length, dtype=np.float32)
     return np.clip(np.minimum(pixels + 1, end) - np.maximum(pixels, start), 0, 1)
 
 
 def _label(text: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Opacities [h, w] of a plate with round corners and of the text on it, `size` pixels high."""
+    """Return the opacities [h, w] of a plate with round corners and of the text on it, `size` pixels high."""
     large = size * OVERSAMPLING
     font = ImageFont.load_default(large)
     left, top, right, bottom = font.getbbox(text)

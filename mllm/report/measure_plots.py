@@ -1,4 +1,4 @@
-"""Pictures of measured numbers: how predictions agree with references, and how the values are spread in each split."""
+"""Plots of measures: agreement of predictions with references, and distributions in the splits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from matplotlib.figure import Figure  # noqa: E402
 from mllm.structures import UNITS  # noqa: E402
 
 _NORMAL = 1.96
-"""Standard deviations around the bias between the limits of agreement (Bland and Altman 1986)."""
+"""Distance of the limits of agreement from the bias, in standard deviations (Bland and Altman 1986)."""
 
 
 def plot_agreement(predicted: Mapping[str, np.ndarray], true: Mapping[str, np.ndarray], path: Path) -> None:
-    """A PNG with two pictures for each measure in `true`: a scatter plot with the identity, and a Bland-Altman plot.
+    """Write a PNG with a scatter plot and a Bland-Altman plot of each measure in `true`.
 
     Arrays are [N]; a sample whose prediction or reference is NaN is left out, and so is a measure that has none.
     """
@@ -39,7 +39,7 @@ def plot_agreement(predicted: Mapping[str, np.ndarray], true: Mapping[str, np.nd
 
 
 def plot_distributions(splits: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
-    """A PNG with a histogram of every measure, the splits over each other, as percent of a split's known values."""
+    """Write a PNG with overlaid histograms of the splits for each measure, in percent of the known values."""
     names = list(dict.fromkeys(name for measures in splits.values() for name in measures))
     figure = Figure(figsize=(4.2 * max(len(names), 1), 3.6), dpi=120, layout="constrained")
     grid = figure.subplots(1, max(len(names), 1), squeeze=False)
@@ -63,7 +63,7 @@ def plot_distributions(splits: Mapping[str, Mapping[str, np.ndarray]], path: Pat
 
 
 def _scatter(axes: Axes, name: str, predicted: np.ndarray, true: np.ndarray) -> None:
-    """Predictions over references, with the line on which they are equal."""
+    """Plot predictions over references, with the identity line."""
     both = np.concatenate([predicted, true])
     margin = 0.04 * (np.ptp(both) or 1.0)
     ends = [both.min() - margin, both.max() + margin]
@@ -79,7 +79,7 @@ def _scatter(axes: Axes, name: str, predicted: np.ndarray, true: np.ndarray) -> 
 
 
 def _bland_altman(axes: Axes, name: str, predicted: np.ndarray, true: np.ndarray) -> None:
-    """Errors over the mean of prediction and reference, with the bias and the limits of agreement."""
+    """Plot errors over the mean of prediction and reference, with the bias and the limits of agreement."""
     error = predicted - true
     axes.plot((predicted + true) / 2, error, "o", markersize=4, alpha=0.5, markeredgewidth=0)
     bias = error.mean()
@@ -97,7 +97,7 @@ def _bland_altman(axes: Axes, name: str, predicted: np.ndarray, true: np.ndarray
 
 
 def _unit(name: str) -> str:
-    """The unit of differences: those of percentages are points."""
+    """Return the unit of differences: percentage points for percentages."""
     unit = UNITS.get(name, "")
     return "points" if unit == "%" else unit
 

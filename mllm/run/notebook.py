@@ -1,4 +1,4 @@
-"""What `scripts/notebooks/3ncore.ipynb` does, without its widgets: a config from six sliders, a run, its results."""
+"""Functions of `scripts/notebooks/3ncore.ipynb`: a config from six sliders, a run, and its results."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from mllm.run_files import METRICS as METRICS_FILE
 FINETUNE = CHECKOUT / "mllm" / "pipeline" / "finetune.py"
 FIRST_PICTURES = ("training_progress.png", "loss.png")
 PATIENCE = 60
-"""Seconds that an interrupted run is given to end by itself."""
+"""Seconds after which an interrupted run is terminated."""
 
 
 @dataclass(frozen=True)
 class Slider:
-    """A number that is chosen by hand: what it means, where it begins and how far it goes."""
+    """A number with a label, a default and a range."""
 
     label: str
     value: float
     minimum: float
     maximum: float
     step: float | None = 1
-    """None: logarithmic."""
+    """None: logarithmic scale."""
 
 
 SLIDERS = {
@@ -48,11 +48,11 @@ SLIDERS = {
     "lora_r": Slider("LoRA rank", 8, 4, 64, 4),
     "lora_alpha": Slider("LoRA alpha", 16, 4, 64),
 }
-"""The six of GEMMA 3NCORE, with its ranges and defaults."""
+"""The six sliders of GEMMA 3NCORE, with its ranges and defaults."""
 
 
 def make_widgets() -> dict[str, Any]:
-    """An ipywidgets slider for each of `SLIDERS`, by name; raises `ConfigError` where ipywidgets is not installed."""
+    """Return an ipywidgets slider for each of `SLIDERS`. Raise `ConfigError` if ipywidgets is not installed."""
     try:
         import ipywidgets
     except ImportError as error:
@@ -70,7 +70,7 @@ def make_widgets() -> dict[str, Any]:
 
 
 def write_config(values: Mapping[str, float], base: str | Path, path: str | Path) -> Path:
-    """Writes a config to `path` that derives from `base` and differs by `values`, one for each of `SLIDERS`.
+    """Write a config to `path` that derives from `base` and differs by `values`, one for each of `SLIDERS`.
 
     The feature weight is where FeatureMatch begins; where it ends stays as in `base`. An objective that weighs what
     FeatureMatch leaves, 1 - w, goes on doing so. Raises `ConfigError` for other names, for values beyond a slider's
@@ -93,7 +93,7 @@ def write_config(values: Mapping[str, float], base: str | Path, path: str | Path
 
 
 def _check(values: Mapping[str, float]) -> None:
-    """Refuses values that are no slider's, and those that no slider can have."""
+    """Raise `ConfigError` for unknown names, missing values, and values outside the range of a slider."""
     for name in values:
         if name not in SLIDERS:
             raise ConfigError(f"there is no slider '{name}'{hint(name, SLIDERS)}")
@@ -106,7 +106,7 @@ def _check(values: Mapping[str, float]) -> None:
 
 
 def _weights(config: RunConfig, start: float) -> dict[str, dict[str, Any]]:
-    """The objectives whose weight the slider changes, FeatureMatch and what weighs the rest, with their changes."""
+    """Return the changed weights: of FeatureMatch, and of objectives with the complementary weight."""
     features = [name for name, options in config.objectives.items() if options["type"] == "FeatureMatch"]
     if len(features) != 1:
         raise ConfigError(f"{config.path} has {len(features)} objectives of type FeatureMatch; the slider sets one")
@@ -120,13 +120,13 @@ def _weights(config: RunConfig, start: float) -> dict[str, dict[str, Any]]:
 
 
 def _start(options: Mapping[str, Any]) -> float:
-    """The weight of an objective at the start of a training."""
+    """Return the weight of an objective at the start of the training."""
     weight = options.get("weight", 1.0)
     return float(weight["start"] if isinstance(weight, dict) else weight)
 
 
 def train(config: str | Path, *, tiny: bool = False) -> Path:
-    """Runs `finetune.py` in a process of its own, shows what it says as it says it, and gives its run folder.
+    """Run `finetune.py` in another process, print its output while it runs, and return its run folder.
 
     An interrupted kernel interrupts the run too, which keeps its checkpoints. Raises `TrainingError` with the run's
     last line where it ends without success.
@@ -157,13 +157,13 @@ def train(config: str | Path, *, tiny: bool = False) -> Path:
 
 
 def pictures(run: Path) -> list[Path]:
-    """The plots in a run folder, that of the training first."""
+    """Return the plots in a run folder, those of the training first."""
     found = sorted(run.rglob("*.png"))
     return sorted(found, key=lambda path: [path.name != first for first in FIRST_PICTURES])
 
 
 def figures(run: Path) -> str:
-    """What a run measured on its test split, as a table; says so where it measured nothing."""
+    """Return the figures of the test split as a table, or a sentence if there are none."""
     file = run / METRICS_FILE
     measured = json.loads(file.read_text(encoding="utf-8"))["figures"] if file.is_file() else {}
     if not measured:

@@ -1,4 +1,4 @@
-"""From a command line to a config that makes sense on this machine; every pipeline that takes a config starts here."""
+"""Reading, checking and adaptation of the config that a command names."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.config.schema import RunConfig
 from mllm.family import FAMILIES
+from mllm.run_files import MINIATURE, runs_of
 
 CHECKPOINTS = Path("ckpt")
 TINY_RANK = 4
-"""The rank of an adapter that stands in for another, whose own is not known before it is there."""
+"""Rank of the tiny adapter that replaces `adapter_path`, whose rank is unknown while it is absent."""
 
 logger = logging.getLogger(__name__)
 
 
 def prepare_args(path: str, overrides: Sequence[str] = (), tiny: bool = False) -> tuple[RunConfig, Hardware]:
-    """The config at `path` with overrides, checked against the rules and adapted to the hardware.
+    """Return the config at `path` with overrides, checked against the rules and adapted to the hardware.
 
-    With `tiny`, checkpoints become tiny ones under `ckpt/`, and a split whose data is absent its class's miniature.
+    With `tiny`, checkpoints are replaced by tiny ones in `ckpt/`, and absent data by generated miniatures.
     """
     # A command that loads no model does not import PyTorch.
     (check_packages if "torch" in sys.modules else check_versions)()
@@ -45,7 +46,7 @@ def write_named_tiny(config: RunConfig) -> None:
 
 
 def with_tiny_parts(config: RunConfig) -> RunConfig:
-    """The same run on tiny checkpoints and, where its data is absent, on generated miniatures."""
+    """Return the config with tiny checkpoints, and generated miniatures instead of absent data."""
     from mllm.dataset.builder import use_miniatures
     from mllm.tiny.adapter import ensure_tiny_adapter
     from mllm.tiny.checkpoints import ensure_tiny
@@ -65,5 +66,5 @@ def with_tiny_parts(config: RunConfig) -> RunConfig:
         adapter = ensure_tiny_adapter(base, TINY_RANK)
         logger.info("--tiny: %s stands in for the adapter %s", adapter, model.adapter_path)
         changes["model_args.adapter_path"] = str(adapter)
-    changes["data_args"] = use_miniatures(config.data_args, Path("exp") / config.name / "miniature")
+    changes["data_args"] = use_miniatures(config.data_args, runs_of(config.name) / MINIATURE)
     return config.replaced(**changes)

@@ -110,9 +110,9 @@ def test_what_cannot_be_planned_is_refused(plan, lines, sentence):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--epsilon", "0"], "argument --epsilon: '0' is no number above 0"),
-        (["--epsilon", "much"], "argument --epsilon: 'much' is no number above 0"),
-        (["--draw", "1.5"], "argument --draw: '1.5' is no whole number above 0"),
+        (["--epsilon", "0"], "argument --epsilon: '0' is not a number above 0"),
+        (["--epsilon", "much"], "argument --epsilon: 'much' is not a number above 0"),
+        (["--draw", "1.5"], "argument --draw: '1.5' is not an integer above 0"),
     ],
 )
 def test_what_is_no_epsilon_and_no_draw(capsys, arguments, sentence):
