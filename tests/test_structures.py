@@ -1,4 +1,4 @@
-"""The nouns keep what they are given."""
+"""Types that cross borders: mapping, moving and pinning keep all fields."""
 
 import torch
 

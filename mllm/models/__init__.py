@@ -1,1 +1,1 @@
-"""What reads images and writes text: loading, adapters, encoding, generation."""
+"""Models: loading, adapters, encoding, heads and generation."""

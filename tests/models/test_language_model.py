@@ -1,4 +1,4 @@
-"""Hidden states in the place of logits, the same alone and in a mixed, padded batch."""
+"""Hidden states of a language model, equal for single samples and in a mixed, padded batch."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def folder(request):
 
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_a_sample_is_seen_alike_alone_and_in_a_mixed_batch(folder, side):
+def test_a_sample_has_equal_states_alone_and_in_a_mixed_batch(folder, side):
     model = LanguageModel(AutoModelForImageTextToText.from_pretrained(folder).eval(), TOWERS)
     encoder = ChatEncoder(AutoProcessor.from_pretrained(folder), max_length=4096)
     samples = [
@@ -60,7 +60,7 @@ def test_hidden_states_through_the_vocabulary_are_the_models_own_logits(folder):
     assert outputs.softcap is None
 
 
-def test_the_image_changes_what_is_seen(folder):
+def test_the_image_changes_the_hidden_states(folder):
     model = LanguageModel(AutoModelForImageTextToText.from_pretrained(folder).eval(), TOWERS)
     encoder = ChatEncoder(AutoProcessor.from_pretrained(folder), max_length=4096)
     student = encoder.pad([encoder.encode(_sample(1))]).student
@@ -70,7 +70,7 @@ def test_the_image_changes_what_is_seen(folder):
     assert (seen - other).abs().max() > 1e-3
 
 
-def test_towers_are_told_by_the_names_of_parameters(small_gemma):
+def test_towers_follow_from_the_names_of_parameters(small_gemma):
     pretrained = AutoModelForImageTextToText.from_pretrained(small_gemma).requires_grad_(False)
     adapted = get_peft_model(pretrained, LoraConfig(r=2, target_modules=r".*vision_tower.*\.fc1"))
     model = LanguageModel(adapted, TOWERS)

@@ -1,4 +1,4 @@
-"""A model that sees: its shapes, its taps, and the same gradients however its memory is spared."""
+"""Vision model: shapes, taps, and equal gradients with and without checkpointing."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_features_are_the_mean_over_the_places_of_each_view(student: VisionModel
 
 
 @torch.no_grad()
-def test_one_by_one_an_image_is_seen_the_same_in_any_company(teacher: VisionModel):
+def test_separate_images_have_equal_features_in_any_batch(teacher: VisionModel):
     teacher.separate_images = True
     teacher.tap(None, 2, grid=2)
     views = _views(5, teacher.side)

@@ -30,10 +30,10 @@ class ImageAttention(nn.Module):
         vision_width: int,
         layers: int,
         grid: int,
-        dim: int = 256,
-        depth: int = 2,
-        heads: int = 8,
-        context: int = 1,
+        dim: int,
+        depth: int,
+        heads: int,
+        context: int,
     ) -> None:
         super().__init__()
         if context < 1:

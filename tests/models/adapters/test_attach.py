@@ -1,4 +1,4 @@
-"""Adapters attached, continued, stacked, combined, merged and counted, against PEFT itself and full logits."""
+"""Attachment, continuation, stacking, combination, merging and counts of adapters, against PEFT and full logits."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TestFresh:
         assert model.get_base_model().model.language_model.norm.weight.dtype == torch.bfloat16
         assert (model.peft_config["default"].lora_alpha, model.peft_config["default"].r) == (3, 3)
 
-    def test_nothing_asked_for(self, small_gemma):
+    def test_without_rank_the_model_is_unchanged(self, small_gemma):
         model = load(small_gemma)
         assert attach(model, lora_r=None) is model
 

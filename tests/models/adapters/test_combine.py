@@ -1,4 +1,4 @@
-"""Several adapters become one as their weights say: by hand, for every way of combining them."""
+"""Weighted combination of adapters, against results computed by hand for every method."""
 
 from __future__ import annotations
 

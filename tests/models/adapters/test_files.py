@@ -1,4 +1,4 @@
-"""Adapters read from disk: every layout restored exactly, and every defect one sentence."""
+"""Adapter files: every layout is restored exactly, every defect gives one error message."""
 
 from __future__ import annotations
 

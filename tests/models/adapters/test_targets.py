@@ -1,4 +1,4 @@
-"""Which layers each target meets, in three families, and what is refused."""
+"""Layers matched by each target in three families, and refused targets."""
 
 from __future__ import annotations
 

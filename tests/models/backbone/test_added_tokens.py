@@ -1,4 +1,4 @@
-"""Added tokens: their rows train and nothing else does, and the loss is that of a table that holds them."""
+"""Added tokens: only their rows are trained, and the loss equals that of a table that contains them."""
 
 import bitsandbytes as bnb
 import pytest

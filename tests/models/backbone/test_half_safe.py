@@ -1,4 +1,4 @@
-"""The proof that fp16, 8-bit and 4-bit storage trains a model whose activations exceed fp16."""
+"""Training over fp16, 8-bit and 4-bit weights of a model whose activations exceed fp16."""
 
 from __future__ import annotations
 

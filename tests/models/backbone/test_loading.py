@@ -1,4 +1,4 @@
-"""Loading: what cannot be found or read ends in a sentence; what loads is stored as asked."""
+"""Loading: error messages for missing and damaged files, and the dtype of loaded weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def copy(tiny_llava: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_llava, tmp_path / "copy"))
 
 
-def test_a_folder_and_a_hub_id_are_told_apart(
+def test_a_folder_and_a_hub_id_are_distinguished(
     tiny_llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

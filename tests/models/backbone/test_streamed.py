@@ -1,4 +1,4 @@
-"""A model that stays in its files is the one that `from_pretrained` loads, name by name and logit by logit."""
+"""Streamed models equal those of `from_pretrained`, in names and logits."""
 
 from __future__ import annotations
 

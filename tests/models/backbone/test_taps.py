@@ -1,4 +1,4 @@
-"""Taps against means taken by hand, and the layers that are chosen."""
+"""Taps against means computed by hand, and the selection of layers."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_taps_carry_gradients_also_where_blocks_are_computed_again():
     assert all(parameter.grad is not None for parameter in tower.parameters())
 
 
-def test_nothing_is_kept_outside_of_the_block():
+def test_nothing_is_recorded_outside_the_block():
     tower = Tower()
     taps = Taps(tower, ["layers.0"], grid=1)
     with taps.recorded():

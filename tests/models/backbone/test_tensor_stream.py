@@ -1,4 +1,4 @@
-"""What is cut block by block is what indexing gives, in a file that safetensors reads."""
+"""Slices written block by block equal indexed tensors, in a file that safetensors reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the layers of a vision tower give, against the hidden states that transformers itself returns."""
+"""Recorded outputs of vision layers, against the hidden states returned by transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def seen(request):
     return model, model.model.vision_tower, AutoProcessor.from_pretrained(folder), pixels
 
 
-def test_every_layers_patches_are_kept_while_the_block_lasts(seen):
+def test_every_layers_patches_are_recorded_in_the_block(seen):
     model, tower, processor, pixels = seen
     layers = VisionLayers(tower, model.config.vision_config, processor)
     with layers.recorded() as kept, torch.no_grad():

@@ -1,4 +1,4 @@
-"""What is written can be read again, what models write askew can be read, and reading never fails."""
+"""Box formats: written text is read back, malformed text of models is read, and reading never raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels on the answers and nothing else, marks where they are named, checked against a second reading of the ids."""
+"""Labels on the answers only and marks at their tokens, against an independent decoding of the ids."""
 
 import numpy as np
 import pytest
@@ -151,7 +151,7 @@ def test_bos_stands_once(processors):
     assert (ids == processors["medgemma"].tokenizer.bos_token_id).sum() == 1
 
 
-def test_gemma_is_told_where_its_images_are(processors):
+def test_gemma_gets_token_types_of_its_images(processors):
     encoder = ChatEncoder(processors["medgemma"], max_length=4096)
     sample = Sample([Turn("user", "<image> and <image>"), Turn("assistant", "b")], [picture(0), picture(1)])
     student = encoder.encode(sample).student
@@ -174,7 +174,7 @@ def test_gemma_is_told_where_its_images_are(processors):
         ([("assistant", "a"), ("assistant", "b")], 0, "F, line 2: the chat template refuses it: "),
     ],
 )
-def test_what_cannot_be_encoded_is_said_with_its_row(processors, turns, images, message):
+def test_encoding_errors_name_the_row(processors, turns, images, message):
     sample = Sample([Turn(*turn) for turn in turns], [picture()] * images, source="F, line 2")
     with pytest.raises(DataError) as error:
         ChatEncoder(processors["medgemma"], max_length=999).encode(sample)
@@ -216,7 +216,7 @@ def test_padding_on_both_sides(processors):
         assert batch.student["pixel_values"].shape[0] == 1
 
 
-def test_an_end_of_turn_from_the_config_takes_the_place_of_the_found_one(processors):
+def test_an_end_of_turn_in_the_config_replaces_that_of_the_template(processors):
     encoder = ChatEncoder(processors["llava"], max_length=999, turn_end="<unk>")
     encoded = encoder.encode(Sample([Turn("user", "a"), Turn("assistant", "b")]))
     assert encoded.targets["labels"][encoded.targets["labels"] != IGNORE][-1] == encoder.turn_end_id
@@ -415,7 +415,7 @@ def test_the_system_prompt_is_held_to_the_same(processors):
         encoder.encode(Sample([Turn("user", "a"), Turn("assistant", "b")]))
 
 
-def test_marks_that_do_not_fit_are_said_with_their_row(speaking):
+def test_errors_of_marks_name_the_row(speaking):
     for sample in (grounded(groups=((1,), (2,))), grounded(groups=((7,),))):
         for read in (speaking("llava", "text").encode, speaking("llava", "text").reference):
             with pytest.raises(DataError, match="^F, line 2: "):

@@ -1,4 +1,4 @@
-"""Marks in texts, tensors and frames, checked against arithmetic done a second way."""
+"""Marks in texts, tensors and frames, against an independent computation."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_mask_is_written_as_the_box_around_it():
         ([Mark(box=(0, 0, float("nan"), 1))], BOX, ((0,),), None, "a mark has the coordinates (0, 0, nan, 1), which "),
     ],
 )
-def test_what_does_not_fit_is_said_with_its_row(marks, text, groups, box_format, message):
+def test_errors_name_the_row(marks, text, groups, box_format, message):
     with pytest.raises(DataError) as error:
         MarkWriter(box_format).prepare(scene(marks, text, groups))
     assert str(error.value).startswith(f"F, line 2: {message}")
@@ -167,7 +167,7 @@ def test_an_object_token_without_heads_is_refused():
         MarkWriter(PerceptionToken(), has_heads=False)
 
 
-def test_objects_are_told_as_tensors():
+def test_objects_become_tensors():
     mask = disk(40, 20, 10, 10, 6)
     marks = [Mark(box=(0, 0, 20, 20)), Mark(mask=mask), Mark(box=(20, 0, 40, 10), mask=mask)]
     sample = scene(marks, f"{BOX} and {BOX}", ((2,), (1,)))

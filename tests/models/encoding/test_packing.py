@@ -1,4 +1,4 @@
-"""Packed samples have the losses and gradients that they have alone, in every family that may be packed."""
+"""Packed samples have the same losses and gradients as single samples, in every family that allows packing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources and targets of encoder-decoder models, against the convention as it is written down for T5Gemma."""
+"""Sources and targets of encoder-decoder models, against the documented format of T5Gemma."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ def test_history_is_part_of_the_source_and_control_tokens_are_refused(tokenizer)
         made.encode(Sample([Turn("user", "a")]))
 
 
-def test_answers_are_read_and_told(tokenizer):
+def test_answers_are_read_and_references_match(tokenizer):
     made = encoder(tokenizer)
     ids = torch.tensor(tokenizer("Das Herz.", add_special_tokens=False)["input_ids"] + [made.turn_end_id])
     assert made.read_answer(ids).text == "Das Herz."

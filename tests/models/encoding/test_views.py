@@ -1,4 +1,4 @@
-"""Views by their names, never by their order."""
+"""Views are selected by name, never by order."""
 
 import math
 

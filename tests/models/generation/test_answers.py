@@ -1,4 +1,4 @@
-"""Measures of many samples against those of each alone."""
+"""Measures of a batch equal those of single samples."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_batches_and_orders_change_nothing(bundle: Bundle):
     assert together[0].text == f"EF {together[0].measures['EF']:.1f} %, EDV {together[0].measures['EDV']:.1f} mL"
 
 
-def test_it_is_asked_as_a_model_that_speaks_is(bundle: Bundle):
+def test_it_is_called_like_a_model_that_generates_text(bundle: Bundle):
     samples = _samples()[:2]
     assert answers(bundle, samples, max_new_tokens=5, progress=False) == measure(bundle, samples, progress=False)
 

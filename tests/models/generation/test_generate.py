@@ -1,4 +1,4 @@
-"""Answers do not depend on the batch they were made in, and generating leaves no trace in a training run."""
+"""Answers do not depend on the batch, and generation does not change the state of a training run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads on real models: what they are told and read in training, and that generation does the same."""
+"""Heads on tiny models: inputs and predictions in training, and the same in generation."""
 
 from dataclasses import replace
 
@@ -175,7 +175,7 @@ def test_other_weights_read_the_same_when_they_write(tiny_llava, options, precis
         assert len({mark.box for mark in answer.marks}) == 3
 
 
-def test_an_object_of_the_question_is_told_to_the_model(taught):
+def test_an_object_of_the_question_is_embedded(taught):
     bundle, samples = taught
     sample = samples[0]
     turns = [Turn("user", "<image> What is at <box>?", ((0,),)), Turn("assistant", "A lesion.")]

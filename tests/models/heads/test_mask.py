@@ -72,7 +72,7 @@ def test_every_parameter_has_a_gradient_and_computes_in_fp32(dtype, context):
     assert not [name for name in silent if "in_proj_bias" not in name], silent
 
 
-def test_words_are_told_apart_by_how_far_back_they_are():
+def test_context_tokens_differ_by_their_distance():
     made, (states, layers, _) = head(context=3), scene()
     words = torch.cat([torch.randn(2, 2, 2, WIDTH), states], dim=2)
     features, images = made.features(layers), torch.tensor([[0, 0], [1, 1]])

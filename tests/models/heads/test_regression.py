@@ -1,4 +1,4 @@
-"""The head that reads measures: units, views, what it refuses."""
+"""Regression head: units, views and refused options."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_mean_and_std_are_saved_and_never_train():
     assert not head.mean.requires_grad and not head.std.requires_grad
 
 
-def test_a_scale_that_is_given_is_kept_whatever_the_training_split_holds():
+def test_a_given_scale_is_not_changed_by_the_training_split():
     head = RegressionHead(8, measures=["EF", "EDV"], scale=dict(EDV=(120.0, 45.0), EF=(55.0, 12.0)))
     head.normalize({"EF": [1.0, 2.0], "EDV": [1.0, 1.0]})
     assert head.mean.tolist() == [55.0, 120.0] and head.std.tolist() == [12.0, 45.0]

@@ -3,7 +3,7 @@ import torch
 from mllm.models.heads.two_way import TwoWayTransformer, positions
 
 
-def test_places_are_told_apart_and_are_the_same_in_every_process():
+def test_positions_differ_and_are_equal_in_every_process():
     places = positions(6, 32)
     assert places.shape == (36, 32) and torch.equal(places, positions(6, 32))
     distances = torch.cdist(places, places) + torch.eye(36) * 99
