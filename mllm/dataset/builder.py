@@ -63,8 +63,9 @@ def build_dataset(
             build_dataset(item, seed=seed, split=split, where=f"{where}.datasets.{index}")
             for index, item in enumerate(arguments.pop("datasets"))
         ]
-    if "seed" in signature.parameters and signature.attributes["seed_from"] != "class":
-        arguments.setdefault("seed", seed if signature.attributes["seed_from"] == "run" else split)
+    seed_from = signature.attributes.get("seed_from", "class")
+    if "seed" in signature.parameters and seed_from != "class":
+        arguments.setdefault("seed", seed if seed_from == "run" else split)
     number = arguments.get("seed")
     if isinstance(number, int) and number < 0:
         raise ConfigError(f"{where}.seed must be at least 0, not {number}")

@@ -157,7 +157,7 @@ class SubsetDataset(_Selection):
         seed: int = 0,
     ) -> None:
         if sum(choice is not None for choice in (portion, indices, size)) != 1:
-            raise ConfigError("SubsetDataset needs exactly one of portion, indices and size")
+            raise ConfigError("exactly one of portion, indices and size is required")
         count = len(dataset)
         if indices is not None:
             outside = [index for index in indices if not 0 <= index < count]

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from PIL.Image import Image
 from typing_extensions import override
 
@@ -60,6 +61,19 @@ def known_number(value: Any, field: str) -> float:
 def format_counts(counts: Mapping[str, int]) -> str:
     """Return the counts above 0 as text: `2 without two traced frames, 1 beyond size=100`."""
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
+
+
+def count_unknown(rows: Sequence[Mapping[str, float]]) -> dict[str, int]:
+    """Return the number of rows in which each measure is unknown."""
+    return {name: sum(math.isnan(measures[name]) for measures in rows) for name in MEASURES}
+
+
+def summarize_differences(differences: Sequence[float]) -> dict[str, float]:
+    """Return mean and maximum of absolute differences; NaN if there are none."""
+    return {
+        "mean": float(np.mean(differences)) if differences else math.nan,
+        "largest": max(differences, default=math.nan),
+    }
 
 
 class CineDataset(AugmentedDataset):

@@ -10,13 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL.Image import Image
 from tqdm import tqdm
 from typing_extensions import override
 
 from mllm.dataset.echo.camus_files import Release
-from mllm.dataset.echo.cine import MEASURES, MOMENTS, CineDataset, format_counts, known_number
+from mllm.dataset.echo.cine import (
+    MOMENTS,
+    CineDataset,
+    count_unknown,
+    format_counts,
+    known_number,
+    summarize_differences,
+)
 from mllm.dataset.echo.left_ventricle import METHOD, biplane_measures
 from mllm.dataset.echo.planes import to_square_pixels
 from mllm.dataset.indices import choose_rows, from_zero
@@ -139,19 +145,14 @@ class CamusDataset(CineDataset):
             },
             "used": len(self),
             "dropped": {reason: count for reason, count in self.dropped.items() if count},
-            "unknown": {
-                name: sum(math.isnan(patient.measures[name]) for patient in self.patients) for name in MEASURES
-            },
+            "unknown": count_unknown([patient.measures for patient in self.patients]),
             "volumes": {
                 "from the files": len(self) - len(computed) - len(reasons),
                 "from the masks": len(computed),
                 "method": METHOD,
                 "masks that give none": reasons,
             },
-            "EF against the masks, points": {
-                "mean": float(np.mean(gaps)) if gaps else math.nan,
-                "largest": max(gaps, default=math.nan),
-            },
+            "EF against the masks, points": summarize_differences(gaps),
         }
 
     @classmethod

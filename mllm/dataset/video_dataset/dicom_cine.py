@@ -1,4 +1,4 @@
-"""Own echocardiograms: DICOM cines or videos, with a table of their frames and measures."""
+"""Echocardiograms of the user: DICOM cines or videos, with a table of their frames and measures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from mllm.dataset.base import ImageTextDataset
-from mllm.dataset.echo.cine import FRAMES_NEEDED, MEASURES, MOMENTS, conversation, known_number
+from mllm.dataset.echo.cine import FRAMES_NEEDED, MEASURES, MOMENTS, conversation, count_unknown, known_number
 from mllm.dataset.phantoms.echo_folders import write_echonet
 from mllm.errors import DataError
 from mllm.files import replaced_file
@@ -65,7 +65,7 @@ class DicomCineDataset(ImageTextDataset):
             "file": str(self.records.path),
             "used": len(readable),
             "unreadable": len(self) - len(readable),
-            "unknown": {name: sum(math.isnan(measures[name]) for measures in readable) for name in MEASURES},
+            "unknown": count_unknown(readable),
         }
 
     @classmethod

@@ -10,11 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL.Image import Image
 from typing_extensions import override
 
-from mllm.dataset.echo.cine import ED, ES, MEASURES, CineDataset, format_counts, known_number
+from mllm.dataset.echo.cine import (
+    ED,
+    ES,
+    MEASURES,
+    CineDataset,
+    count_unknown,
+    format_counts,
+    known_number,
+    summarize_differences,
+)
 from mllm.dataset.echo.tracings import Tracing, read_tracings, stem
 from mllm.dataset.indices import choose_rows, from_zero
 from mllm.dataset.phantoms.echo_folders import write_echonet
@@ -128,15 +136,12 @@ class EchoNetDataset(CineDataset):
             "dropped": {reason: count for reason, count in self.dropped.items() if count},
             "video files missing": sum(f"{video.name}.avi" not in files for video in videos),
             "more than two traced frames": sum(len(video.tracings) > 2 for video in videos),
-            "unknown": {name: sum(math.isnan(video.measures[name]) for video in videos) for name in MEASURES},
+            "unknown": count_unknown([video.measures for video in videos]),
             "ED is the larger traced area": {
                 "file order disagrees": sum(video.ed != video.tracings[-1] for video in videos),
                 "index order disagrees": sum(video.ed.frame < video.es.frame for video in videos),
             },
-            "EF against the volumes, points": {
-                "mean": float(np.mean(gaps)) if gaps else math.nan,
-                "largest": max(gaps, default=math.nan),
-            },
+            "EF against the volumes, points": summarize_differences(gaps),
         }
 
     @classmethod
