@@ -49,7 +49,7 @@ def load_processor(args):
 
 def refuse_other_edges(config, checkpoint):
     if config.model_args.longest_edge % 28:
-        place = config.place("model_args", "longest_edge")
+        place = config.origin("model_args", "longest_edge")
         raise ConfigError(f"{place}: longest_edge={config.model_args.longest_edge} is not a multiple of 28: use 56")
 
 
