@@ -87,11 +87,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("config", help="a config with privacy_args")
     parser.add_argument("--privacy", action="store_true", required=True, help="plan the noise that reaches an epsilon")
     parser.add_argument(
-        "--epsilon", nargs="+", type=_positive, help="epsilons (default: 1, 3, 8 and the one of the config)"
+        "--epsilon", nargs="+", type=_positive, help="epsilons (default: 1, 3, 8 and that of the config)"
     )
-    parser.add_argument(
-        "--draw", nargs="+", type=_count, help="units of an update (default: that of the config, / 4, * 4)"
-    )
+    parser.add_argument("--draw", nargs="+", type=_count, help="units of an update (default: the config, / 4, * 4)")
     parser.add_argument("--tiny", action="store_true", help="replace checkpoints and absent data by tiny ones")
     parser.add_argument(
         "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys"
