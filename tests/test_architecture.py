@@ -139,6 +139,21 @@ def test_what_is_public_says_what_it_is() -> None:
     assert not silent
 
 
+QUESTION_WORDS = ("What", "Where", "Whether", "How", "Who", "Which", "Why", "The same")
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
+    """Modules, classes and functions; see the writing style in mllm/README.md."""
+    found = []
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                docstring = ast.get_docstring(node) or ""
+                if re.match(rf"({'|'.join(QUESTION_WORDS)})\b", docstring):
+                    found.append(f"{name_of(path)}: {docstring.splitlines()[0]}")
+    assert not found
+
+
 def test_no_fishing_for_attributes() -> None:
     """`hasattr`, and `getattr` with a fixed name or a default, guess at a type that could be known."""
     found = []

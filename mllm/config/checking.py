@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mllm.config.defaults import absence, absent_keys, without_foreign_keys
-from mllm.config.origins import Key, Places
+from mllm.config.origins import Key, Origins
 from mllm.config.registry_entries import check_entry, describe_entry
 from mllm.config.renamed import DATA, MODEL, TRAINING
-from mllm.config.schema import SPLITS, DataArgs, ExportArgs, ModelArgs, PrivacyArgs, StoppingArgs
+from mllm.config.schema import SPLITS, DataArgs, DistillArgs, ExportArgs, ModelArgs, PrivacyArgs, StoppingArgs
 from mllm.config.source import has_source
 from mllm.config.training_args import fill_defaults, training_fields
 from mllm.errors import ConfigError, hint, near
@@ -34,157 +34,177 @@ NOT_NEGATIVE = ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"
 """What transformers and PyTorch refuse only once the model is loaded, or take without a word."""
 
 
-def check_top_level(merged: Mapping[str, Any], places: Places) -> None:
+def check_top_level(merged: Mapping[str, Any], origins: Origins) -> None:
     """Check the top-level keys of a merged config, and that all values can be written into the saved config.
 
     Raises:
         ConfigError: A key is unknown, `name` or `tiny` has the wrong type, or a value is a class or a function.
     """
-    check_names(merged, places)
+    check_names(merged, origins)
     for key, value in merged.items():
-        _refuse_without_source(value, (key,), places)
+        _refuse_without_source(value, (key,), origins)
     for key, kind in (("name", str), ("tiny", bool)):
         if key in merged and not fits(merged[key], kind):
-            raise ConfigError(f"{places.of(key)}: {key} {invalid_value(merged[key], kind)}")
+            raise ConfigError(f"{origins.of(key)}: {key} {invalid_value(merged[key], kind)}")
 
 
-def check_names(names: Iterable[str], places: Places) -> None:
+def check_names(names: Iterable[str], origins: Origins) -> None:
     """Raise `ConfigError` for an unknown top-level name that does not begin with '_'."""
     for name in names:
         if name not in TOP_LEVEL and not name.startswith("_"):
             raise ConfigError(
-                f"{places.of(name)}: unknown key '{name}' at the top level{hint(name, TOP_LEVEL)} "
+                f"{origins.of(name)}: unknown key '{name}' at the top level{hint(name, TOP_LEVEL)} "
                 f"(helper variables begin with '_')"
             )
 
 
-def _refuse_without_source(value: Any, key: Key, places: Places) -> None:
+def _refuse_without_source(value: Any, key: Key, origins: Origins) -> None:
     """Raise `ConfigError` for values that cannot be written as Python source, such as classes and functions."""
     if isinstance(value, Mapping):
         for name, child in value.items():
-            _refuse_without_source(child, (*key, str(name)), places)
+            _refuse_without_source(child, (*key, str(name)), origins)
     elif not has_source(value):
         raise ConfigError(
-            f"{places.of(*key)}: {'.'.join(key)} is a {type(value).__name__}; a config holds only None, True, False, "
+            f"{origins.of(*key)}: {'.'.join(key)} is a {type(value).__name__}; a config holds only None, True, False, "
             f"numbers, text, lists, tuples and dicts"
         )
 
 
-def check_sections(merged: Mapping[str, Any], places: Places) -> dict[str, Any]:
+def check_sections(merged: Mapping[str, Any], origins: Origins) -> dict[str, Any]:
     """Return the checked sections of a config with all defaults, by the names of their fields in `RunConfig`.
 
     Raises:
         ConfigError: A key or type is unknown, a required key is missing, or a value is invalid.
     """
-    privacy = privacy_args(merged, places)
+    privacy = privacy_args(merged, origins)
     return {
-        "model_args": model_args(section(merged, "model_args", places), places),
-        "data_args": data_args(section(merged, "data_args", places), places),
+        "model_args": model_args(section(merged, "model_args", origins), origins),
+        "data_args": data_args(section(merged, "data_args", origins), origins),
         "training_args": training_args(
-            section(merged, "training_args", places), places, is_private=privacy is not None
+            section(merged, "training_args", origins), origins, is_private=privacy is not None
         ),
-        "objectives": objectives(section(merged, "objectives", places), places),
-        "export_args": export_args(section(merged, "export_args", places), places),
+        "objectives": objectives(section(merged, "objectives", origins), origins),
+        "export_args": export_args(section(merged, "export_args", origins), origins),
         "privacy_args": privacy,
-        "hardware": hardware(section(merged, "hardware", places), places),
+        "hardware": hardware(section(merged, "hardware", origins), origins),
     }
 
 
-def section(merged: Mapping[str, Any], name: str, places: Places) -> dict[str, Any]:
+def section(merged: Mapping[str, Any], name: str, origins: Origins) -> dict[str, Any]:
     """A top-level dict of the merged config; empty where absent."""
     value = merged.get(name, {})
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{places.of(name)}: {name} must be a dict, not {value!r}")
+        raise ConfigError(f"{origins.of(name)}: {name} must be a dict, not {value!r}")
     return dict(value)
 
 
-def model_args(values: dict[str, Any], places: Places) -> ModelArgs:
+def model_args(values: dict[str, Any], origins: Origins) -> ModelArgs:
     """Return the checked `model_args` as the options of their type."""
-    args = typed_args(values, "model_args", places)
+    args = typed_args(values, "model_args", origins)
     if args.lora_target not in ("language", "vision", "all"):
         try:
             re.compile(args.lora_target)
         except re.error as error:
             raise ConfigError(
-                f"{places.of('model_args', 'lora_target')}: model_args.lora_target must be 'language', 'vision', 'all' "
-                f"or a regular expression; {args.lora_target!r} is none: {error}"
+                f"{origins.of('model_args', 'lora_target')}: model_args.lora_target must be 'language', 'vision', "
+                f"'all' or a regular expression; {args.lora_target!r} is none: {error}"
             ) from error
     heads = {}
     for name, options in args.heads.items():
         if name not in HEAD_NAMES:
             raise ConfigError(
-                f"{places.of('model_args', 'heads', name)}: model_args.heads has no place for '{name}'"
+                f"{origins.of('model_args', 'heads', name)}: model_args.heads has no head named '{name}'"
                 f"{hint(name, HEAD_NAMES)}"
             )
-        heads[name] = check_entry(options, HEADS, ("model_args", "heads", name), places, provided=HEAD_PROVIDED)
+        heads[name] = check_entry(options, HEADS, ("model_args", "heads", name), origins, provided=HEAD_PROVIDED)
     if args.box_format is not None:
-        check_entry(args.box_format, BOX_FORMATS, ("model_args", "box_format"), places)
+        check_entry(args.box_format, BOX_FORMATS, ("model_args", "box_format"), origins)
     return dataclasses.replace(args, heads=heads)
 
 
-def typed_args(values: dict[str, Any], name: str, places: Places) -> ModelArgs:
+def typed_args(values: dict[str, Any], name: str, origins: Origins) -> ModelArgs:
     """Return the section `name` as the options of its `type`; raise `ConfigError` for keys that the type lacks."""
     key = name.split(".")
     if "type" not in values:
-        filled(ModelArgs, values, name, places)
-    family = known_family(values.get("type"), (*key, "type"), places)
+        filled(ModelArgs, values, name, origins)
+    family = known_family(values.get("type"), (*key, "type"), origins)
     for other in values:
         try:
             without_foreign_keys({other: values[other]}, family)
         except ConfigError as error:
-            raise ConfigError(f"{places.of(*key, other)}: {error}") from None
-    args: ModelArgs = filled(family.options, without_foreign_keys(values, family), name, places)
+            raise ConfigError(f"{origins.of(*key, other)}: {error}") from None
+    args: ModelArgs = filled(family.options, without_foreign_keys(values, family), name, origins)
     for other in absent_keys(args):
-        raise ConfigError(f"{places.of(*key, other)}: {absence(args.type, other, args.part)}")
+        raise ConfigError(f"{origins.of(*key, other)}: {absence(args.type, other, args.part)}")
     return args
 
 
-def data_args(values: dict[str, Any], places: Places) -> DataArgs:
+def data_args(values: dict[str, Any], origins: Origins) -> DataArgs:
     """Checks `data_args` and, against the signatures of their classes, the datasets in it."""
-    args = filled(DataArgs, values, "data_args", places)
+    args = filled(DataArgs, values, "data_args", origins)
     for name in args.metrics:
-        describe_entry(METRICS, name, ("data_args", "compute_metric"), places)
+        describe_entry(METRICS, name, ("data_args", "compute_metric"), origins)
     splits = {
-        split: check_entry(values[split], DATASETS, ("data_args", split), places)
+        split: check_entry(values[split], DATASETS, ("data_args", split), origins)
         for split in SPLITS
         if values.get(split) is not None
     }
     return dataclasses.replace(args, **splits)
 
 
-def export_args(values: dict[str, Any], places: Places) -> ExportArgs:
+def export_args(values: dict[str, Any], origins: Origins) -> ExportArgs:
     """Checks `export_args`."""
-    args: ExportArgs = filled(ExportArgs, values, "export_args", places)
+    args: ExportArgs = filled(ExportArgs, values, "export_args", origins)
     return args
 
 
-def privacy_args(merged: Mapping[str, Any], places: Places) -> PrivacyArgs | None:
+def privacy_args(merged: Mapping[str, Any], origins: Origins) -> PrivacyArgs | None:
     """Checks `privacy_args`; None where there are none, or where a config takes those of its base away."""
     if merged.get("privacy_args") is None:
         return None
-    values = section(merged, "privacy_args", places)
-    args: PrivacyArgs = filled(PrivacyArgs, values, "privacy_args", places)
+    values = section(merged, "privacy_args", origins)
+    args: PrivacyArgs = filled(PrivacyArgs, values, "privacy_args", origins)
     return args
 
 
-def objectives(values: dict[str, Any], places: Places) -> dict[str, dict[str, Any]]:
+def distill_args(merged: Mapping[str, Any], origins: Origins) -> DistillArgs | None:
+    """Return the checked `distill_args` with its teacher; None without a teacher, or if a config removes its base's."""
+    if merged.get("distill_args") is None:
+        return None
+    values = section(merged, "distill_args", origins)
+    teacher = values.get("teacher")
+    if not isinstance(teacher, dict):
+        raise ConfigError(
+            f"{origins.of('distill_args')}: distill_args needs teacher=dict(type=..., model_name_or_path=...)"
+        )
+    known = typed_args({"lora_r": None, **teacher}, "distill_args.teacher", origins)
+    origin = origins.of("distill_args", "teacher", "type")
+    for key, wrong in (("lora_r", known.lora_r is not None), ("heads", bool(known.heads))):
+        if wrong:
+            raise ConfigError(f"{origin}: a teacher does not train: remove distill_args.teacher.{key}")
+    known = dataclasses.replace(known, part=FAMILIES.find(known.type).defaults.get("part", known.part))
+    args: DistillArgs = filled(DistillArgs, {**values, "teacher": known}, "distill_args", origins)
+    return args
+
+
+def objectives(values: dict[str, Any], origins: Origins) -> dict[str, dict[str, Any]]:
     """Checks `objectives` against the signatures of their classes; next-token prediction alone where there are none."""
     if not values:
         return {name: dict(options) for name, options in DEFAULT_OBJECTIVES.items()}
     checked = {}
     for name, options in values.items():
         if options is not None:  # None takes away the objective of a base.
-            checked[name] = check_entry(options, OBJECTIVES, ("objectives", name), places)
+            checked[name] = check_entry(options, OBJECTIVES, ("objectives", name), origins)
     return checked
 
 
-def training_args(values: dict[str, Any], places: Places, is_private: bool) -> dict[str, Any]:
+def training_args(values: dict[str, Any], origins: Origins, is_private: bool) -> dict[str, Any]:
     """Return the checked `training_args` with all defaults of `transformers.TrainingArguments` and `StoppingArgs`."""
     own = [item.name for item in dataclasses.fields(StoppingArgs)]
-    filled(StoppingArgs, {key: values[key] for key in own if key in values}, "training_args", places)
+    filled(StoppingArgs, {key: values[key] for key in own if key in values}, "training_args", origins)
     known = training_fields()
     for key, value in values.items():
-        place = places.of("training_args", key)
+        origin = origins.of("training_args", key)
         if key not in known:
             if key in TRAINING:
                 tail = f": {TRAINING[key]}"
@@ -192,53 +212,53 @@ def training_args(values: dict[str, Any], places: Places, is_private: bool) -> d
                 tail = hint(key, known)
             else:
                 tail = "; known are the arguments of transformers.TrainingArguments"
-            raise ConfigError(f"{place}: unknown key '{key}' in training_args{tail}")
+            raise ConfigError(f"{origin}: unknown key '{key}' in training_args{tail}")
         if not fits(value, known[key].annotation):
-            raise ConfigError(f"{place}: training_args.{key} {invalid_value(value, known[key].annotation)}")
+            raise ConfigError(f"{origin}: training_args.{key} {invalid_value(value, known[key].annotation)}")
         if key in POSITIVE and value < 1:
-            raise ConfigError(f"{place}: training_args.{key} must be a whole number of at least 1, not {value!r}")
+            raise ConfigError(f"{origin}: training_args.{key} must be a whole number of at least 1, not {value!r}")
         if key in NOT_NEGATIVE and value is not None and not 0 <= value < float("inf"):
-            raise ConfigError(f"{place}: training_args.{key} must be 0 or more and finite, not {value!r}")
+            raise ConfigError(f"{origin}: training_args.{key} must be 0 or more and finite, not {value!r}")
     return fill_defaults(values, is_private)
 
 
-def hardware(values: dict[str, Any], places: Places) -> dict[str, Any]:
+def hardware(values: dict[str, Any], origins: Origins) -> dict[str, Any]:
     """Checks `hardware`, whose only key is `bf16`."""
     for key, value in values.items():
         if key != "bf16":
-            raise ConfigError(f"{places.of('hardware', key)}: unknown key '{key}' in hardware{hint(key, ['bf16'])}")
+            raise ConfigError(f"{origins.of('hardware', key)}: unknown key '{key}' in hardware{hint(key, ['bf16'])}")
         if not isinstance(value, bool):
-            raise ConfigError(f"{places.of('hardware', key)}: hardware.bf16 must be True or False, not {value!r}")
+            raise ConfigError(f"{origins.of('hardware', key)}: hardware.bf16 must be True or False, not {value!r}")
     return values
 
 
-def filled(schema: type, values: dict[str, Any], name: str, places: Places) -> Any:
+def filled(schema: type, values: dict[str, Any], name: str, origins: Origins) -> Any:
     """The dataclass `schema` made of checked values; `name` is the section's, with dots where it lies in another."""
     fields = {item.name: item for item in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
     for key, value in values.items():
-        place = places.of(*name.split("."), key)
+        origin = origins.of(*name.split("."), key)
         if key not in fields:
             renamed = {"model_args": MODEL, "data_args": DATA, "distill_args.teacher": MODEL}.get(name, {})
             tail = f": {renamed[key]}" if key in renamed else hint(key, fields)
-            raise ConfigError(f"{place}: unknown key '{key}' in {name}{tail}")
+            raise ConfigError(f"{origin}: unknown key '{key}' in {name}{tail}")
         if not fits(value, hints[key]):
-            raise ConfigError(f"{place}: {name}.{key} {invalid_value(value, hints[key])}")
+            raise ConfigError(f"{origin}: {name}.{key} {invalid_value(value, hints[key])}")
         bound = broken_bound(value, fields[key].metadata)
         if bound is not None:
-            raise ConfigError(f"{place}: {name}.{key} must be {bound}, not {value!r}")
+            raise ConfigError(f"{origin}: {name}.{key} must be {bound}, not {value!r}")
     for key, item in fields.items():
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and key not in values:
-            raise ConfigError(f"{places.of(*name.split('.'))}: {name} needs the key '{key}'")
+            raise ConfigError(f"{origins.of(*name.split('.'))}: {name} needs the key '{key}'")
     return schema(**values)
 
 
-def known_family(name: Any, key: Key, places: Places) -> Family:
-    """Return the record of a type; raise `ConfigError` with the place of `key` for an unknown one."""
+def known_family(name: Any, key: Key, origins: Origins) -> Family:
+    """Return the record of a type; raise `ConfigError` with the origin of `key` for an unknown one."""
     if not isinstance(name, str):
-        raise ConfigError(f"{places.of(*key)}: {'.'.join(key)} must be text, not {name!r}")
+        raise ConfigError(f"{origins.of(*key)}: {'.'.join(key)} must be text, not {name!r}")
     try:
         return FAMILIES.find(name)
     except ConfigError as error:
-        raise ConfigError(f"{places.of(*key)}: {error} ({'.'.join(key[:-1])})") from None
+        raise ConfigError(f"{origins.of(*key)}: {error} ({'.'.join(key[:-1])})") from None

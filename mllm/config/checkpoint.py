@@ -27,7 +27,7 @@ class Checkpoint:
 
     @property
     def is_gemma(self) -> bool:
-        """Whether it is a Gemma, by its architecture or, where that is unknown, by its name."""
+        """True for a Gemma model, by its architecture or, if that is unknown, by its name."""
         return "gemma" in (self.model_type or self.name).lower()
 
     @property

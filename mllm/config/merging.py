@@ -11,16 +11,16 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mllm.config.origins import OPTIONS, Place, Places, shown
+from mllm.config.origins import OPTIONS, Origin, Origins, shown
 from mllm.errors import ConfigError
 
 
-def merge_config(path: Path, places: Places, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def merge_config(path: Path, origins: Origins, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the merged config as plain dicts, without names that begin with '_'.
 
     Args:
         path: The config file.
-        places: Origins of its keys; those of the overrides are added.
+        origins: Origins of its keys; those of the overrides are added.
         overrides: Assignments such as `model_args.lora_r=8`.
 
     Raises:
@@ -30,10 +30,10 @@ def merge_config(path: Path, places: Places, overrides: Sequence[str] = ()) -> d
     try:
         config = Config.fromfile(path, import_custom_modules=False, lazy_import=False)
     except Exception as error:
-        raise ConfigError(format_error(error, places.files, shown(path))) from error
+        raise ConfigError(format_error(error, origins.files, shown(path))) from error
     for key, value in changes.items():
         _refuse_key_inside_value(key.split("."), config.to_dict())
-        _record_override(tuple(key.split(".")), value, places)
+        _record_override(tuple(key.split(".")), value, origins)
     try:
         config.merge_from_dict(changes)
     except Exception as error:
@@ -47,8 +47,8 @@ def format_error(error: Exception, files: Sequence[Path], fallback: str) -> str:
         return f"{shown(Path(error.filename))}:{error.lineno}: SyntaxError: {error.msg}"
     names = {str(file) for file in files}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in names]
-    place = f"{shown(Path(frames[-1].filename))}:{frames[-1].lineno}" if frames else fallback
-    return f"{place}: {_one_line(error)}"
+    origin = f"{shown(Path(frames[-1].filename))}:{frames[-1].lineno}" if frames else fallback
+    return f"{origin}: {_one_line(error)}"
 
 
 def parse_override(override: str) -> tuple[str, Any]:
@@ -102,15 +102,15 @@ def _refuse_key_inside_value(key: Sequence[str], value: Any) -> None:
         value = value[name]
 
 
-def _record_override(key: tuple[str, ...], value: Any, places: Places) -> None:
+def _record_override(key: tuple[str, ...], value: Any, origins: Origins) -> None:
     """Record the command line as the origin of a key and of all keys in its value."""
-    place = Place(None, 0, len(places.files))
+    origin = Origin(None, 0, len(origins.files))
     for length in range(1, len(key)):
-        places.written.setdefault(key[:length], place)
+        origins.written.setdefault(key[:length], origin)
     if key[-1] == "_delete_":
-        places.write(key[:-1], place)
+        origins.write(key[:-1], origin)
         return
-    places.write(key, place, keeps_children=isinstance(value, Mapping))
+    origins.write(key, origin, keeps_children=isinstance(value, Mapping))
     if isinstance(value, Mapping):
         for name, child in value.items():
-            _record_override((*key, str(name)), child, places)
+            _record_override((*key, str(name)), child, origins)

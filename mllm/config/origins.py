@@ -17,7 +17,7 @@ OPTIONS = "--cfg-options"
 
 
 @dataclass(frozen=True)
-class Place:
+class Origin:
     """Origin of a key."""
 
     file: Path | None
@@ -33,14 +33,14 @@ class Place:
 
 
 @dataclass
-class Places:
+class Origins:
     """Origins of all keys of a config."""
 
-    written: dict[Key, Place] = field(default_factory=dict)
+    written: dict[Key, Origin] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     """Files in the order of merging; the config itself is last."""
 
-    def find(self, key: Sequence[str]) -> Place | None:
+    def find(self, key: Sequence[str]) -> Origin | None:
         """Return the origin of `key`, or of the nearest enclosing dict if the key itself was not written."""
         for length in range(len(key), 0, -1):
             if tuple(key[:length]) in self.written:
@@ -49,17 +49,17 @@ class Places:
 
     def of(self, *key: str) -> str:
         """Return the `FILE:LINE` of a key; only the file if its line is unknown."""
-        place = self.find(key)
-        if place is not None:
-            return str(place)
+        origin = self.find(key)
+        if origin is not None:
+            return str(origin)
         return shown(self.files[-1]) if self.files else "config"
 
-    def write(self, key: Key, place: Place, keeps_children: bool = False) -> None:
+    def write(self, key: Key, origin: Origin, keeps_children: bool = False) -> None:
         """Record the origin of a key; without `keeps_children` the origins of the keys inside it are removed."""
         if not keeps_children:
             for other in [other for other in self.written if other[: len(key)] == key]:
                 del self.written[other]
-        self.written[key] = place
+        self.written[key] = origin
 
 
 def shown(path: Path) -> str:
@@ -70,43 +70,43 @@ def shown(path: Path) -> str:
         return str(path)
 
 
-def read_places(path: Path) -> Places:
+def read_origins(path: Path) -> Origins:
     """Return the origins of all keys of a config and its bases.
 
     Raises:
         ConfigError: A file cannot be read, a base does not exist, or two bases write the same key.
     """
-    places = Places()
-    _read_file(path, places, chain=())
-    return places
+    origins = Origins()
+    _read_file(path, origins, chain=())
+    return origins
 
 
-def _read_file(path: Path, places: Places, chain: tuple[Path, ...]) -> dict[str, Place]:
+def _read_file(path: Path, origins: Origins, chain: tuple[Path, ...]) -> dict[str, Origin]:
     """Record the keys of a file and its bases; return the first origin of each top-level key."""
     if path in chain:
         raise ConfigError(f"{shown(path)}: the file is its own base, by way of {shown(chain[-1])}")
     tree = _parse(path)
-    top: dict[str, Place] = {}
+    top: dict[str, Origin] = {}
     for base, line in _bases(tree, path):
         if not base.is_file():
             raise ConfigError(f"{shown(path)}:{line}: the base '{base}' does not exist")
-        for key, place in _read_file(base, places, (*chain, path)).items():
+        for key, origin in _read_file(base, origins, (*chain, path)).items():
             if key in top:
                 raise ConfigError(
-                    f"{shown(path)}:{line}: two bases write '{key}': {top[key]} and {place}; bases must not share a "
+                    f"{shown(path)}:{line}: two bases write '{key}': {top[key]} and {origin}; bases must not share a "
                     f"top-level key, so derive from one of them and write the difference"
                 )
-            top[key] = place
-    rank = len(places.files)
-    places.files.append(path)
+            top[key] = origin
+    rank = len(origins.files)
+    origins.files.append(path)
     names: dict[str, ast.expr] = {}
     for target, value, line in _assignments(tree):
         if len(target) == 1:
             names[target[0]] = value
-            top.setdefault(target[0], Place(path, line, rank))
-        _record(target, value, line, Recorder(places, path, rank, names))
+            top.setdefault(target[0], Origin(path, line, rank))
+        _record(target, value, line, Recorder(origins, path, rank, names))
     for target, value, line in _updates(tree):
-        _record(target, value, line, Recorder(places, path, rank, names))
+        _record(target, value, line, Recorder(origins, path, rank, names))
     return top
 
 
@@ -114,7 +114,7 @@ def _read_file(path: Path, places: Places, chain: tuple[Path, ...]) -> dict[str,
 class Recorder:
     """File whose keys are recorded."""
 
-    places: Places
+    origins: Origins
     path: Path
     rank: int
     names: dict[str, ast.expr]
@@ -128,14 +128,14 @@ def _record(key: Key, value: ast.expr, line: int, to: Recorder) -> None:
     children = list(_children(value))
     is_dict = _is_dict(value)
     deletes = any(name == "_delete_" for name, _, _ in children)
-    place = Place(to.path, line, to.rank, ast.unparse(value) if isinstance(value, ast.Constant) else None)
-    before = to.places.written.get(key)
+    origin = Origin(to.path, line, to.rank, ast.unparse(value) if isinstance(value, ast.Constant) else None)
+    before = to.origins.written.get(key)
     if is_dict and not deletes and before is not None and before.constant is not None and before.rank < to.rank:
         raise ConfigError(
-            f"{place}: {'.'.join(key)} is a dict here and {before.constant} in its base ({before}): "
+            f"{origin}: {'.'.join(key)} is a dict here and {before.constant} in its base ({before}): "
             f"add _delete_=True to the dict"
         )
-    to.places.write(key, place, keeps_children=is_dict and not deletes)
+    to.origins.write(key, origin, keeps_children=is_dict and not deletes)
     for name, child, child_line in children:
         if name != "_delete_":
             _record((*key, name), child, child_line, to)

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm.config.checking import check_names, check_sections, check_top_level, section
+from mllm.config.checking import check_names, check_sections, check_top_level, distill_args, section
 from mllm.config.custom_imports import import_modules
 from mllm.config.hardware import CHECKOUT
 from mllm.config.merging import merge_config
-from mllm.config.origins import Places, read_places, shown
-from mllm.config.rules import distillation
+from mllm.config.origins import Origins, read_origins, shown
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError, near
 
@@ -34,19 +33,19 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: The file does not exist or cannot be evaluated, a key or type is unknown, or a value is invalid.
     """
     path = _find_file(path)
-    places = read_places(path)
-    check_names([key[0] for key in places.written], places)  # before mmengine, which reserves some names
-    merged = merge_config(path, places, overrides)
-    check_top_level(merged, places)
-    custom_imports = import_modules(section(merged, "custom_imports", places), places)
+    origins = read_origins(path)
+    check_names([key[0] for key in origins.written], origins)  # before mmengine, which reserves some names
+    merged = merge_config(path, origins, overrides)
+    check_top_level(merged, origins)
+    custom_imports = import_modules(section(merged, "custom_imports", origins), origins)
     return RunConfig(
-        **check_sections(merged, places),
-        distill_args=distillation.distill_args(merged, places),
+        **check_sections(merged, origins),
+        distill_args=distill_args(merged, origins),
         custom_imports=custom_imports,
-        name=_run_name(merged, path, places),
+        name=_run_name(merged, path, origins),
         path=path,
         tiny=bool(merged.get("tiny", False)),
-        places=places,
+        origins=origins,
     )
 
 
@@ -63,9 +62,9 @@ def _find_file(path: str | Path) -> Path:
     raise ConfigError(f"config '{path}' not found" + (f": did you mean {listed}?" if listed else ""))
 
 
-def _run_name(merged: Mapping[str, Any], path: Path, places: Places) -> str:
+def _run_name(merged: Mapping[str, Any], path: Path, origins: Origins) -> str:
     """Return the name of the run: `name` of the file itself or of the command line, or else the name of the file."""
-    origin = places.find(("name",))
+    origin = origins.find(("name",))
     if origin is None or origin.file not in (path, None):
         return path.stem
     name = str(merged["name"])

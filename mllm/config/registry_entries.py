@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mllm import registry as registries
-from mllm.config.origins import Key, Places, shown
+from mllm.config.origins import Key, Origins, shown
 from mllm.errors import ConfigError
 from mllm.registry import OptionError, Registry, UnknownOptionError
 from mllm.signatures import Signature
 
 
 def check_entry(
-    options: Any, registry: Registry, key: Key, places: Places, provided: Collection[str] = ()
+    options: Any, registry: Registry, key: Key, origins: Origins, provided: Collection[str] = ()
 ) -> dict[str, Any]:
     """Check a dict with a `type` at `key` against the signature of its entry; see `mllm.registry.check`.
 
@@ -21,14 +21,14 @@ def check_entry(
         ConfigError: An option is invalid; the message begins with the FILE:LINE that wrote it.
     """
     try:
-        return registries.check(registry, _rename_filename(options, registry, key, places), key, provided)
+        return registries.check(registry, _rename_filename(options, registry, key, origins), key, provided)
     except UnknownOptionError as error:
-        raise ConfigError(_unknown_options(error, places)) from None
+        raise ConfigError(_unknown_options(error, origins)) from None
     except OptionError as error:
-        raise ConfigError(f"{places.of(*error.key)}: {error}") from None
+        raise ConfigError(f"{origins.of(*error.key)}: {error}") from None
 
 
-def describe_entry(registry: Registry, name: Any, key: Key, places: Places) -> Signature:
+def describe_entry(registry: Registry, name: Any, key: Key, origins: Origins) -> Signature:
     """Return the signature of the entry that a config names at `key`.
 
     Raises:
@@ -37,45 +37,45 @@ def describe_entry(registry: Registry, name: Any, key: Key, places: Places) -> S
     try:
         return registries.describe(registry, name, key)
     except OptionError as error:
-        raise ConfigError(f"{places.of(*error.key)}: {error}") from None
+        raise ConfigError(f"{origins.of(*error.key)}: {error}") from None
 
 
-def _rename_filename(options: Any, registry: Registry, key: Key, places: Places) -> Any:
+def _rename_filename(options: Any, registry: Registry, key: Key, origins: Origins) -> Any:
     """Rename Shikra's `filename` to `data_path`, also in nested dicts, if the entry has no parameter `filename`."""
     if isinstance(options, (list, tuple)):
         return type(options)(
-            _rename_filename(item, registry, (*key, str(index)), places) for index, item in enumerate(options)
+            _rename_filename(item, registry, (*key, str(index)), origins) for index, item in enumerate(options)
         )
     if not (isinstance(options, Mapping) and "type" in options):
         return options
-    nested = {name: _rename_filename(value, registry, (*key, name), places) for name, value in options.items()}
+    nested = {name: _rename_filename(value, registry, (*key, name), origins) for name, value in options.items()}
     if (
         "filename" not in options
-        or "filename" in describe_entry(registry, options["type"], (*key, "type"), places).parameters
+        or "filename" in describe_entry(registry, options["type"], (*key, "type"), origins).parameters
     ):
         return nested
     if "data_path" in options:
         raise ConfigError(
-            f"{places.of(*key, 'filename')}: {'.'.join(key)} has both 'filename' and 'data_path' "
-            f"({places.of(*key, 'data_path')}), which mean the same: keep 'data_path'"
+            f"{origins.of(*key, 'filename')}: {'.'.join(key)} has both 'filename' and 'data_path' "
+            f"({origins.of(*key, 'data_path')}), which mean the same: keep 'data_path'"
         )
-    writer = places.written.get((*key, "filename"))
+    writer = origins.written.get((*key, "filename"))
     if writer is not None:
-        places.write((*key, "data_path"), writer)
+        origins.write((*key, "data_path"), writer)
     return {("data_path" if name == "filename" else name): value for name, value in nested.items()}
 
 
-def _unknown_options(error: UnknownOptionError, places: Places) -> str:
+def _unknown_options(error: UnknownOptionError, origins: Origins) -> str:
     """Return the message about options that an entry does not have.
 
     Options that come from a base config with another type are reported as such.
     """
     key = error.parent
-    writer = places.find((*key, "type"))
+    writer = origins.find((*key, "type"))
     for name in error.names:
-        place = places.find((*key, name))
-        if place is None or writer is None or place.rank >= writer.rank:
-            return f"{places.of(*key, name)}: {error.message(name)}"
+        origin = origins.find((*key, name))
+        if origin is None or writer is None or origin.rank >= writer.rank:
+            return f"{origins.of(*key, name)}: {error.message(name)}"
     assert writer is not None
     where = ".".join(key)
     if writer.file is not None:
@@ -85,6 +85,6 @@ def _unknown_options(error: UnknownOptionError, places: Places) -> str:
     names = ", ".join(f"'{name}'" for name in error.names)
     pronoun = "it" if len(error.names) == 1 else "them"
     return (
-        f"{places.of(*key, error.names[0])}: {names} in {where} come from this base: the type is now "
+        f"{origins.of(*key, error.names[0])}: {names} in {where} come from this base: the type is now "
         f"'{error.type_name}' ({writer}), which does not accept {pronoun}: add {remedy}"
     )

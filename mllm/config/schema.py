@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mllm.config.hardware import git_state, installed
-from mllm.config.origins import Places, shown
+from mllm.config.origins import Origins, shown
 from mllm.config.source import source_of
 
 SPLITS = ("train", "validation", "test")
@@ -198,16 +198,16 @@ class RunConfig:
     """None: no differential privacy."""
     custom_imports: dict[str, Any] = field(default_factory=dict)
     """`imports`: modules that register datasets and other parts; `folders`: their folders."""
-    places: Places = field(default_factory=Places, compare=False, repr=False)
+    origins: Origins = field(default_factory=Origins, compare=False, repr=False)
     """File and line of every key, for messages."""
 
-    def place(self, *key: str) -> str:
-        """Return the `FILE:LINE` that wrote a key: `config.place('model_args', 'lora_r')`."""
-        return self.places.of(*key)
+    def origin(self, *key: str) -> str:
+        """Return the `FILE:LINE` that wrote a key: `config.origin('model_args', 'lora_r')`."""
+        return self.origins.of(*key)
 
     def is_written(self, *key: str) -> bool:
         """Return True if a file or the command line wrote a key, and False if it has its default."""
-        return key in self.places.written
+        return key in self.origins.written
 
     def replaced(self, **changes: Any) -> RunConfig:
         """Return a copy with other values: `config.replaced(**{'model_args.lora_r': 8, 'tiny': True})`."""

@@ -48,7 +48,7 @@ def read_base(folder: str | Path) -> str | None:
 def read_settings(folder: str | Path, **defaults: Any) -> dict[str, Any]:
     """Return the settings in `folder`; `defaults` without `mllm.json`, as in an adapter of another tool.
 
-    Raises `ConfigError` if the file cannot be read.
+    Raises `ConfigError` if the file cannot be read, or if no imported module registers its type.
     """
     path = Path(folder) / SETTINGS
     if not path.is_file():
@@ -59,4 +59,7 @@ def read_settings(folder: str | Path, **defaults: Any) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read ({error}); export the run again") from error
     if not isinstance(settings, dict) or "type" not in settings:
         raise ConfigError(f"{path} has no key 'type'; export the run again")
-    return encoding_settings(settings)
+    try:
+        return encoding_settings(settings)
+    except ConfigError as error:  # a type that another module registers
+        raise ConfigError(f"{path}: {error}; import the module that registers it with --import MODULE") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import re
@@ -15,9 +16,10 @@ from pathlib import Path
 from tqdm import tqdm
 from typing_extensions import override
 
-from mllm.errors import UserError, hint, is_out_of_memory
+from mllm.errors import ConfigError, UserError, hint, is_out_of_memory
 from mllm.files import DISK_FULL
 
+IMPORT = "--import"
 USER_ERROR = 2
 """Exit code for errors that the user can correct; argparse uses the same for an invalid command line."""
 INTERRUPTED = 130
@@ -88,7 +90,8 @@ def command_parser(name: str, description: str) -> argparse.ArgumentParser:
     return _Parser(
         prog=f"mllm {name}" if Path(sys.argv[0]).stem == "mllm" else None,
         description=description,
-        epilog="An error is reported as one sentence; --debug also shows the traceback.",
+        epilog="An error is reported as one sentence; --debug also shows the traceback. --import MODULE imports a "
+        "module first, for example one that registers a model family.",
         allow_abbrev=False,
     )
 
@@ -96,13 +99,14 @@ def command_parser(name: str, description: str) -> argparse.ArgumentParser:
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run `main(argv)` and return the exit code. Errors that the user can correct are printed as one sentence.
 
-    `--debug`, anywhere in `argv`, also shows the traceback. Other errors are defects and are raised.
+    `--debug`, anywhere in `argv`, also shows the traceback. `--import MODULE` imports a module first, such as one that
+    registers the model family of an adapter. Other errors are defects and are raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     setup_logging()
     try:
-        return main([argument for argument in arguments if argument != "--debug"])
+        return main(_import_plugins([argument for argument in arguments if argument != "--debug"]))
     except KeyboardInterrupt as error:
         if debug:
             traceback.print_exc()
@@ -120,6 +124,23 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
             traceback.print_exc()
         print(sentence, file=sys.stderr)
         return USER_ERROR
+
+
+def _import_plugins(arguments: list[str]) -> list[str]:
+    """Import the modules of `--import MODULE` from the current directory or PYTHONPATH; return the other arguments."""
+    while IMPORT in arguments:
+        index = arguments.index(IMPORT)
+        modules = arguments[index + 1 : index + 2]
+        if not modules:
+            raise ConfigError(f"{IMPORT} needs the name of a module, such as {IMPORT} my_family")
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
+        try:
+            importlib.import_module(modules[0])
+        except ImportError as error:
+            raise ConfigError(f"{IMPORT} {modules[0]} failed in {Path.cwd()} and on PYTHONPATH: {error}") from error
+        arguments = arguments[:index] + arguments[index + 2 :]
+    return arguments
 
 
 def explain(error: BaseException) -> str | None:

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 
 from mllm.config.hardware import Hardware, detect
-from mllm.config.rules import AMPERE
+from mllm.config.rules.precision import AMPERE
 from mllm.config.schema import ModelArgs
 from mllm.models.builder.builder import load_pretrained
 from mllm.structures import Bundle

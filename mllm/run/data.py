@@ -42,7 +42,7 @@ def open_splits(config: RunConfig) -> dict[str, SampleDataset]:
     find_checkpoint(config.model_args.model_name_or_path)
     if config.data_args.train is None:
         raise ConfigError(
-            f"{config.place('data_args', 'train')}: data_args.train is None or absent, and there is nothing to learn "
+            f"{config.origin('data_args', 'train')}: data_args.train is None or absent, and there is nothing to learn "
             "without it: give it a dataset, such as dict(type='VQADataset', data_path='rows.jsonl')"
         )
     splits = build_datasets(config.data_args, seed=config.training_args["seed"])
@@ -54,7 +54,9 @@ def open_splits(config: RunConfig) -> dict[str, SampleDataset]:
 
 def limit_tiny_updates(config: RunConfig, splits: Splits) -> RunConfig:
     """Return the config with at most `TINY_UPDATES` updates; a limit of the command line is not changed."""
-    if any(config.place("training_args", key).startswith("--cfg-options") for key in ("max_steps", "num_train_epochs")):
+    if any(
+        config.origin("training_args", key).startswith("--cfg-options") for key in ("max_steps", "num_train_epochs")
+    ):
         return config
     updates = planned_updates(config, splits["train"])
     if updates <= TINY_UPDATES:

@@ -34,8 +34,8 @@ def test_one_base_is_a_run_that_derives_from_a_run(write, bases):
     write(bases + "model_args = dict(lora_r=8)\n", "first.py")
     config = read_config(write('_base_ = "first.py"\nmodel_args = dict(max_length=77)\n'))
     assert (config.model_args.lora_r, config.model_args.max_length) == (8, 77)
-    assert config.place("model_args", "lora_r") == "first.py:2"
-    assert config.place("model_args", "type") == "model.py:2"
+    assert config.origin("model_args", "lora_r") == "first.py:2"
+    assert config.origin("model_args", "type") == "model.py:2"
 
 
 def test_bases_by_absolute_path_and_from_another_directory(write, bases, tmp_path, monkeypatch):
@@ -118,7 +118,7 @@ def test_overrides(write, bases):
     changed = {"learning_rate": 1e-3, "bf16": True, "report_to": ["tensorboard", "wandb"]}
     assert changed_values(config.training_args) == changed
     assert config.data_args.train["tasks"] == ["modality", "count"] and config.data_args.train["modalities"] is None
-    assert config.place("model_args", "lora_r") == "--cfg-options"
+    assert config.origin("model_args", "lora_r") == "--cfg-options"
 
 
 def test_an_override_without_equals_sign(write, bases):

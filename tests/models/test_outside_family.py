@@ -14,6 +14,7 @@ from mllm.config.reading import read_config
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES
 from mllm.pipeline import finetune, merge, predict, show
+from mllm.pipeline.command import USER_ERROR, run_command
 from mllm.run.prepare import prepare_args
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,7 @@ def load_processor(args):
 
 def refuse_other_edges(config, checkpoint):
     if config.model_args.longest_edge % 28:
-        place = config.place("model_args", "longest_edge")
+        place = config.origin("model_args", "longest_edge")
         raise ConfigError(f"{place}: longest_edge={config.model_args.longest_edge} is not a multiple of 28: use 56")
 
 
@@ -142,7 +143,9 @@ def test_its_option_and_its_rule_are_checked(write: Callable[[int], str]) -> Non
     assert "vision_tower" not in config.as_dict()["model_args"]
 
 
-def test_it_is_trained_shown_used_and_merged(write: Callable[[int], str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_trained_shown_used_and_merged(
+    write: Callable[[int], str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(56)
     assert finetune.main([path, "--tiny"]) == 0
     run = Path("exp/run/latest")
@@ -157,3 +160,13 @@ def test_it_is_trained_shown_used_and_merged(write: Callable[[int], str], capsys
     assert predict.main(["--adapter", str(run), *question]) == 0
     assert merge.main(["--adapter", str(run / "adapter"), "--out", "merged"]) == 0
     assert predict.main(["--model", "merged", *question]) == 0
+
+    # A new process does not know the family until its module is imported.
+    monkeypatch.setattr(FAMILIES, "_records", {family.type: family for family in FAMILIES if family.type != "idefics3"})
+    monkeypatch.delitem(sys.modules, "outside_idefics3")
+    arguments = ["--model", "merged", *question]
+    assert run_command(predict.main, arguments) == USER_ERROR
+    assert "unknown type 'idefics3'" in (error := capsys.readouterr().err) and "--import MODULE" in error
+    assert run_command(predict.main, ["--import", "outside_idefics", *arguments]) == USER_ERROR
+    assert "--import outside_idefics failed" in capsys.readouterr().err
+    assert run_command(predict.main, ["--import", "outside_idefics3", *arguments]) == 0

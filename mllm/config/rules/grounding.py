@@ -6,27 +6,39 @@ import logging
 
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
+from mllm.registry import HEADS, OBJECTIVES
 
 logger = logging.getLogger(__name__)
 
-READERS = {"BoxLoss": "box", "MaskLoss": "mask", "MeasureLoss": "measures"}
-"""Which head's findings an objective reads."""
-
 
 def refuse_objectives_without_heads(config: RunConfig) -> None:
-    """Raise `ConfigError` for a loss of boxes or masks without its head; warn about a head without a loss."""
-    read = set()
+    """Raise `ConfigError` for an objective whose head is missing; warn about a head without an objective.
+
+    `Objective.reads` names the head of an objective.
+    """
+    trained = set()
     for name, options in config.objectives.items():
-        head = READERS.get(options["type"])
+        head = OBJECTIVES.describe(options["type"]).attributes["reads"]
         if head is None:
             continue
-        read.add(head)
+        trained.add(head)
         if head not in config.model_args.heads:
-            kind = {"box": "BoxHead", "mask": "MaskHead", "measures": "RegressionHead"}[head]
             raise ConfigError(
-                f"{config.place('objectives', name)}: objectives.{name} ({options['type']}) needs "
-                f"model_args.heads = dict({head}=dict(type='{kind}'))"
+                f"{config.origin('objectives', name)}: objectives.{name} ({options['type']}) needs "
+                f"model_args.heads = dict({head}=dict(type='{_head_type(head)}'))"
             )
-    for head in config.model_args.heads.keys() - read:
-        loss = next(name for name, read_head in READERS.items() if read_head == head)
-        logger.warning("no objective trains the %s head: add objectives = dict(%s=dict(type='%s'))", head, head, loss)
+    for head in config.model_args.heads.keys() - trained:
+        objective = _objective_type(head)
+        logger.warning(
+            "no objective trains the %s head: add objectives = dict(%s=dict(type='%s'))", head, head, objective
+        )
+
+
+def _head_type(name: str) -> str:
+    """Return the type of head whose predictions have a name."""
+    return next(kind for kind in HEADS.names() if HEADS.describe(kind).attributes.get("predicts") == name)
+
+
+def _objective_type(head: str) -> str:
+    """Return the first type of objective that reads a head."""
+    return next(kind for kind in OBJECTIVES.names() if OBJECTIVES.describe(kind).attributes.get("reads") == head)

@@ -20,27 +20,27 @@ def refuse_packing(config: RunConfig, checkpoint: Checkpoint, family: Family) ->
     """Raise `ConfigError` for packing where samples in one row could attend to each other."""
     if not config.data_args.packing:
         return
-    args, place = config.model_args, config.place("data_args", "packing")
+    args, origin = config.model_args, config.origin("data_args", "packing")
     if config.privacy_args is not None:
         raise ConfigError(
-            f"{place}: packing=True puts several samples into one row, and privacy_args clips each sample's own "
+            f"{origin}: packing=True puts several samples into one row, and privacy_args clips each sample's own "
             "gradient: remove it"
         )
     if family.cannot_pack is not None:
         exact = ", ".join(f"'{other.type}'" for other in FAMILIES if other.cannot_pack is None)
         raise ConfigError(
-            f"{place}: packing=True is for type={exact}, and it cannot be exact with type='{args.type}', because "
+            f"{origin}: packing=True is for type={exact}, and it cannot be exact with type='{args.type}', because "
             f"{family.cannot_pack}: remove it; tokens_per_micro_batch keeps padding small"
         )
     if checkpoint.model_type is not None and checkpoint.model_type not in PACKED:
         raise ConfigError(
-            f"{place}: packing=True is not shown to be exact for {args.model_name_or_path}, a "
+            f"{origin}: packing=True is not shown to be exact for {args.model_name_or_path}, a "
             f"'{checkpoint.model_type}' model (it is for {', '.join(PACKED)}): remove it; tokens_per_micro_batch keeps "
             "padding small"
         )
     if args.attn_implementation not in ATTENTION:
         raise ConfigError(
-            f"{config.place('model_args', 'attn_implementation')}: attn_implementation='{args.attn_implementation}' "
-            f"is not shown to keep the samples of a row apart, which packing=True ({place}) needs: use 'sdpa' or "
+            f"{config.origin('model_args', 'attn_implementation')}: attn_implementation='{args.attn_implementation}' "
+            f"is not shown to keep the samples of a row apart, which packing=True ({origin}) needs: use 'sdpa' or "
             "'eager', or remove packing"
         )

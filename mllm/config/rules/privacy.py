@@ -27,7 +27,7 @@ def refuse_large_delta(config: RunConfig, units: int) -> None:
     privacy = config.privacy_args
     if privacy is not None and privacy.target_delta * units >= 1:
         raise ConfigError(
-            f"{config.place('privacy_args', 'target_delta')}: target_delta={privacy.target_delta:g} is no promise for "
+            f"{config.origin('privacy_args', 'target_delta')}: target_delta={privacy.target_delta:g} is no promise for "
             f"N={units} {privacy.unit}s, because it must be below 1/N = {1 / units:.3g}: set it to "
             f"{_round_below(0.1 / units):g}, for example"
         )
@@ -38,54 +38,54 @@ def refuse_contradictions(config: RunConfig, privacy: PrivacyArgs) -> None:
     if (privacy.target_epsilon is None) == (privacy.noise_multiplier is None):
         both = privacy.target_epsilon is not None
         raise ConfigError(
-            f"{config.place('privacy_args', 'noise_multiplier' if both else 'target_epsilon')}: privacy_args needs "
+            f"{config.origin('privacy_args', 'noise_multiplier' if both else 'target_epsilon')}: privacy_args needs "
             f"either target_epsilon, from which the noise follows, or noise_multiplier, and has "
             f"{'both: remove one' if both else 'neither: set target_epsilon=3.0, for example'}"
         )
     if privacy.max_records_per_patient is not None and privacy.unit == "sample":
         raise ConfigError(
-            f"{config.place('privacy_args', 'max_records_per_patient')}: max_records_per_patient="
+            f"{config.origin('privacy_args', 'max_records_per_patient')}: max_records_per_patient="
             f"{privacy.max_records_per_patient} has no effect with unit='sample': set unit='patient', or remove it"
         )
     if privacy.secure_mode and privacy.test_noise_seed is not None:
         raise ConfigError(
-            f"{config.place('privacy_args', 'test_noise_seed')}: test_noise_seed makes noise that can be made again "
+            f"{config.origin('privacy_args', 'test_noise_seed')}: test_noise_seed makes noise that can be made again "
             f"and secure_mode=True noise that cannot: remove one of them"
         )
 
 
 def refuse_other_batches(config: RunConfig) -> None:
-    """Refuses what the draw, the clip and the noise take the place of, or cannot work with."""
+    """Refuses what the draw, the clip and the noise take the origin of, or cannot work with."""
     args = config.training_args
     if args["fp16"]:
         raise ConfigError(
-            f"{config.place('training_args', 'fp16')}: fp16=True cannot be used with privacy_args, because a gradient "
+            f"{config.origin('training_args', 'fp16')}: fp16=True cannot be used with privacy_args, because a gradient "
             f"that overflows in half precision has no norm to clip: set bf16=True, or train in fp32"
         )
     accumulation = args["gradient_accumulation_steps"]
     if accumulation > 1:
         size = args["per_device_train_batch_size"] * accumulation
         raise ConfigError(
-            f"{config.place('training_args', 'gradient_accumulation_steps')}: gradient_accumulation_steps="
+            f"{config.origin('training_args', 'gradient_accumulation_steps')}: gradient_accumulation_steps="
             f"{accumulation} cannot be used with privacy_args, because every draw is an update: set it to 1, "
             f"per_device_train_batch_size to the {size} samples of an update, and privacy_args.physical_batch_size to "
             f"what fits in memory"
         )
     if args["max_grad_norm"]:
         raise ConfigError(
-            f"{config.place('training_args', 'max_grad_norm')}: max_grad_norm={args['max_grad_norm']:g} cannot be used "
-            f"with privacy_args, because every unit is clipped to privacy_args.clip_norm before the noise: set "
+            f"{config.origin('training_args', 'max_grad_norm')}: max_grad_norm={args['max_grad_norm']:g} cannot be "
+            f"used with privacy_args, because every unit is clipped to privacy_args.clip_norm before the noise: set "
             f"max_grad_norm=0"
         )
     for key in ("fsdp", "deepspeed"):
         if args[key]:
             raise ConfigError(
-                f"{config.place('training_args', key)}: {key} cannot be used with privacy_args, because units are "
+                f"{config.origin('training_args', key)}: {key} cannot be used with privacy_args, because units are "
                 f"clipped whole, and each process would hold a part of a gradient alone: remove it"
             )
     if args["save_strategy"] == "no":
         raise ConfigError(
-            f"{config.place('training_args', 'save_strategy')}: save_strategy='no' cannot be used with privacy_args, "
+            f"{config.origin('training_args', 'save_strategy')}: save_strategy='no' cannot be used with privacy_args, "
             f"because what a broken run has spent is spent: set it to 'steps'"
         )
 
@@ -102,22 +102,22 @@ def refuse_choices_by_private_loss(config: RunConfig, privacy: PrivacyArgs) -> N
     for key, chosen in choices.items():
         if chosen and not privacy.public_validation:
             raise ConfigError(
-                f"{config.place('training_args', key)}: {key}={args[key]!r} chooses by the validation loss, which is "
+                f"{config.origin('training_args', key)}: {key}={args[key]!r} chooses by the validation loss, which is "
                 f"a question to private data that the accountant does not count: remove it, or set "
                 f"privacy_args.public_validation=True where the validation split holds nothing to protect"
             )
-    place = config.place("privacy_args", "checkpoint_below")
+    origin = config.origin("privacy_args", "checkpoint_below")
     if privacy.checkpoint_below and not privacy.public_validation:
         raise ConfigError(
-            f"{place}: checkpoint_below chooses by the validation loss, which is a question to private data that the "
+            f"{origin}: checkpoint_below chooses by the validation loss, which is a question to private data that the "
             f"accountant does not count: remove it, or set privacy_args.public_validation=True where the validation "
             f"split holds nothing to protect"
         )
     measures = config.data_args.validation is not None and args["eval_strategy"] != "no"
     if privacy.checkpoint_below and not measures:
         raise ConfigError(
-            f"{place}: checkpoint_below waits for a validation loss, and there is none: give data_args.validation, and "
-            f"set training_args.eval_strategy to 'steps' or 'epoch'"
+            f"{origin}: checkpoint_below waits for a validation loss, and there is none: give data_args.validation, "
+            f"and set training_args.eval_strategy to 'steps' or 'epoch'"
         )
 
 
@@ -129,32 +129,32 @@ def refuse_what_trains_beside_linear_layers(config: RunConfig) -> None:
         nonlinear = HEADS.describe(options["type"]).attributes.get("nonlinear")
         if nonlinear is not None:
             raise ConfigError(
-                f"{config.place('model_args', 'heads', name)}: the head '{name}' ({options['type']}) cannot train, "
+                f"{config.origin('model_args', 'heads', name)}: the head '{name}' ({options['type']}) cannot train, "
                 f"because {nonlinear}, {only}: remove it"
             )
     if args.box_format is not None and BOX_FORMATS.describe(args.box_format["type"]).attributes.get("adds_tokens"):
         raise ConfigError(
-            f"{config.place('model_args', 'box_format')}: box_format '{args.box_format['type']}' adds tokens whose "
+            f"{config.origin('model_args', 'box_format')}: box_format '{args.box_format['type']}' adds tokens whose "
             f"embeddings train, {only}: use dict(type='normalized_text')"
         )
     if args.fuse_vision_layers:
         raise ConfigError(
-            f"{config.place('model_args', 'fuse_vision_layers')}: fuse_vision_layers=True learns the shares of a "
+            f"{config.origin('model_args', 'fuse_vision_layers')}: fuse_vision_layers=True learns the shares of a "
             f"mixture, {only}: set it to False"
         )
     if args.train_vision:
         raise ConfigError(
-            f"{config.place('model_args', 'train_vision')}: train_vision=True trains embeddings and convolutions, "
+            f"{config.origin('model_args', 'train_vision')}: train_vision=True trains embeddings and convolutions, "
             f"{only}: set it to False, and lora_r to a rank"
         )
     if config.distill_args is not None:
         raise ConfigError(
-            f"{config.place('distill_args')}: distill_args cannot be used with privacy_args: its projectors read maps "
+            f"{config.origin('distill_args')}: distill_args cannot be used with privacy_args: its projectors read maps "
             f"of features, {only}: remove it, or distil on data that holds nothing to protect"
         )
     if args.use_dora:
         raise ConfigError(
-            f"{config.place('model_args', 'use_dora')}: use_dora=True learns magnitudes of weights, {only}: set it to "
+            f"{config.origin('model_args', 'use_dora')}: use_dora=True learns magnitudes of weights, {only}: set it to "
             f"False"
         )
 
@@ -163,14 +163,14 @@ def refuse_mixing(config: RunConfig) -> None:
     """Refuses what lets a sample look at the others of its batch, or stand in a draw more than once."""
     if config.model_args.load_in_8bit:
         raise ConfigError(
-            f"{config.place('model_args', 'load_in_8bit')}: load_in_8bit=True cannot be used with privacy_args, "
+            f"{config.origin('model_args', 'load_in_8bit')}: load_in_8bit=True cannot be used with privacy_args, "
             f"because 8-bit products choose the columns that they keep exact by all samples of a batch: set "
             f"load_in_4bit=True, or neither"
         )
     if any(options["type"] == "MixedDataset" for options in datasets_in(config.data_args.train)):
         raise ConfigError(
-            f"{config.place('data_args', 'train')}: MixedDataset draws rows with replacement, so how often a row takes "
-            f"part would not follow from the rate that is accounted for: use ConcatDataset"
+            f"{config.origin('data_args', 'train')}: MixedDataset draws rows with replacement, so how often a row "
+            f"takes part would not follow from the rate that is accounted for: use ConcatDataset"
         )
 
 
@@ -180,7 +180,7 @@ def refuse_a_look_at_the_data(config: RunConfig) -> None:
         if options["type"] == "RegressionHead" and options.get("scale") is None:
             measures = options.get("measures", ("EF", "EDV", "ESV"))
             raise ConfigError(
-                f"{config.place('model_args', 'heads', name)}: a RegressionHead takes mean and standard deviation of "
+                f"{config.origin('model_args', 'heads', name)}: a RegressionHead takes mean and standard deviation of "
                 f"its measures from the training split, which is a question to private data that the accountant does "
                 f"not count: give them from elsewhere, such as scale=dict({measures[0]}=(55.0, 12.0)"
                 f"{', ...' if len(measures) > 1 else ''})"

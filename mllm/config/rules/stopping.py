@@ -13,18 +13,18 @@ def refuse_blind_stopping(config: RunConfig) -> None:
     if patience is None:
         if threshold:
             raise ConfigError(
-                f"{config.place('training_args', 'early_stopping_threshold')}: early_stopping_threshold={threshold} "
+                f"{config.origin('training_args', 'early_stopping_threshold')}: early_stopping_threshold={threshold} "
                 "has no effect without early_stopping_patience: set that too, or remove it"
             )
         return
-    place = config.place("training_args", "early_stopping_patience")
+    origin = config.origin("training_args", "early_stopping_patience")
     if config.data_args.validation is None:
         raise ConfigError(
-            f"{place}: early_stopping_patience={patience} looks at the validation loss, and data_args.validation is "
+            f"{origin}: early_stopping_patience={patience} looks at the validation loss, and data_args.validation is "
             "None: name a validation split, or remove it"
         )
     if training["eval_strategy"] == "no":
         raise ConfigError(
-            f"{place}: early_stopping_patience={patience} looks at the validation loss, and eval_strategy='no' "
+            f"{origin}: early_stopping_patience={patience} looks at the validation loss, and eval_strategy='no' "
             "measures none: set it to 'epoch', or to 'steps' with eval_steps"
         )

@@ -19,6 +19,8 @@ class BoxHead(nn.Module):
     y2 as fractions of the model's input; predictions may exceed [0, 1]. Computes in fp32.
     """
 
+    predicts = "box"
+    """Name under which objectives read the predictions."""
     nonlinear = "it learns norms and a token of its own"
     """Reason why more than Linear layers trains, for messages."""
 

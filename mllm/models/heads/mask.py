@@ -24,6 +24,8 @@ class MaskHead(nn.Module):
     probability of a pixel in the mask. Computes in fp32.
     """
 
+    predicts = "mask"
+    """Name under which objectives read the predictions."""
     nonlinear = "it learns convolutions"
     """Reason why more than Linear layers trains, for messages."""
 

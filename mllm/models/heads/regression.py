@@ -22,6 +22,9 @@ class RegressionHead(nn.Module):
     an earlier run keeps its own. Computes in fp32.
     """
 
+    predicts = "measures"
+    """Name under which objectives read the predictions."""
+
     def __init__(
         self,
         width: int,

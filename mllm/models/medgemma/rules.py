@@ -16,7 +16,7 @@ def refuse_other_models(config: RunConfig, checkpoint: Checkpoint) -> None:
     if checkpoint.model_type in (None, "gemma3"):
         return
     args = config.model_args
-    problem = f"{config.place('model_args', 'type')}: type='{args.type}' cannot read {args.model_name_or_path}: it is"
+    problem = f"{config.origin('model_args', 'type')}: type='{args.type}' cannot read {args.model_name_or_path}: it is"
     example = "such as google/medgemma-4b-it"
     if checkpoint.model_type == "gemma3_text":
         raise ConfigError(
@@ -40,7 +40,7 @@ def refuse_image_tokens(config: RunConfig, checkpoint: Checkpoint) -> None:
     tokens = config.model_args.image_token_len
     if tokens is not None and tokens not in (*IMAGE_TOKENS, checkpoint.image_tokens):
         raise ConfigError(
-            f"{config.place('model_args', 'image_token_len')}: image_token_len={tokens} cannot be pooled to "
+            f"{config.origin('model_args', 'image_token_len')}: image_token_len={tokens} cannot be pooled to "
             f"by Gemma 3's projector: use {', '.join(map(str, IMAGE_TOKENS[:-1]))} or {IMAGE_TOKENS[-1]}"
         )
 
@@ -55,7 +55,7 @@ def refuse_image_size(config: RunConfig, checkpoint: Checkpoint) -> None:
         return
     tokens = args.image_token_len or checkpoint.image_tokens
     size = args.image_size or checkpoint.image_size
-    place = config.place("model_args", "image_size" if args.image_size else "image_token_len")
+    place = config.origin("model_args", "image_size" if args.image_size else "image_token_len")
     rows, columns = token_grid(tokens)
     step = checkpoint.patch_size * max(rows, columns)
     valid = f"use a multiple of {step} such as {max(1, round(size / step)) * step}"
@@ -79,7 +79,7 @@ def refuse_short_length(config: RunConfig, checkpoint: Checkpoint) -> None:
     least = tokens + 2 + 2 + 1
     if args.max_length < least:
         raise ConfigError(
-            f"{config.place('model_args', 'max_length')}: max_length={args.max_length} has no room for one image of "
+            f"{config.origin('model_args', 'max_length')}: max_length={args.max_length} has no room for one image of "
             f"{tokens} tokens with its markers and one answer token: set it to at least {least} "
             f"plus the length of the text"
         )

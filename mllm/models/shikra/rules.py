@@ -16,7 +16,7 @@ def refuse_gemma(config: RunConfig, checkpoint: Checkpoint) -> None:
     args = config.model_args
     if checkpoint.is_gemma:
         raise ConfigError(
-            f"{config.place('model_args', 'type')}: type='{args.type}' cannot read {args.model_name_or_path}: "
+            f"{config.origin('model_args', 'type')}: type='{args.type}' cannot read {args.model_name_or_path}: "
             f"it is a {checkpoint.title} checkpoint; use type='{FAMILIES.reading(checkpoint.model_type).type}'"
         )
 
@@ -27,7 +27,7 @@ def refuse_wrong_llava(config: RunConfig, checkpoint: Checkpoint) -> None:
     if model_type is None:
         return
     name = args.model_name_or_path
-    place = config.place("model_args", "model_name_or_path")
+    place = config.origin("model_args", "model_name_or_path")
     if "mm_vision_tower" in checkpoint.keys or model_type == "shikra":
         raise ConfigError(
             f"{place}: {name} is a checkpoint in the layout of the original LLaVA or Shikra: convert it with "
@@ -40,7 +40,7 @@ def refuse_wrong_llava(config: RunConfig, checkpoint: Checkpoint) -> None:
         )
     if model_type == "llava" and args.vision_tower is not None:
         raise ConfigError(
-            f"{config.place('model_args', 'vision_tower')}: {name} is a LLaVA with a vision tower of its own: remove "
+            f"{config.origin('model_args', 'vision_tower')}: {name} is a LLaVA with a vision tower of its own: remove "
             f"vision_tower, or name a language model as model_name_or_path"
         )
     if model_type not in ("llama", "llava"):
@@ -58,23 +58,23 @@ def refuse_freezing_conflicts(config: RunConfig, checkpoint: Checkpoint) -> None
     )
     if args.tune_mm_mlp_adapter and args.freeze_mm_mlp_adapter:
         raise ConfigError(
-            f"{config.place('model_args', 'tune_mm_mlp_adapter')}: tune_mm_mlp_adapter=True and "
-            f"freeze_mm_mlp_adapter=True ({config.place('model_args', 'freeze_mm_mlp_adapter')}) exclude each other: "
+            f"{config.origin('model_args', 'tune_mm_mlp_adapter')}: tune_mm_mlp_adapter=True and "
+            f"freeze_mm_mlp_adapter=True ({config.origin('model_args', 'freeze_mm_mlp_adapter')}) exclude each other: "
             f"set one of them to False"
         )
     if args.tune_mm_mlp_adapter and has_new_parameters:
         raise ConfigError(
-            f"{config.place('model_args', 'tune_mm_mlp_adapter')}: tune_mm_mlp_adapter=True trains the projector "
+            f"{config.origin('model_args', 'tune_mm_mlp_adapter')}: tune_mm_mlp_adapter=True trains the projector "
             f"alone, but heads and added tokens must train too: use freeze_backbone=True"
         )
     if args.freeze_backbone and args.freeze_mm_mlp_adapter and not has_new_parameters:
         raise ConfigError(
-            f"{config.place('model_args', 'freeze_backbone')}: freeze_backbone=True and freeze_mm_mlp_adapter=True "
-            f"({config.place('model_args', 'freeze_mm_mlp_adapter')}) leave nothing to train: set one of them to False"
+            f"{config.origin('model_args', 'freeze_backbone')}: freeze_backbone=True and freeze_mm_mlp_adapter=True "
+            f"({config.origin('model_args', 'freeze_mm_mlp_adapter')}) leave nothing to train: set one of them to False"
         )
     if args.freeze_mm_mlp_adapter and args.vision_tower is not None and args.pretrain_mm_mlp_adapter is None:
         raise ConfigError(
-            f"{config.place('model_args', 'freeze_mm_mlp_adapter')}: freeze_mm_mlp_adapter=True would freeze a fresh "
+            f"{config.origin('model_args', 'freeze_mm_mlp_adapter')}: freeze_mm_mlp_adapter=True would freeze a fresh "
             f"projector with random weights: set pretrain_mm_mlp_adapter to a trained one, or "
             f"freeze_mm_mlp_adapter=False"
         )
@@ -82,7 +82,7 @@ def refuse_freezing_conflicts(config: RunConfig, checkpoint: Checkpoint) -> None
     if without_lora and args.adapter_path is not None and not args.merge_lora:
         key = "freeze_backbone" if args.freeze_backbone else "tune_mm_mlp_adapter"
         raise ConfigError(
-            f"{config.place('model_args', key)}: {key}=True trains no LoRA, and adapter_path names one that would be "
+            f"{config.origin('model_args', key)}: {key}=True trains no LoRA, and adapter_path names one that would be "
             f"continued: set merge_lora=True to fold it into the weights first, or {key}=False"
         )
 

@@ -1,4 +1,4 @@
-"""What a student, its teacher and their lessons must be: a wrong mixture is refused by a sentence with its place."""
+"""What a student, its teacher and their lessons must be: a wrong mixture is refused by a sentence with its origin."""
 
 from __future__ import annotations
 
@@ -74,19 +74,22 @@ TEACHER = "distill_args = dict(_delete_=True, teacher=dict(type='medgemma', mode
             TEACHER + ", heads=dict(box=dict(type='BoxHead'))))",
             "a teacher does not train: remove distill_args.teacher.heads",
         ),
-        (TEACHER + "))", "needs a teacher that sees: set distill_args.teacher.part='vision'"),
+        (TEACHER + "))", "needs a vision teacher: set distill_args.teacher.part='vision'"),
         (TEACHER.replace("medgemma", "medgema") + "))", "did you mean 'medgemma'"),
         (TEACHER + ", par='vision'))", "did you mean 'part'"),
         ("distill_args = dict(cash=True)", "did you mean 'cache'"),
-        ("objectives = dict(feature_match=None)", "nothing is learned from the teacher: add an objective such as"),
-        ("objectives = dict(words=dict(type='NextToken'))", "learns words, and a model with part='vision' has none"),
+        ("objectives = dict(feature_match=None)", "no objective uses the teacher: add one such as"),
+        (
+            "objectives = dict(words=dict(type='NextToken'))",
+            "is for models that generate text, and part='vision' loads no language model",
+        ),
         (
             "objectives = dict(words=dict(type='LogitMatch'))",
-            "needs a teacher that speaks: remove distill_args.teacher.part",
+            "needs a teacher that generates text: remove distill_args.teacher.part",
         ),
         (
             "objectives = dict(measures=None)\nmodel_args = dict(heads=dict(_delete_=True))",
-            "a model with part='vision' does not speak; say what it gives",
+            "a model with part='vision' generates no text; give its head",
         ),
         (
             "model_args = dict(part=None)",

@@ -148,7 +148,7 @@ def test_a_head_without_a_loss_is_told(run, caplog):
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        ("heads=dict(boxes=dict(type='BoxHead'))", "model_args.heads has no place for 'boxes': did you mean 'box'?"),
+        ("heads=dict(boxes=dict(type='BoxHead'))", "model_args.heads has no head named 'boxes': did you mean 'box'?"),
         ("heads=dict(box=dict(type='BoxHed'))", "unknown type 'BoxHed' in registry heads: did you mean 'BoxHead'?"),
         ("heads=dict(box=dict(type='BoxHead', hiden=3))", "unknown key 'hiden' in model_args.heads.box (BoxHead)"),
         ("heads=dict(box=dict(type='BoxHead', width=3))", "unknown key 'width' in model_args.heads.box (BoxHead)"),

@@ -1,4 +1,4 @@
-"""What would break the promise of privacy is refused by a sentence with its place, before anything is loaded."""
+"""What would break the promise of privacy is refused by a sentence with its origin, before anything is loaded."""
 
 from __future__ import annotations
 

@@ -307,9 +307,7 @@ def test_an_absent_gpu_is_no_news_to_who_asked_for_none(run, caplog):
     assert (
         run("training_args = dict(dataloader_pin_memory=True)", CPU)[0].training_args["dataloader_pin_memory"] is False
     )
-    assert [record.message for record in caplog.records] == [
-        "without a GPU there is no memory to pin for: dataloader_pin_memory is off"
-    ]
+    assert [record.message for record in caplog.records] == ["dataloader_pin_memory needs a GPU: it is off"]
 
 
 @pytest.mark.parametrize("setting", ["max_steps=0", "max_steps=-3", "num_train_epochs=0", "learning_rate=0"])
@@ -330,7 +328,7 @@ def test_a_training_of_no_update_is_refused(run, setting):
 )
 def test_what_trainer_would_read_in_code_of_its_own_is_refused(sentence, setting, shown):
     assert sentence(f"training_args = dict({setting})") == (
-        f"run.py:2: {shown} has no effect, because objectives make the loss and the sampler makes the batches: "
+        f"run.py:2: {shown} has no effect, because objectives compute the loss and the sampler makes the batches: "
         "remove it"
     )
 
