@@ -146,5 +146,6 @@ def test_a_private_run_learns_measures_and_writes_no_private_number_beforehand(f
 def test_a_scale_of_other_measures_is_refused(folder):
     text = MEASURES.format(checkout=CHECKOUT, physical=1).replace("ESV=(43.0, 35.0)", "LVM=(43.0, 35.0)")
     Path("run.py").write_text(text)
-    with pytest.raises(ConfigError, match=r"scale of a RegressionHead needs mean and standard deviation of .* has \(\) for 'ESV'"):
+    message = r"scale of a RegressionHead needs mean and standard deviation of .* has \(\) for 'ESV'"
+    with pytest.raises(ConfigError, match=message):
         main(["run.py", "--tiny"])
