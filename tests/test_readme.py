@@ -174,8 +174,13 @@ def test_an_adapter_gets_onto_a_phone(
     for line in lines_of(phone):
         assert run_line(line) == 0, line
     said = capsys.readouterr().out
-    assert re.search(r"in 3 files would go to https://huggingface.co/me/first-aid \(private\)", said)
-    assert {path.name for path in Path("first-aid/gguf").iterdir()} == {"README.md", "Modelfile", "first-aid.gguf"}
+    assert re.search(r"in 4 files would go to https://huggingface.co/me/first-aid \(private\)", said)
+    assert {path.name for path in Path("first-aid/gguf").iterdir()} == {
+        "README.md",
+        "Modelfile",
+        "facts.json",
+        "first-aid.gguf",
+    }
     for line in TRANSLATION:
         refused = line.partition("# refused: ")[2]
         assert run_line(line) == (USER_ERROR if refused else 0), line

@@ -228,9 +228,7 @@ taps.pooled = lambda features, grid: pooled(features.detach(), grid)
 def test_the_published_wiring_is_refused_by_name_before_the_first_update(write, monkeypatch):
     monkeypatch.setattr("mllm.models.backbone.taps.pooled", taps.pooled)  # so that it is there again afterwards
     Path("published.py").write_text(PUBLISHED)
-    with pytest.raises(
-        ConfigError, match=r"FeatureMatch teaches nothing: model.vision_tower.timm_model.blocks.0 of the"
-    ):
+    with pytest.raises(ConfigError, match=r"FeatureMatch has no effect: model.vision_tower.timm_model.blocks.0 of the"):
         main([write('custom_imports = dict(imports=["published"])')])
     assert not list(Path("exp").rglob("training_log.json"))
 

@@ -64,7 +64,10 @@ def test_narrow_matrices_keep_a_larger_type(
     narrow = [name for name, (_, values) in found.items() if values.ndim == 2 and values.shape[-1] % 256]
     assert {found[name][0] for name in narrow} == {"Q5_0", "Q5_1", "Q8_0"}
     assert found["blk.0.ffn_down.weight"][0] in ("Q4_K", "Q5_K")
-    assert f"{len(narrow)} matrices have a larger type than q4_k_s: their rows are no multiple of 256" in caplog.text
+    assert (
+        f"{len(narrow)} matrices have a larger type than q4_k_s: their row length is not a multiple of 256"
+        in caplog.text
+    )
 
 
 def test_rows_that_no_block_divides_are_refused(llama_cpp_quiet: Any, tmp_path: Path) -> None:
