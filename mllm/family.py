@@ -75,7 +75,7 @@ class Family:
     model_types: frozenset[str] = frozenset()
     """Architectures (`model_type` in config.json) that it reads; empty: whatever transformers' auto class loads."""
     chosen_for: Callable[[str | None], bool] = lambda model_type: False
-    """Whether an architecture (None: unknown) is read by this type where a command names none."""
+    """model_type (None: unknown) -> True if commands without a type use this family for the architecture."""
     lacks: frozenset[str] = frozenset()
     """Keys of `ModelArgs` without meaning for this family; they are refused."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -85,9 +85,9 @@ class Family:
     rules: tuple[Callable[..., None], ...] = ()
     """Functions (config, checkpoint) that refuse what cannot work with this family."""
     trains_lora: Callable[[Any], bool] = lambda args: not args.train_vision
-    """Whether `args` train a LoRA."""
+    """args -> True if they train a LoRA."""
     trains_projector: Callable[[Any], bool] = lambda args: False
-    """Whether `args` train the projector between vision and language, in full and in fp32."""
+    """args -> True if they train the projector between vision and language, in full and in fp32."""
     vision: Family | None = None
     """The record used with `part='vision'`."""
     reads_images: bool = True

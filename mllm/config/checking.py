@@ -26,12 +26,12 @@ TOP_LEVEL = (
 )
 DEFAULT_OBJECTIVES = {"next_token": {"type": "NextToken"}}
 HEAD_NAMES = ("box", "mask", "measures")
-"""The names under which objectives look for what a head found."""
+"""Names of heads; objectives read predictions under them."""
 HEAD_PROVIDED = ("width", "vision_width", "layers", "grid", "mask_size")
 """Arguments of a head that the program computes from the model."""
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 NOT_NEGATIVE = ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed")
-"""What transformers and PyTorch refuse only once the model is loaded, or take without a word."""
+"""Keys whose negative values transformers and PyTorch accept, or refuse only after the model is loaded."""
 
 
 def check_top_level(merged: Mapping[str, Any], origins: Origins) -> None:

@@ -63,16 +63,16 @@ class ModelArgs:
     system: str | None = None
     """System text put before every conversation that has none."""
     chat_template: str | None = None
-    """How a conversation is written, in Jinja; None: the checkpoint's own, which a merely pretrained one lacks."""
+    """Jinja template of a conversation; None: that of the checkpoint, which a pretrained base lacks."""
     attn_implementation: str | None = None
     """'eager', 'sdpa' or 'flash_attention_2'; None: transformers chooses."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint."""
     heads: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What reads objects out of one token: name -> `type`, an entry of HEADS, and its options; box and mask."""
+    """Heads by name (box, mask, measures): `type`, an entry of HEADS, and its options."""
     box_format: dict[str, Any] | None = None
-    """How boxes stand in a text: `type`, an entry of BOX_FORMATS, and its options; None: one token where there are
-    heads, else normalized_text."""
+    """Text format of boxes: `type`, an entry of BOX_FORMATS, and its options; None: one token per object with heads,
+    else normalized_text."""
     pad_to_square: bool | None = None
     """Put images into the middle of a square before the processor resizes them; None: the type decides."""
     fuse_vision_layers: bool | None = None
