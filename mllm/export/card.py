@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.config.defaults import make_model_args
-from mllm.export.facts import Facts
+from mllm.export.facts import AdapterFacts, Facts, Split
 from mllm.export.settings import encoding_settings
 from mllm.export.terms import is_tiny, terms_of_base, terms_text
 from mllm.family import FAMILIES
@@ -44,10 +44,11 @@ def card_text(kind: str, facts: Facts) -> str:
         "## How to load it\n\n" + _usage(kind, settings),
         family.image_note(settings, kind),
         _trained_note(kind, settings),
-        _section("Data", [f"* {name}: `{part.type}`, {part.samples:,} samples" for name, part in facts.data.items()]),
+        _section("Data", _data_lines(facts.data)),
         _section("Settings", _table(("key", "value"), {**settings, **facts.training})),
         _section("Results", _table(("figure", "value"), facts.named_figures())),
         _section("Privacy", privacy_lines(facts.privacy)),
+        *(_adapter_section(number, adapter) for number, adapter in enumerate(facts.adapters, start=1)),
         _section("Software", _software(facts.versions)),
         f"{TERMS_HEADING}\n\n{terms_text(facts)}",
     ]
@@ -66,6 +67,18 @@ def privacy_lines(record: Mapping[str, Any] | None) -> list[str]:
     if record["warnings"]:
         lines += ["", "Warnings:", "", *(f"* {sentence}" for sentence in record["warnings"])]
     return lines
+
+
+def _data_lines(splits: Mapping[str, Split]) -> list[str]:
+    """Return one line for each split."""
+    return [f"* {name}: `{split.type}`, {split.samples:,} samples" for name, split in splits.items()]
+
+
+def _adapter_section(number: int, adapter: AdapterFacts) -> str:
+    """Return the section about one adapter of a combination: its data and its privacy."""
+    lines = _data_lines(adapter.data) or ["The data of this adapter is unknown."]
+    privacy = privacy_lines(adapter.privacy) or ["No privacy guarantee is known for this adapter."]
+    return _section(f"Adapter {number}", [*lines, "", *privacy])
 
 
 def _front_matter(kind: str, settings: Mapping[str, Any], base: str) -> str:

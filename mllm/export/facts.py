@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,16 @@ class Split:
     type: str
     """The name of the dataset class."""
     samples: int
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """Facts about one adapter of a combination."""
+
+    data: Mapping[str, Split] = field(default_factory=dict)
+    """The splits by name."""
+    privacy: Mapping[str, Any] | None = None
+    """The privacy record of the run that trained the adapter; None for a run without differential privacy."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,8 @@ class Facts:
     """The privacy record of a run with differential privacy, as in `privacy.json`."""
     versions: Mapping[str, Any] = field(default_factory=dict)
     """Versions of Python and the packages, and the git commit of mllm, that trained the model."""
+    adapters: Sequence[AdapterFacts] = ()
+    """The adapters of a combination, in their order; empty for a model with one adapter."""
 
     def named_figures(self) -> dict[str, float | int | None]:
         """Return the figures as one table: `updates`, `accuracy`, `chance`, `rec/accuracy`, ..."""
@@ -89,10 +101,15 @@ def read_facts(folder: Path) -> Facts | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = {entry.name: values[entry.name] for entry in fields(Facts) if entry.name in values}
-        splits = {name: Split(split["type"], split["samples"]) for name, split in known.get("data", {}).items()}
-        return Facts(**{**known, "data": splits})
+        adapters = tuple(AdapterFacts(_splits(part), part["privacy"]) for part in known.get("adapters", ()))
+        return Facts(**{**known, "data": _splits(known), "adapters": adapters})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): delete it, or export the run again") from error
+
+
+def _splits(values: Mapping[str, Any]) -> dict[str, Split]:
+    """Return the splits of `values["data"]`."""
+    return {name: Split(split["type"], split["samples"]) for name, split in values.get("data", {}).items()}
 
 
 def known_facts(folder: Path, base: str, settings: Mapping[str, Any]) -> Facts:

@@ -16,7 +16,7 @@ from mllm.config.defaults import with_defaults
 from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.export.facts import Facts
+from mllm.export.facts import AdapterFacts, Facts, write_facts
 from mllm.export.merged import write as write_merged
 from mllm.export.merged import write_streamed
 from mllm.export.saved_model import adapter_args, adapter_facts, whole_model_args
@@ -133,7 +133,18 @@ def merge_several(
         result.config.base_model_name_or_path = parts[0].model_name_or_path
         write_adapter(temporary, result.tensors, result.config)
         write_settings(Path(temporary), asdict(parts[0]))
+        write_facts(Path(temporary), _combined_facts(parts))
         return merge(temporary, out, base=base, details=details, **options)
+
+
+def _combined_facts(parts: Sequence[ModelArgs]) -> Facts:
+    """Return the facts about a combination of adapters: data and privacy of each of them."""
+    facts = [adapter_facts(part) for part in parts]
+    return Facts(
+        base=facts[0].base,
+        settings=facts[0].settings,
+        adapters=[AdapterFacts(part.data, part.privacy) for part in facts],
+    )
 
 
 def _combinable_args(adapters: Sequence[str], base: str | None) -> list[ModelArgs]:

@@ -20,6 +20,7 @@ from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.export import shards
+from mllm.export.facts import Facts, Split, read_facts, write_facts
 from mllm.export.merge import memory_needed, refuse_too_large
 from mllm.export.settings import write_settings
 from mllm.models.adapters.trained_file import write_trained
@@ -125,6 +126,8 @@ def test_resized_images_survive(talking_base: Path, talking_adapter: Path, tmp_p
 
 def test_several_adapters_become_one_model(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
     other = write_tiny_adapter(talking_base, tmp_path / "other", rank=2, alpha=5, seed=1, use_rslora=True)
+    record = {"guarantee": "(3, 1e-05)-differentially private", "outside_the_guarantee": ["logs"], "warnings": []}
+    write_facts(other, Facts(str(talking_base), data={"train": Split("ReportDataset", 40)}, privacy=record))
     out = tmp_path / "merged"
     options = [
         "--adapter",
@@ -142,6 +145,13 @@ def test_several_adapters_become_one_model(talking_base: Path, talking_adapter: 
     assert (report["weights"], report["combination"], report["rank"]) == ([0.7, -0.3], "cat", 6)
     assert report["adapters"] == [str(talking_adapter), str(other)]
     assert report["parity"] == "checked"
+    card = (out / "README.md").read_text()
+    first, second = card.partition("## Adapter 1")[2].split("## Adapter 2")
+    assert "No privacy guarantee is known" in first
+    assert "* train: `ReportDataset`, 40 samples" in second and record["guarantee"] in second
+    facts = read_facts(out)
+    assert facts is not None and facts.privacy is None
+    assert [part.privacy for part in facts.adapters] == [None, record]
     model = AutoModelForImageTextToText.from_pretrained(talking_base)
     key = "model.language_model.layers.0.mlp.up_proj"
     expected = model.get_submodule(key).weight.detach().clone()
