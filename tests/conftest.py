@@ -1,4 +1,4 @@
-"""Settings and fixtures of all tests: two threads, no network, tiny checkpoints written once per process."""
+"""Settings and fixtures of all tests: threads, order, no network, tiny checkpoints written once per process."""
 
 from __future__ import annotations
 
@@ -27,8 +27,16 @@ pytest_plugins = ["command_fixtures"]
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+SLOW_FILES = ("tests/pipeline/", "tests/run/", "tests/test_configs.py", "tests/test_readme.py")
+"""Tests of whole runs. They start first, so that the last minutes are shared evenly by all processes."""
+
+
 def pytest_configure() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOW_FILES))
 
 
 @pytest.fixture(scope="session")
