@@ -25,6 +25,8 @@ class Objective(nn.Module, ABC):
 
     reads: ClassVar[Reads | None] = None
     """Name of the head whose predictions the objective reads. None: no head."""
+    reads_targets: ClassVar[bool] = True
+    """False for an objective that compares predictions with each other only, so the head needs another one, too."""
     teacher: ClassVar[TeacherOutput | None] = None
     """Output of the teacher that the objective reads. None: no teacher."""
 

@@ -50,6 +50,7 @@ class VolumeConsistency(Objective):
     """
 
     reads = "measures"
+    reads_targets = False
 
     def __init__(
         self, weight: float | dict[str, float] = 1.0, names: tuple[str, str, str] = ("EF", "EDV", "ESV")

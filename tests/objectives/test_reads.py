@@ -26,6 +26,11 @@ def test_an_objective_declares_its_inputs(name):
     assert (objective.reads, objective.teacher) == DECLARED[name]
 
 
+def test_only_volume_consistency_reads_no_targets_of_its_head():
+    attributes = {name: OBJECTIVES.describe(name).attributes for name in DECLARED}
+    assert [name for name, values in attributes.items() if not values["reads_targets"]] == ["VolumeConsistency"]
+
+
 def test_every_objective_is_covered():
     assert {name for name in OBJECTIVES.names() if name in OBJECTIVES.locations} == set(DECLARED)
 

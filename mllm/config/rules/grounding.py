@@ -12,16 +12,18 @@ logger = logging.getLogger(__name__)
 
 
 def refuse_objectives_without_heads(config: RunConfig) -> None:
-    """Raise `ConfigError` for an objective whose head is missing; warn about a head without an objective.
+    """Raise `ConfigError` for an objective whose head is missing; warn about a head that no objective trains.
 
-    `Objective.reads` names the head of an objective.
+    `Objective.reads` names the head of an objective. An objective that does not read targets does not train it alone.
     """
     trained = set()
     for name, options in config.objectives.items():
-        head = OBJECTIVES.describe(options["type"]).attributes["reads"]
+        attributes = OBJECTIVES.describe(options["type"]).attributes
+        head = attributes["reads"]
         if head is None:
             continue
-        trained.add(head)
+        if attributes["reads_targets"]:
+            trained.add(head)
         if head not in config.model_args.heads:
             raise ConfigError(
                 f"{config.origin('objectives', name)}: objectives.{name} ({options['type']}) needs "
@@ -40,5 +42,6 @@ def _head_type(name: str) -> str:
 
 
 def _objective_type(head: str) -> str:
-    """Return the first type of objective that reads a head."""
-    return next(kind for kind in OBJECTIVES.names() if OBJECTIVES.describe(kind).attributes.get("reads") == head)
+    """Return the first type of objective that trains a head."""
+    attributes = {kind: OBJECTIVES.describe(kind).attributes for kind in OBJECTIVES.names()}
+    return next(kind for kind, of in attributes.items() if of.get("reads") == head and of.get("reads_targets"))

@@ -138,11 +138,22 @@ def test_a_loss_needs_its_head(sentence, run, loss, head):
     run(objective + f"\nmodel_args = dict(heads=dict({head}=dict(type='{kind}')))")
 
 
-def test_a_head_without_a_loss_is_told(run, caplog):
+def test_a_head_without_an_objective_gets_a_warning(run, caplog):
     with caplog.at_level(logging.WARNING, logger="mllm"):
         run(f"model_args = dict(heads=dict({HEAD}))")
         run(f"model_args = dict(heads=dict({HEAD}))\nobjectives = dict(b=dict(type='BoxLoss'))")
     assert caplog.messages == ["no objective trains the box head: add objectives = dict(box=dict(type='BoxLoss'))"]
+
+
+def test_an_objective_without_targets_does_not_count_as_training_of_a_head(run, caplog):
+    head = "model_args = dict(part='vision', heads=dict(measures=dict(type='RegressionHead')))\n"
+    agreement = "consistency=dict(type='VolumeConsistency')"
+    with caplog.at_level(logging.WARNING, logger="mllm.config.rules.grounding"):
+        run(head + f"objectives = dict({agreement})")
+        run(head + f"objectives = dict({agreement}, measures=dict(type='MeasureLoss'))")
+    assert caplog.messages == [
+        "no objective trains the measures head: add objectives = dict(measures=dict(type='MeasureLoss'))"
+    ]
 
 
 @pytest.mark.parametrize(
