@@ -53,7 +53,7 @@ def build_dataset(
         ConfigError: The type or an option is invalid.
         DataError: A file cannot be read.
     """
-    arguments = check(DATASETS, _rename_filename(options, where), tuple(where.split(".")))
+    arguments = check(DATASETS, options, tuple(where.split(".")))
     signature = DATASETS.describe(arguments["type"])
     parts: dict[str, Any] = {}
     if "dataset" in arguments:
@@ -75,23 +75,6 @@ def build_dataset(
     return dataset
 
 
-def _rename_filename(options: Any, where: str) -> Any:
-    """Return the options with the key `filename` of Shikra renamed to `data_path`, also in nested datasets."""
-    if isinstance(options, (list, tuple)):
-        return [_rename_filename(item, f"{where}.{number}") for number, item in enumerate(options)]
-    if not isinstance(options, Mapping):
-        return options
-    renamed = {
-        key: _rename_filename(value, f"{where}.{key}") if key in ("dataset", "datasets") else value
-        for key, value in options.items()
-    }
-    if "filename" in renamed:
-        if "data_path" in renamed:
-            raise ConfigError(f"{where}: 'filename' and 'data_path' mean the same: keep 'data_path'")
-        renamed["data_path"] = renamed.pop("filename")
-    return renamed
-
-
 def _splits(data_args: DataArgs) -> dict[str, dict[str, Any] | None]:
     return {"train": data_args.train, "validation": data_args.validation, "test": data_args.test}
 
@@ -103,7 +86,7 @@ def use_miniatures(data_args: DataArgs, folder: Path) -> DataArgs:
 
 
 def _miniature(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    arguments = dict(_rename_filename(options, "data_args"))
+    arguments = dict(options)
     if "datasets" in arguments:
         parts = enumerate(arguments["datasets"])
         return {

@@ -75,7 +75,7 @@ def test_nested_datasets_are_built(rows):
             datasets=[
                 dict(
                     type="ConcatDataset",
-                    datasets=[dict(type="VQADataset", data_path=a), dict(type="VQADataset", filename=b)],
+                    datasets=[dict(type="VQADataset", data_path=a), dict(type="VQADataset", data_path=b)],
                 ),
                 dict(type="SubsetDataset", size=1, dataset=dict(type="DummyDataset", size=5)),
             ],
@@ -107,7 +107,6 @@ def test_nested_datasets_are_built(rows):
             dict(type="VQADataset", data_path="x", image_foldr="y"),
             r"^unknown key 'image_foldr' in data_args \(VQADataset\): did you mean 'image_folder'\?$",
         ),
-        (dict(type="VQADataset", data_path="x", filename="x"), "'filename' and 'data_path' mean the same"),
         (dict(type="DummyDataset", seed=-1), r"^data_args\.seed must be at least 0, not -1$"),
         (dict(type="DummyDataset", tasks=("coutning",)), r"^data_args \(DummyDataset\): .*did you mean 'counting'"),
         (dict(type="ConcatDataset", datasets=3), r"^data_args\.datasets must be a list, not 3$"),
@@ -208,7 +207,7 @@ def test_miniatures_replace_absent_files_only(rows, tmp_path, caplog):
             weights=(1, 2, 1),
             datasets=[
                 dict(type="VQADataset", data_path=present),
-                dict(type="VQADataset", filename="gone.jsonl", image_folder="gone"),
+                dict(type="VQADataset", data_path="gone.jsonl", image_folder="gone"),
                 dict(type="DummyDataset", size=9),
             ],
         ),
