@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from mllm.errors import ConfigError, hint
 
@@ -43,27 +43,27 @@ class Family:
     """Everything that is known of one model type.
 
     `args` is an instance of `options`, `config` a `RunConfig`. Records import neither torch nor transformers; heavy
-    modules are reached by `later`.
+    modules are reached by `later`. The defaults suit a model of transformers that reads images in a chat.
     """
 
     type: str
     """Value of `model_args.type`."""
     options: Options
     """Frozen dataclass of the keys of `model_args`: `ModelArgs` and the keys that only this family has."""
-    processor: Callable[..., Any]
-    """args -> processor: tokenizer, image processor and chat template."""
-    encoder: Callable[..., Any]
-    """args, processor -> encoder of samples, for training, prediction and `show sample`."""
     load: Callable[..., Any]
     """args, hardware, processor -> model of transformers, frozen."""
-    skeleton: Callable[..., Any] | None
-    """args -> the same model on `meta`, without weights; None: it depends on more than one checkpoint."""
     towers: Callable[..., Mapping[str, str]]
     """model -> prefixes of module names: language, vision, projector, ..."""
     lora_targets: Callable[..., Mapping[str, str]]
     """model -> regular expression over full module names, for each name that `lora_target` accepts."""
     tiny: Mapping[str, Callable[..., Any]]
     """Name of a tiny checkpoint -> function (seed, text, vision) -> (model, processor)."""
+    processor: Callable[..., Any] = later("mllm.models.builder.build_chat:load_chat_processor")
+    """args -> processor: tokenizer, image processor and chat template."""
+    encoder: Callable[..., Any] = later("mllm.models.auto.load:build_encoder")
+    """args, processor -> encoder of samples, for training, prediction and `show sample`."""
+    skeleton: Callable[..., Any] | None = later("mllm.models.auto.load:build_skeleton")
+    """args -> the same model on `meta`, without weights; None: it depends on more than one checkpoint."""
     stand_in: Callable[[str], str] | None = None
     """Checkpoint name -> name of the tiny checkpoint that replaces it; None: the first of `tiny`."""
     keep_unquantized: Callable[[int, Mapping[str, str]], list[str]] = lambda bits, towers: ["lm_head"]
@@ -124,10 +124,6 @@ class Family:
         common = {item.name for item in fields(self.options.__mro__[-2])}
         return [item.name for item in fields(self.options) if item.name not in common]
 
-    def part(self, name: str | None) -> Family:
-        """Return the record of a part of the model: `vision`, or this record for None."""
-        return self if name is None or self.vision is None else self.vision
-
     def tiny_name(self, checkpoint: str = "") -> str:
         """Return the name of the tiny checkpoint that replaces `checkpoint`."""
         return next(iter(self.tiny)) if self.stand_in is None else self.stand_in(checkpoint)
@@ -154,19 +150,24 @@ class Families:
         importlib.import_module(self._module)
         return iter(list(self._records.values()))
 
-    def find(self, name: str) -> Family:
-        """Return the record of a type; raise `ConfigError` with the nearest known types for an unknown one."""
+    def find(self, name: str, part: str | None = None) -> Family:
+        """Return the record of a type, or of its part 'vision' if it has one.
+
+        Raises:
+            ConfigError: The type is unknown; the message names the nearest known types.
+        """
         records = {family.type: family for family in self}
         if name not in records:
             raise ConfigError(f"unknown type '{name}' in registry models{hint(name, records)}")
-        return records[name]
+        family = records[name]
+        return family if part is None or family.vision is None else family.vision
 
-    def having(self, key: str) -> list[str]:
+    def types_with(self, key: str) -> list[str]:
         """Return the types that have a key of `model_args`."""
         return [family.type for family in self if family.has(key)]
 
-    def reading(self, model_type: str | None) -> Family:
-        """Return the record that reads an architecture where no type is named; later registrations take precedence."""
+    def for_architecture(self, model_type: str | None) -> Family:
+        """Return the record for an architecture if no type is given; the latest registration takes precedence."""
         return next(family for family in reversed(list(self)) if family.chosen_for(model_type))
 
     def title(self, model_type: str) -> str:
@@ -174,10 +175,10 @@ class Families:
         titles = {key: title for family in self for key, title in family.titles.items()}
         return titles.get(model_type, model_type)
 
-    def named(self, attribute: str, name: str) -> Any:
-        """Return the value of the table `attribute` whose key is part of a checkpoint's name, or None."""
-        tables = [vars(family)[attribute] for family in self]
-        return next((value for table in tables for part, value in table.items() if part in name.lower()), None)
+    def look_up(self, table: Literal["names", "terms", "download"], checkpoint: str) -> Any:
+        """Return the value in a table of any record whose key is part of a checkpoint's name, or None."""
+        entries = (entry for family in self for entry in vars(family)[table].items())
+        return next((value for part, value in entries if part in checkpoint.lower()), None)
 
 
 FAMILIES = Families("mllm.models.families")

@@ -27,7 +27,7 @@ TOP_LEVEL = (
 DEFAULT_OBJECTIVES = {"next_token": {"type": "NextToken"}}
 HEAD_NAMES = ("box", "mask", "measures")
 """Names of heads; objectives read predictions under them."""
-HEAD_PROVIDED = ("width", "vision_width", "layers", "grid", "mask_size")
+HEAD_PROVIDED = ("width", "vision", "mask_size")
 """Arguments of a head that the program computes from the model."""
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 NOT_NEGATIVE = ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed")

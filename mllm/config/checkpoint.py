@@ -34,7 +34,7 @@ class Checkpoint:
     def title(self) -> str:
         """Name of the architecture in messages."""
         if self.model_type is None:
-            return str(FAMILIES.named("names", self.name) or "Gemma")
+            return str(FAMILIES.look_up("names", self.name) or "Gemma")
         return FAMILIES.title(self.model_type)
 
 

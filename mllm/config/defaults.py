@@ -37,7 +37,7 @@ def without_foreign_keys(values: Mapping[str, Any], family: Family) -> dict[str,
     known = {item.name for item in fields(family.options)}
     kept = {}
     for key, value in values.items():
-        others = FAMILIES.having(key)
+        others = FAMILIES.types_with(key)
         if key in known or not others:
             kept[key] = value
         elif value != default_of(FAMILIES.find(others[0]), key):
@@ -48,7 +48,7 @@ def without_foreign_keys(values: Mapping[str, Any], family: Family) -> dict[str,
 def absent_keys(args: ModelArgs) -> list[str]:
     """Return the keys of `args` that are set and have no meaning for their type."""
     family = FAMILIES.find(args.type)
-    lacks = family.lacks | family.part(args.part).lacks
+    lacks = family.lacks | FAMILIES.find(args.type, args.part).lacks
     return [key for key in sorted(lacks) if vars(args)[key] and vars(args)[key] != family.defaults.get(key)]
 
 
@@ -60,7 +60,7 @@ def refuse_absent_keys(args: ModelArgs) -> None:
 
 def absence(type: str, key: str, part: str | None = None) -> str:
     """Return the sentence about a key that a type, or a part of its model, does not have."""
-    others = [f"'{other}'" for other in FAMILIES.having(key)]
+    others = [f"'{other}'" for other in FAMILIES.types_with(key)]
     if f"'{type}'" in others:
         return f"model_args.{key} is not possible with part='{part}': images have the checkpoint's own size; remove it"
     names = " or ".join([", ".join(others[:-1]), others[-1]] if len(others) > 1 else others)

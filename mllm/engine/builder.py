@@ -120,7 +120,7 @@ def build_multimodal_trainer(
 
 def log_details(config: RunConfig) -> Details | None:
     """Return the function of the model's family that adds keys to `training_log.json`, or None."""
-    family = FAMILIES.find(config.model_args.type).part(config.model_args.part)
+    family = FAMILIES.find(config.model_args.type, config.model_args.part)
     details: Details | None = None if family.log_details is None else family.log_details(config)
     return details
 
@@ -208,7 +208,7 @@ def memory_advice(config: RunConfig) -> str:
         steps.append("training_args.gradient_checkpointing (now False; turn it on)")
     if model.part is None:  # a vision model has no text
         steps.append(f"model_args.max_length (now {model.max_length})")
-    family = FAMILIES.find(model.type).part(model.part)
+    family = FAMILIES.find(model.type, model.part)
     for key in family.memory_keys:
         steps.append(f"model_args.{key} (now {vars(model)[key] or 'that of the checkpoint'})")
     if not model.load_in_4bit and family.cannot_quantize is None:

@@ -83,7 +83,7 @@ def _adapter_section(number: int, adapter: AdapterFacts) -> str:
 
 def _front_matter(kind: str, settings: Mapping[str, Any], base: str) -> str:
     """Return the YAML header that the Hugging Face Hub reads; it accepts only names on the Hub as `base_model`."""
-    task = FAMILIES.find(settings["type"]).part(settings.get("part")).hub_task
+    task = FAMILIES.find(settings["type"], settings.get("part")).hub_task
     lines = [f"library_name: {_LIBRARIES[kind]}", f"pipeline_tag: {task}"]
     if base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists():
         lines.append(f"base_model: {base}")

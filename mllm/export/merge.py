@@ -26,7 +26,9 @@ from mllm.family import FAMILIES
 from mllm.files import refuse_filled
 from mllm.models.adapters.combine import check_combination, combined
 from mllm.models.adapters.files import read_adapter, write_adapter
-from mllm.models.backbone.loading import explained, find_checkpoint, load_config
+from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.models.backbone.load_errors import explained
+from mllm.models.backbone.loading import load_config
 from mllm.models.backbone.streamed import STORED, Unstreamable
 from mllm.models.builder.build_chat import build_box_format
 from mllm.models.builder.builder import load_pretrained

@@ -20,7 +20,7 @@ from mllm.export.settings import read_settings
 from mllm.export.terms import terms_text
 from mllm.family import FAMILIES
 from mllm.files import write_text
-from mllm.models.backbone.loading import explained
+from mllm.models.backbone.load_errors import explained
 from mllm.run_files import CARD, FACTS, MODELFILE, SETTINGS
 
 
@@ -51,7 +51,7 @@ def write_modelfile(folder: Path, files: GGUFFiles, out: Path | None, generation
     _refuse_other_files(folder, files)
     with explained(str(folder)):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    settings = read_settings(folder, type=FAMILIES.reading(inspect_checkpoint(str(folder)).model_type).type)
+    settings = read_settings(folder, type=FAMILIES.for_architecture(inspect_checkpoint(str(folder)).model_type).type)
     facts = known_facts(folder, base_of(folder) or folder.name, settings)
     out = out or files.weights.with_name(MODELFILE)
     relative = {option: Path(os.path.relpath(path, out.parent)).as_posix() for option, path in files.named().items()}

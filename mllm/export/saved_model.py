@@ -71,7 +71,7 @@ def local_name(name: str) -> str:
 def _settings(folder: Path, source: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of `mllm.json`, or else the type of the checkpoint's architecture, with `overrides`."""
     # A name on the Hub is not inspected: its config.json may not be downloaded yet.
-    settings = read_settings(folder, type=FAMILIES.reading(inspect_checkpoint(source).model_type).type)
+    settings = read_settings(folder, type=FAMILIES.for_architecture(inspect_checkpoint(source).model_type).type)
     return settings | {key: value for key, value in overrides.items() if value is not None}
 
 

@@ -17,7 +17,7 @@ def terms_of_base(type: str, base: str) -> Terms | None:
     """Return the terms of the base model `base`, loaded as the model type `type`; None if they are not known here."""
     if is_tiny(base):
         return None
-    by_name: Terms | None = FAMILIES.named("terms", Path(base).name)
+    by_name: Terms | None = FAMILIES.look_up("terms", Path(base).name)
     return by_name or next(reversed([*FAMILIES.find(type).terms.values()]), None)
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from timm.layers.config import set_reentrant_ckpt
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TimmWrapperModel
 
 from mllm.errors import ConfigError
+from mllm.models.adapters.names import adapter_parameter_names
 
 EXTRA_PARTS = ("heads", "rows", "fusion")
 """Names of the submodules outside the backbone."""
@@ -123,14 +123,3 @@ class TrainableModel(nn.Module):
             elif tower in TRAINABLE_TOWERS and parameter.requires_grad and name not in adapter_names:
                 trained[f"{tower}." + name.partition(f"{self.towers[tower]}.")[2]] = parameter
         return trained
-
-
-def adapter_parameter_names(model: nn.Module) -> set[str]:
-    """Return the names of all parameters of adapters: those that the tuner layers of PEFT declare as their own."""
-    return {
-        f"{prefix}.{name}"
-        for prefix, layer in model.named_modules()
-        if isinstance(layer, BaseTunerLayer) and isinstance(layer, nn.Module)
-        for name, _ in layer.named_parameters()
-        if name.partition(".")[0] in layer.adapter_layer_names
-    }

@@ -22,7 +22,7 @@ from mllm.engine.builder import logical_batch_size
 from mllm.engine.privacy.noise import secret_of
 from mllm.engine.training_data import TrainingData
 from mllm.errors import ConfigError, UserError
-from mllm.models.backbone.loading import find_checkpoint
+from mllm.models.backbone.checkpoint_folder import find_checkpoint
 from mllm.structures import Bundle, SampleEncoder
 
 logger = logging.getLogger(__name__)

@@ -54,7 +54,7 @@ def open_run(
             _check_resumed(config, folder, checkpoint)
         write_text(folder / CONFIG, config.text)
         write_json(folder / ENVIRONMENT, report := environment())
-        family = FAMILIES.find(config.model_args.type).part(config.model_args.part)
+        family = FAMILIES.find(config.model_args.type, config.model_args.part)
         if family.show_start is not None:
             family.show_start(config, hardware, report, folder)
         describe_data(splits, folder)

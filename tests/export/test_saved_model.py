@@ -105,4 +105,4 @@ def test_an_adapter_is_not_accepted_as_a_model(adapter: Path, talking_base: Path
     ],
 )
 def test_an_architecture_has_the_type_that_reads_it(model_type: str | None, type: str) -> None:
-    assert FAMILIES.reading(model_type).type == type
+    assert FAMILIES.for_architecture(model_type).type == type

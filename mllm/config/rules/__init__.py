@@ -25,7 +25,7 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     """
     config = config.replaced(model_args=with_defaults(config.model_args))
     checkpoint = inspect_checkpoint(config.model_args.model_name_or_path)
-    family = FAMILIES.find(config.model_args.type).part(config.model_args.part)
+    family = FAMILIES.find(config.model_args.type, config.model_args.part)
     grounding.refuse_objectives_without_heads(config)
     distillation.refuse_wrong_parts(config)
     for rule in family.rules:
@@ -59,5 +59,5 @@ def refuse_other_architectures(config: RunConfig, checkpoint: Checkpoint, family
     raise ConfigError(
         f"{config.origin('model_args', 'type')}: type='{family.type}' reads a {readable} checkpoint, and "
         f"{config.model_args.model_name_or_path} is a {checkpoint.title} checkpoint: use "
-        f"type='{FAMILIES.reading(checkpoint.model_type).type}', or name another checkpoint"
+        f"type='{FAMILIES.for_architecture(checkpoint.model_type).type}', or name another checkpoint"
     )

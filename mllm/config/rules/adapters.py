@@ -27,7 +27,7 @@ def refuse_quantization_conflicts(config: RunConfig) -> None:
 def refuse_missing_rank(config: RunConfig) -> None:
     """Raise `ConfigError` for lora_r=None without a starting adapter whose rank could be used."""
     args = config.model_args
-    trains_lora = FAMILIES.find(args.type).part(args.part).trains_lora(args)
+    trains_lora = FAMILIES.find(args.type, args.part).trains_lora(args)
     if args.lora_r is None and args.adapter_path is None and trains_lora:
         raise ConfigError(
             f"{config.origin('model_args', 'lora_r')}: lora_r=None takes the rank of adapter_path, which is None too: "

@@ -17,7 +17,7 @@ from mllm.export.gguf.writer import TYPES
 from mllm.export.merge import merge
 from mllm.export.saved_model import adapter_args, local_name
 from mllm.export.settings import read_settings
-from mllm.models.backbone.loading import find_checkpoint
+from mllm.models.backbone.checkpoint_folder import find_checkpoint
 from mllm.run_files import MODEL_CONFIG
 
 

@@ -86,7 +86,7 @@ def read_origin(folder: Path, model_type: str, name: str | None = None, base: st
     license, license_name, license_link = (_text(card.get(key)) for key in ("license", "license_name", "license_link"))
     is_known = license not in (None, "other") or license_name is not None
     if not is_known and model_type.startswith("gemma") and not is_tiny(base or str(folder)):
-        terms = FAMILIES.named("terms", f"{folder.name} {base} {model_type}")
+        terms = FAMILIES.look_up("terms", f"{folder.name} {base} {model_type}")
         license, license_name, license_link = terms.license, terms.name, terms.link
     sampling = _json(folder / "generation_config.json")
     return Origin(

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from mllm.errors import ConfigError
 from mllm.models.adapters.targets import log_targets, pattern_of
-from mllm.models.backbone.loading import explained
+from mllm.models.backbone.load_errors import explained
 from mllm.run_files import SETTINGS, TRAINED
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,9 @@ from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.models.auto.family import keep_unquantized
 from mllm.models.auto.towers import find_towers
-from mllm.models.backbone.loading import explained, find_checkpoint, load_config, load_model
+from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.models.backbone.load_errors import explained
+from mllm.models.backbone.loading import load_config, load_model
 from mllm.models.builder.build_chat import build_chat_encoder, load_chat_processor
 from mllm.models.builder.build_options import load_options, quantization_bits
 from mllm.models.encoding.chat import ChatEncoder

@@ -1,30 +1,16 @@
-"""Loading of checkpoints: find the folder, read config, processor and weights.
+"""Loading of config, processor and weights of a checkpoint, with quantization.
 
-Errors that a user can cause raise `ConfigError` with one sentence: a missing folder or file, a license that was not
-accepted, an architecture or a tokenizer file that the installed packages do not support.
+Errors that a user can cause raise `ConfigError` with one sentence.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import tokenizers
 import torch
-import transformers
 from bitsandbytes.nn import Linear4bit
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -34,129 +20,14 @@ from transformers import (
     ProcessorMixin,
 )
 
-from mllm.errors import ConfigError, near
-from mllm.family import FAMILIES
+from mllm.errors import ConfigError
+from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.streamed import STORED, Unstreamable, open_stored
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Dtype of full-precision weights for each value of `Hardware.precision`."""
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
-def find_checkpoint(name: str) -> str:
-    """Return the local folder or the hub id of `name`. Raise `ConfigError` for a folder without complete weights.
-
-    `ORG/NAME` is a hub id unless such a folder or its parent folder exists. All other names are paths.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        _check_folder(folder)
-        return str(folder)
-    if folder.exists():
-        raise ConfigError(f"model_name_or_path '{name}' is a file; give the checkpoint's folder")
-    parts = Path(name).parts
-    if len(parts) <= 2 and not name.startswith((".", "~", "/")) and parts[0] != "ckpt" and not Path(parts[0]).is_dir():
-        return name
-    raise ConfigError(f"there is no checkpoint in '{name}'{_beside(folder)}; {_how_to_get(folder)}")
-
-
-def _beside(folder: Path) -> str:
-    """Return similar names in the same parent folder, as part of an error message."""
-    names = [other.name for other in folder.parent.iterdir() if other.is_dir()] if folder.parent.is_dir() else []
-    matches = near(folder.name, names)
-    return f" (near names beside it: {', '.join(matches)})" if matches else ""
-
-
-def _how_to_get(folder: Path) -> str:
-    """Return how to get the weights, as part of an error message."""
-    if (command := FAMILIES.named("download", folder.name)) is not None:
-        return f"get the weights with `{command}`, or try the config without them by --tiny"
-    return "download it there (`hf download ORG/NAME --local-dir FOLDER`), or give a hub id ORG/NAME"
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise `ConfigError` for a folder without config or complete weights, such as an interrupted download."""
-    if not (folder / "config.json").is_file():
-        what = "a LoRA adapter (that belongs into adapter_path)" if (folder / "adapter_config.json").is_file() else None
-        raise ConfigError(
-            f"'{folder}' holds {what or 'no config.json'}, so it is not a checkpoint; {_how_to_get(folder)}"
-        )
-    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not weights:
-        raise ConfigError(f"'{folder}' has a config.json but no weights ({WEIGHTS[0]}); {_how_to_get(folder)}")
-    if weights[0].name.endswith(".index.json"):
-        shards = set(json.loads(weights[0].read_text())["weight_map"].values())
-        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if missing:
-            raise ConfigError(
-                f"'{folder}' lacks {len(missing)} of {len(shards)} weight files (first {missing[0]}): the download was "
-                f"interrupted; {_how_to_get(folder)}"
-            )
-
-
-@contextmanager
-def explained(name: str) -> Iterator[None]:
-    """Convert errors of the Hugging Face libraries about the checkpoint `name` to `ConfigError`.
-
-    Other errors are passed on with their traceback.
-    """
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        sentence = _sentence(name, error)
-        if sentence is None:
-            raise
-        raise ConfigError(sentence) from error
-
-
-def _sentence(name: str, error: Exception) -> str | None:
-    """Return the message for an error that a user can cause, or None."""
-    text = str(error)
-    if "untagged enum" in text:  # tokenizers: `ModelWrapper` up to 0.20, `ModelUntagged` since
-        return (
-            f"the tokenizer of '{name}' was written for newer packages than transformers {transformers.__version__} "
-            f"and tokenizers {tokenizers.__version__}: run pip install --upgrade transformers tokenizers"
-        )
-    if isinstance(error, SafetensorError):
-        return f"the weights of '{name}' cannot be read ({text}): a file is damaged or incomplete; download it again"
-    if "trust_remote_code" in text:
-        return f"'{name}' contains its own Python code: if you trust it, set model_args.trust_remote_code=True"
-    if "does not recognize this architecture" in text or "Unrecognized model in" in text:
-        return (
-            f"transformers {transformers.__version__} does not know the architecture that config.json of '{name}' names"
-        )
-    if "attn_implementation" in text or "FlashAttention" in text or "flash_attn" in text:
-        return f"model_args.attn_implementation cannot be used with '{name}': {' '.join(text.split())}"
-    if isinstance(error, OSError) and error.errno is None:
-        return _hub_sentence(name, error) or f"'{name}' cannot be loaded: {' '.join(text.split())}"
-    return None
-
-
-def _hub_sentence(name: str, error: BaseException) -> str | None:
-    """Return the message for an error of the hub, which transformers wraps in an `OSError`, or None."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    login = "log in with `hf auth login` (older versions: `huggingface-cli login`)"
-    page = f"https://huggingface.co/{name}"
-    if isinstance(error, GatedRepoError):
-        return f"'{name}' is a gated model: accept its license at {page} and {login}"
-    if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"'{name}' is neither a local folder nor a public model on the hub; check the name, or, if private, {login}"
-        )
-    if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)):
-        command = FAMILIES.named("download", name)
-        script = "" if command is None else f" with `{command}`"
-        return (
-            f"'{name}' is not a local folder, it is not in the hub's cache, and the hub cannot be reached (no network, "
-            f"or HF_HUB_OFFLINE is set): with a network, accept the license at {page} if it has one, {login} "
-            f"and download it{script}"
-        )
-    return None
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:

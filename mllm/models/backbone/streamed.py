@@ -23,6 +23,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from mllm.models.adapters.names import adapter_parameter_names
+
 STORED: Final = "disk"
 """`device` of a model whose large weights stay in their files."""
 LARGE = 2**13
@@ -78,11 +80,8 @@ def weight_files(folder: Path) -> list[Path]:
 def own_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return the saved parameters and buffers of `model` without adapters, under their names without adapters."""
     tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
-    return {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in tensors.items()
-        if not any(part.startswith("lora_") for part in name.split("."))
-    }
+    adapters = adapter_parameter_names(model)
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if name not in adapters}
 
 
 def stored_names(model: PreTrainedModel, folder: Path) -> dict[Path, dict[str, str | None]]:

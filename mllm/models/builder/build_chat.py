@@ -9,13 +9,14 @@ from transformers import AddedToken, ProcessorMixin
 
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.models.backbone.loading import find_checkpoint, load_processor
+from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.models.backbone.loading import load_processor
 from mllm.models.builder.build_options import encoder_options
 from mllm.models.encoding.box_formats import BoxFormat, NormalizedText, PerceptionToken
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.encoding.marks import MarkWriter
 from mllm.models.encoding.text_processor import TextProcessor
-from mllm.models.heads import MaskHead
+from mllm.models.heads import MaskHead, VisionShape
 from mllm.registry import BOX_FORMATS, HEADS, build
 
 
@@ -50,11 +51,11 @@ def build_box_format(args: ModelArgs) -> BoxFormat:
 
 
 def _mask_size(args: ModelArgs, grid: Callable[[], int] | None) -> int | None:
-    """Return the pixels on each side of a mask, or None without a MaskHead; a head on `meta` has no weights."""
+    """Return the side of a mask in pixels, or None without a MaskHead. Builds the head on `meta`, without weights."""
     for name, options in args.heads.items():
         if HEADS.find(options["type"]) is MaskHead and grid is not None:
-            sizes = dict(width=1, vision_width=1, layers=1, grid=grid())
+            vision = VisionShape(width=1, layers=1, grid=grid())
             with torch.device("meta"):
-                head: MaskHead = build(HEADS, options, f"model_args.heads.{name}", **sizes)
+                head: MaskHead = build(HEADS, options, f"model_args.heads.{name}", width=1, vision=vision)
             return head.size
     return None

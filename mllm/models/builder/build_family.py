@@ -7,7 +7,8 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES, Family
-from mllm.models.backbone.loading import find_checkpoint, load_config
+from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.models.backbone.loading import load_config
 from mllm.structures import Bundle
 
 
@@ -15,7 +16,7 @@ def build_model(args: ModelArgs, hardware: Hardware) -> Bundle:
     """Return the model and the encoder of any type, as its record describes them."""
     args = with_defaults(args)
     refuse_absent_keys(args)
-    family = FAMILIES.find(args.type).part(args.part)
+    family = FAMILIES.find(args.type, args.part)
     refuse_other_architectures(family, args)
     processor = family.processor(args)
     backbone = family.load(args, hardware, processor)
@@ -30,5 +31,5 @@ def refuse_other_architectures(family: Family, args: ModelArgs) -> None:
     if family.model_types and model_type not in family.model_types:
         raise ConfigError(
             f"type='{args.type}' reads {', '.join(sorted(family.model_types))} checkpoints, but model_name_or_path "
-            f"'{name}' is a '{model_type}' model: use type='{FAMILIES.reading(model_type).type}'"
+            f"'{name}' is a '{model_type}' model: use type='{FAMILIES.for_architecture(model_type).type}'"
         )

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from mllm.config.schema import ModelArgs
 from mllm.models.backbone.vision_layers import VisionLayers
 from mllm.models.encoding.text_processor import TextProcessor
-from mllm.models.heads import BoxHead, MaskHead, RegressionHead
+from mllm.models.heads import BoxHead, MaskHead, RegressionHead, VisionShape
 from mllm.registry import HEADS, build
 
 
@@ -29,7 +29,7 @@ def build_heads(
         if kind is MaskHead:
             tower = dict(model.named_modules())[towers["vision"]]
             layers = VisionLayers(tower, model.config.vision_config, processor)
-            provided |= {"vision_width": layers.width, "layers": len(layers), "grid": layers.grid}
+            provided["vision"] = VisionShape(layers.width, len(layers), layers.grid)
         if kind is BoxHead and isinstance(mask := heads.get("mask"), MaskHead):
             provided["mask_size"] = mask.size
         heads[name] = build_head(name, options, **provided)

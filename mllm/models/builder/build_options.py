@@ -6,7 +6,8 @@ from typing import Any
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
-from mllm.models.backbone.loading import find_checkpoint, load_config, quantization
+from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.models.backbone.loading import load_config, quantization
 
 
 def load_options(args: ModelArgs, hardware: Hardware, keep: list[str]) -> dict[str, Any]:

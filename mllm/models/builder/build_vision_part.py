@@ -16,7 +16,9 @@ from mllm.models.adapters.attach import attach_adapter
 from mllm.models.adapters.files import find_adapter, holds_lora
 from mllm.models.adapters.targets import pattern_of
 from mllm.models.adapters.trained_file import IN_MERGED, load_trained
-from mllm.models.backbone.loading import explained, find_checkpoint, load_config, load_model, quantization
+from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.models.backbone.load_errors import explained
+from mllm.models.backbone.loading import load_config, load_model, quantization
 from mllm.models.builder.build_heads import build_regression_head
 from mllm.models.builder.build_options import lora_options
 from mllm.models.builder.build_shared import train_in_fp32

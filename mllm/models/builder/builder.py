@@ -32,7 +32,7 @@ def load_encoder(args: ModelArgs) -> Any:
     """Return the encoder that `load_pretrained` returns beside the model, without loading weights."""
     args = with_defaults(args)
     refuse_absent_keys(args)
-    family = FAMILIES.find(args.type).part(args.part)
+    family = FAMILIES.find(args.type, args.part)
     return family.encoder(args, family.processor(args))
 
 
@@ -42,7 +42,7 @@ def count_lora(args: ModelArgs) -> int | None:
     None where the rank is that of a starting adapter, or where more than a LoRA trains: a projector, or a vision part
     with its head. Raise `ConfigError` for a missing checkpoint and a `lora_target` that matches nothing.
     """
-    family = FAMILIES.find(args.type).part(args.part)
+    family = FAMILIES.find(args.type, args.part)
     if args.lora_r is None or family.skeleton is None:
         return None
     model = family.skeleton(args)

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from mllm.errors import ConfigError, DataError
-from mllm.models.backbone.loading import explained
+from mllm.models.backbone.load_errors import explained
 
 
 class TextProcessor:

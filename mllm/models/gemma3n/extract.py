@@ -18,7 +18,9 @@ from transformers import PretrainedConfig
 
 from mllm.errors import ConfigError
 from mllm.files import write_json
-from mllm.models.backbone.loading import explained, find_checkpoint, load_config
+from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.models.backbone.load_errors import explained
+from mllm.models.backbone.loading import load_config
 from mllm.models.backbone.tensor_stream import Cut, Spans, spans_of, write_cuts
 from mllm.models.gemma3n.matformer import Slice, check_sharing, sliced_config
 from mllm.run_files import TRAINED as HEADS

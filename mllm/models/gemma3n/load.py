@@ -8,7 +8,8 @@ from transformers import Gemma3nForConditionalGeneration, PreTrainedModel, Proce
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
-from mllm.models.backbone.loading import find_checkpoint, load_config, load_model
+from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.models.backbone.loading import load_config, load_model
 from mllm.models.builder.build_options import load_options
 from mllm.models.builder.build_vision_part import tower_targets
 from mllm.models.gemma3n.family import FULL_PRECISION, LANGUAGE_TARGETS, TOWERS

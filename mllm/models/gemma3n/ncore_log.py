@@ -58,7 +58,7 @@ def choices(config: RunConfig, hardware: Hardware) -> list[str]:
         "bf16": "the config sets it and the card supports it",
     }[precision]
     args = config.model_args
-    family = FAMILIES.find(args.type).part(args.part)
+    family = FAMILIES.find(args.type, args.part)
     bits = 4 if args.load_in_4bit else 8 if args.load_in_8bit else None
     if bits:
         quantized = f"quantization: {bits} bits, as the config sets"

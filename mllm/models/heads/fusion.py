@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """Shape of the outputs of a vision tower: [V, grid * grid, width] for V images, from each of `layers` layers."""
+
+    width: int
+    layers: int
+    grid: int
+    """Patches per row and per column of an image."""
 
 
 class LayerFusion(nn.Module):

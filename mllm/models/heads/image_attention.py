@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mllm.errors import ConfigError
-from mllm.models.heads.fusion import LayerFusion
+from mllm.models.heads.fusion import LayerFusion, VisionShape
 from mllm.models.heads.mlp import mlp
 from mllm.models.heads.two_way import TwoWayTransformer, positions
 
@@ -20,33 +20,23 @@ TOKENS = 3
 class ImageAttention(nn.Module):
     """Two-way attention between the hidden states of an object and the features of its image, of width `dim`.
 
-    The features are a learned mixture of the `layers` of the vision tower, of width `vision_width` on a square `grid`.
-    `width` is the width of the language model, `context` the number K of its hidden states per object.
+    The features are a learned mixture of the layers of the vision tower. `width` is the width of the language model,
+    `context` the number K of its hidden states per object.
     """
 
-    def __init__(
-        self,
-        width: int,
-        vision_width: int,
-        layers: int,
-        grid: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        context: int,
-    ) -> None:
+    def __init__(self, width: int, vision: VisionShape, *, dim: int, depth: int, heads: int, context: int) -> None:
         super().__init__()
         if context < 1:
             raise ConfigError(f"context must be at least 1, the state that predicts the object's token, not {context}")
-        self.dim, self.grid, self.context = dim, grid, context
-        self.fusion = LayerFusion(layers)
-        self.norm = nn.LayerNorm(vision_width)
-        self.feature_map = nn.Linear(vision_width, dim)
+        self.dim, self.context = dim, context
+        self.fusion = LayerFusion(vision.layers)
+        self.norm = nn.LayerNorm(vision.width)
+        self.feature_map = nn.Linear(vision.width, dim)
         self.token_map = mlp(width, dim, TOKENS * dim)
         self.words = _ContextTokens(width, dim, context - 1) if context > 1 else None
         self.read_token = nn.Parameter(torch.randn(dim) / math.sqrt(dim))
         self.transformer = TwoWayTransformer(dim, depth, heads)
-        self.register_buffer("positions_ND", positions(grid, dim), persistent=False)
+        self.register_buffer("positions_ND", positions(vision.grid, dim), persistent=False)
 
     def features(self, layers: Sequence[Tensor]) -> Tensor:
         """Return the features [V, N, dim] of V images from the output [V, N, D] of every vision layer."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mllm.models.heads.fusion import VisionShape
 from mllm.models.heads.image_attention import ImageAttention
 from mllm.models.heads.mlp import mlp
 from mllm.registry import HEADS
@@ -32,9 +33,7 @@ class MaskHead(nn.Module):
     def __init__(
         self,
         width: int,
-        vision_width: int,
-        layers: int,
-        grid: int,
+        vision: VisionShape,
         dim: int = 256,
         depth: int = 2,
         heads: int = 8,
@@ -42,8 +41,9 @@ class MaskHead(nn.Module):
         context: int = 1,
     ) -> None:
         super().__init__()
-        self.grid, self.threshold = grid, threshold
-        self.look = ImageAttention(width, vision_width, layers, grid, dim, depth, heads, context)
+        self.grid, self.threshold = vision.grid, threshold
+        # The names of the submodules are keys of saved files.
+        self.look = ImageAttention(width, vision, dim=dim, depth=depth, heads=heads, context=context)
         self.upsample = nn.Sequential(
             nn.ConvTranspose2d(dim, dim // 4, kernel_size=2, stride=2),
             nn.GroupNorm(1, dim // 4),

@@ -73,7 +73,6 @@ MEDGEMMA = Family(
     processor=later("mllm.models.medgemma.load:load_processor"),
     encoder=later("mllm.models.medgemma.load:build_encoder"),
     load=later("mllm.models.medgemma.load:load"),
-    skeleton=later("mllm.models.auto.load:build_skeleton"),
     towers=lambda model: TOWERS,
     lora_targets=lambda model: LORA_TARGETS,
     keep_unquantized=keep_unquantized,

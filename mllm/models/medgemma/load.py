@@ -7,7 +7,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.models.auto.load import vision_grid
-from mllm.models.backbone.loading import find_checkpoint, load_config
+from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.models.backbone.loading import load_config
 from mllm.models.builder.build_chat import build_chat_encoder, load_chat_processor
 from mllm.models.builder.build_options import load_options, quantization_bits
 from mllm.models.encoding.chat import ChatEncoder

@@ -24,8 +24,8 @@ def refuse_other_models(config: RunConfig, checkpoint: Checkpoint) -> None:
             f"images, {example}"
         )
     raise ConfigError(
-        f"{problem} a {checkpoint.title} checkpoint; use type='{FAMILIES.reading(checkpoint.model_type).type}' or a "
-        f"Gemma 3 checkpoint {example}"
+        f"{problem} a {checkpoint.title} checkpoint; use "
+        f"type='{FAMILIES.for_architecture(checkpoint.model_type).type}' or a Gemma 3 checkpoint {example}"
     )
 
 

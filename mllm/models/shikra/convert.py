@@ -27,7 +27,9 @@ from transformers import (
 
 from mllm.errors import ConfigError
 from mllm.files import replaced_folder, write_json
-from mllm.models.backbone.loading import explained, find_checkpoint, load_config
+from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.models.backbone.load_errors import explained
+from mllm.models.backbone.loading import load_config
 from mllm.models.shikra.conversation import vicuna_template
 from mllm.models.shikra.projector import ACTIVATIONS, is_single, projector_tensors, to_llava
 from mllm.models.shikra.shikra import PAD, clip_vision_config

@@ -18,7 +18,8 @@ from mllm.errors import ConfigError
 from mllm.family import FAMILIES
 from mllm.models.auto.family import keep_unquantized
 from mllm.models.auto.towers import targets_in
-from mllm.models.backbone.loading import find_checkpoint, load_config, load_model
+from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.models.backbone.loading import load_config, load_model
 from mllm.models.backbone.loading import load_processor as load_checkpoint_processor
 from mllm.models.builder.build_chat import build_chat_encoder
 from mllm.models.builder.build_options import load_options, quantization_bits
@@ -53,7 +54,7 @@ def load_vision_config(args: ShikraArgs) -> PretrainedConfig:
     config = load_config(name, trust_remote_code=args.trust_remote_code)
     if args.vision_tower is None:
         if config.model_type != "llava":
-            suggestion = f"use type='{FAMILIES.reading(config.model_type).type}'"
+            suggestion = f"use type='{FAMILIES.for_architecture(config.model_type).type}'"
             remedy = "set vision_tower to a CLIP" if config.model_type == "llama" else suggestion
             raise ConfigError(
                 f"type='{args.type}' reads a LLaVA, but model_name_or_path '{name}' is a '{config.model_type}' model: "

@@ -17,7 +17,7 @@ def refuse_gemma(config: RunConfig, checkpoint: Checkpoint) -> None:
     if checkpoint.is_gemma:
         raise ConfigError(
             f"{config.origin('model_args', 'type')}: type='{args.type}' cannot read {args.model_name_or_path}: "
-            f"it is a {checkpoint.title} checkpoint; use type='{FAMILIES.reading(checkpoint.model_type).type}'"
+            f"it is a {checkpoint.title} checkpoint; use type='{FAMILIES.for_architecture(checkpoint.model_type).type}'"
         )
 
 
@@ -46,7 +46,7 @@ def refuse_wrong_llava(config: RunConfig, checkpoint: Checkpoint) -> None:
     if model_type not in ("llama", "llava"):
         raise ConfigError(
             f"{place}: type='{args.type}' reads a LLaVA, or a LLaMA with a CLIP as vision_tower, and {name} is a "
-            f"{checkpoint.title} checkpoint: use type='{FAMILIES.reading(model_type).type}'"
+            f"{checkpoint.title} checkpoint: use type='{FAMILIES.for_architecture(model_type).type}'"
         )
 
 

@@ -20,7 +20,7 @@ from transformers import (
 
 from mllm.errors import ConfigError
 from mllm.models.backbone.added_tokens import add_tokens
-from mllm.models.backbone.loading import explained
+from mllm.models.backbone.load_errors import explained
 from mllm.models.shikra.conversation import vicuna_template
 from mllm.structures import IMAGE
 

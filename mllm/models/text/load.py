@@ -18,7 +18,9 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES
-from mllm.models.backbone.loading import explained, find_checkpoint, load_config, load_model
+from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.models.backbone.load_errors import explained
+from mllm.models.backbone.loading import load_config, load_model
 from mllm.models.builder.build_options import encoder_options, load_options
 from mllm.models.encoding.seq2seq import Seq2SeqEncoder
 from mllm.models.encoding.text_processor import TextProcessor, load_text_processor
@@ -77,7 +79,7 @@ def _checked(args: ModelArgs, kind: Any, mapping: Any) -> str:
     if type(config) not in mapping and not brings_code:
         raise ConfigError(
             f"type='{args.type}' loads the architectures of {kind.__name__}, but model_name_or_path '{name}' is a "
-            f"'{config.model_type}' model: use type='{FAMILIES.reading(config.model_type).type}'"
+            f"'{config.model_type}' model: use type='{FAMILIES.for_architecture(config.model_type).type}'"
         )
     return name
 

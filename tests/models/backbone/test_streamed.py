@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
@@ -127,3 +127,13 @@ def test_strangers_in_the_files_have_no_name(tmp_path: Path) -> None:
     save_file({**tensors, "audio.weight": torch.ones(2)}, folder / "model.safetensors", metadata={"format": "pt"})
     names = stored_names(_open("gemma3n", folder), folder)[folder / "model.safetensors"]
     assert [key for key, name in names.items() if name is None] == ["audio.weight"]
+
+
+def test_own_tensors_leave_out_adapters_of_every_method(tmp_path: Path) -> None:
+    """The names of the tensors of IA3 do not begin with `lora_`, and a base may have such names itself."""
+    folder = write_tiny("gemma3n", tmp_path / "base")
+    for config in (IA3Config(target_modules=["k_proj"], feedforward_modules=[]), LoraConfig(target_modules=["q_proj"])):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        model.lora_norm = torch.nn.LayerNorm(4)
+        names = set(model.state_dict())
+        assert set(own_tensors(get_peft_model(model, config).get_base_model())) == names

@@ -37,7 +37,7 @@ def _load(path):
 def _record(path):
     """The record of the vision part that reads a checkpoint."""
     model_type = AutoConfig.from_pretrained(path).model_type
-    parts = [family.part("vision") for family in FAMILIES if family.has("part")]
+    parts = [FAMILIES.find(family.type, "vision") for family in FAMILIES if family.has("part")]
     return next(part for part in parts if model_type in part.model_types)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mllm.errors import ConfigError
-from mllm.models.heads import MaskHead
+from mllm.models.heads import MaskHead, VisionShape
 from mllm.objectives.masks import soft_dice
 
 GRID, WIDTH = 8, 16
@@ -10,7 +10,7 @@ GRID, WIDTH = 8, 16
 
 def head(**options) -> MaskHead:
     torch.manual_seed(0)
-    return MaskHead(WIDTH, vision_width=12, layers=2, grid=GRID, dim=32, heads=4, **options)
+    return MaskHead(WIDTH, VisionShape(width=12, layers=2, grid=GRID), dim=32, heads=4, **options)
 
 
 def scene() -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:

@@ -1,0 +1,36 @@
+"""Tests of the messages for errors of the Hugging Face libraries."""
+
+from __future__ import annotations
+
+import errno
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+from mllm.errors import ConfigError
+from mllm.models.backbone.load_errors import explained
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (GatedRepoError, "gated model: accept its license at https://huggingface.co/org/name"),
+        (RepositoryNotFoundError, "neither"),
+    ],
+)
+def test_gated_and_unknown_models_give_the_login_command(kind: type[Exception], sentence: str) -> None:
+    response = SimpleNamespace(headers={}, request=None)  # whichever HTTP client the hub library uses
+    with pytest.raises(ConfigError, match=sentence) as caught, explained("org/name"):
+        try:
+            raise kind("401", response=response)
+        except kind as cause:
+            raise OSError("You are trying to access a gated repo.") from cause  # as transformers wraps it
+    assert "`hf auth login`" in str(caught.value) and "`huggingface-cli login`" in str(caught.value)
+
+
+def test_other_errors_are_not_converted() -> None:
+    with pytest.raises(OSError, match="full"), explained("x"):
+        raise OSError(errno.ENOSPC, "disk full")
+    with pytest.raises(ZeroDivisionError), explained("x"):
+        raise ZeroDivisionError
