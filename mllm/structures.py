@@ -346,22 +346,18 @@ class Model(_Module, Protocol):
     @property
     def pretrained(self) -> PreTrainedModel:
         """Return the model of transformers, with injected adapter layers."""
-        ...
 
     def enable_checkpointing(self, options: dict[str, Any], **layers: Any) -> None:
         """Turn gradient checkpointing on."""
 
     def trains(self, tower: str) -> bool:
         """Return True if any parameter of a tower is trainable."""
-        ...
 
     def tower_of(self, parameter: str) -> str:
         """Return the tower of a parameter, given its name."""
-        ...
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return all trained tensors that are not part of an adapter."""
-        ...
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Copy the tensors of `trained_state` of an equal model. Raise `ConfigError` if they do not fit."""
@@ -372,12 +368,14 @@ class Model(_Module, Protocol):
     def fit_measures(self, known: Mapping[str, Sequence[float]]) -> None:
         """Scale the measure head by the known values of the training split. Does nothing without such a head."""
 
+    def own_logits(self, student: dict[str, Tensor], sample: int, positions: Tensor) -> Tensor:
+        """Return the logits [P, vocabulary] of one sample at P positions, as transformers computes them."""
+
     def tap(self, layers: Sequence[int | str] | None, count: int, grid: int) -> list[tuple[str, int]]:
         """Return the path and the width of each tapped layer. Their outputs are in `Outputs.taps` from now on.
 
         `layers` are indices or module paths. None: `count` layers, evenly spaced.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from itertools import chain, islice
 from typing import Any
 
@@ -14,9 +13,7 @@ from torch import Tensor, nn
 from mllm.engine.learner import Learner
 from mllm.errors import ConfigError
 from mllm.models.encoding.packing import ROW, followers
-from mllm.models.encoding.views import ViewEncoder
-from mllm.models.language_model import LanguageModel
-from mllm.structures import IGNORE, Batch, Bundle, Context, LogicalBatch
+from mllm.structures import IGNORE, Batch, Context, LogicalBatch
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +47,11 @@ def preflight(learner: Learner, batch: LogicalBatch, accelerator: Any, further: 
         with accelerator.autocast():
             _check_gradients(learner, pieces)
         learner.eval()
-        if isinstance(learner.student, LanguageModel):
+        if learner.student.generates_text:
             with accelerator.autocast():
                 # Packing is checked on a sample after another one in its row, if there is one.
                 piece = next((piece for piece in batch.pieces if followers(piece.student).any()), batch.pieces[-1])
-                _check_loss(learner, learner.student, piece.to(device))
+                _check_loss(learner, piece.to(device))
     learner.train(was_training)
     learner.zero_grad(set_to_none=True)
     if device.type == "cuda":
@@ -104,7 +101,7 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
 
 
 @torch.no_grad()
-def _check_loss(learner: Learner, student: LanguageModel, piece: Batch) -> None:
+def _check_loss(learner: Learner, piece: Batch) -> None:
     """Compare the loss of one sample with the one from the model's own logits. Raise `ConfigError` if they differ.
 
     This finds models that scale, shift or cap their logits in an unsupported way. A packed sample is compared with the
@@ -113,7 +110,7 @@ def _check_loss(learner: Learner, student: LanguageModel, piece: Batch) -> None:
     objective = dict(learner.named_objectives()).get("next_token")
     if objective is None or (piece.targets["labels"][:, 1:] != IGNORE).sum() == 0:
         return
-    model = student.pretrained
+    student = learner.student
     labels = piece.targets["labels"]
     counts = (labels[:, 1:] != IGNORE).sum(dim=1)
     packed = counts * followers(piece.student)
@@ -125,13 +122,9 @@ def _check_loss(learner: Learner, student: LanguageModel, piece: Batch) -> None:
     if ROW in alone:
         alone = {name: tensor[sample : sample + 1] for name, tensor in alone.items()}
         sample = 0
-    with student.inserting_objects(alone) as kwargs:
-        if "logits_to_keep" in inspect.signature(model.forward).parameters:
-            logits = model(**kwargs, logits_to_keep=positions).logits[sample]
-        else:
-            logits = model(**kwargs).logits[sample, positions]
+    logits = student.own_logits(alone, sample, positions)
     expected = nn.functional.cross_entropy(logits.float(), tokens, reduction="sum")
-    tolerance = TOLERANCE.get(model.get_output_embeddings().weight.dtype, 3e-2)
+    tolerance = TOLERANCE.get(student.pretrained.get_output_embeddings().weight.dtype, 3e-2)
     if torch.is_autocast_enabled(labels.device.type):
         tolerance = TOLERANCE[torch.bfloat16]
     if not torch.isclose(loss.float(), expected, rtol=tolerance, atol=1e-3):
@@ -140,7 +133,7 @@ def _check_loss(learner: Learner, student: LanguageModel, piece: Batch) -> None:
             reason = "attends to other samples of a packed row; set data_args.packing=False"
         raise ConfigError(
             f"the loss of the first batch is {float(loss):.4f}, but {float(expected):.4f} from the model's own logits: "
-            f"{type(model).__name__} {reason}"
+            f"{type(student.pretrained).__name__} {reason}"
         )
 
 
@@ -149,71 +142,3 @@ def _only(labels_BL: Tensor, sample: int, positions: Tensor) -> Tensor:
     only = torch.full_like(labels_BL, IGNORE)
     only[sample, positions] = labels_BL[sample, positions]
     return only
-
-
-def describe_batch(batch: LogicalBatch, bundle: Bundle, limit: int = 4) -> str:
-    """Return the contents of `first_batch.md`: shapes and up to `limit` samples, decoded from their token ids."""
-    encoder = bundle.encoder
-    if isinstance(encoder, ViewEncoder):
-        return _describe_views(batch, encoder, limit)
-    tokenizer, image_ids = encoder.tokenizer, encoder.image_token_ids
-    lines = [
-        "# The first batch",
-        "",
-        f"Samples: {batch.samples}, in pieces: {len(batch.pieces)}, tokens: {batch.tokens} "
-        f"({batch.padded_tokens} with padding). The first {min(limit, batch.samples)}, decoded from their token ids; "
-        "**bold** is supervised.",
-    ]
-    shown = 0
-    for piece in batch.pieces:
-        shapes = {name: tuple(tensor.shape) for name, tensor in piece.student.items()}
-        lines += ["", f"## A piece of {piece.targets['labels'].shape[0]}", "", f"`{shapes}`"]
-        for row in range(min(limit - shown, piece.targets["labels"].shape[0])):
-            ids, labels = piece.student["input_ids"][row], piece.targets["labels"][row]
-            mask = piece.student["attention_mask"][row].bool()
-            if "decoder_input_ids" in piece.student:  # the text of the encoder comes first; it is not supervised
-                source = ids[mask].tolist()
-                lines += ["", _marked(source, [False] * len(source), tokenizer, image_ids)]
-                ids, mask = piece.student["decoder_input_ids"][row], (labels != IGNORE)
-                mask[0] = True
-            lines += ["", _marked(ids[mask].tolist(), (labels[mask] != IGNORE).tolist(), tokenizer, image_ids)]
-            shown += 1
-        if shown >= limit:
-            break
-    return "\n".join(lines) + "\n"
-
-
-def _describe_views(batch: LogicalBatch, encoder: ViewEncoder, limit: int) -> str:
-    """Return the contents of `first_batch.md` for a model that reads views and predicts measures."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in batch.pieces[0].student.items()}
-    lines = [
-        "# The first batch",
-        "",
-        f"Samples: {batch.samples}, in pieces: {len(batch.pieces)}; views {', '.join(encoder.views)}: `{shapes}`",
-        "",
-    ]
-    targets = [piece.targets for piece in batch.pieces]
-    rows = [row for target in targets for row in zip(target["measures"], target["measures_known"], strict=True)]
-    for values, known in rows[:limit]:
-        measures = zip(encoder.measures, values.tolist(), known.tolist(), strict=True)
-        lines.append(
-            f"> {encoder.answer({name: value for name, value, is_known in measures if is_known}).text or 'unknown'}"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _marked(ids: list[int], supervised: list[bool], tokenizer: Any, image_ids: Collection[int]) -> str:
-    """Return token ids as text, with image tokens counted and supervised tokens in bold."""
-    spans: list[tuple[str, list[int]]] = []
-    for token, is_supervised in zip(ids, supervised, strict=True):
-        kind = "image" if token in image_ids else "answer" if is_supervised else "prompt"
-        if not spans or spans[-1][0] != kind:
-            spans.append((kind, []))
-        spans[-1][1].append(token)
-    parts = []
-    for kind, tokens in spans:
-        text = tokenizer.decode(tokens).replace("<", "\\<").replace("\n", "⏎")
-        parts.append(
-            f"[{len(tokens)} image tokens]" if kind == "image" else f"**{text}**" if kind == "answer" else text
-        )
-    return "> " + "".join(parts)

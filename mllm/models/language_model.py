@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -70,6 +71,17 @@ class LanguageModel(TrainableModel):
                 predictions = self.predict_objects(state_BMKD, features(hidden_BLD), student["object_images"])
         rows = None if self.rows is None else self.rows.vocabulary
         return Outputs(hidden_BLD, model.get_output_embeddings(), self.softcap, rows, heads=predictions)
+
+    @torch.no_grad()
+    def own_logits(self, student: dict[str, Tensor], sample: int, positions: Tensor) -> Tensor:
+        """Return the logits [P, vocabulary] of one sample at `positions` [P], computed by the model of transformers."""
+        model = self.pretrained
+        with self.inserting_objects(student) as inputs:
+            if "logits_to_keep" in inspect.signature(model.forward).parameters:
+                logits: Tensor = model(**inputs, logits_to_keep=positions).logits[sample]
+            else:
+                logits = model(**inputs).logits[sample, positions]
+        return logits
 
     @contextmanager
     def inserting_objects(self, student: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -83,6 +83,10 @@ class TrainableModel(nn.Module):
     def fit_measures(self, known: Mapping[str, Sequence[float]]) -> None:
         """Do nothing: this model has no measure head."""
 
+    def own_logits(self, student: dict[str, Tensor], sample: int, positions: Tensor) -> Tensor:
+        """Raise `TypeError`: only a model that generates text has logits."""
+        raise TypeError(f"{type(self).__name__} has no logits")
+
     def tap(self, layers: Sequence[int | str] | None, count: int, grid: int) -> list[tuple[str, int]]:
         """Raise `ConfigError`: only a vision model has layers to tap."""
         raise ConfigError("inner features are read from a vision model only: set part='vision'")

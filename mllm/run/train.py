@@ -10,7 +10,7 @@ from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.engine.checkpoints import newest_checkpoint
 from mllm.engine.epoch_folders import EpochFolders
-from mllm.engine.preflight import describe_batch
+from mllm.engine.first_batch import describe_batch
 from mllm.engine.progress import close_bars
 from mllm.engine.run_log import run_folder
 from mllm.engine.trainer import MultimodalTrainer
@@ -32,7 +32,7 @@ def check_training(trainer: MultimodalTrainer, bundle: Bundle) -> None:
     logger.info("%s", format_counts(count_trainable(bundle.model)))
     batch = trainer.preflight()
     if trainer.is_world_process_zero():
-        write_text(run_folder(trainer.args) / FIRST_BATCH, describe_batch(batch, bundle))
+        write_text(run_folder(trainer.args) / FIRST_BATCH, describe_batch(batch, bundle.encoder))
 
 
 def train(

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from mllm.engine.preflight import describe_batch, preflight
+from mllm.engine.preflight import preflight
 from mllm.errors import ConfigError
 from mllm.objectives.text import NextToken
-from mllm.structures import Bundle
 
 
 def _run(trainer):
@@ -111,15 +110,4 @@ def test_an_objective_without_supervised_items_is_logged(make_trainer, make_perc
     caplog.clear()
     trainer = make_trainer(parts=make_perceptive(), rows=places())
     preflight(trainer.learner, trainer.first_batch(), trainer.accelerator, further=trainer.first_batches())
-    assert "nothing to learn" not in caplog.text
-
-
-def test_the_description_of_the_first_batch_has_supervised_text_in_bold(make_trainer):
-    trainer = make_trainer()
-    batch = trainer.first_batch()
-    text = describe_batch(batch, Bundle(trainer.learner.student, trainer.data_collator.pad.__self__))
-    assert "[16 image tokens]" in text
-    assert text.count("**") // 2 - 1 == batch.samples
-    for draw in next(iter(trainer.train_sampler)):
-        answer = trainer.train_dataset.samples.sample(draw.index, draw.epoch).turns[-1].text
-        assert f"**{answer}\\<end_of_turn>**" in text
+    assert "no supervised item" not in caplog.text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -75,6 +75,10 @@ class ViewEncoder:
 
     def answer(self, values: dict[str, float]) -> Answer:
         """Return measures as an answer with the text `EF 58.4 %, EDV 120.1 mL, ESV 50.0 mL`."""
-        known = {name: value for name, value in values.items() if not math.isnan(value)}
-        parts = [f"{name} {value:.1f} {UNITS.get(name, '')}".strip() for name, value in known.items()]
-        return Answer(", ".join(parts), measures=values)
+        return Answer(measures_text(values), measures=values)
+
+
+def measures_text(values: Mapping[str, float]) -> str:
+    """Return the known measures as text with their units; NaN is an unknown measure."""
+    known = {name: value for name, value in values.items() if not math.isnan(value)}
+    return ", ".join(f"{name} {value:.1f} {UNITS.get(name, '')}".strip() for name, value in known.items())
