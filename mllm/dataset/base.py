@@ -1,9 +1,10 @@
-"""Base classes of datasets: the interface, random transforms, and rows with images read from a file."""
+"""Base classes of datasets: the interface, rows of a table, random transforms, and rows with images."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,9 +14,11 @@ from PIL.Image import Image
 from typing_extensions import override
 
 from mllm.dataset.augment.transforms import Transform, apply_transforms, build_transforms
+from mllm.dataset.image_files import check_image_folder, find_file, undecoded_images
 from mllm.dataset.indices import from_zero
 from mllm.dataset.readers import read_images
 from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.values import is_empty, patient_columns, patient_of
 from mllm.errors import ConfigError, DataError, UserError, hint, with_location
 from mllm.structures import Sample
 
@@ -27,6 +30,8 @@ class SampleDataset(ABC):
     """Default of the option `seed`: the seed of the run, the number of the split, or the default of the class."""
     has_measures: ClassVar[bool] = True
     """False for classes whose samples never have measures, so that statistics of measures need not read them."""
+    reads_files: ClassVar[bool] = True
+    """False for classes whose samples are generated, so that no row can be unusable."""
     fixed: bool = True
     """True if an index refers to the same row in every epoch."""
 
@@ -35,7 +40,10 @@ class SampleDataset(ABC):
 
     @abstractmethod
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """Return the sample of a row in an epoch; raise `DataError` if the row cannot be used."""
+        """Return the sample of a row in an epoch; raise `DataError` if the row cannot be used.
+
+        `epoch` selects the random draws. A `MixedDataset` passes a number that differs between the draws of a row.
+        """
 
     @abstractmethod
     def describe(self, index: int, epoch: int = 0) -> str:
@@ -43,7 +51,22 @@ class SampleDataset(ABC):
 
     @abstractmethod
     def group(self, index: int, epoch: int = 0) -> str | None:
-        """Return the patient of a row, None if unknown, without reading images."""
+        """Return the patient of a row, None if unknown, without decoding images."""
+
+    def inspect(self, index: int) -> Sample:
+        """Return what is known of the sample of a row without decoding images, and look up the files that it names.
+
+        The result has no random transforms. Its images are absent or decoded when they are used. A class that does not
+        override this method is only asked for the patient of a row.
+
+        Raises:
+            DataError: The row cannot be used.
+        """
+        return Sample(turns=[], group=self.group(index))
+
+    def patient_hint(self) -> str:
+        """Return the end of a message about rows without a patient: a column that may have it. Empty: there is none."""
+        return ""
 
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
         """Return the numbers to regress of a row, by name. Override it to avoid reading the images of the row."""
@@ -64,6 +87,36 @@ class SampleDataset(ABC):
     def rows(self) -> Iterator[tuple[SampleDataset, int]]:
         """Yield the source dataset and the index in it of all rows that samples of any epoch may come from."""
         return ((self, index) for index in range(len(self)))
+
+
+class RecordDataset(SampleDataset):
+    """Dataset of the rows of a table.
+
+    Args:
+        group_field: Column with the patient of a row; None: no row has one.
+    """
+
+    assignable: ClassVar[tuple[str, ...]] = ("group_field",)
+    records: Records
+    group_field: str | None = "patient"
+
+    def __init__(self, group_field: str | None = "patient") -> None:
+        self.group_field = group_field
+
+    def row_group(self, row: Mapping[str, Any]) -> str | None:
+        """Return the patient that a row names, None if it names none."""
+        return None if self.group_field is None else patient_of(row.get(self.group_field), self.group_field)
+
+    @override
+    def patient_hint(self) -> str:
+        columns = patient_columns(self.records[0]) if self.group_field is not None else []
+        columns = [column for column in columns if column != self.group_field]
+        return f": if its column '{columns[0]}' is the patient, set group_field='{columns[0]}'" if columns else ""
+
+    @override
+    def summary(self) -> dict[str, Any]:
+        """Return the file and its number of rows."""
+        return {"file": str(self.records.path), "rows": len(self.records)}
 
 
 class AugmentedDataset(SampleDataset):
@@ -103,7 +156,7 @@ class AugmentedDataset(SampleDataset):
         return apply_transforms(sample, self._transforms, rng)
 
 
-class ImageTextDataset(AugmentedDataset):
+class ImageTextDataset(AugmentedDataset, RecordDataset):
     """Dataset of conversations about images, one per row of a file; subclasses define `parse(row)`.
 
     Args:
@@ -112,14 +165,16 @@ class ImageTextDataset(AugmentedDataset):
         transforms: Entries of TRANSFORMS as dicts with their `type`.
         seed: Seed of the random draws.
         reader: Options for the reader of the images, such as `dict(window='lung')`.
+        group_field: Column with the patient of a row; None: no row has one.
     """
 
     required: ClassVar[tuple[str, ...]] = ()
     """Fields that every row must have with a value."""
-    group_field: ClassVar[str | None] = "patient"
-    """Field with the patient of a row."""
-    assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed", "reader")
+    has_answers: ClassVar[bool] = True
+    """False for classes whose samples may have an empty answer."""
+    assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed", "reader", "group_field")
     reader: Mapping[str, Any] | None = None
+    _decodes: bool = True
 
     def __init__(
         self,
@@ -133,8 +188,7 @@ class ImageTextDataset(AugmentedDataset):
         self.reader = reader
         self.records = self.open_records(Path(data_path))
         self.image_folder = self.records.path.parent if image_folder is None else Path(image_folder).expanduser()
-        if not self.image_folder.is_dir():
-            raise DataError(f"image_folder {self.image_folder} does not exist")
+        check_image_folder(self.image_folder)
 
     def open_records(self, path: Path) -> Records:
         """Return the rows of the dataset."""
@@ -157,23 +211,66 @@ class ImageTextDataset(AugmentedDataset):
 
     @override
     def group(self, index: int, epoch: int = 0) -> str | None:
-        return self._group_of(self.records[index])
+        row = self.records[index]
+        try:
+            group = self.row_group(row)
+        except DataError as error:
+            raise with_location(error, self.describe(index)) from error
+        # The class may know the patient from elsewhere, such as the name of a file.
+        return self.inspect(index).group if group is None else group
 
     @override
     def sample(self, index: int, epoch: int = 0) -> Sample:
         """Return the parsed sample with random transforms; messages of errors begin with the location of the row."""
+        return self.augment(self._parsed(index, epoch), index, epoch)
+
+    @override
+    def inspect(self, index: int) -> Sample:
+        with self._undecoded():
+            return self._parsed(index, epoch=0)
+
+    @override
+    def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
+        return self.inspect(index).measures if self.has_measures else {}
+
+    def _parsed(self, index: int, epoch: int) -> Sample:
+        """Return the sample of a row without random transforms."""
         row, source = self.records[index], self.describe(index)
         for name in self.required:
             if name not in row:
                 raise DataError(f"{source}: {_missing(name, row)}")
-            if row[name] is None or row[name] == "" or row[name] == []:
+            if is_empty(row[name]):
                 raise DataError(f"{source}: field '{name}' is empty")
         rng = np.random.default_rng((self.seed, epoch, from_zero(index, len(self)), 1))
-        sample = self.augment(self._parse(row, source, rng), index, epoch)
+        sample = self._parse(row, source, rng)
         if sample.measures and not self.has_measures:
             raise ConfigError(f"{type(self).__name__} returns measures: set has_measures = True in the class")
-        group = self._group_of(row) if sample.group is None else str(sample.group)
+        if self.has_answers and any(turn.role == "assistant" and is_empty(turn.text) for turn in sample.turns):
+            raise DataError(f"{source}: the answer is empty")
+        try:
+            group = self._group_of_sample(row, sample)
+        except DataError as error:
+            raise with_location(error, source) from error
         return replace(sample, source=source, group=group)
+
+    def _group_of_sample(self, row: Mapping[str, Any], sample: Sample) -> str | None:
+        """Return the patient that `parse` or the row names; raise `DataError` if they disagree."""
+        named, parsed = self.row_group(row), patient_of(sample.group, "group")
+        if named is not None and parsed is not None and named != parsed:
+            raise DataError(
+                f"{type(self).__name__}.parse returns another patient than field '{self.group_field}' of the row has: "
+                f"set group_field=None in the dataset, or return no group"
+            )
+        return named if parsed is None else parsed
+
+    @contextmanager
+    def _undecoded(self) -> Iterator[None]:
+        """Let `read_images` return images that are decoded when they are used."""
+        self._decodes = False
+        try:
+            yield
+        finally:
+            self._decodes = True
 
     def read_image(self, image: str | Path | Mapping[str, Any], **options: Any) -> Image:
         """Return the only image of a file, RGB; see `read_images`.
@@ -198,10 +295,10 @@ class ImageTextDataset(AugmentedDataset):
         name = settings.pop("path", None)
         if not isinstance(name, (str, Path)) or not str(name):
             raise DataError(f"image must be a path, or an object with a 'path', not {image!r}")
-        path = self.image_folder / Path(name).expanduser()
-        if not path.exists():
-            raise DataError(f"image {path} does not exist")
-        return read_images(path, **{**(self.reader or {}), **settings, **options})
+        path = find_file(self.image_folder, name)
+        return (read_images if self._decodes else undecoded_images)(
+            path, **{**(self.reader or {}), **settings, **options}
+        )
 
     @classmethod
     @override
@@ -213,10 +310,6 @@ class ImageTextDataset(AugmentedDataset):
         from mllm.dataset.phantoms.miniature import write_miniature  # imports this module
 
         return write_miniature(folder, rows, cls.required)
-
-    def _group_of(self, row: Mapping[str, Any]) -> str | None:
-        value = row.get(self.group_field) if self.group_field else None
-        return None if value is None or value == "" else str(value)
 
     def _parse(self, row: dict[str, Any], source: str, rng: np.random.Generator) -> Sample:
         """Call `parse_drawn`; turn every exception into a message that begins with the location of the row."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from mllm.config.schema import DataArgs
 from mllm.dataset.base import SampleDataset
-from mllm.dataset.mixing import PatientSplit, SubsetDataset, check_leakage
+from mllm.dataset.checking import Splits, check_splits
+from mllm.dataset.mixing import PatientSplit, SubsetDataset
 from mllm.errors import ConfigError
 from mllm.registry import DATASETS, build, check
 
@@ -18,8 +19,13 @@ logger = logging.getLogger(__name__)
 MINIATURE_ROWS = 8
 
 
+def open_datasets(data_args: DataArgs, seed: int = 0) -> Splits:
+    """Build the datasets of all splits that are not None, and check all of their rows; see `build_datasets`."""
+    return check_splits(build_datasets(data_args, seed), skip=data_args.on_error == "skip")
+
+
 def build_datasets(data_args: DataArgs, seed: int = 0) -> dict[str, SampleDataset]:
-    """Build the datasets of all splits that are not None.
+    """Build the datasets of all splits that are not None. Their rows are not checked.
 
     Args:
         data_args: Options of the splits.
@@ -27,14 +33,12 @@ def build_datasets(data_args: DataArgs, seed: int = 0) -> dict[str, SampleDatase
 
     Raises:
         ConfigError: The options of a dataset are invalid.
-        DataError: A file cannot be read, or a patient is in two splits.
+        DataError: A file cannot be read.
     """
     splits = {}
     for number, (name, options) in enumerate(_splits(data_args).items()):
         if options is not None:
             splits[name] = build_dataset(options, seed=seed, split=number, where=f"data_args.{name}")
-    if len(splits) > 1:
-        check_leakage(splits, skip=data_args.on_error == "skip")
     return splits
 
 

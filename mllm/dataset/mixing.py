@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Literal
 
@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.indices import choose_rows, from_zero
+from mllm.dataset.patients import Patients
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
 from mllm.structures import Sample
@@ -31,25 +32,39 @@ class _Combined(SampleDataset):
     def locate(self, index: int, epoch: int) -> tuple[SampleDataset, int]:
         """Return the dataset and the index in it that an index refers to in an epoch."""
 
+    def inner_epoch(self, index: int, epoch: int) -> int:
+        """Return the epoch that is passed to the dataset of an index."""
+        return epoch
+
     @override
     def sample(self, index: int, epoch: int = 0) -> Sample:
         dataset, row = self.locate(index, epoch)
-        return dataset.sample(row, epoch)
+        return dataset.sample(row, self.inner_epoch(index, epoch))
+
+    @override
+    def inspect(self, index: int) -> Sample:
+        dataset, row = self.locate(index, 0)
+        return dataset.inspect(row)
 
     @override
     def describe(self, index: int, epoch: int = 0) -> str:
         dataset, row = self.locate(index, epoch)
-        return dataset.describe(row, epoch)
+        return dataset.describe(row, self.inner_epoch(index, epoch))
 
     @override
     def group(self, index: int, epoch: int = 0) -> str | None:
         dataset, row = self.locate(index, epoch)
-        return dataset.group(row, epoch)
+        return dataset.group(row, self.inner_epoch(index, epoch))
 
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
         dataset, row = self.locate(index, epoch)
-        return dataset.measures(row, epoch)
+        return dataset.measures(row, self.inner_epoch(index, epoch))
+
+    @override
+    def patient_hint(self) -> str:
+        sources = {id(source): source for source, _ in self.rows()}
+        return next((hint for source in sources.values() if (hint := source.patient_hint())), "")
 
 
 @DATASETS.register_module()
@@ -79,7 +94,8 @@ class ConcatDataset(_Combined):
 class MixedDataset(_Combined):
     """Mixture of datasets, drawn with replacement.
 
-    The dataset and row of an index are a function of (seed, epoch, index).
+    The dataset and row of an index are a function of (seed, epoch, index). Every draw of a row has its own random
+    transforms and templates.
 
     Args:
         datasets: The datasets.
@@ -118,6 +134,11 @@ class MixedDataset(_Combined):
         return dataset, int(rng.integers(len(dataset)))
 
     @override
+    def inner_epoch(self, index: int, epoch: int) -> int:
+        # Unique for each draw, so that a row that is drawn twice in an epoch is transformed in two ways.
+        return epoch * len(self) + from_zero(index, len(self))
+
+    @override
     def rows(self) -> Iterator[tuple[SampleDataset, int]]:
         return chain.from_iterable(dataset.rows() for dataset in self.datasets)
 
@@ -141,7 +162,7 @@ class _Selection(_Combined):
 
     @override
     def rows(self) -> Iterator[tuple[SampleDataset, int]]:
-        return ((self.dataset, int(index)) for index in self.indices)
+        return (_leaf(self.dataset, int(index)) for index in self.indices)
 
 
 @DATASETS.register_module()
@@ -201,7 +222,7 @@ class PatientSplit(_Selection):
         super().__init__(dataset, ())
         bounds, number = np.cumsum(fractions), SPLITS.index(split)
         bounds[int(np.flatnonzero(fractions)[-1]) :] = 1.0
-        indices: list[int] = []
+        indices, patients = list[int](), Patients()
         for index in _with_progress(range(len(dataset)), "reading patients"):
             try:
                 group = dataset.group(index)
@@ -211,7 +232,9 @@ class PatientSplit(_Selection):
                     indices.append(index)
                 continue
             if group is None:
-                raise DataError(f"{dataset.describe(index)}: the row has no patient, which PatientSplit requires")
+                hint = dataset.patient_hint()
+                raise DataError(f"{dataset.describe(index)}: the row has no patient, which PatientSplit requires{hint}")
+            patients.add(group, dataset, index)
             if int(np.searchsorted(bounds, position(group, seed), side="right")) == number:
                 indices.append(index)
         if not indices:
@@ -226,39 +249,15 @@ def position(group: str, seed: int) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def check_leakage(splits: Mapping[str, SampleDataset], skip: bool = False) -> None:
-    """Raise `DataError` if a patient is in two splits; the message has rows, not the name of the patient.
-
-    Args:
-        splits: Datasets by name of the split.
-        skip: True: ignore rows that cannot be read; False: raise their `DataError`.
-    """
-    groups_of: dict[str, dict[str, tuple[SampleDataset, int]]] = {}
-    for name, dataset in splits.items():
-        groups = groups_of[name] = {}
-        for leaf, index in _with_progress(dataset.rows(), f"reading patients of {name}", len(dataset)):
-            try:
-                group = leaf.group(index)
-            except DataError:
-                if not skip:
-                    raise
-                continue
-            if group is not None:
-                groups.setdefault(group, (leaf, index))
-        for other in list(groups_of)[:-1]:
-            shared = [group for group in groups if group in groups_of[other]]
-            if shared:
-                (leaf, index), (first, row) = groups[shared[0]], groups_of[other][shared[0]]
-                count = "1 patient is" if len(shared) == 1 else f"{len(shared)} patients are"
-                raise DataError(
-                    f"{count} in both {other} and {name}, for example {first.describe(row)} and "
-                    f"{leaf.describe(index)}: split the rows with PatientSplit, or rename different patients"
-                )
+def _leaf(dataset: SampleDataset, index: int) -> tuple[SampleDataset, int]:
+    """Return the source dataset of a row of a fixed dataset, and the index in it."""
+    while isinstance(dataset, _Combined):
+        dataset, index = dataset.locate(index, 0)
+    return dataset, index
 
 
-def _with_progress(items: Iterator | range, description: str, total: int | None = None) -> Iterator:
-    total = len(items) if isinstance(items, range) else total
-    return iter(tqdm(items, desc=description, total=total, disable=(total or 0) < _MANY, leave=False))
+def _with_progress(items: range, description: str) -> Iterator[int]:
+    return iter(tqdm(items, desc=description, disable=len(items) < _MANY, leave=False))
 
 
 def _non_empty(datasets: Sequence[SampleDataset]) -> list[SampleDataset]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mllm.dataset.base import SampleDataset
+from mllm.dataset.checking import SplitReport, Splits
 from mllm.errors import DataError
 
 
@@ -23,8 +25,8 @@ def measure_table(dataset: SampleDataset) -> dict[str, np.ndarray]:
     return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
 
-def summarize(splits: Mapping[str, SampleDataset], tables: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """Return for each split its number of samples, the summaries of its sources, and statistics of its measures.
+def summarize(splits: Splits, tables: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """Return for each split its samples, patients and sources, and statistics of its measures.
 
     `tables` holds the `measure_table` of each split. All values are plain, for a report in JSON. The standard deviation
     is that of the values (ddof 0).
@@ -32,11 +34,25 @@ def summarize(splits: Mapping[str, SampleDataset], tables: Mapping[str, Mapping[
     return {
         name: {
             "samples": len(dataset),
-            "sources": [summary for source in _sources(dataset) if (summary := source.summary())],
+            "patients": splits.reports[name].patients,
+            "samples without a patient": splits.reports[name].without_patient,
+            "skipped": len(splits.reports[name].skipped),
+            "sources": _summaries(dataset, splits.reports[name]),
             "measures": {key: _statistics(values) for key, values in tables[name].items()},
         }
         for name, dataset in splits.items()
     }
+
+
+def _summaries(dataset: SampleDataset, report: SplitReport) -> list[dict[str, Any]]:
+    """Return the summaries of the source datasets of a split, with the number of skipped rows of each."""
+    skipped = Counter(id(source) for source, _ in report.skipped)
+    summaries = []
+    for source in _sources(dataset):
+        summary = source.summary() | ({"skipped": count} if (count := skipped[id(source)]) else {})
+        if summary:
+            summaries.append(summary)
+    return summaries
 
 
 def _sources(dataset: SampleDataset) -> list[SampleDataset]:

@@ -28,6 +28,8 @@ class Split:
     type: str
     """The name of the dataset class."""
     samples: int
+    skipped: int = 0
+    """Number of rows that were found unusable before the training."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Facts:
     """The encoding of samples: the keys of `mllm.json`."""
     data: Mapping[str, Split] = field(default_factory=dict)
     """The splits by name: 'train', 'validation', 'test'."""
+    skipped: int = 0
+    """Number of unusable rows of all splits, with those that were found during the training."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Settings that influence the weights, under their names in a config."""
     updates: int | None = None
@@ -109,7 +113,10 @@ def read_facts(folder: Path) -> Facts | None:
 
 def _splits(values: Mapping[str, Any]) -> dict[str, Split]:
     """Return the splits of `values["data"]`."""
-    return {name: Split(split["type"], split["samples"]) for name, split in values.get("data", {}).items()}
+    return {
+        name: Split(split["type"], split["samples"], split.get("skipped", 0))
+        for name, split in values.get("data", {}).items()
+    }
 
 
 def known_facts(folder: Path, base: str, settings: Mapping[str, Any]) -> Facts:

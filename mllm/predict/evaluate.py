@@ -13,7 +13,7 @@ from typing import Any
 from mllm.config.hardware import environment
 from mllm.config.schema import ModelArgs, RunConfig
 from mllm.dataset.base import SampleDataset
-from mllm.dataset.builder import build_datasets
+from mllm.dataset.builder import open_datasets
 from mllm.engine.evaluation import Evaluation, evaluate_split, format_number
 from mllm.errors import ConfigError, DataError, hint
 from mllm.export.saved_model import adapter_args, local_name, whole_model_args
@@ -80,7 +80,7 @@ def evaluate(config: RunConfig, options: EvaluateOptions) -> None:
 def open_split(config: RunConfig, options: EvaluateOptions) -> SampleDataset:
     """Return the dataset of the split; the data of other splits may be absent."""
     others: dict[str, Any] = {name: None for name in SPLITS if name != options.split}
-    splits = build_datasets(replace(config.data_args, **others), seed=config.training_args["seed"])
+    splits = open_datasets(replace(config.data_args, **others), seed=config.training_args["seed"])
     if options.split not in splits:
         raise ConfigError(
             f"{options.config}: data_args.{options.split} is not set, so there is no split '{options.split}' to "

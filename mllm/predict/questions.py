@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mllm.dataset.single_image_dataset.vqa import VQADataset
+from mllm.dataset.tables.values import is_empty
 from mllm.structures import Sample
 
 
@@ -13,7 +14,13 @@ class Questions(VQADataset):
 
     required = ("question",)
     group_field = None
+    has_answers = False
 
     def parse(self, row: dict[str, Any]) -> Sample:
         """Return the sample of a row; its answer is empty if the row has none."""
-        return super().parse({**row, "image": row.get("image") or [], "answer": row.get("answer") or ""})
+        image = row.get("image")
+        return super().parse({**row, "image": [] if is_empty(image) else image, "answer": ""})
+
+    def answer_of(self, value: Any) -> str:
+        """Return no answer: a question needs none."""
+        return ""

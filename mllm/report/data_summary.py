@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from mllm.dataset.base import SampleDataset
+from mllm.dataset.checking import Splits
 from mllm.dataset.summary import measure_table, summarize
 from mllm.files import write_json
 from mllm.metrics.measures import stated_measures
@@ -21,7 +21,7 @@ from mllm.run_files import AGREEMENT_PLOT, DATA_SUMMARY, MEASURES_PLOT
 logger = logging.getLogger(__name__)
 
 
-def describe_data(splits: Mapping[str, SampleDataset], folder: Path) -> None:
+def describe_data(splits: Splits, folder: Path) -> None:
     """Write counts, dropped rows and statistics of the measures to `folder`, on the first process only."""
     if not PartialState().is_main_process:
         return

@@ -14,7 +14,8 @@ from accelerate.utils import broadcast_object_list
 from mllm.config.rules.privacy import refuse_large_delta
 from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
-from mllm.dataset.builder import build_datasets
+from mllm.dataset.builder import open_datasets
+from mllm.dataset.checking import Splits as CheckedSplits
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator
 from mllm.dataset.loading.poisson import PoissonSampler, units_of
 from mllm.dataset.loading.sampler import LogicalBatchSampler
@@ -32,12 +33,12 @@ TINY_UPDATES = 20
 """Most updates of a run with `--tiny`."""
 
 
-def open_splits(config: RunConfig) -> dict[str, SampleDataset]:
-    """Return the datasets of the config by split.
+def open_splits(config: RunConfig) -> CheckedSplits:
+    """Return the datasets of the config by split, after all of their rows were checked.
 
     Raises:
         ConfigError: The weights do not exist, or there is no training split.
-        DataError: A file of a dataset does not exist or cannot be read.
+        DataError: A file of a dataset or a row cannot be read, or a patient is in two splits.
     """
     find_checkpoint(config.model_args.model_name_or_path)
     if config.data_args.train is None:
@@ -45,10 +46,13 @@ def open_splits(config: RunConfig) -> dict[str, SampleDataset]:
             f"{config.origin('data_args', 'train')}: data_args.train is None or absent, and there is nothing to learn "
             "without it: give it a dataset, such as dict(type='VQADataset', data_path='rows.jsonl')"
         )
-    splits = build_datasets(config.data_args, seed=config.training_args["seed"])
+    splits = open_datasets(config.data_args, seed=config.training_args["seed"])
     if config.privacy_args is not None:
         refuse_large_delta(config, len(units_of(splits["train"], config.privacy_args.unit)))
-    logger.info("%s", ", ".join(f"{name}: {len(split):,} samples" for name, split in splits.items()))
+    counts = (f"{name}: {len(split):,} samples ({splits.reports[name]})" for name, split in splits.items())
+    logger.info("%s", ", ".join(counts))
+    if skipped := splits.skipped():
+        logger.warning("%d rows cannot be used and are skipped, for example %s", len(skipped), skipped[0])
     return splits
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 
 from mllm.config.schema import RunConfig
 from mllm.config.training_args import changed_values
-from mllm.dataset.base import SampleDataset
+from mllm.dataset.checking import Splits
 from mllm.engine.private_trainer import PrivateTrainer
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.export.facts import Facts, Split, current_versions
@@ -22,7 +21,7 @@ OTHER_PREFIXES = (
 """Prefixes of `training_args` that do not influence the weights."""
 
 
-def run_facts(config: RunConfig, trainer: MultimodalTrainer, splits: Mapping[str, SampleDataset]) -> Facts:
+def run_facts(config: RunConfig, trainer: MultimodalTrainer, splits: Splits) -> Facts:
     """Return the facts about a run after its latest update, without figures."""
     model, data = asdict(config.model_args), asdict(config.data_args)
     changed = changed_values(config.training_args, is_private=config.privacy_args is not None)
@@ -30,7 +29,11 @@ def run_facts(config: RunConfig, trainer: MultimodalTrainer, splits: Mapping[str
     return Facts(
         base=config.model_args.model_name_or_path,
         settings=encoding_settings(model),
-        data={name: Split(data[name]["type"], len(split)) for name, split in splits.items()},
+        data={
+            name: Split(data[name]["type"], len(split), len(splits.reports[name].skipped))
+            for name, split in splits.items()
+        },
+        skipped=len({**dict.fromkeys(splits.skipped()), **trainer.meter.failures}),
         training={key: model[key] for key in MODEL_KEYS} | training,
         updates=trainer.state.global_step,
         privacy=trainer.record if isinstance(trainer, PrivateTrainer) else None,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import PartialState
 
 from mllm.config.schema import RunConfig
-from mllm.dataset.base import SampleDataset
+from mllm.dataset.checking import Splits
 from mllm.engine.evaluation import Evaluation, evaluate_split
 from mllm.engine.run_log import rows_of, run_folder, write_skipped
 from mllm.engine.trainer import MultimodalTrainer
@@ -30,7 +29,7 @@ from mllm.structures import Bundle
 logger = logging.getLogger(__name__)
 
 
-def evaluate_test_split(config: RunConfig, bundle: Bundle, splits: Mapping[str, SampleDataset]) -> Evaluation | None:
+def evaluate_test_split(config: RunConfig, bundle: Bundle, splits: Splits) -> Evaluation | None:
     """Return the predictions and figures of the test split, on the first process only; None without a test split."""
     if "test" not in splits or not PartialState().is_main_process:
         return None
@@ -49,9 +48,7 @@ class Exports:
     """The error of an export that was refused; it is raised at the end of the run. None: no export was refused."""
 
 
-def export(
-    config: RunConfig, bundle: Bundle, trainer: MultimodalTrainer, splits: Mapping[str, SampleDataset]
-) -> Exports:
+def export(config: RunConfig, bundle: Bundle, trainer: MultimodalTrainer, splits: Splits) -> Exports:
     """Export the adapter, and the merged model or the student, on the first process only.
 
     An export that is refused does not end the run: its error is in `Exports.refusal`.
@@ -81,13 +78,14 @@ def export(
 def write_results(
     config: RunConfig,
     trainer: MultimodalTrainer,
-    splits: Mapping[str, SampleDataset],
+    splits: Splits,
     exports: Exports,
     evaluation: Evaluation | None,
 ) -> None:
     """Write the predictions and figures of the test split to the run folder and its exports."""
     if evaluation is None or not trainer.is_world_process_zero():
         return
+    trainer.meter.skip(evaluation.skipped)
     folder, facts = run_folder(trainer.args), run_facts(config, trainer, splits)
     facts = replace(facts, figures=evaluation.figures)
     write_facts(folder, facts)
@@ -97,7 +95,6 @@ def write_results(
     write_predictions(folder / PREDICTIONS, evaluation.rows)
     if "measures" in evaluation.figures:
         draw_agreement(evaluation.rows, folder)
-    trainer.meter.skip(evaluation.skipped)
     write_skipped(folder, trainer.meter.failures)
 
 

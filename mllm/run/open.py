@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from mllm.config.hardware import Hardware, environment
 from mllm.config.reading import read_config
 from mllm.config.schema import ModelArgs, RunConfig
-from mllm.dataset.base import SampleDataset
+from mllm.dataset.checking import Splits
 from mllm.errors import ConfigError
 from mllm.export.settings import read_settings
 from mllm.family import FAMILIES
@@ -34,9 +33,7 @@ def start_processes(config: RunConfig, hardware: Hardware) -> None:
     PartialState(cpu=hardware.device == "cpu", timeout=timeout)
 
 
-def open_run(
-    config: RunConfig, hardware: Hardware, splits: Mapping[str, SampleDataset], resume: bool
-) -> tuple[Path, Path | None]:
+def open_run(config: RunConfig, hardware: Hardware, splits: Splits, resume: bool) -> tuple[Path, Path | None]:
     """Return the run folder and the checkpoint to continue from, on all processes.
 
     The first process creates the folder and writes the config, the environment and the data summary to it.

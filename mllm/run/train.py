@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 from mllm.config.schema import RunConfig
-from mllm.dataset.base import SampleDataset
+from mllm.dataset.checking import Splits
 from mllm.engine.checkpoints import newest_checkpoint
 from mllm.engine.epoch_folders import EpochFolders
 from mllm.engine.first_batch import describe_batch
@@ -39,7 +38,7 @@ def train(
     config: RunConfig,
     bundle: Bundle,
     trainer: MultimodalTrainer,
-    splits: Mapping[str, SampleDataset],
+    splits: Splits,
     checkpoint: Path | None,
 ) -> None:
     """Train, from `checkpoint` if it is not None.
@@ -55,6 +54,7 @@ def train(
             EXPORTERS.find(ADAPTER)(bundle, folder, facts=run_facts(config, trainer, splits))
 
         trainer.add_callback(EpochFolders(export_epoch))
+    trainer.meter.skip(splits.skipped())
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except KeyboardInterrupt:

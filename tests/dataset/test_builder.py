@@ -15,7 +15,7 @@ from PIL import Image
 
 import mllm.dataset.single_image_dataset
 from mllm.config.schema import DataArgs
-from mllm.dataset.builder import build_dataset, build_datasets, use_miniatures
+from mllm.dataset.builder import build_dataset, build_datasets, open_datasets, use_miniatures
 from mllm.dataset.mixing import ConcatDataset, MixedDataset, PatientSplit
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
@@ -147,7 +147,7 @@ def test_a_patient_in_two_splits_is_refused(rows):
     train, test = rows("train.jsonl", ["anna", "bert"]), rows("test.jsonl", ["carl", "bert"])
     data_args = DataArgs(train=dict(type="VQADataset", data_path=train), test=dict(type="VQADataset", data_path=test))
     with pytest.raises(DataError) as caught:
-        build_datasets(data_args)
+        open_datasets(data_args)
     assert str(caught.value).startswith(
         f"1 patient is in both train and test, for example {train}, line 2 and {test}, line 2"
     )

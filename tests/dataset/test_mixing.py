@@ -1,4 +1,4 @@
-"""Tests of combined datasets and of the check for patients in two splits."""
+"""Tests of combined datasets."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mllm.dataset.base import SampleDataset
-from mllm.dataset.mixing import ConcatDataset, MixedDataset, PatientSplit, SubsetDataset, check_leakage, position
+from mllm.dataset.mixing import ConcatDataset, MixedDataset, PatientSplit, SubsetDataset, position
+from mllm.dataset.single_image_dataset.vqa import VQADataset
 from mllm.errors import ConfigError, DataError
 from mllm.structures import Sample, Turn
 
@@ -130,7 +133,7 @@ def test_patient_split_divides_patients_and_not_rows():
     patients = {name: {split.group(i) for i in range(len(split))} for name, split in splits.items()}
     for name, share in (("train", 0.8), ("validation", 0.1), ("test", 0.1)):
         assert abs(len(patients[name]) - 200 * share) < 4.5 * math.sqrt(200 * share * (1 - share))
-    check_leakage(splits)
+    assert not patients["train"] & patients["test"] and not patients["train"] & patients["validation"]
 
 
 def test_the_split_of_a_patient_is_constant_when_rows_are_added_or_shuffled():
@@ -161,19 +164,31 @@ def test_patient_split_requires_patients_and_refuses_an_empty_split():
     assert len(PatientSplit(Rows("a", ["unreadable"]), "train", (0.0, 0.0, 1.0))) == 1
 
 
-def test_the_message_about_a_patient_in_two_splits_has_rows_and_no_names():
-    train = Rows("t", ["secret-1", "secret-2", "secret-3", None])
-    validation = ConcatDataset([rows("v", 2), MixedDataset([Rows("w", ["other", "secret-2", "secret-3"])], [1])])
-    with pytest.raises(DataError) as caught:
-        check_leakage({"train": train, "validation": validation})
-    message = str(caught.value)
-    assert message.startswith("2 patients are in both train and validation, for example t, line 2 and w, line 2: ")
-    assert "secret" not in message
-    check_leakage({"train": train, "validation": rows("v", 2), "test": Rows("n", [None, None])})
+def test_every_draw_of_a_row_in_an_epoch_has_its_own_random_numbers():
+    mixed = MixedDataset([rows("a", 1), MixedDataset([rows("b", 1)], [1])], [1, 1], size=8)
+    texts = [mixed.sample(i, epoch).turns[0].text for epoch in (0, 1) for i in range(8)]
+    assert len(set(texts)) == 16
+    assert texts == [mixed.sample(i - 8, epoch).turns[0].text for epoch in (0, 1) for i in range(8)]
 
 
-def test_unreadable_rows_are_an_error_unless_they_are_skipped():
-    splits = {"train": Rows("t", ["a", "unreadable"]), "test": Rows("s", ["b"])}
-    check_leakage(splits, skip=True)
-    with pytest.raises(DataError, match="t, line 2: not valid JSON"):
-        check_leakage(splits)
+def test_repeated_draws_of_an_image_are_augmented_differently(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "question": "what?", "answer": "this"}\n')
+    noise = [dict(type="GaussianNoise", std=20)]
+    mixed = MixedDataset([VQADataset(tmp_path / "rows.jsonl", transforms=noise)], [1], size=4)
+    drawn = [mixed.sample(i).images[0].tobytes() for i in range(4)]
+    assert len(set(drawn)) == 4
+    assert drawn == [mixed.sample(i).images[0].tobytes() for i in range(4)]
+
+
+def test_the_rows_of_a_selection_come_from_their_source():
+    a, b = rows("a", 2), rows("b", 2)
+    part = SubsetDataset(ConcatDataset([a, SubsetDataset(b, indices=[1, 0])]), indices=[0, 2])
+    assert list(part.rows()) == [(a, 0), (b, 1)]
+
+
+@pytest.mark.parametrize("ids", [["17", "017"], ["A1", "a1"]])
+def test_patient_split_refuses_two_forms_of_an_id(ids):
+    with pytest.raises(DataError, match="a, line 1 and a, line 2 differ only in case or in leading zeros"):
+        PatientSplit(Rows("a", ids))

@@ -8,6 +8,7 @@ from echo_files import write_echonet
 
 from mllm.dataset.base import ImageTextDataset
 from mllm.dataset.builder import build_dataset
+from mllm.dataset.checking import SplitReport, Splits
 from mllm.dataset.summary import measure_table, summarize
 from mllm.errors import ConfigError
 from mllm.structures import Sample, Turn
@@ -28,7 +29,7 @@ def test_statistics_of_measures_do_not_read_images(table):
     values = measure_table(dataset)
     assert values["EF"].tolist() == [50, 60, 70]
     assert [math.isnan(value) for value in values["EDV"]] == [False, True, False]
-    summary = summarize({"train": dataset}, {"train": values})["train"]
+    summary = summarize(Splits({"train": dataset}, {"train": SplitReport()}), {"train": values})["train"]
     assert summary["samples"] == 3
     assert summary["measures"]["EF"] == pytest.approx(
         {"known": 3, "unknown": 0, "mean": 60, "std": math.sqrt(200 / 3), "min": 50, "max": 70}
@@ -43,7 +44,7 @@ def test_combined_datasets_have_one_summary_per_source(table, tmp_path):
     write_echonet(tmp_path / "echonet", {"TRAIN": 2}, frames=30)
     parts = [table, dict(type="EchoNetDataset", data_path=str(tmp_path / "echonet")), dict(type="DummyDataset", size=3)]
     both = build_dataset(dict(type="ConcatDataset", datasets=parts))
-    summary = summarize({"train": both}, {"train": measure_table(both)})["train"]
+    summary = summarize(Splits({"train": both}, {"train": SplitReport()}), {"train": measure_table(both)})["train"]
     assert summary["samples"] == 8
     assert [source["used"] for source in summary["sources"]] == [3, 2]
     assert summary["measures"]["EF"]["known"] == 5

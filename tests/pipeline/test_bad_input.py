@@ -302,14 +302,22 @@ def test_a_bad_row_in_a_loaders_worker_reads_the_same(refused, write_rows, write
     refused(f"other.jsonl, line 5: {reason}", splits(validation="other.jsonl") + workers)
 
 
-def test_a_bad_row_of_the_test_split_does_not_cost_the_adapter(refused, train, write_rows, write_bad):
+def test_a_bad_row_of_the_test_split_is_found_before_the_training(refused, write_rows, write_bad):
     write_rows()
     write_bad(ROWS["missing image"][0], name="other.jsonl")
     refused("other.jsonl, line 5: image pictures/none.png does not exist", splits(test="other.jsonl"))
+    assert not Path("exp").exists()
+
+
+def test_a_damaged_image_of_the_test_split_does_not_cost_the_adapter(refused, train, write_rows, write_bad):
+    write_rows()
+    good, (damaged, reason) = {"image": "0.png", "question": "q", "answer": "a"}, ROWS["truncated image"]
+    write_bad(good, damaged, *[good] * 14, name="other.jsonl")  # of 20 rows, every second one is decoded
+    refused(f"other.jsonl, line 6: {reason}", splits(test="other.jsonl"))
     assert Path("exp/run/latest/adapter/adapter_model.safetensors").is_file()
-    Image.new("RGB", (20, 20)).save("pictures/none.png")
+    Image.new("RGB", (20, 20)).save("pictures/cut.png")
     assert train(splits(test="other.jsonl"), "--resume")[0] == 0
-    assert len(Path("exp/run/latest/predictions.jsonl").read_text().splitlines()) == 5
+    assert len(Path("exp/run/latest/predictions.jsonl").read_text().splitlines()) == 20
     assert "accuracy" in Path("exp/run/latest/adapter/README.md").read_text()
 
 
@@ -345,6 +353,11 @@ def test_skipped_rows_are_counted_and_listed_whatever_the_split(train, write_bad
     places = [f"{name}.jsonl, line {line}" for name in ("rows", "other", "last") for line in range(5, 14)]
     assert sorted(line.split(": ")[0] for line in listed) == sorted(places)
     assert all(any(reason in line for line in listed) for _, reason in ROWS.values())
+    summary = json.loads((run / "data_summary.json").read_text())
+    assert {name: split["skipped"] for name, split in summary.items()} == dict(train=9, validation=9, test=9)
+    assert summary["train"]["sources"] == [{"file": "rows.jsonl", "rows": 13, "skipped": 9}]
+    card = (run / "adapter" / "README.md").read_text()
+    assert "train: `VQADataset`, 13 samples, of which 9 could not be read and were skipped" in card
     steps = [row for row in json.loads((run / "training_log.json").read_text())["rows"] if "loss" in row]
     assert len(steps) == 4
     assert all(row["loss"] > 1 for row in steps)

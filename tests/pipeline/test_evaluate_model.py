@@ -120,7 +120,7 @@ def test_bad_rows_are_counted_or_raise_and_leave_no_files(
     assert (len(rows), values["counts"]["skipped"]) == (4, 1)
     assert "absent.png" in values["skipped"][0]
     Path("rows.jsonl").write_text('{"image": "absent.png", "question": "Which?", "answer": "MRI"}\n')
-    with pytest.raises(DataError, match="none of the 1 rows"):
+    with pytest.raises(DataError, match="no row of the test split could be used"):
         main([run[0], "--adapter", run[1], "--cfg-options", "data_args.on_error=skip"])
 
 

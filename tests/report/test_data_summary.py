@@ -9,6 +9,7 @@ from echo_files import write_echonet
 from PIL import Image
 
 from mllm.dataset.builder import build_dataset
+from mllm.dataset.checking import check_splits
 from mllm.report.data_summary import describe_data, draw_agreement
 
 
@@ -21,7 +22,7 @@ def test_the_summary_and_the_histograms_are_in_the_runs_folder(tmp_path, caplog)
         return build_dataset(dict(type="EchoNetDataset", data_path=str(tmp_path / "data"), split=name))
 
     with caplog.at_level(logging.INFO):
-        describe_data({"train": split("TRAIN"), "test": split("TEST")}, run)
+        describe_data(check_splits({"train": split("TRAIN"), "test": split("TEST")}), run)
     assert sorted(path.name for path in run.iterdir()) == ["data_summary.json", "measures.png"]
     told = json.loads((run / "data_summary.json").read_text())
     efs = [patient.heart.ef for patient in patients]
@@ -32,10 +33,17 @@ def test_the_summary_and_the_histograms_are_in_the_runs_folder(tmp_path, caplog)
 
 
 def test_data_without_measures_has_no_histogram(tmp_path):
-    describe_data({"train": build_dataset(dict(type="DummyDataset", size=3))}, tmp_path)
+    describe_data(check_splits({"train": build_dataset(dict(type="DummyDataset", size=3))}), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["data_summary.json"]
     assert json.loads((tmp_path / "data_summary.json").read_text()) == {
-        "train": {"samples": 3, "sources": [], "measures": {}}
+        "train": {
+            "samples": 3,
+            "patients": 3,
+            "samples without a patient": 0,
+            "skipped": 0,
+            "sources": [],
+            "measures": {},
+        }
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,20 @@ class CineDataset(AugmentedDataset):
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
         """Return EF in percent, EDV and ESV in mL; NaN where unknown."""
+
+    def files(self, index: int) -> list[Path]:
+        """Return the files of the images of an examination; empty for generated images."""
+        return []
+
+    @override
+    def inspect(self, index: int) -> Sample:
+        try:
+            for path in self.files(index):
+                if not path.is_file():
+                    raise DataError(f"{path} does not exist")
+            return Sample(turns=[], group=self.group(index), measures=self.measures(index))
+        except UserError as error:
+            raise with_location(error, self.describe(index)) from error
 
     @override
     def sample(self, index: int, epoch: int = 0) -> Sample:

@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.loading.sampler import Draw
+from mllm.dataset.patients import Patients
 from mllm.errors import DataError
 
 
@@ -91,13 +92,15 @@ def units_of(dataset: SampleDataset, unit: str) -> list[list[int]]:
     """
     if unit == "sample":
         return [[index] for index in range(len(dataset))]
-    patients: dict[str, list[int]] = {}
+    units: dict[str, list[int]] = {}
+    patients = Patients()
     for index in range(len(dataset)):
         group = dataset.group(index)
         if group is None:
             raise DataError(
                 f"{dataset.describe(index)} has no patient, but privacy_args.unit='patient' protects patients: "
-                "add the patient to every row, or set unit to 'sample'"
+                f"add the patient to every row, or set unit to 'sample'{dataset.patient_hint()}"
             )
-        patients.setdefault(group, []).append(index)
-    return list(patients.values())
+        patients.add(group, dataset, index)
+        units.setdefault(group, []).append(index)
+    return list(units.values())

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from mllm.dataset import templates
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, plain_text
+from mllm.dataset.tables.values import choose_answer, is_empty, text_of
 from mllm.errors import DataError
 from mllm.registry import DATASETS
 from mllm.structures import IMAGE, Role, Sample, Turn
@@ -70,14 +71,14 @@ class VQAEXDataset(_QuestionDataset):
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        reasons = row.get("explanation") or row.get("justification")
-        if not reasons:
+        reasons = next((row[name] for name in ("explanation", "justification") if not is_empty(row.get(name))), None)
+        if reasons is None:
             raise DataError("field 'explanation' or 'justification' is missing")
         reason = reasons if isinstance(reasons, str) else reasons[int(rng.integers(len(reasons)))]
         answer = row.get("multiple_choice_answer")
-        if answer is None and isinstance(answers := row.get("multiple_answers"), list) and answers:
-            answer = max(answers, key=answers.count)
-        if answer is None:
+        if is_empty(answer) and isinstance(answers := row.get("multiple_answers"), list) and answers:
+            answer = choose_answer(answers, "majority", "multiple_answers")
+        if is_empty(answer):
             raise DataError("field 'multiple_choice_answer' or 'multiple_answers' is missing")
         reason = plain_text(reason, "explanation").rstrip(".")
         text = f"{reason}. The answer is {plain_text(answer, 'multiple_choice_answer')}."
@@ -121,7 +122,8 @@ class InstructDataset(_QuestionDataset):
         for number, turn in enumerate(row["conversations"], start=1):
             if not isinstance(turn, dict) or turn.get("from") not in roles or "value" not in turn:
                 raise DataError(f"turn {number} of 'conversations' needs 'from' (human or gpt) and 'value'")
-            turns.append(Turn(roles[turn["from"]], plain_text(str(turn["value"]).replace(IMAGE, ""), "conversations")))
+            text = text_of(turn["value"], "value").replace(IMAGE, "")
+            turns.append(Turn(roles[turn["from"]], plain_text(text, "conversations")))
         if [turn.role for turn in turns[:2]] != ["user", "assistant"]:
             raise DataError("'conversations' must begin with a turn of human and a turn of gpt")
         turns[0] = Turn("user", f"{IMAGE} {turns[0].text}")

@@ -9,7 +9,14 @@ import numpy as np
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, parse_boxes, plain_text
+from mllm.dataset.single_image_dataset.grounding import (
+    GroundingDataset,
+    answer_turn,
+    parse_boxes,
+    plain_text,
+    without_placeholders,
+)
+from mllm.dataset.tables.values import text_of
 from mllm.errors import DataError
 from mllm.registry import DATASETS
 from mllm.structures import BOX, Sample
@@ -75,16 +82,11 @@ def parse_phrases(text: str, sequence: Any, field: str) -> tuple[str, list[list[
 
     Raises `DataError` if the number of phrases and the length of `sequence` differ.
     """
-    parts = PHRASE.split(str(text))
+    parts = PHRASE.split(text_of(text, field))
     phrases = len(parts) // 2
     if not isinstance(sequence, list) or len(sequence) != phrases:
         length = len(sequence) if isinstance(sequence, list) else sequence
         raise DataError(f"field '{field}' has {phrases} phrases, and there are boxes for {length}")
-    plain = [plain_text(part, field) if index % 2 else _checked(part, field) for index, part in enumerate(parts)]
+    plain = [without_placeholders(part.strip() if index % 2 else part, field) for index, part in enumerate(parts)]
     marked = "".join(f"{part} {BOX}" if index % 2 else part for index, part in enumerate(plain))
     return marked.strip(), [[int(index) for index in group] for group in sequence]
-
-
-def _checked(part: str, field: str) -> str:
-    plain_text(part, field)
-    return part

@@ -24,6 +24,7 @@ class DummyDataset(SampleDataset):
     """
 
     has_measures = False
+    reads_files = False
     seed_from = "split"
 
     def __init__(

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from mllm.dataset import templates
 from mllm.dataset.base import ImageTextDataset
+from mllm.dataset.tables.values import text_of
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
 from mllm.structures import BOX, IMAGE, POINT, Mark, Sample, Turn
@@ -35,7 +36,6 @@ class GroundingDataset(ImageTextDataset):
     """Templates with the placeholders `<expr>`, `<question>`, `<box>` and `<point>`."""
     image_suffix: ClassVar[str] = ".png"
     """Suffix of the images of a miniature; datasets that add a suffix to the names in their rows set it."""
-    group_field: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -95,8 +95,12 @@ def answer_turn(text: str, groups: Sequence[Sequence[int]] = ()) -> Turn:
 
 
 def plain_text(text: Any, field: str) -> str:
-    """Return a text of a row; raises `DataError` if it contains a placeholder."""
-    text = str(text).strip()
+    """Return a text of a row; raises `DataError` if it is empty, is not a text, or contains a placeholder."""
+    return without_placeholders(text_of(text, field).strip(), field)
+
+
+def without_placeholders(text: str, field: str) -> str:
+    """Return the text; raises `DataError` if it contains a placeholder."""
     for placeholder in (IMAGE, BOX, POINT):
         if placeholder in text:
             raise DataError(f"field '{field}' contains the placeholder {placeholder}, which is reserved: remove it")
@@ -114,11 +118,12 @@ def parse_box(image: Image, numbers: Any, field: str = "bbox", is_xywh: bool = F
         raise DataError(f"field '{field}' must contain four numbers, not {numbers!r}") from error
     if is_xywh:
         x2, y2 = x1 + x2, y1 + y2
+    form = f"; this dataset reads {'x y width height' if is_xywh else 'x1 y1 x2 y2'} in pixels"
     if not (x1 <= x2 and y1 <= y2):
-        raise DataError(f"field '{field}' {[x1, y1, x2, y2]} has reversed corners")
+        raise DataError(f"field '{field}' {[x1, y1, x2, y2]} has reversed corners{form}")
     width, height = image.size
     if min(x1, y1) < -OVERSHOOT or x2 > width + OVERSHOOT or y2 > height + OVERSHOOT:
-        raise DataError(f"field '{field}' {[x1, y1, x2, y2]} exceeds its image of {width} x {height} pixels")
+        raise DataError(f"field '{field}' {[x1, y1, x2, y2]} exceeds its image of {width} x {height} pixels{form}")
     return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
 
 

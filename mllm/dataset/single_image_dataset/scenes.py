@@ -42,6 +42,7 @@ class GeneratedDataset(SampleDataset):
     """Base of datasets of generated images of `image_size` x `image_size` pixels, which depend on (seed, index)."""
 
     has_measures = False
+    reads_files = False
     seed_from = "split"
     min_image_size: ClassVar[int] = 32
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from tqdm import tqdm
 from typing_extensions import override
 
-from mllm.dataset.base import SampleDataset
+from mllm.dataset.base import RecordDataset
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.text_filters import TextFilters
-from mllm.errors import ConfigError, DataError, hint
+from mllm.dataset.tables.values import is_empty, text_of
+from mllm.errors import ConfigError, DataError, hint, with_location
 from mllm.files import replaced_file
 from mllm.registry import DATASETS
 from mllm.structures import Role, Sample, Turn
@@ -42,7 +44,7 @@ EXTRA_COLUMNS = {"instruction": ("input", "context"), "input": ("context",), "qu
 
 
 @DATASETS.register_module()
-class TextQADataset(SampleDataset):
+class TextQADataset(RecordDataset):
     """Questions and answers in text, one conversation per row; all turns are used.
 
     A row has `conversations` (ShareGPT: from, value), `messages` (OpenAI: role, content), `instruction` with `output`
@@ -54,7 +56,6 @@ class TextQADataset(SampleDataset):
     """
 
     has_measures = False
-    group_field: ClassVar[str] = "patient"
 
     def __init__(
         self,
@@ -65,7 +66,9 @@ class TextQADataset(SampleDataset):
         context: str | None = None,
         system: str | None = None,
         filters: Mapping[str, Any] | None = None,
+        group_field: str | None = "patient",
     ) -> None:
+        super().__init__(group_field)
         if (question is None) != (answer is None):
             raise ConfigError("question and answer name two columns: set both or neither")
         if context is not None and question is None:
@@ -91,11 +94,15 @@ class TextQADataset(SampleDataset):
     @override
     def sample(self, index: int, epoch: int = 0) -> Sample:
         """Return the conversation of a row; raises `DataError` with the row's location for an unknown format."""
-        row = self._row(index)
-        turns = self._turns_of(row)
-        if isinstance(turns, str):
-            raise DataError(f"{self.describe(index)}: {turns}")
-        return Sample(turns=turns, group=self.group(index), source=self.describe(index))
+        return replace(self.inspect(index), source=self.describe(index))
+
+    @override
+    def inspect(self, index: int) -> Sample:
+        row = self.records[self._row(index)]
+        try:
+            return Sample(turns=self._turns(row), group=self.row_group(row))
+        except DataError as error:
+            raise with_location(error, self.describe(index)) from error
 
     @classmethod
     @override
@@ -113,8 +120,10 @@ class TextQADataset(SampleDataset):
 
     @override
     def group(self, index: int, epoch: int = 0) -> str | None:
-        value = self.records[self._row(index)].get(self.group_field)
-        return None if value in (None, "") else str(value)
+        try:
+            return self.row_group(self.records[self._row(index)])
+        except DataError as error:
+            raise with_location(error, self.describe(index)) from error
 
     def _row(self, index: int) -> int:
         if not -len(self) <= index < len(self):
@@ -124,10 +133,13 @@ class TextQADataset(SampleDataset):
     def _turns_of(self, index: int) -> list[Turn] | str:
         """Return the turns of a row of the file, or the error message of an unusable row."""
         try:
-            row = self.records[index]
-            turns = self._parse(row)
+            return self._turns(self.records[index])
         except DataError as error:
-            return str(error).removeprefix(f"{self.records.describe(index)}: ")
+            return str(error)
+
+    def _turns(self, row: Mapping[str, Any]) -> list[Turn]:
+        """Return the turns of a row, with the system text of the dataset if it has none."""
+        turns = self._parse(row)
         if self.system and turns[0].role != "system":
             turns.insert(0, Turn("system", self.system))
         return turns
@@ -158,12 +170,7 @@ def _pair(question: str, answer: str) -> list[Turn]:
 
 
 def _text(row: Mapping[str, Any], field: str) -> str:
-    value = row[field]
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(
-            f"field '{field}' is {'empty' if value in (None, '') or isinstance(value, str) else 'not a text'}"
-        )
-    return value.strip()
+    return text_of(row[field], field).strip()
 
 
 def _joined(row: Mapping[str, Any], field: str, extra: Iterable[str]) -> str:
@@ -171,10 +178,8 @@ def _joined(row: Mapping[str, Any], field: str, extra: Iterable[str]) -> str:
     parts = [_text(row, field)]
     for name in extra:
         value = row.get(name)
-        lines = value if isinstance(value, (list, tuple)) else [value or ""]
-        if any(not isinstance(line, str) for line in lines):
-            raise DataError(f"field '{name}' is not a text")
-        parts.append("\n".join(lines).strip())
+        lines = value if isinstance(value, (list, tuple)) else [value]
+        parts.append("\n".join("" if is_empty(line) else text_of(line, name) for line in lines).strip())
     return "\n\n".join(filter(None, parts))
 
 

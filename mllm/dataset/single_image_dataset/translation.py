@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from typing_extensions import override
 
-from mllm.dataset.base import SampleDataset
+from mllm.dataset.base import RecordDataset
 from mllm.dataset.tables.records import Records
-from mllm.errors import DataError, hint
+from mllm.dataset.tables.values import text_of
+from mllm.errors import DataError, hint, with_location
 from mllm.files import replaced_file
 from mllm.registry import DATASETS
 from mllm.structures import Sample, Turn
@@ -20,7 +22,7 @@ MTNT_COLUMNS = ("id", "src", "dst")
 
 
 @DATASETS.register_module()
-class TranslationDataset(SampleDataset):
+class TranslationDataset(RecordDataset):
     """Sentences and their translations, one pair per row: the sentence is the question, the translation the answer.
 
     `data_path` is a tsv file of MTNT without a header line (columns `id`, `src`, `dst`), or another table that
@@ -29,7 +31,6 @@ class TranslationDataset(SampleDataset):
     """
 
     has_measures = False
-    group_field: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -38,7 +39,9 @@ class TranslationDataset(SampleDataset):
         target: str = "dst",
         instruction: str | None = None,
         split: str | None = None,
+        group_field: str | None = "patient",
     ) -> None:
+        super().__init__(group_field)
         unnamed = MTNT_COLUMNS if str(data_path).endswith(".tsv") and not _is_named(data_path, source) else None
         self.records = Records(data_path, split, unnamed)
         self.source, self.target, self.instruction = source, target, instruction
@@ -49,17 +52,25 @@ class TranslationDataset(SampleDataset):
     @override
     def sample(self, index: int, epoch: int = 0) -> Sample:
         """Return the pair of a row; raises `DataError` with the row's location if a text is missing or empty."""
-        row, location = self.records[index], self.describe(index)
+        return replace(self.inspect(index), source=self.describe(index))
+
+    @override
+    def inspect(self, index: int) -> Sample:
+        row = self.records[index]
+        try:
+            return self._pair(row)
+        except DataError as error:
+            raise with_location(error, self.describe(index)) from error
+
+    def _pair(self, row: dict[str, Any]) -> Sample:
         fields: dict[str, Any] = row["translation"] if isinstance(row.get("translation"), dict) else row
         texts = []
         for name in (self.source, self.target):
             if name not in fields:
-                raise DataError(f"{location}: field '{name}' is missing{hint(name, map(str, fields))}")
-            if not isinstance(fields[name], str) or not fields[name].strip():
-                raise DataError(f"{location}: field '{name}' is empty")
-            texts.append(fields[name].strip())
+                raise DataError(f"field '{name}' is missing{hint(name, map(str, fields))}")
+            texts.append(text_of(fields[name], name).strip())
         question = f"{self.instruction}\n{texts[0]}" if self.instruction else texts[0]
-        return Sample(turns=[Turn("user", question), Turn("assistant", texts[1])], source=location)
+        return Sample(turns=[Turn("user", question), Turn("assistant", texts[1])], group=self.row_group(row))
 
     @classmethod
     @override
@@ -77,7 +88,10 @@ class TranslationDataset(SampleDataset):
 
     @override
     def group(self, index: int, epoch: int = 0) -> str | None:
-        return None
+        try:
+            return self.row_group(self.records[index])
+        except DataError as error:
+            raise with_location(error, self.describe(index)) from error
 
 
 def _is_named(path: str | Path, column: str) -> bool:

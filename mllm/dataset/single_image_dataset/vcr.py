@@ -8,7 +8,7 @@ import numpy as np
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, parse_boxes, plain_text
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, parse_boxes, without_placeholders
 from mllm.errors import DataError
 from mllm.registry import DATASETS
 from mllm.structures import BOX, Sample
@@ -82,7 +82,7 @@ def parse_words(text: Any, boxes: int, field: str) -> tuple[str, list[list[int]]
             groups.append(group)
             parts += f" {BOX}"
         else:
-            plain = plain_text(word, field)
+            plain = without_placeholders(str(word).strip(), field)
             parts += plain if plain in ".,?!;:'" or plain.startswith("'") else f" {plain}"
     return parts.strip(), groups
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from mllm.dataset.base import ImageTextDataset
+from mllm.dataset.tables.values import AnswerChoice, choose_answer, is_empty, text_of
 from mllm.errors import DataError
 from mllm.registry import DATASETS
 from mllm.structures import IMAGE, Sample, Turn
@@ -21,7 +22,9 @@ class VQADataset(ImageTextDataset):
     A row has `image` (a path, an object `{"path": ..., "frames": 3}` with options of the image's reader, or a list of
     these), `question` and `answer`. Optional fields are `patient` (rows of one patient stay in one split) and
     `modality`, which is written before the question; the argument `modality` is the default for rows without the
-    field. `<image>` in a question marks the position of an image; without it the images precede the question.
+    field. `<image>` in a question marks the position of an image; without it the images precede the question. Numbers,
+    lists of numbers and objects in `answer` are learned as JSON text; of a list of texts, the answers of several
+    annotators, `choose_answer` selects one: 'first' or 'majority'.
     """
 
     has_measures = False
@@ -32,16 +35,19 @@ class VQADataset(ImageTextDataset):
         data_path: str | Path,
         image_folder: str | Path | None = None,
         modality: str | None = None,
+        choose_answer: AnswerChoice | None = None,
         **options: Any,
     ) -> None:
         super().__init__(data_path, image_folder, **options)
         self.modality = modality
+        self.choose_answer = choose_answer
 
     @override
     def parse(self, row: dict[str, Any]) -> Sample:
         entries = row["image"] if isinstance(row["image"], list) else [row["image"]]
         images = [image for entry in entries for image in self.read_images(entry)]
-        question, modality = str(row["question"]), row.get("modality") or self.modality
+        question, modality = text_of(row["question"], "question"), row.get("modality")
+        modality = self.modality if is_empty(modality) else text_of(modality, "modality")
         if modality:
             question = f"{modality}: {question}"
         placeholders = question.count(IMAGE)
@@ -49,5 +55,16 @@ class VQADataset(ImageTextDataset):
             question = " ".join([*[IMAGE] * len(images), question])
         elif placeholders != len(images):
             raise DataError(f"the question has {placeholders} {IMAGE} for {len(images)} images")
-        answer = row["answer"] if isinstance(row["answer"], str) else json.dumps(row["answer"], ensure_ascii=False)
+        answer = self.answer_of(row["answer"])
         return Sample(turns=[Turn("user", question), Turn("assistant", answer)], images=images)
+
+    def answer_of(self, value: Any) -> str:
+        """Return the text of the field `answer`."""
+        if isinstance(value, list) and any(isinstance(item, str) for item in value):
+            return choose_answer(value, self.choose_answer, "answer")
+        if not isinstance(value, (list, dict)):
+            return text_of(value, "answer")
+        try:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except ValueError:
+            raise DataError("field 'answer' has a number that is not finite") from None

@@ -51,7 +51,9 @@ class JsonLines:
         """Read and parse a row; raise `ValueError` if it is not valid JSON."""
         line = self.line(index) - 1
         start, end = int(self.offsets[line]), int(self.offsets[line + 1])
-        text = os.pread(self._open(), end - start, start).decode("utf-8-sig")
+        text = os.pread(self._open(), end - start, start).decode()
+        if line == 0:
+            text = text.removeprefix("\ufeff")
         try:
             return json.loads(text.rstrip())
         except json.JSONDecodeError as error:

@@ -117,6 +117,11 @@ class CamusDataset(CineDataset):
         }
 
     @override
+    def files(self, index: int) -> list[Path]:
+        name = self.patients[from_zero(index, len(self))].name
+        return [self.release.plane_file(name, chamber, moment)[0] for chamber in self.chambers for moment in MOMENTS]
+
+    @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
         return dict(self.patients[from_zero(index, len(self))].measures)
 

@@ -49,8 +49,8 @@ class DicomCineDataset(ImageTextDataset):
             raise DataError(f"{self.describe(index)}: {error}") from error
 
     @override
-    def _group_of(self, row: Mapping[str, Any]) -> str | None:
-        return super()._group_of(row) or str(row.get("file"))
+    def row_group(self, row: Mapping[str, Any]) -> str | None:
+        return super().row_group(row) or str(row.get("file"))
 
     @override
     def summary(self) -> dict[str, Any]:

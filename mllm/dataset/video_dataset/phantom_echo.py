@@ -34,6 +34,7 @@ class PhantomEchoDataset(CineDataset):
         options: `transforms` of `AugmentedDataset`.
     """
 
+    reads_files = False
     seed_from = "split"
 
     def __init__(

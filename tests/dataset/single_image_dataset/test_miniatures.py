@@ -1,6 +1,8 @@
 """Each dataset of rows reads the miniature that it writes: equal rows and texts, marks inside their images."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from mllm.dataset.augment.geometric import RandomFlip
 from mllm.dataset.builder import build_dataset
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset
+from mllm.errors import DataError
 from mllm.registry import DATASETS
 from mllm.structures import BOX, IMAGE, POINT
 
@@ -19,6 +22,8 @@ OPTIONS["Point_QA_local"] = [{"version": kind} for kind in ("b", "p", "bp")]
 OPTIONS["V7W_POINT"] = [{"version": kind} for kind in ("b", "p")]
 OPTIONS["Point_QA_twice"] = [{"version": kind} for kind in ("oq-b", "sq-p", "gq-bp")]
 CASES = [(name, options) for name in OWN for options in OPTIONS.get(name, [{}]) if name != "ReferDataset"]
+IMAGES = ("image", "image_path", "file_path", "img_path", "img_fn", "image_id", "imageId", "image_filename")
+"""Fields that name the image of a row."""
 
 
 def test_all_datasets_are_covered():
@@ -44,6 +49,24 @@ def test_a_miniature_reads_back(name, options, tmp_path):
         for mark in sample.marks:
             numbers = mark.box or mark.point
             assert all(0 <= number <= (width, height)[i % 2] for i, number in enumerate(numbers))
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=lambda value: str(value))
+def test_a_missing_text_is_refused_and_never_learned(name, options, tmp_path):
+    made = DATASETS.find(name).miniature(tmp_path / "mini", 1)
+    row = json.loads(Path(made["data_path"]).read_text().splitlines()[0])
+    paths = [field for field in row if field in IMAGES]
+    refused = 0
+    for field in set(row) - set(paths):
+        for missing in (float("nan"), "  "):
+            Path(made["data_path"]).write_text(json.dumps({**row, field: missing}) + "\n")
+            try:
+                text = " ".join(turn.text for turn in build_dataset(dict(type=name, **made, **options)).sample(0).turns)
+            except DataError:
+                refused += 1
+            else:
+                assert "nan" not in text.lower().split() and "The answer is ." not in text
+    assert refused >= 2
 
 
 def test_phrasing_changes_with_the_epoch_and_marks_follow_the_image(tmp_path):

@@ -61,7 +61,7 @@ def test_columns_can_be_named_and_inputs_are_appended(tmp_path):
 
 def test_a_context_is_appended_to_its_question(tmp_path):
     row = {"question": "Why?", "context": ["It rained.", "It was cold."], "answer": "Because."}
-    path = written(tmp_path / "rows.jsonl", row, {**row, "context": 3})
+    path = written(tmp_path / "rows.jsonl", row, {**row, "context": {"a": 3}})
     asked = "Why?\n\nIt rained.\nIt was cold."
     assert TextQADataset(path).sample(0).turns[0].text == asked
     named = dict(question="question", answer="answer")
@@ -129,7 +129,7 @@ def test_filters_log_removed_rows_and_rows_keep_their_location(tmp_path, caplog)
     [
         ({"text": "a"}, r"line 1: its fields \(text\) are not a known format"),
         ({"question": "", "answer": "b"}, "line 1: field 'question' is empty"),
-        ({"question": 3, "answer": "b"}, "line 1: field 'question' is not a text"),
+        ({"question": {"a": 3}, "answer": "b"}, "line 1: field 'question' is not a text"),
         ({"messages": []}, "line 1: field 'messages' must be a list of turns"),
         ({"messages": [{"role": "user"}]}, "line 1: turn 1 of 'messages' needs 'role' and 'content'"),
         ({"messages": [{"role": "bot", "content": "a"}]}, "unknown role 'bot'"),

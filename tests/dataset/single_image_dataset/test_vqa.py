@@ -53,10 +53,27 @@ def test_answers_that_are_not_text_are_written_as_json(make, answer, text):
     assert make({"answer": answer})[0].turns[1].text == text
 
 
-@pytest.mark.parametrize("empty", ["", None, []])
-def test_an_empty_image_is_refused(make, empty):
-    with pytest.raises(DataError, match="line 1: field 'image' is empty"):
-        make({"image": empty})[0]
+@pytest.mark.parametrize("field", ["image", "question", "answer"])
+@pytest.mark.parametrize("empty", ["", "  ", "nan", None, [], {}, float("nan")])
+def test_an_empty_field_is_refused(make, field, empty):
+    with pytest.raises(DataError, match=f"line 1: field '{field}' is empty"):
+        make({field: empty})[0]
+
+
+def test_missing_values_of_optional_fields_are_not_text(make):
+    sample = make({"modality": float("nan"), "patient": float("nan")}, modality="CT")[0]
+    assert sample.turns[0].text == "<image> CT: what?"
+    assert sample.group is None
+
+
+def test_of_the_answers_of_several_annotators_one_is_chosen(make):
+    answers = {"answer": ["yes", "yes", "no"]}
+    with pytest.raises(DataError, match="line 1: field 'answer' has 3 answers, and one is learned: set choose_answer="):
+        make(answers)[0]
+    assert make(answers, choose_answer="majority")[0].turns[1].text == "yes"
+    assert make({"answer": ["no", "yes", "yes"]}, choose_answer="first")[0].turns[1].text == "no"
+    with pytest.raises(DataError, match="field 'answer' has a number that is not finite"):
+        make({"answer": [1.0, float("nan")]})[0]
 
 
 def test_the_miniature_can_be_read(tmp_path):

@@ -10,7 +10,7 @@ from medical_files import write_avi, write_dicom
 
 from mllm.config.schema import DataArgs
 from mllm.dataset import builder
-from mllm.dataset.builder import build_dataset, build_datasets, use_miniatures
+from mllm.dataset.builder import build_dataset, build_datasets, open_datasets, use_miniatures
 from mllm.errors import DataError
 
 ROW = {"file": "a.dcm", "ED": 7, "ES": 2, "EF": 55.5, "EDV": 120, "ESV": 53.4, "patient": "p1"}
@@ -96,7 +96,7 @@ def test_augmentation_and_leakage(folder):
     assert frames_of(flipped.sample(1)) == {"ED": 7, "ES": 2}
     split = dict(type="DicomCineDataset", data_path=str(folder / "rows.jsonl"))
     with pytest.raises(DataError, match="2 patients are in both train and test"):
-        build_datasets(DataArgs(train=split, test=split))
+        open_datasets(DataArgs(train=split, test=split))
 
 
 def test_a_miniature_replaces_absent_data(tmp_path, monkeypatch):

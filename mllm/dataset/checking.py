@@ -1,0 +1,112 @@
+"""Check of every row of every split before weights are loaded: contents, files, marks, measures and patients."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+from mllm.dataset.base import SampleDataset
+from mllm.dataset.echo.plausibility import ImplausibleMeasures
+from mllm.dataset.mark_forms import MarkForms
+from mllm.dataset.patients import Patients, check_leakage
+from mllm.errors import DataError, UserError
+
+logger = logging.getLogger(__name__)
+
+_MANY = 20_000
+"""Number of rows from which a progress bar is shown."""
+DECODED = 16
+"""Number of rows of a split whose images are decoded."""
+
+
+@dataclass
+class SplitReport:
+    """Result of the check of one split."""
+
+    patients: int = 0
+    """Number of known patients."""
+    without_patient: int = 0
+    """Number of rows whose patient is unknown."""
+    skipped: list[tuple[SampleDataset, str]] = field(default_factory=list)
+    """Source dataset and error message of each unusable row."""
+
+    def __str__(self) -> str:
+        """Return the patients for the log."""
+        if not self.patients:
+            return "patients unknown"
+        known = "1 patient" if self.patients == 1 else f"{self.patients:,} patients"
+        return known + (f" and {self.without_patient:,} rows without one" if self.without_patient else "")
+
+
+class Splits(dict[str, SampleDataset]):
+    """Datasets of a run by split, with the results of their checks."""
+
+    def __init__(self, datasets: Mapping[str, SampleDataset], reports: Mapping[str, SplitReport]) -> None:
+        super().__init__(datasets)
+        self.reports = reports
+
+    def skipped(self) -> list[str]:
+        """Return the error messages of the unusable rows of all splits."""
+        return [sentence for report in self.reports.values() for _, sentence in report.skipped]
+
+
+def check_splits(splits: Mapping[str, SampleDataset], skip: bool = False) -> Splits:
+    """Check all rows of all splits. The images of a few evenly spaced rows are decoded.
+
+    Args:
+        splits: Datasets by name of the split.
+        skip: True: report unusable rows; False: raise the error of the first one.
+
+    Raises:
+        DataError: A row cannot be used, marks have another form than their class reads, or a patient is in two splits.
+    """
+    reports, patients = {}, {}
+    for name, dataset in splits.items():
+        reports[name], patients[name] = _check_split(name, dataset, skip)
+    check_leakage(patients)
+    return Splits(splits, reports)
+
+
+def _check_split(name: str, dataset: SampleDataset, skip: bool) -> tuple[SplitReport, Patients]:
+    """Check the rows of one split and return its report and its patients."""
+    report, patients = SplitReport(), Patients()
+    forms: dict[int, MarkForms] = {}
+    measures = ImplausibleMeasures(name)
+    rows, step = 0, -(-len(dataset) // DECODED)
+    for rows, (source, index) in enumerate(_with_progress(name, dataset), start=1):  # noqa: B007
+        try:
+            sample = source.inspect(index)
+            if source.reads_files and (rows - 1) % step == 0:
+                source.sample(index)
+        except UserError as error:
+            report.skipped.append((source, str(error)))
+            continue
+        patients.add(sample.group, source, index)
+        if sample.marks:
+            forms.setdefault(id(source), MarkForms(source)).add(sample.marks, index)
+        if sample.measures:
+            measures.add(sample.measures, source, index)
+    if report.skipped and not skip:
+        first, others = report.skipped[0][1], len(report.skipped) - 1
+        more = f" ({others:,} other row{'s' * (others > 1)} of {name} cannot be used, either)" if others else ""
+        raise DataError(first + more)
+    if len(report.skipped) == rows:
+        split = "training" if name == "train" else name
+        raise DataError(f"no row of the {split} split could be used; one of them: {report.skipped[0][1]}")
+    for form in forms.values():
+        form.check()
+    measures.report()
+    report.patients, report.without_patient = len(patients), patients.unknown
+    for source in patients.sources_without:
+        if hint := source.patient_hint():
+            logger.warning("%s: no row of %s has a patient%s", source.describe(0), name, hint)
+    return report, patients
+
+
+def _with_progress(name: str, dataset: SampleDataset) -> Iterator[tuple[SampleDataset, int]]:
+    """Return the rows of a split, with a progress bar if there are many."""
+    total = len(dataset)
+    return iter(tqdm(dataset.rows(), f"checking the rows of {name}", total, disable=total < _MANY or None, leave=False))

@@ -1,0 +1,44 @@
+"""Warnings about implausible measures: EF as a share, and volumes that contradict each other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from mllm.dataset.base import SampleDataset
+
+logger = logging.getLogger(__name__)
+
+SHARE = "EF is at most 1 %: if it is a share, such as 0.656, multiply it by 100"
+ABOVE = "EF is above 100 %"
+REVERSED = "ESV is not below EDV: the columns may be exchanged"
+_LISTED = 3
+"""Number of rows that a warning names."""
+
+
+def implausible(measures: Mapping[str, float]) -> list[str]:
+    """Return the reasons for which measures are implausible; NaN is unknown and never implausible."""
+    ef, edv, esv = (measures.get(name, float("nan")) for name in ("EF", "EDV", "ESV"))
+    checks = {SHARE: 0 < ef <= 1, ABOVE: ef > 100, REVERSED: esv >= edv}
+    return [reason for reason, is_true in checks.items() if is_true]
+
+
+class ImplausibleMeasures:
+    """Rows of a split with implausible measures."""
+
+    def __init__(self, split: str) -> None:
+        self.split = split
+        self.rows: dict[str, list[tuple[SampleDataset, int]]] = {}
+        """Reason -> rows."""
+
+    def add(self, measures: Mapping[str, float], dataset: SampleDataset, index: int) -> None:
+        """Check the measures of a row."""
+        for reason in implausible(measures):
+            self.rows.setdefault(reason, []).append((dataset, index))
+
+    def report(self) -> None:
+        """Log one warning for each reason, with the first rows."""
+        for reason, rows in self.rows.items():
+            places = "; ".join(dataset.describe(index) for dataset, index in rows[:_LISTED])
+            more = f" and {len(rows) - _LISTED:,} more rows" if len(rows) > _LISTED else ""
+            logger.warning("%s: %s (%s%s)", self.split, reason, places, more)

@@ -1,0 +1,111 @@
+"""Image files that rows name: their location, and images that are decoded when they are needed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from typing_extensions import override
+
+from mllm.dataset.readers import read_images
+from mllm.errors import DataError, near
+
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_PLAIN = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Suffixes of files whose header has the size of their only image."""
+_SELECTING = ("frames", "page", "slice")
+"""Options of readers that select several images."""
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+"""EXIF tag of the orientation, and its values that exchange width and height."""
+
+
+def check_image_folder(folder: Path) -> None:
+    """Raise `DataError` if a directory of images does not exist, with the cause where it can be seen."""
+    if folder.is_dir():
+        return
+    if folder.is_file():
+        archive = f"{folder} is a file: extract it first, and set image_folder to the directory of the images"
+        raise DataError(f"image_folder {archive}")
+    if _WINDOWS.match(str(folder)):
+        raise DataError(f"image_folder {folder} is a path of Windows: write the path of the directory on this machine")
+    raise DataError(f"image_folder {folder} does not exist")
+
+
+def find_file(folder: Path, name: str | Path) -> Path:
+    """Return the path of a file below a directory. Backslashes of Windows separate names where no file has them.
+
+    Raises:
+        DataError: The file does not exist.
+    """
+    path = folder / Path(name).expanduser()
+    if path.exists():
+        return path
+    text = str(name)
+    if _WINDOWS.match(text):
+        raise DataError(f"image {text} is a path of Windows: write it relative to image_folder, with /")
+    if "\\" in text and (other := folder / text.replace("\\", "/")).exists():
+        return other
+    raise DataError(f"image {path} does not exist{_near_file(path)}")
+
+
+def _near_file(path: Path) -> str:
+    """Return the end of the message about a missing file: a similar name in its directory, or the missing directory."""
+    if not path.parent.is_dir():
+        return f" (nor does its directory {path.parent})"
+    matches = near(path.name, [entry.name for entry in path.parent.iterdir()], count=1)
+    return f": did you mean {matches[0]!r}?" if matches else ""
+
+
+def undecoded_images(path: Path, **options: Any) -> list[Image.Image]:
+    """Return the images of a file as `read_images` does, decoded only when their size or pixels are read."""
+    choice = next((options[name] for name in _SELECTING if name in options), "first")
+    if choice == "all":
+        return read_images(path, **options)
+    count = 1 if isinstance(choice, (str, int)) else len(choice)
+    return [UndecodedImage(path, options, number) for number in range(count)]
+
+
+class UndecodedImage(Image.Image):
+    """RGB image that is decoded when its pixels are read; its size comes from the header of the file if possible."""
+
+    def __init__(self, path: Path, options: Mapping[str, Any], number: int) -> None:
+        super().__init__()
+        self._mode = "RGB"
+        self._source: tuple[Path, Mapping[str, Any], int] | None = (path, options, number)
+        self._size = (0, 0)
+
+    @property
+    @override
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        if self._source is not None and self._size == (0, 0):
+            path, options, _ = self._source
+            if path.suffix.lower() in _PLAIN and not options:
+                self._size = _size_in_header(path)
+            if self._size == (0, 0):
+                self.load()
+        return self._size
+
+    @override
+    def load(self) -> Any:
+        """Decode the image."""
+        if self._source is not None:
+            path, options, number = self._source
+            images = read_images(path, **options)
+            if number >= len(images):
+                raise DataError(f"{path} has {len(images)} of the selected images")
+            self.im, self._size, self._source = images[number].im, images[number].size, None
+        return super().load()
+
+
+def _size_in_header(path: Path) -> tuple[int, int]:
+    """Return width and height of an upright image; (0, 0) if only decoding can tell what is wrong with the file."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(_ORIENTATION) in _TURNED else (width, height)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return (0, 0)

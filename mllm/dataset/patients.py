@@ -1,0 +1,83 @@
+"""Patients of splits: their first rows, and the checks for a patient in two splits or with two forms of its id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mllm.dataset.base import SampleDataset
+from mllm.dataset.tables.values import loose_form
+from mllm.errors import DataError
+
+Row = tuple[SampleDataset, int]
+
+
+class Patients:
+    """Patients of the rows of a split, each with its first row."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, Row] = {}
+        self.forms: dict[str, str] = {}
+        """`loose_form` of each patient -> the patient."""
+        self.unknown = 0
+        """Number of rows without a patient."""
+        self._has_patient: dict[int, tuple[SampleDataset, bool]] = {}
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def add(self, patient: str | None, dataset: SampleDataset, index: int) -> None:
+        """Add a row.
+
+        Raises:
+            DataError: The id differs from that of another patient only in case or in leading zeros.
+        """
+        known = self._has_patient.get(id(dataset))
+        if known is None or (patient is not None and not known[1]):
+            self._has_patient[id(dataset)] = dataset, patient is not None
+        if patient is None:
+            self.unknown += 1
+        elif patient not in self.first:
+            other = self.forms.setdefault(loose_form(patient), patient)
+            if other != patient:
+                raise _two_forms(self.first[other], (dataset, index))
+            self.first[patient] = dataset, index
+
+    @property
+    def sources_without(self) -> list[SampleDataset]:
+        """Source datasets without a row with a patient."""
+        return [dataset for dataset, has_patient in self._has_patient.values() if not has_patient]
+
+
+def check_leakage(patients: Mapping[str, Patients]) -> None:
+    """Raise `DataError` if a patient is in two splits; the message has rows, not the name of the patient.
+
+    Args:
+        patients: Patients by name of the split.
+    """
+    names = list(patients)
+    for number, name in enumerate(names):
+        for other in names[:number]:
+            mine, theirs = patients[name], patients[other]
+            shared = [patient for patient in mine.first if patient in theirs.first]
+            if shared:
+                count = "1 patient is" if len(shared) == 1 else f"{len(shared)} patients are"
+                rows = f"{_describe(theirs.first[shared[0]])} and {_describe(mine.first[shared[0]])}"
+                raise DataError(
+                    f"{count} in both {other} and {name}, for example {rows}: split the rows with PatientSplit, or "
+                    "rename different patients"
+                )
+            for form, patient in mine.forms.items():
+                if form in theirs.forms:
+                    raise _two_forms(theirs.first[theirs.forms[form]], mine.first[patient])
+
+
+def _two_forms(first: Row, second: Row) -> DataError:
+    return DataError(
+        f"the patients of {_describe(first)} and {_describe(second)} differ only in case or in leading zeros: write "
+        "the id of a patient in one form in all rows, or rename different patients"
+    )
+
+
+def _describe(row: Row) -> str:
+    dataset, index = row
+    return dataset.describe(index)

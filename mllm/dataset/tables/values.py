@@ -1,0 +1,128 @@
+"""Values of a row: the definitions of an empty value, of a text and of a patient, shared by all datasets."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence, Sized
+from typing import Any, Literal
+
+from mllm.errors import DataError
+
+AnswerChoice = Literal["first", "majority"]
+
+_MISSING = frozenset({"nan", "NaN", "<NA>", "NaT"})
+"""Texts of missing values that pandas writes or that `str` makes of them."""
+_WHOLE = re.compile(r"(-?\d+)\.0+")
+"""Whole number as pandas writes it in a column with missing values."""
+_EXACT = 2**53
+"""Whole numbers from which a float has lost digits."""
+_PATIENT_COLUMNS = re.compile(
+    r"patients?(id|name|number|no|nr|key|uid|code)?|subject(id|number|no|nr|key|code)|pid|patid|mrn"
+)
+"""Names of columns that probably hold the patient, in lower case without separators."""
+
+
+def is_empty(value: Any) -> bool:
+    """Return True for None, NaN, blank text, the text of a missing value (`nan`), and a container without items."""
+    if isinstance(value, str):
+        return not value or value.isspace() or value in _MISSING
+    if isinstance(value, float):
+        return math.isnan(value)
+    if value is None:
+        return True
+    return isinstance(value, Sized) and len(value) == 0
+
+
+def text_of(value: Any, field: str) -> str:
+    """Return the text of a field: a text unchanged, a number or a truth value as JSON writes it.
+
+    Raises:
+        DataError: The value is empty, is neither text nor number, or has half of a surrogate pair.
+    """
+    if is_empty(value):
+        raise DataError(f"field '{field}' is empty")
+    if isinstance(value, str):
+        if not value.isascii():
+            _refuse_surrogates(value, field)
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return repr(value)
+    raise DataError(f"field '{field}' is not a text")
+
+
+def _refuse_surrogates(value: str, field: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(value[error.start]):04X}"
+        raise DataError(
+            f"field '{field}' has half of a surrogate pair ({code}) at character {error.start + 1}: write the text anew"
+        ) from None
+
+
+def choose_answer(answers: Sequence[Any], choice: AnswerChoice | None, field: str) -> str:
+    """Return one of the answers of several annotators; empty ones do not count.
+
+    Args:
+        answers: Texts or numbers.
+        choice: 'first', or 'majority': the most frequent answer, the earliest of equally frequent ones.
+        field: Name of the field, for messages.
+
+    Raises:
+        DataError: `choice` is None, or all answers are empty.
+    """
+    if choice is None:
+        raise DataError(
+            f"field '{field}' has {len(answers)} answers, and one is learned: set choose_answer='majority' or 'first' "
+            "in the dataset, or keep one answer"
+        )
+    texts = [text_of(answer, field) for answer in answers if not is_empty(answer)]
+    if not texts:
+        raise DataError(f"field '{field}' is empty")
+    return texts[0] if choice == "first" else Counter(texts).most_common(1)[0][0]
+
+
+def patient_of(value: Any, field: str) -> str | None:
+    """Return the patient of a field in one form, None if it is empty.
+
+    17, 17.0, '17' and '17.0 ' are one patient, and so are texts that differ in white space around them or in the
+    Unicode form of a letter.
+
+    Raises:
+        DataError: The value cannot be the id of a patient.
+    """
+    if is_empty(value):
+        return None
+    if isinstance(value, str):
+        text = value if value.isascii() else unicodedata.normalize("NFC", value)
+        text = " ".join(text.split())
+        whole = _WHOLE.fullmatch(text)
+        return whole[1] if whole else text
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return str(int(value))
+    raise DataError(f"field '{field}' must be the id of a patient, a text or a whole number, not {_kind(value)}")
+
+
+def _kind(value: Any) -> str:
+    """Return the kind of a value, without the value, which may identify a patient."""
+    if isinstance(value, float):
+        return "a large number that has lost digits" if abs(value) >= _EXACT else "a number with a fraction"
+    return f"a {type(value).__name__}"
+
+
+def loose_form(patient: str) -> str:
+    """Return what ids of one patient have in common that are written differently: no case, no leading zeros."""
+    form = patient.casefold()
+    return form.lstrip("0") or "0" if form.isdigit() else form
+
+
+def patient_columns(names: Iterable[str]) -> list[str]:
+    """Return the columns that probably hold the patient, such as `Patient ID` and `subject_id`."""
+    return [name for name in names if _PATIENT_COLUMNS.fullmatch(re.sub(r"[^a-z]", "", name.lower()))]

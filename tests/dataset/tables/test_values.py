@@ -1,0 +1,92 @@
+"""Tests of empty values, texts and patients of rows."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import pytest
+
+from mllm.dataset.tables.values import choose_answer, is_empty, patient_columns, patient_of, text_of
+from mllm.errors import DataError
+
+
+@pytest.mark.parametrize("value", [None, "", " \t\n", "\u00a0", math.nan, "nan", "NaN", "<NA>", "NaT", [], {}, ()])
+def test_missing_values_of_every_kind_are_empty(value):
+    assert is_empty(value)
+    assert patient_of(value, "patient") is None
+    with pytest.raises(DataError, match="field 'answer' is empty"):
+        text_of(value, "answer")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("no", "no"), (" a ", " a "), (0, "0"), (0.5, "0.5"), (True, "true"), ("None", "None"), ("é", "é")],
+)
+def test_texts_and_numbers_are_texts(value, text):
+    assert not is_empty(value)
+    assert text_of(value, "answer") == text
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, ["a"], math.inf, b"a"])
+def test_other_values_are_not_texts(value):
+    with pytest.raises(DataError, match="field 'answer' is not a text"):
+        text_of(value, "answer")
+
+
+def test_half_of_a_surrogate_pair_is_refused_with_its_position():
+    with pytest.raises(DataError, match=r"field 'answer' has half of a surrogate pair \(U\+D83D\) at character 3"):
+        text_of("a \ud83d", "answer")
+
+
+def test_one_of_several_answers_is_chosen():
+    answers = ["no", "yes", math.nan, "yes", "no", "yes"]
+    assert choose_answer(answers, "first", "answer") == "no"
+    assert choose_answer(answers, "majority", "answer") == "yes"
+    assert choose_answer([2, 1, 1, 2], "majority", "answer") == "2"
+    with pytest.raises(DataError, match="has 6 answers, and one is learned: set choose_answer='majority' or 'first'"):
+        choose_answer(answers, None, "answer")
+    with pytest.raises(DataError, match="field 'answer' is empty"):
+        choose_answer([None, " "], "first", "answer")
+
+
+@pytest.mark.parametrize("value", [17, 17.0, "17", "17.0", " 17 ", "17.00\t"])
+def test_all_forms_of_a_number_are_one_patient(value):
+    assert patient_of(value, "patient") == "17"
+
+
+def test_ids_written_by_pandas_are_those_of_the_other_split(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pandas.DataFrame({"patient": [17, None]}).to_csv(tmp_path / "a.csv", index=False)
+    pandas.DataFrame({"patient": [17, 18]}).to_csv(tmp_path / "b.csv", index=False)
+    read = [[row["patient"] for row in csv.DictReader((tmp_path / name).open())] for name in ("a.csv", "b.csv")]
+    assert read == [["17.0", ""], ["17", "18"]]
+    assert [[patient_of(value, "patient") for value in values] for values in read] == [["17", None], ["17", "18"]]
+
+
+@pytest.mark.parametrize(
+    ("value", "patient"),
+    [
+        ("A1 ", "A1"),
+        ("Ana\u0301", "An\u00e1"),
+        ("a  b", "a b"),
+        ("1.5", "1.5"),
+        ("v2.0", "v2.0"),
+        (0, "0"),
+        ("007", "007"),
+    ],
+)
+def test_texts_are_patients_without_surrounding_white_space(value, patient):
+    assert patient_of(value, "patient") == patient
+
+
+@pytest.mark.parametrize("value", [1.5, 2.0**60, True, ["a"], {"id": 1}])
+def test_other_values_are_not_patients_and_the_message_does_not_name_them(value):
+    with pytest.raises(DataError, match="field 'patient' must be the id of a patient") as caught:
+        patient_of(value, "patient")
+    assert str(value) not in str(caught.value).removesuffix(type(value).__name__)
+
+
+def test_columns_that_may_hold_the_patient_are_found():
+    names = ["Image Index", "Patient ID", "Patient Age", "Patient Gender", "subject_id", "subject", "PatientID", "mrn"]
+    assert patient_columns(names) == ["Patient ID", "subject_id", "PatientID", "mrn"]

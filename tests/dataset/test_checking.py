@@ -1,0 +1,212 @@
+"""Tests of the check of all rows of all splits."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mllm.config.schema import DataArgs
+from mllm.dataset.base import ImageTextDataset, SampleDataset
+from mllm.dataset.builder import open_datasets
+from mllm.dataset.checking import check_splits
+from mllm.dataset.mixing import ConcatDataset, MixedDataset, PatientSplit
+from mllm.dataset.single_image_dataset.caption import CaptionDataset
+from mllm.dataset.single_image_dataset.grounding import RECDataset
+from mllm.dataset.single_image_dataset.pointing import Point_QA_local
+from mllm.dataset.single_image_dataset.text_qa import TextQADataset
+from mllm.dataset.single_image_dataset.translation import TranslationDataset
+from mllm.dataset.single_image_dataset.vqa import VQADataset
+from mllm.errors import DataError
+from mllm.structures import Sample, Turn
+
+
+class Rows(SampleDataset):
+    """Samples of patients; the patient `unreadable` cannot be read."""
+
+    def __init__(self, name: str, groups: list[str | None]) -> None:
+        self.name, self.groups = name, groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def sample(self, index: int, epoch: int = 0) -> Sample:
+        return Sample(turns=[], group=self.group(index))
+
+    def describe(self, index: int, epoch: int = 0) -> str:
+        return f"{self.name}, line {index + 1}"
+
+    def group(self, index: int, epoch: int = 0) -> str | None:
+        if self.groups[index] == "unreadable":
+            raise DataError(f"{self.describe(index)}: not valid JSON")
+        return self.groups[index]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes rows about `a.png` of 40 x 30 pixels and returns the path of the table."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+
+    def written(*rows: dict[str, Any], name: str = "rows.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return written
+
+
+VQA = {"image": "a.png", "question": "what?", "answer": "this"}
+BOX = {"img_path": "a.png", "expression": "it"}
+
+
+def test_the_message_about_a_patient_in_two_splits_has_rows_and_no_names():
+    train = Rows("t", ["secret-1", "secret-2", "secret-3", None])
+    mixed = MixedDataset([Rows("w", ["other", "secret-2", "secret-3"])], [1])
+    with pytest.raises(DataError) as caught:
+        check_splits({"train": train, "validation": ConcatDataset([Rows("v", ["x", "y"]), mixed])})
+    message = str(caught.value)
+    assert message.startswith("2 patients are in both train and validation, for example t, line 2 and w, line 2: ")
+    assert "secret" not in message
+    check_splits({"train": train, "validation": Rows("v", ["x", "y"]), "test": Rows("n", [None, None])})
+
+
+def test_unusable_rows_are_an_error_unless_they_are_skipped():
+    splits = {"train": Rows("t", ["a", "unreadable", "b", "unreadable"]), "test": Rows("s", ["c"])}
+    with pytest.raises(DataError, match=r"^t, line 2: not valid JSON \(1 other row of train cannot be used, either\)$"):
+        check_splits(splits)
+    checked = check_splits(splits, skip=True)
+    assert checked.skipped() == ["t, line 2: not valid JSON", "t, line 4: not valid JSON"]
+    assert {name: report.patients for name, report in checked.reports.items()} == {"train": 2, "test": 1}
+    with pytest.raises(DataError, match="no row of the training split could be used; one of them: t, line 1"):
+        check_splits({"train": Rows("t", ["unreadable"])}, skip=True)
+
+
+@pytest.mark.parametrize("ids", [("17", "017"), ("A1", "a1")])
+def test_two_forms_of_an_id_in_two_splits_are_refused(ids):
+    with pytest.raises(DataError, match="patients of t, line 1 and s, line 1 differ only in case or in leading zeros"):
+        check_splits({"train": Rows("t", [ids[0]]), "test": Rows("s", [ids[1]])})
+
+
+@pytest.mark.parametrize(
+    ("cls", "row"),
+    [
+        (VQADataset, VQA),
+        (RECDataset, {**BOX, "bbox": [1, 2, 30, 20]}),
+        (CaptionDataset, {"img_path": "a.png", "caption": "A lung."}),
+        (TextQADataset, {"question": "what?", "answer": "this"}),
+        (TranslationDataset, {"src": "No.", "dst": "Non."}),
+    ],
+)
+def test_every_class_reads_the_patient_of_a_row(write, cls, row):
+    train = cls(write({**row, "patient": 17.0}, name="train.jsonl"))
+    assert train.group(0) == train.sample(0).group == "17"
+    test = cls(write({**row, "patient": "17 "}, name="test.jsonl"))
+    with pytest.raises(DataError, match="1 patient is in both train and test"):
+        check_splits({"train": train, "test": test})
+    assert len(PatientSplit(train, "train", (1.0, 0.0, 0.0))) == 1
+
+
+class BySubject(ImageTextDataset):
+    """Dataset of a user whose `parse` names the patient."""
+
+    def parse(self, row: dict[str, Any]) -> Sample:
+        turns = [Turn("user", row["question"]), Turn("assistant", row["answer"])]
+        return Sample(turns, [self.read_image(row["image"])], group=row["subject_id"])
+
+
+def test_the_patient_that_parse_names_is_checked(write):
+    train = BySubject(write({**VQA, "subject_id": 7}, name="train.jsonl"))
+    test = BySubject(write({**VQA, "subject_id": "7"}, name="test.jsonl"))
+    assert train.group(0) == "7"
+    with pytest.raises(DataError, match="1 patient is in both train and test"):
+        check_splits({"train": train, "test": test})
+    both = BySubject(write({**VQA, "subject_id": 7, "patient": 8}))
+    with pytest.raises(DataError, match="line 1: BySubject.parse returns another patient than field 'patient'"):
+        check_splits({"train": both})
+    assert BySubject(write({**VQA, "subject_id": 7, "patient": "7"})).sample(0).group == "7"
+
+
+def test_a_column_that_may_hold_the_patient_is_named(write, caplog):
+    path = write({**VQA, "Patient ID": 7})
+    hint = "no row of train has a patient: if its column 'Patient ID' is the patient, set group_field='Patient ID'"
+    with caplog.at_level(logging.WARNING):
+        checked = check_splits({"train": VQADataset(path)})
+    assert hint in caplog.text
+    assert str(checked.reports["train"]) == "patients unknown"
+    with pytest.raises(DataError, match="PatientSplit requires: if its column 'Patient ID' is the patient"):
+        PatientSplit(VQADataset(path))
+    options = dict(type="VQADataset", data_path=str(path), group_field="Patient ID")
+    checked = open_datasets(DataArgs(train=options))
+    assert checked["train"].group(0) == "7"
+    assert str(checked.reports["train"]) == "1 patient"
+
+
+def test_every_row_and_every_file_is_looked_up_without_decoding(write, monkeypatch):
+    rows = [VQA] * 40
+    decoded = []
+    monkeypatch.setattr("mllm.dataset.image_files.read_images", lambda path, **_: decoded.append(path))
+    check_splits({"train": VQADataset(write(*rows))})
+    assert not decoded
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl, line 40: image .*b\.png does not exist: did you mean 'a\.png'\?"
+    ):
+        check_splits({"train": VQADataset(write(*rows[1:], {**VQA, "image": "b.png"}))})
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: field 'question' is empty$"):
+        check_splits({"train": VQADataset(write(VQA, {**VQA, "question": float("nan")}, *rows))})
+
+
+def test_images_of_some_rows_are_decoded(write, tmp_path):
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    rows = [VQA] * 32
+    rows[8] = {**VQA, "image": "b.png"}
+    with pytest.raises(DataError, match=r"line 9: .*b\.png is truncated or damaged"):
+        check_splits({"train": VQADataset(write(*rows))})
+
+
+def test_boxes_are_compared_with_the_size_in_the_header_of_the_file(write, tmp_path, monkeypatch):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=turned)
+    monkeypatch.setattr("mllm.dataset.image_files.read_images", None)
+    fits = {**BOX, "img_path": "turned.jpg", "bbox": [1, 2, 30, 40]}
+    check_splits({"train": RECDataset(write(fits))})
+    with pytest.raises(
+        DataError, match=r"line 2: .*exceeds its image of 40 x 30 pixels; this dataset reads x1 y1 x2 y2"
+    ):
+        check_splits({"train": RECDataset(write(fits, {**BOX, "bbox": [1, 2, 30, 40]}))})
+
+
+def test_fractions_are_refused_where_pixels_are_expected(write):
+    large, fractions = {**BOX, "bbox": [1, 2, 30, 20]}, {**BOX, "bbox": [0.1, 0.2, 0.5, 0.9]}
+    with pytest.raises(DataError) as caught:
+        check_splits({"train": RECDataset(write(large, fractions, fractions))})
+    assert "rows.jsonl, line 2: the box [0.1, 0.2, 0.5, 0.9] is smaller than 2 pixels, like 2 of 3" in str(caught.value)
+    assert "are the numbers fractions of the image (0 to 1), or in another form?" in str(caught.value)
+    check_splits({"train": RECDataset(write(large, fractions))})
+    point = {"file_path": "a.png", "question": "what?", "answer": "a", "bbox": [1, 2, 30, 20], "point": [0.5, 0.25]}
+    with pytest.raises(DataError, match=r"the point \[0.5, 0.25\] is in the first pixel, like all 1 points"):
+        check_splits({"train": Point_QA_local(write(point), version="p")})
+
+
+def test_width_and_height_in_a_field_of_corners_are_recognized(write):
+    with pytest.raises(DataError, match=r"reversed corners; this dataset reads x1 y1 x2 y2 in pixels"):
+        check_splits({"train": RECDataset(write({**BOX, "bbox": [20, 2, 10, 20]}))})
+
+
+def test_implausible_measures_are_named_with_their_rows(caplog):
+    class Measured(Rows):
+        values = [{"EF": 0.656}, {"EF": 55.0, "EDV": 100.0, "ESV": 45.0}, {"EF": 60.0, "EDV": 40.0, "ESV": 100.0}]
+
+        def inspect(self, index: int) -> Sample:
+            return Sample(turns=[], measures=self.values[index])
+
+    with caplog.at_level(logging.WARNING):
+        check_splits({"train": Measured("t", [None] * 3)})
+    assert [record.getMessage() for record in caplog.records] == [
+        "train: EF is at most 1 %: if it is a share, such as 0.656, multiply it by 100 (t, line 1)",
+        "train: ESV is not below EDV: the columns may be exchanged (t, line 3)",
+    ]
