@@ -1,4 +1,4 @@
-"""What a private training costs is told before it begins, with the noise that the training would use."""
+"""Tests of `mllm plan`: the planned noise is the noise that the training uses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOTEBOOK = "privacy_args = dict(target_epsilon=15.0, target_delta=1e-5)\n"
 
 @pytest.fixture
 def plan(folder, capsys):
-    """Plans 900 rows with a tiny VaultGemma, as VaultGemma's notebook has them; gives the rows of the table."""
+    """Plan 900 rows with a tiny VaultGemma, as in VaultGemma's notebook; return the first line and the rows."""
     write_tiny("vaultgemma", folder / "model")
     rows = [
         {"question": f"What is {number}?", "answer": "A number.", "patient": f"p{number // 3}"} for number in range(900)
@@ -39,15 +39,15 @@ def plan(folder, capsys):
 
     def run(lines: str = NOTEBOOK, *arguments: str, command=main) -> tuple[str, list[list[str]]]:
         Path("run.py").write_text(RUN + lines)
-        given = ["plan"] if command is mllm else []
-        assert command([*given, "run.py", "--privacy", *arguments]) == 0
+        name = ["plan"] if command is mllm else []
+        assert command([*name, "run.py", "--privacy", *arguments]) == 0
         head, _, *table = capsys.readouterr().out.splitlines()
         return head, [line.replace(",", "").split() for line in table[: table.index("")]]
 
     return run
 
 
-def test_it_tells_the_noise_of_the_published_notebook_s_run(plan):
+def test_the_noise_equals_that_of_the_published_notebook(plan):
     head, rows = plan(NOTEBOOK, "--epsilon", "15", "8", "3", "--draw", "8", command=mllm)
     args = ModelArgs(
         "causal-lm",
@@ -66,7 +66,7 @@ def test_it_tells_the_noise_of_the_published_notebook_s_run(plan):
     assert [row[0] for row in rows] == ["*", "8", "3"], "the config's own row has a star"
 
 
-def test_by_itself_it_shows_the_config_s_own_row_between_others(plan):
+def test_the_default_table_contains_the_row_of_the_config(plan):
     more = "privacy_args.update(target_epsilon=2.0, accountant='rdp')\ntraining_args.update(max_steps=40)\n"
     _, rows = plan(NOTEBOOK + more)
     cells = [[cell for cell in row if cell != "*"] for row in rows]
@@ -81,13 +81,13 @@ def test_by_itself_it_shows_the_config_s_own_row_between_others(plan):
     assert loud["1", "8"] > loud["8", "8"] and loud["3", "2"] > loud["3", "32"]
 
 
-def test_a_noise_that_the_config_sets_is_told_with_what_it_spends(plan):
+def test_a_configured_noise_multiplier_has_a_row_with_its_epsilon(plan):
     lines = "privacy_args = dict(noise_multiplier=0.672, target_delta=1e-5)\n"
     _, rows = plan(lines, "--epsilon", "1", "--draw", "8")
     assert rows[-1][0] == "*" and float(rows[-1][1]) == pytest.approx(3.0, rel=0.02) and rows[-1][5] == "0.6720"
 
 
-def test_patients_are_the_units_where_the_config_says_so_and_no_draw_is_larger_than_all(plan):
+def test_units_can_be_patients_and_a_draw_is_at_most_all_units(plan):
     head, rows = plan(NOTEBOOK + "privacy_args.update(unit='patient')\n", "--epsilon", "3", "--draw", "300", "1000")
     assert "300 patients" in head
     assert [row[1:4] for row in rows] == [["300", "1", "2"]]
@@ -102,7 +102,7 @@ def test_patients_are_the_units_where_the_config_says_so_and_no_draw_is_larger_t
         (NOTEBOOK + "privacy_args.update(target_epsilon=-1)\n", "target_epsilon must be greater than 0"),
     ],
 )
-def test_what_cannot_be_planned_is_refused(plan, lines, sentence):
+def test_configs_without_a_valid_plan_are_refused(plan, lines, sentence):
     with pytest.raises(ConfigError, match=sentence):
         plan(lines)
 
@@ -115,7 +115,7 @@ def test_what_cannot_be_planned_is_refused(plan, lines, sentence):
         (["--draw", "1.5"], "argument --draw: '1.5' is not an integer above 0"),
     ],
 )
-def test_what_is_no_epsilon_and_no_draw(capsys, arguments, sentence):
+def test_invalid_epsilons_and_draws_are_refused(capsys, arguments, sentence):
     with pytest.raises(SystemExit) as caught:
         main(["run.py", "--privacy", *arguments])
     assert caught.value.code == 2 and sentence in capsys.readouterr().err
