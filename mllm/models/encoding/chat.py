@@ -14,20 +14,18 @@ from transformers import ProcessorMixin
 from mllm.errors import ConfigError, DataError
 from mllm.models.encoding.marks import MarkWriter, source_of
 from mllm.models.encoding.padding import joined_images, stacked
+from mllm.models.encoding.segments import SegmentTokenizer
 from mllm.models.encoding.text_encoder import CLOSE, OPEN, TextEncoder, without_answer
 from mllm.models.encoding.text_processor import TextProcessor, mean_color
 from mllm.structures import IGNORE, IMAGE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn, unsupervised
-
-_OFFSETS = ("offset_mapping", "text_replacement_offsets")
-"""Outputs of the processor that describe the text and are not inputs of the model."""
 
 
 class ChatEncoder(TextEncoder):
     """Encoder of conversations about images, with labels on the assistant turns only.
 
-    The position of an answer is known by construction: answers are bracketed before the chat template is rendered,
-    then mapped through the expansion of image placeholders to token ids by the offsets of the tokenizer. No text is
-    tokenized twice, and no label is found by searching.
+    The position of an answer is known by construction: the conversation before it is rendered with the generation
+    prompt, the answer and its end follow, and each is tokenized as a segment of its own. So training supervises the
+    very tokens that follow the prompt in generation. No label is found by searching.
     """
 
     def __init__(
@@ -48,21 +46,29 @@ class ChatEncoder(TextEncoder):
         box_tokens = self.marks.box_format.tokens
         self._skipped_ids = {token_id for token_id, token in self._special_tokens.items() if token not in box_tokens}
         """Special tokens that are left out of the text of an answer."""
-        self.turn_end, self._turn_end_in_template = self._find_turn_end(turn_end)
+        self.turn_end, self._turn_end_in_template, self._opening = self._read_template(turn_end)
+        images = [self._special_tokens.get(token_id, IMAGE) for token_id in self.image_token_ids]
+        reserved = {*self.marks.box_format.tokens, *images}
+        self._segment_tokenizer = SegmentTokenizer(processor, reserved=reserved)
 
     def encode(self, sample: Sample) -> Encoded:
-        """Encode a whole conversation, with labels on every assistant turn and its end-of-turn token.
+        """Encode a conversation up to its last answer, with labels on every assistant turn and its end-of-turn token.
 
-        A long last answer is cut at its end, and the result has `truncated=True`. Raise `DataError` if the
-        conversation has no answer, or if `max_length` would cut an image or leave no label.
+        The token ids are those of `prompt`, then the answer: all ids behind the prompt are supervised. A long last
+        answer is cut at its end, and the result has `truncated=True`. Raise `DataError` if the conversation has no
+        answer or an empty one, or if `max_length` would cut an image or leave no label.
         """
-        if not any(turn.role == "assistant" for turn in sample.turns):
+        last = max((i for i, turn in enumerate(sample.turns) if turn.role == "assistant"), default=None)
+        if last is None:
             raise DataError(f"{source_of(sample)}: the conversation has no answer to learn from")
-        return self._truncate(self._encode(sample, generate=False), source_of(sample))
+        turns = sample.turns[: last + 1]
+        if any(turn.role == "assistant" and not turn.text.strip() for turn in turns):
+            raise DataError(f"{source_of(sample)}: an answer is empty; remove the row or write the answer")
+        return self._truncate(self._encode(replace(sample, turns=turns), learn=True), source_of(sample))
 
     def prompt(self, sample: Sample) -> Encoded:
         """Encode a conversation with the generation prompt, without labels. A last assistant turn is left out."""
-        encoded = self._encode(replace(sample, turns=without_answer(sample.turns)), generate=True)
+        encoded = self._encode(replace(sample, turns=without_answer(sample.turns)), learn=False)
         return replace(encoded, targets=unsupervised(encoded.targets))
 
     def read_answer(self, tokens: Tensor, frames: Sequence[Frame] = (), marks: Sequence[Mark] | None = None) -> Answer:
@@ -72,6 +78,7 @@ class ChatEncoder(TextEncoder):
         """
         box_format = self.marks.box_format
         text = self.tokenizer.decode([token for token in tokens.tolist() if token not in self._skipped_ids]).strip()
+        text = text.removeprefix(self._opening.strip()).lstrip()
         parsed, unreadable = (tuple(marks or ()), 0) if box_format.needs_heads else self.marks.read(text, frames)
         return Answer(box_format.plain(text), parsed, unreadable)
 
@@ -104,12 +111,14 @@ class ChatEncoder(TextEncoder):
         images = tuple(index for index, sample in enumerate(samples) for _ in sample.frames)
         return Batch(student | objects, {"labels": labels, **known}, images=images)
 
-    def _encode(self, sample: Sample, generate: bool) -> Encoded:
-        """Write the marks of a sample, render its turns and tokenize the text."""
+    def _encode(self, sample: Sample, learn: bool) -> Encoded:
+        """Write the marks of a sample, render its turns and tokenize the text. `learn`: the last turn is the answer."""
         self._refuse_control_tokens((*(turn.text for turn in sample.turns), self.system or ""), source_of(sample))
         framed, frames, objects = self.marks.prepare(sample)
-        text, answers = self._render(framed, generate)
-        encoded = self._tokenize(framed, text, answers)
+        segments = self._segments(replace(framed, turns=without_answer(framed.turns) if learn else framed.turns))
+        if learn:
+            segments.append(f"{self._opening}{framed.turns[-1].text.strip()}{self.turn_end}")
+        encoded = self._tokenize(framed, segments)
         positions = (encoded.student["input_ids"] == self.object_id).nonzero().squeeze(1)
         student, targets = self.marks.tensors(objects, frames, positions)
         return replace(encoded, student=encoded.student | student, targets=encoded.targets | targets, frames=frames)
@@ -126,6 +135,8 @@ class ChatEncoder(TextEncoder):
     def _messages(self, sample: Sample) -> list[Any]:
         """Return the turns as messages for the chat template, with brackets around the answers."""
         turns = self._with_system_turn(sample.turns)
+        if any(turn.role == "assistant" and IMAGE in turn.text for turn in turns):
+            raise DataError(f"{source_of(sample)}: an answer holds {IMAGE}; only questions can show images")
         placeholders = sum(turn.text.count(IMAGE) for turn in turns)
         first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
         if placeholders == 0 and sample.images and first is not None:
@@ -149,49 +160,34 @@ class ChatEncoder(TextEncoder):
                 parts.append({"type": "text", "text": text.strip()})
         return parts or [{"type": "text", "text": ""}]
 
-    def _render(self, sample: Sample, generate: bool) -> tuple[str, list[tuple[int, int]]]:
-        """Return the rendered text without brackets, and the characters [start, end) of each answer with its end."""
+    def _segments(self, sample: Sample) -> list[str]:
+        """Return the rendered conversation with its generation prompt: prompts and answers by turns.
+
+        An answer begins where the generation prompt ends, and ends with the end of its turn.
+        """
         messages = self._messages(sample)
         try:
-            rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+            rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             raise DataError(f"{source_of(sample)}: the chat template refuses it: {error}") from error
-        text, answers = "", []
-        for i, piece in enumerate(rendered.split(OPEN)):
-            if i == 0:
-                text = piece
-                continue
+        text, *pieces = rendered.split(OPEN)
+        segments = [text]
+        for piece in pieces:
             answer, _, rest = piece.partition(CLOSE)
-            end = self.turn_end if self._turn_end_in_template else ""
-            assert rest.startswith(end), "the chat template ends this turn unlike that of _find_turn_end"
-            answers.append((len(text), len(text) + len(answer) + len(end)))
-            text += answer + rest
-        return text, answers
+            # A template may open and end an earlier answer differently, for example without its reasoning.
+            opening = self._opening if segments[-1].endswith(self._opening) else ""
+            end = self.turn_end if self._turn_end_in_template and rest.startswith(self.turn_end) else ""
+            segments[-1] = segments[-1].removesuffix(opening)
+            segments += [f"{opening}{answer}{end}", rest.removeprefix(end)]
+        return segments
 
-    def _tokenize(self, sample: Sample, text: str, answers: list[tuple[int, int]]) -> Encoded:
-        """Return token ids, pixels and labels of a rendered text."""
-        bos = self.tokenizer.bos_token
-        tensors = self.processor(
-            text=[text],
-            images=sample.images or None,
-            return_tensors="pt",
-            return_offsets_mapping=True,
-            return_text_replacement_offsets=True,
-            add_special_tokens=not (bos and text.startswith(bos)),
-        )
-        offsets = tensors["offset_mapping"][0]
-        expansions = (tensors.get("text_replacement_offsets") or [[]])[0]
-        ids = tensors["input_ids"][0]
+    def _tokenize(self, sample: Sample, segments: Sequence[str]) -> Encoded:
+        """Return token ids, pixels and labels of prompts and answers by turns."""
+        student, ends = self._segment_tokenizer(segments, sample.images)
+        ids = student["input_ids"]
         labels = torch.full_like(ids, IGNORE)
-        for answer in answers:
-            start, end = (_after_expansion(character, expansions) for character in answer)
-            supervised = (offsets[:, 0] < end) & (offsets[:, 1] > start)
-            labels[supervised] = ids[supervised]
-        student = {
-            name: tensor[0] if tensor.shape[:2] == (1, len(ids)) else tensor
-            for name, tensor in tensors.items()
-            if name not in _OFFSETS
-        }
+        for start, end in zip(ends[::2], ends[1::2], strict=False):
+            labels[start:end] = ids[start:end]
         return Encoded(student=student, targets={"labels": labels}, source=sample.source)
 
     def _truncate(self, encoded: Encoded, source: str) -> Encoded:
@@ -218,8 +214,13 @@ class ChatEncoder(TextEncoder):
         student, targets = self.marks.cut(student, {**encoded.targets, "labels": labels}, self.max_length)
         return replace(encoded, student=student, targets=targets, truncated=True)
 
-    def _find_turn_end(self, turn_end: str | None) -> tuple[str, bool]:
-        """Return the text that ends an assistant turn, and True if the chat template writes it."""
+    def _read_template(self, turn_end: str | None) -> tuple[str, bool, str]:
+        """Return how the chat template writes an answer, from a probe.
+
+        Returns:
+            The text that ends an assistant turn, True if the template writes it, and the text that it writes between
+            the generation prompt and the answer: a space for Vicuna.
+        """
         probe: list[Any] = [
             {"role": "user", "content": [{"type": "text", "text": "a"}]},
             {"role": "assistant", "content": [{"type": "text", "text": f"{OPEN}b{CLOSE}"}]},
@@ -230,22 +231,16 @@ class ChatEncoder(TextEncoder):
                 "model_args.chat_template"
             )
         try:
-            tail = self.processor.apply_chat_template(probe, tokenize=False).partition(CLOSE)[2]
+            before, _, rest = self.processor.apply_chat_template(probe, tokenize=False).partition(OPEN)
+            prompt = self.processor.apply_chat_template(probe[:1], tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             raise ConfigError(f"the chat template cannot be used: {error}") from error
+        opening = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        tail = rest.partition(CLOSE)[2]
         if turn_end is not None:
-            return turn_end, tail.startswith(turn_end)
+            return turn_end, tail.startswith(turn_end), opening
         control_token = self._first_control_token(tail)
         if control_token is None:
-            return self.tokenizer.eos_token, False
+            return self.tokenizer.eos_token, False, opening
         start, token = control_token
-        return tail[: start + len(token)], True
-
-
-def _after_expansion(character: int, expansions: list[dict[str, Any]]) -> int:
-    """Return the position of a character of the rendered text after the image placeholders are expanded."""
-    shift = 0
-    for expansion in expansions:
-        if expansion["span"][1] <= character:
-            shift = expansion["new_span"][1] - expansion["span"][1]
-    return character + shift
+        return tail[: start + len(token)], True, opening

@@ -39,9 +39,7 @@ class TextProcessor:
         assert isinstance(rendered, str), "called with tokenize=False"
         return rendered
 
-    def __call__(
-        self, text: list[str], images: Any = None, return_text_replacement_offsets: bool = False, **options: Any
-    ) -> dict[str, Any]:
+    def __call__(self, text: list[str], images: Any = None, **options: Any) -> dict[str, Any]:
         """Return token ids and the other outputs of the tokenizer. Raise `DataError` if there are images."""
         if images:
             raise DataError("the sample has images, and this model reads text only; use a type that reads images")
