@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from mllm.engine.evaluation import Evaluation, evaluate_split
 from mllm.engine.run_log import rows_of, run_folder, write_skipped
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import UserError
-from mllm.export.facts import write_facts, write_metrics
+from mllm.export.facts import Facts, write_facts, write_metrics
 from mllm.export.folder import update_figures
+from mllm.export.former import former_exports, remove_former_results
 from mllm.export.merge import merge
 from mllm.predict.writer import write_predictions
 from mllm.registry import EXPORTERS, METRICS
@@ -44,6 +46,8 @@ class Exports:
     """Folders that a run exported its model to, in the order of their creation."""
 
     folders: list[Path] = field(default_factory=list)
+    former: list[Path] = field(default_factory=list)
+    """Exports of the same model from before a resume that the run did not write again."""
     refusal: UserError | None = None
     """The error of an export that was refused; it is raised at the end of the run. None: no export was refused."""
 
@@ -58,21 +62,29 @@ def export(config: RunConfig, bundle: Bundle, trainer: MultimodalTrainer, splits
         return exports
     facts = run_facts(config, trainer, splits)
     write_facts(folder, facts)
+    remove_former_results(folder)
     try:
-        if config.model_args.merge_lora and config.model_args.adapter_path:
-            # A LoRA trained on merged weights does not fit the base that its config names.
-            logger.info("merge_lora=True: the model is written to merged/ only; an adapter would not fit the base")
-            exports.folders.append(EXPORTERS.find(MERGED)(bundle, folder / MERGED, facts=facts))
-            return exports
-        exports.folders.append(EXPORTERS.find(ADAPTER)(bundle, folder / ADAPTER, facts=facts))
-        if not bundle.model.generates_text:
-            exports.folders.append(EXPORTERS.find(STUDENT)(bundle, folder / STUDENT, facts=facts))
-        elif config.export_args.merged:
-            exports.folders.append(merge(str(folder / ADAPTER), folder / MERGED, overwrite=True))
+        for exported in _write_exports(config, bundle, folder, facts):
+            exports.folders.append(exported)
     except UserError as error:
         logger.warning("an export was refused, and the run goes on: %s", error)
         exports.refusal = error
+    exports.former = former_exports(folder, exports.folders)
     return exports
+
+
+def _write_exports(config: RunConfig, bundle: Bundle, folder: Path, facts: Facts) -> Iterator[Path]:
+    """Write the exports that the config names below `folder`, and yield the folder of each after it was written."""
+    if config.model_args.merge_lora and config.model_args.adapter_path:
+        # A LoRA trained on merged weights does not fit the base that its config names.
+        logger.info("merge_lora=True: the model is written to merged/ only; an adapter would not fit the base")
+        yield EXPORTERS.find(MERGED)(bundle, folder / MERGED, facts=facts)
+        return
+    yield EXPORTERS.find(ADAPTER)(bundle, folder / ADAPTER, facts=facts)
+    if not bundle.model.generates_text:
+        yield EXPORTERS.find(STUDENT)(bundle, folder / STUDENT, facts=facts)
+    elif config.export_args.merged:
+        yield merge(str(folder / ADAPTER), folder / MERGED, overwrite=True)
 
 
 def write_results(
@@ -90,7 +102,7 @@ def write_results(
     facts = replace(facts, figures=evaluation.figures)
     write_facts(folder, facts)
     write_metrics(folder, facts)
-    for exported in exports.folders:
+    for exported in exports.folders + exports.former:
         update_figures(exported, evaluation.figures)
     write_predictions(folder / PREDICTIONS, evaluation.rows)
     if "measures" in evaluation.figures:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from mllm.errors import ConfigError
+from mllm.export.folder import update_figures
 from mllm.pipeline.finetune import main
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -234,17 +235,34 @@ def test_a_finished_run_that_is_resumed_writes_the_same_again(write_config):
     assert Path("exp/run/latest/merged/config.json").is_file()
 
 
-def test_a_refused_merge_costs_neither_predictions_nor_figures(write_config, monkeypatch):
-    def refuse(*args: object, **options: object) -> None:
-        raise ConfigError("the merged logits differ")
+def test_a_resumed_run_updates_the_results_of_the_same_model_only(write_config, caplog):
+    run = Path("exp/run/latest")
+    first = "training_args.update(max_steps=2)\ndata_args['compute_metric'] = 'accuracy'\n"
+    main([write_config(first + "export_args = dict(merged=True)")])
+    figures = json.loads((run / "merged" / "facts.json").read_text())["figures"]
+    update_figures(run / "merged", {"accuracy": {"accuracy": -1.0}})
+    main([write_config(first), "--resume"])
+    assert json.loads((run / "merged" / "facts.json").read_text())["figures"] == figures
 
-    monkeypatch.setattr("mllm.run.finish.merge", refuse)
+    caplog.clear()
+    main([write_config(first + "training_args.update(max_steps=3)\ndata_args['test'] = None"), "--resume"])
+    assert any("merged contains the model after 2 updates" in message for message in caplog.messages)
+    assert json.loads((run / "facts.json").read_text())["figures"] == {}
+    assert not (run / "metrics.json").exists() and not (run / "predictions.jsonl").exists()
+    merged = json.loads((run / "merged" / "facts.json").read_text())
+    assert (merged["updates"], merged["figures"]) == (2, figures)
+
+
+def test_predictions_and_figures_are_written_even_if_the_merge_is_refused(write_config):
+    """The learning rate of the only update is 0, so the adapter changes nothing, and merging refuses it."""
     more = (
-        "export_args = dict(merged=True)\ntraining_args.update(max_steps=1)\ndata_args['compute_metric'] = 'accuracy'"
+        "export_args = dict(merged=True)\ntraining_args.update(max_steps=1, warmup_steps=1)\n"
+        "data_args['compute_metric'] = 'accuracy'"
     )
-    with pytest.raises(ConfigError, match="the merged logits differ"):
+    with pytest.raises(ConfigError, match="changes nothing: all its B matrices are zero"):
         main([write_config(more)])
     run = Path("exp/run/latest")
+    assert not (run / "merged").exists()
     assert len((run / "predictions.jsonl").read_text().splitlines()) == 2
     figures = json.loads((run / "metrics.json").read_text())["figures"]
     assert figures == json.loads((run / "facts.json").read_text())["figures"] and "accuracy" in figures
