@@ -55,6 +55,25 @@ def memory_advised(advice: str, moment: str = "") -> Iterator[None]:
         raise TrainingError(f"out of memory{moment}. {advice}") from error
 
 
+@contextmanager
+def tied_to_row(location: str) -> Iterator[None]:
+    """Convert unexpected exceptions in the block to a `DataError` that names a row, so that the row can be skipped.
+
+    User errors name their row already, and an out-of-memory error is not the fault of a row: both stay as they are.
+
+    Args:
+        location: Origin of the row, such as `FILE, line N`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise DataError(f"{location}: it cannot be used ({type(error).__name__}: {error})") from error
+
+
 def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Return up to `count` of the `known` names that resemble `name`, nearest first."""
     folded = {other.lower(): other for other in known}

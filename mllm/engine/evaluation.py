@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mllm.errors import UserError
+from mllm.errors import UserError, tied_to_row
 from mllm.metrics.areas import boxes_of
 from mllm.metrics.coco import rle
 from mllm.models.generation.answers import answers
@@ -46,6 +46,8 @@ class _SplitReader:
 
     def __init__(self, bundle: Bundle, samples: Samples, skip_failures: bool) -> None:
         self.bundle, self.samples, self.skip_failures = bundle, samples, skip_failures
+        self.numbers: list[int] = []
+        """Index of each row, by which its answer is sampled."""
         self.rows: list[dict[str, Any]] = []
         self.references: list[Answer] = []
         self.skipped: list[str] = []
@@ -56,16 +58,18 @@ class _SplitReader:
     def __iter__(self) -> Iterator[Sample]:
         for index in range(len(self.samples)):
             try:
-                sample = self.samples.sample(index)
-                if self.skip_failures:
-                    self.bundle.encoder.prompt(sample)
-                reference = self.bundle.encoder.reference(sample)
+                with tied_to_row(f"row {index + 1} of the data"):
+                    sample = self.samples.sample(index)
+                    if self.skip_failures:
+                        self.bundle.encoder.prompt(sample)
+                    reference = self.bundle.encoder.reference(sample)
             except UserError as error:
                 if not self.skip_failures:
                     raise
                 self.skipped.append(str(error))
                 continue
-            question = [turn.text for turn in sample.turns if turn.role == "user"][-1]
+            question = next((turn.text for turn in reversed(sample.turns) if turn.role == "user"), "")
+            self.numbers.append(index)
             self.references.append(reference)
             self.rows.append({"source": sample.source, "question": question, "reference": reference.text})
             yield sample
@@ -95,7 +99,7 @@ def evaluate_split(
         DataError: A row cannot be used and `skip_failures` is False.
     """
     reader = _SplitReader(bundle, samples, skip_failures)
-    predictions = answers(bundle, reader, **options)
+    predictions = answers(bundle, reader, numbers=reader.numbers, **options)
     rows = [
         {
             **row,

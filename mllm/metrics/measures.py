@@ -42,11 +42,12 @@ def measures(
     Returns:
         For each measure, such as EF: `EF_mae`, `EF_rmse`, `EF_r2` (coefficient of determination), `EF_bias` (mean
         error), `EF_loa_lower` and `EF_loa_upper` (limits of agreement: bias -/+ 1.96 standard deviations of the error,
-        ddof 1), `EF_samples` (compared), `EF_unknown` (without reference) and `EF_failed` (with reference, without
-        prediction). Only for EF: `EF_category_agreement`, the fraction in the same category of < 30, 30 to 40, 40 to 50
-        and >= 50 %, and `EF_against_volumes`, the mean of |EF - 100 (EDV - ESV) / EDV| over complete predictions.
-        `_ci_low` and `_ci_high` after a name are the limits of a 95 % confidence interval, from percentiles of a
-        bootstrap over groups.
+        ddof 1), `EF_samples` (with reference), `EF_unknown` (without reference) and `EF_failed` (with reference,
+        without prediction). A failed prediction is not left out: it counts as 0 and as the wrong category. Only for EF:
+        `EF_category_agreement`, the fraction in the same category of < 30, 30 to 40, 40 to 50 and >= 50 %, and
+        `EF_against_volumes`, the mean of |EF - 100 (EDV - ESV) / EDV| over complete predictions. `_ci_low` and
+        `_ci_high` after a name are the limits of a 95 % confidence interval, from percentiles of a bootstrap over
+        groups.
     """
     result: dict[str, float] = {}
     for name, references in true.items():
@@ -54,11 +55,12 @@ def measures(
         prediction = np.asarray(predicted.get(name, np.full(len(reference), np.nan)), float)
         assert prediction.shape == reference.shape == (len(groups),)
         known = np.isfinite(reference)
-        compared = known & np.isfinite(prediction)
+        failed = known & ~np.isfinite(prediction)
         sums = _sums(
-            prediction[compared],
-            reference[compared],
-            [group for group, is_compared in zip(groups, compared, strict=True) if is_compared],
+            np.where(failed, 0.0, prediction)[known],
+            reference[known],
+            [group for group, is_known in zip(groups, known, strict=True) if is_known],
+            failed[known],
         )
         figures = _figures(sums.sum(axis=0))
         if name != "EF":
@@ -68,9 +70,9 @@ def measures(
             result[f"{name}_{figure}"] = float(value)
             if figure in WITH_INTERVAL:
                 result[f"{name}_{figure}_ci_low"], result[f"{name}_{figure}_ci_high"] = _interval(bootstrap[figure])
-        result[f"{name}_samples"] = int(compared.sum())
+        result[f"{name}_samples"] = int(known.sum())
         result[f"{name}_unknown"] = int((~known).sum())
-        result[f"{name}_failed"] = int((known & ~compared).sum())
+        result[f"{name}_failed"] = int(failed.sum())
     if {"EF", "EDV", "ESV"} <= predicted.keys() and "EF" in true:
         result["EF_against_volumes"] = _inconsistency(*(np.asarray(predicted[name]) for name in ("EF", "EDV", "ESV")))
     return result
@@ -81,7 +83,7 @@ def answered_measures(predictions: Sequence[Answer], references: Sequence[Answer
     """Compute error, bias, limits of agreement and EF categories of the measures in answers; see `measures`.
 
     Measures are those of a head. For an answer without them, they are read from its text (`EF 58.4 %, EDV 120.3 mL`).
-    The groups of the references are patients.
+    A text that cannot be read counts as a failed prediction, see `measures`. The groups of the references are patients.
     """
     assert len(predictions) == len(references)
     predicted, true = (
@@ -96,12 +98,16 @@ def answered_measures(predictions: Sequence[Answer], references: Sequence[Answer
 
 
 def stated_measures(text: str) -> dict[str, float]:
-    """Return the measures that a text states with their unit; the first value of each."""
+    """Return the measures that a text states with their unit; the first value of each (`EF 58.4 %`, `EF is -5 %`).
+
+    A range (`EF 50-60 %`), a bound (`EF < 40 %`) or a value in another unit (`EDV 60 mL/m2`) states no measure.
+    """
     stated: dict[str, float] = {}
     for name, unit in UNITS.items():
-        match = re.search(rf"\b{name}\b\D{{0,12}}?(\d+(?:\.\d+)?) ?{re.escape(unit)}", text)
+        pattern = rf"(?<!\w){name}\s*(?:[:=]|is|of|was)?\s*([-+\u2212]?\d+(?:\.\d+)?)\s?{re.escape(unit)}(?![\w/])"
+        match = re.search(pattern, text)
         if match:
-            stated[name] = float(match[1])
+            stated[name] = float(match[1].replace("\u2212", "-"))
     return stated
 
 
@@ -117,12 +123,12 @@ def _inconsistency(ef: np.ndarray, edv: np.ndarray, esv: np.ndarray) -> float:
     return float(differences.mean()) if len(differences) else float("nan")
 
 
-def _sums(predicted: np.ndarray, true: np.ndarray, groups: Sequence[str | None]) -> np.ndarray:
+def _sums(predicted: np.ndarray, true: np.ndarray, groups: Sequence[str | None], failed: np.ndarray) -> np.ndarray:
     """Return the sums over each group from which `_figures` computes the figures, [groups, 7]."""
     error = predicted - true
     # Centered, to avoid cancellation in the sum of squares.
     centered = true - (true.mean() if len(true) else 0.0)
-    same = categories(predicted) == categories(true)
+    same = (categories(predicted) == categories(true)) & ~failed
     parts = np.stack([np.ones_like(error), np.abs(error), error, error**2, centered, centered**2, same], axis=1)
     numbers: dict[object, int] = {}
     rows = [

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mllm.engine.evaluation import mark_fields
-from mllm.errors import DataError
+from mllm.errors import DataError, tied_to_row
 from mllm.predict.generation import GenerationOptions, generate_answers
 from mllm.predict.questions import Questions
 from mllm.predict.writer import write_predictions
@@ -55,7 +55,7 @@ class BatchPredictor:
         with tqdm(total=len(self.dataset), desc="predictions", unit="row") as bar:
             samples = self._samples()
             while chunk := list(islice(samples, BATCHES * self.options.batch_size)):
-                for row, sample, answer in self._answers(chunk, count):
+                for row, sample, answer in self._answers(chunk):
                     count += 1
                     fields = {f"reference_{key}" if key in PREDICTED else key: value for key, value in row.items()}
                     yield {
@@ -71,29 +71,32 @@ class BatchPredictor:
                 f"first error: {self.skipped[0]}"
             )
 
-    def _samples(self) -> Iterator[tuple[Row, Sample]]:
-        """Yield each row with its sample."""
+    def _samples(self) -> Iterator[tuple[int, Row, Sample]]:
+        """Yield each row with its index and its sample."""
         for index in range(len(self.dataset)):
             try:
-                yield self.dataset.records[index], self.dataset.sample(index)
+                with tied_to_row(f"{self.dataset.records.path}, row {index + 1}"):
+                    item = index, self.dataset.records[index], self.dataset.sample(index)
             except DataError as error:
                 if self.on_error == "raise":
                     raise
                 self.skipped.append(str(error))
+            else:
+                yield item
 
-    def _answers(self, chunk: list[tuple[Row, Sample]], seed_offset: int) -> Iterator[tuple[Row, Sample, Answer]]:
+    def _answers(self, chunk: list[tuple[int, Row, Sample]]) -> Iterator[tuple[Row, Sample, Answer]]:
         """Yield each row of a chunk with its answer; if encoding fails and errors are skipped, try row by row."""
-        rows, samples = zip(*chunk, strict=True)
+        indices, rows, samples = zip(*chunk, strict=True)
         try:
-            answers = generate_answers(self.bundle, samples, self.options, seed_offset)
+            answers = generate_answers(self.bundle, samples, self.options, indices)
         except DataError as error:
             if self.on_error == "raise":
                 raise
             if len(chunk) == 1:
                 self.skipped.append(str(error))
                 return
-            for index, pair in enumerate(chunk):
-                yield from self._answers([pair], seed_offset + index)
+            for item in chunk:
+                yield from self._answers([item])
         else:
             yield from zip(rows, samples, answers, strict=True)
 

@@ -46,7 +46,7 @@ class Conversation:
         text = question if IMAGE in question else IMAGE * len(images) + question
         turn = Turn("user", text)
         sample = self._shorten(turn, images)
-        answer = generate_answers(self.bundle, [sample], self.options, seed_offset=self.count)[0]
+        answer = generate_answers(self.bundle, [sample], self.options, numbers=[self.count])[0]
         self.count += 1
         # A placeholder in a generated answer would stand for an image in the next prompt.
         self.exchanges.append(Exchange(turn, Turn("assistant", answer.text.replace(IMAGE, "")), images))

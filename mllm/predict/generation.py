@@ -27,15 +27,16 @@ class GenerationOptions:
     repetition_penalty: float = 1.0
     """Factor that lowers the scores of tokens that the answer already contains; 1 means no penalty."""
     seed: int = 0
-    """Seed of the first batch of samples."""
+    """Seed of sampling. Each sample has random numbers of its own."""
 
 
 def generate_answers(
-    bundle: Bundle, samples: Sequence[Sample], options: GenerationOptions, seed_offset: int = 0
+    bundle: Bundle, samples: Sequence[Sample], options: GenerationOptions, numbers: Sequence[int] | None = None
 ) -> list[Answer]:
     """Return one answer per sample.
 
-    `seed_offset` is added to the seed, so that successive calls draw different random numbers.
+    A sampled answer depends on the seed and the number of its sample. `numbers` are those of the samples; None: their
+    positions.
     """
     from mllm.models.generation.answers import answers
 
@@ -46,7 +47,8 @@ def generate_answers(
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
         repetition_penalty=options.repetition_penalty,
-        seed=options.seed + seed_offset,
+        seed=options.seed,
+        numbers=numbers,
         progress=False,
         **({"do_sample": True, **sampling} if options.temperature > 0 else {}),
     )

@@ -21,7 +21,7 @@ def test_the_table_contains_every_figure_with_its_interval():
         value, low, high = (figures[f"EF_{figure}{end}"] for end in ("", "_ci_low", "_ci_high"))
         assert f"{value:.2f} [{low:.2f}, {high:.2f}]" in ef
     assert ef.endswith(f"{figures['EF_loa_lower']:.2f} to {figures['EF_loa_upper']:.2f}")
-    assert "36 (1 without prediction, 3 without reference)" in edv
+    assert "37 (1 without prediction, 3 without reference)" in edv
     assert head.index("MAE") == ef.index(f"{figures['EF_mae']:.2f}") == edv.index(f"{figures['EDV_mae']:.2f}")
     assert edv.count("[") == 4, "volumes have no categories"
     last_line = agreement_table({**figures, "EF_against_volumes": 2.345}).splitlines()[-1]
@@ -29,7 +29,7 @@ def test_the_table_contains_every_figure_with_its_interval():
 
 
 def test_nan_is_a_dash():
-    figures = measures({}, {"EF": np.array([50.0, 60.0])}, ["a", "b"])
+    figures = measures({}, {"EF": np.array([NAN, NAN])}, ["a", "b"])
     assert agreement_table(figures).splitlines()[1].split() == (
-        ["EF", "(%)", "0", "(2", "without", "prediction)", "-", "-", "-", "-", "-", "-", "to", "-"]
+        ["EF", "(%)", "0", "(2", "without", "reference)", "-", "-", "-", "-", "-", "-", "to", "-"]
     )

@@ -28,16 +28,17 @@ def test_figures_by_hand():
     assert "EF_loa_lower_ci_low" not in found
 
 
-def test_volumes_have_no_categories_and_unknown_values_are_left_out_and_counted():
+def test_volumes_have_no_categories_and_unknown_values_are_left_out_and_failed_ones_count_as_0():
     true = {"EDV": np.array([100.0, NAN, 120.0, 80.0, NAN]), "ESV": np.full(5, NAN)}
     predicted = {"EDV": np.array([110.0, 5.0, 100.0, NAN, NAN])}
     found = measures(predicted, true, list("abcde"))
-    assert found["EDV_mae"] == 15
-    assert (found["EDV_samples"], found["EDV_unknown"], found["EDV_failed"]) == (2, 2, 1)
+    assert found["EDV_mae"] == pytest.approx((10 + 20 + 80) / 3)
+    assert found["EDV_bias"] == pytest.approx((10 - 20 - 80) / 3)
+    assert (found["EDV_samples"], found["EDV_unknown"], found["EDV_failed"]) == (3, 2, 1)
     assert "EDV_category_agreement" not in found
     assert (found["ESV_samples"], found["ESV_unknown"]) == (0, 5)
     assert np.isnan(found["ESV_mae"]) and np.isnan(found["ESV_mae_ci_low"])
-    same = measures({"EDV": predicted["EDV"][[0, 2]]}, {"EDV": true["EDV"][[0, 2]]}, ["a", "c"])
+    same = measures({"EDV": np.array([110.0, 100.0, 0.0])}, {"EDV": true["EDV"][[0, 2, 3]]}, ["a", "c", "d"])
     assert all(
         same[key] == pytest.approx(found[key], nan_ok=True) for key in same if key[4:] not in ("unknown", "failed")
     )
@@ -124,6 +125,13 @@ def test_equal_references_have_no_r2():
         ("EF: 40 %, no, EF 30 %", {"EF": 40}),
         ("EDV = 99 mL, EF unknown", {"EDV": 99}),
         ("EF 58.4 mL", {}),
+        ("EF -5.0 %", {"EF": -5}),
+        ("EF \u22125 %, EDV +99.5mL", {"EF": -5, "EDV": 99.5}),
+        ("EF of 55 %; EDV was 90 mL.", {"EF": 55, "EDV": 90}),
+        ("EF 50-60 %", {}),
+        ("EF < 40 %", {}),
+        ("EF about 1.2.3 %", {}),
+        ("LVEF 40 %, EDV 60 mL/m2, ESV 30 mLs", {}),
         ("", {}),
     ],
 )
@@ -137,5 +145,14 @@ def test_the_metric_takes_numbers_of_heads_before_those_of_texts():
     found = answered_measures(predictions, references)
     assert found["EF_mae"] == pytest.approx((3 + 1) / 2)
     silent = answered_measures([Answer("I cannot tell."), Answer("EF 61.0 %.")], references)
-    assert (silent["EF_samples"], silent["EF_failed"]) == (1, 1)
+    assert (silent["EF_samples"], silent["EF_failed"]) == (2, 1)
+    assert silent["EF_mae"] == pytest.approx((50.04 + 1) / 2)
+
+
+def test_a_failed_prediction_is_never_the_right_category():
+    found = measures({"EF": np.array([NAN, 20.0])}, {"EF": np.array([20.0, 20.0])}, ["a", "b"])
+    assert found["EF_category_agreement"] == 0.5
+
+
+def test_texts_without_measures_have_no_figures():
     assert answered_measures([Answer("yes")], [Answer("yes")]) == {}

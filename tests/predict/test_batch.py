@@ -38,7 +38,8 @@ def test_a_bad_row_raises_with_its_line_or_is_skipped(talking_adapter: Path, pic
         {"image": "absent.png", "question": "What?"},
         {"image": "1.png", "question": "One <end_of_turn> two?"},
         {"image": "2.png", "qestion": "What?"},
-        {"image": "2.png", "question": "What?"},
+        {"image": "0.png", "question": "Half a \ud83d character?"},
+        {"image": "2.png", "question": "What?", "note": "half a \ud83d character"},
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -48,7 +49,9 @@ def test_a_bad_row_raises_with_its_line_or_is_skipped(talking_adapter: Path, pic
         main([*batch, "--out", str(out)])
     assert os.listdir(tmp_path) == ["rows.jsonl"]
     assert main([*batch, "--out", str(out), "--on-error", "skip"]) == 0
-    assert [json.loads(line)["image"] for line in out.read_text().splitlines()] == ["0.png", "2.png"]
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["image"] for row in written] == ["0.png", "2.png"]
+    assert written[1]["note"] == rows[-1]["note"]
 
 
 def test_a_file_without_a_usable_row_is_refused(talking_adapter: Path, tmp_path: Path) -> None:

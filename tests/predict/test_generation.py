@@ -15,10 +15,8 @@ from mllm.structures import Sample, Turn
 def test_each_option_changes_the_answer(text_bundle) -> None:
     samples = [Sample([Turn("user", "Why is the heart normal?")])]
 
-    def answer(seed_offset: int = 0, **options: Any) -> str:
-        return generate_answers(text_bundle, samples, GenerationOptions(max_new_tokens=12, **options), seed_offset)[
-            0
-        ].text
+    def answer(number: int = 0, **options: Any) -> str:
+        return generate_answers(text_bundle, samples, GenerationOptions(max_new_tokens=12, **options), [number])[0].text
 
     greedy, hot = answer(), dict(temperature=9.0, seed=1)
     assert answer(**hot) == answer(**hot) != greedy

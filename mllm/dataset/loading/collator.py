@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mllm.dataset.loading.sampler import Draw
-from mllm.errors import UserError
+from mllm.errors import UserError, tied_to_row
 from mllm.structures import Batch, Encoded, Failure, LogicalBatch, Sample, unsupervised
 
 
@@ -40,7 +40,8 @@ class EncodedDataset(Dataset[Encoded]):
     def __getitem__(self, draw: Draw | int) -> Encoded | Failure:  # type: ignore[override]
         index, epoch, counted, unit = draw if isinstance(draw, Draw) else Draw(draw, 0)
         try:
-            encoded = self.encode(self.samples.sample(index, epoch))
+            with tied_to_row(f"row {index + 1} of the data"):
+                encoded = self.encode(self.samples.sample(index, epoch))
         except UserError as error:
             return Failure(str(error))
         if unit is not None:

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from mllm.errors import ConfigError, DataError
+from mllm.errors import ConfigError, DataError, tied_to_row
 from mllm.models.encoding.marks import MarkWriter, source_of
 from mllm.models.encoding.padding import joined_images, stacked
 from mllm.models.encoding.segments import SegmentTokenizer
@@ -64,11 +64,14 @@ class ChatEncoder(TextEncoder):
         turns = sample.turns[: last + 1]
         if any(turn.role == "assistant" and not turn.text.strip() for turn in turns):
             raise DataError(f"{source_of(sample)}: an answer is empty; remove the row or write the answer")
-        return self._truncate(self._encode(replace(sample, turns=turns), learn=True), source_of(sample))
+        with tied_to_row(source_of(sample)):
+            encoded = self._encode(replace(sample, turns=turns), learn=True)
+        return self._truncate(encoded, source_of(sample))
 
     def prompt(self, sample: Sample) -> Encoded:
         """Encode a conversation with the generation prompt, without labels. A last assistant turn is left out."""
-        encoded = self._encode(replace(sample, turns=without_answer(sample.turns)), learn=False)
+        with tied_to_row(source_of(sample)):
+            encoded = self._encode(replace(sample, turns=without_answer(sample.turns)), learn=False)
         return replace(encoded, targets=unsupervised(encoded.targets))
 
     def read_answer(self, tokens: Tensor, frames: Sequence[Frame] = (), marks: Sequence[Mark] | None = None) -> Answer:

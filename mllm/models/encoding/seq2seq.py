@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mllm.errors import DataError
+from mllm.errors import DataError, tied_to_row
 from mllm.models.encoding.marks import source_of
 from mllm.models.encoding.padding import stacked
 from mllm.models.encoding.text_encoder import CLOSE, OPEN, TextEncoder, without_answer
@@ -22,7 +22,8 @@ class Seq2SeqEncoder(TextEncoder):
     With a chat template the source is the rendered conversation up to the answer, without its `<bos>`
     (`<start_of_turn>user\\n...<end_of_turn>\\n<start_of_turn>model\\n`), and the target ends with the template's
     end of turn. Without a template the source is the bare text with the tokenizer's end token, and so is the target.
-    The decoder starts at `decoder_start_id`. `max_length` limits source and target separately, in tokens.
+    The decoder starts at `decoder_start_id`, then `forced_start_id` if the checkpoint forces one. `max_length` limits
+    source and target separately, in tokens.
     """
 
     def __init__(
@@ -31,12 +32,13 @@ class Seq2SeqEncoder(TextEncoder):
         *,
         max_length: int,
         decoder_start_id: int,
+        forced_start_id: int | None = None,
         turn_end: str | None = None,
         system: str | None = None,
         chat_template: str | None = None,
     ) -> None:
         super().__init__(processor, max_length=max_length, system=system, chat_template=chat_template)
-        self.decoder_start_id = decoder_start_id
+        self.decoder_start_id, self.forced_start_id = decoder_start_id, forced_start_id
         self.turn_end = turn_end or self._find_turn_end()
 
     @property
@@ -50,11 +52,15 @@ class Seq2SeqEncoder(TextEncoder):
             raise DataError(f"{source_of(sample)}: the conversation does not end with an answer to learn from")
         encoded = self.prompt(sample)
         answer = sample.turns[-1].text.strip()
+        if not answer:
+            raise DataError(f"{source_of(sample)}: an answer is empty; remove the row or write the answer")
         self._refuse_control_tokens([answer], source_of(sample))
-        target = self.tokenizer(answer, add_special_tokens=False)["input_ids"] + [self.turn_end_id]
-        decoder = torch.tensor([self.decoder_start_id, *target[: self.max_length]])
+        with tied_to_row(source_of(sample)):
+            target = self.tokenizer(answer, add_special_tokens=False)["input_ids"] + [self.turn_end_id]
+        start = [token for token in (self.decoder_start_id, self.forced_start_id) if token is not None]
+        decoder = torch.tensor([*start, *target[: self.max_length]])
         labels = decoder.clone()
-        labels[0] = IGNORE
+        labels[: len(start)] = IGNORE
         return replace(
             encoded,
             student={**encoded.student, "decoder_input_ids": decoder},
@@ -64,21 +70,23 @@ class Seq2SeqEncoder(TextEncoder):
 
     def prompt(self, sample: Sample) -> Encoded:
         """Encode the source alone. A last assistant turn is left out."""
-        source, truncated = self._source(sample)
+        with tied_to_row(source_of(sample)):
+            source, truncated = self._source(sample)
         student = {"input_ids": source, "attention_mask": torch.ones_like(source)}
         return Encoded(student, unsupervised({"labels": source}), sample.source, truncated=truncated)
 
     def pad(self, samples: Sequence[Encoded], side: str = "right") -> Batch:
-        """Return a batch. Sources are padded on `side`, targets on the right, each to its longest sequence.
+        """Return a batch. Sources and targets are padded on the right, each to its longest sequence, for any `side`.
 
-        The decoder is causal, so no token of a target attends to the padding after it, and it needs no mask.
+        An encoder may count positions from the first token, so padding on the left would move them. The decoder is
+        causal, so no token of a target attends to the padding after it, and it needs no mask.
         """
         fills = {"input_ids": self._pad_id, "attention_mask": 0}
-        student = {name: _stack([sample.student[name] for sample in samples], fills[name], side) for name in fills}
+        student = {name: _stack([sample.student[name] for sample in samples], fills[name]) for name in fills}
         name = "decoder_input_ids"
         if all(name in sample.student for sample in samples):
-            student[name] = _stack([sample.student[name] for sample in samples], self._pad_id, "right")
-        return Batch(student, {"labels": _stack([sample.targets["labels"] for sample in samples], IGNORE, "right")})
+            student[name] = _stack([sample.student[name] for sample in samples], self._pad_id)
+        return Batch(student, {"labels": _stack([sample.targets["labels"] for sample in samples], IGNORE)})
 
     def read_answer(self, tokens: Tensor, frames: Sequence[Frame] = (), marks: Sequence[Mark] | None = None) -> Answer:
         """Return the text of generated tokens [L]."""
@@ -138,6 +146,6 @@ class Seq2SeqEncoder(TextEncoder):
         return end if control_token is None else control_token[1]
 
 
-def _stack(tensors: list[Tensor], fill: int, side: str) -> Tensor:
-    """Return tensors [L] padded on a side to the longest and stacked to [B, L]."""
-    return stacked(tensors, max(map(len, tensors)), fill, side)
+def _stack(tensors: list[Tensor], fill: int) -> Tensor:
+    """Return tensors [L] padded on the right to the longest and stacked to [B, L]."""
+    return stacked(tensors, max(map(len, tensors)), fill, "right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -29,6 +30,10 @@ class TextEncoder(ABC):
 
     turn_end: str
     """Text that ends an assistant turn."""
+    decoder_start_id: int | None = None
+    """First input of the decoder of an encoder-decoder. None: the model has one sequence."""
+    forced_start_id: int | None = None
+    """Token that generation writes first, such as a language. None: the model writes it freely."""
 
     def __init__(
         self,
@@ -73,8 +78,9 @@ class TextEncoder(ABC):
 
     @property
     def turn_end_id(self) -> int:
-        """Return the token id that ends an answer. Generation stops at it."""
-        return int(self.tokenizer(self.turn_end, add_special_tokens=False)["input_ids"][-1])
+        """Return the token id that ends an answer: its control token, or else its last one. Generation stops at it."""
+        ids: list[int] = self.tokenizer(self.turn_end, add_special_tokens=False)["input_ids"]
+        return next((token_id for token_id in ids if token_id in self._special_tokens), ids[-1])
 
     @property
     def object_id(self) -> int:
@@ -102,8 +108,17 @@ class TextEncoder(ABC):
         return list(turns)
 
     def _refuse_control_tokens(self, texts: Iterable[str], source: str) -> None:
-        """Raise `DataError` if a text contains a control token, which could end a turn or stand for an object."""
+        """Raise `DataError` if a text contains a control token, which could end a turn or stand for an object.
+
+        A lone surrogate is refused too: it is half of a character, and no tokenizer reads it.
+        """
         for text in texts:
+            surrogate = re.search("[\ud800-\udfff]", text)
+            if surrogate:
+                raise DataError(
+                    f"{source}: the text holds half of a character (the lone surrogate U+{ord(surrogate[0]):04X}); "
+                    "write the file again as UTF-8"
+                )
             for token in (OPEN, CLOSE, *self._control_tokens):
                 if token in text:
                     raise DataError(f"{source}: the text holds the control token {token!r}; remove it")

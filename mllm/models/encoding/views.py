@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mllm.errors import DataError
+from mllm.errors import DataError, tied_to_row
 from mllm.models.encoding.marks import source_of
 from mllm.models.encoding.synthetic import synthetic_views
 from mllm.structures import UNITS, Answer, Batch, Encoded, Sample, unsupervised
@@ -49,7 +49,8 @@ class ViewEncoder:
         known = values.isfinite()
         views_known = torch.ones(len(self.views), dtype=torch.bool)
         targets = {"measures": values.where(known, 0.0).float(), "measures_known": known, "views_known": views_known}
-        pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
+        with tied_to_row(source_of(sample)):
+            pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
         length = len(self.views) * self.tokens
         return Encoded({"pixel_values": pixels}, targets, source=sample.source, length=length)
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from mllm.models.encoding.text_encoder import TextEncoder
 from mllm.models.generation.object_decoding import ObjectDecoder
+from mllm.models.generation.sampling import Sampling
 from mllm.models.language_model import LanguageModel
 from mllm.structures import Answer, Bundle, Encoded, Model, Sample
 
@@ -32,7 +33,6 @@ def evaluating(model: nn.Module | Model) -> Iterator[None]:
 
 
 DEFAULTS = dict(num_beams=1, repetition_penalty=1.0, encoder_repetition_penalty=1.0, no_repeat_ngram_size=0)
-SAMPLING_DEFAULTS = dict(typical_p=1.0, min_p=0.0, epsilon_cutoff=0.0, eta_cutoff=0.0)
 """Neutral values of options that transformers would otherwise read from the checkpoint's generation config."""
 
 WINDOW = 8
@@ -52,81 +52,104 @@ def generate(
     top_k: int = 0,
     repetition_penalty: float = 1.0,
     seed: int = 0,
+    numbers: Sequence[int] | None = None,
     progress: bool = True,
 ) -> list[Answer]:
     """Return the answer to each conversation, in order. A last assistant turn is not part of the prompt.
 
     Generation stops at the end of the turn. Batches hold samples of similar length, padded on the left. `top_k=0`
-    means all tokens. Sampling is seeded by `seed` and does not change the global random state. `repetition_penalty`
-    divides positive and multiplies negative logits of tokens that are already in the answer (arXiv:1909.05858); tokens
-    of the prompt and ends of turns are not penalized. `samples` may be lazy: a few batches are in memory at a time.
+    means all tokens. A sampled answer depends on `seed` and the number of its sample, not on the batch or the global
+    random state. `numbers` are those of the samples, and may grow while `samples` is read; None: their positions.
+    `repetition_penalty` divides positive and multiplies negative logits of tokens that are already in the answer
+    (arXiv:1909.05858); tokens of the prompt and ends of turns are not penalized. `samples` may be lazy: a few batches
+    are in memory at a time.
     """
-    model = bundle.model.pretrained
-    stops = stop_ids(bundle)
-    pad = bundle.encoder.tokenizer.pad_token_id
-    sampling = {**SAMPLING_DEFAULTS, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-    options = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=do_sample,
-        eos_token_id=sorted(stops),
-        pad_token_id=min(stops) if pad is None else pad,
-        use_cache=True,
-        **DEFAULTS,
-        **(sampling if do_sample else {}),
-    )
+    sampling = Sampling(temperature, top_p, top_k, seed) if do_sample else None
+    run = _Generation(bundle, _options(bundle, max_new_tokens), batch_size, sampling, float(repetition_penalty))
     remaining = iter(samples)
     total = len(samples) if isinstance(samples, Sized) else None
-    devices = [model.device] if model.device.type == "cuda" else []
     answers: list[Answer] = []
     with (
         evaluating(bundle.model),
-        torch.random.fork_rng(devices=devices),
         tqdm(total=total, desc="answers", disable=None if progress else True) as bar,  # None: off without a terminal
     ):
-        torch.manual_seed(seed)
         while window := [bundle.encoder.prompt(sample) for sample in islice(remaining, WINDOW * batch_size)]:
-            answers += _generate_window(bundle, window, options, batch_size, bar, float(repetition_penalty))
+            positions = range(len(answers), len(answers) + len(window))
+            answers += run.window(window, positions if numbers is None else [numbers[i] for i in positions], bar)
     return answers
 
 
-def _generate_window(
-    bundle: Bundle,
-    prompts: Sequence[Encoded],
-    options: GenerationConfig,
-    batch_size: int,
-    bar: tqdm,
-    repetition_penalty: float,
-) -> list[Answer]:
-    """Return the answers to `prompts`, in order, from batches of similar length."""
-    encoder = text_encoder_of(bundle)
-    model: Any = bundle.model.pretrained
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers = [Answer("")] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        chosen = [prompts[i] for i in indices]
-        batch = encoder.pad(chosen, side="left").to(model.device)
+def _options(bundle: Bundle, max_new_tokens: int) -> GenerationConfig:
+    """Return the options of transformers. The most probable token is chosen, after our own sampling if there is one."""
+    encoder, stops = text_encoder_of(bundle), stop_ids(bundle)
+    pad = encoder.tokenizer.pad_token_id
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(stops),
+        pad_token_id=min(stops) if pad is None else pad,
+        decoder_start_token_id=encoder.decoder_start_id,
+        forced_bos_token_id=encoder.forced_start_id,
+        use_cache=True,
+        **DEFAULTS,
+    )
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """Generation of the answers to a few batches of prompts at a time."""
+
+    bundle: Bundle
+    options: GenerationConfig
+    batch_size: int
+    sampling: Sampling | None
+    """None: greedy decoding."""
+    repetition_penalty: float
+
+    def window(self, prompts: Sequence[Encoded], numbers: Sequence[int], bar: tqdm) -> list[Answer]:
+        """Return the answers to `prompts` with the given numbers, in order, from batches of similar length."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        answers = [Answer("")] * len(prompts)
+        for start in range(0, len(order), self.batch_size):
+            indices = order[start : start + self.batch_size]
+            batch = self._batch([prompts[i] for i in indices], [numbers[i] for i in indices])
+            for i, answer in zip(indices, batch, strict=True):
+                answers[i] = answer
+            bar.update(len(indices))
+        return answers
+
+    def _batch(self, prompts: Sequence[Encoded], numbers: Sequence[int]) -> list[Answer]:
+        """Return the answers to the prompts of one batch."""
+        encoder = text_encoder_of(self.bundle)
+        model: Any = self.bundle.model.pretrained
+        batch = encoder.pad(prompts, side="left").to(model.device)
         begin = 1 if model.config.is_encoder_decoder else batch.student["input_ids"].shape[1]
-        # Only generated tokens are penalized: else ends of turns in the prompt and padding would change answers.
-        penalty = [] if repetition_penalty == 1 else [RepetitionPenaltyLogitsProcessor(repetition_penalty, begin)]
+        processors = self._processors(begin, numbers)
         decoder = None
-        if bundle.model.heads:
-            assert isinstance(bundle.model, LanguageModel)
-            counts = torch.tensor([len(prompt.frames) for prompt in chosen])
+        if self.bundle.model.heads:
+            assert isinstance(self.bundle.model, LanguageModel)
+            counts = torch.tensor([len(prompt.frames) for prompt in prompts])
             first_images = (counts.cumsum(0) - counts).clamp_max(max(0, int(counts.sum()) - 1))
-            decoder = ObjectDecoder(bundle.model, encoder.object_id, first_images)
+            decoder = ObjectDecoder(self.bundle.model, encoder.object_id, first_images)
             with decoder.decoding(batch.student) as inputs:
-                tokens = model.generate(**inputs, generation_config=options, logits_processor=penalty)
+                tokens = model.generate(**inputs, generation_config=self.options, logits_processor=processors)
                 decoder.finish(tokens[:, -1])
         else:
-            tokens = model.generate(**batch.student, generation_config=options, logits_processor=penalty)
-        for row, i in enumerate(indices):
-            answer_L = _until(tokens[row, begin:], options.eos_token_id)
+            tokens = model.generate(**batch.student, generation_config=self.options, logits_processor=processors)
+        answers = []
+        for row, prompt in enumerate(prompts):
+            answer_L = _until(tokens[row, begin:], self.options.eos_token_id)
             count = min(len(answer_L) + 1, tokens.shape[1] - begin)
-            marks = () if decoder is None else decoder.marks(row, prompts[i].frames)
-            answers[i] = replace(encoder.read_answer(answer_L, prompts[i].frames, marks), tokens=count)
-        bar.update(len(chosen))
-    return answers
+            marks = () if decoder is None else decoder.marks(row, prompt.frames)
+            answers.append(replace(encoder.read_answer(answer_L, prompt.frames, marks), tokens=count))
+        return answers
+
+    def _processors(self, begin: int, numbers: Sequence[int]) -> list[LogitsProcessor]:
+        """Return the changes of the logits. `begin` is the position of the first generated token."""
+        # Only generated tokens are penalized: else ends of turns in the prompt and padding would change answers.
+        penalty = RepetitionPenaltyLogitsProcessor(self.repetition_penalty, begin)
+        processors: list[LogitsProcessor] = [] if self.repetition_penalty == 1 else [penalty]
+        return processors + (self.sampling.processors(numbers) if self.sampling else [])
 
 
 def text_encoder_of(bundle: Bundle) -> TextEncoder:

@@ -56,19 +56,27 @@ def build_encoder_decoder_skeleton(args: ModelArgs) -> PreTrainedModel:
 
 def build_seq2seq_encoder(args: ModelArgs, processor: TextProcessor) -> Seq2SeqEncoder:
     """Return the encoder of pairs of source and target."""
-    start = decoder_start(find_checkpoint(args.model_name_or_path), processor)
-    return Seq2SeqEncoder(processor, decoder_start_id=start, **encoder_options(args))
+    start, forced = decoder_start(args, processor)
+    return Seq2SeqEncoder(processor, decoder_start_id=start, forced_start_id=forced, **encoder_options(args))
 
 
-def decoder_start(name: str, processor: TextProcessor) -> int:
-    """Return the first id of the decoder: the checkpoint's own, else `<bos>` (T5Gemma), else padding (T5)."""
+def decoder_start(args: ModelArgs, processor: TextProcessor) -> tuple[int, int | None]:
+    """Return the first id of the decoder, and the token that generation forces after it (a language), or None.
+
+    Training and generation read them here. The first id is the checkpoint's own: of `generation_config.json`, else of
+    `config.json`. Without one it is `<bos>` (T5Gemma), else padding (T5).
+    """
+    name = find_checkpoint(args.model_name_or_path)
+    config = load_config(name, trust_remote_code=args.trust_remote_code)
     try:
-        start = GenerationConfig.from_pretrained(name).decoder_start_token_id
-    except OSError:
-        start = None  # the checkpoint has no generation_config.json
+        settings = GenerationConfig.from_pretrained(name)
+    except OSError:  # the checkpoint has no generation_config.json
+        settings = GenerationConfig.from_model_config(config)
     tokenizer = processor.tokenizer
-    ids = (start, tokenizer.bos_token_id, tokenizer.pad_token_id)
-    return int(next(index for index in ids if isinstance(index, int)))
+    stated = (settings.decoder_start_token_id, config.to_dict().get("decoder_start_token_id"))
+    ids = (*stated, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    forced = settings.forced_bos_token_id
+    return next(index for index in ids if isinstance(index, int)), forced if isinstance(forced, int) else None
 
 
 def _checked(args: ModelArgs, kind: Any, mapping: Any) -> str:

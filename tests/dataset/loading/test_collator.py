@@ -166,3 +166,18 @@ def test_the_samples_of_a_unit_stay_adjacent_and_keep_its_number():
     assert [piece.units for piece in batch.pieces] == [(8, 8, 3), (3,)]
     assert [piece.student["input_ids"].shape for piece in batch.pieces] == [(3, 6), (1, 2)]
     assert len(batch.failures) == 1
+
+
+def test_an_unexpected_exception_of_a_row_becomes_its_failure():
+    class Rows:
+        def __len__(self):
+            return 2
+
+        def sample(self, index, epoch=0):
+            return Sample([Turn("user", 1 // index)])
+
+    dataset = EncodedDataset(Rows(), lambda sample: Encoded({}, {"labels": torch.zeros(1)}))
+    failure = dataset[0]
+    assert isinstance(failure, Failure)
+    assert failure.sentence.startswith("row 1 of the data: it cannot be used (ZeroDivisionError: ")
+    assert isinstance(dataset[1], Encoded)

@@ -171,6 +171,7 @@ def test_gemma_gets_token_types_of_its_images(processors):
             0,
             "F, line 2: the text holds the control token '<end_of_turn>'; remove it",
         ),
+        ([("user", "a \ud800"), ("assistant", "b")], 0, "F, line 2: the text holds half of a character (the lone "),
         ([("assistant", "a"), ("assistant", "b")], 0, "F, line 2: the chat template refuses it: "),
     ],
 )
@@ -179,6 +180,14 @@ def test_encoding_errors_name_the_row(processors, turns, images, message):
     with pytest.raises(DataError) as error:
         ChatEncoder(processors["medgemma"], max_length=999).encode(sample)
     assert str(error.value).startswith(message)
+
+
+def test_an_unexpected_error_of_the_processor_names_the_row(processors):
+    image = Image.new("RGB", (1, 4000))  # Qwen2-VL refuses images with extreme proportions
+    with pytest.raises(DataError, match=r"F, line 2: it cannot be used \(ValueError: .*ratio"):
+        ChatEncoder(processors["qwen2_vl"], max_length=999).prompt(
+            Sample([Turn("user", "<image>")], [image], source="F, line 2")
+        )
 
 
 def test_images_without_a_placeholder_stand_before_the_question(processors):

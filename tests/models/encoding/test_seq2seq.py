@@ -1,12 +1,19 @@
 """Sources and targets of encoder-decoder models, against the documented format of T5Gemma."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
+from mllm.config.hardware import Hardware
+from mllm.config.schema import ModelArgs
 from mllm.errors import DataError
+from mllm.models.builder.builder import load_pretrained
 from mllm.models.encoding.seq2seq import Seq2SeqEncoder
 from mllm.models.encoding.text_processor import TextProcessor
+from mllm.models.generation.generate import generate, stop_ids
 from mllm.structures import IGNORE, Sample, Turn
 
 
@@ -90,3 +97,71 @@ def test_answers_are_read_and_references_match(tokenizer):
     ids = torch.tensor(tokenizer("Das Herz.", add_special_tokens=False)["input_ids"] + [made.turn_end_id])
     assert made.read_answer(ids).text == "Das Herz."
     assert made.reference(pair("a", "Das Herz.")).text == "Das Herz."
+
+
+def test_sources_are_padded_on_the_right_for_generation_too(tokenizer):
+    made = encoder(tokenizer)
+    prompts = [made.prompt(pair("Why?", "a")), made.prompt(pair("Where is the lesion in the left lung?", "a"))]
+    left, right = made.pad(prompts, side="left").student, made.pad(prompts).student
+    assert all(torch.equal(left[name], right[name]) for name in right)
+    assert left["attention_mask"][0].tolist() == sorted(left["attention_mask"][0].tolist(), reverse=True)
+
+
+def test_an_empty_answer_and_half_a_character_are_refused(tokenizer):
+    with pytest.raises(DataError, match="rows.tsv, line 3: an answer is empty"):
+        encoder(tokenizer).encode(pair("Why?", " "))
+    with pytest.raises(DataError, match=r"rows.tsv, line 3: .* lone surrogate U\+D83D"):
+        encoder(tokenizer).prompt(pair("Why \ud83d?", "a"))
+
+
+@pytest.fixture(scope="module", params=["generation_config.json", "config.json alone"])
+def bart(request, tiny_medgemma, tmp_path_factory):
+    """A tiny BART whose encoder counts positions from the left, and whose decoder starts at a token of its own."""
+    folder = tmp_path_factory.mktemp("bart") / "bart"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_medgemma)
+    tokenizer.chat_template = None
+    sizes = dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2)
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=len(tokenizer),
+        **sizes,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.eos_token_id,
+        forced_eos_token_id=None,
+        init_std=0.5,
+    )
+    model = BartForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if request.param == "config.json alone":
+        (folder / "generation_config.json").unlink()
+        saved = json.loads((folder / "config.json").read_text())
+        saved["decoder_start_token_id"] = tokenizer.eos_token_id
+        (folder / "config.json").write_text(json.dumps(saved))
+    args = ModelArgs(type="seq2seq", model_name_or_path=str(folder), lora_r=2, max_length=64)
+    return load_pretrained(args, Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2))
+
+
+@torch.no_grad()
+def test_generation_starts_where_training_starts_and_does_not_depend_on_the_batch(bart):
+    """The oracle: a loop of full forwards that begins with the first input of training."""
+    samples = [pair(question, "a") for question in ("Why?", "Where is the lesion in the left lung of the patient?")]
+    together = generate(bart, samples, max_new_tokens=6, batch_size=2, progress=False)
+    model = bart.model.pretrained.eval()
+    for sample, answer in zip(samples, together, strict=True):
+        assert generate(bart, [sample], max_new_tokens=6, progress=False)[0] == answer
+        encoded = bart.encoder.encode(sample)
+        tokens = encoded.student["decoder_input_ids"][:1].tolist()
+        assert tokens == [bart.encoder.tokenizer.eos_token_id]
+        source = bart.encoder.pad([bart.encoder.prompt(sample)]).student
+        for _ in range(6):
+            token = int(model(**source, decoder_input_ids=torch.tensor([tokens])).logits[0, -1].argmax())
+            if token in stop_ids(bart):
+                break
+            tokens.append(token)
+        expected = bart.encoder.read_answer(torch.tensor(tokens[1:], dtype=torch.long))
+        assert answer == replace(expected, tokens=min(len(tokens), 6))

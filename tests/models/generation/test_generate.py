@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.generation.generate import generate, stop_ids
+from mllm.models.generation.sampling import SeededSampler
 from mllm.models.language_model import LanguageModel
 from mllm.structures import Answer, Bundle, Sample, Turn
 from mllm.tiny.checkpoints import write_tiny
@@ -136,6 +137,25 @@ def test_sampling_follows_its_seed_and_leaves_the_random_state_alone(bundle: Bun
     assert torch.equal(torch.get_rng_state(), before)
     assert generate(bundle, _samples(), seed=1, **options) == first
     assert generate(bundle, _samples(), seed=2, **options) != first
+
+
+def test_a_sampled_answer_depends_on_the_number_of_its_sample_alone(bundle: Bundle) -> None:
+    options = dict(max_new_tokens=8, do_sample=True, temperature=3.0, seed=5, progress=False)
+    together = generate(bundle, _samples(), batch_size=3, **options)
+    assert generate(bundle, _samples(), batch_size=1, **options) == together
+    assert generate(bundle, _samples()[::-1], numbers=[2, 1, 0], batch_size=2, **options) == together[::-1]
+    again = generate(bundle, [_samples()[0]] * 6, **options)
+    assert again[0] == together[0] and len({answer.text for answer in again}) > 1
+
+
+def test_sampled_tokens_have_the_probabilities_of_the_model() -> None:
+    """The oracle: frequencies of 4,000 samples against the softmax of the logits."""
+    logits = torch.tensor([0.0, 1.0, -torch.inf, 2.0, -1.0])
+    sampler = SeededSampler(seed=0, numbers=range(4000))
+    tokens = sampler(torch.zeros(4000, 1), logits.expand(4000, -1)).argmax(dim=-1)
+    frequencies = torch.bincount(tokens, minlength=5) / 4000
+    assert frequencies[2] == 0
+    assert (frequencies - logits.softmax(dim=-1)).abs().max() < 0.03
 
 
 def test_training_goes_on_after_generating(bundle: Bundle) -> None:
