@@ -17,6 +17,9 @@ METHOD = (
     "base: the middle of the border without myocardium; apex: the border's farthest point from it"
 )
 """Method of the volumes; other definitions of base and apex change them by a few percent."""
+_MAX_VALVE = 0.5
+"""Largest part of the border without myocardium that can be the mitral valve. It is the whole border of a mask of the
+cavity alone, whose volume would be half of the true one."""
 _SPLIT = 4
 """Subpixels per pixel on both axes, so that discs that are a few pixels high have smooth widths."""
 
@@ -40,7 +43,8 @@ def cut_into_discs(labels: np.ndarray, spacing: tuple[float, float], count: int 
         count: Number of discs.
 
     Raises:
-        DataError: The mask has no cavity, or myocardium surrounds it completely, so that there is no mitral valve.
+        DataError: The mask has no cavity, or no mitral valve, because myocardium surrounds the cavity completely
+            or on less than half of its border.
     """
     base, apex = _long_axis(labels, np.asarray(spacing))
     length = float(np.hypot(*(apex - base)))
@@ -83,6 +87,11 @@ def _long_axis(labels: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.
     if not len(points):
         raise DataError("the mask has no left ventricle (label 1)")
     valve = _longest_run(points[~is_near]) * spacing
+    if len(valve) > _MAX_VALVE * len(points):
+        raise DataError(
+            f"the mask's left ventricle (label 1) has myocardium (label 2) at less than {1 - _MAX_VALVE:.0%} of its "
+            "border, so its base cannot be found"
+        )
     if len(valve) < 2:
         raise DataError("the mask's left ventricle (label 1) is closed by myocardium (label 2): it has no base")
     gaps = np.hypot(*(valve[:, None] - valve[None]).transpose(2, 0, 1))

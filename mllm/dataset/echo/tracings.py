@@ -1,21 +1,28 @@
-"""Tracings of EchoNet-Dynamic: the frames that an expert has traced, and the area of the ventricle in them."""
+"""Tracings of EchoNet-Dynamic and EchoNet-Pediatric: the traced frames, and the area of the ventricle in them."""
 
 from __future__ import annotations
 
 import csv
 import math
+import zlib
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from mllm.dataset.tables.text_files import open_text
 from mllm.errors import DataError
 
-HEADER = ["FileName", "X1", "Y1", "X2", "Y2", "Frame"]
-"""Required first line of `VolumeTracings.csv`."""
+CHORDS = ["FileName", "X1", "Y1", "X2", "Y2", "Frame"]
+"""First line of `VolumeTracings.csv` of EchoNet-Dynamic."""
+POINTS = ["FileName", "X", "Y", "Frame"]
+"""First line of `VolumeTracings.csv` of EchoNet-Pediatric: points of the outline, in order."""
+UNTRACED = ("No Systolic", "No Diastolic", "")
+"""Values of the column `Frame` of EchoNet-Pediatric for phases that are not traced."""
 _MIN_LINES = 3
-"""Minimum number of lines of a tracing: the long axis and two chords."""
+"""Minimum number of lines of a tracing: the long axis and two chords, or three points."""
+_SUFFIXES = (".avi", ".mp4", ".mov", ".mkv")
 
 
 @dataclass(frozen=True)
@@ -31,16 +38,17 @@ class Tracing:
 
 
 def stem(name: str) -> str:
-    """Return the name of a video without `.avi`: only one of the two tables has the suffix."""
+    """Return the name of a video without the suffix of a video file: only one of the two tables has it."""
     name = name.strip()
-    return name[:-4] if name.lower().endswith(".avi") else name
+    return name[:-4] if name.lower().endswith(_SUFFIXES) else name
 
 
 def read_tracings(path: Path, names: Container[str]) -> dict[str, list[Tracing]]:
     """Read the tracings of the selected videos, in the order of the file.
 
     The first line of a frame is the long axis, the others are chords from the apex to the mitral valve. The polygon
-    connects their first ends and returns along their second ends. Frames with fewer than two chords are skipped.
+    connects their first ends and returns along their second ends. The lines of EchoNet-Pediatric are the points of the
+    polygon. Frames with fewer than three lines are skipped.
 
     Args:
         path: `VolumeTracings.csv`.
@@ -57,33 +65,38 @@ def read_tracings(path: Path, names: Container[str]) -> dict[str, list[Tracing]]
     tracings: dict[str, list[Tracing]] = {}
     for (name, frame), lines in chords.items():
         if len(lines) >= _MIN_LINES:
-            tracing = Tracing(frame, polygon_area(outline(np.array(lines))), first_lines[name, frame])
+            points = np.array(lines)
+            area = polygon_area(points if points.shape[1] == 2 else outline(points))
+            tracing = Tracing(frame, area, first_lines[name, frame])
             tracings.setdefault(name, []).append(tracing)
     return tracings
 
 
 def _lines(path: Path, names: Container[str]) -> Iterator[tuple[int, str, int, tuple[float, ...]]]:
-    """Yield line number, video, frame and x1 y1 x2 y2 of the rows of the selected videos."""
+    """Yield line number, video, frame and x1 y1 x2 y2 or x y of the rows of the selected videos."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_text(path) as file:
             reader = csv.reader(file)
             header = next(reader, [])
-            if header != HEADER:
-                raise DataError(f"{path}, line 1: must be {','.join(HEADER)}, not {','.join(header)}")
+            if header not in (CHORDS, POINTS):
+                raise DataError(f"{path}, line 1: must be {','.join(CHORDS)}, not {','.join(header)}")
             for row in reader:
                 if not row or (name := stem(row[0])) not in names:
                     continue
+                if header == POINTS and len(row) == len(POINTS) and row[-1].strip() in UNTRACED:
+                    continue
                 try:
-                    x1, y1, x2, y2 = (float(value) for value in row[1:5])
-                    frame = int(row[5])
-                    if not all(map(math.isfinite, (x1, y1, x2, y2))):
+                    coordinates = tuple(float(value) for value in row[1 : len(header) - 1])
+                    frame = int(row[len(header) - 1])
+                    if not all(map(math.isfinite, coordinates)):
                         raise ValueError("the area would be NaN")
                 except (ValueError, IndexError):
+                    count = "four" if header == CHORDS else "two"
                     raise DataError(
-                        f"{path}, line {reader.line_num}: must have four coordinates and the number of a frame"
+                        f"{path}, line {reader.line_num}: must have {count} coordinates and the number of a frame"
                     ) from None
-                yield reader.line_num, name, frame, (x1, y1, x2, y2)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+                yield reader.line_num, name, frame, coordinates
+    except (OSError, EOFError, zlib.error, UnicodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing_extensions import override
 
 from mllm.dataset.base import RecordDataset
 from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.text_files import open_text, table_suffix
 from mllm.dataset.tables.values import text_of
 from mllm.errors import DataError, hint, with_location
 from mllm.files import replaced_file
@@ -42,7 +45,8 @@ class TranslationDataset(RecordDataset):
         group_field: str | None = "patient",
     ) -> None:
         super().__init__(group_field)
-        unnamed = MTNT_COLUMNS if str(data_path).endswith(".tsv") and not _is_named(data_path, source) else None
+        is_mtnt = table_suffix(Path(data_path)) == ".tsv" and not _is_named(data_path, source)
+        unnamed = MTNT_COLUMNS if is_mtnt else None
         self.records = Records(data_path, split, unnamed)
         self.source, self.target, self.instruction = source, target, instruction
 
@@ -99,5 +103,8 @@ def _is_named(path: str | Path, column: str) -> bool:
     file = Path(path).expanduser()
     if not file.is_file():
         return True  # `Records` raises an error for an absent file
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        return column in lines.readline().rstrip("\r\n").split("\t")
+    try:
+        with open_text(file) as lines:
+            return column in next(csv.reader([lines.readline()], delimiter="\t"), [])
+    except (OSError, EOFError, zlib.error, UnicodeError):
+        return True  # `Records` raises an error about the file

@@ -3,44 +3,62 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mllm.dataset.tables.text_files import open_text
 from mllm.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+DELIMITERS = (",", ";", "\t", "|")
+csv.field_size_limit(2**31 - 1)  # reports can be longer than the default of 128 KiB
 
 
 class CsvRows:
     """Rows of a CSV or TSV file with named columns, and the line on which each row begins.
 
-    In a CSV file a quoted value may contain line breaks; in a TSV file a quotation mark is an ordinary character.
+    * Another delimiter than that of the suffix is used if the header has only one column otherwise, or if the first
+      line is `sep=;`.
+    * A quoted value may contain delimiters and line breaks. In a file with tabs, quotation marks are ordinary
+      characters if they do not enclose whole values in all rows, or if `columns` is given.
+    * Columns without a name are left out if they are empty, else they are named `Unnamed: 0` by their index, as by
+      pandas. Empty values behind the last column are ignored.
+
+    Args:
+        path: The file.
+        delimiter: The delimiter of the suffix.
+        columns: Names of the columns of a file without a header.
+
+    Raises:
+        DataError: The quotation marks of a line are not closed, or a column has the name of another one.
     """
 
     def __init__(self, path: Path, delimiter: str = ",", columns: Sequence[str] | None = None) -> None:
-        self.rows: list[tuple[str, ...]] = []
-        self.lines: list[int] = []
-        self.names: list[str] = list(columns or ())
-        quoting: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader, previous = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True), 0
-            try:
-                for values in reader:
-                    self._add(values, previous + 1, path)
-                    previous = reader.line_num
-            except csv.Error as error:
-                raise DataError(f"{path}, line {previous + 1}: not valid CSV ({error})") from error
+        self.path = path
+        if columns is None:
+            delimiter = _find_delimiter(path, delimiter)
+        table = _read(path, delimiter, columns, is_quoted=columns is None)
+        if delimiter == "\t" and columns is None:
+            table = _choose_quoting(path, table)
+        if table.failure:
+            raise DataError(table.failure)
+        self.names, self.rows, self.lines, self._header_line = table.names, table.rows, table.lines, table.header_line
+        self._name_columns()
 
-    def _add(self, values: list[str], line: int, path: Path) -> None:
-        if not any(value.strip() for value in values):
-            return
-        if not self.names:
-            self.names = [name.strip() for name in values]
-            duplicates = [name for name in self.names if self.names.count(name) > 1]
-            if duplicates:
-                raise DataError(f"{path}, line {line}: duplicate column '{duplicates[0]}'")
-            return
-        self.rows.append(tuple(values))
-        self.lines.append(line)
+    def _name_columns(self) -> None:
+        """Name the columns without a name, and refuse a name that stands twice."""
+        self.is_used = [
+            bool(name) or any(index < len(values) and values[index].strip() for values in self.rows)
+            for index, name in enumerate(self.names)
+        ]
+        self.names = [name or f"Unnamed: {index}" for index, name in enumerate(self.names)]
+        duplicates = [name for name in self.names if self.names.count(name) > 1]
+        if duplicates:
+            raise DataError(f"{self.path}, line {self._header_line}: duplicate column '{duplicates[0]}'")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -54,4 +72,92 @@ class CsvRows:
         values = self.rows[index]
         if len(values) != len(self.names):
             raise ValueError(f"{len(values)} values for {len(self.names)} columns")
-        return dict(zip(self.names, values, strict=True))
+        cells = zip(self.names, values, self.is_used, strict=True)
+        return {name: value for name, value, is_used in cells if is_used}
+
+
+@dataclass
+class _Table:
+    """Values of a file with one way to read quotation marks."""
+
+    names: list[str]
+    header_line: int = 0
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    failure: str = ""
+    """Message about a line with invalid quotation marks; empty if all are valid."""
+
+    def add(self, values: list[str], line: int) -> None:
+        """Add the header or a row."""
+        if not any(value.strip() for value in values):
+            return
+        if not self.names:
+            if not (line == 1 and _separator_line(values)):
+                self.names, self.header_line = [name.strip() for name in values], line
+            return
+        count = len(self.names)
+        if len(values) > count and not any(value.strip() for value in values[count:]):
+            values = values[:count]
+        self.rows.append(tuple(values))
+        self.lines.append(line)
+
+    def uneven(self) -> int:
+        """Return the number of rows with another number of values than there are columns."""
+        return sum(len(values) != len(self.names) for values in self.rows)
+
+
+def _read(path: Path, delimiter: str, columns: Sequence[str] | None, is_quoted: bool) -> _Table:
+    """Read all rows of a file."""
+    table = _Table(list(columns or ()))
+    quoting: Any = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+    with open_text(path) as file:
+        reader, previous = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True), 0
+        try:
+            for values in reader:
+                table.add(values, previous + 1)
+                previous = reader.line_num
+        except csv.Error as error:
+            table.failure = f"{path}, line {previous + 1}: not valid CSV ({error})"
+    return table
+
+
+def _choose_quoting(path: Path, quoted: _Table) -> _Table:
+    """Return the rows of a file with tabs, with quotation marks as ordinary characters if that divides it better."""
+    joins_lines = any("\n" in value for values in quoted.rows for value in values)
+    uneven = quoted.uneven()
+    if not (quoted.failure or uneven or joins_lines):
+        return quoted
+    plain = _read(path, "\t", None, is_quoted=False)
+    if not quoted.failure and plain.uneven() >= max(uneven, 1):
+        return quoted
+    logger.info("%s: quotation marks are read as text, because they do not enclose whole values in all rows", path)
+    return plain
+
+
+def _separator_line(values: Sequence[str]) -> bool:
+    """Return True for the line `sep=;` that Excel writes above the header; its delimiter divides it in two."""
+    return values[0].startswith("sep=") and len(values[0]) <= 5 and not any(values[1:])
+
+
+def _find_delimiter(path: Path, default: str) -> str:
+    """Return the delimiter of a file: `default`, unless the first line names another or only another divides it."""
+    with open_text(path) as file:
+        lines = [line for line in (file.readline() for _ in range(3)) if line.strip()]
+    if not lines:
+        return default
+    first = lines[0].strip("\r\n")
+    if first.startswith("sep=") and len(first) == 5:
+        return first[4]
+    widths = {delimiter: [_width(line, delimiter) for line in lines[:2]] for delimiter in DELIMITERS}
+    if widths[default][0] > 1:
+        return default
+    others = [delimiter for delimiter, (width, *rest) in widths.items() if width > 1 and set(rest) <= {width}]
+    if len(others) != 1:
+        return default
+    logger.info("%s: the values are separated by %r, not by %r", path, others[0], default)
+    return others[0]
+
+
+def _width(line: str, delimiter: str) -> int:
+    """Return the number of values of a line."""
+    return len(next(csv.reader([line], delimiter=delimiter), []))

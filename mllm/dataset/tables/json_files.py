@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import weakref
@@ -12,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from mllm.dataset.tables.text_files import is_plain, open_text, read_text
 from mllm.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 4 * 1024 * 1024
 """Bytes per read during indexing; larger reads are not faster."""
@@ -52,14 +56,75 @@ class JsonLines:
         line = self.line(index) - 1
         start, end = int(self.offsets[line]), int(self.offsets[line + 1])
         text = os.pread(self._open(), end - start, start).decode()
-        if line == 0:
-            text = text.removeprefix("\ufeff")
-        try:
-            return json.loads(text.rstrip())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno})") from error
-        except RecursionError:
-            raise ValueError("not valid JSON (nested too deeply)") from None
+        return _parse_line(text.removeprefix("\ufeff") if line == 0 else text)
+
+
+class TextLines:
+    """Rows of JSON lines in memory, for files that are compressed or in another encoding than UTF-8."""
+
+    def __init__(self, path: Path) -> None:
+        with open_text(path) as file:
+            numbered = [(number, line) for number, line in enumerate(file, start=1) if line.strip()]
+        self.lines = [number for number, _ in numbered]
+        self.texts = [line for _, line in numbered]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def line(self, index: int) -> int:
+        """Return the line of a row, from 1."""
+        return self.lines[index]
+
+    def row(self, index: int) -> Any:
+        """Parse a row; raise `ValueError` if it is not valid JSON."""
+        return _parse_line(self.texts[index])
+
+
+def _parse_line(text: str) -> Any:
+    """Parse a line; raise `ValueError` if it is not valid JSON."""
+    try:
+        return json.loads(text.rstrip())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno})") from error
+    except RecursionError:
+        raise ValueError("not valid JSON (nested too deeply)") from None
+
+
+def open_json(path: Path) -> JsonLines | TextLines | JsonList:
+    """Return the rows of a `.json` file; a file of JSON lines is read as such."""
+    try:
+        return JsonList(path)
+    except DataError:
+        lines = _open_lines(path)
+        if len(lines) > 1 and _is_object(lines):
+            logger.info("%s has JSON lines, one object per line, and is read as such", path)
+            return lines
+        raise
+
+
+def open_json_lines(path: Path) -> JsonLines | TextLines | JsonList:
+    """Return the rows of a `.jsonl` file; a file with one list or object over several lines is read as `.json`."""
+    lines = _open_lines(path)
+    if not len(lines) or _is_object(lines):
+        return lines
+    try:
+        rows = JsonList(path)
+    except DataError:
+        return lines  # the message about a bad row has its line
+    logger.info("%s has one JSON value instead of one object per line, and is read as .json", path)
+    return rows
+
+
+def _open_lines(path: Path) -> JsonLines | TextLines:
+    return JsonLines(path) if is_plain(path) else TextLines(path)
+
+
+def _is_object(lines: JsonLines | TextLines) -> bool:
+    """Return True if the first row is an object."""
+    try:
+        return isinstance(lines.row(0), dict)
+    except ValueError:
+        return False
 
 
 def _index(file: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -90,7 +155,7 @@ class JsonList:
     """
 
     def __init__(self, path: Path) -> None:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         self.rows: list[Any] = []
         self.lines: list[int] = []
         if not text.strip():
@@ -99,6 +164,8 @@ class JsonList:
             content = json.loads(text)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+        except RecursionError:
+            raise DataError(f"{path} is not valid JSON (nested too deeply)") from None
         if isinstance(content, dict) and isinstance(content.get("data"), list):
             start, self.rows = _find_list(text, content["data"]), content["data"]
         elif isinstance(content, list):

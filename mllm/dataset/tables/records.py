@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +11,8 @@ from typing import Any, Protocol
 from mllm.dataset.indices import from_zero
 from mllm.dataset.tables.arrow import ARROW_FOLDER, ARROW_SPLITS, ArrowRows, is_hub_name
 from mllm.dataset.tables.csv_files import CsvRows
-from mllm.dataset.tables.json_files import JsonLines, JsonList
+from mllm.dataset.tables.json_files import open_json, open_json_lines
+from mllm.dataset.tables.text_files import table_suffix
 from mllm.errors import DataError, near
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -38,7 +41,8 @@ class Records:
     * `.parquet`, a directory written by `datasets`, `ORG/NAME` on the Hub: mapped into memory. `split` selects a split
       of the last two.
 
-    Blank lines are skipped.
+    Blank lines are skipped. Text files are in UTF-8, or in UTF-16 with a byte order mark, and may be compressed by gzip
+    (`.csv.gz`).
 
     Raises:
         DataError: The file is missing, empty or malformed.
@@ -48,10 +52,13 @@ class Records:
         self.path = Path(path).expanduser()
         try:
             self._rows = self._open(split, columns)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{self.path} is not UTF-8 text ({error.reason})") from error
+        except UnicodeError as error:
+            reason = error.reason if isinstance(error, UnicodeDecodeError) else error
+            raise DataError(f"{self.path} is not UTF-8 text ({reason}): save it as UTF-8") from error
+        except (EOFError, zlib.error) as error:
+            raise DataError(f"{self.path} is a damaged gzip file ({error})") from error
         except OSError as error:
-            raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
+            raise DataError(f"{self.path} cannot be read: {error.strerror or error}") from error
         if not len(self._rows):
             raise DataError(f"{self.path} is empty")
 
@@ -63,10 +70,14 @@ class Records:
         _check_path(path)
         if split is not None:
             raise DataError(f"split='{split}' selects a split of a directory or of the Hub, but {path} is a file")
-        suffix = path.suffix.lower()
+        suffix = table_suffix(path)
         if suffix in (".csv", ".tsv"):
             return CsvRows(path, "\t" if suffix == ".tsv" else ",", columns)
-        kinds: dict[str, Callable[[Path], Rows]] = {".jsonl": JsonLines, ".json": JsonList, ".parquet": ArrowRows}
+        kinds: dict[str, Callable[[Path], Rows]] = {
+            ".jsonl": open_json_lines,
+            ".json": open_json,
+            ".parquet": ArrowRows,
+        }
         return kinds[suffix](path)
 
     def __len__(self) -> int:
@@ -94,6 +105,8 @@ class Records:
 
 
 def _check_path(path: Path) -> None:
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", str(path)) and not path.exists():
+        raise DataError(f"data_path {path} is a path of Windows: write the path of the file on this machine")
     if path.is_dir():
         raise DataError(f"data_path {path} is a directory: set it to the file with the rows")
     if not path.exists():
@@ -105,5 +118,5 @@ def _check_path(path: Path) -> None:
                 f": did you mean {' or '.join(repr(str(path.with_name(name))) for name in matches)}?" if matches else ""
             )
         raise DataError(f"data_path {path} does not exist{tail}")
-    if path.suffix.lower() not in SUFFIXES:
+    if table_suffix(path) not in SUFFIXES:
         raise DataError(f"data_path {path} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")

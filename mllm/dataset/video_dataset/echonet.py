@@ -34,8 +34,8 @@ from mllm.registry import DATASETS
 logger = logging.getLogger(__name__)
 
 FILE_LIST, TRACINGS, VIDEOS = "FileList.csv", "VolumeTracings.csv", "Videos"
-COLUMNS = ("FileName", "EF", "ESV", "EDV", "Split")
-"""Columns of `FileList.csv` that are read."""
+COLUMNS, VOLUMES = ("FileName", "EF", "Split"), ("ESV", "EDV")
+"""Columns of `FileList.csv` that are read; that of EchoNet-Pediatric has no volumes."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,12 @@ class EchoNetDataset(CineDataset):
     """End-diastolic and end-systolic frames of the videos of EchoNet-Dynamic with EF (%), EDV and ESV (mL).
 
     End diastole is the traced frame with the larger area, independent of the order in the file and of the frame
-    numbers. Videos without two traced frames or without a known measure are dropped and counted; see `summary`.
+    numbers. Videos without two traced frames or without a known measure are dropped and counted; see `summary`. The
+    directories `A4C` and `PSAX` of EchoNet-Pediatric can be read, too; they have no volumes.
 
     Args:
         data_path: Directory with `FileList.csv`, `VolumeTracings.csv` and `Videos`.
-        split: 'TRAIN', 'VAL' or 'TEST', in any case; None: all.
+        split: 'TRAIN', 'VAL' or 'TEST', in any case, or a fold of EchoNet-Pediatric, '0' to '9'; None: all.
         size: Maximum number of videos, drawn by `seed`.
         options: `transforms` and `seed` of `AugmentedDataset`.
     """
@@ -88,6 +89,7 @@ class EchoNetDataset(CineDataset):
                     f"{FILE_LIST}, {TRACINGS} and {VIDEOS}"
                 )
         self.records = Records(self.folder / FILE_LIST)
+        self._files = {stem(path.name): path.name for path in (self.folder / VIDEOS).iterdir()}
         self.split = None if split is None else split.upper()
         self.dropped: Counter[str] = Counter()
         self._rows_of: Counter[str] = Counter()
@@ -104,8 +106,16 @@ class EchoNetDataset(CineDataset):
     def views(self, index: int) -> dict[str, Image]:
         """Decode the two frames; raise `DataError` if the video or a frame does not exist."""
         video = self.videos[from_zero(index, len(self))]
-        path = self.folder / VIDEOS / f"{video.name}.avi"
-        return dict(zip((ED, ES), read_images(path, frames=[video.ed.frame, video.es.frame]), strict=True))
+        images = read_images(self._path(video.name), frames=[video.ed.frame, video.es.frame])
+        return dict(zip((ED, ES), images, strict=True))
+
+    @override
+    def files(self, index: int) -> list[Path]:
+        return [self._path(self.videos[from_zero(index, len(self))].name)]
+
+    def _path(self, name: str) -> Path:
+        """Return the file of a video; the name of an absent one ends in `.avi`."""
+        return self.folder / VIDEOS / self._files.get(name, f"{name}.avi")
 
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
@@ -125,7 +135,7 @@ class EchoNetDataset(CineDataset):
 
         These rules are: ED is the last traced frame in the file, and ED is the later frame of the video.
         """
-        videos, files = self.videos, {path.name for path in (self.folder / VIDEOS).iterdir()}
+        videos = self.videos
         gaps = [abs(_ef(video.measures) - video.measures["EF"]) for video in videos]
         gaps = [gap for gap in gaps if not math.isnan(gap)]
         return {
@@ -134,7 +144,7 @@ class EchoNetDataset(CineDataset):
             "videos of each split": dict(self._rows_of),
             "used": len(videos),
             "dropped": {reason: count for reason, count in self.dropped.items() if count},
-            "video files missing": sum(f"{video.name}.avi" not in files for video in videos),
+            "video files missing": sum(video.name not in self._files for video in videos),
             "more than two traced frames": sum(len(video.tracings) > 2 for video in videos),
             "unknown": count_unknown([video.measures for video in videos]),
             "ED is the larger traced area": {
@@ -159,7 +169,7 @@ class EchoNetDataset(CineDataset):
         for name, index in rows.items():
             row = self.records[index]
             try:
-                measures = {measure: known_number(row[measure], measure) for measure in MEASURES}
+                measures = {measure: known_number(row.get(measure), measure) for measure in MEASURES}
             except DataError as error:
                 raise DataError(f"{self.records.describe(index)}: {error}") from error
             video = _Video(index, name, measures, tuple(traced.get(name, ())))
@@ -181,7 +191,7 @@ class EchoNetDataset(CineDataset):
         first_rows: dict[str, int] = {}
         for index in range(len(self.records)):
             row = self.records[index]
-            for column in COLUMNS if index == 0 else ():
+            for column in self._required(row) if index == 0 else ():
                 if column not in row:
                     raise DataError(f"{self.records.path}: column '{column}' is missing{hint(column, row)}")
             name, split = stem(row["FileName"]), row["Split"].strip().upper()
@@ -195,6 +205,13 @@ class EchoNetDataset(CineDataset):
         if not rows:
             raise DataError(f"{self.records.path} has no split '{self.split}'{hint(str(self.split), self._rows_of)}")
         return rows
+
+    def _required(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the columns that must exist: both volumes, unless a table has none."""
+        has_volumes = any(column.strip().upper() in VOLUMES for column in row)
+        if not has_volumes:
+            logger.info("%s has no volumes (columns ESV and EDV): only EF is learned", self.records.path)
+        return COLUMNS + VOLUMES if has_volumes else COLUMNS
 
     def _report(self) -> str:
         summary = self.summary()

@@ -77,3 +77,16 @@ def test_masks_without_a_ventricle_or_a_base_are_refused():
     closed = np.pad(np.full((9, 9), 1), 3, constant_values=2)
     with pytest.raises(DataError, match="closed by myocardium"):
         cut_into_discs(closed, (1, 1))
+
+
+@pytest.mark.parametrize("shape", ["phantom", "box"])
+def test_a_mask_of_the_cavity_alone_is_refused(shape):
+    mask = masks_of(0)[1]["4CH", "ED"][0] if shape == "phantom" else rectangle(20, 40)
+    cut_into_discs(mask, (1, 1))
+    with pytest.raises(DataError, match=r"myocardium \(label 2\) at less than 50% of its border"):
+        cut_into_discs(np.where(mask == 1, 1, 0), (1, 1))
+    # Only an edge of the myocardium is left.
+    part = mask.copy()
+    part[np.nonzero(mask == 1)[0].min() + 3 :][mask[np.nonzero(mask == 1)[0].min() + 3 :] == 2] = 0
+    with pytest.raises(DataError, match="so its base cannot be found"):
+        cut_into_discs(part, (1, 1))

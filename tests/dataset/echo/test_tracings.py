@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mllm.dataset.echo.tracings import HEADER, outline, polygon_area, read_tracings, stem
+from mllm.dataset.echo.tracings import CHORDS, POINTS, outline, polygon_area, read_tracings, stem
 from mllm.errors import DataError
 
 
@@ -20,7 +20,7 @@ def test_a_polygon_has_both_sides_and_not_the_long_axis():
 
 
 def test_frames_in_the_order_of_the_file(tmp_path):
-    rows = [",".join(HEADER)]
+    rows = [",".join(CHORDS)]
     for name, frame, width in (("b.avi", 7, 4), ("a.avi", 3, 1), ("b.avi", 2, 2)):
         rows += [f"{name},0,0,0,3,{frame}", f"{name},0,1,{width},1,{frame}", f"{name},0,2,{width},2,{frame}"]
     rows += ["b.avi,0,0,0,3,9", "", "c.avi,broken"]
@@ -36,10 +36,20 @@ def test_frames_in_the_order_of_the_file(tmp_path):
 @pytest.mark.parametrize("coordinate", ["nan", "inf"])
 def test_non_finite_coordinates_are_refused(tmp_path, coordinate: str):
     path = tmp_path / "t.csv"
-    path.write_text(",".join(HEADER) + f"\na.avi,0,0,0,3,3\na.avi,{coordinate},1,4,1,3\n")
+    path.write_text(",".join(CHORDS) + f"\na.avi,0,0,0,3,3\na.avi,{coordinate},1,4,1,3\n")
     with pytest.raises(DataError, match=r"t.csv, line 3: must have four coordinates"):
         read_tracings(path, {"a"})
 
 
 def test_names_with_and_without_suffix():
-    assert [stem(name) for name in ("a.avi", " a.AVI ", "a", "a.b.avi")] == ["a", "a", "a", "a.b"]
+    assert [stem(name) for name in ("a.avi", " a.AVI ", "a", "a.b.mp4")] == ["a", "a", "a", "a.b"]
+
+
+def test_points_of_echonet_pediatric_are_an_outline_and_untraced_phases_are_skipped(tmp_path):
+    square = [(0, 0), (4, 0), (4, 3), (0, 3)]
+    rows = [",".join(POINTS), *(f"a.avi,{x},{y},12" for x, y in square), "a.avi,,,No Systolic", "b.avi,1,,5"]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(rows) + "\n")
+    assert [(one.frame, one.area, one.line) for one in read_tracings(path, {"a"})["a"]] == [(12, 12, 2)]
+    with pytest.raises(DataError, match=r"t.csv, line 7: must have two coordinates"):
+        read_tracings(path, {"b"})

@@ -12,6 +12,7 @@ from medical_files import write_avi
 from mllm.config.schema import DataArgs
 from mllm.dataset import builder
 from mllm.dataset.builder import build_dataset, build_datasets, use_miniatures
+from mllm.dataset.checking import check_splits
 from mllm.errors import ConfigError, DataError
 
 SPLITS = {"TRAIN": 6, "VAL": 2, "TEST": 3}
@@ -112,6 +113,37 @@ def test_suffixes_may_stand_in_either_table(whole, fresh):
     assert frames_of(dataset.sample(0)) == {"ED": patients[0].ed, "ES": patients[0].es}
 
 
+def test_videos_may_be_of_another_format_than_avi(fresh):
+    folder, patients = fresh
+    rewrite(folder / "FileList.csv", lambda row: [{**row, "FileName": row["FileName"] + ".mp4"}])
+    for path in list((folder / "Videos").iterdir()):
+        path.rename(path.with_suffix(".mp4"))
+    dataset = open_dataset(folder, None)
+    assert dataset.summary()["video files missing"] == 0
+    assert frames_of(dataset.sample(1)) == {"ED": patients[1].ed, "ES": patients[1].es}
+    (folder / "Videos" / f"{patients[0].name}.mp4").unlink()
+    with pytest.raises(DataError, match=rf"FileList.csv, line 2: .*{patients[0].name}.avi does not exist"):
+        check_splits({"train": open_dataset(folder, None)})
+
+
+def test_echonet_pediatric_has_points_and_folds_and_no_volumes(fresh):
+    folder, patients = fresh
+    lines = ["FileName,X,Y,Frame"]
+    for patient in patients:
+        for frame, side in ((patient.ed, 20), (patient.es, 10)):
+            lines += [f"{patient.name}.avi,{x},{y},{frame}" for x, y in ((0, 0), (side, 0), (side, side), (0, side))]
+    (folder / "VolumeTracings.csv").write_text("\n".join([*lines, f"{patients[0].name}.avi,,,No Systolic"]) + "\n")
+    rows = [f"{patient.name}.avi,{patient.heart.ef},F,3,15,100,{i % 2}" for i, patient in enumerate(patients)]
+    (folder / "FileList.csv").write_text("\n".join(["FileName,EF,Sex,Age,Weight,Height,Split", *rows]) + "\n")
+    fold = open_dataset(folder, "1")
+    assert [fold.group(index) for index in range(len(fold))] == [patients[1].name, patients[3].name]
+    assert fold.measures(0)["EF"] == pytest.approx(patients[1].heart.ef)
+    assert all(math.isnan(fold.measures(0)[name]) for name in ("EDV", "ESV"))
+    sample = fold.sample(0)
+    assert frames_of(sample) == {"ED": patients[1].ed, "ES": patients[1].es}
+    assert "Give EF (%)." in sample.turns[0].text
+
+
 def test_unusable_videos_are_dropped_and_counted(fresh):
     folder, patients = fresh
     one, two, three, four = (patient.name for patient in patients[:4])
@@ -140,7 +172,7 @@ def test_unusable_videos_are_dropped_and_counted(fresh):
     assert math.isnan(sample.measures["EF"])
     assert "EF" not in sample.turns[0].text + sample.turns[1].text
     (folder / "Videos" / f"{two}.avi").unlink()
-    assert dataset.summary()["video files missing"] == 1
+    assert open_dataset(folder).summary()["video files missing"] == 1
     with pytest.raises(DataError, match=rf"FileList.csv, line 3: .*{two}.avi does not exist"):
         dataset.sample(0)
 

@@ -1,0 +1,78 @@
+"""Text files of tables in any encoding that their first bytes determine, also compressed by gzip."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import IO, cast
+
+from mllm.errors import DataError
+
+_GZIP = b"\x1f\x8b"
+_UNICODE = (
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+"""Byte order marks and their encodings; UTF-32 first, because its mark begins with that of UTF-16."""
+_OTHERS = (
+    (b"PK\x03\x04", "a zip archive or an Excel workbook: extract it, or save the sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook: save the sheet as CSV"),
+    (b"PAR1", "a Parquet file: rename it to .parquet"),
+    (b"SQLite format 3", "an SQLite database: export the table as CSV"),
+    (b"%PDF", "a PDF document"),
+)
+"""First bytes of files that are not text, and what they are."""
+
+
+def table_suffix(path: Path) -> str:
+    """Return the suffix of a table in lower case, without `.gz`."""
+    return (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
+def is_plain(path: Path) -> bool:
+    """Return True for a file that is neither compressed nor in UTF-16 or UTF-32, so that its bytes are UTF-8 lines.
+
+    Raises:
+        DataError: The file is no text.
+    """
+    return not _is_compressed(path) and _encoding(path) == "utf-8-sig"
+
+
+def open_text(path: Path) -> IO[str]:
+    """Open a text file for reading, without conversion of line ends.
+
+    Raises:
+        DataError: The file is no text, or is in UTF-16 without a byte order mark.
+    """
+    encoding = _encoding(path)
+    if _is_compressed(path):
+        return cast(IO[str], gzip.open(path, "rt", encoding=encoding, newline=""))
+    return path.open(encoding=encoding, newline="")
+
+
+def read_text(path: Path) -> str:
+    """Return the contents of a text file; see `open_text`."""
+    with open_text(path) as file:
+        return file.read()
+
+
+def _is_compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_GZIP)) == _GZIP
+
+
+def _encoding(path: Path) -> str:
+    """Return the encoding of a file by its first bytes after decompression."""
+    with gzip.open(path) if _is_compressed(path) else path.open("rb") as file:
+        head = file.read(16)
+    for mark, kind in _OTHERS:
+        if head.startswith(mark):
+            raise DataError(f"{path} is not a table in text but {kind}")
+    for mark, encoding in _UNICODE:
+        if head.startswith(mark):
+            return encoding
+    if b"\0" in head[:4]:
+        raise DataError(f"{path} seems to be in UTF-16 without a byte order mark: save it as UTF-8")
+    return "utf-8-sig"

@@ -1,0 +1,159 @@
+"""Tests of tables in the dialects of pandas, Excel and published datasets, against pandas and the csv module."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from mllm.dataset.single_image_dataset.translation import TranslationDataset
+from mllm.dataset.tables.records import Records
+from mllm.errors import DataError
+
+ROWS = [
+    {"image": "a.png", "question": 'What is "this"?', "answer": "yes, it is"},
+    {"image": "b.png", "question": "two\nlines", "answer": "a\ttab; é"},
+    {"image": "c.png", "question": "plain", "answer": '"quoted"'},
+]
+
+
+def rows_of(path: Path) -> list[dict]:
+    records = Records(path)
+    return [records[i] for i in range(len(records))]
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+@pytest.mark.parametrize(
+    ("name", "delimiter"), [("rows.tsv", "\t"), ("rows.csv", ","), ("rows.csv", ";"), ("rows.csv", "|")]
+)
+def test_tables_of_pandas_are_read_as_they_were_written(tmp_path, name, delimiter, quoting):
+    pandas = pytest.importorskip("pandas")
+    path = tmp_path / name
+    pandas.DataFrame(ROWS).to_csv(path, sep=delimiter, index=False, quoting=quoting)
+    assert rows_of(path) == ROWS
+    assert Records(path).describe(2) == f"{path}, line 5"
+
+
+def test_quotation_marks_within_texts_are_kept_in_a_file_with_tabs(tmp_path):
+    rows = [('"Hi," he said', "a"), ("She said", '"Hi'), ("there", 'and "more" of it"'), ('5" tube', "b")]
+    path = write(tmp_path / "rows.tsv", "question\tanswer\n" + "".join(f"{q}\t{a}\n" for q, a in rows))
+    assert [tuple(row.values()) for row in rows_of(path)] == rows
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.json", "rows.jsonl"])
+def test_files_with_a_byte_order_mark_are_read(tmp_path, name, encoding):
+    rows = [{"question": "é?", "answer": "ü"}, {"question": "日", "answer": "本"}]
+    delimiter = "\t" if name.endswith("tsv") else ","
+    texts = {"json": json.dumps(rows, ensure_ascii=False)}
+    texts["jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+    table = delimiter.join(rows[0]) + "\r\n" + "".join(delimiter.join(row.values()) + "\r\n" for row in rows)
+    mark = "\ufeff" if encoding.endswith("e") else ""  # the other encodings of Python write the mark themselves
+    path = write(tmp_path / name, mark + texts.get(name.partition(".")[2], table), encoding)
+    assert rows_of(path) == rows
+    assert (
+        Records(path)
+        .describe(1)
+        .startswith(f"{path}, line {1 if name == 'rows.json' else 2 if 'jsonl' in name else 3}")
+    )
+
+
+@pytest.mark.parametrize("name", ["rows.csv.gz", "rows.jsonl.gz", "rows.json.gz", "rows.csv", "rows.jsonl"])
+def test_compressed_files_are_read(tmp_path, name):
+    text = "a,b\n1,2\n" if "csv" in name else '[{"a": "1", "b": "2"}]' if ".json." in name else '{"a": "1", "b": "2"}\n'
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()))
+    assert rows_of(path) == [{"a": "1", "b": "2"}]
+    path.write_bytes(gzip.compress(text.encode())[:-9])
+    with pytest.raises(DataError, match="is a damaged gzip file"):
+        Records(path)
+
+
+def test_the_header_of_the_boxes_of_nih_has_empty_columns(tmp_path):
+    # The first lines of BBox_List_2017.csv of ChestX-ray14.
+    text = (
+        "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
+        "00013118_008.png,Atelectasis,225.084745762712,547.019216763771,86.7796610169491,79.1864406779661,,,\n"
+    )
+    assert rows_of(write(tmp_path / "BBox_List_2017.csv", text)) == [
+        {
+            "Image Index": "00013118_008.png",
+            "Finding Label": "Atelectasis",
+            "Bbox [x": "225.084745762712",
+            "y": "547.019216763771",
+            "w": "86.7796610169491",
+            "h]": "79.1864406779661",
+        }
+    ]
+
+
+def test_columns_without_a_name_are_named_as_by_pandas_if_they_have_values(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    path = write(tmp_path / "rows.csv", ",image,,note\n0,a.png,,x\n1,b.png,,y\n")
+    expected = pandas.read_csv(path, dtype=str).dropna(axis="columns").to_dict("records")
+    assert rows_of(path) == expected
+    assert list(expected[0]) == ["Unnamed: 0", "image", "note"]
+
+
+def test_empty_values_behind_the_last_column_are_ignored(tmp_path):
+    assert rows_of(write(tmp_path / "rows.csv", "a,b\n1,2,\n3,4\n")) == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+    with pytest.raises(DataError, match="line 2: 3 values for 2 columns"):
+        rows_of(write(tmp_path / "rows.csv", "a,b\n1,2,3\n"))
+    # Line 2 of a test file of MTNT ends in a tab.
+    path = write(tmp_path / "test.fr-en.tsv", '0\tNon.\tNo.\n1\tOui "oui".\t"Yes" yes.\t\n')
+    data = TranslationDataset(path)
+    assert [turn.text for turn in data.sample(1).turns] == ['Oui "oui".', '"Yes" yes.']
+
+
+def test_the_first_line_of_excel_names_the_delimiter(tmp_path):
+    path = write(tmp_path / "rows.csv", 'sep=;\r\na,b;c\r\n"1;2";3\r\n')
+    assert rows_of(path) == [{"a,b": "1;2", "c": "3"}]
+    assert Records(path).describe(0) == f"{path}, line 3"
+
+
+def test_a_single_column_stays_one(tmp_path):
+    assert rows_of(write(tmp_path / "rows.csv", "text; of a report\none\ntwo; three\n")) == [
+        {"text; of a report": "one"},
+        {"text; of a report": "two; three"},
+    ]
+
+
+def test_json_lines_in_a_json_file_and_a_list_in_a_jsonl_file_are_read(tmp_path):
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    path = write(tmp_path / "rows.json", lines)
+    assert rows_of(path) == ROWS
+    assert Records(path).describe(1) == f"{path}, line 2"
+    path = write(tmp_path / "list.jsonl", json.dumps(ROWS, indent=1))
+    assert rows_of(path) == ROWS
+    assert Records(path).describe(1) == f"{path}, line 7"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.csv", b"PK\x03\x04abc", "is not a table in text but a zip archive or an Excel workbook"),
+        ("rows.csv", b"\xd0\xcf\x11\xe0abc", "an Excel workbook: save the sheet as CSV"),
+        ("rows.json", b"PAR1abc", "a Parquet file: rename it to .parquet"),
+        ("rows.jsonl", '{"a": 1}\n'.encode("utf-16-le"), "seems to be in UTF-16 without a byte order mark"),
+        ("rows.csv", "a,b\nGröße,1\n".encode("latin-1"), "is not UTF-8 text .*: save it as UTF-8"),
+        ("rows.json", b"[" * 100_000, r"rows\.json is not valid JSON \(nested too deeply\)"),
+        ("rows.jsonl", b"[" * 100_000, r"rows\.jsonl, line 1: not valid JSON \(nested too deeply\)"),
+    ],
+)
+def test_the_message_about_another_kind_of_file_names_it(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        rows_of(tmp_path / name)
+
+
+def test_the_message_about_a_path_of_windows_says_so():
+    with pytest.raises(DataError, match=r"data_path C:\\data\\rows.csv is a path of Windows"):
+        Records(r"C:\data\rows.csv")

@@ -1,0 +1,75 @@
+"""Tests of the files that rows name, and of images that are decoded when they are used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mllm.dataset.image_files import check_image_folder, find_file, undecoded_images
+from mllm.dataset.readers import read_images
+from mllm.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "im").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "im" / "a.png")
+    Image.fromarray(pixels[:, ::2]).save(tmp_path / "pages.tif", save_all=True, append_images=[Image.fromarray(pixels)])
+    return tmp_path
+
+
+def test_separators_of_windows_are_understood_where_no_file_has_them(folder):
+    assert find_file(folder, "im\\a.png") == folder / "im/a.png"
+    (folder / "im\\a.png").write_bytes(b"x")
+    assert find_file(folder, "im\\a.png") == folder / "im\\a.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (r"C:\data\a.png", r"image C:\\data\\a.png is a path of Windows: write it relative to image_folder"),
+        (r"\\server\a.png", "is a path of Windows"),
+        ("im/a.PNG", r"image .*im/a\.PNG does not exist: did you mean 'a\.png'\?"),
+        ("gone/a.png", r"does not exist \(nor does its directory .*gone\)"),
+    ],
+)
+def test_the_message_about_a_missing_file_has_the_cause(folder, name, message):
+    with pytest.raises(DataError, match=message):
+        find_file(folder, name)
+
+
+def test_the_message_about_an_image_folder_has_the_cause(folder):
+    (folder / "im.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(DataError, match=r"image_folder .*im\.zip is a file: extract it first, and set image_folder"):
+        check_image_folder(folder / "im.zip")
+    with pytest.raises(DataError, match="image_folder D:/x is a path of Windows"):
+        check_image_folder(Path("D:/x"))
+    with pytest.raises(DataError, match="image_folder .*gone does not exist"):
+        check_image_folder(folder / "gone")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("im/a.png", {}), ("pages.tif", {}), ("pages.tif", {"page": [1, 0]}), ("pages.tif", {"page": "all"})],
+)
+def test_undecoded_images_equal_decoded_ones(folder, name, options):
+    decoded, undecoded = read_images(folder / name, **options), undecoded_images(folder / name, **options)
+    assert [image.size for image in undecoded] == [image.size for image in decoded]
+    assert [(image.width, image.height, image.mode) for image in undecoded] == [
+        (image.width, image.height, image.mode) for image in decoded
+    ]
+    for image, expected in zip(undecoded_images(folder / name, **options), decoded, strict=True):
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
+        np.testing.assert_array_equal(np.asarray(image.crop((1, 2, 5, 6))), np.asarray(expected.crop((1, 2, 5, 6))))
+    assert undecoded_images(folder / name, **options)[0].convert("L").getpixel((3, 3)) == decoded[0].convert(
+        "L"
+    ).getpixel((3, 3))
+
+
+def test_the_size_of_an_image_does_not_decode_it(folder, monkeypatch):
+    monkeypatch.setattr("mllm.dataset.image_files.read_images", None)
+    assert undecoded_images(folder / "im" / "a.png")[0].size == (20, 12)
