@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mllm.dataset.readers.gray import full_range, scaled, to_image
+from mllm.dataset.readers.nifti import load_nifti
 from mllm.errors import ConfigError, DataError
 
 Plane = tuple[np.ndarray, tuple[float, float]]
@@ -74,7 +75,7 @@ def _nifti(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
         import nibabel
     except ImportError:
         raise ConfigError(f"{path} is a NIfTI file, but nibabel is not installed: pip install -e .[nifti]") from None
-    image = nibabel.load(path, mmap=False)
+    image = load_nifti(path)
     if not isinstance(image, nibabel.Nifti1Image):
         raise DataError(f"{path} is not a NIfTI file (it is a {type(image).__name__})")
     across, down = (float(step) for step in image.header.get_zooms()[:2])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """Kind of slice -> axis of a volume in RAS+ orientation."""
+_GZIP = b"\x1f\x8b"
+_NIFTI2_HEADER = 540
+"""Size of the header of a NIfTI-2 file, which is its first number."""
 _MAX_RATIO = 50
 """Maximum ratio of voxel sides; larger ratios mean a damaged header."""
 
@@ -53,7 +57,7 @@ def read(
     except ImportError:
         raise ConfigError(f"{path} is a NIfTI file, but nibabel is not installed: pip install -e .[nifti]") from None
     try:
-        image = nibabel.load(path, mmap=False)
+        image = load_nifti(path)
         if not isinstance(image, nibabel.Nifti1Image):
             raise DataError(f"{path} is not a NIfTI volume (it is a {type(image).__name__})")
         values, spacing = _load_canonical(image, volume, path)
@@ -68,6 +72,19 @@ def read(
     # [across, up] in RAS+ -> [row, column], with the head or front up and the right (or the front) on the left.
     planes = (values.take(index, axis=normal).T[::-1, ::-1] for index in indices)
     return [_square(to_image(scaled(plane, *limits)), across, up, path) for plane in planes]
+
+
+def load_nifti(path: Path) -> Any:
+    """Load a NIfTI file with nibabel, also if its suffix does not say that it is compressed, or says so wrongly."""
+    import nibabel
+
+    with path.open("rb") as file:
+        is_compressed = file.read(len(_GZIP)) == _GZIP
+    if is_compressed == path.name.lower().endswith(".gz"):
+        return nibabel.load(path, mmap=False)
+    data = gzip.decompress(path.read_bytes()) if is_compressed else path.read_bytes()
+    is_second = _NIFTI2_HEADER in (int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big"))
+    return (nibabel.Nifti2Image if is_second else nibabel.Nifti1Image).from_bytes(data)
 
 
 def _find_axis(axis: str | int) -> int:

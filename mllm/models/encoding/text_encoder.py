@@ -43,8 +43,10 @@ class TextEncoder(ABC):
         system: str | None = None,
         chat_template: str | None = None,
     ) -> None:
-        if chat_template is not None:
-            processor.chat_template = chat_template
+        # Older checkpoints have their template in `tokenizer_config.json` only, where the processor does not look.
+        template = chat_template or processor.chat_template or processor.tokenizer.chat_template
+        if template is not None:
+            processor.chat_template = template
         self.processor: Any = processor
         self.tokenizer: Any = processor.tokenizer
         self.views: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 from pathlib import Path
 
@@ -181,3 +182,13 @@ def test_real_files(name, axis, size):
         low, high = values.min(), values.max()
     expected = to_8_bits(slice_of(values, "axial", values.shape[2] // 2).astype(float), low, high)
     assert np.array_equal(gray(path, axis="axial"), expected)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_suffix_that_is_wrong_about_compression_does_not_matter(tmp_path, volume, kind):
+    nibabel.save(kind(volume, np.eye(4)), tmp_path / "a.nii")
+    expected, content = gray(tmp_path / "a.nii"), (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "a.nii").write_bytes(gzip.compress(content))
+    (tmp_path / "b.nii.gz").write_bytes(content)
+    assert np.array_equal(gray(tmp_path / "a.nii"), expected)
+    assert np.array_equal(gray(tmp_path / "b.nii.gz"), expected)

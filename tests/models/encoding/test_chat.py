@@ -1,5 +1,8 @@
 """Labels on the answers only and marks at their tokens, against an independent decoding of the ids."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -462,3 +465,18 @@ def test_unpadded_images_reach_the_processor_as_they_are(processors, family):
     )
     direct = processors[family].image_processor([image], return_tensors="pt")["pixel_values"]
     assert torch.equal(encoded.student["pixel_values"], direct)
+
+
+def test_a_template_that_only_the_tokenizer_has_is_found(tiny_medgemma, tmp_path):
+    folder = shutil.copytree(tiny_medgemma, tmp_path / "model")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.chat_template = None  # as for a processor whose own files have none
+    sample = Sample([Turn("user", "<image> what?"), Turn("assistant", "this")], [picture()])
+    expected = ChatEncoder(AutoProcessor.from_pretrained(tiny_medgemma), max_length=600).encode(sample)
+    found = ChatEncoder(processor, max_length=600).encode(sample)
+    assert found.targets["labels"].tolist() == expected.targets["labels"].tolist()
+    assert found.student["input_ids"].tolist() == expected.student["input_ids"].tolist()
