@@ -36,7 +36,7 @@ def preflight(learner: Learner, batch: LogicalBatch, accelerator: Any, further: 
 
     Raises:
         ConfigError: A trainable tensor receives no gradient, an objective has no trainable tensor of the student, or
-            the loss differs from that of the model's own logits.
+            the model attends to later tokens of an answer, or the loss differs from that of the model's own logits.
     """
     device = accelerator.device
     devices = [device] if device.type == "cuda" else []
@@ -51,7 +51,9 @@ def preflight(learner: Learner, batch: LogicalBatch, accelerator: Any, further: 
             with accelerator.autocast():
                 # Packing is checked on a sample after another one in its row, if there is one.
                 piece = next((piece for piece in batch.pieces if followers(piece.student).any()), batch.pieces[-1])
-                _check_loss(learner, piece.to(device))
+                piece = piece.to(device)
+                _check_causality(learner, piece)
+                _check_loss(learner, piece)
     learner.train(was_training)
     learner.zero_grad(set_to_none=True)
     if device.type == "cuda":
@@ -98,6 +100,35 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
         )
     if idle:
         logger.warning("the objectives %s have no supervised item in the first batches of the data", sorted(idle))
+
+
+@torch.no_grad()
+def _check_causality(learner: Learner, piece: Batch) -> None:
+    """Change the last supervised token of a sample. Raise `ConfigError` if the states before it change.
+
+    This finds models that read the whole text at once, such as BERT, or a prefix that includes the answer. They would
+    train with the answer in sight, and could not write it.
+    """
+    labels, student = piece.targets["labels"], learner.student
+    name = "decoder_input_ids" if "decoder_input_ids" in piece.student else "input_ids"
+    sample = int((labels != IGNORE).sum(dim=1).argmax())
+    positions = (labels[sample] != IGNORE).nonzero().squeeze(1)
+    if len(positions) < 2:
+        return
+    last = int(positions[-1])
+    others = labels[sample, positions][labels[sample, positions] != labels[sample, last]]
+    if not len(others):
+        return
+    changed = piece.student[name].clone()
+    changed[sample, last] = others[0]
+    before = student(**piece.student).hidden_BLD[sample, :last].float()
+    after = student(**{**piece.student, name: changed}).hidden_BLD[sample, :last].float()
+    tolerance = TOLERANCE.get(student.pretrained.get_output_embeddings().weight.dtype, 3e-2)
+    if (after - before).abs().max() > tolerance * before.std():
+        raise ConfigError(
+            f"{type(student.pretrained).__name__} attends to later tokens, so it would train with the answer in sight: "
+            "choose a checkpoint that writes from left to right, or a type that masks the answer"
+        )
 
 
 @torch.no_grad()

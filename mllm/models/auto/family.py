@@ -14,6 +14,10 @@ def keep_unquantized(bits: int, towers: Mapping[str, str]) -> list[str]:
     return ["lm_head", *(prefix for tower, prefix in towers.items() if tower != "language")]
 
 
+TYPES_OF_SUFFIX = frozenset({"paligemma"})
+"""Architectures whose `token_type_ids` are 1 in the answer, and which read all tokens with 0 at once."""
+
+
 def is_chosen(model_type: str | None) -> bool:
     """Return whether an architecture is read by this type: it reads images, or transformers does not list it."""
     from transformers.models.auto import modeling_auto

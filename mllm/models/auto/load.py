@@ -16,7 +16,7 @@ from transformers import (
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.models.auto.family import keep_unquantized
+from mllm.models.auto.family import TYPES_OF_SUFFIX, keep_unquantized
 from mllm.models.auto.towers import find_towers
 from mllm.models.backbone.checkpoint_folder import find_checkpoint
 from mllm.models.backbone.load_errors import explained
@@ -62,7 +62,8 @@ def load_known_config(args: ModelArgs) -> PretrainedConfig:
 
 def build_encoder(args: ModelArgs, processor: ProcessorMixin) -> ChatEncoder:
     """Return the encoder of a model that reads images."""
-    return build_chat_encoder(args, processor, grid=lambda: vision_grid(args))
+    types = load_known_config(args).model_type in TYPES_OF_SUFFIX
+    return build_chat_encoder(args, processor, grid=lambda: vision_grid(args), types_of_suffix=types)
 
 
 def vision_grid(args: ModelArgs) -> int:

@@ -26,17 +26,21 @@ def load_chat_processor(args: ModelArgs) -> ProcessorMixin:
 
 
 def build_chat_encoder(
-    args: ModelArgs, processor: ProcessorMixin | TextProcessor, grid: Callable[[], int] | None = None
+    args: ModelArgs,
+    processor: ProcessorMixin | TextProcessor,
+    grid: Callable[[], int] | None = None,
+    types_of_suffix: bool = False,
 ) -> ChatEncoder:
     """Return the encoder of conversations, and add the tokens of the box format to the tokenizer.
 
     `grid` returns the patches on each side of an image in the vision tower; it is called where `args` name a MaskHead.
+    `types_of_suffix`: the model reads the prompt at once, and the token types of an answer are 1.
     """
     box_format = build_box_format(args)
     tokens = [AddedToken(token, special=True, normalized=False) for token in box_format.tokens]
     processor.tokenizer.add_tokens(tokens, special_tokens=True)
     marks = MarkWriter(box_format, pad_to_square=bool(args.pad_to_square), mask_size=_mask_size(args, grid))
-    return ChatEncoder(processor, marks=marks, **encoder_options(args))
+    return ChatEncoder(processor, marks=marks, types_of_suffix=types_of_suffix, **encoder_options(args))
 
 
 def build_box_format(args: ModelArgs) -> BoxFormat:

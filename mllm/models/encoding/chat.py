@@ -37,8 +37,11 @@ class ChatEncoder(TextEncoder):
         system: str | None = None,
         chat_template: str | None = None,
         marks: MarkWriter | None = None,
+        types_of_suffix: bool = False,
     ) -> None:
         super().__init__(processor, max_length=max_length, system=system, chat_template=chat_template)
+        self.types_of_suffix = types_of_suffix
+        """The model reads the prompt at once: `token_type_ids` are 0 in it, and 1 from the first answer on."""
         self.marks = MarkWriter() if marks is None else marks
         if self.marks.background is None:
             self.marks = self.marks.with_background(mean_color(processor))
@@ -191,6 +194,8 @@ class ChatEncoder(TextEncoder):
         labels = torch.full_like(ids, IGNORE)
         for start, end in zip(ends[::2], ends[1::2], strict=False):
             labels[start:end] = ids[start:end]
+        if self.types_of_suffix:
+            student["token_type_ids"] = (torch.arange(len(ids)) >= ends[0]).long()
         return Encoded(student=student, targets={"labels": labels}, source=sample.source)
 
     def _truncate(self, encoded: Encoded, source: str) -> Encoded:
@@ -243,6 +248,8 @@ class ChatEncoder(TextEncoder):
         if turn_end is not None:
             return turn_end, tail.startswith(turn_end), opening
         control_token = self._first_control_token(tail)
+        if control_token is None and self.tokenizer.eos_token is None:
+            raise ConfigError("neither chat template nor tokenizer has a token that ends an answer: set turn_end")
         if control_token is None:
             return self.tokenizer.eos_token, False, opening
         start, token = control_token
