@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from echo_files import write_camus, write_echonet
+from processes import CHECKOUT, finetune
 from safetensors.torch import load_file
 
 from mllm.errors import ConfigError, DataError
@@ -21,7 +19,6 @@ from mllm.pipeline.finetune import main
 from mllm.pipeline.predict import main as predict
 from mllm.tiny.checkpoints import write_tiny
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = """
 _base_ = ["{checkout}/config/_base_/models/gemma3n_student.py", "{checkout}/config/_base_/datasets/echonet.py",
           "{checkout}/config/_base_/runtime/finetune.py"]
@@ -157,24 +154,18 @@ class Fragile(FeatureMatch):
 '''
 
 
-def _start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(CHECKOUT / "mllm" / "pipeline" / "finetune.py"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-
-
 def test_a_killed_run_continues_bit_for_bit_curriculum_and_cache_included(write):
     Path("killer.py").write_text(KILLER)
     config = write('custom_imports = dict(imports=["killer"])')
-    killed = _start(config, KILL="1")
+    killed = finetune(config, KILL="1")
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     files = sorted(Path("kept").rglob("*.safetensors"))
     assert len(files) == 16
     files[0].write_bytes(files[0].read_bytes()[:50])  # as a full disk would leave it
-    resumed = _start(config, "--resume")
+    resumed = finetune(config, "--resume")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert "continuing from checkpoint-" in resumed.stderr and "15 of 16 images found, 1 computed" in resumed.stderr
-    whole = _start(config, "--cfg-options", "training_args.output_dir=whole")
+    whole = finetune(config, "--cfg-options", "training_args.output_dir=whole")
     assert whole.returncode == 0, whole.stderr[-2000:]
     assert _exact(_rows()) == _exact(_rows("whole")) and len(_rows()) == 4
     assert all(torch.equal(_trained("whole")[name], tensor) for name, tensor in _trained().items())

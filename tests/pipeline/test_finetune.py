@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from processes import finetune
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from mllm.errors import ConfigError
 from mllm.export.folder import update_figures
 from mllm.pipeline.finetune import main
-
-CHECKOUT = Path(__file__).resolve().parents[2]
-
-
-def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`finetune.py` in a process of its own, as a user starts it."""
-    return subprocess.run(
-        [sys.executable, str(CHECKOUT / "mllm" / "pipeline" / "finetune.py"), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def adapter(run: str = "exp/run/latest") -> dict[str, torch.Tensor]:
@@ -137,16 +122,16 @@ def test_a_killed_run_continues_bit_for_bit(write_config, moment):
     Path("killer.py").write_text(KILLER)
     more = 'custom_imports = dict(imports=["killer"])\nobjectives = dict(next_token=dict(type="Fragile"))'
     config = write_config(more)
-    killed = start(config, KILL_AT=moment)
+    killed = finetune(config, KILL_AT=moment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     torso = Path("exp/run/latest/checkpoint-3")
     assert torso.exists() == (moment != "mid-step")
     assert (torso / "complete.json").exists() == (moment == "between")
-    resumed = start(config, "--resume")
+    resumed = finetune(config, "--resume")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     expected = {"mid-step": "checkpoint-2", "saving": "checkpoint-2", "between": "checkpoint-3"}[moment]
     assert f"continuing from {expected}" in resumed.stderr
-    whole = start(config, "--cfg-options", "training_args.output_dir=whole")
+    whole = finetune(config, "--cfg-options", "training_args.output_dir=whole")
     assert whole.returncode == 0, whole.stderr[-2000:]
     assert losses() == losses("whole")
     assert len(losses()) == 4

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import CHECKOUT, finetune
 from safetensors.torch import load_file
 
 from mllm.engine.privacy.accounting import epsilon_spent, noise_multiplier_for
@@ -19,7 +17,6 @@ from mllm.export.merge import merge
 from mllm.pipeline.finetune import main
 from mllm.pipeline.predict import main as predict
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 KILLER = '''
 """Kills its own process in the forward of an update after the second, where KILL is set."""
 import os, signal
@@ -55,17 +52,6 @@ ALOUD = [
 SMALL = "model_args = dict(image_size=112, image_token_len=16, max_length=192)"
 
 
-def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`finetune.py --tiny` in a process of its own, as a user starts it."""
-    return subprocess.run(
-        [sys.executable, str(CHECKOUT / "mllm" / "pipeline" / "finetune.py"), "run.py", "--tiny", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
 def read(*names: str) -> Any:
     return json.loads(Path("exp/run/latest", *names).read_text())
 
@@ -79,7 +65,7 @@ def test_a_killed_private_run_continues_to_the_record_of_an_uninterrupted_one(
 ):
     Path("killer.py").write_text(KILLER)
     Path("run.py").write_text(MORE.format(checkout=CHECKOUT, name=name, more=more))
-    killed = start(KILL="1")
+    killed = finetune("run.py", "--tiny", KILL="1")
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     assert read("privacy.json")["steps"] == read("checkpoint-2", "ledger.json")["ledger"]["entries"][0]["steps"] == 2
     began = Path("exp/run/latest").resolve()

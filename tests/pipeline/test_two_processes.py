@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import CHECKOUT, finetune, finetune_in_processes
 from safetensors.torch import load_file
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 MIXED = '''
 """Conversations of unlike length, of which two of three have no image."""
 import numpy as np
@@ -49,24 +49,18 @@ training_args.update(optim="sgd", learning_rate=0.05, max_steps=5, eval_strategy
                      per_device_eval_batch_size=1, save_total_limit=5)
 """
 
-# A thread of the processes' group that outlives the training may crash the process when it exits.
-STARTED = """
-import sys
-from pathlib import Path
-from mllm.pipeline.finetune import main
-
-main(sys.argv[1:])
-threads = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]  # none but on Linux
-assert not [name for name in threads if "gloo" in name], threads
-"""
-
 
 def _start(processes: int, *arguments: str) -> None:
-    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
     size = f"training_args.per_device_train_batch_size={4 // processes}"
-    Path("start.py").write_text(STARTED)
-    command = [*launcher, "start.py", *arguments, size]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
+    ended = finetune(*arguments, size) if processes == 1 else finetune_in_processes(processes, *arguments, size)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+def _start_by_torchrun(*arguments: str) -> None:
+    """Start two processes as a user does, so that they also exit as a user's do."""
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", str(CHECKOUT / "mllm/pipeline/finetune.py")]
+    command += [*arguments, "training_args.per_device_train_batch_size=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
     ended = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr[-3000:]
 
@@ -93,7 +87,7 @@ def test_uneven_shares_without_images_make_the_same_updates_and_continue_bit_for
     whole, losses = _adapter("two"), _rows("two", "loss")
     for path in [Path("two/checkpoint-4"), Path("two/checkpoint-5"), Path("two/adapter")]:
         shutil.rmtree(path)
-    _start(2, config, "--resume", "--cfg-options", "training_args.output_dir=two")
+    _start_by_torchrun(config, "--resume", "--cfg-options", "training_args.output_dir=two")
     assert _rows("two", "loss") == losses
     assert all(torch.equal(_adapter("two")[name], tensor) for name, tensor in whole.items())
 
