@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -92,13 +93,17 @@ def has_gpu_driver() -> bool:
 
 def installed(names: Iterable[str]) -> dict[str, str]:
     """Return the versions of the packages that are installed."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    versions = ((name, _version(name)) for name in names)
+    return {name: version for name, version in versions if version is not None}
+
+
+@cache
+def _version(name: str) -> str | None:
+    """Return the version of an installed package. It is parsed once per process: a run reads it several times."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def check_packages(

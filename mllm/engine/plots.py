@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def plot_loss(rows: list[dict[str, float]], path: Path) -> None:
     """Plot training and validation loss over the updates as PNG."""
+    from matplotlib.figure import Figure  # half a second: imported where a plot is drawn
+
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
@@ -28,6 +29,8 @@ NOT_TERMS = ("loss", "learning_rate", "grad_norm", "epoch", "step", "padding_sha
 
 def plot_progress(rows: list[dict[str, float]], path: Path) -> None:
     """Plot the loss and the unweighted terms of the objectives over the updates as PNG."""
+    from matplotlib.figure import Figure  # half a second: imported where a plot is drawn
+
     figure = Figure(figsize=(11, 4), dpi=120, layout="constrained")
     loss_axes, term_axes = figure.subplots(1, 2)
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):

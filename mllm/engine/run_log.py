@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from mllm.engine.plots import plot_loss, plot_progress
 from mllm.files import write_json, write_text
 from mllm.run_files import LOSS_PLOT, PROGRESS_PLOT, SKIPPED_ROWS, TRAINING_LOG
 
+PLOT_INTERVAL = 30.0
+"""Fewest seconds between two plots at checkpoints."""
 Details = Callable[[list[dict[str, float]], Path], dict[str, Any]]
 """Function of the rows and the run folder that returns additional keys of `training_log.json`."""
 
@@ -25,7 +28,9 @@ def run_folder(args: TrainingArguments) -> Path:
 
 
 class RunLog(TrainerCallback):
-    """Callback that writes `training_log.json` at every log entry and plots the loss at every checkpoint.
+    """Callback that writes `training_log.json` at every log entry and plots the loss at checkpoints and at the end.
+
+    A plot takes as long as several small updates, so it is drawn every `PLOT_INTERVAL` seconds at most.
 
     Rows come from the history of the trainer. Checkpoints restore it, so a resumed run continues its log.
     """
@@ -36,6 +41,8 @@ class RunLog(TrainerCallback):
         self.meter = meter
         self.details = details
         """Additional keys. With it, the terms of all objectives are plotted, too."""
+        self.plot_due = 0.0
+        """Value of `time.monotonic()` from which a checkpoint plots the loss."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -55,20 +62,26 @@ class RunLog(TrainerCallback):
             write_skipped(folder, self.meter.failures)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Plot the loss."""
-        if state.is_world_process_zero:
-            plot_loss(rows_of(state), run_folder(args) / LOSS_PLOT)
-            if self.details is not None:
-                plot_progress(rows_of(state), run_folder(args) / PROGRESS_PLOT)
+        """Plot the loss, unless it was plotted a short time ago."""
+        if time.monotonic() >= self.plot_due:
+            self.plot(args, state)
+            self.plot_due = time.monotonic() + PLOT_INTERVAL
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Plot the loss and list the skipped rows of all processes."""
         self.meter.skip(gather_object(list(self.meter.failures)))
-        self.on_save(args, state, control)
+        self.plot(args, state)
         if state.is_world_process_zero:
             write_skipped(run_folder(args), self.meter.failures)
+
+    def plot(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Plot the loss, and the terms of the objectives if there are additional keys, on the first process."""
+        if state.is_world_process_zero:
+            plot_loss(rows_of(state), run_folder(args) / LOSS_PLOT)
+            if self.details is not None:
+                plot_progress(rows_of(state), run_folder(args) / PROGRESS_PLOT)
 
 
 def write_skipped(folder: Path, failures: Iterable[str]) -> None:

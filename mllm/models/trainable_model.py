@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers.config import set_reentrant_ckpt
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TimmWrapperModel
+from transformers import PreTrainedModel
 
 from mllm.errors import ConfigError
 from mllm.models.adapters.names import adapter_parameter_names
@@ -52,7 +51,9 @@ class TrainableModel(nn.Module):
         """
         model = self.pretrained
         for module in model.modules():
-            if isinstance(module, TimmWrapperModel) and self.trains("vision"):
+            if _wraps_timm(module) and self.trains("vision"):
+                from timm.layers.config import set_reentrant_ckpt
+
                 set_reentrant_ckpt(False)  # transformers does not pass its options to timm
                 module.timm_model.set_grad_checkpointing(True)
         if any("gradient_checkpointing" in vars(module) for module in model.modules()):
@@ -127,3 +128,8 @@ class TrainableModel(nn.Module):
             elif tower in TRAINABLE_TOWERS and parameter.requires_grad and name not in adapter_names:
                 trained[f"{tower}." + name.partition(f"{self.towers[tower]}.")[2]] = parameter
         return trained
+
+
+def _wraps_timm(module: nn.Module) -> bool:
+    """Return True for transformers' wrapper of a timm model, without importing timm, which takes a second."""
+    return isinstance(module, PreTrainedModel) and module.config.model_type == "timm_wrapper"

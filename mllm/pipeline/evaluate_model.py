@@ -24,10 +24,11 @@ def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     args = parse(argv)
     quiet_progress()
-    from mllm.predict.evaluate import EvaluateOptions, evaluate
     from mllm.run.prepare import prepare_args
 
-    config, _ = prepare_args(args.config, args.cfg_options, tiny=args.tiny)
+    config, _ = prepare_args(args.config, args.cfg_options, tiny=args.tiny, loads_model=True)
+    from mllm.predict.evaluate import EvaluateOptions, evaluate
+
     options = EvaluateOptions(
         config=args.config,
         cfg_options=args.cfg_options,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+from mllm.structures import UNITS
 
-from mllm.structures import UNITS  # noqa: E402
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _NORMAL = 1.96
 """Distance of the limits of agreement from the bias, in standard deviations (Bland and Altman 1986)."""
@@ -24,6 +24,8 @@ def plot_agreement(predicted: Mapping[str, np.ndarray], true: Mapping[str, np.nd
 
     Arrays are [N]; a sample whose prediction or reference is NaN is left out, and so is a measure that has none.
     """
+    from matplotlib.figure import Figure  # half a second: imported where a plot is drawn
+
     pairs = {}
     for name, reference in true.items():
         prediction = np.asarray(predicted.get(name, np.full(len(reference), np.nan)), float)
@@ -40,6 +42,8 @@ def plot_agreement(predicted: Mapping[str, np.ndarray], true: Mapping[str, np.nd
 
 def plot_distributions(splits: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
     """Write a PNG with overlaid histograms of the splits for each measure, in percent of the known values."""
+    from matplotlib.figure import Figure  # half a second: imported where a plot is drawn
+
     names = list(dict.fromkeys(name for measures in splits.values() for name in measures))
     figure = Figure(figsize=(4.2 * max(len(names), 1), 3.6), dpi=120, layout="constrained")
     grid = figure.subplots(1, max(len(names), 1), squeeze=False)

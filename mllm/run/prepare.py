@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,14 +20,18 @@ TINY_RANK = 4
 logger = logging.getLogger(__name__)
 
 
-def prepare_args(path: str, overrides: Sequence[str] = (), tiny: bool = False) -> tuple[RunConfig, Hardware]:
+def prepare_args(
+    path: str, overrides: Sequence[str] = (), *, tiny: bool = False, loads_model: bool = False
+) -> tuple[RunConfig, Hardware]:
     """Return the config at `path` with overrides, checked against the rules and adapted to the hardware.
 
-    With `tiny`, checkpoints are replaced by tiny ones in `ckpt/`, and absent data by generated miniatures.
+    With `tiny`, checkpoints are replaced by tiny ones in `ckpt/`, and absent data by generated miniatures. With
+    `loads_model`, the compiled packages are checked as well, which imports PyTorch.
     """
-    # A command that loads no model does not import PyTorch.
-    (check_packages if "torch" in sys.modules else check_versions)()
-    config = read_config(path, overrides)
+    check_versions()
+    config = read_config(path, overrides)  # before any slow import, so that a mistake is reported at once
+    if loads_model:
+        check_packages()
     if tiny:
         config = with_tiny_parts(config)
     else:

@@ -27,7 +27,7 @@ def show_sample(
     Raises:
         ConfigError: The config has no such split, or the split no such sample.
     """
-    config, _ = prepare_args(path, overrides, tiny=tiny)
+    config, _ = prepare_args(path, overrides, tiny=tiny, loads_model=True)
     splits = build_datasets(config.data_args, seed=config.training_args["seed"])
     if split not in splits:
         raise ConfigError(f"the config has no split '{split}'{hint(split, splits)}")

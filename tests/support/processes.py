@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 _ENVIRONMENT = {**os.environ, "PYTHONPATH": str(CHECKOUT)}  # of the server: before a test changes it
-_IMPORTED = ["mllm.run.finetune", "mllm.engine.builder", "transformers.models.gemma3", "transformers.models.gemma3n"]
+_IMPORTED = ["mllm.run.steps", "transformers.models.gemma3", "transformers.models.gemma3n"]
 _LIMIT = 300  # seconds
 
 

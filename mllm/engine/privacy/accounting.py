@@ -12,6 +12,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, Literal
 
 from mllm.errors import ConfigError
@@ -52,7 +53,7 @@ def epsilon_spent(entries: Iterable[tuple[float, float, int]], delta: float, acc
     if any(noise_multiplier == 0 for noise_multiplier, _ in totals):
         return math.inf
     # Composition does not depend on the order.
-    history = [(*kind, steps) for kind, steps in sorted(totals.items())]
+    history = tuple((*kind, steps) for kind, steps in sorted(totals.items()))
     return _rdp(history, delta) if accountant == "rdp" else _prv(history, delta)
 
 
@@ -113,22 +114,24 @@ def _accountants() -> Any:
         root.setLevel(level)
 
 
-def _rdp(history: list[tuple[float, float, int]], delta: float) -> float:
+def _rdp(history: tuple[tuple[float, float, int], ...], delta: float) -> float:
     book = _accountants().RDPAccountant()
-    book.history = history
+    book.history = list(history)
     with warnings.catch_warnings():
         # "Optimal order is the largest alpha": the bound is valid, but loose.
         warnings.simplefilter("ignore", UserWarning)
         return float(book.get_epsilon(delta, alphas=list(ORDERS)))
 
 
-def _prv(history: list[tuple[float, float, int]], delta: float) -> float:
+@cache
+def _prv(history: tuple[tuple[float, float, int], ...], delta: float) -> float:
     """Return the upper bound of the PRV accountant, with an error proportional to epsilon.
 
-    The bound exceeds epsilon by the requested error. Time and memory are inversely proportional to the error.
+    The bound exceeds epsilon by the requested error. Time and memory are inversely proportional to the error: it takes
+    up to a second, and a run asks several times for the same one.
     """
     book = _accountants().PRVAccountant()
-    book.history = history
+    book.history = list(history)
     try:
         with warnings.catch_warnings():
             # At a rate of 1 it computes log(0) = -inf, which is correct. For UserWarning, see `_rdp`.

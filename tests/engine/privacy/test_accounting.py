@@ -83,7 +83,7 @@ def split(steps: int, parts: list[int]) -> list[int]:
     return [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     target=st.floats(0.3, 20),
     delta=st.floats(1e-8, 1e-3),

@@ -1,0 +1,62 @@
+"""Steps of a training run, in order."""
+
+from __future__ import annotations
+
+from transformers import set_seed
+
+from mllm.config.hardware import Hardware
+from mllm.config.schema import RunConfig
+from mllm.engine.builder import build_learner, memory_advice, prepare_trainer
+from mllm.errors import memory_advised
+from mllm.models.builder.builder import load_pretrained
+from mllm.run.data import limit_tiny_updates, open_splits, prepare_data, scale_measures
+from mllm.run.distill import cache_features, fit_objectives, load_teacher, release_teacher, training_encoder
+from mllm.run.finish import end_processes, evaluate_test_split, export, log_results, write_results
+from mllm.run.open import open_run, start_processes
+from mllm.run.train import check_training, train
+
+
+def run_steps(config: RunConfig, hardware: Hardware, *, tiny: bool, resume: bool) -> None:
+    """Train the model of a config and write its run folder.
+
+    Args:
+        config: A config that was checked and adapted to the hardware.
+        hardware: The hardware of this process.
+        tiny: Limit the number of updates.
+        resume: Continue the run that trained last from its newest checkpoint.
+    """
+    _run_steps(config, hardware, tiny, resume)
+    end_processes()  # here, where nothing refers to the model and the trainer any more
+
+
+def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool) -> None:
+    start_processes(config, hardware)
+    splits = open_splits(config)
+    if tiny:
+        config = limit_tiny_updates(config, splits)
+    folder, checkpoint = open_run(config, hardware, splits, resume)
+    set_seed(config.training_args["seed"])
+    with memory_advised(memory_advice(config)):
+        bundle = load_pretrained(config.model_args, hardware)
+        teacher = load_teacher(config, hardware, bundle)
+        learner = build_learner(config, bundle, teacher)
+
+        scale_measures(config, bundle, splits["train"])
+        cache = cache_features(config, teacher, splits)
+        if teacher is not None and cache is not None:
+            release_teacher(learner, teacher)
+        encoder = training_encoder(bundle, teacher, cache)
+        fit_objectives(learner, encoder, splits["train"])
+        data = prepare_data(config, bundle, encoder, splits)
+        untrained = evaluate_test_split(config, bundle, splits) if config.data_args.compute_untrained else None
+
+        trainer = prepare_trainer(config, hardware, learner, folder, data)
+        check_training(trainer, bundle)
+        train(config, bundle, trainer, splits, checkpoint)
+
+        exports = export(config, bundle, trainer, splits)  # before the evaluation, which can fail
+        evaluation = evaluate_test_split(config, bundle, splits)
+        write_results(config, trainer, splits, exports, evaluation)
+        log_results(trainer, exports, evaluation, untrained)
+        if exports.refusal is not None:
+            raise exports.refusal
