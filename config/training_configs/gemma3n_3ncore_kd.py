@@ -1,9 +1,8 @@
-"""GEMMA 3NCORE on an A100 of 40 GB: MedGemma's vision tower teaches Gemma 3n's to read EF, EDV and ESV.
+"""GEMMA 3NCORE on an A100 of 40 GB: distillation from MedGemma's vision tower to Gemma 3n's, for EF, EDV and ESV.
 
-Sample size, feature weight, LoRA, batch, epochs and learning rate as published. 100 videos are less than one update of
-128, so that three epochs make three updates: that tries the pipeline and teaches next to nothing.
-data_args.train.size=None takes all videos.
-The teacher sees every frame once; what it saw is kept in exp/teacher_cache, and it leaves the memory.
+Sample size, feature weight, LoRA, batch, epochs and learning rate are as published. 100 videos are less than one update
+of 128, so three epochs are three updates. They test the pipeline, and the model learns almost nothing. Set
+data_args.train.size=None for all videos. The features of the teacher are cached in exp/teacher_cache.
 
 Cost: the two towers have 294 and 417 million weights, 1.4 GB together in bf16 (computed); a GPU run is not measured.
 Command: python mllm/pipeline/finetune.py config/training_configs/gemma3n_3ncore_kd.py

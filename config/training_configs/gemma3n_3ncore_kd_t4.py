@@ -1,4 +1,4 @@
-"""GEMMA 3NCORE on a T4 of 16 GB: as gemma3n_3ncore_kd.py, in fp32, two patients at a time.
+"""GEMMA 3NCORE on a T4 of 16 GB: gemma3n_3ncore_kd.py in fp32, two patients per forward.
 
 The tower's convolutions overflow fp16, and a T4 has no bf16; its fp32 weights take 1.2 GB.
 

@@ -1,7 +1,7 @@
-"""MedRescue: Gemma 3n E4B learns the answers of first-aid conversations, 4-bit, on an Ampere card of 16 GB.
+"""MedRescue: Gemma 3n E4B with 4-bit weights for first-aid conversations, on an Ampere card of 16 GB.
 
-Cost: the 4-bit weights and the embeddings take about 9 GB (computed: 7.9 B parameters, of which the two embeddings stay
-in bf16). Command below; --tiny tries it without weights.
+Cost: the 4-bit weights and the embeddings take about 9 GB (computed: 7.9 B parameters, of which the two embeddings are
+in bf16). --tiny tries the config without weights.
 Command: python mllm/pipeline/finetune.py config/training_configs/gemma3n_medrescue.py
 """
 

@@ -1,4 +1,4 @@
-"""MedRescue on a T4 of 16 GB: the run of `gemma3n_medrescue.py` on a card without bf16, safe from fp16's overflow.
+"""MedRescue on a T4 of 16 GB: `gemma3n_medrescue.py` without bf16 and with activations in fp32.
 
 Cost: 10.4 GB for the weights (computed: language model 2.0 in 4-bit, embeddings 5.8, the other towers 2.5), and 1.2 GB
 for the checkpointed states of 1024 tokens; not measured on a card.
@@ -7,7 +7,7 @@ Command: python mllm/pipeline/finetune.py config/training_configs/gemma3n_medres
 
 _base_ = ["../_base_/models/gemma3n_text.py", "../_base_/datasets/first_aid.py", "../_base_/runtime/finetune.py"]
 
-data_args = dict(tokens_per_micro_batch=1024)  # in fp32 four samples of 1024 tokens would keep 4.7 GB of states
+data_args = dict(tokens_per_micro_batch=1024)  # the states of four samples would take 4.7 GB in fp32
 training_args = dict(
     num_train_epochs=1,
     per_device_train_batch_size=4,

@@ -1,6 +1,6 @@
-"""MedGemma 4B on a card of 4 GB (GTX 1650): three steps on phantoms, to see whether it fits.
+"""MedGemma 4B on a card of 4 GB (GTX 1650): three steps on generated images, to test the memory.
 
-Cost: the 4-bit weights and the embedding take about 3.2 GB (computed); this run tells whether the rest fits.
+Cost: the 4-bit weights and the embedding take about 3.2 GB (computed); this run tests whether the rest fits.
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma_4gb_test.py
 """
 

@@ -1,4 +1,4 @@
-"""The demo: a tiny MedGemma learns on two CPU cores to tell seven modalities apart.
+"""Demo: a tiny MedGemma learns to distinguish seven imaging modalities, on two CPU cores.
 
 Cost: at most three minutes on two cores; nothing is downloaded.
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma_cpu_demo.py

@@ -1,6 +1,6 @@
-"""MedGemma 4B learns to write reports, and no patient can be told from what it learned; on an Ampere card of 24 GB.
+"""MedGemma 4B for reports, with differential privacy by patient, on an Ampere card of 24 GB.
 
-Cost: the bf16 weights take 8.6 GB (computed: 4.3 B parameters). All records of a patient are one contribution.
+Cost: the bf16 weights take 8.6 GB (computed: 4.3 B parameters). All records of a patient are one privacy unit.
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma_dp_reports.py
 """
 

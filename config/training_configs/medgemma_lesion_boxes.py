@@ -1,9 +1,9 @@
-"""MedGemma 4B with heads, for an Ampere card of 16 GB or more: a box and a mask of every lesion of a phantom.
+"""MedGemma 4B with heads for boxes and masks of lesions, on an Ampere card of 16 GB or more.
 
-Masks of 128 pixels are read from the 32 x 32 patches of images of 448; 896 pixels give masks of 256 for four times
-the memory of the tower. Raise data_args.train.size for more than a trial.
+Masks have 128 pixels per side, four times the 32 x 32 patches of an image of 448 pixels. Images of 896 pixels give
+masks of 256 pixels, and the tower takes four times the memory. Raise data_args.train.size for more than a trial.
 
-Cost: the bf16 weights take 8.6 GB (computed); pieces hold 2048 tokens at most.
+Cost: the bf16 weights take 8.6 GB (computed); a forward has at most 2048 tokens.
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma_lesion_boxes.py
 """
 

@@ -1,8 +1,8 @@
-"""PerceptionGPT on LLaVA 1.5 7B, for a card of 24 GB: a box and a mask of every referring expression.
+"""PerceptionGPT on LLaVA 1.5 7B, for a card of 24 GB: boxes and masks of referring expressions.
 
-Rank 16, alpha 64 on the queries and values, loss weights 1, 1 and 1, as published.
+As published: rank 16 and alpha 64 on queries and values, all loss weights 1.
 
-Cost: the bf16 weights take 14.1 GB (computed: 6.7 B of Vicuna and 0.3 B of CLIP); pieces hold 2048 tokens at most.
+Cost: the bf16 weights take 14.1 GB (computed: 6.7 B of Vicuna and 0.3 B of CLIP); a forward has at most 2048 tokens.
 Command: python mllm/pipeline/finetune.py config/training_configs/perceptionGPT_refcoco.py
 """
 

@@ -1,8 +1,8 @@
 """Shikra on TinyLlama and CLIP ViT-L/14, for a card of 8 GB: boxes of referring expressions as numbers.
 
-The projector is fresh and trains in full precision beside a LoRA of rank 64 on the language model.
+The projector starts from random weights and trains in full precision, beside a LoRA of rank 64 on the language model.
 
-Cost: the bf16 weights take 2.8 GB (computed: 1.1 B of TinyLlama and 0.3 B of CLIP); pieces hold 4096 tokens at most.
+Cost: the bf16 weights take 2.8 GB (computed: 1.1 B of TinyLlama and 0.3 B of CLIP); a forward has at most 4096 tokens.
 Command: python mllm/pipeline/finetune.py config/training_configs/shikra_tinyllama.py
 """
 

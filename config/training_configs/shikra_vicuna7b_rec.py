@@ -1,9 +1,9 @@
 """Shikra on Vicuna 7B and CLIP ViT-L/14, for a card of 24 GB: boxes of referring expressions as numbers.
 
-The published settings, with a LoRA in the place of full fine-tuning; a projector that was trained before goes into
+The settings are as published, with a LoRA instead of full fine-tuning. To start from a pretrained projector, set
 model_args.pretrain_mm_mlp_adapter.
 
-Cost: the bf16 weights take 14.1 GB (computed: 6.7 B of Vicuna and 0.3 B of CLIP); pieces hold 2048 tokens at most.
+Cost: the bf16 weights take 14.1 GB (computed: 6.7 B of Vicuna and 0.3 B of CLIP); a forward has at most 2048 tokens.
 Command: python mllm/pipeline/finetune.py config/training_configs/shikra_vicuna7b_rec.py
 """
 

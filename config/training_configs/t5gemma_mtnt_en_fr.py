@@ -1,4 +1,4 @@
-"""T5Gemma B-B learns to translate English posts into French, on an Ampere card of 16 GB.
+"""T5Gemma B-B for translation of English posts to French, on an Ampere card of 16 GB.
 
 Cost: the bf16 weights take 1.2 GB (computed: 0.6 B parameters).
 Command: python mllm/pipeline/finetune.py config/training_configs/t5gemma_mtnt_en_fr.py

@@ -1,7 +1,7 @@
-"""VaultGemma 1B learns medical flashcards with (3.0, 1e-5)-differential privacy, on an Ampere card of 16 GB.
+"""VaultGemma 1B for medical flashcards, with (3.0, 1e-5)-differential privacy, on an Ampere card of 16 GB.
 
-Cost: the weights take about 1 GB (computed: 1.04 B parameters in 4 bits, but for the 0.3 B of the embedding in bf16).
-In noise: python mllm/pipeline/plan.py config/training_configs/vaultgemma_dp.py --privacy
+Cost: the weights take about 1 GB (computed: 1.04 B parameters in 4 bits; the embedding, 0.3 B, in bf16).
+Noise: python mllm/pipeline/plan.py config/training_configs/vaultgemma_dp.py --privacy
 Command: python mllm/pipeline/finetune.py config/training_configs/vaultgemma_dp.py
 """
 

@@ -24,14 +24,15 @@ HALO = 0.6
 SMALLEST = 512
 """Pixels of the longer side below which a picture is enlarged by an integer factor, so that labels are readable."""
 OVERSAMPLING = 4
-Place = tuple[float, float, float, float]
+Box = tuple[float, float, float, float]
+"""x1 y1 x2 y2 in pixels."""
 
 
 def draw_marks(image: Image.Image, marks: Sequence[Mark], numbers: Sequence[int] | None = None) -> Image.Image:
     """Return a picture of `image` with its marks: filled masks with outlines, boxes and points, each with a number.
 
-    `numbers` are what stands on the labels, from 1 where they are not given. A mask without a box gets no box. The
-    picture is as large as the image, or a whole number of times larger where that is smaller than `SMALLEST`.
+    `numbers` are the texts of the labels, by default 1, 2, ... No box is drawn for a mask without one. The picture has
+    the size of the image, or a multiple of it if the image is smaller than `SMALLEST`.
     """
     numbers = range(1, len(marks) + 1) if numbers is None else numbers
     scale = max(1, -(-SMALLEST // max(image.size)))
@@ -55,7 +56,7 @@ def draw_answer(images: Sequence[Image.Image], marks: Sequence[Mark], path: Path
     """Write a picture of each image with marks and return the files.
 
     Where the sample has one image the file is `path`, else `NAME-1.png`, `NAME-2.png` with the number of the image.
-    A mark bears the same number as in the list of all `marks`, whichever image it lies in.
+    A mark has the number of its position in `marks`, for all images.
     """
     files = []
     for index, image in enumerate(images):
@@ -88,7 +89,7 @@ class _Picture:
         self.width, self.height = image.size
         self.line = max(2.0, max(image.size) / 300)
         """Pixels of the picture."""
-        self.labels: list[Place] = []
+        self.labels: list[Box] = []
 
     def finished(self) -> Image.Image:
         return Image.fromarray(np.clip(self.pixels + 0.5, 0, 255).astype(np.uint8))
@@ -102,29 +103,28 @@ class _Picture:
         small = Image.fromarray(mask.astype(np.uint8) * 255)
         inside = small.resize((self.width, self.height), Image.Resampling.BILINEAR)
         self.paint(color, FILL * np.asarray(inside, dtype=np.float32) / 255)
-        # Blurred by s, an edge at the distance d has the value of the normal distribution at d / s: where it is near
-        # one half, there is the contour, as smooth as the blur.
+        # At the distance d from an edge, an image blurred by s has the value of the normal distribution function at
+        # d / s. So the distance follows from the difference to one half.
         blur = self.line * 0.9
         soft = np.asarray(inside.filter(ImageFilter.GaussianBlur(blur)), dtype=np.float32) / 255
         distance = np.abs(soft - 0.5) * np.sqrt(2 * np.pi) * blur
-        # Far away soft is 0 or 1 and tells no distance; the ramps below end before that.
+        # Far from the edge `soft` is 0 or 1 and the formula does not hold; the ramps below end before that.
         self.paint((0, 0, 0), HALO * np.clip(0.5 + self.line * 0.8 - distance, 0, 1))
         self.paint(color, np.clip(0.5 + self.line / 2 - distance, 0, 1))
 
-    def draw_box(self, box: Place, color: tuple[int, int, int]) -> None:
+    def draw_box(self, box: Box, color: tuple[int, int, int]) -> None:
         half = self.line / 2
-        # At the picture's border the line is drawn inside of it, where it is seen.
+        # A line at the border of the picture is moved inside, so that it is visible.
         ends = (self.width - half, self.height - half)
-        place = [min(max(value * self.scale, half), ends[i % 2]) for i, value in enumerate(box)]
+        clamped = [min(max(value * self.scale, half), ends[i % 2]) for i, value in enumerate(box)]
         for paint, reach, opacity in (((0, 0, 0), half + 1.2, HALO), (color, half, 1.0)):
-            alpha = self._covered(place, reach) - self._covered(place, -reach)
+            alpha = self._covered(clamped, reach) - self._covered(clamped, -reach)
             self.paint(paint, opacity * alpha)
 
-    def _covered(self, place: Sequence[float], grown: float) -> np.ndarray:
-        """Return the covered fraction of each pixel [H, W] by a box that is extended by `grown` pixels on each side."""
-        x1, y1, x2, y2 = place[0] - grown, place[1] - grown, place[2] + grown, place[3] + grown
-        across = _overlap(self.width, x1, x2)
-        return _overlap(self.height, y1, y2)[:, None] * across[None, :]
+    def _covered(self, box: Sequence[float], margin: float) -> np.ndarray:
+        """Return the fraction of each pixel [H, W] that a box covers, extended by `margin` pixels on each side."""
+        x1, y1, x2, y2 = box[0] - margin, box[1] - margin, box[2] + margin, box[3] + margin
+        return _overlap(self.height, y1, y2)[:, None] * _overlap(self.width, x1, x2)[None, :]
 
     def draw_point(self, point: tuple[float, float], color: tuple[int, int, int]) -> None:
         x, y = (value * self.scale for value in point)
@@ -138,30 +138,30 @@ class _Picture:
         """Draw the number of a mark on a plate of its color, at a free position near the mark."""
         plate, ink = _label(text, max(13, round(max(self.width, self.height) / 42)))
         height, width = plate.shape
-        left, top = self._free_place(mark, width, height)
+        left, top = self._free_corner(mark, width, height)
         self.labels.append((left, top, left + width, top + height))
         plate, ink = (alpha[: self.height - top, : self.width - left] for alpha in (plate, ink))
         self.paint(color, plate, left, top)
         self.paint((0, 0, 0), ink, left, top)
 
-    def _free_place(self, mark: Mark, width: int, height: int) -> tuple[int, int]:
+    def _free_corner(self, mark: Mark, width: int, height: int) -> tuple[int, int]:
         """Return left and top of a label: above or below the mark, or in its corners, if possible without overlap."""
         x1, y1, x2, y2 = self._extent(mark)
         gap = self.line
-        wanted = [
+        candidates = [
             *((x1 - gap, y1 - height - gap), (x1 - gap, y2 + gap), (x2 - width + gap, y1 - height - gap)),
             *((x2 - width + gap, y2 + gap), (x1 + gap, y1 + gap), (x2 - width - gap, y2 - height - gap)),
         ]
         inside = [
             (left, top)
-            for left, top in wanted
+            for left, top in candidates
             if 0 <= top <= self.height - height and -gap - 1 <= left <= self.width - width + gap + 1
         ]
-        for left, top in [*inside, *wanted]:
-            place = self._clamped(left, top, width, height)
-            if not any(_meet((*place, place[0] + width, place[1] + height), other) for other in self.labels):
-                return place
-        return self._clamped(*wanted[0], width, height)
+        for left, top in [*inside, *candidates]:
+            corner = self._clamped(left, top, width, height)
+            if not any(_intersect((*corner, corner[0] + width, corner[1] + height), label) for label in self.labels):
+                return corner
+        return self._clamped(*candidates[0], width, height)
 
     def _clamped(self, left: float, top: float, width: int, height: int) -> tuple[int, int]:
         return (
@@ -169,7 +169,7 @@ class _Picture:
             round(min(max(top, 0), max(0, self.height - height))),
         )
 
-    def _extent(self, mark: Mark) -> Place:
+    def _extent(self, mark: Mark) -> Box:
         """Return x1 y1 x2 y2 of a mark in pixels of the picture."""
         box = box_of(mark)
         reach = 2 * self.line / self.scale
@@ -211,5 +211,5 @@ def _label(text: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     return alphas[0], alphas[1]
 
 
-def _meet(one: Place, other: Place) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _intersect(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -72,9 +72,9 @@ def make_widgets() -> dict[str, Any]:
 def write_config(values: Mapping[str, float], base: str | Path, path: str | Path) -> Path:
     """Write a config to `path` that derives from `base` and differs by `values`, one for each of `SLIDERS`.
 
-    The feature weight is where FeatureMatch begins; where it ends stays as in `base`. An objective that weighs what
-    FeatureMatch leaves, 1 - w, goes on doing so. Raises `ConfigError` for other names, for values beyond a slider's
-    ends, and for a `base` that distills no features.
+    The feature weight is the weight of FeatureMatch at the start; its weight at the end is that of `base`. An objective
+    with the complementary weight, 1 minus that of FeatureMatch, remains complementary. Raises `ConfigError` for unknown
+    or missing names, for values outside the range of a slider, and for a `base` without FeatureMatch.
     """
     _check(values)
     path, config = Path(path), read_config(base)
@@ -87,7 +87,7 @@ def write_config(values: Mapping[str, float], base: str | Path, path: str | Path
         "objectives": _weights(config, float(values["feature_weight"])),
     }
     parent = os.path.relpath(config.path, path.absolute().parent)
-    lines = [f'"""{Path(base).stem}, with what was chosen by sliders."""', "", f"_base_ = [{json.dumps(parent)}]", ""]
+    lines = [f'"""{Path(base).stem}, with the values of the sliders."""', "", f"_base_ = [{json.dumps(parent)}]", ""]
     lines += [f"{key} = {source_of(change)}" for key, change in changes.items()]
     return write_text(path, "\n".join(lines) + "\n")
 
@@ -102,7 +102,9 @@ def _check(values: Mapping[str, float]) -> None:
             raise ConfigError(f"the slider '{name}' has no value")
         slack = 1e-9 * slider.maximum  # a logarithmic slider's ends are rounded
         if not slider.minimum - slack <= values[name] <= slider.maximum + slack:
-            raise ConfigError(f"{name} is {values[name]:g}, and goes from {slider.minimum:g} to {slider.maximum:g}")
+            raise ConfigError(
+                f"{name} is {values[name]:g}, but must be between {slider.minimum:g} and {slider.maximum:g}"
+            )
 
 
 def _weights(config: RunConfig, start: float) -> dict[str, dict[str, Any]]:
@@ -128,38 +130,38 @@ def _start(options: Mapping[str, Any]) -> float:
 def train(config: str | Path, *, tiny: bool = False) -> Path:
     """Run `finetune.py` in another process, print its output while it runs, and return its run folder.
 
-    An interrupted kernel interrupts the run too, which keeps its checkpoints. Raises `TrainingError` with the run's
-    last line where it ends without success.
+    Interrupting the kernel also interrupts the run, whose checkpoints remain. Raises `TrainingError` with the last line
+    of the output if the run fails.
     """
     command = [sys.executable, str(FINETUNE), str(config), *(["--tiny"] if tiny else [])]
-    said = ""
+    tail = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         try:
-            # Not line by line: a progress bar writes over its line, and so it should here.
+            # Blocks instead of lines, because a progress bar rewrites its line.
             while block := os.read(process.stdout.fileno(), 1 << 16):
                 text = decoder.decode(block)
                 sys.stdout.write(text)
                 sys.stdout.flush()
-                said = (said + text)[-2000:]
+                tail = (tail + text)[-2000:]
         except KeyboardInterrupt:
-            # Jupyter interrupts the run with the kernel, and the run ends by itself.
+            # Jupyter interrupts the process of the run together with the kernel.
             try:
                 process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.terminate()
             raise
     if process.returncode:
-        last = [line for line in said.splitlines() if line.strip()][-1:]
+        last = [line for line in tail.splitlines() if line.strip()][-1:]
         raise TrainingError(f"the run ended with exit code {process.returncode}: {''.join(last)}")
     return (Path("exp") / Path(config).stem / "latest").resolve()
 
 
 def pictures(run: Path) -> list[Path]:
     """Return the plots in a run folder, those of the training first."""
-    found = sorted(run.rglob("*.png"))
-    return sorted(found, key=lambda path: [path.name != first for first in FIRST_PICTURES])
+    plots = sorted(run.rglob("*.png"))
+    return sorted(plots, key=lambda path: [path.name != first for first in FIRST_PICTURES])
 
 
 def figures(run: Path) -> str:
@@ -167,5 +169,5 @@ def figures(run: Path) -> str:
     file = run / METRICS_FILE
     measured = json.loads(file.read_text(encoding="utf-8"))["figures"] if file.is_file() else {}
     if not measured:
-        return "Nothing was measured: the config has no data_args.test, or no data_args.compute_metric."
+        return "There are no figures: the config has no data_args.test, or no data_args.compute_metric."
     return figures_table(measured)

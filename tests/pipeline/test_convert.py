@@ -42,6 +42,6 @@ def test_the_folder_of_the_model_is_printed(original, tmp_path, capsys):
 def test_a_failed_conversion_leaves_no_files(original, tmp_path):
     (original / "pytorch_model.bin").unlink()
     clip = write_tiny("clip", tmp_path / "clip")
-    with pytest.raises(ConfigError, match="holds no weights"):
+    with pytest.raises(ConfigError, match="has no weights"):
         main(["--model", str(original), "--vision-tower", str(clip), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out*"))

@@ -74,12 +74,12 @@ def test_weights_that_are_numbers_stay_numbers():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"lora_r": 2}, "lora_r is 2, and goes from 4 to 64"),
-        ({"learning_rate": 0.1}, "learning_rate is 0.1, and goes from 1e-06 to 0.01"),
+        ({"lora_r": 2}, "lora_r is 2, but must be between 4 and 64"),
+        ({"learning_rate": 0.1}, "learning_rate is 0.1, but must be between 1e-06 and 0.01"),
         ({"lora_rank": 8}, "there is no slider 'lora_rank': did you mean 'lora_r'"),
     ],
 )
-def test_what_no_slider_says_is_refused(changes, sentence):
+def test_values_outside_of_the_sliders_are_refused(changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         write_config({**VALUES, **changes}, write_base(), "mine.py")
     assert not Path("mine.py").exists()
@@ -109,12 +109,12 @@ def test_widgets_begin_and_end_where_the_sliders_do():
     ]
 
 
-def test_a_run_is_seen_and_its_results_found(write_config, capfd):
+def test_the_output_and_the_results_of_a_run_are_shown(write_config, capfd):
     run = train(write_config('data_args["compute_metric"] = "accuracy"'))
     assert run.parent.name == "run" and (run / "adapter").is_dir()
-    said = capfd.readouterr().out
-    assert [f"step {step:>5}  loss " in said for step in range(1, 6)] == [True] * 4 + [False]
-    assert "held-out accuracy" in said
+    output = capfd.readouterr().out
+    assert [f"step {step:>5}  loss " in output for step in range(1, 6)] == [True] * 4 + [False]
+    assert "held-out accuracy" in output
     assert pictures(run) == [run / "loss.png"]
     (run / "training_progress.png").touch()
     (run / "measures").mkdir()
@@ -124,10 +124,10 @@ def test_a_run_is_seen_and_its_results_found(write_config, capfd):
     rows = [line.split() for line in figures(run).splitlines()]
     assert ["accuracy", "chance", f"{measured['chance']:.4f}"] in rows
     (run / "metrics.json").unlink()
-    assert figures(run).startswith("Nothing was measured")
+    assert figures(run).startswith("There are no figures")
 
 
-def test_a_run_that_fails_says_why(write_config):
+def test_a_failed_run_raises_its_last_line(write_config):
     with pytest.raises(TrainingError, match=r"exit code 2: .*unknown key 'lora_rr'"):
         train(write_config("model_args['lora_rr'] = 3"))
 
@@ -151,7 +151,7 @@ def test_an_interrupted_run_keeps_its_checkpoints(write_config):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "KeyboardInterrupt" in said
+    assert "KeyboardInterrupt" in output
     assert (runs / "checkpoint-1" / "complete.json").is_file()

@@ -1,4 +1,4 @@
-"""Seeded phantoms of seven modalities with questions whose answers are true: needs no download."""
+"""Generated images (phantoms) of seven modalities with questions and known answers. Nothing is downloaded."""
 
 data_args = dict(
     train=dict(type="DummyDataset", size=21, seed=0, tasks=("modality",), image_size=448),

@@ -1,4 +1,4 @@
-"""Questions and answers about first aid, in files of your own: conversations, or columns `question` and `answer`."""
+"""Questions and answers about first aid in your own files: conversations, or the columns `question` and `answer`."""
 
 data_args = dict(
     train=dict(type="TextQADataset", data_path="data/first_aid/train.jsonl"),

@@ -1,4 +1,4 @@
-"""Seeded phantoms whose lesions are asked for, each with its true box and mask: needs no download."""
+"""Generated images (phantoms) with questions about lesions, and their boxes and masks. Nothing is downloaded."""
 
 data_args = dict(
     train=dict(type="PhantomBoxDataset", size=24, seed=0, image_size=448),

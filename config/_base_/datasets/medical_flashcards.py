@@ -1,4 +1,4 @@
-"""Medical flashcards from the Hugging Face Hub: 33,955 questions with answers, in columns `input` and `output`."""
+"""Medical flashcards from the Hugging Face Hub: 33,955 questions and answers in the columns `input` and `output`."""
 
 data_args = dict(
     train=dict(

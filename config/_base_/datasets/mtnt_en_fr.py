@@ -1,4 +1,4 @@
-"""MTNT (arXiv:1809.00388), English to French: tab-separated files without a line of names."""
+"""MTNT (arXiv:1809.00388), English to French: tab-separated files without a header line."""
 
 data_args = dict(
     train=dict(type="TranslationDataset", data_path="data/mtnt/train.en-fr.tsv"),

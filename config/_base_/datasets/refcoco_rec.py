@@ -1,4 +1,4 @@
-"""Boxes of referring expressions: RefCOCO, RefCOCO+ and RefCOCOg as Shikra's rows, images from COCO train2014."""
+"""Boxes of referring expressions: RefCOCO, RefCOCO+ and RefCOCOg in the format of Shikra."""
 
 data_args = dict(
     train=dict(type="RECDataset", data_path="data/refcoco/REC_ref3_train.jsonl", image_folder="data/coco/train2014"),

@@ -1,4 +1,4 @@
-"""Masks of referring expressions: RefCOCO, RefCOCO+ and RefCOCOg as PerceptionGPT's rows, images from COCO."""
+"""Masks of referring expressions: RefCOCO, RefCOCO+ and RefCOCOg in the format of PerceptionGPT."""
 
 data_args = dict(
     train=dict(type="RESDataset", data_path="data/refcoco/RES_ref3_train.jsonl", image_folder="data/coco/train2014"),

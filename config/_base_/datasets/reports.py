@@ -1,4 +1,4 @@
-"""Images with their reports, in files of your own: rows with `image`, `question`, `answer` and `patient`."""
+"""Images and their reports in your own files: rows with `image`, `question`, `answer` and `patient`."""
 
 data_args = dict(
     train=dict(

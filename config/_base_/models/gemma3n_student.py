@@ -1,4 +1,7 @@
-"""GEMMA 3NCORE: Gemma 3n's vision tower with a LoRA and a head for EF, EDV and ESV, taught by MedGemma's tower."""
+"""GEMMA 3NCORE: Gemma 3n's vision tower with a LoRA and a head for EF, EDV and ESV.
+
+The vision tower of MedGemma is the teacher of its features.
+"""
 
 model_args = dict(
     type="gemma3n-student",
@@ -16,8 +19,8 @@ distill_args = dict(
     cache=True,
 )
 objectives = dict(
-    measures=dict(type="MeasureLoss", weight=dict(start=0.95, end=0.7)),  # the task's weight is 1 - that of features
-    # Blocks 0, 1 and 2 of the student to layers 8, 17 and 26 of the teacher, at 4 x 4 places and normalized; as
-    # published: grid=1, normalize=False.
+    measures=dict(type="MeasureLoss", weight=dict(start=0.95, end=0.7)),  # 1 minus the weight of the features
+    # Blocks 0, 1 and 2 of the student match layers 8, 17 and 26 of the teacher, pooled to 4 x 4 and normalized. The
+    # published run used grid=1 and normalize=False.
     feature_match=dict(type="FeatureMatch", weight=dict(start=0.05, end=0.3), grid=4),
 )

@@ -1,4 +1,4 @@
-"""Gemma 3n E4B as a model of text, 4-bit, with a LoRA on attention and MLP of its language model."""
+"""Gemma 3n E4B as a text model with 4-bit weights and a LoRA on attention and MLP of its language model."""
 
 model_args = dict(
     type="causal-lm",

@@ -2,7 +2,7 @@
 
 model_args = dict(
     type="medgemma",
-    model_name_or_path="ckpt/medgemma-4b-it",  # scripts/download_medgemma.sh puts it there
+    model_name_or_path="ckpt/medgemma-4b-it",  # downloaded by scripts/download_medgemma.sh
     adapter_path=None,
     merge_lora=False,
     load_in_4bit=False,

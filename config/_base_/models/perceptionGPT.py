@@ -1,9 +1,9 @@
-"""PerceptionGPT (arXiv:2311.06612): a LLaVA that writes one token for an object, read by heads for box and mask."""
+"""PerceptionGPT (arXiv:2311.06612): a LLaVA that writes one token per object, with heads for its box and mask."""
 
 model_args = dict(
     type="perceptionGPT",
     model_name_or_path="llava-hf/llava-1.5-7b-hf",
-    vision_tower=None,  # a CLIP where model_name_or_path is a language model
+    vision_tower=None,  # set it to a CLIP if model_name_or_path is a language model
     pretrain_mm_mlp_adapter=None,
     freeze_backbone=False,
     freeze_mm_mlp_adapter=False,

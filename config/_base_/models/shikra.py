@@ -1,9 +1,9 @@
-"""Shikra (arXiv:2306.15195): a LLaMA and CLIP with a projector between, boxes as numbers in the text."""
+"""Shikra (arXiv:2306.15195): a LLaMA and a CLIP connected by a projector, with boxes as numbers in the text."""
 
 model_args = dict(
     type="shikra",
     model_name_or_path="TinyLlama/TinyLlama-1.1B-Chat-v1.0",
-    vision_tower="openai/clip-vit-large-patch14",  # None where model_name_or_path is a LLaVA with a tower of its own
+    vision_tower="openai/clip-vit-large-patch14",  # None if model_name_or_path is a LLaVA
     mm_vision_select_layer=-2,
     pretrain_mm_mlp_adapter=None,
     freeze_backbone=False,

@@ -1,4 +1,4 @@
-"""T5Gemma: an encoder reads the question, a decoder writes the answer; a LoRA on both."""
+"""T5Gemma, an encoder-decoder for text, with a LoRA on the encoder and the decoder."""
 
 model_args = dict(
     type="seq2seq",
@@ -8,6 +8,6 @@ model_args = dict(
     lora_alpha=None,  # equal to lora_r
     lora_dropout=0.0,
     lora_target="language",
-    max_length=200,  # tokens of the source, and of the target
+    max_length=200,  # of the source, and of the target
 )
 objectives = dict(next_token=dict(type="NextToken", weight=1.0))

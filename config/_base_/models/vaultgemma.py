@@ -12,7 +12,7 @@ model_args = dict(
     lora_target="language",
     max_length=128,
     system="Answer this question truthfully.",
-    chat_template=(  # the checkpoint is merely pretrained and has none
+    chat_template=(  # the checkpoint is only pretrained and has no chat template
         "{{ bos_token }}{% for turn in messages %}"
         "{% if turn['role'] == 'system' %}{{ 'Instruction:\n' ~ turn['content'] ~ '\n\n' }}"
         "{% elif turn['role'] == 'user' %}{{ 'Question:\n' ~ turn['content'] ~ '\n\n' }}"

@@ -1,4 +1,4 @@
-"""How a LoRA is trained: AdamW with a cosine schedule, measured and saved once an epoch."""
+"""Training of a LoRA: AdamW with a cosine schedule, validation and a checkpoint once per epoch."""
 
 training_args = dict(
     num_train_epochs=3,
@@ -7,7 +7,7 @@ training_args = dict(
     gradient_accumulation_steps=1,
     learning_rate=2e-4,
     lr_scheduler_type="cosine",
-    warmup_steps=0.03,  # below 1: a fraction of all steps
+    warmup_steps=0.03,  # values below 1 are a fraction of all steps
     weight_decay=0.0,
     max_grad_norm=1.0,
     bf16=False,

@@ -1,8 +1,8 @@
-"""How a LoRA is trained with differential privacy: large draws, few updates, a checkpoint every 25 of them."""
+"""Training of a LoRA with differential privacy: large draws, few updates, a checkpoint every 25 updates."""
 
 training_args = dict(
     num_train_epochs=3,
-    per_device_train_batch_size=256,  # units of a draw on average
+    per_device_train_batch_size=256,  # mean number of units in a draw
     per_device_eval_batch_size=8,
     learning_rate=5e-4,
     lr_scheduler_type="cosine",

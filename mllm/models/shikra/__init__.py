@@ -1,1 +1,1 @@
-"""Shikra and PerceptionGPT: a LLaVA out of a language model and CLIP, and the layouts of their original code."""
+"""Shikra and PerceptionGPT: a LLaVA composed of a language model and a CLIP, and conversion from the original code."""

@@ -33,7 +33,7 @@ _TEMPLATE = r"""
 def vicuna_template(image: str = "<image>\n", end: str = "</s>") -> str:
     """Return the chat template: `PREFACE USER: question ASSISTANT: answer</s>USER: ...`.
 
-    `image` is what stands for an image where it is named; `end` is what ends an answer.
+    `image` is the text that represents an image, `end` the text after an answer.
     """
     values = {"PREFACE": PREFACE, "IMAGE": image, "END": end}
     head = "".join("{%- set " + f"{name} = {_quoted(value)}" + " -%}" for name, value in values.items())

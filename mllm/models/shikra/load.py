@@ -31,14 +31,14 @@ from mllm.models.shikra.shikra import clip_vision_config, compose, load_llava_pr
 
 
 def load_processor(args: ShikraArgs) -> LlavaProcessor:
-    """Load the processor; raise `ConfigError` for images of another size than the vision tower's."""
+    """Load the processor; raise `ConfigError` if images do not have the size of the vision tower."""
     vision = load_vision_config(args)
     sizes = {"image_size": vision.image_size, "image_token_len": (vision.image_size // vision.patch_size) ** 2}
     for key, value in sizes.items():
         if vars(args)[key] not in (None, value):
             raise ConfigError(
                 f"model_args.{key}={vars(args)[key]}, but the vision tower of type='{args.type}' gives {value}: "
-                f"remove {key}, or take another vision tower"
+                f"remove {key}, or choose another vision tower"
             )
     name = find_checkpoint(args.model_name_or_path)
     if args.vision_tower is not None:
@@ -64,7 +64,7 @@ def load_vision_config(args: ShikraArgs) -> PretrainedConfig:
         return vision
     if config.model_type != "llama":
         raise ConfigError(
-            f"vision_tower makes a LLaVA of a LLaMA, but model_name_or_path '{name}' is a '{config.model_type}' "
+            f"vision_tower is composed with a LLaMA, but model_name_or_path '{name}' is a '{config.model_type}' "
             f"model: remove vision_tower, or name a LLaMA such as Vicuna or TinyLlama"
         )
     tower = find_checkpoint(args.vision_tower)
@@ -72,7 +72,7 @@ def load_vision_config(args: ShikraArgs) -> PretrainedConfig:
 
 
 def build_encoder(args: ShikraArgs, processor: LlavaProcessor) -> ChatEncoder:
-    """Return the encoder of Vicuna's conversation about CLIP's images."""
+    """Return the encoder of conversations."""
 
     def grid() -> int:
         vision = load_vision_config(args)
@@ -82,7 +82,7 @@ def build_encoder(args: ShikraArgs, processor: LlavaProcessor) -> ChatEncoder:
 
 
 def load(args: ShikraArgs, hardware: Hardware, processor: LlavaProcessor) -> LlavaForConditionalGeneration:
-    """Load a LLaVA or, with `vision_tower`, compose one; its projector may train in full."""
+    """Load a LLaVA, or compose it if `vision_tower` is set. A trained projector is in fp32."""
     model = _load_llava(args, hardware) if args.vision_tower is None else _compose_llava(args, hardware, processor)
     if not args.freeze_mm_mlp_adapter:
         model.model.multi_modal_projector.float()  # parameters in fp16 count as frozen weights
@@ -114,7 +114,7 @@ def _load_llava(args: ShikraArgs, hardware: Hardware) -> LlavaForConditionalGene
 
 
 def _compose_llava(args: ShikraArgs, hardware: Hardware, processor: LlavaProcessor) -> LlavaForConditionalGeneration:
-    """Compose a LLaMA, a CLIP and a projector that is fresh or from a file."""
+    """Compose a LLaVA of a LLaMA, a CLIP and a projector, which is new or read from a file."""
     assert args.vision_tower is not None
     options: dict[str, Any] = load_options(args, hardware, keep=["lm_head"])
     language = load_model(AutoModelForCausalLM, find_checkpoint(args.model_name_or_path), **options)

@@ -12,14 +12,14 @@ class ShikraArgs(ModelArgs):
     """Options of a LLaVA whose projector trains."""
 
     vision_tower: str | None = None
-    """CLIP checkpoint that is composed with a language model; None: the checkpoint is a LLaVA."""
+    """CLIP checkpoint that is composed with the language model; None: the checkpoint is a LLaVA."""
     mm_vision_select_layer: int = -2
     """Hidden state of `vision_tower` that the projector reads; -1 is the last."""
     freeze_backbone: bool = False
-    """Train no LoRA, only projector and heads."""
+    """Train only projector and heads, without a LoRA."""
     tune_mm_mlp_adapter: bool = False
-    """Train the projector alone."""
+    """Train only the projector."""
     freeze_mm_mlp_adapter: bool = False
     """Keep the projector frozen."""
     pretrain_mm_mlp_adapter: str | None = None
-    """File with the projector's weights in LLaVA's layout."""
+    """File with weights of the projector in the layout of LLaVA."""

@@ -27,7 +27,7 @@ ACTIVATIONS = {False: "gelu", True: "linear"}
 def read_projector(path: str | Path) -> dict[str, Tensor]:
     """Return the tensors of a projector in a `.bin` or `.safetensors` file, by LLaVA's names without their prefix.
 
-    Raises `ConfigError` where the file cannot be read or holds no projector of the two known kinds.
+    Raises `ConfigError` if the file cannot be read or does not contain one of the two kinds of projectors.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -40,20 +40,20 @@ def read_projector(path: str | Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
         raise ConfigError(f"{path} cannot be read as tensors ({error}): download it again") from error
     if not isinstance(state, dict):
-        raise ConfigError(f"{path} holds no named tensors, so it is no projector")
+        raise ConfigError(f"{path} has no named tensors, so it is not a projector")
     return projector_tensors(state, str(path))
 
 
 def projector_tensors(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """Return the tensors by the part of their name after `mm_projector.`; raise `ConfigError` for an unknown kind."""
-    found = {name.rpartition("mm_projector.")[2]: tensor for name, tensor in state.items() if "mm_projector." in name}
-    if found.keys() not in (SINGLE, DOUBLE.keys()):
-        held = ", ".join(sorted(found or state)[:4]) or "nothing"
+    tensors = {name.rpartition("mm_projector.")[2]: tensor for name, tensor in state.items() if "mm_projector." in name}
+    if tensors.keys() not in (SINGLE, DOUBLE.keys()):
+        names = ", ".join(sorted(tensors or state, key=lambda name: (name in DOUBLE, name))[:4]) or "nothing"
         raise ConfigError(
-            f"{where} holds {held}, and a projector is mm_projector.weight and .bias (Shikra), or mm_projector.0 and "
-            f"mm_projector.2 (LLaVA 1.5): this one is of another kind"
+            f"{where} has {names}, which is not a known projector: mm_projector.weight and .bias (Shikra), or "
+            f"mm_projector.0 and mm_projector.2 (LLaVA 1.5)"
         )
-    return found
+    return tensors
 
 
 def is_single(tensors: dict[str, Tensor]) -> bool:
@@ -62,7 +62,7 @@ def is_single(tensors: dict[str, Tensor]) -> bool:
 
 
 def to_llava(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors by the names of transformers' LLaVA; one layer becomes itself and an identity."""
+    """Return the tensors by the names in the LLaVA of transformers. A single layer is followed by an identity."""
     if not is_single(tensors):
         return {DOUBLE[name]: tensor for name, tensor in tensors.items()}
     weight, bias = tensors["weight"], tensors["bias"]

@@ -1,4 +1,4 @@
-"""Rules of types `shikra` and `perceptionGPT`: checkpoints that they read, and what trains."""
+"""Rules of types `shikra` and `perceptionGPT` for checkpoints and frozen parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONVERT = "python mllm/pipeline/convert.py --model {} --out FOLDER"
 
 
 def refuse_gemma(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """Raise `ConfigError` for a Gemma checkpoint, also for one that is known by its name only."""
+    """Raise `ConfigError` for a Gemma checkpoint, also if only its name is known."""
     args = config.model_args
     if checkpoint.is_gemma:
         raise ConfigError(
@@ -40,8 +40,8 @@ def refuse_wrong_llava(config: RunConfig, checkpoint: Checkpoint) -> None:
         )
     if model_type == "llava" and args.vision_tower is not None:
         raise ConfigError(
-            f"{config.origin('model_args', 'vision_tower')}: {name} is a LLaVA with a vision tower of its own: remove "
-            f"vision_tower, or name a language model as model_name_or_path"
+            f"{config.origin('model_args', 'vision_tower')}: {name} is a LLaVA and has a vision tower: remove "
+            f"vision_tower, or set model_name_or_path to a language model"
         )
     if model_type not in ("llama", "llava"):
         raise ConfigError(
@@ -51,7 +51,7 @@ def refuse_wrong_llava(config: RunConfig, checkpoint: Checkpoint) -> None:
 
 
 def refuse_freezing_conflicts(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """Raise `ConfigError` where the keys that choose what trains contradict each other or leave nothing to train."""
+    """Raise `ConfigError` if the keys that freeze parts contradict each other or leave nothing to train."""
     args = _options(config)
     has_new_parameters = bool(args.heads) or (
         args.box_format is not None and args.box_format["type"] == "location_tokens"
@@ -74,16 +74,16 @@ def refuse_freezing_conflicts(config: RunConfig, checkpoint: Checkpoint) -> None
         )
     if args.freeze_mm_mlp_adapter and args.vision_tower is not None and args.pretrain_mm_mlp_adapter is None:
         raise ConfigError(
-            f"{config.origin('model_args', 'freeze_mm_mlp_adapter')}: freeze_mm_mlp_adapter=True would freeze a fresh "
-            f"projector with random weights: set pretrain_mm_mlp_adapter to a trained one, or "
+            f"{config.origin('model_args', 'freeze_mm_mlp_adapter')}: freeze_mm_mlp_adapter=True would freeze a "
+            f"new projector with random weights: set pretrain_mm_mlp_adapter to a trained one, or "
             f"freeze_mm_mlp_adapter=False"
         )
     without_lora = args.freeze_backbone or args.tune_mm_mlp_adapter
     if without_lora and args.adapter_path is not None and not args.merge_lora:
         key = "freeze_backbone" if args.freeze_backbone else "tune_mm_mlp_adapter"
         raise ConfigError(
-            f"{config.origin('model_args', key)}: {key}=True trains no LoRA, and adapter_path names one that would be "
-            f"continued: set merge_lora=True to fold it into the weights first, or {key}=False"
+            f"{config.origin('model_args', key)}: {key}=True trains no LoRA, but adapter_path names one: set "
+            f"merge_lora=True to merge it into the weights first, or {key}=False"
         )
 
 

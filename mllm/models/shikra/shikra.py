@@ -26,7 +26,7 @@ from mllm.structures import IMAGE
 
 PAD = "<pad>"
 SEED = 0
-"""Seed of a fresh projector, equal in all processes and whenever an adapter is loaded again."""
+"""Seed of a new projector. It is constant, so an adapter is loaded onto the same projector."""
 
 
 def compose(
@@ -37,25 +37,25 @@ def compose(
     feature_layer: int,
     activation: str = "gelu",
 ) -> LlavaForConditionalGeneration:
-    """Return the LLaVA of a loaded LLaMA and a loaded CLIP tower with a fresh projector; no weight is copied.
+    """Return the LLaVA of a loaded LLaMA and a loaded CLIP tower with a new projector. Weights are not copied.
 
-    `feature_layer` is the hidden state of the tower that the projector reads. The vocabulary grows by the processor's
-    tokens, whose rows are the mean row.
+    `feature_layer` is the hidden state of the tower that the projector reads. The vocabulary is extended by the
+    tokens of the processor; their rows are the mean row.
     """
     grow(language, processor.tokenizer)
-    seen: Any = vision.config
-    depth, side = seen.num_hidden_layers, seen.image_size // seen.patch_size
+    vision_config: Any = vision.config
+    depth, grid = vision_config.num_hidden_layers, vision_config.image_size // vision_config.patch_size
     if not -depth - 1 <= feature_layer <= depth:
         raise ConfigError(
             f"model_args.mm_vision_select_layer={feature_layer}: the vision tower has {depth} layers, so it must be "
             f"from {-depth - 1} to {depth}"
         )
-    kind: Any = LlavaConfig  # its signature lacks what every config takes
-    config = kind(
+    config_class: Any = LlavaConfig  # the signature lacks the common arguments of configs
+    config = config_class(
         text_config=language.config,
         vision_config=vision.config,
         image_token_index=processor.image_token_id,
-        image_seq_length=side**2,
+        image_seq_length=grid**2,
         projector_hidden_act=activation,
         vision_feature_layer=feature_layer,
         vision_feature_select_strategy="default",
@@ -72,7 +72,7 @@ def compose(
     nn.Module.to(vision, language.device)
     model.model.vision_tower = vision
     projector = model.model.multi_modal_projector.to_empty(device=language.device)
-    _fill(projector)
+    _initialize(projector)
     projector.to(language.dtype)
     model.generation_config = language.generation_config
     _mark_quantized(model, language)
@@ -88,8 +88,8 @@ def _mark_quantized(model: Any, language: Any) -> None:
 
 
 @torch.no_grad()
-def _fill(projector: nn.Module) -> None:
-    """Draw a projector from `SEED`, as PyTorch initializes Linear layers."""
+def _initialize(projector: nn.Module) -> None:
+    """Initialize a projector with the seed `SEED`, as PyTorch initializes Linear layers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         for module in projector.modules():
@@ -101,7 +101,7 @@ def _fill(projector: nn.Module) -> None:
 
 @torch.no_grad()
 def grow(language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add rows to the model's tables for the tokens that `load_llava_processor` added: the mean row, never trained."""
+    """Add the mean row to embedding and output for each token that `load_llava_processor` added. They do not train."""
     table: Any = language.get_input_embeddings()
     before = len(table.weight)
     added = [IMAGE, *([PAD] if tokenizer.pad_token == PAD else [])]
@@ -113,7 +113,7 @@ def grow(language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def load_llava_processor(language: str, vision: str, config: PretrainedConfig) -> LlavaProcessor:
-    """Load the processor: Vicuna's conversation, CLIP's images, and `<image>` and a missing `<pad>` as new tokens."""
+    """Load the processor: the template of Vicuna, the images of CLIP, and the new tokens `<image>` and `<pad>`."""
     with explained(language):
         tokenizer = AutoTokenizer.from_pretrained(language)
     with explained(vision):
@@ -138,7 +138,7 @@ def clip_vision_config(config: PretrainedConfig, name: str) -> PretrainedConfig:
         return inner
     if config.model_type != "clip_vision_model":
         raise ConfigError(
-            f"model_args.vision_tower '{name}' is a '{config.model_type}' model, and it must be a CLIP such as "
+            f"model_args.vision_tower '{name}' is a '{config.model_type}' model, but must be a CLIP such as "
             f"openai/clip-vit-large-patch14"
         )
     return config

@@ -49,7 +49,7 @@ def shikra(rest: str, type: str = "shikra", name: str = "x/llava") -> str:
         ("pretrain_mm_mlp_adapter", "'x.bin'"),
     ],
 )
-def test_shikras_keys_belong_to_shikra(sentence, run, key, value):
+def test_keys_of_shikra_are_refused_for_other_types(sentence, run, key, value):
     assert sentence(f"model_args = dict({key}={value})") == (
         f"run.py:2: model_args.{key} is only possible with type='shikra' or 'perceptionGPT', and the type is "
         "'medgemma': remove it"
@@ -66,13 +66,13 @@ def test_shikras_keys_belong_to_shikra(sentence, run, key, value):
         (shikra("tune_mm_mlp_adapter=True, box_format=dict(type='location_tokens')"), "added tokens must train too"),
         (
             shikra("freeze_backbone=True, adapter_path='x/lora'"),
-            "freeze_backbone=True trains no LoRA, and adapter_path",
+            "freeze_backbone=True trains no LoRA, but adapter_path",
         ),
         (shikra("tune_mm_mlp_adapter=True, adapter_path='x/lora'"), "or tune_mm_mlp_adapter=False"),
-        (shikra("freeze_mm_mlp_adapter=True, vision_tower='x/clip'"), "would freeze a fresh projector"),
+        (shikra("freeze_mm_mlp_adapter=True, vision_tower='x/clip'"), "would freeze a new projector"),
     ],
 )
-def test_what_trains_must_make_sense(sentence, lines, part):
+def test_contradicting_freezing_options_are_refused(sentence, lines, part):
     text = sentence(lines)
     assert text.startswith("run.py:2: ") and part in text
 
@@ -86,11 +86,11 @@ def test_what_trains_must_make_sense(sentence, lines, part):
         shikra("freeze_backbone=True, adapter_path='x/lora', merge_lora=True"),
     ],
 )
-def test_what_makes_sense_passes(run, lines):
+def test_valid_freezing_options_are_accepted(run, lines):
     assert run(lines).model_args.freeze_backbone
 
 
-def test_the_types_defaults_are_written_out(run):
+def test_defaults_of_the_type_are_filled_in(run):
     args = run(shikra("lora_r=4", "perceptionGPT")).model_args
     assert set(args.heads) == {"box", "mask"} and args.pad_to_square and args.fuse_vision_layers
     assert run("").model_args.pad_to_square is False
@@ -111,29 +111,29 @@ def checkpoint(tmp_path: Path):
     ("values", "rest", "part"),
     [
         ({"model_type": "llama"}, "", "is a language model without a vision tower: set model_args.vision_tower"),
-        ({"model_type": "llava"}, "vision_tower='x/clip'", "is a LLaVA with a vision tower of its own: remove"),
+        ({"model_type": "llava"}, "vision_tower='x/clip'", "is a LLaVA and has a vision tower: remove"),
         ({"model_type": "qwen2_vl"}, "", "is a qwen2_vl checkpoint: use type='image-text'"),
         ({"model_type": "shikra"}, "", "convert it with python mllm/pipeline/convert.py --model here --out FOLDER"),
         ({"model_type": "llava", "mm_vision_tower": "x"}, "", "in the layout of the original LLaVA or Shikra"),
         ({"model_type": "gemma3"}, "", "it is a Gemma 3 checkpoint; use type='medgemma'"),
     ],
 )
-def test_the_checkpoint_must_be_a_llava_or_become_one(sentence, checkpoint, values, rest, part):
+def test_checkpoints_that_are_not_a_llava_are_refused(sentence, checkpoint, values, rest, part):
     checkpoint(**values)
     assert part in sentence(shikra(rest, name="here"))
 
 
 @pytest.mark.parametrize(("family", "rest"), [("llava", ""), ("llama", "vision_tower='x/clip'")])
-def test_both_ways_are_open(run, checkpoint, family, rest):
+def test_a_llava_and_a_llama_with_a_clip_are_accepted(run, checkpoint, family, rest):
     checkpoint(model_type=family)
     run(shikra(rest, name="here"))
 
 
 @pytest.mark.parametrize(("loss", "head"), [("BoxLoss", "box"), ("MaskLoss", "mask")])
-def test_a_loss_needs_its_head(sentence, run, loss, head):
-    objective, kind = f"objectives = dict(found=dict(type='{loss}'))", f"{head.title()}Head"
+def test_an_objective_without_its_head_is_refused(sentence, run, loss, head):
+    objective, kind = f"objectives = dict(location=dict(type='{loss}'))", f"{head.title()}Head"
     assert sentence(objective) == (
-        f"run.py:2: objectives.found ({loss}) needs model_args.heads = dict({head}=dict(type='{kind}'))"
+        f"run.py:2: objectives.location ({loss}) needs model_args.heads = dict({head}=dict(type='{kind}'))"
     )
     run(objective + f"\nmodel_args = dict(heads=dict({head}=dict(type='{kind}')))")
 

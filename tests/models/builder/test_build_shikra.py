@@ -172,7 +172,7 @@ def test_what_cannot_be_a_shikra_is_told_so(tiny_medgemma: Path, tiny_llama: Pat
         build(tiny_medgemma)
     with pytest.raises(ConfigError, match="is a 'llava' model: remove vision_tower"):
         build(tiny_shikra, vision_tower=str(tiny_clip))
-    with pytest.raises(ConfigError, match="is a 'llama' model, and it must be a CLIP"):
+    with pytest.raises(ConfigError, match="is a 'llama' model, but must be a CLIP"):
         build(tiny_llama, vision_tower=str(tiny_llama))
     with pytest.raises(ConfigError, match="the vision tower has 2 layers, so it must be from -3 to 2"):
         build(tiny_llama, vision_tower=str(tiny_clip), mm_vision_select_layer=-9)

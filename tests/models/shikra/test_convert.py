@@ -74,33 +74,33 @@ def test_logits_are_those_of_the_originals_own_arithmetic(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model.vision_resampler.x": torch.ones(1)}, "holds model.vision_resampler.x, which neither LLaVA 1.5 nor"),
-        ({"model.norm.weight": torch.full((192,), 1e-3)}, "is the difference to a LLaMA"),
-        ({"model.mm_projector.4.weight": torch.ones(1)}, "this one is of another kind"),
+        ({"model.vision_resampler.x": torch.ones(1)}, "it has the unknown tensor model.vision_resampler.x"),
+        ({"model.norm.weight": torch.full((192,), 1e-3)}, "is a delta, the difference to a LLaMA"),
+        ({"model.mm_projector.4.weight": torch.ones(1)}, "has 4.weight, 0.bias, .* which is not a known projector"),
     ],
 )
-def test_what_is_something_else_is_refused(original, tmp_path, changes, sentence):
+def test_other_checkpoints_are_refused(original, tmp_path, changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         convert(original(False, **changes), tmp_path / "converted")
     assert not (tmp_path / "converted").exists()
 
 
-def test_a_delta_is_known_by_its_name_too(original, tmp_path):
-    with pytest.raises(ConfigError, match="is the difference to a LLaMA"):
+def test_a_delta_is_recognized_by_its_name(original, tmp_path):
+    with pytest.raises(ConfigError, match="is a delta, the difference to a LLaMA"):
         convert(original(True, name="shikra-7b-delta-v1"), tmp_path / "converted")
 
 
-def test_a_part_is_missed(original, tmp_path):
+def test_a_missing_weight_file_is_reported(original, tmp_path):
     source = original(False)
     (source / "pytorch_model-00001-of-00002.bin").unlink()
-    with pytest.raises(ConfigError, match=r"lacks \d+ tensors of a LLaVA|of another kind"):
+    with pytest.raises(ConfigError, match=r"lacks \d+ tensors of a LLaVA|which is not a known projector"):
         convert(source, tmp_path / "converted")
 
 
-def test_other_checkpoints_are_told_what_they_are(tiny_llava, tiny_llama, tmp_path):
+def test_folders_of_other_kinds_are_named_in_the_message(tiny_llava, tiny_llama, tmp_path):
     with pytest.raises(ConfigError, match="needs no conversion"):
         convert(tiny_llava, tmp_path / "out")
-    with pytest.raises(ConfigError, match="'llama' checkpoint without mm_vision_tower"):
+    with pytest.raises(ConfigError, match="is a 'llama' checkpoint, not LLaVA 1.5 or Shikra"):
         convert(tiny_llama, tmp_path / "out")
-    with pytest.raises(ConfigError, match="no folder with a config.json"):
+    with pytest.raises(ConfigError, match="is not a folder with a config.json"):
         convert(tmp_path / "absent", tmp_path / "out")
