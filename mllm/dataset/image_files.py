@@ -18,6 +18,9 @@ _PLAIN = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Suffixes of files whose header has the size of their only image."""
 _SELECTING = ("frames", "page", "slice")
 """Options of readers that select several images."""
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_ORIENTED = (b"Raw profile type ", b"XML:com.adobe.xmp")
+"""Keywords of texts in a PNG that may have an orientation."""
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 """EXIF tag of the orientation, and its values that exchange width and height."""
 
@@ -106,6 +109,23 @@ def _size_in_header(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
+            if width == height or (image.format == "PNG" and not _may_be_turned(path)):
+                return width, height  # Pillow decodes a PNG to read its orientation
             return (height, width) if image.getexif().get(_ORIENTATION) in _TURNED else (width, height)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return (0, 0)
+
+
+def _may_be_turned(path: Path) -> bool:
+    """Return True if a PNG has EXIF or XMP metadata, which may have an orientation."""
+    with path.open("rb") as file:
+        file.seek(len(_PNG_SIGNATURE))
+        while len(header := file.read(8)) == 8:
+            length, kind = int.from_bytes(header[:4], "big"), header[4:]
+            if kind == b"eXIf":
+                return True
+            end = file.tell() + length + 4
+            if kind in (b"tEXt", b"zTXt", b"iTXt") and file.read(min(length, 17)).startswith(_ORIENTED):
+                return True
+            file.seek(end)
+    return False

@@ -25,6 +25,9 @@ from mllm.errors import DataError, memory_advised
 from mllm.run_files import checkpoint_name
 from mllm.structures import Batch, Encoded, LogicalBatch, unsupervised
 
+IDLE = "idle_update"
+"""Key of the entries of the history for steps without a usable row."""
+
 
 class MultimodalTrainer(Trainer):
     """Trainer of a Learner.
@@ -142,6 +145,14 @@ class MultimodalTrainer(Trainer):
         return batches, counts
 
     @property
+    def updates(self) -> int:
+        """Return the number of updates of the weights since the start of the run.
+
+        Steps without a usable row change no weights.
+        """
+        return self.state.global_step - sum(IDLE in row for row in self.state.log_history)
+
+    @property
     def learner(self) -> Learner:
         """Return the Learner without the wrappers of accelerate."""
         learner = self.accelerator.unwrap_model(self.model)
@@ -183,6 +194,8 @@ class MultimodalTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         if not inputs.pieces and not any(num_items_in_batch.values()):
             self.meter.step(idle=True)
+            # Checkpoints keep the history, so a resumed run knows its idle updates.
+            self.state.log_history.append({"step": self.state.global_step + 1, IDLE: 1})
             return total
         pieces = inputs.pieces or [self._idle_piece]
         with memory_advised(self.memory_advice, f" at step {self.state.global_step + 1}"):

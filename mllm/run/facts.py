@@ -35,7 +35,7 @@ def run_facts(config: RunConfig, trainer: MultimodalTrainer, splits: Splits) -> 
         },
         skipped=len({**dict.fromkeys(splits.skipped()), **trainer.meter.failures}),
         training={key: model[key] for key in MODEL_KEYS} | training,
-        updates=trainer.state.global_step,
+        updates=trainer.updates,
         privacy=trainer.record if isinstance(trainer, PrivateTrainer) else None,
         versions=current_versions(),
     )

@@ -121,6 +121,8 @@ def log_results(
         logger.info("%d of %d samples were cut at max_length", meter.truncated, meter.samples)
     if meter.failures:
         logger.info("%d rows were skipped; %s lists them", len(meter.failures), folder / SKIPPED_ROWS)
+    if idle := trainer.state.global_step - trainer.updates:
+        logger.warning("%d of %d steps had no usable row and made no update", idle, trainer.state.global_step)
     losses = [row["loss"] for row in rows_of(trainer.state) if "loss" in row]
     if losses:
         logger.info("training loss: %.4f at first, %.4f at last", losses[0], losses[-1])

@@ -60,6 +60,6 @@ def train(
     except KeyboardInterrupt:
         newest = newest_checkpoint(run_folder(trainer.args))
         resume = f"--resume continues from {newest}" if newest else "no checkpoint has been written yet"
-        raise KeyboardInterrupt(f"{trainer.state.global_step} updates were made, and {resume}") from None
+        raise KeyboardInterrupt(f"{trainer.updates} updates were made, and {resume}") from None
     finally:
         close_bars(trainer.callback_handler.callbacks)

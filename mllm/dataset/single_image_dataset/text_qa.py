@@ -52,7 +52,7 @@ class TextQADataset(RecordDataset):
     `answer` name the columns of the last format; `context` names a column with a text or a list of texts that is
     appended to the question. `data_path` is a json, jsonl, csv, tsv or Parquet file, a folder written by `datasets`, or
     `ORG/NAME` on the Hub. `filters` are the options of `TextFilters`; the log has the number of removed rows. Rows with
-    the same `patient` stay in one split.
+    the same `patient` (the column `group_field`) stay in one split.
     """
 
     has_measures = False
