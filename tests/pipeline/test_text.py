@@ -75,7 +75,7 @@ def test_what_is_learned_of_real_questions_helps_with_others(folder, shared_data
         Path(f"{split}.jsonl").write_text("\n".join(lines))
     more = """data_args.update(test=dict(_delete_=True, type="TextQADataset", data_path="test.jsonl"),
                  compute_metric="choice", gen_kwargs=dict(max_new_tokens=4, batch_size=12))
-training_args.update(max_steps=16, eval_steps=16, eval_on_start=True, optim="adamw_torch", learning_rate=1e-2,
+training_args.update(max_steps=8, eval_steps=8, eval_on_start=True, optim="adamw_torch", learning_rate=1e-2,
                      per_device_train_batch_size=4, per_device_eval_batch_size=12, save_strategy="no")"""
     Path("real.py").write_text(TEXT.format(checkout=CHECKOUT, more=more))
     assert main(["real.py", "--tiny"]) == 0
