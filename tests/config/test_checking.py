@@ -214,7 +214,7 @@ def test_keys_left_over_on_the_command_line(write, bases):
     assert config.data_args.train == {"type": "Rows", "data_path": "a.json"}
 
 
-def test_a_key_of_the_childs_own_is_no_leftover(write, bases):
+def test_an_unknown_key_of_a_replaced_dict_names_its_own_line(write, bases):
     text = "data_args = dict(train=dict(_delete_=True, type='Rows', data_path='a.json', tasks=()))\n"
     assert sentence(write(bases + text)).startswith("run.py:2: unknown key 'tasks' in data_args.train (Rows)")
 

@@ -8,7 +8,7 @@ from mllm.config.checkpoint import Checkpoint, inspect_checkpoint
 from mllm.errors import ConfigError
 
 
-def test_a_folder_speaks_for_itself(tmp_path):
+def test_the_config_of_a_folder_is_read(tmp_path):
     values = {"model_type": "gemma3", "mm_tokens_per_image": 16, "vision_config": {"image_size": 56, "patch_size": 7}}
     (tmp_path / "config.json").write_text(json.dumps(values))
     checkpoint = inspect_checkpoint(str(tmp_path))

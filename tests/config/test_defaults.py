@@ -15,13 +15,13 @@ from mllm.config.schema import ModelArgs
         ("perceptionGPT", True, True, {"box", "mask"}),
     ],
 )
-def test_a_type_decides_where_a_config_says_nothing(type, square, fuses, heads):
+def test_absent_keys_get_the_default_of_the_type(type, square, fuses, heads):
     args = with_defaults(ModelArgs(type, "x"))
     assert (args.pad_to_square, args.fuse_vision_layers, set(args.heads)) == (square, fuses, heads)
     assert with_defaults(args) == args
 
 
-def test_what_a_config_says_stays():
+def test_values_of_a_config_are_not_replaced_by_defaults():
     heads = {"box": {"type": "BoxHead"}}
     args = make_model_args(
         "perceptionGPT", model_name_or_path="x", heads=heads, pad_to_square=False, fuse_vision_layers=False

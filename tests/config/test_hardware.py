@@ -75,7 +75,7 @@ def test_operators_that_are_missing():
     )
 
 
-def test_another_error_of_torchvision_is_its_own():
+def test_other_errors_of_torchvision_are_not_converted():
     def load() -> None:
         raise RuntimeError("something else")
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from mllm.config.origins import read_origins
 
 
-def test_the_last_writer_counts(write):
+def test_the_last_file_that_sets_a_key_takes_precedence(write):
     write("a = dict(x=1,\n    y=dict(z=1,\n    w=2))\nb = [dict(c=1),\n    dict(c=2)]\n", "base.py")
     origins = read_origins(write('_base_ = "base.py"\na = dict(\n    y=dict(\n        z=3))\n'))
     assert origins.of("a", "x") == "base.py:1"

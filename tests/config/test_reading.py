@@ -30,7 +30,7 @@ def test_three_bases_and_the_differences(write, bases):
     assert type(config.data_args.train) is dict and type(config.training_args) is dict
 
 
-def test_one_base_is_a_run_that_derives_from_a_run(write, bases):
+def test_a_config_can_derive_from_another_run(write, bases):
     write(bases + "model_args = dict(lora_r=8)\n", "first.py")
     config = read_config(write('_base_ = "first.py"\nmodel_args = dict(max_length=77)\n'))
     assert (config.model_args.lora_r, config.model_args.max_length) == (8, 77)

@@ -51,7 +51,7 @@ class NamesNoFile:
         ),
     ],
 )
-def test_a_value_of_another_type_is_refused(write, bases, lines, expected):
+def test_a_value_of_the_wrong_type_is_refused(write, bases, lines, expected):
     with pytest.raises(ConfigError) as caught:
         read_config(write(bases + lines + "\n"))
     assert str(caught.value) == expected

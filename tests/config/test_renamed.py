@@ -34,7 +34,7 @@ from mllm.errors import ConfigError
         ("training_args", "evaluation_strategy", "did you mean 'eval_strategy'?"),
     ],
 )
-def test_a_name_of_another_time_is_answered(write, bases, section, key, answer):
+def test_old_keys_are_refused_with_their_current_name(write, bases, section, key, answer):
     with pytest.raises(ConfigError) as caught:
         read_config(write(bases + f"{section} = dict({key}=1)\n"))
     assert str(caught.value).startswith(f"run.py:2: unknown key '{key}' in {section}: ")

@@ -20,7 +20,7 @@ def test_every_key_has_a_sentence(kind):
             assert following.value.value.endswith("."), ast.unparse(statement)
 
 
-def test_the_users_own_names_do_not_move():
+def test_the_common_keys_keep_their_names_and_order():
     names = [item.name for item in dataclasses.fields(ModelArgs)]
     assert names[:9] == [
         *("type", "model_name_or_path", "adapter_path", "merge_lora", "load_in_4bit", "load_in_8bit"),

@@ -89,7 +89,7 @@ def test_the_masks_of_one_answer_are_united():
     assert (figures["cIoU"], figures["gIoU"]) == (1, 1)
 
 
-def test_a_predicted_mask_without_a_pixel_is_wrong_but_no_failure():
+def test_an_empty_predicted_mask_is_wrong_but_not_a_failure():
     figures = res([masks(filled())], [masks(filled(1))])
     assert (figures["gIoU"], figures["cIoU"], figures["failed"]) == (0, 0, 0)
 

@@ -201,7 +201,7 @@ def test_loss_and_gradients_equal_plain_autograd_over_the_models_own_logits(bund
     assert {"rows", "heads", "backbone"} <= reached and ("fusion" in reached) == (model.fusion is not None)
 
 
-def test_the_state_beside_the_lora_goes_from_one_model_to_another(bundle):
+def test_trained_state_outside_the_lora_can_be_copied_to_an_equal_model(bundle):
     model = bundle.model
     state = {name: tensor.clone() for name, tensor in model.trained_state().items()}
     parts = {name.partition(".")[0] for name in state}
@@ -220,7 +220,7 @@ def test_the_state_beside_the_lora_goes_from_one_model_to_another(bundle):
     assert all(torch.equal(before.heads[name], after.heads[name]) for name in ("box", "mask"))
 
 
-def test_own_parts_are_towers(bundle):
+def test_heads_rows_and_fusion_are_towers(bundle):
     towers = {bundle.model.tower_of(name) for name, _ in bundle.model.named_parameters()}
     assert {"heads", "rows", "vision", "language"} <= towers
     assert all(map(bundle.model.trains, ("heads", "rows", "language")))

@@ -58,7 +58,7 @@ def _bundle(*measures: str) -> Bundle:
     return Bundle(torch.nn.Identity(), ViewEncoder(None, views=["ED", "ES"], measures=measures))
 
 
-def test_the_three_measures_are_found_by_name_whatever_the_order_of_the_head():
+def test_measures_are_matched_by_name_in_any_order():
     found = torch.tensor([[100.0, 60.0, 60.0]])
     context = _context(found, [[0.0] * 3])
     objective = VolumeConsistency()

@@ -137,6 +137,6 @@ def test_a_checkpoint_of_another_architecture_is_refused(run, tmp_path):
     assert "type='gemma3n-student' reads a Gemma 3n checkpoint" in said and "llava" in said.lower()
 
 
-def test_a_medsiglip_teacher_is_a_vision_part_by_itself(run):
+def test_a_medsiglip_teacher_has_part_vision_by_default(run):
     config = run("distill_args = dict(_delete_=True, teacher=dict(type='medsiglip', model_name_or_path='a/b'))\n")
     assert config.distill_args.teacher.part == "vision"

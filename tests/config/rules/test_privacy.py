@@ -197,7 +197,7 @@ def seeing(kind: str, more: str = "", scale: str = ", scale=dict(EF=(55, 12), ED
     return f"model_args = dict(type='{kind}', {SEEING.format(scale)}{more})\n{MEASURES}"
 
 
-def test_a_model_that_measures_is_told_its_scale_from_elsewhere(run):
+def test_a_private_regression_head_needs_a_scale(run):
     assert refusal(run, PRIVATE + seeing("medsiglip", scale="")) == (
         "run.py:3: a RegressionHead takes mean and standard deviation of its measures from the training split, which "
         "is a question to private data that the accountant does not count: give them from elsewhere, such as "

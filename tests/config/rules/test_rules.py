@@ -259,7 +259,7 @@ def test_gpu_settings_on_a_cpu(run, caplog, precision, optimizer):
     assert reasons[2] == f"the optimizer '{optimizer}' needs a GPU: using 'adamw_torch'"
 
 
-def test_bf16_stays_on_a_cpu_that_is_asked_for_it(run):
+def test_bf16_on_a_cpu_is_kept_if_it_is_set(run):
     config, hardware = run("training_args = dict(bf16=True)\nhardware = dict(bf16=True)", CPU)
     assert config.training_args["bf16"] is True and hardware.precision == "bf16"
 
@@ -295,12 +295,12 @@ def test_columns_are_never_removed(run):
     assert run("training_args = dict(remove_unused_columns=True)")[0].training_args["remove_unused_columns"] is False
 
 
-def test_the_text_says_what_was_adapted(run, write):
+def test_the_written_config_contains_the_adapted_values(run, write):
     config, _ = run("training_args = dict(fp16=True)", CPU)
     assert read_config(write(config.text, "config.py")) == config
 
 
-def test_an_absent_gpu_is_no_news_to_who_asked_for_none(run, caplog):
+def test_an_absent_gpu_is_logged_only_for_an_explicit_setting(run, caplog):
     caplog.set_level(logging.INFO)
     assert run("", CPU)[0].training_args["dataloader_pin_memory"] is False
     assert not caplog.records
@@ -333,5 +333,5 @@ def test_what_trainer_would_read_in_code_of_its_own_is_refused(sentence, setting
     )
 
 
-def test_the_same_options_at_rest_are_accepted(run):
+def test_unsupported_options_at_their_defaults_are_accepted(run):
     run("training_args = dict(label_smoothing_factor=0.0, auto_find_batch_size=False, neftune_noise_alpha=None)")

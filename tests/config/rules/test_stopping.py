@@ -18,7 +18,7 @@ def run(write, bases):
     return lambda lines: apply_rules(read_config(write(bases + lines + "\n")), CPU)[0]
 
 
-def test_it_may_look_at_a_validation_loss(run):
+def test_early_stopping_with_a_validation_loss_is_accepted(run):
     wanted = 'training_args = dict(early_stopping_patience=2, early_stopping_threshold=0.01, eval_strategy="epoch")'
     assert run(SEEING + wanted).training_args["early_stopping_patience"] == 2
 

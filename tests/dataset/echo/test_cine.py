@@ -18,12 +18,12 @@ def test_the_conversation_has_the_known_measures_with_units():
 
 
 @pytest.mark.parametrize(("value", "number"), [("58.4", 58.4), (3, 3.0), (" 7 ", 7.0)])
-def test_known_numbers(value, number):
+def test_numbers_are_parsed(value, number):
     assert known_number(value, "EF") == number
 
 
 @pytest.mark.parametrize("value", [None, "", " ", "nan", "NaN", "inf", 0, "-3", math.nan])
-def test_unknown_numbers(value):
+def test_invalid_numbers_are_unknown(value):
     assert math.isnan(known_number(value, "EF"))
 
 

@@ -66,7 +66,7 @@ def test_missing_values_of_optional_fields_are_not_text(make):
     assert sample.group is None
 
 
-def test_of_the_answers_of_several_annotators_one_is_chosen(make):
+def test_one_answer_of_several_annotators_is_chosen(make):
     answers = {"answer": ["yes", "yes", "no"]}
     with pytest.raises(DataError, match="line 1: field 'answer' has 3 answers, and one is learned: set choose_answer="):
         make(answers)[0]

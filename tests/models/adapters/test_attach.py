@@ -61,7 +61,7 @@ class TestFresh:
 
 
 class TestStack:
-    def test_only_the_fresh_one_trains(self, small_gemma, start_adapter):
+    def test_only_the_new_adapter_trains(self, small_gemma, start_adapter):
         model = attach(load(small_gemma), adapter_path=str(start_adapter), lora_r=2)
         assert close(logits(model), logits(PeftModel.from_pretrained(load(small_gemma), start_adapter)), 1e-6)
         assert all(".default." in name for name in trainable(model))
@@ -80,7 +80,7 @@ class TestStack:
             ("all", (True, True)),
         ],
     )
-    def test_is_one_adapter_for_others(self, small_gemma, tmp_path, rslora, lora_target):
+    def test_a_continued_pair_is_saved_as_one_adapter(self, small_gemma, tmp_path, rslora, lora_target):
         folder = write_tiny_adapter(small_gemma, tmp_path / "start", rank=4, alpha=10, use_rslora=rslora[0])
         options = dict(lora_r=2, lora_alpha=5, lora_target=lora_target, use_rslora=rslora[1])
         model = fill(attach(load(small_gemma), adapter_path=str(folder), **options))
@@ -193,7 +193,7 @@ class TestReport:
         assert table.splitlines()[-1].split()[0] == "all"
         assert f"{report['vision'].parameters:,}" in table
 
-    def test_packed_weights_count_as_what_they_stand_for(self, small_gemma):
+    def test_packed_weights_are_counted_unpacked(self, small_gemma):
         packed = count_trainable(LanguageModel(quantized(small_gemma, 4), TOWERS))
         plain = count_trainable(LanguageModel(load(small_gemma), TOWERS))
         assert {count.tower: count.total for count in packed} == {count.tower: count.total for count in plain}

@@ -101,21 +101,21 @@ class TestRefusedAdapters:
         path.write_bytes(path.read_bytes()[:1000])
         self.refuse(small_gemma, folder, "cannot be read")
 
-    def test_other_method(self, small_gemma, start_adapter, tmp_path):
+    def test_an_adapter_of_another_method_is_refused(self, small_gemma, start_adapter, tmp_path):
         folder = edited(start_adapter, tmp_path / "adapter", peft_type="IA3")
         self.refuse(small_gemma, folder, "describes no LoRA adapter|cannot be read")
 
-    def test_other_architecture(self, small_gemma, tiny_qwen2_vl, tmp_path):
+    def test_an_adapter_of_another_architecture_is_refused(self, small_gemma, tiny_qwen2_vl, tmp_path):
         folder = write_tiny_adapter(tiny_qwen2_vl, tmp_path / "adapter", targets=["fc1", "q_proj"])
         self.refuse(small_gemma, folder, "does not fit this model: it adapts model.visual")
 
-    def test_other_shape(self, start_adapter, tmp_path):
+    def test_an_adapter_with_other_shapes_is_refused(self, start_adapter, tmp_path):
         wide = write_tiny("medgemma", tmp_path / "wide", text={"intermediate_size": 320}, vision={"image_size": 224})
         self.refuse(
             wide, start_adapter, r"does not fit this model: .* has shape \(4, 256\), the model needs \(4, 320\)"
         )
 
-    def test_tensor_missing(self, small_gemma, start_adapter, tmp_path):
+    def test_an_adapter_without_a_tensor_is_refused(self, small_gemma, start_adapter, tmp_path):
         folder = edited(start_adapter, tmp_path / "adapter")
         tensors = load_file(folder / "adapter_model.safetensors")
         tensors.pop(next(key for key in tensors if "lora_A" in key))

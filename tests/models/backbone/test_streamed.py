@@ -44,7 +44,7 @@ def _logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_is_the_model_that_is_loaded(family: str, tmp_path: Path) -> None:
+def test_a_streamed_model_equals_the_loaded_model(family: str, tmp_path: Path) -> None:
     folder = write_tiny(family, tmp_path / family)
     stored, loaded = _open(family, folder), FAMILIES[family].from_pretrained(folder)
     ours, theirs = own_tensors(stored), loaded.state_dict()
@@ -121,7 +121,7 @@ def test_what_cannot_stay_in_files_says_why(tmp_path: Path) -> None:
         weight_files(folder)
 
 
-def test_strangers_in_the_files_have_no_name(tmp_path: Path) -> None:
+def test_unused_tensors_of_the_files_have_no_name(tmp_path: Path) -> None:
     folder = write_tiny("gemma3n", tmp_path / "base")
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, "audio.weight": torch.ones(2)}, folder / "model.safetensors", metadata={"format": "pt"})

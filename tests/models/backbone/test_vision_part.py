@@ -42,7 +42,7 @@ def _record(path):
 
 
 @torch.no_grad()
-def test_it_sees_bit_by_bit_what_the_whole_model_sees(folder):
+def test_features_are_bit_equal_to_those_of_the_whole_model(folder):
     name, path = folder
     kind, side = WHOLE[name]
     whole, part = kind.from_pretrained(path).eval(), _load(path)
@@ -69,7 +69,7 @@ def test_nothing_but_towers_and_projector_is_in_memory(folder):
             assert torch.equal(tensor, whole[key]), key
 
 
-def test_its_skeleton_has_its_shapes_and_no_weight(folder):
+def test_the_skeleton_has_the_shapes_of_the_model_and_no_weights(folder):
     _, path = folder
     part = _load(path)
     empty = skeleton(part)

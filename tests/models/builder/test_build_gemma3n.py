@@ -21,13 +21,13 @@ def _load(path, **options):
 @pytest.mark.parametrize(
     "target, towers", [("language", {"language"}), ("vision", {"vision"}), ("all", {"language", "vision"})]
 )
-def test_each_target_meets_its_tower_alone(tiny_student, target: str, towers: set[str]):
+def test_each_target_matches_only_its_tower(tiny_student, target: str, towers: set[str]):
     model = _load(tiny_student, lora_target=target).model
     assert {model.tower_of(name) for name, p in model.named_parameters() if p.requires_grad} == towers
 
 
 @torch.no_grad()
-def test_it_says_what_stock_transformers_says(tiny_student):
+def test_outputs_equal_those_of_stock_transformers(tiny_student):
     bundle = _load(tiny_student, lora_r=None)
     image = Image.effect_noise((80, 60), 90).convert("RGB")
     batch = bundle.encoder.pad(

@@ -65,7 +65,7 @@ def test_only_the_adapter_trains_and_every_part_of_it(tiny_medgemma: Path, targe
     assert [name for name, tensor in trainable.items() if tensor.grad is None or not tensor.grad.any()] == []
 
 
-def test_images_have_the_size_and_tokens_asked_for(tiny_medgemma: Path) -> None:
+def test_images_have_the_configured_size_and_tokens(tiny_medgemma: Path) -> None:
     encoded = load_pretrained(args(tiny_medgemma), CPU).encoder.encode(SAMPLE)
     assert encoded.student["pixel_values"].shape == (1, 3, 448, 448)
     assert int((encoded.student["token_type_ids"] == 1).sum()) == 32

@@ -82,7 +82,7 @@ def test_without_fusion_and_heads_it_is_a_llava(tiny_shikra: Path) -> None:
 
 
 @torch.inference_mode()
-def test_the_projector_reads_the_mean_of_all_layers_but_the_last_at_first(tiny_shikra: Path) -> None:
+def test_initially_the_projector_reads_the_mean_of_all_layers_but_the_last(tiny_shikra: Path) -> None:
     bundle = build(tiny_shikra)
     model = bundle.model.pretrained.model
     read: list[Tensor] = []
@@ -94,7 +94,7 @@ def test_the_projector_reads_the_mean_of_all_layers_but_the_last_at_first(tiny_s
     torch.testing.assert_close(read[0], torch.stack(states[:-1]).mean(dim=0)[:, 1:])
 
 
-def test_its_heads_and_its_text_must_agree(tiny_shikra: Path) -> None:
+def test_a_text_box_format_with_heads_is_refused(tiny_shikra: Path) -> None:
     with pytest.raises(ConfigError, match="normalized_text writes boxes as text, and heads read a token"):
         build(tiny_shikra, box_format={"type": "normalized_text"})
     alone = build(tiny_shikra, heads={"box": {"type": "BoxHead", "hidden": 64}})

@@ -57,7 +57,7 @@ def test_a_starting_adapter(tiny_llava: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(merged, continued, rtol=1e-4, atol=1e-4)
 
 
-def test_the_encoder_is_told_its_options(tiny_llava: Path) -> None:
+def test_options_reach_the_encoder(tiny_llava: Path) -> None:
     bundle = load_pretrained(args(tiny_llava, max_length=77, system="Be brief.", turn_end="</s>"), CPU)
     assert bundle.encoder.max_length == 77
     text = bundle.encoder.tokenizer.decode(
@@ -74,7 +74,7 @@ def test_a_target_that_matches_nothing(tiny_llava: Path) -> None:
 HEADS = {"box": {"type": "BoxHead", "hidden": 32}, "mask": {"type": "MaskHead", "dim": 32}}
 
 
-def test_heads_bring_their_tokens_and_tell_the_encoder(tiny_llava: Path) -> None:
+def test_heads_add_their_tokens_and_configure_the_encoder(tiny_llava: Path) -> None:
     bundle = load_pretrained(args(tiny_llava, heads=HEADS), CPU)
     assert set(bundle.model.heads) == {"box", "mask"} and bundle.model.rows is not None
     assert bundle.encoder.marks.mask_size == bundle.model.mask_head.size == 32
@@ -84,7 +84,7 @@ def test_heads_bring_their_tokens_and_tell_the_encoder(tiny_llava: Path) -> None
     assert set(alone.model.heads) == {"box"} and alone.encoder.marks.mask_size is None and alone.model.layers is None
 
 
-def test_every_process_begins_with_the_same_heads_and_rows(tiny_llava: Path) -> None:
+def test_heads_and_rows_are_initialized_equally_in_every_process(tiny_llava: Path) -> None:
     states = []
     for seed in (0, 1):
         torch.manual_seed(seed)

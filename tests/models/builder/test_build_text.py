@@ -36,7 +36,7 @@ def args(request, tmp_path_factory):
     )
 
 
-def test_it_learns_pairs_by_heart_and_stops(args):
+def test_training_memorizes_pairs_and_generation_ends(args):
     bundle = load_pretrained(args, detect())
     batch = bundle.encoder.pad([bundle.encoder.encode(sample) for sample in SAMPLES])
     learner = Learner(bundle.model, {"next_token": NextToken()})
@@ -99,7 +99,7 @@ def test_only_attention_and_mlp_of_the_language_model_are_adapted(args):
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-def test_four_bits_leave_alone_what_cannot_be_quantized(args):
+def test_4_bits_do_not_quantize_unsupported_modules(args):
     bundle = load_pretrained(replace(args, load_in_4bit=True), detect())
     batch = bundle.encoder.pad([bundle.encoder.encode(sample) for sample in SAMPLES])
     Learner(bundle.model, {"next_token": NextToken()})(batch.student, batch.targets)["loss"].backward()

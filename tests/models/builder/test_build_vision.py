@@ -40,7 +40,7 @@ class Shell(nn.Module):
         self.model.vision_tower.timm_model = tower
 
 
-def test_lora_meets_all_dense_convolutions_of_mobilenet_v5_and_no_depthwise_one():
+def test_lora_targets_are_all_dense_convolutions_of_mobilenet_v5():
     """282 convolutions, of which 45 are depthwise; the attention's projections are among the dense ones."""
     import re
 
@@ -66,7 +66,7 @@ def test_the_student_trains_lora_in_its_vision_and_the_head(tiny_student):
     assert "language" not in rows and "audio" not in rows
 
 
-def test_every_adapted_convolution_changes_what_is_seen(tiny_student):
+def test_every_adapted_convolution_changes_the_features(tiny_student):
     """LoRA that is not on the used path would be counted and never learn (GEMMA 3NCORE's second defect)."""
     model = _student(tiny_student).model.train()
     for name, parameter in model.named_parameters():
@@ -89,7 +89,7 @@ def test_the_whole_tower_trains_in_fp32(tiny_student):
     assert len([name for name in model.trained_state() if name.startswith("vision.")]) == len(tower)
 
 
-def test_a_trained_head_goes_on_in_the_units_in_which_it_was_trained(tiny_student, tmp_path):
+def test_a_continued_head_keeps_its_mean_and_std(tiny_student, tmp_path):
     """Another training split has another mean; with it the same weights would say other numbers."""
     trained = _student(tiny_student)
     trained.model.head.normalize({"EF": [40.0, 60.0]})

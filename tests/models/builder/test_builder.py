@@ -16,7 +16,7 @@ from mllm.registry import MODELS
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
 
 
-def test_an_unknown_type_answers_with_the_nearest() -> None:
+def test_an_unknown_type_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'medgemma'"):
         load_pretrained(ModelArgs(type="medgema", model_name_or_path="x/y"), CPU)
 

@@ -36,7 +36,7 @@ def assert_equal(args: ModelArgs) -> dict[str, torch.Tensor]:
     "changes",
     [{}, {"image_token_len": 128}, {"image_size": 448, "image_token_len": 32}, {"heads": HEADS, "image_size": 448}],
 )
-def test_it_encodes_as_the_one_beside_the_model(tiny_medgemma: Path, changes: dict[str, Any]) -> None:
+def test_it_encodes_like_the_encoder_of_the_loaded_model(tiny_medgemma: Path, changes: dict[str, Any]) -> None:
     args = ModelArgs(type="medgemma", model_name_or_path=str(tiny_medgemma), lora_r=None, system="Be brief.", **changes)
     targets = assert_equal(args)
     if "heads" in changes:
@@ -44,12 +44,14 @@ def test_it_encodes_as_the_one_beside_the_model(tiny_medgemma: Path, changes: di
 
 
 @pytest.mark.parametrize("type", ["shikra", "perceptionGPT"])
-def test_so_it_does_for_a_composed_llava(tiny_llama: Path, tiny_clip: Path, type: str) -> None:
+def test_a_composed_llava_behaves_the_same(tiny_llama: Path, tiny_clip: Path, type: str) -> None:
     assert_equal(ShikraArgs(type=type, model_name_or_path=str(tiny_llama), vision_tower=str(tiny_clip), lora_r=None))
 
 
 @pytest.mark.parametrize("box_format", [None, {"type": "location_tokens", "num_bins": 101}])
-def test_another_family_has_its_own(tiny_llava: Path, box_format: dict[str, Any] | None) -> None:
+def test_the_encoder_of_another_family_equals_that_of_its_model(
+    tiny_llava: Path, box_format: dict[str, Any] | None
+) -> None:
     args = ModelArgs("image-text", str(tiny_llava), lora_r=None, max_length=777, box_format=box_format)
     assert load_encoder(args).max_length == 777
     assert_equal(args)

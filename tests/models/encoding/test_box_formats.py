@@ -46,7 +46,7 @@ def test_what_is_written_is_read(box_format, boxes, points):
     assert np.abs(np.array(found[len(boxes) :]).reshape(-1, 2) - wanted).max(initial=0) <= reach
 
 
-def test_the_words_are_shikras():
+def test_boxes_and_points_are_written_as_in_shikra():
     assert NormalizedText().write_boxes([(0.1, 0.25, 0.4801, 0.76), (0, 0, 1, 1)]) == (
         "[0.100,0.250,0.480,0.760;0.000,0.000,1.000,1.000]"
     )

@@ -108,7 +108,7 @@ def test_labels_are_the_answers_with_their_end(processors, family, name, system)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_prompt_is_what_training_saw_before_the_answer(processors, family):
+def test_the_prompt_equals_the_training_input_before_the_answer(processors, family):
     encoder = ChatEncoder(processors[family], max_length=4096)
     sample = Sample([Turn("user", "<image> What?"), Turn("assistant", "CT of the head")], [picture()])
     asked, answered = encoder.prompt(sample).student, encoder.encode(sample).student
@@ -381,7 +381,7 @@ def test_a_batch_of_objects(speaking, side):
     )
 
 
-def test_an_object_behind_the_cut_is_not_known(speaking):
+def test_an_object_after_the_truncation_is_unknown(speaking):
     sample = grounded("<box> " + "and many more words " * 9 + "<box>", ((1,), (2,)))
     whole = speaking("llava", "object", mask_size=8).encode(sample)
     places = whole.student["object_positions"].tolist()
@@ -409,7 +409,7 @@ def test_an_object_behind_the_cut_is_not_known(speaking):
         ("text", "where is <loc> and <bin_3>, {} or {0}, <box>?", None),
     ],
 )
-def test_a_formats_tokens_are_never_taken_from_what_people_say(speaking, name, text, refused):
+def test_control_tokens_in_a_text_are_refused(speaking, name, text, refused):
     sample = Sample([Turn("user", text), Turn("assistant", "x")], source="F, line 2")
     encoder = speaking("medgemma", name)
     if refused:
@@ -421,7 +421,7 @@ def test_a_formats_tokens_are_never_taken_from_what_people_say(speaking, name, t
         assert squeezed(text) in squeezed(decoded)
 
 
-def test_the_system_prompt_is_held_to_the_same(processors):
+def test_control_tokens_in_a_system_prompt_are_refused(processors):
     encoder = ChatEncoder(processors["medgemma"], max_length=99, system="Be <end_of_turn> good")
     with pytest.raises(DataError, match="control token '<end_of_turn>'"):
         encoder.encode(Sample([Turn("user", "a"), Turn("assistant", "b")]))

@@ -59,7 +59,7 @@ def test_a_long_question_is_cut_at_its_end_and_keeps_the_turns(tokenizer):
         encoder(tokenizer, max_length=4).encode(pair("The liver is large.", "Ja."))
 
 
-def test_a_long_answer_is_cut_and_says_so(tokenizer):
+def test_a_long_answer_is_truncated_and_marked(tokenizer):
     encoded = encoder(tokenizer, max_length=30).encode(pair("Why?", "The liver is large. " * 20))
     assert len(encoded.targets["labels"]) == 31 and encoded.truncated
 

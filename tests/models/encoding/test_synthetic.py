@@ -34,7 +34,7 @@ def test_they_name_themselves_synthetic(reads_images):
     assert [len(sample.images) for sample in synthetic_samples(2, 9, reads_images)] == [0, int(reads_images)]
 
 
-def test_they_are_the_same_in_every_process():
+def test_synthetic_samples_are_deterministic():
     first, second = synthetic_samples(3, 40, True), synthetic_samples(3, 40, True)
     assert [sample.turns for sample in first] == [sample.turns for sample in second]
     assert first[0].images[0].tobytes() == second[0].images[0].tobytes()

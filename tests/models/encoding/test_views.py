@@ -53,7 +53,7 @@ def test_a_shuffled_batch_keeps_each_patients_views_together(encoder: ViewEncode
     assert grays[:, 0].tolist() == [40, 10, 30, 0]
 
 
-def test_a_prompt_tells_nothing(encoder: ViewEncoder):
+def test_a_prompt_has_no_known_targets(encoder: ViewEncoder):
     prompt = encoder.prompt(_sample(["ED", "ES"], [0, 0], measures={"EF": 50.0}))
     assert not prompt.targets["measures_known"].any()
     assert len(prompt) == 18

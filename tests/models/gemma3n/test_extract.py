@@ -134,7 +134,7 @@ def test_towers_and_other_dtypes_are_kept_bit_for_bit(deep_with_towers, tmp_path
 
 
 @torch.inference_mode()
-def test_images_are_seen_as_before(deep_with_towers, tmp_path):
+def test_a_slice_reads_images_like_its_source(deep_with_towers, tmp_path):
     _, config = open_checkpoint(str(deep_with_towers))
     choice, kind = preset_slice("E1.96B", config), Gemma3nForConditionalGeneration
     folder = extracted(deep_with_towers, tmp_path / "small", choice)
@@ -186,7 +186,7 @@ def test_keys_that_shared_layers_do_not_need_are_kept_for_older_readers(deep, tm
     assert found == list(range(25, 35))
 
 
-def test_the_config_and_what_lies_beside(deep, tmp_path):
+def test_the_config_and_the_other_files_are_written(deep, tmp_path):
     _, config = open_checkpoint(str(deep))
     folder = extracted(deep, tmp_path / "small", preset_slice("E2B", config))
     values, before = (json.loads((path / "config.json").read_text()) for path in (folder, deep))

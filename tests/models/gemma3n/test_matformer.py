@@ -81,7 +81,7 @@ def test_presets_fit_e4b_alone():
         preset_slice("E2.49B", cut)
 
 
-def test_slices_of_ones_own():
+def test_custom_slices():
     choice = custom_slice(E4B, [10000], [3, 20, 21])
     assert choice.layers == tuple(layer for layer in range(35) if layer not in (3, 20, 21))
     assert choice.widths == (10000,) * 32

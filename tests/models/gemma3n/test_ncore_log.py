@@ -45,12 +45,12 @@ def test_the_environment_is_a_table_in_log_and_folder(tmp_path, caplog):
         (A100, {"load_in_4bit": True}, ["quantization: 4 bits, as the config sets"]),
     ],
 )  # fmt: skip
-def test_every_choice_has_its_reason(hardware: Hardware, options, lines: list[str]):
+def test_every_choice_is_logged_with_its_reason(hardware: Hardware, options, lines: list[str]):
     told = choices(_config(**options), hardware)
     assert [line for line in lines if line not in told] == []
 
 
-def test_they_are_logged(caplog):
+def test_choices_are_logged(caplog):
     with caplog.at_level(logging.INFO):
         log_conduit(_config(), CPU)
     assert "Conduit: how data flows\n  device: a processor" in caplog.text

@@ -47,7 +47,7 @@ def test_it_is_called_like_a_model_that_generates_text(bundle: Bundle):
     assert answers(bundle, samples, max_new_tokens=5, progress=False) == measure(bundle, samples, progress=False)
 
 
-def test_it_leaves_the_model_as_it_was(bundle: Bundle):
+def test_generation_keeps_the_training_mode(bundle: Bundle):
     bundle.model.train()
     measure(bundle, _samples()[:1], progress=False)
     assert bundle.model.training

@@ -77,7 +77,7 @@ def test_greedy_answers_equal_a_loop_over_full_forwards(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("penalty", [0.2, 1.2])
-def test_a_penalty_looks_at_the_answer_alone_and_not_at_the_batch(bundle: Bundle, penalty: float) -> None:
+def test_a_repetition_penalty_depends_on_the_answer_only(bundle: Bundle, penalty: float) -> None:
     """The oracle: full forwards, the logit of each token that the answer holds divided or multiplied by hand."""
     samples, model = _samples(), bundle.model.pretrained.eval()
     options = dict(max_new_tokens=8, repetition_penalty=penalty, progress=False)

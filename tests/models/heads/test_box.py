@@ -22,7 +22,7 @@ def random_boxes(*shape: int) -> torch.Tensor:
     return corners.flatten(-2)
 
 
-def test_every_box_begins_in_the_middle_and_states_tell_them_apart():
+def test_initial_boxes_are_centered_and_depend_on_the_state():
     torch.manual_seed(0)
     head, states, boxes = BoxHead(32, hidden=64), torch.randn(3, 2, 32), random_boxes(3, 2)
     assert torch.allclose(head.predict(states), torch.tensor([0.25, 0.25, 0.75, 0.75]).expand(3, 2, 4))
@@ -40,7 +40,7 @@ def test_written_boxes_differ_and_are_fp32_under_autocast():
     assert written.shape == (1, 2, 32) and not torch.allclose(written[0, 0], written[0, 1])
 
 
-def test_the_outline_of_a_mask_tells_where_a_box_is():
+def test_a_box_is_read_from_the_outline_of_a_mask():
     torch.manual_seed(0)
     head = BoxHead(16, hidden=64, outline=True, mask_size=16)
     boxes = random_boxes(1, 24)

@@ -25,7 +25,7 @@ def scene() -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
 
 
 @pytest.mark.parametrize("context", [1, 3])
-def test_it_learns_which_disc_is_meant(context):
+def test_training_distinguishes_two_discs(context):
     """With a context, one of the words before the object's token alone tells it."""
     made, (states, layers, masks) = head(context=context), scene()
     if context > 1:
@@ -46,7 +46,7 @@ def test_it_learns_which_disc_is_meant(context):
     assert iou.min() > 0.8
 
 
-def test_objects_do_not_see_each_other_and_images_are_their_own():
+def test_objects_are_independent_and_use_their_own_image():
     made, (states, layers, _) = head(), scene()
     features = made.features(layers)
     together = made.predict(states, features, torch.tensor([[0, 0], [1, 1]]))

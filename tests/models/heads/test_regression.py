@@ -9,7 +9,7 @@ from mllm.errors import ConfigError
 from mllm.models.heads import RegressionHead
 
 
-def test_its_layers_are_those_that_gemma_3ncore_says():
+def test_the_layers_equal_those_of_gemma_3ncore():
     fusion = RegressionHead(24).fusion
     kinds = [nn.Linear, nn.LayerNorm, nn.ReLU, nn.Dropout, nn.Linear, nn.LayerNorm, nn.ReLU, nn.Linear]
     assert [type(layer) for layer in fusion] == kinds
@@ -21,7 +21,7 @@ def test_its_layers_are_those_that_gemma_3ncore_says():
     assert fusion[3].p == 0.2
 
 
-def test_an_untrained_head_says_the_training_splits_mean_in_its_units():
+def test_an_untrained_head_predicts_the_mean_of_the_training_split():
     torch.manual_seed(0)
     head = RegressionHead(8, measures=["EF", "EDV"]).eval()
     nn.init.zeros_(head.fusion[-1].weight)
@@ -55,7 +55,7 @@ def test_a_measure_that_cannot_be_learned_is_refused(known: dict[str, list[float
 
 
 @pytest.mark.parametrize("wrong", [dict(measures=[]), dict(views=["ED", "ED"])])
-def test_names_must_be_given_and_differ(wrong: dict[str, list[str]]):
+def test_empty_and_repeated_names_are_refused(wrong: dict[str, list[str]]):
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))} of a RegressionHead must be different names"):
         RegressionHead(8, **wrong)
 
@@ -66,7 +66,7 @@ def test_mean_and_std_are_saved_and_never_train():
     assert not head.mean.requires_grad and not head.std.requires_grad
 
 
-def test_a_given_scale_is_not_changed_by_the_training_split():
+def test_a_configured_scale_is_not_changed_by_the_training_split():
     head = RegressionHead(8, measures=["EF", "EDV"], scale=dict(EDV=(120.0, 45.0), EF=(55.0, 12.0)))
     head.normalize({"EF": [1.0, 2.0], "EDV": [1.0, 1.0]})
     assert head.mean.tolist() == [55.0, 120.0] and head.std.tolist() == [12.0, 45.0]

@@ -69,7 +69,7 @@ def test_square_pools_are_those_of_transformers(tiny_medgemma: Path, tokens: int
 
 
 @pytest.mark.parametrize(("size", "tokens", "rows", "columns"), [(896, 128, 16, 8), (896, 32, 8, 4), (448, 128, 16, 8)])
-def test_rectangular_pools_average_what_stands_there(
+def test_rectangular_pools_average_their_patches(
     tiny_medgemma: Path, size: int, tokens: int, rows: int, columns: int
 ) -> None:
     model, processor = load(tiny_medgemma), AutoProcessor.from_pretrained(tiny_medgemma)

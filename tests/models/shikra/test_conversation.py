@@ -41,7 +41,7 @@ def test_it_renders_as_published(tiny_llama):
     ("image", "words"),
     [("<image>\n", "<image>\nWhere?"), ("<im_start><im_patch><im_end> ", "<im_start><im_patch><im_end> Where?")],
 )
-def test_an_image_stands_where_it_is_named(tiny_llama, image, words):
+def test_an_image_is_written_at_its_position(tiny_llama, image, words):
     parts = [{"type": "image"}, {"type": "text", "text": "Where?"}]
     assert shown(tiny_llama, [{"role": "user", "content": parts}], image=image) == published(("USER", words))
 
