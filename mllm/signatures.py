@@ -108,7 +108,9 @@ def _attributes(entry: Any) -> dict[str, Any]:
     """Return the literal attributes of a class and its base classes."""
     if not inspect.isclass(entry):
         return {}
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for base in reversed(inspect.getmro(entry)):
-        found |= {name: value for name, value in vars(base).items() if not name.startswith("_") and is_literal(value)}
-    return found
+        attributes |= {
+            name: value for name, value in vars(base).items() if not name.startswith("_") and is_literal(value)
+        }
+    return attributes

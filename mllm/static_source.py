@@ -58,7 +58,7 @@ def find_entries(sources: Sequence[str], variable: str) -> dict[str, Location]:
     Returns:
         Registered name -> location.
     """
-    found: dict[str, Location] = {}
+    locations: dict[str, Location] = {}
     for source in sources:
         for module, path in _modules(source):
             if f"{variable}.register_module" not in path.read_text(encoding="utf-8"):
@@ -66,8 +66,8 @@ def find_entries(sources: Sequence[str], variable: str) -> dict[str, Location]:
             for node in _parse(module).body:
                 if isinstance(node, ast.ClassDef | ast.FunctionDef):
                     names = [name for mark in node.decorator_list for name in _names(mark, variable, node, module)]
-                    found |= dict.fromkeys(names, Location(module, node.name))
-    return found
+                    locations |= dict.fromkeys(names, Location(module, node.name))
+    return locations
 
 
 def read_signature(location: Location) -> Signature:
@@ -120,17 +120,17 @@ def _top_level(module: str) -> dict[str, ast.stmt]:
     """Return the statements that define the names of a module."""
     if not _file(module).is_file():
         raise UnresolvedError(module)
-    found: dict[str, ast.stmt] = {}
+    statements: dict[str, ast.stmt] = {}
     for node in _parse(module).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            found[node.name] = node
+            statements[node.name] = node
         elif isinstance(node, ast.Assign):
-            found |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
+            statements |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            found[node.target.id] = node
+            statements[node.target.id] = node
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {alias.asname or alias.name: node for alias in node.names}
-    return found
+            statements |= {alias.asname or alias.name: node for alias in node.names}
+    return statements
 
 
 def _names(mark: ast.expr, variable: str, node: ast.ClassDef | ast.FunctionDef, module: str) -> list[str]:
@@ -183,7 +183,7 @@ def _definition(module: str, name: str) -> ast.ClassDef | ast.FunctionDef:
 def _ancestry(module: str, node: ast.ClassDef | ast.FunctionDef) -> list[tuple[str, ast.ClassDef]]:
     """Return a class and its base classes in this package, nearest first; other base classes are omitted."""
     assert isinstance(node, ast.ClassDef)
-    found = [(module, node)]
+    ancestry = [(module, node)]
     for base in node.bases:
         name = base.value if isinstance(base, ast.Subscript) else base
         if not isinstance(name, ast.Name):
@@ -194,8 +194,8 @@ def _ancestry(module: str, node: ast.ClassDef | ast.FunctionDef) -> list[tuple[s
             original = _imported_name(target, name.id)
             target = _top_level(origin).get(original)
         if isinstance(target, ast.ClassDef):
-            found += _ancestry(origin, target)
-    return found
+            ancestry += _ancestry(origin, target)
+    return ancestry
 
 
 def _constructor(node: ast.ClassDef, module: str) -> tuple[dict[str, inspect.Parameter], bool] | None:
@@ -270,7 +270,7 @@ def _known_types(annotation: ast.expr, module: str) -> ast.expr:
 
 def _attributes(node: ast.ClassDef, module: str) -> dict[str, Any]:
     """Return the attributes in the body of a class; `UnresolvedError` stands for a value that needs an import."""
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for child in node.body:
         if isinstance(child, ast.Assign):
             targets, value = child.targets, child.value
@@ -281,10 +281,10 @@ def _attributes(node: ast.ClassDef, module: str) -> dict[str, Any]:
         for target in targets:
             if isinstance(target, ast.Name) and not target.id.startswith("_"):
                 try:
-                    found[target.id] = _evaluate(value, module)
+                    attributes[target.id] = _evaluate(value, module)
                 except UnresolvedError:
-                    found[target.id] = UnresolvedError
-    return found
+                    attributes[target.id] = UnresolvedError
+    return attributes
 
 
 def _doc(node: ast.ClassDef | ast.FunctionDef) -> str:

@@ -35,14 +35,14 @@ def make_model_args(type: str, **values: Any) -> ModelArgs:
 def without_foreign_keys(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Return `values` without keys of other families at their default; raise `ConfigError` for other values."""
     known = {item.name for item in fields(family.options)}
-    kept = {}
+    own = {}
     for key, value in values.items():
         others = FAMILIES.types_with(key)
         if key in known or not others:
-            kept[key] = value
+            own[key] = value
         elif value != default_of(FAMILIES.find(others[0]), key):
             raise ConfigError(absence(family.type, key))
-    return kept
+    return own
 
 
 def absent_keys(args: ModelArgs) -> list[str]:

@@ -1,4 +1,4 @@
-"""Rules for differential privacy: what would break its promise, or make it say something else than it seems to."""
+"""Rules for differential privacy: settings that would break or change its guarantee."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def refuse_choices_by_private_loss(config: RunConfig, privacy: PrivacyArgs) -> N
 
 
 def refuse_what_trains_beside_linear_layers(config: RunConfig) -> None:
-    """Refuses trainable parts whose gradient by sample is unknown: all but LoRA on Linear layers and linear heads."""
+    """Refuse trainable parts without per-sample gradients: all but LoRA on Linear layers and linear heads."""
     args = config.model_args
     only = "and with privacy_args only LoRA on Linear layers and linear heads can train"
     for name, options in args.heads.items():
@@ -160,7 +160,7 @@ def refuse_what_trains_beside_linear_layers(config: RunConfig) -> None:
 
 
 def refuse_mixing(config: RunConfig) -> None:
-    """Refuses what lets a sample look at the others of its batch, or stand in a draw more than once."""
+    """Refuse settings that make a sample depend on others of its batch, or that draw it more than once."""
     if config.model_args.load_in_8bit:
         raise ConfigError(
             f"{config.origin('model_args', 'load_in_8bit')}: load_in_8bit=True cannot be used with privacy_args, "
@@ -175,7 +175,7 @@ def refuse_mixing(config: RunConfig) -> None:
 
 
 def refuse_a_look_at_the_data(config: RunConfig) -> None:
-    """Refuses a head that would be told the mean and spread of the training split, exactly and unaccounted for."""
+    """Refuse a head that reads mean and standard deviation of the training split, which is not accounted for."""
     for name, options in config.model_args.heads.items():
         if options["type"] == "RegressionHead" and options.get("scale") is None:
             measures = options.get("measures", ("EF", "EDV", "ESV"))
@@ -188,7 +188,7 @@ def refuse_a_look_at_the_data(config: RunConfig) -> None:
 
 
 def datasets_in(options: Any) -> Iterator[Mapping[str, Any]]:
-    """A dataset's options and those of all that it is made of."""
+    """Yield the options of a dataset and of the datasets in it."""
     if isinstance(options, Mapping):
         if "type" in options:
             yield options
@@ -200,6 +200,6 @@ def datasets_in(options: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _round_below(value: float) -> float:
-    """A number of one digit that is not above `value`."""
+    """Return `value` rounded down to one digit."""
     mantissa, _, exponent = f"{value:e}".partition("e")
     return float(f"{mantissa[0]}e{exponent}")

@@ -2,8 +2,8 @@
 
 The SigLIP tower cuts an image of S pixels into S/14 x S/14 patches, and the projector averages them to the tokens that
 the language model reads: 64 x 64 patches -> 256 tokens by a kernel of 4 x 4. 128 and 32 tokens need a kernel that is
-not square. transformers knows only square ones, so the kernel stands in `config.json` under `POOL_KEY`, and
-`load_gemma3` reads it; transformers itself builds a square kernel, and refuses at the first image ("Image features and
+not square. transformers supports only square ones, so the kernel is stored in `config.json` under `POOL_KEY`, and
+`load_gemma3` reads it. transformers itself builds a square kernel and fails at the first image ("Image features and
 image tokens do not match").
 """
 
@@ -22,7 +22,7 @@ from mllm.models.backbone.loading import load_model
 IMAGE_TOKEN_LENGTHS = (256, 128, 64, 32, 16)
 """Possible numbers of tokens of one image."""
 POOL_KEY = "mllm_image_pool"
-"""Key of config.json: [rows, columns] of patches that one token averages, where they differ."""
+"""Key of config.json: [rows, columns] of patches that one token averages, if they differ."""
 
 
 PROJECTOR = "model.multi_modal_projector"
@@ -41,8 +41,8 @@ def load_gemma3(name: str, **options: Any) -> Gemma3ForConditionalGeneration:
 def pool_kernel(side: int, tokens: int) -> tuple[int, int]:
     """Return the (rows, columns) of patches that one token averages, for `side` x `side` patches and `tokens` tokens.
 
-    Tokens form a grid as near to a square as there is, with more rows than columns where it is none. Raises
-    `ConfigError` for a number of tokens that is not one of `IMAGE_TOKEN_LENGTHS` or does not divide the patches so.
+    Tokens form the grid that is closest to a square, with at least as many rows as columns. Raises `ConfigError` for a
+    number of tokens that is not one of `IMAGE_TOKEN_LENGTHS` or does not divide the patches.
     """
     allowed = ", ".join(str(length) for length in IMAGE_TOKEN_LENGTHS)
     if tokens not in IMAGE_TOKEN_LENGTHS:
@@ -87,8 +87,8 @@ def shape_processor(
 ) -> None:
     """Set the side of images (pixels) and their number of tokens in a processor, in place, for a model with `config`.
 
-    None keeps the checkpoint's value. Raise `ConfigError` where the size does not give whole patches that the tokens
-    divide.
+    None keeps the checkpoint's value. Raise `ConfigError` if the size is not a multiple of the patch size, or the
+    tokens do not divide the patches.
     """
     if image_size is None and tokens is None:
         return
@@ -115,8 +115,8 @@ def resize_images(
 ) -> None:
     """Set the side of images in pixels, in place: position embeddings are resampled.
 
-    An image keeps its number of tokens, unless `tokens` is given. Raises `ConfigError` where the size does not give
-    whole patches that the tokens divide.
+    An image keeps its number of tokens if `tokens` is None. Raises `ConfigError` if the size is not a multiple of the
+    patch size, or the tokens do not divide the patches.
     """
     shape_processor(model.config, processor, image_size, tokens)  # refuse before the model changes
     vision = _vision_config(model)
