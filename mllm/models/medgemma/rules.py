@@ -46,7 +46,7 @@ def refuse_image_tokens(config: RunConfig, checkpoint: Checkpoint) -> None:
 
 
 def refuse_image_size(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """Raise `ConfigError` for an image size that the patch size does not divide, or patches that the pool does not divide.
+    """Raise `ConfigError` if the patch size does not divide an image size, or the pool its patches.
 
     Sizes are in pixels.
     """
