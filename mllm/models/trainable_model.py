@@ -55,7 +55,8 @@ class TrainableModel(nn.Module):
                 from timm.layers.config import set_reentrant_ckpt
 
                 set_reentrant_ckpt(False)  # transformers does not pass its options to timm
-                module.timm_model.set_grad_checkpointing(True)
+                tower: Any = module.timm_model
+                tower.set_grad_checkpointing(True)
         if any("gradient_checkpointing" in vars(module) for module in model.modules()):
             model.gradient_checkpointing_enable(options, **layers)
             # transformers makes the inputs of every tower require gradients: a frozen tower would run backward too.
