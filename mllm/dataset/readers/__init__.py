@@ -8,23 +8,31 @@ from typing import Any
 
 from PIL import Image
 
-from mllm.errors import DataError
+from mllm.dataset.readers.notices import report_constant
+from mllm.errors import DataError, UserError
 from mllm.registry import READERS, check_names
 
 _PREAMBLE = 132
 """Bytes of the preamble of a DICOM file: 128 arbitrary bytes and the letters DICM (PS3.10, section 7.1)."""
+_FIRST_ELEMENTS = tuple(
+    bytes([group, 0, element, 0])
+    for group, elements in ((2, (0, 1, 2, 16)), (8, (0, 1, 5, 8, 22, 24)))
+    for element in elements
+)
+"""Possible begins of a DICOM file without preamble: the tags of its first element, in little endian."""
 
 
 def read_images(path: str | Path, **options: Any) -> list[Image.Image]:
     """Read a file with the reader of its suffix.
 
     Suffixes are entries of READERS; case is ignored and the longest suffix wins (`.nii.gz`). A file with another
-    suffix is read as DICOM if it has the DICOM preamble.
+    suffix is read as DICOM if it begins with the DICOM preamble or with an element of DICOM. A file whose images are
+    nearly constant is named in a warning.
 
     Args:
         path: The file.
-        options: Keyword arguments of the reader: `page` and `window` for images, `frames` and `window` for DICOM,
-            `axis`, `slice`, `volume` and `window` for NIfTI, `frames` for videos.
+        options: Keyword arguments of the reader: `page` and `window` for images, `frames`, `window` and `square` for
+            DICOM, `axis`, `slice`, `volume`, `window` and `square` for NIfTI, `frames` for videos.
 
     Returns:
         RGB images.
@@ -40,9 +48,18 @@ def read_images(path: str | Path, **options: Any) -> list[Image.Image]:
         check_names(READERS, suffix, options, ("reader",), provided=("path",))
     try:
         images: list[Image.Image] = READERS.find(suffix)(path, **options)
-        return images
+    except UserError:
+        raise
+    except MemoryError:
+        raise DataError(f"{path} cannot be read: it needs more memory than is free") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
+    except Exception as error:
+        # Libraries raise nearly every type for some damaged file.
+        raise DataError(f"{path} cannot be read: it is damaged ({type(error).__name__})") from error
+    for image in images:
+        report_constant(path, image)
+    return images
 
 
 def _check_file(path: Path) -> None:
@@ -69,6 +86,6 @@ def _find_suffix(path: Path) -> str:
             head = file.read(_PREAMBLE)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    if head.endswith(b"DICM"):
+    if head.endswith(b"DICM") or (head[:4] in _FIRST_ELEMENTS and len(head) == _PREAMBLE):
         return ".dcm"
     raise DataError(f"{path} has a suffix that no reader supports; supported are {', '.join(READERS.names())}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,48 +10,37 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mllm.dataset.readers.gray import Choice, Window, choose, find_window, full_range, scaled, to_image
+from mllm.dataset.readers.dicom_frames import SPACING_TAGS, TAGS, TRANSFORM_TAGS, decode, read_header
+from mllm.dataset.readers.dicom_gray import apply_voi, drop_impossible_rescale, has_rescale, padding_mask
+from mllm.dataset.readers.geometry import MAX_RATIO, to_square_pixels
+from mllm.dataset.readers.gray import Choice, Window, choose, find_window, scaled, to_image
+from mllm.dataset.readers.notices import warn_once
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_TRANSFORM_TAGS = (
-    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
-    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
-)
-_TAGS = (
-    *("SOPClassUID", "Modality", "NumberOfFrames", "PixelData", "FloatPixelData", "DoubleFloatPixelData"),
-    *("BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit", *_TRANSFORM_TAGS),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *("PaletteColorLookupTableUID", "RedPaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData"),
-    *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
-    *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
-    *("SegmentedRedPaletteColorLookupTableData", "SegmentedGreenPaletteColorLookupTableData"),
-    "SegmentedBluePaletteColorLookupTableData",
-)
-"""All elements that are read of a file: pixels and their transforms to gray values."""
-
-_DECODERS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow")
-"""Decoding plugins in order of preference. GDCM, pydicom's first choice, comes last: it aborts the process at some
-damaged JPEG streams and is only needed for lossless JPEG."""
+_FRAME_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence")
+"""Functional groups with transforms and pixel sizes of frames (PS3.3 C.7.6.16)."""
 
 
 @READERS.register_module(name=[".dcm", ".dicom", ".ima"])
-def read(path: Path, *, frames: Choice = "first", window: Window = None) -> list[Image.Image]:
+def read(path: Path, *, frames: Choice = "first", window: Window = None, square: bool = True) -> list[Image.Image]:
     """Read frames of a DICOM file as RGB images.
 
     Gray values are transformed by the modality LUT or rescale, then by `window`, else by the first VOI LUT or window
     of the file, else from the full range of the frame. MONOCHROME1 is inverted and padding is black. RGB, YBR and
-    palette images are converted to RGB. Overlays are ignored.
+    palette images are converted to RGB. Overlays are ignored. Impossible values of the header are ignored with a
+    warning. Pixels that are not square are resampled to squares of the shorter side (bilinear), so boxes and masks are
+    in pixels of the resampled image.
 
     Args:
         path: The file.
         frames: Indices from 0: an index, a list, 'first', 'middle', 'last' or 'all'.
         window: Name of a CT window (`WINDOWS` in `gray.py`; only for CT in Hounsfield units), or (center, width) in
             the units after rescaling.
+        square: False: return the stored pixels, for boxes and masks that refer to them.
 
     Raises:
         DataError: The file cannot be decoded. The message contains no value of the file except its SOP class and
@@ -65,8 +55,8 @@ def read(path: Path, *, frames: Choice = "first", window: Window = None) -> list
         # Warnings of pydicom contain values of the file.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _read(path, frames, window, limits)
-    except (ConfigError, DataError, OSError):
+            return _read(path, frames, window, limits, square)
+    except (ConfigError, DataError, PermissionError):
         raise
     except pydicom.errors.InvalidDicomError:
         raise DataError(f"{path} is not a DICOM file: it does not begin with the DICOM preamble") from None
@@ -77,48 +67,18 @@ def read(path: Path, *, frames: Choice = "first", window: Window = None) -> list
         ) from None
 
 
-def _read(path: Path, frames: Choice, window: Window, limits: tuple[float, float] | None) -> list[Image.Image]:
-    import pydicom
-
-    header = pydicom.dcmread(path, specific_tags=list(_TAGS), defer_size=4096)
-    if not any(name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise DataError(f"{path} {_why_no_pixels(header)}")
+def _read(
+    path: Path, frames: Choice, window: Window, limits: tuple[float, float] | None, square: bool
+) -> list[Image.Image]:
+    header = read_header(path)
     count = int(header.get("NumberOfFrames") or 1)
-    return [
-        _to_rgb(_decode(path, header, index), _frame_header(header, index), path, window, limits)
-        for index in choose(frames, count, path, "frames", "frame")
-    ]
-
-
-def _why_no_pixels(header: Dataset) -> str:
-    # pydicom returns an empty header if compressed pixels are truncated.
-    if (kind := header.get("SOPClassUID")) is None or "BitsAllocated" in header or "Image" in kind.name:
-        return "is truncated or damaged: it is an image, but its pixels are incomplete"
-    name = "" if kind.name == kind else f": SOP class {kind.name}"
-    return f"has no pixels (it is a waveform such as an ECG, a report or a plan{name})"
-
-
-def _decode(path: Path, header: Dataset, index: int) -> np.ndarray:
-    """Return the stored values of one frame, [H, W] or [H, W, 3]; YBR is converted to RGB."""
-    from pydicom.pixels import get_decoder, pixel_array
-
-    syntax = header.file_meta.get("TransferSyntaxUID")
-    name = "in an encoding that the file does not specify" if syntax is None or syntax.name == syntax else syntax.name
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise DataError(f"{path} cannot be decoded: its pixels are {name}; convert it to an image or a video") from None
-    if not decoder.is_available:
-        raise ConfigError(f"{path} needs a decoder for {name}, which is not installed: pip install -e .[dicom]")
-    try:
-        # One call per frame: the iterators of pydicom carry the color conversion of a frame over to the next.
-        plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")
-        return pixel_array(path, index=index, decoding_plugin=plugin)
-    except (RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{path} cannot be decoded: its pixels ({name}) are truncated, damaged or in a form that no installed "
-            f"decoder reads ({type(error).__name__}); if another program opens it, save it as uncompressed DICOM"
-        ) from None
+    indices = choose(frames, count, path, "frames", "frame")
+    images = []
+    for index, stored in zip(indices, decode(path, header, indices), strict=True):
+        frame = _frame_header(header, index)
+        image = _to_rgb(stored, frame, path, window, limits)
+        images.append(to_square_pixels(image, *_pixel_sides(frame, path), path) if square else image)
+    return images
 
 
 def _frame_header(header: Dataset, index: int) -> Dataset:
@@ -127,18 +87,32 @@ def _frame_header(header: Dataset, index: int) -> Dataset:
 
     frame = Dataset()
     frame.file_meta = header.file_meta
-    for name in _TAGS:
+    for name in TAGS:
         if name in header and not name.endswith(("PixelData", "FunctionalGroupsSequence")):
             frame[name] = header[name]
     groups = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
     groups += list(header.get("PerFrameFunctionalGroupsSequence") or [])[index : index + 1]
     for group in groups:
-        for macro in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+        for macro in _FRAME_GROUPS:
             for item in group.get(macro) or []:
-                for name in _TRANSFORM_TAGS:
+                for name in (*TRANSFORM_TAGS, *SPACING_TAGS):
                     if name in item:
                         frame[name] = item[name]
     return frame
+
+
+def _pixel_sides(header: Dataset, path: Path) -> tuple[float, float]:
+    """Return width and height of a pixel, in one unit; (1, 1) if the header has none or impossible ones."""
+    for name in SPACING_TAGS:
+        if header.get(name) is None:
+            continue
+        # All elements name the distance of rows first, which is the height of a pixel.
+        sides = [float(side) for side in np.atleast_1d(header[name].value)]
+        is_possible = len(sides) == 2 and all(math.isfinite(side) and side > 0 for side in sides)
+        if is_possible and max(sides) <= MAX_RATIO * min(sides):
+            return sides[1], sides[0]
+        warn_once(path, "pixel size", f"has an impossible {name}: it is ignored")
+    return 1.0, 1.0
 
 
 def _to_rgb(
@@ -153,52 +127,25 @@ def _to_rgb(
         if stored.ndim == 2:
             stored = apply_color_lut(stored, header)
             bits = stored.dtype.itemsize * 8
-        eight = stored if bits == 8 else np.rint(stored * (255 / (2**bits - 1)))
-        return Image.fromarray(eight.astype(np.uint8)).convert("RGB")
-    rescaled = header.get("RescaleSlope") is not None and header.get("RescaleIntercept") is not None
-    if isinstance(window, str) and not (header.get("Modality") == "CT" and rescaled):
+        return _color_image(stored, bits, path)
+    drop_impossible_rescale(header, path)
+    if isinstance(window, str) and not (header.get("Modality") == "CT" and has_rescale(header)):
         raise DataError(
             f"{path} is not a CT in Hounsfield units, which window='{window}' requires; use window=(center, width)"
         )
-    padding = _is_padding(stored, header)
+    padding = padding_mask(stored, header)
     values = apply_modality_lut(stored, header)
-    unit = scaled(values, *limits) if limits is not None else _apply_voi(values, header, padding)
+    unit = scaled(values, *limits) if limits is not None else apply_voi(values, header, padding, path)
     if header.PhotometricInterpretation == "MONOCHROME1":
         unit = 1 - unit
     unit[padding] = 0
     return to_image(unit)
 
 
-def _is_padding(stored: np.ndarray, header: Dataset) -> np.ndarray:
-    """Return the mask of padding pixels (PS3.3 C.7.5.1.1.2), [H, W] bool."""
-    first = header.get("PixelPaddingValue")
-    if first is None or stored.dtype.kind == "f":
-        return np.zeros(stored.shape, bool)
-    last = header.get("PixelPaddingRangeLimit")
-    # Files often store the value of a signed image as unsigned, or vice versa: compare the bits.
-    ends = np.asarray([first, first if last is None else last]).astype(stored.dtype)
-    return (stored >= ends.min()) & (stored <= ends.max())
-
-
-def _apply_voi(values: np.ndarray, header: Dataset, padding: np.ndarray) -> np.ndarray:
-    """Map values to [0, 1] by the first VOI LUT or window of the file, else from their minimum to their maximum."""
-    if header.get("VOILUTSequence"):
-        table = header.VOILUTSequence[0]
-        entries, first, bits = table.LUTDescriptor
-        data = table.LUTData
-        order = "<" if header.file_meta.TransferSyntaxUID.is_little_endian else ">"
-        lut = np.frombuffer(data, f"{order}u2") if isinstance(data, bytes) else np.asarray(data)
-        indices = np.clip(np.rint(values) - first, 0, min(entries or 65536, len(lut)) - 1).astype(int)
-        return lut[indices] / (2**bits - 1)
-    if header.get("WindowCenter") is None or header.get("WindowWidth") is None:
-        return scaled(values, *full_range(values[~padding]))
-    # Several windows are alternative views; the first is the default.
-    center, width = (float(np.atleast_1d(header[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
-    function = header.get("VOILUTFunction") or "LINEAR"
-    if function == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * (values - center) / width))
-    if function == "LINEAR":
-        # By PS3.3 C.11.2.1.2.1 the width counts the steps between integers, not the integers.
-        center, width = center - 0.5, width - 1
-    half = max(width / 2, 1e-6)
-    return scaled(values, center - half, center + half)
+def _color_image(stored: np.ndarray, bits: int, path: Path) -> Image.Image:
+    """Return an [H, W, 3] array of unsigned values as an image. Values above those of `bits` are white."""
+    white = 2**bits - 1
+    if stored.size and stored.max() > white:
+        warn_once(path, "bits", f"has values above those of its {bits} bits (BitsStored): they are white")
+    eight = stored if stored.dtype == np.uint8 and bits == 8 else np.rint(np.minimum(stored, white) * (255 / white))
+    return Image.fromarray(eight.astype(np.uint8)).convert("RGB")

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
+from mllm.dataset.readers.notices import warn_once
 from mllm.errors import ConfigError, DataError, hint
 
 Window: TypeAlias = str | Sequence[float] | None
@@ -29,6 +30,12 @@ WINDOWS: dict[str, tuple[float, float]] = {
     "temporal_bone": (600, 2800),
 }
 """Center and width of common CT windows, in Hounsfield units (Murphy et al., Windowing (CT), Radiopaedia.org)."""
+
+
+_QUANTILES = (0.001, 0.999)
+_OUTLIER_RATIO = 50
+_MIN_SAMPLE, _MAX_SAMPLE = 1000, 1_000_000
+"""Numbers of values of which quantiles are computed."""
 
 
 def find_window(window: Window, named: bool = True) -> tuple[float, float] | None:
@@ -69,6 +76,29 @@ def full_range(values: np.ndarray) -> tuple[float, float]:
     """Return the minimum and maximum of the finite values; (0, 0) if there is none."""
     finite = values[np.isfinite(values)]
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+
+def display_range(values: np.ndarray, path: Path) -> tuple[float, float]:
+    """Return the range that is shown without a window: from the minimum to the maximum of the finite values.
+
+    Single extreme values, which would make everything else black or white, are left out with a warning: if the full
+    range is `_OUTLIER_RATIO` times the range between the quantiles `_QUANTILES`, the latter is returned.
+    """
+    low, high = full_range(values)
+    sample = values.reshape(-1)[:: max(1, values.size // _MAX_SAMPLE)]
+    sample = sample[np.isfinite(sample)]
+    if sample.size < _MIN_SAMPLE:
+        return low, high
+    inner_low, inner_high = (float(number) for number in np.quantile(sample, _QUANTILES))
+    if not 0 < _OUTLIER_RATIO * (inner_high - inner_low) < high - low:
+        return low, high
+    warn_once(
+        path,
+        "outliers",
+        f"has values from {low:g} to {high:g}, nearly all from {inner_low:g} to {inner_high:g}: "
+        "the others are shown as black or white; set window=(center, width) to choose the range",
+    )
+    return inner_low, inner_high
 
 
 def to_image(unit: np.ndarray) -> Image.Image:

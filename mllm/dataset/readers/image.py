@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mllm.dataset.readers.gray import Choice, Window, choose, find_window, full_range, scaled, to_image
+from mllm.dataset.readers.gray import Choice, Window, choose, display_range, find_window, scaled, to_image
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
 
@@ -32,7 +32,8 @@ def read(path: Path, *, page: Choice = "first", window: Window = None) -> list[I
     """
     limits = find_window(window, named=False)
     try:
-        with Image.open(path) as image:
+        # From a path, Pillow maps uncompressed TIFFs with the size after the rotation, which scrambles their pixels.
+        with path.open("rb") as file, Image.open(file) as image:
             count = 1 if isinstance(page, (str, int)) and page in ("first", 0) else _count_pages(image)
             images = []
             for index in choose(page, count, path, "page", "page"):
@@ -66,7 +67,7 @@ def _count_pages(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image, limits: tuple[float, float] | None, path: Path) -> Image.Image:
     if image.mode in _DEEP or (limits is not None and image.mode == "L"):
         values = np.asarray(ImageOps.exif_transpose(image))
-        unit = scaled(values, *(limits or full_range(values)))
+        unit = scaled(values, *(limits or display_range(values, path)))
         return to_image(1 - unit if _zero_is_white(image) else unit)
     if limits is not None:
         raise ConfigError(f"a window needs a gray image, but {path} is in color (mode {image.mode})")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from mllm.dataset.readers.gray import Choice, Window, choose, find_window, full_range, scaled, to_image
+from mllm.dataset.readers.geometry import MAX_RATIO, to_square_pixels
+from mllm.dataset.readers.gray import Choice, Window, choose, display_range, find_window, full_range, scaled, to_image
+from mllm.dataset.readers.notices import warn_once
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import READERS
 
@@ -21,8 +24,10 @@ AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 _GZIP = b"\x1f\x8b"
 _NIFTI2_HEADER = 540
 """Size of the header of a NIfTI-2 file, which is its first number."""
-_MAX_RATIO = 50
-"""Maximum ratio of voxel sides; larger ratios mean a damaged header."""
+_MAX_VOXELS = 1 << 31
+"""Maximum number of voxels of a volume."""
+_MAX_BYTES = 1 << 34
+"""Maximum size of a compressed file after decompression."""
 
 
 @READERS.register_module(name=[".nii", ".nii.gz"])
@@ -33,6 +38,7 @@ def read(
     slice: Choice = "middle",
     volume: int = 0,
     window: Window = None,
+    square: bool = True,
 ) -> list[Image.Image]:
     """Read slices of a NIfTI volume as RGB images.
 
@@ -49,6 +55,7 @@ def read(
         window: (center, width) in the units of the file, or a name of `WINDOWS`, if the units are Hounsfield units
             (NIfTI does not store the unit). None: the display range of the file (`cal_min`, `cal_max`), else the full
             range of the volume. NaN is black.
+        square: False: return the stored pixels, for boxes and masks that refer to them.
     """
     limits = find_window(window)
     normal = _find_axis(axis)
@@ -61,7 +68,7 @@ def read(
         if not isinstance(image, nibabel.Nifti1Image):
             raise DataError(f"{path} is not a NIfTI volume (it is a {type(image).__name__})")
         values, spacing = _load_canonical(image, volume, path)
-        limits = limits or _display_range(image) or full_range(values)
+        limits = limits or _header_range(image, values, path) or display_range(values, path)
     except (ConfigError, DataError, PermissionError):
         raise
     except Exception as error:
@@ -71,7 +78,8 @@ def read(
     indices = choose(slice, values.shape[normal], path, "slice", "slice")
     # [across, up] in RAS+ -> [row, column], with the head or front up and the right (or the front) on the left.
     planes = (values.take(index, axis=normal).T[::-1, ::-1] for index in indices)
-    return [_square(to_image(scaled(plane, *limits)), across, up, path) for plane in planes]
+    images = (to_image(scaled(plane, *limits)) for plane in planes)
+    return [_square(image, across, up, path) if square else image for image in images]
 
 
 def load_nifti(path: Path) -> Any:
@@ -82,7 +90,10 @@ def load_nifti(path: Path) -> Any:
         is_compressed = file.read(len(_GZIP)) == _GZIP
     if is_compressed == path.name.lower().endswith(".gz"):
         return nibabel.load(path, mmap=False)
-    data = gzip.decompress(path.read_bytes()) if is_compressed else path.read_bytes()
+    with gzip.open(path) if is_compressed else path.open("rb") as stream:
+        data = stream.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise DataError(f"{path} has more than {_MAX_BYTES >> 30} GiB: divide it into smaller volumes")
     is_second = _NIFTI2_HEADER in (int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big"))
     return (nibabel.Nifti2Image if is_second else nibabel.Nifti1Image).from_bytes(data)
 
@@ -104,6 +115,11 @@ def _load_canonical(image: Nifti1Image, volume: int, path: Path) -> tuple[np.nda
     if image.get_data_dtype().kind not in "iufb":
         raise DataError(f"{path} has voxels of type {image.get_data_dtype()}, but only real numbers are supported")
     shape = image.shape + (1,) * (3 - len(image.shape))
+    if min(shape) < 1 or math.prod(shape[:3]) > _MAX_VOXELS:
+        raise DataError(
+            f"{path} has the shape {image.shape}: each side must be at least 1, and a volume at most "
+            f"{_MAX_VOXELS:,} voxels"
+        )
     count = int(np.prod(shape[3:], dtype=int))
     if isinstance(volume, bool) or not isinstance(volume, (int, np.integer)):
         raise ConfigError(f"volume={volume!r} must be an index from 0")
@@ -120,17 +136,20 @@ def _load_canonical(image: Nifti1Image, volume: int, path: Path) -> tuple[np.nda
     return nibabel.apply_orientation(values, orientation), spacing[np.argsort(orientation[:, 0])]
 
 
-def _display_range(image: Nifti1Image) -> tuple[float, float] | None:
+def _header_range(image: Nifti1Image, values: np.ndarray, path: Path) -> tuple[float, float] | None:
+    """Return the display range of the header; None if there is none, or if it would show one value only."""
     low, high = float(image.header["cal_min"]), float(image.header["cal_max"])
-    return (low, high) if np.isfinite([low, high]).all() and high > low else None
+    if not (np.isfinite([low, high]).all() and high > low):
+        return None
+    first, last = full_range(values)
+    if last > first and (low >= last or high <= first):
+        warn_once(path, "display range", f"has values from {first:g} to {last:g} and a display range outside: ignored")
+        return None
+    return low, high
 
 
 def _square(image: Image.Image, across: float, up: float, path: Path) -> Image.Image:
     """Return the image resampled to square pixels; `across` and `up` are the sides of its pixels, in one unit."""
-    side = min(across, up)
-    if max(across, up) > _MAX_RATIO * side:
+    if max(across, up) > MAX_RATIO * min(across, up):
         raise DataError(f"{path} has voxels of {across:g} by {up:g}, which is implausible: its header is damaged")
-    size = (round(image.width * across / side), round(image.height * up / side))
-    if size == image.size:
-        return image
-    return image.convert("L").resize(size, Image.Resampling.BILINEAR).convert("RGB")
+    return to_square_pixels(image, across, up, path)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from mllm.dataset.readers.geometry import check_pixels
 from mllm.dataset.readers.gray import Choice, choose
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
@@ -79,6 +80,11 @@ def _open(path: Path) -> InputContainer:
     if not container.streams.video:
         container.close()
         raise DataError(f"{path} has no video stream")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        container.close()
+        raise DataError(f"{path} has a codec that is not supported, or its header is damaged")
+    check_pixels(path, stream.codec_context.width, stream.codec_context.height)
     return container
 
 

@@ -161,7 +161,7 @@ def test_enhanced_multi_frame_transforms_are_per_frame(tmp_path):
     [
         ("693_J2KR.dcm", (512, 512), {"window": "brain"}),
         ("RG1_J2KI.dcm", (1841, 1955), {}),
-        ("color-pl.dcm", (256, 120), {}),
+        ("color-pl.dcm", (256, 160), {}),
         ("examples_palette.dcm", (800, 350), {}),
     ],
 )

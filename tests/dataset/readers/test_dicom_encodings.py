@@ -10,6 +10,7 @@ import pydicom
 import pytest
 from medical_files import pydicom_file, read_gray, write_dicom
 from pydicom.pixels import convert_color_space
+from pydicom.pixels.decoders import JPEGExtended12BitDecoder
 
 from mllm.dataset.readers import read_images
 from mllm.errors import ConfigError, DataError
@@ -70,6 +71,27 @@ def test_one_image_in_sixteen_encodings(name):
     assert np.abs(picture[5::10, 50] - expected).max() <= 6
 
 
+@pytest.mark.parametrize("name", ["MR_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm"])
+@pytest.mark.parametrize("removed", ["preamble", "preamble and meta", "meta"])
+def test_files_without_a_preamble_or_without_a_transfer_syntax_are_read(tmp_path, name, removed):
+    dataset = pydicom.dcmread(pydicom_file(name))
+    implicit, little = dataset.original_encoding
+    path = tmp_path / ("IM0001" if little else "IM0001.dcm")
+    if removed == "preamble":
+        path.write_bytes(Path(pydicom_file(name)).read_bytes()[132:])
+    else:
+        del dataset.file_meta
+        dataset.preamble = None if removed == "preamble and meta" else dataset.preamble
+        dataset.save_as(path, implicit_vr=implicit, little_endian=little, enforce_file_format=False)
+    assert np.array_equal(read_gray(path), read_gray(pydicom_file(name)))
+
+
+def test_a_deflated_file_that_decompresses_to_too_much_is_refused(monkeypatch):
+    monkeypatch.setattr("mllm.dataset.readers.dicom_frames._MAX_INFLATED", 1 << 16)
+    with pytest.raises(DataError, match=r"image_dfl.dcm decompresses to more than"):
+        read_images(pydicom_file("image_dfl.dcm"))
+
+
 def test_palette_by_hand(tmp_path):
     pixels = np.array([[0, 1], [2, 2]], np.uint8)
     tags = {}
@@ -109,13 +131,20 @@ def test_window_on_color_is_refused():
         ("reportsi.dcm", r"has no pixels \(it is .* a report"),
         ("rtplan.dcm", r"has no pixels \(it is .* a plan"),
         ("MR_truncated.dcm", r"cannot be decoded: its pixels \(Explicit VR Little Endian\) are truncated"),
-        ("JPEG-lossy.dcm", r"cannot be decoded: its pixels \(JPEG Extended"),
         ("badVR.dcm", r"cannot be decoded: its header or its pixels are damaged"),
-        ("no_meta.dcm", r"is not a DICOM file: it does not begin with the DICOM preamble"),
+        ("no_meta.dcm", r"is not a DICOM file: it has neither the DICOM preamble nor elements of an image"),
     ],
 )
 def test_files_that_cannot_be_read(name, message):
     with pytest.raises(DataError, match=rf"{name} {message}"):
+        read_images(pydicom_file(name))
+
+
+@pytest.mark.parametrize("name", ["JPEG-lossy.dcm", "JPGExtended.dcm"])
+def test_the_message_about_a_jpeg_of_12_bits_names_the_package_that_decodes_it(name):
+    if "pylibjpeg" in JPEGExtended12BitDecoder.available_plugins:
+        pytest.skip("pylibjpeg-libjpeg is installed, which decodes these files")
+    with pytest.raises(ConfigError, match=rf"{name} has JPEG pixels of 12 bits .* pip install pylibjpeg-libjpeg"):
         read_images(pydicom_file(name))
 
 

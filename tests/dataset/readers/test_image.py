@@ -169,3 +169,24 @@ def test_real_files(name, size):
     picture = read_images(DATA / name)[0]
     assert picture.size == size
     assert np.asarray(picture).std() > 20
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGB", "RGBA", "F"])
+def test_every_orientation_of_an_uncompressed_tiff(tmp_path, mode, orientation):
+    values = np.arange(24).reshape(4, 6)
+    channels = {"L": 0, "I;16": 0, "F": 0, "RGB": 3, "RGBA": 4}[mode]
+    pixels = np.stack([values * 10] * channels, -1) if channels else values * 10
+    if mode == "RGBA":
+        pixels[..., 3] = 255
+    kind = {"I;16": np.uint16, "F": np.float32}.get(mode, np.uint8)
+    path = tmp_path / "a.tif"
+    Image.fromarray(pixels.astype(kind)).save(path, tiffinfo={274: orientation})
+    # The row and the column of the picture that the first row and column of the file are (TIFF 6.0, page 36).
+    turned = [None, values, values[:, ::-1], values[::-1, ::-1], values[::-1]]
+    turned += [values.T, values.T[:, ::-1], values.T[::-1, ::-1], values.T[::-1]]
+    expected = turned[orientation] * 10.0
+    if mode in ("I;16", "F"):
+        expected = np.rint(expected / 230 * 255)
+    picture = np.asarray(read_images(path)[0])
+    assert np.array_equal(picture[..., 0], expected)

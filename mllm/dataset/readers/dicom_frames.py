@@ -1,0 +1,185 @@
+"""Frames of DICOM files: header without identifying elements, and decoding of pixels by the libraries of pydicom."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mllm.dataset.readers.geometry import check_pixels
+from mllm.dataset.readers.guarded import GuardedError, call_guarded
+from mllm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+TRANSFORM_TAGS = (
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+)
+SPACING_TAGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
+"""Elements with the height and the width of a pixel, in this order of preference (PS3.3 C.7.6.3.1.7)."""
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+TAGS = (
+    *("SOPClassUID", "Modality", "NumberOfFrames", *_PIXELS, "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *("Rows", "Columns", "SamplesPerPixel", "PlanarConfiguration"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", *TRANSFORM_TAGS, *SPACING_TAGS),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("PaletteColorLookupTableUID", "RedPaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData"),
+    *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
+    *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
+    *("SegmentedRedPaletteColorLookupTableData", "SegmentedGreenPaletteColorLookupTableData"),
+    "SegmentedBluePaletteColorLookupTableData",
+)
+"""All elements that are read of a file: pixels and their transforms to gray values."""
+
+_DECODERS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow")
+"""Decoding plugins in order of preference. GDCM, pydicom's first choice, comes last: it aborts the process at some
+damaged JPEG streams and is only needed for lossless JPEG."""
+PREAMBLE = 132
+"""Bytes of the preamble of a DICOM file: 128 arbitrary bytes and the letters DICM (PS3.10, section 7.1)."""
+_SEEKABLE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+"""Uncompressed transfer syntaxes: one frame is read without the others."""
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_MAX_INFLATED = 1 << 30
+"""Maximum size of a deflated file after decompression, in bytes."""
+
+
+def read_header(path: Path) -> Dataset:
+    """Return the elements `TAGS` of a DICOM file, with its transfer syntax, also if it has no preamble.
+
+    Raises:
+        DataError: The file is not a DICOM file, has no pixels, or too many of them.
+    """
+    import pydicom
+
+    # pydicom reads deferred elements from the file, where those of deflated files are compressed.
+    defer = None if _is_deflated(path) else 4096
+    header = pydicom.dcmread(path, specific_tags=list(TAGS), defer_size=defer, force=True)
+    if not header.preamble and "Rows" not in header and "SOPClassUID" not in header:
+        raise DataError(f"{path} is not a DICOM file: it has neither the DICOM preamble nor elements of an image")
+    if _find_pixels(header) is None:
+        raise DataError(f"{path} {_why_no_pixels(header)}")
+    _complete_syntax(header, path)
+    check_pixels(path, float(header.get("Columns") or 0), float(header.get("Rows") or 0))
+    return header
+
+
+def decode(path: Path, header: Dataset, indices: Sequence[int]) -> list[np.ndarray]:
+    """Return the stored values of frames, each [H, W] or [H, W, 3]; YBR is converted to RGB.
+
+    Compressed pixels are decoded in a guarded process.
+
+    Raises:
+        ConfigError: A package is missing.
+        DataError: The pixels are damaged, or no library decodes them.
+    """
+    from pydicom.pixels import get_decoder
+
+    syntax = header.file_meta.TransferSyntaxUID
+    name = "in an encoding that the file does not specify" if syntax.name == syntax else syntax.name
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise DataError(f"{path} cannot be decoded: its pixels are {name}; convert it to an image or a video") from None
+    if not decoder.is_available:
+        raise ConfigError(f"{path} needs a decoder for {name}, which is not installed: pip install -e .[dicom]")
+    if _needs_libjpeg(header, decoder.available_plugins):
+        raise ConfigError(
+            f"{path} has JPEG pixels of {header.BitsStored} bits ({name}), which the installed decoders do not read: "
+            "pip install pylibjpeg-libjpeg (its license is the GPL)"
+        )
+    plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")
+    try:
+        if syntax.is_encapsulated:
+            return call_guarded(f"{__name__}:frames", str(path), list(indices), plugin)
+        return list(frames(str(path), indices, plugin))
+    except (GuardedError, RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
+        reason = error.reason if isinstance(error, GuardedError) else type(error).__name__
+        raise DataError(
+            f"{path} cannot be decoded: its pixels ({name}) are truncated, damaged or in a form that no installed "
+            f"decoder reads ({reason}); if another program opens it, save it as uncompressed DICOM"
+        ) from None
+
+
+def frames(path: str, indices: Sequence[int], plugin: str) -> Iterator[np.ndarray]:
+    """Yield the stored values of frames, decoded by a plugin of pydicom ('' for uncompressed pixels)."""
+    import pydicom
+    from pydicom.pixels import pixel_array
+
+    with warnings.catch_warnings():
+        # Warnings of pydicom contain values of the file.
+        warnings.simplefilter("ignore")
+        source: str | Dataset = path
+        if _read_syntax(Path(path)) not in _SEEKABLE:
+            source = pydicom.dcmread(path, specific_tags=list(TAGS), force=True)
+            _complete_syntax(source, Path(path))
+        for index in indices:
+            # One call per frame: the iterators of pydicom carry the color conversion of a frame over to the next.
+            yield pixel_array(source, index=index, decoding_plugin=plugin)
+
+
+def _needs_libjpeg(header: Dataset, plugins: Sequence[str]) -> bool:
+    """Return True for a JPEG of 12 bits, which neither Pillow nor GDCM decodes, if pylibjpeg-libjpeg is missing."""
+    from pydicom.uid import JPEGExtended12Bit
+
+    is_extended = header.file_meta.TransferSyntaxUID == JPEGExtended12Bit
+    return is_extended and "pylibjpeg" not in plugins and (header.get("BitsStored") or 8) > 8
+
+
+def _read_syntax(path: Path) -> str | None:
+    """Return the transfer syntax that a file names; None if it has no preamble or names none."""
+    from pydicom.filereader import read_file_meta_info
+
+    with path.open("rb") as file:
+        has_preamble = file.read(PREAMBLE).endswith(b"DICM")
+    return read_file_meta_info(path).get("TransferSyntaxUID") if has_preamble else None
+
+
+def _is_deflated(path: Path) -> bool:
+    """Return True for a file whose elements are compressed; raise `DataError` if they decompress to too much."""
+    from pydicom.filereader import read_file_meta_info
+
+    if _read_syntax(path) != _DEFLATED:
+        return False
+    # The length of the group counts from behind its own element, which has 12 bytes.
+    begin = PREAMBLE + 12 + int(read_file_meta_info(path).FileMetaInformationGroupLength)
+    data, decompressor, size = path.read_bytes()[begin:], zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while data and not decompressor.eof:
+        size += len(decompressor.decompress(data, 1 << 24))
+        data = decompressor.unconsumed_tail
+        if size > _MAX_INFLATED:
+            raise DataError(f"{path} decompresses to more than {_MAX_INFLATED:,} bytes")
+    return True
+
+
+def _find_pixels(header: Dataset) -> str | None:
+    """Return the name of the element with the pixels."""
+    return next((name for name in _PIXELS if name in header), None)
+
+
+def _complete_syntax(header: Dataset, path: Path) -> None:
+    """Set the transfer syntax that pydicom recognized in a file without one."""
+    from pydicom import uid
+
+    if header.file_meta.get("TransferSyntaxUID") is not None:
+        return
+    name = _find_pixels(header)
+    if name is not None and header[name].is_undefined_length:
+        raise DataError(f"{path} cannot be decoded: its pixels are compressed, but the file does not say how")
+    is_implicit, is_little = header.original_encoding
+    native = uid.ExplicitVRLittleEndian if is_little else uid.ExplicitVRBigEndian
+    header.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if is_implicit else native
+
+
+def _why_no_pixels(header: Dataset) -> str:
+    # pydicom returns an empty header if compressed pixels are truncated.
+    if (kind := header.get("SOPClassUID")) is None or "BitsAllocated" in header or "Image" in kind.name:
+        return "is truncated or damaged: it is an image, but its pixels are incomplete"
+    name = "" if kind.name == kind else f": SOP class {kind.name}"
+    return f"has no pixels (it is a waveform such as an ECG, a report or a plan{name})"

@@ -1,0 +1,119 @@
+"""Gray values of DICOM frames: rescale, VOI LUT, window and padding. Impossible values of a header are ignored."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mllm.dataset.readers.gray import display_range, scaled
+from mllm.dataset.readers.notices import warn_once
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+
+def has_rescale(header: Dataset) -> bool:
+    """Return True if the header has a slope and an intercept, which are possible."""
+    return header.get("RescaleSlope") is not None and header.get("RescaleIntercept") is not None
+
+
+def drop_impossible_rescale(header: Dataset, path: Path) -> None:
+    """Delete a slope of 0 or a rescale that is not finite, and the window, whose unit is unknown without it."""
+    if not has_rescale(header):
+        return
+    slope, intercept = float(header.RescaleSlope), float(header.RescaleIntercept)
+    if slope != 0 and math.isfinite(slope) and math.isfinite(intercept):
+        return
+    for name in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTSequence"):
+        if name in header:
+            del header[name]
+    warn_once(path, "rescale", f"has RescaleSlope {slope:g}, which is impossible: its rescale and window are ignored")
+
+
+def padding_mask(stored: np.ndarray, header: Dataset) -> np.ndarray:
+    """Return the mask of padding pixels (PS3.3 C.7.5.1.1.2), [H, W] bool."""
+    first = header.get("PixelPaddingValue")
+    if first is None or stored.dtype.kind == "f":
+        return np.zeros(stored.shape, bool)
+    last = header.get("PixelPaddingRangeLimit")
+    # Files often store the value of a signed image as unsigned, or vice versa: compare the bits.
+    ends = np.asarray([first, first if last is None else last]).astype(stored.dtype)
+    return (stored >= ends.min()) & (stored <= ends.max())
+
+
+def apply_voi(values: np.ndarray, header: Dataset, padding: np.ndarray, path: Path) -> np.ndarray:
+    """Map values to [0, 1] by the first VOI LUT or window of the file, else from their minimum to their maximum.
+
+    A LUT whose entries contradict its bits is scaled to its largest entry. An impossible LUT or window is ignored.
+
+    Args:
+        values: Values after the modality LUT, [H, W].
+        header: Header of the frame.
+        padding: Mask of pixels that do not count, [H, W].
+        path: The file, for warnings.
+    """
+    unit = _apply_lut(values, header, path) if header.get("VOILUTSequence") else None
+    if unit is None:
+        unit = _apply_window(values, header, path)
+    return scaled(values, *display_range(values[~padding], path)) if unit is None else unit
+
+
+def _apply_lut(values: np.ndarray, header: Dataset, path: Path) -> np.ndarray | None:
+    """Return the values of a LUT in [0, 1]; None if it is impossible (PS3.3 C.11.2.1.1)."""
+    table = header.VOILUTSequence[0]
+    entries, first, bits = (int(number) for number in table.LUTDescriptor)
+    lut = _table_entries(table.LUTData, entries or 65536, header)
+    if lut is None or len(lut) == 0 or lut.min() == lut.max():
+        warn_once(path, "voi lut", "has a VOI LUT that is constant or shorter than it says: it is ignored")
+        return None
+    white = 2**bits - 1
+    # A table that ends above its white, or below half of it, was written with another number of bits.
+    if not white / 2 < lut.max() <= white:
+        warn_once(path, "voi lut", f"has a VOI LUT of {bits} bits with entries up to {lut.max()}: that is its white")
+        white = int(lut.max())
+    indices = np.clip(np.rint(values) - first, 0, len(lut) - 1).astype(int)
+    return np.asarray(lut[indices] / white)
+
+
+def _table_entries(data: bytes | list[int] | int, entries: int, header: Dataset) -> np.ndarray | None:
+    """Return the entries of a LUT; None if it has fewer than it says."""
+    if not isinstance(data, bytes):
+        lut = np.atleast_1d(np.asarray(data))
+    elif entries <= len(data) <= entries + 1:
+        # Entries of 8 bits may be packed, padded to an even length.
+        lut = np.frombuffer(data, "u1")
+    else:
+        order = "<" if header.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        lut = np.frombuffer(data, f"{order}u2")
+    return lut[:entries] if len(lut) >= entries else None
+
+
+def _apply_window(values: np.ndarray, header: Dataset, path: Path) -> np.ndarray | None:
+    """Return the values in the first window of a header, in [0, 1]; None if there is none or it is impossible."""
+    if header.get("WindowCenter") is None or header.get("WindowWidth") is None:
+        return None
+    # Several windows are alternative views; the first is the default.
+    center, width = (float(np.atleast_1d(header[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
+    if not (math.isfinite(center) and math.isfinite(width) and width > 0):
+        warn_once(path, "window", f"has WindowWidth {width:g}, which is impossible: its window is ignored")
+        return None
+    function = header.get("VOILUTFunction") or "LINEAR"
+    if function == "SIGMOID":
+        # The limit of the exponent prevents an overflow; its sigmoid is 0 or 1 in double precision.
+        return np.asarray(1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700))))
+    if function == "LINEAR" and _has_steps_of_one(values, width):
+        # By PS3.3 C.11.2.1.2.1 the width counts the steps between integers, not the integers.
+        center, width = center - 0.5, width - 1
+    half = max(width / 2, 1e-6)
+    return scaled(values, center - half, center + half)
+
+
+def _has_steps_of_one(values: np.ndarray, width: float) -> bool:
+    """Return False where LINEAR would make a window of real numbers empty, so that LINEAR_EXACT is meant."""
+    if width < 1:
+        return False
+    is_fraction = values.dtype.kind == "f" and bool((values != np.rint(values)).any())
+    return not is_fraction or width > 1

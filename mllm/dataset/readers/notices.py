@@ -1,0 +1,51 @@
+"""Warnings about files: each is logged once for each file, and the number of files is limited."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+_MAX_FILES = 20
+"""Files that are named for one kind of warning."""
+_CONSTANT_SHARE = 0.999
+"""Share of the pixels that a nearly constant picture has within `_CONSTANT_LEVELS`."""
+_CONSTANT_LEVELS = 3
+_MIN_PIXELS = 64
+"""Smaller pictures are not checked for a constant value."""
+_noticed: set[tuple[str, str]] = set()
+_counts: Counter[str] = Counter()
+
+
+def warn_once(path: Path, kind: str, message: str) -> None:
+    """Log a warning `PATH MESSAGE`, once for each kind and file; the last file says that others are not named.
+
+    Args:
+        path: The file.
+        kind: Kind of the warning, to count its files.
+        message: Text behind the path.
+    """
+    if (kind, str(path)) in _noticed or _counts[kind] >= _MAX_FILES:
+        return
+    _noticed.add((kind, str(path)))
+    _counts[kind] += 1
+    end = " (further files with this warning are not named)" if _counts[kind] == _MAX_FILES else ""
+    logger.warning("%s %s%s", path, message, end)
+
+
+def report_constant(path: Path, image: Image.Image) -> None:
+    """Warn once of each file with an image whose pixels nearly all have the same value."""
+    pixels = image.width * image.height
+    if pixels < _MIN_PIXELS:
+        return
+    counts = np.asarray(image.histogram()).reshape(-1, 256)
+    sums = np.cumsum(np.pad(counts, ((0, 0), (1, 0))), axis=1)
+    within = (sums[:, _CONSTANT_LEVELS:] - sums[:, :-_CONSTANT_LEVELS]).max(axis=1)
+    if (within >= _CONSTANT_SHARE * pixels).all():
+        value = tuple(int(channel.argmax()) for channel in counts)
+        warn_once(path, "constant", f"is nearly constant: {_CONSTANT_SHARE:.1%} of its pixels are about {value}")

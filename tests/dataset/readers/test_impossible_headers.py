@@ -1,0 +1,141 @@
+"""Headers with impossible values: they are ignored with a warning that names the file, and never change the picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from medical_files import read_gray, write_dicom, write_nifti, write_png
+from PIL import Image
+from pydicom.dataset import Dataset
+
+from mllm.dataset.readers import notices, read_images
+from mllm.errors import DataError
+
+GRADIENT = np.arange(-1100, 1100, 2, dtype=np.int16)[:1024].reshape(32, 32)
+FULL = np.rint((GRADIENT - GRADIENT.min()) / (GRADIENT.max() - GRADIENT.min()) * 255)
+
+
+@pytest.fixture(autouse=True)
+def nothing_noticed(monkeypatch):
+    monkeypatch.setattr(notices, "_noticed", set())
+    monkeypatch.setattr(notices, "_counts", notices.Counter())
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"WindowCenter": 0, "WindowWidth": 0},
+        {"WindowCenter": 0, "WindowWidth": -400},
+        {"RescaleSlope": 0, "RescaleIntercept": -1024, "WindowCenter": 40, "WindowWidth": 400},
+        {"PixelSpacing": [0, 1]},
+        {"PixelSpacing": [1, 1000]},
+        {"PixelAspectRatio": [0, 0]},
+    ],
+)
+def test_impossible_values_are_ignored_with_one_warning(tmp_path, caplog, tags):
+    path = write_dicom(tmp_path / "a.dcm", GRADIENT, **tags)
+    for _ in range(2):
+        assert np.array_equal(read_gray(path), FULL)
+    (message,) = caplog.messages
+    assert message.startswith(f"{path} has ")
+    assert message.endswith("ignored")
+
+
+def voi_lut(entries, bits, data=None):
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [len(entries), 0, bits])
+    item.add_new("LUTData", "OW", np.array(entries, "<u2").tobytes() if data is None else data)
+    return {"VOILUTSequence": [item]}
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_a_voi_lut_with_other_bits_than_it_says_is_scaled_to_its_largest_entry(tmp_path, caplog, bits):
+    pixels = np.arange(1024, dtype=np.uint16).reshape(32, 32)
+    path = write_dicom(tmp_path / "a.dcm", pixels, **voi_lut(list(range(1024)), bits))
+    assert np.array_equal(read_gray(path), np.rint(pixels / 1023 * 255))
+    assert [f"VOI LUT of {bits} bits" in message for message in caplog.messages] == [True]
+
+
+def test_packed_entries_of_8_bits(tmp_path, caplog):
+    pixels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    path = write_dicom(tmp_path / "a.dcm", pixels, **voi_lut([0] * 256, 8, bytes(range(255, -1, -1))))
+    assert np.array_equal(read_gray(path), 255 - pixels)
+    assert not caplog.messages
+
+
+def test_a_voi_lut_that_is_shorter_than_it_says_is_ignored(tmp_path, caplog):
+    path = write_dicom(tmp_path / "a.dcm", GRADIENT, **voi_lut([0] * 1024, 16, bytes(100)))
+    assert np.array_equal(read_gray(path), FULL)
+    assert "shorter than it says" in caplog.text
+
+
+def test_a_window_of_real_numbers_is_exact(tmp_path):
+    # A parametric map from 0 to 1 with the window 0.5/1.0 (PS3.3 C.11.2.1.3.2: LINEAR_EXACT shows 0 to 1).
+    pixels = np.linspace(0, 1, 1024).reshape(32, 32)
+    stored = np.rint(pixels * 1000).astype(np.uint16)
+    tags = {"RescaleSlope": 0.001, "RescaleIntercept": 0, "WindowCenter": 0.5, "WindowWidth": 1.0}
+    scaled = read_gray(write_dicom(tmp_path / "a.dcm", stored, **tags))
+    assert np.abs(scaled - stored / 1000 * 255).max() <= 0.51
+    narrow = {**tags, "RescaleSlope": 0.0001, "WindowCenter": 0.05, "WindowWidth": 0.1}
+    assert np.abs(read_gray(write_dicom(tmp_path / "b.dcm", stored, **narrow)).astype(int) - scaled).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["nii", "dcm", "tif"])
+def test_one_extreme_value_does_not_blacken_the_rest(tmp_path, caplog, kind):
+    values = np.random.default_rng(0).normal(500, 100, (64, 64)).clip(0, 1000)
+    outlier = values.copy()
+    outlier[3, 5] = 1e7
+    if kind == "nii":
+        path = write_nifti(tmp_path / "a.nii", outlier[..., None].astype(np.float32))
+    elif kind == "tif":
+        path = tmp_path / "a.tif"
+        Image.fromarray(outlier.astype(np.float32)).save(path)
+    else:
+        path = write_dicom(tmp_path / "a.dcm", np.rint(np.minimum(outlier / 10, 30000)).astype(np.uint16))
+    assert read_gray(path).std() > 30
+    assert "has values from" in caplog.text
+    assert str(path) in caplog.text
+
+
+def test_a_sparse_map_is_shown_in_its_full_range(tmp_path, caplog):
+    mask = np.zeros((64, 64, 1), np.float32)
+    mask[10, 10] = 1
+    assert read_gray(write_nifti(tmp_path / "a.nii", mask)).max() == 255
+    assert "has values from" not in caplog.text
+
+
+def test_color_values_above_their_bits_are_white(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    path = write_dicom(tmp_path / "a.dcm", pixels, BitsStored=7)
+    expected = np.rint(np.minimum(pixels, 127) * (255 / 127))
+    picture = np.asarray(read_images(path)[0])
+    assert np.array_equal(picture, expected) or np.array_equal(picture, np.rint((pixels & 127) * (255 / 127)))
+
+
+def test_a_nearly_constant_picture_is_reported_once_with_its_file(tmp_path, caplog):
+    pixels = np.full((64, 64), 40, np.uint8)
+    pixels[0, 0] = 255
+    path = write_png(tmp_path / "a.png", pixels)
+    for _ in range(2):
+        read_images(path)
+    read_images(write_png(tmp_path / "b.png", np.arange(4096).reshape(64, 64).astype(np.uint8)))
+    assert caplog.messages == [f"{path} is nearly constant: 99.9% of its pixels are about (40, 40, 40)"]
+
+
+@pytest.mark.parametrize("name", ["PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"])
+def test_pixels_that_are_not_square_are_resampled(tmp_path, name):
+    # The vertical side is named first (PS3.3 C.7.6.3.1.7): rows are 4/3 as far apart as columns.
+    pixels = np.tile(np.linspace(0, 255, 120)[:, None], (1, 256)).astype(np.uint8)
+    path = write_dicom(tmp_path / "a.dcm", pixels, **{name: [4, 3]})
+    picture = read_gray(path)
+    assert picture.shape == (160, 256)
+    assert (
+        np.abs(picture[:, 7] - np.interp((np.arange(160) + 0.5) * 0.75 - 0.5, np.arange(120), pixels[:, 7])).max() < 2
+    )
+    assert np.array_equal(read_gray(path, square=False), pixels)
+
+
+def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", GRADIENT, Rows=65535, Columns=65535)
+    with pytest.raises(DataError, match=r"a.dcm has more than 178,956,970 pixels"):
+        read_images(path)
