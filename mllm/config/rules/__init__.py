@@ -11,7 +11,7 @@ from dataclasses import replace
 from mllm.config.checkpoint import Checkpoint, inspect_checkpoint
 from mllm.config.defaults import with_defaults
 from mllm.config.hardware import Hardware
-from mllm.config.rules import adapters, distillation, grounding, packing, precision, privacy, stopping, training
+from mllm.config.rules import adapters, distillation, grounding, packing, precision, privacy, sharding, stopping, training
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES, Family
@@ -36,10 +36,12 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     adapters.refuse_missing_rank(config)
     precision.refuse_two_precisions(config)
     training.refuse_no_updates(config)
-    training.refuse_unused_arguments(config)
     packing.refuse_packing(config, checkpoint, family)
     privacy.refuse_private_conflicts(config)
     stopping.refuse_blind_stopping(config)
+    training.refuse_unsupported_arguments(config)
+    sharding.refuse_divided_weights(config)
+    training.refuse_unsuitable_trackers(config)
     if config.training_args["use_cpu"]:
         hardware = replace(hardware, device="cpu", name="CPU (use_cpu=True)", capability=None, memory=0, count=0)
     if hardware.device == "cpu":

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
 
-from mllm.config.schema import RunConfig
+from mllm.config.schema import RunConfig, StoppingArgs
+from mllm.config.training_args import training_fields
+from mllm.config.training_support import (
+    LOCAL_TRACKERS,
+    OFF,
+    REFUSED_OPTIMIZERS,
+    TRACKERS,
+    UPLOADING_VARIABLES,
+    is_default,
+    refusal,
+)
 from mllm.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-UNUSED = (
-    *("label_smoothing_factor", "neftune_noise_alpha", "use_liger_kernel", "torch_empty_cache_steps"),
-    *("auto_find_batch_size", "train_sampling_strategy", "include_num_input_tokens_seen"),
-)
-"""Arguments that Trainer reads only in code that a Learner replaces."""
-
 
 def refuse_no_updates(config: RunConfig) -> None:
     """Raise `ConfigError` for a training without updates, whose adapter would change nothing."""
@@ -35,15 +40,51 @@ def refuse_no_updates(config: RunConfig) -> None:
         )
 
 
-def refuse_unused_arguments(config: RunConfig) -> None:
-    """Raise `ConfigError` for arguments of Trainer's own loss, batches and model, which a Learner replaces."""
-    for key in UNUSED:
+def refuse_unsupported_arguments(config: RunConfig) -> None:
+    """Raise `ConfigError` for arguments of Trainer that have no effect here, or one outside of the rules of a run."""
+    own = {item.name for item in dataclasses.fields(StoppingArgs)}
+    for key, field in training_fields().items():
         value = config.training_args[key]
-        if value not in (None, False, 0, "no", "random"):
+        reason = None if key in own or is_default(value, field.default) else refusal(key)
+        if reason is not None:
             raise ConfigError(
-                f"{config.origin('training_args', key)}: {key}={value!r} has no effect, because objectives compute "
-                f"the loss and the sampler makes the batches: remove it"
+                f"{config.origin('training_args', key)}: {key}={value!r} is not supported, because {reason}: remove it"
             )
+    args = config.training_args
+    if args["optim"] in REFUSED_OPTIMIZERS:
+        raise ConfigError(
+            f"{config.origin('training_args', 'optim')}: optim={args['optim']!r} is not supported, because "
+            f"{REFUSED_OPTIMIZERS[args['optim']]}: use 'adamw_torch_fused' or 'adamw_8bit'"
+        )
+    if args["save_strategy"] == "best":
+        raise ConfigError(
+            f"{config.origin('training_args', 'save_strategy')}: save_strategy='best' is not supported, because --resume "
+            f"needs the newest checkpoint: set it to 'epoch' or 'steps', and load_best_model_at_end=True"
+        )
+
+
+def refuse_unsuitable_trackers(config: RunConfig) -> None:
+    """Raise `ConfigError` for trackers that upload more than figures and settings, or anything of a private run."""
+    value, origin = config.training_args["report_to"], config.origin("training_args", "report_to")
+    names = [value] if isinstance(value, str) else list(value or ())
+    for name in names:
+        if name == "none":
+            continue
+        if name not in TRACKERS:
+            raise ConfigError(
+                f"{origin}: report_to names {name!r}, which is not supported; choose from {', '.join(TRACKERS)}"
+            )
+        if config.privacy_args is not None and name not in LOCAL_TRACKERS:
+            raise ConfigError(
+                f"{origin}: report_to={name!r} cannot be used with privacy_args, because it would upload figures and "
+                f"paths of a private run: use ['tensorboard'], which writes to the run folder, or []"
+            )
+        for variable in UPLOADING_VARIABLES.get(name, ()):
+            if os.environ.get(variable, "").lower() not in OFF:
+                raise ConfigError(
+                    f"{origin}: report_to={name!r} would upload more than figures, because the environment variable "
+                    f"{variable} is set: unset it, and upload the result with `mllm push`"
+                )
 
 
 def adapt_checkpointing(config: RunConfig) -> RunConfig:

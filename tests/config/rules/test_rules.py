@@ -11,6 +11,7 @@ from mllm.config.hardware import Hardware
 from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.config.training_args import changed_values
+from mllm.config.training_support import refusal
 from mllm.errors import ConfigError
 from mllm.models.medgemma.rules import IMAGE_TOKENS, token_grid
 
@@ -328,8 +329,7 @@ def test_a_training_of_no_update_is_refused(run, setting):
 )
 def test_what_trainer_would_read_in_code_of_its_own_is_refused(sentence, setting, shown):
     assert sentence(f"training_args = dict({setting})") == (
-        f"run.py:2: {shown} has no effect, because objectives compute the loss and the sampler makes the batches: "
-        "remove it"
+        f"run.py:2: {shown} is not supported, because {refusal(setting.split('=')[0])}: remove it"
     )
 
 

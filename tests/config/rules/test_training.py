@@ -1,0 +1,80 @@
+"""Rules for `training_args` and for engines that divide weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mllm.config.hardware import Hardware
+from mllm.config.reading import read_config
+from mllm.config.rules import apply_rules
+from mllm.errors import ConfigError
+
+CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
+PRIVATE = "privacy_args = dict(target_epsilon=3.0, target_delta=1e-6)\n"
+
+
+@pytest.fixture
+def refuse(write, bases):
+    """Return the sentence with which a config is refused."""
+
+    def sentence(lines: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            apply_rules(read_config(write(bases + lines + "\n")), CPU)
+        return str(caught.value)
+
+    return sentence
+
+
+@pytest.mark.parametrize(
+    "setting", ["push_to_hub=True", "hub_model_id='me/it'", "hub_strategy='all_checkpoints'", "hub_token='x'"]
+)
+def test_uploads_by_trainer_are_refused(refuse, setting):
+    assert "mllm push" in refuse(f"training_args = dict({setting})")
+
+
+@pytest.mark.parametrize(
+    ("setting", "fragment"),
+    [
+        ("resume_from_checkpoint='runs/x'", "--resume"),
+        ("save_only_model=True", "needs the optimizer"),
+        ("save_strategy='best'", "load_best_model_at_end"),
+        ("optim='galore_adamw'", "whole weights"),
+        ("optim='schedule_free_adamw'", "weights of training"),
+        ("report_to='all'", "report_to names 'all'"),
+        ("report_to=['clearml']", "report_to names 'clearml'"),
+        ("fsdp='full_shard'", "fsdp is not supported"),
+        ("deepspeed=dict(zero_optimization=dict(stage=3))", "ZeRO stage 3 is not supported"),
+        ("deepspeed='absent.json'", "cannot be read as a JSON file"),
+        ("trackio_space_id='me/it'", "Hugging Face Hub"),
+    ],
+)
+def test_arguments_that_would_fail_later_are_refused(refuse, setting, fragment):
+    sentence = refuse(f"training_args = dict({setting})")
+    assert sentence.startswith("run.py:2: ") and fragment in sentence
+
+
+def test_zero_3_in_a_file_is_refused(refuse, tmp_path):
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    assert "ZeRO stage 3" in refuse(f"training_args = dict(deepspeed={str(path)!r})")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}],
+)
+def test_engines_chosen_by_accelerate_launch_are_refused(refuse, monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert "not supported, because the adapter could not be exported" in refuse("training_args = dict()")
+
+
+def test_trackers_of_a_private_run_write_to_the_run_folder_only(refuse):
+    assert "cannot be used with privacy_args" in refuse(PRIVATE + "training_args = dict(report_to=['wandb'])")
+
+
+def test_a_tracker_that_would_upload_checkpoints_is_refused(refuse, monkeypatch):
+    monkeypatch.setenv("WANDB_LOG_MODEL", "checkpoint")
+    assert "WANDB_LOG_MODEL" in refuse("training_args = dict(report_to='wandb')")
