@@ -157,11 +157,12 @@ def logical_batch_size(training_args: dict[str, Any]) -> int:
 
 
 def training_arguments(
-    settings: dict[str, Any], hardware: Hardware, folder: Path, learner: Learner, evaluates: bool
+    settings: dict[str, Any], hardware: Hardware, folder: Path, learner: Learner | None, evaluates: bool
 ) -> TrainingArguments:
     """Return the `training_args` of a config as `transformers.TrainingArguments`, with fixed values for this trainer.
 
-    One item of the loader is a logical batch, so accumulation is 1 and the batch size is the product of both.
+    One item of the loader is a logical batch, so accumulation is 1 and the batch size is the product of both. `learner`
+    is None before the model is loaded.
     """
     if not evaluates and settings["eval_strategy"] != "no":
         logger.info("no validation split: eval_strategy '%s' is off", settings["eval_strategy"])
@@ -175,17 +176,18 @@ def training_arguments(
         logging_nan_inf_filter=False,
         ddp_broadcast_buffers=False,
         # Without an image in a piece, towers and fusion have no gradient. Heads and added tokens always have one.
-        ddp_find_unused_parameters=any(
-            map(learner.student.trains, (learner.student.towers.keys() | {"fusion"}) - {"language"})
-        ),
+        ddp_find_unused_parameters=learner is not None
+        and any(map(learner.student.trains, (learner.student.towers.keys() | {"fusion"}) - {"language"})),
         bf16_full_eval=False,  # evaluation uses autocast; Trainer would leave the model on the CPU
         use_cpu=hardware.device == "cpu",
     )
+    if settings["metric_for_best_model"] is not None:
+        settings["greater_is_better"] = False  # all of them are losses; Trainer takes other names for scores
     if settings["disable_tqdm"] is None:
         settings["disable_tqdm"] = not sys.stderr.isatty()  # no progress bars in files and pipes
     try:
         arguments = TrainingArguments(**{**settings, **fixed})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         raise ConfigError(f"training_args: {error}") from error
     if arguments.n_gpu > 1:
         logger.info("one of %d GPUs is used; start with torchrun to use all of them", arguments.n_gpu)

@@ -42,6 +42,7 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     training.refuse_unsupported_arguments(config)
     sharding.refuse_divided_weights(config)
     training.refuse_unsuitable_trackers(config)
+    training.refuse_unknown_metric(config)
     if config.training_args["use_cpu"]:
         hardware = replace(hardware, device="cpu", name="CPU (use_cpu=True)", capability=None, memory=0, count=0)
     if hardware.device == "cpu":

@@ -87,6 +87,22 @@ def refuse_unsuitable_trackers(config: RunConfig) -> None:
                 )
 
 
+def refuse_unknown_metric(config: RunConfig) -> None:
+    """Raise `ConfigError` for a `metric_for_best_model` that no evaluation measures, or that would select the worst."""
+    name, origin = config.training_args["metric_for_best_model"], config.origin("training_args", "metric_for_best_model")
+    measured = ["loss", *config.objectives]
+    if name is not None and name.removeprefix("eval_") not in measured:
+        raise ConfigError(
+            f"{origin}: metric_for_best_model={name!r} is not measured on the validation split; choose from "
+            f"{', '.join(measured)} (data_args.compute_metric is computed on the test split, after the training)"
+        )
+    if config.training_args["greater_is_better"]:
+        raise ConfigError(
+            f"{config.origin('training_args', 'greater_is_better')}: greater_is_better=True would select the worst "
+            f"checkpoint, because the validation split is measured by losses: remove it"
+        )
+
+
 def adapt_checkpointing(config: RunConfig) -> RunConfig:
     """Make gradient checkpointing non-reentrant; the reentrant kind loses gradients if inputs require none."""
     for name in ("gradient_checkpointing", "activation_checkpointing"):  # transformers is renaming it

@@ -6,19 +6,23 @@ import hashlib
 import math
 import os
 import secrets
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 BLOCK = 2**20
-"""Number of secure random values that are generated at a time; each needs about 100 bytes."""
+"""Number of random values that are generated at a time; each secure one needs about 100 bytes."""
+ENTROPY = 32
+"""Bytes of secret entropy of the noise."""
 
 
 class Noise:
     """Gaussian noise that is independent of the random state of the run.
 
-    The seed comes from the operating system and is not stored, so a resumed run has new noise.
+    It is drawn on the CPU for every device, by PCG64DXSM with 256 bits of entropy from the operating system. They are not
+    stored, so a resumed run has new noise. The generators of PyTorch take 32 (CPU) or 64 bits of a seed.
 
     Args:
         secure: Draw every value from the cryptographic generator of the operating system. Each value is half the sum of
@@ -29,25 +33,36 @@ class Noise:
     def __init__(self, secure: bool = False, test_seed: int | None = None) -> None:
         assert not (secure and test_seed is not None), "noise is either secure or reproducible"
         self.secure, self.test_seed = secure, test_seed
-        self._generator: torch.Generator | None = None
+        self._generator = _generator(int.from_bytes(os.urandom(ENTROPY), "little"))
 
     def add(self, tensor: Tensor, std: float, step: int) -> None:
         """Add noise of standard deviation `std` to a tensor in place, for the update number `step`."""
         if std == 0:
             return
-        if self.secure:
-            for part in tensor.view(-1).split(BLOCK):
-                part.add_(secure_normal(len(part)).to(part), alpha=std)
-            return
-        generator = self._generator
-        if generator is None or generator.device != tensor.device:
-            generator = self._generator = torch.Generator(tensor.device).manual_seed(secrets.randbits(63))
         if self.test_seed is not None:
-            generator.manual_seed(
-                int(np.random.SeedSequence((self.test_seed, step)).generate_state(1, np.uint64)[0] >> 1)
-            )
-        noise = torch.empty_like(tensor).normal_(generator=generator)
-        tensor.add_(noise, alpha=std)
+            self._generator = _generator((self.test_seed, step))
+        for part in tensor.view(-1).split(BLOCK):
+            values = secure_normal(len(part)) if self.secure else self._normal(len(part), part.dtype)
+            part.add_(values.to(part), alpha=std)
+
+    def _normal(self, size: int, dtype: torch.dtype) -> Tensor:
+        """Return standard normal values [size] on the CPU, in fp64 for a tensor of that type, else in fp32."""
+        kind: Any = np.float64 if dtype is torch.float64 else np.float32
+        return torch.from_numpy(self._generator.standard_normal(size, dtype=kind))
+
+
+def _generator(entropy: int | tuple[int, ...]) -> np.random.Generator:
+    """Return a generator whose seed depends on all bits of `entropy`; the default pool would keep 128 of them."""
+    return np.random.Generator(np.random.PCG64DXSM(np.random.SeedSequence(entropy, pool_size=ENTROPY // 4)))
+
+
+def describe_generators(secure: bool, test_seed: int | None) -> dict[str, str]:
+    """Return the sources of the noise and of the draws, for the record of a run."""
+    noise = "PCG64DXSM of numpy, seeded with 256 bits of the operating system"
+    draws = "SHAKE-256 with a secret of 256 bits of the operating system"
+    if test_seed is not None:
+        return {"noise": "PCG64DXSM of numpy with a known seed", "draws": "SHAKE-256 with a known seed"}
+    return {"noise": "random bytes of the operating system" if secure else noise, "draws": draws}
 
 
 def secure_normal(size: int) -> Tensor:

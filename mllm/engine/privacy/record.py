@@ -7,6 +7,7 @@ from typing import Any
 
 from mllm.engine.privacy.ledger import Ledger
 from mllm.engine.privacy.mechanism import Mechanism
+from mllm.engine.privacy.noise import describe_generators
 from mllm.files import write_json
 from mllm.run_files import PRIVACY
 
@@ -46,6 +47,7 @@ def privacy_record(mechanism: Mechanism, ledger: Ledger) -> dict[str, Any]:
         "neighbors": "one unit more or less",
         "sampling": "poisson",
         "secure_mode": mechanism.secure_mode,
+        "random_numbers": describe_generators(mechanism.secure_mode, mechanism.test_noise_seed),
         "ledger": ledger.to_dict()["entries"],
         "outside_the_guarantee": [*OUTSIDE, *_outside(mechanism)],
         "warnings": _warnings(mechanism, epsilon),

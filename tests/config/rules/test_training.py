@@ -78,3 +78,14 @@ def test_trackers_of_a_private_run_write_to_the_run_folder_only(refuse):
 def test_a_tracker_that_would_upload_checkpoints_is_refused(refuse, monkeypatch):
     monkeypatch.setenv("WANDB_LOG_MODEL", "checkpoint")
     assert "WANDB_LOG_MODEL" in refuse("training_args = dict(report_to='wandb')")
+
+
+@pytest.mark.parametrize(
+    ("setting", "fragment"),
+    [
+        ("metric_for_best_model='accuracy'", "choose from loss, next_token"),
+        ("greater_is_better=True", "would select the worst checkpoint"),
+    ],
+)
+def test_the_metric_of_the_best_checkpoint_is_looked_up(refuse, setting, fragment):
+    assert fragment in refuse(f"training_args = dict({setting})")

@@ -1,12 +1,40 @@
 """Tests of the size and the independence of the noise."""
 
+import math
+
 import pytest
 import torch
+from scipy import stats
 
-from mllm.engine.privacy.noise import Noise, secret_of, secure_normal
+from mllm.engine.privacy.noise import ENTROPY, Noise, _generator, secret_of, secure_normal
 
 STD = 0.7 * 1.3
 """Noise multiplier times clip norm."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_noise_is_normal_and_its_bits_independent(dtype):
+    noise = Noise(test_seed=0)  # a fixed draw, so that the test has one outcome
+    values = torch.zeros(400_000, dtype=dtype)
+    noise.add(values, STD, step=0)
+    scaled = values.double().numpy() / STD
+    assert stats.kstest(scaled, "norm").pvalue > 1e-3
+    assert stats.normaltest(scaled).pvalue > 1e-3
+    assert stats.kstest(scaled[:-1] + scaled[1:], "norm", args=(0, math.sqrt(2))).pvalue > 1e-3, "neighbors are related"
+
+
+def test_all_256_bits_of_entropy_change_the_noise():
+    """`torch.Generator` on a CPU gives equal noise for seeds s and s + 2^32."""
+    draws = {tuple(_generator(1 << bit).standard_normal(2)) for bit in range(8 * ENTROPY)}
+    assert len(draws) == 8 * ENTROPY
+    assert ENTROPY * 8 >= 128
+
+
+def test_two_runs_never_share_noise():
+    first, second = torch.zeros(8), torch.zeros(8)
+    Noise().add(first, 1.0, step=0)
+    Noise().add(second, 1.0, step=0)
+    assert not (first == second).any()
 
 
 @pytest.mark.parametrize("secure", [False, True])

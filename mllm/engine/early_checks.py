@@ -1,0 +1,112 @@
+"""Checks of training arguments, optimizer, schedule and trackers on one number, before weights are loaded."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
+
+from mllm.config.hardware import Hardware
+from mllm.config.schema import RunConfig
+from mllm.engine.builder import CHECKPOINTING, training_arguments
+from mllm.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+"""Schedules that ignore `warmup_steps`."""
+NOT_OF_TRAINER = ("save_total_limit", "early_stopping_patience", "early_stopping_threshold")
+"""Keys of `training_args` that callbacks of this program read."""
+
+
+def check_early(config: RunConfig, hardware: Hardware, updates: int) -> RunConfig:
+    """Return the config after its optimizer, schedule and trackers were built for a parameter of one number.
+
+    A run of one update has no warmup in the result, because its only learning rate would be 0.
+
+    Args:
+        config: The config.
+        hardware: The hardware of the run.
+        updates: Number of updates of the whole training.
+
+    Raises:
+        ConfigError: One of them cannot be built, or the learning rate is 0 in every update.
+    """
+    if updates == 1 and config.training_args["warmup_steps"]:
+        logger.info("the run has one update: warmup_steps is set to 0, because the learning rate would be 0")
+        config = config.replaced(**{"training_args.warmup_steps": 0})
+    settings = {key: value for key, value in config.training_args.items() if key not in NOT_OF_TRAINER}
+    for name in CHECKPOINTING:
+        settings.pop(name, None)
+        settings.pop(f"{name}_kwargs", None)
+    folder = Path(config.training_args["output_dir"] or ".")
+    arguments = training_arguments(
+        settings, hardware, folder, learner=None, evaluates=config.data_args.validation is not None
+    )
+    _check_trackers(config, arguments)
+    optimizer = _optimizer(config, arguments)
+    _check_schedule(config, arguments, optimizer, updates)
+    return config
+
+
+def _check_trackers(config: RunConfig, arguments: TrainingArguments) -> None:
+    """Raise `ConfigError` for a tracker whose package is not installed."""
+    for callback in get_reporting_integration_callbacks(arguments.report_to):
+        try:
+            callback()
+        except (RuntimeError, ImportError) as error:
+            raise ConfigError(
+                f"{config.origin('training_args', 'report_to')}: report_to={arguments.report_to} cannot be used: "
+                f"{error}"
+            ) from error
+
+
+def _optimizer(config: RunConfig, arguments: TrainingArguments) -> torch.optim.Optimizer:
+    """Return the optimizer of the config for one number. Raise `ConfigError` if it cannot be built."""
+    parameter = nn.Parameter(torch.zeros(1))
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        optimizer: torch.optim.Optimizer = kind([parameter], **options)
+    except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"{config.origin('training_args', 'optim')}: optim='{config.training_args['optim']}' cannot be used: {error}"
+        ) from error
+    return optimizer
+
+
+def _check_schedule(config: RunConfig, arguments: TrainingArguments, optimizer: Any, updates: int) -> None:
+    """Raise `ConfigError` for a schedule that cannot be built or is 0 throughout; warn about a long warmup."""
+    name = config.training_args["lr_scheduler_type"]
+    origin = config.origin("training_args", "lr_scheduler_type")
+    warmup = arguments.get_warmup_steps(updates)
+    try:
+        schedule = get_scheduler(
+            arguments.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=warmup,
+            num_training_steps=updates,
+            scheduler_specific_kwargs=dict(arguments.lr_scheduler_kwargs or {}),
+        )
+        rates = schedule.lr_lambdas[0] if isinstance(schedule, LambdaLR) else None
+        learns = rates is None or any(rates(step) > 0 for step in range(updates))
+    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        raise ConfigError(
+            f"{origin}: lr_scheduler_type='{name}' cannot be used: {error}; set its options in lr_scheduler_kwargs"
+        ) from error
+    if not learns:
+        raise ConfigError(
+            f"{origin}: the learning rate is 0 in all {updates} updates of lr_scheduler_type='{name}' with {warmup} "
+            f"updates of warmup, so nothing would be learned: lower warmup_steps, or make the run longer"
+        )
+    if 2 * warmup > updates and str(arguments.lr_scheduler_type.value) not in WITHOUT_WARMUP:
+        logger.warning(
+            "warmup takes %d of %d updates, so the learning rate is low for more than half of the run: lower "
+            "training_args.warmup_steps",
+            *(min(warmup, updates), updates),
+        )
