@@ -11,7 +11,17 @@ from dataclasses import replace
 from mllm.config.checkpoint import Checkpoint, inspect_checkpoint
 from mllm.config.defaults import with_defaults
 from mllm.config.hardware import Hardware
-from mllm.config.rules import adapters, distillation, grounding, packing, precision, privacy, sharding, stopping, training
+from mllm.config.rules import (
+    adapters,
+    distillation,
+    grounding,
+    packing,
+    precision,
+    privacy,
+    sharding,
+    stopping,
+    training,
+)
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES, Family

@@ -21,6 +21,7 @@ from mllm.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+
 def refuse_no_updates(config: RunConfig) -> None:
     """Raise `ConfigError` for a training without updates, whose adapter would change nothing."""
     args = config.training_args
@@ -89,7 +90,10 @@ def refuse_unsuitable_trackers(config: RunConfig) -> None:
 
 def refuse_unknown_metric(config: RunConfig) -> None:
     """Raise `ConfigError` for a `metric_for_best_model` that no evaluation measures, or that would select the worst."""
-    name, origin = config.training_args["metric_for_best_model"], config.origin("training_args", "metric_for_best_model")
+    name, origin = (
+        config.training_args["metric_for_best_model"],
+        config.origin("training_args", "metric_for_best_model"),
+    )
     measured = ["loss", *config.objectives]
     if name is not None and name.removeprefix("eval_") not in measured:
         raise ConfigError(

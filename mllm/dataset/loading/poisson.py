@@ -78,7 +78,9 @@ class PoissonSampler(Sampler[list[Draw]]):
             return samples
         numbers = b"records" + self.secret + unit.to_bytes(8, "little") + update.to_bytes(8, "little")
         seed = int.from_bytes(hashlib.shake_256(numbers).digest(32), "little")
-        chosen = np.random.default_rng(np.random.SeedSequence(seed, pool_size=8)).choice(len(samples), self.max_samples, replace=False)
+        chosen = np.random.default_rng(np.random.SeedSequence(seed, pool_size=8)).choice(
+            len(samples), self.max_samples, replace=False
+        )
         return [samples[position] for position in sorted(chosen.tolist())]
 
 
