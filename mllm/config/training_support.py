@@ -1,6 +1,6 @@
 """Treatment of every field of `transformers.TrainingArguments`: supported, mapped to something else, or refused.
 
-A field stands in exactly one of the tables below. A field on no list is refused, so that a newer version of transformers
+Each field stands in exactly one of the tables below. A field on no list is refused, so a newer version of transformers
 adds nothing that this program has not looked at.
 """
 
@@ -54,7 +54,7 @@ REFUSED = {
     "torch_empty_cache_steps": "this program has its own training step",
     "use_cache": "training never uses a cache",
     "average_tokens_across_devices": "items are always counted over all processes",
-    "optim_target_modules": "it belongs to GaLore and APOLLO, which train whole weights, and only adapters and heads train",
+    "optim_target_modules": "it belongs to GaLore and APOLLO, and only adapters and heads train, no whole weights",
     **dict.fromkeys(
         (
             *("auto_find_batch_size", "train_sampling_strategy", "length_column_name", "label_names"),
@@ -113,7 +113,7 @@ REFUSED_OPTIMIZERS = {
 """Optimizers of transformers that cannot train here, and the reason."""
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "swanlab", "trackio", "dvclive")
-"""Trackers of transformers that `report_to` may name: they upload figures and `training_args` at most. The others upload
+"""Trackers of transformers that `report_to` may name: they upload figures and `training_args` at most. Others upload
 checkpoints unless they are told not to (ClearML), or belong to one platform."""
 LOCAL_TRACKERS = ("tensorboard",)
 """Trackers that write to the run folder only, the only ones of a private run."""

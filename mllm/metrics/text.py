@@ -23,14 +23,22 @@ def accuracy(predictions: Sequence[Answer], references: Sequence[Answer]) -> dic
     An answer that contains its reference and more text is wrong.
 
     Returns:
-        `accuracy`, `chance` (accuracy of guessing uniformly among the distinct references) and `samples`.
+        `accuracy`, `majority` (accuracy of always giving the most frequent reference), `chance` (accuracy of guessing
+        uniformly among the distinct references) and `samples`.
     """
     assert len(predictions) == len(references)
     if not references:
-        return {"accuracy": float("nan"), "chance": float("nan"), "samples": 0}
+        nan = float("nan")
+        return {"accuracy": nan, "majority": nan, "chance": nan, "samples": 0}
     targets = [normalize(reference.text) for reference in references]
     correct = sum(normalize(answer.text) == target for answer, target in zip(predictions, targets, strict=True))
-    return {"accuracy": correct / len(targets), "chance": 1 / len(set(targets)), "samples": len(targets)}
+    counts = Counter(targets)
+    return {
+        "accuracy": correct / len(targets),
+        "majority": max(counts.values()) / len(targets),
+        "chance": 1 / len(counts),
+        "samples": len(targets),
+    }
 
 
 @METRICS.register_module(name="short_answer")

@@ -9,8 +9,9 @@ from mllm.config.schema import RunConfig
 from mllm.engine.builder import build_learner, memory_advice, prepare_trainer
 from mllm.errors import memory_advised
 from mllm.models.builder.builder import load_pretrained
-from mllm.run.data import limit_tiny_updates, open_splits, prepare_data, scale_measures
+from mllm.run.data import limit_tiny_updates, open_splits, planned_updates, prepare_data, scale_measures
 from mllm.run.distill import cache_features, fit_objectives, load_teacher, release_teacher, training_encoder
+from mllm.run.early_checks import check_early
 from mllm.run.finish import end_processes, evaluate_test_split, export, log_results, write_results
 from mllm.run.open import open_run, start_processes
 from mllm.run.train import check_training, train
@@ -34,6 +35,7 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool) 
     splits = open_splits(config)
     if tiny:
         config = limit_tiny_updates(config, splits)
+    config = check_early(config, hardware, planned_updates(config, splits["train"]))
     folder, checkpoint = open_run(config, hardware, splits, resume)
     set_seed(config.training_args["seed"])
     with memory_advised(memory_advice(config)):

@@ -59,8 +59,8 @@ def refuse_unsupported_arguments(config: RunConfig) -> None:
         )
     if args["save_strategy"] == "best":
         raise ConfigError(
-            f"{config.origin('training_args', 'save_strategy')}: save_strategy='best' is not supported, because --resume "
-            f"needs the newest checkpoint: set it to 'epoch' or 'steps', and load_best_model_at_end=True"
+            f"{config.origin('training_args', 'save_strategy')}: save_strategy='best' is not supported, because "
+            f"--resume needs the newest checkpoint: set it to 'epoch' or 'steps', and load_best_model_at_end=True"
         )
 
 

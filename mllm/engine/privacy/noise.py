@@ -21,8 +21,8 @@ ENTROPY = 32
 class Noise:
     """Gaussian noise that is independent of the random state of the run.
 
-    It is drawn on the CPU for every device, by PCG64DXSM with 256 bits of entropy from the operating system. They are not
-    stored, so a resumed run has new noise. The generators of PyTorch take 32 (CPU) or 64 bits of a seed.
+    It is drawn on the CPU for every device, by PCG64DXSM with 256 bits of entropy from the operating system, which are
+    not stored, so a resumed run has new noise. The generators of PyTorch take 32 (CPU) or 64 bits of a seed.
 
     Args:
         secure: Draw every value from the cryptographic generator of the operating system. Each value is half the sum of

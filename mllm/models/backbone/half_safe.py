@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextAltUp
 
 LARGEST = 2.0**15
 """Bound of the magnitude of a product: below 65,504, with a margin for the rounding of partial sums."""
@@ -126,6 +127,11 @@ HALF_SAFE = (HalfSafeLinear, HalfSafeEmbedding)
 """Replacement classes of `keep_residual_in_fp32`."""
 
 
+DIRECT = (Gemma3nTextAltUp,)
+"""Modules that read the weights of their Linear layers themselves while they train: these weights become fp32. They are
+small: coefficients of 4 x 16 numbers, and a router of 4 rows."""
+
+
 def keep_residual_in_fp32(model: nn.Module) -> None:
     """Convert `model`, in place, to compute in fp32 between layers while its weights keep their stored format.
 
@@ -137,8 +143,9 @@ def keep_residual_in_fp32(model: nn.Module) -> None:
     and their classes as base classes, so nothing changes for PEFT, `state_dict` and tied weights.
     """
     tokens = next(part for part in model.modules() if isinstance(part, PreTrainedModel)).get_input_embeddings()
+    direct = {id(child) for module in model.modules() if type(module) in DIRECT for child in module.children()}
     for module in model.modules():
-        kind = _half_safe_class(module, is_tokens=module is tokens)
+        kind = None if id(module) in direct else _half_safe_class(module, is_tokens=module is tokens)
         if kind is not None:
             assert "forward" not in vars(module), "offloading hooks of accelerate would call the old forward"
             # As in FSDP2: changing the class keeps names, hooks and ties, unlike a wrapper module.

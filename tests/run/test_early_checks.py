@@ -11,8 +11,8 @@ import pytest
 from mllm.config.hardware import Hardware
 from mllm.config.schema import DataArgs, ModelArgs, RunConfig
 from mllm.config.training_args import fill_defaults
-from mllm.engine.early_checks import check_early
 from mllm.errors import ConfigError
+from mllm.run.early_checks import check_early
 
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
 

@@ -75,7 +75,7 @@ def _optimizer(config: RunConfig, arguments: TrainingArguments) -> torch.optim.O
         optimizer: torch.optim.Optimizer = kind([parameter], **options)
     except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
         raise ConfigError(
-            f"{config.origin('training_args', 'optim')}: optim='{config.training_args['optim']}' cannot be used: {error}"
+            f"{config.origin('training_args', 'optim')}: optim='{arguments.optim.value}' cannot be used: {error}"
         ) from error
     return optimizer
 
