@@ -15,7 +15,9 @@ TOWERS = {
 }
 LANGUAGE_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 # The vision tower has no Linear layer, and the audio tower is not used.
-FULL_PRECISION = ["lm_head", TOWERS["vision"], TOWERS["projector"], TOWERS["audio"], "model.embed_audio"]
+# AltUp clamps the weights of its Linear layers in training, which would destroy packed 4-bit and 8-bit numbers.
+ALTUP = ["correction_coefs", "prediction_coefs", "modality_router"]
+FULL_PRECISION = ["lm_head", TOWERS["vision"], TOWERS["projector"], TOWERS["audio"], "model.embed_audio", *ALTUP]
 
 GEMMA3N_STUDENT = Family(
     type="gemma3n-student",
