@@ -69,13 +69,13 @@ def _check_trackers(config: RunConfig, arguments: TrainingArguments) -> None:
 
 def _optimizer(config: RunConfig, arguments: TrainingArguments) -> torch.optim.Optimizer:
     """Return the optimizer of the config for one number. Raise `ConfigError` if it cannot be built."""
-    parameter = nn.Parameter(torch.zeros(1))
+    parameter, name = nn.Parameter(torch.zeros(1)), config.training_args["optim"]
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
         optimizer: torch.optim.Optimizer = kind([parameter], **options)
     except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
         raise ConfigError(
-            f"{config.origin('training_args', 'optim')}: optim='{arguments.optim.value}' cannot be used: {error}"
+            f"{config.origin('training_args', 'optim')}: optim='{name}' cannot be used: {error}"
         ) from error
     return optimizer
 
@@ -85,13 +85,14 @@ def _check_schedule(config: RunConfig, arguments: TrainingArguments, optimizer: 
     name = config.training_args["lr_scheduler_type"]
     origin = config.origin("training_args", "lr_scheduler_type")
     warmup = arguments.get_warmup_steps(updates)
+    options: Any = arguments.lr_scheduler_kwargs or {}  # a dict, because TrainingArguments parses text
     try:
         schedule = get_scheduler(
             arguments.lr_scheduler_type,
             optimizer=optimizer,
             num_warmup_steps=warmup,
             num_training_steps=updates,
-            scheduler_specific_kwargs=dict(arguments.lr_scheduler_kwargs or {}),
+            scheduler_specific_kwargs=options,
         )
         rates = schedule.lr_lambdas[0] if isinstance(schedule, LambdaLR) else None
         learns = rates is None or any(rates(step) > 0 for step in range(updates))
@@ -104,7 +105,7 @@ def _check_schedule(config: RunConfig, arguments: TrainingArguments, optimizer: 
             f"{origin}: the learning rate is 0 in all {updates} updates of lr_scheduler_type='{name}' with {warmup} "
             f"updates of warmup, so nothing would be learned: lower warmup_steps, or make the run longer"
         )
-    if 2 * warmup > updates and str(arguments.lr_scheduler_type.value) not in WITHOUT_WARMUP:
+    if 2 * warmup > updates and name not in WITHOUT_WARMUP:
         logger.warning(
             "warmup takes %d of %d updates, so the learning rate is low for more than half of the run: lower "
             "training_args.warmup_steps",
