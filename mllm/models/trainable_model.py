@@ -51,12 +51,12 @@ class TrainableModel(nn.Module):
         """
         model = self.pretrained
         for module in model.modules():
-            if _wraps_timm(module) and self.trains("vision"):
-                from timm.layers.config import set_reentrant_ckpt
+            timm_model: Any = dict(module.named_children()).get("timm_model")  # of transformers' TimmWrapperModel
+            if timm_model is not None and self.trains("vision"):
+                from timm.layers.config import set_reentrant_ckpt  # here, because timm takes a second to import
 
                 set_reentrant_ckpt(False)  # transformers does not pass its options to timm
-                tower: Any = module.timm_model
-                tower.set_grad_checkpointing(True)
+                timm_model.set_grad_checkpointing(True)
         if any("gradient_checkpointing" in vars(module) for module in model.modules()):
             model.gradient_checkpointing_enable(options, **layers)
             # transformers makes the inputs of every tower require gradients: a frozen tower would run backward too.
@@ -129,8 +129,3 @@ class TrainableModel(nn.Module):
             elif tower in TRAINABLE_TOWERS and parameter.requires_grad and name not in adapter_names:
                 trained[f"{tower}." + name.partition(f"{self.towers[tower]}.")[2]] = parameter
         return trained
-
-
-def _wraps_timm(module: nn.Module) -> bool:
-    """Return True for transformers' wrapper of a timm model, without importing timm, which takes a second."""
-    return isinstance(module, PreTrainedModel) and module.config.model_type == "timm_wrapper"

@@ -1,11 +1,11 @@
 """Pictures of measures: what is drawn is read from matplotlib's own objects, and any data can be drawn."""
 
+import matplotlib.figure
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mllm.report import measure_plots
 from mllm.report.measure_plots import plot_agreement, plot_distributions
 
 NAN = float("nan")
@@ -18,12 +18,12 @@ def drawn(monkeypatch):
     """The figures that were saved."""
     figures = []
 
-    class Kept(Figure):
+    class Recorded(Figure):
         def savefig(self, *arguments, **options):
             figures.append(self)
             return super().savefig(*arguments, **options)
 
-    monkeypatch.setattr(measure_plots, "Figure", Kept)
+    monkeypatch.setattr(matplotlib.figure, "Figure", Recorded)
     return figures
 
 
