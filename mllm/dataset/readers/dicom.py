@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mllm.dataset.readers.dicom_frames import SPACING_TAGS, TAGS, TRANSFORM_TAGS, decode, read_header
+from mllm.dataset.readers.dicom_frames import SPACING_TAGS, TAGS, TRANSFORM_TAGS, count_frames, decode, read_header
 from mllm.dataset.readers.dicom_gray import apply_voi, drop_impossible_rescale, has_rescale, padding_mask
 from mllm.dataset.readers.geometry import MAX_RATIO, to_square_pixels
 from mllm.dataset.readers.gray import Choice, Window, choose, find_window, scaled, to_image
@@ -71,7 +71,7 @@ def _read(
     path: Path, frames: Choice, window: Window, limits: tuple[float, float] | None, square: bool
 ) -> list[Image.Image]:
     header = read_header(path)
-    count = int(header.get("NumberOfFrames") or 1)
+    count = count_frames(header, path)
     indices = choose(frames, count, path, "frames", "frame")
     images = []
     for index, stored in zip(indices, decode(path, header, indices), strict=True):

@@ -70,6 +70,22 @@ def read_header(path: Path) -> Dataset:
     return header
 
 
+def count_frames(header: Dataset, path: Path) -> int:
+    """Return the number of frames; raise `DataError` if the file is too short for them."""
+    count = int(header.get("NumberOfFrames") or 1)
+    # A compressed frame has at least the 8 bytes of an item; those of deflated files may be compressed further.
+    size, needed = path.stat().st_size, 8
+    if header.file_meta.TransferSyntaxUID in _SEEKABLE:
+        bits = int(header.BitsAllocated) * int(header.get("SamplesPerPixel") or 1) * header.Rows * header.Columns
+        # YBR_FULL_422 stores two of three values.
+        needed = bits // (12 if header.PhotometricInterpretation == "YBR_FULL_422" else 8)
+    elif header.file_meta.TransferSyntaxUID == _DEFLATED:
+        size = _MAX_INFLATED
+    if count < 1 or count * needed > size:
+        raise DataError(f"{path} is truncated or damaged: it has {size:,} bytes, too few for {count:,} frames")
+    return count
+
+
 def decode(path: Path, header: Dataset, indices: Sequence[int]) -> list[np.ndarray]:
     """Return the stored values of frames, each [H, W] or [H, W, 3]; YBR is converted to RGB.
 

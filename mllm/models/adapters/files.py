@@ -38,6 +38,8 @@ RENAMES = (
 )
 """Module names of older versions of transformers and their replacements. The first name in the model is used."""
 
+_DAMAGED = (UnpicklingError, SafetensorError)
+
 
 @dataclass(frozen=True)
 class SavedAdapter:
@@ -63,7 +65,7 @@ def read_adapter(path: str | Path) -> SavedAdapter:
             tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
         else:
             tensors = torch.load(folder / WEIGHTS_NAME, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, TypeError, RuntimeError, UnpicklingError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, *_DAMAGED) as error:
         raise ConfigError(f"adapter_path = '{path}' cannot be read: {error}") from error
     if values.get("peft_type") != "LORA" or "r" not in values:
         raise ConfigError(f"{folder / CONFIG_NAME} describes no LoRA adapter (peft_type = {values.get('peft_type')})")

@@ -6,8 +6,10 @@ that the installed packages do not support.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import tokenizers
 import transformers
@@ -19,7 +21,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, UserError, is_out_of_memory
 from mllm.family import FAMILIES
 
 
@@ -27,11 +29,11 @@ from mllm.family import FAMILIES
 def explained(name: str) -> Iterator[None]:
     """Convert errors of the Hugging Face libraries about the checkpoint `name` to `ConfigError`.
 
-    Other errors are passed on with their traceback.
+    Errors of memory and of the file system are passed on.
     """
     try:
         yield
-    except ConfigError:
+    except UserError:
         raise
     except Exception as error:
         sentence = _sentence(name, error)
@@ -60,7 +62,25 @@ def _sentence(name: str, error: Exception) -> str | None:
         return f"model_args.attn_implementation cannot be used with '{name}': {' '.join(text.split())}"
     if isinstance(error, OSError) and error.errno is None:
         return _hub_sentence(name, error) or f"'{name}' cannot be loaded: {' '.join(text.split())}"
-    return None
+    if isinstance(error, OSError) or is_out_of_memory(error):
+        return None
+    # Libraries raise nearly every type for a damaged file.
+    return (
+        f"'{name}' cannot be loaded by transformers {transformers.__version__} ({type(error).__name__}: "
+        f"{' '.join(text.split())[:300]}): {_damaged_file(name)}"
+    )
+
+
+def _damaged_file(name: str) -> str:
+    """Return the end of the message about a checkpoint that cannot be loaded: its first file that is not valid."""
+    for path in sorted(Path(name).glob("*.json")) + sorted(Path(name).glob("*.jinja")):
+        try:
+            text = path.read_text(encoding="utf-8")
+            if path.suffix == ".json":
+                json.loads(text)
+        except (ValueError, RecursionError):
+            return f"{path.name} is damaged; download it again"
+    return "a file is damaged, incomplete, or was written for another version"
 
 
 def _hub_sentence(name: str, error: BaseException) -> str | None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import ProcessorMixin
 
@@ -171,11 +170,7 @@ class ChatEncoder(TextEncoder):
 
         An answer begins where the generation prompt ends, and ends with the end of its turn.
         """
-        messages = self._messages(sample)
-        try:
-            rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise DataError(f"{source_of(sample)}: the chat template refuses it: {error}") from error
+        rendered = self._rendered(self._messages(sample), source_of(sample), add_generation_prompt=True)
         text, *pieces = rendered.split(OPEN)
         segments = [text]
         for piece in pieces:
@@ -238,11 +233,8 @@ class ChatEncoder(TextEncoder):
                 "the model has no chat template; use an instruction-tuned checkpoint (its name ends in -it), or set "
                 "model_args.chat_template"
             )
-        try:
-            before, _, rest = self.processor.apply_chat_template(probe, tokenize=False).partition(OPEN)
-            prompt = self.processor.apply_chat_template(probe[:1], tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise ConfigError(f"the chat template cannot be used: {error}") from error
+        before, _, rest = self._rendered(probe).partition(OPEN)
+        prompt = self._rendered(probe[:1], add_generation_prompt=True)
         opening = before.removeprefix(prompt) if before.startswith(prompt) else ""
         tail = rest.partition(CLOSE)[2]
         if turn_end is not None:

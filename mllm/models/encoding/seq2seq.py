@@ -129,7 +129,7 @@ class Seq2SeqEncoder(TextEncoder):
             return "".join(f"{text}\n" for text in texts[:-1]), texts[-1], ""
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
         messages[-1]["content"] = f"{OPEN}{texts[-1]}{CLOSE}"
-        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self._rendered(messages, add_generation_prompt=True)
         bos = self.tokenizer.bos_token
         before, _, rest = (text.removeprefix(bos) if bos else text).partition(OPEN)
         question, _, after = rest.partition(CLOSE)
@@ -141,7 +141,7 @@ class Seq2SeqEncoder(TextEncoder):
         if self.processor.chat_template is None:
             return end
         probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": f"b{CLOSE}"}]
-        tail = self.processor.apply_chat_template(probe, tokenize=False).partition(CLOSE)[2]
+        tail = self._rendered(probe).partition(CLOSE)[2]
         control_token = self._first_control_token(tail)
         return end if control_token is None else control_token[1]
 

@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from mllm.errors import DataError
+from mllm.errors import ConfigError, DataError
 from mllm.models.encoding.synthetic import synthetic_samples
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.structures import Answer, Batch, Encoded, Frame, Mark, Sample, Turn
@@ -20,6 +21,10 @@ OPEN, CLOSE = "\ue000", "\ue001"
 
 They are removed before the text is tokenized.
 """
+
+
+_TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""Errors of a template, and of the expressions in it."""
 
 
 class TextEncoder(ABC):
@@ -124,6 +129,20 @@ class TextEncoder(ABC):
             for token in (OPEN, CLOSE, *self._control_tokens):
                 if token in text:
                     raise DataError(f"{source}: the text holds the control token {token!r}; remove it")
+
+    def _rendered(self, messages: list[Any], source: str | None = None, **options: Any) -> str:
+        """Return messages as the chat template writes them.
+
+        Raises:
+            DataError: The template refuses the messages of the row `source`.
+            ConfigError: It cannot be used at all; `source` is None.
+        """
+        try:
+            return str(self.processor.apply_chat_template(messages, tokenize=False, **options))
+        except _TEMPLATE_ERRORS as error:
+            if source is None:
+                raise ConfigError(f"the chat template cannot be used: {error}") from error
+            raise DataError(f"{source}: the chat template refuses it: {error}") from error
 
     def _first_control_token(self, text: str) -> tuple[int, str] | None:
         """Return the position and the text of the first control token in `text`, or None."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from mllm.errors import ConfigError
 from mllm.models.backbone.load_errors import explained
+from mllm.models.encoding.text_processor import load_text_processor
+from mllm.tiny.checkpoints import write_tiny
 
 
 @pytest.mark.parametrize(
@@ -29,8 +32,16 @@ def test_gated_and_unknown_models_give_the_login_command(kind: type[Exception], 
     assert "`hf auth login`" in str(caught.value) and "`huggingface-cli login`" in str(caught.value)
 
 
-def test_other_errors_are_not_converted() -> None:
+def test_errors_of_memory_and_of_the_file_system_are_not_converted() -> None:
     with pytest.raises(OSError, match="full"), explained("x"):
         raise OSError(errno.ENOSPC, "disk full")
-    with pytest.raises(ZeroDivisionError), explained("x"):
-        raise ZeroDivisionError
+    with pytest.raises(MemoryError), explained("x"):
+        raise MemoryError
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_file_of_a_checkpoint_is_named(tmp_path: Path, name: str) -> None:
+    folder = write_tiny("gemma3n", tmp_path / "model")
+    (folder / name).write_bytes((folder / name).read_bytes()[:-20] + b"\xff")
+    with pytest.raises(ConfigError, match=rf"'{folder}' cannot be loaded .*{name} is damaged; download it again"):
+        load_text_processor(str(folder))
