@@ -67,6 +67,8 @@ def load_text_processor(name: str, *, trust_remote_code: bool = False) -> TextPr
     """Load the tokenizer of a checkpoint. Raise `ConfigError` if it has no fast version, which provides offsets."""
     with explained(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        # Values of a damaged tokenizer_config.json are only used when a text is tokenized.
+        tokenizer("a")
     if not tokenizer.is_fast:
         raise ConfigError(
             f"the tokenizer of '{name}' has no fast version, which gives the position of each token in the text; "
