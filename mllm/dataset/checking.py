@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from mllm.dataset.base import SampleDataset
+from mllm.dataset.contents import ContentDigest
 from mllm.dataset.echo.plausibility import ImplausibleMeasures
 from mllm.dataset.mark_forms import MarkForms
 from mllm.dataset.patients import Patients, check_leakage
@@ -32,6 +33,8 @@ class SplitReport:
     """Number of rows whose patient is unknown."""
     skipped: list[tuple[SampleDataset, str]] = field(default_factory=list)
     """Source dataset and error message of each unusable row."""
+    content: str = ""
+    """Digest of all rows; see `ContentDigest`."""
 
     def __str__(self) -> str:
         """Return the patients for the log."""
@@ -72,7 +75,7 @@ def check_splits(splits: Mapping[str, SampleDataset], skip: bool = False) -> Spl
 
 def _check_split(name: str, dataset: SampleDataset, skip: bool) -> tuple[SplitReport, Patients]:
     """Check the rows of one split and return its report and its patients."""
-    report, patients = SplitReport(), Patients()
+    report, patients, content = SplitReport(), Patients(), ContentDigest()
     forms: dict[int, MarkForms] = {}
     measures = ImplausibleMeasures(name)
     rows, step = 0, -(-len(dataset) // DECODED)
@@ -83,7 +86,9 @@ def _check_split(name: str, dataset: SampleDataset, skip: bool) -> tuple[SplitRe
                 source.sample(index)
         except UserError as error:
             report.skipped.append((source, str(error)))
+            content.add_unusable()
             continue
+        content.add(sample)
         patients.add(sample.group, source, index)
         if sample.marks:
             forms.setdefault(id(source), MarkForms(source)).add(sample.marks, index)
@@ -99,7 +104,7 @@ def _check_split(name: str, dataset: SampleDataset, skip: bool) -> tuple[SplitRe
     for form in forms.values():
         form.check()
     measures.report()
-    report.patients, report.without_patient = len(patients), patients.unknown
+    report.patients, report.without_patient, report.content = len(patients), patients.unknown, content.hexdigest()
     for source in patients.sources_without:
         if hint := source.patient_hint():
             logger.warning("%s: no row of %s has a patient%s", source.describe(0), name, hint)

@@ -77,17 +77,17 @@ class UndecodedImage(Image.Image):
     def __init__(self, path: Path, options: Mapping[str, Any], number: int) -> None:
         super().__init__()
         self._mode = "RGB"
-        self._source: tuple[Path, Mapping[str, Any], int] | None = (path, options, number)
+        self.file, self.options, self.number = path, options, number
+        self._is_decoded = False
         self._size = (0, 0)
 
     @property
     @override
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
-        if self._source is not None and self._size == (0, 0):
-            path, options, _ = self._source
-            if path.suffix.lower() in _PLAIN and not options:
-                self._size = _size_in_header(path)
+        if not self._is_decoded and self._size == (0, 0):
+            if self.file.suffix.lower() in _PLAIN and not self.options:
+                self._size = _size_in_header(self.file)
             if self._size == (0, 0):
                 self.load()
         return self._size
@@ -95,12 +95,11 @@ class UndecodedImage(Image.Image):
     @override
     def load(self) -> Any:
         """Decode the image."""
-        if self._source is not None:
-            path, options, number = self._source
-            images = read_images(path, **options)
-            if number >= len(images):
-                raise DataError(f"{path} has {len(images)} of the selected images")
-            self.im, self._size, self._source = images[number].im, images[number].size, None
+        if not self._is_decoded:
+            images = read_images(self.file, **self.options)
+            if self.number >= len(images):
+                raise DataError(f"{self.file} has {len(images)} of the selected images")
+            self.im, self._size, self._is_decoded = images[self.number].im, images[self.number].size, True
         return super().load()
 
 

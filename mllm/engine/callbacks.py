@@ -13,11 +13,17 @@ from mllm.run_files import checkpoint_name
 
 
 class Epochs(TrainerCallback):
-    """Callback that sets the epoch of the sampler, also after a resume."""
+    """Callback that sets the epoch of the sampler, also after a resume, and the intervals of the config."""
 
     def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
         self.first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the intervals of logs, evaluations and checkpoints, which Trainer takes from a checkpoint."""
+        state.compute_steps(args, state.max_steps)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -20,6 +20,7 @@ from mllm.engine.learner import Learner
 from mllm.engine.mean_loss import check_failures, mean_losses
 from mllm.engine.meter import Meter
 from mllm.engine.preflight import preflight
+from mllm.engine.rates import rates_of_config
 from mllm.engine.run_log import run_folder
 from mllm.errors import DataError, memory_advised
 from mllm.run_files import checkpoint_name
@@ -241,6 +242,14 @@ class MultimodalTrainer(Trainer):
             begin_checkpoint(run_folder(self.args) / checkpoint_name(self.state.global_step))
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load both states from a checkpoint, with the learning rates of the config."""
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        with rates_of_config(self.optimizer, self.lr_scheduler):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def floating_point_ops(self, inputs: LogicalBatch) -> int:  # type: ignore[override]
         """Return 0, because operations are not counted."""

@@ -17,6 +17,7 @@ from mllm.run_files import (
     ENVIRONMENT,
     ENVIRONMENT_TABLE,
     FIRST_BATCH,
+    INPUTS,
     LATEST,
     LOCK,
     MEASURES_PLOT,
@@ -25,7 +26,7 @@ from mllm.run_files import (
 )
 
 STARTED = {
-    *(LOCK, CONFIG, ENVIRONMENT, ENVIRONMENT_TABLE, DATA_SUMMARY, MEASURES_PLOT),
+    *(LOCK, CONFIG, ENVIRONMENT, ENVIRONMENT_TABLE, DATA_SUMMARY, MEASURES_PLOT, INPUTS),
     *(FIRST_BATCH, TENSORBOARD),
 }
 """Files that a run writes before its first log entry or checkpoint."""

@@ -22,6 +22,7 @@ from mllm.files import write_json, write_text
 from mllm.models.adapters.files import find_adapter
 from mllm.report.data_summary import describe_data
 from mllm.run.folder import open_run_folder
+from mllm.run.inputs import Inputs, check_inputs, inputs_of, write_inputs
 from mllm.run_files import CONFIG, ENVIRONMENT, former_config_name
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ def open_run(config: RunConfig, hardware: Hardware, splits: Splits, resume: bool
     The first process creates the folder and writes the config, the environment and the data summary to it.
 
     Raises:
-        ConfigError: The folder cannot be opened, or a resume changes the trained tensors or the measures of a head.
+        ConfigError: The folder cannot be opened, or a resume changes the trained tensors, the measures of a head, the
+            data or the starting weights.
     """
     refuse_other_measures(config.model_args)
     state = PartialState()
@@ -47,8 +49,10 @@ def open_run(config: RunConfig, hardware: Hardware, splits: Splits, resume: bool
     if state.is_main_process:
         folder, checkpoint = open_run_folder(config.name, config.training_args["output_dir"], resume)
         logger.info("run folder: %s%s", folder, f", continuing from {checkpoint.name}" if checkpoint else "")
+        inputs = inputs_of(config, splits)
         if checkpoint:
-            _check_resumed(config, folder, checkpoint)
+            _check_resumed(config, folder, checkpoint, inputs)
+        write_inputs(folder, inputs)
         write_text(folder / CONFIG, config.text)
         write_json(folder / ENVIRONMENT, report := environment())
         family = FAMILIES.find(config.model_args.type, config.model_args.part)
@@ -61,10 +65,11 @@ def open_run(config: RunConfig, hardware: Hardware, splits: Splits, resume: bool
     return opened[0]
 
 
-def _check_resumed(config: RunConfig, folder: Path, checkpoint: Path) -> None:
-    """Log the differences to the config that the run began with, and copy that config; refuse another model."""
+def _check_resumed(config: RunConfig, folder: Path, checkpoint: Path, inputs: Inputs) -> None:
+    """Log the differences to the config that the run began with, and copy that config; refuse other models and data."""
     began = read_config(folder / CONFIG)
     refuse_another_model(config, began, folder)
+    check_inputs(folder, inputs)
     if changes := _changes(began, config):
         former = folder / former_config_name(checkpoint.name)
         if not former.exists():  # otherwise an earlier resume from this checkpoint copied it

@@ -141,6 +141,22 @@ def test_a_finished_run_that_is_resumed_makes_no_further_update(make_trainer, tr
     assert len(evaluations) == len(set(evaluations))
 
 
+def test_a_finished_run_continues_at_the_rate_of_the_longer_schedule(make_trainer, tmp_path):
+    """The linear schedule of 1e-3 over 8 updates has 1e-3 * 6/8 before update 3; that of 2 updates ends at 0."""
+    make_trainer(max_steps=2, save_strategy="steps", save_steps=2).train()
+    longer = make_trainer(max_steps=8, output_dir=str(tmp_path / "longer"), save_strategy="steps", save_steps=3)
+    longer.args.weight_decay = 0.125
+    longer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    rates = {row["step"]: row["learning_rate"] for row in longer.state.log_history if "learning_rate" in row}
+    assert [rates[step] for step in (3, 4, 8)] == pytest.approx([1e-3 * 6 / 8, 1e-3 * 5 / 8, 1e-3 * 1 / 8])
+    assert max(group["weight_decay"] for group in longer.optimizer.param_groups) == 0.125
+    # Other intervals and another learning rate of the config count, too.
+    other = make_trainer(max_steps=8, output_dir=str(tmp_path / "other"), learning_rate=4e-3)
+    other.train(resume_from_checkpoint=str(tmp_path / "longer" / "checkpoint-3"))
+    rates = {row["step"]: row["learning_rate"] for row in other.state.log_history if "learning_rate" in row}
+    assert rates[4] == pytest.approx(4e-3 * 5 / 8)
+
+
 def test_the_best_checkpoint_survives_a_limit_of_one_and_is_loaded_at_the_end(make_trainer, trained, tmp_path):
     trainer = make_trainer(
         max_steps=3,
@@ -173,6 +189,7 @@ SEAMS = {
     "floating_point_ops": ["self", "inputs"],
     "_save_checkpoint": ["self", "model", "trial"],
     "log": ["self", "logs", "start_time"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
 }
 """What we override of transformers.Trainer, with the arguments that it passes: the same from 5.18 to 5.23."""
 

@@ -91,6 +91,10 @@ def test_uneven_shares_without_images_make_the_same_updates_and_continue_bit_for
     assert _rows("two", "loss") == losses
     assert all(torch.equal(_adapter("two")[name], tensor) for name, tensor in whole.items())
 
+    shutil.rmtree("two/checkpoint-5")
+    _start(1, config, "--resume", "--cfg-options", "training_args.output_dir=two")
+    assert _rows("two", "loss") == pytest.approx(losses, rel=1e-5), "one process continues the updates of two"
+
 
 TRANSLATED = """
 _base_ = ["{checkout}/config/_base_/models/t5gemma.py", "{checkout}/config/_base_/datasets/mtnt_en_fr.py",

@@ -24,15 +24,15 @@ def test_a_resume_that_learns_otherwise_says_what_changed_and_keeps_the_former_c
     first = Path("exp/run/latest/config.py").read_text()
     assert main([config, "--resume", *RESUMED, "training_args.max_steps=1"]) == 0
     assert "the config differs from the one of the run so far" not in capsys.readouterr().err and not KEPT.exists()
-    assert main([config, "--resume", *RESUMED, "training_args.max_steps=1", "data_args.train.size=9"]) == 0
-    told = capsys.readouterr().err
-    assert "(config_until_checkpoint-1.py): data_args.train.size is 9, was 8" in told
+    assert main([config, "--resume", *RESUMED, "training_args.max_steps=1", "data_args.on_error=skip"]) == 0
+    log = capsys.readouterr().err
+    assert "(config_until_checkpoint-1.py): data_args.on_error is 'skip', was 'raise'" in log
     assert KEPT.read_text() == first
-    changes = ["training_args.max_steps=2", "training_args.learning_rate=0.5", "data_args.train.size=9"]
+    changes = ["training_args.max_steps=2", "training_args.learning_rate=0.5", "data_args.on_error=skip"]
     assert main([config, "--resume", *RESUMED, *changes]) == 0
-    told = capsys.readouterr().err
-    assert "training_args.learning_rate is 0.5, was 0.001" in told and "training_args.max_steps is 2, was 1" in told
-    assert "data_args.train.size is" not in told
+    log = capsys.readouterr().err
+    assert "training_args.learning_rate is 0.5, was 0.001" in log and "training_args.max_steps is 2, was 1" in log
+    assert "data_args.on_error is" not in log
     assert KEPT.read_text() == first, "the config of the first updates is still the one that is kept"
 
 

@@ -1,0 +1,47 @@
+"""Digest of the contents of a split, by which a resumed run recognizes its training data."""
+
+from __future__ import annotations
+
+import hashlib
+
+from mllm.dataset.image_files import UndecodedImage
+from mllm.structures import Mark, Sample
+
+
+class ContentDigest:
+    """Digest of the samples of a split in their order: texts, marks, measures, patients and image files.
+
+    Images are not decoded: the size of their file in bytes stands for them. Locations of files are left out, so that
+    data may be moved.
+    """
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def add(self, sample: Sample) -> None:
+        """Add the next sample, as `SampleDataset.inspect` returns it."""
+        texts = [(turn.role, turn.text, turn.marks) for turn in sample.turns]
+        images = [_file(image) for image in sample.images if isinstance(image, UndecodedImage)]
+        marks = [(mark.box, mark.point, mark.image) for mark in sample.marks]
+        measures = sorted(sample.measures.items())
+        self._digest.update(repr((texts, images, marks, measures, sample.group)).encode("utf-8"))
+        for mark in sample.marks:
+            self._add_mask(mark)
+
+    def add_unusable(self) -> None:
+        """Add the next row, which cannot be used."""
+        self._digest.update(b"unusable")
+
+    def hexdigest(self) -> str:
+        """Return the digest as text."""
+        return self._digest.hexdigest()
+
+    def _add_mask(self, mark: Mark) -> None:
+        if mark.mask is not None:
+            self._digest.update(repr(mark.mask.shape).encode())
+            self._digest.update(mark.mask.tobytes())
+
+
+def _file(image: UndecodedImage) -> tuple[int, str, int]:
+    """Return the size in bytes of the file of an image, the options of its reader, and its number in the file."""
+    return image.file.stat().st_size, repr(sorted(image.options.items())), image.number

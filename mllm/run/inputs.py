@@ -1,0 +1,175 @@
+"""Inputs of a run besides its config: the data in its order, the starting weights, and the number of processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from mllm.config.schema import ModelArgs, RunConfig
+from mllm.dataset.checking import Splits
+from mllm.engine.builder import logical_batch_size
+from mllm.errors import ConfigError
+from mllm.files import write_json
+from mllm.models.adapters.files import find_adapter
+from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.run_files import INPUTS
+
+logger = logging.getLogger(__name__)
+
+CHUNK, CHUNKS = 2**16, 256
+"""Size in bytes and number of the evenly spaced parts of a file of weights that are hashed."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs of a run, as written to its folder. A resumed run must have equal ones to continue its updates."""
+
+    rows: int
+    """Number of samples of the training split."""
+    content: str
+    """Digest of the rows of the training split."""
+    validation: str
+    """Digest of the rows of the validation split. Empty: there is none."""
+    order: int
+    """Seed of the order of the samples."""
+    samples_per_update: int
+    """Number of samples of an update, over all processes."""
+    drops_last: bool
+    """True if the last samples of an epoch are left out when they are fewer than those of an update."""
+    processes: int
+    weights: dict[str, str]
+    """Digest of each local checkpoint and adapter that the run starts from, by its config key."""
+
+
+def inputs_of(config: RunConfig, splits: Splits) -> Inputs:
+    """Return the inputs of a run of this config with the present number of processes."""
+    training, processes = config.training_args, PartialState().num_processes
+    seed = training["seed"] if training["data_seed"] is None else training["data_seed"]
+    weights = _weights("model_args", config.model_args)
+    if config.distill_args is not None:
+        weights |= _weights("distill_args.teacher", config.distill_args.teacher)
+    return Inputs(
+        rows=len(splits["train"]),
+        content=splits.reports["train"].content,
+        validation=splits.reports["validation"].content if "validation" in splits else "",
+        order=int(seed),
+        samples_per_update=logical_batch_size(training) * processes,
+        drops_last=bool(training["dataloader_drop_last"]),
+        processes=processes,
+        weights=weights,
+    )
+
+
+def write_inputs(folder: Path, inputs: Inputs) -> None:
+    """Write the inputs of a run to its folder."""
+    write_json(folder / INPUTS, asdict(inputs))
+
+
+def check_inputs(folder: Path, now: Inputs) -> None:
+    """Raise `ConfigError` if a resumed run could not continue its updates, because its inputs have changed.
+
+    Changes that leave the updates as they were are logged: the number of processes, and the validation split.
+    """
+    began = _read_inputs(folder)
+    if began is None:
+        logger.warning("%s has no readable %s, so it is unknown if the data have changed since", folder, INPUTS)
+        return
+    for change in (_changed_data(began, now), _changed_update(began, now), _changed_weights(began, now)):
+        if change is not None:
+            raise ConfigError(f"--resume: {change}, or start a new run without --resume")
+    if began.processes != now.processes:
+        logger.warning(
+            "the run continues with %d instead of %d processes: its updates have the same samples, and other random "
+            "numbers for dropout",
+            *(now.processes, began.processes),
+        )
+    if began.validation != now.validation:
+        logger.warning("the validation split has changed: its losses before and after the resume are not comparable")
+
+
+def _changed_data(began: Inputs, now: Inputs) -> str | None:
+    """Return how the training data or their order differ, and what to do; None if they are equal."""
+    if began.rows != now.rows:
+        return (
+            f"the training split has {now.rows:,} samples, but the run began with {began.rows:,}, so samples would be "
+            "repeated or left out: restore the data and data_args.train"
+        )
+    if began.content != now.content:
+        return (
+            f"the {now.rows:,} samples of the training split are not those that the run began with: restore the data "
+            "and data_args.train"
+        )
+    if began.order != now.order:
+        return (
+            f"the seed of the order of the samples is {now.order}, but the run began with {began.order}, so samples "
+            "would be repeated or left out: set training_args.seed or data_seed back"
+        )
+    return None
+
+
+def _changed_update(began: Inputs, now: Inputs) -> str | None:
+    """Return how the division of an epoch into updates differs, and what to do; None if it is equal."""
+    if began.drops_last != now.drops_last:
+        return f"training_args.dataloader_drop_last is {now.drops_last}, was {began.drops_last}: set it back"
+    if began.samples_per_update == now.samples_per_update:
+        return None
+    share, rest = divmod(began.samples_per_update, now.processes)
+    fix = f"start it with {_count(began.processes)}"
+    if not rest:
+        fix = (
+            f"choose training_args.per_device_train_batch_size and gradient_accumulation_steps with the product {share}"
+        )
+        fix += "" if began.processes == now.processes else f", or start it with {_count(began.processes)}"
+    return (
+        f"an update has {now.samples_per_update} samples on {_count(now.processes)}, but {began.samples_per_update} on "
+        f"{_count(began.processes)} in the run so far: {fix}"
+    )
+
+
+def _changed_weights(began: Inputs, now: Inputs) -> str | None:
+    """Return which starting weights differ, and what to do; None if all are equal."""
+    for key in now.weights.keys() & began.weights.keys():
+        if now.weights[key] != began.weights[key]:
+            return f"the weights in {key} have changed since the run began: put the former files back"
+    return None
+
+
+def _count(processes: int) -> str:
+    return "1 process" if processes == 1 else f"{processes} processes"
+
+
+def _read_inputs(folder: Path) -> Inputs | None:
+    """Return the inputs that a run began with; None if an older version began it."""
+    try:
+        values: dict[str, Any] = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
+        return Inputs(**values)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _weights(section: str, args: ModelArgs) -> dict[str, str]:
+    """Return the digests of the checkpoint and the adapter of a model, without those on the Hugging Face Hub."""
+    folders = {"model_name_or_path": Path(find_checkpoint(args.model_name_or_path))}
+    if args.adapter_path is not None:
+        folders["adapter_path"] = find_adapter(args.adapter_path)
+    return {f"{section}.{key}": _digest_of(folder) for key, folder in folders.items() if folder.is_dir()}
+
+
+def _digest_of(folder: Path) -> str:
+    """Return a digest of the weights in a folder, from at most `CHUNKS` parts of each file."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        step = max(CHUNK, size // CHUNKS)
+        with path.open("rb") as file:
+            for start in range(0, size, step):
+                file.seek(start)
+                digest.update(file.read(CHUNK))
+    return digest.hexdigest()
