@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,4 +45,12 @@ def test_a_damaged_file_of_a_checkpoint_is_named(tmp_path: Path, name: str) -> N
     folder = write_tiny("gemma3n", tmp_path / "model")
     (folder / name).write_bytes((folder / name).read_bytes()[:-20] + b"\xff")
     with pytest.raises(ConfigError, match=rf"'{folder}' cannot be loaded .*{name} is damaged; download it again"):
+        load_text_processor(str(folder))
+
+
+def test_a_value_of_another_type_in_a_file_of_the_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = write_tiny("gemma3n", tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": "many"}))
+    with pytest.raises(ConfigError, match=rf"'{folder}' cannot be loaded"):
         load_text_processor(str(folder))
