@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mllm.run_files import checkpoint_step
 
 logger = logging.getLogger(__name__)
 
@@ -15,8 +18,8 @@ logger = logging.getLogger(__name__)
 class EarlyStopping(TrainerCallback):
     """Callback that ends the training after several evaluations without a lower validation loss.
 
-    It has no state and reads the history of the trainer, which checkpoints restore. So a resumed run ends at the same
-    update as an uninterrupted one. The callback of transformers starts to count from zero after a resume.
+    It keeps no counter and reads the history of the trainer, which checkpoints restore. So a resumed run ends at the
+    same update as an uninterrupted one. The callback of transformers starts to count from zero after a resume.
 
     Args:
         patience: Number of consecutive evaluations without improvement.
@@ -25,6 +28,8 @@ class EarlyStopping(TrainerCallback):
 
     def __init__(self, patience: int, threshold: float = 0.0) -> None:
         self.patience, self.threshold = patience, threshold
+        self.is_exhausted = False
+        """True: this callback ended the training."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -38,18 +43,38 @@ class EarlyStopping(TrainerCallback):
         best, idle = best_loss([loss for _, loss in losses], self.threshold)
         if idle < self.patience:
             return
-        control.should_training_stop = True
+        control.should_training_stop = self.is_exhausted = True
         if state.is_world_process_zero:
             step, loss = losses[best]
-            weights = (
-                "its weights are loaded"
-                if args.load_best_model_at_end
-                else ("the last weights are kept; load_best_model_at_end=True would load those of that step")
+            lower = (
+                f"validation loss that is lower by more than {self.threshold:g}"
+                if self.threshold
+                else "lower validation loss"
             )
             logger.info(
-                "stopped at step %d: no lower validation loss in %d evaluations since step %d (%.4f); %s",
-                *(state.global_step, idle, step, loss, weights),
+                "stopped at step %d: no %s in %d evaluations since step %d (%.4f)",
+                *(state.global_step, lower, idle, step, loss),
             )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log the step of the weights that the model has now.
+
+        Trainer loads the checkpoint with the best figure whatever the threshold, and an evaluation between two
+        checkpoints has none. So its step can differ from the one that patience is counted from.
+        """
+        if not state.is_world_process_zero:
+            return
+        metric = f"validation {str(args.metric_for_best_model).removeprefix('eval_')}"
+        if not args.load_best_model_at_end:
+            if self.is_exhausted:
+                logger.info("the last weights are kept; load_best_model_at_end=True would load the best checkpoint")
+        elif state.best_model_checkpoint is None:
+            logger.warning("no checkpoint has a best %s, so the last weights are kept", metric)
+        else:
+            step = checkpoint_step(Path(state.best_model_checkpoint))
+            logger.info("the weights of step %s are loaded: its %s is the best of all checkpoints", step, metric)
 
 
 def best_loss(losses: Sequence[float], threshold: float = 0.0) -> tuple[int, int]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from mllm.errors import ConfigError
 from mllm.export.facts import Facts
 from mllm.export.folder import write_companions
 from mllm.export.vllm import vllm_obstacles
 from mllm.files import replaced_folder
 from mllm.models.adapters.combine import save_adapter
 from mllm.models.adapters.trained_file import write_trained
+from mllm.models.adapters.written import refuse_divided
 from mllm.registry import EXPORTERS
 from mllm.run_files import ADAPTER, ADAPTER_WEIGHTS
-from mllm.structures import Bundle
+from mllm.structures import Bundle, Model
 
 logger = logging.getLogger(__name__)
 
@@ -28,18 +32,40 @@ def write(bundle: Bundle, folder: str | Path, *, facts: Facts) -> Path:
 
     Trained parts beside the LoRA, such as heads, are in `heads.safetensors`; without a LoRA that file is the only one
     with weights. `export_report.json` contains the reasons why vLLM cannot load the adapter, if any. The folder is
-    written under a temporary name first; an existing folder remains until the new one is complete.
+    written under a temporary name first; an existing folder remains until the new one is complete. Raises `ConfigError`
+    if this process has only parts of the tensors, or if the written files do not contain every trained tensor.
     """
     folder = Path(folder)
+    refuse_divided(bundle.model)
     with replaced_folder(folder) as temporary:
         trained_beside = write_trained(bundle.model, temporary) is not None
         report = None
         if isinstance(bundle.model.backbone, PeftModel):
             save_adapter(bundle.model.backbone, temporary, facts.base)
             report = _report(temporary, bundle, trained_beside)
+        _check_all_written(bundle.model, temporary)
         write_companions(temporary, ADAPTER, facts, bundle.encoder.processor, report)
     logger.info("adapter written to %s", folder)
     return folder
+
+
+def _check_all_written(model: Model, folder: Path) -> None:
+    """Raise `ConfigError` if a trainable parameter of `model` is in none of the weight files in `folder`."""
+    beside = {tensor.data_ptr() for tensor in model.trained_state().values()}  # `write_trained` compares these
+    adapters, keys = r"$^", set()
+    if isinstance(model.backbone, PeftModel):
+        adapters = "|".join(map(re.escape, model.backbone.peft_config))
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as opened:
+            keys = {key.removesuffix(".weight") for key in opened.keys()}  # noqa: SIM118 - not a mapping
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or parameter.data_ptr() in beside:
+            continue
+        key = re.sub(rf"\.({adapters})(?=\.|$)", "", name.removeprefix("backbone.")).removesuffix(".weight")
+        if key not in keys:
+            raise ConfigError(
+                f"{name} was trained, and no file of the adapter would contain it: nothing is written; report this "
+                "model type, and train without the part"
+            )
 
 
 def _report(folder: Path, bundle: Bundle, trained_beside: bool) -> dict[str, Any]:

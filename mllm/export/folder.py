@@ -14,6 +14,7 @@ from mllm.errors import ConfigError
 from mllm.export.card import card_text
 from mllm.export.facts import Facts, read_facts, write_facts
 from mllm.export.settings import encoding_settings, read_base, write_settings
+from mllm.export.tensor_names import compare_weights
 from mllm.files import write_json, write_text
 from mllm.models.adapters.trained_file import IN_MERGED, write_trained
 from mllm.run_files import ADAPTER, ADAPTER_CONFIG, CARD, MERGED, MODEL_CONFIG, REPORT, TRAINED
@@ -23,11 +24,12 @@ from mllm.structures import Model
 def write_model(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write a merged model in `dtype` (None: its own), its tensors beside the weights in their own dtype.
 
-    The weights of `model` have this dtype afterwards.
+    The weights of `model` have this dtype afterwards. Raises `ConfigError` if the files, read back, differ from them.
     """
     if dtype is not None:
         torch.nn.Module.to(model.pretrained, dtype)
     model.pretrained.save_pretrained(folder)
+    compare_weights(model.pretrained, folder)
     write_trained(model, folder, IN_MERGED)
 
 

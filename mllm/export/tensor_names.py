@@ -1,7 +1,8 @@
-"""Comparison of the tensors of a folder with a new model of its config.json, by name and shape."""
+"""Comparison of the tensors of a folder with a new model of its config.json, and with the model that was written."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from transformers import (
 )
 
 from mllm.errors import ConfigError
+from mllm.models.adapters.written import compare_written
 from mllm.models.backbone.streamed import Unstreamable, own_tensors, stored_names
+
+logger = logging.getLogger(__name__)
 
 AUTO: tuple[tuple[Any, Any], ...] = (
     (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
@@ -74,3 +78,22 @@ def check_names(folder: Path) -> int | None:
     if missing:
         raise ConfigError(f"{folder} lacks {len(missing)} tensors of a {type(model).__name__} (first {min(missing)})")
     return count
+
+
+def compare_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Raise `ConfigError` if the weight files in `folder` differ from the weights of `model`, bit by bit.
+
+    Weights that transformers rearranges while it writes them are not compared.
+    """
+    tensors = own_tensors(model)
+    try:
+        files = stored_names(model, folder)
+    except Unstreamable as reason:
+        logger.info("the written weights are not compared with those in memory: %s", reason)
+        return
+    for file, names in files.items():
+        known = {key: tensors[name] for key, name in names.items() if name is not None}
+        compare_written(file, known, set(names))
+    written = {tensors[name].data_ptr() for names in files.values() for name in names.values() if name is not None}
+    if lost := [name for name, tensor in tensors.items() if tensor.data_ptr() not in written]:  # tied ones share memory
+        raise ConfigError(f"{folder} lacks {len(lost)} weights of the model (first {min(lost)}): export the run again")

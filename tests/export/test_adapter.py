@@ -15,9 +15,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from mllm.errors import ConfigError
 from mllm.export.adapter import write
 from mllm.export.facts import Facts
-from mllm.export.tensor_names import new_model
+from mllm.export.folder import write_model
+from mllm.export.tensor_names import compare_weights, new_model
 from mllm.structures import Bundle, Sample, Turn
 
 Loader = Callable[..., tuple[Bundle, dict[str, Any]]]
@@ -84,3 +86,30 @@ def test_a_failure_keeps_the_previous_adapter(load: Loader, small_base: Path, tm
         write(bundle, folder, facts=replace(facts, settings={}))
     assert (folder / "adapter_model.safetensors").read_bytes() == before
     assert os.listdir(tmp_path) == ["adapter"]
+
+
+def test_an_adapter_of_divided_weights_is_refused(load: Loader, small_base: Path, tmp_path: Path) -> None:
+    """ZeRO-3 leaves empty tensors in place of the parameters of the model."""
+    bundle, settings = load()
+    for parameter in bundle.model.backbone.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.empty(0)
+    with pytest.raises(ConfigError, match=r"lora_A.default.weight has shape \(0,\) in this process"):
+        write(bundle, tmp_path / "adapter", facts=Facts(str(small_base), settings))
+    assert os.listdir(tmp_path) == []
+
+
+def test_every_trained_parameter_must_be_in_a_file(load: Loader, small_base: Path, tmp_path: Path) -> None:
+    bundle, settings = load()
+    next(iter(bundle.model.pretrained.get_input_embeddings().parameters())).requires_grad_(True)
+    with pytest.raises(ConfigError, match=r"embed_tokens.weight was trained, and no file of the adapter"):
+        write(bundle, tmp_path / "adapter", facts=Facts(str(small_base), settings))
+
+
+def test_a_merged_model_that_differs_from_its_files_is_refused(load: Loader, small_base: Path, tmp_path: Path) -> None:
+    bundle, _ = load(adapter_path=None)
+    write_model(bundle.model, tmp_path)
+    with torch.no_grad():
+        next(bundle.model.pretrained.parameters()).add_(1)
+    with pytest.raises(ConfigError, match=r"model.safetensors is not what was trained: .* has other values"):
+        compare_weights(bundle.model.pretrained, tmp_path)

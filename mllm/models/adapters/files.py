@@ -18,12 +18,13 @@ from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mllm.errors import ConfigError
 from mllm.models.adapters.targets import log_targets, pattern_of
+from mllm.models.adapters.written import save_compared
 from mllm.models.backbone.load_errors import explained
 from mllm.run_files import SETTINGS, TRAINED
 
@@ -204,13 +205,15 @@ def adapter_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
 
 
 def write_adapter(folder: str | Path, tensors: dict[str, Tensor], config: LoraConfig) -> Path:
-    """Write the two files of an adapter in PEFT's format into `folder`, atomically. Other files in it stay."""
+    """Write the two files of an adapter in PEFT's format into `folder`, atomically. Other files in it stay.
+
+    The tensors are read back. Raise `ConfigError` if they differ from `tensors`.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".adapter-") as temporary:
         config.save_pretrained(temporary)
-        copies = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
-        save_file(copies, Path(temporary, SAFETENSORS_WEIGHTS_NAME), metadata={"format": "pt"})
+        save_compared(Path(temporary, SAFETENSORS_WEIGHTS_NAME), tensors)
         for name in (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME):
             os.replace(Path(temporary, name), folder / name)
     return folder

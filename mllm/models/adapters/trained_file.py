@@ -6,10 +6,11 @@ import logging
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mllm.errors import ConfigError
+from mllm.models.adapters.written import save_compared
 from mllm.run_files import TRAINED
 from mllm.structures import Model
 
@@ -22,17 +23,16 @@ IN_MERGED = ("heads.", "fusion.")
 def write_trained(model: Model, folder: str | Path, prefixes: tuple[str, ...] = ()) -> Path | None:
     """Write the trained tensors outside the adapter whose names begin with one of `prefixes`, or all of them.
 
-    Return the path of the file, or None if there are no such tensors.
+    Return the path of the file, or None if there are no such tensors. Raise `ConfigError` if the file, read back,
+    differs from the tensors.
     """
     state = {
-        name: tensor.cpu().contiguous()
-        for name, tensor in model.trained_state().items()
-        if not prefixes or name.startswith(prefixes)
+        name: tensor for name, tensor in model.trained_state().items() if not prefixes or name.startswith(prefixes)
     }
     if not state:
         return None
     path = Path(folder) / TRAINED
-    save_file(state, path, metadata={"format": "pt"})
+    save_compared(path, state)
     return path
 
 
