@@ -52,10 +52,23 @@ def check_names(names: Iterable[str], origins: Origins) -> None:
     """Raise `ConfigError` for an unknown top-level name that does not begin with '_'."""
     for name in names:
         if name not in TOP_LEVEL and not name.startswith("_"):
+            sections = [section for section, keys in _section_keys().items() if name in keys]
+            if sections:
+                tail = f": did you mean {' or '.join(f'{section}.{name}' for section in sections)}?"
+            else:
+                tail = hint(name, TOP_LEVEL)
             raise ConfigError(
-                f"{origins.of(name)}: unknown key '{name}' at the top level{hint(name, TOP_LEVEL)} "
-                f"(helper variables begin with '_')"
+                f"{origins.of(name)}: unknown key '{name}' at the top level{tail} (helper variables begin with '_')"
             )
+
+
+def _section_keys() -> dict[str, set[str]]:
+    """Return the keys of each section of a config, with those of all model types."""
+    schemas = {"data_args": DataArgs, "export_args": ExportArgs, "privacy_args": PrivacyArgs}
+    own = {name: {item.name for item in dataclasses.fields(schema)} for name, schema in schemas.items()}
+    common = {item.name for item in dataclasses.fields(ModelArgs)}
+    models = common.union(*(family.own_keys for family in FAMILIES))
+    return {"training_args": set(training_fields()), "model_args": models, **own}
 
 
 def _refuse_without_source(value: Any, key: Key, origins: Origins) -> None:

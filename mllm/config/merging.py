@@ -59,7 +59,9 @@ def parse_override(override: str) -> tuple[str, Any]:
     """
     key, equals, text = override.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
-        raise ConfigError(f"{OPTIONS}: '{override}' must have the form key.key=value, such as model_args.lora_r=8")
+        colon = re.fullmatch(r"([A-Za-z_][\w.]*)\s*:\s*(.+)", override)
+        tail = f": did you mean {colon[1]}={colon[2]}?" if colon else ", such as model_args.lora_r=8"
+        raise ConfigError(f"{OPTIONS}: '{override}' must have the form key.key=value{tail}")
     return key.strip(), _parse_value(text.strip())
 
 

@@ -57,8 +57,10 @@ def _find_file(path: str | Path) -> Path:
     if file.exists():
         raise ConfigError(f"config '{path}' is not a Python file")
     shipped = {config.stem: config for config in sorted(CONFIGS.glob("*.py"))}
-    candidates = near(file.stem, shipped) or list(shipped)
-    listed = ", ".join(shown(shipped[name]) for name in candidates)
+    beside = {config.stem: config for config in sorted(file.parent.glob("*.py"))}
+    configs = {**shipped, **beside}
+    candidates = near(file.stem, beside, count=1) or near(file.stem, configs) or list(shipped)
+    listed = ", ".join(shown(configs[name]) for name in candidates)
     raise ConfigError(f"config '{path}' not found" + (f": did you mean {listed}?" if listed else ""))
 
 

@@ -30,6 +30,8 @@ class SampleDataset(ABC):
     """Default of the option `seed`: the seed of the run, the number of the split, or the default of the class."""
     has_measures: ClassVar[bool] = True
     """False for classes whose samples never have measures, so that statistics of measures need not read them."""
+    has_images: ClassVar[bool] = False
+    """True for classes whose samples have images. A combined dataset has those of its parts, and does not say so."""
     reads_files: ClassVar[bool] = True
     """False for classes whose samples are generated, so that no row can be unusable."""
     fixed: bool = True
@@ -131,6 +133,7 @@ class AugmentedDataset(SampleDataset):
     """
 
     assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed")
+    has_images = True
     seed_from: ClassVar[Literal["run", "split", "class"]] = "run"
     seed: int = 0
     _transforms: Sequence[Transform] = ()

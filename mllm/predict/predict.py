@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,17 +13,20 @@ from mllm.config.hardware import check_packages
 from mllm.config.schema import ModelArgs
 from mllm.dataset.readers import read_images
 from mllm.errors import ConfigError
-from mllm.export.saved_model import adapter_args, whole_model_args
+from mllm.export.saved_model import adapter_args, adapter_facts, whole_model_args
 from mllm.predict.batch import BatchPredictor, predict_file
 from mllm.predict.chat import chat
 from mllm.predict.generation import GenerationOptions, generate_answers
 from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.questions import Questions
 from mllm.predict.views import ViewInputs, views_sample
+from mllm.registry import DATASETS
 from mllm.report.drawing import draw_answer, refuse_drawing
-from mllm.structures import Answer, Sample, Turn
+from mllm.structures import Answer, Bundle, Sample, Turn
 
 logger = logging.getLogger(__name__)
+ABOUT_IMAGE = re.compile(r"\b(images?|pictures?|photo(graph)?s?|scans?|x-rays?|radiographs?|slides?)\b", re.IGNORECASE)
+"""Words of a question about an image."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,11 @@ def predict(options: PredictOptions) -> None:
     if options.chat:
         chat(bundle, sample.images, options.generation)
         return
+    if advice := image_advice(sample, bundle, args):
+        logger.warning("%s", advice)
     answer = generate_answers(bundle, [sample], options.generation)[0]
+    if not answer.text.strip():
+        logger.warning("the answer is empty")
     print(format_answer(answer, len(sample.images)))
     draw(sample, answer, options.draw)
 
@@ -104,6 +112,23 @@ def read_sample(options: PredictOptions, args: ModelArgs) -> Sample:
     # The same format as in VQADataset, so that the prompt is the one of training.
     text = f"{options.modality}: {question}" if options.modality else question
     return Sample(turns=[Turn("user", text)], images=images, source="--question")
+
+
+def image_advice(sample: Sample, bundle: Bundle, args: ModelArgs) -> str:
+    """Return a hint for a question that probably needs an image and has none, or an empty text.
+
+    A question of text is allowed. The hint is for questions that speak of an image, and for adapters that were trained
+    on a dataset with images.
+    """
+    if sample.images or not bundle.encoder.image_token_ids:
+        return ""
+    question = sample.turns[0].text
+    if ABOUT_IMAGE.search(question):
+        return f"the question '{question}' speaks of an image, and none was passed: add --image FILE"
+    split = None if args.adapter_path is None else adapter_facts(args).data.get("train")
+    if split is None or split.type not in DATASETS.names() or not DATASETS.find(split.type).has_images:
+        return ""
+    return f"the adapter was trained on images ({split.type}), and the question has none: add --image FILE"
 
 
 def read_questions(options: PredictOptions) -> Questions:

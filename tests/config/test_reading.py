@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mllm.config.hardware import CHECKOUT
+from mllm.config.origins import shown
 from mllm.config.reading import read_config
 from mllm.config.training_args import changed_values
 from mllm.errors import ConfigError
@@ -259,3 +260,31 @@ def test_reading_a_config_imports_no_model_code():
 
 def test_the_checkout_is_found():
     assert (CHECKOUT / "config" / "training_configs").is_dir() and isinstance(CHECKOUT, Path)
+
+
+def test_a_mistyped_config_name_lists_the_file_beside_it(write, bases, tmp_path):
+    write(bases, "thyroid_nodules.py")
+    message = sentence(tmp_path / "thyroid_nodule.py")
+    assert message.endswith(f"not found: did you mean {shown(tmp_path / 'thyroid_nodules.py')}?")
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("learning_rate", "training_args.learning_rate"),
+        ("lora_r", "model_args.lora_r"),
+        ("compute_metric", "data_args.compute_metric"),
+        ("merged", "export_args.merged"),
+    ],
+)
+def test_a_key_of_a_section_at_the_top_level_names_its_section(write, bases, key, place):
+    expected = f"unknown key '{key}' at the top level: did you mean {place}? (helper variables begin with '_')"
+    assert sentence(write(bases + f"{key} = 1\n")) == f"run.py:2: {expected}"
+    assert sentence(write(bases), f"{key}=1") == f"--cfg-options: {expected}"
+
+
+@pytest.mark.parametrize("text", ["training_args.max_steps:3", "training_args.max_steps: 3"])
+def test_a_colon_in_an_override_is_explained(write, bases, text):
+    assert sentence(write(bases), text) == (
+        f"--cfg-options: '{text}' must have the form key.key=value: did you mean training_args.max_steps=3?"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from pydicom.data import get_testdata_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm.errors import ConfigError
+from mllm.export.facts import Facts, Split, write_facts
+from mllm.export.saved_model import adapter_args
 from mllm.pipeline.predict import main, parse
+from mllm.predict.load import best_hardware, load_for_answers
+from mllm.predict.predict import image_advice
+from mllm.structures import Sample, Turn
 
 FEW = ["--max-new-tokens", "8"]
 
@@ -55,6 +61,26 @@ def test_the_base_without_the_adapter_answers_differently(
     adapted = capsys.readouterr().out
     main(["--model", str(talking_base), *options])
     assert capsys.readouterr().out != adapted
+
+
+def test_a_question_without_an_image_gets_a_hint_if_it_probably_needs_one(
+    talking_base: Path, talking_adapter: Path, tmp_path: Path
+) -> None:
+    trained = tmp_path / "adapter"
+    shutil.copytree(talking_adapter, trained)
+    bundle = load_for_answers(adapter_args(str(trained), str(talking_base)), best_hardware())
+
+    def advice(question: str) -> str:
+        sample = Sample([Turn("user", question)])
+        return image_advice(sample, bundle, adapter_args(str(trained), str(talking_base)))
+
+    assert advice("How many bones does a hand have?") == ""
+    assert advice("What does the CT scan show?").endswith("speaks of an image, and none was passed: add --image FILE")
+    for kind, expected in (("TextQADataset", ""), ("VQADataset", "the adapter was trained on images (VQADataset)")):
+        write_facts(trained, Facts(str(talking_base), data={"train": Split(kind, 3)}))
+        assert advice("How many bones does a hand have?").partition(", and")[0] == expected
+    with_image = Sample([Turn("user", "What does the CT scan show?")], images=[Image.new("RGB", (8, 8))])
+    assert image_advice(with_image, bundle, adapter_args(str(trained), str(talking_base))) == ""
 
 
 def test_reader_options_apply_to_a_dicom_file(talking_adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:

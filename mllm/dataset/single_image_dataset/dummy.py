@@ -23,6 +23,7 @@ class DummyDataset(SampleDataset):
     alternate, so each modality has the same share of each task. `image_size` is in pixels.
     """
 
+    has_images = True
     has_measures = False
     reads_files = False
     seed_from = "split"

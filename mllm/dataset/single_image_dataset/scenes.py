@@ -41,6 +41,7 @@ SHAPES = ("circle", "square", "triangle")
 class GeneratedDataset(SampleDataset):
     """Base of datasets of generated images of `image_size` x `image_size` pixels, which depend on (seed, index)."""
 
+    has_images = True
     has_measures = False
     reads_files = False
     seed_from = "split"

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from mllm.errors import ConfigError
 from mllm.models.adapters.targets import log_targets, pattern_of
 from mllm.models.adapters.written import save_compared
-from mllm.models.backbone.load_errors import explained
+from mllm.models.backbone.load_errors import check_hub, explained
 from mllm.run_files import SETTINGS, TRAINED
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ def find_adapter(path: str | Path) -> Path:
                 "the adapter/ folder of an earlier run"
             )
         with explained(str(path)):
+            check_hub(str(path), CONFIG_NAME)
             files = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, TRAINED, SETTINGS]
             folder = Path(snapshot_download(str(path), allow_patterns=files))
     if not holds_lora(folder) and (folder / TRAINED).is_file():

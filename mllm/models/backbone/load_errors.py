@@ -7,14 +7,18 @@ that the installed packages do not support.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import tokenizers
 import transformers
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -23,6 +27,9 @@ from safetensors import SafetensorError
 
 from mllm.errors import ConfigError, UserError, is_out_of_memory
 from mllm.family import FAMILIES
+
+logger = logging.getLogger(__name__)
+LOGIN = "log in with `hf auth login` (older versions: `huggingface-cli login`)"
 
 
 @contextmanager
@@ -85,22 +92,53 @@ def _damaged_file(name: str) -> str:
 
 def _hub_sentence(name: str, error: BaseException) -> str | None:
     """Return the message for an error of the hub, which transformers wraps in an `OSError`, or None."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    login = "log in with `hf auth login` (older versions: `huggingface-cli login`)"
+    chain = list(_chain(error))
     page = f"https://huggingface.co/{name}"
-    if isinstance(error, GatedRepoError):
-        return f"'{name}' is a gated model: accept its license at {page} and {login}"
-    if isinstance(error, RepositoryNotFoundError):
+    if any(isinstance(one, GatedRepoError) for one in chain):
+        return f"'{name}' is a gated model: accept its license at {page} and {LOGIN}"
+    if any(isinstance(one, RepositoryNotFoundError) for one in chain):
         return (
-            f"'{name}' is neither a local folder nor a public model on the hub; check the name, or, if private, {login}"
+            f"'{name}' is neither a local folder nor a public model on the hub; check the name, or, if private, {LOGIN}"
         )
-    if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)):
-        command = FAMILIES.look_up("download", name)
-        script = "" if command is None else f" with `{command}`"
-        return (
-            f"'{name}' is not a local folder, it is not in the hub's cache, and the hub cannot be reached (no network, "
-            f"or HF_HUB_OFFLINE is set): with a network, accept the license at {page} if it has one, {login} "
-            f"and download it{script}"
-        )
+    if any(isinstance(one, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)) for one in chain):
+        return _no_network(name)
     return None
+
+
+def _no_network(name: str) -> str:
+    """Return the message for a hub that cannot be reached."""
+    command = FAMILIES.look_up("download", name)
+    script = "" if command is None else f" with `{command}`"
+    return (
+        f"'{name}' is not a local folder, it is not in the hub's cache, and the hub cannot be reached (no network, "
+        f"or HF_HUB_OFFLINE is set): with a network, accept the license at https://huggingface.co/{name} if it has "
+        f"one, {LOGIN} and download it{script}"
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and its causes. The error of the hub is between that of transformers and that of the network."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def check_hub(name: str, file: str) -> None:
+    """Raise `ConfigError` if a checkpoint is on the hub only and the hub does not answer one request.
+
+    Without this request, the hub's library repeats its own for more than 20 seconds before it fails.
+
+    Args:
+        name: Local folder or name on the hub.
+        file: File of the checkpoint; if the cache has it, the hub is not asked.
+    """
+    if Path(name).is_dir():
+        return
+    try:
+        if not isinstance(try_to_load_from_cache(name, file), str):
+            get_hf_file_metadata(hf_hub_url(name, file), timeout=10)
+    except (HfHubHTTPError, HFValidationError) as answer:  # the loading functions report what is wrong
+        logger.debug("the hub has no %s of '%s': %s", file, name, answer)
+    except Exception as error:  # the class depends on the HTTP client that the hub's library uses
+        raise ConfigError(_no_network(name)) from error

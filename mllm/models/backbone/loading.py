@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from mllm.errors import ConfigError
-from mllm.models.backbone.load_errors import explained
+from mllm.models.backbone.load_errors import check_hub, explained
 from mllm.models.backbone.streamed import STORED, Unstreamable, open_stored
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """Load the config of a checkpoint. It is read first, so it detects missing licenses and networks."""
     with explained(name):
+        check_hub(name, "config.json")
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import errno
 import json
+import socket
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub.constants
 import pytest
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 from mllm.errors import ConfigError
 from mllm.models.backbone.load_errors import explained
+from mllm.models.backbone.loading import load_config
 from mllm.models.encoding.text_processor import load_text_processor
 from mllm.tiny.checkpoints import write_tiny
 
@@ -54,3 +63,33 @@ def test_a_value_of_another_type_in_a_file_of_the_tokenizer_is_refused(tmp_path:
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": "many"}))
     with pytest.raises(ConfigError, match=rf"'{folder}' cannot be loaded"):
         load_text_processor(str(folder))
+
+
+@pytest.mark.parametrize("cause", [LocalEntryNotFoundError("not in the cache"), OfflineModeIsEnabled("offline")])
+def test_the_error_of_the_hub_is_found_between_those_of_transformers_and_the_network(cause: Exception) -> None:
+    with pytest.raises(ConfigError, match="the hub cannot be reached") as caught, explained("org/name"):
+        try:
+            try:
+                raise RuntimeError("[Errno -2] Name or service not known")
+            except RuntimeError as network:
+                raise cause from network
+        except OSError as hub:
+            raise OSError("We couldn't connect to 'https://huggingface.co'") from hub
+    assert "We couldn't" not in str(caught.value)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closed port of this machine refuses the connection."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    with pytest.raises(ConfigError, match="the hub cannot be reached"):
+        load_config("org/name")
+    assert waits == []  # the library waits between attempts
