@@ -19,7 +19,7 @@ def plot_loss(rows: list[dict[str, float]], path: Path) -> None:
     axes = figure.subplots()
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
         _draw(axes, rows, key, label, style)
-    _finish(axes, "loss (nats per supervised token)")
+    _finish(axes, "loss (objectives, weighted)")
     _save(figure, path)
 
 

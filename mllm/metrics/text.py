@@ -45,22 +45,29 @@ def accuracy(predictions: Sequence[Answer], references: Sequence[Answer]) -> dic
 def short_answer(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str, float]:
     """Compute the fraction of answers whose stated result (`The answer is yes.`, `Answer: yes`) is correct.
 
-    A prediction without a stated result, or with several different ones, is wrong. A reference without a stated result
+    A prediction that states several different results is wrong. A prediction that states none is a result if its whole
+    text is one of the references, or yes or no where all references are yes or no. A reference without a stated result
     is the result itself.
 
     Returns:
-        `accuracy`, `failed` (predictions without exactly one result) and `samples`. If all references are yes or no,
+        `accuracy`, `majority` and `chance` (as in `accuracy`), `failed` (predictions without exactly one result) and
+        `samples`. If all references are yes or no,
         also `precision`, `recall` and `f1` of yes and `yes_share`, the fraction of predictions that are yes, as in POPE
         (arXiv:2305.10355).
     """
     assert len(predictions) == len(references)
     if not references:
-        return {"accuracy": float("nan"), "failed": 0, "samples": 0}
-    results = [stated_result(answer.text) for answer in predictions]
+        nan = float("nan")
+        return {"accuracy": nan, "majority": nan, "chance": nan, "failed": 0, "samples": 0}
     targets = [stated_result(reference.text) or normalize(reference.text) for reference in references]
+    counts = Counter(targets)
+    plain = {"yes", "no"} if counts.keys() <= {"yes", "no"} else counts.keys()
+    results = [_result(answer.text, plain) for answer in predictions]
     pairs = list(zip(results, targets, strict=True))
     figures: dict[str, float] = {
         "accuracy": sum(result == target for result, target in pairs) / len(pairs),
+        "majority": max(counts.values()) / len(targets),
+        "chance": 1 / len(counts),
         "failed": sum(result is None for result in results),
         "samples": len(pairs),
     }
@@ -77,14 +84,14 @@ def choice(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[
     """Compute accuracy and F1 of a choice among a few answers (yes, no, maybe): the distinct references.
 
     Returns:
-        `accuracy`, `majority` (accuracy of the most frequent reference), `macro_f1` (mean over the choices of
+        `accuracy`, `majority` and `chance` (as in `accuracy`), `macro_f1` (mean over the choices of
         2 tp / (2 tp + fp + fn), as in PubMedQA, arXiv:1909.06146), `unreadable` (answers in which `parse_choice` finds
         no single choice; they are wrong) and `samples`.
     """
     assert len(predictions) == len(references)
     if not references:
         nan = float("nan")
-        return {"accuracy": nan, "majority": nan, "macro_f1": nan, "unreadable": 0, "samples": 0}
+        return {"accuracy": nan, "majority": nan, "chance": nan, "macro_f1": nan, "unreadable": 0, "samples": 0}
     targets = [normalize(reference.text) for reference in references]
     choices = Counter(targets)
     parsed = [parse_choice(answer.text, choices) for answer in predictions]
@@ -93,6 +100,7 @@ def choice(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[
     return {
         "accuracy": correct.total() / len(targets),
         "majority": max(choices.values()) / len(targets),
+        "chance": 1 / len(choices),
         "macro_f1": sum(scores) / len(scores),
         "unreadable": parsed.count(None),
         "samples": len(targets),
@@ -121,6 +129,14 @@ def stated_result(text: str) -> str | None:
     """Return the normalized result that a text states; None for no result or several different ones."""
     results = {normalize(result) for result in STATED.findall(text)}
     return results.pop() if len(results) == 1 else None
+
+
+def _result(text: str, plain: Collection[str]) -> str | None:
+    """Return the stated result of a prediction, or its whole text if it states none and the text is in `plain`."""
+    if STATED.search(text):
+        return stated_result(text)
+    whole = normalize(text)
+    return whole if whole in plain else None
 
 
 def normalize(answer: str) -> str:

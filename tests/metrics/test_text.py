@@ -37,9 +37,30 @@ def test_short_answers_count_failures_and_score_them_as_wrong():
     said = answers("The answer is CT.", "It is CT", "So the answer is MRI", "Answer: a. Answer: b")
     assert short_answer(said, answers("CT", "Answer: CT.", "The answer is MRI.", "a")) == {
         "accuracy": 0.5,
+        "majority": 0.5,
+        "chance": 1 / 3,
         "failed": 1,
         "samples": 4,
     }
+
+
+def test_plain_answers_are_results_if_they_are_among_the_references():
+    """Three of four right; `perhaps` is no result, and always saying yes would be right twice."""
+    figures = short_answer(answers("Yes.", "no", "no", "perhaps"), answers("yes", "no", "No.", "yes"))
+    assert figures == pytest.approx(
+        {
+            "accuracy": 3 / 4,
+            "majority": 1 / 2,
+            "chance": 1 / 2,
+            "failed": 1,
+            "samples": 4,
+            "precision": 1.0,
+            "recall": 1 / 2,
+            "f1": 2 / 3,
+            "yes_share": 1 / 4,
+        }
+    )
+    assert short_answer(answers("a long cat", "cat"), answers("cat", "cat"))["failed"] == 1
 
 
 def test_yes_and_no_have_precision_recall_and_f1():
@@ -49,6 +70,8 @@ def test_yes_and_no_have_precision_recall_and_f1():
     assert figures == pytest.approx(
         {
             "accuracy": 2 / 5,
+            "majority": 3 / 5,
+            "chance": 1 / 2,
             "failed": 1,
             "samples": 5,
             "precision": 1 / 3,
@@ -61,7 +84,7 @@ def test_yes_and_no_have_precision_recall_and_f1():
 
 def test_precision_without_yes_is_zero():
     figures = short_answer(answers("no"), answers("yes"))
-    assert (figures["f1"], figures["precision"], figures["failed"]) == (0, 0, 1)
+    assert (figures["f1"], figures["precision"], figures["failed"]) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +117,14 @@ def test_unreadable_choices_are_wrong():
     """yes: 1 right of 2 said and 3 wanted, F1 2/5; no: 1 of 1 and 1, F1 1; maybe: 0 of 1 and 1."""
     said = answers("Yes.", "maybe", "perhaps yes", "no, not at all", "yes")
     figures = choice(said, answers("yes", "yes", "yes", "No", "Maybe"))
-    expected = {"accuracy": 2 / 5, "majority": 3 / 5, "macro_f1": (2 / 5 + 1 + 0) / 3, "unreadable": 1, "samples": 5}
+    expected = {
+        "accuracy": 2 / 5,
+        "majority": 3 / 5,
+        "chance": 1 / 3,
+        "macro_f1": (2 / 5 + 1 + 0) / 3,
+        "unreadable": 1,
+        "samples": 5,
+    }
     assert figures == pytest.approx(expected)
 
 
