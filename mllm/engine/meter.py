@@ -24,9 +24,9 @@ class Meter:
         """Sentences about skipped rows, in the order of their first appearance; a row that fails again counts once."""
         self.terms: dict[str, Tensor] = {}
         self.steps = self.idle = 0
-        """Updates since the last log entry, and those among them without a usable row."""
+        """Updates since the last log entry, and those among them without a supervised item."""
         self.made = self.learned = 0
-        """Updates since the start or the resume: all, and those with a usable row."""
+        """Updates since the start or the resume: all, and those with a supervised item."""
         self.loss: Tensor | float = 0.0
         """Sum of the losses of all updates, []: the share of this process times the number of processes."""
         self.peak = 0
@@ -63,7 +63,7 @@ class Meter:
             self.started += time.monotonic() - start
 
     def step(self, loss: Tensor | None = None, idle: bool = False) -> None:
-        """Count an update and its loss, []. An idle update has no usable row."""
+        """Count an update and its loss, []. An idle update has no supervised item."""
         self.steps, self.idle = self.steps + 1, self.idle + idle
         self.made, self.learned = self.made + 1, self.learned + (not idle)
         if loss is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
@@ -27,7 +28,7 @@ from mllm.run_files import checkpoint_name
 from mllm.structures import Batch, Encoded, LogicalBatch, unsupervised
 
 IDLE = "idle_update"
-"""Key of the entries of the history for steps without a usable row."""
+"""Key of the entries of the history for steps without a supervised item."""
 
 
 class MultimodalTrainer(Trainer):
@@ -70,6 +71,8 @@ class MultimodalTrainer(Trainer):
         self.train_sampler, self.eval_sampler = train_sampler, eval_sampler
         self.skip_failures, self.memory_advice = skip_failures, memory_advice
         self.finite_check = FiniteCheck()
+        self._is_idle = False
+        """True if no process has a supervised item in the current logical batch."""
         super().__init__(
             model=learner,
             args=args,
@@ -103,16 +106,31 @@ class MultimodalTrainer(Trainer):
         )
 
     def first_batch(self) -> LogicalBatch:
-        """Return the first batch of the first epoch that has a usable row. Raise `DataError` if there is none."""
+        """Return the first batch with a usable row of this process, or else of another one in the first epoch.
+
+        Raises:
+            DataError: No process has a usable row in that epoch.
+        """
         for batch in self.first_batches():
             return batch
         raise DataError(f"no row of the training split could be used; one of them: {next(iter(self.meter.failures))}")
 
     def first_batches(self) -> Iterator[LogicalBatch]:
-        """Yield the batches of the first epoch that have a usable row, encoded one at a time."""
+        """Yield the batches of the first epoch that have a usable row, encoded one at a time.
+
+        Those of this process come first, then those of the other processes. So the checks before the first update fail
+        on all processes or on none.
+        """
         collate, dataset = cast(Any, self.data_collator), cast(Any, self.train_dataset)
-        batches = (collate([dataset[draw] for draw in draws]) for draws in self.train_sampler)
+        batches = (collate([dataset[draw] for draw in draws]) for share in self._shares() for draws in share)
         yield from (batch for batch in self._checked(batches) if batch.pieces)
+
+    def _shares(self) -> Iterator[Any]:
+        """Yield the sampler of this process, and then those of the other processes."""
+        for offset in range(self.train_sampler.world):
+            sampler = copy(self.train_sampler)
+            sampler.rank = (sampler.rank + offset) % sampler.world
+            yield sampler
 
     def preflight(self) -> LogicalBatch:
         """Check on the first batch that all trainable tensors receive gradients, and return that batch."""
@@ -149,7 +167,7 @@ class MultimodalTrainer(Trainer):
     def updates(self) -> int:
         """Return the number of updates of the weights since the start of the run.
 
-        Steps without a usable row change no weights.
+        Steps without a supervised item change no weights.
         """
         return self.state.global_step - sum(IDLE in row for row in self.state.log_history)
 
@@ -164,8 +182,10 @@ class MultimodalTrainer(Trainer):
         """Return the number of supervised items of a logical batch on all processes, by objective."""
         pieces = [self.learner.counts(piece.targets) for piece in batch.pieces]
         names = [name for name, _ in self.learner.named_objectives()]
-        counts = torch.tensor([sum(int(piece[name]) for piece in pieces) for name in names])
-        counts = self.accelerator.reduce(counts.to(device, non_blocking=True), "sum")
+        local = torch.tensor([sum(int(piece[name]) for piece in pieces) for name in names])
+        counts = self.accelerator.reduce(local.to(device, non_blocking=True), "sum")
+        # All processes decide alike. Only with several of them does this wait for the device.
+        self._is_idle = not (local if self.accelerator.num_processes == 1 else counts).any()
         return dict(zip(names, counts.unbind(), strict=True))
 
     def compute_loss(
@@ -188,12 +208,12 @@ class MultimodalTrainer(Trainer):
     ) -> Tensor:
         """Run forward and backward over the pieces of a logical batch and return its loss, [].
 
-        Gradients of all processes are reduced at the last piece. If no process has a usable row, nothing is computed
-        and the weights do not change.
+        Gradients of all processes are reduced at the last piece. If no process has a supervised item, nothing is
+        computed and the weights do not change.
         """
         model.train()
         total = torch.zeros((), device=self.args.device)
-        if not inputs.pieces and not any(num_items_in_batch.values()):
+        if self._is_idle:
             self.meter.step(idle=True)
             # Checkpoints keep the history, so a resumed run knows its idle updates.
             self.state.log_history.append({"step": self.state.global_step + 1, IDLE: 1})

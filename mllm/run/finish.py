@@ -122,7 +122,7 @@ def log_results(
     if meter.failures:
         logger.info("%d rows were skipped; %s lists them", len(meter.failures), folder / SKIPPED_ROWS)
     if idle := trainer.state.global_step - trainer.updates:
-        logger.warning("%d of %d steps had no usable row and made no update", idle, trainer.state.global_step)
+        logger.warning("%d of %d steps had no supervised item and made no update", idle, trainer.state.global_step)
     losses = [row["loss"] for row in rows_of(trainer.state) if "loss" in row]
     if losses:
         logger.info("training loss: %.4f at first, %.4f at last", losses[0], losses[-1])

@@ -359,7 +359,7 @@ def test_skipped_rows_are_counted_and_listed_whatever_the_split(train, write_bad
     card = (run / "adapter" / "README.md").read_text()
     assert "train: `VQADataset`, 13 samples, of which 9 could not be read and were skipped" in card
     assert json.loads((run / "facts.json").read_text())["updates"] == 4
-    assert "9 of 13 steps had no usable row and made no update" in error
+    assert "9 of 13 steps had no supervised item and made no update" in error
     steps = [row for row in json.loads((run / "training_log.json").read_text())["rows"] if "loss" in row]
     assert len(steps) == 4
     assert all(row["loss"] > 1 for row in steps)

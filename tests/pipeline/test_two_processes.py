@@ -158,6 +158,53 @@ def test_batches_with_and_without_objects_train_heads_alike_on_two_processes(wri
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
+ONE_SIDED = '''
+"""Updates of two rows: the second one is unusable, and the first one has a box in every other update."""
+import numpy as np
+from mllm.dataset.single_image_dataset.scenes import PhantomBoxDataset
+from mllm.errors import DataError
+from mllm.registry import DATASETS
+from mllm.structures import Sample, Turn
+
+@DATASETS.register_module()
+class OneSided(PhantomBoxDataset):
+    """Lesions, words without a box, and errors, by their place in the first epoch."""
+    def sample(self, index, epoch=0):
+        place = list(np.random.default_rng((0, 0)).permutation(len(self))).index(index)
+        if place % 2:
+            raise DataError(f"row {index} cannot be used")
+        if place % 4:
+            return Sample([Turn("user", "Why?"), Turn("assistant", "Because.")])
+        return super().sample(index, epoch)
+'''
+ONLY_BOXES = """
+custom_imports = dict(imports=["one_sided"])
+model_args.update(lora_dropout=0.0, heads=dict(box=dict(type="BoxHead", hidden=32)))
+objectives = dict(_delete_=True, box=dict(type="BoxLoss"))
+data_args = dict(train=dict(_delete_=True, type="OneSided", size=8, image_size=112), validation=None, test=None,
+                 on_error="skip")
+training_args.update(optim="sgd", learning_rate=0.05, max_steps=4, data_seed=0, save_strategy="no", warmup_steps=0)
+"""
+
+
+def test_a_process_without_a_usable_row_and_one_without_a_supervised_item_make_no_update(write_config):
+    """The second process has no usable row at all, and every other row of the first one has no box."""
+    Path("one_sided.py").write_text(ONE_SIDED)
+    config = write_config(ONLY_BOXES)
+    ends = []
+    for processes, name in ((1, "one"), (2, "two")):
+        size = f"training_args.per_device_train_batch_size={2 // processes}"
+        options = [config, "--cfg-options", f"training_args.output_dir={name}", size]
+        ends.append(finetune(*options) if processes == 1 else finetune_in_processes(processes, *options))
+        assert ends[-1].returncode == 0, ends[-1].stderr[-3000:]
+        assert "2 of 4 steps had no supervised item and made no update" in ends[-1].stderr
+        assert len(_rows(name, "loss")) == 2
+    assert _rows("two", "loss") == pytest.approx(_rows("one", "loss"), rel=1e-5)
+    one, two = (load_file(Path(name) / "adapter" / "heads.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
 PRIVATE = """
 custom_imports = dict(imports=["mixed"])
 model_args.update(lora_dropout=0.0, image_size=112, image_token_len=16, lora_target="all")
