@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -15,13 +16,31 @@ from typing import IO, Any
 
 from mllm.errors import ConfigError
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Error numbers of a full disk and of an exceeded quota."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a full disk, of an exceeded quota, and of a file beyond the largest size (`ulimit -f`, FAT32)."""
+_TEMPORARY = re.compile(r"(?P<name>.+)\.(?P<word>tmp|old)-[0-9a-f]{8}")
+"""Names of `_beside`."""
 
 
 def _beside(path: Path, word: str) -> Path:
     """Return a free name in the folder of `path`, so that renaming stays within one file system."""
     return path.with_name(f"{path.name}.{word}-{uuid.uuid4().hex[:8]}")
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove the temporary files and folders that a killed process left directly in a folder.
+
+    A folder that was about to be replaced gets its name back if the process was killed between two renamings.
+    """
+    for path in sorted(folder.iterdir()):
+        if match := _TEMPORARY.fullmatch(path.name):
+            target = path.with_name(match["name"])
+            if match["word"] == "old" and not target.exists():
+                path.rename(target)
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 @contextmanager

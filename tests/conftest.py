@@ -15,6 +15,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 from hypothesis import settings
+from skipped_tests import how_to_run
 
 from mllm.tiny.checkpoints import write_tiny
 
@@ -37,6 +38,12 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(SLOW_FILES))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [report.longrepr for report in terminalreporter.getreports("skipped")]
+    if line := how_to_run([str(place[2]) for place in skipped if isinstance(place, tuple)]):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

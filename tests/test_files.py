@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from mllm.errors import ConfigError
-from mllm.files import replaced_file, replaced_folder, write_json, write_text
+from mllm.files import remove_temporary, replaced_file, replaced_folder, write_json, write_text
 
 
 def test_text_replaces_what_stood_there(tmp_path: Path) -> None:
@@ -86,3 +86,11 @@ def test_exported_weights_can_be_read_by_whom_the_folder_is_for(tmp_path: Path) 
     (tmp_path / "plain").write_text("")
     mode = (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_mode
     assert mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_what_a_killed_process_left_is_removed_or_gets_its_name_back(tmp_path):
+    (tmp_path / "log.json.tmp-0123abcd").touch()
+    for name in ("adapter.tmp-0123abcd", "merged", "merged.old-0123abcd", "student.old-0123abcd", "my.old-folder"):
+        (tmp_path / name).mkdir()
+    remove_temporary(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "my.old-folder", "student"]

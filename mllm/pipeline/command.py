@@ -163,7 +163,7 @@ def explain(error: BaseException) -> str | None:
 def _is_full_disk(error: BaseException) -> bool:
     """Return True if a writer of weights failed on a full disk; these writers do not raise `OSError`."""
     if type(error).__name__ == "SafetensorError":
-        return "No space left" in str(error)
+        return any(reason in str(error) for reason in ("No space left", "File too large"))
     # torch.save only reports that the file did not grow.
     return isinstance(error, RuntimeError) and "inline_container.cc" in str(error) and "unexpected pos" in str(error)
 

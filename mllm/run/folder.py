@@ -10,12 +10,13 @@ from pathlib import Path
 
 from mllm.engine.checkpoints import newest_checkpoint, remove_incomplete
 from mllm.errors import ConfigError
-from mllm.files import place_for
+from mllm.files import place_for, remove_temporary
 from mllm.run_files import (
     CONFIG,
     DATA_SUMMARY,
     ENVIRONMENT,
     ENVIRONMENT_TABLE,
+    EPOCHS,
     FIRST_BATCH,
     INPUTS,
     LATEST,
@@ -63,6 +64,9 @@ def _resumed(folder: Path) -> tuple[Path, Path]:
     folder = folder.resolve() if folder.is_symlink() else folder
     _lock(folder)
     remove_incomplete(folder)
+    for parent in (folder, folder / EPOCHS):
+        if parent.is_dir():
+            remove_temporary(parent)
     return folder, folder / checkpoint.name
 
 

@@ -1,0 +1,120 @@
+"""Runs of `finetune.py` in forks of a server that has imported PyTorch, for tests and for `kill.py`.
+
+A start from nothing costs ten seconds of a core, a fork costs none.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from unittest.mock import patch
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+_ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'scripts'}", "OMP_NUM_THREADS": "1"}
+"""Environment of the server, before a test changes it."""
+_IMPORTED = ["mllm.run.steps", "transformers.models.gemma3", "transformers.models.gemma3n"]
+_CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
+"""Audit events of Python that change a folder. `open` is added if it writes."""
+
+
+def start_run(
+    arguments: Sequence[str],
+    folder: Path,
+    log: Path,
+    environment: Mapping[str, str],
+    prepare: Callable[[], None] | None = None,
+) -> ForkServerProcess:
+    """Start the command in `folder` and return its process.
+
+    Args:
+        arguments: Arguments of the command.
+        folder: Current directory of the process.
+        log: Path without suffix of the files for both output streams, which get the suffixes `.out` and `.err`.
+        environment: Additional environment variables.
+        prepare: Function that the process calls before the command.
+    """
+    context = multiprocessing.get_context("forkserver")
+    with patch.dict(os.environ, _ENVIRONMENT, clear=True):
+        forkserver.set_forkserver_preload(_IMPORTED)
+        forkserver.ensure_running()
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT), **environment}
+    process = context.Process(target=_main, args=(list(arguments), variables, str(folder), str(log), prepare))
+    process.start()
+    return process
+
+
+def kill_at_operation(number: int) -> None:
+    """Kill this process with SIGKILL just before its n-th operation that changes its current directory."""
+    count = 0
+
+    def hook(event: str, args: tuple[object, ...]) -> None:
+        nonlocal count
+        if _changes_folder(event, args):
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def count_operations(path: str) -> None:
+    """Write the number of operations that change the current directory to a file, after each of them."""
+    count, file = 0, os.open(path, os.O_WRONLY | os.O_CREAT)
+
+    def hook(event: str, args: tuple[object, ...]) -> None:
+        nonlocal count
+        if _changes_folder(event, args):
+            count += 1
+            os.pwrite(file, str(count).encode(), 0)
+
+    sys.addaudithook(hook)
+
+
+def limit_file_size(size: int) -> None:
+    """Let writing fail where a file would be larger than `size` bytes, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def _changes_folder(event: str, args: tuple[object, ...]) -> bool:
+    """Return True for an audit event that changes the current directory."""
+    if event != "open" and event not in _CHANGES:
+        return False
+    path = args[0]
+    if event == "open":
+        flags = args[2]
+        if not isinstance(flags, int) or not flags & (os.O_WRONLY | os.O_RDWR):
+            return False
+    return isinstance(path, (str, Path)) and Path.cwd() in Path(path).absolute().parents
+
+
+def _main(
+    arguments: list[str], variables: dict[str, str], folder: str, log: str, prepare: Callable[[], None] | None
+) -> None:
+    """Replace the arguments, variables, directory and streams of the forked process and run the command."""
+    for descriptor, name in ((1, "out"), (2, "err")):
+        file = os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, descriptor)
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(folder)
+    sys.argv = arguments
+    sys.path.insert(0, folder)
+
+    from mllm.pipeline.command import run_command
+    from mllm.pipeline.finetune import main
+
+    if prepare is not None:
+        prepare()
+    code = run_command(main)
+    # A thread of the process group that outlives the training may crash the process when it exits.
+    threads = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]  # none but on Linux
+    assert not [name for name in threads if "gloo" in name], threads
+    sys.exit(code)
