@@ -110,6 +110,7 @@ class Meter:
         tokens, padded = counted.tolist()
         return {
             **dict(zip(names, sums.tolist(), strict=True)),
+            "seconds": seconds,
             "tokens_per_second": tokens / max(seconds, 1e-9),
             "padding_share": 1 - tokens / max(1.0, padded),
             "peak_memory_gb": float(peaks.max()) / 1e9,

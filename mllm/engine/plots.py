@@ -23,7 +23,7 @@ def plot_loss(rows: list[dict[str, float]], path: Path) -> None:
     _save(figure, path)
 
 
-NOT_TERMS = ("loss", "learning_rate", "grad_norm", "epoch", "step", "padding_share")
+NOT_TERMS = ("loss", "learning_rate", "grad_norm", "epoch", "step", "padding_share", "seconds", "seconds_left")
 """Keys of a row that are not terms of objectives. Keys that end with a unit are not terms, either."""
 
 

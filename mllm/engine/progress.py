@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -26,7 +27,7 @@ class ProgressBar(ProgressCallback):
     ) -> None:
         """Write one line above the bar."""
         if state.is_world_process_zero and self.training_bar is not None and logs:
-            line = log_line(state.global_step, logs)
+            line = log_line(state.global_step, logs, state.max_steps)
             if line:
                 self.training_bar.write(line, file=sys.stderr)
 
@@ -43,7 +44,7 @@ class LogLines(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Log one line."""
-        line = log_line(state.global_step, logs) if logs and state.is_world_process_zero else ""
+        line = log_line(state.global_step, logs, state.max_steps) if logs and state.is_world_process_zero else ""
         if line:
             logger.info("%s", line)
 
@@ -55,8 +56,8 @@ def close_bars(callbacks: Iterable[Any]) -> None:
             callback.training_bar.close()
 
 
-def log_line(step: int, logs: dict[str, float]) -> str:
-    """Format a log entry as one line; empty for an entry without a loss."""
+def log_line(step: int, logs: dict[str, float], total: int) -> str:
+    """Format a log entry as one line; empty for an entry without a loss. `total` is the last step of the run."""
     if "train_updates" in logs:
         start = f"the resume at step {logs['train_from_step']}" if logs["train_from_step"] else "the start"
         return (
@@ -70,5 +71,11 @@ def log_line(step: int, logs: dict[str, float]) -> str:
     return (
         f"step {step:>5}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  "
         f"{logs['tokens_per_second']:,.0f} tokens/s  padding {100 * logs['padding_share']:.0f} %  "
-        f"peak {logs['peak_memory_gb']:.2f} GB"
+        f"peak {logs['peak_memory_gb']:.2f} GB  "
+        f"{_clock(logs['seconds'])} passed, {_clock(logs['seconds_left'])} left to step {total}"
     )
+
+
+def _clock(seconds: float) -> str:
+    """Format seconds as `H:MM:SS`."""
+    return str(timedelta(seconds=round(seconds)))

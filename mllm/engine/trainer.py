@@ -289,6 +289,8 @@ class MultimodalTrainer(Trainer):
                 return
             logs["loss"] *= max(1, steps) / max(1, learned)
             logs.update(self.meter.read(self.accelerator))
+            left = self.state.max_steps - self.state.global_step
+            logs["seconds_left"] = logs["seconds"] / max(1, self.meter.made) * max(0, left)
         if "train_runtime" in logs:
             # Those of Trainer count scheduled samples and include the time of evaluations.
             for name in ("train_loss", "train_samples_per_second", "train_steps_per_second"):

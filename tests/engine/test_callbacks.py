@@ -54,13 +54,17 @@ def test_the_log_contains_updates_and_evaluations_without_the_summary(tmp_path):
 
 
 def test_format_of_log_lines():
-    assert log_line(7, ROW) == ("step     7  loss 1.2500  lr 2.00e-04  1,234 tokens/s  padding 25 %  peak 1.50 GB")
-    assert log_line(7, {"eval_loss": 0.5}) == "step     7  validation loss 0.5000"
-    assert log_line(7, {"train_loss": 0.5}) == ""
+    row = {**ROW, "seconds": 35.0, "seconds_left": 3965.0}
+    assert log_line(7, row, 800) == (
+        "step     7  loss 1.2500  lr 2.00e-04  1,234 tokens/s  padding 25 %  peak 1.50 GB  "
+        "0:00:35 passed, 1:06:05 left to step 800"
+    )
+    assert log_line(7, {"eval_loss": 0.5}, 800) == "step     7  validation loss 0.5000"
+    assert log_line(7, {"train_loss": 0.5}, 800) == ""
 
 
 def test_the_final_line_names_its_first_step():
     logs = {"train_loss": 0.69, "train_updates": 16, "train_from_step": 5400, "train_samples_per_second": 5.34}
     line = "step  5416  mean loss 0.6900 over the 16 updates since {}  5.3 samples/s"
-    assert log_line(5416, logs) == line.format("the resume at step 5400")
-    assert log_line(5416, {**logs, "train_from_step": 0}) == line.format("the start")
+    assert log_line(5416, logs, 5416) == line.format("the resume at step 5400")
+    assert log_line(5416, {**logs, "train_from_step": 0}, 5416) == line.format("the start")
