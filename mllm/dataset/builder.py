@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,30 +83,60 @@ def _splits(data_args: DataArgs) -> dict[str, dict[str, Any] | None]:
     return {"train": data_args.train, "validation": data_args.validation, "test": data_args.test}
 
 
-def use_miniatures(data_args: DataArgs, folder: Path) -> DataArgs:
-    """Return the splits with a generated miniature below `folder` in place of each `data_path` that does not exist."""
-    small = {name: options and _miniature(options, folder / name) for name, options in _splits(data_args).items()}
+def use_miniatures(
+    data_args: DataArgs, folder: Path, is_replaceable: Callable[[Sequence[str]], bool] = lambda key: True
+) -> DataArgs:
+    """Return the splits with a generated miniature below `folder` in place of each `data_path` that does not exist.
+
+    Args:
+        data_args: Options of the splits.
+        folder: Folder of the miniatures.
+        is_replaceable: Function of a key such as `("data_args", "train", "data_path")`. A path for which it returns
+            False stays, and the dataset reports that it does not exist.
+    """
+    small = {
+        name: options and _miniature(options, folder / name, ("data_args", name), is_replaceable)
+        for name, options in _splits(data_args).items()
+    }
     return replace(data_args, train=small["train"], validation=small["validation"], test=small["test"])
 
 
-def _miniature(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def miniatures(data_args: DataArgs, folder: Path) -> list[str]:
+    """Return the names of the splits that read a miniature below `folder`."""
+    return [name for name, options in _splits(data_args).items() if options and _reads(options, folder)]
+
+
+def _reads(options: Mapping[str, Any], folder: Path) -> bool:
+    """Return True if a dataset, or one inside it, has a `data_path` below `folder`."""
+    inner = [*options.get("datasets", []), *([options["dataset"]] if "dataset" in options else [])]
+    path = options.get("data_path")
+    return (path is not None and folder in Path(path).parents) or any(_reads(part, folder) for part in inner)
+
+
+def _miniature(
+    options: Mapping[str, Any],
+    folder: Path,
+    where: tuple[str, ...],
+    is_replaceable: Callable[[Sequence[str]], bool],
+) -> dict[str, Any]:
+    """Return the options of a dataset with a miniature in place of an absent file."""
     arguments = dict(options)
     if "datasets" in arguments:
-        parts = enumerate(arguments["datasets"])
-        return {
-            **arguments,
-            "datasets": [_miniature(part, folder.with_name(f"{folder.name}-{i}")) for i, part in parts],
-        }
+        arguments["datasets"] = [
+            _miniature(part, folder.with_name(f"{folder.name}-{i}"), (*where, "datasets", str(i)), is_replaceable)
+            for i, part in enumerate(arguments["datasets"])
+        ]
+        return arguments
     cls = DATASETS.find(arguments["type"])
     if "dataset" in arguments:
-        inner = _miniature(arguments["dataset"], folder)
+        inner = _miniature(arguments["dataset"], folder, (*where, "dataset"), is_replaceable)
         # A miniature is small already, and does not have the selected rows of the real file.
         is_replaced = inner != dict(arguments["dataset"])
         if is_replaced and issubclass(cls, (SubsetDataset, PatientSplit)):
             return inner
         return {**arguments, "dataset": inner}
     path = arguments.get("data_path")
-    if path is None or Path(path).expanduser().exists():
+    if path is None or Path(path).expanduser().exists() or not is_replaceable((*where, "data_path")):
         return arguments
     miniature = cls.miniature(folder, MINIATURE_ROWS)
     if not miniature:

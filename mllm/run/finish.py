@@ -11,6 +11,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from mllm.config.schema import RunConfig
+from mllm.dataset.builder import miniatures
 from mllm.dataset.checking import Splits
 from mllm.engine.evaluation import Evaluation, evaluate_split
 from mllm.engine.run_log import rows_of, run_folder, write_skipped
@@ -25,7 +26,7 @@ from mllm.registry import EXPORTERS, METRICS
 from mllm.report.data_summary import draw_agreement
 from mllm.report.figures import figures_line
 from mllm.run.facts import run_facts
-from mllm.run_files import ADAPTER, MERGED, PREDICTIONS, SKIPPED_ROWS, STUDENT
+from mllm.run_files import ADAPTER, MERGED, MINIATURE, PREDICTIONS, SKIPPED_ROWS, STUDENT, runs_of
 from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,11 @@ def write_results(
 
 
 def log_results(
-    trainer: MultimodalTrainer, exports: Exports, evaluation: Evaluation | None, untrained: Evaluation | None
+    config: RunConfig,
+    trainer: MultimodalTrainer,
+    exports: Exports,
+    evaluation: Evaluation | None,
+    untrained: Evaluation | None,
 ) -> None:
     """Log skipped rows, losses, figures and the location of the results, on the first process only."""
     if not trainer.is_world_process_zero():
@@ -128,6 +133,8 @@ def log_results(
         logger.info("training loss: %.4f at first, %.4f at last", losses[0], losses[-1])
     for name, figures in evaluation.figures.items() if evaluation else ():
         logger.info("%s", figures_line(name, figures, untrained.figures.get(name) if untrained else None))
+    if small := miniatures(config.data_args, runs_of(config.name) / MINIATURE):
+        logger.warning("%s: generated miniatures were read (--tiny), so all figures are about those", ", ".join(small))
     names = "".join(f"{exported.name}/, " for exported in exports.folders[:1])
     logger.info("all results are in %s: %straining_log.json, loss.png, first_batch.md", folder, names)
 

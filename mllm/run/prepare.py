@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm.config.hardware import Hardware, check_packages, check_versions, detect
+from mllm.config.hardware import CHECKOUT, Hardware, check_packages, check_versions, detect
 from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.config.schema import RunConfig
@@ -14,6 +14,7 @@ from mllm.family import FAMILIES
 from mllm.run_files import MINIATURE, runs_of
 
 CHECKPOINTS = Path("ckpt")
+SHIPPED_BASES = CHECKOUT / "config" / "_base_"
 TINY_RANK = 4
 """Rank of the tiny adapter that replaces `adapter_path`, whose rank is unknown while it is absent."""
 
@@ -25,7 +26,8 @@ def prepare_args(
 ) -> tuple[RunConfig, Hardware]:
     """Return the config at `path` with overrides, checked against the rules and adapted to the hardware.
 
-    With `tiny`, checkpoints are replaced by tiny ones in `ckpt/`, and absent data by generated miniatures. With
+    With `tiny`, checkpoints are replaced by tiny ones in `ckpt/`, and absent data of the shipped
+    bases by generated miniatures. With
     `loads_model`, the compiled packages are checked as well, which imports PyTorch.
     """
     check_versions()
@@ -49,7 +51,7 @@ def write_named_tiny(config: RunConfig) -> None:
 
 
 def with_tiny_parts(config: RunConfig) -> RunConfig:
-    """Return the config with tiny checkpoints, and generated miniatures instead of absent data."""
+    """Return the config with tiny checkpoints, and miniatures instead of absent data of shipped bases."""
     from mllm.dataset.builder import use_miniatures
     from mllm.tiny.adapter import ensure_tiny_adapter
     from mllm.tiny.checkpoints import ensure_tiny
@@ -69,5 +71,16 @@ def with_tiny_parts(config: RunConfig) -> RunConfig:
         adapter = ensure_tiny_adapter(base, TINY_RANK)
         logger.info("--tiny: %s stands in for the adapter %s", adapter, model.adapter_path)
         changes["model_args.adapter_path"] = str(adapter)
-    changes["data_args"] = use_miniatures(config.data_args, runs_of(config.name) / MINIATURE)
+    changes["data_args"] = use_miniatures(
+        config.data_args, runs_of(config.name) / MINIATURE, lambda key: _is_shipped(config, key)
+    )
     return config.replaced(**changes)
+
+
+def _is_shipped(config: RunConfig, key: Sequence[str]) -> bool:
+    """Return True if a base of this repository wrote the key.
+
+    A path in the user's config or on the command line must exist: a mistyped one would train on a miniature.
+    """
+    origin = config.origins.find(key)
+    return origin is not None and origin.file is not None and SHIPPED_BASES in origin.file.resolve().parents

@@ -59,6 +59,6 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool) 
         exports = export(config, bundle, trainer, splits)  # before the evaluation, which can fail
         evaluation = evaluate_test_split(config, bundle, splits)
         write_results(config, trainer, splits, exports, evaluation)
-        log_results(trainer, exports, evaluation, untrained)
+        log_results(config, trainer, exports, evaluation, untrained)
         if exports.refusal is not None:
             raise exports.refusal

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import DataError, TrainingError
 from mllm.objectives.text import NextToken
-from mllm.structures import IGNORE
+from mllm.structures import IGNORE, unsupervised
 
 
 def _plain_loop(trainer, steps):
@@ -340,3 +341,34 @@ def test_a_process_without_a_row_runs_a_piece_without_supervision(make_trainer, 
     for name, parameter in trainer.learner.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and not parameter.grad.any(), name
+
+
+class Unsupervised:
+    """Removes all labels of the batches of some steps, as when `max_length` cuts every answer."""
+
+    def __init__(self, trainer, steps):
+        self.trainer, self.steps, self.collate = trainer, steps, trainer.data_collator
+        self.batches = 0
+        trainer.data_collator = self
+
+    def __call__(self, items):
+        batch = self.collate(items)
+        self.batches += 1
+        if self.batches not in self.steps:
+            return batch
+        return replace(batch, pieces=[replace(piece, targets=unsupervised(piece.targets)) for piece in batch.pieces])
+
+
+def test_updates_without_a_supervised_item_are_in_no_mean_of_the_loss(make_trainer):
+    whole = make_trainer(max_steps=6, logging_steps=2, learning_rate=0.0, weight_decay=0.0)
+    Unsupervised(whole, steps=(2, 3, 4))
+    whole.train()
+    single = make_trainer(max_steps=6, logging_steps=1, learning_rate=0.0, weight_decay=0.0)
+    single.train()
+    losses = [row["loss"] for row in single.state.log_history if "loss" in row]
+    rows = {row["step"]: row["loss"] for row in whole.state.log_history if "loss" in row}
+    # Steps 3 and 4 have no loss, so they have no entry.
+    assert rows == {2: pytest.approx(losses[0]), 6: pytest.approx((losses[4] + losses[5]) / 2)}
+    final = whole.state.log_history[-1]
+    assert final["train_updates"] == 3
+    assert final["train_loss"] == pytest.approx((losses[0] + losses[4] + losses[5]) / 3)

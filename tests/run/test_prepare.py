@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from mllm.config.hardware import CHECKOUT
+from mllm.dataset.builder import miniatures, open_datasets
+from mllm.errors import UserError
 from mllm.run.prepare import prepare_args
+from mllm.run_files import MINIATURE, runs_of
 
 CONFIGS = CHECKOUT / "config" / "training_configs"
 
@@ -20,3 +23,22 @@ def test_a_tiny_llava_stands_in_for_both_of_shikras_parts(name, tmp_path, monkey
     assert args.vision_tower is None and args.pretrain_mm_mlp_adapter is None
     assert args.pad_to_square is True and args.fuse_vision_layers is (name == "perceptionGPT_refcoco")
     assert (tmp_path / config.data_args.train["data_path"]).is_file(), "a generated miniature"
+
+
+def test_tiny_replaces_absent_files_of_shipped_bases_only(tmp_path, monkeypatch):
+    """A mistyped path in a user's config would otherwise train on a miniature, and the run would end with 0."""
+    monkeypatch.chdir(tmp_path)
+    bases = [str(CHECKOUT / "config/_base_" / name) for name in ("models/medgemma.py", "runtime/finetune.py")]
+    (tmp_path / "own.py").write_text(
+        f"_base_ = {[*bases, str(CHECKOUT / 'config/_base_/datasets/refcoco_rec.py')]}\n"
+        'data_args = dict(validation=dict(data_path="mistyped.jsonl"))\n'
+    )
+    config, _ = prepare_args("own.py", tiny=True)
+    assert miniatures(config.data_args, runs_of("own") / MINIATURE) == ["train", "test"]
+    assert config.data_args.validation["data_path"] == "mistyped.jsonl"
+    with pytest.raises(UserError, match=r"mistyped.jsonl.* does not exist"):
+        open_datasets(config.data_args)
+    override = ["data_args.validation.data_path=also_mistyped.jsonl", "data_args.test=None"]
+    config, _ = prepare_args("own.py", override, tiny=True)
+    assert config.data_args.validation["data_path"] == "also_mistyped.jsonl"
+    assert miniatures(config.data_args, runs_of("own") / MINIATURE) == ["train"]
