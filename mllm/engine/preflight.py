@@ -122,7 +122,7 @@ def _check_causality(learner: Learner, piece: Batch) -> None:
         return
     changed = piece.student[name].clone()
     changed[sample, last] = others[0]
-    with without_outliers(student):
+    with without_outliers(learner):
         before = student(**piece.student).hidden_BLD[sample, :last].float()
         after = student(**{**piece.student, name: changed}).hidden_BLD[sample, :last].float()
     tolerance = TOLERANCE.get(student.pretrained.get_output_embeddings().weight.dtype, 3e-2)
