@@ -13,6 +13,7 @@ from mllm.run.data import limit_tiny_updates, open_splits, planned_updates, prep
 from mllm.run.distill import cache_features, fit_objectives, load_teacher, release_teacher, training_encoder
 from mllm.run.early_checks import check_early
 from mllm.run.finish import end_processes, evaluate_test_split, export, log_results, write_results
+from mllm.run.lengths import warn_of_cut_samples
 from mllm.run.open import open_run, start_processes
 from mllm.run.train import check_training, train
 
@@ -50,6 +51,8 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool) 
         encoder = training_encoder(bundle, teacher, cache)
         fit_objectives(learner, encoder, splits["train"])
         data = prepare_data(config, bundle, encoder, splits)
+        if bundle.model.generates_text:
+            warn_of_cut_samples(config, bundle.encoder, splits["train"])
         untrained = evaluate_test_split(config, bundle, splits) if config.data_args.compute_untrained else None
 
         trainer = prepare_trainer(config, hardware, learner, folder, data)
