@@ -77,8 +77,20 @@ def _read(
     for index, stored in zip(indices, decode(path, header, indices), strict=True):
         frame = _frame_header(header, index)
         image = _to_rgb(stored, frame, path, window, limits)
-        images.append(to_square_pixels(image, *_pixel_sides(frame, path), path) if square else image)
+        images.append(_square(image, frame, path) if square else image)
     return images
+
+
+def _square(image: Image.Image, header: Dataset, path: Path) -> Image.Image:
+    """Return the image with square pixels, with a warning if it was resampled: boxes may refer to the stored pixels."""
+    result = to_square_pixels(image, *_pixel_sides(header, path), path)
+    if result.size != image.size:
+        before, after = (f"{width} x {height}" for width, height in (image.size, result.size))
+        message = f"has pixels that are not square and is resampled from {before} to {after}: boxes refer to the "
+        warn_once(
+            path, "resampled", message + "the result, or to the stored pixels with the reader option square=False"
+        )
+    return result
 
 
 def _frame_header(header: Dataset, index: int) -> Dataset:

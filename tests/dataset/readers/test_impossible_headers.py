@@ -123,7 +123,7 @@ def test_a_nearly_constant_picture_is_reported_once_with_its_file(tmp_path, capl
 
 
 @pytest.mark.parametrize("name", ["PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"])
-def test_pixels_that_are_not_square_are_resampled(tmp_path, name):
+def test_pixels_that_are_not_square_are_resampled(tmp_path, name, caplog):
     # The vertical side is named first (PS3.3 C.7.6.3.1.7): rows are 4/3 as far apart as columns.
     pixels = np.tile(np.linspace(0, 255, 120)[:, None], (1, 256)).astype(np.uint8)
     path = write_dicom(tmp_path / "a.dcm", pixels, **{name: [4, 3]})
@@ -133,6 +133,7 @@ def test_pixels_that_are_not_square_are_resampled(tmp_path, name):
         np.abs(picture[:, 7] - np.interp((np.arange(160) + 0.5) * 0.75 - 0.5, np.arange(120), pixels[:, 7])).max() < 2
     )
     assert np.array_equal(read_gray(path, square=False), pixels)
+    assert f"{path} has pixels that are not square and is resampled from" in caplog.text
 
 
 def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
