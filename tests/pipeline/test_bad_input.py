@@ -197,13 +197,17 @@ def test_packages_that_are_too_old_are_named_both(refused, monkeypatch):
 
 
 def test_a_gated_model_without_a_login(refused, monkeypatch):
-    def gated(name: str, **options: object) -> None:
+    def gated(url: str, **options: object) -> None:
+        raise GatedRepoError("401", response=SimpleNamespace(headers={}, request=None))
+
+    def wrapped(name: str, **options: object) -> None:
         try:
-            raise GatedRepoError("401", response=SimpleNamespace(headers={}, request=None))
+            gated(name)
         except GatedRepoError as cause:
             raise OSError("You are trying to access a gated repo.") from cause  # as transformers wraps it
 
-    monkeypatch.setattr("mllm.models.backbone.loading.AutoConfig.from_pretrained", gated)
+    monkeypatch.setattr("mllm.models.backbone.load_errors.get_hf_file_metadata", gated)
+    monkeypatch.setattr("mllm.models.backbone.loading.AutoConfig.from_pretrained", wrapped)
     refused(
         "'google/medgemma-4b-it' is a gated model: accept its license at https://huggingface.co/google/medgemma-4b-it "
         "and log in with `hf auth login`",
