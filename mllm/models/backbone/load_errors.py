@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 
 from mllm.errors import ConfigError, UserError, is_out_of_memory
 from mllm.family import FAMILIES
+from mllm.models.backbone.streamed import Unstreamable
 
 logger = logging.getLogger(__name__)
 LOGIN = "log in with `hf auth login` (older versions: `huggingface-cli login`)"
@@ -36,11 +37,11 @@ LOGIN = "log in with `hf auth login` (older versions: `huggingface-cli login`)"
 def explained(name: str) -> Iterator[None]:
     """Convert errors of the Hugging Face libraries about the checkpoint `name` to `ConfigError`.
 
-    Errors of memory and of the file system are passed on.
+    Errors of memory and of the file system are passed on, and `Unstreamable`, after which the caller loads otherwise.
     """
     try:
         yield
-    except UserError:
+    except (UserError, Unstreamable):
         raise
     except Exception as error:
         sentence = _sentence(name, error)
