@@ -51,6 +51,14 @@ def test_a_forked_process_has_a_guarded_process_of_its_own():
     assert np.array_equal(read_gray(pydicom_file("MR_small_jp2klossless.dcm")), expected)
 
 
+def test_a_relative_path_is_found_after_a_change_of_the_directory(tmp_path, monkeypatch):
+    source = pydicom_file("MR_small_jp2klossless.dcm")
+    expected = read_gray(source)  # starts the process in the former directory
+    (tmp_path / "scan.dcm").symlink_to(source)
+    monkeypatch.chdir(tmp_path)
+    assert np.array_equal(read_gray("scan.dcm"), expected)
+
+
 @pytest.mark.skipif(not CASES.is_dir(), reason="the shared folder of cases is not beside this checkout")
 @pytest.mark.parametrize("name", sorted(path.name for path in CASES.glob("*")))
 def test_files_that_ended_or_stopped_the_process_are_refused(fast_limit, name):
