@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 REC = (
-    "Where is <expr>?",
+    "Where in the image do you see <expr>?",
     "Find <expr> and give its place.",
     "Show me where <expr> is in this image.",
     "Locate <expr>.",
-    "I am looking for <expr>. In which part of the image is it?",
+    "I am looking for <expr>. Which part of the image do I look at?",
     "Give the box that holds <expr>.",
     "Please mark <expr>.",
     "In this image, what are the coordinates of <expr>?",
@@ -16,11 +16,11 @@ REC = (
 )
 """Questions for the position of an expression (REC)."""
 REG = (
-    "What is at <box>? Describe it so that it can be told from everything else.",
+    "What is at <box>? Describe it so that it cannot be confused with anything else.",
     "Which thing is meant by <box>?",
     "Refer to the object in <box> in a few words.",
     "Say which object lies in <box>.",
-    "How would you call what is in <box>, so that nobody takes something else for it?",
+    "What would you call the object in <box>, so that it is not confused with another one?",
     "Give an expression for the region <box>.",
     "Name the object at <box> unambiguously.",
     "What makes the object in <box> different from the others? Answer by a short expression.",
@@ -42,7 +42,7 @@ RES = (
     "Outline <expr> in this image.",
     "Which pixels belong to <expr>?",
     "Give the mask of <expr>.",
-    "Where is <expr>? Show its shape.",
+    "Where do you see <expr>? Show the shape.",
     "Please delineate <expr>.",
     "Mark all of <expr>.",
     "Find <expr> and cut it out.",

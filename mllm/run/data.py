@@ -146,7 +146,7 @@ def _shuffled_sampler(config: RunConfig, train: SampleDataset) -> LogicalBatchSa
         logical_batch_size(config.training_args),
         shuffle=True,
         drop_last=config.training_args["dataloader_drop_last"],
-        seed=_sampler_seed(config),
+        seed=sampler_seed(config),
         rank=PartialState().process_index,
         world=PartialState().num_processes,
     )
@@ -155,13 +155,13 @@ def _shuffled_sampler(config: RunConfig, train: SampleDataset) -> LogicalBatchSa
 def _ordered_sampler(config: RunConfig, validation: SampleDataset) -> LogicalBatchSampler:
     """Return the sampler of the validation split."""
     size = config.training_args["per_device_eval_batch_size"]
-    state, seed = PartialState(), _sampler_seed(config)
+    state, seed = PartialState(), sampler_seed(config)
     return LogicalBatchSampler(
         len(validation), size, shuffle=False, seed=seed, rank=state.process_index, world=state.num_processes
     )
 
 
-def _sampler_seed(config: RunConfig) -> int:
+def sampler_seed(config: RunConfig) -> int:
     """Return the seed of the order of the samples: `data_seed`, or `seed`."""
     seed = config.training_args["data_seed"]
     return int(config.training_args["seed"] if seed is None else seed)

@@ -18,6 +18,7 @@ from mllm.errors import ConfigError
 from mllm.files import write_json
 from mllm.models.adapters.files import find_adapter
 from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.run.data import sampler_seed
 from mllm.run_files import INPUTS
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,6 @@ class Inputs:
 def inputs_of(config: RunConfig, splits: Splits) -> Inputs:
     """Return the inputs of a run of this config with the present number of processes."""
     training, processes = config.training_args, PartialState().num_processes
-    seed = training["seed"] if training["data_seed"] is None else training["data_seed"]
     weights = _weights("model_args", config.model_args)
     if config.distill_args is not None:
         weights |= _weights("distill_args.teacher", config.distill_args.teacher)
@@ -58,7 +58,7 @@ def inputs_of(config: RunConfig, splits: Splits) -> Inputs:
         rows=len(splits["train"]),
         content=splits.reports["train"].content,
         validation=splits.reports["validation"].content if "validation" in splits else "",
-        order=int(seed),
+        order=sampler_seed(config),
         samples_per_update=logical_batch_size(training) * processes,
         drops_last=bool(training["dataloader_drop_last"]),
         processes=processes,

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patient_rows import Rows
 from PIL import Image
 
 from mllm.config.schema import DataArgs
-from mllm.dataset.base import ImageTextDataset, SampleDataset
+from mllm.dataset.base import ImageTextDataset
 from mllm.dataset.builder import open_datasets
 from mllm.dataset.checking import check_splits
 from mllm.dataset.mixing import ConcatDataset, MixedDataset, PatientSplit
@@ -23,27 +24,6 @@ from mllm.dataset.single_image_dataset.translation import TranslationDataset
 from mllm.dataset.single_image_dataset.vqa import VQADataset
 from mllm.errors import DataError
 from mllm.structures import Sample, Turn
-
-
-class Rows(SampleDataset):
-    """Samples of patients; the patient `unreadable` cannot be read."""
-
-    def __init__(self, name: str, groups: list[str | None]) -> None:
-        self.name, self.groups = name, groups
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def sample(self, index: int, epoch: int = 0) -> Sample:
-        return Sample(turns=[], group=self.group(index))
-
-    def describe(self, index: int, epoch: int = 0) -> str:
-        return f"{self.name}, line {index + 1}"
-
-    def group(self, index: int, epoch: int = 0) -> str | None:
-        if self.groups[index] == "unreadable":
-            raise DataError(f"{self.describe(index)}: not valid JSON")
-        return self.groups[index]
 
 
 @pytest.fixture

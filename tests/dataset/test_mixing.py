@@ -9,35 +9,13 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
+from patient_rows import Rows
 from PIL import Image
 
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.mixing import ConcatDataset, MixedDataset, PatientSplit, SubsetDataset, position
 from mllm.dataset.single_image_dataset.vqa import VQADataset
 from mllm.errors import ConfigError, DataError
-from mllm.structures import Sample, Turn
-
-
-class Rows(SampleDataset):
-    """Text samples that contain their row and epoch."""
-
-    def __init__(self, name: str, groups: list[str | None]) -> None:
-        self.name, self.groups = name, groups
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def sample(self, index: int, epoch: int = 0) -> Sample:
-        source = self.describe(index)
-        return Sample(turns=[Turn("user", f"{source}, epoch {epoch}")], group=self.groups[index], source=source)
-
-    def describe(self, index: int, epoch: int = 0) -> str:
-        return f"{self.name}, line {index + 1}"
-
-    def group(self, index: int, epoch: int = 0) -> str | None:
-        if self.groups[index] == "unreadable":
-            raise DataError(f"{self.describe(index)}: not valid JSON")
-        return self.groups[index]
 
 
 def rows(name: str, count: int) -> Rows:
