@@ -114,7 +114,7 @@ REFUSED_OPTIMIZERS = {
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "swanlab", "trackio", "dvclive")
 """Trackers of transformers that `report_to` may name: they upload figures and `training_args` at most. Others upload
-checkpoints unless they are told not to (ClearML), or belong to one platform."""
+checkpoints by default (ClearML), or belong to one platform."""
 LOCAL_TRACKERS = ("tensorboard",)
 """Trackers that write to the run folder only, the only ones of a private run."""
 UPLOADING_VARIABLES = {

@@ -57,9 +57,9 @@ class SegmentTokenizer:
                 text=[text], images=list(images) or None, return_tensors="pt", add_special_tokens=special
             )
             ids = tensors["input_ids"][0]
-            kept = self._kept(ids, [number + special * self._leading for number in separators], anchored, anchor)
-            if kept is not None:
-                mask, ends = kept
+            selection = self._select(ids, [number + special * self._leading for number in separators], anchored, anchor)
+            if selection is not None:
+                mask, ends = selection
                 return {name: _selected(tensor, mask) for name, tensor in tensors.items() if name != "labels"}, ends
         raise DataError(f"the tokenizer joins {segments[0][-20:]!r} with the text after it")
 
@@ -73,7 +73,7 @@ class SegmentTokenizer:
             text += self.separator
         return text, numbers, anchored
 
-    def _kept(
+    def _select(
         self, ids: Tensor, numbers: Sequence[int], anchored: Sequence[bool], anchor: str
     ) -> tuple[Tensor, list[int]] | None:
         """Return a mask of the tokens of the segments and the end of each segment. None: an anchor was joined."""
