@@ -19,7 +19,7 @@ data_args = dict(
     train=dict(size=448, image_size=112),
     validation=dict(size=56, image_size=112),
     test=dict(size=112, image_size=112),
-    gen_kwargs=dict(batch_size=32),
+    gen_kwargs=dict(batch_size=64),
     compute_untrained=True,
 )
 training_args = dict(

@@ -29,7 +29,7 @@ from mllm.structures import Bundle, SampleEncoder
 logger = logging.getLogger(__name__)
 Splits = Mapping[str, SampleDataset]
 
-TINY_UPDATES = 10
+TINY_UPDATES = 6
 """Most updates of a run with `--tiny`."""
 
 

@@ -13,7 +13,7 @@ from mllm.structures import SampleEncoder
 
 logger = logging.getLogger(__name__)
 
-MOST_ROWS = 32
+MOST_ROWS = 16
 """Rows of the training split, evenly spaced, that are encoded for the count."""
 
 

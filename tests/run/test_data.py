@@ -27,17 +27,17 @@ def limited(tmp_path, monkeypatch, caplog):
     return limit
 
 
-def test_a_tiny_run_makes_ten_updates_and_logs_it(limited):
+def test_a_tiny_run_makes_six_updates_and_logs_it(limited):
     config, result, updates, log = limited("t5gemma_mtnt_en_fr")
     assert (updates, result.training_args["max_steps"]) == (500, TINY_UPDATES)
-    assert result == config.replaced(**{"training_args.max_steps": 10})
-    assert "--tiny: 10 updates instead of 500; set another number with --cfg-options training_args.max_steps=N" in log
+    assert result == config.replaced(**{"training_args.max_steps": 6})
+    assert "--tiny: 6 updates instead of 500; set another number with --cfg-options training_args.max_steps=N" in log
 
 
 def test_epochs_are_limited_too(limited):
     config, result, updates, log = limited("medgemma_cpu_demo")
     assert config.training_args["max_steps"] == -1
-    assert result.training_args["max_steps"] == 10 and f"10 updates instead of {updates}" in log
+    assert result.training_args["max_steps"] == 6 and f"6 updates instead of {updates}" in log
 
 
 @pytest.mark.parametrize("name", ["medgemma_dp_reports", "gemma3n_3ncore_kd"])
