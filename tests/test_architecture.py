@@ -17,7 +17,10 @@ from mllm.family import FAMILIES
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "mllm").rglob("*.py"))
 CONFIGS = sorted((ROOT / "config").rglob("*.py"))
-NOUNS = {"structures", "registry", "errors", "files", "options", "family", "signatures", "static_source", "run_files"}
+NOUNS = {
+    *("structures", "contents", "registry", "errors", "files", "options", "family", "signatures", "static_source"),
+    "run_files",
+}
 PARTS = {"dataset", "models", "objectives", "metrics"}
 ALLOWED = {
     **dict.fromkeys(NOUNS, NOUNS),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from mllm.dataset.answer_counts import AnswerCounts
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.contents import ContentDigest
 from mllm.dataset.echo.plausibility import ImplausibleMeasures
@@ -35,6 +36,7 @@ class SplitReport:
     """Source dataset and error message of each unusable row."""
     content: str = ""
     """Digest of all rows; see `ContentDigest`."""
+    answers: AnswerCounts = field(default_factory=AnswerCounts)
 
     def __str__(self) -> str:
         """Return the patients for the log."""
@@ -89,6 +91,7 @@ def _check_split(name: str, dataset: SampleDataset, skip: bool) -> tuple[SplitRe
             content.add_unusable()
             continue
         content.add(sample)
+        report.answers.add(sample)
         patients.add(sample.group, source, index)
         if sample.marks:
             forms.setdefault(id(source), MarkForms(source)).add(sample.marks, index)

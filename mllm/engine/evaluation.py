@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mllm.contents import Content, contents_of
 from mllm.errors import UserError, tied_to_row
 from mllm.metrics.areas import boxes_of
+from mllm.metrics.base import Metric, content_read
 from mllm.metrics.coco import rle
 from mllm.models.generation.answers import answers
 from mllm.structures import Answer, Bundle, Sample
-
-Metric = Callable[[Sequence[Answer], Sequence[Answer]], dict[str, float]]
-"""Entry of METRICS: predictions and references -> figures."""
 
 
 class Samples(Protocol):
@@ -34,6 +33,8 @@ class Evaluation:
     """One dict per row with `prediction` and `reference`; see `evaluate_split`."""
     figures: dict[str, dict[str, float]]
     """Metric -> figure -> value."""
+    scored: dict[str, int]
+    """Metric -> number of rows whose reference has what the metric reads."""
     skipped: list[str]
     """One sentence for each row that could not be used."""
 
@@ -111,7 +112,17 @@ def evaluate_split(
         for row, prediction, reference in zip(reader.rows, predictions, reader.references, strict=True)
     ]
     figures = {name: metric(predictions, reader.references) for name, metric in metrics.items()} if rows else {}
-    return Evaluation(rows, figures, reader.skipped)
+    scored = {name: _scored(metric, reader.references) for name, metric in metrics.items()}
+    return Evaluation(rows, figures, scored, reader.skipped)
+
+
+def _scored(metric: Metric, references: Sequence[Answer]) -> int:
+    """Return the number of references with the content that a metric reads; all without a declaration."""
+    content = content_read(metric)
+    if content is None:
+        return len(references)
+    needed: Content = "text" if content == "choices" else content
+    return sum(needed in contents_of(reference) for reference in references)
 
 
 def mark_fields(answer: Answer, prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from mllm.models.encoding.views import measures_text
+from mllm.contents import measures_text
 from mllm.structures import IGNORE, Encoder, LogicalBatch
 
 

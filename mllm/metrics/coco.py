@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mllm.metrics.areas import area, box_of
+from mllm.metrics.base import reads
 from mllm.registry import METRICS
 from mllm.structures import Answer, Mark
 
@@ -21,6 +22,7 @@ FIGURES = ("AP", "AP50", "AP75")
 
 
 @METRICS.register_module(name="coco_ap")
+@reads("box")
 def coco_ap(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str, float]:
     """Compute the average precision of COCO for boxes and, if the references have masks, for masks.
 

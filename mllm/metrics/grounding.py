@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mllm.metrics.areas import box_iou, boxes_of, greedy_overlaps, mask_overlap, union_masks
+from mllm.metrics.base import reads
 from mllm.registry import METRICS
 from mllm.structures import Answer
 
@@ -21,6 +22,7 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @METRICS.register_module(name="rec")
+@reads("box")
 def rec(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str, float]:
     """Compute accuracy and mean IoU of referring expression comprehension.
 
@@ -57,6 +59,7 @@ def rec(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str
 
 
 @METRICS.register_module(name="res")
+@reads("mask")
 def res(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str, float]:
     """Compute IoU and precision of referring expression segmentation.
 

@@ -5,13 +5,14 @@ Errors are prediction minus reference, in the unit of the measure: percentage po
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mllm.contents import stated_measures
+from mllm.metrics.base import reads
 from mllm.registry import METRICS
-from mllm.structures import UNITS, Answer
+from mllm.structures import Answer
 
 CATEGORIES = (30.0, 40.0, 50.0)
 """Lower bounds in percent of moderately reduced, mildly reduced and normal EF. Below the first: severely reduced."""
@@ -79,6 +80,7 @@ def measures(
 
 
 @METRICS.register_module(name="measures")
+@reads("measures")
 def answered_measures(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str, float]:
     """Compute error, bias, limits of agreement and EF categories of the measures in answers; see `measures`.
 
@@ -95,20 +97,6 @@ def answered_measures(predictions: Sequence[Answer], references: Sequence[Answer
         return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
     return measures(table(predicted), table(true), [reference.group for reference in references])
-
-
-def stated_measures(text: str) -> dict[str, float]:
-    """Return the measures that a text states with their unit; the first value of each (`EF 58.4 %`, `EF is -5 %`).
-
-    A range (`EF 50-60 %`), a bound (`EF < 40 %`) or a value in another unit (`EDV 60 mL/m2`) states no measure.
-    """
-    stated: dict[str, float] = {}
-    for name, unit in UNITS.items():
-        pattern = rf"(?<!\w){name}\s*(?:[:=]|is|of|was)?\s*([-+\u2212]?\d+(?:\.\d+)?)\s?{re.escape(unit)}(?![\w/])"
-        match = re.search(pattern, text)
-        if match:
-            stated[name] = float(match[1].replace("\u2212", "-"))
-    return stated
 
 
 def categories(ef: np.ndarray) -> np.ndarray:

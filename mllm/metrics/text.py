@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+from mllm.metrics.base import reads
 from mllm.registry import METRICS
 from mllm.structures import Answer
 
@@ -17,31 +18,33 @@ CLAUSE_END = re.compile(r"[.,;:!?\n]+")
 
 
 @METRICS.register_module(name="accuracy")
+@reads("text")
 def accuracy(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str, float]:
     """Compute the fraction of answers that equal their reference, except for case, spaces and final punctuation.
 
     An answer that contains its reference and more text is wrong.
 
     Returns:
-        `accuracy`, `majority` (accuracy of always giving the most frequent reference), `chance` (accuracy of guessing
-        uniformly among the distinct references) and `samples`.
+        `accuracy`, `majority_class` (accuracy of always giving the most frequent reference), `chance` (accuracy of
+        guessing uniformly among the distinct references) and `samples`.
     """
     assert len(predictions) == len(references)
     if not references:
         nan = float("nan")
-        return {"accuracy": nan, "majority": nan, "chance": nan, "samples": 0}
+        return {"accuracy": nan, "majority_class": nan, "chance": nan, "samples": 0}
     targets = [normalize(reference.text) for reference in references]
     correct = sum(normalize(answer.text) == target for answer, target in zip(predictions, targets, strict=True))
     counts = Counter(targets)
     return {
         "accuracy": correct / len(targets),
-        "majority": max(counts.values()) / len(targets),
+        "majority_class": max(counts.values()) / len(targets),
         "chance": 1 / len(counts),
         "samples": len(targets),
     }
 
 
 @METRICS.register_module(name="short_answer")
+@reads("text")
 def short_answer(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str, float]:
     """Compute the fraction of answers whose stated result (`The answer is yes.`, `Answer: yes`) is correct.
 
@@ -50,15 +53,15 @@ def short_answer(predictions: Sequence[Answer], references: Sequence[Answer]) ->
     is the result itself.
 
     Returns:
-        `accuracy`, `majority` and `chance` (as in `accuracy`), `failed` (predictions without exactly one result) and
-        `samples`. If all references are yes or no,
-        also `precision`, `recall` and `f1` of yes and `yes_share`, the fraction of predictions that are yes, as in POPE
+        `accuracy`, `majority_class` and `chance` (as in `accuracy`), `failed` (predictions without exactly one result)
+        and `samples`. If all references are yes or no, also `precision`, `recall` and `f1` of yes and `yes_share`, the
+        fraction of predictions that are yes, as in POPE
         (arXiv:2305.10355).
     """
     assert len(predictions) == len(references)
     if not references:
         nan = float("nan")
-        return {"accuracy": nan, "majority": nan, "chance": nan, "failed": 0, "samples": 0}
+        return {"accuracy": nan, "majority_class": nan, "chance": nan, "failed": 0, "samples": 0}
     targets = [stated_result(reference.text) or normalize(reference.text) for reference in references]
     counts = Counter(targets)
     plain = {"yes", "no"} if counts.keys() <= {"yes", "no"} else counts.keys()
@@ -66,7 +69,7 @@ def short_answer(predictions: Sequence[Answer], references: Sequence[Answer]) ->
     pairs = list(zip(results, targets, strict=True))
     figures: dict[str, float] = {
         "accuracy": sum(result == target for result, target in pairs) / len(pairs),
-        "majority": max(counts.values()) / len(targets),
+        "majority_class": max(counts.values()) / len(targets),
         "chance": 1 / len(counts),
         "failed": sum(result is None for result in results),
         "samples": len(pairs),
@@ -80,18 +83,19 @@ def short_answer(predictions: Sequence[Answer], references: Sequence[Answer]) ->
 
 
 @METRICS.register_module(name="choice")
+@reads("choices")
 def choice(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str, float]:
     """Compute accuracy and F1 of a choice among a few answers (yes, no, maybe): the distinct references.
 
     Returns:
-        `accuracy`, `majority` and `chance` (as in `accuracy`), `macro_f1` (mean over the choices of
+        `accuracy`, `majority_class` and `chance` (as in `accuracy`), `macro_f1` (mean over the choices of
         2 tp / (2 tp + fp + fn), as in PubMedQA, arXiv:1909.06146), `unreadable` (answers in which `parse_choice` finds
         no single choice; they are wrong) and `samples`.
     """
     assert len(predictions) == len(references)
     if not references:
         nan = float("nan")
-        return {"accuracy": nan, "majority": nan, "chance": nan, "macro_f1": nan, "unreadable": 0, "samples": 0}
+        return {"accuracy": nan, "majority_class": nan, "chance": nan, "macro_f1": nan, "unreadable": 0, "samples": 0}
     targets = [normalize(reference.text) for reference in references]
     choices = Counter(targets)
     parsed = [parse_choice(answer.text, choices) for answer in predictions]
@@ -99,7 +103,7 @@ def choice(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[
     scores = [2 * correct[name] / (parsed.count(name) + count) for name, count in choices.items()]
     return {
         "accuracy": correct.total() / len(targets),
-        "majority": max(choices.values()) / len(targets),
+        "majority_class": max(choices.values()) / len(targets),
         "chance": 1 / len(choices),
         "macro_f1": sum(scores) / len(scores),
         "unreadable": parsed.count(None),

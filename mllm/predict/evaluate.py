@@ -5,23 +5,25 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mllm.config.hardware import environment
 from mllm.config.schema import ModelArgs, RunConfig
-from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import open_datasets
-from mllm.engine.evaluation import Evaluation, evaluate_split, format_number
+from mllm.dataset.checking import Splits
+from mllm.engine.evaluation import Evaluation, evaluate_split
 from mllm.errors import ConfigError, DataError, hint
 from mllm.export.saved_model import adapter_args, local_name, whole_model_args
 from mllm.export.settings import read_settings
 from mllm.files import write_json
 from mllm.predict.load import best_hardware, load_for_answers
+from mllm.predict.metrics import check_metrics, find_metrics, metric_origin
 from mllm.predict.writer import write_predictions
 from mllm.registry import METRICS
+from mllm.report.figures import figures_table
 from mllm.run_files import ADAPTER, CONFIG, PREDICTIONS, runs_of
 from mllm.run_files import METRICS as METRICS_FILE
 
@@ -60,7 +62,10 @@ def evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     metrics = select_metrics(config, options.metrics)
     model_args = select_model(config, options)
     folder = output_folder(config, options)
-    split = open_split(config, options)
+    splits = open_split(config, options)
+    where = "--metric" if options.metrics else metric_origin(config)
+    check_metrics(metrics, options.split, splits, where)
+    split = splits[options.split]
     bundle = load_for_answers(model_args, best_hardware())
     started = time.monotonic()
     skip = config.data_args.on_error == "skip"
@@ -71,14 +76,14 @@ def evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     write_predictions(folder / PREDICTIONS, evaluation.rows)
     # Written last: if the file exists, both files are complete.
     write_json(folder / METRICS_FILE, summary(config, model_args, options, evaluation, time.monotonic() - started))
-    print(figures_table(evaluation.figures))
+    print(figures_table(evaluation.figures, evaluation.scored, len(evaluation.rows)))
     for message in evaluation.skipped:
         logger.warning("skipped %s", message)
     logger.info("%d predictions written to %s; %d rows skipped", len(evaluation.rows), folder, len(evaluation.skipped))
 
 
-def open_split(config: RunConfig, options: EvaluateOptions) -> SampleDataset:
-    """Return the dataset of the split; the data of other splits may be absent."""
+def open_split(config: RunConfig, options: EvaluateOptions) -> Splits:
+    """Return the checked dataset of the split alone; the data of other splits may be absent."""
     others: dict[str, Any] = {name: None for name in SPLITS if name != options.split}
     splits = open_datasets(replace(config.data_args, **others), seed=config.training_args["seed"])
     if options.split not in splits:
@@ -86,7 +91,7 @@ def open_split(config: RunConfig, options: EvaluateOptions) -> SampleDataset:
             f"{options.config}: data_args.{options.split} is not set, so there is no split '{options.split}' to "
             "evaluate: add it, or choose another one with --split"
         )
-    return splits[options.split]
+    return splits
 
 
 def select_metrics(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
@@ -101,7 +106,7 @@ def select_metrics(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         if name not in METRICS.names():
             raise ConfigError(f"unknown metric '{name}'{hint(name, METRICS.names())}")
-    return {name: METRICS.find(name) for name in names}
+    return find_metrics(names)
 
 
 def select_model(config: RunConfig, options: EvaluateOptions) -> ModelArgs:
@@ -178,13 +183,3 @@ def summary(
         "adapter_sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in weights},
         "environment": environment(),
     }
-
-
-def figures_table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the figures as text in three columns: metric, figure, value."""
-    rows = [("metric", "figure", "value")]
-    for metric, values in figures.items():
-        rows += [(metric, name, format_number(value)) for name, value in values.items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]:>{widths[2]}}" for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
+from mllm.contents import stated_measures
 from mllm.dataset.checking import Splits
 from mllm.dataset.summary import measure_table, summarize
 from mllm.files import write_json
-from mllm.metrics.measures import stated_measures
 from mllm.report.measure_plots import plot_agreement, plot_distributions
 from mllm.run_files import AGREEMENT_PLOT, DATA_SUMMARY, MEASURES_PLOT
 

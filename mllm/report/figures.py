@@ -4,24 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mllm.engine.evaluation import format_figures
+from mllm.engine.evaluation import format_figures, format_number
 from mllm.metrics.measure_table import agreement_table
 
+Figures = Mapping[str, float]
+YARDSTICKS = ("majority_class", "chance")
+"""Accuracies of answers that know nothing of the question: the most frequent reference, and a uniform guess."""
 
-def figures_line(name: str, trained: Mapping[str, float], untrained: Mapping[str, float] | None) -> str:
+
+def figures_line(name: str, trained: Figures, untrained: Figures | None, scored: int, rows: int) -> str:
     """Return the figures of the metric `name` on the test split as one line; those of measures as a table.
 
     Examples: `held-out accuracy: 96.4 % (untrained 13.9 %, majority class 30.0 %, chance 14.3 %)`,
-    `held-out rec: accuracy 0.8750, failed 0, samples 8 (untrained: accuracy 0.0000, ...)`.
+    `held-out choice: accuracy 75.0 % (majority class 50.0 %, chance 33.3 %), unreadable 3, samples 80`,
+    `held-out rec (8 of 20 rows have a target): accuracy 0.8750, failed 0, samples 8 (untrained: ...)`.
+
+    Args:
+        name: Name of the metric.
+        trained: Figures of the trained model.
+        untrained: Figures of the model before the training. None: they were not computed.
+        scored: Number of rows whose reference has what the metric compares.
+        rows: Number of answered rows.
     """
-    if name == "accuracy":
-        before = f"untrained {100 * untrained['accuracy']:.1f} %, " if untrained else ""
-        return (
-            f"held-out accuracy: {100 * trained['accuracy']:.1f} % ({before}majority class "
-            f"{100 * trained['majority']:.1f} %, chance {100 * trained['chance']:.1f} %)"
-        )
+    title = f"held-out {name}" + (f" ({scored:,} of {rows:,} rows have a target)" if scored < rows else "")
     if name == "measures":
         before = f"\nuntrained:\n{agreement_table(untrained)}" if untrained else ""
-        return f"held-out measures, with 95 % intervals by patient:\n{agreement_table(trained)}{before}"
-    before = f" (untrained: {format_figures(untrained)})" if untrained else ""
-    return f"held-out {name}: {format_figures(trained)}{before}"
+        return f"{title}, with 95 % intervals by patient:\n{agreement_table(trained)}{before}"
+    line = f"{title}: "
+    shown = dict(trained)
+    if {"accuracy", *YARDSTICKS} <= trained.keys():
+        own = "" if name == "accuracy" else "accuracy "
+        line += f"{own}{_percent(shown.pop('accuracy'))} ({_beside(trained, untrained)})"
+        shown = {} if name == "accuracy" else {key: shown[key] for key in shown if key not in YARDSTICKS}
+        line += ", " if shown else ""
+        untrained = {key: untrained[key] for key in shown if key in untrained} if untrained else None
+    return line + format_figures(shown) + (f" (untrained: {format_figures(untrained)})" if untrained else "")
+
+
+def figures_table(figures: Mapping[str, Figures], scored: Mapping[str, int] | None = None, rows: int = 0) -> str:
+    """Return the figures as text in three columns: metric, figure, value.
+
+    `scored` is the number of the `rows` whose reference has what a metric compares; lower numbers are in the table.
+    """
+    lines = [("metric", "figure", "value")]
+    for metric, values in figures.items():
+        lines += [(metric, name, format_number(value)) for name, value in values.items()]
+        if scored and scored[metric] < rows:
+            lines.append((metric, "rows with a target", f"{scored[metric]:,} of {rows:,}"))
+    widths = [max(len(line[column]) for line in lines) for column in range(3)]
+    text = [f"{line[0]:{widths[0]}}  {line[1]:{widths[1]}}  {line[2]:>{widths[2]}}" for line in lines]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def _beside(trained: Figures, untrained: Figures | None) -> str:
+    """Return the accuracies that the accuracy of a model is compared with."""
+    before = f"untrained {_percent(untrained['accuracy'])}, " if untrained else ""
+    return f"{before}majority class {_percent(trained['majority_class'])}, chance {_percent(trained['chance'])}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"

@@ -24,6 +24,7 @@ from mllm.engine.privacy.noise import secret_of
 from mllm.engine.training_data import TrainingData
 from mllm.errors import ConfigError, UserError
 from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.predict.metrics import check_metrics, metric_origin
 from mllm.structures import Bundle, SampleEncoder
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ def open_splits(config: RunConfig) -> CheckedSplits:
     """Return the datasets of the config by split, after all of their rows were checked.
 
     Raises:
-        ConfigError: The weights do not exist, or there is no training split.
+        ConfigError: The weights do not exist, there is no training split, or a metric cannot be computed on the test
+            split.
         DataError: A file of a dataset or a row cannot be read, or a patient is in two splits.
     """
     find_checkpoint(config.model_args.model_name_or_path)
@@ -47,6 +49,8 @@ def open_splits(config: RunConfig) -> CheckedSplits:
             "without it: give it a dataset, such as dict(type='VQADataset', data_path='rows.jsonl')"
         )
     splits = open_datasets(config.data_args, seed=config.training_args["seed"])
+    if "test" in splits:
+        check_metrics(config.data_args.metrics, "test", splits, metric_origin(config))
     if config.privacy_args is not None:
         refuse_large_delta(config, len(units_of(splits["train"], config.privacy_args.unit)))
     counts = (f"{name}: {len(split):,} samples ({splits.reports[name]})" for name, split in splits.items())

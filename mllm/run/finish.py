@@ -21,8 +21,9 @@ from mllm.export.facts import Facts, write_facts, write_metrics
 from mllm.export.folder import update_figures
 from mllm.export.former import former_exports, remove_former_results
 from mllm.export.merge import merge
+from mllm.predict.metrics import find_metrics
 from mllm.predict.writer import write_predictions
-from mllm.registry import EXPORTERS, METRICS
+from mllm.registry import EXPORTERS
 from mllm.report.data_summary import draw_agreement
 from mllm.report.figures import figures_line
 from mllm.run.facts import run_facts
@@ -37,7 +38,7 @@ def evaluate_test_split(config: RunConfig, bundle: Bundle, splits: Splits) -> Ev
     if "test" not in splits or not PartialState().is_main_process:
         return None
     bundle.model.to(PartialState().device)  # before training the model may be in host memory
-    metrics = {name: METRICS.find(name) for name in config.data_args.metrics}
+    metrics = find_metrics(config.data_args.metrics)
     skip = config.data_args.on_error == "skip"
     return evaluate_split(bundle, splits["test"], metrics, skip_failures=skip, **config.data_args.gen_kwargs)
 
@@ -131,8 +132,10 @@ def log_results(
     losses = [row["loss"] for row in rows_of(trainer.state) if "loss" in row]
     if losses:
         logger.info("training loss: %.4f at first, %.4f at last", losses[0], losses[-1])
-    for name, figures in evaluation.figures.items() if evaluation else ():
-        logger.info("%s", figures_line(name, figures, untrained.figures.get(name) if untrained else None))
+    if evaluation is not None:
+        for name, figures in evaluation.figures.items():
+            before = untrained.figures.get(name) if untrained else None
+            logger.info("%s", figures_line(name, figures, before, evaluation.scored[name], len(evaluation.rows)))
     if small := miniatures(config.data_args, runs_of(config.name) / MINIATURE):
         logger.warning("%s: generated miniatures were read (--tiny), so all figures are about those", ", ".join(small))
     names = "".join(f"{exported.name}/, " for exported in exports.folders[:1])

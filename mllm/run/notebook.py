@@ -19,7 +19,7 @@ from mllm.config.schema import RunConfig
 from mllm.config.source import source_of
 from mllm.errors import ConfigError, TrainingError, hint
 from mllm.files import write_text
-from mllm.predict.evaluate import figures_table
+from mllm.report.figures import figures_table
 from mllm.run_files import METRICS as METRICS_FILE
 
 FINETUNE = CHECKOUT / "mllm" / "pipeline" / "finetune.py"

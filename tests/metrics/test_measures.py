@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mllm.metrics.measures import answered_measures, categories, measures, stated_measures
+from mllm.contents import stated_measures
+from mllm.metrics.measures import answered_measures, categories, measures
 from mllm.structures import Answer
 
 NAN = float("nan")

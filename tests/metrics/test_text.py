@@ -12,7 +12,7 @@ def answers(*texts: str) -> list[Answer]:
 
 def test_case_spaces_and_closing_punctuation_do_not_matter_but_extra_words_do():
     figures = accuracy(answers("CT.", " mri", "It is CT", "INCORRECT"), answers("CT", "MRI", "CT", "correct"))
-    assert figures == {"accuracy": 0.5, "majority": 0.5, "chance": 1 / 3, "samples": 4}
+    assert figures == {"accuracy": 0.5, "majority_class": 0.5, "chance": 1 / 3, "samples": 4}
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_short_answers_count_failures_and_score_them_as_wrong():
     said = answers("The answer is CT.", "It is CT", "So the answer is MRI", "Answer: a. Answer: b")
     assert short_answer(said, answers("CT", "Answer: CT.", "The answer is MRI.", "a")) == {
         "accuracy": 0.5,
-        "majority": 0.5,
+        "majority_class": 0.5,
         "chance": 1 / 3,
         "failed": 1,
         "samples": 4,
@@ -50,7 +50,7 @@ def test_plain_answers_are_results_if_they_are_among_the_references():
     assert figures == pytest.approx(
         {
             "accuracy": 3 / 4,
-            "majority": 1 / 2,
+            "majority_class": 1 / 2,
             "chance": 1 / 2,
             "failed": 1,
             "samples": 4,
@@ -70,7 +70,7 @@ def test_yes_and_no_have_precision_recall_and_f1():
     assert figures == pytest.approx(
         {
             "accuracy": 2 / 5,
-            "majority": 3 / 5,
+            "majority_class": 3 / 5,
             "chance": 1 / 2,
             "failed": 1,
             "samples": 5,
@@ -119,7 +119,7 @@ def test_unreadable_choices_are_wrong():
     figures = choice(said, answers("yes", "yes", "yes", "No", "Maybe"))
     expected = {
         "accuracy": 2 / 5,
-        "majority": 3 / 5,
+        "majority_class": 3 / 5,
         "chance": 1 / 3,
         "macro_f1": (2 / 5 + 1 + 0) / 3,
         "unreadable": 1,

@@ -78,18 +78,11 @@ def test_nothing_is_overwritten(run: tuple[str, str]) -> None:
 
 def test_a_base_model_is_evaluated_with_metrics_of_the_command_line(run: tuple[str, str], talking_base: Path) -> None:
     config, adapter = run
-    options = ["--metric", "short_answer", "accuracy", "rec", "--out", "out"]
+    options = ["--metric", "short_answer", "accuracy", "--out", "out"]
     assert main([config, "--model", str(talking_base), *options]) == 0
     values, rows = read("out")
-    assert list(values["figures"]) == ["short_answer", "accuracy", "rec"]
+    assert list(values["figures"]) == ["short_answer", "accuracy"]
     assert values["figures"]["short_answer"]["failed"] == 5
-    assert values["figures"]["rec"] == {
-        "accuracy": None,
-        "mean_iou": None,
-        "failed": 0,
-        "target_failed": 5,
-        "samples": 0,
-    }
     assert values["model"]["adapter_path"] is None
     assert values["model"]["image_token_len"] == 16, "the encoding is the one of the config"
     assert values["adapter_sha256"] == {}
@@ -130,6 +123,10 @@ def test_bad_rows_are_counted_or_raise_and_leave_no_files(
         (["--metric", "acuracy"], "did you mean 'accuracy'"),
         (["--cfg-options", "data_args.compute_metric=None"], "add --metric NAME, one of accuracy"),
         (["--cfg-options", "data_args.test=None"], "no split 'test'"),
+        (
+            ["--metric", "measures"],
+            "^--metric: metric 'measures' cannot be computed, because none of the 5 rows of test",
+        ),
     ],
 )
 def test_invalid_options_are_refused_before_a_model_is_loaded(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mllm.config.hardware import CHECKOUT
+from mllm.errors import ConfigError
 from mllm.run.data import TINY_UPDATES, limit_tiny_updates, open_splits, planned_updates
 from mllm.run.prepare import prepare_args
 
@@ -49,3 +50,14 @@ def test_a_shorter_run_is_unchanged(limited, name):
 def test_a_number_of_the_command_line_is_not_limited(limited):
     config, result, updates, _ = limited("t5gemma_mtnt_en_fr", "training_args.max_steps=80")
     assert (updates, result) == (80, config)
+
+
+def test_a_metric_that_cannot_apply_is_refused_with_the_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = ["data_args.compute_metric=rec"]
+    config, _ = prepare_args(str(CONFIGS / "t5gemma_mtnt_en_fr.py"), overrides, tiny=True)
+    config = config.replaced(**{"data_args.test": config.data_args.train})
+    with pytest.raises(
+        ConfigError, match="^--cfg-options.*: data_args.compute_metric: metric 'rec' cannot be computed"
+    ):
+        open_splits(config)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mllm.contents import measures_text
 from mllm.errors import DataError, tied_to_row
 from mllm.models.encoding.marks import source_of
 from mllm.models.encoding.synthetic import synthetic_views
-from mllm.structures import UNITS, Answer, Batch, Encoded, Sample, unsupervised
+from mllm.structures import Answer, Batch, Encoded, Sample, unsupervised
 
 
 class ViewEncoder:
@@ -77,9 +78,3 @@ class ViewEncoder:
     def answer(self, values: dict[str, float]) -> Answer:
         """Return measures as an answer with the text `EF 58.4 %, EDV 120.1 mL, ESV 50.0 mL`."""
         return Answer(measures_text(values), measures=values)
-
-
-def measures_text(values: Mapping[str, float]) -> str:
-    """Return the known measures as text with their units; NaN is an unknown measure."""
-    known = {name: value for name, value in values.items() if not math.isnan(value)}
-    return ", ".join(f"{name} {value:.1f} {UNITS.get(name, '')}".strip() for name, value in known.items())

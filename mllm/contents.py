@@ -1,0 +1,56 @@
+"""Contents of answers that metrics read: texts, boxes, masks and measures, and the text form of measures."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+from mllm.structures import UNITS, Answer, Sample
+
+Content = Literal["text", "box", "mask", "measures"]
+"""Part of an answer: a text, a box, a mask, or a measure with a value (in a field, or stated in the text)."""
+
+
+def reference_of(sample: Sample) -> Answer:
+    """Return the last assistant turn of a sample with its marks, and the measures of the sample."""
+    if not sample.turns or sample.turns[-1].role != "assistant":
+        return Answer("", measures=sample.measures, group=sample.group)
+    turn = sample.turns[-1]
+    marks = tuple(sample.marks[index] for group in turn.marks for index in group if index < len(sample.marks))
+    return Answer(turn.text, marks, measures=sample.measures, group=sample.group)
+
+
+def contents_of(answer: Answer) -> set[Content]:
+    """Return the contents of an answer. A mask with a pixel is also a box, its bounding box."""
+    contents: set[Content] = set()
+    if answer.text.strip():
+        contents.add("text")
+    if any(mark.box is not None or (mark.mask is not None and mark.mask.any()) for mark in answer.marks):
+        contents.add("box")
+    if any(mark.mask is not None for mark in answer.marks):
+        contents.add("mask")
+    if any(map(math.isfinite, answer.measures.values())) or stated_measures(answer.text):
+        contents.add("measures")
+    return contents
+
+
+def measures_text(values: Mapping[str, float]) -> str:
+    """Return the known measures as text with their units: `EF 58.4 %, EDV 120.1 mL`. NaN is an unknown measure."""
+    known = {name: value for name, value in values.items() if not math.isnan(value)}
+    return ", ".join(f"{name} {value:.1f} {UNITS.get(name, '')}".strip() for name, value in known.items())
+
+
+def stated_measures(text: str) -> dict[str, float]:
+    """Return the measures that a text states with their unit; the first value of each (`EF 58.4 %`, `EF is -5 %`).
+
+    A range (`EF 50-60 %`), a bound (`EF < 40 %`) or a value in another unit (`EDV 60 mL/m2`) states no measure.
+    """
+    stated: dict[str, float] = {}
+    for name, unit in UNITS.items():
+        pattern = rf"(?<!\w){name}\s*(?:[:=]|is|of|was)?\s*([-+\u2212]?\d+(?:\.\d+)?)\s?{re.escape(unit)}(?![\w/])"
+        match = re.search(pattern, text)
+        if match:
+            stated[name] = float(match[1].replace("\u2212", "-"))
+    return stated

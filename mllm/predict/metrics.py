@@ -1,0 +1,115 @@
+"""Metrics of a split by name, and the check that the rows of the split have what they read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+
+from mllm.config.schema import RunConfig
+from mllm.contents import contents_of, reference_of
+from mllm.dataset.answer_counts import AnswerCounts
+from mllm.dataset.base import SampleDataset
+from mllm.dataset.checking import Splits
+from mllm.errors import ConfigError, UserError
+from mllm.metrics.base import Metric, Reads, content_read
+from mllm.registry import METRICS
+
+logger = logging.getLogger(__name__)
+
+NEEDED: Mapping[Reads, str] = {
+    "text": "a text as its answer",
+    "box": "a box or a mask in its answer",
+    "mask": "a mask in its answer",
+    "measures": "a known measure, in a field or in its answer (`EF 58.4 %`)",
+    "choices": "an answer that is also the answer of another row, so there is no choice among a few answers",
+}
+"""Content that a metric reads -> its description after "none of the rows has"."""
+FEW = 20
+"""Number of rows below which all answers of a split may be different choices."""
+SAMPLED = 16
+"""Number of rows that are read for their contents where the class does not return them without decoding images."""
+
+
+def find_metrics(names: Iterable[str]) -> dict[str, Metric]:
+    """Return the entries of METRICS with these names."""
+    return {name: METRICS.find(name) for name in names}
+
+
+def metric_origin(config: RunConfig) -> str:
+    """Return the place of the metrics of a config for messages."""
+    return f"{config.origin('data_args', 'compute_metric')}: data_args.compute_metric"
+
+
+def check_metrics(names: Iterable[str], split: str, splits: Splits, where: str) -> None:
+    """Check that the rows of a split have the contents that metrics read. Metrics without a declaration are accepted.
+
+    The number of rows that have the content is logged if it is not all of them.
+
+    Args:
+        names: Names of metrics.
+        split: Name of the split.
+        splits: The checked splits.
+        where: Place of the names for messages: `FILE:LINE` or an option of the command line.
+
+    Raises:
+        ConfigError: No row has the content that a metric reads.
+    """
+    counts = splits.reports[split].answers
+    for name in names:
+        content = content_read(METRICS.find(name))
+        if content is None:
+            continue
+        count = _rows_with(content, counts)
+        if count == 0:
+            _refuse_or_warn(name, content, split, splits, where)
+        elif count < counts.rows and not counts.unknown and content != "choices":
+            logger.warning(
+                "metric '%s': %d of the %d rows of %s have %s, with which it compares predictions",
+                *(name, count, counts.rows, split, NEEDED[content]),
+            )
+
+
+def _rows_with(content: Reads, counts: AnswerCounts) -> int:
+    """Return the number of rows with a content; for choices all rows of a small split."""
+    if content != "choices":
+        return counts.contents[content]
+    return counts.contents["text"] if counts.rows < FEW else counts.repeated
+
+
+def _refuse_or_warn(name: str, content: Reads, split: str, splits: Splits, where: str) -> None:
+    """Raise `ConfigError` if no row has a content; log a warning if only a sample of the rows could be read."""
+    counts = splits.reports[split].answers
+    read, contents = _sampled_contents(splits[split]) if counts.unknown else (0, set())
+    if content in contents or (counts.unknown and not read):
+        return
+    if counts.unknown and read < len(splits[split]):
+        logger.warning(
+            "metric '%s' has perhaps nothing to compare: none of %d sampled rows of %s has %s",
+            *(name, read, split, NEEDED[content]),
+        )
+        return
+    others = [other for other in METRICS.names() if other != name and _applies(other, counts, contents)]
+    instead = f"metrics that apply are {', '.join(others)}" if others else "no other metric applies to these rows"
+    raise ConfigError(
+        f"{where}: metric '{name}' cannot be computed, because none of the {counts.rows:,} rows of {split} has "
+        f"{NEEDED[content]}; {instead}"
+    )
+
+
+def _applies(name: str, counts: AnswerCounts, contents: set[Reads]) -> bool:
+    """Return True if a metric declares no content, or some row has it."""
+    content = content_read(METRICS.find(name))
+    return content is None or content in contents or _rows_with(content, counts) > 0
+
+
+def _sampled_contents(dataset: SampleDataset) -> tuple[int, set[Reads]]:
+    """Return the number of evenly spaced rows that were read, and the contents of their answers."""
+    read, contents, count = 0, set[Reads](), min(len(dataset), SAMPLED)
+    for number in range(count):
+        try:
+            answer = reference_of(dataset.sample(number * len(dataset) // count))
+        except UserError:
+            continue  # the check of all rows, or the evaluation, reports it
+        read += 1
+        contents |= contents_of(answer)
+    return read, contents | ({"choices"} if "text" in contents else set())

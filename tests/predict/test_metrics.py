@@ -1,0 +1,111 @@
+"""Tests of the check that the rows of a split have what a metric reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from PIL import Image
+
+from mllm.dataset.checking import check_splits
+from mllm.dataset.single_image_dataset.dummy import DummyDataset
+from mllm.dataset.single_image_dataset.pointing import Point_QA_local
+from mllm.dataset.single_image_dataset.res import RESDataset
+from mllm.dataset.single_image_dataset.scenes import PhantomBoxDataset
+from mllm.dataset.single_image_dataset.text_qa import TextQADataset
+from mllm.dataset.video_dataset.phantom_echo import PhantomEchoDataset
+from mllm.errors import ConfigError
+from mllm.predict.metrics import check_metrics
+from mllm.registry import METRICS
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """A function that returns a split of questions with these answers in text."""
+
+    def split(*answers: str) -> TextQADataset:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps({"question": "what?", "answer": answer}) + "\n" for answer in answers))
+        return TextQADataset(path)
+
+    return split
+
+
+def check(dataset, *names: str) -> None:
+    check_metrics(names, "test", check_splits({"test": dataset}), "config.py:3")
+
+
+@pytest.mark.parametrize(
+    ("metric", "needed"),
+    [
+        ("measures", "a known measure, in a field or in its answer (`EF 58.4 %`)"),
+        ("rec", "a box or a mask in its answer"),
+        ("coco_ap", "a box or a mask in its answer"),
+        ("res", "a mask in its answer"),
+    ],
+)
+def test_a_metric_without_anything_to_compare_is_refused_and_others_are_named(texts, metric, needed):
+    with pytest.raises(ConfigError) as caught:
+        check(texts("yes", "no"), metric)
+    assert str(caught.value) == (
+        f"config.py:3: metric '{metric}' cannot be computed, because none of the 2 rows of test has {needed}; metrics "
+        "that apply are accuracy, choice, short_answer"
+    )
+    check(texts("yes", "no"), "accuracy", "short_answer", "choice")
+
+
+def test_free_text_has_no_choices(texts):
+    with pytest.raises(
+        ConfigError, match="none of the 20 rows of test has an answer that is also the answer of another"
+    ):
+        check(texts(*(f"The lesion has {number} mm." for number in range(20))), "choice")
+    check(texts(*("yes", "No", "no ", "YES") * 5), "choice")
+
+
+def test_the_number_of_rows_with_a_target_is_logged(texts, caplog):
+    with caplog.at_level(logging.WARNING, logger="mllm"):
+        check(texts("EF 55.0 %", "It cannot be measured.", "EF is reduced."), "measures", "accuracy")
+    assert [record.getMessage() for record in caplog.records] == [
+        "metric 'measures': 1 of the 3 rows of test have a known measure, in a field or in its answer (`EF 58.4 %`), "
+        "with which it compares predictions"
+    ]
+
+
+def test_boxes_of_a_question_are_no_targets_and_masks_of_an_answer_are(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    row = {"img_path": "a.png", "expression": "it", "bbox": [1, 2, 20, 20], "segmentation": [[1, 2, 20, 2, 20, 20]]}
+    (tmp_path / "masks.jsonl").write_text(json.dumps(row) + "\n")
+    check(RESDataset(tmp_path / "masks.jsonl"), "res", "rec", "coco_ap")
+    row = {"file_path": "a.png", "question": "what?", "answer": "this", "bbox": [1, 2, 20, 20], "point": [5, 5]}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(row) + "\n")
+    questions = Point_QA_local(tmp_path / "questions.jsonl", version="b")
+    assert questions.sample(0).marks[0].box == (1, 2, 20, 20)
+    with pytest.raises(ConfigError, match="metric 'rec'"):
+        check(questions, "rec")
+
+
+def test_generated_rows_are_sampled(caplog):
+    check(PhantomEchoDataset(4), "measures")
+    check(PhantomBoxDataset(12), "rec", "res")
+    with pytest.raises(
+        ConfigError,
+        match="none of the 8 rows of test has a mask .* that apply are accuracy, choice, measures, short_answer",
+    ):
+        check(DummyDataset(8, image_size=32), "res")
+    with caplog.at_level(logging.WARNING, logger="mllm"):
+        check(DummyDataset(20, image_size=32), "accuracy", "res")
+    assert "metric 'res' has perhaps nothing to compare: none of 16 sampled rows of test has a mask" in caplog.text
+
+
+def test_a_metric_of_a_plugin_applies_to_everything(texts):
+    @METRICS.register_module(name="length")
+    def length(predictions, references):
+        return {"length": 0.0}
+
+    try:
+        check(texts("yes"), "length")
+        with pytest.raises(ConfigError, match="metrics that apply are accuracy, choice, length, short_answer"):
+            check(texts("yes"), "rec")
+    finally:
+        del METRICS.module_dict["length"]

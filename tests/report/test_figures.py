@@ -1,0 +1,57 @@
+"""Figures of an evaluation as a line and as a table."""
+
+from __future__ import annotations
+
+import pytest
+
+from mllm.metrics.text import accuracy, choice, short_answer
+from mllm.report.figures import figures_line, figures_table
+from mllm.structures import Answer
+
+REFERENCES = [Answer(text) for text in ("yes", "yes", "yes", "no")]
+SAID = [Answer(text) for text in ("yes", "no", "no", "perhaps")]
+BESIDE = "majority class 75.0 %, chance 50.0 %)"
+
+
+@pytest.mark.parametrize(
+    ("metric", "line"),
+    [
+        (accuracy, f"held-out accuracy: 25.0 % (untrained 75.0 %, {BESIDE}"),
+        (
+            choice,
+            f"held-out choice: accuracy 25.0 % (untrained 75.0 %, {BESIDE}, macro_f1 0.2500, unreadable 1, samples 4"
+            " (untrained: macro_f1 0.4286, unreadable 0, samples 4)",
+        ),
+        (
+            short_answer,
+            f"held-out short_answer: accuracy 25.0 % (untrained 75.0 %, {BESIDE}, failed 1, samples 4, "
+            "precision 1.0000, recall 0.3333, f1 0.5000, yes_share 0.2500 (untrained: failed 0, samples 4, "
+            "precision 0.7500, recall 1.0000, f1 0.8571, yes_share 1.0000)",
+        ),
+    ],
+)
+def test_every_accuracy_stands_beside_the_majority_class_and_chance(metric, line):
+    """One of four is right: F1 of yes 2 / (1 + 3), of no 0. Always yes: F1 6 / 7 and 0."""
+    trained, untrained = metric(SAID, REFERENCES), metric([Answer("yes")] * 4, REFERENCES)
+    name = metric.__name__
+    assert figures_line(name, trained, untrained, 4, 4) == line
+    rows = [row.split() for row in figures_table({name: trained}).splitlines()]
+    assert [name, "majority_class", "0.7500"] in rows and [name, "chance", "0.5000"] in rows
+
+
+def test_rows_without_a_target_are_stated() -> None:
+    figures = {"accuracy": 0.875, "samples": 8}
+    line = figures_line("rec", figures, None, 8, 20)
+    assert line == "held-out rec (8 of 20 rows have a target): accuracy 0.8750, samples 8"
+    last = figures_table({"rec": figures}, {"rec": 8}, 20).splitlines()[-1]
+    assert last == "rec     rows with a target  8 of 20"
+
+
+def test_the_table_has_counts_and_fractions() -> None:
+    lines = figures_table({"rec": {"accuracy": 0.87512, "samples": 1200}, "res": {"cIoU": float("nan")}}).splitlines()
+    assert [line.split() for line in lines[2:]] == [
+        ["rec", "accuracy", "0.8751"],
+        ["rec", "samples", "1,200"],
+        ["res", "cIoU", "nan"],
+    ]
+    assert len({len(line) for line in lines}) == 1
