@@ -74,6 +74,11 @@ def tied_to_row(location: str) -> Iterator[None]:
         raise DataError(f"{location}: it cannot be used ({type(error).__name__}: {error})") from error
 
 
+def one_line(sentence: str) -> str:
+    """Return a message in one line, with single spaces: its form in lists of unusable rows."""
+    return " ".join(sentence.split())
+
+
 def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Return up to `count` of the `known` names that resemble `name`, nearest first."""
     folded = {other.lower(): other for other in known}

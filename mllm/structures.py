@@ -162,7 +162,9 @@ class Failure:
     """A row that could not be used, passed from a loader worker to the main process."""
 
     sentence: str
-    """Error message for the user."""
+    """Error message for the user, in one line."""
+    draw: tuple[int, int] | None = None
+    """Index of the row in its split, and the epoch."""
 
 
 @dataclass(frozen=True)

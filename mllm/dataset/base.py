@@ -78,6 +78,10 @@ class SampleDataset(ABC):
         """Return counts of used and dropped rows and other facts as plain values; empty if there are none."""
         return {}
 
+    def source_dataset(self, index: int, epoch: int = 0) -> SampleDataset:
+        """Return the dataset, itself or one inside it, that the sample of a row in an epoch comes from."""
+        return self
+
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index)
 

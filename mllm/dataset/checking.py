@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import numpy as np
 from tqdm import tqdm
 
 from mllm.dataset.answer_counts import AnswerCounts
@@ -13,8 +15,10 @@ from mllm.dataset.base import SampleDataset
 from mllm.dataset.contents import ContentDigest
 from mllm.dataset.echo.plausibility import ImplausibleMeasures
 from mllm.dataset.mark_forms import MarkForms
+from mllm.dataset.measure_tables import measure_table
 from mllm.dataset.patients import Patients, check_leakage
-from mllm.errors import DataError, UserError
+from mllm.errors import DataError, UserError, one_line
+from mllm.structures import Failure
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +36,8 @@ class SplitReport:
     """Number of known patients."""
     without_patient: int = 0
     """Number of rows whose patient is unknown."""
-    skipped: list[tuple[SampleDataset, str]] = field(default_factory=list)
-    """Source dataset and error message of each unusable row."""
+    skipped: dict[str, SampleDataset | None] = field(default_factory=dict)
+    """Error message of each unusable row, in one line -> its source dataset. None: found before a resume."""
     content: str = ""
     """Digest of all rows; see `ContentDigest`."""
     answers: AnswerCounts = field(default_factory=AnswerCounts)
@@ -53,9 +57,22 @@ class Splits(dict[str, SampleDataset]):
         super().__init__(datasets)
         self.reports = reports
 
-    def skipped(self) -> list[str]:
-        """Return the error messages of the unusable rows of all splits."""
-        return [sentence for report in self.reports.values() for _, sentence in report.skipped]
+    @cached_property
+    def measure_tables(self) -> dict[str, dict[str, np.ndarray]]:
+        """Measures of each split; see `measure_table`."""
+        return {name: measure_table(split) for name, split in self.items()}
+
+    def skipped(self) -> list[tuple[str, str]]:
+        """Return split and error message of all unusable rows."""
+        return [(name, sentence) for name, report in self.reports.items() for sentence in report.skipped]
+
+    def add_skipped(self, rows: Iterable[tuple[str, Failure]]) -> None:
+        """Add rows that were found unusable later, as their splits and failures; a row that is known counts once."""
+        for split, failure in rows:
+            skipped = self.reports[split].skipped
+            if skipped.get(failure.sentence) is None:
+                source = None if failure.draw is None else self[split].source_dataset(*failure.draw)
+                skipped[failure.sentence] = source
 
 
 def check_splits(splits: Mapping[str, SampleDataset], skip: bool = False) -> Splits:
@@ -87,7 +104,7 @@ def _check_split(name: str, dataset: SampleDataset, skip: bool) -> tuple[SplitRe
             if source.reads_files and (rows - 1) % step == 0:
                 source.sample(index)
         except UserError as error:
-            report.skipped.append((source, str(error)))
+            report.skipped[one_line(str(error))] = source
             content.add_unusable()
             continue
         content.add(sample)
@@ -98,12 +115,12 @@ def _check_split(name: str, dataset: SampleDataset, skip: bool) -> tuple[SplitRe
         if sample.measures:
             measures.add(sample.measures, source, index)
     if report.skipped and not skip:
-        first, others = report.skipped[0][1], len(report.skipped) - 1
+        first, others = next(iter(report.skipped)), len(report.skipped) - 1
         more = f" ({others:,} other row{'s' * (others > 1)} of {name} cannot be used, either)" if others else ""
         raise DataError(first + more)
     if len(report.skipped) == rows:
         split = "training" if name == "train" else name
-        raise DataError(f"no row of the {split} split could be used; one of them: {report.skipped[0][1]}")
+        raise DataError(f"no row of the {split} split could be used; one of them: {next(iter(report.skipped))}")
     for form in forms.values():
         form.check()
     measures.report()

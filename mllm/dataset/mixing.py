@@ -62,6 +62,11 @@ class _Combined(SampleDataset):
         return dataset.measures(row, self.inner_epoch(index, epoch))
 
     @override
+    def source_dataset(self, index: int, epoch: int = 0) -> SampleDataset:
+        dataset, row = self.locate(index, epoch)
+        return dataset.source_dataset(row, self.inner_epoch(index, epoch))
+
+    @override
     def patient_hint(self) -> str:
         sources = {id(source): source for source, _ in self.rows()}
         return next((hint for source in sources.values() if (hint := source.patient_hint())), "")

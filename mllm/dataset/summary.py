@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.checking import SplitReport, Splits
-from mllm.errors import DataError
 
 
-def measure_table(dataset: SampleDataset) -> dict[str, np.ndarray]:
-    """Return every measure of a dataset [N], NaN where unknown or where a row cannot be read."""
-    rows = []
-    for source, index in dataset.rows():
-        try:
-            rows.append(source.measures(index))
-        except DataError:
-            rows.append({})
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
+def summarize(splits: Splits) -> dict[str, Any]:
+    """Return for each split its samples, patients, unusable rows and sources, and statistics of its measures.
 
-
-def summarize(splits: Splits, tables: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """Return for each split its samples, patients and sources, and statistics of its measures.
-
-    `tables` holds the `measure_table` of each split. All values are plain, for a report in JSON. The standard deviation
-    is that of the values (ddof 0).
+    All values are plain, for a report in JSON. The standard deviation is that of the values (ddof 0).
     """
     return {
         name: {
@@ -38,7 +23,7 @@ def summarize(splits: Splits, tables: Mapping[str, Mapping[str, np.ndarray]]) ->
             "samples without a patient": splits.reports[name].without_patient,
             "skipped": len(splits.reports[name].skipped),
             "sources": _summaries(dataset, splits.reports[name]),
-            "measures": {key: _statistics(values) for key, values in tables[name].items()},
+            "measures": {key: _statistics(values) for key, values in splits.measure_tables[name].items()},
         }
         for name, dataset in splits.items()
     }
@@ -46,9 +31,11 @@ def summarize(splits: Splits, tables: Mapping[str, Mapping[str, np.ndarray]]) ->
 
 def _summaries(dataset: SampleDataset, report: SplitReport) -> list[dict[str, Any]]:
     """Return the summaries of the source datasets of a split, with the number of skipped rows of each."""
-    skipped = Counter(id(source) for source, _ in report.skipped)
+    sources = _sources(dataset)
+    only = sources[0] if len(sources) == 1 else None
+    skipped = Counter(id(only or source) for source in report.skipped.values())
     summaries = []
-    for source in _sources(dataset):
+    for source in sources:
         summary = source.summary() | ({"skipped": count} if (count := skipped[id(source)]) else {})
         if summary:
             summaries.append(summary)

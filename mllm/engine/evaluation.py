@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mllm.contents import Content, contents_of
-from mllm.errors import UserError, tied_to_row
+from mllm.errors import UserError, one_line, tied_to_row
 from mllm.metrics.areas import boxes_of
 from mllm.metrics.base import Metric, content_read
 from mllm.metrics.coco import rle
 from mllm.models.generation.answers import answers
-from mllm.structures import Answer, Bundle, Sample
+from mllm.structures import Answer, Bundle, Failure, Sample
 
 
 class Samples(Protocol):
@@ -35,14 +35,19 @@ class Evaluation:
     """Metric -> figure -> value."""
     scored: dict[str, int]
     """Metric -> number of rows whose reference has what the metric reads."""
-    skipped: list[str]
-    """One sentence for each row that could not be used."""
+    failures: list[Failure]
+    """Rows that could not be used."""
+
+    @property
+    def skipped(self) -> list[str]:
+        """Return one sentence for each row that could not be used."""
+        return [failure.sentence for failure in self.failures]
 
 
 class _SplitReader:
     """Iterator over the samples of a split that keeps the question and the reference of each.
 
-    With `skip_failures`, rows that cannot be read or encoded are skipped and their sentences are kept.
+    With `skip_failures`, rows that cannot be read or encoded are skipped and kept as failures.
     """
 
     def __init__(self, bundle: Bundle, samples: Samples, skip_failures: bool) -> None:
@@ -51,7 +56,7 @@ class _SplitReader:
         """Index of each row, by which its answer is sampled."""
         self.rows: list[dict[str, Any]] = []
         self.references: list[Answer] = []
-        self.skipped: list[str] = []
+        self.failures: list[Failure] = []
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -67,7 +72,7 @@ class _SplitReader:
             except UserError as error:
                 if not self.skip_failures:
                     raise
-                self.skipped.append(str(error))
+                self.failures.append(Failure(one_line(str(error)), (index, 0)))
                 continue
             question = next((turn.text for turn in reversed(sample.turns) if turn.role == "user"), "")
             self.numbers.append(index)
@@ -113,7 +118,7 @@ def evaluate_split(
     ]
     figures = {name: metric(predictions, reader.references) for name, metric in metrics.items()} if rows else {}
     scored = {name: _scored(metric, reader.references) for name, metric in metrics.items()}
-    return Evaluation(rows, figures, scored, reader.skipped)
+    return Evaluation(rows, figures, scored, reader.failures)
 
 
 def _scored(metric: Metric, references: Sequence[Answer]) -> int:

@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from mllm.structures import LogicalBatch
+from mllm.structures import Failure, LogicalBatch
 
 
 class Meter:
@@ -20,8 +20,9 @@ class Meter:
     def __init__(self) -> None:
         self.started: float | None = None
         self.tokens = self.padded = self.samples = self.truncated = 0
-        self.failures: dict[str, None] = {}
-        """Sentences about skipped rows, in the order of their first appearance; a row that fails again counts once."""
+        self.failures: dict[str, tuple[str, Failure]] = {}
+        """Sentence -> split and skipped row, in the order of their first appearance; a row that fails again counts
+        once."""
         self.terms: dict[str, Tensor] = {}
         self.steps = self.idle = 0
         """Updates since the last log entry, and those among them without a supervised item."""
@@ -42,11 +43,13 @@ class Meter:
         self.padded += batch.padded_tokens
         self.samples += batch.samples
         self.truncated += batch.truncated
-        self.skip(failure.sentence for failure in batch.failures)
+        self.skip("train", batch.failures)
 
-    def skip(self, sentences: Iterable[str]) -> None:
-        """Record the sentences about skipped rows."""
-        self.failures.update(dict.fromkeys(sentences))
+    def skip(self, split: str, failures: Iterable[Failure]) -> None:
+        """Record skipped rows of a split."""
+        for failure in failures:
+            if failure.draw is not None or failure.sentence not in self.failures:
+                self.failures[failure.sentence] = (split, failure)
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Add the shares of one piece in the terms of the objectives, before its backward."""

@@ -14,9 +14,12 @@ from mllm.engine.meter import Meter
 from mllm.engine.plots import plot_loss, plot_progress
 from mllm.files import write_json, write_text
 from mllm.run_files import LOSS_PLOT, PROGRESS_PLOT, SKIPPED_ROWS, TRAINING_LOG
+from mllm.structures import Failure
 
 PLOT_INTERVAL = 30.0
 """Fewest seconds between two plots at checkpoints."""
+SPLIT_MARK = "# "
+"""Beginning of a line of `skipped_rows.txt` that names the split of the rows below it."""
 Details = Callable[[list[dict[str, float]], Path], dict[str, Any]]
 """Function of the rows and the run folder that returns additional keys of `training_log.json`."""
 
@@ -44,14 +47,6 @@ class RunLog(TrainerCallback):
         self.plot_due = 0.0
         """Value of `time.monotonic()` from which a checkpoint plots the loss."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Read the rows that were skipped before a resume."""
-        skipped = run_folder(args) / SKIPPED_ROWS
-        if state.global_step and skipped.is_file():
-            self.meter.skip(skipped.read_text(encoding="utf-8").splitlines())
-
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the whole log."""
         if state.is_world_process_zero:
@@ -59,7 +54,7 @@ class RunLog(TrainerCallback):
             rows = rows_of(state)
             details = {} if self.details is None else self.details(rows, folder)
             write_json(folder / TRAINING_LOG, {**self.facts, **details, "rows": rows})
-            write_skipped(folder, self.meter.failures)
+            write_skipped(folder, self.meter.failures.values())
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Plot the loss, unless it was plotted a short time ago."""
@@ -71,10 +66,11 @@ class RunLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Plot the loss and list the skipped rows of all processes."""
-        self.meter.skip(gather_object(list(self.meter.failures)))
+        for split, failure in gather_object(list(self.meter.failures.values())):
+            self.meter.skip(split, [failure])
         self.plot(args, state)
         if state.is_world_process_zero:
-            write_skipped(run_folder(args), self.meter.failures)
+            write_skipped(run_folder(args), self.meter.failures.values())
 
     def plot(self, args: TrainingArguments, state: TrainerState) -> None:
         """Plot the loss, and the terms of the objectives if there are additional keys, on the first process."""
@@ -84,11 +80,29 @@ class RunLog(TrainerCallback):
                 plot_progress(rows_of(state), run_folder(args) / PROGRESS_PLOT)
 
 
-def write_skipped(folder: Path, failures: Iterable[str]) -> None:
-    """Write the sentences about skipped rows to `skipped_rows.txt`, one per line. Does nothing without any."""
-    lines = [" ".join(sentence.split()) for sentence in failures]
-    if lines:
+def write_skipped(folder: Path, failures: Iterable[tuple[str, Failure]]) -> None:
+    """Write the skipped rows to `skipped_rows.txt`: for each split a line `# SPLIT`, then a sentence per line.
+
+    Does nothing without any.
+    """
+    sentences: dict[str, list[str]] = {}
+    for split, failure in failures:
+        sentences.setdefault(split, []).append(failure.sentence)
+    if sentences:
+        lines = [line for split, rows in sentences.items() for line in (SPLIT_MARK + split, *rows)]
         write_text(folder / SKIPPED_ROWS, "\n".join(lines) + "\n")
+
+
+def read_skipped(folder: Path) -> list[tuple[str, Failure]]:
+    """Return split and failure of the rows that `write_skipped` wrote to a folder; empty without the file."""
+    path, failures = folder / SKIPPED_ROWS, list[tuple[str, Failure]]()
+    split = "train"  # runs of older versions wrote no splits
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        if line.startswith(SPLIT_MARK):
+            split = line.removeprefix(SPLIT_MARK)
+        else:
+            failures.append((split, Failure(line)))
+    return failures
 
 
 def rows_of(state: TrainerState) -> list[dict[str, float]]:

@@ -123,7 +123,7 @@ class MultimodalTrainer(Trainer):
         """
         collate, dataset = cast(Any, self.data_collator), cast(Any, self.train_dataset)
         batches = (collate([dataset[draw] for draw in draws]) for share in self._shares() for draws in share)
-        yield from (batch for batch in self._checked(batches) if batch.pieces)
+        yield from (batch for batch in self._checked(batches, "train") if batch.pieces)
 
     def _shares(self) -> Iterator[Any]:
         """Yield the sampler of this process, and then those of the other processes."""
@@ -240,7 +240,7 @@ class MultimodalTrainer(Trainer):
     ) -> dict[str, float]:
         """Return the mean loss of the validation split over its supervised items, and log it."""
         self.finite_check.wait(self.args)
-        loader = self._checked(self.get_eval_dataloader(eval_dataset))
+        loader = self._checked(self.get_eval_dataloader(eval_dataset), "validation")
         with self.meter.paused():
             means = mean_losses(self.model_wrapped, self.learner, loader, self.accelerator)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
@@ -248,11 +248,11 @@ class MultimodalTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _checked(self, batches: Iterable[LogicalBatch]) -> Iterator[LogicalBatch]:
-        """Yield the batches. Record their failures, or raise `DataError` for the first."""
+    def _checked(self, batches: Iterable[LogicalBatch], split: str) -> Iterator[LogicalBatch]:
+        """Yield the batches of a split. Record their failures, or raise `DataError` for the first."""
         for batch in batches:
             check_failures(batch, self.skip_failures)
-            self.meter.skip(failure.sentence for failure in batch.failures)
+            self.meter.skip(split, batch.failures)
             yield batch
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -44,7 +44,7 @@ def card_text(kind: str, facts: Facts) -> str:
         "## How to load it\n\n" + _usage(kind, settings),
         family.image_note(settings, kind),
         _trained_note(kind, settings),
-        _section("Data", [*_data_lines(facts.data), *_late_skips(facts)]),
+        _section("Data", _data_lines(facts.data)),
         _section("Settings", _table(("key", "value"), {**settings, **facts.training})),
         _section("Results", _table(("figure", "value"), facts.named_figures())),
         _section("Privacy", privacy_lines(facts.privacy)),
@@ -77,12 +77,6 @@ def _data_lines(splits: Mapping[str, Split]) -> list[str]:
 def _skipped(split: Split) -> str:
     """Return the number of unusable rows of a split for its line in the card; empty if there are none."""
     return f", of which {split.skipped:,} could not be read and were skipped" if split.skipped else ""
-
-
-def _late_skips(facts: Facts) -> list[str]:
-    """Return a line about rows that were found unusable during the training; none if there were none."""
-    late = facts.skipped - sum(split.skipped for split in facts.data.values())
-    return [f"* {late:,} more rows were skipped during the training"] if late > 0 else []
 
 
 def _adapter_section(number: int, adapter: AdapterFacts) -> str:

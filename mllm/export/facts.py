@@ -29,7 +29,7 @@ class Split:
     """The name of the dataset class."""
     samples: int
     skipped: int = 0
-    """Number of rows that were found unusable before the training."""
+    """Number of unusable rows."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,6 @@ class Facts:
     """The encoding of samples: the keys of `mllm.json`."""
     data: Mapping[str, Split] = field(default_factory=dict)
     """The splits by name: 'train', 'validation', 'test'."""
-    skipped: int = 0
-    """Number of unusable rows of all splits, with those that were found during the training."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Settings that influence the weights, under their names in a config."""
     updates: int | None = None

@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from mllm.contents import stated_measures
 from mllm.dataset.checking import Splits
-from mllm.dataset.summary import measure_table, summarize
+from mllm.dataset.summary import summarize
 from mllm.files import write_json
 from mllm.report.measure_plots import plot_agreement, plot_distributions
 from mllm.run_files import AGREEMENT_PLOT, DATA_SUMMARY, MEASURES_PLOT
@@ -25,15 +25,20 @@ def describe_data(splits: Splits, folder: Path) -> None:
     """Write counts, dropped rows and statistics of the measures to `folder`, on the first process only."""
     if not PartialState().is_main_process:
         return
-    values = {name: measure_table(split) for name, split in splits.items()}
-    summary = summarize(splits, values)
-    write_json(folder / DATA_SUMMARY, summary)
-    if any(values.values()):
-        plot_distributions(values, folder / MEASURES_PLOT)
+    summary = write_summary(splits, folder)
+    if any(splits.measure_tables.values()):
+        plot_distributions(splits.measure_tables, folder / MEASURES_PLOT)
     for name, split in summary.items():
         lines = [_spread(measure, figures) for measure, figures in split["measures"].items() if "mean" in figures]
         if lines:
             logger.info("%s: %s", name, "; ".join(lines))
+
+
+def write_summary(splits: Splits, folder: Path) -> dict[str, Any]:
+    """Write `data_summary.json` to `folder` and return its contents."""
+    summary = summarize(splits)
+    write_json(folder / DATA_SUMMARY, summary)
+    return summary
 
 
 def draw_agreement(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:

@@ -56,7 +56,7 @@ def open_splits(config: RunConfig) -> CheckedSplits:
     counts = (f"{name}: {len(split):,} samples ({splits.reports[name]})" for name, split in splits.items())
     logger.info("%s", ", ".join(counts))
     if skipped := splits.skipped():
-        logger.warning("%d rows cannot be used and are skipped, for example %s", len(skipped), skipped[0])
+        logger.warning("%d rows cannot be used and are skipped, for example %s", len(skipped), skipped[0][1])
     return splits
 
 

@@ -33,7 +33,6 @@ def run_facts(config: RunConfig, trainer: MultimodalTrainer, splits: Splits) -> 
             name: Split(data[name]["type"], len(split), len(splits.reports[name].skipped))
             for name, split in splits.items()
         },
-        skipped=len({**dict.fromkeys(splits.skipped()), **trainer.meter.failures}),
         training={key: model[key] for key in MODEL_KEYS} | training,
         updates=trainer.updates,
         privacy=trainer.record if isinstance(trainer, PrivateTrainer) else None,

@@ -24,7 +24,7 @@ from mllm.export.merge import merge
 from mllm.predict.metrics import find_metrics
 from mllm.predict.writer import write_predictions
 from mllm.registry import EXPORTERS
-from mllm.report.data_summary import draw_agreement
+from mllm.report.data_summary import draw_agreement, write_summary
 from mllm.report.figures import figures_line
 from mllm.run.facts import run_facts
 from mllm.run_files import ADAPTER, MERGED, MINIATURE, PREDICTIONS, SKIPPED_ROWS, STUDENT, runs_of
@@ -62,6 +62,7 @@ def export(config: RunConfig, bundle: Bundle, trainer: MultimodalTrainer, splits
     exports, folder = Exports(), run_folder(trainer.args)
     if not trainer.is_world_process_zero():
         return exports
+    record_skipped(trainer, splits)
     facts = run_facts(config, trainer, splits)
     write_facts(folder, facts)
     remove_former_results(folder)
@@ -73,6 +74,14 @@ def export(config: RunConfig, bundle: Bundle, trainer: MultimodalTrainer, splits
         exports.refusal = error
     exports.former = former_exports(folder, exports.folders)
     return exports
+
+
+def record_skipped(trainer: MultimodalTrainer, splits: Splits) -> None:
+    """Add the rows that were skipped since the start to the reports of the splits, and write the lists of them."""
+    folder = run_folder(trainer.args)
+    splits.add_skipped(trainer.meter.failures.values())
+    write_skipped(folder, trainer.meter.failures.values())
+    write_summary(splits, folder)
 
 
 def _write_exports(config: RunConfig, bundle: Bundle, folder: Path, facts: Facts) -> Iterator[Path]:
@@ -99,7 +108,8 @@ def write_results(
     """Write the predictions and figures of the test split to the run folder and its exports."""
     if evaluation is None or not trainer.is_world_process_zero():
         return
-    trainer.meter.skip(evaluation.skipped)
+    trainer.meter.skip("test", evaluation.failures)
+    record_skipped(trainer, splits)
     folder, facts = run_folder(trainer.args), run_facts(config, trainer, splits)
     facts = replace(facts, figures=evaluation.figures)
     write_facts(folder, facts)
@@ -109,7 +119,6 @@ def write_results(
     write_predictions(folder / PREDICTIONS, evaluation.rows)
     if "measures" in evaluation.figures:
         draw_agreement(evaluation.rows, folder)
-    write_skipped(folder, trainer.meter.failures)
 
 
 def log_results(

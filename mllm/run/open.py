@@ -15,6 +15,7 @@ from mllm.config.hardware import Hardware, environment
 from mllm.config.reading import read_config
 from mllm.config.schema import ModelArgs, RunConfig
 from mllm.dataset.checking import Splits
+from mllm.engine.run_log import read_skipped
 from mllm.errors import ConfigError
 from mllm.export.settings import read_settings
 from mllm.family import FAMILIES
@@ -52,6 +53,7 @@ def open_run(config: RunConfig, hardware: Hardware, splits: Splits, resume: bool
         inputs = inputs_of(config, splits)
         if checkpoint:
             _check_resumed(config, folder, checkpoint, inputs)
+            splits.add_skipped((name, failure) for name, failure in read_skipped(folder) if name in splits)
         write_inputs(folder, inputs)
         write_text(folder / CONFIG, config.text)
         write_json(folder / ENVIRONMENT, report := environment())

@@ -19,7 +19,7 @@ from mllm.registry import EXPORTERS
 from mllm.run.facts import run_facts
 from mllm.run.folder import point_latest
 from mllm.run_files import ADAPTER, FIRST_BATCH
-from mllm.structures import Bundle
+from mllm.structures import Bundle, Failure
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +51,12 @@ def train(
     if not bundle.model.generates_text and config.privacy_args is None:
 
         def export_epoch(folder: Path) -> None:
+            splits.add_skipped(trainer.meter.failures.values())
             EXPORTERS.find(ADAPTER)(bundle, folder, facts=run_facts(config, trainer, splits))
 
         trainer.add_callback(EpochFolders(export_epoch))
-    trainer.meter.skip(splits.skipped())
+    for split, sentence in splits.skipped():
+        trainer.meter.skip(split, [Failure(sentence)])
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except KeyboardInterrupt:

@@ -59,7 +59,7 @@ def test_unusable_rows_are_an_error_unless_they_are_skipped():
     with pytest.raises(DataError, match=r"^t, line 2: not valid JSON \(1 other row of train cannot be used, either\)$"):
         check_splits(splits)
     checked = check_splits(splits, skip=True)
-    assert checked.skipped() == ["t, line 2: not valid JSON", "t, line 4: not valid JSON"]
+    assert checked.skipped() == [("train", "t, line 2: not valid JSON"), ("train", "t, line 4: not valid JSON")]
     assert {name: report.patients for name, report in checked.reports.items()} == {"train": 2, "test": 1}
     with pytest.raises(DataError, match="no row of the training split could be used; one of them: t, line 1"):
         check_splits({"train": Rows("t", ["unreadable"])}, skip=True)

@@ -10,7 +10,8 @@ from mllm.engine.callbacks import Checkpoints, Epochs
 from mllm.engine.checkpoints import checkpoints, is_complete
 from mllm.engine.meter import Meter
 from mllm.engine.progress import log_line
-from mllm.engine.run_log import RunLog, rows_of
+from mllm.engine.run_log import RunLog, read_skipped, rows_of
+from mllm.structures import Failure
 
 ROW = {"loss": 1.25, "learning_rate": 2e-4, "tokens_per_second": 1234.5, "padding_share": 0.25, "peak_memory_gb": 1.5}
 
@@ -46,11 +47,15 @@ def test_the_log_contains_updates_and_evaluations_without_the_summary(tmp_path):
     state.log_history = [{**ROW, "step": 1}, {"eval_loss": float("nan"), "step": 1}, {"train_loss": 1.0, "step": 1}]
     assert [row["step"] for row in rows_of(state)] == [1, 1]
     meter = Meter()
-    meter.failures = {"rows.jsonl, line 3: no": None}
+    meter.skip("train", [Failure("rows.jsonl, line 3: no")])
+    meter.skip("test", [Failure("test.jsonl, line 1: no")])
     RunLog({"config": "a"}, meter).on_log(_arguments(tmp_path), state, TrainerControl())
     log = json.loads((tmp_path / "training_log.json").read_text())
     assert (log["config"], log["rows"][0]["loss"], log["rows"][1]["eval_loss"]) == ("a", 1.25, None)
-    assert (tmp_path / "skipped_rows.txt").read_text() == "rows.jsonl, line 3: no\n"
+    assert (tmp_path / "skipped_rows.txt").read_text() == (
+        "# train\nrows.jsonl, line 3: no\n# test\ntest.jsonl, line 1: no\n"
+    )
+    assert read_skipped(tmp_path) == list(meter.failures.values())
 
 
 def test_format_of_log_lines():

@@ -311,7 +311,8 @@ def test_skipped_rows_are_counted_once_and_listed(make_trainer, tmp_path):
     trainer = make_trainer(rows=_broken_rows(rows, {3, 5}), skip=True, num_train_epochs=2)
     trainer.train()
     listed = (tmp_path / "run" / "skipped_rows.txt").read_text().splitlines()
-    assert sorted(listed) == [f"rows.jsonl, line {line}: image x.png does not exist" for line in (4, 6)]
+    assert listed[0] == "# train"
+    assert sorted(listed[1:]) == [f"rows.jsonl, line {line}: image x.png does not exist" for line in (4, 6)]
     assert trainer.state.global_step == 6
 
 

@@ -340,7 +340,8 @@ def test_a_dataset_that_is_empty_or_absent_or_of_no_known_kind(refused, write_ro
 
 
 def test_skipped_rows_are_counted_and_listed_whatever_the_split(train, write_bad):
-    rows = [row for row, _ in ROWS.values()]
+    encoded = {"image": "0.png", "question": "Is this <end_of_turn>?", "answer": "a"}  # the check of rows accepts it
+    rows = [*(row for row, _ in ROWS.values()), encoded]
     for name in ("rows", "other", "last"):
         write_bad(*rows, name=f"{name}.jsonl")
     more = splits(validation="other.jsonl", test="last.jsonl", on_error="skip")
@@ -352,18 +353,18 @@ def test_skipped_rows_are_counted_and_listed_whatever_the_split(train, write_bad
     code, error = train(more)
     assert code == 0, error
     run = Path("exp/run/latest")
-    assert f"27 rows were skipped; {run.resolve().relative_to(Path.cwd())}/skipped_rows.txt lists them" in error
-    listed = (run / "skipped_rows.txt").read_text().splitlines()
-    places = [f"{name}.jsonl, line {line}" for name in ("rows", "other", "last") for line in range(5, 14)]
+    assert f"30 rows were skipped; {run.resolve().relative_to(Path.cwd())}/skipped_rows.txt lists them" in error
+    listed = [line for line in (run / "skipped_rows.txt").read_text().splitlines() if line[0] != "#"]
+    places = [f"{name}.jsonl, line {line}" for name in ("rows", "other", "last") for line in range(5, 15)]
     assert sorted(line.split(": ")[0] for line in listed) == sorted(places)
     assert all(any(reason in line for line in listed) for _, reason in ROWS.values())
     summary = json.loads((run / "data_summary.json").read_text())
-    assert {name: split["skipped"] for name, split in summary.items()} == dict(train=9, validation=9, test=9)
-    assert summary["train"]["sources"] == [{"file": "rows.jsonl", "rows": 13, "skipped": 9}]
+    assert {name: split["skipped"] for name, split in summary.items()} == dict(train=10, validation=10, test=10)
+    assert summary["train"]["sources"] == [{"file": "rows.jsonl", "rows": 14, "skipped": 10}]
     card = (run / "adapter" / "README.md").read_text()
-    assert "train: `VQADataset`, 13 samples, of which 9 could not be read and were skipped" in card
+    assert "train: `VQADataset`, 14 samples, of which 10 could not be read and were skipped" in card
     assert json.loads((run / "facts.json").read_text())["updates"] == 4
-    assert "9 of 13 steps had no supervised item and made no update" in error
+    assert "10 of 14 steps had no supervised item and made no update" in error
     steps = [row for row in json.loads((run / "training_log.json").read_text())["rows"] if "loss" in row]
     assert len(steps) == 4
     assert all(row["loss"] > 1 for row in steps)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mllm.dataset.loading.sampler import Draw
-from mllm.errors import UserError, tied_to_row
+from mllm.errors import UserError, one_line, tied_to_row
 from mllm.structures import Batch, Encoded, Failure, LogicalBatch, Sample, unsupervised
 
 
@@ -43,7 +43,7 @@ class EncodedDataset(Dataset[Encoded]):
             with tied_to_row(f"row {index + 1} of the data"):
                 encoded = self.encode(self.samples.sample(index, epoch))
         except UserError as error:
-            return Failure(str(error))
+            return Failure(one_line(str(error)), (index, epoch))
         if unit is not None:
             encoded = replace(encoded, unit=unit)
         if counted:

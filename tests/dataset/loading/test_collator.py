@@ -82,7 +82,7 @@ def test_a_failure_in_a_worker_process_keeps_its_message():
     collate = LogicalCollator(pad, samples_per_piece=2)
     for workers in (0, 2):
         (batch,) = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
-        assert batch.failures == (Failure("rows.jsonl, line 5: image a.png does not exist"),)
+        assert batch.failures == (Failure("rows.jsonl, line 5: image a.png does not exist", (4, 0)),)
         assert (batch.samples, batch.tokens, batch.padded_tokens) == (5, 1 + 2 + 3 + 4 + 6, 12 + 6 + 1)
         assert [piece.targets["labels"].shape for piece in batch.pieces] == [(2, 6), (2, 3), (1, 1)]
 
