@@ -24,7 +24,7 @@ class TrainingError(UserError):
 
 
 def with_location(error: UserError, location: str) -> UserError:
-    """Return an error of the same kind whose message begins with a location, such as `FILE, line N`."""
+    """Return an error of the same class whose message begins with a location, such as `FILE, line N`."""
     kinds = (ConfigError, DataError, TrainingError, UserError)
     kind = next(kind for kind in kinds if isinstance(error, kind))
     return kind(f"{location}: {error}")
@@ -40,7 +40,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_advised(advice: str, moment: str = "") -> Iterator[None]:
+def advise_on_memory(advice: str, moment: str = "") -> Iterator[None]:
     """Convert out-of-memory errors in the block to a `TrainingError` with advice.
 
     Args:
@@ -56,10 +56,10 @@ def memory_advised(advice: str, moment: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def tied_to_row(location: str) -> Iterator[None]:
+def errors_of_row(location: str) -> Iterator[None]:
     """Convert unexpected exceptions in the block to a `DataError` that names a row, so that the row can be skipped.
 
-    User errors name their row already, and an out-of-memory error is not the fault of a row: both stay as they are.
+    User errors, which name their row, and out-of-memory errors, which do not depend on a row, are not converted.
 
     Args:
         location: Origin of the row, such as `FILE, line N`.
@@ -74,12 +74,12 @@ def tied_to_row(location: str) -> Iterator[None]:
         raise DataError(f"{location}: it cannot be used ({type(error).__name__}: {error})") from error
 
 
-def one_line(sentence: str) -> str:
+def one_line(message: str) -> str:
     """Return a message in one line, with single spaces: its form in lists of unusable rows."""
-    return " ".join(sentence.split())
+    return " ".join(message.split())
 
 
-def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+def nearest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Return up to `count` of the `known` names that resemble `name`, nearest first."""
     folded = {other.lower(): other for other in known}
     return [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=count, cutoff=0.6)]
@@ -88,7 +88,7 @@ def near(name: str, known: Iterable[str], count: int = 3) -> list[str]:
 def hint(name: str, known: Iterable[str]) -> str:
     """Return the end of a message: `: did you mean 'lora_r'?`, or the known names if none resembles `name`."""
     known = sorted(known)
-    matches = near(name, known, count=1)
+    matches = nearest_names(name, known, count=1)
     if matches:
         return f": did you mean '{matches[0]}'?"
     return f"; known are {', '.join(known)}" if known else ""

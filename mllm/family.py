@@ -1,4 +1,4 @@
-"""Record of a model family: everything that is known of one model type, and the table of all families."""
+"""Record of a model family, which contains all knowledge about one model type, and the table of all families."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mllm.errors import ConfigError, hint
 
 
 @dataclass(frozen=True)
-class later:  # noqa: N801 - reads as a function in records
-    """Function that imports `path` (`module:function`) when it is called, so that records import no heavy package."""
+class LazyFunction:
+    """Function that is imported from `path` (`module:function`) when it is called, to keep imports of records fast."""
 
     path: str
 
@@ -33,17 +33,17 @@ class Terms:
     name: str
     """Identifier on the Hugging Face Hub (`license_name`)."""
     link: str
-    sentence: str
+    notice: str
     license: str = "other"
     """Identifier of the license on the Hub (`license`)."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Everything that is known of one model type.
+    """All knowledge about one model type.
 
     `args` is an instance of `options`, `config` a `RunConfig`. Records import neither torch nor transformers; heavy
-    modules are reached by `later`. The defaults suit a model of transformers that reads images in a chat.
+    modules are imported by a `LazyFunction`. The defaults suit a model of transformers that reads images in a chat.
     """
 
     type: str
@@ -58,32 +58,32 @@ class Family:
     """model -> regular expression over full module names, for each name that `lora_target` accepts."""
     tiny: Mapping[str, Callable[..., Any]]
     """Name of a tiny checkpoint -> function (seed, text, vision) -> (model, processor)."""
-    processor: Callable[..., Any] = later("mllm.models.builder.build_chat:load_chat_processor")
+    processor: Callable[..., Any] = LazyFunction("mllm.models.builder.build_chat:load_chat_processor")
     """args -> processor: tokenizer, image processor and chat template."""
-    encoder: Callable[..., Any] = later("mllm.models.auto.load:build_encoder")
+    encoder: Callable[..., Any] = LazyFunction("mllm.models.auto.load:build_encoder")
     """args, processor -> encoder of samples, for training, prediction and `show sample`."""
-    skeleton: Callable[..., Any] | None = later("mllm.models.auto.load:build_skeleton")
+    skeleton: Callable[..., Any] | None = LazyFunction("mllm.models.auto.load:build_skeleton")
     """args -> the same model on `meta`, without weights; None: it depends on more than one checkpoint."""
     stand_in: Callable[[str], str] | None = None
     """Checkpoint name -> name of the tiny checkpoint that replaces it; None: the first of `tiny`."""
     keep_unquantized: Callable[[int, Mapping[str, str]], list[str]] = lambda bits, towers: ["lm_head"]
     """bits (4 or 8), towers -> prefixes of the modules that are not quantized."""
-    assemble: Callable[..., Any] = later("mllm.models.builder.build_shared:assemble")
+    assemble: Callable[..., Any] = LazyFunction("mllm.models.builder.build_shared:assemble")
     """family, model, processor, args, hardware -> trainable model, with adapter and heads."""
     layers: str = ""
     """Path of the sequence of layers of the vision tower, for records of a vision part."""
     model_types: frozenset[str] = frozenset()
-    """Architectures (`model_type` in config.json) that it reads; empty: whatever transformers' auto class loads."""
+    """Architectures (`model_type` in config.json) that it reads; empty: all that the Auto class loads."""
     chosen_for: Callable[[str | None], bool] = lambda model_type: False
     """model_type (None: unknown) -> True if commands without a type use this family for the architecture."""
-    lacks: frozenset[str] = frozenset()
-    """Keys of `ModelArgs` without meaning for this family; they are refused."""
+    unsupported_keys: frozenset[str] = frozenset()
+    """Keys of `ModelArgs` that this family does not support; they are refused."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values of keys of `model_args` that a config leaves None or empty."""
     complete: Mapping[str, Any] = field(default_factory=dict)
     """Values of the family's own keys for a checkpoint that needs no second one, such as a merged model."""
     rules: tuple[Callable[..., None], ...] = ()
-    """Functions (config, checkpoint) that refuse what cannot work with this family."""
+    """Functions (config, checkpoint) that raise `ConfigError` for settings that cannot work with this family."""
     trains_lora: Callable[[Any], bool] = lambda args: not args.train_vision
     """args -> True if they train a LoRA."""
     trains_projector: Callable[[Any], bool] = lambda args: False
@@ -102,9 +102,9 @@ class Family:
     titles: Mapping[str, str] = field(default_factory=dict)
     """Architecture -> its name in messages."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """Part of a checkpoint's name -> name in messages, where its config.json is not on this machine."""
+    """Part of a checkpoint's name -> name in messages, if its config.json is not on this machine."""
     terms: Mapping[str, Terms] = field(default_factory=dict)
-    """Part of a base model's name -> its terms; the last are those of any checkpoint that the family reads."""
+    """Part of a base model's name -> its terms; the last terms apply to other checkpoints of the family."""
     download: Mapping[str, str] = field(default_factory=dict)
     """Part of a checkpoint's name -> command that downloads it."""
     image_note: Callable[[Mapping[str, Any], str], str] = lambda settings, kind: ""
@@ -115,8 +115,8 @@ class Family:
     """config, hardware, environment, folder -> None: log the environment and the choices of a run at its start."""
 
     def has(self, key: str) -> bool:
-        """Return whether the family has a key of `model_args`."""
-        return key in {item.name for item in fields(self.options)} and key not in self.lacks
+        """Return True if the family supports a key of `model_args`."""
+        return key in {item.name for item in fields(self.options)} and key not in self.unsupported_keys
 
     @property
     def own_keys(self) -> list[str]:
@@ -129,7 +129,7 @@ class Family:
         return next(iter(self.tiny)) if self.stand_in is None else self.stand_in(checkpoint)
 
     def is_complete(self, args: Any) -> bool:
-        """Return whether `args` name a checkpoint that needs no second one."""
+        """Return True if `args` name a checkpoint that needs no second one."""
         return all(vars(args)[key] == value for key, value in self.complete.items())
 
 
@@ -167,7 +167,7 @@ class Families:
         return [family.type for family in self if family.has(key)]
 
     def for_architecture(self, model_type: str | None) -> Family:
-        """Return the record for an architecture if no type is given; the latest registration takes precedence."""
+        """Return the record for an architecture if no type is set; the latest registration takes precedence."""
         return next(family for family in reversed(list(self)) if family.chosen_for(model_type))
 
     def title(self, model_type: str) -> str:

@@ -19,18 +19,18 @@ from mllm.errors import ConfigError
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, of an exceeded quota, and of a file beyond the largest size (`ulimit -f`, FAT32)."""
 _TEMPORARY = re.compile(r"(?P<name>.+)\.(?P<word>tmp|old)-[0-9a-f]{8}")
-"""Names of `_beside`."""
+"""Names that `_temporary_name` returns."""
 
 
-def _beside(path: Path, word: str) -> Path:
-    """Return a free name in the folder of `path`, so that renaming stays within one file system."""
+def _temporary_name(path: Path, word: str) -> Path:
+    """Return a free name in the folder of `path`, so that it can be renamed within one file system."""
     return path.with_name(f"{path.name}.{word}-{uuid.uuid4().hex[:8]}")
 
 
 def remove_temporary(folder: Path) -> None:
     """Remove the temporary files and folders that a killed process left directly in a folder.
 
-    A folder that was about to be replaced gets its name back if the process was killed between two renamings.
+    The previous version of a folder is restored if the process was killed before the new version got its name.
     """
     for path in sorted(folder.iterdir()):
         if match := _TEMPORARY.fullmatch(path.name):
@@ -44,7 +44,7 @@ def remove_temporary(folder: Path) -> None:
 
 
 @contextmanager
-def place_for(path: str | Path) -> Iterator[None]:
+def explained_write(path: str | Path) -> Iterator[None]:
     """Convert an `OSError` in the block to a `ConfigError` about `path`, except for a full disk."""
     try:
         yield
@@ -54,7 +54,7 @@ def place_for(path: str | Path) -> Iterator[None]:
         raise ConfigError(f"{path} cannot be written ({error.strerror}): choose another path") from error
 
 
-def refuse_filled(out: Path) -> None:
+def refuse_nonempty(out: Path) -> None:
     """Raise `ConfigError` if the output folder `out` of a command is not empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is not empty; choose another folder")
@@ -69,8 +69,8 @@ def replaced_file(path: str | Path) -> Iterator[IO[str]]:
         ConfigError: The file cannot be created at `path`.
     """
     path = Path(path)
-    temporary = _beside(path, "tmp")
-    with place_for(path):
+    temporary = _temporary_name(path, "tmp")
+    with explained_write(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
     try:
@@ -78,7 +78,7 @@ def replaced_file(path: str | Path) -> Iterator[IO[str]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        with place_for(path):
+        with explained_write(path):
             os.replace(temporary, path)
     except OSError as error:
         # The error of write() contains no file name.
@@ -124,8 +124,8 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
     After an error the previous folder is unchanged.
     """
     folder = Path(folder)
-    temporary, old = _beside(folder, "tmp"), _beside(folder, "old")
-    with place_for(folder):
+    temporary, old = _temporary_name(folder, "tmp"), _temporary_name(folder, "old")
+    with explained_write(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
     try:

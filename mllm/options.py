@@ -22,7 +22,7 @@ NAMES = {
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Return True if a value has the type of an annotation, or if the annotation is of a kind that is not checked."""
+    """Return True if a value has the type of an annotation, or if that type is not checked."""
     origin = typing.get_origin(annotation)
     if origin in (Union, types.UnionType):
         kinds = typing.get_args(annotation)

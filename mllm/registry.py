@@ -1,4 +1,4 @@
-"""Registries: names in a config and the classes and functions that they stand for."""
+"""Registries: tables from names in a config to classes and functions."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Registry(_Registry):
     `@REGISTRY.register_module()`.
     """
 
-    def __init__(self, name: str, sentence: str, *sources: str) -> None:
+    def __init__(self, name: str, description: str, *sources: str) -> None:
         super().__init__(name, scope="mllm")
-        self.sentence = sentence
+        self.description = description
         """Description for `mllm show registries`."""
         self.sources = sources
         """Modules and packages of `mllm` whose entries belong to this registry."""
@@ -129,8 +129,8 @@ def check(
     checked = dict(options)
     for name, value in options.items():
         if name in parameters and not fits(value, parameters[name].annotation):
-            sentence = invalid_value(value, parameters[name].annotation)
-            raise OptionError(f"{where}.{name} {sentence}", (*key, name))
+            problem = invalid_value(value, parameters[name].annotation)
+            raise OptionError(f"{where}.{name} {problem}", (*key, name))
         checked[name] = _check_nested(TRANSFORMS if name == "transforms" else registry, value, (*key, name))
     return checked
 

@@ -12,9 +12,9 @@ from pathlib import Path
 RUNS = Path("exp")
 """The folder of all runs, relative to the current directory."""
 LATEST = "latest"
-"""A symbolic link beside the run folders of a config: the run that trained last."""
+"""Symbolic link in the folder of the runs of a config to the run that trained last."""
 MINIATURE = "miniature"
-"""A folder beside the run folders of a config: the generated data of `--tiny`."""
+"""Folder of the generated data of `--tiny`, in the folder of the runs of a config."""
 
 # Run folder: folders.
 ADAPTER = "adapter"
@@ -23,7 +23,7 @@ STUDENT = "student"
 EPOCHS = "epochs"
 TENSORBOARD = "tensorboard"
 CHECKPOINT = "checkpoint-"
-"""The prefix of a checkpoint's folder; the number of the update follows."""
+"""Prefix of the folder of a checkpoint; the number of the update follows."""
 
 # Run folder: files.
 LOCK = ".lock"
@@ -46,7 +46,7 @@ AGREEMENT_PLOT = "agreement.png"
 FACTS = "facts.json"
 """Also in every exported folder."""
 
-# Checkpoint: files beside those of transformers.
+# Checkpoint: files in addition to those of transformers.
 COMPLETE = "complete.json"
 """Written last: the files of the checkpoint with their sizes. Without it the checkpoint is incomplete."""
 WRITING = ".writing"
@@ -59,7 +59,7 @@ CARD = "README.md"
 SETTINGS = "mllm.json"
 """The settings with which samples were encoded in training."""
 TRAINED = "heads.safetensors"
-"""Trained tensors beside the LoRA: heads, added tokens, a projector."""
+"""Trained tensors other than the LoRA: heads, added tokens, a projector."""
 REPORT = "export_report.json"
 MODELFILE = "Modelfile"
 """The file from which Ollama creates a model."""
@@ -90,5 +90,5 @@ def checkpoint_step(folder: Path) -> int | None:
 
 
 def former_config_name(checkpoint: str) -> str:
-    """Return the name of the config file that was valid up to `checkpoint`, kept by a resume with another config."""
+    """Return the name under which a resume keeps the former config, which was valid up to `checkpoint`."""
     return f"config_until_{checkpoint}.py"

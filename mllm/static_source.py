@@ -65,7 +65,8 @@ def find_entries(sources: Sequence[str], variable: str) -> dict[str, Location]:
                 continue
             for node in _parse(module).body:
                 if isinstance(node, ast.ClassDef | ast.FunctionDef):
-                    names = [name for mark in node.decorator_list for name in _names(mark, variable, node, module)]
+                    decorators = node.decorator_list
+                    names = [name for decorator in decorators for name in _names(decorator, variable, node, module)]
                     locations |= dict.fromkeys(names, Location(module, node.name))
     return locations
 
@@ -133,11 +134,11 @@ def _top_level(module: str) -> dict[str, ast.stmt]:
     return statements
 
 
-def _names(mark: ast.expr, variable: str, node: ast.ClassDef | ast.FunctionDef, module: str) -> list[str]:
+def _names(decorator: ast.expr, variable: str, node: ast.ClassDef | ast.FunctionDef, module: str) -> list[str]:
     """Return the names under which a decorator registers a definition; none for other decorators."""
-    if not isinstance(mark, ast.Call) or ast.unparse(mark.func) != f"{variable}.register_module":
+    if not isinstance(decorator, ast.Call) or ast.unparse(decorator.func) != f"{variable}.register_module":
         return []
-    values = [keyword.value for keyword in mark.keywords if keyword.arg == "name"] + mark.args
+    values = [keyword.value for keyword in decorator.keywords if keyword.arg == "name"] + decorator.args
     names = _evaluate(values[0], module) if values else node.name
     return [names] if isinstance(names, str) else list(names)
 
@@ -203,7 +204,7 @@ def _constructor(node: ast.ClassDef, module: str) -> tuple[dict[str, inspect.Par
     for child in node.body:
         if isinstance(child, ast.FunctionDef) and child.name == "__init__":
             return _parameters(child, module, skip=1)
-    if any("dataclass" in ast.unparse(mark) for mark in node.decorator_list):
+    if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return _fields(node, module), False
     return None
 
@@ -221,7 +222,7 @@ def _fields(node: ast.ClassDef, module: str) -> dict[str, inspect.Parameter]:
 
 
 def _parameters(node: ast.FunctionDef, module: str, skip: int) -> tuple[dict[str, inspect.Parameter], bool]:
-    """Return the named parameters of a function after the first `skip`, and whether it has `**kwargs`."""
+    """Return the named parameters of a function after the first `skip`, and True if it has `**kwargs`."""
     kinds = inspect.Parameter
     positional = [*node.args.posonlyargs, *node.args.args]
     defaults = [None] * (len(positional) - len(node.args.defaults)) + node.args.defaults
@@ -233,10 +234,10 @@ def _parameters(node: ast.FunctionDef, module: str, skip: int) -> tuple[dict[str
         (item, default, kinds.KEYWORD_ONLY)
         for item, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
     ]
-    found = {
+    parameters = {
         item.arg: _parameter(item.arg, kind, item.annotation, default, module) for item, default, kind in listed[skip:]
     }
-    return found, node.args.kwarg is not None
+    return parameters, node.args.kwarg is not None
 
 
 def _parameter(

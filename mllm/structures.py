@@ -161,7 +161,7 @@ class Encoded:
 class Failure:
     """A row that could not be used, passed from a loader worker to the main process."""
 
-    sentence: str
+    message: str
     """Error message for the user, in one line."""
     draw: tuple[int, int] | None = None
     """Index of the row in its split, and the epoch."""

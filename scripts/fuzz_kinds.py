@@ -16,7 +16,7 @@ from mllm.config.reading import read_config
 from mllm.dataset.phantoms.writers import write_avi, write_nifti
 from mllm.dataset.readers import read_images
 from mllm.dataset.tables.records import Records
-from mllm.errors import tied_to_row
+from mllm.errors import errors_of_row
 from mllm.structures import Sample, Turn
 
 DICOM_FILES = (
@@ -179,7 +179,7 @@ def _read_template(path: Path) -> object:
     args = ModelArgs(type="causal-lm", model_name_or_path=str(path.parent), max_length=256)
     encoder = build_chat_encoder(args, load_processor(args))
     # As the data loader does, which names the row of an unexpected error of a tokenizer.
-    with tied_to_row("row 0"):
+    with errors_of_row("row 0"):
         return encoder.encode(Sample(turns=[Turn("user", "Is it round?"), Turn("assistant", "yes")]))
 
 

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from mllm.errors import ConfigError, DataError, TrainingError, UserError, hint, is_out_of_memory, memory_advised, near
+from mllm.errors import (
+    ConfigError,
+    DataError,
+    TrainingError,
+    UserError,
+    advise_on_memory,
+    hint,
+    is_out_of_memory,
+    nearest_names,
+)
 
 KEYS = ["lora_r", "lora_alpha", "lora_dropout", "image_size"]
 
@@ -12,11 +21,11 @@ KEYS = ["lora_r", "lora_alpha", "lora_dropout", "image_size"]
     ("name", "expected"), [("lora_R", ["lora_r"]), ("imagesize", ["image_size"]), ("LORA_ALPHA", ["lora_alpha"])]
 )
 def test_near_names_are_found_whatever_their_case(name, expected):
-    assert near(name, KEYS, count=1) == expected
+    assert nearest_names(name, KEYS, count=1) == expected
 
 
 def test_nothing_is_near_what_is_far():
-    assert near("epochs", KEYS) == []
+    assert nearest_names("epochs", KEYS) == []
 
 
 @pytest.mark.parametrize(
@@ -40,11 +49,11 @@ def test_what_a_user_can_mend_is_one_kind_of_error():
 )
 def test_every_kind_of_short_memory_gets_the_advice(error):
     assert is_out_of_memory(error)
-    advice = memory_advised("Lower max_length", " at step 3")
+    advice = advise_on_memory("Lower max_length", " at step 3")
     with pytest.raises(TrainingError, match="out of memory at step 3. Lower max_length"), advice:
         raise error
 
 
 def test_other_errors_keep_their_kind():
-    with pytest.raises(RuntimeError, match="shapes"), memory_advised("Lower max_length"):
+    with pytest.raises(RuntimeError, match="shapes"), advise_on_memory("Lower max_length"):
         raise RuntimeError("shapes differ")

@@ -27,7 +27,7 @@ def printed(cell: Any) -> str:
     return "".join(output["text"] for output in cell["outputs"] if output["output_type"] == "stream")
 
 
-def shown(cell: Any, kind: str) -> list[Any]:
+def display_path(cell: Any, kind: str) -> list[Any]:
     """What a cell displayed as `kind`, a MIME type."""
     return [output["data"][kind] for output in cell["outputs"] if kind in output.get("data", {})]
 
@@ -63,7 +63,7 @@ def test_it_runs_from_sliders_to_figures(notebook, tmp_path, monkeypatch):
     )
     client.execute()
 
-    assert len(shown(cells["sliders"], "application/vnd.jupyter.widget-view+json")) == 6
+    assert len(display_path(cells["sliders"], "application/vnd.jupyter.widget-view+json")) == 6
     monkeypatch.chdir(tmp_path)
     config = read_config("exp/3ncore.py")
     assert printed(cells["config"]).strip() == Path("exp/3ncore.py").read_text().strip()
@@ -71,5 +71,5 @@ def test_it_runs_from_sliders_to_figures(notebook, tmp_path, monkeypatch):
     run = Path("exp/3ncore/latest").resolve()
     assert read_config(run / "config.py").model_args.lora_r == 4
     assert "validation loss" in printed(cells["run"])
-    assert len(shown(cells["pictures"], "image/png")) == len(list(run.rglob("*.png"))) >= 1
+    assert len(display_path(cells["pictures"], "image/png")) == len(list(run.rglob("*.png"))) >= 1
     assert "EF" in printed(cells["figures"])

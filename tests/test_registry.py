@@ -72,7 +72,7 @@ def test_the_message_about_an_unknown_name_lists_known_names(animals, name, tail
 def test_every_registry_has_entries_and_a_sentence():
     for registry in ALL:
         assert registry.names(), registry.name
-        assert "->" in registry.sentence
+        assert "->" in registry.description
     assert OBJECTIVES.describe("NextToken").summary
     assert set(HEADS.names()) == {"BoxHead", "MaskHead", "RegressionHead"}
 

@@ -18,7 +18,7 @@ import setuptools
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from mllm.config.hardware import MINIMUM
+from mllm.config.hardware import MINIMUM_VERSIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "scripts" / "constraints.txt"
@@ -105,9 +105,9 @@ def test_what_may_be_installed_may_run(promised: dict[str, Any]) -> None:
     """The start-up check never refuses a version that the installation allows."""
     for line in promised["install_requires"]:
         requirement = Requirement(line)
-        if requirement.name in MINIMUM:
+        if requirement.name in MINIMUM_VERSIONS:
             (bound,) = requirement.specifier
-            assert Version(bound.version) >= Version(MINIMUM[requirement.name]), line
+            assert Version(bound.version) >= Version(MINIMUM_VERSIONS[requirement.name]), line
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci" / "run"], ids=lambda path: path.name)

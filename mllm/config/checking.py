@@ -1,4 +1,4 @@
-"""The closed schema: every key of a config is known to somebody, or refused with the file and line that wrote it."""
+"""Check of a merged config against the schema: unknown keys and invalid values are refused with their file and line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mllm.config.renamed import DATA, MODEL, TRAINING
 from mllm.config.schema import SPLITS, DataArgs, DistillArgs, ExportArgs, ModelArgs, PrivacyArgs, StoppingArgs
 from mllm.config.source import has_source
 from mllm.config.training_args import fill_defaults, training_fields
-from mllm.errors import ConfigError, hint, near
+from mllm.errors import ConfigError, hint, nearest_names
 from mllm.family import FAMILIES, Family
 from mllm.options import broken_bound, fits, invalid_value
 from mllm.registry import BOX_FORMATS, DATASETS, HEADS, METRICS, OBJECTIVES
@@ -65,10 +65,10 @@ def check_names(names: Iterable[str], origins: Origins) -> None:
 def _section_keys() -> dict[str, set[str]]:
     """Return the keys of each section of a config, with those of all model types."""
     schemas = {"data_args": DataArgs, "export_args": ExportArgs, "privacy_args": PrivacyArgs}
-    own = {name: {item.name for item in dataclasses.fields(schema)} for name, schema in schemas.items()}
-    common = {item.name for item in dataclasses.fields(ModelArgs)}
-    models = common.union(*(family.own_keys for family in FAMILIES))
-    return {"training_args": set(training_fields()), "model_args": models, **own}
+    sections = {name: {item.name for item in dataclasses.fields(schema)} for name, schema in schemas.items()}
+    common_keys = {item.name for item in dataclasses.fields(ModelArgs)}
+    model_keys = common_keys.union(*(family.own_keys for family in FAMILIES))
+    return {"training_args": set(training_fields()), "model_args": model_keys, **sections}
 
 
 def _refuse_without_source(value: Any, key: Key, origins: Origins) -> None:
@@ -104,7 +104,7 @@ def check_sections(merged: Mapping[str, Any], origins: Origins) -> dict[str, Any
 
 
 def section(merged: Mapping[str, Any], name: str, origins: Origins) -> dict[str, Any]:
-    """A top-level dict of the merged config; empty where absent."""
+    """Return a section of the merged config; an empty dict if the config does not have it."""
     value = merged.get(name, {})
     if not isinstance(value, Mapping):
         raise ConfigError(f"{origins.of(name)}: {name} must be a dict, not {value!r}")
@@ -120,7 +120,7 @@ def model_args(values: dict[str, Any], origins: Origins) -> ModelArgs:
         except re.error as error:
             raise ConfigError(
                 f"{origins.of('model_args', 'lora_target')}: model_args.lora_target must be 'language', 'vision', "
-                f"'all' or a regular expression; {args.lora_target!r} is none: {error}"
+                f"'all' or a regular expression; {args.lora_target!r} is not a valid one: {error}"
             ) from error
     heads = {}
     for name, options in args.heads.items():
@@ -139,22 +139,22 @@ def typed_args(values: dict[str, Any], name: str, origins: Origins) -> ModelArgs
     """Return the section `name` as the options of its `type`; raise `ConfigError` for keys that the type lacks."""
     key = name.split(".")
     if "type" not in values:
-        filled(ModelArgs, values, name, origins)
+        build_section(ModelArgs, values, name, origins)
     family = known_family(values.get("type"), (*key, "type"), origins)
-    for other in values:
+    for name_of_value in values:
         try:
-            without_foreign_keys({other: values[other]}, family)
+            without_foreign_keys({name_of_value: values[name_of_value]}, family)
         except ConfigError as error:
-            raise ConfigError(f"{origins.of(*key, other)}: {error}") from None
-    args: ModelArgs = filled(family.options, without_foreign_keys(values, family), name, origins)
-    for other in absent_keys(args):
-        raise ConfigError(f"{origins.of(*key, other)}: {absence(args.type, other, args.part)}")
+            raise ConfigError(f"{origins.of(*key, name_of_value)}: {error}") from None
+    args: ModelArgs = build_section(family.options, without_foreign_keys(values, family), name, origins)
+    for unsupported in absent_keys(args):
+        raise ConfigError(f"{origins.of(*key, unsupported)}: {absence(args.type, unsupported, args.part)}")
     return args
 
 
 def data_args(values: dict[str, Any], origins: Origins) -> DataArgs:
-    """Checks `data_args` and, against the signatures of their classes, the datasets in it."""
-    args = filled(DataArgs, values, "data_args", origins)
+    """Return the checked `data_args`, with datasets checked against the signatures of their classes."""
+    args = build_section(DataArgs, values, "data_args", origins)
     for name in args.metrics:
         describe_entry(METRICS, name, ("data_args", "compute_metric"), origins)
     splits = {
@@ -166,22 +166,22 @@ def data_args(values: dict[str, Any], origins: Origins) -> DataArgs:
 
 
 def export_args(values: dict[str, Any], origins: Origins) -> ExportArgs:
-    """Checks `export_args`."""
-    args: ExportArgs = filled(ExportArgs, values, "export_args", origins)
+    """Return the checked `export_args`."""
+    args: ExportArgs = build_section(ExportArgs, values, "export_args", origins)
     return args
 
 
 def privacy_args(merged: Mapping[str, Any], origins: Origins) -> PrivacyArgs | None:
-    """Checks `privacy_args`; None where there are none, or where a config takes those of its base away."""
+    """Return the checked `privacy_args`; None if the config has none, or sets those of its base to None."""
     if merged.get("privacy_args") is None:
         return None
     values = section(merged, "privacy_args", origins)
-    args: PrivacyArgs = filled(PrivacyArgs, values, "privacy_args", origins)
+    args: PrivacyArgs = build_section(PrivacyArgs, values, "privacy_args", origins)
     return args
 
 
 def distill_args(merged: Mapping[str, Any], origins: Origins) -> DistillArgs | None:
-    """Return the checked `distill_args` with its teacher; None without a teacher, or if a config removes its base's."""
+    """Return the checked `distill_args`; None if the config has none, or sets those of its base to None."""
     if merged.get("distill_args") is None:
         return None
     values = section(merged, "distill_args", origins)
@@ -190,38 +190,39 @@ def distill_args(merged: Mapping[str, Any], origins: Origins) -> DistillArgs | N
         raise ConfigError(
             f"{origins.of('distill_args')}: distill_args needs teacher=dict(type=..., model_name_or_path=...)"
         )
-    known = typed_args({"lora_r": None, **teacher}, "distill_args.teacher", origins)
+    teacher_args = typed_args({"lora_r": None, **teacher}, "distill_args.teacher", origins)
     origin = origins.of("distill_args", "teacher", "type")
-    for key, wrong in (("lora_r", known.lora_r is not None), ("heads", bool(known.heads))):
-        if wrong:
+    for key, is_set in (("lora_r", teacher_args.lora_r is not None), ("heads", bool(teacher_args.heads))):
+        if is_set:
             raise ConfigError(f"{origin}: a teacher does not train: remove distill_args.teacher.{key}")
-    known = dataclasses.replace(known, part=FAMILIES.find(known.type).defaults.get("part", known.part))
-    args: DistillArgs = filled(DistillArgs, {**values, "teacher": known}, "distill_args", origins)
+    part = FAMILIES.find(teacher_args.type).defaults.get("part", teacher_args.part)
+    teacher_args = dataclasses.replace(teacher_args, part=part)
+    args: DistillArgs = build_section(DistillArgs, {**values, "teacher": teacher_args}, "distill_args", origins)
     return args
 
 
 def objectives(values: dict[str, Any], origins: Origins) -> dict[str, dict[str, Any]]:
-    """Checks `objectives` against the signatures of their classes; next-token prediction alone where there are none."""
+    """Return the objectives, checked against the signatures of their classes; without any, next-token prediction."""
     if not values:
         return {name: dict(options) for name, options in DEFAULT_OBJECTIVES.items()}
     checked = {}
     for name, options in values.items():
-        if options is not None:  # None takes away the objective of a base.
+        if options is not None:  # None removes the objective of a base config.
             checked[name] = check_entry(options, OBJECTIVES, ("objectives", name), origins)
     return checked
 
 
 def training_args(values: dict[str, Any], origins: Origins, is_private: bool) -> dict[str, Any]:
     """Return the checked `training_args` with all defaults of `transformers.TrainingArguments` and `StoppingArgs`."""
-    own = [item.name for item in dataclasses.fields(StoppingArgs)]
-    filled(StoppingArgs, {key: values[key] for key in own if key in values}, "training_args", origins)
+    stopping_keys = [item.name for item in dataclasses.fields(StoppingArgs)]
+    build_section(StoppingArgs, {key: values[key] for key in stopping_keys if key in values}, "training_args", origins)
     known = training_fields()
     for key, value in values.items():
         origin = origins.of("training_args", key)
         if key not in known:
             if key in TRAINING:
                 tail = f": {TRAINING[key]}"
-            elif near(key, known):
+            elif nearest_names(key, known):
                 tail = hint(key, known)
             else:
                 tail = "; known are the arguments of transformers.TrainingArguments"
@@ -236,7 +237,7 @@ def training_args(values: dict[str, Any], origins: Origins, is_private: bool) ->
 
 
 def hardware(values: dict[str, Any], origins: Origins) -> dict[str, Any]:
-    """Checks `hardware`, whose only key is `bf16`."""
+    """Return the checked section `hardware`, whose only key is `bf16`."""
     for key, value in values.items():
         if key != "bf16":
             raise ConfigError(f"{origins.of('hardware', key)}: unknown key '{key}' in hardware{hint(key, ['bf16'])}")
@@ -245,8 +246,8 @@ def hardware(values: dict[str, Any], origins: Origins) -> dict[str, Any]:
     return values
 
 
-def filled(schema: type, values: dict[str, Any], name: str, origins: Origins) -> Any:
-    """The dataclass `schema` made of checked values; `name` is the section's, with dots where it lies in another."""
+def build_section(schema: type, values: dict[str, Any], name: str, origins: Origins) -> Any:
+    """Return the dataclass `schema` with the checked values of a section, such as `distill_args.teacher`."""
     fields = {item.name: item for item in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
     for key, value in values.items():

@@ -12,10 +12,10 @@ from mllm.family import FAMILIES
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Facts that rules need; sizes of MedGemma 4B where the checkpoint is not on this machine."""
+    """Facts that rules need; sizes of MedGemma 4B if the checkpoint is not on this machine."""
 
     model_type: str | None = None
-    """Name of the architecture in transformers; None where the checkpoint is not on this machine."""
+    """Name of the architecture in transformers; None if the checkpoint is not on this machine."""
     name: str = ""
     image_size: int = 896
     """Pixels."""
@@ -39,16 +39,20 @@ class Checkpoint:
 
 
 def inspect_checkpoint(name_or_path: str) -> Checkpoint:
-    """Read `config.json` where `name_or_path` is a folder that has one; raise `ConfigError` for a damaged file."""
+    """Return the facts in the `config.json` of a folder, or only the name if there is no such file.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
     file = Path(name_or_path) / "config.json"
     if not file.is_file():
         return Checkpoint(name=name_or_path)
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} is not a checkpoint's config: {error}") from error
+        raise ConfigError(f"{file} is not the config of a checkpoint: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{file} is not a checkpoint's config: it holds no JSON object")
+        raise ConfigError(f"{file} is not the config of a checkpoint: it is not a JSON object")
     vision = values.get("vision_config")
     vision = vision if isinstance(vision, dict) else {}
     return Checkpoint(

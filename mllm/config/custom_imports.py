@@ -47,6 +47,7 @@ def import_modules(values: Mapping[str, Any], origins: Origins) -> dict[str, Any
 
 
 def _names(value: Any, key: str, origins: Origins) -> list[str]:
+    """Return a text or a list of texts as a list."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Options of a model type: values that a config leaves open, and keys that the type does not have."""
+"""Options of a model type: its defaults, and the keys that it does not support."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMMON_DEFAULTS = {"pad_to_square": False, "fuse_vision_layers": False}
 
 
 def with_defaults(args: ModelArgs) -> ModelArgs:
-    """Return `args` as the options of their type, with its values for keys that are None or empty; idempotent."""
+    """Return `args` as the options of their type, with the defaults of the type for keys that are None or empty."""
     family = FAMILIES.find(args.type)
     options: ModelArgs = args if isinstance(args, family.options) else family.options(**asdict(args))
     values = {**COMMON_DEFAULTS, **family.defaults}
@@ -23,9 +23,9 @@ def with_defaults(args: ModelArgs) -> ModelArgs:
 
 
 def make_model_args(type: str, **values: Any) -> ModelArgs:
-    """Return the options of `type`; keys that only other families have are dropped where they are at their default.
+    """Return the options of `type`, without keys of other families that have their default.
 
-    Settings that were written when all types had all keys contain them. Raise `ConfigError` for other values.
+    Files of older versions contain the keys of all families. Raise `ConfigError` for other values of such keys.
     """
     family = FAMILIES.find(type)
     args: ModelArgs = family.options(type=type, **without_foreign_keys(values, family))
@@ -34,36 +34,36 @@ def make_model_args(type: str, **values: Any) -> ModelArgs:
 
 def without_foreign_keys(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Return `values` without keys of other families at their default; raise `ConfigError` for other values."""
-    known = {item.name for item in fields(family.options)}
-    own = {}
+    supported = {item.name for item in fields(family.options)}
+    options = {}
     for key, value in values.items():
-        others = FAMILIES.types_with(key)
-        if key in known or not others:
-            own[key] = value
-        elif value != default_of(FAMILIES.find(others[0]), key):
+        types = FAMILIES.types_with(key)
+        if key in supported or not types:
+            options[key] = value
+        elif value != default_of(FAMILIES.find(types[0]), key):
             raise ConfigError(absence(family.type, key))
-    return own
+    return options
 
 
 def absent_keys(args: ModelArgs) -> list[str]:
-    """Return the keys of `args` that are set and have no meaning for their type."""
+    """Return the keys of `args` that are set although their type does not support them."""
     family = FAMILIES.find(args.type)
-    lacks = family.lacks | FAMILIES.find(args.type, args.part).lacks
-    return [key for key in sorted(lacks) if vars(args)[key] and vars(args)[key] != family.defaults.get(key)]
+    unsupported = family.unsupported_keys | FAMILIES.find(args.type, args.part).unsupported_keys
+    return [key for key in sorted(unsupported) if vars(args)[key] and vars(args)[key] != family.defaults.get(key)]
 
 
 def refuse_absent_keys(args: ModelArgs) -> None:
-    """Raise `ConfigError` for a key that is set and has no meaning for the type of `args`."""
+    """Raise `ConfigError` for a key that is set although the type of `args` does not support it."""
     for key in absent_keys(args):
         raise ConfigError(absence(args.type, key, args.part))
 
 
 def absence(type: str, key: str, part: str | None = None) -> str:
-    """Return the sentence about a key that a type, or a part of its model, does not have."""
-    others = [f"'{other}'" for other in FAMILIES.types_with(key)]
-    if f"'{type}'" in others:
+    """Return the message about a key that a type, or a part of its model, does not support."""
+    types = [f"'{supporting}'" for supporting in FAMILIES.types_with(key)]
+    if f"'{type}'" in types:
         return f"model_args.{key} is not possible with part='{part}': images have the checkpoint's own size; remove it"
-    names = " or ".join([", ".join(others[:-1]), others[-1]] if len(others) > 1 else others)
+    names = " or ".join([", ".join(types[:-1]), types[-1]] if len(types) > 1 else types)
     return f"model_args.{key} is only possible with type={names}, and the type is '{type}': remove it"
 
 

@@ -20,11 +20,11 @@ from mllm.errors import ConfigError
 Precision = Literal["fp32", "bf16", "fp16"]
 CHECKOUT = Path(__file__).resolve().parents[2]
 """Folder that holds `mllm` and `config`."""
-MINIMUM = {"transformers": "5.18", "tokenizers": "0.23.1", "peft": "0.20"}
+MINIMUM_VERSIONS = {"transformers": "5.18", "tokenizers": "0.23.1", "peft": "0.20"}
 """Oldest supported versions. Transformers 5 introduced the present layout of Gemma 3 and requires the others."""
 DRIVER_FILES = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg", "/dev/kfd", "/dev/nvmap")
 """Files of a GPU driver on Linux: NVIDIA, Windows Subsystem for Linux, AMD, Jetson."""
-REPORTED = (
+REPORTED_PACKAGES = (
     *("torch", "torchvision", "transformers", "tokenizers", "peft", "accelerate", "bitsandbytes", "mmengine", "numpy"),
     *("pillow", "safetensors", "sentencepiece", "timm", "pydicom", "nibabel", "av", "pycocotools", "mllm-medical"),
 )
@@ -145,7 +145,7 @@ def check_versions(
         ConfigError: A package is missing, too old, or does not fit the others.
     """
     if versions is None:
-        versions = installed((*MINIMUM, "torch", "torchvision"))
+        versions = installed((*MINIMUM_VERSIONS, "torch", "torchvision"))
     _check_minimum(versions)
     if "torch" not in versions or "torchvision" not in versions:
         missing = " and ".join(name for name in ("torch", "torchvision") if name not in versions)
@@ -157,15 +157,19 @@ def check_versions(
 def _check_minimum(versions: Mapping[str, str]) -> None:
     from packaging.version import Version
 
-    old = [name for name, least in MINIMUM.items() if name not in versions or Version(versions[name]) < Version(least)]
+    old = [
+        name
+        for name, least in MINIMUM_VERSIONS.items()
+        if name not in versions or Version(versions[name]) < Version(least)
+    ]
     if not old:
         return
     # transformers is listed too, because an old tokenizers fails inside it with "untagged enum ModelWrapper".
-    named = [name for name in MINIMUM if name in old or (name != "peft" and old != ["peft"])]
-    have = ", ".join(f"{name} {versions.get(name, 'is not installed')}" for name in named)
-    need = " ".join(f"'{name}>={MINIMUM[name]}'" for name in named)
+    listed = [name for name in MINIMUM_VERSIONS if name in old or (name != "peft" and old != ["peft"])]
+    present = ", ".join(f"{name} {versions.get(name, 'is not installed')}" for name in listed)
+    required = " ".join(f"'{name}>={MINIMUM_VERSIONS[name]}'" for name in listed)
     verb = "is" if len(old) == 1 else "are"
-    raise ConfigError(f"{' and '.join(old)} {verb} too old (found {have}): run pip install --upgrade {need}")
+    raise ConfigError(f"{' and '.join(old)} {verb} too old (found {present}): run pip install --upgrade {required}")
 
 
 def _required_torch() -> str:
@@ -187,10 +191,10 @@ def _check_pair(versions: Mapping[str, str], torchvision_needs: str) -> None:
             f"torch {torch} and torchvision {vision} are not a pair (this torchvision needs torch{torchvision_needs}): "
             f"{MATCHING_PAIR}"
         )
-    # A torch for the CPU cannot load the operators of a torchvision built for CUDA.
+    # A build of torch for the CPU cannot load the operators of a torchvision for CUDA.
     if torch.endswith("+cpu") and not vision.endswith("+cpu"):
         raise ConfigError(
-            f"torch {torch} and torchvision {vision} are not a pair (one is built for the CPU alone): {MATCHING_PAIR}"
+            f"torch {torch} and torchvision {vision} are not a pair (torch is built for the CPU only): {MATCHING_PAIR}"
         )
 
 
@@ -220,7 +224,7 @@ def environment(hardware: Hardware | None = None) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": installed(REPORTED),
+        "packages": installed(REPORTED_PACKAGES),
         "hardware": asdict(hardware or detect()),
         "driver": driver.splitlines()[0] if driver else None,
         "git": git_state(),

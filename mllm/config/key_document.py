@@ -67,12 +67,13 @@ def key_document() -> str:
 
 
 def _section(name: str, cls: Any) -> str:
+    """Return a heading, the first line of the docstring of a dataclass, and the table of its keys."""
     summary = (inspect.getdoc(cls) or "").partition("\n")[0]
     return f"## {name}\n\n{summary}\n\n{_table(cls)}"
 
 
 def _family_tables() -> Iterator[str]:
-    """Yield a table of the own keys of each class of family options."""
+    """Yield a table of the additional keys of each class of family options."""
     common = frozenset(item.name for item in dataclasses.fields(schema.ModelArgs))
     for options in dict.fromkeys(family.options for family in FAMILIES if family.own_keys):
         types = [f"`{family.type}`" for family in FAMILIES if family.options is options]

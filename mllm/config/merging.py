@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mllm.config.origins import OPTIONS, Origin, Origins, shown
+from mllm.config.origins import OPTIONS, Origin, Origins, display_path
 from mllm.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ def merge_config(path: Path, origins: Origins, overrides: Sequence[str] = ()) ->
     try:
         config = Config.fromfile(path, import_custom_modules=False, lazy_import=False)
     except Exception as error:
-        raise ConfigError(format_error(error, origins.files, shown(path))) from error
+        raise ConfigError(format_error(error, origins.files, display_path(path))) from error
     for key, value in changes.items():
         _refuse_key_inside_value(key.split("."), config.to_dict())
         _record_override(tuple(key.split(".")), value, origins)
@@ -44,10 +44,10 @@ def merge_config(path: Path, origins: Origins, overrides: Sequence[str] = ()) ->
 def format_error(error: Exception, files: Sequence[Path], fallback: str) -> str:
     """Return `FILE:LINE: NameError: ...` with the last line of `files` in the traceback, or with `fallback`."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{shown(Path(error.filename))}:{error.lineno}: SyntaxError: {error.msg}"
+        return f"{display_path(Path(error.filename))}:{error.lineno}: SyntaxError: {error.msg}"
     names = {str(file) for file in files}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in names]
-    origin = f"{shown(Path(frames[-1].filename))}:{frames[-1].lineno}" if frames else fallback
+    origin = f"{display_path(Path(frames[-1].filename))}:{frames[-1].lineno}" if frames else fallback
     return f"{origin}: {_one_line(error)}"
 
 

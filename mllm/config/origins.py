@@ -29,7 +29,7 @@ class Origin:
     """Source of the value if it is a number, a string, True, False or None."""
 
     def __str__(self) -> str:
-        return OPTIONS if self.file is None else f"{shown(self.file)}:{self.line}"
+        return OPTIONS if self.file is None else f"{display_path(self.file)}:{self.line}"
 
 
 @dataclass
@@ -52,17 +52,17 @@ class Origins:
         origin = self.find(key)
         if origin is not None:
             return str(origin)
-        return shown(self.files[-1]) if self.files else "config"
+        return display_path(self.files[-1]) if self.files else "config"
 
     def write(self, key: Key, origin: Origin, keeps_children: bool = False) -> None:
-        """Record the origin of a key; without `keeps_children` the origins of the keys inside it are removed."""
+        """Record the origin of a key; without `keeps_children`, remove the origins of the keys inside it."""
         if not keeps_children:
             for other in [other for other in self.written if other[: len(key)] == key]:
                 del self.written[other]
         self.written[key] = origin
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """Return a path for messages: relative to the current directory if it is inside it."""
     try:
         return str(path.relative_to(Path.cwd()))
@@ -84,17 +84,17 @@ def read_origins(path: Path) -> Origins:
 def _read_file(path: Path, origins: Origins, chain: tuple[Path, ...]) -> dict[str, Origin]:
     """Record the keys of a file and its bases; return the first origin of each top-level key."""
     if path in chain:
-        raise ConfigError(f"{shown(path)}: the file is its own base, by way of {shown(chain[-1])}")
+        raise ConfigError(f"{display_path(path)}: the file is its own base, by way of {display_path(chain[-1])}")
     tree = _parse(path)
     top: dict[str, Origin] = {}
     for base, line in _bases(tree, path):
         if not base.is_file():
-            raise ConfigError(f"{shown(path)}:{line}: the base '{base}' does not exist")
+            raise ConfigError(f"{display_path(path)}:{line}: the base '{base}' does not exist")
         for key, origin in _read_file(base, origins, (*chain, path)).items():
             if key in top:
                 raise ConfigError(
-                    f"{shown(path)}:{line}: two bases write '{key}': {top[key]} and {origin}; bases must not share a "
-                    f"top-level key, so derive from one of them and write the difference"
+                    f"{display_path(path)}:{line}: two bases write '{key}': {top[key]} and {origin}; bases must not "
+                    f"share a top-level key, so derive from one of them and write the difference"
                 )
             top[key] = origin
     rank = len(origins.files)
@@ -201,9 +201,9 @@ def _parse(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except SyntaxError as error:
-        raise ConfigError(f"{shown(path)}:{error.lineno}: SyntaxError: {error.msg}") from error
+        raise ConfigError(f"{display_path(path)}:{error.lineno}: SyntaxError: {error.msg}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{shown(path)}: cannot be read as a Python file: {error}") from error
+        raise ConfigError(f"{display_path(path)}: cannot be read as a Python file: {error}") from error
 
 
 def _bases(tree: ast.Module, path: Path) -> Iterator[tuple[Path, int]]:
@@ -215,7 +215,7 @@ def _bases(tree: ast.Module, path: Path) -> Iterator[tuple[Path, int]]:
         for element in elements:
             if not (isinstance(element, ast.Constant) and isinstance(element.value, str)):
                 raise ConfigError(
-                    f"{shown(path)}:{node.lineno}: _base_ must be a path, or a list of paths, as plain text"
+                    f"{display_path(path)}:{node.lineno}: _base_ must be a path, or a list of paths, as plain text"
                 )
             # mmengine replaces this placeholder before it evaluates the file.
             name = re.sub(r"\{\{\s*fileDirname\s*\}\}", lambda _: str(path.parent), element.value)

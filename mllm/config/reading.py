@@ -15,9 +15,9 @@ from mllm.config.checking import check_names, check_sections, check_top_level, d
 from mllm.config.custom_imports import import_modules
 from mllm.config.hardware import CHECKOUT
 from mllm.config.merging import merge_config
-from mllm.config.origins import Origins, read_origins, shown
+from mllm.config.origins import Origins, display_path, read_origins
 from mllm.config.schema import RunConfig
-from mllm.errors import ConfigError, near
+from mllm.errors import ConfigError, nearest_names
 
 CONFIGS = CHECKOUT / "config" / "training_configs"
 
@@ -34,7 +34,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = _find_file(path)
     origins = read_origins(path)
-    check_names([key[0] for key in origins.written], origins)  # before mmengine, which reserves some names
+    check_names([key[0] for key in origins.written], origins)  # before mmengine, which reserves some of these names
     merged = merge_config(path, origins, overrides)
     check_top_level(merged, origins)
     custom_imports = import_modules(section(merged, "custom_imports", origins), origins)
@@ -59,8 +59,8 @@ def _find_file(path: str | Path) -> Path:
     shipped = {config.stem: config for config in sorted(CONFIGS.glob("*.py"))}
     beside = {config.stem: config for config in sorted(file.parent.glob("*.py"))}
     configs = {**shipped, **beside}
-    candidates = near(file.stem, beside, count=1) or near(file.stem, configs) or list(shipped)
-    listed = ", ".join(shown(configs[name]) for name in candidates)
+    candidates = nearest_names(file.stem, beside, count=1) or nearest_names(file.stem, configs) or list(shipped)
+    listed = ", ".join(display_path(configs[name]) for name in candidates)
     raise ConfigError(f"config '{path}' not found" + (f": did you mean {listed}?" if listed else ""))
 
 

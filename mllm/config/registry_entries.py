@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mllm import registry as registries
-from mllm.config.origins import Key, Origins, shown
+from mllm.config.origins import Key, Origins, display_path
 from mllm.errors import ConfigError
 from mllm.registry import OptionError, Registry, UnknownOptionError
 from mllm.signatures import Signature
@@ -59,9 +59,9 @@ def _rename_filename(options: Any, registry: Registry, key: Key, origins: Origin
             f"{origins.of(*key, 'filename')}: {'.'.join(key)} has both 'filename' and 'data_path' "
             f"({origins.of(*key, 'data_path')}), which mean the same: keep 'data_path'"
         )
-    writer = origins.written.get((*key, "filename"))
-    if writer is not None:
-        origins.write((*key, "data_path"), writer)
+    origin = origins.written.get((*key, "filename"))
+    if origin is not None:
+        origins.write((*key, "data_path"), origin)
     return {("data_path" if name == "filename" else name): value for name, value in nested.items()}
 
 
@@ -71,20 +71,20 @@ def _unknown_options(error: UnknownOptionError, origins: Origins) -> str:
     Options that come from a base config with another type are reported as such.
     """
     key = error.parent
-    writer = origins.find((*key, "type"))
+    type_origin = origins.find((*key, "type"))
     for name in error.names:
         origin = origins.find((*key, name))
-        if origin is None or writer is None or origin.rank >= writer.rank:
+        if origin is None or type_origin is None or origin.rank >= type_origin.rank:
             return f"{origins.of(*key, name)}: {error.message(name)}"
-    assert writer is not None
-    where = ".".join(key)
-    if writer.file is not None:
-        remedy = f"_delete_=True to {where} in {shown(writer.file)}"
+    assert type_origin is not None
+    entry = ".".join(key)
+    if type_origin.file is not None:
+        fix = f"_delete_=True to {entry} in {display_path(type_origin.file)}"
     else:
-        remedy = f"{where}._delete_=True to --cfg-options"
+        fix = f"{entry}._delete_=True to --cfg-options"
     names = ", ".join(f"'{name}'" for name in error.names)
     pronoun = "it" if len(error.names) == 1 else "them"
     return (
-        f"{origins.of(*key, error.names[0])}: {names} in {where} come from this base: the type is now "
-        f"'{error.type_name}' ({writer}), which does not accept {pronoun}: add {remedy}"
+        f"{origins.of(*key, error.names[0])}: {names} in {entry} come from this base: the type is now "
+        f"'{error.type_name}' ({type_origin}), which does not accept {pronoun}: add {fix}"
     )

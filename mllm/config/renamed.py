@@ -33,7 +33,7 @@ TRAINING = {
 _ELSEWHERE = "it is not needed: the checkpoint's own processor and chat template do this"
 _LOSS = "an objective has its own weight: did you mean objectives = dict({}=dict(type='{}', weight=...))?"
 MODEL = {
-    "version": "did you mean 'type'? (it is known by its checkpoint)",
+    "version": "did you mean 'type'? (the version follows from the checkpoint)",
     "cache_dir": "set the environment variable HF_HOME",
     "model_max_length": "did you mean 'max_length'?",
     "mm_use_im_start_end": _ELSEWHERE,
@@ -54,11 +54,11 @@ MODEL = {
     "recon_loss_weight": _LOSS.format("mask", "MaskLoss"),
     "l2_loss_weight": _LOSS.format("box", "BoxLoss"),
 }
-"""Keys of `model_args` in Shikra and PerceptionGPT that have other names here."""
+"""Keys of `model_args` in Shikra and PerceptionGPT, and their replacements."""
 DATA = {
     "collator_kwargs": "it is not needed: batches are padded to their longest sample, model_args.max_length at most",
     "multitest": "did you mean 'test'? name one split there, and evaluate others with mllm/pipeline/evaluate_model.py",
     "multival": "did you mean 'validation'?",
     "lazy_init": "it is not needed: rows are read when they are used",
 }
-"""Keys of `data_args` in Shikra and PerceptionGPT that have other names here."""
+"""Keys of `data_args` in Shikra and PerceptionGPT, and their replacements."""

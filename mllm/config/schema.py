@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mllm.config.hardware import git_state, installed
-from mllm.config.origins import Origins, shown
+from mllm.config.origins import Origins, display_path
 from mllm.config.source import source_of
 
 SPLITS = ("train", "validation", "test")
@@ -29,19 +29,19 @@ class ModelArgs:
     """Checkpoint and trainable parameters; some model types have further keys."""
 
     type: str
-    """The entry of the registry MODELS that loads it."""
+    """Model type: an entry of the registry MODELS."""
     model_name_or_path: str
-    """A checkpoint's folder, or its name on the Hugging Face Hub."""
+    """Folder of a checkpoint, or its name on the Hugging Face Hub."""
     adapter_path: str | None = None
     """A LoRA adapter to start from: a folder or a name on the Hub."""
     merge_lora: bool = False
-    """Fold the starting adapter into the weights before training; full-precision weights only."""
+    """Merge the starting adapter into the weights before training; full-precision weights only."""
     load_in_4bit: bool = False
     """NF4 with double quantization (bitsandbytes)."""
     load_in_8bit: bool = False
     """LLM.int8 (bitsandbytes)."""
     lora_r: int | None = _limit(16, minimum=1)
-    """Rank of the LoRA that trains; None: that of `adapter_path`."""
+    """Rank of the trained LoRA; None: the rank of `adapter_path`."""
     lora_alpha: float | None = _limit(None, above=0)
     """The update is scaled by lora_alpha / lora_r (/ sqrt(lora_r) with `use_rslora`); None: equal to `lora_r`."""
     lora_dropout: float = _limit(0.0, minimum=0, below=1)
@@ -53,13 +53,13 @@ class ModelArgs:
     use_dora: bool = False
     """Weight-decomposed LoRA (arXiv:2402.09353)."""
     image_size: int | None = _limit(None, minimum=1)
-    """Pixels of an image's side at the vision tower; None: the checkpoint's own."""
+    """Height and width in pixels of images for the vision tower; None: those of the checkpoint."""
     image_token_len: int | None = _limit(None, minimum=1)
-    """Tokens of one image in the language model; None: the checkpoint's own."""
+    """Number of tokens of one image in the language model; None: that of the checkpoint."""
     max_length: int = _limit(1024, minimum=1)
-    """Tokens of one sample, those of its images included; what is longer is cut, never inside an image."""
+    """Maximum number of tokens of a sample with its images; longer samples are cut, never inside an image."""
     turn_end: str | None = None
-    """The text that ends an assistant's turn where the chat template writes none; None: found in the template."""
+    """Text at the end of a turn of the assistant, for chat templates without one; None: read from the template."""
     system: str | None = None
     """System text put before every conversation that has none."""
     chat_template: str | None = None
@@ -74,13 +74,13 @@ class ModelArgs:
     """Text format of boxes: `type`, an entry of BOX_FORMATS, and its options; None: one token per object with heads,
     else normalized_text."""
     pad_to_square: bool | None = None
-    """Put images into the middle of a square before the processor resizes them; None: the type decides."""
+    """Pad images to a square before the processor resizes them; None: the type decides."""
     fuse_vision_layers: bool | None = None
-    """Let the projector read a learned mixture of all vision layers instead of one; None: the type decides."""
+    """Feed a learned mixture of all vision layers to the projector instead of one; None: the type decides."""
     part: Literal["vision"] | None = None
     """'vision': load the vision tower and its projector alone, without the language model; None: the whole model."""
     train_vision: bool = False
-    """part='vision': all of the vision tower trains, in fp32, instead of a LoRA in it."""
+    """part='vision': train the whole vision tower in fp32 instead of a LoRA in it."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class RunConfig:
         """Python source of the config with all defaults; `read_config` reads it as an equal config."""
         packages = ", ".join(f"{name} {version}" for name, version in installed(PACKAGES_IN_TEXT).items())
         lines = [
-            f"# Resolved from {shown(self.path)}",
+            f"# Resolved from {display_path(self.path)}",
             f"# git commit: {git_state()['commit'] or 'none'}",
             f"# versions: {packages}",
             "",

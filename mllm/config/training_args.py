@@ -109,7 +109,7 @@ class _Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    @functools.cache  # noqa: B019  (one reader exists, for a moment)
+    @functools.cache  # noqa: B019  (there is one short-lived reader)
     def parse(self, module: str) -> ast.Module:
         """Return the syntax tree of a module of transformers."""
         return ast.parse((self.folder / f"{module}.py").read_text(encoding="utf-8"))
@@ -118,16 +118,16 @@ class _Reader:
         """Return the fields of a dataclass."""
         body = self._class(module, name).body
         local: dict[str, Any] = {}
-        found: dict[str, TrainingField] = {}
+        fields: dict[str, TrainingField] = {}
         for node in body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
                 annotation = self._type(node.annotation, module)
-                found[node.target.id] = TrainingField(annotation, _default(node.value, local))
+                fields[node.target.id] = TrainingField(annotation, _default(node.value, local))
             elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
                 local |= {ast.unparse(target): node.value.value for target in node.targets}
             elif isinstance(node, ast.If):
                 _run_conditions(node, local)
-        return found
+        return fields
 
     def _class(self, module: str, name: str) -> ast.ClassDef:
         return next(node for node in self.parse(module).body if isinstance(node, ast.ClassDef) and node.name == name)
@@ -157,14 +157,14 @@ class _Reader:
 
 
 def _default(value: ast.expr, local: Mapping[str, Any]) -> Any:
-    """Return the default of `field(default=...)` or `field(default_factory=...)`, or a plain default."""
+    """Return the default of a field written as `field(default=...)`, `field(default_factory=...)` or a literal."""
     if not isinstance(value, ast.Call):
         return ast.literal_eval(value)
-    words = {keyword.arg: keyword.value for keyword in value.keywords}
-    if "default_factory" in words:
+    keywords = {keyword.arg: keyword.value for keyword in value.keywords}
+    if "default_factory" in keywords:
         factories: dict[str, Callable[[], Any]] = {kind.__name__: kind for kind in FACTORIES}
-        return factories[ast.unparse(words["default_factory"])]()
-    default = words["default"]
+        return factories[ast.unparse(keywords["default_factory"])]()
+    default = keywords["default"]
     return local[default.id] if isinstance(default, ast.Name) else ast.literal_eval(default)
 
 

@@ -1,7 +1,7 @@
 """Treatment of every field of `transformers.TrainingArguments`: supported, mapped to something else, or refused.
 
-Each field stands in exactly one of the tables below. A field on no list is refused, so a newer version of transformers
-adds nothing that this program has not looked at.
+Each field is in exactly one of the tables below. A field in none of them is refused, so a new field of transformers
+has to be checked before it can be used.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ REFUSED = {
     "neftune_noise_alpha": "the embeddings of the model are not those that Trainer would change",
     "torch_empty_cache_steps": "this program has its own training step",
     "use_cache": "training never uses a cache",
-    "average_tokens_across_devices": "items are always counted over all processes",
+    "average_tokens_across_devices": "tokens are always counted over all processes",
     "optim_target_modules": "it belongs to GaLore and APOLLO, and only adapters and heads train, no whole weights",
     **dict.fromkeys(
         (
@@ -126,17 +126,17 @@ UPLOADING_VARIABLES = {
     "dvclive": ("HF_DVCLIVE_LOG_MODEL",),
 }
 """Environment variables with which a tracker also uploads checkpoints, or publishes the run."""
-OFF = ("", "0", "false", "no", "off")
-"""Values of such a variable, in lower case, that upload nothing."""
+FALSE_VALUES = ("", "0", "false", "no", "off")
+"""Values of `UPLOADING_VARIABLES`, in lower case, that turn the upload off."""
 
 
 def refusal(name: str) -> str | None:
-    """Return why values of a field other than its default are refused; None for a supported or mapped field."""
+    """Return the reason to refuse values of a field other than its default; None for a supported or mapped field."""
     if name in SUPPORTED or name in MAPPED:
         return None
     return REFUSED.get(name, "it is new in this version of transformers and has not been checked")
 
 
 def is_default(value: Any, default: Any) -> bool:
-    """Return True for a value that asks for nothing: the default of the field, or an empty one if that is empty."""
+    """Return True for the default of a field, and for an empty value if the default is empty."""
     return bool(value == default) or (not default and not value)

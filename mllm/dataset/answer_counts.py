@@ -8,7 +8,7 @@ from mllm.contents import Content, contents_of, reference_of
 from mllm.structures import Sample
 
 MANY_ANSWERS = 50_000
-"""Number of different answers from which they are not counted any more."""
+"""Maximum number of different answers that are counted."""
 
 
 class AnswerCounts:

@@ -31,7 +31,7 @@ class SampleDataset(ABC):
     has_measures: ClassVar[bool] = True
     """False for classes whose samples never have measures, so that statistics of measures need not read them."""
     has_images: ClassVar[bool] = False
-    """True for classes whose samples have images. A combined dataset has those of its parts, and does not say so."""
+    """True for classes whose samples have images. False for combined datasets, although their parts may have images."""
     reads_files: ClassVar[bool] = True
     """False for classes whose samples are generated, so that no row can be unusable."""
     fixed: bool = True
@@ -56,10 +56,10 @@ class SampleDataset(ABC):
         """Return the patient of a row, None if unknown, without decoding images."""
 
     def inspect(self, index: int) -> Sample:
-        """Return what is known of the sample of a row without decoding images, and look up the files that it names.
+        """Return the sample of a row without decoding images and without random transforms.
 
-        The result has no random transforms. Its images are absent or decoded when they are used. A class that does not
-        override this method is only asked for the patient of a row.
+        Images are absent or decoded when they are used, and the files that the row names are looked up. The default
+        only determines the patient of the row.
 
         Raises:
             DataError: The row cannot be used.
@@ -67,11 +67,11 @@ class SampleDataset(ABC):
         return Sample(turns=[], group=self.group(index))
 
     def patient_hint(self) -> str:
-        """Return the end of a message about rows without a patient: a column that may have it. Empty: there is none."""
+        """Return the end of a message about rows without a patient: a column that may have it; empty without one."""
         return ""
 
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
-        """Return the numbers to regress of a row, by name. Override it to avoid reading the images of the row."""
+        """Return the measures of a row by name. Override it to avoid reading the images of the row."""
         return self.sample(index, epoch).measures if self.has_measures else {}
 
     def summary(self) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
             group = self.row_group(row)
         except DataError as error:
             raise with_location(error, self.describe(index)) from error
-        # The class may know the patient from elsewhere, such as the name of a file.
+        # `parse` may take the patient from another source, such as the name of a file.
         return self.inspect(index).group if group is None else group
 
     @override
@@ -262,13 +262,13 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
 
     def _group_of_sample(self, row: Mapping[str, Any], sample: Sample) -> str | None:
         """Return the patient that `parse` or the row names; raise `DataError` if they disagree."""
-        named, parsed = self.row_group(row), patient_of(sample.group, "group")
-        if named is not None and parsed is not None and named != parsed:
+        in_row, parsed = self.row_group(row), patient_of(sample.group, "group")
+        if in_row is not None and parsed is not None and in_row != parsed:
             raise DataError(
                 f"{type(self).__name__}.parse returns another patient than field '{self.group_field}' of the row has: "
                 f"set group_field=None in the dataset, or return no group"
             )
-        return named if parsed is None else parsed
+        return in_row if parsed is None else parsed
 
     @contextmanager
     def _undecoded(self) -> Iterator[None]:
@@ -319,7 +319,7 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
         return write_miniature(folder, rows, cls.required)
 
     def _parse(self, row: dict[str, Any], source: str, rng: np.random.Generator) -> Sample:
-        """Call `parse_drawn`; turn every exception into a message that begins with the location of the row."""
+        """Call `parse_drawn`; convert every exception to an error whose message begins with the location of the row."""
         try:
             sample = self.parse_drawn(row, rng)
         except UserError as error:

@@ -49,8 +49,8 @@ def build_dataset(
 
     Args:
         options: The dict.
-        seed: Seed of the run. It is the default of the option `seed` where the class has `seed_from = "run"`.
-        split: Number of the split. It is the default of the option `seed` where the class has `seed_from = "split"`.
+        seed: Seed of the run. It is the default of the option `seed` of classes with `seed_from = "run"`.
+        split: Number of the split. It is the default of the option `seed` of classes with `seed_from = "split"`.
         where: Dotted name of the dict in the config, for messages.
 
     Raises:
@@ -94,11 +94,11 @@ def use_miniatures(
         is_replaceable: Function of a key such as `("data_args", "train", "data_path")`. A path for which it returns
             False stays, and the dataset reports that it does not exist.
     """
-    small = {
+    replaced = {
         name: options and _miniature(options, folder / name, ("data_args", name), is_replaceable)
         for name, options in _splits(data_args).items()
     }
-    return replace(data_args, train=small["train"], validation=small["validation"], test=small["test"])
+    return replace(data_args, train=replaced["train"], validation=replaced["validation"], test=replaced["test"])
 
 
 def miniatures(data_args: DataArgs, folder: Path) -> list[str]:

@@ -64,15 +64,15 @@ class Splits(dict[str, SampleDataset]):
 
     def skipped(self) -> list[tuple[str, str]]:
         """Return split and error message of all unusable rows."""
-        return [(name, sentence) for name, report in self.reports.items() for sentence in report.skipped]
+        return [(name, message) for name, report in self.reports.items() for message in report.skipped]
 
     def add_skipped(self, rows: Iterable[tuple[str, Failure]]) -> None:
         """Add rows that were found unusable later, as their splits and failures; a row that is known counts once."""
         for split, failure in rows:
             skipped = self.reports[split].skipped
-            if skipped.get(failure.sentence) is None:
+            if skipped.get(failure.message) is None:
                 source = None if failure.draw is None else self[split].source_dataset(*failure.draw)
-                skipped[failure.sentence] = source
+                skipped[failure.message] = source
 
 
 def check_splits(splits: Mapping[str, SampleDataset], skip: bool = False) -> Splits:

@@ -11,7 +11,7 @@ from mllm.structures import Mark, Sample
 class ContentDigest:
     """Digest of the samples of a split in their order: texts, marks, measures, patients and image files.
 
-    Images are not decoded: the size of their file in bytes stands for them. Locations of files are left out, so that
+    Images are not decoded; their files are represented by their size in bytes. Locations of files are left out, so that
     data may be moved.
     """
 

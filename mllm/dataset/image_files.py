@@ -11,7 +11,7 @@ from PIL import Image
 from typing_extensions import override
 
 from mllm.dataset.readers import read_images
-from mllm.errors import DataError, near
+from mllm.errors import DataError, nearest_names
 
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _PLAIN = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -26,19 +26,20 @@ _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 
 
 def check_image_folder(folder: Path) -> None:
-    """Raise `DataError` if a directory of images does not exist, with the cause where it can be seen."""
+    """Raise `DataError` if a directory of images does not exist, with the cause if it can be determined."""
     if folder.is_dir():
         return
     if folder.is_file():
-        archive = f"{folder} is a file: extract it first, and set image_folder to the directory of the images"
-        raise DataError(f"image_folder {archive}")
+        raise DataError(
+            f"image_folder {folder} is a file: extract it first, and set image_folder to the directory of the images"
+        )
     if _WINDOWS.match(str(folder)):
         raise DataError(f"image_folder {folder} is a path of Windows: write the path of the directory on this machine")
     raise DataError(f"image_folder {folder} does not exist")
 
 
 def find_file(folder: Path, name: str | Path) -> Path:
-    """Return the path of a file below a directory. Backslashes of Windows separate names where no file has them.
+    """Return the path of a file below a directory. Backslashes of Windows separate names if no file has them.
 
     Raises:
         DataError: The file does not exist.
@@ -49,16 +50,16 @@ def find_file(folder: Path, name: str | Path) -> Path:
     text = str(name)
     if _WINDOWS.match(text):
         raise DataError(f"image {text} is a path of Windows: write it relative to image_folder, with /")
-    if "\\" in text and (other := folder / text.replace("\\", "/")).exists():
-        return other
-    raise DataError(f"image {path} does not exist{_near_file(path)}")
+    if "\\" in text and (converted := folder / text.replace("\\", "/")).exists():
+        return converted
+    raise DataError(f"image {path} does not exist{_missing_file_hint(path)}")
 
 
-def _near_file(path: Path) -> str:
+def _missing_file_hint(path: Path) -> str:
     """Return the end of the message about a missing file: a similar name in its directory, or the missing directory."""
     if not path.parent.is_dir():
         return f" (nor does its directory {path.parent})"
-    matches = near(path.name, [entry.name for entry in path.parent.iterdir()], count=1)
+    matches = nearest_names(path.name, [entry.name for entry in path.parent.iterdir()], count=1)
     return f": did you mean {matches[0]!r}?" if matches else ""
 
 
@@ -104,7 +105,7 @@ class UndecodedImage(Image.Image):
 
 
 def _size_in_header(path: Path) -> tuple[int, int]:
-    """Return width and height of an upright image; (0, 0) if only decoding can tell what is wrong with the file."""
+    """Return width and height of an upright image; (0, 0) for a damaged file, which is reported when it is decoded."""
     try:
         with Image.open(path) as image:
             width, height = image.size

@@ -9,7 +9,7 @@ from mllm.errors import DataError
 from mllm.structures import Mark
 
 MIN_SIDE = 2.0
-"""Side of a box in pixels below which its form is doubted."""
+"""Side in pixels; boxes with a shorter side may not be in pixels."""
 
 
 class MarkForms:
@@ -42,15 +42,19 @@ class MarkForms:
         """Raise `DataError` if most boxes are smaller than `MIN_SIDE`, or all points are within the first pixel."""
         if self.first_small is not None and self.small > self.boxes / 2:
             index, box = self.first_small
-            what = f"the box {_format(box)} is smaller than {MIN_SIDE:g} pixels, like {self.small:,} of {self.boxes:,}"
-            raise DataError(f"{self.dataset.describe(index)}: {what} boxes of this dataset: {_QUESTION}")
+            problem = (
+                f"the box {_format(box)} is smaller than {MIN_SIDE:g} pixels, like {self.small:,} of {self.boxes:,}"
+            )
+            raise DataError(f"{self.dataset.describe(index)}: {problem} boxes of this dataset: {_FIX}")
         if self.first_point is not None and self.largest <= 1:
             index, point = self.first_point
-            what = f"the point {_format(point)} is in the first pixel, like all {self.points:,} points of this dataset"
-            raise DataError(f"{self.dataset.describe(index)}: {what}: {_QUESTION}")
+            problem = (
+                f"the point {_format(point)} is in the first pixel, like all {self.points:,} points of this dataset"
+            )
+            raise DataError(f"{self.dataset.describe(index)}: {problem}: {_FIX}")
 
 
-_QUESTION = (
+_FIX = (
     "are the numbers fractions of the image (0 to 1), or in another form? This dataset reads pixels: multiply "
     "fractions by the width and height of the image"
 )

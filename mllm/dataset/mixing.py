@@ -118,14 +118,14 @@ class MixedDataset(_Combined):
         self.datasets = _non_empty(datasets)
         if len(weights) != len(self.datasets):
             raise ConfigError(f"weights has {len(weights)} numbers for {len(self.datasets)} datasets")
-        shares = np.asarray(weights, np.float64)
-        if not np.isfinite(shares).all() or (shares < 0).any() or shares.sum() <= 0:
+        values = np.asarray(weights, np.float64)
+        if not np.isfinite(values).all() or (values < 0).any() or values.sum() <= 0:
             raise ConfigError(f"weights must be at least 0 and not all 0, not {list(weights)}")
         if size is not None and size < 1:
             raise ConfigError(f"size must be at least 1, not {size}")
-        self.bounds = np.cumsum(shares / shares.sum())
+        self.bounds = np.cumsum(values / values.sum())
         # The last sum may be rounded to less than 1; every draw must select a dataset with a weight.
-        self.bounds[int(np.flatnonzero(shares)[-1]) :] = 1.0
+        self.bounds[int(np.flatnonzero(values)[-1]) :] = 1.0
         self.size = sum(len(dataset) for dataset in self.datasets) if size is None else size
         self.seed = seed
 
@@ -140,7 +140,7 @@ class MixedDataset(_Combined):
 
     @override
     def inner_epoch(self, index: int, epoch: int) -> int:
-        # Unique for each draw, so that a row that is drawn twice in an epoch is transformed in two ways.
+        # Unique for each draw, so that a row that is drawn twice in an epoch has different transforms.
         return epoch * len(self) + from_zero(index, len(self))
 
     @override
@@ -154,7 +154,10 @@ class _Selection(_Combined):
     def __init__(self, dataset: SampleDataset, indices: Sequence[int] | np.ndarray) -> None:
         if not dataset.fixed:
             name = type(self).__name__
-            raise ConfigError(f"{name} cannot select rows of a MixedDataset, which change every epoch: put it inside")
+            raise ConfigError(
+                f"{name} cannot select rows of a MixedDataset, which change every epoch: use {name} for the datasets "
+                "inside the MixedDataset"
+            )
         self.dataset = dataset
         self.indices = np.asarray(indices, np.int64)
 
@@ -232,7 +235,7 @@ class PatientSplit(_Selection):
             try:
                 group = dataset.group(index)
             except DataError:
-                # on_error decides about unreadable rows during training.
+                # Unreadable rows are handled during training, according to on_error.
                 if split == "train":
                     indices.append(index)
                 continue

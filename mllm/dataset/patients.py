@@ -1,4 +1,4 @@
-"""Patients of splits: their first rows, and the checks for a patient in two splits or with two forms of its id."""
+"""Patients of splits, and checks for patients in two splits and for two forms of the id of a patient."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Patients:
         if patient is None:
             self.unknown += 1
         elif patient not in self.first:
-            other = self.forms.setdefault(loose_form(patient), patient)
-            if other != patient:
-                raise _two_forms(self.first[other], (dataset, index))
+            first_form = self.forms.setdefault(loose_form(patient), patient)
+            if first_form != patient:
+                raise _two_forms(self.first[first_form], (dataset, index))
             self.first[patient] = dataset, index
 
     @property
@@ -57,18 +57,18 @@ def check_leakage(patients: Mapping[str, Patients]) -> None:
     names = list(patients)
     for number, name in enumerate(names):
         for other in names[:number]:
-            mine, theirs = patients[name], patients[other]
-            shared = [patient for patient in mine.first if patient in theirs.first]
+            later, earlier = patients[name], patients[other]
+            shared = [patient for patient in later.first if patient in earlier.first]
             if shared:
                 count = "1 patient is" if len(shared) == 1 else f"{len(shared)} patients are"
-                rows = f"{_describe(theirs.first[shared[0]])} and {_describe(mine.first[shared[0]])}"
+                rows = f"{_describe(earlier.first[shared[0]])} and {_describe(later.first[shared[0]])}"
                 raise DataError(
                     f"{count} in both {other} and {name}, for example {rows}: split the rows with PatientSplit, or "
                     "rename different patients"
                 )
-            for form, patient in mine.forms.items():
-                if form in theirs.forms:
-                    raise _two_forms(theirs.first[theirs.forms[form]], mine.first[patient])
+            for form, patient in later.forms.items():
+                if form in earlier.forms:
+                    raise _two_forms(earlier.first[earlier.forms[form]], later.first[patient])
 
 
 def _two_forms(first: Row, second: Row) -> DataError:

@@ -182,7 +182,7 @@ def training_arguments(
         use_cpu=hardware.device == "cpu",
     )
     if settings["metric_for_best_model"] is not None:
-        settings["greater_is_better"] = False  # all of them are losses; Trainer takes other names for scores
+        settings["greater_is_better"] = False  # all metrics are losses, and Trainer assumes scores for most names
     if settings["disable_tqdm"] is None:
         settings["disable_tqdm"] = not sys.stderr.isatty()  # no progress bars in files and pipes
     try:
@@ -214,8 +214,8 @@ def memory_advice(config: RunConfig) -> str:
     for key in family.memory_keys:
         steps.append(f"model_args.{key} (now {vars(model)[key] or 'that of the checkpoint'})")
     if not model.load_in_4bit and family.cannot_quantize is None:
-        instead = " instead of load_in_8bit" if model.load_in_8bit else ""
-        steps.append(f"model_args.load_in_4bit (now False; turn it on{instead})")
+        replaced = " instead of load_in_8bit" if model.load_in_8bit else ""
+        steps.append(f"model_args.load_in_4bit (now False; turn it on{replaced})")
     if model.lora_r:
         steps.append(f"model_args.lora_r (now {model.lora_r})")
     return "Lower, in this order: " + ", then ".join(steps)

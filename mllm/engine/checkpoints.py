@@ -46,10 +46,10 @@ def begin_checkpoint(checkpoint: Path) -> None:
     """
     if checkpoint.exists() and not _is_ours(checkpoint):
         number = 1
-        while (other := checkpoint.with_name(f"{checkpoint.name}.other{number}")).exists():
+        while (renamed := checkpoint.with_name(f"{checkpoint.name}.other{number}")).exists():
             number += 1
-        checkpoint.rename(other)
-        logger.warning("%s was not written by this program: renamed to %s", checkpoint, other.name)
+        checkpoint.rename(renamed)
+        logger.warning("%s was not written by this program: renamed to %s", checkpoint, renamed.name)
     checkpoint.mkdir(parents=True, exist_ok=True)
     (checkpoint / WRITING).touch()
 
@@ -66,19 +66,19 @@ def mark_complete(checkpoint: Path) -> None:
     (checkpoint / WRITING).unlink(missing_ok=True)
 
 
-def rotate(folder: Path, limit: int | None, keep: str | None) -> None:
-    """Remove the oldest complete checkpoints beyond `limit`, but never the newest and never `keep`.
+def rotate(folder: Path, limit: int | None, best: str | None) -> None:
+    """Remove the oldest complete checkpoints beyond `limit`, but never the newest and the best.
 
     Args:
         folder: The run folder.
         limit: Number of complete checkpoints that may remain; None or 0: all.
-        keep: Path of the best checkpoint.
+        best: Path of the best checkpoint; None: unknown.
     """
     if not limit or limit < 1:
         return
     complete = [path for path in checkpoints(folder) if is_complete(path)]
-    best = Path(keep).name if keep else None
-    removable = [path for path in complete[:-1] if path.name != best]
+    best_name = Path(best).name if best else None
+    removable = [path for path in complete[:-1] if path.name != best_name]
     for path in removable[: max(0, len(complete) - limit)]:
         (path / WRITING).touch()  # a killed removal leaves an incomplete checkpoint of this program
         (path / COMPLETE).unlink()

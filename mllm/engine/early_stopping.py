@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 class EarlyStopping(TrainerCallback):
     """Callback that ends the training after several evaluations without a lower validation loss.
 
-    It keeps no counter and reads the history of the trainer, which checkpoints restore. So a resumed run ends at the
-    same update as an uninterrupted one. The callback of transformers starts to count from zero after a resume.
+    It reads the history of the trainer, which checkpoints restore, instead of a counter. So a resumed run ends at the
+    same update as an uninterrupted one. The callback of transformers counts from zero after a resume.
 
     Args:
         patience: Number of consecutive evaluations without improvement.
@@ -59,10 +59,10 @@ class EarlyStopping(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Log the step of the weights that the model has now.
+        """Log the step of the current weights of the model.
 
-        Trainer loads the checkpoint with the best figure whatever the threshold, and an evaluation between two
-        checkpoints has none. So its step can differ from the one that patience is counted from.
+        Trainer loads the best checkpoint without regard to the threshold, and an evaluation between two checkpoints has
+        no checkpoint. So this step can differ from the step from which the patience is counted.
         """
         if not state.is_world_process_zero:
             return

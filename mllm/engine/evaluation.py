@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mllm.contents import Content, contents_of
-from mllm.errors import UserError, one_line, tied_to_row
+from mllm.errors import UserError, errors_of_row, one_line
 from mllm.metrics.areas import boxes_of
 from mllm.metrics.base import Metric, content_read
 from mllm.metrics.coco import rle
@@ -40,12 +40,12 @@ class Evaluation:
 
     @property
     def skipped(self) -> list[str]:
-        """Return one sentence for each row that could not be used."""
-        return [failure.sentence for failure in self.failures]
+        """Return the error message of each row that could not be used."""
+        return [failure.message for failure in self.failures]
 
 
 class _SplitReader:
-    """Iterator over the samples of a split that keeps the question and the reference of each.
+    """Iterator over the samples of a split that records their questions and references.
 
     With `skip_failures`, rows that cannot be read or encoded are skipped and kept as failures.
     """
@@ -53,7 +53,7 @@ class _SplitReader:
     def __init__(self, bundle: Bundle, samples: Samples, skip_failures: bool) -> None:
         self.bundle, self.samples, self.skip_failures = bundle, samples, skip_failures
         self.numbers: list[int] = []
-        """Index of each row, by which its answer is sampled."""
+        """Index of each row, from which the seed of its answer is derived."""
         self.rows: list[dict[str, Any]] = []
         self.references: list[Answer] = []
         self.failures: list[Failure] = []
@@ -64,7 +64,7 @@ class _SplitReader:
     def __iter__(self) -> Iterator[Sample]:
         for index in range(len(self.samples)):
             try:
-                with tied_to_row(f"row {index + 1} of the data"):
+                with errors_of_row(f"row {index + 1} of the data"):
                     sample = self.samples.sample(index)
                     if self.skip_failures:
                         self.bundle.encoder.prompt(sample)

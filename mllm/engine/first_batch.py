@@ -21,11 +21,11 @@ def describe_batch(batch: LogicalBatch, encoder: Encoder, limit: int = 4) -> str
         f"({batch.padded_tokens} with padding). The first {min(limit, batch.samples)}, decoded from their token ids; "
         "**bold** is supervised.",
     ]
-    shown = 0
+    described = 0
     for piece in batch.pieces:
         shapes = {name: tuple(tensor.shape) for name, tensor in piece.student.items()}
         lines += ["", f"## A piece of {piece.targets['labels'].shape[0]}", "", f"`{shapes}`"]
-        for row in range(min(limit - shown, piece.targets["labels"].shape[0])):
+        for row in range(min(limit - described, piece.targets["labels"].shape[0])):
             ids, labels = piece.student["input_ids"][row], piece.targets["labels"][row]
             mask = piece.student["attention_mask"][row].bool()
             if "decoder_input_ids" in piece.student:  # the text of the encoder comes first; it is not supervised
@@ -34,8 +34,8 @@ def describe_batch(batch: LogicalBatch, encoder: Encoder, limit: int = 4) -> str
                 ids, mask = piece.student["decoder_input_ids"][row], (labels != IGNORE)
                 mask[0] = True
             lines += ["", _marked(ids[mask].tolist(), (labels[mask] != IGNORE).tolist(), tokenizer, image_ids)]
-            shown += 1
-        if shown >= limit:
+            described += 1
+        if described >= limit:
             break
     return "\n".join(lines) + "\n"
 

@@ -16,7 +16,7 @@ from mllm.structures import LogicalBatch
 def check_failures(batch: LogicalBatch, skip: bool) -> None:
     """Raise `DataError` for the first row that cannot be used, unless `skip` is True."""
     if batch.failures and not skip:
-        raise DataError(batch.failures[0].sentence)
+        raise DataError(batch.failures[0].message)
 
 
 @torch.no_grad()

@@ -25,8 +25,8 @@ class Meter:
         once."""
         self.terms: dict[str, Tensor] = {}
         self.steps = self.idle = 0
-        """Updates since the last log entry, and those among them without a supervised item."""
-        self.made = self.learned = 0
+        """Updates since the last log entry: all, and those without a supervised item."""
+        self.total_steps = self.supervised_steps = 0
         """Updates since the start or the resume: all, and those with a supervised item."""
         self.loss: Tensor | float = 0.0
         """Sum of the losses of all updates, []: the share of this process times the number of processes."""
@@ -48,8 +48,8 @@ class Meter:
     def skip(self, split: str, failures: Iterable[Failure]) -> None:
         """Record skipped rows of a split."""
         for failure in failures:
-            if failure.draw is not None or failure.sentence not in self.failures:
-                self.failures[failure.sentence] = (split, failure)
+            if failure.draw is not None or failure.message not in self.failures:
+                self.failures[failure.message] = (split, failure)
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Add the shares of one piece in the terms of the objectives, before its backward."""
@@ -68,7 +68,7 @@ class Meter:
     def step(self, loss: Tensor | None = None, idle: bool = False) -> None:
         """Count an update and its loss, []. An idle update has no supervised item."""
         self.steps, self.idle = self.steps + 1, self.idle + idle
-        self.made, self.learned = self.made + 1, self.learned + (not idle)
+        self.total_steps, self.supervised_steps = self.total_steps + 1, self.supervised_steps + (not idle)
         if loss is not None:
             self.loss = self.loss + loss.double()  # stays on the device until the summary
 
@@ -79,18 +79,18 @@ class Meter:
 
     def summary(self, accelerator: Any, step: int) -> dict[str, float]:
         """Return the final figures over all processes since the start or the resume; empty if all updates were idle."""
-        if not self.learned:
+        if not self.supervised_steps:
             return {}
-        mine = torch.tensor([self.samples, float(self.loss) / accelerator.num_processes], dtype=torch.float64)
-        samples, loss = accelerator.reduce(mine.to(accelerator.device), "sum").tolist()
+        local = torch.tensor([self.samples, float(self.loss) / accelerator.num_processes], dtype=torch.float64)
+        samples, loss = accelerator.reduce(local.to(accelerator.device), "sum").tolist()
         seconds = max(self.seconds, 1e-9)
         return {
-            "train_loss": loss / self.learned,
-            "train_updates": self.learned,
-            "train_from_step": step - self.made,
+            "train_loss": loss / self.supervised_steps,
+            "train_updates": self.supervised_steps,
+            "train_from_step": step - self.total_steps,
             "train_samples": samples,
             "train_samples_per_second": samples / seconds,
-            "train_steps_per_second": self.learned / seconds,
+            "train_steps_per_second": self.supervised_steps / seconds,
         }
 
     def read(self, accelerator: Any) -> dict[str, float]:

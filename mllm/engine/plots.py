@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def plot_loss(rows: list[dict[str, float]], path: Path) -> None:
     """Plot training and validation loss over the updates as PNG."""
-    from matplotlib.figure import Figure  # half a second: imported where a plot is drawn
+    from matplotlib.figure import Figure  # takes half a second, so it is imported only for a plot
 
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -29,7 +29,7 @@ NOT_TERMS = ("loss", "learning_rate", "grad_norm", "epoch", "step", "padding_sha
 
 def plot_progress(rows: list[dict[str, float]], path: Path) -> None:
     """Plot the loss and the unweighted terms of the objectives over the updates as PNG."""
-    from matplotlib.figure import Figure  # half a second: imported where a plot is drawn
+    from matplotlib.figure import Figure  # takes half a second, so it is imported only for a plot
 
     figure = Figure(figsize=(11, 4), dpi=120, layout="constrained")
     loss_axes, term_axes = figure.subplots(1, 2)

@@ -36,7 +36,7 @@ def preflight(learner: Learner, batch: LogicalBatch, accelerator: Any, further: 
             tower after a batch of texts.
 
     Raises:
-        ConfigError: A trainable tensor receives no gradient, an objective has no trainable tensor of the student, or
+        ConfigError: A trainable tensor receives no gradient, an objective reaches no trainable tensor of the student,
             the model attends to later tokens of an answer, or the loss differs from that of the model's own logits.
     """
     device = accelerator.device
@@ -66,7 +66,7 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
     """Raise `ConfigError` unless each trainable tensor has a gradient and each objective has one of the student."""
     trainable = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     if not trainable:
-        raise ConfigError("nothing is trainable: set model_args.lora_r, or name an adapter to continue")
+        raise ConfigError("the model has no trainable tensor: set model_args.lora_r, or model_args.adapter_path")
     missing, unreached, idle = dict(trainable), set(learner.objectives), set(learner.objectives)
     for piece in pieces:
         idle -= {name for name, count in learner.counts(piece.targets).items() if count > 0}
@@ -105,10 +105,10 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
 
 @torch.no_grad()
 def _check_causality(learner: Learner, piece: Batch) -> None:
-    """Change the last supervised token of a sample. Raise `ConfigError` if the states before it change.
+    """Change the last supervised token of a sample. Raise `ConfigError` if hidden states before it change.
 
-    This finds models that read the whole text at once, such as BERT, or a prefix that includes the answer. They would
-    train with the answer in sight, and could not write it.
+    This finds models that attend in both directions, such as BERT, or within a prefix that includes the answer. They
+    would see the answer in training, and could not generate it.
     """
     labels, student = piece.targets["labels"], learner.student
     name = "decoder_input_ids" if "decoder_input_ids" in piece.student else "input_ids"
@@ -128,8 +128,8 @@ def _check_causality(learner: Learner, piece: Batch) -> None:
     tolerance = TOLERANCE.get(student.pretrained.get_output_embeddings().weight.dtype, 3e-2)
     if (after - before).abs().max() > tolerance * before.std():
         raise ConfigError(
-            f"{type(student.pretrained).__name__} attends to later tokens, so it would train with the answer in sight: "
-            "choose a checkpoint that writes from left to right, or a type that masks the answer"
+            f"{type(student.pretrained).__name__} attends to later tokens, so it would see the answer in training: "
+            "choose a causal language model, or a type that masks the answer"
         )
 
 

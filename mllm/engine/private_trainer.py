@@ -23,7 +23,7 @@ from mllm.engine.privacy.proof import check_gradients
 from mllm.engine.privacy.record import privacy_record, write_record
 from mllm.engine.run_log import run_folder
 from mllm.engine.trainer import MultimodalTrainer
-from mllm.errors import ConfigError, memory_advised
+from mllm.errors import ConfigError, advise_on_memory
 from mllm.run_files import checkpoint_name
 from mllm.structures import Batch, LogicalBatch
 
@@ -155,7 +155,7 @@ class PrivateTrainer(MultimodalTrainer):
         groups = self.tape.groups if mechanism.clipping == "per_layer" else None
         clipped = ClippedSum(self.tape.parameters, mechanism.clip_norm, groups)
         total = torch.zeros((), device=self.args.device)
-        with memory_advised(self.memory_advice, f" at step {step + 1}"):
+        with advise_on_memory(self.memory_advice, f" at step {step + 1}"):
             for piece in inputs.pieces:
                 total += self._add_piece(clipped, learner, piece.to(self.args.device), num_items_in_batch)
         clipped.finish()

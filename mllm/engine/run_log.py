@@ -81,15 +81,15 @@ class RunLog(TrainerCallback):
 
 
 def write_skipped(folder: Path, failures: Iterable[tuple[str, Failure]]) -> None:
-    """Write the skipped rows to `skipped_rows.txt`: for each split a line `# SPLIT`, then a sentence per line.
+    """Write the skipped rows to `skipped_rows.txt`: for each split a line `# SPLIT`, then one error message per line.
 
     Does nothing without any.
     """
-    sentences: dict[str, list[str]] = {}
+    messages: dict[str, list[str]] = {}
     for split, failure in failures:
-        sentences.setdefault(split, []).append(failure.sentence)
-    if sentences:
-        lines = [line for split, rows in sentences.items() for line in (SPLIT_MARK + split, *rows)]
+        messages.setdefault(split, []).append(failure.message)
+    if messages:
+        lines = [line for split, rows in messages.items() for line in (SPLIT_MARK + split, *rows)]
         write_text(folder / SKIPPED_ROWS, "\n".join(lines) + "\n")
 
 

@@ -23,7 +23,7 @@ from mllm.engine.meter import Meter
 from mllm.engine.preflight import preflight
 from mllm.engine.rates import rates_of_config
 from mllm.engine.run_log import run_folder
-from mllm.errors import DataError, memory_advised
+from mllm.errors import DataError, advise_on_memory
 from mllm.run_files import checkpoint_name
 from mllm.structures import Batch, Encoded, LogicalBatch, unsupervised
 
@@ -219,7 +219,7 @@ class MultimodalTrainer(Trainer):
             self.state.log_history.append({"step": self.state.global_step + 1, IDLE: 1})
             return total
         pieces = inputs.pieces or [self._idle_piece]
-        with memory_advised(self.memory_advice, f" at step {self.state.global_step + 1}"):
+        with advise_on_memory(self.memory_advice, f" at step {self.state.global_step + 1}"):
             for piece in pieces:
                 is_last = piece is pieces[-1]
                 self.accelerator.gradient_state._set_sync_gradients(is_last)
@@ -283,16 +283,16 @@ class MultimodalTrainer(Trainer):
         """
         self.finite_check.wait(self.args)
         if "loss" in logs:
-            steps, learned = self.meter.steps, self.meter.steps - self.meter.idle
-            if steps and not learned:
+            steps, supervised = self.meter.steps, self.meter.steps - self.meter.idle
+            if steps and not supervised:
                 self.meter.steps = self.meter.idle = 0  # Trainer resets its count, too
                 return
-            logs["loss"] *= max(1, steps) / max(1, learned)
+            logs["loss"] *= max(1, steps) / max(1, supervised)
             logs.update(self.meter.read(self.accelerator))
-            left = self.state.max_steps - self.state.global_step
-            logs["seconds_left"] = logs["seconds"] / max(1, self.meter.made) * max(0, left)
+            remaining = self.state.max_steps - self.state.global_step
+            logs["seconds_left"] = logs["seconds"] / max(1, self.meter.total_steps) * max(0, remaining)
         if "train_runtime" in logs:
-            # Those of Trainer count scheduled samples and include the time of evaluations.
+            # The values of Trainer count scheduled samples and include the time of evaluations.
             for name in ("train_loss", "train_samples_per_second", "train_steps_per_second"):
                 logs.pop(name, None)
             logs.update(self.meter.summary(self.accelerator, self.state.global_step))

@@ -18,7 +18,7 @@ from mllm.export.vllm import vllm_obstacles
 from mllm.files import replaced_folder
 from mllm.models.adapters.combine import save_adapter
 from mllm.models.adapters.trained_file import write_trained
-from mllm.models.adapters.written import refuse_divided
+from mllm.models.adapters.written import refuse_sharded_tensors
 from mllm.registry import EXPORTERS
 from mllm.run_files import ADAPTER, ADAPTER_WEIGHTS
 from mllm.structures import Bundle, Model
@@ -28,21 +28,21 @@ logger = logging.getLogger(__name__)
 
 @EXPORTERS.register_module(name="adapter")
 def write(bundle: Bundle, folder: str | Path, *, facts: Facts) -> Path:
-    """Write the trained adapter to `folder` in PEFT's format, with everything that is needed to use it.
+    """Write the trained adapter to `folder` in the format of PEFT, with processor, settings, facts and model card.
 
-    Trained parts beside the LoRA, such as heads, are in `heads.safetensors`; without a LoRA that file is the only one
-    with weights. `export_report.json` contains the reasons why vLLM cannot load the adapter, if any. The folder is
+    Trained parts other than the LoRA, such as heads, are in `heads.safetensors`; without a LoRA that file is the only
+    one with weights. `export_report.json` contains the reasons why vLLM cannot load the adapter, if any. The folder is
     written under a temporary name first; an existing folder remains until the new one is complete. Raises `ConfigError`
     if this process has only parts of the tensors, or if the written files do not contain every trained tensor.
     """
     folder = Path(folder)
-    refuse_divided(bundle.model)
+    refuse_sharded_tensors(bundle.model)
     with replaced_folder(folder) as temporary:
-        trained_beside = write_trained(bundle.model, temporary) is not None
+        has_other_weights = write_trained(bundle.model, temporary) is not None
         report = None
         if isinstance(bundle.model.backbone, PeftModel):
             save_adapter(bundle.model.backbone, temporary, facts.base)
-            report = _report(temporary, bundle, trained_beside)
+            report = _report(temporary, bundle, has_other_weights)
         _check_all_written(bundle.model, temporary)
         write_companions(temporary, ADAPTER, facts, bundle.encoder.processor, report)
     logger.info("adapter written to %s", folder)
@@ -51,27 +51,27 @@ def write(bundle: Bundle, folder: str | Path, *, facts: Facts) -> Path:
 
 def _check_all_written(model: Model, folder: Path) -> None:
     """Raise `ConfigError` if a trainable parameter of `model` is in none of the weight files in `folder`."""
-    beside = {tensor.data_ptr() for tensor in model.trained_state().values()}  # `write_trained` compares these
+    checked = {tensor.data_ptr() for tensor in model.trained_state().values()}  # `write_trained` compares these
     adapters, keys = r"$^", set()
     if isinstance(model.backbone, PeftModel):
         adapters = "|".join(map(re.escape, model.backbone.peft_config))
         with safe_open(folder / ADAPTER_WEIGHTS, "pt") as opened:
             keys = {key.removesuffix(".weight") for key in opened.keys()}  # noqa: SIM118 - not a mapping
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or parameter.data_ptr() in beside:
+        if not parameter.requires_grad or parameter.data_ptr() in checked:
             continue
         key = re.sub(rf"\.({adapters})(?=\.|$)", "", name.removeprefix("backbone.")).removesuffix(".weight")
         if key not in keys:
             raise ConfigError(
-                f"{name} was trained, and no file of the adapter would contain it: nothing is written; report this "
-                "model type, and train without the part"
+                f"{name} was trained, but no file of the adapter would contain it, so nothing is written: train "
+                "without this part, and please report the model type"
             )
 
 
-def _report(folder: Path, bundle: Bundle, trained_beside: bool) -> dict[str, Any]:
+def _report(folder: Path, bundle: Bundle, has_other_weights: bool) -> dict[str, Any]:
     """Return the content of `export_report.json` for the adapter in `folder`."""
     config, tensors = LoraConfig.from_pretrained(str(folder)), load_file(folder / ADAPTER_WEIGHTS)
-    obstacles = vllm_obstacles(config, tensors, bundle.model.towers.get("language"), trained_beside)
+    obstacles = vllm_obstacles(config, tensors, bundle.model.towers.get("language"), has_other_weights)
     return {
         "base": config.base_model_name_or_path,
         "rank": config.r,

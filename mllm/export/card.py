@@ -13,16 +13,16 @@ from mllm.export.terms import is_tiny, terms_of_base, terms_text
 from mllm.family import FAMILIES
 
 RESEARCH_ONLY = "For research only; not for clinical use."
-"""A sentence of every card; `push` requires it."""
+"""Sentence in every card; `push` requires it."""
 TERMS_HEADING = "## Terms"
-"""The heading of a section of every card; `push` requires it."""
+"""Heading of a section in every card; `push` requires it."""
 TINY = " This base is a tiny random model. It exists to test the code; results with it say nothing about quality."
 
 TITLES = {"adapter": "LoRA adapter", "merged": "Merged model", "gguf": "GGUF files"}
-"""Kind of an exported folder -> the title of its card."""
+"""Kind of an exported folder -> title of its card."""
 _LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
 _SOFTWARE = ("mllm-medical", "torch", "transformers", "peft")
-"""The packages whose versions are in the card; `facts.json` contains all of them."""
+"""Packages whose versions are in the card; `facts.json` contains those of all packages."""
 
 
 def card_text(kind: str, facts: Facts) -> str:
@@ -59,9 +59,9 @@ def privacy_lines(record: Mapping[str, Any] | None) -> list[str]:
     """Return the Markdown lines of a privacy record (`privacy.json`); none for a run without one."""
     if record is None:
         return []
-    shown = {key: value for key, value in record.items() if isinstance(value, (str, int, float)) and key != "guarantee"}
+    rows = {key: value for key, value in record.items() if isinstance(value, (str, int, float)) and key != "guarantee"}
     lines = [f"**{record['guarantee']}**", "", "| key | value |", "|---|---|"]
-    lines += [f"| {key} | {f'{value:.6g}' if isinstance(value, float) else value} |" for key, value in shown.items()]
+    lines += [f"| {key} | {f'{value:.6g}' if isinstance(value, float) else value} |" for key, value in rows.items()]
     lines += ["", "Not covered by the guarantee:", ""]
     lines += [f"* {sentence}" for sentence in record["outside_the_guarantee"]]
     if record["warnings"]:
@@ -141,12 +141,12 @@ def _trained_note(kind: str, settings: Mapping[str, Any]) -> str:
     parts = " and ".join(trained)
     if kind == "merged":
         return (
-            f"## Beside the weights\n\nTrained parts beside the LoRA: {parts}. `heads.safetensors` contains the heads, "
-            "which only mllm loads."
+            f"## Other trained parts\n\nTrained in addition to the LoRA: {parts}. `heads.safetensors` contains the "
+            "heads, which only mllm loads."
         )
     return (
-        f"## Beside the LoRA\n\n`heads.safetensors` contains {parts}. PEFT loads the LoRA without it: load this folder "
-        "with mllm, or merge it."
+        f"## Other trained parts\n\n`heads.safetensors` contains {parts}. PEFT loads the LoRA without it: load this "
+        "folder with mllm, or merge it."
     )
 
 
@@ -170,6 +170,6 @@ def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> list[str]:
         return []
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
     for key, value in known.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split()).replace("|", "\\|")
-        lines.append(f"| {key} | {shown} |")
+        text = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split()).replace("|", "\\|")
+        lines.append(f"| {key} | {text} |")
     return lines

@@ -70,7 +70,7 @@ def adapter_effect(bundle: Bundle, adapted: Tensor) -> float | None:
 
 @torch.no_grad()
 def round_weights(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Round the floating-point weights of `model` to `dtype` in place; they keep the dtype in which they are computed.
+    """Round the floating-point weights of `model` to values of `dtype` in place, without a change of their dtype.
 
     The model then computes with exactly the values that are written in `dtype`. None changes nothing.
     """

@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mllm.config.hardware import REPORTED, git_state, installed
+from mllm.config.hardware import REPORTED_PACKAGES, git_state, installed
 from mllm.errors import ConfigError
 from mllm.files import write_json
 from mllm.run_files import FACTS, METRICS
 
 PLAIN_METRIC = "accuracy"
-"""The metric whose figures stand in tables under their own names; those of others are prefixed by the metric."""
+"""Metric whose figures have their own names in tables; the names of other figures are prefixed by their metric."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def current_versions() -> dict[str, Any]:
     """Return the versions of Python and the installed packages, and the git commit of mllm, for `Facts.versions`."""
     return {
         "python": platform.python_version(),
-        "packages": installed(REPORTED),
+        "packages": installed(REPORTED_PACKAGES),
         "git_commit": git_state()["commit"],
     }
 

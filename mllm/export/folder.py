@@ -1,4 +1,4 @@
-"""Files that stand beside the weights in every exported folder: processor, settings, facts, card, report."""
+"""Files in every exported folder in addition to the weights: processor, settings, facts, card, report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mllm.structures import Model
 
 
 def write_model(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a merged model in `dtype` (None: its own), its tensors beside the weights in their own dtype.
+    """Write a merged model in `dtype` (None: its own), and other trained tensors in their own dtype.
 
     The weights of `model` have this dtype afterwards. Raises `ConfigError` if the files, read back, differ from them.
     """
@@ -36,7 +36,7 @@ def write_model(model: Model, folder: Path, dtype: torch.dtype | None = None) ->
 def write_companions(
     folder: Path, kind: str, facts: Facts, processor: Any, report: Mapping[str, Any] | None = None
 ) -> None:
-    """Write all files that stand beside the weights.
+    """Write all files other than the weights.
 
     `kind` is 'adapter' or 'merged', `processor` a processor of transformers, and `report` the content of
     `export_report.json` (None: no such file).

@@ -94,8 +94,8 @@ def _kind(folder: Path) -> str:
     if (kind := kind_of(folder)) is not None:
         return kind
     inner = [name for name in (ADAPTER, MERGED) if (folder / name).is_dir()]
-    remedy = f": it is a run folder, which contains data; pass {folder / inner[0]}" if inner else ""
-    raise ConfigError(f"{folder} contains no adapter, no model and no GGUF file{remedy}")
+    fix = f": it is a run folder, which contains data; pass {folder / inner[0]}" if inner else ""
+    raise ConfigError(f"{folder} contains no adapter, no model and no GGUF file{fix}")
 
 
 def _refuse_incomplete_card(path: Path) -> None:

@@ -23,7 +23,7 @@ from mllm.export.saved_model import adapter_args, adapter_facts, whole_model_arg
 from mllm.export.settings import write_settings
 from mllm.export.student import write as write_student
 from mllm.family import FAMILIES
-from mllm.files import refuse_filled
+from mllm.files import refuse_nonempty
 from mllm.models.adapters.combine import check_combination, combined
 from mllm.models.adapters.files import read_adapter, write_adapter
 from mllm.models.backbone.checkpoint_folder import find_checkpoint
@@ -57,7 +57,7 @@ def merge(
     """
     out = Path(out)
     if not overwrite:
-        refuse_filled(out)
+        refuse_nonempty(out)
     args = adapter_args(adapter, base)
     source = find_checkpoint(args.model_name_or_path)
     config = load_config(source)
@@ -111,7 +111,7 @@ def merge_several(
     Raises `ConfigError` for adapters of different bases, with different settings, or with heads or a projector.
     """
     check_combination(len(adapters), weights, combination, density)
-    refuse_filled(Path(out))
+    refuse_nonempty(Path(out))
     parts = _combinable_args(adapters, base)
     folder = local_checkpoint(parts[0].model_name_or_path)
     bare = replace(parts[0], model_name_or_path=str(folder), adapter_path=None)
@@ -203,8 +203,8 @@ def memory_needed(source: Path, itemsize: int, precision: str) -> int:
 def refuse_too_large(needed: int, memory: int, precision: str) -> None:
     """Raise `ConfigError` if weights do not fit into memory, because the system would kill the process silently."""
     if needed > memory:
-        remedy = "use --precision bf16, or a machine with more" if precision == "fp32" else "use a machine with more"
+        fix = "use --precision bf16, or a machine with more" if precision == "fp32" else "use a machine with more"
         raise ConfigError(
             f"merging in {precision} needs {needed / 1e9:.1f} GB of memory and this machine has {memory / 1e9:.1f} GB: "
-            f"{remedy}"
+            f"{fix}"
         )

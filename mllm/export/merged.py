@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 SKIPPED = "skipped by --skip-parity: the logits of the merged model were not compared with the adapter's"
 LARGE = 0.5
-"""A difference of logits above this share of the adapter's effect causes a warning."""
+"""A difference of logits above this fraction of the effect of the adapter causes a warning."""
 
 
 @EXPORTERS.register_module(name="merged")
@@ -46,7 +46,7 @@ def write(
     details: Mapping[str, Any] | None = None,
     compare: bool = True,
 ) -> Path:
-    """Merge the adapter of `bundle` in memory and write the model with everything that is needed to use it.
+    """Merge the adapter of `bundle` in memory and write the model with processor, settings, facts and model card.
 
     The model of `bundle` is the merged one afterwards. `dtype` is the dtype of the written weights; None keeps theirs.
     `details` are added to the report. Raises `ConfigError` for a quantized base, for a model without adapter, and if
@@ -105,12 +105,12 @@ def write_streamed(
 
 
 def _write_companions(bundle: Bundle, folder: Path, facts: Facts, report: dict[str, Any], started: float) -> None:
-    """Complete the report and write the files that stand beside the weights."""
+    """Complete the report and write all files other than the weights."""
     report["base"] = facts.base
     report["tensors"] = check_names(folder)
     report["shards"] = shard_sizes(weight_files(folder))
     report |= {"seconds": round(time.monotonic() - started, 2), "peak_memory_bytes": peak_memory()}
-    # The weights contain what other checkpoints contributed.
+    # The written weights contain those of all checkpoints of a composed model.
     settings = {**facts.settings, **FAMILIES.find(facts.settings["type"]).complete}
     write_companions(folder, MERGED, replace(facts, settings=settings), bundle.encoder.processor, report)
 
@@ -140,7 +140,7 @@ def merge_in_place(bundle: Bundle, dtype: torch.dtype | None = None, compare: bo
 def refuse_nothing_to_merge(model: Model) -> None:
     """Raise `ConfigError` for a model without trained parts."""
     if not isinstance(model.backbone, PeftModel) and not model.trained_state():
-        raise ConfigError("there is no adapter to merge: the model has none")
+        raise ConfigError("the model has no adapter to merge: pass an adapter, or use the model as it is")
 
 
 def _has_tied_embeddings(model: Model) -> bool:

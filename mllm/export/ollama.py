@@ -23,7 +23,7 @@ PARAMETERS = {
     "seed": "seed",
     "max_length": "num_ctx",
 }
-"""Our names of generation settings -> Ollama's."""
+"""Name of a generation setting -> its name in Ollama."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def modelfile_text(
 
 
 def _path(name: str) -> str:
-    """Return a path that Ollama does not take for the name of a model in its library."""
+    """Return a path in a form that Ollama does not interpret as the name of a model in its library."""
     if "\n" in name:
         raise ConfigError(f"a file name must not contain a line break: {name!r}")
     return name if name.startswith(("/", "./", "../")) else f"./{name}"

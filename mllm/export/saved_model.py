@@ -12,7 +12,7 @@ from mllm.config.checkpoint import inspect_checkpoint
 from mllm.config.defaults import make_model_args
 from mllm.config.hardware import CHECKOUT
 from mllm.config.schema import ModelArgs
-from mllm.errors import ConfigError, near
+from mllm.errors import ConfigError, nearest_names
 from mllm.export.facts import Facts, known_facts
 from mllm.export.settings import encoding_settings, read_base, read_settings
 from mllm.family import FAMILIES
@@ -64,8 +64,8 @@ def local_name(name: str) -> str:
 
     Other names are returned unchanged.
     """
-    here, there = Path(name), CHECKOUT / name
-    return str(there) if not here.is_dir() and not here.is_absolute() and there.is_dir() else name
+    folder, in_checkout = Path(name), CHECKOUT / name
+    return str(in_checkout) if not folder.is_dir() and not folder.is_absolute() and in_checkout.is_dir() else name
 
 
 def _settings(folder: Path, source: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +97,9 @@ def _refuse_absent(adapter: str) -> None:
         if folder.name == ADAPTER:
             _refuse_other_folders(folder.parent)
         siblings = [other.name for other in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        tail = "".join(f": did you mean '{folder.parent / name}'?" for name in near(folder.name, siblings, count=1))
+        tail = "".join(
+            f": did you mean '{folder.parent / name}'?" for name in nearest_names(folder.name, siblings, count=1)
+        )
         raise ConfigError(f"--adapter {adapter} does not exist{tail}")
 
 

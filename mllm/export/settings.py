@@ -1,4 +1,4 @@
-"""`mllm.json`: the settings of an exported folder with which samples were encoded in training."""
+"""Encoding settings of an exported folder: `mllm.json`."""
 
 from __future__ import annotations
 

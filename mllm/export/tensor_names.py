@@ -33,7 +33,7 @@ AUTO: tuple[tuple[Any, Any], ...] = (
 
 
 def new_model(folder: str | Path) -> PreTrainedModel | None:
-    """Return the model that transformers' Auto classes build from the config.json of a folder, without weights.
+    """Return the model that the Auto classes of transformers build from the config.json of a folder, without weights.
 
     Returns None if they build another architecture than the config names, as for checkpoints with custom code.
     """

@@ -24,7 +24,7 @@ def terms_of_base(type: str, base: str) -> Terms | None:
 def terms_text(facts: Facts) -> str:
     """Return the terms of a trained model as sentences."""
     terms = terms_of_base(facts.settings["type"], facts.base)
-    first = f"{terms.sentence} See {terms.link}." if terms else "The license of the base model applies to this model."
+    first = f"{terms.notice} See {terms.link}." if terms else "The license of the base model applies to this model."
     return (
         f"{first} The licenses of the training data apply as well. Weights can contain training data: keep this folder "
         "as confidential as the data."

@@ -17,11 +17,11 @@ LINEAR = ("lora_A.weight", "lora_B.weight")
 """The tensors of a layer that vLLM loads."""
 
 
-def vllm_obstacles(config: Any, keys: Iterable[str], language: str | None, trained_beside: bool) -> list[str]:
+def vllm_obstacles(config: Any, keys: Iterable[str], language: str | None, has_other_weights: bool) -> list[str]:
     """Return the reasons why vLLM would refuse an adapter or apply it incorrectly; none if it loads it.
 
     `config` is a `peft.LoraConfig` and `keys` are the names of the tensors. `language` is the prefix of the language
-    model's modules. `trained_beside` is True if more than the LoRA was trained.
+    model's modules. `has_other_weights` is True if more than the LoRA was trained.
     """
     reasons = []
     if config.use_dora:
@@ -38,6 +38,6 @@ def vllm_obstacles(config: Any, keys: Iterable[str], language: str | None, train
     towers = [match["module"] for match in matches if language and not match["module"].startswith(f"{language}.")]
     if towers:
         reasons.append(f"it adapts {towers[0]}, and vLLM applies LoRA only to the language model: merge it")
-    if trained_beside:
-        reasons.append("heads.safetensors contains trained parts beside the LoRA: merge it, or use it with mllm")
+    if has_other_weights:
+        reasons.append("heads.safetensors contains other trained parts: merge it, or use it with mllm")
     return reasons

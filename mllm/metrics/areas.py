@@ -77,8 +77,8 @@ def union_masks(answer: Answer) -> dict[int, np.ndarray]:
     unions: dict[int, np.ndarray] = {}
     for mark in answer.marks:
         if mark.mask is not None:
-            before = unions.get(mark.image)
-            unions[mark.image] = mark.mask.astype(bool) if before is None else before | mark.mask.astype(bool)
+            union = unions.get(mark.image)
+            unions[mark.image] = mark.mask.astype(bool) if union is None else union | mark.mask.astype(bool)
     return unions
 
 

@@ -26,7 +26,7 @@ FIGURES = ("AP", "AP50", "AP75")
 def coco_ap(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str, float]:
     """Compute the average precision of COCO for boxes and, if the references have masks, for masks.
 
-    There is one class, and at most 100 objects per image count. An answer in text has no confidences, so every object
+    There is one class, with at most 100 objects per image. An answer in text has no confidences, so every object
     has the score 1.0, and AP does not measure ranking: pycocotools keeps equal scores in the order of the samples, and
     its precision-recall curve depends on that order. Do not compare it with the AP of a detector that ranks its boxes.
     `precision@0.5` and `recall@0.5` do not depend on the order. Objects of different images are never matched.

@@ -64,8 +64,8 @@ def short_answer(predictions: Sequence[Answer], references: Sequence[Answer]) ->
         return {"accuracy": nan, "majority_class": nan, "chance": nan, "failed": 0, "samples": 0}
     targets = [stated_result(reference.text) or normalize(reference.text) for reference in references]
     counts = Counter(targets)
-    plain = {"yes", "no"} if counts.keys() <= {"yes", "no"} else counts.keys()
-    results = [_result(answer.text, plain) for answer in predictions]
+    choices = {"yes", "no"} if counts.keys() <= {"yes", "no"} else counts.keys()
+    results = [_result(answer.text, choices) for answer in predictions]
     pairs = list(zip(results, targets, strict=True))
     figures: dict[str, float] = {
         "accuracy": sum(result == target for result, target in pairs) / len(pairs),
@@ -75,8 +75,8 @@ def short_answer(predictions: Sequence[Answer], references: Sequence[Answer]) ->
         "samples": len(pairs),
     }
     if set(targets) <= {"yes", "no"}:
-        both = sum(pair == ("yes", "yes") for pair in pairs)
-        precision, recall = _ratio(both, results.count("yes")), _ratio(both, targets.count("yes"))
+        true_positives = sum(pair == ("yes", "yes") for pair in pairs)
+        precision, recall = (_ratio(true_positives, answers.count("yes")) for answers in (results, targets))
         figures |= {"precision": precision, "recall": recall, "f1": _ratio(2 * precision * recall, precision + recall)}
         figures["yes_share"] = results.count("yes") / len(results)
     return figures
@@ -121,9 +121,9 @@ def parse_choice(text: str, choices: Collection[str]) -> str | None:
         text: The answer.
         choices: Possible choices, normalized.
     """
-    whole = normalize(text)
-    if whole in choices:
-        return whole
+    normalized = normalize(text)
+    if normalized in choices:
+        return normalized
     clauses = {normalize(clause) for clause in CLAUSE_END.split(text)}
     stated = (clauses | {normalize(result) for result in STATED.findall(text)}) & set(choices)
     return stated.pop() if len(stated) == 1 else None
@@ -135,12 +135,12 @@ def stated_result(text: str) -> str | None:
     return results.pop() if len(results) == 1 else None
 
 
-def _result(text: str, plain: Collection[str]) -> str | None:
-    """Return the stated result of a prediction, or its whole text if it states none and the text is in `plain`."""
+def _result(text: str, choices: Collection[str]) -> str | None:
+    """Return the stated result of a prediction, or its whole text if it states none and the text is in `choices`."""
     if STATED.search(text):
         return stated_result(text)
-    whole = normalize(text)
-    return whole if whole in plain else None
+    normalized = normalize(text)
+    return normalized if normalized in choices else None
 
 
 def normalize(answer: str) -> str:
@@ -149,5 +149,5 @@ def normalize(answer: str) -> str:
     return " ".join(text.split()).rstrip(".!,;: ")
 
 
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else 0.0

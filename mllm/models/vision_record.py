@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mllm.family import Family, later
+from mllm.family import Family, LazyFunction
 
 FULL_PRECISION = ["multi_modal_projector"]
 """Modules that stay in full precision; an empty list would let transformers choose them."""
@@ -27,16 +27,16 @@ def vision_record(
     further fields of `Family`.
     """
     fields: dict[str, Any] = dict(
-        processor=later("mllm.models.builder.build_vision_part:load_processor"),
-        encoder=later("mllm.models.builder.build_vision_part:build_encoder"),
+        processor=LazyFunction("mllm.models.builder.build_vision_part:load_processor"),
+        encoder=LazyFunction("mllm.models.builder.build_vision_part:build_encoder"),
         skeleton=None,
-        assemble=later("mllm.models.builder.build_vision_part:assemble"),
-        lora_targets=later("mllm.models.builder.build_vision_part:vision_targets"),
+        assemble=LazyFunction("mllm.models.builder.build_vision_part:assemble"),
+        lora_targets=LazyFunction("mllm.models.builder.build_vision_part:vision_targets"),
         keep_unquantized=lambda bits, towers: FULL_PRECISION,
-        lacks=frozenset({"image_size", "image_token_len"}),
+        unsupported_keys=frozenset({"image_size", "image_token_len"}),
         hub_task="image-feature-extraction",
-        log_details=later("mllm.models.gemma3n.ncore_log:log_details"),
-        show_start=later("mllm.models.gemma3n.ncore_log:show_start"),
+        log_details=LazyFunction("mllm.models.gemma3n.ncore_log:log_details"),
+        show_start=LazyFunction("mllm.models.gemma3n.ncore_log:show_start"),
         tiny={},
     )
     fields |= dict(type=type, options=options, load=load, layers=layers, model_types=model_types)

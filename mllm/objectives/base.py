@@ -26,7 +26,7 @@ class Objective(nn.Module, ABC):
     reads: ClassVar[Reads | None] = None
     """Name of the head whose predictions the objective reads. None: no head."""
     reads_targets: ClassVar[bool] = True
-    """False for an objective that compares predictions with each other only, so the head needs another one, too."""
+    """False for an objective that only compares predictions with each other, so its head needs another one, too."""
     teacher: ClassVar[TeacherOutput | None] = None
     """Output of the teacher that the objective reads. None: no teacher."""
 
@@ -48,7 +48,7 @@ class Objective(nn.Module, ABC):
         """Return the loss summed over the supervised items of each sample, [B]."""
 
     def connect(self, student: Bundle, teacher: Bundle | None) -> None:
-        """Prepare the objective for its models, once, before its first use. Does nothing by default."""
+        """Prepare the objective for its models, once, before its first use. The default does nothing."""
 
     def weight(self, progress: float) -> float:
         """Return the factor of this term at `progress` in [0, 1]."""

@@ -1,4 +1,4 @@
-"""Distillation of inner features."""
+"""Distillation of intermediate features."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class FeatureMatch(Objective):
         distance: 'mse', or 'cosine' for 1 - cosine similarity.
         layer_weights: Weight of each pair. None: equal weights.
         normalize: Subtract the mean of each position and divide each channel by its standard deviation, both computed
-            on the training split before the training, and start with the best linear projectors. Otherwise most of the
-            distance is common to all images, and projectors learn that first. False as published.
+            on the training split before the training, and start with projectors fitted by ridge regression. Otherwise
+            most of the distance is equal for all images, and projectors learn that part first. False as published.
     """
 
     teacher = "features"
@@ -63,12 +63,12 @@ class FeatureMatch(Objective):
             raise ConfigError(f"FeatureMatch.grid must be at least 1, not {grid}")
         if distance not in ("mse", "cosine"):
             raise ConfigError(f"FeatureMatch.distance must be 'mse' or 'cosine', not '{distance}'")
-        shares = torch.tensor(list(layer_weights or [1.0] * count))
-        if (shares < 0).any() or shares.sum() == 0:
+        pair_weights = torch.tensor(list(layer_weights or [1.0] * count))
+        if (pair_weights < 0).any() or pair_weights.sum() == 0:
             raise ConfigError(f"FeatureMatch.layer_weights must be at least 0 and not all 0, not {layer_weights}")
         self.student_layers, self.teacher_layers, self.pairs = student_layers, teacher_layers, count
         self.grid, self.distance, self.normalize = grid, distance, normalize
-        self.register_buffer("shares", shares / shares.sum(), persistent=False)
+        self.register_buffer("pair_weights", pair_weights / pair_weights.sum(), persistent=False)
         self.projectors = nn.ModuleList()
         self.paths: list[tuple[str, str]] = []
 
@@ -81,30 +81,32 @@ class FeatureMatch(Objective):
         self.paths = [(student_path, teacher_path) for (student_path, _), (teacher_path, _) in pairs]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # equal projectors in every process and run
-            self.projectors = nn.ModuleList(nn.Linear(narrow, wide) for (_, narrow), (_, wide) in pairs)
+            self.projectors = nn.ModuleList(
+                nn.Linear(student_width, teacher_width) for (_, student_width), (_, teacher_width) in pairs
+            )
 
     def fit(self, student: Sequence[dict[str, Tensor]], teacher: Sequence[dict[str, Tensor]]) -> None:
         """Compute means, standard deviations and initial projectors from taps of images of the training split.
 
-        Means and standard deviations do not change during the training. Projectors start as the best linear maps (ridge
-        regression), because a small learning rate would not reach the teacher from random ones.
+        Means and standard deviations do not change during the training. Projectors are initialized by ridge regression,
+        because with a small learning rate random projectors would not reach the features of the teacher.
 
         Args:
             student: Batches of taps [B, V, C, g, g] by module path.
             teacher: The same for the teacher.
         """
         for index, (projector, paths) in enumerate(zip(self.projectors, self.paths, strict=True)):
-            normal = []
+            normalized = []
             for side, path, taps in zip(SIDES, paths, (student, teacher), strict=True):
                 device = taps[0][path].device
                 values = torch.cat([batch[path].detach().flatten(0, 1) for batch in taps]).cpu().double()
-                mean, std = _spread(values)
+                mean, std = _mean_and_std(values)
                 self.register_buffer(f"{side}_mean_{index}", mean.float().to(device), persistent=False)
                 self.register_buffer(f"{side}_std_{index}", std.float().to(device), persistent=False)
-                normal.append(((values - mean) / std).movedim(1, -1).flatten(0, -2))
+                normalized.append(((values - mean) / std).movedim(1, -1).flatten(0, -2))
             assert isinstance(projector, nn.Linear)
             with torch.no_grad():
-                projector.weight.copy_(_ridge(*normal))
+                projector.weight.copy_(_ridge(*normalized))
                 projector.bias.zero_()
 
     def _normalized(self, features: Tensor, side: str, index: int) -> Tensor:
@@ -123,11 +125,11 @@ class FeatureMatch(Objective):
         if context.teacher is None:
             raise ConfigError("the objective FeatureMatch needs a teacher: set distill_args = dict(teacher=...)")
         assert self.paths, "connect was not called"
-        shares = self.get_buffer("shares")
+        pair_weights = self.get_buffer("pair_weights")
         known_BV = context.targets["views_known"]
         total_BV = known_BV.new_zeros(known_BV.shape, dtype=torch.float32)
-        for index, (share, projector, (student_path, teacher_path)) in enumerate(
-            zip(shares, self.projectors, self.paths, strict=True)
+        for index, (weight, projector, (student_path, teacher_path)) in enumerate(
+            zip(pair_weights, self.projectors, self.paths, strict=True)
         ):
             features, targets = context.student.taps[student_path], context.teacher.taps[teacher_path].detach()
             if torch.is_grad_enabled() and not features.requires_grad:
@@ -145,11 +147,11 @@ class FeatureMatch(Objective):
                 distance = (features - targets).square()
             else:
                 distance = 1 - F.cosine_similarity(features, targets, dim=2)
-            total_BV = total_BV + share * distance.flatten(2).mean(dim=2)
+            total_BV = total_BV + weight * distance.flatten(2).mean(dim=2)
         return (total_BV * known_BV).sum(dim=1)
 
 
-def _spread(values: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean [C, g, g] and the standard deviation of each channel [C, 1, 1] of features [N, C, g, g].
 
     The standard deviation is 1 if all features are constant, as with a single image.
@@ -160,8 +162,8 @@ def _spread(values: Tensor) -> tuple[Tensor, Tensor]:
     return mean, std.clamp_min(floor) if floor > 0 else torch.ones_like(std)
 
 
-def _ridge(narrow: Tensor, wide: Tensor) -> Tensor:
-    """Return the weight [W, N] of the ridge regression from centered rows [R, N] to [R, W]."""
-    gram = narrow.T @ narrow
-    gram.diagonal().add_(RIDGE * len(narrow))
-    return torch.linalg.solve(gram, narrow.T @ wide).T
+def _ridge(inputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the weight [T, I] of the ridge regression from centered inputs [R, I] to targets [R, T]."""
+    gram = inputs.T @ inputs
+    gram.diagonal().add_(RIDGE * len(inputs))
+    return torch.linalg.solve(gram, inputs.T @ targets).T

@@ -40,7 +40,7 @@ class MeasureLoss(Objective):
 
 @OBJECTIVES.register_module()
 class VolumeConsistency(Objective):
-    """Difference of the predicted ejection fraction and that of the predicted volumes: |EF - 100 (EDV - ESV) / EDV|.
+    """Difference of the predicted ejection fraction to that of the predicted volumes: |EF - 100 (EDV - ESV) / EDV|.
 
     In standard deviations of EF. An item is a sample with a known measure. An EDV below 1 mL counts as 1 mL.
 

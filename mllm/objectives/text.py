@@ -181,7 +181,7 @@ class _Projection:
 
 
 class _TrainedRows:
-    """Rows of the vocabulary that are trained: their logits and the gradient of these."""
+    """Trained rows of the vocabulary: their logits and the gradient of their logits."""
 
     def __init__(self, ids_R: Tensor, rows_RD: Tensor, tokens: int) -> None:
         self.ids_R, self.rows_RD = ids_R, rows_RD

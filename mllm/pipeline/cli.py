@@ -31,17 +31,17 @@ COMMANDS = {
 
 def main(argv: Sequence[str]) -> int:
     """Import the module of the subcommand and pass the remaining arguments to its `main`."""
-    command, *rest = argv or ["--help"]
+    command, *arguments = argv or ["--help"]
     if command in ("-h", "--help"):
         print("usage: mllm COMMAND ... [--debug]\n")
-        for name, (_, sentence) in COMMANDS.items():
-            print(f"  {name:10} {sentence}")
+        for name, (_, description) in COMMANDS.items():
+            print(f"  {name:10} {description}")
         print("\n`mllm COMMAND --help` shows the options of a command.")
         return 0
     if command not in COMMANDS:
         raise ConfigError(f"unknown command '{command}'{hint(command, COMMANDS)}")
     module = importlib.import_module(COMMANDS[command][0])
-    return int(module.main(rest))
+    return int(module.main(arguments))
 
 
 def run() -> int:

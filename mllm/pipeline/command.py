@@ -43,13 +43,13 @@ class _Formatter(logging.Formatter):
 
 def setup_logging() -> None:
     """Log messages of mllm from INFO on and of other packages from WARNING on to standard error."""
-    ours = logging.getLogger("mllm")
-    if not any(isinstance(handler, _Handler) for handler in ours.handlers):
+    logger = logging.getLogger("mllm")
+    if not any(isinstance(handler, _Handler) for handler in logger.handlers):
         handler = _Handler()
         handler.setFormatter(_Formatter("%(message)s"))
-        ours.addHandler(handler)
-    first = os.environ.get("RANK", "0") == "0"  # set by torchrun; other processes log warnings only
-    ours.setLevel(logging.INFO if first else logging.WARNING)
+        logger.addHandler(handler)
+    is_first = os.environ.get("RANK", "0") == "0"  # set by torchrun; other processes log warnings only
+    logger.setLevel(logging.INFO if is_first else logging.WARNING)
     for name in ("bitsandbytes", "mmengine", "torchao", "kernels"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -76,12 +76,12 @@ class _Parser(argparse.ArgumentParser):
 
     @override
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        words = [str(word).partition("=")[0] for word in (sys.argv[1:] if args is None else args)]
-        known = [name for action in self._actions for name in action.option_strings]
+        arguments = [str(argument).partition("=")[0] for argument in (sys.argv[1:] if args is None else args)]
+        options = [name for action in self._actions for name in action.option_strings]
         if self._subparsers is None:
-            for word in words:
-                if re.fullmatch(r"--[a-z][\w-]*", word) and word not in known:
-                    self.error(f"there is no option {word}{hint(word, known)}")
+            for argument in arguments:
+                if re.fullmatch(r"--[a-z][\w-]*", argument) and argument not in options:
+                    self.error(f"there is no option {argument}{hint(argument, options)}")
         return super().parse_known_args(args, namespace)
 
 
@@ -110,19 +110,19 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     except KeyboardInterrupt as error:
         if debug:
             traceback.print_exc()
-        print(f"interrupted; {str(error) or 'what was saved before is complete'}", file=sys.stderr)
+        print(f"interrupted; {str(error) or 'files that were saved before are complete'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of the pipe (`| head`) has ended; flushing at exit would raise the error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
+        message = explain(error)
+        if message is None:
             raise
         if debug:
             traceback.print_exc()
-        print(sentence, file=sys.stderr)
+        print(message, file=sys.stderr)
         return USER_ERROR
 
 
@@ -152,10 +152,10 @@ def explain(error: BaseException) -> str | None:
     if _is_full_disk(error):
         return _full_disk(None)
     if is_out_of_memory(error):
-        where = "on the GPU" if type(error).__name__ == "OutOfMemoryError" else "on the host"
+        device = "on the GPU" if type(error).__name__ == "OutOfMemoryError" else "on the host"
         return (
-            f"out of memory {where}: load the model in 4 bits, lower the batch size, max_length or image_token_len, "
-            "or close other programs that hold memory"
+            f"out of memory {device}: load the model in 4 bits, lower the batch size, max_length or image_token_len, "
+            "or close other programs that use memory"
         )
     return None
 
@@ -170,8 +170,8 @@ def _is_full_disk(error: BaseException) -> bool:
 
 def _full_disk(path: str | None) -> str:
     """Return the message for a full disk. Incomplete files have temporary names and never replace complete ones."""
-    where = f"while writing {path}" if path else "while writing"
+    action = f"while writing {path}" if path else "while writing"
     return (
-        f"the disk is full {where}: free some space and run again; complete files and checkpoints from before are "
-        "kept (finetune.py --resume continues from the newest)"
+        f"the disk is full {action}: free some space and run again; files and checkpoints that were complete are kept "
+        "(finetune.py --resume continues from the newest checkpoint)"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from mllm.files import refuse_filled
+from mllm.files import refuse_nonempty
 from mllm.pipeline.command import command_parser, quiet_progress, run_command
 
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     """Convert the checkpoint of the command line and print the folder of the model."""
     arguments = parse(argv)
     out = Path(arguments.out)
-    refuse_filled(out)
+    refuse_nonempty(out)
     quiet_progress()
     from mllm.config.hardware import check_packages
 

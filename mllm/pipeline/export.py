@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         print(write_slice_of(arguments))
         return 0
     if importlib.util.find_spec("gguf") is None:
-        raise ConfigError("GGUF files are written with the package gguf, which is missing: pip install -e '.[gguf]'")
+        raise ConfigError("GGUF files need the package gguf, which is not installed: run pip install -e '.[gguf]'")
     quiet_progress()
     from mllm.config.hardware import check_packages
 
@@ -85,8 +85,8 @@ def _refuse_gguf_options(arguments: argparse.Namespace) -> None:
     for option in ("type", "mmproj", "base"):
         if vars(arguments)[option]:
             raise ConfigError(
-                f"--{option} is for GGUF files, and a slice is written as a model folder: omit it, and export that "
-                "folder afterwards"
+                f"--{option} is for GGUF files, but a slice is written as a model folder: omit it, and export that "
+                "folder with a second command"
             )
 
 

@@ -53,15 +53,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         choices=("cat", "linear", "ties", "dare_linear", "dare_ties"),
         help="method of combination: cat is the exact weighted sum, the others approximate it (PEFT)",
     )
-    parser.add_argument("--density", type=float, help="for ties and dare: the share of values kept of each adapter")
+    parser.add_argument("--density", type=float, help="for ties and dare: fraction of the values kept of each adapter")
     parser.add_argument("--out", required=True, help="folder of the merged model; empty or absent")
     parser.add_argument("--base", help="base model, if it is not the one that the adapter names")
     parser.add_argument(
         "--precision",
         choices=("fp32", "bf16"),
         default="fp32",
-        help="precision of the comparison of logits; merging is always done in fp32, unless the whole model must be "
-        "loaded: then bf16 takes half the memory and rounds",
+        help="precision of the comparison of logits; the merge itself is in fp32, except if the whole model must be "
+        "loaded: bf16 then takes half the memory, and rounds",
     )
     parser.add_argument(
         "--skip-parity",

@@ -28,7 +28,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_model_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exit with an argparse error if `--base` is given without `--adapter`."""
+    """Exit with an argparse error if `--base` is set without `--adapter`."""
     if args.base and args.model:
         parser.error("--base requires --adapter")
 
@@ -81,7 +81,7 @@ def generation_options(parser: argparse.ArgumentParser, args: argparse.Namespace
 
 
 def add_view_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name the views of one examination."""
+    """Add the options that name the views of one study."""
     group = parser.add_argument_group("input of a model that predicts measures (part='vision')")
     group.add_argument("--video", help="an echocardiogram: a video or a DICOM cine")
     group.add_argument(
@@ -110,5 +110,5 @@ def _view_frames(text: str) -> dict[str, int]:
 def _view_file(text: str) -> tuple[str, str]:
     name, equals, path = text.partition("=")
     if not (name and equals and path):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a view and its file: write ED=ed.png")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a view with its file: write ED=ed.png")
     return name, path

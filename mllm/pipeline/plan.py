@@ -1,4 +1,4 @@
-"""Command `mllm plan`: the noise of a private training for given epsilons, before it begins.
+"""Command `mllm plan`: compute the noise of a private training for some epsilons, before it begins.
 
 python mllm/pipeline/plan.py config/training_configs/X.py --privacy [--epsilon 1 3 8] [--draw 64 256] [--tiny]
 """
@@ -33,7 +33,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = command_parser("plan", "Predict the noise of a private training before it begins.")
     parser.add_argument("config", help="a config with privacy_args")
-    parser.add_argument("--privacy", action="store_true", required=True, help="plan the noise that reaches an epsilon")
+    parser.add_argument("--privacy", action="store_true", required=True, help="plan the noise needed for an epsilon")
     parser.add_argument(
         "--epsilon", nargs="+", default=(), type=_positive, help="epsilons (default: 1, 3, 8 and that of the config)"
     )

@@ -96,7 +96,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     check_model_options(parser, args)
     views = bool(args.video or args.view)
     if (args.question is not None) + (args.batch is not None) + args.chat + views != 1:
-        parser.error("give one of --question (with --image), --batch FILE (with --out FILE), --chat and --video FILE")
+        parser.error("set one of --question (with --image), --batch FILE (with --out FILE), --chat and --video FILE")
     if (args.batch is None) != (args.out is None):
         parser.error("--batch and --out require each other")
     if args.batch and args.image:

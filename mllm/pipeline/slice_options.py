@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mllm.files import refuse_filled
+from mllm.files import refuse_nonempty
 from mllm.pipeline.command import quiet_progress
 
 
 def add_slice_options(parser: argparse._ActionsContainer) -> None:
-    """Add the options that choose a slice; without any of them there is none."""
+    """Add the options that choose a slice. Without any of them, no slice is written."""
     parser.add_argument("--matformer", metavar="PRESET", help="a published slice of E4B: E2B, E1.96B ... E3.79B")
     parser.add_argument(
         "--ffn-widths",
@@ -29,7 +29,7 @@ def is_slice(arguments: argparse.Namespace) -> bool:
 def write_slice_of(arguments: argparse.Namespace) -> Path:
     """Write the slice that the command line chooses, and return its folder; see `write_slice`."""
     out = Path(arguments.out)
-    refuse_filled(out)
+    refuse_nonempty(out)
     quiet_progress()
     from mllm.config.hardware import check_packages
 

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mllm.engine.evaluation import mark_fields
-from mllm.errors import DataError, tied_to_row
+from mllm.errors import DataError, errors_of_row
 from mllm.predict.generation import GenerationOptions, generate_answers
 from mllm.predict.questions import Questions
 from mllm.predict.writer import write_predictions
@@ -75,7 +75,7 @@ class BatchPredictor:
         """Yield each row with its index and its sample."""
         for index in range(len(self.dataset)):
             try:
-                with tied_to_row(f"{self.dataset.records.path}, row {index + 1}"):
+                with errors_of_row(f"{self.dataset.records.path}, row {index + 1}"):
                     item = index, self.dataset.records[index], self.dataset.sample(index)
             except DataError as error:
                 if self.on_error == "raise":

@@ -55,8 +55,8 @@ class Conversation:
     def sample(self, turn: Turn, images: Sequence[Image]) -> Sample:
         """Return the whole conversation followed by `turn`."""
         turns = [turn for exchange in self.exchanges for turn in (exchange.question, exchange.answer)]
-        earlier = [image for exchange in self.exchanges for image in exchange.images]
-        return Sample([*turns, turn], [*earlier, *images], source="the question")
+        former_images = [image for exchange in self.exchanges for image in exchange.images]
+        return Sample([*turns, turn], [*former_images, *images], source="the question")
 
     def _shorten(self, turn: Turn, images: Sequence[Image]) -> Sample:
         """Remove the oldest exchanges until the conversation with `turn` fits, and return it."""

@@ -112,8 +112,8 @@ def select_metrics(config: RunConfig, names: Sequence[str]) -> dict[str, Any]:
 def select_model(config: RunConfig, options: EvaluateOptions) -> ModelArgs:
     """Return the `model_args` of the adapter or the whole model.
 
-    The encoding is the one of `mllm.json` in the model's folder; without that file, the one of the config. Weights are
-    stored in 4 or 8 bits if the config sets `load_in_4bit` or `load_in_8bit`.
+    The encoding settings are those of `mllm.json` in the folder of the model, or else those of the config. Weights are
+    loaded in 4 or 8 bits if the config sets `load_in_4bit` or `load_in_8bit`.
     """
     quantization = {key: vars(config.model_args)[key] or None for key in ("load_in_4bit", "load_in_8bit")}
     if options.adapter:
@@ -122,10 +122,10 @@ def select_model(config: RunConfig, options: EvaluateOptions) -> ModelArgs:
     if read_settings(local_name(options.model)):
         return whole_model_args(options.model, **quantization)
     whole_model_args(options.model, type=config.model_args.type)  # raises `ConfigError` for the folder of an adapter
-    base: dict[str, Any] = dict(
+    changes: dict[str, Any] = dict(
         model_name_or_path=local_name(options.model), adapter_path=None, merge_lora=False, lora_r=None
     )
-    return replace(config.model_args, **base)
+    return replace(config.model_args, **changes)
 
 
 def output_folder(config: RunConfig, options: EvaluateOptions) -> Path:

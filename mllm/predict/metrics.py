@@ -1,4 +1,4 @@
-"""Metrics of a split by name, and the check that the rows of the split have what they read."""
+"""Metrics of a split by name, and the check that its rows have the contents that the metrics read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEEDED: Mapping[Reads, str] = {
 FEW = 20
 """Number of rows below which all answers of a split may be different choices."""
 SAMPLED = 16
-"""Number of rows that are read for their contents where the class does not return them without decoding images."""
+"""Number of rows that are read for their contents if the class does not return these without decoding images."""
 
 
 def find_metrics(names: Iterable[str]) -> dict[str, Metric]:
@@ -36,7 +36,7 @@ def find_metrics(names: Iterable[str]) -> dict[str, Metric]:
 
 
 def metric_origin(config: RunConfig) -> str:
-    """Return the place of the metrics of a config for messages."""
+    """Return the location of the metrics of a config for messages."""
     return f"{config.origin('data_args', 'compute_metric')}: data_args.compute_metric"
 
 
@@ -49,7 +49,7 @@ def check_metrics(names: Iterable[str], split: str, splits: Splits, where: str) 
         names: Names of metrics.
         split: Name of the split.
         splits: The checked splits.
-        where: Place of the names for messages: `FILE:LINE` or an option of the command line.
+        where: Location of the names for messages: `FILE:LINE` or an option of the command line.
 
     Raises:
         ConfigError: No row has the content that a metric reads.
@@ -88,11 +88,11 @@ def _refuse_or_warn(name: str, content: Reads, split: str, splits: Splits, where
             *(name, read, split, NEEDED[content]),
         )
         return
-    others = [other for other in METRICS.names() if other != name and _applies(other, counts, contents)]
-    instead = f"metrics that apply are {', '.join(others)}" if others else "no other metric applies to these rows"
+    applicable = [metric for metric in METRICS.names() if metric != name and _applies(metric, counts, contents)]
+    fix = f"metrics that apply are {', '.join(applicable)}" if applicable else "no other metric applies to these rows"
     raise ConfigError(
         f"{where}: metric '{name}' cannot be computed, because none of the {counts.rows:,} rows of {split} has "
-        f"{NEEDED[content]}; {instead}"
+        f"{NEEDED[content]}; {fix}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Prediction for one question, a file of questions, a conversation, or the views of one examination."""
+"""Prediction for one question, a file of questions, a conversation, or the views of one study."""
 
 from __future__ import annotations
 
@@ -117,18 +117,18 @@ def read_sample(options: PredictOptions, args: ModelArgs) -> Sample:
 def image_advice(sample: Sample, bundle: Bundle, args: ModelArgs) -> str:
     """Return a hint for a question that probably needs an image and has none, or an empty text.
 
-    A question of text is allowed. The hint is for questions that speak of an image, and for adapters that were trained
-    on a dataset with images.
+    A question without image is allowed. The hint is for questions that mention an image, and for adapters that were
+    trained on a dataset with images.
     """
     if sample.images or not bundle.encoder.image_token_ids:
         return ""
     question = sample.turns[0].text
     if ABOUT_IMAGE.search(question):
-        return f"the question '{question}' speaks of an image, and none was passed: add --image FILE"
+        return f"the question '{question}' mentions an image, but none was passed: add --image FILE"
     split = None if args.adapter_path is None else adapter_facts(args).data.get("train")
     if split is None or split.type not in DATASETS.names() or not DATASETS.find(split.type).has_images:
         return ""
-    return f"the adapter was trained on images ({split.type}), and the question has none: add --image FILE"
+    return f"the adapter was trained on images ({split.type}), but the question has none: add --image FILE"
 
 
 def read_questions(options: PredictOptions) -> Questions:
@@ -141,7 +141,7 @@ def read_questions(options: PredictOptions) -> Questions:
 
 
 def format_answer(answer: Answer, image_count: int) -> str:
-    """Return the answer's text and one line per mark, in pixels; with several images a line names its image."""
+    """Return the text of an answer and one line per mark, in pixels; the line names the image if there are several."""
     lines = [answer.text]
     for number, mark in enumerate(answer.marks, start=1):
         parts = []

@@ -22,5 +22,5 @@ class Questions(VQADataset):
         return super().parse({**row, "image": [] if is_empty(image) else image, "answer": ""})
 
     def answer_of(self, value: Any) -> str:
-        """Return no answer: a question needs none."""
+        """Return an empty answer, because only the question is encoded."""
         return ""

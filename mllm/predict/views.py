@@ -68,7 +68,7 @@ def _read_files(inputs: ViewInputs, views: Sequence[str], reader: Mapping[str, A
     files = dict(inputs.files)
     names = [view for view, _ in inputs.files]
     if len(files) < len(names):
-        raise ConfigError(f"--view {max(names, key=names.count)} is given twice: use each view once")
+        raise ConfigError(f"--view {max(names, key=names.count)} is set twice: use each view once")
     missing = [view for view in views if view not in files]
     if missing:
         raise ConfigError(f"the view {missing[0]} is missing: add --view {missing[0]}=FILE")
@@ -81,8 +81,8 @@ def _check_frames_present(views: Sequence[str], frames: Mapping[str, int], video
     missing = [view for view in views if view not in frames]
     if missing:
         raise ConfigError(
-            f"{video}: no frame number for {' and '.join(missing)}, and no file states it reliably: add "
-            f"--frames {_example(views)} with frame numbers from 0"
+            f"{video}: no frame number for {' and '.join(missing)}: add --frames {_example(views)} with frame numbers "
+            f"from 0"
         )
 
 
@@ -90,7 +90,7 @@ def _check_view_names(option: str, names: Iterable[str], views: Sequence[str]) -
     """Raise `ConfigError` for a view that the model does not read."""
     unknown = [view for view in names if view not in views]
     if unknown:
-        raise ConfigError(f"{option} names '{unknown[0]}', and the model reads {', '.join(views)}: remove it")
+        raise ConfigError(f"{option} names '{unknown[0]}', but the model reads {', '.join(views)}: remove it")
 
 
 def _check_frames_differ(views: Sequence[str], frames: Mapping[str, int], video: str) -> None:

@@ -29,7 +29,7 @@ def describe_data(splits: Splits, folder: Path) -> None:
     if any(splits.measure_tables.values()):
         plot_distributions(splits.measure_tables, folder / MEASURES_PLOT)
     for name, split in summary.items():
-        lines = [_spread(measure, figures) for measure, figures in split["measures"].items() if "mean" in figures]
+        lines = [_statistics(measure, figures) for measure, figures in split["measures"].items() if "mean" in figures]
         if lines:
             logger.info("%s: %s", name, "; ".join(lines))
 
@@ -54,6 +54,6 @@ def draw_agreement(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         plot_agreement(predictions, references, folder / AGREEMENT_PLOT)
 
 
-def _spread(name: str, figures: Mapping[str, float]) -> str:
+def _statistics(name: str, figures: Mapping[str, float]) -> str:
     """Return `EF 55.2 +- 12.4 (16.1 to 74.9)`: mean, standard deviation and range."""
     return f"{name} {figures['mean']:.1f} +- {figures['std']:.1f} ({figures['min']:.1f} to {figures['max']:.1f})"

@@ -55,8 +55,8 @@ def draw_marks(image: Image.Image, marks: Sequence[Mark], numbers: Sequence[int]
 def draw_answer(images: Sequence[Image.Image], marks: Sequence[Mark], path: Path) -> list[Path]:
     """Write a picture of each image with marks and return the files.
 
-    Where the sample has one image the file is `path`, else `NAME-1.png`, `NAME-2.png` with the number of the image.
-    A mark has the number of its position in `marks`, for all images.
+    For one image the file is `path`, else `NAME-1.png`, `NAME-2.png` with the number of the image. The label of a mark
+    is its position in `marks`, counted over all images.
     """
     files = []
     for index, image in enumerate(images):

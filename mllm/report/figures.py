@@ -8,8 +8,8 @@ from mllm.engine.evaluation import format_figures, format_number
 from mllm.metrics.measure_table import agreement_table
 
 Figures = Mapping[str, float]
-YARDSTICKS = ("majority_class", "chance")
-"""Accuracies of answers that know nothing of the question: the most frequent reference, and a uniform guess."""
+BASELINES = ("majority_class", "chance")
+"""Accuracies of answers that do not depend on the question: the most frequent reference, and a uniform guess."""
 
 
 def figures_line(name: str, trained: Figures, untrained: Figures | None, scored: int, rows: int) -> str:
@@ -28,17 +28,17 @@ def figures_line(name: str, trained: Figures, untrained: Figures | None, scored:
     """
     title = f"held-out {name}" + (f" ({scored:,} of {rows:,} rows have a target)" if scored < rows else "")
     if name == "measures":
-        before = f"\nuntrained:\n{agreement_table(untrained)}" if untrained else ""
-        return f"{title}, with 95 % intervals by patient:\n{agreement_table(trained)}{before}"
+        untrained_text = f"\nuntrained:\n{agreement_table(untrained)}" if untrained else ""
+        return f"{title}, with 95 % intervals by patient:\n{agreement_table(trained)}{untrained_text}"
     line = f"{title}: "
-    shown = dict(trained)
-    if {"accuracy", *YARDSTICKS} <= trained.keys():
-        own = "" if name == "accuracy" else "accuracy "
-        line += f"{own}{_percent(shown.pop('accuracy'))} ({_beside(trained, untrained)})"
-        shown = {} if name == "accuracy" else {key: shown[key] for key in shown if key not in YARDSTICKS}
-        line += ", " if shown else ""
-        untrained = {key: untrained[key] for key in shown if key in untrained} if untrained else None
-    return line + format_figures(shown) + (f" (untrained: {format_figures(untrained)})" if untrained else "")
+    figures = dict(trained)
+    if {"accuracy", *BASELINES} <= trained.keys():
+        label = "" if name == "accuracy" else "accuracy "
+        line += f"{label}{_percent(figures.pop('accuracy'))} ({_baselines(trained, untrained)})"
+        figures = {} if name == "accuracy" else {key: figures[key] for key in figures if key not in BASELINES}
+        line += ", " if figures else ""
+        untrained = {key: untrained[key] for key in figures if key in untrained} if untrained else None
+    return line + format_figures(figures) + (f" (untrained: {format_figures(untrained)})" if untrained else "")
 
 
 def figures_table(figures: Mapping[str, Figures], scored: Mapping[str, int] | None = None, rows: int = 0) -> str:
@@ -56,10 +56,10 @@ def figures_table(figures: Mapping[str, Figures], scored: Mapping[str, int] | No
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
 
 
-def _beside(trained: Figures, untrained: Figures | None) -> str:
-    """Return the accuracies that the accuracy of a model is compared with."""
-    before = f"untrained {_percent(untrained['accuracy'])}, " if untrained else ""
-    return f"{before}majority class {_percent(trained['majority_class'])}, chance {_percent(trained['chance'])}"
+def _baselines(trained: Figures, untrained: Figures | None) -> str:
+    """Return the accuracies with which the accuracy of a model is compared."""
+    untrained_text = f"untrained {_percent(untrained['accuracy'])}, " if untrained else ""
+    return f"{untrained_text}majority class {_percent(trained['majority_class'])}, chance {_percent(trained['chance'])}"
 
 
 def _percent(fraction: float) -> str:

@@ -22,7 +22,7 @@ _NORMAL = 1.96
 def plot_agreement(predicted: Mapping[str, np.ndarray], true: Mapping[str, np.ndarray], path: Path) -> None:
     """Write a PNG with a scatter plot and a Bland-Altman plot of each measure in `true`.
 
-    Arrays are [N]; a sample whose prediction or reference is NaN is left out, and so is a measure that has none.
+    Arrays are [N]. Samples whose prediction or reference is NaN are left out, and so are measures without samples.
     """
     from matplotlib.figure import Figure  # half a second: imported where a plot is drawn
 
@@ -49,19 +49,21 @@ def plot_distributions(splits: Mapping[str, Mapping[str, np.ndarray]], path: Pat
     grid = figure.subplots(1, max(len(names), 1), squeeze=False)
     for axes, name in zip(grid[0], names, strict=False):
         known = {
-            split: values[np.isfinite(values)] for split, of in splits.items() if (values := of.get(name)) is not None
+            split: values[np.isfinite(values)]
+            for split, measures in splits.items()
+            if (values := measures.get(name)) is not None
         }
-        together = np.concatenate(list(known.values()))
-        bins = np.histogram_bin_edges(together, bins=int(np.clip(len(together) ** 0.5, 5, 40)))
+        all_values = np.concatenate(list(known.values()))
+        bins = np.histogram_bin_edges(all_values, bins=int(np.clip(len(all_values) ** 0.5, 5, 40)))
         for number, (split, values) in enumerate(known.items()):
             if len(values):
-                shares = np.full(len(values), 100 / len(values))
-                look = dict(weights=shares, color=f"C{number}")
-                axes.hist(values, bins, histtype="stepfilled", alpha=0.2, **look)
-                axes.hist(values, bins, histtype="step", linewidth=1.5, label=f"{split} ({len(values):,})", **look)
+                percentages = np.full(len(values), 100 / len(values))
+                options = dict(weights=percentages, color=f"C{number}")
+                axes.hist(values, bins, histtype="stepfilled", alpha=0.2, **options)
+                axes.hist(values, bins, histtype="step", linewidth=1.5, label=f"{split} ({len(values):,})", **options)
         axes.set_xlabel(_labelled(name))
         axes.set_ylabel("% of the split")
-        if len(together):
+        if len(all_values):
             axes.legend(fontsize=8)
     _save(figure, path)
 

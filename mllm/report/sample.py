@@ -15,8 +15,8 @@ SUPERVISED, IMAGE_TOKENS, PLAIN = "\033[1;32m", "\033[36m", "\033[0m"
 def describe_sample(encoded: Encoded, encoder: Encoder, color: bool) -> str:
     """Return the origin, the tensor shapes and the contents of an encoded sample as text.
 
-    For a model that reads text: the tokens, with `color` the supervised ones in green, and each supervised part. For an
-    encoder-decoder: those of the source and of the target. For a model that only reads images: the views and measures.
+    For a model that reads text, these are the tokens, with `color` supervised ones in green, and each supervised part;
+    an encoder-decoder has tokens of the source and of the target. For a vision model, these are views and measures.
     """
     origin = encoded.source or "a sample"
     shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in encoded.student.items())

@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 Splits = Mapping[str, SampleDataset]
 
 TINY_UPDATES = 6
-"""Most updates of a run with `--tiny`."""
+"""Maximum number of updates of a run with `--tiny`."""
 
 
 def open_splits(config: RunConfig) -> CheckedSplits:
-    """Return the datasets of the config by split, after all of their rows were checked.
+    """Return the datasets of the config by split, after a check of all their rows.
 
     Raises:
         ConfigError: The weights do not exist, there is no training split, or a metric cannot be computed on the test
@@ -45,8 +45,8 @@ def open_splits(config: RunConfig) -> CheckedSplits:
     find_checkpoint(config.model_args.model_name_or_path)
     if config.data_args.train is None:
         raise ConfigError(
-            f"{config.origin('data_args', 'train')}: data_args.train is None or absent, and there is nothing to learn "
-            "without it: give it a dataset, such as dict(type='VQADataset', data_path='rows.jsonl')"
+            f"{config.origin('data_args', 'train')}: data_args.train is None or absent, so there are no training data: "
+            "set it to a dataset, such as dict(type='VQADataset', data_path='rows.jsonl')"
         )
     splits = open_datasets(config.data_args, seed=config.training_args["seed"])
     if "test" in splits:
@@ -61,7 +61,7 @@ def open_splits(config: RunConfig) -> CheckedSplits:
 
 
 def limit_tiny_updates(config: RunConfig, splits: Splits) -> RunConfig:
-    """Return the config with at most `TINY_UPDATES` updates; a limit of the command line is not changed."""
+    """Return the config with at most `TINY_UPDATES` updates, unless the command line sets their number."""
     if any(
         config.origin("training_args", key).startswith("--cfg-options") for key in ("max_steps", "num_train_epochs")
     ):
@@ -98,7 +98,7 @@ def known_measures(split: SampleDataset, skip: bool = False) -> dict[str, list[f
 
     A row that cannot be read raises its `UserError`, or is left out with `skip`.
     """
-    known: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
     for leaf, index in split.rows():
         try:
             measures = leaf.measures(index)
@@ -108,8 +108,8 @@ def known_measures(split: SampleDataset, skip: bool = False) -> dict[str, list[f
             raise
         for name, value in measures.items():
             if not math.isnan(value):
-                known.setdefault(name, []).append(value)
-    return known
+                values.setdefault(name, []).append(value)
+    return values
 
 
 def prepare_data(config: RunConfig, bundle: Bundle, encoder: SampleEncoder, splits: Splits) -> TrainingData:

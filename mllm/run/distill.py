@@ -1,4 +1,4 @@
-"""Distillation: the teacher of a run, the cache of its features, and objectives that are fitted to them."""
+"""Distillation: the teacher of a run, the cache of its features, and objectives that are normalized by them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load_teacher(config: RunConfig, hardware: Hardware, student: Bundle) -> Bund
 def cache_features(
     config: RunConfig, teacher: Bundle | None, splits: Mapping[str, SampleDataset]
 ) -> FeatureCache | None:
-    """Compute the teacher's features of all images of the training and validation split that the cache lacks.
+    """Compute and store the teacher's features of all training and validation images that the cache does not have.
 
     Returns None if the teacher has to run in every update: it generates text, the cache is turned off, or images
     change between epochs; and without a teacher.
@@ -58,8 +58,8 @@ def cache_features(
     teacher.model.to(PartialState().device)
     key = fingerprint(teacher.model, processor=teacher.encoder.processor.to_dict(), taps=teacher.model.tapped)
     cache = FeatureCache(config.distill_args.cache_folder, key)
-    used = {name: split for name, split in splits.items() if name in ("train", "validation")}
-    fill_cache(cache, teacher, used, skip=config.data_args.on_error == "skip")
+    read_in_training = {name: split for name, split in splits.items() if name in ("train", "validation")}
+    fill_cache(cache, teacher, read_in_training, skip=config.data_args.on_error == "skip")
     return cache
 
 
@@ -108,7 +108,7 @@ class CacheReader:
             if taps is None:
                 raise DataError(
                     f"{sample.source or 'a sample'}: the view '{view}' is not in the teacher's cache: "
-                    f"run again, or set distill_args.cache=False where images change from epoch to epoch"
+                    f"run again, or set distill_args.cache=False if images change between epochs"
                 )
             cached.append(taps)
         return Encoded({path: torch.stack([taps[path] for taps in cached]) for path in cached[0]}, {}, length=0)
@@ -137,18 +137,19 @@ def fill_cache(cache: FeatureCache, teacher: Bundle, splits: Mapping[str, Sample
                 if skip:
                     continue
                 raise
-            for place, view in enumerate(teacher.encoder.views):
+            for position, view in enumerate(teacher.encoder.views):
                 image = sample.images[sample.views.index(view)]
                 if cache.read(image) is not None:
                     hits += 1
                     continue
                 misses += 1
-                taps = teacher.model(encoded.student["pixel_values"][None, place : place + 1].to(state.device)).taps
+                pixels = encoded.student["pixel_values"][None, position : position + 1]
+                taps = teacher.model(pixels.to(state.device)).taps
                 cache.write(image, {path: tap[0, 0] for path, tap in taps.items()})
     hits, misses = (sum(gather_object([count])) for count in (hits, misses))
     state.wait_for_everyone()
     logger.info(
-        "teacher cache in %s: %d of %d images found, %d computed; the teacher leaves the memory",
+        "teacher cache in %s: %d of %d images found, %d computed; the teacher is unloaded",
         cache.folder,
         hits,
         hits + misses,
@@ -171,9 +172,9 @@ def fit_objectives(learner: Learner, encoder: SampleEncoder, train: SampleDatase
     student, teacher = [], []
     count = min(len(train), FITTED_SAMPLES)
     with evaluating(learner.student):
-        for place in tqdm(range(count), desc="features", disable=None):
+        for number in tqdm(range(count), desc="features", disable=None):
             try:
-                sample = train.sample(place * len(train) // count)
+                sample = train.sample(number * len(train) // count)
                 batch = encoder.pad([encoder.encode(sample)]).to(device)
             except UserError:
                 continue  # the training reports it, unless on_error='skip'
@@ -183,8 +184,8 @@ def fit_objectives(learner: Learner, encoder: SampleEncoder, train: SampleDatase
             teacher.append(outputs.taps)
     if not student:
         raise DataError(
-            f"none of {count} rows of the training split could be read, so features cannot be normalized: correct them "
-            "(data_args.on_error='raise' shows the error of the first one)"
+            f"none of {count} rows of the training split could be read, so features cannot be normalized: correct the "
+            "rows (data_args.on_error='raise' shows the error of the first one)"
         )
     for objective in objectives:
         objective.fit(student, teacher)
@@ -195,7 +196,7 @@ def has_changing_images(split: SampleDataset) -> bool:
     rows = list(split.rows())
     first_rows = {id(leaf): (leaf, index) for leaf, index in reversed(rows)}
     count = min(len(rows), COMPARED_ROWS)
-    spaced = [rows[place * len(rows) // count] for place in range(count)]
+    spaced = [rows[number * len(rows) // count] for number in range(count)]
     for leaf, index in [*first_rows.values(), *spaced]:
         try:
             first, second = ([image.tobytes() for image in leaf.sample(index, epoch).images] for epoch in (0, 1))

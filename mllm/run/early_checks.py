@@ -1,4 +1,4 @@
-"""Checks of training arguments, optimizer, schedule and trackers on one number, before weights are loaded."""
+"""Checks of optimizer, schedule and trackers before weights are loaded, with a model of one parameter."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 """Schedules that ignore `warmup_steps`."""
-NOT_OF_TRAINER = ("save_total_limit", "early_stopping_patience", "early_stopping_threshold")
+CALLBACK_KEYS = ("save_total_limit", "early_stopping_patience", "early_stopping_threshold")
 """Keys of `training_args` that callbacks of this program read."""
 
 
 def check_early(config: RunConfig, hardware: Hardware, updates: int) -> RunConfig:
-    """Return the config after its optimizer, schedule and trackers were built for a parameter of one number.
+    """Return the config after its optimizer, schedule and trackers have been built for a single parameter.
 
-    A run of one update has no warmup in the result, because its only learning rate would be 0.
+    For a run of one update, warmup is turned off in the result, because its only learning rate would be 0.
 
     Args:
         config: The config.
@@ -41,7 +41,7 @@ def check_early(config: RunConfig, hardware: Hardware, updates: int) -> RunConfi
     if updates == 1 and config.training_args["warmup_steps"]:
         logger.info("the run has one update: warmup_steps is set to 0, because the learning rate would be 0")
         config = config.replaced(**{"training_args.warmup_steps": 0})
-    settings = {key: value for key, value in config.training_args.items() if key not in NOT_OF_TRAINER}
+    settings = {key: value for key, value in config.training_args.items() if key not in CALLBACK_KEYS}
     for name in CHECKPOINTING:
         settings.pop(name, None)
         settings.pop(f"{name}_kwargs", None)
@@ -68,7 +68,7 @@ def _check_trackers(config: RunConfig, arguments: TrainingArguments) -> None:
 
 
 def _optimizer(config: RunConfig, arguments: TrainingArguments) -> torch.optim.Optimizer:
-    """Return the optimizer of the config for one number. Raise `ConfigError` if it cannot be built."""
+    """Return the optimizer of the config for a single parameter. Raise `ConfigError` if it cannot be built."""
     parameter, name = nn.Parameter(torch.zeros(1)), config.training_args["optim"]
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
@@ -81,7 +81,7 @@ def _optimizer(config: RunConfig, arguments: TrainingArguments) -> torch.optim.O
 
 
 def _check_schedule(config: RunConfig, arguments: TrainingArguments, optimizer: Any, updates: int) -> None:
-    """Raise `ConfigError` for a schedule that cannot be built or is 0 throughout; warn about a long warmup."""
+    """Raise `ConfigError` for a schedule that cannot be built or is always 0; warn about a long warmup."""
     name = config.training_args["lr_scheduler_type"]
     origin = config.origin("training_args", "lr_scheduler_type")
     warmup = arguments.get_warmup_steps(updates)
@@ -95,12 +95,12 @@ def _check_schedule(config: RunConfig, arguments: TrainingArguments, optimizer: 
             scheduler_specific_kwargs=options,
         )
         rates = schedule.lr_lambdas[0] if isinstance(schedule, LambdaLR) else None
-        learns = rates is None or any(rates(step) > 0 for step in range(updates))
+        is_positive = rates is None or any(rates(step) > 0 for step in range(updates))
     except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
         raise ConfigError(
             f"{origin}: lr_scheduler_type='{name}' cannot be used: {error}; set its options in lr_scheduler_kwargs"
         ) from error
-    if not learns:
+    if not is_positive:
         raise ConfigError(
             f"{origin}: the learning rate is 0 in all {updates} updates of lr_scheduler_type='{name}' with {warmup} "
             f"updates of warmup, so nothing would be learned: lower warmup_steps, or make the run longer"

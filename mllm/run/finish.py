@@ -51,7 +51,7 @@ class Exports:
     former: list[Path] = field(default_factory=list)
     """Exports of the same model from before a resume that the run did not write again."""
     refusal: UserError | None = None
-    """The error of an export that was refused; it is raised at the end of the run. None: no export was refused."""
+    """Error of an export that was refused, raised at the end of the run; None: no export was refused."""
 
 
 def export(config: RunConfig, bundle: Bundle, trainer: MultimodalTrainer, splits: Splits) -> Exports:
@@ -146,13 +146,15 @@ def log_results(
             before = untrained.figures.get(name) if untrained else None
             logger.info("%s", figures_line(name, figures, before, evaluation.scored[name], len(evaluation.rows)))
     if small := miniatures(config.data_args, runs_of(config.name) / MINIATURE):
-        logger.warning("%s: generated miniatures were read (--tiny), so all figures are about those", ", ".join(small))
+        logger.warning(
+            "%s: the run used generated miniatures (--tiny), and its figures describe these", ", ".join(small)
+        )
     names = "".join(f"{exported.name}/, " for exported in exports.folders[:1])
     logger.info("all results are in %s: %straining_log.json, loss.png, first_batch.md", folder, names)
 
 
 def end_processes() -> None:
-    """Destroy the process group of a distributed run and its threads, once nothing else refers to them.
+    """Destroy the process group of a distributed run and its threads. Nothing else may refer to them any more.
 
     A thread that frees a tensor while the interpreter exits would crash a process that has finished.
     """

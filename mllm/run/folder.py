@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mllm.engine.checkpoints import newest_checkpoint, remove_incomplete
 from mllm.errors import ConfigError
-from mllm.files import place_for, remove_temporary
+from mllm.files import explained_write, remove_temporary
 from mllm.run_files import (
     CONFIG,
     DATA_SUMMARY,
@@ -46,8 +46,8 @@ def open_run_folder(name: str, output_dir: str | None, resume: bool) -> tuple[Pa
         return _resumed(Path(output_dir) if output_dir else runs_of(name) / LATEST)
     folder = Path(output_dir) if output_dir else _new_folder(runs_of(name))
     if output_dir:
-        _refuse_filled(folder)
-        with place_for(folder):
+        _refuse_nonempty(folder)
+        with explained_write(folder):
             folder.mkdir(parents=True, exist_ok=True)
     _lock(folder)
     return folder, None
@@ -70,8 +70,8 @@ def _resumed(folder: Path) -> tuple[Path, Path]:
     return folder, folder / checkpoint.name
 
 
-def _refuse_filled(folder: Path) -> None:
-    """Raise `ConfigError` if a folder is not empty, unless a start that failed before its first entry filled it."""
+def _refuse_nonempty(folder: Path) -> None:
+    """Raise `ConfigError` if a folder contains more than the files of a start that failed before the training."""
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
@@ -92,7 +92,7 @@ def _lock(folder: Path) -> None:
         return  # it has no record locks
     import fcntl
 
-    with place_for(folder / LOCK):
+    with explained_write(folder / LOCK):
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: that would drop the lock
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,7 +109,7 @@ def _new_folder(runs: Path) -> Path:
     """Create a folder named after the current second."""
     while True:
         folder = runs / time.strftime("%Y%m%d_%H%M%S")
-        with place_for(folder):
+        with explained_write(folder):
             runs.mkdir(parents=True, exist_ok=True)
             try:
                 folder.mkdir()
@@ -119,12 +119,12 @@ def _new_folder(runs: Path) -> Path:
 
 
 def point_latest(folder: Path) -> None:
-    """Let the symbolic link `latest` beside a run folder point to it.
+    """Point the symbolic link `latest` beside a run folder to it.
 
-    This happens when training begins, because a failed start is not a run that can be resumed.
+    Call this when training begins, because a failed start cannot be resumed.
     """
     latest = folder.with_name(LATEST)
     link = folder.with_name(f"{LATEST}.{os.getpid()}")
-    with place_for(latest):
+    with explained_write(latest):
         link.symlink_to(folder.name)
         os.replace(link, latest)

@@ -1,4 +1,4 @@
-"""Inputs of a run besides its config: the data in its order, the starting weights, and the number of processes."""
+"""Inputs of a run besides its config: the ordered data, the starting weights, and the number of processes."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Inputs:
     content: str
     """Digest of the rows of the training split."""
     validation: str
-    """Digest of the rows of the validation split. Empty: there is none."""
+    """Digest of the rows of the validation split; empty without one."""
     order: int
     """Seed of the order of the samples."""
     samples_per_update: int
     """Number of samples of an update, over all processes."""
     drops_last: bool
-    """True if the last samples of an epoch are left out when they are fewer than those of an update."""
+    """True if an incomplete last update of an epoch is left out."""
     processes: int
     weights: dict[str, str]
     """Digest of each local checkpoint and adapter that the run starts from, by its config key."""
@@ -71,71 +71,76 @@ def write_inputs(folder: Path, inputs: Inputs) -> None:
     write_json(folder / INPUTS, asdict(inputs))
 
 
-def check_inputs(folder: Path, now: Inputs) -> None:
+def check_inputs(folder: Path, current: Inputs) -> None:
     """Raise `ConfigError` if a resumed run could not continue its updates, because its inputs have changed.
 
-    Changes that leave the updates as they were are logged: the number of processes, and the validation split.
+    Changes without influence on the samples of an update are logged: the number of processes, and the validation split.
     """
-    began = _read_inputs(folder)
-    if began is None:
-        logger.warning("%s has no readable %s, so it is unknown if the data have changed since", folder, INPUTS)
+    initial = _read_inputs(folder)
+    if initial is None:
+        logger.warning("%s has no readable %s, so changes of the data cannot be detected", folder, INPUTS)
         return
-    for change in (_changed_data(began, now), _changed_update(began, now), _changed_weights(began, now)):
+    for change in (
+        _changed_data(initial, current),
+        _changed_update(initial, current),
+        _changed_weights(initial, current),
+    ):
         if change is not None:
             raise ConfigError(f"--resume: {change}, or start a new run without --resume")
-    if began.processes != now.processes:
+    if initial.processes != current.processes:
         logger.warning(
-            "the run continues with %d instead of %d processes: its updates have the same samples, and other random "
-            "numbers for dropout",
-            *(now.processes, began.processes),
+            "the run continues with %d instead of %d processes: its updates have the same samples, but different "
+            "random numbers for dropout",
+            *(current.processes, initial.processes),
         )
-    if began.validation != now.validation:
+    if initial.validation != current.validation:
         logger.warning("the validation split has changed: its losses before and after the resume are not comparable")
 
 
-def _changed_data(began: Inputs, now: Inputs) -> str | None:
-    """Return how the training data or their order differ, and what to do; None if they are equal."""
-    if began.rows != now.rows:
+def _changed_data(initial: Inputs, current: Inputs) -> str | None:
+    """Return the difference of the training data or their order, and the fix; None if they are equal."""
+    if initial.rows != current.rows:
         return (
-            f"the training split has {now.rows:,} samples, but the run began with {began.rows:,}, so samples would be "
-            "repeated or left out: restore the data and data_args.train"
+            f"the training split has {current.rows:,} samples, but the run began with {initial.rows:,}, so samples "
+            "would be repeated or left out: restore the data and data_args.train"
         )
-    if began.content != now.content:
+    if initial.content != current.content:
         return (
-            f"the {now.rows:,} samples of the training split are not those that the run began with: restore the data "
-            "and data_args.train"
+            f"the {current.rows:,} samples of the training split are not those that the run began with: restore the "
+            "data and data_args.train"
         )
-    if began.order != now.order:
+    if initial.order != current.order:
         return (
-            f"the seed of the order of the samples is {now.order}, but the run began with {began.order}, so samples "
-            "would be repeated or left out: set training_args.seed or data_seed back"
+            f"the seed of the order of the samples is {current.order}, but the run began with {initial.order}, so "
+            "samples would be repeated or left out: set training_args.seed or data_seed back"
         )
     return None
 
 
-def _changed_update(began: Inputs, now: Inputs) -> str | None:
-    """Return how the division of an epoch into updates differs, and what to do; None if it is equal."""
-    if began.drops_last != now.drops_last:
-        return f"training_args.dataloader_drop_last is {now.drops_last}, was {began.drops_last}: set it back"
-    if began.samples_per_update == now.samples_per_update:
+def _changed_update(initial: Inputs, current: Inputs) -> str | None:
+    """Return the difference of the division of an epoch into updates, and the fix; None if it is equal."""
+    if initial.drops_last != current.drops_last:
+        return f"training_args.dataloader_drop_last is {current.drops_last}, was {initial.drops_last}: set it back"
+    if initial.samples_per_update == current.samples_per_update:
         return None
-    share, rest = divmod(began.samples_per_update, now.processes)
-    fix = f"start it with {_count(began.processes)}"
-    if not rest:
+    per_process, remainder = divmod(initial.samples_per_update, current.processes)
+    fix = f"start it with {_count(initial.processes)}"
+    if not remainder:
         fix = (
-            f"choose training_args.per_device_train_batch_size and gradient_accumulation_steps with the product {share}"
+            "choose training_args.per_device_train_batch_size and gradient_accumulation_steps with the product "
+            f"{per_process}"
         )
-        fix += "" if began.processes == now.processes else f", or start it with {_count(began.processes)}"
+        fix += "" if initial.processes == current.processes else f", or start it with {_count(initial.processes)}"
     return (
-        f"an update has {now.samples_per_update} samples on {_count(now.processes)}, but {began.samples_per_update} on "
-        f"{_count(began.processes)} in the run so far: {fix}"
+        f"an update has {current.samples_per_update} samples on {_count(current.processes)}, but "
+        f"{initial.samples_per_update} on {_count(initial.processes)} in the run so far: {fix}"
     )
 
 
-def _changed_weights(began: Inputs, now: Inputs) -> str | None:
-    """Return which starting weights differ, and what to do; None if all are equal."""
-    for key in now.weights.keys() & began.weights.keys():
-        if now.weights[key] != began.weights[key]:
+def _changed_weights(initial: Inputs, current: Inputs) -> str | None:
+    """Return the starting weights that differ, and the fix; None if all are equal."""
+    for key in current.weights.keys() & initial.weights.keys():
+        if current.weights[key] != initial.weights[key]:
             return f"the weights in {key} have changed since the run began: put the former files back"
     return None
 

@@ -1,4 +1,4 @@
-"""Samples that `max_length` cuts, counted before the training."""
+"""Count of the samples that `max_length` cuts, before the training."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mllm.structures import SampleEncoder
 
 logger = logging.getLogger(__name__)
 
-MOST_ROWS = 16
-"""Rows of the training split, evenly spaced, that are encoded for the count."""
+MAX_ROWS = 16
+"""Maximum number of evenly spaced rows of the training split that are encoded for the count."""
 
 
 def warn_of_cut_samples(config: RunConfig, encoder: SampleEncoder, train: SampleDataset) -> None:
     """Log how many of the first epoch's samples are cut at `max_length`, on the first process only.
 
-    At most `MOST_ROWS` rows are encoded. Rows that cannot be read are left out; they are reported elsewhere. A private
-    run logs nothing, because the count depends on its rows.
+    At most `MAX_ROWS` rows are encoded. Rows that cannot be read are left out; they are reported elsewhere. A private
+    run logs nothing, because the count reveals something about its rows.
     """
     if not PartialState().is_main_process or config.privacy_args is not None:
         return
-    count = min(len(train), MOST_ROWS)
+    count = min(len(train), MAX_ROWS)
     truncated = encoded = 0
     for number in range(count):
         try:

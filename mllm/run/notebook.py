@@ -57,16 +57,16 @@ def make_widgets() -> dict[str, Any]:
         import ipywidgets
     except ImportError as error:
         raise ConfigError("the sliders need ipywidgets: run pip install -e '.[notebook]'") from error
-    made = {}
+    widgets = {}
     for name, slider in SLIDERS.items():
-        shown = dict(description=slider.label, style={"description_width": "12em"}, layout={"width": "40em"})
+        style = dict(description=slider.label, style={"description_width": "12em"}, layout={"width": "40em"})
         if slider.step is None:
             powers = dict(min=math.log10(slider.minimum), max=math.log10(slider.maximum))
-            made[name] = ipywidgets.FloatLogSlider(slider.value, **powers, readout_format=".1e", **shown)
+            widgets[name] = ipywidgets.FloatLogSlider(slider.value, **powers, readout_format=".1e", **style)
         else:
             kind = ipywidgets.IntSlider if isinstance(slider.value, int) else ipywidgets.FloatSlider
-            made[name] = kind(value=slider.value, min=slider.minimum, max=slider.maximum, step=slider.step, **shown)
-    return made
+            widgets[name] = kind(value=slider.value, min=slider.minimum, max=slider.maximum, step=slider.step, **style)
+    return widgets
 
 
 def write_config(values: Mapping[str, float], base: str | Path, path: str | Path) -> Path:
@@ -167,7 +167,7 @@ def pictures(run: Path) -> list[Path]:
 def figures(run: Path) -> str:
     """Return the figures of the test split as a table, or a sentence if there are none."""
     file = run / METRICS_FILE
-    measured = json.loads(file.read_text(encoding="utf-8"))["figures"] if file.is_file() else {}
-    if not measured:
+    figures_by_metric = json.loads(file.read_text(encoding="utf-8"))["figures"] if file.is_file() else {}
+    if not figures_by_metric:
         return "There are no figures: the config has no data_args.test, or no data_args.compute_metric."
-    return figures_table(measured)
+    return figures_table(figures_by_metric)

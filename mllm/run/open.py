@@ -44,7 +44,7 @@ def open_run(config: RunConfig, hardware: Hardware, splits: Splits, resume: bool
         ConfigError: The folder cannot be opened, or a resume changes the trained tensors, the measures of a head, the
             data or the starting weights.
     """
-    refuse_other_measures(config.model_args)
+    refuse_changed_measures(config.model_args)
     state = PartialState()
     opened: list[Any] = [None]
     if state.is_main_process:
@@ -68,32 +68,32 @@ def open_run(config: RunConfig, hardware: Hardware, splits: Splits, resume: bool
 
 
 def _check_resumed(config: RunConfig, folder: Path, checkpoint: Path, inputs: Inputs) -> None:
-    """Log the differences to the config that the run began with, and copy that config; refuse other models and data."""
-    began = read_config(folder / CONFIG)
-    refuse_another_model(config, began, folder)
+    """Refuse a resume with another model or other data; log other changes of the config, and copy the former config."""
+    initial = read_config(folder / CONFIG)
+    refuse_changed_model(config, initial, folder)
     check_inputs(folder, inputs)
-    if changes := _changes(began, config):
+    if changes := _changes(initial, config):
         former = folder / former_config_name(checkpoint.name)
         if not former.exists():  # otherwise an earlier resume from this checkpoint copied it
             write_text(former, (folder / CONFIG).read_text(encoding="utf-8"))
-        logger.warning("the config differs from the one of the run so far (%s): %s", former.name, "; ".join(changes))
+        logger.warning("the config differs from the former config of the run (%s): %s", former.name, "; ".join(changes))
 
 
-def refuse_another_model(config: RunConfig, began: RunConfig, folder: Path) -> None:
+def refuse_changed_model(config: RunConfig, initial: RunConfig, folder: Path) -> None:
     """Raise `ConfigError` if a resume changes the model, an objective or the teacher.
 
     Checkpoints contain their tensors. The weights of objectives may change.
     """
-    before, now = _tensor_keys(began), _tensor_keys(config)
-    for key in now | before:
-        if now.get(key) != before.get(key):
+    before, after = _tensor_keys(initial), _tensor_keys(config)
+    for key in after | before:
+        if after.get(key) != before.get(key):
             raise ConfigError(
-                f"--resume: {key} is {now.get(key)!r}, but the run in {folder} began with {before.get(key)!r}; "
+                f"--resume: {key} is {after.get(key)!r}, but the run in {folder} began with {before.get(key)!r}; "
                 "set it back, or start a new run without --resume"
             )
 
 
-def refuse_other_measures(args: ModelArgs) -> None:
+def refuse_changed_measures(args: ModelArgs) -> None:
     """Raise `ConfigError` if the measures or views differ from those of the head in `adapter_path`.
 
     In another order, the outputs of the head would be assigned to other measures.
@@ -102,16 +102,16 @@ def refuse_other_measures(args: ModelArgs) -> None:
         return
     trained = read_settings(find_adapter(args.adapter_path)).get("heads", {}).get("measures", {})
     for key in ("measures", "views"):
-        now, began = args.heads["measures"].get(key), trained.get(key)
-        if now is not None and began is not None and list(now) != list(began):
+        now, initial = args.heads["measures"].get(key), trained.get(key)
+        if now is not None and initial is not None and list(now) != list(initial):
             raise ConfigError(
                 f"model_args.heads.measures.{key} is {list(now)}, but the head in {args.adapter_path} was trained with "
-                f"{list(began)}: set them back, in that order"
+                f"{list(initial)}: set them back, in that order"
             )
 
 
 def _tensor_keys(config: RunConfig) -> dict[str, Any]:
-    """Return the keys of a config that influence which tensors train, with their values."""
+    """Return the keys of a config that determine the trained tensors, with their values."""
     teacher = config.distill_args and asdict(config.distill_args.teacher)
     values = {f"model_args.{key}": value for key, value in asdict(config.model_args).items()}
     values |= {f"distill_args.teacher.{key}": value for key, value in (teacher or {}).items()}
@@ -120,18 +120,18 @@ def _tensor_keys(config: RunConfig) -> dict[str, Any]:
     return values
 
 
-def _changes(began: RunConfig, config: RunConfig) -> list[str]:
+def _changes(initial: RunConfig, config: RunConfig) -> list[str]:
     """Return the differences that a resume may have: `training_args.learning_rate is 0.0001, was 0.0002`."""
-    before, now = _flat(_changeable(began)), _flat(_changeable(config))
+    before, after = _flat(_changeable(initial)), _flat(_changeable(config))
     return [
-        f"{key} is {now.get(key, 'absent')!r}, was {before.get(key, 'absent')!r}"
-        for key in before | now
-        if now.get(key, "absent") != before.get(key, "absent")
+        f"{key} is {after.get(key, 'absent')!r}, was {before.get(key, 'absent')!r}"
+        for key in before | after
+        if after.get(key, "absent") != before.get(key, "absent")
     ]
 
 
 def _changeable(config: RunConfig) -> dict[str, Any]:
-    """Return the parts of a config that a resume may change."""
+    """Return the sections of a config that may change in a resume."""
     parts = {"data_args": asdict(config.data_args), "training_args": dict(config.training_args)}
     return parts | {"objectives": config.objectives}
 

@@ -16,7 +16,7 @@ from mllm.run_files import MINIATURE, runs_of
 CHECKPOINTS = Path("ckpt")
 SHIPPED_BASES = CHECKOUT / "config" / "_base_"
 TINY_RANK = 4
-"""Rank of the tiny adapter that replaces `adapter_path`, whose rank is unknown while it is absent."""
+"""Rank of the tiny adapter that replaces `adapter_path`."""
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +26,8 @@ def prepare_args(
 ) -> tuple[RunConfig, Hardware]:
     """Return the config at `path` with overrides, checked against the rules and adapted to the hardware.
 
-    With `tiny`, checkpoints are replaced by tiny ones in `ckpt/`, and absent data of the shipped
-    bases by generated miniatures. With
-    `loads_model`, the compiled packages are checked as well, which imports PyTorch.
+    With `tiny`, checkpoints are replaced by tiny ones in `ckpt/`, and absent data of the shipped bases by generated
+    miniatures. With `loads_model`, the compiled packages are checked as well, which imports PyTorch.
     """
     check_versions()
     config = read_config(path, overrides)  # before any slow import, so that a mistake is reported at once
@@ -60,16 +59,16 @@ def with_tiny_parts(config: RunConfig) -> RunConfig:
     family = FAMILIES.find(model.type)
     base = ensure_tiny(family.tiny_name(model.model_name_or_path), CHECKPOINTS)
     if str(base) != model.model_name_or_path:
-        logger.info("--tiny: %s stands in for %s", base, model.model_name_or_path)
+        logger.info("--tiny: %s replaces %s", base, model.model_name_or_path)
     changes: dict[str, object] = {"tiny": True, "model_args.model_name_or_path": str(base)}
     changes |= {f"model_args.{key}": value for key, value in family.complete.items()}
     if config.distill_args is not None:
         teacher = ensure_tiny(FAMILIES.find(config.distill_args.teacher.type).tiny_name(), CHECKPOINTS)
-        logger.info("--tiny: %s stands in for %s", teacher, config.distill_args.teacher.model_name_or_path)
+        logger.info("--tiny: %s replaces %s", teacher, config.distill_args.teacher.model_name_or_path)
         changes["distill_args.teacher.model_name_or_path"] = str(teacher)
     if model.adapter_path is not None:
         adapter = ensure_tiny_adapter(base, TINY_RANK)
-        logger.info("--tiny: %s stands in for the adapter %s", adapter, model.adapter_path)
+        logger.info("--tiny: %s replaces the adapter %s", adapter, model.adapter_path)
         changes["model_args.adapter_path"] = str(adapter)
     changes["data_args"] = use_miniatures(
         config.data_args, runs_of(config.name) / MINIATURE, lambda key: _is_shipped(config, key)

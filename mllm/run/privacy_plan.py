@@ -1,4 +1,4 @@
-"""Plan of a private training: the noise that reaches an epsilon, computed before the training and without weights."""
+"""Plan of a private training: the noise needed for an epsilon, computed before the training and without weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from mllm.config.origins import shown
+from mllm.config.origins import display_path
 from mllm.config.rules.privacy import refuse_large_delta
 from mllm.config.schema import PrivacyArgs, RunConfig
 from mllm.dataset.builder import build_dataset
@@ -18,12 +18,12 @@ from mllm.errors import ConfigError
 from mllm.models.builder.builder import count_lora
 
 EPSILONS = (1.0, 3.0, 8.0)
-"""Epsilons of a plan beside the one of the config."""
+"""Epsilons of a plan in addition to that of the config."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a plan: an epsilon, the size of a draw, and the noise that follows."""
+    """One row of a plan: an epsilon, the size of a draw, and the noise that they require."""
 
     epsilon: float
     draw: int
@@ -70,7 +70,7 @@ def plan_privacy(config: RunConfig, epsilons: Sequence[float] = (), draws: Seque
     privacy, train = config.privacy_args, config.data_args.train
     if privacy is None or train is None:
         missing = "data_args.train" if train is None else "privacy_args"
-        raise ConfigError(f"{shown(config.path)} has no {missing}, so there is no privacy to plan: add it")
+        raise ConfigError(f"{display_path(config.path)} has no {missing}, so there is no privacy to plan: add it")
     dataset = build_dataset(train, seed=config.training_args["seed"], where="data_args.train")
     units = units_of(dataset, privacy.unit)
     refuse_large_delta(config, len(units))
@@ -102,8 +102,8 @@ def _schedule(config: RunConfig, units: Sequence[Sequence[int]], draw: int) -> t
 
 
 def plan_text(plan: PrivacyPlan) -> str:
-    """Return a plan as aligned text. The row of the config has a star."""
-    lora = "" if plan.parameters is None else f"; a LoRA of {plan.parameters:,} numbers trains"
+    """Return a plan as aligned text. A star marks the row of the config."""
+    lora = "" if plan.parameters is None else f"; LoRA with {plan.parameters:,} trained values"
     privacy = plan.privacy
     lines = [
         f"{plan.config}: {plan.units:,} {privacy.unit}s, delta {privacy.target_delta:g}, accountant "

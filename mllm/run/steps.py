@@ -7,7 +7,7 @@ from transformers import set_seed
 from mllm.config.hardware import Hardware
 from mllm.config.schema import RunConfig
 from mllm.engine.builder import build_learner, memory_advice, prepare_trainer
-from mllm.errors import memory_advised
+from mllm.errors import advise_on_memory
 from mllm.models.builder.builder import load_pretrained
 from mllm.run.data import limit_tiny_updates, open_splits, planned_updates, prepare_data, scale_measures
 from mllm.run.distill import cache_features, fit_objectives, load_teacher, release_teacher, training_encoder
@@ -28,7 +28,7 @@ def run_steps(config: RunConfig, hardware: Hardware, *, tiny: bool, resume: bool
         resume: Continue the run that trained last from its newest checkpoint.
     """
     _run_steps(config, hardware, tiny, resume)
-    end_processes()  # here, where nothing refers to the model and the trainer any more
+    end_processes()  # here, because the model and the trainer are no longer referenced
 
 
 def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool) -> None:
@@ -39,7 +39,7 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool) 
     config = check_early(config, hardware, planned_updates(config, splits["train"]))
     folder, checkpoint = open_run(config, hardware, splits, resume)
     set_seed(config.training_args["seed"])
-    with memory_advised(memory_advice(config)):
+    with advise_on_memory(memory_advice(config)):
         bundle = load_pretrained(config.model_args, hardware)
         teacher = load_teacher(config, hardware, bundle)
         learner = build_learner(config, bundle, teacher)

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 def check_training(trainer: MultimodalTrainer, bundle: Bundle) -> None:
     """Log the trainable parameters, check on the first batch that all of them train, and write `first_batch.md`."""
     if not bundle.model.generates_text:
-        logger.info("Active: trainable parameters")  # the third phase, after those of `mllm.models.gemma3n.ncore_log`
+        logger.info("Active: trainable parameters")  # the third phase of the log of `mllm.models.gemma3n.ncore_log`
     logger.info("%s", format_counts(count_trainable(bundle.model)))
     batch = trainer.preflight()
     if trainer.is_world_process_zero():
@@ -41,7 +41,7 @@ def train(
     splits: Splits,
     checkpoint: Path | None,
 ) -> None:
-    """Train, from `checkpoint` if it is not None.
+    """Train the model, starting from `checkpoint` if it is not None.
 
     A `KeyboardInterrupt` is raised again with the number of updates and the checkpoint that `--resume` continues from.
     """
@@ -55,8 +55,8 @@ def train(
             EXPORTERS.find(ADAPTER)(bundle, folder, facts=run_facts(config, trainer, splits))
 
         trainer.add_callback(EpochFolders(export_epoch))
-    for split, sentence in splits.skipped():
-        trainer.meter.skip(split, [Failure(sentence)])
+    for split, message in splits.skipped():
+        trainer.meter.skip(split, [Failure(message)])
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except KeyboardInterrupt:

@@ -21,11 +21,11 @@ LAYOUTS = {
     "4.52": {"model.vision_tower.": "model.vision_tower.vision_model."},
     "4.50": {"model.language_model.": "language_model.model.", "model.vision_tower.": "vision_tower.vision_model."},
 }
-"""transformers 4.50-4.51 and 4.52-4.57 named Gemma 3's parts otherwise: module prefixes of today -> of then."""
+"""Version of transformers (4.50 to 4.51, or 4.52 to 4.57) -> current and former module prefixes of Gemma 3."""
 
 
 def ensure_tiny_adapter(base_folder: str | Path, rank: int) -> Path:
-    """Return the adapter of `rank` beside the checkpoint in `base_folder`, and write it where it does not exist."""
+    """Return the adapter of `rank` in the parent of `base_folder`, and write it if it does not exist."""
     base_folder = Path(base_folder)
     folder = base_folder.with_name(f"{base_folder.name}-adapter-r{rank}")
     if (folder / "adapter_config.json").is_file():
@@ -44,9 +44,9 @@ def write_tiny_adapter(
     layout: str = "current",
     **lora: Any,
 ) -> Path:
-    """Write a PEFT LoRA adapter of the checkpoint in `base_folder`, its B matrices filled, so that it changes outputs.
+    """Write a PEFT LoRA adapter of the checkpoint in `base_folder`. Its B matrices are random, so it changes outputs.
 
-    `targets` are PEFT's `target_modules`; `lora` holds further options of `peft.LoraConfig`, such as `use_dora=True`;
+    `targets` are PEFT's `target_modules`, `lora` further options of `peft.LoraConfig`, such as `use_dora=True`, and
     `layout` is one of `LAYOUTS`.
     """
     folder = Path(folder)
@@ -70,9 +70,9 @@ def _rename(path: Path, prefixes: dict[str, str]) -> None:
     renamed = {}
     for name, tensor in load_file(path).items():
         module = name.removeprefix("base_model.model.")
-        for now, then in prefixes.items():
-            if module.startswith(now):
-                module = then + module.removeprefix(now)
+        for current, former in prefixes.items():
+            if module.startswith(current):
+                module = former + module.removeprefix(current)
                 break
         renamed[f"base_model.model.{module}"] = tensor
     partial = path.with_suffix(".partial")

@@ -14,7 +14,7 @@ from mllm.family import FAMILIES
 
 
 def ensure_tiny(name: str, parent: str | Path) -> Path:
-    """Return the folder `tiny-<name>` in `parent`, and write it where it does not exist."""
+    """Return the folder `tiny-<name>` in `parent`, and write it if it does not exist."""
     return write_tiny(name, Path(parent) / f"tiny-{name}")
 
 
@@ -29,7 +29,7 @@ def write_tiny(
     """Write the tiny checkpoint `name` of a family with its processor into `folder`, and return the folder.
 
     `text` and `vision` change values of the two configs. Equal arguments write equal bytes. A folder with a checkpoint
-    is not changed. The folder appears by one rename, so that several processes may call this at once.
+    is not changed. The folder is written under a temporary name, so several processes may call this at the same time.
     """
     folder = Path(folder)
     makers = {key: make for family in FAMILIES for key, make in family.tiny.items()}

@@ -1,4 +1,4 @@
-"""Shared parts of the tiny checkpoints: dimensions, tokenizers and the filling of parameters.
+"""Shared parts of the tiny checkpoints: dimensions, tokenizers and random parameters.
 
 Widths are multiples of 64, since bitsandbytes quantizes in blocks of 64.
 """
@@ -32,12 +32,12 @@ GEMMA_IMAGE_TOKENS = dict(boi_token="<start_of_image>", eoi_token="<end_of_image
 
 
 def new(kind: Any, **values: Any) -> Any:
-    """Return `kind(**values)`; the type hints of transformers' classes do not name all of their arguments."""
+    """Return `kind(**values)`, because the type hints of transformers do not list all arguments of its classes."""
     return kind(**values)
 
 
 def padded(vocabulary: int) -> int:
-    """Return a number of rows above that of tokens, as in published models (Gemma 3: 262,208 for 262,145)."""
+    """Return the number of rows of an embedding: more than tokens, as in Gemma 3 (262,208 rows for 262,145 tokens)."""
     return (vocabulary // 64 + 1) * 64
 
 
@@ -47,10 +47,10 @@ def make_special(tokenizer: Any, names: list[str]) -> None:
 
 
 def filled(kind: type[PreTrainedModel], config: Any, seed: int) -> PreTrainedModel:
-    """Return a model with all parameters drawn from `seed`, with equal variance from layer to layer.
+    """Return a model whose parameters are all random, drawn with `seed`, and whose layers keep the variance.
 
-    Parameters that the model's own initialization leaves at zero or nearly equal (Gemma 3's
-    `mm_input_projection_weight`, norms, biases) are drawn too, so that tests of images and norms are not vacuous.
+    Parameters that the initialization of the model leaves at zero or nearly equal (`mm_input_projection_weight` of
+    Gemma 3, norms, biases) are random, too, because tests could not detect errors in them otherwise.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -35,7 +35,7 @@ GEMMA3 = r"""
 """Gemma 3: writes `<bos>` itself, puts system text before the first user turn, trims contents."""
 
 GEMMA3N = GEMMA3.replace("<start_of_image>", "<image_soft_token>")
-"""Gemma 3n: as Gemma 3, with another token in the place of an image."""
+"""Gemma 3n: as Gemma 3, with another image token."""
 
 LLAVA = r"""
 {%- for turn in messages -%}

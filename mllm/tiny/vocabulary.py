@@ -44,7 +44,7 @@ It was the best known method that they have used for many years; we see it as we
 I do not know what to say about this, but some of them could make more of it than others if they had time.
 When will the next one come? Who was there before? Which of these would be most likely? Why should it be so?
 """
-"""Text from which merges are learned, so that the words of tests and of the demonstration become few tokens."""
+"""Text from which merges are learned, so that words of the tests and of the demo become few tokens."""
 
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
 """Pieces for the bytes of characters outside the vocabulary, as in SentencePiece."""
@@ -57,7 +57,7 @@ def train_pieces(specials: list[str], size: int = 1200) -> tuple[dict[str, int],
     """
     tokenizer = Tokenizer(models.BPE(byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    # Gemma merges over whole texts; words are kept apart only while learning, so that pieces are words and digits.
+    # Gemma merges across words. Words are separated only while merges are learned, so that pieces are words and digits.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
         Regex(r"▁?[A-Za-z]+|\n+|[0-9]|▁(?=[0-9])|▁?[^A-Za-z0-9\n]"), behavior="isolated"
     )

@@ -28,5 +28,5 @@ def test_a_name_is_only_a_name(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", "\xff"])
 def test_a_damaged_config_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text, encoding="latin-1")
-    with pytest.raises(ConfigError, match=r"config\.json is not a checkpoint's config: "):
+    with pytest.raises(ConfigError, match=r"config\.json is not the config of a checkpoint: "):
         inspect_checkpoint(str(tmp_path))

@@ -61,7 +61,7 @@ def test_a_torch_that_torchvision_does_not_want():
 
 def test_a_torch_for_the_cpu_beside_a_torchvision_for_cuda():
     assert sentence({"torch": "2.9.0+cpu"}) == (
-        f"torch 2.9.0+cpu and torchvision 0.24.0 are not a pair (one is built for the CPU alone): {MATCHING_PAIR}"
+        f"torch 2.9.0+cpu and torchvision 0.24.0 are not a pair (torch is built for the CPU only): {MATCHING_PAIR}"
     )
     check_packages({**GOOD, "torch": "2.9.0+cpu", "torchvision": "0.24.0+cpu"}, "==2.9.0", lambda: None)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mllm.config.hardware import CHECKOUT
-from mllm.config.origins import shown
+from mllm.config.origins import display_path
 from mllm.config.reading import read_config
 from mllm.config.training_args import changed_values
 from mllm.errors import ConfigError
@@ -265,7 +265,7 @@ def test_the_checkout_is_found():
 def test_a_mistyped_config_name_lists_the_file_beside_it(write, bases, tmp_path):
     write(bases, "thyroid_nodules.py")
     message = sentence(tmp_path / "thyroid_nodule.py")
-    assert message.endswith(f"not found: did you mean {shown(tmp_path / 'thyroid_nodules.py')}?")
+    assert message.endswith(f"not found: did you mean {display_path(tmp_path / 'thyroid_nodules.py')}?")
 
 
 @pytest.mark.parametrize(

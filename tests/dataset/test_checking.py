@@ -187,6 +187,6 @@ def test_implausible_measures_are_named_with_their_rows(caplog):
     with caplog.at_level(logging.WARNING):
         check_splits({"train": Measured("t", [None] * 3)})
     assert [record.getMessage() for record in caplog.records] == [
-        "train: EF is at most 1 %: if it is a share, such as 0.656, multiply it by 100 (t, line 1)",
+        "train: EF is at most 1 %: if it is a fraction, such as 0.656, multiply it by 100 (t, line 1)",
         "train: ESV is not below EDV: the columns may be exchanged (t, line 3)",
     ]

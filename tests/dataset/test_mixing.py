@@ -100,7 +100,7 @@ def test_an_invalid_subset_is_refused(options):
 
 def test_rows_of_a_mixture_cannot_be_selected():
     mixed = ConcatDataset([MixedDataset([rows("a", 3)], [1])])
-    with pytest.raises(ConfigError, match="put it inside"):
+    with pytest.raises(ConfigError, match="use SubsetDataset for the datasets inside"):
         SubsetDataset(mixed, size=1)
 
 

@@ -26,16 +26,16 @@ def test_a_shortened_or_missing_file_makes_a_checkpoint_incomplete(tmp_path):
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     for step in (1, 2, 3, 4):
         write_checkpoint(tmp_path, step)
-    rotate(tmp_path, 2, keep=str(tmp_path / "checkpoint-1"))
+    rotate(tmp_path, 2, best=str(tmp_path / "checkpoint-1"))
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-4"]
-    rotate(tmp_path, None, keep=None)
+    rotate(tmp_path, None, best=None)
     assert len(checkpoints(tmp_path)) == 2
 
 
 def test_rotation_does_not_count_incomplete_checkpoints(tmp_path):
     write_checkpoint(tmp_path, 1)
     write_checkpoint(tmp_path, 2, complete=False)
-    rotate(tmp_path, 1, keep=None)
+    rotate(tmp_path, 1, best=None)
     assert newest_checkpoint(tmp_path).name == "checkpoint-1"
 
 
@@ -45,7 +45,7 @@ def test_a_killed_rotation_leaves_a_checkpoint_that_is_removed_later(tmp_path, m
     with monkeypatch.context() as killed:
         killed.setattr("mllm.engine.checkpoints.shutil.rmtree", lambda path: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            rotate(tmp_path, 1, keep=None)
+            rotate(tmp_path, 1, best=None)
     assert [is_complete(path) for path in checkpoints(tmp_path)] == [False, True]
     remove_incomplete(tmp_path)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]

@@ -54,7 +54,7 @@ def test_a_vision_tower_may_be_reached_by_a_later_batch(make_trainer, rows):
 def test_nothing_trainable_is_refused(make_trainer):
     trainer = make_trainer()
     trainer.learner.requires_grad_(False)
-    with pytest.raises(ConfigError, match="nothing is trainable"):
+    with pytest.raises(ConfigError, match="the model has no trainable tensor"):
         _run(trainer)
 
 

@@ -97,7 +97,7 @@ def test_a_prefix_model_reads_its_prompt_at_once_and_its_answer_token_by_token(p
     # Without these types the whole text is the prefix.
     paligemma.encoder.types_of_suffix = False
     try:
-        with pytest.raises(ConfigError, match="PaliGemma.* attends to later tokens, so it would train with the answer"):
+        with pytest.raises(ConfigError, match="PaliGemma.* attends to later tokens, so it would see the answer"):
             check(paligemma, [PICTURE])
     finally:
         paligemma.encoder.types_of_suffix = True

@@ -102,7 +102,7 @@ def test_an_adapter_of_divided_weights_is_refused(load: Loader, small_base: Path
 def test_every_trained_parameter_must_be_in_a_file(load: Loader, small_base: Path, tmp_path: Path) -> None:
     bundle, settings = load()
     next(iter(bundle.model.pretrained.get_input_embeddings().parameters())).requires_grad_(True)
-    with pytest.raises(ConfigError, match=r"embed_tokens.weight was trained, and no file of the adapter"):
+    with pytest.raises(ConfigError, match=r"embed_tokens.weight was trained, but no file of the adapter"):
         write(bundle, tmp_path / "adapter", facts=Facts(str(small_base), settings))
 
 

@@ -16,7 +16,7 @@ LANGUAGE = "model.language_model"
 
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"target_modules": r".*\.q_proj"}])
 def test_plain_lora_is_read(options: dict[str, Any]) -> None:
-    assert vllm_obstacles(LoraConfig(r=16, **options), KEYS, LANGUAGE, trained_beside=False) == []
+    assert vllm_obstacles(LoraConfig(r=16, **options), KEYS, LANGUAGE, has_other_weights=False) == []
 
 
 @pytest.mark.parametrize(
@@ -30,13 +30,13 @@ def test_plain_lora_is_read(options: dict[str, Any]) -> None:
     ],
 )
 def test_configs_that_are_not_read(options: dict[str, Any], reason: str) -> None:
-    (obstacle,) = vllm_obstacles(LoraConfig(**({"r": 8} | options)), KEYS, LANGUAGE, trained_beside=False)
+    (obstacle,) = vllm_obstacles(LoraConfig(**({"r": 8} | options)), KEYS, LANGUAGE, has_other_weights=False)
     assert reason in obstacle
 
 
 def test_layers_that_are_not_read() -> None:
     vision = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.weight"
     embedding = "base_model.model.model.language_model.embed_tokens.lora_embedding_A"
-    assert "vision_tower" in vllm_obstacles(LoraConfig(), [*KEYS, vision], LANGUAGE, trained_beside=False)[0]
-    assert "not a Linear" in vllm_obstacles(LoraConfig(), [*KEYS, embedding], LANGUAGE, trained_beside=False)[0]
-    assert "heads.safetensors" in vllm_obstacles(LoraConfig(), KEYS, LANGUAGE, trained_beside=True)[0]
+    assert "vision_tower" in vllm_obstacles(LoraConfig(), [*KEYS, vision], LANGUAGE, has_other_weights=False)[0]
+    assert "not a Linear" in vllm_obstacles(LoraConfig(), [*KEYS, embedding], LANGUAGE, has_other_weights=False)[0]
+    assert "heads.safetensors" in vllm_obstacles(LoraConfig(), KEYS, LANGUAGE, has_other_weights=True)[0]

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.family import FAMILIES, Family, later
+from mllm.family import FAMILIES, Family, LazyFunction
 
 LANGUAGE = r".*text_model\\.layers\\.\\d+\\.(self_attn\\.(q|k|v|o)_proj|mlp\\.(gate|up|down)_proj)"
 TEMPLATE = """{% for turn in messages %}{{ turn['role'] }}: {% if turn['content'] is string %}{{ turn['content'] }}
@@ -86,13 +86,13 @@ FAMILIES.register(
         type="idefics3",
         options=Idefics3Args,
         processor=load_processor,
-        encoder=later("mllm.models.auto.load:build_encoder"),
-        load=later("mllm.models.auto.load:load"),
-        skeleton=later("mllm.models.auto.load:build_skeleton"),
-        towers=later("mllm.models.auto.towers:find_towers"),
+        encoder=LazyFunction("mllm.models.auto.load:build_encoder"),
+        load=LazyFunction("mllm.models.auto.load:load"),
+        skeleton=LazyFunction("mllm.models.auto.load:build_skeleton"),
+        towers=LazyFunction("mllm.models.auto.towers:find_towers"),
         lora_targets=lambda model: {"language": LANGUAGE, "connector": r".*connector\\.modality_projection\\.proj"},
         model_types=frozenset({"idefics3"}),
-        lacks=frozenset({"image_size", "image_token_len", "part", "train_vision"}),
+        unsupported_keys=frozenset({"image_size", "image_token_len", "part", "train_vision"}),
         rules=(refuse_other_edges,),
         tiny={"idefics3": make_tiny},
     )

@@ -111,7 +111,7 @@ CONFIGS = {
     "no training split": (
         "data_args['train'] = None",
         "",
-        "run.py:11: data_args.train is None or absent, and there is nothing to learn without it: give it a dataset",
+        "run.py:11: data_args.train is None or absent, so there are no training data: set it to a dataset",
     ),
     "no update": (
         "training_args.update(max_steps=0)",
@@ -393,7 +393,7 @@ def test_a_full_disk_keeps_the_checkpoints_from_before(refused, train, monkeypat
 
     with monkeypatch.context() as full:
         full.setattr(torch, "save", fill)
-        refused("the disk is full while writing: free some space and run again; complete files and checkpoints from")
+        refused("the disk is full while writing: free some space and run again; files and checkpoints that were")
     complete = sorted(path.parent.name for path in Path("exp/run/latest").glob("checkpoint-*/complete.json"))
     assert complete == ["checkpoint-1", "checkpoint-2"]
     code, error = train("", "--resume")

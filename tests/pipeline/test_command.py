@@ -48,7 +48,7 @@ def test_debug_shows_the_traceback_too(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_an_interruption_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(KeyboardInterrupt()) == INTERRUPTED == 130
-    assert capsys.readouterr().err == "interrupted; what was saved before is complete\n"
+    assert capsys.readouterr().err == "interrupted; files that were saved before are complete\n"
     _run(KeyboardInterrupt("7 updates were made"))
     assert capsys.readouterr().err == "interrupted; 7 updates were made\n"
 
@@ -68,7 +68,7 @@ def test_a_full_disk_is_named(
     assert run_command(main, []) == 2
     shown = capsys.readouterr().err
     assert f"the disk is full while writing {tmp_path / 'report.json'}: free some space" in shown
-    assert "complete files and checkpoints from before are kept" in shown
+    assert "files and checkpoints that were complete are kept" in shown
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is always full")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def test_a_missing_model_or_package_is_named(model: Path, monkeypatch: pytest.Mo
         main(["--model", "absent", "--out", str(tmp_path / "out.gguf")])
     monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        ConfigError, match=r"written with the package gguf, which is missing: pip install -e '.\[gguf\]'"
+        ConfigError, match=r"need the package gguf, which is not installed: run pip install -e '.\[gguf\]'"
     ):
         main(["--model", str(model), "--out", str(tmp_path / "out.gguf")])
 
@@ -188,17 +189,20 @@ def test_models_that_llama_cpp_cannot_run_are_refused(write: Refused, sentence: 
 def test_adapters_are_refused_before_they_are_merged(
     run: Path, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def never(*options: Any, **more: Any) -> None:
-        raise AssertionError("it was merged")
-
-    monkeypatch.setattr("mllm.export.gguf.export.merge", never)
+    """The weights of the base are damaged, so a merge would raise another error."""
+    base = Path(shutil.copytree(model, tmp_path / "damaged"))
+    (base / "model.safetensors").write_bytes(b"damaged")
+    options = ["--base", str(base), "--out", str(tmp_path / "out.gguf")]
+    with pytest.raises(ConfigError, match=r"the weights of .*damaged. cannot be read"):
+        main(["--model", str(run), *options])
     monkeypatch.setattr(k_quants.importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else name)
-    with pytest.raises(ConfigError, match=r"--type q4_k_m is made by llama.cpp, which is missing"):
-        main(["--model", str(run), "--out", str(tmp_path / "out.gguf"), "--type", "q4_k_m"])
-    adapter = write_lora(model, tmp_path / "adapter")
+    with pytest.raises(ConfigError, match=r"--type q4_k_m needs llama.cpp, which is not installed"):
+        main(["--model", str(run), *options, "--type", "q4_k_m"])
+    adapter = Path(shutil.copytree(run / "adapter", tmp_path / "adapter"))
     write_settings(adapter, {"type": "medgemma", "image_token_len": 128})
     with pytest.raises(ConfigError, match="its images have 128 tokens from a rectangular pool, and llama.cpp supports"):
-        main(["--model", str(adapter), "--out", str(tmp_path / "out.gguf")])
+        main(["--model", str(adapter), *options])
+    assert not (tmp_path / "out.gguf").exists()
 
 
 @pytest.mark.parametrize(
@@ -221,7 +225,7 @@ def test_a_slice_is_extracted(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     options = ["--model", str(base), "--ffn-widths", "128", "--out"]
     assert main([*options, str(tmp_path / "slice")]) == 0
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "slice").model.layers[0].mlp.up_proj.out_features == 128
-    with pytest.raises(ConfigError, match="--type is for GGUF files, and a slice is written as a model folder"):
+    with pytest.raises(ConfigError, match="--type is for GGUF files, but a slice is written as a model folder"):
         main([*options, str(tmp_path / "other"), "--type", "q8_0"])
     with pytest.raises(ConfigError, match="choose one slice"):
         main([*options, str(tmp_path / "other"), "--matformer", "E2B"])

@@ -56,7 +56,7 @@ def test_the_noise_equals_that_of_the_published_notebook(plan):
         chat_template="{{ messages[0].content }}{{ messages[1].content if messages[1:] }}{{ eos_token }}",
     )
     numbers = sum(tower.parameters for tower in count_trainable(load_pretrained(args, detect()).model))
-    assert head == f"run: 900 samples, delta 1e-05, accountant 'prv'; a LoRA of {numbers:,} numbers trains"
+    assert head == f"run: 900 samples, delta 1e-05, accountant 'prv'; LoRA with {numbers:,} trained values"
     # 900 rows in draws of 8 are 113 updates an epoch; the notebook made 225 in two, which costs the same to 3 digits.
     for row, (epsilon, sigma) in zip(rows, ((15, 0.396), (8, 0.488), (3, 0.672)), strict=True):
         row = [cell for cell in row if cell != "*"]
@@ -98,7 +98,7 @@ def test_units_can_be_patients_and_a_draw_is_at_most_all_units(plan):
     [
         ("", "run.py has no privacy_args, so there is no privacy to plan: add it"),
         (NOTEBOOK + "data_args = dict(train=None)\n", "run.py has no data_args.train, so there is no privacy to plan"),
-        (NOTEBOOK.replace("1e-5", "0.01"), "target_delta=0.01 is no promise for N=900 samples"),
+        (NOTEBOOK.replace("1e-5", "0.01"), "target_delta=0.01 is too large for N=900 samples"),
         (NOTEBOOK + "privacy_args.update(target_epsilon=-1)\n", "target_epsilon must be greater than 0"),
     ],
 )

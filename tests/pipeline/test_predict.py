@@ -75,10 +75,10 @@ def test_a_question_without_an_image_gets_a_hint_if_it_probably_needs_one(
         return image_advice(sample, bundle, adapter_args(str(trained), str(talking_base)))
 
     assert advice("How many bones does a hand have?") == ""
-    assert advice("What does the CT scan show?").endswith("speaks of an image, and none was passed: add --image FILE")
+    assert advice("What does the CT scan show?").endswith("mentions an image, but none was passed: add --image FILE")
     for kind, expected in (("TextQADataset", ""), ("VQADataset", "the adapter was trained on images (VQADataset)")):
         write_facts(trained, Facts(str(talking_base), data={"train": Split(kind, 3)}))
-        assert advice("How many bones does a hand have?").partition(", and")[0] == expected
+        assert advice("How many bones does a hand have?").partition(", but")[0] == expected
     with_image = Sample([Turn("user", "What does the CT scan show?")], images=[Image.new("RGB", (8, 8))])
     assert image_advice(with_image, bundle, adapter_args(str(trained), str(talking_base))) == ""
 

@@ -95,4 +95,4 @@ def test_changes_that_keep_the_updates_are_logged(tmp_path, caplog):
     assert "the validation split has changed" in caplog.text
     (tmp_path / "inputs.json").unlink()
     check_inputs(tmp_path, BEGAN)
-    assert "it is unknown if the data have changed" in caplog.text
+    assert "changes of the data cannot be detected" in caplog.text

@@ -15,7 +15,7 @@ from mllm.config.rules import apply_rules
 from mllm.errors import ConfigError
 from mllm.export.facts import Facts
 from mllm.export.saved_model import adapter_args, adapter_facts
-from mllm.run.open import refuse_another_model
+from mllm.run.open import refuse_changed_model
 
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,10 +48,10 @@ def test_an_old_run_can_be_resumed_by_the_present_config(old_run: Path) -> None:
     assert old.name == old_run.parent.name
     shipped = ROOT / "config" / "training_configs" / f"{old.name}.py"
     present = apply_rules(read_config(shipped, TINY[old.name]), CPU)[0]
-    refuse_another_model(present, old, old_run)
+    refuse_changed_model(present, old, old_run)
     other = replace(present, model_args=replace(present.model_args, lora_r=3))
     with pytest.raises(ConfigError, match="model_args.lora_r is 3, but the run in .* began with"):
-        refuse_another_model(other, old, old_run)
+        refuse_changed_model(other, old, old_run)
 
 
 def test_an_old_config_keeps_its_values_when_it_is_written_again(old_run: Path) -> None:

@@ -23,7 +23,7 @@ def test_a_resume_that_learns_otherwise_says_what_changed_and_keeps_the_former_c
     assert main([config, *RESUMED, "training_args.max_steps=1"]) == 0
     first = Path("exp/run/latest/config.py").read_text()
     assert main([config, "--resume", *RESUMED, "training_args.max_steps=1"]) == 0
-    assert "the config differs from the one of the run so far" not in capsys.readouterr().err and not KEPT.exists()
+    assert "the config differs from the former config of the run" not in capsys.readouterr().err and not KEPT.exists()
     assert main([config, "--resume", *RESUMED, "training_args.max_steps=1", "data_args.on_error=skip"]) == 0
     log = capsys.readouterr().err
     assert "(config_until_checkpoint-1.py): data_args.on_error is 'skip', was 'raise'" in log

@@ -48,9 +48,9 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     training.refuse_no_updates(config)
     packing.refuse_packing(config, checkpoint, family)
     privacy.refuse_private_conflicts(config)
-    stopping.refuse_blind_stopping(config)
+    stopping.refuse_stopping_without_validation(config)
     training.refuse_unsupported_arguments(config)
-    sharding.refuse_divided_weights(config)
+    sharding.refuse_sharded_weights(config)
     training.refuse_unsuitable_trackers(config)
     training.refuse_unknown_metric(config)
     if config.training_args["use_cpu"]:
@@ -58,7 +58,7 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     if hardware.device == "cpu":
         config, hardware = precision.adapt_to_cpu(config, hardware)
     else:
-        precision.refuse_old_card(config, hardware)
+        precision.refuse_unsupported_precision(config, hardware)
     config, hardware = precision.choose_precision(config, hardware)
     config = training.adapt_checkpointing(config)
     return config.replaced(**{"training_args.remove_unused_columns": False}), hardware

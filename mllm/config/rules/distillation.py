@@ -22,8 +22,8 @@ def refuse_wrong_parts(config: RunConfig) -> None:
     measures = args.heads.get("measures", {}).get("type")
     if measures is not None and (args.part is None or measures != "RegressionHead" or len(args.heads) > 1):
         raise ConfigError(
-            f"{config.origin('model_args', 'heads', 'measures')}: a RegressionHead named 'measures' is the one head of "
-            f"a model with part='vision': set that, and leave other heads out"
+            f"{config.origin('model_args', 'heads', 'measures')}: a RegressionHead named 'measures' must be the only "
+            f"head of a model with part='vision': set part='vision', and remove other heads"
         )
     if args.part is None:
         return
@@ -31,8 +31,8 @@ def refuse_wrong_parts(config: RunConfig) -> None:
         logger.info("train_vision=True trains the whole vision tower, so no LoRA is put into it (lora_r has no effect)")
     if measures is None:
         raise ConfigError(
-            f"{config.origin('model_args', 'part')}: a model with part='vision' generates no text; give its head: "
-            f"heads = dict(measures=dict(type='RegressionHead', measures=['EF'], views=['ED', 'ES']))"
+            f"{config.origin('model_args', 'part')}: a model with part='vision' generates no text and needs a head: "
+            f"set heads = dict(measures=dict(type='RegressionHead', measures=['EF'], views=['ED', 'ES']))"
         )
 
 
@@ -61,8 +61,8 @@ def refuse_unsupported_objectives(config: RunConfig) -> None:
         kind = config.objectives[features[1]]["type"]
         raise ConfigError(
             f"{config.origin('objectives', features[1])}: objectives.{features[0]} and objectives.{features[1]} are "
-            f"both {kind}, and the layers of a model are read at one grid: name all layers in one of them, each with "
-            f"its share in layer_weights, and remove the other"
+            f"both {kind}, and all layers of a model must be read with the same grid: name all layers in one of them, "
+            f"with a weight for each in layer_weights, and remove the other"
         )
     if distill is not None and not any(values.get("teacher") for values in attributes.values()):
         raise ConfigError(

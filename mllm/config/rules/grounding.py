@@ -37,7 +37,7 @@ def refuse_objectives_without_heads(config: RunConfig) -> None:
 
 
 def _head_type(name: str) -> str:
-    """Return the type of head whose predictions have a name."""
+    """Return the type of head whose predictions have the name `name`."""
     return next(kind for kind in HEADS.names() if HEADS.describe(kind).attributes.get("predicts") == name)
 
 

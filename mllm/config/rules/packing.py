@@ -23,8 +23,8 @@ def refuse_packing(config: RunConfig, checkpoint: Checkpoint, family: Family) ->
     args, origin = config.model_args, config.origin("data_args", "packing")
     if config.privacy_args is not None:
         raise ConfigError(
-            f"{origin}: packing=True puts several samples into one row, and privacy_args clips each sample's own "
-            "gradient: remove it"
+            f"{origin}: packing=True puts several samples into one row, and privacy_args clips the gradient of each "
+            "sample: remove it"
         )
     if family.cannot_pack is not None:
         exact = ", ".join(f"'{other.type}'" for other in FAMILIES if other.cannot_pack is None)
@@ -34,13 +34,13 @@ def refuse_packing(config: RunConfig, checkpoint: Checkpoint, family: Family) ->
         )
     if checkpoint.model_type is not None and checkpoint.model_type not in PACKED:
         raise ConfigError(
-            f"{origin}: packing=True is not shown to be exact for {args.model_name_or_path}, a "
-            f"'{checkpoint.model_type}' model (it is for {', '.join(PACKED)}): remove it; tokens_per_micro_batch keeps "
+            f"{origin}: packing=True has not been tested with {args.model_name_or_path}, a "
+            f"'{checkpoint.model_type}' model (tested: {', '.join(PACKED)}): remove it; tokens_per_micro_batch keeps "
             "padding small"
         )
     if args.attn_implementation not in ATTENTION:
         raise ConfigError(
             f"{config.origin('model_args', 'attn_implementation')}: attn_implementation='{args.attn_implementation}' "
-            f"is not shown to keep the samples of a row apart, which packing=True ({origin}) needs: use 'sdpa' or "
-            "'eager', or remove packing"
+            f"has not been tested with packing=True ({origin}), where samples of a row must not attend to each other: "
+            "use 'sdpa' or 'eager', or remove packing"
         )

@@ -32,17 +32,17 @@ def refuse_two_precisions(config: RunConfig) -> None:
         )
 
 
-def refuse_old_card(config: RunConfig, hardware: Hardware) -> None:
-    """Raise `ConfigError` for bf16 and tf32 on a card without them."""
+def refuse_unsupported_precision(config: RunConfig, hardware: Hardware) -> None:
+    """Raise `ConfigError` for bf16 and tf32 on a GPU that does not support them."""
     if hardware.capability is None or hardware.capability >= AMPERE:
         return
     card = f"{hardware.name} has compute capability {hardware.capability[0]}.{hardware.capability[1]}"
-    remedies = {"bf16": "bf16=False and fp16=True", "bf16_full_eval": "bf16_full_eval=False", "tf32": "tf32=False"}
-    for key, remedy in remedies.items():
+    fixes = {"bf16": "bf16=False and fp16=True", "bf16_full_eval": "bf16_full_eval=False", "tf32": "tf32=False"}
+    for key, fix in fixes.items():
         if config.training_args[key]:
             raise ConfigError(
                 f"{config.origin('training_args', key)}: {key}=True needs compute capability 8.0 or newer and {card}: "
-                f"set {remedy} in training_args"
+                f"set {fix} in training_args"
             )
 
 
@@ -63,7 +63,7 @@ def adapt_to_cpu(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hard
         changes["tf32"] = False
         logger.info("a CPU has no tf32: tf32 is off")
     optimizer = args["optim"]
-    if isinstance(optimizer, str) and any(mark in optimizer for mark in ("paged", "8bit", "4bit", "bnb")):
+    if isinstance(optimizer, str) and any(part in optimizer for part in ("paged", "8bit", "4bit", "bnb")):
         changes["optim"] = CPU_OPTIMIZER
         logger.info("the optimizer '%s' needs a GPU: using '%s'", optimizer, CPU_OPTIMIZER)
     changes["dataloader_pin_memory"] = False

@@ -11,30 +11,30 @@ from mllm.registry import BOX_FORMATS, HEADS
 
 
 def refuse_private_conflicts(config: RunConfig) -> None:
-    """Refuses what does not go together with `privacy_args`, where a config has them; a large delta waits for N."""
+    """Raise `ConfigError` for settings that conflict with `privacy_args`, except for a delta that is too large."""
     if config.privacy_args is None:
         return
     refuse_contradictions(config, config.privacy_args)
-    refuse_other_batches(config)
-    refuse_choices_by_private_loss(config, config.privacy_args)
-    refuse_what_trains_beside_linear_layers(config)
-    refuse_mixing(config)
-    refuse_a_look_at_the_data(config)
+    refuse_conflicting_arguments(config)
+    refuse_selection_by_private_loss(config, config.privacy_args)
+    refuse_nonlinear_parts(config)
+    refuse_dependent_samples(config)
+    refuse_scale_from_private_data(config)
 
 
 def refuse_large_delta(config: RunConfig, units: int) -> None:
-    """Refuses a delta of 1 / N or more for the N units of the training data: it would allow to publish one of them."""
+    """Raise `ConfigError` for a delta of 1 / N or more with N units, which would permit the release of a whole unit."""
     privacy = config.privacy_args
     if privacy is not None and privacy.target_delta * units >= 1:
         raise ConfigError(
-            f"{config.origin('privacy_args', 'target_delta')}: target_delta={privacy.target_delta:g} is no promise for "
+            f"{config.origin('privacy_args', 'target_delta')}: target_delta={privacy.target_delta:g} is too large for "
             f"N={units} {privacy.unit}s, because it must be below 1/N = {1 / units:.3g}: set it to "
             f"{_round_below(0.1 / units):g}, for example"
         )
 
 
 def refuse_contradictions(config: RunConfig, privacy: PrivacyArgs) -> None:
-    """Refuses keys of `privacy_args` that contradict each other."""
+    """Raise `ConfigError` for keys of `privacy_args` that contradict each other."""
     if (privacy.target_epsilon is None) == (privacy.noise_multiplier is None):
         both = privacy.target_epsilon is not None
         raise ConfigError(
@@ -49,13 +49,13 @@ def refuse_contradictions(config: RunConfig, privacy: PrivacyArgs) -> None:
         )
     if privacy.secure_mode and privacy.test_noise_seed is not None:
         raise ConfigError(
-            f"{config.origin('privacy_args', 'test_noise_seed')}: test_noise_seed makes noise that can be made again "
-            f"and secure_mode=True noise that cannot: remove one of them"
+            f"{config.origin('privacy_args', 'test_noise_seed')}: test_noise_seed makes the noise reproducible, and "
+            f"secure_mode=True makes it unpredictable: remove one of them"
         )
 
 
-def refuse_other_batches(config: RunConfig) -> None:
-    """Refuses what the draw, the clip and the noise take the origin of, or cannot work with."""
+def refuse_conflicting_arguments(config: RunConfig) -> None:
+    """Raise `ConfigError` for training arguments that contradict the sampling, clipping and noise of DP-SGD."""
     args = config.training_args
     if args["fp16"]:
         raise ConfigError(
@@ -67,31 +67,34 @@ def refuse_other_batches(config: RunConfig) -> None:
         size = args["per_device_train_batch_size"] * accumulation
         raise ConfigError(
             f"{config.origin('training_args', 'gradient_accumulation_steps')}: gradient_accumulation_steps="
-            f"{accumulation} cannot be used with privacy_args, because every draw is an update: set it to 1, "
+            f"{accumulation} cannot be used with privacy_args, because every sampled batch is one update: set it to 1, "
             f"per_device_train_batch_size to the {size} samples of an update, and privacy_args.physical_batch_size to "
             f"what fits in memory"
         )
     if args["max_grad_norm"]:
         raise ConfigError(
             f"{config.origin('training_args', 'max_grad_norm')}: max_grad_norm={args['max_grad_norm']:g} cannot be "
-            f"used with privacy_args, because every unit is clipped to privacy_args.clip_norm before the noise: set "
-            f"max_grad_norm=0"
+            f"used with privacy_args, because the gradient of every unit is already clipped to privacy_args.clip_norm: "
+            f"set max_grad_norm=0"
         )
     for key in ("fsdp", "deepspeed"):
         if args[key]:
             raise ConfigError(
-                f"{config.origin('training_args', key)}: {key} cannot be used with privacy_args, because units are "
-                f"clipped whole, and each process would hold a part of a gradient alone: remove it"
+                f"{config.origin('training_args', key)}: {key} cannot be used with privacy_args, because the gradient "
+                f"of a unit is clipped as a whole, and each process would hold only a part of it: remove it"
             )
     if args["save_strategy"] == "no":
         raise ConfigError(
             f"{config.origin('training_args', 'save_strategy')}: save_strategy='no' cannot be used with privacy_args, "
-            f"because what a broken run has spent is spent: set it to 'steps'"
+            f"because an interrupted run has spent privacy and could not be resumed: set it to 'steps'"
         )
 
 
-def refuse_choices_by_private_loss(config: RunConfig, privacy: PrivacyArgs) -> None:
-    """Refuses to choose checkpoints or rates by a loss on private data, a question that nobody accounts for."""
+def refuse_selection_by_private_loss(config: RunConfig, privacy: PrivacyArgs) -> None:
+    """Raise `ConfigError` for a selection of checkpoints or learning rates by the loss on private data.
+
+    Such a selection is a query of private data that the accountant does not count.
+    """
     args = config.training_args
     choices = {
         "load_best_model_at_end": args["load_best_model_at_end"],
@@ -102,27 +105,27 @@ def refuse_choices_by_private_loss(config: RunConfig, privacy: PrivacyArgs) -> N
     for key, chosen in choices.items():
         if chosen and not privacy.public_validation:
             raise ConfigError(
-                f"{config.origin('training_args', key)}: {key}={args[key]!r} chooses by the validation loss, which is "
-                f"a question to private data that the accountant does not count: remove it, or set "
-                f"privacy_args.public_validation=True where the validation split holds nothing to protect"
+                f"{config.origin('training_args', key)}: {key}={args[key]!r} selects by the validation loss, which is "
+                f"a query of private data that the accountant does not count: remove it, or set "
+                f"privacy_args.public_validation=True if the validation split is public"
             )
     origin = config.origin("privacy_args", "checkpoint_below")
     if privacy.checkpoint_below and not privacy.public_validation:
         raise ConfigError(
-            f"{origin}: checkpoint_below chooses by the validation loss, which is a question to private data that the "
-            f"accountant does not count: remove it, or set privacy_args.public_validation=True where the validation "
-            f"split holds nothing to protect"
+            f"{origin}: checkpoint_below selects by the validation loss, which is a query of private data that the "
+            f"accountant does not count: remove it, or set privacy_args.public_validation=True if the validation split "
+            f"is public"
         )
-    measures = config.data_args.validation is not None and args["eval_strategy"] != "no"
-    if privacy.checkpoint_below and not measures:
+    evaluates = config.data_args.validation is not None and args["eval_strategy"] != "no"
+    if privacy.checkpoint_below and not evaluates:
         raise ConfigError(
-            f"{origin}: checkpoint_below waits for a validation loss, and there is none: give data_args.validation, "
-            f"and set training_args.eval_strategy to 'steps' or 'epoch'"
+            f"{origin}: checkpoint_below needs a validation loss, and there is none: set data_args.validation, and "
+            f"training_args.eval_strategy to 'steps' or 'epoch'"
         )
 
 
-def refuse_what_trains_beside_linear_layers(config: RunConfig) -> None:
-    """Refuse trainable parts without per-sample gradients: all but LoRA on Linear layers and linear heads."""
+def refuse_nonlinear_parts(config: RunConfig) -> None:
+    """Raise `ConfigError` for trainable parts without per-sample gradients: all but LoRA on Linear and linear heads."""
     args = config.model_args
     only = "and with privacy_args only LoRA on Linear layers and linear heads can train"
     for name, options in args.heads.items():
@@ -139,8 +142,8 @@ def refuse_what_trains_beside_linear_layers(config: RunConfig) -> None:
         )
     if args.fuse_vision_layers:
         raise ConfigError(
-            f"{config.origin('model_args', 'fuse_vision_layers')}: fuse_vision_layers=True learns the shares of a "
-            f"mixture, {only}: set it to False"
+            f"{config.origin('model_args', 'fuse_vision_layers')}: fuse_vision_layers=True trains the weights of a "
+            f"mixture of layers, {only}: set it to False"
         )
     if args.train_vision:
         raise ConfigError(
@@ -149,40 +152,40 @@ def refuse_what_trains_beside_linear_layers(config: RunConfig) -> None:
         )
     if config.distill_args is not None:
         raise ConfigError(
-            f"{config.origin('distill_args')}: distill_args cannot be used with privacy_args: its projectors read maps "
-            f"of features, {only}: remove it, or distil on data that holds nothing to protect"
+            f"{config.origin('distill_args')}: distill_args cannot be used with privacy_args: its projectors train on "
+            f"feature maps, {only}: remove it, or distill on public data without privacy_args"
         )
     if args.use_dora:
         raise ConfigError(
-            f"{config.origin('model_args', 'use_dora')}: use_dora=True learns magnitudes of weights, {only}: set it to "
+            f"{config.origin('model_args', 'use_dora')}: use_dora=True trains magnitudes of weights, {only}: set it to "
             f"False"
         )
 
 
-def refuse_mixing(config: RunConfig) -> None:
-    """Refuse settings that make a sample depend on others of its batch, or that draw it more than once."""
+def refuse_dependent_samples(config: RunConfig) -> None:
+    """Raise `ConfigError` if a sample depends on others of its batch, or is drawn more than once for it."""
     if config.model_args.load_in_8bit:
         raise ConfigError(
             f"{config.origin('model_args', 'load_in_8bit')}: load_in_8bit=True cannot be used with privacy_args, "
-            f"because 8-bit products choose the columns that they keep exact by all samples of a batch: set "
-            f"load_in_4bit=True, or neither"
+            f"because LLM.int8 selects outlier columns from all samples of a batch, so samples influence each other: "
+            f"set load_in_4bit=True, or neither"
         )
     if any(options["type"] == "MixedDataset" for options in datasets_in(config.data_args.train)):
         raise ConfigError(
-            f"{config.origin('data_args', 'train')}: MixedDataset draws rows with replacement, so how often a row "
-            f"takes part would not follow from the rate that is accounted for: use ConcatDataset"
+            f"{config.origin('data_args', 'train')}: MixedDataset draws rows with replacement, so the sampling rate of "
+            f"a row would differ from the rate of the accountant: use ConcatDataset"
         )
 
 
-def refuse_a_look_at_the_data(config: RunConfig) -> None:
-    """Refuse a head that reads mean and standard deviation of the training split, which is not accounted for."""
+def refuse_scale_from_private_data(config: RunConfig) -> None:
+    """Raise `ConfigError` for a head that takes its scale from the training split, which is not accounted for."""
     for name, options in config.model_args.heads.items():
         if options["type"] == "RegressionHead" and options.get("scale") is None:
             measures = options.get("measures", ("EF", "EDV", "ESV"))
             raise ConfigError(
                 f"{config.origin('model_args', 'heads', name)}: a RegressionHead takes mean and standard deviation of "
-                f"its measures from the training split, which is a question to private data that the accountant does "
-                f"not count: give them from elsewhere, such as scale=dict({measures[0]}=(55.0, 12.0)"
+                f"its measures from the training split, which is a query of private data that the accountant does not "
+                f"count: set published values, such as scale=dict({measures[0]}=(55.0, 12.0)"
                 f"{', ...' if len(measures) > 1 else ''})"
             )
 

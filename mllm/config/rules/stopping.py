@@ -1,4 +1,4 @@
-"""Rules for early stopping, which needs a validation loss to look at."""
+"""Rules for early stopping, which needs a validation loss."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
 
 
-def refuse_blind_stopping(config: RunConfig) -> None:
-    """Refuses early stopping where nothing is measured, and a threshold without it."""
+def refuse_stopping_without_validation(config: RunConfig) -> None:
+    """Raise `ConfigError` for early stopping without a validation loss, and for a threshold without early stopping."""
     training = config.training_args
     patience, threshold = training["early_stopping_patience"], training["early_stopping_threshold"]
     if patience is None:
@@ -20,11 +20,11 @@ def refuse_blind_stopping(config: RunConfig) -> None:
     origin = config.origin("training_args", "early_stopping_patience")
     if config.data_args.validation is None:
         raise ConfigError(
-            f"{origin}: early_stopping_patience={patience} looks at the validation loss, and data_args.validation is "
-            "None: name a validation split, or remove it"
+            f"{origin}: early_stopping_patience={patience} needs a validation loss, and data_args.validation is None: "
+            "set a validation split, or remove it"
         )
     if training["eval_strategy"] == "no":
         raise ConfigError(
-            f"{origin}: early_stopping_patience={patience} looks at the validation loss, and eval_strategy='no' "
-            "measures none: set it to 'epoch', or to 'steps' with eval_steps"
+            f"{origin}: early_stopping_patience={patience} needs a validation loss, and eval_strategy='no' computes "
+            "none: set it to 'epoch', or to 'steps' with eval_steps"
         )

@@ -9,8 +9,8 @@ import os
 from mllm.config.schema import RunConfig, StoppingArgs
 from mllm.config.training_args import training_fields
 from mllm.config.training_support import (
+    FALSE_VALUES,
     LOCAL_TRACKERS,
-    OFF,
     REFUSED_OPTIMIZERS,
     TRACKERS,
     UPLOADING_VARIABLES,
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def refuse_no_updates(config: RunConfig) -> None:
-    """Raise `ConfigError` for a training without updates, whose adapter would change nothing."""
+    """Raise `ConfigError` for settings with which no weight would change."""
     args = config.training_args
     steps = args["max_steps"]
     if steps == 0 or steps < -1:
@@ -42,11 +42,11 @@ def refuse_no_updates(config: RunConfig) -> None:
 
 
 def refuse_unsupported_arguments(config: RunConfig) -> None:
-    """Raise `ConfigError` for arguments of Trainer that have no effect here, or one outside of the rules of a run."""
-    own = {item.name for item in dataclasses.fields(StoppingArgs)}
+    """Raise `ConfigError` for arguments of `transformers.Trainer` that have no effect here or are not supported."""
+    stopping_keys = {item.name for item in dataclasses.fields(StoppingArgs)}
     for key, field in training_fields().items():
         value = config.training_args[key]
-        reason = None if key in own or is_default(value, field.default) else refusal(key)
+        reason = None if key in stopping_keys or is_default(value, field.default) else refusal(key)
         if reason is not None:
             raise ConfigError(
                 f"{config.origin('training_args', key)}: {key}={value!r} is not supported, because {reason}: remove it"
@@ -81,7 +81,7 @@ def refuse_unsuitable_trackers(config: RunConfig) -> None:
                 f"paths of a private run: use ['tensorboard'], which writes to the run folder, or []"
             )
         for variable in UPLOADING_VARIABLES.get(name, ()):
-            if os.environ.get(variable, "").lower() not in OFF:
+            if os.environ.get(variable, "").lower() not in FALSE_VALUES:
                 raise ConfigError(
                     f"{origin}: report_to={name!r} would upload more than figures, because the environment variable "
                     f"{variable} is set: unset it, and upload the result with `mllm push`"
@@ -89,7 +89,7 @@ def refuse_unsuitable_trackers(config: RunConfig) -> None:
 
 
 def refuse_unknown_metric(config: RunConfig) -> None:
-    """Raise `ConfigError` for a `metric_for_best_model` that no evaluation measures, or that would select the worst."""
+    """Raise `ConfigError` for a `metric_for_best_model` that is not computed, and for `greater_is_better`."""
     name, origin = (
         config.training_args["metric_for_best_model"],
         config.origin("training_args", "metric_for_best_model"),

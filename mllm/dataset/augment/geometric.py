@@ -27,7 +27,7 @@ def _is_range(pair: Any, low: float, high: float) -> bool:
 @TRANSFORMS.register_module()
 @dataclass(frozen=True)
 class RandomFlip:
-    """Flip of an image. Words such as left and right in the text are not changed."""
+    """Flip of an image. Words of the text, such as left and right, are not changed."""
 
     direction: str = "horizontal"
     """'horizontal' or 'vertical'."""
@@ -115,10 +115,10 @@ class RandomResizedCrop:
         area, ratio = rng.uniform(*self.scale), math.exp(rng.uniform(*np.log(self.ratio)))
         offsets = rng.random(2)
         starts, ends = [], []
-        shares = (math.sqrt(area * ratio), math.sqrt(area / ratio))
-        for axis, (length, share) in enumerate(zip(image.size, shares, strict=True)):
+        fractions = (math.sqrt(area * ratio), math.sqrt(area / ratio))
+        for axis, (length, fraction) in enumerate(zip(image.size, fractions, strict=True)):
             low, high = _extent(marks, axis, length)
-            side = min(max(round(length * share), high - low, 1), length)
+            side = min(max(round(length * fraction), high - low, 1), length)
             first, last = max(0, high - side), min(low, length - side)
             starts.append(min(first + int(offsets[axis] * (last - first + 1)), last))
             ends.append(starts[-1] + side)

@@ -78,22 +78,22 @@ class Release:
             info[key.strip()] = value.strip()
         return info
 
-    def plane(self, name: str, chamber: str, moment: str, kind: str = "") -> Plane:
+    def plane(self, name: str, chamber: str, phase: str, kind: str = "") -> Plane:
         """Read the image of a patient at a phase ('ED', 'ES'), or its mask with `kind='_gt'`."""
-        path, frame = self.plane_file(name, chamber, moment, kind)
+        path, frame = self.plane_file(name, chamber, phase, kind)
         return read_plane(path, frame)
 
-    def plane_file(self, name: str, chamber: str, moment: str, kind: str = "") -> tuple[Path, int | None]:
+    def plane_file(self, name: str, chamber: str, phase: str, kind: str = "") -> tuple[Path, int | None]:
         """Return the file of the image of a patient at a phase, and the index of its frame in a series.
 
         The image is a separate file or, if that is absent, a frame of the series; `Info_4CH.cfg` has its number from 1.
         """
         folder = self.patient_folder(name)
-        single = folder / f"{name}_{chamber}_{moment}{kind}{self.suffix}"
+        single = folder / f"{name}_{chamber}_{phase}{kind}{self.suffix}"
         series = folder / f"{name}_{chamber}_{self.sequence}{kind}{self.suffix}"
         if single.is_file() or not series.is_file():
             return single, None
-        number = self.read_info(name, chamber).get(moment, "")
+        number = self.read_info(name, chamber).get(phase, "")
         if not number.isdigit() or number == "0":
-            raise DataError(f"{folder / f'Info_{chamber}.cfg'}: {moment} must be the number of a frame, from 1")
+            raise DataError(f"{folder / f'Info_{chamber}.cfg'}: {phase} must be the number of a frame, from 1")
         return series, int(number) - 1

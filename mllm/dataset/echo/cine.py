@@ -19,11 +19,11 @@ from mllm.structures import IMAGE, UNITS, Sample, Turn
 ED, ES = "ED", "ES"
 """Names of the images at end diastole and end systole."""
 MEASURES = ("EF", "EDV", "ESV")
-MOMENTS = {ED: "end diastole", ES: "end systole"}
+PHASES = {ED: "end diastole", ES: "end systole"}
 FRAMES_NEEDED = (
     "DICOM cines and videos do not mark the end-diastolic and end-systolic frames: set their numbers, counted from 0"
 )
-"""Part of the message about missing numbers of frames."""
+"""Part of the message about missing frame numbers."""
 
 
 def conversation(views: Sequence[str], measures: Mapping[str, float]) -> list[Turn]:
@@ -35,8 +35,8 @@ def conversation(views: Sequence[str], measures: Mapping[str, float]) -> list[Tu
     """
     images = []
     for view in views:
-        chambers, _, moment = view.rpartition(" ")
-        images.append(f"{IMAGE} {chambers + ', ' if chambers else ''}{MOMENTS[moment]}")
+        chambers, _, phase = view.rpartition(" ")
+        images.append(f"{IMAGE} {chambers + ', ' if chambers else ''}{PHASES[phase]}")
     known = {name: value for name, value in measures.items() if not math.isnan(value)}
     names = ", ".join(f"{name} ({UNITS[name]})" for name in known)
     answer = ", ".join(f"{name} {value:.1f} {UNITS[name]}" for name, value in known.items())
@@ -78,14 +78,14 @@ def summarize_differences(differences: Sequence[float]) -> dict[str, float]:
 
 
 class CineDataset(AugmentedDataset):
-    """Base class of datasets of examinations with one image at end diastole and one at end systole.
+    """Base class of datasets of studies with one image at end diastole and one at end systole.
 
-    Geometric transforms use the same draw for all images of an examination.
+    Geometric transforms use the same draw for all images of a study.
     """
 
     @abstractmethod
     def views(self, index: int) -> dict[str, Image]:
-        """Return the images of an examination, RGB, by name."""
+        """Return the images of a study, RGB, by name."""
 
     @abstractmethod
     @override
@@ -93,7 +93,7 @@ class CineDataset(AugmentedDataset):
         """Return EF in percent, EDV and ESV in mL; NaN where unknown."""
 
     def files(self, index: int) -> list[Path]:
-        """Return the files of the images of an examination; empty for generated images."""
+        """Return the files of the images of a study; empty for generated images."""
         return []
 
     @override

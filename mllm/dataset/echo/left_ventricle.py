@@ -77,7 +77,7 @@ def biplane_measures(masks: Mapping[tuple[str, str], tuple[np.ndarray, tuple[flo
         masks: (chamber view, phase), such as ('4CH', 'ED') -> mask and spacing; see `cut_into_discs`.
     """
     discs = {key: cut_into_discs(*mask) for key, mask in masks.items()}
-    edv, esv = (biplane_volume(discs["4CH", moment], discs["2CH", moment]) for moment in ("ED", "ES"))
+    edv, esv = (biplane_volume(discs["4CH", phase], discs["2CH", phase]) for phase in ("ED", "ES"))
     return {"EF": 100 * (edv - esv) / edv, "EDV": edv, "ESV": esv}
 
 
@@ -109,12 +109,12 @@ def _border(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     padded = np.pad(labels, 1)
     cavity = padded == CAVITY
     shifts = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-    near = np.any([np.roll(padded == MYOCARDIUM, shift, axis=(0, 1)) for shift in shifts], axis=0)
+    near_myocardium = np.any([np.roll(padded == MYOCARDIUM, shift, axis=(0, 1)) for shift in shifts], axis=0)
     points, is_near = [], []
     for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):
         rows, columns = np.nonzero(cavity & ~np.roll(cavity, (-dy, -dx), axis=(0, 1)))
         points.append(np.stack([columns - 0.5 + dx / 2, rows - 0.5 + dy / 2], axis=1))
-        is_near.append(near[rows, columns])
+        is_near.append(near_myocardium[rows, columns])
     return np.concatenate(points), np.concatenate(is_near)
 
 

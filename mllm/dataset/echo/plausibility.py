@@ -1,4 +1,4 @@
-"""Warnings about implausible measures: EF as a share, and volumes that contradict each other."""
+"""Warnings about implausible measures: EF as a fraction, and volumes that contradict each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mllm.dataset.base import SampleDataset
 
 logger = logging.getLogger(__name__)
 
-SHARE = "EF is at most 1 %: if it is a share, such as 0.656, multiply it by 100"
+FRACTION = "EF is at most 1 %: if it is a fraction, such as 0.656, multiply it by 100"
 ABOVE = "EF is above 100 %"
 REVERSED = "ESV is not below EDV: the columns may be exchanged"
 _LISTED = 3
@@ -19,7 +19,7 @@ _LISTED = 3
 def implausible(measures: Mapping[str, float]) -> list[str]:
     """Return the reasons for which measures are implausible; NaN is unknown and never implausible."""
     ef, edv, esv = (measures.get(name, float("nan")) for name in ("EF", "EDV", "ESV"))
-    checks = {SHARE: 0 < ef <= 1, ABOVE: ef > 100, REVERSED: esv >= edv}
+    checks = {FRACTION: 0 < ef <= 1, ABOVE: ef > 100, REVERSED: esv >= edv}
     return [reason for reason, is_true in checks.items() if is_true]
 
 
@@ -39,6 +39,6 @@ class ImplausibleMeasures:
     def report(self) -> None:
         """Log one warning for each reason, with the first rows."""
         for reason, rows in self.rows.items():
-            places = "; ".join(dataset.describe(index) for dataset, index in rows[:_LISTED])
-            more = f" and {len(rows) - _LISTED:,} more rows" if len(rows) > _LISTED else ""
-            logger.warning("%s: %s (%s%s)", self.split, reason, places, more)
+            locations = "; ".join(dataset.describe(index) for dataset, index in rows[:_LISTED])
+            tail = f" and {len(rows) - _LISTED:,} more rows" if len(rows) > _LISTED else ""
+            logger.warning("%s: %s (%s%s)", self.split, reason, locations, tail)

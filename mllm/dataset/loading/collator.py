@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mllm.dataset.loading.sampler import Draw
-from mllm.errors import UserError, one_line, tied_to_row
+from mllm.errors import UserError, errors_of_row, one_line
 from mllm.structures import Batch, Encoded, Failure, LogicalBatch, Sample, unsupervised
 
 
@@ -40,7 +40,7 @@ class EncodedDataset(Dataset[Encoded]):
     def __getitem__(self, draw: Draw | int) -> Encoded | Failure:  # type: ignore[override]
         index, epoch, counted, unit = draw if isinstance(draw, Draw) else Draw(draw, 0)
         try:
-            with tied_to_row(f"row {index + 1} of the data"):
+            with errors_of_row(f"row {index + 1} of the data"):
                 encoded = self.encode(self.samples.sample(index, epoch))
         except UserError as error:
             return Failure(one_line(str(error)), (index, epoch))
@@ -62,7 +62,7 @@ class LogicalCollator:
         pad: Function that pads samples to a batch.
         samples_per_piece: Maximum number of rows of a piece.
         tokens_per_piece: Maximum number of tokens of a piece, padding included; it replaces `samples_per_piece`. A
-            longer row is a piece of its own.
+            longer row is a separate piece.
         tokens_per_row: Maximum number of tokens of a packed row; None: no packing.
     """
 
@@ -156,7 +156,7 @@ def padded_size(sizes: Sequence[tuple[int, ...]]) -> int:
 def packed_rows(lengths: Sequence[int], room: int) -> list[list[int]]:
     """Divide the indices of `lengths` into rows of at most `room` tokens by first-fit decreasing.
 
-    The number of rows is at most 11/9 of the minimum plus 1. A sample longer than `room` is a row of its own.
+    The number of rows is at most 11/9 of the minimum plus 1. A sample longer than `room` is a separate row.
     """
     rows: list[list[int]] = []
     free: list[int] = []

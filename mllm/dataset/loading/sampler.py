@@ -17,7 +17,7 @@ class Draw(NamedTuple):
     index: int  # type: ignore[assignment]  # hides tuple.index, which is not used
     epoch: int
     counted: bool = True
-    """False for a padding sample: it runs through the model so that every process has a batch, with weight 0."""
+    """False for a padding sample with weight 0, which gives a process a batch if there are not enough samples."""
     unit: int | None = None
     """Number of the privacy unit that the sample belongs to, if units have several samples."""
 

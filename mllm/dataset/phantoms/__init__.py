@@ -1,1 +1,1 @@
-"""Generated images that resemble medical images, with questions, for trials, tests and demonstrations."""
+"""Generated images that resemble medical images, with questions, for trials, tests and demos."""

@@ -19,7 +19,7 @@ _FIRST_ELEMENTS = tuple(
     for group, elements in ((2, (0, 1, 2, 16)), (8, (0, 1, 5, 8, 22, 24)))
     for element in elements
 )
-"""Possible begins of a DICOM file without preamble: the tags of its first element, in little endian."""
+"""First bytes of a DICOM file without preamble: possible tags of its first element, in little endian."""
 
 
 def read_images(path: str | Path, **options: Any) -> list[Image.Image]:

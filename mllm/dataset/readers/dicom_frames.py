@@ -64,7 +64,7 @@ def read_header(path: Path) -> Dataset:
     if not header.preamble and "Rows" not in header and "SOPClassUID" not in header:
         raise DataError(f"{path} is not a DICOM file: it has neither the DICOM preamble nor elements of an image")
     if _find_pixels(header) is None:
-        raise DataError(f"{path} {_why_no_pixels(header)}")
+        raise DataError(f"{path} {_missing_pixels_reason(header)}")
     _complete_syntax(header, path)
     check_pixels(path, float(header.get("Columns") or 0), float(header.get("Rows") or 0))
     return header
@@ -163,7 +163,7 @@ def _is_deflated(path: Path) -> bool:
 
     if _read_syntax(path) != _DEFLATED:
         return False
-    # The length of the group counts from behind its own element, which has 12 bytes.
+    # The length of the group counts from the end of its own element, which has 12 bytes.
     begin = PREAMBLE + 12 + int(read_file_meta_info(path).FileMetaInformationGroupLength)
     data, decompressor, size = path.read_bytes()[begin:], zlib.decompressobj(-zlib.MAX_WBITS), 0
     while data and not decompressor.eof:
@@ -187,13 +187,13 @@ def _complete_syntax(header: Dataset, path: Path) -> None:
         return
     name = _find_pixels(header)
     if name is not None and header[name].is_undefined_length:
-        raise DataError(f"{path} cannot be decoded: its pixels are compressed, but the file does not say how")
+        raise DataError(f"{path} cannot be decoded: its pixels are compressed, but the file names no transfer syntax")
     is_implicit, is_little = header.original_encoding
     native = uid.ExplicitVRLittleEndian if is_little else uid.ExplicitVRBigEndian
     header.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if is_implicit else native
 
 
-def _why_no_pixels(header: Dataset) -> str:
+def _missing_pixels_reason(header: Dataset) -> str:
     # pydicom returns an empty header if compressed pixels are truncated.
     if (kind := header.get("SOPClassUID")) is None or "BitsAllocated" in header or "Image" in kind.name:
         return "is truncated or damaged: it is an image, but its pixels are incomplete"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def has_rescale(header: Dataset) -> bool:
-    """Return True if the header has a slope and an intercept, which are possible."""
+    """Return True if the header has a slope and an intercept. Impossible ones are removed before."""
     return header.get("RescaleSlope") is not None and header.get("RescaleIntercept") is not None
 
 
@@ -67,19 +67,23 @@ def _apply_lut(values: np.ndarray, header: Dataset, path: Path) -> np.ndarray | 
     entries, first, bits = (int(number) for number in table.LUTDescriptor)
     lut = _table_entries(table.LUTData, entries or 65536, header)
     if lut is None or len(lut) == 0 or lut.min() == lut.max():
-        warn_once(path, "voi lut", "has a VOI LUT that is constant or shorter than it says: it is ignored")
+        warn_once(path, "voi lut", "has a VOI LUT that is constant or shorter than its descriptor: it is ignored")
         return None
     white = 2**bits - 1
     # A table that ends above its white, or below half of it, was written with another number of bits.
     if not white / 2 < lut.max() <= white:
-        warn_once(path, "voi lut", f"has a VOI LUT of {bits} bits with entries up to {lut.max()}: that is its white")
+        warn_once(
+            path,
+            "voi lut",
+            f"has a VOI LUT of {bits} bits with entries up to {lut.max()}: this entry is shown as white",
+        )
         white = int(lut.max())
     indices = np.clip(np.rint(values) - first, 0, len(lut) - 1).astype(int)
     return np.asarray(lut[indices] / white)
 
 
 def _table_entries(data: bytes | list[int] | int, entries: int, header: Dataset) -> np.ndarray | None:
-    """Return the entries of a LUT; None if it has fewer than it says."""
+    """Return the entries of a LUT; None if it has fewer than `entries`."""
     if not isinstance(data, bytes):
         lut = np.atleast_1d(np.asarray(data))
     elif entries <= len(data) <= entries + 1:
@@ -112,7 +116,7 @@ def _apply_window(values: np.ndarray, header: Dataset, path: Path) -> np.ndarray
 
 
 def _has_steps_of_one(values: np.ndarray, width: float) -> bool:
-    """Return False where LINEAR would make a window of real numbers empty, so that LINEAR_EXACT is meant."""
+    """Return False if LINEAR would give an empty window for real numbers, so that LINEAR_EXACT must be meant."""
     if width < 1:
         return False
     is_fraction = values.dtype.kind == "f" and bool((values != np.rint(values)).any())

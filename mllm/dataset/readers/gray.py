@@ -110,8 +110,8 @@ def choose(choice: Choice, count: int, path: Path, option: str, noun: str) -> li
     """Return the indices from 0 that an option selects, in its order.
 
     Args:
-        choice: 'first', 'middle', 'last', 'all', an index or a list of indices. Negative indices are refused: in
-            annotations they are mostly mistakes.
+        choice: 'first', 'middle', 'last', 'all', an index or a list of indices. Negative indices are refused, because
+            in annotations they are mostly errors.
         count: Number of available items.
         path: The file, for messages.
         option: Name of the option, for messages.

@@ -32,7 +32,7 @@ class GuardedError(Exception):
 
 
 class GuardedProcess:
-    """Process that calls functions one after another. It starts with the first call, and again after it ended."""
+    """Process that calls functions one after another. It starts at the first call, and again if it has ended."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -76,24 +76,24 @@ class GuardedProcess:
         self._pipe = self._process = None
 
     def _start(self) -> Connection:
-        ours, theirs = Pipe()
+        here, there = Pipe()
         # C libraries print values of the file to the standard streams.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import serve; serve({theirs.fileno()})"],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, "-c", f"from {__name__} import serve; serve({there.fileno()})"],
+            pass_fds=[there.fileno()],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        theirs.close()
-        self._pipe = ours
+        there.close()
+        self._pipe = here
         try:
-            self._receive(ours, _START_SECONDS)
+            self._receive(here, _START_SECONDS)
         except (EOFError, OSError) as error:
             self.stop()
             raise GuardedError("the process of the decoder cannot be started") from error
-        return ours
+        return here
 
     def _receive(self, pipe: Connection, seconds: float) -> tuple[str, Any]:
         if not pipe.poll(seconds):

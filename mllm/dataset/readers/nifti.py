@@ -83,7 +83,7 @@ def read(
 
 
 def load_nifti(path: Path) -> Any:
-    """Load a NIfTI file with nibabel, also if its suffix does not say that it is compressed, or says so wrongly."""
+    """Load a NIfTI file with nibabel, also if its suffix is wrong about the compression."""
     import nibabel
 
     with path.open("rb") as file:
@@ -137,7 +137,7 @@ def _load_canonical(image: Nifti1Image, volume: int, path: Path) -> tuple[np.nda
 
 
 def _header_range(image: Nifti1Image, values: np.ndarray, path: Path) -> tuple[float, float] | None:
-    """Return the display range of the header; None if there is none, or if it would show one value only."""
+    """Return the display range of the header; None if there is none, or if it contains no value of the volume."""
     low, high = float(image.header["cal_min"]), float(image.header["cal_max"])
     if not (np.isfinite([low, high]).all() and high > low):
         return None

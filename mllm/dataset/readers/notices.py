@@ -12,23 +12,23 @@ from PIL import Image
 logger = logging.getLogger(__name__)
 
 _MAX_FILES = 20
-"""Files that are named for one kind of warning."""
-_CONSTANT_SHARE = 0.999
-"""Share of the pixels that a nearly constant picture has within `_CONSTANT_LEVELS`."""
+"""Maximum number of files that are named for one kind of warning."""
+_CONSTANT_FRACTION = 0.999
+"""Fraction of the pixels of a nearly constant image that are within `_CONSTANT_LEVELS`."""
 _CONSTANT_LEVELS = 3
 _MIN_PIXELS = 64
-"""Smaller pictures are not checked for a constant value."""
+"""Smaller images are not checked for a constant value."""
 _noticed: set[tuple[str, str]] = set()
 _counts: Counter[str] = Counter()
 
 
 def warn_once(path: Path, kind: str, message: str) -> None:
-    """Log a warning `PATH MESSAGE`, once for each kind and file; the last file says that others are not named.
+    """Log a warning `PATH MESSAGE`, once for each kind and file; the last one states that further files are not named.
 
     Args:
         path: The file.
         kind: Kind of the warning, to count its files.
-        message: Text behind the path.
+        message: Text after the path.
     """
     if (kind, str(path)) in _noticed or _counts[kind] >= _MAX_FILES:
         return
@@ -46,6 +46,6 @@ def report_constant(path: Path, image: Image.Image) -> None:
     counts = np.asarray(image.histogram()).reshape(-1, 256)
     sums = np.cumsum(np.pad(counts, ((0, 0), (1, 0))), axis=1)
     within = (sums[:, _CONSTANT_LEVELS:] - sums[:, :-_CONSTANT_LEVELS]).max(axis=1)
-    if (within >= _CONSTANT_SHARE * pixels).all():
+    if (within >= _CONSTANT_FRACTION * pixels).all():
         value = tuple(int(channel.argmax()) for channel in counts)
-        warn_once(path, "constant", f"is nearly constant: {_CONSTANT_SHARE:.1%} of its pixels are about {value}")
+        warn_once(path, "constant", f"is nearly constant: {_CONSTANT_FRACTION:.1%} of its pixels are about {value}")

@@ -86,7 +86,7 @@ def parse_phrases(text: str, sequence: Any, field: str) -> tuple[str, list[list[
     phrases = len(parts) // 2
     if not isinstance(sequence, list) or len(sequence) != phrases:
         length = len(sequence) if isinstance(sequence, list) else sequence
-        raise DataError(f"field '{field}' has {phrases} phrases, and there are boxes for {length}")
+        raise DataError(f"field '{field}' has {phrases} phrases, but there are boxes for {length}")
     plain = [without_placeholders(part.strip() if index % 2 else part, field) for index, part in enumerate(parts)]
     marked = "".join(f"{part} {BOX}" if index % 2 else part for index, part in enumerate(plain))
     return marked.strip(), [[int(index) for index in group] for group in sequence]

@@ -140,7 +140,7 @@ class V7W_POINT(_PointingDataset):  # noqa: N801  (the name in Shikra's configs)
                 raise DataError("field 'answer' is not one of the 'candidates'")
             answer = candidates.index(box)
         if not 0 <= answer < len(candidates):
-            raise DataError(f"field 'answer' is {answer}, and there are {len(candidates)} candidates (from 0)")
+            raise DataError(f"field 'answer' is {answer}, but there are {len(candidates)} candidates (from 0)")
         if self.version == "b":
             placeholder = BOX
             marks = [Mark(box=parse_box(image, box, "candidates")) for box in candidates]

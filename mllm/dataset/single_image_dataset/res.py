@@ -69,7 +69,8 @@ def parse_mask(segmentation: Any, image: Image, field: str = "segmentation") -> 
         raise DataError(f"field '{field}' is neither a list of polygons nor COCO run lengths ({error})") from error
     if mask.shape != (height, width):
         raise DataError(
-            f"field '{field}' is a mask of {mask.shape[1]} x {mask.shape[0]} pixels, its image has {width} x {height}"
+            f"field '{field}' is a mask of {mask.shape[1]} x {mask.shape[0]} pixels, but its image has "
+            f"{width} x {height}"
         )
     return mask
 

@@ -165,7 +165,7 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), float) / 255
 
 
-def _place_shape(shape: str, rng: np.random.Generator, size: int, others: Sequence[np.ndarray]) -> np.ndarray | None:
+def _place_shape(shape: str, rng: np.random.Generator, size: int, placed: Sequence[np.ndarray]) -> np.ndarray | None:
     """Return the mask of a shape at a random position without overlap; None after 50 failed attempts."""
     y, x = (np.mgrid[:size, :size] + 0.5) / size
     for _ in range(50):
@@ -178,6 +178,6 @@ def _place_shape(shape: str, rng: np.random.Generator, size: int, others: Sequen
             mask = np.maximum(abs(dx), abs(dy)) < 0.85
         else:
             mask = (dy < 0.9) & (2 * abs(dx) - 0.9 < dy)
-        if not any((mask & other).any() for other in others):
+        if not any((mask & other).any() for other in placed):
             return mask
     return None

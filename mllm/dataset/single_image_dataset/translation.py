@@ -46,8 +46,8 @@ class TranslationDataset(RecordDataset):
     ) -> None:
         super().__init__(group_field)
         is_mtnt = table_suffix(Path(data_path)) == ".tsv" and not _is_named(data_path, source)
-        unnamed = MTNT_COLUMNS if is_mtnt else None
-        self.records = Records(data_path, split, unnamed)
+        columns = MTNT_COLUMNS if is_mtnt else None
+        self.records = Records(data_path, split, columns)
         self.source, self.target, self.instruction = source, target, instruction
 
     def __len__(self) -> int:

@@ -78,7 +78,7 @@ def parse_words(text: Any, boxes: int, field: str) -> tuple[str, list[list[int]]
         if isinstance(word, list):
             group = [int(index) for index in word]
             if any(not 0 <= index < boxes for index in group):
-                raise DataError(f"field '{field}' has the box indices {group}, and there are {boxes} boxes (from 0)")
+                raise DataError(f"field '{field}' has the box indices {group}, but there are {boxes} boxes (from 0)")
             groups.append(group)
             parts += f" {BOX}"
         else:
@@ -91,5 +91,5 @@ def _choice(row: dict[str, Any], kind: str) -> Any:
     """Return the correct answer or rationale of the row."""
     choices, label = row[f"{kind}_choices"], row[f"{kind}_label"]
     if not isinstance(label, int) or not 0 <= label < len(choices):
-        raise DataError(f"field '{kind}_label' is {label!r}, and there are {len(choices)} choices (from 0)")
+        raise DataError(f"field '{kind}_label' is {label!r}, but there are {len(choices)} choices (from 0)")
     return choices[label]

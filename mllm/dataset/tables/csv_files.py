@@ -21,12 +21,12 @@ csv.field_size_limit(2**31 - 1)  # reports can be longer than the default of 128
 class CsvRows:
     """Rows of a CSV or TSV file with named columns, and the line on which each row begins.
 
-    * Another delimiter than that of the suffix is used if the header has only one column otherwise, or if the first
-      line is `sep=;`.
+    * A delimiter other than that of the suffix is used if the header would have only one column, or if the first line
+      is `sep=;`.
     * A quoted value may contain delimiters and line breaks. In a file with tabs, quotation marks are ordinary
       characters if they do not enclose whole values in all rows, or if `columns` is given.
-    * Columns without a name are left out if they are empty, else they are named `Unnamed: 0` by their index, as by
-      pandas. Empty values behind the last column are ignored.
+    * Columns without a name are left out if they are empty, else they are named `Unnamed: 0` by their index, as in
+      pandas. Empty values after the last column are ignored.
 
     Args:
         path: The file.
@@ -50,7 +50,7 @@ class CsvRows:
         self._name_columns()
 
     def _name_columns(self) -> None:
-        """Name the columns without a name, and refuse a name that stands twice."""
+        """Name the columns without a name, and refuse duplicate names."""
         self.is_used = [
             bool(name) or any(index < len(values) and values[index].strip() for values in self.rows)
             for index, name in enumerate(self.names)
@@ -140,7 +140,7 @@ def _separator_line(values: Sequence[str]) -> bool:
 
 
 def _find_delimiter(path: Path, default: str) -> str:
-    """Return the delimiter of a file: `default`, unless the first line names another or only another divides it."""
+    """Return the delimiter of a file: `default`, unless the first line names or contains only another one."""
     with open_text(path) as file:
         lines = [line for line in (file.readline() for _ in range(3)) if line.strip()]
     if not lines:
@@ -151,11 +151,11 @@ def _find_delimiter(path: Path, default: str) -> str:
     widths = {delimiter: [_width(line, delimiter) for line in lines[:2]] for delimiter in DELIMITERS}
     if widths[default][0] > 1:
         return default
-    others = [delimiter for delimiter, (width, *rest) in widths.items() if width > 1 and set(rest) <= {width}]
-    if len(others) != 1:
+    candidates = [name for name, (width, *next_widths) in widths.items() if width > 1 and set(next_widths) <= {width}]
+    if len(candidates) != 1:
         return default
-    logger.info("%s: the values are separated by %r, not by %r", path, others[0], default)
-    return others[0]
+    logger.info("%s: the values are separated by %r, not by %r", path, candidates[0], default)
+    return candidates[0]
 
 
 def _width(line: str, delimiter: str) -> int:

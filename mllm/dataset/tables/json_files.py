@@ -173,7 +173,7 @@ class JsonList:
         elif isinstance(content, dict) and content and all(isinstance(row, dict) for row in content.values()):
             start, self.rows = text.index("{"), list(content.values())
         else:
-            raise DataError(f'{path} must hold a list of objects, {{"data": [...]}}, or an object of ids and objects')
+            raise DataError(f'{path} must be a list of objects, {{"data": [...]}}, or an object of ids and objects')
         self.lines = list(_lines_of_items(text, start))
         if len(self.lines) > len(self.rows):
             raise DataError(f"{path} has a duplicate id: the ids of all rows must be different")

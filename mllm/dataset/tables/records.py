@@ -13,7 +13,7 @@ from mllm.dataset.tables.arrow import ARROW_FOLDER, ARROW_SPLITS, ArrowRows, is_
 from mllm.dataset.tables.csv_files import CsvRows
 from mllm.dataset.tables.json_files import open_json, open_json_lines
 from mllm.dataset.tables.text_files import table_suffix
-from mllm.errors import DataError, near
+from mllm.errors import DataError, nearest_names
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
@@ -99,8 +99,8 @@ class Records:
         """Return the file and line of a row: `FILE, line N`, with `(row N)` if several rows are on that line."""
         index = from_zero(index, len(self))
         line = self._rows.line(index)
-        neighbors = [other for other in (index - 1, index + 1) if 0 <= other < len(self)]
-        is_shared = any(self._rows.line(other) == line for other in neighbors)
+        neighbors = [neighbor for neighbor in (index - 1, index + 1) if 0 <= neighbor < len(self)]
+        is_shared = any(self._rows.line(neighbor) == line for neighbor in neighbors)
         return f"{self.path}, line {line}" + (f" (row {index + 1})" if is_shared else "")
 
 
@@ -113,7 +113,7 @@ def _check_path(path: Path) -> None:
         tail = f" (nor does its directory {path.parent})" if not path.parent.is_dir() else ""
         if not tail:
             names = [entry.name for entry in path.parent.iterdir() if entry.suffix.lower() in SUFFIXES]
-            matches = near(path.name, names)
+            matches = nearest_names(path.name, names)
             tail = (
                 f": did you mean {' or '.join(repr(str(path.with_name(name))) for name in matches)}?" if matches else ""
             )

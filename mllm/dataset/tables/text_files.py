@@ -16,14 +16,14 @@ _UNICODE = (
     (b"\xfe\xff", "utf-16"),
 )
 """Byte order marks and their encodings; UTF-32 first, because its mark begins with that of UTF-16."""
-_OTHERS = (
+_BINARY_FORMATS = (
     (b"PK\x03\x04", "a zip archive or an Excel workbook: extract it, or save the sheet as CSV"),
     (b"\xd0\xcf\x11\xe0", "an Excel workbook: save the sheet as CSV"),
     (b"PAR1", "a Parquet file: rename it to .parquet"),
     (b"SQLite format 3", "an SQLite database: export the table as CSV"),
     (b"%PDF", "a PDF document"),
 )
-"""First bytes of files that are not text, and what they are."""
+"""First bytes of files that are not text, and a description of their format."""
 
 
 def table_suffix(path: Path) -> str:
@@ -35,7 +35,7 @@ def is_plain(path: Path) -> bool:
     """Return True for a file that is neither compressed nor in UTF-16 or UTF-32, so that its bytes are UTF-8 lines.
 
     Raises:
-        DataError: The file is no text.
+        DataError: The file is not text.
     """
     return not _is_compressed(path) and _encoding(path) == "utf-8-sig"
 
@@ -44,7 +44,7 @@ def open_text(path: Path) -> IO[str]:
     """Open a text file for reading, without conversion of line ends.
 
     Raises:
-        DataError: The file is no text, or is in UTF-16 without a byte order mark.
+        DataError: The file is not text, or is in UTF-16 without a byte order mark.
     """
     encoding = _encoding(path)
     if _is_compressed(path):
@@ -67,7 +67,7 @@ def _encoding(path: Path) -> str:
     """Return the encoding of a file by its first bytes after decompression."""
     with gzip.open(path) if _is_compressed(path) else path.open("rb") as file:
         head = file.read(16)
-    for mark, kind in _OTHERS:
+    for mark, kind in _BINARY_FORMATS:
         if head.startswith(mark):
             raise DataError(f"{path} is not a table in text but {kind}")
     for mark, encoding in _UNICODE:

@@ -45,7 +45,7 @@ class TextFilters:
         return filters
 
     def select(self, conversations: Iterable[list[Turn] | str]) -> list[int]:
-        """Return the numbers of the conversations that pass; an error message instead of turns passes, too."""
+        """Return the numbers of the conversations that pass; an error message in place of turns passes, too."""
         selected, digests = [], set()
         for number, turns in enumerate(conversations):
             self.total += 1

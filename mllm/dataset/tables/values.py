@@ -1,4 +1,4 @@
-"""Values of a row: the definitions of an empty value, of a text and of a patient, shared by all datasets."""
+"""Values of a row: definitions of an empty value, a text and a patient, shared by all datasets."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _refuse_surrogates(value: str, field: str) -> None:
     except UnicodeEncodeError as error:
         code = f"U+{ord(value[error.start]):04X}"
         raise DataError(
-            f"field '{field}' has half of a surrogate pair ({code}) at character {error.start + 1}: write the text anew"
+            f"field '{field}' has half of a surrogate pair ({code}) at character {error.start + 1}: remove it"
         ) from None
 
 
@@ -78,8 +78,8 @@ def choose_answer(answers: Sequence[Any], choice: AnswerChoice | None, field: st
     """
     if choice is None:
         raise DataError(
-            f"field '{field}' has {len(answers)} answers, and one is learned: set choose_answer='majority' or 'first' "
-            "in the dataset, or keep one answer"
+            f"field '{field}' has {len(answers)} answers, but only one can be learned: set choose_answer='majority' or "
+            "'first' in the dataset, or keep one answer"
         )
     texts = [text_of(answer, field) for answer in answers if not is_empty(answer)]
     if not texts:
@@ -118,7 +118,7 @@ def _kind(value: Any) -> str:
 
 
 def loose_form(patient: str) -> str:
-    """Return what ids of one patient have in common that are written differently: no case, no leading zeros."""
+    """Return the id of a patient without case and leading zeros, to find different spellings of one id."""
     form = patient.casefold()
     return form.lstrip("0") or "0" if form.isdigit() else form
 

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from mllm.dataset.echo.camus_files import Release
 from mllm.dataset.echo.cine import (
-    MOMENTS,
+    PHASES,
     CineDataset,
     count_unknown,
     format_counts,
@@ -51,7 +51,7 @@ class _Patient:
     from_masks: dict[str, float] | None
     """Measures of the masks, if the files have no volumes."""
     failure: str = ""
-    """Reason for which the masks give no volumes."""
+    """Reason why no volumes can be computed from the masks."""
 
 
 @DATASETS.register_module()
@@ -109,17 +109,17 @@ class CamusDataset(CineDataset):
         """Return the images by phase, or by chamber view and phase."""
         name = self.patients[from_zero(index, len(self))].name
         return {
-            moment if len(self.chambers) == 1 else f"{chamber} {moment}": to_square_pixels(
-                self.release.plane(name, chamber, moment)
+            phase if len(self.chambers) == 1 else f"{chamber} {phase}": to_square_pixels(
+                self.release.plane(name, chamber, phase)
             )
             for chamber in self.chambers
-            for moment in MOMENTS
+            for phase in PHASES
         }
 
     @override
     def files(self, index: int) -> list[Path]:
         name = self.patients[from_zero(index, len(self))].name
-        return [self.release.plane_file(name, chamber, moment)[0] for chamber in self.chambers for moment in MOMENTS]
+        return [self.release.plane_file(name, chamber, phase)[0] for chamber in self.chambers for phase in PHASES]
 
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
@@ -184,9 +184,9 @@ class CamusDataset(CineDataset):
             return _Patient(name, line, measures, None)
         try:
             masks = {
-                (chamber, moment): self.release.plane(name, chamber, moment, "_gt")
+                (chamber, phase): self.release.plane(name, chamber, phase, "_gt")
                 for chamber in CHAMBERS["both"]
-                for moment in MOMENTS
+                for phase in PHASES
             }
             from_masks = biplane_measures(masks)
         except DataError as error:

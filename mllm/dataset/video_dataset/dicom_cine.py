@@ -1,4 +1,4 @@
-"""Echocardiograms of the user: DICOM cines or videos, with a table of their frames and measures."""
+"""Echocardiograms of a user: DICOM cines or videos, with a table of their frames and measures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from mllm.dataset.base import ImageTextDataset
-from mllm.dataset.echo.cine import FRAMES_NEEDED, MEASURES, MOMENTS, conversation, count_unknown, known_number
+from mllm.dataset.echo.cine import FRAMES_NEEDED, MEASURES, PHASES, conversation, count_unknown, known_number
 from mllm.dataset.phantoms.echo_folders import write_echonet
 from mllm.errors import DataError
 from mllm.files import replaced_file
@@ -32,7 +32,7 @@ class DicomCineDataset(ImageTextDataset):
 
     @override
     def parse(self, row: dict[str, Any]) -> Sample:
-        frames = {moment: _frame(row, moment) for moment in MOMENTS}
+        frames = {phase: _frame(row, phase) for phase in PHASES}
         if len(set(frames.values())) < len(frames):
             raise DataError(f"ED and ES are both frame {frames['ED']}")
         measures = _measures(row)
@@ -60,7 +60,7 @@ class DicomCineDataset(ImageTextDataset):
             try:
                 readable.append(self.measures(index))
             except DataError:
-                continue  # on_error decides during training
+                continue  # handled during training, according to on_error
         return {
             "file": str(self.records.path),
             "used": len(readable),
@@ -81,17 +81,17 @@ class DicomCineDataset(ImageTextDataset):
         return {"data_path": str(folder / "rows.jsonl"), "image_folder": str(folder)}
 
 
-def _frame(row: dict[str, Any], moment: str) -> int:
+def _frame(row: dict[str, Any], phase: str) -> int:
     """Return the number of a frame in a row, from 0."""
-    value = row.get(moment)
+    value = row.get(phase)
     if value is None or value == "":
-        raise DataError(f"field '{moment}' is missing or empty: {FRAMES_NEEDED}, in the fields ED and ES")
+        raise DataError(f"field '{phase}' is missing or empty: {FRAMES_NEEDED}, in the fields ED and ES")
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
     if isinstance(value, bool) or not number.is_integer() or number < 0:
-        raise DataError(f"field '{moment}' must be the number of a frame from 0, not {value!r}")
+        raise DataError(f"field '{phase}' must be the number of a frame from 0, not {value!r}")
     return int(number)
 
 

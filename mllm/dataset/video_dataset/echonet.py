@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 FILE_LIST, TRACINGS, VIDEOS = "FileList.csv", "VolumeTracings.csv", "Videos"
 COLUMNS, VOLUMES = ("FileName", "EF", "Split"), ("ESV", "EDV")
-"""Columns of `FileList.csv` that are read; that of EchoNet-Pediatric has no volumes."""
+"""Columns of `FileList.csv` that are read; the file of EchoNet-Pediatric has no volumes."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class EchoNetDataset(CineDataset):
         """Return the columns that must exist: both volumes, unless a table has none."""
         has_volumes = any(column.strip().upper() in VOLUMES for column in row)
         if not has_volumes:
-            logger.info("%s has no volumes (columns ESV and EDV): only EF is learned", self.records.path)
+            logger.info("%s has no volumes (columns ESV and EDV), so only EF is learned", self.records.path)
         return COLUMNS + VOLUMES if has_volumes else COLUMNS
 
     def _report(self) -> str:

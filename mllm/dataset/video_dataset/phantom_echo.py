@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from typing_extensions import override
 
-from mllm.dataset.echo.cine import MOMENTS, CineDataset
+from mllm.dataset.echo.cine import PHASES, CineDataset
 from mllm.dataset.indices import from_zero
 from mllm.dataset.phantoms.echo import Echo, Probe
 from mllm.dataset.phantoms.heart import Heart, draw_heart
@@ -63,7 +63,7 @@ class PhantomEchoDataset(CineDataset):
         heart, rng = self._heart(index)
         echo = Echo(heart, Probe(self.image_size, float(rng.uniform(*self.depth))), rng)
         frames = (echo.frame(phase) for phase in (0.0, 1.0))
-        return {moment: Image.fromarray(frame).convert("RGB") for moment, frame in zip(MOMENTS, frames, strict=True)}
+        return {phase: Image.fromarray(frame).convert("RGB") for phase, frame in zip(PHASES, frames, strict=True)}
 
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:

@@ -126,8 +126,8 @@ def resume_ledger(folder: Path, mechanism: Mechanism) -> tuple[Ledger, Mechanism
         value, saved_value = asdict(mechanism)[key], asdict(saved)[key]
         if value != saved_value:
             raise ConfigError(
-                f"--resume: {name} is {value}, but {saved_value} in {folder}, and the ledger counts draws from one "
-                "dataset at one rate: restore the value, or start a new run without --resume"
+                f"--resume: {name} is {value}, but {saved_value} in {folder}, and all updates in a ledger must have "
+                "the same data and rate: restore the value, or start a new run without --resume"
             )
     noise = mechanism.noise_multiplier or saved.noise_multiplier
     return Ledger.from_dict(state["ledger"]), replace(mechanism, noise_multiplier=noise)

@@ -80,7 +80,7 @@ def secure_normal(size: int) -> Tensor:
 
 
 def secret_of(test_seed: int | None) -> bytes:
-    """Return 32 secret bytes that seed the draws. The guarantee holds only for secret draws."""
+    """Return 32 secret bytes that seed the Poisson draws. The guarantee holds only if the draws are secret."""
     if test_seed is None:
         return secrets.token_bytes(32)
     return hashlib.sha256(f"known to all: {test_seed}".encode()).digest()

@@ -49,7 +49,10 @@ class PerSampleLayerNorm(nn.LayerNorm):
         return output
 
 
-KINDS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: PerSampleLinear, nn.LayerNorm: PerSampleLayerNorm}
+RECORDING_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: PerSampleLinear,
+    nn.LayerNorm: PerSampleLayerNorm,
+}
 """Supported layer -> its recording subclass."""
 
 
@@ -80,7 +83,7 @@ class Tape:
         self._recorded: dict[nn.Parameter, Tensor] = {}
         for layer in self.layers.values():
             # Changing the class keeps references, names and hooks of the module, unlike a wrapper.
-            layer.__class__ = KINDS.get(type(layer), type(layer))
+            layer.__class__ = RECORDING_CLASSES.get(type(layer), type(layer))
             layer.tape = self  # type: ignore[assignment]
 
     @property
@@ -153,7 +156,7 @@ def trainable_layers(module: nn.Module) -> dict[str, nn.Module]:
                 "cannot be bounded; use a model without BatchNorm"
             )
         is_trained = any(parameter.requires_grad for parameter in part.parameters(recurse=False))
-        if is_trained and type(part) not in (*KINDS, *KINDS.values()):
+        if is_trained and type(part) not in (*RECORDING_CLASSES, *RECORDING_CLASSES.values()):
             raise ConfigError(
                 f"privacy_args: {name or type(part).__name__} ({type(part).__name__}) is trainable, and only Linear "
                 "layers (LoRA on Linear layers, linear heads) and LayerNorms of heads have per-sample gradients: "
@@ -162,7 +165,7 @@ def trainable_layers(module: nn.Module) -> dict[str, nn.Module]:
         if is_trained:
             layers[name] = part
     if not layers:
-        raise ConfigError("nothing is trainable: set model_args.lora_r, or name an adapter to continue")
+        raise ConfigError("the model has no trainable tensor: set model_args.lora_r, or model_args.adapter_path")
     return layers
 
 

@@ -13,7 +13,7 @@ from mllm.run_files import PRIVACY
 
 WEAK_EPSILON = 10
 """A guarantee with a larger epsilon is weak (arXiv:2303.00654, section 5.2)."""
-OUTSIDE = (
+NOT_COVERED = (
     "training loss, gradient norms and their curves: they are computed from the data without noise",
     "choices based on results: hyperparameters, and the selection of a checkpoint or a run",
     "preprocessing: filters, deduplication and other decisions based on the data",
@@ -49,7 +49,7 @@ def privacy_record(mechanism: Mechanism, ledger: Ledger) -> dict[str, Any]:
         "secure_mode": mechanism.secure_mode,
         "random_numbers": describe_generators(mechanism.secure_mode, mechanism.test_noise_seed),
         "ledger": ledger.to_dict()["entries"],
-        "outside_the_guarantee": [*OUTSIDE, *_outside(mechanism)],
+        "outside_the_guarantee": [*NOT_COVERED, *_not_covered(mechanism)],
         "warnings": _warnings(mechanism, epsilon),
     }
 
@@ -78,7 +78,7 @@ def _ceiling(epsilon: float) -> str:
     return rounded if float(rounded) >= epsilon else f"{epsilon + 0.001:.3f}"
 
 
-def _outside(mechanism: Mechanism) -> list[str]:
+def _not_covered(mechanism: Mechanism) -> list[str]:
     """Return the limitations due to the unit of privacy."""
     if mechanism.unit == "patient":
         return ["a patient who is in the data under several names"]

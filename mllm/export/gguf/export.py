@@ -1,4 +1,4 @@
-"""Export of a model or an adapter as GGUF files; an adapter is merged into its base on the way."""
+"""Export of a model or an adapter as GGUF files; an adapter is merged into its base before."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mllm.errors import ConfigError
-from mllm.export.gguf.weights import Planned, Weights, fixed
+from mllm.export.gguf.weights import PlannedTensor, Weights, fixed
 
 _LANGUAGE = re.compile(r"^(model\.)?language_model\.(model\.)?")
 _OTHER_TOWERS = re.compile(
@@ -62,7 +62,9 @@ class Family:
         if activation not in self.activations:
             raise self.refuse(f"its activation is {activation}, and llama.cpp computes {self.name} with another")
         if self.rope().get("rope_type", "default") not in ("default", "linear", "llama3"):
-            raise self.refuse(f"its rope scaling is {self.rope()['rope_type']}; default, linear and llama3 are written")
+            raise self.refuse(
+                f"its rope scaling is {self.rope()['rope_type']}; supported are default, linear and llama3"
+            )
 
     def row_widths(self) -> set[int]:
         """Return the row lengths of the matrices of the layers; quantization works along rows."""
@@ -94,22 +96,22 @@ class Family:
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(float(rope["factor"]))
 
-    def tensors(self, weights: Weights) -> list[Planned]:
+    def tensors(self, weights: Weights) -> list[PlannedTensor]:
         """Return all tensors of the file; raises `ConfigError` for an unknown tensor, and if layers differ."""
         planned = [tensor for stored in weights for tensor in self._placed(weights, stored)]
         planned += self.extra(weights)
         self._check_whole(planned)
         return planned
 
-    def _placed(self, weights: Weights, stored: str) -> Iterator[Planned]:
+    def _placed(self, weights: Weights, stored: str) -> Iterator[PlannedTensor]:
         name = language_name(stored)
         if name is None or (name == "lm_head.weight" and self.config.get("tie_word_embeddings", True)):
             return
         if name == "lm_head.weight" and not self.supports_untied:
-            raise self.refuse("its output matrix is not the embeddings', and llama.cpp knows only tied ones")
+            raise self.refuse("its output matrix is not tied to the embeddings, which llama.cpp does not support")
         yield from self.convert(weights, stored, name)
 
-    def convert(self, weights: Weights, stored: str, name: str) -> Iterator[Planned]:
+    def convert(self, weights: Weights, stored: str, name: str) -> Iterator[PlannedTensor]:
         """Yield the tensors that represent the tensor `name`; `stored` is its name in the checkpoint."""
         offset = self.norm_offset if name.endswith("norm.weight") else 0.0
         if self.permutes(name):
@@ -133,7 +135,7 @@ class Family:
         heads = value.shape[0] // self.head_dim
         return value.unflatten(0, (heads, 2, self.head_dim // 2)).transpose(1, 2).reshape(value.shape)
 
-    def extra(self, weights: Weights) -> list[Planned]:
+    def extra(self, weights: Weights) -> list[PlannedTensor]:
         """Return the tensors that are not in the checkpoint."""
         rope = self.rope()
         if rope.get("rope_type") != "llama3":
@@ -149,7 +151,7 @@ class Family:
         share = ((turns - low) / (high - low)).clamp(0, 1)
         return (1 / ((1 - share) / factor + share)).float()
 
-    def _check_whole(self, planned: list[Planned]) -> None:
+    def _check_whole(self, planned: list[PlannedTensor]) -> None:
         """Raise `ConfigError` if a layer lacks a tensor of another layer; llama.cpp fails only when it loads."""
         layers: list[set[str]] = [set() for _ in range(self.layers)]
         for tensor in planned:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mllm.export.gguf.families import Gemma2, language_name
-from mllm.export.gguf.weights import Planned, Weights, fixed
+from mllm.export.gguf.weights import PlannedTensor, Weights, fixed
 
 
 class Gemma3(Gemma2):
@@ -49,7 +49,7 @@ class Gemma3(Gemma2):
 
 
 class Gemma3n(Gemma3):
-    """Language model of Gemma 3n: alternating updates (AltUp), per-layer embeddings, shared keys of the last layers."""
+    """Language model of Gemma 3n: alternating updates (AltUp), per-layer embeddings, and shared keys of last layers."""
 
     arch = gguf.MODEL_ARCH.GEMMA3N
     norm_offset = 0.0
@@ -100,7 +100,7 @@ class Gemma3n(Gemma3):
         shares = config["activation_sparsity_pattern"]
         writer.add_activation_sparsity_scale([normal.inv_cdf(share) if share else 0.0 for share in shares])
 
-    def convert(self, weights: Weights, stored: str, name: str) -> Iterator[Planned]:
+    def convert(self, weights: Weights, stored: str, name: str) -> Iterator[PlannedTensor]:
         """Yield the tensors of `name`: embeddings get the larger vocabulary; `extra` yields the AltUp projections."""
         if re.search(r"\.altup_(unembed_)?projections\.", name):
             return
@@ -116,7 +116,7 @@ class Gemma3n(Gemma3):
         target = super().target(name)
         return f"{target}.weight" if target.endswith("_scale") else target
 
-    def extra(self, weights: Weights) -> list[Planned]:
+    def extra(self, weights: Weights) -> list[PlannedTensor]:
         """Return the two stacks of projections, and zeros for shared keys and values."""
         stored = {name: original for original in weights if (name := language_name(original)) is not None}
         stacks = []
@@ -134,7 +134,7 @@ class Gemma3n(Gemma3):
                     absent.append(fixed(self.target(name), torch.zeros(1).expand(shape)))
         return stacks + absent
 
-    def _per_layer(self, weights: Weights, stored: str, target: str) -> Planned:
+    def _per_layer(self, weights: Weights, stored: str, target: str) -> PlannedTensor:
         """Return the per-layer embeddings; tokens beyond the table have those of token 0, as in transformers."""
         size, *width = weights.shapes[stored]
 
@@ -144,15 +144,15 @@ class Gemma3n(Gemma3):
                 rows[max(size - start, 0) :] = weights.read(stored, 0, 1)
             return rows
 
-        return Planned(target, (self._vocabulary(weights), *width), read)
+        return PlannedTensor(target, (self._vocabulary(weights), *width), read)
 
-    def _stacked(self, weights: Weights, names: list[str], target: str) -> Planned:
+    def _stacked(self, weights: Weights, names: list[str], target: str) -> PlannedTensor:
         """Return matrices [E, E] as one tensor [matrices, E, E]; each is read when it is written."""
 
         def read(start: int, stop: int) -> Tensor:
             return torch.stack([weights.whole(name) for name in names[start:stop]])
 
-        return Planned(target, (len(names), *weights.shapes[names[0]]), read)
+        return PlannedTensor(target, (len(names), *weights.shapes[names[0]]), read)
 
     def _vocabulary(self, weights: Weights) -> int:
         """Return the number of rows of the larger embedding table."""

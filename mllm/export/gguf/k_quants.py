@@ -40,8 +40,8 @@ def check_k_quant(family: Family, kind: str) -> None:
     """Raise `ConfigError` without llama.cpp, and if no row length of the model is a multiple of a block."""
     if importlib.util.find_spec("llama_cpp") is None:
         raise ConfigError(
-            f"--type {kind} is made by llama.cpp, which is missing: pip install -e '.[parity]' (it is compiled, which "
-            "takes a C++ compiler and some minutes), or choose q8_0, q5_1, q5_0, q4_1 or q4_0"
+            f"--type {kind} needs llama.cpp, which is not installed: run pip install -e '.[parity]' (the build needs a "
+            "C++ compiler and some minutes), or choose q8_0, q5_1, q5_0, q4_1 or q4_0"
         )
     widths = family.row_widths()
     if not any(width % BLOCK == 0 for width in widths):

@@ -15,7 +15,7 @@ from mllm.errors import ConfigError
 from mllm.export.gguf.families import Family, language_name
 from mllm.export.gguf.general import read_origin
 from mllm.export.gguf.model import open_family
-from mllm.export.gguf.weights import Planned, fixed
+from mllm.export.gguf.weights import PlannedTensor, fixed
 from mllm.export.gguf.writer import TYPES, kind_of, write_gguf
 from mllm.models.adapters.files import KEY, SavedAdapter, find_adapter, read_adapter
 from mllm.run_files import TRAINED as HEADS
@@ -50,7 +50,7 @@ def export_adapter(adapter: Path, base: str, out: Path, kind: str) -> Path:
     return write_gguf(out, family.name, describe, tensors, [kind_of(tensor, matrix_type) for tensor in tensors])
 
 
-def _tensors(saved: SavedAdapter, family: Family) -> Iterator[Planned]:
+def _tensors(saved: SavedAdapter, family: Family) -> Iterator[PlannedTensor]:
     """Yield both matrices of every adapted layer, A before B, with the name of the weight that they change."""
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in saved.tensors.items():
@@ -61,7 +61,9 @@ def _tensors(saved: SavedAdapter, family: Family) -> Iterator[Planned]:
         parts = pairs[module]
         name = _name(saved, module)
         if parts.keys() != {"lora_A.weight", "lora_B.weight"}:
-            unknown = ", ".join(sorted(parts.keys() - {"lora_A.weight", "lora_B.weight"})) or "half a pair"
+            unknown = (
+                ", ".join(sorted(parts.keys() - {"lora_A.weight", "lora_B.weight"})) or "only one matrix of a pair"
+            )
             raise _refusal(saved, f"{module} has {unknown}; llama.cpp supports only plain LoRA, so merge it instead")
         first, second = parts["lora_A.weight"].float(), parts["lora_B.weight"].float()
         if family.permutes(name):

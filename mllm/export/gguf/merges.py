@@ -19,8 +19,8 @@ def merge_scores(
     """
     pieces = {index: piece for piece, index in vocabulary.items()}
     pairs = zip(merges[:, 0].tolist(), merges[:, 1].tolist(), strict=True)
-    made = np.fromiter((vocabulary[pieces[left] + pieces[right]] for left, right in pairs), np.int64, len(merges))
-    order = made[np.diff(made, prepend=-1) != 0]
+    results = np.fromiter((vocabulary[pieces[left] + pieces[right]] for left, right in pairs), np.int64, len(merges))
+    order = results[np.diff(results, prepend=-1) != 0]
     if len(order) != len(np.unique(order)):
         return None
     size = max(pieces) + 1

@@ -14,7 +14,7 @@ import gguf
 from mllm.errors import ConfigError
 from mllm.export.gguf.general import read_origin
 from mllm.export.gguf.model import refuse_foreign
-from mllm.export.gguf.weights import Planned, Weights
+from mllm.export.gguf.weights import PlannedTensor, Weights
 from mllm.export.gguf.writer import TYPES, kind_of, write_gguf
 from mllm.models.backbone.loading import load_config
 
@@ -59,7 +59,7 @@ def export_mmproj(folder: Path, out: Path, kind: str, *, name: str | None = None
     return write_gguf(out, arch, describe, tensors, [kind_of(tensor, matrix_type) for tensor in tensors])
 
 
-def _tensors(folder: Path, layers: int) -> list[Planned]:
+def _tensors(folder: Path, layers: int) -> list[PlannedTensor]:
     """Return the tensors of the vision tower and the projector; the names of all transformers versions are known."""
     weights, planned = Weights(folder), []
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, layers)

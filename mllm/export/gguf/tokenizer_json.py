@@ -1,4 +1,4 @@
-"""Memory-saving reader of `tokenizer.json`: the merges (half a million for Gemma) are stored as pairs of ids."""
+"""Reader of `tokenizer.json` that stores the merges, half a million for Gemma, as pairs of ids to save memory."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def read_tokenizer_json(path: Path) -> tuple[dict[str, Any], np.ndarray]:
 
     Both are empty if the file does not exist. Raises `ConfigError` if it is damaged.
     """
-    none = np.empty((0, 2), np.int64)
+    no_merges = np.empty((0, 2), np.int64)
     if not path.is_file():
-        return {}, none
+        return {}, no_merges
     data = path.read_bytes()
     begin = _START.search(data)
     try:
         if begin is None:
-            return dict(json.loads(data)), none
+            return dict(json.loads(data)), no_merges
         end = begin.end()
         for match in _merges(data, begin.end()):
             end = match.end()
-        rest = dict(json.loads(data[: begin.end()] + data[end:]))
-        ids = rest["model"]["vocab"]
+        content = dict(json.loads(data[: begin.end()] + data[end:]))
+        ids = content["model"]["vocab"]
         joined = (ids[piece] for match in _merges(data, begin.end()) for piece in _parts(match))
-        return rest, np.fromiter(joined, np.int64).reshape(-1, 2)
+        return content, np.fromiter(joined, np.int64).reshape(-1, 2)
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): download or save the tokenizer again") from error
 

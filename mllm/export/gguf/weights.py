@@ -18,7 +18,7 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedTensor:
     """A tensor of a GGUF file: name, shape, and a function that reads its values."""
 
     name: str
@@ -68,16 +68,16 @@ class Weights:
         """Return the tensor `name` in fp32."""
         return self.read(name, 0, self.shapes[name][0])
 
-    def planned(self, name: str, target: str, rows: int | None = None, offset: float = 0.0) -> Planned:
+    def planned(self, name: str, target: str, rows: int | None = None, offset: float = 0.0) -> PlannedTensor:
         """Return the tensor `name` as `target` with `rows` rows (None: all; added rows are zero) plus `offset`."""
         shape = self.shapes[name]
         shape = (shape[0] if rows is None else rows, *shape[1:])
-        return Planned(target, shape, lambda start, stop: self.read(name, start, stop).add_(offset))
+        return PlannedTensor(target, shape, lambda start, stop: self.read(name, start, stop).add_(offset))
 
 
-def fixed(target: str, value: Tensor) -> Planned:
+def fixed(target: str, value: Tensor) -> PlannedTensor:
     """Return a tensor that is in memory as a tensor of the file."""
-    return Planned(target, tuple(value.shape), lambda start, stop: value[start:stop].float())
+    return PlannedTensor(target, tuple(value.shape), lambda start, stop: value[start:stop].float())
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from gguf.gguf_writer import WriterState
 from tqdm import tqdm
 
 from mllm.errors import ConfigError
-from mllm.export.gguf.weights import Planned
+from mllm.export.gguf.weights import PlannedTensor
 from mllm.files import replaced_file
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ _CHUNK = 2 << 20
 """Number of values in memory at a time."""
 
 
-def kind_of(tensor: Planned, matrix_type: Kind) -> Kind:
+def kind_of(tensor: PlannedTensor, matrix_type: Kind) -> Kind:
     """Return the type of a tensor in a file whose matrices have the type `matrix_type`; vectors are in fp32."""
     if len(tensor.shape) < 2 or any(word in tensor.name for word in _FULL_PRECISION):
         return Kind.F32
@@ -58,7 +58,7 @@ def write_gguf(
     path: str | Path,
     arch: str,
     describe: Callable[[gguf.GGUFWriter], None],
-    tensors: Sequence[Planned],
+    tensors: Sequence[PlannedTensor],
     kinds: Sequence[Kind],
 ) -> Path:
     """Write the metadata that `describe` adds and `tensors`, stored as `kinds`, to `path` atomically.
@@ -88,7 +88,7 @@ def write_gguf(
     return path
 
 
-def _write_tensor(file: Any, tensor: Planned, kind: Kind, progress: Any) -> None:
+def _write_tensor(file: Any, tensor: PlannedTensor, kind: Kind, progress: Any) -> None:
     rows = max(1, _CHUNK // max(1, prod(tensor.shape[1:])))
     written = 0
     for start in range(0, tensor.shape[0], rows):
@@ -107,12 +107,12 @@ def _write_tensor(file: Any, tensor: Planned, kind: Kind, progress: Any) -> None
     assert written == _bytes_of(tensor, kind)
 
 
-def _bytes_of(tensor: Planned, kind: Kind) -> int:
+def _bytes_of(tensor: PlannedTensor, kind: Kind) -> int:
     block, size = gguf.GGML_QUANT_SIZES[kind]
     return prod(tensor.shape) // block * size
 
 
-def log_narrow(tensors: Sequence[Planned], kinds: Sequence[Kind], matrix_type: Kind) -> None:
+def log_narrow(tensors: Sequence[PlannedTensor], kinds: Sequence[Kind], matrix_type: Kind) -> None:
     """Log the number of matrices that are stored as f16 because their row length is not a multiple of a block."""
     count = sum(
         kind == Kind.F16 and matrix_type != Kind.F16 and tensor.name not in _HALF

@@ -54,7 +54,7 @@ def compare_written(path: Path, tensors: Mapping[str, Tensor], required: set[str
         )
 
 
-def refuse_divided(model: Model | nn.Module) -> None:
+def refuse_sharded_tensors(model: Model | nn.Module) -> None:
     """Raise `ConfigError` if this process has only parts of the trainable parameters of `model`.
 
     ZeRO-3 leaves tensors of shape (0,), FSDP leaves pieces or tensors that are distributed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mllm.config.schema import ModelArgs
-from mllm.family import Family, later
+from mllm.family import Family, LazyFunction
 
 
 def keep_unquantized(bits: int, towers: Mapping[str, str]) -> list[str]:
@@ -29,16 +29,16 @@ def is_chosen(model_type: str | None) -> bool:
 IMAGE_TEXT = Family(
     type="image-text",
     options=ModelArgs,
-    processor=later("mllm.models.auto.load:load_processor"),
-    load=later("mllm.models.auto.load:load"),
-    towers=later("mllm.models.auto.towers:find_towers"),
-    lora_targets=later("mllm.models.auto.towers:find_targets"),
+    processor=LazyFunction("mllm.models.auto.load:load_processor"),
+    load=LazyFunction("mllm.models.auto.load:load"),
+    towers=LazyFunction("mllm.models.auto.towers:find_towers"),
+    lora_targets=LazyFunction("mllm.models.auto.towers:find_targets"),
     keep_unquantized=keep_unquantized,
     chosen_for=is_chosen,
-    lacks=frozenset({"image_size", "image_token_len", "part", "train_vision"}),
+    unsupported_keys=frozenset({"image_size", "image_token_len", "part", "train_vision"}),
     titles={"paligemma": "PaliGemma"},
     tiny={
-        "llava": later("mllm.models.auto.tiny:llava"),
-        "qwen2_vl": later("mllm.models.auto.tiny:qwen2_vl"),
+        "llava": LazyFunction("mllm.models.auto.tiny:llava"),
+        "qwen2_vl": LazyFunction("mllm.models.auto.tiny:qwen2_vl"),
     },
 )

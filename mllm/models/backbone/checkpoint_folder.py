@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mllm.errors import ConfigError, near
+from mllm.errors import ConfigError, nearest_names
 from mllm.family import FAMILIES
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -31,7 +31,7 @@ def find_checkpoint(name: str) -> str:
 def _beside(folder: Path) -> str:
     """Return similar names in the same parent folder, as part of an error message."""
     names = [other.name for other in folder.parent.iterdir() if other.is_dir()] if folder.parent.is_dir() else []
-    matches = near(folder.name, names)
+    matches = nearest_names(folder.name, names)
     return f" (near names beside it: {', '.join(matches)})" if matches else ""
 
 

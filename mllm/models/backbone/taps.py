@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mllm.errors import ConfigError, near
+from mllm.errors import ConfigError, nearest_names
 
 
 class Taps:
@@ -25,7 +25,7 @@ class Taps:
         modules = dict(model.named_modules())
         for path in dict.fromkeys(paths):
             if path not in modules:
-                close = ", ".join(near(path, list(modules), count=2))
+                close = ", ".join(nearest_names(path, list(modules), count=2))
                 raise ConfigError(f"there is no module '{path}' to tap{f': did you mean {close}?' if close else ''}")
             module = modules[path]
             # With checkpointing, timm calls the blocks of a stage instead of the stage.

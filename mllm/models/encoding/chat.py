@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from mllm.errors import ConfigError, DataError, tied_to_row
+from mllm.errors import ConfigError, DataError, errors_of_row
 from mllm.models.encoding.marks import MarkWriter, source_of
 from mllm.models.encoding.padding import joined_images, stacked
 from mllm.models.encoding.segments import SegmentTokenizer
@@ -66,13 +66,13 @@ class ChatEncoder(TextEncoder):
         turns = sample.turns[: last + 1]
         if any(turn.role == "assistant" and not turn.text.strip() for turn in turns):
             raise DataError(f"{source_of(sample)}: an answer is empty; remove the row or write the answer")
-        with tied_to_row(source_of(sample)):
+        with errors_of_row(source_of(sample)):
             encoded = self._encode(replace(sample, turns=turns), learn=True)
         return self._truncate(encoded, source_of(sample))
 
     def prompt(self, sample: Sample) -> Encoded:
         """Encode a conversation with the generation prompt, without labels. A last assistant turn is left out."""
-        with tied_to_row(source_of(sample)):
+        with errors_of_row(source_of(sample)):
             encoded = self._encode(replace(sample, turns=without_answer(sample.turns)), learn=False)
         return replace(encoded, targets=unsupervised(encoded.targets))
 

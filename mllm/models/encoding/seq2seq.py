@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mllm.errors import DataError, tied_to_row
+from mllm.errors import DataError, errors_of_row
 from mllm.models.encoding.marks import source_of
 from mllm.models.encoding.padding import stacked
 from mllm.models.encoding.text_encoder import CLOSE, OPEN, TextEncoder, without_answer
@@ -55,7 +55,7 @@ class Seq2SeqEncoder(TextEncoder):
         if not answer:
             raise DataError(f"{source_of(sample)}: an answer is empty; remove the row or write the answer")
         self._refuse_control_tokens([answer], source_of(sample))
-        with tied_to_row(source_of(sample)):
+        with errors_of_row(source_of(sample)):
             target = self.tokenizer(answer, add_special_tokens=False)["input_ids"] + [self.turn_end_id]
         start = [token for token in (self.decoder_start_id, self.forced_start_id) if token is not None]
         decoder = torch.tensor([*start, *target[: self.max_length]])
@@ -70,7 +70,7 @@ class Seq2SeqEncoder(TextEncoder):
 
     def prompt(self, sample: Sample) -> Encoded:
         """Encode the source alone. A last assistant turn is left out."""
-        with tied_to_row(source_of(sample)):
+        with errors_of_row(source_of(sample)):
             source, truncated = self._source(sample)
         student = {"input_ids": source, "attention_mask": torch.ones_like(source)}
         return Encoded(student, unsupervised({"labels": source}), sample.source, truncated=truncated)

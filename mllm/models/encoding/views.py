@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mllm.contents import measures_text
-from mllm.errors import DataError, tied_to_row
+from mllm.errors import DataError, errors_of_row
 from mllm.models.encoding.marks import source_of
 from mllm.models.encoding.synthetic import synthetic_views
 from mllm.structures import Answer, Batch, Encoded, Sample, unsupervised
@@ -50,7 +50,7 @@ class ViewEncoder:
         known = values.isfinite()
         views_known = torch.ones(len(self.views), dtype=torch.bool)
         targets = {"measures": values.where(known, 0.0).float(), "measures_known": known, "views_known": views_known}
-        with tied_to_row(source_of(sample)):
+        with errors_of_row(source_of(sample)):
             pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
         length = len(self.views) * self.tokens
         return Encoded({"pixel_values": pixels}, targets, source=sample.source, length=length)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mllm.config.schema import ModelArgs
-from mllm.family import Family, later
+from mllm.family import Family, LazyFunction
 from mllm.models.gemma3n.rules import refuse_half_precision, refuse_privacy, refuse_quantized_vision
 from mllm.models.vision_record import vision_record
 
@@ -22,19 +22,19 @@ FULL_PRECISION = ["lm_head", TOWERS["vision"], TOWERS["projector"], TOWERS["audi
 GEMMA3N_STUDENT = Family(
     type="gemma3n-student",
     options=ModelArgs,
-    load=later("mllm.models.gemma3n.load:load"),
+    load=LazyFunction("mllm.models.gemma3n.load:load"),
     towers=lambda model: TOWERS,
-    lora_targets=later("mllm.models.gemma3n.load:find_targets"),
+    lora_targets=LazyFunction("mllm.models.gemma3n.load:find_targets"),
     keep_unquantized=lambda bits, towers: FULL_PRECISION,
     model_types=frozenset({"gemma3n"}),
-    lacks=frozenset({"image_size", "image_token_len"}),
+    unsupported_keys=frozenset({"image_size", "image_token_len"}),
     rules=(refuse_privacy,),
     titles={"gemma3n": "Gemma 3n"},
-    tiny={"gemma3n-student": later("mllm.models.gemma3n.tiny:gemma3n_student")},
+    tiny={"gemma3n-student": LazyFunction("mllm.models.gemma3n.tiny:gemma3n_student")},
     vision=vision_record(
         "gemma3n-student",
         ModelArgs,
-        load=later("mllm.models.gemma3n.vision:load"),
+        load=LazyFunction("mllm.models.gemma3n.vision:load"),
         towers={name: TOWERS[name] for name in ("vision", "projector")},
         layers="model.vision_tower.timm_model.blocks",
         model_types=frozenset({"gemma3n"}),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mllm.config.schema import ModelArgs
-from mllm.family import Family, Terms, later
+from mllm.family import Family, LazyFunction, Terms
 from mllm.models.medgemma.rules import refuse_image_size, refuse_image_tokens, refuse_other_models, refuse_short_length
 from mllm.models.vision_record import vision_record
 
@@ -70,9 +70,9 @@ def image_note(settings: Mapping[str, Any], kind: str) -> str:
 MEDGEMMA = Family(
     type="medgemma",
     options=ModelArgs,
-    processor=later("mllm.models.medgemma.load:load_processor"),
-    encoder=later("mllm.models.medgemma.load:build_encoder"),
-    load=later("mllm.models.medgemma.load:load"),
+    processor=LazyFunction("mllm.models.medgemma.load:load_processor"),
+    encoder=LazyFunction("mllm.models.medgemma.load:build_encoder"),
+    load=LazyFunction("mllm.models.medgemma.load:load"),
     towers=lambda model: TOWERS,
     lora_targets=lambda model: LORA_TARGETS,
     keep_unquantized=keep_unquantized,
@@ -85,11 +85,11 @@ MEDGEMMA = Family(
     terms=TERMS,
     download={"medgemma": "bash scripts/download_medgemma.sh"},
     image_note=image_note,
-    tiny={"medgemma": later("mllm.models.medgemma.tiny:medgemma")},
+    tiny={"medgemma": LazyFunction("mllm.models.medgemma.tiny:medgemma")},
     vision=vision_record(
         "medgemma",
         ModelArgs,
-        load=later("mllm.models.medgemma.vision:load"),
+        load=LazyFunction("mllm.models.medgemma.vision:load"),
         towers={name: TOWERS[name] for name in ("vision", "projector")},
         layers="model.vision_tower.encoder.layers",
         model_types=frozenset({"gemma3"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mllm.family import Family, later
+from mllm.family import Family, LazyFunction
 from mllm.models.auto.family import keep_unquantized
 from mllm.models.shikra.options import ShikraArgs
 from mllm.models.shikra.rules import refuse_freezing_conflicts, refuse_gemma, refuse_wrong_llava
@@ -26,15 +26,15 @@ def trains_lora(args: Any) -> bool:
 SHIKRA = Family(
     type="shikra",
     options=ShikraArgs,
-    processor=later("mllm.models.shikra.load:load_processor"),
-    encoder=later("mllm.models.shikra.load:build_encoder"),
-    load=later("mllm.models.shikra.load:load"),
+    processor=LazyFunction("mllm.models.shikra.load:load_processor"),
+    encoder=LazyFunction("mllm.models.shikra.load:build_encoder"),
+    load=LazyFunction("mllm.models.shikra.load:load"),
     skeleton=None,
     towers=lambda model: TOWERS,
-    lora_targets=later("mllm.models.shikra.load:find_targets"),
+    lora_targets=LazyFunction("mllm.models.shikra.load:find_targets"),
     keep_unquantized=keep_unquantized,
     model_types=frozenset({"llava", "llama"}),
-    lacks=frozenset({"part", "train_vision"}),
+    unsupported_keys=frozenset({"part", "train_vision"}),
     defaults={"pad_to_square": True},
     complete={"vision_tower": None, "pretrain_mm_mlp_adapter": None},
     rules=(refuse_gemma, refuse_wrong_llava, refuse_freezing_conflicts),
@@ -42,9 +42,9 @@ SHIKRA = Family(
     trains_projector=lambda args: not args.freeze_mm_mlp_adapter,
     titles={"llama": "LLaMA", "llava": "LLaVA"},
     tiny={
-        "shikra": later("mllm.models.shikra.tiny:shikra"),
-        "llama": later("mllm.models.shikra.tiny:llama"),
-        "clip": later("mllm.models.shikra.tiny:clip"),
+        "shikra": LazyFunction("mllm.models.shikra.tiny:shikra"),
+        "llama": LazyFunction("mllm.models.shikra.tiny:llama"),
+        "clip": LazyFunction("mllm.models.shikra.tiny:clip"),
     },
 )
 PERCEPTION_GPT = replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mllm.config.schema import ModelArgs
-from mllm.family import later
+from mllm.family import LazyFunction
 from mllm.models.vision_record import vision_record
 
 MODEL_TYPES = frozenset({"siglip", "siglip_vision_model"})
@@ -12,10 +12,10 @@ MODEL_TYPES = frozenset({"siglip", "siglip_vision_model"})
 MEDSIGLIP = vision_record(
     "medsiglip",
     ModelArgs,
-    load=later("mllm.models.siglip.vision:load"),
+    load=LazyFunction("mllm.models.siglip.vision:load"),
     towers={"vision": ""},
     layers="encoder.layers",
     model_types=MODEL_TYPES,
     defaults={"part": "vision"},
-    tiny={"medsiglip": later("mllm.models.siglip.tiny:medsiglip")},
+    tiny={"medsiglip": LazyFunction("mllm.models.siglip.tiny:medsiglip")},
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mllm.config.schema import ModelArgs
-from mllm.family import Family, later
+from mllm.family import Family, LazyFunction
 
 IMAGE_KEYS = frozenset({"heads", "fuse_vision_layers", "image_size", "image_token_len", "part", "train_vision"})
 """Keys of `ModelArgs` for models that read images."""
@@ -62,39 +62,39 @@ def choose_tiny(checkpoint: str) -> str:
 CAUSAL_LM = Family(
     type="causal-lm",
     options=ModelArgs,
-    processor=later("mllm.models.text.load:load_processor"),
-    encoder=later("mllm.models.builder.build_chat:build_chat_encoder"),
-    load=later("mllm.models.text.load:load_decoder"),
-    skeleton=later("mllm.models.text.load:build_decoder_skeleton"),
-    towers=later("mllm.models.text.towers:decoder_towers"),
-    lora_targets=later("mllm.models.text.towers:decoder_targets"),
+    processor=LazyFunction("mllm.models.text.load:load_processor"),
+    encoder=LazyFunction("mllm.models.builder.build_chat:build_chat_encoder"),
+    load=LazyFunction("mllm.models.text.load:load_decoder"),
+    skeleton=LazyFunction("mllm.models.text.load:build_decoder_skeleton"),
+    towers=LazyFunction("mllm.models.text.towers:decoder_towers"),
+    lora_targets=LazyFunction("mllm.models.text.towers:decoder_targets"),
     keep_unquantized=keep_unquantized,
     chosen_for=is_decoder,
-    lacks=IMAGE_KEYS,
+    unsupported_keys=IMAGE_KEYS,
     reads_images=False,
     cannot_pack=None,
     hub_task="text-generation",
     titles=TITLES,
     tiny={
-        "gemma3n": later("mllm.models.gemma3n.tiny:gemma3n"),
-        "gemma3n-deep": later("mllm.models.gemma3n.tiny:gemma3n_deep"),
-        "vaultgemma": later("mllm.models.text.tiny:vaultgemma"),
+        "gemma3n": LazyFunction("mllm.models.gemma3n.tiny:gemma3n"),
+        "gemma3n-deep": LazyFunction("mllm.models.gemma3n.tiny:gemma3n_deep"),
+        "vaultgemma": LazyFunction("mllm.models.text.tiny:vaultgemma"),
     },
     stand_in=choose_tiny,
 )
 SEQ2SEQ = Family(
     type="seq2seq",
     options=ModelArgs,
-    processor=later("mllm.models.text.load:load_processor"),
-    encoder=later("mllm.models.text.load:build_seq2seq_encoder"),
-    load=later("mllm.models.text.load:load_encoder_decoder"),
-    skeleton=later("mllm.models.text.load:build_encoder_decoder_skeleton"),
-    towers=later("mllm.models.text.towers:encoder_decoder_towers"),
-    lora_targets=later("mllm.models.text.towers:encoder_decoder_targets"),
+    processor=LazyFunction("mllm.models.text.load:load_processor"),
+    encoder=LazyFunction("mllm.models.text.load:build_seq2seq_encoder"),
+    load=LazyFunction("mllm.models.text.load:load_encoder_decoder"),
+    skeleton=LazyFunction("mllm.models.text.load:build_encoder_decoder_skeleton"),
+    towers=LazyFunction("mllm.models.text.towers:encoder_decoder_towers"),
+    lora_targets=LazyFunction("mllm.models.text.towers:encoder_decoder_targets"),
     chosen_for=is_encoder_decoder,
-    lacks=IMAGE_KEYS | {"box_format"},
+    unsupported_keys=IMAGE_KEYS | {"box_format"},
     reads_images=False,
     cannot_pack="its decoder attends to the sources of all samples in a row",
     hub_task="text-generation",
-    tiny={"t5gemma": later("mllm.models.text.tiny:t5gemma")},
+    tiny={"t5gemma": LazyFunction("mllm.models.text.tiny:t5gemma")},
 )

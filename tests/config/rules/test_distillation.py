@@ -89,11 +89,11 @@ TEACHER = "distill_args = dict(_delete_=True, teacher=dict(type='medgemma', mode
         ),
         (
             "objectives = dict(measures=None)\nmodel_args = dict(heads=dict(_delete_=True))",
-            "a model with part='vision' generates no text; give its head",
+            "a model with part='vision' generates no text and needs a head",
         ),
         (
             "model_args = dict(part=None)",
-            "a RegressionHead named 'measures' is the one head of a model with part='vision'",
+            "a RegressionHead named 'measures' must be the only head of a model with part='vision'",
         ),
         (
             "objectives = dict(measures=None)\nmodel_args = dict(part=None, heads=dict(_delete_=True))",

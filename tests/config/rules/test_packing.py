@@ -49,11 +49,11 @@ def test_a_checkpoint_that_is_not_here_yet_is_left_to_the_preflight(run):
             "gemma3",
             r"run\.py:2: packing=True is for type='causal-lm', .* type='medgemma', because it reads images",
         ),
-        (TEXT.format("causal-lm", ""), "bloom", "not shown to be exact for ckpt/model, a 'bloom' model"),
+        (TEXT.format("causal-lm", ""), "bloom", "has not been tested with ckpt/model, a 'bloom' model"),
         (
             TEXT.format("causal-lm", ', attn_implementation="flash_attention_2"'),
             "llama",
-            r"run\.py:3: attn_implementation='flash_attention_2' is not shown to keep",
+            r"run\.py:3: attn_implementation='flash_attention_2' has not been tested with packing=True",
         ),
     ],
 )

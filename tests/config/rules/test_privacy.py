@@ -66,7 +66,7 @@ def test_the_section_is_optional_and_complete(run):
         ),
         (
             "target_delta=1e-5, target_epsilon=3.0, secure_mode=True,\n    test_noise_seed=0",
-            "run.py:3: test_noise_seed makes noise that can be made again and secure_mode=True noise that cannot: "
+            "run.py:3: test_noise_seed makes the noise reproducible, and secure_mode=True makes it unpredictable: "
             "remove one of them",
         ),
     ],
@@ -86,29 +86,29 @@ def test_what_contradicts_itself(run, arguments: str, expected: str):
         ),
         (
             "gradient_accumulation_steps=8, per_device_train_batch_size=4",
-            "gradient_accumulation_steps=8 cannot be used with privacy_args, because every draw is an update: set it "
-            "to 1, per_device_train_batch_size to the 32 samples of an update, and privacy_args.physical_batch_size to "
-            "what fits in memory",
+            "gradient_accumulation_steps=8 cannot be used with privacy_args, because every sampled batch is one "
+            "update: set it to 1, per_device_train_batch_size to the 32 samples of an update, and "
+            "privacy_args.physical_batch_size to what fits in memory",
         ),
         (
             "max_grad_norm=0.5",
-            "max_grad_norm=0.5 cannot be used with privacy_args, because every unit is clipped to "
-            "privacy_args.clip_norm before the noise: set max_grad_norm=0",
+            "max_grad_norm=0.5 cannot be used with privacy_args, because the gradient of every unit is already "
+            "clipped to privacy_args.clip_norm: set max_grad_norm=0",
         ),
         (
             "fsdp='full_shard'",
-            "fsdp cannot be used with privacy_args, because units are clipped whole, and each process would hold a "
-            "part of a gradient alone: remove it",
+            "fsdp cannot be used with privacy_args, because the gradient of a unit is clipped as a whole, and each "
+            "process would hold only a part of it: remove it",
         ),
         (
             "deepspeed='zero3.json'",
-            "deepspeed cannot be used with privacy_args, because units are clipped whole, and each process would hold "
-            "a part of a gradient alone: remove it",
+            "deepspeed cannot be used with privacy_args, because the gradient of a unit is clipped as a whole, and "
+            "each process would hold only a part of it: remove it",
         ),
         (
             "save_strategy='no'",
-            "save_strategy='no' cannot be used with privacy_args, because what a broken run has spent is spent: set it "
-            "to 'steps'",
+            "save_strategy='no' cannot be used with privacy_args, because an interrupted run has spent privacy and "
+            "could not be resumed: set it to 'steps'",
         ),
     ],
 )
@@ -132,9 +132,8 @@ def test_what_the_draw_takes_the_place_of(run, arguments: str, expected: str, ha
 def test_no_choice_rests_on_private_validation(run, arguments: str, chosen: str):
     lines = f"training_args = dict({arguments})\ndata_args = dict(validation=dict(type='Phantoms', size=2))\n"
     assert refusal(run, PRIVATE + lines) == (
-        f"run.py:3: {chosen} chooses by the validation loss, which is a question to private data that the accountant "
-        "does not count: remove it, or set privacy_args.public_validation=True where the validation split holds "
-        "nothing to protect"
+        f"run.py:3: {chosen} selects by the validation loss, which is a query of private data that the accountant "
+        "does not count: remove it, or set privacy_args.public_validation=True if the validation split is public"
     )
     if "best'" not in arguments:  # refused without privacy_args, too
         run(PRIVATE + lines + "privacy_args.update(public_validation=True)\n")
@@ -143,14 +142,14 @@ def test_no_choice_rests_on_private_validation(run, arguments: str, chosen: str)
 def test_checkpoints_by_validation_loss_want_public_data_and_a_loss(run):
     wanted = PRIVATE + "privacy_args.update(checkpoint_below=[2.0, 1.5])\n"
     assert refusal(run, wanted) == (
-        "run.py:3: checkpoint_below chooses by the validation loss, which is a question to private data that the "
-        "accountant does not count: remove it, or set privacy_args.public_validation=True where the validation split "
-        "holds nothing to protect"
+        "run.py:3: checkpoint_below selects by the validation loss, which is a query of private data that the "
+        "accountant does not count: remove it, or set privacy_args.public_validation=True if the validation split is "
+        "public"
     )
     public = wanted + "privacy_args.update(public_validation=True)\n"
     missing = (
-        "run.py:3: checkpoint_below waits for a validation loss, and there is none: give data_args.validation, and "
-        "set training_args.eval_strategy to 'steps' or 'epoch'"
+        "run.py:3: checkpoint_below needs a validation loss, and there is none: set data_args.validation, and "
+        "training_args.eval_strategy to 'steps' or 'epoch'"
     )
     measured = "training_args = dict(eval_strategy='epoch')\n"
     split = "data_args = dict(validation=dict(type='Phantoms', size=2))\n"
@@ -174,13 +173,13 @@ def test_checkpoints_by_validation_loss_want_public_data_and_a_loss(run):
         ("box_format=dict(type='perception_token')", "box_format 'perception_token' adds tokens whose embeddings"),
         (
             "fuse_vision_layers=True",
-            f"fuse_vision_layers=True learns the shares of a mixture, {LINEAR}: set it to False",
+            f"fuse_vision_layers=True trains the weights of a mixture of layers, {LINEAR}: set it to False",
         ),
-        ("use_dora=True", f"use_dora=True learns magnitudes of weights, {LINEAR}: set it to False"),
+        ("use_dora=True", f"use_dora=True trains magnitudes of weights, {LINEAR}: set it to False"),
         (
             "load_in_8bit=True",
-            "load_in_8bit=True cannot be used with privacy_args, because 8-bit products choose the columns that they "
-            "keep exact by all samples of a batch: set load_in_4bit=True, or neither",
+            "load_in_8bit=True cannot be used with privacy_args, because LLM.int8 selects outlier columns from all "
+            "samples of a batch, so samples influence each other: set load_in_4bit=True, or neither",
         ),
     ],
 )
@@ -202,7 +201,7 @@ def seeing(kind: str, more: str = "", scale: str = ", scale=dict(EF=(55, 12), ED
 def test_a_private_regression_head_needs_a_scale(run):
     assert refusal(run, PRIVATE + seeing("medsiglip", scale="")) == (
         "run.py:3: a RegressionHead takes mean and standard deviation of its measures from the training split, which "
-        "is a question to private data that the accountant does not count: give them from elsewhere, such as "
+        "is a query of private data that the accountant does not count: set published values, such as "
         "scale=dict(EF=(55.0, 12.0), ...)"
     )
     one = "model_args['heads']['measures']['measures'] = ['LVM']\n"
@@ -228,8 +227,8 @@ def test_distillation_is_refused(run):
         "distill_args = dict(teacher=dict(type='medsiglip', model_name_or_path='google/medsiglip-448'))\n"
     )
     assert refusal(run, PRIVATE + seeing("medsiglip") + teacher) == (
-        f"run.py:6: distill_args cannot be used with privacy_args: its projectors read maps of features, {LINEAR}: "
-        "remove it, or distil on data that holds nothing to protect"
+        f"run.py:6: distill_args cannot be used with privacy_args: its projectors train on feature maps, {LINEAR}: "
+        "remove it, or distill on public data without privacy_args"
     )
     run(seeing("medsiglip") + teacher)
 
@@ -250,8 +249,8 @@ def test_what_draws_with_replacement_is_refused_wherever_it_stands(run):
     for train in (mixed, f"dict(type='Joined', datasets=[dict(type='Phantoms'), {mixed}])"):
         lines = f"data_args = dict(train=dict(_delete_=True, **{train}))\n"
         assert refusal(run, PRIVATE + lines) == (
-            "run.py:3: MixedDataset draws rows with replacement, so how often a row takes part would not follow from "
-            "the rate that is accounted for: use ConcatDataset"
+            "run.py:3: MixedDataset draws rows with replacement, so the sampling rate of a row would differ from the "
+            "rate of the accountant: use ConcatDataset"
         )
     run(PRIVATE + f"data_args = dict(validation={mixed})\n")
 
@@ -273,7 +272,7 @@ def test_delta_must_be_below_one_in_n(run):
     with pytest.raises(ConfigError) as caught:
         refuse_large_delta(config, 100_000)
     assert str(caught.value) == (
-        "run.py:2: target_delta=1e-05 is no promise for N=100000 samples, because it must be below 1/N = 1e-05: set it "
+        "run.py:2: target_delta=1e-05 is too large for N=100000 samples, because it must be below 1/N = 1e-05: set it "
         "to 1e-06, for example"
     )
     patients = run("privacy_args = dict(target_epsilon=1, target_delta=0.01, unit='patient')\n")

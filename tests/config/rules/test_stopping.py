@@ -27,7 +27,7 @@ def test_early_stopping_with_a_validation_loss_is_accepted(run):
     ("lines", "sentence"),
     [
         ('training_args = dict(early_stopping_patience=2, eval_strategy="epoch")', "data_args.validation is None"),
-        (SEEING + "training_args = dict(early_stopping_patience=2)", r"run\.py:3: .* eval_strategy='no' measures none"),
+        (SEEING + "training_args = dict(early_stopping_patience=2)", r"run\.py:3: .* eval_strategy='no' computes none"),
         ("training_args = dict(early_stopping_threshold=0.1)", "has no effect without early_stopping_patience"),
         ("training_args = dict(early_stopping_patience=0)", "early_stopping_patience must be at least 1, not 0"),
         ("training_args = dict(early_stopping_patience=1.5)", "early_stopping_patience must be a whole number"),

@@ -1,4 +1,4 @@
-"""Rules for `training_args` and for engines that divide weights."""
+"""Rules for `training_args` and for engines that shard weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRIVATE = "privacy_args = dict(target_epsilon=3.0, target_delta=1e-6)\n"
 
 @pytest.fixture
 def refuse(write, bases):
-    """Return the sentence with which a config is refused."""
+    """Return the error message of a config."""
 
     def sentence(lines: str) -> str:
         with pytest.raises(ConfigError) as caught:

@@ -179,5 +179,5 @@ def test_an_unexpected_exception_of_a_row_becomes_its_failure():
     dataset = EncodedDataset(Rows(), lambda sample: Encoded({}, {"labels": torch.zeros(1)}))
     failure = dataset[0]
     assert isinstance(failure, Failure)
-    assert failure.sentence.startswith("row 1 of the data: it cannot be used (ZeroDivisionError: ")
+    assert failure.message.startswith("row 1 of the data: it cannot be used (ZeroDivisionError: ")
     assert isinstance(dataset[1], Encoded)

@@ -68,7 +68,9 @@ def test_missing_values_of_optional_fields_are_not_text(make):
 
 def test_one_answer_of_several_annotators_is_chosen(make):
     answers = {"answer": ["yes", "yes", "no"]}
-    with pytest.raises(DataError, match="line 1: field 'answer' has 3 answers, and one is learned: set choose_answer="):
+    with pytest.raises(
+        DataError, match="line 1: field 'answer' has 3 answers, but only one can be learned: set choose_answer="
+    ):
         make(answers)[0]
     assert make(answers, choose_answer="majority")[0].turns[1].text == "yes"
     assert make({"answer": ["no", "yes", "yes"]}, choose_answer="first")[0].turns[1].text == "no"

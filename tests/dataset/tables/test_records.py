@@ -127,7 +127,7 @@ def test_csv_matches_the_csv_module(tmp_path):
         (
             "rows.json",
             '{"rows": []}',
-            r'rows\.json must hold a list of objects, \{"data": \[\.\.\.\]\}, or an object of ids',
+            r'rows\.json must be a list of objects, \{"data": \[\.\.\.\]\}, or an object of ids',
         ),
         ("rows.json", '{"1": {"a": 1}, "1": {"a": 2}}', "rows.json has a duplicate id"),
         ("rows.json", b'[{"a": "\xff"}]', r"rows\.json is not UTF-8 text"),

@@ -77,8 +77,8 @@ def test_a_resume_with_other_data_or_sampling_is_refused(tmp_path, change, name,
     with pytest.raises(ConfigError) as error:
         resume_ledger(tmp_path, mechanism(**change))
     assert str(error.value) == (
-        f"--resume: {name} is {now}, but {then} in {tmp_path}, and the ledger counts draws from one "
-        "dataset at one rate: restore the value, or start a new run without --resume"
+        f"--resume: {name} is {now}, but {then} in {tmp_path}, and all updates in a ledger must have "
+        "the same data and rate: restore the value, or start a new run without --resume"
     )
 
 

@@ -253,7 +253,7 @@ def test_wrong_numbers_of_sample_rows_are_refused():
         (nn.Conv2d(1, 1, 3), r"Conv2d \(Conv2d\) is trainable, and only Linear layers"),
         (nn.Sequential(nn.Linear(2, 2), nn.Embedding(2, 2)), r"1 \(Embedding\) is trainable"),
         (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).requires_grad_(False), "1 is a BatchNorm, which mixes"),
-        (nn.Linear(2, 2).requires_grad_(False), "nothing is trainable"),
+        (nn.Linear(2, 2).requires_grad_(False), "the model has no trainable tensor"),
     ],
 )
 def test_layers_without_per_sample_gradients_are_refused(module, message):

@@ -98,5 +98,5 @@ def test_every_type_is_one_of_llama_cpp(llama_cpp_quiet: Any) -> None:
 
 def test_without_llama_cpp_it_says_how_to_get_it(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(k_quants.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"--type q4_k_m is made by llama.cpp, which is missing: pip install -e"):
+    with pytest.raises(ConfigError, match=r"--type q4_k_m needs llama.cpp, which is not installed: run pip install -e"):
         check_k_quant(open_family(str(wide))[0], "q4_k_m")

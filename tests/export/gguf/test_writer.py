@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mllm.errors import ConfigError
 from mllm.export.gguf import writer
-from mllm.export.gguf.weights import Planned, Weights, fixed
+from mllm.export.gguf.weights import PlannedTensor, Weights, fixed
 from mllm.export.gguf.writer import TYPES, Kind, kind_of, log_narrow, write_gguf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts" / "bench"))
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts" / "bench"
 from interleaved import resident_memory  # noqa: E402
 
 
-def write(path: Path, kinds: dict[str, Kind], tensors: list[Planned]) -> Path:
+def write(path: Path, kinds: dict[str, Kind], tensors: list[PlannedTensor]) -> Path:
     return write_gguf(
         path, "llama", lambda to: to.add_name("tiny"), tensors, [kinds[tensor.name] for tensor in tensors]
     )
@@ -54,7 +54,7 @@ def test_a_tensor_is_read_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, 
         asked.append((start, stop))
         return value[start:stop]
 
-    out = write(tmp_path / "out.gguf", {"a.weight": Kind.F16}, [Planned("a.weight", (25, 64), read)])
+    out = write(tmp_path / "out.gguf", {"a.weight": Kind.F16}, [PlannedTensor("a.weight", (25, 64), read)])
     assert asked == [(0, 10), (10, 20), (20, 25)]
     assert np.array_equal(gguf.GGUFReader(out).tensors[0].data, value.half().numpy())
 

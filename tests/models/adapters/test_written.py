@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mllm.errors import ConfigError
-from mllm.models.adapters.written import compare_written, refuse_divided, save_compared
+from mllm.models.adapters.written import compare_written, refuse_sharded_tensors, save_compared
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3).T,
@@ -51,10 +51,10 @@ def test_a_truncated_file_is_refused(tmp_path):
 def test_parts_of_divided_weights_are_refused(tmp_path, part):
     """ZeRO-3 leaves tensors of shape (0,), FSDP flat pieces or some of the rows."""
     layer = nn.Linear(4, 3)
-    refuse_divided(layer)
+    refuse_sharded_tensors(layer)
     layer.weight = nn.Parameter(part)
     with pytest.raises(ConfigError, match=r"weight has shape .* in this process, and the whole tensor has \(3, 4\)"):
-        refuse_divided(layer)
+        refuse_sharded_tensors(layer)
 
 
 def test_empty_tensors_are_not_written(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.family import FAMILIES, later
+from mllm.family import FAMILIES, LazyFunction
 from mllm.models.builder.builder import load_pretrained
 from mllm.registry import MODELS
 
@@ -31,6 +31,6 @@ def test_every_family_has_a_thin_builder_and_its_functions_exist() -> None:
         assert family.type in MODELS.names()
         for record in (family, family.vision or family):
             for value in [*vars(record).values(), *record.tiny.values()]:
-                if isinstance(value, later):
+                if isinstance(value, LazyFunction):
                     module, _, name = value.path.partition(":")
                     assert callable(vars(importlib.import_module(module))[name])

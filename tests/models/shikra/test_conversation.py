@@ -13,7 +13,7 @@ PREFACE = (
 )
 
 
-def shown(tiny_llama, messages, generate=False, **values) -> str:
+def display_path(tiny_llama, messages, generate=False, **values) -> str:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     return tokenizer.apply_chat_template(
         messages, chat_template=vicuna_template(**values), tokenize=False, add_generation_prompt=generate
@@ -31,8 +31,8 @@ def published(*turns: tuple[str, str | None]) -> str:
 def test_it_renders_as_published(tiny_llama):
     question, answer = {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}
     known = (("USER", "Where?"), ("ASSISTANT", "There."))
-    assert shown(tiny_llama, [question, answer] * 2) == published(*known, *known)
-    assert shown(tiny_llama, [question, answer, question], generate=True) == published(
+    assert display_path(tiny_llama, [question, answer] * 2) == published(*known, *known)
+    assert display_path(tiny_llama, [question, answer, question], generate=True) == published(
         *known, known[0], ("ASSISTANT", None)
     )
 
@@ -43,15 +43,15 @@ def test_it_renders_as_published(tiny_llama):
 )
 def test_an_image_is_written_at_its_position(tiny_llama, image, words):
     parts = [{"type": "image"}, {"type": "text", "text": "Where?"}]
-    assert shown(tiny_llama, [{"role": "user", "content": parts}], image=image) == published(("USER", words))
+    assert display_path(tiny_llama, [{"role": "user", "content": parts}], image=image) == published(("USER", words))
 
 
 @pytest.mark.parametrize("content", ["Be brief.", [{"type": "text", "text": "Be brief."}]])
 def test_a_system_text_takes_the_place_of_the_preface(tiny_llama, content):
     messages = [{"role": "system", "content": content}, {"role": "user", "content": "Where?"}]
-    assert shown(tiny_llama, messages) == "Be brief. USER: Where? "
+    assert display_path(tiny_llama, messages) == "Be brief. USER: Where? "
 
 
 def test_any_text_can_stand_for_an_image(tiny_llama):
     image = "\"quoted\" \\ {{ 'x' }}\n"
-    assert image in shown(tiny_llama, [{"role": "user", "content": [{"type": "image"}]}], image=image)
+    assert image in display_path(tiny_llama, [{"role": "user", "content": [{"type": "image"}]}], image=image)
