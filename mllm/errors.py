@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import PurePath
+
+from typing_extensions import Self
 
 
 class UserError(Exception):
-    """Error that the user can fix; commands print its message without a traceback and exit with code 2."""
+    """Error that the user can fix; commands print its message without a traceback and exit with code 2.
+
+    Args:
+        message: Sentence with location, cause and fix.
+        reason: Cause and fix without location and without any value of a row, a header or a path of the data. A private
+            run shows it in place of the message; None: the cause cannot be stated without such values.
+    """
+
+    def __init__(self, message: str = "", reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    @classmethod
+    def without_values(cls, message: str) -> Self:
+        """Return an error whose message holds no value of a row, a header or a path of the data."""
+        return cls(message, message)
+
+    @classmethod
+    def at(cls, location: str, reason: str) -> Self:
+        """Return an error `LOCATION: REASON`; the reason holds no value of a row, a header or a path of the data."""
+        return cls(f"{location}: {reason}", reason)
 
 
 class ConfigError(UserError):
@@ -27,7 +51,7 @@ def with_location(error: UserError, location: str) -> UserError:
     """Return an error of the same class whose message begins with a location, such as `FILE, line N`."""
     kinds = (ConfigError, DataError, TrainingError, UserError)
     kind = next(kind for kind in kinds if isinstance(error, kind))
-    return kind(f"{location}: {error}")
+    return kind(f"{location}: {error}", error.reason)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -71,7 +95,27 @@ def errors_of_row(location: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise DataError(f"{location}: it cannot be used ({type(error).__name__}: {error})") from error
+        raise DataError(
+            f"{location}: it cannot be used ({type(error).__name__}: {error})",
+            f"it cannot be used ({type(error).__name__} in {origin_of(error)})",
+        ) from error
+
+
+def origin_of(error: BaseException) -> str:
+    """Return the place in the source that raised an exception, as `code_place` writes it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return code_place(frames[-1].filename, frames[-1].lineno) if frames else "an unknown place"
+
+
+def code_place(file: str, line: int | None) -> str:
+    """Return `PACKAGE/.../FILE:LINE` for a place in an installed package or in this one, and else `FILE:LINE`."""
+    parts = PurePath(file).parts
+    start = len(parts) - 1
+    if "site-packages" in parts:
+        start = len(parts) - parts[::-1].index("site-packages")
+    elif __package__ in parts:
+        start = len(parts) - 1 - parts[::-1].index(__package__)
+    return f"{'/'.join(parts[start:])}:{line or 0}"
 
 
 def one_line(message: str) -> str:

@@ -22,6 +22,16 @@ _TEMPORARY = re.compile(r"(?P<name>.+)\.(?P<word>tmp|old)-[0-9a-f]{8}")
 """Names that `_temporary_name` returns."""
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Return True if a file could not be written because the disk is full. Writers of weights raise no `OSError`."""
+    if isinstance(error, OSError):
+        return error.errno in DISK_FULL
+    if type(error).__name__ == "SafetensorError":
+        return any(reason in str(error) for reason in ("No space left", "File too large"))
+    # torch.save only reports that the file did not grow.
+    return isinstance(error, RuntimeError) and "inline_container.cc" in str(error) and "unexpected pos" in str(error)
+
+
 def _temporary_name(path: Path, word: str) -> Path:
     """Return a free name in the folder of `path`, so that it can be renamed within one file system."""
     return path.with_name(f"{path.name}.{word}-{uuid.uuid4().hex[:8]}")

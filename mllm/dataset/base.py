@@ -19,7 +19,7 @@ from mllm.dataset.indices import from_zero
 from mllm.dataset.readers import read_images
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.values import is_empty, patient_columns, patient_of
-from mllm.errors import ConfigError, DataError, UserError, hint, with_location
+from mllm.errors import ConfigError, DataError, UserError, hint, origin_of, with_location
 from mllm.structures import Sample
 
 
@@ -245,15 +245,15 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
         row, source = self.records[index], self.describe(index)
         for name in self.required:
             if name not in row:
-                raise DataError(f"{source}: {_missing(name, row)}")
+                raise DataError(f"{source}: {_missing(name, row)}", f"field '{name}' is missing")
             if is_empty(row[name]):
-                raise DataError(f"{source}: field '{name}' is empty")
+                raise DataError.at(source, f"field '{name}' is empty")
         rng = np.random.default_rng((self.seed, epoch, from_zero(index, len(self)), 1))
         sample = self._parse(row, source, rng)
         if sample.measures and not self.has_measures:
             raise ConfigError(f"{type(self).__name__} returns measures: set has_measures = True in the class")
         if self.has_answers and any(turn.role == "assistant" and is_empty(turn.text) for turn in sample.turns):
-            raise DataError(f"{source}: the answer is empty")
+            raise DataError.at(source, "the answer is empty")
         try:
             group = self._group_of_sample(row, sample)
         except DataError as error:
@@ -264,7 +264,7 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
         """Return the patient that `parse` or the row names; raise `DataError` if they disagree."""
         in_row, parsed = self.row_group(row), patient_of(sample.group, "group")
         if in_row is not None and parsed is not None and in_row != parsed:
-            raise DataError(
+            raise DataError.without_values(
                 f"{type(self).__name__}.parse returns another patient than field '{self.group_field}' of the row has: "
                 f"set group_field=None in the dataset, or return no group"
             )
@@ -287,7 +287,8 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
         """
         images = self.read_images(image, **options)
         if len(images) != 1:
-            raise DataError(f"{image} has {len(images)} images, but one is expected: select one")
+            fault = f"has {len(images)} images, but one is expected: select one"
+            raise DataError(f"{image} {fault}", f"its file {fault}")
         return images[0]
 
     def read_images(self, image: str | Path | Mapping[str, Any], **options: Any) -> list[Image]:
@@ -301,7 +302,8 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
         settings = dict(image) if isinstance(image, Mapping) else {"path": image}
         name = settings.pop("path", None)
         if not isinstance(name, (str, Path)) or not str(name):
-            raise DataError(f"image must be a path, or an object with a 'path', not {image!r}")
+            fault = "image must be a path, or an object with a 'path'"
+            raise DataError(f"{fault}, not {image!r}", fault)
         path = find_file(self.image_folder, name)
         return (read_images if self._decodes else undecoded_images)(
             path, **{**(self.reader or {}), **settings, **options}
@@ -328,9 +330,11 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
             raise
         except Exception as error:
             if isinstance(error, KeyError) and error.args and error.args[0] not in row:
-                raise DataError(f"{source}: {_missing(str(error.args[0]), row)}") from error
-            name = type(self).__name__
-            raise DataError(f"{source}: {name}.parse failed with {type(error).__name__}: {error}") from error
+                # The key may be a value of another field.
+                raise DataError(f"{source}: {_missing(str(error.args[0]), row)}", "a field is missing") from error
+            fault = f"{type(self).__name__}.parse failed with {type(error).__name__}"
+            reason = f"{fault} in {origin_of(error)}"
+            raise DataError(f"{source}: {fault}: {error}", reason) from error
         if not isinstance(sample, Sample):
             raise ConfigError(f"{type(self).__name__}.parse must return a Sample, not {type(sample).__name__}")
         return sample

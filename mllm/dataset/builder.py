@@ -13,6 +13,7 @@ from mllm.dataset.base import SampleDataset
 from mllm.dataset.checking import Splits, check_splits
 from mllm.dataset.mixing import PatientSplit, SubsetDataset
 from mllm.errors import ConfigError
+from mllm.private_messages import in_split
 from mllm.registry import DATASETS, build, check
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ def build_datasets(data_args: DataArgs, seed: int = 0) -> dict[str, SampleDatase
     splits = {}
     for number, (name, options) in enumerate(_splits(data_args).items()):
         if options is not None:
-            splits[name] = build_dataset(options, seed=seed, split=number, where=f"data_args.{name}")
+            with in_split(name):
+                splits[name] = build_dataset(options, seed=seed, split=number, where=f"data_args.{name}")
     return splits
 
 

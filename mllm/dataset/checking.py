@@ -17,7 +17,8 @@ from mllm.dataset.echo.plausibility import ImplausibleMeasures
 from mllm.dataset.mark_forms import MarkForms
 from mllm.dataset.measure_tables import measure_table
 from mllm.dataset.patients import Patients, check_leakage
-from mllm.errors import DataError, UserError, one_line
+from mllm.errors import UserError
+from mllm.private_messages import PublicText, error_of, in_row, in_split, is_private, sentence_of
 from mllm.structures import Failure
 
 logger = logging.getLogger(__name__)
@@ -99,35 +100,39 @@ def _check_split(name: str, dataset: SampleDataset, skip: bool) -> tuple[SplitRe
     measures = ImplausibleMeasures(name)
     rows, step = 0, -(-len(dataset) // DECODED)
     for rows, (source, index) in enumerate(_with_progress(name, dataset), start=1):  # noqa: B007
-        try:
-            sample = source.inspect(index)
-            if source.reads_files and (rows - 1) % step == 0:
-                source.sample(index)
-        except UserError as error:
-            report.skipped[one_line(str(error))] = source
-            content.add_unusable()
-            continue
-        content.add(sample)
-        report.answers.add(sample)
-        patients.add(sample.group, source, index)
-        if sample.marks:
-            forms.setdefault(id(source), MarkForms(source)).add(sample.marks, index)
-        if sample.measures:
-            measures.add(sample.measures, source, index)
+        with in_row(name, rows - 1):
+            try:
+                sample = source.inspect(index)
+                if source.reads_files and (rows - 1) % step == 0:
+                    source.sample(index)
+            except UserError as error:
+                report.skipped[sentence_of(error)] = source
+                content.add_unusable()
+                continue
+            content.add(sample)
+            report.answers.add(sample)
+            patients.add(sample.group, source, index)
+            if sample.marks:
+                forms.setdefault(id(source), MarkForms(source)).add(sample.marks, index)
+            if sample.measures:
+                measures.add(sample.measures, source, index)
     if report.skipped and not skip:
         first, others = next(iter(report.skipped)), len(report.skipped) - 1
         more = f" ({others:,} other row{'s' * (others > 1)} of {name} cannot be used, either)" if others else ""
-        raise DataError(first + more)
+        raise error_of(first + more)
     if len(report.skipped) == rows:
         split = "training" if name == "train" else name
-        raise DataError(f"no row of the {split} split could be used; one of them: {next(iter(report.skipped))}")
+        raise error_of(f"no row of the {split} split could be used; one of them: {next(iter(report.skipped))}")
     for form in forms.values():
-        form.check()
+        with in_split(name):
+            form.check()
     measures.report()
     report.patients, report.without_patient, report.content = len(patients), patients.unknown, content.hexdigest()
     for source in patients.sources_without:
         if hint := source.patient_hint():
-            logger.warning("%s: no row of %s has a patient%s", source.describe(0), name, hint)
+            where = "the data" if is_private() else source.describe(0)
+            end = "" if is_private() else hint
+            logger.warning("%s", PublicText(f"{where}: no row of {name} has a patient{end}"))
     return report, patients
 
 

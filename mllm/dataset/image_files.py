@@ -35,7 +35,7 @@ def check_image_folder(folder: Path) -> None:
         )
     if _WINDOWS.match(str(folder)):
         raise DataError(f"image_folder {folder} is a path of Windows: write the path of the directory on this machine")
-    raise DataError(f"image_folder {folder} does not exist")
+    raise DataError(f"image_folder {folder} does not exist", "image_folder does not exist")
 
 
 def find_file(folder: Path, name: str | Path) -> Path:
@@ -49,10 +49,11 @@ def find_file(folder: Path, name: str | Path) -> Path:
         return path
     text = str(name)
     if _WINDOWS.match(text):
-        raise DataError(f"image {text} is a path of Windows: write it relative to image_folder, with /")
+        fault = "is a path of Windows: write it relative to image_folder, with /"
+        raise DataError(f"image {text} {fault}", f"its image {fault}")
     if "\\" in text and (converted := folder / text.replace("\\", "/")).exists():
         return converted
-    raise DataError(f"image {path} does not exist{_missing_file_hint(path)}")
+    raise DataError(f"image {path} does not exist{_missing_file_hint(path)}", "its image does not exist")
 
 
 def _missing_file_hint(path: Path) -> str:

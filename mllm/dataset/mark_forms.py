@@ -45,13 +45,18 @@ class MarkForms:
             problem = (
                 f"the box {_format(box)} is smaller than {MIN_SIDE:g} pixels, like {self.small:,} of {self.boxes:,}"
             )
-            raise DataError(f"{self.dataset.describe(index)}: {problem} boxes of this dataset: {_FIX}")
+            raise DataError(
+                f"{self.dataset.describe(index)}: {problem} boxes of this dataset: {_FIX}",
+                f"most boxes are smaller than {MIN_SIDE:g} pixels: {_FIX}",
+            )
         if self.first_point is not None and self.largest <= 1:
             index, point = self.first_point
             problem = (
                 f"the point {_format(point)} is in the first pixel, like all {self.points:,} points of this dataset"
             )
-            raise DataError(f"{self.dataset.describe(index)}: {problem}: {_FIX}")
+            raise DataError(
+                f"{self.dataset.describe(index)}: {problem}: {_FIX}", f"all points are in the first pixel: {_FIX}"
+            )
 
 
 _FIX = (

@@ -16,6 +16,7 @@ from mllm.dataset.base import SampleDataset
 from mllm.dataset.indices import choose_rows, from_zero
 from mllm.dataset.patients import Patients
 from mllm.errors import ConfigError, DataError
+from mllm.private_messages import in_row
 from mllm.registry import DATASETS
 from mllm.structures import Sample
 
@@ -240,9 +241,12 @@ class PatientSplit(_Selection):
                     indices.append(index)
                 continue
             if group is None:
-                hint = dataset.patient_hint()
-                raise DataError(f"{dataset.describe(index)}: the row has no patient, which PatientSplit requires{hint}")
-            patients.add(group, dataset, index)
+                fault = "the row has no patient, which PatientSplit requires"
+                raise DataError(
+                    f"{dataset.describe(index)}: {fault}{dataset.patient_hint()}", f"row {index + 1}: {fault}"
+                )
+            with in_row("the divided data", index):
+                patients.add(group, dataset, index)
             if int(np.searchsorted(bounds, position(group, seed), side="right")) == number:
                 indices.append(index)
         if not indices:

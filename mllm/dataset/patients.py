@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mllm.dataset.base import SampleDataset
+from mllm.dataset.rows import Row
 from mllm.dataset.tables.values import loose_form
 from mllm.errors import DataError
-
-Row = tuple[SampleDataset, int]
 
 
 class Patients:
@@ -39,8 +38,8 @@ class Patients:
         elif patient not in self.first:
             first_form = self.forms.setdefault(loose_form(patient), patient)
             if first_form != patient:
-                raise _two_forms(self.first[first_form], (dataset, index))
-            self.first[patient] = dataset, index
+                raise _two_forms(self.first[first_form], Row.current(dataset, index))
+            self.first[patient] = Row.current(dataset, index)
 
     @property
     def sources_without(self) -> list[SampleDataset]:
@@ -61,10 +60,13 @@ def check_leakage(patients: Mapping[str, Patients]) -> None:
             shared = [patient for patient in later.first if patient in earlier.first]
             if shared:
                 count = "1 patient is" if len(shared) == 1 else f"{len(shared)} patients are"
-                rows = f"{_describe(earlier.first[shared[0]])} and {_describe(later.first[shared[0]])}"
-                raise DataError(
-                    f"{count} in both {other} and {name}, for example {rows}: split the rows with PatientSplit, or "
+                first, second = earlier.first[shared[0]], later.first[shared[0]]
+                message = (
+                    f"{count} in both {other} and {name}, for example %s and %s: split the rows with PatientSplit, or "
                     "rename different patients"
+                )
+                raise DataError(
+                    message % (first.location, second.location), reason=message % (first.place, second.place)
                 )
             for form, patient in later.forms.items():
                 if form in earlier.forms:
@@ -72,12 +74,8 @@ def check_leakage(patients: Mapping[str, Patients]) -> None:
 
 
 def _two_forms(first: Row, second: Row) -> DataError:
-    return DataError(
-        f"the patients of {_describe(first)} and {_describe(second)} differ only in case or in leading zeros: write "
-        "the id of a patient in one form in all rows, or rename different patients"
+    message = (
+        "the patients of %s and %s differ only in case or in leading zeros: write the id of a patient in one form in "
+        "all rows, or rename different patients"
     )
-
-
-def _describe(row: Row) -> str:
-    dataset, index = row
-    return dataset.describe(index)
+    return DataError(message % (first.location, second.location), reason=message % (first.place, second.place))

@@ -17,13 +17,23 @@ def summarize(splits: Splits) -> dict[str, Any]:
     All values are plain, for a report in JSON. The standard deviation is that of the values (ddof 0).
     """
     return {
+        name: figures
+        | {
+            "sources": _summaries(splits[name], splits.reports[name]),
+            "measures": {key: _statistics(values) for key, values in splits.measure_tables[name].items()},
+        }
+        for name, figures in counts(splits).items()
+    }
+
+
+def counts(splits: Splits) -> dict[str, dict[str, Any]]:
+    """Return the numbers of samples, patients and skipped rows of each split."""
+    return {
         name: {
             "samples": len(dataset),
             "patients": splits.reports[name].patients,
             "samples without a patient": splits.reports[name].without_patient,
             "skipped": len(splits.reports[name].skipped),
-            "sources": _summaries(dataset, splits.reports[name]),
-            "measures": {key: _statistics(values) for key, values in splits.measure_tables[name].items()},
         }
         for name, dataset in splits.items()
     }

@@ -19,7 +19,7 @@ from mllm.engine.callbacks import Checkpoints, Epochs
 from mllm.engine.early_stopping import EarlyStopping
 from mllm.engine.learner import Learner, Reduction
 from mllm.engine.meter import Meter
-from mllm.engine.privacy.mechanism import Mechanism, hash_of
+from mllm.engine.privacy.mechanism import Mechanism, digest_of_options, hash_of
 from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.engine.progress import LogLines, ProgressBar
 from mllm.engine.run_log import Details, RunLog
@@ -131,7 +131,7 @@ def mechanism_of(args: PrivacyArgs, train: dict[str, Any] | None, sampler: Any) 
         units=len(sampler.units),
         sample_rate=sampler.rate,
         delta=args.target_delta,
-        data=repr(train),
+        data=digest_of_options(train),
         content=hash_of(Path(options["data_path"]) for options in datasets_in(train) if options.get("data_path")),
         **{key: vars(args)[key] for key in MECHANISM},
     )

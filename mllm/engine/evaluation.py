@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mllm.contents import Content, contents_of
-from mllm.errors import UserError, errors_of_row, one_line
+from mllm.errors import UserError, errors_of_row
 from mllm.metrics.areas import boxes_of
 from mllm.metrics.base import Metric, content_read
 from mllm.metrics.coco import rle
 from mllm.models.generation.answers import answers
+from mllm.private_messages import add_place, in_row, is_private, sentence_of
 from mllm.structures import Answer, Bundle, Failure, Sample
 
 
@@ -50,8 +51,8 @@ class _SplitReader:
     With `skip_failures`, rows that cannot be read or encoded are skipped and kept as failures.
     """
 
-    def __init__(self, bundle: Bundle, samples: Samples, skip_failures: bool) -> None:
-        self.bundle, self.samples, self.skip_failures = bundle, samples, skip_failures
+    def __init__(self, bundle: Bundle, samples: Samples, skip_failures: bool, split: str) -> None:
+        self.bundle, self.samples, self.skip_failures, self.split = bundle, samples, skip_failures, split
         self.numbers: list[int] = []
         """Index of each row, from which the seed of its answer is derived."""
         self.rows: list[dict[str, Any]] = []
@@ -64,15 +65,13 @@ class _SplitReader:
     def __iter__(self) -> Iterator[Sample]:
         for index in range(len(self.samples)):
             try:
-                with errors_of_row(f"row {index + 1} of the data"):
-                    sample = self.samples.sample(index)
-                    if self.skip_failures:
-                        self.bundle.encoder.prompt(sample)
-                    reference = self.bundle.encoder.reference(sample)
+                sample, reference = self._read(index)
             except UserError as error:
-                if not self.skip_failures:
-                    raise
-                self.failures.append(Failure(one_line(str(error)), (index, 0)))
+                with in_row(self.split, index):
+                    if not self.skip_failures:
+                        add_place(error)
+                        raise
+                    self.failures.append(Failure(sentence_of(error), (index, 0)))
                 continue
             question = next((turn.text for turn in reversed(sample.turns) if turn.role == "user"), "")
             self.numbers.append(index)
@@ -80,12 +79,21 @@ class _SplitReader:
             self.rows.append({"source": sample.source, "question": question, "reference": reference.text})
             yield sample
 
+    def _read(self, index: int) -> tuple[Sample, Answer]:
+        """Return the sample of a row and its reference. Raise `UserError` if the row cannot be used."""
+        with in_row(self.split, index), errors_of_row(f"row {index + 1} of the data"):
+            sample = self.samples.sample(index)
+            if self.skip_failures or is_private():  # so that the error of a prompt has its row
+                self.bundle.encoder.prompt(sample)
+            return sample, self.bundle.encoder.reference(sample)
+
 
 def evaluate_split(
     bundle: Bundle,
     samples: Samples,
     metrics: Mapping[str, Metric],
     skip_failures: bool = False,
+    split: str = "test",
     **options: Any,
 ) -> Evaluation:
     """Generate an answer to every row of a split and compute the metrics.
@@ -99,12 +107,13 @@ def evaluate_split(
         samples: The split.
         metrics: Name -> metric.
         skip_failures: Skip rows that cannot be used.
+        split: Name of the split, for messages of private runs.
         options: Options of `generate`.
 
     Raises:
         DataError: A row cannot be used and `skip_failures` is False.
     """
-    reader = _SplitReader(bundle, samples, skip_failures)
+    reader = _SplitReader(bundle, samples, skip_failures, split)
     predictions = answers(bundle, reader, numbers=reader.numbers, **options)
     rows = [
         {

@@ -10,13 +10,14 @@ from torch import nn
 
 from mllm.engine.learner import Learner
 from mllm.errors import DataError
+from mllm.private_messages import error_of
 from mllm.structures import LogicalBatch
 
 
 def check_failures(batch: LogicalBatch, skip: bool) -> None:
     """Raise `DataError` for the first row that cannot be used, unless `skip` is True."""
     if batch.failures and not skip:
-        raise DataError(batch.failures[0].message)
+        raise error_of(batch.failures[0].message)
 
 
 @torch.no_grad()
@@ -58,7 +59,7 @@ def mean_losses(
     model.train(was_training)
     counts = {name: accelerator.reduce(count, "sum") for name, count in counts.items()}
     if not any(counts.values()):
-        raise DataError("no row of the validation split could be used")
+        raise DataError.without_values("no row of the validation split could be used")
     means = {
         name: float(accelerator.reduce(total, "sum") / counts[name].clamp_min(1)) for name, total in totals.items()
     }

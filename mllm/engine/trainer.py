@@ -23,7 +23,8 @@ from mllm.engine.meter import Meter
 from mllm.engine.preflight import preflight
 from mllm.engine.rates import rates_of_config
 from mllm.engine.run_log import run_folder
-from mllm.errors import DataError, advise_on_memory
+from mllm.errors import advise_on_memory
+from mllm.private_messages import error_of, worker_setup
 from mllm.run_files import checkpoint_name
 from mllm.structures import Batch, Encoded, LogicalBatch, unsupervised
 
@@ -100,6 +101,7 @@ class MultimodalTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers > 0 else None,
+            worker_init_fn=worker_setup(),
             # Seeds the workers. Without it, a loader draws their seed from the generator that dropout uses, and an
             # evaluation would change the updates after it.
             generator=torch.Generator().manual_seed(self.args.seed),
@@ -113,7 +115,7 @@ class MultimodalTrainer(Trainer):
         """
         for batch in self.first_batches():
             return batch
-        raise DataError(f"no row of the training split could be used; one of them: {next(iter(self.meter.failures))}")
+        raise error_of(f"no row of the training split could be used; one of them: {next(iter(self.meter.failures))}")
 
     def first_batches(self) -> Iterator[LogicalBatch]:
         """Yield the batches of the first epoch that have a usable row, encoded one at a time.

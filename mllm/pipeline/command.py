@@ -17,7 +17,7 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from mllm.errors import ConfigError, UserError, hint, is_out_of_memory
-from mllm.files import DISK_FULL
+from mllm.files import is_disk_full
 
 IMPORT = "--import"
 USER_ERROR = 2
@@ -147,10 +147,8 @@ def explain(error: BaseException) -> str | None:
     """Return the message for an error that the user can correct, or None for a defect."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return _full_disk(error.filename)
-    if _is_full_disk(error):
-        return _full_disk(None)
+    if is_disk_full(error):
+        return _full_disk(error.filename if isinstance(error, OSError) else None)
     if is_out_of_memory(error):
         device = "on the GPU" if type(error).__name__ == "OutOfMemoryError" else "on the host"
         return (
@@ -158,14 +156,6 @@ def explain(error: BaseException) -> str | None:
             "or close other programs that use memory"
         )
     return None
-
-
-def _is_full_disk(error: BaseException) -> bool:
-    """Return True if a writer of weights failed on a full disk; these writers do not raise `OSError`."""
-    if type(error).__name__ == "SafetensorError":
-        return any(reason in str(error) for reason in ("No space left", "File too large"))
-    # torch.save only reports that the file did not grow.
-    return isinstance(error, RuntimeError) and "inline_container.cc" in str(error) and "unexpected pos" in str(error)
 
 
 def _full_disk(path: str | None) -> str:

@@ -9,6 +9,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a file: the checkout is not on the path yet
@@ -21,11 +22,13 @@ def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code. No weights are loaded."""
     arguments = parse(argv)
     quiet_progress()
+    from mllm.private_messages import call_privately
     from mllm.run.prepare import prepare_args
     from mllm.run.privacy_plan import plan_privacy, plan_text
 
     config, _ = prepare_args(arguments.config, arguments.cfg_options, tiny=arguments.tiny)
-    print(plan_text(plan_privacy(config, arguments.epsilon, arguments.draw)))
+    plan = partial(plan_privacy, config, arguments.epsilon, arguments.draw)
+    print(plan_text(call_privately(plan, config.privacy_args is not None)))
     return 0
 
 

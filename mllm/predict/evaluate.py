@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from mllm.config.schema import ModelArgs, RunConfig
 from mllm.dataset.builder import open_datasets
 from mllm.dataset.checking import Splits
 from mllm.engine.evaluation import Evaluation, evaluate_split
-from mllm.errors import ConfigError, DataError, hint
+from mllm.errors import ConfigError, hint
 from mllm.export.saved_model import adapter_args, local_name, whole_model_args
 from mllm.export.settings import read_settings
 from mllm.files import write_json
 from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.metrics import check_metrics, find_metrics, metric_origin
 from mllm.predict.writer import write_predictions
+from mllm.private_messages import call_privately, error_of
 from mllm.registry import METRICS
 from mllm.report.figures import figures_table
 from mllm.run_files import ADAPTER, CONFIG, PREDICTIONS, runs_of
@@ -57,8 +59,12 @@ def evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     """Generate an answer to every row of a split, write `predictions.jsonl` and `metrics.json`, print the figures.
 
     Raises `ConfigError` before the model is loaded if a metric, the split, the model or the output folder is invalid,
-    and `DataError` if no row can be used.
+    and `DataError` if no row can be used. Messages of a private config have no values of rows.
     """
+    call_privately(partial(_evaluate, config, options), config.privacy_args is not None)
+
+
+def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     metrics = select_metrics(config, options.metrics)
     model_args = select_model(config, options)
     folder = output_folder(config, options)
@@ -69,10 +75,12 @@ def evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     bundle = load_for_answers(model_args, best_hardware())
     started = time.monotonic()
     skip = config.data_args.on_error == "skip"
-    evaluation = evaluate_split(bundle, split, metrics, skip_failures=skip, **config.data_args.gen_kwargs)
+    evaluation = evaluate_split(
+        bundle, split, metrics, skip_failures=skip, split=options.split, **config.data_args.gen_kwargs
+    )
     if not evaluation.rows:
         first = f"; first error: {evaluation.skipped[0]}" if evaluation.skipped else ""
-        raise DataError(f"none of the {len(split)} rows of '{options.split}' can be used{first}")
+        raise error_of(f"none of the {len(split)} rows of '{options.split}' can be used{first}")
     write_predictions(folder / PREDICTIONS, evaluation.rows)
     # Written last: if the file exists, both files are complete.
     write_json(folder / METRICS_FILE, summary(config, model_args, options, evaluation, time.monotonic() - started))
@@ -157,8 +165,15 @@ def output_folder(config: RunConfig, options: EvaluateOptions) -> Path:
 def summary(
     config: RunConfig, model_args: ModelArgs, options: EvaluateOptions, evaluation: Evaluation, seconds: float
 ) -> dict[str, Any]:
-    """Return the contents of `metrics.json`: figures, counts of rows, and everything that the figures depend on."""
+    """Return the contents of `metrics.json`: figures, counts of rows, and everything that the figures depend on.
+
+    Those of a private config have no options of the data and no values of overrides, which may be paths of the data.
+    """
     settings = asdict(config.data_args)
+    data, overrides = settings[options.split], list(options.cfg_options)
+    if config.privacy_args is not None:
+        data = {"type": data["type"]}
+        overrides = [override.partition("=")[0] for override in overrides]
     weights = [] if model_args.adapter_path is None else sorted(Path(model_args.adapter_path).glob("*.safetensors"))
     return {
         "figures": evaluation.figures,
@@ -172,10 +187,10 @@ def summary(
         "seconds": round(seconds, 1),
         "settings": {
             "config": options.config,
-            "cfg_options": options.cfg_options,
+            "cfg_options": overrides,
             "tiny": config.tiny,
             "split": options.split,
-            "data": settings[options.split],
+            "data": data,
             "gen_kwargs": settings["gen_kwargs"],
             "on_error": settings["on_error"],
         },

@@ -13,8 +13,9 @@ from accelerate import PartialState
 
 from mllm.contents import stated_measures
 from mllm.dataset.checking import Splits
-from mllm.dataset.summary import summarize
+from mllm.dataset.summary import counts, summarize
 from mllm.files import write_json
+from mllm.private_messages import is_private
 from mllm.report.measure_plots import plot_agreement, plot_distributions
 from mllm.run_files import AGREEMENT_PLOT, DATA_SUMMARY, MEASURES_PLOT
 
@@ -22,10 +23,12 @@ logger = logging.getLogger(__name__)
 
 
 def describe_data(splits: Splits, folder: Path) -> None:
-    """Write counts, dropped rows and statistics of the measures to `folder`, on the first process only."""
+    """Write counts, dropped rows and statistics of the measures, on the first process only; see `write_summary`."""
     if not PartialState().is_main_process:
         return
     summary = write_summary(splits, folder)
+    if is_private():
+        return
     if any(splits.measure_tables.values()):
         plot_distributions(splits.measure_tables, folder / MEASURES_PLOT)
     for name, split in summary.items():
@@ -35,14 +38,19 @@ def describe_data(splits: Splits, folder: Path) -> None:
 
 
 def write_summary(splits: Splits, folder: Path) -> dict[str, Any]:
-    """Write `data_summary.json` to `folder` and return its contents."""
-    summary = summarize(splits)
+    """Write `data_summary.json` to `folder` and return its contents.
+
+    That of a private run has the counts alone: a minimum is the value of a row.
+    """
+    summary = counts(splits) if is_private() else summarize(splits)
     write_json(folder / DATA_SUMMARY, summary)
     return summary
 
 
 def draw_agreement(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Plot predicted over true measures of the rows of an evaluation, if they have any."""
+    """Plot predicted over true measures of the rows of an evaluation, if they have any and the run is not private."""
+    if is_private():
+        return
     true = [row.get("reference_measures") or stated_measures(row["reference"]) for row in rows]
     predicted = [row.get("measures") or stated_measures(row["prediction"]) for row in rows]
     names = dict.fromkeys(name for row in true for name in row)

@@ -135,9 +135,9 @@ def prepare_data(config: RunConfig, bundle: Bundle, encoder: SampleEncoder, spli
         synthetic = [bundle.encoder.encode(sample) for sample in bundle.encoder.synthetic(privacy.physical_batch_size)]
     return TrainingData(
         collate=collate,
-        train_dataset=EncodedDataset(train, encoder.encode),
+        train_dataset=EncodedDataset(train, encoder.encode, "train"),
         train_sampler=sampler,
-        eval_dataset=None if validation is None else EncodedDataset(validation, encoder.encode),
+        eval_dataset=None if validation is None else EncodedDataset(validation, encoder.encode, "validation"),
         eval_sampler=None if validation is None else _ordered_sampler(config, validation),
         synthetic=synthetic,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+from mllm.private_messages import call_privately
 from mllm.run.prepare import prepare_args
 
 
@@ -21,4 +23,5 @@ def finetune(path: str, overrides: Sequence[str] = (), *, tiny: bool = False, re
     # The imports take seconds. They follow the checks, so that a mistake in the config is reported at once.
     from mllm.run.steps import run_steps
 
-    run_steps(config, hardware, tiny=tiny, resume=resume)
+    steps = partial(run_steps, config, hardware, tiny=tiny, resume=resume)
+    call_privately(steps, config.privacy_args is not None)

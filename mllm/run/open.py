@@ -21,6 +21,7 @@ from mllm.export.settings import read_settings
 from mllm.family import FAMILIES
 from mllm.files import write_json, write_text
 from mllm.models.adapters.files import find_adapter
+from mllm.private_messages import is_private
 from mllm.report.data_summary import describe_data
 from mllm.run.folder import open_run_folder
 from mllm.run.inputs import Inputs, check_inputs, inputs_of, write_inputs
@@ -72,7 +73,7 @@ def _check_resumed(config: RunConfig, folder: Path, checkpoint: Path, inputs: In
     initial = read_config(folder / CONFIG)
     refuse_changed_model(config, initial, folder)
     check_inputs(folder, inputs)
-    if changes := _changes(initial, config):
+    if changes := (_changed_keys if is_private() else _changes)(initial, config):
         former = folder / former_config_name(checkpoint.name)
         if not former.exists():  # otherwise an earlier resume from this checkpoint copied it
             write_text(former, (folder / CONFIG).read_text(encoding="utf-8"))
@@ -128,6 +129,12 @@ def _changes(initial: RunConfig, config: RunConfig) -> list[str]:
         for key in before | after
         if after.get(key, "absent") != before.get(key, "absent")
     ]
+
+
+def _changed_keys(initial: RunConfig, config: RunConfig) -> list[str]:
+    """Return the keys of `_changes` without values, which may be paths of private data."""
+    before, now = _flat(_changeable(initial)), _flat(_changeable(config))
+    return [f"{key} has changed" for key in before | now if now.get(key, "absent") != before.get(key, "absent")]
 
 
 def _changeable(config: RunConfig) -> dict[str, Any]:

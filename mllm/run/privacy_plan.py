@@ -16,6 +16,7 @@ from mllm.dataset.loading.poisson import PoissonSampler, units_of
 from mllm.engine.privacy.accounting import epsilon_spent, noise_multiplier_for
 from mllm.errors import ConfigError
 from mllm.models.builder.builder import count_lora
+from mllm.private_messages import in_split
 
 EPSILONS = (1.0, 3.0, 8.0)
 """Epsilons of a plan in addition to that of the config."""
@@ -71,7 +72,8 @@ def plan_privacy(config: RunConfig, epsilons: Sequence[float] = (), draws: Seque
     if privacy is None or train is None:
         missing = "data_args.train" if train is None else "privacy_args"
         raise ConfigError(f"{display_path(config.path)} has no {missing}, so there is no privacy to plan: add it")
-    dataset = build_dataset(train, seed=config.training_args["seed"], where="data_args.train")
+    with in_split("train"):
+        dataset = build_dataset(train, seed=config.training_args["seed"], where="data_args.train")
     units = units_of(dataset, privacy.unit)
     refuse_large_delta(config, len(units))
     parameters = count_lora(config.model_args)

@@ -249,7 +249,7 @@ def test_training_ends_before_the_target_is_exceeded(make_trainer, caplog):
     [
         (dict(rate=0.5), "the sample rate is 0.5, but 0.4 in"),
         (dict(units=[[index] for index in range(11)]), "units in the training data is 11, but 12 in"),
-        (dict(mechanism=dict(noise_multiplier=0.8, data="other rows")), "data_args.train is other rows, but "),
+        (dict(mechanism=dict(noise_multiplier=0.8, data="other rows")), "data_args.train differs from that in "),
         (dict(mechanism=dict(noise_multiplier=0.8, test_noise_seed=1)), "privacy_args.test_noise_seed is 1, but None"),
     ],
 )

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping
 
 from mllm.dataset.base import SampleDataset
+from mllm.dataset.rows import Row
+from mllm.private_messages import PublicText
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +30,17 @@ class ImplausibleMeasures:
 
     def __init__(self, split: str) -> None:
         self.split = split
-        self.rows: dict[str, list[tuple[SampleDataset, int]]] = {}
+        self.rows: dict[str, list[Row]] = {}
         """Reason -> rows."""
 
     def add(self, measures: Mapping[str, float], dataset: SampleDataset, index: int) -> None:
         """Check the measures of a row."""
         for reason in implausible(measures):
-            self.rows.setdefault(reason, []).append((dataset, index))
+            self.rows.setdefault(reason, []).append(Row.current(dataset, index))
 
     def report(self) -> None:
         """Log one warning for each reason, with the first rows."""
         for reason, rows in self.rows.items():
-            locations = "; ".join(dataset.describe(index) for dataset, index in rows[:_LISTED])
+            locations = "; ".join(row.name for row in rows[:_LISTED])
             tail = f" and {len(rows) - _LISTED:,} more rows" if len(rows) > _LISTED else ""
-            logger.warning("%s: %s (%s%s)", self.split, reason, locations, tail)
+            logger.warning("%s", PublicText(f"{self.split}: {reason} ({locations}{tail})"))

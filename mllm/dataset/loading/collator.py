@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import Dataset
 
 from mllm.dataset.loading.sampler import Draw
-from mllm.errors import UserError, errors_of_row, one_line
+from mllm.errors import UserError, errors_of_row
+from mllm.private_messages import in_row, sentence_of
 from mllm.structures import Batch, Encoded, Failure, LogicalBatch, Sample, unsupervised
 
 
@@ -28,22 +29,29 @@ class EncodedDataset(Dataset[Encoded]):
     """Dataset of encoded samples; a row that cannot be used becomes a `Failure`.
 
     An exception loses its message when it leaves a worker process; a `Failure` keeps it.
+
+    Args:
+        samples: Dataset of a split.
+        encode: Function that encodes a sample.
+        split: Name of the split, for messages of private runs.
     """
 
-    def __init__(self, samples: Samples, encode: Callable[[Sample], Encoded]) -> None:
+    def __init__(self, samples: Samples, encode: Callable[[Sample], Encoded], split: str = "data") -> None:
         self.samples = samples
         self.encode = encode
+        self.split = split
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, draw: Draw | int) -> Encoded | Failure:  # type: ignore[override]
         index, epoch, counted, unit = draw if isinstance(draw, Draw) else Draw(draw, 0)
-        try:
-            with errors_of_row(f"row {index + 1} of the data"):
-                encoded = self.encode(self.samples.sample(index, epoch))
-        except UserError as error:
-            return Failure(one_line(str(error)), (index, epoch))
+        with in_row(self.split, index):
+            try:
+                with errors_of_row(f"row {index + 1} of the data"):
+                    encoded = self.encode(self.samples.sample(index, epoch))
+            except UserError as error:
+                return Failure(sentence_of(error), (index, epoch))
         if unit is not None:
             encoded = replace(encoded, unit=unit)
         if counted:

@@ -12,6 +12,7 @@ from mllm.dataset.base import SampleDataset
 from mllm.dataset.loading.sampler import Draw
 from mllm.dataset.patients import Patients
 from mllm.errors import DataError
+from mllm.private_messages import current_row, in_row
 
 
 class PoissonSampler(Sampler[list[Draw]]):
@@ -99,12 +100,16 @@ def units_of(dataset: SampleDataset, unit: str) -> list[list[int]]:
     units: dict[str, list[int]] = {}
     patients = Patients()
     for index in range(len(dataset)):
-        group = dataset.group(index)
-        if group is None:
-            raise DataError(
-                f"{dataset.describe(index)} has no patient, but privacy_args.unit='patient' protects patients: "
-                f"add the patient to every row, or set unit to 'sample'{dataset.patient_hint()}"
-            )
-        patients.add(group, dataset, index)
-        units.setdefault(group, []).append(index)
+        with in_row("train", index):
+            group = dataset.group(index)
+            if group is None:
+                fault = (
+                    "has no patient, but privacy_args.unit='patient' protects patients: add the patient to every row, "
+                    "or set unit to 'sample'"
+                )
+                raise DataError(
+                    f"{dataset.describe(index)} {fault}{dataset.patient_hint()}", f"{current_row()} {fault}"
+                )
+            patients.add(group, dataset, index)
+            units.setdefault(group, []).append(index)
     return list(units.values())

@@ -51,12 +51,12 @@ def read_images(path: str | Path, **options: Any) -> list[Image.Image]:
     except UserError:
         raise
     except MemoryError:
-        raise DataError(f"{path} cannot be read: it needs more memory than is free") from None
+        raise _unusable(path, "cannot be read: it needs more memory than is free") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
+        raise _unusable(path, f"cannot be read: {error.strerror or type(error).__name__}") from error
     except Exception as error:
         # Libraries raise nearly every type for some damaged file.
-        raise DataError(f"{path} cannot be read: it is damaged ({type(error).__name__})") from error
+        raise _unusable(path, f"cannot be read: it is damaged ({type(error).__name__})") from error
     for image in images:
         report_constant(path, image)
     return images
@@ -66,13 +66,13 @@ def _check_file(path: Path) -> None:
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{path} does not exist") from None
+        raise _unusable(path, "does not exist") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if path.is_dir():
-        raise DataError(f"{path} is a directory, not an image file")
+        raise _unusable(path, "is a directory, not an image file")
     if status.st_size == 0:
-        raise DataError(f"{path} is empty")
+        raise _unusable(path, "is empty")
 
 
 def _find_suffix(path: Path) -> str:
@@ -88,4 +88,9 @@ def _find_suffix(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if head.endswith(b"DICM") or (head[:4] in _FIRST_ELEMENTS and len(head) == _PREAMBLE):
         return ".dcm"
-    raise DataError(f"{path} has a suffix that no reader supports; supported are {', '.join(READERS.names())}")
+    raise _unusable(path, f"has a suffix that no reader supports; supported are {', '.join(READERS.names())}")
+
+
+def _unusable(path: Path, fault: str) -> DataError:
+    """Return an error `PATH FAULT`; the fault holds no value of the file."""
+    return DataError(f"{path} {fault}", f"its file {fault}")

@@ -50,7 +50,8 @@ def read(path: Path, *, frames: Choice = "first", window: Window = None, square:
     try:
         import pydicom
     except ImportError:
-        raise ConfigError(f"{path} is a DICOM file, but pydicom is not installed: pip install -e .[dicom]") from None
+        fault = "is a DICOM file, but pydicom is not installed: pip install -e .[dicom]"
+        raise ConfigError(f"{path} {fault}", f"its file {fault}") from None
     try:
         # Warnings of pydicom contain values of the file.
         with warnings.catch_warnings():
@@ -59,12 +60,12 @@ def read(path: Path, *, frames: Choice = "first", window: Window = None, square:
     except (ConfigError, DataError, PermissionError):
         raise
     except pydicom.errors.InvalidDicomError:
-        raise DataError(f"{path} is not a DICOM file: it does not begin with the DICOM preamble") from None
+        fault = "is not a DICOM file: it does not begin with the DICOM preamble"
+        raise DataError(f"{path} {fault}", f"its file {fault}") from None
     except Exception as error:  # noqa: BLE001
         # pydicom and its decoders raise many types, with values of the file in the message: hence no exception chain.
-        raise DataError(
-            f"{path} cannot be decoded: its header or its pixels are damaged ({type(error).__name__})"
-        ) from None
+        fault = f"cannot be decoded: its header or its pixels are damaged ({type(error).__name__})"
+        raise DataError(f"{path} {fault}", f"its file {fault}") from None
 
 
 def _read(

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mllm.private_messages import PublicText, current_row, is_private
+
 logger = logging.getLogger(__name__)
 
 _MAX_FILES = 20
@@ -25,9 +27,11 @@ _counts: Counter[str] = Counter()
 def warn_once(path: Path, kind: str, message: str) -> None:
     """Log a warning `PATH MESSAGE`, once for each kind and file; the last one states that further files are not named.
 
+    In a private run the warning names the row and the kind, because path and message have values of the data.
+
     Args:
         path: The file.
-        kind: Kind of the warning, to count its files.
+        kind: Kind of the warning, to count its files; a literal.
         message: Text after the path.
     """
     if (kind, str(path)) in _noticed or _counts[kind] >= _MAX_FILES:
@@ -35,7 +39,10 @@ def warn_once(path: Path, kind: str, message: str) -> None:
     _noticed.add((kind, str(path)))
     _counts[kind] += 1
     end = " (further files with this warning are not named)" if _counts[kind] == _MAX_FILES else ""
-    logger.warning("%s %s%s", path, message, end)
+    if is_private():
+        logger.warning("%s", PublicText(f"{current_row()}: its file is unusual ({kind}){end}"))
+    else:
+        logger.warning("%s %s%s", path, message, end)
 
 
 def report_constant(path: Path, image: Image.Image) -> None:

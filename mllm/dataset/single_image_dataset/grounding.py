@@ -103,7 +103,9 @@ def without_placeholders(text: str, field: str) -> str:
     """Return the text; raises `DataError` if it contains a placeholder."""
     for placeholder in (IMAGE, BOX, POINT):
         if placeholder in text:
-            raise DataError(f"field '{field}' contains the placeholder {placeholder}, which is reserved: remove it")
+            raise DataError.without_values(
+                f"field '{field}' contains the placeholder {placeholder}, which is reserved: remove it"
+            )
     return text
 
 
@@ -115,15 +117,22 @@ def parse_box(image: Image, numbers: Any, field: str = "bbox", is_xywh: bool = F
     try:
         x1, y1, x2, y2 = (float(number) for number in numbers)
     except (TypeError, ValueError) as error:
-        raise DataError(f"field '{field}' must contain four numbers, not {numbers!r}") from error
+        fault = f"field '{field}' must contain four numbers"
+        raise DataError(f"{fault}, not {numbers!r}", fault) from error
     if is_xywh:
         x2, y2 = x1 + x2, y1 + y2
     form = f"; this dataset reads {'x y width height' if is_xywh else 'x1 y1 x2 y2'} in pixels"
     if not (x1 <= x2 and y1 <= y2):
-        raise DataError(f"field '{field}' {[x1, y1, x2, y2]} has reversed corners{form}")
+        raise DataError(
+            f"field '{field}' {[x1, y1, x2, y2]} has reversed corners{form}",
+            f"field '{field}' has reversed corners{form}",
+        )
     width, height = image.size
     if min(x1, y1) < -OVERSHOOT or x2 > width + OVERSHOOT or y2 > height + OVERSHOOT:
-        raise DataError(f"field '{field}' {[x1, y1, x2, y2]} exceeds its image of {width} x {height} pixels{form}")
+        raise DataError(
+            f"field '{field}' {[x1, y1, x2, y2]} exceeds its image of {width} x {height} pixels{form}",
+            f"field '{field}' exceeds its image{form}",
+        )
     return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
 
 

@@ -54,13 +54,14 @@ class Records:
             self._rows = self._open(split, columns)
         except UnicodeError as error:
             reason = error.reason if isinstance(error, UnicodeDecodeError) else error
-            raise DataError(f"{self.path} is not UTF-8 text ({reason}): save it as UTF-8") from error
+            fault = "is not UTF-8 text"
+            raise DataError(f"{self.path} {fault} ({reason}): save it as UTF-8", f"its table {fault}") from error
         except (EOFError, zlib.error) as error:
             raise DataError(f"{self.path} is a damaged gzip file ({error})") from error
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror or error}") from error
         if not len(self._rows):
-            raise DataError(f"{self.path} is empty")
+            raise DataError(f"{self.path} is empty", "its table is empty")
 
     def _open(self, split: str | None, columns: Sequence[str] | None) -> Rows:
         """Return the rows of the path, read according to its kind."""
@@ -88,11 +89,11 @@ class Records:
         try:
             row = self._rows.row(index)
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.describe(index)}: not UTF-8 text ({error.reason})") from error
+            raise DataError.at(self.describe(index), f"not UTF-8 text ({error.reason})") from error
         except ValueError as error:
-            raise DataError(f"{self.describe(index)}: {error}") from error
+            raise DataError(f"{self.describe(index)}: {error}", "the row cannot be parsed") from error
         if not isinstance(row, dict):
-            raise DataError(f"{self.describe(index)}: a row must be an object {{...}}, not a {type(row).__name__}")
+            raise DataError.at(self.describe(index), f"a row must be an object {{...}}, not a {type(row).__name__}")
         return row
 
     def describe(self, index: int) -> str:
@@ -117,6 +118,6 @@ def _check_path(path: Path) -> None:
             tail = (
                 f": did you mean {' or '.join(repr(str(path.with_name(name))) for name in matches)}?" if matches else ""
             )
-        raise DataError(f"data_path {path} does not exist{tail}")
+        raise DataError(f"data_path {path} does not exist{tail}", "data_path does not exist")
     if table_suffix(path) not in SUFFIXES:
         raise DataError(f"data_path {path} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")

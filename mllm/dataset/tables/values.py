@@ -43,7 +43,7 @@ def text_of(value: Any, field: str) -> str:
         DataError: The value is empty, is neither text nor number, or has half of a surrogate pair.
     """
     if is_empty(value):
-        raise DataError(f"field '{field}' is empty")
+        raise DataError.without_values(f"field '{field}' is empty")
     if isinstance(value, str):
         if not value.isascii():
             _refuse_surrogates(value, field)
@@ -52,7 +52,7 @@ def text_of(value: Any, field: str) -> str:
         return "true" if value else "false"
     if isinstance(value, (int, float)) and math.isfinite(value):
         return repr(value)
-    raise DataError(f"field '{field}' is not a text")
+    raise DataError.without_values(f"field '{field}' is not a text")
 
 
 def _refuse_surrogates(value: str, field: str) -> None:
@@ -60,7 +60,7 @@ def _refuse_surrogates(value: str, field: str) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         code = f"U+{ord(value[error.start]):04X}"
-        raise DataError(
+        raise DataError.without_values(
             f"field '{field}' has half of a surrogate pair ({code}) at character {error.start + 1}: remove it"
         ) from None
 
@@ -77,13 +77,13 @@ def choose_answer(answers: Sequence[Any], choice: AnswerChoice | None, field: st
         DataError: `choice` is None, or all answers are empty.
     """
     if choice is None:
-        raise DataError(
+        raise DataError.without_values(
             f"field '{field}' has {len(answers)} answers, but only one can be learned: set choose_answer='majority' or "
             "'first' in the dataset, or keep one answer"
         )
     texts = [text_of(answer, field) for answer in answers if not is_empty(answer)]
     if not texts:
-        raise DataError(f"field '{field}' is empty")
+        raise DataError.without_values(f"field '{field}' is empty")
     return texts[0] if choice == "first" else Counter(texts).most_common(1)[0][0]
 
 
@@ -107,7 +107,9 @@ def patient_of(value: Any, field: str) -> str | None:
         return str(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         return str(int(value))
-    raise DataError(f"field '{field}' must be the id of a patient, a text or a whole number, not {_kind(value)}")
+    raise DataError.without_values(
+        f"field '{field}' must be the id of a patient, a text or a whole number, not {_kind(value)}"
+    )
 
 
 def _kind(value: Any) -> str:

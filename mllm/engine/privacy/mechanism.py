@@ -37,7 +37,7 @@ class Mechanism:
     secure_mode: bool = False
     test_noise_seed: int | None = None
     data: str = ""
-    """Config of the training split. A resumed run must use an equal one."""
+    """Digest of the options of the training split. A resumed run must use equal ones."""
     content: str = ""
     """Hash of the files of the training split."""
 
@@ -81,6 +81,11 @@ class Mechanism:
         return lower
 
 
+def digest_of_options(options: Any) -> str:
+    """Return the SHA-256 of the options of the training split, which have paths of private data."""
+    return hashlib.sha256(repr(options).encode()).hexdigest()
+
+
 def hash_of(paths: Iterable[Path]) -> str:
     """Return the SHA-256 of the contents of files, and of the names and sizes of the entries of folders."""
     digest = hashlib.sha256()
@@ -114,6 +119,8 @@ def resume_ledger(folder: Path, mechanism: Mechanism) -> tuple[Ledger, Mechanism
         )
     state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     saved = Mechanism(**state["mechanism"])
+    if saved.data.startswith("{"):  # an older version wrote the options instead of their digest
+        saved = replace(saved, data=hashlib.sha256(saved.data.encode()).hexdigest())
     constant = {
         "units": "units in the training data",
         "sample_rate": "the sample rate",
@@ -125,9 +132,12 @@ def resume_ledger(folder: Path, mechanism: Mechanism) -> tuple[Ledger, Mechanism
     for key, name in constant.items():
         value, saved_value = asdict(mechanism)[key], asdict(saved)[key]
         if value != saved_value:
+            change = f"{name} is {value}, but {saved_value} in {folder}"
+            if key in ("data", "content"):
+                change = f"{name} differs from that in {folder}"
             raise ConfigError(
-                f"--resume: {name} is {value}, but {saved_value} in {folder}, and all updates in a ledger must have "
-                "the same data and rate: restore the value, or start a new run without --resume"
+                f"--resume: {change}, and all updates in a ledger must have the same data and rate: restore the value, or "
+                "start a new run without --resume"
             )
     noise = mechanism.noise_multiplier or saved.noise_multiplier
     return Ledger.from_dict(state["ledger"]), replace(mechanism, noise_multiplier=noise)

@@ -18,7 +18,8 @@ NOT_COVERED = (
     "choices based on results: hyperparameters, and the selection of a checkpoint or a run",
     "preprocessing: filters, deduplication and other decisions based on the data",
     "files of the run folder other than the adapter, the weights of checkpoints and this record: data_summary.json, "
-    "plots, logs and lists of skipped rows are computed from the data without noise, so do not publish them",
+    "plots, logs and lists of skipped rows are computed from the data without noise, and predictions.jsonl and "
+    "config.py hold rows and paths, so do not publish them",
     "the number of units, which determines the sample rate and is part of this record",
     "the validation and test splits, which are evaluated without noise",
     "other runs on the same data: their epsilons and deltas add up",

@@ -62,10 +62,10 @@ class ChatEncoder(TextEncoder):
         """
         last = max((i for i, turn in enumerate(sample.turns) if turn.role == "assistant"), default=None)
         if last is None:
-            raise DataError(f"{source_of(sample)}: the conversation has no answer to learn from")
+            raise DataError.at(source_of(sample), "the conversation has no answer to learn from")
         turns = sample.turns[: last + 1]
         if any(turn.role == "assistant" and not turn.text.strip() for turn in turns):
-            raise DataError(f"{source_of(sample)}: an answer is empty; remove the row or write the answer")
+            raise DataError.at(source_of(sample), "an answer is empty; remove the row or write the answer")
         with errors_of_row(source_of(sample)):
             encoded = self._encode(replace(sample, turns=turns), learn=True)
         return self._truncate(encoded, source_of(sample))
@@ -141,14 +141,14 @@ class ChatEncoder(TextEncoder):
         """Return the turns as messages for the chat template, with brackets around the answers."""
         turns = self._with_system_turn(sample.turns)
         if any(turn.role == "assistant" and IMAGE in turn.text for turn in turns):
-            raise DataError(f"{source_of(sample)}: an answer holds {IMAGE}; only questions can show images")
+            raise DataError.at(source_of(sample), f"an answer holds {IMAGE}; only questions can show images")
         placeholders = sum(turn.text.count(IMAGE) for turn in turns)
         first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
         if placeholders == 0 and sample.images and first is not None:
             turns[first] = Turn("user", IMAGE * len(sample.images) + turns[first].text)
         elif placeholders != len(sample.images):
-            raise DataError(
-                f"{source_of(sample)}: the text has {placeholders} {IMAGE} placeholders for {len(sample.images)} images"
+            raise DataError.at(
+                source_of(sample), f"the text has {placeholders} {IMAGE} placeholders for {len(sample.images)} images"
             )
         return [{"role": turn.role, "content": self._content(turn)} for turn in turns]
 
@@ -200,15 +200,17 @@ class ChatEncoder(TextEncoder):
             return encoded
         tail = encoded.student["input_ids"][self.max_length :]
         if torch.isin(tail, torch.tensor(self.processor.image_token_ids)).any():
-            raise DataError(
-                f"{source}: {length} tokens do not fit max_length={self.max_length}, and the cut would fall into an "
-                "image; raise max_length or lower image_token_len"
+            raise DataError.at(
+                source,
+                f"{length} tokens do not fit max_length={self.max_length}, and the cut would fall into an "
+                "image; raise max_length or lower image_token_len",
             )
         labels = encoded.targets["labels"][: self.max_length]
         if (labels[1:] == IGNORE).all():
-            raise DataError(
-                f"{source}: the answer starts after max_length={self.max_length} (the sample has {length} tokens), so "
-                "no label is left; raise max_length or shorten the question"
+            raise DataError.at(
+                source,
+                f"the answer starts after max_length={self.max_length} (the sample has {length} tokens), so "
+                "no label is left; raise max_length or shorten the question",
             )
         student = {
             name: tensor[: self.max_length] if tensor.dim() == 1 and not name.startswith("object_") else tensor

@@ -98,9 +98,10 @@ class MarkWriter:
             # Parts with odd indices are the placeholders.
             parts = re.split(f"({BOX}|{POINT})", turn.text) if turn.marks else [turn.text]
             if len(parts) // 2 != len(turn.marks):
-                raise DataError(
-                    f"{source_of(sample)}: the text has {len(parts) // 2} {BOX} and {POINT} placeholders for "
-                    f"{len(turn.marks)} groups of marks"
+                raise DataError.at(
+                    source_of(sample),
+                    f"the text has {len(parts) // 2} {BOX} and {POINT} placeholders for "
+                    f"{len(turn.marks)} groups of marks",
                 )
             for number, group in enumerate(turn.marks):
                 part, marks = 2 * number + 1, [_checked_mark(sample, index) for index in group]
@@ -115,11 +116,11 @@ class MarkWriter:
 
     def _points(self, sample: Sample, marks: Sequence[Mark], frames: Sequence[Frame]) -> str:
         if self.box_format.needs_heads:
-            raise DataError(f"{source_of(sample)}: heads decode boxes and masks, and the text has a {POINT}")
+            raise DataError.at(source_of(sample), f"heads decode boxes and masks, and the text has a {POINT}")
         points = []
         for mark in marks:
             if mark.point is None:
-                raise DataError(f"{source_of(sample)}: {POINT} stands for a mark that has no point")
+                raise DataError.at(source_of(sample), f"{POINT} stands for a mark that has no point")
             points.append(_fractions(mark.point, frames[mark.image], sample))
         return self.box_format.write_points(points)
 
@@ -127,7 +128,7 @@ class MarkWriter:
         objects = []
         for mark in marks:
             if mark.box is None and mark.mask is None:
-                raise DataError(f"{source_of(sample)}: {BOX} stands for a mark that has no box and no mask")
+                raise DataError.at(source_of(sample), f"{BOX} stands for a mark that has no box and no mask")
             box = tight_box(mark)
             # An empty mask is a valid target of a mask head, but there is no box around it.
             if box is not None or (self.box_format.needs_heads and self.mask_size is not None):
@@ -234,20 +235,21 @@ def shrunk(mask: np.ndarray, frame: Frame, size: int) -> Tensor:
 def _checked_mark(sample: Sample, index: int) -> Mark:
     """Return a mark of the sample. Raise `DataError` if it does not fit its image."""
     if not 0 <= index < len(sample.marks):
-        raise DataError(
-            f"{source_of(sample)}: the text refers to mark {index}, but there are {len(sample.marks)} (counted from 0)"
+        raise DataError.at(
+            source_of(sample), f"the text refers to mark {index}, but there are {len(sample.marks)} (counted from 0)"
         )
     mark = sample.marks[index]
     if not 0 <= mark.image < len(sample.images):
-        raise DataError(
-            f"{source_of(sample)}: mark {index} is in image {mark.image}, but there are {len(sample.images)} "
-            "(counted from 0)"
+        raise DataError.at(
+            source_of(sample),
+            f"mark {index} is in image {mark.image}, but there are {len(sample.images)} (counted from 0)",
         )
     width, height = sample.images[mark.image].size
     if mark.mask is not None and mark.mask.shape != (height, width):
-        raise DataError(
-            f"{source_of(sample)}: the mask of mark {index} has the shape {mark.mask.shape}, and its image has "
-            f"{height} rows and {width} columns"
+        raise DataError.at(
+            source_of(sample),
+            f"the mask of mark {index} has the shape {mark.mask.shape}, and its image has "
+            f"{height} rows and {width} columns",
         )
     return mark
 
@@ -255,5 +257,8 @@ def _checked_mark(sample: Sample, index: int) -> Mark:
 def _fractions(pixels: Numbers, frame: Frame, sample: Sample) -> Numbers:
     """Return x y (x y) in pixels, clipped to the image, as fractions of the frame."""
     if not all(math.isfinite(value) for value in pixels):
-        raise DataError(f"{source_of(sample)}: a mark has the coordinates {tuple(pixels)}, which are not finite")
+        raise DataError(
+            f"{source_of(sample)}: a mark has the coordinates {tuple(pixels)}, which are not finite",
+            "a mark has coordinates that are not finite",
+        )
     return frame.relative(*within(frame, pixels))

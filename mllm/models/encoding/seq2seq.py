@@ -49,11 +49,11 @@ class Seq2SeqEncoder(TextEncoder):
     def encode(self, sample: Sample) -> Encoded:
         """Encode source and target. Raise `DataError` if the conversation does not end with an answer."""
         if not sample.turns or sample.turns[-1].role != "assistant":
-            raise DataError(f"{source_of(sample)}: the conversation does not end with an answer to learn from")
+            raise DataError.at(source_of(sample), "the conversation does not end with an answer to learn from")
         encoded = self.prompt(sample)
         answer = sample.turns[-1].text.strip()
         if not answer:
-            raise DataError(f"{source_of(sample)}: an answer is empty; remove the row or write the answer")
+            raise DataError.at(source_of(sample), "an answer is empty; remove the row or write the answer")
         self._refuse_control_tokens([answer], source_of(sample))
         with errors_of_row(source_of(sample)):
             target = self.tokenizer(answer, add_special_tokens=False)["input_ids"] + [self.turn_end_id]
@@ -101,9 +101,9 @@ class Seq2SeqEncoder(TextEncoder):
         """Return the token ids [L] of the source, and True if the last question was cut at `max_length`."""
         where, turns = source_of(sample), without_answer(sample.turns)
         if sample.images:
-            raise DataError(f"{where}: the sample has images, and this model reads text alone")
+            raise DataError.at(where, "the sample has images, and this model reads text alone")
         if not turns or turns[-1].role != "user":
-            raise DataError(f"{where}: a question must stand before the answer")
+            raise DataError.at(where, "a question must stand before the answer")
         turns = [Turn(turn.role, turn.text.strip()) for turn in self._with_system_turn(turns)]
         self._refuse_control_tokens((turn.text for turn in turns), where)
         before, question, after = self._render(turns)
@@ -114,9 +114,10 @@ class Seq2SeqEncoder(TextEncoder):
             end = len(before) + len(question)
             starts = [start for start, stop in encoded["offset_mapping"] if len(before) <= start < stop <= end]
             if len(starts) <= excess:
-                raise DataError(
-                    f"{where}: {len(encoded['input_ids'])} tokens of the source do not fit max_length="
-                    f"{self.max_length}, even without its last question; raise max_length"
+                raise DataError.at(
+                    where,
+                    f"{len(encoded['input_ids'])} tokens of the source do not fit max_length="
+                    f"{self.max_length}, even without its last question; raise max_length",
                 )
             question = question[: starts[-excess] - len(before)]
             encoded = self.tokenizer(before + question + after, add_special_tokens=special)

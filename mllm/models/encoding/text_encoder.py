@@ -122,13 +122,14 @@ class TextEncoder(ABC):
         for text in texts:
             surrogate = re.search("[\ud800-\udfff]", text)
             if surrogate:
-                raise DataError(
-                    f"{source}: the text holds half of a character (the lone surrogate U+{ord(surrogate[0]):04X}); "
-                    "write the file again as UTF-8"
+                raise DataError.at(
+                    source,
+                    f"the text holds half of a character (the lone surrogate U+{ord(surrogate[0]):04X}); write the "
+                    "file again as UTF-8",
                 )
             for token in (OPEN, CLOSE, *self._control_tokens):
                 if token in text:
-                    raise DataError(f"{source}: the text holds the control token {token!r}; remove it")
+                    raise DataError.at(source, f"the text holds the control token {token!r}; remove it")
 
     def _rendered(self, messages: list[Any], source: str | None = None, **options: Any) -> str:
         """Return messages as the chat template writes them.
@@ -142,7 +143,9 @@ class TextEncoder(ABC):
         except _TEMPLATE_ERRORS as error:
             if source is None:
                 raise ConfigError(f"the chat template cannot be used: {error}") from error
-            raise DataError(f"{source}: the chat template refuses it: {error}") from error
+            raise DataError(
+                f"{source}: the chat template refuses it: {error}", "the chat template refuses it"
+            ) from error
 
     def _first_control_token(self, text: str) -> tuple[int, str] | None:
         """Return the position and the text of the first control token in `text`, or None."""

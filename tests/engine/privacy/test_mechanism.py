@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mllm.engine.privacy.accounting import epsilon_spent
 from mllm.engine.privacy.ledger import Ledger
-from mllm.engine.privacy.mechanism import Mechanism, hash_of, resume_ledger, save_ledger
+from mllm.engine.privacy.mechanism import Mechanism, digest_of_options, hash_of, resume_ledger, save_ledger
 from mllm.errors import ConfigError
 
 
@@ -62,24 +62,33 @@ def test_ledger_and_noise_are_restored_from_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "name", "now", "then"),
+    ("change", "difference"),
     [
-        (dict(units=99), "units in the training data", "99", "100"),
-        (dict(sample_rate=0.2), "the sample rate", "0.2", "0.1"),
-        (dict(unit="patient"), "privacy_args.unit", "patient", "sample"),
-        (dict(data="other"), "data_args.train", "other", ""),
-        (dict(content="a1"), "the hash of the training files", "a1", ""),
-        (dict(test_noise_seed=4), "privacy_args.test_noise_seed", "4", "None"),
+        (dict(units=99), "units in the training data is 99, but 100 in"),
+        (dict(sample_rate=0.2), "the sample rate is 0.2, but 0.1 in"),
+        (dict(unit="patient"), "privacy_args.unit is patient, but sample in"),
+        (dict(data="other"), "data_args.train differs from that in"),
+        (dict(content="a1"), "the hash of the training files differs from that in"),
+        (dict(test_noise_seed=4), "privacy_args.test_noise_seed is 4, but None in"),
     ],
 )
-def test_a_resume_with_other_data_or_sampling_is_refused(tmp_path, change, name, now, then):
+def test_a_resume_with_other_data_or_sampling_is_refused(tmp_path, change, difference):
     save_ledger(tmp_path, Ledger(), mechanism(noise_multiplier=1.0))
     with pytest.raises(ConfigError) as error:
         resume_ledger(tmp_path, mechanism(**change))
     assert str(error.value) == (
-        f"--resume: {name} is {now}, but {then} in {tmp_path}, and all updates in a ledger must have "
+        f"--resume: {difference} {tmp_path}, and all updates in a ledger must have "
         "the same data and rate: restore the value, or start a new run without --resume"
     )
+
+
+def test_a_ledger_with_the_options_of_the_training_split_is_continued(tmp_path):
+    """Older versions wrote the options, which have paths of the data, instead of their digest."""
+    options = dict(type="VQADataset", data_path="rows.jsonl")
+    save_ledger(tmp_path, Ledger(), mechanism(noise_multiplier=1.0, data=repr(options)))
+    resume_ledger(tmp_path, mechanism(data=digest_of_options(options)))
+    with pytest.raises(ConfigError, match="data_args.train differs"):
+        resume_ledger(tmp_path, mechanism(data=digest_of_options(dict(options, data_path="other.jsonl"))))
 
 
 def test_the_file_keeps_every_digit(tmp_path):

@@ -1,0 +1,117 @@
+"""Tests of the messages of private runs: each has the place and the reason, and no value of the data."""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+import warnings
+
+import pytest
+
+from mllm.dataset.loading.collator import EncodedDataset
+from mllm.errors import ConfigError, DataError, TrainingError
+from mllm.private_messages import PublicText, call_privately, is_private, worker_setup
+from mllm.structures import Sample, Turn
+
+NAME = "Jane Doe"
+
+
+class Rows:
+    """Dataset of one sample."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def sample(self, index: int, epoch: int = 0) -> Sample:
+        return Sample([Turn("user", NAME)], source=f"{NAME}.jsonl, line 7")
+
+
+def raising(error: Exception):
+    def function(*_):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ValueError(NAME), r"it cannot be used \(ValueError in test_private_messages.py:\d+\)"),
+        (DataError.at(NAME, "the answer is empty"), "the answer is empty"),
+        (DataError(f"{NAME}: an answer"), "it cannot be used; .*`mllm show sample CONFIG --split train --index 0`"),
+        (ConfigError(f"{NAME}: a key"), "it cannot be used; the reason is left out"),
+    ],
+)
+def test_an_error_of_the_encoder_names_split_row_and_reason(error, sentence):
+    rows = EncodedDataset(Rows(), raising(error), "train")
+    failure = call_privately(lambda: rows[0])
+    assert NAME not in failure.message and failure.message.startswith("train, row 1: ")
+    assert re.search(sentence, failure.message)
+    assert NAME in rows[0].sentence, "a run without privacy keeps its messages"
+    assert worker_setup() is None
+
+
+@pytest.mark.parametrize("error", [KeyError(NAME), DataError(NAME), DataError.without_values("no answer")])
+def test_an_exception_leaves_without_its_text_and_its_causes(error):
+    def function():
+        try:
+            raise OSError(NAME)
+        except OSError as cause:
+            raise error from cause
+
+    with pytest.raises((TrainingError, DataError)) as raised:
+        call_privately(function)
+    assert NAME not in "".join(traceback.format_exception(raised.value))
+    assert raised.value.__context__ is None and raised.value.__cause__ is None
+    if isinstance(error, KeyError):
+        assert str(raised.value).startswith("unexpected KeyError in test_private_messages.py:")
+    assert not is_private()
+
+
+def test_errors_of_the_config_and_a_full_disk_keep_their_texts():
+    for error in (ConfigError("config.py:3: lora_r"), OSError(28, "No space left on device", "exp/run")):
+        with pytest.raises(type(error)) as raised:
+            call_privately(raising(error))
+        assert str(raised.value) == str(error)
+
+
+def test_log_records_keep_literal_texts_and_public_arguments(caplog):
+    caplog.set_level(logging.DEBUG)
+
+    def function():
+        logging.getLogger("mllm.dataset.readers").warning("%s has %d of 100 %%: %s", NAME, 3, PublicText("train"))
+        logging.getLogger("mllm.run").info("%d rows", 3)
+        logging.getLogger("anything.inside").warning(f"name {NAME}")
+        logging.getLogger("pydicom").warning(NAME)
+        logging.getLogger("torch.optim").warning("%s", "about tensors")
+        try:
+            raise ValueError(NAME)
+        except ValueError:
+            logging.getLogger("mllm.run").warning("failed", exc_info=True)
+
+    call_privately(function)
+    assert caplog.messages == [
+        *("… has … of 100 %: train", "3 rows", "a message of anything is left out, because the run is private"),
+        *("about tensors", "failed"),
+    ]
+    assert NAME not in caplog.text
+    logging.getLogger("mllm.dataset.readers").warning("%s", NAME)
+    logging.getLogger("pydicom").warning(NAME)
+    assert caplog.messages[-2:] == [NAME, NAME]
+
+
+def test_warnings_are_named_once_without_their_texts(caplog, recwarn):
+    def function():
+        warnings.simplefilter("always")
+        for number in range(3):
+            warnings.warn(f"{NAME} {number}", stacklevel=1)
+
+    call_privately(function)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("UserWarning in test_private_messages.py:")
+    assert NAME not in caplog.text and not recwarn.list
+
+
+def test_workers_of_a_loader_rewrite_their_messages_too():
+    assert call_privately(worker_setup) is not None
