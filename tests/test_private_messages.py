@@ -48,7 +48,7 @@ def test_an_error_of_the_encoder_names_split_row_and_reason(error, sentence):
     failure = call_privately(lambda: rows[0])
     assert NAME not in failure.message and failure.message.startswith("train, row 1: ")
     assert re.search(sentence, failure.message)
-    assert NAME in rows[0].sentence, "a run without privacy keeps its messages"
+    assert NAME in rows[0].message, "a run without privacy keeps its messages"
     assert worker_setup() is None
 
 

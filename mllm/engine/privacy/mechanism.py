@@ -136,8 +136,8 @@ def resume_ledger(folder: Path, mechanism: Mechanism) -> tuple[Ledger, Mechanism
             if key in ("data", "content"):
                 change = f"{name} differs from that in {folder}"
             raise ConfigError(
-                f"--resume: {change}, and all updates in a ledger must have the same data and rate: restore the value, or "
-                "start a new run without --resume"
+                f"--resume: {change}, and all updates in a ledger must have the same data and rate: restore the value, "
+                "or start a new run without --resume"
             )
     noise = mechanism.noise_multiplier or saved.noise_multiplier
     return Ledger.from_dict(state["ledger"]), replace(mechanism, noise_multiplier=noise)
