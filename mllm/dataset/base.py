@@ -173,14 +173,17 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
         seed: Seed of the random draws.
         reader: Options for the reader of the images, such as `dict(window='lung')`.
         group_field: Column with the patient of a row; None: no row has one.
+        columns: Names of the columns of the file by the field that they stand for: `dict(image="img_name")`. A field
+            that is not named has the column of its own name.
     """
 
     required: ClassVar[tuple[str, ...]] = ()
     """Fields that every row must have with a value."""
     has_answers: ClassVar[bool] = True
     """False for classes whose samples may have an empty answer."""
-    assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed", "reader", "group_field")
+    assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed", "reader", "group_field", "columns")
     reader: Mapping[str, Any] | None = None
+    columns: Mapping[str, str] | None = None
     _decodes: bool = True
 
     def __init__(
@@ -190,9 +193,11 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
         transforms: Sequence[Mapping[str, Any]] = (),
         seed: int = 0,
         reader: Mapping[str, Any] | None = None,
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(transforms, seed)
         self.reader = reader
+        self.columns = columns
         self.records = self.open_records(Path(data_path))
         self.image_folder = self.records.path.parent if image_folder is None else Path(image_folder).expanduser()
         check_image_folder(self.image_folder)
@@ -218,9 +223,8 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
 
     @override
     def group(self, index: int, epoch: int = 0) -> str | None:
-        row = self.records[index]
         try:
-            group = self.row_group(row)
+            group = self.row_group(self.row(index))
         except DataError as error:
             raise with_location(error, self.describe(index)) from error
         # `parse` may take the patient from another source, such as the name of a file.
@@ -240,9 +244,27 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
         return self.inspect(index).measures if self.has_measures else {}
 
+    def row(self, index: int) -> dict[str, Any]:
+        """Return a row of the file, with `columns` under the names of their fields.
+
+        Raises:
+            DataError: The row does not have a column.
+        """
+        row = self.records[index]
+        if not self.columns:
+            return row
+        for field, column in self.columns.items():
+            if column not in row:
+                raise DataError(f"columns['{field}'] is '{column}', but the row has no such column{hint(column, row)}")
+        return {**row, **{field: row[column] for field, column in self.columns.items()}}
+
     def _parsed(self, index: int, epoch: int) -> Sample:
         """Return the sample of a row without random transforms."""
-        row, source = self.records[index], self.describe(index)
+        source = self.describe(index)
+        try:
+            row = self.row(index)
+        except DataError as error:
+            raise with_location(error, source) from error
         for name in self.required:
             if name not in row:
                 raise DataError(f"{source}: {_missing(name, row)}", f"field '{name}' is missing")

@@ -145,6 +145,17 @@ def _miniature(
         return arguments
     logger.info("--tiny: %s does not exist, so %s reads a generated miniature: %s", path, cls.__name__, folder)
     known = DATASETS.describe(arguments["type"]).parameters
-    for name in ("reader", "split", "question", "answer", "source", "target"):
+    for name in (
+        "reader",
+        "split",
+        "question",
+        "answer",
+        "source",
+        "target",
+        "columns",
+        "box",
+        "group_field",
+        "labels",
+    ):
         arguments.pop(name, None)  # they describe the real files
     return {**arguments, **{key: value for key, value in miniature.items() if key in known}}

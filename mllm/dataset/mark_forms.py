@@ -60,8 +60,8 @@ class MarkForms:
 
 
 _FIX = (
-    "are the numbers fractions of the image (0 to 1), or in another form? This dataset reads pixels: multiply "
-    "fractions by the width and height of the image"
+    "are the numbers fractions of the image (0 to 1), or in another form? This dataset reads pixels: box='normalized' "
+    "reads fractions, or multiply them by the width and height of the image"
 )
 
 

@@ -114,3 +114,59 @@ VQA_REASON_POINTS = (
     "<question> Show the steps, and a point for each.",
 )
 """Questions for an answer with reasons and points."""
+DETECTION = (
+    "Detect <label>.",
+    "Locate <label> in this image.",
+    "Which boxes contain <label>?",
+    "List the boxes of <label>.",
+    "Give the box of every object of this class: <label>.",
+    "Mark all objects of this class: <label>.",
+)
+"""Questions for all boxes of a class (DetectionDataset)."""
+PRESENCE = (
+    "Does this image show <label>? Answer yes or no.",
+    "Is the following visible in this image: <label>? Answer yes or no.",
+    "Look for <label>. Does the image contain any? Answer yes or no.",
+    "Does the image contain <label>? Answer yes or no.",
+)
+"""Questions for the presence of a class (PresenceDataset)."""
+COUNT = (
+    "How many <label> does this image show? Answer with a number.",
+    "Count <label> in this image. Answer with a number.",
+    "Give the number of <label> in this image.",
+    "What is the number of <label> in this image? Answer with a number.",
+)
+"""Questions for the number of objects of a class (CountingDataset)."""
+FINDINGS = (
+    "Which of these findings does the image show: <labels>? Separate them by semicolons, or answer <none>.",
+    "Name all findings in this image, separated by semicolons, or <none>. Choose from: <labels>.",
+    "Select every label that applies to this image, or <none>: <labels>.",
+)
+"""Questions for several labels (MultiLabelDataset)."""
+CLASS = (
+    "Which class does this image belong to: <labels>?",
+    "Classify this image. Choose one of: <labels>.",
+    "Which of these does the image show: <labels>? Answer with one of them.",
+)
+"""Questions for one of several classes (ClassificationFolderDataset)."""
+MEASUREMENT = (
+    "What is the <label> in this image? Answer with a number<unit>.",
+    "Measure the <label>. Answer with a number<unit>.",
+    "Give the <label> as a number<unit>.",
+)
+"""Questions for a number (RegressionDataset)."""
+SEGMENTATION = (
+    "Segment <label>.",
+    "Outline <label> in this image.",
+    "Which pixels belong to <label>?",
+    "Give the mask of <label>.",
+    "Delineate <label>.",
+)
+"""Questions for the mask of a structure (SegmentationDataset)."""
+REPORT = (
+    "Write the <section> of the report of this examination.",
+    "Report the <section>.",
+    "Give the <section> of this examination, as in a radiology report.",
+    "Describe this examination as in the <section> of a radiology report.",
+)
+"""Requests for a section of a radiology report."""

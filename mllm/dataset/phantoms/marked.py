@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mllm.dataset.phantoms.phantom import MODALITIES, Phantom, draw
+from mllm.dataset.phantoms.writers import save_image
 from mllm.files import replaced_file
 
 _SIZE = 224
@@ -40,9 +39,7 @@ def write_marked_miniature(
     for number in range(rows):
         phantom = marked_phantom(np.random.default_rng((number, *folder.name.encode())), number)
         name = f"{number:03}{suffix}"
-        temporary = folder / f"{name}.{uuid.uuid4().hex[:8]}"
-        phantom.image.save(temporary, format="JPEG" if suffix == ".jpg" else "PNG")
-        os.replace(temporary, folder / name)
+        save_image(phantom.image, folder / name)
         row = {
             "image": name,
             "expression": f"the largest {phantom.lesion}",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 
 from mllm.dataset.phantoms.phantom import MODALITIES, draw
 from mllm.dataset.phantoms.questions import draw_lesion_count, draw_question
+from mllm.dataset.phantoms.writers import save_image
 from mllm.files import replaced_file
 
 _TASKS = ("classification", "counting", "regression", "report")
@@ -34,9 +33,7 @@ def write_miniature(folder: Path, rows: int, required: Sequence[str] = ()) -> di
         phantom = draw(modality, rng, _SIZE, draw_lesion_count(task, rng))
         question = draw_question(phantom, task, rng)
         name = f"{number:03}.png"
-        temporary = folder / f"{name}.{uuid.uuid4().hex[:8]}"
-        phantom.image.save(temporary, format="PNG")
-        os.replace(temporary, folder / name)
+        save_image(phantom.image, folder / name)
         row = {
             "image": name,
             "question": question.text,

@@ -1,12 +1,15 @@
-"""Writers of videos and volumes for miniatures of datasets and for tests."""
+"""Writers of images, videos and volumes for miniatures of datasets and for tests."""
 
 from __future__ import annotations
 
+import os
+import uuid
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from mllm.files import write_text
 
@@ -18,6 +21,17 @@ _PIXEL_FORMATS = {
     "libvpx-vp9": "yuv420p",
 }
 _ELEMENTS = {"u1": "MET_UCHAR", "i2": "MET_SHORT", "u2": "MET_USHORT", "f4": "MET_FLOAT"}
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image as PNG, or as JPEG if its suffix is `.jpg`, under a temporary name, and rename it.
+
+    Its folder is created if it does not exist.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    image.save(temporary, format="JPEG" if path.suffix == ".jpg" else "PNG")
+    os.replace(temporary, path)
 
 
 def write_nifti(

@@ -12,7 +12,6 @@ from mllm.dataset import templates
 from mllm.dataset.single_image_dataset.grounding import (
     GroundingDataset,
     answer_turn,
-    parse_boxes,
     plain_text,
     without_placeholders,
 )
@@ -62,7 +61,7 @@ class FlickrDataset(GroundingDataset):
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = self.read_image(f"{row['image_id']}.jpg")
         text, groups = parse_phrases(row["sentence"], row["boxes_seq"], "sentence")
-        marks = parse_boxes(image, row.get("boxes", []))
+        marks = self.parse_boxes(image, row.get("boxes", []))
         return Sample([self.question_turn(self.draw_template(rng)), answer_turn(text, groups)], [image], marks=marks)
 
     @classmethod

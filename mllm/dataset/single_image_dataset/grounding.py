@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL.Image import Image
@@ -20,6 +20,13 @@ from mllm.registry import DATASETS
 from mllm.structures import BOX, IMAGE, POINT, Mark, Sample, Turn
 
 Box = tuple[float, float, float, float]
+BoxForm = Literal["xyxy", "xywh", "normalized"]
+"""Numbers of a box: two corners in pixels, a corner with width and height in pixels, or corners as fractions."""
+_FORMS = {
+    "xyxy": "x1 y1 x2 y2 in pixels",
+    "xywh": "x y width height in pixels",
+    "normalized": "x1 y1 x2 y2 as fractions of the image",
+}
 OVERSHOOT = 1.0
 """Pixels by which a box may exceed its image, because some releases round coordinates; such a box is clipped."""
 
@@ -28,10 +35,13 @@ class GroundingDataset(ImageTextDataset):
     """Base of datasets whose rows are inserted into a random template and have boxes, points or masks.
 
     `template_string` is one template, `template_file` a json list of templates; the default is `default_templates`.
-    The template depends on (seed, epoch, row).
+    The template depends on (seed, epoch, row). `box` is the form of the boxes in the rows: 'xyxy' (x1 y1 x2 y2 in
+    pixels), 'xywh' (x y width height in pixels) or 'normalized' (x1 y1 x2 y2 as fractions of the image).
     """
 
     has_measures = False
+    assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed", "reader", "group_field", "columns", "box")
+    box: BoxForm = "xyxy"
     default_templates: ClassVar[tuple[str, ...]] = ()
     """Templates with the placeholders `<expr>`, `<question>`, `<box>` and `<point>`."""
     image_suffix: ClassVar[str] = ".png"
@@ -43,9 +53,12 @@ class GroundingDataset(ImageTextDataset):
         image_folder: str | Path | None = None,
         template_string: str | None = None,
         template_file: str | Path | None = None,
+        box: BoxForm | None = None,
         **options: Any,
     ) -> None:
         super().__init__(data_path, image_folder, **options)
+        if box is not None:
+            self.box = box
         if template_string is not None and template_file is not None:
             raise ConfigError("template_string and template_file exclude each other: keep one")
         self.templates = self.default_templates if template_string is None else (template_string,)
@@ -60,6 +73,16 @@ class GroundingDataset(ImageTextDataset):
     def question_turn(self, question: str, groups: Sequence[Sequence[int]] = ()) -> Turn:
         """Return a question about the image; `groups` holds the mark indices of each `<box>` and `<point>` in it."""
         return Turn("user", f"{IMAGE} {question}", _groups(groups))
+
+    def parse_box(self, image: Image, numbers: Any, field: str = "bbox") -> Box:
+        """Return a box of a row; see the function `parse_box`."""
+        return parse_box(image, numbers, field, self.box)
+
+    def parse_boxes(self, image: Image, boxes: Any, field: str = "boxes") -> list[Mark]:
+        """Return the marks of a list of boxes of a row."""
+        if not isinstance(boxes, (list, tuple)):
+            raise DataError(f"field '{field}' must be a list of boxes")
+        return [Mark(box=self.parse_box(image, box, f"{field}[{number}]")) for number, box in enumerate(boxes)]
 
     @classmethod
     @override
@@ -109,45 +132,41 @@ def without_placeholders(text: str, field: str) -> str:
     return text
 
 
-def parse_box(image: Image, numbers: Any, field: str = "bbox", is_xywh: bool = False) -> Box:
-    """Return a box x1 y1 x2 y2 in pixels, clipped to its image; raises `DataError` for an invalid box.
-
-    With `is_xywh` the numbers are x, y, width and height.
-    """
+def parse_box(image: Image, numbers: Any, field: str = "bbox", form: BoxForm = "xyxy") -> Box:
+    """Return a box x1 y1 x2 y2 in pixels, clipped to its image; raises `DataError` for an invalid box."""
     try:
         x1, y1, x2, y2 = (float(number) for number in numbers)
     except (TypeError, ValueError) as error:
         fault = f"field '{field}' must contain four numbers"
         raise DataError(f"{fault}, not {numbers!r}", fault) from error
-    if is_xywh:
+    width, height = image.size
+    if form == "xywh":
         x2, y2 = x1 + x2, y1 + y2
-    form = f"; this dataset reads {'x y width height' if is_xywh else 'x1 y1 x2 y2'} in pixels"
+    elif form == "normalized":
+        if max(abs(x1), abs(y1), abs(x2), abs(y2)) > 1:
+            fault = f"has a number above 1; this dataset reads {_FORMS[form]}"
+            raise DataError(f"field '{field}' {[x1, y1, x2, y2]} {fault}", f"field '{field}' {fault}")
+        x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
+    others = " or ".join(f"box='{name}'" for name in _FORMS if name != form)
+    reads = f"; this dataset reads {_FORMS[form]} ({others} reads another form)"
     if not (x1 <= x2 and y1 <= y2):
         raise DataError(
-            f"field '{field}' {[x1, y1, x2, y2]} has reversed corners{form}",
-            f"field '{field}' has reversed corners{form}",
+            f"field '{field}' {[x1, y1, x2, y2]} has reversed corners{reads}",
+            f"field '{field}' has reversed corners{reads}",
         )
-    width, height = image.size
     if min(x1, y1) < -OVERSHOOT or x2 > width + OVERSHOOT or y2 > height + OVERSHOOT:
         raise DataError(
-            f"field '{field}' {[x1, y1, x2, y2]} exceeds its image of {width} x {height} pixels{form}",
-            f"field '{field}' exceeds its image{form}",
+            f"field '{field}' {[x1, y1, x2, y2]} exceeds its image of {width} x {height} pixels{reads}",
+            f"field '{field}' exceeds its image{reads}",
         )
     return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-
-
-def parse_boxes(image: Image, boxes: Any, field: str = "boxes") -> list[Mark]:
-    """Return the marks of a list of boxes x1 y1 x2 y2 in pixels."""
-    if not isinstance(boxes, (list, tuple)):
-        raise DataError(f"field '{field}' must be a list of boxes")
-    return [Mark(box=parse_box(image, box, f"{field}[{number}]")) for number, box in enumerate(boxes)]
 
 
 @DATASETS.register_module()
 class RECDataset(GroundingDataset):
     """Referring expression comprehension: from an expression to a box.
 
-    Row: {"img_path", "expression", "bbox"}, bbox as x1 y1 x2 y2 in pixels.
+    Row: {"img_path", "expression", "bbox"}; `box` is the form of the bbox, by default x1 y1 x2 y2 in pixels.
     """
 
     required = ("img_path", "expression", "bbox")
@@ -160,7 +179,7 @@ class RECDataset(GroundingDataset):
         return Sample(
             turns=[self.question_turn(question), answer_turn(f"Answer: {BOX} .", [[0]])],
             images=[image],
-            marks=[Mark(box=parse_box(image, row["bbox"]))],
+            marks=[Mark(box=self.parse_box(image, row["bbox"]))],
         )
 
     @classmethod
@@ -183,7 +202,7 @@ class REGDataset(RECDataset):
         return Sample(
             turns=[question, answer_turn(plain_text(row["expression"], "expression"))],
             images=[image],
-            marks=[Mark(box=parse_box(image, row["bbox"]))],
+            marks=[Mark(box=self.parse_box(image, row["bbox"]))],
         )
 
 

@@ -10,7 +10,7 @@ from PIL.Image import Image
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, parse_box, plain_text
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, plain_text
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 from mllm.structures import BOX, POINT, Mark, Sample
@@ -53,7 +53,9 @@ class _PointingDataset(GroundingDataset):
         """Return the placeholder and the mark of a row; for the kind 'bp' a box or a point at random."""
         kind = ("b", "p")[int(rng.integers(2))] if kind == "bp" else kind
         return (
-            (BOX, Mark(box=parse_box(image, row["bbox"]))) if kind == "b" else (POINT, parse_point(image, row["point"]))
+            (BOX, Mark(box=self.parse_box(image, row["bbox"])))
+            if kind == "b"
+            else (POINT, parse_point(image, row["point"]))
         )
 
     @classmethod
@@ -143,7 +145,7 @@ class V7W_POINT(_PointingDataset):  # noqa: N801  (the name in Shikra's configs)
             raise DataError(f"field 'answer' is {answer}, but there are {len(candidates)} candidates (from 0)")
         if self.version == "b":
             placeholder = BOX
-            marks = [Mark(box=parse_box(image, box, "candidates")) for box in candidates]
+            marks = [Mark(box=self.parse_box(image, box, "candidates")) for box in candidates]
         else:
             placeholder = POINT
             marks = [parse_point(image, point) for point in row["point"]]

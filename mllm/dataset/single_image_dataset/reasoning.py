@@ -18,7 +18,6 @@ from mllm.dataset.single_image_dataset.grounding import (
     GroundingDataset,
     answer_turn,
     parse_box,
-    parse_boxes,
     plain_text,
 )
 from mllm.errors import ConfigError, DataError, hint
@@ -80,7 +79,7 @@ class GPT4Gen(GroundingDataset):
             with_boxes = self.version == "bc"
             answer = answer_turn(reason, reason_groups) if with_boxes else answer_turn(reason.replace(f" {BOX}", ""))
         question = self.question_turn(self.draw_template(rng, question=text), groups)
-        return Sample([question, answer], [image], marks=parse_boxes(image, row.get("boxes", [])))
+        return Sample([question, answer], [image], marks=self.parse_boxes(image, row.get("boxes", [])))
 
     @classmethod
     @override
@@ -157,7 +156,7 @@ class GQADataset(GroundingDataset):
         if self.answer_kind == "c":
             return f"{text.replace(f' {BOX}', '')} {short}", []
         first = len(marks)
-        marks += parse_boxes(image, cot.get("boxes", []), "cot.boxes")
+        marks += self.parse_boxes(image, cot.get("boxes", []), "cot.boxes")
         return f"{text} {short}", [[first + index for index in group] for group in groups]
 
     def _program(self, row: dict[str, Any], image: Image, marks: list[Mark], short: str) -> tuple[str, list[list[int]]]:
@@ -207,7 +206,7 @@ class GQADataset(GroundingDataset):
         if number not in scene:
             raise DataError(f"the scene graph has no object {number} in image {row['imageId']}")
         item = scene[number]
-        return Mark(box=parse_box(image, (item["x"], item["y"], item["w"], item["h"]), "scene graph", is_xywh=True))
+        return Mark(box=parse_box(image, (item["x"], item["y"], item["w"], item["h"]), "scene graph", "xywh"))
 
     @classmethod
     @override

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, parse_box, plain_text
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, plain_text
 from mllm.dataset.tables.refer import References
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
@@ -23,18 +23,19 @@ from mllm.structures import BOX, Mark, Sample
 class RESDataset(GroundingDataset):
     """Referring expression segmentation: from an expression to a mask.
 
-    Row: {"img_path", "expression", "bbox", "segmentation"} in the format of PerceptionGPT: bbox as x y width
-    height in pixels, segmentation as a list of polygons or as COCO run lengths, compressed or not.
+    Row: {"img_path", "expression", "bbox", "segmentation"} in the format of PerceptionGPT: bbox by default as x y width
+    height in pixels (`box`), segmentation as a list of polygons or as COCO run lengths, compressed or not.
     """
 
     required = ("img_path", "expression", "bbox", "segmentation")
+    box = "xywh"
     default_templates = templates.RES
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = self.read_image(row["img_path"])
         question = self.draw_template(rng, expr=plain_text(row["expression"], "expression"))
-        mark = Mark(box=parse_box(image, row["bbox"], is_xywh=True), mask=parse_mask(row["segmentation"], image))
+        mark = Mark(box=self.parse_box(image, row["bbox"]), mask=parse_mask(row["segmentation"], image))
         return Sample(
             turns=[self.question_turn(question), answer_turn(f"Answer: {BOX} .", [[0]])], images=[image], marks=[mark]
         )

@@ -8,7 +8,7 @@ import numpy as np
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, parse_boxes, without_placeholders
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, without_placeholders
 from mllm.errors import DataError
 from mllm.registry import DATASETS
 from mllm.structures import BOX, Sample
@@ -32,7 +32,7 @@ class VCRDataset(GroundingDataset):
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = self.read_image(row["img_fn"])
-        marks = parse_boxes(image, [box[:4] for box in row["boxes"]])
+        marks = self.parse_boxes(image, [box[:4] for box in row["boxes"]])
         text, groups = parse_words(row["question"], len(marks), "question")
         answer, answer_groups = parse_words(_choice(row, "answer"), len(marks), "answer_choices")
         if self.offers_choices:

@@ -7,7 +7,7 @@ import pickle
 from pathlib import Path
 from typing import IO, Any
 
-from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.listed import ListedRecords
 from mllm.errors import DataError
 
 ALLOWED_TYPES = "dicts, lists, tuples, sets, strings, numbers, True, False and None"
@@ -23,27 +23,11 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it contains {module}.{name}")
 
 
-class References(Records):
+class References(ListedRecords):
     """Rows of one split, joined from the two files; the line of a row is its number in the split."""
 
     def __init__(self, refs: Path, instances: Path, split: str) -> None:
-        self.path, self._rows = refs, _ListRows(read_references(refs, instances, split))
-
-
-class _ListRows:
-    """Rows of a list in memory."""
-
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def row(self, index: int) -> dict[str, Any]:
-        return self.rows[index]
-
-    def line(self, index: int) -> int:
-        return index + 1
+        super().__init__(refs, read_references(refs, instances, split))
 
 
 def read_plain_pickle(path: Path) -> Any:

@@ -14,7 +14,11 @@ from mllm.errors import DataError
 from mllm.registry import DATASETS
 from mllm.structures import BOX, IMAGE, POINT
 
-OWN = sorted(name for name in DATASETS.locations if issubclass(DATASETS.find(name), GroundingDataset))
+OWN = sorted(
+    name
+    for name, location in DATASETS.locations.items()
+    if ".single_image_dataset." in location.module and issubclass(DATASETS.find(name), GroundingDataset)
+)
 OPTIONS = {"GQADataset": [{"version": f"q-{kind}"} for kind in ("a", "c", "bc", "s", "l")]}
 OPTIONS["GPT4Gen"] = [{"version": kind} for kind in ("a", "c", "bc")]
 OPTIONS["ClevrDataset"] = [{"version": kind} for kind in ("q-a", "q-s")]

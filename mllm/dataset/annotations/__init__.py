@@ -1,0 +1,1 @@
+"""Annotation files of object detection: Pascal VOC and COCO."""

@@ -1,0 +1,99 @@
+"""Reader of Pascal VOC: `Annotations/*.xml`, `ImageSets/Main/SPLIT.txt` and `JPEGImages`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tqdm import tqdm
+
+from mllm.dataset.annotations.objects import AnnotatedImage, Annotations, EmptyBoxes, LabeledBox, without_empty
+from mllm.errors import DataError, hint
+
+_MANY = 2000
+"""Number of files from which a progress bar is shown."""
+IMAGES = "JPEGImages"
+"""Folder of the images."""
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def is_voc(path: Path) -> bool:
+    """Return True if a folder has the layout of Pascal VOC."""
+    return (path / "Annotations").is_dir()
+
+
+def read_voc(root: Path, split: str | None, empty_boxes: EmptyBoxes = "refuse") -> Annotations:
+    """Return the annotated images of a split; a file that cannot be used has the reason in `error`.
+
+    VOC counts pixels from 1 and includes the last one: the corners (1, 1, 640, 480) cover an image of 640 x 480, and
+    become 0 0 640 480.
+
+    Args:
+        root: Folder with `Annotations` and `JPEGImages`.
+        split: Name of a list in `ImageSets/Main`; None: all annotations.
+        empty_boxes: 'refuse' images with a box whose first and last corner coincide, or 'drop' such boxes.
+
+    Raises:
+        DataError: The split has no list, or its list is empty.
+    """
+    dropped = 0
+    images = []
+    names = _names(root, split)
+    for name, place in tqdm(names, "reading annotations", disable=len(names) < _MANY or None, leave=False):
+        file = root / "Annotations" / f"{name}.xml"
+        try:
+            image, objects, empty = _read(file, name)
+            kept = without_empty(objects, empty, empty_boxes)
+            images.append(AnnotatedImage(image, str(file), kept))
+            dropped += len(empty)
+        except DataError as error:
+            images.append(AnnotatedImage(f"{name}.jpg", place if not file.exists() else str(file), error=str(error)))
+    labels = sorted({item.label for image in images for item in image.objects})
+    if not labels:
+        reason = next((f"; {image.place}: {image.error}" for image in images if image.error), "")
+        raise DataError(f"{root}: no annotation of split {split} has an object{reason}")
+    return Annotations(root, tuple(images), tuple(labels), dropped)
+
+
+def _names(root: Path, split: str | None) -> list[tuple[str, str]]:
+    """Return the names of a split without suffix, each with its location."""
+    if split is None:
+        files = sorted((root / "Annotations").glob("*.xml"))
+        if not files:
+            raise DataError(f"{root / 'Annotations'} has no .xml file")
+        return [(file.stem, str(file)) for file in files]
+    path = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not path.is_file():
+        known = [file.stem for file in path.parent.glob("*.txt")]
+        raise DataError(f"{path} does not exist: unknown split '{split}'{hint(split, known)}")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    names = [(line.split()[0], f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    if not names:
+        raise DataError(f"{path} is empty")
+    return names
+
+
+def _read(file: Path, name: str) -> tuple[str, list[LabeledBox], list[LabeledBox]]:
+    """Return the image of an annotation, its objects, and its objects without an area; raise `DataError`."""
+    try:
+        root = ElementTree.fromstring(file.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"annotation {file} does not exist") from None
+    except (OSError, ElementTree.ParseError, ValueError) as error:
+        raise DataError(f"not valid XML ({error})") from error
+    image = Path((root.findtext("filename") or "").strip().replace("\\", "/")).name or f"{name}.jpg"
+    objects: list[LabeledBox] = []
+    empty: list[LabeledBox] = []
+    for number, element in enumerate(root.iter("object"), start=1):
+        label = (element.findtext("name") or "").strip()
+        if not label:
+            raise DataError(f"object {number} has no name")
+        try:
+            x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{corner}") or "") for corner in _CORNERS)
+        except ValueError:
+            raise DataError(f"object {number} ({label}) needs the numbers {', '.join(_CORNERS)} in bndbox") from None
+        if x2 < x1 or y2 < y1:
+            raise DataError(f"object {number} ({label}) has reversed corners ({x1:g}, {y1:g}, {x2:g}, {y2:g})")
+        is_empty = x1 == x2 or y1 == y2
+        (empty if is_empty else objects).append(LabeledBox(label, (x1 - 1, y1 - 1, x2, y2)))
+    return image if Path(image).suffix else f"{image}.jpg", objects, empty

@@ -1,0 +1,189 @@
+"""ChestX-ray14 of the NIH: 112,120 frontal chest X-rays of 30,805 patients (Wang et al., CVPR 2017)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from typing_extensions import override
+
+from mllm.dataset.public.official import field, official_file, official_split, official_table
+from mllm.dataset.single_image_dataset.grounding import BoxForm
+from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.records import Records
+from mllm.dataset.tasks.annotated import DetectionDataset, Labels
+from mllm.dataset.tasks.labels import MultiLabelDataset
+from mllm.errors import DataError, hint
+from mllm.registry import DATASETS
+
+LABELS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural_Thickening",
+    "Hernia",
+)
+NO_FINDING = "No Finding"
+SPLITS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
+"""Official split -> its list of images."""
+_ENTRIES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+_BOX_FILE = ("BBox_List_2017.csv",)
+_BOX_COLUMNS = ("Bbox [x", "y", "w", "h]")
+_SPELLINGS = {"Infiltrate": "Infiltration"}
+"""Labels of the file of boxes that the table of labels spells otherwise."""
+_TEXTS = {label: label.replace("_", " ") for label in LABELS}
+
+
+def image_files(root: Path) -> dict[str, str]:
+    """Return the path of each image relative to the folder, by name: `images/` or `images_001/images/` and so on."""
+    files = {file.name: file.relative_to(root).as_posix() for file in root.glob("images*/**/*.png")}
+    if not files:
+        raise DataError(f"data_path {root} has no images/*.png or images_001/images/*.png")
+    return files
+
+
+def images_of_split(root: Path, split: str | None) -> set[str] | None:
+    """Return the names of the images of an official split; None: all images."""
+    if split is None:
+        return None
+    path = official_file(root, (SPLITS[split],), f"the images of split {split}")
+    return set(path.read_text(encoding="utf-8").split())
+
+
+@DATASETS.register_module()
+class ChestXray14Dataset(MultiLabelDataset):
+    """Findings in frontal chest X-rays of ChestX-ray14: 14 labels or `No Finding`.
+
+    `data_path` holds `Data_Entry_2017_v2020.csv` (or `Data_Entry_2017.csv`), `train_val_list.txt`, `test_list.txt` and
+    the images in `images/` or `images_001/images/` to `images_012/images/`, as at
+    https://nihcc.app.box.com/v/ChestXray-NIHCC. The official splits have no patient in common; divide `train_val` with
+    `PatientSplit`.
+
+    Args:
+        data_path: Folder of the dataset.
+        split: 'train_val' or 'test'; None: all images.
+        labels: Labels that are used; None: all 14. In texts, `Pleural_Thickening` has a space.
+        per: See `MultiLabelDataset`.
+        options: Options of `GroundingDataset`.
+    """
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        split: str | None = "train_val",
+        labels: Labels | None = None,
+        per: Literal["image", "label"] = "image",
+        **options: Any,
+    ) -> None:
+        root = Path(data_path).expanduser()
+        self.official = official_split(split, tuple(SPLITS))
+        texts = _TEXTS if labels is None else labels
+        super().__init__(root, root, labels=texts, per=per, none=NO_FINDING, **options)
+
+    @override
+    def open_table(self, path: Path) -> Records:
+        entries = official_file(path, _ENTRIES, "the labels")
+        records = official_table(entries, ("Image Index", "Finding Labels", "Patient ID"))
+        names, files = images_of_split(path, self.official), image_files(path)
+        rows, places = [], []
+        for index in range(len(records)):
+            row = records[index]
+            name = field(row, "Image Index")
+            if names is not None and name not in names:
+                continue
+            rows.append(self._row(row, name, files))
+            places.append(records.describe(index))
+        return ListedRecords(entries, rows, places)
+
+    def _row(self, row: dict[str, Any], name: str, files: dict[str, str]) -> dict[str, Any]:
+        """Return the image, the patient and the labels of a row of the table; `error` if it cannot be used."""
+        present = [text for text in field(row, "Finding Labels").split("|") if text]
+        unknown = [label for label in present if label not in LABELS and label != NO_FINDING]
+        error = ""
+        if unknown:
+            error = f"unknown label '{unknown[0]}'{hint(unknown[0], LABELS)}"
+        elif NO_FINDING in present and len(present) > 1:
+            error = f"'{NO_FINDING}' stands beside other labels: {row['Finding Labels']}"
+        elif not present:
+            error = "field 'Finding Labels' is empty"
+        elif name not in files:
+            error = f"image {name} is in none of the folders images*"
+        values = {label: int(label in present) for label in LABELS}
+        return {"image": files.get(name, name), "patient": row["Patient ID"], "error": error, **values}
+
+    @classmethod
+    @override
+    def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
+        from mllm.dataset.phantoms.chest import write_chest_xray14
+
+        return write_chest_xray14(folder, rows)
+
+
+@DATASETS.register_module()
+class ChestXray14BoxDataset(DetectionDataset):
+    """Boxes of findings in ChestX-ray14: 984 boxes of 8 labels in 880 images.
+
+    `data_path` is the folder of `ChestXray14Dataset` with `BBox_List_2017.csv`, whose boxes are x y width height in
+    pixels. Its label `Infiltrate` is called `Infiltration` here, as in the table of labels. The file lists the boxes of
+    the labels that an image has, so no question about an absent label is asked.
+
+    Args:
+        data_path: Folder of the dataset.
+        split: 'train_val' or 'test'; None: all images.
+        labels: Labels that are used, or a dict to their texts; None: all.
+        options: Options of `GroundingDataset`.
+    """
+
+    box: BoxForm = "xywh"
+
+    def __init__(
+        self, data_path: str | Path, split: str | None = None, labels: Labels | None = None, **options: Any
+    ) -> None:
+        root = Path(data_path).expanduser()
+        self.official = official_split(split, tuple(SPLITS))
+        super().__init__(root, root, labels=labels, absent=False, **options)
+
+    @override
+    def open_records(self, path: Path) -> Records:
+        boxes = official_file(path, _BOX_FILE, "the boxes")
+        records = official_table(boxes, ("Image Index", "Finding Label", *_BOX_COLUMNS))
+        names, files = images_of_split(path, self.official), image_files(path)
+        patients = self._patients(path)
+        rows: dict[tuple[str, str], dict[str, Any]] = {}
+        places: dict[tuple[str, str], str] = {}
+        for index in range(len(records)):
+            row = records[index]
+            name, label = field(row, "Image Index"), field(row, "Finding Label")
+            label = _SPELLINGS.get(label, label)
+            if (names is not None and name not in names) or (self.labels is not None and label not in self.labels):
+                continue
+            error = "" if name in files else f"image {name} is in none of the folders images*"
+            if label not in LABELS:
+                error = f"unknown label '{label}'{hint(label, LABELS)}"
+            new = {"image": files.get(name, name), "label": label, "boxes": [], "error": error}
+            entry = rows.setdefault((name, label), {**new, "patient": patients.get(name)})
+            entry["boxes"].append([row[column] for column in _BOX_COLUMNS])
+            places.setdefault((name, label), records.describe(index))
+        return ListedRecords(boxes, list(rows.values()), list(places.values()))
+
+    @staticmethod
+    def _patients(root: Path) -> dict[str, Any]:
+        """Return the patient of each image."""
+        records = official_table(official_file(root, _ENTRIES, "the patients"), ("Image Index", "Patient ID"))
+        return {field(row, "Image Index"): row["Patient ID"] for row in (records[i] for i in range(len(records)))}
+
+    @classmethod
+    @override
+    def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
+        from mllm.dataset.phantoms.chest import write_chest_xray14
+
+        return {**write_chest_xray14(folder, rows), "split": None}

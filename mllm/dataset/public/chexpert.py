@@ -1,0 +1,130 @@
+"""CheXpert: 224,316 chest X-rays of 65,240 patients with 14 labels (Irvin et al., arXiv:1901.07031)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from typing_extensions import override
+
+from mllm.dataset.public.official import field, official_file, official_split, official_table
+from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.records import Records
+from mllm.dataset.tasks.annotated import Labels
+from mllm.dataset.tasks.labels import MultiLabelDataset, Uncertain
+from mllm.errors import ConfigError, DataError
+from mllm.registry import DATASETS
+
+LABELS = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+"""Columns of the labels, in the order of the files."""
+FILES = {
+    "train": ("train.csv",),
+    "valid": ("valid.csv",),
+    "test": ("test_labels.csv", "groundtruth.csv", "test.csv"),
+}
+"""Official split -> names of its table."""
+_PATIENT = re.compile(r"patient\d+")
+_STUDY = re.compile(r"(?:.*/)?((?:train|valid|test)/patient\d+/study\d+)")
+
+
+@DATASETS.register_module()
+class CheXpertDataset(MultiLabelDataset):
+    """Findings in chest X-rays of CheXpert: 13 labels or `No Finding`.
+
+    `data_path` is the folder `CheXpert-v1.0` or `CheXpert-v1.0-small` with `train.csv`, `valid.csv` and the folders of
+    their images. The test split has one row for each study (`test_labels.csv`). A blank label was not mentioned and
+    counts as absent; -1 is uncertain.
+
+    Args:
+        data_path: Folder of the dataset.
+        split: 'train', 'valid' or 'test'.
+        labels: Labels that are used; None: all except `No Finding`, which is the answer for none of them.
+        per: See `MultiLabelDataset`.
+        uncertain: 'zeros', 'ones' or 'ignore'; see `MultiLabelDataset`.
+        level: 'image': one question for an image. 'study': one question for a study, with all of its images.
+        views: 'frontal' leaves out lateral images; 'all' keeps them.
+        options: Options of `GroundingDataset`.
+    """
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        split: str = "train",
+        labels: Labels | None = None,
+        per: Literal["image", "label"] = "image",
+        uncertain: Uncertain = "zeros",
+        level: Literal["image", "study"] = "image",
+        views: Literal["frontal", "all"] = "frontal",
+        **options: Any,
+    ) -> None:
+        root = Path(data_path).expanduser()
+        self.official, self.level, self.views = official_split(split, tuple(FILES)) or "train", level, views
+        if split == "test" and level == "image":
+            raise ConfigError("the labels of split 'test' are those of studies: set level='study'")
+        used = LABELS[1:] if labels is None else labels
+        super().__init__(root, root, labels=used, per=per, uncertain=uncertain, none=LABELS[0], **options)
+
+    @override
+    def open_table(self, path: Path) -> Records:
+        table = official_file(path, FILES[self.official], f"the labels of split {self.official}")
+        records = Records(table)
+        if "Study" in records[0]:
+            official_table(table, LABELS)
+        else:
+            official_table(table, ("Path", "Frontal/Lateral", *LABELS))
+        rows: dict[str, dict[str, Any]] = {}
+        places: dict[str, str] = {}
+        for index in range(len(records)):
+            row, place = records[index], records.describe(index)
+            study = self._study(field(row, "Path") or field(row, "Study"), place)
+            images = self._images(path, row, study)
+            key = study if self.level == "study" else f"{index}"
+            if not images:
+                continue
+            patient = _PATIENT.search(study)
+            entry = {**{label: row[label] for label in LABELS}, "patient": patient and patient[0], "image": []}
+            entry = rows.setdefault(key, entry)
+            if any(str(entry[label]) != str(row[label]) for label in LABELS):
+                raise DataError(f"{place}: other labels than {places[key]}, a row of the same study")
+            entry["image"] += images
+            places.setdefault(key, place)
+        return ListedRecords(table, list(rows.values()), list(places.values()))
+
+    def _study(self, text: str, place: str) -> str:
+        """Return `train/patient00001/study1`, without the name of the release."""
+        match = _STUDY.match(text)
+        if match is None:
+            raise DataError(f"{place}: '{text}' is not a path like CheXpert-v1.0/train/patient00001/study1")
+        return match[1]
+
+    def _images(self, root: Path, row: dict[str, Any], study: str) -> list[str]:
+        """Return the images of a row, relative to the folder of the dataset."""
+        if "Path" in row:
+            is_lateral = field(row, "Frontal/Lateral") == "Lateral"
+            return [] if is_lateral and self.views == "frontal" else [f"{study}/{PurePosixPath(row['Path']).name}"]
+        pattern = "*frontal*" if self.views == "frontal" else "*"
+        files = sorted((root / study).glob(f"{pattern}.jpg"))
+        return [f"{study}/{file.name}" for file in files] or [f"{study}/view1_frontal.jpg"]
+
+    @classmethod
+    @override
+    def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
+        from mllm.dataset.phantoms.chest import write_chexpert
+
+        return write_chexpert(folder, rows)

@@ -1,0 +1,214 @@
+"""FLARE 2025, task 5: 19 datasets of 2D medical images with 58,112 questions of seven tasks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from mllm.dataset.base import ImageTextDataset
+from mllm.dataset.public.official import field, official_split, official_table
+from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.values import is_empty, text_of
+from mllm.errors import ConfigError, DataError, hint
+from mllm.registry import DATASETS
+from mllm.structures import IMAGE, Sample, Turn
+
+SYSTEM = (
+    "You are an expert medical AI assistant specialized in analyzing medical images and providing accurate diagnostic "
+    "insights."
+)
+"""System prompt of the published baselines."""
+INSTRUCTIONS = {
+    "classification": "Choose the correct option. Answer with its letter only.",
+    "multi_label_classification": "Choose all correct options. Answer as in the examples of the question.",
+    "detection": "Give the box of the object as [x1, y1, x2, y2] in pixels of the image.",
+    "instance_detection": "Give the boxes of all objects by identity, as JSON in pixels of the image.",
+    "counting": "Count the objects. Answer with a whole number only.",
+    "regression": "Estimate the value. Answer with a number only.",
+    "report_generation": "Write the report of this examination.",
+}
+"""Task -> instruction before a question."""
+_SPELLINGS = {
+    "classification": "classification",
+    "disease diagnosis": "classification",
+    "multi label classification": "multi_label_classification",
+    "detection": "detection",
+    "instance detection": "instance_detection",
+    "counting": "counting",
+    "cell counting": "counting",
+    "regression": "regression",
+    "report generation": "report_generation",
+}
+"""Spellings of `TaskType` in lower case, with spaces for `-` and `_`."""
+DATASETS_BY_CATEGORY = {
+    "Retinography": ("retino", "fundus"),
+    "Ultrasound": ("BUSI", "BUS-UCLM", "BUSI-det", "BUS-UCLM-det", "iugc"),
+    "Xray": ("boneresorption", "dental", "periapical", "IU_XRay", "chestdr"),
+    "Clinical": ("neojaundice",),
+    "Microscopy": ("chromosome", "neurips22cell", "bone_marrow"),
+    "Endoscopy": ("endo",),
+    "Dermatology": ("bcn20000",),
+    "Mammography": ("CMMD",),
+}
+"""Folder of a category -> its datasets."""
+SPLITS = {
+    "training": ("train",),
+    "validation-public": ("val",),
+    "validation-hidden": ("val_withGT", "val"),
+    "testing": ("test_withGT", "test"),
+}
+"""Folder of a split -> ends of the names of its files, the preferred one first: both have the same rows."""
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
+
+
+def task_of(text: str, answer: str) -> str:
+    """Return the task of a row by its `TaskType`, which the files spell in several ways.
+
+    A `TaskType` with several tasks (`Classification, Detection, Regression`) is resolved by the form of the answer.
+
+    Raises:
+        DataError: The `TaskType` is unknown.
+    """
+    tasks = []
+    for part in text.split(","):
+        name = " ".join(re.split(r"[\s_-]+", part.strip().lower()))
+        if name not in _SPELLINGS:
+            raise DataError(f"unknown TaskType '{part.strip()}'{hint(part, _SPELLINGS)}")
+        tasks.append(_SPELLINGS[name])
+    if len(tasks) == 1:
+        return tasks[0]
+    form = "detection" if answer.startswith("[") else "regression" if _NUMBER.fullmatch(answer) else "classification"
+    return form if form in tasks else tasks[0]
+
+
+@DATASETS.register_module()
+class FLAREDataset(ImageTextDataset):
+    """Questions of FLARE 2025, task 5 (https://huggingface.co/datasets/FLARE-MedFM/FLARE-Task5-MLLM-2D).
+
+    `data_path` is `organized_dataset`, with `training/Retinography/retino/retino_questions_train.json`,
+    `training/Retinography/retino/imagesTr/` and so on. Of a file with answers (`_withGT`) and one without, the first is
+    read, never both. An answer that is an object or a list is learned as JSON. Patients are unknown; questions about an
+    image stay in one split.
+
+    Args:
+        data_path: The folder `organized_dataset`.
+        split: 'training', 'validation-public', 'validation-hidden' or 'testing'.
+        datasets: Names of datasets, such as `["retino", "BUSI"]`; None: all 19.
+        tasks: Names of tasks, such as `["classification", "counting"]`; None: all seven.
+        instructions: Write the instruction of the task before a question.
+        system: System prompt; None: none.
+        options: Options of `ImageTextDataset`.
+    """
+
+    has_measures = False
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        split: str = "training",
+        datasets: Sequence[str] | None = None,
+        tasks: Sequence[str] | None = None,
+        instructions: bool = True,
+        system: str | None = SYSTEM,
+        **options: Any,
+    ) -> None:
+        root = Path(data_path).expanduser()
+        self.official = official_split(split, tuple(SPLITS)) or "training"
+        known = [name for names in DATASETS_BY_CATEGORY.values() for name in names]
+        self.datasets = _known(datasets, known, "dataset")
+        self.tasks = _known(tasks, tuple(INSTRUCTIONS), "task")
+        self.instructions, self.system = instructions, system
+        super().__init__(root, root, **options)
+
+    @override
+    def open_records(self, path: Path) -> Records:
+        folder = path / self.official
+        if not folder.is_dir():
+            raise DataError(f"data_path {path} has no folder {self.official}: set it to organized_dataset")
+        rows: list[dict[str, Any]] = []
+        places: list[str] = []
+        for category, names in DATASETS_BY_CATEGORY.items():
+            for name in names:
+                place = folder / category / name
+                if name in self.datasets and place.is_dir():
+                    self._read(place, rows, places)
+        if not rows:
+            chosen = ", ".join(self.datasets)
+            raise DataError(f"{folder} has no question of the tasks {', '.join(self.tasks)} in {chosen}")
+        return ListedRecords(folder, rows, places)
+
+    def _read(self, folder: Path, rows: list[dict[str, Any]], places: list[str]) -> None:
+        """Append the rows of a dataset and their locations."""
+        ends = SPLITS[self.official]
+        files = [folder / f"{folder.name}_questions_{end}.json" for end in ends]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            raise DataError(f"{folder} has no {' or '.join(file.name for file in files)}")
+        records = official_table(file, ("TaskType", "ImageName", "Question"))
+        for index in range(len(records)):
+            row = records[index]
+            answer = _answer(row.get("Answer"))
+            try:
+                task, error = task_of(field(row, "TaskType"), answer), ""
+            except DataError as unknown:
+                task, error = "", str(unknown)
+            if task in self.tasks or error:
+                names = row["ImageName"] if isinstance(row["ImageName"], list) else [row["ImageName"]]
+                images = [f"{folder.relative_to(self._root(folder)).as_posix()}/{name}" for name in names]
+                entry = {"image": images, "question": row["Question"], "answer": answer, "task": task, "error": error}
+                rows.append({**entry, "patient": images[0]})
+                places.append(records.describe(index))
+
+    @staticmethod
+    def _root(folder: Path) -> Path:
+        """Return `organized_dataset` of the folder of a dataset."""
+        return folder.parents[2]
+
+    @override
+    def parse(self, row: dict[str, Any]) -> Sample:
+        if row["error"]:
+            raise DataError(row["error"])
+        if not row["answer"]:
+            raise DataError("field 'Answer' is empty: this file has the questions alone")
+        images = [image for name in row["image"] for image in self.read_images(name)]
+        question = text_of(row["question"], "Question").replace(IMAGE, "").strip()
+        if self.instructions:
+            question = f"{INSTRUCTIONS[row['task']]}\n\n{question}"
+        user = Turn("user", " ".join([*[IMAGE] * len(images), question]))
+        system = [] if self.system is None else [Turn("system", self.system)]
+        return Sample([*system, user, Turn("assistant", row["answer"])], images)
+
+    @override
+    def summary(self) -> dict[str, Any]:
+        """Return the folder, the number of rows, and those of each task."""
+        tasks = [self.records[index]["task"] for index in range(len(self.records))]
+        return {**super().summary(), "rows by task": {task: tasks.count(task) for task in self.tasks if task in tasks}}
+
+    @classmethod
+    @override
+    def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
+        from mllm.dataset.phantoms.flare import write_flare
+
+        return write_flare(folder, rows)
+
+
+def _answer(value: Any) -> str:
+    """Return the text of an answer; a list or an object as JSON."""
+    if is_empty(value):
+        return ""
+    return json.dumps(value) if isinstance(value, (list, dict)) else text_of(value, "Answer").strip()
+
+
+def _known(names: Sequence[str] | None, known: Sequence[str], kind: str) -> tuple[str, ...]:
+    if names is None:
+        return tuple(known)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown {kind} '{name}'{hint(name, known)}")
+    return tuple(names)

@@ -1,0 +1,128 @@
+"""IU X-ray (Open-i): 7,470 chest X-rays with 3,955 reports (Demner-Fushman et al., JAMIA 2016)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from typing_extensions import override
+
+from mllm.dataset import templates
+from mllm.dataset.public.official import field, official_file, official_table
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
+from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.records import Records
+from mllm.errors import ConfigError, DataError, hint
+from mllm.registry import DATASETS
+from mllm.structures import IMAGE, Sample, Turn
+
+_REPORTS, _PROJECTIONS = "indiana_reports.csv", "indiana_projections.csv"
+_ANNOTATION = "annotation.json"
+
+
+@DATASETS.register_module()
+class IUXrayDataset(GroundingDataset):
+    """Reports of chest X-rays of IU X-ray, one for each study.
+
+    `data_path` holds `annotation.json` and `images/` as prepared for R2Gen (arXiv:2010.16056), which has splits; or
+    `indiana_reports.csv`, `indiana_projections.csv` and `images/images_normalized/`, which have none.
+
+    Args:
+        data_path: Folder of the dataset.
+        split: 'train', 'val' or 'test' of `annotation.json`; None: all.
+        section: 'findings' or 'impression' of `indiana_reports.csv`. `annotation.json` has one report, which are the
+            findings. Studies without the section are left out, and counted in the summary.
+        views: 'frontal' leaves out lateral images of `indiana_projections.csv`; 'all' keeps them.
+        options: Options of `GroundingDataset`.
+    """
+
+    default_templates = templates.REPORT
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        split: str | None = None,
+        section: Literal["findings", "impression"] = "findings",
+        views: Literal["frontal", "all"] = "all",
+        **options: Any,
+    ) -> None:
+        root = Path(data_path).expanduser()
+        self.split, self.section, self.views = split, section, views
+        self.without_section = 0
+        super().__init__(root, root, **options)
+
+    @override
+    def open_records(self, path: Path) -> Records:
+        if (path / _ANNOTATION).is_file():
+            return self._annotated(path / _ANNOTATION)
+        reports = official_file(path, (_REPORTS, _ANNOTATION), "the reports")
+        if self.split is not None:
+            raise ConfigError(f"split='{self.split}': {reports} has no splits; use PatientSplit")
+        return self._tables(path, reports)
+
+    def _annotated(self, file: Path) -> Records:
+        """Return the studies of `annotation.json`."""
+        if self.section != "findings":
+            raise ConfigError(f"section='{self.section}': {file} has one report for each study, the findings")
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            studies = {name: list(entries) for name, entries in data.items()}
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise DataError(f"{file} is not a file of R2Gen, an object with a list for each split ({error})") from error
+        if self.split is not None and self.split not in studies:
+            raise ConfigError(f"{file} has no split '{self.split}'{hint(self.split, studies)}")
+        rows, places = [], []
+        for name in studies if self.split is None else [self.split]:
+            for number, entry in enumerate(studies[name], start=1):
+                try:
+                    images = [f"images/{image}" for image in entry["image_path"]]
+                    row = {"image": images, "answer": entry["report"].strip(), "patient": entry["id"]}
+                except (KeyError, TypeError, AttributeError) as error:
+                    row = {"error": f"an entry needs id, report and image_path ({type(error).__name__}: {error})"}
+                rows.append(row)
+                places.append(f"{file}, {name}, entry {number}")
+        return ListedRecords(file, rows, places)
+
+    def _tables(self, root: Path, reports: Path) -> Records:
+        """Return the studies of the two tables."""
+        records = official_table(reports, ("uid", "findings", "impression"))
+        table = official_file(root, (_PROJECTIONS,), "the images of the reports")
+        projections = official_table(table, ("uid", "filename", "projection"))
+        images: dict[str, list[str]] = {}
+        for number in range(len(projections)):
+            row = projections[number]
+            if self.views == "all" or field(row, "projection") == "Frontal":
+                images.setdefault(field(row, "uid"), []).append(f"images/images_normalized/{field(row, 'filename')}")
+        rows, places = [], []
+        for index in range(len(records)):
+            row = records[index]
+            study, answer = field(row, "uid"), " ".join(field(row, self.section).split())
+            if not answer or study not in images:
+                self.without_section += 1
+                continue
+            rows.append({"image": images[study], "answer": answer, "patient": study})
+            places.append(records.describe(index))
+        return ListedRecords(reports, rows, places)
+
+    @override
+    def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+        if "error" in row:
+            raise DataError(row["error"])
+        images = [self.read_image(file) for file in row["image"]]
+        question = self.draw_template(rng, section=self.section)
+        turns = [Turn("user", " ".join([*[IMAGE] * len(images), question])), answer_turn(row["answer"])]
+        return Sample(turns, images)
+
+    @override
+    def summary(self) -> dict[str, Any]:
+        """Return the file, the number of studies, and that of studies without the section or without an image."""
+        return {**super().summary(), f"studies without {self.section} or image": self.without_section}
+
+    @classmethod
+    @override
+    def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
+        from mllm.dataset.phantoms.chest import write_iu_xray
+
+        return write_iu_xray(folder, rows)

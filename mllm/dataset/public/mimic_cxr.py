@@ -1,0 +1,243 @@
+"""MIMIC-CXR and MIMIC-CXR-JPG: 377,110 chest X-rays with 227,835 reports (Johnson et al., 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from typing_extensions import override
+
+from mllm.dataset import templates
+from mllm.dataset.public.official import field, official_file, official_split, official_table
+from mllm.dataset.public.report_text import last_paragraph, sections
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
+from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.records import Records
+from mllm.dataset.tasks.annotated import Labels
+from mllm.dataset.tasks.labels import MultiLabelDataset, Uncertain
+from mllm.errors import DataError
+from mllm.registry import DATASETS
+from mllm.structures import IMAGE, Sample, Turn
+
+LABELS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
+"""Columns of the labels, in the order of the files."""
+SPLITS = ("train", "validate", "test")
+FRONTAL = ("AP", "PA")
+_SUFFIXES = (".jpg", ".dcm")
+Views = Literal["frontal", "all"]
+
+
+class _Study:
+    """A study with the files of its images."""
+
+    def __init__(self, patient: str, study: str, place: str) -> None:
+        self.patient, self.study, self.place = patient, study, place
+        self.images: list[str] = []
+
+    @property
+    def folder(self) -> str:
+        """Folder of the images: `files/p10/p10000032/s50414267`."""
+        return f"files/p{self.patient[:2]}/p{self.patient}/s{self.study}"
+
+
+def studies(root: Path, split: str | None, views: Views) -> dict[str, _Study]:
+    """Return the studies of a split by their id, with the names of their images without suffix."""
+    table = official_file(root, ("mimic-cxr-2.0.0-split.csv",), "the official splits")
+    records = official_table(table, ("dicom_id", "study_id", "subject_id", "split"))
+    positions = _positions(root) if views == "frontal" else {}
+    found: dict[str, _Study] = {}
+    for index, row in _rows(records):
+        if split is not None and field(row, "split") != split:
+            continue
+        image, study = field(row, "dicom_id"), field(row, "study_id")
+        if views == "frontal" and positions.get(image) not in FRONTAL:
+            continue
+        entry = found.setdefault(study, _Study(field(row, "subject_id"), study, records.describe(index)))
+        entry.images.append(image)
+    return found
+
+
+def _positions(root: Path) -> dict[str, str]:
+    """Return the view position of each image."""
+    table = official_file(root, ("mimic-cxr-2.0.0-metadata.csv",), "the views; views='all' does not need it")
+    records = official_table(table, ("dicom_id", "ViewPosition"))
+    return {field(row, "dicom_id"): field(row, "ViewPosition") for _, row in _rows(records)}
+
+
+def _rows(records: Records) -> Iterator[tuple[int, dict[str, Any]]]:
+    return ((index, records[index]) for index in range(len(records)))
+
+
+def image_paths(root: Path, study: _Study) -> list[str]:
+    """Return the images of a study relative to the folder: `.jpg` of MIMIC-CXR-JPG, or `.dcm` of MIMIC-CXR."""
+    suffix = next(
+        (suffix for suffix in _SUFFIXES if (root / study.folder / f"{study.images[0]}{suffix}").is_file()), ".jpg"
+    )
+    return [f"{study.folder}/{name}{suffix}" for name in study.images]
+
+
+@DATASETS.register_module()
+class MIMICCXRDataset(GroundingDataset):
+    """Reports of chest X-rays of MIMIC-CXR, one for each study.
+
+    `data_path` is the folder of MIMIC-CXR-JPG or of MIMIC-CXR, with `files/p10/p10000032/s50414267/*.jpg` (or `.dcm`),
+    `mimic-cxr-2.0.0-split.csv` and `mimic-cxr-2.0.0-metadata.csv` (or `.csv.gz`). The reports are
+    `files/p10/p10000032/s50414267.txt` of `mimic-cxr-reports.zip`.
+
+    Args:
+        data_path: Folder of the dataset.
+        split: 'train', 'validate' or 'test'; None: all.
+        section: 'findings', 'impression', or 'both', which are learned with their headings. Studies without the section
+            are left out, and counted in the summary. 'any': the impression, else the findings, else the last
+            paragraph.
+        views: 'frontal' (AP and PA) leaves out lateral images; 'all' keeps them.
+        images: 'first' image of a study, or 'all'.
+        reports: Folder with the `files` of the reports; None: `data_path`.
+        options: Options of `GroundingDataset`.
+    """
+
+    default_templates = templates.REPORT
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        split: str | None = "train",
+        section: Literal["findings", "impression", "both", "any"] = "findings",
+        views: Views = "frontal",
+        images: Literal["first", "all"] = "first",
+        reports: str | Path | None = None,
+        **options: Any,
+    ) -> None:
+        root = Path(data_path).expanduser()
+        self.official, self.section, self.views, self.images = official_split(split, SPLITS), section, views, images
+        self.reports = root if reports is None else Path(reports).expanduser()
+        self.without_section = 0
+        super().__init__(root, root, **options)
+
+    @override
+    def open_records(self, path: Path) -> Records:
+        rows, places = [], []
+        for study in studies(path, self.official, self.views).values():
+            images = image_paths(path, study)
+            row: dict[str, Any] = {"image": images if self.images == "all" else images[:1], "patient": study.patient}
+            file = self.reports / f"{study.folder}.txt"
+            try:
+                row["answer"] = self._answer(file.read_text(encoding="utf-8", errors="replace"))
+            except OSError:
+                row["error"] = f"report {file} does not exist"
+            if row.get("answer", "") or "error" in row:
+                rows.append(row)
+                places.append(study.place)
+            else:
+                self.without_section += 1
+        return ListedRecords(path, rows, places)
+
+    def _answer(self, report: str) -> str:
+        """Return the part of a report that is learned; empty if the report does not have it."""
+        parts = sections(report)
+        if self.section == "any":
+            return parts.get("impression") or parts.get("findings") or last_paragraph(report)
+        if self.section == "both":
+            both = "findings" in parts and "impression" in parts
+            return f"Findings: {parts['findings']}\nImpression: {parts['impression']}" if both else ""
+        return parts.get(self.section, "")
+
+    @override
+    def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+        if "error" in row:
+            raise DataError(row["error"])
+        part = {"both": "findings and the impression", "any": "impression"}.get(self.section, self.section)
+        question = self.draw_template(rng, section=part)
+        images = [self.read_image(file) for file in row["image"]]
+        turns = [Turn("user", " ".join([*[IMAGE] * len(images), question])), answer_turn(row["answer"])]
+        return Sample(turns, images)
+
+    @override
+    def summary(self) -> dict[str, Any]:
+        """Return the folder, the number of studies, and that of studies without the section."""
+        return {**super().summary(), f"studies without {self.section}": self.without_section}
+
+    @classmethod
+    @override
+    def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
+        from mllm.dataset.phantoms.chest import write_mimic_cxr
+
+        return write_mimic_cxr(folder, rows)
+
+
+@DATASETS.register_module()
+class MIMICCXRLabelDataset(MultiLabelDataset):
+    """Findings in chest X-rays of MIMIC-CXR-JPG, one row for each study: 13 labels or `No Finding`.
+
+    `data_path` is the folder of `MIMICCXRDataset` with `mimic-cxr-2.0.0-chexpert.csv` (or `-negbio.csv`). A blank label
+    was not mentioned and counts as absent; -1 is uncertain.
+
+    Args:
+        data_path: Folder of the dataset.
+        split: 'train', 'validate' or 'test'; None: all.
+        labeler: 'chexpert' or 'negbio', the program that read the labels from the reports.
+        labels: Labels that are used; None: all except `No Finding`.
+        per: See `MultiLabelDataset`.
+        uncertain: 'zeros', 'ones' or 'ignore'; see `MultiLabelDataset`.
+        views: 'frontal' leaves out lateral images; 'all' keeps them.
+        images: 'first' image of a study, or 'all'.
+        options: Options of `GroundingDataset`.
+    """
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        split: str | None = "train",
+        labeler: Literal["chexpert", "negbio"] = "chexpert",
+        labels: Labels | None = None,
+        per: Literal["image", "label"] = "image",
+        uncertain: Uncertain = "zeros",
+        views: Views = "frontal",
+        images: Literal["first", "all"] = "first",
+        **options: Any,
+    ) -> None:
+        root = Path(data_path).expanduser()
+        self.official, self.labeler, self.views, self.images = official_split(split, SPLITS), labeler, views, images
+        used = [label for label in LABELS if label != "No Finding"] if labels is None else labels
+        super().__init__(root, root, labels=used, per=per, uncertain=uncertain, none="No Finding", **options)
+
+    @override
+    def open_table(self, path: Path) -> Records:
+        table = official_file(path, (f"mimic-cxr-2.0.0-{self.labeler}.csv",), "the labels")
+        records = official_table(table, ("subject_id", "study_id", *LABELS))
+        found = studies(path, self.official, self.views)
+        rows, places = [], []
+        for index, row in _rows(records):
+            study = found.get(field(row, "study_id"))
+            if study is None:
+                continue
+            images = image_paths(path, study)
+            labels = {label: row[label] for label in LABELS}
+            image = images if self.images == "all" else images[:1]
+            rows.append({"image": image, "patient": study.patient, **labels})
+            places.append(records.describe(index))
+        return ListedRecords(table, rows, places)
+
+    @classmethod
+    @override
+    def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
+        from mllm.dataset.phantoms.chest import write_mimic_cxr
+
+        return write_mimic_cxr(folder, rows)

@@ -1,0 +1,56 @@
+"""Official files of a public dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mllm.dataset.tables.records import Records
+from mllm.errors import ConfigError, DataError, hint
+
+
+def official_file(root: Path, names: Sequence[str], contents: str) -> Path:
+    """Return the first file of `names` that exists below a folder, also compressed (`.gz`).
+
+    Args:
+        root: Folder of the dataset.
+        names: Names under which the file is published.
+        contents: Contents of the file, for the message.
+
+    Raises:
+        DataError: No file exists.
+    """
+    for name in names:
+        for path in (root / name, root / f"{name}.gz"):
+            if path.is_file():
+                return path
+    if not root.is_dir():
+        raise DataError(f"data_path {root} is not a folder: set it to the folder of the dataset")
+    raise DataError(f"data_path {root} has no {' or '.join(names)}: it is the official file with {contents}")
+
+
+def official_split(split: str | None, known: Sequence[str]) -> str | None:
+    """Return the name of an official split; raise `ConfigError` if it is unknown."""
+    if split is not None and split not in known:
+        raise ConfigError(f"unknown split '{split}'{hint(split, known)}")
+    return split
+
+
+def official_table(path: Path, columns: Sequence[str]) -> Records:
+    """Return the rows of an official table.
+
+    Raises:
+        DataError: A column is missing.
+    """
+    records = Records(path)
+    first = records[0]
+    for column in columns:
+        if column not in first:
+            raise DataError(f"{path} has no column '{column}'{hint(column, first)}")
+    return records
+
+
+def field(row: Mapping[str, Any], name: str) -> str:
+    """Return the text of a field without white space around it; empty if there is none."""
+    return str(row.get(name) or "").strip()

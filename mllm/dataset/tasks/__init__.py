@@ -1,0 +1,1 @@
+"""Datasets by task: classification, several labels, detection, counting, regression and segmentation."""

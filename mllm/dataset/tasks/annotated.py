@@ -1,0 +1,238 @@
+"""Base of datasets of labeled boxes, and the detection and the presence of objects."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from PIL.Image import Image
+from typing_extensions import override
+
+from mllm.dataset import templates
+from mllm.dataset.annotations.files import default_image_folder, read_annotations
+from mllm.dataset.annotations.objects import AnnotatedImage, Annotations, EmptyBoxes
+from mllm.dataset.single_image_dataset.grounding import BoxForm, GroundingDataset, answer_turn, plain_text
+from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.records import Records
+from mllm.errors import ConfigError, DataError
+from mllm.registry import DATASETS
+from mllm.structures import BOX, IMAGE, Mark, Sample, Turn
+
+NONE = "none"
+"""Answer for an image without the object."""
+Labels = Sequence[str] | Mapping[str, str]
+
+
+class AnnotatedDataset(GroundingDataset):
+    """Base of datasets that read labeled boxes of Pascal VOC or COCO, or the rows of a table.
+
+    Args:
+        data_path: Folder with the layout of Pascal VOC (`Annotations`, `ImageSets/Main`, `JPEGImages`), COCO file
+            (`.json`), or table.
+        image_folder: Folder of the images; None: `JPEGImages` of VOC, or the folder of the file.
+        split: List of a VOC folder, such as 'train'; None: all annotations.
+        labels: Labels that are used, or a dict from labels to the texts that stand for them, as in
+            `dict(RBC="red blood cells")`; None: all labels.
+        empty_boxes: 'refuse' images with a box without an area, or 'drop' such boxes.
+        options: Options of `GroundingDataset`. An image of VOC or COCO counts as a patient, so that no image is in two
+            splits.
+    """
+
+    required: ClassVar[tuple[str, ...]] = ("image",)
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        image_folder: str | Path | None = None,
+        split: str | None = None,
+        labels: Labels | None = None,
+        empty_boxes: EmptyBoxes = "refuse",
+        **options: Any,
+    ) -> None:
+        path = Path(data_path).expanduser()
+        self.split, self.labels, self.empty_boxes = split, labels, empty_boxes
+        self.annotations: Annotations | None = None
+        super().__init__(path, default_image_folder(path) if image_folder is None else image_folder, **options)
+        if self.annotations is not None:
+            self.group_field = "image"
+
+    @override
+    def open_records(self, path: Path) -> Records:
+        annotations = read_annotations(path, self.split, self.empty_boxes)
+        if annotations is None:
+            return Records(path)
+        self.annotations, self.labels = annotations, annotations.names(self.labels)
+        rows: list[dict[str, Any]] = []
+        places: list[str] = []
+        for image in annotations.images:
+            found = [{"image": image.image, "error": image.error}] if image.error else self.rows_of(image)
+            rows += found
+            places += [image.place] * len(found)
+        return ListedRecords(path, rows, places)
+
+    @abstractmethod
+    def rows_of(self, image: AnnotatedImage) -> list[dict[str, Any]]:
+        """Return the rows of an annotated image."""
+
+    def text_of_label(self, label: Any) -> str:
+        """Return the text that stands for a label."""
+        text = plain_text(label, "label")
+        if isinstance(self.labels, Mapping):
+            return self.labels.get(text, text)
+        return text
+
+    def used_labels(self) -> Iterable[str]:
+        """Return the labels that are used, in their order."""
+        return tuple(self.labels or ())
+
+    def answered(self, row: Mapping[str, Any], question: str, answer: str) -> Sample:
+        """Return a question and its answer about the image of a row, or about several images in a list."""
+        files = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        images = [self.read_image(file) for file in files]
+        text = " ".join([*[IMAGE] * len(images), question])
+        return Sample([Turn("user", text), answer_turn(answer)], images)
+
+    @override
+    def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+        if row.get("error"):
+            raise DataError(row["error"])
+        return self.parse_annotated(row, rng)
+
+    @abstractmethod
+    def parse_annotated(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+        """Return the sample of a row that has no error."""
+
+    @override
+    def summary(self) -> dict[str, Any]:
+        """Return the file, the number of rows, and for annotations their images, boxes and dropped boxes."""
+        if self.annotations is None:
+            return super().summary()
+        counts = {"images": len(self.annotations.images), "boxes": self.annotations.counts()}
+        return {**super().summary(), **counts, "dropped boxes without an area": self.annotations.dropped}
+
+
+@DATASETS.register_module()
+class DetectionDataset(AnnotatedDataset):
+    """Detection: the boxes of the objects of a class, or of all classes, in an image.
+
+    A row of a table has `image`, `label` and `boxes`, a list of boxes in the form that `box` names; an empty list means
+    that the image has none. The answer has the boxes from top to bottom, or the word none.
+
+    Args:
+        data_path, image_folder, split, labels, empty_boxes, options: See `AnnotatedDataset`.
+        per: 'label': one question for each image and label. 'image': one question for an image with all labels, which
+            needs VOC or COCO.
+        absent: Ask for labels that an image does not have, too (`per='label'`).
+        box: Form of the boxes of a table; see `GroundingDataset`.
+    """
+
+    default_templates = templates.DETECTION
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        image_folder: str | Path | None = None,
+        split: str | None = None,
+        labels: Labels | None = None,
+        empty_boxes: EmptyBoxes = "refuse",
+        per: Literal["label", "image"] = "label",
+        absent: bool = True,
+        box: BoxForm | None = None,
+        **options: Any,
+    ) -> None:
+        self.per, self.absent = per, absent
+        super().__init__(data_path, image_folder, split, labels, empty_boxes, box=box, **options)
+        if box is not None and self.annotations is not None:
+            raise ConfigError(f"box='{box}' is for tables; {data_path} has the form of boxes of its format")
+        if per == "image" and self.annotations is None:
+            raise ConfigError("per='image' needs annotations of Pascal VOC or COCO; a row of a table has one label")
+
+    @override
+    def rows_of(self, image: AnnotatedImage) -> list[dict[str, Any]]:
+        boxes: dict[str, list[Sequence[float]]] = {label: [] for label in self.used_labels()}
+        for item in image.objects:
+            if item.label in boxes:
+                boxes[item.label].append(item.box)
+        if self.per == "image":
+            return [{"image": image.image, "objects": boxes}] if self.absent or any(boxes.values()) else []
+        return [
+            {"image": image.image, "label": label, "boxes": items}
+            for label, items in boxes.items()
+            if items or self.absent
+        ]
+
+    @override
+    def parse_annotated(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+        objects = row["objects"] if self.per == "image" else {row["label"]: row["boxes"]}
+        image = self.read_image(row["image"])
+        marks: list[Mark] = []
+        lines, groups = [], []
+        for label, boxes in objects.items():
+            own = self._sorted_marks(image, boxes)
+            if own:
+                groups.append(range(len(marks), len(marks) + len(own)))
+            marks += own
+            place = BOX if own else NONE
+            lines.append(f"{self.text_of_label(label)}: {place}" if self.per == "image" else place)
+        names = ", ".join(self.text_of_label(label) for label in objects)
+        question = self.question_turn(self.draw_template(rng, label=names))
+        return Sample([question, answer_turn("\n".join(lines), groups)], [image], marks=marks)
+
+    def _sorted_marks(self, image: Image, boxes: Any) -> list[Mark]:
+        """Return the marks of boxes from top to bottom and from left to right."""
+        marks = self.parse_boxes(image, boxes)
+        for mark in marks:
+            assert mark.box is not None
+            x1, y1, x2, y2 = mark.box
+            if x1 == x2 or y1 == y2:
+                raise DataError(f"field 'boxes' has a box without an area in its image: {list(mark.box)}")
+        return sorted(marks, key=lambda mark: (mark.box or ())[1::-1])
+
+    @classmethod
+    @override
+    def miniature_row(cls, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a row about the lesions."""
+        return {"image": row["image"], "label": "lesions", "boxes": row["boxes"]}
+
+
+@DATASETS.register_module()
+class PresenceDataset(AnnotatedDataset):
+    """Presence of a class in an image: yes or no.
+
+    A row of a table has `image`, `label` and `present` (yes or no, true or false, 1 or 0).
+    """
+
+    default_templates = templates.PRESENCE
+
+    @override
+    def rows_of(self, image: AnnotatedImage) -> list[dict[str, Any]]:
+        present = {item.label for item in image.objects}
+        return [{"image": image.image, "label": label, "present": label in present} for label in self.used_labels()]
+
+    @override
+    def parse_annotated(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+        question = self.draw_template(rng, label=self.text_of_label(row["label"]))
+        answer = "yes" if truth_of(row["present"], "present") else "no"
+        return self.answered(row, question, answer)
+
+    @classmethod
+    @override
+    def miniature_row(cls, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a row about the presence of several lesions."""
+        return {"image": row["image"], "label": "several lesions", "present": len(row["boxes"]) > 1}
+
+
+def truth_of(value: Any, field: str) -> bool:
+    """Return the truth value of a field: true or false, 1 or 0, yes or no.
+
+    Raises:
+        DataError: The field has another value.
+    """
+    known = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
+    text = str(value).strip().lower()
+    if text not in known:
+        raise DataError(f"field '{field}' must be yes or no, true or false, or 1 or 0, not {value!r}")
+    return known[text]

@@ -1,0 +1,131 @@
+"""Datasets of numbers: counts of objects, and measurements."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from typing_extensions import override
+
+from mllm.dataset import templates
+from mllm.dataset.annotations.objects import AnnotatedImage
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
+from mllm.dataset.tables.values import is_empty
+from mllm.dataset.tasks.annotated import AnnotatedDataset
+from mllm.errors import ConfigError, DataError
+from mllm.registry import DATASETS
+from mllm.structures import Sample
+
+
+@DATASETS.register_module()
+class CountingDataset(AnnotatedDataset):
+    """Number of objects of a class in an image, as a whole number.
+
+    A row of a table has `image`, `count` and `label`. If `labels` has one label, rows need none.
+    """
+
+    default_templates = templates.COUNT
+
+    @override
+    def rows_of(self, image: AnnotatedImage) -> list[dict[str, Any]]:
+        counts = Counter(item.label for item in image.objects)
+        return [{"image": image.image, "label": label, "count": counts[label]} for label in self.used_labels()]
+
+    @override
+    def parse_annotated(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+        labels = list(self.used_labels())
+        label = row.get("label")
+        if is_empty(label) and len(labels) == 1:
+            label = labels[0]
+        question = self.draw_template(rng, label=self.text_of_label(label))
+        count = number_of(row["count"], "count")
+        if count < 0 or not count.is_integer():
+            raise DataError(f"field 'count' must be a whole number of at least 0, not {row['count']!r}")
+        return self.answered(row, question, str(int(count)))
+
+    @classmethod
+    @override
+    def miniature_row(cls, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a row about the number of lesions."""
+        return {"image": row["image"], "label": "lesions", "count": len(row["boxes"])}
+
+
+@DATASETS.register_module()
+class RegressionDataset(GroundingDataset):
+    """Measurement in an image, as a number with its unit.
+
+    A row has `image` and `value`, a number in `unit`; `columns=dict(value="bone_age")` names another column.
+
+    Args:
+        data_path: A table; see `Records`.
+        image_folder: Folder of the images; None: that of the table.
+        label: Text that stands for the measurement in questions.
+        unit: Unit after the number. Empty: none.
+        decimals: Digits after the decimal point in answers.
+        minimum: Smallest possible value. Rows with a smaller one are refused. None: no bound.
+        maximum: Largest possible value.
+        measure: Name of the measure that a regression head learns; None: the answer is text alone.
+        options: Options of `GroundingDataset`.
+    """
+
+    has_measures = True
+    required: ClassVar[tuple[str, ...]] = ("image", "value")
+    default_templates = templates.MEASUREMENT
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        image_folder: str | Path | None = None,
+        label: str = "value",
+        unit: str = "",
+        decimals: int = 1,
+        minimum: float | None = None,
+        maximum: float | None = None,
+        measure: str | None = None,
+        **options: Any,
+    ) -> None:
+        if decimals < 0:
+            raise ConfigError(f"decimals must be at least 0, not {decimals}")
+        if minimum is not None and maximum is not None and minimum > maximum:
+            raise ConfigError(f"minimum {minimum:g} is above maximum {maximum:g}")
+        self.label, self.unit, self.decimals, self.measure = label, unit, decimals, measure
+        self.minimum = -math.inf if minimum is None else minimum
+        self.maximum = math.inf if maximum is None else maximum
+        super().__init__(data_path, image_folder, **options)
+
+    @override
+    def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+        value = number_of(row["value"], "value")
+        if not self.minimum <= value <= self.maximum:
+            raise DataError(f"field 'value' is {value:g}, outside of {self.minimum:g} to {self.maximum:g} {self.unit}")
+        unit = f" in {self.unit}" if self.unit else ""
+        question = self.draw_template(rng, label=self.label, unit=unit)
+        answer = f"{value:.{self.decimals}f} {self.unit}".strip()
+        measures = {} if self.measure is None else {self.measure: value}
+        turns = [self.question_turn(question), answer_turn(answer)]
+        return Sample(turns, [self.read_image(row["image"])], measures=measures)
+
+    @classmethod
+    @override
+    def miniature_row(cls, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a row with the width of the largest lesion in pixels."""
+        x1, _, x2, _ = row["boxes"][0]
+        return {"image": row["image"], "value": x2 - x1}
+
+
+def number_of(value: Any, field: str) -> float:
+    """Return a finite number of a row, also one that is written as text.
+
+    Raises:
+        DataError: The field has no finite number.
+    """
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"field '{field}' must be a number, not {value!r}")
+    return number

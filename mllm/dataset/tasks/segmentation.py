@@ -1,0 +1,200 @@
+"""Dataset of images and their masks in two folders, or in one folder with the names of BiomedParse."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+from typing_extensions import override
+
+from mllm.dataset import templates
+from mllm.dataset.image_files import check_image_folder
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
+from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tasks.annotated import NONE
+from mllm.errors import ConfigError, DataError
+from mllm.registry import DATASETS, READERS
+from mllm.structures import BOX, Mark, Sample
+
+logger = logging.getLogger(__name__)
+
+_LABEL_MODES = ("1", "L", "P", "I", "I;16")
+"""Modes of Pillow whose pixels are whole numbers: the labels of a mask."""
+_MASK_SUFFIXES = (".png", ".gif", ".tif", ".tiff", ".bmp")
+_MANY = 200
+"""Number of masks from which a progress bar is shown."""
+
+
+@DATASETS.register_module()
+class SegmentationDataset(GroundingDataset):
+    """Segmentation: the mask of a structure in an image. An image without the structure has the answer none.
+
+    Args:
+        data_path: Folder of the images.
+        mask_folder: Folder of the masks, with the same sizes as the images; None: `data_path` with `_mask` at its end,
+            as in `train` and `train_mask` of BiomedParse.
+        naming: 'stem': the mask of `a/001.png` is `a/001.png` (or another suffix) in `mask_folder`, with `mask_suffix`
+            after the stem. 'biomedparse': the masks of `IMAGE_modality_site.png` are `IMAGE_modality_site_target.png`,
+            with `+` for spaces, and the target is the label (arXiv:2405.12971).
+        labels: For 'stem': the text that stands for each pixel value, as in `dict({1: "liver", 2: "tumor"})`, or one
+            text for all pixels above 0. For 'biomedparse': the targets that are used; None: all.
+        mask_suffix: Text after the stem of an image in the name of its mask, such as '_mask'.
+        absent: Ask for structures that an image does not have, too. False reads all masks at the start.
+        patient: See `ClassificationFolderDataset`.
+        options: Options of `GroundingDataset`. Images without a mask are refused.
+    """
+
+    required: ClassVar[tuple[str, ...]] = ("image", "mask", "label")
+    default_templates = templates.SEGMENTATION
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        mask_folder: str | Path | None = None,
+        naming: Literal["stem", "biomedparse"] = "stem",
+        labels: str | Sequence[str] | Mapping[int, str] | None = None,
+        mask_suffix: str = "",
+        absent: bool = True,
+        **options: Any,
+    ) -> None:
+        path = Path(data_path).expanduser()
+        self.mask_folder = (
+            path.with_name(f"{path.name}_mask") if mask_folder is None else Path(mask_folder).expanduser()
+        )
+        self.naming, self.labels, self.mask_suffix, self.absent = naming, labels, mask_suffix, absent
+        if naming == "stem" and not isinstance(labels, (str, Mapping)):
+            raise ConfigError(
+                "labels is missing: name the structure (labels='lesion'), or the structure of each pixel value "
+                "(labels={1: 'liver', 2: 'tumor'})"
+            )
+        super().__init__(path, path, **options)
+
+    @override
+    def open_records(self, path: Path) -> ListedRecords:
+        check_image_folder(path)
+        if not self.mask_folder.is_dir():
+            raise DataError(f"mask_folder {self.mask_folder} does not exist")
+        suffixes = tuple(READERS.names())
+        images = [file for file in sorted(path.rglob("*")) if file.name.lower().endswith(suffixes)]
+        if not images:
+            raise DataError(f"data_path {path} has no image")
+        rows = self._rows_by_target(path, images) if self.naming == "biomedparse" else self._rows_by_stem(path, images)
+        if not self.absent:
+            with_progress = tqdm(rows, "reading masks", disable=len(rows) < _MANY or None, leave=False)
+            rows = [row for row in with_progress if "error" in row or self._mask(row).any()]
+        return ListedRecords(path, rows, [str(path / row["image"]) for row in rows])
+
+    def _rows_by_stem(self, path: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
+        """Return a row for each image and label; the mask has the stem of the image and a suffix."""
+        labels: dict[Any, str] = {None: self.labels} if isinstance(self.labels, str) else dict(self.labels or {})  # type: ignore[arg-type]
+        masks = {file.relative_to(self.mask_folder).with_suffix(""): file for file in self._masks()}
+        rows = []
+        for image in images:
+            name = image.relative_to(path)
+            mask = masks.get(name.with_name(_stem(name) + self.mask_suffix))
+            for value, label in labels.items():
+                row = {"image": name.as_posix(), "mask": str(mask), "value": value, "label": label}
+                rows.append(row if mask is not None else {**row, "error": f"it has no mask in {self.mask_folder}"})
+        return rows
+
+    def _rows_by_target(self, path: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
+        """Return a row for each mask; the name of its image is that of the mask without the target."""
+        names = {image.relative_to(path).with_suffix(""): image.relative_to(path) for image in images}
+        used = None if self.labels is None else {self.labels} if isinstance(self.labels, str) else set(self.labels)
+        rows, with_mask, targets = [], set(), set()
+        for mask in self._masks():
+            name = mask.relative_to(self.mask_folder).with_suffix("")
+            stem, _, target = name.name.rpartition("_")
+            image = names.get(name.with_name(stem)) if stem else None
+            if image is None:
+                raise DataError(f"{mask} is the mask of no image in {path}: it must be named IMAGE_target.png")
+            with_mask.add(image)
+            label = target.replace("+", " ")
+            targets.add(label)
+            if used is None or label in used:
+                rows.append({"image": image.as_posix(), "mask": str(mask), "value": None, "label": label})
+        if used is not None and (unknown := sorted(map(str, used - targets))):
+            raise ConfigError(f"labels: no mask in {self.mask_folder} has the target '{unknown[0]}'")
+        if missing := [name for name in names.values() if name not in with_mask]:
+            logger.warning("%s: %d images have no mask, for example %s", path, len(missing), missing[0])
+        return rows
+
+    def _masks(self) -> list[Path]:
+        """Return the files of the masks."""
+        files = sorted(self.mask_folder.rglob("*"))
+        masks = [file for file in files if file.suffix.lower() in _MASK_SUFFIXES]
+        if not masks:
+            raise DataError(f"mask_folder {self.mask_folder} has no mask ({', '.join(_MASK_SUFFIXES)})")
+        return masks
+
+    @override
+    def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+        if "error" in row:
+            raise DataError(row["error"])
+        image = self.read_image(row["image"])
+        mask = self._mask(row)
+        if mask.shape != (image.height, image.width):
+            height, width = mask.shape
+            raise DataError(
+                f"mask {row['mask']} has {width} x {height} pixels, its image {image.width} x {image.height}"
+            )
+        question = self.question_turn(self.draw_template(rng, label=str(row["label"])))
+        if not mask.any():
+            return Sample([question, answer_turn(NONE)], [image])
+        return Sample([question, answer_turn(BOX, [[0]])], [image], marks=[Mark(box=bounds(mask), mask=mask)])
+
+    def _mask(self, row: Mapping[str, Any]) -> np.ndarray:
+        """Return the mask of a row, [H, W] bool."""
+        labels = read_labels(Path(row["mask"]))
+        values = None if row["value"] is None else int(row["value"])
+        return labels > 0 if values is None else labels == values
+
+    @override
+    def summary(self) -> dict[str, Any]:
+        """Return the folders and the number of rows."""
+        return {**super().summary(), "masks": str(self.mask_folder)}
+
+    @classmethod
+    @override
+    def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
+        """Write phantoms and the masks of their lesions into two folders."""
+        from mllm.dataset.phantoms.folders import write_mask_folders
+
+        return write_mask_folders(folder, rows)
+
+
+def _stem(name: Path) -> str:
+    """Return the name of a file without its suffix, also without `.nii.gz`."""
+    return name.name.removesuffix("".join(name.suffixes[-2:])) if name.name.endswith(".gz") else name.stem
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Return the labels of the pixels of a mask, [H, W], whole numbers; 0 is the background.
+
+    Raises:
+        DataError: The file cannot be read, or has colors that are not labels.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode in ("RGB", "RGBA", "LA"):
+                channels = np.asarray(image.convert("RGB"))
+                if (channels != channels[..., :1]).any():
+                    raise DataError(f"mask {path} has colors: a mask needs one channel with the labels of its pixels")
+                return channels[..., 0]
+            if image.mode not in _LABEL_MODES:
+                raise DataError(f"mask {path} has pixels of mode {image.mode}: labels must be whole numbers")
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"mask {path} cannot be read ({error})") from error
+
+
+def bounds(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """Return the box around a mask that is not empty: x1 y1 x2 y2 in pixels."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

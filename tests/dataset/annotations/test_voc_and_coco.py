@@ -1,0 +1,145 @@
+"""Annotations of Pascal VOC and COCO, compared with files written by hand, pycocotools and real blood smears."""
+
+import contextlib
+import io
+import json
+from collections import Counter
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from mllm.dataset.annotations.files import read_annotations
+from mllm.errors import ConfigError, DataError
+
+OBJECT = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Return a function that writes a VOC folder with one annotation per text of objects, and its path."""
+
+    def write(**objects):
+        root = tmp_path / "voc"
+        for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+        for name, text in objects.items():
+            xml = f"<annotation><filename>{name}.jpg</filename>{text}</annotation>"
+            (root / "Annotations" / f"{name}.xml").write_text(xml)
+            Image.new("RGB", (64, 48), (90, 10, 10)).save(root / "JPEGImages" / f"{name}.jpg")
+        (root / "ImageSets" / "Main" / "train.txt").write_text("\n".join(objects) + "\n")
+        return root
+
+    return write
+
+
+def coco(tmp_path, **changes):
+    data = {
+        "images": [{"id": 7, "file_name": "a.png"}, {"id": 8, "file_name": "b.png"}],
+        "categories": [{"id": 3, "name": "cell"}, {"id": 1, "name": "nucleus"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 2, 10, 20], "area": 200, "iscrowd": 0},
+            {"id": 2, "image_id": 7, "category_id": 1, "bbox": [0.5, 2, 3, 4], "area": 12, "iscrowd": 0},
+            {"id": 3, "image_id": 7, "category_id": 1, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 1},
+        ],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({**data, **changes}))
+    return path
+
+
+def test_pixels_of_voc_are_counted_from_1_and_the_last_is_included(voc):
+    root = voc(a=OBJECT.format("cell", 1, 1, 64, 48) + OBJECT.format("cell", 3, 4, 4, 9))
+    images = read_annotations(root, "train").images
+    assert [item.box for item in images[0].objects] == [(0, 0, 64, 48), (2, 3, 4, 9)]
+    assert images[0].image == "a.jpg" and images[0].place.endswith("Annotations/a.xml")
+
+
+@pytest.mark.parametrize(
+    ("objects", "message"),
+    [
+        (OBJECT.format("cell", 9, 9, 9, 9), r"a box of 'cell' has no area .*empty_boxes='drop'"),
+        (OBJECT.format("cell", 9, 9, 3, 20), r"object 1 \(cell\) has reversed corners \(9, 9, 3, 20\)"),
+        (OBJECT.format("cell", "x", 9, 3, 20), r"object 1 \(cell\) needs the numbers xmin, ymin, xmax, ymax"),
+        (OBJECT.format("", 1, 1, 3, 20), "object 1 has no name"),
+        ("<object>", "not valid XML"),
+    ],
+)
+def test_a_bad_annotation_is_an_error_of_its_image(voc, objects, message):
+    images = read_annotations(voc(good=OBJECT.format("cell", 1, 1, 5, 5), bad=objects), "train").images
+    assert not images[0].error
+    with pytest.raises(DataError, match=message):
+        raise DataError(images[1].error)
+
+
+def test_boxes_without_an_area_can_be_dropped_and_are_counted(voc):
+    root = voc(a=OBJECT.format("cell", 9, 9, 9, 9) + OBJECT.format("cell", 1, 1, 5, 5))
+    annotations = read_annotations(root, "train", "drop")
+    assert annotations.dropped == 1 and len(annotations.images[0].objects) == 1
+
+
+def test_wrong_splits_and_folders_are_refused(voc, tmp_path):
+    root = voc(a=OBJECT.format("cell", 1, 1, 5, 5))
+    with pytest.raises(DataError, match=r"trian.txt does not exist: unknown split 'trian': did you mean 'train'"):
+        read_annotations(root, "trian")
+    with pytest.raises(DataError, match="has no folder Annotations"):
+        read_annotations(tmp_path)
+    with pytest.raises(ConfigError, match="split='train' selects a list of a Pascal VOC folder"):
+        read_annotations(coco(tmp_path), "train")
+
+
+def test_coco_is_read_as_by_pycocotools(tmp_path):
+    path = coco(tmp_path)
+    annotations = read_annotations(path)
+    with contextlib.redirect_stdout(io.StringIO()):
+        oracle = COCO(str(path))
+    for image, identity in zip(annotations.images, (7, 8), strict=True):
+        expected = []
+        for item in oracle.loadAnns(oracle.getAnnIds(identity, iscrowd=False)):
+            x, y, width, height = item["bbox"]
+            expected.append((oracle.loadCats(item["category_id"])[0]["name"], (x, y, x + width, y + height)))
+        assert [(item.label, item.box) for item in image.objects] == expected
+        assert image.image == oracle.loadImgs(identity)[0]["file_name"]
+    assert annotations.labels == ("cell", "nucleus") and annotations.counts() == {"cell": 1, "nucleus": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(images=[{"id": 7, "file_name": "a.png"}] * 2), "image 2 has the id 7, which an earlier image has"),
+        (dict(categories=None), "'categories' must be a list of objects"),
+        (dict(annotations=[{"image_id": 9, "category_id": 3}]), "annotation 1 has the image_id 9, which no image has"),
+        (dict(annotations=[{"image_id": 7, "category_id": 4}]), "has the category_id 4, which no category has"),
+    ],
+)
+def test_inconsistent_coco_files_are_refused(tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
+        read_annotations(coco(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("bbox", [[1, 2, 3], [1, 2, -3, 4], [1, 2, "nan", 4], None])
+def test_an_impossible_box_of_coco_is_an_error_of_its_image(tmp_path, bbox):
+    first, second = read_annotations(
+        coco(tmp_path, annotations=[{"image_id": 7, "category_id": 3, "bbox": bbox}])
+    ).images
+    assert "annotation 1" in first.error and not second.error
+
+
+def test_a_table_is_not_taken_for_annotations(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('[{"image": "a.png"}]')
+    assert read_annotations(path) is None
+
+
+def test_real_blood_smears_have_the_published_numbers_of_cells(shared_data):
+    root = shared_data / "bccd"
+    annotations = read_annotations(root, None, "drop")
+    names = Counter()
+    for file in (root / "Annotations").glob("*.xml"):
+        names.update(element.text for element in ElementTree.parse(file).getroot().iter("name"))
+    counts = Counter(annotations.counts())
+    assert annotations.dropped == 2 and counts.total() + annotations.dropped == names.total() == 4155 + 372 + 361
+    assert counts["WBC"] == names["WBC"] == 372 and counts["Platelets"] == names["Platelets"] == 361
+    sizes = [len(read_annotations(root, split, "drop").images) for split in ("train", "val", "test")]
+    assert sizes == [205, 87, 72]
