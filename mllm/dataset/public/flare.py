@@ -99,7 +99,7 @@ class FLAREDataset(ImageTextDataset):
     Args:
         data_path: The folder `organized_dataset`.
         split: 'training', 'validation-public', 'validation-hidden' or 'testing'.
-        datasets: Names of datasets, such as `["retino", "BUSI"]`; None: all 19.
+        sets: Names of datasets, such as `["retino", "BUSI"]`; None: all 19.
         tasks: Names of tasks, such as `["classification", "counting"]`; None: all seven.
         instructions: Write the instruction of the task before a question.
         system: System prompt; None: none.
@@ -112,7 +112,7 @@ class FLAREDataset(ImageTextDataset):
         self,
         data_path: str | Path,
         split: str = "training",
-        datasets: Sequence[str] | None = None,
+        sets: Sequence[str] | None = None,
         tasks: Sequence[str] | None = None,
         instructions: bool = True,
         system: str | None = SYSTEM,
@@ -121,7 +121,7 @@ class FLAREDataset(ImageTextDataset):
         root = Path(data_path).expanduser()
         self.official = official_split(split, tuple(SPLITS)) or "training"
         known = [name for names in DATASETS_BY_CATEGORY.values() for name in names]
-        self.datasets = _known(datasets, known, "dataset")
+        self.sets = _known(sets, known, "dataset")
         self.tasks = _known(tasks, tuple(INSTRUCTIONS), "task")
         self.instructions, self.system = instructions, system
         super().__init__(root, root, **options)
@@ -136,10 +136,10 @@ class FLAREDataset(ImageTextDataset):
         for category, names in DATASETS_BY_CATEGORY.items():
             for name in names:
                 place = folder / category / name
-                if name in self.datasets and place.is_dir():
+                if name in self.sets and place.is_dir():
                     self._read(place, rows, places)
         if not rows:
-            chosen = ", ".join(self.datasets)
+            chosen = ", ".join(self.sets)
             raise DataError(f"{folder} has no question of the tasks {', '.join(self.tasks)} in {chosen}")
         return ListedRecords(folder, rows, places)
 

@@ -1,0 +1,289 @@
+"""Public medical sets: miniatures in the published layout, official splits, and the refusals of damaged copies."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from mllm.dataset.builder import build_dataset
+from mllm.dataset.checking import check_splits
+from mllm.dataset.public.flare import DATASETS_BY_CATEGORY, task_of
+from mllm.dataset.public.report_text import last_paragraph, sections
+from mllm.errors import ConfigError, DataError
+from mllm.registry import DATASETS
+
+PUBLIC = sorted(name for name, location in DATASETS.locations.items() if ".public." in location.module)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """Return a function that writes the miniature of a class and returns its options and its folder."""
+
+    def write(name, rows=6, folder="train"):
+        options = {"type": name, **DATASETS.find(name).miniature(tmp_path / folder, rows)}
+        return options, Path(options["data_path"])
+
+    return write
+
+
+def texts(options):
+    data = build_dataset(options)
+    return [data.sample(index).turns[-1].text for index in range(len(data))]
+
+
+def edit_csv(path, change):
+    """Apply a function to the rows of a CSV file, a list of lists with the header first."""
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    change(rows)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def test_all_public_sets_are_covered():
+    names = "ChestXray14Dataset ChestXray14BoxDataset CheXpertDataset MIMICCXRDataset MIMICCXRLabelDataset"
+    assert PUBLIC == sorted(f"{names} IUXrayDataset VQARADDataset SLAKEDataset PathVQADataset FLAREDataset".split())
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_miniature_reads_back_and_two_of_them_share_no_patient(copy, name):
+    splits = {}
+    for folder in ("train", "validation"):
+        options, _ = copy(name, folder=folder)
+        splits[folder] = build_dataset(options)
+    for data in check_splits(splits).values():
+        for index in range(len(data)):
+            sample = data.sample(index)
+            assert sample.images and sample.group and sample.turns[-1].role == "assistant"
+            assert "<label" not in sample.turns[0].text and "<section>" not in sample.turns[0].text
+            assert sample.turns[-2].text.count("<image>") == len(sample.images)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("ChestXray14Dataset", "Data_Entry_2017.csv"),
+        ("ChestXray14Dataset", "train_val_list.txt"),
+        ("ChestXray14BoxDataset", "BBox_List_2017.csv"),
+        ("CheXpertDataset", "train.csv"),
+        ("MIMICCXRDataset", "mimic-cxr-2.0.0-split.csv"),
+        ("MIMICCXRDataset", "mimic-cxr-2.0.0-metadata.csv"),
+        ("MIMICCXRLabelDataset", "mimic-cxr-2.0.0-chexpert.csv"),
+        ("IUXrayDataset", "annotation.json"),
+        ("VQARADDataset", "VQA_RAD Dataset Public.json"),
+        ("SLAKEDataset", "train.json"),
+        ("PathVQADataset", "qas/train/train_qa.pkl"),
+    ],
+)
+def test_an_absent_official_file_is_named(copy, name, file):
+    options, root = copy(name)
+    (root / file).unlink()
+    with pytest.raises(DataError, match=f"has no .*{Path(file).name}.*official file with"):
+        build_dataset({**options, **({"split": "train_val"} if "list" in file else {})})
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_wrong_split_is_refused(copy, name):
+    options, _ = copy(name)
+    with pytest.raises(ConfigError, match="split 'trian'"):
+        build_dataset({**options, "split": "trian"})
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "column"),
+    [
+        ("ChestXray14Dataset", "Data_Entry_2017.csv", "Finding Labels"),
+        ("CheXpertDataset", "train.csv", "Pleural Effusion"),
+        ("MIMICCXRDataset", "mimic-cxr-2.0.0-split.csv", "study_id"),
+        ("MIMICCXRLabelDataset", "mimic-cxr-2.0.0-chexpert.csv", "Edema"),
+    ],
+)
+def test_an_absent_column_is_named(copy, name, file, column):
+    options, root = copy(name)
+    edit_csv(root / file, lambda rows: rows[0].__setitem__(rows[0].index(column), f"{column}s"))
+    with pytest.raises(DataError, match=f"{file} has no column '{column}': did you mean '{column}s'"):
+        build_dataset(options)
+
+
+def test_compressed_tables_are_read(copy):
+    import gzip
+
+    options, root = copy("MIMICCXRLabelDataset")
+    expected = texts(options)
+    for path in root.glob("*.csv"):
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert texts(options) == expected
+
+
+def test_labels_of_chestxray14_are_joined_by_bars_and_boxes_spell_infiltrate_otherwise(copy):
+    options, root = copy("ChestXray14Dataset")
+    assert texts(options) == ["No Finding", "Nodule", "Infiltration; Nodule"] * 2
+    boxes = build_dataset({**options, "type": "ChestXray14BoxDataset", "labels": ["Infiltration"]})
+    with (root / "BBox_List_2017.csv").open() as file:
+        line = next(line for line in file if "Infiltrate" in line).split(",")
+    x, y, width, height = map(float, line[2:6])
+    assert boxes.sample(0).marks[0].box == (x, y, x + width, y + height)
+    assert build_dataset(options).group(1) == str(int(boxes.group(0)) - 1)
+
+
+def test_a_label_outside_the_list_and_an_absent_image_are_errors_of_their_rows(copy):
+    options, root = copy("ChestXray14Dataset")
+
+    def change(rows):
+        rows[2][1] = "Nodul"
+        rows[3][0] = "00099999_000.png"
+
+    edit_csv(root / "Data_Entry_2017.csv", change)
+    data = build_dataset({**options, "split": None})
+    with pytest.raises(DataError, match=r"Data_Entry_2017.csv, line 3: unknown label 'Nodul': did you mean 'Nodule'"):
+        data.sample(1)
+    with pytest.raises(DataError, match=r"line 4: image 00099999_000.png is in none of the folders"):
+        data.sample(2)
+
+
+def test_a_patient_in_two_official_splits_is_found(copy):
+    options, root = copy("ChestXray14Dataset")
+    names = (root / "train_val_list.txt").read_text().split()
+    edit_csv(root / "Data_Entry_2017.csv", lambda rows: rows[2].__setitem__(3, rows[1][3]))
+    (root / "train_val_list.txt").write_text(names[0])
+    (root / "test_list.txt").write_text(names[1])
+    splits = {name: build_dataset({**options, "split": split}) for name, split in zip("ab", ("train_val", "test"))}
+    with pytest.raises(DataError, match="1 patient is in both a and b"):
+        check_splits(splits)
+
+
+def test_blank_and_uncertain_labels_of_chexpert(copy):
+    options, _ = copy("CheXpertDataset", rows=4)
+    assert texts({**options, "uncertain": "zeros"})[1] == "Lung Lesion"
+    assert texts({**options, "uncertain": "ones"})[1] == "Lung Lesion; Fracture"
+    assert len(build_dataset({**options, "views": "all"})) == 8
+    study = build_dataset({**options, "views": "all", "level": "study"})
+    assert len(study) == 4 and len(study.sample(0).images) == 2
+    ignored = build_dataset({**options, "uncertain": "ignore", "per": "label"})
+    assert len(ignored) == 4 * 13 - 1  # the fracture of row 2; row 4 has no finding
+    with pytest.raises(ConfigError, match="set level='study'"):
+        build_dataset({**options, "split": "test"})
+
+
+def test_the_labels_of_the_test_split_of_chexpert_are_those_of_studies(copy):
+    options, root = copy("CheXpertDataset", rows=2)
+    (root / "train").rename(root / "test")
+    with (root / "train.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    first = [rows[1][0].replace("/train/", "/test/").rsplit("/", 1)[0], *rows[1][5:]]
+    with (root / "test_labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["Study", *rows[0][5:]], first])
+    data = build_dataset({**options, "split": "test", "level": "study", "views": "all"})
+    assert len(data) == 1 and len(data.sample(0).images) == 2 and data.group(0).startswith("patient")
+
+
+def test_sections_of_mimic_cxr_reports():
+    report = (
+        " ADDENDUM:  see below\n ______________________________\n FINAL REPORT\n EXAMINATION:  CHEST\n\n"
+        " FINDINGS: \n \n The lungs   are\n clear. ___ is seen.\n\n CONCLUSION:\n No change.\n\n NOTIFICATION: by phone\n"
+    )
+    assert sections(report) == {"findings": "The lungs are clear. ___ is seen.", "impression": "No change."}
+    assert sections("no headings here: at all") == {}
+    assert last_paragraph(" First part.\n \n  Second\n part. \n\n") == "Second part."
+
+
+def test_studies_without_the_section_are_counted_and_lateral_views_are_left_out(copy):
+    options, root = copy("MIMICCXRDataset", rows=3)
+    report = next(root.glob("files/*/*/*.txt"))
+    report.write_text(report.read_text().replace("FINDINGS", "TECHNIQUE"))
+    data = build_dataset(options)
+    assert len(data) == 2 and data.summary()["studies without findings"] == 1
+    assert len(build_dataset({**options, "section": "impression"})) == 3
+    assert texts({**options, "section": "both"})[0].startswith("Findings: The ")
+    both = build_dataset({**options, "views": "all", "images": "all"})
+    assert len(both.sample(0).images) == 2 and len(data.sample(0).images) == 1
+    report.unlink()
+    with pytest.raises(DataError, match=r"split.csv, line \d+: report .*\.txt does not exist"):
+        check_splits({"train": build_dataset(options)})
+
+
+def test_the_tables_of_iu_xray_have_no_splits(copy):
+    options, root = copy("IUXrayDataset", rows=2)
+    studies = json.loads((root / "annotation.json").read_text())["train"]
+    (root / "annotation.json").unlink()
+    (root / "images").rename(root / "images_normalized")
+    (root / "images").mkdir()
+    (root / "images_normalized").rename(root / "images" / "images_normalized")
+    rows = [["uid", "MeSH", "findings", "impression"], [1, "", " Clear\nlungs. ", ""], [2, "", "", "Normal."]]
+    files = [(uid, name, view) for uid in (1, 2) for name, view in zip(studies[uid - 1]["image_path"], ("Frontal", "L"))]
+    for name, lines in (("reports", rows), ("projections", [["uid", "filename", "projection"], *files])):
+        with (root / f"indiana_{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(lines)
+    del options["split"]
+    assert texts(options) == ["Clear lungs."] and texts({**options, "section": "impression"}) == ["Normal."]
+    assert len(build_dataset({**options, "views": "frontal"}).sample(0).images) == 1
+    with pytest.raises(ConfigError, match="has no splits; use PatientSplit"):
+        build_dataset({**options, "split": "train"})
+
+
+def test_answer_types_and_languages_of_published_questions(copy):
+    rad, root = copy("VQARADDataset")
+    assert texts({**rad, "answer_type": "OPEN"}) == ["1", "0", "2"]  # the last field of a row may be a number
+    entries = json.loads((root / "VQA_RAD Dataset Public.json").read_text())
+    entries[1]["phrase_type"], entries[2]["image_name"] = "test_freeform", entries[1]["image_name"]
+    (root / "VQA_RAD Dataset Public.json").write_text(json.dumps(entries))
+    splits = {name: build_dataset({**rad, "split": name}) for name in ("train", "test")}
+    assert [len(data) for data in splits.values()] == [5, 1]
+    with pytest.raises(DataError, match="1 patient is in both train and test"):
+        check_splits(splits)
+    check_splits({name: build_dataset({**rad, "split": name, "by_image": False}) for name in splits})
+    slake, root = copy("SLAKEDataset")
+    entries = json.loads((root / "train.json").read_text())
+    entries[0]["q_lang"] = "zh"
+    (root / "train.json").write_text(json.dumps(entries))
+    assert [len(build_dataset({**slake, "language": language})) for language in ("en", "zh", None)] == [5, 1, 6]
+    path_vqa, _ = copy("PathVQADataset")
+    assert texts({**path_vqa, "answer_type": "CLOSED"}) == ["no", "yes", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "task"),
+    [
+        ("Classification", "A", "classification"),
+        ("Multi-label Classification", "A;B", "multi_label_classification"),
+        ("Report_Generation", "Clear.", "report_generation"),
+        ("instance_detection", "{}", "instance_detection"),
+        ("Instance Detection", "{}", "instance_detection"),
+        ("Cell Counting", "3", "counting"),
+        ("Classification, Detection, Regression", "[1, 2, 3, 4]", "detection"),
+        ("Classification, Detection, Regression", "12.5", "regression"),
+        ("Classification, Detection, Regression", "B", "classification"),
+    ],
+)
+def test_spellings_of_flare_tasks(text, answer, task):
+    assert task_of(text, answer) == task
+
+
+def test_unknown_flare_tasks_are_refused():
+    with pytest.raises(DataError, match="unknown TaskType 'Clasification': did you mean 'classification'"):
+        task_of("Clasification", "A")
+
+
+def test_flare_reads_all_datasets_and_a_file_with_answers_instead_of_the_one_without(copy):
+    options, root = copy("FLAREDataset", rows=19)
+    data = build_dataset(options)
+    assert len(data) == sum(map(len, DATASETS_BY_CATEGORY.values())) == 19
+    assert data.sample(0).turns[0].role == "system" and sum(data.summary()["rows by task"].values()) == 19
+    (root / "training").rename(root / "validation-hidden")
+    for file in root.rglob("*_questions_train.json"):
+        entries = json.loads(file.read_text())
+        file.with_name(file.name.replace("train", "val_withGT")).write_text(json.dumps(entries))
+        without = [{**entry, "Answer": ""} for entry in entries]
+        file.rename(file.with_name(file.name.replace("train", "val"))).write_text(json.dumps(without))
+    hidden = {**options, "split": "validation-hidden"}
+    assert len(build_dataset(hidden)) == 19
+    assert texts({**hidden, "tasks": ["counting"]})[0].isdigit()
+    assert len(build_dataset({**hidden, "sets": ["retino"]})) == 1
+    with pytest.raises(ConfigError, match="unknown task 'count': did you mean 'counting'"):
+        build_dataset({**hidden, "tasks": ["count"]})
+    for file in root.rglob("*_withGT.json"):
+        file.unlink()
+    with pytest.raises(DataError, match="field 'Answer' is empty"):
+        build_dataset(hidden).sample(0)
