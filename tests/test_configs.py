@@ -44,6 +44,12 @@ MEANT_FOR = {
     "gemma3n_3ncore_kd_t4": (T4, "fp32"),
     "vaultgemma_dp": (A10, "bf16"),
     "medgemma_dp_reports": (A10, "bf16"),
+    "medgemma_flare25": (A10, "bf16"),
+    "medgemma_cxr_report": (A10, "bf16"),
+    "medgemma_chexpert": (A10, "bf16"),
+    "medgemma_vqa_rad": (A10, "bf16"),
+    "medgemma_segmentation": (A10, "bf16"),
+    "medgemma_detection": (A10, "bf16"),
 }
 
 

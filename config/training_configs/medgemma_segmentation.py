@@ -1,4 +1,4 @@
-"""MedGemma 4B with heads for boxes and masks, trained on your own folders of images and masks, on an Ampere card of 24 GB.
+"""MedGemma 4B with heads for boxes and masks, for your own folders of images and masks, on an Ampere card of 24 GB.
 
 Cost: the bf16 weights take 8.6 GB (computed: 4.3 B parameters).
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma_segmentation.py

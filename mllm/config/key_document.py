@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mllm.config import schema
+from mllm.config.dataset_document import task_document
 from mllm.config.training_args import PRIVATE_DEFAULTS, RUN_DEFAULTS
 from mllm.family import FAMILIES
 from mllm.options import format_type
@@ -62,6 +63,7 @@ def key_document() -> str:
         _section("distill_args", schema.DistillArgs),
         _section("privacy_args", schema.PrivacyArgs),
         OTHER,
+        task_document(),
     ]
     return "\n".join(parts)
 

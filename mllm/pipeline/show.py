@@ -30,6 +30,10 @@ def main(argv: Sequence[str]) -> int:
         from mllm.config.key_document import key_document
 
         print(key_document(), end="")
+    elif args.what == "datasets":
+        from mllm.config.dataset_document import dataset_document
+
+        print(dataset_document(), end="")
     elif args.what == "config":
         if args.tiny:
             quiet_progress()
@@ -48,9 +52,10 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = command_parser("show", "Show registries, a resolved config, or an encoded sample.")
-    what = parser.add_subparsers(dest="what", required=True, metavar="{registries,keys,config,sample}")
+    what = parser.add_subparsers(dest="what", required=True, metavar="{registries,keys,datasets,config,sample}")
     what.add_parser("registries", help="every name that a config can use, with one sentence")
     what.add_parser("keys", help="all keys of a config with types and defaults, as in config/README.md")
+    what.add_parser("datasets", help="the options of all datasets, as in config/DATASETS.md")
     config = what.add_parser("config", help="the config as a run writes it into its folder")
     sample = what.add_parser("sample", help="one sample as tokens, supervised ones in green, or as views and measures")
     for subparser in (config, sample):

@@ -34,10 +34,16 @@ _TASKS = {
 
 
 def write_flare(folder: Path, rows: int) -> dict[str, Any]:
-    """Write `rows` questions, at least one for each of the 19 datasets; return the options that read them."""
+    """Write about `rows` questions and return the options that read them.
+
+    With less than 19 rows, datasets of all spellings of tasks come first; with more, each dataset has several rows.
+    """
     root = folder / "organized_dataset"
     each = max(1, rows // len(_TASKS))
-    for place, task in _TASKS.items():
+    first = {task: place for place, task in reversed(_TASKS.items())}
+    places = [*first.values(), *(place for place in _TASKS if place not in first.values())]
+    for place in places[:rows]:
+        task = _TASKS[place]
         name, entries = Path(place).name, []
         for number in range(each):
             phantom = xray(folder, number + 1)  # with at least one lesion

@@ -43,7 +43,7 @@ def edit_csv(path, change):
 
 def test_all_public_sets_are_covered():
     names = "ChestXray14Dataset ChestXray14BoxDataset CheXpertDataset MIMICCXRDataset MIMICCXRLabelDataset"
-    assert PUBLIC == sorted(f"{names} IUXrayDataset VQARADDataset SLAKEDataset PathVQADataset FLAREDataset".split())
+    assert sorted(f"{names} IUXrayDataset VQARADDataset SLAKEDataset PathVQADataset FLAREDataset".split()) == PUBLIC
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -149,7 +149,10 @@ def test_a_patient_in_two_official_splits_is_found(copy):
     edit_csv(root / "Data_Entry_2017.csv", lambda rows: rows[2].__setitem__(3, rows[1][3]))
     (root / "train_val_list.txt").write_text(names[0])
     (root / "test_list.txt").write_text(names[1])
-    splits = {name: build_dataset({**options, "split": split}) for name, split in zip("ab", ("train_val", "test"))}
+    splits = {
+        name: build_dataset({**options, "split": split})
+        for name, split in zip("ab", ("train_val", "test"), strict=True)
+    }
     with pytest.raises(DataError, match="1 patient is in both a and b"):
         check_splits(splits)
 
@@ -182,7 +185,8 @@ def test_the_labels_of_the_test_split_of_chexpert_are_those_of_studies(copy):
 def test_sections_of_mimic_cxr_reports():
     report = (
         " ADDENDUM:  see below\n ______________________________\n FINAL REPORT\n EXAMINATION:  CHEST\n\n"
-        " FINDINGS: \n \n The lungs   are\n clear. ___ is seen.\n\n CONCLUSION:\n No change.\n\n NOTIFICATION: by phone\n"
+        " FINDINGS: \n \n The lungs   are\n clear. ___ is seen.\n\n CONCLUSION:\n No change.\n"
+        "\n NOTIFICATION: by phone\n"
     )
     assert sections(report) == {"findings": "The lungs are clear. ___ is seen.", "impression": "No change."}
     assert sections("no headings here: at all") == {}
@@ -212,7 +216,10 @@ def test_the_tables_of_iu_xray_have_no_splits(copy):
     (root / "images").mkdir()
     (root / "images_normalized").rename(root / "images" / "images_normalized")
     rows = [["uid", "MeSH", "findings", "impression"], [1, "", " Clear\nlungs. ", ""], [2, "", "", "Normal."]]
-    files = [(uid, name, view) for uid in (1, 2) for name, view in zip(studies[uid - 1]["image_path"], ("Frontal", "L"))]
+    views = ("Frontal", "Lateral")
+    files = [
+        (uid, name, view) for uid in (1, 2) for name, view in zip(studies[uid - 1]["image_path"], views, strict=True)
+    ]
     for name, lines in (("reports", rows), ("projections", [["uid", "filename", "projection"], *files])):
         with (root / f"indiana_{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows(lines)

@@ -1,0 +1,150 @@
+"""Documents of datasets: the table of tasks in `config/README.md`, and `config/DATASETS.md` with all options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mllm.options import format_type
+from mllm.registry import DATASETS
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the table of tasks."""
+
+    name: str
+    row: str
+    """Columns of a table, or official files."""
+    classes: tuple[str, ...]
+    """Dataset classes."""
+    answer: str
+    metrics: tuple[str, ...]
+    config: str
+    """Example in `config/training_configs`; empty: none."""
+
+    def __str__(self) -> str:
+        """Return the row in Markdown."""
+        cells = [self.name, self.row, _codes(self.classes), self.answer, _codes(self.metrics), _codes([self.config])]
+        return f"| {' | '.join(cells)} |"
+
+
+TASKS = (
+    Task(
+        "question and answer",
+        "`image`, `question`, `answer`",
+        ("VQADataset",),
+        "text",
+        ("accuracy", "short_answer", "choice"),
+        "medgemma_vqa_rad",
+    ),
+    Task(
+        "report",
+        "`image`, `question`, `answer`",
+        ("VQADataset", "MIMICCXRDataset", "IUXrayDataset"),
+        "text",
+        (),
+        "medgemma_cxr_report",
+    ),
+    Task("one of several classes", "folder of the class", ("ClassificationFolderDataset",), "text", ("accuracy",), ""),
+    Task(
+        "several labels",
+        "`image`, a column for each label (1, 0, -1, blank)",
+        ("MultiLabelDataset", "ChestXray14Dataset", "CheXpertDataset", "MIMICCXRLabelDataset"),
+        "text",
+        ("accuracy",),
+        "medgemma_chexpert",
+    ),
+    Task("presence", "`image`, `label`, `present`", ("PresenceDataset",), "yes or no", ("short_answer",), ""),
+    Task("counting", "`image`, `label`, `count`", ("CountingDataset",), "whole number", ("accuracy",), ""),
+    Task(
+        "regression",
+        "`image`, `value`",
+        ("RegressionDataset",),
+        "number with unit, or a measure head",
+        ("accuracy", "measures"),
+        "",
+    ),
+    Task(
+        "detection",
+        "`image`, `label`, `boxes`; Pascal VOC; COCO",
+        ("DetectionDataset", "ChestXray14BoxDataset"),
+        "boxes as text, or a box head",
+        ("rec", "coco_ap"),
+        "medgemma_detection",
+    ),
+    Task(
+        "segmentation",
+        "folders of images and masks",
+        ("SegmentationDataset",),
+        "mask head",
+        ("rec", "res"),
+        "medgemma_segmentation",
+    ),
+    Task("seven tasks of FLARE 2025", "official files", ("FLAREDataset",), "text", ("accuracy",), "medgemma_flare25"),
+    Task(
+        "referring expressions",
+        "`img_path`, `expression`, `bbox`",
+        ("RECDataset", "RESDataset", "ReferDataset"),
+        "boxes, masks",
+        ("rec", "res"),
+        "perceptionGPT_refcoco",
+    ),
+    Task(
+        "volumes of the heart",
+        "official files",
+        ("EchoNetDataset", "CamusDataset", "DicomCineDataset"),
+        "measure head",
+        ("measures",),
+        "gemma3n_3ncore_kd",
+    ),
+    Task(
+        "text",
+        "`question`, `answer` and other formats",
+        ("TextQADataset", "TranslationDataset"),
+        "text",
+        ("accuracy", "choice"),
+        "gemma3n_medrescue",
+    ),
+)
+_TITLE = """## Tasks and datasets
+
+| task | row of a table | dataset class | answer | metrics | example in `config/training_configs` |
+|---|---|---|---|---|---|
+"""
+_NOTES = """
+`columns=dict(image="img_name", answer="label")` names other columns of a table with images, `group_field` the column
+of the patient, and `box` the form of boxes: `xyxy`, `xywh` or `normalized`.
+[mllm/dataset/public/README.md](../mllm/dataset/public/README.md) says which folder each public set expects,
+[DATASETS.md](DATASETS.md) the options of all classes.
+"""
+_HEADER = """# Options of datasets
+
+This file is generated: `python mllm/pipeline/show.py datasets > config/DATASETS.md`. The docstring of a class
+describes its options.
+"""
+
+
+def task_document() -> str:
+    """Return the table of tasks."""
+    return _TITLE + "\n".join(map(str, TASKS)) + "\n" + _NOTES
+
+
+def dataset_document() -> str:
+    """Return the content of `config/DATASETS.md`: a table of the options of each dataset of this package."""
+    return "\n".join([_HEADER, *(_table(name) for name in sorted(DATASETS.locations))])
+
+
+def _table(name: str) -> str:
+    """Return the summary of a dataset and a table of its options."""
+    signature = DATASETS.describe(name)
+    rows = [f"## {name}", "", signature.summary, "", "| option | type | default |", "|---|---|---|"]
+    for option, item in signature.parameters.items():
+        default = "required" if item.default is item.empty else f"`{item.default!r}`"
+        kind = format_type(item.annotation).replace("|", "\\|")
+        rows.append(f"| `{option}` | {kind} | {default} |")
+    return "\n".join(rows) + "\n"
+
+
+def _codes(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names if name)
