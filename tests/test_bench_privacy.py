@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "bench"))
 
 import canaries  # noqa: E402
 import privacy  # noqa: E402
+import privacy_noise  # noqa: E402
 import privacy_work  # noqa: E402
 from interleaved import worst_difference  # noqa: E402
 
@@ -71,3 +73,13 @@ def test_one_run_of_the_canaries_has_all_figures_of_the_table(monkeypatch):
     header, rule, plain, private = canaries.table(found).splitlines()
     assert header.count("|") == rule.count("|") == plain.count("|") == private.count("|")
     assert plain.startswith("| without privacy | infinite | ") and private.startswith("| epsilon 8 | 7.9")
+
+
+def test_the_benchmark_of_noise_has_a_row_for_each_generator_and_number_of_threads(capsys):
+    threads = torch.get_num_threads()
+    try:
+        privacy_noise.main(["--values", "100", "--rounds", "1", "--threads", "1", "2"])
+    finally:
+        torch.set_num_threads(threads)
+    rows = [line.split(" | ")[:2] for line in capsys.readouterr().out.splitlines()[2:8]]
+    assert rows == [[f"| {kind}", number] for number in "12" for kind in ("torch.randn", "ours", "ours, secure_mode")]

@@ -227,6 +227,10 @@ def test_a_private_draw_is_shared_and_its_noise_added_once(write_config):
     assert _rows("two", "loss") == pytest.approx(_rows("one", "loss"), rel=1e-5)
     for name, tensor in _adapter("one").items():
         torch.testing.assert_close(_adapter("two")[name], tensor, rtol=0, atol=1e-7, msg=name)
+    # Four updates of SGD from zeros, each with noise of standard deviation sigma * C on the sum of 4 expected units.
+    # Clipped gradients move the thousands of values by a norm of less than 4 * 0.5 * 0.1.
+    moved = torch.cat([tensor.flatten() for name, tensor in _adapter("two").items() if "lora_B" in name])
+    assert moved.std().item() == pytest.approx(4**0.5 * 0.5 * 0.6 * 0.1 / 4, rel=0.03)
     assert "lesion" not in Path("two/first_batch.md").read_text()
     whole = _adapter("two")
     for path in [Path("two/checkpoint-4"), Path("two/adapter"), Path("two/privacy.json")]:

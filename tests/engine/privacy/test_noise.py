@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mllm.engine.privacy.noise import ENTROPY, Noise, _generator, secret_of, secure_normal
+from mllm.engine.privacy.noise import BLOCK, ENTROPY, STREAMS, Noise, _generators, secret_of, secure_normal
 
 STD = 0.7 * 1.3
 """Noise multiplier times clip norm."""
@@ -25,9 +25,23 @@ def test_the_noise_is_normal_and_its_bits_independent(dtype):
 
 def test_all_256_bits_of_entropy_change_the_noise():
     """`torch.Generator` on a CPU gives equal noise for seeds s and s + 2^32."""
-    draws = {tuple(_generator(1 << bit).standard_normal(2)) for bit in range(8 * ENTROPY)}
-    assert len(draws) == 8 * ENTROPY
+    draws = {tuple(generator.standard_normal(2)) for bit in range(8 * ENTROPY) for generator in _generators(1 << bit)}
+    assert len(draws) == 8 * ENTROPY * STREAMS
     assert ENTROPY * 8 >= 128
+
+
+def test_the_noise_does_not_depend_on_the_number_of_threads_and_no_block_is_repeated():
+    threads, draws = torch.get_num_threads(), []
+    try:
+        for number in (1, 4):
+            torch.set_num_threads(number)
+            draws.append(torch.zeros((STREAMS + 2) * BLOCK + 5))
+            Noise(test_seed=0).add(draws[-1], STD, step=3)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*draws)
+    first = {block[0].item() for block in draws[0].split(BLOCK)}
+    assert len(first) == STREAMS + 3
 
 
 def test_two_runs_never_share_noise():
@@ -92,7 +106,7 @@ def test_it_is_added_to_what_is_there_in_its_dtype():
 
 
 def test_secure_numbers_are_standard_normal():
-    numbers = secure_normal(200_001)
+    numbers = torch.from_numpy(secure_normal(200_001))
     assert numbers.shape == (200_001,)
     assert numbers.dtype is torch.float64
     assert numbers.isfinite().all()
