@@ -50,6 +50,9 @@ MEANT_FOR = {
     "medgemma_vqa_rad": (A10, "bf16"),
     "medgemma_segmentation": (A10, "bf16"),
     "medgemma_detection": (A10, "bf16"),
+    "medgemma15_ct_slices": (A10, "bf16"),
+    "gemma4_vqa_rad": (A10, "bf16"),
+    "qwen3_vl_vqa_rad": (A10, "bf16"),
 }
 
 

@@ -70,3 +70,30 @@ QWEN2_VL = r"""
 {{- '<|im_start|>assistant\n' if add_generation_prompt -}}
 """
 """Qwen2-VL: ChatML, with a default system turn where the conversation has none."""
+
+QWEN3_VL = QWEN2_VL.replace(
+    r"""    {%- if loop.first and turn['role'] != 'system' -%}
+        {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}
+    {%- endif -%}
+""",
+    "",
+)
+"""Qwen3-VL: as Qwen2-VL, without a default system turn."""
+
+GEMMA4 = r"""
+{{- bos_token -}}
+{%- for turn in messages -%}
+    {{- '<|turn>' ~ ('model' if turn['role'] == 'assistant' else turn['role']) ~ '\n' -}}
+    {%- if turn['content'] is string -%}
+        {{- turn['content'] | trim -}}
+    {%- else -%}
+        {%- for part in turn['content'] -%}
+            {{- '\n\n<|image|>\n\n' if part['type'] == 'image' -}}
+            {{- part['text'] | trim if part['type'] == 'text' -}}
+        {%- endfor -%}
+    {%- endif -%}
+    {{- '<turn|>\n' -}}
+{%- endfor -%}
+{{- '<|turn>model\n' if add_generation_prompt -}}
+"""
+"""Gemma 4 without thinking (E2B and E4B): turns of system, user and model, with blank lines around an image."""

@@ -26,6 +26,12 @@ def is_chosen(model_type: str | None) -> bool:
     return model_type in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or model_type not in text
 
 
+def choose_tiny(checkpoint: str) -> str:
+    """Return the tiny checkpoint that replaces a checkpoint: of the same architecture if there is one, else LLaVA."""
+    names = {"gemma-4": "gemma4", "qwen3-vl": "qwen3_vl", "qwen2": "qwen2_vl"}
+    return next((tiny for part, tiny in names.items() if part in checkpoint.lower()), "llava")
+
+
 IMAGE_TEXT = Family(
     type="image-text",
     options=ModelArgs,
@@ -36,9 +42,12 @@ IMAGE_TEXT = Family(
     keep_unquantized=keep_unquantized,
     chosen_for=is_chosen,
     unsupported_keys=frozenset({"image_size", "image_token_len", "part", "train_vision"}),
+    stand_in=choose_tiny,
     titles={"paligemma": "PaliGemma"},
     tiny={
         "llava": LazyFunction("mllm.models.auto.tiny:llava"),
-        "qwen2_vl": LazyFunction("mllm.models.auto.tiny:qwen2_vl"),
+        "qwen2_vl": LazyFunction("mllm.models.auto.tiny_qwen:qwen2_vl"),
+        "qwen3_vl": LazyFunction("mllm.models.auto.tiny_qwen:qwen3_vl"),
+        "gemma4": LazyFunction("mllm.models.auto.tiny_gemma4:gemma4"),
     },
 )
