@@ -33,6 +33,7 @@ QUIET = ("pydicom", "PIL", "nibabel", "libav", "av", "datasets", "fsspec", "open
 COMPUTING = ("accelerate", "bitsandbytes", "deepspeed", "opacus", "peft", "torch")
 """Packages that get tensors only, so that their messages hold no values of rows."""
 _CONVERSION = re.compile(r"%(?:%|[-#0 +]*\d*(?:\.\d+)?[a-zA-Z])")
+_DATASET = "mllm/dataset/"
 _CALLS = 6
 """Places in the source that the message about an unexpected exception names."""
 
@@ -172,11 +173,12 @@ def _is_harmless(error: Exception) -> bool:
 
 def _public(error: Exception) -> UserError:
     """Return an error without values that replaces `error`."""
-    if isinstance(error, DataError):
-        return DataError(_reason(error), _reason(error))
-    if isinstance(error, UserError):
-        return type(error)(str(error), error.reason)
     calls = [code_place(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, UserError):
+        # An error of the config may hold values, too, if it was raised where data are read.
+        is_about_data = any(call.startswith(_DATASET) for call in calls) or not calls[-1].startswith("mllm/")
+        message = _reason(error) if is_about_data or isinstance(error, DataError) else str(error)
+        return type(error)(message, error.reason)
     return TrainingError.without_values(
         f"unexpected {type(error).__name__} in {' <- '.join(calls[::-1][:_CALLS])}; its text is {LEFT_OUT}"
     )

@@ -18,6 +18,7 @@ from mllm.pipeline.command import run_command
 from mllm.pipeline.evaluate_model import main as evaluate
 from mllm.pipeline.finetune import main
 from mllm.pipeline.plan import main as plan
+from mllm.pipeline.show import main as show
 from mllm.registry import DATASETS, METRICS
 
 CANARY = "Zq7Kanari"
@@ -172,6 +173,7 @@ def test_a_private_run_with_unusable_rows_writes_no_value_of_them(run):
     assert_silent(text)
     folder = Path("exp/run/latest").resolve()
     assert files_with_canary(folder) == {"config.py", "predictions.jsonl"}
+    assert list((folder / "tensorboard").rglob("events*")), "the tracker was searched, too"
     skipped = (folder / "skipped_rows.txt").read_text()
     for number, row in enumerate(bad, start=4):
         # Damaged images are found when their rows are drawn.
@@ -248,6 +250,14 @@ def test_a_refused_table_is_named_by_split_and_row(run, kind):
         code, text = run("--privacy", main=plan)
         assert code == 2 and sentence in text
         assert_silent(text)
+
+
+def test_show_sample_shows_the_row_that_a_message_names(run):
+    write_rows("test", row_of("data", fail="data"))
+    code, text = run()
+    assert code == 2 and "`mllm show sample CONFIG --split test --index 2`" in text
+    code, text = run("--split", "test", "--index", "2", main=lambda argv: show(["sample", *argv]))
+    assert code == 2 and f"test.jsonl, line 3: {CANARY} data {CANARY} yes" in text
 
 
 @pytest.mark.parametrize("position", range(22))

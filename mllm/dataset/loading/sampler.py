@@ -45,7 +45,7 @@ class LogicalBatchSampler(Sampler[list[Draw]]):
         self.shuffle, self.drop_last = shuffle, drop_last
         self.epoch = 0
         if not len(self):
-            raise ConfigError(
+            raise ConfigError.without_values(
                 f"training_args.dataloader_drop_last=True drops all {size} samples, because an update takes "
                 f"{batch_size * world}: set it to False, or lower the batch size or gradient_accumulation_steps"
             )
