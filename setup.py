@@ -24,6 +24,7 @@ CORE = [
     "tqdm>=4.66",
     "psutil>=5.9",
     "matplotlib>=3.8",
+    "jinja2>=3.1",
     "tensorboard>=2.16",
 ]
 
@@ -53,6 +54,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["mllm", "mllm.*"], exclude=["*.__pycache__"]),
+    package_data={"mllm.report.data": ["*.html"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["mllm = mllm.pipeline.cli:run"]},

@@ -13,6 +13,11 @@ RUNS = Path("exp")
 """The folder of all runs, relative to the current directory."""
 LATEST = "latest"
 """Symbolic link in the folder of the runs of a config to the run that trained last."""
+DATA_CHECK = "data"
+"""Folder of the report of `mllm data`, in the folder of the runs of a config."""
+DATA_PAGE = "data.html"
+DATA_ROWS = "rows.jsonl"
+"""Facts of the rows, in `DATA_CHECK`."""
 MINIATURE = "miniature"
 """Folder of the generated data of `--tiny`, in the folder of the runs of a config."""
 

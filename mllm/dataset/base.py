@@ -66,6 +66,10 @@ class SampleDataset(ABC):
         """
         return Sample(turns=[], group=self.group(index))
 
+    def modality(self, index: int) -> str | None:
+        """Return the modality of a row, such as 'CT'; None if it is unknown."""
+        return None
+
     def patient_hint(self) -> str:
         """Return the end of a message about rows without a patient: a column that may have it; empty without one."""
         return ""
@@ -243,6 +247,11 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
         return self.inspect(index).measures if self.has_measures else {}
+
+    @override
+    def modality(self, index: int) -> str | None:
+        value = self.row(index).get("modality")
+        return None if is_empty(value) else str(value)
 
     def row(self, index: int) -> dict[str, Any]:
         """Return a row of the file, with `columns` under the names of their fields.

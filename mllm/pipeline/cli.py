@@ -24,6 +24,7 @@ COMMANDS = {
     "convert": ("mllm.pipeline.convert", "convert weights of other layouts to the layout of transformers"),
     "matformer": ("mllm.pipeline.matformer", "cut a smaller model out of a Gemma 3n, without training"),
     "plan": ("mllm.pipeline.plan", "predict the noise of a private training"),
+    "data": ("mllm.pipeline.data", "check all rows and images of a config, and show them on a page"),
     "show": ("mllm.pipeline.show", "show registries, a resolved config, or an encoded sample"),
 }
 """Subcommand -> the module with its `main`, and a description."""

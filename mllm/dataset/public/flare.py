@@ -162,7 +162,7 @@ class FLAREDataset(ImageTextDataset):
                 names = row["ImageName"] if isinstance(row["ImageName"], list) else [row["ImageName"]]
                 images = [f"{folder.relative_to(self._root(folder)).as_posix()}/{name}" for name in names]
                 entry = {"image": images, "question": row["Question"], "answer": answer, "task": task, "error": error}
-                rows.append({**entry, "patient": images[0]})
+                rows.append({**entry, "patient": images[0], "modality": row.get("Modality")})
                 places.append(records.describe(index))
 
     @staticmethod

@@ -74,6 +74,10 @@ class DummyDataset(SampleDataset):
     def group(self, index: int, epoch: int = 0) -> str | None:
         return f"phantom {self.seed}-{self._checked(index)}"
 
+    @override
+    def modality(self, index: int) -> str | None:
+        return self.modalities[self._checked(index) // len(self.tasks) % len(self.modalities)]
+
     def _checked(self, index: int) -> int:
         if not -self.size <= index < self.size:
             raise IndexError(f"sample {index} of {self.size}")

@@ -39,15 +39,20 @@ class VQADataset(ImageTextDataset):
         **options: Any,
     ) -> None:
         super().__init__(data_path, image_folder, **options)
-        self.modality = modality
+        self.default_modality = modality
         self.choose_answer = choose_answer
+
+    @override
+    def modality(self, index: int) -> str | None:
+        named = self.row(index).get("modality")
+        return self.default_modality if is_empty(named) else str(named)
 
     @override
     def parse(self, row: dict[str, Any]) -> Sample:
         entries = row["image"] if isinstance(row["image"], list) else [row["image"]]
         images = [image for entry in entries for image in self.read_images(entry)]
         question, modality = text_of(row["question"], "question"), row.get("modality")
-        modality = self.modality if is_empty(modality) else text_of(modality, "modality")
+        modality = self.default_modality if is_empty(modality) else text_of(modality, "modality")
         if modality:
             question = f"{modality}: {question}"
         placeholders = question.count(IMAGE)

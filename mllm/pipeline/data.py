@@ -1,0 +1,53 @@
+"""Command `mllm data`: check every row and every image of a config, and write a page about them.
+
+python mllm/pipeline/data.py config/training_configs/X.py [--workers 4] [--tiny] [--cfg-options a.b=c ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # started as a file: the checkout is not on the path yet
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from mllm.pipeline.command import command_parser, run_command
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code: 1 if there are errors in the data. No weights are loaded."""
+    args = parse(argv)
+    from mllm.run.data_check import check_data
+
+    check = check_data(args.config, args.cfg_options, tiny=args.tiny, workers=args.workers)
+    for finding in check.findings:
+        print(f"{'error' if finding.is_error else 'notice'}: {finding.title}: {finding.count:,}")
+    print(f"{check.rows:,} rows were read; the page is {check.page}")
+    return 1 if check.errors else 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = command_parser("data", "Check every row and every image of a config, and write a page about them.")
+    parser.add_argument("config", help="a config file")
+    parser.add_argument("--tiny", action="store_true", help="replace checkpoints and absent data by tiny ones")
+    parser.add_argument(
+        "--workers", type=_count, default=os.cpu_count() or 1, help="processes that decode images (default: all cores)"
+    )
+    parser.add_argument(
+        "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys"
+    )
+    return parser.parse_args(argv)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not an integer of at least 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

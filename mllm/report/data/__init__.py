@@ -1,0 +1,1 @@
+"""Report of the data of a config: facts of every row, findings, and one HTML page."""

@@ -1,0 +1,237 @@
+"""Facts of the rows of a config for `mllm data`, computed in worker processes and kept in a file for the next call."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from mllm.dataset.base import SampleDataset
+from mllm.dataset.contents import ContentDigest
+from mllm.dataset.image_files import UndecodedImage
+from mllm.dataset.rows import Row
+from mllm.errors import DataError, UserError
+from mllm.private_messages import in_row, is_private, sentence_of
+from mllm.structures import IMAGE, Sample, SampleEncoder
+
+_SHOWN = 300
+"""Characters of a text that are kept."""
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """Facts of a decoded image."""
+
+    width: int
+    height: int
+    digest: str
+    """Digest of size and pixels."""
+    mean: float
+    """Mean of the pixels, 0 (black) to 255 (white)."""
+    std: float
+    """Standard deviation of the pixels."""
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """Facts of a row of a split."""
+
+    split: str
+    number: int
+    """Number of the row in its split, from 0."""
+    key: str
+    """Digest of the texts, and of the sizes and times of change of the files. Empty: it is not known."""
+    place: str
+    """Location for messages: `FILE, line N`. In a private run split and number."""
+    error: str = ""
+    """Reason for which the row cannot be used. Empty: it can be used."""
+    patient: str | None = None
+    modality: str | None = None
+    question: str = ""
+    answer: str = ""
+    images: tuple[ImageFacts, ...] = ()
+    boxes: int = 0
+    masks: int = 0
+    points: int = 0
+    length: int | None = None
+    """Tokens of the sample; None: there is no checkpoint, or the model reads images only."""
+    truncated: bool = False
+    """True if `max_length` cuts the end of the answer."""
+
+
+@dataclass
+class Store:
+    """Facts of earlier calls, in a file with one row per line.
+
+    Args:
+        path: The file. It is appended to, so that a killed call loses the last rows at most.
+        settings: Digest of all settings on which the facts depend. The file is begun anew if they changed.
+    """
+
+    path: Path
+    settings: str
+    rows: dict[tuple[str, int], RowFacts] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        if lines and _parsed(lines[0]) == {"settings": self.settings}:
+            for line in lines[1:]:
+                if (row := _parsed(line)) is not None:
+                    facts = _row_of(row)
+                    self.rows[facts.split, facts.number] = facts
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps({"settings": self.settings}) + "\n", encoding="utf-8")
+
+    def open(self) -> IO[str]:
+        """Return the file for new rows."""
+        file = self.path.open("a+", encoding="utf-8")
+        file.seek(0, 2)
+        if not self.path.read_bytes().endswith(b"\n"):
+            file.write("\n")  # a killed call left a part of a line
+        return file
+
+
+def _parsed(line: str) -> Any:
+    """Return the value of a line of the store; None for the part of a line that a killed call left."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _row_of(row: Mapping[str, Any]) -> RowFacts:
+    return RowFacts(**{**row, "images": tuple(ImageFacts(**image) for image in row["images"])})
+
+
+class _Rows(Dataset[RowFacts]):
+    """Facts of the rows of all splits; rows that did not change are taken from the store."""
+
+    def __init__(self, splits: Mapping[str, SampleDataset], encoder: SampleEncoder | None, store: Store | None) -> None:
+        self.rows = [
+            (name, number, source, index)
+            for name, dataset in splits.items()
+            for number, (source, index) in enumerate(dataset.rows())
+        ]
+        self.encoder, self.known = encoder, {} if store is None else store.rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> RowFacts:
+        split, number, source, index = self.rows[position]
+        with in_row(split, number):
+            place = Row.current(source, index).name
+            try:
+                key = row_key(source.inspect(index))
+            except UserError as error:
+                return RowFacts(split, number, "", place, error=sentence_of(error))
+            known = self.known.get((split, number))
+            if known is not None and known.key == key and known.place == place:
+                return known
+            return _facts(RowFacts(split, number, key, place), source, index, self.encoder)
+
+
+def row_key(sample: Sample) -> str:
+    """Return a digest of a sample that `inspect` returned: its contents, and the times of change of its files."""
+    content = ContentDigest()
+    content.add(sample)
+    files = [image.file for image in sample.images if isinstance(image, UndecodedImage)]
+    times = repr([(str(file), file.stat().st_mtime_ns) for file in files])
+    return hashlib.blake2b((content.hexdigest() + times).encode(), digest_size=16).hexdigest()
+
+
+def _facts(row: RowFacts, source: SampleDataset, index: int, encoder: SampleEncoder | None) -> RowFacts:
+    """Decode the images of a row, encode its sample without random transforms, and return its facts."""
+    values = asdict(row)
+    try:
+        sample = plain_sample(source, index)
+        if not is_private():
+            values |= {
+                "modality": source.modality(index),
+                "question": _text(sample, "user"),
+                "answer": _text(sample, "assistant"),
+            }
+        values |= {
+            "patient": sample.group,
+            "images": tuple(image_facts(image) for image in sample.images),
+            "boxes": sum(mark.box is not None and mark.mask is None for mark in sample.marks),
+            "masks": sum(mark.mask is not None for mark in sample.marks),
+            "points": sum(mark.point is not None for mark in sample.marks),
+        }
+        if encoder is not None:
+            encoded = encoder.encode(sample)
+            values |= {"length": sum(encoded.lengths), "truncated": encoded.truncated}
+    except UserError as error:
+        values["error"] = sentence_of(error)
+    return RowFacts(**values)
+
+
+def plain_sample(source: SampleDataset, index: int) -> Sample:
+    """Return the sample of a row with decoded images and, if its class reads files, without random transforms."""
+    sample = source.inspect(index)
+    if not sample.images:
+        return source.sample(index)
+    return replace(sample, images=[image.convert("RGB") for image in sample.images])
+
+
+def _text(sample: Sample, role: str) -> str:
+    """Return the last text of a role, shortened."""
+    text = next((turn.text for turn in reversed(sample.turns) if turn.role == role), "")
+    return shortened(text.replace(IMAGE, "").strip())
+
+
+def shortened(text: str) -> str:
+    """Return a text of at most `_SHOWN` characters."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def image_facts(image: Image.Image) -> ImageFacts:
+    """Return the facts of an image."""
+    pixels = np.asarray(image.convert("RGB"))
+    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
+    digest.update(pixels.tobytes())
+    return ImageFacts(image.width, image.height, digest.hexdigest(), float(pixels.mean()), float(pixels.std()))
+
+
+def all_facts(
+    splits: Mapping[str, SampleDataset], encoder: SampleEncoder | None, store: Store | None, workers: int
+) -> Iterator[RowFacts]:
+    """Yield the facts of all rows in their order, and add new ones to the store.
+
+    Args:
+        splits: Datasets by name of the split.
+        encoder: Encoder of the model, for the lengths; None: lengths stay unknown.
+        store: Facts of earlier calls; None: none are kept.
+        workers: Number of processes; 0: this one.
+
+    Raises:
+        DataError: A worker process ended.
+    """
+    rows = _Rows(splits, encoder, store)
+    loader = DataLoader(rows, batch_size=None, num_workers=workers, collate_fn=_unchanged)
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    with nullcontext() if store is None else store.open() as file:
+        try:
+            for facts in loader:
+                if file is not None and store is not None and store.rows.get((facts.split, facts.number)) != facts:
+                    file.write(json.dumps(asdict(facts)) + "\n")
+                    file.flush()
+                yield facts
+        except RuntimeError as error:
+            raise DataError.without_values(
+                "a worker process ended: start the command again, it continues; --workers 0 names the row"
+            ) from error
+
+
+def _unchanged(facts: Any) -> Any:
+    return facts

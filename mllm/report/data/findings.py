@@ -1,0 +1,244 @@
+"""Findings about the data of a config: counts, duplicates, suspicious images and rare spellings of answers."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mllm.report.data.facts import RowFacts
+
+NEARLY_CONSTANT = 2.0
+"""Standard deviation of the pixels, of 255, below which an image is suspicious."""
+SMALL = 32
+"""Shorter side in pixels below which an image is suspicious."""
+ELONGATED = 6.0
+"""Ratio of the sides above which an image is suspicious."""
+MANY_ANSWERS = 500
+"""Number of different answers above which answers are free text, and spellings are not compared."""
+LISTED = 25
+"""Maximum number of rows of a list in the page."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Numbers of a column, for a table."""
+
+    count: int
+    smallest: float
+    median: float
+    p95: float
+    """95th percentile."""
+    largest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Distribution | None:
+        """Return the distribution of values; None: there are none."""
+        if not values:
+            return None
+        low, median, p95, high = np.percentile(values, (0, 50, 95, 100))
+        return cls(len(values), float(low), float(median), float(p95), float(high))
+
+
+@dataclass(frozen=True)
+class SplitFindings:
+    """Counts of one split."""
+
+    name: str
+    rows: int
+    unusable: int
+    patients: int
+    without_patient: int
+    images: int
+    boxes: int
+    masks: int
+    modalities: list[tuple[str, int]]
+    """Modalities with their numbers of rows, most frequent first."""
+    answers: list[tuple[str, int]]
+    """Most frequent answers with their numbers of rows."""
+    different_answers: int
+    sizes: list[tuple[str, int]]
+    """Most frequent sizes of images, `width x height`, with their numbers of images."""
+    different_sizes: int
+    lengths: Distribution | None
+    """Tokens of the samples; None: unknown."""
+    length_values: list[int]
+    truncated: int
+    sources: list[str]
+    """Summary of each source dataset."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Rows that a user should look at."""
+
+    title: str
+    advice: str
+    rows: list[str]
+    """Lines of the list; the first `LISTED`."""
+    count: int
+    is_error: bool = False
+    """True if training would stop or a figure would be wrong."""
+
+
+def split_findings(name: str, rows: Sequence[RowFacts], sources: Sequence[str] = ()) -> SplitFindings:
+    """Return the counts of a split; `sources` are the summaries of its source datasets."""
+    usable = [row for row in rows if not row.error]
+    images = [image for row in usable for image in row.images]
+    answers = Counter(row.answer for row in usable if row.answer)
+    sizes = Counter(f"{image.width} x {image.height}" for image in images)
+    lengths = [row.length for row in usable if row.length is not None]
+    return SplitFindings(
+        name=name,
+        rows=len(rows),
+        unusable=len(rows) - len(usable),
+        patients=len({row.patient for row in usable if row.patient is not None}),
+        without_patient=sum(row.patient is None for row in usable),
+        images=len(images),
+        boxes=sum(row.boxes for row in usable),
+        masks=sum(row.masks for row in usable),
+        modalities=_modalities(usable),
+        answers=answers.most_common(LISTED),
+        different_answers=len(answers),
+        sizes=sizes.most_common(10),
+        different_sizes=len(sizes),
+        lengths=Distribution.of(lengths),
+        length_values=lengths,
+        truncated=sum(row.truncated for row in usable),
+        sources=list(sources),
+    )
+
+
+def _modalities(rows: Sequence[RowFacts]) -> list[tuple[str, int]]:
+    """Return the modalities with their numbers of rows; empty if no row names one."""
+    counts = Counter(row.modality or "unknown" for row in rows)
+    return [] if counts.keys() <= {"unknown"} else counts.most_common(LISTED)
+
+
+def findings(splits: Mapping[str, Sequence[RowFacts]], max_length: int | None) -> list[Finding]:
+    """Return everything that a user should look at, errors first.
+
+    Args:
+        splits: Facts of the rows by split.
+        max_length: Maximum number of tokens of a sample; None: unknown.
+    """
+    rows = [row for split in splits.values() for row in split]
+    usable = [row for row in rows if not row.error]
+    found = [
+        _unusable(rows),
+        *_duplicates(usable),
+        _patients(usable),
+        _cut(usable, max_length),
+        *_suspicious(usable),
+        _spellings(usable),
+    ]
+    return sorted((finding for finding in found if finding.count), key=lambda finding: not finding.is_error)
+
+
+def _finding(title: str, advice: str, lines: Sequence[str], is_error: bool = False) -> Finding:
+    return Finding(title, advice, list(lines[:LISTED]), len(lines), is_error)
+
+
+def _unusable(rows: Sequence[RowFacts]) -> Finding:
+    lines = [f"{row.split}: {row.error}" for row in rows if row.error]
+    advice = "Training stops at such a row, or leaves it out with data_args.on_error='skip'."
+    return _finding("Rows that cannot be used", advice, lines, is_error=True)
+
+
+def _duplicates(rows: Sequence[RowFacts]) -> tuple[Finding, Finding]:
+    """Return images with equal pixels in several splits, and those of several patients."""
+    by_image: dict[str, dict[tuple[str, int], RowFacts]] = defaultdict(dict)
+    for row in rows:
+        for image in row.images:
+            by_image[image.digest][row.split, row.number] = row
+    across, patients = [], []
+    for group in by_image.values():
+        members = list(group.values())
+        first_of = {row.split: row for row in reversed(members)}
+        if len(first_of) > 1:
+            across.append(" = ".join(f"{split}: {row.place}" for split, row in first_of.items()))
+        owners = {row.patient: row for row in reversed(members) if row.patient is not None}
+        if len(owners) > 1:
+            patients.append(" = ".join(row.place for row in owners.values()))
+    return (
+        _finding(
+            "Images with equal pixels in several splits",
+            "Held-out figures are too good if a test image was trained on: keep it in one split.",
+            across,
+            is_error=True,
+        ),
+        _finding("Images with equal pixels of several patients", "A patient may have two ids.", patients),
+    )
+
+
+def _patients(rows: Sequence[RowFacts]) -> Finding:
+    """Return the patients with rows in several splits."""
+    splits: dict[str, dict[str, RowFacts]] = defaultdict(dict)
+    for row in rows:
+        if row.patient is not None:
+            splits[row.patient].setdefault(row.split, row)
+    lines = [
+        " and ".join(f"{split}: {row.place}" for split, row in places.items())
+        for places in splits.values()
+        if len(places) > 1
+    ]
+    return _finding("Patients in several splits", "Divide the rows with PatientSplit.", lines, is_error=True)
+
+
+def _cut(rows: Sequence[RowFacts], max_length: int | None) -> Finding:
+    lines = [f"{row.split}: {row.place}" for row in rows if row.truncated]
+    advice = f"The ends of their answers are not learned: raise model_args.max_length ({max_length})."
+    return _finding("Samples that max_length cuts", advice, lines)
+
+
+def _suspicious(rows: Sequence[RowFacts]) -> list[Finding]:
+    """Return images that are nearly constant, very small or very long."""
+    kinds: list[tuple[str, str, Callable[[int, int, float], bool]]] = [
+        (
+            "Nearly constant images",
+            "Look at their window or their header: a picture without contrast teaches nothing.",
+            lambda width, height, std: std < NEARLY_CONSTANT,
+        ),
+        (
+            f"Images with a side below {SMALL} pixels",
+            "A thumbnail or a damaged export.",
+            lambda width, height, std: min(width, height) < SMALL,
+        ),
+        (
+            f"Images with sides in a ratio above {ELONGATED:g}",
+            "Resizing to a square distorts them: set model_args.pad_to_square.",
+            lambda width, height, std: max(width, height) > ELONGATED * min(width, height),
+        ),
+    ]
+    found = []
+    for title, advice, applies in kinds:
+        lines = [
+            f"{row.split}: {row.place} ({image.width} x {image.height} pixels, mean {image.mean:.0f} of 255)"
+            for row in rows
+            for image in row.images
+            if applies(image.width, image.height, image.std)
+        ]
+        found.append(_finding(title, advice, lines))
+    return found
+
+
+def _spellings(rows: Sequence[RowFacts]) -> Finding:
+    """Return answers that occur once and resemble a frequent answer."""
+    counts = Counter(row.answer for row in rows if row.answer)
+    lines = []
+    if len(counts) <= MANY_ANSWERS:
+        frequent = {_folded(answer): answer for answer, count in counts.most_common() if count > 1}
+        for row in rows:
+            if row.answer and counts[row.answer] == 1 and not any(letter.isdigit() for letter in row.answer):
+                near = difflib.get_close_matches(_folded(row.answer), frequent, n=1, cutoff=0.85)
+                if near:
+                    lines.append(f"{row.split}: {row.place}: '{row.answer}', elsewhere '{frequent[near[0]]}'")
+    return _finding("Answers that occur once and resemble a frequent one", "Probably a spelling.", lines)
+
+
+def _folded(text: str) -> str:
+    """Return a text without differences of case and white space."""
+    return " ".join(text.casefold().split())

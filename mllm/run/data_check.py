@@ -1,0 +1,123 @@
+"""Check of all rows and images of a config, and the page about them, without loading weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mllm.config.schema import RunConfig
+from mllm.dataset.base import SampleDataset
+from mllm.dataset.builder import build_datasets
+from mllm.errors import UserError
+from mllm.models.builder.builder import load_encoder
+from mllm.private_messages import call_privately, is_private
+from mllm.report.data.facts import RowFacts, Store, all_facts, plain_sample, shortened
+from mllm.report.data.findings import Finding, findings, split_findings
+from mllm.report.data.page import Picture, picture, write_page
+from mllm.report.drawing import draw_marks
+from mllm.run.prepare import prepare_args
+from mllm.run_files import DATA_CHECK, DATA_PAGE, DATA_ROWS, RUNS
+from mllm.structures import Encoder
+
+SHOWN = 12
+"""Examples of a split in the page."""
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """Result of the check."""
+
+    page: Path
+    rows: int
+    findings: list[Finding]
+
+    @property
+    def errors(self) -> list[Finding]:
+        """Return the findings with which training would stop or a figure would be wrong."""
+        return [finding for finding in self.findings if finding.is_error]
+
+
+def check_data(path: str, overrides: Sequence[str] = (), *, tiny: bool = False, workers: int = 0) -> DataCheck:
+    """Read every row and decode every image of all splits of a config, and write `exp/<config name>/data/data.html`.
+
+    Facts of rows are kept in `rows.jsonl` beside the page. A second call decodes only rows that are new or changed, so
+    that a killed call continues.
+
+    Args:
+        path: A config file.
+        overrides: `KEY=VALUE` for keys of the config.
+        tiny: Replace checkpoints and absent data by tiny ones.
+        workers: Number of processes that decode; 0: this one.
+
+    Raises:
+        ConfigError: The config is invalid.
+        DataError: A table cannot be read.
+    """
+    config, _ = prepare_args(path, overrides, tiny=tiny, loads_model=True)
+    return call_privately(partial(_check, config, workers), config.privacy_args is not None)
+
+
+def _check(config: RunConfig, workers: int) -> DataCheck:
+    splits = build_datasets(config.data_args, seed=config.training_args["seed"])
+    encoder, notes = _encoder(config)
+    folder = RUNS / config.name / DATA_CHECK
+    store = None if is_private() else Store(folder / DATA_ROWS, _settings(config))
+    rows: dict[str, list[RowFacts]] = {name: [] for name in splits}
+    total = sum(len(list(dataset.rows())) for dataset in splits.values())
+    for facts in tqdm(all_facts(splits, encoder, store, workers), "reading rows", total, unit="row", disable=None):
+        rows[facts.split].append(facts)
+    max_length = None if encoder is None else config.model_args.max_length
+    found = findings(rows, max_length)
+    sheets: dict[str, list[Picture]] = {}
+    if is_private():
+        notes.append("The config is private: the page has no image, question or answer, and no facts of rows are kept.")
+    else:
+        sheets = {name: _sheet(dataset, rows[name], encoder) for name, dataset in splits.items()}
+    counts = [split_findings(name, rows[name], _summaries(dataset)) for name, dataset in splits.items()]
+    write_page(folder / DATA_PAGE, config.name, counts, found, sheets, notes, max_length)
+    return DataCheck(folder / DATA_PAGE, total, found)
+
+
+def _encoder(config: RunConfig) -> tuple[Encoder | None, list[str]]:
+    """Return the encoder of the model; without its checkpoint None and a sentence about it."""
+    try:
+        return load_encoder(config.model_args), []
+    except UserError as error:
+        return None, [f"Lengths are unknown, and boxes are drawn as the rows have them: {error}."]
+
+
+def _summaries(dataset: SampleDataset) -> list[str]:
+    """Return the summary of each source dataset of a split as text; empty in a private run, because it has paths."""
+    if is_private():
+        return []
+    sources = {id(source): source for source, _ in dataset.rows()}
+    summaries = [source.summary() for source in sources.values()]
+    return [", ".join(f"{key}: {value}" for key, value in summary.items()) for summary in summaries if summary]
+
+
+def _settings(config: RunConfig) -> str:
+    """Return a digest of all settings on which the facts of a row depend."""
+    return hashlib.blake2b(repr((config.model_args, config.data_args)).encode(), digest_size=16).hexdigest()
+
+
+def _sheet(dataset: SampleDataset, rows: Sequence[RowFacts], encoder: Encoder | None) -> list[Picture]:
+    """Return pictures of evenly spaced usable rows with images."""
+    sources = list(dataset.rows())
+    usable = [row for row in rows if not row.error and row.images]
+    count = min(SHOWN, len(usable))
+    pictures = []
+    for row in (usable[number * len(usable) // count] for number in range(count)):
+        source, index = sources[row.number]
+        sample = plain_sample(source, index)
+        reference = None if encoder is None else encoder.reference(sample)
+        marks = reference.marks if reference is not None and reference.marks else sample.marks
+        answer = shortened(reference.text) if reference is not None and reference.text else row.answer
+        in_first = [mark for mark in marks if mark.image == 0]
+        image = draw_marks(sample.images[0], in_first) if in_first else sample.images[0]
+        pictures.append(picture(image, row.place, row.question, answer, len(in_first)))
+    return pictures
