@@ -19,7 +19,7 @@ from mllm.dataset.base import SampleDataset
 from mllm.dataset.contents import ContentDigest
 from mllm.dataset.image_files import UndecodedImage
 from mllm.dataset.rows import Row
-from mllm.errors import DataError, UserError
+from mllm.errors import DataError, UserError, with_location
 from mllm.private_messages import in_row, is_private, sentence_of
 from mllm.structures import IMAGE, Sample, SampleEncoder
 
@@ -181,7 +181,10 @@ def plain_sample(source: SampleDataset, index: int) -> Sample:
     sample = source.inspect(index)
     if not sample.images:
         return source.sample(index)
-    return replace(sample, images=[image.convert("RGB") for image in sample.images])
+    try:
+        return replace(sample, images=[image.convert("RGB") for image in sample.images])
+    except UserError as error:
+        raise with_location(error, source.describe(index)) from error
 
 
 def _text(sample: Sample, role: str) -> str:

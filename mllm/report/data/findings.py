@@ -156,11 +156,14 @@ def _duplicates(rows: Sequence[RowFacts]) -> tuple[Finding, Finding]:
             by_image[image.digest][row.split, row.number] = row
     across, patients = [], []
     for group in by_image.values():
-        members = list(group.values())
-        first_of = {row.split: row for row in reversed(members)}
-        if len(first_of) > 1:
-            across.append(" = ".join(f"{split}: {row.place}" for split, row in first_of.items()))
-        owners = {row.patient: row for row in reversed(members) if row.patient is not None}
+        of_split: dict[str, RowFacts] = {}
+        owners: dict[str, RowFacts] = {}
+        for row in group.values():
+            of_split.setdefault(row.split, row)
+            if row.patient is not None:
+                owners.setdefault(row.patient, row)
+        if len(of_split) > 1:
+            across.append(" = ".join(f"{split}: {row.place}" for split, row in of_split.items()))
         if len(owners) > 1:
             patients.append(" = ".join(row.place for row in owners.values()))
     return (
