@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -70,11 +71,11 @@ def data(folder, capsys):
     def run(length: int = 256, extra: str = "", workers: int = 0) -> tuple[int, str, str]:
         Path("run.py").write_text(CONFIG.format(length=length) + extra)
         code = main(["run.py", "--workers", str(workers)])
-        html = Path("exp/run/data/data.html").read_text()
+        page = html.unescape(Path("exp/run/data/data.html").read_text())
         return (
             code,
             capsys.readouterr().out,
-            " ".join(re.sub(r"<style>.*?</style>|<[^>]+>", " ", html, flags=re.S).split()),
+            " ".join(re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.S).split()),
         )
 
     return run
@@ -143,10 +144,10 @@ def test_processes_give_the_same_page(data):
 
 def test_the_page_of_a_private_config_has_no_value_of_a_row(data):
     code, out, text = data(extra=PRIVATE)
-    html = Path("exp/run/data/data.html").read_text()
-    assert code == 1 and "<img" not in html and not Path("exp/run/data/rows.jsonl").exists()
+    page = Path("exp/run/data/data.html").read_text()
+    assert code == 1 and "<img" not in page and not Path("exp/run/data/rows.jsonl").exists()
     for value in ("benign", "malignant", "jsonl", ".png", "p2"):
-        assert value not in html and value not in out, value
+        assert value not in page and value not in out, value
     assert "train, row 7" in text and "train: train, row 3 and test: test, row 2" in text
 
 
@@ -165,5 +166,5 @@ def test_real_blood_smears_have_no_finding_and_their_boxes_are_drawn(folder, sha
     Path("run.py").write_text(text.replace('dict(type="VQADataset", data_path="test.jsonl")', bccd[1]))
     assert main(["run.py", "--workers", "2"]) == 0
     assert capsys.readouterr().out == "159 rows were read; the page is exp/run/data/data.html\n"
-    html = Path("exp/run/data/data.html").read_text()
-    assert html.count("<img") == 24 and "boxes or masks drawn" in html and len(html) < 2_000_000
+    page = Path("exp/run/data/data.html").read_text()
+    assert page.count("<img") == 24 and "boxes or masks drawn" in page and len(page) < 2_000_000

@@ -236,7 +236,7 @@ def _spellings(rows: Sequence[RowFacts]) -> Finding:
         frequent = {_folded(answer): answer for answer, count in counts.most_common() if count > 1}
         for row in rows:
             if row.answer and counts[row.answer] == 1 and not any(letter.isdigit() for letter in row.answer):
-                near = difflib.get_close_matches(_folded(row.answer), frequent, n=1, cutoff=0.85)
+                near = difflib.get_close_matches(_folded(row.answer), frequent, n=1, cutoff=0.8)
                 if near:
                     lines.append(f"{row.split}: {row.place}: '{row.answer}', elsewhere '{frequent[near[0]]}'")
     return _finding("Answers that occur once and resemble a frequent one", "Probably a spelling.", lines)
