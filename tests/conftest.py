@@ -32,6 +32,10 @@ SLOW_FILES = ("tests/pipeline/", "tests/run/", "tests/test_configs.py", "tests/t
 """Tests of whole runs. They start first, so that the last minutes are shared evenly by all processes."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-families", action="store_true", help="test rare model families, too")
+
+
 def pytest_configure() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

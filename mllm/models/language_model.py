@@ -64,7 +64,7 @@ class LanguageModel(TrainableModel):
         """Return the last hidden states [B, L, D] of a batch, the vocabulary, and the predictions of the heads."""
         model = self.pretrained
         with self.inserting_objects(student) as inputs, self.recording_vision() as features:
-            hidden_BLD = last_hidden_state(model.base_model, inputs, student.get(ROW))
+            hidden_BLD = last_hidden_state(model, inputs, student.get(ROW))
             predictions = {}
             if self.heads:
                 state_BMKD = self.object_states(hidden_BLD, student["object_positions"])

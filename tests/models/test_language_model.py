@@ -50,16 +50,6 @@ def test_a_sample_has_equal_states_alone_and_in_a_mixed_batch(folder, side):
         torch.testing.assert_close(together[row][real], alone, rtol=1e-4, atol=1e-4)
 
 
-@torch.no_grad()
-def test_hidden_states_through_the_vocabulary_are_the_models_own_logits(folder):
-    pretrained = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    encoder = ChatEncoder(AutoProcessor.from_pretrained(folder), max_length=4096)
-    batch = encoder.pad([encoder.encode(_sample(1))])
-    outputs = LanguageModel(pretrained, TOWERS)(**batch.student)
-    torch.testing.assert_close(outputs.vocabulary(outputs.hidden_BLD), pretrained(**batch.student).logits)
-    assert outputs.softcap is None
-
-
 def test_the_image_changes_the_hidden_states(folder):
     model = LanguageModel(AutoModelForImageTextToText.from_pretrained(folder).eval(), TOWERS)
     encoder = ChatEncoder(AutoProcessor.from_pretrained(folder), max_length=4096)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 ROW = "packed_row"
 """Key of a tensor [B] in a batch: the row of each sample. Samples of a row are in the order of the batch."""
@@ -59,8 +60,8 @@ class Packing:
         return empty.index_put((self.target_T,), tensor_T).view(self.rows, self.width)
 
 
-def last_hidden_state(backbone: nn.Module, inputs: dict[str, Tensor], row_B: Tensor | None) -> Tensor:
-    """Return the hidden states [B, L, D] of a backbone of transformers. With `row_B`, samples share rows.
+def last_hidden_state(model: PreTrainedModel, inputs: dict[str, Tensor], row_B: Tensor | None) -> Tensor:
+    """Return the hidden states [B, L, D] that the vocabulary of a model reads. With `row_B`, samples share rows.
 
     Without an attention mask, transformers derives one from the position ids: a position that does not follow its
     predecessor starts a new sample, which does not attend to earlier tokens.
@@ -72,8 +73,31 @@ def last_hidden_state(backbone: nn.Module, inputs: dict[str, Tensor], row_B: Ten
         packing = Packing.of(mask_BL, row_B)
         inputs = {name: packing.pack(tensor) for name, tensor in inputs.items() if name != "attention_mask"}
         inputs["position_ids"] = packing.position_ids
-    hidden: Tensor = backbone(**inputs, use_cache=False, return_dict=True).last_hidden_state
+    hidden = _states_of(model, inputs)
     return hidden if packing is None else packing.unpack(hidden)
+
+
+def _states_of(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Return the last hidden states of a model.
+
+    T5 and its relatives have no module for the model without its vocabulary. Their states are those that the output
+    layer receives, which then computes the logits of no position.
+    """
+    if model.base_model is not model:
+        states: Tensor = model.base_model(**inputs, use_cache=False, return_dict=True).last_hidden_state
+        return states
+    received: list[Tensor] = []
+
+    def receive(layer: nn.Module, arguments: tuple[Tensor]) -> Tensor:
+        received.append(arguments[0])
+        return arguments[0][:, :0]
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(receive)
+    try:
+        model(**inputs, use_cache=False, return_dict=True)
+    finally:
+        hook.remove()
+    return received[0]
 
 
 def followers(student: dict[str, Tensor]) -> Tensor:

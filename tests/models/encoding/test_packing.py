@@ -139,8 +139,8 @@ def test_gemma3n_with_its_towers_packs_text_too():
     ids = torch.randint(10, 1000, mask.shape, generator=torch.Generator().manual_seed(0)) * mask
     inputs = {"input_ids": ids, "attention_mask": mask.long()}
     with torch.no_grad():
-        alone = last_hidden_state(model.base_model, inputs, None)
-        packed = last_hidden_state(model.base_model, inputs, torch.tensor([0, 0, 0]))
+        alone = last_hidden_state(model, inputs, None)
+        packed = last_hidden_state(model, inputs, torch.tensor([0, 0, 0]))
         leaking = model.base_model(input_ids=ids[mask][None]).last_hidden_state[0]
     torch.testing.assert_close(packed[mask], alone[mask], rtol=0, atol=1e-9)
     assert (leaking - alone[mask])[30:].abs().max() > 0.1

@@ -1,0 +1,258 @@
+"""Families of the installed transformers: each is right from loading to answers, or refused in a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from family_checkpoints.records import CASES, Case
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+)
+
+from mllm.config.hardware import Hardware
+from mllm.config.schema import ModelArgs
+from mllm.dataset.loading.collator import LogicalCollator
+from mllm.engine.learner import Learner
+from mllm.engine.preflight import preflight
+from mllm.errors import ConfigError
+from mllm.export.adapter import write
+from mllm.export.facts import Facts
+from mllm.export.merge import merge
+from mllm.export.settings import encoding_settings
+from mllm.models.builder.builder import load_pretrained
+from mllm.models.generation.generate import generate, stop_ids
+from mllm.objectives.text import NextToken
+from mllm.structures import IGNORE, Bundle, Context, Sample, Turn
+
+CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
+AUTO = {"causal-lm": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
+CLOSE: dict[str, Any] = dict(rtol=2e-4, atol=2e-4)
+ANSWER = "A scan of the left lung"
+
+
+def picture(width: int, height: int) -> Image.Image:
+    rng = np.random.default_rng(width)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def conversation(*images: Image.Image, question: str = "What is this?", answer: str = ANSWER) -> Sample:
+    return Sample([Turn("user", "<image>" * len(images) + question), Turn("assistant", answer)], list(images))
+
+
+def conversations(case: Case) -> list[Sample]:
+    """Return samples with one image, without one, and with two of other sizes; texts alone for a model of text."""
+    if case.type in AUTO:
+        return [conversation(), conversation(question="Why is it?", answer="A shadow"), conversation(question="Who?")]
+    return [
+        conversation(picture(80, 60)),
+        conversation(question="Why?", answer="A shadow"),
+        conversation(picture(50, 90), picture(120, 60), question="Which?"),
+    ]
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
+def test_a_family_is_right_or_refused(case: Case, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if not case.always and not request.config.getoption("--all-families"):
+        pytest.skip("a family that differs little from another one; run with --all-families")
+    folder = case.write(tmp_path / "base")
+    if case.refused:
+        with pytest.raises(ConfigError, match=case.refused):
+            check_as_a_run(load(case, folder), conversations(case))
+        return
+    bundle, samples = load(case, folder), conversations(case)
+    stock = AUTO.get(case.type, AutoModelForImageTextToText).from_pretrained(folder).eval()
+    check_logits(bundle, stock, samples)
+    check_labels(bundle, folder, samples)
+    with torch.no_grad():
+        for name, parameter in bundle.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    check_as_a_run(bundle, samples)
+    check_batch(bundle, samples)
+    check_look_ahead(bundle, samples[0])
+    check_checkpointing(bundle, samples)
+    check_update(bundle, samples)
+    merged = check_merge(case, bundle, samples, folder, tmp_path)
+    check_answers(bundle, merged, samples)
+
+
+def load(case: Case, folder: Path, **options: Any) -> Bundle:
+    """Return the model with a LoRA on all towers."""
+    torch.manual_seed(0)
+    args = ModelArgs(case.type, str(folder), lora_r=2, lora_target="all", max_length=1024, **options)
+    bundle = load_pretrained(args, CPU)
+    bundle.model.eval()
+    return bundle
+
+
+@torch.no_grad()
+def check_logits(bundle: Bundle, stock: Any, samples: list[Sample]) -> None:
+    """Compare the logits with those of stock transformers; a new LoRA changes nothing."""
+    for sample in samples[:2]:
+        student = bundle.encoder.pad([bundle.encoder.encode(sample)]).student
+        outputs = bundle.model(**student)
+        logits = outputs.vocabulary(outputs.hidden_BLD)
+        if outputs.softcap is not None:
+            logits = outputs.softcap * torch.tanh(logits / outputs.softcap)
+        torch.testing.assert_close(logits, stock(**student).logits, **CLOSE)
+
+
+def check_labels(bundle: Bundle, folder: Path, samples: list[Sample]) -> None:
+    """Compare the prompt with the outputs of the checkpoint's own processor; all behind it is supervised."""
+    encoder: Any = bundle.encoder
+    for sample in samples:
+        encoded, prompt = encoder.encode(sample), encoder.prompt(sample)
+        ids, labels = encoded.student["input_ids"], encoded.targets["labels"]
+        if "decoder_input_ids" in encoded.student:
+            ids = encoded.student["decoder_input_ids"]
+        start = 1 if "decoder_input_ids" in encoded.student else len(prompt)
+        assert (labels[:start] == IGNORE).all() and torch.equal(labels[start:], ids[start:])
+        assert encoder.tokenizer.decode(labels[start:]).strip() == sample.turns[-1].text + encoder.turn_end.strip()
+        assert int(labels[-1]) in stop_ids(bundle)
+        expected = own_inputs(folder, sample, "decoder_input_ids" in encoded.student)
+        student = encoder.pad([prompt]).student
+        if "decoder_input_ids" not in encoded.student:
+            assert torch.equal(encoded.student["input_ids"][: len(prompt)], prompt.student["input_ids"])
+        for name, tensor in expected.items():
+            if name in student:
+                torch.testing.assert_close(student[name], tensor, msg=lambda text, name=name: f"{name}: {text}")
+        assert {"input_ids", "attention_mask"} <= expected.keys() & student.keys()
+        assert not sample.images or set(student) >= set(expected) - {"labels", "batch_num_images"}
+
+
+def own_inputs(folder: Path, sample: Sample, is_encoder_decoder: bool) -> dict[str, Tensor]:
+    """Return the question as the checkpoint's processor or tokenizer encodes it."""
+    question = sample.turns[0].text.replace("<image>", "")
+    processor: Any = AutoProcessor.from_pretrained(folder)
+    if not (folder / "processor_config.json").exists():
+        processor = AutoTokenizer.from_pretrained(folder)
+        if processor.chat_template is None:
+            return dict(processor(question, return_tensors="pt"))
+        messages: list[Any] = [{"role": "user", "content": question}]
+        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = text.removeprefix(processor.bos_token) if is_encoder_decoder else text
+        return dict(processor(text, return_tensors="pt", add_special_tokens=False))
+    content = [*({"type": "image"} for _ in sample.images), {"type": "text", "text": question}]
+    messages = [{"role": "user", "content": content}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    bos = processor.tokenizer.bos_token
+    special = not (bos and text.startswith(bos))
+    return dict(processor(text=[text], images=sample.images or None, return_tensors="pt", add_special_tokens=special))
+
+
+def check_as_a_run(bundle: Bundle, samples: list[Sample]) -> None:
+    """Make the checks before the first update of a run: gradients, look-ahead, and the model's own loss."""
+    learner = Learner(bundle.model, {"next_token": NextToken()}).eval()
+    batch = LogicalCollator(bundle.encoder.pad)([bundle.encoder.encode(sample) for sample in samples])
+    preflight(learner, batch, Accelerator(cpu=True))
+
+
+@torch.no_grad()
+def check_batch(bundle: Bundle, samples: list[Sample]) -> None:
+    """Compare the states of each sample in a padded batch with those that it has alone."""
+    encoded = [bundle.encoder.encode(sample) for sample in samples]
+    together = bundle.model(**bundle.encoder.pad(encoded).student).hidden_BLD
+    for row, sample in enumerate(encoded):
+        alone = bundle.model(**bundle.encoder.pad([sample]).student).hidden_BLD[0]
+        torch.testing.assert_close(together[row, : len(alone)], alone, **CLOSE)
+
+
+@torch.no_grad()
+def check_look_ahead(bundle: Bundle, sample: Sample) -> None:
+    """Change the last tokens of an answer, which must not change the states before them."""
+    student = bundle.encoder.pad([bundle.encoder.encode(sample)]).student
+    name = "decoder_input_ids" if "decoder_input_ids" in student else "input_ids"
+    changed = student[name].clone()
+    changed[0, -3:-1] = changed[0, [-2, -3]]
+    assert not torch.equal(changed, student[name])
+    before = bundle.model(**student).hidden_BLD[0]
+    after = bundle.model(**{**student, name: changed}).hidden_BLD[0]
+    torch.testing.assert_close(after[:-3], before[:-3], **CLOSE)
+    assert (after[-3:] - before[-3:]).abs().max() > 1e-3
+
+
+def loss_of(bundle: Bundle, samples: list[Sample]) -> Tensor:
+    batch = bundle.encoder.pad([bundle.encoder.encode(sample) for sample in samples])
+    return NextToken().total(Context(batch.targets, bundle.model(**batch.student))).sum()
+
+
+def gradients(bundle: Bundle, samples: list[Sample]) -> dict[str, Tensor]:
+    trained = {name: tensor for name, tensor in bundle.model.named_parameters() if tensor.requires_grad}
+    torch.manual_seed(0)  # of dropout
+    return dict(zip(trained, torch.autograd.grad(loss_of(bundle, samples), list(trained.values())), strict=True))
+
+
+def check_checkpointing(bundle: Bundle, samples: list[Sample]) -> None:
+    """Compare the gradients with and without gradient checkpointing."""
+    model: Any = bundle.model
+    model.train()
+    expected = gradients(bundle, samples)
+    model.enable_checkpointing({"use_reentrant": False})
+    for name, gradient in gradients(bundle, samples).items():
+        scale = float(expected[name].abs().max())
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * scale + 1e-7, msg=name)
+    model.pretrained.gradient_checkpointing_disable()
+    model.eval()
+
+
+def check_update(bundle: Bundle, samples: list[Sample]) -> None:
+    """Make one small step against the gradient, which lowers the loss by its length times the gradient's norm."""
+    with torch.no_grad():
+        before = float(loss_of(bundle, samples))
+    found = gradients(bundle, samples)
+    assert all(gradient.any() for gradient in found.values())
+    norm = float(torch.stack([gradient.square().sum() for gradient in found.values()]).sum().sqrt())
+    parameters = dict(bundle.model.named_parameters())
+    step = 1e-3 * before / norm**2
+    with torch.no_grad():
+        for name, gradient in found.items():
+            parameters[name].sub_(gradient, alpha=step)
+        after = float(loss_of(bundle, samples))
+    assert before - after == pytest.approx(1e-3 * before, rel=0.2)
+
+
+@torch.no_grad()
+def check_merge(case: Case, bundle: Bundle, samples: list[Sample], folder: Path, out: Path) -> Any:
+    """Write and merge the adapter, and compare stock transformers on the merged model with the adapted model."""
+    args = ModelArgs(case.type, str(folder), lora_r=2, lora_target="all", max_length=1024)
+    adapter = write(bundle, out / "adapter", facts=Facts(str(folder), encoding_settings(asdict(args))))
+    merge(str(adapter), out / "merged", compare=False)
+    merged = AUTO.get(case.type, AutoModelForImageTextToText).from_pretrained(out / "merged").eval()
+    for sample in samples[:2]:
+        student = bundle.encoder.pad([bundle.encoder.encode(sample)]).student
+        expected = bundle.model.backbone(**student).logits
+        torch.testing.assert_close(merged(**student).logits, expected, rtol=1e-3, atol=1e-3)
+    return merged
+
+
+@torch.no_grad()
+def check_answers(bundle: Bundle, merged: Any, samples: list[Sample]) -> None:
+    """Compare answers in a batch, with and without images, with those of stock transformers to one question."""
+    encoder: Any = bundle.encoder
+    answers = generate(bundle, samples, max_new_tokens=4, batch_size=3, progress=False)
+    for sample, answer in zip(samples, answers, strict=True):
+        student = encoder.pad([encoder.prompt(sample)]).student
+        options = GenerationConfig(
+            max_new_tokens=4,
+            do_sample=False,
+            eos_token_id=sorted(stop_ids(bundle)),
+            pad_token_id=encoder.tokenizer.pad_token_id,
+            decoder_start_token_id=encoder.decoder_start_id,
+        )
+        tokens = merged.generate(**student, generation_config=options)[0]
+        begin = 1 if merged.config.is_encoder_decoder else len(student["input_ids"][0])
+        expected = encoder.read_answer(tokens[begin:].cpu())
+        assert answer.text == expected.text

@@ -1,0 +1,86 @@
+"""Table of the families with a tiny checkpoint: how it is built, and the sentence that refuses it, if one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from family_checkpoints import image_text, text
+from mllm.tiny.checkpoints import write_tiny
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family: the type that loads it and its checkpoint."""
+
+    name: str
+    """The architecture, and a variant where there are two."""
+    type: str
+    make: Callable[[], tuple[Any, Any]] | str
+    """Function that returns model and processor, or the name of a shipped tiny checkpoint."""
+    refused: str = ""
+    """Regular expression of the sentence that refuses the family; empty: it trains."""
+    always: bool = True
+    """False: only with `--all-families`."""
+
+    def write(self, folder: Path) -> Path:
+        """Write the checkpoint and return its folder."""
+        if isinstance(self.make, str):
+            return write_tiny(self.make, folder)
+        model, processor = self.make()
+        model.generation_config.eos_token_id = model.config.get_text_config(decoder=True).eos_token_id
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return folder
+
+
+def cases(kind: str, makers: dict[str, Callable[[], tuple[Any, Any]] | str], **options: Any) -> list[Case]:
+    """Return a case for each architecture of one type."""
+    return [Case(name, kind, make, **options) for name, make in makers.items()]
+
+
+IMAGE_TEXT = cases(
+    "image-text",
+    {
+        "llava": "llava",
+        "qwen2_vl": "qwen2_vl",
+        "qwen3_vl": "qwen3_vl",
+        "gemma4": "gemma4",
+        "qwen2_5_vl": image_text.qwen2_5_vl,
+        "qwen3_5": image_text.qwen3_5,
+        "internvl": image_text.internvl,
+        "paligemma": image_text.paligemma,
+        "mllama": image_text.mllama,
+        "idefics3": image_text.idefics3,
+        "mistral3": partial(image_text.pixtral, "mistral3", 2, spatial_merge_size=2),
+        "llava (pixtral)": partial(
+            image_text.pixtral, "llava", 1, vision_feature_layer=-1, vision_feature_select_strategy="full"
+        ),
+        "lfm2_vl": image_text.lfm2_vl,
+        "glm4v": image_text.glm4v,
+        "llava_next": image_text.llava_next,
+        "llava_onevision": image_text.llava_onevision,
+        "vipllava": image_text.vipllava,
+        "aya_vision": image_text.aya_vision,
+    },
+)
+GEMMA3 = [Case("gemma3", "medgemma", "medgemma")]
+RARE = frozenset({"granite", "smollm3", "olmo2", "mbart", "led", "gemma3_text", "mistral"})
+"""Architectures that differ little from another one in the table."""
+REFUSED = {"bert": "attends to later tokens", "led": "trainable tensors receive no gradient"}
+DECODERS = [
+    Case(name, "causal-lm", partial(text.decoder, name), REFUSED.get(name, ""), name not in RARE)
+    for name in text.DECODERS
+]
+ENCODER_DECODERS = [
+    *(
+        Case(name, "seq2seq", partial(text.encoder_decoder, name), REFUSED.get(name, ""), always=name not in RARE)
+        for name in text.ENCODER_DECODERS
+    ),
+    Case("t5gemma", "seq2seq", "t5gemma"),
+]
+HELD = {"mllama", "gpt2", "modernbert-decoder", "phimoe", "paligemma", "llava_onevision"}
+CASES = [case for case in [*GEMMA3, *IMAGE_TEXT, *DECODERS, *ENCODER_DECODERS] if case.name not in HELD]
