@@ -113,10 +113,9 @@ def call_privately(function: Callable[[], T], is_private_run: bool = True) -> T:
     undo = _start()
     try:
         return function()
-    except Exception as error:
-        if _is_harmless(error):
-            raise
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
         public, trace = _public(error), error.__traceback__
+        public.__cause__ = public.__context__ = None
     finally:
         undo()
     raise public.with_traceback(trace)  # outside of the handler, so that the original exception is not its context
@@ -166,13 +165,10 @@ def _reason(error: UserError) -> str:
     )
 
 
-def _is_harmless(error: Exception) -> bool:
-    """Return True for a full disk and exhausted memory, which commands explain without the text of the error."""
-    return is_out_of_memory(error) or is_disk_full(error)
-
-
-def _public(error: Exception) -> UserError:
-    """Return an error without values that replaces `error`."""
+def _public(error: BaseException) -> BaseException:
+    """Return an error without values that replaces `error`: itself if its text has none."""
+    if isinstance(error, KeyboardInterrupt) or is_out_of_memory(error) or is_disk_full(error):
+        return error
     calls = [code_place(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, UserError):
         # An error of the config may hold values, too, if it was raised where data are read.
