@@ -65,7 +65,8 @@ data_args = dict(
 )
 training_args = dict(max_steps=2, per_device_train_batch_size=3, warmup_steps=0, save_steps=1, eval_steps=2,
                      dataloader_num_workers=0)
-privacy_args = dict(unit="patient", physical_batch_size=2, test_noise_seed=0)
+privacy_args = dict(unit="patient", physical_batch_size=2, test_noise_seed=0, target_epsilon=None, noise_multiplier=2.0,
+                    accountant="rdp")
 {more}
 """
 
