@@ -26,12 +26,12 @@ class UserError(Exception):
 
     @classmethod
     def without_values(cls, message: str) -> Self:
-        """Return an error whose message holds no value of a row, a header or a path of the data."""
+        """Return an error whose message contains no value of a row, a header or a path of the data."""
         return cls(message, message)
 
     @classmethod
     def at(cls, location: str, reason: str) -> Self:
-        """Return an error `LOCATION: REASON`; the reason holds no value of a row, a header or a path of the data."""
+        """Return an error `LOCATION: REASON`; the reason contains no value of a row, a header or a path of the data."""
         return cls(f"{location}: {reason}", reason)
 
 

@@ -1,6 +1,6 @@
 """GEMMA 3NCORE on a T4 of 16 GB: gemma3n_3ncore_kd.py in fp32, two patients per forward.
 
-The tower's convolutions overflow fp16, and a T4 has no bf16; its fp32 weights take 1.2 GB.
+The tower's convolutions overflow in fp16, and a T4 has no bf16; its fp32 weights take 1.2 GB.
 
 Cost: the two towers have 294 and 417 million weights, 2.8 GB together in fp32 (computed); a GPU run is not measured.
 Command: python mllm/pipeline/finetune.py config/training_configs/gemma3n_3ncore_kd_t4.py

@@ -8,6 +8,6 @@ from mllm.models.shikra.family import PERCEPTION_GPT, SHIKRA
 from mllm.models.siglip.family import MEDSIGLIP
 from mllm.models.text.family import CAUSAL_LM, SEQ2SEQ
 
-# Records that read any architecture come first: `FAMILIES.for_architecture` prefers later ones.
+# Records of any architecture come first, because `FAMILIES.for_architecture` uses the last record that matches.
 for record in (IMAGE_TEXT, MEDGEMMA, SHIKRA, PERCEPTION_GPT, CAUSAL_LM, SEQ2SEQ, GEMMA3N_STUDENT, MEDSIGLIP):
     FAMILIES.register(record)

@@ -1,4 +1,4 @@
-"""Base class of all trained models: a backbone of transformers with an adapter, and heads beside it."""
+"""Base class of all trained models: a backbone of transformers with an adapter, and heads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRAINABLE_TOWERS = ("projector", "vision")
 
 
 class TrainableModel(nn.Module):
-    """A backbone of transformers, or the `peft.PeftModel` around one, with heads beside it.
+    """A backbone of transformers, or the `peft.PeftModel` around one, with heads.
 
     `towers` maps the parts of the backbone to the prefix of their parameter names, such as
     `{"vision": "model.vision_tower"}`. Subclasses implement the protocol `mllm.structures.Model`.
@@ -38,7 +38,7 @@ class TrainableModel(nn.Module):
 
     @property
     def pretrained(self) -> PreTrainedModel:
-        """Return the model of transformers, with injected adapter layers."""
+        """Return the model of transformers, including injected adapter layers."""
         backbone: Any = self.backbone
         model = backbone if isinstance(backbone, PreTrainedModel) else backbone.get_base_model()
         assert isinstance(model, PreTrainedModel)
@@ -63,7 +63,7 @@ class TrainableModel(nn.Module):
             model.disable_input_require_grads()
 
     def trains(self, tower: str) -> bool:
-        """Return True if any parameter of a tower is trainable."""
+        """Return True if a parameter of a tower is trainable."""
         return any(
             parameter.requires_grad and self.tower_of(name) == tower for name, parameter in self.named_parameters()
         )
@@ -91,7 +91,7 @@ class TrainableModel(nn.Module):
 
     def tap(self, layers: Sequence[int | str] | None, count: int, grid: int) -> list[tuple[str, int]]:
         """Raise `ConfigError`: only a vision model has layers to tap."""
-        raise ConfigError("inner features are read from a vision model only: set part='vision'")
+        raise ConfigError("only the layers of a vision model can be tapped: set part='vision'")
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return all trained tensors that are not part of an adapter.
@@ -107,7 +107,7 @@ class TrainableModel(nn.Module):
         if missing or unexpected:
             difference = f"lack {missing[0]}" if missing else f"have {unexpected[0]}, which the model does not have"
             raise ConfigError(
-                f"the tensors trained beside the adapter {difference}: heads and box_format must be as in training"
+                f"the trained tensors outside the adapter {difference}: heads and box_format must be as in training"
             )
         for name, parameter in parameters.items():
             if parameter.shape != state[name].shape:

@@ -79,7 +79,7 @@ def _refuse_nonempty(folder: Path) -> None:
         return
     fix = "pass --resume to continue it, or choose another folder"
     if not folder.is_dir() or newest_checkpoint(folder) is None:
-        fix = "it holds no checkpoint to resume, so choose another folder"
+        fix = "it contains no checkpoint to resume, so choose another folder"
     raise ConfigError(f"training_args.output_dir {folder} is not empty; {fix}")
 
 

@@ -36,18 +36,18 @@ def new(kind: Any, **values: Any) -> Any:
     return kind(**values)
 
 
-def padded(vocabulary: int) -> int:
+def padded_rows(vocabulary: int) -> int:
     """Return the number of rows of an embedding: more than tokens, as in Gemma 3 (262,208 rows for 262,145 tokens)."""
     return (vocabulary // 64 + 1) * 64
 
 
-def make_special(tokenizer: Any, names: list[str]) -> None:
-    """Make `names`, which are in the vocabulary, special tokens that merges do not split."""
+def add_special_tokens(tokenizer: Any, names: list[str]) -> None:
+    """Declare `names`, which are in the vocabulary, as special tokens, so that merges do not split them."""
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
 
 
-def filled(kind: type[PreTrainedModel], config: Any, seed: int) -> PreTrainedModel:
-    """Return a model whose parameters are all random, drawn with `seed`, and whose layers keep the variance.
+def random_model(kind: type[PreTrainedModel], config: Any, seed: int) -> PreTrainedModel:
+    """Return a model with random parameters, drawn with `seed`, whose layers keep the variance.
 
     Parameters that the initialization of the model leaves at zero or nearly equal (`mm_input_projection_weight` of
     Gemma 3, norms, biases) are random, too, because tests could not detect errors in them otherwise.
@@ -70,6 +70,6 @@ def gemma_tokenizer() -> Any:
     """Return Gemma's tokenizer of text, with its chat template."""
     vocabulary, merges = train_pieces(GEMMA_TOKENS)
     tokenizer = new(GemmaTokenizer, vocab=vocabulary, merges=merges, add_bos_token=True)
-    make_special(tokenizer, GEMMA_TOKENS)
+    add_special_tokens(tokenizer, GEMMA_TOKENS)
     tokenizer.chat_template = templates.GEMMA3
     return tokenizer

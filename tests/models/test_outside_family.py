@@ -58,18 +58,18 @@ def make_tiny(seed, text, vision):
     from transformers import (
         Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessor, Idefics3Processor, LlamaTokenizer,
     )
-    from mllm.tiny.parts import TEXT, VISION, filled, make_special, new, padded
+    from mllm.tiny.parts import TEXT, VISION, random_model, add_special_tokens, new, padded_rows
     from mllm.tiny.vocabulary import train_pieces
 
     names = ["<unk>", "<s>", "</s>", "<pad>", "<image>", "<fake_token_around_image>", "<global-img>",
              "<end_of_utterance>"]
     vocabulary, merges = train_pieces(names)
     tokenizer = new(LlamaTokenizer, vocab=vocabulary, merges=merges, pad_token="<pad>", add_bos_token=True)
-    make_special(tokenizer, names)
+    add_special_tokens(tokenizer, names)
     ids = dict(bos_token_id=1, eos_token_id=2, pad_token_id=3)
     config = new(
         Idefics3Config,
-        text_config={"model_type": "llama", **TEXT, "vocab_size": padded(len(tokenizer)), **ids},
+        text_config={"model_type": "llama", **TEXT, "vocab_size": padded_rows(len(tokenizer)), **ids},
         vision_config={**VISION, "image_size": 56},
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         eos_token_id=2,
@@ -78,7 +78,7 @@ def make_tiny(seed, text, vision):
     edge = {"longest_edge": 56}
     images = Idefics3ImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False)
     processor = Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=TEMPLATE)
-    return filled(Idefics3ForConditionalGeneration, config, seed), processor
+    return random_model(Idefics3ForConditionalGeneration, config, seed), processor
 
 
 FAMILIES.register(

@@ -174,7 +174,8 @@ def test_an_output_dir_is_never_overwritten(refused):
     Path("mine/notes.txt").write_text("precious")
     more = "training_args.update(output_dir='mine')"
     refused(
-        "training_args.output_dir mine is not empty; it holds no checkpoint to resume, so choose another folder", more
+        "training_args.output_dir mine is not empty; it contains no checkpoint to resume, so choose another folder",
+        more,
     )
     assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
 

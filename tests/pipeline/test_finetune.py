@@ -244,7 +244,7 @@ def test_predictions_and_figures_are_written_even_if_the_merge_is_refused(write_
         "export_args = dict(merged=True)\ntraining_args.update(max_steps=1, warmup_steps=0, learning_rate=1e-60)\n"
         "data_args['compute_metric'] = 'accuracy'"
     )
-    with pytest.raises(ConfigError, match="changes nothing: all its B matrices are zero"):
+    with pytest.raises(ConfigError, match="has no effect: all its B matrices are zero"):
         main([write_config(more)])
     run = Path("exp/run/latest")
     assert not (run / "merged").exists()

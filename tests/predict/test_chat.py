@@ -55,7 +55,7 @@ def test_a_conversation_can_be_cleared_and_an_invalid_question_is_ignored(
     chat(text_bundle, [], OPTIONS)
     first, last = capsys.readouterr().out.splitlines()
     assert (first, last) == (*by_transformers(tiny_talker, "What is the heart?"), *by_transformers(tiny_talker, "Why?"))
-    assert "the question: the text holds the control token '<end_of_turn>'" in caplog.text
+    assert "the question: the text contains the control token '<end_of_turn>'" in caplog.text
 
 
 def test_the_oldest_exchanges_of_a_long_conversation_are_removed(text_bundle, monkeypatch, caplog):

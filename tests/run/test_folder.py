@@ -90,7 +90,9 @@ def test_an_explicit_folder_is_used_as_it_is_and_never_overwritten():
     folder, checkpoint = open_run_folder("a", "mine", resume=False)
     assert (folder.name, checkpoint) == ("mine", None)
     (folder / "notes.txt").write_text("precious")
-    with pytest.raises(ConfigError, match="output_dir mine is not empty; it holds no checkpoint to resume, so choose"):
+    with pytest.raises(
+        ConfigError, match="output_dir mine is not empty; it contains no checkpoint to resume, so choose"
+    ):
         open_run_folder("a", "mine", resume=False)
     write_checkpoint(folder, 3)
     with pytest.raises(ConfigError, match="output_dir mine is not empty; pass --resume to continue it, or choose"):

@@ -76,7 +76,7 @@ def choose_precision(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, 
     """Set the precision of weights and activations; fp16 keeps the residual stream in fp32 and never uses autocast."""
     if config.training_args["fp16"]:
         logger.info(
-            "fp16: weights in fp16, 8-bit or 4-bit; residual stream and adapters in fp32, as activations overflow fp16"
+            "fp16: weights in fp16, 8-bit or 4-bit; residual stream and adapters in fp32, since activations exceed fp16"
         )
         return config.replaced(**{"training_args.fp16": False}), replace(hardware, precision="fp16")
     if config.training_args["bf16"]:

@@ -127,13 +127,13 @@ def refuse_selection_by_private_loss(config: RunConfig, privacy: PrivacyArgs) ->
 def refuse_nonlinear_parts(config: RunConfig) -> None:
     """Raise `ConfigError` for trainable parts without per-sample gradients: all but LoRA on Linear and linear heads."""
     args = config.model_args
-    only = "and with privacy_args only LoRA on Linear layers and linear heads can train"
+    only = "but with privacy_args only LoRA on Linear layers and linear heads can be trained"
     for name, options in args.heads.items():
         nonlinear = HEADS.describe(options["type"]).attributes.get("nonlinear")
         if nonlinear is not None:
             raise ConfigError(
-                f"{config.origin('model_args', 'heads', name)}: the head '{name}' ({options['type']}) cannot train, "
-                f"because {nonlinear}, {only}: remove it"
+                f"{config.origin('model_args', 'heads', name)}: the head '{name}' ({options['type']}) cannot be "
+                f"trained: {nonlinear}, {only}: remove it"
             )
     if args.box_format is not None and BOX_FORMATS.describe(args.box_format["type"]).attributes.get("adds_tokens"):
         raise ConfigError(

@@ -92,5 +92,5 @@ def _find_suffix(path: Path) -> str:
 
 
 def _unusable(path: Path, fault: str) -> DataError:
-    """Return an error `PATH FAULT`; the fault holds no value of the file."""
+    """Return an error `PATH FAULT`; FAULT contains no value of the file."""
     return DataError(f"{path} {fault}", f"its file {fault}")

@@ -29,7 +29,7 @@ FROZEN = "base"
 class Mode(Enum):
     """Treatment of the adapter at `adapter_path`."""
 
-    FRESH = "there is no adapter at the start"
+    FRESH = "there is no saved adapter"
     CONTINUE = "it is trained further"
     MERGE = "it is merged into the weights"
     STACK = "it stays frozen below a fresh adapter"
@@ -73,7 +73,7 @@ def attach_adapter(
     if lora_r is not None:
         fresh = LoraConfig(
             r=lora_r,
-            lora_alpha=_whole(lora_r if lora_alpha is None else lora_alpha),
+            lora_alpha=_as_integer(lora_r if lora_alpha is None else lora_alpha),
             lora_dropout=lora_dropout,
             target_modules=resolve_target(model, lora_target, targets),
             use_rslora=use_rslora,
@@ -89,8 +89,8 @@ def attach_adapter(
     return model if fresh is None else _add_fresh(model, fresh)
 
 
-def _whole(alpha: float) -> Any:
-    """Return alpha as an integer if it is one: the type in PEFT's config. PEFT computes with fractions too."""
+def _as_integer(alpha: float) -> Any:
+    """Return alpha as `int`, the type of PEFT's config, if it is an integer. PEFT computes with fractions too."""
     return int(alpha) if alpha == int(alpha) else alpha
 
 
@@ -113,8 +113,7 @@ def _add_stacked(
     if fresh.use_dora or saved.config.use_dora:
         raise ConfigError(
             f"adapter_path = '{saved.source}' (rank {saved.config.r}) and lora_r = {fresh.r} would be two adapters, "
-            "and with DoRA two cannot be joined into one: set lora_r to the same rank to continue it, or merge_lora = "
-            "True"
+            "but DoRA adapters cannot be combined: set lora_r to the same rank to continue it, or merge_lora = True"
         )
     adapted = load_adapter(model, saved, FROZEN, targets)
     adapted.add_adapter(TRAINED, fresh)
@@ -124,7 +123,7 @@ def _add_stacked(
     for name, parameter in adapted.named_parameters():
         if f".{FROZEN}." in name:
             parameter.requires_grad_(False)
-    logger.info("a fresh adapter of rank %d is stacked on it, which stays frozen", fresh.r)
+    logger.info("a fresh adapter of rank %d is stacked on the saved one, which stays frozen", fresh.r)
     return adapted
 
 
@@ -135,5 +134,5 @@ def _refuse_contradictions(saved: SavedAdapter, **options: float | bool | None) 
         if value and value != saved_value:
             raise ConfigError(
                 f"{key} = {value} contradicts the adapter to be continued, '{saved.source}', which has {key} = "
-                f"{saved_value}; remove {key}, or set another lora_r to train a fresh adapter beside it"
+                f"{saved_value}; remove {key}, or set another lora_r to train a fresh adapter on top of it"
             )

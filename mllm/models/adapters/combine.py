@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 COMBINATIONS = ("cat", "linear", "ties", "dare_linear", "dare_ties")
 SPARSE = ("ties", "dare_linear", "dare_ties")
-"""Combinations that keep only a share of each adapter, its density."""
+"""Combinations that keep only a fraction of each adapter, its density."""
 RANDOM = ("dare_linear", "dare_ties")
 """Combinations that drop elements at random."""
 SEED = 0
@@ -44,13 +44,17 @@ COMBINED = "combined"
 def check_combination(adapters: int, weights: Sequence[float] | None, combination: str, density: float | None) -> None:
     """Raise `ConfigError` if the options of `mllm merge` contradict each other."""
     if weights is not None and len(weights) != adapters:
-        raise ConfigError(f"--weights has {len(weights)} numbers for {adapters} adapters: give one for each --adapter")
+        raise ConfigError(f"--weights has {len(weights)} numbers for {adapters} adapters: set one for each --adapter")
     if weights is not None and not all(math.isfinite(weight) and weight != 0 for weight in weights):
         raise ConfigError("--weights must be finite and not 0: leave out an adapter that should have no effect")
     if combination in SPARSE and (density is None or not 0 < density <= 1):
-        raise ConfigError(f"--combination {combination} needs --density, the share of each adapter to keep, in (0, 1]")
+        raise ConfigError(
+            f"--combination {combination} needs --density, the fraction of each adapter to keep, in (0, 1]"
+        )
     if combination not in SPARSE and density is not None:
-        raise ConfigError(f"--density is for --combination {', '.join(SPARSE)}; {combination} keeps all: remove it")
+        raise ConfigError(
+            f"--density is for --combination {', '.join(SPARSE)}; {combination} keeps all elements: remove --density"
+        )
 
 
 def combined(
@@ -63,19 +67,19 @@ def combined(
 ) -> SavedAdapter:
     """Return the weighted combination of saved adapters, in fp32.
 
-    Only the layers of `model` are used, not its weights. It holds the adapters afterwards and must not be used. Raise
-    `ConfigError` for DoRA, for different ranks unless `combination` is 'cat', and for adapters of another model.
+    Only the layers of `model` are used, not its weights. It contains the adapters afterwards and must not be used.
+    Raise `ConfigError` for DoRA, for different ranks unless `combination` is 'cat', and for adapters of another model.
     """
     for adapter in adapters:
         if adapter.config.use_dora:
-            raise ConfigError(f"'{adapter.source}' is a DoRA adapter, and several adapters can only be joined as LoRA")
-    plain = [without_scaling(adapter) for adapter in adapters]
-    if combination != "cat" and len({adapter.config.r for adapter in plain}) > 1:
-        ranks = ", ".join(f"'{adapter.source}' has {adapter.config.r}" for adapter in plain)
-        raise ConfigError(f"--combination {combination} needs adapters of one rank, and {ranks}: use --combination cat")
-    names = [f"part{number}" for number in range(len(plain))]
+            raise ConfigError(f"'{adapter.source}' is a DoRA adapter, but only LoRA adapters can be combined")
+    unscaled = [without_scaling(adapter) for adapter in adapters]
+    if combination != "cat" and len({adapter.config.r for adapter in unscaled}) > 1:
+        ranks = ", ".join(f"'{adapter.source}' has {adapter.config.r}" for adapter in unscaled)
+        raise ConfigError(f"--combination {combination} needs adapters of one rank, but {ranks}: use --combination cat")
+    names = [f"part{number}" for number in range(len(unscaled))]
     adapted: PeftModel | PreTrainedModel = model
-    for name, adapter in zip(names, plain, strict=True):
+    for name, adapter in zip(names, unscaled, strict=True):
         adapted = load_adapter(adapted, adapter, name, {})
     assert isinstance(adapted, PeftModel)
     tuner: Any = adapted.base_model
@@ -83,7 +87,7 @@ def combined(
         torch.manual_seed(SEED)
         tuner.add_weighted_adapter(names, list(weights), COMBINED, combination_type=combination, density=density)
     config: Any = adapted.peft_config[COMBINED]
-    logger.info("%d adapters are combined (%s): rank %d", len(plain), combination, config.r)
+    logger.info("%d adapters are combined (%s): rank %d", len(unscaled), combination, config.r)
     return SavedAdapter(COMBINED, config, adapter_tensors(adapted, COMBINED))
 
 
@@ -126,7 +130,7 @@ def stacked_as_one(model: PeftModel) -> tuple[dict[str, Tensor], LoraConfig]:
         name, config = next(iter(configs.items()))
         return adapter_tensors(model, name), copy.deepcopy(config)
     if any(config.use_dora for config in configs.values()):
-        raise ConfigError("a stack with DoRA cannot be joined into one adapter; merge it instead")
+        raise ConfigError("a stack with DoRA cannot be combined into one adapter; merge it instead")
     base = base_of(model)
     layers: dict[str, Any] = {name: layer for name, layer in base.named_modules() if isinstance(layer, LoraLayer)}
     rank = max(sum(layer.r.values()) for layer in layers.values())

@@ -1,4 +1,4 @@
-"""Adapter files: find, read and write them, and load them into a model under its current module names."""
+"""Finding, reading and writing of adapter files, and their loading into a model under its current module names."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def find_adapter(path: str | Path) -> Path:
     if not holds_lora(folder) and (folder / TRAINED).is_file():
         return folder
     if not holds_lora(folder):
-        raise ConfigError(f"adapter_path = '{path}' holds no {CONFIG_NAME}: it is not a PEFT adapter")
+        raise ConfigError(f"adapter_path = '{path}' contains no {CONFIG_NAME}: it is not a PEFT adapter")
     if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
-        raise ConfigError(f"adapter_path = '{path}' holds no {SAFETENSORS_WEIGHTS_NAME}: its weights are missing")
+        raise ConfigError(f"adapter_path = '{path}' contains no {SAFETENSORS_WEIGHTS_NAME}: its weights are missing")
     return folder
 
 
@@ -105,27 +105,27 @@ def holds_lora(folder: Path) -> bool:
 
 def _check_content(path: str, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
     """Raise `ConfigError` for an adapter that cannot be restored exactly or that has no effect."""
-    strange = [key for key in tensors if not KEY.fullmatch(key)]
-    if strange or config.modules_to_save:
-        more = ", ".join([*(config.modules_to_save or []), *strange][:3])
+    unknown_keys = [key for key in tensors if not KEY.fullmatch(key)]
+    if unknown_keys or config.modules_to_save:
+        names = ", ".join([*(config.modules_to_save or []), *unknown_keys][:3])
         raise ConfigError(
-            f"adapter_path = '{path}' holds more than LoRA ({more}): "
-            "whole modules beside the adapter are not supported; merge it into its base with the tool that made it"
+            f"adapter_path = '{path}' contains more than LoRA ({names}): "
+            "modules trained in full are not supported; merge it into its base with the program that wrote it"
         )
     # PiSSA, OLoRA, CorDA and LoftQ change the base at initialization, so their adapters fit no checkpoint on disk.
     if config.init_lora_weights not in (True, False, "gaussian", "orthogonal", "eva"):
         raise ConfigError(
-            f"adapter_path = '{path}' began as {config.init_lora_weights}, which changed its base too; convert it to "
-            "plain LoRA first (PEFT: path_initial_model_for_weight_conversion)"
+            f"adapter_path = '{path}' was initialized by {config.init_lora_weights}, which also changed its base; "
+            "convert it to plain LoRA first (PEFT: path_initial_model_for_weight_conversion)"
         )
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise ConfigError(f"adapter_path = '{path}' holds NaN or infinity; use an earlier checkpoint")
+        raise ConfigError(f"adapter_path = '{path}' contains NaN or infinity; use an earlier checkpoint")
     if not any(bool(tensor.any()) for key, tensor in tensors.items() if "lora_B" in key):
-        raise ConfigError(f"adapter_path = '{path}' changes nothing: all its B matrices are zero, it was never trained")
+        raise ConfigError(f"adapter_path = '{path}' has no effect: all its B matrices are zero, it was never trained")
 
 
 def fitted(saved: SavedAdapter, model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield (module name in `model`, rest of the key, tensor) for each tensor, for names of any transformers version.
+    """Yield (module name in `model`, parameter name in the module, tensor), for names of any transformers version.
 
     Raise `ConfigError` if `model` has no such module.
     """
@@ -190,8 +190,10 @@ def _check_shapes(saved: SavedAdapter, tensors: dict[str, Tensor], expected: dic
     """Raise `ConfigError` if the tensors of an adapter differ in name or shape from those that the model expects."""
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unexpected:
-        problem = f"{missing[0]} is missing" if missing else f"{unexpected[0]} has no place"
-        raise ConfigError(f"adapter_path = '{saved.source}' is not whole: {problem}; its files belong to two adapters")
+        problem = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is unexpected"
+        raise ConfigError(
+            f"adapter_path = '{saved.source}' is inconsistent: {problem}; its two files belong to different adapters"
+        )
     for key, tensor in tensors.items():
         if tensor.shape != expected[key].shape:
             raise ConfigError(
@@ -201,7 +203,7 @@ def _check_shapes(saved: SavedAdapter, tensors: dict[str, Tensor], expected: dic
 
 
 def adapter_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
-    """Return the tensors of an adapter under the keys of PEFT's format, without a request to the Hub."""
+    """Return the tensors of an adapter under the keys of PEFT's format, without network access."""
     return get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
 
 

@@ -62,7 +62,7 @@ def resolve_target(model: nn.Module, lora_target: str, targets: Mapping[str, str
         raise ConfigError(f"lora_target = '{lora_target}' is not a valid regular expression: {error}") from error
     modules = dict(model.named_modules())
     if not names:
-        raise ConfigError(_nothing_matched(lora_target, targets, modules))
+        raise ConfigError(_no_match_message(lora_target, targets, modules))
     for name in sorted(names):
         if not isinstance(modules[name], ADAPTABLE):
             raise ConfigError(
@@ -77,7 +77,7 @@ def resolve_target(model: nn.Module, lora_target: str, targets: Mapping[str, str
             )
         if _is_tied(modules[name], modules):
             raise ConfigError(
-                f"lora_target = '{lora_target}' matches {name}, whose weight is also the token embedding's; "
+                f"lora_target = '{lora_target}' matches {name}, which shares its weight with the token embedding; "
                 "an adapter on one of the two would untie them: leave it out"
             )
     log_targets(names, targets)
@@ -99,7 +99,7 @@ def _is_tied(module: nn.Module, modules: Mapping[str, nn.Module]) -> bool:
     return isinstance(module, nn.Linear) and any(module.weight is table for table in tables)
 
 
-def _nothing_matched(lora_target: str, targets: Mapping[str, str], modules: Mapping[str, nn.Module]) -> str:
+def _no_match_message(lora_target: str, targets: Mapping[str, str], modules: Mapping[str, nn.Module]) -> str:
     """Return the error message for a target that matches no module, with one example name per kind of layer."""
     if re.fullmatch(r"\w+", lora_target) and lora_target not in targets:
         known = hint(lora_target, [*targets, "all"])

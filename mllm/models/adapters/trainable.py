@@ -26,7 +26,7 @@ class TowerCount:
 
     @property
     def percent(self) -> float:
-        """Return the trainable share of the tower in percent."""
+        """Return the percentage of the tower's parameters that are trainable."""
         return 100 * self.parameters / self.total
 
 

@@ -40,14 +40,14 @@ def load_trained(model: Model, folder: str | Path, prefixes: tuple[str, ...] = (
     """Load the file of `write_trained` into an equal model. Raise `ConfigError` if names or shapes differ.
 
     With `prefixes`, the file contains only tensors whose names begin with one of them; the other tensors of the model
-    stay. Without a file, as beside an adapter of another tool, all tensors keep their initial values. A `headless`
+    stay. Without a file, as with an adapter of another program, all tensors keep their initial values. A `headless`
     model, such as a teacher, ignores the heads in the file.
     """
     path = Path(folder) / TRAINED
     state = model.trained_state()
     if not path.is_file():
         if state:
-            logger.info("%s has no %s: tensors trained beside its LoRA keep their initial values", folder, TRAINED)
+            logger.info("%s has no %s: trained tensors outside the LoRA keep their initial values", folder, TRAINED)
         return
     unchanged = {name: tensor for name, tensor in state.items() if prefixes and not name.startswith(prefixes)}
     try:
@@ -64,5 +64,5 @@ def _read(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); export the run again") from error
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-        raise ConfigError(f"{path} holds NaN or infinity; use an earlier checkpoint")
+        raise ConfigError(f"{path} contains NaN or infinity; use an earlier checkpoint")
     return state

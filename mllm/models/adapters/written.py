@@ -1,4 +1,4 @@
-"""Comparison of written tensors with the tensors in memory: nothing is reported as written before it was read back."""
+"""Comparison of files with the tensors in memory that were written to them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def save_compared(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file, read it back and compare; see `compare_written`.
 
     Raises:
-        ConfigError: A tensor is empty or a part of a divided tensor, or the file differs from `tensors`.
+        ConfigError: A tensor is empty or sharded, or the file differs from `tensors`.
     """
     for key, tensor in tensors.items():
         _refuse_part(key, tensor, None)
@@ -49,34 +49,34 @@ def compare_written(path: Path, tensors: Mapping[str, Tensor], required: set[str
         difference = f"it cannot be read ({error})"
     if difference is not None:
         raise ConfigError(
-            f"{path.name} is not what was trained: after writing, {difference}; check the disk, and repeat the export "
-            "with --resume"
+            f"{path.name} differs from the trained tensors after writing: {difference}; check the disk, and repeat the "
+            "export with --resume"
         )
 
 
 def refuse_sharded_tensors(model: Model | nn.Module) -> None:
     """Raise `ConfigError` if this process has only parts of the trainable parameters of `model`.
 
-    ZeRO-3 leaves tensors of shape (0,), FSDP leaves pieces or tensors that are distributed.
+    ZeRO-3 leaves tensors of shape (0,), FSDP leaves flattened parts or distributed tensors.
     """
-    whole = {
+    full_shapes = {
         id(module.weight): (module.out_features, module.in_features)
         for module in model.modules()
         if isinstance(module, nn.Linear)
     }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            _refuse_part(name, parameter, whole.get(id(parameter)))
+            _refuse_part(name, parameter, full_shapes.get(id(parameter)))
 
 
-def _refuse_part(name: str, tensor: Tensor, whole: tuple[int, ...] | None) -> None:
-    """Raise `ConfigError` if a tensor is empty, distributed, or of another shape than `whole` (None: unknown)."""
+def _refuse_part(name: str, tensor: Tensor, full_shape: tuple[int, ...] | None) -> None:
+    """Raise `ConfigError` if a tensor is empty, distributed, or of another shape than `full_shape` (None: unknown)."""
     shape = tuple(tensor.shape)
-    if not isinstance(tensor, DTensor) and tensor.numel() and (whole is None or shape == whole):
+    if not isinstance(tensor, DTensor) and tensor.numel() and (full_shape is None or shape == full_shape):
         return
-    expected = "" if whole is None else f", and the whole tensor has {whole}"
+    expected = "" if full_shape is None else f" instead of {full_shape}"
     raise ConfigError(
-        f"{name} has shape {shape} in this process{expected}: the training engine divides the weights, so nothing is "
+        f"{name} has shape {shape} in this process{expected}: the training engine shards the weights, so nothing is "
         "written; train with DDP or DeepSpeed ZeRO-1 or ZeRO-2"
     )
 

@@ -15,11 +15,11 @@ def keep_unquantized(bits: int, towers: Mapping[str, str]) -> list[str]:
 
 
 TYPES_OF_SUFFIX = frozenset({"paligemma"})
-"""Architectures whose `token_type_ids` are 1 in the answer, and which read all tokens with 0 at once."""
+"""Architectures whose `token_type_ids` are 0 in the prompt, with bidirectional attention, and 1 in the answer."""
 
 
 def is_chosen(model_type: str | None) -> bool:
-    """Return whether an architecture is read by this type: it reads images, or transformers does not list it."""
+    """Return True if this type reads an architecture: it reads images, or transformers does not list it."""
     from transformers.models.auto import modeling_auto
 
     text = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from mllm.tiny import templates
-from mllm.tiny.parts import TEXT, VISION, filled, make_special, new, padded
+from mllm.tiny.parts import TEXT, VISION, add_special_tokens, new, padded_rows, random_model
 from mllm.tiny.vocabulary import train_pieces
 
 LLAMA_TOKENS = ["<unk>", "<s>", "</s>"]
@@ -36,10 +36,10 @@ def llava(
         extra_special_tokens=["<image>"],
         add_bos_token=True,
     )
-    make_special(tokenizer, LLAVA_TOKENS)
+    add_special_tokens(tokenizer, LLAVA_TOKENS)
     config = new(
         LlavaConfig,
-        text_config={"model_type": "llama", **TEXT, "vocab_size": padded(len(tokenizer)), **text},
+        text_config={"model_type": "llama", **TEXT, "vocab_size": padded_rows(len(tokenizer)), **text},
         vision_config={"model_type": "clip_vision_model", **CLIP_112, **vision},
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=64,
@@ -55,7 +55,7 @@ def llava(
         num_additional_image_tokens=1,
         chat_template=template,
     )
-    return filled(LlavaForConditionalGeneration, config, seed), processor
+    return random_model(LlavaForConditionalGeneration, config, seed), processor
 
 
 def clip_images(side: int) -> CLIPImageProcessor:

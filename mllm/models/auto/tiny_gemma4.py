@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from mllm.tiny import templates
-from mllm.tiny.parts import TEXT, VISION, filled, make_special, new, padded
+from mllm.tiny.parts import TEXT, VISION, add_special_tokens, new, padded_rows, random_model
 from mllm.tiny.vocabulary import train_pieces
 
 GEMMA4_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<|turn>", "<turn|>", "<|channel>", "<channel|>"]
@@ -58,8 +58,8 @@ def gemma4(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[Pre
     tokenizer = new(
         GemmaTokenizer, vocab=vocabulary, merges=merges, extra_special_tokens=MEDIA_TOKENS, add_bos_token=True
     )
-    make_special(tokenizer, names)
-    rows = padded(len(tokenizer))
+    add_special_tokens(tokenizer, names)
+    rows = padded_rows(len(tokenizer))
     config = new(
         Gemma4Config,
         text_config={**TEXT, **TEXT_VALUES, "vocab_size": rows, "vocab_size_per_layer_input": rows, **text},
@@ -90,4 +90,4 @@ def gemma4(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[Pre
         chat_template=templates.GEMMA4,
         image_seq_length=SOFT_TOKENS,
     )
-    return filled(Gemma4ForConditionalGeneration, config, seed), processor
+    return random_model(Gemma4ForConditionalGeneration, config, seed), processor

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from mllm.tiny import templates
-from mllm.tiny.parts import TEXT, filled, make_special, new, padded
+from mllm.tiny.parts import TEXT, add_special_tokens, new, padded_rows, random_model
 from mllm.tiny.vocabulary import train_bytes
 
 QWEN_TOKENS = [
@@ -41,7 +41,7 @@ def qwen2_vl(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[P
         Qwen2VLConfig,
         text_config={
             **TEXT,
-            "vocab_size": padded(len(tokenizer)),
+            "vocab_size": padded_rows(len(tokenizer)),
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
@@ -57,7 +57,7 @@ def qwen2_vl(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[P
         Qwen2VLVideoProcessor(),
         chat_template=templates.QWEN2_VL,
     )
-    return filled(Qwen2VLForConditionalGeneration, config, seed), processor
+    return random_model(Qwen2VLForConditionalGeneration, config, seed), processor
 
 
 def qwen3_vl(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
@@ -69,7 +69,7 @@ def qwen3_vl(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[P
         text_config={
             **TEXT,
             "head_dim": 32,
-            "vocab_size": padded(len(tokenizer)),
+            "vocab_size": padded_rows(len(tokenizer)),
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 5e6,
@@ -100,7 +100,7 @@ def qwen3_vl(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[P
         Qwen3VLVideoProcessor(),
         chat_template=templates.QWEN3_VL,
     )
-    return filled(Qwen3VLForConditionalGeneration, config, seed), processor
+    return random_model(Qwen3VLForConditionalGeneration, config, seed), processor
 
 
 def qwen3_images(most: int) -> Qwen2VLImageProcessor:
@@ -114,7 +114,7 @@ def qwen_tokenizer() -> tuple[Any, dict[str, int]]:
     """Return Qwen's tokenizer and the ids of its special tokens."""
     vocabulary, merges = train_bytes(QWEN_TOKENS)
     tokenizer = new(Qwen2Tokenizer, vocab=vocabulary, merges=merges, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    make_special(tokenizer, QWEN_TOKENS)
+    add_special_tokens(tokenizer, QWEN_TOKENS)
     return tokenizer, dict(zip(QWEN_TOKENS, tokenizer.convert_tokens_to_ids(QWEN_TOKENS), strict=True))
 
 

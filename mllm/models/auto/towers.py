@@ -25,7 +25,7 @@ PROJECTORS = (
 def find_towers(model: PreTrainedModel) -> dict[str, str]:
     """Return the module prefixes of projector, vision and language.
 
-    The projector comes first, since it may lie inside the vision tower. Raise `ConfigError` where a tower is not found.
+    The projector comes first, since it may be inside the vision tower. Raise `ConfigError` if a tower is not found.
     """
     names = {module: name for name, module in model.named_modules()}
     base = names[model.base_model]
@@ -34,8 +34,8 @@ def find_towers(model: PreTrainedModel) -> dict[str, str]:
         if prefix in ("", base):
             parts = ", ".join(name for name, _ in model.base_model.named_children())
             raise ConfigError(
-                f"the {tower} model of {type(model).__name__} cannot be found among its parts ({parts}): this "
-                f"architecture needs a family of its own"
+                f"the {tower} model of {type(model).__name__} cannot be found among its modules ({parts}): this "
+                f"architecture needs its own record in mllm/models"
             )
     for name in names.values():
         if name.rpartition(".")[2] in PROJECTORS:
@@ -51,7 +51,8 @@ def find_targets(model: PreTrainedModel) -> dict[str, str]:
 def targets_in(model: PreTrainedModel, towers: Mapping[str, str]) -> dict[str, str]:
     """Return patterns of the Linear layers inside `towers`.
 
-    Vision layers behind the one that is read (LLaVA reads the last but one) are left out: no gradient reaches them.
+    Vision layers after the one that the projector reads (in LLaVA the last but one) are left out: they receive no
+    gradient.
     """
     targets = derived_targets(model, towers)
     if "vision" in targets:
@@ -61,7 +62,7 @@ def targets_in(model: PreTrainedModel, towers: Mapping[str, str]) -> dict[str, s
 
 
 def _is_read(config: PretrainedConfig, name: str) -> bool:
-    """Return whether a module of the vision tower lies before the last hidden state that the projector reads."""
+    """Return True if a module of the vision tower is before the last hidden state that the projector reads."""
     read = config.to_dict().get("vision_feature_layer")
     layer = re.search(r"\.layers\.(\d+)\.", name)
     if read is None or layer is None:

@@ -21,42 +21,41 @@ def find_checkpoint(name: str) -> str:
         _check_folder(folder)
         return str(folder)
     if folder.exists():
-        raise ConfigError(f"model_name_or_path '{name}' is a file; give the checkpoint's folder")
+        raise ConfigError(f"model_name_or_path '{name}' is a file; set it to the checkpoint's folder")
     parts = Path(name).parts
     if len(parts) <= 2 and not name.startswith((".", "~", "/")) and parts[0] != "ckpt" and not Path(parts[0]).is_dir():
         return name
-    raise ConfigError(f"there is no checkpoint in '{name}'{_beside(folder)}; {_how_to_get(folder)}")
+    raise ConfigError(f"there is no checkpoint in '{name}'{_similar_names(folder)}; {_download_hint(folder)}")
 
 
-def _beside(folder: Path) -> str:
+def _similar_names(folder: Path) -> str:
     """Return similar names in the same parent folder, as part of an error message."""
     names = [other.name for other in folder.parent.iterdir() if other.is_dir()] if folder.parent.is_dir() else []
     matches = nearest_names(folder.name, names)
-    return f" (near names beside it: {', '.join(matches)})" if matches else ""
+    return f" (similar names in its parent folder: {', '.join(matches)})" if matches else ""
 
 
-def _how_to_get(folder: Path) -> str:
+def _download_hint(folder: Path) -> str:
     """Return how to get the weights, as part of an error message."""
     if (command := FAMILIES.look_up("download", folder.name)) is not None:
         return f"get the weights with `{command}`, or try the config without them by --tiny"
-    return "download it there (`hf download ORG/NAME --local-dir FOLDER`), or give a hub id ORG/NAME"
+    return "download it there (`hf download ORG/NAME --local-dir FOLDER`), or set it to a hub id ORG/NAME"
 
 
 def _check_folder(folder: Path) -> None:
     """Raise `ConfigError` for a folder without config or complete weights, such as an interrupted download."""
     if not (folder / "config.json").is_file():
-        what = "a LoRA adapter (that belongs into adapter_path)" if (folder / "adapter_config.json").is_file() else None
-        raise ConfigError(
-            f"'{folder}' holds {what or 'no config.json'}, so it is not a checkpoint; {_how_to_get(folder)}"
-        )
+        is_adapter = (folder / "adapter_config.json").is_file()
+        content = "a LoRA adapter (set it as adapter_path)" if is_adapter else "no config.json"
+        raise ConfigError(f"'{folder}' contains {content}, so it is not a checkpoint; {_download_hint(folder)}")
     weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not weights:
-        raise ConfigError(f"'{folder}' has a config.json but no weights ({WEIGHTS[0]}); {_how_to_get(folder)}")
+        raise ConfigError(f"'{folder}' has a config.json but no weights ({WEIGHTS[0]}); {_download_hint(folder)}")
     if weights[0].name.endswith(".index.json"):
         shards = set(json.loads(weights[0].read_text())["weight_map"].values())
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             raise ConfigError(
                 f"'{folder}' lacks {len(missing)} of {len(shards)} weight files (first {missing[0]}): the download was "
-                f"interrupted; {_how_to_get(folder)}"
+                f"interrupted; {_download_hint(folder)}"
             )

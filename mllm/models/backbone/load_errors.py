@@ -1,7 +1,7 @@
 """Messages for the errors of the Hugging Face libraries that a user can cause.
 
-They are a license that was not accepted, a missing network, a damaged file, and an architecture or a tokenizer file
-that the installed packages do not support.
+Such errors are a license that was not accepted, a missing network, a damaged file, and an architecture or a tokenizer
+file that the installed packages do not support.
 """
 
 from __future__ import annotations
@@ -37,20 +37,21 @@ LOGIN = "log in with `hf auth login` (older versions: `huggingface-cli login`)"
 def explained(name: str) -> Iterator[None]:
     """Convert errors of the Hugging Face libraries about the checkpoint `name` to `ConfigError`.
 
-    Errors of memory and of the file system are passed on, and `Unstreamable`, after which the caller loads otherwise.
+    Errors of memory and of the file system are passed on, and `Unstreamable`, which makes the caller load in another
+    way.
     """
     try:
         yield
     except (UserError, Unstreamable):
         raise
     except Exception as error:
-        sentence = _sentence(name, error)
-        if sentence is None:
+        message = _message(name, error)
+        if message is None:
             raise
-        raise ConfigError(sentence) from error
+        raise ConfigError(message) from error
 
 
-def _sentence(name: str, error: Exception) -> str | None:
+def _message(name: str, error: Exception) -> str | None:
     """Return the message for an error that a user can cause, or None."""
     text = str(error)
     if "untagged enum" in text:  # tokenizers: `ModelWrapper` up to 0.20, `ModelUntagged` since
@@ -69,10 +70,10 @@ def _sentence(name: str, error: Exception) -> str | None:
     if "attn_implementation" in text or "FlashAttention" in text or "flash_attn" in text:
         return f"model_args.attn_implementation cannot be used with '{name}': {' '.join(text.split())}"
     if isinstance(error, OSError) and error.errno is None:
-        return _hub_sentence(name, error) or f"'{name}' cannot be loaded: {' '.join(text.split())}"
+        return _hub_message(name, error) or f"'{name}' cannot be loaded: {' '.join(text.split())}"
     if isinstance(error, OSError) or is_out_of_memory(error):
         return None
-    # Libraries raise nearly every type for a damaged file.
+    # For a damaged file, the libraries raise errors of nearly any type.
     return (
         f"'{name}' cannot be loaded by transformers {transformers.__version__} ({type(error).__name__}: "
         f"{' '.join(text.split())[:300]}): {_damaged_file(name)}"
@@ -91,22 +92,22 @@ def _damaged_file(name: str) -> str:
     return "a file is damaged, incomplete, or was written for another version"
 
 
-def _hub_sentence(name: str, error: BaseException) -> str | None:
+def _hub_message(name: str, error: BaseException) -> str | None:
     """Return the message for an error of the hub, which transformers wraps in an `OSError`, or None."""
     chain = list(_chain(error))
     page = f"https://huggingface.co/{name}"
-    if any(isinstance(one, GatedRepoError) for one in chain):
+    if any(isinstance(cause, GatedRepoError) for cause in chain):
         return f"'{name}' is a gated model: accept its license at {page} and {LOGIN}"
-    if any(isinstance(one, RepositoryNotFoundError) for one in chain):
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
         return (
             f"'{name}' is neither a local folder nor a public model on the hub; check the name, or, if private, {LOGIN}"
         )
-    if any(isinstance(one, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)) for one in chain):
-        return _no_network(name)
+    if any(isinstance(cause, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)) for cause in chain):
+        return _unreachable_hub_message(name)
     return None
 
 
-def _no_network(name: str) -> str:
+def _unreachable_hub_message(name: str) -> str:
     """Return the message for a hub that cannot be reached."""
     command = FAMILIES.look_up("download", name)
     script = "" if command is None else f" with `{command}`"
@@ -142,4 +143,4 @@ def check_hub(name: str, file: str) -> None:
     except (HfHubHTTPError, HFValidationError) as answer:  # the loading functions report what is wrong
         logger.debug("the hub has no %s of '%s': %s", file, name, answer)
     except Exception as error:  # the class depends on the HTTP client that the hub's library uses
-        raise ConfigError(_no_network(name)) from error
+        raise ConfigError(_unreachable_hub_message(name)) from error

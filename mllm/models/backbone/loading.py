@@ -61,7 +61,7 @@ def quantization(
         if (load_in_4bit and not bits[4]) or (load_in_8bit and not bits[8]):
             key = "load_in_4bit" if load_in_4bit else "load_in_8bit"
             raise ConfigError(
-                f"model_args.{key}=True, but the checkpoint is already quantized otherwise "
+                f"model_args.{key}=True, but the checkpoint is already quantized in another way "
                 f"({stored.get('quant_method')}); remove {key}, or use the full-precision checkpoint"
             )
         logger.info("the checkpoint is already quantized (%s)", stored.get("quant_method"))

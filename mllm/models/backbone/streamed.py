@@ -30,7 +30,7 @@ STORED: Final = "disk"
 LARGE = 2**13
 """Smallest number of elements of a weight that stays in its file."""
 TABLE = 2**24
-"""As `LARGE`, for other embeddings than the vocabulary: positions are resampled, so they are loaded."""
+"""As `LARGE`, for embeddings other than the vocabulary: small ones are of positions, which may be resampled."""
 TILE = 2**26
 """Number of elements that are read at a time; the output projection has ten times as many."""
 PROJECTOR = ".multi_modal_projector."
@@ -78,7 +78,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def own_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return the saved parameters and buffers of `model` without adapters, under their names without adapters."""
+    """Return the saved parameters and buffers of the base of `model`, under their names without adapters."""
     tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
     adapters = adapter_parameter_names(model)
     return {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if name not in adapters}
@@ -87,7 +87,7 @@ def own_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 def stored_names(model: PreTrainedModel, folder: Path) -> dict[Path, dict[str, str | None]]:
     """Return the keys in each weight file with their names in `model`, None for keys that the model does not use.
 
-    The names are those of `from_pretrained`, also if `model` has adapters now. Raise `Unstreamable` if loading would do
+    The names are those of `from_pretrained`, even if `model` has adapters. Raise `Unstreamable` if loading would do
     more than rename.
     """
     known = own_tensors(model)
@@ -137,7 +137,7 @@ def open_stored(kind: Any, folder: str | Path, config: PretrainedConfig, **optio
                 owner, empty = modules[module], known[name]
                 shape = torch.Size(opened.get_slice(key).get_shape())
                 if empty.shape != shape:
-                    raise Unstreamable(f"{key} has shape {tuple(shape)}, and config.json says {tuple(empty.shape)}")
+                    raise Unstreamable(f"{key} has shape {tuple(shape)}, but config.json requires {tuple(empty.shape)}")
                 missing.discard(name)
                 if leaf == "weight" and shape.numel() >= LARGE and _used_by_forward_only(model, module, owner):
                     owner._parameters[leaf] = StoredWeight.at(file, key, shape, empty.dtype)

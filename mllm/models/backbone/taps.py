@@ -1,4 +1,4 @@
-"""Outputs of inner layers of a vision tower, pooled to a small grid, for distillation."""
+"""Outputs of intermediate layers of a vision tower, pooled to a small grid, for distillation."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class Taps:
         modules = dict(model.named_modules())
         for path in dict.fromkeys(paths):
             if path not in modules:
-                close = ", ".join(nearest_names(path, list(modules), count=2))
-                raise ConfigError(f"there is no module '{path}' to tap{f': did you mean {close}?' if close else ''}")
+                similar = ", ".join(nearest_names(path, list(modules), count=2))
+                question = f": did you mean {similar}?" if similar else ""
+                raise ConfigError(f"there is no module '{path}' to tap{question}")
             module = modules[path]
             # With checkpointing, timm calls the blocks of a stage instead of the stage.
             (module[-1] if isinstance(module, nn.Sequential) else module).register_forward_hook(self._hook(path))

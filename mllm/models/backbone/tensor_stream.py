@@ -60,15 +60,15 @@ class Cut:
 
     def blocks(self, block: int = BLOCK) -> Iterator[Tensor]:
         """Yield the slice in order, from at most `block` bytes of the source at a time, at least one row."""
-        whole = self.source.get_slice(self.name)
-        shape = whole.get_shape()
+        stored = self.source.get_slice(self.name)
+        shape = stored.get_shape()
         if not shape:
             yield self.source.get_tensor(self.name)
             return
         step = max(1, block // max(1, math.prod(shape[1:]) * BITS[self.dtype] // 8))
         for span in self.rows or (range(shape[0]),):
             for start in range(span.start, span.stop, step):
-                rows = whole[start : min(start + step, span.stop)]
+                rows = stored[start : min(start + step, span.stop)]
                 if self.columns is not None:
                     rows = torch.cat([rows[:, columns.start : columns.stop] for columns in self.columns], dim=1)
                 yield rows

@@ -18,7 +18,7 @@ from mllm.models.heads.fusion import LayerFusion
 class VisionLayers:
     """Recorder of the output of every layer of a vision tower during a forward pass.
 
-    Raise `ConfigError` if tower or processor do not represent every image as one square grid of patches.
+    Raise `ConfigError` if tower and processor do not represent every image as one square grid of patches.
     """
 
     def __init__(self, tower: nn.Module, config: Any, processor: Any) -> None:
@@ -26,7 +26,7 @@ class VisionLayers:
         known = all(isinstance(sizes.get(key), int) for key in ("image_size", "patch_size", "hidden_size"))
         if not known or not _makes_squares(processor, sizes["image_size"]):
             raise ConfigError(
-                f"a MaskHead needs a vision tower that divides an image into one square grid of patches, and "
+                f"a MaskHead needs a vision tower that divides an image into one square grid of patches, which "
                 f"{type(tower).__name__} does not: remove the MaskHead"
             )
         self.layers = _layers_of(tower)
@@ -67,8 +67,8 @@ def fuse_language_layers(model: PreTrainedModel, tower: nn.Module) -> LayerFusio
     layer_read = values.get("vision_feature_layer")
     if not isinstance(layer_read, int):
         raise ConfigError(
-            f"fuse_vision_layers=True needs a LLaVA, whose projector reads one layer of the vision tower; "
-            f"{type(model).__name__} is not: remove it"
+            f"fuse_vision_layers=True needs a LLaVA, whose projector reads one layer of the vision tower, but the "
+            f"model is a {type(model).__name__}: remove fuse_vision_layers"
         )
     layers = _layers_of(tower)
     fusion = LayerFusion(len(layers))

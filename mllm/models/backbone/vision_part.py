@@ -1,8 +1,8 @@
-"""Base of models that are the vision part of a larger one: vision tower and projector, without the language model.
+"""Base class of models that are the vision part of a larger one: vision tower and projector, no language model.
 
-Nothing else of the checkpoint is read from disk or held in memory, so that a vision student or teacher does not cost a
-language model of billions of parameters. Modules keep the names that they have in the whole model, so that adapters
-trained on the part fit the whole.
+Only this part of the checkpoint is read from disk and kept in memory, so a vision student or teacher does not need the
+memory of a language model. Modules keep the names that they have in the full model, so adapters trained on the part fit
+the full model.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ def build_chat_encoder(
 ) -> ChatEncoder:
     """Return the encoder of conversations, and add the tokens of the box format to the tokenizer.
 
-    `grid` returns the patches on each side of an image in the vision tower; it is called where `args` name a MaskHead.
-    `types_of_suffix`: the model reads the prompt at once, and the token types of an answer are 1.
+    `grid` returns the patches on each side of an image in the vision tower; it is called if `args` name a MaskHead.
+    `types_of_suffix`: see `ChatEncoder`.
     """
     box_format = build_box_format(args)
     tokens = [AddedToken(token, special=True, normalized=False) for token in box_format.tokens]
@@ -44,13 +44,13 @@ def build_chat_encoder(
 
 
 def build_box_format(args: ModelArgs) -> BoxFormat:
-    """Return the format of boxes in texts; raise `ConfigError` where format and heads exclude each other."""
+    """Return the format of boxes in texts; raise `ConfigError` if format and heads exclude each other."""
     if args.box_format is None:
         return PerceptionToken() if args.heads else NormalizedText()
     box_format: BoxFormat = build(BOX_FORMATS, args.box_format, "model_args.box_format")
     if box_format.needs_heads != bool(args.heads):
-        problem = "needs model_args.heads" if box_format.needs_heads else "writes boxes as text, and heads read a token"
-        raise ConfigError(f"model_args.box_format {args.box_format['type']} {problem}: leave box_format or heads out")
+        problem = "needs model_args.heads" if box_format.needs_heads else "writes boxes as text, but heads read a token"
+        raise ConfigError(f"model_args.box_format {args.box_format['type']} {problem}: remove box_format or heads")
     return box_format
 
 

@@ -25,7 +25,7 @@ def build_model(args: ModelArgs, hardware: Hardware) -> Bundle:
 
 
 def refuse_other_architectures(family: Family, args: ModelArgs) -> None:
-    """Raise `ConfigError` for a checkpoint of an architecture that the family does not read."""
+    """Raise `ConfigError` for a checkpoint of an architecture that the family cannot load."""
     name = find_checkpoint(args.model_name_or_path)
     model_type = load_config(name, trust_remote_code=args.trust_remote_code).model_type
     if family.model_types and model_type not in family.model_types:

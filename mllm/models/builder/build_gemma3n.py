@@ -11,5 +11,5 @@ from mllm.structures import Bundle
 
 @MODELS.register_module("gemma3n-student")
 def build_gemma3n_student(args: ModelArgs, hardware: Hardware) -> Bundle:
-    """Gemma 3n that reads images; with part='vision' its MobileNet-v5 and projector alone."""
+    """Gemma 3n with images; with part='vision' only its MobileNet-v5 and projector."""
     return build_model(args, hardware)

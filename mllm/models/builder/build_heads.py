@@ -19,7 +19,7 @@ from mllm.registry import HEADS, build
 def build_heads(
     model: PreTrainedModel, processor: ProcessorMixin | TextProcessor, towers: Mapping[str, str], args: ModelArgs
 ) -> tuple[dict[str, nn.Module], VisionLayers | None]:
-    """Return the heads for boxes and masks, and the vision layers that the MaskHead reads."""
+    """Return the heads for boxes and masks, and the vision layers that a MaskHead reads (None without one)."""
     width = model.config.get_text_config().hidden_size
     heads: dict[str, nn.Module] = {}
     layers = None

@@ -11,5 +11,5 @@ from mllm.structures import Bundle
 
 @MODELS.register_module("medgemma")
 def build_medgemma(args: ModelArgs, hardware: Hardware) -> Bundle:
-    """Gemma 3 that reads images: MedGemma 4B and 27B, Gemma 3."""
+    """Gemma 3 with images: MedGemma 4B and 27B, Gemma 3."""
     return build_model(args, hardware)

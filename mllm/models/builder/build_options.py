@@ -11,7 +11,7 @@ from mllm.models.backbone.loading import load_config, quantization
 
 
 def load_options(args: ModelArgs, hardware: Hardware, keep: list[str]) -> dict[str, Any]:
-    """Return the arguments of `load_model`; `keep` holds prefixes of modules that are not quantized."""
+    """Return the arguments of `load_model`; `keep` contains prefixes of modules that are not quantized."""
     config = load_config(find_checkpoint(args.model_name_or_path), trust_remote_code=args.trust_remote_code)
     return dict(
         precision=hardware.precision,

@@ -12,5 +12,5 @@ from mllm.structures import Bundle
 
 @MODELS.register_module("perceptionGPT")
 def build_perception_gpt(args: ModelArgs, hardware: Hardware) -> Bundle:
-    """A LLaVA that reads boxes and masks out of `<loc>`, its projector fed by all vision layers (arXiv:2311.06612)."""
+    """A LLaVA with heads that decode `<loc>` to boxes and masks (arXiv:2311.06612)."""
     return build_model(args, hardware)

@@ -1,4 +1,4 @@
-"""Assembly of a trainable model of language: added tokens, adapter, precision and heads."""
+"""Assembly of a trainable model that generates text: added tokens, adapter, precision and heads."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def assemble(
 
 
 def train_in_fp32(module: nn.Module) -> None:
-    """Train all of a module in fp32, whatever its stored dtype and that of its input."""
+    """Convert a module to fp32 and make all of it trainable. Its inputs are converted to fp32, too."""
     module.float().requires_grad_(True)
     module.register_forward_pre_hook(lambda _, arguments: tuple(tensor.float() for tensor in arguments))

@@ -11,5 +11,5 @@ from mllm.structures import Bundle
 
 @MODELS.register_module("shikra")
 def build_shikra(args: ModelArgs, hardware: Hardware) -> Bundle:
-    """A LLaVA or, with `vision_tower`, a LLaMA that is made one; its projector trains in full."""
+    """A LLaVA, or a LLaMA that is combined with `vision_tower` to a LLaVA; its projector is trained in full."""
     return build_model(args, hardware)

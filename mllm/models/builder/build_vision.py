@@ -11,5 +11,5 @@ from mllm.structures import Bundle
 
 @MODELS.register_module("medsiglip")
 def build_vision(args: ModelArgs, hardware: Hardware) -> Bundle:
-    """A SigLIP vision tower alone, such as MedSigLIP."""
+    """A SigLIP vision tower without a language model, such as MedSigLIP."""
     return build_model(args, hardware)

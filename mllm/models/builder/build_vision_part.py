@@ -32,7 +32,7 @@ SIGLIP_TARGETS = r"(.*\.)?encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp
 def load_part(kind: type[PreTrainedModel], args: ModelArgs, hardware: Hardware, keep: list[str]) -> PreTrainedModel:
     """Load the vision part of a checkpoint as a model of class `kind`, frozen, in evaluation mode.
 
-    Convolutions overflow fp16, and weights that train must not be rounded after every update: both are held in fp32.
+    Convolutions overflow in fp16, and trained weights must not be rounded after every update: both are stored in fp32.
     """
     name = find_checkpoint(args.model_name_or_path)
     config = load_config(name, trust_remote_code=args.trust_remote_code)
@@ -67,7 +67,7 @@ def load_processor(args: ModelArgs) -> Any:
 def assemble(
     family: Family, model: PreTrainedModel, processor: Any, args: ModelArgs, hardware: Hardware
 ) -> VisionModel:
-    """Return the trainable vision part: with an adapter or trained whole, and with a head for measures."""
+    """Return the trainable vision part: with an adapter or trained in full, and with a head for measures."""
     towers = dict(family.towers(model))
     folder = None if args.adapter_path is None else find_adapter(args.adapter_path)
     backbone: nn.Module = model
@@ -101,15 +101,15 @@ def build_encoder(args: ModelArgs, processor: Any) -> ViewEncoder:
 
 
 def vision_targets(model: PreTrainedModel) -> dict[str, str]:
-    """Return the pattern of the layers of a vision part, whose language model is absent."""
+    """Return the pattern of the layers of a vision part."""
     return {"vision": tower_targets(model, "model.vision_tower")}
 
 
 def tower_targets(model: PreTrainedModel, tower: str) -> str:
     """Return the pattern of a vision tower's layers for LoRA: Linear layers of SigLIP, dense convolutions of MobileNet.
 
-    MobileNet-v5 has 282 convolutions: 237 dense ones, attention projections among them, and 45 depthwise ones, whose
-    groups no rank divides.
+    MobileNet-v5 has 282 convolutions: 237 dense ones, which include the attention projections, and 45 depthwise ones,
+    whose number of groups would have to divide the rank.
     """
     dense = {
         name
@@ -126,7 +126,7 @@ def image_side(processor: Any) -> int:
 
 
 def _width(model: PreTrainedModel, towers: dict[str, str]) -> int:
-    """Return the width of the features: that of the language model behind a projector, else that of the tower."""
+    """Return the width of the features: that of the language model if there is a projector, else that of the tower."""
     config: Any = model.config
     return int(config.get_text_config().hidden_size if "projector" in towers else config.hidden_size)
 

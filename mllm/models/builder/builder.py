@@ -1,4 +1,4 @@
-"""From `model_args` to a loaded model with its adapter and encoder."""
+"""Building of a model with its adapter and encoder from `model_args`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load_pretrained(args: ModelArgs, hardware: Hardware) -> Bundle:
 
 
 def load_encoder(args: ModelArgs) -> Any:
-    """Return the encoder that `load_pretrained` returns beside the model, without loading weights."""
+    """Return the encoder that `load_pretrained` returns together with the model, without loading weights."""
     args = with_defaults(args)
     refuse_absent_keys(args)
     family = FAMILIES.find(args.type, args.part)
@@ -39,7 +39,7 @@ def load_encoder(args: ModelArgs) -> Any:
 def count_lora(args: ModelArgs) -> int | None:
     """Return the number of parameters of the LoRA that `args` train, from the checkpoint's `config.json` alone.
 
-    None where the rank is that of a starting adapter, or where more than a LoRA trains: a projector, or a vision part
+    None if the rank is that of a starting adapter, or if more than a LoRA is trained: a projector, or a vision part
     with its head. Raise `ConfigError` for a missing checkpoint and a `lora_target` that matches nothing.
     """
     family = FAMILIES.find(args.type, args.part)

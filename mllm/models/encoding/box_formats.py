@@ -69,8 +69,8 @@ class NormalizedText(BoxFormat):
     LOWEST, HIGHEST = -1.0, 1.5
     """Numbers outside this range are not coordinates but pixels, counts or years."""
     DECIMAL = r"[-+]?\d*\.\d+"
-    PLACE = re.compile(rf"\[(?P<inside>[^\[\]]*)(?P<end>\]?)|(?P<bare>{DECIMAL}(?:\s*[,;]\s*{DECIMAL}){{3,}})")
-    BEGINS = re.compile(r"\s*[-+.]?\s*\d")
+    LOCATION = re.compile(rf"\[(?P<inside>[^\[\]]*)(?P<end>\]?)|(?P<bare>{DECIMAL}(?:\s*[,;]\s*{DECIMAL}){{3,}})")
+    NUMBER_START = re.compile(r"\s*[-+.]?\s*\d")
 
     def __init__(self, precision: int = 3) -> None:
         if not 1 <= precision <= 6:
@@ -89,13 +89,13 @@ class NormalizedText(BoxFormat):
         """Parse all groups of four or two numbers in brackets, and all groups of four decimals without brackets."""
         locations: list[Numbers] = []
         unreadable = 0
-        for match in self.PLACE.finditer(text):
+        for match in self.LOCATION.finditer(text):
             inside, is_closed, is_bare = match["inside"], bool(match["end"]), match["bare"] is not None
-            if not is_bare and not self.BEGINS.match(inside):
+            if not is_bare and not self.NUMBER_START.match(inside):
                 # A comment in brackets, an empty list, or a text that was cut after the opening bracket.
                 unreadable += not is_closed and not inside.strip()
                 continue
-            group = match["bare"] or (inside if is_closed else self._opened(inside, match.end() == len(text)))
+            group = match["bare"] or (inside if is_closed else self._unclosed_group(inside, match.end() == len(text)))
             # Two numbers without a closing bracket may be half a box.
             sizes = (2, 4) if is_closed else (4,)
             for part in group.split(";"):
@@ -106,15 +106,15 @@ class NormalizedText(BoxFormat):
                     unreadable += not is_bare
         return locations, unreadable
 
-    def _opened(self, inside: str, is_end: bool) -> str:
+    def _unclosed_group(self, inside: str, is_end: bool) -> str:
         """Return the numbers after a bracket that is not closed, without a last group that may be cut."""
         numbers = re.match(r"[\d\s.,;+-]*", inside)
         assert numbers is not None
         if not is_end or numbers[0] != inside:
             return numbers[0].rstrip(" \n.,")
-        whole = re.match(rf"(?:.*\.\d{{{self.precision},}}(?=[\s.]*$)|.*;|)", inside, re.DOTALL)
-        assert whole is not None
-        return whole[0]
+        complete = re.match(rf"(?:.*\.\d{{{self.precision},}}(?=[\s.]*$)|.*;|)", inside, re.DOTALL)
+        assert complete is not None
+        return complete[0]
 
 
 @BOX_FORMATS.register_module(name="location_tokens")
@@ -128,7 +128,7 @@ class LocationTokens(BoxFormat):
     TOKEN = re.compile(r"<(?:([bp])_(st|sep|ed)|bin_([0-9]{1,9}))>")
 
     adds_tokens = True
-    """True if the format adds tokens to the vocabulary, whose embeddings train."""
+    """True if the format adds tokens to the vocabulary, whose embeddings are trained."""
 
     def __init__(self, num_bins: int = 1001) -> None:
         if num_bins < 2:

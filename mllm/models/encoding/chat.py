@@ -23,8 +23,8 @@ class ChatEncoder(TextEncoder):
     """Encoder of conversations about images, with labels on the assistant turns only.
 
     The position of an answer is known by construction: the conversation before it is rendered with the generation
-    prompt, the answer and its end follow, and each is tokenized as a segment of its own. So training supervises the
-    very tokens that follow the prompt in generation. No label is found by searching.
+    prompt, the answer and its end follow, and each part is tokenized separately. So training supervises exactly the
+    tokens that follow the prompt in generation. No label is found by searching.
     """
 
     def __init__(
@@ -40,7 +40,8 @@ class ChatEncoder(TextEncoder):
     ) -> None:
         super().__init__(processor, max_length=max_length, system=system, chat_template=chat_template)
         self.types_of_suffix = types_of_suffix
-        """The model reads the prompt at once: `token_type_ids` are 0 in it, and 1 from the first answer on."""
+        """The model attends to the prompt in both directions: `token_type_ids` are 0 in it, and 1 from the first answer
+        on, as in PaliGemma."""
         self.marks = MarkWriter() if marks is None else marks
         if self.marks.background is None:
             self.marks = self.marks.with_background(mean_color(processor))
@@ -56,9 +57,9 @@ class ChatEncoder(TextEncoder):
     def encode(self, sample: Sample) -> Encoded:
         """Encode a conversation up to its last answer, with labels on every assistant turn and its end-of-turn token.
 
-        The token ids are those of `prompt`, then the answer: all ids behind the prompt are supervised. A long last
-        answer is cut at its end, and the result has `truncated=True`. Raise `DataError` if the conversation has no
-        answer or an empty one, or if `max_length` would cut an image or leave no label.
+        The token ids are those of `prompt`, then those of the answer, which are all supervised. A long last answer is
+        cut at its end, and the result has `truncated=True`. Raise `DataError` if the conversation has no answer or an
+        empty one, or if `max_length` would cut an image or leave no label.
         """
         last = max((i for i, turn in enumerate(sample.turns) if turn.role == "assistant"), default=None)
         if last is None:
@@ -67,13 +68,13 @@ class ChatEncoder(TextEncoder):
         if any(turn.role == "assistant" and not turn.text.strip() for turn in turns):
             raise DataError.at(source_of(sample), "an answer is empty; remove the row or write the answer")
         with errors_of_row(source_of(sample)):
-            encoded = self._encode(replace(sample, turns=turns), learn=True)
+            encoded = self._encode(replace(sample, turns=turns), supervised=True)
         return self._truncate(encoded, source_of(sample))
 
     def prompt(self, sample: Sample) -> Encoded:
         """Encode a conversation with the generation prompt, without labels. A last assistant turn is left out."""
         with errors_of_row(source_of(sample)):
-            encoded = self._encode(replace(sample, turns=without_answer(sample.turns)), learn=False)
+            encoded = self._encode(replace(sample, turns=without_answer(sample.turns)), supervised=False)
         return replace(encoded, targets=unsupervised(encoded.targets))
 
     def read_answer(self, tokens: Tensor, frames: Sequence[Frame] = (), marks: Sequence[Mark] | None = None) -> Answer:
@@ -88,7 +89,7 @@ class ChatEncoder(TextEncoder):
         return Answer(box_format.plain(text), parsed, unreadable)
 
     def reference(self, sample: Sample) -> Answer:
-        """Return the reference answer: the last assistant turn as the model should write it, marks and measures."""
+        """Return the reference answer: the last assistant turn as the model should write it, marks, and measures."""
         if not sample.turns or sample.turns[-1].role != "assistant":
             return Answer("", measures=sample.measures, group=sample.group)
         turn = sample.turns[-1]
@@ -116,12 +117,15 @@ class ChatEncoder(TextEncoder):
         images = tuple(index for index, sample in enumerate(samples) for _ in sample.frames)
         return Batch(student | objects, {"labels": labels, **known}, images=images)
 
-    def _encode(self, sample: Sample, learn: bool) -> Encoded:
-        """Write the marks of a sample, render its turns and tokenize the text. `learn`: the last turn is the answer."""
+    def _encode(self, sample: Sample, supervised: bool) -> Encoded:
+        """Write the marks of a sample, render its turns and tokenize the text.
+
+        `supervised`: the last turn is the answer.
+        """
         self._refuse_control_tokens((*(turn.text for turn in sample.turns), self.system or ""), source_of(sample))
         framed, frames, objects = self.marks.prepare(sample)
-        segments = self._segments(replace(framed, turns=without_answer(framed.turns) if learn else framed.turns))
-        if learn:
+        segments = self._segments(replace(framed, turns=without_answer(framed.turns) if supervised else framed.turns))
+        if supervised:
             segments.append(f"{self._opening}{framed.turns[-1].text.strip()}{self.turn_end}")
         encoded = self._tokenize(framed, segments)
         positions = (encoded.student["input_ids"] == self.object_id).nonzero().squeeze(1)
@@ -141,7 +145,7 @@ class ChatEncoder(TextEncoder):
         """Return the turns as messages for the chat template, with brackets around the answers."""
         turns = self._with_system_turn(sample.turns)
         if any(turn.role == "assistant" and IMAGE in turn.text for turn in turns):
-            raise DataError.at(source_of(sample), f"an answer holds {IMAGE}; only questions can show images")
+            raise DataError.at(source_of(sample), f"an answer contains {IMAGE}; only questions can show images")
         placeholders = sum(turn.text.count(IMAGE) for turn in turns)
         first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
         if placeholders == 0 and sample.images and first is not None:
@@ -174,12 +178,12 @@ class ChatEncoder(TextEncoder):
         text, *pieces = rendered.split(OPEN)
         segments = [text]
         for piece in pieces:
-            answer, _, rest = piece.partition(CLOSE)
+            answer, _, remainder = piece.partition(CLOSE)
             # A template may open and end an earlier answer differently, for example without its reasoning.
             opening = self._opening if segments[-1].endswith(self._opening) else ""
-            end = self.turn_end if self._turn_end_in_template and rest.startswith(self.turn_end) else ""
+            end = self.turn_end if self._turn_end_in_template and remainder.startswith(self.turn_end) else ""
             segments[-1] = segments[-1].removesuffix(opening)
-            segments += [f"{opening}{answer}{end}", rest.removeprefix(end)]
+            segments += [f"{opening}{answer}{end}", remainder.removeprefix(end)]
         return segments
 
     def _tokenize(self, sample: Sample, segments: Sequence[str]) -> Encoded:
@@ -202,7 +206,7 @@ class ChatEncoder(TextEncoder):
         if torch.isin(tail, torch.tensor(self.processor.image_token_ids)).any():
             raise DataError.at(
                 source,
-                f"{length} tokens do not fit max_length={self.max_length}, and the cut would fall into an "
+                f"{length} tokens do not fit max_length={self.max_length}, and the cut would be inside an "
                 "image; raise max_length or lower image_token_len",
             )
         labels = encoded.targets["labels"][: self.max_length]
@@ -220,7 +224,7 @@ class ChatEncoder(TextEncoder):
         return replace(encoded, student=student, targets=targets, truncated=True)
 
     def _read_template(self, turn_end: str | None) -> tuple[str, bool, str]:
-        """Return how the chat template writes an answer, from a probe.
+        """Return how the chat template writes an answer, from a short test conversation.
 
         Returns:
             The text that ends an assistant turn, True if the template writes it, and the text that it writes between
@@ -235,10 +239,10 @@ class ChatEncoder(TextEncoder):
                 "the model has no chat template; use an instruction-tuned checkpoint (its name ends in -it), or set "
                 "model_args.chat_template"
             )
-        before, _, rest = self._rendered(probe).partition(OPEN)
+        before, _, remainder = self._rendered(probe).partition(OPEN)
         prompt = self._rendered(probe[:1], add_generation_prompt=True)
         opening = before.removeprefix(prompt) if before.startswith(prompt) else ""
-        tail = rest.partition(CLOSE)[2]
+        tail = remainder.partition(CLOSE)[2]
         if turn_end is not None:
             return turn_end, tail.startswith(turn_end), opening
         control_token = self._first_control_token(tail)

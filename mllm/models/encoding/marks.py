@@ -59,9 +59,9 @@ class MarkWriter:
 
     def with_background(self, background: Color) -> MarkWriter:
         """Return a copy with another color of the padding."""
-        other = copy(self)
-        other.background = background
-        return other
+        writer = copy(self)
+        writer.background = background
+        return writer
 
     def prepare(self, sample: Sample) -> tuple[Sample, tuple[Frame, ...], list[Object]]:
         """Return the sample for template and processor, one frame per image, and the objects in order.
@@ -116,11 +116,11 @@ class MarkWriter:
 
     def _points(self, sample: Sample, marks: Sequence[Mark], frames: Sequence[Frame]) -> str:
         if self.box_format.needs_heads:
-            raise DataError.at(source_of(sample), f"heads decode boxes and masks, and the text has a {POINT}")
+            raise DataError.at(source_of(sample), f"heads decode boxes and masks only, but the text has a {POINT}")
         points = []
         for mark in marks:
             if mark.point is None:
-                raise DataError.at(source_of(sample), f"{POINT} stands for a mark that has no point")
+                raise DataError.at(source_of(sample), f"{POINT} refers to a mark without a point")
             points.append(_fractions(mark.point, frames[mark.image], sample))
         return self.box_format.write_points(points)
 
@@ -128,7 +128,7 @@ class MarkWriter:
         objects = []
         for mark in marks:
             if mark.box is None and mark.mask is None:
-                raise DataError.at(source_of(sample), f"{BOX} stands for a mark that has no box and no mask")
+                raise DataError.at(source_of(sample), f"{BOX} refers to a mark without a box and a mask")
             box = tight_box(mark)
             # An empty mask is a valid target of a mask head, but there is no box around it.
             if box is not None or (self.box_format.needs_heads and self.mask_size is not None):
@@ -159,7 +159,7 @@ class MarkWriter:
                 student["object_boxes"][i] = torch.tensor(item.box)
                 student["object_has_box"][i] = True
             if self.mask_size is not None and item.mark.mask is not None:
-                student["object_masks"][i] = shrunk(item.mark.mask, frames[item.mark.image], self.mask_size)
+                student["object_masks"][i] = resized_mask(item.mark.mask, frames[item.mark.image], self.mask_size)
                 student["object_has_mask"][i] = True
         targets = {"boxes": student["object_boxes"], "boxes_known": student["object_has_box"] & supervised}
         if self.mask_size is not None:
@@ -168,7 +168,7 @@ class MarkWriter:
         return student, targets
 
     def cut(self, student: Tensors, targets: Tensors, length: int) -> tuple[Tensors, Tensors]:
-        """Return the tensors of a text cut after `length` tokens: later objects have no position and are not known."""
+        """Return the tensors of a text cut after `length` tokens: later objects have no position and no target."""
         if not self.has_heads:
             return student, targets
         is_cut = student["object_positions"] >= length
@@ -196,8 +196,8 @@ class MarkWriter:
         locations, unreadable = self.box_format.read(text)
         marks = []
         for location in locations if frames else ():
-            inside = within(frames[0], frames[0].pixels(*location))
-            marks.append(Mark(box=inside) if len(inside) == 4 else Mark(point=inside))  # type: ignore[arg-type]
+            pixels = clipped(frames[0], frames[0].pixels(*location))
+            marks.append(Mark(box=pixels) if len(pixels) == 4 else Mark(point=pixels))  # type: ignore[arg-type]
         return tuple(marks), unreadable
 
 
@@ -206,7 +206,7 @@ def source_of(sample: Sample) -> str:
     return sample.source or "a sample"
 
 
-def within(frame: Frame, numbers: Numbers) -> Numbers:
+def clipped(frame: Frame, numbers: Numbers) -> Numbers:
     """Return x y (x y) in pixels, clipped to the image."""
     lengths = (frame.width, frame.height)
     return tuple(min(max(float(value), 0.0), float(lengths[i % 2])) for i, value in enumerate(numbers))
@@ -220,16 +220,18 @@ def tight_box(mark: Mark) -> Numbers | None:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def shrunk(mask: np.ndarray, frame: Frame, size: int) -> Tensor:
-    """Resize a mask [H, W] in its frame to [size, size]: pixels of which at least half is covered.
+def resized_mask(mask: np.ndarray, frame: Frame, size: int) -> Tensor:
+    """Return a mask [H, W] in its frame, resized to [size, size]: True for pixels of which at least half is covered.
 
-    If there is none, the pixels with the largest coverage, so that a small object never disappears.
+    If there is no such pixel, those with the largest coverage are True, so that a small object never disappears.
     """
     full = np.zeros((frame.size[1], frame.size[0]), np.float32)
     full[frame.top : frame.top + frame.height, frame.left : frame.left + frame.width] = mask.astype(bool)
-    covered = np.asarray(Image.fromarray(full).resize((size, size), Image.Resampling.BOX))
-    most = float(covered.max())
-    return torch.from_numpy(covered >= min(0.5, most)) if most > 0 else torch.zeros(size, size, dtype=torch.bool)
+    coverage = np.asarray(Image.fromarray(full).resize((size, size), Image.Resampling.BOX))
+    largest = float(coverage.max())
+    if largest == 0:
+        return torch.zeros(size, size, dtype=torch.bool)
+    return torch.from_numpy(coverage >= min(0.5, largest))
 
 
 def _checked_mark(sample: Sample, index: int) -> Mark:
@@ -248,7 +250,7 @@ def _checked_mark(sample: Sample, index: int) -> Mark:
     if mark.mask is not None and mark.mask.shape != (height, width):
         raise DataError.at(
             source_of(sample),
-            f"the mask of mark {index} has the shape {mark.mask.shape}, and its image has "
+            f"the mask of mark {index} has the shape {mark.mask.shape}, but its image has "
             f"{height} rows and {width} columns",
         )
     return mark
@@ -261,4 +263,4 @@ def _fractions(pixels: Numbers, frame: Frame, sample: Sample) -> Numbers:
             f"{source_of(sample)}: a mark has the coordinates {tuple(pixels)}, which are not finite",
             "a mark has coordinates that are not finite",
         )
-    return frame.relative(*within(frame, pixels))
+    return frame.relative(*clipped(frame, pixels))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def joined_images(tensors: list[Tensor]) -> Tensor:
-    """Concatenate tensors whose first dimension is images. Smaller ones (fewer tiles) are padded with zeros."""
+    """Return the concatenation of tensors [N, ...] of N images. Smaller ones (fewer tiles) are padded with zeros."""
     sizes = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
     joined = tensors[0].new_zeros(sum(len(tensor) for tensor in tensors), *sizes)
     start = 0
@@ -36,9 +36,12 @@ def joined_objects(samples: Sequence[dict[str, Tensor]], names: Sequence[str]) -
     joined = {}
     for name in names:
         tensors = [sample[name] for sample in samples]
-        most = max(len(tensor) for tensor in tensors)
+        longest = max(len(tensor) for tensor in tensors)
         fill = -1 if name == "object_positions" else 0
         joined[name] = torch.stack(
-            [torch.cat([tensor, tensor.new_full((most - len(tensor), *tensor.shape[1:]), fill)]) for tensor in tensors]
+            [
+                torch.cat([tensor, tensor.new_full((longest - len(tensor), *tensor.shape[1:]), fill)])
+                for tensor in tensors
+            ]
         )
     return joined

@@ -38,9 +38,9 @@ class SegmentTokenizer:
         self._specials = tuple(token.content for token in specials)
         self.separator = self._choose_separator(specials, {self.tokenizer.bos_token, *reserved})
         self._separator_id = self._ids(self.separator)[0]
-        plain, whole = self._ids("a"), list(self.tokenizer("a")["input_ids"])
-        lead = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
-        self._leading = whole[:lead].count(self._separator_id)
+        plain, complete = self._ids("a"), list(self.tokenizer("a")["input_ids"])
+        lead = next(i for i in range(len(complete)) if complete[i : i + len(plain)] == plain)
+        self._leading = complete[:lead].count(self._separator_id)
         """Number of separators that the tokenizer itself writes before a text."""
         self._anchors = self._find_anchors()
 
@@ -64,7 +64,10 @@ class SegmentTokenizer:
         raise DataError(f"the tokenizer joins {segments[0][-20:]!r} with the text after it")
 
     def _joined(self, segments: Sequence[str], anchor: str) -> tuple[str, list[int], list[bool]]:
-        """Return the text with separators and anchors, the ordinal number of each separator, and who has an anchor."""
+        """Return the text with separators and anchors.
+
+        Return also the number of the separator after each segment, and True for each segment after an anchor.
+        """
         text, numbers, anchored = "", [], []
         for i, segment in enumerate(segments):
             anchored.append(bool(anchor) and i > 0 and not segments[i - 1].endswith(self._specials))
@@ -113,13 +116,13 @@ class SegmentTokenizer:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _choose_separator(self, specials: Sequence[Any], excluded: Collection[str | None]) -> str:
-        """Return a special token that leaves the spaces beside it, the end of a sequence if possible."""
+        """Return a special token that keeps the spaces around it, the end-of-sequence token if possible."""
         names = [token.content for token in specials if not (token.lstrip or token.rstrip or token.single_word)]
         names = [name for name in names if name not in excluded] or [name for name in names if name]
         if not names:
             raise ConfigError(
-                "the tokenizer has no special token that leaves the spaces beside it, and prompts cannot be divided "
-                "from answers without one; add an eos_token to it"
+                "the tokenizer has no special token that keeps the spaces around it, without which prompts cannot be "
+                "separated from answers; add an eos_token to it"
             )
         eos = self.tokenizer.eos_token
         return str(eos if eos in names else names[0])

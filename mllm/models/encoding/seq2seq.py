@@ -21,7 +21,7 @@ class Seq2SeqEncoder(TextEncoder):
 
     With a chat template the source is the rendered conversation up to the answer, without its `<bos>`
     (`<start_of_turn>user\\n...<end_of_turn>\\n<start_of_turn>model\\n`), and the target ends with the template's
-    end of turn. Without a template the source is the bare text with the tokenizer's end token, and so is the target.
+    end of turn. Without a template, source and target are texts that end with the tokenizer's end token.
     The decoder starts at `decoder_start_id`, then `forced_start_id` if the checkpoint forces one. `max_length` limits
     source and target separately, in tokens.
     """
@@ -99,13 +99,13 @@ class Seq2SeqEncoder(TextEncoder):
 
     def _source(self, sample: Sample) -> tuple[Tensor, bool]:
         """Return the token ids [L] of the source, and True if the last question was cut at `max_length`."""
-        where, turns = source_of(sample), without_answer(sample.turns)
+        source, turns = source_of(sample), without_answer(sample.turns)
         if sample.images:
-            raise DataError.at(where, "the sample has images, and this model reads text alone")
+            raise DataError.at(source, "the sample has images, but this model reads only text")
         if not turns or turns[-1].role != "user":
-            raise DataError.at(where, "a question must stand before the answer")
+            raise DataError.at(source, "there is no question before the answer")
         turns = [Turn(turn.role, turn.text.strip()) for turn in self._with_system_turn(turns)]
-        self._refuse_control_tokens((turn.text for turn in turns), where)
+        self._refuse_control_tokens((turn.text for turn in turns), source)
         before, question, after = self._render(turns)
         special = self.processor.chat_template is None
         encoded = self.tokenizer(before + question + after, add_special_tokens=special, return_offsets_mapping=True)
@@ -115,7 +115,7 @@ class Seq2SeqEncoder(TextEncoder):
             starts = [start for start, stop in encoded["offset_mapping"] if len(before) <= start < stop <= end]
             if len(starts) <= excess:
                 raise DataError.at(
-                    where,
+                    source,
                     f"{len(encoded['input_ids'])} tokens of the source do not fit max_length="
                     f"{self.max_length}, even without its last question; raise max_length",
                 )
@@ -132,12 +132,12 @@ class Seq2SeqEncoder(TextEncoder):
         messages[-1]["content"] = f"{OPEN}{texts[-1]}{CLOSE}"
         text = self._rendered(messages, add_generation_prompt=True)
         bos = self.tokenizer.bos_token
-        before, _, rest = (text.removeprefix(bos) if bos else text).partition(OPEN)
-        question, _, after = rest.partition(CLOSE)
+        before, _, remainder = (text.removeprefix(bos) if bos else text).partition(OPEN)
+        question, _, after = remainder.partition(CLOSE)
         return before, question, after
 
     def _find_turn_end(self) -> str:
-        """Return the token that ends an assistant turn in the template. Without a template, the tokenizer's end."""
+        """Return the token that ends an assistant turn in the template, or else the end-of-sequence token."""
         end = str(self.tokenizer.eos_token)
         if self.processor.chat_template is None:
             return end

@@ -124,19 +124,19 @@ class TextEncoder(ABC):
             if surrogate:
                 raise DataError.at(
                     source,
-                    f"the text holds half of a character (the lone surrogate U+{ord(surrogate[0]):04X}); write the "
+                    f"the text contains half of a character (the lone surrogate U+{ord(surrogate[0]):04X}); write the "
                     "file again as UTF-8",
                 )
             for token in (OPEN, CLOSE, *self._control_tokens):
                 if token in text:
-                    raise DataError.at(source, f"the text holds the control token {token!r}; remove it")
+                    raise DataError.at(source, f"the text contains the control token {token!r}; remove it")
 
     def _rendered(self, messages: list[Any], source: str | None = None, **options: Any) -> str:
         """Return messages as the chat template writes them.
 
         Raises:
             DataError: The template refuses the messages of the row `source`.
-            ConfigError: It cannot be used at all; `source` is None.
+            ConfigError: The template cannot be used at all; `source` is None.
         """
         try:
             return str(self.processor.apply_chat_template(messages, tokenize=False, **options))

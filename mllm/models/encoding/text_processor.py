@@ -1,4 +1,4 @@
-"""Tokenizer with the interface of a processor, so text is encoded by the same code as text with images."""
+"""Tokenizer with the interface of a processor, so that text is encoded by the same code as text with images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TextProcessor:
     def __call__(self, text: list[str], images: Any = None, **options: Any) -> dict[str, Any]:
         """Return token ids and the other outputs of the tokenizer. Raise `DataError` if there are images."""
         if images:
-            raise DataError("the sample has images, and this model reads text only; use a type that reads images")
+            raise DataError("the sample has images, but this model reads only text; use a type that reads images")
         return dict(self.tokenizer(text, **options))
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _joined(content: str | list[dict[str, str]]) -> str:
     if isinstance(content, str):
         return content
     if any(part["type"] != "text" for part in content):
-        raise DataError("the sample has images, and this model reads text only; use a type that reads images")
+        raise DataError("the sample has images, but this model reads only text; use a type that reads images")
     return "\n".join(part["text"] for part in content)
 
 
@@ -71,8 +71,8 @@ def load_text_processor(name: str, *, trust_remote_code: bool = False) -> TextPr
         tokenizer("a")
     if not tokenizer.is_fast:
         raise ConfigError(
-            f"the tokenizer of '{name}' has no fast version, which gives the position of each token in the text; "
-            "labels cannot be set exactly without it"
+            f"the tokenizer of '{name}' has no fast version, which is needed for the position of each token in the "
+            "text; use a checkpoint with a tokenizer.json"
         )
     return TextProcessor(tokenizer)
 

@@ -34,7 +34,7 @@ class ViewEncoder:
         return ()
 
     def synthetic(self, count: int) -> list[Sample]:
-        """Return `count` samples of noise with made-up measures."""
+        """Return `count` artificial samples: images of noise, and measures without meaning."""
         return synthetic_views(count, self.views, self.measures)
 
     def encode(self, sample: Sample) -> Encoded:

@@ -1,1 +1,1 @@
-"""Gemma 3n: what is particular to its checkpoints."""
+"""Gemma 3n: loading, MatFormer slices, and the log format of GEMMA 3NCORE."""

@@ -31,7 +31,7 @@ COMPANIONS = (".json", ".jinja", ".model", ".txt")
 
 TABLE, PROJECTION = "embed_tokens_per_layer.weight", "per_layer_model_projection.weight"
 """The tensors of the per-layer inputs: a block of columns of the first and of rows of the second for each layer."""
-INTO, OUT = ("mlp.gate_proj.weight", "mlp.up_proj.weight"), "mlp.down_proj.weight"
+INPUT_MATRICES, OUTPUT_MATRIX = ("mlp.gate_proj.weight", "mlp.up_proj.weight"), "mlp.down_proj.weight"
 """The tensors of a feed-forward network: neurons are rows of the first two and columns of the last."""
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def open_checkpoint(name: str) -> tuple[Path, PretrainedConfig]:
             patterns = [f"*{suffix}" for suffix in (*COMPANIONS, ".safetensors")]
             folder = Path(snapshot_download(location, allow_patterns=patterns))
     if not (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
-        raise ConfigError(f"'{name}' holds no {WEIGHTS}: save its weights as safetensors first")
+        raise ConfigError(f"'{name}' contains no {WEIGHTS}: save its weights as safetensors first")
     return folder, config
 
 
@@ -105,7 +105,8 @@ def _plans(opened: list[Any], text: PretrainedConfig, choice: Slice, source: Pat
         raise ConfigError(f"the weights in {source} contain {len(tables)} tensors named {TABLE}; a Gemma 3n has one")
     prefix = tables[0].removesuffix(TABLE)
     required = {prefix + PROJECTION}
-    required |= {f"{prefix}layers.{layer}.{part}" for layer in choice.layers for part in (*INTO, OUT)}
+    parts = (*INPUT_MATRICES, OUTPUT_MATRIX)
+    required |= {f"{prefix}layers.{layer}.{part}" for layer in choice.layers for part in parts}
     if absent := sorted(required - set(names)):
         raise ConfigError(f"the weights in {source} lack {absent[0]}, which is required by its {CONFIG}")
     plans = []
@@ -121,29 +122,29 @@ def _plans(opened: list[Any], text: PretrainedConfig, choice: Slice, source: Pat
 
 
 def _cut(handle: Any, prefix: str, name: str, text: PretrainedConfig, choice: Slice) -> dict[str, Cut]:
-    """Return the kept part of the language model's tensor `prefix + name` by its new name; empty if it is dropped."""
-    each = text.hidden_size_per_layer_input
+    """Return the kept part of the language model's tensor `prefix + name` by its new name; empty if none is kept."""
+    block_width = text.hidden_size_per_layer_input
     rows: Spans | None = None
     columns: Spans | None = None
-    new, whole = name, {}
+    new, full_sizes = name, {}
     inner = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
     if inner:
         layer, part = int(inner[1]), inner[2]
         if layer not in choice.layers:
             return {}
-        place = choice.layers.index(layer)
-        new = f"layers.{place}.{part}"
-        neurons = (range(choice.widths[place]),)
-        if part in INTO:
-            rows, whole = neurons, {0: text.intermediate_size[layer]}
-        elif part == OUT:
-            columns, whole = neurons, {1: text.intermediate_size[layer]}
+        position = choice.layers.index(layer)
+        new = f"layers.{position}.{part}"
+        neurons = (range(choice.widths[position]),)
+        if part in INPUT_MATRICES:
+            rows, full_sizes = neurons, {0: text.intermediate_size[layer]}
+        elif part == OUTPUT_MATRIX:
+            columns, full_sizes = neurons, {1: text.intermediate_size[layer]}
     elif name == TABLE:
-        columns, whole = spans_of(choice.layers, each), {1: text.num_hidden_layers * each}
+        columns, full_sizes = spans_of(choice.layers, block_width), {1: text.num_hidden_layers * block_width}
     elif name == PROJECTION:
-        rows, whole = spans_of(choice.layers, each), {0: text.num_hidden_layers * each}
+        rows, full_sizes = spans_of(choice.layers, block_width), {0: text.num_hidden_layers * block_width}
     shape = handle.get_slice(prefix + name).get_shape()
-    for dimension, size in whole.items():
+    for dimension, size in full_sizes.items():
         if shape[dimension] != size:
             raise ConfigError(
                 f"{prefix}{name} has the shape {shape}, but config.json requires {size:,} in dimension {dimension}"

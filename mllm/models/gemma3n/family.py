@@ -1,4 +1,4 @@
-"""Record of type `gemma3n-student`: Gemma 3n E2B and E4B with images, whole or its MobileNet-v5 alone."""
+"""Record of type `gemma3n-student`: Gemma 3n E2B and E4B with images, or only its MobileNet-v5 (`part='vision'`)."""
 
 from __future__ import annotations
 

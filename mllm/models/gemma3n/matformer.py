@@ -51,8 +51,8 @@ PRESETS = {
 }
 """The slices that Google published (google/gemma3n-slicing-configs), by billions of effective parameters.
 
-E2B is the official model; the others were selected by accuracy. E2.98B is the block-level slice of the two with this
-size.
+E2B is the official model; the others were selected by accuracy. Google published two slices of 2.98B; this one is the
+block-level slice.
 """
 
 
@@ -61,7 +61,7 @@ class Slice:
     """Layers and neurons of a slice."""
 
     layers: tuple[int, ...]
-    """Its layers in ascending order, numbered as in the whole model."""
+    """Its layers in ascending order, numbered as in the full model."""
     widths: tuple[int, ...]
     """The number of neurons in the feed-forward network of each layer."""
 
@@ -71,22 +71,23 @@ def preset_slice(name: str, config: PretrainedConfig) -> Slice:
 
     Raises `ConfigError` for an unknown name, and for a model other than E4B.
     """
-    known = {other.lower(): other for other in PRESETS}
-    if name.lower() not in known:
+    presets_by_lower = {preset_name.lower(): preset_name for preset_name in PRESETS}
+    if name.lower() not in presets_by_lower:
         raise ConfigError(f"unknown MatFormer preset '{name}'{hint(name, PRESETS)}")
-    name, preset = known[name.lower()], PRESETS[known[name.lower()]]
+    name = presets_by_lower[name.lower()]
+    preset = PRESETS[name]
     text = config.get_text_config()
     widths = sorted(set(text.intermediate_size))
     if text.num_hidden_layers != LAYERS or len(widths) > 1:
-        shown = " and ".join(f"{width:,}" for width in widths)
+        neurons = " and ".join(f"{width:,}" for width in widths)
         raise ConfigError(
-            f"the MatFormer preset '{name}' is a slice of Gemma 3n E4B ({LAYERS} layers of one width), and this "
-            f"checkpoint has {text.num_hidden_layers} layers of {shown} neurons: use an E4B, or choose a custom slice "
-            "with --ffn-widths and --drop-layers"
+            f"the MatFormer preset '{name}' is a slice of Gemma 3n E4B ({LAYERS} layers of one width), but this "
+            f"checkpoint has {text.num_hidden_layers} layers of {neurons} neurons: use an E4B, or choose a custom "
+            "slice with --ffn-widths and --drop-layers"
         )
     layers = tuple(layer for layer in range(LAYERS) if layer not in preset.dropped)
     wide = widths[0]
-    return Slice(layers, tuple(wide if place in preset.wide else wide // 2 for place in range(len(layers))))
+    return Slice(layers, tuple(wide if position in preset.wide else wide // 2 for position in range(len(layers))))
 
 
 def custom_slice(config: PretrainedConfig, widths: Sequence[int] = (), dropped: Sequence[int] = ()) -> Slice:
@@ -115,13 +116,16 @@ def custom_slice(config: PretrainedConfig, widths: Sequence[int] = (), dropped: 
             raise ConfigError(f"layer {layer} has {full:,} neurons, but --ffn-widths requests {width:,}")
         if 2 * width < full:
             logger.warning(
-                "layer %d keeps %d of %d neurons; less than half of a layer was never trained alone", layer, width, full
+                "layer %d keeps %d of %d neurons; Gemma 3n was not trained with less than half of a layer",
+                layer,
+                width,
+                full,
             )
     return Slice(layers, tuple(chosen))
 
 
 def sliced_config(values: dict[str, Any], config: PretrainedConfig, choice: Slice) -> dict[str, Any]:
-    """Return `values`, the content of a config.json, changed for the slice.
+    """Return a copy of `values`, the content of a config.json, with the sizes of the slice.
 
     `config` is the same config with all defaults filled in.
     """

@@ -36,7 +36,7 @@ def log_reservoir(environment: Mapping[str, Any], hardware: Hardware, folder: Pa
         "free on the disk": f"{free / 1e9:.1f} GB",
         "commit": environment["git"]["commit"] or "none",
     }
-    lines = ["| what | here |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
+    lines = ["| item | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
     write_text(folder / ENVIRONMENT_TABLE, "# Environment\n\n" + "\n".join(lines) + "\n")
     width = max(map(len, rows))
     table = "\n".join(f"  {key:<{width}}  {value}" for key, value in rows.items())
@@ -45,12 +45,15 @@ def log_reservoir(environment: Mapping[str, Any], hardware: Hardware, folder: Pa
 
 def log_conduit(config: RunConfig, hardware: Hardware) -> None:
     """Log the phase Conduit: device, precision and quantization with their reasons."""
-    logger.info("Conduit: how data flows\n%s", "\n".join(f"  {line}" for line in choices(config, hardware)))
+    logger.info(
+        "Conduit: device, precision and quantization\n%s",
+        "\n".join(f"  {line}" for line in choices(config, hardware)),
+    )
 
 
 def choices(config: RunConfig, hardware: Hardware) -> list[str]:
     """Return device, precision and quantization, each with its reason."""
-    # Convolutions overflow fp16, so that vision parts are loaded in fp32 instead.
+    # Convolutions overflow in fp16, so vision parts are loaded in fp32 instead.
     precision = "fp32" if hardware.precision == "fp16" else hardware.precision
     device = "no GPU was found" if hardware.device == "cpu" else "it is the first card that PyTorch lists"
     stored = {
@@ -100,16 +103,18 @@ def published_log(parameters: Mapping[str, Any], rows: Sequence[Mapping[str, flo
     details = []
     last = max((int(row.get("epoch", 0)) for row in rows), default=0)
     for epoch in range(1, last + 1):
-        inside = [row for row in rows if epoch - 1 < row.get("epoch", 0) <= epoch]
+        rows_of_epoch = [row for row in rows if epoch - 1 < row.get("epoch", 0) <= epoch]
         written = sorted((folder / EPOCHS).glob(f"epoch_{epoch:02d}_*"))
         details.append(
             {
                 "epoch": epoch,
-                "train_loss": _mean(inside, "loss"),
-                "val_loss": _mean(inside, "eval_loss"),
-                "cpu_usage_avg": _mean(inside, "cpu_percent"),
-                "ram_usage_avg": _mean(inside, "ram_percent"),
-                "gpu_mem_peak": max((row["peak_memory_gb"] for row in inside if "peak_memory_gb" in row), default=None),
+                "train_loss": _mean(rows_of_epoch, "loss"),
+                "val_loss": _mean(rows_of_epoch, "eval_loss"),
+                "cpu_usage_avg": _mean(rows_of_epoch, "cpu_percent"),
+                "ram_usage_avg": _mean(rows_of_epoch, "ram_percent"),
+                "gpu_mem_peak": max(
+                    (row["peak_memory_gb"] for row in rows_of_epoch if "peak_memory_gb" in row), default=None
+                ),
                 "checkpoint_path": str(written[-1].relative_to(folder)) if written else None,
             }
         )

@@ -20,7 +20,7 @@ def write_slice(model: str, out: Path, *, preset: str | None = None, widths: str
     """Write a slice of the Gemma 3n `model` (a folder or a name on the Hub) to the folder `out`, and return `out`.
 
     The slice is a published `preset`, or has the `widths` (such as `16384x10,8192x20`) without the `dropped` layers
-    (such as `20-24`). Raises `ConfigError` for no choice, for two choices, and for a slice that does not exist.
+    (such as `20-24`). Raises `ConfigError` if neither or both are set, and for a slice that does not exist.
     """
     width_list, dropped_list = parse_widths(widths), parse_layers(dropped)
     if bool(preset) == bool(width_list or dropped_list):

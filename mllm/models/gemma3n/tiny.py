@@ -1,4 +1,4 @@
-"""Tiny Gemma 3n: its language model, and the whole model with MobileNet-v5 and audio tower."""
+"""Tiny Gemma 3n: its language model, and the full model with MobileNet-v5 and audio tower."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from mllm.tiny.parts import (
     GEMMA_IMAGE_TOKENS,
     GEMMA_TOKENS,
     TEXT,
-    filled,
+    add_special_tokens,
     gemma_tokenizer,
-    make_special,
     new,
-    padded,
+    padded_rows,
+    random_model,
 )
 from mllm.tiny.vocabulary import train_pieces
 
@@ -81,8 +81,8 @@ def gemma3n(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[Pr
     tokenizer = gemma_tokenizer()
     values = {
         **GEMMA3N_TEXT,
-        "vocab_size": padded(len(tokenizer)),
-        "vocab_size_per_layer_input": padded(len(tokenizer)),
+        "vocab_size": padded_rows(len(tokenizer)),
+        "vocab_size_per_layer_input": padded_rows(len(tokenizer)),
         **text,
     }
     config = new(
@@ -92,7 +92,7 @@ def gemma3n(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[Pr
         eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")],
         pad_token_id=tokenizer.pad_token_id,
     )
-    return filled(Gemma3nForCausalLM, config, seed), tokenizer
+    return random_model(Gemma3nForCausalLM, config, seed), tokenizer
 
 
 def gemma3n_deep(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
@@ -121,8 +121,8 @@ def gemma3n_student(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> 
         extra_special_tokens=GEMMA_IMAGE_TOKENS | AUDIO_TOKENS,
         add_bos_token=True,
     )
-    make_special(tokenizer, names + list(AUDIO_TOKENS.values()))
-    rows = padded(len(tokenizer))
+    add_special_tokens(tokenizer, names + list(AUDIO_TOKENS.values()))
+    rows = padded_rows(len(tokenizer))
     blocks = vision.get("blocks", BLOCKS)
     config = new(
         Gemma3nConfig,
@@ -161,6 +161,6 @@ def gemma3n_student(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> 
         image_seq_length=config.vision_soft_tokens_per_image,
     )
     timm_args = copy.deepcopy(config.vision_config.model_args)
-    model = filled(Gemma3nForConditionalGeneration, config, seed)
+    model = random_model(Gemma3nForConditionalGeneration, config, seed)
     model.config.vision_config.model_args = timm_args  # timm removes the arguments from the dict that it receives
     return model, processor

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mllm.models.encoding.marks import within
+from mllm.models.encoding.marks import clipped
 from mllm.models.language_model import LanguageModel
 from mllm.structures import Frame, Mark
 
@@ -22,8 +22,8 @@ Prediction = dict[str, Tensor]
 class ObjectDecoder:
     """Hooks that apply the heads to every generated object token.
 
-    The heads read the hidden states that lead to the token. The token's embedding is replaced by what the heads embed
-    of the predicted object; in training they embed the true one. Objects belong to the first image of their sample.
+    The heads read the hidden states that predict the token. The token's embedding is replaced by the heads' embedding
+    of the predicted object; in training, of the true object. Objects belong to the first image of their sample.
     """
 
     def __init__(self, model: LanguageModel, object_id: int, images: Tensor) -> None:
@@ -104,12 +104,12 @@ class ObjectDecoder:
         """Return the objects of one sample's answer, in pixels of its first image."""
         head = self.model.mask_head
         threshold = 0.5 if head is None else head.threshold
-        return tuple(_mark(one, frames[0], threshold) for one in self.predictions[row]) if frames else ()
+        return tuple(_mark(item, frames[0], threshold) for item in self.predictions[row]) if frames else ()
 
 
 def _mark(prediction: Prediction, frame: Frame, threshold: float) -> Mark:
     """Return a prediction as a location in the image of `frame`."""
-    box = within(frame, frame.pixels(*prediction["box"].tolist())) if "box" in prediction else None
+    box = clipped(frame, frame.pixels(*prediction["box"].tolist())) if "box" in prediction else None
     mask = _resize(prediction["mask"].sigmoid(), frame) > threshold if "mask" in prediction else None
     return Mark(box=box, mask=mask)  # type: ignore[arg-type]
 
@@ -117,5 +117,5 @@ def _mark(prediction: Prediction, frame: Frame, threshold: float) -> Mark:
 def _resize(probabilities: Tensor, frame: Frame) -> np.ndarray:
     """Resize probabilities [S, S] of the frame to those [H, W] of the image, bilinearly."""
     full = Image.fromarray(probabilities.numpy().astype(np.float32)).resize(frame.size, Image.Resampling.BILINEAR)
-    inside = (frame.left, frame.top, frame.left + frame.width, frame.top + frame.height)
-    return np.asarray(full.crop(inside))
+    image_area = (frame.left, frame.top, frame.left + frame.width, frame.top + frame.height)
+    return np.asarray(full.crop(image_area))

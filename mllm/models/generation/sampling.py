@@ -1,4 +1,4 @@
-"""Sampling of tokens with random numbers of each sample's own."""
+"""Sampling of tokens with a separate random generator for each sample."""
 
 from __future__ import annotations
 

@@ -14,21 +14,21 @@ from mllm.registry import HEADS
 class BoxHead(nn.Module):
     """Prediction and embedding of boxes by two networks of three layers (PerceptionGPT, arXiv:2311.06612, section 3.2).
 
-    `width` is the width of the language model, `hidden` that of the inner layers. The input is the hidden state, as
+    `width` is the width of the language model, `hidden` that of the hidden layers. The input is the hidden state, as
     published; with `outline=True` also the outline of the predicted mask, which needs a mask head. Boxes are x1 y1 x2
     y2 as fractions of the model's input; predictions may exceed [0, 1]. Computes in fp32.
     """
 
     predicts = "box"
     """Name under which objectives read the predictions."""
-    nonlinear = "it learns norms and a token of its own"
-    """Reason why more than Linear layers trains, for messages."""
+    nonlinear = "it trains norms and an embedding"
+    """Reason why more than Linear layers are trained, for messages."""
 
     def __init__(self, width: int, hidden: int = 512, outline: bool = False, mask_size: int | None = None) -> None:
         super().__init__()
         if outline and mask_size is None:
             raise ConfigError(
-                "a BoxHead with outline=True needs the predicted mask, and model_args.heads has no MaskHead: add one"
+                "a BoxHead with outline=True needs the predicted mask, but model_args.heads has no MaskHead: add one"
             )
         self.outline = outline
         self.reader = mlp(width + 2 * mask_size if outline and mask_size else width, hidden, 4)

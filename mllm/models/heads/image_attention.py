@@ -14,7 +14,7 @@ from mllm.models.heads.mlp import mlp
 from mllm.models.heads.two_way import TwoWayTransformer, positions
 
 TOKENS = 3
-"""Number of tokens made from the last hidden state of an object, beside the output token."""
+"""Number of tokens computed from the last hidden state of an object, in addition to the output token."""
 
 
 class ImageAttention(nn.Module):
@@ -27,7 +27,9 @@ class ImageAttention(nn.Module):
     def __init__(self, width: int, vision: VisionShape, *, dim: int, depth: int, heads: int, context: int) -> None:
         super().__init__()
         if context < 1:
-            raise ConfigError(f"context must be at least 1, the state that predicts the object's token, not {context}")
+            raise ConfigError(
+                f"context of a MaskHead must be at least 1 (the state that predicts the object's token), not {context}"
+            )
         self.dim, self.context = dim, context
         self.fusion = LayerFusion(vision.layers)
         self.norm = nn.LayerNorm(vision.width)

@@ -27,8 +27,8 @@ class MaskHead(nn.Module):
 
     predicts = "mask"
     """Name under which objectives read the predictions."""
-    nonlinear = "it learns convolutions"
-    """Reason why more than Linear layers trains, for messages."""
+    nonlinear = "it trains convolutions"
+    """Reason why more than Linear layers are trained, for messages."""
 
     def __init__(
         self,

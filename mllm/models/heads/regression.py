@@ -16,10 +16,10 @@ class RegressionHead(nn.Module):
     """Regression of `measures`, in their own units, from the mean features of `views`, in this order.
 
     Network as in the feature fusion of GEMMA 3NCORE: concatenation of the views, Linear to `hidden`, LayerNorm, ReLU,
-    dropout, Linear to half of it, LayerNorm, ReLU; then one Linear layer instead of Tanh and three heads. The last
-    layer predicts normalized values. Their `mean` and `std` are those of the training split, set by `normalize` and
-    saved with the head, or given by `scale`, as private training requires: `dict(EF=(55.0, 12.0))`. A head loaded from
-    an earlier run keeps its own. Computes in fp32.
+    dropout, Linear to half of it, LayerNorm, ReLU; then one Linear layer, where GEMMA 3NCORE has Tanh and three heads.
+    The last layer predicts normalized values. Their `mean` and `std` are those of the training split, set by
+    `normalize` and saved with the head, or those of `scale`, which private training requires: `dict(EF=(55.0, 12.0))`.
+    A head loaded from an earlier run keeps its own. Computes in fp32.
     """
 
     predicts = "measures"
@@ -65,12 +65,12 @@ class RegressionHead(nn.Module):
             if len(pair) != 2 or not pair[1] > 0:
                 raise ConfigError(
                     f"scale of a RegressionHead needs mean and standard deviation of every measure, such as "
-                    f"dict({name}=(55.0, 12.0)), and has {tuple(pair)} for '{name}'"
+                    f"dict({name}=(55.0, 12.0)), but has {tuple(pair)} for '{name}'"
                 )
             self.mean.data[index], self.std.data[index] = pair[0], pair[1]
 
     def normalize(self, known: Mapping[str, Sequence[float]]) -> None:
-        """Set mean and standard deviation of each measure from its known values, unless `scale` was given.
+        """Set mean and standard deviation of each measure from its known values, unless they are already set.
 
         Raise `ConfigError` for a measure with fewer than two different values.
         """
@@ -78,8 +78,8 @@ class RegressionHead(nn.Module):
             values = torch.tensor(list(known.get(name, ())), dtype=torch.float64)
             if len(values) < 2 or float(values.std()) == 0:
                 raise ConfigError(
-                    f"the training split has {len(values)} known values of the measure '{name}', and none that differ: "
-                    f"a RegressionHead cannot learn it; remove it from model_args.heads, or add rows that have it"
+                    f"the training split has {len(values)} known values of the measure '{name}', but a RegressionHead "
+                    f"needs at least two that differ; remove it from model_args.heads, or add rows that have it"
                 )
             self.mean.data[index], self.std.data[index] = float(values.mean()), float(values.std())
 

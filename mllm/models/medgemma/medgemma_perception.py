@@ -142,7 +142,7 @@ def set_image_tokens(model: Gemma3ForConditionalGeneration, processor: Processor
 
 
 def is_native_image_setup(model: Gemma3ForConditionalGeneration) -> bool:
-    """Return whether transformers and other runtimes, which have only square pools, load the saved model correctly."""
+    """Return True if transformers and other runtimes, which have only square pools, load the saved model correctly."""
     return POOL_KEY not in model.config.to_dict()
 
 

@@ -8,7 +8,7 @@ from mllm.errors import ConfigError
 from mllm.family import FAMILIES
 
 IMAGE_TOKENS = (256, 128, 64, 32, 16)
-"""Tokens of one image to which Gemma 3's projector can pool."""
+"""Possible numbers of tokens of one image after the pooling of Gemma 3's projector."""
 
 
 def refuse_other_models(config: RunConfig, checkpoint: Checkpoint) -> None:
@@ -36,12 +36,12 @@ def token_grid(image_token_len: int) -> tuple[int, int]:
 
 
 def refuse_image_tokens(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """Raise `ConfigError` for a number of image tokens to which Gemma 3's projector cannot pool."""
+    """Raise `ConfigError` for a number of image tokens that Gemma 3's projector cannot produce by pooling."""
     tokens = config.model_args.image_token_len
     if tokens is not None and tokens not in (*IMAGE_TOKENS, checkpoint.image_tokens):
         raise ConfigError(
-            f"{config.origin('model_args', 'image_token_len')}: image_token_len={tokens} cannot be pooled to "
-            f"by Gemma 3's projector: use {', '.join(map(str, IMAGE_TOKENS[:-1]))} or {IMAGE_TOKENS[-1]}"
+            f"{config.origin('model_args', 'image_token_len')}: Gemma 3's projector cannot pool an image to "
+            f"image_token_len={tokens}: use {', '.join(map(str, IMAGE_TOKENS[:-1]))} or {IMAGE_TOKENS[-1]}"
         )
 
 
@@ -55,18 +55,18 @@ def refuse_image_size(config: RunConfig, checkpoint: Checkpoint) -> None:
         return
     tokens = args.image_token_len or checkpoint.image_tokens
     size = args.image_size or checkpoint.image_size
-    place = config.origin("model_args", "image_size" if args.image_size else "image_token_len")
+    origin = config.origin("model_args", "image_size" if args.image_size else "image_token_len")
     rows, columns = token_grid(tokens)
     step = checkpoint.patch_size * max(rows, columns)
     valid = f"use a multiple of {step} such as {max(1, round(size / step)) * step}"
     if size % checkpoint.patch_size:
         raise ConfigError(
-            f"{place}: image_size={size} is not a multiple of {checkpoint.patch_size}, the side of a patch: {valid}"
+            f"{origin}: image_size={size} is not a multiple of {checkpoint.patch_size}, the side of a patch: {valid}"
         )
     grid = size // checkpoint.patch_size
     if grid % rows or grid % columns:
         raise ConfigError(
-            f"{place}: image_size={size} gives {grid} x {grid} patches, which cannot be pooled to {tokens} tokens "
+            f"{origin}: image_size={size} gives {grid} x {grid} patches, which cannot be pooled to {tokens} tokens "
             f"({rows} x {columns}): {valid}"
         )
 
@@ -75,11 +75,11 @@ def refuse_short_length(config: RunConfig, checkpoint: Checkpoint) -> None:
     """Raise `ConfigError` for a `max_length` too short for one image and one answer token."""
     args = config.model_args
     tokens = args.image_token_len or checkpoint.image_tokens
-    # An image stands between a start and an end marker and two line breaks.
-    least = tokens + 2 + 2 + 1
-    if args.max_length < least:
+    # An image is between a start and an end marker and two line breaks.
+    minimum = tokens + 2 + 2 + 1
+    if args.max_length < minimum:
         raise ConfigError(
             f"{config.origin('model_args', 'max_length')}: max_length={args.max_length} has no room for one image of "
-            f"{tokens} tokens with its markers and one answer token: set it to at least {least} "
+            f"{tokens} tokens with its markers and one answer token: set it to at least {minimum} "
             f"plus the length of the text"
         )

@@ -14,7 +14,16 @@ from transformers import (
 )
 
 from mllm.tiny import templates
-from mllm.tiny.parts import GEMMA_IMAGE_TOKENS, GEMMA_TOKENS, TEXT, VISION, filled, make_special, new, padded
+from mllm.tiny.parts import (
+    GEMMA_IMAGE_TOKENS,
+    GEMMA_TOKENS,
+    TEXT,
+    VISION,
+    add_special_tokens,
+    new,
+    padded_rows,
+    random_model,
+)
 from mllm.tiny.vocabulary import train_pieces
 
 
@@ -25,12 +34,12 @@ def medgemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[P
     tokenizer = new(
         GemmaTokenizer, vocab=vocabulary, merges=merges, extra_special_tokens=GEMMA_IMAGE_TOKENS, add_bos_token=True
     )
-    make_special(tokenizer, names)
+    add_special_tokens(tokenizer, names)
     config = new(
         Gemma3Config,
         text_config={
             **TEXT,
-            "vocab_size": padded(len(tokenizer)),
+            "vocab_size": padded_rows(len(tokenizer)),
             "head_dim": 32,
             "query_pre_attn_scalar": 32,
             "sliding_window": 512,
@@ -51,4 +60,4 @@ def medgemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[P
         size={"height": side, "width": side}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
     )
     processor = Gemma3Processor(images, tokenizer, chat_template=templates.GEMMA3, image_seq_length=256)
-    return filled(Gemma3ForConditionalGeneration, config, seed), processor
+    return random_model(Gemma3ForConditionalGeneration, config, seed), processor

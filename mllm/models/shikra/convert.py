@@ -84,7 +84,7 @@ def convert(model: str | Path, folder: str | Path, vision_tower: str | None = No
             architectures=["LlavaForConditionalGeneration"],
             dtype=next(iter(projector.values())).dtype,
         )
-        written |= _write_rest(temporary, written, to_llava(projector), tower, config)
+        written |= _write_projector_and_tower(temporary, written, to_llava(projector), tower, config)
         _refuse_incomplete(config, written, source)
         _write_index(temporary, written)
         config.save_pretrained(temporary)
@@ -197,16 +197,16 @@ def _extended(table: Tensor, rows: int) -> Tensor:
     return torch.cat([table, mean.expand(missing, -1)]) if missing > 0 else table
 
 
-def _write_rest(
+def _write_projector_and_tower(
     folder: Path, written: Mapping[str, str], projector: dict[str, Tensor], tower: str, config: LlavaConfig
 ) -> dict[str, str]:
     """Write the projector, and the vision tower if the original does not contain it."""
-    rest = {f"multi_modal_projector.{name}": tensor for name, tensor in projector.items()}
+    tensors = {f"multi_modal_projector.{name}": tensor for name, tensor in projector.items()}
     if not any(name.startswith("vision_tower.") for name in written):
         with explained(tower):
             vision = CLIPVisionModel.from_pretrained(tower, dtype=config.dtype)
-        rest |= {f"vision_tower.vision_model.{name}": tensor for name, tensor in vision.state_dict().items()}
-    return _save(rest, folder, len(set(written.values())))
+        tensors |= {f"vision_tower.vision_model.{name}": tensor for name, tensor in vision.state_dict().items()}
+    return _save(tensors, folder, len(set(written.values())))
 
 
 def _save(state: Mapping[str, Tensor], folder: Path, number: int) -> dict[str, str]:

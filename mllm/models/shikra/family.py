@@ -1,4 +1,4 @@
-"""Records of types `shikra` and `perceptionGPT`: a LLaVA whose projector trains beside the LoRA."""
+"""Records of types `shikra` and `perceptionGPT`: a LLaVA whose projector is trained together with the LoRA."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PERCEPTION_HEADS = {"box": {"type": "BoxHead"}, "mask": {"type": "MaskHead"}}
 
 
 def trains_lora(args: Any) -> bool:
-    """Return whether `args` (`ShikraArgs`) train a LoRA in the language model."""
+    """Return True if `args` (`ShikraArgs`) train a LoRA in the language model."""
     return not (args.freeze_backbone or args.tune_mm_mlp_adapter)
 
 
@@ -52,4 +52,4 @@ PERCEPTION_GPT = replace(
     type="perceptionGPT",
     defaults={"pad_to_square": True, "fuse_vision_layers": True, "heads": PERCEPTION_HEADS},
 )
-"""One token for every object, read by heads for boxes and masks (arXiv:2311.06612)."""
+"""One token for every object, decoded by heads for boxes and masks (arXiv:2311.06612)."""

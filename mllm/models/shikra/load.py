@@ -1,4 +1,4 @@
-"""Loading of a LLaVA, whole or composed of a LLaMA and a CLIP."""
+"""Loading of a LLaVA from one checkpoint, or from those of a LLaMA and a CLIP."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ def load_vision_config(args: ShikraArgs) -> PretrainedConfig:
     if args.vision_tower is None:
         if config.model_type != "llava":
             suggestion = f"use type='{FAMILIES.for_architecture(config.model_type).type}'"
-            remedy = "set vision_tower to a CLIP" if config.model_type == "llama" else suggestion
+            fix = "set vision_tower to a CLIP" if config.model_type == "llama" else suggestion
             raise ConfigError(
                 f"type='{args.type}' reads a LLaVA, but model_name_or_path '{name}' is a '{config.model_type}' model: "
-                f"{remedy}"
+                f"{fix}"
             )
         vision: PretrainedConfig = config.vision_config
         return vision
     if config.model_type != "llama":
         raise ConfigError(
-            f"vision_tower is composed with a LLaMA, but model_name_or_path '{name}' is a '{config.model_type}' "
-            f"model: remove vision_tower, or name a LLaMA such as Vicuna or TinyLlama"
+            f"vision_tower needs a LLaMA as language model, but model_name_or_path '{name}' is a "
+            f"'{config.model_type}' model: remove vision_tower, or set a LLaMA such as Vicuna or TinyLlama"
         )
     tower = find_checkpoint(args.vision_tower)
     return clip_vision_config(load_config(tower), tower)
@@ -107,7 +107,7 @@ def _load_llava(args: ShikraArgs, hardware: Hardware) -> LlavaForConditionalGene
         if model.config.projector_hidden_act != activation:
             raise ConfigError(
                 f"model_args.pretrain_mm_mlp_adapter {args.pretrain_mm_mlp_adapter} is for projector_hidden_act "
-                f"'{activation}', and '{name}' has '{model.config.projector_hidden_act}'"
+                f"'{activation}', but '{name}' has '{model.config.projector_hidden_act}'"
             )
         set_projector(model, to_llava(tensors), args.pretrain_mm_mlp_adapter)
     return model

@@ -9,10 +9,10 @@ from mllm.config.schema import ModelArgs
 
 @dataclass(frozen=True)
 class ShikraArgs(ModelArgs):
-    """Options of a LLaVA whose projector trains."""
+    """Options of a LLaVA whose projector is trained."""
 
     vision_tower: str | None = None
-    """CLIP checkpoint that is composed with the language model; None: the checkpoint is a LLaVA."""
+    """CLIP checkpoint that is combined with the language model to a LLaVA; None: the checkpoint is a LLaVA."""
     mm_vision_select_layer: int = -2
     """Hidden state of `vision_tower` that the projector reads; -1 is the last."""
     freeze_backbone: bool = False

@@ -44,20 +44,23 @@ def read_projector(path: str | Path) -> dict[str, Tensor]:
     return projector_tensors(state, str(path))
 
 
-def projector_tensors(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Return the tensors by the part of their name after `mm_projector.`; raise `ConfigError` for an unknown kind."""
+def projector_tensors(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Return the tensors by the part of their name after `mm_projector.`; raise `ConfigError` for an unknown kind.
+
+    `source` is the file or checkpoint, for messages.
+    """
     tensors = {name.rpartition("mm_projector.")[2]: tensor for name, tensor in state.items() if "mm_projector." in name}
     if tensors.keys() not in (SINGLE, DOUBLE.keys()):
         names = ", ".join(sorted(tensors or state, key=lambda name: (name in DOUBLE, name))[:4]) or "nothing"
         raise ConfigError(
-            f"{where} has {names}, which is not a known projector: mm_projector.weight and .bias (Shikra), or "
-            f"mm_projector.0 and mm_projector.2 (LLaVA 1.5)"
+            f"{source} has {names}, but a projector has mm_projector.weight and .bias (Shikra), or mm_projector.0 and "
+            f"mm_projector.2 (LLaVA 1.5)"
         )
     return tensors
 
 
 def is_single(tensors: dict[str, Tensor]) -> bool:
-    """Return whether a projector is one Linear layer."""
+    """Return True if a projector is one Linear layer."""
     return tensors.keys() == SINGLE
 
 

@@ -12,7 +12,7 @@ CONVERT = "python mllm/pipeline/convert.py --model {} --out FOLDER"
 
 
 def refuse_gemma(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """Raise `ConfigError` for a Gemma checkpoint, also if only its name is known."""
+    """Raise `ConfigError` for a Gemma checkpoint, even if only its name is known."""
     args = config.model_args
     if checkpoint.is_gemma:
         raise ConfigError(
@@ -27,15 +27,15 @@ def refuse_wrong_llava(config: RunConfig, checkpoint: Checkpoint) -> None:
     if model_type is None:
         return
     name = args.model_name_or_path
-    place = config.origin("model_args", "model_name_or_path")
+    origin = config.origin("model_args", "model_name_or_path")
     if "mm_vision_tower" in checkpoint.keys or model_type == "shikra":
         raise ConfigError(
-            f"{place}: {name} is a checkpoint in the layout of the original LLaVA or Shikra: convert it with "
-            f"{CONVERT.format(name)} and name that folder"
+            f"{origin}: {name} is a checkpoint in the layout of the original LLaVA or Shikra: convert it with "
+            f"{CONVERT.format(name)} and set model_name_or_path to that folder"
         )
     if model_type == "llama" and args.vision_tower is None:
         raise ConfigError(
-            f"{place}: {name} is a language model without a vision tower: set model_args.vision_tower to a CLIP "
+            f"{origin}: {name} is a language model without a vision tower: set model_args.vision_tower to a CLIP "
             f"checkpoint such as openai/clip-vit-large-patch14"
         )
     if model_type == "llava" and args.vision_tower is not None:
@@ -45,7 +45,7 @@ def refuse_wrong_llava(config: RunConfig, checkpoint: Checkpoint) -> None:
         )
     if model_type not in ("llama", "llava"):
         raise ConfigError(
-            f"{place}: type='{args.type}' reads a LLaVA, or a LLaMA with a CLIP as vision_tower, and {name} is a "
+            f"{origin}: type='{args.type}' reads a LLaVA, or a LLaMA with a CLIP as vision_tower, but {name} is a "
             f"{checkpoint.title} checkpoint: use type='{FAMILIES.for_architecture(model_type).type}'"
         )
 
@@ -64,8 +64,8 @@ def refuse_freezing_conflicts(config: RunConfig, checkpoint: Checkpoint) -> None
         )
     if args.tune_mm_mlp_adapter and has_new_parameters:
         raise ConfigError(
-            f"{config.origin('model_args', 'tune_mm_mlp_adapter')}: tune_mm_mlp_adapter=True trains the projector "
-            f"alone, but heads and added tokens must train too: use freeze_backbone=True"
+            f"{config.origin('model_args', 'tune_mm_mlp_adapter')}: tune_mm_mlp_adapter=True trains only the "
+            f"projector, but heads and added tokens must be trained too: use freeze_backbone=True"
         )
     if args.freeze_backbone and args.freeze_mm_mlp_adapter and not has_new_parameters:
         raise ConfigError(
@@ -82,7 +82,7 @@ def refuse_freezing_conflicts(config: RunConfig, checkpoint: Checkpoint) -> None
     if without_lora and args.adapter_path is not None and not args.merge_lora:
         key = "freeze_backbone" if args.freeze_backbone else "tune_mm_mlp_adapter"
         raise ConfigError(
-            f"{config.origin('model_args', key)}: {key}=True trains no LoRA, but adapter_path names one: set "
+            f"{config.origin('model_args', key)}: {key}=True trains no LoRA, but adapter_path is set: set "
             f"merge_lora=True to merge it into the weights first, or {key}=False"
         )
 

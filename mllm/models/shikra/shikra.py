@@ -42,7 +42,7 @@ def compose(
     `feature_layer` is the hidden state of the tower that the projector reads. The vocabulary is extended by the
     tokens of the processor; their rows are the mean row.
     """
-    grow(language, processor.tokenizer)
+    extend_vocabulary(language, processor.tokenizer)
     vision_config: Any = vision.config
     depth, grid = vision_config.num_hidden_layers, vision_config.image_size // vision_config.patch_size
     if not -depth - 1 <= feature_layer <= depth:
@@ -80,9 +80,9 @@ def compose(
 
 
 def _mark_quantized(model: Any, language: Any) -> None:
-    """Set the attributes of the whole model that transformers and PEFT read from a quantized model."""
-    marks = ("is_loaded_in_4bit", "is_loaded_in_8bit", "quantization_method", "hf_quantizer")
-    for name in marks:
+    """Copy the attributes that transformers and PEFT read from a quantized model from `language` to `model`."""
+    attributes = ("is_loaded_in_4bit", "is_loaded_in_8bit", "quantization_method", "hf_quantizer")
+    for name in attributes:
         if name in vars(language):
             vars(model)[name] = vars(language)[name]
 
@@ -100,8 +100,8 @@ def _initialize(projector: nn.Module) -> None:
 
 
 @torch.no_grad()
-def grow(language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add the mean row to embedding and output for each token that `load_llava_processor` added. They do not train."""
+def extend_vocabulary(language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add a row to embedding and output for each token that `load_llava_processor` added: the mean row, frozen."""
     table: Any = language.get_input_embeddings()
     before = len(table.weight)
     added = [IMAGE, *([PAD] if tokenizer.pad_token == PAD else [])]
@@ -134,8 +134,8 @@ def load_llava_processor(language: str, vision: str, config: PretrainedConfig) -
 def clip_vision_config(config: PretrainedConfig, name: str) -> PretrainedConfig:
     """Return the vision part of a CLIP's config; raise `ConfigError` for another architecture."""
     if config.model_type == "clip":
-        inner: PretrainedConfig = config.vision_config
-        return inner
+        vision: PretrainedConfig = config.vision_config
+        return vision
     if config.model_type != "clip_vision_model":
         raise ConfigError(
             f"model_args.vision_tower '{name}' is a '{config.model_type}' model, but must be a CLIP such as "
@@ -145,12 +145,15 @@ def clip_vision_config(config: PretrainedConfig, name: str) -> PretrainedConfig:
 
 
 @torch.no_grad()
-def set_projector(model: LlavaForConditionalGeneration, tensors: dict[str, Tensor], where: str) -> None:
-    """Copy the tensors of `projector.to_llava` into a model; raise `ConfigError` for a different shape."""
+def set_projector(model: LlavaForConditionalGeneration, tensors: dict[str, Tensor], source: str) -> None:
+    """Copy the tensors of `projector.to_llava`, read from `source`, into a model.
+
+    Raise `ConfigError` for a different shape.
+    """
     for name, parameter in model.model.multi_modal_projector.named_parameters():
         if parameter.shape != tensors[name].shape:
             raise ConfigError(
-                f"{where}: {name} has shape {tuple(tensors[name].shape)} and the model needs "
+                f"{source}: {name} has shape {tuple(tensors[name].shape)}, but the model needs "
                 f"{tuple(parameter.shape)}: it belongs to another language model or vision tower"
             )
         parameter.copy_(tensors[name])

@@ -7,7 +7,7 @@ from mllm.family import LazyFunction
 from mllm.models.vision_record import vision_record
 
 MODEL_TYPES = frozenset({"siglip", "siglip_vision_model"})
-"""A whole SigLIP, and the tower alone as the exporter `student` writes it."""
+"""A SigLIP with its text tower, and its vision tower alone as the exporter `student` writes it."""
 
 MEDSIGLIP = vision_record(
     "medsiglip",

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, SiglipConfig, SiglipImageProcessor, SiglipModel
 
-from mllm.tiny.parts import VISION, filled, new
+from mllm.tiny.parts import VISION, new, random_model
 
 
 def medsiglip(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
@@ -23,4 +23,4 @@ def medsiglip(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[
     images = SiglipImageProcessor(
         size={"height": side, "width": side}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
     )
-    return filled(SiglipModel, config, seed), images
+    return random_model(SiglipModel, config, seed), images

@@ -20,7 +20,7 @@ class SiglipVision(VisionPart, SiglipVisionModel):
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_(scale|bias)$", r"^(vision_model\.)?head\."]
 
     def __init__(self, config: SiglipVisionConfig) -> None:
-        config.vision_use_head = False  # the head pools all places of an image into one feature
+        config.vision_use_head = False  # the head pools all patches of an image into one feature
         super().__init__(config)
 
     def get_image_features(self, pixel_values: Tensor) -> Any:

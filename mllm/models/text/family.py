@@ -31,7 +31,7 @@ def keep_unquantized(bits: int, towers: Mapping[str, str]) -> list[str]:
 
 
 def reads_text_with(table: str, model_type: str | None) -> bool:
-    """Return whether an architecture is in a table of transformers' auto classes and reads no images."""
+    """Return True if an architecture is in a table of transformers' auto classes and reads no images."""
     from transformers.models.auto import modeling_auto
 
     return (
@@ -41,19 +41,19 @@ def reads_text_with(table: str, model_type: str | None) -> bool:
 
 
 def is_encoder_decoder(model_type: str | None) -> bool:
-    """Return whether an architecture is an encoder-decoder of text."""
+    """Return True if an architecture is an encoder-decoder of text."""
     return reads_text_with("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", model_type)
 
 
 def is_decoder(model_type: str | None) -> bool:
-    """Return whether an architecture is a decoder of text."""
+    """Return True if an architecture is a decoder of text."""
     return reads_text_with("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", model_type) and not is_encoder_decoder(model_type)
 
 
 def choose_tiny(checkpoint: str) -> str:
     """Return the tiny decoder that replaces a checkpoint.
 
-    VaultGemma has no chat template. Gemma 3n by name is exported to llama.cpp, which needs more layers.
+    VaultGemma has no chat template. A Gemma 3n may be exported to llama.cpp, which needs more layers.
     """
     names = {"vaultgemma": "vaultgemma", "gemma-3n": "gemma3n-deep"}
     return next((tiny for part, tiny in names.items() if part in checkpoint.lower()), "gemma3n")

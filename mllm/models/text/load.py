@@ -61,10 +61,10 @@ def build_seq2seq_encoder(args: ModelArgs, processor: TextProcessor) -> Seq2SeqE
 
 
 def decoder_start(args: ModelArgs, processor: TextProcessor) -> tuple[int, int | None]:
-    """Return the first id of the decoder, and the token that generation forces after it (a language), or None.
+    """Return the first token id of the decoder, and the id that generation forces after it (a language), or None.
 
-    Training and generation read them here. The first id is the checkpoint's own: of `generation_config.json`, else of
-    `config.json`. Without one it is `<bos>` (T5Gemma), else padding (T5).
+    They are the same in training and generation. The first id is that of `generation_config.json`, else that of
+    `config.json`, else `<bos>` (T5Gemma), else padding (T5).
     """
     name = find_checkpoint(args.model_name_or_path)
     config = load_config(name, trust_remote_code=args.trust_remote_code)
@@ -80,7 +80,7 @@ def decoder_start(args: ModelArgs, processor: TextProcessor) -> tuple[int, int |
 
 
 def _checked(args: ModelArgs, kind: Any, mapping: Any) -> str:
-    """Return the checkpoint's name; raise `ConfigError` where the auto class `kind` does not load its architecture."""
+    """Return the checkpoint's name; raise `ConfigError` if the auto class `kind` does not load its architecture."""
     name = find_checkpoint(args.model_name_or_path)
     config = load_config(name, trust_remote_code=args.trust_remote_code)
     brings_code = args.trust_remote_code and kind.__name__ in config.to_dict().get("auto_map", {})

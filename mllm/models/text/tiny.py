@@ -13,11 +13,11 @@ from transformers import (
     VaultGemmaForCausalLM,
 )
 
-from mllm.tiny.parts import TEXT, filled, gemma_tokenizer, new, padded
+from mllm.tiny.parts import TEXT, gemma_tokenizer, new, padded_rows, random_model
 
 
 def vaultgemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
-    """Return VaultGemma: Gemma 2 without norms behind its layers, pretrained only and without a chat template."""
+    """Return VaultGemma: Gemma 2 without norms after its layers, pretrained only and without a chat template."""
     tokenizer = gemma_tokenizer()
     tokenizer.chat_template = None
     values = {
@@ -26,7 +26,7 @@ def vaultgemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple
         "query_pre_attn_scalar": 32,
         "sliding_window": 64,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        "vocab_size": padded(len(tokenizer)),
+        "vocab_size": padded_rows(len(tokenizer)),
         **text,
     }
     config = new(
@@ -36,7 +36,7 @@ def vaultgemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return filled(VaultGemmaForCausalLM, config, seed), tokenizer
+    return random_model(VaultGemmaForCausalLM, config, seed), tokenizer
 
 
 def t5gemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
@@ -48,7 +48,7 @@ def t5gemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[Pr
         "query_pre_attn_scalar": 32,
         "sliding_window": 64,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        "vocab_size": padded(len(tokenizer)),
+        "vocab_size": padded_rows(len(tokenizer)),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")],
         "pad_token_id": tokenizer.pad_token_id,
@@ -60,4 +60,4 @@ def t5gemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[Pr
         decoder=new(T5GemmaModuleConfig, **values, cross_attention_hidden_size=values["hidden_size"]),
         vocab_size=values["vocab_size"],
     )
-    return filled(T5GemmaForConditionalGeneration, config, seed), tokenizer
+    return random_model(T5GemmaForConditionalGeneration, config, seed), tokenizer

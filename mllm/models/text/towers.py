@@ -7,16 +7,16 @@ from transformers import PreTrainedModel
 from mllm.models.adapters.targets import derived_targets, matching, pattern_of
 
 ATTENTION_AND_MLP = r".*\.(self_attn|mlp)\.[^.]+"
-"""Layers that a LoRA on the language model adapts; Gemma 3n has further projections beside them."""
+"""Layers that a LoRA on the language model adapts; Gemma 3n has further projections, which it does not adapt."""
 
 
 def decoder_towers(model: PreTrainedModel) -> dict[str, str]:
-    """Return the prefix of the language model, which is empty where the model has no other part."""
+    """Return the prefix of the language model, which is empty if the model has no other part."""
     return {"language": next(name for name, module in model.named_modules() if module is model.get_decoder())}
 
 
 def decoder_targets(model: PreTrainedModel) -> dict[str, str]:
-    """Return the pattern of the Linear layers of attention and MLP, or of all where a family names them otherwise."""
+    """Return the pattern of the Linear layers of attention and MLP, or of all if they have other names."""
     targets = derived_targets(model, decoder_towers(model))
     common = matching(ATTENTION_AND_MLP, model) & matching(targets["language"], model)
     return {"language": pattern_of(common, model)} if common else targets
@@ -29,6 +29,7 @@ def encoder_decoder_towers(model: PreTrainedModel) -> dict[str, str]:
 
 
 def encoder_decoder_targets(model: PreTrainedModel) -> dict[str, str]:
-    """Return the pattern of the Linear layers of both halves: the target 'language' means both."""
-    halves = [derived_targets(model, {"language": half})["language"] for half in encoder_decoder_towers(model).values()]
-    return {"language": "|".join(f"(?:{half})" for half in halves)}
+    """Return the pattern of the Linear layers of encoder and decoder: the target 'language' means both."""
+    prefixes = encoder_decoder_towers(model).values()
+    patterns = [derived_targets(model, {"language": prefix})["language"] for prefix in prefixes]
+    return {"language": "|".join(f"(?:{pattern})" for pattern in patterns)}

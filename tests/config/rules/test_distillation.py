@@ -110,7 +110,7 @@ TEACHER = "distill_args = dict(_delete_=True, teacher=dict(type='medgemma', mode
         ),
         (
             "model_args = dict(load_in_4bit=True)",
-            "has convolutions and no Linear layer, so 4 and 8 bits apply to the language",
+            "has convolutions and no Linear layer, so only the language",
         ),
         (
             "objectives = dict(measures=None)\n"
@@ -127,7 +127,7 @@ def test_what_cannot_be_is_refused_with_its_place(run, lines: str, sentence: str
 
 def test_fp16_is_refused_for_convolutions_that_overflow_it(run):
     said = refusal(run, "training_args = dict(fp16=True)\n", T4)
-    assert "the convolutions of Gemma 3n's vision tower overflow fp16" in said
+    assert "the convolutions of Gemma 3n's vision tower overflow in fp16" in said
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(run, tmp_path):

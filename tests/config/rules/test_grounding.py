@@ -62,8 +62,11 @@ def test_keys_of_shikra_are_refused_for_other_types(sentence, run, key, value):
     [
         (shikra("tune_mm_mlp_adapter=True, freeze_mm_mlp_adapter=True"), "exclude each other: set one of them to"),
         (shikra("freeze_backbone=True, freeze_mm_mlp_adapter=True"), "leave nothing to train"),
-        (shikra("tune_mm_mlp_adapter=True", "perceptionGPT"), "heads and added tokens must train too"),
-        (shikra("tune_mm_mlp_adapter=True, box_format=dict(type='location_tokens')"), "added tokens must train too"),
+        (shikra("tune_mm_mlp_adapter=True", "perceptionGPT"), "heads and added tokens must be trained too"),
+        (
+            shikra("tune_mm_mlp_adapter=True, box_format=dict(type='location_tokens')"),
+            "added tokens must be trained too",
+        ),
         (
             shikra("freeze_backbone=True, adapter_path='x/lora'"),
             "freeze_backbone=True trains no LoRA, but adapter_path",

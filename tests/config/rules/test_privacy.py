@@ -13,7 +13,7 @@ from mllm.errors import ConfigError
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
 A10 = Hardware("cuda", "NVIDIA A10G", (8, 6), 24 << 30, 1, 32 << 30, 4)
 PRIVATE = "privacy_args = dict(target_epsilon=3.0, target_delta=1e-5)\n"
-LINEAR = "and with privacy_args only LoRA on Linear layers and linear heads can train"
+LINEAR = "but with privacy_args only LoRA on Linear layers and linear heads can be trained"
 
 
 @pytest.fixture
@@ -162,9 +162,9 @@ def test_checkpoints_by_validation_loss_want_public_data_and_a_loss(run):
     [
         (
             "heads=dict(box=dict(type='BoxHead'))",
-            "the head 'box' (BoxHead) cannot train, because it learns norms and a",
+            "the head 'box' (BoxHead) cannot be trained: it trains norms and an",
         ),
-        ("heads=dict(mask=dict(type='MaskHead'))", "the head 'mask' (MaskHead) cannot train, because it learns conv"),
+        ("heads=dict(mask=dict(type='MaskHead'))", "the head 'mask' (MaskHead) cannot be trained: it trains conv"),
         (
             "box_format=dict(type='location_tokens')",
             f"box_format 'location_tokens' adds tokens whose embeddings train, {LINEAR}: use "

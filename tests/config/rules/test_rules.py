@@ -118,7 +118,7 @@ def test_a_rank_or_an_adapter(sentence, run):
 @pytest.mark.parametrize("tokens", [8, 100, 144, 255, 512])
 def test_image_tokens_that_no_pool_makes(sentence, tokens):
     assert sentence(f"model_args = dict(image_token_len={tokens})") == (
-        f"run.py:2: image_token_len={tokens} cannot be pooled to by Gemma 3's projector: use 256, 128, 64, 32 or 16"
+        f"run.py:2: Gemma 3's projector cannot pool an image to image_token_len={tokens}: use 256, 128, 64, 32 or 16"
     )
 
 

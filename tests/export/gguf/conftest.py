@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from mllm.tiny import templates
-from mllm.tiny.parts import filled
+from mllm.tiny.parts import random_model
 from mllm.tiny.vocabulary import BYTES, TEXT, train_bytes, train_pieces
 
 TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
@@ -158,7 +158,7 @@ def write_model(family: str, folder: Path, tokenizer: Any | None = None, damping
     tokenizer = piece_tokenizer() if tokenizer is None else tokenizer
     rows = (len(tokenizer) // 64 + 2) * 64
     kind, config = config_of(family, rows, **changed)
-    model = filled(kind, config, 0)
+    model = random_model(kind, config, 0)
     offset = 0.0 if family == "gemma3n" else 1.0
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -94,10 +94,10 @@ class TestStack:
         assert config["base_model_name_or_path"] == "someone/base"
 
     def test_dora_is_refused(self, small_gemma, start_adapter, tmp_path):
-        with pytest.raises(ConfigError, match="with DoRA two cannot be joined"):
+        with pytest.raises(ConfigError, match="DoRA adapters cannot be combined"):
             attach(load(small_gemma), adapter_path=str(start_adapter), lora_r=2, use_dora=True)
         folder = write_tiny_adapter(small_gemma, tmp_path / "dora", use_dora=True)
-        with pytest.raises(ConfigError, match="with DoRA two cannot be joined"):
+        with pytest.raises(ConfigError, match="DoRA adapters cannot be combined"):
             attach(load(small_gemma), adapter_path=str(folder), lora_r=2)
 
 

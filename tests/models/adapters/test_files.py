@@ -71,14 +71,14 @@ class TestRefusedAdapters:
 
     def test_changes_nothing(self, small_gemma, tmp_path):
         get_peft_model(load(small_gemma), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
-        self.refuse(small_gemma, tmp_path, "changes nothing: all its B matrices are zero")
+        self.refuse(small_gemma, tmp_path, "has no effect: all its B matrices are zero")
 
     def test_nan(self, small_gemma, start_adapter, tmp_path):
         folder = edited(start_adapter, tmp_path / "nan")
         tensors = load_file(folder / "adapter_model.safetensors")
         tensors[min(tensors)][0, 0] = torch.nan
         save_file(tensors, folder / "adapter_model.safetensors")
-        self.refuse(small_gemma, folder, "holds NaN")
+        self.refuse(small_gemma, folder, "contains NaN")
 
     @pytest.mark.parametrize("path", ["/nowhere/adapter", "ckpt/nothing-here", "two words/x", "a/b/c"])
     def test_missing(self, small_gemma, path):
@@ -88,7 +88,7 @@ class TestRefusedAdapters:
         self.refuse(small_gemma, "no-such-owner-here/no-such-adapter", "no-such-owner-here/no-such-adapter.*hub")
 
     def test_not_an_adapter(self, small_gemma):
-        self.refuse(small_gemma, small_gemma, "holds no adapter_config.json")
+        self.refuse(small_gemma, small_gemma, "contains no adapter_config.json")
 
     def test_without_weights(self, small_gemma, start_adapter, tmp_path):
         folder = edited(start_adapter, tmp_path / "adapter")
@@ -120,7 +120,7 @@ class TestRefusedAdapters:
         tensors = load_file(folder / "adapter_model.safetensors")
         tensors.pop(next(key for key in tensors if "lora_A" in key))
         save_file(tensors, folder / "adapter_model.safetensors")
-        self.refuse(small_gemma, folder, "is not whole: .* is missing")
+        self.refuse(small_gemma, folder, "is inconsistent: .* is missing")
 
     def test_whole_modules(self, small_gemma, start_adapter, tmp_path):
         folder = edited(start_adapter, tmp_path / "adapter", modules_to_save=["lm_head", "embed_tokens"])
@@ -128,7 +128,9 @@ class TestRefusedAdapters:
 
     def test_base_that_was_changed(self, small_gemma, start_adapter, tmp_path):
         self.refuse(
-            small_gemma, edited(start_adapter, tmp_path / "adapter", init_lora_weights="pissa"), "began as pissa"
+            small_gemma,
+            edited(start_adapter, tmp_path / "adapter", init_lora_weights="pissa"),
+            "was initialized by pissa",
         )
 
     def test_alpha_pattern_that_matches_nothing(self, small_gemma, start_adapter, tmp_path):

@@ -77,7 +77,7 @@ class TestTargets:
             (r"layers\.\d+\.self_attn\.q_proj", "matches no module; it must match full names such as"),
             (".*(q_proj", "is not a valid regular expression"),
             (r".*layers\.0\.self_attn", "a Gemma3Attention, which cannot have an adapter"),
-            (r"lm_head", "token embedding's"),
+            (r"lm_head", "shares its weight with the token embedding"),
         ],
     )
     def test_refused(self, small_gemma, lora_target, message):

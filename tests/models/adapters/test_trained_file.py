@@ -89,7 +89,7 @@ def test_a_merged_model_has_rows_in_its_weights_and_heads_beside(exported, tmp_p
         (lambda state: state.pop("rows.input"), "lack rows.input"),
         (lambda state: state.update({"heads.other": torch.ones(1)}), "have heads.other, which the model does not have"),
         (lambda state: state.update({"rows.input": torch.ones(2, 2)}), r"rows.input has shape \(2, 2\)"),
-        (lambda state: state.update({"rows.input": state["rows.input"] * float("nan")}), "holds NaN or infinity"),
+        (lambda state: state.update({"rows.input": state["rows.input"] * float("nan")}), "contains NaN or infinity"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(exported, tmp_path, change, sentence):

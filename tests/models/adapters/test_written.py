@@ -35,7 +35,9 @@ def test_a_file_that_differs_is_refused(tmp_path, change, message):
     path = tmp_path / "file.safetensors"
     changed = {key: tensor.contiguous() for key, tensor in (TENSORS | change).items() if tensor is not None}
     save_file(changed, path)
-    with pytest.raises(ConfigError, match=rf"file.safetensors is not what was trained: after writing, {message}; "):
+    with pytest.raises(
+        ConfigError, match=rf"file.safetensors differs from the trained tensors after writing: {message}; "
+    ):
         compare_written(path, TENSORS, set(TENSORS))
 
 
@@ -53,7 +55,7 @@ def test_parts_of_divided_weights_are_refused(tmp_path, part):
     layer = nn.Linear(4, 3)
     refuse_sharded_tensors(layer)
     layer.weight = nn.Parameter(part)
-    with pytest.raises(ConfigError, match=r"weight has shape .* in this process, and the whole tensor has \(3, 4\)"):
+    with pytest.raises(ConfigError, match=r"weight has shape .* in this process instead of \(3, 4\)"):
         refuse_sharded_tensors(layer)
 
 

@@ -30,7 +30,7 @@ def test_missing_weights_name_the_download_script_and_near_names(tmp_path: Path,
     with pytest.raises(ConfigError) as caught:
         find_checkpoint(str(tmp_path / "medgemma-4b"))
     assert "bash scripts/download_medgemma.sh" in str(caught.value)
-    assert "near names beside it: medgemma-4b-it" in str(caught.value)
+    assert "similar names in its parent folder: medgemma-4b-it" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -43,10 +43,10 @@ def test_incomplete_folders_are_refused(copy: Path) -> None:
     with pytest.raises(ConfigError, match="lacks 1 of 2 weight files .first model-00002-of-00002.safetensors."):
         find_checkpoint(str(copy))
     (copy / "config.json").rename(copy / "adapter_config.json")
-    with pytest.raises(ConfigError, match="holds a LoRA adapter .that belongs into adapter_path."):
+    with pytest.raises(ConfigError, match="contains a LoRA adapter .set it as adapter_path."):
         find_checkpoint(str(copy))
     (copy / "adapter_config.json").unlink()
-    with pytest.raises(ConfigError, match="holds no config.json"):
+    with pytest.raises(ConfigError, match="contains no config.json"):
         find_checkpoint(str(copy))
     with pytest.raises(ConfigError, match="is a file"):
         find_checkpoint(str(weights))

@@ -108,7 +108,7 @@ def test_quantization_converts_the_selected_linear_layers_and_survives_saving(
 
     model.save_pretrained(tmp_path)
     assert settings(str(tmp_path), bits) is None and settings(str(tmp_path), 0) is None
-    with pytest.raises(ConfigError, match="already quantized otherwise"):
+    with pytest.raises(ConfigError, match="already quantized in another way"):
         settings(str(tmp_path), 12 - bits)
     again = load_model(AutoModelForImageTextToText, str(tmp_path), precision="bf16", device="cpu")
     ids = torch.tensor([[1, 300, 301]])

@@ -44,7 +44,9 @@ def test_every_layers_patches_are_recorded_in_the_block(seen):
 
 def test_a_tower_without_a_fixed_grid_is_refused(tiny_qwen2_vl):
     model = AutoModelForImageTextToText.from_pretrained(tiny_qwen2_vl)
-    with pytest.raises(ConfigError, match="one square grid of patches, and Qwen2VisionTransformer.* does not: remove"):
+    with pytest.raises(
+        ConfigError, match="one square grid of patches, which Qwen2VisionTransformer.* does not: remove"
+    ):
         VisionLayers(model.model.visual, model.config.vision_config, AutoProcessor.from_pretrained(tiny_qwen2_vl))
 
 

@@ -95,7 +95,7 @@ def test_initially_the_projector_reads_the_mean_of_all_layers_but_the_last(tiny_
 
 
 def test_a_text_box_format_with_heads_is_refused(tiny_shikra: Path) -> None:
-    with pytest.raises(ConfigError, match="normalized_text writes boxes as text, and heads read a token"):
+    with pytest.raises(ConfigError, match="normalized_text writes boxes as text, but heads read a token"):
         build(tiny_shikra, box_format={"type": "normalized_text"})
     alone = build(tiny_shikra, heads={"box": {"type": "BoxHead", "hidden": 64}})
     assert set(losses(alone, SAMPLE)[1]) == {"box"}

@@ -161,7 +161,7 @@ def test_a_projector_that_was_trained_before(tmp_path: Path, tiny_shikra: Path, 
     torch.testing.assert_close(taken.model.multi_modal_projector(seen), expected)
     with pytest.raises(ConfigError, match="is for projector_hidden_act 'linear', and .* has 'gelu'"):
         build(tiny_shikra, pretrain_mm_mlp_adapter=path)
-    with pytest.raises(ConfigError, match=r"linear_1.weight has shape \(128, 64\) and the model needs \(192, 64\)"):
+    with pytest.raises(ConfigError, match=r"linear_1.weight has shape \(128, 64\), but the model needs \(192, 64\)"):
         build(tiny_llama, vision_tower=str(tiny_clip), pretrain_mm_mlp_adapter=str(tmp_path / "mm_projector.bin"))
 
 

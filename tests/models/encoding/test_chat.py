@@ -172,9 +172,9 @@ def test_gemma_gets_token_types_of_its_images(processors):
         (
             [("user", "<end_of_turn> a"), ("assistant", "b")],
             0,
-            "F, line 2: the text holds the control token '<end_of_turn>'; remove it",
+            "F, line 2: the text contains the control token '<end_of_turn>'; remove it",
         ),
-        ([("user", "a \ud800"), ("assistant", "b")], 0, "F, line 2: the text holds half of a character (the lone "),
+        ([("user", "a \ud800"), ("assistant", "b")], 0, "F, line 2: the text contains half of a character (the lone "),
         ([("assistant", "a"), ("assistant", "b")], 0, "F, line 2: the chat template refuses it: "),
     ],
 )
@@ -204,7 +204,7 @@ def test_images_without_a_placeholder_stand_before_the_question(processors):
 
 def test_truncation_never_cuts_an_image(processors):
     encoder = ChatEncoder(processors["medgemma"], max_length=100)
-    with pytest.raises(DataError, match="do not fit max_length=100, and the cut would fall into an image"):
+    with pytest.raises(DataError, match="do not fit max_length=100, and the cut would be inside an image"):
         encoder.encode(Sample([Turn("user", "<image> a"), Turn("assistant", "b")], [picture()], source="F, line 2"))
 
 
@@ -414,7 +414,7 @@ def test_control_tokens_in_a_text_are_refused(speaking, name, text, refused):
     encoder = speaking("medgemma", name)
     if refused:
         for encode in (encoder.encode, encoder.prompt):
-            with pytest.raises(DataError, match=f"F, line 2: the text holds the control token '{refused}'"):
+            with pytest.raises(DataError, match=f"F, line 2: the text contains the control token '{refused}'"):
                 encode(sample)
     else:
         decoded = encoder.tokenizer.decode(encoder.encode(sample).student["input_ids"])

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mllm.errors import ConfigError, DataError
 from mllm.models.encoding.box_formats import LocationTokens, NormalizedText, PerceptionToken
-from mllm.models.encoding.marks import MarkWriter, shrunk, tight_box, within
+from mllm.models.encoding.marks import MarkWriter, clipped, resized_mask, tight_box
 from mllm.structures import BOX, POINT, Frame, Mark, Sample, Turn
 
 FORMATS = [NormalizedText(), LocationTokens()]
@@ -146,11 +146,17 @@ def test_a_mask_is_written_as_the_box_around_it():
         ([Mark(box=(0, 0, 1, 1))], BOX, ((1,),), None, "the text refers to mark 1, but there are 1 ("),
         ([Mark(box=(0, 0, 1, 1))], BOX, ((-1,),), None, "the text refers to mark -1, but there are 1 ("),
         ([Mark(box=(0, 0, 1, 1), image=1)], BOX, ((0,),), None, "mark 0 is in image 1, but there are 1 (counted"),
-        ([Mark(point=(0, 0))], BOX, ((0,),), None, "<box> stands for a mark that has no box and no mask"),
-        ([Mark(point=(0, 0))], BOX, ((0,),), PerceptionToken(), "<box> stands for a mark that has no box and no mask"),
-        ([Mark(box=(0, 0, 1, 1))], POINT, ((0,),), None, "<point> stands for a mark that has no point"),
-        ([Mark(point=(0, 0))], POINT, ((0,),), PerceptionToken(), "heads decode boxes and masks, and the text has a "),
-        ([Mark(mask=np.ones((40, 20), bool))], BOX, ((0,),), None, "the mask of mark 0 has the shape (40, 20), and "),
+        ([Mark(point=(0, 0))], BOX, ((0,),), None, "<box> refers to a mark without a box and a mask"),
+        ([Mark(point=(0, 0))], BOX, ((0,),), PerceptionToken(), "<box> refers to a mark without a box and a mask"),
+        ([Mark(box=(0, 0, 1, 1))], POINT, ((0,),), None, "<point> refers to a mark without a point"),
+        (
+            [Mark(point=(0, 0))],
+            POINT,
+            ((0,),),
+            PerceptionToken(),
+            "heads decode boxes and masks only, but the text has a ",
+        ),
+        ([Mark(mask=np.ones((40, 20), bool))], BOX, ((0,),), None, "the mask of mark 0 has the shape (40, 20), but "),
         ([Mark(box=(0, 0, float("nan"), 1))], BOX, ((0,),), None, "a mark has the coordinates (0, 0, nan, 1), which "),
     ],
 )
@@ -190,7 +196,7 @@ def test_objects_become_tensors():
     assert student["object_has_mask"].tolist() == [False, True, True]
     assert student["object_images"].tolist() == [0, 0, 0]
     assert not student["object_masks"][0].any()
-    assert torch.equal(student["object_masks"][1], shrunk(mask, frames[0], 8))
+    assert torch.equal(student["object_masks"][1], resized_mask(mask, frames[0], 8))
     assert torch.equal(targets["boxes"], student["object_boxes"])
     assert torch.equal(targets["masks"], student["object_masks"])
     assert targets["boxes_known"].tolist() == [False, True, True]
@@ -230,17 +236,17 @@ def test_a_shrunk_mask_covers_what_the_mask_covers():
     square = np.zeros((64, 64), float)
     square[16:48] = mask
     by_blocks = square.reshape(16, 4, 16, 4).mean(axis=(1, 3)) >= 0.5
-    assert np.array_equal(shrunk(mask, Frame(64, 32, 0, 16, 64, 64), 16), by_blocks)
-    enlarged = shrunk(mask, Frame(64, 32, 0, 16, 64, 64), 128)
+    assert np.array_equal(resized_mask(mask, Frame(64, 32, 0, 16, 64, 64), 16), by_blocks)
+    enlarged = resized_mask(mask, Frame(64, 32, 0, 16, 64, 64), 128)
     assert np.array_equal(enlarged, np.kron(square, np.ones((2, 2))) > 0)
 
 
 def test_the_smallest_lesion_does_not_vanish():
     mask = np.zeros((2000, 2000), bool)
     mask[1999, 3] = True
-    small = shrunk(mask, Frame(2000, 2000), 16)
+    small = resized_mask(mask, Frame(2000, 2000), 16)
     assert small.nonzero().tolist() == [[15, 0]]
-    assert not shrunk(mask & False, Frame(2000, 2000), 16).any()
+    assert not resized_mask(mask & False, Frame(2000, 2000), 16).any()
 
 
 def test_what_is_read_stays_in_the_image():
@@ -248,7 +254,7 @@ def test_what_is_read_stays_in_the_image():
     (mark,), unreadable = MarkWriter().read("Answer: [0.0,0.0,1.0,0.5] [3,4,5]", [frame])
     assert (mark, unreadable) == (Mark(box=(0, 0, 40, 10)), 1)
     assert MarkWriter().read("[0.1,0.1,0.2,0.2]", []) == ((), 0)
-    assert within(frame, (-3, 5, 41, 21)) == (0, 5, 40, 20)
+    assert clipped(frame, (-3, 5, 41, 21)) == (0, 5, 40, 20)
 
 
 def test_a_box_beyond_its_image_is_clipped_to_the_image_and_not_to_the_square():

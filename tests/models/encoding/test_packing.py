@@ -29,7 +29,7 @@ from mllm.models.encoding.packing import ROW, Packing, followers, last_hidden_st
 from mllm.objectives.text import NextToken
 from mllm.structures import Batch, Bundle, Context, Encoded, Sample, Turn
 from mllm.tiny.checkpoints import write_tiny
-from mllm.tiny.parts import TEXT, filled, padded
+from mllm.tiny.parts import TEXT, padded_rows, random_model
 
 SIZES = {**TEXT, "sliding_window": 16}
 """Sliding windows (where a family has them) end inside a sample, and begin in the one before it."""
@@ -41,16 +41,16 @@ CASES = [(family, "eager" if family in SOFTCAPPED else "sdpa") for family in PAC
 
 @pytest.fixture(scope="module", params=[*CASES, *EAGER_TOO], ids="-".join)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A tiny model of the family with the tokenizer of Gemma, every parameter filled, also of its LoRA; in fp64."""
+    """A tiny model of the family with the tokenizer of Gemma, with random parameters, also of its LoRA; in fp64."""
     family, attention = request.param
     folder = write_tiny("gemma3n", tmp_path_factory.mktemp("gemma3n") / "model", text={"sliding_window": 16})
     if family != "gemma3n_text":
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        ids = dict(bos_token_id=2, eos_token_id=1, pad_token_id=0, vocab_size=padded(len(tokenizer)), head_dim=32)
+        ids = dict(bos_token_id=2, eos_token_id=1, pad_token_id=0, vocab_size=padded_rows(len(tokenizer)), head_dim=32)
         sizes = {**SIZES, "use_sliding_window": True, "max_window_layers": 1} if "qwen" in family else SIZES
         config = AutoConfig.for_model(family, **sizes, **ids)
         folder = tmp_path_factory.mktemp(family) / "model"
-        filled(type(AutoModelForCausalLM.from_config(config)), config, seed=0).save_pretrained(folder)
+        random_model(type(AutoModelForCausalLM.from_config(config)), config, seed=0).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     args = ModelArgs("causal-lm", str(folder), lora_r=4, max_length=256, attn_implementation=attention)
     loaded = load_pretrained(args, detect())
@@ -133,7 +133,7 @@ def test_gemma3n_with_its_towers_packs_text_too():
     vision = dict(others, architecture="resnet10t", hidden_size=512)
     audio = dict(others, hidden_size=64, conf_num_hidden_layers=1, conf_num_attention_heads=2)
     config = Gemma3nConfig(text_config=text, vision_config=vision, audio_config=audio)
-    model = filled(Gemma3nForConditionalGeneration, config, seed=0).double()
+    model = random_model(Gemma3nForConditionalGeneration, config, seed=0).double()
     lengths = torch.tensor([30, 20, 25])
     mask = torch.arange(30)[None, :] < lengths[:, None]
     ids = torch.randint(10, 1000, mask.shape, generator=torch.Generator().manual_seed(0)) * mask

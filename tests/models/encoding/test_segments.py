@@ -184,7 +184,7 @@ def test_an_empty_answer_is_refused_and_an_image_in_an_answer_too(encoder_of):
     for texts in (["Why?", " \n"], ["Why?", "", "And?", "Yes"]):
         with pytest.raises(DataError, match="F, line 2: an answer is empty"):
             encoder.encode(conversation(*texts))
-    with pytest.raises(DataError, match="F, line 2: an answer holds <image>"):
+    with pytest.raises(DataError, match="F, line 2: an answer contains <image>"):
         encoder.encode(conversation("Why?", "<image>", "And?", "Yes"))
     # In a chat a model may have said nothing.
     assert len(encoder.prompt(conversation("Why?", "", "And?"))) > 0

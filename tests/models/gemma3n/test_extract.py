@@ -246,5 +246,5 @@ def test_what_cannot_be_cut_is_refused(deep, tiny_medgemma, tmp_path):
     pickled.mkdir()
     (pickled / "config.json").write_text(json.dumps(values))
     torch.save(load_file(deep / "model.safetensors"), pickled / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match=r"holds no model\.safetensors: save its weights as safetensors first"):
+    with pytest.raises(ConfigError, match=r"contains no model\.safetensors: save its weights as safetensors first"):
         open_checkpoint(str(pickled))

@@ -110,7 +110,7 @@ def test_less_than_half_is_warned_about(caplog):
         assert not caplog.records
         custom_slice(E4B, [*[8192] * 34, 8191])
     assert [record.getMessage() for record in caplog.records] == [
-        "layer 34 keeps 8191 of 16384 neurons; less than half of a layer was never trained alone"
+        "layer 34 keeps 8191 of 16384 neurons; Gemma 3n was not trained with less than half of a layer"
     ]
 
 

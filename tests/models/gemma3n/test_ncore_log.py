@@ -53,7 +53,7 @@ def test_every_choice_is_logged_with_its_reason(hardware: Hardware, options, lin
 def test_choices_are_logged(caplog):
     with caplog.at_level(logging.INFO):
         log_conduit(_config(), CPU)
-    assert "Conduit: how data flows\n  device: a processor" in caplog.text
+    assert "Conduit: device, precision and quantization\n  device: a processor" in caplog.text
 
 
 ROWS = [

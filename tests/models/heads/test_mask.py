@@ -81,5 +81,5 @@ def test_context_tokens_differ_by_their_distance():
 
 
 def test_no_state_at_all_is_refused():
-    with pytest.raises(ConfigError, match="context must be at least 1"):
+    with pytest.raises(ConfigError, match="context of a MaskHead must be at least 1"):
         head(context=0)
