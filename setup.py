@@ -1,22 +1,22 @@
-"""Packaging of `mllm-medical`, which holds the package `mllm`: on PyPI that name belongs to someone else."""
+"""Packaging of `mllm-medical`, the distribution of the package `mllm`; on PyPI, `mllm` is another project."""
 
 from pathlib import Path
 
 from setuptools import find_namespace_packages, setup
 
-# Lower bounds only: below them something that we call is missing. scripts/constraints.txt holds the exact set we test.
+# Lower bounds only: older versions lack something that is used. scripts/constraints.txt lists the tested versions.
 CORE = [
-    "torch>=2.6",  # what transformers 5 asks for
-    "torchvision>=0.21",  # the partner of torch 2.6: the two are one build and must be installed together
+    "torch>=2.6",  # required by transformers 5
+    "torchvision>=0.21",  # the version for torch 2.6, with which it must be installed
     "transformers>=5.18",
-    "peft>=0.20",  # what transformers' own adapter code asks for
+    "peft>=0.20",  # required by the adapter code of transformers
     "accelerate>=1.1",
-    "bitsandbytes>=0.46.1",  # the first version that transformers quantizes with
+    "bitsandbytes>=0.46.1",  # required by the quantization of transformers
     "mmengine>=0.10.4",
     "timm>=1.0.23",  # the vision tower of Gemma 3n
     "numpy>=1.26",
-    "pillow>=10.1",  # its own font in any size
-    "pycocotools>=2.0.8",  # the first version for numpy 2
+    "pillow>=10.1",  # includes a font of any size
+    "pycocotools>=2.0.8",  # the first version that supports numpy 2
     "safetensors>=0.5",
     "sentencepiece>=0.2",
     "typing-extensions>=4.10",

@@ -27,16 +27,16 @@ def lines_of(folder: Path, indent: int = 0) -> list[str]:
     lines = [f"{'  ' * indent}{folder.name}/".ljust(30) + (summary_of(package) if package.is_file() else "")]
     files = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
     lines += [f"{'  ' * (indent + 1)}{path.name}".ljust(30) + summary_of(path) for path in files]
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and any(path.rglob("*.py"))):
-        lines += lines_of(inner, indent + 1)
+    for subfolder in sorted(path for path in folder.iterdir() if path.is_dir() and any(path.rglob("*.py"))):
+        lines += lines_of(subfolder, indent + 1)
     return [line.rstrip() if len(line) <= WIDTH else line[:WIDTH].rpartition(" ")[0] + " ..." for line in lines]
 
 
 def with_map(text: str) -> str:
     """Return the README with a current map."""
-    head, _, rest = text.partition(START)
+    before, _, after = text.partition(START)
     tree = "\n".join(lines_of(ROOT / "mllm"))
-    return f"{head}{START}\n```text\n{tree}\n```\n\n{END}{rest.partition(END)[2]}"
+    return f"{before}{START}\n```text\n{tree}\n```\n\n{END}{after.partition(END)[2]}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Runs of `finetune.py` in forks of a server that has imported PyTorch, for tests and for `kill.py`.
 
-A start from nothing costs ten seconds of a core, a fork costs none.
+The imports of a new process take ten seconds of a core; a fork has them already.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 _ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'scripts'}", "OMP_NUM_THREADS": "1"}
-"""Environment of the server, before a test changes it."""
+"""Environment of the server, without changes by tests."""
 _IMPORTED = ["mllm.run.steps", "transformers.models.gemma3", "transformers.models.gemma3n"]
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 """Audit events of Python that change a folder. `open` is added if it writes."""
@@ -78,7 +78,7 @@ def count_operations(path: str) -> None:
 
 
 def limit_file_size(size: int) -> None:
-    """Let writing fail where a file would be larger than `size` bytes, as on a full disk."""
+    """Let a write fail that would make a file larger than `size` bytes, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
@@ -114,7 +114,7 @@ def _main(
     if prepare is not None:
         prepare()
     code = run_command(main)
-    # A thread of the process group that outlives the training may crash the process when it exits.
+    # A thread of the process group that is still running after the training may crash the process when it exits.
     threads = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]  # none but on Linux
     assert not [name for name in threads if "gloo" in name], threads
     sys.exit(code)

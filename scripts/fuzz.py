@@ -1,4 +1,4 @@
-"""Changed input files of every kind: each must be read, or refused with a sentence, within limits of time and memory.
+"""Fuzzing of input files: each changed file must be read, or refused with a message, in limited time and memory.
 
 python scripts/fuzz.py --inputs 10000
 
@@ -6,11 +6,11 @@ Each input is a copy of an intact file that is truncated, or in which bytes are 
 by extreme numbers in the header; in texts, values are replaced by others. A forked worker reads it. The table counts
 for each kind:
 
-* refused: a `UserError`, whose sentence a command prints
+* refused: a `UserError`, whose message a command prints
 * accepted: the function returned
 * traceback: any other exception
-* abort: the worker ended
-* hang: no answer within the limit of time
+* abort: the process of the worker ended
+* hang: no answer within the time limit
 * wrong: a header with an impossible value was accepted without a warning
 
 Input number N depends on the seed and N only: `--only N` repeats it. The exit code is 1 if there was a traceback, an
@@ -82,7 +82,7 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def replace_values(data: bytes, rng: np.random.Generator) -> bytes:
-    """Return a text in which some numbers, strings and words are other values, so that it can often still be parsed."""
+    """Return a text with some numbers, strings and words replaced by other values, so that it often can be parsed."""
     text = data.decode("utf-8")
     for _ in range(int(rng.integers(1, 4))):
         tokens = list(TOKENS.finditer(text))
@@ -171,9 +171,9 @@ class Worker:
     def _serve(self, pipe: Connection) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.RLIM_INFINITY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 1)
-        os.dup2(nothing, 2)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
         logging.disable(logging.NOTSET)
         try:
             while True:
@@ -189,18 +189,18 @@ def run_inputs(inputs: int, seed: int, options: argparse.Namespace, folder: Path
     schedule = [name for name, kind in kinds.items() for _ in range(kind.weight)]
 
     def run(name: str, number: int) -> tuple[str, str]:
-        place = Path(tempfile.mkdtemp(dir=folder))
+        input_folder = Path(tempfile.mkdtemp(dir=folder))
         try:
             if name == "header":
-                return read_header(number, place)
+                return read_header(number, input_folder)
             if number < 0:
-                path = copy_example(kinds[name], kinds[name].examples[-number - 1], place)
+                path = copy_example(kinds[name], kinds[name].examples[-number - 1], input_folder)
                 outcome, message = outcome_of(lambda: kinds[name].read(path))
                 return ("intact", "") if outcome == "accepted" else ("traceback", f"{path.name} is intact: {message}")
-            path = write_input(kinds[name], number, seed, place)
+            path = write_input(kinds[name], number, seed, input_folder)
             return outcome_of(lambda: kinds[name].read(path))
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(input_folder, ignore_errors=True)
 
     jobs = [(schedule[number % len(schedule)], number) for number in range(inputs)]
     jobs = [job for job in jobs if options.only is None or job[1] == options.only]
@@ -234,8 +234,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--inputs", type=int, default=1000, help="number of changed files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="number of the only input to read; its message is printed")
-    parser.add_argument("--seconds", type=float, default=20.0, help="limit of time of an input")
-    parser.add_argument("--minutes", type=float, default=60.0, help="limit of time of all inputs")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time limit of an input")
+    parser.add_argument("--minutes", type=float, default=60.0, help="time limit of all inputs")
     options = parser.parse_args(argv)
     import torch
 

@@ -1,4 +1,4 @@
-"""Headers with impossible values for `fuzz.py`: each must be refused, ignored with a warning, or change no pixel."""
+"""Headers with impossible values for `fuzz.py`: each must be refused, ignored with a warning, or change no pixels."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _nifti(offset: int, form: str, value: float) -> Callable[[Path], Path]:
         path = folder / "a.nii"
         write_nifti(path, np.random.default_rng(0).integers(0, 1000, (12, 14, 9)).astype(np.int16))
         data = bytearray(path.read_bytes())
-        # Without the codes of both transforms, the affine consists of the sizes of voxels alone.
+        # Without the codes of both transforms, the affine is computed from the voxel sizes only.
         struct.pack_into("<hh", data, 252, 0, 0)
         struct.pack_into(form, data, offset, int(value) if form != "<f" else value)
         path.write_bytes(data)

@@ -32,13 +32,13 @@ class Kind:
     """One kind of input: files or folders, and the function that reads them."""
 
     examples: tuple[Path, ...]
-    """Intact files. Of a folder, the file that is changed."""
+    """Intact files; for a kind that is a folder, the files in it that are changed."""
     read: Callable[[Path], object]
-    """Reads a changed file at its new place."""
+    """Function that reads a changed file."""
     is_folder: bool = False
-    """The other files of the folder of an example are copied, too."""
+    """True: the other files of the folder of an example are copied, too."""
     weight: int = 1
-    """Share of the inputs."""
+    """Relative number of inputs."""
 
 
 def make_kinds(folder: Path) -> dict[str, Kind]:
@@ -178,7 +178,7 @@ def _read_template(path: Path) -> object:
 
     args = ModelArgs(type="causal-lm", model_name_or_path=str(path.parent), max_length=256)
     encoder = build_chat_encoder(args, load_processor(args))
-    # As the data loader does, which names the row of an unexpected error of a tokenizer.
+    # As the data loader does, which adds the row to an unexpected error of a tokenizer.
     with errors_of_row("row 0"):
         return encoder.encode(Sample(turns=[Turn("user", "Is it round?"), Turn("assistant", "yes")]))
 

@@ -7,7 +7,7 @@ privacy. Each is killed with SIGKILL at a random time, or just before a random o
 sometimes again while it resumes. Some runs get a limit of file size instead, as on a full disk. One more start has a
 read-only folder, which root cannot try. A run fails if
 
-* it cannot be resumed, or started again where it had no complete checkpoint
+* it cannot be resumed, or, without a complete checkpoint, cannot be started again
 * a weight, a loss, a prediction or the privacy record differs from those of the uninterrupted run
 * a temporary file or an incomplete checkpoint remains
 * an error ends in a traceback
@@ -70,18 +70,18 @@ privacy_args = dict(noise_multiplier=0.6, target_delta=1e-2, clip_norm=0.1, phys
 KINDS = {"text": TEXT, "distillation": DISTILLATION, "privacy": PRIVACY}
 LIMIT = 300
 """Seconds after which a run is stopped and counts as failed."""
-AGAIN = 0.3
+SECOND_KILL = 0.3
 """Probability that a resumed run is killed, too."""
-FULL = 0.15
+FULL_DISK = 0.15
 """Fraction of the runs with a limit of file size."""
 SIZES = (15, 20)
 """Range of the limit of file size, as powers of two."""
-LEFT = re.compile(r"\.(tmp|old)-[0-9a-f]{8}$|^\.writing$")
-"""Names of temporary files, and the mark of an incomplete checkpoint."""
+TEMPORARY = re.compile(r"\.(tmp|old)-[0-9a-f]{8}$|^\.writing$")
+"""Names of temporary files, and of the file that marks an incomplete checkpoint."""
 
 
 @dataclass(frozen=True)
-class Whole:
+class UninterruptedRun:
     """An uninterrupted run."""
 
     results: dict[str, object]
@@ -90,7 +90,7 @@ class Whole:
 
 
 class FaultError(Exception):
-    """Fault of a run, as a sentence."""
+    """Difference of a killed run from its uninterrupted run, or another failure."""
 
 
 def results_of(run: Path) -> dict[str, object]:
@@ -112,7 +112,7 @@ def results_of(run: Path) -> dict[str, object]:
 
 
 def phase_of(run: Path) -> str:
-    """Return what a run was doing when it ended, by the files that it left."""
+    """Return the phase of a run when it ended, determined from its files."""
     if not run.is_dir():
         return "start"
     if any(run.glob("checkpoint-*/.writing")):
@@ -137,46 +137,46 @@ class Killer:
         self.work, self.phases = work, Counter[str]()
         for name in ("medgemma", "gemma3n-student", "medsiglip"):
             write_tiny(name, work / "ckpt" / name)
-        self.wholes = {kind: self._whole(kind) for kind in kinds}
+        self.references = {kind: self._run_uninterrupted(kind) for kind in kinds}
 
     def kill(self, number: int, seed: int) -> None:
         """Kill a run once or twice and finish it. Raise `FaultError` for a fault."""
         rng = np.random.default_rng([seed, number])
-        kind = list(self.wholes)[number % len(self.wholes)]
-        whole, folder = self.wholes[kind], self._new_folder(kind, str(number))
-        if rng.random() < FULL:
+        kind = list(self.references)[number % len(self.references)]
+        reference, folder = self.references[kind], self._new_folder(kind, str(number))
+        if rng.random() < FULL_DISK:
             size = int(2 ** rng.uniform(*SIZES))
             code = self._run(folder, prepare=partial(limit_file_size, size))
             if code not in (0, 2):
-                raise FaultError(f"exit code {code} with at most {size} bytes in a file: {self._last_words(folder)}")
+                raise FaultError(f"exit code {code} with at most {size} bytes in a file: {self._error_output(folder)}")
             self.phases["full disk"] += code == 2
         else:
-            self._kill_once(folder, whole, rng)
-            if rng.random() < AGAIN:
-                self._kill_once(folder, whole, rng)
+            self._kill_once(folder, reference, rng)
+            if rng.random() < SECOND_KILL:
+                self._kill_once(folder, reference, rng)
         if (code := self._run(folder)) != 0:
-            raise FaultError(f"exit code {code} at the end: {self._last_words(folder)}")
-        self._compare(folder / "run", whole)
+            raise FaultError(f"exit code {code} at the end: {self._error_output(folder)}")
+        self._compare(folder / "run", reference)
         shutil.rmtree(folder)
 
     def write_protected(self, kind: str) -> None:
-        """Start a run in a folder that cannot be written. Raise `FaultError` unless it is refused with a sentence."""
+        """Start a run in a folder that is not writable. Raise `FaultError` unless it is refused with a message."""
         folder = self._new_folder(kind, "protected")
         (folder / "run").mkdir()
         (folder / "run").chmod(stat.S_IRUSR | stat.S_IXUSR)
         code = self._run(folder)
         (folder / "run").chmod(stat.S_IRWXU)
-        words = self._last_words(folder)
-        if code != 2 or "cannot be written" not in words:
-            raise FaultError(f"exit code {code} in a folder that is read-only: {words}")
+        output = self._error_output(folder)
+        if code != 2 or "cannot be written" not in output:
+            raise FaultError(f"exit code {code} in a folder that is read-only: {output}")
         self.phases["read-only"] += 1
 
-    def _whole(self, kind: str) -> Whole:
-        folder, started = self._new_folder(kind, "whole"), time.monotonic()
+    def _run_uninterrupted(self, kind: str) -> UninterruptedRun:
+        folder, started = self._new_folder(kind, "uninterrupted"), time.monotonic()
         counter = self.work / f"{kind}.operations"
         if self._run(folder, prepare=partial(count_operations, str(counter))) != 0:
-            raise SystemExit(f"the uninterrupted run failed: {self._last_words(folder)}")
-        return Whole(results_of(folder / "run"), time.monotonic() - started, int(counter.read_text()))
+            raise SystemExit(f"the uninterrupted run failed: {self._error_output(folder)}")
+        return UninterruptedRun(results_of(folder / "run"), time.monotonic() - started, int(counter.read_text()))
 
     def _new_folder(self, kind: str, name: str) -> Path:
         folder = self.work / f"{kind}-{name}"
@@ -184,16 +184,16 @@ class Killer:
         (folder / "run.py").write_text(KINDS[kind].format(checkout=CHECKOUT, ckpt=self.work / "ckpt"))
         return folder
 
-    def _kill_once(self, folder: Path, whole: Whole, rng: np.random.Generator) -> None:
+    def _kill_once(self, folder: Path, reference: UninterruptedRun, rng: np.random.Generator) -> None:
         """Kill a run at a random time, or before a random operation on a file."""
         if rng.random() < 0.5:
-            code = self._run(folder, seconds=rng.uniform(0, whole.seconds))
+            code = self._run(folder, seconds=rng.uniform(0, reference.seconds))
         else:
-            code = self._run(folder, prepare=partial(kill_at_operation, int(rng.integers(1, whole.operations + 1))))
+            code = self._run(folder, prepare=partial(kill_at_operation, int(rng.integers(1, reference.operations + 1))))
         if code == -9:
             self.phases[phase_of(folder / "run")] += 1
         elif code != 0:
-            raise FaultError(f"exit code {code} instead of a kill: {self._last_words(folder)}")
+            raise FaultError(f"exit code {code} instead of a kill: {self._error_output(folder)}")
 
     def _run(self, folder: Path, seconds: float = LIMIT, prepare: Callable[[], None] | None = None) -> int:
         """Start or resume the run of a folder, kill it after some seconds, and return its exit code."""
@@ -203,7 +203,7 @@ class Killer:
         if newest_checkpoint(run) is not None:
             arguments.append("--resume")
         elif any(run.glob("checkpoint-*")) or (run / "training_log.json").exists():
-            shutil.rmtree(run)  # as a user does, whom the command asks for another folder
+            shutil.rmtree(run)  # as a user has to, because the command refuses a folder that is not empty
         process = start_run(arguments, folder, folder / "log", {}, prepare)
         process.join(seconds)
         if process.is_alive():
@@ -212,16 +212,16 @@ class Killer:
         assert process.exitcode is not None
         return process.exitcode
 
-    def _compare(self, run: Path, whole: Whole) -> None:
+    def _compare(self, run: Path, reference: UninterruptedRun) -> None:
         """Raise `FaultError` if results differ from those of the uninterrupted run, or something incomplete remains."""
         results = results_of(run)
-        for name in results.keys() | whole.results.keys():
-            if results.get(name) != whole.results.get(name):
+        for name in results.keys() | reference.results.keys():
+            if results.get(name) != reference.results.get(name):
                 raise FaultError(f"{name} differs from the uninterrupted run")
-        if left := [str(path) for path in run.rglob("*") if LEFT.search(path.name)]:
-            raise FaultError(f"{left[0]} remains")
+        if remaining := [str(path) for path in run.rglob("*") if TEMPORARY.search(path.name)]:
+            raise FaultError(f"{remaining[0]} remains")
 
-    def _last_words(self, folder: Path) -> str:
+    def _error_output(self, folder: Path) -> str:
         lines = (folder / "log.err").read_text(errors="replace").strip().splitlines()
         return " / ".join(lines[-6:])
 
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Kill runs and print what they were doing, with the faults. Return 1 if there was a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60, help="number of runs to kill (default: 60)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the times of the kills (default: 0)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of runs (default: all)")
     parser.add_argument("--minutes", type=float, default=600, help="start no run after this time (default: 600)")
     args = parser.parse_args(argv)

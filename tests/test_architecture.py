@@ -77,7 +77,7 @@ def at(path: Path, node: ast.AST) -> str:
     return f"{name_of(path)}:{node.lineno}"  # type: ignore[attr-defined]
 
 
-def test_the_rules_see_the_source() -> None:
+def test_every_part_of_the_package_is_checked() -> None:
     assert len(FILES) > 20
     assert {part_of(path) for path in FILES} - {""} <= set(ALLOWED), "a new part needs its line in ALLOWED"
 
@@ -114,13 +114,13 @@ def test_nothing_imports_a_command() -> None:
     assert not wrong
 
 
-def test_mmengine_stands_in_two_files() -> None:
+def test_mmengine_is_imported_in_two_files() -> None:
     users = {name_of(path) for path in FILES for module in imports_of(path) if module.split(".")[0] == "mmengine"}
     assert users == {"mllm/registry.py", "mllm/config/merging.py"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_file_is_a_page_with_a_docstring(path: Path) -> None:
+def test_files_are_short_and_have_a_docstring(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 400
     assert path.stat().st_size == 0 or ast.get_docstring(tree_of(path)), "the module's docstring is missing"
@@ -137,7 +137,7 @@ def public_without_docstring(body: list[ast.stmt], prefix: str = "") -> Iterator
             yield from public_without_docstring(node.body, f"{node.name}.")
 
 
-def test_what_is_public_says_what_it_is() -> None:
+def test_public_names_have_docstrings() -> None:
     silent = [f"{name_of(path)}: {name}" for path in FILES for name in public_without_docstring(tree_of(path).body)]
     assert not silent
 
@@ -157,7 +157,7 @@ def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
     assert not found
 
 
-def test_no_fishing_for_attributes() -> None:
+def test_attributes_are_not_probed() -> None:
     """`hasattr`, and `getattr` with a fixed name or a default, guess at a type that could be known."""
     found = []
     for path in FILES:
@@ -183,7 +183,7 @@ def test_log_records_about_data_have_literal_texts() -> None:
     assert not found
 
 
-def test_no_error_is_swallowed() -> None:
+def test_no_exception_is_ignored() -> None:
     """No bare `except`, and no `except Exception` that never raises."""
     found = []
     for path in FILES:
@@ -203,7 +203,7 @@ def docstrings_of(tree: ast.Module) -> set[ast.AST]:
     }
 
 
-def test_a_type_is_named_in_its_family_alone() -> None:
+def test_a_type_is_named_only_in_its_family() -> None:
     """A model type is a literal only in the folder of its family and in the builder that registers it."""
     found = []
     for family in FAMILIES:
@@ -228,7 +228,7 @@ def test_the_records_of_families_import_no_heavy_package() -> None:
     assert not result.stdout.strip()
 
 
-def test_the_device_is_never_assumed() -> None:
+def test_no_code_assumes_a_device() -> None:
     found = [
         at(path, call)
         for path in FILES
@@ -260,7 +260,7 @@ def test_widths_come_from_checkpoints() -> None:
     assert not found
 
 
-def test_nothing_is_left_for_later() -> None:
+def test_there_are_no_to_do_comments() -> None:
     later = ("TO" + "DO", "FIX" + "ME", "X" * 3)
     found = [
         f"{name_of(path)}: {word}"
@@ -312,7 +312,7 @@ def test_the_top_level_is_fixed() -> None:
     assert {path.name for path in ROOT.iterdir()} >= TOP_LEVEL
 
 
-def test_no_path_of_one_machine() -> None:
+def test_there_are_no_paths_of_a_single_machine() -> None:
     places = tuple("/" + folder + "/" for folder in ("work", "root"))
     texts = [ROOT / name for name in ("setup.py", "README.md", "MEDGEMMA.md", ".ci/run")]
     texts += [path for folder in ("mllm", "config", "scripts", "tests") for path in sorted((ROOT / folder).rglob("*"))]

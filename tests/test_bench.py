@@ -96,7 +96,7 @@ def test_a_process_returns_a_result_or_ends_the_benchmark(tmp_path):
 
 def test_one_run_of_the_benchmark_of_boxes_has_all_figures_of_the_table():
     sizes = dict(seed=0, steps=1, samples=4, held_out=2, threads=torch.get_num_threads())
-    found = grounding_work.work(Namespace(way="heads", rate=1e-3, **sizes))
+    found = grounding_work.work(Namespace(method="heads", rate=1e-3, **sizes))
     assert len(found["losses"]) == 1 and found["place_tokens"] == 3
     header, rule, *lines = grounding.table({"heads": [found, found]}).splitlines()
     assert {line.count("|") for line in lines} == {header.count("|")} == {rule.count("|")}
@@ -115,8 +115,8 @@ def test_scenes_can_have_one_shape_only():
 
 
 def test_both_towers_train_with_both_methods(tmp_path):
-    for way in ("text", "heads"):
-        trained = [name for name, parameter in grounding_work.load(way, str(tmp_path)).model.named_parameters()
+    for method in ("text", "heads"):
+        trained = [name for name, parameter in grounding_work.load(method, str(tmp_path)).model.named_parameters()
                    if parameter.requires_grad]  # fmt: skip
         assert any("vision_tower" in name for name in trained) and any("language_model" in name for name in trained)
 
@@ -145,18 +145,18 @@ def test_samples_are_encoded_once():
     assert draws == [Draw(2, 0), Draw(0, 0)]
 
 
-def test_a_spread_is_the_mean_with_minimum_and_maximum():
+def test_a_cell_has_the_mean_with_minimum_and_maximum():
     assert grounding.spread([0.5, 0.25, 0.75]) == "0.50 (0.25-0.75)"
     assert grounding.spread([None, None]) == ""
 
 
 def test_every_second_heart_is_unlabeled_and_hearts_are_generated_once():
-    hearts = distillation_work.KeptEchoDataset(labelled=2, unlabelled=3, length=10, seed=0, image_size=48)
+    hearts = distillation_work.CachedEchoDataset(labelled=2, unlabelled=3, length=10, seed=0, image_size=48)
     assert [hearts.heart(index) for index in range(10)] == [0, 2, 1, 3, 0, 4, 1, 2, 0, 3]
     known = [all(map(math.isfinite, hearts.measures(index).values())) for index in range(10)]
     assert known == [True, False] * 5
     assert hearts.views(1) is hearts.views(7) and hearts.group(1) == hearts.group(7) != hearts.group(3)
-    few = distillation_work.KeptEchoDataset(labelled=2, unlabelled=0, length=5, seed=0, image_size=48)
+    few = distillation_work.CachedEchoDataset(labelled=2, unlabelled=0, length=5, seed=0, image_size=48)
     assert [few.heart(index) for index in range(5)] == [0, 1, 0, 1, 0]
     assert few.sample(2).images[0].tobytes() == hearts.sample(4).images[0].tobytes()
 
@@ -164,10 +164,10 @@ def test_every_second_heart_is_unlabeled_and_hearts_are_generated_once():
 def test_the_benchmark_of_distillation_trains_a_teacher_and_a_student(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(distillation_work, "BATCH", 2)
-    shared = dict(seed=0, steps=2, labelled=2, unlabelled=2, judged="held-out", judged_hearts=2, rate=1e-3)
+    shared = dict(seed=0, steps=2, labelled=2, unlabelled=2, split="held-out", test_hearts=2, rate=1e-3)
     shared |= dict(threads=torch.get_num_threads(), folder=tmp_path, weight=1.0)
-    teacher = distillation_work.work(Namespace(way="teacher", teacher=None, **shared))
-    student = distillation_work.work(Namespace(way="grid-unlabelled", teacher=Path(teacher["student"]), **shared))
+    teacher = distillation_work.work(Namespace(method="teacher", teacher=None, **shared))
+    student = distillation_work.work(Namespace(method="grid-unlabelled", teacher=Path(teacher["student"]), **shared))
     assert "feature_match" not in teacher["losses"][0] and student["losses"][0]["feature_match"] > 0
     assert {name: len(values) for name, values in student["errors"].items()} == {"EF": 2, "EDV": 2, "ESV": 2}
     errors = {name: np.array([student["errors"][name]]) for name in distillation.UNITS}

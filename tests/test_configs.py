@@ -62,7 +62,7 @@ def in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_it_makes_sense_where_it_is_meant_for(path: Path):
+def test_a_config_passes_the_rules_on_its_hardware(path: Path):
     hardware, precision = MEANT_FOR[path.stem]
     config, adapted = apply_rules(read_config(path), hardware)
     assert adapted.precision == precision
@@ -70,13 +70,13 @@ def test_it_makes_sense_where_it_is_meant_for(path: Path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_it_makes_sense_on_a_cpu(path: Path):
+def test_a_config_passes_the_rules_on_a_cpu(path: Path):
     config, adapted = apply_rules(read_config(path), CPU)
     assert adapted.precision == "fp32"
     assert config.training_args["dataloader_pin_memory"] is False
 
 
-def test_only_the_configs_for_ampere_need_it():
+def test_only_the_configs_for_ampere_need_an_ampere_gpu():
     for path in CONFIGS:
         if MEANT_FOR[path.stem][0] is A10:
             with pytest.raises(ConfigError, match="Tesla T4 has compute capability 7.5"):
@@ -86,7 +86,7 @@ def test_only_the_configs_for_ampere_need_it():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_it_is_short_and_says_what_it_costs(path: Path):
+def test_a_config_is_short_and_states_its_cost(path: Path):
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     lines = (ast.get_docstring(tree) or "").splitlines()
@@ -99,13 +99,13 @@ def test_it_is_short_and_says_what_it_costs(path: Path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_its_text_reads_again(path: Path, tmp_path: Path):
+def test_the_text_of_a_config_is_read_as_an_equal_config(path: Path, tmp_path: Path):
     config = read_config(path)
     (tmp_path / "config.py").write_text(config.text, encoding="utf-8")
     assert read_config(tmp_path / "config.py") == config
 
 
-def test_the_tiers_ask_for_what_the_guide_says():
+def test_the_tiers_have_the_settings_of_the_guide():
     read = {path.stem: read_config(path) for path in CONFIGS}
     small, medium, large = (read[f"medgemma_{name}"] for name in ("4gb_test", "16gb_medical", "16gb_ampere"))
     args = small.model_args
@@ -123,7 +123,7 @@ def test_the_tiers_ask_for_what_the_guide_says():
 
 
 @pytest.mark.parametrize("name", ["gemma3n_medrescue", "gemma3n_medrescue_t4"])
-def test_medrescue_trains_as_it_was_trained(name: str):
+def test_medrescue_has_the_settings_of_its_training(name: str):
     config = read_config(CHECKOUT / "config" / "training_configs" / f"{name}.py")
     model, training = vars(config.model_args), config.training_args
     asked = dict(type="causal-lm", model_name_or_path="google/gemma-3n-E4B-it", load_in_4bit=True, lora_r=8)
@@ -145,7 +145,7 @@ def test_t5gemma_translates_as_in_its_notebook():
     assert {key: training[key] for key in asked} == asked
 
 
-def test_vaultgemma_is_asked_as_in_its_notebook_and_trained_on_the_response_alone(tmp_path: Path):
+def test_vaultgemma_has_the_prompt_of_its_notebook_and_supervises_only_the_response(tmp_path: Path):
     config = read_config(CHECKOUT / "config" / "training_configs" / "vaultgemma_dp.py")
     checkpoint = write_tiny("vaultgemma", tmp_path / "vaultgemma")
     encoder = load_encoder(replace(config.model_args, model_name_or_path=str(checkpoint)))
@@ -166,7 +166,7 @@ def test_vaultgemma_is_asked_as_in_its_notebook_and_trained_on_the_response_alon
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_it_trains_two_steps_with_tiny_and_peft_reads_the_adapter(path: Path, tmp_path, monkeypatch):
+def test_a_config_trains_two_steps_with_tiny_and_peft_loads_the_adapter(path: Path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = read_config(path)
     splits = {split: vars(config.data_args)[split] for split in ("train", "validation", "test")}

@@ -20,11 +20,11 @@ KEYS = ["lora_r", "lora_alpha", "lora_dropout", "image_size"]
 @pytest.mark.parametrize(
     ("name", "expected"), [("lora_R", ["lora_r"]), ("imagesize", ["image_size"]), ("LORA_ALPHA", ["lora_alpha"])]
 )
-def test_near_names_are_found_whatever_their_case(name, expected):
+def test_similar_names_are_found_in_any_case(name, expected):
     assert nearest_names(name, KEYS, count=1) == expected
 
 
-def test_nothing_is_near_what_is_far():
+def test_different_names_are_not_similar():
     assert nearest_names("epochs", KEYS) == []
 
 
@@ -36,11 +36,11 @@ def test_nothing_is_near_what_is_far():
         ("epochs", [], ""),
     ],
 )
-def test_the_tail_of_a_sentence(name, known, tail):
+def test_the_end_of_a_message(name, known, tail):
     assert hint(name, known) == tail
 
 
-def test_what_a_user_can_mend_is_one_kind_of_error():
+def test_errors_of_the_user_have_one_base_class():
     assert all(issubclass(kind, UserError) for kind in (ConfigError, DataError, TrainingError))
 
 

@@ -15,7 +15,7 @@ from mllm.errors import ConfigError
 from mllm.files import remove_temporary, replaced_file, replaced_folder, write_json, write_text
 
 
-def test_text_replaces_what_stood_there(tmp_path: Path) -> None:
+def test_text_replaces_the_old_contents(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.txt"
     write_text(path, "old")
     assert write_text(path, "né\n") == path
@@ -23,7 +23,7 @@ def test_text_replaces_what_stood_there(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["a.txt"]
 
 
-def test_a_failure_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_failure_keeps_the_old_file_and_leaves_no_other_file(tmp_path: Path) -> None:
     path = write_text(tmp_path / "a.txt", "old")
     with pytest.raises(RuntimeError), replaced_file(path) as file:
         file.write("new")
@@ -42,7 +42,7 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
-def test_a_place_that_cannot_be_is_said_in_words(tmp_path: Path) -> None:
+def test_an_impossible_path_has_a_message(tmp_path: Path) -> None:
     file = write_text(tmp_path / "a.txt", "old")
     (tmp_path / "folder").mkdir()
     for place in (file / "b.txt", tmp_path / "folder"):
@@ -54,12 +54,12 @@ def test_a_place_that_cannot_be_is_said_in_words(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "folder"]
 
 
-def test_json_has_null_for_what_json_lacks(tmp_path: Path) -> None:
+def test_json_has_null_for_non_finite_numbers(tmp_path: Path) -> None:
     path = write_json(tmp_path / "a.json", {"loss": float("nan"), "rows": [1.5, float("inf")], 3: Path("x")})
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"loss": None, "rows": [1.5, None], "3": "x"}
 
 
-def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+def test_a_folder_replaces_the_old_one(tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     for name in ("first", "second"):
         with replaced_folder(folder) as temporary:
@@ -80,7 +80,7 @@ def test_the_old_folder_survives_a_failure(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["adapter"]
 
 
-def test_exported_weights_can_be_read_by_whom_the_folder_is_for(tmp_path: Path) -> None:
+def test_exported_weights_have_the_permissions_of_the_folder(tmp_path: Path) -> None:
     with replaced_folder(tmp_path / "adapter") as temporary:
         save_file({"a": torch.ones(1)}, temporary / "adapter_model.safetensors")  # makes it for its owner alone
     (tmp_path / "plain").write_text("")
@@ -88,7 +88,7 @@ def test_exported_weights_can_be_read_by_whom_the_folder_is_for(tmp_path: Path) 
     assert mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_what_a_killed_process_left_is_removed_or_gets_its_name_back(tmp_path):
+def test_files_of_a_killed_process_are_removed_or_renamed_back(tmp_path):
     (tmp_path / "log.json.tmp-0123abcd").touch()
     for name in ("adapter.tmp-0123abcd", "merged", "merged.old-0123abcd", "student.old-0123abcd", "my.old-folder"):
         (tmp_path / name).mkdir()

@@ -32,7 +32,7 @@ def display_path(cell: Any, kind: str) -> list[Any]:
     return [output["data"][kind] for output in cell["outputs"] if kind in output.get("data", {})]
 
 
-def test_it_is_shipped_without_results(notebook):
+def test_the_notebook_has_no_outputs(notebook):
     cells = [cell for cell in notebook.cells if cell["cell_type"] == "code"]
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
     assert max(len(cell["source"].splitlines()) for cell in cells) < 15, "logic belongs into mllm/pipeline/notebook.py"
@@ -42,7 +42,7 @@ def test_it_is_shipped_without_results(notebook):
     assert (CHECKOUT / given["BASE"]).is_file()
 
 
-def test_it_runs_from_sliders_to_figures(notebook, tmp_path, monkeypatch):
+def test_the_notebook_runs(notebook, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason=ABSENT.format("nbclient"))
     for package in ("ipywidgets", "ipykernel"):
         pytest.importorskip(package, reason=ABSENT.format(package))

@@ -36,7 +36,7 @@ from mllm.options import broken_bound, fits, format_type, invalid_value
         (object(), Any, True),
     ],
 )
-def test_fits(value, annotation, expected):
+def test_values_that_fit_a_type(value, annotation, expected):
     assert fits(value, annotation) is expected
 
 

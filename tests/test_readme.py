@@ -94,7 +94,7 @@ def test_paths_exist(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_have_targets(document: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
         if target.startswith(("https://", "http://")):
             continue
@@ -162,7 +162,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert Path("my_model/config.json").is_file()
 
 
-def test_an_adapter_gets_onto_a_phone(
+def test_the_commands_of_the_section_about_phones_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The commands of that section, one after the other, and an answer of llama.cpp; what is refused is refused."""
@@ -193,7 +193,7 @@ def test_an_adapter_gets_onto_a_phone(
     assert capsys.readouterr().out.strip()
 
 
-def test_a_reader_knows_the_limits_first() -> None:
+def test_the_limits_are_stated_first() -> None:
     for name in ("README.md", "MEDGEMMA.md"):
         head = "\n".join((ROOT / name).read_text(encoding="utf-8").splitlines()[:10])
         assert ABOUT.search(head), name

@@ -69,7 +69,7 @@ def test_the_message_about_an_unknown_name_lists_known_names(animals, name, tail
     assert str(error.value) == f"unknown type '{name}' in registry animals{tail}"
 
 
-def test_every_registry_has_entries_and_a_sentence():
+def test_every_registry_has_entries_and_a_description():
     for registry in ALL:
         assert registry.names(), registry.name
         assert "->" in registry.description

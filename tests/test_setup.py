@@ -51,13 +51,13 @@ def test_names(promised: dict[str, Any]) -> None:
     assert set(promised["extras_require"]) == extras
 
 
-def test_core_is_what_every_run_needs(promised: dict[str, Any]) -> None:
+def test_core_has_the_packages_of_every_run(promised: dict[str, Any]) -> None:
     core = {Requirement(line).name for line in promised["install_requires"]}
     assert {"torch", "torchvision", "transformers", "peft", "accelerate", "bitsandbytes", "mmengine"} <= core
     assert {"pillow", "sentencepiece", "safetensors"} <= core
 
 
-def test_all_holds_every_kind_of_file_but_no_tools(promised: dict[str, Any]) -> None:
+def test_the_extra_all_includes_every_file_format_but_no_tools(promised: dict[str, Any]) -> None:
     extras = promised["extras_require"]
     for name in ("dicom", "nifti", "video", "privacy", "gguf"):
         assert set(extras[name]) <= set(extras["all"])
@@ -101,7 +101,7 @@ def test_constraints_keep_within_the_lower_bounds(promised: dict[str, Any], pyth
         assert requirement.specifier.contains(versions[requirement.name.lower()]), line
 
 
-def test_what_may_be_installed_may_run(promised: dict[str, Any]) -> None:
+def test_the_start_up_check_accepts_all_installable_versions(promised: dict[str, Any]) -> None:
     """The start-up check never refuses a version that the installation allows."""
     for line in promised["install_requires"]:
         requirement = Requirement(line)
@@ -121,7 +121,7 @@ def test_scripts_can_be_run(script: Path) -> None:
     assert subprocess.run([bash, "-n", str(script)], check=False).returncode == 0
 
 
-def test_a_missing_python_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_python_is_one_message(tmp_path: Path) -> None:
     """With neither uv nor a Python on the path, setup says what to install and leaves nothing behind."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
@@ -140,7 +140,7 @@ def test_a_missing_python_is_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / ".venv").exists()
 
 
-def test_setup_goes_on_where_llama_cpp_cannot_be_compiled(tmp_path: Path) -> None:
+def test_setup_continues_if_llama_cpp_cannot_be_compiled(tmp_path: Path) -> None:
     """In an environment that is complete but for it, with an installer that fails: one sentence, and no error."""
     files = ["setup.py", "scripts/constraints.txt", "scripts/setup.sh"]
     for name in (*files, "bin/uv", ".venv/bin/python"):

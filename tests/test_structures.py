@@ -23,7 +23,7 @@ def test_a_function_reaches_every_tensor_of_a_batch_and_changes_no_other():
     assert _batch().map(torch.neg).teacher is None
 
 
-def test_a_batch_moves_to_a_device_whole():
+def test_all_tensors_of_a_batch_move_to_a_device():
     moved = _batch(teacher={"input_ids": torch.ones(2, 3)}).to("meta")
     assert {
         tensor.device.type for part in (moved.student, moved.targets, moved.teacher) for tensor in part.values()

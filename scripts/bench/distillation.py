@@ -33,25 +33,29 @@ NAMES = {
     "grid-unlabelled": "matched, grid=4, also with unlabeled hearts",
 }
 UNITS = {"EF": "points", "EDV": "mL", "ESV": "mL"}
-CANDIDATES = {way: ((1e-3, 0.0), (2e-3, 0.0)) if way == "alone" else ((1e-3, 1.0), (2e-3, 3.0)) for way in NAMES}
+CANDIDATES = {
+    method: ((1e-3, 0.0), (2e-3, 0.0)) if method == "alone" else ((1e-3, 1.0), (2e-3, 3.0)) for method in NAMES
+}
 """Pairs of learning rate and weight of FeatureMatch that `--choose` compares for each method."""
-SELECTED = {way: pairs[1] for way, pairs in CANDIDATES.items()}
+SELECTED = {method: pairs[1] for method, pairs in CANDIDATES.items()}
 """Pair of each method that `--choose` selected."""
 SELECTION_SEEDS = (900, 901, 902)
 """Seeds of the students of `--choose`."""
 RESAMPLES = 4000
 
 
-def run(way: str, seed: int, setting: tuple[float, float], judged: str, options: argparse.Namespace) -> dict[str, Any]:
+def run(
+    method: str, seed: int, setting: tuple[float, float], split: str, options: argparse.Namespace
+) -> dict[str, Any]:
     """Return the results of one student or the teacher, and print them; results in `--out` are not computed again."""
-    is_teacher = way == "teacher"
+    is_teacher = method == "teacher"
     arguments = {
-        "way": way,
+        "method": method,
         "seed": seed,
         "rate": setting[0],
         "weight": setting[1],
-        "judged": judged,
-        "judged-hearts": options.held_out,
+        "split": split,
+        "test-hearts": options.held_out,
         "steps": options.teacher_steps if is_teacher else options.steps,
         "labelled": options.teacher_hearts if is_teacher else options.labelled,
         "unlabelled": options.unlabelled,
@@ -70,7 +74,7 @@ def run(way: str, seed: int, setting: tuple[float, float], judged: str, options:
     first, last = result["losses"][0], result["losses"][-1]
     losses = ", ".join(f"{name} {first[name]:.3f} to {last[name]:.3f}" for name in last)
     print(
-        f"{way}, seed {seed}, rate {setting[0]:g}, weight {setting[1]:g}: {judged} MAE {errors}; {losses}", flush=True
+        f"{method}, seed {seed}, rate {setting[0]:g}, weight {setting[1]:g}: {split} MAE {errors}; {losses}", flush=True
     )
     result["arguments"] = {name: str(value) for name, value in arguments.items()}
     if options.out:
@@ -79,45 +83,50 @@ def run(way: str, seed: int, setting: tuple[float, float], judged: str, options:
     return result
 
 
-def choose(ways: Sequence[str], options: argparse.Namespace) -> dict[str, tuple[float, float]]:
+def choose(methods: Sequence[str], options: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """Return the pair of each method with the lowest mean MAE of EF on validation hearts."""
     jobs = [
-        (way, seed, pair, "validation", options) for way in ways for pair in CANDIDATES[way] for seed in SELECTION_SEEDS
+        (method, seed, pair, "validation", options)
+        for method in methods
+        for pair in CANDIDATES[method]
+        for seed in SELECTION_SEEDS
     ]
-    errors = [np.abs(result["errors"]["EF"]).mean() for result in run_all(jobs, options.at_once)]
+    errors = [np.abs(result["errors"]["EF"]).mean() for result in run_all(jobs, options.parallel)]
     best = {}
-    for way in ways:
-        scored = [(job[2], error) for job, error in zip(jobs, errors, strict=True) if job[0] == way]
-        scores = {pair: float(np.mean([error for other, error in scored if other == pair])) for pair in CANDIDATES[way]}
-        print(f"{way}, validation MAE of EF by rate and weight: {scores}", flush=True)
-        best[way] = min(scores, key=scores.__getitem__)
+    for method in methods:
+        scored = [(job[2], error) for job, error in zip(jobs, errors, strict=True) if job[0] == method]
+        scores = {
+            pair: float(np.mean([error for other, error in scored if other == pair])) for pair in CANDIDATES[method]
+        }
+        print(f"{method}, validation MAE of EF by rate and weight: {scores}", flush=True)
+        best[method] = min(scores, key=scores.__getitem__)
     print(f"selected: {best}", flush=True)
     return best
 
 
-def run_all(jobs: Sequence[tuple[Any, ...]], at_once: int) -> list[dict[str, Any]]:
-    """Return the results of `run` for the arguments of each job in order; `at_once` jobs run in parallel."""
-    with ThreadPoolExecutor(at_once) as pool:
+def run_all(jobs: Sequence[tuple[Any, ...]], parallel: int) -> list[dict[str, Any]]:
+    """Return the results of `run` for the arguments of each job in order; `parallel` jobs run in parallel."""
+    with ThreadPoolExecutor(parallel) as pool:
         return list(pool.map(lambda job: run(*job), jobs))
 
 
 def table(errors: dict[str, dict[str, np.ndarray]]) -> str:
-    """Return a Markdown table of mean absolute errors; `errors[way][measure]` has the shape [seeds, patients].
+    """Return a Markdown table of mean absolute errors; `errors[method][measure]` has the shape [seeds, patients].
 
     In brackets is the 95 % interval of a bootstrap over seeds and patients, which are the same for all methods. The
     last column is the difference of the mean absolute error from that of the first method.
     """
-    ways, measures = list(errors), list(UNITS)
+    methods, measures = list(errors), list(UNITS)
     header = " | ".join(f"MAE of {name}, {UNITS[name]}" for name in measures)
     lines = [
         f"| | {header} | difference in EF from the first row, points |",
         "|---" * (len(measures) + 2) + "|",
     ]
-    for way in ways:
-        cells = [interval(np.abs(errors[way][name])) for name in measures]
-        difference = np.abs(errors[way]["EF"]) - np.abs(errors[ways[0]]["EF"])
-        cells.append("" if way == ways[0] else interval(difference, "+"))
-        lines.append(f"| {NAMES[way]} | {' | '.join(cells)} |")
+    for method in methods:
+        cells = [interval(np.abs(errors[method][name])) for name in measures]
+        difference = np.abs(errors[method]["EF"]) - np.abs(errors[methods[0]]["EF"])
+        cells.append("" if method == methods[0] else interval(difference, "+"))
+        lines.append(f"| {NAMES[method]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -144,8 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--teacher", type=Path, help="folder of a trained teacher")
     parser.add_argument("--held-out", type=int, default=128, help="held-out patients")
     parser.add_argument("--threads", type=int, default=1, help="threads per run")
-    parser.add_argument("--at-once", type=int, default=2, help="number of parallel runs")
-    parser.add_argument("--ways", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--parallel", type=int, default=2, help="number of parallel runs")
+    parser.add_argument("--methods", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--choose", action="store_true", help="select rate and weight on validation hearts first")
     parser.add_argument("--folder", type=Path, help="output folder (default: a temporary one)")
     parser.add_argument("--out", type=Path, help="JSON lines file with one line per run; runs in it are not repeated")
@@ -155,20 +164,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.teacher is None:
             options.teacher = run("teacher", 0, (1e-3, 0.0), "held-out", options)["student"]
             print(f"teacher: {options.teacher}", flush=True)
-        settings = choose(options.ways, options) if options.choose else SELECTED
+        settings = choose(options.methods, options) if options.choose else SELECTED
         jobs = [
-            (way, seed, settings[way], "held-out", options) for seed in range(options.seeds) for way in options.ways
+            (method, seed, settings[method], "held-out", options)
+            for seed in range(options.seeds)
+            for method in options.methods
         ]
-        results = run_all(jobs, options.at_once)
+        results = run_all(jobs, options.parallel)
     errors = {
-        way: {
-            name: np.array([result["errors"][name] for job, result in zip(jobs, results, strict=True) if job[0] == way])
+        method: {
+            name: np.array(
+                [result["errors"][name] for job, result in zip(jobs, results, strict=True) if job[0] == method]
+            )
             for name in UNITS
         }
-        for way in options.ways
+        for method in options.methods
     }
     versions = ", ".join(" ".join(pair) for pair in installed(["torch", "transformers", "timm"]).items())
-    print(f"\n{table(errors)}\n\n{options.at_once} parallel runs, each: {machine(options.threads)}; {versions}")
+    print(f"\n{table(errors)}\n\n{options.parallel} parallel runs, each: {machine(options.threads)}; {versions}")
 
 
 if __name__ == "__main__":

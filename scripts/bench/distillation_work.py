@@ -47,7 +47,7 @@ HEAD = dict(measures=dict(type="RegressionHead", measures=list(MEASURES), views=
 
 
 @DATASETS.register_module()
-class KeptEchoDataset(CineDataset):
+class CachedEchoDataset(CineDataset):
     """Phantoms that are generated once: `labelled` hearts alternate with `unlabelled` ones, for `length` samples.
 
     One epoch is as long as the run, so that no work is done at the end of an epoch of a few hearts.
@@ -97,15 +97,15 @@ def hearts(
     """Return the config entry of a dataset of hearts."""
     seed = SEEDS[kind] + seed
     length = labelled if length is None else length
-    return dict(type="KeptEchoDataset", labelled=labelled, unlabelled=unlabelled, length=length, seed=seed)
+    return dict(type="CachedEchoDataset", labelled=labelled, unlabelled=unlabelled, length=length, seed=seed)
 
 
 def config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return the contents of the config file of a teacher or a student."""
-    is_teacher = options.way == "teacher"
+    is_teacher = options.method == "teacher"
     family, vision = ("medsiglip", {}) if is_teacher else ("gemma3n-student", STUDENT)
     base = write_tiny(family, folder / f"{family}-{options.seed}", seed=options.seed, vision=vision)
-    unlabelled = options.unlabelled if options.way.endswith("-unlabelled") else 0
+    unlabelled = options.unlabelled if options.method.endswith("-unlabelled") else 0
     values = dict(
         model_args=dict(
             type=family,
@@ -124,7 +124,7 @@ def config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 length=BATCH * options.steps,
                 seed=options.seed,
             ),
-            test=hearts(options.judged, options.judged_hearts),
+            test=hearts(options.split, options.test_hearts),
             compute_metric="measures",
             on_error="raise",
         ),
@@ -141,7 +141,7 @@ def config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             seed=options.seed,
         ),
     )
-    matching = None if is_teacher else MATCHING[options.way]
+    matching = None if is_teacher else MATCHING[options.method]
     if matching is not None:
         values["objectives"]["feature_match"] = dict(type="FeatureMatch", weight=options.weight, **matching)
         values["distill_args"] = dict(
@@ -156,7 +156,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{options.way}-{options.judged}-{options.seed}-{options.rate}-{options.weight}"
+    name = f"{options.method}-{options.split}-{options.seed}-{options.rate}-{options.weight}"
     runtime = CHECKOUT / "config" / "_base_" / "runtime" / "finetune.py"
     lines = [f"{key} = {value!r}" for key, value in config(options, folder).items()]
     (folder / f"{name}.py").write_text("\n".join([f"_base_ = [{str(runtime)!r}]", *lines, ""]), encoding="utf-8")
@@ -180,11 +180,11 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--way", choices=["teacher", *MATCHING], required=True)
+    parser.add_argument("--method", choices=["teacher", *MATCHING], required=True)
     parser.add_argument("--rate", type=float, required=True, help="learning rate")
     parser.add_argument("--weight", type=float, default=1.0, help="weight of FeatureMatch")
-    parser.add_argument("--judged", choices=["validation", "held-out"], required=True)
-    for name in ("seed", "steps", "labelled", "unlabelled", "judged-hearts", "threads"):
+    parser.add_argument("--split", choices=["validation", "held-out"], required=True)
+    for name in ("seed", "steps", "labelled", "unlabelled", "test-hearts", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="output folder; runs share the cache in it")
     parser.add_argument("--teacher", type=Path, help="folder of the trained teacher")

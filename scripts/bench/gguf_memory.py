@@ -33,7 +33,7 @@ K_QUANTS = ("q6_k", "q4_k_m")
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", *K_QUANTS)
 
 
-def grow(path: Path, size: int) -> None:
+def add_pieces(path: Path, size: int) -> None:
     """Add random pieces to the tokenizer.json at `path` until it has `size`; each pair that forms a piece is a merge.
 
     transformers converts SentencePiece models in the same way. With few letters there are about two merges per piece.
@@ -63,7 +63,7 @@ def write(folder: Path) -> None:
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
     from mllm.tiny.checkpoints import write_tiny
-    from mllm.tiny.parts import filled
+    from mllm.tiny.parts import random_model
 
     tiny = write_tiny("gemma3n", folder.with_name("tiny"))
     config = Gemma3TextConfig(
@@ -81,10 +81,10 @@ def write(folder: Path) -> None:
         eos_token_id=1,
         pad_token_id=0,
     )
-    filled(Gemma3ForCausalLM, config, 0).bfloat16().save_pretrained(folder)
+    random_model(Gemma3ForCausalLM, config, 0).bfloat16().save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / name).write_bytes((tiny / name).read_bytes())
-    grow(folder / "tokenizer.json", TOKENS)
+    add_pieces(folder / "tokenizer.json", TOKENS)
 
 
 def export(folder: Path, out: Path, kind: str) -> dict[str, Any]:

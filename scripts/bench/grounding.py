@@ -27,14 +27,14 @@ RATES = {"text": 4e-3, "heads": 2e-3, "state": 2e-3}
 """Learning rate of each method, selected on other images; README.md lists the trials."""
 
 
-def run(way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def run(method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of one method and seed, and print them."""
     sizes = {"seed": seed, "steps": options.steps, "samples": options.samples, "held-out": options.held_out}
     arguments = [f"--{name}={value}" for name, value in {**sizes, "threads": options.threads}.items()]
     script = str(Path(__file__).with_name("grounding_work.py"))
-    result = in_fresh_process(script, [f"--way={way}", f"--rate={RATES[way]}", *arguments], options.threads)
+    result = in_fresh_process(script, [f"--method={method}", f"--rate={RATES[method]}", *arguments], options.threads)
     losses = result.pop("losses")
-    print(f"{way}, seed {seed}: loss {losses[0]:.2f} to {losses[-1]:.2f}; {result}", flush=True)
+    print(f"{method}, seed {seed}: loss {losses[0]:.2f} to {losses[-1]:.2f}; {result}", flush=True)
     return result
 
 
@@ -46,12 +46,12 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for kind, title in KINDS.items():
-        for way, results in runs.items():
+        for method, results in runs.items():
             figures = [result[kind] for result in results]
             cells = [spread([figure[key] for figure in figures]) for key in ("accuracy", "box_iou", "mask_iou")]
             cells.append(f"{mean(result['place_tokens'] for result in results):.0f}" if kind == "scenes" else "")
             cells += [spread([f["tokens"] for f in figures], 1), spread([1000 * f["seconds"] for f in figures], 0)]
-            lines.append(f"| {title}: {NAMES[way]} | {' | '.join(cells)} |")
+            lines.append(f"| {title}: {NAMES[method]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -72,17 +72,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--held-out", type=int, default=128, help="test scenes, and half as many phantoms")
     parser.add_argument("--threads", type=int, default=1, help="threads per run")
-    parser.add_argument("--at-once", type=int, default=2, help="number of parallel runs")
-    parser.add_argument("--ways", nargs="+", choices=NAMES, default=["text", "heads"])
+    parser.add_argument("--parallel", type=int, default=2, help="number of parallel runs")
+    parser.add_argument("--methods", nargs="+", choices=NAMES, default=["text", "heads"])
     options = parser.parse_args(argv)
-    pairs = [(way, seed) for seed in range(options.seeds) for way in options.ways]
-    with ThreadPoolExecutor(options.at_once) as pool:
+    pairs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
+    with ThreadPoolExecutor(options.parallel) as pool:
         results = list(pool.map(lambda pair: run(*pair, options), pairs))
     runs = {
-        way: [result for pair, result in zip(pairs, results, strict=True) if pair[0] == way] for way in options.ways
+        method: [result for pair, result in zip(pairs, results, strict=True) if pair[0] == method]
+        for method in options.methods
     }
     versions = ", ".join(" ".join(pair) for pair in installed(["torch", "transformers", "peft"]).items())
-    print(f"\n{table(runs)}\n\n{options.at_once} parallel runs, each: {machine(options.threads)}; {versions}")
+    print(f"\n{table(runs)}\n\n{options.parallel} parallel runs, each: {machine(options.threads)}; {versions}")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from mllm.tiny.checkpoints import ensure_tiny
 PIXELS, IMAGE_TOKENS = 112, 64
 BATCH = 16
 """Samples per update."""
-WAYS: dict[str, dict[str, Any]] = {
+METHODS: dict[str, dict[str, Any]] = {
     "text": {},
     "heads": dict(box=dict(type="BoxHead", hidden=256, outline=True), mask=dict(type="MaskHead", dim=64, context=8)),
     "state": dict(box=dict(type="BoxHead", hidden=256), mask=dict(type="MaskHead", dim=64)),
@@ -83,7 +83,7 @@ def phantoms(size: int, seed: int) -> PhantomBoxDataset:
     return PhantomBoxDataset(size=size, seed=seed, image_size=PIXELS, lesions=(1, 1))
 
 
-def load(way: str, folder: str) -> Bundle:
+def load(method: str, folder: str) -> Bundle:
     """Load the tiny Gemma 3 with a LoRA, and with the heads of the method."""
     args = ModelArgs(
         type="medgemma",
@@ -93,7 +93,7 @@ def load(way: str, folder: str) -> Bundle:
         image_size=PIXELS,
         image_token_len=IMAGE_TOKENS,
         max_length=256,
-        heads=WAYS[way],
+        heads=METHODS[method],
     )
     return load_pretrained(args, detect())
 
@@ -169,7 +169,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     set_seed(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = load(options.way, folder)
+        bundle = load(options.method, folder)
         seed = TRAINING + options.seed
         data = ConcatDataset([scenes(options.samples, seed), phantoms(options.samples // 4, seed)])
         losses = train(bundle, data, options, folder)
@@ -185,7 +185,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--way", choices=WAYS, required=True)
+    parser.add_argument("--method", choices=METHODS, required=True)
     parser.add_argument("--rate", type=float, required=True)
     for name in ("seed", "steps", "samples", "held-out", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
 
-import distillation_work  # noqa: F401  (registers KeptEchoDataset, which generates each heart once)
+import distillation_work  # noqa: F401  (registers CachedEchoDataset, which generates each heart once)
 import torch
 from interleaved import Figures, in_fresh_process, machine, resident_memory, table
 from transformers import TrainerCallback, set_seed
@@ -41,7 +41,7 @@ _base_ = ["{checkout}/config/_base_/models/gemma3n_student.py", "{checkout}/conf
 model_args = dict(model_name_or_path="{folder}/student")
 distill_args = dict(teacher=dict(_delete_=True, type="medsiglip", model_name_or_path="{folder}/teacher"),
                     cache={cached}, cache_folder="cache")
-data_args = dict(train=dict(type="KeptEchoDataset", labelled={samples}, unlabelled=0, length={samples}, seed=0,
+data_args = dict(train=dict(type="CachedEchoDataset", labelled={samples}, unlabelled=0, length={samples}, seed=0,
                             image_size=224), on_error="raise")
 training_args = dict(num_train_epochs=2, per_device_train_batch_size={batch}, dataloader_num_workers=0,
                      save_strategy="no", report_to=[], disable_tqdm=True)
@@ -96,10 +96,10 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[st
     """Return the alternating runs of both methods; exit if their losses differ."""
     runs: dict[str, list[dict[str, Any]]] = {"cache": [], "resident": []}
     for _ in range(options.rounds):
-        for way, results in runs.items():
-            arguments = [f"--way={way}", f"--folder={folder}", f"--samples={options.samples}"]
+        for method, results in runs.items():
+            arguments = [f"--method={method}", f"--folder={folder}", f"--samples={options.samples}"]
             result = in_fresh_process(__file__, [*arguments, f"--threads={options.threads}"], options.threads)
-            print(f"{way}: {result['seconds']:.1f} s, CPU {result['cpu_seconds']:.1f} s", flush=True)
+            print(f"{method}: {result['seconds']:.1f} s, CPU {result['cpu_seconds']:.1f} s", flush=True)
             results.append(result)
     first, *others = [result["losses"] for results in runs.values() for result in results]
     if any(losses != first for losses in others):
@@ -113,12 +113,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=32, help=f"patients per epoch, in batches of {BATCH}")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--way", choices=("cache", "resident"), help=argparse.SUPPRESS)
+    parser.add_argument("--method", choices=("cache", "resident"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.way:
-        result = work(options.folder, options.way == "cache", options.samples, options.threads)
+    if options.method:
+        result = work(options.folder, options.method == "cache", options.samples, options.threads)
         options.result.write_text(json.dumps(result))
         return
     with tempfile.TemporaryDirectory() as name:
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_tiny("gemma3n-student", folder / "student")
         runs = compare(options, folder)
     rows = {f"{options.samples} patients": (Figures.of(runs["cache"]), Figures.of(runs["resident"]))}
-    cpu = {way: median(result["cpu_seconds"] for result in results) for way, results in runs.items()}
+    cpu = {method: median(result["cpu_seconds"] for result in results) for method, results in runs.items()}
     versions = ", ".join(" ".join(pair) for pair in installed(["torch", "transformers", "timm", "peft"]).items())
     print(f"\n{table(rows, 'with the cache', 'resident teacher')}\n")
     print(

@@ -32,7 +32,7 @@ from transformers.models.gemma3n import Gemma3nVisionConfig
 
 from mllm.config.hardware import installed
 from mllm.tiny.checkpoints import write_tiny
-from mllm.tiny.parts import filled
+from mllm.tiny.parts import random_model
 
 SIGLIP = dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=896)
 MOBILENET_SIDE = 768
@@ -56,14 +56,14 @@ def write_models(folder: Path) -> dict[str, int]:
     offset = config.vision_config.vocab_offset
     config.vision_config = Gemma3nVisionConfig(vocab_size=8, vocab_offset=offset)
     config.vision_soft_tokens_per_image = 256
-    mobilenet = filled(Gemma3nForConditionalGeneration, config, 0)
+    mobilenet = random_model(Gemma3nForConditionalGeneration, config, 0)
     mobilenet.save_pretrained(student)
     side = {"height": MOBILENET_SIDE, "width": MOBILENET_SIDE}
     SiglipImageProcessor(size=side, do_normalize=False, do_convert_rgb=True).save_pretrained(student)
     config = AutoConfig.from_pretrained(teacher)
     for key, value in SIGLIP.items():
         setattr(config.vision_config, key, value)
-    siglip = filled(Gemma3ForConditionalGeneration, config, 0)
+    siglip = random_model(Gemma3ForConditionalGeneration, config, 0)
     siglip.save_pretrained(teacher)
     towers = {"student": mobilenet.model.vision_tower, "teacher": siglip.model.vision_tower}
     return {name: sum(parameter.numel() for parameter in tower.parameters()) for name, tower in towers.items()}

@@ -20,7 +20,7 @@ def sentence(changes: dict, needs: str = "==2.9.0", load=lambda: None) -> str:
     return str(caught.value)
 
 
-def test_what_is_installed_passes():
+def test_installed_packages_are_accepted():
     check_packages()
     check_packages(GOOD, "==2.9.0", lambda: None)
 
@@ -53,20 +53,20 @@ def test_old_packages(changes, expected):
     assert sentence(changes) == expected
 
 
-def test_a_torch_that_torchvision_does_not_want():
+def test_a_torch_of_another_version_than_torchvision_requires():
     assert sentence({"torch": "2.8.0"}) == (
         f"torch 2.8.0 and torchvision 0.24.0 are not a pair (this torchvision needs torch==2.9.0): {MATCHING_PAIR}"
     )
 
 
-def test_a_torch_for_the_cpu_beside_a_torchvision_for_cuda():
+def test_a_torch_for_the_cpu_with_a_torchvision_for_cuda():
     assert sentence({"torch": "2.9.0+cpu"}) == (
         f"torch 2.9.0+cpu and torchvision 0.24.0 are not a pair (torch is built for the CPU only): {MATCHING_PAIR}"
     )
     check_packages({**GOOD, "torch": "2.9.0+cpu", "torchvision": "0.24.0+cpu"}, "==2.9.0", lambda: None)
 
 
-def test_operators_that_are_missing():
+def test_missing_operators():
     def load() -> None:
         raise RuntimeError("operator torchvision::nms does not exist")
 

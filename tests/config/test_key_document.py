@@ -28,7 +28,7 @@ def test_the_options_of_datasets_are_up_to_date_and_the_tasks_name_classes_and_c
         assert not task.config or (CHECKOUT / "config" / "training_configs" / f"{task.config}.py").is_file()
 
 
-def test_every_key_of_the_schema_has_a_row_and_a_sentence():
+def test_every_key_of_the_schema_has_a_row_and_a_description():
     rows = {line.split("`")[1]: line for line in key_document().splitlines() if line.startswith("| `")}
     for cls in (ModelArgs, DataArgs, StoppingArgs, ExportArgs, DistillArgs, PrivacyArgs):
         for item in dataclasses.fields(cls):

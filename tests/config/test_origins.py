@@ -14,7 +14,7 @@ def test_the_last_file_that_sets_a_key_takes_precedence(write):
     assert origins.of("unknown") == "run.py"
 
 
-def test_what_is_replaced_is_forgotten(write):
+def test_origins_of_replaced_values_are_removed(write):
     write("a = dict(x=1, y=dict(z=1))\n", "base.py")
     origins = read_origins(write('_base_ = "base.py"\na = dict(_delete_=True,\n    y=2)\n'))
     assert origins.of("a", "x") == "run.py:2"

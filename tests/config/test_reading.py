@@ -67,7 +67,7 @@ def test_a_file_that_is_its_own_base(write):
     assert sentence(write('_base_ = "other.py"\n')) == "run.py: the file is its own base, by way of other.py"
 
 
-def test_not_found_lists_near_names(monkeypatch):
+def test_the_message_about_an_absent_file_lists_similar_names(monkeypatch):
     monkeypatch.chdir(CHECKOUT)
     message = sentence("config/training_configs/medgemma_4gb_tset.py")
     assert message.startswith(
@@ -139,14 +139,14 @@ def test_an_override_of_an_unknown_section_names_the_command_line(write, bases):
     assert sentence(write(bases), "model.lora_r=3").startswith("--cfg-options: unknown key 'model' at the top level")
 
 
-def test_an_update_of_a_dict_is_the_place_of_its_keys(write, bases):
+def test_an_update_of_a_dict_is_the_origin_of_its_keys(write, bases):
     path = write(bases + "model_args = dict(lora_r=4)\nmodel_args.update(\n    lorar=8,\n)\n")
     assert sentence(path) == "run.py:4: unknown key 'lorar' in model_args: did you mean 'lora_r'?"
     path = write(bases + "data_args = dict(train=dict(size=3))\ndata_args['train'].update(sizes=8)\n")
     assert sentence(path).startswith("run.py:3: unknown key 'sizes' in data_args.train")
 
 
-def test_own_names_begin_with_an_underscore(write, bases):
+def test_auxiliary_names_begin_with_an_underscore(write, bases):
     config = read_config(write(bases + "_rank = 4\nmodel_args = dict(lora_r=_rank)\n"))
     assert config.model_args.lora_r == 4
     assert sentence(write(bases + "import os\nrank = 4\n")) == (
@@ -157,7 +157,7 @@ def test_own_names_begin_with_an_underscore(write, bases):
     assert sentence(write(bases + "text = 'a'\n")).startswith("run.py:2: unknown key 'text' at the top level")
 
 
-def test_values_that_no_text_can_hold(write, bases):
+def test_values_without_source_text(write, bases):
     assert sentence(write(bases + "model_args = dict(lora_target=print)\n")) == (
         "run.py:2: model_args.lora_target is a builtin_function_or_method; a config holds only None, True, False, "
         "numbers, text, lists, tuples and dicts"
@@ -176,7 +176,7 @@ export_args = dict(merged=True)
 """
 
 
-def test_the_text_reads_again_as_an_equal_config(write, bases, tmp_path):
+def test_the_written_text_is_read_as_an_equal_config(write, bases, tmp_path):
     config = read_config(write(bases + RESOLVED), ["training_args.max_steps=3"])
     text = config.text
     assert text.splitlines()[0] == "# Resolved from run.py"
@@ -189,7 +189,7 @@ def test_the_text_reads_again_as_an_equal_config(write, bases, tmp_path):
     assert again.data_args.validation["datasets"][0]["data_path"] == "a.jsonl"
 
 
-def test_a_run_that_derives_from_a_resolved_one_has_its_own_name(write, bases):
+def test_a_run_with_a_resolved_config_as_base_has_another_name(write, bases):
     write(read_config(write(bases)).text, "config.py")
     assert read_config(write('_base_ = "config.py"\n', "child.py")).name == "child"
     assert read_config("config.py").name == "run"
@@ -225,7 +225,7 @@ def clean_imports(monkeypatch):
     DATASETS.module_dict.pop("OutsideDataset", None)
 
 
-def test_custom_imports_beside_the_config(write, bases, clean_imports, tmp_path, monkeypatch):
+def test_custom_imports_from_the_folder_of_the_config(write, bases, clean_imports, tmp_path, monkeypatch):
     write(DATASET, "mine/outside_dataset.py")
     text = (
         '_base_ = ["../model.py", "../runtime.py"]\ncustom_imports = dict(imports=["outside_dataset"])\n'
@@ -262,7 +262,7 @@ def test_the_checkout_is_found():
     assert (CHECKOUT / "config" / "training_configs").is_dir() and isinstance(CHECKOUT, Path)
 
 
-def test_a_mistyped_config_name_lists_the_file_beside_it(write, bases, tmp_path):
+def test_a_mistyped_config_name_lists_similar_files(write, bases, tmp_path):
     write(bases, "thyroid_nodules.py")
     message = sentence(tmp_path / "thyroid_nodule.py")
     assert message.endswith(f"not found: did you mean {display_path(tmp_path / 'thyroid_nodules.py')}?")

@@ -12,7 +12,7 @@ from mllm.config.schema import DataArgs, ModelArgs, RunConfig
 
 
 @pytest.mark.parametrize("kind", [ModelArgs, DataArgs])
-def test_every_key_has_a_sentence(kind):
+def test_every_key_has_a_description(kind):
     body = ast.parse(inspect.getsource(kind)).body[0].body
     for statement, following in zip(body, [*body[1:], None], strict=True):
         if isinstance(statement, ast.AnnAssign):
@@ -38,7 +38,7 @@ def test_a_config_is_frozen(write, bases):
         config.model_args.lora_r = 3
 
 
-def test_equality_is_about_the_run_not_about_the_file(write, bases):
+def test_equality_ignores_the_file(write, bases):
     one, other = read_config(write(bases, "a/run.py".replace("a/", ""))), read_config(write(bases, "other.py"))
     assert one != other
     assert one == dataclasses.replace(other, name="run")

@@ -24,7 +24,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_source_gives_the_value_again(value):
+def test_source_evaluates_to_the_value(value):
     assert eval(source_of(value)) == value
     assert has_source(value)
 
@@ -33,11 +33,11 @@ def test_nan_stays_nan():
     assert math.isnan(eval(source_of({"a": float("nan")}))["a"])
 
 
-def test_lines_stay_short_where_they_can():
+def test_lines_are_wrapped_if_possible():
     text = source_of({"a": ["abc"] * 60})
     assert max(map(len, text.splitlines())) < 120
 
 
 @pytest.mark.parametrize("value", [print, {1, 2}, {"a": object}, {(1, 2): 3}])
-def test_what_has_no_source(value):
+def test_values_without_source_are_refused(value):
     assert not has_source(value)

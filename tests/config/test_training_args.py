@@ -61,14 +61,14 @@ def test_defaults_are_those_of_transformers_except_for_ours():
     assert fill_defaults({}, is_private=True)["max_grad_norm"] == 0.0
 
 
-def test_written_values_are_kept_and_changed_ones_found():
+def test_written_values_are_kept_and_changed_defaults_are_found():
     filled = fill_defaults({"seed": 7, "logging_steps": 10})
     assert filled["seed"] == 7 and list(filled)[0] == "seed"
     assert fill_defaults(filled) == filled
     assert changed_values(filled) == {"seed": 7}
 
 
-def test_a_config_has_every_default_and_is_read_again_as_the_same(write, bases):
+def test_a_config_with_all_defaults_is_read_as_an_equal_config(write, bases):
     config = read_config(write(bases))
     assert config.training_args["learning_rate"] == 1e-4
     assert config.training_args["seed"] == 42 and config.training_args["logging_steps"] == 10
@@ -94,7 +94,7 @@ def test_reading_the_fields_imports_no_package(names):
         {"lr_scheduler_type": "cosine", "optim": "sgd", "warmup_steps": 0.1, "activation_checkpointing": True},
     ],
 )
-def test_the_trainer_gets_the_same_arguments_as_from_written_values_alone(values, tmp_path):
+def test_the_trainer_receives_the_same_arguments_without_the_defaults(values, tmp_path):
     decided = {"output_dir": str(tmp_path), "use_cpu": True}
     filled = {key: value for key, value in fill_defaults(values).items() if not key.startswith("early_stopping")}
     written = {

@@ -19,7 +19,7 @@ def test_every_field_of_the_installed_transformers_is_in_exactly_one_table():
     assert set(tables) - fields <= {"gradient_checkpointing", "gradient_checkpointing_kwargs"}
 
 
-def test_a_field_on_no_list_is_refused():
+def test_a_field_in_no_table_is_refused():
     assert refusal("learning_rate") is None and refusal("output_dir") is None
     assert "new in this version" in str(refusal("a_field_of_tomorrow"))
 

@@ -110,7 +110,7 @@ def test_the_patient_that_parse_names_is_checked(write):
     assert BySubject(write({**VQA, "subject_id": 7, "patient": "7"})).sample(0).group == "7"
 
 
-def test_a_column_that_may_hold_the_patient_is_named(write, caplog):
+def test_a_column_that_may_contain_the_patient_is_named(write, caplog):
     path = write({**VQA, "Patient ID": 7})
     hint = "no row of train has a patient: if its column 'Patient ID' is the patient, set group_field='Patient ID'"
     with caplog.at_level(logging.WARNING):

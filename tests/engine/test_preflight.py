@@ -72,7 +72,7 @@ def test_an_objective_without_gradient_is_named(make_trainer):
         _run(trainer)
 
 
-def test_a_model_that_changes_its_logits_is_refused(make_trainer):
+def test_a_model_with_other_logits_is_refused(make_trainer):
     trainer = make_trainer()
     head = trainer.learner.student.pretrained.get_output_embeddings()
     head.register_forward_hook(lambda module, inputs, output: output * 4)
@@ -80,7 +80,9 @@ def test_a_model_that_changes_its_logits_is_refused(make_trainer):
         _run(trainer)
 
 
-def test_heads_and_added_rows_pass_and_their_losses_are_the_models_own(make_trainer, make_perceptive, places, trained):
+def test_heads_and_added_rows_pass_and_their_losses_are_those_of_the_model(
+    make_trainer, make_perceptive, places, trained
+):
     trainer = make_trainer(parts=make_perceptive(), rows=places())
     with torch.no_grad():
         trainer.learner.student.rows.input.normal_()  # far from the table's rows: both ways must read these

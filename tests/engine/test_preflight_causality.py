@@ -84,7 +84,7 @@ def paligemma(tmp_path_factory):
     return load_pretrained(args, CPU)
 
 
-def test_a_prefix_model_reads_its_prompt_at_once_and_its_answer_token_by_token(paligemma):
+def test_a_prefix_model_has_bidirectional_attention_in_the_prompt_and_causal_attention_in_the_answer(paligemma):
     encoded = paligemma.encoder.encode(samples([PICTURE])[0])
     prompt = paligemma.encoder.prompt(samples([PICTURE])[0])
     supervised = encoded.targets["labels"] != IGNORE

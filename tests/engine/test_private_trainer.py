@@ -203,7 +203,7 @@ def test_noise_is_scaled_by_the_clip_norm_and_the_expected_units(make_trainer):
 SAVED = dict(save_strategy="steps", save_steps=2, max_steps=6)
 
 
-def test_killed_and_resumed_it_has_the_same_ledger_and_with_a_test_seed_the_same_weights(make_trainer, tmp_path):
+def test_a_resumed_run_has_the_same_ledger_and_with_a_test_seed_the_same_weights(make_trainer, tmp_path):
     options = dict(mechanism=dict(noise_multiplier=0.8, test_noise_seed=3), **SAVED)
     whole = make_trainer(**options, output_dir=str(tmp_path / "whole"))
     whole.train()

@@ -195,7 +195,7 @@ SEAMS = {
 """What we override of transformers.Trainer, with the arguments that it passes: the same from 5.18 to 5.23."""
 
 
-def test_what_is_overridden_exists_in_trainer_with_the_signatures_that_we_expect():
+def test_overridden_methods_exist_in_trainer_with_the_expected_signatures():
     ours = {name for name, value in vars(MultimodalTrainer).items() if callable(value) and not name.startswith("__")}
     assert ours & set(dir(Trainer)) == set(SEAMS)
     for name, expected in SEAMS.items():
@@ -298,7 +298,7 @@ def _broken_rows(rows_class, broken):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_row_stops_the_run_with_its_sentence(make_trainer, workers):
+def test_an_invalid_row_stops_the_run_with_its_message(make_trainer, workers):
     rows = type(make_trainer().train_dataset.samples)
     trainer = make_trainer(rows=_broken_rows(rows, {3}), max_steps=3, dataloader_num_workers=workers)
     with pytest.raises(DataError) as error:

@@ -88,7 +88,7 @@ def test_a_failure_keeps_the_previous_adapter(load: Loader, small_base: Path, tm
     assert os.listdir(tmp_path) == ["adapter"]
 
 
-def test_an_adapter_of_divided_weights_is_refused(load: Loader, small_base: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_sharded_weights_is_refused(load: Loader, small_base: Path, tmp_path: Path) -> None:
     """ZeRO-3 leaves empty tensors in place of the parameters of the model."""
     bundle, settings = load()
     for parameter in bundle.model.backbone.parameters():

@@ -67,7 +67,7 @@ func main() {
 
 @pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed")
 @pytest.mark.parametrize("family", CHAT_FORMATS)
-def test_go_itself_renders_the_same(family: str, tmp_path: Path) -> None:
+def test_the_template_engine_of_go_renders_the_same(family: str, tmp_path: Path) -> None:
     import json
 
     (tmp_path / "main.go").write_text(GO)
@@ -85,7 +85,7 @@ def test_go_itself_renders_the_same(family: str, tmp_path: Path) -> None:
         assert rendered == render(CHAT_FORMATS[family].template, messages)
 
 
-def test_a_whole_file() -> None:
+def test_a_complete_modelfile() -> None:
     text = modelfile_text(
         "gemma",
         "model-q8_0.gguf",
@@ -111,14 +111,14 @@ def test_a_whole_file() -> None:
     )
 
 
-def test_the_least_of_a_file() -> None:
+def test_a_minimal_modelfile() -> None:
     text = modelfile_text("llama3", "/models/a.gguf")
     assert text.splitlines()[0] == "FROM /models/a.gguf"
     assert 'PARAMETER stop "<|eot_id|>"' in text
     assert not any(word in text for word in ("ADAPTER", "SYSTEM", "LICENSE"))
 
 
-def test_a_family_is_told_by_its_chat_template(tmp_path: Path) -> None:
+def test_a_family_is_recognized_by_its_chat_template(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(write_tiny("gemma3n", tmp_path / "gemma3n"))
     assert chat_format(tokenizer.chat_template) == "gemma"
     assert chat_format(LLAMA3_JINJA) == "llama3"
@@ -127,7 +127,7 @@ def test_a_family_is_told_by_its_chat_template(tmp_path: Path) -> None:
             chat_format(unknown)
 
 
-def test_what_a_modelfile_cannot_say() -> None:
+def test_settings_without_a_modelfile_equivalent_are_refused() -> None:
     with pytest.raises(ConfigError, match="the system text contains"):
         modelfile_text("gemma", "a.gguf", system='Say """.')
     with pytest.raises(ConfigError, match="no parameter for beams"):

@@ -42,7 +42,7 @@ def test_a_run_folder_is_accepted_for_its_adapter(adapter: Path) -> None:
     assert adapter_args(str(adapter.parent)).adapter_path == str(adapter)
 
 
-def test_folders_of_runs_and_models_are_not_taken_for_adapters(tmp_path: Path, talking_base: Path) -> None:
+def test_folders_of_runs_and_models_are_not_accepted_as_adapters(tmp_path: Path, talking_base: Path) -> None:
     (tmp_path / "runs/latest").mkdir(parents=True)
     (tmp_path / "runs/latest/config.py").write_text("")
     with pytest.raises(ConfigError, match="is a folder of runs; pass one of them, such as .*latest"):
@@ -55,7 +55,7 @@ def test_folders_of_runs_and_models_are_not_taken_for_adapters(tmp_path: Path, t
 
 
 @pytest.mark.parametrize(("inner", "option"), [("merged", "--model"), ("student", "--model"), ("adapter", "--adapter")])
-def test_a_run_folder_is_not_taken_for_a_model(tmp_path: Path, inner: str, option: str) -> None:
+def test_a_run_folder_is_not_accepted_as_a_model(tmp_path: Path, inner: str, option: str) -> None:
     (tmp_path / inner).mkdir()
     with pytest.raises(ConfigError, match=f"is a run folder, not a model; pass {option} .*{inner}"):
         whole_model_args(str(tmp_path))

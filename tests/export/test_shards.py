@@ -59,7 +59,7 @@ def _written(base: Path, adapter: Path, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
-def test_it_is_what_peft_merges_in_memory(case: str, tmp_path: Path) -> None:
+def test_shards_equal_the_merge_of_peft_in_memory(case: str, tmp_path: Path) -> None:
     base = _sharded(tmp_path)
     adapter = _adapter(base, tmp_path / "adapter", **CASES[case])
     names = _written(base, adapter, tmp_path / "merged")
@@ -103,7 +103,7 @@ def test_half_precision_is_merged_in_fp32_and_rounded_once(tmp_path: Path) -> No
         assert torch.equal(tensor, expected[name].bfloat16()), name
 
 
-def test_the_index_tells_what_is_where(tmp_path: Path) -> None:
+def test_the_index_has_the_file_of_each_tensor(tmp_path: Path) -> None:
     base = _sharded(tmp_path)
     names = _written(base, _adapter(base, tmp_path / "adapter", target_modules=["q_proj"]), tmp_path / "merged")
     index = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())
@@ -113,7 +113,7 @@ def test_the_index_tells_what_is_where(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "merged")) == sorted([*names, "config.json", "model.safetensors.index.json"])
 
 
-def test_a_part_of_a_checkpoint_bears_its_own_names(tmp_path: Path) -> None:
+def test_a_part_of_a_checkpoint_has_its_own_names(tmp_path: Path) -> None:
     base = write_tiny("gemma3n", tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"architectures": ["Gemma3nForConditionalGeneration"]}))
@@ -125,7 +125,7 @@ def test_a_part_of_a_checkpoint_bears_its_own_names(tmp_path: Path) -> None:
     assert check_names(tmp_path / "part") == len(load_file(base / "model.safetensors"))
 
 
-def test_safetensors_reads_what_is_written(tmp_path: Path) -> None:
+def test_safetensors_reads_the_written_file(tmp_path: Path) -> None:
     values = {
         "wide": torch.arange(6, dtype=torch.float32).view(2, 3).T,
         "half": torch.tensor([1.5, -2.0, 3.0]).bfloat16(),

@@ -126,7 +126,7 @@ def test_a_loaded_student_computes_the_same_measures(taught: Bundle, tiny_studen
     assert again.head.std.tolist() == taught.model.head.std.tolist()
 
 
-def test_its_tensors_have_the_names_of_the_whole_model(taught: Bundle, tiny_student, tmp_path):
+def test_its_tensors_have_the_names_of_the_full_model(taught: Bundle, tiny_student, tmp_path):
     folder = student.write(
         taught,
         tmp_path / "s",

@@ -15,7 +15,7 @@ LANGUAGE = "model.language_model"
 
 
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"target_modules": r".*\.q_proj"}])
-def test_plain_lora_is_read(options: dict[str, Any]) -> None:
+def test_plain_lora_is_supported(options: dict[str, Any]) -> None:
     assert vllm_obstacles(LoraConfig(r=16, **options), KEYS, LANGUAGE, has_other_weights=False) == []
 
 
@@ -29,12 +29,12 @@ def test_plain_lora_is_read(options: dict[str, Any]) -> None:
         ({"bias": "all"}, "biases"),
     ],
 )
-def test_configs_that_are_not_read(options: dict[str, Any], reason: str) -> None:
+def test_unsupported_configs(options: dict[str, Any], reason: str) -> None:
     (obstacle,) = vllm_obstacles(LoraConfig(**({"r": 8} | options)), KEYS, LANGUAGE, has_other_weights=False)
     assert reason in obstacle
 
 
-def test_layers_that_are_not_read() -> None:
+def test_unsupported_layers() -> None:
     vision = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.weight"
     embedding = "base_model.model.model.language_model.embed_tokens.lora_embedding_A"
     assert "vision_tower" in vllm_obstacles(LoraConfig(), [*KEYS, vision], LANGUAGE, has_other_weights=False)[0]

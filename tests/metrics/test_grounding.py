@@ -46,14 +46,14 @@ def masks(*several):
         ([], [TRUE, FAR], 0, 0),
     ],
 )
-def test_a_sample_of_boxes(found, wanted, accuracy, mean_iou):
+def test_figures_of_boxes_by_hand(found, wanted, accuracy, mean_iou):
     figures = rec([boxes(*found)], [boxes(*wanted)])
     assert figures == pytest.approx(
         {"accuracy": accuracy, "mean_iou": mean_iou, "failed": int(not found), "target_failed": 0, "samples": 1}
     )
 
 
-def test_failures_are_counted_and_score_nothing():
+def test_failures_are_counted_and_have_a_score_of_0():
     """Four predictions, one right, one without a box, one unreadable; a fifth has no target."""
     predictions = [boxes(TRUE), boxes(FAR), Answer("none"), Answer("[0.1,0.", unreadable=1), boxes(TRUE)]
     figures = rec(predictions, [boxes(TRUE)] * 4 + [Answer("no box")])
@@ -78,7 +78,7 @@ def test_masks_by_hand():
     assert (figures["failed"], figures["target_failed"], figures["samples"], figures["no_target"]) == (1, 0, 3, 0)
 
 
-def test_the_thresholds_are_exceeded_one_after_the_other():
+def test_precision_counts_thresholds_below_the_iou():
     """IoU 0.7 (7 of 10 columns) exceeds 0.5 and 0.6 and no more."""
     figures = res([masks(filled(*range(7)))], [masks(filled(*range(10)))])
     assert [figures[f"Pr@{threshold}"] for threshold in (0.5, 0.6, 0.7, 0.8, 0.9)] == [1, 1, 0, 0, 0]

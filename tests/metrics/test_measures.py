@@ -49,7 +49,7 @@ def test_a_bound_belongs_to_the_upper_category():
     assert categories(np.array([29.99, 30, 39.9, 40, 49.9, 50, 70])).tolist() == [0, 1, 1, 2, 2, 3, 3]
 
 
-def test_large_references_lose_no_digits():
+def test_large_references_do_not_lose_precision():
     true = 1e6 + np.array([1.0, 2.0, 3.0, 4.0])
     found = measures({"EDV": true + [0.1, -0.1, 0.1, -0.1]}, {"EDV": true}, list("abcd"))
     assert found["EDV_r2"] == pytest.approx(1 - 0.04 / 5, rel=1e-6)
@@ -87,7 +87,7 @@ def test_intervals_draw_patients_not_samples():
     assert alone["EF_bias_ci_high"] - alone["EF_bias_ci_low"] < 0.7 * width
 
 
-def test_the_seed_decides_and_one_patient_has_no_spread():
+def test_the_interval_depends_on_the_seed_and_has_no_width_for_one_patient():
     rng = np.random.default_rng(0)
     true = {"EF": rng.normal(55, 12, 30)}
     predicted = {"EF": true["EF"] + rng.normal(0, 5, 30)}

@@ -105,11 +105,11 @@ def test_precision_without_yes_is_zero():
         ("", None),
     ],
 )
-def test_a_choice_is_a_whole_clause(text, result):
+def test_a_choice_is_a_complete_clause(text, result):
     assert parse_choice(text, {"yes", "no", "maybe"}) == result
 
 
-def test_a_choice_with_points_inside_is_read_whole():
+def test_a_choice_that_contains_periods_is_parsed():
     assert parse_choice("St. Mary", {"st. mary", "other"}) == "st. mary"
 
 

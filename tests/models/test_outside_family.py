@@ -143,7 +143,7 @@ def test_its_option_and_its_rule_are_checked(write: Callable[[int], str]) -> Non
     assert "vision_tower" not in config.as_dict()["model_args"]
 
 
-def test_it_is_trained_shown_used_and_merged(
+def test_it_is_trained_described_applied_and_merged(
     write: Callable[[int], str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(56)

@@ -42,7 +42,7 @@ def test_shapes_of_features_measures_and_taps(student: VisionModel):
 
 
 @torch.no_grad()
-def test_features_are_the_mean_over_the_places_of_each_view(student: VisionModel):
+def test_features_are_the_mean_over_the_patches_of_each_view(student: VisionModel):
     views = _views(2, student.side).double()  # in fp32 a batch of one and of four differ by 1e-6
     features = student.eval().double()(views).hidden_BLD
     for patient in range(2):

@@ -79,7 +79,7 @@ def test_the_loss_is_the_weighted_mean_by_hand(tiny_student, teacher: Bundle, di
     assert objective.count(targets).tolist() == [2, 1, 2]
 
 
-def test_a_backend_that_keeps_all_weights_in_half_precision_learns_in_it(tiny_student, teacher: Bundle):
+def test_all_weights_in_half_precision_can_be_trained(tiny_student, teacher: Bundle):
     """As DeepSpeed does with bf16."""
     learner = _learner(_student(tiny_student), teacher, student_layers=[0, 2], teacher_layers=[1, 3]).eval()
     student, targets, taught = _inputs(_student(tiny_student), teacher)
@@ -135,7 +135,7 @@ def test_a_student_without_gradient_is_refused_by_name(tiny_student, teacher: Bu
         learner(*_inputs(student, teacher))
 
 
-def test_projectors_begin_alike_in_every_process(tiny_student, teacher: Bundle):
+def test_projectors_have_equal_initial_weights_in_every_process(tiny_student, teacher: Bundle):
     student = _student(tiny_student)
     states = []
     for seed in (1, 2):

@@ -76,7 +76,7 @@ def test_equal_models_have_no_loss():
     torch.testing.assert_close(total, torch.zeros(2), rtol=0, atol=1e-5)
 
 
-def test_nothing_supervised_is_zero_with_a_gradient():
+def test_without_supervision_the_loss_is_zero_with_a_gradient():
     context, student = _case()
     silent = {name: torch.full_like(labels, IGNORE) for name, labels in context.targets.items()}
     total = _objective().total(Context(silent, context.student, context.teacher))
@@ -92,7 +92,7 @@ def test_different_supervised_tokens_of_the_teacher_are_refused():
         _objective().total(Context(cut, context.student, context.teacher))
 
 
-def test_only_a_vocabularys_end_may_differ():
+def test_only_the_end_of_a_vocabulary_may_differ():
     words = [f"word{i}" for i in range(1000)]
     assert shared_tokens(Words([*words, "<image>"]), Words([*words, "<sound>", "<image>"])) == 1000
     with pytest.raises(ConfigError, match=r"their vocabularies differ from id 500 on \('word500' and 'other'\)"):

@@ -39,7 +39,7 @@ def test_an_unknown_measure_has_neither_loss_nor_gradient():
     assert found.grad[0, 0].item() == pytest.approx(2 * -5 / 100)
 
 
-def test_a_volume_does_not_swamp_an_ejection_fraction():
+def test_volumes_do_not_dominate_ejection_fractions():
     """In raw units, as published, an error of one standard deviation in EDV has sixteen times the weight."""
     found = torch.zeros(1, 3, requires_grad=True)
     MeasureLoss().total(_context(found, [[10.0, 40.0, 30.0]])).sum().backward()

@@ -53,12 +53,12 @@ def test_loss_and_gradient_equal_full_logits(softcap, frozen, tile_bytes):
         torch.testing.assert_close(weight_gradient, head.weight.grad, rtol=1e-5, atol=1e-6)
 
 
-def test_counts_leave_out_the_first_token_which_nothing_precedes():
+def test_counts_leave_out_the_first_token():
     labels = torch.tensor([[5, IGNORE, 7, 8], [IGNORE] * 4])
     assert NextToken().count({"labels": labels}).tolist() == [2, 0]
 
 
-def test_nothing_supervised_gives_zero_with_a_gradient():
+def test_without_supervision_the_loss_is_zero_with_a_gradient():
     hidden, labels, head = _case(torch.float32)
     head.requires_grad_(False)
     hidden.requires_grad_()
@@ -107,7 +107,7 @@ def test_a_bf16_vocabulary_under_autocast_is_within_its_rounding():
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=2e-2, atol=2e-2)
 
 
-def test_a_module_that_is_no_plain_linear_is_called_instead():
+def test_a_head_that_is_not_a_linear_layer_is_called():
     hidden, labels, head = _case(torch.float32)
     wrapped = nn.Sequential(head)
     supervised = labels[0, 1:] != IGNORE

@@ -153,13 +153,13 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_a_config_that_cannot_work_is_one_sentence_and_leaves_no_run_folder(refused, case):
+def test_an_invalid_config_is_one_message_and_leaves_no_run_folder(refused, case):
     more, arguments, sentence = CONFIGS[case]
     refused(sentence, more, *arguments.split())
     assert not Path("exp").exists()
 
 
-def test_a_config_that_is_not_found_or_no_config(refused):
+def test_a_missing_or_invalid_config_file(refused):
     shipped = REPOSITORY / "config" / "training_configs"
     error = refused("config 'medgemma_4gb_tst.py' not found: did you mean ", config="medgemma_4gb_tst.py")
     assert str(shipped / "medgemma_4gb_test.py") in error
@@ -187,7 +187,7 @@ def test_debug_shows_the_traceback(train):
     assert "model_args.lora_r must be" in error.splitlines()[-1]
 
 
-def test_packages_that_are_too_old_are_named_both(refused, monkeypatch):
+def test_all_old_packages_are_named(refused, monkeypatch):
     old = {"transformers": "4.57.1", "tokenizers": "0.22.1", "peft": "0.15.0"}
     real = hardware.installed
     monkeypatch.setattr(hardware, "installed", lambda names: {**real(names), **old})
@@ -299,7 +299,7 @@ def test_a_bad_row_is_named_with_file_and_line(refused, write_bad, case):
 
 
 @pytest.mark.parametrize("case", ["missing image", "truncated image", "bad JSON"])
-def test_a_bad_row_in_a_loaders_worker_reads_the_same(refused, write_rows, write_bad, case):
+def test_a_bad_row_in_a_worker_has_the_same_message(refused, write_rows, write_bad, case):
     row, reason = ROWS[case]
     write_rows()
     write_bad(row, name="other.jsonl")
@@ -326,7 +326,7 @@ def test_a_damaged_image_of_the_test_split_does_not_cost_the_adapter(refused, tr
     assert "accuracy" in Path("exp/run/latest/adapter/README.md").read_text()
 
 
-def test_a_dataset_that_is_empty_or_absent_or_of_no_known_kind(refused, write_rows):
+def test_an_empty_absent_or_unknown_dataset_is_refused(refused, write_rows):
     write_rows()
     Path("rows.jsonl").write_text("")
     refused("rows.jsonl is empty", splits())
@@ -485,7 +485,7 @@ def test_a_run_without_a_validation_split_is_not_evaluated(train):
     assert "no validation split: eval_strategy 'steps' is off" in error
 
 
-def test_two_runs_in_the_same_second_have_folders_of_their_own(train, monkeypatch):
+def test_two_runs_in_the_same_second_have_different_folders(train, monkeypatch):
     seconds = iter(["20260102_030405", "20260102_030405", "20260102_030406"])
     monkeypatch.setattr(time, "strftime", lambda form, *moment: next(seconds))
     more = "training_args.update(max_steps=1, save_strategy='no', report_to=[])\ndata_args['test'] = None"

@@ -20,7 +20,7 @@ def test_help_lists_the_commands(argv: list[str], capsys: pytest.CaptureFixture[
     assert all(name in shown for name in COMMANDS)
 
 
-def test_an_unknown_command_is_answered_with_the_nearest() -> None:
+def test_an_unknown_command_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown command 'trian': did you mean 'train'?"):
         main(["trian"])
 
@@ -50,7 +50,7 @@ def test_a_pipeline_runs_as_a_file_from_another_directory(name: str, tmp_path: P
     assert "usage" in result.stdout
 
 
-def test_the_exit_code_and_the_sentence_leave_the_process(tmp_path: Path) -> None:
+def test_the_process_returns_the_exit_code_and_prints_the_message(tmp_path: Path) -> None:
     command = [sys.executable, CHECKOUT / "mllm" / "pipeline" / "cli.py", "predcit"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")

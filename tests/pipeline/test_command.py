@@ -32,7 +32,7 @@ def test_a_result_is_passed_on() -> None:
     assert run_command(lambda argv: len(argv), ["a", "--debug"]) == 1
 
 
-def test_what_the_user_can_mend_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_the_user_are_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(DataError("rows.jsonl, line 3: image a.png does not exist")) == USER_ERROR == 2
     captured = capsys.readouterr()
     assert captured.err == "rows.jsonl, line 3: image a.png does not exist\n"
@@ -46,7 +46,7 @@ def test_debug_shows_the_traceback_too(capsys: pytest.CaptureFixture[str]) -> No
     assert shown.endswith("\na sentence\n")
 
 
-def test_an_interruption_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interruption_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(KeyboardInterrupt()) == INTERRUPTED == 130
     assert capsys.readouterr().err == "interrupted; files that were saved before are complete\n"
     _run(KeyboardInterrupt("7 updates were made"))
@@ -72,7 +72,7 @@ def test_a_full_disk_is_named(
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is always full")
-def test_writers_of_weights_that_meet_a_full_disk_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_in_a_writer_of_weights_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     def main(argv: Sequence[str]) -> int:
         torch.save({"a": torch.zeros(100_000)}, "/dev/full")
         return 0
@@ -109,7 +109,7 @@ def test_argparse_keeps_its_exit_code() -> None:
     assert caught.value.code == 2
 
 
-def test_log_lines_are_plain_and_warnings_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_are_marked_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     def main(argv: Sequence[str]) -> int:
         logger = logging.getLogger("mllm.somewhere")
         logger.info("loading %s", "a")

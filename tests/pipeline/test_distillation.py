@@ -179,7 +179,7 @@ def test_the_same_run_through_camus_folders(write):
     assert {"agreement.png", "metrics.json", "adapter", "student"} <= {p.name for p in Path("exp/run/latest").iterdir()}
 
 
-def test_a_row_whose_measure_is_no_number_is_skipped_where_rows_may_be(write):
+def test_a_row_with_an_invalid_measure_is_skipped_if_allowed(write):
     rows = []
     for number, one in enumerate(write_echonet(Path("cines"), {"TRAIN": 5}, frames=30)):
         rows.append({"file": f"Videos/{one.name}.avi", "ED": one.ed, "ES": one.es, **one.heart.measures})
@@ -196,7 +196,7 @@ def test_a_row_whose_measure_is_no_number_is_skipped_where_rows_may_be(write):
 @pytest.mark.parametrize(
     "change", ["objectives.feature_match.student_layers=[0,1,3]", "distill_args.teacher.model_name_or_path=other"]
 )
-def test_a_resume_with_other_lessons_is_refused(write, tiny_medsiglip, change: str):
+def test_a_resume_with_another_distillation_is_refused(write, tiny_medsiglip, change: str):
     """Projectors of other layers or of another teacher would be loaded without a word where widths agree."""
     Path("other").symlink_to(tiny_medsiglip)
     one = ["training_args.max_steps=1", "data_args.test=None", "data_args.validation=None"]
@@ -236,7 +236,7 @@ training_args = dict(max_steps=8, per_device_train_batch_size=4, dataloader_num_
 """
 
 
-def test_medgemma_teaches_gemma_3n_what_to_say(folder: Path, tiny_student: Path):
+def test_logits_of_medgemma_are_distilled_into_gemma_3n(folder: Path, tiny_student: Path):
     teacher = write_tiny("medgemma", folder / "teacher", vision={"image_size": 224})
     Path("run.py").write_text(WORDS.format(checkout=CHECKOUT, student=tiny_student, teacher=teacher))
     assert main(["run.py"]) == 0

@@ -32,7 +32,7 @@ def read(folder: str) -> tuple[dict, list[dict]]:  # type: ignore[type-arg]
     return json.loads((Path(folder) / "metrics.json").read_text()), rows
 
 
-def test_figures_rows_settings_and_versions_are_written_beside_the_adapter(
+def test_figures_rows_settings_and_versions_are_written_next_to_the_adapter(
     run: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, adapter = run

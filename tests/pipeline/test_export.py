@@ -71,7 +71,7 @@ def test_an_adapter_is_merged_first(model: Path, run: Path, tmp_path: Path) -> N
     assert fields["general.base_model.0.name"].contents() == "tiny-gemma3"
 
 
-def test_a_lora_alone_is_an_adapter_of_llama_cpp(
+def test_a_lora_becomes_an_adapter_of_llama_cpp(
     model: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "lora.gguf"

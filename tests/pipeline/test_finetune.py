@@ -26,7 +26,7 @@ def losses(run: str = "exp/run/latest") -> list[float]:
     return [row["loss"] for row in json.loads((Path(run) / "training_log.json").read_text())["rows"] if "loss" in row]
 
 
-def test_a_run_folder_explains_what_happened(write_config, caplog):
+def test_a_run_folder_has_all_records(write_config, caplog):
     more = "export_args = dict(merged=True)"
     with caplog.at_level("INFO", logger="mllm"):
         assert (
@@ -71,7 +71,7 @@ def test_a_run_folder_explains_what_happened(write_config, caplog):
     assert json.loads((run / "merged" / "export_report.json").read_text())["max_abs_difference"] < 1e-4
 
 
-def test_the_resolved_config_runs_again_to_the_same_weights(write_config):
+def test_the_resolved_config_reproduces_the_weights(write_config):
     main([write_config()])
     first = adapter()
     main([str(Path("exp/run/latest/config.py").resolve()), "--cfg-options", "training_args.output_dir=again"])
@@ -169,7 +169,7 @@ data_args = dict(
 """
 
 
-def test_a_dataset_of_ones_own_outside_the_repository_is_used_by_name(write_config, write_rows):
+def test_a_dataset_class_outside_the_repository_is_used_by_name(write_config, write_rows):
     assert len(PLUGIN.strip().splitlines()) <= 25
     Path("plugin.py").write_text(PLUGIN)
     write_rows()
@@ -190,7 +190,7 @@ REAL = [
 ]
 
 
-def test_real_scans_train_and_are_asked_about(write_config, shared_data, capsys):
+def test_real_scans_are_trained_on_and_predicted(write_config, shared_data, capsys):
     from mllm.pipeline.predict import main as predict
 
     rows = [{"image": image, "question": "Which modality?", "answer": answer} for image, answer in REAL]
@@ -210,7 +210,7 @@ def test_real_scans_train_and_are_asked_about(write_config, shared_data, capsys)
     assert isinstance(capsys.readouterr().out, str)
 
 
-def test_a_finished_run_that_is_resumed_writes_the_same_again(write_config):
+def test_resuming_a_finished_run_writes_the_same_files(write_config):
     config = write_config("training_args.update(max_steps=3)\nexport_args = dict(merged=True)")
     assert main([config]) == 0
     first = adapter()

@@ -31,7 +31,7 @@ from mllm.tiny.adapter import write_tiny_adapter
 from mllm.tiny.checkpoints import write_tiny
 
 
-def test_the_merged_model_answers_as_the_adapter_does(
+def test_the_merged_model_gives_the_answers_of_the_adapter(
     talking_adapter: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = Path(shutil.copytree(talking_adapter, tmp_path / "adapter"))
@@ -74,7 +74,7 @@ def _report(folder: Path) -> dict[str, Any]:
     return report
 
 
-def test_both_ways_write_the_same(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
+def test_both_merges_write_equal_files(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
     streamed, loaded = tmp_path / "streamed", tmp_path / "loaded"
     main(["--adapter", str(talking_adapter), "--out", str(streamed)])
     base = Path(shutil.copytree(talking_base, tmp_path / "base"))
@@ -179,7 +179,7 @@ def test_adapters_that_cannot_be_combined(talking_base: Path, talking_adapter: P
     assert os.listdir(tmp_path) == ["other"]
 
 
-def test_a_projector_that_trained_is_written(tmp_path: Path) -> None:
+def test_a_trained_projector_is_written(tmp_path: Path) -> None:
     base = write_tiny("shikra", tmp_path / "base")
     adapter = write_tiny_adapter(base, tmp_path / "adapter", targets=["q_proj"])
     args = ModelArgs(type="shikra", model_name_or_path=str(base), adapter_path=str(adapter), lora_r=None)
@@ -236,14 +236,16 @@ def test_a_model_in_shards_needs_little_memory(tmp_path: Path) -> None:
     assert int(ended.stdout) < 140e6
 
 
-def test_a_folder_that_holds_something_is_not_overwritten(talking_adapter: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_not_overwritten(talking_adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").touch()
     with pytest.raises(ConfigError, match="is not empty"):
         main(["--adapter", str(talking_adapter), "--out", str(tmp_path)])
     assert os.listdir(tmp_path) == ["precious"]
 
 
-def test_a_base_that_is_quantized_alone_is_refused(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
+def test_a_base_with_quantized_weights_only_is_refused(
+    talking_base: Path, talking_adapter: Path, tmp_path: Path
+) -> None:
     base = Path(shutil.copytree(talking_base, tmp_path / "base"))
     config = base / "config.json"
     quantized = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}

@@ -34,7 +34,7 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_modelfile_lies_beside_the_weights(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_modelfile_is_next_to_the_weights(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     (tmp_path / "mmproj.gguf").write_bytes(b"GGUF")
     options = ["--model", str(model), "--gguf", str(out / "model.gguf"), "--mmproj", str(tmp_path / "mmproj.gguf")]

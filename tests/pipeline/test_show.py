@@ -34,7 +34,7 @@ def config(talking_base: Path, pictures: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_every_registry_is_shown_with_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_registry_is_shown_with_descriptions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["registries"]) == 0
     shown = capsys.readouterr().out
     for name in ("MODELS", "medgemma", "VQADataset", ".nii.gz", "NextToken", "adapter", "merged"):

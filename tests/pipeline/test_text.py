@@ -62,7 +62,7 @@ def test_a_packed_run_makes_the_same_updates_with_less_padding(folder):
     assert max(log_of("packed", "padding_share")) < min(log_of("plain", "padding_share"))
 
 
-def test_what_is_learned_of_real_questions_helps_with_others(folder, shared_data, capsys):
+def test_training_on_real_questions_lowers_the_loss_on_others(folder, shared_data, capsys):
     """PubMedQA's labeled questions: the loss on answers held out falls, and decisions are read exactly."""
     source = shared_data / "text" / "pubmedqa_ori_pqal.json"
     if not source.is_file():
@@ -99,7 +99,7 @@ training_args = dict(per_device_train_batch_size=4, learning_rate=1e-2, lr_sched
 """
 
 
-def test_a_translation_is_learned_by_heart_merged_and_asked_for(folder, capsys):
+def test_a_memorized_translation_is_merged_and_predicted(folder, capsys):
     """All that T5Gemma's adapter goes through, up to GGUF, which is refused with its reason."""
     pairs = [("The heart.", "Le coeur."), ("The liver.", "Le foie."), ("No lung.", "Nul poumon."), ("Two.", "Deux.")]
     Path("pairs.tsv").write_text("".join(f"{n}\t{src}\t{dst}\n" for n, (src, dst) in enumerate(pairs)))

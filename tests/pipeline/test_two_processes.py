@@ -105,7 +105,7 @@ training_args = dict(max_steps=4, learning_rate=0.05, optim="sgd", lr_scheduler_
 """
 
 
-def test_an_encoder_decoder_is_trained_alike_on_two_processes(folder):
+def test_an_encoder_decoder_trains_equally_on_two_processes(folder):
     """Sources and targets of unlike lengths: seven pairs in updates of four."""
     pairs = [(f"The left lung. {'It is clear. ' * (n % 4)}", f"Le poumon. {'Net. ' * (n % 3)}") for n in range(7)]
     Path("pairs.tsv").write_text("".join(f"{n}\t{src}\t{dst}\n" for n, (src, dst) in enumerate(pairs)))
@@ -145,7 +145,7 @@ training_args.update(optim="sgd", learning_rate=0.05, max_steps=4, eval_strategy
 """
 
 
-def test_batches_with_and_without_objects_train_heads_alike_on_two_processes(write_config):
+def test_batches_with_and_without_objects_train_heads_equally_on_two_processes(write_config):
     Path("places.py").write_text(PLACES)
     config = write_config(WITH_HEADS)
     for processes, name in ((1, "one"), (2, "two")):

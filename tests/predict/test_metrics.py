@@ -45,7 +45,7 @@ def check(dataset, *names: str) -> None:
         ("res", "a mask in its answer"),
     ],
 )
-def test_a_metric_without_anything_to_compare_is_refused_and_others_are_named(texts, metric, needed):
+def test_a_metric_without_targets_is_refused_and_others_are_suggested(texts, metric, needed):
     with pytest.raises(ConfigError) as caught:
         check(texts("yes", "no"), metric)
     assert str(caught.value) == (

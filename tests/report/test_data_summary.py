@@ -47,7 +47,7 @@ def test_data_without_measures_has_no_histogram(tmp_path):
     }
 
 
-def test_measures_of_heads_and_of_words_are_drawn(tmp_path, monkeypatch):
+def test_measures_of_heads_and_of_texts_are_drawn(tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr("mllm.report.data_summary.plot_agreement", lambda *all_of_it: given.append(all_of_it))
     rows = [

@@ -31,7 +31,7 @@ def changed(value: int, *marks: Mark) -> np.ndarray:
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_the_edges_of_a_box_are_seen_on_every_gray_and_its_inside_is_left_alone(value: int) -> None:
+def test_the_edges_of_a_box_are_visible_on_every_gray_and_its_inside_is_unchanged(value: int) -> None:
     moved = changed(value, Mark(box=(100.0, 150.0, 300.0, 400.0)))
     for row, column in ((150, 200), (400, 200), (250, 100), (250, 300)):
         assert moved[row - 1 : row + 1, column - 1 : column + 1].min() > 60
@@ -39,7 +39,7 @@ def test_the_edges_of_a_box_are_seen_on_every_gray_and_its_inside_is_left_alone(
     assert moved[420:, :].max() == 0
 
 
-def test_a_line_is_smooth_where_the_box_lies_between_pixels() -> None:
+def test_a_line_between_pixels_is_smooth() -> None:
     """The same line moved by a third of a pixel changes no pixel by all that the line does."""
     pictures = [
         np.asarray(draw_marks(gray(0), [Mark(box=(x, 150.0, 300.0, 400.0))]), dtype=float) for x in (100, 100.33)
@@ -57,14 +57,14 @@ def test_a_mask_is_tinted_and_outlined(value: int) -> None:
     assert moved[300, 380] > moved[300, 300] + 20 or value == 128
 
 
-def test_one_pixel_and_none_are_masks_too() -> None:
+def test_masks_of_one_or_no_pixel_are_drawn() -> None:
     one = np.zeros((SIDE, SIDE), bool)
     one[200, 200] = True
     assert changed(0, Mark(mask=one))[200, 200] > 0
     changed(0, Mark(mask=np.zeros((SIDE, SIDE), bool)))
 
 
-def test_marks_have_different_colors_and_labels_that_do_not_meet() -> None:
+def test_marks_have_different_colors_and_labels_do_not_overlap() -> None:
     box = (100.0, 150.0, 300.0, 400.0)
     plates = []
     for count in range(1, 6):
@@ -90,7 +90,7 @@ def test_a_small_picture_is_enlarged_by_a_whole_number() -> None:
     assert draw_marks(gray(0, 512, 300), []).size == (512, 300)
 
 
-def test_every_image_with_a_mark_becomes_a_file_and_numbers_run_through(tmp_path: Path) -> None:
+def test_every_image_with_a_mark_becomes_a_numbered_file(tmp_path: Path) -> None:
     images = [gray(0), gray(128), gray(255)]
     marks = [Mark(box=(10.0, 10.0, 90.0, 90.0), image=2), Mark(point=(50.0, 50.0), image=0)]
     files = draw_answer(images, marks, tmp_path / "new" / "seen.png")

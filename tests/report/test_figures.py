@@ -30,7 +30,7 @@ BESIDE = "majority class 75.0 %, chance 50.0 %)"
         ),
     ],
 )
-def test_every_accuracy_stands_beside_the_majority_class_and_chance(metric, line):
+def test_every_accuracy_is_next_to_the_majority_class_and_chance(metric, line):
     """One of four is right: F1 of yes 2 / (1 + 3), of no 0. Always yes: F1 6 / 7 and 0."""
     trained, untrained = metric(SAID, REFERENCES), metric([Answer("yes")] * 4, REFERENCES)
     name = metric.__name__

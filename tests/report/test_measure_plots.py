@@ -50,7 +50,7 @@ def test_agreement_shows_every_pair_and_the_limits(tmp_path, drawn):
     assert bland_edv.get_ylabel() == "predicted - true (mL)"
 
 
-def test_distributions_are_shares_of_each_split(tmp_path, drawn):
+def test_distributions_are_fractions_of_each_split(tmp_path, drawn):
     rng = np.random.default_rng(0)
     splits = {
         "train": {"EF": rng.normal(55, 10, 200), "EDV": rng.normal(120, 20, 200)},

@@ -93,7 +93,7 @@ def test_the_cache_and_a_resident_teacher_give_the_same_bits(prepared):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_mixture_of_fixed_images_is_cached_whatever_it_draws(prepared):
+def test_a_mixture_of_fixed_images_is_cached(prepared):
     parts = [{**HEARTS, "size": 2, "seed": seed} for seed in (1, 2)]
     learner, pieces = prepared(train=dict(type="MixedDataset", datasets=parts, weights=[1, 3], size=6))
     assert isinstance(learner.teacher, CachedTeacher) and len(pieces) == 3
@@ -106,7 +106,7 @@ def test_one_dataset_of_changing_images_keeps_the_teacher(prepared):
     assert isinstance(learner.teacher, VisionModel)
 
 
-def test_as_published_features_stay_as_they_are(prepared):
+def test_with_published_settings_features_are_unchanged(prepared):
     learner, _ = prepared(normalize=False)
     assert not spread_of(learner)[1]
 
@@ -131,7 +131,7 @@ def test_neither_an_offset_nor_a_scale_of_features_changes_a_normalized_distance
     assert distance(*moved, normalize=False).min() > 100 * distance(*moved).max()
 
 
-def test_a_channel_that_never_varies_is_not_blown_up():
+def test_a_constant_channel_is_not_amplified():
     taps = torch.randn(20, 1, 1, 4, 2, 2).clone()
     taps[:, :, :, 1] = 7.0
     match = FeatureMatch(student_layers=["s"], teacher_layers=["t"], grid=2)
@@ -141,7 +141,7 @@ def test_a_channel_that_never_varies_is_not_blown_up():
     assert 0.005 < spread["teacher_std_0"][1].item() < 0.02 and spread["teacher_std_0"][0].item() > 0.5
 
 
-def test_projectors_begin_where_the_ridge_regression_has_its_minimum():
+def test_projectors_start_at_the_minimum_of_the_ridge_regression():
     torch.manual_seed(0)
     student = torch.randn(30, 2, 3, 2, 2)
     teacher = torch.einsum("wc,bvchx->bvwhx", torch.randn(5, 3), student) + 0.1 * torch.randn(30, 2, 5, 2, 2)
@@ -161,7 +161,7 @@ def test_projectors_begin_where_the_ridge_regression_has_its_minimum():
     assert projector.weight.grad.abs().max() < 1e-5 and projector.bias.grad.abs().max() < 1e-5
 
 
-def test_a_single_image_leaves_the_scale_as_it_is():
+def test_a_single_image_does_not_change_the_scale():
     match = FeatureMatch(student_layers=["s"], teacher_layers=["t"], grid=1)
     match.paths, match.projectors = [("s", "t")], torch.nn.ModuleList([torch.nn.Linear(4, 4)])
     tap = torch.full((1, 1, 4, 1, 1), 3.0)
@@ -192,7 +192,7 @@ class Pictures(SampleDataset):
 
 
 @pytest.mark.parametrize("changes", [True, False])
-def test_images_that_change_are_noticed(changes: bool):
+def test_changing_images_are_detected(changes: bool):
     assert has_changing_images(Pictures(changes)) is changes
 
 

@@ -62,7 +62,7 @@ def test_a_warmup_of_more_than_half_of_the_run_is_warned_about(caplog):
         ),
     ],
 )
-def test_what_fails_in_trainer_is_refused_before(options, fragment):
+def test_settings_that_fail_in_trainer_are_refused(options, fragment):
     with pytest.raises(ConfigError, match=fragment):
         check_early(config(**options), CPU, updates=10)
 

@@ -46,7 +46,7 @@ def write_base(task: str = "dict(start=0.9, end=0.7)", features: str = "dict(sta
     return path
 
 
-def test_a_config_differs_by_the_sliders_alone():
+def test_a_config_differs_only_by_the_sliders():
     base = write_base()
     chosen = dict(sample_size=351, learning_rate=3.2e-4, epochs=12, feature_weight=0.25, lora_r=12, lora_alpha=20)
     config = read_config(write_config(chosen, base, "exp/mine.py"))
@@ -65,7 +65,7 @@ def test_a_config_differs_by_the_sliders_alone():
     assert config == expected
 
 
-def test_weights_that_are_numbers_stay_numbers():
+def test_constant_weights_stay_constant():
     config = read_config(write_config(VALUES, write_base("1.0", "0.2"), "mine.py"))
     weights = {name: options.get("weight") for name, options in config.objectives.items()}
     assert weights == {"measures": 1.0, "feature_match": 0.05, "consistency": 0.1}
@@ -90,7 +90,7 @@ def test_a_base_without_a_teacher_is_refused():
         write_config(VALUES, CHECKOUT / "config" / "training_configs" / "medgemma_cpu_demo.py", "mine.py")
 
 
-def test_widgets_begin_and_end_where_the_sliders_do():
+def test_widgets_have_the_range_of_the_sliders():
     ipywidgets = pytest.importorskip("ipywidgets", reason="ipywidgets is not installed: pip install -e '.[notebook]'")
     made = make_widgets()
     assert {name: widget.value for name, widget in made.items()} == pytest.approx(VALUES)

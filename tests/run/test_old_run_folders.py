@@ -43,7 +43,7 @@ def old_run(request: pytest.FixtureRequest, folder: Path) -> Path:
     return run
 
 
-def test_an_old_run_can_be_resumed_by_the_present_config(old_run: Path) -> None:
+def test_an_old_run_can_be_resumed_by_the_current_config(old_run: Path) -> None:
     old = read_config(old_run / "config.py")
     assert old.name == old_run.parent.name
     shipped = ROOT / "config" / "training_configs" / f"{old.name}.py"

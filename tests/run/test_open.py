@@ -18,7 +18,7 @@ def test_a_resume_with_another_model_is_refused(write_config, capsys):
     assert "began with 4; set it back, or start a new run without --resume" in error
 
 
-def test_a_resume_that_learns_otherwise_says_what_changed_and_keeps_the_former_config(write_config, capsys):
+def test_a_resume_with_changed_options_lists_them_and_keeps_the_former_config(write_config, capsys):
     config = write_config()
     assert main([config, *RESUMED, "training_args.max_steps=1"]) == 0
     first = Path("exp/run/latest/config.py").read_text()

@@ -14,7 +14,7 @@ CONFIGS = CHECKOUT / "config" / "training_configs"
 
 
 @pytest.mark.parametrize("name", ["shikra_tinyllama", "perceptionGPT_refcoco"])
-def test_a_tiny_llava_stands_in_for_both_of_shikras_parts(name, tmp_path, monkeypatch):
+def test_a_tiny_llava_replaces_both_parts_of_shikra(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     overrides = ["model_args.pretrain_mm_mlp_adapter=absent.bin"]
     config, _ = prepare_args(str(CONFIGS / f"{name}.py"), overrides, tiny=True)

@@ -5,7 +5,7 @@ import echo_files as echo
 from mllm.dataset.phantoms import echo_folders, heart
 
 
-def test_it_is_the_same_generator():
+def test_the_support_module_is_the_generator_of_the_package():
     assert echo.write_echonet is echo_folders.write_echonet
     assert echo.write_camus is echo_folders.write_camus
     assert echo.draw_heart is heart.draw_heart

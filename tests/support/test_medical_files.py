@@ -22,7 +22,7 @@ def test_png(tmp_path, shape, dtype):
 @pytest.mark.parametrize(
     "shape, dtype", [((32, 40), np.uint8), ((3, 32, 40), np.int16), ((32, 40, 3), np.uint8), ((2, 33, 35, 3), np.uint8)]
 )
-def test_dicom_gives_back_its_pixels(tmp_path, syntax, shape, dtype):
+def test_dicom_files_contain_their_pixels(tmp_path, syntax, shape, dtype):
     info = np.iinfo(dtype)
     pixels = np.random.default_rng(0).integers(info.min, info.max, shape, dtype=dtype)
     dataset = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", pixels, syntax=syntax, PatientID="7", WindowCenter=4))

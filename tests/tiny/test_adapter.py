@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 from mllm.tiny.adapter import write_tiny_adapter
 
 
-def test_it_loads_into_peft_and_changes_the_output(tiny_medgemma: Path, tmp_path: Path) -> None:
+def test_peft_loads_the_adapter_and_it_changes_the_output(tiny_medgemma: Path, tmp_path: Path) -> None:
     folder = write_tiny_adapter(tiny_medgemma, tmp_path / "adapter", rank=2, alpha=6)
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (2, 6)

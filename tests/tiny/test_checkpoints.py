@@ -57,7 +57,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return path
 
 
-def test_it_loads_as_published_checkpoints_do_and_sees_the_image(folder: Path) -> None:
+def test_it_loads_like_a_published_checkpoint_and_uses_the_image(folder: Path) -> None:
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder)
     logits = []
@@ -83,7 +83,7 @@ def test_it_is_small_and_without_zero_parameters(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_tokenizer_loses_nothing(folder: Path, text: str) -> None:
+def test_the_tokenizer_is_lossless(folder: Path, text: str) -> None:
     tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids
@@ -101,13 +101,13 @@ def test_bytes_follow_from_the_seed(tmp_path: Path, tiny_llava: Path) -> None:
     assert not list(tmp_path.glob(".*")), "nothing is left of the temporary folders"
 
 
-def test_a_checkpoint_that_is_there_is_left_as_it_is(tiny_llava: Path) -> None:
+def test_an_existing_checkpoint_is_not_changed(tiny_llava: Path) -> None:
     before = (tiny_llava / "model.safetensors").stat().st_mtime_ns
     assert write_tiny("llava", tiny_llava, seed=5) == tiny_llava
     assert (tiny_llava / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_where_trials_without_weights_find_theirs(tmp_path: Path) -> None:
+def test_tiny_checkpoints_and_adapters_are_written_once(tmp_path: Path) -> None:
     folder = ensure_tiny("llava", tmp_path)
     assert folder == tmp_path / "tiny-llava" and (folder / "config.json").is_file()
     adapter = ensure_tiny_adapter(folder, 3)
@@ -156,7 +156,7 @@ def test_gemmas_template_renders_as_the_published_one(
         )
 
 
-def test_medgemmas_template_wants_alternating_roles(tiny_medgemma: Path) -> None:
+def test_medgemmas_template_requires_alternating_roles(tiny_medgemma: Path) -> None:
     tokenizer = AutoProcessor.from_pretrained(tiny_medgemma).tokenizer
     with pytest.raises(TemplateError, match="alternate"):
         tokenizer.apply_chat_template(CONVERSATION[2:], tokenize=False)

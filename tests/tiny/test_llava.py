@@ -17,7 +17,7 @@ from mllm.models.shikra.conversation import PREFACE
 from mllm.tiny.checkpoints import write_tiny
 
 
-def test_a_llama_is_text_alone(tmp_path):
+def test_a_llama_has_no_vision_tower(tmp_path):
     folder = write_tiny("llama", tmp_path / "llama")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert tokenizer.pad_token is None and "<image>" not in tokenizer.get_vocab()
@@ -30,7 +30,7 @@ def test_a_llama_is_text_alone(tmp_path):
     assert sum(file.stat().st_size for file in folder.iterdir()) < 5_000_000
 
 
-def test_a_clip_is_whole(tmp_path):
+def test_a_clip_has_a_text_tower(tmp_path):
     folder = write_tiny("clip", tmp_path / "clip", vision={"image_size": 56})
     assert all(parameter.abs().sum() > 0 for parameter in CLIPModel.from_pretrained(folder).parameters())
     vision = CLIPVisionModel.from_pretrained(folder)
@@ -42,7 +42,7 @@ def test_a_clip_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_shikra_is_the_llava_that_talks_otherwise(tiny_llava, tmp_path, name):
+def test_shikra_is_the_llava_with_another_template(tiny_llava, tmp_path, name):
     folder = write_tiny("shikra", tmp_path / "shikra")
     assert (folder / name).read_bytes() == (tiny_llava / name).read_bytes()
     shown = LlavaProcessor.from_pretrained(folder).apply_chat_template([{"role": "user", "content": "Where?"}])

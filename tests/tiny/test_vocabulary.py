@@ -20,7 +20,7 @@ def test_numbers_are_read_digit_by_digit() -> None:
     assert [piece for piece in vocabulary if piece[-1].isdigit() and piece not in BYTES] == list("0123456789")
 
 
-def test_learning_twice_gives_the_same() -> None:
+def test_training_a_vocabulary_is_deterministic() -> None:
     assert train_pieces(["<s>"]) == train_pieces(["<s>"])
     assert train_bytes(["<s>"]) == train_bytes(["<s>"])
 

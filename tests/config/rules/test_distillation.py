@@ -119,7 +119,7 @@ TEACHER = "distill_args = dict(_delete_=True, teacher=dict(type='medgemma', mode
         ),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_place(run, lines: str, sentence: str):
+def test_impossible_settings_are_refused_with_their_line(run, lines: str, sentence: str):
     said = refusal(run, lines + "\n")
     assert sentence in said
     assert said.startswith("run.py") or "config/_base_/" in said, said

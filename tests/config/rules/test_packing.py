@@ -32,11 +32,11 @@ TEXT = 'model_args = dict(type="{}", model_name_or_path="ckpt/model"{})'
 
 
 @pytest.mark.parametrize("model_type", ["gemma3n", "gemma3n_text", "gemma3_text", "llama", "vaultgemma"])
-def test_what_is_shown_to_be_exact_may_be_packed(run, model_type: str):
+def test_families_with_exact_packing_are_accepted(run, model_type: str):
     assert run(TEXT.format("causal-lm", ""), model_type).data_args.packing
 
 
-def test_a_checkpoint_that_is_not_here_yet_is_left_to_the_preflight(run):
+def test_an_absent_checkpoint_is_checked_by_the_preflight(run):
     assert run('model_args = dict(type="causal-lm", model_name_or_path="google/gemma-3n-E4B-it")').data_args.packing
 
 
@@ -57,6 +57,6 @@ def test_a_checkpoint_that_is_not_here_yet_is_left_to_the_preflight(run):
         ),
     ],
 )
-def test_what_could_not_be_exact_is_refused(run, lines: str, model_type: str, sentence: str):
+def test_inexact_packing_is_refused(run, lines: str, model_type: str, sentence: str):
     with pytest.raises(ConfigError, match=sentence):
         run(lines, model_type)

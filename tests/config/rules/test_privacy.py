@@ -71,7 +71,7 @@ def test_the_section_is_optional_and_complete(run):
         ),
     ],
 )
-def test_what_contradicts_itself(run, arguments: str, expected: str):
+def test_contradicting_options_are_refused(run, arguments: str, expected: str):
     assert refusal(run, f"privacy_args = dict({arguments})\n") == expected
 
 
@@ -112,7 +112,7 @@ def test_what_contradicts_itself(run, arguments: str, expected: str):
         ),
     ],
 )
-def test_what_the_draw_takes_the_place_of(run, arguments: str, expected: str, hardware: Hardware):
+def test_options_that_poisson_sampling_replaces_are_refused(run, arguments: str, expected: str, hardware: Hardware):
     lines = f"training_args = dict({arguments})\n"
     assert refusal(run, PRIVATE + lines, hardware) == f"run.py:3: {expected}"
     if not arguments.startswith(("fsdp", "deepspeed")):  # refused without privacy_args, too
@@ -129,7 +129,7 @@ def test_what_the_draw_takes_the_place_of(run, arguments: str, expected: str, ha
         ("early_stopping_patience=3, eval_strategy='epoch'", "early_stopping_patience=3"),
     ],
 )
-def test_no_choice_rests_on_private_validation(run, arguments: str, chosen: str):
+def test_selection_by_private_validation_is_refused(run, arguments: str, chosen: str):
     lines = f"training_args = dict({arguments})\ndata_args = dict(validation=dict(type='Phantoms', size=2))\n"
     assert refusal(run, PRIVATE + lines) == (
         f"run.py:3: {chosen} selects by the validation loss, which is a query of private data that the accountant "
@@ -139,7 +139,7 @@ def test_no_choice_rests_on_private_validation(run, arguments: str, chosen: str)
         run(PRIVATE + lines + "privacy_args.update(public_validation=True)\n")
 
 
-def test_checkpoints_by_validation_loss_want_public_data_and_a_loss(run):
+def test_checkpoints_by_validation_loss_need_public_data_and_a_loss(run):
     wanted = PRIVATE + "privacy_args.update(checkpoint_below=[2.0, 1.5])\n"
     assert refusal(run, wanted) == (
         "run.py:3: checkpoint_below selects by the validation loss, which is a query of private data that the "
@@ -183,7 +183,7 @@ def test_checkpoints_by_validation_loss_want_public_data_and_a_loss(run):
         ),
     ],
 )
-def test_what_has_no_gradient_by_sample(run, arguments: str, expected: str):
+def test_parts_without_per_sample_gradients_are_refused(run, arguments: str, expected: str):
     lines = f"model_args = dict(type='image-text', {arguments})\n"
     sentence = refusal(run, PRIVATE + lines)
     assert sentence.startswith(f"run.py:3: {expected}")
@@ -210,7 +210,7 @@ def test_a_private_regression_head_needs_a_scale(run):
     assert run(PRIVATE + seeing("medsiglip")).privacy_args is not None
 
 
-def test_convolutions_and_whole_towers_are_refused(run):
+def test_convolutions_and_fully_trained_towers_are_refused(run):
     assert refusal(run, PRIVATE + seeing("gemma3n-student").replace("medsiglip-448", "gemma-3n-E4B-it")) == (
         "run.py:3: type='gemma3n-student' trains the convolutions of Gemma 3n's vision tower, "
         f"{LINEAR}: use a model whose vision tower is a SigLIP, such as google/medsiglip-448"
@@ -239,12 +239,12 @@ def test_packing_is_refused(run):
     assert "packing=True puts several samples into one row, and privacy_args" in refusal(run, PRIVATE + lines)
 
 
-def test_perception_gpt_brings_heads_that_are_refused(run, write):
+def test_the_default_heads_of_perception_gpt_are_refused(run, write):
     lines = "model_args = dict(type='perceptionGPT', model_name_or_path='llava-hf/llava-1.5-7b-hf')\n"
     assert LINEAR in refusal(run, PRIVATE + lines)
 
 
-def test_what_draws_with_replacement_is_refused_wherever_it_stands(run):
+def test_datasets_that_draw_with_replacement_are_refused_at_any_depth(run):
     mixed = "dict(type='MixedDataset', datasets=[dict(type='Phantoms')], weights=[1.0])"
     for train in (mixed, f"dict(type='Joined', datasets=[dict(type='Phantoms'), {mixed}])"):
         lines = f"data_args = dict(train=dict(_delete_=True, **{train}))\n"

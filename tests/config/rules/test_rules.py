@@ -116,7 +116,7 @@ def test_a_rank_or_an_adapter(sentence, run):
 
 
 @pytest.mark.parametrize("tokens", [8, 100, 144, 255, 512])
-def test_image_tokens_that_no_pool_makes(sentence, tokens):
+def test_image_tokens_that_pooling_cannot_produce(sentence, tokens):
     assert sentence(f"model_args = dict(image_token_len={tokens})") == (
         f"run.py:2: Gemma 3's projector cannot pool an image to image_token_len={tokens}: use 256, 128, 64, 32 or 16"
     )
@@ -124,7 +124,7 @@ def test_image_tokens_that_no_pool_makes(sentence, tokens):
 
 @pytest.mark.parametrize("size", [448, 896])
 @pytest.mark.parametrize("tokens", IMAGE_TOKENS)
-def test_image_tokens_that_a_pool_makes(run, tokens, size):
+def test_image_tokens_that_pooling_produces(run, tokens, size):
     config, _ = run(f"model_args = dict(image_token_len={tokens}, image_size={size})")
     rows, columns = token_grid(tokens)
     assert rows * columns == tokens and (size // 14) % rows == 0 and (size // 14) % columns == 0
@@ -162,7 +162,7 @@ def test_a_size_the_pool_divides(run):
     assert run("model_args = dict(image_size=336, image_token_len=64)")[0].model_args.image_size == 336
 
 
-def test_the_checkpoints_own_values_count(run, sentence, checkpoint):
+def test_values_of_the_checkpoint_are_checked(run, sentence, checkpoint):
     checkpoint("gemma3", mm_tokens_per_image=4, vision_config={"image_size": 28, "patch_size": 14})
     lines = "model_args = dict(model_name_or_path='ckpt/here', max_length={}, image_token_len={})"
     run(lines.format(20, None))
@@ -265,13 +265,13 @@ def test_bf16_on_a_cpu_is_kept_if_it_is_set(run):
     assert config.training_args["bf16"] is True and hardware.precision == "bf16"
 
 
-def test_use_cpu_makes_a_card_a_cpu(run):
+def test_use_cpu_ignores_the_gpu(run):
     config, hardware = run("training_args = dict(use_cpu=True, bf16=True)", T4)
     assert hardware.device == "cpu" and hardware.capability is None
     assert config.training_args["bf16"] is False
 
 
-def test_a_plain_optimizer_stays(run):
+def test_an_unquantized_optimizer_is_unchanged(run):
     assert run("training_args = dict(optim='adamw_torch_fused')", CPU)[0].training_args["optim"] == "adamw_torch_fused"
 
 
@@ -312,7 +312,7 @@ def test_an_absent_gpu_is_logged_only_for_an_explicit_setting(run, caplog):
 
 
 @pytest.mark.parametrize("setting", ["max_steps=0", "max_steps=-3", "num_train_epochs=0", "learning_rate=0"])
-def test_a_training_of_no_update_is_refused(run, setting):
+def test_a_training_without_updates_is_refused(run, setting):
     with pytest.raises(ConfigError, match=rf"run\.py:\d+: {setting} trains nothing"):
         run(f"training_args = dict({setting})")
 
@@ -327,7 +327,7 @@ def test_a_training_of_no_update_is_refused(run, setting):
         ("include_num_input_tokens_seen='all'", "include_num_input_tokens_seen='all'"),
     ],
 )
-def test_what_trainer_would_read_in_code_of_its_own_is_refused(sentence, setting, shown):
+def test_options_of_replaced_code_of_trainer_are_refused(sentence, setting, shown):
     assert sentence(f"training_args = dict({setting})") == (
         f"run.py:2: {shown} is not supported, because {refusal(setting.split('=')[0])}: remove it"
     )

@@ -34,6 +34,6 @@ def test_early_stopping_with_a_validation_loss_is_accepted(run):
         ("training_args = dict(early_stoping_patience=1)", "did you mean 'early_stopping_patience'"),
     ],
 )
-def test_what_it_could_not_see_is_refused(run, lines: str, sentence: str):
+def test_early_stopping_without_a_validation_loss_is_refused(run, lines: str, sentence: str):
     with pytest.raises(ConfigError, match=sentence):
         run(lines)

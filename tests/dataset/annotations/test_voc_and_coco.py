@@ -126,7 +126,7 @@ def test_an_impossible_box_of_coco_is_an_error_of_its_image(tmp_path, bbox):
     assert "annotation 1" in first.error and not second.error
 
 
-def test_a_table_is_not_taken_for_annotations(tmp_path):
+def test_a_table_is_not_read_as_annotations(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('[{"image": "a.png"}]')
     assert read_annotations(path) is None

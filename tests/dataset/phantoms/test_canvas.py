@@ -18,7 +18,7 @@ def test_an_ellipse_covers_its_area_and_its_edge_has_the_value_one_half(angle):
     assert rows.mean() == pytest.approx(0.8 * 150, abs=1)
 
 
-def test_an_ellipse_beyond_the_border_is_cut_and_one_outside_is_empty():
+def test_an_ellipse_across_the_border_is_cut_and_one_outside_is_empty():
     canvas = Canvas(100, np.random.default_rng(0))
     assert canvas.ellipse(1, 1, 0.4, 0.4).sum() == pytest.approx(np.pi * 400 / 4, rel=0.01)
     assert canvas.ellipse(3, 3, 0.4, 0.4).sum() == 0

@@ -10,7 +10,7 @@ from mllm.dataset.phantoms.writers import write_mhd
 
 @pytest.mark.parametrize("dtype", ["u1", "<i2", ">u2", "<f4"])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_a_metaimage_holds_its_pixels(tmp_path, dtype, compressed):
+def test_a_metaimage_contains_its_pixels(tmp_path, dtype, compressed):
     pixels = np.arange(60).reshape(3, 4, 5).astype(dtype)
     path = write_mhd(tmp_path / "a.mhd", pixels, (0.5, 0.25, 1), compressed)
     header = dict(line.split(" = ") for line in path.read_text().splitlines())

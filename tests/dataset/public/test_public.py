@@ -47,7 +47,7 @@ def test_all_public_sets_are_covered():
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_a_miniature_reads_back_and_two_of_them_share_no_patient(copy, name):
+def test_a_miniature_can_be_read_and_two_of_them_share_no_patient(copy, name):
     splits = {}
     for folder in ("train", "validation"):
         options, _ = copy(name, folder=folder)

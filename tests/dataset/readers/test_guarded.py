@@ -40,7 +40,7 @@ def test_a_process_that_aborts_or_never_answers_is_replaced():
         process.stop()
 
 
-def test_a_forked_process_has_a_guarded_process_of_its_own():
+def test_a_forked_process_has_another_guarded_process():
     expected = read_gray(pydicom_file("MR_small_jp2klossless.dcm"))
     child = os.fork()
     if child == 0:

@@ -49,7 +49,7 @@ def voi_lut(entries, bits, data=None):
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
-def test_a_voi_lut_with_other_bits_than_it_says_is_scaled_to_its_largest_entry(tmp_path, caplog, bits):
+def test_a_voi_lut_with_a_wrong_number_of_bits_is_scaled_to_its_largest_entry(tmp_path, caplog, bits):
     pixels = np.arange(1024, dtype=np.uint16).reshape(32, 32)
     path = write_dicom(tmp_path / "a.dcm", pixels, **voi_lut(list(range(1024)), bits))
     assert np.array_equal(read_gray(path), np.rint(pixels / 1023 * 255))
@@ -63,7 +63,7 @@ def test_packed_entries_of_8_bits(tmp_path, caplog):
     assert not caplog.messages
 
 
-def test_a_voi_lut_that_is_shorter_than_it_says_is_ignored(tmp_path, caplog):
+def test_a_voi_lut_shorter_than_its_stated_length_is_ignored(tmp_path, caplog):
     path = write_dicom(tmp_path / "a.dcm", GRADIENT, **voi_lut([0] * 1024, 16, bytes(100)))
     assert np.array_equal(read_gray(path), FULL)
     assert "shorter than its descriptor" in caplog.text
@@ -81,7 +81,7 @@ def test_a_window_of_real_numbers_is_exact(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["nii", "dcm", "tif"])
-def test_one_extreme_value_does_not_blacken_the_rest(tmp_path, caplog, kind):
+def test_one_extreme_value_does_not_darken_the_other_pixels(tmp_path, caplog, kind):
     values = np.random.default_rng(0).normal(500, 100, (64, 64)).clip(0, 1000)
     outlier = values.copy()
     outlier[3, 5] = 1e7

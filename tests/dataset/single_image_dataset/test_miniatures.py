@@ -37,7 +37,7 @@ def test_all_datasets_are_covered():
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda value: str(value))
-def test_a_miniature_reads_back(name, options, tmp_path):
+def test_a_miniature_can_be_read(name, options, tmp_path):
     made = DATASETS.find(name).miniature(tmp_path / "mini", 4)
     data = build_dataset(dict(type=name, **made, **options))
     assert len(data) == 4
@@ -56,7 +56,7 @@ def test_a_miniature_reads_back(name, options, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda value: str(value))
-def test_a_missing_text_is_refused_and_never_learned(name, options, tmp_path):
+def test_a_missing_text_is_refused_and_not_supervised(name, options, tmp_path):
     made = DATASETS.find(name).miniature(tmp_path / "mini", 1)
     row = json.loads(Path(made["data_path"]).read_text().splitlines()[0])
     paths = [field for field in row if field in IMAGES]

@@ -37,7 +37,7 @@ def test_all_formats_give_equal_turns(tmp_path, row):
     assert sample.turns == EXPECTED and sample.images == []
 
 
-def test_all_turns_are_used_and_adjacent_turns_of_one_role_are_joined(tmp_path):
+def test_all_turns_are_used_and_adjacent_turns_of_one_role_are_combined(tmp_path):
     turns = [("system", "Be brief."), ("human", "a"), ("human", "b"), ("gpt", "c"), ("human", "d"), ("gpt", "e")]
     row = {"conversations": [{"from": role, "value": text} for role, text in turns]}
     sample = TextQADataset(written(tmp_path / "rows.jsonl", row), system="unused").sample(0)

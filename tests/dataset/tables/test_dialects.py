@@ -154,6 +154,6 @@ def test_the_message_about_another_kind_of_file_names_it(tmp_path, name, content
         rows_of(tmp_path / name)
 
 
-def test_the_message_about_a_path_of_windows_says_so():
+def test_the_message_about_a_path_of_windows_mentions_windows():
     with pytest.raises(DataError, match=r"data_path C:\\data\\rows.csv is a path of Windows"):
         Records(r"C:\data\rows.csv")

@@ -89,6 +89,6 @@ def test_other_values_are_not_patients_and_the_message_does_not_name_them(value)
     assert str(value) not in str(caught.value).removesuffix(type(value).__name__)
 
 
-def test_columns_that_may_hold_the_patient_are_found():
+def test_columns_that_may_contain_the_patient_are_found():
     names = ["Image Index", "Patient ID", "Patient Age", "Patient Gender", "subject_id", "subject", "PatientID", "mrn"]
     assert patient_columns(names) == ["Patient ID", "subject_id", "PatientID", "mrn"]

@@ -43,7 +43,7 @@ def answers(type, **options):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_miniature_reads_back(name, tmp_path):
+def test_a_miniature_can_be_read(name, tmp_path):
     options = DATASETS.find(name).miniature(tmp_path / "mini", 4)
     data = build_dataset(dict(type=name, **options))
     check_splits({"train": data})

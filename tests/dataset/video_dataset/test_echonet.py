@@ -104,7 +104,7 @@ def test_orders_that_disagree_with_the_areas_are_counted(whole, caplog):
     assert summary["EF against the volumes, points"]["largest"] < 1e-9
 
 
-def test_suffixes_may_stand_in_either_table(whole, fresh):
+def test_suffixes_may_occur_in_either_table(whole, fresh):
     folder, patients = fresh
     rewrite(folder / "FileList.csv", lambda row: [{**row, "FileName": row["FileName"] + ".avi"}])
     rewrite(folder / "VolumeTracings.csv", lambda row: [{**row, "FileName": row["FileName"].removesuffix(".avi")}])

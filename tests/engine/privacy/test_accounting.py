@@ -46,7 +46,7 @@ def google_pld(entries: Ledger, interval: float = 1e-4) -> float:
 
 
 @pytest.mark.parametrize(("rate", "sigma", "steps", "by_rdp", "by_pld"), REFERENCES)
-def test_it_equals_published_values_and_googles_accountants(
+def test_epsilon_equals_published_values_and_those_of_google_dp_accounting(
     rate: float, sigma: float, steps: int, by_rdp: float, by_pld: float
 ) -> None:
     ledger = Ledger([(sigma, rate, steps)])
@@ -55,7 +55,7 @@ def test_it_equals_published_values_and_googles_accountants(
     assert prv == pytest.approx(by_pld, rel=1e-2) and prv == pytest.approx(google_pld(ledger), rel=1e-2)
 
 
-def test_it_adds_up_updates_of_several_kinds() -> None:
+def test_updates_with_different_noise_are_composed() -> None:
     assert epsilon_spent(LEDGER.entries, DELTA, "rdp") == pytest.approx(google_rdp(LEDGER), rel=1e-3)
     assert epsilon_spent(LEDGER.entries, DELTA, "prv") == pytest.approx(google_pld(LEDGER), rel=1e-2)
 
@@ -68,7 +68,7 @@ def test_order_does_not_matter_and_no_updates_cost_nothing() -> None:
 
 
 @pytest.mark.parametrize(("target", "sigma"), [(15.0, 0.396), (8.0, 0.488), (3.0, 0.672)])
-def test_the_noise_of_the_published_notebook_s_run(target: float, sigma: float) -> None:
+def test_the_noise_of_the_published_notebook(target: float, sigma: float) -> None:
     """VaultGemma's notebook: 900 samples, 225 updates of 8, of which it made noise for another rate."""
     found = noise_multiplier_for(target, DELTA, 8 / 900, 225, "prv")
     assert found == pytest.approx(sigma, rel=3e-3)
@@ -94,7 +94,7 @@ def split(steps: int, parts: list[int]) -> list[int]:
 )
 @example(target=3.0, delta=1e-5, rate=1.0, steps=1, accountant="prv", resumes=[])
 @example(target=3.0, delta=1e-5, rate=8 / 900, steps=225, accountant="prv", resumes=[100, 101])
-def test_what_is_spent_never_exceeds_the_target(target, delta, rate, steps, accountant, resumes) -> None:
+def test_the_spent_epsilon_never_exceeds_the_target(target, delta, rate, steps, accountant, resumes) -> None:
     """Each update counts, whether its draw was empty or not, and however often the ledger was saved and read."""
     sigma = noise_multiplier_for(target, delta, rate, steps, accountant)
     ledger = Ledger()

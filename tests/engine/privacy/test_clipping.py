@@ -74,7 +74,7 @@ def test_a_unit_cannot_move_the_sum_further_than_the_clip_norm(parameters, gradi
         assert float((whole.flat - without.flat).norm()) == pytest.approx(CLIP, rel=1e-9)
 
 
-def test_per_layer_clipping_bounds_every_layer_by_its_share(parameters, gradients):
+def test_per_layer_clipping_bounds_every_layer_by_its_norm(parameters, gradients):
     clipped = ClippedSum(parameters, CLIP, [[0, 1], [2]])
     clipped.add(rows(gradients, 0, 6))
     layers, expected = [torch.cat(gradients[:2], dim=1), gradients[2]], []

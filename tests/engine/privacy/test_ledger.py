@@ -9,7 +9,7 @@ import pytest
 from mllm.engine.privacy.ledger import Ledger
 
 
-def test_equal_neighbors_are_one_entry_and_nothing_else_is_joined() -> None:
+def test_only_equal_adjacent_entries_are_combined() -> None:
     ledger = Ledger()
     for sigma, rate in [(1.0, 0.1)] * 3 + [(1.0, 0.2)] + [(1.0, 0.1)] * 2 + [(0.5, 0.1)]:
         ledger.add(sigma, rate)

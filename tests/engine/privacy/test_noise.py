@@ -52,7 +52,7 @@ def test_two_runs_never_share_noise():
 
 
 @pytest.mark.parametrize("secure", [False, True])
-def test_over_2000_draws_the_standard_deviation_is_right_within_3_percent(secure):
+def test_the_standard_deviation_of_2000_draws_is_within_3_percent(secure):
     noise = Noise(secure)
     draws = torch.zeros(2000, 40)
     for step, row in enumerate(draws):
@@ -78,7 +78,7 @@ def test_the_noise_does_not_depend_on_the_seed_of_the_run():
     assert torch.equal(torch.random.get_rng_state(), before), "the run's generator must not be used"
 
 
-def test_a_test_seed_makes_it_a_function_of_the_step():
+def test_with_a_test_seed_the_noise_is_a_function_of_the_step():
     def drawn(seed, *steps):
         noise, made = Noise(test_seed=seed), []
         for step in steps:
@@ -92,13 +92,13 @@ def test_a_test_seed_makes_it_a_function_of_the_step():
     assert not torch.equal(drawn(2, 4)[0], first)
 
 
-def test_without_a_deviation_nothing_is_added():
+def test_no_noise_is_added_for_a_standard_deviation_of_0():
     kept = torch.ones(3)
     Noise().add(kept, 0.0, step=0)
     assert torch.equal(kept, torch.ones(3))
 
 
-def test_it_is_added_to_what_is_there_in_its_dtype():
+def test_noise_is_added_to_a_tensor_in_its_dtype():
     kept = torch.full((20000,), 5.0, dtype=torch.float64)
     Noise(secure=True).add(kept, STD, step=0)
     assert kept.dtype is torch.float64
@@ -114,7 +114,7 @@ def test_secure_numbers_are_standard_normal():
         assert (numbers**moment).mean().item() == pytest.approx(expected, abs=0.06)
 
 
-def test_secrets_differ_and_known_ones_do_not():
+def test_random_secrets_differ_and_seeded_ones_do_not():
     assert secret_of(None) != secret_of(None)
     assert secret_of(3) == secret_of(3) != secret_of(4)
     assert {len(secret_of(seed)) for seed in (None, 3)} == {32}

@@ -50,7 +50,7 @@ def test_gradients_are_those_of_single_samples_to_1e_5(make_private, family):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_in_a_vision_tower_the_images_of_a_sample_count_together(make_private, checkpointing):
+def test_in_a_vision_tower_the_gradients_of_the_images_of_a_sample_are_summed(make_private, checkpointing):
     """Two images, none, one and one: as many images as samples, and yet no image stands where its sample does."""
     parts = make_private("medgemma", lora_target="vision")
     expected = [alone(parts, encoded) for encoded in parts.encoded]
@@ -66,7 +66,7 @@ def test_in_a_vision_tower_the_images_of_a_sample_count_together(make_private, c
             assert distance(gradients[parameter][row], expected[row][name]) < 1e-5, (name, row)
 
 
-def test_a_vision_model_s_lora_and_its_regression_head_with_norms(make_seeing):
+def test_lora_of_a_vision_model_and_a_regression_head_with_norms(make_seeing):
     """Each sample's loss is written out: squared errors in standard deviations, and how EF fits the volumes."""
     parts = make_seeing()
     named = {name: parameter for name, parameter in parts.learner.named_parameters() if parameter.requires_grad}
@@ -87,7 +87,7 @@ def test_a_vision_model_s_lora_and_its_regression_head_with_norms(make_seeing):
         assert distance(gradients[parameter][0], expected[1][name]) > 0.1, "samples are alike: the test proves nothing"
 
 
-def test_a_layer_norm_of_several_places_and_without_a_bias():
+def test_a_layer_norm_over_several_positions_and_without_a_bias():
     torch.manual_seed(2)
     body = nn.Sequential(nn.LayerNorm(6), nn.Tanh(), nn.LayerNorm(6, bias=False)).double()
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_a_layer_norm_of_several_places_and_without_a_bias():
 
 
 @pytest.mark.parametrize("family", ["vaultgemma", "gemma3n"])
-def test_checkpointing_without_reentrance_changes_no_gradient(make_private, family):
+def test_non_reentrant_checkpointing_changes_no_gradient(make_private, family):
     parts = make_private(family)
     tape, batch = Tape(parts.learner), parts.pad(parts.encoded)
     plain = recorded(parts.learner, tape, batch)
@@ -136,7 +136,7 @@ def test_under_bf16_autocast_gradients_keep_their_dtype_and_their_direction(make
         assert distance(gradient, true[parameter]) < 0.1
 
 
-def test_the_textual_loss_scales_each_sample_by_itself(make_private):
+def test_the_text_loss_is_divided_by_the_tokens_of_each_sample(make_private):
     """Its gradient is made in the forward, over the tokens of all samples at once, and divided by each sample's own."""
     parts = make_private("vaultgemma")
     tape, batch = Tape(parts.learner), parts.pad(parts.encoded)
@@ -200,7 +200,7 @@ def test_a_linear_regression_head_with_bias_used_several_times():
             assert distance(gradients[parameter][row], expected[row][number]) < 1e-12
 
 
-def test_outside_of_a_recording_a_layer_is_a_linear_layer_again(make_private):
+def test_outside_of_a_recording_a_layer_is_an_ordinary_linear_layer(make_private):
     parts = make_private("vaultgemma")
     batch = parts.pad(parts.encoded)
     before = parts.learner(batch.student, batch.targets)["loss"]
@@ -224,7 +224,7 @@ def test_parameters_without_influence_have_zero_gradients():
     assert torch.equal(two, torch.zeros(3, 2))
 
 
-def test_layers_group_their_parameters_and_a_shared_one_counts_once():
+def test_parameters_are_grouped_by_layer_and_a_shared_one_counts_once():
     body = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 3))
     body[2].weight = body[1].weight
     assert Tape(body).groups == [[0, 1], [2, 3], [4]]

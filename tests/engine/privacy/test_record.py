@@ -25,7 +25,7 @@ KEYS = {
 }
 
 
-def test_epsilon_can_be_recomputed_from_the_record(tmp_path) -> None:
+def test_epsilon_can_be_computed_from_the_record(tmp_path) -> None:
     record = write_record(tmp_path, MECHANISM, LEDGER)
     read = json.loads((tmp_path / PRIVACY).read_text())
     assert read == record
@@ -35,7 +35,7 @@ def test_epsilon_can_be_recomputed_from_the_record(tmp_path) -> None:
     assert (read["steps"], read["unit"], read["sampling"], read["secure_mode"]) == (225, "patient", "poisson", False)
 
 
-def test_the_stated_epsilon_is_never_below_the_spent_one() -> None:
+def test_the_stated_epsilon_is_not_below_the_spent_epsilon() -> None:
     for steps in (1, 57, 225, 226):
         record = privacy_record(MECHANISM, Ledger([(0.7, 8 / 900, steps)]))
         promised = float(record["guarantee"].split(",")[0].removeprefix("("))
@@ -43,7 +43,7 @@ def test_the_stated_epsilon_is_never_below_the_spent_one() -> None:
         assert "1e-05)-differentially private for each patient" in record["guarantee"]
 
 
-def test_warnings_list_what_weakens_the_guarantee() -> None:
+def test_warnings_list_settings_that_weaken_the_guarantee() -> None:
     def warnings(**changes) -> str:
         return " ".join(privacy_record(replace(MECHANISM, **changes), LEDGER)["warnings"])
 
@@ -64,7 +64,7 @@ def test_the_limitations_depend_on_the_unit(unit: str, sentence: str) -> None:
         assert any(word in line for line in outside)
 
 
-def test_the_card_has_a_section_about_it() -> None:
+def test_the_card_has_a_section_about_privacy() -> None:
     settings = {"type": "causal-lm", "max_length": 128}
     record = privacy_record(MECHANISM, LEDGER)
     card = card_text("adapter", Facts("google/vaultgemma-1b", settings, privacy=record))

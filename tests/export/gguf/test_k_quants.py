@@ -35,7 +35,7 @@ def tensors(file: Path) -> dict[str, tuple[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize(("kind", "main", "allowed"), [("q6_k", "Q6_K", 0.03), ("q4_k_m", "Q4_K", 0.12)])
-def test_matrices_are_quantized_and_the_rest_kept(
+def test_only_matrices_are_quantized(
     wide: Path, runtime: Callable[..., Any], kind: str, main: str, allowed: float, tmp_path: Path
 ) -> None:
     exact = export_model(wide, tmp_path / "exact.gguf", "f32")
@@ -70,14 +70,14 @@ def test_narrow_matrices_keep_a_larger_type(
     )
 
 
-def test_rows_that_no_block_divides_are_refused(llama_cpp_quiet: Any, tmp_path: Path) -> None:
+def test_rows_that_are_not_divisible_into_blocks_are_refused(llama_cpp_quiet: Any, tmp_path: Path) -> None:
     folder = write_model("llama", tmp_path / "model", num_hidden_layers=1)
     with pytest.raises(ConfigError, match="q4_k_m quantizes 256 values of a row together, and its rows have 64, 128;"):
         export_k_quant(folder, tmp_path / "out.gguf", "q4_k_m")
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_what_llama_cpp_says_of_a_failure_is_told(
+def test_the_message_of_llama_cpp_about_a_failure_is_passed_on(
     wide: Path, llama_cpp_quiet: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Here of a file that is none."""
@@ -96,7 +96,7 @@ def test_every_type_is_one_of_llama_cpp(llama_cpp_quiet: Any) -> None:
     assert all(f"LLAMA_FTYPE_MOSTLY_{kind.upper()}" in vars(llama_cpp_quiet) for kind in K_QUANTS)
 
 
-def test_without_llama_cpp_it_says_how_to_get_it(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_llama_cpp_the_message_says_how_to_install_it(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(k_quants.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--type q4_k_m needs llama.cpp, which is not installed: run pip install -e"):
         check_k_quant(open_family(str(wide))[0], "q4_k_m")

@@ -77,7 +77,9 @@ def seen(language: Path, mmproj: Path, pixels: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("kind", "allowed"), [("f32", 1e-3), ("q8_0", 2e-2)])
-def test_an_image_is_seen_alike(llama_cpp_quiet: Any, seeing: Path, kind: str, allowed: float, tmp_path: Path) -> None:
+def test_image_features_equal_those_of_transformers(
+    llama_cpp_quiet: Any, seeing: Path, kind: str, allowed: float, tmp_path: Path
+) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     found = seen(
         export_model(seeing, tmp_path / "model.gguf", "f32"),
@@ -109,7 +111,9 @@ def test_the_names_of_all_versions_are_known(seeing: Path, layout: str, tmp_path
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
-def test_what_has_no_vision_tower_is_refused(checkpoints: Callable[[str], Path], seeing: Path, tmp_path: Path) -> None:
+def test_a_model_without_a_vision_tower_is_refused(
+    checkpoints: Callable[[str], Path], seeing: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="no mmproj file: it has no vision tower; omit --mmproj"):
         export_mmproj(checkpoints("gemma3"), tmp_path / "mmproj.gguf", "f16")
     with pytest.raises(ConfigError, match="has no T5Gemma"):

@@ -44,7 +44,7 @@ def test_logits_equal_those_of_transformers(runtime: Callable[..., Any], family:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_others_differ_by_the_activation_alone(
+def test_other_models_differ_only_by_the_activation(
     checkpoints: Callable[[str], Path], runtime: Callable[..., Any], family: str, tmp_path: Path
 ) -> None:
     """Undamped, deeper, with scaled rotary embeddings: equal once transformers has llama.cpp's table of GELU."""
@@ -80,7 +80,9 @@ def test_greedy_text_is_the_same(runtime: Callable[..., Any], family: str, tmp_p
     ("kind", "allowed"),
     [("bf16", 0.05), ("f16", 0.01), ("q5_1", 1.5), ("q5_0", 1.5), ("q4_1", 2), ("q4_0", 3)],
 )
-def test_smaller_types_are_near(runtime: Callable[..., Any], kind: str, allowed: float, tmp_path: Path) -> None:
+def test_smaller_types_have_similar_logits(
+    runtime: Callable[..., Any], kind: str, allowed: float, tmp_path: Path
+) -> None:
     folder = write_model("gemma3", tmp_path / "model", **CALM["gemma3"])
     exact = runtime(export_model(folder, tmp_path / "exact.gguf", "f32")).logits(random_ids())
     out = export_model(folder, tmp_path / f"{kind}.gguf", kind)
@@ -89,7 +91,7 @@ def test_smaller_types_are_near(runtime: Callable[..., Any], kind: str, allowed:
 
 
 @pytest.mark.parametrize(("family", "allowed"), [("llama", 0.1), ("gemma3", 0.1), ("gemma3n", 0.1)])
-def test_8_bits_are_near(runtime: Callable[..., Any], family: str, allowed: float, tmp_path: Path) -> None:
+def test_8_bits_have_similar_logits(runtime: Callable[..., Any], family: str, allowed: float, tmp_path: Path) -> None:
     folder = write_model(family, tmp_path / family, **(CALM[family] or dict(num_hidden_layers=1, damping=0.1)))
     expected = reference(AutoModelForCausalLM.from_pretrained(folder), random_ids())
     found = runtime(export_model(folder, tmp_path / "q8_0.gguf", "q8_0")).logits(random_ids())
@@ -120,7 +122,7 @@ def test_the_language_model_of_gemma_3_with_images(
     assert opened.metadata("general.name") == "seeing"
 
 
-def test_what_llama_cpp_has_not_is_refused(tmp_path: Path) -> None:
+def test_features_that_llama_cpp_lacks_are_refused(tmp_path: Path) -> None:
     t5gemma = write_tiny("t5gemma", tmp_path / "t5gemma")
     with pytest.raises(ConfigError, match=r"t5gemma' cannot become a GGUF: llama.cpp has no T5Gemma"):
         export_model(t5gemma, tmp_path / "out.gguf", "f32")
@@ -133,7 +135,9 @@ def test_what_llama_cpp_has_not_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_models_that_only_look_alike_are_refused(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+def test_models_that_the_format_cannot_represent_are_refused(
+    checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
     def refusal(family: str, **values: Any) -> str:
         folder = Path(shutil.copytree(checkpoints(family), tmp_path / f"{len(list(tmp_path.iterdir()))}"))
         edited(folder, **values)

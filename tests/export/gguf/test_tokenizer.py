@@ -23,7 +23,7 @@ def differing(runtime: Any, tokenizer: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("family", ["gemma3", "llama"])
-def test_texts_are_read_alike_from_tokenizer_json(
+def test_texts_have_equal_tokens_from_tokenizer_json(
     checkpoints: Callable[[str], Path], runtime: Callable[..., Any], family: str, tmp_path: Path
 ) -> None:
     folder = checkpoints(family)
@@ -36,7 +36,7 @@ def test_texts_are_read_alike_from_tokenizer_json(
 
 @pytest.mark.parametrize("dummy_prefix", [False, True], ids=["gemma", "llama"])
 @pytest.mark.parametrize("layout", ["tokenizer.model", "tokenizer.json"])
-def test_texts_are_read_alike_from_sentencepiece(
+def test_texts_have_equal_tokens_from_sentencepiece(
     runtime: Callable[..., Any], dummy_prefix: bool, layout: str, tmp_path: Path
 ) -> None:
     trained = tmp_path / "trained"

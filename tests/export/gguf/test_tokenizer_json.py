@@ -28,7 +28,7 @@ def test_merges_are_pairs_of_ids(pairs: bool, indent: int | None, ascii_only: bo
     assert merges.tolist() == [[VOCABULARY[left], VOCABULARY[right]] for left, right in MERGES]
 
 
-def test_without_merges_there_are_none(tmp_path: Path) -> None:
+def test_a_tokenizer_without_merges_has_none(tmp_path: Path) -> None:
     assert read_tokenizer_json(tmp_path / "tokenizer.json")[0] == {}
     for fast in (REST, {"model": {"vocab": {}, "merges": []}}):
         (tmp_path / "tokenizer.json").write_text(json.dumps(fast))

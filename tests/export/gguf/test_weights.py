@@ -42,7 +42,7 @@ def test_shards_are_read_as_one_in_the_order_of_layers(tmp_path: Path) -> None:
         Weights(tmp_path)
 
 
-def test_what_holds_no_floats_is_refused(tmp_path: Path) -> None:
+def test_tensors_of_integers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="contains no model.safetensors: load it with transformers and save it again"):
         Weights(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")

@@ -34,7 +34,7 @@ def write(path: Path, kinds: dict[str, Kind], tensors: list[PlannedTensor]) -> P
     ("kind", "allowed"),
     [("f32", 0), ("f16", 1e-3), ("bf16", 8e-3), ("q8_0", 0.02), ("q5_1", 0.2), ("q5_0", 0.2), ("q4_1", 0.3)],
 )
-def test_values_and_metadata_come_back(kind: str, allowed: float, tmp_path: Path) -> None:
+def test_values_and_metadata_are_read_back(kind: str, allowed: float, tmp_path: Path) -> None:
     value = torch.randn((33, 64), generator=torch.Generator().manual_seed(0))
     given = [fixed("blk.0.attn_q.weight", value), fixed("output_norm.weight", value[0])]
     kinds = {given[0].name: TYPES[kind][0], given[1].name: Kind.F32}
@@ -84,7 +84,9 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
         (1e6, Kind.F16, "values beyond the range of f16, so it was not exported: use bf16"),
     ],
 )
-def test_values_that_no_type_holds_are_refused(value: float, kind: Kind, message: str, tmp_path: Path) -> None:
+def test_values_outside_the_range_of_the_type_are_refused(
+    value: float, kind: Kind, message: str, tmp_path: Path
+) -> None:
     tensor = torch.ones(4, 32)
     tensor[3, 1] = value
     (tmp_path / "out.gguf").write_text("mine")
@@ -94,7 +96,7 @@ def test_values_that_no_type_holds_are_refused(value: float, kind: Kind, message
     assert (tmp_path / "out.gguf").read_text() == "mine"
 
 
-def test_fragile_tensors_keep_more(caplog: pytest.LogCaptureFixture) -> None:
+def test_sensitive_tensors_keep_a_larger_type(caplog: pytest.LogCaptureFixture) -> None:
     def kind(name: str, wanted: str, *shape: int) -> str:
         return kind_of(fixed(name, torch.zeros(shape)), TYPES[wanted][0]).name
 

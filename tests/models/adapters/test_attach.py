@@ -38,12 +38,12 @@ def fill(model: PeftModel, adapter: str = "default") -> PeftModel:
 
 
 class TestFresh:
-    def test_changes_nothing_at_first(self, small_gemma):
+    def test_a_fresh_adapter_does_not_change_the_outputs(self, small_gemma):
         model = load(small_gemma)
         before = logits(model)
         assert close(before, logits(attach(model, lora_r=4, lora_target="all")), 1e-6)
 
-    def test_dora_changes_nothing_at_first_over_a_half_precision_base(self, small_gemma):
+    def test_fresh_dora_does_not_change_the_outputs_of_a_half_precision_base(self, small_gemma):
         model = load(small_gemma, dtype=torch.bfloat16)
         expected = logits(load(small_gemma, dtype=torch.bfloat16).float())
         adapted = attach(model, lora_r=4, lora_target="all", use_dora=True)
@@ -118,7 +118,7 @@ class TestMerge:
         before = logits(model)
         assert close(before, logits(merged_weights(model)))
 
-    def test_merged_survives_the_disk(self, small_gemma, tmp_path):
+    def test_a_merged_model_is_equal_after_saving(self, small_gemma, tmp_path):
         model = fill(attach(load(small_gemma), lora_r=4))
         before = logits(model)
         merged_weights(model).save_pretrained(tmp_path)
@@ -158,7 +158,7 @@ class TestTraining:
         [{}, {"use_dora": True}, {"use_rslora": True}, {"bits": 4}, {"bits": 8}, {"bits": 4, "use_dora": True}],
         ids=lambda options: "-".join(map(str, options)) or "lora",
     )
-    def test_loss_falls_and_the_adapter_returns(self, small_gemma, tmp_path, options):
+    def test_loss_falls_and_the_saved_adapter_is_equal(self, small_gemma, tmp_path, options):
         bits = options.pop("bits", None) if (options := dict(options)) else None
         fresh = load(small_gemma) if bits is None else quantized(small_gemma, bits)
         model = attach(fresh, lora_r=8, lora_alpha=16, **options)
@@ -199,7 +199,7 @@ class TestReport:
         assert {count.tower: count.total for count in packed} == {count.tower: count.total for count in plain}
 
 
-def test_other_families_save_what_peft_loads(tiny_llava, tmp_path):
+def test_adapters_of_other_families_are_loaded_by_peft(tiny_llava, tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(tiny_llava)
     adapted = fill(attach_adapter(model, targets=derived_targets(model, TOWERS), lora_r=2))
     ids = {"input_ids": torch.arange(20, 40)[None]}

@@ -109,7 +109,7 @@ def test_ties_elects_signs(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("combination", ["dare_linear", "dare_ties"])
-def test_dare_drops_at_random_and_always_alike(base: Path, tmp_path: Path, combination: str) -> None:
+def test_dare_drops_at_random_with_a_fixed_seed(base: Path, tmp_path: Path, combination: str) -> None:
     first, second = _two(base, tmp_path)
     results = [
         combined(_model(base), [first, second], [1.0, 1.0], combination=combination, density=0.5) for _ in range(2)
@@ -131,7 +131,7 @@ def test_one_adapter_and_its_weight(base: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(_change(result, Q), 0.5 * 6 / 4**0.5 * b @ a, rtol=0, atol=1e-6)
 
 
-def test_what_does_not_go_together(base: Path, tmp_path: Path) -> None:
+def test_adapters_that_cannot_be_combined(base: Path, tmp_path: Path) -> None:
     lora = _adapter(base, tmp_path / "a", 1, r=4, target_modules=["q_proj"])
     small = _adapter(base, tmp_path / "b", 2, r=2, target_modules=["q_proj"])
     dora = _adapter(base, tmp_path / "c", 3, r=4, target_modules=["q_proj"], use_dora=True)
@@ -152,11 +152,13 @@ def test_what_does_not_go_together(base: Path, tmp_path: Path) -> None:
         (None, "cat", 0.5, "--density is for"),
     ],
 )
-def test_options_that_contradict(weights: Any, combination: str, density: float | None, sentence: str) -> None:
+def test_contradicting_options_are_refused(
+    weights: Any, combination: str, density: float | None, sentence: str
+) -> None:
     with pytest.raises(ConfigError, match=sentence):
         check_combination(2, weights, combination, density)
 
 
-def test_options_that_agree() -> None:
+def test_valid_options_are_accepted() -> None:
     for combination in COMBINATIONS:
         check_combination(2, [0.5, -1], combination, None if combination in ("cat", "linear") else 0.3)

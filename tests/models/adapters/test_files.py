@@ -49,7 +49,7 @@ class TestContinue:
         assert len(trainable(model)) == 2 * 2
 
     @pytest.mark.parametrize("key", ["lora_alpha", "use_rslora", "use_dora"])
-    def test_config_that_contradicts(self, small_gemma, start_adapter, key):
+    def test_a_contradicting_config_is_refused(self, small_gemma, start_adapter, key):
         with pytest.raises(ConfigError, match=f"{key} = .* contradicts the adapter to be continued"):
             attach(
                 load(small_gemma),
@@ -122,11 +122,11 @@ class TestRefusedAdapters:
         save_file(tensors, folder / "adapter_model.safetensors")
         self.refuse(small_gemma, folder, "is inconsistent: .* is missing")
 
-    def test_whole_modules(self, small_gemma, start_adapter, tmp_path):
+    def test_fully_trained_modules_are_refused(self, small_gemma, start_adapter, tmp_path):
         folder = edited(start_adapter, tmp_path / "adapter", modules_to_save=["lm_head", "embed_tokens"])
         self.refuse(small_gemma, folder, r"more than LoRA \(lm_head, embed_tokens\)")
 
-    def test_base_that_was_changed(self, small_gemma, start_adapter, tmp_path):
+    def test_initializations_that_change_the_base_are_refused(self, small_gemma, start_adapter, tmp_path):
         self.refuse(
             small_gemma,
             edited(start_adapter, tmp_path / "adapter", init_lora_weights="pissa"),

@@ -35,7 +35,7 @@ class TestTargets:
         assert sum("vision_tower" in name for name in names) == 2 * vision
         assert all(re.search(r"lora_[AB]\.default", name) for name in names)
 
-    def test_gemma_by_name_is_gemma_derived(self, small_gemma):
+    def test_the_patterns_of_gemma_equal_the_derived_ones(self, small_gemma):
         model = load(small_gemma)
         derived = derived_targets(model, TOWERS)
         for tower, pattern in LORA_TARGETS.items():
@@ -65,7 +65,7 @@ class TestTargets:
             len(vision) + len(matching(targets["language"], adapted.base_model.model))
         )
 
-    def test_pattern_names_modules_one_by_one_where_they_are_not_all(self, small_gemma):
+    def test_a_pattern_lists_modules_if_only_some_are_selected(self, small_gemma):
         model = load(small_gemma)
         some = {f"model.language_model.layers.{index}.mlp.up_proj" for index in (0, 2)}
         assert matching(pattern_of(some, model), model) == some

@@ -48,7 +48,7 @@ def outputs_of(bundle):
     return [outputs.vocabulary(outputs.hidden_BLD), outputs.heads["box"], outputs.heads["mask"]]
 
 
-def test_an_adapter_brings_its_heads_and_rows(exported):
+def test_an_adapter_has_its_heads_and_rows(exported):
     bundle, folder, _ = exported
     settings = read_settings(folder)
     assert settings["heads"] == HEADS and (folder / TRAINED).is_file()
@@ -65,7 +65,7 @@ def test_an_adapter_brings_its_heads_and_rows(exported):
         assert torch.allclose(mine, theirs, atol=1e-5)
 
 
-def test_a_merged_model_has_rows_in_its_weights_and_heads_beside(exported, tmp_path):
+def test_a_merged_model_has_rows_in_its_weights_and_heads_in_a_file(exported, tmp_path):
     _, folder, settings = exported
     args = dict(model_name_or_path=settings["model_name_or_path"], adapter_path=str(folder), lora_r=None)
     bundle = load_pretrained(ModelArgs(**args, **read_settings(folder)), detect())

@@ -15,7 +15,7 @@ TENSORS = {
 }
 
 
-def test_a_file_holds_the_tensors_bit_by_bit(tmp_path):
+def test_a_file_contains_the_tensors_bit_by_bit(tmp_path):
     save_compared(tmp_path / "file.safetensors", TENSORS)
     written = load_file(tmp_path / "file.safetensors")
     assert torch.equal(written["a"], TENSORS["a"]) and written["b"].isnan() and torch.equal(written["c"], TENSORS["c"])
@@ -50,7 +50,7 @@ def test_a_truncated_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("part", [torch.zeros(0), torch.zeros(5), torch.zeros(1, 4)])
-def test_parts_of_divided_weights_are_refused(tmp_path, part):
+def test_sharded_weights_are_refused(tmp_path, part):
     """ZeRO-3 leaves tensors of shape (0,), FSDP flat pieces or some of the rows."""
     layer = nn.Linear(4, 3)
     refuse_sharded_tensors(layer)

@@ -26,7 +26,7 @@ def parts(request):
     return model, tokenizer, ids, TokenRows(model, ids)
 
 
-def test_tokens_are_whole_and_have_rows(parts):
+def test_tokens_are_not_split_and_have_rows(parts):
     model, tokenizer, ids, rows = parts
     assert tokenizer("a <loc>", add_special_tokens=False)["input_ids"][-1] == ids[0]
     assert model.get_input_embeddings().weight.shape[0] > max(ids)
@@ -82,7 +82,7 @@ def test_the_loss_is_that_of_full_logits(parts, softcap, tile_bytes):
     assert ours[1].abs().max() > 0.1
 
 
-def test_folding_writes_them_where_every_program_reads_them(parts):
+def test_folding_writes_the_rows_into_the_tables(parts):
     model, _, _, rows = parts
     with torch.no_grad():
         for parameter in rows.parameters():
@@ -138,7 +138,7 @@ def test_tables_grow_for_tokens_beyond_their_rows(name, request):
 
 @pytest.mark.parametrize("name", ["tiny_medgemma", "tiny_llava"])
 @pytest.mark.parametrize("options", [{}, {"precision": "fp16"}, {"precision": "bf16"}, {"load_in_4bit": True}])
-def test_training_changes_their_rows_alone(name, options, request):
+def test_training_changes_only_their_rows(name, options, request):
     """Through the builder, over every kind of weights: what else changes is the adapter."""
     folder, precision = request.getfixturevalue(name), options.get("precision", "fp32")
     quantized = options.get("load_in_4bit", False)

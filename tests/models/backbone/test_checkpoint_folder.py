@@ -25,7 +25,7 @@ def test_local_folders_and_hub_ids_are_distinguished(
             find_checkpoint(name)
 
 
-def test_missing_weights_name_the_download_script_and_near_names(tmp_path: Path, tiny_llava: Path) -> None:
+def test_missing_weights_name_the_download_script_and_similar_names(tmp_path: Path, tiny_llava: Path) -> None:
     shutil.copytree(tiny_llava, tmp_path / "medgemma-4b-it")
     with pytest.raises(ConfigError) as caught:
         find_checkpoint(str(tmp_path / "medgemma-4b"))

@@ -143,7 +143,7 @@ def test_trains_beyond_fp16(overflowing, storage):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_weights_stay_stored_as_they_were(overflowing, storage):
+def test_weights_keep_their_storage(overflowing, storage):
     model = load(overflowing, storage)
     names = list(model.state_dict())
     keep_residual_in_fp32(model)
@@ -161,7 +161,7 @@ def test_weights_stay_stored_as_they_were(overflowing, storage):
     assert {t.dtype for t in rest if t is not None and t.is_floating_point()} == {torch.float32}
 
 
-def test_what_trains_becomes_fp32(overflowing):
+def test_trainable_parameters_become_fp32(overflowing):
     model = load(overflowing, "fp16")
     trained = model.model.language_model.layers[1].mlp.up_proj
     trained.requires_grad_(True)
@@ -215,7 +215,7 @@ class TestProduct:
         return (torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * size).half()
 
     @pytest.mark.parametrize("magnitude", [1e-30, 1e-6, 1.0, 65504.0, 1e30])
-    def test_any_magnitude(self, magnitude):
+    def test_inputs_of_any_magnitude(self, magnitude):
         weight = self.weight()
         x = (torch.randn(2, 5, 64) * magnitude).requires_grad_()
         y = half_safe_linear(x, weight)
@@ -225,7 +225,7 @@ class TestProduct:
         (gradient,) = torch.autograd.grad(y, x, upstream)
         assert difference(gradient.double(), upstream.double() @ weight.double()) < 2e-3
 
-    def test_rows_are_scaled_one_by_one(self):
+    def test_rows_are_scaled_separately(self):
         x = torch.tensor([[1e-20] * 64, [1e20] * 64, [0.0] * 64])
         y = half_safe_linear(x, self.weight())
         exact = x.double() @ self.weight().double().T
@@ -248,7 +248,7 @@ class TestProduct:
         assert not y[0].isfinite().any()
         assert y[1].isfinite().all()
 
-    def test_bias_trains_and_nothing_is_saved(self):
+    def test_the_bias_trains_and_no_activation_is_saved(self):
         saved: list[torch.Tensor] = []
         bias = torch.zeros(48, requires_grad=True)
         x = torch.randn(3, 64, requires_grad=True)
@@ -269,7 +269,7 @@ class TestProduct:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("storage", STORAGES)
-def test_same_on_a_gpu(overflowing, storage):
+def test_results_are_equal_on_a_gpu(overflowing, storage):
     model = adapted(load(overflowing, storage))
     keep_residual_in_fp32(model)
     inputs = batch(model)

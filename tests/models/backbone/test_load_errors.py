@@ -78,7 +78,7 @@ def test_the_error_of_the_hub_is_found_between_those_of_transformers_and_the_net
     assert "We couldn't" not in str(caught.value)
 
 
-def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_receives_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed port of this machine refuses the connection."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -80,7 +80,7 @@ def test_names_of_older_versions_are_understood(tmp_path: Path) -> None:
     ids=["lora", "dora"],
 )
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
-def test_adapters_see_the_weights(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_adapters_use_the_stored_weights(tmp_path: Path, options: dict[str, Any]) -> None:
     folder = write_tiny("gemma3n", tmp_path / "base")
     config = LoraConfig(r=2, init_lora_weights=False, **options)
     loaded = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).eval()
@@ -97,7 +97,7 @@ def test_a_large_projection_is_read_in_tiles(tmp_path: Path, monkeypatch: pytest
     torch.testing.assert_close(_logits(_open("llava", folder)), expected, rtol=0, atol=1e-5)
 
 
-def test_nothing_is_used_unread(tmp_path: Path) -> None:
+def test_an_unread_weight_is_noticed(tmp_path: Path) -> None:
     model = _open("medgemma", write_tiny("medgemma", tmp_path / "base", vision={"image_size": 224}))
     with torch.no_grad():
         assert model(input_ids=torch.tensor([[5, 6]])).logits.isnan().all()
@@ -105,7 +105,7 @@ def test_nothing_is_used_unread(tmp_path: Path) -> None:
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight, "no longer tied"
 
 
-def test_what_cannot_stay_in_files_says_why(tmp_path: Path) -> None:
+def test_unstreamable_checkpoints_have_a_reason(tmp_path: Path) -> None:
     folder = write_tiny("gemma3n", tmp_path / "base")
     tensors = load_file(folder / "model.safetensors")
     key = next(name for name in tensors if name.endswith("q_proj.weight"))

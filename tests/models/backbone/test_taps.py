@@ -9,7 +9,7 @@ from mllm.errors import ConfigError
 from mllm.models.backbone.taps import Taps, pooled, tap_paths
 
 
-def test_maps_are_averaged_place_by_place():
+def test_feature_maps_are_averaged_per_cell():
     maps = torch.randn(2, 3, 6, 4, dtype=torch.float64)
     found = pooled(maps, 2)
     assert found.shape == (2, 3, 2, 2) and found.dtype is torch.float32
@@ -20,7 +20,7 @@ def test_maps_are_averaged_place_by_place():
 
 
 @pytest.mark.parametrize("before", [0, 1])
-def test_patches_stand_row_by_row_behind_a_class_token(before: int):
+def test_patches_are_in_row_order_after_a_class_token(before: int):
     patches = torch.randn(2, before + 16, 5)
     found = pooled(patches, 2)
     upper_right = patches[:, before:][:, [2, 3, 6, 7]].mean(dim=1)
@@ -47,14 +47,14 @@ def test_the_published_layers_are_the_default_of_a_tower_of_27():
     assert tap_paths(Tower(), "layers", [0, "layers.3.1"], 2) == ["layers.0", "layers.3.1"]
 
 
-def test_a_layer_that_is_not_there_is_refused_by_name():
+def test_an_absent_layer_is_refused_by_name():
     with pytest.raises(ConfigError, match=r"no layer 27 to tap: layers has 27, from 0 to 26"):
         tap_paths(Tower(), "layers", [27], 1)
     with pytest.raises(ConfigError, match=r"no module 'layer.3' to tap: did you mean layers.3"):
         Taps(Tower(), ["layer.3"], 1)
 
 
-def test_taps_carry_gradients_also_where_blocks_are_computed_again():
+def test_taps_have_gradients_with_checkpointing():
     tower = Tower()
     taps = Taps(tower, ["layers.0", "layers.26"], grid=2)
     maps = torch.randn(1, 2, 4, 4)

@@ -72,7 +72,7 @@ def test_a_file_of_cuts(opened, tmp_path):
         assert handle.metadata() == {"format": "pt"}
 
 
-def test_the_same_bytes_as_safetensors_own(opened, tmp_path):
+def test_the_bytes_equal_those_of_safetensors(opened, tmp_path):
     write_cuts(tmp_path / "again.safetensors", {name: Cut(opened, name) for name in TENSORS}, {}, lambda size: None)
     assert (tmp_path / "again.safetensors").read_bytes()[8:].rstrip() == (tmp_path / "source.safetensors").read_bytes()[
         8:
@@ -89,7 +89,7 @@ def test_memory_is_bounded(opened, block):
     assert max(watched.asked) == max(1, min(6, block // 160))
 
 
-def test_spans_join_neighbors():
+def test_spans_of_adjacent_indices_are_combined():
     assert spans_of([0, 1, 3], 16) == (range(32), range(48, 64))
     assert spans_of([2]) == (range(2, 3),)
     assert spans_of([]) == ()

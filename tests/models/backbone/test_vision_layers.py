@@ -84,7 +84,7 @@ def test_the_projector_reads_the_weighted_states(tiny_llava, layer):
         torch.testing.assert_close(projected(model, pixels[:1]), expected[:1, 1:])
 
 
-def test_gradients_are_the_same_when_checkpointing_computes_layers_again(tiny_llava):
+def test_checkpointing_does_not_change_the_gradients_of_fusion(tiny_llava):
     gradients = []
     for checkpointed in (False, True):
         torch.manual_seed(0)
@@ -107,7 +107,7 @@ def test_gradients_are_the_same_when_checkpointing_computes_layers_again(tiny_ll
         torch.testing.assert_close(again, plain)
 
 
-def test_fusion_keeps_no_state_of_a_forward_that_is_over(tiny_llava):
+def test_fusion_keeps_no_state_after_a_forward_pass(tiny_llava):
     model = AutoModelForImageTextToText.from_pretrained(tiny_llava)
     tower = model.model.vision_tower
     fuse_language_layers(model, tower)

@@ -42,7 +42,7 @@ def _record(path):
 
 
 @torch.no_grad()
-def test_features_are_bit_equal_to_those_of_the_whole_model(folder):
+def test_features_are_bit_equal_to_those_of_the_full_model(folder):
     name, path = folder
     kind, side = WHOLE[name]
     whole, part = kind.from_pretrained(path).eval(), _load(path)
@@ -54,7 +54,7 @@ def test_features_are_bit_equal_to_those_of_the_whole_model(folder):
         assert torch.equal(seen, whole.get_image_features(images).pooler_output)
 
 
-def test_nothing_but_towers_and_projector_is_in_memory(folder):
+def test_only_tower_and_projector_are_in_memory(folder):
     name, path = folder
     part = _load(path)
     towers = _record(path).towers(part).values()

@@ -75,7 +75,7 @@ def test_towers(tiny_llava: Path, tiny_qwen2_vl: Path, tiny_medgemma: Path) -> N
     ]
 
 
-def test_targets_leave_out_the_projector_and_what_is_not_read(tiny_llava: Path, tiny_qwen2_vl: Path) -> None:
+def test_targets_leave_out_the_projector_and_unused_layers(tiny_llava: Path, tiny_qwen2_vl: Path) -> None:
     def matched(folder: Path) -> list[str]:
         model = skeleton(folder)
         pattern = re.compile(find_targets(model)["vision"])
@@ -88,7 +88,7 @@ def test_targets_leave_out_the_projector_and_what_is_not_read(tiny_llava: Path, 
     assert len(qwen) == 2 * 4 and not any("merger" in name for name in qwen)
 
 
-def test_what_does_not_read_images_is_refused(tmp_path: Path, tiny_llava: Path) -> None:
+def test_models_without_images_are_refused(tmp_path: Path, tiny_llava: Path) -> None:
     BertConfig().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ConfigError, match="is a 'bert' model"):

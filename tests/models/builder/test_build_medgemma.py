@@ -38,7 +38,7 @@ def loss(bundle: Bundle) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets["labels"][:, 1:].flatten())
 
 
-def test_the_same_numbers_as_transformers(tiny_medgemma: Path) -> None:
+def test_outputs_equal_those_of_transformers(tiny_medgemma: Path) -> None:
     bundle = load_pretrained(args(tiny_medgemma, image_size=None, image_token_len=None), CPU)
     stock = AutoModelForImageTextToText.from_pretrained(tiny_medgemma)
     batch = bundle.encoder.pad([bundle.encoder.encode(SAMPLE)])

@@ -17,7 +17,7 @@ T4 = Hardware("cuda", "Tesla T4", (7, 5), 16 << 30, 1, 32 << 30, 4, "fp16")
 
 
 @pytest.mark.parametrize("bits", [4, 8, None])
-def test_how_weights_are_loaded(tmp_path: Path, bits: int | None):
+def test_load_options_follow_from_the_config(tmp_path: Path, bits: int | None):
     LlamaConfig().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()
     args = ModelArgs("causal-lm", str(tmp_path), attn_implementation="eager")
@@ -34,7 +34,7 @@ def test_how_weights_are_loaded(tmp_path: Path, bits: int | None):
         assert stored.llm_int8_skip_modules == ["lm_head"]
 
 
-def test_how_lora_is_made():
+def test_lora_options_follow_from_the_config():
     args = ModelArgs("causal-lm", "a/b", lora_r=3, lora_alpha=5, lora_dropout=0.1, lora_target="all", use_dora=True)
     options = lora_options(args)
     assert options == dict(

@@ -59,7 +59,7 @@ def test_every_part_has_a_gradient(tiny_shikra: Path, tiny_llama: Path, tiny_cli
     assert [name for name, tensor in trainable.items() if tensor.grad is None or not tensor.grad.any()] == []
 
 
-def test_the_token_of_an_object_stands_for_its_box(tiny_shikra: Path) -> None:
+def test_the_token_of_an_object_embeds_its_box(tiny_shikra: Path) -> None:
     encoded = build(tiny_shikra).encoder.encode(SAMPLE)
     said = build(tiny_shikra).encoder.tokenizer.decode(encoded.student["input_ids"][-12:]).replace(" ", "")
     assert said.endswith("Answer:<obj_vis_s><loc><obj_vis_e>.</s>")

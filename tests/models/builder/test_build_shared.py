@@ -42,7 +42,7 @@ def test_precision(tiny_llava: Path, precision: str, stored: torch.dtype) -> Non
     assert {tensor.dtype for name, tensor in model.named_parameters() if "lora_" in name} == {torch.float32}
 
 
-def test_half_precision_stays_near_full_precision(tiny_llava: Path) -> None:
+def test_half_precision_is_close_to_full_precision(tiny_llava: Path) -> None:
     half = hidden(args(tiny_llava), replace(CPU, precision="fp16"))
     assert half.dtype is torch.float32
     torch.testing.assert_close(half, hidden(args(tiny_llava)), rtol=0, atol=0.02)
@@ -111,7 +111,7 @@ def test_heads_and_rows_are_fp32_whatever_the_weights(tiny_llava: Path, precisio
         ({"heads": HEADS, "box_format": {"type": "location_tokens"}}, "location_tokens writes boxes as text"),
     ],
 )
-def test_heads_that_cannot_be(tiny_llava: Path, changes: dict, sentence: str) -> None:
+def test_impossible_heads_are_refused(tiny_llava: Path, changes: dict, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         load_pretrained(args(tiny_llava, **changes), CPU)
 
@@ -126,7 +126,7 @@ def test_a_tower_without_a_grid_has_box_heads_only(tiny_qwen2_vl: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"heads": HEADS}, {"fuse_vision_layers": True}])
-def test_what_reads_images_is_refused_for_a_model_of_text(tmp_path: Path, changes: dict) -> None:
+def test_options_for_images_are_refused_for_a_text_model(tmp_path: Path, changes: dict) -> None:
     folder = write_tiny("llama", tmp_path / "llama")
     (key,) = changes
     with pytest.raises(

@@ -51,7 +51,7 @@ def logits(bundle: Bundle, sample: Sample = SAMPLE) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def test_the_same_numbers_as_transformers(tiny_shikra: Path) -> None:
+def test_outputs_equal_those_of_transformers(tiny_shikra: Path) -> None:
     bundle = build(tiny_shikra)
     stock = LlavaForConditionalGeneration.from_pretrained(tiny_shikra)
     batch = bundle.encoder.pad([bundle.encoder.encode(SAMPLE)])
@@ -59,7 +59,7 @@ def test_the_same_numbers_as_transformers(tiny_shikra: Path) -> None:
 
 
 @torch.inference_mode()
-def test_a_composed_model_is_its_parts(tiny_llama: Path, tiny_clip: Path) -> None:
+def test_a_composed_model_has_the_weights_of_its_parts(tiny_llama: Path, tiny_clip: Path) -> None:
     bundle = build(tiny_llama, vision_tower=str(tiny_clip), mm_vision_select_layer=-1)
     batch = bundle.encoder.pad([bundle.encoder.encode(SAMPLE)]).student
     language = LlamaForCausalLM.from_pretrained(tiny_llama)
@@ -111,7 +111,7 @@ def test_images_are_padded_and_boxes_written_in_the_square(parts: dict[str, obje
         ({"load_in_4bit": True}, {"language", "projector"}),
     ],
 )
-def test_what_is_asked_for_trains_and_all_of_it(parts: dict[str, object], changes: dict, towers: set[str]) -> None:
+def test_exactly_the_requested_parts_train(parts: dict[str, object], changes: dict, towers: set[str]) -> None:
     bundle = build(**parts, **changes)
     trainable = {name: tensor for name, tensor in bundle.model.named_parameters() if tensor.requires_grad}
     assert {bundle.model.tower_of(name) for name in trainable} == towers
@@ -148,7 +148,7 @@ def drawn(widths: tuple[tuple[int, int], ...]) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_a_projector_that_was_trained_before(tmp_path: Path, tiny_shikra: Path, tiny_llama: Path, tiny_clip: Path):
+def test_a_pretrained_projector_is_loaded(tmp_path: Path, tiny_shikra: Path, tiny_llama: Path, tiny_clip: Path):
     double, single = drawn(((128, 64), (128, 128))), drawn(((192, 64),))
     torch.save(double, tmp_path / "mm_projector.bin")
     save_file(single, tmp_path / "single.safetensors")
@@ -165,7 +165,7 @@ def test_a_projector_that_was_trained_before(tmp_path: Path, tiny_shikra: Path, 
         build(tiny_llama, vision_tower=str(tiny_clip), pretrain_mm_mlp_adapter=str(tmp_path / "mm_projector.bin"))
 
 
-def test_what_cannot_be_a_shikra_is_told_so(tiny_medgemma: Path, tiny_llama: Path, tiny_shikra: Path, tiny_clip: Path):
+def test_other_checkpoints_are_refused(tiny_medgemma: Path, tiny_llama: Path, tiny_shikra: Path, tiny_clip: Path):
     with pytest.raises(ConfigError, match="is a 'llama' model: set vision_tower to a CLIP"):
         build(tiny_llama)
     with pytest.raises(ConfigError, match="is a 'gemma3' model: use type='medgemma'"):
@@ -178,7 +178,7 @@ def test_what_cannot_be_a_shikra_is_told_so(tiny_medgemma: Path, tiny_llama: Pat
         build(tiny_llama, vision_tower=str(tiny_clip), mm_vision_select_layer=-9)
 
 
-def test_the_tower_decides_on_the_size_and_tokens_of_images(parts: dict[str, object]) -> None:
+def test_the_tower_determines_the_size_and_tokens_of_images(parts: dict[str, object]) -> None:
     build(**parts, image_size=112, image_token_len=64)
     with pytest.raises(ConfigError, match="image_token_len=256, but the vision tower of type='shikra' gives 64"):
         build(**parts, image_token_len=256)

@@ -117,7 +117,7 @@ def test_images_and_other_models_are_refused(args, tiny_llava):
 
 
 @pytest.mark.parametrize("family", ["vaultgemma", "t5gemma"])
-def test_a_chat_template_of_the_config_takes_the_place_of_the_checkpoints(family, tmp_path):
+def test_a_chat_template_of_the_config_replaces_that_of_the_checkpoint(family, tmp_path):
     folder = write_tiny(family, tmp_path / "model")
     given = ModelArgs(type=TYPES[family], model_name_or_path=str(folder), max_length=64, chat_template=TEMPLATE)
     for encoder in (load_pretrained(given, detect()).encoder, load_encoder(given)):
@@ -128,7 +128,7 @@ def test_a_chat_template_of_the_config_takes_the_place_of_the_checkpoints(family
         assert load_text_processor(str(tmp_path / "exported")).chat_template == TEMPLATE
 
 
-def test_without_a_usable_chat_template_it_says_what_to_do(tmp_path):
+def test_an_unusable_chat_template_is_refused_with_a_fix(tmp_path):
     args = ModelArgs(type="causal-lm", model_name_or_path=str(write_tiny("vaultgemma", tmp_path / "model")))
     with pytest.raises(ConfigError, match="no chat template; .* or set model_args.chat_template"):
         load_encoder(args)

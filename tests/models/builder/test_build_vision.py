@@ -82,7 +82,7 @@ def test_a_depthwise_convolution_is_refused_with_the_reason(tiny_student):
         _student(tiny_student, lora_target=r".*dw_start\.conv")
 
 
-def test_the_whole_tower_trains_in_fp32(tiny_student):
+def test_the_full_tower_trains_in_fp32(tiny_student):
     model = _student(tiny_student, train_vision=True, lora_r=None, lora_target=None).model
     tower = dict(model.pretrained.model.vision_tower.named_parameters())
     assert all(parameter.requires_grad and parameter.dtype is torch.float32 for parameter in tower.values())
@@ -116,7 +116,7 @@ def test_a_teacher_is_frozen_and_has_no_head(tiny_medgemma, tiny_medsiglip):
         assert bundle.model.head is None and not any(p.requires_grad for p in bundle.model.parameters())
 
 
-def test_an_encoder_gives_the_size_that_the_checkpoint_has(tiny_student, tiny_medsiglip):
+def test_an_encoder_returns_images_of_the_size_of_the_checkpoint(tiny_student, tiny_medsiglip):
     student = _student(tiny_student)
     assert (student.model.side, student.encoder.tokens) == (96, 9)
     teacher = load_pretrained(ModelArgs("medsiglip", str(tiny_medsiglip), part="vision", lora_r=None), CPU)

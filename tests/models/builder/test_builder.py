@@ -21,7 +21,7 @@ def test_an_unknown_type_names_the_nearest() -> None:
         load_pretrained(ModelArgs(type="medgema", model_name_or_path="x/y"), CPU)
 
 
-def test_every_type_has_a_sentence() -> None:
+def test_every_type_has_a_description() -> None:
     assert {"medgemma", "image-text", "shikra", "perceptionGPT"} <= set(MODELS.names())
     assert all(MODELS.describe(name).summary for name in MODELS.names())
 

@@ -24,7 +24,7 @@ TEMPLATE = "{% for turn in messages %}{{ turn['role'] ~ turn['content'] ~ eos_to
         ("gemma3n-student", dict(type="gemma3n-student")),
     ],
 )
-def test_as_many_numbers_as_the_loaded_model_trains(tmp_path, family, options):
+def test_the_count_equals_the_parameters_of_the_loaded_model(tmp_path, family, options):
     args = ModelArgs(model_name_or_path=str(write_tiny(family, tmp_path / family)), lora_r=3, **options)
     model = load_pretrained(args, detect()).model
     assert count_lora(args) == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) > 0
@@ -38,7 +38,7 @@ def test_as_many_numbers_as_the_loaded_model_trains(tmp_path, family, options):
         dict(type="medsiglip", lora_r=4, part="vision"),
     ],
 )
-def test_what_is_not_told_by_the_config_alone_is_not_guessed(options):
+def test_the_count_is_none_if_the_config_does_not_determine_it(options):
     assert count_lora(ModelArgs(model_name_or_path="nowhere", **options)) is None
 
 

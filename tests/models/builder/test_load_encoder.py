@@ -36,7 +36,7 @@ def assert_equal(args: ModelArgs) -> dict[str, torch.Tensor]:
     "changes",
     [{}, {"image_token_len": 128}, {"image_size": 448, "image_token_len": 32}, {"heads": HEADS, "image_size": 448}],
 )
-def test_it_encodes_like_the_encoder_of_the_loaded_model(tiny_medgemma: Path, changes: dict[str, Any]) -> None:
+def test_the_encoder_equals_that_of_the_loaded_model(tiny_medgemma: Path, changes: dict[str, Any]) -> None:
     args = ModelArgs(type="medgemma", model_name_or_path=str(tiny_medgemma), lora_r=None, system="Be brief.", **changes)
     targets = assert_equal(args)
     if "heads" in changes:

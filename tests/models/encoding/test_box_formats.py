@@ -33,7 +33,7 @@ def sorted_corners(boxes):
 @given(boxes=BOXES, points=POINTS)
 @example(boxes=[], points=[])
 @example(boxes=[(0.9, 0.8, 0.1, 0.2)], points=[(-0.1, 1.2)])
-def test_what_is_written_is_read(box_format, boxes, points):
+def test_written_locations_are_read(box_format, boxes, points):
     text = f"There: {box_format.write_boxes(boxes)} and {box_format.write_points(points)}."
     found, unreadable = box_format.read(text)
     assert unreadable == 0
@@ -150,7 +150,7 @@ def test_reading_never_raises_and_stays_within(text):
         box_format.plain(text)
 
 
-def test_objects_are_tokens_that_only_heads_read():
+def test_objects_are_tokens_without_coordinates():
     box_format = PerceptionToken()
     assert box_format.needs_heads
     assert box_format.object_token == "<loc>"
@@ -172,7 +172,7 @@ def test_objects_are_tokens_that_only_heads_read():
         ("nothing", "nothing"),
     ],
 )
-def test_a_person_reads_a_box_where_objects_stand(text, plain):
+def test_plain_text_has_a_box_for_each_object(text, plain):
     assert PerceptionToken().plain(text) == plain
 
 
@@ -183,12 +183,12 @@ def test_a_person_reads_a_box_where_objects_stand(text, plain):
         ("location_tokens", {"num_bins": 1}, "box_format location_tokens: num_bins must be at least 2, not 1"),
     ],
 )
-def test_what_a_config_can_get_wrong(name, options, message):
+def test_invalid_options_are_refused(name, options, message):
     with pytest.raises(ConfigError) as error:
         BOX_FORMATS.find(name)(**options)
     assert str(error.value) == message
 
 
-def test_every_format_is_tried_here():
+def test_every_format_is_tested():
     tried = {type(box_format) for box_format in (*READABLE, PerceptionToken())}
     assert tried == {BOX_FORMATS.find(name) for name in BOX_FORMATS.names()}

@@ -124,7 +124,7 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Co"], ex
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4), st.integers(0, 400))
-def test_any_text_and_any_length(processors, exchanges, max_length):
+def test_labels_are_exact_for_any_text_and_length(processors, exchanges, max_length):
     turns = [
         Turn(role, text.strip() or "x")
         for pair in exchanges
@@ -145,7 +145,7 @@ def test_any_text_and_any_length(processors, exchanges, max_length):
         assert cut.truncated == (len(whole) > max_length)
 
 
-def test_bos_stands_once(processors):
+def test_bos_occurs_once(processors):
     ids = (
         ChatEncoder(processors["medgemma"], max_length=99)
         .encode(Sample([Turn("user", "a"), Turn("assistant", "b")]))
@@ -193,7 +193,7 @@ def test_an_unexpected_error_of_the_processor_names_the_row(processors):
         )
 
 
-def test_images_without_a_placeholder_stand_before_the_question(processors):
+def test_images_without_a_placeholder_are_placed_before_the_question(processors):
     encoder = ChatEncoder(processors["medgemma"], max_length=4096)
     with_, without = (
         encoder.encode(Sample([Turn("user", text), Turn("assistant", "b")], [picture()]))
@@ -239,7 +239,7 @@ def _encoded(**student):
     return Encoded({"input_ids": ids, "attention_mask": torch.ones_like(ids), **student}, {"labels": ids})
 
 
-def test_images_cut_into_unlike_numbers_of_tiles_share_a_batch(processors):
+def test_images_with_different_numbers_of_tiles_share_a_batch(processors):
     """As in LLaVA-NeXT, whose processor too fills up with zeros; `image_sizes` says how many tiles are real."""
     encoder = ChatEncoder(processors["llava"], max_length=99)
     tiles = [torch.rand(1, count, 3, 4, 4) for count in (3, 5)]
@@ -250,7 +250,7 @@ def test_images_cut_into_unlike_numbers_of_tiles_share_a_batch(processors):
     assert not pixels[0, 3:].any()
 
 
-def test_what_belongs_to_the_text_must_be_there_in_every_sample(processors):
+def test_tensors_aligned_with_the_text_must_be_in_every_sample(processors):
     encoder = ChatEncoder(processors["llava"], max_length=99)
     with pytest.raises(AssertionError, match="a sample without token_type_ids"):
         encoder.pad([_encoded(), _encoded(token_type_ids=torch.ones(3, dtype=torch.long))])
@@ -296,7 +296,7 @@ def spoken(encoded):
 @pytest.mark.parametrize("pads", [False, True])
 @pytest.mark.parametrize("name", ["text", "tokens"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_boxes_as_text_come_back_from_the_labels(speaking, family, name, pads):
+def test_boxes_as_text_are_read_back_from_the_labels(speaking, family, name, pads):
     encoder, sample = speaking(family, name, pad_to_square=pads), grounded()
     encoded = encoder.encode(sample)
     assert encoded.frames == (Frame(60, 50, 0, 5, 60, 60) if pads else Frame(60, 50),)
@@ -312,7 +312,7 @@ def test_boxes_as_text_come_back_from_the_labels(speaking, family, name, pads):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_objects_stand_where_their_tokens_are(speaking, family):
+def test_objects_have_the_positions_of_their_tokens(speaking, family):
     encoder = speaking(family, "object", mask_size=8)
     encoded = encoder.encode(grounded())
     ids, positions = encoded.student["input_ids"], encoded.student["object_positions"]
@@ -331,7 +331,7 @@ def test_objects_stand_where_their_tokens_are(speaking, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_prompt_names_the_marks_of_the_question_alone(speaking, family, name):
+def test_a_prompt_contains_only_the_marks_of_the_question(speaking, family, name):
     encoder = speaking(family, name)
     asked, answered = encoder.prompt(grounded()), encoder.encode(grounded())
     length = len(asked)
@@ -344,7 +344,7 @@ def test_a_prompt_names_the_marks_of_the_question_alone(speaking, family, name):
         assert not asked.targets["boxes_known"].any()
 
 
-def test_an_earlier_answer_is_an_object_of_the_prompt_and_not_to_be_learned(speaking):
+def test_objects_of_an_earlier_answer_are_in_the_prompt_and_not_supervised(speaking):
     sample = grounded()
     later = [Turn("user", "And <box>?", ((0,),)), Turn("assistant", "<box>", ((0,),))]
     asked = speaking("medgemma", "object").prompt(Sample([*sample.turns, *later], sample.images, marks=sample.marks))
@@ -437,14 +437,14 @@ def test_errors_of_marks_name_the_row(speaking):
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_without_boxes_an_answer_is_what_the_tokenizer_says(processors, family, data):
+def test_without_boxes_an_answer_is_the_decoded_text(processors, family, data):
     tokenizer = processors[family].tokenizer
     ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=12))
     answer = ChatEncoder(processors[family], max_length=99).read_answer(torch.tensor(ids, dtype=torch.long))
     assert answer.text == tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def test_what_surrounds_an_image_is_nothing_to_the_model(processors):
+def test_padding_around_an_image_is_nearly_zero(processors):
     """The color that is added becomes zero, nearly: 8-bit colors cannot hit the mean exactly."""
     for family, size in (("medgemma", 896), ("llava", None)):
         sample = Sample([Turn("user", "<image>"), Turn("assistant", "b")], [picture(size=(80, 20))])
@@ -458,7 +458,7 @@ def test_what_surrounds_an_image_is_nothing_to_the_model(processors):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_unpadded_images_reach_the_processor_as_they_are(processors, family):
+def test_unpadded_images_are_passed_unchanged_to_the_processor(processors, family):
     image = picture()
     encoded = ChatEncoder(processors[family], max_length=4096).encode(
         Sample([Turn("user", "<image>"), Turn("assistant", "b")], [image])
@@ -467,7 +467,7 @@ def test_unpadded_images_reach_the_processor_as_they_are(processors, family):
     assert torch.equal(encoded.student["pixel_values"], direct)
 
 
-def test_a_template_that_only_the_tokenizer_has_is_found(tiny_medgemma, tmp_path):
+def test_the_template_of_the_tokenizer_is_used(tiny_medgemma, tmp_path):
     folder = shutil.copytree(tiny_medgemma, tmp_path / "model")
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").unlink()

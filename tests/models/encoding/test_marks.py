@@ -48,7 +48,7 @@ def boxed(draw):
 @pytest.mark.parametrize("box_format", FORMATS, ids=lambda one: type(one).__name__)
 @settings(max_examples=40, deadline=None)
 @given(boxed(), st.floats(0, 1), st.floats(0, 1))
-def test_any_box_in_any_image_comes_back(box_format, pads, drawn, right, down):
+def test_boxes_in_any_image_are_read_back(box_format, pads, drawn, right, down):
     size, box = drawn
     point = (right * size[0], down * size[1])
     writer = MarkWriter(box_format, pad_to_square=pads)
@@ -67,7 +67,7 @@ def test_any_box_in_any_image_comes_back(box_format, pads, drawn, right, down):
     assert (np.array(found.box) <= [size[0], size[1]] * 2).all()
 
 
-def test_images_stand_in_the_middle_of_squares():
+def test_images_are_centered_in_squares():
     wide, tall, square = picture(40, 20), picture(21, 40), picture(30, 30)
     sample = Sample([Turn("user", "<image>" * 3)], [wide, tall, square])
     writer = MarkWriter(pad_to_square=True, background=(10, 20, 30))
@@ -95,7 +95,7 @@ def test_without_squares_images_are_the_same_objects():
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "1"])
-def test_pictures_without_color_become_squares_too(mode):
+def test_gray_images_are_padded_too(mode):
     framed, _, _ = MarkWriter(pad_to_square=True, background=(9, 8, 7)).prepare(Sample([], [picture(6, 2, mode)]))
     assert framed.images[0].mode == "RGB"
     assert framed.images[0].getpixel((0, 0)) == (9, 8, 7)
@@ -116,7 +116,7 @@ def test_each_mark_is_relative_to_its_own_image():
     assert MarkWriter().prepare(sample)[0].turns[1].text == "[0.000,0.000,0.250,0.500;0.000,0.000,0.100,0.100]"
 
 
-def test_groups_name_some_marks_in_any_order_or_none():
+def test_groups_refer_to_any_marks_in_any_order():
     marks = [Mark(box=(0, 0, 20, 20)), Mark(box=(20, 0, 40, 20))]
     sample = scene(marks, f"{BOX}, {BOX} and {BOX}{{}}", ((1, 0), (), (0,)))
     text = MarkWriter(NormalizedText(1)).prepare(sample)[0].turns[1].text
@@ -203,7 +203,7 @@ def test_objects_become_tensors():
     assert targets["masks_known"].tolist() == [False, True, True]
 
 
-def test_a_batch_of_heads_has_room_for_one_object_at_least():
+def test_a_batch_has_at_least_one_object_for_the_heads():
     student, targets = MarkWriter(PerceptionToken(), mask_size=4).tensors([], [], torch.tensor([], dtype=torch.long))
     shapes = {name: tuple(tensor.shape) for name, tensor in (student | targets).items()}
     assert shapes == {
@@ -218,7 +218,7 @@ def test_a_batch_of_heads_has_room_for_one_object_at_least():
     assert MarkWriter().tensors([], [], torch.tensor([])) == ({}, {})
 
 
-def test_a_mask_of_no_pixel_is_a_mask_to_a_mask_head():
+def test_an_empty_mask_is_a_target_of_a_mask_head():
     nothing = np.zeros((20, 40), bool)
     writer = MarkWriter(PerceptionToken(), mask_size=4)
     framed, frames, objects = writer.prepare(scene([Mark(mask=nothing)]))
@@ -231,7 +231,7 @@ def test_a_mask_of_no_pixel_is_a_mask_to_a_mask_head():
     assert (framed.turns[1].text, objects) == ("<obj_vis_s><obj_vis_e>", [])
 
 
-def test_a_shrunk_mask_covers_what_the_mask_covers():
+def test_a_resized_mask_covers_the_same_area():
     mask = disk(64, 32, 40, 16, 12)
     square = np.zeros((64, 64), float)
     square[16:48] = mask
@@ -241,7 +241,7 @@ def test_a_shrunk_mask_covers_what_the_mask_covers():
     assert np.array_equal(enlarged, np.kron(square, np.ones((2, 2))) > 0)
 
 
-def test_the_smallest_lesion_does_not_vanish():
+def test_the_smallest_lesion_does_not_disappear():
     mask = np.zeros((2000, 2000), bool)
     mask[1999, 3] = True
     small = resized_mask(mask, Frame(2000, 2000), 16)
@@ -249,7 +249,7 @@ def test_the_smallest_lesion_does_not_vanish():
     assert not resized_mask(mask & False, Frame(2000, 2000), 16).any()
 
 
-def test_what_is_read_stays_in_the_image():
+def test_read_locations_are_inside_the_image():
     frame = Frame(40, 20, 0, 10, 40, 40)
     (mark,), unreadable = MarkWriter().read("Answer: [0.0,0.0,1.0,0.5] [3,4,5]", [frame])
     assert (mark, unreadable) == (Mark(box=(0, 0, 40, 10)), 1)

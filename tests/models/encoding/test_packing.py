@@ -92,7 +92,7 @@ def gradients(bundle: Bundle, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
 
 
-def test_every_sample_has_the_loss_and_the_gradient_that_it_has_alone(bundle: Bundle):
+def test_packing_changes_no_loss_and_no_gradient(bundle: Bundle):
     encoded = samples(bundle.encoder)
     piece, order = piece_of(bundle, [[0, 5, 3], [1, 2], [4]]), [0, 5, 3, 1, 2, 4]
     total_B = losses(bundle, piece)
@@ -110,7 +110,7 @@ def test_every_sample_has_the_loss_and_the_gradient_that_it_has_alone(bundle: Bu
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-6 * largest, msg=name)
 
 
-def test_a_sample_is_never_reached_from_another(bundle: Bundle):
+def test_samples_of_a_row_do_not_attend_to_each_other(bundle: Bundle):
     """Other words at the end of a sample leave the losses of those in its row exactly as they were."""
     piece = piece_of(bundle, [[0, 5, 3]])
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_packing_and_unpacking_loses_nothing(drawn):
         assert packing.position_ids[row].tolist() == positions + [0] * (packing.width - len(positions))
 
 
-def test_followers_are_those_behind_another():
+def test_followers_are_the_samples_after_another_one_in_a_row():
     student = {"input_ids": torch.zeros(4, 2), ROW: torch.tensor([0, 1, 0, 2])}
     assert followers(student).tolist() == [False, False, True, False]
     assert not followers({"input_ids": torch.zeros(4, 2)}).any()

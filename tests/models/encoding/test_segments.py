@@ -127,7 +127,7 @@ def test_prompt_and_generated_tokens_are_the_training_tokens(encoder_of, name, t
 
 @settings(max_examples=40)
 @given(texts=st.tuples(TEXTS, TEXTS))
-def test_vicunas_tokens_are_those_of_the_whole_text(encoder_of, texts):
+def test_tokens_of_vicuna_equal_those_of_the_complete_text(encoder_of, texts):
     """The oracle: plain tokenization of the published format."""
     for name in ("llama", "legacy llama"):
         encoder = encoder_of(name, "vicuna")
@@ -190,14 +190,14 @@ def test_an_empty_answer_is_refused_and_an_image_in_an_answer_too(encoder_of):
     assert len(encoder.prompt(conversation("Why?", "", "And?"))) > 0
 
 
-def test_a_question_behind_the_last_answer_is_left_out(encoder_of):
+def test_a_question_after_the_last_answer_is_left_out(encoder_of):
     encoder = encoder_of("gemma", "lines")
     whole, cut = conversation("a", "b", "c"), conversation("a", "b")
     assert torch.equal(encoder.encode(whole).student["input_ids"], encoder.encode(cut).student["input_ids"])
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_segments_are_joined_without_what_divided_them(tokenizers, name):
+def test_segments_are_joined_without_separators(tokenizers, name):
     tokenizer = tokenizers[name]
     divide = SegmentTokenizer(TextProcessor(tokenizer))
     tensors, ends = divide(["one:", ":two", "", f"x{tokenizer.eos_token}", "three"])

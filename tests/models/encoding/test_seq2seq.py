@@ -64,7 +64,7 @@ def test_a_long_answer_is_truncated_and_marked(tokenizer):
     assert len(encoded.targets["labels"]) == 31 and encoded.truncated
 
 
-def test_padding_keeps_sources_and_targets_apart(tokenizer):
+def test_sources_and_targets_are_padded_separately(tokenizer):
     made = encoder(tokenizer)
     samples = [
         made.encode(pair("Why?", "The liver is large and smooth.")),

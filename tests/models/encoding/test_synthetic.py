@@ -23,7 +23,7 @@ TYPES = {
 
 
 @pytest.mark.parametrize("reads_images", [True, False])
-def test_they_name_themselves_synthetic(reads_images):
+def test_synthetic_samples_are_named_synthetic(reads_images):
     samples = synthetic_samples(5, 100, reads_images)
     assert [len(sample.turns[1].text.split()) for sample in samples] == [100, 50, 25, 12, 6]
     assert [len(sample.images) for sample in samples] == [int(reads_images and number % 2 == 0) for number in range(5)]

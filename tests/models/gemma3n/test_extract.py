@@ -93,7 +93,7 @@ def test_presets(deep, tmp_path, name):
         ([19, 24, 29, 34], []),  # a source of keys goes with all that read it
     ],
 )
-def test_mixes(deep, tmp_path, dropped: Sequence[int], widths: list[int]):
+def test_custom_slices_equal_parts_of_their_source(deep, tmp_path, dropped: Sequence[int], widths: list[int]):
     _, config = open_checkpoint(str(deep))
     choice = custom_slice(config, widths, dropped)
     compare(loaded(extracted(deep, tmp_path / "small", choice)), loaded(deep), choice)
@@ -161,7 +161,7 @@ def renamed(source: Path, folder: Path, prefix: str, more: dict[str, Tensor]) ->
 
 
 @pytest.mark.parametrize("prefix", ["", "model.language_model."])
-def test_any_prefix(deep, tmp_path, prefix):
+def test_any_prefix_of_tensor_names_is_kept(deep, tmp_path, prefix):
     _, config = open_checkpoint(str(deep))
     choice = preset_slice("E2B", config)
     folder = extracted(renamed(deep, tmp_path / "source", prefix, {}), tmp_path / "small", choice)
@@ -220,7 +220,7 @@ def test_all_presets_load(deep, tmp_path):
         assert [layer.mlp.gate_proj.out_features for layer in small.model.layers] == list(choice.widths)
 
 
-def test_what_cannot_be_cut_is_refused(deep, tiny_medgemma, tmp_path):
+def test_invalid_checkpoints_are_refused(deep, tiny_medgemma, tmp_path):
     _, config = open_checkpoint(str(deep))
     choice = preset_slice("E2B", config)
     with pytest.raises(ConfigError, match="is a 'gemma3' checkpoint; only Gemma 3n contains MatFormer slices"):

@@ -68,7 +68,7 @@ def test_wide_layers_are_counted_after_dropping():
     assert [place for place, width in enumerate(choice.widths) if width == 16384] == [4, 9, 14, *range(19, 25)]
 
 
-def test_presets_fit_e4b_alone():
+def test_presets_are_for_e4b_only():
     with pytest.raises(ConfigError, match=r"unknown MatFormer preset 'E2\.69': did you mean 'E2\.69B'"):
         preset_slice("E2.69", E4B)
     e2b = Gemma3nTextConfig(num_hidden_layers=30, intermediate_size=8192, num_kv_shared_layers=10)
@@ -99,12 +99,12 @@ def test_custom_slices():
         ([*[8192] * 9, 0, *[8192] * 24], [2], "layer 10 has 16,384 neurons, but --ffn-widths requests 0"),
     ],
 )
-def test_what_is_not_there_cannot_be_kept(widths, dropped, sentence):
+def test_impossible_slices_are_refused(widths, dropped, sentence):
     with pytest.raises(ConfigError, match=sentence):
         custom_slice(E4B, widths, dropped)
 
 
-def test_less_than_half_is_warned_about(caplog):
+def test_less_than_half_of_a_layer_gives_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
         custom_slice(E4B, [8192])
         assert not caplog.records
@@ -114,7 +114,7 @@ def test_less_than_half_is_warned_about(caplog):
     ]
 
 
-def test_sources_of_keys_stay():
+def test_layers_with_shared_keys_cannot_be_dropped():
     with pytest.raises(ConfigError, match=r"layer 19, whose keys and values layer 24 uses \(full attention\)"):
         check_sharing(E4B, custom_slice(E4B, [], [19]))
     with pytest.raises(ConfigError, match=r"layer 18, whose keys and values layer 20 uses \(sliding attention\)"):

@@ -67,7 +67,7 @@ ROWS = [
 ]
 
 
-def test_the_published_keys_hold_means_of_epochs(tmp_path: Path):
+def test_the_published_keys_contain_means_of_epochs(tmp_path: Path):
     (tmp_path / EPOCHS / "epoch_02_20260102_030405").mkdir(parents=True)
     log = published_log({"lr": 2e-5}, ROWS, tmp_path)
     assert list(log) == ["train_losses", "val_losses", "best_val_loss", "parameters", "epoch_details"]

@@ -30,7 +30,7 @@ def _samples() -> list[Sample]:
     ]
 
 
-def test_batches_and_orders_change_nothing(bundle: Bundle):
+def test_measures_do_not_depend_on_batch_and_order(bundle: Bundle):
     samples = _samples()
     together = measure(bundle, samples, batch_size=2, progress=False)
     for answer, sample in zip(together, samples, strict=True):
@@ -42,7 +42,7 @@ def test_batches_and_orders_change_nothing(bundle: Bundle):
     assert together[0].text == f"EF {together[0].measures['EF']:.1f} %, EDV {together[0].measures['EDV']:.1f} mL"
 
 
-def test_it_is_called_like_a_model_that_generates_text(bundle: Bundle):
+def test_measures_have_the_interface_of_generation(bundle: Bundle):
     samples = _samples()[:2]
     assert answers(bundle, samples, max_new_tokens=5, progress=False) == measure(bundle, samples, progress=False)
 

@@ -104,7 +104,7 @@ def test_a_repetition_penalty_depends_on_the_answer_only(bundle: Bundle, penalty
     assert expected and together[1].text.startswith(expected)
 
 
-def test_the_checkpoints_own_settings_do_not_change_an_answer(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_settings_of_the_checkpoint_are_ignored(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     sample, own = _samples()[0], bundle.model.pretrained.generation_config
     greedy = generate(bundle, [sample], max_new_tokens=8, progress=False)
     hot = dict(max_new_tokens=8, do_sample=True, temperature=5.0, seed=1, progress=False)
@@ -158,7 +158,7 @@ def test_sampled_tokens_have_the_probabilities_of_the_model() -> None:
     assert (frequencies - logits.softmax(dim=-1)).abs().max() < 0.03
 
 
-def test_training_goes_on_after_generating(bundle: Bundle) -> None:
+def test_training_continues_after_generation(bundle: Bundle) -> None:
     model = bundle.model.train()
     frozen = next(child for name, child in model.named_modules() if name.endswith("layers.0"))
     frozen.eval()
@@ -173,6 +173,6 @@ def test_training_goes_on_after_generating(bundle: Bundle) -> None:
     model.eval()
 
 
-def test_samples_may_be_lazy_and_none(bundle: Bundle) -> None:
+def test_samples_may_be_an_empty_or_lazy_iterable(bundle: Bundle) -> None:
     assert generate(bundle, iter([]), progress=False) == []
     assert len(generate(bundle, iter(_samples()), max_new_tokens=1, batch_size=1, progress=False)) == 3

@@ -60,7 +60,7 @@ def taught(request):
     return bundle, samples
 
 
-def test_what_is_written_is_read_where_it_is_written(taught):
+def test_generated_objects_are_decoded_at_their_tokens(taught):
     bundle, samples = taught
     answers = generate(bundle, samples, max_new_tokens=16, progress=False)
     for answer, sample in zip(answers, samples, strict=True):
@@ -73,7 +73,7 @@ def test_what_is_written_is_read_where_it_is_written(taught):
     assert answers[0].marks[0].box != answers[1].marks[0].box
 
 
-def test_alone_and_in_a_batch_is_the_same(taught):
+def test_objects_do_not_depend_on_the_batch(taught):
     bundle, samples = taught
     together = generate(bundle, samples, max_new_tokens=16, progress=False, batch_size=2)
     alone = [generate(bundle, [sample], max_new_tokens=16, progress=False)[0] for sample in samples]
@@ -85,7 +85,7 @@ def test_alone_and_in_a_batch_is_the_same(taught):
 
 
 @torch.no_grad()
-def test_generation_equals_a_forward_over_its_own_answer(taught, monkeypatch):
+def test_generation_equals_a_forward_pass_over_its_answer(taught, monkeypatch):
     """Told the objects that it found, the model finds them again in one forward, to the same numbers."""
     bundle, samples = taught
     sample, reads = samples[0], []
@@ -128,7 +128,7 @@ def test_generation_equals_a_forward_over_its_own_answer(taught, monkeypatch):
         ({"heads": reading(100)}, "fp32", 1e-4),  # more than the short question has, padding or not
     ],
 )
-def test_other_weights_read_the_same_when_they_write(tiny_llava, options, precision, near, monkeypatch):
+def test_generation_equals_training_for_other_weights(tiny_llava, options, precision, near, monkeypatch):
     """A model that can say nothing but the token of an object, three times, alone and beside a longer question."""
     bundle = bundle_of(tiny_llava, precision=precision, **options)
     model, token = bundle.model, bundle.encoder.object_id
@@ -189,7 +189,7 @@ def test_an_object_of_the_question_is_embedded(taught):
     assert not torch.allclose(hidden[0], hidden[1], atol=1e-3)
 
 
-def test_a_batch_without_objects_or_images_reaches_every_head_with_nothing(taught):
+def test_every_head_has_gradients_in_a_batch_without_objects_or_images(taught):
     bundle, _ = taught
     learner = Learner(bundle.model, {name: make() for name, make in OBJECTIVES.items()})
     batch = bundle.encoder.pad([bundle.encoder.encode(Sample([Turn("user", "Why?"), Turn("assistant", "So.")]))])
@@ -200,7 +200,7 @@ def test_a_batch_without_objects_or_images_reaches_every_head_with_nothing(taugh
     assert bundle.model.rows.input.grad is not None
 
 
-def test_only_what_should_train_trains(taught):
+def test_only_the_expected_parameters_train(taught):
     bundle, _ = taught
     towers = {bundle.model.tower_of(name) for name, p in bundle.model.named_parameters() if p.requires_grad}
     assert towers == {"heads", "rows", "language", "vision"}

@@ -80,6 +80,6 @@ def test_context_tokens_differ_by_their_distance():
     assert (made.predict(words, features, images) - swapped).abs().max() > 1e-3
 
 
-def test_no_state_at_all_is_refused():
+def test_a_context_of_0_is_refused():
     with pytest.raises(ConfigError, match="context of a MaskHead must be at least 1"):
         head(context=0)

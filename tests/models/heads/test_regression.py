@@ -32,7 +32,7 @@ def test_an_untrained_head_predicts_the_mean_of_the_training_split():
     assert head.std.tolist() == pytest.approx([np.std(known["EF"], ddof=1), np.std(known["EDV"], ddof=1)])
 
 
-def test_a_swapped_pair_of_views_is_another_patient():
+def test_the_order_of_the_views_matters():
     torch.manual_seed(0)
     head = RegressionHead(8).eval()
     features = torch.randn(1, 2, 8)

@@ -10,7 +10,7 @@ def test_positions_differ_and_are_equal_in_every_process():
     assert distances.min() > 0.1
 
 
-def test_tokens_and_features_learn_from_each_other():
+def test_tokens_and_features_attend_to_each_other():
     torch.manual_seed(0)
     model = TwoWayTransformer(32, depth=2, heads=4).eval()
     tokens, features, places = torch.randn(2, 4, 32), torch.randn(2, 9, 32), positions(3, 32)

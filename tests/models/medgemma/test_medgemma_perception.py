@@ -96,7 +96,7 @@ def test_two_images_of_one_sample_differ(tiny_medgemma: Path) -> None:
         assert model(**batch).logits.isfinite().all()
 
 
-def test_positions_of_the_same_size_are_untouched(tiny_medgemma: Path) -> None:
+def test_positions_of_the_same_size_are_unchanged(tiny_medgemma: Path) -> None:
     model, processor = load(tiny_medgemma), AutoProcessor.from_pretrained(tiny_medgemma)
     before = model.model.vision_tower.embeddings.position_embedding.weight.clone()
     resize_images(model, processor, 896)
@@ -104,7 +104,7 @@ def test_positions_of_the_same_size_are_untouched(tiny_medgemma: Path) -> None:
     assert torch.equal(before, after)
 
 
-def test_resampled_positions_keep_their_place() -> None:
+def test_resampled_positions_keep_their_location() -> None:
     # Embeddings that are the coordinates themselves stay coordinates, measured from the pixels' corners.
     def coordinates(side: int) -> Tensor:
         centers = (torch.arange(side) + 0.5) / side
@@ -157,7 +157,7 @@ def test_a_saved_square_pool_is_read_by_transformers(tiny_medgemma: Path, tmp_pa
         assert torch.equal(stock, model(**batch).logits)
 
 
-def test_what_is_not_possible_is_refused(tiny_medgemma: Path) -> None:
+def test_impossible_settings_are_refused(tiny_medgemma: Path) -> None:
     model, processor = load(tiny_medgemma), AutoProcessor.from_pretrained(tiny_medgemma)
     with pytest.raises(ConfigError, match="image_token_len=100 .* 256, 128, 64, 32, 16"):
         set_image_tokens(model, processor, 100)

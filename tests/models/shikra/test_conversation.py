@@ -47,11 +47,11 @@ def test_an_image_is_written_at_its_position(tiny_llama, image, words):
 
 
 @pytest.mark.parametrize("content", ["Be brief.", [{"type": "text", "text": "Be brief."}]])
-def test_a_system_text_takes_the_place_of_the_preface(tiny_llama, content):
+def test_a_system_text_replaces_the_preface(tiny_llama, content):
     messages = [{"role": "system", "content": content}, {"role": "user", "content": "Where?"}]
     assert display_path(tiny_llama, messages) == "Be brief. USER: Where? "
 
 
-def test_any_text_can_stand_for_an_image(tiny_llama):
+def test_any_text_can_represent_an_image(tiny_llama):
     image = "\"quoted\" \\ {{ 'x' }}\n"
     assert image in display_path(tiny_llama, [{"role": "user", "content": [{"type": "image"}]}], image=image)

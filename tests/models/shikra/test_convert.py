@@ -39,7 +39,7 @@ def features(clip: Path, projector: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("is_shikra", [True, False])
 @torch.inference_mode()
-def test_logits_are_those_of_the_originals_own_arithmetic(
+def test_logits_equal_those_of_the_original_computation(
     original, make_projector, tiny_llama, tiny_clip, tmp_path, is_shikra
 ):
     source = original(is_shikra)

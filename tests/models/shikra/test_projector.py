@@ -29,7 +29,7 @@ def test_both_kinds_are_read_from_both_files(make_projector, tmp_path, single, p
     assert torch.equal(second, first) is single
 
 
-def test_what_is_none_is_named(tmp_path):
+def test_other_files_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="there is no file"):
         read_projector(tmp_path / "absent.bin")
     (tmp_path / "text.bin").write_text("no tensors")

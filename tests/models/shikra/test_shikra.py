@@ -18,7 +18,7 @@ def parts(tiny_llama, tiny_clip):
     return LlamaForCausalLM.from_pretrained(tiny_llama), vision, processor
 
 
-def test_the_parts_are_the_same_tensors_and_the_config_says_so(parts):
+def test_the_parts_are_shared_and_described_by_the_config(parts):
     language, vision, processor = parts
     before = {name: tensor.clone() for name, tensor in language.state_dict().items()}
     model = compose(language, vision, processor, feature_layer=-2)
@@ -37,7 +37,7 @@ def test_the_parts_are_the_same_tensors_and_the_config_says_so(parts):
 
 
 @torch.inference_mode()
-def test_stock_transformers_reads_what_is_saved(parts, tmp_path):
+def test_transformers_loads_the_saved_model(parts, tmp_path):
     language, vision, processor = parts
     model = compose(language, vision, processor, feature_layer=-1, activation="linear")
     model.save_pretrained(tmp_path)
@@ -58,7 +58,7 @@ def test_tied_tables_stay_tied(tiny_clip, tmp_path):
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_a_tower_is_a_clip(tiny_llama):
+def test_another_vision_tower_is_refused(tiny_llama):
     config = CLIPConfig()
     assert clip_vision_config(config, "x") is config.vision_config
     assert clip_vision_config(config.vision_config, "x") is config.vision_config
