@@ -70,7 +70,7 @@ def tiny_qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny Gemma 3n that reads images of 96 pixels; read only."""
+    """The folder of a tiny Gemma 3n with images of 96 pixels; read only."""
     return write_tiny("gemma3n-student", tmp_path_factory.mktemp("tiny") / "gemma3n-student")
 
 
@@ -82,7 +82,7 @@ def tiny_medsiglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real images, chat templates and annotations beside the checkout; skips where they are absent."""
+    """The folder of real images, chat templates and annotations; skips the test if it is absent."""
     if not SHARED.is_dir():
         pytest.skip("the shared data folder is not beside this checkout")
     return SHARED

@@ -1,4 +1,4 @@
-"""The rules of the house, read from the source: who imports whom, how long a file is, what may not stand in it."""
+"""Rules of the source code: allowed imports, lengths of files, and forbidden constructs."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def part_of(path: Path) -> str:
-    """`mllm/models/x.py` -> 'models'; `mllm/errors.py` -> 'errors'; `mllm/__init__.py` -> ''."""
+    """Return 'models' for `mllm/models/x.py`, 'errors' for `mllm/errors.py` and '' for `mllm/__init__.py`."""
     inner = path.relative_to(ROOT / "mllm").with_suffix("").parts
     return "" if inner[0] == "__init__" else inner[0]
 
 
 def imports_of(path: Path) -> Iterator[str]:
-    """Every module that a file imports, inside functions and under TYPE_CHECKING too, as an absolute name."""
+    """Return the absolute names of all imported modules of a file, also inside functions and under TYPE_CHECKING."""
     package = ["mllm", *path.relative_to(ROOT / "mllm").parent.parts]
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
@@ -97,7 +97,7 @@ def test_layers() -> None:
 
 
 def test_nothing_imports_a_command() -> None:
-    """Modules of `mllm.pipeline` with a `main` are commands; what they share is in modules without one."""
+    """Modules of `mllm.pipeline` with a `main` are commands; shared code is in modules without one."""
     pipeline = [path for path in FILES if part_of(path) == "pipeline"]
     commands = {
         f"mllm.pipeline.{path.stem}"
@@ -158,7 +158,7 @@ def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
 
 
 def test_attributes_are_not_probed() -> None:
-    """`hasattr`, and `getattr` with a fixed name or a default, guess at a type that could be known."""
+    """`hasattr`, and `getattr` with a fixed name or a default, hide an unknown type."""
     found = []
     for path in FILES:
         for call in calls_of(path):
@@ -197,7 +197,7 @@ def test_no_exception_is_ignored() -> None:
 
 
 def docstrings_of(tree: ast.Module) -> set[ast.AST]:
-    """Strings that stand as statements: docstrings of modules, classes, functions and attributes."""
+    """Return the strings that are statements: docstrings of modules, classes, functions and attributes."""
     return {
         node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
@@ -249,7 +249,7 @@ def test_pickles_are_loaded_as_weights_only() -> None:
 
 
 def test_widths_come_from_checkpoints() -> None:
-    """4096 is LLaMA-7B's width and Gemma 3's number of patches; a file that holds it holds it for one model."""
+    """4096 is the width of LLaMA-7B and the number of patches of Gemma 3, so it would fit only one model."""
     found = [
         at(path, node)
         for path in FILES
@@ -278,7 +278,7 @@ def test_there_are_no_to_do_comments() -> None:
 
 
 def is_value(node: ast.expr) -> bool:
-    """Literals, names, and `dict(...)` of them: nothing that decides or computes."""
+    """Return True for literals, names, and `dict(...)` of them, which compute nothing."""
     if isinstance(node, ast.Call):
         return (
             ast.unparse(node.func) == "dict" and not node.args and all(is_value(word.value) for word in node.keywords)
@@ -304,7 +304,7 @@ def test_a_config_is_short_and_has_no_logic(path: Path) -> None:
 
 
 def test_the_top_level_is_fixed() -> None:
-    """By what git holds, where it holds anything: a reader's own configs and data may lie beside it."""
+    """Only files in git are checked, if there are any: a user may have other configs and data in the checkout."""
     git = shutil.which("git")
     listing = [git, "-C", str(ROOT), "ls-files"] if git and (ROOT / ".git").exists() else ["true"]
     tracked = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -23,12 +23,12 @@ def notebook() -> Any:
 
 
 def printed(cell: Any) -> str:
-    """What a cell wrote."""
+    """Return the text that a cell printed."""
     return "".join(output["text"] for output in cell["outputs"] if output["output_type"] == "stream")
 
 
-def display_path(cell: Any, kind: str) -> list[Any]:
-    """What a cell displayed as `kind`, a MIME type."""
+def outputs_of(cell: Any, kind: str) -> list[Any]:
+    """Return the outputs of a cell with the MIME type `kind`."""
     return [output["data"][kind] for output in cell["outputs"] if kind in output.get("data", {})]
 
 
@@ -63,7 +63,7 @@ def test_the_notebook_runs(notebook, tmp_path, monkeypatch):
     )
     client.execute()
 
-    assert len(display_path(cells["sliders"], "application/vnd.jupyter.widget-view+json")) == 6
+    assert len(outputs_of(cells["sliders"], "application/vnd.jupyter.widget-view+json")) == 6
     monkeypatch.chdir(tmp_path)
     config = read_config("exp/3ncore.py")
     assert printed(cells["config"]).strip() == Path("exp/3ncore.py").read_text().strip()
@@ -71,5 +71,5 @@ def test_the_notebook_runs(notebook, tmp_path, monkeypatch):
     run = Path("exp/3ncore/latest").resolve()
     assert read_config(run / "config.py").model_args.lora_r == 4
     assert "validation loss" in printed(cells["run"])
-    assert len(display_path(cells["pictures"], "image/png")) == len(list(run.rglob("*.png"))) >= 1
+    assert len(outputs_of(cells["pictures"], "image/png")) == len(list(run.rglob("*.png"))) >= 1
     assert "EF" in printed(cells["figures"])

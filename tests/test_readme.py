@@ -66,7 +66,7 @@ def lines_of(block: str) -> list[str]:
 
 
 def run_line(line: str) -> int:
-    """Runs a command as a shell would, in this process; gives its exit code."""
+    """Run a command in this process as a shell would, and return its exit code."""
     words = shlex.split(line, comments=True)
     if words[:1] == ["python"]:
         return run_command(importlib.import_module(words[1].removesuffix(".py").replace("/", ".")).main, words[2:])
@@ -138,7 +138,7 @@ def test_commands_use_options_that_exist(document: Path, capsys: pytest.CaptureF
 
 
 def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a reader would: the files that README.md shows, its commands one after the other, in a fresh folder."""
+    """The files and commands of README.md, in order, in an empty folder."""
     readme = ROOT / "README.md"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -165,7 +165,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_commands_of_the_section_about_phones_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The commands of that section, one after the other, and an answer of llama.cpp; what is refused is refused."""
+    """The commands of the section in order, an answer of llama.cpp, and the refusals that the section mentions."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     Path("config").symlink_to(ROOT / "config")
@@ -223,7 +223,7 @@ def test_the_map_of_the_code_is_current() -> None:
 
 
 def test_the_guide_repeats_no_number_without_a_source() -> None:
-    """Claims of the first guide that have no source or are wrong."""
+    """Claims of the first version of the guide that have no source or are wrong."""
     text = (ROOT / "MEDGEMMA.md").read_text(encoding="utf-8")
     for claim in ("0.85+", "0.92+", "0.35+", "3.4GB", "11GB", "GemmaForCausalLM`", "Fully Integrated", "T4 supports"):
         assert claim not in text, claim

@@ -27,7 +27,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 
 @pytest.fixture
 def promised(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The keyword arguments that `setup.py` gives to `setuptools.setup`."""
+    """The keyword arguments that `setup.py` passes to `setuptools.setup`."""
     given: dict[str, Any] = {}
     monkeypatch.setattr(setuptools, "setup", given.update)
     source = (ROOT / "setup.py").read_text(encoding="utf-8")
@@ -122,7 +122,7 @@ def test_scripts_can_be_run(script: Path) -> None:
 
 
 def test_a_missing_python_is_one_message(tmp_path: Path) -> None:
-    """With neither uv nor a Python on the path, setup says what to install and leaves nothing behind."""
+    """Without uv and Python on the path, the message says what to install, and no files remain."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
     (tmp_path / "setup.py").touch()
@@ -141,7 +141,7 @@ def test_a_missing_python_is_one_message(tmp_path: Path) -> None:
 
 
 def test_setup_continues_if_llama_cpp_cannot_be_compiled(tmp_path: Path) -> None:
-    """In an environment that is complete but for it, with an installer that fails: one sentence, and no error."""
+    """If only llama.cpp is missing and its installation fails, there is one message and no error."""
     files = ["setup.py", "scripts/constraints.txt", "scripts/setup.sh"]
     for name in (*files, "bin/uv", ".venv/bin/python"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

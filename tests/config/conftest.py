@@ -44,7 +44,7 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Writes `name.py` into the current directory, an empty one, so that sentences name it without a folder."""
+    """A function that writes `name.py` into the empty current directory; messages name it without a folder."""
     monkeypatch.chdir(tmp_path)
 
     def write_file(text: str, name: str = "run.py") -> Path:
@@ -58,7 +58,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
 
 @pytest.fixture
 def bases(write: Callable[..., Path]) -> str:
-    """Three bases; gives the `_base_` line that names them."""
+    """The `_base_` line of three base configs, which are written."""
     write('model_args = dict(\n    type="medgemma",\n    model_name_or_path="ckpt/medgemma-4b-it",\n)\n', "model.py")
     write('data_args = dict(\n    train=dict(type="Phantoms", size=8,\n        tasks=("modality",)),\n)\n', "data.py")
     write("training_args = dict(learning_rate=1e-4)\n", "runtime.py")

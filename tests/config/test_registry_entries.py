@@ -1,4 +1,4 @@
-"""Dicts with a type: what a value must be is said where it was written, before anything is loaded."""
+"""Dicts with a type: errors in their options name the line, before weights are loaded."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ TARGETS = r".*(language_model|vision_tower)\..*\.(q_proj|v_proj|fc1|up_proj)"
 
 
 class Rows:
-    """Conversations of many lengths, some about a picture, with noise that depends on the epoch."""
+    """Conversations of different lengths, some about an image, with noise that depends on the epoch."""
 
     def __init__(self, size=12):
         self.size = size
@@ -55,13 +55,13 @@ class Rows:
 
 @pytest.fixture
 def rows():
-    """The class of those conversations."""
+    """The class `Rows`."""
     return Rows
 
 
 @pytest.fixture(scope="session")
 def make_bundle(tiny_medgemma):
-    """Builds the same tiny model with LoRA (B filled) again and again."""
+    """A function that builds equal tiny models with LoRA; B has random values."""
 
     def make(dropout=0.0):
         torch.manual_seed(0)
@@ -81,7 +81,7 @@ def make_bundle(tiny_medgemma):
 
 
 class Places:
-    """Pictures with two lesions whose boxes and masks are asked for, and every third time a question without one."""
+    """Questions about the boxes and masks of two lesions in an image; every third sample has no image."""
 
     def __init__(self, size=12):
         self.marked, self.plain = PhantomBoxDataset(size, image_size=112, lesions=(1, 2)), Rows(size)
@@ -95,7 +95,7 @@ class Places:
 
 @pytest.fixture
 def places():
-    """The class of those questions."""
+    """The class `Places`."""
     return Places
 
 
@@ -104,7 +104,7 @@ HEADS = {"box": {"type": "BoxHead", "hidden": 32, "outline": True}, "mask": {"ty
 
 @pytest.fixture
 def make_perceptive(tiny_medgemma):
-    """Builds the same tiny model with a box and a mask head again and again, and the objectives that train it."""
+    """A function that builds equal tiny models with a box head and a mask head, and their objectives."""
 
     def make():
         args = ModelArgs(
@@ -118,7 +118,7 @@ def make_perceptive(tiny_medgemma):
 
 @pytest.fixture
 def make_trainer(make_bundle, tmp_path):
-    """Builds a trainer over `Rows`; options are those of TrainingArguments and of the collator."""
+    """A function that builds a trainer of `Rows`; options are those of TrainingArguments and of the collator."""
 
     def make(
         samples_per_piece=4,
@@ -176,5 +176,5 @@ def trained(trainer):
 
 @pytest.fixture(name="trained")
 def trained_fixture():
-    """Reads the trained tensors of a trainer."""
+    """The function `trained`."""
     return trained

@@ -33,7 +33,7 @@ def settings(**options):
 
 @pytest.fixture
 def build(make_bundle, rows, tmp_path):
-    """Builds learner and trainer as the pipeline does; options are `training_args`."""
+    """A function that builds learner and trainer as the pipeline does; options are `training_args`."""
 
     def make(model=None, objectives=None, dropout=0.0, **options):
         config = RunConfig(

@@ -30,7 +30,7 @@ LOSSES = [3.0, 2.0, 2.5, 2.5, 1.0, 1.5, 1.5, 1.5, 1.5]
 
 
 class Scripted(TrainerCallback):
-    """Replaces the losses of the evaluations, in the history and for the choice of the best checkpoint."""
+    """Callback that replaces the validation losses, in the history and for the selection of the best checkpoint."""
 
     def __init__(self, losses):
         self.losses = losses
@@ -58,7 +58,7 @@ def test_training_stops_when_the_patience_is_exhausted_and_logs_the_best_step(ma
 
 @pytest.mark.parametrize(("save_steps", "loaded"), [(1, 4), (3, 3)])
 def test_the_step_of_the_loaded_weights_is_logged(make_trainer, trained, tmp_path, caplog, save_steps, loaded):
-    """The loss falls by less than the threshold. The best checkpoint is a later one than patience is counted from."""
+    """The loss falls by less than the threshold, so the best checkpoint is later than the step of the last progress."""
     caplog.set_level("INFO", "mllm.engine.early_stopping")
     options = dict(load_best_model_at_end=True, save_steps=save_steps, losses=[3.0, 2.0, 1.95, 1.9, 1.99])
     trainer = _trainer(make_trainer, tmp_path, "run", threshold=0.1, **options)

@@ -81,7 +81,7 @@ class Pointing:
 
 
 def test_a_box_in_the_question_is_never_scored(make_bundle, rows):
-    """The model says no box: nothing of the question or of the true answer may pass for its own."""
+    """The model writes no box: boxes of the question and of the reference must not count as predictions."""
     evaluation = evaluate_split(make_bundle(), Pointing(rows), {"rec": rec}, **TALKING)
     assert evaluation.figures["rec"] == {
         "accuracy": 0,
@@ -97,7 +97,7 @@ def test_a_box_in_the_question_is_never_scored(make_bundle, rows):
 
 
 def test_the_reference_in_the_format_of_the_model_is_correct(make_bundle, rows, monkeypatch):
-    """Through the encoder's own writing and reading, which rounds to a thousandth of the image."""
+    """The reference is written and parsed by the encoder, which rounds to a thousandth of the image."""
     bundle = make_bundle()
 
     def spoken(bundle, asked, **options):

@@ -21,7 +21,7 @@ def _state(trainer):
 
 
 class Poison(TrainerCallback):
-    """Makes the loss or one gradient of an update non-finite, and keeps the state before that update."""
+    """Callback that makes the loss or one gradient of an update non-finite, and copies the state before that update."""
 
     def __init__(self, trainer, kind, step):
         self.trainer, self.kind, self.step = trainer, kind, step
@@ -56,7 +56,7 @@ def _fail(trainer, kind, step):
 
 @pytest.fixture
 def late(monkeypatch):
-    """Copies that arrive only when they are awaited, as from a GPU that is far behind."""
+    """Copies that finish only when they are awaited, as from a busy GPU."""
     monkeypatch.setattr(HostCopy, "is_ready", lambda copy: False)
 
 

@@ -29,7 +29,7 @@ def test_a_trainable_tensor_without_gradient_is_named(make_trainer):
 
 
 class Texts:
-    """The rows of another class with texts in the first batches and images in the last alone."""
+    """Rows of another class with texts in the first batches and images only in the last batch."""
 
     def __init__(self, rows):
         self.rows = rows
@@ -59,7 +59,7 @@ def test_nothing_trainable_is_refused(make_trainer):
 
 
 class Idle(NextToken):
-    """An objective that looks at nothing that trains."""
+    """An objective without a gradient."""
 
     def total(self, context):
         return torch.ones(context.student.hidden_BLD.shape[0], requires_grad=True)

@@ -1,4 +1,4 @@
-"""No answer is in sight of the states that it is learned from: prefix-LMs get their mask, other models are refused."""
+"""Hidden states must not depend on later tokens of the answer: prefix-LMs get their mask, others are refused."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_prefix_model_has_bidirectional_attention_in_the_prompt_and_causal_att
 
 @torch.no_grad()
 def test_a_prefix_model_generates_as_it_trains(paligemma):
-    """The oracle: full forwards over the prompt and the tokens so far, with the types of training."""
+    """Reference: full forward passes over the prompt and the generated tokens, with the token types of training."""
     sample = samples([PICTURE])[0]
     student = dict(paligemma.encoder.pad([paligemma.encoder.prompt(sample)]).student)
     model, tokens = paligemma.model.pretrained.eval(), []

@@ -35,7 +35,7 @@ PATIENTS = [[0, 1, 2, 3, 4], [5], [6, 7], [8, 9, 10], [11]]
 
 
 class Rows:
-    """Short texts of many lengths."""
+    """Short texts of different lengths."""
 
     def __len__(self):
         return UNITS
@@ -48,7 +48,7 @@ class Rows:
 
 @pytest.fixture
 def make_trainer(tmp_path, tmp_path_factory):
-    """Builds a private trainer of a tiny model; options are those of the mechanism and of TrainingArguments."""
+    """A function that builds a private trainer; options are those of the mechanism and of TrainingArguments."""
     folder = tmp_path_factory.getbasetemp() / "private-tiny"
 
     def make(physical=8, units=None, rate=RATE, dtype=torch.float32, mechanism=None, **options):
@@ -90,7 +90,7 @@ def trained(trainer):
 
 
 def by_hand(trainer, updates, per_layer=False):
-    """DP-SGD without noise: one sample after another through the model's own logits, plain loops, plain SGD."""
+    """Train by DP-SGD without noise: one sample at a time, from the logits of the model, with plain SGD."""
     learner, pad = trainer.learner, trainer.data_collator.pad
     named = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     clip, rate, units = trainer.mechanism.clip_norm, trainer.mechanism.sample_rate, trainer.train_sampler.units
@@ -141,7 +141,7 @@ def test_the_physical_batch_changes_no_update(make_trainer, units):
 
 
 def test_one_sample_moves_an_update_by_no_more_than_the_clip_norm(make_trainer):
-    """The bound that the guarantee stands on: clip norm over expected units, times the learning rate."""
+    """The bound that the guarantee requires: clip norm divided by expected units, times the learning rate."""
     ends = []
     for left_out in (None, 3):
         trainer = make_trainer(max_steps=1, rate=0.9, dtype=torch.float64)

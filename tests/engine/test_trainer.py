@@ -17,7 +17,7 @@ from mllm.structures import IGNORE, unsupervised
 
 
 def _plain_loop(trainer, steps):
-    """The model's own loss over full logits, one sample at a time, averaged over the update's tokens by hand."""
+    """Train with the loss of the model over full logits, one sample at a time, as a mean over tokens of an update."""
     learner = trainer.learner
     model, encoder = learner.student.pretrained, trainer.data_collator.pad.__self__
     parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
@@ -273,7 +273,7 @@ def test_a_non_finite_gradient_does_not_reach_the_weights(make_trainer, trained)
 
 
 class Exhausting(NextToken):
-    """An objective that asks for more memory than there is."""
+    """An objective that raises an out-of-memory error."""
 
     def total(self, context):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.60 GiB")
@@ -345,7 +345,7 @@ def test_a_process_without_a_row_runs_a_piece_without_supervision(make_trainer, 
 
 
 class Unsupervised:
-    """Removes all labels of the batches of some steps, as when `max_length` cuts every answer."""
+    """Callback that removes all labels in some steps, as if `max_length` cut every answer."""
 
     def __init__(self, trainer, steps):
         self.trainer, self.steps, self.collate = trainer, steps, trainer.data_collator

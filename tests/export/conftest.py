@@ -21,7 +21,7 @@ Loader = Callable[..., tuple[Bundle, dict[str, Any]]]
 
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny MedGemma at 224 pixels, which is quick: 16 x 16 patches and 256 tokens."""
+    """A tiny MedGemma for images of 224 pixels, to save time: 16 x 16 patches and 256 tokens."""
     return write_tiny("medgemma", tmp_path_factory.mktemp("base") / "medgemma", vision={"image_size": 224})
 
 

@@ -51,7 +51,7 @@ def test_the_folder_is_complete(load: Loader, small_base: Path, tmp_path: Path) 
 
 
 def test_its_names_are_those_of_a_new_model(load: Loader, small_base: Path, tmp_path: Path) -> None:
-    """vLLM expects the prefix of PEFT, a Linear layer of stock transformers, and A or B of one rank."""
+    """vLLM expects the prefix of PEFT, a Linear layer of transformers, and A and B of one rank."""
     bundle, settings = load(adapter_path=None, lora_r=4, lora_target="language")
     folder = write(bundle, tmp_path / "adapter", facts=Facts(str(small_base), settings))
     model = new_model(small_base)

@@ -19,7 +19,7 @@ SETTINGS = dict(type="medgemma", image_size=448, image_token_len=64, max_length=
 
 @pytest.fixture
 def adapter(talking_adapter: Path, tmp_path: Path) -> Path:
-    """A copy of the adapter, to be changed."""
+    """A copy of the adapter that a test may change."""
     return Path(shutil.copytree(talking_adapter, tmp_path / "run" / "adapter"))
 
 

@@ -30,7 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def _sharded(tmp_path: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """A tiny MedGemma in several files."""
+    """Write a tiny MedGemma in several files."""
     whole = write_tiny("medgemma", tmp_path / "whole", vision={"image_size": 224})
     AutoModelForImageTextToText.from_pretrained(whole, dtype=dtype).save_pretrained(
         tmp_path / "base", max_shard_size="900KB"

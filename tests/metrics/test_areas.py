@@ -57,7 +57,7 @@ def test_the_masks_of_one_image_are_united():
 
 
 def test_matching_is_one_to_one_in_order_of_overlap():
-    """0 and 1 both want a; 0 wants it more, and 1 must take b although it overlaps less."""
+    """0 and 1 both overlap a most; 0 has the larger overlap, so 1 is paired with b."""
     table = {("0", "a"): 0.9, ("1", "a"): 0.8, ("1", "b"): 0.3, ("2", "b"): 0.0}
     pairs = greedy_overlaps("012", "ab", lambda one, other: table.get((one, other), 0.0))
     assert pairs == [0.9, 0.3]

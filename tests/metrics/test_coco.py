@@ -32,7 +32,7 @@ def answer(*boxes):
 
 @pytest.fixture
 def scene():
-    """Ten samples with one to three objects, predictions that are shifted, missing, or too many."""
+    """Return ten samples with one to three objects, and predictions that are shifted, missing or additional."""
     rng = np.random.default_rng(4)
     predictions, references = [], []
     for number in range(10):
@@ -46,7 +46,7 @@ def scene():
 
 
 def by_file(predictions, references, folder, kind):
-    """The oracle: annotation and result files as everybody writes them, COCO.loadRes, COCOeval."""
+    """Return the reference figures: files of annotations and results, COCO.loadRes and COCOeval."""
 
     def rows(answers):
         marks = [(image, mark) for image, one in enumerate(answers) for mark in one.marks]
@@ -81,7 +81,7 @@ def test_average_precision_equals_pycocotools(scene, tmp_path, capsys):
 
 
 def test_precision_and_recall_do_not_depend_on_the_order():
-    """Four objects, three named, two of them right."""
+    """Four objects, three predictions, two of them correct."""
     right, other, wrong = (0, 0, 10, 10), (20, 20, 30, 30), (40, 0, 50, 10)
     predictions = [answer(right), answer(wrong, other), Answer("none")]
     references = [answer(right), answer(other), answer(right, other)]

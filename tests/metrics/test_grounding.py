@@ -19,7 +19,7 @@ def boxes(*corners, text=""):
 
 
 def filled(*columns):
-    """A mask [10, 10] with whole columns filled."""
+    """Return a mask [10, 10] with complete columns set."""
     mask = np.zeros((10, 10), bool)
     mask[:, list(columns)] = True
     return mask
@@ -54,7 +54,7 @@ def test_figures_of_boxes_by_hand(found, wanted, accuracy, mean_iou):
 
 
 def test_failures_are_counted_and_have_a_score_of_0():
-    """Four predictions, one right, one without a box, one unreadable; a fifth has no target."""
+    """Four predictions: one correct, one wrong, one without a box, one unreadable; a fifth has no target."""
     predictions = [boxes(TRUE), boxes(FAR), Answer("none"), Answer("[0.1,0.", unreadable=1), boxes(TRUE)]
     figures = rec(predictions, [boxes(TRUE)] * 4 + [Answer("no box")])
     assert figures == {"accuracy": 0.25, "mean_iou": 0.25, "failed": 2, "target_failed": 1, "samples": 4}

@@ -56,7 +56,7 @@ def test_large_references_do_not_lose_precision():
 
 
 def slow_bootstrap(predicted, true, groups, seed, resamples):
-    """Draws patients one after another and takes the figures with numpy's own functions."""
+    """Return intervals by drawing patients one at a time, with figures by numpy."""
     rng = np.random.default_rng(seed)
     names = sorted(set(groups))
     rows = {name: [i for i, group in enumerate(groups) if group == name] for name in names}
@@ -71,7 +71,7 @@ def slow_bootstrap(predicted, true, groups, seed, resamples):
 
 
 def test_intervals_draw_patients_not_samples():
-    """A patient's samples err alike, so that an interval over samples would be too narrow."""
+    """Errors of the samples of a patient are equal, so an interval over samples would be too narrow."""
     rng = np.random.default_rng(0)
     groups = [f"p{number // 5}" for number in range(100)]
     true = rng.normal(55, 12, 100)
@@ -99,7 +99,7 @@ def test_the_interval_depends_on_the_seed_and_has_no_width_for_one_patient():
 
 
 def test_predicted_ef_is_compared_with_predicted_volumes():
-    """Volumes of 100 and 40 mL are an EF of 60 %, which is 5 points off; 80 and 40 are 50 %, which is right."""
+    """Volumes of 100 and 40 mL are an EF of 60 %, an error of 5 points; 80 and 40 mL are 50 %, which is correct."""
     predicted = {
         "EF": np.array([55.0, 50.0, 70.0]),
         "EDV": np.array([100.0, 80.0, NAN]),

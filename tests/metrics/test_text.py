@@ -45,7 +45,7 @@ def test_short_answers_count_failures_and_score_them_as_wrong():
 
 
 def test_plain_answers_are_results_if_they_are_among_the_references():
-    """Three of four right; `perhaps` is no result, and always saying yes would be right twice."""
+    """Three of four are correct; `perhaps` is no result, and always yes would be correct twice."""
     figures = short_answer(answers("Yes.", "no", "no", "perhaps"), answers("yes", "no", "No.", "yes"))
     assert figures == pytest.approx(
         {
@@ -64,7 +64,7 @@ def test_plain_answers_are_results_if_they_are_among_the_references():
 
 
 def test_yes_and_no_have_precision_recall_and_f1():
-    """Yes is said three times, once rightly; it would have been right twice."""
+    """Yes is predicted three times, once correctly; it is the reference twice."""
     said = answers("Answer: yes", "Answer: yes", "Answer: yes", "Answer: no", "perhaps")
     figures = short_answer(said, answers("yes", "no", "no", "No.", "The answer is yes."))
     assert figures == pytest.approx(
@@ -114,7 +114,7 @@ def test_a_choice_that_contains_periods_is_parsed():
 
 
 def test_unreadable_choices_are_wrong():
-    """yes: 1 right of 2 said and 3 wanted, F1 2/5; no: 1 of 1 and 1, F1 1; maybe: 0 of 1 and 1."""
+    """yes: 1 correct of 2 predictions and 3 references, F1 2/5; no: 1 of 1 and 1, F1 1; maybe: 0 of 1 and 1."""
     said = answers("Yes.", "maybe", "perhaps yes", "no, not at all", "yes")
     figures = choice(said, answers("yes", "yes", "yes", "No", "Maybe"))
     expected = {

@@ -1,4 +1,4 @@
-"""Checkpoints that the tests of models share."""
+"""Fixtures: checkpoints for the tests of models."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def small_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start_adapter(small_gemma: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained adapter of rank 4, alpha 8, as the published ones are made: suffixes that meet both towers."""
+    """A trained adapter of rank 4 and alpha 8, like published ones: its target suffixes match both towers."""
     return write_tiny_adapter(small_gemma, tmp_path_factory.mktemp("start") / "adapter", rank=4, alpha=8)

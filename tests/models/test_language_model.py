@@ -81,7 +81,7 @@ KINDS = {
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def bundle(request, tmp_path_factory, tiny_medgemma, tiny_llava):
-    """A model with heads, whose every trained tensor was moved from where it began."""
+    """A model with heads, with changed trained tensors."""
     folders = {"medgemma": tiny_medgemma, "image-text": tiny_llava}
     folder = folders.get(request.param) or write_tiny("shikra", tmp_path_factory.mktemp("perception") / "shikra")
     return _moved(load_pretrained(ModelArgs(request.param, str(folder), lora_r=4, **KINDS[request.param]), CPU))
@@ -101,7 +101,7 @@ def _moved(bundle):
 
 
 def _marked(bundle):
-    """Objects in the second of two images and in the question, none, and an object with a box alone."""
+    """Return samples: objects in the second of two images and in the question, no objects, and only a box."""
     mask = np.zeros((50, 60), dtype=bool)
     mask[10:30, 20:50] = True
     second = np.ascontiguousarray(np.pad(mask, ((20, 20), (0, 0)))[:, :50])

@@ -112,7 +112,7 @@ training_args = dict(max_steps=2, per_device_train_batch_size=2, logging_steps=1
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], str]:
-    """A function that writes a config with an image size; the family's file lies beside it."""
+    """A function that writes a config with an image size to the folder of the file of the family."""
     records = {family.type: family for family in FAMILIES}
     monkeypatch.setattr(FAMILIES, "_records", records)
     monkeypatch.setattr(sys, "path", [*sys.path])

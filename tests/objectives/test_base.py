@@ -8,7 +8,7 @@ from mllm.objectives.base import Objective
 
 
 class Constant(Objective):
-    """One item a sample, a loss of one."""
+    """Objective with one item per sample and a loss of 1."""
 
     def count(self, targets):
         return torch.ones(2)

@@ -125,7 +125,7 @@ def test_the_feature_loss_falls_and_not_by_the_projectors_alone(tiny_student, te
 
 
 def test_a_student_without_gradient_is_refused_by_name(tiny_student, teacher: Bundle):
-    """The published hooks detached the student's features; a tower in which nothing trains comes to the same."""
+    """The published hooks detached the student's features; a frozen tower has the same effect."""
     student = _student(tiny_student)
     learner = _learner(student, teacher).train()
     for name, parameter in student.model.named_parameters():

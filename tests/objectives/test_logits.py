@@ -13,7 +13,7 @@ WORDS = 53
 
 
 class Words:
-    """A tokenizer, as far as its vocabulary goes."""
+    """Tokenizer with a vocabulary only."""
 
     def __init__(self, words: list[str]) -> None:
         self.words = words

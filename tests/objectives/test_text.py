@@ -119,7 +119,7 @@ def test_a_head_that_is_not_a_linear_layer_is_called():
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("fast", [True, False])
 def test_trained_rows_of_a_frozen_vocabulary(softcap, stored, fast):
-    """Plain autograd over the whole table with their rows put in; some are labels, some are only rivals."""
+    """Reference: autograd over the complete table with these rows, of which some are labels."""
     hidden, labels, head = _case(torch.float32)
     head.requires_grad_(False).to(stored)
     ids = torch.tensor([3, 40, 41, 96])
@@ -152,7 +152,7 @@ def test_trained_rows_of_a_frozen_vocabulary(softcap, stored, fast):
 
 
 def test_only_trained_rows_have_a_gradient():
-    """Where no LoRA and no embedding train, the hidden states need no gradient, and the words still do."""
+    """Without LoRA and embeddings the hidden states need no gradient, but the trained rows do."""
     hidden, labels, head = _case(torch.float32)
     head.requires_grad_(False)
     rows = torch.randn(2, WIDTH).requires_grad_()

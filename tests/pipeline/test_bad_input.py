@@ -29,7 +29,7 @@ DOWNLOAD = "get the weights with `bash scripts/download_medgemma.sh`, or try the
 
 @pytest.fixture
 def train(write_config, capsys, tiny_medgemma):
-    """Runs the command on a config with more lines at its end; gives the exit code and what stands on stderr."""
+    """A function that runs the command on a config with more lines; returns the exit code and the lines of stderr."""
 
     def run(more: str = "", *arguments: str, config: str | None = None) -> tuple[int, str]:
         base = f"model_args.update(model_name_or_path={str(tiny_medgemma)!r})\n"
@@ -41,7 +41,7 @@ def train(write_config, capsys, tiny_medgemma):
 
 @pytest.fixture
 def refused(train):
-    """Asserts a refusal: exit code 2, and the sentence as the last line of stderr, without a traceback."""
+    """A function that checks a refusal: exit code 2, no traceback, and the message as the last line of stderr."""
 
     def run(sentence: str, more: str = "", *arguments: str, config: str | None = None) -> str:
         code, error = train(more, *arguments, config=config)
@@ -253,7 +253,7 @@ TRAIN = f"train={SPLIT.format('rows.jsonl')}"
 
 
 def splits(validation: str | None = None, test: str | None = None, **more: str) -> str:
-    """Lines that read rows.jsonl, and other files for the other splits; on a single update."""
+    """Return config lines that read rows.jsonl and other files for the other splits, for one update."""
     others = {"validation": validation, "test": test}
     named = [f"{name}={SPLIT.format(path) if path else None}" for name, path in others.items()]
     named += [f"{key}={value!r}" for key, value in more.items()]
@@ -265,7 +265,7 @@ def splits(validation: str | None = None, test: str | None = None, **more: str) 
 
 @pytest.fixture
 def write_bad(write_rows):
-    """Writes good rows, broken ones behind them, and the files that those name."""
+    """Write valid rows, invalid ones after them, and the files of the invalid ones."""
 
     def write(*rows: object, name: str = "rows.jsonl") -> None:
         write_rows(*rows, name=name)
@@ -463,7 +463,7 @@ class Interrupting(NextToken):
 
 @pytest.fixture
 def ctrl_c():
-    """Ctrl-C as a terminal gives it; a process started in the background may have been told to ignore it."""
+    """Set the default handling of Ctrl-C, which a process in the background may ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""The console script finds its pipelines, and each of them runs as a file from anywhere."""
+"""The console script finds its pipelines, and each of them runs as a file from any directory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_command_has_help(
 
 @pytest.mark.parametrize("name", ["finetune", "evaluate_model", "predict", "merge", "convert", "show", "cli"])
 def test_a_pipeline_runs_as_a_file_from_another_directory(name: str, tmp_path: Path) -> None:
-    """Help needs no torch, so this process takes a fraction of a second."""
+    """Help does not import PyTorch, so this process takes a fraction of a second."""
     file = CHECKOUT / "mllm" / "pipeline" / f"{name}.py"
     result = subprocess.run([sys.executable, file, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""How a command ends: its result, or one sentence on standard error and the right exit code."""
+"""The end of a command: its result, or one message on standard error and an exit code."""
 
 from __future__ import annotations
 

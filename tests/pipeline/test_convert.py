@@ -16,7 +16,7 @@ from mllm.tiny.checkpoints import write_tiny
 
 @pytest.fixture
 def original(tmp_path: Path) -> Path:
-    """A checkpoint in LLaVA's own layout, without its vision tower."""
+    """A checkpoint in the original layout of LLaVA, without its vision tower."""
     llama = write_tiny("llama", tmp_path / "llama")
     folder = tmp_path / "original"
     AutoTokenizer.from_pretrained(llama).save_pretrained(folder)

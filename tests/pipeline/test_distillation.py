@@ -1,4 +1,4 @@
-"""Runs of a student and its teacher, from echocardiograms to measures, killed and continued."""
+"""Distillation runs, from echocardiograms to measures, also killed and resumed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def write(folder: Path, echo: Path, tiny_student: Path, tiny_medsiglip: Path):
-    """Writes a config of two epochs of two updates, the second of half a batch, and gives its name."""
+    """A function that writes a config of two epochs of two updates, the second of half a batch; returns its name."""
     (folder / "echo").symlink_to(echo)
 
     def write(more: str = "") -> str:
@@ -69,7 +69,7 @@ def _trained(run: str = "exp/run/latest") -> dict[str, torch.Tensor]:
 
 
 def _frames(folder: str) -> str:
-    """The two traced frames of the first patient, as the command line names them."""
+    """Return the two traced frames of the first patient as arguments of the command line."""
     lines = [line.split(",") for line in (Path(folder) / "VolumeTracings.csv").read_text().splitlines()[1:]]
     own = sorted({int(line[-1]) for line in lines if line[0] == lines[0][0]})
     return f"ED={own[0]},ES={own[1]}"
@@ -197,7 +197,7 @@ def test_a_row_with_an_invalid_measure_is_skipped_if_allowed(write):
     "change", ["objectives.feature_match.student_layers=[0,1,3]", "distill_args.teacher.model_name_or_path=other"]
 )
 def test_a_resume_with_another_distillation_is_refused(write, tiny_medsiglip, change: str):
-    """Projectors of other layers or of another teacher would be loaded without a word where widths agree."""
+    """Projectors of other layers or of another teacher with equal widths would be loaded without an error."""
     Path("other").symlink_to(tiny_medsiglip)
     one = ["training_args.max_steps=1", "data_args.test=None", "data_args.validation=None"]
     assert main([write(), "--cfg-options", *one]) == 0

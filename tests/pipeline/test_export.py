@@ -28,13 +28,13 @@ from tests.export.gguf.test_lora import write_lora
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Gemma 3 of text."""
+    """A tiny text-only Gemma 3."""
     return write_model("gemma3", tmp_path_factory.mktemp("model") / "tiny-gemma3", num_hidden_layers=2)
 
 
 @pytest.fixture(scope="module")
 def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with an adapter of that model."""
+    """A run folder with an adapter of `model`."""
     folder = tmp_path_factory.mktemp("run")
     write_lora(model, folder / "adapter")
     write_settings(folder / "adapter", {"type": "causal-lm"})

@@ -1,4 +1,4 @@
-"""Runs from a config to a run folder, killed and continued."""
+"""Runs from a config to a run folder, also killed and resumed."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def test_a_resumed_run_updates_the_results_of_the_same_model_only(write_config, 
 
 
 def test_predictions_and_figures_are_written_even_if_the_merge_is_refused(write_config):
-    """The only update changes the adapter by less than a float can hold, and merging refuses an unchanged one."""
+    """The only update changes the adapter by less than the precision of fp32, and merging refuses an unchanged one."""
     more = (
         "export_args = dict(merged=True)\ntraining_args.update(max_steps=1, warmup_steps=0, learning_rate=1e-60)\n"
         "data_args['compute_metric'] = 'accuracy'"

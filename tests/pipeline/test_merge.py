@@ -208,7 +208,7 @@ print(peak_memory() - before)
 
 
 def test_a_model_in_shards_needs_little_memory(tmp_path: Path) -> None:
-    """Its 100 MB in bf16 would be 200 MB as it is loaded otherwise, beside the file and what is merged."""
+    """Its 100 MB in bf16 would be 200 MB when loaded completely, in addition to the file and the merged tensors."""
     config = LlamaConfig(
         hidden_size=512,
         intermediate_size=2048,

@@ -1,4 +1,4 @@
-"""Private runs as a user starts them: killed and continued they count what they would have, and they answer."""
+"""Private runs through the command: killed and resumed runs have the same ledger, and their models answer."""
 
 from __future__ import annotations
 

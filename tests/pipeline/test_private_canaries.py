@@ -72,7 +72,7 @@ privacy_args = dict(unit="patient", physical_batch_size=2, test_noise_seed=0, ta
 
 
 def row_of(name: str, image: str = "", **fields: Any) -> dict[str, Any]:
-    """A row whose every text has the canary."""
+    """Return a row with the canary in every text."""
     row = {
         "image": image or IMAGE,
         "question": f"Does {CANARY} {name} have a nodule?",
@@ -128,7 +128,7 @@ def files_with_canary(folder: Path) -> set[str]:
 
 
 def odd_dicom() -> str:
-    """A DICOM file with names in its header, a window without width, and pixels of one value."""
+    """Write a DICOM file with names in its header, a window of width 0, and constant pixels."""
     name = f"{CANARY}-odd.dcm"
     tags = dict(PatientName=f"{CANARY}^A", PatientID=CANARY, StudyDescription=CANARY, InstitutionName=CANARY)
     write_dicom(DATA / name, np.full((32, 32), 7, np.uint16), WindowCenter=5, WindowWidth=0, **tags)
@@ -136,7 +136,7 @@ def odd_dicom() -> str:
 
 
 def unusable_rows() -> list[dict[str, Any] | str | bytes]:
-    """Rows that cannot be used, each for another reason."""
+    """Return rows that cannot be used, each for a different reason."""
     (DATA / f"{CANARY}-broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + CANARY.encode() * 9)
     (DATA / f"{CANARY}-broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + CANARY.encode() * 30)
     for suffix in ("nii", "avi", "mp4", "tif"):

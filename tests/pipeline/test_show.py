@@ -21,7 +21,7 @@ from mllm.structures import Sample
 
 @pytest.fixture
 def config(talking_base: Path, pictures: Path, tmp_path: Path) -> Path:
-    """A config file of one split about one picture."""
+    """A config file with one split of one image."""
     (tmp_path / "rows.jsonl").write_text('{"image": "0.png", "question": "What is this?", "answer": "Noise."}\n')
     path = tmp_path / "mine.py"
     data = dict(type="VQADataset", data_path=str(tmp_path / "rows.jsonl"), image_folder=str(pictures))

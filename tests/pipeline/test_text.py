@@ -1,4 +1,4 @@
-"""Runs on text through `finetune.py`: packed or not the same, of real questions, of translations."""
+"""Text runs of `finetune.py`: equal with and without packing, on real questions, and on translations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ training_args = dict(max_steps=3, per_device_train_batch_size=4, per_device_eval
 
 
 def write_run(name: str, more: str = "") -> str:
-    """Sixteen questions of unlike length and four others, and a config about them."""
+    """Write sixteen questions of different lengths, four others, and a config."""
     Path(f"{name}.py").write_text(TEXT.format(checkout=CHECKOUT, more=more))
     for split, numbers in (("train", range(16)), ("validation", range(16, 20))):
         rows = [
@@ -63,7 +63,7 @@ def test_a_packed_run_makes_the_same_updates_with_less_padding(folder):
 
 
 def test_training_on_real_questions_lowers_the_loss_on_others(folder, shared_data, capsys):
-    """PubMedQA's labeled questions: the loss on answers held out falls, and decisions are read exactly."""
+    """Labeled questions of PubMedQA: the loss of held-out answers falls, and decisions are parsed exactly."""
     source = shared_data / "text" / "pubmedqa_ori_pqal.json"
     if not source.is_file():
         pytest.skip("PubMedQA's labeled questions are not beside this checkout")
@@ -100,7 +100,7 @@ training_args = dict(per_device_train_batch_size=4, learning_rate=1e-2, lr_sched
 
 
 def test_a_memorized_translation_is_merged_and_predicted(folder, capsys):
-    """All that T5Gemma's adapter goes through, up to GGUF, which is refused with its reason."""
+    """All commands on an adapter of T5Gemma, including GGUF, which is refused with a reason."""
     pairs = [("The heart.", "Le coeur."), ("The liver.", "Le foie."), ("No lung.", "Nul poumon."), ("Two.", "Deux.")]
     Path("pairs.tsv").write_text("".join(f"{n}\t{src}\t{dst}\n" for n, (src, dst) in enumerate(pairs)))
     Path("translate.py").write_text(TRANSLATION.format(checkout=CHECKOUT))

@@ -1,4 +1,4 @@
-"""Two processes with shares of unlike sizes, texts without images, an evaluation and a resume."""
+"""Two processes with unequal numbers of rows, texts without images, an evaluation and a resume."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _start(processes: int, *arguments: str) -> None:
 
 
 def _start_by_torchrun(*arguments: str) -> None:
-    """Start two processes as a user does, so that they also exit as a user's do."""
+    """Start two processes by torchrun, as a user does."""
     command = ["-m", "torch.distributed.run", "--nproc_per_node=2", str(CHECKOUT / "mllm/pipeline/finetune.py")]
     command += [*arguments, "training_args.per_device_train_batch_size=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
@@ -106,7 +106,7 @@ training_args = dict(max_steps=4, learning_rate=0.05, optim="sgd", lr_scheduler_
 
 
 def test_an_encoder_decoder_trains_equally_on_two_processes(folder):
-    """Sources and targets of unlike lengths: seven pairs in updates of four."""
+    """Seven pairs of sources and targets of different lengths, in updates of four."""
     pairs = [(f"The left lung. {'It is clear. ' * (n % 4)}", f"Le poumon. {'Net. ' * (n % 3)}") for n in range(7)]
     Path("pairs.tsv").write_text("".join(f"{n}\t{src}\t{dst}\n" for n, (src, dst) in enumerate(pairs)))
     Path("run.py").write_text(TRANSLATED.format(checkout=CHECKOUT))

@@ -1,4 +1,4 @@
-"""The data's report on generated videos, and the picture of an examination's measures."""
+"""Summary of the data of generated videos, and histograms of measures."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What is drawn is seen, lies where the mark lies, and leaves the rest of the picture alone."""
+"""Drawn marks are visible and at their location, and other pixels are unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def disk(x: float, y: float, radius: float) -> np.ndarray:
 
 
 def changed(value: int, *marks: Mark) -> np.ndarray:
-    """[H, W]: how far each pixel of an even picture has moved, over its channels."""
+    """Return the largest change [H, W] of each pixel of a uniform image over its channels."""
     pixels = np.asarray(draw_marks(gray(value), marks), dtype=float)
     return np.abs(pixels - value).max(axis=2)
 
@@ -40,7 +40,7 @@ def test_the_edges_of_a_box_are_visible_on_every_gray_and_its_inside_is_unchange
 
 
 def test_a_line_between_pixels_is_smooth() -> None:
-    """The same line moved by a third of a pixel changes no pixel by all that the line does."""
+    """A shift of the line by a third of a pixel changes no pixel by the full contrast of the line."""
     pictures = [
         np.asarray(draw_marks(gray(0), [Mark(box=(x, 150.0, 300.0, 400.0))]), dtype=float) for x in (100, 100.33)
     ]

@@ -1,4 +1,4 @@
-"""Pictures of measures: what is drawn is read from matplotlib's own objects, and any data can be drawn."""
+"""Plots of measures: drawn values are read from the objects of matplotlib, and any data can be drawn."""
 
 import matplotlib.figure
 import numpy as np
@@ -15,7 +15,7 @@ PREDICTED = {"EF": np.array([32.0, 47.0, 61.0, 50.0]), "EDV": np.array([110.0, 1
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were saved."""
+    """The saved figures of matplotlib."""
     figures = []
 
     class Recorded(Figure):

@@ -1,4 +1,4 @@
-"""What a run does with its teacher before it trains: how features vary is measured alike with and without cache."""
+"""Preparation of a distillation: statistics of features are equal with and without the cache."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ HEARTS = dict(type="PhantomEchoDataset", size=6, image_size=48)
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    """Prepares a run in the current directory; gives its learner, its data and the first batch."""
+    """Prepare a run in the current directory; return its learner, its data and the first batch."""
     monkeypatch.chdir(tmp_path)
     write_tiny("medsiglip", "teacher", vision={"image_size": 28, "num_hidden_layers": 3})
     write_tiny("gemma3n-student", "student")
@@ -172,7 +172,7 @@ def test_a_single_image_does_not_change_the_scale():
 
 
 class Pictures(SampleDataset):
-    """Two patients, whose pictures may change from epoch to epoch."""
+    """Two patients, whose images may differ between epochs."""
 
     def __init__(self, changes: bool) -> None:
         self.changes = changes

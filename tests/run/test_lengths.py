@@ -15,7 +15,7 @@ from mllm.run.lengths import warn_of_cut_samples
 
 @pytest.fixture
 def log_of(folder, text_bundle, caplog):
-    """A function that returns the log about answers of so many words, of which every fourth is a long one."""
+    """A function that returns the log for answers with a given number of words, of which every fourth is long."""
 
     def log(name: str, long: int) -> str:
         answers = ["word " * (long if number % 4 == 0 else 1) for number in range(8)]

@@ -1,4 +1,4 @@
-"""What the notebook does with its sliders' values: a config that differs by them alone, a run that is seen to run."""
+"""The notebook: a config that differs only by the values of the sliders, and the output of its run."""
 
 from __future__ import annotations
 

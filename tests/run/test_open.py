@@ -1,4 +1,4 @@
-"""What a resume may change, and that it says so."""
+"""Changes of the config that a resume allows or refuses, and their messages."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""With --tiny, tiny checkpoints stand in for all that a config names."""
+"""With --tiny, tiny checkpoints replace those of the config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generated echocardiograms with known volumes: hearts, their pictures and masks, and folders as datasets have them."""
+"""Generated echocardiograms with known volumes: hearts, images, masks, and folders in the published layouts."""
 
 from mllm.dataset.phantoms.echo import LABELS, Echo, Probe
 from mllm.dataset.phantoms.echo_folders import EchoPatient, write_camus, write_echonet

@@ -1,4 +1,4 @@
-"""As much of Go's text/template as Ollama's prompts need, to see what a template renders without Go.
+"""The part of Go's text/template that the prompts of Ollama need, to render a template without Go.
 
 Knows `{{- -}}` trimming, `range .Messages`, `if`, `else if`, `else`, `end`, variables, fields, strings, `eq` and `ne`.
 """
@@ -13,7 +13,7 @@ _WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
 
 
 def render(template: str, messages: list[dict[str, str]]) -> str:
-    """What Ollama makes of a conversation: `.System` is all that the system says, `.Messages` are all turns."""
+    """Return the prompt of Ollama for a conversation: `.System` are all system turns, `.Messages` all turns."""
     parts: list[tuple[str, str]] = []
     place, trims = 0, False
     for match in _ACTION.finditer(template):
@@ -30,7 +30,7 @@ def render(template: str, messages: list[dict[str, str]]) -> str:
 
 
 def _block(parts: list[tuple[str, str]]) -> tuple[list[Any], list[tuple[str, str]], str]:
-    """Nodes up to the `end` or `else` of this block, what follows it, and that word."""
+    """Return the nodes up to the `end` or `else` of this block, the tokens after it, and that word."""
     nodes: list[Any] = []
     while parts:
         (kind, text), parts = parts[0], parts[1:]
@@ -47,7 +47,7 @@ def _block(parts: list[tuple[str, str]]) -> tuple[list[Any], list[tuple[str, str
 
 
 def _branch(text: str, parts: list[tuple[str, str]]) -> tuple[Any, list[tuple[str, str]]]:
-    """A node that begins with `if` or `range`, up to its `end`, and what follows it."""
+    """Return a node that begins with `if` or `range`, up to its `end`, and the tokens after it."""
     word, condition = text.split(" ", 1)
     body, parts, closing = _block(parts)
     other: list[Any] = []

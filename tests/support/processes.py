@@ -1,4 +1,4 @@
-"""Runs of `finetune.py` in processes of their own that do not import PyTorch again.
+"""Runs of `finetune.py` in separate processes that do not import PyTorch again.
 
 A server imports the packages of a run once; each run is a fork of it. Tests about the start or the exit of the
 interpreter use `subprocess` instead.

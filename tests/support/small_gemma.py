@@ -1,4 +1,4 @@
-"""What the tests of adapters share: a tiny Gemma 3 with an adapter, one batch about two images, and its logits."""
+"""Common parts of the tests of adapters: a tiny Gemma 3 with an adapter, one batch with two images, and its logits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def attach(model: nn.Module, **options: object) -> PeftModel:
 
 
 def inputs(model: nn.Module, words: int = 12) -> dict[str, torch.Tensor]:
-    """Two samples of `words` text tokens around 256 image tokens."""
+    """Return two samples of `words` text tokens around 256 image tokens."""
     generator = torch.Generator().manual_seed(1)
     text = torch.randint(20, 200, (2, words), generator=generator)
     image = model.config.image_token_id
@@ -45,7 +45,7 @@ def inputs(model: nn.Module, words: int = 12) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def logits(model: nn.Module) -> torch.Tensor:
-    """Those after the image."""
+    """Return the logits after the image."""
     model.eval()
     return model(**inputs(model)).logits[:, 260:].float()
 

@@ -1,4 +1,4 @@
-"""What tests and benchmarks take from here is what the datasets' miniatures are made of."""
+"""`echo_files` has the functions that write the miniatures of the datasets."""
 
 import echo_files as echo
 

@@ -1,4 +1,4 @@
-"""What a student, its teacher and their lessons must be: a wrong mixture is refused by a sentence with its origin."""
+"""Refused combinations of a student, its teacher and their objectives, with the origin of the setting."""
 
 from __future__ import annotations
 

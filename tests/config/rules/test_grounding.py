@@ -101,7 +101,7 @@ def test_defaults_of_the_type_are_filled_in(run):
 
 @pytest.fixture
 def checkpoint(tmp_path: Path):
-    """Writes a checkpoint's config.json into the folder `here`."""
+    """A function that writes a checkpoint's config.json into the folder `here`."""
 
     def write_config(**values: object) -> None:
         (tmp_path / "here").mkdir(exist_ok=True)

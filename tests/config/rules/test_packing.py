@@ -1,4 +1,4 @@
-"""Packing that could not be exact is refused with its reason, before anything is loaded."""
+"""Packing is refused with a reason if it would change losses, before weights are loaded."""
 
 from __future__ import annotations
 

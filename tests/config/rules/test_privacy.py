@@ -1,4 +1,4 @@
-"""What would break the promise of privacy is refused by a sentence with its origin, before anything is loaded."""
+"""Settings that would break the privacy guarantee are refused with their origin, before weights are loaded."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_datasets_that_draw_with_replacement_are_refused_at_any_depth(run):
 
 @pytest.mark.parametrize("family", ["gemma-3n-E4B-it", "vaultgemma-1b"])
 def test_checkpointing_is_never_reentrant(run, family: str):
-    """Gradients by sample come from inside the layers, not from hooks around them, so Gemma 3n needs no exception."""
+    """Per-sample gradients are computed inside the layers, not in hooks, so Gemma 3n needs no exception."""
     lines = (
         f"model_args = dict(type='causal-lm', model_name_or_path='google/{family}')\n"
         "training_args = dict(gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(use_reentrant=True))\n"

@@ -22,7 +22,7 @@ A10 = replace(T4, name="NVIDIA A10G", capability=(8, 6))
 
 @pytest.fixture
 def run(write, bases):
-    """Applies the rules to the three bases plus some lines."""
+    """A function that applies the rules to the three bases with additional lines."""
 
     def apply(lines: str, hardware: Hardware = A10):
         return apply_rules(read_config(write(bases + lines + "\n")), hardware)
@@ -42,7 +42,7 @@ def sentence(run):
 
 @pytest.fixture
 def checkpoint(write, tmp_path):
-    """Writes a checkpoint's config.json."""
+    """A function that writes a checkpoint's config.json."""
 
     def write_config(model_type: str, **values) -> None:
         folder = tmp_path / "ckpt" / "here"

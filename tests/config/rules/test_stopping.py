@@ -1,4 +1,4 @@
-"""Early stopping is refused where it would see nothing."""
+"""Early stopping is refused without a validation loss."""
 
 from __future__ import annotations
 

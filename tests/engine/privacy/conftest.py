@@ -32,7 +32,7 @@ FAMILIES = {
 
 
 def samples(with_images):
-    """Four conversations; the first has two images, the second none, so that images and samples cannot be mistaken."""
+    """Four conversations; the first has two images, the second none, so that indices of images and samples differ."""
     rng = np.random.default_rng(3)
     words = ["chest", "normal", "lesion", "left", "3.5 mm", "opacity"]
     made = []
@@ -45,7 +45,7 @@ def samples(with_images):
 
 @pytest.fixture(scope="session")
 def make_private(tmp_path_factory):
-    """Builds a family's tiny model with LoRA (B filled) and a learner in fp64, and its encoded samples."""
+    """A function that builds a learner in fp64 of a tiny model with LoRA (B is random), and encoded samples."""
     folder = tmp_path_factory.mktemp("families")
 
     def make(family, dtype=torch.float64, **options):
@@ -76,7 +76,7 @@ HEAD = dict(type="RegressionHead", hidden=16, dropout=0.0, scale=dict(EF=(55, 12
 
 @pytest.fixture(scope="session")
 def make_seeing(tmp_path_factory):
-    """The same with a tiny MedSigLIP that reads measures from two views: LoRA in its tower, and a head."""
+    """As `make_private`, for a tiny MedSigLIP with LoRA that predicts measures from two views."""
     folder = tmp_path_factory.mktemp("seeing")
 
     def make(dtype=torch.float64):

@@ -69,7 +69,7 @@ def test_order_does_not_matter_and_no_updates_cost_nothing() -> None:
 
 @pytest.mark.parametrize(("target", "sigma"), [(15.0, 0.396), (8.0, 0.488), (3.0, 0.672)])
 def test_the_noise_of_the_published_notebook(target: float, sigma: float) -> None:
-    """VaultGemma's notebook: 900 samples, 225 updates of 8, of which it made noise for another rate."""
+    """VaultGemma's notebook: 900 samples and 225 updates of 8; it computed its noise for another sampling rate."""
     found = noise_multiplier_for(target, DELTA, 8 / 900, 225, "prv")
     assert found == pytest.approx(sigma, rel=3e-3)
     used = {15.0: 0.339, 8.0: 0.405, 3.0: 0.532}[target]
@@ -78,7 +78,7 @@ def test_the_noise_of_the_published_notebook(target: float, sigma: float) -> Non
 
 
 def split(steps: int, parts: list[int]) -> list[int]:
-    """`steps` in consecutive runs, as resumes cut them."""
+    """Return `steps` in consecutive runs, as after resumes."""
     bounds = sorted({0, steps, *(part % steps for part in parts)})
     return [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
 
@@ -95,7 +95,7 @@ def split(steps: int, parts: list[int]) -> list[int]:
 @example(target=3.0, delta=1e-5, rate=1.0, steps=1, accountant="prv", resumes=[])
 @example(target=3.0, delta=1e-5, rate=8 / 900, steps=225, accountant="prv", resumes=[100, 101])
 def test_the_spent_epsilon_never_exceeds_the_target(target, delta, rate, steps, accountant, resumes) -> None:
-    """Each update counts, whether its draw was empty or not, and however often the ledger was saved and read."""
+    """Every update counts, even with an empty draw, and after any number of saves of the ledger."""
     sigma = noise_multiplier_for(target, delta, rate, steps, accountant)
     ledger = Ledger()
     for part in split(steps, resumes):
@@ -113,7 +113,7 @@ def test_an_impossible_target_is_refused(accountant) -> None:
 
 
 def test_no_handler_is_left_on_the_root_logger() -> None:
-    """Opacus configures logging for everybody when it is imported; every line of ours would appear twice."""
+    """Opacus configures the root logger when it is imported, so every line of the log would appear twice."""
     script = (
         "import logging; from mllm.engine.privacy.accounting import epsilon_spent; "
         "assert 0 < epsilon_spent([(1.0, 0.1, 1)], 1e-5, 'rdp') < 5; assert not logging.getLogger().handlers"

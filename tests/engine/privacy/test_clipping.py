@@ -19,7 +19,7 @@ def parameters():
 
 @pytest.fixture
 def gradients():
-    """Of six samples; some are shorter than the clip norm, and one is zero."""
+    """Gradients of six samples; the norms of some are below the clip norm, and one is zero."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor([0.1, 1.0, 5.0, 0.3, 2.0, 0.0], dtype=torch.float64)[:, None]
     sizes = [math.prod(shape) for shape in SHAPES]
@@ -27,7 +27,7 @@ def gradients():
 
 
 def by_hand(gradients, owners):
-    """The clipped sum, one unit after another, over one long vector."""
+    """Return the clipped sum, one unit at a time, over one concatenated vector."""
     long = torch.cat(gradients, dim=1)
     total = torch.zeros(long.shape[1], dtype=torch.float64)
     for owner in dict.fromkeys(owners):

@@ -83,7 +83,7 @@ def test_a_resume_with_other_data_or_sampling_is_refused(tmp_path, change, diffe
 
 
 def test_a_ledger_with_the_options_of_the_training_split_is_continued(tmp_path):
-    """Older versions wrote the options, which have paths of the data, instead of their digest."""
+    """Older versions wrote the options, which contain paths of the data, instead of their hash."""
     options = dict(type="VQADataset", data_path="rows.jsonl")
     save_ledger(tmp_path, Ledger(), mechanism(noise_multiplier=1.0, data=repr(options)))
     resume_ledger(tmp_path, mechanism(data=digest_of_options(options)))

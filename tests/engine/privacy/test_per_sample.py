@@ -12,14 +12,14 @@ from mllm.structures import IGNORE, Outputs
 
 
 def recorded(learner, tape, batch):
-    """What the tape gives for the sum of the samples' losses."""
+    """Return the gradients that the tape records for the sum of the losses of all samples."""
     with tape.recording(batch.samples, batch.images) as gradients:
         (learner(batch.student, batch.targets)["loss"] * batch.samples).backward()
     return dict(gradients)
 
 
 def alone(parts, encoded):
-    """The gradients of one sample's mean cross-entropy, from the full logits of the model itself."""
+    """Return the gradients of the mean cross-entropy of one sample, from the full logits of the model."""
     batch = parts.pad([encoded])
     logits = parts.bundle.model.pretrained(**batch.student).logits[:, :-1]
     labels = batch.targets["labels"][:, 1:]
@@ -51,7 +51,7 @@ def test_gradients_are_those_of_single_samples_to_1e_5(make_private, family):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_in_a_vision_tower_the_gradients_of_the_images_of_a_sample_are_summed(make_private, checkpointing):
-    """Two images, none, one and one: as many images as samples, and yet no image stands where its sample does."""
+    """Two images, none, one and one: as many images as samples, but with different indices."""
     parts = make_private("medgemma", lora_target="vision")
     expected = [alone(parts, encoded) for encoded in parts.encoded]
     if checkpointing:
@@ -67,7 +67,7 @@ def test_in_a_vision_tower_the_gradients_of_the_images_of_a_sample_are_summed(ma
 
 
 def test_lora_of_a_vision_model_and_a_regression_head_with_norms(make_seeing):
-    """Each sample's loss is written out: squared errors in standard deviations, and how EF fits the volumes."""
+    """The losses are computed explicitly: squared normalized errors, and the consistency of EF and volumes."""
     parts = make_seeing()
     named = {name: parameter for name, parameter in parts.learner.named_parameters() if parameter.requires_grad}
     std, expected = torch.tensor([12.0, 45.0, 35.0], dtype=torch.float64), []
@@ -137,7 +137,7 @@ def test_under_bf16_autocast_gradients_keep_their_dtype_and_their_direction(make
 
 
 def test_the_text_loss_is_divided_by_the_tokens_of_each_sample(make_private):
-    """Its gradient is made in the forward, over the tokens of all samples at once, and divided by each sample's own."""
+    """The loss computes its gradient in the forward pass over all tokens, divided by the count of each sample."""
     parts = make_private("vaultgemma")
     tape, batch = Tape(parts.learner), parts.pad(parts.encoded)
     objective = parts.learner.objectives["next_token"]

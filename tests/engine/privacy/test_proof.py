@@ -12,7 +12,7 @@ from mllm.errors import ConfigError
 
 @pytest.fixture
 def check(make_private):
-    """Checks a family's model after `change(learner)`."""
+    """Check the model of a family after `change(learner)`."""
 
     def run(family="vaultgemma", change=None, dtype=torch.float32, **options):
         parts = make_private(family, dtype, **options)
@@ -36,7 +36,7 @@ def test_correct_gradients_pass_without_side_effects(check, family):
 
 
 class Mixing(nn.Module):
-    """Norms over all samples of a batch, as a BatchNorm in training makes them."""
+    """Normalization over all samples of a batch, as by BatchNorm in training."""
 
     def forward(self, hidden):
         return hidden / hidden.square().mean(dim=(0, 1)).sqrt()

@@ -61,7 +61,7 @@ def layer_types(family: str, layers: int) -> list[str]:
 
 
 def config_of(family: str, rows: int, **changed: Any) -> tuple[Any, Any]:
-    """The class and the config of a tiny model with `rows` embeddings."""
+    """Return the class and the config of a tiny model with `rows` embeddings."""
     ids = dict(vocab_size=rows, bos_token_id=2, eos_token_id=[1, 5], pad_token_id=0)
     if family == "llama":
         return LlamaForCausalLM, LlamaConfig(**{**WIDTHS, **ids, "tie_word_embeddings": False, **changed})
@@ -92,7 +92,7 @@ def config_of(family: str, rows: int, **changed: Any) -> tuple[Any, Any]:
 
 
 def piece_tokenizer() -> Any:
-    """Gemma's kind of tokenizer, its pieces joined in one way only, as learned merges are."""
+    """Return a tokenizer like that of Gemma; every piece has exactly one pair of merged parts, as in trained ones."""
     vocabulary, merges = train_pieces(TOKENS, 600)
     tokenizer = GemmaTokenizer(vocab=vocabulary, merges=merges, add_bos_token=True)
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in TOKENS])
@@ -101,7 +101,7 @@ def piece_tokenizer() -> Any:
 
 
 def byte_tokenizer() -> Any:
-    """LLaMA 3's kind of tokenizer: bytes, split by its expression, whole words before merges."""
+    """Return a tokenizer like that of LLaMA 3: bytes, its regular expression, and complete words before merges."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     from mllm.export.gguf.tokenizer import LLAMA3
@@ -123,7 +123,7 @@ def byte_tokenizer() -> Any:
 
 
 def write_sentencepiece(folder: Path, *, dummy_prefix: bool) -> None:
-    """Trains a SentencePiece model into `folder`: the layout of Gemma and of LLaMA 2, without tokenizer.json."""
+    """Train a SentencePiece model and write it to `folder`, as for Gemma and LLaMA 2, without tokenizer.json."""
     from sentencepiece import SentencePieceTrainer
 
     SentencePieceTrainer.train(
@@ -150,7 +150,7 @@ def write_sentencepiece(folder: Path, *, dummy_prefix: bool) -> None:
 
 
 def write_model(family: str, folder: Path, tokenizer: Any | None = None, damping: float = 1.0, **changed: Any) -> Path:
-    """A tiny checkpoint of `family` in `folder`, with its tokenizer.
+    """Write a tiny checkpoint of `family` with its tokenizer to `folder`.
 
     `damping` makes little of what stands behind an activation and a norm: llama.cpp takes GELU from a table of fp16
     values, whose rounding is larger than what is to be measured. LLaMA's activation has no such table.
@@ -179,7 +179,7 @@ def write_model(family: str, folder: Path, tokenizer: Any | None = None, damping
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of the tiny checkpoint of a family, written when it is first asked for."""
+    """A function that returns the folder of the tiny checkpoint of a family, which is written at the first call."""
     written: dict[str, Path] = {}
 
     def folder(family: str) -> Path:
@@ -201,7 +201,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 
 def texts(count: int = 600) -> list[str]:
-    """Cuttings of the text that the vocabularies were learned from, with characters that they were not."""
+    """Parts of the training text of the vocabularies, with characters that do not occur in it."""
     strange = [
         "é",
         "ß",
@@ -238,12 +238,12 @@ def random_ids(count: int = 64, low: int = len(TOKENS) + len(BYTES), high: int =
 
 @torch.inference_mode()
 def reference(model: Any, ids: Sequence[int]) -> np.ndarray:
-    """transformers' logits [L, V] of a text."""
+    """Return the logits [L, V] of transformers for a text."""
     return model(input_ids=torch.tensor([ids])).logits[0].float().numpy()
 
 
 def as_llama_cpp(model: Any) -> Any:
-    """`model` with llama.cpp's activations: GELU from a table of fp16 values, sparsity by the deviation over n - 1."""
+    """Return `model` with llama.cpp's activations: GELU by a table in fp16, sparsity by the deviation over n - 1."""
 
     def sparse(mlp: Any, inputs: torch.Tensor) -> torch.Tensor:
         deviations = torch.distributions.Normal(0, 1).icdf(torch.tensor(mlp.activation_sparsity))
@@ -263,7 +263,7 @@ def as_llama_cpp(model: Any) -> Any:
 
 
 class GeluTable(torch.nn.Module):
-    """A function as a module, since transformers keeps activations as such."""
+    """GELU by a table in fp16, as a module, because activations of transformers are modules."""
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ class GeluTable(torch.nn.Module):
 
 
 class Runtime:
-    """llama.cpp with one model, in fp32 with an fp32 cache, on one thread."""
+    """Model in llama.cpp, in fp32 with an fp32 cache, on one thread."""
 
     def __init__(self, path: Path, lora: Path | None = None) -> None:
         import llama_cpp
@@ -296,7 +296,7 @@ class Runtime:
             llama_cpp.llama_set_adapters_lora(self.context, (type(adapter) * 1)(adapter), 1, one)
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits [L, V] of a text."""
+        """Return the logits [L, V] of a text."""
         batch = self.api.llama_batch_init(len(ids), 0, 1)
         batch.n_tokens = len(ids)
         for place, token in enumerate(ids):
@@ -310,7 +310,7 @@ class Runtime:
         return found
 
     def tokens(self, text: str, *, special: bool = False) -> list[int]:
-        """The token ids of a text, special tokens in it read as such; `special` puts what the file says around it."""
+        """Return the token ids of a text with special tokens in it; `special` adds those of the file around it."""
         data, room = text.encode(), len(text.encode()) + 8
         found = (self.api.llama_token * room)()
         count = self.api.llama_tokenize(self.vocabulary, data, len(data), found, room, special, True)
@@ -318,14 +318,14 @@ class Runtime:
         return list(found[:count])
 
     def text(self, ids: Sequence[int]) -> str:
-        """What tokens mean, special ones left out."""
+        """Return the text of tokens without special ones."""
         tokens, found = (self.api.llama_token * len(ids))(*ids), ctypes.create_string_buffer(4096)
         size = self.api.llama_detokenize(self.vocabulary, tokens, len(ids), found, len(found), True, False)
         assert size >= 0
         return found.raw[:size].decode(errors="replace")
 
     def metadata(self, key: str) -> str:
-        """A value of the file's metadata, as text."""
+        """Return a value of the metadata of the file as text."""
         found = ctypes.create_string_buffer(4096)
         assert self.api.llama_model_meta_val_str(self.model, key.encode(), found, len(found)) >= 0, f"{key} is missing"
         return found.value.decode()
@@ -337,7 +337,7 @@ class Runtime:
 
 @pytest.fixture(scope="session")
 def llama_cpp_quiet() -> Any:
-    """llama-cpp-python, told to be silent; skips the test where it is not installed."""
+    """The module llama_cpp without output; skips the test if it is not installed."""
     module = pytest.importorskip("llama_cpp")
     callback = module.llama_log_callback(lambda level, text, data: None)
     module.llama_log_set(callback, None)
@@ -347,7 +347,7 @@ def llama_cpp_quiet() -> Any:
 
 @pytest.fixture
 def runtime(llama_cpp_quiet: Any) -> Iterator[Callable[..., Runtime]]:
-    """Opens GGUF files in llama.cpp, and closes them when the test ends."""
+    """A function that opens GGUF files in llama.cpp; they are closed at the end of the test."""
     opened: list[Runtime] = []
 
     def start(path: Path, lora: Path | None = None) -> Runtime:
@@ -360,6 +360,6 @@ def runtime(llama_cpp_quiet: Any) -> Iterator[Callable[..., Runtime]]:
 
 
 def edited(folder: Path, **values: Any) -> None:
-    """Changes keys of a checkpoint's config.json."""
+    """Change keys of a checkpoint's config.json."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))

@@ -22,12 +22,12 @@ WIDE = dict(hidden_size=256, intermediate_size=512, head_dim=64, num_hidden_laye
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny LLaMA whose rows all have a multiple of 256 values."""
+    """A tiny LLaMA in which all rows have a multiple of 256 values."""
     return write_model("llama", tmp_path_factory.mktemp("wide") / "tiny-llama", **WIDE)
 
 
 def tensors(file: Path) -> dict[str, tuple[str, np.ndarray]]:
-    """The type of each tensor, and its values as `gguf` reads them."""
+    """Return the type and the values of each tensor, read by the package `gguf`."""
     return {
         tensor.name: (tensor.tensor_type.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type))
         for tensor in gguf.GGUFReader(file).tensors
@@ -80,7 +80,7 @@ def test_rows_that_are_not_divisible_into_blocks_are_refused(llama_cpp_quiet: An
 def test_the_message_of_llama_cpp_about_a_failure_is_passed_on(
     wide: Path, llama_cpp_quiet: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Here of a file that is none."""
+    """The input is not a GGUF file."""
 
     def damaged(folder: Path, out: Path, kind: str, **given: Any) -> Path:
         out.write_bytes(b"GGUF" + bytes(100))

@@ -23,7 +23,7 @@ LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 def write_lora(base: Path, folder: Path, kind: Any = AutoModelForCausalLM, **options: Any) -> Path:
-    """A LoRA of every layer of the model in `base`, whose B matrices are filled."""
+    """Write a LoRA of every layer of the model in `base`, with random B matrices."""
     model = kind.from_pretrained(base)
     settings = LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": LAYERS, **options})
     adapted = get_peft_model(model, settings)
@@ -61,7 +61,7 @@ def test_logits_equal_those_of_peft(runtime: Callable[..., Any], family: str, op
 
 
 def test_an_adapter_of_gemma_3_with_images(tiny_medgemma: Path, runtime: Callable[..., Any], tmp_path: Path) -> None:
-    """Its modules have other names than those of a plain language model."""
+    """The modules have other names than those of a text-only model."""
     language = r"model\.language_model\..*\.(q_proj|down_proj)"
     adapter = write_lora(tiny_medgemma, tmp_path / "adapter", AutoModelForImageTextToText, target_modules=language)
     lora = export_adapter(adapter, str(tiny_medgemma), tmp_path / "lora.gguf", "f32")

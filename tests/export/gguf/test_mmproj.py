@@ -40,7 +40,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def seen(language: Path, mmproj: Path, pixels: np.ndarray) -> np.ndarray:
-    """llama.cpp's embeddings [N, D] of an image, whose pixels are [H, W, 3] uint8."""
+    """Return the embeddings [N, D] by llama.cpp of an image with pixels [H, W, 3] uint8."""
     import llama_cpp
     from llama_cpp import mtmd_cpp as mtmd
 
@@ -99,7 +99,7 @@ def test_image_features_equal_those_of_transformers(
     "layout", ["model.vision_tower.", "vision_tower.vision_model.", "model.vision_tower.vision_model."]
 )
 def test_the_names_of_all_versions_are_known(seeing: Path, layout: str, tmp_path: Path) -> None:
-    """transformers has written the same tensors under several names; the file is the same but for its own name."""
+    """Versions of transformers write tensors under different names; the exported files are equal."""
     other = Path(shutil.copytree(seeing, tmp_path / "other"))
     weights = load_file(seeing / "model.safetensors")
     renamed = {re.sub(r"^(model\.)?vision_tower\.(vision_model\.)?", layout, name): weights[name] for name in weights}

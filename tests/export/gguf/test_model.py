@@ -47,7 +47,7 @@ def test_logits_equal_those_of_transformers(runtime: Callable[..., Any], family:
 def test_other_models_differ_only_by_the_activation(
     checkpoints: Callable[[str], Path], runtime: Callable[..., Any], family: str, tmp_path: Path
 ) -> None:
-    """Undamped, deeper, with scaled rotary embeddings: equal once transformers has llama.cpp's table of GELU."""
+    """Deeper models with scaled rotary embeddings: equal logits if transformers uses llama.cpp's table of GELU."""
     folder = checkpoints(family)
     found = runtime(export_model(folder, tmp_path / "model.gguf", "f32")).logits(random_ids())
     expected = reference(as_llama_cpp(AutoModelForCausalLM.from_pretrained(folder)), random_ids())

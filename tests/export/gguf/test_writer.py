@@ -60,7 +60,7 @@ def test_a_tensor_is_read_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
-    """Zeros in a file with a hole, 0.5 GB in fp32: holding them whole would be seen."""
+    """A sparse file of zeros, 0.5 GB in fp32, which would be visible in the memory if it were read completely."""
     rows, width = 128, 1 << 20
     header = {"big.weight": {"dtype": "BF16", "shape": [rows, width], "data_offsets": [0, 2 * rows * width]}}
     text = json.dumps(header).encode()

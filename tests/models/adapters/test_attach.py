@@ -28,7 +28,7 @@ from mllm.tiny.adapter import write_tiny_adapter
 
 
 def fill(model: PeftModel, adapter: str = "default") -> PeftModel:
-    """Give the B matrices of an adapter values, as training would."""
+    """Set the B matrices of an adapter to random values, as after training."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -40,13 +40,13 @@ def _parts(saved: SavedAdapter, module: str) -> tuple[Tensor, Tensor]:
 
 
 def _change(saved: SavedAdapter, module: str) -> Tensor:
-    """What an adapter without rsLoRA and patterns adds to a weight."""
+    """Return the change of a weight by an adapter without rsLoRA and patterns."""
     a, b = _parts(saved, module)
     return saved.config.lora_alpha / saved.config.r * b @ a
 
 
 def test_cat_is_the_weighted_sum(base: Path, tmp_path: Path) -> None:
-    """Of adapters that differ in rank, in rsLoRA, in patterns, and in where they sit."""
+    """The adapters differ in rank, rsLoRA, patterns and target modules."""
     first = _adapter(base, tmp_path / "a", 1, r=4, lora_alpha=6, use_rslora=True, target_modules=["q_proj", "o_proj"])
     second = _adapter(
         *(base, tmp_path / "b", 2),
@@ -74,7 +74,7 @@ def _two(base: Path, tmp_path: Path) -> tuple[SavedAdapter, SavedAdapter]:
 
 
 def _scaled(saved: SavedAdapter, weight: float) -> tuple[Tensor, Tensor]:
-    """A and B as PEFT combines them: half of the weight on each, and the scaling on B."""
+    """Return A and B as PEFT combines them: each times the root of the weight, and B times the scaling."""
     a, b = _parts(saved, Q)
     return weight**0.5 * a, weight**0.5 * saved.config.lora_alpha / saved.config.r * b
 
@@ -88,13 +88,13 @@ def test_linear_adds_the_factors(base: Path, tmp_path: Path) -> None:
 
 
 def _trimmed(tensor: Tensor, density: float) -> Tensor:
-    """The largest numbers alone."""
+    """Return a tensor with only its largest values."""
     least = tensor.abs().flatten().sort(descending=True).values[int(density * tensor.numel()) - 1]
     return torch.where(tensor.abs() >= least, tensor, 0.0)
 
 
 def _elected(first: Tensor, second: Tensor) -> Tensor:
-    """TIES (arXiv:2306.01708): the sign of the sum wins, and the mean is taken of those that have it."""
+    """Return the TIES combination (arXiv:2306.01708): the mean of the values that have the sign of the sum."""
     sign = torch.where(first + second >= 0, 1.0, -1.0)
     agree = torch.stack([first * sign > 0, second * sign > 0])
     return (torch.stack([first, second]) * agree).sum(0) / agree.sum(0).clamp_min(1)

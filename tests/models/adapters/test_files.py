@@ -18,7 +18,7 @@ from mllm.tiny.checkpoints import write_tiny
 
 
 def edited(folder: Path, target: Path, **values: object) -> Path:
-    """A copy of an adapter with other values in its adapter_config.json."""
+    """Return a copy of an adapter with other values in its adapter_config.json."""
     target.mkdir()
     config = json.loads((folder / "adapter_config.json").read_text())
     (target / "adapter_config.json").write_text(json.dumps({**config, **values}))

@@ -1,4 +1,4 @@
-"""Tensors trained beside the LoRA are restored exactly from an adapter and from a merged model."""
+"""Trained tensors outside the LoRA are restored exactly from an adapter and from a merged model."""
 
 from dataclasses import asdict
 
@@ -23,7 +23,7 @@ HEADS = {"box": {"type": "BoxHead", "hidden": 32}, "mask": {"type": "MaskHead", 
 
 @pytest.fixture(scope="module")
 def exported(tiny_medgemma, tmp_path_factory):
-    """A model whose every trained tensor was moved, and its adapter's folder."""
+    """A model with changed trained tensors, and the folder of its adapter."""
     args = dict(type="medgemma", model_name_or_path=str(tiny_medgemma), image_size=112, image_token_len=16)
     bundle = load_pretrained(ModelArgs(**args, heads=HEADS, max_length=256), detect())
     torch.manual_seed(0)

@@ -51,7 +51,7 @@ def test_a_truncated_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("part", [torch.zeros(0), torch.zeros(5), torch.zeros(1, 4)])
 def test_sharded_weights_are_refused(tmp_path, part):
-    """ZeRO-3 leaves tensors of shape (0,), FSDP flat pieces or some of the rows."""
+    """ZeRO-3 leaves tensors of shape (0,), FSDP flattened parts or some of the rows."""
     layer = nn.Linear(4, 3)
     refuse_sharded_tensors(layer)
     layer.weight = nn.Parameter(part)

@@ -106,7 +106,7 @@ LOCATIONS = tuple(f"<bin_{number}>" for number in range(100))
 
 @pytest.mark.parametrize("name", ["tiny_medgemma", "tiny_llava"])
 def test_tables_grow_for_tokens_beyond_their_rows(name, request):
-    """More tokens than rows to spare: the old rows stay, the new ones are near their mean and the same in every run."""
+    """More tokens than unused rows: old rows are unchanged, new ones are near the mean and equal in every run."""
     folder = request.getfixturevalue(name)
     made = []
     for seed in (0, 1):
@@ -139,7 +139,7 @@ def test_tables_grow_for_tokens_beyond_their_rows(name, request):
 @pytest.mark.parametrize("name", ["tiny_medgemma", "tiny_llava"])
 @pytest.mark.parametrize("options", [{}, {"precision": "fp16"}, {"precision": "bf16"}, {"load_in_4bit": True}])
 def test_training_changes_only_their_rows(name, options, request):
-    """Through the builder, over every kind of weights: what else changes is the adapter."""
+    """With the builder, for every kind of weights: apart from the rows, only the adapter changes."""
     folder, precision = request.getfixturevalue(name), options.get("precision", "fp32")
     quantized = options.get("load_in_4bit", False)
     kind = "medgemma" if name == "tiny_medgemma" else "image-text"

@@ -29,7 +29,7 @@ STORAGES = ["fp16", "8bit", "4bit"]
 
 @pytest.fixture(scope="module")
 def overflowing(small_gemma: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Gemma 3 whose residual streams, in language and vision, exceed fp16's range, with weights that do not."""
+    """A tiny Gemma 3 whose residual streams in language and vision exceed fp16; its weights do not."""
     model = Gemma3ForConditionalGeneration.from_pretrained(small_gemma)
     with torch.no_grad():
         for layer in model.model.language_model.layers:
@@ -56,7 +56,7 @@ def load(folder: Path, storage: str) -> Gemma3ForConditionalGeneration:
 
 
 def reference(folder: Path, stored: nn.Module) -> Gemma3ForConditionalGeneration:
-    """The model in fp32, with the numbers that the quantized layers of `stored` stand for."""
+    """Return the model in fp32 with the dequantized weights of `stored`."""
     model = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
     for name, layer in stored.named_modules():
         if isinstance(layer, bnb.nn.Linear4bit):
@@ -70,7 +70,7 @@ def reference(folder: Path, stored: nn.Module) -> Gemma3ForConditionalGeneration
 
 
 def adapted(model: Gemma3ForConditionalGeneration, **options: object) -> PeftModel:
-    """The model with an adapter in every layer of both towers, the same one each time, its B matrices filled."""
+    """Return the model with an adapter in every layer of both towers, with constant random B matrices."""
     torch.manual_seed(0)
     peft = attach_adapter(model, targets=LORA_TARGETS, lora_r=4, lora_target="all", **options)
     with torch.no_grad():
@@ -85,7 +85,7 @@ def batch(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def gradients(model: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits after the image, and the gradient of every trainable tensor of the next-token loss there."""
+    """Return the logits after the image, and the gradients of the next-token loss of these positions."""
     inputs = batch(model)
     model.zero_grad()
     logits = model(**inputs).logits[:, 260:]
@@ -99,7 +99,7 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def watch(model: nn.Module) -> dict[str, tuple[torch.dtype, float]]:
-    """The dtype and the largest magnitude of what every module gives, filled while the model runs."""
+    """Return a dict of the dtype and the largest magnitude of the output of each module, which forward passes fill."""
     seen: dict[str, tuple[torch.dtype, float]] = {}
 
     def record(name: str, output: object) -> None:
@@ -208,7 +208,7 @@ def test_adapter_is_saved_and_text_is_generated(overflowing, tmp_path):
 
 
 class TestProduct:
-    """`half_safe_linear` against the product in fp64."""
+    """Tests of `half_safe_linear` against the product in fp64."""
 
     @staticmethod
     def weight(rows: int = 48, columns: int = 64, size: float = 0.05) -> torch.Tensor:

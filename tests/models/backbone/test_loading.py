@@ -117,7 +117,7 @@ def test_quantization_converts_the_selected_linear_layers_and_survives_saving(
 
 
 def test_4_bit_layers_have_a_gradient_after_an_evaluation(tiny_llava: Path) -> None:
-    """bitsandbytes would reorder the weights in the evaluation, where the CPU has AVX512-BF16, and cut the gradient."""
+    """On a CPU with AVX512-BF16, bitsandbytes would reorder the weights in an evaluation, which stops the gradient."""
     name = str(tiny_llava)
     expected = quantization(
         load_config(name), load_in_4bit=True, load_in_8bit=False, precision="fp32", keep=["lm_head"]

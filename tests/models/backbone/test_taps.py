@@ -29,7 +29,7 @@ def test_patches_are_in_row_order_after_a_class_token(before: int):
 
 
 class Tower(nn.Module):
-    """27 layers, of which each adds its number; two blocks in each."""
+    """Tower of 27 layers with two blocks each; every layer adds its number."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ def opened(tmp_path):
 
 
 class Watched:
-    """Notes how many rows are asked for at a time."""
+    """Slice that records the number of rows of each read."""
 
     def __init__(self, handle: Any):
         self.handle, self.asked = handle, []

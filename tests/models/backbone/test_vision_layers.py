@@ -18,7 +18,7 @@ PIXELS = {"small_gemma": (2, 3, 224, 224), "tiny_llava": (2, 3, 112, 112)}
 
 @pytest.fixture(params=list(PIXELS))
 def seen(request):
-    """A model, its vision tower, its processor and two images."""
+    """A model with its vision tower, its processor and two images."""
     folder = request.getfixturevalue(request.param)
     model = AutoModelForImageTextToText.from_pretrained(folder)
     pixels = torch.randn(PIXELS[request.param], generator=torch.Generator().manual_seed(0))
@@ -61,7 +61,7 @@ def test_a_processor_that_cuts_images_into_tiles_is_refused(tiny_llava):
 
 
 def projected(model, pixels):
-    """What the projector is given of images."""
+    """Return the input of the projector for images."""
     given = []
     hook = model.model.multi_modal_projector.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
     model.model.get_image_features(pixel_values=pixels)

@@ -1,4 +1,4 @@
-"""The part that sees, against the same part of the whole model."""
+"""Vision parts of models, against the same modules of the full model."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def _load(path):
 
 
 def _record(path):
-    """The record of the vision part that reads a checkpoint."""
+    """Return the record of the vision part for a checkpoint."""
     model_type = AutoConfig.from_pretrained(path).model_type
     parts = [FAMILIES.find(family.type, "vision") for family in FAMILIES if family.has("part")]
     return next(part for part in parts if model_type in part.model_types)

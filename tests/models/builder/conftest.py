@@ -1,4 +1,4 @@
-"""The tiny checkpoints of which Shikra is read or composed."""
+"""Fixtures: tiny checkpoints from which a Shikra is loaded or composed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mllm.tiny.checkpoints import write_tiny
 
 @pytest.fixture(scope="session")
 def tiny_shikra(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LLaVA that talks as Vicuna does."""
+    """A LLaVA with the chat template of Vicuna."""
     return write_tiny("shikra", tmp_path_factory.mktemp("shikra") / "shikra")
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LLaMA whose width is not that of the other tiny models."""
+    """A LLaMA with another width than the other tiny models."""
     widths = {"hidden_size": 192, "num_attention_heads": 6}
     return write_tiny("llama", tmp_path_factory.mktemp("llama") / "llama", text=widths)
 

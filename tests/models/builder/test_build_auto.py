@@ -1,4 +1,4 @@
-"""Type `image-text`: two families that nobody here wrote code for, by config only."""
+"""Type `image-text`: two families without code of their own, by config only."""
 
 from __future__ import annotations
 

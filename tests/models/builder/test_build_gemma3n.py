@@ -1,4 +1,4 @@
-"""Gemma 3n whole: where its LoRA goes, and what it says about an image."""
+"""Full Gemma 3n: modules of its LoRA, and outputs for an image."""
 
 import pytest
 import torch

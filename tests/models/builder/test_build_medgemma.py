@@ -1,4 +1,4 @@
-"""Type `medgemma`: from `model_args` to a model that trains, with images of the size and tokens asked for."""
+"""Type `medgemma`: a trainable model from `model_args`, with the configured size and tokens of images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def args(folder: Path, **changes: object) -> ModelArgs:
 
 
 def loss(bundle: Bundle) -> torch.Tensor:
-    """The mean negative log likelihood of the answer."""
+    """Return the mean negative log likelihood of the answer."""
     batch = bundle.encoder.pad([bundle.encoder.encode(SAMPLE)])
     outputs = bundle.model(**batch.student)
     logits = outputs.vocabulary(outputs.hidden_BLD[:, :-1].to(outputs.vocabulary.weight.dtype)).float()

@@ -1,4 +1,4 @@
-"""What a config says of loading and of LoRA reaches transformers and PEFT under their names."""
+"""Options of loading and LoRA are passed to transformers and PEFT under their names."""
 
 import inspect
 from dataclasses import replace

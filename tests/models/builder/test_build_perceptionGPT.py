@@ -36,7 +36,7 @@ def build(folder: Path, **changes: object) -> Bundle:
 
 
 def losses(bundle: Bundle, *samples: Sample) -> tuple[Tensor, dict[str, Tensor]]:
-    """A loss of the text and of all that the heads found."""
+    """Return losses of the text and of all predictions of the heads."""
     batch = bundle.encoder.pad([bundle.encoder.encode(sample) for sample in samples])
     outputs = bundle.model(**batch.student)
     logits = outputs.vocabulary(outputs.hidden_BLD[:, :-1]).float()

@@ -1,4 +1,4 @@
-"""What all builders share: adapter, precision and encoder are those that `model_args` and the hardware ask for."""
+"""Common parts of all builders: adapter, precision and encoder follow from `model_args` and the hardware."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Type `shikra`: read or composed, the numbers of stock transformers, and what is asked for trains."""
+"""Type `shikra`: loaded or composed models, outputs equal to those of transformers, and the requested trained parts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def build(folder: Path, **changes: object) -> Bundle:
 
 @pytest.fixture(params=["read", "composed"])
 def parts(request: pytest.FixtureRequest, tiny_shikra: Path, tiny_llama: Path, tiny_clip: Path) -> dict[str, object]:
-    """The arguments of a LLaVA, and of a LLaMA with a CLIP."""
+    """Return the arguments of a LLaVA, and of a LLaMA with a CLIP."""
     if request.param == "read":
         return {"folder": tiny_shikra}
     return {"folder": tiny_llama, "vision_tower": str(tiny_clip)}
@@ -139,7 +139,7 @@ def test_half_precision_runs(parts: dict[str, object], precision: str, frozen: b
 
 
 def drawn(widths: tuple[tuple[int, int], ...]) -> dict[str, torch.Tensor]:
-    """A projector in LLaVA's layout: one layer, or the first and third of a Sequential."""
+    """Return a random projector in LLaVA's layout: one layer, or the first and third of a Sequential."""
     state = {}
     for number, shape in enumerate(widths):
         part = "" if len(widths) == 1 else f"{2 * number}."
@@ -159,7 +159,7 @@ def test_a_pretrained_projector_is_loaded(tmp_path: Path, tiny_shikra: Path, tin
     seen = torch.randn(3, 64)
     expected = torch.nn.functional.linear(seen, *single.values())
     torch.testing.assert_close(taken.model.multi_modal_projector(seen), expected)
-    with pytest.raises(ConfigError, match="is for projector_hidden_act 'linear', and .* has 'gelu'"):
+    with pytest.raises(ConfigError, match="is for projector_hidden_act 'linear', but .* has 'gelu'"):
         build(tiny_shikra, pretrain_mm_mlp_adapter=path)
     with pytest.raises(ConfigError, match=r"linear_1.weight has shape \(128, 64\), but the model needs \(192, 64\)"):
         build(tiny_llama, vision_tower=str(tiny_clip), pretrain_mm_mlp_adapter=str(tmp_path / "mm_projector.bin"))

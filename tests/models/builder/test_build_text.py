@@ -1,4 +1,4 @@
-"""Models of text: found by config, trained on answers alone, their loss the model's own, their answers ended."""
+"""Text models: selection by config, supervision of answers only, the loss of the model, and ends of answers."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The vision part as student and as teacher: what trains in it, and what is refused."""
+"""Vision parts as students and teachers: trained parameters and refused settings."""
 
 import math
 from dataclasses import asdict
@@ -31,7 +31,7 @@ def _convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
 
 
 class Shell(nn.Module):
-    """A tower where Gemma 3n has it."""
+    """Module with a vision tower at the path of Gemma 3n."""
 
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Shell(nn.Module):
 
 
 def test_lora_targets_are_all_dense_convolutions_of_mobilenet_v5():
-    """282 convolutions, of which 45 are depthwise; the attention's projections are among the dense ones."""
+    """Of 282 convolutions 45 are depthwise; the dense ones include the attention projections."""
     import re
 
     with torch.device("meta"):
@@ -67,7 +67,7 @@ def test_the_student_trains_lora_in_its_vision_and_the_head(tiny_student):
 
 
 def test_every_adapted_convolution_changes_the_features(tiny_student):
-    """LoRA that is not on the used path would be counted and never learn (GEMMA 3NCORE's second defect)."""
+    """LoRA in an unused layer would be counted but not trained (the second defect of GEMMA 3NCORE)."""
     model = _student(tiny_student).model.train()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -90,7 +90,7 @@ def test_the_full_tower_trains_in_fp32(tiny_student):
 
 
 def test_a_continued_head_keeps_its_mean_and_std(tiny_student, tmp_path):
-    """Another training split has another mean; with it the same weights would say other numbers."""
+    """Another training split has another mean, with which the same weights would predict other values."""
     trained = _student(tiny_student)
     trained.model.head.normalize({"EF": [40.0, 60.0]})
     for name, parameter in trained.model.named_parameters():

@@ -1,4 +1,4 @@
-"""The encoder that is built without a model encodes like the one beside it."""
+"""The encoder that is built without a model equals that of the loaded model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3),
 
 
 def assert_equal(args: ModelArgs) -> dict[str, torch.Tensor]:
-    """Both encoders give the same; returns it."""
+    """Check that both encoders return equal tensors, and return them."""
     mask = np.arange(60 * 80).reshape(60, 80) % 80 > 50
     turns = [Turn("user", "<image> Where?"), Turn("assistant", "<box> Noise.", ((0,),))]
     sample = Sample(turns, [PICTURE], marks=[Mark(box=(51, 0, 80, 60), mask=mask)])

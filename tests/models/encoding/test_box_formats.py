@@ -18,12 +18,12 @@ POINTS = st.lists(st.tuples(SHARES, SHARES), max_size=4)
 
 
 def step(box_format):
-    """The distance of two neighboring values that the format can write."""
+    """Return the distance of two adjacent values that the format can write."""
     return 1 / (box_format.num_bins - 1) if isinstance(box_format, LocationTokens) else 10.0**-box_format.precision
 
 
 def sorted_corners(boxes):
-    """Boxes [A, 4] within [0, 1], upper left corner first, by numpy."""
+    """Return boxes [A, 4] clipped to [0, 1], upper left corner first, by numpy."""
     corners = np.clip(np.array(boxes, float).reshape(-1, 2, 2), 0, 1)
     return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
 

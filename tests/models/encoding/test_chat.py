@@ -37,7 +37,7 @@ def picture(seed=0, size=(60, 50)):
 
 
 def by_markers(processor, ids, family):
-    """The answers as characters between the family's markers in the decoded text: no offsets, no brackets."""
+    """Return the answers as text between the markers of the family in the decoded ids."""
     begin, end = MARKERS[family]
     text = processor.tokenizer.decode(ids, skip_special_tokens=False)
     answers = []
@@ -49,7 +49,7 @@ def by_markers(processor, ids, family):
 
 
 def stretches(labels):
-    """Consecutive supervised token ids."""
+    """Return runs of consecutive supervised token ids."""
     found, previous = [], IGNORE
     for label in labels.tolist():
         if label != IGNORE:
@@ -61,7 +61,7 @@ def stretches(labels):
 
 
 def squeezed(text):
-    """Without spaces: a tokenizer may put the space between marker and answer into the answer's first token."""
+    """Return texts without spaces, since the space before an answer may be part of its first token."""
     return text.replace(" ", "")
 
 
@@ -240,7 +240,7 @@ def _encoded(**student):
 
 
 def test_images_with_different_numbers_of_tiles_share_a_batch(processors):
-    """As in LLaVA-NeXT, whose processor too fills up with zeros; `image_sizes` says how many tiles are real."""
+    """As in LLaVA-NeXT, whose processor also pads with zeros; `image_sizes` has the number of tiles without padding."""
     encoder = ChatEncoder(processors["llava"], max_length=99)
     tiles = [torch.rand(1, count, 3, 4, 4) for count in (3, 5)]
     pixels = encoder.pad([_encoded(pixel_values=tensor) for tensor in tiles]).student["pixel_values"]
@@ -266,7 +266,7 @@ def folders(tiny_medgemma, tiny_llava, tiny_qwen2_vl):
 
 @pytest.fixture(scope="module")
 def speaking(folders):
-    """An encoder of a family that knows a format's tokens; each is made once."""
+    """A function that returns the encoder of a family with the tokens of a format; each is built once."""
     made = {}
 
     def encoder(family, name, **options):
@@ -281,14 +281,14 @@ def speaking(folders):
 
 
 def grounded(answer="Answer: <box> .", groups=((1, 2),), images=1, source="F, line 2"):
-    """A question that names a box, and an answer that names two."""
+    """Return a question with a box, and an answer with two."""
     marks = [Mark(box=(0, 0, 30, 25)), Mark(box=(6, 5, 30, 50)), Mark(box=(30, 0, 60, 20))]
     turns = [Turn("user", "<image>" * images + "What is like <box>?", ((0,),)), Turn("assistant", answer, groups)]
     return Sample(turns, [picture(seed) for seed in range(images)], marks=marks, source=source)
 
 
 def spoken(encoded):
-    """The supervised tokens of the one answer, without the end of the turn."""
+    """Return the supervised tokens of the only answer, without the end of the turn."""
     labels = encoded.targets["labels"]
     return labels[labels != IGNORE][:-1]
 
@@ -445,7 +445,7 @@ def test_without_boxes_an_answer_is_the_decoded_text(processors, family, data):
 
 
 def test_padding_around_an_image_is_nearly_zero(processors):
-    """The color that is added becomes zero, nearly: 8-bit colors cannot hit the mean exactly."""
+    """The padding color is nearly zero after normalization: 8-bit colors cannot equal the mean exactly."""
     for family, size in (("medgemma", 896), ("llava", None)):
         sample = Sample([Turn("user", "<image>"), Turn("assistant", "b")], [picture(size=(80, 20))])
         encoder = ChatEncoder(processors[family], max_length=4096, marks=MarkWriter(pad_to_square=True))

@@ -37,7 +37,7 @@ def disk(width, height, x, y, radius):
 
 @st.composite
 def boxed(draw):
-    """An image's size and a box in it, or a bit beyond."""
+    """Strategy of the size of an image and a box that may extend beyond it."""
     width, height = draw(st.integers(1, 3000)), draw(st.integers(1, 3000))
     xs = sorted(draw(st.floats(-0.1, 1.1)) * width for _ in range(2))
     ys = sorted(draw(st.floats(-0.1, 1.1)) * height for _ in range(2))

@@ -66,7 +66,7 @@ WORDS = ["lung", "heart", "The liver is large.", "no", "left kidney", "5 mm"]
 
 
 def samples(encoder) -> list[Encoded]:
-    """Six conversations of 20 to 80 tokens, one of them with two answers, the longest first."""
+    """Return six conversations of 20 to 80 tokens, the longest first; one has two answers."""
     turns = [
         [Turn("user", " ".join(WORDS[: 1 + i % 6]) * (1 + i % 3)), Turn("assistant", " ".join(WORDS[i % 5 :]))]
         for i in range(6)
@@ -76,7 +76,7 @@ def samples(encoder) -> list[Encoded]:
 
 
 def piece_of(bundle: Bundle, rows: list[list[int]]) -> Batch:
-    """The samples in these rows."""
+    """Return a piece with the samples of these rows."""
     encoded = samples(bundle.encoder)
     batch = bundle.encoder.pad([encoded[i] for row in rows for i in row])
     places = torch.tensor([number for number, row in enumerate(rows) for _ in row])
@@ -111,7 +111,7 @@ def test_packing_changes_no_loss_and_no_gradient(bundle: Bundle):
 
 
 def test_samples_of_a_row_do_not_attend_to_each_other(bundle: Bundle):
-    """Other words at the end of a sample leave the losses of those in its row exactly as they were."""
+    """Other words at the end of a sample do not change the losses of other samples in its row."""
     piece = piece_of(bundle, [[0, 5, 3]])
     with torch.no_grad():
         before = losses(bundle, piece)
@@ -124,7 +124,7 @@ def test_samples_of_a_row_do_not_attend_to_each_other(bundle: Bundle):
 
 
 def test_gemma3n_with_its_towers_packs_text_too():
-    """As in life, where `google/gemma-3n-E4B-it` has them; a small tower stands in for the one that sees."""
+    """As with `google/gemma-3n-E4B-it`, which has towers; here the vision tower is small."""
     pytest.importorskip("timm")
     text = dict(TEXT, num_hidden_layers=4, head_dim=32, vocab_size=1152, vocab_size_per_layer_input=1152)
     text |= dict(hidden_size_per_layer_input=16, layer_types=["sliding_attention", "full_attention"] * 2, laurel_rank=8)

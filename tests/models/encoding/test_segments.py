@@ -128,7 +128,7 @@ def test_prompt_and_generated_tokens_are_the_training_tokens(encoder_of, name, t
 @settings(max_examples=40)
 @given(texts=st.tuples(TEXTS, TEXTS))
 def test_tokens_of_vicuna_equal_those_of_the_complete_text(encoder_of, texts):
-    """The oracle: plain tokenization of the published format."""
+    """Reference: plain tokenization of the published format."""
     for name in ("llama", "legacy llama"):
         encoder = encoder_of(name, "vicuna")
         question, answer = (text.strip() for text in texts)

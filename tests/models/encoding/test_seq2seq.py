@@ -116,7 +116,7 @@ def test_an_empty_answer_and_half_a_character_are_refused(tokenizer):
 
 @pytest.fixture(scope="module", params=["generation_config.json", "config.json alone"])
 def bart(request, tiny_medgemma, tmp_path_factory):
-    """A tiny BART whose encoder counts positions from the left, and whose decoder starts at a token of its own."""
+    """A tiny BART, whose encoder counts positions from the left, and whose decoder has a special start token."""
     folder = tmp_path_factory.mktemp("bart") / "bart"
     tokenizer = AutoTokenizer.from_pretrained(tiny_medgemma)
     tokenizer.chat_template = None
@@ -148,7 +148,7 @@ def bart(request, tiny_medgemma, tmp_path_factory):
 
 @torch.no_grad()
 def test_generation_starts_where_training_starts_and_does_not_depend_on_the_batch(bart):
-    """The oracle: a loop of full forwards that begins with the first input of training."""
+    """Reference: a loop of full forward passes that starts with the first input of training."""
     samples = [pair(question, "a") for question in ("Why?", "Where is the lesion in the left lung of the patient?")]
     together = generate(bart, samples, max_new_tokens=6, batch_size=2, progress=False)
     model = bart.model.pretrained.eval()

@@ -1,4 +1,4 @@
-"""Artificial samples fill the length, halve, and say that they are artificial."""
+"""Artificial samples: the first has the maximum length, each next one half of it, and their source says artificial."""
 
 import pytest
 from transformers import SiglipImageProcessor

@@ -44,7 +44,7 @@ def test_unknown_measures_are_finite_and_marked(encoder: ViewEncoder):
 
 
 def test_a_shuffled_batch_keeps_each_patients_views_together(encoder: ViewEncoder):
-    """GEMMA 3NCORE interleaved ES and ED and cut the batch in two halves: one patient's ES beside another's ED."""
+    """GEMMA 3NCORE interleaved ES and ED and split the batch in halves, which paired views of different patients."""
     samples = [encoder.encode(_sample(["ED", "ES"], [10 * i, 10 * i + 100])) for i in (4, 1, 3, 0)]
     pixels = encoder.pad(samples).student["pixel_values"]
     assert pixels.shape == (4, 2, 3, 4, 4)

@@ -1,4 +1,4 @@
-"""Gemma 3ns that are deep and small: all 35 layers of E4B, 64 wide, with the towers of E4B in miniature or without."""
+"""Fixtures: Gemma 3n with all 35 layers of E4B and width 64, with small towers or without towers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An extracted slice says what the whole model says when the same layers are skipped and the same neurons left out."""
+"""An extracted slice has the outputs of the full model in which the same layers and neurons are left out."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ IDS = torch.randint(10, 300, (2, 12), generator=torch.Generator().manual_seed(3)
 
 
 class Skipped(nn.Module):
-    """Stands where a layer stood, and does nothing."""
+    """Identity in place of a layer."""
 
     def forward(self, hidden_states: Tensor, *inputs: Any, **more: Any) -> Tensor:
         return hidden_states
 
 
 def left_out(model: nn.Module, choice: Slice) -> nn.Module:
-    """The whole model, its own config and caches kept, without the neurons and layers that `choice` leaves out."""
+    """Return the full model with its config and caches, without the neurons and layers that `choice` leaves out."""
     layers = model.get_submodule("model.language_model" if hasattr(model.model, "language_model") else "model").layers
     for place, layer in enumerate(choice.layers):
         mlp, width = layers[layer].mlp, choice.widths[place]
@@ -63,7 +63,7 @@ def extracted(source: Path, folder: Path, choice: Slice) -> Path:
 
 @torch.inference_mode()
 def compare(small: nn.Module, whole: nn.Module, choice: Slice) -> None:
-    """Logits, and greedy answers with a cache; prompts are longer than the sliding window."""
+    """Compare logits, and greedy answers with a cache; prompts are longer than the sliding window."""
     full = whole(IDS).logits
     expected = left_out(whole, choice)(IDS).logits
     torch.testing.assert_close(small(IDS).logits, expected, rtol=0, atol=1e-9)
@@ -151,7 +151,7 @@ def test_a_slice_reads_images_like_its_source(deep_with_towers, tmp_path):
 
 
 def renamed(source: Path, folder: Path, prefix: str, more: dict[str, Tensor]) -> Path:
-    """The checkpoint with another prefix before its language model, and `more` tensors."""
+    """Write a copy of a checkpoint with another prefix of its language model, and `more` tensors."""
     folder.mkdir()
     tensors = load_file(source / "model.safetensors")
     tensors = {prefix + name.removeprefix("model."): tensor for name, tensor in tensors.items()}
@@ -173,7 +173,7 @@ def test_any_prefix_of_tensor_names_is_kept(deep, tmp_path, prefix):
 
 
 def test_keys_that_shared_layers_do_not_need_are_kept_for_older_readers(deep, tmp_path):
-    """Published checkpoints hold them; transformers 4 reads them, 5 passes over them."""
+    """Published checkpoints contain them; transformers 4 reads them, transformers 5 ignores them."""
     more = {
         f"model.layers.{layer}.self_attn.k_proj.weight": torch.full((32, 64), float(layer)) for layer in range(20, 35)
     }

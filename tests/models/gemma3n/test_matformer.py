@@ -34,7 +34,7 @@ PUBLISHED = {
 
 
 def effective(config: Gemma3nTextConfig) -> float:
-    """Billions, counted as published: the keys and values that shared layers brought and do not use are in it."""
+    """Return billions of parameters, counted as published: with the unused keys and values of shared layers."""
     with torch.device("meta"), no_init_weights():
         model = Gemma3nForCausalLM(config)
     counts = {name: parameter.numel() for name, parameter in model.named_parameters() if "embed_tokens" not in name}
@@ -45,7 +45,7 @@ def effective(config: Gemma3nTextConfig) -> float:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_as_large_as_published(name):
-    """A layer of the other width would be 0.05 B away."""
+    """One layer of the other width would change the count by 0.05 B."""
     values = sliced_config(E4B.to_dict(), E4B, preset_slice(name, E4B))
     assert effective(Gemma3nTextConfig(**values)) == pytest.approx(PUBLISHED[name], abs=0.025)
 

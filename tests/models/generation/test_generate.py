@@ -54,7 +54,7 @@ def test_batched_answers_equal_single_ones_and_keep_their_order(bundle: Bundle) 
 
 
 def test_greedy_answers_equal_a_loop_over_full_forwards(bundle: Bundle) -> None:
-    """The oracle: no cache, no padding, no `generate`: one forward of the whole text for each token."""
+    """Reference: one forward pass over the complete text for each token, without cache and padding."""
     sample = _samples()[0]
     batch = bundle.encoder.pad([bundle.encoder.prompt(sample)])
     model = bundle.model.pretrained.eval()
@@ -78,7 +78,7 @@ def test_greedy_answers_equal_a_loop_over_full_forwards(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("penalty", [0.2, 1.2])
 def test_a_repetition_penalty_depends_on_the_answer_only(bundle: Bundle, penalty: float) -> None:
-    """The oracle: full forwards, the logit of each token that the answer holds divided or multiplied by hand."""
+    """Reference: full forward passes; the logit of each token in the answer is divided or multiplied explicitly."""
     samples, model = _samples(), bundle.model.pretrained.eval()
     options = dict(max_new_tokens=8, repetition_penalty=penalty, progress=False)
     together = generate(bundle, samples, batch_size=3, **options)
@@ -149,7 +149,7 @@ def test_a_sampled_answer_depends_on_the_number_of_its_sample_alone(bundle: Bund
 
 
 def test_sampled_tokens_have_the_probabilities_of_the_model() -> None:
-    """The oracle: frequencies of 4,000 samples against the softmax of the logits."""
+    """Reference: the softmax of the logits, compared with the frequencies in 4,000 samples."""
     logits = torch.tensor([0.0, 1.0, -torch.inf, 2.0, -1.0])
     sampler = SeededSampler(seed=0, numbers=range(4000))
     tokens = sampler(torch.zeros(4000, 1), logits.expand(4000, -1)).argmax(dim=-1)

@@ -1,4 +1,4 @@
-"""Heads on tiny models: inputs and predictions in training, and the same in generation."""
+"""Heads of tiny models: inputs and predictions in generation equal those in training."""
 
 from dataclasses import replace
 
@@ -40,13 +40,13 @@ def bundle_of(folder, precision="fp32", **options):
 
 
 def reading(context):
-    """Heads of which the mask's reads so many states, and the box's the mask."""
+    """Return heads: a mask head with a context, and a box head with the outline of the mask."""
     return {"box": {**HEADS["box"], "outline": context > 1}, "mask": {**HEADS["mask"], "context": context}}
 
 
 @pytest.fixture(scope="module", params=CONTEXTS)
 def taught(request):
-    """A model that has learned two samples by heart, with several objects in an answer."""
+    """A model that has memorized two samples, with several objects in an answer."""
     bundle = bundle_of(request.getfixturevalue(request.param), heads=reading(CONTEXTS[request.param]))
     samples = [PhantomBoxDataset(8, image_size=112, lesions=(2, 2)).sample(number) for number in (0, 1)]
     learner = Learner(bundle.model, {name: make() for name, make in OBJECTIVES.items()})
@@ -86,7 +86,7 @@ def test_objects_do_not_depend_on_the_batch(taught):
 
 @torch.no_grad()
 def test_generation_equals_a_forward_pass_over_its_answer(taught, monkeypatch):
-    """Told the objects that it found, the model finds them again in one forward, to the same numbers."""
+    """With the predicted objects as input, one forward pass predicts equal objects."""
     bundle, samples = taught
     sample, reads = samples[0], []
     predict = LanguageModel.predict_objects
@@ -129,7 +129,7 @@ def test_generation_equals_a_forward_pass_over_its_answer(taught, monkeypatch):
     ],
 )
 def test_generation_equals_training_for_other_weights(tiny_llava, options, precision, near, monkeypatch):
-    """A model that can say nothing but the token of an object, three times, alone and beside a longer question."""
+    """A model that generates only object tokens, alone and in a batch with a longer question."""
     bundle = bundle_of(tiny_llava, precision=precision, **options)
     model, token = bundle.model, bundle.encoder.object_id
     generator = torch.Generator().manual_seed(0)

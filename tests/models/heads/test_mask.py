@@ -14,7 +14,7 @@ def head(**options) -> MaskHead:
 
 
 def scene() -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-    """Two images of two discs each; hidden states name the first or the second disc."""
+    """Return two images of two discs each; the hidden state determines the first or the second disc."""
     y, x = torch.meshgrid(torch.arange(32) + 0.5, torch.arange(32) + 0.5, indexing="ij")
     centers = torch.tensor([[[8.0, 8.0], [22.0, 20.0]], [[22.0, 9.0], [9.0, 22.0]]])
     masks = torch.stack([torch.stack([(x - cx) ** 2 + (y - cy) ** 2 < 36 for cx, cy in image]) for image in centers])
@@ -26,7 +26,7 @@ def scene() -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
 
 @pytest.mark.parametrize("context", [1, 3])
 def test_training_distinguishes_two_discs(context):
-    """With a context, one of the words before the object's token alone tells it."""
+    """With a context, only a word before the object's token determines the disc."""
     made, (states, layers, masks) = head(context=context), scene()
     if context > 1:
         others = torch.randn(1, 1, context - 1, WIDTH).expand(2, 2, context - 1, WIDTH)

@@ -1,4 +1,4 @@
-"""Image size and tokens an image of Gemma 3, against stock transformers and against means written by hand."""
+"""Size and number of tokens of an image of Gemma 3, against transformers and means computed by hand."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ SHIKRA_TOKENS = ["<im_patch>", "<im_start>", "<im_end>"]
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LLaMA whose width is not that of the other tiny models."""
+    """A LLaMA with another width than the other tiny models."""
     widths = {"hidden_size": 192, "num_attention_heads": 6}
     return write_tiny("llama", tmp_path_factory.mktemp("llama") / "llama", text=widths)
 
@@ -29,7 +29,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn_projector(single: bool, width: int = 192) -> dict[str, torch.Tensor]:
-    """A projector in LLaVA's names, none of its numbers zero."""
+    """Return a random projector with the names of LLaVA."""
     generator = torch.Generator().manual_seed(3)
     shapes = {"": (width, 64)} if single else {"0.": (width, 64), "2.": (width, width)}
     state = {}
@@ -41,13 +41,13 @@ def drawn_projector(single: bool, width: int = 192) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def make_projector() -> Callable[..., dict[str, torch.Tensor]]:
-    """Draws a projector of one layer or of two."""
+    """A function that returns a random projector of one or two layers."""
     return drawn_projector
 
 
 @pytest.fixture
 def original(tiny_llama: Path, tiny_clip: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes an original checkpoint: LLaVA 1.5's, or Shikra's with its tokens and one Linear layer, in two files."""
+    """A function that writes an original checkpoint of LLaVA 1.5, or of Shikra with its tokens and one Linear layer."""
 
     def write(is_shikra: bool, name: str = "original", **extra: torch.Tensor) -> Path:
         folder = tmp_path / name

@@ -1,4 +1,4 @@
-"""The conversation `vicuna_v1.1`, word for word as it is published."""
+"""The conversation `vicuna_v1.1` equals the published one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PREFACE = (
 )
 
 
-def display_path(tiny_llama, messages, generate=False, **values) -> str:
+def rendered(tiny_llama, messages, generate=False, **values) -> str:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     return tokenizer.apply_chat_template(
         messages, chat_template=vicuna_template(**values), tokenize=False, add_generation_prompt=generate
@@ -21,7 +21,7 @@ def display_path(tiny_llama, messages, generate=False, **values) -> str:
 
 
 def published(*turns: tuple[str, str | None]) -> str:
-    """FastChat's ADD_COLON_TWO: a space after the user's turns, `</s>` after the assistant's."""
+    """Return the text of FastChat's ADD_COLON_TWO: a space after user turns, `</s>` after assistant turns."""
     text = PREFACE + " "
     for number, (role, words) in enumerate(turns):
         text += f"{role}: {words}{(' ', '</s>')[number % 2]}" if words is not None else f"{role}:"
@@ -31,8 +31,8 @@ def published(*turns: tuple[str, str | None]) -> str:
 def test_it_renders_as_published(tiny_llama):
     question, answer = {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}
     known = (("USER", "Where?"), ("ASSISTANT", "There."))
-    assert display_path(tiny_llama, [question, answer] * 2) == published(*known, *known)
-    assert display_path(tiny_llama, [question, answer, question], generate=True) == published(
+    assert rendered(tiny_llama, [question, answer] * 2) == published(*known, *known)
+    assert rendered(tiny_llama, [question, answer, question], generate=True) == published(
         *known, known[0], ("ASSISTANT", None)
     )
 
@@ -43,15 +43,15 @@ def test_it_renders_as_published(tiny_llama):
 )
 def test_an_image_is_written_at_its_position(tiny_llama, image, words):
     parts = [{"type": "image"}, {"type": "text", "text": "Where?"}]
-    assert display_path(tiny_llama, [{"role": "user", "content": parts}], image=image) == published(("USER", words))
+    assert rendered(tiny_llama, [{"role": "user", "content": parts}], image=image) == published(("USER", words))
 
 
 @pytest.mark.parametrize("content", ["Be brief.", [{"type": "text", "text": "Be brief."}]])
 def test_a_system_text_replaces_the_preface(tiny_llama, content):
     messages = [{"role": "system", "content": content}, {"role": "user", "content": "Where?"}]
-    assert display_path(tiny_llama, messages) == "Be brief. USER: Where? "
+    assert rendered(tiny_llama, messages) == "Be brief. USER: Where? "
 
 
 def test_any_text_can_represent_an_image(tiny_llama):
     image = "\"quoted\" \\ {{ 'x' }}\n"
-    assert image in display_path(tiny_llama, [{"role": "user", "content": [{"type": "image"}]}], image=image)
+    assert image in rendered(tiny_llama, [{"role": "user", "content": [{"type": "image"}]}], image=image)

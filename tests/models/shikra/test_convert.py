@@ -1,4 +1,4 @@
-"""Original checkpoints become LLaVAs whose logits are what the original's own arithmetic gives."""
+"""Converted checkpoints have the logits of the original computation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 112, 3),
 
 
 def features(clip: Path, projector: dict[str, Tensor]) -> Tensor:
-    """What the original's projector says of the image, [1, 64, D]."""
+    """Return the output [1, 64, D] of the original projector for an image."""
     pixels = AutoImageProcessor.from_pretrained(clip)(IMAGE, return_tensors="pt")["pixel_values"]
     seen = CLIPVisionModel.from_pretrained(clip)(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
     names = [name.removeprefix("model.mm_projector.").removesuffix("weight") for name in projector if "weight" in name]

@@ -1,4 +1,4 @@
-"""Projectors in LLaVA's own files."""
+"""Projectors in files of the original LLaVA."""
 
 from __future__ import annotations
 

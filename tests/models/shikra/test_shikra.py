@@ -1,4 +1,4 @@
-"""Composing: every size comes from the parts, nothing of them is copied or changed."""
+"""Composed LLaVAs: sizes follow from the parts, whose weights are neither copied nor changed."""
 
 from __future__ import annotations
 
