@@ -272,20 +272,23 @@ def _known_types(annotation: ast.expr, module: str) -> ast.expr:
 def _attributes(node: ast.ClassDef, module: str) -> dict[str, Any]:
     """Return the attributes in the body of a class; `UnresolvedError` stands for a value that needs an import."""
     attributes: dict[str, Any] = {}
-    for child in node.body:
-        if isinstance(child, ast.Assign):
-            targets, value = child.targets, child.value
-        elif isinstance(child, ast.AnnAssign) and child.value is not None:
-            targets, value = [child.target], child.value
-        else:
-            continue
-        for target in targets:
-            if isinstance(target, ast.Name) and not target.id.startswith("_"):
-                try:
-                    attributes[target.id] = _evaluate(value, module)
-                except UnresolvedError:
-                    attributes[target.id] = UnresolvedError
+    for target, value in assignments(node.body):
+        if isinstance(target, ast.Name) and not target.id.startswith("_"):
+            try:
+                attributes[target.id] = _evaluate(value, module)
+            except UnresolvedError:
+                attributes[target.id] = UnresolvedError
     return attributes
+
+
+def assignments(body: Sequence[ast.stmt]) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """Yield the target and the value of each assignment among statements, with or without an annotation."""
+    for node in body:
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                yield target, node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            yield node.target, node.value
 
 
 def _doc(node: ast.ClassDef | ast.FunctionDef) -> str:

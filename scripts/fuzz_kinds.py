@@ -168,7 +168,7 @@ def _read_weights(path: Path) -> object:
     load_config(str(path.parent))
     load_model(AutoModelForCausalLM, str(path.parent), precision="fp32", device="cpu")
     weights = Weights(path.parent)
-    return [weights.whole(name) for name in list(weights)[:3]]
+    return [weights.tensor(name) for name in list(weights)[:3]]
 
 
 def _read_template(path: Path) -> object:

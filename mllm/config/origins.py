@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mllm.errors import ConfigError
+from mllm.static_source import assignments
 
 Key = tuple[str, ...]
 OPTIONS = "--cfg-options"
@@ -164,17 +165,10 @@ def _children(value: ast.expr) -> Iterator[tuple[str, ast.expr, int]]:
 
 def _assignments(tree: ast.Module) -> Iterator[tuple[Key, ast.expr, int]]:
     """Yield the top-level assignments `name = ...` and `name['key'] = ...` of a file, without `_base_`."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign):
-            targets, value = node.targets, node.value
-        elif isinstance(node, ast.AnnAssign) and node.value is not None:
-            targets, value = [node.target], node.value
-        else:
-            continue
-        for target in targets:
-            key = _target_key(target)
-            if key and key != ("_base_",):
-                yield key, value, node.lineno
+    for target, value in assignments(tree.body):
+        key = _target_key(target)
+        if key and key != ("_base_",):
+            yield key, value, target.lineno
 
 
 def _updates(tree: ast.Module) -> Iterator[tuple[Key, ast.expr, int]]:

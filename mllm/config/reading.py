@@ -57,9 +57,9 @@ def _find_file(path: str | Path) -> Path:
     if file.exists():
         raise ConfigError(f"config '{path}' is not a Python file")
     shipped = {config.stem: config for config in sorted(CONFIGS.glob("*.py"))}
-    beside = {config.stem: config for config in sorted(file.parent.glob("*.py"))}
-    configs = {**shipped, **beside}
-    candidates = nearest_names(file.stem, beside, count=1) or nearest_names(file.stem, configs) or list(shipped)
+    neighbors = {config.stem: config for config in sorted(file.parent.glob("*.py"))}
+    configs = {**shipped, **neighbors}
+    candidates = nearest_names(file.stem, neighbors, count=1) or nearest_names(file.stem, configs) or list(shipped)
     listed = ", ".join(display_path(configs[name]) for name in candidates)
     raise ConfigError(f"config '{path}' not found" + (f": did you mean {listed}?" if listed else ""))
 

@@ -54,7 +54,7 @@ REFUSED = {
     "torch_empty_cache_steps": "this program has its own training step",
     "use_cache": "training never uses a cache",
     "average_tokens_across_devices": "tokens are always counted over all processes",
-    "optim_target_modules": "it belongs to GaLore and APOLLO, and only adapters and heads train, no whole weights",
+    "optim_target_modules": "it belongs to GaLore and APOLLO, but only adapters and heads are trained",
     **dict.fromkeys(
         (
             *("auto_find_batch_size", "train_sampling_strategy", "length_column_name", "label_names"),
@@ -102,7 +102,7 @@ REFUSED_OPTIMIZERS = {
             *("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise"),
             *("galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "apollo_adamw", "apollo_adamw_layerwise"),
         ),
-        "it projects the gradients of whole weights, and only adapters and heads train",
+        "it projects the gradients of full weights, but only adapters and heads are trained",
     ),
     **dict.fromkeys(("lomo", "adalomo"), "it updates weights within the backward pass, before pieces are summed"),
     **dict.fromkeys(

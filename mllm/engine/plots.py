@@ -20,7 +20,7 @@ def plot_loss(rows: list[dict[str, float]], path: Path) -> None:
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
         _draw(axes, rows, key, label, style)
     _finish(axes, "loss (objectives, weighted)")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 NOT_TERMS = ("loss", "learning_rate", "grad_norm", "epoch", "step", "padding_share", "seconds", "seconds_left")
@@ -42,7 +42,7 @@ def plot_progress(rows: list[dict[str, float]], path: Path) -> None:
         _draw(term_axes, rows, f"eval_{name}", f"{name}, validation", "o-")
     _finish(loss_axes, "loss (objectives, weighted)")
     _finish(term_axes, "term of an objective, unweighted")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw(axes: Axes, rows: list[dict[str, float]], key: str, label: str, style: str) -> None:
@@ -59,7 +59,8 @@ def _finish(axes: Axes, label: str) -> None:
         axes.legend()
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
     temporary = path.with_name(f"{path.name}.tmp")
     figure.savefig(temporary, format="png")
     os.replace(temporary, path)

@@ -61,7 +61,7 @@ class PrivateTrainer(MultimodalTrainer):
                 callback.trainer = self
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise ConfigError(
-                "privacy_args: FSDP and DeepSpeed split gradients over processes, and clipping needs whole gradients: "
+                "privacy_args: FSDP and DeepSpeed shard gradients, but clipping needs complete gradients: "
                 "remove fsdp and deepspeed from training_args"
             )
 

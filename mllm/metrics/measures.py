@@ -18,7 +18,7 @@ CATEGORIES = (30.0, 40.0, 50.0)
 """Lower bounds in percent of moderately reduced, mildly reduced and normal EF. Below the first: severely reduced."""
 WITH_INTERVAL = ("mae", "rmse", "r2", "bias", "category_agreement")
 """Figures with a 95 % confidence interval."""
-_NORMAL = 1.96
+NORMAL_95 = 1.96
 """95 % of a normal distribution are within this many standard deviations of the mean (Bland and Altman 1986)."""
 _CHUNK = 4_000_000
 """Number of random values of the bootstrap that are drawn at once."""
@@ -139,8 +139,8 @@ def _figures(sums: np.ndarray) -> dict[str, np.ndarray]:
             "rmse": np.sqrt(squared / count),
             "r2": np.where(total > 1e-12 * np.maximum(count, 1), 1 - squared / total, np.nan),
             "bias": bias,
-            "loa_lower": bias - _NORMAL * deviation,
-            "loa_upper": bias + _NORMAL * deviation,
+            "loa_lower": bias - NORMAL_95 * deviation,
+            "loa_upper": bias + NORMAL_95 * deviation,
             "category_agreement": same / count,
         }
 

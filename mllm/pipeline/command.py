@@ -96,6 +96,18 @@ def command_parser(name: str, description: str) -> argparse.ArgumentParser:
     )
 
 
+def add_override_option(parser: argparse.ArgumentParser, example: str | None = None) -> None:
+    """Add `--cfg-options`, which overrides keys of a config; `example` is shown in the help."""
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override keys" if example is None else f"override keys: {example}",
+    )
+
+
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run `main(argv)` and return the exit code. Errors that the user can correct are printed as one sentence.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from mllm.pipeline.command import command_parser, run_command
+from mllm.pipeline.command import add_override_option, command_parser, run_command
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,9 +37,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=_count, default=os.cpu_count() or 1, help="processes that decode images (default: all cores)"
     )
-    parser.add_argument(
-        "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys"
-    )
+    add_override_option(parser)
     return parser.parse_args(argv)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from mllm.pipeline.command import command_parser, quiet_progress, run_command
+from mllm.pipeline.command import add_override_option, command_parser, quiet_progress, run_command
 from mllm.pipeline.options import add_model_options, check_model_options
 
 SPLITS = ("test", "validation")
@@ -59,14 +59,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", help="a new folder (default: evaluation-SPLIT in the run folder of the model)")
     parser.add_argument("--tiny", action="store_true", help="replace checkpoints and absent data by tiny ones")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override keys: data_args.gen_kwargs.max_new_tokens=64",
-    )
+    add_override_option(parser, "data_args.gen_kwargs.max_new_tokens=64")
     args = parser.parse_args(argv)
     check_model_options(parser, args)
     return args

@@ -13,7 +13,7 @@ from pathlib import Path
 if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from mllm.pipeline.command import command_parser, quiet_progress, run_command
+from mllm.pipeline.command import add_override_option, command_parser, quiet_progress, run_command
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,14 +36,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="replace checkpoints and absent data by tiny generated ones, and make at most 6 updates",
     )
     parser.add_argument("--resume", action="store_true", help="continue the last run from its newest checkpoint")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override keys: training_args.max_steps=3",
-    )
+    add_override_option(parser, "training_args.max_steps=3")
     return parser.parse_args(argv)
 
 

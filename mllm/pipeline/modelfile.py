@@ -38,7 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--gguf", required=True, help="weights as a GGUF file; with --adapter-gguf those of the base")
     parser.add_argument("--mmproj", help="GGUF file of the vision tower")
     parser.add_argument("--adapter-gguf", help="GGUF file of a LoRA")
-    parser.add_argument("--out", help="file to write (default: Modelfile beside --gguf)")
+    parser.add_argument("--out", help="file to write (default: Modelfile next to --gguf)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the most probable token")
     for name, kind in (("top-p", float), ("top-k", int), ("min-p", float), ("repetition-penalty", float)):
         parser.add_argument(f"--{name}", type=kind)

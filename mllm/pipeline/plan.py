@@ -15,7 +15,7 @@ from pathlib import Path
 if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from mllm.pipeline.command import command_parser, quiet_progress, run_command
+from mllm.pipeline.command import add_override_option, command_parser, quiet_progress, run_command
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,9 +44,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--draw", nargs="+", default=(), type=_count, help="units of an update (default: the config, / 4, * 4)"
     )
     parser.add_argument("--tiny", action="store_true", help="replace checkpoints and absent data by tiny ones")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys"
-    )
+    add_override_option(parser)
     return parser.parse_args(argv)
 
 

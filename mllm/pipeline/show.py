@@ -16,7 +16,7 @@ from pathlib import Path
 if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from mllm.pipeline.command import command_parser, quiet_progress, run_command
+from mllm.pipeline.command import add_override_option, command_parser, quiet_progress, run_command
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,9 +61,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for subparser in (config, sample):
         subparser.add_argument("config", help="a config file")
         subparser.add_argument("--tiny", action="store_true", help="replace checkpoints and absent data by tiny ones")
-        subparser.add_argument(
-            "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys"
-        )
+        add_override_option(subparser)
     sample.add_argument("--split", default="train", help="train, validation or test")
     sample.add_argument("--index", type=int, default=0, help="index of the row, from 0; negative: from the end")
     return parser.parse_args(argv)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mllm.engine.plots import save_figure
+from mllm.metrics.measures import NORMAL_95
 from mllm.structures import UNITS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-_NORMAL = 1.96
-"""Distance of the limits of agreement from the bias, in standard deviations (Bland and Altman 1986)."""
 
 
 def plot_agreement(predicted: Mapping[str, np.ndarray], true: Mapping[str, np.ndarray], path: Path) -> None:
@@ -37,7 +34,7 @@ def plot_agreement(predicted: Mapping[str, np.ndarray], true: Mapping[str, np.nd
     for column, (name, (prediction, reference)) in enumerate(pairs.items()):
         _scatter(grid[0][column], name, prediction, reference)
         _bland_altman(grid[1][column], name, prediction, reference)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_distributions(splits: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
@@ -65,7 +62,7 @@ def plot_distributions(splits: Mapping[str, Mapping[str, np.ndarray]], path: Pat
         axes.set_ylabel("% of the split")
         if len(all_values):
             axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _scatter(axes: Axes, name: str, predicted: np.ndarray, true: np.ndarray) -> None:
@@ -91,7 +88,7 @@ def _bland_altman(axes: Axes, name: str, predicted: np.ndarray, true: np.ndarray
     bias = error.mean()
     axes.axhline(bias, color="C3", linewidth=1.2, label=f"bias {bias:+.1f} {_unit(name)}")
     if len(error) > 1:
-        reach = _NORMAL * error.std(ddof=1)
+        reach = NORMAL_95 * error.std(ddof=1)
         label = f"95 % limits {bias - reach:+.1f} to {bias + reach:+.1f} {_unit(name)}"
         axes.axhline(bias - reach, color="C3", linewidth=1.2, linestyle="--", label=label)
         axes.axhline(bias + reach, color="C3", linewidth=1.2, linestyle="--")
@@ -110,9 +107,3 @@ def _unit(name: str) -> str:
 
 def _labelled(name: str) -> str:
     return f"{name} ({UNITS[name]})" if name in UNITS else name
-
-
-def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)

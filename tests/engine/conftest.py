@@ -80,7 +80,7 @@ def make_bundle(tiny_medgemma):
     return make
 
 
-class Places:
+class LocationRows:
     """Questions about the boxes and masks of two lesions in an image; every third sample has no image."""
 
     def __init__(self, size=12):
@@ -94,16 +94,16 @@ class Places:
 
 
 @pytest.fixture
-def places():
-    """The class `Places`."""
-    return Places
+def location_rows():
+    """The class `LocationRows`."""
+    return LocationRows
 
 
 HEADS = {"box": {"type": "BoxHead", "hidden": 32, "outline": True}, "mask": {"type": "MaskHead", "dim": 32}}
 
 
 @pytest.fixture
-def make_perceptive(tiny_medgemma):
+def make_model_with_heads(tiny_medgemma):
     """A function that builds equal tiny models with a box head and a mask head, and their objectives."""
 
     def make():

@@ -55,8 +55,8 @@ def test_a_missing_trained_tensor_is_reported(make_trainer):
     assert learner.load_state_dict(state, strict=False).missing_keys == [name]
 
 
-def test_heads_and_added_rows_belong_to_the_state(make_trainer, make_perceptive, places):
-    learners = [make_trainer(parts=make_perceptive(), rows=places()).learner for _ in range(2)]
+def test_heads_and_added_rows_belong_to_the_state(make_trainer, make_model_with_heads, location_rows):
+    learners = [make_trainer(parts=make_model_with_heads(), rows=location_rows()).learner for _ in range(2)]
     with torch.no_grad():
         for parameter in learners[0].parameters():
             if parameter.requires_grad:
@@ -70,14 +70,16 @@ def test_heads_and_added_rows_belong_to_the_state(make_trainer, make_perceptive,
     assert all(torch.equal(value, loaded[name]) for name, value in state.items())
 
 
-def test_the_terms_of_heads_do_not_depend_on_the_division(make_trainer, make_perceptive, places):
-    trainer = make_trainer(parts=make_perceptive(), rows=places(), samples_per_piece=1)
+def test_the_terms_of_heads_do_not_depend_on_the_division(make_trainer, make_model_with_heads, location_rows):
+    trainer = make_trainer(parts=make_model_with_heads(), rows=location_rows(), samples_per_piece=1)
     learner, batch = trainer.learner.eval(), trainer.first_batch()
     pieces = [learner.counts(piece.targets) for piece in batch.pieces]
     counts = {name: sum(piece[name] for piece in pieces) for name in pieces[0]}
     assert counts["box"] == counts["mask"] > 1
     shares = [learner(piece.student, piece.targets, counts=counts) for piece in batch.pieces]
-    (whole,) = make_trainer(parts=make_perceptive(), rows=places(), samples_per_piece=9).first_batch().pieces
+    (whole,) = (
+        make_trainer(parts=make_model_with_heads(), rows=location_rows(), samples_per_piece=9).first_batch().pieces
+    )
     expected = learner(whole.student, whole.targets)
     for name in ("loss", "next_token", "box", "mask"):
         assert expected[name] > 0

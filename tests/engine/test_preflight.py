@@ -81,9 +81,9 @@ def test_a_model_with_other_logits_is_refused(make_trainer):
 
 
 def test_heads_and_added_rows_pass_and_their_losses_are_those_of_the_model(
-    make_trainer, make_perceptive, places, trained
+    make_trainer, make_model_with_heads, location_rows, trained
 ):
-    trainer = make_trainer(parts=make_perceptive(), rows=places())
+    trainer = make_trainer(parts=make_model_with_heads(), rows=location_rows())
     with torch.no_grad():
         trainer.learner.student.rows.input.normal_()  # far from the table's rows: both ways must read these
     before = trained(trainer)
@@ -97,19 +97,21 @@ def test_heads_and_added_rows_pass_and_their_losses_are_those_of_the_model(
     trainer.learner.student.rows = rows
 
 
-def test_a_head_without_an_objective_is_named(make_trainer, make_perceptive, places):
-    bundle, objectives = make_perceptive()
+def test_a_head_without_an_objective_is_named(make_trainer, make_model_with_heads, location_rows):
+    bundle, objectives = make_model_with_heads()
     del objectives["mask"]
-    trainer = make_trainer(parts=(bundle, objectives), rows=places())
+    trainer = make_trainer(parts=(bundle, objectives), rows=location_rows())
     with pytest.raises(ConfigError, match=r"receive no gradient.*student.heads.mask.* an objective that"):
         _run(trainer)
 
 
-def test_an_objective_without_supervised_items_is_logged(make_trainer, make_perceptive, rows, places, caplog):
-    trainer = make_trainer(parts=make_perceptive(), rows=rows(12))
+def test_an_objective_without_supervised_items_is_logged(
+    make_trainer, make_model_with_heads, rows, location_rows, caplog
+):
+    trainer = make_trainer(parts=make_model_with_heads(), rows=rows(12))
     preflight(trainer.learner, trainer.first_batch(), trainer.accelerator, further=trainer.first_batches())
     assert "the objectives ['box', 'mask'] have no supervised item in the first batches" in caplog.text
     caplog.clear()
-    trainer = make_trainer(parts=make_perceptive(), rows=places())
+    trainer = make_trainer(parts=make_model_with_heads(), rows=location_rows())
     preflight(trainer.learner, trainer.first_batch(), trainer.accelerator, further=trainer.first_batches())
     assert "no supervised item" not in caplog.text

@@ -316,23 +316,25 @@ def test_skipped_rows_are_counted_once_and_listed(make_trainer, tmp_path):
     assert trainer.state.global_step == 6
 
 
-def test_heads_and_added_tokens_train_and_resume_bit_equal(make_trainer, make_perceptive, places, trained, tmp_path):
-    options = dict(rows=places(), max_steps=4, save_strategy="steps", save_steps=2, samples_per_piece=3)
-    whole = make_trainer(parts=make_perceptive(), **options, output_dir=str(tmp_path / "whole"))
+def test_heads_and_added_tokens_train_and_resume_bit_equal(
+    make_trainer, make_model_with_heads, location_rows, trained, tmp_path
+):
+    options = dict(rows=location_rows(), max_steps=4, save_strategy="steps", save_steps=2, samples_per_piece=3)
+    whole = make_trainer(parts=make_model_with_heads(), **options, output_dir=str(tmp_path / "whole"))
     before = trained(whole)
     whole.train()
     unmoved = {name for name, value in trained(whole).items() if torch.equal(before[name], value)}
     assert not unmoved, f"heads, rows or adapter did not move: {unmoved}"
     for row in whole.state.log_history[:4]:
         assert row["loss"] == pytest.approx(row["next_token"] + row["box"] + row["mask"], rel=1e-4)
-    resumed = make_trainer(parts=make_perceptive(), **options, output_dir=str(tmp_path / "resumed"))
+    resumed = make_trainer(parts=make_model_with_heads(), **options, output_dir=str(tmp_path / "resumed"))
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     for name, value in trained(whole).items():
         assert torch.equal(trained(resumed)[name], value), name
 
 
-def test_a_process_without_a_row_runs_a_piece_without_supervision(make_trainer, make_perceptive, places):
-    trainer = make_trainer(parts=make_perceptive(), rows=places())
+def test_a_process_without_a_row_runs_a_piece_without_supervision(make_trainer, make_model_with_heads, location_rows):
+    trainer = make_trainer(parts=make_model_with_heads(), rows=location_rows())
     batch, idle = trainer.first_batch().pieces[-1], trainer._idle_piece
     assert batch.targets["boxes_known"].any() and batch.targets["masks_known"].any()
     assert not any(int(count) for count in trainer.learner.counts(idle.targets).values())

@@ -18,14 +18,14 @@ SETTINGS = dict(type="medgemma", image_size=448, image_token_len=64, max_length=
 
 
 @pytest.fixture
-def adapter(talking_adapter: Path, tmp_path: Path) -> Path:
+def adapter(generating_adapter: Path, tmp_path: Path) -> Path:
     """A copy of the adapter that a test may change."""
-    return Path(shutil.copytree(talking_adapter, tmp_path / "run" / "adapter"))
+    return Path(shutil.copytree(generating_adapter, tmp_path / "run" / "adapter"))
 
 
-def test_a_foreign_adapter_has_the_defaults_of_its_base(adapter: Path, talking_base: Path, tiny_llava: Path) -> None:
+def test_a_foreign_adapter_has_the_defaults_of_its_base(adapter: Path, generating_base: Path, tiny_llava: Path) -> None:
     args = adapter_args(str(adapter))
-    assert (args.type, args.model_name_or_path) == ("medgemma", str(talking_base))
+    assert (args.type, args.model_name_or_path) == ("medgemma", str(generating_base))
     assert (args.adapter_path, args.lora_r, args.image_token_len) == (str(adapter), None, None)
     assert adapter_args(str(adapter), str(tiny_llava)).type == "image-text"
     assert adapter_args(str(adapter), type="image-text").type == "image-text"
@@ -42,7 +42,7 @@ def test_a_run_folder_is_accepted_for_its_adapter(adapter: Path) -> None:
     assert adapter_args(str(adapter.parent)).adapter_path == str(adapter)
 
 
-def test_folders_of_runs_and_models_are_not_accepted_as_adapters(tmp_path: Path, talking_base: Path) -> None:
+def test_folders_of_runs_and_models_are_not_accepted_as_adapters(tmp_path: Path, generating_base: Path) -> None:
     (tmp_path / "runs/latest").mkdir(parents=True)
     (tmp_path / "runs/latest/config.py").write_text("")
     with pytest.raises(ConfigError, match="is a folder of runs; pass one of them, such as .*latest"):
@@ -51,7 +51,7 @@ def test_folders_of_runs_and_models_are_not_accepted_as_adapters(tmp_path: Path,
         with pytest.raises(ConfigError, match="is a run without an adapter: .*finetune.py --resume"):
             adapter_args(str(tmp_path / named))
     with pytest.raises(ConfigError, match="contains a whole model and no adapter; pass it as --model"):
-        adapter_args(str(talking_base))
+        adapter_args(str(generating_base))
 
 
 @pytest.mark.parametrize(("inner", "option"), [("merged", "--model"), ("student", "--model"), ("adapter", "--adapter")])
@@ -69,12 +69,12 @@ def test_a_relative_base_is_also_sought_in_the_checkout(tmp_path: Path, monkeypa
     assert local_name("google/medgemma-4b-it") == "google/medgemma-4b-it"
 
 
-def test_an_adapter_without_a_base_name_is_refused(adapter: Path, talking_base: Path) -> None:
+def test_an_adapter_without_a_base_name_is_refused(adapter: Path, generating_base: Path) -> None:
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None}))
     with pytest.raises(ConfigError, match="names no base model; pass it as --base"):
         adapter_args(str(adapter))
-    assert adapter_args(str(adapter), str(talking_base)).model_name_or_path == str(talking_base)
+    assert adapter_args(str(adapter), str(generating_base)).model_name_or_path == str(generating_base)
 
 
 def test_a_similar_name_is_suggested_for_an_absent_folder(adapter: Path) -> None:
@@ -82,10 +82,10 @@ def test_a_similar_name_is_suggested_for_an_absent_folder(adapter: Path) -> None
         adapter_args(str(adapter.with_name("adaptre")))
 
 
-def test_an_adapter_is_not_accepted_as_a_model(adapter: Path, talking_base: Path) -> None:
+def test_an_adapter_is_not_accepted_as_a_model(adapter: Path, generating_base: Path) -> None:
     with pytest.raises(ConfigError, match="is a LoRA adapter; pass it as --adapter"):
         whole_model_args(str(adapter))
-    args = whole_model_args(str(talking_base))
+    args = whole_model_args(str(generating_base))
     assert (args.adapter_path, args.lora_r, args.type) == (None, None, "medgemma")
 
 

@@ -63,14 +63,14 @@ def test_the_loss_is_the_weighted_mean_by_hand(tiny_student, teacher: Bundle, di
     for weight, projector, (narrow, wide) in zip(weights, objective.projectors, objective.paths, strict=True):
         for patient in range(3):
             for view in range(2):
-                places = []
+                cells = []
                 for row in range(grid):
                     for column in range(grid):
                         seen = projector(ours[narrow][patient, view, :, row, column])
                         true = theirs[wide][patient, view, :, row, column]
                         angle = torch.nn.functional.cosine_similarity(seen, true, dim=0)
-                        places.append(((seen - true) ** 2).mean() if distance == "mse" else 1 - angle)
-                expected[patient, view] += weight / 4 * torch.stack(places).mean()
+                        cells.append(((seen - true) ** 2).mean() if distance == "mse" else 1 - angle)
+                expected[patient, view] += weight / 4 * torch.stack(cells).mean()
     expected[1, 1] = 0
     found = objective.total(
         Context(targets, Outputs(torch.zeros(3, 2, 1), taps=ours), Outputs(torch.zeros(3, 2, 1), taps=theirs))

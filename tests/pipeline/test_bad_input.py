@@ -216,13 +216,13 @@ def test_a_gated_model_without_a_login(refused, monkeypatch):
     )
 
 
-@pytest.mark.parametrize(("key", "remedy"), [("bf16", "bf16=False and fp16=True"), ("tf32", "tf32=False")])
-def test_a_turing_card_has_no_bf16(refused, monkeypatch, key, remedy):
+@pytest.mark.parametrize(("key", "fix"), [("bf16", "bf16=False and fp16=True"), ("tf32", "tf32=False")])
+def test_a_turing_card_has_no_bf16(refused, monkeypatch, key, fix):
     card = hardware.Hardware("cuda", "Tesla T4", (7, 5), 16 << 30, 1, 64 << 30, 8)
     monkeypatch.setattr(prepare, "detect", lambda: card)
     refused(
         f"run.py:11: {key}=True needs compute capability 8.0 or newer and Tesla T4 has compute capability 7.5: "
-        f"set {remedy} in training_args",
+        f"set {fix} in training_args",
         f"training_args.update({key}=True)",
     )
 

@@ -20,10 +20,10 @@ MORE = f"data_args = dict({DATA}, gen_kwargs=dict(max_new_tokens=4))"
 
 
 @pytest.fixture
-def run(write_config: Callable[..., str], write_rows: Callable[..., None], talking_adapter: Path) -> tuple[str, str]:
+def run(write_config: Callable[..., str], write_rows: Callable[..., None], generating_adapter: Path) -> tuple[str, str]:
     """A config whose test split has five rows, and a run folder with an adapter."""
     write_rows({"image": "0.png", "question": "Which?", "answer": "MRI"})
-    shutil.copytree(talking_adapter, "exp/old/adapter")
+    shutil.copytree(generating_adapter, "exp/old/adapter")
     return write_config(MORE), "exp/old/adapter"
 
 
@@ -76,10 +76,12 @@ def test_nothing_is_overwritten(run: tuple[str, str]) -> None:
     ]
 
 
-def test_a_base_model_is_evaluated_with_metrics_of_the_command_line(run: tuple[str, str], talking_base: Path) -> None:
+def test_a_base_model_is_evaluated_with_metrics_of_the_command_line(
+    run: tuple[str, str], generating_base: Path
+) -> None:
     config, adapter = run
     options = ["--metric", "short_answer", "accuracy", "--out", "out"]
-    assert main([config, "--model", str(talking_base), *options]) == 0
+    assert main([config, "--model", str(generating_base), *options]) == 0
     values, rows = read("out")
     assert list(values["figures"]) == ["short_answer", "accuracy"]
     assert values["figures"]["short_answer"]["failed"] == 5

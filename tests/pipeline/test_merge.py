@@ -32,9 +32,9 @@ from mllm.tiny.checkpoints import write_tiny
 
 
 def test_the_merged_model_gives_the_answers_of_the_adapter(
-    talking_adapter: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    generating_adapter: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    adapter = Path(shutil.copytree(talking_adapter, tmp_path / "adapter"))
+    adapter = Path(shutil.copytree(generating_adapter, tmp_path / "adapter"))
     settings = dict(image_size=None, image_token_len=64, max_length=300, system="Be brief.", turn_end=None)
     write_settings(adapter, {"type": "medgemma", **settings})
     out = tmp_path / "deep" / "merged"
@@ -54,15 +54,15 @@ def test_the_merged_model_gives_the_answers_of_the_adapter(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_checkpoint_keeps_its_dtype(
-    talking_base: Path, talking_adapter: Path, tmp_path: Path, precision: str
+    generating_base: Path, generating_adapter: Path, tmp_path: Path, precision: str
 ) -> None:
-    base = Path(shutil.copytree(talking_base, tmp_path / "base"))
+    base = Path(shutil.copytree(generating_base, tmp_path / "base"))
     halves = {name: tensor.bfloat16() for name, tensor in load_file(base / "model.safetensors").items()}
     save_file(halves, base / "model.safetensors", metadata={"format": "pt"})
     config = base / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "bfloat16"}))
     out = tmp_path / "merged"
-    main(["--adapter", str(talking_adapter), "--base", str(base), "--out", str(out), "--precision", precision])
+    main(["--adapter", str(generating_adapter), "--base", str(base), "--out", str(out), "--precision", precision])
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
     compared = json.loads((out / "export_report.json").read_text())["compared_in"]
     assert compared == {"fp32": "float32", "bf16": "bfloat16"}[precision]
@@ -74,13 +74,13 @@ def _report(folder: Path) -> dict[str, Any]:
     return report
 
 
-def test_both_merges_write_equal_files(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
+def test_both_merges_write_equal_files(generating_base: Path, generating_adapter: Path, tmp_path: Path) -> None:
     streamed, loaded = tmp_path / "streamed", tmp_path / "loaded"
-    main(["--adapter", str(talking_adapter), "--out", str(streamed)])
-    base = Path(shutil.copytree(talking_base, tmp_path / "base"))
+    main(["--adapter", str(generating_adapter), "--out", str(streamed)])
+    base = Path(shutil.copytree(generating_base, tmp_path / "base"))
     torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
     (base / "model.safetensors").unlink()
-    main(["--adapter", str(talking_adapter), "--base", str(base), "--out", str(loaded)])
+    main(["--adapter", str(generating_adapter), "--base", str(base), "--out", str(loaded)])
     assert (_report(streamed)["method"], _report(loaded)["method"]) == ("shard by shard", "in memory")
     assert _report(loaded)["in_memory_because"] == "the checkpoint has no safetensors files"
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (streamed, loaded))
@@ -92,14 +92,16 @@ def test_both_merges_write_equal_files(talking_base: Path, talking_adapter: Path
     assert json.loads((streamed / "config.json").read_text()) == json.loads((loaded / "config.json").read_text())
 
 
-def test_the_comparison_is_skipped_only_by_its_flag(talking_adapter: Path, tmp_path: Path) -> None:
-    main(["--adapter", str(talking_adapter), "--out", str(tmp_path / "merged"), "--skip-parity"])
+def test_the_comparison_is_skipped_only_by_its_flag(generating_adapter: Path, tmp_path: Path) -> None:
+    main(["--adapter", str(generating_adapter), "--out", str(tmp_path / "merged"), "--skip-parity"])
     report = _report(tmp_path / "merged")
     assert report["parity"].startswith("skipped by --skip-parity")
     assert "max_abs_difference" not in report
 
 
-def test_a_wrong_merge_is_not_written(talking_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_merge_is_not_written(
+    generating_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fold = shards._merged_weight
 
     def forget(layer: Any, entry: shards.Entry) -> torch.Tensor:
@@ -108,12 +110,12 @@ def test_a_wrong_merge_is_not_written(talking_adapter: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(shards, "_merged_weight", forget)
     with pytest.raises(ConfigError, match="the merged logits differ"):
-        main(["--adapter", str(talking_adapter), "--out", str(tmp_path / "merged")])
+        main(["--adapter", str(generating_adapter), "--out", str(tmp_path / "merged")])
     assert os.listdir(tmp_path) == []
 
 
-def test_resized_images_survive(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
-    adapter = Path(shutil.copytree(talking_adapter, tmp_path / "adapter"))
+def test_resized_images_survive(generating_base: Path, generating_adapter: Path, tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(generating_adapter, tmp_path / "adapter"))
     write_settings(adapter, {"type": "medgemma", "image_size": 112, "image_token_len": 32})
     main(["--adapter", str(adapter), "--out", str(tmp_path / "merged")])
     positions = load_file(tmp_path / "merged" / "model.safetensors")[
@@ -124,14 +126,14 @@ def test_resized_images_survive(talking_base: Path, talking_adapter: Path, tmp_p
     assert _report(tmp_path / "merged")["method"] == "shard by shard"
 
 
-def test_several_adapters_become_one_model(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
-    other = write_tiny_adapter(talking_base, tmp_path / "other", rank=2, alpha=5, seed=1, use_rslora=True)
+def test_several_adapters_become_one_model(generating_base: Path, generating_adapter: Path, tmp_path: Path) -> None:
+    other = write_tiny_adapter(generating_base, tmp_path / "other", rank=2, alpha=5, seed=1, use_rslora=True)
     record = {"guarantee": "(3, 1e-05)-differentially private", "outside_the_guarantee": ["logs"], "warnings": []}
-    write_facts(other, Facts(str(talking_base), data={"train": Split("ReportDataset", 40)}, privacy=record))
+    write_facts(other, Facts(str(generating_base), data={"train": Split("ReportDataset", 40)}, privacy=record))
     out = tmp_path / "merged"
     options = [
         "--adapter",
-        str(talking_adapter),
+        str(generating_adapter),
         "--adapter",
         str(other),
         "--weights",
@@ -143,7 +145,7 @@ def test_several_adapters_become_one_model(talking_base: Path, talking_adapter: 
     assert main(options) == 0
     report = _report(out)
     assert (report["weights"], report["combination"], report["rank"]) == ([0.7, -0.3], "cat", 6)
-    assert report["adapters"] == [str(talking_adapter), str(other)]
+    assert report["adapters"] == [str(generating_adapter), str(other)]
     assert report["parity"] == "checked"
     card = (out / "README.md").read_text()
     first, second = card.partition("## Adapter 1")[2].split("## Adapter 2")
@@ -152,10 +154,10 @@ def test_several_adapters_become_one_model(talking_base: Path, talking_adapter: 
     facts = read_facts(out)
     assert facts is not None and facts.privacy is None
     assert [part.privacy for part in facts.adapters] == [None, record]
-    model = AutoModelForImageTextToText.from_pretrained(talking_base)
+    model = AutoModelForImageTextToText.from_pretrained(generating_base)
     key = "model.language_model.layers.0.mlp.up_proj"
     expected = model.get_submodule(key).weight.detach().clone()
-    for folder, scale in ((talking_adapter, 0.7 * 8 / 4), (other, -0.3 * 5 / 2**0.5)):
+    for folder, scale in ((generating_adapter, 0.7 * 8 / 4), (other, -0.3 * 5 / 2**0.5)):
         lora = load_file(folder / "adapter_model.safetensors")
         expected += (
             scale * lora[f"base_model.model.{key}.lora_B.weight"] @ lora[f"base_model.model.{key}.lora_A.weight"]
@@ -164,9 +166,9 @@ def test_several_adapters_become_one_model(talking_base: Path, talking_adapter: 
     torch.testing.assert_close(merged, expected, rtol=0, atol=1e-5)
 
 
-def test_adapters_that_cannot_be_combined(talking_base: Path, talking_adapter: Path, tmp_path: Path) -> None:
-    other = Path(shutil.copytree(talking_adapter, tmp_path / "other"))
-    both = ["--adapter", str(talking_adapter), "--adapter", str(other), "--out", str(tmp_path / "merged")]
+def test_adapters_that_cannot_be_combined(generating_base: Path, generating_adapter: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(generating_adapter, tmp_path / "other"))
+    both = ["--adapter", str(generating_adapter), "--adapter", str(other), "--out", str(tmp_path / "merged")]
     write_settings(other, {"type": "medgemma", "image_token_len": 64})
     with pytest.raises(ConfigError, match=r"differ in image_token_len \(None and 64\)"):
         main(both)
@@ -236,22 +238,22 @@ def test_a_model_in_shards_needs_little_memory(tmp_path: Path) -> None:
     assert int(ended.stdout) < 140e6
 
 
-def test_a_folder_that_is_not_empty_is_not_overwritten(talking_adapter: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_not_overwritten(generating_adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").touch()
     with pytest.raises(ConfigError, match="is not empty"):
-        main(["--adapter", str(talking_adapter), "--out", str(tmp_path)])
+        main(["--adapter", str(generating_adapter), "--out", str(tmp_path)])
     assert os.listdir(tmp_path) == ["precious"]
 
 
 def test_a_base_with_quantized_weights_only_is_refused(
-    talking_base: Path, talking_adapter: Path, tmp_path: Path
+    generating_base: Path, generating_adapter: Path, tmp_path: Path
 ) -> None:
-    base = Path(shutil.copytree(talking_base, tmp_path / "base"))
+    base = Path(shutil.copytree(generating_base, tmp_path / "base"))
     config = base / "config.json"
     quantized = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     config.write_text(json.dumps(json.loads(config.read_text()) | quantized))
     with pytest.raises(ConfigError, match="only quantized weights.*--base"):
-        main(["--adapter", str(talking_adapter), "--base", str(base), "--out", str(tmp_path / "merged")])
+        main(["--adapter", str(generating_adapter), "--base", str(base), "--out", str(tmp_path / "merged")])
     assert os.listdir(tmp_path) == ["base"]
 
 

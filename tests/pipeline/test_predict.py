@@ -43,48 +43,55 @@ def _answer_of_transformers(base: Path, adapter: Path, image: Path, question: st
 
 
 def test_only_the_answer_is_printed_and_it_equals_transformers(
-    talking_base: Path, talking_adapter: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    generating_base: Path, generating_adapter: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = pictures / "0.png"
-    expected = _answer_of_transformers(talking_base, talking_adapter, image, "What is this?")
+    expected = _answer_of_transformers(generating_base, generating_adapter, image, "What is this?")
     capsys.readouterr()
-    assert main(["--adapter", str(talking_adapter), "--image", str(image), "--question", "What is this?", *FEW]) == 0
+    assert main(["--adapter", str(generating_adapter), "--image", str(image), "--question", "What is this?", *FEW]) == 0
     assert capsys.readouterr().out == expected + "\n"
     assert expected
 
 
 def test_the_base_without_the_adapter_answers_differently(
-    talking_base: Path, talking_adapter: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    generating_base: Path, generating_adapter: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--image", str(pictures / "0.png"), "--question", "What is this?", *FEW]
-    main(["--adapter", str(talking_adapter), *options])
+    main(["--adapter", str(generating_adapter), *options])
     adapted = capsys.readouterr().out
-    main(["--model", str(talking_base), *options])
+    main(["--model", str(generating_base), *options])
     assert capsys.readouterr().out != adapted
 
 
 def test_a_question_without_an_image_gets_a_hint_if_it_probably_needs_one(
-    talking_base: Path, talking_adapter: Path, tmp_path: Path
+    generating_base: Path, generating_adapter: Path, tmp_path: Path
 ) -> None:
     trained = tmp_path / "adapter"
-    shutil.copytree(talking_adapter, trained)
-    bundle = load_for_answers(adapter_args(str(trained), str(talking_base)), best_hardware())
+    shutil.copytree(generating_adapter, trained)
+    bundle = load_for_answers(adapter_args(str(trained), str(generating_base)), best_hardware())
 
     def advice(question: str) -> str:
         sample = Sample([Turn("user", question)])
-        return image_advice(sample, bundle, adapter_args(str(trained), str(talking_base)))
+        return image_advice(sample, bundle, adapter_args(str(trained), str(generating_base)))
 
     assert advice("How many bones does a hand have?") == ""
     assert advice("What does the CT scan show?").endswith("mentions an image, but none was passed: add --image FILE")
     for kind, expected in (("TextQADataset", ""), ("VQADataset", "the adapter was trained on images (VQADataset)")):
-        write_facts(trained, Facts(str(talking_base), data={"train": Split(kind, 3)}))
+        write_facts(trained, Facts(str(generating_base), data={"train": Split(kind, 3)}))
         assert advice("How many bones does a hand have?").partition(", but")[0] == expected
     with_image = Sample([Turn("user", "What does the CT scan show?")], images=[Image.new("RGB", (8, 8))])
-    assert image_advice(with_image, bundle, adapter_args(str(trained), str(talking_base))) == ""
+    assert image_advice(with_image, bundle, adapter_args(str(trained), str(generating_base))) == ""
 
 
-def test_reader_options_apply_to_a_dicom_file(talking_adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--adapter", str(talking_adapter), "--image", get_testdata_file("CT_small.dcm"), "--question", "Normal?"]
+def test_reader_options_apply_to_a_dicom_file(generating_adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--adapter",
+        str(generating_adapter),
+        "--image",
+        get_testdata_file("CT_small.dcm"),
+        "--question",
+        "Normal?",
+    ]
     answers = []
     for window in ("lung", "400,40", "bone"):
         assert main([*options, "--window", window, "--frame", "0", *FEW]) == 0
@@ -94,8 +101,8 @@ def test_reader_options_apply_to_a_dicom_file(talking_adapter: Path, capsys: pyt
         main([*options, "--window", "lnug"])
 
 
-def test_sampling_is_seeded(talking_adapter: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--adapter", str(talking_adapter), "--image", str(pictures / "0.png"), "--question", "What?", *FEW]
+def test_sampling_is_seeded(generating_adapter: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--adapter", str(generating_adapter), "--image", str(pictures / "0.png"), "--question", "What?", *FEW]
     answers = []
     for seed in ("1", "1", "2"):
         main([*options, "--temperature", "9", "--seed", seed])
@@ -104,9 +111,9 @@ def test_sampling_is_seeded(talking_adapter: Path, pictures: Path, capsys: pytes
 
 
 def test_marks_are_printed_in_pixels_and_drawn_with_draw(
-    talking_adapter: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pointing: Any
+    generating_adapter: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pointing: Any
 ) -> None:
-    options = ["--adapter", str(talking_adapter), "--question", "Where?", *FEW, "--image", str(pictures / "0.png")]
+    options = ["--adapter", str(generating_adapter), "--question", "Where?", *FEW, "--image", str(pictures / "0.png")]
     assert main(options) == 0
     lines = capsys.readouterr().out.splitlines()[-3:]
     assert lines == [

@@ -20,13 +20,13 @@ from mllm.structures import Sample
 
 
 @pytest.fixture
-def config(talking_base: Path, pictures: Path, tmp_path: Path) -> Path:
+def config(generating_base: Path, pictures: Path, tmp_path: Path) -> Path:
     """A config file with one split of one image."""
     (tmp_path / "rows.jsonl").write_text('{"image": "0.png", "question": "What is this?", "answer": "Noise."}\n')
     path = tmp_path / "mine.py"
     data = dict(type="VQADataset", data_path=str(tmp_path / "rows.jsonl"), image_folder=str(pictures))
     path.write_text(
-        f"model_args = dict(type='medgemma', model_name_or_path={str(talking_base)!r}, image_token_len=64)\n"
+        f"model_args = dict(type='medgemma', model_name_or_path={str(generating_base)!r}, image_token_len=64)\n"
         f"data_args = dict(train={data!r})\n"
         "training_args = dict(max_steps=2)\n"
         "objectives = dict(next_token=dict(type='NextToken'))\n"
@@ -92,10 +92,10 @@ def test_a_missing_split_or_sample_is_refused(config: Path) -> None:
         main(["sample", str(config), "--index", "1"])
 
 
-def test_a_terminal_gets_colors(talking_base: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_terminal_gets_colors(generating_base: Path, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"image": "0.png", "question": "What?", "answer": "Noise."}\n')
     dataset = build_dataset(dict(type="VQADataset", data_path=str(tmp_path / "rows.jsonl"), image_folder=str(pictures)))
-    encoder = ChatEncoder(AutoProcessor.from_pretrained(talking_base), max_length=512)
+    encoder = ChatEncoder(AutoProcessor.from_pretrained(generating_base), max_length=512)
     encoded = encoder.encode(dataset.sample(0))
     shown = describe_sample(encoded, encoder, color=True)
     assert f"{SUPERVISED}Noise.<end_of_turn>" in shown

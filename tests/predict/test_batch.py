@@ -16,23 +16,31 @@ FEW = ["--max-new-tokens", "8"]
 
 
 def test_a_file_of_questions_is_answered_in_order(
-    talking_adapter: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    generating_adapter: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.jsonl"
-    batch = ["--adapter", str(talking_adapter), "--batch", str(pictures / "questions.jsonl"), "--out", str(out), *FEW]
+    batch = [
+        "--adapter",
+        str(generating_adapter),
+        "--batch",
+        str(pictures / "questions.jsonl"),
+        "--out",
+        str(out),
+        *FEW,
+    ]
     assert main([*batch, "--batch-size", "3"]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     expected = [json.loads(line) for line in (pictures / "questions.jsonl").read_text().splitlines()]
     predictions = [row.pop("prediction") for row in rows]
     assert rows == expected
     capsys.readouterr()
-    main(["--adapter", str(talking_adapter), "--image", str(pictures / "2.png"), "--question", "CT: Why?", *FEW])
+    main(["--adapter", str(generating_adapter), "--image", str(pictures / "2.png"), "--question", "CT: Why?", *FEW])
     assert capsys.readouterr().out == predictions[2] + "\n"
     with pytest.raises(ConfigError, match=r"out\.jsonl exists"):
         main(batch)
 
 
-def test_a_bad_row_raises_with_its_line_or_is_skipped(talking_adapter: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_bad_row_raises_with_its_line_or_is_skipped(generating_adapter: Path, pictures: Path, tmp_path: Path) -> None:
     rows = [
         {"image": "0.png", "question": "What?"},
         {"image": "absent.png", "question": "What?"},
@@ -44,7 +52,7 @@ def test_a_bad_row_raises_with_its_line_or_is_skipped(talking_adapter: Path, pic
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out.jsonl"
-    batch = ["--adapter", str(talking_adapter), "--batch", str(file), "--image-folder", str(pictures), *FEW]
+    batch = ["--adapter", str(generating_adapter), "--batch", str(file), "--image-folder", str(pictures), *FEW]
     with pytest.raises(DataError, match=r"rows\.jsonl, line 2: .*absent\.png"):
         main([*batch, "--out", str(out)])
     assert os.listdir(tmp_path) == ["rows.jsonl"]
@@ -54,23 +62,23 @@ def test_a_bad_row_raises_with_its_line_or_is_skipped(talking_adapter: Path, pic
     assert written[1]["note"] == rows[-1]["note"]
 
 
-def test_a_file_without_a_usable_row_is_refused(talking_adapter: Path, tmp_path: Path) -> None:
+def test_a_file_without_a_usable_row_is_refused(generating_adapter: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"image": "absent.png", "question": "What?"}\n')
-    batch = ["--adapter", str(talking_adapter), "--batch", str(file), "--out", str(tmp_path / "out.jsonl")]
+    batch = ["--adapter", str(generating_adapter), "--batch", str(file), "--out", str(tmp_path / "out.jsonl")]
     with pytest.raises(DataError, match=r"rows\.jsonl: none of its 1 rows can be used; first error: .*line 1"):
         main([*batch, "--on-error", "skip"])
     assert os.listdir(tmp_path) == ["rows.jsonl"]
 
 
 def test_marks_are_written_to_the_rows_and_drawn_to_a_folder(
-    talking_adapter: Path, pictures: Path, tmp_path: Path, pointing: Any
+    generating_adapter: Path, pictures: Path, tmp_path: Path, pointing: Any
 ) -> None:
     out, drawn = tmp_path / "out.jsonl", tmp_path / "drawn"
     questions = [{"image": "0.png", "question": "Where?", "boxes": [[1, 2, 3, 4]]}, {"question": "How many?"}]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in questions))
-    batch = ["--adapter", str(talking_adapter), "--batch", str(file), "--image-folder", str(pictures), *FEW]
+    batch = ["--adapter", str(generating_adapter), "--batch", str(file), "--image-folder", str(pictures), *FEW]
     assert main([*batch, "--out", str(out), "--draw", str(drawn)]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert rows[0]["boxes"] == [[10.0, 5.0, 40.0, 30.0], [20.0, 10.0, 50.0, 30.0]]

@@ -37,24 +37,27 @@ def by_transformers(folder: Path, *questions: str) -> list[str]:
     return answers
 
 
-def test_each_prompt_contains_the_preceding_exchanges(tiny_talker, monkeypatch, capsys):
+def test_each_prompt_contains_the_preceding_exchanges(generating_text_model, monkeypatch, capsys):
     questions = ["What is the heart?", "Why?", "Where is it, and why?"]
-    expected = by_transformers(tiny_talker, *questions)
-    assert expected[1] != by_transformers(tiny_talker, "Why?")[0], "the history has no effect"
+    expected = by_transformers(generating_text_model, *questions)
+    assert expected[1] != by_transformers(generating_text_model, "Why?")[0], "the history has no effect"
     typed(monkeypatch, questions[0], "", questions[1], questions[2], "/quit", "What?")
     capsys.readouterr()
-    assert main(["--model", str(tiny_talker), "--chat", *FEW]) == 0
+    assert main(["--model", str(generating_text_model), "--chat", *FEW]) == 0
     assert capsys.readouterr().out.splitlines() == expected
 
 
 def test_a_conversation_can_be_cleared_and_an_invalid_question_is_ignored(
-    text_bundle, tiny_talker, monkeypatch, capsys, caplog
+    text_bundle, generating_text_model, monkeypatch, capsys, caplog
 ):
     typed(monkeypatch, "What is the heart?", "/clear", "What <end_of_turn> is it?", "Why?")
     caplog.set_level("WARNING", "mllm.predict")
     chat(text_bundle, [], OPTIONS)
     first, last = capsys.readouterr().out.splitlines()
-    assert (first, last) == (*by_transformers(tiny_talker, "What is the heart?"), *by_transformers(tiny_talker, "Why?"))
+    assert (first, last) == (
+        *by_transformers(generating_text_model, "What is the heart?"),
+        *by_transformers(generating_text_model, "Why?"),
+    )
     assert "the question: the text contains the control token '<end_of_turn>'" in caplog.text
 
 
@@ -77,11 +80,11 @@ def test_the_oldest_exchanges_of_a_long_conversation_are_removed(text_bundle, mo
     assert "oldest exchanges removed" in caplog.text
 
 
-def test_images_belong_to_the_first_question_and_stay_in_the_prompt(talking_base, monkeypatch, capsys):
+def test_images_belong_to_the_first_question_and_stay_in_the_prompt(generating_base, monkeypatch, capsys):
     from mllm.config.schema import ModelArgs
     from mllm.predict.load import best_hardware, load_for_answers
 
-    bundle = load_for_answers(ModelArgs("medgemma", str(talking_base), lora_r=None), best_hardware())
+    bundle = load_for_answers(ModelArgs("medgemma", str(generating_base), lora_r=None), best_hardware())
     prompts: list[Sample] = []
     real = bundle.encoder.prompt
 

@@ -27,9 +27,11 @@ def test_each_option_changes_the_answer(text_bundle) -> None:
     assert answer(temperature=9.0, seed=2) != answer(**hot)
 
 
-def test_a_text_model_answers_a_question(text_bundle, tiny_talker: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_model_answers_a_question(
+    text_bundle, generating_text_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     samples = [Sample([Turn("user", "Why?")])]
     expected = generate_answers(text_bundle, samples, GenerationOptions(max_new_tokens=5))[0].text
-    assert main(["--model", str(tiny_talker), "--question", "Why?", "--max-new-tokens", "5"]) == 0
+    assert main(["--model", str(generating_text_model), "--question", "Why?", "--max-new-tokens", "5"]) == 0
     assert capsys.readouterr().out == expected + "\n"
     assert expected

@@ -88,17 +88,17 @@ def write_generating(family: str, folder: Path, **options: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
-def talking_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def generating_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny MedGemma for images of 224 pixels that generates words."""
     return write_generating("medgemma", tmp_path_factory.mktemp("talking") / "medgemma", vision={"image_size": 224})
 
 
 @pytest.fixture(scope="session")
-def talking_adapter(talking_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter of `talking_base` as PEFT writes it, without `mllm.json` and processor."""
+def generating_adapter(generating_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of `generating_base` as PEFT writes it, without `mllm.json` and processor."""
     from mllm.tiny.adapter import write_tiny_adapter
 
-    return write_tiny_adapter(talking_base, tmp_path_factory.mktemp("talking") / "adapter")
+    return write_tiny_adapter(generating_base, tmp_path_factory.mktemp("talking") / "adapter")
 
 
 @pytest.fixture(scope="session")
@@ -144,15 +144,15 @@ def pointing(monkeypatch: pytest.MonkeyPatch) -> list[list[Mark]]:
 
 
 @pytest.fixture(scope="session")
-def tiny_talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def generating_text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Gemma 3n without images that generates words."""
     return write_generating("gemma3n", tmp_path_factory.mktemp("talker") / "gemma3n")
 
 
 @pytest.fixture
-def text_bundle(tiny_talker: Path) -> Bundle:
-    """The bundle of `tiny_talker`."""
+def text_bundle(generating_text_model: Path) -> Bundle:
+    """The bundle of `generating_text_model`."""
     from mllm.config.schema import ModelArgs
     from mllm.predict.load import best_hardware, load_for_answers
 
-    return load_for_answers(ModelArgs("causal-lm", str(tiny_talker), lora_r=None), best_hardware())
+    return load_for_answers(ModelArgs("causal-lm", str(generating_text_model), lora_r=None), best_hardware())

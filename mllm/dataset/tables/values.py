@@ -15,7 +15,7 @@ AnswerChoice = Literal["first", "majority"]
 
 _MISSING = frozenset({"nan", "NaN", "<NA>", "NaT"})
 """Texts of missing values that pandas writes or that `str` makes of them."""
-_WHOLE = re.compile(r"(-?\d+)\.0+")
+_INTEGER = re.compile(r"(-?\d+)\.0+")
 """Whole number as pandas writes it in a column with missing values."""
 _EXACT = 2**53
 """Whole numbers from which a float has lost digits."""
@@ -101,8 +101,8 @@ def patient_of(value: Any, field: str) -> str | None:
     if isinstance(value, str):
         text = value if value.isascii() else unicodedata.normalize("NFC", value)
         text = " ".join(text.split())
-        whole = _WHOLE.fullmatch(text)
-        return whole[1] if whole else text
+        integer = _INTEGER.fullmatch(text)
+        return integer[1] if integer else text
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:

@@ -115,7 +115,7 @@ class Family:
         """Yield the tensors that represent the tensor `name`; `stored` is its name in the checkpoint."""
         offset = self.norm_offset if name.endswith("norm.weight") else 0.0
         if self.permutes(name):
-            yield fixed(self.target(name), self.permuted(name, weights.whole(stored)))
+            yield fixed(self.target(name), self.permuted(name, weights.tensor(stored)))
         else:
             yield weights.planned(stored, self.target(name), offset=offset)
 

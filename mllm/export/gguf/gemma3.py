@@ -150,7 +150,7 @@ class Gemma3n(Gemma3):
         """Return matrices [E, E] as one tensor [matrices, E, E]; each is read when it is written."""
 
         def read(start: int, stop: int) -> Tensor:
-            return torch.stack([weights.whole(name) for name in names[start:stop]])
+            return torch.stack([weights.tensor(name) for name in names[start:stop]])
 
         return PlannedTensor(target, (len(names), *weights.shapes[names[0]]), read)
 

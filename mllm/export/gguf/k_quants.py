@@ -61,9 +61,9 @@ def export_k_quant(folder: Path, out: Path, kind: str, *, name: str | None = Non
     out.parent.mkdir(parents=True, exist_ok=True)
     stored = load_config(str(folder)).dtype
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        whole, quantized = Path(temporary, "whole.gguf"), Path(temporary, out.name)
-        export_model(folder, whole, "bf16" if stored == torch.bfloat16 else "f32", name=name)
-        _quantize(whole, quantized, kind)
+        unquantized, quantized = Path(temporary, "unquantized.gguf"), Path(temporary, out.name)
+        export_model(folder, unquantized, "bf16" if stored == torch.bfloat16 else "f32", name=name)
+        _quantize(unquantized, quantized, kind)
         os.replace(quantized, out)
     return out
 

@@ -183,7 +183,7 @@ def _from_fast(path: Path, fast: Mapping[str, Any], merges: np.ndarray) -> Vocab
         return vocabulary
     if vocabulary.space_prefix:
         raise ConfigError(
-            f"{path} joins pieces in an order that llama.cpp does not support; put tokenizer.model beside it"
+            f"{path} joins pieces in an order that llama.cpp does not support; add tokenizer.model to its folder"
         )
     logger.info("%s: pieces are joined by merges, which llama.cpp before 2026 does not support", path)
     vocabulary.model, vocabulary.pre = "gemma4", "gemma4"

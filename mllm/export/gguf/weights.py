@@ -64,7 +64,7 @@ class Weights:
         missing = stop - max(start, end)
         return torch.cat([rows, rows.new_zeros((missing, *self.shapes[name][1:]))])
 
-    def whole(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
         """Return the tensor `name` in fp32."""
         return self.read(name, 0, self.shapes[name][0])
 

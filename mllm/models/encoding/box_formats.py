@@ -24,7 +24,7 @@ class BoxFormat(ABC):
 
     needs_heads: ClassVar[bool] = False
     object_token: ClassVar[str | None] = None
-    """Token that stands for one object and is decoded by the heads."""
+    """Token that represents one object and is decoded by the heads."""
 
     @property
     def tokens(self) -> tuple[str, ...]:

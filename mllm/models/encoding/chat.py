@@ -134,7 +134,7 @@ class ChatEncoder(TextEncoder):
 
     @property
     def object_id(self) -> int:
-        """Return the id of the token that stands for an object. -1: there is none."""
+        """Return the id of the token that represents an object. -1: there is none."""
         token = self.marks.box_format.object_token
         if token is None:
             return -1

@@ -28,7 +28,7 @@ class SegmentTokenizer:
 
     Args:
         processor: Processor or tokenizer of a checkpoint.
-        reserved: Special tokens that must not end a segment: they stand for images or objects.
+        reserved: Special tokens that must not end a segment: they represent images or objects.
     """
 
     def __init__(self, processor: ProcessorMixin | TextProcessor, reserved: Collection[str] = ()) -> None:

@@ -91,12 +91,12 @@ class TextEncoder(ABC):
 
     @property
     def object_id(self) -> int:
-        """Return the id of the token that stands for an object. -1: there is none."""
+        """Return the id of the token that represents an object. -1: there is none."""
         return -1
 
     @property
     def image_token_ids(self) -> tuple[int, ...]:
-        """Return the token ids that stand for images."""
+        """Return the token ids that represent images."""
         return tuple(self.processor.image_token_ids)
 
     def synthetic(self, count: int) -> list[Sample]:

@@ -18,9 +18,8 @@ from transformers import Gemma3ForConditionalGeneration, Gemma3Processor, Pretra
 
 from mllm.errors import ConfigError
 from mllm.models.backbone.loading import load_model
+from mllm.models.medgemma.rules import IMAGE_TOKENS
 
-IMAGE_TOKEN_LENGTHS = (256, 128, 64, 32, 16)
-"""Possible numbers of tokens of one image."""
 POOL_KEY = "mllm_image_pool"
 """Key of config.json: [rows, columns] of patches that one token averages, if they differ."""
 
@@ -42,10 +41,10 @@ def pool_kernel(side: int, tokens: int) -> tuple[int, int]:
     """Return the (rows, columns) of patches that one token averages, for `side` x `side` patches and `tokens` tokens.
 
     Tokens form the grid that is closest to a square, with at least as many rows as columns. Raises `ConfigError` for a
-    number of tokens that is not one of `IMAGE_TOKEN_LENGTHS` or does not divide the patches.
+    number of tokens that is not one of `IMAGE_TOKENS` or does not divide the patches.
     """
-    allowed = ", ".join(str(length) for length in IMAGE_TOKEN_LENGTHS)
-    if tokens not in IMAGE_TOKEN_LENGTHS:
+    allowed = ", ".join(str(length) for length in IMAGE_TOKENS)
+    if tokens not in IMAGE_TOKENS:
         raise ConfigError(f"model_args.image_token_len={tokens} is not possible for Gemma 3: choose one of {allowed}")
     grids = [(tokens // columns, columns) for columns in range(1, int(tokens**0.5) + 1) if tokens % columns == 0]
     for rows, columns in reversed(grids):

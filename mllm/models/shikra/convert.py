@@ -30,9 +30,8 @@ from mllm.files import replaced_folder, write_json
 from mllm.models.backbone.checkpoint_folder import find_checkpoint
 from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config
-from mllm.models.shikra.conversation import vicuna_template
 from mllm.models.shikra.projector import ACTIVATIONS, is_single, projector_tensors, to_llava
-from mllm.models.shikra.shikra import PAD, clip_vision_config
+from mllm.models.shikra.shikra import build_llava_processor, clip_vision_config
 from mllm.structures import IMAGE
 
 PATCH, START, END = "<im_patch>", "<im_start>", "<im_end>"
@@ -133,17 +132,7 @@ def _processor(source: Path, tower: str, patch_size: int) -> LlavaProcessor:
     else:
         image, image_text = IMAGE, f"{IMAGE}\n"
         tokenizer.add_tokens([IMAGE], special_tokens=True)
-    if tokenizer.pad_token is None:
-        tokenizer.add_special_tokens({"pad_token": PAD})
-    return LlavaProcessor(
-        images,
-        tokenizer,
-        patch_size=patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # CLIP's class token
-        chat_template=vicuna_template(image_text, tokenizer.eos_token),
-        image_token=image,
-    )
+    return build_llava_processor(images, tokenizer, patch_size, image, image_text)
 
 
 def _shards(source: Path) -> Iterator[dict[str, Tensor]]:

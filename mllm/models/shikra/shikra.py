@@ -119,15 +119,26 @@ def load_llava_processor(language: str, vision: str, config: PretrainedConfig) -
     with explained(vision):
         images = AutoImageProcessor.from_pretrained(vision)
     tokenizer.add_tokens([IMAGE], special_tokens=True)
+    return build_llava_processor(images, tokenizer, config.patch_size)
+
+
+def build_llava_processor(
+    images: Any, tokenizer: PreTrainedTokenizerBase, patch_size: int, image: str = IMAGE, image_text: str = f"{IMAGE}\n"
+) -> LlavaProcessor:
+    """Return a processor with the template of Vicuna; a padding token is added to the tokenizer if it has none.
+
+    `image` is the token of a patch, and `image_text` the text that represents an image in the template.
+    """
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": PAD})
     return LlavaProcessor(
         images,
         tokenizer,
-        patch_size=config.patch_size,
+        patch_size=patch_size,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # CLIP's class token
-        chat_template=vicuna_template(end=tokenizer.eos_token),
+        chat_template=vicuna_template(image_text, tokenizer.eos_token),
+        image_token=image,
     )
 
 

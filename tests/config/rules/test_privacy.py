@@ -121,7 +121,7 @@ def test_options_that_poisson_sampling_replaces_are_refused(run, arguments: str,
 
 
 @pytest.mark.parametrize(
-    ("arguments", "chosen"),
+    ("arguments", "option"),
     [
         ("load_best_model_at_end=True", "load_best_model_at_end=True"),
         ("save_strategy='best'", "save_strategy='best'"),
@@ -129,10 +129,10 @@ def test_options_that_poisson_sampling_replaces_are_refused(run, arguments: str,
         ("early_stopping_patience=3, eval_strategy='epoch'", "early_stopping_patience=3"),
     ],
 )
-def test_selection_by_private_validation_is_refused(run, arguments: str, chosen: str):
+def test_selection_by_private_validation_is_refused(run, arguments: str, option: str):
     lines = f"training_args = dict({arguments})\ndata_args = dict(validation=dict(type='Phantoms', size=2))\n"
     assert refusal(run, PRIVATE + lines) == (
-        f"run.py:3: {chosen} selects by the validation loss, which is a query of private data that the accountant "
+        f"run.py:3: {option} selects by the validation loss, which is a query of private data that the accountant "
         "does not count: remove it, or set privacy_args.public_validation=True if the validation split is public"
     )
     if "best'" not in arguments:  # refused without privacy_args, too
@@ -140,13 +140,13 @@ def test_selection_by_private_validation_is_refused(run, arguments: str, chosen:
 
 
 def test_checkpoints_by_validation_loss_need_public_data_and_a_loss(run):
-    wanted = PRIVATE + "privacy_args.update(checkpoint_below=[2.0, 1.5])\n"
-    assert refusal(run, wanted) == (
+    with_checkpoints = PRIVATE + "privacy_args.update(checkpoint_below=[2.0, 1.5])\n"
+    assert refusal(run, with_checkpoints) == (
         "run.py:3: checkpoint_below selects by the validation loss, which is a query of private data that the "
         "accountant does not count: remove it, or set privacy_args.public_validation=True if the validation split is "
         "public"
     )
-    public = wanted + "privacy_args.update(public_validation=True)\n"
+    public = with_checkpoints + "privacy_args.update(public_validation=True)\n"
     missing = (
         "run.py:3: checkpoint_below needs a validation loss, and there is none: set data_args.validation, and "
         "training_args.eval_strategy to 'steps' or 'epoch'"
@@ -190,32 +190,38 @@ def test_parts_without_per_sample_gradients_are_refused(run, arguments: str, exp
     run(lines)
 
 
-SEEING = "part='vision', model_name_or_path='google/medsiglip-448', heads=dict(measures=dict(type='RegressionHead'{}))"
+VISION_ARGS = (
+    "part='vision', model_name_or_path='google/medsiglip-448', heads=dict(measures=dict(type='RegressionHead'{}))"
+)
 MEASURES = "objectives = dict(_delete_=True, measures=dict(type='MeasureLoss'))\n"
 
 
-def seeing(kind: str, more: str = "", scale: str = ", scale=dict(EF=(55, 12), EDV=(120, 45), ESV=(55, 35))") -> str:
-    return f"model_args = dict(type='{kind}', {SEEING.format(scale)}{more})\n{MEASURES}"
+def vision_config(
+    kind: str, more: str = "", scale: str = ", scale=dict(EF=(55, 12), EDV=(120, 45), ESV=(55, 35))"
+) -> str:
+    return f"model_args = dict(type='{kind}', {VISION_ARGS.format(scale)}{more})\n{MEASURES}"
 
 
 def test_a_private_regression_head_needs_a_scale(run):
-    assert refusal(run, PRIVATE + seeing("medsiglip", scale="")) == (
+    assert refusal(run, PRIVATE + vision_config("medsiglip", scale="")) == (
         "run.py:3: a RegressionHead takes mean and standard deviation of its measures from the training split, which "
         "is a query of private data that the accountant does not count: set published values, such as "
         "scale=dict(EF=(55.0, 12.0), ...)"
     )
     one = "model_args['heads']['measures']['measures'] = ['LVM']\n"
-    assert refusal(run, PRIVATE + seeing("medsiglip", scale="") + one).endswith("such as scale=dict(LVM=(55.0, 12.0))")
-    run(seeing("medsiglip", scale=""))
-    assert run(PRIVATE + seeing("medsiglip")).privacy_args is not None
+    assert refusal(run, PRIVATE + vision_config("medsiglip", scale="") + one).endswith(
+        "such as scale=dict(LVM=(55.0, 12.0))"
+    )
+    run(vision_config("medsiglip", scale=""))
+    assert run(PRIVATE + vision_config("medsiglip")).privacy_args is not None
 
 
 def test_convolutions_and_fully_trained_towers_are_refused(run):
-    assert refusal(run, PRIVATE + seeing("gemma3n-student").replace("medsiglip-448", "gemma-3n-E4B-it")) == (
+    assert refusal(run, PRIVATE + vision_config("gemma3n-student").replace("medsiglip-448", "gemma-3n-E4B-it")) == (
         "run.py:3: type='gemma3n-student' trains the convolutions of Gemma 3n's vision tower, "
         f"{LINEAR}: use a model whose vision tower is a SigLIP, such as google/medsiglip-448"
     )
-    assert refusal(run, PRIVATE + seeing("medsiglip", ", train_vision=True, lora_r=None")) == (
+    assert refusal(run, PRIVATE + vision_config("medsiglip", ", train_vision=True, lora_r=None")) == (
         f"run.py:3: train_vision=True trains embeddings and convolutions, {LINEAR}: set it to False, and lora_r to a "
         "rank"
     )
@@ -226,11 +232,11 @@ def test_distillation_is_refused(run):
         "objectives.update(match=dict(type='FeatureMatch'))\n"
         "distill_args = dict(teacher=dict(type='medsiglip', model_name_or_path='google/medsiglip-448'))\n"
     )
-    assert refusal(run, PRIVATE + seeing("medsiglip") + teacher) == (
+    assert refusal(run, PRIVATE + vision_config("medsiglip") + teacher) == (
         f"run.py:6: distill_args cannot be used with privacy_args: its projectors train on feature maps, {LINEAR}: "
         "remove it, or distill on public data without privacy_args"
     )
-    run(seeing("medsiglip") + teacher)
+    run(vision_config("medsiglip") + teacher)
 
 
 def test_packing_is_refused(run):

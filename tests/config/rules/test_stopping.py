@@ -10,7 +10,7 @@ from mllm.config.rules import apply_rules
 from mllm.errors import ConfigError
 
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
-SEEING = 'data_args = dict(validation=dict(type="Phantoms"))\n'
+VALIDATION = 'data_args = dict(validation=dict(type="Phantoms"))\n'
 
 
 @pytest.fixture
@@ -19,15 +19,18 @@ def run(write, bases):
 
 
 def test_early_stopping_with_a_validation_loss_is_accepted(run):
-    wanted = 'training_args = dict(early_stopping_patience=2, early_stopping_threshold=0.01, eval_strategy="epoch")'
-    assert run(SEEING + wanted).training_args["early_stopping_patience"] == 2
+    arguments = 'training_args = dict(early_stopping_patience=2, early_stopping_threshold=0.01, eval_strategy="epoch")'
+    assert run(VALIDATION + arguments).training_args["early_stopping_patience"] == 2
 
 
 @pytest.mark.parametrize(
     ("lines", "sentence"),
     [
         ('training_args = dict(early_stopping_patience=2, eval_strategy="epoch")', "data_args.validation is None"),
-        (SEEING + "training_args = dict(early_stopping_patience=2)", r"run\.py:3: .* eval_strategy='no' computes none"),
+        (
+            VALIDATION + "training_args = dict(early_stopping_patience=2)",
+            r"run\.py:3: .* eval_strategy='no' computes none",
+        ),
         ("training_args = dict(early_stopping_threshold=0.1)", "has no effect without early_stopping_patience"),
         ("training_args = dict(early_stopping_patience=0)", "early_stopping_patience must be at least 1, not 0"),
         ("training_args = dict(early_stopping_patience=1.5)", "early_stopping_patience must be a whole number"),

@@ -40,7 +40,7 @@ def test_uploads_by_trainer_are_refused(refuse, setting):
         ("resume_from_checkpoint='runs/x'", "--resume"),
         ("save_only_model=True", "needs the optimizer"),
         ("save_strategy='best'", "load_best_model_at_end"),
-        ("optim='galore_adamw'", "whole weights"),
+        ("optim='galore_adamw'", "full weights"),
         ("optim='schedule_free_adamw'", "weights of training"),
         ("report_to='all'", "report_to names 'all'"),
         ("report_to=['clearml']", "report_to names 'clearml'"),

@@ -7,7 +7,7 @@ from echo_files import VIEWS, Echo, Probe, draw_heart
 from mllm.dataset.echo.left_ventricle import METHOD, biplane_measures, biplane_volume, cut_into_discs
 from mllm.errors import DataError
 
-MOMENTS = {"ED": 0.0, "ES": 1.0}
+PHASES = {"ED": 0.0, "ES": 1.0}
 
 
 def masks_of(seed, size=160, columns=1):
@@ -16,7 +16,7 @@ def masks_of(seed, size=160, columns=1):
     masks = {}
     for view in VIEWS:
         echo = Echo(heart, probe, rng, view)
-        for moment, phase in MOMENTS.items():
+        for moment, phase in PHASES.items():
             masks[view, moment] = echo.mask(phase)[:, ::columns], (probe.spacing * columns, probe.spacing)
     return heart, masks
 

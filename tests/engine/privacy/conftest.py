@@ -75,9 +75,9 @@ HEAD = dict(type="RegressionHead", hidden=16, dropout=0.0, scale=dict(EF=(55, 12
 
 
 @pytest.fixture(scope="session")
-def make_seeing(tmp_path_factory):
+def make_private_vision(tmp_path_factory):
     """As `make_private`, for a tiny MedSigLIP with LoRA that predicts measures from two views."""
-    folder = tmp_path_factory.mktemp("seeing")
+    folder = tmp_path_factory.mktemp("vision")
 
     def make(dtype=torch.float64):
         path = write_tiny("medsiglip", folder / "medsiglip")
@@ -93,7 +93,7 @@ def make_seeing(tmp_path_factory):
         bundle.model.to(dtype)
         objectives = {"measures": MeasureLoss(), "agreement": VolumeConsistency(weight=0.3)}
         rng = np.random.default_rng(5)
-        seen = [
+        patients = [
             Sample([], [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(2)],
                    views=["ES", "ED"], measures=measures)
             for measures in (dict(EF=60.0, EDV=100.0, ESV=40.0), dict(EF=20.0), dict(EDV=300.0, ESV=230.0))
@@ -104,7 +104,7 @@ def make_seeing(tmp_path_factory):
                 lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor
             )
 
-        encoded = [bundle.encoder.encode(sample) for sample in seen]
+        encoded = [bundle.encoder.encode(sample) for sample in patients]
         learner = Learner(bundle.model, objectives, reduction="samples").train()
         return SimpleNamespace(bundle=bundle, learner=learner, encoded=encoded, pad=pad)
 

@@ -66,9 +66,9 @@ def test_in_a_vision_tower_the_gradients_of_the_images_of_a_sample_are_summed(ma
             assert distance(gradients[parameter][row], expected[row][name]) < 1e-5, (name, row)
 
 
-def test_lora_of_a_vision_model_and_a_regression_head_with_norms(make_seeing):
+def test_lora_of_a_vision_model_and_a_regression_head_with_norms(make_private_vision):
     """The losses are computed explicitly: squared normalized errors, and the consistency of EF and volumes."""
-    parts = make_seeing()
+    parts = make_private_vision()
     named = {name: parameter for name, parameter in parts.learner.named_parameters() if parameter.requires_grad}
     std, expected = torch.tensor([12.0, 45.0, 35.0], dtype=torch.float64), []
     for encoded in parts.encoded:

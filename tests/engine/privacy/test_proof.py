@@ -69,8 +69,8 @@ def test_a_layer_that_is_hidden_from_the_tape_is_found(check, monkeypatch):
         check()
 
 
-def test_a_vision_model_is_checked(make_seeing, monkeypatch):
-    parts = make_seeing(torch.float32)
+def test_a_vision_model_is_checked(make_private_vision, monkeypatch):
+    parts = make_private_vision(torch.float32)
     tape = Tape(parts.learner, images_in(parts.learner))
     pieces = [parts.pad(parts.encoded)], parts.pad(parts.encoded[-1:])
     check_gradients(parts.learner, tape, *pieces, Accelerator(cpu=True))

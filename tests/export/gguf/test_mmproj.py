@@ -27,9 +27,9 @@ SIDE, TOKENS = 112, 16
 
 
 @pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Gemma 3 with images of 112 pixels: 8 x 8 patches, of which 2 x 2 make a token."""
-    folder = write_tiny("medgemma", tmp_path_factory.mktemp("seeing") / "tiny", vision=dict(image_size=SIDE))
+    folder = write_tiny("medgemma", tmp_path_factory.mktemp("image_model") / "tiny", vision=dict(image_size=SIDE))
     edited(folder, mm_tokens_per_image=TOKENS)
     weights = load_file(folder / "model.safetensors")
     for name in weights:
@@ -39,7 +39,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def seen(language: Path, mmproj: Path, pixels: np.ndarray) -> np.ndarray:
+def llama_cpp_embeddings(language: Path, mmproj: Path, pixels: np.ndarray) -> np.ndarray:
     """Return the embeddings [N, D] by llama.cpp of an image with pixels [H, W, 3] uint8."""
     import llama_cpp
     from llama_cpp import mtmd_cpp as mtmd
@@ -78,15 +78,15 @@ def seen(language: Path, mmproj: Path, pixels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("kind", "allowed"), [("f32", 1e-3), ("q8_0", 2e-2)])
 def test_image_features_equal_those_of_transformers(
-    llama_cpp_quiet: Any, seeing: Path, kind: str, allowed: float, tmp_path: Path
+    llama_cpp_quiet: Any, image_model: Path, kind: str, allowed: float, tmp_path: Path
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    found = seen(
-        export_model(seeing, tmp_path / "model.gguf", "f32"),
-        export_mmproj(seeing, tmp_path / "mmproj.gguf", kind),
+    found = llama_cpp_embeddings(
+        export_model(image_model, tmp_path / "model.gguf", "f32"),
+        export_mmproj(image_model, tmp_path / "mmproj.gguf", kind),
         pixels,
     )
-    model: Any = AutoModelForImageTextToText.from_pretrained(seeing)
+    model: Any = AutoModelForImageTextToText.from_pretrained(image_model)
     values = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.inference_mode():
         expected = model.model.get_image_features(values).pooler_output[0].numpy()
@@ -98,31 +98,31 @@ def test_image_features_equal_those_of_transformers(
 @pytest.mark.parametrize(
     "layout", ["model.vision_tower.", "vision_tower.vision_model.", "model.vision_tower.vision_model."]
 )
-def test_the_names_of_all_versions_are_known(seeing: Path, layout: str, tmp_path: Path) -> None:
+def test_the_names_of_all_versions_are_known(image_model: Path, layout: str, tmp_path: Path) -> None:
     """Versions of transformers write tensors under different names; the exported files are equal."""
-    other = Path(shutil.copytree(seeing, tmp_path / "other"))
-    weights = load_file(seeing / "model.safetensors")
+    other = Path(shutil.copytree(image_model, tmp_path / "other"))
+    weights = load_file(image_model / "model.safetensors")
     renamed = {re.sub(r"^(model\.)?vision_tower\.(vision_model\.)?", layout, name): weights[name] for name in weights}
     assert f"{layout}post_layernorm.weight" in renamed
     save_file(renamed, other / "model.safetensors", metadata={"format": "pt"})
-    files = [export_mmproj(folder, tmp_path / f"{folder.name}.gguf", "f16") for folder in (seeing, other)]
+    files = [export_mmproj(folder, tmp_path / f"{folder.name}.gguf", "f16") for folder in (image_model, other)]
     first, second = ({tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors} for file in files)
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
 def test_a_model_without_a_vision_tower_is_refused(
-    checkpoints: Callable[[str], Path], seeing: Path, tmp_path: Path
+    checkpoints: Callable[[str], Path], image_model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="no mmproj file: it has no vision tower; omit --mmproj"):
         export_mmproj(checkpoints("gemma3"), tmp_path / "mmproj.gguf", "f16")
     with pytest.raises(ConfigError, match="has no T5Gemma"):
         export_mmproj(write_tiny("t5gemma", tmp_path / "t5gemma"), tmp_path / "mmproj.gguf", "f16")
-    folder = Path(shutil.copytree(seeing, tmp_path / "rectangular"))
+    folder = Path(shutil.copytree(image_model, tmp_path / "rectangular"))
     edited(folder, **{POOL_KEY: [2, 4]}, mm_tokens_per_image=8)
     with pytest.raises(ConfigError, match="8 tokens from a rectangular pool"):
         export_mmproj(folder, tmp_path / "mmproj.gguf", "f16")
-    edited(Path(shutil.copytree(seeing, tmp_path / "uneven")), mm_tokens_per_image=9)
+    edited(Path(shutil.copytree(image_model, tmp_path / "uneven")), mm_tokens_per_image=9)
     with pytest.raises(ConfigError, match="9 image tokens do not form a square of its patches"):
         export_mmproj(tmp_path / "uneven", tmp_path / "mmproj.gguf", "f16")
     assert not (tmp_path / "mmproj.gguf").exists()

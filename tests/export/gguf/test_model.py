@@ -114,12 +114,12 @@ def test_shards_are_one_model(runtime: Callable[..., Any], tmp_path: Path) -> No
 def test_the_language_model_of_gemma_3_with_images(
     tiny_medgemma: Path, runtime: Callable[..., Any], tmp_path: Path
 ) -> None:
-    out = export_model(tiny_medgemma, tmp_path / "model.gguf", "f32", name="seeing")
+    out = export_model(tiny_medgemma, tmp_path / "model.gguf", "f32", name="image-model")
     model = as_llama_cpp(AutoModelForImageTextToText.from_pretrained(tiny_medgemma))
     expected = reference(model, random_ids())
     opened = runtime(out)
     assert np.abs(opened.logits(random_ids()) - expected).max() < TOLERANCE
-    assert opened.metadata("general.name") == "seeing"
+    assert opened.metadata("general.name") == "image-model"
 
 
 def test_features_that_llama_cpp_lacks_are_refused(tmp_path: Path) -> None:

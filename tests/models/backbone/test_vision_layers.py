@@ -17,7 +17,7 @@ PIXELS = {"small_gemma": (2, 3, 224, 224), "tiny_llava": (2, 3, 112, 112)}
 
 
 @pytest.fixture(params=list(PIXELS))
-def seen(request):
+def recorded_model(request):
     """A model with its vision tower, its processor and two images."""
     folder = request.getfixturevalue(request.param)
     model = AutoModelForImageTextToText.from_pretrained(folder)
@@ -25,8 +25,8 @@ def seen(request):
     return model, model.model.vision_tower, AutoProcessor.from_pretrained(folder), pixels
 
 
-def test_every_layers_patches_are_recorded_in_the_block(seen):
-    model, tower, processor, pixels = seen
+def test_every_layers_patches_are_recorded_in_the_block(recorded_model):
+    model, tower, processor, pixels = recorded_model
     layers = VisionLayers(tower, model.config.vision_config, processor)
     with layers.recorded() as kept, torch.no_grad():
         states = tower(pixels, output_hidden_states=True).hidden_states

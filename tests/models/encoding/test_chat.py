@@ -48,7 +48,7 @@ def by_markers(processor, ids, family):
     return answers
 
 
-def stretches(labels):
+def supervised_runs(labels):
     """Return runs of consecutive supervised token ids."""
     found, previous = [], IGNORE
     for label in labels.tolist():
@@ -60,7 +60,7 @@ def stretches(labels):
     return found
 
 
-def squeezed(text):
+def without_spaces(text):
     """Return texts without spaces, since the space before an answer may be part of its first token."""
     return text.replace(" ", "")
 
@@ -95,13 +95,13 @@ def test_labels_are_the_answers_with_their_end(processors, family, name, system)
     encoded = encoder.encode(Sample(turns, images))
     ids, labels = encoded.student["input_ids"], encoded.targets["labels"]
     assert torch.equal(labels[labels != IGNORE], ids[labels != IGNORE])
-    spoken = [encoder.tokenizer.decode(tokens) for tokens in stretches(labels)]
+    decoded_answers = [encoder.tokenizer.decode(tokens) for tokens in supervised_runs(labels)]
     end = MARKERS[family][1]
     expected = [turn.text.strip() + end for turn in turns if turn.role == "assistant"]
-    assert [squeezed(text) for text in spoken] == [squeezed(text) for text in expected]
+    assert [without_spaces(text) for text in decoded_answers] == [without_spaces(text) for text in expected]
     if "model\n" not in turns[-1].text:
-        assert [squeezed(text) for text in by_markers(processors[family], ids, family)] == [
-            squeezed(text) for text in expected
+        assert [without_spaces(text) for text in by_markers(processors[family], ids, family)] == [
+            without_spaces(text) for text in expected
         ]
     if system:
         assert system in encoder.tokenizer.decode(ids)
@@ -111,10 +111,10 @@ def test_labels_are_the_answers_with_their_end(processors, family, name, system)
 def test_the_prompt_equals_the_training_input_before_the_answer(processors, family):
     encoder = ChatEncoder(processors[family], max_length=4096)
     sample = Sample([Turn("user", "<image> What?"), Turn("assistant", "CT of the head")], [picture()])
-    asked, answered = encoder.prompt(sample).student, encoder.encode(sample).student
-    length = len(asked["input_ids"])
-    assert torch.equal(answered["input_ids"][:length], asked["input_ids"])
-    assert torch.equal(answered["pixel_values"], asked["pixel_values"])
+    prompt, complete = encoder.prompt(sample).student, encoder.encode(sample).student
+    length = len(prompt["input_ids"])
+    assert torch.equal(complete["input_ids"][:length], prompt["input_ids"])
+    assert torch.equal(complete["pixel_values"], prompt["pixel_values"])
     first_label = int((encoder.encode(sample).targets["labels"] != IGNORE).nonzero()[0])
     assert first_label == length
 
@@ -132,8 +132,8 @@ def test_labels_are_exact_for_any_text_and_length(processors, exchanges, max_len
     ]
     whole = ChatEncoder(processors["medgemma"], max_length=10**6).encode(Sample(turns))
     labels = whole.targets["labels"]
-    assert [whole_ids[-1] for whole_ids in stretches(labels)] == [6] * len(exchanges)
-    assert all(6 not in answer[:-1] for answer in stretches(labels))
+    assert [whole_ids[-1] for whole_ids in supervised_runs(labels)] == [6] * len(exchanges)
+    assert all(6 not in answer[:-1] for answer in supervised_runs(labels))
     encoder = ChatEncoder(processors["medgemma"], max_length=max_length)
     try:
         cut = encoder.encode(Sample(turns))
@@ -265,7 +265,7 @@ def folders(tiny_medgemma, tiny_llava, tiny_qwen2_vl):
 
 
 @pytest.fixture(scope="module")
-def speaking(folders):
+def make_encoder(folders):
     """A function that returns the encoder of a family with the tokens of a format; each is built once."""
     made = {}
 
@@ -287,7 +287,7 @@ def grounded(answer="Answer: <box> .", groups=((1, 2),), images=1, source="F, li
     return Sample(turns, [picture(seed) for seed in range(images)], marks=marks, source=source)
 
 
-def spoken(encoded):
+def supervised_answer(encoded):
     """Return the supervised tokens of the only answer, without the end of the turn."""
     labels = encoded.targets["labels"]
     return labels[labels != IGNORE][:-1]
@@ -296,12 +296,12 @@ def spoken(encoded):
 @pytest.mark.parametrize("pads", [False, True])
 @pytest.mark.parametrize("name", ["text", "tokens"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_boxes_as_text_are_read_back_from_the_labels(speaking, family, name, pads):
-    encoder, sample = speaking(family, name, pad_to_square=pads), grounded()
+def test_boxes_as_text_are_read_back_from_the_labels(make_encoder, family, name, pads):
+    encoder, sample = make_encoder(family, name, pad_to_square=pads), grounded()
     encoded = encoder.encode(sample)
     assert encoded.frames == (Frame(60, 50, 0, 5, 60, 60) if pads else Frame(60, 50),)
-    answer, reference = encoder.read_answer(spoken(encoded), encoded.frames), encoder.reference(sample)
-    assert squeezed(answer.text) == squeezed(reference.text)
+    answer, reference = encoder.read_answer(supervised_answer(encoded), encoded.frames), encoder.reference(sample)
+    assert without_spaces(answer.text) == without_spaces(reference.text)
     assert reference.marks == tuple(sample.marks[1:])
     assert reference.text == f"Answer: {encoder.marks.prepare(sample)[0].turns[1].text[8:-2]} ."
     assert answer.unreadable == 0
@@ -312,8 +312,8 @@ def test_boxes_as_text_are_read_back_from_the_labels(speaking, family, name, pad
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_objects_have_the_positions_of_their_tokens(speaking, family):
-    encoder = speaking(family, "object", mask_size=8)
+def test_objects_have_the_positions_of_their_tokens(make_encoder, family):
+    encoder = make_encoder(family, "object", mask_size=8)
     encoded = encoder.encode(grounded())
     ids, positions = encoded.student["input_ids"], encoded.student["object_positions"]
     assert [encoder.tokenizer.decode(ids[place]) for place in positions] == ["<loc>"] * 3
@@ -324,38 +324,40 @@ def test_objects_have_the_positions_of_their_tokens(speaking, family):
     assert encoded.targets["boxes_known"].tolist() == [False, True, True]
     assert encoded.targets["boxes"][1].tolist() == pytest.approx([0.1, 0.1, 0.5, 1])
     marks = [Mark(box=(1, 2, 3, 4)), Mark(box=(5, 6, 7, 8))]
-    answer = encoder.read_answer(spoken(encoded), encoded.frames, marks)
-    assert (squeezed(answer.text), answer.marks, answer.unreadable) == ("Answer:<box>.", tuple(marks), 0)
+    answer = encoder.read_answer(supervised_answer(encoded), encoded.frames, marks)
+    assert (without_spaces(answer.text), answer.marks, answer.unreadable) == ("Answer:<box>.", tuple(marks), 0)
     assert encoder.reference(grounded()) == Answer("Answer: <box> .", tuple(grounded().marks[1:]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_prompt_contains_only_the_marks_of_the_question(speaking, family, name):
-    encoder = speaking(family, name)
-    asked, answered = encoder.prompt(grounded()), encoder.encode(grounded())
-    length = len(asked)
-    assert torch.equal(answered.student["input_ids"][:length], asked.student["input_ids"])
-    assert asked.frames == answered.frames == (Frame(60, 50),)
-    assert (asked.targets["labels"] == IGNORE).all()
+def test_a_prompt_contains_only_the_marks_of_the_question(make_encoder, family, name):
+    encoder = make_encoder(family, name)
+    prompt, complete = encoder.prompt(grounded()), encoder.encode(grounded())
+    length = len(prompt)
+    assert torch.equal(complete.student["input_ids"][:length], prompt.student["input_ids"])
+    assert prompt.frames == complete.frames == (Frame(60, 50),)
+    assert (prompt.targets["labels"] == IGNORE).all()
     if name == "object":
-        assert torch.equal(asked.student["object_positions"], answered.student["object_positions"][:1])
-        assert torch.equal(asked.student["object_boxes"], answered.student["object_boxes"][:1])
-        assert not asked.targets["boxes_known"].any()
+        assert torch.equal(prompt.student["object_positions"], complete.student["object_positions"][:1])
+        assert torch.equal(prompt.student["object_boxes"], complete.student["object_boxes"][:1])
+        assert not prompt.targets["boxes_known"].any()
 
 
-def test_objects_of_an_earlier_answer_are_in_the_prompt_and_not_supervised(speaking):
+def test_objects_of_an_earlier_answer_are_in_the_prompt_and_not_supervised(make_encoder):
     sample = grounded()
     later = [Turn("user", "And <box>?", ((0,),)), Turn("assistant", "<box>", ((0,),))]
-    asked = speaking("medgemma", "object").prompt(Sample([*sample.turns, *later], sample.images, marks=sample.marks))
-    assert len(asked.student["object_positions"]) == 4
-    assert (asked.targets["labels"] == IGNORE).all()
-    assert not asked.targets["boxes_known"].any()
+    prompt = make_encoder("medgemma", "object").prompt(
+        Sample([*sample.turns, *later], sample.images, marks=sample.marks)
+    )
+    assert len(prompt.student["object_positions"]) == 4
+    assert (prompt.targets["labels"] == IGNORE).all()
+    assert not prompt.targets["boxes_known"].any()
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_a_batch_of_objects(speaking, side):
-    encoder = speaking("llava", "object", mask_size=8)
+def test_a_batch_of_objects(make_encoder, side):
+    encoder = make_encoder("llava", "object", mask_size=8)
     several = grounded(images=2)
     several.marks[2] = Mark(box=(30, 0, 60, 20), mask=np.ones((50, 60), bool), image=1)
     plain = Sample([Turn("user", "Hello?"), Turn("assistant", "Hello.")])
@@ -381,12 +383,12 @@ def test_a_batch_of_objects(speaking, side):
     )
 
 
-def test_an_object_after_the_truncation_is_unknown(speaking):
+def test_an_object_after_the_truncation_is_unknown(make_encoder):
     sample = grounded("<box> " + "and many more words " * 9 + "<box>", ((1,), (2,)))
-    whole = speaking("llava", "object", mask_size=8).encode(sample)
+    whole = make_encoder("llava", "object", mask_size=8).encode(sample)
     places = whole.student["object_positions"].tolist()
     for length in (places[1] + 1, places[1] + 5, places[2], places[2] + 1):
-        cut = speaking("llava", "object", mask_size=8, max_length=length).encode(sample)
+        cut = make_encoder("llava", "object", mask_size=8, max_length=length).encode(sample)
         assert cut.truncated
         inside = [place < length for place in places]
         assert cut.student["object_positions"].tolist() == [
@@ -409,16 +411,16 @@ def test_an_object_after_the_truncation_is_unknown(speaking):
         ("text", "where is <loc> and <bin_3>, {} or {0}, <box>?", None),
     ],
 )
-def test_control_tokens_in_a_text_are_refused(speaking, name, text, refused):
+def test_control_tokens_in_a_text_are_refused(make_encoder, name, text, refused):
     sample = Sample([Turn("user", text), Turn("assistant", "x")], source="F, line 2")
-    encoder = speaking("medgemma", name)
+    encoder = make_encoder("medgemma", name)
     if refused:
         for encode in (encoder.encode, encoder.prompt):
             with pytest.raises(DataError, match=f"F, line 2: the text contains the control token '{refused}'"):
                 encode(sample)
     else:
         decoded = encoder.tokenizer.decode(encoder.encode(sample).student["input_ids"])
-        assert squeezed(text) in squeezed(decoded)
+        assert without_spaces(text) in without_spaces(decoded)
 
 
 def test_control_tokens_in_a_system_prompt_are_refused(processors):
@@ -427,9 +429,9 @@ def test_control_tokens_in_a_system_prompt_are_refused(processors):
         encoder.encode(Sample([Turn("user", "a"), Turn("assistant", "b")]))
 
 
-def test_errors_of_marks_name_the_row(speaking):
+def test_errors_of_marks_name_the_row(make_encoder):
     for sample in (grounded(groups=((1,), (2,))), grounded(groups=((7,),))):
-        for read in (speaking("llava", "text").encode, speaking("llava", "text").reference):
+        for read in (make_encoder("llava", "text").encode, make_encoder("llava", "text").reference):
             with pytest.raises(DataError, match="^F, line 2: "):
                 read(sample)
 

@@ -21,7 +21,7 @@ from mllm.structures import Answer, Sample, Turn
 
 HEADS = {"box": {"type": "BoxHead", "hidden": 64}, "mask": {"type": "MaskHead", "dim": 32}}
 CONTEXTS = {"tiny_medgemma": 1, "tiny_llava": 5}
-"""How many hidden states the mask head reads of an object, by the model that is taught."""
+"""Number of hidden states per object that the mask head reads, for each model."""
 OBJECTIVES = {"next_token": NextToken, "box": BoxLoss, "mask": MaskLoss}
 
 
@@ -39,15 +39,15 @@ def bundle_of(folder, precision="fp32", **options):
     return load_pretrained(replace(args, **options), Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2, precision))
 
 
-def reading(context):
+def heads_with_context(context):
     """Return heads: a mask head with a context, and a box head with the outline of the mask."""
     return {"box": {**HEADS["box"], "outline": context > 1}, "mask": {**HEADS["mask"], "context": context}}
 
 
 @pytest.fixture(scope="module", params=CONTEXTS)
-def taught(request):
+def memorized(request):
     """A model that has memorized two samples, with several objects in an answer."""
-    bundle = bundle_of(request.getfixturevalue(request.param), heads=reading(CONTEXTS[request.param]))
+    bundle = bundle_of(request.getfixturevalue(request.param), heads=heads_with_context(CONTEXTS[request.param]))
     samples = [PhantomBoxDataset(8, image_size=112, lesions=(2, 2)).sample(number) for number in (0, 1)]
     learner = Learner(bundle.model, {name: make() for name, make in OBJECTIVES.items()})
     optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=3e-3)
@@ -60,8 +60,8 @@ def taught(request):
     return bundle, samples
 
 
-def test_generated_objects_are_decoded_at_their_tokens(taught):
-    bundle, samples = taught
+def test_generated_objects_are_decoded_at_their_tokens(memorized):
+    bundle, samples = memorized
     answers = generate(bundle, samples, max_new_tokens=16, progress=False)
     for answer, sample in zip(answers, samples, strict=True):
         assert answer.text == "Answer: <box> ."
@@ -73,8 +73,8 @@ def test_generated_objects_are_decoded_at_their_tokens(taught):
     assert answers[0].marks[0].box != answers[1].marks[0].box
 
 
-def test_objects_do_not_depend_on_the_batch(taught):
-    bundle, samples = taught
+def test_objects_do_not_depend_on_the_batch(memorized):
+    bundle, samples = memorized
     together = generate(bundle, samples, max_new_tokens=16, progress=False, batch_size=2)
     alone = [generate(bundle, [sample], max_new_tokens=16, progress=False)[0] for sample in samples]
     for one, other in zip(together, alone, strict=True):
@@ -85,9 +85,9 @@ def test_objects_do_not_depend_on_the_batch(taught):
 
 
 @torch.no_grad()
-def test_generation_equals_a_forward_pass_over_its_answer(taught, monkeypatch):
+def test_generation_equals_a_forward_pass_over_its_answer(memorized, monkeypatch):
     """With the predicted objects as input, one forward pass predicts equal objects."""
-    bundle, samples = taught
+    bundle, samples = memorized
     sample, reads = samples[0], []
     predict = LanguageModel.predict_objects
 
@@ -103,7 +103,7 @@ def test_generation_equals_a_forward_pass_over_its_answer(taught, monkeypatch):
     spoken = Turn("assistant", "Answer: <box> .", ((0, 1),))
     again = Sample([sample.turns[0], spoken], sample.images, marks=list(answer.marks))
     batch = bundle.encoder.pad([bundle.encoder.encode(again)])
-    # The places in pixels of the image, which were told to the encoder, mean the very boxes that the heads read.
+    # The marks in pixels of the image, which are the input of the encoder, equal the boxes of the heads.
     torch.testing.assert_close(batch.student["object_boxes"], boxes, rtol=0, atol=1e-6)
     told = {"object_masks": logits.sigmoid() > bundle.model.mask_head.threshold}
     bundle.model.eval()
@@ -124,8 +124,8 @@ def test_generation_equals_a_forward_pass_over_its_answer(taught, monkeypatch):
         ({"load_in_4bit": True}, "fp32", 1e-4),
         ({}, "fp16", 2e-2),
         ({}, "bf16", 5e-2),
-        ({"heads": reading(3)}, "fp32", 1e-4),
-        ({"heads": reading(100)}, "fp32", 1e-4),  # more than the short question has, padding or not
+        ({"heads": heads_with_context(3)}, "fp32", 1e-4),
+        ({"heads": heads_with_context(100)}, "fp32", 1e-4),  # more than the short question has, padding or not
     ],
 )
 def test_generation_equals_training_for_other_weights(tiny_llava, options, precision, near, monkeypatch):
@@ -175,8 +175,8 @@ def test_generation_equals_training_for_other_weights(tiny_llava, options, preci
         assert len({mark.box for mark in answer.marks}) == 3
 
 
-def test_an_object_of_the_question_is_embedded(taught):
-    bundle, samples = taught
+def test_an_object_of_the_question_is_embedded(memorized):
+    bundle, samples = memorized
     sample = samples[0]
     turns = [Turn("user", "<image> What is at <box>?", ((0,),)), Turn("assistant", "A lesion.")]
     hidden = []
@@ -189,8 +189,8 @@ def test_an_object_of_the_question_is_embedded(taught):
     assert not torch.allclose(hidden[0], hidden[1], atol=1e-3)
 
 
-def test_every_head_has_gradients_in_a_batch_without_objects_or_images(taught):
-    bundle, _ = taught
+def test_every_head_has_gradients_in_a_batch_without_objects_or_images(memorized):
+    bundle, _ = memorized
     learner = Learner(bundle.model, {name: make() for name, make in OBJECTIVES.items()})
     batch = bundle.encoder.pad([bundle.encoder.encode(Sample([Turn("user", "Why?"), Turn("assistant", "So.")]))])
     learner.zero_grad()
@@ -200,8 +200,8 @@ def test_every_head_has_gradients_in_a_batch_without_objects_or_images(taught):
     assert bundle.model.rows.input.grad is not None
 
 
-def test_only_the_expected_parameters_train(taught):
-    bundle, _ = taught
+def test_only_the_expected_parameters_train(memorized):
+    bundle, _ = memorized
     towers = {bundle.model.tower_of(name) for name, p in bundle.model.named_parameters() if p.requires_grad}
     assert towers == {"heads", "rows", "language", "vision"}
     names = {name.partition(".")[0] for name in bundle.model.trained_state()}

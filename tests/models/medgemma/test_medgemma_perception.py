@@ -14,7 +14,6 @@ from transformers import AutoProcessor, Gemma3Config, Gemma3ForConditionalGenera
 
 from mllm.errors import ConfigError
 from mllm.models.medgemma.medgemma_perception import (
-    IMAGE_TOKEN_LENGTHS,
     POOL_KEY,
     is_native_image_setup,
     load_gemma3,
@@ -23,6 +22,7 @@ from mllm.models.medgemma.medgemma_perception import (
     resize_images,
     set_image_tokens,
 )
+from mllm.models.medgemma.rules import IMAGE_TOKENS
 
 
 def load(folder: Path) -> Gemma3ForConditionalGeneration:
@@ -42,7 +42,7 @@ def features(model: Gemma3ForConditionalGeneration, pixels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [896, 448])
-@pytest.mark.parametrize("tokens", IMAGE_TOKEN_LENGTHS)
+@pytest.mark.parametrize("tokens", IMAGE_TOKENS)
 def test_every_setup_runs_and_trains(tiny_medgemma: Path, size: int, tokens: int) -> None:
     model, processor = load(tiny_medgemma), AutoProcessor.from_pretrained(tiny_medgemma)
     resize_images(model, processor, size)

@@ -42,7 +42,7 @@ from transformers import (
 )
 
 from family_checkpoints.parts import SIZES, TOWER, byte_tokenizer, chat, ids_of, piece_tokenizer
-from mllm.tiny.parts import filled
+from mllm.tiny.parts import random_model
 
 Checkpoint = tuple[Any, Any]
 SIDE = 56
@@ -64,7 +64,7 @@ def checkpoint(family: str, processor: Any, text: dict[str, Any], **values: Any)
     config = AutoConfig.for_model(family, text_config={**SIZES, **ids, **text}, **values)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, ids[name])
-    return filled(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)], config, seed=0), processor
+    return random_model(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)], config, seed=0), processor
 
 
 def token(processor: Any, name: str) -> int:

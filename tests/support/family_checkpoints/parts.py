@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import GemmaTokenizer, LlamaTokenizer, Qwen2Tokenizer
 
-from mllm.tiny.parts import make_special, new, padded
+from mllm.tiny.parts import add_special_tokens, new, padded_rows
 from mllm.tiny.vocabulary import train_bytes, train_pieces
 
 SIZES: dict[str, Any] = dict(
@@ -60,7 +60,7 @@ def byte_tokenizer(eos: str = "<|im_end|>", **media: str) -> Any:
     vocabulary, merges = _bytes()
     more = {"extra_special_tokens": media} if media else {}
     tokenizer = new(Qwen2Tokenizer, vocab=vocabulary, merges=merges, eos_token=eos, pad_token="<|endoftext|>", **more)
-    make_special(tokenizer, TOKENS)
+    add_special_tokens(tokenizer, TOKENS)
     return tokenizer
 
 
@@ -69,7 +69,7 @@ def piece_tokenizer(kind: Any = GemmaTokenizer, template: str | None = None) -> 
     vocabulary, merges = _pieces()
     names = dict(bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<pad>")
     tokenizer = new(kind, vocab=vocabulary, merges=merges, add_bos_token=True, **names)
-    make_special(tokenizer, PIECES)
+    add_special_tokens(tokenizer, PIECES)
     tokenizer.chat_template = template
     return tokenizer
 
@@ -79,7 +79,7 @@ def ids_of(tokenizer: Any) -> dict[str, Any]:
     eos = tokenizer.eos_token_id
     bos = tokenizer.bos_token_id
     return {
-        "vocab_size": padded(len(tokenizer)),
+        "vocab_size": padded_rows(len(tokenizer)),
         "bos_token_id": eos if bos is None else bos,
         "eos_token_id": eos,
         "pad_token_id": tokenizer.pad_token_id,

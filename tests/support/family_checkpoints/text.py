@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from family_checkpoints.parts import SIZES, byte_tokenizer, chat, ids_of, piece_tokenizer
-from mllm.tiny.parts import filled
+from mllm.tiny.parts import random_model
 
 SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
 LINEAR = dict(
@@ -78,7 +78,7 @@ def decoder(family: str) -> tuple[Any, Any]:
         tokenizer = byte_tokenizer()
         tokenizer.chat_template = chat()
     config = AutoConfig.for_model(family, **{**SIZES, **ids_of(tokenizer), **DECODERS[family]})
-    return filled(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, seed=0), tokenizer
+    return random_model(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, seed=0), tokenizer
 
 
 def encoder_decoder(family: str) -> tuple[Any, Any]:
@@ -88,4 +88,4 @@ def encoder_decoder(family: str) -> tuple[Any, Any]:
     ids["decoder_start_token_id"] = ids["pad_token_id"]
     sizes = {} if "d_ff" in ENCODER_DECODERS[family] else HALVES
     config = AutoConfig.for_model(family, **{**sizes, **ids, **ENCODER_DECODERS[family]})
-    return filled(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)], config, seed=0), tokenizer
+    return random_model(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)], config, seed=0), tokenizer
