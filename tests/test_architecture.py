@@ -183,6 +183,13 @@ def test_log_records_about_data_have_literal_texts() -> None:
     assert not found
 
 
+def test_workers_of_every_loader_rewrite_their_messages_in_a_private_run() -> None:
+    """A worker that is not forked does not know that the run is private."""
+    loaders = [call for path in FILES for call in calls_of(path) if ast.unparse(call.func) == "DataLoader"]
+    setups = [keyword for call in loaders for keyword in call.keywords if keyword.arg == "worker_init_fn"]
+    assert loaders and [ast.unparse(setup.value) for setup in setups] == ["worker_setup()"] * len(loaders)
+
+
 def test_no_exception_is_ignored() -> None:
     """No bare `except`, and no `except Exception` that never raises."""
     found = []

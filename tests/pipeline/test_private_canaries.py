@@ -15,6 +15,7 @@ from medical_files import write_dicom, write_png
 
 from mllm.export.hub import prepare_upload
 from mllm.pipeline.command import run_command
+from mllm.pipeline.data import main as check_data
 from mllm.pipeline.evaluate_model import main as evaluate
 from mllm.pipeline.finetune import main
 from mllm.pipeline.plan import main as plan
@@ -251,6 +252,16 @@ def test_a_refused_table_is_named_by_split_and_row(run, kind):
         code, text = run("--privacy", main=plan)
         assert code == 2 and sentence in text
         assert_silent(text)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_the_page_about_private_data_has_no_value_of_a_row(run, workers):
+    write_rows("train", *unusable_rows(), row_of("odd", image=odd_dicom(), fail="log"))
+    code, text = run("--workers", workers, main=check_data)
+    assert code == 1 and "error: " in text
+    assert_silent(text)
+    assert not files_with_canary(Path("exp"))
+    assert "train, row 3" in Path("exp/run/data/data.html").read_text()
 
 
 def test_show_sample_shows_the_row_that_a_message_names(run):

@@ -20,7 +20,7 @@ from mllm.dataset.contents import ContentDigest
 from mllm.dataset.image_files import UndecodedImage
 from mllm.dataset.rows import Row
 from mllm.errors import DataError, UserError, with_location
-from mllm.private_messages import in_row, is_private, sentence_of
+from mllm.private_messages import in_row, is_private, sentence_of, worker_setup
 from mllm.structures import IMAGE, Sample, SampleEncoder
 
 _SHOWN = 300
@@ -221,7 +221,9 @@ def all_facts(
         DataError: A worker process ended.
     """
     rows = _Rows(splits, encoder, store)
-    loader = DataLoader(rows, batch_size=None, num_workers=workers, collate_fn=_unchanged)
+    loader = DataLoader(
+        rows, batch_size=None, num_workers=workers, collate_fn=_unchanged, worker_init_fn=worker_setup()
+    )
     torch.multiprocessing.set_sharing_strategy("file_system")
     with nullcontext() if store is None else store.open() as file:
         try:
