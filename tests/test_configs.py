@@ -171,6 +171,12 @@ def test_a_config_trains_two_steps_with_tiny_and_peft_loads_the_adapter(path: Pa
     config = read_config(path)
     splits = {split: vars(config.data_args)[split] for split in ("train", "validation", "test")}
     sizes = [f"data_args.{split}.size=2" for split, options in splits.items() if options and "size" in options]
+    if config.training_args["gradient_accumulation_steps"] > 1:
+        sizes += ["training_args.gradient_accumulation_steps=1"]
+    if splits["test"]:
+        sizes += ["data_args.gen_kwargs.max_new_tokens=4"]
+    if config.model_args.image_size in (448, 896):
+        sizes += ["model_args.image_size=224"]
     if "mask" in config.model_args.heads:
         sizes += ["model_args.heads.mask.dim=32"]
     if config.privacy_args:
