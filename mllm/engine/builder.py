@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def build_multimodal_trainer(
     patience, threshold = settings.pop("early_stopping_patience"), settings.pop("early_stopping_threshold")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / TENSORBOARD)  # transformers has no argument for it
     meter = Meter()
-    log = RunLog({"config": config.name}, meter, log_details(config))
+    log = RunLog({"config": config.name}, meter, log_details(config), term_labels(config.objectives))
     callbacks: list[Any] = [Checkpoints(limit), log, Epochs(data.train_sampler)]
     if patience is not None:
         callbacks.append(EarlyStopping(patience, threshold))
@@ -116,6 +116,16 @@ def build_multimodal_trainer(
     assert bar is not None
     trainer.add_callback(LogLines if trainer.args.disable_tqdm else ProgressBar)
     return trainer
+
+
+def term_labels(objectives: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return for each objective its name with its weight, for plots: `box (weight 2)`, `features (weight 1 to 0.5)`."""
+    labels = {}
+    for name, options in objectives.items():
+        weight = options.get("weight", 1.0)
+        weights = [weight["start"], weight["end"]] if isinstance(weight, Mapping) else [weight]
+        labels[name] = f"{name} (weight {' to '.join(f'{value:g}' for value in weights)})"
+    return labels
 
 
 def log_details(config: RunConfig) -> Details | None:

@@ -74,7 +74,7 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Return the seconds since the first batch, without evaluations."""
+        """Return the seconds since the first batch, with the writing of checkpoints and without evaluations."""
         return 0.0 if self.started is None else time.monotonic() - self.started
 
     def summary(self, accelerator: Any, step: int) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,44 +12,36 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_loss(rows: list[dict[str, float]], path: Path) -> None:
-    """Plot training and validation loss over the updates as PNG."""
+def plot_loss(rows: Sequence[Mapping[str, float]], path: Path, terms: Mapping[str, str]) -> None:
+    """Plot training and validation loss over the updates as PNG, and the terms of the objectives beside them.
+
+    Args:
+        rows: Entries of the log; see `mllm.engine.run_log.rows_of`.
+        path: The file.
+        terms: Name of an objective -> its label, for each term to plot. Empty: the loss alone.
+    """
     from matplotlib.figure import Figure  # takes half a second, so it is imported only for a plot
 
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(11 if terms else 7, 4), dpi=120, layout="constrained")
+    axes = figure.subplots(1, 2 if terms else 1, squeeze=False)[0]
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
-        _draw(axes, rows, key, label, style)
-    _finish(axes, "loss (objectives, weighted)")
-    save_figure(figure, path)
+        _draw(axes[0], rows, key, label, style)
+    _finish(axes[0], "loss (weighted sum of the terms)" if len(terms) > 1 else "loss")
+    for number, (name, label) in enumerate(terms.items()):
+        color = f"C{number % 10}"  # that of a term is the same in training and validation
+        _draw(axes[1], rows, name, label, "-", color)
+        _draw(axes[1], rows, f"eval_{name}", f"{label}, validation", "o--", color)
+    if terms:
+        _finish(axes[1], "term of an objective, unweighted")
+    _save(figure, path)
 
 
-NOT_TERMS = ("loss", "learning_rate", "grad_norm", "epoch", "step", "padding_share", "seconds", "seconds_left")
-"""Keys of a row that are not terms of objectives. Keys that end with a unit are not terms, either."""
-
-
-def plot_progress(rows: list[dict[str, float]], path: Path) -> None:
-    """Plot the loss and the unweighted terms of the objectives over the updates as PNG."""
-    from matplotlib.figure import Figure  # takes half a second, so it is imported only for a plot
-
-    figure = Figure(figsize=(11, 4), dpi=120, layout="constrained")
-    loss_axes, term_axes = figure.subplots(1, 2)
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
-        _draw(loss_axes, rows, key, label, style)
-    endings = ("_per_second", "_gb", "_percent", "_runtime")
-    terms = dict.fromkeys(key for row in rows for key in row if key not in NOT_TERMS and not key.endswith(endings))
-    for name in (key for key in terms if not key.startswith("eval_")):
-        _draw(term_axes, rows, name, name, "-")
-        _draw(term_axes, rows, f"eval_{name}", f"{name}, validation", "o-")
-    _finish(loss_axes, "loss (objectives, weighted)")
-    _finish(term_axes, "term of an objective, unweighted")
-    save_figure(figure, path)
-
-
-def _draw(axes: Axes, rows: list[dict[str, float]], key: str, label: str, style: str) -> None:
+def _draw(
+    axes: Axes, rows: Sequence[Mapping[str, float]], key: str, label: str, style: str, color: str | None = None
+) -> None:
     points = [(row["step"], row[key]) for row in rows if key in row]
     if points:
-        axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.5, markersize=4)
+        axes.plot(*zip(*points, strict=True), style, label=label, color=color, linewidth=1.5, markersize=4)
 
 
 def _finish(axes: Axes, label: str) -> None:

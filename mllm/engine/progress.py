@@ -57,7 +57,10 @@ def close_bars(callbacks: Iterable[Any]) -> None:
 
 
 def log_line(step: int, logs: dict[str, float], total: int) -> str:
-    """Format a log entry as one line; empty for an entry without a loss. `total` is the last step of the run."""
+    """Format a log entry as one line; empty for an entry without a loss. `total` is the last step of the run.
+
+    The times are those of the training, see `Meter.seconds`.
+    """
     if "train_updates" in logs:
         start = f"the resume at step {logs['train_from_step']}" if logs["train_from_step"] else "the start"
         return (

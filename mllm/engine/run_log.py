@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mllm.engine.meter import Meter
-from mllm.engine.plots import plot_loss, plot_progress
+from mllm.engine.plots import plot_loss
 from mllm.files import write_json, write_text
 from mllm.run_files import LOSS_PLOT, PROGRESS_PLOT, SKIPPED_ROWS, TRAINING_LOG
 from mllm.structures import Failure
@@ -38,12 +38,20 @@ class RunLog(TrainerCallback):
     Rows come from the history of the trainer. Checkpoints restore it, so a resumed run continues its log.
     """
 
-    def __init__(self, facts: dict[str, Any], meter: Meter, details: Details | None = None) -> None:
+    def __init__(
+        self,
+        facts: dict[str, Any],
+        meter: Meter,
+        details: Details | None = None,
+        terms: Mapping[str, str] | None = None,
+    ) -> None:
         self.facts = facts
         """Keys of `training_log.json` before the rows."""
         self.meter = meter
         self.details = details
-        """Additional keys. With it, the terms of all objectives are plotted, too."""
+        """Additional keys. With it, `training_progress.png` is written, too."""
+        self.terms = terms or {}
+        """Name of each objective -> its label in plots."""
         self.plot_due = 0.0
         """Value of `time.monotonic()` from which a checkpoint plots the loss."""
 
@@ -73,11 +81,11 @@ class RunLog(TrainerCallback):
             write_skipped(run_folder(args), self.meter.failures.values())
 
     def plot(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Plot the loss, and the terms of the objectives if there are additional keys, on the first process."""
+        """Plot the loss with the terms of several objectives, on the first process."""
         if state.is_world_process_zero:
-            plot_loss(rows_of(state), run_folder(args) / LOSS_PLOT)
+            plot_loss(rows_of(state), run_folder(args) / LOSS_PLOT, self.terms if len(self.terms) > 1 else {})
             if self.details is not None:
-                plot_progress(rows_of(state), run_folder(args) / PROGRESS_PLOT)
+                plot_loss(rows_of(state), run_folder(args) / PROGRESS_PLOT, self.terms)
 
 
 def write_skipped(folder: Path, failures: Iterable[tuple[str, Failure]]) -> None:

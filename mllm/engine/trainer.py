@@ -242,12 +242,12 @@ class MultimodalTrainer(Trainer):
     ) -> dict[str, float]:
         """Return the mean loss of the validation split over its supervised items, and log it."""
         self.finite_check.wait(self.args)
-        loader = self._checked(self.get_eval_dataloader(eval_dataset), "validation")
         with self.meter.paused():
+            loader = self._checked(self.get_eval_dataloader(eval_dataset), "validation")
             means = mean_losses(self.model_wrapped, self.learner, loader, self.accelerator)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+            self.log(dict(metrics))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _checked(self, batches: Iterable[LogicalBatch], split: str) -> Iterator[LogicalBatch]:

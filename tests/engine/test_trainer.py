@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,6 +118,22 @@ def test_a_resume_around_the_end_of_an_epoch_is_bit_equal_with_workers_and_evalu
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
     assert _losses(resumed) == _losses(whole)
     assert all(torch.equal(trained(resumed)[name], value) for name, value in trained(whole).items())
+
+
+def test_the_seconds_of_the_log_are_without_evaluations_and_their_callbacks(make_trainer, monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr("mllm.engine.meter.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    class Slow(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            now[0] += 100
+
+    trainer = make_trainer()
+    trainer.add_callback(Slow())
+    trainer.meter.count(trainer.first_batch())
+    now[0] += 3
+    trainer.evaluate()
+    assert trainer.meter.seconds == 3
 
 
 def test_an_evaluation_does_not_change_the_random_state(make_trainer):
