@@ -10,6 +10,9 @@ from pathlib import PurePath
 
 from typing_extensions import Self
 
+ROW_ADVICE = "correct the row, or leave such rows out with data_args.on_error='skip'"
+"""End of messages about an unusable row of a split."""
+
 
 class UserError(Exception):
     """Error that the user can fix; commands print its message without a traceback and exit with code 2.
@@ -121,6 +124,13 @@ def code_place(file: str, line: int | None) -> str:
 def one_line(message: str) -> str:
     """Return a message in one line, with single spaces: its form in lists of unusable rows."""
     return " ".join(message.split())
+
+
+def advised(message: str, advice: str = ROW_ADVICE) -> str:
+    """Return a message with the ways to correct its cause at the end."""
+    if message.endswith("?"):
+        return f"{message} {advice[0].upper()}{advice[1:]}"
+    return f"{message}; {advice}"
 
 
 def nearest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -99,6 +99,8 @@ class Sample:
 
     turns: list[Turn]
     images: list[Image] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    """Names of the image files, each once, as the table of the dataset has them."""
     views: list[str] = field(default_factory=list)
     """Name of each image ('ED', 'ES'). Images are selected by name, never by order."""
     marks: list[Mark] = field(default_factory=list)
@@ -274,11 +276,9 @@ class SampleEncoder(Protocol):
 
     def encode(self, sample: Sample) -> Encoded:
         """Encode a sample with its targets. Raise `DataError` if the sample cannot be used."""
-        ...
 
     def pad(self, samples: Sequence[Encoded], side: str = "right") -> Batch:
         """Return a batch: tensors [L] padded on `side` and stacked to [B, L], image tensors concatenated."""
-        ...
 
 
 class Encoder(SampleEncoder, Protocol):

@@ -189,6 +189,8 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
     reader: Mapping[str, Any] | None = None
     columns: Mapping[str, str] | None = None
     _decodes: bool = True
+    _files: Sequence[str] = ()
+    """Names of the files that `parse` has read for the present row."""
 
     def __init__(
         self,
@@ -280,6 +282,7 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
             if is_empty(row[name]):
                 raise DataError.at(source, f"field '{name}' is empty")
         rng = np.random.default_rng((self.seed, epoch, from_zero(index, len(self)), 1))
+        self._files = []
         sample = self._parse(row, source, rng)
         if sample.measures and not self.has_measures:
             raise ConfigError(f"{type(self).__name__} returns measures: set has_measures = True in the class")
@@ -289,7 +292,7 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
             group = self._group_of_sample(row, sample)
         except DataError as error:
             raise with_location(error, source) from error
-        return replace(sample, source=source, group=group)
+        return replace(sample, source=source, group=group, files=sample.files or list(dict.fromkeys(self._files)))
 
     def _group_of_sample(self, row: Mapping[str, Any], sample: Sample) -> str | None:
         """Return the patient that `parse` or the row names; raise `DataError` if they disagree."""
@@ -336,6 +339,7 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
             fault = "image must be a path, or an object with a 'path'"
             raise DataError(f"{fault}, not {image!r}", fault)
         path = find_file(self.image_folder, name)
+        self._files = [*self._files, str(name)]
         return (read_images if self._decodes else undecoded_images)(
             path, **{**(self.reader or {}), **settings, **options}
         )

@@ -17,7 +17,7 @@ from mllm.dataset.echo.plausibility import ImplausibleMeasures
 from mllm.dataset.mark_forms import MarkForms
 from mllm.dataset.measure_tables import measure_table
 from mllm.dataset.patients import Patients, check_leakage
-from mllm.errors import UserError
+from mllm.errors import ROW_ADVICE, UserError, advised
 from mllm.private_messages import PublicText, error_of, in_row, in_split, is_private, sentence_of
 from mllm.structures import Failure
 
@@ -76,25 +76,26 @@ class Splits(dict[str, SampleDataset]):
                 skipped[failure.message] = source
 
 
-def check_splits(splits: Mapping[str, SampleDataset], skip: bool = False) -> Splits:
+def check_splits(splits: Mapping[str, SampleDataset], skip: bool = False, advice: str = ROW_ADVICE) -> Splits:
     """Check all rows of all splits. The images of a few evenly spaced rows are decoded.
 
     Args:
         splits: Datasets by name of the split.
         skip: True: report unusable rows; False: raise the error of the first one.
+        advice: End of that error: the ways to correct it.
 
     Raises:
         DataError: A row cannot be used, marks have another form than their class reads, or a patient is in two splits.
     """
     reports, patients = {}, {}
     for name, dataset in splits.items():
-        reports[name], patients[name] = _check_split(name, dataset, skip)
+        reports[name], patients[name] = _check_split(name, dataset, None if skip else advice)
     check_leakage(patients)
     return Splits(splits, reports)
 
 
-def _check_split(name: str, dataset: SampleDataset, skip: bool) -> tuple[SplitReport, Patients]:
-    """Check the rows of one split and return its report and its patients."""
+def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple[SplitReport, Patients]:
+    """Check the rows of one split and return its report and its patients. `advice` is None to skip unusable rows."""
     report, patients, content = SplitReport(), Patients(), ContentDigest()
     forms: dict[int, MarkForms] = {}
     measures = ImplausibleMeasures(name)
@@ -116,10 +117,10 @@ def _check_split(name: str, dataset: SampleDataset, skip: bool) -> tuple[SplitRe
                 forms.setdefault(id(source), MarkForms(source)).add(sample.marks, index)
             if sample.measures:
                 measures.add(sample.measures, source, index)
-    if report.skipped and not skip:
+    if report.skipped and advice is not None:
         first, others = next(iter(report.skipped)), len(report.skipped) - 1
         more = f" ({others:,} other row{'s' * (others > 1)} of {name} cannot be used, either)" if others else ""
-        raise error_of(first + more)
+        raise error_of(advised(first + more, advice))
     if len(report.skipped) == rows:
         split = "training" if name == "train" else name
         raise error_of(f"no row of the {split} split could be used; one of them: {next(iter(report.skipped))}")

@@ -38,6 +38,8 @@ class Evaluation:
     """Metric -> number of rows whose reference has what the metric reads."""
     failures: list[Failure]
     """Rows that could not be used."""
+    answers: list[tuple[int, Answer, Answer]]
+    """Index, prediction and reference of each row of `rows`."""
 
     @property
     def skipped(self) -> list[str]:
@@ -76,7 +78,8 @@ class _SplitReader:
             question = next((turn.text for turn in reversed(sample.turns) if turn.role == "user"), "")
             self.numbers.append(index)
             self.references.append(reference)
-            self.rows.append({"source": sample.source, "question": question, "reference": reference.text})
+            origin = origin_fields(sample, f"{self.split}, row {index + 1}")
+            self.rows.append({**origin, "question": question, "reference": reference.text})
             yield sample
 
     def _read(self, index: int) -> tuple[Sample, Answer]:
@@ -86,6 +89,21 @@ class _SplitReader:
             if self.skip_failures or is_private():  # so that the error of a prompt has its row
                 self.bundle.encoder.prompt(sample)
             return sample, self.bundle.encoder.reference(sample)
+
+
+def origin_fields(sample: Sample, place: str) -> dict[str, Any]:
+    """Return the fields of a row of `predictions.jsonl` about its origin: `source`, and `images` if it has files.
+
+    Names of tables and images may be those of patients, so `source` is `place` in a private run, and there are no
+    `images`.
+
+    Args:
+        sample: The sample of the row.
+        place: Split and number of the row: `test, row 3`.
+    """
+    if is_private():
+        return {"source": place}
+    return {"source": sample.source, **({"images": sample.files} if sample.files else {})}
 
 
 def evaluate_split(
@@ -98,9 +116,9 @@ def evaluate_split(
 ) -> Evaluation:
     """Generate an answer to every row of a split and compute the metrics.
 
-    A row has `source`, `question`, `reference`, `prediction`, `tokens` (generated, including the end of the turn), the
-    fields of `mark_fields` of the prediction and, prefixed by `reference_`, those of the reference. Boxes that the
-    question names are not part of an answer.
+    A row has the fields of `origin_fields`, `question`, `reference`, `prediction`, `tokens` (generated, including the
+    end of the turn), the fields of `mark_fields` of the prediction and, prefixed by `reference_`, those of the
+    reference. Boxes that the question names are not part of an answer.
 
     Args:
         bundle: Model and encoder.
@@ -127,7 +145,8 @@ def evaluate_split(
     ]
     figures = {name: metric(predictions, reader.references) for name, metric in metrics.items()} if rows else {}
     scored = {name: _scored(metric, reader.references) for name, metric in metrics.items()}
-    return Evaluation(rows, figures, scored, reader.failures)
+    answered = list(zip(reader.numbers, predictions, reader.references, strict=True))
+    return Evaluation(rows, figures, scored, reader.failures, answered)
 
 
 def _scored(metric: Metric, references: Sequence[Answer]) -> int:

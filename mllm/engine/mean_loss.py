@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mllm.engine.learner import Learner
-from mllm.errors import DataError
+from mllm.errors import DataError, advised
 from mllm.private_messages import error_of
 from mllm.structures import LogicalBatch
 
@@ -17,7 +17,7 @@ from mllm.structures import LogicalBatch
 def check_failures(batch: LogicalBatch, skip: bool) -> None:
     """Raise `DataError` for the first row that cannot be used, unless `skip` is True."""
     if batch.failures and not skip:
-        raise error_of(batch.failures[0].message)
+        raise error_of(advised(batch.failures[0].message))
 
 
 @torch.no_grad()

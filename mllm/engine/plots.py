@@ -33,7 +33,7 @@ def plot_loss(rows: Sequence[Mapping[str, float]], path: Path, terms: Mapping[st
         _draw(axes[1], rows, f"eval_{name}", f"{label}, validation", "o--", color)
     if terms:
         _finish(axes[1], "term of an objective, unweighted")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw(

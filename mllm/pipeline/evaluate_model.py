@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
         base=args.base,
         split=args.split,
         metrics=args.metric,
+        draw=args.draw,
         out=args.out,
     )
     evaluate(config, options)
@@ -58,6 +59,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="metrics to compute (default: data_args.compute_metric)",
     )
     parser.add_argument("--out", help="a new folder (default: evaluation-SPLIT in the run folder of the model)")
+    parser.add_argument("--draw", help="a new folder for pictures of predicted and true boxes, points and masks")
     parser.add_argument("--tiny", action="store_true", help="replace checkpoints and absent data by tiny ones")
     add_override_option(parser, "data_args.gen_kwargs.max_new_tokens=64")
     args = parser.parse_args(argv)

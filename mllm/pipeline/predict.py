@@ -72,7 +72,7 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--chat", action="store_true", help="start a conversation; each line is a question")
     group.add_argument("--batch", help="a jsonl, json or csv file of rows with image (a path or a list) and question")
     group.add_argument("--out", help="output file of --batch (jsonl)")
-    group.add_argument("--draw", help="a PNG file for predicted boxes, points and masks; for --batch a folder")
+    group.add_argument("--draw", help="a PNG file for predicted boxes and masks; for --batch a folder, with true ones")
     group.add_argument("--image-folder", help="folder of the images of --batch (default: the folder of the file)")
     group.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="action for a bad row of --batch")
     group.add_argument("--system", help="system message, instead of the one used in training")

@@ -40,7 +40,7 @@ class BatchPredictor:
     options: GenerationOptions
     on_error: str = "raise"
     draw: Path | None = None
-    """Folder of the pictures of predicted boxes, points and masks; None writes no pictures."""
+    """Folder of the pictures of predicted and true boxes, points and masks; None writes no pictures."""
     skipped: list[str] = field(default_factory=list)
     """Messages of the rows that were left out."""
 
@@ -104,7 +104,7 @@ class BatchPredictor:
         """Draw the answer of row `number` and return the file names as a field of the row."""
         if self.draw is None:
             return {}
-        files = draw_answer(sample.images, answer.marks, self.draw / f"{number:06}.png")
+        files = draw_answer(sample.images, answer.marks, self.draw / f"{number:06}.png", sample.marks)
         return {"drawings": [file.name for file in files]} if files else {}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from mllm.config.hardware import environment
 from mllm.config.schema import ModelArgs, RunConfig
+from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import open_datasets
 from mllm.dataset.checking import Splits
 from mllm.engine.evaluation import Evaluation, evaluate_split
@@ -25,6 +26,7 @@ from mllm.predict.metrics import check_metrics, find_metrics, metric_origin
 from mllm.predict.writer import write_predictions
 from mllm.private_messages import call_privately, error_of
 from mllm.registry import METRICS
+from mllm.report.drawing import draw_answer, refuse_drawing
 from mllm.report.figures import figures_table
 from mllm.run_files import ADAPTER, CONFIG, PREDICTIONS, runs_of
 from mllm.run_files import METRICS as METRICS_FILE
@@ -51,6 +53,8 @@ class EvaluateOptions:
     split: str = "test"
     metrics: Sequence[str] = ()
     """Names of metrics; empty: those of `data_args.compute_metric`."""
+    draw: str | None = None
+    """A folder for pictures of predicted and true boxes, points and masks; None: no pictures."""
     out: str | None = None
     """The output folder; None: `evaluation-SPLIT` in the run folder of the model."""
 
@@ -68,6 +72,8 @@ def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     metrics = select_metrics(config, options.metrics)
     model_args = select_model(config, options)
     folder = output_folder(config, options)
+    if options.draw:
+        refuse_drawing(Path(options.draw), many=True)
     splits = open_split(config, options)
     where = "--metric" if options.metrics else metric_origin(config)
     check_metrics(metrics, options.split, splits, where)
@@ -81,13 +87,29 @@ def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     if not evaluation.rows:
         first = f"; first error: {evaluation.skipped[0]}" if evaluation.skipped else ""
         raise error_of(f"none of the {len(split)} rows of '{options.split}' can be used{first}")
+    seconds = time.monotonic() - started
+    if options.draw:
+        draw_evaluation(evaluation, split, Path(options.draw))
     write_predictions(folder / PREDICTIONS, evaluation.rows)
     # Written last: if the file exists, both files are complete.
-    write_json(folder / METRICS_FILE, summary(config, model_args, options, evaluation, time.monotonic() - started))
+    write_json(folder / METRICS_FILE, summary(config, model_args, options, evaluation, seconds))
     print(figures_table(evaluation.figures, evaluation.scored, len(evaluation.rows)))
     for message in evaluation.skipped:
         logger.warning("skipped %s", message)
     logger.info("%d predictions written to %s; %d rows skipped", len(evaluation.rows), folder, len(evaluation.skipped))
+
+
+def draw_evaluation(evaluation: Evaluation, split: SampleDataset, folder: Path) -> None:
+    """Write a picture of each row with a predicted or true box, point or mask, and its name to the row's `drawings`."""
+    count = 0
+    answered = zip(evaluation.rows, evaluation.answers, strict=True)
+    for number, (row, (index, prediction, reference)) in enumerate(answered, start=1):
+        if prediction.marks or reference.marks:
+            images = split.sample(index).images
+            files = draw_answer(images, prediction.marks, folder / f"{number:06}.png", reference.marks)
+            row["drawings"] = [file.name for file in files]
+            count += len(files)
+    logger.info("%d pictures written to %s", count, folder)
 
 
 def open_split(config: RunConfig, options: EvaluateOptions) -> Splits:

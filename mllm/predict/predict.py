@@ -11,6 +11,7 @@ from typing import Any
 
 from mllm.config.hardware import check_packages
 from mllm.config.schema import ModelArgs
+from mllm.dataset.checking import check_splits
 from mllm.dataset.readers import read_images
 from mllm.errors import ConfigError
 from mllm.export.saved_model import adapter_args, adapter_facts, whole_model_args
@@ -62,7 +63,7 @@ class PredictOptions:
     reader: Mapping[str, Any] = field(default_factory=dict)
     """Options of `read_images`."""
     draw: str | None = None
-    """A PNG file for the predicted boxes, points and masks; for `batch` a folder."""
+    """A PNG file for the predicted boxes, points and masks; for `batch` a folder, with true ones beside them."""
     generation: GenerationOptions = field(default_factory=GenerationOptions)
 
 
@@ -79,6 +80,8 @@ def predict(options: PredictOptions) -> None:
         refuse_drawing(Path(options.draw), many=options.batch is not None)
     if options.batch and args.part != "vision":
         questions = read_questions(options)
+        skip, advice = options.on_error == "skip", "correct the row, or leave such rows out with --on-error skip"
+        check_splits({"batch": questions}, skip, advice)
         bundle = load_for_answers(args, best_hardware())
         folder = Path(options.draw) if options.draw else None
         predictor = BatchPredictor(bundle, questions, options.generation, options.on_error, folder)
@@ -137,7 +140,8 @@ def read_questions(options: PredictOptions) -> Questions:
     assert options.out is not None
     if Path(options.out).exists():
         raise ConfigError(f"--out {options.out} exists; remove it or choose another name")
-    return Questions(options.batch, options.image_folder, options.modality, reader=options.reader)
+    marks = options.draw is not None
+    return Questions(options.batch, options.image_folder, options.modality, marks, reader=options.reader)
 
 
 def format_answer(answer: Answer, image_count: int) -> str:

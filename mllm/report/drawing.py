@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from mllm.errors import ConfigError
 from mllm.metrics.areas import box_of
+from mllm.report.legend import Color, add_legend
 from mllm.structures import Mark
 
 COLORS = (
@@ -24,48 +26,80 @@ HALO = 0.6
 SMALLEST = 512
 """Pixels of the longer side below which a picture is enlarged by an integer factor, so that labels are readable."""
 OVERSAMPLING = 4
+PREDICTED = (255, 145, 0)
+"""Color of all predictions where true marks are drawn beside them: orange, which differs from cyan for all eyes."""
+TRUE = (0, 229, 255)
+"""Color of all true marks."""
 Box = tuple[float, float, float, float]
 """x1 y1 x2 y2 in pixels."""
 
 
-def draw_marks(image: Image.Image, marks: Sequence[Mark], numbers: Sequence[int] | None = None) -> Image.Image:
-    """Return a picture of `image` with its marks: filled masks with outlines, boxes and points, each with a number.
+class Drawn(NamedTuple):
+    """Mark of a picture with the text and the color of its label."""
 
-    `numbers` are the texts of the labels, by default 1, 2, ... No box is drawn for a mask without one. The picture has
-    the size of the image, or a multiple of it if the image is smaller than `SMALLEST`.
+    mark: Mark
+    label: str
+    color: Color
+
+
+def draw_marks(image: Image.Image, marks: Sequence[Drawn]) -> Image.Image:
+    """Return a picture of `image` with its marks: filled masks with outlines, boxes and points, each with a label.
+
+    No box is drawn for a mask without one. The picture has the size of the image, or a multiple of it if the image is
+    smaller than `SMALLEST`.
     """
-    numbers = range(1, len(marks) + 1) if numbers is None else numbers
     scale = max(1, -(-SMALLEST // max(image.size)))
     size = (image.width * scale, image.height * scale)
     picture = _Picture(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), scale)
-    colors = [COLORS[(number - 1) % len(COLORS)] for number in numbers]
-    for mark, color in zip(marks, colors, strict=True):
+    for mark, _, color in marks:
         if mark.mask is not None:
             picture.draw_mask(mark.mask, color)
-    for mark, color in zip(marks, colors, strict=True):
+    for mark, _, color in marks:
         if mark.box is not None:
             picture.draw_box(mark.box, color)
         if mark.point is not None:
             picture.draw_point(mark.point, color)
-    for mark, color, number in zip(marks, colors, numbers, strict=True):
-        picture.draw_label(mark, str(number), color)
+    for mark, label, color in marks:
+        picture.draw_label(mark, label, color)
     return picture.finished()
 
 
-def draw_answer(images: Sequence[Image.Image], marks: Sequence[Mark], path: Path) -> list[Path]:
+def numbered(marks: Sequence[Mark]) -> list[Drawn]:
+    """Return marks with the labels 1, 2, ..., each in its own color."""
+    return [Drawn(mark, str(number + 1), COLORS[number % len(COLORS)]) for number, mark in enumerate(marks)]
+
+
+def beside_truth(marks: Sequence[Mark], true: Sequence[Mark]) -> list[Drawn]:
+    """Return the true marks with the labels T1, T2, ... in one color, and the predictions 1, 2, ... in another one."""
+    truth = [Drawn(mark, f"T{number}", TRUE) for number, mark in enumerate(true, start=1)]
+    return truth + [Drawn(mark, str(number), PREDICTED) for number, mark in enumerate(marks, start=1)]
+
+
+def draw_answer(
+    images: Sequence[Image.Image], marks: Sequence[Mark], path: Path, true: Sequence[Mark] = ()
+) -> list[Path]:
     """Write a picture of each image with marks and return the files.
 
     For one image the file is `path`, else `NAME-1.png`, `NAME-2.png` with the number of the image. The label of a mark
     is its position in `marks`, counted over all images.
+
+    Args:
+        images: The images of a sample.
+        marks: The predicted marks.
+        path: The file.
+        true: The true marks. With them, predictions and truth have one color each and a legend.
     """
-    files = []
+    files, drawn = [], beside_truth(marks, true) if true else numbered(marks)
     for index, image in enumerate(images):
-        numbers = [number for number, mark in enumerate(marks, start=1) if mark.image == index]
-        if not numbers:
+        inside = [entry for entry in drawn if entry.mark.image == index]
+        if not inside:
             continue
         file = path if len(images) == 1 else path.with_name(f"{path.stem}-{index + 1}{path.suffix}")
         file.parent.mkdir(parents=True, exist_ok=True)
-        draw_marks(image, [marks[number - 1] for number in numbers], numbers).save(file)
+        picture = draw_marks(image, inside)
+        if true:
+            picture = add_legend(picture, {"true (T1, T2, ...)": TRUE, "predicted (1, 2, ...)": PREDICTED})
+        picture.save(file)
         files.append(file)
     return files
 

@@ -56,7 +56,11 @@ def test_the_message_about_a_patient_in_two_splits_has_rows_and_no_names():
 
 def test_unusable_rows_are_an_error_unless_they_are_skipped():
     splits = {"train": Rows("t", ["a", "unreadable", "b", "unreadable"]), "test": Rows("s", ["c"])}
-    with pytest.raises(DataError, match=r"^t, line 2: not valid JSON \(1 other row of train cannot be used, either\)$"):
+    with pytest.raises(
+        DataError,
+        match=r"^t, line 2: not valid JSON \(1 other row of train cannot be used, either\); "
+        "correct the row, or leave such rows out with data_args.on_error='skip'$",
+    ):
         check_splits(splits)
     checked = check_splits(splits, skip=True)
     assert checked.skipped() == [("train", "t, line 2: not valid JSON"), ("train", "t, line 4: not valid JSON")]
@@ -132,10 +136,11 @@ def test_every_row_and_every_file_is_looked_up_without_decoding(write, monkeypat
     check_splits({"train": VQADataset(write(*rows))})
     assert not decoded
     with pytest.raises(
-        DataError, match=r"rows\.jsonl, line 40: image .*b\.png does not exist: did you mean 'a\.png'\?"
+        DataError,
+        match=r"rows\.jsonl, line 40: .*b\.png does not exist: did you mean 'a\.png'\? Correct the row, ",
     ):
         check_splits({"train": VQADataset(write(*rows[1:], {**VQA, "image": "b.png"}))})
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: field 'question' is empty$"):
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: field 'question' is empty; correct the row"):
         check_splits({"train": VQADataset(write(VQA, {**VQA, "question": float("nan")}, *rows))})
 
 

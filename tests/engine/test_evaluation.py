@@ -1,6 +1,7 @@
 """Tests of `mllm.engine.evaluation`."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from mllm.engine.evaluation import evaluate_split, format_figures, mark_fields
 from mllm.errors import DataError
 from mllm.metrics.grounding import rec
 from mllm.models.generation.generate import generate
+from mllm.private_messages import call_privately
 from mllm.structures import Answer, Mark, Turn
 
 TALKING = dict(max_new_tokens=6, do_sample=True, temperature=20.0, progress=False)
@@ -37,6 +39,22 @@ def test_rows_contain_question_reference_and_prediction(make_bundle, rows):
         assert 0 < row["tokens"] == predictions[index].tokens <= 6
         assert not {"boxes", "masks", "points", "reference_boxes"} & set(row)
     assert seen == [(predictions, [Answer(row["reference"]) for row in evaluation.rows])] * 2
+
+
+def test_rows_name_their_images_unless_the_run_is_private(make_bundle, rows):
+    class Named(rows):
+        def sample(self, index, epoch=0):
+            return replace(super().sample(index, epoch), files=["doe_john.png"] if index else [])
+
+    for private, origins in (
+        (False, [{"source": "rows, row 0"}, {"source": "rows, row 1", "images": ["doe_john.png"]}]),
+        (True, [{"source": "test, row 1"}, {"source": "test, row 2"}]),
+    ):
+        evaluate = partial(evaluate_split, make_bundle(), Named(2), {}, max_new_tokens=1, progress=False)
+        evaluation = call_privately(evaluate, private)
+        shown = [{key: row[key] for key in ("source", "images") if key in row} for row in evaluation.rows]
+        assert shown == origins
+        assert not private or "doe" not in repr(evaluation.rows)
 
 
 def test_predictions_do_not_depend_on_the_reference(make_bundle, rows):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
 from mllm.engine.trainer import MultimodalTrainer
-from mllm.errors import DataError, TrainingError
+from mllm.errors import DataError, TrainingError, advised
 from mllm.objectives.text import NextToken
 from mllm.structures import IGNORE, unsupervised
 
@@ -320,7 +320,7 @@ def test_an_invalid_row_stops_the_run_with_its_message(make_trainer, workers):
     trainer = make_trainer(rows=_broken_rows(rows, {3}), max_steps=3, dataloader_num_workers=workers)
     with pytest.raises(DataError) as error:
         trainer.train()
-    assert str(error.value) == "rows.jsonl, line 4: image x.png does not exist"
+    assert str(error.value) == advised("rows.jsonl, line 4: image x.png does not exist")
 
 
 def test_skipped_rows_are_counted_once_and_listed(make_trainer, tmp_path):

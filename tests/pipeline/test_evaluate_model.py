@@ -42,6 +42,7 @@ def test_figures_rows_settings_and_versions_are_written_next_to_the_adapter(
         ("<image> Which?", "MRI")
     ]
     assert all(row["prediction"] for row in rows)
+    assert [row["images"] for row in rows] == [[f"{number}.png"] for number in (0, 1, 2, 3, 0)]
     again = accuracy([Answer(row["prediction"]) for row in rows], [Answer(row["reference"]) for row in rows])
     assert values["figures"] == {"accuracy": again}
     assert values["counts"] == {

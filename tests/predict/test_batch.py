@@ -7,10 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mllm.errors import ConfigError, DataError
 from mllm.pipeline.predict import main
+from mllm.report.drawing import PREDICTED, TRUE
 
 FEW = ["--max-new-tokens", "8"]
 
@@ -40,7 +43,9 @@ def test_a_file_of_questions_is_answered_in_order(
         main(batch)
 
 
-def test_a_bad_row_raises_with_its_line_or_is_skipped(generating_adapter: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_bad_row_raises_with_its_line_or_is_skipped(
+    generating_adapter: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [
         {"image": "0.png", "question": "What?"},
         {"image": "absent.png", "question": "What?"},
@@ -53,8 +58,13 @@ def test_a_bad_row_raises_with_its_line_or_is_skipped(generating_adapter: Path, 
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out.jsonl"
     batch = ["--adapter", str(generating_adapter), "--batch", str(file), "--image-folder", str(pictures), *FEW]
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: .*absent\.png"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(DataError, match=r"rows\.jsonl, line 2: .*absent\.png") as caught,
+    ):
+        patch.setattr("mllm.predict.predict.load_for_answers", None)  # the rows are checked before the model is loaded
         main([*batch, "--out", str(out)])
+    assert str(caught.value).endswith("; correct the row, or leave such rows out with --on-error skip")
     assert os.listdir(tmp_path) == ["rows.jsonl"]
     assert main([*batch, "--out", str(out), "--on-error", "skip"]) == 0
     written = [json.loads(line) for line in out.read_text().splitlines()]
@@ -66,7 +76,7 @@ def test_a_file_without_a_usable_row_is_refused(generating_adapter: Path, tmp_pa
     file = tmp_path / "rows.jsonl"
     file.write_text('{"image": "absent.png", "question": "What?"}\n')
     batch = ["--adapter", str(generating_adapter), "--batch", str(file), "--out", str(tmp_path / "out.jsonl")]
-    with pytest.raises(DataError, match=r"rows\.jsonl: none of its 1 rows can be used; first error: .*line 1"):
+    with pytest.raises(DataError, match=r"no row of the batch split could be used; one of them: .*rows\.jsonl, line 1"):
         main([*batch, "--on-error", "skip"])
     assert os.listdir(tmp_path) == ["rows.jsonl"]
 
@@ -85,6 +95,8 @@ def test_marks_are_written_to_the_rows_and_drawn_to_a_folder(
     assert rows[0]["masks"][0]["size"] == [60, 80]
     assert rows[0]["reference_boxes"] == [[1, 2, 3, 4]], "fields of the row are kept under another name"
     assert rows[0]["drawings"] == os.listdir(drawn) == ["000001.png"]
+    pixels = np.asarray(Image.open(drawn / "000001.png"))
+    assert all((pixels == np.array(color)).all(axis=2).any() for color in (TRUE, PREDICTED))
     assert set(rows[1]) == {"question", "prediction"}
     with pytest.raises(ConfigError, match="not an empty folder"):
         main([*batch, "--out", str(tmp_path / "other.jsonl"), "--draw", str(drawn)])

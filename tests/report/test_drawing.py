@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mllm.errors import ConfigError
-from mllm.report.drawing import COLORS, draw_answer, draw_marks, refuse_drawing
+from mllm.report.drawing import COLORS, PREDICTED, TRUE, draw_answer, draw_marks, numbered, refuse_drawing
 from mllm.structures import Mark
 
 SIDE = 600
@@ -26,7 +26,7 @@ def disk(x: float, y: float, radius: float) -> np.ndarray:
 
 def changed(value: int, *marks: Mark) -> np.ndarray:
     """Return the largest change [H, W] of each pixel of a uniform image over its channels."""
-    pixels = np.asarray(draw_marks(gray(value), marks), dtype=float)
+    pixels = np.asarray(draw_marks(gray(value), numbered(marks)), dtype=float)
     return np.abs(pixels - value).max(axis=2)
 
 
@@ -42,7 +42,8 @@ def test_the_edges_of_a_box_are_visible_on_every_gray_and_its_inside_is_unchange
 def test_a_line_between_pixels_is_smooth() -> None:
     """A shift of the line by a third of a pixel changes no pixel by the full contrast of the line."""
     pictures = [
-        np.asarray(draw_marks(gray(0), [Mark(box=(x, 150.0, 300.0, 400.0))]), dtype=float) for x in (100, 100.33)
+        np.asarray(draw_marks(gray(0), numbered([Mark(box=(x, 150.0, 300.0, 400.0))])), dtype=float)
+        for x in (100, 100.33)
     ]
     difference = np.abs(pictures[0] - pictures[1])[200:390, 90:110].max()
     assert 20 < difference < 150
@@ -68,7 +69,7 @@ def test_marks_have_different_colors_and_labels_do_not_overlap() -> None:
     box = (100.0, 150.0, 300.0, 400.0)
     plates = []
     for count in range(1, 6):
-        pixels = np.asarray(draw_marks(gray(0), [Mark(box=box)] * count)).astype(int)
+        pixels = np.asarray(draw_marks(gray(0), numbered([Mark(box=box)] * count))).astype(int)
         plates.append((np.abs(pixels - np.array(COLORS[count - 1])).max(axis=2) < 3).sum())
     assert min(plates) > 100, "the last label is covered"
     assert len(set(COLORS)) == len(COLORS)
@@ -83,7 +84,7 @@ def test_more_marks_than_colors_and_marks_at_every_edge_are_drawn() -> None:
 
 
 def test_a_small_picture_is_enlarged_by_a_whole_number() -> None:
-    small = draw_marks(gray(90, 100, 60), [Mark(box=(10.0, 10.0, 50.0, 40.0))])
+    small = draw_marks(gray(90, 100, 60), numbered([Mark(box=(10.0, 10.0, 50.0, 40.0))]))
     assert small.size == (600, 360)
     pixels = np.abs(np.asarray(small, dtype=float) - 90).max(axis=2)
     assert pixels[150, 58:62].min() > 40, "the left edge lies at 6 x 10"
@@ -115,3 +116,21 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             refuse_drawing(tmp_path / path, many=many)
+
+
+def test_true_marks_have_their_own_color_and_a_legend(tmp_path: Path) -> None:
+    """Edges and legend have the two colors, and a picture without truth has no legend."""
+    predicted, true = Mark(box=(100.0, 150.0, 300.0, 400.0)), Mark(box=(130.0, 180.0, 340.0, 430.0))
+    (file,) = draw_answer([gray(90)], [predicted], tmp_path / "both.png", [true])
+    pixels = np.asarray(Image.open(file)).astype(int)
+    assert pixels.shape[0] > SIDE and pixels.shape[1] == SIDE
+    assert tuple(pixels[300, 100]) == PREDICTED and tuple(pixels[300, 339]) == TRUE
+    legend = pixels[SIDE:]
+    for color in (PREDICTED, TRUE):
+        assert (legend == np.array(color)).all(axis=2).sum() > 100
+    (missed,) = draw_answer([gray(90)], [], tmp_path / "missed.png", [true])
+    assert Image.open(missed).size == (SIDE, pixels.shape[0]), "a missing prediction is drawn, too"
+    (alone,) = draw_answer([gray(90)], [predicted], tmp_path / "alone.png")
+    assert Image.open(alone).size == (SIDE, SIDE)
+    (narrow,) = draw_answer([gray(90, 40, 600)], [predicted], tmp_path / "narrow.png", [true])
+    assert Image.open(narrow).width > 200, "the legend fits"

@@ -117,6 +117,7 @@ class CineDataset(AugmentedDataset):
         sample = Sample(
             turns=conversation(list(views), measures),
             images=list(views.values()),
+            files=[path.name for path in self.files(index)],
             views=list(views),
             measures=measures,
             group=self.group(index),

@@ -1,0 +1,40 @@
+"""Pictures of the rows of an evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from mllm.dataset.base import SampleDataset
+from mllm.engine.evaluation import Evaluation
+from mllm.predict.evaluate import draw_evaluation
+from mllm.report.drawing import PREDICTED, TRUE
+from mllm.structures import Answer, Mark, Sample
+
+
+class Split(SampleDataset):
+    """Rows with one image of 512 pixels."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def sample(self, index: int, epoch: int = 0) -> Sample:
+        return Sample([], [Image.new("RGB", (512, 512), (90, 90, 90))])
+
+    def describe(self, index: int, epoch: int = 0) -> str:
+        return f"row {index}"
+
+    def group(self, index: int, epoch: int = 0) -> str | None:
+        return None
+
+
+def test_predicted_and_true_boxes_of_a_row_are_in_one_picture(tmp_path) -> None:
+    true, predicted = Answer("", (Mark(box=(50, 60, 200, 220)),)), Answer("", (Mark(box=(80, 90, 230, 250)),))
+    rows = [{}, {}, {}]
+    answers = [(0, predicted, true), (4, Answer("none"), Answer("none")), (5, Answer("none"), true)]
+    draw_evaluation(Evaluation(rows, {}, {}, [], answers), Split(), tmp_path / "drawn")
+    assert rows == [{"drawings": ["000001.png"]}, {}, {"drawings": ["000003.png"]}]
+    for name, colors in (("000001.png", (TRUE, PREDICTED)), ("000003.png", (TRUE,))):
+        picture = np.asarray(Image.open(tmp_path / "drawn" / name))[:512]
+        drawn = [color for color in (TRUE, PREDICTED) if (picture == np.array(color)).all(axis=2).any()]
+        assert drawn == list(colors)
