@@ -19,7 +19,7 @@ from mllm.private_messages import call_privately, is_private
 from mllm.report.data.facts import RowFacts, Store, all_facts, plain_sample, shortened
 from mllm.report.data.findings import Finding, findings, split_findings
 from mllm.report.data.page import Picture, picture, write_page
-from mllm.report.drawing import draw_marks
+from mllm.report.drawing import draw_marks, numbered
 from mllm.run.prepare import prepare_args
 from mllm.run_files import DATA_CHECK, DATA_PAGE, DATA_ROWS, RUNS
 from mllm.structures import Encoder
@@ -118,6 +118,6 @@ def _sheet(dataset: SampleDataset, rows: Sequence[RowFacts], encoder: Encoder | 
         marks = reference.marks if reference is not None and reference.marks else sample.marks
         answer = shortened(reference.text) if reference is not None and reference.text else row.answer
         in_first = [mark for mark in marks if mark.image == 0]
-        image = draw_marks(sample.images[0], in_first) if in_first else sample.images[0]
+        image = draw_marks(sample.images[0], numbered(in_first)) if in_first else sample.images[0]
         pictures.append(picture(image, row.place, row.question, answer, len(in_first)))
     return pictures
