@@ -34,6 +34,7 @@ SLOW_FILES = ("tests/pipeline/", "tests/run/", "tests/test_configs.py", "tests/t
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-families", action="store_true", help="test rare model families, too")
+    parser.addoption("--record-families", action="store_true", help="write the results that mllm show families prints")
 
 
 def pytest_configure() -> None:

@@ -33,6 +33,7 @@ def imported(*arguments: str) -> tuple[set[str], int]:
     "arguments",
     [
         ("show", "registries"),
+        ("show", "families", "--untested"),
         ("show", "config", "config/training_configs/medgemma_4gb_test.py"),
         ("show", "config", "config/training_configs/gemma3n_3ncore_kd.py"),
     ],

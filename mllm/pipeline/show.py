@@ -2,6 +2,7 @@
 
 python mllm/pipeline/show.py registries
 python mllm/pipeline/show.py keys
+python mllm/pipeline/show.py families [--untested]
 python mllm/pipeline/show.py config config/training_configs/X.py [--cfg-options a.b=c ...]
 python mllm/pipeline/show.py sample config/training_configs/X.py [--split train] [--index 0] [--tiny]
 """
@@ -34,6 +35,12 @@ def main(argv: Sequence[str]) -> int:
         from mllm.config.dataset_document import dataset_document
 
         print(dataset_document(), end="")
+    elif args.what == "families":
+        from mllm.report.families import family_document, untested_families
+
+        print(family_document(), end="")
+        if args.untested:
+            print(f"\n{untested_families()}")
     elif args.what == "config":
         if args.tiny:
             quiet_progress()
@@ -52,10 +59,14 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = command_parser("show", "Show registries, a resolved config, or an encoded sample.")
-    what = parser.add_subparsers(dest="what", required=True, metavar="{registries,keys,datasets,config,sample}")
+    what = parser.add_subparsers(
+        dest="what", required=True, metavar="{registries,keys,datasets,families,config,sample}"
+    )
     what.add_parser("registries", help="every name that a config can use, with one sentence")
     what.add_parser("keys", help="all keys of a config with types and defaults, as in config/README.md")
     what.add_parser("datasets", help="the options of all datasets, as in config/DATASETS.md")
+    families = what.add_parser("families", help="architectures and what they support, as in config/FAMILIES.md")
+    families.add_argument("--untested", action="store_true", help="also list installed architectures without a test")
     config = what.add_parser("config", help="the config as a run writes it into its folder")
     sample = what.add_parser("sample", help="one sample as tokens, supervised ones in green, or as views and measures")
     for subparser in (config, sample):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from accelerate import Accelerator
+from bitsandbytes.nn import Linear4bit
 from family_checkpoints.records import CASES, Case
 from PIL import Image
 from torch import Tensor
@@ -30,11 +34,13 @@ from mllm.engine.preflight import preflight
 from mllm.errors import ConfigError
 from mllm.export.adapter import write
 from mllm.export.facts import Facts
+from mllm.export.gguf.model import FAMILIES as GGUF
 from mllm.export.merge import merge
 from mllm.export.settings import encoding_settings
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.generation.generate import generate, stop_ids
 from mllm.objectives.text import NextToken
+from mllm.report.families import RESULTS
 from mllm.structures import IGNORE, Bundle, Context, Sample, Turn
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
@@ -63,30 +69,76 @@ def conversations(case: Case) -> list[Sample]:
     ]
 
 
+@pytest.fixture(scope="module")
+def recorded(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """The results of all families in the package; with `--record-families` they are written anew."""
+    if not request.config.getoption("--record-families"):
+        yield json.loads(RESULTS.read_text(encoding="utf-8"))["families"]
+        return
+    results: dict[str, Any] = {}
+    yield results
+    if results.keys() == {case.name for case in CASES}:
+        content = {"transformers": transformers.__version__, "families": results}
+        RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
-def test_a_family_is_right_or_refused(case: Case, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if not case.always and not request.config.getoption("--all-families"):
+def test_a_family_is_right_or_refused(
+    case: Case, tmp_path: Path, recorded: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    records = request.config.getoption("--record-families")
+    if not (case.always or records or request.config.getoption("--all-families")):
         pytest.skip("a family that differs little from another one; run with --all-families")
     folder = case.write(tmp_path / "base")
+    result = {"type": case.type, "refused": case.refused}
     if case.refused:
         with pytest.raises(ConfigError, match=case.refused):
             check_as_a_run(load(case, folder), conversations(case))
-        return
+    else:
+        result |= check_training(case, folder, tmp_path)
+    if records:
+        recorded[case.name] = result
+    assert result == recorded[case.name], "run with --record-families and -n 0, and renew config/FAMILIES.md"
+
+
+def check_training(case: Case, folder: Path, out: Path) -> dict[str, bool]:
+    """Make all checks of a family, and return what it supports."""
     bundle, samples = load(case, folder), conversations(case)
     stock = AUTO.get(case.type, AutoModelForImageTextToText).from_pretrained(folder).eval()
     check_logits(bundle, stock, samples)
     check_labels(bundle, folder, samples)
-    with torch.no_grad():
-        for name, parameter in bundle.model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
+    fill_adapter(bundle)
     check_as_a_run(bundle, samples)
     check_batch(bundle, samples)
     check_look_ahead(bundle, samples[0])
     check_checkpointing(bundle, samples)
     check_update(bundle, samples)
-    merged = check_merge(case, bundle, samples, folder, tmp_path)
-    check_answers(bundle, merged, samples)
+    check_answers(bundle, check_merge(case, bundle, samples, folder, out), samples)
+    return {
+        "vision_lora": bool(bundle.model.trains("vision")),
+        "four_bit": trains_in_4_bits(case, folder, samples),
+        "gguf": stock.config.model_type in GGUF,
+    }
+
+
+def fill_adapter(bundle: Bundle) -> None:
+    """Fill the B matrices of the LoRA, which begin at zero."""
+    with torch.no_grad():
+        for name, parameter in bundle.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+
+
+def trains_in_4_bits(case: Case, folder: Path, samples: list[Sample]) -> bool:
+    """Return True if a model with 4-bit weights can be trained; False if it is refused in a sentence."""
+    try:
+        bundle = load(case, folder, load_in_4bit=True)
+    except ConfigError as error:
+        assert "load_in_4bit" in str(error)
+        return False
+    fill_adapter(bundle)
+    assert any(isinstance(module, Linear4bit) for module in bundle.model.modules())
+    return all(bool(gradient.isfinite().all() and gradient.any()) for gradient in gradients(bundle, samples).values())
 
 
 def load(case: Case, folder: Path, **options: Any) -> Bundle:

@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -112,6 +112,8 @@ def load_model(
             f"the weight files of '{name}' lack {len(missing)} tensors of its architecture (first {missing[0]}): the "
             "checkpoint is incomplete or of another architecture"
         )
+    if quantization_config is not None:
+        _refuse_unquantized(model, quantization_config)
     # peft.prepare_model_for_kbit_training would also convert unquantized weights to fp32: 1.3 GB more for the
     # embedding of Gemma 3. Only freezing is needed here, because norms compute in fp32 in these families.
     model.requires_grad_(False)
@@ -121,3 +123,13 @@ def load_model(
             # gradient, so almost nothing would train after an evaluation, without an error.
             module.support_avx512bf16_for_cpu = False
     return model.eval()
+
+
+def _refuse_unquantized(model: PreTrainedModel, quantization_config: BitsAndBytesConfig) -> None:
+    """Raise `ConfigError` if no layer was quantized: transformers replaces layers of the class `nn.Linear` only."""
+    if not any(isinstance(module, Linear4bit | Linear8bitLt) for module in model.modules()):
+        bits = 4 if quantization_config.load_in_4bit else 8
+        raise ConfigError(
+            f"model_args.load_in_{bits}bit=True quantizes no layer of {type(model).__name__}, because its layers "
+            f"have a class of their own: remove load_in_{bits}bit"
+        )

@@ -29,7 +29,7 @@ class Case:
     def write(self, folder: Path) -> Path:
         """Write the checkpoint and return its folder."""
         if isinstance(self.make, str):
-            return write_tiny(self.make, folder)
+            return write_tiny(self.make, folder, vision={"image_size": 224} if self.name == "gemma3" else None)
         model, processor = self.make()
         model.generation_config.eos_token_id = model.config.get_text_config(decoder=True).eos_token_id
         model.save_pretrained(folder)
