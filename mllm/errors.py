@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -66,6 +67,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def missing_package(error: BaseException) -> str | None:
+    """Return the end of a message about a package that is not installed, with the command; None for other errors.
+
+    transformers writes the command into the messages of its optional packages, in quotes or on a line of its own. Some
+    packages have another name on PyPI than in Python, so the command takes precedence over the name of the module.
+    """
+    if not isinstance(error, ImportError):
+        return None
+    command = re.search(r"pip install (?:-U |--upgrade )?([\w.\-\[\],]+)", str(error))
+    library = re.search(r"requires the ([\w.-]+) library", str(error))
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    package = command[1] if command else library[1].lower() if library else missing
+    if package is None:
+        return f"cannot be used with the installed packages: {one_line(str(error))}"
+    return f"needs the package {package}, which is not installed: pip install {package}"
+
+
 @contextmanager
 def advise_on_memory(advice: str, moment: str = "") -> Iterator[None]:
     """Convert out-of-memory errors in the block to a `TrainingError` with advice.
@@ -86,7 +104,8 @@ def advise_on_memory(advice: str, moment: str = "") -> Iterator[None]:
 def errors_of_row(location: str) -> Iterator[None]:
     """Convert unexpected exceptions in the block to a `DataError` that names a row, so that the row can be skipped.
 
-    User errors, which name their row, and out-of-memory errors, which do not depend on a row, are not converted.
+    User errors, which name their row, and out-of-memory errors, which do not depend on a row, are not converted. A
+    missing package becomes a `ConfigError`.
 
     Args:
         location: Origin of the row, such as `FILE, line N`.
@@ -98,6 +117,8 @@ def errors_of_row(location: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        if (package := missing_package(error)) is not None:
+            raise ConfigError(f"{location}: the row {package}") from error
         raise DataError(
             f"{location}: it cannot be used ({type(error).__name__}: {error})",
             f"it cannot be used ({type(error).__name__} in {origin_of(error)})",

@@ -134,7 +134,7 @@ class Encoded:
     """One sample after the model's processor, not yet padded."""
 
     student: dict[str, Tensor]
-    """Keyword arguments of the backbone. Tensors aligned with the text are [L], others have images first."""
+    """Keyword arguments of the backbone. Tensors aligned with the text are [L, ...], others have images first."""
     targets: dict[str, Tensor]
     """Input of the objectives. `labels` [L] holds token ids, and `IGNORE` at positions that are not supervised."""
     source: str = ""
@@ -148,6 +148,8 @@ class Encoded:
     """Number of tokens, including those of images. None: the number of labels."""
     unit: int | None = None
     """Index of the privacy unit, if units have several samples."""
+    images_per_row: int = 0
+    """Number of images, where the samples of a batch must have equal numbers (Mllama). 0: they may differ."""
 
     def __len__(self) -> int:
         return int(self.targets["labels"].shape[0]) if self.length is None else self.length

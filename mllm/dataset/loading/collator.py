@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -96,8 +97,8 @@ class LogicalCollator:
         assert not (units and self.tokens_per_row), "the rules of a config refuse packing of units"
         rows = self._rows([sum(length) for length in lengths])
         sizes = [tuple(map(sum, zip(*(lengths[i] for i in row), strict=True))) for row in rows]
-        cut_rows = cut_in_order if units else cut_by_length
-        cuts = cut_rows(sizes, self.samples_per_piece, self.tokens_per_piece)
+        images = [encoded[row[0]].images_per_row for row in rows]
+        cuts = self._cuts(sizes, images, in_order=bool(units))
         pieces = [self._piece([[encoded[i] for i in rows[r]] for r in cut]) for cut in cuts]
         if units:
             units_of_pieces = [tuple(units[i] for i in cut) for cut in cuts]
@@ -116,6 +117,17 @@ class LogicalCollator:
         if self.tokens_per_row is None:
             return [[i] for i in range(len(lengths))]
         return packed_rows(lengths, min(self.tokens_per_row, self.tokens_per_piece or self.tokens_per_row))
+
+    def _cuts(self, sizes: Sequence[tuple[int, ...]], images: Sequence[int], in_order: bool) -> list[list[int]]:
+        """Divide rows into pieces. Rows with unlike `images_per_row` never share one."""
+        order = range(len(sizes)) if in_order else sorted(range(len(sizes)), key=lambda i: images[i])
+        cut_rows = cut_in_order if in_order else cut_by_length
+        cuts = []
+        for _, group in groupby(order, key=lambda i: images[i]):
+            rows = list(group)
+            pieces = cut_rows([sizes[i] for i in rows], self.samples_per_piece, self.tokens_per_piece)
+            cuts += [[rows[i] for i in piece] for piece in pieces]
+        return cuts
 
     def _piece(self, rows: list[list[Encoded]]) -> Batch:
         """Return the padded samples of some rows and, with packing, the row of each sample."""

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
-from mllm.errors import ConfigError, UserError, is_out_of_memory
+from mllm.errors import ConfigError, UserError, is_out_of_memory, missing_package
 from mllm.family import FAMILIES
 from mllm.models.backbone.streamed import Unstreamable
 
@@ -69,6 +69,8 @@ def _message(name: str, error: Exception) -> str | None:
         )
     if "attn_implementation" in text or "FlashAttention" in text or "flash_attn" in text:
         return f"model_args.attn_implementation cannot be used with '{name}': {' '.join(text.split())}"
+    if (package := missing_package(error)) is not None:
+        return f"'{name}' {package}"
     if isinstance(error, OSError) and error.errno is None:
         return _hub_message(name, error) or f"'{name}' cannot be loaded: {' '.join(text.split())}"
     if isinstance(error, OSError) or is_out_of_memory(error):

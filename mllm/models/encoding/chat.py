@@ -12,7 +12,8 @@ from transformers import ProcessorMixin
 
 from mllm.errors import ConfigError, DataError, errors_of_row
 from mllm.models.encoding.marks import MarkWriter, source_of
-from mllm.models.encoding.padding import joined_images, stacked
+from mllm.models.encoding.padding import stacked
+from mllm.models.encoding.processor_outputs import cut, images_per_row, joined
 from mllm.models.encoding.segments import SegmentTokenizer
 from mllm.models.encoding.text_encoder import CLOSE, OPEN, TextEncoder, without_answer
 from mllm.models.encoding.text_processor import TextProcessor, mean_color
@@ -101,16 +102,11 @@ class ChatEncoder(TextEncoder):
     def pad(self, samples: Sequence[Encoded], side: str = "right") -> Batch:
         """Return a batch: tensors aligned with the text padded to the longest sample, image tensors concatenated."""
         lengths = [len(sample) for sample in samples]
-        names = {name: None for sample in samples for name in sample.student if not name.startswith("object_")}
-        student = {}
-        for name in names:
-            tensors = [sample.student[name] for sample in samples if name in sample.student]
-            assert tensors[0].dim() > 1 or len(tensors) == len(samples), f"a sample without {name}"
-            if tensors[0].dim() == 1:
-                fill = self._pad_id if name == "input_ids" else 0
-                student[name] = stacked(tensors, max(lengths), fill, side)
-            else:
-                student[name] = joined_images(tensors)
+        inputs = [
+            {name: tensor for name, tensor in sample.student.items() if not name.startswith("object_")}
+            for sample in samples
+        ]
+        student = joined(inputs, self._pad_id, side)
         labels = stacked([sample.targets["labels"] for sample in samples], max(lengths), IGNORE, side)
         shifts = (max(lengths) - torch.tensor(lengths)) * (side == "left")
         objects, known = self.marks.padded(samples, shifts)
@@ -195,7 +191,7 @@ class ChatEncoder(TextEncoder):
             labels[start:end] = ids[start:end]
         if self.types_of_suffix:
             student["token_type_ids"] = (torch.arange(len(ids)) >= ends[0]).long()
-        return Encoded(student=student, targets={"labels": labels}, source=sample.source)
+        return Encoded(student, {"labels": labels}, sample.source, images_per_row=images_per_row(student))
 
     def _truncate(self, encoded: Encoded, source: str) -> Encoded:
         """Return the first `max_length` tokens. Raise `DataError` if that cuts an image or leaves no label."""
@@ -216,10 +212,7 @@ class ChatEncoder(TextEncoder):
                 f"the answer starts after max_length={self.max_length} (the sample has {length} tokens), so "
                 "no label is left; raise max_length or shorten the question",
             )
-        student = {
-            name: tensor[: self.max_length] if tensor.dim() == 1 and not name.startswith("object_") else tensor
-            for name, tensor in encoded.student.items()
-        }
+        student = cut(encoded.student, self.max_length)
         student, targets = self.marks.cut(student, {**encoded.targets, "labels": labels}, self.max_length)
         return replace(encoded, student=student, targets=targets, truncated=True)
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 
-def joined_images(tensors: list[Tensor]) -> Tensor:
-    """Return the concatenation of tensors [N, ...] of N images. Smaller ones (fewer tiles) are padded with zeros."""
+def joined_images(tensors: list[Tensor], fill: int = 0) -> Tensor:
+    """Return the concatenation of tensors [N, ...] of N images. Smaller ones (fewer tiles) are padded with `fill`."""
     sizes = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
-    joined = tensors[0].new_zeros(sum(len(tensor) for tensor in tensors), *sizes)
+    joined = tensors[0].new_full((sum(len(tensor) for tensor in tensors), *sizes), fill)
     start = 0
     for tensor in tensors:
         region = (slice(start, start + len(tensor)), *map(slice, tensor.shape[1:]))
@@ -21,8 +21,8 @@ def joined_images(tensors: list[Tensor]) -> Tensor:
 
 
 def stacked(tensors: list[Tensor], length: int, fill: int, side: str) -> Tensor:
-    """Return tensors [L] padded with `fill` on `side` and stacked to [B, length]."""
-    padded = tensors[0].new_full((len(tensors), length), fill)
+    """Return tensors [L, ...] padded with `fill` on `side` and stacked to [B, length, ...]."""
+    padded = tensors[0].new_full((len(tensors), length, *tensors[0].shape[1:]), fill)
     for row, tensor in zip(padded, tensors, strict=True):
         if side == "right":
             row[: len(tensor)] = tensor

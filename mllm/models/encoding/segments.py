@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from mllm.errors import ConfigError, DataError
+from mllm.models.encoding.processor_outputs import selected
 from mllm.models.encoding.text_processor import TextProcessor
 
 ANCHORS = ("\n", ".", ":", "|")
@@ -34,6 +35,7 @@ class SegmentTokenizer:
     def __init__(self, processor: ProcessorMixin | TextProcessor, reserved: Collection[str] = ()) -> None:
         self.processor: Any = processor
         self.tokenizer: Any = processor.tokenizer
+        self._read_text = processor if _reads_text(processor) else processor.tokenizer
         specials = [token for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         self._specials = tuple(token.content for token in specials)
         self.separator = self._choose_separator(specials, {self.tokenizer.bos_token, *reserved})
@@ -53,14 +55,14 @@ class SegmentTokenizer:
             text, separators, anchored = self._joined(segments, anchor)
             bos = self.tokenizer.bos_token
             special = not (bos and text.startswith(bos))
-            tensors = self.processor(
-                text=[text], images=list(images) or None, return_tensors="pt", add_special_tokens=special
-            )
+            options = dict(text=[text], return_tensors="pt", add_special_tokens=special)
+            # Some processors (PaliGemma) refuse a text without an image; its tokens are those of the tokenizer.
+            tensors = self.processor(images=list(images), **options) if images else self._read_text(**options)
             ids = tensors["input_ids"][0]
             selection = self._select(ids, [number + special * self._leading for number in separators], anchored, anchor)
             if selection is not None:
                 mask, ends = selection
-                return {name: _selected(tensor, mask) for name, tensor in tensors.items() if name != "labels"}, ends
+                return selected(tensors, mask, type(self.processor).__name__), ends
         raise DataError(f"the tokenizer joins {segments[0][-20:]!r} with the text after it")
 
     def _joined(self, segments: Sequence[str], anchor: str) -> tuple[str, list[int], list[bool]]:
@@ -128,6 +130,10 @@ class SegmentTokenizer:
         return str(eos if eos in names else names[0])
 
 
-def _selected(tensor: Any, mask: Tensor) -> Any:
-    """Return the first row of a tensor [1, L] at the positions of a mask [L]; other tensors as they are."""
-    return tensor[0][mask] if tensor.shape[:2] == (1, len(mask)) else tensor
+def _reads_text(processor: ProcessorMixin | TextProcessor) -> bool:
+    """Return whether a processor reads a text without an image."""
+    try:
+        processor(text=["a"])
+    except ValueError:
+        return False
+    return True

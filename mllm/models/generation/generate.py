@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -108,10 +108,13 @@ class _Generation:
 
     def window(self, prompts: Sequence[Encoded], numbers: Sequence[int], bar: tqdm) -> list[Answer]:
         """Return the answers to `prompts` with the given numbers, in order, from batches of similar length."""
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        order = sorted(range(len(prompts)), key=lambda i: (prompts[i].images_per_row, len(prompts[i])))
         answers = [Answer("")] * len(prompts)
-        for start in range(0, len(order), self.batch_size):
-            indices = order[start : start + self.batch_size]
+        batches: list[list[int]] = []
+        for _, group in groupby(order, key=lambda i: prompts[i].images_per_row):
+            rest = list(group)
+            batches += [rest[start : start + self.batch_size] for start in range(0, len(rest), self.batch_size)]
+        for indices in batches:
             batch = self._batch([prompts[i] for i in indices], [numbers[i] for i in indices])
             for i, answer in zip(indices, batch, strict=True):
                 answers[i] = answer

@@ -18,7 +18,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from mllm.errors import ConfigError
+from transformers import GPT2Tokenizer, SmolVLMProcessor
+from transformers.models.smolvlm import processing_smolvlm
+from transformers.utils import import_utils
+
+from mllm.errors import ConfigError, tied_to_row
 from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config
 from mllm.models.encoding.text_processor import load_text_processor
@@ -40,6 +44,30 @@ def test_gated_and_unknown_models_give_the_login_command(kind: type[Exception], 
         except kind as cause:
             raise OSError("You are trying to access a gated repo.") from cause  # as transformers wraps it
     assert "`hf auth login`" in str(caught.value) and "`huggingface-cli login`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("needed", "package"),
+    [
+        (import_utils.SKLEARN_IMPORT_ERROR.format("AriaProcessor"), "scikit-learn"),
+        (import_utils.BS4_IMPORT_ERROR.format("MarkupLM"), "beautifulsoup4"),
+        (import_utils.SENTENCEPIECE_IMPORT_ERROR.format("T5Tokenizer"), "sentencepiece"),
+        ("Loading a GPTQ quantized model requires gptqmodel (`pip install gptqmodel`) library.", "gptqmodel"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_command(needed: str, package: str) -> None:
+    sentence = f"needs the package {package}, which is not installed: pip install {package}$"
+    with pytest.raises(ConfigError, match=f"^'org/name' {sentence}"), explained("org/name"):
+        raise ImportError(needed)
+    with pytest.raises(ConfigError, match=f"^F, line 2: the row {sentence}"), tied_to_row("F, line 2"):
+        raise ImportError(needed)
+
+
+def test_a_processor_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processing_smolvlm, "num2words", None)  # as where the package is not installed
+    with pytest.raises(ConfigError, match="needs the package num2words, which is not installed: pip install num2words"):
+        with explained("org/name"):
+            SmolVLMProcessor(image_processor=None, tokenizer=GPT2Tokenizer(), video_processor=None)
 
 
 def test_errors_of_memory_and_of_the_file_system_are_not_converted() -> None:
