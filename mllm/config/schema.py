@@ -64,6 +64,8 @@ class ModelArgs:
     """System text put before every conversation that has none."""
     chat_template: str | None = None
     """Jinja template of a conversation; None: that of the checkpoint, which a pretrained base lacks."""
+    template_args: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, such as `enable_thinking=False` for Qwen3; written into the exported template."""
     attn_implementation: str | None = None
     """'eager', 'sdpa' or 'flash_attention_2'; None: transformers chooses."""
     trust_remote_code: bool = False

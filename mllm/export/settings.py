@@ -13,7 +13,7 @@ from mllm.files import write_json
 from mllm.run_files import SETTINGS
 
 KEYS = (
-    *("type", "image_size", "image_token_len", "max_length", "system", "turn_end", "chat_template"),
+    *("type", "image_size", "image_token_len", "max_length", "system", "turn_end", "chat_template", "template_args"),
     *("heads", "box_format", "pad_to_square", "fuse_vision_layers", "part", "train_vision"),
 )
 """Common keys of `model_args` that influence how a sample is encoded or an output decoded; not precision or LoRA."""

@@ -61,6 +61,9 @@ def with_tiny_parts(config: RunConfig) -> RunConfig:
     if str(base) != model.model_name_or_path:
         logger.info("--tiny: %s replaces %s", base, model.model_name_or_path)
     changes: dict[str, object] = {"tiny": True, "model_args.model_name_or_path": str(base)}
+    if model.template_args and model.chat_template is None:
+        logger.info("--tiny: template_args are left out, because the chat template of %s has no such variables", base)
+        changes["model_args.template_args"] = {}
     changes |= {f"model_args.{key}": value for key, value in family.complete.items()}
     if config.distill_args is not None:
         teacher = ensure_tiny(FAMILIES.find(config.distill_args.teacher.type).tiny_name(), CHECKPOINTS)

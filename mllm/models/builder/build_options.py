@@ -41,4 +41,5 @@ def lora_options(args: ModelArgs) -> dict[str, Any]:
 
 def encoder_options(args: ModelArgs) -> dict[str, Any]:
     """Return the arguments that all encoders of text share."""
-    return {key: vars(args)[key] for key in ("max_length", "turn_end", "system", "chat_template")}
+    keys = ("max_length", "turn_end", "system", "chat_template", "template_args")
+    return {key: vars(args)[key] for key in keys}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,12 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from mllm.errors import ConfigError, DataError, errors_of_row
+from mllm.models.encoding.chat_template import CLOSE, END_OF_THOUGHT, OPEN, THINK, read_answer_form
 from mllm.models.encoding.marks import MarkWriter, source_of
 from mllm.models.encoding.padding import stacked
 from mllm.models.encoding.processor_outputs import cut, images_per_row, joined
 from mllm.models.encoding.segments import SegmentTokenizer
-from mllm.models.encoding.text_encoder import CLOSE, OPEN, TextEncoder, without_answer
+from mllm.models.encoding.text_encoder import TextEncoder, without_answer
 from mllm.models.encoding.text_processor import TextProcessor, mean_color
 from mllm.structures import IGNORE, IMAGE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn, unsupervised
 
@@ -26,6 +28,9 @@ class ChatEncoder(TextEncoder):
     The position of an answer is known by construction: the conversation before it is rendered with the generation
     prompt, the answer and its end follow, and each part is tokenized separately. So training supervises exactly the
     tokens that follow the prompt in generation. No label is found by searching.
+
+    An earlier answer is supervised where the template writes it as in generation. Templates of models that think leave
+    out the thought of earlier answers; with them only the last answer is supervised.
     """
 
     def __init__(
@@ -36,10 +41,13 @@ class ChatEncoder(TextEncoder):
         turn_end: str | None = None,
         system: str | None = None,
         chat_template: str | None = None,
+        template_args: Mapping[str, Any] | None = None,
         marks: MarkWriter | None = None,
         types_of_suffix: bool = False,
     ) -> None:
-        super().__init__(processor, max_length=max_length, system=system, chat_template=chat_template)
+        super().__init__(
+            processor, max_length=max_length, system=system, chat_template=chat_template, template_args=template_args
+        )
         self.types_of_suffix = types_of_suffix
         """The model attends to the prompt in both directions: `token_type_ids` are 0 in it, and 1 from the first answer
         on, as in PaliGemma."""
@@ -50,13 +58,22 @@ class ChatEncoder(TextEncoder):
         box_tokens = self.marks.box_format.tokens
         self._skipped_ids = {token_id for token_id, token in self._special_tokens.items() if token not in box_tokens}
         """Special tokens that are left out of the text of an answer."""
-        self.turn_end, self._turn_end_in_template, self._opening = self._read_template(turn_end)
+        if not self.processor.chat_template:
+            raise ConfigError(
+                "the model has no chat template; use an instruction-tuned checkpoint (its name ends in -it), or set "
+                "model_args.chat_template"
+            )
+        self._form = read_answer_form(self._rendered, self._control_tokens, self.tokenizer.eos_token, turn_end)
+        self.turn_end = self._form.end
+        skipped = "|".join(re.escape(self._special_tokens[token_id]) for token_id in self._skipped_ids)
+        self._decoded_opening = (re.sub(skipped, "", self._form.opening) if skipped else self._form.opening).strip()
+        """The opening of an answer as it stands in the text of generated tokens, without special tokens."""
         images = [self._special_tokens.get(token_id, IMAGE) for token_id in self.image_token_ids]
         reserved = {*self.marks.box_format.tokens, *images}
         self._segment_tokenizer = SegmentTokenizer(processor, reserved=reserved)
 
     def encode(self, sample: Sample) -> Encoded:
-        """Encode a conversation up to its last answer, with labels on every assistant turn and its end-of-turn token.
+        """Encode a conversation up to its last answer, with labels on the assistant turns and their end-of-turn tokens.
 
         The token ids are those of `prompt`, then those of the answer, which are all supervised. A long last answer is
         cut at its end, and the result has `truncated=True`. Raise `DataError` if the conversation has no answer or an
@@ -85,7 +102,7 @@ class ChatEncoder(TextEncoder):
         """
         box_format = self.marks.box_format
         text = self.tokenizer.decode([token for token in tokens.tolist() if token not in self._skipped_ids]).strip()
-        text = text.removeprefix(self._opening.strip()).lstrip()
+        text = text.removeprefix(self._decoded_opening).lstrip()
         parsed, unreadable = (tuple(marks or ()), 0) if box_format.needs_heads else self.marks.read(text, frames)
         return Answer(box_format.plain(text), parsed, unreadable)
 
@@ -122,7 +139,7 @@ class ChatEncoder(TextEncoder):
         framed, frames, objects = self.marks.prepare(sample)
         segments = self._segments(replace(framed, turns=without_answer(framed.turns) if supervised else framed.turns))
         if supervised:
-            segments.append(f"{self._opening}{framed.turns[-1].text.strip()}{self.turn_end}")
+            segments.append(self._form.written(framed.turns[-1].text.strip()))
         encoded = self._tokenize(framed, segments)
         positions = (encoded.student["input_ids"] == self.object_id).nonzero().squeeze(1)
         student, targets = self.marks.tensors(objects, frames, positions)
@@ -155,7 +172,7 @@ class ChatEncoder(TextEncoder):
     def _content(self, turn: Turn) -> list[dict[str, str]]:
         """Return the content of a turn as a list of texts and images."""
         if turn.role == "assistant":
-            end = "" if self._turn_end_in_template else self.turn_end
+            end = "" if self._form.writes_end else self.turn_end
             return [{"type": "text", "text": f"{OPEN}{turn.text.strip()}{end}{CLOSE}"}]
         parts: list[dict[str, str]] = []
         for i, text in enumerate(turn.text.split(IMAGE)):
@@ -172,12 +189,19 @@ class ChatEncoder(TextEncoder):
         """
         rendered = self._rendered(self._messages(sample), source_of(sample), add_generation_prompt=True)
         text, *pieces = rendered.split(OPEN)
+        earlier = sum(turn.role == "assistant" for turn in sample.turns)
+        if CLOSE in text or len(pieces) != earlier or any(piece.count(CLOSE) != 1 for piece in pieces):
+            raise DataError.at(
+                source_of(sample),
+                f"the chat template leaves out a part of an earlier answer, such as its thought in {THINK}..."
+                f"{END_OF_THOUGHT}; remove this part, or make a row of each answer",
+            )
         segments = [text]
         for piece in pieces:
             answer, _, remainder = piece.partition(CLOSE)
             # A template may open and end an earlier answer differently, for example without its reasoning.
-            opening = self._opening if segments[-1].endswith(self._opening) else ""
-            end = self.turn_end if self._turn_end_in_template and remainder.startswith(self.turn_end) else ""
+            opening = self._form.opening if segments[-1].endswith(self._form.opening) else ""
+            end = self.turn_end if self._form.writes_end and remainder.startswith(self.turn_end) else ""
             segments[-1] = segments[-1].removesuffix(opening)
             segments += [f"{opening}{answer}{end}", remainder.removeprefix(end)]
         return segments
@@ -187,7 +211,8 @@ class ChatEncoder(TextEncoder):
         student, ends = self._segment_tokenizer(segments, sample.images)
         ids = student["input_ids"]
         labels = torch.full_like(ids, IGNORE)
-        for start, end in zip(ends[::2], ends[1::2], strict=False):
+        answers = list(zip(ends[::2], ends[1::2], strict=False))
+        for start, end in answers if self._form.trains_earlier_answers else answers[-1:]:
             labels[start:end] = ids[start:end]
         if self.types_of_suffix:
             student["token_type_ids"] = (torch.arange(len(ids)) >= ends[0]).long()
@@ -215,33 +240,3 @@ class ChatEncoder(TextEncoder):
         student = cut(encoded.student, self.max_length)
         student, targets = self.marks.cut(student, {**encoded.targets, "labels": labels}, self.max_length)
         return replace(encoded, student=student, targets=targets, truncated=True)
-
-    def _read_template(self, turn_end: str | None) -> tuple[str, bool, str]:
-        """Return how the chat template writes an answer, from a short test conversation.
-
-        Returns:
-            The text that ends an assistant turn, True if the template writes it, and the text that it writes between
-            the generation prompt and the answer: a space for Vicuna.
-        """
-        probe: list[Any] = [
-            {"role": "user", "content": [{"type": "text", "text": "a"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": f"{OPEN}b{CLOSE}"}]},
-        ]
-        if not self.processor.chat_template:
-            raise ConfigError(
-                "the model has no chat template; use an instruction-tuned checkpoint (its name ends in -it), or set "
-                "model_args.chat_template"
-            )
-        before, _, remainder = self._rendered(probe).partition(OPEN)
-        prompt = self._rendered(probe[:1], add_generation_prompt=True)
-        opening = before.removeprefix(prompt) if before.startswith(prompt) else ""
-        tail = remainder.partition(CLOSE)[2]
-        if turn_end is not None:
-            return turn_end, tail.startswith(turn_end), opening
-        control_token = self._first_control_token(tail)
-        if control_token is None and self.tokenizer.eos_token is None:
-            raise ConfigError("neither chat template nor tokenizer has a token that ends an answer: set turn_end")
-        if control_token is None:
-            return self.tokenizer.eos_token, False, opening
-        start, token = control_token
-        return tail[: start + len(token)], True, opening

@@ -65,14 +65,14 @@ def selected(outputs: Mapping[str, Any], mask: Tensor, processor: str) -> dict[s
         if name == LABELS:
             continue
         if name not in TOKENS and name not in IMAGES and name not in SAMPLES:
-            raise ConfigError(
+            raise ConfigError.without_values(
                 f"{processor} returns '{name}', and it is not known whether this belongs to a token, an image or a "
                 "sample: this architecture is not supported; choose a checkpoint of another one"
             )
         tensor = torch.as_tensor(value)
         if name in TOKENS:
             if tensor.shape[:2] != (1, len(mask)):
-                raise ConfigError(
+                raise ConfigError.without_values(
                     f"{processor} returns '{name}' of shape {list(tensor.shape)} for {len(mask)} tokens: this "
                     "architecture is not supported; choose a checkpoint of another one"
                 )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mllm.errors import DataError, errors_of_row
+from mllm.models.encoding.chat_template import CLOSE, OPEN
 from mllm.models.encoding.marks import source_of
 from mllm.models.encoding.padding import stacked
-from mllm.models.encoding.text_encoder import CLOSE, OPEN, TextEncoder, without_answer
+from mllm.models.encoding.text_encoder import TextEncoder, without_answer
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.structures import IGNORE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn, unsupervised
 
@@ -36,8 +38,11 @@ class Seq2SeqEncoder(TextEncoder):
         turn_end: str | None = None,
         system: str | None = None,
         chat_template: str | None = None,
+        template_args: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(processor, max_length=max_length, system=system, chat_template=chat_template)
+        super().__init__(
+            processor, max_length=max_length, system=system, chat_template=chat_template, template_args=template_args
+        )
         self.decoder_start_id, self.forced_start_id = decoder_start_id, forced_start_id
         self.turn_end = turn_end or self._find_turn_end()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -12,16 +12,10 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from mllm.errors import ConfigError, DataError
+from mllm.models.encoding.chat_template import CLOSE, OPEN, with_variables
 from mllm.models.encoding.synthetic import synthetic_samples
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.structures import Answer, Batch, Encoded, Frame, Mark, Sample, Turn
-
-OPEN, CLOSE = "\ue000", "\ue001"
-"""Private-use characters that bracket a part of a conversation while the chat template is rendered.
-
-They are removed before the text is tokenized.
-"""
-
 
 _TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """Errors of a template, and of the expressions in it."""
@@ -30,7 +24,8 @@ _TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError,
 class TextEncoder(ABC):
     """Conversion of conversations to token ids, labels and pixels. Implements `mllm.structures.Encoder`.
 
-    `chat_template` replaces that of the checkpoint. `system` is the system turn of conversations that have none.
+    `chat_template` replaces that of the checkpoint, and `template_args` sets variables of the template. `system` is the
+    system turn of conversations that have none.
     """
 
     turn_end: str
@@ -47,11 +42,19 @@ class TextEncoder(ABC):
         max_length: int,
         system: str | None = None,
         chat_template: str | None = None,
+        template_args: Mapping[str, Any] | None = None,
     ) -> None:
         # Older checkpoints have their template in `tokenizer_config.json` only, where the processor does not look.
         template = chat_template or processor.chat_template or processor.tokenizer.chat_template
         if template is not None:
             processor.chat_template = template
+        if template_args:
+            if template is None:
+                raise ConfigError("model_args.template_args is set, but the model has no chat template")
+            # A checkpoint may have several templates by name; the others are for tools and documents.
+            named = template if isinstance(template, dict) else {}
+            changed = with_variables(named.get("default", template), template_args)
+            processor.chat_template = {**named, "default": changed} if named else changed
         self.processor: Any = processor
         self.tokenizer: Any = processor.tokenizer
         self.views: tuple[str, ...] = ()

@@ -17,12 +17,11 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-
 from transformers import GPT2Tokenizer, SmolVLMProcessor
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.utils import import_utils
 
-from mllm.errors import ConfigError, tied_to_row
+from mllm.errors import ConfigError, errors_of_row
 from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config
 from mllm.models.encoding.text_processor import load_text_processor
@@ -59,15 +58,15 @@ def test_a_missing_package_is_named_with_its_command(needed: str, package: str) 
     sentence = f"needs the package {package}, which is not installed: pip install {package}$"
     with pytest.raises(ConfigError, match=f"^'org/name' {sentence}"), explained("org/name"):
         raise ImportError(needed)
-    with pytest.raises(ConfigError, match=f"^F, line 2: the row {sentence}"), tied_to_row("F, line 2"):
+    with pytest.raises(ConfigError, match=f"^F, line 2: the row {sentence}"), errors_of_row("F, line 2"):
         raise ImportError(needed)
 
 
 def test_a_processor_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processing_smolvlm, "num2words", None)  # as where the package is not installed
-    with pytest.raises(ConfigError, match="needs the package num2words, which is not installed: pip install num2words"):
-        with explained("org/name"):
-            SmolVLMProcessor(image_processor=None, tokenizer=GPT2Tokenizer(), video_processor=None)
+    sentence = "needs the package num2words, which is not installed: pip install num2words"
+    with pytest.raises(ConfigError, match=sentence), explained("org/name"):
+        SmolVLMProcessor(image_processor=None, tokenizer=GPT2Tokenizer(), video_processor=None)
 
 
 def test_errors_of_memory_and_of_the_file_system_are_not_converted() -> None:
