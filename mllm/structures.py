@@ -42,8 +42,7 @@ class Turn:
     marks: tuple[tuple[int, ...], ...] = ()
     """For each `<box>` and `<point>` in the text, in order: the indices of the sample's marks that it stands for.
 
-    If `marks` is empty, `<box>` and `<point>` are plain text.
-    """
+    If `marks` is empty, `<box>` and `<point>` are plain text."""
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,16 @@ OWN_VARIABLES = ("messages", "add_generation_prompt")
 """Variables of a template that the encoder sets."""
 
 
-def with_variables(template: str, variables: Mapping[str, Any]) -> str:
+def with_variables(template: str | Mapping[str, str], variables: Mapping[str, Any]) -> str | Mapping[str, str]:
     """Return a template that sets some of its variables itself, so that every program renders it alike.
+
+    A checkpoint may have several templates by name, of which conversations use 'default'.
 
     Raises:
         ConfigError: The template does not use a variable, or the encoder sets it.
     """
+    if not isinstance(template, str):
+        return {**template, "default": str(with_variables(template["default"], variables))}
     names = set(re.findall(r"[a-z_]\w+", template))
     for name in variables:
         if name in OWN_VARIABLES:

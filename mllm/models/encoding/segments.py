@@ -55,7 +55,7 @@ class SegmentTokenizer:
             text, separators, anchored = self._joined(segments, anchor)
             bos = self.tokenizer.bos_token
             special = not (bos and text.startswith(bos))
-            options = dict(text=[text], return_tensors="pt", add_special_tokens=special)
+            options: dict[str, Any] = dict(text=[text], return_tensors="pt", add_special_tokens=special)
             # Some processors (PaliGemma) refuse a text without an image; its tokens are those of the tokenizer.
             tensors = self.processor(images=list(images), **options) if images else self._read_text(**options)
             ids = tensors["input_ids"][0]

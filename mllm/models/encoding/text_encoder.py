@@ -45,16 +45,13 @@ class TextEncoder(ABC):
         template_args: Mapping[str, Any] | None = None,
     ) -> None:
         # Older checkpoints have their template in `tokenizer_config.json` only, where the processor does not look.
-        template = chat_template or processor.chat_template or processor.tokenizer.chat_template
+        template: Any = chat_template or processor.chat_template or processor.tokenizer.chat_template
         if template is not None:
             processor.chat_template = template
         if template_args:
             if template is None:
                 raise ConfigError("model_args.template_args is set, but the model has no chat template")
-            # A checkpoint may have several templates by name; the others are for tools and documents.
-            named = template if isinstance(template, dict) else {}
-            changed = with_variables(named.get("default", template), template_args)
-            processor.chat_template = {**named, "default": changed} if named else changed
+            processor.chat_template = with_variables(template, template_args)
         self.processor: Any = processor
         self.tokenizer: Any = processor.tokenizer
         self.views: tuple[str, ...] = ()
