@@ -51,7 +51,8 @@ class TextEncoder(ABC):
         if template_args:
             if template is None:
                 raise ConfigError("model_args.template_args is set, but the model has no chat template")
-            processor.chat_template = with_variables(template, template_args)
+            template = with_variables(template, template_args)
+            processor.chat_template = template
         self.processor: Any = processor
         self.tokenizer: Any = processor.tokenizer
         self.views: tuple[str, ...] = ()

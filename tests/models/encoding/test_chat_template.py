@@ -19,7 +19,7 @@ from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.structures import IGNORE, Sample, Turn
 from mllm.tiny import templates
-from mllm.tiny.parts import make_special, new
+from mllm.tiny.parts import add_special_tokens, new
 from mllm.tiny.vocabulary import train_bytes
 
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<s>"]
@@ -68,7 +68,7 @@ EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 def processor() -> TextProcessor:
     vocabulary, merges = train_bytes(TOKENS, size=400)
     tokenizer = new(Qwen2Tokenizer, vocab=vocabulary, merges=merges, eos_token="<|im_end|>")
-    make_special(tokenizer, TOKENS)
+    add_special_tokens(tokenizer, TOKENS)
     return TextProcessor(tokenizer)
 
 
