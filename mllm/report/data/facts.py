@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -224,7 +223,6 @@ def all_facts(
     loader = DataLoader(
         rows, batch_size=None, num_workers=workers, collate_fn=_unchanged, worker_init_fn=worker_setup()
     )
-    torch.multiprocessing.set_sharing_strategy("file_system")
     with nullcontext() if store is None else store.open() as file:
         try:
             for facts in loader:
