@@ -158,6 +158,7 @@ def load_adapter(
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PreTrainedModel)
+    layers = dict(base.named_modules())
     tensors, modules = {}, set()
     for module, part, tensor in fitted(saved, base):
         tensors[f"base_model.model.{module}.{part}"] = tensor
@@ -182,7 +183,7 @@ def load_adapter(
     loaded = adapter_tensors(adapted, name)
     assert all(torch.equal(loaded[key].cpu(), tensor.float()) for key, tensor in tensors.items())
     logger.info("adapter %s: rank %d, alpha %g", saved.source, config.r, config.lora_alpha)
-    log_targets(modules, targets)
+    log_targets(modules, targets, layers)
     return adapted
 
 

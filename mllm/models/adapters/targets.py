@@ -7,13 +7,21 @@ import re
 from collections.abc import Iterable, Mapping
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from mllm.errors import ConfigError, hint
+from mllm.models.adapters.language_layers import describe_kinds, describe_rest, language_layers
 
 logger = logging.getLogger(__name__)
 
-ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Layer types that PEFT can adapt. The Linear layers of bitsandbytes are subclasses of `nn.Linear`."""
+ADAPTABLE = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layer types that PEFT can adapt. `Conv1D` is the Linear layer of GPT-2, whose weight is transposed [in, out].
+
+The Linear layers of bitsandbytes are subclasses of `nn.Linear`.
+"""
+
+TOWERS = ("language", "vision")
+"""Targets that every family with these towers has."""
 
 
 def pattern_of(names: Iterable[str], model: nn.Module) -> str:
@@ -31,19 +39,26 @@ def matching(pattern: str, model: nn.Module) -> set[str]:
 
 
 def derived_targets(model: nn.Module, towers: Mapping[str, str]) -> dict[str, str]:
-    """Return patterns of the Linear layers in the towers 'language' and 'vision', for families without patterns.
+    """Return patterns of layers in the towers 'language' and 'vision', for families without patterns.
 
-    `towers` maps names to prefixes of module names, such as `{"vision": "model.vision_tower"}`. If one tower is inside
-    another (a projector inside the vision tower), its layers belong to the inner one only. The output projection and
-    projectors belong to neither target.
+    `towers` maps names to prefixes of module names, such as `{"vision": "model.vision_tower"}`. 'language' are the
+    Linear layers of attention and MLP, see `language_layers`; 'vision' are all Linear layers. If one tower is inside
+    another (a projector inside the vision tower), its layers belong to the inner one only. Projectors belong to
+    neither target. A target without layers is left out.
     """
-    names: dict[str, list[str]] = {"language": [], "vision": []}
-    for name, module in model.named_modules():
-        inside = [tower for tower, prefix in towers.items() if name.startswith(f"{prefix}.")]
-        tower = max(inside, key=lambda tower: len(towers[tower]), default="")
-        if tower in names and isinstance(module, nn.Linear) and not name.endswith("lm_head"):
-            names[tower].append(name)
-    return {tower: pattern_of(layers, model) for tower, layers in names.items() if layers}
+    modules = dict(model.named_modules())
+    names = {"vision": [name for name, module in modules.items() if isinstance(module, nn.Linear)]}
+    if "language" in towers:
+        prefix = towers["language"]
+        names["language"] = [f"{prefix}.{name}" for name in language_layers(modules[prefix])]
+    own = {tower: [name for name in names.get(tower, []) if _tower_of(name, towers) == tower] for tower in TOWERS}
+    return {tower: pattern_of(layers, model) for tower, layers in own.items() if layers}
+
+
+def _tower_of(name: str, towers: Mapping[str, str]) -> str:
+    """Return the innermost tower that contains a module; empty if none does."""
+    inside = [tower for tower, prefix in towers.items() if name.startswith(f"{prefix}.")]
+    return max(inside, key=lambda tower: len(towers[tower]), default="")
 
 
 def resolve_target(model: nn.Module, lora_target: str, targets: Mapping[str, str]) -> str:
@@ -80,17 +95,23 @@ def resolve_target(model: nn.Module, lora_target: str, targets: Mapping[str, str
                 f"lora_target = '{lora_target}' matches {name}, which shares its weight with the token embedding; "
                 "an adapter on one of the two would untie them: leave it out"
             )
-    log_targets(names, targets)
+    log_targets(names, targets, modules)
     return pattern
 
 
-def log_targets(names: Iterable[str], targets: Mapping[str, str]) -> None:
-    """Log the number of layers with an adapter in each tower."""
-    counts = dict.fromkeys([*targets, "other"], 0)
-    for name in names:
+def log_targets(names: Iterable[str], targets: Mapping[str, str], modules: Mapping[str, nn.Module]) -> None:
+    """Log the kinds of layers with an adapter in each tower, and the kinds without one.
+
+    `names` are the adapted layers among `modules`.
+    """
+    adapted = set(names)
+    layers: dict[str, list[str]] = {}
+    for name in (name for name in modules if name in adapted):
         tower = next((tower for tower, pattern in targets.items() if re.fullmatch(pattern, name)), "other")
-        counts[tower] += 1
-    logger.info("adapter in %s", ", ".join(f"{count} {tower} layers" for tower, count in counts.items() if count))
+        layers.setdefault(tower, []).append(name)
+    for tower, own in layers.items():
+        logger.info("adapter in %d %s layers: %s", len(own), tower, describe_kinds(own))
+    logger.info("without an adapter: %s", describe_rest(modules, adapted, targets))
 
 
 def _is_tied(module: nn.Module, modules: Mapping[str, nn.Module]) -> bool:
@@ -101,6 +122,8 @@ def _is_tied(module: nn.Module, modules: Mapping[str, nn.Module]) -> bool:
 
 def _no_match_message(lora_target: str, targets: Mapping[str, str], modules: Mapping[str, nn.Module]) -> str:
     """Return the error message for a target that matches no module, with one example name per kind of layer."""
+    if lora_target in TOWERS:
+        return f"lora_target = '{lora_target}' matches no layer: a LoRA can adapt no layer of this part of the model"
     if re.fullmatch(r"\w+", lora_target) and lora_target not in targets:
         known = hint(lora_target, [*targets, "all"])
         return f"lora_target = '{lora_target}' is neither a known target nor the full name of a module{known}"

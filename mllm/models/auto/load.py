@@ -16,6 +16,7 @@ from transformers import (
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES
 from mllm.models.auto.family import TYPES_OF_SUFFIX, keep_unquantized
 from mllm.models.auto.towers import find_towers
 from mllm.models.backbone.checkpoint_folder import find_checkpoint
@@ -48,7 +49,7 @@ def build_skeleton(args: ModelArgs) -> PreTrainedModel:
 
 
 def load_known_config(args: ModelArgs) -> PretrainedConfig:
-    """Load the config; raise `ConfigError` for an architecture that AutoModelForImageTextToText lacks."""
+    """Load the config; raise `ConfigError` for another architecture than a decoder of AutoModelForImageTextToText."""
     name = find_checkpoint(args.model_name_or_path)
     config = load_config(name, trust_remote_code=args.trust_remote_code)
     brings_code = args.trust_remote_code and "AutoModelForImageTextToText" in config.to_dict().get("auto_map", {})
@@ -56,6 +57,13 @@ def load_known_config(args: ModelArgs) -> PretrainedConfig:
         raise ConfigError(
             f"type='{args.type}' loads the architectures of AutoModelForImageTextToText (llava, qwen2_vl, gemma3 ...), "
             f"but model_name_or_path '{name}' is a '{config.model_type}' model"
+        )
+    if config.is_encoder_decoder:
+        other = FAMILIES.for_architecture(config.model_type).type
+        advice = f"use type='{other}'" if other != args.type else "no type trains encoder-decoders of this kind"
+        raise ConfigError(
+            f"type='{args.type}' trains decoders, but model_name_or_path '{name}' is a '{config.model_type}' model, an "
+            f"encoder-decoder: {advice}"
         )
     return config
 

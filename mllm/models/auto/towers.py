@@ -25,22 +25,37 @@ PROJECTORS = (
 def find_towers(model: PreTrainedModel) -> dict[str, str]:
     """Return the module prefixes of projector, vision and language.
 
-    The projector comes first, since it may be inside the vision tower. Raise `ConfigError` if a tower is not found.
+    The projector comes first, since it may lie inside the vision tower. A model that projects patches without a tower
+    (Gemma 4 unified) has no 'vision'. Raise `ConfigError` where a part is not found, or the model reads no images.
     """
     names = {module: name for name, module in model.named_modules()}
-    base = names[model.base_model]
-    towers = {"vision": names[model.get_encoder(modality="image")], "language": names[model.get_decoder()]}
-    for tower, prefix in towers.items():
-        if prefix in ("", base):
-            parts = ", ".join(name for name, _ in model.base_model.named_children())
-            raise ConfigError(
-                f"the {tower} model of {type(model).__name__} cannot be found among its modules ({parts}): this "
-                f"architecture needs its own record in mllm/models"
-            )
-    for name in names.values():
-        if name.rpartition(".")[2] in PROJECTORS:
-            return {"projector": name, **towers}
+    towers = {**find_parts_beside(model), "language": names[model.get_decoder()]}
+    parts = ", ".join(name for name, _ in model.base_model.named_children())
+    if len(towers) == 1 and model.config.to_dict().get("vision_config", {}) is None:
+        raise ConfigError(
+            f"this {type(model).__name__} has no vision tower (vision_config in its config.json is empty): use "
+            f"type='causal-lm' to train it on text"
+        )
+    missing = "vision" if len(towers) == 1 else "language"
+    if len(towers) == 1 or towers["language"] in ("", names[model.base_model]):
+        raise ConfigError(
+            f"the {missing} model of {type(model).__name__} cannot be found among its parts ({parts}): this "
+            f"architecture needs a family of its own"
+        )
     return towers
+
+
+def find_parts_beside(model: PreTrainedModel) -> dict[str, str]:
+    """Return the module prefixes of projector and vision tower; empty for a model of text."""
+    names = {module: name for name, module in model.named_modules()}
+    tower, towers = model.get_encoder(modality="image"), {}
+    if isinstance(tower, PreTrainedModel) and tower is model.get_encoder():
+        inner = tower.get_encoder(modality="image")  # T5Gemma 2 has its vision tower in the encoder of text
+        tower = None if inner is tower else inner
+    if tower is not None and tower not in (model, model.base_model):
+        towers["vision"] = names[tower]
+    projector = next((name for name in names.values() if name.rpartition(".")[2] in PROJECTORS), None)
+    return towers if projector is None else {"projector": projector, **towers}
 
 
 def find_targets(model: PreTrainedModel) -> dict[str, str]:
@@ -62,7 +77,12 @@ def targets_in(model: PreTrainedModel, towers: Mapping[str, str]) -> dict[str, s
 
 
 def _is_read(config: PretrainedConfig, name: str) -> bool:
-    """Return True if a module of the vision tower is before the last hidden state that the projector reads."""
+    """Return True if a module of the vision tower lies before the last hidden state that the projector reads.
+
+    The head of SigLIP pools an image to one vector, which no projector reads.
+    """
+    if "head" in name.split("."):
+        return False
     read = config.to_dict().get("vision_feature_layer")
     layer = re.search(r"\.layers\.(\d+)\.", name)
     if read is None or layer is None:

@@ -30,24 +30,20 @@ def keep_unquantized(bits: int, towers: Mapping[str, str]) -> list[str]:
     return FULL_PRECISION
 
 
-def reads_text_with(table: str, model_type: str | None) -> bool:
-    """Return True if an architecture is in a table of transformers' auto classes and reads no images."""
+def is_encoder_decoder(model_type: str | None) -> bool:
+    """Return True if transformers loads an architecture as an encoder-decoder. T5Gemma 2 also reads images."""
     from transformers.models.auto import modeling_auto
 
-    return (
-        model_type in vars(modeling_auto)[table]
-        and model_type not in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    )
-
-
-def is_encoder_decoder(model_type: str | None) -> bool:
-    """Return True if an architecture is an encoder-decoder of text."""
-    return reads_text_with("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", model_type)
+    return model_type in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 
 def is_decoder(model_type: str | None) -> bool:
-    """Return True if an architecture is a decoder of text."""
-    return reads_text_with("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", model_type) and not is_encoder_decoder(model_type)
+    """Return True if an architecture is a decoder of text, which reads no images."""
+    from transformers.models.auto import modeling_auto
+
+    reads_images = model_type in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    known = model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return known and not reads_images and not is_encoder_decoder(model_type)
 
 
 def choose_tiny(checkpoint: str) -> str:

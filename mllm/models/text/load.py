@@ -8,9 +8,12 @@ import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+    MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
 )
 
@@ -46,12 +49,12 @@ def load_encoder_decoder(args: ModelArgs, hardware: Hardware, processor: TextPro
 
 def build_decoder_skeleton(args: ModelArgs) -> PreTrainedModel:
     """Return a decoder on `meta`."""
-    return _skeleton(args, AutoModelForCausalLM)
+    return _skeleton(args, AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING)
 
 
 def build_encoder_decoder_skeleton(args: ModelArgs) -> PreTrainedModel:
     """Return an encoder-decoder on `meta`."""
-    return _skeleton(args, AutoModelForSeq2SeqLM)
+    return _skeleton(args, AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)
 
 
 def build_seq2seq_encoder(args: ModelArgs, processor: TextProcessor) -> Seq2SeqEncoder:
@@ -89,11 +92,27 @@ def _checked(args: ModelArgs, kind: Any, mapping: Any) -> str:
             f"type='{args.type}' loads the architectures of {kind.__name__}, but model_name_or_path '{name}' is a "
             f"'{config.model_type}' model: use type='{FAMILIES.for_architecture(config.model_type).type}'"
         )
+    if not brings_code and _is_of_sound(config, mapping):
+        raise ConfigError(
+            f"model_name_or_path '{name}' is a '{config.model_type}' model, which reads or writes sound: only models "
+            "of text, and of text with images, are supported"
+        )
     return name
 
 
-def _skeleton(args: ModelArgs, kind: Any) -> PreTrainedModel:
-    name = find_checkpoint(args.model_name_or_path)
+def _is_of_sound(config: PretrainedConfig, mapping: Any) -> bool:
+    """Return True if an architecture in an auto class's table reads or writes sound.
+
+    Those of AutoModelForSeq2SeqLM are decoders with an encoder of sound; those of text are encoder-decoders.
+    """
+    if mapping is MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return not config.is_encoder_decoder
+    tables = (MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING, MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING)
+    return any(type(config) in table for table in tables)
+
+
+def _skeleton(args: ModelArgs, kind: Any, mapping: Any) -> PreTrainedModel:
+    name = _checked(args, kind, mapping)
     config = load_config(name, trust_remote_code=args.trust_remote_code)
     with torch.device("meta"), explained(name):
         model: PreTrainedModel = kind.from_config(config, trust_remote_code=args.trust_remote_code)
