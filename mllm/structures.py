@@ -98,8 +98,6 @@ class Sample:
 
     turns: list[Turn]
     images: list[Image] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-    """Names of the image files, each once, as the table of the dataset has them."""
     views: list[str] = field(default_factory=list)
     """Name of each image ('ED', 'ES'). Images are selected by name, never by order."""
     marks: list[Mark] = field(default_factory=list)
@@ -109,6 +107,8 @@ class Sample:
     """Group, such as a patient. A group is never divided between splits."""
     source: str = ""
     """Origin for messages: `FILE, line 3`."""
+    files: list[str] = field(default_factory=list)
+    """Names of the image files, each once, as the table of the dataset has them."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,11 @@ IMAGE_TEXT = cases(
 GEMMA3 = [Case("gemma3", "medgemma", "medgemma")]
 RARE = frozenset({"granite", "smollm3", "olmo2", "mbart", "led", "gemma3_text", "mistral"})
 """Architectures that differ little from another one in the table."""
-REFUSED = {"bert": "attends to later tokens", "led": "trainable tensors receive no gradient"}
+REFUSED = {
+    "bert": "attends to later tokens",
+    "led": "trainable tensors receive no gradient",
+    "modernbert-decoder": "changes its logits in a way that this version does not support",
+}
 DECODERS = [
     Case(name, "causal-lm", partial(text.decoder, name), REFUSED.get(name, ""), name not in RARE)
     for name in text.DECODERS
@@ -82,5 +86,7 @@ ENCODER_DECODERS = [
     ),
     Case("t5gemma", "seq2seq", "t5gemma"),
 ]
-HELD = {"mllama", "gpt2", "modernbert-decoder", "phimoe", "paligemma", "llava_onevision"}
-CASES = [case for case in [*GEMMA3, *IMAGE_TEXT, *DECODERS, *ENCODER_DECODERS] if case.name not in HELD]
+UNFINISHED = {"mllama", "paligemma"}
+"""Mllama: rows with unlike numbers of images cannot share a batch, as this test makes them. PaliGemma: a row without an
+image has no `<bos>` unless its template writes it."""
+CASES = [case for case in [*GEMMA3, *IMAGE_TEXT, *DECODERS, *ENCODER_DECODERS] if case.name not in UNFINISHED]
