@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from transformers import PretrainedConfig, PreTrainedModel
 
 from mllm.errors import ConfigError
+from mllm.family import FAMILIES
 from mllm.models.adapters.targets import derived_targets, matching, pattern_of
 
 PROJECTORS = (
@@ -25,22 +26,23 @@ PROJECTORS = (
 def find_towers(model: PreTrainedModel) -> dict[str, str]:
     """Return the module prefixes of projector, vision and language.
 
-    The projector comes first, since it may lie inside the vision tower. A model that projects patches without a tower
+    The projector comes first, since it may be inside the vision tower. A model that projects patches without a tower
     (Gemma 4 unified) has no 'vision'. Raise `ConfigError` where a part is not found, or the model reads no images.
     """
     names = {module: name for name, module in model.named_modules()}
     towers = {**find_parts_beside(model), "language": names[model.get_decoder()]}
     parts = ", ".join(name for name, _ in model.base_model.named_children())
     if len(towers) == 1 and model.config.to_dict().get("vision_config", {}) is None:
+        text_type = FAMILIES.for_architecture(model.config.get_text_config().model_type).type
         raise ConfigError(
             f"this {type(model).__name__} has no vision tower (vision_config in its config.json is empty): use "
-            f"type='causal-lm' to train it on text"
+            f"type='{text_type}' to train it on text"
         )
     missing = "vision" if len(towers) == 1 else "language"
     if len(towers) == 1 or towers["language"] in ("", names[model.base_model]):
         raise ConfigError(
             f"the {missing} model of {type(model).__name__} cannot be found among its parts ({parts}): this "
-            f"architecture needs a family of its own"
+            f"architecture needs its own record in mllm/models"
         )
     return towers
 
