@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
@@ -50,29 +51,34 @@ def start_run(
     return process
 
 
-def kill_at_operation(number: int) -> None:
-    """Kill this process with SIGKILL just before its n-th operation that changes its current directory."""
+def kill_at_operation(number: int, delay: float) -> None:
+    """Kill this process with SIGKILL just before its n-th operation that changes its current directory.
+
+    Args:
+        number: Number of the operation, from 1.
+        delay: Seconds after the beginning of the operation; 0: before it.
+    """
     count = 0
 
     def hook(event: str, args: tuple[object, ...]) -> None:
         nonlocal count
-        if _changes_folder(event, args):
+        if _changed_path(event, args) is not None:
             count += 1
-            if count == number:
+            if count == number and delay:
+                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            elif count == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
 
 
-def count_operations(path: str) -> None:
-    """Write the number of operations that change the current directory to a file, after each of them."""
-    count, file = 0, os.open(path, os.O_WRONLY | os.O_CREAT)
+def record_operations(path: str) -> None:
+    """Write the path of each operation that changes the current directory to a file, one per line."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def hook(event: str, args: tuple[object, ...]) -> None:
-        nonlocal count
-        if _changes_folder(event, args):
-            count += 1
-            os.pwrite(file, str(count).encode(), 0)
+        if (changed := _changed_path(event, args)) is not None:
+            os.write(file, f"{changed}\n".encode())
 
     sys.addaudithook(hook)
 
@@ -83,16 +89,18 @@ def limit_file_size(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def _changes_folder(event: str, args: tuple[object, ...]) -> bool:
-    """Return True for an audit event that changes the current directory."""
+def _changed_path(event: str, args: tuple[object, ...]) -> Path | None:
+    """Return the path, relative to the current directory, that an audit event changes there; None if it does not."""
     if event != "open" and event not in _CHANGES:
-        return False
+        return None
     path = args[0]
     if event == "open":
         flags = args[2]
         if not isinstance(flags, int) or not flags & (os.O_WRONLY | os.O_RDWR):
-            return False
-    return isinstance(path, (str, Path)) and Path.cwd() in Path(path).absolute().parents
+            return None
+    if not isinstance(path, (str, Path)) or Path.cwd() not in Path(path).absolute().parents:
+        return None
+    return Path(path).absolute().relative_to(Path.cwd())
 
 
 def _main(

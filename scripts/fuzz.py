@@ -42,7 +42,7 @@ import numpy as np  # noqa: E402
 from fuzz_headers import HEADERS, read_header  # noqa: E402
 from fuzz_kinds import Kind, make_kinds  # noqa: E402
 
-from mllm.dataset.readers import guarded  # noqa: E402
+from mllm.dataset.readers import guarded, read_images  # noqa: E402
 from mllm.errors import UserError  # noqa: E402
 
 OUTCOMES = ("refused", "accepted", "traceback", "abort", "hang", "wrong")
@@ -130,9 +130,12 @@ def outcome_of(read: Callable[[], object]) -> tuple[str, str]:
 class Worker:
     """Forked process that reads inputs one after another. A new one is forked after an abort or a hang."""
 
-    def __init__(self, run: Callable[[str, int], tuple[str, str]], seconds: float) -> None:
+    def __init__(
+        self, run: Callable[[str, int], tuple[str, str]], seconds: float, prepare: Callable[[], object] = list
+    ) -> None:
         self._run = run
         self._seconds = seconds
+        self._prepare = prepare
         self._process = 0
         self._pipe: Connection | None = None
 
@@ -166,6 +169,7 @@ class Worker:
             self._serve(theirs)
         theirs.close()
         self._pipe = ours
+        ours.recv()
         return ours
 
     def _serve(self, pipe: Connection) -> None:
@@ -176,6 +180,8 @@ class Worker:
         os.dup2(null, 2)
         logging.disable(logging.NOTSET)
         try:
+            self._prepare()
+            pipe.send(None)
             while True:
                 name, number = pipe.recv()
                 pipe.send(self._run(name, number))
@@ -202,11 +208,17 @@ def run_inputs(inputs: int, seed: int, options: argparse.Namespace, folder: Path
         finally:
             shutil.rmtree(input_folder, ignore_errors=True)
 
+    def prepare() -> None:
+        """Import the libraries of the readers here and in the guarded process, whose time belongs to no input."""
+        for name in ("image", "dicom", "nifti", "video"):
+            for example in kinds[name].examples:
+                read_images(example)
+
     jobs = [(schedule[number % len(schedule)], number) for number in range(inputs)]
     jobs = [job for job in jobs if options.only is None or job[1] == options.only]
     jobs += [(name, -n - 1) for name, kind in kinds.items() for n in range(len(kind.examples))]
     jobs += [("header", number) for number in range(len(HEADERS))] if options.only is None else []
-    worker, counts, begin = Worker(run, options.seconds), Counter[tuple[str, str]](), time.monotonic()
+    worker, counts, begin = Worker(run, options.seconds, prepare), Counter[tuple[str, str]](), time.monotonic()
     for name, number in jobs:
         if time.monotonic() - begin > options.minutes * 60:
             break

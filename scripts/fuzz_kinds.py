@@ -47,7 +47,7 @@ def make_kinds(folder: Path) -> dict[str, Kind]:
         "image": Kind(_images(folder), read_images, weight=5),
         "dicom": Kind(_dicom_files(folder), read_images, weight=6),
         "nifti": Kind(_volumes(folder), read_images, weight=4),
-        "video": Kind(_videos(folder), read_images, weight=3),
+        "video": Kind(write_videos(folder), read_images, weight=3),
         "table": Kind(_tables(folder), _read_table, weight=5),
         "config": Kind(_configs(folder), read_config, weight=3),
         **_model_kinds(folder),
@@ -83,7 +83,8 @@ def _volumes(folder: Path) -> tuple[Path, ...]:
     return tuple(files)
 
 
-def _videos(folder: Path) -> tuple[Path, ...]:
+def write_videos(folder: Path) -> tuple[Path, ...]:
+    """Write an AVI, an MP4 and an MKV file of 6 frames, and return their paths."""
     import av
 
     frames = np.random.default_rng(0).integers(0, 256, (6, 48, 64), dtype=np.uint8)

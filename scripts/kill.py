@@ -3,9 +3,10 @@
 python scripts/kill.py --kills 60
 
 Three small runs take turns: text with a validation and a test split, distillation with a cache of features, and
-privacy. Each is killed with SIGKILL at a random time, or just before a random operation on a file of its folder,
-sometimes again while it resumes. Some runs get a limit of file size instead, as on a full disk. One more start has a
-read-only folder, which root cannot try. A run fails if
+privacy. Each is killed with SIGKILL at a random time, just before a random operation on a file of its folder, or a
+moment after one that belongs to export and evaluation, sometimes again while it resumes. Some runs get a full disk
+instead: root mounts a small file system for their folder and enlarges it before they are resumed; other users get a
+limit of file size. One more start has a read-only folder (for root, a read-only file system). A run fails if
 
 * it cannot be resumed, or, without a complete checkpoint, cannot be started again
 * a weight, a loss, a prediction or the privacy record differs from those of the uninterrupted run
@@ -23,6 +24,7 @@ import os
 import re
 import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +35,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from forked_runs import CHECKOUT, count_operations, kill_at_operation, limit_file_size, start_run
+from forked_runs import CHECKOUT, kill_at_operation, limit_file_size, record_operations, start_run
 
 TEXT = """
 _base_ = ["{checkout}/config/_base_/models/medgemma.py", "{checkout}/config/_base_/datasets/dummy.py",
@@ -73,9 +75,13 @@ LIMIT = 300
 SECOND_KILL = 0.3
 """Probability that a resumed run is killed, too."""
 FULL_DISK = 0.15
-"""Fraction of the runs with a limit of file size."""
+"""Fraction of the runs on a full disk."""
 SIZES = (15, 20)
 """Range of the limit of file size, as powers of two."""
+LATE = 0.35
+"""Fraction of the kills during export and evaluation."""
+DELAY = 1.0
+"""Maximum seconds between an operation and a kill during export and evaluation."""
 TEMPORARY = re.compile(r"\.(tmp|old)-[0-9a-f]{8}$|^\.writing$")
 """Names of temporary files, and of the file that marks an incomplete checkpoint."""
 
@@ -86,7 +92,16 @@ class UninterruptedRun:
 
     results: dict[str, object]
     seconds: float
-    operations: int
+    operations: list[str]
+    """Paths of the operations on files, in their order."""
+    size: int
+    """Size of the files that remain, in bytes."""
+
+    @property
+    def export(self) -> int:
+        """Number of the first operation of the export."""
+        folders = [Path(path).parts[:2] for path in self.operations]
+        return 1 + max(number for number, parts in enumerate(folders) if parts[-1].startswith("checkpoint-"))
 
 
 class FaultError(Exception):
@@ -134,7 +149,7 @@ class Killer:
     def __init__(self, work: Path, kinds: Sequence[str]) -> None:
         from mllm.tiny.checkpoints import write_tiny
 
-        self.work, self.phases = work, Counter[str]()
+        self.work, self.phases, self.mounts = work, Counter[str](), set[Path]()
         for name in ("medgemma", "gemma3n-student", "medsiglip"):
             write_tiny(name, work / "ckpt" / name)
         self.references = {kind: self._run_uninterrupted(kind) for kind in kinds}
@@ -145,11 +160,7 @@ class Killer:
         kind = list(self.references)[number % len(self.references)]
         reference, folder = self.references[kind], self._new_folder(kind, str(number))
         if rng.random() < FULL_DISK:
-            size = int(2 ** rng.uniform(*SIZES))
-            code = self._run(folder, prepare=partial(limit_file_size, size))
-            if code not in (0, 2):
-                raise FaultError(f"exit code {code} with at most {size} bytes in a file: {self._error_output(folder)}")
-            self.phases["full disk"] += code == 2
+            self._fill_disk(folder, reference, rng)
         else:
             self._kill_once(folder, reference, rng)
             if rng.random() < SECOND_KILL:
@@ -157,15 +168,17 @@ class Killer:
         if (code := self._run(folder)) != 0:
             raise FaultError(f"exit code {code} at the end: {self._error_output(folder)}")
         self._compare(folder / "run", reference)
-        shutil.rmtree(folder)
+        self._remove(folder)
 
     def write_protected(self, kind: str) -> None:
         """Start a run in a folder that is not writable. Raise `FaultError` unless it is refused with a message."""
         folder = self._new_folder(kind, "protected")
         (folder / "run").mkdir()
-        (folder / "run").chmod(stat.S_IRUSR | stat.S_IXUSR)
+        if os.geteuid() == 0 and not self._mount(folder / "run", "ro"):
+            return  # the permissions of a folder do not apply to root
+        if os.geteuid() != 0:
+            (folder / "run").chmod(stat.S_IRUSR | stat.S_IXUSR)
         code = self._run(folder)
-        (folder / "run").chmod(stat.S_IRWXU)
         output = self._error_output(folder)
         if code != 2 or "cannot be written" not in output:
             raise FaultError(f"exit code {code} in a folder that is read-only: {output}")
@@ -173,10 +186,12 @@ class Killer:
 
     def _run_uninterrupted(self, kind: str) -> UninterruptedRun:
         folder, started = self._new_folder(kind, "uninterrupted"), time.monotonic()
-        counter = self.work / f"{kind}.operations"
-        if self._run(folder, prepare=partial(count_operations, str(counter))) != 0:
+        record = self.work / f"{kind}.operations"
+        if self._run(folder, prepare=partial(record_operations, str(record))) != 0:
             raise SystemExit(f"the uninterrupted run failed: {self._error_output(folder)}")
-        return UninterruptedRun(results_of(folder / "run"), time.monotonic() - started, int(counter.read_text()))
+        seconds, paths = time.monotonic() - started, record.read_text().splitlines()
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        return UninterruptedRun(results_of(folder / "run"), seconds, paths, size)
 
     def _new_folder(self, kind: str, name: str) -> Path:
         folder = self.work / f"{kind}-{name}"
@@ -184,12 +199,49 @@ class Killer:
         (folder / "run.py").write_text(KINDS[kind].format(checkout=CHECKOUT, ckpt=self.work / "ckpt"))
         return folder
 
+    def _fill_disk(self, folder: Path, reference: UninterruptedRun, rng: np.random.Generator) -> None:
+        """Run on a full disk until the run is refused. Raise `FaultError` if it ends otherwise."""
+        config, share = (folder / "run.py").read_text(), rng.uniform(0.02, 1)
+        size = int(2 ** rng.uniform(*SIZES))
+        if self._mount(folder, f"size={int(share * reference.size)}"):
+            (folder / "run.py").write_text(config)
+            name, code = "full disk", self._run(folder)
+            subprocess.run(["mount", "-o", "remount,size=1g", str(folder)], check=True)
+        else:
+            name, code = "limit of file size", self._run(folder, prepare=partial(limit_file_size, size))
+        if code not in (0, 2):
+            raise FaultError(f"exit code {code} with a {name}: {self._error_output(folder)}")
+        self.phases[name] += code == 2
+
+    def _mount(self, folder: Path, options: str) -> bool:
+        """Mount an empty file system in memory at a folder. Return False for users who cannot mount."""
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        is_mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+        if is_mounted:
+            self.mounts.add(folder)
+        return is_mounted
+
+    def close(self) -> None:
+        """Unmount the file systems that remain."""
+        for folder in self.mounts:
+            subprocess.run(["umount", str(folder)], check=True)
+
+    def _remove(self, folder: Path) -> None:
+        if folder in self.mounts:
+            subprocess.run(["umount", str(folder)], check=True)
+            self.mounts.remove(folder)
+        shutil.rmtree(folder)
+
     def _kill_once(self, folder: Path, reference: UninterruptedRun, rng: np.random.Generator) -> None:
-        """Kill a run at a random time, or before a random operation on a file."""
-        if rng.random() < 0.5:
+        """Kill a run at a random time, before a random operation on a file, or during export and evaluation."""
+        operations = len(reference.operations)
+        if rng.random() < LATE:
+            number, delay = int(rng.integers(reference.export + 1, operations + 1)), float(rng.uniform(0, DELAY))
+            code = self._run(folder, prepare=partial(kill_at_operation, number, delay))
+        elif rng.random() < 0.5:
             code = self._run(folder, seconds=rng.uniform(0, reference.seconds))
         else:
-            code = self._run(folder, prepare=partial(kill_at_operation, int(rng.integers(1, reference.operations + 1))))
+            code = self._run(folder, prepare=partial(kill_at_operation, int(rng.integers(1, operations + 1)), 0.0))
         if code == -9:
             self.phases[phase_of(folder / "run")] += 1
         elif code != 0:
@@ -237,10 +289,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     started, finished, faults = time.monotonic(), 0, 0
     with tempfile.TemporaryDirectory() as work:
         killer = Killer(Path(work), args.kinds)
-        tasks: dict[str, Callable[[], object]] = {}
-        if os.geteuid() != 0:
-            tasks["read-only folder"] = partial(killer.write_protected, args.kinds[0])
-        tasks |= {f"run {number}": partial(killer.kill, number, args.seed) for number in range(args.kills)}
+        tasks: dict[str, Callable[[], object]] = {
+            "read-only folder": partial(killer.write_protected, args.kinds[0]),
+            **{f"run {number}": partial(killer.kill, number, args.seed) for number in range(args.kills)},
+        }
         for name, task in tasks.items():
             if time.monotonic() - started > 60 * args.minutes:
                 break
@@ -250,6 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except FaultError as fault:
                 faults += 1
                 print(f"{name}: {fault}", flush=True)
+        killer.close()
     print(f"{finished} runs ended like uninterrupted ones, {faults} did not\n")
     print("| interrupted | times |\n|---|---|")
     for phase, times in sorted(killer.phases.items()):

@@ -10,11 +10,14 @@ import numpy as np
 from PIL import Image
 
 from mllm.dataset.readers.gray import full_range, scaled, to_image
-from mllm.dataset.readers.nifti import load_nifti
+from mllm.dataset.readers.guarded import is_installed
+from mllm.dataset.readers.nifti import check_size, load_nifti
 from mllm.errors import ConfigError, DataError
 
 Plane = tuple[np.ndarray, tuple[float, float]]
 """Values [H, W], and the width and height of a pixel in mm."""
+_MAX_BYTES = 1 << 30
+"""Maximum size of the pixels of a file after decompression."""
 _ELEMENTS = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -71,13 +74,12 @@ def to_square_pixels(plane: Plane) -> Image.Image:
 
 def _nifti(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
     """Return the values [F, H, W] and the pixel size of a NIfTI file."""
-    try:
-        import nibabel
-    except ImportError:
-        raise ConfigError(f"{path} is a NIfTI file, but nibabel is not installed: pip install -e .[nifti]") from None
+    if not is_installed("nibabel"):
+        raise ConfigError(f"{path} is a NIfTI file, but nibabel is not installed: pip install -e .[nifti]")
     image = load_nifti(path)
-    if not isinstance(image, nibabel.Nifti1Image):
-        raise DataError(f"{path} is not a NIfTI file (it is a {type(image).__name__})")
+    size = math.prod(image.shape) * image.get_data_dtype().itemsize
+    _check_bytes(path, size)
+    check_size(path, size)
     across, down = (float(step) for step in image.header.get_zooms()[:2])
     width, height = image.shape[:2]
     return np.asarray(image.dataobj).reshape(width, height, -1, order="F").T, (across, down)
@@ -101,7 +103,6 @@ def _metaimage(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
         if not pixels_file.is_file():
             raise DataError(f"{pixels_file}, the ElementDataFile of {path}, does not exist")
         data, position = pixels_file.read_bytes(), 0
-    pixels = zlib.decompress(data[position:]) if _is_true(header, "CompressedData") else data[position:]
     kind = _ELEMENTS.get(header["ElementType"])
     if kind is None:
         raise DataError(f"{path} has pixels of type {header['ElementType']}, which is not supported")
@@ -109,7 +110,20 @@ def _metaimage(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
     width, height, *further = (int(length) for length in header["DimSize"].split())
     shape = math.prod(further), height, width
     across, down = (float(step) for step in header["ElementSpacing"].split()[:2])
+    if min(shape) < 1:
+        raise DataError(f"{path} has an invalid size: {header['DimSize']}")
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    _check_bytes(path, size)
+    pixels = data[position:]
+    if _is_true(header, "CompressedData"):
+        pixels = zlib.decompressobj().decompress(pixels, max(size, 1))
     return np.frombuffer(pixels, order + kind, count=math.prod(shape)).reshape(shape), (across, down)
+
+
+def _check_bytes(path: Path, size: int) -> None:
+    """Raise `DataError` for images of more than `_MAX_BYTES`."""
+    if size > _MAX_BYTES:
+        raise DataError(f"{path} has {size:,} bytes of pixels, but at most {_MAX_BYTES:,} are supported")
 
 
 def _is_true(header: dict[str, str], key: str) -> bool:

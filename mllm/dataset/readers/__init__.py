@@ -1,4 +1,16 @@
-"""Readers of image files, found by file suffix; every reader returns RGB images."""
+"""Readers of image files, found by file suffix; every reader returns RGB images.
+
+Limits of a file:
+
+* Pixels: an image, page or frame has at most 178,956,970, a volume at most 2^31 voxels; the header is checked before
+  anything is decoded. A file that is too short for its header is refused.
+* Time and memory: files that their header shows to be cheap are decoded in this process: PNG, JPEG, BMP, uncompressed
+  TIFF and DICOM, and small NIfTI volumes. Their time and memory are proportional to their pixels and size. Compressed
+  TIFF, WebP and other images, videos, compressed DICOM and large volumes are decoded in the guarded process: at most
+  30 s for an image, 8 GiB of memory, and 4 GiB of results.
+* Compressed streams: a deflated DICOM file may decompress to 1 GiB, and a compressed NIfTI file is read up to the size
+  that its header describes.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +20,7 @@ from typing import Any
 
 from PIL import Image
 
+from mllm.dataset.readers.guarded import GuardedError
 from mllm.dataset.readers.notices import report_constant
 from mllm.errors import DataError, UserError
 from mllm.registry import READERS, check_names
@@ -50,6 +63,8 @@ def read_images(path: str | Path, **options: Any) -> list[Image.Image]:
         images: list[Image.Image] = READERS.find(suffix)(path, **options)
     except UserError:
         raise
+    except GuardedError as error:
+        raise _unusable(path, f"cannot be read: {error.reason}") from error
     except MemoryError:
         raise _unusable(path, "cannot be read: it needs more memory than is free") from None
     except OSError as error:

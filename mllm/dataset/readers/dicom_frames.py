@@ -113,7 +113,7 @@ def decode(path: Path, header: Dataset, indices: Sequence[int]) -> list[np.ndarr
     plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")
     try:
         if syntax.is_encapsulated:
-            return call_guarded(f"{__name__}:frames", str(path.absolute()), list(indices), plugin)
+            return call_guarded(f"{__name__}:frames", str(path), list(indices), plugin)
         return list(frames(str(path), indices, plugin))
     except (GuardedError, RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
         reason = error.reason if isinstance(error, GuardedError) else type(error).__name__

@@ -1,20 +1,29 @@
-"""Guarded process: calls of functions whose libraries may abort the process, never return, or take all memory."""
+"""Guarded process: calls of functions whose libraries may abort the process, never return, or take all memory.
+
+Readers decode in it whatever is not certain to be cheap; `readers/__init__.py` lists the limits.
+"""
 
 from __future__ import annotations
 
 import atexit
-import importlib
+import importlib.util
 import os
 import subprocess
 import sys
 import threading
 from multiprocessing.connection import Connection, Pipe
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
+
+from mllm.dataset.readers import notices
+from mllm.errors import UserError
 
 SECONDS = 30.0
 """Limit of the time of one result."""
 _BYTES = 8 << 30
 """Limit of the address space of the guarded process."""
+_RESULT_BYTES = 4 << 30
+"""Limit of the size of all results of a call."""
 _START_SECONDS = 120.0
 _ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError),
@@ -41,27 +50,21 @@ class GuardedProcess:
         self._pipe: Connection | None = None
 
     def call(self, function: str, *arguments: Any) -> list[Any]:
-        """Return the results that a generator function yields.
+        """Return the results that a generator function yields. Its warnings about files are logged in this process.
 
         Args:
             function: Module and name, `package.module:function`.
             arguments: Arguments that can be pickled.
 
         Raises:
-            GuardedError: The process ended, a result took longer than the limit, or the function raised.
+            UserError: The function raised it.
+            GuardedError: The process ended, a limit of time or size was exceeded, or the function raised another error.
         """
         with self._lock:
             pipe = self._pipe or self._start()
             try:
-                pipe.send((function, arguments))
-                results: list[Any] = []
-                while True:
-                    kind, value = self._receive(pipe, self._seconds)
-                    if kind == "end":
-                        return results
-                    if kind == "error":
-                        raise GuardedError(value)
-                    results.append(value)
+                pipe.send((function, arguments, os.getcwd()))
+                return self._results(pipe)
             except (EOFError, OSError) as error:
                 self.stop()
                 raise GuardedError("the decoder crashed") from error
@@ -75,11 +78,31 @@ class GuardedProcess:
             self._process.wait()
         self._pipe = self._process = None
 
+    def _results(self, pipe: Connection) -> list[Any]:
+        results: list[Any] = []
+        size = 0
+        while True:
+            kind, value, length = self._receive(pipe, self._seconds)
+            size += length
+            if size > _RESULT_BYTES:
+                self.stop()
+                raise GuardedError(f"its selected images have more than {_RESULT_BYTES >> 30} GiB: select fewer")
+            if kind == "end":
+                return results
+            if kind == "notice":
+                notices.warn_once(*value)
+            elif kind == "refused":
+                raise value
+            elif kind == "error":
+                raise GuardedError(value)
+            else:
+                results.append(value)
+
     def _start(self) -> Connection:
         here, there = Pipe()
         # C libraries print values of the file to the standard streams.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import serve; serve({there.fileno()})"],
+            [sys.executable, "-c", f"from {__name__} import serve; serve({there.fileno()}, {_BYTES})"],
             pass_fds=[there.fileno()],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
@@ -95,12 +118,14 @@ class GuardedProcess:
             raise GuardedError("the process of the decoder cannot be started") from error
         return here
 
-    def _receive(self, pipe: Connection, seconds: float) -> tuple[str, Any]:
+    def _receive(self, pipe: Connection, seconds: float) -> tuple[str, Any, int]:
+        """Return kind, value and size in bytes of the next message."""
         if not pipe.poll(seconds):
             self.stop()
             raise GuardedError(f"decoding takes longer than {seconds:g} s")
-        kind, value = pipe.recv()
-        return kind, value
+        message = pipe.recv_bytes()
+        kind, value = ForkingPickler.loads(message)
+        return kind, value, len(message)
 
 
 def call_guarded(function: str, *arguments: Any) -> list[Any]:
@@ -113,24 +138,43 @@ def call_guarded(function: str, *arguments: Any) -> list[Any]:
     return process.call(function, *arguments)
 
 
-def serve(file: int) -> None:
-    """Answer calls until the other end of the pipe is closed. This is the program of the guarded process."""
+def is_installed(package: str) -> bool:
+    """Return True for an installed package, without importing it into this process."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # an import that is refused: `sys.modules[package] = None`
+        return False
+
+
+def serve(file: int, size: int) -> None:
+    """Answer calls until the other end of the pipe is closed. This is the program of the guarded process.
+
+    Args:
+        file: Descriptor of the pipe.
+        size: Limit of the address space in bytes.
+    """
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (_BYTES if hard < 0 else min(_BYTES, hard), hard))
+    resource.setrlimit(resource.RLIMIT_AS, (size if hard < 0 else min(size, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pipe = Connection(file)
+    notices.receivers.append(lambda *notice: pipe.send(("notice", notice)))
     pipe.send(("ready", None))
     while True:
         try:
-            name, arguments = pipe.recv()
+            name, arguments, folder = pipe.recv()
         except EOFError:
             return
         module, function = name.split(":")
         try:
+            os.chdir(folder)
             for result in vars(importlib.import_module(module))[function](*arguments):
                 pipe.send(("result", result))
+        except UserError as error:
+            pipe.send(("refused", error))
+        except MemoryError:
+            pipe.send(("error", f"decoding takes more than {size >> 30} GiB of memory"))
         except _ERRORS as error:
             # Messages of decoders contain values of the file, so only the type leaves this process. Other exceptions
             # end it.

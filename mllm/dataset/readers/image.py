@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mllm.dataset.readers.geometry import check_pixels
 from mllm.dataset.readers.gray import Choice, Window, choose, display_range, find_window, scaled, to_image
+from mllm.dataset.readers.guarded import call_guarded
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
 
+if TYPE_CHECKING:
+    from PIL.TiffImagePlugin import TiffImageFile
+
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 """Gray modes of more than 8 bits; the conversion of PIL clips their values at 255."""
+_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "DIB", "GIF", "JPEG2000", "AVIF", "PPM")
+"""Formats that are read, whatever the suffix. Pillow would start Ghostscript for others."""
+_LINEAR = ("PNG", "JPEG", "MPO", "BMP", "DIB")
+"""Formats whose decoders are certain to end in a time that is proportional to pixels and scans."""
+_CHEAP_PIXELS = 1 << 26
+"""Maximum number of pixels, times the scans of a progressive JPEG, that are decoded in this process."""
+_SCAN = b"\xff\xda"
+"""Marker of a scan of a JPEG."""
+_TIFF_HEADER = 8
+"""Size of the header of a TIFF file, in bytes."""
 _PHOTOMETRIC = 262
 """TIFF tag PhotometricInterpretation; 0: zero is white."""
 
@@ -25,22 +44,48 @@ def read(path: Path, *, page: Choice = "first", window: Window = None) -> list[I
     ignored. Gray images of 16 or 32 bits, integer or float, are scaled from their full range or from `window`; a
     constant image and NaN are black. Color images of 16 bits per channel keep the upper 8 bits.
 
+    The first images of PNG, JPEG, BMP and uncompressed TIFF files up to 64 megapixels are decoded in this process,
+    everything else in the guarded process.
+
     Args:
         path: The file.
         page: Pages of a TIFF or frames of an animation: an index from 0, a list, 'first', 'middle', 'last', 'all'.
         window: (center, width) in the gray values of the file; refused for color images.
     """
     limits = find_window(window, named=False)
+    if _is_first(page):
+        with _opened(path) as image:
+            if _is_cheap(image, path):
+                return [_load(image, limits, path)]
+    return call_guarded(f"{__name__}:pages", path, page, window)
+
+
+def _is_first(page: Choice) -> bool:
+    return isinstance(page, (str, int)) and page in ("first", 0)
+
+
+def _is_cheap(image: Image.Image, path: Path) -> bool:
+    """Return True if the header bounds time and memory of decoding the first page."""
+    if image.format not in _LINEAR and _uncompressed(image) is None:
+        return False
+    scans = path.read_bytes().count(_SCAN) if "progressive" in image.info else 1
+    return image.width * image.height * scans <= _CHEAP_PIXELS
+
+
+def _uncompressed(image: Image.Image) -> TiffImageFile | None:
+    """Return the image if it is an uncompressed TIFF."""
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    return image if isinstance(image, TiffImageFile) and image.info["compression"] == "raw" else None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image, and convert the errors of the block to `DataError`."""
     try:
         # From a path, Pillow maps uncompressed TIFFs with the size after the rotation, which scrambles their pixels.
-        with path.open("rb") as file, Image.open(file) as image:
-            count = 1 if isinstance(page, (str, int)) and page in ("first", 0) else _count_pages(image)
-            images = []
-            for index in choose(page, count, path, "page", "page"):
-                image.seek(index)
-                image.load()
-                images.append(_to_rgb(image, limits, path))
-            return images
+        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+            yield image
     except UnidentifiedImageError:
         raise DataError(f"{path} is not an image: its content does not match its suffix") from None
     except Image.DecompressionBombError:
@@ -51,6 +96,39 @@ def read(path: Path, *, page: Choice = "first", window: Window = None) -> list[I
         raise
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
         raise DataError(f"{path} is truncated or damaged: {error}") from error
+
+
+def pages(path: Path, page: Choice, window: Window) -> Iterator[Image.Image]:
+    """Yield pages of an image file as RGB images; see `read`."""
+    limits = find_window(window, named=False)
+    with _opened(path) as image:
+        for index in choose(page, 1 if _is_first(page) else _count_pages(image), path, "page", "page"):
+            image.seek(index)
+            check_pixels(path, *image.size)
+            yield _load(image, limits, path)
+
+
+def _load(image: Image.Image, limits: tuple[float, float] | None, path: Path) -> Image.Image:
+    if (uncompressed := _uncompressed(image)) is not None:
+        _check_tiles(uncompressed, path)
+    image.load()
+    return _to_rgb(image, limits, path)
+
+
+def _check_tiles(image: TiffImageFile, path: Path) -> None:
+    """Raise `DataError` if the strips or tiles of an uncompressed TIFF do not cover it; Pillow leaves gaps black."""
+    areas: Counter[str] = Counter()
+    for tile in image.tile:
+        assert tile.extents is not None and isinstance(tile.args, tuple)
+        left, top, right, bottom = tile.extents
+        # The first argument is the mode of the decoder, which differs between the planes of a file.
+        areas[tile.args[0]] += (right - left) * (bottom - top)
+        if tile.offset < _TIFF_HEADER:
+            raise DataError(f"{path} is damaged: its pixels begin within the header of the file")
+    if any(area < image.width * image.height for area in areas.values()):
+        raise DataError(
+            f"{path} is truncated or damaged: its strips do not cover {image.width} x {image.height} pixels"
+        )
 
 
 def _count_pages(image: Image.Image) -> int:

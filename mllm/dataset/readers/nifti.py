@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 from mllm.dataset.readers.geometry import MAX_RATIO, to_square_pixels
 from mllm.dataset.readers.gray import Choice, Window, choose, display_range, find_window, full_range, scaled, to_image
+from mllm.dataset.readers.guarded import call_guarded, is_installed
 from mllm.dataset.readers.notices import warn_once
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import READERS
@@ -26,8 +29,10 @@ _NIFTI2_HEADER = 540
 """Size of the header of a NIfTI-2 file, which is its first number."""
 _MAX_VOXELS = 1 << 31
 """Maximum number of voxels of a volume."""
-_MAX_BYTES = 1 << 34
-"""Maximum size of a compressed file after decompression."""
+_CHEAP_BYTES = 1 << 27
+"""Maximum size of the voxels, from the beginning of a file to the selected volume, that are read in this process."""
+_MAX_DEFLATION = 1032
+"""Maximum ratio of the sizes after and before decompression (https://zlib.net/zlib_tech.html)."""
 
 
 @READERS.register_module(name=[".nii", ".nii.gz"])
@@ -45,7 +50,8 @@ def read(
     The volume is reoriented to RAS+ (axes to the right, front and head) by its affine, to the nearest axes. Slices are
     in radiological convention: axial with the front up, coronal and sagittal with the head up, the patient's right on
     the left of the image, in sagittal slices the front on the left. In-plane voxels that are not square are resampled
-    to squares of the shorter side (bilinear), so boxes are in pixels of the resampled image.
+    to squares of the shorter side (bilinear), so boxes are in pixels of the resampled image. Voxels of over 128 MiB are
+    read in the guarded process.
 
     Args:
         path: The file.
@@ -57,45 +63,81 @@ def read(
             range of the volume. NaN is black.
         square: False: return the stored pixels, for boxes and masks that refer to them.
     """
-    limits = find_window(window)
-    normal = _find_axis(axis)
+    find_window(window)
+    _find_axis(axis)
+    if not is_installed("nibabel"):
+        raise ConfigError(f"{path} is a NIfTI file, but nibabel is not installed: pip install -e .[nifti]")
+    with _damage_refused(path):
+        is_cheap = _count_bytes(load_nifti(path), volume, path) <= _CHEAP_BYTES
+    if is_cheap:
+        return list(slices(path, axis, slice, volume, window, square))
+    return call_guarded(f"{__name__}:slices", path, axis, slice, volume, window, square)
+
+
+@contextmanager
+def _damage_refused(path: Path) -> Iterator[None]:
+    """Convert the errors of nibabel, gzip and zlib for a damaged file, which have different types, to `DataError`."""
     try:
-        import nibabel
-    except ImportError:
-        raise ConfigError(f"{path} is a NIfTI file, but nibabel is not installed: pip install -e .[nifti]") from None
-    try:
-        image = load_nifti(path)
-        if not isinstance(image, nibabel.Nifti1Image):
-            raise DataError(f"{path} is not a NIfTI volume (it is a {type(image).__name__})")
-        values, spacing = _load_canonical(image, volume, path)
-        limits = limits or _header_range(image, values, path) or display_range(values, path)
-    except (ConfigError, DataError, PermissionError):
+        yield
+    except (ConfigError, DataError, PermissionError, MemoryError):
         raise
     except Exception as error:
-        # nibabel, gzip and zlib raise different types for a damaged file.
         raise DataError(f"{path} is not a NIfTI file or is damaged ({type(error).__name__})") from error
+
+
+def slices(
+    path: Path, axis: str | int, slice: Choice, volume: int, window: Window, square: bool
+) -> Iterator[Image.Image]:
+    """Yield slices of a NIfTI volume as RGB images; see `read`."""
+    limits = find_window(window)
+    normal = _find_axis(axis)
+    with _damage_refused(path):
+        image = load_nifti(path)
+        values, spacing = _load_canonical(image, volume, path)
+        limits = limits or _header_range(image, values, path) or display_range(values, path)
     across, up = (float(spacing[other]) for other in range(3) if other != normal)
     indices = choose(slice, values.shape[normal], path, "slice", "slice")
     # [across, up] in RAS+ -> [row, column], with the head or front up and the right (or the front) on the left.
     planes = (values.take(index, axis=normal).T[::-1, ::-1] for index in indices)
     images = (to_image(scaled(plane, *limits)) for plane in planes)
-    return [_square(image, across, up, path) if square else image for image in images]
+    yield from (_square(image, across, up, path) if square else image for image in images)
 
 
 def load_nifti(path: Path) -> Any:
-    """Load a NIfTI file with nibabel, also if its suffix is wrong about the compression."""
+    """Load the header of a NIfTI file with nibabel, also if its suffix is wrong about the compression.
+
+    Raises:
+        DataError: It has another format that nibabel reads.
+    """
     import nibabel
 
-    with path.open("rb") as file:
-        is_compressed = file.read(len(_GZIP)) == _GZIP
+    is_compressed = _is_compressed(path)
     if is_compressed == path.name.lower().endswith(".gz"):
-        return nibabel.load(path, mmap=False)
-    with gzip.open(path) if is_compressed else path.open("rb") as stream:
-        data = stream.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise DataError(f"{path} has more than {_MAX_BYTES >> 30} GiB: divide it into smaller volumes")
-    is_second = _NIFTI2_HEADER in (int.from_bytes(data[:4], "little"), int.from_bytes(data[:4], "big"))
-    return (nibabel.Nifti2Image if is_second else nibabel.Nifti1Image).from_bytes(data)
+        image = nibabel.load(path, mmap=False)
+    else:
+        # nibabel reads the voxels from the stream later.
+        stream: Any = gzip.open(path) if is_compressed else path.open("rb")  # noqa: SIM115
+        size = stream.read(4)
+        stream.seek(0)
+        is_second = _NIFTI2_HEADER in (int.from_bytes(size, "little"), int.from_bytes(size, "big"))
+        image = (nibabel.Nifti2Image if is_second else nibabel.Nifti1Image).from_stream(stream)
+    if not isinstance(image, nibabel.Nifti1Image):
+        raise DataError(f"{path} is not a NIfTI volume (it is a {type(image).__name__})")
+    return image
+
+
+def _is_compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_GZIP)) == _GZIP
+
+
+def check_size(path: Path, size: int) -> None:
+    """Raise `DataError` if a file is too short to contain, after decompression, `size` bytes."""
+    available = path.stat().st_size * (_MAX_DEFLATION if _is_compressed(path) else 1)
+    if size > available:
+        raise DataError(
+            f"{path} is truncated or damaged: its header describes {size:,} bytes, and it has at most {available:,}"
+        )
 
 
 def _find_axis(axis: str | int) -> int:
@@ -108,10 +150,8 @@ def _find_axis(axis: str | int) -> int:
     return axis
 
 
-def _load_canonical(image: Nifti1Image, volume: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return one volume [X, Y, Z] in RAS+ and its voxel size along X, Y, Z in the unit of the file."""
-    import nibabel
-
+def _count_bytes(image: Nifti1Image, volume: int, path: Path) -> int:
+    """Return the bytes from the first voxel to the end of a volume; raise `DataError` for a file that lacks them."""
     if image.get_data_dtype().kind not in "iufb":
         raise DataError(f"{path} has voxels of type {image.get_data_dtype()}, but only real numbers are supported")
     shape = image.shape + (1,) * (3 - len(image.shape))
@@ -125,6 +165,16 @@ def _load_canonical(image: Nifti1Image, volume: int, path: Path) -> tuple[np.nda
         raise ConfigError(f"volume={volume!r} must be an index from 0")
     if not 0 <= volume < count:
         raise DataError(f"{path} has no volume {volume}: it has {count}, from 0 to {count - 1}")
+    size = math.prod(shape[:3]) * image.get_data_dtype().itemsize * (int(volume) + 1)
+    check_size(path, size)
+    return size
+
+
+def _load_canonical(image: Nifti1Image, volume: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return one volume [X, Y, Z] in RAS+ and its voxel size along X, Y, Z in the unit of the file."""
+    import nibabel
+
+    shape = image.shape + (1,) * (3 - len(image.shape))
     # Slicing the proxy reads one volume of the series only.
     position = np.unravel_index(volume, shape[3:], order="F") if len(shape) > 3 else ()
     index = (slice(None),) * 3 + tuple(int(number) for number in position)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ _MIN_PIXELS = 64
 """Smaller images are not checked for a constant value."""
 _noticed: set[tuple[str, str]] = set()
 _counts: Counter[str] = Counter()
+receivers: list[Callable[[Path, str, str], None]] = []
+"""Receivers of the warnings of a guarded process, which does not log them itself."""
 
 
 def warn_once(path: Path, kind: str, message: str) -> None:
@@ -34,7 +37,9 @@ def warn_once(path: Path, kind: str, message: str) -> None:
         kind: Kind of the warning, to count its files; a literal.
         message: Text after the path.
     """
-    if (kind, str(path)) in _noticed or _counts[kind] >= _MAX_FILES:
+    for receive in receivers:
+        receive(path, kind, message)
+    if receivers or (kind, str(path)) in _noticed or _counts[kind] >= _MAX_FILES:
         return
     _noticed.add((kind, str(path)))
     _counts[kind] += 1

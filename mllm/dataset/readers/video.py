@@ -12,6 +12,7 @@ from PIL import Image
 
 from mllm.dataset.readers.geometry import check_pixels
 from mllm.dataset.readers.gray import Choice, choose
+from mllm.dataset.readers.guarded import call_guarded, is_installed
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
 
@@ -30,31 +31,36 @@ def read(path: Path, *, frames: Choice = "first") -> list[Image.Image]:
     Frames are counted as decoded; the number of frames in the header is ignored. A frame is found by its time: decoding
     starts at the keyframe before it. If the packets do not determine the times (codecs with hidden frames, missing or
     repeated times), the video is decoded from the beginning. Both ways return the same frames, and only the selected
-    frames are held in memory. A rotation of the display is not applied.
+    frames are held in memory. A rotation of the display is not applied. Videos are decoded in the guarded process.
 
     Args:
         path: The file.
         frames: Indices from 0: an index, a list, 'first', 'middle', 'last' or 'all'.
     """
-    try:
-        import av
-    except ImportError:
-        raise ConfigError(f"{path} is a video, but PyAV is not installed: pip install -e .[video]") from None
+    if not is_installed("av"):
+        raise ConfigError(f"{path} is a video, but PyAV is not installed: pip install -e .[video]")
+    return call_guarded(f"{__name__}:selected_frames", path, frames)
+
+
+def selected_frames(path: Path, frames: Choice) -> Iterator[Image.Image]:
+    """Yield frames of a video as RGB images; see `read`."""
+    import av
+
     try:
         timeline = _read_timeline(path)
+        selected = None
         if timeline is not None:
             indices = choose(frames, len(timeline), path, "frames", "frame")
             selected = _seek_and_decode(path, timeline, indices)
-            if selected is not None:
-                return [selected[index] for index in indices]
-        count = sum(1 for _ in _decode(path))
-        if count == 0:
-            raise DataError(f"{path} has no frame that can be decoded")
-        indices = choose(frames, count, path, "frames", "frame")
-        selected = _decode_until(path, indices)
-        return [selected[index] for index in indices]
+        if selected is None:
+            count = sum(1 for _ in _decode(path))
+            if count == 0:
+                raise DataError(f"{path} has no frame that can be decoded")
+            indices = choose(frames, count, path, "frames", "frame")
+            selected = _decode_until(path, indices)
     except av.error.FFmpegError as error:
         raise DataError(f"{path} is not a video or is damaged: {error.strerror}") from error
+    yield from (selected[index] for index in indices)
 
 
 class _Timeline:
@@ -109,7 +115,7 @@ def _read_timeline(path: Path) -> _Timeline | None:
 
 
 def _seek_and_decode(path: Path, timeline: _Timeline, indices: Sequence[int]) -> dict[int, Image.Image] | None:
-    """Return the frames at `indices`; None if the decoded frames do not match the timeline."""
+    """Return the frames at `indices`; None if the decoded frames do not match the timeline, or are incomplete."""
     selected: dict[int, Image.Image] = {}
     numbers = {time: number for number, time in enumerate(timeline.times)}
     remaining = deque(sorted(set(indices)))
@@ -127,6 +133,8 @@ def _seek_and_decode(path: Path, timeline: _Timeline, indices: Sequence[int]) ->
                     return None
                 expected = number + 1
                 if number == remaining[0]:
+                    if frame.is_corrupt:
+                        return None
                     selected[remaining.popleft()] = frame.to_image()
                     if not remaining or timeline.key_before(remaining[0]) > expected:
                         break
@@ -152,6 +160,8 @@ def _decode_until(path: Path, indices: Sequence[int]) -> dict[int, Image.Image]:
     selected = {}
     for number, frame in enumerate(_decode(path)):
         if number in indices:
+            if frame.is_corrupt:
+                raise DataError(f"{path} is damaged: the decoder fills missing parts of frame {number}")
             selected[number] = frame.to_image()
         if number == last:
             break

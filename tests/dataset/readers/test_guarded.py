@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from medical_files import pydicom_file, read_gray
+from PIL import Image
 
-from mllm.dataset.readers import guarded, read_images
+from mllm.dataset.readers import guarded, notices, read_images
 from mllm.dataset.readers.guarded import GuardedError, GuardedProcess
 from mllm.errors import DataError
 
@@ -49,6 +52,64 @@ def test_a_forked_process_has_another_guarded_process():
         os._exit(0 if is_equal and len(guarded._processes) == 2 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert np.array_equal(read_gray(pydicom_file("MR_small_jp2klossless.dcm")), expected)
+
+
+def write_many_scans(path: Path, scans: int) -> None:
+    """Write a progressive JPEG whose last scan is repeated."""
+    pixels = np.random.default_rng(0).integers(0, 256, (512, 512), dtype=np.uint8)
+    Image.fromarray(pixels).resize((1024, 1024)).save(path, progressive=True)
+    data = path.read_bytes()
+    last = data.rindex(b"\xff\xda")
+    path.write_bytes(data[:last] + data[last:-2] * scans + data[-2:])
+
+
+def write_nifti_of_zeros(path: Path, shape: tuple[int, int, int], megabytes: int) -> None:
+    """Write a compressed volume of bytes that are 0, about a thousandth of its size."""
+    header = nibabel.Nifti1Image(np.zeros((1, 1, 1), np.uint8), np.eye(4)).header
+    header.set_data_shape(shape)
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(4)) + gzip.compress(bytes(1 << 20)) * megabytes)
+
+
+@pytest.mark.parametrize("fault", ["time", "memory", "results"])
+def test_costly_files_are_refused_with_the_limit_that_they_exceed(tmp_path, monkeypatch, fast_limit, fault):
+    if fault == "time":
+        path, message = tmp_path / "a.jpg", "decoding takes longer than 0.5 s"
+        monkeypatch.setattr(guarded, "SECONDS", 0.5)
+        write_many_scans(path, 500)
+    elif fault == "memory":
+        path, message = tmp_path / "a.nii.gz", "decoding takes more than 1 GiB of memory"
+        monkeypatch.setattr(guarded, "_BYTES", 1 << 30)
+        write_nifti_of_zeros(path, (1024, 1024, 1023), 1100)
+    else:
+        path, message = tmp_path / "a.tif", "its selected images have more than 0 GiB: select fewer"
+        monkeypatch.setattr(guarded, "_RESULT_BYTES", 10_000)
+        frames = [Image.new("RGB", (50, 50))] * 4
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+        assert len(read_images(path, page=[0])) == 1
+    with pytest.raises(DataError, match=rf"{path.name} cannot be read: {message}$"):
+        read_images(path, **({"page": "all"} if fault == "results" else {}))
+
+
+def test_a_compressed_volume_that_is_too_short_for_its_header_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    write_nifti_of_zeros(tmp_path / "a.nii.gz", (1200, 1200, 1200), 1)
+    monkeypatch.setattr(guarded, "_processes", None)
+    with pytest.raises(DataError, match=r"a.nii.gz is truncated or damaged: its header describes 1,728,000,000 bytes"):
+        read_images(tmp_path / "a.nii.gz")
+
+
+def test_warnings_of_the_guarded_process_are_logged(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(notices, "_noticed", set())
+    values = np.random.default_rng(0).random((40, 50)).astype(np.float32)
+    values[0, 0] = 1e7
+    Image.fromarray(values).save(tmp_path / "a.tif", compression="tiff_lzw")
+    read_images(tmp_path / "a.tif")
+    assert [record.getMessage().split()[1:3] for record in caplog.records] == [["has", "values"]]
+
+
+def test_formats_that_pillow_gives_to_other_programs_are_refused(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    with pytest.raises(DataError, match=r"a.png is not an image: its content does not match its suffix"):
+        read_images((tmp_path / "a.eps").rename(tmp_path / "a.png"))
 
 
 def test_a_relative_path_is_found_after_a_change_of_the_directory(tmp_path, monkeypatch):
