@@ -37,6 +37,12 @@ def _temporary_name(path: Path, word: str) -> Path:
     return path.with_name(f"{path.name}.{word}-{uuid.uuid4().hex[:8]}")
 
 
+def final_name(name: str) -> str:
+    """Return the name that a temporary file gets after it is written; other names are unchanged."""
+    match = _TEMPORARY.fullmatch(name)
+    return match["name"] if match else name
+
+
 def remove_temporary(folder: Path) -> None:
     """Remove the temporary files and folders that a killed process left directly in a folder.
 

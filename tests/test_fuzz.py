@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
@@ -26,8 +27,8 @@ def test_a_short_run_finds_nothing(monkeypatch, capfd):
     monkeypatch.setattr(guarded, "SECONDS", guarded.SECONDS)
     assert fuzz.main(["--inputs", "120", "--seed", "11"]) == 0
     out = capfd.readouterr().out
-    assert "| header | 55 |" in out
-    assert "| all | 175 |" in out
+    assert "| header | 156 |" in out
+    assert "| all | 276 |" in out
 
 
 def test_every_outcome_is_recognized():
@@ -68,6 +69,15 @@ def test_an_adapter_of_an_unknown_type_is_refused(tmp_path, kind):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind, "r": 2}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match="cannot be read|describes no LoRA"):
+        read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("modules", [True, 3, "lm_head", ["lm_head"]])
+def test_an_adapter_with_modules_trained_in_full_is_refused_whatever_their_type(tmp_path, modules):
+    values = {"peft_type": "LORA", "r": 2, "modules_to_save": modules}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(values))
+    save_file({}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match=r"contains more than LoRA \((modules_to_save = |lm_head)|cannot be read"):
         read_adapter(tmp_path)
 
 

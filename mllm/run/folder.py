@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mllm.engine.checkpoints import newest_checkpoint, remove_incomplete
 from mllm.errors import ConfigError
-from mllm.files import explained_write, remove_temporary
+from mllm.files import explained_write, final_name, remove_temporary
 from mllm.run_files import (
     CONFIG,
     DATA_SUMMARY,
@@ -50,6 +50,7 @@ def open_run_folder(name: str, output_dir: str | None, resume: bool) -> tuple[Pa
         with explained_write(folder):
             folder.mkdir(parents=True, exist_ok=True)
     _lock(folder)
+    remove_temporary(folder)
     return folder, None
 
 
@@ -74,7 +75,7 @@ def _refuse_nonempty(folder: Path) -> None:
     """Raise `ConfigError` if a folder contains more than the files of a start that failed before the training."""
     if not folder.exists():
         return
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    names = {final_name(path.name) for path in folder.iterdir()} if folder.is_dir() else {folder.name}
     if not names or (LOCK in names and names <= STARTED):
         return
     fix = "pass --resume to continue it, or choose another folder"

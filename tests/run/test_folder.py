@@ -103,9 +103,10 @@ def test_an_explicit_folder_is_used_as_it_is_and_never_overwritten():
 
 def test_an_explicit_folder_in_which_a_start_failed_can_be_started_again():
     folder, _ = open_run_folder("a", "mine", resume=False)
-    for name in ("config.py", "environment.json", "data_summary.json"):
+    for name in ("config.py", "environment.json", "data_summary.json", "first_batch.md.tmp-0123abcd"):
         (folder / name).write_text("of the failed start")
     assert open_run_folder("a", "mine", resume=False) == (folder, None)
+    assert not list(folder.glob("*.tmp-*"))
     (folder / "training_log.json").write_text("{}")
     with pytest.raises(ConfigError, match="output_dir mine is not empty"):
         open_run_folder("a", "mine", resume=False)

@@ -107,7 +107,10 @@ def _check_content(path: str, config: LoraConfig, tensors: dict[str, Tensor]) ->
     """Raise `ConfigError` for an adapter that cannot be restored exactly or that has no effect."""
     unknown_keys = [key for key in tensors if not KEY.fullmatch(key)]
     if unknown_keys or config.modules_to_save:
-        names = ", ".join([*(config.modules_to_save or []), *unknown_keys][:3])
+        modules = config.modules_to_save or []
+        if not isinstance(modules, list):
+            modules = [f"modules_to_save = {modules}"]
+        names = ", ".join([*modules, *unknown_keys][:3])
         raise ConfigError(
             f"adapter_path = '{path}' contains more than LoRA ({names}): "
             "modules trained in full are not supported; merge it into its base with the program that wrote it"
