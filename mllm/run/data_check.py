@@ -11,12 +11,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mllm.config.schema import RunConfig
-from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import build_datasets
 from mllm.errors import UserError
 from mllm.models.builder.builder import load_encoder
 from mllm.private_messages import call_privately, is_private
-from mllm.report.data.facts import RowFacts, Store, all_facts, plain_sample, shortened
+from mllm.report.data.facts import RowFacts, SourceRow, Store, all_facts, plain_sample, shortened
 from mllm.report.data.findings import Finding, findings, split_findings
 from mllm.report.data.page import Picture, picture, write_page
 from mllm.report.drawing import draw_marks, numbered
@@ -66,10 +65,11 @@ def _check(config: RunConfig, workers: int) -> DataCheck:
     splits = build_datasets(config.data_args, seed=config.training_args["seed"])
     encoder, notes = _encoder(config)
     folder = RUNS / config.name / DATA_CHECK
-    store = None if is_private() else Store(folder / DATA_ROWS, _settings(config))
+    store = None if is_private() else Store(folder / DATA_ROWS, _settings(config, encoder is not None))
+    sources = {name: list(dataset.rows()) for name, dataset in splits.items()}
     rows: dict[str, list[RowFacts]] = {name: [] for name in splits}
-    total = sum(len(list(dataset.rows())) for dataset in splits.values())
-    for facts in tqdm(all_facts(splits, encoder, store, workers), "reading rows", total, unit="row", disable=None):
+    total = sum(map(len, sources.values()))
+    for facts in tqdm(all_facts(sources, encoder, store, workers), "reading rows", total, unit="row", disable=None):
         rows[facts.split].append(facts)
     max_length = None if encoder is None else config.model_args.max_length
     found = findings(rows, max_length)
@@ -77,8 +77,8 @@ def _check(config: RunConfig, workers: int) -> DataCheck:
     if is_private():
         notes.append("The config is private: the page has no image, question or answer, and no facts of rows are kept.")
     else:
-        sheets = {name: _sheet(dataset, rows[name], encoder) for name, dataset in splits.items()}
-    counts = [split_findings(name, rows[name], _summaries(dataset)) for name, dataset in splits.items()]
+        sheets = {name: _sheet(sources[name], rows[name], encoder) for name in splits}
+    counts = [split_findings(name, rows[name], _summaries(sources[name])) for name in splits]
     write_page(folder / DATA_PAGE, config.name, counts, found, sheets, notes, max_length)
     return DataCheck(folder / DATA_PAGE, total, found)
 
@@ -91,23 +91,23 @@ def _encoder(config: RunConfig) -> tuple[Encoder | None, list[str]]:
         return None, [f"Lengths are unknown, and boxes are drawn as the rows have them: {error}."]
 
 
-def _summaries(dataset: SampleDataset) -> list[str]:
+def _summaries(rows: Sequence[SourceRow]) -> list[str]:
     """Return the summary of each source dataset of a split as text; empty in a private run, because it has paths."""
     if is_private():
         return []
-    sources = {id(source): source for source, _ in dataset.rows()}
+    sources = {id(source): source for source, _ in rows}
     summaries = [source.summary() for source in sources.values()]
     return [", ".join(f"{key}: {value}" for key, value in summary.items()) for summary in summaries if summary]
 
 
-def _settings(config: RunConfig) -> str:
-    """Return a digest of all settings on which the facts of a row depend."""
-    return hashlib.blake2b(repr((config.model_args, config.data_args)).encode(), digest_size=16).hexdigest()
+def _settings(config: RunConfig, has_encoder: bool) -> str:
+    """Return a digest of all settings on which the facts of a row depend. Without an encoder lengths are unknown."""
+    settings = repr((config.model_args, config.data_args, has_encoder))
+    return hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
 
 
-def _sheet(dataset: SampleDataset, rows: Sequence[RowFacts], encoder: Encoder | None) -> list[Picture]:
+def _sheet(sources: Sequence[SourceRow], rows: Sequence[RowFacts], encoder: Encoder | None) -> list[Picture]:
     """Return pictures of evenly spaced usable rows with images."""
-    sources = list(dataset.rows())
     usable = [row for row in rows if not row.error and row.images]
     count = min(SHOWN, len(usable))
     pictures = []

@@ -12,9 +12,12 @@ import pytest
 from PIL import Image
 
 from mllm.dataset.builder import build_datasets
+from mllm.dataset.single_image_dataset.vqa import VQADataset
 from mllm.models.builder.builder import load_encoder
 from mllm.pipeline.data import main
+from mllm.registry import DATASETS
 from mllm.run.prepare import prepare_args
+from mllm.tiny.checkpoints import write_tiny
 
 CONFIG = """
 model_args = dict(
@@ -157,6 +160,28 @@ def test_an_absent_checkpoint_leaves_lengths_out(data):
     code, out, text = data(extra='model_args["model_name_or_path"] = "ckpt/absent"\n')
     assert code == 0 and "Lengths are unknown" in text and "Tokens of a sample" not in text
     assert out.endswith("2 rows were read; the page is exp/run/data/data.html\n")
+
+
+def test_lengths_are_known_once_the_checkpoint_is_there(data):
+    rows("train.jsonl", ("0.png", "benign", "p0"))
+    rows("test.jsonl", ("3.png", "malignant", "p9"))
+    other = 'model_args["model_name_or_path"] = "ckpt/other"\n'
+    assert "Lengths are unknown" in data(extra=other)[2]
+    write_tiny("medgemma", Path("ckpt/other"))
+    assert "Lengths are unknown" not in (text := data(extra=other)[2]) and "Tokens of a sample" in text
+
+
+def test_an_unexpected_error_is_that_of_its_row(data, monkeypatch):
+    class FaultyDataset(VQADataset):
+        def modality(self, index):
+            return "CT" if index else str(1 // index)
+
+    monkeypatch.setitem(DATASETS.module_dict, "FaultyDataset", FaultyDataset)
+    rows("train.jsonl", ("0.png", "benign", "p0"), ("1.png", "benign", "p1"))
+    rows("test.jsonl", ("3.png", "malignant", "p9"))
+    overridden = 'data_args["train"]["type"] = "FaultyDataset"\n'
+    code, _, text = data(extra=overridden)
+    assert code == 1 and "train: train.jsonl, line 1: it cannot be used (ZeroDivisionError" in text and "CT 1" in text
 
 
 def test_real_blood_smears_have_no_finding_and_their_boxes_are_drawn(folder, shared_data, capsys):

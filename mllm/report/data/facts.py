@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,12 +19,16 @@ from mllm.dataset.base import SampleDataset
 from mllm.dataset.contents import ContentDigest
 from mllm.dataset.image_files import UndecodedImage
 from mllm.dataset.rows import Row
-from mllm.errors import DataError, UserError, with_location
+from mllm.errors import DataError, UserError, errors_of_row, with_location
 from mllm.private_messages import in_row, is_private, sentence_of, worker_setup
 from mllm.structures import IMAGE, Sample, SampleEncoder
 
 _SHOWN = 300
 """Characters of a text that are kept."""
+
+
+SourceRow = tuple[SampleDataset, int]
+"""Source dataset of a row, and its index in it."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +98,13 @@ class Store:
 
     def open(self) -> IO[str]:
         """Return the file for new rows."""
-        file = self.path.open("a+", encoding="utf-8")
-        file.seek(0, 2)
-        if not self.path.read_bytes().endswith(b"\n"):
-            file.write("\n")  # a killed call left a part of a line
-        return file
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            is_cut = file.read() != b"\n"
+        lines = self.path.open("a", encoding="utf-8")
+        if is_cut:
+            lines.write("\n")  # a killed call left a part of a line
+        return lines
 
 
 def _parsed(line: str) -> Any:
@@ -115,23 +122,23 @@ def _row_of(row: Mapping[str, Any]) -> RowFacts:
 class _Rows(Dataset[RowFacts]):
     """Facts of the rows of all splits; rows that did not change are taken from the store."""
 
-    def __init__(self, splits: Mapping[str, SampleDataset], encoder: SampleEncoder | None, store: Store | None) -> None:
-        self.rows = [
-            (name, number, source, index)
-            for name, dataset in splits.items()
-            for number, (source, index) in enumerate(dataset.rows())
-        ]
-        self.encoder, self.known = encoder, {} if store is None else store.rows
+    def __init__(
+        self, splits: Mapping[str, Sequence[SourceRow]], encoder: SampleEncoder | None, store: Store | None
+    ) -> None:
+        self.rows = [(name, number) for name, rows in splits.items() for number in range(len(rows))]
+        self.splits, self.encoder, self.known = splits, encoder, {} if store is None else store.rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, position: int) -> RowFacts:
-        split, number, source, index = self.rows[position]
+        split, number = self.rows[position]
+        source, index = self.splits[split][number]
         with in_row(split, number):
             place = Row.current(source, index).name
             try:
-                key = row_key(source.inspect(index))
+                with errors_of_row(place):
+                    key = row_key(source.inspect(index))
             except UserError as error:
                 return RowFacts(split, number, "", place, error=sentence_of(error))
             known = self.known.get((split, number))
@@ -153,23 +160,24 @@ def _facts(row: RowFacts, source: SampleDataset, index: int, encoder: SampleEnco
     """Decode the images of a row, encode its sample without random transforms, and return its facts."""
     values = asdict(row)
     try:
-        sample = plain_sample(source, index)
-        if not is_private():
+        with errors_of_row(row.place):
+            sample = plain_sample(source, index)
+            if not is_private():
+                values |= {
+                    "modality": source.modality(index),
+                    "question": _text(sample, "user"),
+                    "answer": _text(sample, "assistant"),
+                }
             values |= {
-                "modality": source.modality(index),
-                "question": _text(sample, "user"),
-                "answer": _text(sample, "assistant"),
+                "patient": sample.group,
+                "images": tuple(image_facts(image) for image in sample.images),
+                "boxes": sum(mark.box is not None and mark.mask is None for mark in sample.marks),
+                "masks": sum(mark.mask is not None for mark in sample.marks),
+                "points": sum(mark.point is not None for mark in sample.marks),
             }
-        values |= {
-            "patient": sample.group,
-            "images": tuple(image_facts(image) for image in sample.images),
-            "boxes": sum(mark.box is not None and mark.mask is None for mark in sample.marks),
-            "masks": sum(mark.mask is not None for mark in sample.marks),
-            "points": sum(mark.point is not None for mark in sample.marks),
-        }
-        if encoder is not None:
-            encoded = encoder.encode(sample)
-            values |= {"length": sum(encoded.lengths), "truncated": encoded.truncated}
+            if encoder is not None:
+                encoded = encoder.encode(sample)
+                values |= {"length": sum(encoded.lengths), "truncated": encoded.truncated}
     except UserError as error:
         values["error"] = sentence_of(error)
     return RowFacts(**values)
@@ -206,12 +214,12 @@ def image_facts(image: Image.Image) -> ImageFacts:
 
 
 def all_facts(
-    splits: Mapping[str, SampleDataset], encoder: SampleEncoder | None, store: Store | None, workers: int
+    splits: Mapping[str, Sequence[SourceRow]], encoder: SampleEncoder | None, store: Store | None, workers: int
 ) -> Iterator[RowFacts]:
     """Yield the facts of all rows in their order, and add new ones to the store.
 
     Args:
-        splits: Datasets by name of the split.
+        splits: Rows of each split.
         encoder: Encoder of the model, for the lengths; None: lengths stay unknown.
         store: Facts of earlier calls; None: none are kept.
         workers: Number of processes; 0: this one.
