@@ -11,7 +11,7 @@ from typing import Any
 from typing_extensions import override
 
 from mllm.dataset.base import ImageTextDataset
-from mllm.dataset.public.official import field, official_split, official_table
+from mllm.dataset.public.official import field, official_split, official_table, rows_of
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.values import is_empty, text_of
@@ -151,13 +151,13 @@ class FLAREDataset(ImageTextDataset):
         if file is None:
             raise DataError(f"{folder} has no {' or '.join(file.name for file in files)}")
         records = official_table(file, ("TaskType", "ImageName", "Question"))
-        for index in range(len(records)):
-            row = records[index]
-            answer = _answer(row.get("Answer"))
+        for index, row in rows_of(records):
+            answer = task = error = ""
             try:
-                task, error = task_of(field(row, "TaskType"), answer), ""
-            except DataError as unknown:
-                task, error = "", str(unknown)
+                answer = _answer(row.get("Answer"))
+                task = task_of(field(row, "TaskType"), answer)
+            except DataError as reason:
+                error = str(reason)
             if task in self.tasks or error:
                 names = row["ImageName"] if isinstance(row["ImageName"], list) else [row["ImageName"]]
                 images = [f"{folder.relative_to(self._root(folder)).as_posix()}/{name}" for name in names]

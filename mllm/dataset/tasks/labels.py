@@ -139,7 +139,7 @@ class MultiLabelDataset(AnnotatedDataset):
         labels = tuple(self.used_labels())
         first = records[0]
         for label in labels:
-            if label not in first:
+            if label not in first and not first.get("error"):
                 raise ConfigError(f"labels: {records.describe(0)} has no column '{label}'{hint(label, first)}")
         return PerLabelRecords(records, labels, self.uncertain == "ignore") if self.per == "label" else records
 

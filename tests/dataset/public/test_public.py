@@ -268,6 +268,16 @@ def test_spellings_of_flare_tasks(text, answer, task):
     assert task_of(text, answer) == task
 
 
+def test_an_unusable_answer_of_flare_is_an_error_of_its_row(copy):
+    options, root = copy("FLAREDataset", rows=19)
+    file = root / "training" / "Microscopy" / "neurips22cell" / "neurips22cell_questions_train.json"
+    entries = json.loads(file.read_text())
+    file.write_text(json.dumps([{**entries[0], "Answer": "\ud800"}]))
+    data = build_dataset({**options, "sets": ["neurips22cell"]})
+    with pytest.raises(DataError, match=r"neurips22cell_questions_train.json, line 1: field 'Answer' has half of a"):
+        data.sample(0)
+
+
 def test_unknown_flare_tasks_are_refused():
     with pytest.raises(DataError, match="unknown TaskType 'Clasification': did you mean 'classification'"):
         task_of("Clasification", "A")

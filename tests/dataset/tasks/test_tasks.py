@@ -133,6 +133,20 @@ def test_labels_are_columns_and_uncertain_ones_are_treated_as_named(table):
         build_dataset(dict(common, labels=["oedema"]))
 
 
+def test_a_broken_first_annotation_is_an_error_of_its_row(tmp_path):
+    for name in ("Annotations", "JPEGImages"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "Annotations" / "a.xml").write_text("<annotation>")
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>3</xmax><ymax>3</ymax></bndbox>"
+    xml = f"<annotation><filename>b.png</filename><object><name>cell</name>{box}</object></annotation>"
+    (tmp_path / "Annotations" / "b.xml").write_text(xml)
+    Image.new("RGB", (8, 8), (9, 90, 9)).save(tmp_path / "JPEGImages" / "b.png")
+    data = build_dataset(dict(type="MultiLabelDataset", data_path=str(tmp_path)))
+    assert data.sample(1).turns[1].text == "cell"
+    with pytest.raises(DataError, match=r"a.xml: not valid XML"):
+        data.sample(0)
+
+
 def test_folders_are_classes_and_their_names_have_the_patient(tmp_path):
     for name in ("train/benign/P1_a.png", "train/malignant/P2_a.png", "train/malignant/P2_b.png"):
         path = tmp_path / name
