@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
-from mllm.dataset.public.official import field, official_file, official_split, official_table
+from mllm.dataset.public.official import field, official_file, official_split, official_table, rows_of
 from mllm.dataset.single_image_dataset.grounding import BoxForm
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
@@ -95,8 +95,7 @@ class ChestXray14Dataset(MultiLabelDataset):
         records = official_table(entries, ("Image Index", "Finding Labels", "Patient ID"))
         names, files = images_of_split(path, self.official), image_files(path)
         rows, places = [], []
-        for index in range(len(records)):
-            row = records[index]
+        for index, row in rows_of(records):
             name = field(row, "Image Index")
             if names is not None and name not in names:
                 continue
@@ -130,7 +129,7 @@ class ChestXray14Dataset(MultiLabelDataset):
 
 @DATASETS.register_module()
 class ChestXray14BoxDataset(DetectionDataset):
-    """Boxes of findings in ChestX-ray14: 984 boxes of 8 labels in 880 images.
+    """Boxes of findings in a part of the images of ChestX-ray14.
 
     `data_path` is the folder of `ChestXray14Dataset` with `BBox_List_2017.csv`, whose boxes are x y width height in
     pixels. Its label `Infiltrate` is called `Infiltration` here, as in the table of labels. The file lists the boxes of
@@ -160,8 +159,7 @@ class ChestXray14BoxDataset(DetectionDataset):
         patients = self._patients(path)
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         places: dict[tuple[str, str], str] = {}
-        for index in range(len(records)):
-            row = records[index]
+        for index, row in rows_of(records):
             name, label = field(row, "Image Index"), field(row, "Finding Label")
             label = _SPELLINGS.get(label, label)
             if (names is not None and name not in names) or (self.labels is not None and label not in self.labels):
@@ -179,7 +177,7 @@ class ChestXray14BoxDataset(DetectionDataset):
     def _patients(root: Path) -> dict[str, Any]:
         """Return the patient of each image."""
         records = official_table(official_file(root, _ENTRIES, "the patients"), ("Image Index", "Patient ID"))
-        return {field(row, "Image Index"): row["Patient ID"] for row in (records[i] for i in range(len(records)))}
+        return {field(row, "Image Index"): row["Patient ID"] for _, row in rows_of(records)}
 
     @classmethod
     @override

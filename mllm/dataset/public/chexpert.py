@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
-from mllm.dataset.public.official import field, official_file, official_split, official_table
+from mllm.dataset.public.official import field, official_file, official_split, official_table, rows_of
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tasks.annotated import Labels
@@ -90,8 +90,8 @@ class CheXpertDataset(MultiLabelDataset):
             official_table(table, ("Path", "Frontal/Lateral", *LABELS))
         rows: dict[str, dict[str, Any]] = {}
         places: dict[str, str] = {}
-        for index in range(len(records)):
-            row, place = records[index], records.describe(index)
+        for index, row in rows_of(records):
+            place = records.describe(index)
             study = self._study(field(row, "Path") or field(row, "Study"), place)
             images = self._images(path, row, study)
             key = study if self.level == "study" else f"{index}"

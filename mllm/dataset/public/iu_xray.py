@@ -1,4 +1,4 @@
-"""IU X-ray (Open-i): 7,470 chest X-rays with 3,955 reports (Demner-Fushman et al., JAMIA 2016)."""
+"""IU X-ray (Open-i): chest X-rays with their reports (Demner-Fushman et al., JAMIA 2016)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.public.official import field, official_file, official_table
+from mllm.dataset.public.official import field, official_file, official_table, rows_of
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
-from mllm.structures import IMAGE, Sample, Turn
+from mllm.structures import Sample
 
 _REPORTS, _PROJECTIONS = "indiana_reports.csv", "indiana_projections.csv"
 _ANNOTATION = "annotation.json"
@@ -91,13 +91,11 @@ class IUXrayDataset(GroundingDataset):
         table = official_file(root, (_PROJECTIONS,), "the images of the reports")
         projections = official_table(table, ("uid", "filename", "projection"))
         images: dict[str, list[str]] = {}
-        for number in range(len(projections)):
-            row = projections[number]
+        for _, row in rows_of(projections):
             if self.views == "all" or field(row, "projection") == "Frontal":
                 images.setdefault(field(row, "uid"), []).append(f"images/images_normalized/{field(row, 'filename')}")
         rows, places = [], []
-        for index in range(len(records)):
-            row = records[index]
+        for index, row in rows_of(records):
             study, answer = field(row, "uid"), " ".join(field(row, self.section).split())
             if not answer or study not in images:
                 self.without_section += 1
@@ -112,8 +110,7 @@ class IUXrayDataset(GroundingDataset):
             raise DataError(row["error"])
         images = [self.read_image(file) for file in row["image"]]
         question = self.draw_template(rng, section=self.section)
-        turns = [Turn("user", " ".join([*[IMAGE] * len(images), question])), answer_turn(row["answer"])]
-        return Sample(turns, images)
+        return Sample([self.question_about(images, question), answer_turn(row["answer"])], images)
 
     @override
     def summary(self) -> dict[str, Any]:

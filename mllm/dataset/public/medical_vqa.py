@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from typing_extensions import override
 
-from mllm.dataset.public.official import field, official_file, official_split, official_table
+from mllm.dataset.public.official import field, official_file, official_split, official_table, rows_of
 from mllm.dataset.single_image_dataset.vqa import VQADataset
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
@@ -40,8 +40,8 @@ class _PublishedVQA(VQADataset):
     def selected(self, records: Records) -> ListedRecords:
         """Return the rows of the answer type, as rows of `VQADataset` whose patient is the image."""
         rows, places = [], []
-        for index in range(len(records)):
-            row = self.row_of(records[index])
+        for index, published in rows_of(records):
+            row = self.row_of(published)
             kind = field(row, "answer_type").upper()
             if row and (self.answer_type is None or kind == self.answer_type):
                 texts = {name: row[name] for name in ("image", "question", "answer")}
@@ -112,7 +112,7 @@ class VQARADDataset(_PublishedVQA):
 
 @DATASETS.register_module()
 class SLAKEDataset(_PublishedVQA):
-    """SLAKE: 14,028 questions in English and Chinese about 642 radiology images (Liu et al., arXiv:2102.09542).
+    """SLAKE: questions in English and Chinese about radiology images (Liu et al., arXiv:2102.09542).
 
     `data_path` holds `train.json`, `validate.json` (or `validation.json`), `test.json` and `imgs/xmlab1/source.jpg`.
 
@@ -162,7 +162,7 @@ class SLAKEDataset(_PublishedVQA):
 
 @DATASETS.register_module()
 class PathVQADataset(_PublishedVQA):
-    """PathVQA: 32,799 questions about 4,998 pathology images (He et al., arXiv:2003.10286).
+    """PathVQA: questions about pathology images (He et al., arXiv:2003.10286).
 
     `data_path` holds `qas/train/train_qa.pkl` (likewise `val` and `test`) and `images/train/NAME.jpg`.
 

@@ -1,16 +1,16 @@
-"""MIMIC-CXR and MIMIC-CXR-JPG: 377,110 chest X-rays with 227,835 reports (Johnson et al., 2019)."""
+"""MIMIC-CXR and MIMIC-CXR-JPG: 377,110 chest X-rays with their reports (Johnson et al., 2019)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from tqdm import tqdm
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.public.official import field, official_file, official_split, official_table
+from mllm.dataset.public.official import field, official_file, official_split, official_table, rows_of
 from mllm.dataset.public.report_text import last_paragraph, sections
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ListedRecords
@@ -19,7 +19,7 @@ from mllm.dataset.tasks.annotated import Labels
 from mllm.dataset.tasks.labels import MultiLabelDataset, Uncertain
 from mllm.errors import DataError
 from mllm.registry import DATASETS
-from mllm.structures import IMAGE, Sample, Turn
+from mllm.structures import Sample
 
 LABELS = (
     "Atelectasis",
@@ -41,6 +41,8 @@ LABELS = (
 SPLITS = ("train", "validate", "test")
 FRONTAL = ("AP", "PA")
 _SUFFIXES = (".jpg", ".dcm")
+_MANY = 2000
+"""Number of reports from which a progress bar is shown."""
 Views = Literal["frontal", "all"]
 
 
@@ -63,7 +65,7 @@ def studies(root: Path, split: str | None, views: Views) -> dict[str, _Study]:
     records = official_table(table, ("dicom_id", "study_id", "subject_id", "split"))
     positions = _positions(root) if views == "frontal" else {}
     found: dict[str, _Study] = {}
-    for index, row in _rows(records):
+    for index, row in rows_of(records):
         if split is not None and field(row, "split") != split:
             continue
         image, study = field(row, "dicom_id"), field(row, "study_id")
@@ -78,11 +80,7 @@ def _positions(root: Path) -> dict[str, str]:
     """Return the view position of each image."""
     table = official_file(root, ("mimic-cxr-2.0.0-metadata.csv",), "the views; views='all' does not need it")
     records = official_table(table, ("dicom_id", "ViewPosition"))
-    return {field(row, "dicom_id"): field(row, "ViewPosition") for _, row in _rows(records)}
-
-
-def _rows(records: Records) -> Iterator[tuple[int, dict[str, Any]]]:
-    return ((index, records[index]) for index in range(len(records)))
+    return {field(row, "dicom_id"): field(row, "ViewPosition") for _, row in rows_of(records)}
 
 
 def image_paths(root: Path, study: _Study) -> list[str]:
@@ -134,7 +132,8 @@ class MIMICCXRDataset(GroundingDataset):
     @override
     def open_records(self, path: Path) -> Records:
         rows, places = [], []
-        for study in studies(path, self.official, self.views).values():
+        chosen = studies(path, self.official, self.views).values()
+        for study in tqdm(chosen, "reading reports", disable=len(chosen) < _MANY or None, leave=False):
             images = image_paths(path, study)
             row: dict[str, Any] = {"image": images if self.images == "all" else images[:1], "patient": study.patient}
             file = self.reports / f"{study.folder}.txt"
@@ -166,8 +165,7 @@ class MIMICCXRDataset(GroundingDataset):
         part = {"both": "findings and the impression", "any": "impression"}.get(self.section, self.section)
         question = self.draw_template(rng, section=part)
         images = [self.read_image(file) for file in row["image"]]
-        turns = [Turn("user", " ".join([*[IMAGE] * len(images), question])), answer_turn(row["answer"])]
-        return Sample(turns, images)
+        return Sample([self.question_about(images, question), answer_turn(row["answer"])], images)
 
     @override
     def summary(self) -> dict[str, Any]:
@@ -224,7 +222,7 @@ class MIMICCXRLabelDataset(MultiLabelDataset):
         records = official_table(table, ("subject_id", "study_id", *LABELS))
         found = studies(path, self.official, self.views)
         rows, places = [], []
-        for index, row in _rows(records):
+        for index, row in rows_of(records):
             study = found.get(field(row, "study_id"))
             if study is None:
                 continue

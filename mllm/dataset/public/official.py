@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from mllm.dataset.tables.records import Records
 from mllm.errors import ConfigError, DataError, hint
+
+_MANY = 20_000
+"""Number of rows from which a progress bar is shown."""
 
 
 def official_file(root: Path, names: Sequence[str], contents: str) -> Path:
@@ -49,6 +54,14 @@ def official_table(path: Path, columns: Sequence[str]) -> Records:
         if column not in first:
             raise DataError(f"{path} has no column '{column}'{hint(column, first)}")
     return records
+
+
+def rows_of(records: Records) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield index and row of a table, with a progress bar if it is long."""
+    indices = tqdm(
+        range(len(records)), f"reading {records.path.name}", disable=len(records) < _MANY or None, leave=False
+    )
+    return ((index, records[index]) for index in indices)
 
 
 def field(row: Mapping[str, Any], name: str) -> str:

@@ -74,6 +74,10 @@ class GroundingDataset(ImageTextDataset):
         """Return a question about the image; `groups` holds the mark indices of each `<box>` and `<point>` in it."""
         return Turn("user", f"{IMAGE} {question}", _groups(groups))
 
+    def question_about(self, images: Sequence[Image], question: str) -> Turn:
+        """Return a question about one or several images, which precede it."""
+        return Turn("user", " ".join([*[IMAGE] * len(images), question]))
+
     def parse_box(self, image: Image, numbers: Any, field: str = "bbox") -> Box:
         """Return a box of a row; see the function `parse_box`."""
         return parse_box(image, numbers, field, self.box)

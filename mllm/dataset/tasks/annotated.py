@@ -19,7 +19,7 @@ from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
-from mllm.structures import BOX, IMAGE, Mark, Sample, Turn
+from mllm.structures import BOX, Mark, Sample
 
 NONE = "none"
 """Answer for an image without the object."""
@@ -92,8 +92,7 @@ class AnnotatedDataset(GroundingDataset):
         """Return a question and its answer about the image of a row, or about several images in a list."""
         files = row["image"] if isinstance(row["image"], list) else [row["image"]]
         images = [self.read_image(file) for file in files]
-        text = " ".join([*[IMAGE] * len(images), question])
-        return Sample([Turn("user", text), answer_turn(answer)], images)
+        return Sample([self.question_about(images, question), answer_turn(answer)], images)
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
