@@ -126,13 +126,13 @@ def errors_of_row(location: str) -> Iterator[None]:
 
 
 def origin_of(error: BaseException) -> str:
-    """Return the place in the source that raised an exception, as `code_place` writes it."""
+    """Return the location in the source that raised an exception; see `code_location`."""
     frames = traceback.extract_tb(error.__traceback__)
-    return code_place(frames[-1].filename, frames[-1].lineno) if frames else "an unknown place"
+    return code_location(frames[-1].filename, frames[-1].lineno) if frames else "an unknown location"
 
 
-def code_place(file: str, line: int | None) -> str:
-    """Return `PACKAGE/.../FILE:LINE` for a place in an installed package or in this one, and else `FILE:LINE`."""
+def code_location(file: str, line: int | None) -> str:
+    """Return `PACKAGE/.../FILE:LINE` for a file of an installed package or of this one, and else `FILE:LINE`."""
     parts = PurePath(file).parts
     start = len(parts) - 1
     if "site-packages" in parts:

@@ -13,7 +13,7 @@ from mllm.errors import hint
 
 NAMES = {
     bool: "True or False",
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
     str: "text",
     Path: "text",
@@ -48,13 +48,13 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def format_type(annotation: Any) -> str:
-    """Return an annotation in words: 'a whole number or None'."""
+    """Return an annotation in words: 'an integer or None'."""
     origin = typing.get_origin(annotation)
     if origin in (Union, types.UnionType):
         kinds = typing.get_args(annotation)
         if any(map(_is_enum, kinds)):
             kinds = tuple(kind for kind in kinds if kind is not str)
-        # None comes last: "a whole number or None".
+        # None comes last: "an integer or None".
         ordered = sorted(kinds, key=lambda kind: kind is type(None))
         return " or ".join(dict.fromkeys(format_type(kind) for kind in ordered))
     if origin is Literal:

@@ -2,8 +2,8 @@
 
 A private run has `privacy_args` in its config. While it is active, errors, log records and warnings are rewritten here:
 
-* An error about a row has the place `train, row 3` and `UserError.reason` in place of its message.
-* An unexpected exception has its type and the places in the source, and no text.
+* The message of an error about a row is its split and number (`train, row 3`) and `UserError.reason`.
+* The message of an unexpected exception is its type and its locations in the source.
 * Records of `mllm.dataset` keep their literal text and arguments of type `PublicText`; other arguments become `…`.
 * Texts of other packages' records and warnings are left out, unless the package only computes with tensors.
 """
@@ -20,7 +20,7 @@ from contextvars import ContextVar
 from pathlib import PurePath
 from typing import Any, TypeVar
 
-from mllm.errors import DataError, TrainingError, UserError, code_place, is_out_of_memory, one_line
+from mllm.errors import DataError, TrainingError, UserError, code_location, is_out_of_memory, one_line
 from mllm.files import is_disk_full
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ COMPUTING = ("accelerate", "bitsandbytes", "deepspeed", "opacus", "peft", "torch
 _CONVERSION = re.compile(r"%(?:%|[-#0 +]*\d*(?:\.\d+)?[a-zA-Z])")
 _DATASET = "mllm/dataset/"
 _CALLS = 6
-"""Places in the source that the message about an unexpected exception names."""
+"""Number of locations in the source that the message about an unexpected exception has."""
 
 T = TypeVar("T")
 _is_private = False
@@ -65,18 +65,18 @@ def in_row(split: str, index: int) -> Iterator[None]:
 
 
 def current_row() -> PublicText:
-    """Return the place of the row that is being read: `train, row 3`, with numbers from 1."""
+    """Return split and number of the row that is being read: `train, row 3`, with numbers from 1."""
     row = _row.get()
     return PublicText("a row" if row is None else f"{row[0]}, row {row[1] + 1}")
 
 
 def sentence_of(error: UserError) -> str:
-    """Return the message of an error about the current row in one line; in a private run, its place and the reason."""
+    """Return the message of an error about the current row in one line; in a private run, split, number and reason."""
     return one_line(f"{current_row()}: {_reason(error)}" if _is_private else str(error))
 
 
-def add_place(error: UserError) -> None:
-    """Add the place of the current row to the reason of an error."""
+def add_row(error: UserError) -> None:
+    """Add the split and number of the current row to the reason of an error."""
     error.reason = f"{current_row()}: {_reason(error)}"
 
 
@@ -169,7 +169,7 @@ def _public(error: BaseException) -> BaseException:
     """Return an error without values that replaces `error`: itself if its text has none."""
     if isinstance(error, KeyboardInterrupt) or is_out_of_memory(error) or is_disk_full(error):
         return error
-    calls = [code_place(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    calls = [code_location(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, UserError):
         # An error of the config may hold values, too, if it was raised where data are read.
         is_about_data = any(call.startswith(_DATASET) for call in calls) or not calls[-1].startswith("mllm/")
@@ -215,9 +215,9 @@ class _Warnings:
     def __call__(
         self, message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any, **options: Any
     ) -> None:
-        place = code_place(filename, lineno)
-        if PurePath(place).parts[0] in COMPUTING:
+        location = code_location(filename, lineno)
+        if PurePath(location).parts[0] in COMPUTING:
             self.show(message, category, filename, lineno, *rest, **options)
-        elif (kind := (category.__name__, place)) not in self.shown:
+        elif (kind := (category.__name__, location)) not in self.shown:
             self.shown.add(kind)
             logger.warning("%s in %s; its text is %s", *kind, LEFT_OUT)

@@ -41,7 +41,7 @@ def test_values_that_fit_a_type(value, annotation, expected):
 
 
 def test_words():
-    assert format_type(int | None) == "a whole number or None"
+    assert format_type(int | None) == "an integer or None"
     assert format_type(None | bool) == "True or False or None"
     assert format_type(IntervalStrategy | str) == "one of no, steps, epoch"
     assert invalid_value("epochs", IntervalStrategy | str) == "does not know 'epochs': did you mean 'epoch'?"

@@ -145,7 +145,7 @@ def test_build_passes_options_and_provided_arguments(animals):
         ({"type": "Hors"}, "unknown type 'Hors' in registry animals: did you mean 'Horse'? (farm)"),
         ({"type": "Horse"}, "farm (Horse) needs the key 'name'"),
         ({"type": "Horse", "name": "Ada", "leg": 3}, "unknown key 'leg' in farm (Horse): did you mean 'legs'?"),
-        ({"type": "Horse", "name": "Ada", "legs": "3"}, "farm.legs must be a whole number, not '3'"),
+        ({"type": "Horse", "name": "Ada", "legs": "3"}, "farm.legs must be an integer, not '3'"),
         ({"type": "Horse", "name": ""}, "farm (Horse): the name is empty"),
         (
             {"type": "Herd", "animals": [{"type": "Horse"}]},
@@ -194,5 +194,5 @@ def test_an_assignable_option_of_a_base_class_is_set_after_construction():
     assert signature.assigned == {"seed"}
     visit = build(registry, {"type": "Visit", "day": 3, "seed": 5})
     assert (visit.day, visit.seed) == (3, 5)
-    with pytest.raises(OptionError, match="seed must be a whole number"):
+    with pytest.raises(OptionError, match="seed must be an integer"):
         build(registry, {"type": "Visit", "day": 3, "seed": "x"})

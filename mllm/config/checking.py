@@ -230,7 +230,7 @@ def training_args(values: dict[str, Any], origins: Origins, is_private: bool) ->
         if not fits(value, known[key].annotation):
             raise ConfigError(f"{origin}: training_args.{key} {invalid_value(value, known[key].annotation)}")
         if key in POSITIVE and value < 1:
-            raise ConfigError(f"{origin}: training_args.{key} must be a whole number of at least 1, not {value!r}")
+            raise ConfigError(f"{origin}: training_args.{key} must be an integer of at least 1, not {value!r}")
         if key in NOT_NEGATIVE and value is not None and not 0 <= value < float("inf"):
             raise ConfigError(f"{origin}: training_args.{key} must be 0 or more and finite, not {value!r}")
     return fill_defaults(values, is_private)

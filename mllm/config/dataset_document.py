@@ -56,7 +56,7 @@ TASKS = (
         "medgemma_chexpert",
     ),
     Task("presence", "`image`, `label`, `present`", ("PresenceDataset",), "yes or no", ("short_answer",), ""),
-    Task("counting", "`image`, `label`, `count`", ("CountingDataset",), "whole number", ("accuracy",), ""),
+    Task("counting", "`image`, `label`, `count`", ("CountingDataset",), "integer", ("accuracy",), ""),
     Task(
         "regression",
         "`image`, `value`",

@@ -172,7 +172,7 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
 
     Args:
         data_path: A json, jsonl, csv, tsv or Parquet file, or a table of the library `datasets`; see `Records`.
-        image_folder: Directory of the images; None: the directory of `data_path`.
+        image_folder: Folder of the images; None: the folder of `data_path`.
         transforms: Entries of TRANSFORMS as dicts with their `type`.
         seed: Seed of the random draws.
         reader: Options for the reader of the images, such as `dict(window='lung')`.

@@ -26,20 +26,20 @@ _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 
 
 def check_image_folder(folder: Path) -> None:
-    """Raise `DataError` if a directory of images does not exist, with the cause if it can be determined."""
+    """Raise `DataError` if a folder of images does not exist, with the cause if it can be determined."""
     if folder.is_dir():
         return
     if folder.is_file():
         raise DataError(
-            f"image_folder {folder} is a file: extract it first, and set image_folder to the directory of the images"
+            f"image_folder {folder} is a file: extract it first, and set image_folder to the folder of the images"
         )
     if _WINDOWS.match(str(folder)):
-        raise DataError(f"image_folder {folder} is a path of Windows: write the path of the directory on this machine")
+        raise DataError(f"image_folder {folder} is a Windows path: write the path of the folder on this machine")
     raise DataError(f"image_folder {folder} does not exist", "image_folder does not exist")
 
 
 def find_file(folder: Path, name: str | Path) -> Path:
-    """Return the path of a file below a directory. Backslashes of Windows separate names if no file has them.
+    """Return the path of a file below a folder. Backslashes of Windows separate names if no file has them.
 
     Raises:
         DataError: The file does not exist.
@@ -49,7 +49,7 @@ def find_file(folder: Path, name: str | Path) -> Path:
         return path
     text = str(name)
     if _WINDOWS.match(text):
-        fault = "is a path of Windows: write it relative to image_folder, with /"
+        fault = "is a Windows path: write it relative to image_folder, with /"
         raise DataError(f"image {text} {fault}", f"its image {fault}")
     if "\\" in text and (converted := folder / text.replace("\\", "/")).exists():
         return converted
@@ -57,9 +57,9 @@ def find_file(folder: Path, name: str | Path) -> Path:
 
 
 def _missing_file_hint(path: Path) -> str:
-    """Return the end of the message about a missing file: a similar name in its directory, or the missing directory."""
+    """Return the end of the message about a missing file: a similar name in its folder, or the missing folder."""
     if not path.parent.is_dir():
-        return f" (nor does its directory {path.parent})"
+        return f" (nor does its folder {path.parent})"
     matches = nearest_names(path.name, [entry.name for entry in path.parent.iterdir()], count=1)
     return f": did you mean {matches[0]!r}?" if matches else ""
 

@@ -66,7 +66,7 @@ def check_leakage(patients: Mapping[str, Patients]) -> None:
                     "rename different patients"
                 )
                 raise DataError(
-                    message % (first.location, second.location), reason=message % (first.place, second.place)
+                    message % (first.location, second.location), reason=message % (first.position, second.position)
                 )
             for form, patient in later.forms.items():
                 if form in earlier.forms:
@@ -78,4 +78,4 @@ def _two_forms(first: Row, second: Row) -> DataError:
         "the patients of %s and %s differ only in case or in leading zeros: write the id of a patient in one form in "
         "all rows, or rename different patients"
     )
-    return DataError(message % (first.location, second.location), reason=message % (first.place, second.place))
+    return DataError(message % (first.location, second.location), reason=message % (first.position, second.position))

@@ -9,12 +9,12 @@ from mllm.private_messages import PublicText, current_row, is_private
 
 
 class Row(NamedTuple):
-    """Row of a dataset with its place in a split."""
+    """Row of a dataset with its split and number."""
 
     dataset: SampleDataset
     number: int
     """Index in the dataset."""
-    place: PublicText
+    position: PublicText
     """Split and number of the row, for messages of private runs."""
 
     @classmethod
@@ -29,5 +29,5 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the place in a private run, and else the location, for log lines."""
-        return self.place if is_private() else self.location
+        """Return the position in a private run, and else the location, for messages."""
+        return self.position if is_private() else self.location

@@ -12,7 +12,7 @@ from mllm.metrics.areas import boxes_of
 from mllm.metrics.base import Metric, content_read
 from mllm.metrics.coco import rle
 from mllm.models.generation.answers import answers
-from mllm.private_messages import add_place, in_row, is_private, sentence_of
+from mllm.private_messages import add_row, in_row, is_private, sentence_of
 from mllm.structures import Answer, Bundle, Failure, Sample
 
 
@@ -50,7 +50,7 @@ class Evaluation:
 class _SplitReader:
     """Iterator over the samples of a split that records their questions and references.
 
-    With `skip_failures`, rows that cannot be read or encoded are skipped and kept as failures.
+    With `skip_failures`, rows that cannot be read or encoded are skipped and added to `failures`.
     """
 
     def __init__(self, bundle: Bundle, samples: Samples, skip_failures: bool, split: str) -> None:
@@ -71,7 +71,7 @@ class _SplitReader:
             except UserError as error:
                 with in_row(self.split, index):
                     if not self.skip_failures:
-                        add_place(error)
+                        add_row(error)
                         raise
                     self.failures.append(Failure(sentence_of(error), (index, 0)))
                 continue
@@ -91,18 +91,18 @@ class _SplitReader:
             return sample, self.bundle.encoder.reference(sample)
 
 
-def origin_fields(sample: Sample, place: str) -> dict[str, Any]:
+def origin_fields(sample: Sample, row: str) -> dict[str, Any]:
     """Return the fields of a row of `predictions.jsonl` about its origin: `source`, and `images` if it has files.
 
-    Names of tables and images may be those of patients, so `source` is `place` in a private run, and there are no
+    Names of tables and images may be those of patients, so `source` is `row` in a private run, and there are no
     `images`.
 
     Args:
         sample: The sample of the row.
-        place: Split and number of the row: `test, row 3`.
+        row: Split and number of the row: `test, row 3`.
     """
     if is_private():
-        return {"source": place}
+        return {"source": row}
     return {"source": sample.source, **({"images": sample.files} if sample.files else {})}
 
 

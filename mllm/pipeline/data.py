@@ -15,10 +15,11 @@ if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mllm.pipeline.command import add_override_option, command_parser, run_command
+from mllm.pipeline.options import integer
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command and return its exit code: 1 if there are errors in the data. No weights are loaded."""
+    """Run the command and return its exit code: 1 if the data have errors. No weights are loaded."""
     args = parse(argv)
     from mllm.run.data_check import check_data
 
@@ -35,16 +36,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("config", help="a config file")
     parser.add_argument("--tiny", action="store_true", help="replace checkpoints and absent data by tiny ones")
     parser.add_argument(
-        "--workers", type=_count, default=os.cpu_count() or 1, help="processes that decode images (default: all cores)"
+        "--workers", type=integer(0), default=os.cpu_count() or 1, help="worker processes; 0: none (default: all cores)"
     )
     add_override_option(parser)
     return parser.parse_args(argv)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not an integer of at least 0")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 
 from mllm.predict.generation import GenerationOptions
 
@@ -12,11 +13,15 @@ SEED_LIMIT = 2**32
 DEFAULTS = GenerationOptions()
 
 
-def positive_int(text: str) -> int:
-    """Return a positive integer; an argparse type."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive integer")
-    return int(text)
+def integer(minimum: int) -> Callable[[str], int]:
+    """Return an argparse type: an integer of at least `minimum`, which must not be negative."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"'{text}' is not an integer of at least {minimum}")
+        return int(text)
+
+    return parse
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +42,9 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of text generation."""
     group = parser.add_argument_group("generation")
     group.add_argument(
-        "--max-new-tokens", type=positive_int, default=DEFAULTS.max_new_tokens, help="maximum length of an answer"
+        "--max-new-tokens", type=integer(1), default=DEFAULTS.max_new_tokens, help="maximum length of an answer"
     )
-    group.add_argument("--batch-size", type=positive_int, default=DEFAULTS.batch_size, help="questions per batch")
+    group.add_argument("--batch-size", type=integer(1), default=DEFAULTS.batch_size, help="questions per batch")
     group.add_argument(
         "--temperature", type=float, default=DEFAULTS.temperature, help="0: greedy decoding; above 0: sampling"
     )

@@ -16,6 +16,7 @@ if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mllm.pipeline.command import add_override_option, command_parser, quiet_progress, run_command
+from mllm.pipeline.options import integer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,7 +42,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--epsilon", nargs="+", default=(), type=_positive, help="epsilons (default: 1, 3, 8 and that of the config)"
     )
     parser.add_argument(
-        "--draw", nargs="+", default=(), type=_count, help="units of an update (default: the config, / 4, * 4)"
+        "--draw", nargs="+", default=(), type=integer(1), help="units of an update (default: the config, / 4, * 4)"
     )
     parser.add_argument("--tiny", action="store_true", help="replace checkpoints and absent data by tiny ones")
     add_override_option(parser)
@@ -56,12 +57,6 @@ def _positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
     return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not an integer above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

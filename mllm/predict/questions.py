@@ -17,7 +17,7 @@ class Questions(VQADataset):
 
     Args:
         data_path: Table of the rows.
-        image_folder: Directory of the images; None: that of the table.
+        image_folder: Folder of the images; None: that of the table.
         modality: Text before the question of rows without the field `modality`.
         reads_marks: The marks of a sample are those of the fields that `true_marks` reads. False: it has none.
         options: Further options of `ImageTextDataset`.

@@ -97,7 +97,7 @@ def sentence(path, *overrides) -> str:
             "training_args = dict(learning_rate='1e-4')",
             "run.py:2: training_args.learning_rate must be a number, not '1e-4'",
         ),
-        ("training_args = dict(max_steps=1e3)", "run.py:2: training_args.max_steps must be a whole number, not 1000.0"),
+        ("training_args = dict(max_steps=1e3)", "run.py:2: training_args.max_steps must be an integer, not 1000.0"),
         (
             "training_args = dict(gradient_checkpointing=1)",
             "run.py:2: training_args.gradient_checkpointing must be True or False or None, not 1",
@@ -108,7 +108,7 @@ def sentence(path, *overrides) -> str:
         ),
         (
             "training_args = dict(gradient_accumulation_steps=0)",
-            "run.py:2: training_args.gradient_accumulation_steps must be a whole number of at least 1, not 0",
+            "run.py:2: training_args.gradient_accumulation_steps must be an integer of at least 1, not 0",
         ),
         (
             "training_args = dict(learning_rate=-1)",
@@ -133,11 +133,11 @@ def sentence(path, *overrides) -> str:
             "run.py:2: name='../other' cannot be the name of a folder, and runs are written to exp/<name>; "
             "set training_args.output_dir to write to another folder",
         ),
-        ("model_args = dict(lora_r='16')", "run.py:2: model_args.lora_r must be a whole number or None, not '16'"),
-        ("model_args = dict(lora_r=True)", "run.py:2: model_args.lora_r must be a whole number or None, not True"),
+        ("model_args = dict(lora_r='16')", "run.py:2: model_args.lora_r must be an integer or None, not '16'"),
+        ("model_args = dict(lora_r=True)", "run.py:2: model_args.lora_r must be an integer or None, not True"),
         ("model_args = dict(lora_r=0)", "run.py:2: model_args.lora_r must be at least 1, not 0"),
         ("model_args = dict(max_length=-1)", "run.py:2: model_args.max_length must be at least 1, not -1"),
-        ("model_args = dict(max_length=None)", "run.py:2: model_args.max_length must be a whole number, not None"),
+        ("model_args = dict(max_length=None)", "run.py:2: model_args.max_length must be an integer, not None"),
         ("model_args = dict(lora_dropout=1.0)", "run.py:2: model_args.lora_dropout must be less than 1, not 1.0"),
         ("model_args = dict(lora_alpha=0)", "run.py:2: model_args.lora_alpha must be greater than 0, not 0"),
         ("model_args = dict(load_in_4bit='yes')", "run.py:2: model_args.load_in_4bit must be True or False, not 'yes'"),

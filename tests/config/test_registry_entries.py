@@ -26,11 +26,11 @@ class NamesNoFile:
     [
         (
             "data_args = dict(train=dict(size='many'))",
-            "run.py:2: data_args.train.size must be a whole number, not 'many'",
+            "run.py:2: data_args.train.size must be an integer, not 'many'",
         ),
         (
             "data_args = dict(\n    train=dict(\n        image_size=2.5))",
-            "run.py:4: data_args.train.image_size must be a whole number, not 2.5",
+            "run.py:4: data_args.train.image_size must be an integer, not 2.5",
         ),
         (
             "data_args = dict(train=dict(_delete_=True, type='Rows', data_path=5))",

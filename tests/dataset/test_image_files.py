@@ -31,10 +31,10 @@ def test_separators_of_windows_are_understood_where_no_file_has_them(folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (r"C:\data\a.png", r"image C:\\data\\a.png is a path of Windows: write it relative to image_folder"),
-        (r"\\server\a.png", "is a path of Windows"),
+        (r"C:\data\a.png", r"image C:\\data\\a.png is a Windows path: write it relative to image_folder"),
+        (r"\\server\a.png", "is a Windows path"),
         ("im/a.PNG", r"image .*im/a\.PNG does not exist: did you mean 'a\.png'\?"),
-        ("gone/a.png", r"does not exist \(nor does its directory .*gone\)"),
+        ("gone/a.png", r"does not exist \(nor does its folder .*gone\)"),
     ],
 )
 def test_the_message_about_a_missing_file_has_the_cause(folder, name, message):
@@ -46,7 +46,7 @@ def test_the_message_about_an_image_folder_has_the_cause(folder):
     (folder / "im.zip").write_bytes(b"PK\x03\x04")
     with pytest.raises(DataError, match=r"image_folder .*im\.zip is a file: extract it first, and set image_folder"):
         check_image_folder(folder / "im.zip")
-    with pytest.raises(DataError, match="image_folder D:/x is a path of Windows"):
+    with pytest.raises(DataError, match="image_folder D:/x is a Windows path"):
         check_image_folder(Path("D:/x"))
     with pytest.raises(DataError, match="image_folder .*gone does not exist"):
         check_image_folder(folder / "gone")

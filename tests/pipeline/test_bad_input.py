@@ -146,7 +146,7 @@ CONFIGS = {
     "an override of a wrong type": (
         "",
         "--cfg-options model_args.lora_r=many",
-        "--cfg-options: model_args.lora_r must be a whole number or None, not 'many'",
+        "--cfg-options: model_args.lora_r must be an integer or None, not 'many'",
     ),
     "--resume without a run": ("", "--resume", "--resume: exp/run/latest has no complete checkpoint to continue from"),
 }

@@ -26,7 +26,7 @@ def test_defaults_and_values_are_returned() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--max-new-tokens", "0"), "'0' is not a positive integer"),
+        (("--max-new-tokens", "0"), "'0' is not an integer of at least 1"),
         (("--temperature", "-1"), "--temperature and --top-k must be 0 or more"),
         (("--temperature", "1", "--top-p", "0"), "--top-p above 0"),
         (("--temperature", "1", "--top-k", "-3"), "--top-k must be 0 or more"),

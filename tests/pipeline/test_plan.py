@@ -112,7 +112,7 @@ def test_configs_without_a_valid_plan_are_refused(plan, lines, sentence):
     [
         (["--epsilon", "0"], "argument --epsilon: '0' is not a number above 0"),
         (["--epsilon", "much"], "argument --epsilon: 'much' is not a number above 0"),
-        (["--draw", "1.5"], "argument --draw: '1.5' is not an integer above 0"),
+        (["--draw", "1.5"], "argument --draw: '1.5' is not an integer of at least 1"),
     ],
 )
 def test_invalid_epsilons_and_draws_are_refused(capsys, arguments, sentence):

@@ -23,7 +23,7 @@ from mllm.pipeline.show import main as show
 from mllm.registry import DATASETS, METRICS
 
 CANARY = "Zq7Kanari"
-"""Part of every name, id, question, answer, directory and file name, and header text of the data."""
+"""Part of every name, id, question, answer, folder and file name, and header text of the data."""
 CHECKOUT = Path(__file__).resolve().parents[2]
 IMAGE = f"{CANARY}-image.png"
 DATA = Path(f"data-{CANARY}-dir")

@@ -13,8 +13,8 @@ from mllm.dataset.annotations.objects import (
     Annotations,
     EmptyBoxes,
     LabeledBox,
+    empty_box_error,
     has_area,
-    without_empty,
 )
 from mllm.errors import DataError
 
@@ -49,13 +49,9 @@ def read_coco(path: Path, data: Mapping[str, Any], empty_boxes: EmptyBoxes = "re
     objects, empty, errors = _objects(data["annotations"], files, labels, path)
     images = []
     for number, (identity, name) in enumerate(files.items(), start=1):
-        place, error = f"{path}, image {number}", errors.get(identity, "")
-        kept: tuple[LabeledBox, ...] = ()
-        try:
-            kept = without_empty(objects.get(identity, []), empty.get(identity, []), empty_boxes)
-        except DataError as refusal:
-            error = error or str(refusal)
-        images.append(AnnotatedImage(name, place, kept, error))
+        refusal = empty_box_error(empty.get(identity, ()), empty_boxes)
+        boxes = () if refusal else tuple(objects.get(identity, ()))
+        images.append(AnnotatedImage(name, f"{path}, image {number}", boxes, errors.get(identity) or refusal))
     if not images:
         raise DataError(f"{path} has no images")
     dropped = sum(map(len, empty.values()))

@@ -1,4 +1,4 @@
-"""Images with labeled boxes, as all formats of annotations are read."""
+"""Images with labeled boxes: the common form of all annotation formats."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mllm.errors import ConfigError, DataError, hint
+from mllm.errors import ConfigError, hint
 
 Box = tuple[float, float, float, float]
 EmptyBoxes = Literal["refuse", "drop"]
@@ -29,7 +29,7 @@ class AnnotatedImage:
 
     image: str
     """File of the image, relative to the folder of the images."""
-    place: str
+    location: str
     """Location of the annotation for messages: `FILE, line N`."""
     objects: tuple[LabeledBox, ...] = ()
     error: str = ""
@@ -78,14 +78,17 @@ def has_area(box: Box) -> bool:
     return box[2] > box[0] and box[3] > box[1]
 
 
-def without_empty(
-    objects: Sequence[LabeledBox], empty: Sequence[LabeledBox], empty_boxes: EmptyBoxes
-) -> tuple[LabeledBox, ...]:
-    """Return the objects of an image; raise `DataError` if a box has no area and `empty_boxes` is 'refuse'."""
-    if empty and empty_boxes == "refuse":
-        numbers = ", ".join(f"{number:g}" for number in empty[0].box)
-        raise DataError(
-            f"a box of '{empty[0].label}' has no area ({numbers}): correct it, or leave such boxes out with "
-            "empty_boxes='drop'"
-        )
-    return tuple(objects)
+def empty_box_error(empty: Sequence[LabeledBox], empty_boxes: EmptyBoxes) -> str:
+    """Return the reason for which an image with boxes without an area cannot be used. Empty: it can be used.
+
+    Args:
+        empty: The boxes of the image that have no area.
+        empty_boxes: 'refuse' images with such boxes, or 'drop' the boxes.
+    """
+    if not empty or empty_boxes == "drop":
+        return ""
+    numbers = ", ".join(f"{number:g}" for number in empty[0].box)
+    return (
+        f"a box of '{empty[0].label}' has no area ({numbers}): correct it, or leave such boxes out with "
+        "empty_boxes='drop'"
+    )

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from tqdm import tqdm
 
-from mllm.dataset.annotations.objects import AnnotatedImage, Annotations, EmptyBoxes, LabeledBox, without_empty
+from mllm.dataset.annotations.objects import AnnotatedImage, Annotations, EmptyBoxes, LabeledBox, empty_box_error
 from mllm.errors import DataError, hint
 
 _MANY = 2000
@@ -39,18 +39,19 @@ def read_voc(root: Path, split: str | None, empty_boxes: EmptyBoxes = "refuse") 
     dropped = 0
     images = []
     names = _names(root, split)
-    for name, place in tqdm(names, "reading annotations", disable=len(names) < _MANY or None, leave=False):
+    for name, location in tqdm(names, "reading annotations", disable=len(names) < _MANY or None, leave=False):
         file = root / "Annotations" / f"{name}.xml"
         try:
             image, objects, empty = _read(file, name)
-            kept = without_empty(objects, empty, empty_boxes)
-            images.append(AnnotatedImage(image, str(file), kept))
-            dropped += len(empty)
         except DataError as error:
-            images.append(AnnotatedImage(f"{name}.jpg", place if not file.exists() else str(file), error=str(error)))
+            images.append(AnnotatedImage(f"{name}.jpg", location if not file.exists() else str(file), error=str(error)))
+            continue
+        refusal = empty_box_error(empty, empty_boxes)
+        images.append(AnnotatedImage(image, str(file), () if refusal else tuple(objects), refusal))
+        dropped += 0 if refusal else len(empty)
     labels = sorted({item.label for image in images for item in image.objects})
     if not labels:
-        reason = next((f"; {image.place}: {image.error}" for image in images if image.error), "")
+        reason = next((f"; {image.location}: {image.error}" for image in images if image.error), "")
         raise DataError(f"{root}: no annotation of split {split} has an object{reason}")
     return Annotations(root, tuple(images), tuple(labels), dropped)
 

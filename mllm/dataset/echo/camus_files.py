@@ -15,7 +15,7 @@ class Release:
 
     folder: Path
     parents: tuple[str, ...]
-    """Directories below `folder` with one directory per patient."""
+    """Folders below `folder` with one folder per patient."""
     suffix: str
     sequence: str
     """Name of the image series from one phase to the other."""
@@ -24,10 +24,10 @@ class Release:
 
     @classmethod
     def of(cls, folder: Path, fold: int) -> Release:
-        """Return the release in a directory; raise `DataError` if there is none.
+        """Return the release in a folder; raise `DataError` if there is none.
 
         Args:
-            folder: The directory.
+            folder: The folder.
             fold: Number of the cross-validation fold, 1 to 10, of the older release.
         """
         if (folder / "database_nifti").is_dir():
@@ -37,12 +37,12 @@ class Release:
             lists = f"listSubGroups/subGroup{fold}_{{split}}.txt"
             return cls(folder, ("training", "testing"), ".mhd", "sequence", lists)
         raise DataError(
-            f"{folder} is not a directory of CAMUS: it must contain database_nifti (with database_split) or, for the "
+            f"{folder} is not a folder of CAMUS: it must contain database_nifti (with database_split) or, for the "
             "older release, training (with listSubGroups)"
         )
 
     def patient_folder(self, name: str) -> Path:
-        """Return the directory of a patient."""
+        """Return the folder of a patient."""
         candidates = [self.folder / parent / name for parent in self.parents]
         folder = next((candidate for candidate in candidates if candidate.is_dir()), None)
         if folder is None:

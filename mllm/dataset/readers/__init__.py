@@ -85,7 +85,7 @@ def _check_file(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if path.is_dir():
-        raise _unusable(path, "is a directory, not an image file")
+        raise _unusable(path, "is a folder, not an image file")
     if status.st_size == 0:
         raise _unusable(path, "is empty")
 

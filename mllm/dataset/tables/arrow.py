@@ -1,4 +1,4 @@
-"""Rows of Parquet files, Arrow directories and datasets of the Hugging Face Hub, mapped into memory."""
+"""Rows of Parquet files, Arrow folders and datasets of the Hugging Face Hub, mapped into memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from mllm.errors import DataError, hint
 
 ARROW_FOLDER = "state.json"
-"""File that `datasets.Dataset.save_to_disk` writes into the directory of a split."""
+"""File that `datasets.Dataset.save_to_disk` writes into the folder of a split."""
 ARROW_SPLITS = "dataset_dict.json"
-"""File that `datasets.DatasetDict.save_to_disk` writes next to the directories of its splits."""
+"""File that `datasets.DatasetDict.save_to_disk` writes next to the folders of its splits."""
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Return True if `name` can only be `ORG/NAME` on the Hub: no such file or parent directory, and no file suffix."""
+    """Return True if `name` can only be `ORG/NAME` on the Hub: no such file or parent folder, and no file suffix."""
     path = Path(name)
     is_name = re.fullmatch(r"[\w.-]+/[\w-]+", str(name)) is not None
     return is_name and not path.exists() and not path.parent.is_dir()
@@ -25,7 +25,7 @@ class ArrowRows:
     """Rows of a table that the library `datasets` maps into memory, so that its size on disk does not matter.
 
     Args:
-        source: A `.parquet` file, a directory written by `save_to_disk`, or `ORG/NAME` on the Hub.
+        source: A `.parquet` file, a folder written by `save_to_disk`, or `ORG/NAME` on the Hub.
         split: Name of the split, if there are several ('train'); on the Hub also a slice ('train[:1%]').
 
     Raises:
@@ -70,7 +70,7 @@ def _load(source: str | Path, split: str | None) -> Any:
 
 
 def _split_folder(folder: Path, split: str | None) -> Path:
-    """Return the directory of a split; raise `DataError` if `split` is none of the available splits."""
+    """Return the folder of a split; raise `DataError` if `split` is none of the available splits."""
     if not (folder / ARROW_SPLITS).is_file():
         return folder
     names = sorted(child.name for child in folder.iterdir() if (child / ARROW_FOLDER).is_file())

@@ -19,17 +19,17 @@ class ListedRecords(Records):
     Args:
         path: File or folder from which the rows come.
         rows: The rows.
-        places: Location of each row for messages: `FILE, line N`. None: the number of the row in `path`.
+        locations: Location of each row for messages: `FILE, line N`. None: the number of the row in `path`.
 
     Raises:
         DataError: There is no row.
     """
 
-    def __init__(self, path: Path, rows: Sequence[Mapping[str, Any]], places: Sequence[str] | None = None) -> None:
-        assert places is None or len(places) == len(rows)
+    def __init__(self, path: Path, rows: Sequence[Mapping[str, Any]], locations: Sequence[str] | None = None) -> None:
+        assert locations is None or len(locations) == len(rows)
         if not rows:
             raise DataError(f"{path} has no row that can be used")
-        self.path, self.rows, self.places = path, rows, places
+        self.path, self.rows, self.locations = path, rows, locations
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -41,4 +41,4 @@ class ListedRecords(Records):
     @override
     def describe(self, index: int) -> str:
         index = from_zero(index, len(self))
-        return f"{self.path}, line {index + 1}" if self.places is None else self.places[index]
+        return f"{self.path}, line {index + 1}" if self.locations is None else self.locations[index]

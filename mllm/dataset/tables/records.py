@@ -38,7 +38,7 @@ class Records:
     * `.jsonl`: one object per line, read row by row from an index of byte offsets, so that the file may be large.
     * `.json`: a list of objects, `{"data": [...]}`, or an object that maps ids to objects.
     * `.csv`, `.tsv`: the first line has the names of the columns, unless `columns` is given.
-    * `.parquet`, a directory written by `datasets`, `ORG/NAME` on the Hub: mapped into memory. `split` selects a split
+    * `.parquet`, a folder written by `datasets`, `ORG/NAME` on the Hub: mapped into memory. `split` selects a split
       of the last two.
 
     Blank lines are skipped. Text files are in UTF-8, or in UTF-16 with a byte order mark, and may be compressed by gzip
@@ -70,7 +70,7 @@ class Records:
             return ArrowRows(path, split)
         _check_path(path)
         if split is not None:
-            raise DataError(f"split='{split}' selects a split of a directory or of the Hub, but {path} is a file")
+            raise DataError(f"split='{split}' selects a split of a folder or of the Hub, but {path} is a file")
         suffix = table_suffix(path)
         if suffix in (".csv", ".tsv"):
             return CsvRows(path, "\t" if suffix == ".tsv" else ",", columns)
@@ -107,11 +107,11 @@ class Records:
 
 def _check_path(path: Path) -> None:
     if re.match(r"[A-Za-z]:[\\/]|\\\\", str(path)) and not path.exists():
-        raise DataError(f"data_path {path} is a path of Windows: write the path of the file on this machine")
+        raise DataError(f"data_path {path} is a Windows path: write the path of the file on this machine")
     if path.is_dir():
-        raise DataError(f"data_path {path} is a directory: set it to the file with the rows")
+        raise DataError(f"data_path {path} is a folder: set it to the file with the rows")
     if not path.exists():
-        tail = f" (nor does its directory {path.parent})" if not path.parent.is_dir() else ""
+        tail = f" (nor does its folder {path.parent})" if not path.parent.is_dir() else ""
         if not tail:
             names = [entry.name for entry in path.parent.iterdir() if entry.suffix.lower() in SUFFIXES]
             matches = nearest_names(path.name, names)

@@ -39,7 +39,7 @@ class TextFilters:
         limits = {"min_characters": filters.min_characters, "max_characters": filters.max_characters}
         for key, limit in limits.items():
             if type(limit) is not int and (key == "min_characters" or limit is not None):
-                raise ConfigError(f"filters: {key} must be a whole number, not {limit!r}")
+                raise ConfigError(f"filters: {key} must be an integer, not {limit!r}")
         if filters.language is not None and filters.language not in (codes := _language_codes()):
             raise ConfigError(f"filters: unknown language '{filters.language}'{hint(filters.language, codes)}")
         return filters

@@ -16,9 +16,9 @@ AnswerChoice = Literal["first", "majority"]
 _MISSING = frozenset({"nan", "NaN", "<NA>", "NaT"})
 """Texts of missing values that pandas writes or that `str` makes of them."""
 _INTEGER = re.compile(r"(-?\d+)\.0+")
-"""Whole number as pandas writes it in a column with missing values."""
+"""Integer as pandas writes it in a column with missing values."""
 _EXACT = 2**53
-"""Whole numbers from which a float has lost digits."""
+"""Integers from which a float has lost digits."""
 _PATIENT_COLUMNS = re.compile(
     r"patients?(id|name|number|no|nr|key|uid|code)?|subject(id|number|no|nr|key|code)|pid|patid|mrn"
 )
@@ -108,7 +108,7 @@ def patient_of(value: Any, field: str) -> str | None:
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         return str(int(value))
     raise DataError.without_values(
-        f"field '{field}' must be the id of a patient, a text or a whole number, not {_kind(value)}"
+        f"field '{field}' must be the id of a patient, a text or an integer, not {_kind(value)}"
     )
 
 

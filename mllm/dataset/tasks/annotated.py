@@ -66,12 +66,12 @@ class AnnotatedDataset(GroundingDataset):
             return Records(path)
         self.annotations, self.labels = annotations, annotations.names(self.labels)
         rows: list[dict[str, Any]] = []
-        places: list[str] = []
+        locations: list[str] = []
         for image in annotations.images:
-            found = [{"image": image.image, "error": image.error}] if image.error else self.rows_of(image)
-            rows += found
-            places += [image.place] * len(found)
-        return ListedRecords(path, rows, places)
+            image_rows = [{"image": image.image, "error": image.error}] if image.error else self.rows_of(image)
+            rows += image_rows
+            locations += [image.location] * len(image_rows)
+        return ListedRecords(path, rows, locations)
 
     @abstractmethod
     def rows_of(self, image: AnnotatedImage) -> list[dict[str, Any]]:
@@ -174,8 +174,8 @@ class DetectionDataset(AnnotatedDataset):
             if own:
                 groups.append(range(len(marks), len(marks) + len(own)))
             marks += own
-            place = BOX if own else NONE
-            lines.append(f"{self.text_of_label(label)}: {place}" if self.per == "image" else place)
+            answer = BOX if own else NONE
+            lines.append(f"{self.text_of_label(label)}: {answer}" if self.per == "image" else answer)
         names = ", ".join(self.text_of_label(label) for label in objects)
         question = self.question_turn(self.draw_template(rng, label=names))
         return Sample([question, answer_turn("\n".join(lines), groups)], [image], marks=marks)

@@ -22,7 +22,7 @@ from mllm.structures import Sample
 
 @DATASETS.register_module()
 class CountingDataset(AnnotatedDataset):
-    """Number of objects of a class in an image, as a whole number.
+    """Number of objects of a class in an image, as an integer.
 
     A row of a table has `image`, `count` and `label`. If `labels` has one label, rows need none.
     """
@@ -43,7 +43,7 @@ class CountingDataset(AnnotatedDataset):
         question = self.draw_template(rng, label=self.text_of_label(label))
         count = number_of(row["count"], "count")
         if count < 0 or not count.is_integer():
-            raise DataError(f"field 'count' must be a whole number of at least 0, not {row['count']!r}")
+            raise DataError(f"field 'count' must be an integer of at least 0, not {row['count']!r}")
         return self.answered(row, question, str(int(count)))
 
     @classmethod

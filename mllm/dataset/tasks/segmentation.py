@@ -24,7 +24,7 @@ from mllm.structures import BOX, Mark, Sample
 logger = logging.getLogger(__name__)
 
 _LABEL_MODES = ("1", "L", "P", "I", "I;16")
-"""Modes of Pillow whose pixels are whole numbers: the labels of a mask."""
+"""Modes of Pillow whose pixels are integers: the labels of a mask."""
 _MASK_SUFFIXES = (".png", ".gif", ".tif", ".tiff", ".bmp")
 _MANY = 200
 """Number of masks from which a progress bar is shown."""
@@ -174,7 +174,7 @@ def _stem(name: Path) -> str:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """Return the labels of the pixels of a mask, [H, W], whole numbers; 0 is the background.
+    """Return the labels of the pixels of a mask, [H, W], integers; 0 is the background.
 
     Raises:
         DataError: The file cannot be read, or has colors that are not labels.
@@ -188,7 +188,7 @@ def read_labels(path: Path) -> np.ndarray:
                     raise DataError(f"mask {path} has colors: a mask needs one channel with the labels of its pixels")
                 return channels[..., 0]
             if image.mode not in _LABEL_MODES:
-                raise DataError(f"mask {path} has pixels of mode {image.mode}: labels must be whole numbers")
+                raise DataError(f"mask {path} has pixels of mode {image.mode}: labels must be integers")
             return np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"mask {path} cannot be read ({error})") from error

@@ -62,7 +62,7 @@ class CamusDataset(CineDataset):
     (`left_ventricle.METHOD`); see `summary`.
 
     Args:
-        data_path: Directory of the NIfTI release (`database_nifti`, `database_split`) or of the older MetaImage
+        data_path: Folder of the NIfTI release (`database_nifti`, `database_split`) or of the older MetaImage
             release (`training`, `listSubGroups`).
         split: 'training', 'validation' or 'testing', in any case; None: all.
         chambers: '4CH' (views ED and ES), '2CH', or 'both' (views 4CH ED, 4CH ES, 2CH ED, 2CH ES).

@@ -64,10 +64,10 @@ class EchoNetDataset(CineDataset):
 
     End diastole is the traced frame with the larger area, independent of the order in the file and of the frame
     numbers. Videos without two traced frames or without a known measure are dropped and counted; see `summary`. The
-    directories `A4C` and `PSAX` of EchoNet-Pediatric can be read, too; they have no volumes.
+    folders `A4C` and `PSAX` of EchoNet-Pediatric can be read, too; they have no volumes.
 
     Args:
-        data_path: Directory with `FileList.csv`, `VolumeTracings.csv` and `Videos`.
+        data_path: Folder with `FileList.csv`, `VolumeTracings.csv` and `Videos`.
         split: 'TRAIN', 'VAL' or 'TEST', in any case, or a fold of EchoNet-Pediatric, '0' to '9'; None: all.
         size: Maximum number of videos, drawn by `seed`.
         options: `transforms` and `seed` of `AugmentedDataset`.
@@ -85,7 +85,7 @@ class EchoNetDataset(CineDataset):
         for name in (FILE_LIST, TRACINGS, VIDEOS):
             if not (self.folder / name).exists():
                 raise DataError(
-                    f"{self.folder / name} does not exist: data_path must be the directory of EchoNet-Dynamic, with "
+                    f"{self.folder / name} does not exist: data_path must be the folder of EchoNet-Dynamic, with "
                     f"{FILE_LIST}, {TRACINGS} and {VIDEOS}"
                 )
         self.records = Records(self.folder / FILE_LIST)

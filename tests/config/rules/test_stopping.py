@@ -33,7 +33,7 @@ def test_early_stopping_with_a_validation_loss_is_accepted(run):
         ),
         ("training_args = dict(early_stopping_threshold=0.1)", "has no effect without early_stopping_patience"),
         ("training_args = dict(early_stopping_patience=0)", "early_stopping_patience must be at least 1, not 0"),
-        ("training_args = dict(early_stopping_patience=1.5)", "early_stopping_patience must be a whole number"),
+        ("training_args = dict(early_stopping_patience=1.5)", "early_stopping_patience must be an integer"),
         ("training_args = dict(early_stoping_patience=1)", "did you mean 'early_stopping_patience'"),
     ],
 )

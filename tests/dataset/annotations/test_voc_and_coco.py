@@ -53,7 +53,7 @@ def test_pixels_of_voc_are_counted_from_1_and_the_last_is_included(voc):
     root = voc(a=OBJECT.format("cell", 1, 1, 64, 48) + OBJECT.format("cell", 3, 4, 4, 9))
     images = read_annotations(root, "train").images
     assert [item.box for item in images[0].objects] == [(0, 0, 64, 48), (2, 3, 4, 9)]
-    assert images[0].image == "a.jpg" and images[0].place.endswith("Annotations/a.xml")
+    assert images[0].image == "a.jpg" and images[0].location.endswith("Annotations/a.xml")
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_formats_that_pillow_gives_to_other_programs_are_refused(tmp_path):
 
 def test_a_relative_path_is_found_after_a_change_of_the_directory(tmp_path, monkeypatch):
     source = pydicom_file("MR_small_jp2klossless.dcm")
-    expected = read_gray(source)  # starts the process in the former directory
+    expected = read_gray(source)  # starts the process in the former folder
     (tmp_path / "scan.dcm").symlink_to(source)
     monkeypatch.chdir(tmp_path)
     assert np.array_equal(read_gray("scan.dcm"), expected)

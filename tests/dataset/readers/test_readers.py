@@ -46,7 +46,7 @@ def test_missing_empty_and_directory(tmp_path, suffix):
         read_images(path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(DataError, match=r"scan\S+ is a directory"):
+    with pytest.raises(DataError, match=r"scan\S+ is a folder"):
         read_images(path)
 
 

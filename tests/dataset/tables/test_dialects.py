@@ -155,5 +155,5 @@ def test_the_message_about_another_kind_of_file_names_it(tmp_path, name, content
 
 
 def test_the_message_about_a_path_of_windows_mentions_windows():
-    with pytest.raises(DataError, match=r"data_path C:\\data\\rows.csv is a path of Windows"):
+    with pytest.raises(DataError, match=r"data_path C:\\data\\rows.csv is a Windows path"):
         Records(r"C:\data\rows.csv")

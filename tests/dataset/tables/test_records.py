@@ -151,9 +151,9 @@ def test_the_message_about_a_missing_file_has_the_nearest_name(tmp_path):
     write(tmp_path / "train.jsonl", "{}")
     with pytest.raises(DataError, match=r"^data_path .*trian\.jsonl does not exist: did you mean '.*/train\.jsonl'\?$"):
         Records(tmp_path / "trian.jsonl")
-    with pytest.raises(DataError, match=r"does not exist \(nor does its directory .*\)$"):
+    with pytest.raises(DataError, match=r"does not exist \(nor does its folder .*\)$"):
         Records(tmp_path / "none" / "train.jsonl")
-    with pytest.raises(DataError, match="is a directory"):
+    with pytest.raises(DataError, match="is a folder"):
         Records(tmp_path)
 
 

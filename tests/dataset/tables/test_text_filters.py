@@ -29,7 +29,7 @@ def test_dropped_conversations_are_counted_by_reason():
 def test_unknown_filters_and_languages_are_refused():
     with pytest.raises(ConfigError, match="filters has no key 'langage': did you mean 'language'"):
         TextFilters.of(dict(langage="en"))
-    with pytest.raises(ConfigError, match="min_characters must be a whole number, not 'many'"):
+    with pytest.raises(ConfigError, match="min_characters must be an integer, not 'many'"):
         TextFilters.of(dict(min_characters="many"))
     with pytest.raises(ConfigError, match="unknown language 'english'"):
         TextFilters.of(dict(language="english"))

@@ -102,8 +102,8 @@ def test_counts_presence_and_measurements_are_parsed_exactly(table):
 @pytest.mark.parametrize(
     ("type", "row", "options", "message"),
     [
-        ("CountingDataset", {"label": "cells", "count": 2.5}, {}, "'count' must be a whole number"),
-        ("CountingDataset", {"label": "cells", "count": -1}, {}, "'count' must be a whole number"),
+        ("CountingDataset", {"label": "cells", "count": 2.5}, {}, "'count' must be an integer"),
+        ("CountingDataset", {"label": "cells", "count": -1}, {}, "'count' must be an integer"),
         ("CountingDataset", {"count": 1}, {}, "'label' is empty"),
         ("PresenceDataset", {"label": "cells", "present": "perhaps"}, {}, "'present' must be yes or no"),
         ("RegressionDataset", {"value": "many"}, {}, "'value' must be a number, not 'many'"),

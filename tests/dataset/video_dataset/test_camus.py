@@ -128,7 +128,7 @@ def test_volumes_of_unusable_masks_are_unknown_and_reported(copies):
 
 def test_missing_directories_and_files_are_refused(copies, tmp_path):
     folder, patients = copies["nifti"]
-    with pytest.raises(DataError, match="is not a directory of CAMUS: it must contain database_nifti"):
+    with pytest.raises(DataError, match="is not a folder of CAMUS: it must contain database_nifti"):
         open_dataset(tmp_path)
     with pytest.raises(ConfigError, match="unknown split 'train': did you mean 'training'"):
         open_dataset(folder, "train")

@@ -40,7 +40,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def fresh(tmp_path):
-    """Directory for one test, with videos in which the brightness of a frame encodes its number."""
+    """Folder for one test, with videos in which the brightness of a frame encodes its number."""
     patients = write_echonet(tmp_path, {"TRAIN": 4, "VAL": 1}, seed=5, frames=30)
     for number, patient in enumerate(patients):
         codec = ("ffv1", "mpeg4", "mjpeg", "libx264", "ffv1")[number]
@@ -245,7 +245,7 @@ def test_missing_columns_files_and_frames_are_refused(fresh):
     with pytest.raises(DataError, match="column 'EDV' is missing"):
         open_dataset(folder)
     tracings.unlink()
-    with pytest.raises(DataError, match="VolumeTracings.csv does not exist: data_path must be the directory"):
+    with pytest.raises(DataError, match="VolumeTracings.csv does not exist: data_path must be the folder"):
         open_dataset(folder)
 
 
