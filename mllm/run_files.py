@@ -83,6 +83,11 @@ def runs_of(name: str) -> Path:
     return RUNS / name
 
 
+def data_page_of(name: str) -> Path:
+    """Return the page that `mllm data` writes for the config `name`."""
+    return runs_of(name) / DATA_CHECK / DATA_PAGE
+
+
 def checkpoint_name(step: int) -> str:
     """Return the folder name of the checkpoint after `step` updates."""
     return f"{CHECKPOINT}{step}"

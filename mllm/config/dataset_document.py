@@ -117,6 +117,31 @@ _NOTES = """
 of the patient, and `box` the form of boxes: `xyxy`, `xywh` or `normalized`.
 [mllm/dataset/public/README.md](../mllm/dataset/public/README.md) says which folder each public set expects,
 [DATASETS.md](DATASETS.md) the options of all classes.
+
+Boxes in the format of Pascal VOC or COCO serve four tasks, by the name of the class. This config detects three kinds
+of blood cells with any number of boxes in an image; the other tasks need another `type` and another metric:
+
+```python
+# blood_cells.py
+# data/bccd is the folder BCCD of https://github.com/Shenggan/BCCD_Dataset
+_base_ = ["config/_base_/models/medgemma.py", "config/_base_/runtime/finetune.py"]
+
+_CELLS = dict(
+    type="DetectionDataset",  # or CountingDataset, MultiLabelDataset, PresenceDataset
+    data_path="data/bccd",
+    labels=dict(RBC="red blood cells", WBC="white blood cells", Platelets="platelets"),
+    empty_boxes="drop",  # some boxes of BCCD have no area
+)
+data_args = dict(
+    train=dict(_CELLS, split="train"),
+    validation=dict(_CELLS, split="val"),
+    test=dict(_CELLS, split="test"),
+    compute_metric=["rec", "coco_ap"],  # or "accuracy" for counts and labels, "short_answer" for presence
+    gen_kwargs=dict(max_new_tokens=700),
+)
+```
+
+`mllm data blood_cells.py` shows the boxes on a page, and `mllm train blood_cells.py` trains.
 """
 _HEADER = """# Options of datasets
 

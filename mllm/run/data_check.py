@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,12 +16,12 @@ from mllm.dataset.builder import build_datasets
 from mllm.errors import UserError
 from mllm.models.builder.builder import load_encoder
 from mllm.private_messages import call_privately, is_private
-from mllm.report.data.facts import RowFacts, SourceRow, Store, all_facts, plain_sample, shortened
+from mllm.report.data.facts import VERSION, RowFacts, SourceRow, Store, all_facts, plain_sample, shortened
 from mllm.report.data.findings import Finding, findings, split_findings
 from mllm.report.data.page import Picture, picture, write_page
 from mllm.report.drawing import draw_marks, numbered
 from mllm.run.prepare import prepare_args
-from mllm.run_files import DATA_CHECK, DATA_PAGE, DATA_ROWS, RUNS
+from mllm.run_files import DATA_ROWS, data_page_of
 from mllm.structures import Encoder
 
 SHOWN = 12
@@ -64,8 +65,8 @@ def check_data(path: str, overrides: Sequence[str] = (), *, tiny: bool = False, 
 def _check(config: RunConfig, workers: int) -> DataCheck:
     splits = build_datasets(config.data_args, seed=config.training_args["seed"])
     encoder, notes = _encoder(config)
-    folder = RUNS / config.name / DATA_CHECK
-    store = None if is_private() else Store(folder / DATA_ROWS, _settings(config, encoder is not None))
+    page = data_page_of(config.name)
+    store = None if is_private() else Store(page.with_name(DATA_ROWS), _settings(config, encoder is not None))
     sources = {name: list(dataset.rows()) for name, dataset in splits.items()}
     rows: dict[str, list[RowFacts]] = {name: [] for name in splits}
     total = sum(map(len, sources.values()))
@@ -79,8 +80,8 @@ def _check(config: RunConfig, workers: int) -> DataCheck:
     else:
         sheets = {name: _sheet(sources[name], rows[name], encoder) for name in splits}
     counts = [split_findings(name, rows[name], _summaries(sources[name])) for name in splits]
-    write_page(folder / DATA_PAGE, config.name, counts, found, sheets, notes, max_length)
-    return DataCheck(folder / DATA_PAGE, total, found)
+    write_page(page, config.name, counts, found, sheets, notes, max_length)
+    return DataCheck(page, total, found)
 
 
 def _encoder(config: RunConfig) -> tuple[Encoder | None, list[str]]:
@@ -97,12 +98,19 @@ def _summaries(rows: Sequence[SourceRow]) -> list[str]:
         return []
     sources = {id(source): source for source, _ in rows}
     summaries = [source.summary() for source in sources.values()]
-    return [", ".join(f"{key}: {value}" for key, value in summary.items()) for summary in summaries if summary]
+    return [", ".join(f"{key}: {_plain(value)}" for key, value in summary.items()) for summary in summaries if summary]
+
+
+def _plain(value: Any) -> str:
+    """Return the text of a value of a summary; counts in a dict as `name 3, other name 4`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(count)}" for name, count in value.items()) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _settings(config: RunConfig, has_encoder: bool) -> str:
     """Return a digest of all settings on which the facts of a row depend. Without an encoder lengths are unknown."""
-    settings = repr((config.model_args, config.data_args, has_encoder))
+    settings = repr((VERSION, config.model_args, config.data_args, has_encoder))
     return hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
 
 

@@ -27,7 +27,7 @@ from mllm.registry import EXPORTERS
 from mllm.report.data_summary import draw_agreement, write_summary
 from mllm.report.figures import figures_line
 from mllm.run.facts import run_facts
-from mllm.run_files import ADAPTER, MERGED, MINIATURE, PREDICTIONS, SKIPPED_ROWS, STUDENT, runs_of
+from mllm.run_files import ADAPTER, MERGED, MINIATURE, PREDICTIONS, SKIPPED_ROWS, STUDENT, data_page_of, runs_of
 from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
@@ -149,6 +149,8 @@ def log_results(
         logger.warning(
             "%s: the run used generated miniatures (--tiny), and its figures describe these", ", ".join(small)
         )
+    if (page := data_page_of(config.name)).is_file():
+        logger.info("the data of this config are shown in %s", page)
     names = "".join(f"{exported.name}/, " for exported in exports.folders[:1])
     logger.info("all results are in %s: %straining_log.json, loss.png, first_batch.md", folder, names)
 

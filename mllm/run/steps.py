@@ -56,7 +56,7 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool) 
         untrained = evaluate_test_split(config, bundle, splits) if config.data_args.compute_untrained else None
 
         trainer = prepare_trainer(config, hardware, learner, folder, data)
-        check_training(trainer, bundle)
+        check_training(config, trainer, bundle)
         train(config, bundle, trainer, splits, checkpoint)
 
         exports = export(config, bundle, trainer, splits)  # before the evaluation, which can fail

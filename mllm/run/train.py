@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from mllm.config.schema import RunConfig
@@ -18,20 +19,30 @@ from mllm.models.adapters.trainable import count_trainable, format_counts
 from mllm.registry import EXPORTERS
 from mllm.run.facts import run_facts
 from mllm.run.folder import point_latest
-from mllm.run_files import ADAPTER, FIRST_BATCH
+from mllm.run_files import ADAPTER, FIRST_BATCH, data_page_of
 from mllm.structures import Bundle, Failure
 
 logger = logging.getLogger(__name__)
 
 
-def check_training(trainer: MultimodalTrainer, bundle: Bundle) -> None:
+def check_training(config: RunConfig, trainer: MultimodalTrainer, bundle: Bundle) -> None:
     """Log the trainable parameters, check on the first batch that all of them train, and write `first_batch.md`."""
     if not bundle.model.generates_text:
         logger.info("Active: trainable parameters")  # the third phase of the log of `mllm.models.gemma3n.ncore_log`
     logger.info("%s", format_counts(count_trainable(bundle.model)))
     batch = trainer.preflight()
     if trainer.is_world_process_zero():
-        write_text(run_folder(trainer.args) / FIRST_BATCH, describe_batch(batch, bundle.encoder))
+        folder = run_folder(trainer.args)
+        write_text(folder / FIRST_BATCH, describe_batch(batch, bundle.encoder) + _link_to_data_page(config, folder))
+
+
+def _link_to_data_page(config: RunConfig, folder: Path) -> str:
+    """Return a link from a run folder to the page of `mllm data`; empty if the command was not called."""
+    page = data_page_of(config.name)
+    if not page.is_file():
+        return ""
+    link = f"[{page.name}]({os.path.relpath(page, folder.resolve())})"
+    return f"\nAll data of this config, as of the last `mllm data`: {link}\n"
 
 
 def train(

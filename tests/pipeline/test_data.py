@@ -108,7 +108,7 @@ def test_each_fault_is_found_with_its_row(data):
         "train: train.jsonl, line 3: 'bening', elsewhere 'benign'",
     ):
         assert row in text, row
-    assert "train 7 1 6 0 6 0 0" in text and "benign 3" in text and "48 x 40 4" in text
+    assert "train 7 1 6 0 6 6 0 0" in text and "benign 3" in text and "48 x 40 4" in text
 
 
 def test_lengths_are_those_of_the_encoder_and_cuts_are_counted(data):
@@ -193,3 +193,6 @@ def test_real_blood_smears_have_no_finding_and_their_boxes_are_drawn(folder, sha
     assert capsys.readouterr().out == "159 rows were read; the page is exp/run/data/data.html\n"
     page = Path("exp/run/data/data.html").read_text()
     assert page.count("<img") == 24 and "boxes or masks drawn" in page and len(page) < 2_000_000
+    for answer in ("&lt;1 box&gt;", "&lt;2 boxes&gt;", "none"):
+        assert f"<td>{answer}</td>" in page
+    assert "boxes: Platelets " in page and "BloodImage_00007.xml</div>" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -28,6 +29,9 @@ def losses(run: str = "exp/run/latest") -> list[float]:
 
 def test_a_run_folder_has_all_records(write_config, caplog):
     more = "export_args = dict(merged=True)"
+    page = Path("exp/run/data/data.html")
+    page.parent.mkdir(parents=True)
+    page.write_text("<p>as mllm data writes it</p>")
     with caplog.at_level("INFO", logger="mllm"):
         assert (
             main(
@@ -51,6 +55,9 @@ def test_a_run_folder_has_all_records(write_config, caplog):
     predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [set(row) for row in predictions] == [{"source", "question", "reference", "prediction", "tokens"}] * 2
     assert "held-out accuracy: " in caplog.text
+    assert f"shown in {page}" in caplog.text
+    link = re.search(r"\[data.html\]\((.*)\)", (run / "first_batch.md").read_text())
+    assert (run.resolve() / link[1]).samefile(page)
     figures = json.loads((run / "metrics.json").read_text())["figures"]
     assert figures["accuracy"]
     for folder in (run, run / "adapter", run / "merged"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -21,11 +22,13 @@ from mllm.dataset.image_files import UndecodedImage
 from mllm.dataset.rows import Row
 from mllm.errors import DataError, UserError, errors_of_row, with_location
 from mllm.private_messages import in_row, is_private, sentence_of, worker_setup
-from mllm.structures import IMAGE, Sample, SampleEncoder
+from mllm.structures import BOX, IMAGE, POINT, Sample, SampleEncoder, Turn
 
+VERSION = 2
+"""Version of the facts of a row; facts of another version are computed again."""
 _SHOWN = 300
 """Characters of a text that are kept."""
-
+_MARKS = re.compile(f"{BOX}|{POINT}")
 
 SourceRow = tuple[SampleDataset, int]
 """Source dataset of a row, and its index in it."""
@@ -195,9 +198,17 @@ def plain_sample(source: SampleDataset, index: int) -> Sample:
 
 
 def _text(sample: Sample, role: str) -> str:
-    """Return the last text of a role, shortened."""
-    text = next((turn.text for turn in reversed(sample.turns) if turn.role == role), "")
+    """Return the last text of a role, shortened, with the numbers of its boxes and points: `<3 boxes>`."""
+    turn = next((turn for turn in reversed(sample.turns) if turn.role == role), Turn("user", ""))
+    sizes = iter([len(group) for group in turn.marks])
+    text = _MARKS.sub(lambda match: _counted(match[0], next(sizes)), turn.text) if turn.marks else turn.text
     return shortened(text.replace(IMAGE, "").strip())
+
+
+def _counted(placeholder: str, count: int) -> str:
+    """Return the placeholder of a number of boxes or points, such as `<1 box>`."""
+    one, several = ("box", "boxes") if placeholder == BOX else ("point", "points")
+    return f"<{count} {one if count == 1 else several}>"
 
 
 def shortened(text: str) -> str:

@@ -21,6 +21,8 @@ MANY_ANSWERS = 500
 """Number of different answers above which answers are free text, and spellings are not compared."""
 LISTED = 25
 """Maximum number of rows of a list in the page."""
+FREQUENT = 12
+"""Number of the most frequent answers in the page."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class SplitFindings:
     patients: int
     without_patient: int
     images: int
+    different_images: int
+    """Number of images with different pixels."""
     boxes: int
     masks: int
     modalities: list[tuple[str, int]]
@@ -98,10 +102,11 @@ def split_findings(name: str, rows: Sequence[RowFacts], sources: Sequence[str] =
         patients=len({row.patient for row in usable if row.patient is not None}),
         without_patient=sum(row.patient is None for row in usable),
         images=len(images),
+        different_images=len({image.digest for image in images}),
         boxes=sum(row.boxes for row in usable),
         masks=sum(row.masks for row in usable),
         modalities=_modalities(usable),
-        answers=answers.most_common(LISTED),
+        answers=answers.most_common(FREQUENT),
         different_answers=len(answers),
         sizes=sizes.most_common(10),
         different_sizes=len(sizes),

@@ -26,8 +26,10 @@ class Picture:
 
     source: str
     """The image as a data URL."""
-    caption: str
+    place: str
     """Location of the row."""
+    caption: str
+    """The location without folders."""
     question: str
     answer: str
     alt: str
@@ -44,7 +46,7 @@ class Bar:
     label: str
 
 
-def picture(image: Image.Image, caption: str, question: str, answer: str, marks: int) -> Picture:
+def picture(image: Image.Image, place: str, question: str, answer: str, marks: int) -> Picture:
     """Return a picture with its texts."""
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -52,7 +54,8 @@ def picture(image: Image.Image, caption: str, question: str, answer: str, marks:
     small.save(buffer, format="JPEG", quality=82)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     drawn = f", with {marks} boxes or masks drawn" if marks else ""
-    return Picture(f"data:image/jpeg;base64,{data}", caption, question, answer, f"Image of {caption}{drawn}")
+    source, caption = f"data:image/jpeg;base64,{data}", place.rsplit("/", 1)[-1]
+    return Picture(source, place, caption, question, answer, f"Image of {caption}{drawn}")
 
 
 def histogram(values: Sequence[int]) -> list[Bar]:

@@ -1,13 +1,16 @@
 """Datasets by task: questions, answers, marks, and refusals, on rows written by hand and on real blood smears."""
 
 import json
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mllm.dataset.builder import build_dataset
+from mllm.config.hardware import CHECKOUT
+from mllm.config.reading import read_config
+from mllm.dataset.builder import build_dataset, build_datasets
 from mllm.dataset.checking import check_splits
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
@@ -241,3 +244,30 @@ def test_real_blood_smears_are_detected_counted_and_labeled(shared_data):
     assert whole.sample(0).turns[1].text.splitlines()[2] in ("platelets: none", f"platelets: {BOX}")
     labels = build_dataset(dict(bccd, type="MultiLabelDataset", labels=names))
     assert len(labels) == 72 and labels.inspect(0).turns[1].text.startswith("red blood cells")
+
+
+@pytest.mark.parametrize(
+    ("type", "questions", "answer"),
+    [
+        ("DetectionDataset", 3, BOX),
+        ("CountingDataset", 3, "12"),
+        ("PresenceDataset", 3, "yes"),
+        ("MultiLabelDataset", 1, "red blood cells; white blood cells; platelets"),
+    ],
+)
+def test_the_documented_config_of_blood_cells_reads_the_published_splits_for_four_tasks(
+    type, questions, answer, shared_data, tmp_path, monkeypatch
+):
+    document = (CHECKOUT / "config" / "README.md").read_text()
+    text = re.search(r"```python\n(# blood_cells.py\n.*?)```", document, re.S)[1]
+    assert text.count("\n") < 30
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").symlink_to(CHECKOUT / "config")
+    (tmp_path / "data").symlink_to(shared_data)
+    (tmp_path / "blood_cells.py").write_text(text.replace("DetectionDataset", type, 1))
+    splits = build_datasets(read_config("blood_cells.py").data_args)
+    assert {name: len(data) for name, data in splits.items()} == {
+        name: images * questions for name, images in (("train", 205), ("validation", 87), ("test", 72))
+    }
+    test = splits["test"]
+    assert any(test.inspect(index).turns[1].text == answer for index in range(len(test)))
