@@ -88,7 +88,11 @@ def _add_reader_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--axis", help="axis of a NIfTI volume: axial, coronal, sagittal")
     group.add_argument("--volume", type=int, help="volume of a 4D NIfTI file, from 0")
     group.add_argument("--page", action="append", type=_index_or_word, help="page of a TIFF file, from 0")
-    group.add_argument("--window", type=_window, help="a CT window: lung, or --window=-600,1500")
+    group.add_argument(
+        "--window",
+        type=_window,
+        help="a window: lung, or --window=-600,1500, or for the color channels lung,bone,brain",
+    )
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -119,11 +123,15 @@ def _index_or_word(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
-def _window(text: str) -> str | list[float]:
+def _window(text: str) -> str | list[float] | list[str]:
+    """Return the option `window` of the readers: a name, (center, width), or three names for the color channels."""
+    parts = text.split(",")
+    if len(parts) == 1 or len(parts) == 3:
+        return text if len(parts) == 1 else parts
     try:
-        return [float(part) for part in text.split(",")] if "," in text else text
+        return [float(part) for part in parts]
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither a window name nor CENTER,WIDTH in HU") from error
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a window name nor CENTER,WIDTH") from error
 
 
 def reader_options(args: argparse.Namespace) -> dict[str, Any]:

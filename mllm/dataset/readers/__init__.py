@@ -20,6 +20,7 @@ from typing import Any
 
 from PIL import Image
 
+from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.guarded import GuardedError
 from mllm.dataset.readers.notices import report_constant
 from mllm.errors import DataError, UserError
@@ -64,14 +65,14 @@ def read_images(path: str | Path, **options: Any) -> list[Image.Image]:
     except UserError:
         raise
     except GuardedError as error:
-        raise _unusable(path, f"cannot be read: {error.reason}") from error
+        raise unusable(path, f"cannot be read: {error.reason}") from error
     except MemoryError:
-        raise _unusable(path, "cannot be read: it needs more memory than is free") from None
+        raise unusable(path, "cannot be read: it needs more memory than is free") from None
     except OSError as error:
-        raise _unusable(path, f"cannot be read: {error.strerror or type(error).__name__}") from error
+        raise unusable(path, f"cannot be read: {error.strerror or type(error).__name__}") from error
     except Exception as error:
         # Libraries raise nearly every type for some damaged file.
-        raise _unusable(path, f"cannot be read: it is damaged ({type(error).__name__})") from error
+        raise unusable(path, f"cannot be read: it is damaged ({type(error).__name__})") from error
     for image in images:
         report_constant(path, image)
     return images
@@ -81,13 +82,13 @@ def _check_file(path: Path) -> None:
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise _unusable(path, "does not exist") from None
+        raise unusable(path, "does not exist") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if path.is_dir():
-        raise _unusable(path, "is a folder, not an image file")
+        raise unusable(path, "is a folder, not an image file")
     if status.st_size == 0:
-        raise _unusable(path, "is empty")
+        raise unusable(path, "is empty")
 
 
 def _find_suffix(path: Path) -> str:
@@ -103,9 +104,4 @@ def _find_suffix(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if head.endswith(b"DICM") or (head[:4] in _FIRST_ELEMENTS and len(head) == _PREAMBLE):
         return ".dcm"
-    raise _unusable(path, f"has a suffix that no reader supports; supported are {', '.join(READERS.names())}")
-
-
-def _unusable(path: Path, fault: str) -> DataError:
-    """Return an error `PATH FAULT`; FAULT contains no value of the file."""
-    return DataError(f"{path} {fault}", f"its file {fault}")
+    raise unusable(path, f"has a suffix that no reader supports; supported are {', '.join(READERS.names())}")

@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image
 
 from mllm.dataset.readers.dicom_frames import SPACING_TAGS, TAGS, TRANSFORM_TAGS, count_frames, decode, read_header
-from mllm.dataset.readers.dicom_gray import apply_voi, drop_impossible_rescale, has_rescale, padding_mask
+from mllm.dataset.readers.dicom_gray import apply_voi, to_values
+from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.geometry import MAX_RATIO, to_square_pixels
-from mllm.dataset.readers.gray import Choice, Window, choose, find_window, scaled, to_image
+from mllm.dataset.readers.gray import Choice, choose, to_image
 from mllm.dataset.readers.notices import warn_once
+from mllm.dataset.readers.windows import Window, Windowing, find_window
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
 
@@ -30,23 +32,25 @@ def read(path: Path, *, frames: Choice = "first", window: Window = None, square:
     """Read frames of a DICOM file as RGB images.
 
     Gray values are transformed by the modality LUT or rescale, then by `window`, else by the first VOI LUT or window
-    of the file, else from the full range of the frame. MONOCHROME1 is inverted and padding is black. RGB, YBR and
-    palette images are converted to RGB. Overlays are ignored. Impossible values of the header are ignored with a
-    warning. Pixels that are not square are resampled to squares of the shorter side (bilinear), so boxes and masks are
-    in pixels of the resampled image.
+    of the file, else by the default of the modality: CT in Hounsfield units from -1024 to 1024, MR from the 0.5th to
+    the 99.5th percentile of the frame, others from the full range of the frame. MONOCHROME1 is inverted and padding is
+    black. RGB, YBR and palette images are converted to RGB. Overlays are ignored. Impossible values of the header are
+    ignored with a warning. Pixels that are not square are resampled to squares of the shorter side (bilinear), so boxes
+    and masks are in pixels of the resampled image.
 
     Args:
         path: The file.
         frames: Indices from 0: an index, a list, 'first', 'middle', 'last' or 'all'.
-        window: Name of a CT window (`WINDOWS` in `gray.py`; only for CT in Hounsfield units), or (center, width) in
-            the units after rescaling.
+        window: Name of a CT window (`WINDOWS` and `COLOR_WINDOWS` in `windows.py`; only for CT in Hounsfield units),
+            'percentiles' (from the 0.5th to the 99.5th), (center, width) in the units after rescaling, or three
+            names or pairs for the channels red, green and blue.
         square: False: return the stored pixels, for boxes and masks that refer to them.
 
     Raises:
         DataError: The file cannot be decoded. The message contains no value of the file except its SOP class and
             encoding.
     """
-    limits = find_window(window)
+    windowing = find_window(window)
     try:
         import pydicom
     except ImportError:
@@ -56,7 +60,7 @@ def read(path: Path, *, frames: Choice = "first", window: Window = None, square:
         # Warnings of pydicom contain values of the file.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _read(path, frames, window, limits, square)
+            return _read(path, frames, windowing, square)
     except (ConfigError, DataError, PermissionError):
         raise
     except pydicom.errors.InvalidDicomError:
@@ -68,16 +72,14 @@ def read(path: Path, *, frames: Choice = "first", window: Window = None, square:
         raise DataError(f"{path} {fault}", f"its file {fault}") from None
 
 
-def _read(
-    path: Path, frames: Choice, window: Window, limits: tuple[float, float] | None, square: bool
-) -> list[Image.Image]:
+def _read(path: Path, frames: Choice, windowing: Windowing, square: bool) -> list[Image.Image]:
     header = read_header(path)
     count = count_frames(header, path)
     indices = choose(frames, count, path, "frames", "frame")
     images = []
     for index, stored in zip(indices, decode(path, header, indices), strict=True):
         frame = _frame_header(header, index)
-        image = _to_rgb(stored, frame, path, window, limits)
+        image = _to_rgb(stored, frame, path, windowing)
         images.append(_square(image, frame, path) if square else image)
     return images
 
@@ -128,27 +130,19 @@ def _pixel_sides(header: Dataset, path: Path) -> tuple[float, float]:
     return 1.0, 1.0
 
 
-def _to_rgb(
-    stored: np.ndarray, header: Dataset, path: Path, window: Window, limits: tuple[float, float] | None
-) -> Image.Image:
-    from pydicom.pixels import apply_color_lut, apply_modality_lut
+def _to_rgb(stored: np.ndarray, header: Dataset, path: Path, windowing: Windowing) -> Image.Image:
+    from pydicom.pixels import apply_color_lut
 
     if header.PhotometricInterpretation == "PALETTE COLOR" or stored.ndim == 3:
-        if limits is not None:
-            raise DataError(f"{path} is in color, but a window needs a gray image")
+        if windowing.is_chosen:
+            raise unusable(path, "is in color, but a window needs a gray image")
         bits = header.BitsStored
         if stored.ndim == 2:
             stored = apply_color_lut(stored, header)
             bits = stored.dtype.itemsize * 8
         return _color_image(stored, bits, path)
-    drop_impossible_rescale(header, path)
-    if isinstance(window, str) and not (header.get("Modality") == "CT" and has_rescale(header)):
-        raise DataError(
-            f"{path} is not a CT in Hounsfield units, which window='{window}' requires; use window=(center, width)"
-        )
-    padding = padding_mask(stored, header)
-    values = apply_modality_lut(stored, header)
-    unit = scaled(values, *limits) if limits is not None else apply_voi(values, header, padding, path)
+    values, padding = to_values(stored, header, path, windowing)
+    unit = windowing.apply(values, path, ~padding) if windowing.is_chosen else apply_voi(values, header, padding, path)
     if header.PhotometricInterpretation == "MONOCHROME1":
         unit = 1 - unit
     unit[padding] = 0

@@ -8,21 +8,45 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mllm.dataset.readers.gray import display_range, scaled
+from mllm.dataset.readers.faults import unusable
+from mllm.dataset.readers.gray import display_range, percentile_range, scaled
 from mllm.dataset.readers.notices import warn_once
+from mllm.dataset.readers.windows import Windowing, find_window
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 
-def has_rescale(header: Dataset) -> bool:
+def to_values(stored: np.ndarray, header: Dataset, path: Path, windowing: Windowing) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of a gray frame after the modality LUT or rescale, [H, W], and the mask of its padding.
+
+    An impossible rescale is removed from the header, with a warning.
+
+    Raises:
+        DataError: The window is in Hounsfield units, and the frame is not.
+    """
+    from pydicom.pixels import apply_modality_lut
+
+    _drop_impossible_rescale(header, path)
+    if windowing.in_hounsfield and not _is_in_hounsfield(header):
+        fault = f"is not a CT in Hounsfield units, which window='{windowing.in_hounsfield}' requires"
+        raise unusable(path, f"{fault}; use window=(center, width)")
+    return apply_modality_lut(stored, header), _padding_mask(stored, header)
+
+
+def _is_in_hounsfield(header: Dataset) -> bool:
+    """Return True for a CT with slope and intercept. Impossible ones are removed before."""
+    return header.get("Modality") == "CT" and _has_rescale(header)
+
+
+def _has_rescale(header: Dataset) -> bool:
     """Return True if the header has a slope and an intercept. Impossible ones are removed before."""
     return header.get("RescaleSlope") is not None and header.get("RescaleIntercept") is not None
 
 
-def drop_impossible_rescale(header: Dataset, path: Path) -> None:
+def _drop_impossible_rescale(header: Dataset, path: Path) -> None:
     """Delete a slope of 0 or a rescale that is not finite, and the window, whose unit is unknown without it."""
-    if not has_rescale(header):
+    if not _has_rescale(header):
         return
     slope, intercept = float(header.RescaleSlope), float(header.RescaleIntercept)
     if slope != 0 and math.isfinite(slope) and math.isfinite(intercept):
@@ -33,7 +57,7 @@ def drop_impossible_rescale(header: Dataset, path: Path) -> None:
     warn_once(path, "rescale", f"has RescaleSlope {slope:g}, which is impossible: its rescale and window are ignored")
 
 
-def padding_mask(stored: np.ndarray, header: Dataset) -> np.ndarray:
+def _padding_mask(stored: np.ndarray, header: Dataset) -> np.ndarray:
     """Return the mask of padding pixels (PS3.3 C.7.5.1.1.2), [H, W] bool."""
     first = header.get("PixelPaddingValue")
     if first is None or stored.dtype.kind == "f":
@@ -45,7 +69,7 @@ def padding_mask(stored: np.ndarray, header: Dataset) -> np.ndarray:
 
 
 def apply_voi(values: np.ndarray, header: Dataset, padding: np.ndarray, path: Path) -> np.ndarray:
-    """Map values to [0, 1] by the first VOI LUT or window of the file, else from their minimum to their maximum.
+    """Map values to [0, 1] by the first VOI LUT or window of the file, else by the default of the modality.
 
     A LUT whose entries contradict its bits is scaled to its largest entry. An impossible LUT or window is ignored.
 
@@ -58,7 +82,18 @@ def apply_voi(values: np.ndarray, header: Dataset, padding: np.ndarray, path: Pa
     unit = _apply_lut(values, header, path) if header.get("VOILUTSequence") else None
     if unit is None:
         unit = _apply_window(values, header, path)
-    return scaled(values, *display_range(values[~padding], path)) if unit is None else unit
+    return scaled(values, *default_range(values[~padding], header, path)) if unit is None else unit
+
+
+def default_range(values: np.ndarray, header: Dataset, path: Path) -> tuple[float, float]:
+    """Return the range that is shown of a frame without a window.
+
+    It is -1024 to 1024 for CT in Hounsfield units, so that a tissue has the same gray value in all slices. MR has no
+    unit, and single bright pixels in many images: it is shown from the 0.5th to the 99.5th percentile.
+    """
+    if _is_in_hounsfield(header):
+        return find_window("wide").limits[0]
+    return percentile_range(values) if header.get("Modality") == "MR" else display_range(values, path)
 
 
 def _apply_lut(values: np.ndarray, header: Dataset, path: Path) -> np.ndarray | None:

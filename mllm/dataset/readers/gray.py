@@ -1,4 +1,4 @@
-"""Conversion of gray values to 8-bit images, and selection of frames, pages and slices, shared by all readers."""
+"""Ranges of gray values, their conversion to 8-bit images, and selection of frames, pages and slices."""
 
 from __future__ import annotations
 
@@ -13,58 +13,14 @@ from PIL import Image
 from mllm.dataset.readers.notices import warn_once
 from mllm.errors import ConfigError, DataError, hint
 
-Window: TypeAlias = str | Sequence[float] | None
 Choice: TypeAlias = str | int | Sequence[int]
-
-WINDOWS: dict[str, tuple[float, float]] = {
-    "abdomen": (50, 400),
-    "bone": (400, 1800),
-    "brain": (40, 80),
-    "liver": (30, 150),
-    "lung": (-600, 1500),
-    "mediastinum": (50, 350),
-    "soft_tissue": (50, 400),
-    "spine": (50, 250),
-    "stroke": (40, 40),
-    "subdural": (75, 215),
-    "temporal_bone": (600, 2800),
-}
-"""Center and width of common CT windows, in Hounsfield units (Murphy et al., Windowing (CT), Radiopaedia.org)."""
-
 
 _QUANTILES = (0.001, 0.999)
 _OUTLIER_RATIO = 50
+_PERCENTILES = (0.5, 99.5)
+"""Range of uncalibrated values that is shown, as in MedSAM (Ma et al., Nature Communications 15, 654, 2024)."""
 _MIN_SAMPLE, _MAX_SAMPLE = 1000, 1_000_000
 """Numbers of values of which quantiles are computed."""
-
-
-def find_window(window: Window, named: bool = True) -> tuple[float, float] | None:
-    """Return the values that a window maps to black and to white; None if `window` is None.
-
-    They are center - width/2 and center + width/2 (DICOM's LINEAR_EXACT, PS3.3 C.11.2.1.3.2).
-
-    Args:
-        window: Name in `WINDOWS`, or (center, width).
-        named: False if the values cannot be Hounsfield units, so that names are refused.
-    """
-    if window is None:
-        return None
-    if isinstance(window, str):
-        if not named:
-            raise ConfigError(
-                f"window='{window}' is in Hounsfield units, which this type of file does not have; "
-                "use window=(center, width) in the gray values of the file"
-            )
-        if window not in WINDOWS:
-            raise ConfigError(f"unknown window '{window}'{hint(window, WINDOWS)}")
-        window = WINDOWS[window]
-    try:
-        center, width = (float(number) for number in window)
-    except (TypeError, ValueError):
-        raise ConfigError(f"window={window!r} must be a name or a pair (center, width)") from None
-    if not (np.isfinite(center) and np.isfinite(width) and width > 0):
-        raise ConfigError(f"window={window!r} must be finite and have a width above 0")
-    return center - width / 2, center + width / 2
 
 
 def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -101,8 +57,16 @@ def display_range(values: np.ndarray, path: Path) -> tuple[float, float]:
     return inner_low, inner_high
 
 
+def percentile_range(values: np.ndarray) -> tuple[float, float]:
+    """Return the 0.5th and the 99.5th percentile of the finite values; the full range if they are equal."""
+    sample = values.reshape(-1)[:: max(1, values.size // _MAX_SAMPLE)]
+    sample = sample[np.isfinite(sample)]
+    low, high = (float(number) for number in np.percentile(sample, _PERCENTILES)) if sample.size else (0.0, 0.0)
+    return (low, high) if high > low else full_range(values)
+
+
 def to_image(unit: np.ndarray) -> Image.Image:
-    """Return an [H, W] array of values in [0, 1] as an RGB image, rounded to 8 bits; NaN is black."""
+    """Return [H, W] or [H, W, 3] values in [0, 1] as an RGB image, rounded to 8 bits; NaN is black."""
     return Image.fromarray(np.rint(np.nan_to_num(unit) * 255).astype(np.uint8)).convert("RGB")
 
 

@@ -1,4 +1,4 @@
-"""Reader of PNG, JPEG, TIFF, WebP and BMP files."""
+"""Reader of PNG, JPEG, TIFF, WebP, BMP and GIF files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mllm.dataset.readers.geometry import check_pixels
-from mllm.dataset.readers.gray import Choice, Window, choose, display_range, find_window, scaled, to_image
+from mllm.dataset.readers.gray import Choice, choose, to_image
 from mllm.dataset.readers.guarded import call_guarded
+from mllm.dataset.readers.windows import Window, Windowing, find_window
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
 
@@ -36,7 +37,7 @@ _PHOTOMETRIC = 262
 """TIFF tag PhotometricInterpretation; 0: zero is white."""
 
 
-@READERS.register_module(name=[".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"])
+@READERS.register_module(name=[".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif"])
 def read(path: Path, *, page: Choice = "first", window: Window = None) -> list[Image.Image]:
     """Read an image file as RGB images.
 
@@ -50,13 +51,14 @@ def read(path: Path, *, page: Choice = "first", window: Window = None) -> list[I
     Args:
         path: The file.
         page: Pages of a TIFF or frames of an animation: an index from 0, a list, 'first', 'middle', 'last', 'all'.
-        window: (center, width) in the gray values of the file; refused for color images.
+        window: (center, width) in the gray values of the file, three of these for the channels red, green and blue, or
+            'percentiles' (from the 0.5th to the 99.5th); refused for color images.
     """
-    limits = find_window(window, named=False)
+    windowing = find_window(window, named=False)
     if _is_first(page):
         with _opened(path) as image:
             if _is_cheap(image, path):
-                return [_load(image, limits, path)]
+                return [_load(image, windowing, path)]
     return call_guarded(f"{__name__}:pages", path, page, window)
 
 
@@ -100,19 +102,19 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 def pages(path: Path, page: Choice, window: Window) -> Iterator[Image.Image]:
     """Yield pages of an image file as RGB images; see `read`."""
-    limits = find_window(window, named=False)
+    windowing = find_window(window, named=False)
     with _opened(path) as image:
         for index in choose(page, 1 if _is_first(page) else _count_pages(image), path, "page", "page"):
             image.seek(index)
             check_pixels(path, *image.size)
-            yield _load(image, limits, path)
+            yield _load(image, windowing, path)
 
 
-def _load(image: Image.Image, limits: tuple[float, float] | None, path: Path) -> Image.Image:
+def _load(image: Image.Image, windowing: Windowing, path: Path) -> Image.Image:
     if (uncompressed := _uncompressed(image)) is not None:
         _check_tiles(uncompressed, path)
     image.load()
-    return _to_rgb(image, limits, path)
+    return _to_rgb(image, windowing, path)
 
 
 def _check_tiles(image: TiffImageFile, path: Path) -> None:
@@ -142,12 +144,11 @@ def _count_pages(image: Image.Image) -> int:
         count += 1
 
 
-def _to_rgb(image: Image.Image, limits: tuple[float, float] | None, path: Path) -> Image.Image:
-    if image.mode in _DEEP or (limits is not None and image.mode == "L"):
-        values = np.asarray(ImageOps.exif_transpose(image))
-        unit = scaled(values, *(limits or display_range(values, path)))
+def _to_rgb(image: Image.Image, windowing: Windowing, path: Path) -> Image.Image:
+    if image.mode in _DEEP or (windowing.is_chosen and image.mode == "L"):
+        unit = windowing.apply(np.asarray(ImageOps.exif_transpose(image)), path)
         return to_image(1 - unit if _zero_is_white(image) else unit)
-    if limits is not None:
+    if windowing.is_chosen:
         raise ConfigError(f"a window needs a gray image, but {path} is in color (mode {image.mode})")
     upright = ImageOps.exif_transpose(image)
     if upright.has_transparency_data:

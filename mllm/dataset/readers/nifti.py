@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from mllm.dataset.readers.geometry import MAX_RATIO, to_square_pixels
-from mllm.dataset.readers.gray import Choice, Window, choose, display_range, find_window, full_range, scaled, to_image
+from mllm.dataset.readers.gray import Choice, choose, full_range, to_image
 from mllm.dataset.readers.guarded import call_guarded, is_installed
 from mllm.dataset.readers.notices import warn_once
+from mllm.dataset.readers.windows import Window, Windowing, find_window
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import READERS
 
@@ -58,9 +59,10 @@ def read(
         axis: 'axial', 'coronal', 'sagittal', or an axis of the RAS+ volume: 0 (sagittal), 1 (coronal), 2 (axial).
         slice: Slices along the axis, from 0 (left, back, bottom): an index, a list, 'first', 'middle', 'last', 'all'.
         volume: Index in a 4D series.
-        window: (center, width) in the units of the file, or a name of `WINDOWS`, if the units are Hounsfield units
-            (NIfTI does not store the unit). None: the display range of the file (`cal_min`, `cal_max`), else the full
-            range of the volume. NaN is black.
+        window: (center, width) in the units of the file, a name of `WINDOWS` or `COLOR_WINDOWS` in `windows.py`, if
+            the units are Hounsfield units (NIfTI does not store the unit), 'percentiles' of the volume (from the 0.5th
+            to the 99.5th, for MR), or three names or pairs for the channels red, green and blue. None: the display
+            range of the file (`cal_min`, `cal_max`), else the full range of the volume. NaN is black.
         square: False: return the stored pixels, for boxes and masks that refer to them.
     """
     find_window(window)
@@ -89,17 +91,20 @@ def slices(
     path: Path, axis: str | int, slice: Choice, volume: int, window: Window, square: bool
 ) -> Iterator[Image.Image]:
     """Yield slices of a NIfTI volume as RGB images; see `read`."""
-    limits = find_window(window)
+    windowing = find_window(window)
     normal = _find_axis(axis)
     with _damage_refused(path):
         image = load_nifti(path)
         values, spacing = _load_canonical(image, volume, path)
-        limits = limits or _header_range(image, values, path) or display_range(values, path)
+        if not windowing.is_chosen and (limits := _header_range(image, values, path)) is not None:
+            windowing = Windowing((limits,))
+        if len(windowing.limits) <= 1:
+            windowing = Windowing((windowing.range_of(values, path),))
     across, up = (float(spacing[other]) for other in range(3) if other != normal)
     indices = choose(slice, values.shape[normal], path, "slice", "slice")
     # [across, up] in RAS+ -> [row, column], with the head or front up and the right (or the front) on the left.
     planes = (values.take(index, axis=normal).T[::-1, ::-1] for index in indices)
-    images = (to_image(scaled(plane, *limits)) for plane in planes)
+    images = (to_image(windowing.apply(plane, path)) for plane in planes)
     yield from (_square(image, across, up, path) if square else image for image in images)
 
 

@@ -48,6 +48,10 @@ def expected_picture(path: Path) -> np.ndarray:
         return np.rint(values / (2**dataset.BitsStored - 1) * 255).astype(np.uint8)
     values = apply_modality_lut(values, dataset)
     low, high = values.min(), values.max()
+    if dataset.get("Modality") == "CT" and "RescaleSlope" in dataset:
+        low, high = -1024, 1024
+    elif dataset.get("Modality") == "MR":
+        low, high = np.percentile(values, (0.5, 99.5))
     if "WindowWidth" in dataset and "WindowCenter" in dataset:
         bits, signed = dataset.BitsStored, dataset.PixelRepresentation
         ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1], float)

@@ -1,4 +1,4 @@
-"""Tests of windows, gray values and the selection of frames."""
+"""Tests of gray values and the selection of frames."""
 
 from __future__ import annotations
 
@@ -7,37 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mllm.dataset.readers.gray import WINDOWS, choose, find_window, full_range, scaled, to_image
+from mllm.dataset.readers.gray import choose, full_range, scaled, to_image
 from mllm.errors import ConfigError, DataError
-
-
-def test_windows_by_name_and_number():
-    assert find_window(None) is None
-    assert find_window("lung") == (-1350, 150)
-    assert find_window("brain") == (0, 80)
-    assert find_window([40, 400]) == (-160, 240)
-    assert set(WINDOWS) >= {"lung", "soft_tissue", "bone", "brain", "mediastinum", "liver"}
-
-
-@pytest.mark.parametrize(
-    "window, message",
-    [
-        ("lungs", "unknown window 'lungs': did you mean 'lung'"),
-        ((40,), "must be a name or a pair"),
-        (40, "must be a name or a pair"),
-        ((40, 0), "width above 0"),
-        ((40, float("nan")), "finite"),
-        (("a", "b"), "must be a name or a pair"),
-    ],
-)
-def test_invalid_windows(window, message):
-    with pytest.raises(ConfigError, match=message):
-        find_window(window)
-
-
-def test_a_named_window_needs_hounsfield_units():
-    with pytest.raises(ConfigError, match="Hounsfield"):
-        find_window("lung", named=False)
 
 
 def test_scaled_by_hand():
