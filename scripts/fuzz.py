@@ -2,15 +2,15 @@
 
 python scripts/fuzz.py --inputs 10000
 
-Each input is a copy of an intact file that is truncated, or in which bytes are changed, deleted, duplicated or replaced
-by extreme numbers in the header; in texts, values are replaced by others. A forked worker reads it. The table counts
-for each kind:
+Each input is a changed copy of an intact file: it is truncated, or some of its bytes are changed, deleted, duplicated
+or replaced by extreme numbers in the header; in texts, values are also replaced by others. A forked worker reads it.
+The table counts for each kind:
 
-* refused: a `UserError`, whose message a command prints
+* refused: the function raised a `UserError`, whose message a command prints
 * accepted: the function returned
-* traceback: any other exception
-* abort: the process of the worker ended
-* hang: no answer within the time limit
+* traceback: the function raised another exception
+* abort: the worker process ended
+* hang: the function did not return within the time limit
 * wrong: a header with an impossible value was accepted without a warning
 
 Input number N depends on the seed and N only: `--only N` repeats it. The exit code is 1 if there was a traceback, an
@@ -31,8 +31,10 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
@@ -49,13 +51,15 @@ OUTCOMES = ("refused", "accepted", "traceback", "abort", "hang", "wrong")
 MEMORY = 24 << 30
 """Limit of the address space of a worker, in bytes."""
 HEADER_BYTES = 400
+"""Number of first bytes of a file that are replaced by extreme numbers."""
 TEXTS = (".json", ".jsonl", ".csv", ".tsv", ".py", ".jinja")
+"""Suffixes of files in which values are replaced, too."""
 TOKENS = re.compile(r'"[^"\n]*"|-?\d+(\.\d+)?|\w+')
 VALUES = ("0", "-1", "1e30", "NaN", "null", "true", "[]", "{}", '""', '"x"', "12345678901234567890", "None", "[1, [2]]")
 
 
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:
-    """Return changed contents of a file."""
+    """Return the contents of a file with one to three random changes."""
     changed = bytearray(data)
     for _ in range(int(rng.integers(1, 4))):
         if not changed:
@@ -82,7 +86,7 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def replace_values(data: bytes, rng: np.random.Generator) -> bytes:
-    """Return a text with some numbers, strings and words replaced by other values, so that it often can be parsed."""
+    """Return a text with one to three numbers, strings or words replaced by `VALUES`. It often remains valid."""
     text = data.decode("utf-8")
     for _ in range(int(rng.integers(1, 4))):
         tokens = list(TOKENS.finditer(text))
@@ -128,27 +132,33 @@ def outcome_of(read: Callable[[], object]) -> tuple[str, str]:
 
 
 class Worker:
-    """Forked process that reads inputs one after another. A new one is forked after an abort or a hang."""
+    """Forked process that reads inputs one after another. A new one is forked after an abort or a hang.
+
+    Args:
+        read: Function that reads the input of a job and returns the outcome and a message.
+        seconds: Time limit of an input.
+        prepare: Function that a new process calls before the first input.
+    """
 
     def __init__(
-        self, run: Callable[[str, int], tuple[str, str]], seconds: float, prepare: Callable[[], object] = list
+        self, read: Callable[[Any], tuple[str, str]], seconds: float, prepare: Callable[[], object] = list
     ) -> None:
-        self._run = run
+        self._read = read
         self._seconds = seconds
         self._prepare = prepare
         self._process = 0
         self._pipe: Connection | None = None
 
-    def call(self, name: str, number: int) -> tuple[str, str]:
-        """Return outcome and message of one input."""
+    def call(self, job: Any) -> tuple[str, str]:
+        """Return the outcome and the message of a job."""
         pipe = self._pipe or self._start()
         try:
-            pipe.send((name, number))
+            pipe.send(job)
             if pipe.poll(self._seconds):
                 outcome, message = pipe.recv()
                 return outcome, message
             self.stop()
-            return "hang", f"no answer within {self._seconds:g} s"
+            return "hang", f"no result within {self._seconds:g} s"
         except (EOFError, OSError):
             self.stop()
             return "abort", "the process ended"
@@ -169,7 +179,7 @@ class Worker:
             self._serve(theirs)
         theirs.close()
         self._pipe = ours
-        ours.recv()
+        ours.recv()  # sent when the worker is prepared
         return ours
 
     def _serve(self, pipe: Connection) -> None:
@@ -183,55 +193,86 @@ class Worker:
             self._prepare()
             pipe.send(None)
             while True:
-                name, number = pipe.recv()
-                pipe.send(self._run(name, number))
+                pipe.send(self._read(pipe.recv()))
         finally:
             os._exit(0)
 
 
-def run_inputs(inputs: int, seed: int, options: argparse.Namespace, folder: Path) -> Counter[tuple[str, str]]:
-    """Read all inputs and the impossible headers, print what went wrong, and return the counts by kind and outcome."""
-    kinds = make_kinds(folder)
-    schedule = [name for name, kind in kinds.items() for _ in range(kind.weight)]
+@dataclass(frozen=True)
+class Job:
+    """One file that a worker reads."""
 
-    def run(name: str, number: int) -> tuple[str, str]:
-        input_folder = Path(tempfile.mkdtemp(dir=folder))
-        try:
-            if name == "header":
-                return read_header(number, input_folder)
-            if number < 0:
-                path = copy_example(kinds[name], kinds[name].examples[-number - 1], input_folder)
-                outcome, message = outcome_of(lambda: kinds[name].read(path))
-                return ("intact", "") if outcome == "accepted" else ("traceback", f"{path.name} is intact: {message}")
-            path = write_input(kinds[name], number, seed, input_folder)
-            return outcome_of(lambda: kinds[name].read(path))
-        finally:
-            shutil.rmtree(input_folder, ignore_errors=True)
+    kind: str
+    """Name of the kind of input; "header" for an impossible header."""
+    number: int
+    """Number of the input, of the intact example of its kind, or of the header, each from 0."""
+    form: Literal["changed", "intact", "header"] = "changed"
 
-    def prepare() -> None:
-        """Import the libraries of the readers here and in the guarded process, whose time belongs to no input."""
+
+class Inputs:
+    """Inputs of all kinds.
+
+    Args:
+        folder: Folder of the examples and of the changed files.
+        seed: Seed of the changes.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.seed, self.kinds = folder, seed, make_kinds(folder)
+
+    def jobs(self, count: int, only: int | None) -> list[Job]:
+        """Return `count` changed inputs, all intact examples and all impossible headers.
+
+        With `only`, the input of this number is the only changed one, and there are no headers.
+        """
+        schedule = [name for name, kind in self.kinds.items() for _ in range(kind.weight)]
+        numbers = [number for number in range(count) if only is None or number == only]
+        changed = [Job(schedule[number % len(schedule)], number) for number in numbers]
+        intact = [Job(name, n, "intact") for name, kind in self.kinds.items() for n in range(len(kind.examples))]
+        headers = [Job("header", number, "header") for number in range(len(HEADERS))]
+        return changed + intact + (headers if only is None else [])
+
+    def prepare(self) -> None:
+        """Import the libraries of the readers here and in the guarded process, so that no input includes this time."""
         for name in ("image", "dicom", "nifti", "video"):
-            for example in kinds[name].examples:
+            for example in self.kinds[name].examples:
                 read_images(example)
 
-    jobs = [(schedule[number % len(schedule)], number) for number in range(inputs)]
-    jobs = [job for job in jobs if options.only is None or job[1] == options.only]
-    jobs += [(name, -n - 1) for name, kind in kinds.items() for n in range(len(kind.examples))]
-    jobs += [("header", number) for number in range(len(HEADERS))] if options.only is None else []
-    worker, counts, begin = Worker(run, options.seconds, prepare), Counter[tuple[str, str]](), time.monotonic()
-    for name, number in jobs:
-        if time.monotonic() - begin > options.minutes * 60:
+    def read(self, job: Job) -> tuple[str, str]:
+        """Read the file of a job and return the outcome and a message. The outcome of an intact file is "intact"."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        try:
+            if job.form == "header":
+                return read_header(job.number, folder)
+            kind = self.kinds[job.kind]
+            if job.form == "changed":
+                path = write_input(kind, job.number, self.seed, folder)
+                return outcome_of(lambda: kind.read(path))
+            path = copy_example(kind, kind.examples[job.number], folder)
+            outcome, message = outcome_of(lambda: kind.read(path))
+            return ("intact", "") if outcome == "accepted" else ("traceback", f"{path.name} is intact: {message}")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_inputs(options: argparse.Namespace, folder: Path) -> Counter[tuple[str, str]]:
+    """Read all inputs, print those with a wrong outcome, and return the counts by kind and outcome."""
+    inputs = Inputs(folder, options.seed)
+    worker, counts = Worker(inputs.read, options.seconds, inputs.prepare), Counter[tuple[str, str]]()
+    start = time.monotonic()
+    for job in inputs.jobs(options.inputs, options.only):
+        if time.monotonic() - start > options.minutes * 60:
             break
-        outcome, message = worker.call(name, number)
-        counts[name, outcome] += 1
-        if outcome in OUTCOMES[2:] or options.only == number:
-            print(f"{outcome}: {name} {number}: {message}", flush=True)
+        outcome, message = worker.call(job)
+        counts[job.kind, outcome] += 1
+        if outcome in OUTCOMES[2:] or (job.form == "changed" and job.number == options.only):
+            print(f"{outcome}: {job.kind} {job.number}: {message}", flush=True)
     worker.stop()
     return counts
 
 
 def table(counts: Counter[tuple[str, str]]) -> str:
-    """Return the counts as a table of Markdown."""
+    """Return the counts as a Markdown table."""
     lines = ["| kind | inputs | " + " | ".join(OUTCOMES) + " |", "|---" * (2 + len(OUTCOMES)) + "|"]
     names = list(dict.fromkeys(name for name, _ in counts))
     for name in [*names, "all"]:
@@ -241,7 +282,7 @@ def table(counts: Counter[tuple[str, str]]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the inputs and print the table."""
+    """Read the inputs and print the table. Return 1 if an outcome is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--inputs", type=int, default=1000, help="number of changed files")
     parser.add_argument("--seed", type=int, default=0)
@@ -254,7 +295,7 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(1)
     guarded.SECONDS = options.seconds / 3
     with tempfile.TemporaryDirectory() as folder:
-        counts = run_inputs(options.inputs, options.seed, options, Path(folder))
+        counts = run_inputs(options, Path(folder))
     print(table(counts))
     return int(any(counts[name, outcome] for name, outcome in list(counts) if outcome in OUTCOMES[2:]))
 

@@ -1,19 +1,25 @@
-"""Runs that are killed at random moments and resumed: each must end with the results of an uninterrupted run.
+"""Random interruptions of small runs: each resumed run must end with the results of an uninterrupted run.
 
 python scripts/kill.py --kills 60
 
-Three small runs take turns: text with a validation and a test split, distillation with a cache of features, and
-privacy. Each is killed with SIGKILL at a random time, just before a random operation on a file of its folder, or a
-moment after one that belongs to export and evaluation, sometimes again while it resumes. Some runs get a full disk
-instead: root mounts a small file system for their folder and enlarges it before they are resumed; other users get a
-limit of file size. One more start has a read-only folder (for root, a read-only file system). A run fails if
+There are three kinds of small runs, used in turn: text with a validation and a test split, distillation with a feature
+cache, and private training. Each run is interrupted in one of these ways, sometimes twice:
+
+* SIGKILL at a random time
+* SIGKILL before a random operation on a file of its folder
+* SIGKILL up to a second after such an operation of the export or the evaluation
+* a full disk: as root, a small mounted file system, which is enlarged before the run is resumed; as another user, a
+  limit of file size
+
+One more run starts in a read-only folder (as root, a read-only file system). A run fails if
 
 * it cannot be resumed, or, without a complete checkpoint, cannot be started again
-* a weight, a loss, a prediction or the privacy record differs from those of the uninterrupted run
+* a weight, loss, prediction or privacy record differs from that of the uninterrupted run
 * a temporary file or an incomplete checkpoint remains
-* an error ends in a traceback
+* the exit code is that of an unexpected error
 
-Run number N depends on the seed and N only, except for the speed of the machine. The exit code is 1 if a run failed.
+The interruption of run number N depends only on the seed, N and the speed of the machine. The exit code is 1 if
+a run failed.
 """
 
 from __future__ import annotations
@@ -70,42 +76,44 @@ privacy_args = dict(noise_multiplier=0.6, target_delta=1e-2, clip_norm=0.1, phys
 """
 )
 KINDS = {"text": TEXT, "distillation": DISTILLATION, "privacy": PRIVACY}
-LIMIT = 300
-"""Seconds after which a run is stopped and counts as failed."""
+TIME_LIMIT = 300
+"""Seconds after which a run is killed."""
 SECOND_KILL = 0.3
-"""Probability that a resumed run is killed, too."""
+"""Probability that a resumed run is killed again."""
 FULL_DISK = 0.15
-"""Fraction of the runs on a full disk."""
-SIZES = (15, 20)
-"""Range of the limit of file size, as powers of two."""
-LATE = 0.35
-"""Fraction of the kills during export and evaluation."""
-DELAY = 1.0
-"""Maximum seconds between an operation and a kill during export and evaluation."""
+"""Probability that a run gets a full disk."""
+FILE_SIZE_LIMITS = (15, 20)
+"""Range of the limit of file size: binary logarithms of bytes."""
+KILL_AFTER_TRAINING = 0.35
+"""Probability that a kill is in the export or the evaluation."""
+MAX_DELAY = 1.0
+"""Maximum seconds between an operation of the export or the evaluation and the kill."""
 TEMPORARY = re.compile(r"\.(tmp|old)-[0-9a-f]{8}$|^\.writing$")
 """Names of temporary files, and of the file that marks an incomplete checkpoint."""
 
 
 @dataclass(frozen=True)
 class UninterruptedRun:
-    """An uninterrupted run."""
+    """Results and course of an uninterrupted run."""
 
     results: dict[str, object]
+    """See `results_of`."""
     seconds: float
+    """Duration."""
     operations: list[str]
-    """Paths of the operations on files, in their order."""
+    """Path of each operation that changed a file, relative to the folder, in their order."""
     size: int
-    """Size of the files that remain, in bytes."""
+    """Total size of the files at the end, in bytes."""
 
     @property
     def export(self) -> int:
-        """Number of the first operation of the export."""
+        """Number of the first operation of the export, from 0."""
         folders = [Path(path).parts[:2] for path in self.operations]
         return 1 + max(number for number, parts in enumerate(folders) if parts[-1].startswith("checkpoint-"))
 
 
-class FaultError(Exception):
-    """Difference of a killed run from its uninterrupted run, or another failure."""
+class FailedRunError(Exception):
+    """Difference of a run from its uninterrupted run, or another failure of it."""
 
 
 def results_of(run: Path) -> dict[str, object]:
@@ -143,19 +151,59 @@ def phase_of(run: Path) -> str:
     return "before the first step"
 
 
-class Killer:
-    """Small runs in folders below `work`, each with its uninterrupted run."""
+class MountedDisks:
+    """File systems in memory that are mounted at folders."""
+
+    def __init__(self) -> None:
+        self.folders: set[Path] = set()
+
+    def mount(self, folder: Path, options: str) -> bool:
+        """Mount an empty file system at a folder. Return False for users who cannot mount."""
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        is_mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+        if is_mounted:
+            self.folders.add(folder)
+        return is_mounted
+
+    def enlarge(self, folder: Path) -> None:
+        """Enlarge a mounted file system to 1 GiB."""
+        subprocess.run(["mount", "-o", "remount,size=1g", str(folder)], check=True)
+
+    def remove(self, folder: Path) -> None:
+        """Remove a folder, after unmounting its file system if it has one."""
+        if folder in self.folders:
+            subprocess.run(["umount", str(folder)], check=True)
+            self.folders.remove(folder)
+        shutil.rmtree(folder)
+
+    def remove_all(self) -> None:
+        """Unmount the remaining file systems and remove their folders."""
+        for folder in list(self.folders):
+            self.remove(folder)
+
+
+class InterruptedRuns:
+    """Interrupted runs, which are compared with the uninterrupted run of their kind.
+
+    Args:
+        work: Folder of the runs.
+        kinds: Names of the kinds of runs.
+    """
 
     def __init__(self, work: Path, kinds: Sequence[str]) -> None:
         from mllm.tiny.checkpoints import write_tiny
 
-        self.work, self.phases, self.mounts = work, Counter[str](), set[Path]()
+        self.work, self.phases, self.disks = work, Counter[str](), MountedDisks()
         for name in ("medgemma", "gemma3n-student", "medsiglip"):
             write_tiny(name, work / "ckpt" / name)
         self.references = {kind: self._run_uninterrupted(kind) for kind in kinds}
 
-    def kill(self, number: int, seed: int) -> None:
-        """Kill a run once or twice and finish it. Raise `FaultError` for a fault."""
+    def interrupt(self, number: int, seed: int) -> None:
+        """Interrupt a run once or twice, finish it and compare it.
+
+        Raises:
+            FailedRunError: The run ended with an error, or differs from the uninterrupted run.
+        """
         rng = np.random.default_rng([seed, number])
         kind = list(self.references)[number % len(self.references)]
         reference, folder = self.references[kind], self._new_folder(kind, str(number))
@@ -166,22 +214,22 @@ class Killer:
             if rng.random() < SECOND_KILL:
                 self._kill_once(folder, reference, rng)
         if (code := self._run(folder)) != 0:
-            raise FaultError(f"exit code {code} at the end: {self._error_output(folder)}")
+            raise FailedRunError(f"exit code {code} at the end: {self._error_output(folder)}")
         self._compare(folder / "run", reference)
-        self._remove(folder)
+        self.disks.remove(folder)
 
-    def write_protected(self, kind: str) -> None:
-        """Start a run in a folder that is not writable. Raise `FaultError` unless it is refused with a message."""
-        folder = self._new_folder(kind, "protected")
+    def start_in_read_only_folder(self, kind: str) -> None:
+        """Start a run in a read-only folder. Raise `FailedRunError` unless it ends with a message."""
+        folder = self._new_folder(kind, "read-only")
         (folder / "run").mkdir()
-        if os.geteuid() == 0 and not self._mount(folder / "run", "ro"):
-            return  # the permissions of a folder do not apply to root
+        if os.geteuid() == 0 and not self.disks.mount(folder / "run", "ro"):
+            return  # permissions do not apply to root
         if os.geteuid() != 0:
             (folder / "run").chmod(stat.S_IRUSR | stat.S_IXUSR)
         code = self._run(folder)
         output = self._error_output(folder)
         if code != 2 or "cannot be written" not in output:
-            raise FaultError(f"exit code {code} in a folder that is read-only: {output}")
+            raise FailedRunError(f"exit code {code} in a read-only folder: {output}")
         self.phases["read-only"] += 1
 
     def _run_uninterrupted(self, kind: str) -> UninterruptedRun:
@@ -200,43 +248,24 @@ class Killer:
         return folder
 
     def _fill_disk(self, folder: Path, reference: UninterruptedRun, rng: np.random.Generator) -> None:
-        """Run on a full disk until the run is refused. Raise `FaultError` if it ends otherwise."""
-        config, share = (folder / "run.py").read_text(), rng.uniform(0.02, 1)
-        size = int(2 ** rng.uniform(*SIZES))
-        if self._mount(folder, f"size={int(share * reference.size)}"):
+        """Start a run on a disk that becomes full. Raise `FailedRunError` unless it ends with a message or succeeds."""
+        config, fraction = (folder / "run.py").read_text(), rng.uniform(0.02, 1)
+        size = int(2 ** rng.uniform(*FILE_SIZE_LIMITS))
+        if self.disks.mount(folder, f"size={int(fraction * reference.size)}"):
             (folder / "run.py").write_text(config)
             name, code = "full disk", self._run(folder)
-            subprocess.run(["mount", "-o", "remount,size=1g", str(folder)], check=True)
+            self.disks.enlarge(folder)
         else:
             name, code = "limit of file size", self._run(folder, prepare=partial(limit_file_size, size))
         if code not in (0, 2):
-            raise FaultError(f"exit code {code} with a {name}: {self._error_output(folder)}")
+            raise FailedRunError(f"exit code {code} with a {name}: {self._error_output(folder)}")
         self.phases[name] += code == 2
 
-    def _mount(self, folder: Path, options: str) -> bool:
-        """Mount an empty file system in memory at a folder. Return False for users who cannot mount."""
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        is_mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
-        if is_mounted:
-            self.mounts.add(folder)
-        return is_mounted
-
-    def close(self) -> None:
-        """Unmount the file systems that remain."""
-        for folder in self.mounts:
-            subprocess.run(["umount", str(folder)], check=True)
-
-    def _remove(self, folder: Path) -> None:
-        if folder in self.mounts:
-            subprocess.run(["umount", str(folder)], check=True)
-            self.mounts.remove(folder)
-        shutil.rmtree(folder)
-
     def _kill_once(self, folder: Path, reference: UninterruptedRun, rng: np.random.Generator) -> None:
-        """Kill a run at a random time, before a random operation on a file, or during export and evaluation."""
+        """Start or resume a run and kill it with SIGKILL, in one of the three ways of the module docstring."""
         operations = len(reference.operations)
-        if rng.random() < LATE:
-            number, delay = int(rng.integers(reference.export + 1, operations + 1)), float(rng.uniform(0, DELAY))
+        if rng.random() < KILL_AFTER_TRAINING:
+            number, delay = int(rng.integers(reference.export + 1, operations + 1)), float(rng.uniform(0, MAX_DELAY))
             code = self._run(folder, prepare=partial(kill_at_operation, number, delay))
         elif rng.random() < 0.5:
             code = self._run(folder, seconds=rng.uniform(0, reference.seconds))
@@ -245,17 +274,20 @@ class Killer:
         if code == -9:
             self.phases[phase_of(folder / "run")] += 1
         elif code != 0:
-            raise FaultError(f"exit code {code} instead of a kill: {self._error_output(folder)}")
+            raise FailedRunError(f"exit code {code} instead of a kill: {self._error_output(folder)}")
 
-    def _run(self, folder: Path, seconds: float = LIMIT, prepare: Callable[[], None] | None = None) -> int:
-        """Start or resume the run of a folder, kill it after some seconds, and return its exit code."""
+    def _run(self, folder: Path, seconds: float = TIME_LIMIT, prepare: Callable[[], None] | None = None) -> int:
+        """Start or resume the run of a folder, kill it after some seconds, and return its exit code.
+
+        `prepare` is called in the process of the run before it begins.
+        """
         from mllm.engine.checkpoints import newest_checkpoint
 
         run, arguments = folder / "run", ["finetune.py", "run.py"]
         if newest_checkpoint(run) is not None:
             arguments.append("--resume")
         elif any(run.glob("checkpoint-*")) or (run / "training_log.json").exists():
-            shutil.rmtree(run)  # as a user has to, because the command refuses a folder that is not empty
+            shutil.rmtree(run)  # as a user must: the command refuses a folder that is not empty
         process = start_run(arguments, folder, folder / "log", {}, prepare)
         process.join(seconds)
         if process.is_alive():
@@ -265,13 +297,13 @@ class Killer:
         return process.exitcode
 
     def _compare(self, run: Path, reference: UninterruptedRun) -> None:
-        """Raise `FaultError` if results differ from those of the uninterrupted run, or something incomplete remains."""
+        """Raise `FailedRunError` if results differ from those of the uninterrupted run, or temporary files remain."""
         results = results_of(run)
         for name in results.keys() | reference.results.keys():
             if results.get(name) != reference.results.get(name):
-                raise FaultError(f"{name} differs from the uninterrupted run")
+                raise FailedRunError(f"{name} differs from the uninterrupted run")
         if remaining := [str(path) for path in run.rglob("*") if TEMPORARY.search(path.name)]:
-            raise FaultError(f"{remaining[0]} remains")
+            raise FailedRunError(f"{remaining[0]} remains")
 
     def _error_output(self, folder: Path) -> str:
         lines = (folder / "log.err").read_text(errors="replace").strip().splitlines()
@@ -279,19 +311,19 @@ class Killer:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Kill runs and print what they were doing, with the faults. Return 1 if there was a fault."""
+    """Interrupt runs, and print the failed runs and the phases of the interruptions. Return 1 if a run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=60, help="number of runs to kill (default: 60)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the times of the kills (default: 0)")
+    parser.add_argument("--kills", type=int, default=60, help="number of runs to interrupt (default: 60)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the interruptions (default: 0)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of runs (default: all)")
     parser.add_argument("--minutes", type=float, default=600, help="start no run after this time (default: 600)")
     args = parser.parse_args(argv)
-    started, finished, faults = time.monotonic(), 0, 0
+    started, finished, failed = time.monotonic(), 0, 0
     with tempfile.TemporaryDirectory() as work:
-        killer = Killer(Path(work), args.kinds)
+        runs = InterruptedRuns(Path(work), args.kinds)
         tasks: dict[str, Callable[[], object]] = {
-            "read-only folder": partial(killer.write_protected, args.kinds[0]),
-            **{f"run {number}": partial(killer.kill, number, args.seed) for number in range(args.kills)},
+            "read-only folder": partial(runs.start_in_read_only_folder, args.kinds[0]),
+            **{f"run {number}": partial(runs.interrupt, number, args.seed) for number in range(args.kills)},
         }
         for name, task in tasks.items():
             if time.monotonic() - started > 60 * args.minutes:
@@ -299,15 +331,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 task()
                 finished += 1
-            except FaultError as fault:
-                faults += 1
-                print(f"{name}: {fault}", flush=True)
-        killer.close()
-    print(f"{finished} runs ended like uninterrupted ones, {faults} did not\n")
+            except FailedRunError as error:
+                failed += 1
+                print(f"{name}: {error}", flush=True)
+        runs.disks.remove_all()
+    print(f"{finished} runs ended like uninterrupted ones, {failed} did not\n")
     print("| interrupted | times |\n|---|---|")
-    for phase, times in sorted(killer.phases.items()):
+    for phase, times in sorted(runs.phases.items()):
         print(f"| {phase} | {times} |")
-    return int(faults > 0)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

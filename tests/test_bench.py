@@ -86,19 +86,19 @@ def test_a_process_returns_a_result_or_ends_the_benchmark(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import json, os, sys\n"
-        "if '--fail' in sys.argv: sys.exit('it went wrong')\n"
-        "open(sys.argv[-1], 'w').write(json.dumps({'threads': os.environ['OMP_NUM_THREADS'], 'got': sys.argv[1]}))\n"
+        "if '--fail' in sys.argv: sys.exit('division by zero')\n"
+        "open(sys.argv[-1], 'w').write(json.dumps({'threads': os.environ['OMP_NUM_THREADS'], 'first': sys.argv[1]}))\n"
     )
-    assert in_fresh_process(str(script), ["--a=1"], threads=3) == {"threads": "3", "got": "--a=1"}
-    with pytest.raises(SystemExit, match="it went wrong"):
+    assert in_fresh_process(str(script), ["--a=1"], threads=3) == {"threads": "3", "first": "--a=1"}
+    with pytest.raises(SystemExit, match="division by zero"):
         in_fresh_process(str(script), ["--fail"], threads=1)
 
 
 def test_one_run_of_the_benchmark_of_boxes_has_all_figures_of_the_table():
     sizes = dict(seed=0, steps=1, samples=4, held_out=2, threads=torch.get_num_threads())
-    found = grounding_work.work(Namespace(method="heads", rate=1e-3, **sizes))
-    assert len(found["losses"]) == 1 and found["place_tokens"] == 3
-    header, rule, *lines = grounding.table({"heads": [found, found]}).splitlines()
+    result = grounding_work.work(Namespace(method="heads", rate=1e-3, **sizes))
+    assert len(result["losses"]) == 1 and result["box_tokens"] == 3
+    header, rule, *lines = grounding.table({"heads": [result, result]}).splitlines()
     assert {line.count("|") for line in lines} == {header.count("|")} == {rule.count("|")}
     assert [line.split(" | ")[0] for line in lines] == [f"| {kind}: heads" for kind in grounding.KINDS.values()]
 
@@ -125,7 +125,7 @@ def test_a_box_as_text_has_one_token_per_character(tmp_path):
     bundle = grounding_work.load("text", str(tmp_path))
     assert not bundle.model.heads
     # Every character of `[0.120,0.250,0.480,0.760]` is a token of the tiny vocabulary.
-    assert grounding_work.place_tokens(bundle, grounding_work.scenes(3, seed=5)) == len("[0.120,0.250,0.480,0.760]")
+    assert grounding_work.box_tokens(bundle, grounding_work.scenes(3, seed=5)) == len("[0.120,0.250,0.480,0.760]")
 
 
 def test_samples_are_encoded_once():
@@ -139,9 +139,9 @@ def test_samples_are_encoded_once():
             draws.append(draw)
             return object()
 
-    kept = grounding_work.Kept(Counted())
-    first = [kept[Draw(index, 0)] for index in (2, 0)]
-    assert [kept[Draw(index, 4)] for index in (2, 0)] == first and len(kept) == 3
+    samples = grounding_work.EncodedOnce(Counted())
+    first = [samples[Draw(index, 0)] for index in (2, 0)]
+    assert [samples[Draw(index, 4)] for index in (2, 0)] == first and len(samples) == 3
     assert draws == [Draw(2, 0), Draw(0, 0)]
 
 
@@ -151,12 +151,12 @@ def test_a_cell_has_the_mean_with_minimum_and_maximum():
 
 
 def test_every_second_heart_is_unlabeled_and_hearts_are_generated_once():
-    hearts = distillation_work.CachedEchoDataset(labelled=2, unlabelled=3, length=10, seed=0, image_size=48)
+    hearts = distillation_work.CachedEchoDataset(labeled=2, unlabeled=3, length=10, seed=0, image_size=48)
     assert [hearts.heart(index) for index in range(10)] == [0, 2, 1, 3, 0, 4, 1, 2, 0, 3]
     known = [all(map(math.isfinite, hearts.measures(index).values())) for index in range(10)]
     assert known == [True, False] * 5
     assert hearts.views(1) is hearts.views(7) and hearts.group(1) == hearts.group(7) != hearts.group(3)
-    few = distillation_work.CachedEchoDataset(labelled=2, unlabelled=0, length=5, seed=0, image_size=48)
+    few = distillation_work.CachedEchoDataset(labeled=2, unlabeled=0, length=5, seed=0, image_size=48)
     assert [few.heart(index) for index in range(5)] == [0, 1, 0, 1, 0]
     assert few.sample(2).images[0].tobytes() == hearts.sample(4).images[0].tobytes()
 
@@ -164,14 +164,14 @@ def test_every_second_heart_is_unlabeled_and_hearts_are_generated_once():
 def test_the_benchmark_of_distillation_trains_a_teacher_and_a_student(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(distillation_work, "BATCH", 2)
-    shared = dict(seed=0, steps=2, labelled=2, unlabelled=2, split="held-out", test_hearts=2, rate=1e-3)
+    shared = dict(seed=0, steps=2, labeled=2, unlabeled=2, split="held-out", test_hearts=2, rate=1e-3)
     shared |= dict(threads=torch.get_num_threads(), folder=tmp_path, weight=1.0)
     teacher = distillation_work.work(Namespace(method="teacher", teacher=None, **shared))
-    student = distillation_work.work(Namespace(method="grid-unlabelled", teacher=Path(teacher["student"]), **shared))
+    student = distillation_work.work(Namespace(method="grid-unlabeled", teacher=Path(teacher["student"]), **shared))
     assert "feature_match" not in teacher["losses"][0] and student["losses"][0]["feature_match"] > 0
     assert {name: len(values) for name, values in student["errors"].items()} == {"EF": 2, "EDV": 2, "ESV": 2}
     errors = {name: np.array([student["errors"][name]]) for name in distillation.UNITS}
-    header, rule, first, second = distillation.table({"alone": errors, "grid-unlabelled": errors}).splitlines()
+    header, rule, first, second = distillation.table({"alone": errors, "grid-unlabeled": errors}).splitlines()
     assert header.count("|") == rule.count("|") == first.count("|") == second.count("|")
     assert second.endswith(" | +0.00 [+0.00, +0.00] |")
 

@@ -56,9 +56,9 @@ def test_exposure_is_nine_bits_for_the_first_of_512_and_none_for_the_last():
     assert np.mean(chance) == pytest.approx(1.43, abs=0.2)
 
 
-def test_the_area_is_the_fraction_of_correctly_ordered_pairs():
-    assert canaries.area(np.array([1.0, 2.0]), np.array([3.0, 4.0])) == 1
-    assert canaries.area(np.array([1.0, 3.0]), np.array([2.0, 3.0])) == (2 + 0 + 0.5) / 4
+def test_the_auc_is_the_fraction_of_correctly_ordered_pairs():
+    assert canaries.auc(np.array([1.0, 2.0]), np.array([3.0, 4.0])) == 1
+    assert canaries.auc(np.array([1.0, 3.0]), np.array([2.0, 3.0])) == (2 + 0 + 0.5) / 4
 
 
 def test_one_run_of_the_canaries_has_all_figures_of_the_table(monkeypatch):
@@ -68,9 +68,9 @@ def test_one_run_of_the_canaries_has_all_figures_of_the_table(monkeypatch):
     held_out = {rows.canary(number).turns[0].text for number in (2, 3)}
     assert len(rows) == 8 and not held_out & {row.turns[0].text for row in rows.rows}
     assert rows.canary(0).turns[1] != rows.canary(0, 1).turns[1] and rows.canary(0) in rows.rows
-    found = {epsilon: [canaries.work(epsilon, options)] for epsilon in (None, 8.0)}
-    assert found[None][0]["spent"] is None and 7 < found[8.0][0]["spent"] <= 8
-    header, rule, plain, private = canaries.table(found).splitlines()
+    runs = {epsilon: [canaries.work(epsilon, options)] for epsilon in (None, 8.0)}
+    assert runs[None][0]["spent"] is None and 7 < runs[8.0][0]["spent"] <= 8
+    header, rule, plain, private = canaries.table(runs).splitlines()
     assert header.count("|") == rule.count("|") == plain.count("|") == private.count("|")
     assert plain.startswith("| without privacy | infinite | ") and private.startswith("| epsilon 8 | 7.9")
 

@@ -58,7 +58,7 @@ def plot_distributions(splits: Mapping[str, Mapping[str, np.ndarray]], path: Pat
                 options = dict(weights=percentages, color=f"C{number}")
                 axes.hist(values, bins, histtype="stepfilled", alpha=0.2, **options)
                 axes.hist(values, bins, histtype="step", linewidth=1.5, label=f"{split} ({len(values):,})", **options)
-        axes.set_xlabel(_labelled(name))
+        axes.set_xlabel(_label(name))
         axes.set_ylabel("% of the split")
         if len(all_values):
             axes.legend(fontsize=8)
@@ -73,7 +73,11 @@ def _scatter(axes: Axes, name: str, predicted: np.ndarray, true: np.ndarray) -> 
     axes.plot(ends, ends, color="gray", linewidth=1, label="identity")
     axes.plot(true, predicted, "o", markersize=4, alpha=0.5, markeredgewidth=0)
     axes.set(
-        xlim=ends, ylim=ends, aspect="equal", xlabel=f"true {_labelled(name)}", ylabel=f"predicted {_labelled(name)}"
+        xlim=ends,
+        ylim=ends,
+        aspect="equal",
+        xlabel=f"true {_label(name)}",
+        ylabel=f"predicted {_label(name)}",
     )
     error = np.abs(predicted - true).mean()
     axes.set_title(f"{name}: mean absolute error {error:.1f} {_unit(name)}, n = {len(true):,}", fontsize=10)
@@ -93,7 +97,7 @@ def _bland_altman(axes: Axes, name: str, predicted: np.ndarray, true: np.ndarray
         axes.axhline(bias - reach, color="C3", linewidth=1.2, linestyle="--", label=label)
         axes.axhline(bias + reach, color="C3", linewidth=1.2, linestyle="--")
     axes.axhline(0, color="gray", linewidth=0.8)
-    axes.set(xlabel=f"mean of predicted and true {_labelled(name)}", ylabel=f"predicted - true ({_unit(name)})")
+    axes.set(xlabel=f"mean of predicted and true {_label(name)}", ylabel=f"predicted - true ({_unit(name)})")
     axes.margins(y=0.25)
     axes.legend(fontsize=8, loc="upper right")
     axes.grid(alpha=0.3)
@@ -105,5 +109,5 @@ def _unit(name: str) -> str:
     return "points" if unit == "%" else unit
 
 
-def _labelled(name: str) -> str:
+def _label(name: str) -> str:
     return f"{name} ({UNITS[name]})" if name in UNITS else name

@@ -50,6 +50,7 @@ SITES, FINDINGS = (
     ("normal", "a lesion", "an opacity", "an edema"),
 )
 DIGITS = 6
+"""Digits of a code."""
 CODES = 128
 """Number of codes in the ranking of a canary, including its code: the maximum exposure is 7 bits."""
 
@@ -66,8 +67,8 @@ class Rows:
             for patient, kind in zip(patients[:findings], kinds, strict=True)
         ]
         self.questions = [f"What is the code of patient {patient}?" for patient in patients[findings:]]
-        drawn = rng.integers(0, 10**DIGITS, (2 * canaries, CODES))
-        self.codes = [[f"{code:0{DIGITS}d}" for code in row] for row in drawn]
+        codes = rng.integers(0, 10**DIGITS, (2 * canaries, CODES))
+        self.codes = [[f"{code:0{DIGITS}d}" for code in row] for row in codes]
         """Codes per canary: first its code, then others."""
         self.rows = self.findings + [self.canary(number) for number in range(canaries)]
         """Training data; the second half of the canaries is held out."""
@@ -99,12 +100,12 @@ def train(bundle: Bundle, rows: Rows, epsilon: float | None, options: argparse.N
     """Train without privacy (None) or with an epsilon; return the spent epsilon."""
     rate = options.batch / len(rows)
     sampler: Any = LogicalBatchSampler(len(rows), options.batch, seed=options.seed)
-    kind: Any = MultimodalTrainer
-    more: dict[str, Any] = {}
+    trainer_class: Any = MultimodalTrainer
+    private_options: dict[str, Any] = {}
     if epsilon is not None:
         sampler = PoissonSampler([[index] for index in range(len(rows))], rate, secret=secret_of(None))
         mechanism = Mechanism(len(rows), rate, clip_norm=options.clip, delta=DELTA, target_epsilon=epsilon)
-        kind, more = PrivateTrainer, dict(mechanism=mechanism, synthetic=[])
+        trainer_class, private_options = PrivateTrainer, dict(mechanism=mechanism, synthetic=[])
     arguments = TrainingArguments(
         output_dir=folder,
         max_steps=options.steps,
@@ -123,7 +124,7 @@ def train(bundle: Bundle, rows: Rows, epsilon: float | None, options: argparse.N
         seed=options.seed,
     )
     meter = Meter()
-    trainer = kind(
+    trainer = trainer_class(
         Learner(bundle.model, {"next_token": NextToken()}, reduction="items" if epsilon is None else "samples"),
         arguments,
         train_dataset=EncodedDataset(rows, bundle.encoder.encode),
@@ -131,7 +132,7 @@ def train(bundle: Bundle, rows: Rows, epsilon: float | None, options: argparse.N
         collate=LogicalCollator(bundle.encoder.pad, samples_per_piece=options.batch),
         meter=meter,
         callbacks=[RunLog({"config": "canaries"}, meter), Epochs(sampler)],
-        **more,
+        **private_options,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -155,29 +156,29 @@ def exposure(code_losses: np.ndarray) -> float:
     return math.log2(len(code_losses)) - math.log2(rank)
 
 
-def area(members: np.ndarray, others: np.ndarray) -> float:
-    """Return the probability that a member has a lower loss than a non-member (the AUC); 0.5 is chance."""
+def auc(members: np.ndarray, others: np.ndarray) -> float:
+    """Return the probability that a member has a lower loss than a non-member: the AUC, 0.5 by chance."""
     less = (members[:, None] < others[None]).mean()
     return float(less + 0.5 * (members[:, None] == others[None]).mean())
 
 
 def work(epsilon: float | None, options: argparse.Namespace) -> dict[str, float | None]:
     """Train one model and evaluate the attacks."""
-    rows, fresh = (Rows(options.findings, options.canaries, options.seed + more) for more in (0, 1000))
+    rows, new_rows = (Rows(options.findings, options.canaries, options.seed + offset) for offset in (0, 1000))
     with tempfile.TemporaryDirectory() as folder:
         bundle = load(folder, options.seed)
         spent = train(bundle, rows, epsilon, options, folder)
     members_and_others = losses(bundle, [rows.canary(number) for number in range(2 * options.canaries)])
-    ranked = [
+    exposures = [
         exposure(losses(bundle, [rows.canary(number, code) for code in range(CODES)]))
         for number in range(options.canaries)
     ]
     return {
         "spent": spent,
-        "exposure": mean(ranked),
-        "first": sum(bits == math.log2(CODES) for bits in ranked) / len(ranked),
-        "area": area(members_and_others[: options.canaries], members_and_others[options.canaries :]),
-        "loss": float(losses(bundle, fresh.findings[:128]).mean()),
+        "exposure": mean(exposures),
+        "ranked_first": sum(bits == math.log2(CODES) for bits in exposures) / len(exposures),
+        "auc": auc(members_and_others[: options.canaries], members_and_others[options.canaries :]),
+        "loss": float(losses(bundle, new_rows.findings[:128]).mean()),
     }
 
 
@@ -190,7 +191,7 @@ def table(runs: dict[float | None, list[dict[str, float | None]]]) -> str:
     for epsilon, seeds in runs.items():
         spent = "infinite" if epsilon is None else f"{max(run['spent'] or 0 for run in seeds):.2f}"
         cells = []
-        for key, digits in (("exposure", 2), ("first", 2), ("area", 3), ("loss", 2)):
+        for key, digits in (("exposure", 2), ("ranked_first", 2), ("auc", 3), ("loss", 2)):
             values = [run[key] or 0.0 for run in seeds]
             cells.append(f"{mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})")
         name = "without privacy" if epsilon is None else f"epsilon {epsilon:g}"

@@ -29,8 +29,8 @@ NAMES = {
     "alone": "student alone",
     "pooled": "matched, grid=1",
     "grid": "matched, grid=4",
-    "pooled-unlabelled": "matched, grid=1, also with unlabeled hearts",
-    "grid-unlabelled": "matched, grid=4, also with unlabeled hearts",
+    "pooled-unlabeled": "matched, grid=1, also with unlabeled hearts",
+    "grid-unlabeled": "matched, grid=4, also with unlabeled hearts",
 }
 UNITS = {"EF": "points", "EDV": "mL", "ESV": "mL"}
 CANDIDATES = {
@@ -42,12 +42,13 @@ SELECTED = {method: pairs[1] for method, pairs in CANDIDATES.items()}
 SELECTION_SEEDS = (900, 901, 902)
 """Seeds of the students of `--choose`."""
 RESAMPLES = 4000
+"""Number of bootstrap samples."""
 
 
 def run(
     method: str, seed: int, setting: tuple[float, float], split: str, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Return the results of one student or the teacher, and print them; results in `--out` are not computed again."""
+    """Return the results of one student or the teacher, and print them. Results in `--out` are not computed again."""
     is_teacher = method == "teacher"
     arguments = {
         "method": method,
@@ -57,8 +58,8 @@ def run(
         "split": split,
         "test-hearts": options.held_out,
         "steps": options.teacher_steps if is_teacher else options.steps,
-        "labelled": options.teacher_hearts if is_teacher else options.labelled,
-        "unlabelled": options.unlabelled,
+        "labeled": options.teacher_hearts if is_teacher else options.labeled,
+        "unlabeled": options.unlabeled,
         "threads": options.threads,
         "folder": options.folder,
     }
@@ -105,7 +106,7 @@ def choose(methods: Sequence[str], options: argparse.Namespace) -> dict[str, tup
 
 
 def run_all(jobs: Sequence[tuple[Any, ...]], parallel: int) -> list[dict[str, Any]]:
-    """Return the results of `run` for the arguments of each job in order; `parallel` jobs run in parallel."""
+    """Return the results of `run` for the arguments of each job in order; at most `parallel` at the same time."""
     with ThreadPoolExecutor(parallel) as pool:
         return list(pool.map(lambda job: run(*job), jobs))
 
@@ -146,8 +147,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=200, help="updates of a student, of 16 patients each")
-    parser.add_argument("--labelled", type=int, default=32, help="labeled patients of a student")
-    parser.add_argument("--unlabelled", type=int, default=512, help="unlabeled patients of the last two methods")
+    parser.add_argument("--labeled", type=int, default=32, help="labeled patients of a student")
+    parser.add_argument("--unlabeled", type=int, default=512, help="unlabeled patients of the last two methods")
     parser.add_argument("--teacher-hearts", type=int, default=2048)
     parser.add_argument("--teacher-steps", type=int, default=3000)
     parser.add_argument("--teacher", type=Path, help="folder of a trained teacher")

@@ -39,8 +39,8 @@ MATCHING: dict[str, Mapping[str, Any] | None] = {
     "alone": None,
     "pooled": dict(grid=1),
     "grid": dict(grid=4),
-    "pooled-unlabelled": dict(grid=1),
-    "grid-unlabelled": dict(grid=4),
+    "pooled-unlabeled": dict(grid=1),
+    "grid-unlabeled": dict(grid=4),
 }
 """Options of FeatureMatch for each method; None: no teacher."""
 HEAD = dict(measures=dict(type="RegressionHead", measures=list(MEASURES), views=["ED", "ES"]))
@@ -48,15 +48,15 @@ HEAD = dict(measures=dict(type="RegressionHead", measures=list(MEASURES), views=
 
 @DATASETS.register_module()
 class CachedEchoDataset(CineDataset):
-    """Phantoms that are generated once: `labelled` hearts alternate with `unlabelled` ones, for `length` samples.
+    """Phantoms that are generated once: `labeled` hearts alternate with `unlabeled` ones, for `length` samples.
 
-    One epoch is as long as the run, so that no work is done at the end of an epoch of a few hearts.
+    One epoch is as long as the run, so that no time is spent between epochs of a few hearts.
     """
 
-    def __init__(self, labelled: int, unlabelled: int, length: int, seed: int, image_size: int = PIXELS) -> None:
+    def __init__(self, labeled: int, unlabeled: int, length: int, seed: int, image_size: int = PIXELS) -> None:
         super().__init__()
-        self.hearts = PhantomEchoDataset(labelled + unlabelled, seed, image_size)
-        self.labelled, self.unlabelled, self.length = labelled, unlabelled, length
+        self.hearts = PhantomEchoDataset(labeled + unlabeled, seed, image_size)
+        self.labeled, self.unlabeled, self.length = labeled, unlabeled, length
         self.images: dict[int, dict[str, Image]] = {}
 
     def __len__(self) -> int:
@@ -65,10 +65,10 @@ class CachedEchoDataset(CineDataset):
     def heart(self, index: int) -> int:
         """Return the heart of an index; if there are unlabeled hearts, every second index is one of them."""
         index = from_zero(index, len(self))
-        if not self.unlabelled:
-            return index % self.labelled
-        cycle, is_unlabelled = divmod(index, 2)
-        return self.labelled + cycle % self.unlabelled if is_unlabelled else cycle % self.labelled
+        if not self.unlabeled:
+            return index % self.labeled
+        cycle, is_unlabeled = divmod(index, 2)
+        return self.labeled + cycle % self.unlabeled if is_unlabeled else cycle % self.labeled
 
     @override
     def views(self, index: int) -> dict[str, Image]:
@@ -80,7 +80,7 @@ class CachedEchoDataset(CineDataset):
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
         heart = self.heart(index)
-        return self.hearts.measures(heart) if heart < self.labelled else dict.fromkeys(MEASURES, math.nan)
+        return self.hearts.measures(heart) if heart < self.labeled else dict.fromkeys(MEASURES, math.nan)
 
     @override
     def describe(self, index: int, epoch: int = 0) -> str:
@@ -91,13 +91,11 @@ class CachedEchoDataset(CineDataset):
         return self.hearts.group(self.heart(index))
 
 
-def hearts(
-    kind: str, labelled: int, *, unlabelled: int = 0, length: int | None = None, seed: int = 0
-) -> dict[str, Any]:
+def hearts(kind: str, labeled: int, *, unlabeled: int = 0, length: int | None = None, seed: int = 0) -> dict[str, Any]:
     """Return the config entry of a dataset of hearts."""
     seed = SEEDS[kind] + seed
-    length = labelled if length is None else length
-    return dict(type="CachedEchoDataset", labelled=labelled, unlabelled=unlabelled, length=length, seed=seed)
+    length = labeled if length is None else length
+    return dict(type="CachedEchoDataset", labeled=labeled, unlabeled=unlabeled, length=length, seed=seed)
 
 
 def config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -105,7 +103,7 @@ def config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     is_teacher = options.method == "teacher"
     family, vision = ("medsiglip", {}) if is_teacher else ("gemma3n-student", STUDENT)
     base = write_tiny(family, folder / f"{family}-{options.seed}", seed=options.seed, vision=vision)
-    unlabelled = options.unlabelled if options.method.endswith("-unlabelled") else 0
+    unlabeled = options.unlabeled if options.method.endswith("-unlabeled") else 0
     values = dict(
         model_args=dict(
             type=family,
@@ -119,8 +117,8 @@ def config(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         data_args=dict(
             train=hearts(
                 "teacher" if is_teacher else "students",
-                options.labelled,
-                unlabelled=unlabelled,
+                options.labeled,
+                unlabeled=unlabeled,
                 length=BATCH * options.steps,
                 seed=options.seed,
             ),
@@ -184,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, required=True, help="learning rate")
     parser.add_argument("--weight", type=float, default=1.0, help="weight of FeatureMatch")
     parser.add_argument("--split", choices=["validation", "held-out"], required=True)
-    for name in ("seed", "steps", "labelled", "unlabelled", "test-hearts", "threads"):
+    for name in ("seed", "steps", "labeled", "unlabeled", "test-hearts", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="output folder; runs share the cache in it")
     parser.add_argument("--teacher", type=Path, help="folder of the trained teacher")

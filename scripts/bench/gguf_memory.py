@@ -28,7 +28,7 @@ LIMIT = 1_200_000_000
 """Maximum memory of the exporting process in bytes."""
 TOKENS = 262_144
 LETTERS, MAX_LENGTH = set("▁abcdefghilmnoprstu"), 8
-"""Characters of random pieces and their maximum length."""
+"""Characters of random pieces, and the maximum length of a piece."""
 K_QUANTS = ("q6_k", "q4_k_m")
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", *K_QUANTS)
 
@@ -58,7 +58,7 @@ def add_pieces(path: Path, size: int) -> None:
     path.write_text(json.dumps(fast, ensure_ascii=False), encoding="utf-8")
 
 
-def write(folder: Path) -> None:
+def write_checkpoint(folder: Path) -> None:
     """Write the checkpoint with the dimensions in config.json of Gemma 3 270M."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
@@ -88,7 +88,7 @@ def write(folder: Path) -> None:
 
 
 def export(folder: Path, out: Path, kind: str) -> dict[str, Any]:
-    """Export as `mllm export` does; return seconds and peak memory."""
+    """Export as `mllm export` does, and return the seconds and the peak memory in bytes before and after."""
     import mllm.export.gguf.k_quants  # noqa: F401
     from mllm.export.export_report import peak_memory
     from mllm.export.gguf.export import export_gguf
@@ -98,7 +98,7 @@ def export(folder: Path, out: Path, kind: str) -> dict[str, Any]:
     return {"before": before, "peak": peak_memory(), "seconds": time.perf_counter() - started}
 
 
-def read(folder: Path, out: Path) -> str:
+def compare_logits(folder: Path, out: Path) -> str:
     """Return a comparison of the logits of llama.cpp and transformers for a prompt."""
     import numpy as np
     import torch
@@ -114,22 +114,22 @@ def read(folder: Path, out: Path) -> str:
     with torch.inference_mode():
         expected = model(input_ids=torch.tensor([ids])).logits[0].numpy()
     logits = np.asarray(llama.scores)[: len(ids)]
-    agreed = int((logits.argmax(-1) == expected.argmax(-1)).sum())
+    equal = int((logits.argmax(-1) == expected.argmax(-1)).sum())
     return (
         f"llama.cpp: {len(ids)} tokens, {'equal to' if is_equal else 'DIFFERENT FROM'} those of transformers; the most "
-        f"probable next token is equal at {agreed} of {len(ids)} positions; logits (standard deviation "
+        f"probable next token is equal at {equal} of {len(ids)} positions; logits (standard deviation "
         f"{expected.std():.2f}) differ by {np.abs(logits - expected).max():.1e} at most"
     )
 
 
-def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
+def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Run `function` in a new process and return its result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def main() -> None:
-    """Run the command."""
+    """Measure the export to each type, and exit with an error above the limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--type", choices=TYPES, nargs="+", default=["q8_0"])
     parser.add_argument("--parent", help="folder of the temporary files; needs up to 2.5 GB")
@@ -137,16 +137,16 @@ def main() -> None:
     is_within_limit = True
     with tempfile.TemporaryDirectory(dir=arguments.parent) as temporary:
         folder = Path(temporary, "model")
-        fresh(write, folder)
+        in_new_process(write_checkpoint, folder)
         for kind in arguments.type:
             out = Path(temporary, f"{kind}.gguf")
-            measured = fresh(export, folder, out, kind)
+            measured = in_new_process(export, folder, out, kind)
             print(
                 f"{kind}: {out.stat().st_size / 1e6:,.0f} MB in {measured['seconds']:.0f} s; memory after the imports "
                 f"{measured['before'] / 1e9:.2f} GB, peak {measured['peak'] / 1e9:.2f} GB"
             )
             try:
-                print(fresh(read, folder, out))
+                print(in_new_process(compare_logits, folder, out))
             except ModuleNotFoundError as missing:
                 print(f"comparison skipped: {missing}")
             out.unlink()

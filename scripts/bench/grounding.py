@@ -22,7 +22,7 @@ from mllm.config.hardware import installed
 
 NAMES = {"text": "boxes as text", "heads": "heads", "state": "heads of one state"}
 KINDS = {"alone": "one shape", "scenes": "one of up to three shapes", "phantoms": "lesion of a phantom"}
-"""Kinds of held-out images; in the first, the shape in the question is the only one."""
+"""Kinds of held-out images. In the first, the shape in the question is the only one."""
 RATES = {"text": 4e-3, "heads": 2e-3, "state": 2e-3}
 """Learning rate of each method, selected on other images; README.md lists the trials."""
 
@@ -49,7 +49,7 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
         for method, results in runs.items():
             figures = [result[kind] for result in results]
             cells = [spread([figure[key] for figure in figures]) for key in ("accuracy", "box_iou", "mask_iou")]
-            cells.append(f"{mean(result['place_tokens'] for result in results):.0f}" if kind == "scenes" else "")
+            cells.append(f"{mean(result['box_tokens'] for result in results):.0f}" if kind == "scenes" else "")
             cells += [spread([f["tokens"] for f in figures], 1), spread([1000 * f["seconds"] for f in figures], 0)]
             lines.append(f"| {title}: {NAMES[method]} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -53,12 +53,13 @@ text: no heads; heads: a mask head with the hidden states of the preceding words
 mask; state: both heads as published, with one hidden state.
 """
 HELD_OUT = 1000
-"""Seed of the test images; the seed of the training images is `TRAINING` plus the seed of the run."""
+"""Seed of the held-out images."""
 TRAINING = 10
+"""Seed of the training images, to which the seed of the run is added."""
 
 
-class Kept(Dataset[Encoded]):
-    """Samples that are encoded once; all epochs have the images and phrasings of the first one."""
+class EncodedOnce(Dataset[Encoded]):
+    """Samples that are encoded once: all epochs have the images and questions of the first epoch."""
 
     def __init__(self, samples: EncodedDataset) -> None:
         self.samples = samples
@@ -125,7 +126,7 @@ def train(bundle: Bundle, data: Samples, options: argparse.Namespace, folder: st
     trainer = MultimodalTrainer(
         Learner(bundle.model, objectives),
         arguments,
-        train_dataset=Kept(EncodedDataset(data, bundle.encoder.encode)),
+        train_dataset=EncodedOnce(EncodedDataset(data, bundle.encoder.encode)),
         train_sampler=sampler,
         collate=LogicalCollator(bundle.encoder.pad, samples_per_piece=BATCH),
         meter=meter,
@@ -136,7 +137,7 @@ def train(bundle: Bundle, data: Samples, options: argparse.Namespace, folder: st
 
 
 def evaluate(bundle: Bundle, data: Samples) -> dict[str, Any]:
-    """Return the figures of generated answers; `seconds` is CPU time per image, which depends less on other load."""
+    """Return the figures of generated answers. `seconds` is CPU time per image."""
     metrics = {"rec": rec, "res": res} if bundle.model.mask_head is not None else {"rec": rec}
     started = time.process_time()
     evaluation = evaluate_split(bundle, data, metrics, max_new_tokens=48, batch_size=BATCH)
@@ -151,7 +152,7 @@ def evaluate(bundle: Bundle, data: Samples) -> dict[str, Any]:
     }
 
 
-def place_tokens(bundle: Bundle, data: Samples) -> float:
+def box_tokens(bundle: Bundle, data: Samples) -> float:
     """Return the mean number of tokens of the box in a reference answer."""
     encoder = bundle.encoder
     counts = []
@@ -178,7 +179,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
         "alone": evaluate(bundle, scenes(options.held_out, HELD_OUT, objects=1)),
         "scenes": evaluate(bundle, held_out),
         "phantoms": evaluate(bundle, phantoms(options.held_out // 2, HELD_OUT)),
-        "place_tokens": place_tokens(bundle, held_out),
+        "box_tokens": box_tokens(bundle, held_out),
         "losses": losses,
     }
 

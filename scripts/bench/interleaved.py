@@ -24,14 +24,14 @@ INTERVAL = 0.005
 
 @dataclass
 class Peak:
-    """Largest sampled memory of this process, in bytes."""
+    """Peak of the sampled memory of this process, in bytes."""
 
     bytes: int = 0
 
 
 @contextmanager
 def resident_memory() -> Iterator[Peak]:
-    """Sample the resident memory of this process inside the block; `ru_maxrss` would include the peak of loading."""
+    """Sample the resident memory of this process in the block. `ru_maxrss` would include the peak of loading."""
     peak, process, done = Peak(), psutil.Process(), threading.Event()
 
     def sample() -> None:

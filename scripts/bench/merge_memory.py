@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 BLOCK = 2**20
-"""Number of random values, which are repeated: generating billions would take longer than the merge."""
+"""Number of random values, which are repeated, because drawing billions would take longer than the merge."""
 TARGETS = r".*language_model.*(q_proj|v_proj|down_proj)|model\.layers.*(q_proj|v_proj|down_proj)"
 MODELS = ("llama-0.3b", "medgemma-4b")
 
@@ -92,8 +92,8 @@ def write(folder: Path, name: str, shard_bytes: int) -> None:
     names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     for file, entries in zip(names, shards, strict=True):
         write_safetensors(base / file, entries, values(entries))
-    where = {entry.key: file for file, entries in zip(names, shards, strict=True) for entry in entries}
-    write_json(base / INDEX, {"metadata": {}, "weight_map": where})
+    weight_map = {entry.key: file for file, entries in zip(names, shards, strict=True) for entry in entries}
+    write_json(base / INDEX, {"metadata": {}, "weight_map": weight_map})
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(base)
     for file in tiny.iterdir():
@@ -128,7 +128,7 @@ def measure(folder: Path, parity: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the command."""
+    """Measure a merge, and exit with an error above the limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="llama-0.3b")
     parser.add_argument("--shard-megabytes", type=int, default=100)

@@ -31,7 +31,7 @@ TOLERANCE = 1e-4
 
 
 def row(name: str, runs: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]], updates: int) -> str:
-    """Return one line of the table: medians with their range, and their ratios to plain training."""
+    """Return one line of the table: medians with their ranges, and their ratios to plain training."""
     cells = [name]
     for key, scale, digits in (("seconds", updates, 2), ("cpu_seconds", updates, 2), ("bytes", 1e9, 2)):
         values = [run[key] / scale for run in runs]

@@ -1,4 +1,4 @@
-"""One run of the benchmark of privacy: plain training, private training, or Opacus."""
+"""One run of the benchmark of private training: plain training, private training, or Opacus."""
 
 from __future__ import annotations
 
@@ -50,10 +50,11 @@ TEXT = dict(
 """Reduced VaultGemma with its full vocabulary and the proportions of VaultGemma 1B."""
 TEMPLATE = "{% for turn in messages %}{{ turn['role'] ~ ': ' ~ turn['content'] ~ eos_token }}{% endfor %}"
 LOGICAL_BATCH = 16
-"""Samples per update and number of rows; with a sampling rate of 1 each draw contains all rows."""
+"""Samples per update and number of rows. With a sampling rate of 1, each draw contains all rows."""
 QUESTION, ANSWER = (10, 40), (10, 60)
-"""Ranges of the number of words of one token, with a uniform distribution."""
+"""Ranges of the number of words, each of which is one token, drawn uniformly."""
 CLIP, NOISE = 1.0, 0.5
+"""Clipping norm and noise multiplier."""
 
 
 class Rows:
@@ -106,18 +107,18 @@ def norms(model: nn.Module) -> list[float]:
 
 
 def train_ours(rows: Rows, bundle: Bundle, folder: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Train with our trainer and the callbacks of every run: plain, or private with all rows in each draw."""
+    """Train with our trainer and the callbacks of a run: plain, or private with all rows in each draw."""
     is_private = options.competitor == "private"
     sampler: Any = LogicalBatchSampler(len(rows), LOGICAL_BATCH, shuffle=False)
-    kind: Any = MultimodalTrainer
-    more: dict[str, Any] = {}
+    trainer_class: Any = MultimodalTrainer
+    private_options: dict[str, Any] = {}
     if is_private:
         sampler = PoissonSampler([[index] for index in range(len(rows))], 1.0, secret=bytes(32))
         mechanism = Mechanism(len(rows), 1.0, CLIP, delta=1e-3, noise_multiplier=options.noise)
-        kind, more = PrivateTrainer, dict(mechanism=mechanism, synthetic=[])
+        trainer_class, private_options = PrivateTrainer, dict(mechanism=mechanism, synthetic=[])
     arguments = shared_arguments(folder, "fp32") | dict(num_train_epochs=options.updates + 1, logging_steps=1000)
     meter, clock, first = Meter(), Clock(), FirstGradient()
-    trainer = kind(
+    trainer = trainer_class(
         Learner(bundle.model, {"next_token": NextToken()}, reduction="samples" if is_private else "items"),
         TrainingArguments(
             **arguments, optim="sgd", max_grad_norm=0.0, per_device_train_batch_size=LOGICAL_BATCH, label_names=[]
@@ -127,7 +128,7 @@ def train_ours(rows: Rows, bundle: Bundle, folder: str, options: argparse.Namesp
         collate=LogicalCollator(bundle.encoder.pad, samples_per_piece=options.physical),
         meter=meter,
         callbacks=[RunLog({"config": "bench"}, meter), Epochs(sampler), clock, first],
-        **more,
+        **private_options,
     )
     with resident_memory() as peak:
         trainer.train()
@@ -140,9 +141,9 @@ def train_opacus(rows: Rows, bundle: Bundle, folder: str, options: argparse.Name
     from opacus.optimizers import DPOptimizer
 
     encoded = [bundle.encoder.encode(rows.sample(index)) for index in range(len(rows))]
+    # Each batch is padded to its longest sample, as by our trainer.
     cuts = cut_by_length([sample.lengths for sample in encoded], options.physical, None)
     batches = [bundle.encoder.pad([encoded[index] for index in cut]) for cut in cuts]
-    # A batch is padded to its longest sample only.
     model = GradSampleModule(bundle.model.pretrained.train(), strict=False)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = DPOptimizer(

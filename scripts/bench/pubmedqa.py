@@ -65,7 +65,7 @@ def write_splits(data: Path, folder: Path) -> dict[str, int]:
 def run(
     data: Path, folder: Path, *, steps: int, every: int, rate: float, seed: int, threads: int, packing: bool
 ) -> dict[str, Any]:
-    """Train in `folder`; return the held-out losses by step and the scores of the held-out decisions."""
+    """Train in `folder` and return the held-out losses by step and the metrics of the held-out decisions."""
     sizes = write_splits(data, folder)
     config = folder / "pubmedqa.py"
     values = dict(steps=steps, every=every, rate=rate, seed=seed, packing=packing)

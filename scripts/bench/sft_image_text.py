@@ -48,7 +48,9 @@ def compare(dtype: str, checkpoint: str, options: argparse.Namespace) -> dict[st
 
     # Padding changes the rounding in bf16, so each sample is a batch there.
     sizes = (options.tokens_per_micro_batch, 4) if dtype == "fp32" else (1, 1)
-    losses = [run(who, size, "--losses")["losses"] for who, size in zip(("ours", "trl"), sizes, strict=True)]
+    losses = [
+        run(competitor, size, "--losses")["losses"] for competitor, size in zip(("ours", "trl"), sizes, strict=True)
+    ]
     worst = worst_difference(*losses)
     print(f"{dtype}: the losses of {len(losses[0])} samples differ by at most {worst:.1e} (relative)", flush=True)
     if worst > TOLERANCE:

@@ -1,4 +1,4 @@
-"""One run of the benchmark of images and text, with our trainer or that of TRL."""
+"""One run of the benchmark of training with images and text, by our trainer or that of TRL."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ VISION = dict(
 )
 """Reduced SigLIP: 1,024 patches per image, pooled to 256 tokens."""
 PROMPT, ANSWER = (20, 300), (5, 150)
-"""Ranges of the number of tokens, with a uniform distribution."""
+"""Ranges of the number of tokens of a prompt and an answer, drawn uniformly."""
 LOGICAL_BATCH = 16
 """Samples per update."""
 WORDS = ["chest", "image", "lesion", "normal", "left", "right", "upper", "lower", "lung", "heart", "small", "bright"]
@@ -59,7 +59,7 @@ WORDS = ["chest", "image", "lesion", "normal", "left", "right", "upper", "lower"
 
 
 class Rows:
-    """Generated conversations about generated images, the same for all competitors."""
+    """Generated conversations about generated images, equal for both competitors."""
 
     def __init__(self, size: int, pixels: int = VISION["image_size"]) -> None:
         rng = np.random.default_rng(7)
@@ -80,7 +80,7 @@ class Rows:
         return Sample([Turn("user", f"<image>{question}"), Turn("assistant", answer)], [picture], source=f"row {index}")
 
     def columns(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        """Return rows in the format of TRL; they are new objects, because the collator of TRL modifies its input."""
+        """Return rows in the format of TRL, as new objects, because the collator of TRL modifies its input."""
         pictures, questions, answers = zip(*[self.rows[index] for index in batch["index"]], strict=True)
         return {
             "images": [[picture] for picture in pictures],
@@ -90,7 +90,7 @@ class Rows:
 
 
 class Clock(TrainerCallback):
-    """Seconds from the end of the first update, which is a warm-up, to the end of the last."""
+    """Clock of all updates except the first, which is a warm-up."""
 
     def __init__(self) -> None:
         self.ends: list[tuple[float, float]] = []
@@ -100,14 +100,14 @@ class Clock(TrainerCallback):
         self.ends.append((time.perf_counter(), time.process_time()))
 
     def read(self) -> dict[str, float]:
-        """Return wall time and CPU time in seconds; CPU time depends less on other processes."""
+        """Return wall time and CPU time in seconds. CPU time depends less on other processes."""
         wall, cpu = (last - first for first, last in zip(self.ends[0], self.ends[-1], strict=True))
         return {"seconds": wall, "cpu_seconds": cpu}
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """One of the two trainers with its measurements."""
+    """One of the two trainers, with its functions for measurements."""
 
     trainer: Trainer
     losses: Callable[[], list[float]]
@@ -117,7 +117,7 @@ class Competitor:
 
 
 def load(checkpoint: str, dtype: str) -> Bundle:
-    """Load the model with LoRA on its language model; B is random, so that the loss depends on the adapter."""
+    """Load the model with LoRA on its language model. B is random, so that the loss depends on the adapter."""
     torch.manual_seed(0)
     # The completion of TRL includes the line break after a turn in Gemma's template; it is supervised here too.
     args = ModelArgs(type="medgemma", model_name_or_path=checkpoint, lora_r=16, turn_end="<end_of_turn>\n")
@@ -150,7 +150,7 @@ def shared_arguments(folder: str, dtype: str) -> dict[str, Any]:
 
 
 def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: int) -> Competitor:
-    """Build our trainer with the callbacks of every run; micro-batches have up to `tokens` tokens."""
+    """Build our trainer with the callbacks of a run. Micro-batches have at most `tokens` padded tokens."""
     objective = NextToken()
     sampler, meter = LogicalBatchSampler(len(rows), LOGICAL_BATCH, shuffle=False), Meter()
     data = EncodedDataset(rows, bundle.encoder.encode)
@@ -184,25 +184,25 @@ def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: in
 
 
 def build_trl(rows: Rows, bundle: Bundle, arguments: dict[str, Any], samples: int) -> Competitor:
-    """Build the trainer of TRL with compaction of the logits, in micro-batches of `samples`."""
-    import trl.trainer.utils as heads
+    """Build the trainer of TRL with logits at supervised positions only, in micro-batches of `samples`."""
+    import trl.trainer.utils as trl_utils
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     scored = []
-    kernel = heads._ChunkedLogProbFunction
+    original = trl_utils._ChunkedLogProbFunction
 
     class Counted:
         @staticmethod
         def apply(hidden_TD: torch.Tensor, *rest: Any) -> Any:
             scored.append(len(hidden_TD))
-            return kernel.apply(hidden_TD, *rest)
+            return original.apply(hidden_TD, *rest)
 
     # TRL computes the logits of supervised positions only if Triton is available, and those of all positions on a CPU,
     # which would make the comparison unfair. In this module only `add_fused_lm_head` uses the name `_use_triton`.
-    heads._use_triton = lambda device: True
-    heads._ChunkedLogProbFunction = Counted
-    # Rows are passed as objects in memory: TRL decodes nothing that our trainer does not decode.
+    trl_utils._use_triton = lambda device: True
+    trl_utils._ChunkedLogProbFunction = Counted
+    # Rows are passed as objects in memory, so neither trainer decodes images.
     data = Dataset.from_dict({"index": list(range(len(rows)))}).with_transform(rows.columns)
     trainer = SFTTrainer(
         model=bundle.model.backbone,

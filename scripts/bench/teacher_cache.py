@@ -41,7 +41,7 @@ _base_ = ["{checkout}/config/_base_/models/gemma3n_student.py", "{checkout}/conf
 model_args = dict(model_name_or_path="{folder}/student")
 distill_args = dict(teacher=dict(_delete_=True, type="medsiglip", model_name_or_path="{folder}/teacher"),
                     cache={cached}, cache_folder="cache")
-data_args = dict(train=dict(type="CachedEchoDataset", labelled={samples}, unlabelled=0, length={samples}, seed=0,
+data_args = dict(train=dict(type="CachedEchoDataset", labeled={samples}, unlabeled=0, length={samples}, seed=0,
                             image_size=224), on_error="raise")
 training_args = dict(num_train_epochs=2, per_device_train_batch_size={batch}, dataloader_num_workers=0,
                      save_strategy="no", report_to=[], disable_tqdm=True)
