@@ -80,6 +80,9 @@ QWEN3_VL = QWEN2_VL.replace(
 )
 """Qwen3-VL: as Qwen2-VL, without a default system turn."""
 
+INTERNVL = QWEN3_VL.replace("<|vision_start|><|image_pad|><|vision_end|>", r"<IMG_CONTEXT>\n")
+"""InternVL 3: ChatML, with a line feed after an image."""
+
 GEMMA4 = r"""
 {{- bos_token -}}
 {%- for turn in messages -%}

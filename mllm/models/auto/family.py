@@ -28,7 +28,13 @@ def is_chosen(model_type: str | None) -> bool:
 
 def choose_tiny(checkpoint: str) -> str:
     """Return the tiny checkpoint that replaces a checkpoint: of the same architecture if there is one, else LLaVA."""
-    names = {"gemma-4": "gemma4", "qwen3-vl": "qwen3_vl", "qwen2": "qwen2_vl"}
+    names = {
+        "gemma-4": "gemma4",
+        "internvl": "internvl",
+        "paligemma": "paligemma2",
+        "qwen3-vl": "qwen3_vl",
+        "qwen2": "qwen2_vl",
+    }
     return next((tiny for part, tiny in names.items() if part in checkpoint.lower()), "llava")
 
 
@@ -49,5 +55,7 @@ IMAGE_TEXT = Family(
         "qwen2_vl": LazyFunction("mllm.models.auto.tiny_qwen:qwen2_vl"),
         "qwen3_vl": LazyFunction("mllm.models.auto.tiny_qwen:qwen3_vl"),
         "gemma4": LazyFunction("mllm.models.auto.tiny_gemma4:gemma4"),
+        "paligemma2": LazyFunction("mllm.models.auto.tiny_paligemma:paligemma2"),
+        "internvl": LazyFunction("mllm.models.auto.tiny_internvl:internvl"),
     },
 )

@@ -17,6 +17,7 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES
+from mllm.models.auto.default_templates import DEFAULTS
 from mllm.models.auto.family import TYPES_OF_SUFFIX, keep_unquantized
 from mllm.models.auto.towers import find_towers
 from mllm.models.backbone.checkpoint_folder import find_checkpoint
@@ -28,9 +29,13 @@ from mllm.models.encoding.chat import ChatEncoder
 
 
 def load_processor(args: ModelArgs) -> ProcessorMixin:
-    """Load the processor; raise `ConfigError` for an architecture that AutoModelForImageTextToText lacks."""
-    load_known_config(args)
-    return load_chat_processor(args)
+    """Load the processor, with a chat template. Raise `ConfigError` for an architecture that the Auto class lacks."""
+    architecture = load_known_config(args).model_type
+    processor = load_chat_processor(args)
+    tokenizer: Any = processor.tokenizer
+    if architecture in DEFAULTS and not (processor.chat_template or tokenizer.chat_template):
+        processor.chat_template = DEFAULTS[architecture]
+    return processor
 
 
 def load(args: ModelArgs, hardware: Hardware, processor: ProcessorMixin) -> PreTrainedModel:

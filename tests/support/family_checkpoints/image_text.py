@@ -15,8 +15,6 @@ from transformers import (
     GotOcr2ImageProcessor,
     Idefics3ImageProcessor,
     Idefics3Processor,
-    InternVLProcessor,
-    InternVLVideoProcessor,
     Lfm2VlImageProcessor,
     Lfm2VlProcessor,
     LlavaNextImageProcessor,
@@ -27,7 +25,6 @@ from transformers import (
     LlavaProcessor,
     MllamaImageProcessor,
     MllamaProcessor,
-    PaliGemmaProcessor,
     PixtralImageProcessor,
     PixtralProcessor,
     Qwen2_5_VLProcessor,
@@ -35,13 +32,12 @@ from transformers import (
     Qwen2VLVideoProcessor,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
-    SiglipImageProcessor,
     SmolVLMImageProcessor,
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
 )
 
-from family_checkpoints.parts import SIZES, TOWER, byte_tokenizer, chat, ids_of, piece_tokenizer
+from family_checkpoints.parts import SIZES, TOWER, byte_tokenizer, chat, ids_of
 from mllm.tiny.parts import random_model
 
 Checkpoint = tuple[Any, Any]
@@ -196,40 +192,6 @@ def mllama() -> Checkpoint:
     vision["supported_aspect_ratios"] = [[1, 1], [1, 2], [2, 1]]  # type: ignore[assignment]
     index = token(processor, "<|image|>")
     return checkpoint("mllama", processor, text, vision_config=vision, image_token_index=index)
-
-
-def internvl() -> Checkpoint:
-    tokenizer = byte_tokenizer(
-        start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
-    )
-    images = GotOcr2ImageProcessor(size=SQUARE, crop_to_patches=True, max_patches=2)
-    processor = InternVLProcessor(
-        images, tokenizer, InternVLVideoProcessor(), image_seq_length=4, chat_template=chat("<IMG_CONTEXT>")
-    )
-    vision = {"model_type": "internvl_vision", **TOWER, "image_size": [SIDE, SIDE], "patch_size": [14, 14]}
-    index = token(processor, "<IMG_CONTEXT>")
-    return checkpoint(
-        "internvl", processor, {"model_type": "qwen2"}, vision_config=vision, image_token_id=index, image_seq_length=4
-    )
-
-
-def paligemma() -> Checkpoint:
-    images = SiglipImageProcessor(size=SQUARE, image_seq_length=16)
-    images.image_seq_length = 16
-    template = (
-        "{% for turn in messages %}{% if turn['role'] == 'assistant' %}{{ turn['content'][0]['text'] ~ eos_token }}"
-        "{% else %}{% for part in turn['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}"
-        "{% endfor %}{{ '\n' }}{% endif %}{% endfor %}"
-    )
-    processor = PaliGemmaProcessor(images, piece_tokenizer(), chat_template=template)
-    return checkpoint(
-        "paligemma",
-        processor,
-        {"model_type": "gemma2", "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64},
-        vision_config={**SIGLIP, "projection_dim": 64},
-        image_token_index=token(processor, "<image>"),
-        projection_dim=64,
-    )
 
 
 def llava_next() -> Checkpoint:
