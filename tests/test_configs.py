@@ -53,6 +53,8 @@ MEANT_FOR = {
     "medgemma15_ct_slices": (A10, "bf16"),
     "gemma4_vqa_rad": (A10, "bf16"),
     "qwen3_vl_vqa_rad": (A10, "bf16"),
+    "paligemma2_vqa_rad": (A10, "bf16"),
+    "internvl3_vqa_rad": (A10, "bf16"),
 }
 
 

@@ -12,10 +12,6 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertLMHeadModel,
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
-    PaliGemmaProcessor,
-    SiglipImageProcessor,
 )
 
 from mllm.config.hardware import Hardware
@@ -28,13 +24,9 @@ from mllm.models.builder.builder import load_pretrained
 from mllm.models.generation.generate import generate, stop_ids
 from mllm.objectives.text import NextToken
 from mllm.structures import IGNORE, Sample, Turn
-from mllm.tiny.parts import gemma_tokenizer
+from mllm.tiny.checkpoints import write_tiny
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
-LINES = """{%- for turn in messages -%}
-{%- for part in turn['content'] -%}{{ '<image>' if part['type'] == 'image' else part['text'] }}{%- endfor -%}
-{{ eos_token if turn['role'] == 'assistant' else '\n' }}
-{%- endfor -%}"""
 PICTURE = Image.new("RGB", (28, 28), (200, 20, 90))
 ANSWERS = ("two large lesions", "no")
 
@@ -54,32 +46,7 @@ def check(bundle, images=()):
 @pytest.fixture(scope="module")
 def paligemma(tmp_path_factory):
     """A tiny PaliGemma with an image of 4 tokens."""
-    folder = tmp_path_factory.mktemp("paligemma") / "paligemma"
-    tokenizer = gemma_tokenizer()
-    images = SiglipImageProcessor(size={"height": 28, "width": 28})
-    images.image_seq_length = 4
-    processor = PaliGemmaProcessor(images, tokenizer, chat_template=LINES)
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-    torch.manual_seed(0)
-    config = PaliGemmaConfig(
-        text_config={
-            "model_type": "gemma",
-            **sizes,
-            "num_key_value_heads": 1,
-            "head_dim": 16,
-            "vocab_size": len(processor.tokenizer) + 8,
-            "initializer_range": 0.3,
-        },
-        vision_config={"model_type": "siglip_vision_model", **sizes, "image_size": 28, "patch_size": 14},
-        image_token_index=processor.image_token_id,
-        projection_dim=32,
-        hidden_size=32,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    PaliGemmaForConditionalGeneration(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
+    folder = write_tiny("paligemma2", tmp_path_factory.mktemp("paligemma") / "model", vision={"image_size": 28})
     args = ModelArgs(type="image-text", model_name_or_path=str(folder), lora_r=2, lora_target="language", max_length=64)
     return load_pretrained(args, CPU)
 

@@ -210,7 +210,9 @@ def own_inputs(folder: Path, sample: Sample, is_encoder_decoder: bool) -> dict[s
     if processor.chat_template is None:  # PaliGemma, which writes `<bos>` and the line feed itself beside an image
         if not sample.images:
             return dict(processor.tokenizer(f"<bos>{question}\n", return_tensors="pt", add_special_tokens=False))
-        return dict(processor(text="<image>" * len(sample.images) + question, images=sample.images, return_tensors="pt"))
+        return dict(
+            processor(text="<image>" * len(sample.images) + question, images=sample.images, return_tensors="pt")
+        )
     content = [*({"type": "image"} for _ in sample.images), {"type": "text", "text": question}]
     messages = [{"role": "user", "content": content}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
     MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING,
@@ -90,7 +91,12 @@ def _checked(args: ModelArgs, kind: Any, mapping: Any) -> str:
     if type(config) not in mapping and not brings_code:
         raise ConfigError(
             f"type='{args.type}' loads the architectures of {kind.__name__}, but model_name_or_path '{name}' is a "
-            f"'{config.model_type}' model: use type='{FAMILIES.for_architecture(config.model_type).type}'"
+            f"'{config.model_type}' model: {_advice(config)}"
+        )
+    if not brings_code and mapping is MODEL_FOR_CAUSAL_LM_MAPPING and _has_no_text_model(config):
+        raise ConfigError(
+            f"type='{args.type}' would train the language model of '{name}' alone, which the Auto classes "
+            f"do not load for a '{config.model_type}' model: {_advice(config)}, which also trains on texts"
         )
     if not brings_code and _is_of_sound(config, mapping):
         raise ConfigError(
@@ -98,6 +104,26 @@ def _checked(args: ModelArgs, kind: Any, mapping: Any) -> str:
             "of text, and of text with images, are supported"
         )
     return name
+
+
+def _advice(config: PretrainedConfig) -> str:
+    """Return the advice for an architecture that a type does not load."""
+    tables: tuple[Any, ...] = (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    )
+    if any(type(config) in table for table in tables):
+        return f"use type='{FAMILIES.for_architecture(config.model_type).type}'"
+    return "no type loads this architecture; choose a checkpoint of another one"
+
+
+def _has_no_text_model(config: PretrainedConfig) -> bool:
+    """Return True if the language model of an architecture that reads images is not in the table itself (Mllama)."""
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and (
+        model_class.config_class not in MODEL_FOR_CAUSAL_LM_MAPPING
+    )
 
 
 def _is_of_sound(config: PretrainedConfig, mapping: Any) -> bool:

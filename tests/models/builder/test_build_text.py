@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import AutoConfig
 
 from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
 from mllm.engine.learner import Learner
 from mllm.engine.preflight import preflight
 from mllm.errors import ConfigError, DataError
+from mllm.family import FAMILIES
 from mllm.models.builder.builder import load_encoder, load_pretrained
 from mllm.models.encoding.text_processor import load_text_processor
 from mllm.models.generation.generate import generate
@@ -114,6 +116,28 @@ def test_images_and_other_models_are_refused(args, tiny_llava):
         bundle.encoder.encode(replace(SAMPLES[0], images=[Image.new("RGB", (9, 9))]))
     with pytest.raises(ConfigError, match="is a 'llava' model"):
         load_pretrained(replace(args, model_name_or_path=str(tiny_llava)), detect())
+
+
+@pytest.mark.parametrize(
+    ("type", "architecture", "message"),
+    [
+        (
+            "causal-lm",
+            "mllama",
+            "the Auto classes do not load for a 'mllama' model: use type='image-text', which also trains on texts",
+        ),
+        ("causal-lm", "mllama_text_model", "a 'mllama_text_model' model: no type loads this architecture"),
+        ("causal-lm", "qwen3_vl", "a 'qwen3_vl' model: use type='image-text'"),
+        ("causal-lm", "whisper", "a 'whisper' model, which reads or writes sound"),
+        ("seq2seq", "granite_speech", "a 'granite_speech' model, which reads or writes sound"),
+        ("seq2seq", "llama", "a 'llama' model: use type='causal-lm'"),
+    ],
+)
+def test_architectures_that_a_type_does_not_train_are_refused_without_weights(type, architecture, message, tmp_path):
+    AutoConfig.for_model(architecture).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ConfigError, match=message):
+        FAMILIES.find(type).skeleton(ModelArgs(type=type, model_name_or_path=str(tmp_path)))
 
 
 @pytest.mark.parametrize("family", ["vaultgemma", "t5gemma"])
