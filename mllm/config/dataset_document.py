@@ -113,7 +113,7 @@ _TITLE = """## Tasks and datasets
 |---|---|---|---|---|---|
 """
 _NOTES = """
-`columns=dict(image="img_name", answer="label")` names other columns of a table with images, `group_field` the column
+`columns=dict(image="img_name", answer="label")` names other columns of a table with images, `patient_column` the column
 of the patient, and `box` the form of boxes: `xyxy`, `xywh` or `normalized`.
 [mllm/dataset/public/README.md](../mllm/dataset/public/README.md) says which folder each public set expects,
 [DATASETS.md](DATASETS.md) the options of all classes.

@@ -7,6 +7,7 @@ from typing import Any
 
 from mllm import registry as registries
 from mllm.config.origins import Key, Origins, display_path
+from mllm.config.renamed import OPTIONS
 from mllm.errors import ConfigError
 from mllm.registry import OptionError, Registry, UnknownOptionError
 from mllm.signatures import Signature
@@ -21,7 +22,7 @@ def check_entry(
         ConfigError: An option is invalid; the message begins with the FILE:LINE that wrote it.
     """
     try:
-        return registries.check(registry, _rename_filename(options, registry, key, origins), key, provided)
+        return registries.check(registry, _rename_options(options, registry, key, origins), key, provided)
     except UnknownOptionError as error:
         raise ConfigError(_unknown_options(error, origins)) from None
     except OptionError as error:
@@ -40,29 +41,49 @@ def describe_entry(registry: Registry, name: Any, key: Key, origins: Origins) ->
         raise ConfigError(f"{origins.of(*error.key)}: {error}") from None
 
 
-def _rename_filename(options: Any, registry: Registry, key: Key, origins: Origins) -> Any:
-    """Rename Shikra's `filename` to `data_path`, also in nested dicts, if the entry has no parameter `filename`."""
+def _rename_options(options: Any, registry: Registry, key: Key, origins: Origins) -> Any:
+    """Rename old options to their current names, also in nested dicts, if the entry has no parameter of the old name.
+
+    Raises:
+        ConfigError: Two options mean the same; the message begins with the FILE:LINE of one of them.
+    """
     if isinstance(options, (list, tuple)):
         return type(options)(
-            _rename_filename(item, registry, (*key, str(index)), origins) for index, item in enumerate(options)
+            _rename_options(item, registry, (*key, str(index)), origins) for index, item in enumerate(options)
         )
     if not (isinstance(options, Mapping) and "type" in options):
         return options
-    nested = {name: _rename_filename(value, registry, (*key, name), origins) for name, value in options.items()}
-    if (
-        "filename" not in options
-        or "filename" in describe_entry(registry, options["type"], (*key, "type"), origins).parameters
-    ):
-        return nested
-    if "data_path" in options:
+    renamed = {name: _rename_options(value, registry, (*key, name), origins) for name, value in options.items()}
+    for old, new in OPTIONS.items():
+        if old in renamed and old not in describe_entry(registry, renamed["type"], (*key, "type"), origins).parameters:
+            _refuse_both(renamed, key, old, new, origins)
+            origin = origins.written.get((*key, old))
+            if origin is not None:
+                origins.write((*key, new), origin)
+            renamed = {(new if name == old else name): value for name, value in renamed.items()}
+    if isinstance(renamed.get("columns"), Mapping) and "patient" in renamed["columns"]:
+        _refuse_both(renamed, key, "columns", "patient_column", origins, "columns['patient']")
+    return renamed
+
+
+def _refuse_both(
+    options: Mapping[str, Any], key: Key, old: str, new: str, origins: Origins, name: str | None = None
+) -> None:
+    """Raise `ConfigError` if an entry has an option and another one that means the same.
+
+    Args:
+        options: Options of the entry.
+        key: Path of the entry in the config.
+        old: The option.
+        new: Option to keep.
+        origins: Files and lines of the keys.
+        name: Name of the first option in the message; None: `old`.
+    """
+    if new in options:
         raise ConfigError(
-            f"{origins.of(*key, 'filename')}: {'.'.join(key)} has both 'filename' and 'data_path' "
-            f"({origins.of(*key, 'data_path')}), which mean the same: keep 'data_path'"
+            f"{origins.of(*key, old)}: {'.'.join(key)} has both {name or repr(old)} and '{new}' "
+            f"({origins.of(*key, new)}), which mean the same: keep '{new}'"
         )
-    origin = origins.written.get((*key, "filename"))
-    if origin is not None:
-        origins.write((*key, "data_path"), origin)
-    return {("data_path" if name == "filename" else name): value for name, value in nested.items()}
 
 
 def _unknown_options(error: UnknownOptionError, origins: Origins) -> str:

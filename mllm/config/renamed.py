@@ -62,3 +62,5 @@ DATA = {
     "lazy_init": "it is not needed: rows are read when they are used",
 }
 """Keys of `data_args` in Shikra and PerceptionGPT, and their replacements."""
+OPTIONS = {"filename": "data_path", "group_field": "patient_column"}
+"""Old options of datasets -> their current names. Configs may use both."""

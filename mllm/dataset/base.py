@@ -103,25 +103,37 @@ class RecordDataset(SampleDataset):
     """Dataset of the rows of a table.
 
     Args:
-        group_field: Column with the patient of a row; None: no row has one.
+        patient_column: Column with the patient of a row. It may be absent if it is called `patient`. None: no row has
+            one.
     """
 
-    assignable: ClassVar[tuple[str, ...]] = ("group_field",)
+    assignable: ClassVar[tuple[str, ...]] = ("patient_column",)
     records: Records
-    group_field: str | None = "patient"
+    patient_column: str | None = "patient"
 
-    def __init__(self, group_field: str | None = "patient") -> None:
-        self.group_field = group_field
+    def __init__(self, patient_column: str | None = "patient") -> None:
+        self.patient_column = patient_column
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "group_field" in vars(cls):  # the former name
+            cls.patient_column = vars(cls)["group_field"]
 
     def row_group(self, row: Mapping[str, Any]) -> str | None:
         """Return the patient that a row names, None if it names none."""
-        return None if self.group_field is None else patient_of(row.get(self.group_field), self.group_field)
+        column = self.patient_column
+        if column is None:
+            return None
+        if column not in row and column != "patient":
+            fault = f"patient_column is '{column}', but the row has no such column"
+            raise DataError(f"{fault}{hint(column, map(str, row))}", fault)
+        return patient_of(row.get(column), column)
 
     @override
     def patient_hint(self) -> str:
-        columns = patient_columns(self.records[0]) if self.group_field is not None else []
-        columns = [column for column in columns if column != self.group_field]
-        return f": if its column '{columns[0]}' is the patient, set group_field='{columns[0]}'" if columns else ""
+        columns = patient_columns(self.records[0]) if self.patient_column is not None else []
+        columns = [column for column in columns if column != self.patient_column]
+        return f": if its column '{columns[0]}' is the patient, set patient_column='{columns[0]}'" if columns else ""
 
     @override
     def summary(self) -> dict[str, Any]:
@@ -176,7 +188,7 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
         transforms: Entries of TRANSFORMS as dicts with their `type`.
         seed: Seed of the random draws.
         reader: Options for the reader of the images, such as `dict(window='lung')`.
-        group_field: Column with the patient of a row; None: no row has one.
+        patient_column: Column with the patient of a row; see `RecordDataset`.
         columns: Names of the columns of the file by the field that they stand for: `dict(image="img_name")`. A field
             that is not named has the column of its own name.
     """
@@ -185,7 +197,7 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
     """Fields that every row must have with a value."""
     has_answers: ClassVar[bool] = True
     """False for classes whose samples may have an empty answer."""
-    assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed", "reader", "group_field", "columns")
+    assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed", "reader", "patient_column", "columns")
     reader: Mapping[str, Any] | None = None
     columns: Mapping[str, str] | None = None
     _decodes: bool = True
@@ -298,8 +310,8 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
         in_row, parsed = self.row_group(row), patient_of(sample.group, "group")
         if in_row is not None and parsed is not None and in_row != parsed:
             raise DataError.without_values(
-                f"{type(self).__name__}.parse returns another patient than field '{self.group_field}' of the row has: "
-                f"set group_field=None in the dataset, or return no group"
+                f"{type(self).__name__}.parse returns another patient than field '{self.patient_column}' of the row "
+                "has: set patient_column=None in the dataset, or return no group"
             )
         return in_row if parsed is None else parsed
 

@@ -154,7 +154,9 @@ def _miniature(
         "target",
         "columns",
         "box",
-        "group_field",
+        "patient_column",
+        "patient",
+        "instances",
         "labels",
     ):
         arguments.pop(name, None)  # they describe the real files

@@ -24,7 +24,7 @@ class Questions(VQADataset):
     """
 
     required = ("question",)
-    group_field = None
+    patient_column = None
     has_answers = False
 
     def __init__(

@@ -187,6 +187,19 @@ def test_a_missing_key(write):
     assert sentence(write("training_args = dict()\n")) == "run.py: model_args needs the key 'type'"
 
 
+def test_the_patient_column_has_one_name(write, bases):
+    split = "dict(type='TextQADataset', data_path='a.json', {})"
+    for old in ("group_field", "patient_column"):
+        config = read_config(write(bases + f"data_args = dict(test={split.format(old + '=' + repr('mrn'))})\n"))
+        assert config.data_args.test == {"type": "TextQADataset", "data_path": "a.json", "patient_column": "mrn"}
+    both = f"data_args = dict(test={split.format('group_field=1, patient_column=2')})\n"
+    with pytest.raises(ConfigError, match="has both 'group_field' and 'patient_column'"):
+        read_config(write(bases + both))
+    both = "data_args = dict(test=dict(type='VQADataset', data_path='a.json', columns=dict(patient='a'),\n"
+    with pytest.raises(ConfigError, match=r"has both columns\['patient'\] and 'patient_column' \(run.py:3\)"):
+        read_config(write(bases + both + "    patient_column='b'))\n"))
+
+
 def test_filename_is_an_alias_of_data_path(write, bases):
     config = read_config(write(bases + "data_args = dict(test=dict(type='Rows', filename='a.json'))\n"))
     assert config.data_args.test == {"type": "Rows", "data_path": "a.json"}

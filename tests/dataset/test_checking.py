@@ -12,8 +12,8 @@ from patient_rows import Rows
 from PIL import Image
 
 from mllm.config.schema import DataArgs
-from mllm.dataset.base import ImageTextDataset
-from mllm.dataset.builder import open_datasets
+from mllm.dataset.base import ImageTextDataset, RecordDataset
+from mllm.dataset.builder import build_dataset, open_datasets
 from mllm.dataset.checking import check_splits
 from mllm.dataset.mixing import ConcatDataset, MixedDataset, PatientSplit
 from mllm.dataset.single_image_dataset.caption import CaptionDataset
@@ -23,6 +23,7 @@ from mllm.dataset.single_image_dataset.text_qa import TextQADataset
 from mllm.dataset.single_image_dataset.translation import TranslationDataset
 from mllm.dataset.single_image_dataset.vqa import VQADataset
 from mllm.errors import DataError
+from mllm.registry import DATASETS
 from mllm.structures import Sample, Turn
 
 
@@ -94,6 +95,29 @@ def test_every_class_reads_the_patient_of_a_row(write, cls, row):
     assert len(PatientSplit(train, "train", (1.0, 0.0, 0.0))) == 1
 
 
+def test_the_column_of_the_patient_has_any_name_in_every_class_that_reads_a_table(tmp_path):
+    read = []
+    for name in DATASETS.locations:
+        cls = DATASETS.find(name)
+        options = cls.miniature(tmp_path / name, 1) if issubclass(cls, RecordDataset) else {}
+        path = Path(options.get("data_path", ""))
+        if path.suffix != ".jsonl":
+            continue
+        rows = [{**json.loads(line), "mrn": 7} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        known = DATASETS.describe(name).parameters
+        options = {"type": name, **{key: value for key, value in options.items() if key in known}}
+        data = build_dataset({**options, "patient_column": "mrn"})
+        with pytest.raises(DataError, match="1 patient is in both train and test"):
+            check_splits({"train": data, "test": data})
+        wrong = build_dataset({**options, "patient_column": "mrm"})
+        with pytest.raises(DataError, match="line 1: patient_column is 'mrm', but the row has no such column.* 'mrn'"):
+            check_splits({"train": wrong})
+        read.append(name)
+    assert {"VQADataset", "RECDataset", "RESDataset", "DetectionDataset", "MultiLabelDataset"} <= {*read}
+    assert {"CountingDataset", "PresenceDataset", "RegressionDataset", "TextQADataset", "CaptionDataset"} <= {*read}
+
+
 class BySubject(ImageTextDataset):
     """Dataset of a user whose `parse` names the patient."""
 
@@ -116,14 +140,14 @@ def test_the_patient_that_parse_names_is_checked(write):
 
 def test_a_column_that_may_contain_the_patient_is_named(write, caplog):
     path = write({**VQA, "Patient ID": 7})
-    hint = "no row of train has a patient: if its column 'Patient ID' is the patient, set group_field='Patient ID'"
+    hint = "no row of train has a patient: if its column 'Patient ID' is the patient, set patient_column='Patient ID'"
     with caplog.at_level(logging.WARNING):
         checked = check_splits({"train": VQADataset(path)})
     assert hint in caplog.text
     assert str(checked.reports["train"]) == "patients unknown"
     with pytest.raises(DataError, match="PatientSplit requires: if its column 'Patient ID' is the patient"):
         PatientSplit(VQADataset(path))
-    options = dict(type="VQADataset", data_path=str(path), group_field="Patient ID")
+    options = dict(type="VQADataset", data_path=str(path), patient_column="Patient ID")
     checked = open_datasets(DataArgs(train=options))
     assert checked["train"].group(0) == "7"
     assert str(checked.reports["train"]) == "1 patient"

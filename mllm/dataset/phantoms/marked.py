@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mllm.dataset.phantoms.phantom import MODALITIES, Phantom, draw
-from mllm.dataset.phantoms.writers import save_image
+from mllm.dataset.phantoms.writers import save_image, write_pickle
 from mllm.files import replaced_file
 
 _SIZE = 224
@@ -53,6 +53,31 @@ def write_marked_miniature(
     with replaced_file(folder / "rows.jsonl") as file:
         file.write("\n".join(lines) + "\n")
     return {"data_path": str(folder / "rows.jsonl"), "image_folder": str(folder)}
+
+
+def write_refer_miniature(folder: Path, rows: int) -> dict[str, Any]:
+    """Write `rows` phantoms in the original format of RefCOCO; return the arguments that read them."""
+    entries: list[dict[str, Any]] = []
+
+    def keep(row: dict[str, Any]) -> dict[str, Any]:
+        entries.append(row)
+        return row
+
+    written = write_marked_miniature(folder, rows, keep)
+    references, annotations, images = [], [], []
+    for number, row in enumerate(entries):
+        x1, y1, x2, y2 = row["boxes"][0]
+        image = {"id": number, "file_name": row["image"], "width": row["width"], "height": row["height"]}
+        box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": [row["polygons"][0]], "category_id": 1}
+        reference = {"ref_id": number, "ann_id": number, "image_id": number, "category_id": 1, "split": "train"}
+        sentence = {"sent_id": number, "sent": row["expression"], "raw": row["expression"]}
+        images.append(image)
+        annotations.append({"id": number, "image_id": number, **box})
+        references.append({**reference, "file_name": row["image"], "sent_ids": [number], "sentences": [sentence]})
+    with replaced_file(folder / "instances.json") as file:
+        json.dump({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "lesion"}]}, file)
+    path = write_pickle(folder / "refs(unc).p", references)
+    return {**written, "data_path": str(path), "split": "train"}
 
 
 def outline(mask: np.ndarray) -> list[float]:

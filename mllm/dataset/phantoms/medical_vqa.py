@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mllm.dataset.phantoms.chest import first_number, write_json, xray
 from mllm.dataset.phantoms.phantom import Phantom
-from mllm.dataset.phantoms.writers import save_image
+from mllm.dataset.phantoms.writers import save_image, write_pickle
 
 
 def _questions(folder: Path, rows: int) -> Iterator[tuple[int, Phantom, str, str, str]]:
@@ -82,9 +80,5 @@ def write_path_vqa(folder: Path, rows: int) -> dict[str, Any]:
         name = f"train_{first_number(folder) + number:04}"
         save_image(phantom.image, folder / "images" / "train" / f"{name}.jpg")
         entries.append({"image": name, "question": question, "answer": answer})
-    path = folder / "qas" / "train" / "train_qa.pkl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(pickle.dumps(entries))
-    os.replace(temporary, path)
+    write_pickle(folder / "qas" / "train" / "train_qa.pkl", entries)
     return {"data_path": str(folder), "split": "train"}

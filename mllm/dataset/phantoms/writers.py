@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import uuid
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -91,3 +93,12 @@ def write_mhd(path: str | Path, pixels: np.ndarray, spacing: Sequence[float], co
     }
     raw.write_bytes(zlib.compress(data) if compressed else data)
     return write_text(path, "".join(f"{key} = {value}\n" for key, value in lines.items()))
+
+
+def write_pickle(path: Path, value: Any) -> Path:
+    """Write a pickle under a temporary name, rename it, and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(pickle.dumps(value))
+    os.replace(temporary, path)
+    return path

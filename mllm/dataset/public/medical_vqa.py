@@ -84,7 +84,7 @@ class VQARADDataset(_PublishedVQA):
     ) -> None:
         super().__init__(data_path, split, answer_type, **options)
         if not by_image:
-            self.group_field = None
+            self.patient_column = None
 
     @override
     def images_of(self, root: Path) -> Path:

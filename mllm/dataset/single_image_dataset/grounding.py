@@ -40,7 +40,7 @@ class GroundingDataset(ImageTextDataset):
     """
 
     has_measures = False
-    assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed", "reader", "group_field", "columns", "box")
+    assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed", "reader", "patient_column", "columns", "box")
     box: BoxForm = "xyxy"
     default_templates: ClassVar[tuple[str, ...]] = ()
     """Templates with the placeholders `<expr>`, `<question>`, `<box>` and `<point>`."""

@@ -93,7 +93,7 @@ class ReferDataset(RESDataset):
     `task='REC'` the answer has a box, with 'RES' also a mask.
     """
 
-    group_field = "img_path"
+    patient_column = "img_path"
 
     def __init__(
         self,
@@ -119,3 +119,11 @@ class ReferDataset(RESDataset):
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         sample = super().parse_drawn(row, rng)
         return sample if self.task == "RES" else replace(sample, marks=[Mark(box=mark.box) for mark in sample.marks])
+
+    @classmethod
+    @override
+    def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
+        """Write phantoms with lesions in the original format."""
+        from mllm.dataset.phantoms.marked import write_refer_miniature
+
+        return write_refer_miniature(folder, rows)

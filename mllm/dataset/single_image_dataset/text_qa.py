@@ -51,8 +51,8 @@ class TextQADataset(RecordDataset):
     or `response` and optionally `input` or `context`, or a question and an answer. The arguments `question` and
     `answer` name the columns of the last format; `context` names a column with a text or a list of texts that is
     appended to the question. `data_path` is a json, jsonl, csv, tsv or Parquet file, a folder written by `datasets`, or
-    `ORG/NAME` on the Hub. `filters` are the options of `TextFilters`; the log has the number of removed rows. Rows with
-    the same `patient` (the column `group_field`) stay in one split.
+    `ORG/NAME` on the Hub. `filters` are the options of `TextFilters`; the log has the number of removed rows. Rows
+    with the same value in the column `patient_column` stay in one split.
     """
 
     has_measures = False
@@ -66,9 +66,9 @@ class TextQADataset(RecordDataset):
         context: str | None = None,
         system: str | None = None,
         filters: Mapping[str, Any] | None = None,
-        group_field: str | None = "patient",
+        patient_column: str | None = "patient",
     ) -> None:
-        super().__init__(group_field)
+        super().__init__(patient_column)
         if (question is None) != (answer is None):
             raise ConfigError("question and answer name two columns: set both or neither")
         if context is not None and question is None:

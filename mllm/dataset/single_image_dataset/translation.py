@@ -42,9 +42,9 @@ class TranslationDataset(RecordDataset):
         target: str = "dst",
         instruction: str | None = None,
         split: str | None = None,
-        group_field: str | None = "patient",
+        patient_column: str | None = "patient",
     ) -> None:
-        super().__init__(group_field)
+        super().__init__(patient_column)
         is_mtnt = table_suffix(Path(data_path)) == ".tsv" and not _is_named(data_path, source)
         columns = MTNT_COLUMNS if is_mtnt else None
         self.records = Records(data_path, split, columns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +15,7 @@ from typing_extensions import override
 from mllm.dataset import templates
 from mllm.dataset.annotations.files import default_image_folder, read_annotations
 from mllm.dataset.annotations.objects import AnnotatedImage, Annotations, EmptyBoxes
+from mllm.dataset.patient_names import PatientNames
 from mllm.dataset.single_image_dataset.grounding import BoxForm, GroundingDataset, answer_turn, plain_text
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
@@ -27,7 +29,7 @@ Labels = Sequence[str] | Mapping[str, str]
 
 
 class AnnotatedDataset(GroundingDataset):
-    """Base of datasets that read labeled boxes of Pascal VOC or COCO, or the rows of a table.
+    r"""Base of datasets that read labeled boxes of Pascal VOC or COCO, or the rows of a table.
 
     Args:
         data_path: Folder with the layout of Pascal VOC (`Annotations`, `ImageSets/Main`, `JPEGImages`), COCO file
@@ -37,8 +39,10 @@ class AnnotatedDataset(GroundingDataset):
         labels: Labels that are used, or a dict from labels to the texts that stand for them, as in
             `dict(RBC="red blood cells")`; None: all labels.
         empty_boxes: 'refuse' images with a box without an area, or 'drop' such boxes.
-        options: Options of `GroundingDataset`. An image of VOC or COCO counts as a patient, so that no image is in two
-            splits.
+        patient: Regular expression with one group that finds the patient in the name of an image, such as
+            `r"(P\d+)_"`. None: a table has a column, and an image of VOC or COCO counts as a patient, so that no image
+            is in two splits.
+        options: Options of `GroundingDataset`.
     """
 
     required: ClassVar[tuple[str, ...]] = ("image",)
@@ -50,14 +54,16 @@ class AnnotatedDataset(GroundingDataset):
         split: str | None = None,
         labels: Labels | None = None,
         empty_boxes: EmptyBoxes = "refuse",
+        patient: str | None = None,
         **options: Any,
     ) -> None:
+        self.patients = PatientNames(patient)
         path = Path(data_path).expanduser()
         self.split, self.labels, self.empty_boxes = split, labels, empty_boxes
         self.annotations: Annotations | None = None
         super().__init__(path, default_image_folder(path) if image_folder is None else image_folder, **options)
-        if self.annotations is not None:
-            self.group_field = "image"
+        if self.annotations is not None and patient is None:
+            self.patient_column = "image"
 
     @override
     def open_records(self, path: Path) -> Records:
@@ -98,7 +104,11 @@ class AnnotatedDataset(GroundingDataset):
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         if row.get("error"):
             raise DataError(row["error"])
-        return self.parse_annotated(row, rng)
+        sample = self.parse_annotated(row, rng)
+        if self.patients.pattern is None:
+            return sample
+        files = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        return replace(sample, group=self.patients.find(str(files[0])))
 
     @abstractmethod
     def parse_annotated(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,6 +13,7 @@ from typing_extensions import override
 from mllm.dataset import templates
 from mllm.dataset.annotations.objects import AnnotatedImage, EmptyBoxes
 from mllm.dataset.indices import from_zero
+from mllm.dataset.patient_names import PatientNames
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
@@ -212,12 +212,7 @@ class ClassificationFolderDataset(GroundingDataset):
         root = Path(data_path).expanduser()
         self.root = root if split is None else root / split
         self.labels = labels
-        try:
-            self.pattern = None if patient is None else re.compile(patient)
-        except re.error as error:
-            raise ConfigError(f"patient='{patient}' is not a regular expression ({error})") from error
-        if self.pattern is not None and self.pattern.groups != 1:
-            raise ConfigError(f"patient='{patient}' must have one group, the patient, as in '(P\\\\d+)_'")
+        self.patients = PatientNames(patient)
         super().__init__(self.root, self.root, **options)
 
     @override
@@ -244,15 +239,7 @@ class ClassificationFolderDataset(GroundingDataset):
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         question = self.draw_template(rng, labels=", ".join(self.names.values()))
         turns = [self.question_turn(question), answer_turn(self.names[row["label"]])]
-        return Sample(turns, [self.read_image(row["image"])], group=self._patient(row["image"]))
-
-    def _patient(self, image: str) -> str | None:
-        if self.pattern is None:
-            return None
-        match = self.pattern.search(image)
-        if match is None:
-            raise DataError(f"patient='{self.pattern.pattern}' does not match the path {image}")
-        return match[1]
+        return Sample(turns, [self.read_image(row["image"])], group=self.patients.find(row["image"]))
 
     @override
     def summary(self) -> dict[str, Any]:

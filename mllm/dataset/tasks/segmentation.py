@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from mllm.dataset import templates
 from mllm.dataset.image_files import check_image_folder
+from mllm.dataset.patient_names import PatientNames
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tasks.annotated import NONE
@@ -32,7 +33,7 @@ _MANY = 200
 
 @DATASETS.register_module()
 class SegmentationDataset(GroundingDataset):
-    """Segmentation: the mask of a structure in an image. An image without the structure has the answer none.
+    r"""Segmentation: the mask of a structure in an image. An image without the structure has the answer none.
 
     Args:
         data_path: Folder of the images.
@@ -45,7 +46,8 @@ class SegmentationDataset(GroundingDataset):
             text for all pixels above 0. For 'biomedparse': the targets that are used; None: all.
         mask_suffix: Text after the stem of an image in the name of its mask, such as '_mask'.
         absent: Ask for structures that an image does not have, too. False reads all masks at the start.
-        patient: See `ClassificationFolderDataset`.
+        patient: Regular expression with one group that finds the patient in the path of an image below `data_path`,
+            such as `r"(P\d+)_"`; None: patients are unknown.
         options: Options of `GroundingDataset`. Images without a mask are refused.
     """
 
@@ -60,12 +62,14 @@ class SegmentationDataset(GroundingDataset):
         labels: str | Sequence[str] | Mapping[int, str] | None = None,
         mask_suffix: str = "",
         absent: bool = True,
+        patient: str | None = None,
         **options: Any,
     ) -> None:
         path = Path(data_path).expanduser()
         self.mask_folder = (
             path.with_name(f"{path.name}_mask") if mask_folder is None else Path(mask_folder).expanduser()
         )
+        self.patients = PatientNames(patient)
         self.naming, self.labels, self.mask_suffix, self.absent = naming, labels, mask_suffix, absent
         if naming == "stem" and not isinstance(labels, (str, Mapping)):
             raise ConfigError(
@@ -144,9 +148,11 @@ class SegmentationDataset(GroundingDataset):
                 f"mask {row['mask']} has {width} x {height} pixels, its image {image.width} x {image.height}"
             )
         question = self.question_turn(self.draw_template(rng, label=str(row["label"])))
+        group = self.patients.find(row["image"])
         if not mask.any():
-            return Sample([question, answer_turn(NONE)], [image])
-        return Sample([question, answer_turn(BOX, [[0]])], [image], marks=[Mark(box=bounds(mask), mask=mask)])
+            return Sample([question, answer_turn(NONE)], [image], group=group)
+        mark = Mark(box=bounds(mask), mask=mask)
+        return Sample([question, answer_turn(BOX, [[0]])], [image], marks=[mark], group=group)
 
     def _mask(self, row: Mapping[str, Any]) -> np.ndarray:
         """Return the mask of a row, [H, W] bool."""

@@ -36,7 +36,9 @@ def test_all_datasets_are_covered():
     assert set(f"{expected} Point_QA_twice V7W_POINT GPT4Gen ReferDataset".split()) == set(OWN)
 
 
-@pytest.mark.parametrize(("name", "options"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("name", "options"), [*CASES, ("ReferDataset", {"task": "REC"}), ("ReferDataset", {})], ids=lambda value: str(value)
+)
 def test_a_miniature_can_be_read(name, options, tmp_path):
     made = DATASETS.find(name).miniature(tmp_path / "mini", 4)
     data = build_dataset(dict(type=name, **made, **options))

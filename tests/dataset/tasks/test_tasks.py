@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -145,7 +146,9 @@ def test_a_broken_first_annotation_is_an_error_of_its_row(tmp_path):
     (tmp_path / "Annotations" / "b.xml").write_text(xml)
     Image.new("RGB", (8, 8), (9, 90, 9)).save(tmp_path / "JPEGImages" / "b.png")
     data = build_dataset(dict(type="MultiLabelDataset", data_path=str(tmp_path)))
-    assert data.sample(1).turns[1].text == "cell"
+    assert data.sample(1).turns[1].text == "cell" and data.group(1) == "b.png"
+    named = build_dataset(dict(type="MultiLabelDataset", data_path=str(tmp_path), patient="(.)[.]png"))
+    assert named.group(1) == "b"
     with pytest.raises(DataError, match=r"a.xml: not valid XML"):
         data.sample(0)
 
@@ -159,6 +162,10 @@ def test_folders_are_classes_and_their_names_have_the_patient(tmp_path):
     options = dict(type="ClassificationFolderDataset", data_path=str(tmp_path), split="train")
     data = build_dataset(dict(options, labels={"malignant": "a malignant lesion"}, patient=r"(P\d+)_"))
     assert [data.group(index) for index in range(len(data))] == ["P2", "P2"]
+    shutil.copytree(tmp_path / "train", tmp_path / "train_mask", ignore=shutil.ignore_patterns("*.db"))
+    masks = dict(type="SegmentationDataset", data_path=str(tmp_path / "train"), labels="lesion", patient=r"(P\d+)_")
+    segmentation = build_dataset(masks)
+    assert [segmentation.group(index) for index in range(3)] == ["P1", "P2", "P2"]
     assert data.sample(0).turns[1].text == "a malignant lesion"
     assert build_dataset(options).summary()["images by class"] == {"benign": 1, "malignant": 2}
     with pytest.raises(ConfigError, match="has no folder 'bening': did you mean 'benign'"):
