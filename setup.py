@@ -35,6 +35,13 @@ EXTRAS = {
     "privacy": ["opacus>=1.5.2"],
     "gguf": ["gguf>=0.10"],
     "text": ["datasets>=3.0", "py3langid>=0.3"],
+    "evaluation": [
+        "sacrebleu>=2.4",
+        "rouge-score>=0.1.2",
+        "pycocoevalcap>=1.2",
+        "scikit-learn>=1.5",
+        "monai>=1.4",  # the first version that supports numpy 2
+    ],
 }
 EXTRAS["all"] = sorted(requirement for extra in EXTRAS.values() for requirement in extra)
 EXTRAS |= {

@@ -7,19 +7,21 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
+from mllm.parsing import number_and_unit, parse_boxes, parse_instances
 from mllm.structures import UNITS, Answer, Sample
 
-Content = Literal["text", "box", "mask", "measures"]
-"""Part of an answer: a text, a box, a mask, or a measure with a value (in a field, or stated in the text)."""
+Content = Literal["text", "box", "mask", "measures", "number", "objects", "instances"]
+"""Part of an answer: a text, a box, a mask, a measure with a value (in a field, or stated in the text), a text that is
+a number, boxes (as marks, or listed in the text), or boxes by identity in JSON."""
 
 
 def reference_of(sample: Sample) -> Answer:
     """Return the last assistant turn of a sample with its marks, and the measures of the sample."""
     if not sample.turns or sample.turns[-1].role != "assistant":
-        return Answer("", measures=sample.measures, group=sample.group)
+        return Answer("", measures=sample.measures, group=sample.group, task=sample.task)
     turn = sample.turns[-1]
     marks = tuple(sample.marks[index] for group in turn.marks for index in group if index < len(sample.marks))
-    return Answer(turn.text, marks, measures=sample.measures, group=sample.group)
+    return Answer(turn.text, marks, measures=sample.measures, group=sample.group, task=sample.task)
 
 
 def contents_of(answer: Answer) -> set[Content]:
@@ -33,7 +35,17 @@ def contents_of(answer: Answer) -> set[Content]:
         contents.add("mask")
     if any(map(math.isfinite, answer.measures.values())) or stated_measures(answer.text):
         contents.add("measures")
-    return contents
+    return contents | _parsed_contents(answer.text) | ({"objects"} if "box" in contents else set())
+
+
+def _parsed_contents(text: str) -> set[Content]:
+    """Return the contents that the parsers find in a text. Longer texts are not parsed: they are no numbers."""
+    start = text.lstrip()[:1]
+    if start == "{" or start == "`":
+        return {"instances"} if parse_instances(text) is not None else set()
+    if start == "[":
+        return {"objects"} if parse_boxes(text) else set()
+    return {"number"} if len(text) < 64 and number_and_unit(text) is not None else set()
 
 
 def measures_text(values: Mapping[str, float]) -> str:

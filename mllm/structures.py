@@ -109,6 +109,8 @@ class Sample:
     """Origin for messages: `FILE, line 3`."""
     files: list[str] = field(default_factory=list)
     """Names of the image files, each once, as the table of the dataset has them."""
+    task: str | None = None
+    """Task of the sample, such as 'counting', by which metrics choose their samples. None: all metrics apply."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,12 @@ class Answer:
     """Numbers in their own units. NaN: unknown."""
     group: str | None = None
     """Group of a reference, such as a patient."""
+    task: str | None = None
+    """Task of the sample of a reference."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Letter -> text of the options that the question of a reference lists. Empty: it lists none."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Option -> probability of a prediction, if options were scored by their likelihood."""
 
 
 @dataclass(frozen=True)
@@ -387,14 +395,3 @@ class Bundle:
 
     model: Model
     encoder: Encoder
-
-
-def unsupervised(targets: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a copy of `targets` without supervision: no labels, no known boxes, masks, measures or views."""
-    masked = dict(targets)
-    for name, tensor in targets.items():
-        if name.endswith("labels"):
-            masked[name] = tensor.new_full(tensor.shape, IGNORE)
-        elif name.endswith("_known"):
-            masked[name] = tensor.new_zeros(tensor.shape)
-    return masked

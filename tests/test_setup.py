@@ -46,7 +46,7 @@ def test_names(promised: dict[str, Any]) -> None:
     assert promised["python_requires"] == ">=3.10"
     assert promised["license"] == "Apache-2.0"
     assert {"mllm", "mllm.config", "mllm.dataset.single_image_dataset"} <= set(promised["packages"])
-    extras = {"dicom", "nifti", "video", "privacy", "gguf", "text", "all"}
+    extras = {"dicom", "nifti", "video", "privacy", "gguf", "text", "evaluation", "all"}
     extras |= {"dev", "notebook", "bench", "parity", "deepspeed"}
     assert set(promised["extras_require"]) == extras
 

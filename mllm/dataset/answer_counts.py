@@ -21,12 +21,15 @@ class AnswerCounts:
         """Number of rows whose class does not return their turns without decoding images."""
         self.contents: Counter[Content] = Counter()
         """Number of rows whose answer has each content."""
+        self.tasks: Counter[str | None] = Counter()
+        """Number of rows of each task; None: rows without a task."""
         self._texts: Counter[int] = Counter()
 
     def add(self, sample: Sample) -> None:
         """Count the answer of a row."""
         self.rows += 1
         self.unknown += not sample.turns
+        self.tasks[sample.task] += 1
         answer = reference_of(sample)
         self.contents.update(contents_of(answer))
         if answer.text.strip() and len(self._texts) <= MANY_ANSWERS:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from mllm.contents import Content, contents_of
 from mllm.errors import UserError, errors_of_row
 from mllm.metrics.areas import boxes_of
-from mllm.metrics.base import Metric, content_read
 from mllm.metrics.coco import rle
+from mllm.metrics.scoring import Entry, Scorer
 from mllm.models.generation.answers import answers
+from mllm.parsing import options_in
 from mllm.private_messages import add_row, in_row, is_private, sentence_of
 from mllm.structures import Answer, Bundle, Failure, Sample
 
@@ -60,6 +60,7 @@ class _SplitReader:
         self.rows: list[dict[str, Any]] = []
         self.references: list[Answer] = []
         self.failures: list[Failure] = []
+        self._patients: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -77,10 +78,19 @@ class _SplitReader:
                 continue
             question = next((turn.text for turn in reversed(sample.turns) if turn.role == "user"), "")
             self.numbers.append(index)
+            reference = replace(reference, group=sample.group, task=sample.task, options=options_in(question))
             self.references.append(reference)
-            origin = origin_fields(sample, f"{self.split}, row {index + 1}")
+            origin = origin_fields(sample, f"{self.split}, row {index + 1}") | self._group_fields(sample)
             self.rows.append({**origin, "question": question, "reference": reference.text})
             yield sample
+
+    def _group_fields(self, sample: Sample) -> dict[str, Any]:
+        """Return the patient and the task of a row, if they are known; a number for the patient in a private run."""
+        fields: dict[str, Any] = {}
+        if sample.group is not None:
+            number = self._patients.setdefault(sample.group, len(self._patients) + 1)
+            fields["patient"] = str(number) if is_private() else sample.group
+        return fields if sample.task is None else {**fields, "task": sample.task}
 
     def _read(self, index: int) -> tuple[Sample, Answer]:
         """Return the sample of a row and its reference. Raise `UserError` if the row cannot be used."""
@@ -109,16 +119,17 @@ def origin_fields(sample: Sample, row: str) -> dict[str, Any]:
 def evaluate_split(
     bundle: Bundle,
     samples: Samples,
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, Entry],
     skip_failures: bool = False,
     split: str = "test",
     **options: Any,
 ) -> Evaluation:
     """Generate an answer to every row of a split and compute the metrics.
 
-    A row has the fields of `origin_fields`, `question`, `reference`, `prediction`, `tokens` (generated, including the
-    end of the turn), the fields of `mark_fields` of the prediction and, prefixed by `reference_`, those of the
-    reference. Boxes that the question names are not part of an answer.
+    A row has the fields of `origin_fields`, `patient` and `task` if they are known, `question`, `reference`,
+    `prediction`, `tokens` (generated, including the end of the turn), the fields of `mark_fields` of the
+    prediction and, prefixed by `reference_`, those of the reference. Boxes that the question names are not part of an
+    answer.
 
     Args:
         bundle: Model and encoder.
@@ -143,19 +154,11 @@ def evaluate_split(
         }
         for row, prediction, reference in zip(reader.rows, predictions, reader.references, strict=True)
     ]
-    figures = {name: metric(predictions, reader.references) for name, metric in metrics.items()} if rows else {}
-    scored = {name: _scored(metric, reader.references) for name, metric in metrics.items()}
+    scorer = Scorer(metrics)
+    for prediction, reference in zip(predictions, reader.references, strict=True):
+        scorer.add(prediction, reference)
     answered = list(zip(reader.numbers, predictions, reader.references, strict=True))
-    return Evaluation(rows, figures, scored, reader.failures, answered)
-
-
-def _scored(metric: Metric, references: Sequence[Answer]) -> int:
-    """Return the number of references with the content that a metric reads; all without a declaration."""
-    content = content_read(metric)
-    if content is None:
-        return len(references)
-    needed: Content = "text" if content == "choices" else content
-    return sum(needed in contents_of(reference) for reference in references)
+    return Evaluation(rows, scorer.figures(), scorer.scored(), reader.failures, answered)
 
 
 def mark_fields(answer: Answer, prefix: str = "") -> dict[str, Any]:
@@ -183,14 +186,38 @@ def mark_fields(answer: Answer, prefix: str = "") -> dict[str, Any]:
     return {prefix + name: value for name, value in fields.items() if value}
 
 
+INTERVAL = ("_ci_low", "_ci_high")
+"""Ends of the names of the limits of a 95 % interval."""
+
+
 def format_figures(figures: Mapping[str, float]) -> str:
-    """Format figures as one line: `accuracy 0.8750, failed 3`."""
-    return ", ".join(f"{name} {format_number(value)}" for name, value in figures.items())
+    """Format figures as one line: `accuracy 0.8750 [0.8125, 0.9375], failed 3`."""
+    return ", ".join(f"{name} {value}" for name, value in formatted(figures).items())
 
 
-def format_number(value: float) -> str:
-    """Format an integer with separators of thousands, any other number with four decimals."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+def formatted(figures: Mapping[str, float], scale: float = 1.0, decimals: int = 4) -> dict[str, str]:
+    """Return each figure as text, with its 95 % interval in brackets if it has one.
+
+    Args:
+        figures: Figures, and the limits of their intervals (`accuracy_ci_low`, `accuracy_ci_high`).
+        scale: Factor of the values.
+        decimals: Digits after the point of numbers that are not whole.
+    """
+    texts = {}
+    for name, value in figures.items():
+        if name.endswith(INTERVAL):
+            continue
+        limits = [figures[name + end] for end in INTERVAL if name + end in figures]
+        shown = ", ".join(format_number(scale * limit, decimals) for limit in limits)
+        texts[name] = format_number(value if isinstance(value, int) else scale * value, decimals) + (
+            f" [{shown}]" if limits else ""
+        )
+    return texts
+
+
+def format_number(value: float, decimals: int = 4) -> str:
+    """Format an integer with separators of thousands, any other number with `decimals` digits after the point."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{decimals}f}"
 
 
 def _rounded(numbers: Sequence[float]) -> list[float]:

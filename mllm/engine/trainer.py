@@ -26,7 +26,8 @@ from mllm.engine.run_log import run_folder
 from mllm.errors import advise_on_memory
 from mllm.private_messages import error_of, worker_setup
 from mllm.run_files import checkpoint_name
-from mllm.structures import Batch, Encoded, LogicalBatch, unsupervised
+from mllm.structures import Batch, Encoded, LogicalBatch
+from mllm.supervision import unsupervised
 
 IDLE = "idle_update"
 """Key of the entries of the history for steps without a supervised item."""

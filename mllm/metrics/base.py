@@ -1,19 +1,32 @@
-"""Declaration of the contents of answers that a metric reads."""
+"""Interface of metrics: functions of all answers, and streaming metrics, which keep a few numbers of each answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
 
 from mllm.contents import Content
 from mllm.structures import Answer
 
 Metric = Callable[[Sequence[Answer], Sequence[Answer]], dict[str, float]]
-"""Entry of METRICS: predictions and references -> figures."""
+"""Entry of METRICS that is a function: predictions and references -> figures."""
 Reads = Literal[Content, "choices"]
 """Content of a reference that a metric compares. "choices": a text that is also the answer of another row."""
 M = TypeVar("M", bound=Callable[..., Any])
 _READS: dict[Callable[..., Any], Reads] = {}
+
+CLASSIFICATION = "classification"
+LABELS = "multi_label_classification"
+DETECTION = "detection"
+INSTANCES = "instance_detection"
+COUNTING = "counting"
+REGRESSION = "regression"
+REPORT = "report_generation"
+"""Tasks of samples, which a dataset may name in `Sample.task`. Others have no metric of their own."""
 
 
 def reads(content: Reads) -> Callable[[M], M]:
@@ -29,3 +42,75 @@ def reads(content: Reads) -> Callable[[M], M]:
 def content_read(metric: Callable[..., Any]) -> Reads | None:
     """Return the content that a metric declares by `reads`. None: it declares none and applies to all rows."""
     return _READS.get(metric)
+
+
+class StreamingMetric(ABC):
+    """Metric that reads one answer at a time and keeps a constant number of values of each.
+
+    Its figures are functions of the weights of the samples, so that a bootstrap needs no second pass over the answers.
+    """
+
+    tasks: ClassVar[frozenset[str]] = frozenset()
+    """Tasks that the metric is for. Samples of other tasks are left out, samples without a task are not. Empty: all."""
+    intervals: ClassVar[tuple[str, ...]] = ()
+    """Figures with a 95 % interval. Empty: all."""
+
+    @abstractmethod
+    def add(self, prediction: Answer, reference: Answer) -> None:
+        """Read the answer to one sample."""
+
+    @abstractmethod
+    def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the figures [R] for the weights [R, N] of the N samples; NaN where a figure is undefined."""
+
+    @abstractmethod
+    def counts(self) -> dict[str, float]:
+        """Return numbers of samples, such as `failed` and `samples`."""
+
+
+class SumMetric(StreamingMetric):
+    """Metric whose figures are functions of sums over the samples.
+
+    A subclass has `columns`, the names of the K values of a sample.
+    """
+
+    columns: ClassVar[tuple[str, ...]]
+
+    def __init__(self) -> None:
+        self._values = array("d")
+        self.failed = 0
+        """Number of answers that could not be read."""
+        self.samples = 0
+        """Number of scored samples."""
+
+    @abstractmethod
+    def values(self, prediction: Answer, reference: Answer) -> Sequence[float] | None:
+        """Return the K values of a sample; None if its reference has nothing to compare."""
+
+    @abstractmethod
+    def of_sums(self, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the figures [R] of the weighted sums, column -> [R]."""
+
+    def add(self, prediction: Answer, reference: Answer) -> None:
+        """Read the answer to one sample."""
+        values = self.values(prediction, reference)
+        if values is None:
+            self._values.extend([0.0] * len(self.columns))
+            return
+        assert len(values) == len(self.columns)
+        self.samples += 1
+        self._values.extend(values)
+
+    def table(self) -> np.ndarray:
+        """Return the values [N, K] of the samples."""
+        return np.frombuffer(self._values, float).reshape(-1, len(self.columns))
+
+    def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the figures [R] for the weights [R, N] of the N samples."""
+        sums = weights @ self.table()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.of_sums(dict(zip(self.columns, sums.T, strict=True)))
+
+    def counts(self) -> dict[str, float]:
+        """Return the number of unreadable answers and of scored samples."""
+        return {"failed": self.failed, "samples": self.samples}

@@ -11,7 +11,8 @@ from mllm.dataset.answer_counts import AnswerCounts
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.checking import Splits
 from mllm.errors import ConfigError, UserError
-from mllm.metrics.base import Metric, Reads, content_read
+from mllm.metrics.base import Reads, content_read
+from mllm.metrics.scoring import Entry, tasks_of
 from mllm.registry import METRICS
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,9 @@ NEEDED: Mapping[Reads, str] = {
     "box": "a box or a mask in its answer",
     "mask": "a mask in its answer",
     "measures": "a known measure, in a field or in its answer (`EF 58.4 %`)",
+    "number": "a number as its answer (`12`, `58.4 %`)",
+    "objects": "boxes in its answer, as marks or in its text (`[10, 20, 30, 40]`)",
+    "instances": 'boxes by identity as its answer, in JSON (`{"1": [[10, 20, 30, 40]]}`)',
     "choices": "an answer that is also the answer of another row, so there is no choice among a few answers",
 }
 """Content that a metric reads -> its description after "none of the rows has"."""
@@ -30,7 +34,7 @@ SAMPLED = 16
 """Number of rows that are read for their contents if the class does not return these without decoding images."""
 
 
-def find_metrics(names: Iterable[str]) -> dict[str, Metric]:
+def find_metrics(names: Iterable[str]) -> dict[str, Entry]:
     """Return the entries of METRICS with these names."""
     return {name: METRICS.find(name) for name in names}
 
@@ -56,7 +60,13 @@ def check_metrics(names: Iterable[str], split: str, splits: Splits, where: str) 
     """
     counts = splits.reports[split].answers
     for name in names:
-        content = content_read(METRICS.find(name))
+        entry = METRICS.find(name)
+        content, tasks = content_read(entry), tasks_of(entry)
+        if tasks and None not in counts.tasks and not tasks & counts.tasks.keys():
+            logger.warning(
+                "metric '%s' has no figures: no row of %s has its task (%s)", name, split, ", ".join(sorted(tasks))
+            )
+            continue
         if content is None:
             continue
         count = _rows_with(content, counts)

@@ -14,7 +14,8 @@ from transformers import Trainer, TrainerCallback
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import DataError, TrainingError, advised
 from mllm.objectives.text import NextToken
-from mllm.structures import IGNORE, unsupervised
+from mllm.structures import IGNORE
+from mllm.supervision import unsupervised
 
 
 def _plain_loop(trainer, steps):

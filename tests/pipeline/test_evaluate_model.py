@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from scores import points, score
 
 from mllm.errors import ConfigError, DataError
-from mllm.metrics.text import accuracy
+from mllm.metrics.classification import Accuracy
 from mllm.pipeline.evaluate_model import main
-from mllm.structures import Answer
 
 DATA = "test=dict(_delete_=True, type='VQADataset', data_path='rows.jsonl', image_folder='pictures')"
 MORE = f"data_args = dict({DATA}, gen_kwargs=dict(max_new_tokens=4))"
@@ -43,8 +43,8 @@ def test_figures_rows_settings_and_versions_are_written_next_to_the_adapter(
     ]
     assert all(row["prediction"] for row in rows)
     assert [row["images"] for row in rows] == [[f"{number}.png"] for number in (0, 1, 2, 3, 0)]
-    again = accuracy([Answer(row["prediction"]) for row in rows], [Answer(row["reference"]) for row in rows])
-    assert values["figures"] == {"accuracy": again}
+    again = score(Accuracy, [row["prediction"] for row in rows], [row["reference"] for row in rows])
+    assert points(values["figures"]["accuracy"]) == again
     assert values["counts"] == {
         "answers": 5,
         "skipped": 0,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from scores import score
 
-from mllm.metrics.text import accuracy, choice, short_answer
+from mllm.metrics.classification import Accuracy
+from mllm.metrics.text import Choice, ShortAnswer
 from mllm.report.figures import figures_line, figures_table
 from mllm.structures import Answer
 
@@ -14,29 +16,38 @@ BESIDE = "majority class 75.0 %, chance 50.0 %)"
 
 
 @pytest.mark.parametrize(
-    ("metric", "line"),
+    ("name", "metric", "line"),
     [
-        (accuracy, f"held-out accuracy: 25.0 % (untrained 75.0 %, {BESIDE}"),
+        ("accuracy", Accuracy, f"held-out accuracy: 25.0 % (untrained 75.0 %, {BESIDE}"),
         (
-            choice,
+            "choice",
+            Choice,
             f"held-out choice: accuracy 25.0 % (untrained 75.0 %, {BESIDE}, macro_f1 0.2500, unreadable 1, samples 4"
             " (untrained: macro_f1 0.4286, unreadable 0, samples 4)",
         ),
         (
-            short_answer,
-            f"held-out short_answer: accuracy 25.0 % (untrained 75.0 %, {BESIDE}, failed 1, samples 4, "
-            "precision 1.0000, recall 0.3333, f1 0.5000, yes_share 0.2500 (untrained: failed 0, samples 4, "
-            "precision 0.7500, recall 1.0000, f1 0.8571, yes_share 1.0000)",
+            "short_answer",
+            ShortAnswer,
+            f"held-out short_answer: accuracy 25.0 % (untrained 75.0 %, {BESIDE}, precision 1.0000, "
+            "recall 0.3333, f1 0.5000, yes_share 0.2500, failed 1, samples 4 (untrained: precision 0.7500, "
+            "recall 1.0000, f1 0.8571, yes_share 1.0000, failed 0, samples 4)",
         ),
     ],
 )
-def test_every_accuracy_is_next_to_the_majority_class_and_chance(metric, line):
+def test_every_accuracy_is_next_to_the_majority_class_and_chance(name, metric, line):
     """One of four is right: F1 of yes 2 / (1 + 3), of no 0. Always yes: F1 6 / 7 and 0."""
-    trained, untrained = metric(SAID, REFERENCES), metric([Answer("yes")] * 4, REFERENCES)
-    name = metric.__name__
+    trained, untrained = score(metric, SAID, REFERENCES), score(metric, [Answer("yes")] * 4, REFERENCES)
     assert figures_line(name, trained, untrained, 4, 4) == line
     rows = [row.split() for row in figures_table({name: trained}).splitlines()]
     assert [name, "majority_class", "0.7500"] in rows and [name, "chance", "0.5000"] in rows
+
+
+def test_a_figure_has_its_interval_in_brackets() -> None:
+    figures = {"accuracy": 0.75, "accuracy_ci_low": 0.5, "accuracy_ci_high": 1.0, "majority_class": 0.5, "chance": 0.5}
+    assert figures_line("accuracy", figures, None, 4, 4) == (
+        "held-out accuracy: 75.0 % [50.0, 100.0] (majority class 50.0 %, chance 50.0 %)"
+    )
+    assert figures_table({"accuracy": figures}).splitlines()[2].split(None, 2)[2] == "0.7500 [0.5000, 1.0000]"
 
 
 def test_rows_without_a_target_are_stated() -> None:

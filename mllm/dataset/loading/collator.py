@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 from mllm.dataset.loading.sampler import Draw
 from mllm.errors import UserError, errors_of_row
 from mllm.private_messages import in_row, sentence_of
-from mllm.structures import Batch, Encoded, Failure, LogicalBatch, Sample, unsupervised
+from mllm.structures import Batch, Encoded, Failure, LogicalBatch, Sample
+from mllm.supervision import unsupervised
 
 
 class Samples(Protocol):

@@ -182,7 +182,7 @@ class FLAREDataset(ImageTextDataset):
             question = f"{INSTRUCTIONS[row['task']]}\n\n{question}"
         user = Turn("user", " ".join([*[IMAGE] * len(images), question]))
         system = [] if self.system is None else [Turn("system", self.system)]
-        return Sample([*system, user, Turn("assistant", row["answer"])], images)
+        return Sample([*system, user, Turn("assistant", row["answer"])], images, task=row["task"])
 
     @override
     def summary(self) -> dict[str, Any]:

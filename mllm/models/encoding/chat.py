@@ -19,7 +19,8 @@ from mllm.models.encoding.processor_outputs import cut, images_per_row, joined
 from mllm.models.encoding.segments import SegmentTokenizer
 from mllm.models.encoding.text_encoder import TextEncoder, without_answer
 from mllm.models.encoding.text_processor import TextProcessor, mean_color
-from mllm.structures import IGNORE, IMAGE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn, unsupervised
+from mllm.structures import IGNORE, IMAGE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn
+from mllm.supervision import unsupervised
 
 
 class ChatEncoder(TextEncoder):

@@ -15,7 +15,8 @@ from mllm.models.encoding.marks import source_of
 from mllm.models.encoding.padding import stacked
 from mllm.models.encoding.text_encoder import TextEncoder, without_answer
 from mllm.models.encoding.text_processor import TextProcessor
-from mllm.structures import IGNORE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn, unsupervised
+from mllm.structures import IGNORE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn
+from mllm.supervision import unsupervised
 
 
 class Seq2SeqEncoder(TextEncoder):

@@ -14,7 +14,8 @@ from mllm.contents import measures_text
 from mllm.errors import DataError, errors_of_row
 from mllm.models.encoding.marks import source_of
 from mllm.models.encoding.synthetic import synthetic_views
-from mllm.structures import Answer, Batch, Encoded, Sample, unsupervised
+from mllm.structures import Answer, Batch, Encoded, Sample
+from mllm.supervision import unsupervised
 
 
 class ViewEncoder:

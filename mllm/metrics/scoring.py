@@ -1,0 +1,130 @@
+"""Computation of metrics over a stream of answers, with bootstrap intervals by group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mllm.contents import Content, contents_of
+from mllm.metrics.base import Metric, StreamingMetric, content_read
+from mllm.metrics.bootstrap import RESAMPLES, group_numbers, interval, resampled_weights
+from mllm.structures import Answer
+
+Figures = dict[str, float]
+Entry = Callable[..., Any]
+"""Entry of METRICS: a function of predictions and references, or a class of `StreamingMetric`."""
+
+
+class AnswersOf(StreamingMetric):
+    """Answers for a metric that is a function of all predictions and references, which it needs in memory."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+        self.predictions: list[Answer] = []
+        self.references: list[Answer] = []
+
+    def add(self, prediction: Answer, reference: Answer) -> None:
+        """Keep the answer to one sample."""
+        self.predictions.append(prediction)
+        self.references.append(reference)
+
+    def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Return no figure, because a function does not take weights."""
+        return {}
+
+    def counts(self) -> dict[str, float]:
+        """Return the figures of the function."""
+        return self.metric(self.predictions, self.references)
+
+
+class Series:
+    """Answers to the samples of one task, as a metric keeps them."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.metric: StreamingMetric = entry() if is_streaming(entry) else AnswersOf(entry)
+        self.groups: list[str | None] = []
+
+    def add(self, prediction: Answer, reference: Answer) -> None:
+        """Read the answer to one sample."""
+        self.metric.add(prediction, reference)
+        self.groups.append(reference.group)
+
+    def result(self, resamples: int = RESAMPLES) -> Figures:
+        """Return the figures; `_ci_low` and `_ci_high` after a name are the limits of its 95 % interval."""
+        if not self.groups:
+            return {"samples": 0}
+        metric, groups = self.metric, group_numbers(self.groups)
+        point = metric.figures(np.ones((1, len(groups))))
+        if not point:
+            return metric.counts()
+        drawn = [metric.figures(weights) for weights in resampled_weights(groups, resamples)]
+        figures: Figures = {}
+        for name, value in point.items():
+            figures[name] = float(value[0])
+            if not metric.intervals or name in metric.intervals:
+                limits = interval(np.concatenate([chunk[name] for chunk in drawn]))
+                figures[f"{name}_ci_low"], figures[f"{name}_ci_high"] = limits
+        return figures | metric.counts()
+
+
+class Scorer:
+    """Metrics of a stream of answers.
+
+    A metric that is for several tasks of the samples has figures for each: `mae/counting` and `mae/regression`.
+
+    Args:
+        metrics: Name -> entry of METRICS.
+    """
+
+    def __init__(self, metrics: Mapping[str, Entry]) -> None:
+        self.metrics = metrics
+        self._series: dict[str, dict[str | None, Series]] = {name: {} for name in metrics}
+        self._scored: dict[tuple[str, str | None], int] = {}
+
+    def add(self, prediction: Answer, reference: Answer) -> None:
+        """Read the answer to one sample."""
+        contents = contents_of(reference)
+        for name, entry in self.metrics.items():
+            tasks = tasks_of(entry)
+            task = reference.task if tasks else None
+            if task is not None and task not in tasks:
+                continue
+            series = self._series[name]
+            series.setdefault(task, Series(entry)).add(prediction, reference)
+            key = name, task
+            self._scored[key] = self._scored.get(key, 0) + (_needed(entry) is None or _needed(entry) in contents)
+
+    def series(self) -> dict[str, Series]:
+        """Return the series of each metric; those of several tasks are named `METRIC/TASK`."""
+        return {title: self._series[name][task] for title, name, task in self._titles()}
+
+    def figures(self) -> dict[str, Figures]:
+        """Return the figures of each metric; see `series` for the names."""
+        return {title: series.result() for title, series in self.series().items()}
+
+    def scored(self) -> dict[str, int]:
+        """Return the number of rows whose reference has the content that a metric reads, by the names of `series`."""
+        return {title: self._scored[name, task] for title, name, task in self._titles()}
+
+    def _titles(self) -> Iterable[tuple[str, str, str | None]]:
+        """Yield the title, the name and the task of each series."""
+        for name, series in self._series.items():
+            for task in series:
+                yield (f"{name}/{task}" if len(series) > 1 and task else name), name, task
+
+
+def is_streaming(entry: Entry) -> bool:
+    """Return True for a class of `StreamingMetric`."""
+    return isinstance(entry, type) and issubclass(entry, StreamingMetric)
+
+
+def tasks_of(entry: Entry) -> frozenset[str]:
+    """Return the tasks that a metric is for; empty: all."""
+    return entry.tasks if isinstance(entry, type) and issubclass(entry, StreamingMetric) else frozenset()
+
+
+def _needed(entry: Entry) -> Content | None:
+    content = content_read(entry)
+    return "text" if content == "choices" else content

@@ -1,0 +1,23 @@
+"""Figures of a metric over lists of answers, without their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mllm.engine.evaluation import INTERVAL
+from mllm.metrics.scoring import Entry, Series
+from mllm.structures import Answer
+
+
+def score(entry: Entry, predictions: Sequence[Answer | str], references: Sequence[Answer | str]) -> dict[str, float]:
+    """Return the figures of a metric; a text stands for an answer with this text."""
+    series = Series(entry)
+    for prediction, reference in zip(predictions, references, strict=True):
+        pair = (Answer(answer) if isinstance(answer, str) else answer for answer in (prediction, reference))
+        series.add(*pair)
+    return points(series.result(resamples=2))
+
+
+def points(figures: dict[str, float]) -> dict[str, float]:
+    """Return the figures without the limits of their intervals."""
+    return {name: value for name, value in figures.items() if not name.endswith(INTERVAL)}
