@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from typing import ClassVar
 
 import numpy as np
 
@@ -85,7 +86,7 @@ class Accuracy(ClassMetric):
     guessing uniformly among the distinct references) and `samples`.
     """
 
-    intervals = ("accuracy",)
+    intervals: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     def parse(self, text: str) -> str | None:
         """Return the normalized text."""
