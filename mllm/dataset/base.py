@@ -14,7 +14,7 @@ from PIL.Image import Image
 from typing_extensions import override
 
 from mllm.dataset.augment.transforms import Transform, apply_transforms, build_transforms
-from mllm.dataset.image_files import check_image_folder, find_file, undecoded_images
+from mllm.dataset.image_files import ImageEntry, check_image_folder, find_file, undecoded_images
 from mllm.dataset.indices import from_zero
 from mllm.dataset.readers import read_images
 from mllm.dataset.tables.records import Records
@@ -324,7 +324,7 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
         finally:
             self._decodes = True
 
-    def read_image(self, image: str | Path | Mapping[str, Any], **options: Any) -> Image:
+    def read_image(self, image: ImageEntry, **options: Any) -> Image:
         """Return the only image of a file, RGB; see `read_images`.
 
         Raises:
@@ -336,23 +336,24 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
             raise DataError(f"{image} {fault}", f"its file {fault}")
         return images[0]
 
-    def read_images(self, image: str | Path | Mapping[str, Any], **options: Any) -> list[Image]:
+    def read_images(self, image: ImageEntry, **options: Any) -> list[Image]:
         """Return the images of a file, RGB: one, unless the options select several frames, slices or pages.
 
         Args:
             image: Path below `image_folder`, or a dict with the `path` and options of the reader, as rows have it:
-                `{"path": "a.dcm", "frames": 3}`.
+                `{"path": "a.dcm", "frames": 3}`. The path of a DICOM series is its folder, or the list of its files.
             options: Options of the reader. They override those of `image`, which override `self.reader`.
         """
         settings = dict(image) if isinstance(image, Mapping) else {"path": image}
         name = settings.pop("path", None)
-        if not isinstance(name, (str, Path)) or not str(name):
+        names = name if isinstance(name, list) else [name]
+        if not names or any(not isinstance(part, (str, Path)) or not str(part) for part in names):
             fault = "image must be a path, or an object with a 'path'"
             raise DataError(f"{fault}, not {image!r}", fault)
-        path = find_file(self.image_folder, name)
-        self._files = [*self._files, str(name)]
+        files = [find_file(self.image_folder, str(part)) for part in names]
+        self._files = [*self._files, *map(str, names)]
         return (read_images if self._decodes else undecoded_images)(
-            path, **{**(self.reader or {}), **settings, **options}
+            files if isinstance(name, list) else files[0], **{**(self.reader or {}), **settings, **options}
         )
 
     @classmethod

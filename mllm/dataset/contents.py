@@ -43,5 +43,5 @@ class ContentDigest:
 
 
 def _file(image: UndecodedImage) -> tuple[int, str, int]:
-    """Return the size in bytes of the file of an image, the options of its reader, and its number in the file."""
-    return image.file.stat().st_size, repr(sorted(image.options.items())), image.number
+    """Return the size in bytes of the files of an image, the options of its reader, and its number in them."""
+    return sum(file.stat().st_size for file in image.files), repr(sorted(image.options.items())), image.number

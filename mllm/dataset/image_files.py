@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from PIL import Image
 from typing_extensions import override
@@ -13,6 +13,8 @@ from typing_extensions import override
 from mllm.dataset.readers import read_images
 from mllm.errors import DataError, nearest_names
 
+ImageEntry: TypeAlias = str | Path | Mapping[str, Any]
+"""Image of a row: a path, or a path with options of its reader."""
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _PLAIN = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Suffixes of files whose header has the size of their only image."""
@@ -64,7 +66,7 @@ def _missing_file_hint(path: Path) -> str:
     return f": did you mean {matches[0]!r}?" if matches else ""
 
 
-def undecoded_images(path: Path, **options: Any) -> list[Image.Image]:
+def undecoded_images(path: Path | Sequence[Path], **options: Any) -> list[Image.Image]:
     """Return the images of a file as `read_images` does, decoded only when their size or pixels are read."""
     choice = next((options[name] for name in _SELECTING if name in options), "first")
     if choice == "all":
@@ -76,20 +78,27 @@ def undecoded_images(path: Path, **options: Any) -> list[Image.Image]:
 class UndecodedImage(Image.Image):
     """RGB image that is decoded when its pixels are read; its size comes from the header of the file if possible."""
 
-    def __init__(self, path: Path, options: Mapping[str, Any], number: int) -> None:
+    def __init__(self, path: Path | Sequence[Path], options: Mapping[str, Any], number: int) -> None:
         super().__init__()
         self._mode = "RGB"
-        self.file, self.options, self.number = path, options, number
+        self._path, self.options, self.number = path, options, number
         self._is_decoded = False
         self._size = (0, 0)
+
+    @property
+    def files(self) -> list[Path]:
+        """Return the files of the image: several for a DICOM series."""
+        if not isinstance(self._path, Path):
+            return list(self._path)
+        return sorted(self._path.iterdir()) if self._path.is_dir() else [self._path]
 
     @property
     @override
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         if not self._is_decoded and self._size == (0, 0):
-            if self.file.suffix.lower() in _PLAIN and not self.options:
-                self._size = _size_in_header(self.file)
+            if isinstance(self._path, Path) and self._path.suffix.lower() in _PLAIN and not self.options:
+                self._size = _size_in_header(self._path)
             if self._size == (0, 0):
                 self.load()
         return self._size
@@ -98,11 +107,18 @@ class UndecodedImage(Image.Image):
     def load(self) -> Any:
         """Decode the image."""
         if not self._is_decoded:
-            images = read_images(self.file, **self.options)
-            if self.number >= len(images):
-                raise DataError(f"{self.file} has {len(images)} of the selected images")
-            self.im, self._size, self._is_decoded = images[self.number].im, images[self.number].size, True
+            image, *_ = read_images(self._path, **self._options_of_image())
+            self.im, self._size, self._is_decoded = image.im, image.size, True
         return super().load()
+
+    def _options_of_image(self) -> dict[str, Any]:
+        """Return the options that select this image only, so that a volume is not read for each of its slices."""
+        options = dict(self.options)
+        for name in _SELECTING:
+            if isinstance(options.get(name), Sequence) and not isinstance(options[name], str):
+                options[name] = options[name][self.number]
+                break
+        return options
 
 
 def _size_in_header(path: Path) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """CT volumes and their reports in your own files, with slices of a volume as the images of a row.
 
-An image in a row is, for example, {"path": "ct_01.nii.gz", "slice": [20, 30, 40, 50], "window": "lung"}.
+An image in a row is, for example, {"path": "ct_01.nii.gz", "slice": [20, 30, 40, 50], "window": "lung"}. The path of a
+DICOM series is the folder of its files, or their list: {"path": "patient_7/series_2", "slice": [20, 30]}.
 """
 
 data_args = dict(

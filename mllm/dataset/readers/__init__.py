@@ -15,38 +15,34 @@ Limits of a file:
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from mllm.dataset.readers.dicom_frames import has_dicom_content
 from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.guarded import GuardedError
 from mllm.dataset.readers.notices import report_constant
 from mllm.errors import DataError, UserError
 from mllm.registry import READERS, check_names
 
-_PREAMBLE = 132
-"""Bytes of the preamble of a DICOM file: 128 arbitrary bytes and the letters DICM (PS3.10, section 7.1)."""
-_FIRST_ELEMENTS = tuple(
-    bytes([group, 0, element, 0])
-    for group, elements in ((2, (0, 1, 2, 16)), (8, (0, 1, 5, 8, 22, 24)))
-    for element in elements
-)
-"""First bytes of a DICOM file without preamble: possible tags of its first element, in little endian."""
+_SERIES = "DICOM series"
+"""Entry of READERS for folders and lists of files."""
 
 
-def read_images(path: str | Path, **options: Any) -> list[Image.Image]:
-    """Read a file with the reader of its suffix.
+def read_images(path: str | Path | Sequence[str | Path], **options: Any) -> list[Image.Image]:
+    """Read a file with the reader of its suffix, or a folder or list of files as the slices of a DICOM series.
 
     Suffixes are entries of READERS; case is ignored and the longest suffix wins (`.nii.gz`). A file with another
     suffix is read as DICOM if it begins with the DICOM preamble or with an element of DICOM. A file whose images are
     nearly constant is named in a warning.
 
     Args:
-        path: The file.
+        path: The file, a folder, or a list of files.
         options: Keyword arguments of the reader: `page` and `window` for images, `frames`, `window` and `square` for
-            DICOM, `axis`, `slice`, `volume`, `window` and `square` for NIfTI, `frames` for videos.
+            DICOM, `axis`, `slice`, `volume`, `window` and `square` for volumes, `frames` for videos.
 
     Returns:
         RGB images.
@@ -55,13 +51,17 @@ def read_images(path: str | Path, **options: Any) -> list[Image.Image]:
         DataError: The file is missing, empty or damaged.
         ConfigError: The reader does not have an option, or a package is not installed.
     """
-    path = Path(path)
-    _check_file(path)
-    suffix = _find_suffix(path)
+    source = Path(path) if isinstance(path, (str, Path)) else [Path(file) for file in path]
+    files = [source] if isinstance(source, Path) else source
+    for file in files:
+        _check_file(file)
+    path = files[0]
+    is_series = isinstance(source, list) or source.is_dir()
+    suffix = _SERIES if is_series else _find_suffix(path)
     if options:
         check_names(READERS, suffix, options, ("reader",), provided=("path",))
     try:
-        images: list[Image.Image] = READERS.find(suffix)(path, **options)
+        images: list[Image.Image] = READERS.find(suffix)(source, **options)
     except UserError:
         raise
     except GuardedError as error:
@@ -85,23 +85,20 @@ def _check_file(path: Path) -> None:
         raise unusable(path, "does not exist") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    if path.is_dir():
-        raise unusable(path, "is a folder, not an image file")
-    if status.st_size == 0:
+    if status.st_size == 0 and not path.is_dir():
         raise unusable(path, "is empty")
 
 
 def _find_suffix(path: Path) -> str:
     """Return the suffix under which the reader of a file is registered."""
     name = path.name.lower()
-    for suffix in sorted(READERS.names(), key=len, reverse=True):
+    suffixes = [suffix for suffix in READERS.names() if suffix != _SERIES]
+    for suffix in sorted(suffixes, key=len, reverse=True):
         if name.endswith(suffix):
             return suffix
     try:
-        with path.open("rb") as file:
-            head = file.read(_PREAMBLE)
+        if has_dicom_content(path):
+            return ".dcm"
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    if head.endswith(b"DICM") or (head[:4] in _FIRST_ELEMENTS and len(head) == _PREAMBLE):
-        return ".dcm"
-    raise unusable(path, f"has a suffix that no reader supports; supported are {', '.join(READERS.names())}")
+    raise unusable(path, f"has a suffix that no reader supports; supported are {', '.join(suffixes)}")

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from mllm.dataset.readers.dicom_frames import SPACING_TAGS, TAGS, TRANSFORM_TAGS, count_frames, decode, read_header
+from mllm.dataset.readers.dicom_frames import (
+    GEOMETRY_TAGS,
+    SPACING_TAGS,
+    TAGS,
+    TRANSFORM_TAGS,
+    count_frames,
+    decode,
+    read_header,
+)
 from mllm.dataset.readers.dicom_gray import apply_voi, to_values
 from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.geometry import MAX_RATIO, to_square_pixels
@@ -23,8 +33,11 @@ from mllm.registry import READERS
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_FRAME_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence")
-"""Functional groups with transforms and pixel sizes of frames (PS3.3 C.7.6.16)."""
+_FRAME_GROUPS = (
+    *("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence"),
+    *("PlanePositionSequence", "PlaneOrientationSequence"),
+)
+"""Functional groups with transforms, pixel sizes and places of frames (PS3.3 C.7.6.16)."""
 
 
 @READERS.register_module(name=[".dcm", ".dicom", ".ima"])
@@ -51,6 +64,17 @@ def read(path: Path, *, frames: Choice = "first", window: Window = None, square:
             encoding.
     """
     windowing = find_window(window)
+    with damage_refused(path):
+        return _read(path, frames, windowing, square)
+
+
+@contextmanager
+def damage_refused(path: Path) -> Iterator[None]:
+    """Convert the errors of pydicom for a damaged file, which have many types, to `DataError`, and hide its warnings.
+
+    Raises:
+        ConfigError: pydicom is not installed.
+    """
     try:
         import pydicom
     except ImportError:
@@ -60,16 +84,15 @@ def read(path: Path, *, frames: Choice = "first", window: Window = None, square:
         # Warnings of pydicom contain values of the file.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _read(path, frames, windowing, square)
+            yield
     except (ConfigError, DataError, PermissionError):
         raise
     except pydicom.errors.InvalidDicomError:
-        fault = "is not a DICOM file: it does not begin with the DICOM preamble"
-        raise DataError(f"{path} {fault}", f"its file {fault}") from None
+        raise unusable(path, "is not a DICOM file: it does not begin with the DICOM preamble") from None
     except Exception as error:  # noqa: BLE001
         # pydicom and its decoders raise many types, with values of the file in the message: hence no exception chain.
-        fault = f"cannot be decoded: its header or its pixels are damaged ({type(error).__name__})"
-        raise DataError(f"{path} {fault}", f"its file {fault}") from None
+        kind = type(error).__name__
+        raise unusable(path, f"cannot be decoded: its header or its pixels are damaged ({kind})") from None
 
 
 def _read(path: Path, frames: Choice, windowing: Windowing, square: bool) -> list[Image.Image]:
@@ -78,7 +101,7 @@ def _read(path: Path, frames: Choice, windowing: Windowing, square: bool) -> lis
     indices = choose(frames, count, path, "frames", "frame")
     images = []
     for index, stored in zip(indices, decode(path, header, indices), strict=True):
-        frame = _frame_header(header, index)
+        frame = frame_header(header, index)
         image = _to_rgb(stored, frame, path, windowing)
         images.append(_square(image, frame, path) if square else image)
     return images
@@ -86,7 +109,7 @@ def _read(path: Path, frames: Choice, windowing: Windowing, square: bool) -> lis
 
 def _square(image: Image.Image, header: Dataset, path: Path) -> Image.Image:
     """Return the image with square pixels, with a warning if it was resampled: boxes may refer to the stored pixels."""
-    result = to_square_pixels(image, *_pixel_sides(header, path), path)
+    result = to_square_pixels(image, *pixel_sides(header, path), path)
     if result.size != image.size:
         before, after = (f"{width} x {height}" for width, height in (image.size, result.size))
         message = f"has pixels that are not square and is resampled from {before} to {after}: boxes refer to the "
@@ -96,7 +119,7 @@ def _square(image: Image.Image, header: Dataset, path: Path) -> Image.Image:
     return result
 
 
-def _frame_header(header: Dataset, index: int) -> Dataset:
+def frame_header(header: Dataset, index: int) -> Dataset:
     """Return the header with the functional groups of all frames and of this frame merged in (PS3.3 C.7.6.16)."""
     from pydicom.dataset import Dataset
 
@@ -110,13 +133,13 @@ def _frame_header(header: Dataset, index: int) -> Dataset:
     for group in groups:
         for macro in _FRAME_GROUPS:
             for item in group.get(macro) or []:
-                for name in (*TRANSFORM_TAGS, *SPACING_TAGS):
+                for name in (*TRANSFORM_TAGS, *SPACING_TAGS, *GEOMETRY_TAGS):
                     if name in item:
                         frame[name] = item[name]
     return frame
 
 
-def _pixel_sides(header: Dataset, path: Path) -> tuple[float, float]:
+def pixel_sides(header: Dataset, path: Path) -> tuple[float, float]:
     """Return width and height of a pixel, in one unit; (1, 1) if the header has none or impossible ones."""
     for name in SPACING_TAGS:
         if header.get(name) is None:

@@ -23,12 +23,14 @@ TRANSFORM_TAGS = (
 )
 SPACING_TAGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 """Elements with the height and the width of a pixel, in this order of preference (PS3.3 C.7.6.3.1.7)."""
+GEOMETRY_TAGS = ("ImagePositionPatient", "ImageOrientationPatient")
+"""Elements with the place of a slice in the patient (PS3.3 C.7.6.2)."""
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 TAGS = (
     *("SOPClassUID", "Modality", "NumberOfFrames", *_PIXELS, "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
     *("Rows", "Columns", "SamplesPerPixel", "PlanarConfiguration"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit", *TRANSFORM_TAGS, *SPACING_TAGS),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", *TRANSFORM_TAGS, *SPACING_TAGS, *GEOMETRY_TAGS),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("PaletteColorLookupTableUID", "RedPaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData"),
     *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
@@ -36,13 +38,20 @@ TAGS = (
     *("SegmentedRedPaletteColorLookupTableData", "SegmentedGreenPaletteColorLookupTableData"),
     "SegmentedBluePaletteColorLookupTableData",
 )
-"""All elements that are read of a file: pixels and their transforms to gray values."""
+"""All elements that are read of a file: pixels, their transforms to gray values, and their places."""
 
 _DECODERS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow")
 """Decoding plugins in order of preference. GDCM, pydicom's first choice, comes last: it aborts the process at some
 damaged JPEG streams and is only needed for lossless JPEG."""
 PREAMBLE = 132
 """Bytes of the preamble of a DICOM file: 128 arbitrary bytes and the letters DICM (PS3.10, section 7.1)."""
+_FIRST_ELEMENTS = tuple(
+    bytes([group, 0, element, 0])
+    for group, elements in ((2, (0, 1, 2, 16)), (8, (0, 1, 5, 8, 22, 24)))
+    for element in elements
+)
+"""First bytes of a DICOM file without preamble: possible tags of its first element, in little endian."""
+_SUFFIXES = (".dcm", ".dicom", ".ima", ".dcm.gz")
 _SEEKABLE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 """Uncompressed transfer syntaxes: one frame is read without the others."""
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -50,8 +59,20 @@ _MAX_INFLATED = 1 << 30
 """Maximum size of a deflated file after decompression, in bytes."""
 
 
-def read_header(path: Path) -> Dataset:
-    """Return the elements `TAGS` of a DICOM file, with its transfer syntax, also if it has no preamble.
+def is_dicom(path: Path) -> bool:
+    """Return True for a file with a suffix or the content of DICOM."""
+    return path.name.lower().endswith(_SUFFIXES) or has_dicom_content(path)
+
+
+def has_dicom_content(path: Path) -> bool:
+    """Return True for a file that begins with the preamble of DICOM, or with one of its first elements."""
+    with path.open("rb") as file:
+        head = file.read(PREAMBLE)
+    return head.endswith(b"DICM") or (head[:4] in _FIRST_ELEMENTS and len(head) == PREAMBLE)
+
+
+def read_header(path: Path, more: Sequence[str] = ()) -> Dataset:
+    """Return the elements `TAGS` and `more` of a DICOM file, with its transfer syntax, also if it has no preamble.
 
     Raises:
         DataError: The file is not a DICOM file, has no pixels, or too many of them.
@@ -60,7 +81,7 @@ def read_header(path: Path) -> Dataset:
 
     # pydicom reads deferred elements from the file, where those of deflated files are compressed.
     defer = None if _is_deflated(path) else 4096
-    header = pydicom.dcmread(path, specific_tags=list(TAGS), defer_size=defer, force=True)
+    header = pydicom.dcmread(path, specific_tags=[*TAGS, *more], defer_size=defer, force=True)
     if not header.preamble and "Rows" not in header and "SOPClassUID" not in header:
         raise DataError(f"{path} is not a DICOM file: it has neither the DICOM preamble nor elements of an image")
     if _find_pixels(header) is None:

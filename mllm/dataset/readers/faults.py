@@ -7,6 +7,12 @@ from pathlib import Path
 from mllm.errors import DataError
 
 
-def unusable(path: Path, fault: str) -> DataError:
-    """Return an error `PATH FAULT`; FAULT contains no value of the file."""
-    return DataError(f"{path} {fault}", f"its file {fault}")
+def unusable(path: Path, fault: str, details: str = "") -> DataError:
+    """Return an error `PATH FAULT DETAILS`.
+
+    Args:
+        path: The file.
+        fault: Cause and fix, without any value of the file.
+        details: Rest of the message, which private runs do not show, such as names of other files.
+    """
+    return DataError(f"{path} {fault}{details}", f"its file {fault}")

@@ -6,32 +6,27 @@ import gzip
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from mllm.dataset.readers.geometry import MAX_RATIO, to_square_pixels
-from mllm.dataset.readers.gray import Choice, choose, full_range, to_image
+from mllm.dataset.readers.gray import Choice, choose, full_range
 from mllm.dataset.readers.guarded import call_guarded, is_installed
 from mllm.dataset.readers.notices import warn_once
+from mllm.dataset.readers.volumes import CHEAP_BYTES, MAX_VOXELS, find_axis, plane_images, plane_of
 from mllm.dataset.readers.windows import Window, Windowing, find_window
-from mllm.errors import ConfigError, DataError, hint
+from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Image
 
-AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
-"""Kind of slice -> axis of a volume in RAS+ orientation."""
 _GZIP = b"\x1f\x8b"
 _NIFTI2_HEADER = 540
 """Size of the header of a NIfTI-2 file, which is its first number."""
-_MAX_VOXELS = 1 << 31
-"""Maximum number of voxels of a volume."""
-_CHEAP_BYTES = 1 << 27
-"""Maximum size of the voxels, from the beginning of a file to the selected volume, that are read in this process."""
 _MAX_DEFLATION = 1032
 """Maximum ratio of the sizes after and before decompression (https://zlib.net/zlib_tech.html)."""
 
@@ -66,11 +61,11 @@ def read(
         square: False: return the stored pixels, for boxes and masks that refer to them.
     """
     find_window(window)
-    _find_axis(axis)
+    find_axis(axis)
     if not is_installed("nibabel"):
         raise ConfigError(f"{path} is a NIfTI file, but nibabel is not installed: pip install -e .[nifti]")
     with _damage_refused(path):
-        is_cheap = _count_bytes(load_nifti(path), volume, path) <= _CHEAP_BYTES
+        is_cheap = _count_bytes(load_nifti(path), volume, path) <= CHEAP_BYTES
     if is_cheap:
         return list(slices(path, axis, slice, volume, window, square))
     return call_guarded(f"{__name__}:slices", path, axis, slice, volume, window, square)
@@ -92,7 +87,7 @@ def slices(
 ) -> Iterator[Image.Image]:
     """Yield slices of a NIfTI volume as RGB images; see `read`."""
     windowing = find_window(window)
-    normal = _find_axis(axis)
+    normal = find_axis(axis)
     with _damage_refused(path):
         image = load_nifti(path)
         values, spacing = _load_canonical(image, volume, path)
@@ -100,12 +95,9 @@ def slices(
             windowing = Windowing((limits,))
         if len(windowing.limits) <= 1:
             windowing = Windowing((windowing.range_of(values, path),))
-    across, up = (float(spacing[other]) for other in range(3) if other != normal)
     indices = choose(slice, values.shape[normal], path, "slice", "slice")
-    # [across, up] in RAS+ -> [row, column], with the head or front up and the right (or the front) on the left.
-    planes = (values.take(index, axis=normal).T[::-1, ::-1] for index in indices)
-    images = (to_image(windowing.apply(plane, path)) for plane in planes)
-    yield from (_square(image, across, up, path) if square else image for image in images)
+    planes = (plane_of(values, normal, index) for index in indices)
+    yield from plane_images(planes, partial(windowing.apply, path=path), spacing, normal, path, square)
 
 
 def load_nifti(path: Path) -> Any:
@@ -145,25 +137,15 @@ def check_size(path: Path, size: int) -> None:
         )
 
 
-def _find_axis(axis: str | int) -> int:
-    if isinstance(axis, str):
-        if axis not in AXES:
-            raise ConfigError(f"unknown axis '{axis}'{hint(axis, AXES)}")
-        return AXES[axis]
-    if isinstance(axis, bool) or axis not in (0, 1, 2):
-        raise ConfigError(f"axis={axis!r} must be 'axial', 'coronal', 'sagittal', 0, 1 or 2")
-    return axis
-
-
 def _count_bytes(image: Nifti1Image, volume: int, path: Path) -> int:
     """Return the bytes from the first voxel to the end of a volume; raise `DataError` for a file that lacks them."""
     if image.get_data_dtype().kind not in "iufb":
         raise DataError(f"{path} has voxels of type {image.get_data_dtype()}, but only real numbers are supported")
     shape = image.shape + (1,) * (3 - len(image.shape))
-    if min(shape) < 1 or math.prod(shape[:3]) > _MAX_VOXELS:
+    if min(shape) < 1 or math.prod(shape[:3]) > MAX_VOXELS:
         raise DataError(
             f"{path} has the shape {image.shape}: each side must be at least 1, and a volume at most "
-            f"{_MAX_VOXELS:,} voxels"
+            f"{MAX_VOXELS:,} voxels"
         )
     count = int(np.prod(shape[3:], dtype=int))
     if isinstance(volume, bool) or not isinstance(volume, (int, np.integer)):
@@ -201,10 +183,3 @@ def _header_range(image: Nifti1Image, values: np.ndarray, path: Path) -> tuple[f
         warn_once(path, "display range", f"has values from {first:g} to {last:g} and a display range outside: ignored")
         return None
     return low, high
-
-
-def _square(image: Image.Image, across: float, up: float, path: Path) -> Image.Image:
-    """Return the image resampled to square pixels; `across` and `up` are the sides of its pixels, in one unit."""
-    if max(across, up) > MAX_RATIO * min(across, up):
-        raise DataError(f"{path} has voxels of {across:g} by {up:g}, which is implausible: its header is damaged")
-    return to_square_pixels(image, across, up, path)

@@ -154,7 +154,7 @@ def row_key(sample: Sample) -> str:
     """Return a digest of a sample that `inspect` returned: its contents, and the times of change of its files."""
     content = ContentDigest()
     content.add(sample)
-    files = [image.file for image in sample.images if isinstance(image, UndecodedImage)]
+    files = [file for image in sample.images if isinstance(image, UndecodedImage) for file in image.files]
     times = repr([(str(file), file.stat().st_mtime_ns) for file in files])
     return hashlib.blake2b((content.hexdigest() + times).encode(), digest_size=16).hexdigest()
 
