@@ -33,7 +33,7 @@ TASKS = (
     Task(
         "question and answer",
         "`image`, `question`, `answer`",
-        ("VQADataset",),
+        ("VQADataset", "MedicalVQADataset"),
         "text",
         ("accuracy", "short_answer", "choice"),
         "medgemma_vqa_rad",

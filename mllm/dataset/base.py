@@ -94,6 +94,11 @@ class SampleDataset(ABC):
         """Write a small generated dataset into `folder` and return its options; empty if the class has none."""
         return {}
 
+    @classmethod
+    def miniature_with(cls, options: Mapping[str, Any], folder: Path, rows: int) -> dict[str, Any]:
+        """Write the miniature for these options; override it if one of them selects the form of the files."""
+        return cls.miniature(folder, rows)
+
     def rows(self) -> Iterator[tuple[SampleDataset, int]]:
         """Yield the source dataset and the index in it of all rows that samples of any epoch may come from."""
         return ((self, index) for index in range(len(self)))

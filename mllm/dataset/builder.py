@@ -140,7 +140,7 @@ def _miniature(
     path = arguments.get("data_path")
     if path is None or Path(path).expanduser().exists() or not is_replaceable((*where, "data_path")):
         return arguments
-    miniature = cls.miniature(folder, MINIATURE_ROWS)
+    miniature = cls.miniature_with(arguments, folder, MINIATURE_ROWS)
     if not miniature:
         return arguments
     logger.info("--tiny: %s does not exist, so %s reads a generated miniature: %s", path, cls.__name__, folder)

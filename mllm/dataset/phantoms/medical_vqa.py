@@ -1,12 +1,12 @@
-"""Writers of miniatures of VQA-RAD, SLAKE and PathVQA, with the published names of files and fields."""
+"""Writers of miniatures of VQA-RAD, SLAKE, PathVQA and PMC-VQA, with the published names of files and fields."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mllm.dataset.phantoms.chest import first_number, write_json, xray
+from mllm.dataset.phantoms.chest import first_number, write_json, write_rows, xray
 from mllm.dataset.phantoms.phantom import Phantom
 from mllm.dataset.phantoms.writers import save_image, write_pickle
 
@@ -82,3 +82,27 @@ def write_path_vqa(folder: Path, rows: int) -> dict[str, Any]:
         entries.append({"image": name, "question": question, "answer": answer})
     write_pickle(folder / "qas" / "train" / "train_qa.pkl", entries)
     return {"data_path": str(folder), "split": "train"}
+
+
+def write_pmc_vqa(folder: Path, rows: int) -> dict[str, Any]:
+    """Write `rows` questions with choices in the layout of version 1 of PMC-VQA; return the options that read them."""
+    columns = ["Figure_path", "Question", "Answer", *(f"Choice {letter}" for letter in "ABCD"), "Answer_label"]
+    lines = []
+    for number, phantom, question, answer, kind in _questions(folder, rows):
+        name = f"PMC{first_number(folder) + number}_F1.jpg"
+        save_image(phantom.image, folder / "images" / name)
+        choices = ("no", "yes", "unclear", "not shown") if kind == "CLOSED" else ("0", "1", "2", "3")
+        letter = "ABCD"[choices.index(answer)]
+        lettered = [f"{key}:{choice}" for key, choice in zip("ABCD", choices, strict=True)]
+        lines.append([name, question, answer, *lettered, letter])
+    write_rows(folder / "train.csv", columns, lines)
+    return {"data_path": str(folder), "split": "train"}
+
+
+WRITERS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
+    "vqa_rad": write_vqa_rad,
+    "slake": write_slake,
+    "path_vqa": write_path_vqa,
+    "pmc_vqa": write_pmc_vqa,
+}
+"""Layout of `MedicalVQADataset` -> writer of its miniature."""

@@ -1,4 +1,4 @@
-"""Public sets of questions about medical images: VQA-RAD, SLAKE and PathVQA."""
+"""Public sets of questions about medical images: VQA-RAD, SLAKE, PathVQA and PMC-VQA."""
 
 from __future__ import annotations
 
@@ -8,201 +8,151 @@ from typing import Any, ClassVar, Literal
 
 from typing_extensions import override
 
-from mllm.dataset.public.official import field, official_file, official_split, official_table, rows_of
+from mllm.dataset.public.official import field, official_split, rows_of
+from mllm.dataset.public.vqa_layouts import LAYOUTS, LayoutName
 from mllm.dataset.single_image_dataset.vqa import VQADataset
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
-from mllm.dataset.tables.refer import read_plain_pickle
-from mllm.errors import DataError
+from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
+from mllm.structures import Sample
 
-AnswerType = Literal["OPEN", "CLOSED"]
-
-
-class _PublishedVQA(VQADataset):
-    """Base of published sets of questions: `data_path` is their folder; all questions of an image are one group."""
-
-    splits: ClassVar[Mapping[str, tuple[str, ...]]]
-    """Split -> names of its files."""
-
-    def __init__(
-        self, data_path: str | Path, split: str, answer_type: AnswerType | None = None, **options: Any
-    ) -> None:
-        root = Path(data_path).expanduser()
-        self.official = official_split(split, tuple(self.splits)) or ""
-        self.answer_type = answer_type
-        super().__init__(root, self.images_of(root), **options)
-
-    def images_of(self, root: Path) -> Path:
-        """Return the folder of the images."""
-        return root
-
-    def selected(self, records: Records) -> ListedRecords:
-        """Return the rows of the answer type, as rows of `VQADataset` whose patient is the image."""
-        rows, places = [], []
-        for index, published in rows_of(records):
-            row = self.row_of(published)
-            kind = field(row, "answer_type").upper()
-            if row and (self.answer_type is None or kind == self.answer_type):
-                texts = {name: row[name] for name in ("image", "question", "answer")}
-                rows.append({**texts, "patient": row["image"]})
-                places.append(records.describe(index))
-        return ListedRecords(records.path, rows, places)
-
-    def row_of(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return a published row with `image` and `answer_type`; empty if it is not in the selection."""
-        return row
+FIELDS = ("image", "question", "answer")
 
 
 @DATASETS.register_module()
-class VQARADDataset(_PublishedVQA):
-    """VQA-RAD: questions of clinicians about 315 radiology images (Lau et al., Scientific Data 2018).
+class MedicalVQADataset(VQADataset):
+    """Published questions about medical images, in the folder and with the columns of one of four sets.
 
-    `data_path` holds `VQA_RAD Dataset Public.json` and the images in `VQA_RAD Image Folder/`, as at
-    https://osf.io/89kps. The published test split has the rows whose `phrase_type` begins with `test`. Images occur in
-    both splits, and so do paraphrases of a question: `split='train'` and `'test'` have images in common, which the
-    check for a patient in two splits refuses. For a split without common images divide `split='all'` by `PatientSplit`.
+    * `vqa_rad` (Lau et al., Scientific Data 2018), as at https://osf.io/89kps: `VQA_RAD Dataset Public.json` and
+      `VQA_RAD Image Folder/`. The test split has the rows whose `phrase_type` begins with `test`. Images occur in both
+      splits, and so do paraphrases of a question: the check for a patient in two splits refuses them. For a split
+      without common images divide `split='all'` by `PatientSplit`; for the published one set `by_image=False`.
+    * `slake` (arXiv:2102.09542): `train.json`, `validate.json` (or `validation.json`), `test.json` and
+      `imgs/xmlab1/source.jpg`.
+    * `path_vqa` (arXiv:2003.10286): `qas/train/train_qa.pkl` (likewise `val` and `test`) and `images/train/NAME.jpg`.
+    * `pmc_vqa` (arXiv:2305.10415): `train.csv`, `test.csv`, `test_clean.csv` and `images/`; version 2 `train_2.csv`,
+      `test_2.csv` and `figures/`.
+
+    All questions about an image are one group, as those of a patient.
 
     Args:
         data_path: Folder of the dataset.
-        split: 'train', 'test' or 'all'.
+        layout: 'vqa_rad', 'slake', 'path_vqa' or 'pmc_vqa'; None: the one whose table of the split exists.
+        split: 'train', 'test' or 'all' of VQA-RAD; 'train', 'validate' or 'test' of SLAKE; 'train', 'val' or 'test' of
+            PathVQA; 'train', 'test', 'test_clean', 'train_2' or 'test_2' of PMC-VQA.
         answer_type: 'CLOSED' (yes or no, or a choice) or 'OPEN'; None: both.
-        by_image: True: an image counts as a patient. False: images are not compared between splits, to train and test
-            on the published split.
+        by_image: True: an image counts as a patient. False: images are not compared between splits.
+        language: 'en' or 'zh' of SLAKE; None: both.
+        choices: Questions of PMC-VQA have their choices, and the answer is a letter. False: the answer is its text.
         options: Options of `VQADataset`.
     """
 
-    splits = dict.fromkeys(("train", "test", "all"), ("VQA_RAD Dataset Public.json",))
+    fixed_layout: ClassVar[LayoutName | None] = None
+    """Layout of a class for one set."""
 
     def __init__(
         self,
         data_path: str | Path,
+        layout: LayoutName | None = None,
         split: str = "train",
-        answer_type: AnswerType | None = None,
+        answer_type: Literal["OPEN", "CLOSED"] | None = None,
         by_image: bool = True,
+        language: Literal["en", "zh"] | None = "en",
+        choices: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(data_path, split, answer_type, **options)
+        root = Path(data_path).expanduser()
+        name = self._layout_name(root, layout, split)
+        if language != "en" and name != "slake":
+            raise ConfigError(f"language is an option of layout='slake', but the layout is '{name}'")
+        if not choices and name != "pmc_vqa":
+            raise ConfigError(f"choices is an option of layout='pmc_vqa', but the layout is '{name}'")
+        official_split(split, tuple(LAYOUTS[name].splits))
+        self.layout = LAYOUTS[name](split, language, choices)
+        self.answer_type = answer_type
+        super().__init__(root, self.layout.images(root), **options)
         if not by_image:
             self.patient_column = None
 
-    @override
-    def images_of(self, root: Path) -> Path:
-        return root / "VQA_RAD Image Folder"
+    def _layout_name(self, root: Path, layout: LayoutName | None, split: str) -> LayoutName:
+        """Return the layout that is named, or whose table exists."""
+        fixed = self.fixed_layout
+        if layout is not None and fixed is not None and layout != fixed:
+            raise ConfigError(f"{type(self).__name__} has layout='{fixed}', not '{layout}'")
+        if layout is not None or fixed is not None:
+            return layout or fixed  # type: ignore[return-value]
+        found = [
+            name
+            for name, kind in LAYOUTS.items()
+            if any((root / file).is_file() for files in kind.splits.values() for file in files)
+        ]
+        if len(found) > 1:
+            raise ConfigError(f"data_path {root} has the tables of several sets: set layout to {' or '.join(found)}")
+        if not found:
+            files = [files[0] for kind in LAYOUTS.values() for files in list(kind.splits.values())[:1]]
+            raise DataError(
+                f"data_path {root} has no {' or '.join(files)}: they are the official files of the four sets"
+            )
+        return found[0]
 
     @override
     def open_records(self, path: Path) -> Records:
-        file = official_file(path, self.splits[self.official], "the questions")
-        return self.selected(official_table(file, ("image_name", "question", "answer", "phrase_type", "answer_type")))
+        """Return the selected rows, as rows of `VQADataset` whose patient is the image."""
+        records = self.layout.read(self.layout.table(path))
+        rows, places = [], []
+        for index, published in rows_of(records):
+            try:
+                row = self.layout.row(published)
+            except DataError as error:
+                row = {**dict.fromkeys(FIELDS, "unknown"), "error": str(error)}
+            if row is not None and self._is_selected(row):
+                texts = {name: row.get(name) for name in FIELDS}
+                patient = None if "error" in row else row.get("image")
+                rows.append({**texts, "patient": patient, "error": row.get("error")})
+                places.append(records.describe(index))
+        return ListedRecords(records.path, rows, places)
+
+    def _is_selected(self, row: Mapping[str, Any]) -> bool:
+        return "error" in row or self.answer_type in (None, field(row, "answer_type").upper())
 
     @override
-    def row_of(self, row: dict[str, Any]) -> dict[str, Any]:
-        is_test = field(row, "phrase_type").startswith("test")
-        if self.official != "all" and is_test != (self.official == "test"):
-            return {}
-        return {**row, "image": row["image_name"]}
+    def parse(self, row: dict[str, Any]) -> Sample:
+        if row["error"]:
+            raise DataError(row["error"])
+        return super().parse(row)
 
     @classmethod
     @override
     def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
-        from mllm.dataset.phantoms.medical_vqa import write_vqa_rad
+        return cls.miniature_with({}, folder, rows)
 
-        return write_vqa_rad(folder, rows)
+    @classmethod
+    @override
+    def miniature_with(cls, options: Mapping[str, Any], folder: Path, rows: int) -> dict[str, Any]:
+        """Write the miniature of the layout that the options name, by default VQA-RAD."""
+        from mllm.dataset.phantoms.medical_vqa import WRITERS
+
+        layout = options.get("layout") or cls.fixed_layout or "vqa_rad"
+        return {**WRITERS[layout](folder, rows), "layout": layout}
 
 
 @DATASETS.register_module()
-class SLAKEDataset(_PublishedVQA):
-    """SLAKE: questions in English and Chinese about radiology images (Liu et al., arXiv:2102.09542).
+class VQARADDataset(MedicalVQADataset):
+    """VQA-RAD: `MedicalVQADataset` with `layout='vqa_rad'`."""
 
-    `data_path` holds `train.json`, `validate.json` (or `validation.json`), `test.json` and `imgs/xmlab1/source.jpg`.
-
-    Args:
-        data_path: Folder of the dataset.
-        split: 'train', 'validate' or 'test'.
-        answer_type: 'CLOSED' or 'OPEN'; None: both.
-        language: 'en' or 'zh'; None: both.
-        options: Options of `VQADataset`.
-    """
-
-    splits = {"train": ("train.json",), "validate": ("validate.json", "validation.json"), "test": ("test.json",)}
-
-    def __init__(
-        self,
-        data_path: str | Path,
-        split: str = "train",
-        answer_type: AnswerType | None = None,
-        language: Literal["en", "zh"] | None = "en",
-        **options: Any,
-    ) -> None:
-        self.language = language
-        super().__init__(data_path, split, answer_type, **options)
-
-    @override
-    def images_of(self, root: Path) -> Path:
-        return root / "imgs"
-
-    @override
-    def open_records(self, path: Path) -> Records:
-        file = official_file(path, self.splits[self.official], f"the questions of split {self.official}")
-        return self.selected(official_table(file, ("img_name", "question", "answer", "q_lang", "answer_type")))
-
-    @override
-    def row_of(self, row: dict[str, Any]) -> dict[str, Any]:
-        if self.language is not None and field(row, "q_lang") != self.language:
-            return {}
-        return {**row, "image": row["img_name"]}
-
-    @classmethod
-    @override
-    def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
-        from mllm.dataset.phantoms.medical_vqa import write_slake
-
-        return write_slake(folder, rows)
+    fixed_layout = "vqa_rad"
 
 
 @DATASETS.register_module()
-class PathVQADataset(_PublishedVQA):
-    """PathVQA: questions about pathology images (He et al., arXiv:2003.10286).
+class SLAKEDataset(MedicalVQADataset):
+    """SLAKE: `MedicalVQADataset` with `layout='slake'`."""
 
-    `data_path` holds `qas/train/train_qa.pkl` (likewise `val` and `test`) and `images/train/NAME.jpg`.
+    fixed_layout = "slake"
 
-    Args:
-        data_path: Folder of the dataset.
-        split: 'train', 'val' or 'test'.
-        answer_type: 'CLOSED' (the answer is yes or no) or 'OPEN'; None: both.
-        options: Options of `VQADataset`.
-    """
 
-    splits = {name: (f"qas/{name}/{name}_qa.pkl",) for name in ("train", "val", "test")}
+@DATASETS.register_module()
+class PathVQADataset(MedicalVQADataset):
+    """PathVQA: `MedicalVQADataset` with `layout='path_vqa'`."""
 
-    def __init__(
-        self, data_path: str | Path, split: str = "train", answer_type: AnswerType | None = None, **options: Any
-    ) -> None:
-        super().__init__(data_path, split, answer_type, **options)
-
-    @override
-    def images_of(self, root: Path) -> Path:
-        return root / "images" / self.official
-
-    @override
-    def open_records(self, path: Path) -> Records:
-        file = official_file(path, self.splits[self.official], f"the questions of split {self.official}")
-        rows = read_plain_pickle(file)
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise DataError(f"{file} must hold a list of dicts with image, question and answer")
-        places = [f"{file}, entry {number}" for number in range(1, len(rows) + 1)]
-        return self.selected(ListedRecords(file, rows, places))
-
-    @override
-    def row_of(self, row: dict[str, Any]) -> dict[str, Any]:
-        answer = field(row, "answer").lower().rstrip(".")
-        image = row.get("image")
-        name = image if not isinstance(image, str) or image.endswith(".jpg") else f"{image}.jpg"
-        return {**row, "image": name, "answer_type": "CLOSED" if answer in ("yes", "no") else "OPEN"}
-
-    @classmethod
-    @override
-    def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
-        from mllm.dataset.phantoms.medical_vqa import write_path_vqa
-
-        return write_path_vqa(folder, rows)
+    fixed_layout = "path_vqa"

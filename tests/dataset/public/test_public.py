@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mllm.dataset.builder import build_dataset
 from mllm.dataset.checking import check_splits
@@ -13,6 +14,7 @@ from mllm.dataset.public.report_text import last_paragraph, sections
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
 
+QUESTIONS = "MedicalVQADataset VQARADDataset SLAKEDataset PathVQADataset"
 PUBLIC = sorted(name for name, location in DATASETS.locations.items() if ".public." in location.module)
 
 
@@ -43,7 +45,7 @@ def edit_csv(path, change):
 
 def test_all_public_sets_are_covered():
     names = "ChestXray14Dataset ChestXray14BoxDataset CheXpertDataset MIMICCXRDataset MIMICCXRLabelDataset"
-    assert sorted(f"{names} IUXrayDataset VQARADDataset SLAKEDataset PathVQADataset FLAREDataset".split()) == PUBLIC
+    assert sorted(f"{names} IUXrayDataset FLAREDataset {QUESTIONS}".split()) == PUBLIC
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -248,6 +250,58 @@ def test_answer_types_and_languages_of_published_questions(copy):
     assert [len(build_dataset({**slake, "language": language})) for language in ("en", "zh", None)] == [5, 1, 6]
     path_vqa, _ = copy("PathVQADataset")
     assert texts({**path_vqa, "answer_type": "CLOSED"}) == ["no", "yes", "yes"]
+
+
+def test_the_files_decide_which_published_questions_a_folder_has(tmp_path):
+    cls = DATASETS.find("MedicalVQADataset")
+    for layout, answers in (
+        *(("vqa_rad", ["no", "1", "yes"]), ("slake", ["no", "1", "yes"])),
+        *(("path_vqa", ["no", "1", "yes"]), ("pmc_vqa", ["A", "B", "B"])),
+    ):
+        options = cls.miniature_with({"layout": layout}, tmp_path / layout, 3)
+        assert options.pop("layout") == layout
+        assert texts({"type": "MedicalVQADataset", **options}) == answers
+        other = "slake" if layout != "slake" else "vqa_rad"
+        with pytest.raises(DataError, match="has no .*official file with the questions of split train"):
+            build_dataset({"type": "MedicalVQADataset", **options, "layout": other})
+        cls.miniature_with({"layout": layout}, tmp_path / "all", 1)
+    with pytest.raises(ConfigError, match="tables of several sets: set layout to vqa_rad or slake or path_vqa or pmc"):
+        build_dataset({"type": "MedicalVQADataset", "data_path": str(tmp_path / "all")})
+    with pytest.raises(DataError, match="has no VQA_RAD Dataset Public.json or train.json or"):
+        build_dataset({"type": "MedicalVQADataset", "data_path": str(tmp_path)})
+    with pytest.raises(ConfigError, match="language is an option of layout='slake'"):
+        build_dataset({"type": "MedicalVQADataset", "data_path": str(tmp_path / "pmc_vqa"), "language": "zh"})
+    with pytest.raises(ConfigError, match="VQARADDataset has layout='vqa_rad', not 'slake'"):
+        build_dataset({"type": "VQARADDataset", "data_path": str(tmp_path / "vqa_rad"), "layout": "slake"})
+
+
+def test_pmc_vqa_has_choices_with_their_letters_in_both_versions(tmp_path):
+    """The example row of https://huggingface.co/datasets/xmcmic/PMC-VQA, as in version 1 and 2, and damaged rows."""
+    choices = ("Diffuse uptake pattern", "Focal uptake pattern", "No uptake pattern", "Cannot determine")
+    lettered = [f"{letter}:{text}" for letter, text in zip("ABCD", choices, strict=True)]
+    question, image = "What is the uptake pattern in the breast?", "PMC1064097_F1.jpg"
+    letters = [f"Choice {letter}" for letter in "ABCD"]
+    first = ["Figure_path", "Question", "Answer", *letters, "Answer_label"]
+    second = ["index", "Figure_path", "Caption", "Question", *letters, "Answer", "split"]
+    for name, rows in {
+        "train.csv": [first, [image, question, choices[1], *lettered, "B"], [image, question, "", *lettered, "E"]],
+        "train_2.csv": [second, [0, image, "PET.", question, *choices, "B", "train"]],
+    }.items():
+        with (tmp_path / name).open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 30), (90, 9, 9)).save(tmp_path / "images" / image)
+    options = {"type": "MedicalVQADataset", "data_path": str(tmp_path), "layout": "pmc_vqa"}
+    for split in ("train", "train_2"):
+        data = build_dataset({**options, "split": split})
+        assert data.sample(0).turns[0].text == f"<image> {question}\n" + "\n".join(
+            f"{letter}: {text}" for letter, text in zip("ABCD", choices, strict=True)
+        )
+        assert data.sample(0).turns[1].text == "B" and data.group(0) == image
+        named = build_dataset({**options, "split": split, "choices": False, "answer_type": "OPEN"})
+        assert [turn.text for turn in named.sample(0).turns] == [f"<image> {question}", choices[1]]
+    with pytest.raises(DataError, match=r"train.csv, line 3: field 'Answer_label' must be A, B, C or D, not 'E'"):
+        build_dataset(options).sample(1)
 
 
 @pytest.mark.parametrize(
