@@ -237,12 +237,13 @@ def training_args(values: dict[str, Any], origins: Origins, is_private: bool) ->
 
 
 def hardware(values: dict[str, Any], origins: Origins) -> dict[str, Any]:
-    """Return the checked section `hardware`, whose only key is `bf16`."""
+    """Return the checked section `hardware`, whose keys are `bf16` and `fp16`."""
     for key, value in values.items():
-        if key != "bf16":
-            raise ConfigError(f"{origins.of('hardware', key)}: unknown key '{key}' in hardware{hint(key, ['bf16'])}")
+        if key not in ("bf16", "fp16"):
+            tail = hint(key, ["bf16", "fp16"])
+            raise ConfigError(f"{origins.of('hardware', key)}: unknown key '{key}' in hardware{tail}")
         if not isinstance(value, bool):
-            raise ConfigError(f"{origins.of('hardware', key)}: hardware.bf16 must be True or False, not {value!r}")
+            raise ConfigError(f"{origins.of('hardware', key)}: hardware.{key} must be True or False, not {value!r}")
     return values
 
 

@@ -146,7 +146,7 @@ def sentence(path, *overrides) -> str:
             "run.py:2: model_args.lora_target must be 'language', 'vision', 'all' or a regular expression; '(q_proj' "
             "is not a valid one: missing ), unterminated subpattern at position 0",
         ),
-        ("hardware = dict(fp16=True)", "run.py:2: unknown key 'fp16' in hardware: did you mean 'bf16'?"),
+        ("hardware = dict(bf61=True)", "run.py:2: unknown key 'bf61' in hardware: did you mean 'bf16'?"),
         ("hardware = dict(bf16=1)", "run.py:2: hardware.bf16 must be True or False, not 1"),
         (
             "model_arg = dict(lora_r=3)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 
 from mllm.config.hardware import Hardware
@@ -50,9 +51,9 @@ def adapt_to_cpu(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hard
     """Replace settings that need a GPU; 4-bit and 8-bit stay, because bitsandbytes trains on a CPU."""
     args = config.training_args
     changes: dict[str, object] = {}
-    if args["fp16"]:
+    if args["fp16"] and not config.hardware.get("fp16"):
         changes["fp16"] = False
-        logger.info("on a CPU fp16 is slow and overflows: training in fp32")
+        logger.info("on a CPU fp16 is slow: training in fp32 (keep it with hardware = dict(fp16=True))")
     if args["bf16"] and not config.hardware.get("bf16"):
         changes["bf16"] = False
         logger.info("on a CPU bf16 is slow: training in fp32 (keep it with hardware = dict(bf16=True))")
@@ -82,3 +83,18 @@ def choose_precision(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, 
     if config.training_args["bf16"]:
         return config, replace(hardware, precision="bf16")
     return config, replace(hardware, precision="fp32")
+
+
+def refuse_other_autocast(config: RunConfig) -> None:
+    """Raise `ConfigError` if `accelerate launch` selects a precision of autocast other than that of the config.
+
+    accelerate reads it from an environment variable, also from its default config file. fp16 would overflow.
+    """
+    name = "ACCELERATE_MIXED_PRECISION"
+    value = os.environ.get(name, "no").lower()
+    if value in ("", "no") or (value == "bf16" and config.training_args["bf16"]):
+        return
+    raise ConfigError(
+        f"the environment variable {name} is {value}, so all layers would run in {value} autocast, which the config "
+        "does not select: use accelerate launch --mixed_precision no, and set the precision in training_args"
+    )

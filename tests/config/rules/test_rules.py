@@ -301,6 +301,11 @@ def test_the_written_config_contains_the_adapted_values(run, write):
     assert read_config(write(config.text, "config.py")) == config
 
 
+def test_fp16_is_kept_on_a_cpu_if_the_config_says_so(run):
+    config, hardware = run("training_args = dict(fp16=True)\nhardware = dict(fp16=True)", CPU)
+    assert hardware.precision == "fp16" and config.training_args["fp16"] is False
+
+
 def test_an_absent_gpu_is_logged_only_for_an_explicit_setting(run, caplog):
     caplog.set_level(logging.INFO)
     assert run("", CPU)[0].training_args["dataloader_pin_memory"] is False

@@ -55,20 +55,62 @@ def test_arguments_that_would_fail_later_are_refused(refuse, setting, fragment):
     assert sentence.startswith("run.py:2: ") and fragment in sentence
 
 
-def test_zero_3_in_a_file_is_refused(refuse, tmp_path):
+@pytest.fixture
+def zero_3(tmp_path):
     path = tmp_path / "zero.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
-    assert "ZeRO stage 3" in refuse(f"training_args = dict(deepspeed={str(path)!r})")
+    path.write_text(json.dumps({"zero_optimization": {"stage": "3"}}))
+    return path
+
+
+def test_zero_3_in_a_file_is_refused(refuse, zero_3):
+    assert "ZeRO stage 3" in refuse(f"training_args = dict(deepspeed={str(zero_3)!r})")
+
+
+@pytest.fixture
+def launch(monkeypatch):
+    """A function that sets the environment variables of `accelerate launch` with the given options."""
+    from accelerate.commands.launch import launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    def set_variables(*options: str) -> None:
+        args = launch_command_parser().parse_args([*options, "--num_processes=2", "finetune.py"])
+        for name in ("num_machines", "num_cpu_threads_per_process"):
+            setattr(args, name, 1)  # `accelerate launch` replaces None so
+        args.deepspeed_fields_from_accelerate_config = ""
+        args.dynamo_backend, args.mixed_precision = args.dynamo_backend or "no", args.mixed_precision or "no"
+        variables = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
+        for name, value in variables.items():
+            if name.startswith(("ACCELERATE_", "FSDP_", "PARALLELISM_")):
+                monkeypatch.setenv(name, value)
+
+    return set_variables
 
 
 @pytest.mark.parametrize(
-    "variables",
-    [{"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}],
+    ("options", "engine"),
+    [
+        (["--use_fsdp"], "FSDP"),
+        (["--use_fsdp", "--fsdp_version=2"], "FSDP"),
+        (["--use_megatron_lm"], "Megatron-LM"),
+        (["--use_parallelism_config", "--parallelism_config_tp_size=2"], "tensor, context"),
+        (["--use_deepspeed", "--zero_stage=3"], "ZeRO stage 3"),
+        (["--use_deepspeed", "--deepspeed_config_file={zero_3}"], "ZeRO stage 3"),
+    ],
 )
-def test_engines_chosen_by_accelerate_launch_are_refused(refuse, monkeypatch, variables):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert "not supported, because the adapter could not be exported" in refuse("training_args = dict()")
+def test_engines_chosen_by_accelerate_launch_are_refused(refuse, launch, zero_3, options, engine):
+    launch(*(option.format(zero_3=zero_3) for option in options))
+    sentence = refuse("training_args = dict()")
+    assert engine in sentence and "not supported, because the adapter could not be exported" in sentence
+
+
+def test_autocast_chosen_by_accelerate_launch_must_be_that_of_the_config(refuse, launch, write, bases):
+    launch("--mixed_precision=fp16")
+    assert "ACCELERATE_MIXED_PRECISION is fp16" in refuse("training_args = dict(fp16=True)")
+    launch("--mixed_precision=bf16")
+    assert "--mixed_precision no" in refuse("training_args = dict()")
+    apply_rules(read_config(write(bases + "training_args = dict(bf16=True)\nhardware = dict(bf16=True)\n")), CPU)
+    launch()
+    apply_rules(read_config(write(bases)), CPU)
 
 
 def test_trackers_of_a_private_run_write_to_the_run_folder_only(refuse):
