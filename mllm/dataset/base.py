@@ -34,6 +34,8 @@ class SampleDataset(ABC):
     """True for classes whose samples have images. False for combined datasets, although their parts may have images."""
     reads_files: ClassVar[bool] = True
     """False for classes whose samples are generated, so that no row can be unusable."""
+    assumes_corners: bool = False
+    """True if the boxes of rows are read as corners in pixels by default, and no option states their form."""
     fixed: bool = True
     """True if an index refers to the same row in every epoch."""
 

@@ -114,7 +114,7 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
             report.answers.add(sample)
             patients.add(sample.group, source, index)
             if sample.marks:
-                forms.setdefault(id(source), MarkForms(source)).add(sample.marks, index)
+                forms.setdefault(id(source), MarkForms(source)).add(sample, index)
             if sample.measures:
                 measures.add(sample.measures, source, index)
     if report.skipped and advice is not None:

@@ -6,7 +6,9 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from patient_rows import Rows
 from PIL import Image
@@ -204,6 +206,45 @@ def test_fractions_are_refused_where_pixels_are_expected(write):
 def test_width_and_height_in_a_field_of_corners_are_recognized(write):
     with pytest.raises(DataError, match=r"reversed corners; this dataset reads x1 y1 x2 y2 in pixels"):
         check_splits({"train": RECDataset(write({**BOX, "bbox": [20, 2, 10, 20]}))})
+
+
+def test_width_and_height_that_are_also_corners_are_recognized_by_their_places(write):
+    """A box x y w h with w > x and h > y is read as corners around a center in the upper left quarter of the image."""
+    rng = np.random.default_rng(0)
+    centers = rng.uniform((10, 8), (30, 22), size=(80, 2))  # of 40 x 30 pixels
+    corners = [[x - 8, y - 6, x + 8, y + 6] for x, y in centers]
+    sizes = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in corners if x1 + 3 < x2 - x1 and y1 + 3 < y2 - y1]
+    rows = [{**BOX, "bbox": box} for box in sizes[:12]]
+    check_splits({"train": RECDataset(write(*({**BOX, "bbox": box} for box in corners)))})
+    with pytest.raises(DataError, match=r"line 1: .* all 12 boxes of this dataset: are the numbers x y width height\?"):
+        check_splits({"train": RECDataset(write(*rows))})
+    for form in ("xywh", "xyxy"):
+        check_splits({"train": RECDataset(write(*rows), box=form)})
+    check_splits({"train": RECDataset(write(*rows[:9]))})
+    check_splits({"train": RECDataset(write(*rows[:1] * 30))})
+
+
+@pytest.mark.parametrize("form", ["xyxy", "xywh"])
+def test_boxes_of_blood_cells_as_corners_and_as_width_and_height(write, shared_data, form):
+    folder = shared_data / "bccd"
+    rows = []
+    for path in sorted((folder / "Annotations").glob("*.xml"))[:60]:
+        for x1, y1, x2, y2 in read_objects(path):
+            box = [x1, y1, x2, y2] if form == "xyxy" else [x1, y1, x2 - x1, y2 - y1]
+            if box[2] > x1 and box[3] > y1:  # other rows are refused on their own
+                rows.append({"img_path": f"{path.stem}.jpg", "expression": "it", "bbox": box})
+    splits = {"train": RECDataset(write(*rows), image_folder=folder / "JPEGImages")}
+    if form == "xyxy":
+        check_splits(splits)
+    else:
+        with pytest.raises(DataError, match=rf"all {len(rows)} boxes of this dataset: are the numbers x y width"):
+            check_splits(splits)
+
+
+def read_objects(path: Path) -> list[list[float]]:
+    """Return the corners of all boxes of a file of Pascal VOC."""
+    boxes = ElementTree.parse(path).getroot().iter("bndbox")
+    return [[float(box.findtext(name, "")) for name in ("xmin", "ymin", "xmax", "ymax")] for box in boxes]
 
 
 def test_implausible_measures_are_named_with_their_rows(caplog):

@@ -65,6 +65,11 @@ class GroundingDataset(ImageTextDataset):
         if template_file is not None:
             self.templates = _templates(Path(template_file).expanduser())
 
+    @property
+    @override
+    def assumes_corners(self) -> bool:  # type: ignore[override]
+        return self.box == "xyxy" and "box" not in vars(self)  # an option is an attribute of the object
+
     def draw_template(self, rng: np.random.Generator, **values: str) -> str:
         """Return a random template with each `<name>` replaced by the value of that name, in one pass."""
         template = self.templates[int(rng.integers(len(self.templates)))]
