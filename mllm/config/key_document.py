@@ -42,7 +42,7 @@ OTHER = """## Other keys
 
 | key | type | default | description |
 |---|---|---|---|
-| `hardware` | a dict | `{}` | `bf16=True` or `fp16=True`: keep this precision of `training_args` on a CPU, where it is slow. |
+| `hardware` | a dict | `{}` | `bf16=True`, `fp16=True`: keep this precision on a CPU, where it is slow. |
 | `custom_imports` | a dict | `{}` | `imports`: modules that register parts. `folders`: their folders. |
 | `name` | text | file name | Name of the run; runs are written to `exp/<name>/`. |
 | `tiny` | True or False | `False` | Replace checkpoints by tiny ones, as `--tiny` does. |
