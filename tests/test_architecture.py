@@ -147,32 +147,32 @@ QUESTION_WORDS = ("What", "Where", "Whether", "How", "Who", "Which", "Why", "The
 
 def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
     """Modules, classes and functions; see the writing style in mllm/README.md."""
-    found = []
+    violations = []
     for path in FILES:
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 docstring = ast.get_docstring(node) or ""
                 if re.match(rf"({'|'.join(QUESTION_WORDS)})\b", docstring):
-                    found.append(f"{name_of(path)}: {docstring.splitlines()[0]}")
-    assert not found
+                    violations.append(f"{name_of(path)}: {docstring.splitlines()[0]}")
+    assert not violations
 
 
 def test_attributes_are_not_probed() -> None:
     """`hasattr`, and `getattr` with a fixed name or a default, hide an unknown type."""
-    found = []
+    violations = []
     for path in FILES:
         for call in calls_of(path):
             name = call.func.id if isinstance(call.func, ast.Name) else ""
             if name == "hasattr" or (
                 name == "getattr" and (len(call.args) > 2 or isinstance(call.args[1], ast.Constant))
             ):
-                found.append(at(path, call))
-    assert not found
+                violations.append(at(path, call))
+    assert not violations
 
 
 def test_log_records_about_data_have_literal_texts() -> None:
     """A private run leaves out the arguments of these records and keeps their texts."""
-    found = [
+    violations = [
         at(path, call)
         for path in FILES
         if part_of(path) == "dataset"
@@ -180,7 +180,7 @@ def test_log_records_about_data_have_literal_texts() -> None:
         if isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "logger"
         if not (isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str))
     ]
-    assert not found
+    assert not violations
 
 
 def test_workers_of_every_loader_rewrite_their_messages_in_a_private_run() -> None:
@@ -192,15 +192,15 @@ def test_workers_of_every_loader_rewrite_their_messages_in_a_private_run() -> No
 
 def test_no_exception_is_ignored() -> None:
     """No bare `except`, and no `except Exception` that never raises."""
-    found = []
+    violations = []
     for path in FILES:
         for node in ast.walk(tree_of(path)):
             if not isinstance(node, ast.ExceptHandler):
                 continue
             broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
             if node.type is None or (broad and not any(isinstance(inner, ast.Raise) for inner in ast.walk(node))):
-                found.append(at(path, node))
-    assert not found
+                violations.append(at(path, node))
+    assert not violations
 
 
 def docstrings_of(tree: ast.Module) -> set[ast.AST]:
@@ -212,7 +212,7 @@ def docstrings_of(tree: ast.Module) -> set[ast.AST]:
 
 def test_a_type_is_named_only_in_its_family() -> None:
     """A model type is a literal only in the folder of its family and in the builder that registers it."""
-    found = []
+    violations = []
     for family in FAMILIES:
         quoted = re.compile(rf"""^{family.type}$|['"]{family.type}['"]""")
         folder = Path(family.load.path.partition(":")[0].replace(".", "/")).parent
@@ -220,13 +220,13 @@ def test_a_type_is_named_only_in_its_family() -> None:
             tree = tree_of(path)
             if path.is_relative_to(ROOT / folder) or f'MODELS.register_module("{family.type}")' in path.read_text():
                 continue
-            found += [
+            violations += [
                 at(path, node)
                 for node in ast.walk(tree)
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and quoted.search(node.value)
                 if node not in docstrings_of(tree)
             ]
-    assert not found
+    assert not violations
 
 
 def test_the_records_of_families_import_no_heavy_package() -> None:
@@ -236,52 +236,52 @@ def test_the_records_of_families_import_no_heavy_package() -> None:
 
 
 def test_no_code_assumes_a_device() -> None:
-    found = [
+    violations = [
         at(path, call)
         for path in FILES
         for call in calls_of(path)
         if isinstance(call.func, ast.Attribute) and call.func.attr == "cuda"
     ]
-    assert not found
+    assert not violations
 
 
 def test_pickles_are_loaded_as_weights_only() -> None:
-    found = []
+    violations = []
     for path in FILES:
         for call in calls_of(path):
             safe = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}.get("weights_only")
             if safe not in (None, "True") or (ast.unparse(call.func) == "torch.load" and safe is None):
-                found.append(at(path, call))
-    assert not found
+                violations.append(at(path, call))
+    assert not violations
 
 
 def test_widths_come_from_checkpoints() -> None:
     """4096 is the width of LLaMA-7B and the number of patches of Gemma 3, so it would fit only one model."""
-    found = [
+    violations = [
         at(path, node)
         for path in FILES
         if part_of(path) != "dataset"  # a 12-bit image has as many gray levels
         for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Constant) and type(node.value) is int and node.value == 4096
     ]
-    assert not found
+    assert not violations
 
 
 def test_there_are_no_to_do_comments() -> None:
     later = ("TO" + "DO", "FIX" + "ME", "X" * 3)
-    found = [
+    violations = [
         f"{name_of(path)}: {word}"
         for path in FILES + CONFIGS
         for word in later
         if word in path.read_text(encoding="utf-8")
     ]
-    found += [
+    violations += [
         at(path, node)
         for path in FILES
         for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Raise) and node.exc is not None and "NotImplementedError" in ast.unparse(node.exc)
     ]
-    assert not found
+    assert not violations
 
 
 def is_value(node: ast.expr) -> bool:
@@ -323,9 +323,9 @@ def test_there_are_no_paths_of_a_single_machine() -> None:
     places = tuple("/" + folder + "/" for folder in ("work", "root"))
     texts = [ROOT / name for name in ("setup.py", "README.md", "MEDGEMMA.md", ".ci/run")]
     texts += [path for folder in ("mllm", "config", "scripts", "tests") for path in sorted((ROOT / folder).rglob("*"))]
-    found = []
+    violations = []
     for path in texts:
         if path.is_file() and path.suffix in ("", ".py", ".sh", ".md", ".txt", ".json"):
             text = path.read_text(encoding="utf-8")
-            found += [f"{name_of(path)}: {place}" for place in places if place in text]
-    assert not found
+            violations += [f"{name_of(path)}: {place}" for place in places if place in text]
+    assert not violations

@@ -108,10 +108,10 @@ def test_scenes_can_have_one_shape_only():
     for index in range(12):
         picture, mask = np.asarray(alone.sample(index).images[0], float), alone.sample(index).marks[0].mask
         # The texture is gray: colored or white pixels belong to the shape.
-        shown = (np.ptp(picture, axis=2) > 64) | (picture.min(axis=2) > 220)
-        assert (shown == mask).mean() > 0.99
-    shown = [np.ptp(np.asarray(several.sample(i).images[0], float), axis=2) > 64 for i in range(12)]
-    assert any((one & ~several.sample(i).marks[0].mask).sum() > 100 for i, one in enumerate(shown))
+        is_shape = (np.ptp(picture, axis=2) > 64) | (picture.min(axis=2) > 220)
+        assert (is_shape == mask).mean() > 0.99
+    is_shape = [np.ptp(np.asarray(several.sample(i).images[0], float), axis=2) > 64 for i in range(12)]
+    assert any((one & ~several.sample(i).marks[0].mask).sum() > 100 for i, one in enumerate(is_shape))
 
 
 def test_both_towers_train_with_both_methods(tmp_path):

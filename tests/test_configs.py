@@ -128,13 +128,13 @@ def test_the_tiers_have_the_settings_of_the_guide():
 def test_medrescue_has_the_settings_of_its_training(name: str):
     config = read_config(CHECKOUT / "config" / "training_configs" / f"{name}.py")
     model, training = vars(config.model_args), config.training_args
-    asked = dict(type="causal-lm", model_name_or_path="google/gemma-3n-E4B-it", load_in_4bit=True, lora_r=8)
-    asked |= dict(lora_alpha=8, lora_dropout=0.0, lora_target="language", max_length=1024)
-    assert {key: model[key] for key in asked} == asked
-    asked = dict(per_device_train_batch_size=4, gradient_accumulation_steps=4, learning_rate=2e-5, warmup_steps=5)
-    asked |= dict(lr_scheduler_type="linear", optim="adamw_8bit", weight_decay=0.01, num_train_epochs=1)
-    asked |= dict(save_strategy="steps", save_steps=500, seed=3407)
-    assert {key: training[key] for key in asked} == asked
+    expected = dict(type="causal-lm", model_name_or_path="google/gemma-3n-E4B-it", load_in_4bit=True, lora_r=8)
+    expected |= dict(lora_alpha=8, lora_dropout=0.0, lora_target="language", max_length=1024)
+    assert {key: model[key] for key in expected} == expected
+    expected = dict(per_device_train_batch_size=4, gradient_accumulation_steps=4, learning_rate=2e-5, warmup_steps=5)
+    expected |= dict(lr_scheduler_type="linear", optim="adamw_8bit", weight_decay=0.01, num_train_epochs=1)
+    expected |= dict(save_strategy="steps", save_steps=500, seed=3407)
+    assert {key: training[key] for key in expected} == expected
 
 
 def test_t5gemma_translates_as_in_its_notebook():
@@ -142,9 +142,9 @@ def test_t5gemma_translates_as_in_its_notebook():
     model, training = config.model_args, config.training_args
     assert (model.type, model.model_name_or_path) == ("seq2seq", "google/t5gemma-b-b-prefixlm-it")
     assert model.max_length == 200
-    asked = dict(per_device_train_batch_size=8, gradient_accumulation_steps=1, learning_rate=1e-4, max_steps=500)
-    asked |= dict(optim="adafactor", lr_scheduler_type="constant", seed=42)
-    assert {key: training[key] for key in asked} == asked
+    expected = dict(per_device_train_batch_size=8, gradient_accumulation_steps=1, learning_rate=1e-4, max_steps=500)
+    expected |= dict(optim="adafactor", lr_scheduler_type="constant", seed=42)
+    assert {key: training[key] for key in expected} == expected
 
 
 def test_vaultgemma_has_the_prompt_of_its_notebook_and_supervises_only_the_response(tmp_path: Path):
@@ -157,11 +157,11 @@ def test_vaultgemma_has_the_prompt_of_its_notebook_and_supervises_only_the_respo
     columns = {key: config.data_args.train[key] for key in ("question", "answer")}
     sample = build_dataset({"type": "TextQADataset", "data_path": str(tmp_path / "rows.csv"), **columns}).sample(0)
     question = "Instruction:\nAnswer this question truthfully.\n\nQuestion:\nWhat is a meninx?\n\nResponse:\n"
-    encoded, asked = encoder.encode(sample), encoder.prompt(sample).student["input_ids"]
+    encoded, prompt_ids = encoder.encode(sample), encoder.prompt(sample).student["input_ids"]
     ids, labels = encoded.student["input_ids"], encoded.targets["labels"]
     assert encoder.tokenizer.decode(ids) == f"<bos>{question}A membrane around the brain.<eos>"
     assert encoder.tokenizer.decode(labels[labels != IGNORE]) == "A membrane around the brain.<eos>"
-    assert encoder.tokenizer.decode(asked) == f"<bos>{question}" and (ids[: len(asked)] == asked).all()
+    assert encoder.tokenizer.decode(prompt_ids) == f"<bos>{question}" and (ids[: len(prompt_ids)] == prompt_ids).all()
     args, privacy = config.model_args, config.privacy_args
     assert (args.load_in_4bit, args.lora_r, args.lora_alpha, args.lora_target) == (True, 8, 16, "language")
     assert (privacy.target_epsilon, privacy.target_delta, privacy.clip_norm) == (3.0, 1e-5, 1.0)

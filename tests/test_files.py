@@ -35,10 +35,10 @@ def test_a_failure_keeps_the_old_file_and_leaves_no_other_file(tmp_path: Path) -
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is always full")
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     path = write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(OSError) as caught, replaced_file(path), open("/dev/full", "wb", buffering=0) as full:
+    with pytest.raises(OSError) as excinfo, replaced_file(path), open("/dev/full", "wb", buffering=0) as full:
         full.write(b"x")
-    assert caught.value.errno == errno.ENOSPC
-    assert caught.value.filename == str(path)
+    assert excinfo.value.errno == errno.ENOSPC
+    assert excinfo.value.filename == str(path)
     assert path.read_text() == "old"
 
 

@@ -37,9 +37,9 @@ def test_the_notebook_has_no_outputs(notebook):
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
     assert max(len(cell["source"].splitlines()) for cell in cells) < 15, "logic belongs into mllm/pipeline/notebook.py"
     (parameters,) = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    given: dict[str, Any] = {}
-    exec(parameters["source"], given)
-    assert (CHECKOUT / given["BASE"]).is_file()
+    values: dict[str, Any] = {}
+    exec(parameters["source"], values)
+    assert (CHECKOUT / values["BASE"]).is_file()
 
 
 def test_the_notebook_runs(notebook, tmp_path, monkeypatch):

@@ -51,14 +51,14 @@ def name_of(path: Path) -> str:
 
 def blocks(document: Path | str, *languages: str) -> list[str]:
     text = document if isinstance(document, str) else document.read_text(encoding="utf-8")
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [text for language, text in found if language in languages]
+    matches = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [text for language, text in matches if language in languages]
 
 
 def section(document: Path, title: str) -> str:
-    found = re.search(rf"^## {title}$.*?(?=^## )", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert found
-    return found[0]
+    match = re.search(rf"^## {title}$.*?(?=^## )", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert match
+    return match[0]
 
 
 def lines_of(block: str) -> list[str]:
@@ -173,8 +173,8 @@ def test_the_commands_of_the_section_about_phones_run(
     (phone,) = blocks(text, "bash")
     for line in lines_of(phone):
         assert run_line(line) == 0, line
-    said = capsys.readouterr().out
-    assert re.search(r"in 4 files would go to https://huggingface.co/me/first-aid \(private\)", said)
+    output = capsys.readouterr().out
+    assert re.search(r"in 4 files would go to https://huggingface.co/me/first-aid \(private\)", output)
     assert {path.name for path in Path("first-aid/gguf").iterdir()} == {
         "README.md",
         "Modelfile",

@@ -28,12 +28,12 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 @pytest.fixture
 def promised(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The keyword arguments that `setup.py` passes to `setuptools.setup`."""
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(setuptools, "setup", given.update)
+    arguments: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", arguments.update)
     source = (ROOT / "setup.py").read_text(encoding="utf-8")
     monkeypatch.chdir(ROOT)
     exec(compile(source, str(ROOT / "setup.py"), "exec"), {"__file__": str(ROOT / "setup.py"), "__name__": "setup"})
-    return given
+    return arguments
 
 
 def pinned() -> list[Requirement]:
@@ -91,9 +91,9 @@ def test_constraints_are_exact_and_name_no_host() -> None:
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.13"])
 def test_constraints_keep_within_the_lower_bounds(promised: dict[str, Any], python: str) -> None:
     environment = {"python_version": python, "python_full_version": f"{python}.1"}
-    here = [pin for pin in pinned() if pin.marker is None or pin.marker.evaluate(environment)]
-    versions = {pin.name.lower(): str(pin.specifier).removeprefix("==") for pin in here}
-    assert len(versions) == len(here), "a package is pinned twice"
+    pins = [pin for pin in pinned() if pin.marker is None or pin.marker.evaluate(environment)]
+    versions = {pin.name.lower(): str(pin.specifier).removeprefix("==") for pin in pins}
+    assert len(versions) == len(pins), "a package is pinned twice"
     extras = promised["extras_require"]
     installed = [*promised["install_requires"], *extras["all"], *extras["dev"], *extras["notebook"], *extras["parity"]]
     for line in installed:
@@ -129,9 +129,9 @@ def test_a_missing_python_is_one_message(tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
     for tool in ("bash", "dirname", "cut", "head", "cat", "rm", "mkdir", "touch"):
-        found = shutil.which(tool)
-        assert found
-        (tools / tool).symlink_to(found)
+        path = shutil.which(tool)
+        assert path
+        (tools / tool).symlink_to(path)
     command = [str(tools / "bash"), str(tmp_path / "scripts" / "setup.sh")]
     result = subprocess.run(command, env={"PATH": str(tools)}, capture_output=True, text=True, check=False)
     assert result.returncode == 1
@@ -157,6 +157,6 @@ def test_setup_continues_if_llama_cpp_cannot_be_compiled(tmp_path: Path) -> None
     command = ["bash", str(tmp_path / "scripts" / "setup.sh")]
     silent = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert silent.stdout == ""
-    told = subprocess.run([*command, "--parity"], env=environment, capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines()[-1].endswith("tests that compare with llama.cpp will be skipped")
+    result = subprocess.run([*command, "--parity"], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1].endswith("tests that compare with llama.cpp will be skipped")
     assert (tmp_path / ".venv" / "setup.log").read_text() == "no compiler\n"

@@ -7,9 +7,9 @@ from mllm.errors import ConfigError
 
 
 def sentence(path, *overrides) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as excinfo:
         read_config(path, overrides)
-    return str(caught.value)
+    return str(excinfo.value)
 
 
 @pytest.mark.parametrize(

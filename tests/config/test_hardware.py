@@ -15,9 +15,9 @@ GOOD = {"torch": "2.9.0", "torchvision": "0.24.0", "transformers": "5.18.0", "to
 
 
 def sentence(changes: dict, needs: str = "==2.9.0", load=lambda: None) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as excinfo:
         check_packages({**GOOD, **changes}, needs, load)
-    return str(caught.value)
+    return str(excinfo.value)
 
 
 def test_installed_packages_are_accepted():
@@ -90,11 +90,11 @@ def test_a_missing_torchvision():
 
 
 def test_detect_matches_torch():
-    found = detect()
-    assert found.device == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert found.count == torch.cuda.device_count()
-    assert found.host_memory > 1 << 28 and found.cores >= 1
-    assert found.precision == "fp32"
+    hardware = detect()
+    assert hardware.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert hardware.count == torch.cuda.device_count()
+    assert hardware.host_memory > 1 << 28 and hardware.cores >= 1
+    assert hardware.precision == "fp32"
 
 
 def test_detect_takes_the_weakest_card(monkeypatch):
@@ -105,8 +105,8 @@ def test_detect_takes_the_weakest_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: cards[index])
-    found = detect()
-    assert (found.name, found.capability, found.memory, found.count) == ("Tesla T4", (7, 5), 15 << 30, 2)
+    hardware = detect()
+    assert (hardware.name, hardware.capability, hardware.memory, hardware.count) == ("Tesla T4", (7, 5), 15 << 30, 2)
 
 
 def test_environment_is_json_and_names_no_machine():

@@ -15,9 +15,9 @@ from mllm.errors import ConfigError
 
 
 def sentence(path, *overrides) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as excinfo:
         read_config(path, overrides)
-    return str(caught.value)
+    return str(excinfo.value)
 
 
 def test_three_bases_and_the_differences(write, bases):

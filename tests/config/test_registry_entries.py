@@ -52,9 +52,9 @@ class NamesNoFile:
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(write, bases, lines, expected):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as excinfo:
         read_config(write(bases + lines + "\n"))
-    assert str(caught.value) == expected
+    assert str(excinfo.value) == expected
 
 
 def test_an_entry_whose_annotations_cannot_be_read_takes_any_value(write, bases, tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ from mllm.errors import ConfigError
     ],
 )
 def test_old_keys_are_refused_with_their_current_name(write, bases, section, key, answer):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as excinfo:
         read_config(write(bases + f"{section} = dict({key}=1)\n"))
-    assert str(caught.value).startswith(f"run.py:2: unknown key '{key}' in {section}: ")
-    assert answer in str(caught.value)
+    assert str(excinfo.value).startswith(f"run.py:2: unknown key '{key}' in {section}: ")
+    assert answer in str(excinfo.value)

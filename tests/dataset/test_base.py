@@ -90,17 +90,17 @@ def test_the_message_about_a_missing_field_has_the_nearest_one(folder, name):
     wrong = row(0)
     wrong[name.capitalize()] = wrong.pop(name)
     path = write_rows(folder, [wrong])
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as excinfo:
         Captions(path).sample(0)
-    assert str(caught.value) == f"{path}, line 1: field '{name}' is missing: did you mean '{name.capitalize()}'?"
+    assert str(excinfo.value) == f"{path}, line 1: field '{name}' is missing: did you mean '{name.capitalize()}'?"
 
 
 def test_a_missing_column_of_a_csv_has_the_same_message(folder):
     path = folder / "rows.csv"
     path.write_text("image,Question,answer\nimages/0.png,what?,this\n")
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as excinfo:
         VQADataset(path).sample(0)
-    assert str(caught.value) == f"{path}, line 2: field 'question' is missing: did you mean 'Question'?"
+    assert str(excinfo.value) == f"{path}, line 2: field 'question' is missing: did you mean 'Question'?"
 
 
 def test_a_failure_of_parse_has_row_class_and_cause(folder):
@@ -109,9 +109,9 @@ def test_a_failure_of_parse_has_row_class_and_cause(folder):
             return row["caption"] / 2
 
     path = write_rows(folder, [row(0)])
-    with pytest.raises(DataError, match=r"line 1: Broken\.parse failed with TypeError: ") as caught:
+    with pytest.raises(DataError, match=r"line 1: Broken\.parse failed with TypeError: ") as excinfo:
         Broken(path).sample(0)
-    assert isinstance(caught.value.__cause__, TypeError)
+    assert isinstance(excinfo.value.__cause__, TypeError)
 
 
 def test_a_parse_that_returns_no_sample_is_refused(folder):

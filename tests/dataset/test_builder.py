@@ -146,12 +146,12 @@ def test_splits_without_options_are_absent_and_seeds_have_their_defaults(rows):
 def test_a_patient_in_two_splits_is_refused(rows):
     train, test = rows("train.jsonl", ["anna", "bert"]), rows("test.jsonl", ["carl", "bert"])
     data_args = DataArgs(train=dict(type="VQADataset", data_path=train), test=dict(type="VQADataset", data_path=test))
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as excinfo:
         open_datasets(data_args)
-    assert str(caught.value).startswith(
+    assert str(excinfo.value).startswith(
         f"1 patient is in both train and test, for example {train}, line 2 and {test}, line 2"
     )
-    assert "bert" not in str(caught.value)
+    assert "bert" not in str(excinfo.value)
 
 
 def use_plug_in(name: str, rows, tmp_path: Path) -> None:

@@ -49,9 +49,9 @@ BOX = {"img_path": "a.png", "expression": "it"}
 def test_the_message_about_a_patient_in_two_splits_has_rows_and_no_names():
     train = Rows("t", ["secret-1", "secret-2", "secret-3", None])
     mixed = MixedDataset([Rows("w", ["other", "secret-2", "secret-3"])], [1])
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as excinfo:
         check_splits({"train": train, "validation": ConcatDataset([Rows("v", ["x", "y"]), mixed])})
-    message = str(caught.value)
+    message = str(excinfo.value)
     assert message.startswith("2 patients are in both train and validation, for example t, line 2 and w, line 2: ")
     assert "secret" not in message
     check_splits({"train": train, "validation": Rows("v", ["x", "y"]), "test": Rows("n", [None, None])})
@@ -193,10 +193,12 @@ def test_boxes_are_compared_with_the_size_in_the_header_of_the_file(write, tmp_p
 
 def test_fractions_are_refused_where_pixels_are_expected(write):
     large, fractions = {**BOX, "bbox": [1, 2, 30, 20]}, {**BOX, "bbox": [0.1, 0.2, 0.5, 0.9]}
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as excinfo:
         check_splits({"train": RECDataset(write(large, fractions, fractions))})
-    assert "rows.jsonl, line 2: the box [0.1, 0.2, 0.5, 0.9] is smaller than 2 pixels, like 2 of 3" in str(caught.value)
-    assert "are the numbers fractions of the image (0 to 1), or in another form?" in str(caught.value)
+    assert "rows.jsonl, line 2: the box [0.1, 0.2, 0.5, 0.9] is smaller than 2 pixels, like 2 of 3" in str(
+        excinfo.value
+    )
+    assert "are the numbers fractions of the image (0 to 1), or in another form?" in str(excinfo.value)
     check_splits({"train": RECDataset(write(large, fractions))})
     point = {"file_path": "a.png", "question": "what?", "answer": "a", "bbox": [1, 2, 30, 20], "point": [0.5, 0.25]}
     with pytest.raises(DataError, match=r"the point \[0.5, 0.25\] is in the first pixel, like all 1 points"):

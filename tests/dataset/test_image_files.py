@@ -71,20 +71,20 @@ def test_undecoded_images_equal_decoded_ones(folder, name, options):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
-@pytest.mark.parametrize("where", ["before", "after", "absent"])
-def test_the_size_of_a_turned_image_is_upright(folder, suffix, where):
+@pytest.mark.parametrize("exif_position", ["before", "after", "absent"])
+def test_the_size_of_a_turned_image_is_upright(folder, suffix, exif_position):
     exif = Image.Exif()
     exif[0x0112] = 8
     path = folder / f"turned{suffix}"
     image = Image.open(folder / "im" / "a.png")
-    image.save(path, **({} if where == "absent" else {"exif": exif.tobytes()}))
-    if suffix == ".png" and where == "after":  # move the chunk behind the pixels
+    image.save(path, **({} if exif_position == "absent" else {"exif": exif.tobytes()}))
+    if suffix == ".png" and exif_position == "after":  # move the chunk behind the pixels
         data = path.read_bytes()
         start = data.index(b"eXIf") - 4
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")
         path.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
     assert undecoded_images(path)[0].size == read_images(path)[0].size
-    assert read_images(path)[0].size == ((20, 12) if where == "absent" else (12, 20))
+    assert read_images(path)[0].size == ((20, 12) if exif_position == "absent" else (12, 20))
 
 
 def test_the_size_of_an_image_does_not_decode_it(folder, monkeypatch):

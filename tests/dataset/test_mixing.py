@@ -57,12 +57,12 @@ def mixed_sources(seed: int, epoch: int) -> list[str]:
 
 
 def test_a_mixture_is_equal_in_every_process_and_differs_between_epochs():
-    here = mixed_sources(1, 2)
+    first = mixed_sources(1, 2)
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-        assert pool.submit(mixed_sources, 1, 2).result() == here
-    assert len(here) == 25
-    assert mixed_sources(1, 3) != here
-    assert mixed_sources(2, 2) != here
+        assert pool.submit(mixed_sources, 1, 2).result() == first
+    assert len(first) == 25
+    assert mixed_sources(1, 3) != first
+    assert mixed_sources(2, 2) != first
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ TALKING = dict(max_new_tokens=6, do_sample=True, temperature=20.0, progress=Fals
 
 def test_rows_contain_question_reference_and_prediction(make_bundle, rows):
     bundle, split = make_bundle(), rows(5)
-    seen = []
+    calls = []
 
     def metric(predictions, references):
-        seen.append((list(predictions), list(references)))
+        calls.append((list(predictions), list(references)))
         return {"count": float(len(predictions))}
 
     evaluation = evaluate_split(bundle, split, {"counting": metric, "again": metric}, **TALKING)
@@ -38,7 +38,7 @@ def test_rows_contain_question_reference_and_prediction(make_bundle, rows):
         assert row["prediction"] == predictions[index].text
         assert 0 < row["tokens"] == predictions[index].tokens <= 6
         assert not {"boxes", "masks", "points", "reference_boxes"} & set(row)
-    assert seen == [(predictions, [Answer(row["reference"]) for row in evaluation.rows])] * 2
+    assert calls == [(predictions, [Answer(row["reference"]) for row in evaluation.rows])] * 2
 
 
 def test_rows_name_their_images_unless_the_run_is_private(make_bundle, rows):
@@ -52,8 +52,8 @@ def test_rows_name_their_images_unless_the_run_is_private(make_bundle, rows):
     ):
         evaluate = partial(evaluate_split, make_bundle(), Named(2), {}, max_new_tokens=1, progress=False)
         evaluation = call_privately(evaluate, private)
-        shown = [{key: row[key] for key in ("source", "images") if key in row} for row in evaluation.rows]
-        assert shown == origins
+        shown_origins = [{key: row[key] for key in ("source", "images") if key in row} for row in evaluation.rows]
+        assert shown_origins == origins
         assert not private or "doe" not in repr(evaluation.rows)
 
 
@@ -118,10 +118,10 @@ def test_the_reference_in_the_format_of_the_model_is_correct(make_bundle, rows, 
     """The reference is written and parsed by the encoder, which rounds to a thousandth of the image."""
     bundle = make_bundle()
 
-    def spoken(bundle, asked, **options):
-        said = [bundle.encoder.reference(sample).text for sample in asked]
+    def spoken(bundle, samples, **options):
+        texts = [bundle.encoder.reference(sample).text for sample in samples]
         frames = bundle.encoder.prompt(Pointing(rows).sample(0)).frames
-        ids = [bundle.encoder.tokenizer(text, return_tensors="pt")["input_ids"][0] for text in said]
+        ids = [bundle.encoder.tokenizer(text, return_tensors="pt")["input_ids"][0] for text in texts]
         return [bundle.encoder.read_answer(tokens, frames) for tokens in ids]
 
     monkeypatch.setattr("mllm.engine.evaluation.answers", spoken)
@@ -150,11 +150,11 @@ def test_mark_fields_are_pixels_and_run_lengths():
     mask = np.zeros((6, 8), bool)
     mask[2:4, 3:7] = True
     marks = (Mark(box=(1.26, 2.0, 3.0, 4.0)), Mark(mask=mask, image=1), Mark(point=(7.77, 1.0)))
-    found = mark_fields(Answer("", marks, unreadable=2), "reference_")
-    assert found.pop("reference_masks")[0] == coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) | {
+    fields = mark_fields(Answer("", marks, unreadable=2), "reference_")
+    assert fields.pop("reference_masks")[0] == coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) | {
         "counts": coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
     }
-    assert found == {
+    assert fields == {
         "reference_boxes": [[1.3, 2.0, 3.0, 4.0], [3.0, 2.0, 7.0, 4.0]],
         "reference_box_images": [0, 1],
         "reference_points": [[7.8, 1.0]],

@@ -23,9 +23,9 @@ def test_cached_tensors_are_bit_equal(tmp_path):
     cache = FeatureCache(tmp_path, "a" * 40)
     assert cache.read(_image()) is None
     cache.write(_image(), TAPS)
-    found = FeatureCache(tmp_path, "a" * 40).read(_image())
-    assert found.keys() == TAPS.keys()
-    assert all(torch.equal(found[name].view(torch.int32), tap.view(torch.int32)) for name, tap in TAPS.items())
+    actual = FeatureCache(tmp_path, "a" * 40).read(_image())
+    assert actual.keys() == TAPS.keys()
+    assert all(torch.equal(actual[name].view(torch.int32), tap.view(torch.int32)) for name, tap in TAPS.items())
 
 
 def test_another_image_mode_or_teacher_has_another_key(tmp_path):

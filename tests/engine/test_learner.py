@@ -23,8 +23,8 @@ def test_samples_reduction_is_the_mean_of_means(make_trainer):
     for row in range(piece.targets["labels"].shape[0]):
         tokens = {name: tensor[row : row + 1] for name, tensor in piece.student.items() if name != "pixel_values"}
         if piece.student["token_type_ids"][row].any():
-            seen = int(piece.student["token_type_ids"][:row].any(dim=1).sum())
-            tokens["pixel_values"] = piece.student["pixel_values"][seen : seen + 1]
+            images_before = int(piece.student["token_type_ids"][:row].any(dim=1).sum())
+            tokens["pixel_values"] = piece.student["pixel_values"][images_before : images_before + 1]
         alone.append(learner(tokens, {"labels": piece.targets["labels"][row : row + 1]})["loss"])
     learner.reduction = "samples"
     torch.testing.assert_close(learner(piece.student, piece.targets)["loss"], torch.stack(alone).mean())

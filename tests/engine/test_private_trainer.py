@@ -298,15 +298,15 @@ def test_the_loss_in_the_log_is_the_mean_over_the_samples_of_the_draw(make_train
 
 
 def test_a_checkpoint_is_saved_when_the_validation_loss_first_falls_below_a_threshold():
-    callback, kept = SaveBelow([2.0, 1.0]), []
+    callback, saved_steps = SaveBelow([2.0, 1.0]), []
     state, history = TrainerState(), [2.5, 1.8, 1.9, 0.9, 1.2, 0.8]
     for step, loss in enumerate(history, start=1):
         control = TrainerControl()
         state.global_step = step
         state.log_history.append({"eval_loss": loss, "step": step})
         callback.on_evaluate(None, state, control, metrics={"eval_loss": loss})
-        kept += [step] * control.should_save
-    assert kept == [2, 4]
+        saved_steps += [step] * control.should_save
+    assert saved_steps == [2, 4]
 
 
 def test_the_record_of_a_run_agrees_with_its_ledger(make_trainer, tmp_path):
@@ -320,8 +320,8 @@ def test_the_record_of_a_run_agrees_with_its_ledger(make_trainer, tmp_path):
 
 def test_the_validation_loss_is_the_mean_over_tokens_as_without_privacy(make_trainer):
     trainer = make_trainer()
-    found = trainer.evaluate()["eval_loss"]
+    loss = trainer.evaluate()["eval_loss"]
     learner, pad = trainer.learner.eval(), trainer.data_collator.pad
     batch = pad([trainer.train_dataset[record] for record in range(UNITS)])
     learner.reduction = "items"
-    assert found == pytest.approx(learner(batch.student, batch.targets)["loss"].item(), rel=1e-5)
+    assert loss == pytest.approx(learner(batch.student, batch.targets)["loss"].item(), rel=1e-5)

@@ -68,11 +68,11 @@ def test_shards_equal_the_merge_of_peft_in_memory(case: str, tmp_path: Path) -> 
     model = AutoModelForImageTextToText.from_pretrained(base)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     expected = PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
-    got = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").state_dict()
-    assert got.keys() == expected.keys()
+    actual = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").state_dict()
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(got[name], tensor, rtol=0, atol=1e-5, msg=name)
-    changed = {name for name in got if not torch.equal(got[name], before[name])}
+        torch.testing.assert_close(actual[name], tensor, rtol=0, atol=1e-5, msg=name)
+    changed = {name for name in actual if not torch.equal(actual[name], before[name])}
     assert changed
     assert all(any(target in name for target in [*CASES[case]["target_modules"], "lm_head"]) for name in changed)
 
@@ -86,9 +86,9 @@ def test_the_product_is_scaled_by_alpha_over_rank(tmp_path: Path) -> None:
     lora = load_file(adapter / "adapter_model.safetensors")
     by_hand = 6 / 4 * lora[f"{module}.lora_B.weight"] @ lora[f"{module}.lora_A.weight"]
     tensors: list[dict[str, torch.Tensor]] = [{}, {}]
-    for folder, found in zip((base, tmp_path / "merged"), tensors, strict=True):
+    for folder, actual in zip((base, tmp_path / "merged"), tensors, strict=True):
         for file in weight_files(folder):
-            found |= load_file(file)
+            actual |= load_file(file)
     torch.testing.assert_close(tensors[1][key], tensors[0][key] + by_hand, rtol=0, atol=1e-6)
 
 

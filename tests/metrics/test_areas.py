@@ -15,8 +15,8 @@ def test_box_iou_equals_torchvision():
     corners = np.sort(rng.uniform(0, 60, (40, 2, 2)), axis=1).reshape(40, 4)
     expected = torchvision_iou(torch.tensor(corners), torch.tensor(corners)).numpy()
     boxes = [Box(0, tuple(row)) for row in corners.tolist()]
-    found = [[box_iou(one, other) for other in boxes] for one in boxes]
-    assert np.allclose(found, expected)
+    actual = [[box_iou(one, other) for other in boxes] for one in boxes]
+    assert np.allclose(actual, expected)
     assert 0.1 < (expected > 0).mean() < 0.99
 
 

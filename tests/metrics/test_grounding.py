@@ -30,7 +30,7 @@ def masks(*several):
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "accuracy", "mean_iou"),
+    ("actual", "expected", "accuracy", "mean_iou"),
     [
         ([TRUE], [TRUE], 1, 1),
         ([MOST], [TRUE], 1, 0.8),
@@ -46,10 +46,10 @@ def masks(*several):
         ([], [TRUE, FAR], 0, 0),
     ],
 )
-def test_figures_of_boxes_by_hand(found, wanted, accuracy, mean_iou):
-    figures = rec([boxes(*found)], [boxes(*wanted)])
+def test_figures_of_boxes_by_hand(actual, expected, accuracy, mean_iou):
+    figures = rec([boxes(*actual)], [boxes(*expected)])
     assert figures == pytest.approx(
-        {"accuracy": accuracy, "mean_iou": mean_iou, "failed": int(not found), "target_failed": 0, "samples": 1}
+        {"accuracy": accuracy, "mean_iou": mean_iou, "failed": int(not actual), "target_failed": 0, "samples": 1}
     )
 
 

@@ -14,34 +14,34 @@ def test_figures_by_hand():
     """Errors of EF: 2, -4, 6, 0; squares 4 + 16 + 36 = 56; references 20, 35, 45, 60 around 40: 400 + 25 + 25 + 400."""
     true = {"EF": np.array([20.0, 35.0, 45.0, 60.0])}
     predicted = {"EF": np.array([22.0, 31.0, 51.0, 60.0])}
-    found = measures(predicted, true, ["a", "b", "c", "d"])
-    assert found["EF_mae"] == 3
-    assert found["EF_rmse"] == pytest.approx(np.sqrt(14))
-    assert found["EF_r2"] == pytest.approx(1 - 56 / 850)
-    assert found["EF_bias"] == 1
+    figures = measures(predicted, true, ["a", "b", "c", "d"])
+    assert figures["EF_mae"] == 3
+    assert figures["EF_rmse"] == pytest.approx(np.sqrt(14))
+    assert figures["EF_r2"] == pytest.approx(1 - 56 / 850)
+    assert figures["EF_bias"] == 1
     deviation = np.sqrt((1 + 25 + 25 + 1) / 3)
-    assert found["EF_loa_lower"] == pytest.approx(1 - 1.96 * deviation)
-    assert found["EF_loa_upper"] == pytest.approx(1 + 1.96 * deviation)
-    assert found["EF_category_agreement"] == 0.75
-    assert (found["EF_samples"], found["EF_unknown"], found["EF_failed"]) == (4, 0, 0)
+    assert figures["EF_loa_lower"] == pytest.approx(1 - 1.96 * deviation)
+    assert figures["EF_loa_upper"] == pytest.approx(1 + 1.96 * deviation)
+    assert figures["EF_category_agreement"] == 0.75
+    assert (figures["EF_samples"], figures["EF_unknown"], figures["EF_failed"]) == (4, 0, 0)
     for figure in ("mae", "rmse", "bias", "category_agreement"):
-        assert found[f"EF_{figure}_ci_low"] <= found[f"EF_{figure}"] <= found[f"EF_{figure}_ci_high"]
-    assert "EF_loa_lower_ci_low" not in found
+        assert figures[f"EF_{figure}_ci_low"] <= figures[f"EF_{figure}"] <= figures[f"EF_{figure}_ci_high"]
+    assert "EF_loa_lower_ci_low" not in figures
 
 
 def test_volumes_have_no_categories_and_unknown_values_are_left_out_and_failed_ones_count_as_0():
     true = {"EDV": np.array([100.0, NAN, 120.0, 80.0, NAN]), "ESV": np.full(5, NAN)}
     predicted = {"EDV": np.array([110.0, 5.0, 100.0, NAN, NAN])}
-    found = measures(predicted, true, list("abcde"))
-    assert found["EDV_mae"] == pytest.approx((10 + 20 + 80) / 3)
-    assert found["EDV_bias"] == pytest.approx((10 - 20 - 80) / 3)
-    assert (found["EDV_samples"], found["EDV_unknown"], found["EDV_failed"]) == (3, 2, 1)
-    assert "EDV_category_agreement" not in found
-    assert (found["ESV_samples"], found["ESV_unknown"]) == (0, 5)
-    assert np.isnan(found["ESV_mae"]) and np.isnan(found["ESV_mae_ci_low"])
+    figures = measures(predicted, true, list("abcde"))
+    assert figures["EDV_mae"] == pytest.approx((10 + 20 + 80) / 3)
+    assert figures["EDV_bias"] == pytest.approx((10 - 20 - 80) / 3)
+    assert (figures["EDV_samples"], figures["EDV_unknown"], figures["EDV_failed"]) == (3, 2, 1)
+    assert "EDV_category_agreement" not in figures
+    assert (figures["ESV_samples"], figures["ESV_unknown"]) == (0, 5)
+    assert np.isnan(figures["ESV_mae"]) and np.isnan(figures["ESV_mae_ci_low"])
     same = measures({"EDV": np.array([110.0, 100.0, 0.0])}, {"EDV": true["EDV"][[0, 2, 3]]}, ["a", "c", "d"])
     assert all(
-        same[key] == pytest.approx(found[key], nan_ok=True) for key in same if key[4:] not in ("unknown", "failed")
+        same[key] == pytest.approx(figures[key], nan_ok=True) for key in same if key[4:] not in ("unknown", "failed")
     )
 
 
@@ -51,8 +51,8 @@ def test_a_bound_belongs_to_the_upper_category():
 
 def test_large_references_do_not_lose_precision():
     true = 1e6 + np.array([1.0, 2.0, 3.0, 4.0])
-    found = measures({"EDV": true + [0.1, -0.1, 0.1, -0.1]}, {"EDV": true}, list("abcd"))
-    assert found["EDV_r2"] == pytest.approx(1 - 0.04 / 5, rel=1e-6)
+    figures = measures({"EDV": true + [0.1, -0.1, 0.1, -0.1]}, {"EDV": true}, list("abcd"))
+    assert figures["EDV_r2"] == pytest.approx(1 - 0.04 / 5, rel=1e-6)
 
 
 def slow_bootstrap(predicted, true, groups, seed, resamples):
@@ -76,14 +76,14 @@ def test_intervals_draw_patients_not_samples():
     groups = [f"p{number // 5}" for number in range(100)]
     true = rng.normal(55, 12, 100)
     predicted = true + np.repeat(rng.normal(1, 6, 20), 5)
-    found = measures({"EF": predicted}, {"EF": true}, groups, seed=1, resamples=4000)
+    figures = measures({"EF": predicted}, {"EF": true}, groups, seed=1, resamples=4000)
     expected = slow_bootstrap(predicted, true, groups, 2, 4000)
     for number, figure in enumerate(("mae", "rmse", "r2", "bias")):
-        ends = found[f"EF_{figure}_ci_low"], found[f"EF_{figure}_ci_high"]
+        ends = figures[f"EF_{figure}_ci_low"], figures[f"EF_{figure}_ci_high"]
         width = expected[1, number] - expected[0, number]
         assert ends == pytest.approx(expected[:, number], abs=0.06 * width)
     alone = measures({"EF": predicted}, {"EF": true}, [None] * 100, seed=1)
-    assert alone["EF_mae"] == pytest.approx(found["EF_mae"])
+    assert alone["EF_mae"] == pytest.approx(figures["EF_mae"])
     assert alone["EF_bias_ci_high"] - alone["EF_bias_ci_low"] < 0.7 * width
 
 
@@ -113,13 +113,13 @@ def test_predicted_ef_is_compared_with_predicted_volumes():
 
 
 def test_equal_references_have_no_r2():
-    found = measures({"EF": np.array([50.0, 52.0])}, {"EF": np.array([50.0, 50.0])}, ["a", "b"])
-    assert np.isnan(found["EF_r2"])
-    assert found["EF_mae"] == 1
+    figures = measures({"EF": np.array([50.0, 52.0])}, {"EF": np.array([50.0, 50.0])}, ["a", "b"])
+    assert np.isnan(figures["EF_r2"])
+    assert figures["EF_mae"] == 1
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "figures"),
     [
         ("EF 58.4 %, EDV 120.3 mL, ESV 50 mL.", {"EF": 58.4, "EDV": 120.3, "ESV": 50}),
         ("The EF is 55%.", {"EF": 55}),
@@ -136,23 +136,23 @@ def test_equal_references_have_no_r2():
         ("", {}),
     ],
 )
-def test_measures_stated_in_a_text(text, found):
-    assert stated_measures(text) == found
+def test_measures_stated_in_a_text(text, figures):
+    assert stated_measures(text) == figures
 
 
 def test_the_metric_takes_numbers_of_heads_before_those_of_texts():
     references = [Answer("EF 50.0 %.", measures={"EF": 50.04}, group="a"), Answer("EF 60.0 %.", group="b")]
     predictions = [Answer("EF 10.0 %.", measures={"EF": 53.04}), Answer("EF 61.0 %.")]
-    found = answered_measures(predictions, references)
-    assert found["EF_mae"] == pytest.approx((3 + 1) / 2)
+    figures = answered_measures(predictions, references)
+    assert figures["EF_mae"] == pytest.approx((3 + 1) / 2)
     silent = answered_measures([Answer("I cannot tell."), Answer("EF 61.0 %.")], references)
     assert (silent["EF_samples"], silent["EF_failed"]) == (2, 1)
     assert silent["EF_mae"] == pytest.approx((50.04 + 1) / 2)
 
 
 def test_a_failed_prediction_is_never_the_right_category():
-    found = measures({"EF": np.array([NAN, 20.0])}, {"EF": np.array([20.0, 20.0])}, ["a", "b"])
-    assert found["EF_category_agreement"] == 0.5
+    figures = measures({"EF": np.array([NAN, 20.0])}, {"EF": np.array([20.0, 20.0])}, ["a", "b"])
+    assert figures["EF_category_agreement"] == 0.5
 
 
 def test_texts_without_measures_have_no_figures():

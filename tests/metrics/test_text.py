@@ -41,8 +41,8 @@ def test_stated_results(text, result):
 
 
 def test_short_answers_count_failures_and_score_them_as_wrong():
-    said = answers("The answer is CT.", "It is CT", "So the answer is MRI", "Answer: a. Answer: b")
-    assert short_answer(said, answers("CT", "Answer: CT.", "The answer is MRI.", "a")) == {
+    predictions = answers("The answer is CT.", "It is CT", "So the answer is MRI", "Answer: a. Answer: b")
+    assert short_answer(predictions, answers("CT", "Answer: CT.", "The answer is MRI.", "a")) == {
         "accuracy": 0.5,
         "majority_class": 0.5,
         "chance": 1 / 3,
@@ -72,8 +72,8 @@ def test_plain_answers_are_results_if_they_are_among_the_references():
 
 def test_yes_and_no_have_precision_recall_and_f1():
     """Yes is predicted three times, once correctly; it is the reference twice."""
-    said = answers("Answer: yes", "Answer: yes", "Answer: yes", "Answer: no", "perhaps")
-    figures = short_answer(said, answers("yes", "no", "no", "No.", "The answer is yes."))
+    predictions = answers("Answer: yes", "Answer: yes", "Answer: yes", "Answer: no", "perhaps")
+    figures = short_answer(predictions, answers("yes", "no", "no", "No.", "The answer is yes."))
     assert figures == pytest.approx(
         {
             "accuracy": 2 / 5,
@@ -122,8 +122,8 @@ def test_a_choice_that_contains_periods_is_parsed():
 
 def test_unreadable_choices_are_wrong():
     """yes: 1 correct of 2 predictions and 3 references, F1 2/5; no: 1 of 1 and 1, F1 1; maybe: 0 of 1 and 1."""
-    said = answers("Yes.", "maybe", "perhaps yes", "no, not at all", "yes")
-    figures = choice(said, answers("yes", "yes", "yes", "No", "Maybe"))
+    predictions = answers("Yes.", "maybe", "perhaps yes", "no, not at all", "yes")
+    figures = choice(predictions, answers("yes", "yes", "yes", "No", "Maybe"))
     expected = {
         "accuracy": 2 / 5,
         "majority_class": 3 / 5,

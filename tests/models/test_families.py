@@ -281,13 +281,13 @@ def check_update(bundle: Bundle, samples: list[Sample]) -> None:
     """Make one small step against the gradient, which lowers the loss by its length times the gradient's norm."""
     with torch.no_grad():
         before = float(loss_of(bundle, samples))
-    found = gradients(bundle, samples)
-    assert all(gradient.any() for gradient in found.values())
-    norm = float(torch.stack([gradient.square().sum() for gradient in found.values()]).sum().sqrt())
+    all_gradients = gradients(bundle, samples)
+    assert all(gradient.any() for gradient in all_gradients.values())
+    norm = float(torch.stack([gradient.square().sum() for gradient in all_gradients.values()]).sum().sqrt())
     parameters = dict(bundle.model.named_parameters())
     step = 1e-3 * before / norm**2
     with torch.no_grad():
-        for name, gradient in found.items():
+        for name, gradient in all_gradients.items():
             parameters[name].sub_(gradient, alpha=step)
         after = float(loss_of(bundle, samples))
     assert before - after == pytest.approx(1e-3 * before, rel=0.2)

@@ -55,9 +55,9 @@ def test_the_image_changes_the_hidden_states(folder):
     encoder = ChatEncoder(AutoProcessor.from_pretrained(folder), max_length=4096)
     student = encoder.pad([encoder.encode(_sample(1))]).student
     with torch.no_grad():
-        seen = model(**student).hidden_BLD[0, -1]
+        state = model(**student).hidden_BLD[0, -1]
         other = model(**{**student, "pixel_values": -student["pixel_values"]}).hidden_BLD[0, -1]
-    assert (seen - other).abs().max() > 1e-3
+    assert (state - other).abs().max() > 1e-3
 
 
 def test_towers_follow_from_the_names_of_parameters(small_gemma):
@@ -126,27 +126,27 @@ def _marked(bundle):
 @torch.no_grad()
 def test_objects_are_written_over_the_embeddings_of_their_tokens(bundle):
     model, batch = bundle.model, _marked(bundle)
-    given, language = [], model.pretrained.get_decoder()
+    embeddings, language = [], model.pretrained.get_decoder()
     hook = language.register_forward_pre_hook(
-        lambda module, arguments, options: given.append(options["inputs_embeds"]), with_kwargs=True
+        lambda module, arguments, options: embeddings.append(options["inputs_embeds"]), with_kwargs=True
     )
     model(**batch.student)
     blank = {**batch.student, "object_positions": torch.full_like(batch.student["object_positions"], -1)}
     model(**blank)
     hook.remove()
-    (told, plain), positions = given, batch.student["object_positions"]
+    (with_objects, plain), positions = embeddings, batch.student["object_positions"]
     assert (positions >= 0).sum(dim=1).tolist() == [3, 0, 1]
-    written = torch.zeros(told.shape[:2], dtype=torch.bool)
+    written = torch.zeros(with_objects.shape[:2], dtype=torch.bool)
     for sample, mark in (positions >= 0).nonzero().tolist():
         place = positions[sample, mark]
         assert batch.student["input_ids"][sample, place] == bundle.encoder.object_id
         expected = model.box_head.embed(batch.student["object_boxes"][sample, mark])
         if sample == 0:
             expected = expected + model.mask_head.embed(batch.student["object_masks"][sample, mark][None, None])[0, 0]
-        torch.testing.assert_close(told[sample, place], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(with_objects[sample, place], expected, rtol=1e-4, atol=1e-5)
         written[sample, place] = True
-    assert torch.equal(told[~written], plain[~written])
-    assert (told[written] - plain[written]).abs().max() > 0.1
+    assert torch.equal(with_objects[~written], plain[~written])
+    assert (with_objects[written] - plain[written]).abs().max() > 0.1
 
 
 @torch.no_grad()
@@ -165,8 +165,8 @@ def test_heads_read_the_state_before_a_token_and_the_objects_own_image(bundle):
         features = model.mask_head.features([patch[image : image + 1] for patch in patches])
         expected = {"mask": model.mask_head.predict(state, features, torch.zeros(1, 1, dtype=torch.long))}
         expected["box"] = model.box_head.predict(state[:, :, -1], expected["mask"])
-        for name, found in expected.items():
-            torch.testing.assert_close(outputs.heads[name][sample, mark], found[0, 0], rtol=1e-3, atol=1e-4)
+        for name, actual in expected.items():
+            torch.testing.assert_close(outputs.heads[name][sample, mark], actual[0, 0], rtol=1e-3, atol=1e-4)
     assert (outputs.heads["mask"][0, 0] - outputs.heads["mask"][0, 1]).abs().max() > 1e-3
 
 
@@ -175,7 +175,7 @@ def test_loss_and_gradients_equal_plain_autograd_over_the_models_own_logits(bund
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     labels = batch.targets["labels"]
     ours = NextToken(tile_bytes=20_000).total(Context(batch.targets, model(**batch.student))).sum()
-    found = torch.autograd.grad(ours, list(trained.values()), allow_unused=True)
+    actual = torch.autograd.grad(ours, list(trained.values()), allow_unused=True)
     with model.inserting_objects(batch.student) as inputs:
         logits = model.pretrained(**inputs).logits
     theirs = torch.nn.functional.cross_entropy(
@@ -183,11 +183,11 @@ def test_loss_and_gradients_equal_plain_autograd_over_the_models_own_logits(bund
     )
     expected = torch.autograd.grad(theirs, list(trained.values()), allow_unused=True)
     torch.testing.assert_close(ours, theirs)
-    for name, mine, true in zip(trained, found, expected, strict=True):
+    for name, mine, true in zip(trained, actual, expected, strict=True):
         assert (mine is None) == (true is None), name
         if true is not None:
             torch.testing.assert_close(mine, true, rtol=1e-3, atol=1e-4 * float(true.abs().max()) + 1e-6, msg=name)
-    reached = {name.partition(".")[0] for name, mine in zip(trained, found, strict=True) if mine is not None}
+    reached = {name.partition(".")[0] for name, mine in zip(trained, actual, strict=True) if mine is not None}
     assert {"rows", "heads", "backbone"} <= reached and ("fusion" in reached) == (model.fusion is not None)
 
 

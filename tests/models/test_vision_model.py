@@ -91,7 +91,7 @@ def test_only_adapter_and_head_have_gradients(student: VisionModel):
     for name, parameter in student.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)  # begins at zero, where lora_A has no gradient
-    found = _gradients(student, _views(2, student.side))
-    assert all(".lora_" in name or name.startswith("heads.") for name in found)
-    towers = {student.tower_of(name) for name, gradient in found.items() if gradient.any()}
+    actual = _gradients(student, _views(2, student.side))
+    assert all(".lora_" in name or name.startswith("heads.") for name in actual)
+    towers = {student.tower_of(name) for name, gradient in actual.items() if gradient.any()}
     assert towers == {"vision", "heads"}

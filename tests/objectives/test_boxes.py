@@ -14,8 +14,8 @@ def random_boxes(*shape: int) -> torch.Tensor:
     return corners.flatten(-2)
 
 
-def context(found: torch.Tensor, true: torch.Tensor, known: torch.Tensor) -> Context:
-    outputs = Outputs(torch.zeros(len(found), 1, 1), torch.nn.Identity(), heads={"box": found})
+def context(boxes: torch.Tensor, true: torch.Tensor, known: torch.Tensor) -> Context:
+    outputs = Outputs(torch.zeros(len(boxes), 1, 1), torch.nn.Identity(), heads={"box": boxes})
     return Context({"boxes": true, "boxes_known": known}, outputs)
 
 
@@ -27,27 +27,27 @@ def test_giou_equals_torchvision():
 
 
 def test_degenerate_boxes_have_a_finite_loss_and_gradient():
-    found = torch.tensor([[[0.3, 0.3, 0.3, 0.3], [0.0, 0.0, 0.0, 0.5]]], requires_grad=True)
+    predictions = torch.tensor([[[0.3, 0.3, 0.3, 0.3], [0.0, 0.0, 0.0, 0.5]]], requires_grad=True)
     true = torch.tensor([[[0.3, 0.3, 0.3, 0.3], [0.2, 0.2, 0.2, 0.2]]])
-    total = BoxLoss().total(context(found, true, torch.ones(1, 2, dtype=torch.bool)))
+    total = BoxLoss().total(context(predictions, true, torch.ones(1, 2, dtype=torch.bool)))
     total.sum().backward()
-    assert total.isfinite().all() and found.grad.isfinite().all()
+    assert total.isfinite().all() and predictions.grad.isfinite().all()
 
 
 def test_the_sum_over_known_boxes_by_hand():
-    found, true = random_boxes(2, 3).requires_grad_(), random_boxes(2, 3, 1)[:, :, 0]
+    predictions, true = random_boxes(2, 3).requires_grad_(), random_boxes(2, 3, 1)[:, :, 0]
     known = torch.tensor([[True, False, True], [False, False, False]])
     loss = BoxLoss(l1=2.0, giou=0.5)
-    total = loss.total(context(found, true, known))
+    total = loss.total(context(predictions, true, known))
     by_hand = [
-        2.0 * (found[0, i] - true[0, i]).abs().mean()
-        + 0.5 * (1 - generalized_box_iou(found[0, i : i + 1], true[0, i : i + 1])[0, 0])
+        2.0 * (predictions[0, i] - true[0, i]).abs().mean()
+        + 0.5 * (1 - generalized_box_iou(predictions[0, i : i + 1], true[0, i : i + 1])[0, 0])
         for i in (0, 2)
     ]
     assert torch.allclose(total, torch.stack([sum(by_hand), torch.tensor(0.0)]), atol=1e-5)
     assert loss.count({"boxes_known": known}).tolist() == [2, 0]
     total.sum().backward()
-    assert found.grad[known].abs().min() > 0 and not found.grad[~known].any()
+    assert predictions.grad[known].abs().min() > 0 and not predictions.grad[~known].any()
 
 
 def test_a_model_without_heads_is_refused():

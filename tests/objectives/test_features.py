@@ -66,16 +66,16 @@ def test_the_loss_is_the_weighted_mean_by_hand(tiny_student, teacher: Bundle, di
                 cells = []
                 for row in range(grid):
                     for column in range(grid):
-                        seen = projector(ours[narrow][patient, view, :, row, column])
+                        projected = projector(ours[narrow][patient, view, :, row, column])
                         true = theirs[wide][patient, view, :, row, column]
-                        angle = torch.nn.functional.cosine_similarity(seen, true, dim=0)
-                        cells.append(((seen - true) ** 2).mean() if distance == "mse" else 1 - angle)
+                        angle = torch.nn.functional.cosine_similarity(projected, true, dim=0)
+                        cells.append(((projected - true) ** 2).mean() if distance == "mse" else 1 - angle)
                 expected[patient, view] += weight / 4 * torch.stack(cells).mean()
     expected[1, 1] = 0
-    found = objective.total(
+    actual = objective.total(
         Context(targets, Outputs(torch.zeros(3, 2, 1), taps=ours), Outputs(torch.zeros(3, 2, 1), taps=theirs))
     )
-    torch.testing.assert_close(found, expected.sum(dim=1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(actual, expected.sum(dim=1), rtol=1e-4, atol=1e-6)
     assert objective.count(targets).tolist() == [2, 1, 2]
 
 

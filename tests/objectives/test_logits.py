@@ -53,10 +53,10 @@ def test_value_and_gradient_equal_the_divergence_over_full_logits(temperature: f
     total = _objective(temperature=temperature, tile_bytes=tile_bytes).total(context)
     logits = context.student.vocabulary(student)[:, :-1]
     logits = 5.0 * torch.tanh(logits / 5.0)
-    wanted = context.teacher.vocabulary(context.teacher.hidden_BLD)[:, 3:-1, :WORDS]
+    teacher_logits = context.teacher.vocabulary(context.teacher.hidden_BLD)[:, 3:-1, :WORDS]
     each = F.kl_div(
         F.log_softmax(logits / temperature, -1),
-        F.log_softmax(wanted / temperature, -1),
+        F.log_softmax(teacher_logits / temperature, -1),
         log_target=True,
         reduction="none",
     )

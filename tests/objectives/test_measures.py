@@ -13,43 +13,43 @@ from mllm.structures import Bundle, Context, Outputs
 STD = torch.tensor([10.0, 40.0, 30.0])
 
 
-def _context(found: torch.Tensor, true: list[list[float]]) -> Context:
+def _context(predictions: torch.Tensor, true: list[list[float]]) -> Context:
     values = torch.tensor(true)
     known = values.isfinite()
     targets = {"measures": values.where(known, 0.0), "measures_known": known}
-    heads = {"measures": found, "measures_std": STD}
+    heads = {"measures": predictions, "measures_std": STD}
     return Context(targets, Outputs(torch.zeros(len(true), 2, 4), heads=heads))
 
 
 def test_every_error_is_in_standard_deviations():
-    found = torch.tensor([[50.0, 120.0, 60.0], [65.0, 100.0, 40.0]])
-    context = _context(found, [[55.0, 100.0, 30.0], [60.0, math.nan, 40.0]])
+    predictions = torch.tensor([[50.0, 120.0, 60.0], [65.0, 100.0, 40.0]])
+    context = _context(predictions, [[55.0, 100.0, 30.0], [60.0, math.nan, 40.0]])
     total = MeasureLoss().total(context)
     assert total.tolist() == pytest.approx([0.5**2 + 0.5**2 + 1.0, 0.5**2])
     assert MeasureLoss().count(context.targets).tolist() == [3, 2]
 
 
 def test_an_unknown_measure_has_neither_loss_nor_gradient():
-    found = torch.tensor([[50.0, math.inf, 60.0], [65.0, 1e30, 40.0]], requires_grad=True)
-    context = _context(found, [[55.0, math.nan, 60.0], [math.nan] * 3])
+    predictions = torch.tensor([[50.0, math.inf, 60.0], [65.0, 1e30, 40.0]], requires_grad=True)
+    context = _context(predictions, [[55.0, math.nan, 60.0], [math.nan] * 3])
     total = MeasureLoss().total(context)
     total.sum().backward()
-    assert total[1] == 0 and found.grad is not None
-    assert found.grad[:, 1].tolist() == [0, 0] and found.grad[1].tolist() == [0, 0, 0]
-    assert found.grad[0, 0].item() == pytest.approx(2 * -5 / 100)
+    assert total[1] == 0 and predictions.grad is not None
+    assert predictions.grad[:, 1].tolist() == [0, 0] and predictions.grad[1].tolist() == [0, 0, 0]
+    assert predictions.grad[0, 0].item() == pytest.approx(2 * -5 / 100)
 
 
 def test_volumes_do_not_dominate_ejection_fractions():
     """In raw units, as published, an error of one standard deviation in EDV has sixteen times the weight."""
-    found = torch.zeros(1, 3, requires_grad=True)
-    MeasureLoss().total(_context(found, [[10.0, 40.0, 30.0]])).sum().backward()
-    assert found.grad is not None
-    assert (found.grad * STD).tolist()[0] == pytest.approx([-2.0, -2.0, -2.0])
+    predictions = torch.zeros(1, 3, requires_grad=True)
+    MeasureLoss().total(_context(predictions, [[10.0, 40.0, 30.0]])).sum().backward()
+    assert predictions.grad is not None
+    assert (predictions.grad * STD).tolist()[0] == pytest.approx([-2.0, -2.0, -2.0])
 
 
 def test_consistent_volumes_cost_nothing_and_others_their_distance_in_percent():
-    found = torch.tensor([[60.0, 100.0, 40.0], [60.0, 100.0, 60.0], [60.0, 100.0, 60.0]])
-    context = _context(found, [[0.0] * 3, [0.0] * 3, [math.nan] * 3])
+    predictions = torch.tensor([[60.0, 100.0, 40.0], [60.0, 100.0, 60.0], [60.0, 100.0, 60.0]])
+    context = _context(predictions, [[0.0] * 3, [0.0] * 3, [math.nan] * 3])
     assert VolumeConsistency().total(context).tolist() == pytest.approx([0.0, 2.0, 0.0], abs=1e-5)
     assert VolumeConsistency().count(context.targets).tolist() == [1, 1, 0]
 
@@ -59,8 +59,8 @@ def _bundle(*measures: str) -> Bundle:
 
 
 def test_measures_are_matched_by_name_in_any_order():
-    found = torch.tensor([[100.0, 60.0, 60.0]])
-    context = _context(found, [[0.0] * 3])
+    predictions = torch.tensor([[100.0, 60.0, 60.0]])
+    context = _context(predictions, [[0.0] * 3])
     objective = VolumeConsistency()
     objective.connect(_bundle("EDV", "EF", "ESV"), None)
     assert objective.total(context).item() == pytest.approx((60 - 40) / STD[1].item())
@@ -78,9 +78,9 @@ def test_a_head_without_the_three_measures_is_refused_by_name(measures: list[str
 
 
 def test_an_empty_ventricle_has_a_finite_loss():
-    found = torch.tensor([[60.0, 0.0, 40.0], [60.0, -5.0, 40.0]], requires_grad=True)
-    VolumeConsistency().total(_context(found, [[0.0] * 3] * 2)).sum().backward()
-    assert found.grad is not None and found.grad.isfinite().all()
+    predictions = torch.tensor([[60.0, 0.0, 40.0], [60.0, -5.0, 40.0]], requires_grad=True)
+    VolumeConsistency().total(_context(predictions, [[0.0] * 3] * 2)).sum().backward()
+    assert predictions.grad is not None and predictions.grad.isfinite().all()
 
 
 def test_a_model_without_a_head_is_refused():

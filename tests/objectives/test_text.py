@@ -139,14 +139,14 @@ def test_trained_rows_of_a_frozen_vocabulary(softcap, stored, fast):
     total = NextToken(tile_bytes=4 * VOCABULARY * 3).total(Context({"labels": labels}, outputs))
     upstream = torch.tensor([1.0, 3.0, 5.0])
     (total * upstream).sum().backward()
-    found, rows.grad = rows.grad, None
+    actual, rows.grad = rows.grad, None
     table = head.weight.float().index_copy(0, ids, rows)
     expected = _oracle(theirs, labels, lambda hidden: hidden @ table.T, softcap)
     (expected * upstream).sum().backward()
     # fp16 and bf16 hold 11 and 8 bits.
     near = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}[stored]
     torch.testing.assert_close(total, expected, rtol=near, atol=near)
-    for mine, true in ((ours.grad, theirs.grad), (found, rows.grad)):
+    for mine, true in ((ours.grad, theirs.grad), (actual, rows.grad)):
         assert true.abs().max() > 0.5
         torch.testing.assert_close(mine, true, rtol=near, atol=near * float(true.abs().max()))
 

@@ -380,9 +380,9 @@ def test_a_split_without_any_usable_row_is_refused_even_when_rows_are_skipped(re
 
 def test_a_loss_that_is_not_a_number_keeps_the_last_good_checkpoint(refused):
     error = refused("the loss is nan at step 3", "training_args.update(learning_rate=1e30, max_grad_norm=1e30)")
-    kept = Path("exp/run/latest").resolve().relative_to(Path.cwd()) / "checkpoint-2"
-    assert f"the last good checkpoint is {kept}; lower learning_rate (now 1e+30)" in error
-    assert (kept / "complete.json").is_file()
+    checkpoint = Path("exp/run/latest").resolve().relative_to(Path.cwd()) / "checkpoint-2"
+    assert f"the last good checkpoint is {checkpoint}; lower learning_rate (now 1e+30)" in error
+    assert (checkpoint / "complete.json").is_file()
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is always full")
@@ -475,8 +475,8 @@ def test_an_interruption_names_the_newest_checkpoint(train, ctrl_c):
     code, error = train(more)
     assert code == 130
     assert "Traceback" not in error
-    kept = Path("exp/run/latest").resolve().relative_to(Path.cwd()) / "checkpoint-2"
-    assert error.splitlines()[-1] == f"interrupted; 2 updates were made, and --resume continues from {kept}"
+    checkpoint = Path("exp/run/latest").resolve().relative_to(Path.cwd()) / "checkpoint-2"
+    assert error.splitlines()[-1] == f"interrupted; 2 updates were made, and --resume continues from {checkpoint}"
 
 
 def test_a_run_without_a_validation_split_is_not_evaluated(train):

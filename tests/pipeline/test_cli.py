@@ -16,8 +16,8 @@ from mllm.pipeline.cli import COMMANDS, main
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
 def test_help_lists_the_commands(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in COMMANDS)
+    output = capsys.readouterr().out
+    assert all(name in output for name in COMMANDS)
 
 
 def test_an_unknown_command_suggests_the_nearest() -> None:
@@ -35,9 +35,9 @@ def test_every_command_has_help(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["/usr/bin/mllm"])
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit) as excinfo:
         main([command, "--help"])
-    assert caught.value.code == 0
+    assert excinfo.value.code == 0
     assert f"usage: mllm {command}" in capsys.readouterr().out
 
 

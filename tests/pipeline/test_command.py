@@ -41,9 +41,9 @@ def test_errors_of_the_user_are_one_message(capsys: pytest.CaptureFixture[str]) 
 
 def test_debug_shows_the_traceback_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(DataError("a sentence"), "--debug") == 2
-    shown = capsys.readouterr().err
-    assert "Traceback" in shown
-    assert shown.endswith("\na sentence\n")
+    output = capsys.readouterr().err
+    assert "Traceback" in output
+    assert output.endswith("\na sentence\n")
 
 
 def test_an_interruption_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,9 +66,9 @@ def test_a_full_disk_is_named(
         return 0
 
     assert run_command(main, []) == 2
-    shown = capsys.readouterr().err
-    assert f"the disk is full while writing {tmp_path / 'report.json'}: free some space" in shown
-    assert "files and checkpoints that were complete are kept" in shown
+    output = capsys.readouterr().err
+    assert f"the disk is full while writing {tmp_path / 'report.json'}: free some space" in output
+    assert "files and checkpoints that were complete are kept" in output
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is always full")
@@ -92,10 +92,10 @@ def test_a_full_disk_in_a_writer_of_weights_is_reported(capsys: pytest.CaptureFi
 )
 def test_out_of_memory_says_what_to_lower(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(error) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith("out of memory")
-    assert "max_length" in shown
-    assert shown.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("out of memory")
+    assert "max_length" in output
+    assert output.count("\n") == 1
 
 
 def test_our_own_errors_keep_their_traceback() -> None:
@@ -104,9 +104,9 @@ def test_our_own_errors_keep_their_traceback() -> None:
 
 
 def test_argparse_keeps_its_exit_code() -> None:
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit) as excinfo:
         _run(SystemExit(2))
-    assert caught.value.code == 2
+    assert excinfo.value.code == 2
 
 
 def test_warnings_are_marked_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,9 +93,9 @@ def test_a_run_from_videos_to_measures_plots_and_an_adapter(write, caplog, capsy
         **dict(sample_size=6, lr=1e-3, epochs=2, feature_weight_start=0.05, lora_r=4, lora_alpha=16, batch_size=2),
         "gradient_accumulation_steps": 2,
     }
-    kept = [run / row["checkpoint_path"] for row in log["epoch_details"]]
-    assert all((folder / "heads.safetensors").is_file() for folder in kept)
-    for folder, updates in zip(kept, (2, 4), strict=True):
+    folders = [run / row["checkpoint_path"] for row in log["epoch_details"]]
+    assert all((folder / "heads.safetensors").is_file() for folder in folders)
+    for folder, updates in zip(folders, (2, 4), strict=True):
         assert f"| updates | {updates} |" in (folder / "README.md").read_text()
     for name in ("adapter", "student"):
         assert "| measures/EF" in (run / name / "README.md").read_text()

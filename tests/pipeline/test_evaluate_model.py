@@ -57,9 +57,9 @@ def test_figures_rows_settings_and_versions_are_written_next_to_the_adapter(
     weights = (Path(adapter) / "adapter_model.safetensors").read_bytes()
     assert values["adapter_sha256"] == {"adapter_model.safetensors": hashlib.sha256(weights).hexdigest()}
     assert {"packages", "git"} <= set(values["environment"])
-    shown = capsys.readouterr().out.splitlines()
-    assert shown[0].split() == ["metric", "figure", "value"]
-    assert ["accuracy", "samples", "5"] in [line.split() for line in shown]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["metric", "figure", "value"]
+    assert ["accuracy", "samples", "5"] in [line.split() for line in lines]
 
 
 def test_nothing_is_overwritten(run: tuple[str, str]) -> None:

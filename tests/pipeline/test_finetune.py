@@ -42,8 +42,8 @@ def test_a_run_folder_has_all_records(write_config, caplog):
     run = Path("exp/run/latest")
     assert run.is_symlink()
     assert (run.resolve().parent.name, len(run.resolve().name)) == ("run", len("20260102_030405"))
-    found = {path.name for path in run.iterdir()}
-    assert found >= {
+    names = {path.name for path in run.iterdir()}
+    assert names >= {
         *("config.py", "environment.json", "first_batch.md", "training_log.json", "loss.png", "tensorboard"),
         *("adapter", "merged", "predictions.jsonl", "checkpoint-1", "checkpoint-4"),
     }
@@ -212,8 +212,8 @@ def test_real_scans_are_trained_on_and_predicted(write_config, shared_data, caps
     main([write_config(config + faster)])
     assert losses()[-1] < losses()[0]
     capsys.readouterr()
-    asked = ["--adapter", "exp/run/latest/adapter", "--image", str(shared_data / "dicom" / "CT_small.dcm")]
-    predict([*asked, "--question", "Which modality?", "--max-new-tokens", "4"])
+    args = ["--adapter", "exp/run/latest/adapter", "--image", str(shared_data / "dicom" / "CT_small.dcm")]
+    predict([*args, "--question", "Which modality?", "--max-new-tokens", "4"])
     assert isinstance(capsys.readouterr().out, str)
 
 

@@ -43,7 +43,7 @@ def test_defaults_and_values_are_returned() -> None:
 def test_values_out_of_range_are_refused(
     capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit) as excinfo:
         parsed(*options)
-    assert caught.value.code == 2
+    assert excinfo.value.code == 2
     assert message in capsys.readouterr().err

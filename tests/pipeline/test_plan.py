@@ -116,6 +116,6 @@ def test_configs_without_a_valid_plan_are_refused(plan, lines, sentence):
     ],
 )
 def test_invalid_epsilons_and_draws_are_refused(capsys, arguments, sentence):
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit) as excinfo:
         main(["run.py", "--privacy", *arguments])
-    assert caught.value.code == 2 and sentence in capsys.readouterr().err
+    assert excinfo.value.code == 2 and sentence in capsys.readouterr().err

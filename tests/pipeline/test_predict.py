@@ -155,9 +155,9 @@ def test_marks_are_printed_in_pixels_and_drawn_with_draw(
     ],
 )
 def test_options_that_exclude_each_other_exit_with_2(wrong: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit) as excinfo:
         main(wrong)
-    assert caught.value.code == 2
+    assert excinfo.value.code == 2
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,10 @@ def config(generating_base: Path, pictures: Path, tmp_path: Path) -> Path:
 
 def test_every_registry_is_shown_with_descriptions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["registries"]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in ("MODELS", "medgemma", "VQADataset", ".nii.gz", "NextToken", "adapter", "merged"):
-        assert f"{name} " in shown
-    entries = [line.split() for line in shown.splitlines() if line.startswith("  ") and line.strip() != "(none)"]
+        assert f"{name} " in output
+    entries = [line.split() for line in output.splitlines() if line.startswith("  ") and line.strip() != "(none)"]
     assert all(len(words) > 2 for words in entries), "an entry has no docstring"
 
 
@@ -54,12 +54,12 @@ def test_the_config_is_resolved_and_runnable(config: Path, capsys: pytest.Captur
 
 def test_a_sample_is_shown_as_the_model_reads_it(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", str(config)]) == 0
-    shown = capsys.readouterr().out
-    assert "rows.jsonl, line 1: " in shown
-    assert "<start_of_image><image x 64><end_of_image>" in shown
-    assert "pixel_values [1, 3, 224, 224]" in shown
-    assert "supervised: 'Noise.<end_of_turn>" in shown
-    assert "\033" not in shown
+    output = capsys.readouterr().out
+    assert "rows.jsonl, line 1: " in output
+    assert "<start_of_image><image x 64><end_of_image>" in output
+    assert "pixel_values [1, 3, 224, 224]" in output
+    assert "supervised: 'Noise.<end_of_turn>" in output
+    assert "\033" not in output
 
 
 def test_source_and_target_of_an_encoder_decoder_are_shown(
@@ -97,6 +97,6 @@ def test_a_terminal_gets_colors(generating_base: Path, pictures: Path, tmp_path:
     dataset = build_dataset(dict(type="VQADataset", data_path=str(tmp_path / "rows.jsonl"), image_folder=str(pictures)))
     encoder = ChatEncoder(AutoProcessor.from_pretrained(generating_base), max_length=512)
     encoded = encoder.encode(dataset.sample(0))
-    shown = describe_sample(encoded, encoder, color=True)
-    assert f"{SUPERVISED}Noise.<end_of_turn>" in shown
-    assert f"{IMAGE_TOKENS}<image x 256>{PLAIN}" in shown
+    text = describe_sample(encoded, encoder, color=True)
+    assert f"{SUPERVISED}Noise.<end_of_turn>" in text
+    assert f"{IMAGE_TOKENS}<image x 256>{PLAIN}" in text

@@ -113,9 +113,9 @@ def test_a_memorized_translation_is_merged_and_predicted(folder, capsys):
     assert all(row["tokens"] < 20 for row in rows), "the end of the turn is generated"
     assert merge(["--adapter", str(run / "adapter"), "--out", "merged"]) == 0
     assert json.loads(Path("merged/export_report.json").read_text())["parity"] == "checked"
-    for asked in (["--adapter", str(run / "adapter")], ["--model", "merged"]):
+    for source in (["--adapter", str(run / "adapter")], ["--model", "merged"]):
         capsys.readouterr()
-        assert predict([*asked, "--question", "The liver."]) == 0
+        assert predict([*source, "--question", "The liver."]) == 0
         assert capsys.readouterr().out == "Le foie.\n"
     pytest.importorskip("gguf")
     with pytest.raises(ConfigError, match="'merged' cannot become a GGUF: llama.cpp has no T5Gemma"):

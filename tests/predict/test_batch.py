@@ -60,11 +60,11 @@ def test_a_bad_row_raises_with_its_line_or_is_skipped(
     batch = ["--adapter", str(generating_adapter), "--batch", str(file), "--image-folder", str(pictures), *FEW]
     with (
         monkeypatch.context() as patch,
-        pytest.raises(DataError, match=r"rows\.jsonl, line 2: .*absent\.png") as caught,
+        pytest.raises(DataError, match=r"rows\.jsonl, line 2: .*absent\.png") as excinfo,
     ):
         patch.setattr("mllm.predict.predict.load_for_answers", None)  # the rows are checked before the model is loaded
         main([*batch, "--out", str(out)])
-    assert str(caught.value).endswith("; correct the row, or leave such rows out with --on-error skip")
+    assert str(excinfo.value).endswith("; correct the row, or leave such rows out with --on-error skip")
     assert os.listdir(tmp_path) == ["rows.jsonl"]
     assert main([*batch, "--out", str(out), "--on-error", "skip"]) == 0
     written = [json.loads(line) for line in out.read_text().splitlines()]

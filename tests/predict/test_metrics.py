@@ -47,9 +47,9 @@ def check(dataset, *names: str) -> None:
     ],
 )
 def test_a_metric_without_targets_is_refused_and_others_are_suggested(texts, metric, needed):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as excinfo:
         check(texts("yes", "no"), metric)
-    message, _, applicable = str(caught.value).partition("; metrics that apply are ")
+    message, _, applicable = str(excinfo.value).partition("; metrics that apply are ")
     assert message == (
         f"config.py:3: metric '{metric}' cannot be computed, because none of the 2 rows of test has {needed}"
     )

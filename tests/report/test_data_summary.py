@@ -24,11 +24,11 @@ def test_the_summary_and_the_histograms_are_in_the_runs_folder(tmp_path, caplog)
     with caplog.at_level(logging.INFO):
         describe_data(check_splits({"train": split("TRAIN"), "test": split("TEST")}), run)
     assert sorted(path.name for path in run.iterdir()) == ["data_summary.json", "measures.png"]
-    told = json.loads((run / "data_summary.json").read_text())
+    summary = json.loads((run / "data_summary.json").read_text())
     efs = [patient.heart.ef for patient in patients]
-    assert told["train"]["measures"]["EF"]["mean"] == pytest.approx(np.mean(efs[:5]))
-    assert told["test"]["samples"] == 2
-    assert told["train"]["sources"][0]["ED is the larger traced area"]["index order disagrees"] == 3
+    assert summary["train"]["measures"]["EF"]["mean"] == pytest.approx(np.mean(efs[:5]))
+    assert summary["test"]["samples"] == 2
+    assert summary["train"]["sources"][0]["ED is the larger traced area"]["index order disagrees"] == 3
     assert f"train: EF {np.mean(efs[:5]):.1f} +- {np.std(efs[:5]):.1f}" in caplog.text
 
 
@@ -48,8 +48,8 @@ def test_data_without_measures_has_no_histogram(tmp_path):
 
 
 def test_measures_of_heads_and_of_texts_are_drawn(tmp_path, monkeypatch):
-    given = []
-    monkeypatch.setattr("mllm.report.data_summary.plot_agreement", lambda *all_of_it: given.append(all_of_it))
+    calls = []
+    monkeypatch.setattr("mllm.report.data_summary.plot_agreement", lambda *all_of_it: calls.append(all_of_it))
     rows = [
         {
             "reference": "EF 50.0 %",
@@ -62,10 +62,10 @@ def test_measures_of_heads_and_of_texts_are_drawn(tmp_path, monkeypatch):
     ]
     draw_agreement(rows, tmp_path)
     draw_agreement([{"reference": "yes", "prediction": "no"}], tmp_path)
-    ((told, wanted, path),) = given
+    ((predicted, true, path),) = calls
     assert path == tmp_path / "agreement.png"
-    assert wanted["EF"].tolist() == [50.04, 60, 70]
-    assert told["EF"][:2].tolist() == [41.5, 58] and np.isnan(told["EF"][2])
+    assert true["EF"].tolist() == [50.04, 60, 70]
+    assert predicted["EF"][:2].tolist() == [41.5, 58] and np.isnan(predicted["EF"][2])
     monkeypatch.undo()
     draw_agreement(rows, tmp_path)
     assert Image.open(tmp_path / "agreement.png").size == (504, 912)

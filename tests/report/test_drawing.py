@@ -108,13 +108,13 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     refuse_drawing(tmp_path / "b.png", many=False)
     refuse_drawing(tmp_path / "folder", many=True)
-    for path, many, said in (
+    for path, many, message in (
         ("a.png", False, "exists"),
         ("b.tif", False, "png"),
         (".", True, "empty"),
         ("a.png", True, "exists"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             refuse_drawing(tmp_path / path, many=many)
 
 

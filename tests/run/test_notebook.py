@@ -35,7 +35,7 @@ training_args = dict(num_train_epochs=9, learning_rate=1e-3, weight_decay=0.01)
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch) -> None:
+def working_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -92,10 +92,10 @@ def test_a_base_without_a_teacher_is_refused():
 
 def test_widgets_have_the_range_of_the_sliders():
     ipywidgets = pytest.importorskip("ipywidgets", reason="ipywidgets is not installed: pip install -e '.[notebook]'")
-    made = make_widgets()
-    assert {name: widget.value for name, widget in made.items()} == pytest.approx(VALUES)
+    widgets = make_widgets()
+    assert {name: widget.value for name, widget in widgets.items()} == pytest.approx(VALUES)
     for name, slider in SLIDERS.items():
-        widget = made[name]
+        widget = widgets[name]
         ends = (slider.minimum, slider.maximum)
         if isinstance(widget, ipywidgets.FloatLogSlider):
             assert (10**widget.min, 10**widget.max) == pytest.approx(ends)
@@ -104,7 +104,7 @@ def test_widgets_have_the_range_of_the_sliders():
         for end in ("min", "max"):
             widget.value = 10 ** getattr(widget, end) if slider.step is None else getattr(widget, end)
             write_config({**VALUES, name: widget.value}, write_base(), "mine.py")
-    assert [name for name, widget in made.items() if isinstance(widget, ipywidgets.IntSlider)] == [
+    assert [name for name, widget in widgets.items() if isinstance(widget, ipywidgets.IntSlider)] == [
         *("sample_size", "epochs", "lora_r", "lora_alpha")
     ]
 

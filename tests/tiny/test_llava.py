@@ -37,13 +37,13 @@ def test_a_clip_has_a_text_tower(tmp_path):
     images = AutoImageProcessor.from_pretrained(folder)
     assert images.crop_size["height"] == vision.config.image_size == 56
     with torch.no_grad():
-        seen = vision(torch.randn(2, 3, 56, 56)).last_hidden_state
-    assert seen.shape == (2, 1 + 16, 64) and (seen[0] - seen[1]).abs().mean() > 0.1
+        states = vision(torch.randn(2, 3, 56, 56)).last_hidden_state
+    assert states.shape == (2, 1 + 16, 64) and (states[0] - states[1]).abs().mean() > 0.1
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_shikra_is_the_llava_with_another_template(tiny_llava, tmp_path, name):
     folder = write_tiny("shikra", tmp_path / "shikra")
     assert (folder / name).read_bytes() == (tiny_llava / name).read_bytes()
-    shown = LlavaProcessor.from_pretrained(folder).apply_chat_template([{"role": "user", "content": "Where?"}])
-    assert shown == f"{PREFACE} USER: Where? "
+    prompt = LlavaProcessor.from_pretrained(folder).apply_chat_template([{"role": "user", "content": "Where?"}])
+    assert prompt == f"{PREFACE} USER: Where? "

@@ -35,9 +35,9 @@ def run(write):
 
 
 def refusal(run, lines: str, hardware: Hardware = A100) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as excinfo:
         run(lines, hardware)
-    return str(caught.value)
+    return str(excinfo.value)
 
 
 def test_the_published_settings(run):
@@ -120,21 +120,21 @@ TEACHER = "distill_args = dict(_delete_=True, teacher=dict(type='medgemma', mode
     ],
 )
 def test_impossible_settings_are_refused_with_their_line(run, lines: str, sentence: str):
-    said = refusal(run, lines + "\n")
-    assert sentence in said
-    assert said.startswith("run.py") or "config/_base_/" in said, said
+    message = refusal(run, lines + "\n")
+    assert sentence in message
+    assert message.startswith("run.py") or "config/_base_/" in message, message
 
 
 def test_fp16_is_refused_for_convolutions_that_overflow_it(run):
-    said = refusal(run, "training_args = dict(fp16=True)\n", T4)
-    assert "the convolutions of Gemma 3n's vision tower overflow in fp16" in said
+    message = refusal(run, "training_args = dict(fp16=True)\n", T4)
+    assert "the convolutions of Gemma 3n's vision tower overflow in fp16" in message
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(run, tmp_path):
     (tmp_path / "llava").mkdir()
     (tmp_path / "llava" / "config.json").write_text(json.dumps({"model_type": "llava"}))
-    said = refusal(run, f"model_args = dict(model_name_or_path={str(tmp_path / 'llava')!r})\n")
-    assert "type='gemma3n-student' reads a Gemma 3n checkpoint" in said and "llava" in said.lower()
+    message = refusal(run, f"model_args = dict(model_name_or_path={str(tmp_path / 'llava')!r})\n")
+    assert "type='gemma3n-student' reads a Gemma 3n checkpoint" in message and "llava" in message.lower()
 
 
 def test_a_medsiglip_teacher_has_part_vision_by_default(run):

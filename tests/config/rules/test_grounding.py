@@ -27,9 +27,9 @@ def run(write, bases):
 @pytest.fixture
 def sentence(run):
     def refuse(lines: str) -> str:
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError) as excinfo:
             run(lines)
-        return str(caught.value)
+        return str(excinfo.value)
 
     return refuse
 
@@ -173,6 +173,6 @@ def test_an_objective_without_targets_does_not_count_as_training_of_a_head(run, 
     ],
 )
 def test_heads_and_formats_are_checked_against_their_classes(write, bases, lines, expected):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as excinfo:
         read_config(write(bases + f"model_args = dict({lines})\n"))
-    assert str(caught.value).startswith("run.py:2: ") and expected in str(caught.value)
+    assert str(excinfo.value).startswith("run.py:2: ") and expected in str(excinfo.value)

@@ -25,9 +25,9 @@ def run(write, bases):
 
 
 def refusal(run, lines: str, hardware: Hardware = A10) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as excinfo:
         run(lines, hardware)
-    return str(caught.value)
+    return str(excinfo.value)
 
 
 def test_the_section_is_optional_and_complete(run):
@@ -275,9 +275,9 @@ def test_checkpointing_is_never_reentrant(run, family: str):
 def test_delta_must_be_below_one_in_n(run):
     config = run(PRIVATE)
     refuse_large_delta(config, 99_999)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as excinfo:
         refuse_large_delta(config, 100_000)
-    assert str(caught.value) == (
+    assert str(excinfo.value) == (
         "run.py:2: target_delta=1e-05 is too large for N=100000 samples, because it must be below 1/N = 1e-05: set it "
         "to 1e-06, for example"
     )

@@ -33,9 +33,9 @@ def run(write, bases):
 @pytest.fixture
 def sentence(run):
     def refuse(lines: str, hardware: Hardware = A10) -> str:
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError) as excinfo:
             run(lines, hardware)
-        return str(caught.value)
+        return str(excinfo.value)
 
     return refuse
 
@@ -323,7 +323,7 @@ def test_a_training_without_updates_is_refused(run, setting):
 
 
 @pytest.mark.parametrize(
-    ("setting", "shown"),
+    ("setting", "quoted"),
     [
         ("label_smoothing_factor=0.1", "label_smoothing_factor=0.1"),
         ("neftune_noise_alpha=5.0", "neftune_noise_alpha=5.0"),
@@ -332,9 +332,9 @@ def test_a_training_without_updates_is_refused(run, setting):
         ("include_num_input_tokens_seen='all'", "include_num_input_tokens_seen='all'"),
     ],
 )
-def test_options_of_replaced_code_of_trainer_are_refused(sentence, setting, shown):
+def test_options_of_replaced_code_of_trainer_are_refused(sentence, setting, quoted):
     assert sentence(f"training_args = dict({setting})") == (
-        f"run.py:2: {shown} is not supported, because {refusal(setting.split('=')[0])}: remove it"
+        f"run.py:2: {quoted} is not supported, because {refusal(setting.split('=')[0])}: remove it"
     )
 
 

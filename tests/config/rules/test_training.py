@@ -20,9 +20,9 @@ def refuse(write, bases):
     """Return the error message of a config."""
 
     def sentence(lines: str) -> str:
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError) as excinfo:
             apply_rules(read_config(write(bases + lines + "\n")), CPU)
-        return str(caught.value)
+        return str(excinfo.value)
 
     return sentence
 

@@ -256,11 +256,11 @@ def test_every_mark_moves_with_its_own_image(transform, sizes):
         moved = apply_transforms(scene, [transform], np.random.default_rng(seed))
         assert [mark.image for mark in moved.marks] == [mark.image for mark in scene.marks]
         for mark in moved.marks:
-            seen = bright(moved.images[mark.image])
-            assert mark.mask.shape == seen.shape
-            assert np.abs(np.subtract(mark.box, painted(seen))).max() <= 1.5
-            assert (mark.mask & seen).sum() > 0.8 * (mark.mask | seen).sum()
-            enlarged = (mark.box[2] - mark.box[0]) * (mark.box[3] - mark.box[1]) / seen.size
+            visible = bright(moved.images[mark.image])
+            assert mark.mask.shape == visible.shape
+            assert np.abs(np.subtract(mark.box, painted(visible))).max() <= 1.5
+            assert (mark.mask & visible).sum() > 0.8 * (mark.mask | visible).sum()
+            enlarged = (mark.box[2] - mark.box[0]) * (mark.box[3] - mark.box[1]) / visible.size
             assert enlarged > 0.01
         same = [image.size for image in images]
         assert all(

@@ -25,10 +25,10 @@ def masks_of(seed, size=160, columns=1):
 def test_simpson_recovers_the_volumes_of_the_phantoms(size, columns):
     for seed in range(10):
         heart, masks = masks_of(seed, size, columns)
-        found = biplane_measures(masks)
-        assert found["EDV"] == pytest.approx(heart.edv, rel=0.03)
-        assert found["ESV"] == pytest.approx(heart.esv, rel=0.03)
-        assert found["EF"] == pytest.approx(heart.ef, abs=1.0)
+        measures = biplane_measures(masks)
+        assert measures["EDV"] == pytest.approx(heart.edv, rel=0.03)
+        assert measures["ESV"] == pytest.approx(heart.esv, rel=0.03)
+        assert measures["EF"] == pytest.approx(heart.ef, abs=1.0)
 
 
 def test_irregular_borders_change_volumes_little():

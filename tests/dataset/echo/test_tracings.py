@@ -26,9 +26,9 @@ def test_frames_in_the_order_of_the_file(tmp_path):
     rows += ["b.avi,0,0,0,3,9", "", "c.avi,broken"]
     path = tmp_path / "t.csv"
     path.write_text("\n".join(rows) + "\n")
-    found = read_tracings(path, {"b"})
-    assert [(one.frame, one.area, one.line) for one in found["b"]] == [(7, 4, 2), (2, 2, 8)]
-    assert list(found) == ["b"]
+    tracings = read_tracings(path, {"b"})
+    assert [(one.frame, one.area, one.line) for one in tracings["b"]] == [(7, 4, 2), (2, 2, 8)]
+    assert list(tracings) == ["b"]
     with pytest.raises(DataError, match=r"t.csv, line 13: must have four coordinates"):
         read_tracings(path, {"c"})
 

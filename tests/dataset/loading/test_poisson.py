@@ -23,16 +23,16 @@ def drawn(sampler, epoch=0):
 
 def test_every_unit_is_drawn_with_the_rate_independently_of_the_others():
     sampler = PoissonSampler(single(50), 0.2, secret=SECRET)
-    taken = np.zeros((4000, 50))
+    draws = np.zeros((4000, 50))
     for update in range(4000):
-        taken[update, sampler.draw(update)] = 1
-    assert taken.mean(axis=0) == pytest.approx(0.2, abs=0.03)
-    sizes = taken.sum(axis=1)
+        draws[update, sampler.draw(update)] = 1
+    assert draws.mean(axis=0) == pytest.approx(0.2, abs=0.03)
+    sizes = draws.sum(axis=1)
     assert sizes.mean() == pytest.approx(10, rel=0.02)
     assert sizes.var() == pytest.approx(50 * 0.2 * 0.8, rel=0.1), "a binomial number of units"
-    correlation = np.corrcoef(taken.T) - np.eye(50)
+    correlation = np.corrcoef(draws.T) - np.eye(50)
     assert abs(correlation).max() < 0.08
-    after = ((taken[1:] - 0.2) * (taken[:-1] - 0.2)).mean()
+    after = ((draws[1:] - 0.2) * (draws[:-1] - 0.2)).mean()
     assert abs(after) < 0.005, "updates are correlated"
 
 

@@ -8,9 +8,9 @@ from mllm.dataset.phantoms.miniature import write_miniature
 
 
 def test_rows_have_all_fields_and_images(tmp_path):
-    made = write_miniature(tmp_path / "train", 9, ("image", "question", "finding", "modality"))
+    options = write_miniature(tmp_path / "train", 9, ("image", "question", "finding", "modality"))
     rows = [json.loads(line) for line in (tmp_path / "train" / "rows.jsonl").read_text().splitlines()]
-    assert made == {"data_path": str(tmp_path / "train" / "rows.jsonl"), "image_folder": str(tmp_path / "train")}
+    assert options == {"data_path": str(tmp_path / "train" / "rows.jsonl"), "image_folder": str(tmp_path / "train")}
     assert len(rows) == 9
     for row in rows:
         assert set(row) == {"image", "question", "answer", "patient", "finding", "modality"}

@@ -39,9 +39,9 @@ def _grown(mask: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_the_requested_number_of_lesions_is_drawn_and_visible(modality):
     for seed in range(6):
-        for wanted in (0, 1, 4):
-            phantom = draw(modality, np.random.default_rng(seed), 224, wanted)
-            assert len(phantom.masks) == wanted
+        for count in (0, 1, 4):
+            phantom = draw(modality, np.random.default_rng(seed), 224, count)
+            assert len(phantom.masks) == count
     with_lesion = draw(modality, np.random.default_rng(3), 224, 1)
     pixels, mask = np.asarray(with_lesion.image, float), with_lesion.masks[0]
     around = np.zeros_like(mask)

@@ -99,8 +99,8 @@ def test_palette_by_hand(tmp_path):
         tags[f"{color}PaletteColorLookupTableDescriptor"] = [3, 0, 16]
         tags[f"{color}PaletteColorLookupTableData"] = np.array([value * 257 for value in table], "<u2").tobytes()
     path = write_dicom(tmp_path / "a.dcm", pixels, photometric="PALETTE COLOR", **tags)
-    got = np.asarray(read_images(path)[0])
-    assert got.tolist() == [[[255, 0, 0], [0, 255, 0]], [[10, 20, 30], [10, 20, 30]]]
+    actual = np.asarray(read_images(path)[0])
+    assert actual.tolist() == [[[255, 0, 0], [0, 255, 0]], [[10, 20, 30], [10, 20, 30]]]
 
 
 def test_frames_of_a_cine_are_in_the_order_of_the_option():

@@ -43,8 +43,8 @@ def test_16_bit_gray_is_scaled_from_its_full_range(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     Image.fromarray(values).save(path)
     expected = np.rint((values.astype(float) - 1000) / 50000 * 255)
-    got = pixels(path)
-    assert np.array_equal(got, np.repeat(expected[..., None], 3, axis=2))
+    actual = pixels(path)
+    assert np.array_equal(actual, np.repeat(expected[..., None], 3, axis=2))
 
 
 def test_16_bit_gray_with_a_window(tmp_path):
@@ -86,10 +86,10 @@ def test_window_on_8_bit_gray_and_not_on_color(tmp_path, color):
 def test_transparency_is_composited_on_black(tmp_path):
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0] = [(200, 100, 50, 255), (200, 100, 50, 128), (200, 100, 50, 0)]
-    got = pixels(write_png(tmp_path / "a.png", rgba))
-    assert got[0, 0].tolist() == [200, 100, 50]
-    assert np.abs(got[0, 1].astype(int) - [100, 50, 25]).max() <= 1
-    assert got[0, 2].tolist() == [0, 0, 0]
+    actual = pixels(write_png(tmp_path / "a.png", rgba))
+    assert actual[0, 0].tolist() == [200, 100, 50]
+    assert np.abs(actual[0, 1].astype(int) - [100, 50, 25]).max() <= 1
+    assert actual[0, 2].tolist() == [0, 0, 0]
 
 
 def test_gray_with_alpha_palette_and_transparent_palette(tmp_path):
@@ -118,8 +118,8 @@ def test_exif_orientation_is_applied(tmp_path, deep):
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
     Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
     expected = np.rot90(values, -1)
-    got = pixels(tmp_path / "a.png")[..., 0]
-    assert np.array_equal(got, np.rint((expected / 220) * 255) if deep else expected)
+    actual = pixels(tmp_path / "a.png")[..., 0]
+    assert np.array_equal(actual, np.rint((expected / 220) * 255) if deep else expected)
 
 
 def test_pages_of_a_tiff(tmp_path):

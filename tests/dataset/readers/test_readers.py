@@ -55,9 +55,9 @@ def test_missing_empty_and_directory(tmp_path, suffix):
 def test_content_that_does_not_match_the_suffix(tmp_path, suffix, contents):
     path = tmp_path / f"scan{suffix}"
     path.write_bytes(contents)
-    with pytest.raises(DataError, match=r"scan\S+ (is|cannot)") as caught:
+    with pytest.raises(DataError, match=r"scan\S+ (is|cannot)") as excinfo:
         read_images(path)
-    assert str(caught.value).startswith(str(path))
+    assert str(excinfo.value).startswith(str(path))
 
 
 def test_every_truncated_file_is_refused(one_of_each):

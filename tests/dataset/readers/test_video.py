@@ -113,8 +113,8 @@ def test_a_truncated_video_ends_at_its_last_complete_frame(folder, tmp_path, nam
 def test_gray_video(tmp_path):
     pictures = [np.full((16, 16), 5 * number, np.uint8) for number in range(10)]
     path = write_avi(tmp_path / "a.avi", pictures, "ffv1")
-    got = read_images(path, frames=[9, 2])
-    assert [np.asarray(picture)[0, 0].tolist() for picture in got] == [[45] * 3, [10] * 3]
+    actual = read_images(path, frames=[9, 2])
+    assert [np.asarray(picture)[0, 0].tolist() for picture in actual] == [[45] * 3, [10] * 3]
 
 
 def test_a_file_without_a_video_stream(tmp_path):

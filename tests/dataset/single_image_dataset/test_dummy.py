@@ -33,10 +33,10 @@ def components(mask: np.ndarray) -> int:
 
 
 def test_modalities_alternate_and_are_the_answer():
-    got = answers("modality")
-    assert Counter(answer for _, _, answer in got) == {modality: 4 for modality in MODALITIES}
-    assert len({question for _, question, _ in got}) > 2
-    assert all(question.startswith("<image> ") for _, question, _ in got)
+    rows = answers("modality")
+    assert Counter(answer for _, _, answer in rows) == {modality: 4 for modality in MODALITIES}
+    assert len({question for _, question, _ in rows}) > 2
+    assert all(question.startswith("<image> ") for _, question, _ in rows)
 
 
 def test_presence_count_and_box_match_the_masks():

@@ -102,8 +102,8 @@ def test_questions_with_short_answers(read):
     assert texts(read("VQAEXDataset", row, **QUESTION))[1] == ("it is. The answer is b.", ())
     row = {"image": "a.png", "text": "Is it?", "label": "No"}
     assert texts(read("POPEVQADataset", row, **QUESTION)) == [("<image> Is it?", ()), ("The answer is no.", ())]
-    said = [("human", "a\n<image>"), ("gpt", "b"), ("human", "c"), ("gpt", "d")]
-    row = {"image": "a.png", "conversations": [{"from": who, "value": value} for who, value in said]}
+    messages = [("human", "a\n<image>"), ("gpt", "b"), ("human", "c"), ("gpt", "d")]
+    row = {"image": "a.png", "conversations": [{"from": sender, "value": value} for sender, value in messages]}
     sample = read("InstructDataset", row, add_coco_prefix=True)
     assert sample.turns == [
         Turn("user", "<image> a"),
@@ -172,8 +172,8 @@ def test_gqa_inserts_boxes_of_the_scene(read, tmp_path):
         "He <box> is near. The answer is yes.",
         ((0,),),
     )
-    said = texts(read("GQADataset", row, version="q-bs", **options))[1]
-    assert said == ("select: man <box>->relate: dog,near <box>. The answer is yes.", ((0,), (1,)))
+    answer = texts(read("GQADataset", row, version="q-bs", **options))[1]
+    assert answer == ("select: man <box>->relate: dog,near <box>. The answer is yes.", ((0,), (1,)))
     assert texts(read("GQADataset", row, version="q-s"))[1][0].startswith("select: man ->relate: dog,near")
     with pytest.raises(ConfigError, match="add scene_graph_file"):
         read("GQADataset", row, version="qb-a")
@@ -182,8 +182,8 @@ def test_gqa_inserts_boxes_of_the_scene(read, tmp_path):
 
 
 def test_clevr_executes_its_program_on_the_scene(read, tmp_path):
-    things = [("red", "cube", 5), ("red", "sphere", 15), ("blue", "cube", 25)]
-    objects = [{"color": color, "shape": shape, "pixel_coords": [x, 10, 9.1]} for color, shape, x in things]
+    shapes = [("red", "cube", 5), ("red", "sphere", 15), ("blue", "cube", 25)]
+    objects = [{"color": color, "shape": shape, "pixel_coords": [x, 10, 9.1]} for color, shape, x in shapes]
     scene = {"image_index": 3, "objects": objects, "relationships": {"right": [[1, 2], [2], []]}}
     (tmp_path / "scenes.json").write_text(json.dumps({"scenes": [scene]}))
     steps = [

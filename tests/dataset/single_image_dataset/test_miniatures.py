@@ -40,8 +40,8 @@ def test_all_datasets_are_covered():
     ("name", "options"), [*CASES, ("ReferDataset", {"task": "REC"}), ("ReferDataset", {})], ids=lambda value: str(value)
 )
 def test_a_miniature_can_be_read(name, options, tmp_path):
-    made = DATASETS.find(name).miniature(tmp_path / "mini", 4)
-    data = build_dataset(dict(type=name, **made, **options))
+    miniature = DATASETS.find(name).miniature(tmp_path / "mini", 4)
+    data = build_dataset(dict(type=name, **miniature, **options))
     assert len(data) == 4
     for index in range(4):
         sample = data.sample(index)
@@ -59,25 +59,26 @@ def test_a_miniature_can_be_read(name, options, tmp_path):
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda value: str(value))
 def test_a_missing_text_is_refused_and_not_supervised(name, options, tmp_path):
-    made = DATASETS.find(name).miniature(tmp_path / "mini", 1)
-    row = json.loads(Path(made["data_path"]).read_text().splitlines()[0])
+    miniature = DATASETS.find(name).miniature(tmp_path / "mini", 1)
+    row = json.loads(Path(miniature["data_path"]).read_text().splitlines()[0])
     paths = [field for field in row if field in IMAGES]
     refused = 0
     for field in set(row) - set(paths):
         for missing in (float("nan"), "  "):
-            Path(made["data_path"]).write_text(json.dumps({**row, field: missing}) + "\n")
+            Path(miniature["data_path"]).write_text(json.dumps({**row, field: missing}) + "\n")
             try:
-                text = " ".join(turn.text for turn in build_dataset(dict(type=name, **made, **options)).sample(0).turns)
+                turns = build_dataset(dict(type=name, **miniature, **options)).sample(0).turns
             except DataError:
                 refused += 1
             else:
+                text = " ".join(turn.text for turn in turns)
                 assert "nan" not in text.lower().split() and "The answer is ." not in text
     assert refused >= 2
 
 
 def test_phrasing_changes_with_the_epoch_and_marks_follow_the_image(tmp_path):
-    made = DATASETS.find("RESDataset").miniature(tmp_path / "mini", 6)
-    data = build_dataset(dict(type="RESDataset", **made))
+    miniature = DATASETS.find("RESDataset").miniature(tmp_path / "mini", 6)
+    data = build_dataset(dict(type="RESDataset", **miniature))
     assert len({data.sample(0, epoch).turns[0].text for epoch in range(12)}) > 3
     plain = data.sample(2)
     data.transforms = [RandomFlip(probability=1.0)]

@@ -62,11 +62,11 @@ def test_columns_can_be_named_and_inputs_are_appended(tmp_path):
 def test_a_context_is_appended_to_its_question(tmp_path):
     row = {"question": "Why?", "context": ["It rained.", "It was cold."], "answer": "Because."}
     path = written(tmp_path / "rows.jsonl", row, {**row, "context": {"a": 3}})
-    asked = "Why?\n\nIt rained.\nIt was cold."
-    assert TextQADataset(path).sample(0).turns[0].text == asked
+    prompt = "Why?\n\nIt rained.\nIt was cold."
+    assert TextQADataset(path).sample(0).turns[0].text == prompt
     named = dict(question="question", answer="answer")
     assert TextQADataset(path, **named).sample(0).turns[0].text == "Why?"
-    assert TextQADataset(path, **named, context="context").sample(0).turns[0].text == asked
+    assert TextQADataset(path, **named, context="context").sample(0).turns[0].text == prompt
     with pytest.raises(DataError, match="line 2: field 'context' is not a text"):
         TextQADataset(path).sample(1)
     with pytest.raises(DataError, match="field 'contxt' is missing: did you mean 'context'"):
@@ -86,8 +86,8 @@ def test_pubmedqa_is_read_in_its_published_format(shared_data):
     for number in (0, 999):
         row = published[number]
         assert [turn.text for turn in long.sample(number).turns] == [row["QUESTION"], row["LONG_ANSWER"]]
-        asked = "\n\n".join([row["QUESTION"], "\n".join(row["CONTEXTS"])])
-        assert [turn.text for turn in decided.sample(number).turns] == [asked, row["final_decision"]]
+        prompt = "\n\n".join([row["QUESTION"], "\n".join(row["CONTEXTS"])])
+        assert [turn.text for turn in decided.sample(number).turns] == [prompt, row["final_decision"]]
 
 
 def test_all_kinds_of_tables_give_equal_samples(tmp_path):

@@ -17,12 +17,12 @@ def make(tmp_path):
     for color in ("red", "blue"):
         Image.new("RGB", (8, 8), color).save(tmp_path / f"{color}.png")
 
-    def made(row: dict, **options) -> VQADataset:
+    def build(row: dict, **options) -> VQADataset:
         path = tmp_path / "rows.jsonl"
         path.write_text(json.dumps({"image": "red.png", "question": "what?", "answer": "this", **row}) + "\n")
         return VQADataset(path, **options)
 
-    return made
+    return build
 
 
 def test_one_image_one_question_one_answer(make):

@@ -19,8 +19,14 @@ POLYGON = [10.0, 10.0, 30.0, 10.0, 30.0, 25.0, 10.0, 25.0]
 def folder(tmp_path):
     Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(tmp_path / "COCO_train2014_000000000007.jpg")
     refs = [
-        {"ref_id": 1, "ann_id": 5, "image_id": 7, "split": split, "sentences": [{"sent": sent} for sent in sentences]}
-        for split, sentences in (("train", ["left man", "the man"]), ("testA", ["man in red"]))
+        {
+            "ref_id": 1,
+            "ann_id": 5,
+            "image_id": 7,
+            "split": split,
+            "sentences": [{"sent": text} for text in texts],
+        }
+        for split, texts in (("train", ["left man", "the man"]), ("testA", ["man in red"]))
     ]
     (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
     instances = {

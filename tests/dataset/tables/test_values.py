@@ -84,9 +84,9 @@ def test_texts_are_patients_without_surrounding_white_space(value, patient):
 
 @pytest.mark.parametrize("value", [1.5, 2.0**60, True, ["a"], {"id": 1}])
 def test_other_values_are_not_patients_and_the_message_does_not_name_them(value):
-    with pytest.raises(DataError, match="field 'patient' must be the id of a patient") as caught:
+    with pytest.raises(DataError, match="field 'patient' must be the id of a patient") as excinfo:
         patient_of(value, "patient")
-    assert str(value) not in str(caught.value).removesuffix(type(value).__name__)
+    assert str(value) not in str(excinfo.value).removesuffix(type(value).__name__)
 
 
 def test_columns_that_may_contain_the_patient_are_found():

@@ -35,12 +35,12 @@ def samples(with_images):
     """Four conversations; the first has two images, the second none, so that indices of images and samples differ."""
     rng = np.random.default_rng(3)
     words = ["chest", "normal", "lesion", "left", "3.5 mm", "opacity"]
-    made = []
+    samples = []
     for images, length in ((2, 7), (0, 2), (1, 12), (1, 4)):
         pictures = [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(images)]
         question, answer = (" ".join(rng.choice(words, size=size)) for size in (3 + length, length))
-        made.append(Sample([Turn("user", question), Turn("assistant", answer)], pictures if with_images else []))
-    return made
+        samples.append(Sample([Turn("user", question), Turn("assistant", answer)], pictures if with_images else []))
+    return samples
 
 
 @pytest.fixture(scope="session")

@@ -61,8 +61,8 @@ def test_updates_with_different_noise_are_composed() -> None:
 
 
 def test_order_does_not_matter_and_no_updates_cost_nothing() -> None:
-    there, back = LEDGER.entries, LEDGER.entries[::-1]
-    assert epsilon_spent(there, DELTA, "prv") == pytest.approx(epsilon_spent(back, DELTA, "prv"), rel=1e-6)
+    forward, back = LEDGER.entries, LEDGER.entries[::-1]
+    assert epsilon_spent(forward, DELTA, "prv") == pytest.approx(epsilon_spent(back, DELTA, "prv"), rel=1e-6)
     assert epsilon_spent([], DELTA, "prv") == epsilon_spent([(0.5, 0.1, 0)], DELTA, "rdp") == 0
     assert epsilon_spent([(1.0, 0.1, 3), (0.0, 0.1, 1)], DELTA, "prv") == math.inf
 
@@ -70,8 +70,8 @@ def test_order_does_not_matter_and_no_updates_cost_nothing() -> None:
 @pytest.mark.parametrize(("target", "sigma"), [(15.0, 0.396), (8.0, 0.488), (3.0, 0.672)])
 def test_the_noise_of_the_published_notebook(target: float, sigma: float) -> None:
     """VaultGemma's notebook: 900 samples and 225 updates of 8; it computed its noise for another sampling rate."""
-    found = noise_multiplier_for(target, DELTA, 8 / 900, 225, "prv")
-    assert found == pytest.approx(sigma, rel=3e-3)
+    multiplier = noise_multiplier_for(target, DELTA, 8 / 900, 225, "prv")
+    assert multiplier == pytest.approx(sigma, rel=3e-3)
     used = {15.0: 0.339, 8.0: 0.405, 3.0: 0.532}[target]
     spent = {15.0: 23.7, 8.0: 14.0, 3.0: 6.17}[target]
     assert epsilon_spent([(used, 8 / 900, 225)], DELTA, "prv") == pytest.approx(spent, rel=1e-2)

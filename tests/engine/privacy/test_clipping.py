@@ -90,9 +90,9 @@ def test_per_layer_clipping_bounds_every_layer_by_its_norm(parameters, gradients
 def test_gradients_have_the_shapes_of_the_parameters_and_are_divided_by_the_expected_units(parameters, gradients):
     clipped = ClippedSum(parameters, CLIP)
     clipped.add(rows(gradients, 0, 6))
-    found = clipped.gradients(expected=4.0)
-    assert [tuple(gradient.shape) for gradient in found] == SHAPES
-    torch.testing.assert_close(torch.cat([gradient.flatten() for gradient in found]), clipped.flat / 4)
+    actual = clipped.gradients(expected=4.0)
+    assert [tuple(gradient.shape) for gradient in actual] == SHAPES
+    torch.testing.assert_close(torch.cat([gradient.flatten() for gradient in actual]), clipped.flat / 4)
 
 
 def test_samples_of_a_unit_must_be_adjacent(parameters, gradients):

@@ -19,12 +19,12 @@ def mechanism(**changes):
 
 
 def test_the_noise_spends_the_target_over_the_planned_updates():
-    made = mechanism().with_noise(50)
-    spent = epsilon_spent([(made.sigma, 0.1, 50)], 1e-3, "rdp")
+    planned = mechanism().with_noise(50)
+    spent = epsilon_spent([(planned.sigma, 0.1, 50)], 1e-3, "rdp")
     assert 2.98 < spent <= 3.0
-    assert made.spent(Ledger([(made.sigma, 0.1, 50)])) == spent
-    assert made.with_noise(500) is made, "noise that is set stays"
-    assert made.expected_units == 10
+    assert planned.spent(Ledger([(planned.sigma, 0.1, 50)])) == spent
+    assert planned.with_noise(500) is planned, "noise that is set stays"
+    assert planned.expected_units == 10
 
 
 @settings(max_examples=12, deadline=None)
@@ -33,19 +33,19 @@ def test_the_noise_spends_the_target_over_the_planned_updates():
     sigma=st.floats(0.6, 4),
     rate=st.floats(0.01, 1),
     before=st.integers(0, 30),
-    wanted=st.integers(0, 60),
+    updates=st.integers(0, 60),
 )
-def test_one_more_than_the_affordable_updates_exceeds_the_target(target, sigma, rate, before, wanted):
-    made = mechanism(sample_rate=rate, target_epsilon=target, noise_multiplier=sigma)
+def test_one_more_than_the_affordable_updates_exceeds_the_target(target, sigma, rate, before, updates):
+    planned = mechanism(sample_rate=rate, target_epsilon=target, noise_multiplier=sigma)
     ledger = Ledger([(1.3, rate, before)])
-    steps = made.affordable(ledger, wanted)
-    assert 0 <= steps <= wanted
+    steps = planned.affordable(ledger, updates)
+    assert 0 <= steps <= updates
 
     def spent(more):
         return epsilon_spent([*ledger.entries, (sigma, rate, more)], 1e-3, "rdp")
 
     assert steps == 0 or spent(steps) <= target
-    assert steps == wanted or spent(steps + 1) > target
+    assert steps == updates or spent(steps + 1) > target
 
 
 def test_without_a_target_every_update_is_affordable():
@@ -53,10 +53,10 @@ def test_without_a_target_every_update_is_affordable():
 
 
 def test_ledger_and_noise_are_restored_from_a_checkpoint(tmp_path):
-    made, ledger = mechanism().with_noise(20), Ledger([(1.7, 0.1, 12)])
-    save_ledger(tmp_path, ledger, made)
+    planned, ledger = mechanism().with_noise(20), Ledger([(1.7, 0.1, 12)])
+    save_ledger(tmp_path, ledger, planned)
     read, again = resume_ledger(tmp_path, mechanism())
-    assert (read, again) == (ledger, made)
+    assert (read, again) == (ledger, planned)
     _, louder = resume_ledger(tmp_path, mechanism(noise_multiplier=9.0))
     assert louder.sigma == 9.0, "noise that the config sets now is used, and counted as such"
 

@@ -31,8 +31,8 @@ def alone(parts, encoded):
     return dict(zip(names, gradients, strict=True))
 
 
-def distance(found, true):
-    return float((found - true).norm() / true.norm())
+def distance(actual, true):
+    return float((actual - true).norm() / true.norm())
 
 
 @pytest.mark.parametrize("family", ["vaultgemma", "medgemma", "t5gemma", "gemma3n"])
@@ -73,9 +73,9 @@ def test_lora_of_a_vision_model_and_a_regression_head_with_norms(make_private_vi
     std, expected = torch.tensor([12.0, 45.0, 35.0], dtype=torch.float64), []
     for encoded in parts.encoded:
         batch = parts.pad([encoded])
-        (found,), known = parts.bundle.model(**batch.student).heads["measures"], encoded.targets["measures_known"]
-        loss = ((found - encoded.targets["measures"])[known] / std[known]).square().mean()
-        loss = loss + 0.3 * (found[0] - 100 * (1 - found[2] / found[1].clamp_min(1.0))).abs() / std[0]
+        (predictions,), known = parts.bundle.model(**batch.student).heads["measures"], encoded.targets["measures_known"]
+        loss = ((predictions - encoded.targets["measures"])[known] / std[known]).square().mean()
+        loss = loss + 0.3 * (predictions[0] - 100 * (1 - predictions[2] / predictions[1].clamp_min(1.0))).abs() / std[0]
         expected.append(dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True)))
     tape = Tape(parts.learner, images_in(parts.learner))
     gradients = recorded(parts.learner, tape, parts.pad(parts.encoded))

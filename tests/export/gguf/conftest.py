@@ -220,15 +220,15 @@ def texts(count: int = 600) -> list[str]:
         "123456",
     ]
     draw = random.Random(0)
-    found = [" ", "  a", "a ", "\n", "▁", "<0x41>", *strange]
-    while len(found) < count:
+    texts = [" ", "  a", "a ", "\n", "▁", "<0x41>", *strange]
+    while len(texts) < count:
         start = draw.randrange(len(TEXT) - 120)
         text = TEXT[start : start + draw.randrange(1, 120)]
         for _ in range(draw.randrange(3)):
             place = draw.randrange(len(text) + 1)
             text = text[:place] + draw.choice(strange) + text[place:]
-        found.append(text)
-    return found
+        texts.append(text)
+    return texts
 
 
 def random_ids(count: int = 64, low: int = len(TOKENS) + len(BYTES), high: int = 590) -> list[int]:
@@ -305,30 +305,32 @@ class Runtime:
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
         assert self.api.llama_decode(self.context, batch) == 0
         size = self.api.llama_vocab_n_tokens(self.vocabulary)
-        found = np.ctypeslib.as_array(self.api.llama_get_logits(self.context), (len(ids), size)).copy()
+        logits = np.ctypeslib.as_array(self.api.llama_get_logits(self.context), (len(ids), size)).copy()
         self.api.llama_batch_free(batch)
-        return found
+        return logits
 
     def tokens(self, text: str, *, special: bool = False) -> list[int]:
         """Return the token ids of a text with special tokens in it; `special` adds those of the file around it."""
         data, room = text.encode(), len(text.encode()) + 8
-        found = (self.api.llama_token * room)()
-        count = self.api.llama_tokenize(self.vocabulary, data, len(data), found, room, special, True)
+        ids = (self.api.llama_token * room)()
+        count = self.api.llama_tokenize(self.vocabulary, data, len(data), ids, room, special, True)
         assert count >= 0
-        return list(found[:count])
+        return list(ids[:count])
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of tokens without special ones."""
-        tokens, found = (self.api.llama_token * len(ids))(*ids), ctypes.create_string_buffer(4096)
-        size = self.api.llama_detokenize(self.vocabulary, tokens, len(ids), found, len(found), True, False)
+        tokens, buffer = (self.api.llama_token * len(ids))(*ids), ctypes.create_string_buffer(4096)
+        size = self.api.llama_detokenize(self.vocabulary, tokens, len(ids), buffer, len(buffer), True, False)
         assert size >= 0
-        return found.raw[:size].decode(errors="replace")
+        return buffer.raw[:size].decode(errors="replace")
 
     def metadata(self, key: str) -> str:
         """Return a value of the metadata of the file as text."""
-        found = ctypes.create_string_buffer(4096)
-        assert self.api.llama_model_meta_val_str(self.model, key.encode(), found, len(found)) >= 0, f"{key} is missing"
-        return found.value.decode()
+        buffer = ctypes.create_string_buffer(4096)
+        assert self.api.llama_model_meta_val_str(self.model, key.encode(), buffer, len(buffer)) >= 0, (
+            f"{key} is missing"
+        )
+        return buffer.value.decode()
 
     def close(self) -> None:
         self.api.llama_free(self.context)

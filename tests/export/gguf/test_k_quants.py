@@ -42,9 +42,9 @@ def test_only_matrices_are_quantized(
     out = export_k_quant(wide, tmp_path / "out" / f"{kind}.gguf", kind, name="first-aid")
     before, after = tensors(exact), tensors(out)
     assert before.keys() == after.keys()
-    kinds = {name: found for name, (found, _) in after.items()}
+    kinds = {name: kind for name, (kind, _) in after.items()}
     assert {kinds[name] for name in kinds if "norm" in name} == {"F32"}
-    assert all(found.endswith("_K") for name, found in kinds.items() if "norm" not in name)
+    assert all(kind.endswith("_K") for name, kind in kinds.items() if "norm" not in name)
     assert main in kinds.values()
     for name, (_, values) in after.items():
         assert np.abs(values - before[name][1]).std() <= allowed * before[name][1].std(), name
@@ -60,10 +60,10 @@ def test_narrow_matrices_keep_a_larger_type(
 ) -> None:
     folder = write_model("llama", tmp_path / "model", **{**WIDE, "hidden_size": 320})
     with caplog.at_level(logging.INFO, "mllm"):
-        found = tensors(export_k_quant(folder, tmp_path / "out.gguf", "q4_k_s"))
-    narrow = [name for name, (_, values) in found.items() if values.ndim == 2 and values.shape[-1] % 256]
-    assert {found[name][0] for name in narrow} == {"Q5_0", "Q5_1", "Q8_0"}
-    assert found["blk.0.ffn_down.weight"][0] in ("Q4_K", "Q5_K")
+        types = tensors(export_k_quant(folder, tmp_path / "out.gguf", "q4_k_s"))
+    narrow = [name for name, (_, values) in types.items() if values.ndim == 2 and values.shape[-1] % 256]
+    assert {types[name][0] for name in narrow} == {"Q5_0", "Q5_1", "Q8_0"}
+    assert types["blk.0.ffn_down.weight"][0] in ("Q4_K", "Q5_K")
     assert (
         f"{len(narrow)} matrices have a larger type than q4_k_s: their row length is not a multiple of 256"
         in caplog.text
@@ -82,7 +82,7 @@ def test_the_message_of_llama_cpp_about_a_failure_is_passed_on(
 ) -> None:
     """The input is not a GGUF file."""
 
-    def damaged(folder: Path, out: Path, kind: str, **given: Any) -> Path:
+    def damaged(folder: Path, out: Path, kind: str, **options: Any) -> Path:
         out.write_bytes(b"GGUF" + bytes(100))
         return out
 

@@ -67,8 +67,8 @@ def test_an_adapter_of_gemma_3_with_images(tiny_medgemma: Path, runtime: Callabl
     lora = export_adapter(adapter, str(tiny_medgemma), tmp_path / "lora.gguf", "f32")
     model = as_llama_cpp(AutoModelForImageTextToText.from_pretrained(tiny_medgemma))
     adapted = reference(PeftModel.from_pretrained(model, adapter), random_ids())
-    found = runtime(export_model(tiny_medgemma, tmp_path / "model.gguf", "f32"), lora).logits(random_ids())
-    assert np.abs(found - adapted).max() < 2e-3
+    logits = runtime(export_model(tiny_medgemma, tmp_path / "model.gguf", "f32"), lora).logits(random_ids())
+    assert np.abs(logits - adapted).max() < 2e-3
 
 
 def test_the_file_contains_the_metadata(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
@@ -89,9 +89,9 @@ def test_unsupported_adapters_are_refused(
 ) -> None:
     def refusal(base: Path, kind: str = "f16", model: Any = AutoModelForCausalLM, **options: Any) -> str:
         folder = write_lora(base, tmp_path / str(len(list(tmp_path.iterdir()))), model, **options)
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError) as excinfo:
             export_adapter(folder, str(base), tmp_path / "lora.gguf", kind)
-        return str(caught.value)
+        return str(excinfo.value)
 
     llama, multimodal = checkpoints("llama"), AutoModelForImageTextToText
     vision = dict(target_modules=r".*vision_tower.*\.q_proj")

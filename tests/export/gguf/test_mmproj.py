@@ -61,19 +61,19 @@ def llama_cpp_embeddings(language: Path, mmproj: Path, pixels: np.ndarray) -> np
     text.add_special, text.parse_special = True, True
     bitmaps = (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap)
     assert mtmd.mtmd_tokenize(context, chunks, ctypes.byref(text), bitmaps, 1) == 0
-    found = None
+    embeddings = None
     for index in range(mtmd.mtmd_input_chunks_size(chunks)):
         chunk = mtmd.mtmd_input_chunks_get(chunks, index)
         if mtmd.mtmd_input_chunk_get_type(chunk) == 1:
             assert mtmd.mtmd_encode_chunk(context, chunk) == 0
             shape = (mtmd.mtmd_input_chunk_get_n_tokens(chunk), llama_cpp.llama_model_n_embd(model))
-            found = np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(context), shape).copy()
+            embeddings = np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(context), shape).copy()
     mtmd.mtmd_input_chunks_free(chunks)
     mtmd.mtmd_bitmap_free(bitmap)
     mtmd.mtmd_free(context)
     llama_cpp.llama_model_free(model)
-    assert found is not None
-    return found
+    assert embeddings is not None
+    return embeddings
 
 
 @pytest.mark.parametrize(("kind", "allowed"), [("f32", 1e-3), ("q8_0", 2e-2)])
@@ -81,7 +81,7 @@ def test_image_features_equal_those_of_transformers(
     llama_cpp_quiet: Any, image_model: Path, kind: str, allowed: float, tmp_path: Path
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    found = llama_cpp_embeddings(
+    actual = llama_cpp_embeddings(
         export_model(image_model, tmp_path / "model.gguf", "f32"),
         export_mmproj(image_model, tmp_path / "mmproj.gguf", kind),
         pixels,
@@ -90,9 +90,9 @@ def test_image_features_equal_those_of_transformers(
     values = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.inference_mode():
         expected = model.model.get_image_features(values).pooler_output[0].numpy()
-    assert found.shape == expected.shape == (TOKENS, 128)
+    assert actual.shape == expected.shape == (TOKENS, 128)
     assert expected.std() > 0.5
-    assert np.abs(found - expected).max() < allowed
+    assert np.abs(actual - expected).max() < allowed
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,10 @@ CALM: dict[str, dict[str, Any]] = {
 def test_logits_equal_those_of_transformers(runtime: Callable[..., Any], family: str, tmp_path: Path) -> None:
     folder = write_model(family, tmp_path / family, **CALM[family])
     expected = reference(AutoModelForCausalLM.from_pretrained(folder), random_ids())
-    found = runtime(export_model(folder, tmp_path / "model.gguf", "f32")).logits(random_ids())
+    logits = runtime(export_model(folder, tmp_path / "model.gguf", "f32")).logits(random_ids())
     assert len(expected) == 64
     assert expected.std() > 0.5
-    assert np.abs(found - expected).max() < TOLERANCE
+    assert np.abs(logits - expected).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,10 +49,10 @@ def test_other_models_differ_only_by_the_activation(
 ) -> None:
     """Deeper models with scaled rotary embeddings: equal logits if transformers uses llama.cpp's table of GELU."""
     folder = checkpoints(family)
-    found = runtime(export_model(folder, tmp_path / "model.gguf", "f32")).logits(random_ids())
+    logits = runtime(export_model(folder, tmp_path / "model.gguf", "f32")).logits(random_ids())
     expected = reference(as_llama_cpp(AutoModelForCausalLM.from_pretrained(folder)), random_ids())
     assert expected.std() > 0.5
-    assert np.abs(found - expected).max() < TOLERANCE
+    assert np.abs(logits - expected).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gemma3n"])
@@ -94,8 +94,8 @@ def test_smaller_types_have_similar_logits(
 def test_8_bits_have_similar_logits(runtime: Callable[..., Any], family: str, allowed: float, tmp_path: Path) -> None:
     folder = write_model(family, tmp_path / family, **(CALM[family] or dict(num_hidden_layers=1, damping=0.1)))
     expected = reference(AutoModelForCausalLM.from_pretrained(folder), random_ids())
-    found = runtime(export_model(folder, tmp_path / "q8_0.gguf", "q8_0")).logits(random_ids())
-    assert 0 < np.abs(found - expected).max() < allowed
+    logits = runtime(export_model(folder, tmp_path / "q8_0.gguf", "q8_0")).logits(random_ids())
+    assert 0 < np.abs(logits - expected).max() < allowed
 
 
 def test_shards_are_one_model(runtime: Callable[..., Any], tmp_path: Path) -> None:
@@ -105,10 +105,10 @@ def test_shards_are_one_model(runtime: Callable[..., Any], tmp_path: Path) -> No
     model.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
     expected = reference(model.float(), random_ids())
-    found = runtime(export_model(tmp_path / "shards", tmp_path / "model.gguf", "bf16")).logits(random_ids())
-    assert np.abs(found - expected).max() < 0.1
-    found = runtime(export_model(tmp_path / "shards", tmp_path / "exact.gguf", "f32")).logits(random_ids())
-    assert np.abs(found - expected).max() < 1e-4
+    logits = runtime(export_model(tmp_path / "shards", tmp_path / "model.gguf", "bf16")).logits(random_ids())
+    assert np.abs(logits - expected).max() < 0.1
+    logits = runtime(export_model(tmp_path / "shards", tmp_path / "exact.gguf", "f32")).logits(random_ids())
+    assert np.abs(logits - expected).max() < 1e-4
 
 
 def test_the_language_model_of_gemma_3_with_images(
@@ -141,9 +141,9 @@ def test_models_that_the_format_cannot_represent_are_refused(
     def refusal(family: str, **values: Any) -> str:
         folder = Path(shutil.copytree(checkpoints(family), tmp_path / f"{len(list(tmp_path.iterdir()))}"))
         edited(folder, **values)
-        with pytest.raises(ConfigError, match="cannot become a GGUF") as caught:
+        with pytest.raises(ConfigError, match="cannot become a GGUF") as excinfo:
             export_model(folder, tmp_path / "out.gguf", "f32")
-        return str(caught.value)
+        return str(excinfo.value)
 
     assert "from a rectangular pool" in refusal("gemma3", **{POOL_KEY: [8, 16], "mm_tokens_per_image": 128})
     assert "weights are quantized" in refusal("llama", quantization_config=dict(quant_method="bitsandbytes"))

@@ -36,26 +36,26 @@ def write(path: Path, kinds: dict[str, Kind], tensors: list[PlannedTensor]) -> P
 )
 def test_values_and_metadata_are_read_back(kind: str, allowed: float, tmp_path: Path) -> None:
     value = torch.randn((33, 64), generator=torch.Generator().manual_seed(0))
-    given = [fixed("blk.0.attn_q.weight", value), fixed("output_norm.weight", value[0])]
-    kinds = {given[0].name: TYPES[kind][0], given[1].name: Kind.F32}
-    reader = gguf.GGUFReader(write(tmp_path / "new" / "model.gguf", kinds, given))
+    planned = [fixed("blk.0.attn_q.weight", value), fixed("output_norm.weight", value[0])]
+    kinds = {planned[0].name: TYPES[kind][0], planned[1].name: Kind.F32}
+    reader = gguf.GGUFReader(write(tmp_path / "new" / "model.gguf", kinds, planned))
     assert reader.fields["general.name"].contents() == "tiny"
-    for found, tensor in zip(reader.tensors, (value, value[0]), strict=True):
-        assert found.tensor_type == kinds[found.name]
-        values = gguf.quants.dequantize(found.data, found.tensor_type)
+    for actual, tensor in zip(reader.tensors, (value, value[0]), strict=True):
+        assert actual.tensor_type == kinds[actual.name]
+        values = gguf.quants.dequantize(actual.data, actual.tensor_type)
         assert np.abs(values - tensor.numpy()).max() <= allowed
 
 
 def test_a_tensor_is_read_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(writer, "_CHUNK", 10 * 64)
-    value, asked = torch.randn(25, 64), []
+    value, reads = torch.randn(25, 64), []
 
     def read(start: int, stop: int) -> Tensor:
-        asked.append((start, stop))
+        reads.append((start, stop))
         return value[start:stop]
 
     out = write(tmp_path / "out.gguf", {"a.weight": Kind.F16}, [PlannedTensor("a.weight", (25, 64), read)])
-    assert asked == [(0, 10), (10, 20), (20, 25)]
+    assert reads == [(0, 10), (10, 20), (20, 25)]
     assert np.array_equal(gguf.GGUFReader(out).tensors[0].data, value.half().numpy())
 
 
@@ -97,8 +97,8 @@ def test_values_outside_the_range_of_the_type_are_refused(
 
 
 def test_sensitive_tensors_keep_a_larger_type(caplog: pytest.LogCaptureFixture) -> None:
-    def kind(name: str, wanted: str, *shape: int) -> str:
-        return kind_of(fixed(name, torch.zeros(shape)), TYPES[wanted][0]).name
+    def kind(name: str, expected: str, *shape: int) -> str:
+        return kind_of(fixed(name, torch.zeros(shape)), TYPES[expected][0]).name
 
     assert kind("blk.0.attn_q.weight", "q4_0", 8, 64) == "Q4_0"
     assert kind("blk.0.attn_q.weight", "q4_0", 8, 48) == "F16"

@@ -115,11 +115,11 @@ def test_dare_drops_at_random_with_a_fixed_seed(base: Path, tmp_path: Path, comb
         combined(_model(base), [first, second], [1.0, 1.0], combination=combination, density=0.5) for _ in range(2)
     ]
     assert all(torch.equal(tensor, results[1].tensors[key]) for key, tensor in results[0].tensors.items())
-    got, (a, _), (c, _) = _parts(results[0], Q)[0], _scaled(first, 1.0), _scaled(second, 1.0)
+    actual, (a, _), (c, _) = _parts(results[0], Q)[0], _scaled(first, 1.0), _scaled(second, 1.0)
     # Density 0.5 keeps every other number and doubles it (arXiv:2311.03099).
     both = 2 * (a + c) if combination == "dare_linear" else a + c  # their sum, or the mean of those that agree
     candidates = torch.stack([torch.zeros_like(a), 2 * a, 2 * c, both])
-    nearest = (candidates - got).abs().min(dim=0)
+    nearest = (candidates - actual).abs().min(dim=0)
     assert nearest.values.max() < 1e-5
     assert 0.15 < (nearest.indices == 0).float().mean() < 0.35, "a quarter loses both"
 

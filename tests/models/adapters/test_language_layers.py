@@ -27,11 +27,11 @@ def skeleton(auto, model_type, **options):
 
 
 def counts(names):
-    found: dict[str, int] = {}
+    actual: dict[str, int] = {}
     for name in names:
         last = name.rpartition(".")[2]
-        found[last] = found.get(last, 0) + 1
-    return found
+        actual[last] = actual.get(last, 0) + 1
+    return actual
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ def test_the_loss_is_that_of_full_logits(parts, softcap, tile_bytes):
     labels = torch.tensor([3, ids[0], 900, ids[2], ids[0], 17])
     weights = torch.tensor([1.0, 0.5, 2.0, 1.0, 0.0, 3.0])
     hidden = torch.randn(6, width, requires_grad=True)
-    found = token_losses(hidden, labels, projection, softcap, tile_bytes, rows.vocabulary)
-    (found * weights).sum().backward()
+    actual = token_losses(hidden, labels, projection, softcap, tile_bytes, rows.vocabulary)
+    (actual * weights).sum().backward()
     own = rows.input if rows.output is None else rows.output
     ours = [hidden.grad.clone(), own.grad.clone()]
     hidden.grad = own.grad = None
@@ -75,7 +75,7 @@ def test_the_loss_is_that_of_full_logits(parts, softcap, tile_bytes):
     logits = hidden @ full.T
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    assert torch.allclose(found, expected, atol=1e-4)
+    assert torch.allclose(actual, expected, atol=1e-4)
     (expected * weights).sum().backward()
     for mine, theirs in zip(ours, (hidden.grad, own.grad), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-4)
@@ -108,7 +108,7 @@ LOCATIONS = tuple(f"<bin_{number}>" for number in range(100))
 def test_tables_grow_for_tokens_beyond_their_rows(name, request):
     """More tokens than unused rows: old rows are unchanged, new ones are near the mean and equal in every run."""
     folder = request.getfixturevalue(name)
-    made = []
+    new_rows = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         model, tokenizer = AutoModelForImageTextToText.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -123,7 +123,7 @@ def test_tables_grow_for_tokens_beyond_their_rows(name, request):
             assert torch.equal(table.weight[: min(ids)], before[: min(ids)])
             far = (table.weight[ids] - before.mean(dim=0)) / before.std(dim=0)
             assert 0.05 < float(far.std()) < 0.15 and float(far.std(dim=0).min()) > 0.02, "each token has its own row"
-        made.append([table.weight.detach() for table in tables])
+        new_rows.append([table.weight.detach() for table in tables])
         rows = TokenRows(model, ids)
         torch.testing.assert_close(rows.input, tables[0].weight[ids])
         tokens = torch.tensor([[5, *ids]])
@@ -133,7 +133,7 @@ def test_tables_grow_for_tokens_beyond_their_rows(name, request):
             stock.get_input_embeddings().weight.copy_(tables[0].weight)
             stock.get_output_embeddings().weight.copy_(tables[1].weight)
             torch.testing.assert_close(model(input_ids=tokens).logits, stock(input_ids=tokens).logits)
-    assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(*new_rows, strict=True))
 
 
 @pytest.mark.parametrize("name", ["tiny_medgemma", "tiny_llava"])

@@ -27,11 +27,11 @@ def test_local_folders_and_hub_ids_are_distinguished(
 
 def test_missing_weights_name_the_download_script_and_similar_names(tmp_path: Path, tiny_llava: Path) -> None:
     shutil.copytree(tiny_llava, tmp_path / "medgemma-4b-it")
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as excinfo:
         find_checkpoint(str(tmp_path / "medgemma-4b"))
-    assert "bash scripts/download_medgemma.sh" in str(caught.value)
-    assert "similar names in its parent folder: medgemma-4b-it" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert "bash scripts/download_medgemma.sh" in str(excinfo.value)
+    assert "similar names in its parent folder: medgemma-4b-it" in str(excinfo.value)
+    assert "\n" not in str(excinfo.value)
 
 
 def test_incomplete_folders_are_refused(copy: Path) -> None:

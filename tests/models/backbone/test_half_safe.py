@@ -100,16 +100,16 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def watch(model: nn.Module) -> dict[str, tuple[torch.dtype, float]]:
     """Return a dict of the dtype and the largest magnitude of the output of each module, which forward passes fill."""
-    seen: dict[str, tuple[torch.dtype, float]] = {}
+    outputs: dict[str, tuple[torch.dtype, float]] = {}
 
     def record(name: str, output: object) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-            seen[name] = (tensor.dtype, float(tensor.detach().abs().max()))
+            outputs[name] = (tensor.dtype, float(tensor.detach().abs().max()))
 
     for name, module in model.named_modules():
         module.register_forward_hook(lambda _, inputs, output, name=name: record(name, output))
-    return seen
+    return outputs
 
 
 def test_plain_fp16_overflows(overflowing):
@@ -125,13 +125,13 @@ def test_trains_beyond_fp16(overflowing, storage):
     expected = adapted(reference(overflowing, stored))
     model = adapted(stored)
     keep_residual_in_fp32(model)
-    seen = watch(model)
+    outputs = watch(model)
     logits, grads = gradients(model)
     expected_logits, expected_grads = gradients(expected)
 
-    assert {name for name, (dtype, _) in seen.items() if dtype != torch.float32} == set()
+    assert {name for name, (dtype, _) in outputs.items() if dtype != torch.float32} == set()
     for layer in ("language_model.layers.2", "vision_tower.encoder.layers.1"):
-        assert seen[f"base_model.model.model.{layer}"][1] > FP16_MAX, layer
+        assert outputs[f"base_model.model.model.{layer}"][1] > FP16_MAX, layer
     assert logits.isfinite().all()
     assert difference(logits, expected_logits) < 1e-2
     assert grads.keys() == expected_grads.keys()

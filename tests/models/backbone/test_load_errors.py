@@ -37,12 +37,12 @@ from mllm.tiny.checkpoints import write_tiny
 )
 def test_gated_and_unknown_models_give_the_login_command(kind: type[Exception], sentence: str) -> None:
     response = SimpleNamespace(headers={}, request=None)  # whichever HTTP client the hub library uses
-    with pytest.raises(ConfigError, match=sentence) as caught, explained("org/name"):
+    with pytest.raises(ConfigError, match=sentence) as excinfo, explained("org/name"):
         try:
             raise kind("401", response=response)
         except kind as cause:
             raise OSError("You are trying to access a gated repo.") from cause  # as transformers wraps it
-    assert "`hf auth login`" in str(caught.value) and "`huggingface-cli login`" in str(caught.value)
+    assert "`hf auth login`" in str(excinfo.value) and "`huggingface-cli login`" in str(excinfo.value)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_value_of_another_type_in_a_file_of_the_tokenizer_is_refused(tmp_path:
 
 @pytest.mark.parametrize("cause", [LocalEntryNotFoundError("not in the cache"), OfflineModeIsEnabled("offline")])
 def test_the_error_of_the_hub_is_found_between_those_of_transformers_and_the_network(cause: Exception) -> None:
-    with pytest.raises(ConfigError, match="the hub cannot be reached") as caught, explained("org/name"):
+    with pytest.raises(ConfigError, match="the hub cannot be reached") as excinfo, explained("org/name"):
         try:
             try:
                 raise RuntimeError("[Errno -2] Name or service not known")
@@ -102,7 +102,7 @@ def test_the_error_of_the_hub_is_found_between_those_of_transformers_and_the_net
                 raise cause from network
         except OSError as hub:
             raise OSError("We couldn't connect to 'https://huggingface.co'") from hub
-    assert "We couldn't" not in str(caught.value)
+    assert "We couldn't" not in str(excinfo.value)
 
 
 def test_an_unreachable_hub_receives_one_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,11 @@ from mllm.models.backbone.loading import load_config, load_model, load_processor
 
 
 def test_a_hub_id_without_network_names_the_download_command() -> None:
-    with pytest.raises(ConfigError, match="scripts/download_medgemma.sh") as caught:
+    with pytest.raises(ConfigError, match="scripts/download_medgemma.sh") as excinfo:
         load_config("google/medgemma-4b-it")
-    assert "hf auth login" in str(caught.value) and "https://huggingface.co/google/medgemma-4b-it" in str(caught.value)
+    assert "hf auth login" in str(excinfo.value) and "https://huggingface.co/google/medgemma-4b-it" in str(
+        excinfo.value
+    )
 
 
 def test_a_newer_tokenizer_file_names_both_packages(copy: Path) -> None:

@@ -11,20 +11,20 @@ from mllm.models.backbone.taps import Taps, pooled, tap_paths
 
 def test_feature_maps_are_averaged_per_cell():
     maps = torch.randn(2, 3, 6, 4, dtype=torch.float64)
-    found = pooled(maps, 2)
-    assert found.shape == (2, 3, 2, 2) and found.dtype is torch.float32
+    actual = pooled(maps, 2)
+    assert actual.shape == (2, 3, 2, 2) and actual.dtype is torch.float32
     for row in range(2):
         for column in range(2):
             place = maps[:, :, 3 * row : 3 * row + 3, 2 * column : 2 * column + 2].mean(dim=(2, 3))
-            torch.testing.assert_close(found[:, :, row, column], place.float())
+            torch.testing.assert_close(actual[:, :, row, column], place.float())
 
 
 @pytest.mark.parametrize("before", [0, 1])
 def test_patches_are_in_row_order_after_a_class_token(before: int):
     patches = torch.randn(2, before + 16, 5)
-    found = pooled(patches, 2)
+    actual = pooled(patches, 2)
     upper_right = patches[:, before:][:, [2, 3, 6, 7]].mean(dim=1)
-    torch.testing.assert_close(found[:, :, 0, 1], upper_right)
+    torch.testing.assert_close(actual[:, :, 0, 1], upper_right)
     torch.testing.assert_close(pooled(patches, 1)[:, :, 0, 0], patches[:, before:].mean(dim=1))
 
 
@@ -58,12 +58,12 @@ def test_taps_have_gradients_with_checkpointing():
     tower = Tower()
     taps = Taps(tower, ["layers.0", "layers.26"], grid=2)
     maps = torch.randn(1, 2, 4, 4)
-    with taps.recorded() as kept:
+    with taps.recorded() as read_taps:
         last = tower(maps)
-        found = kept()
-    torch.testing.assert_close(found["layers.26"], nn.functional.adaptive_avg_pool2d(last, 2))
-    torch.testing.assert_close(found["layers.0"], nn.functional.adaptive_avg_pool2d(tower.layers[0](maps), 2))
-    found["layers.26"].sum().backward()
+        actual = read_taps()
+    torch.testing.assert_close(actual["layers.26"], nn.functional.adaptive_avg_pool2d(last, 2))
+    torch.testing.assert_close(actual["layers.0"], nn.functional.adaptive_avg_pool2d(tower.layers[0](maps), 2))
+    actual["layers.26"].sum().backward()
     assert all(parameter.grad is not None for parameter in tower.parameters())
 
 
@@ -73,5 +73,5 @@ def test_nothing_is_recorded_outside_the_block():
     with taps.recorded():
         tower(torch.randn(1, 2, 4, 4))
     tower(torch.randn(1, 2, 4, 4))
-    with taps.recorded() as kept:
-        assert kept() == {}
+    with taps.recorded() as read_taps:
+        assert read_taps() == {}

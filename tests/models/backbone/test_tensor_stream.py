@@ -37,13 +37,13 @@ class Watched:
         self.handle, self.asked = handle, []
 
     def get_slice(self, name: str) -> Any:
-        whole, asked = self.handle.get_slice(name), self.asked
+        whole, reads = self.handle.get_slice(name), self.asked
 
         class Slice:
             get_shape, get_dtype = whole.get_shape, whole.get_dtype
 
             def __getitem__(self, rows: slice) -> torch.Tensor:
-                asked.append(rows.stop - rows.start)
+                reads.append(rows.stop - rows.start)
                 return whole[rows]
 
         return Slice()
@@ -56,16 +56,16 @@ def test_a_file_of_cuts(opened, tmp_path):
     cuts["both"] = Cut(opened, "wide", rows=(range(1, 2),), columns=(range(2),))
     written: list[int] = []
     write_cuts(tmp_path / "cuts.safetensors", cuts, {"format": "pt"}, written.append)
-    found = load_file(tmp_path / "cuts.safetensors")
+    actual = load_file(tmp_path / "cuts.safetensors")
     expected = TENSORS | {
         "rows": TENSORS["half"][[5, 6, 0, 1]],
         "columns": TENSORS["wide"][:, [3, 4, 5, 6, 7, 8, 39]],
         "both": TENSORS["wide"][1:2, :2],
     }
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape == tuple(cuts[name].shape)
-        assert found[name].reshape(-1).view(torch.uint8).equal(tensor.reshape(-1).view(torch.uint8)), name
+        assert actual[name].dtype == tensor.dtype and actual[name].shape == tensor.shape == tuple(cuts[name].shape)
+        assert actual[name].reshape(-1).view(torch.uint8).equal(tensor.reshape(-1).view(torch.uint8)), name
         assert cuts[name].size == tensor.nbytes and cuts[name].elements == tensor.numel()
     assert sum(written) == sum(tensor.nbytes for tensor in expected.values())
     with safe_open(tmp_path / "cuts.safetensors", "pt") as handle:

@@ -28,18 +28,18 @@ def recorded_model(request):
 def test_every_layers_patches_are_recorded_in_the_block(recorded_model):
     model, tower, processor, pixels = recorded_model
     layers = VisionLayers(tower, model.config.vision_config, processor)
-    with layers.recorded() as kept, torch.no_grad():
+    with layers.recorded() as recorded, torch.no_grad():
         states = tower(pixels, output_hidden_states=True).hidden_states
-    assert len(kept) == len(layers) == 2
-    for layer, state in zip(kept, states[1:], strict=True):
+    assert len(recorded) == len(layers) == 2
+    for layer, state in zip(recorded, states[1:], strict=True):
         # CLIP has a class token before the patches, SigLIP has none.
         assert torch.equal(layer, state[:, -(layers.grid**2) :])
         assert layer.shape == (2, layers.grid**2, layers.width)
-    assert [blank.shape for blank in layers.blank(pixels)] == [(1, *kept[0].shape[1:])] * 2
+    assert [blank.shape for blank in layers.blank(pixels)] == [(1, *recorded[0].shape[1:])] * 2
     tower(pixels)
-    with layers.recorded() as kept:
+    with layers.recorded() as recorded:
         pass
-    assert kept == [], "a forward outside of a block was kept"
+    assert recorded == [], "a forward outside of a block was kept"
 
 
 def test_a_tower_without_a_fixed_grid_is_refused(tiny_qwen2_vl):
@@ -62,11 +62,11 @@ def test_a_processor_that_cuts_images_into_tiles_is_refused(tiny_llava):
 
 def projected(model, pixels):
     """Return the input of the projector for images."""
-    given = []
-    hook = model.model.multi_modal_projector.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+    inputs = []
+    hook = model.model.multi_modal_projector.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     model.model.get_image_features(pixel_values=pixels)
     hook.remove()
-    return given[0]
+    return inputs[0]
 
 
 @pytest.mark.parametrize("layer", [-2, 1])

@@ -47,11 +47,11 @@ def test_features_are_bit_equal_to_those_of_the_full_model(folder):
     kind, side = WHOLE[name]
     whole, part = kind.from_pretrained(path).eval(), _load(path)
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    seen = part.get_image_features(images).pooler_output
+    features = part.get_image_features(images).pooler_output
     if kind is SiglipVisionModel:
-        assert torch.equal(seen, whole(images).last_hidden_state)
+        assert torch.equal(features, whole(images).last_hidden_state)
     else:
-        assert torch.equal(seen, whole.get_image_features(images).pooler_output)
+        assert torch.equal(features, whole.get_image_features(images).pooler_output)
 
 
 def test_only_tower_and_projector_are_in_memory(folder):

@@ -45,9 +45,9 @@ def test_outputs_equal_those_of_stock_transformers(tiny_student):
     inputs = processor.apply_chat_template(
         chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    wanted = stock(**inputs).logits
+    expected = stock(**inputs).logits
     assert batch.student["input_ids"].tolist() == inputs["input_ids"].tolist()
-    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_another_image_size_is_refused(tiny_student):

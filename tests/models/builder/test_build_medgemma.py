@@ -26,8 +26,8 @@ SAMPLE = Sample([Turn("user", "<image> Which modality?"), Turn("assistant", "ult
 
 
 def args(folder: Path, **changes: object) -> ModelArgs:
-    given = {"image_size": 448, "image_token_len": 32, "lora_r": 4, **changes}
-    return ModelArgs(type="medgemma", model_name_or_path=str(folder), **given)
+    options = {"image_size": 448, "image_token_len": 32, "lora_r": 4, **changes}
+    return ModelArgs(type="medgemma", model_name_or_path=str(folder), **options)
 
 
 def loss(bundle: Bundle) -> torch.Tensor:
@@ -74,8 +74,8 @@ def test_images_have_the_configured_size_and_tokens(tiny_medgemma: Path) -> None
 @pytest.mark.parametrize(("bits", "kind"), [(4, Linear4bit), (8, Linear8bitLt)])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_quantized_weights_train_too(tiny_medgemma: Path, bits: int, kind: type, precision: str) -> None:
-    asked = args(tiny_medgemma, load_in_4bit=bits == 4, load_in_8bit=bits == 8)
-    bundle = load_pretrained(asked, replace(CPU, precision=precision))
+    model_args = args(tiny_medgemma, load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    bundle = load_pretrained(model_args, replace(CPU, precision=precision))
     quantized = {
         bundle.model.tower_of(f"{name}.")
         for name, module in bundle.model.pretrained.named_modules()

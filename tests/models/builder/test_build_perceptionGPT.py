@@ -41,7 +41,7 @@ def losses(bundle: Bundle, *samples: Sample) -> tuple[Tensor, dict[str, Tensor]]
     outputs = bundle.model(**batch.student)
     logits = outputs.vocabulary(outputs.hidden_BLD[:, :-1]).float()
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets["labels"][:, 1:].flatten())
-    return loss + sum(found.square().mean() for found in outputs.heads.values()), outputs.heads
+    return loss + sum(prediction.square().mean() for prediction in outputs.heads.values()), outputs.heads
 
 
 @pytest.mark.parametrize("composed", [False, True])
@@ -53,16 +53,16 @@ def test_every_part_has_a_gradient(tiny_shikra: Path, tiny_llama: Path, tiny_cli
         for name, tensor in trainable.items():
             if "lora_B" in name or name.startswith("heads.box.reader"):  # both begin with zeros
                 tensor.normal_(std=0.02)
-    loss, found = losses(bundle, SAMPLE, TEXT_ONLY)
-    assert found["box"].shape == (2, 1, 4) and found["mask"].shape == (2, 1, 32, 32)
+    loss, predictions = losses(bundle, SAMPLE, TEXT_ONLY)
+    assert predictions["box"].shape == (2, 1, 4) and predictions["mask"].shape == (2, 1, 32, 32)
     loss.backward()
     assert [name for name, tensor in trainable.items() if tensor.grad is None or not tensor.grad.any()] == []
 
 
 def test_the_token_of_an_object_embeds_its_box(tiny_shikra: Path) -> None:
     encoded = build(tiny_shikra).encoder.encode(SAMPLE)
-    said = build(tiny_shikra).encoder.tokenizer.decode(encoded.student["input_ids"][-12:]).replace(" ", "")
-    assert said.endswith("Answer:<obj_vis_s><loc><obj_vis_e>.</s>")
+    text = build(tiny_shikra).encoder.tokenizer.decode(encoded.student["input_ids"][-12:]).replace(" ", "")
+    assert text.endswith("Answer:<obj_vis_s><loc><obj_vis_e>.</s>")
     torch.testing.assert_close(encoded.targets["boxes"], torch.tensor([[0.25, 0.125, 0.5, 0.625]]))
     assert encoded.targets["masks"].sum() == 32 * 32 / 8
 

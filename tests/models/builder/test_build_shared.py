@@ -26,9 +26,9 @@ def args(folder: Path, **changes: object) -> ModelArgs:
     return ModelArgs(type="image-text", model_name_or_path=str(folder), **{"lora_r": 4, **changes})
 
 
-def hidden(asked: ModelArgs, hardware: Hardware = CPU) -> torch.Tensor:
+def hidden(model_args: ModelArgs, hardware: Hardware = CPU) -> torch.Tensor:
     with torch.no_grad():
-        return load_pretrained(asked, hardware).model(input_ids=IDS).hidden_BLD
+        return load_pretrained(model_args, hardware).model(input_ids=IDS).hidden_BLD
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_heads_and_rows_are_initialized_equally_in_every_process(tiny_llava: Pat
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_heads_and_rows_are_fp32_whatever_the_weights(tiny_llava: Path, precision: str) -> None:
-    asked = args(tiny_llava, heads=HEADS, fuse_vision_layers=True)
-    bundle = load_pretrained(asked, replace(CPU, precision=precision))
+    model_args = args(tiny_llava, heads=HEADS, fuse_vision_layers=True)
+    bundle = load_pretrained(model_args, replace(CPU, precision=precision))
     assert {tensor.dtype for tensor in bundle.model.trained_state().values()} == {torch.float32}
     parts = {name.partition(".")[0] for name in bundle.model.trained_state()}
     assert parts == {"heads", "rows", "fusion"}, "the projector of this type is frozen"
@@ -136,5 +136,5 @@ def test_options_for_images_are_refused_for_a_text_model(tmp_path: Path, changes
 
 
 def test_a_tower_of_another_size_gives_masks_of_another_size(tiny_medgemma: Path) -> None:
-    asked = args(tiny_medgemma, heads=HEADS, image_size=112, image_token_len=16)
-    assert load_pretrained(replace(asked, type="medgemma"), CPU).model.mask_head.size == 4 * 112 // 14
+    model_args = args(tiny_medgemma, heads=HEADS, image_size=112, image_token_len=16)
+    assert load_pretrained(replace(model_args, type="medgemma"), CPU).model.mask_head.size == 4 * 112 // 14

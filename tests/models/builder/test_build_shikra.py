@@ -63,14 +63,14 @@ def test_a_composed_model_has_the_weights_of_its_parts(tiny_llama: Path, tiny_cl
     bundle = build(tiny_llama, vision_tower=str(tiny_clip), mm_vision_select_layer=-1)
     batch = bundle.encoder.pad([bundle.encoder.encode(SAMPLE)]).student
     language = LlamaForCausalLM.from_pretrained(tiny_llama)
-    seen = CLIPVisionModel.from_pretrained(tiny_clip)(batch["pixel_values"], output_hidden_states=True)
-    shown = bundle.model.pretrained.model.multi_modal_projector(seen.hidden_states[-1][:, 1:])
+    states = CLIPVisionModel.from_pretrained(tiny_clip)(batch["pixel_values"], output_hidden_states=True)
+    features = bundle.model.pretrained.model.multi_modal_projector(states.hidden_states[-1][:, 1:])
     ids = batch["input_ids"][0]
     places = (ids == bundle.encoder.tokenizer.convert_tokens_to_ids("<image>")).nonzero().squeeze(1)
-    assert len(places) == 64 == shown.shape[1]
+    assert len(places) == 64 == features.shape[1]
     known = language.config.vocab_size
     embedded = language.get_input_embeddings()(ids.clamp_max(known - 1))[None]
-    embedded[0, places] = shown[0]
+    embedded[0, places] = features[0]
     expected = language(inputs_embeds=embedded).logits
     torch.testing.assert_close(logits(bundle)[..., :known], expected, rtol=0, atol=1e-5)
 
@@ -152,13 +152,13 @@ def test_a_pretrained_projector_is_loaded(tmp_path: Path, tiny_shikra: Path, tin
     double, single = drawn(((128, 64), (128, 128))), drawn(((192, 64),))
     torch.save(double, tmp_path / "mm_projector.bin")
     save_file(single, tmp_path / "single.safetensors")
-    taken = build(tiny_shikra, pretrain_mm_mlp_adapter=str(tmp_path / "mm_projector.bin")).model.pretrained
-    assert torch.equal(taken.model.multi_modal_projector.linear_2.bias, double["model.mm_projector.2.bias"])
+    model = build(tiny_shikra, pretrain_mm_mlp_adapter=str(tmp_path / "mm_projector.bin")).model.pretrained
+    assert torch.equal(model.model.multi_modal_projector.linear_2.bias, double["model.mm_projector.2.bias"])
     path = str(tmp_path / "single.safetensors")
-    taken = build(tiny_llama, vision_tower=str(tiny_clip), pretrain_mm_mlp_adapter=path).model.pretrained
-    seen = torch.randn(3, 64)
-    expected = torch.nn.functional.linear(seen, *single.values())
-    torch.testing.assert_close(taken.model.multi_modal_projector(seen), expected)
+    model = build(tiny_llama, vision_tower=str(tiny_clip), pretrain_mm_mlp_adapter=path).model.pretrained
+    patches = torch.randn(3, 64)
+    expected = torch.nn.functional.linear(patches, *single.values())
+    torch.testing.assert_close(model.model.multi_modal_projector(patches), expected)
     with pytest.raises(ConfigError, match="is for projector_hidden_act 'linear', but .* has 'gelu'"):
         build(tiny_shikra, pretrain_mm_mlp_adapter=path)
     with pytest.raises(ConfigError, match=r"linear_1.weight has shape \(128, 64\), but the model needs \(192, 64\)"):

@@ -49,9 +49,9 @@ def test_training_memorizes_pairs_and_generation_ends(args):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    found = generate(bundle, SAMPLES, max_new_tokens=20, progress=False)
-    assert [answer.text for answer in found] == [answer for _, answer in PAIRS]
-    assert all(answer.tokens < 20 for answer in found)
+    actual = generate(bundle, SAMPLES, max_new_tokens=20, progress=False)
+    assert [answer.text for answer in actual] == [answer for _, answer in PAIRS]
+    assert all(answer.tokens < 20 for answer in actual)
     # What was learned ends every answer, also where transformers generates alone with the checkpoint's settings.
     model, encoder = bundle.model.pretrained, bundle.encoder
     assert encoder.turn_end == ("<eos>" if "vaultgemma" in args.model_name_or_path else "<end_of_turn>")
@@ -143,8 +143,8 @@ def test_architectures_that_a_type_does_not_train_are_refused_without_weights(ty
 @pytest.mark.parametrize("family", ["vaultgemma", "t5gemma"])
 def test_a_chat_template_of_the_config_replaces_that_of_the_checkpoint(family, tmp_path):
     folder = write_tiny(family, tmp_path / "model")
-    given = ModelArgs(type=TYPES[family], model_name_or_path=str(folder), max_length=64, chat_template=TEMPLATE)
-    for encoder in (load_pretrained(given, detect()).encoder, load_encoder(given)):
+    model_args = ModelArgs(type=TYPES[family], model_name_or_path=str(folder), max_length=64, chat_template=TEMPLATE)
+    for encoder in (load_pretrained(model_args, detect()).encoder, load_encoder(model_args)):
         ids = encoder.prompt(SAMPLES[0]).student["input_ids"]
         assert encoder.tokenizer.decode(ids, skip_special_tokens=True) == f"user:\n{PAIRS[0][0]}\nassistant:\n"
         assert encoder.turn_end == "<eos>"

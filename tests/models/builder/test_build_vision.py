@@ -103,8 +103,8 @@ def test_a_continued_head_keeps_its_mean_and_std(tiny_student, tmp_path):
     continued = _student(tiny_student, adapter_path=str(tmp_path / "adapter"), lora_r=None)
     continued.model.head.normalize({"EF": [10.0, 20.0, 30.0]})
     with torch.no_grad():
-        found, true = (one.model.eval()(pixels).heads["measures"] for one in (continued, trained))
-    torch.testing.assert_close(found, true)
+        actual, true = (one.model.eval()(pixels).heads["measures"] for one in (continued, trained))
+    torch.testing.assert_close(actual, true)
     fresh = _student(tiny_student).model.head
     fresh.normalize({"EF": [10.0, 20.0, 30.0]})
     assert float(fresh.mean) == 20

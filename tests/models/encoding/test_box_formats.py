@@ -35,15 +35,15 @@ def sorted_corners(boxes):
 @example(boxes=[(0.9, 0.8, 0.1, 0.2)], points=[(-0.1, 1.2)])
 def test_written_locations_are_read(box_format, boxes, points):
     text = f"There: {box_format.write_boxes(boxes)} and {box_format.write_points(points)}."
-    found, unreadable = box_format.read(text)
+    boxes_read, unreadable = box_format.read(text)
     assert unreadable == 0
-    assert box_format.read_boxes(text) == (found[: len(boxes)], 0)
-    assert box_format.read_points(text) == (found[len(boxes) :], 0)
-    assert len(found) == len(boxes) + len(points)
+    assert box_format.read_boxes(text) == (boxes_read[: len(boxes)], 0)
+    assert box_format.read_points(text) == (boxes_read[len(boxes) :], 0)
+    assert len(boxes_read) == len(boxes) + len(points)
     reach = step(box_format) / 2 + 1e-9
-    assert np.abs(np.array(found[: len(boxes)]).reshape(-1, 4) - sorted_corners(boxes)).max(initial=0) <= reach
-    wanted = np.clip(np.array(points).reshape(-1, 2), 0, 1)
-    assert np.abs(np.array(found[len(boxes) :]).reshape(-1, 2) - wanted).max(initial=0) <= reach
+    assert np.abs(np.array(boxes_read[: len(boxes)]).reshape(-1, 4) - sorted_corners(boxes)).max(initial=0) <= reach
+    clipped = np.clip(np.array(points).reshape(-1, 2), 0, 1)
+    assert np.abs(np.array(boxes_read[len(boxes) :]).reshape(-1, 2) - clipped).max(initial=0) <= reach
 
 
 def test_boxes_and_points_are_written_as_in_shikra():
@@ -65,7 +65,7 @@ BOX = (0.1, 0.2, 0.3, 0.4)
 
 
 @pytest.mark.parametrize(
-    ("text", "found", "unreadable"),
+    ("text", "boxes", "unreadable"),
     [
         ("", [], 0),
         ("no box at all", [], 0),
@@ -104,12 +104,12 @@ BOX = (0.1, 0.2, 0.3, 0.4)
         ("[1]", [], 1),
     ],
 )
-def test_numbers_as_models_write_them(text, found, unreadable):
-    assert NormalizedText().read(text) == (found, unreadable)
+def test_numbers_as_models_write_them(text, boxes, unreadable):
+    assert NormalizedText().read(text) == (boxes, unreadable)
 
 
 @pytest.mark.parametrize(
-    ("text", "found", "unreadable"),
+    ("text", "boxes", "unreadable"),
     [
         ("", [], 0),
         ("<b_st><b_ed> <p_st> <p_ed>", [], 0),
@@ -129,8 +129,8 @@ def test_numbers_as_models_write_them(text, found, unreadable):
         ("<b_st><bin_" + "9" * 5000 + "><b_ed>", [], 0),
     ],
 )
-def test_tokens_as_models_write_them(text, found, unreadable):
-    assert LocationTokens(num_bins=11).read(text) == (found, unreadable)
+def test_tokens_as_models_write_them(text, boxes, unreadable):
+    assert LocationTokens(num_bins=11).read(text) == (boxes, unreadable)
 
 
 PIECES = ["[", "]", ";", ",", "-", ".", " ", "\n", "0", "0.5", "1e9", "²", "٣", "nan", "x", "<bin_3>", "<bin_99999>"]
@@ -141,9 +141,9 @@ PIECES += ["<b_st>", "<b_sep>", "<b_ed>", "<p_st>", "<p_ed>", "<loc>", "<obj_vis
 @given(st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_size=25).map("".join)))
 def test_reading_never_raises_and_stays_within(text):
     for box_format in (*READABLE, PerceptionToken()):
-        found, unreadable = box_format.read(text)
+        boxes, unreadable = box_format.read(text)
         assert unreadable >= 0
-        for place in found:
+        for place in boxes:
             assert len(place) in (2, 4)
             assert all(0 <= share <= 1 for share in place)
             assert len(place) == 2 or (place[0] <= place[2] and place[1] <= place[3])
@@ -190,5 +190,5 @@ def test_invalid_options_are_refused(name, options, message):
 
 
 def test_every_format_is_tested():
-    tried = {type(box_format) for box_format in (*READABLE, PerceptionToken())}
-    assert tried == {BOX_FORMATS.find(name) for name in BOX_FORMATS.names()}
+    tested = {type(box_format) for box_format in (*READABLE, PerceptionToken())}
+    assert tested == {BOX_FORMATS.find(name) for name in BOX_FORMATS.names()}

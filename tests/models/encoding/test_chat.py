@@ -50,14 +50,14 @@ def by_markers(processor, ids, family):
 
 def supervised_runs(labels):
     """Return runs of consecutive supervised token ids."""
-    found, previous = [], IGNORE
+    actual, previous = [], IGNORE
     for label in labels.tolist():
         if label != IGNORE:
             if previous == IGNORE:
-                found.append([])
-            found[-1].append(label)
+                actual.append([])
+            actual[-1].append(label)
         previous = label
-    return found
+    return actual
 
 
 def without_spaces(text):
@@ -267,15 +267,15 @@ def folders(tiny_medgemma, tiny_llava, tiny_qwen2_vl):
 @pytest.fixture(scope="module")
 def make_encoder(folders):
     """A function that returns the encoder of a family with the tokens of a format; each is built once."""
-    made = {}
+    encoders = {}
 
     def encoder(family, name, **options):
-        if (family, name) not in made:
-            made[family, name] = AutoProcessor.from_pretrained(folders[family])
+        if (family, name) not in encoders:
+            encoders[family, name] = AutoProcessor.from_pretrained(folders[family])
             tokens = [AddedToken(token, special=True, normalized=False) for token in FORMATS[name].tokens]
-            made[family, name].tokenizer.add_tokens(tokens, special_tokens=True)
+            encoders[family, name].tokenizer.add_tokens(tokens, special_tokens=True)
         max_length = options.pop("max_length", 4096)
-        return ChatEncoder(made[family, name], max_length=max_length, marks=MarkWriter(FORMATS[name], **options))
+        return ChatEncoder(encoders[family, name], max_length=max_length, marks=MarkWriter(FORMATS[name], **options))
 
     return encoder
 
@@ -305,8 +305,8 @@ def test_boxes_as_text_are_read_back_from_the_labels(make_encoder, family, name,
     assert reference.marks == tuple(sample.marks[1:])
     assert reference.text == f"Answer: {encoder.marks.prepare(sample)[0].turns[1].text[8:-2]} ."
     assert answer.unreadable == 0
-    for found, true in zip(answer.marks, reference.marks, strict=True):
-        assert np.abs(np.subtract(found.box, true.box)).max() <= 60 / 200 + 1e-6
+    for actual, true in zip(answer.marks, reference.marks, strict=True):
+        assert np.abs(np.subtract(actual.box, true.box)).max() <= 60 / 200 + 1e-6
     assert not any(tensor.startswith("object_") for tensor in encoded.student)
     assert list(encoded.targets) == ["labels"]
 
@@ -392,7 +392,7 @@ def test_an_object_after_the_truncation_is_unknown(make_encoder):
         assert cut.truncated
         inside = [place < length for place in places]
         assert cut.student["object_positions"].tolist() == [
-            place if kept else -1 for place, kept in zip(places, inside, strict=True)
+            place if is_inside else -1 for place, is_inside in zip(places, inside, strict=True)
         ]
         assert cut.targets["boxes_known"].tolist() == [False, *inside[1:]]
         assert len(cut.student["input_ids"]) == length
@@ -479,6 +479,6 @@ def test_the_template_of_the_tokenizer_is_used(tiny_medgemma, tmp_path):
     processor.chat_template = None  # as for a processor whose own files have none
     sample = Sample([Turn("user", "<image> what?"), Turn("assistant", "this")], [picture()])
     expected = ChatEncoder(AutoProcessor.from_pretrained(tiny_medgemma), max_length=600).encode(sample)
-    found = ChatEncoder(processor, max_length=600).encode(sample)
-    assert found.targets["labels"].tolist() == expected.targets["labels"].tolist()
-    assert found.student["input_ids"].tolist() == expected.student["input_ids"].tolist()
+    actual = ChatEncoder(processor, max_length=600).encode(sample)
+    assert actual.targets["labels"].tolist() == expected.targets["labels"].tolist()
+    assert actual.student["input_ids"].tolist() == expected.student["input_ids"].tolist()

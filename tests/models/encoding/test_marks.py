@@ -57,14 +57,14 @@ def test_boxes_in_any_image_are_read_back(box_format, pads, drawn, right, down):
     (frame,) = writer.frames(sample)
     (turn,), objects = writer.write(sample, sample.turns, [frame])
     assert objects == []
-    (found, pointed), unreadable = writer.read(turn.text, [frame])
+    (mark, pointed), unreadable = writer.read(turn.text, [frame])
     assert unreadable == 0
     reach = 0.5e-3 * (max(size) if pads else np.array([size[0], size[1]] * 2)) + 1e-6
     clipped = np.clip(box, 0, [size[0], size[1]] * 2)
-    assert (np.abs(np.subtract(found.box, clipped)) <= reach).all()
+    assert (np.abs(np.subtract(mark.box, clipped)) <= reach).all()
     assert (np.abs(np.subtract(pointed.point, point)) <= (reach if pads else reach[:2])).all()
-    assert (np.array(found.box) >= 0).all()
-    assert (np.array(found.box) <= [size[0], size[1]] * 2).all()
+    assert (np.array(mark.box) >= 0).all()
+    assert (np.array(mark.box) <= [size[0], size[1]] * 2).all()
 
 
 def test_images_are_centered_in_squares():
@@ -189,8 +189,8 @@ def test_objects_become_tensors():
     student, targets = writer.tensors(objects, frames, torch.tensor([3, 8, 9]))
     assert student["object_positions"].tolist() == [3, 8, 9]
     tight = (4, 4, 17, 17)  # the disk: columns and rows 4 to 16
-    wanted = torch.tensor([(0, 0.25, 0.5, 0.75), (0.5, 0.25, 1, 0.5), frames[0].relative(*tight)])
-    assert torch.allclose(student["object_boxes"], wanted)
+    expected = torch.tensor([(0, 0.25, 0.5, 0.75), (0.5, 0.25, 1, 0.5), frames[0].relative(*tight)])
+    assert torch.allclose(student["object_boxes"], expected)
     assert student["object_boxes"].dtype == torch.float32
     assert student["object_has_box"].tolist() == [True] * 3
     assert student["object_has_mask"].tolist() == [False, True, True]

@@ -176,8 +176,8 @@ def test_the_preflight_refuses_a_family_that_leaks(tmp_path: Path):
     batch = LogicalCollator(bundle.encoder.pad, tokens_per_row=200)(samples(bundle.encoder))
     preflight(learner, batch, accelerator)
 
-    def without_positions(module, arguments, given):
-        return arguments, {name: value for name, value in given.items() if name != "position_ids"}
+    def without_positions(module, arguments, options):
+        return arguments, {name: value for name, value in options.items() if name != "position_ids"}
 
     bundle.model.pretrained.base_model.register_forward_pre_hook(without_positions, with_kwargs=True)
     with pytest.raises(ConfigError, match="attends to other samples of a packed row; set data_args.packing=False"):

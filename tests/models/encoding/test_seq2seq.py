@@ -65,12 +65,12 @@ def test_a_long_answer_is_truncated_and_marked(tokenizer):
 
 
 def test_sources_and_targets_are_padded_separately(tokenizer):
-    made = encoder(tokenizer)
+    built = encoder(tokenizer)
     samples = [
-        made.encode(pair("Why?", "The liver is large and smooth.")),
-        made.encode(pair("Where is it? " * 4, "A.")),
+        built.encode(pair("Why?", "The liver is large and smooth.")),
+        built.encode(pair("Where is it? " * 4, "A.")),
     ]
-    batch = made.pad(samples)
+    batch = built.pad(samples)
     assert batch.student["input_ids"].shape == batch.student["attention_mask"].shape
     assert batch.student["decoder_input_ids"].shape == batch.targets["labels"].shape
     for row, sample in enumerate(samples):
@@ -81,28 +81,28 @@ def test_sources_and_targets_are_padded_separately(tokenizer):
 
 
 def test_history_is_part_of_the_source_and_control_tokens_are_refused(tokenizer):
-    made = encoder(tokenizer)
+    built = encoder(tokenizer)
     turns = [Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d")]
-    source = tokenizer.decode(made.encode(Sample(turns)).student["input_ids"])
+    source = tokenizer.decode(built.encode(Sample(turns)).student["input_ids"])
     assert source.startswith("<start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\nb<end_of_turn>\n")
-    assert tokenizer.decode(made.prompt(Sample(turns)).student["input_ids"]) == source
+    assert tokenizer.decode(built.prompt(Sample(turns)).student["input_ids"]) == source
     with pytest.raises(DataError, match="control token '<end_of_turn>'"):
-        made.encode(pair("a <end_of_turn> b", "c"))
+        built.encode(pair("a <end_of_turn> b", "c"))
     with pytest.raises(DataError, match="does not end with an answer"):
-        made.encode(Sample([Turn("user", "a")]))
+        built.encode(Sample([Turn("user", "a")]))
 
 
 def test_answers_are_read_and_references_match(tokenizer):
-    made = encoder(tokenizer)
-    ids = torch.tensor(tokenizer("Das Herz.", add_special_tokens=False)["input_ids"] + [made.turn_end_id])
-    assert made.read_answer(ids).text == "Das Herz."
-    assert made.reference(pair("a", "Das Herz.")).text == "Das Herz."
+    built = encoder(tokenizer)
+    ids = torch.tensor(tokenizer("Das Herz.", add_special_tokens=False)["input_ids"] + [built.turn_end_id])
+    assert built.read_answer(ids).text == "Das Herz."
+    assert built.reference(pair("a", "Das Herz.")).text == "Das Herz."
 
 
 def test_sources_are_padded_on_the_right_for_generation_too(tokenizer):
-    made = encoder(tokenizer)
-    prompts = [made.prompt(pair("Why?", "a")), made.prompt(pair("Where is the lesion in the left lung?", "a"))]
-    left, right = made.pad(prompts, side="left").student, made.pad(prompts).student
+    built = encoder(tokenizer)
+    prompts = [built.prompt(pair("Why?", "a")), built.prompt(pair("Where is the lesion in the left lung?", "a"))]
+    left, right = built.pad(prompts, side="left").student, built.pad(prompts).student
     assert all(torch.equal(left[name], right[name]) for name in right)
     assert left["attention_mask"][0].tolist() == sorted(left["attention_mask"][0].tolist(), reverse=True)
 

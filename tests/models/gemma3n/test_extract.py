@@ -116,9 +116,9 @@ def test_towers_and_other_dtypes_are_kept_bit_for_bit(deep_with_towers, tmp_path
     compare(loaded(folder, kind), loaded(deep_with_towers, kind), choice)
     small, whole = loaded(folder, kind, torch.bfloat16), loaded(deep_with_towers, kind, torch.bfloat16)
     towers = ("model.vision_tower", "model.audio_tower", "model.embed_vision", "model.embed_audio")
-    kept = [name for name in whole.state_dict() if name.startswith(towers)]
-    assert len(kept) > 100
-    assert all(torch.equal(small.state_dict()[name], whole.state_dict()[name]) for name in kept)
+    names = [name for name in whole.state_dict() if name.startswith(towers)]
+    assert len(names) > 100
+    assert all(torch.equal(small.state_dict()[name], whole.state_dict()[name]) for name in names)
 
     files = sorted(folder.glob("*.safetensors"))
     assert [file.name for file in files] == [
@@ -182,8 +182,8 @@ def test_keys_that_shared_layers_do_not_need_are_kept_for_older_readers(deep, tm
     folder = extracted(source, tmp_path / "small", preset_slice("E2B", config))
     assert not torch.equal(loaded(folder)(IDS).logits, loaded(source)(IDS).logits)
     stored = load_file(folder / "model.safetensors")
-    found = [stored[f"model.layers.{layer}.self_attn.k_proj.weight"][0, 0].item() for layer in range(20, 30)]
-    assert found == list(range(25, 35))
+    values = [stored[f"model.layers.{layer}.self_attn.k_proj.weight"][0, 0].item() for layer in range(20, 30)]
+    assert values == list(range(25, 35))
 
 
 def test_the_config_and_the_other_files_are_written(deep, tmp_path):

@@ -46,8 +46,8 @@ def test_the_environment_is_a_table_in_log_and_folder(tmp_path, caplog):
     ],
 )  # fmt: skip
 def test_every_choice_is_logged_with_its_reason(hardware: Hardware, options, lines: list[str]):
-    told = choices(_config(**options), hardware)
-    assert [line for line in lines if line not in told] == []
+    values = choices(_config(**options), hardware)
+    assert [line for line in lines if line not in values] == []
 
 
 def test_choices_are_logged(caplog):

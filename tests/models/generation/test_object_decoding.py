@@ -98,20 +98,20 @@ def test_generation_equals_a_forward_pass_over_its_answer(memorized, monkeypatch
     monkeypatch.setattr(LanguageModel, "predict_objects", recorded)
     answer: Answer = generate(bundle, [sample], max_new_tokens=16, progress=False)[0]
     assert len(reads) == len(answer.marks) == 2, "one object is read at a time"
-    boxes, logits = (torch.cat([found[name] for found in reads], dim=1) for name in ("box", "mask"))
+    boxes, logits = (torch.cat([predictions[name] for predictions in reads], dim=1) for name in ("box", "mask"))
     boxes = boxes.clamp(0, 1)
     spoken = Turn("assistant", "Answer: <box> .", ((0, 1),))
     again = Sample([sample.turns[0], spoken], sample.images, marks=list(answer.marks))
     batch = bundle.encoder.pad([bundle.encoder.encode(again)])
     # The marks in pixels of the image, which are the input of the encoder, equal the boxes of the heads.
     torch.testing.assert_close(batch.student["object_boxes"], boxes, rtol=0, atol=1e-6)
-    told = {"object_masks": logits.sigmoid() > bundle.model.mask_head.threshold}
+    masks = {"object_masks": logits.sigmoid() > bundle.model.mask_head.threshold}
     bundle.model.eval()
-    outputs = bundle.model(**batch.student | told)
-    found = outputs.heads
-    torch.testing.assert_close(found["box"].clamp(0, 1), boxes, rtol=0, atol=1e-5)
-    torch.testing.assert_close(found["mask"], logits, rtol=1e-3, atol=1e-3)
-    other = {"object_boxes": 1 - boxes[..., [2, 3, 0, 1]], "object_masks": ~told["object_masks"]}
+    outputs = bundle.model(**batch.student | masks)
+    predictions = outputs.heads
+    torch.testing.assert_close(predictions["box"].clamp(0, 1), boxes, rtol=0, atol=1e-5)
+    torch.testing.assert_close(predictions["mask"], logits, rtol=1e-3, atol=1e-3)
+    other = {"object_boxes": 1 - boxes[..., [2, 3, 0, 1]], "object_masks": ~masks["object_masks"]}
     changed = (bundle.model(**batch.student | other).hidden_BLD - outputs.hidden_BLD).abs().amax(dim=(0, 2))
     first = int(batch.student["object_positions"][0, 0])
     assert changed[:first].max() < 1e-5 and changed[first:].max() > 1e-2, "what it was told has no influence"
@@ -164,10 +164,10 @@ def test_generation_equals_training_for_other_weights(tiny_llava, options, preci
             "object_images": torch.zeros(1, 3, dtype=torch.long),
         }
         for number in range(3):  # what one object is found to be is told before the next is asked for
-            found = model.eval()(**student).heads
-            assert found["box"][0, number, 2:].min() > 1.05
-            student["object_boxes"][0, number] = found["box"][0, number].clamp(0, 1)
-            student["object_masks"][0, number] = found["mask"][0, number].sigmoid() > mask_head.threshold
+            actual = model.eval()(**student).heads
+            assert actual["box"][0, number, 2:].min() > 1.05
+            student["object_boxes"][0, number] = actual["box"][0, number].clamp(0, 1)
+            student["object_masks"][0, number] = actual["mask"][0, number].sigmoid() > mask_head.threshold
             student["object_has_mask"][0, number] = student["object_masks"][0, number].any()
         expected = student["object_boxes"][0] * torch.tensor([112, 80, 112, 80])
         for box, mark, twin in zip(expected.tolist(), answer.marks, single.marks, strict=True):
@@ -181,8 +181,8 @@ def test_an_object_of_the_question_is_embedded(memorized):
     turns = [Turn("user", "<image> What is at <box>?", ((0,),)), Turn("assistant", "A lesion.")]
     hidden = []
     for index in (0, 1):
-        asked = Sample(turns, sample.images, marks=[sample.marks[index]])
-        batch = bundle.encoder.pad([bundle.encoder.encode(asked)])
+        single = Sample(turns, sample.images, marks=[sample.marks[index]])
+        batch = bundle.encoder.pad([bundle.encoder.encode(single)])
         assert not batch.targets["boxes_known"].any() and int((batch.student["object_positions"] >= 0).sum()) == 1
         with torch.no_grad():
             hidden.append(bundle.model.eval()(**batch.student).hidden_BLD)

@@ -26,9 +26,9 @@ def test_initial_boxes_are_centered_and_depend_on_the_state():
     torch.manual_seed(0)
     head, states, boxes = BoxHead(32, hidden=64), torch.randn(3, 2, 32), random_boxes(3, 2)
     assert torch.allclose(head.predict(states), torch.tensor([0.25, 0.25, 0.75, 0.75]).expand(3, 2, 4))
-    found = trained(head, states, boxes)
-    assert giou(found, boxes).min() > 0.8
-    assert (found[..., 2:] >= found[..., :2]).all()
+    actual = trained(head, states, boxes)
+    assert giou(actual, boxes).min() > 0.8
+    assert (actual[..., 2:] >= actual[..., :2]).all()
 
 
 def test_written_boxes_differ_and_are_fp32_under_autocast():

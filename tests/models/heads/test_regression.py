@@ -43,9 +43,9 @@ def test_it_computes_in_fp32_under_autocast():
     torch.manual_seed(0)
     head, features = RegressionHead(8).eval(), torch.randn(2, 2, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        found = head(features.bfloat16())
-    assert found.dtype is torch.float32
-    assert torch.equal(found, head(features.bfloat16().float()))
+        actual = head(features.bfloat16())
+    assert actual.dtype is torch.float32
+    assert torch.equal(actual, head(features.bfloat16().float()))
 
 
 @pytest.mark.parametrize("known", [{}, {"EF": [50.0]}, {"EF": [50.0, 50.0]}])

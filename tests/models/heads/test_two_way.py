@@ -14,9 +14,9 @@ def test_tokens_and_features_attend_to_each_other():
     torch.manual_seed(0)
     model = TwoWayTransformer(32, depth=2, heads=4).eval()
     tokens, features, positions_ND = torch.randn(2, 4, 32), torch.randn(2, 9, 32), positions(3, 32)
-    seen, shown = model(tokens, features, positions_ND)
-    assert seen.shape == tokens.shape and shown.shape == features.shape
+    new_tokens, new_features = model(tokens, features, positions_ND)
+    assert new_tokens.shape == tokens.shape and new_features.shape == features.shape
     changed = features.clone()
     changed[1, 4] += 1
-    assert torch.allclose(model(tokens, changed, positions_ND)[0][0], seen[0])
-    assert not torch.allclose(model(tokens, changed, positions_ND)[0][1], seen[1], atol=1e-4)
+    assert torch.allclose(model(tokens, changed, positions_ND)[0][0], new_tokens[0])
+    assert not torch.allclose(model(tokens, changed, positions_ND)[0][1], new_tokens[1], atol=1e-4)

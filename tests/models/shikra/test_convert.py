@@ -28,13 +28,13 @@ IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 112, 3),
 def features(clip: Path, projector: dict[str, Tensor]) -> Tensor:
     """Return the output [1, 64, D] of the original projector for an image."""
     pixels = AutoImageProcessor.from_pretrained(clip)(IMAGE, return_tensors="pt")["pixel_values"]
-    seen = CLIPVisionModel.from_pretrained(clip)(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    states = CLIPVisionModel.from_pretrained(clip)(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
     names = [name.removeprefix("model.mm_projector.").removesuffix("weight") for name in projector if "weight" in name]
     for number, part in enumerate(names):
-        seen = torch.nn.functional.gelu(seen) if number else seen
+        states = torch.nn.functional.gelu(states) if number else states
         layer = [projector[f"model.mm_projector.{part}{kind}"] for kind in ("weight", "bias")]
-        seen = torch.nn.functional.linear(seen, *layer)
-    return seen
+        states = torch.nn.functional.linear(states, *layer)
+    return states
 
 
 @pytest.mark.parametrize("is_shikra", [True, False])
@@ -62,9 +62,9 @@ def test_logits_equal_those_of_the_original_computation(
     around = ("<im_start>", "<im_end> ") if is_shikra else ("", "\n")
     assert tokenizer.decode(parts[0]).replace(" ", "") == f"<s>{PREFACE} USER: {around[0]}".replace(" ", "")
     assert tokenizer.decode(parts[1]).strip(" ") == f"{around[1]}Where is it? ASSISTANT:"
-    shown = features(tiny_clip, make_projector(single=is_shikra))
+    patches = features(tiny_clip, make_projector(single=is_shikra))
     words = [language.get_input_embeddings()(part[None]) for part in parts]
-    expected = language(inputs_embeds=torch.cat([words[0], shown, words[1]], dim=1)).logits
+    expected = language(inputs_embeds=torch.cat([words[0], patches, words[1]], dim=1)).logits
     assert logits.shape[1] == expected.shape[1]
     torch.testing.assert_close(logits[..., : expected.shape[-1]], expected, rtol=0, atol=1e-5)
     blank = model(**{**batch, "pixel_values": torch.zeros_like(batch["pixel_values"])}).logits

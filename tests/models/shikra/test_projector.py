@@ -22,9 +22,9 @@ def test_both_kinds_are_read_from_both_files(make_projector, tmp_path, single, p
         save_file(state, path)
     tensors = read_projector(path)
     assert is_single(tensors) is single
-    llava, seen = to_llava(tensors), torch.randn(3, 64)
+    llava, patches = to_llava(tensors), torch.randn(3, 64)
     assert set(llava) == {f"linear_{number}.{kind}" for number in (1, 2) for kind in ("weight", "bias")}
-    first = seen @ llava["linear_1.weight"].T + llava["linear_1.bias"]
+    first = patches @ llava["linear_1.weight"].T + llava["linear_1.bias"]
     second = first @ llava["linear_2.weight"].T + llava["linear_2.bias"]
     assert torch.equal(second, first) is single
 
