@@ -39,7 +39,7 @@ def contents_of(answer: Answer) -> set[Content]:
 
 
 def _parsed_contents(text: str) -> set[Content]:
-    """Return the contents that the parsers find in a text. Longer texts are not parsed: they are no numbers."""
+    """Return the contents that the parsers find in a text. Longer texts are not parsed: they are not numbers."""
     start = text.lstrip()[:1]
     if start == "{" or start == "`":
         return {"instances"} if parse_instances(text) is not None else set()

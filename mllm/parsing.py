@@ -128,7 +128,7 @@ def whole_option(text: str, options: Mapping[str, str], lower: bool = True) -> s
 def parse_labels(text: str, vocabulary: Collection[str], separator: str | None = None) -> frozenset[str] | None:
     """Return the labels of an answer such as `edema; nodule`, normalized; None if a part is not a label.
 
-    `none`, `no finding` and `no findings` alone are no label, unless the vocabulary has them.
+    `none`, `no finding` and `no findings` alone are not labels, unless the vocabulary has them.
 
     Args:
         text: The answer.

@@ -173,12 +173,12 @@ def _run_conditions(node: ast.If, local: dict[str, Any]) -> None:
     test = ast.unparse(node.test)
     least = re.fullmatch(r"is_torch_greater_or_equal_than_(\d+)_(\d+)", test)
     if least:
-        holds = Version(metadata.version("torch")).release >= (int(least[1]), int(least[2]))
+        is_true = Version(metadata.version("torch")).release >= (int(least[1]), int(least[2]))
     elif test == "is_torch_available()":
-        holds = importlib.util.find_spec("torch") is not None
+        is_true = importlib.util.find_spec("torch") is not None
     else:
         raise ValueError(test)
-    for child in node.body if holds else node.orelse:
+    for child in node.body if is_true else node.orelse:
         if isinstance(child, ast.If):
             _run_conditions(child, local)
         elif isinstance(child, ast.Assign):

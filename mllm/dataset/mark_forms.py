@@ -11,7 +11,7 @@ from mllm.structures import Sample
 MIN_SIDE = 2.0
 """Side in pixels; boxes with a shorter side may not be in pixels."""
 MIN_BOXES = 10
-"""Number of different boxes from which their places tell their form."""
+"""Number of different boxes from which their positions determine their form."""
 
 
 class MarkForms:

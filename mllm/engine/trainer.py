@@ -218,7 +218,7 @@ class MultimodalTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         if self._is_idle:
             self.meter.step(idle=True)
-            # Checkpoints keep the history, so a resumed run knows its idle updates.
+            # Checkpoints keep the history, so a resumed run has its idle updates.
             self.state.log_history.append({"step": self.state.global_step + 1, IDLE: 1})
             return total
         pieces = inputs.pieces or [self._idle_piece]

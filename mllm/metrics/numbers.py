@@ -76,7 +76,7 @@ class NumberMetric(StreamingMetric):
         return {name: figures[name] for name in self.names}
 
     def counts(self) -> dict[str, float]:
-        """Return the number of failed answers, of references that are no number, and of scored samples."""
+        """Return the number of failed answers, of references that are not numbers, and of scored samples."""
         _, references, failed = self.numbers()
         known = np.isfinite(references)
         return {"failed": int(failed.sum()), "unreadable_references": int((~known).sum()), "samples": int(known.sum())}
@@ -85,7 +85,7 @@ class NumberMetric(StreamingMetric):
 @METRICS.register_module(name="mae")
 @reads("number")
 class MAE(NumberMetric):
-    """Mean absolute error of numbers; see `NumberMetric` for the penalty of answers that are no number."""
+    """Mean absolute error of numbers; see `NumberMetric` for the penalty of answers that are not numbers."""
 
     names = ("mae",)
 
@@ -93,7 +93,7 @@ class MAE(NumberMetric):
 @METRICS.register_module(name="rmse")
 @reads("number")
 class RMSE(NumberMetric):
-    """Root mean squared error of numbers; see `NumberMetric` for the penalty of answers that are no number."""
+    """Root mean squared error of numbers; see `NumberMetric` for the penalty of answers that are not numbers."""
 
     names = ("rmse",)
 

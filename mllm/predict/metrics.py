@@ -17,7 +17,7 @@ from mllm.registry import METRICS
 
 logger = logging.getLogger(__name__)
 
-NEEDED: Mapping[Reads, str] = {
+REQUIRED: Mapping[Reads, str] = {
     "text": "a text as its answer",
     "box": "a box or a mask in its answer",
     "mask": "a mask in its answer",
@@ -27,8 +27,8 @@ NEEDED: Mapping[Reads, str] = {
     "instances": 'boxes by identity as its answer, in JSON (`{"1": [[10, 20, 30, 40]]}`)',
     "choices": "an answer that is also the answer of another row, so there is no choice among a few answers",
 }
-"""Content that a metric reads -> its description after "none of the rows has"."""
-FEW = 20
+"""Content that a metric reads -> its description in messages, after "none of the rows has"."""
+SMALL_SPLIT = 20
 """Number of rows below which all answers of a split may be different choices."""
 SAMPLED = 16
 """Number of rows that are read for their contents if the class does not return these without decoding images."""
@@ -75,7 +75,7 @@ def check_metrics(names: Iterable[str], split: str, splits: Splits, where: str) 
         elif count < counts.rows and not counts.unknown and content != "choices":
             logger.warning(
                 "metric '%s': %d of the %d rows of %s have %s, with which it compares predictions",
-                *(name, count, counts.rows, split, NEEDED[content]),
+                *(name, count, counts.rows, split, REQUIRED[content]),
             )
 
 
@@ -83,7 +83,7 @@ def _rows_with(content: Reads, counts: AnswerCounts) -> int:
     """Return the number of rows with a content; for choices all rows of a small split."""
     if content != "choices":
         return counts.contents[content]
-    return counts.contents["text"] if counts.rows < FEW else counts.repeated
+    return counts.contents["text"] if counts.rows < SMALL_SPLIT else counts.repeated
 
 
 def _refuse_or_warn(name: str, content: Reads, split: str, splits: Splits, where: str) -> None:
@@ -94,15 +94,15 @@ def _refuse_or_warn(name: str, content: Reads, split: str, splits: Splits, where
         return
     if counts.unknown and read < len(splits[split]):
         logger.warning(
-            "metric '%s' has perhaps nothing to compare: none of %d sampled rows of %s has %s",
-            *(name, read, split, NEEDED[content]),
+            "metric '%s' may have nothing to compare: none of %d sampled rows of %s has %s",
+            *(name, read, split, REQUIRED[content]),
         )
         return
     applicable = [metric for metric in METRICS.names() if metric != name and _applies(metric, counts, contents)]
     fix = f"metrics that apply are {', '.join(applicable)}" if applicable else "no other metric applies to these rows"
     raise ConfigError(
         f"{where}: metric '{name}' cannot be computed, because none of the {counts.rows:,} rows of {split} has "
-        f"{NEEDED[content]}; {fix}"
+        f"{REQUIRED[content]}; {fix}"
     )
 
 

@@ -40,7 +40,7 @@ def open_run_folder(name: str, output_dir: str | None, resume: bool) -> tuple[Pa
 
     Raises:
         ConfigError: There is no checkpoint to resume, `output_dir` is not empty, or another process trains in it. A
-            folder that only holds what a failed start wrote counts as empty.
+            folder that contains only files of a failed start counts as empty.
     """
     if resume:
         return _resumed(Path(output_dir) if output_dir else runs_of(name) / LATEST)

@@ -1,6 +1,6 @@
 """Guarded process: calls of functions whose libraries may abort the process, never return, or take all memory.
 
-Readers decode in it whatever is not certain to be cheap; `readers/__init__.py` lists the limits.
+Readers decode in it all files whose cost may be large; `readers/__init__.py` lists the limits.
 """
 
 from __future__ import annotations

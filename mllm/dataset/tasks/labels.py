@@ -231,7 +231,7 @@ class ClassificationFolderDataset(GroundingDataset):
         images = [(label, file) for label, file in files if file.name.lower().endswith(suffixes)]
         if len(images) < len(files):
             others = next(file for _, file in files if not file.name.lower().endswith(suffixes))
-            logger.warning("%s: %d files are no images, for example %s", path, len(files) - len(images), others)
+            logger.warning("%s: %d files are not images, for example %s", path, len(files) - len(images), others)
         rows = [{"image": file.relative_to(path).as_posix(), "label": label} for label, file in images]
         return ListedRecords(path, rows, [str(file) for _, file in images])
 

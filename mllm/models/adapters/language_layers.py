@@ -1,4 +1,4 @@
-"""Linear layers of attention and MLP in a language model, found by structure, and the weights beside them."""
+"""Linear layers of attention and MLP in a language model, and the weights without an adapter, by structure."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Collection, Mapping
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-CHOOSERS = re.compile(r"\w*router\w*|indexer")
+ROUTERS = re.compile(r"\w*router\w*|indexer")
 """Parts of a layer that choose experts, or the tokens that attention reads. No gradient reaches an indexer."""
-BESIDE = re.compile(r"altup|laurel|per_layer_\w+|\w*norm\w*|\w*adapter\w*")
-"""Parts of a layer beside attention and MLP: those of Gemma 3n and Gemma 4, norms with Linear layers, and adapters of
-the checkpoint, of which a text uses only some (Zamba 2, X-MOD)."""
+OTHER_PARTS = re.compile(r"altup|laurel|per_layer_\w+|\w*norm\w*|\w*adapter\w*")
+"""Parts of a layer outside of attention and MLP: those of Gemma 3n and Gemma 4, norms with Linear layers, and adapters
+of the checkpoint, of which a text uses only some (Zamba 2, X-MOD)."""
 OTHER_TOWERS = re.compile(r"\w*(vision|visual|image|audio|speech|video)\w*|patcher")
 """Models of another input inside a language model: T5Gemma 2, Phi-4 multimodal, and the patcher of BLT."""
 KERNEL_WEIGHTS = ("x_proj", "dt_proj", "out_proj")
-"""Layers of a Mamba mixer whose weights its kernel reads itself, past an adapter."""
+"""Layers of a Mamba mixer whose weights are read directly by its kernel, which ignores an adapter."""
 
 
 def language_layers(tower: nn.Module) -> list[str]:
     """Return the names, below `tower`, of the Linear layers of attention and MLP in its layers.
 
     State-space mixers, linear attention and short convolutions count as attention, and experts that are Linear layers
-    count as MLP. Layers outside of an `nn.ModuleList` are heads or projections of embeddings, which do not belong.
+    count as MLP. Layers outside of an `nn.ModuleList` are heads or projections of embeddings and are left out.
     """
     modules = dict(tower.named_modules())
     return [
@@ -66,7 +66,7 @@ def _belongs(name: str, modules: Mapping[str, nn.Module]) -> bool:
     parent, _, own = name.rpartition(".")
     parts = name.split(".")
     inside = any(isinstance(modules[".".join(parts[:end])], nn.ModuleList) for end in range(1, len(parts) - 1))
-    if not inside or any(kind.fullmatch(part) for kind in (CHOOSERS, BESIDE, OTHER_TOWERS) for part in parts):
+    if not inside or any(kind.fullmatch(part) for kind in (ROUTERS, OTHER_PARTS, OTHER_TOWERS) for part in parts):
         return False
     if any(_is_gate(".".join(parts[:end]), modules) for end in range(1, len(parts) + 1)):
         return False
@@ -74,7 +74,7 @@ def _belongs(name: str, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _is_gate(name: str, modules: Mapping[str, nn.Module]) -> bool:
-    """Return True if a module chooses experts: its name is `gate`, and experts stand beside it."""
+    """Return True if a module chooses experts: its name is `gate`, and a sibling has experts."""
     parent, _, own = name.rpartition(".")
     return own == "gate" and any("expert" in sibling for sibling, _ in modules[parent].named_children())
 
@@ -85,5 +85,5 @@ def _is_mamba(mixer: nn.Module) -> bool:
 
 
 def _kind(name: str) -> str:
-    """Return the last part of a name that is no number."""
+    """Return the last part of a name that is not a number."""
     return next((part for part in reversed(name.split(".")) if not part.isdigit()), name)

@@ -30,7 +30,7 @@ PALIGEMMA = r"""
 """
 """PaliGemma: images, `<bos>`, question and a line feed, which are the prefix; then the answer and `<eos>`.
 
-Its processor writes `<bos>` behind the last image itself, and needs an image. Source: big_vision,
+Its processor writes `<bos>` after the last image itself, and needs an image. Source: big_vision,
 `configs/proj/paligemma/README.md`, and `PaliGemmaProcessor` with `suffix`.
 """
 DEFAULTS: Mapping[str, str] = {"paligemma": PALIGEMMA}

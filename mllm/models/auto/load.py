@@ -39,7 +39,7 @@ def load_processor(args: ModelArgs) -> ProcessorMixin:
 
 
 def load(args: ModelArgs, hardware: Hardware, processor: ProcessorMixin) -> PreTrainedModel:
-    """Load any model that AutoModelForImageTextToText knows: LLaVA, Qwen-VL, PaliGemma, Idefics..."""
+    """Load any model that AutoModelForImageTextToText supports: LLaVA, Qwen-VL, PaliGemma, Idefics..."""
     towers = find_towers(build_skeleton(args))
     keep = keep_unquantized(quantization_bits(args), towers)
     name = find_checkpoint(args.model_name_or_path)

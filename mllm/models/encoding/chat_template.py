@@ -15,7 +15,7 @@ OPEN, CLOSE = "\ue000", "\ue001"
 They are removed before the text is tokenized.
 """
 THINK, END_OF_THOUGHT = "<think>", "</think>"
-"""Marks of a thought before an answer, as Qwen3, QwQ and DeepSeek-R1 write it."""
+"""Delimiters of a thought before an answer in Qwen3, QwQ and DeepSeek-R1."""
 OWN_VARIABLES = ("messages", "add_generation_prompt")
 """Variables of a template that the encoder sets."""
 
@@ -44,7 +44,7 @@ def with_variables(template: str | Mapping[str, str], variables: Mapping[str, An
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """The form in which a chat template writes an answer behind the prompt of generation."""
+    """Form in which a chat template writes an answer after the prompt of generation."""
 
     opening: str
     """Text between the prompt and the answer, which the model writes: a space for Vicuna, no thought for Qwen3."""
@@ -55,9 +55,9 @@ class AnswerForm:
     leaves_thought_open: bool
     """True if the prompt ends in `<think>`: the answer begins inside a thought."""
     trains_earlier_answers: bool
-    """True if an answer that is followed by other turns stands behind the same text as in generation.
+    """True if an answer that is followed by other turns has the same text before it as in generation.
 
-    Templates of models that think leave out the thought of earlier answers, so generation never writes them so.
+    Templates of reasoning models omit the thought of earlier answers, which generation does not.
     """
 
     def written(self, answer: str) -> str:
@@ -77,7 +77,7 @@ def read_answer_form(
         render: Function (messages, options) -> text of the template.
         control_tokens: Tokens that may end an answer.
         eos_token: End of answers where the template writes none.
-        end: End of answers from the config; None: found in the template.
+        end: End of answers from the config; None: the one that the template writes.
 
     Raises:
         ConfigError: Neither template nor tokenizer has a token that ends an answer, or the template drops the answer.

@@ -1,8 +1,9 @@
-"""Outputs of the processors of transformers: what each one belongs to, and how those of several samples are joined.
+"""Outputs of the processors of transformers: the unit of each output, and the joining of several samples.
 
-Shape and rank do not tell this. A 1-D tensor may hold one value per token or one per image, and Mllama's mask has the
-tokens first but stands for images. So every output is declared here by its name, and any other name is refused: an
-output that is joined wrongly changes the model's input without an error.
+The unit (token, image or sample) does not follow from the shape. A 1-D tensor may have one value per token or per
+image, and the first dimension of Mllama's mask are tokens, although it is about images. So every output is declared
+here by its name, and other names are refused: an output that is joined wrongly would change the input of the model
+without an error.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ TOKENS: Mapping[str, int] = {
 }
 """Outputs with one entry per token [1, L, ...], and their value at padding. The encoder replaces that of `input_ids`.
 
-Mllama's `cross_attention_mask` [1, L, images, tiles] says which tiles a token reads.
+Mllama's `cross_attention_mask` [1, L, images, tiles] marks the tiles that a token attends to.
 """
 IMAGES: Mapping[str, int] = {
     **dict.fromkeys(("pixel_values", "pixel_values_local", "high_res_pixel_values"), 0),
@@ -35,15 +36,15 @@ IMAGES: Mapping[str, int] = {
     **dict.fromkeys(("batch_num_images", "num_local_patches", "patches_grid"), 0),
     "image_position_ids": -1,
 }
-"""Outputs with one entry per image, tile or patch, and the value that fills up smaller images.
+"""Outputs with one entry per image, tile or patch, and the value with which smaller images are padded.
 
 The entries of a batch are those of its samples in order. A sample without images has none.
 """
 SAMPLES = frozenset({"aspect_ratio_ids", "aspect_ratio_mask"})
 """Outputs with one entry per sample and image [1, images, ...]: Mllama finds the images of a sample by its row.
 
-`pixel_values` beside them have this form too. Samples with unlike numbers of images cannot share a batch: tokens before
-the first image would attend to the padding (`MllamaCrossAttentionDecoderLayer` does not mask their attention).
+With them `pixel_values` have this form, too. Samples with different numbers of images cannot share a batch: tokens
+before the first image would attend to the padding (`MllamaCrossAttentionDecoderLayer` does not mask their attention).
 """
 LABELS = "labels"
 """Labels of the processor itself (PaliGemma). The encoder sets its own."""
@@ -54,7 +55,7 @@ def selected(outputs: Mapping[str, Any], mask: Tensor, processor: str) -> dict[s
 
     Args:
         outputs: Outputs of a processor for one text [1, L] and its images.
-        mask: Tokens that stay.
+        mask: Tokens that are selected.
         processor: Name of the processor, for messages.
 
     Raises:

@@ -37,13 +37,13 @@ def load_processor(args: ModelArgs) -> TextProcessor:
 
 
 def load_decoder(args: ModelArgs, hardware: Hardware, processor: TextProcessor) -> PreTrainedModel:
-    """Load any model that AutoModelForCausalLM knows: Gemma, Gemma 3n, VaultGemma, Llama, Qwen..."""
+    """Load any model that AutoModelForCausalLM supports: Gemma, Gemma 3n, VaultGemma, Llama, Qwen..."""
     name = _checked(args, AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING)
     return load_model(AutoModelForCausalLM, name, **load_options(args, hardware, keep=FULL_PRECISION))
 
 
 def load_encoder_decoder(args: ModelArgs, hardware: Hardware, processor: TextProcessor) -> PreTrainedModel:
-    """Load any model that AutoModelForSeq2SeqLM knows: T5Gemma, T5, mT5..."""
+    """Load any model that AutoModelForSeq2SeqLM supports: T5Gemma, T5, mT5..."""
     name = _checked(args, AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)
     return load_model(AutoModelForSeq2SeqLM, name, **load_options(args, hardware, keep=["lm_head"]))
 
