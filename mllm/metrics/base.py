@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
 from mllm.contents import Content
+from mllm.errors import ConfigError
 from mllm.structures import Answer
 
 Metric = Callable[[Sequence[Answer], Sequence[Answer]], dict[str, float]]
@@ -54,6 +56,16 @@ class StreamingMetric(ABC):
     """Tasks that the metric is for. Samples of other tasks are left out, samples without a task are not. Empty: all."""
     intervals: ClassVar[tuple[str, ...]] = ()
     """Figures with a 95 % interval. Empty: all."""
+
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Packages of the extra `evaluation` that the metric needs."""
+
+    @classmethod
+    def require(cls) -> None:
+        """Raise `ConfigError` if a package or a program that the metric needs is not installed."""
+        for package in cls.packages:
+            if find_spec(package) is None:
+                raise ConfigError(f"a metric needs the package {package}: run pip install -e '.[evaluation]'")
 
     @abstractmethod
     def add(self, prediction: Answer, reference: Answer) -> None:

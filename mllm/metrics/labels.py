@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,42 +28,28 @@ from mllm.structures import Answer
 Labels = frozenset[str]
 
 
-@METRICS.register_module(name="f1")
-@reads("text")
-class F1(StreamingMetric):
-    """F1 of labels: micro, macro and samples, as `f1_score` of scikit-learn with `zero_division=1`.
+class LabelSetMetric(StreamingMetric):
+    """Base of F1 of sets of labels: micro, macro and samples, as `f1_score` of scikit-learn with `zero_division=1`."""
 
-    Labels are separated by `;`, `|` or `,`: by the first of these that the references have. An answer of one class is
-    one label. If the question lists options, labels are letters or texts of options. `none` and `no finding` mean no
-    label, unless they are among other labels of a reference.
-
-    An answer with a part that is not a label of the references is failed. It counts as no label: its labels are missed.
-    Its own F1 is 0, and for a reference without labels it counts as one wrong label in `f1_micro`.
-
-    Figures: `f1_micro` (over all labels of all samples), `f1_macro` (mean over the labels), `f1_samples` (mean over the
-    samples; 1 if neither has a label), `exact_match` (fraction of equal sets), `labels`, `failed` and `samples`.
-    """
-
-    tasks = frozenset({CLASSIFICATION, LABELS})
+    intervals = ("f1_micro", "f1_macro", "f1_samples", "exact_match")
 
     def __init__(self) -> None:
-        self._texts: dict[_Text, int] = {}
-        self._pairs = array("q")
         self._table: _Table | None = None
 
-    def add(self, prediction: Answer, reference: Answer) -> None:
-        """Read the answer to one sample."""
-        options = tuple(reference.options.values())
-        for answer in (prediction, reference):
-            text = _Text(answer.text, options, reference.task == CLASSIFICATION)
-            self._pairs.append(self._texts.setdefault(text, len(self._texts)))
-        self._table = None
+    @abstractmethod
+    def pairs(self) -> list[tuple[Labels | None, Labels]]:
+        """Return the labels of each answer (None: failed) and of its reference."""
+
+    def labels(self, pairs: Sequence[tuple[Labels | None, Labels]]) -> list[str]:
+        """Return the labels over which `f1_macro` is the mean: those of the references."""
+        return sorted(frozenset[str]().union(*(reference for _, reference in pairs)))
 
     @property
     def table(self) -> _Table:
         """Return the labels of all samples."""
         if self._table is None:
-            self._table = _table_of(self.pairs())
+            pairs = self.pairs()
+            self._table = _table_of(pairs, self.labels(pairs))
         return self._table
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -91,6 +78,38 @@ class F1(StreamingMetric):
         """Return the number of labels, of failed answers and of samples."""
         table = self.table
         return {"labels": len(table.labels), "failed": table.failed, "samples": len(table.own)}
+
+
+@METRICS.register_module(name="f1")
+@reads("text")
+class F1(LabelSetMetric):
+    """F1 of labels: micro, macro and samples, as `f1_score` of scikit-learn with `zero_division=1`.
+
+    Labels are separated by `;`, `|` or `,`: by the first of these that the references have. An answer of one class is
+    one label. If the question lists options, labels are letters or texts of options. `none` and `no finding` mean no
+    label, unless they are among other labels of a reference.
+
+    An answer with a part that is not a label of the references is failed. It counts as no label: its labels are missed.
+    Its own F1 is 0, and for a reference without labels it counts as one wrong label in `f1_micro`.
+
+    Figures: `f1_micro` (over all labels of all samples), `f1_macro` (mean over the labels), `f1_samples` (mean over the
+    samples; 1 if neither has a label), `exact_match` (fraction of equal sets), `labels`, `failed` and `samples`.
+    """
+
+    tasks = frozenset({CLASSIFICATION, LABELS})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._texts: dict[_Text, int] = {}
+        self._pairs = array("q")
+
+    def add(self, prediction: Answer, reference: Answer) -> None:
+        """Read the answer to one sample."""
+        options = tuple(reference.options.values())
+        for answer in (prediction, reference):
+            text = _Text(answer.text, options, reference.task == CLASSIFICATION)
+            self._pairs.append(self._texts.setdefault(text, len(self._texts)))
+        self._table = None
 
     def pairs(self) -> list[tuple[Labels | None, Labels]]:
         """Return the labels of each answer (None: failed) and of its reference."""
@@ -129,9 +148,8 @@ class _Table:
     failed: int
 
 
-def _table_of(pairs: Sequence[tuple[Labels | None, Labels]]) -> _Table:
+def _table_of(pairs: Sequence[tuple[Labels | None, Labels]], labels: list[str]) -> _Table:
     """Return the labels of pairs of an answer and its reference."""
-    labels = sorted(frozenset[str]().union(*(reference for _, reference in pairs)))
     numbers = {label: number for number, label in enumerate(labels)}
     parts: tuple[list[tuple[int, int]], ...] = ([], [], [])
     own = np.zeros(len(pairs))

@@ -120,6 +120,12 @@ def is_streaming(entry: Entry) -> bool:
     return isinstance(entry, type) and issubclass(entry, StreamingMetric)
 
 
+def require(entry: Entry) -> None:
+    """Raise `ConfigError` if a package or a program that a metric needs is not installed."""
+    if isinstance(entry, type) and issubclass(entry, StreamingMetric):
+        entry.require()
+
+
 def tasks_of(entry: Entry) -> frozenset[str]:
     """Return the tasks that a metric is for; empty: all."""
     return entry.tasks if isinstance(entry, type) and issubclass(entry, StreamingMetric) else frozenset()

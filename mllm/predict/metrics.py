@@ -12,7 +12,7 @@ from mllm.dataset.base import SampleDataset
 from mllm.dataset.checking import Splits
 from mllm.errors import ConfigError, UserError
 from mllm.metrics.base import Reads, content_read
-from mllm.metrics.scoring import Entry, tasks_of
+from mllm.metrics.scoring import Entry, require, tasks_of
 from mllm.registry import METRICS
 
 logger = logging.getLogger(__name__)
@@ -56,12 +56,13 @@ def check_metrics(names: Iterable[str], split: str, splits: Splits, where: str) 
         where: Location of the names for messages: `FILE:LINE` or an option of the command line.
 
     Raises:
-        ConfigError: No row has the content that a metric reads.
+        ConfigError: No row has the content that a metric reads, or a package or program of a metric is not installed.
     """
     counts = splits.reports[split].answers
     for name in names:
         entry = METRICS.find(name)
         content, tasks = content_read(entry), tasks_of(entry)
+        require(entry)
         if tasks and None not in counts.tasks and not tasks & counts.tasks.keys():
             logger.warning(
                 "metric '%s' has no figures: no row of %s has its task (%s)", name, split, ", ".join(sorted(tasks))
