@@ -22,8 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).par
 from interleaved import machine
 
 from mllm.config.hardware import installed
-from mllm.metrics.text import choice, parse_choice
-from mllm.structures import Answer
+from mllm.parsing import parse_choice
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -78,14 +77,14 @@ def run(
         sys.exit(f"{completed.stderr[-4000:]}\nfinetune.py failed with exit code {completed.returncode}")
     log = json.loads((folder / "run" / "training_log.json").read_text())["rows"]
     rows = [json.loads(line) for line in (folder / "run" / "predictions.jsonl").read_text().splitlines()]
-    predictions, references = ([Answer(row[key]) for row in rows] for key in ("prediction", "reference"))
+    figures = json.loads((folder / "run" / "metrics.json").read_text())["figures"]
     trained = [row for row in log if "loss" in row]
     return {
         "sizes": sizes,
         "held_out_loss": {row["step"]: row["eval_loss"] for row in log if "eval_loss" in row},
-        "decisions": choice(predictions, references),
-        "predicted": Counter(str(parse_choice(answer.text, ("yes", "no", "maybe"))) for answer in predictions),
-        "true": Counter(answer.text for answer in references),
+        "decisions": figures,
+        "predicted": Counter(str(parse_choice(row["prediction"], ("yes", "no", "maybe"))) for row in rows),
+        "true": Counter(row["reference"] for row in rows),
         "tokens_per_second": trained[-1]["tokens_per_second"],
         "padding_share": trained[-1]["padding_share"],
     }
