@@ -84,9 +84,14 @@ def _add_reader_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--frame", dest="frames", action="append", type=_index_or_word, help="frame of a DICOM file or video, from 0"
     )
-    group.add_argument("--slice", action="append", type=_index_or_word, help="slice of a NIfTI volume, from 0")
-    group.add_argument("--axis", help="axis of a NIfTI volume: axial, coronal, sagittal")
-    group.add_argument("--volume", type=int, help="volume of a 4D NIfTI file, from 0")
+    group.add_argument(
+        "--slice",
+        action="append",
+        type=_index_or_word,
+        help="slice of a volume (NIfTI, MHA, NRRD, or a folder of DICOM slices), from 0",
+    )
+    group.add_argument("--axis", help="axis of a volume: axial, coronal, sagittal")
+    group.add_argument("--volume", type=int, help="volume of a 4D file, from 0")
     group.add_argument("--page", action="append", type=_index_or_word, help="page of a TIFF file, from 0")
     group.add_argument(
         "--window",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 
 from mllm.dataset.readers.gray import full_range, scaled, to_image
 from mllm.dataset.readers.guarded import is_installed
+from mllm.dataset.readers.metaimage import read_header
 from mllm.dataset.readers.nifti import check_size, load_nifti
 from mllm.errors import ConfigError, DataError
 
@@ -18,16 +18,6 @@ Plane = tuple[np.ndarray, tuple[float, float]]
 """Values [H, W], and the width and height of a pixel in mm."""
 _MAX_BYTES = 1 << 30
 """Maximum size of the pixels of a file after decompression."""
-_ELEMENTS = {
-    "MET_CHAR": "i1",
-    "MET_UCHAR": "u1",
-    "MET_SHORT": "i2",
-    "MET_USHORT": "u2",
-    "MET_INT": "i4",
-    "MET_UINT": "u4",
-    "MET_FLOAT": "f4",
-    "MET_DOUBLE": "f8",
-}
 
 
 def read_plane(path: Path, frame: int | None = None) -> Plane:
@@ -86,45 +76,13 @@ def _nifti(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
 
 
 def _metaimage(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
-    """Return the values [F, H, W] and the pixel size of a MetaImage with pixels in the file or in a second file."""
-    data = path.read_bytes()
-    header: dict[str, str] = {}
-    position = 0
-    while "ElementDataFile" not in header:
-        end = data.find(b"\n", position)
-        if position >= len(data):
-            raise DataError(f"{path} is not a MetaImage: it has no ElementDataFile")
-        key, _, value = data[position : end if end >= 0 else len(data)].decode("ascii").partition("=")
-        header[key.strip()] = value.strip()
-        position = end + 1 if end >= 0 else len(data)
-    name = header["ElementDataFile"]
-    if name != "LOCAL":
-        pixels_file = path.with_name(name)
-        if not pixels_file.is_file():
-            raise DataError(f"{pixels_file}, the ElementDataFile of {path}, does not exist")
-        data, position = pixels_file.read_bytes(), 0
-    kind = _ELEMENTS.get(header["ElementType"])
-    if kind is None:
-        raise DataError(f"{path} has pixels of type {header['ElementType']}, which is not supported")
-    order = ">" if _is_true(header, "BinaryDataByteOrderMSB") or _is_true(header, "ElementByteOrderMSB") else "<"
-    width, height, *further = (int(length) for length in header["DimSize"].split())
-    shape = math.prod(further), height, width
-    across, down = (float(step) for step in header["ElementSpacing"].split()[:2])
-    if min(shape) < 1:
-        raise DataError(f"{path} has an invalid size: {header['DimSize']}")
-    size = math.prod(shape) * np.dtype(kind).itemsize
-    _check_bytes(path, size)
-    pixels = data[position:]
-    if _is_true(header, "CompressedData"):
-        pixels = zlib.decompressobj().decompress(pixels, max(size, 1))
-    return np.frombuffer(pixels, order + kind, count=math.prod(shape)).reshape(shape), (across, down)
+    """Return the values [F, H, W] and the pixel size of a MetaImage."""
+    header = read_header(path)
+    _check_bytes(path, header.size)
+    return header.read(0).T, header.spacing[:2]
 
 
 def _check_bytes(path: Path, size: int) -> None:
     """Raise `DataError` for images of more than `_MAX_BYTES`."""
     if size > _MAX_BYTES:
         raise DataError(f"{path} has {size:,} bytes of pixels, but at most {_MAX_BYTES:,} are supported")
-
-
-def _is_true(header: dict[str, str], key: str) -> bool:
-    return header.get(key, "").lower() in ("true", "1")

@@ -5,11 +5,12 @@ Limits of a file:
 * Pixels: an image, page or frame has at most 178,956,970, a volume at most 2^31 voxels; the header is checked before
   anything is decoded. A file that is too short for its header is refused.
 * Time and memory: files whose header shows a small cost are decoded in this process: PNG, JPEG, BMP, uncompressed
-  TIFF and DICOM, and small NIfTI volumes. Their time and memory are proportional to their pixels and size. Compressed
-  TIFF, WebP and other images, videos, compressed DICOM and large volumes are decoded in the guarded process: at most
-  30 s for an image, 8 GiB of memory, and 4 GiB of results.
-* Compressed streams: a deflated DICOM file may decompress to 1 GiB, and a compressed NIfTI file is read up to the size
-  that its header describes.
+  TIFF and DICOM, and small volumes (NIfTI, MetaImage, NRRD, reformatted DICOM series). Their time and memory are
+  proportional to their pixels and size. Compressed TIFF, WebP, GIF and other images, videos, compressed DICOM and large
+  volumes are decoded in the guarded process: at most 30 s for an image, 8 GiB of memory, and 4 GiB of results.
+* Compressed streams: a deflated or gzip-compressed DICOM file may decompress to 1 GiB, and compressed volumes are read
+  up to the size that their header describes.
+* Series: a folder or list has at most 4,096 slices.
 """
 
 from __future__ import annotations

@@ -40,9 +40,9 @@ _FRAME_GROUPS = (
 """Functional groups with transforms, pixel sizes and places of frames (PS3.3 C.7.6.16)."""
 
 
-@READERS.register_module(name=[".dcm", ".dicom", ".ima"])
+@READERS.register_module(name=[".dcm", ".dicom", ".ima", ".dcm.gz"])
 def read(path: Path, *, frames: Choice = "first", window: Window = None, square: bool = True) -> list[Image.Image]:
-    """Read frames of a DICOM file as RGB images.
+    """Read frames of a DICOM file, which may be compressed by gzip, as RGB images.
 
     Gray values are transformed by the modality LUT or rescale, then by `window`, else by the first VOI LUT or window
     of the file, else by the default of the modality: CT in Hounsfield units from -1024 to 1024, MR from the 0.5th to

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.geometry import check_pixels
 from mllm.dataset.readers.guarded import GuardedError, call_guarded
 from mllm.errors import ConfigError, DataError
@@ -54,9 +58,14 @@ _FIRST_ELEMENTS = tuple(
 _SUFFIXES = (".dcm", ".dicom", ".ima", ".dcm.gz")
 _SEEKABLE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 """Uncompressed transfer syntaxes: one frame is read without the others."""
+_GZIP = b"\x1f\x8b"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+_JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 92, 93, 201, 202, 203))
+"""Transfer syntaxes whose streams contain their transform of colors."""
+_COLORS_OF_JPEG_2000 = ("YBR_ICT", "YBR_RCT")
+_UNREAD_COLORS = ("YBR_PARTIAL_422", "YBR_PARTIAL_420", "ARGB", "HSV", "CMYK")
 _MAX_INFLATED = 1 << 30
-"""Maximum size of a deflated file after decompression, in bytes."""
+"""Maximum size of a deflated or compressed file after decompression, in bytes."""
 
 
 def is_dicom(path: Path) -> bool:
@@ -79,9 +88,10 @@ def read_header(path: Path, more: Sequence[str] = ()) -> Dataset:
     """
     import pydicom
 
-    # pydicom reads deferred elements from the file, where those of deflated files are compressed.
-    defer = None if _is_deflated(path) else 4096
-    header = pydicom.dcmread(path, specific_tags=[*TAGS, *more], defer_size=defer, force=True)
+    with _decompressed(path) as file:
+        # pydicom reads deferred elements from the file, where those of deflated files are compressed.
+        defer = None if file != path or _is_deflated(file, path) else 4096
+        header = pydicom.dcmread(file, specific_tags=[*TAGS, *more], defer_size=defer, force=True)
     if not header.preamble and "Rows" not in header and "SOPClassUID" not in header:
         raise DataError(f"{path} is not a DICOM file: it has neither the DICOM preamble nor elements of an image")
     if _find_pixels(header) is None:
@@ -95,7 +105,7 @@ def count_frames(header: Dataset, path: Path) -> int:
     """Return the number of frames; raise `DataError` if the file is too short for them."""
     count = int(header.get("NumberOfFrames") or 1)
     # A compressed frame has at least the 8 bytes of an item; those of deflated files may be compressed further.
-    size, needed = path.stat().st_size, 8
+    size, needed = _MAX_INFLATED if _is_gzip(path) else path.stat().st_size, 8
     if header.file_meta.TransferSyntaxUID in _SEEKABLE:
         bits = int(header.BitsAllocated) * int(header.get("SamplesPerPixel") or 1) * header.Rows * header.Columns
         # YBR_FULL_422 stores two of three values.
@@ -131,6 +141,7 @@ def decode(path: Path, header: Dataset, indices: Sequence[int]) -> list[np.ndarr
             f"{path} has JPEG pixels of {header.BitsStored} bits ({name}), which the installed decoders do not read: "
             "pip install pylibjpeg-libjpeg (its license is the GPL)"
         )
+    _check_colors(header, path, name)
     plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")
     try:
         if syntax.is_encapsulated:
@@ -144,17 +155,25 @@ def decode(path: Path, header: Dataset, indices: Sequence[int]) -> list[np.ndarr
         ) from None
 
 
+def _check_colors(header: Dataset, path: Path, encoding: str) -> None:
+    """Raise `DataError` for colors that pydicom would return unconverted, so that they would be taken for RGB."""
+    colors = str(header.get("PhotometricInterpretation"))
+    is_jpeg_2000 = header.file_meta.TransferSyntaxUID in _JPEG_2000
+    if colors in _UNREAD_COLORS or (colors in _COLORS_OF_JPEG_2000 and not is_jpeg_2000):
+        raise unusable(path, f"has pixels in {colors} ({encoding}), which is not supported: save it as RGB")
+
+
 def frames(path: str, indices: Sequence[int], plugin: str) -> Iterator[np.ndarray]:
     """Yield the stored values of frames, decoded by a plugin of pydicom ('' for uncompressed pixels)."""
     import pydicom
     from pydicom.pixels import pixel_array
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _decompressed(Path(path)) as file:
         # Warnings of pydicom contain values of the file.
         warnings.simplefilter("ignore")
-        source: str | Dataset = path
-        if _read_syntax(Path(path)) not in _SEEKABLE:
-            source = pydicom.dcmread(path, specific_tags=list(TAGS), force=True)
+        source: Path | Dataset = file
+        if _read_syntax(file) not in _SEEKABLE:
+            source = pydicom.dcmread(file, specific_tags=list(TAGS), force=True)
             _complete_syntax(source, Path(path))
         for index in indices:
             # One call per frame: the iterators of pydicom carry the color conversion of a frame over to the next.
@@ -178,20 +197,48 @@ def _read_syntax(path: Path) -> str | None:
     return read_file_meta_info(path).get("TransferSyntaxUID") if has_preamble else None
 
 
-def _is_deflated(path: Path) -> bool:
+@contextmanager
+def _decompressed(path: Path) -> Iterator[Path]:
+    """Yield the file, or for a file that is compressed by gzip a temporary copy without compression."""
+    if not _is_gzip(path):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=".dcm") as copy:
+        try:
+            with gzip.open(path) as stream:
+                size = 0
+                while chunk := stream.read(1 << 24):
+                    size += len(chunk)
+                    if size > _MAX_INFLATED:
+                        raise unusable(path, f"decompresses to more than {_MAX_INFLATED:,} bytes")
+                    copy.write(chunk)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise unusable(
+                path, f"is truncated or damaged: it cannot be decompressed ({type(error).__name__})"
+            ) from None
+        copy.flush()
+        yield Path(copy.name)
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_GZIP)) == _GZIP
+
+
+def _is_deflated(file: Path, path: Path) -> bool:
     """Return True for a file whose elements are compressed; raise `DataError` if they decompress to too much."""
     from pydicom.filereader import read_file_meta_info
 
-    if _read_syntax(path) != _DEFLATED:
+    if _read_syntax(file) != _DEFLATED:
         return False
     # The length of the group counts from the end of its own element, which has 12 bytes.
-    begin = PREAMBLE + 12 + int(read_file_meta_info(path).FileMetaInformationGroupLength)
-    data, decompressor, size = path.read_bytes()[begin:], zlib.decompressobj(-zlib.MAX_WBITS), 0
+    begin = PREAMBLE + 12 + int(read_file_meta_info(file).FileMetaInformationGroupLength)
+    data, decompressor, size = file.read_bytes()[begin:], zlib.decompressobj(-zlib.MAX_WBITS), 0
     while data and not decompressor.eof:
         size += len(decompressor.decompress(data, 1 << 24))
         data = decompressor.unconsumed_tail
         if size > _MAX_INFLATED:
-            raise DataError(f"{path} decompresses to more than {_MAX_INFLATED:,} bytes")
+            raise unusable(path, f"decompresses to more than {_MAX_INFLATED:,} bytes")
     return True
 
 

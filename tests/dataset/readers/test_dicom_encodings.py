@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import traceback
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import numpy as np
 import pydicom
 import pytest
 from medical_files import pydicom_file, read_gray, write_dicom
-from pydicom.pixels import convert_color_space
 from pydicom.pixels.decoders import JPEGExtended12BitDecoder
 
 from mllm.dataset.readers import read_images
@@ -36,11 +36,53 @@ def test_jpeg_color_is_converted_exactly_once(tmp_path):
     assert np.abs(second - smooth[::-1]).max() < 12
 
 
-def test_native_ybr_against_pydicom(tmp_path):
+def test_native_ybr_by_the_formula_of_the_standard(tmp_path):
+    # PS3.3 C.7.6.3.1.2, the inverse of the matrix of YBR_FULL.
     ybr = np.random.default_rng(1).integers(16, 235, (3, 20, 20, 3), dtype=np.uint8)
     path = write_dicom(tmp_path / "a.dcm", ybr, photometric="YBR_FULL")
-    expected = convert_color_space(ybr, "YBR_FULL", "RGB")
-    assert np.array_equal(np.stack(read_images(path, frames="all")), expected)
+    matrix = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+    expected = np.clip((ybr - [0, 128, 128]) @ np.linalg.inv(matrix).T, 0, 255)
+    assert np.abs(np.stack(read_images(path, frames="all")) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("colors", ["YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "ARGB", "HSV", "CMYK"])
+def test_colors_that_would_be_taken_for_rgb_are_refused(tmp_path, colors):
+    path = write_dicom(tmp_path / "a.dcm", np.full((32, 32, 3), 90, np.uint8), photometric=colors)
+    with pytest.raises(DataError, match=rf"a.dcm has pixels in {colors} \(Explicit VR .*save it as RGB"):
+        read_images(path)
+
+
+@pytest.mark.parametrize("element, kind", [("FloatPixelData", "<f4"), ("DoubleFloatPixelData", "<f8")])
+def test_pixels_of_floating_point_numbers(tmp_path, element, kind):
+    values = np.linspace(-1, 1, 256).reshape(16, 16).astype(kind)
+    values[0, 0] = np.nan
+    dataset = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", np.zeros((16, 16), np.uint16)))
+    for name in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+        del dataset[name]
+    dataset.BitsAllocated = 8 * values.dtype.itemsize
+    setattr(dataset, element, values.tobytes())
+    dataset.save_as(tmp_path / "a.dcm")
+    low = np.nanmin(values)
+    expected = np.rint(np.nan_to_num((values - low) / (1 - low)) * 255)
+    assert np.array_equal(read_gray(tmp_path / "a.dcm"), expected)
+    expected = np.rint(np.nan_to_num(values.astype(float).clip(0)) * 255)
+    assert np.array_equal(read_gray(tmp_path / "a.dcm", window=(0.5, 1)), expected)
+
+
+def test_a_file_compressed_by_gzip(tmp_path, monkeypatch):
+    path = tmp_path / "a.dcm.gz"
+    data = gzip.compress(Path(pydicom_file("MR_small.dcm")).read_bytes())
+    path.write_bytes(data)
+    assert np.array_equal(read_gray(path), read_gray(pydicom_file("MR_small.dcm")))
+    path.write_bytes(gzip.compress(Path(pydicom_file("MR_small_jpeg_ls_lossless.dcm")).read_bytes()))
+    assert np.array_equal(read_gray(path), read_gray(pydicom_file("MR_small_jpeg_ls_lossless.dcm")))
+    path.write_bytes(data[:3000])
+    with pytest.raises(DataError, match=r"a.dcm.gz is truncated or damaged: it cannot be decompressed"):
+        read_images(path)
+    path.write_bytes(data)
+    monkeypatch.setattr("mllm.dataset.readers.dicom_frames._MAX_INFLATED", 1 << 12)
+    with pytest.raises(DataError, match=r"a.dcm.gz decompresses to more than 4,096 bytes"):
+        read_images(path)
 
 
 def test_every_frame_of_native_subsampled_ybr_is_converted(tmp_path):
