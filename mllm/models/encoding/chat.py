@@ -17,7 +17,7 @@ from mllm.models.encoding.marks import MarkWriter, source_of
 from mllm.models.encoding.padding import stacked
 from mllm.models.encoding.processor_outputs import cut, images_per_row, joined
 from mllm.models.encoding.segments import SegmentTokenizer
-from mllm.models.encoding.text_encoder import TextEncoder, without_answer
+from mllm.models.encoding.text_encoder import TextEncoder, parts_of, without_answer
 from mllm.models.encoding.text_processor import TextProcessor, mean_color
 from mllm.structures import IGNORE, IMAGE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn
 from mllm.supervision import unsupervised
@@ -157,17 +157,7 @@ class ChatEncoder(TextEncoder):
 
     def _messages(self, sample: Sample) -> list[Any]:
         """Return the turns as messages for the chat template, with brackets around the answers."""
-        turns = self._with_system_turn(sample.turns)
-        if any(turn.role == "assistant" and IMAGE in turn.text for turn in turns):
-            raise DataError.at(source_of(sample), f"an answer contains {IMAGE}; only questions can show images")
-        placeholders = sum(turn.text.count(IMAGE) for turn in turns)
-        first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
-        if placeholders == 0 and sample.images and first is not None:
-            turns[first] = Turn("user", IMAGE * len(sample.images) + turns[first].text)
-        elif placeholders != len(sample.images):
-            raise DataError.at(
-                source_of(sample), f"the text has {placeholders} {IMAGE} placeholders for {len(sample.images)} images"
-            )
+        turns = self._with_placed_images(sample, sample.turns)
         return [{"role": turn.role, "content": self._content(turn)} for turn in turns]
 
     def _content(self, turn: Turn) -> list[dict[str, str]]:
@@ -175,13 +165,7 @@ class ChatEncoder(TextEncoder):
         if turn.role == "assistant":
             end = "" if self._form.writes_end else self.turn_end
             return [{"type": "text", "text": f"{OPEN}{turn.text.strip()}{end}{CLOSE}"}]
-        parts: list[dict[str, str]] = []
-        for i, text in enumerate(turn.text.split(IMAGE)):
-            if i:
-                parts.append({"type": "image"})
-            if text.strip():
-                parts.append({"type": "text", "text": text.strip()})
-        return parts or [{"type": "text", "text": ""}]
+        return parts_of(turn.text)
 
     def _segments(self, sample: Sample) -> list[str]:
         """Return the rendered conversation with its generation prompt: prompts and answers by turns.

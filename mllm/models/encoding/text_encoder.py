@@ -13,9 +13,10 @@ from transformers import ProcessorMixin
 
 from mllm.errors import ConfigError, DataError
 from mllm.models.encoding.chat_template import CLOSE, OPEN, with_variables
+from mllm.models.encoding.marks import source_of
 from mllm.models.encoding.synthetic import synthetic_samples
 from mllm.models.encoding.text_processor import TextProcessor
-from mllm.structures import Answer, Batch, Encoded, Frame, Mark, Sample, Turn
+from mllm.structures import IMAGE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn
 
 _TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """Errors of a template, and of the expressions in it."""
@@ -115,6 +116,24 @@ class TextEncoder(ABC):
             return [Turn("system", self.system), *turns]
         return list(turns)
 
+    def _with_placed_images(self, sample: Sample, turns: Sequence[Turn]) -> list[Turn]:
+        """Return the turns with a placeholder for each image of a sample; without any, the images come first.
+
+        Raise `DataError` for a placeholder in an answer, and for other numbers of placeholders than of images.
+        """
+        placed = self._with_system_turn(turns)
+        if any(turn.role == "assistant" and IMAGE in turn.text for turn in placed):
+            raise DataError.at(source_of(sample), f"an answer contains {IMAGE}; only questions can show images")
+        placeholders = sum(turn.text.count(IMAGE) for turn in placed)
+        first = next((i for i, turn in enumerate(placed) if turn.role == "user"), None)
+        if placeholders == 0 and sample.images and first is not None:
+            placed[first] = Turn("user", IMAGE * len(sample.images) + placed[first].text)
+        elif placeholders != len(sample.images):
+            raise DataError.at(
+                source_of(sample), f"the text has {placeholders} {IMAGE} placeholders for {len(sample.images)} images"
+            )
+        return placed
+
     def _refuse_control_tokens(self, texts: Iterable[str], source: str) -> None:
         """Raise `DataError` if a text contains a control token, which could end a turn or stand for an object.
 
@@ -151,6 +170,17 @@ class TextEncoder(ABC):
     def _first_control_token(self, text: str) -> tuple[int, str] | None:
         """Return the position and the text of the first control token in `text`, or None."""
         return min(((text.find(token), token) for token in self._control_tokens if token in text), default=None)
+
+
+def parts_of(text: str) -> list[dict[str, str]]:
+    """Return the content of a question for a chat template: its texts, and images in place of the placeholders."""
+    parts: list[dict[str, str]] = []
+    for i, piece in enumerate(text.split(IMAGE)):
+        if i:
+            parts.append({"type": "image"})
+        if piece.strip():
+            parts.append({"type": "text", "text": piece.strip()})
+    return parts or [{"type": "text", "text": ""}]
 
 
 def without_answer(turns: Sequence[Turn]) -> list[Turn]:

@@ -30,6 +30,11 @@ def keep_unquantized(bits: int, towers: Mapping[str, str]) -> list[str]:
     return FULL_PRECISION
 
 
+def keep_parts_beside(bits: int, towers: Mapping[str, str]) -> list[str]:
+    """Return the modules that stay in full precision in an encoder-decoder, among them those that read images."""
+    return ["lm_head", *(prefix for tower, prefix in towers.items() if tower in ("projector", "vision"))]
+
+
 def is_encoder_decoder(model_type: str | None) -> bool:
     """Return True if transformers loads an architecture as an encoder-decoder. T5Gemma 2 also reads images."""
     from transformers.models.auto import modeling_auto
@@ -81,16 +86,21 @@ CAUSAL_LM = Family(
 SEQ2SEQ = Family(
     type="seq2seq",
     options=ModelArgs,
-    processor=LazyFunction("mllm.models.text.load:load_processor"),
+    processor=LazyFunction("mllm.models.text.load:load_encoder_decoder_processor"),
     encoder=LazyFunction("mllm.models.text.load:build_seq2seq_encoder"),
     load=LazyFunction("mllm.models.text.load:load_encoder_decoder"),
     skeleton=LazyFunction("mllm.models.text.load:build_encoder_decoder_skeleton"),
     towers=LazyFunction("mllm.models.text.towers:encoder_decoder_towers"),
     lora_targets=LazyFunction("mllm.models.text.towers:encoder_decoder_targets"),
+    keep_unquantized=keep_parts_beside,
     chosen_for=is_encoder_decoder,
     unsupported_keys=IMAGE_KEYS | {"box_format"},
     reads_images=False,
     cannot_pack="its decoder attends to the sources of all samples in a row",
     hub_task="text-generation",
-    tiny={"t5gemma": LazyFunction("mllm.models.text.tiny:t5gemma")},
+    tiny={
+        "t5gemma": LazyFunction("mllm.models.text.tiny:t5gemma"),
+        "t5gemma2": LazyFunction("mllm.models.text.tiny_t5gemma2:t5gemma2"),
+    },
+    stand_in=lambda checkpoint: "t5gemma2" if "t5gemma-2" in checkpoint.lower() else "t5gemma",
 )

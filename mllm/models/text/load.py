@@ -16,6 +16,7 @@ from transformers import (
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
+    ProcessorMixin,
 )
 
 from mllm.config.hardware import Hardware
@@ -25,15 +26,23 @@ from mllm.family import FAMILIES
 from mllm.models.backbone.checkpoint_folder import find_checkpoint
 from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config, load_model
-from mllm.models.builder.build_options import encoder_options, load_options
+from mllm.models.builder.build_chat import load_chat_processor
+from mllm.models.builder.build_options import encoder_options, load_options, quantization_bits
 from mllm.models.encoding.seq2seq import Seq2SeqEncoder
 from mllm.models.encoding.text_processor import TextProcessor, load_text_processor
-from mllm.models.text.family import FULL_PRECISION
+from mllm.models.text.family import FULL_PRECISION, keep_parts_beside
+from mllm.models.text.towers import encoder_decoder_towers
 
 
 def load_processor(args: ModelArgs) -> TextProcessor:
     """Load the tokenizer of a checkpoint with the interface of a processor."""
     return load_text_processor(find_checkpoint(args.model_name_or_path), trust_remote_code=args.trust_remote_code)
+
+
+def load_encoder_decoder_processor(args: ModelArgs) -> ProcessorMixin | TextProcessor:
+    """Load the processor of an architecture that reads images (T5Gemma 2), or else the tokenizer."""
+    config = load_config(find_checkpoint(args.model_name_or_path), trust_remote_code=args.trust_remote_code)
+    return load_chat_processor(args) if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else load_processor(args)
 
 
 def load_decoder(args: ModelArgs, hardware: Hardware, processor: TextProcessor) -> PreTrainedModel:
@@ -42,10 +51,14 @@ def load_decoder(args: ModelArgs, hardware: Hardware, processor: TextProcessor) 
     return load_model(AutoModelForCausalLM, name, **load_options(args, hardware, keep=FULL_PRECISION))
 
 
-def load_encoder_decoder(args: ModelArgs, hardware: Hardware, processor: TextProcessor) -> PreTrainedModel:
+def load_encoder_decoder(
+    args: ModelArgs, hardware: Hardware, processor: ProcessorMixin | TextProcessor
+) -> PreTrainedModel:
     """Load any model that AutoModelForSeq2SeqLM supports: T5Gemma, T5, mT5..."""
-    name = _checked(args, AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)
-    return load_model(AutoModelForSeq2SeqLM, name, **load_options(args, hardware, keep=["lm_head"]))
+    towers = encoder_decoder_towers(build_encoder_decoder_skeleton(args))
+    keep = keep_parts_beside(quantization_bits(args), towers)
+    name = find_checkpoint(args.model_name_or_path)
+    return load_model(AutoModelForSeq2SeqLM, name, **load_options(args, hardware, keep=keep))
 
 
 def build_decoder_skeleton(args: ModelArgs) -> PreTrainedModel:
@@ -58,13 +71,13 @@ def build_encoder_decoder_skeleton(args: ModelArgs) -> PreTrainedModel:
     return _skeleton(args, AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)
 
 
-def build_seq2seq_encoder(args: ModelArgs, processor: TextProcessor) -> Seq2SeqEncoder:
+def build_seq2seq_encoder(args: ModelArgs, processor: ProcessorMixin | TextProcessor) -> Seq2SeqEncoder:
     """Return the encoder of pairs of source and target."""
     start, forced = decoder_start(args, processor)
     return Seq2SeqEncoder(processor, decoder_start_id=start, forced_start_id=forced, **encoder_options(args))
 
 
-def decoder_start(args: ModelArgs, processor: TextProcessor) -> tuple[int, int | None]:
+def decoder_start(args: ModelArgs, processor: ProcessorMixin | TextProcessor) -> tuple[int, int | None]:
     """Return the first token id of the decoder, and the id that generation forces after it (a language), or None.
 
     They are the same in training and generation. The first id is that of `generation_config.json`, else that of
@@ -76,7 +89,7 @@ def decoder_start(args: ModelArgs, processor: TextProcessor) -> tuple[int, int |
         settings = GenerationConfig.from_pretrained(name)
     except OSError:  # the checkpoint has no generation_config.json
         settings = GenerationConfig.from_model_config(config)
-    tokenizer = processor.tokenizer
+    tokenizer: Any = processor.tokenizer
     stated = (settings.decoder_start_token_id, config.to_dict().get("decoder_start_token_id"))
     ids = (*stated, tokenizer.bos_token_id, tokenizer.pad_token_id)
     forced = settings.forced_bos_token_id

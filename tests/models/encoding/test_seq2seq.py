@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
+from PIL import Image
+from transformers import AutoProcessor, AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
@@ -90,6 +91,34 @@ def test_history_is_part_of_the_source_and_control_tokens_are_refused(tokenizer)
         built.encode(pair("a <end_of_turn> b", "c"))
     with pytest.raises(DataError, match="does not end with an answer"):
         built.encode(Sample([Turn("user", "a")]))
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_source_with_images_is_that_of_the_processor_and_a_long_question_keeps_them(tiny_medgemma, template):
+    processor = AutoProcessor.from_pretrained(tiny_medgemma)
+    processor.chat_template = processor.chat_template if template else None
+    processor.tokenizer.chat_template = None
+    made = Seq2SeqEncoder(processor, max_length=560, decoder_start_id=processor.tokenizer.bos_token_id)
+    pictures = [Image.new("RGB", size, (9, 200, 90)) for size in ((40, 30), (20, 50))]
+    turns = [Turn("user", "<image>Compare <image> with it."), Turn("assistant", "No.")]
+    encoded = made.encode(Sample(turns, pictures))
+    source = "<start_of_image>Compare <start_of_image> with it."
+    if template:
+        source = (
+            "<start_of_turn>user\n<start_of_image>Compare<start_of_image>with it.<end_of_turn>\n<start_of_turn>model\n"
+        )
+    expected = processor(text=source, images=pictures, return_tensors="pt", add_special_tokens=not template)
+    for name, tensor in made.pad([encoded]).student.items():
+        if name != "decoder_input_ids":
+            torch.testing.assert_close(tensor, expected[name], msg=name)
+    assert {"pixel_values", "token_type_ids"} < set(encoded.student) and not encoded.truncated
+    long = made.encode(Sample([replace(turns[0], text=turns[0].text + " word" * 99), turns[1]], pictures))
+    assert len(long.student["input_ids"]) <= 560 and long.truncated and len(long.student["pixel_values"]) == 2
+    assert made.tokenizer.decode(long.student["input_ids"]).count("<image_soft_token>") == 512
+    texts = made.pad([encoded, made.encode(pair("Why?", "A."))])
+    assert texts.images == (0, 0) and len(texts.student["pixel_values"]) == 2
+    with pytest.raises(DataError, match="rows.tsv, line 3: the text has 1 <image> placeholders for 0 images"):
+        made.encode(pair("<image>Why?", "a"))
 
 
 def test_answers_are_read_and_references_match(tokenizer):

@@ -88,5 +88,6 @@ ENCODER_DECODERS = [
         for name in text.ENCODER_DECODERS
     ),
     Case("t5gemma", "seq2seq", "t5gemma"),
+    Case("t5gemma2", "seq2seq", "t5gemma2"),
 ]
 CASES = [*GEMMA3, *IMAGE_TEXT, *DECODERS, *ENCODER_DECODERS]
