@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
 from typing_extensions import override
 
-from mllm.dataset.public.official import field, official_file, official_split, official_table, rows_of
+from mllm.dataset.public.official import Ids, field, official_file, official_split, official_table, rows_of
 from mllm.dataset.single_image_dataset.grounding import BoxForm
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tasks.annotated import DetectionDataset, Labels
 from mllm.dataset.tasks.labels import MultiLabelDataset
-from mllm.errors import DataError, hint
+from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
+
+logger = logging.getLogger(__name__)
 
 LABELS = (
     "Atelectasis",
@@ -94,13 +97,20 @@ class ChestXray14Dataset(MultiLabelDataset):
         entries = official_file(path, _ENTRIES, "the labels")
         records = official_table(entries, ("Image Index", "Finding Labels", "Patient ID"))
         names, files = images_of_split(path, self.official), image_files(path)
-        rows, places = [], []
+        rows, places, ids = [], [], Ids("Image Index")
+        without_row = set(files)
         for index, row in rows_of(records):
-            name = field(row, "Image Index")
+            name, place = field(row, "Image Index"), records.describe(index)
+            without_row.discard(name)
+            error = ids.error_of(name, place)
             if names is not None and name not in names:
                 continue
-            rows.append(self._row(row, name, files))
-            places.append(records.describe(index))
+            entry = self._row(row, name, files)
+            rows.append({**entry, "error": entry["error"] or error})
+            places.append(place)
+        if without_row:
+            example = files[min(without_row)]
+            logger.warning("%s: %d images have no row, for example %s", entries, len(without_row), path / example)
         return ListedRecords(entries, rows, places)
 
     def _row(self, row: dict[str, Any], name: str, files: dict[str, str]) -> dict[str, Any]:
@@ -149,6 +159,9 @@ class ChestXray14BoxDataset(DetectionDataset):
     ) -> None:
         root = Path(data_path).expanduser()
         self.official = official_split(split, tuple(SPLITS))
+        for label in labels or ():
+            if label not in LABELS:
+                raise ConfigError(f"labels: ChestX-ray14 has no label '{label}'{hint(label, LABELS)}")
         super().__init__(root, root, labels=labels, absent=False, **options)
 
     @override

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
-from mllm.dataset.public.official import field, official_file, official_split, official_table, rows_of
+from mllm.dataset.public.official import Ids, field, official_file, official_split, official_table, rows_of
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tasks.annotated import Labels
@@ -90,6 +90,7 @@ class CheXpertDataset(MultiLabelDataset):
             official_table(table, ("Path", "Frontal/Lateral", *LABELS))
         rows: dict[str, dict[str, Any]] = {}
         places: dict[str, str] = {}
+        ids = Ids("Path" if "Path" in records[0] else "Study")
         for index, row in rows_of(records):
             place = records.describe(index)
             study = self._study(field(row, "Path") or field(row, "Study"), place)
@@ -103,6 +104,7 @@ class CheXpertDataset(MultiLabelDataset):
             if any(str(entry[label]) != str(row[label]) for label in LABELS):
                 raise DataError(f"{place}: other labels than {places[key]}, a row of the same study")
             entry["image"] += images
+            entry["error"] = entry.get("error") or ids.error_of(field(row, ids.column), place)
             places.setdefault(key, place)
         return ListedRecords(table, list(rows.values()), list(places.values()))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ INSTRUCTIONS = {
 _SPELLINGS = {
     "classification": "classification",
     "disease diagnosis": "classification",
+    "disease diagnosis classification": "classification",
+    "multi label": "multi_label_classification",
     "multi label classification": "multi_label_classification",
     "detection": "detection",
     "instance detection": "instance_detection",
@@ -45,7 +47,7 @@ _SPELLINGS = {
     "regression": "regression",
     "report generation": "report_generation",
 }
-"""Spellings of `TaskType` in lower case, with spaces for `-` and `_`."""
+"""Spellings of `TaskType` in the files and in the published baselines, in lower case, with spaces for `-` and `_`."""
 DATASETS_BY_CATEGORY = {
     "Retinography": ("retino", "fundus"),
     "Ultrasound": ("BUSI", "BUS-UCLM", "BUSI-det", "BUS-UCLM-det", "iugc"),
@@ -153,16 +155,17 @@ class FLAREDataset(ImageTextDataset):
         records = official_table(file, ("TaskType", "ImageName", "Question"))
         for index, row in rows_of(records):
             answer = task = error = ""
+            images: list[str] = []
             try:
                 answer = _answer(row.get("Answer"))
                 task = task_of(field(row, "TaskType"), answer)
+                images = [f"{folder.relative_to(self._root(folder)).as_posix()}/{name}" for name in _images(row)]
             except DataError as reason:
                 error = str(reason)
             if task in self.tasks or error:
-                names = row["ImageName"] if isinstance(row["ImageName"], list) else [row["ImageName"]]
-                images = [f"{folder.relative_to(self._root(folder)).as_posix()}/{name}" for name in names]
-                entry = {"image": images, "question": row["Question"], "answer": answer, "task": task, "error": error}
-                rows.append({**entry, "patient": images[0], "modality": row.get("Modality")})
+                entry = {"image": images, "question": row.get("Question"), "answer": answer, "task": task}
+                patient = images[0] if images else None
+                rows.append({**entry, "error": error, "patient": patient, "modality": row.get("Modality")})
                 places.append(records.describe(index))
 
     @staticmethod
@@ -203,6 +206,15 @@ def _answer(value: Any) -> str:
     if is_empty(value):
         return ""
     return json.dumps(value) if isinstance(value, (list, dict)) else text_of(value, "Answer").strip()
+
+
+def _images(row: Mapping[str, Any]) -> list[str]:
+    """Return the names of the images of a row; raise `DataError` if it has none."""
+    value = row.get("ImageName")
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise DataError(f"field 'ImageName' must be the name of an image or a list of names, not {value!r}")
+    return names
 
 
 def _known(names: Sequence[str] | None, known: Sequence[str], kind: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.public.official import field, official_file, official_table, rows_of
+from mllm.dataset.public.official import Ids, field, official_file, official_table, rows_of
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
@@ -73,16 +73,19 @@ class IUXrayDataset(GroundingDataset):
             raise DataError(f"{file} is not a file of R2Gen, an object with a list for each split ({error})") from error
         if self.split is not None and self.split not in studies:
             raise ConfigError(f"{file} has no split '{self.split}'{hint(self.split, studies)}")
-        rows, places = [], []
+        rows, places, ids = [], [], Ids("id")
         for name in studies if self.split is None else [self.split]:
             for number, entry in enumerate(studies[name], start=1):
+                place = f"{file}, {name}, entry {number}"
                 try:
                     images = [f"images/{image}" for image in entry["image_path"]]
                     row = {"image": images, "answer": entry["report"].strip(), "patient": entry["id"]}
+                    if repeated := ids.error_of(str(entry["id"]), place):
+                        row["error"] = repeated
                 except (KeyError, TypeError, AttributeError) as error:
                     row = {"error": f"an entry needs id, report and image_path ({type(error).__name__}: {error})"}
                 rows.append(row)
-                places.append(f"{file}, {name}, entry {number}")
+                places.append(place)
         return ListedRecords(file, rows, places)
 
     def _tables(self, root: Path, reports: Path) -> Records:
@@ -94,19 +97,21 @@ class IUXrayDataset(GroundingDataset):
         for _, row in rows_of(projections):
             if self.views == "all" or field(row, "projection") == "Frontal":
                 images.setdefault(field(row, "uid"), []).append(f"images/images_normalized/{field(row, 'filename')}")
-        rows, places = [], []
+        rows, places, ids = [], [], Ids("uid")
         for index, row in rows_of(records):
             study, answer = field(row, "uid"), " ".join(field(row, self.section).split())
             if not answer or study not in images:
                 self.without_section += 1
                 continue
-            rows.append({"image": images[study], "answer": answer, "patient": study})
-            places.append(records.describe(index))
+            place = records.describe(index)
+            error = ids.error_of(study, place)
+            rows.append({"image": images[study], "answer": answer, "patient": study, "error": error})
+            places.append(place)
         return ListedRecords(reports, rows, places)
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        if "error" in row:
+        if row.get("error"):
             raise DataError(row["error"])
         images = [self.read_image(file) for file in row["image"]]
         question = self.draw_template(rng, section=self.section)

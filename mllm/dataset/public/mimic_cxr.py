@@ -10,7 +10,7 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.public.official import field, official_file, official_split, official_table, rows_of
+from mllm.dataset.public.official import Ids, field, official_file, official_split, official_table, rows_of
 from mllm.dataset.public.report_text import last_paragraph, sections
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ListedRecords
@@ -52,6 +52,7 @@ class _Study:
     def __init__(self, patient: str, study: str, place: str) -> None:
         self.patient, self.study, self.place = patient, study, place
         self.images: list[str] = []
+        self.error = ""
 
     @property
     def folder(self) -> str:
@@ -65,14 +66,18 @@ def studies(root: Path, split: str | None, views: Views) -> dict[str, _Study]:
     records = official_table(table, ("dicom_id", "study_id", "subject_id", "split"))
     positions = _positions(root) if views == "frontal" else {}
     found: dict[str, _Study] = {}
+    ids = Ids("dicom_id")
     for index, row in rows_of(records):
         if split is not None and field(row, "split") != split:
             continue
         image, study = field(row, "dicom_id"), field(row, "study_id")
         if views == "frontal" and positions.get(image) not in FRONTAL:
             continue
-        entry = found.setdefault(study, _Study(field(row, "subject_id"), study, records.describe(index)))
+        place = records.describe(index)
+        entry = found.setdefault(study, _Study(field(row, "subject_id"), study, place))
         entry.images.append(image)
+        if error := ids.error_of(image, place):
+            entry.error = f"{error} ({place})"
     return found
 
 
@@ -137,6 +142,8 @@ class MIMICCXRDataset(GroundingDataset):
             images = image_paths(path, study)
             row: dict[str, Any] = {"image": images if self.images == "all" else images[:1], "patient": study.patient}
             file = self.reports / f"{study.folder}.txt"
+            if study.error:
+                row["error"] = study.error
             try:
                 row["answer"] = self._answer(file.read_text(encoding="utf-8", errors="replace"))
             except OSError:
@@ -221,7 +228,7 @@ class MIMICCXRLabelDataset(MultiLabelDataset):
         table = official_file(path, (f"mimic-cxr-2.0.0-{self.labeler}.csv",), "the labels")
         records = official_table(table, ("subject_id", "study_id", *LABELS))
         found = studies(path, self.official, self.views)
-        rows, places = [], []
+        rows, places, ids = [], [], Ids("study_id")
         for index, row in rows_of(records):
             study = found.get(field(row, "study_id"))
             if study is None:
@@ -229,8 +236,10 @@ class MIMICCXRLabelDataset(MultiLabelDataset):
             images = image_paths(path, study)
             labels = {label: row[label] for label in LABELS}
             image = images if self.images == "all" else images[:1]
-            rows.append({"image": image, "patient": study.patient, **labels})
-            places.append(records.describe(index))
+            place = records.describe(index)
+            error = study.error or ids.error_of(study.study, place)
+            rows.append({"image": image, "patient": study.patient, "error": error, **labels})
+            places.append(place)
         return ListedRecords(table, rows, places)
 
     @classmethod

@@ -56,6 +56,23 @@ def official_table(path: Path, columns: Sequence[str]) -> Records:
     return records
 
 
+class Ids:
+    """Ids of the rows of a table, each with the location of its first row.
+
+    Args:
+        column: Column of the ids.
+    """
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+        self._first: dict[str, str] = {}
+
+    def error_of(self, identity: str, place: str) -> str:
+        """Return the error of a row whose id an earlier row has; empty for a new id."""
+        first = self._first.setdefault(identity, place)
+        return "" if first == place else f"column '{self.column}' has '{identity}', as {first} has: keep one of them"
+
+
 def rows_of(records: Records) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield index and row of a table, with a progress bar if it is long."""
     indices = tqdm(

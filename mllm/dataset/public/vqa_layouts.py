@@ -76,7 +76,7 @@ class VQARAD(Layout):
         is_test = field(published, "phrase_type").startswith("test")
         if self.split != "all" and is_test != (self.split == "test"):
             return None
-        return {**published, "image": published["image_name"]}
+        return {**published, "image": published.get("image_name")}
 
 
 class SLAKE(Layout):
@@ -93,7 +93,7 @@ class SLAKE(Layout):
     def row(self, published: Mapping[str, Any]) -> dict[str, Any] | None:
         if self.language is not None and field(published, "q_lang") != self.language:
             return None
-        return {**published, "image": published["img_name"]}
+        return {**published, "image": published.get("img_name")}
 
 
 class PathVQA(Layout):

@@ -143,11 +143,7 @@ def without_placeholders(text: str, field: str) -> str:
 
 def parse_box(image: Image, numbers: Any, field: str = "bbox", form: BoxForm = "xyxy") -> Box:
     """Return a box x1 y1 x2 y2 in pixels, clipped to its image; raises `DataError` for an invalid box."""
-    try:
-        x1, y1, x2, y2 = (float(number) for number in numbers)
-    except (TypeError, ValueError) as error:
-        fault = f"field '{field}' must contain four numbers"
-        raise DataError(f"{fault}, not {numbers!r}", fault) from error
+    x1, y1, x2, y2 = four_numbers(numbers, field)
     width, height = image.size
     if form == "xywh":
         x2, y2 = x1 + x2, y1 + y2
@@ -168,7 +164,21 @@ def parse_box(image: Image, numbers: Any, field: str = "bbox", form: BoxForm = "
             f"field '{field}' {[x1, y1, x2, y2]} exceeds its image of {width} x {height} pixels{reads}",
             f"field '{field}' exceeds its image{reads}",
         )
-    return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+    x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+    if x1 >= x2 or y1 >= y2:
+        fault = "has no area in its image"
+        raise DataError(f"field '{field}' {[x1, y1, x2, y2]} {fault}", f"field '{field}' {fault}")
+    return x1, y1, x2, y2
+
+
+def four_numbers(numbers: Any, field: str) -> Box:
+    """Return the numbers of a box; raises `DataError` for anything else."""
+    try:
+        x1, y1, x2, y2 = (float(number) for number in numbers)
+    except (TypeError, ValueError) as error:
+        fault = f"field '{field}' must contain four numbers"
+        raise DataError(f"{fault}, not {numbers!r}", fault) from error
+    return x1, y1, x2, y2
 
 
 @DATASETS.register_module()

@@ -10,7 +10,7 @@ from PIL.Image import Image
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, plain_text
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, four_numbers, plain_text
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 from mllm.structures import BOX, POINT, Mark, Sample
@@ -134,10 +134,12 @@ class V7W_POINT(_PointingDataset):  # noqa: N801  (the name in Shikra's configs)
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = self.read_image(row["file_path"])
-        candidates = [[float(number) for number in box] for box in row["candidates"]]
+        if not isinstance(row["candidates"], list):
+            raise DataError("field 'candidates' must be a list of boxes")
+        candidates = [four_numbers(box, f"candidates[{number}]") for number, box in enumerate(row["candidates"])]
         answer = row["answer"]
         if not isinstance(answer, int):
-            box = [float(number) for number in answer]
+            box = four_numbers(answer, "answer")
             if box not in candidates:
                 raise DataError("field 'answer' is not one of the 'candidates'")
             answer = candidates.index(box)

@@ -19,7 +19,7 @@ from mllm.dataset.patient_names import PatientNames
 from mllm.dataset.single_image_dataset.grounding import BoxForm, GroundingDataset, answer_turn, plain_text
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
-from mllm.errors import ConfigError, DataError
+from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 from mllm.structures import BOX, Mark, Sample
 
@@ -37,7 +37,7 @@ class AnnotatedDataset(GroundingDataset):
         image_folder: Folder of the images; None: `JPEGImages` of VOC, or the folder of the file.
         split: List of a VOC folder, such as 'train'; None: all annotations.
         labels: Labels that are used, or a dict from labels to the texts that stand for them, as in
-            `dict(RBC="red blood cells")`; None: all labels.
+            `dict(RBC="red blood cells")`; None: all labels. A row of a table with another label is refused.
         empty_boxes: 'refuse' images with a box without an area, or 'drop' such boxes.
         patient: Regular expression with one group that finds the patient in the name of an image, such as
             `r"(P\d+)_"`. None: a table has a column, and an image of VOC or COCO counts as a patient, so that no image
@@ -84,11 +84,13 @@ class AnnotatedDataset(GroundingDataset):
         """Return the rows of an annotated image."""
 
     def text_of_label(self, label: Any) -> str:
-        """Return the text that stands for a label."""
+        """Return the text that stands for a label; raise `DataError` for a label that is not in `labels`."""
         text = plain_text(label, "label")
-        if isinstance(self.labels, Mapping):
-            return self.labels.get(text, text)
-        return text
+        if not self.labels:
+            return text
+        if text not in self.labels:
+            raise DataError(f"label '{text}' is not in labels{hint(text, self.used_labels())}")
+        return self.labels[text] if isinstance(self.labels, Mapping) else text
 
     def used_labels(self) -> Iterable[str]:
         """Return the labels that are used, in their order."""
@@ -192,13 +194,7 @@ class DetectionDataset(AnnotatedDataset):
 
     def _sorted_marks(self, image: Image, boxes: Any) -> list[Mark]:
         """Return the marks of boxes from top to bottom and from left to right."""
-        marks = self.parse_boxes(image, boxes)
-        for mark in marks:
-            assert mark.box is not None
-            x1, y1, x2, y2 = mark.box
-            if x1 == x2 or y1 == y2:
-                raise DataError(f"field 'boxes' has a box without an area in its image: {list(mark.box)}")
-        return sorted(marks, key=lambda mark: (mark.box or ())[1::-1])
+        return sorted(self.parse_boxes(image, boxes), key=lambda mark: (mark.box or ())[1::-1])
 
     @classmethod
     @override

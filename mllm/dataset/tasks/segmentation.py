@@ -88,10 +88,34 @@ class SegmentationDataset(GroundingDataset):
         if not images:
             raise DataError(f"data_path {path} has no image")
         rows = self._rows_by_target(path, images) if self.naming == "biomedparse" else self._rows_by_stem(path, images)
+        if isinstance(self.labels, Mapping):
+            self._check_values([int(value) for value in self.labels])
         if not self.absent:
             with_progress = tqdm(rows, "reading masks", disable=len(rows) < _MANY or None, leave=False)
             rows = [row for row in with_progress if "error" in row or self._mask(row).any()]
         return ListedRecords(path, rows, [str(path / row["image"]) for row in rows])
+
+    def _check_values(self, values: Sequence[int]) -> None:
+        """Read masks until each value of `labels` was found.
+
+        Raises:
+            ConfigError: No mask has any of the values.
+        """
+        missing, present = set(values), set[int]()
+        for mask in tqdm(self._masks(), "reading masks", disable=None, leave=False, delay=2):
+            try:
+                found = np.unique(read_labels(mask)).tolist()
+            except DataError:
+                continue  # an error of its row
+            present.update(found)
+            missing.difference_update(found)
+            if not missing:
+                return
+        names = ", ".join(map(str, sorted(missing)))
+        message = f"labels: no mask in {self.mask_folder} has the pixel value {names}"
+        if len(missing) == len(set(values)):
+            raise ConfigError(f"{message}; the masks have {', '.join(map(str, sorted(present)))}")
+        logger.warning("%s", message)
 
     def _rows_by_stem(self, path: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
         """Return a row for each image and label; the mask has the stem of the image and a suffix."""

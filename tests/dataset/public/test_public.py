@@ -159,6 +159,56 @@ def test_a_patient_in_two_official_splits_is_found(copy):
         check_splits(splits)
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        (
+            "ChestXray14Dataset",
+            "Data_Entry_2017.csv",
+            r"line 4: column 'Image Index' has '.*', as .*line 2 has: keep one",
+        ),
+        ("CheXpertDataset", "train.csv", r"line 6: column 'Path' has '.*', as .*train.csv, line 2 has"),
+        ("MIMICCXRDataset", "mimic-cxr-2.0.0-split.csv", r"column 'dicom_id' has '.*', as .*line 2 has.*line 6\)"),
+        (
+            "MIMICCXRLabelDataset",
+            "mimic-cxr-2.0.0-chexpert.csv",
+            r"line 4: column 'study_id' has '.*', as .*line 2 has",
+        ),
+    ],
+)
+def test_an_id_that_occurs_twice_is_an_error_of_its_row(copy, name, file, message):
+    options, root = copy(name, rows=2)
+    edit_csv(root / file, lambda rows: rows.append(rows[1]))
+    data = {"train": build_dataset({**options, **({"split": None} if "Chest" in name else {})})}
+    with pytest.raises(DataError, match=message):
+        check_splits(data)
+    assert len(check_splits(data, skip=True).skipped()) == 1
+
+
+def test_images_without_a_row_are_counted(copy, caplog):
+    options, root = copy("ChestXray14Dataset", rows=1)
+    Image.new("L", (8, 8)).save(root / "images" / "00099999_000.png")
+    build_dataset(options)
+    assert "Data_Entry_2017.csv: 1 images have no row, for example" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "column"),
+    [
+        ("VQARADDataset", "VQA_RAD Dataset Public.json", "image_name"),
+        ("SLAKEDataset", "train.json", "img_name"),
+        ("FLAREDataset", "training/Retinography/retino/retino_questions_train.json", "ImageName"),
+    ],
+)
+def test_a_row_without_an_image_is_an_error_of_its_row(copy, name, file, column):
+    options, root = copy(name, rows=38)
+    entries = json.loads((root / file).read_text())
+    del entries[1][column]
+    (root / file).write_text(json.dumps(entries))
+    with pytest.raises(DataError, match=r"\(row 2\): field '(image|ImageName)' (is empty|must be the name)"):
+        build_dataset(options).sample(1)
+
+
 def test_blank_and_uncertain_labels_of_chexpert(copy):
     options, _ = copy("CheXpertDataset", rows=4)
     assert texts({**options, "uncertain": "zeros"})[1] == "Lung Lesion"
@@ -308,7 +358,16 @@ def test_pmc_vqa_has_choices_with_their_letters_in_both_versions(tmp_path):
     ("text", "answer", "task"),
     [
         ("Classification", "A", "classification"),
+        ("classification", "T", "classification"),
+        ("disease_diagnosis_classification", "T", "classification"),
         ("Multi-label Classification", "A;B", "multi_label_classification"),
+        ("multi_label_classification", "A;B", "multi_label_classification"),
+        ("multi-label", "A;B", "multi_label_classification"),
+        ("Detection", "[1, 2, 3, 4]", "detection"),
+        ("detection", "[1, 2, 3, 4]", "detection"),
+        ("Counting", "3", "counting"),
+        ("regression", "1.5", "regression"),
+        ("Report Generation", "Clear.", "report_generation"),
         ("Report_Generation", "Clear.", "report_generation"),
         ("instance_detection", "{}", "instance_detection"),
         ("Instance Detection", "{}", "instance_detection"),

@@ -84,7 +84,7 @@ def test_the_form_of_boxes_is_named(table, form, box):
     [
         ("xyxy", [10, 5, 50, 15], "exceeds its image of 40 x 20 pixels.*box='xywh' or box='normalized'"),
         ("normalized", [0, 0, 2, 1], "has a number above 1; this dataset reads x1 y1 x2 y2 as fractions"),
-        ("xyxy", [10, 5, 10, 15], "has a box without an area"),
+        ("xyxy", [10, 5, 10, 15], "has no area in its image"),
         ("xywh", [10, 5, 3], "must contain four numbers"),
     ],
 )
@@ -110,6 +110,9 @@ def test_counts_presence_and_measurements_are_parsed_exactly(table):
         ("CountingDataset", {"label": "cells", "count": -1}, {}, "'count' must be an integer"),
         ("CountingDataset", {"count": 1}, {}, "'label' is empty"),
         ("PresenceDataset", {"label": "cells", "present": "perhaps"}, {}, "'present' must be yes or no"),
+        ("CountingDataset", {"label": "cell", "count": 1}, {"labels": ["cells"]}, "label 'cell' is not in labels: did"),
+        ("DetectionDataset", {"label": "cell", "boxes": []}, {"labels": {"c": "d"}}, "label 'cell' is not in labels"),
+        ("PresenceDataset", {"label": "cell", "present": 1}, {"labels": ["c"]}, "label 'cell' is not in labels"),
         ("RegressionDataset", {"value": "many"}, {}, "'value' must be a number, not 'many'"),
         ("RegressionDataset", {"value": 300}, {"maximum": 200.0}, "'value' is 300, outside of -inf to 200"),
         ("MultiLabelDataset", {"edema": 2}, {"labels": ["edema"]}, "label 'edema' must be 1, 0, -1"),
@@ -193,6 +196,8 @@ def test_pixel_values_of_a_mask_are_structures(tmp_path):
     mark = data.sample(1).marks[0]
     assert mark.box == (2, 1, 5, 3) and np.array_equal(mark.mask, values == 2)
     assert len(build_dataset(dict(type="SegmentationDataset", data_path=path, labels="organ", absent=False))) == 1
+    with pytest.raises(ConfigError, match="no mask in .*images_mask has the pixel value 3; the masks have 0, 2"):
+        build_dataset(dict(type="SegmentationDataset", data_path=path, labels={3: "spleen"}))
     with pytest.raises(ConfigError, match="labels is missing: name the structure"):
         build_dataset(dict(type="SegmentationDataset", data_path=path))
 
