@@ -14,7 +14,7 @@ from mllm.export.card import RESEARCH_ONLY, TERMS_HEADING
 from mllm.export.folder import base_of, kind_of
 from mllm.export.settings import BASE
 from mllm.files import json_text
-from mllm.models.backbone.streamed import Unstreamable, weight_files
+from mllm.models.backbone.weight_files import weight_files
 from mllm.run_files import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -112,10 +112,10 @@ def _refuse_incomplete_card(path: Path) -> None:
 
 def _refuse_missing_weights(folder: Path) -> None:
     """Raise `ConfigError` if a weight file of a whole model is missing."""
-    try:
-        missing = [file.name for file in weight_files(folder) if not file.is_file()]
-    except Unstreamable as reason:
-        raise ConfigError(f"{folder} is not complete: {reason}; merge it again") from None
+    files = weight_files(folder)
+    if not files:
+        raise ConfigError(f"{folder} is not complete: it has no safetensors files; merge it again")
+    missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise ConfigError(f"{folder} lacks {missing[0]}; merge it again")
 

@@ -23,7 +23,7 @@ from mllm.family import FAMILIES
 from mllm.files import replaced_folder, write_json
 from mllm.models.adapters.merge import merged_weights
 from mllm.models.adapters.trained_file import IN_MERGED, write_trained
-from mllm.models.backbone.streamed import weight_files
+from mllm.models.backbone.weight_files import weight_files
 from mllm.models.language_model import LanguageModel
 from mllm.registry import EXPORTERS
 from mllm.run_files import MERGED, REPORT

@@ -15,7 +15,7 @@ from mllm.export.facts import Facts
 from mllm.export.folder import write_companions, write_model
 from mllm.files import replaced_folder
 from mllm.models.adapters.merge import merged_weights
-from mllm.models.backbone.streamed import weight_files
+from mllm.models.backbone.weight_files import weight_files
 from mllm.models.vision_model import VisionModel
 from mllm.registry import EXPORTERS
 from mllm.run_files import MERGED

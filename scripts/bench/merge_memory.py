@@ -65,10 +65,8 @@ def write(folder: Path, name: str, shard_bytes: int) -> None:
     from peft import LoraConfig
 
     from mllm.export.settings import write_settings
-    from mllm.export.shards import Entry, write_safetensors
-    from mllm.files import write_json
     from mllm.models.adapters.files import write_adapter
-    from mllm.models.backbone.streamed import INDEX
+    from mllm.models.backbone.weight_files import TensorHeader, file_names, write_index, write_safetensors
     from mllm.tiny.checkpoints import write_tiny
 
     tiny = write_tiny("gemma3n" if name == "llama-0.3b" else "medgemma", folder / "tiny")
@@ -77,23 +75,22 @@ def write(folder: Path, name: str, shard_bytes: int) -> None:
     base.mkdir(parents=True)
     block = 0.02 * torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)).bfloat16()
 
-    def values(entries: list[Entry]) -> Iterator[torch.Tensor]:
-        for entry in entries:
-            size = torch.Size(entry.shape).numel()
-            numbers = torch.zeros(size, dtype=block.dtype) if len(entry.shape) < 2 else _repeated(block, size)
-            yield numbers.view(entry.shape)
+    def values(headers: list[TensorHeader]) -> Iterator[torch.Tensor]:
+        for header in headers:
+            size = header.elements
+            yield torch.zeros(size, dtype=block.dtype) if len(header.shape) < 2 else _repeated(block, size)
 
-    shards: list[list[Entry]] = [[]]
+    shards: list[list[TensorHeader]] = [[]]
     for key, parameter in model.named_parameters():
-        entry = Entry(key, key, (base, key), "BF16", tuple(parameter.shape))
-        if shards[-1] and sum(other.size for other in shards[-1]) + entry.size > shard_bytes:
+        header = TensorHeader(key, "BF16", tuple(parameter.shape))
+        if shards[-1] and sum(other.size for other in shards[-1]) + header.size > shard_bytes:
             shards.append([])
-        shards[-1].append(entry)
-    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    for file, entries in zip(names, shards, strict=True):
-        write_safetensors(base / file, entries, values(entries))
-    weight_map = {entry.key: file for file, entries in zip(names, shards, strict=True) for entry in entries}
-    write_json(base / INDEX, {"metadata": {}, "weight_map": weight_map})
+        shards[-1].append(header)
+    files = dict(zip(file_names(len(shards)), shards, strict=True))
+    for file, headers in files.items():
+        write_safetensors(base / file, headers, values(headers))
+    if len(files) > 1:
+        write_index(base, {header.name: file for file, headers in files.items() for header in headers})
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(base)
     for file in tiny.iterdir():

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mllm.errors import ConfigError
-from mllm.export.shards import Entry, main_dtype, write_safetensors, write_shards
+from mllm.export.shards import main_dtype, write_shards
 from mllm.export.tensor_names import check_names
-from mllm.models.backbone.streamed import open_stored, weight_files
+from mllm.models.backbone.streamed import open_stored
+from mllm.models.backbone.weight_files import weight_files
 from mllm.tiny.checkpoints import write_tiny
 
 CASES: dict[str, dict[str, Any]] = {
@@ -123,24 +123,6 @@ def test_a_part_of_a_checkpoint_has_its_own_names(tmp_path: Path) -> None:
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(tmp_path / "part")
     assert check_names(tmp_path / "part") == len(load_file(base / "model.safetensors"))
-
-
-def test_safetensors_reads_the_written_file(tmp_path: Path) -> None:
-    values = {
-        "wide": torch.arange(6, dtype=torch.float32).view(2, 3).T,
-        "half": torch.tensor([1.5, -2.0, 3.0]).bfloat16(),
-        "one": torch.tensor(True),
-        "none": torch.zeros(0, 4, dtype=torch.int64),
-    }
-    dtypes = {"wide": "F32", "half": "BF16", "one": "BOOL", "none": "I64"}
-    entries = [Entry(name, name, (tmp_path, name), dtypes[name], tuple(value.shape)) for name, value in values.items()]
-    write_safetensors(tmp_path / "x.safetensors", entries, values.values())
-    assert os.listdir(tmp_path) == ["x.safetensors"]
-    with safe_open(tmp_path / "x.safetensors", "pt") as opened:
-        assert opened.metadata() == {"format": "pt"}
-        for name, value in values.items():
-            assert torch.equal(opened.get_tensor(name), value)
-            assert opened.get_tensor(name).dtype == value.dtype
 
 
 def test_overflow_is_refused(tmp_path: Path) -> None:

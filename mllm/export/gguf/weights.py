@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mllm.errors import ConfigError
-from mllm.run_files import MODEL_INDEX, MODEL_WEIGHTS
+from mllm.models.backbone.weight_files import weight_files
+from mllm.run_files import MODEL_WEIGHTS
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 
@@ -35,7 +35,13 @@ class Weights:
         self.folder = folder
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Path] = {}
-        for path in _files_of(folder):
+        files = weight_files(folder)
+        if not files:
+            raise ConfigError(
+                f"'{folder}' contains no {MODEL_WEIGHTS}: load it with transformers and save it again, which writes "
+                "safetensors"
+            )
+        for path in files:
             try:
                 with safe_open(path, "pt") as handle:
                     for name in handle.keys():  # noqa: SIM118 (not a dict)
@@ -78,17 +84,6 @@ class Weights:
 def fixed(target: str, value: Tensor) -> PlannedTensor:
     """Return a tensor that is in memory as a tensor of the file."""
     return PlannedTensor(target, tuple(value.shape), lambda start, stop: value[start:stop].float())
-
-
-def _files_of(folder: Path) -> list[Path]:
-    if (folder / MODEL_WEIGHTS).is_file():
-        return [folder / MODEL_WEIGHTS]
-    if (folder / MODEL_INDEX).is_file():
-        names = set(json.loads((folder / MODEL_INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        return [folder / name for name in sorted(names)]
-    raise ConfigError(
-        f"'{folder}' contains no {MODEL_WEIGHTS}: load it with transformers and save it again, which writes safetensors"
-    )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

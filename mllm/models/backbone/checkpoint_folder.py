@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from mllm.errors import ConfigError, nearest_names
 from mllm.family import FAMILIES
+from mllm.models.backbone.weight_files import indexed_files
+from mllm.run_files import MODEL_INDEX, MODEL_WEIGHTS
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = (MODEL_WEIGHTS, MODEL_INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files of which a checkpoint has one. An index names the files of weights in several files."""
 
 
 def find_checkpoint(name: str) -> str:
@@ -52,10 +54,10 @@ def _check_folder(folder: Path) -> None:
     if not weights:
         raise ConfigError(f"'{folder}' has a config.json but no weights ({WEIGHTS[0]}); {_download_hint(folder)}")
     if weights[0].name.endswith(".index.json"):
-        shards = set(json.loads(weights[0].read_text())["weight_map"].values())
-        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        files = indexed_files(weights[0])
+        missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise ConfigError(
-                f"'{folder}' lacks {len(missing)} of {len(shards)} weight files (first {missing[0]}): the download was "
+                f"'{folder}' lacks {len(missing)} of {len(files)} weight files (first {missing[0]}): the download was "
                 f"interrupted; {_download_hint(folder)}"
             )

@@ -6,7 +6,6 @@ and tensors that are not the weight of a layer, are loaded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from mllm.models.adapters.names import adapter_parameter_names
+from mllm.models.backbone.weight_files import weight_files
 
 STORED: Final = "disk"
 """`device` of a model whose large weights stay in their files."""
@@ -35,8 +35,6 @@ TILE = 2**26
 """Number of elements that are read at a time; the output projection has ten times as many."""
 PROJECTOR = ".multi_modal_projector."
 """Part of the names of modules that are trained in full, and are therefore loaded."""
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 
 
 class Unstreamable(Exception):  # noqa: N818 - a reason for another method, not an error
@@ -68,15 +66,6 @@ def read_tensor(file: Path, key: str) -> Tensor:
     return tensor
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint, in order. Raise `Unstreamable` if it has none."""
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
-        raise Unstreamable("the checkpoint has no safetensors files")
-    return [folder / name for name in sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))]
-
-
 def own_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return the saved parameters and buffers of the base of `model`, under their names without adapters."""
     tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
@@ -87,15 +76,18 @@ def own_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 def stored_names(model: PreTrainedModel, folder: Path) -> dict[Path, dict[str, str | None]]:
     """Return the keys in each weight file with their names in `model`, None for keys that the model does not use.
 
-    The names are those of `from_pretrained`, even if `model` has adapters. Raise `Unstreamable` if loading would do
-    more than rename.
+    The names are those of `from_pretrained`, even if `model` has adapters. Raise `Unstreamable` if there are no
+    safetensors files, or if loading would do more than rename.
     """
     known = own_tensors(model)
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     names: dict[Path, dict[str, str | None]] = {}
-    for file in weight_files(folder):
+    files = weight_files(folder)
+    if not files:
+        raise Unstreamable("the checkpoint has no safetensors files")
+    for file in files:
         with safe_open(file, "pt") as opened:
             keys = sorted(opened.keys())
         names[file] = {}

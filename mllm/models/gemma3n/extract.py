@@ -22,10 +22,10 @@ from mllm.models.backbone.checkpoint_folder import find_checkpoint
 from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config
 from mllm.models.backbone.tensor_stream import Cut, Spans, spans_of, write_cuts
+from mllm.models.backbone.weight_files import file_names, weight_files, write_index
 from mllm.models.gemma3n.matformer import Slice, check_sharing, sliced_config
-from mllm.run_files import TRAINED as HEADS
+from mllm.run_files import MODEL_CONFIG, MODEL_INDEX, MODEL_WEIGHTS, TRAINED
 
-WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 COMPANIONS = (".json", ".jinja", ".model", ".txt")
 """Suffixes of the files of the tokenizer, the processor and the generation config."""
 
@@ -63,8 +63,8 @@ def open_checkpoint(name: str) -> tuple[Path, PretrainedConfig]:
         with explained(location):
             patterns = [f"*{suffix}" for suffix in (*COMPANIONS, ".safetensors")]
             folder = Path(snapshot_download(location, allow_patterns=patterns))
-    if not (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
-        raise ConfigError(f"'{name}' contains no {WEIGHTS}: save its weights as safetensors first")
+    if not weight_files(folder):
+        raise ConfigError(f"'{name}' contains no {MODEL_WEIGHTS}: save its weights as safetensors first")
     return folder, config
 
 
@@ -76,25 +76,17 @@ def extract(source: Path, config: PretrainedConfig, folder: Path, choice: Slice)
     """
     check_sharing(config, choice)
     with ExitStack() as stack, explained(str(source)):
-        opened = [stack.enter_context(safe_open(file, "pt")) for file in _files(source)]
+        opened = [stack.enter_context(safe_open(file, "pt")) for file in weight_files(source)]
         plans = _plans(opened, config.get_text_config(), choice, source)
         _write_weights(folder, [plan for plan in plans if plan])
-        before = sum(Cut(handle, name).elements for handle in opened for name in handle.keys())  # noqa: SIM118
-        after = sum(cut.elements for plan in plans for cut in plan.values())
+        before = sum(Cut(handle, name).header(name).elements for handle in opened for name in handle.keys())  # noqa: SIM118
+        after = sum(cut.header(name).elements for plan in plans for name, cut in plan.items())
     for path in sorted(source.iterdir()):
-        if path.name == HEADS or (path.suffix in COMPANIONS and path.name not in (CONFIG, INDEX)):
+        if path.name == TRAINED or (path.suffix in COMPANIONS and path.name not in (MODEL_CONFIG, MODEL_INDEX)):
             shutil.copyfile(path, folder / path.name)
-    values = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-    write_json(folder / CONFIG, sliced_config(values, config, choice))
+    values = json.loads((source / MODEL_CONFIG).read_text(encoding="utf-8"))
+    write_json(folder / MODEL_CONFIG, sliced_config(values, config, choice))
     return Sizes(before, after)
-
-
-def _files(source: Path) -> list[Path]:
-    """Return the weight files in the order of their names."""
-    if not (source / INDEX).is_file():
-        return [source / WEIGHTS]
-    index = json.loads((source / INDEX).read_text(encoding="utf-8"))
-    return [source / name for name in sorted(set(index["weight_map"].values()))]
 
 
 def _plans(opened: list[Any], text: PretrainedConfig, choice: Slice, source: Path) -> list[dict[str, Cut]]:
@@ -108,7 +100,7 @@ def _plans(opened: list[Any], text: PretrainedConfig, choice: Slice, source: Pat
     parts = (*INPUT_MATRICES, OUTPUT_MATRIX)
     required |= {f"{prefix}layers.{layer}.{part}" for layer in choice.layers for part in parts}
     if absent := sorted(required - set(names)):
-        raise ConfigError(f"the weights in {source} lack {absent[0]}, which is required by its {CONFIG}")
+        raise ConfigError(f"the weights in {source} lack {absent[0]}, which is required by its {MODEL_CONFIG}")
     plans = []
     for handle in opened:
         plan: dict[str, Cut] = {}
@@ -154,12 +146,11 @@ def _cut(handle: Any, prefix: str, name: str, text: PretrainedConfig, choice: Sl
 
 def _write_weights(folder: Path, plans: list[dict[str, Cut]]) -> None:
     """Write one file for each plan, and an index if there are several."""
-    total = sum(cut.size for plan in plans for cut in plan.values())
+    total = sum(cut.header(name).size for plan in plans for name, cut in plan.items())
     weight_map: dict[str, str] = {}
     with tqdm(total=total, unit="B", unit_scale=True, desc="extracting", leave=False, delay=2) as bar:
-        for number, plan in enumerate(plans, 1):
-            file = WEIGHTS if len(plans) == 1 else f"model-{number:05}-of-{len(plans):05}.safetensors"
-            write_cuts(folder / file, plan, {"format": "pt"}, bar.update)
+        for file, plan in zip(file_names(len(plans)), plans, strict=True):
+            write_cuts(folder / file, plan, bar.update)
             weight_map |= dict.fromkeys(plan, file)
     if len(plans) > 1:
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_index(folder, weight_map, total_size=total)

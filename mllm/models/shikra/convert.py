@@ -26,10 +26,11 @@ from transformers import (
 )
 
 from mllm.errors import ConfigError
-from mllm.files import replaced_folder, write_json
+from mllm.files import replaced_folder
 from mllm.models.backbone.checkpoint_folder import find_checkpoint
 from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config
+from mllm.models.backbone.weight_files import write_index
 from mllm.models.shikra.projector import ACTIVATIONS, is_single, projector_tensors, to_llava
 from mllm.models.shikra.shikra import build_llava_processor, clip_vision_config
 from mllm.structures import IMAGE
@@ -231,4 +232,4 @@ def _refuse_incomplete(config: LlavaConfig, written: Mapping[str, str], source: 
 def _write_index(folder: Path, written: Mapping[str, str]) -> None:
     """Write the index of tensors and files that transformers reads."""
     size = sum((folder / file).stat().st_size for file in set(written.values()))
-    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": written})
+    write_index(folder, written, total_size=size)
