@@ -84,7 +84,7 @@ TASKS = (
     Task("seven tasks of FLARE 2025", "official files", ("FLAREDataset",), "text", ("accuracy",), "medgemma_flare25"),
     Task(
         "referring expressions",
-        "`img_path`, `expression`, `bbox`",
+        "`img_path`, `expression`, `bbox` (a box or a list of boxes)",
         ("RECDataset", "RESDataset", "ReferDataset"),
         "boxes, masks",
         ("rec", "res"),

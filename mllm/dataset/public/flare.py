@@ -211,7 +211,7 @@ def _answer(value: Any) -> str:
 def _images(row: Mapping[str, Any]) -> list[str]:
     """Return the names of the images of a row; raise `DataError` if it has none."""
     value = row.get("ImageName")
-    names = value if isinstance(value, list) else [value]
+    names: list[Any] = value if isinstance(value, list) else [value]
     if not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise DataError(f"field 'ImageName' must be the name of an image or a list of names, not {value!r}")
     return names

@@ -19,6 +19,8 @@ from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
 from mllm.structures import BOX, IMAGE, POINT, Mark, Sample, Turn
 
+NONE = "none"
+"""Answer for an image without the object."""
 Box = tuple[float, float, float, float]
 BoxForm = Literal["xyxy", "xywh", "normalized"]
 """Numbers of a box: two corners in pixels, a corner with width and height in pixels, or corners as fractions."""
@@ -93,6 +95,12 @@ class GroundingDataset(ImageTextDataset):
             raise DataError(f"field '{field}' must be a list of boxes")
         return [Mark(box=self.parse_box(image, box, f"{field}[{number}]")) for number, box in enumerate(boxes)]
 
+    def parse_objects(self, image: Image, boxes: Any, field: str = "bbox") -> list[Mark]:
+        """Return the marks of a box, or of a list of boxes, which is empty for an image without the object."""
+        if is_list_of_boxes(boxes):
+            return self.parse_boxes(image, boxes, field)
+        return [Mark(box=self.parse_box(image, boxes, field))]
+
     @classmethod
     @override
     def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
@@ -124,6 +132,16 @@ def _groups(groups: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
 def answer_turn(text: str, groups: Sequence[Sequence[int]] = ()) -> Turn:
     """Return an answer; `groups` holds the mark indices of each `<box>` and `<point>` in it."""
     return Turn("assistant", text, _groups(groups))
+
+
+def is_list_of_boxes(boxes: Any) -> bool:
+    """Return True for a list of boxes, also an empty one, and False for a single box."""
+    return isinstance(boxes, (list, tuple)) and (not boxes or isinstance(boxes[0], (list, tuple)))
+
+
+def place_turn(objects: int) -> Turn:
+    """Return the answer with the places of the first marks of a sample, or with the word none for 0 objects."""
+    return answer_turn(f"Answer: {BOX} .", [range(objects)]) if objects else answer_turn(f"Answer: {NONE} .")
 
 
 def plain_text(text: Any, field: str) -> str:
@@ -185,21 +203,19 @@ def four_numbers(numbers: Any, field: str) -> Box:
 class RECDataset(GroundingDataset):
     """Referring expression comprehension: from an expression to a box.
 
-    Row: {"img_path", "expression", "bbox"}; `box` is the form of the bbox, by default x1 y1 x2 y2 in pixels.
+    Row: {"img_path", "expression", "bbox"}; `box` is the form of the bbox, by default x1 y1 x2 y2 in pixels. `bbox` may
+    be a list of boxes. For an empty list the answer is the word none.
     """
 
-    required = ("img_path", "expression", "bbox")
+    required = ("img_path", "expression")
     default_templates: ClassVar[tuple[str, ...]] = templates.REC
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = self.read_image(row["img_path"])
         question = self.draw_template(rng, expr=plain_text(row["expression"], "expression"))
-        return Sample(
-            turns=[self.question_turn(question), answer_turn(f"Answer: {BOX} .", [[0]])],
-            images=[image],
-            marks=[Mark(box=self.parse_box(image, row["bbox"]))],
-        )
+        marks = self.parse_objects(image, row["bbox"])
+        return Sample([self.question_turn(question), place_turn(len(marks))], [image], marks=marks)
 
     @classmethod
     @override
@@ -217,12 +233,12 @@ class REGDataset(RECDataset):
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = self.read_image(row["img_path"])
-        question = self.question_turn(self.draw_template(rng), [[0]])
-        return Sample(
-            turns=[question, answer_turn(plain_text(row["expression"], "expression"))],
-            images=[image],
-            marks=[Mark(box=self.parse_box(image, row["bbox"]))],
-        )
+        marks = self.parse_objects(image, row["bbox"])
+        if not marks:
+            raise DataError("field 'bbox' has no box, which the question names")
+        question = self.question_turn(self.draw_template(rng), [range(len(marks))])
+        answer = answer_turn(plain_text(row["expression"], "expression"))
+        return Sample([question, answer], [image], marks=marks)
 
 
 @DATASETS.register_module()

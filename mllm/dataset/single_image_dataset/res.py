@@ -12,11 +12,11 @@ from pycocotools import mask as coco_mask
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, plain_text
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, is_list_of_boxes, place_turn, plain_text
 from mllm.dataset.tables.refer import References
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
-from mllm.structures import BOX, Mark, Sample
+from mllm.structures import Mark, Sample
 
 
 @DATASETS.register_module()
@@ -24,10 +24,12 @@ class RESDataset(GroundingDataset):
     """Referring expression segmentation: from an expression to a mask.
 
     Row: {"img_path", "expression", "bbox", "segmentation"} in the format of PerceptionGPT: bbox by default as x y width
-    height in pixels (`box`), segmentation as a list of polygons or as COCO run lengths, compressed or not.
+    height in pixels (`box`), segmentation as a list of polygons or as COCO run lengths, compressed or not. For several
+    objects `bbox` is a list of boxes and `segmentation` a list with one of these for each box; empty lists mean that
+    the image has none, and the answer is the word none.
     """
 
-    required = ("img_path", "expression", "bbox", "segmentation")
+    required = ("img_path", "expression")
     box = "xywh"
     default_templates = templates.RES
 
@@ -35,10 +37,12 @@ class RESDataset(GroundingDataset):
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = self.read_image(row["img_path"])
         question = self.draw_template(rng, expr=plain_text(row["expression"], "expression"))
-        mark = Mark(box=self.parse_box(image, row["bbox"]), mask=parse_mask(row["segmentation"], image))
-        return Sample(
-            turns=[self.question_turn(question), answer_turn(f"Answer: {BOX} .", [[0]])], images=[image], marks=[mark]
-        )
+        boxes, masks = self.parse_objects(image, row["bbox"]), row["segmentation"]
+        masks = masks if is_list_of_boxes(row["bbox"]) else [masks]
+        if not isinstance(masks, list) or len(masks) != len(boxes):
+            raise DataError(f"field 'segmentation' must be a list of {len(boxes)} masks, one for each box in 'bbox'")
+        marks = [Mark(box=box.box, mask=parse_mask(mask, image)) for box, mask in zip(boxes, masks, strict=True)]
+        return Sample([self.question_turn(question), place_turn(len(marks))], [image], marks=marks)
 
     @classmethod
     @override

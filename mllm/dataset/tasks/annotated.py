@@ -16,15 +16,13 @@ from mllm.dataset import templates
 from mllm.dataset.annotations.files import default_image_folder, read_annotations
 from mllm.dataset.annotations.objects import AnnotatedImage, Annotations, EmptyBoxes
 from mllm.dataset.patient_names import PatientNames
-from mllm.dataset.single_image_dataset.grounding import BoxForm, GroundingDataset, answer_turn, plain_text
+from mllm.dataset.single_image_dataset.grounding import NONE, BoxForm, GroundingDataset, answer_turn, plain_text
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 from mllm.structures import BOX, Mark, Sample
 
-NONE = "none"
-"""Answer for an image without the object."""
 Labels = Sequence[str] | Mapping[str, str]
 
 

@@ -14,11 +14,11 @@ from mllm.dataset import templates
 from mllm.dataset.annotations.objects import AnnotatedImage, EmptyBoxes
 from mllm.dataset.indices import from_zero
 from mllm.dataset.patient_names import PatientNames
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
+from mllm.dataset.single_image_dataset.grounding import NONE, GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.values import is_empty
-from mllm.dataset.tasks.annotated import NONE, AnnotatedDataset, Labels
+from mllm.dataset.tasks.annotated import AnnotatedDataset, Labels
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS, READERS
 from mllm.structures import Sample

@@ -15,9 +15,8 @@ from typing_extensions import override
 from mllm.dataset import templates
 from mllm.dataset.image_files import check_image_folder
 from mllm.dataset.patient_names import PatientNames
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
+from mllm.dataset.single_image_dataset.grounding import NONE, GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ListedRecords
-from mllm.dataset.tasks.annotated import NONE
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS, READERS
 from mllm.structures import BOX, Mark, Sample

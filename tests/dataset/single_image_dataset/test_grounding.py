@@ -42,6 +42,27 @@ def test_rec_reg_and_gc(read):
         assert texts(sample) == [("<image> What is <box>?", ((0,),)), ("the {left} dot", ())]
 
 
+def test_an_expression_may_have_several_objects_or_none(read):
+    two, template = [[1, 2, 11, 12], [20, 2, 30, 12]], {"template_string": "Where is <expr>?"}
+    row = {"img_path": "a.png", "expression": "a dot", "bbox": two}
+    sample = read("RECDataset", row, **template)
+    assert texts(sample)[1] == ("Answer: <box> .", ((0, 1),)) and [mark.box for mark in sample.marks] == [
+        tuple(box) for box in two
+    ]
+    assert texts(read("REGDataset", row, template_string="What is <box>?"))[0][1] == ((0, 1),)
+    segmented = {**row, "bbox": [[2, 2, 10, 7], [2, 2, 10, 7]], "segmentation": [[POLYGON], POLYGON]}
+    sample = read("RESDataset", segmented)
+    assert texts(sample)[1] == ("Answer: <box> .", ((0, 1),))
+    assert all(np.array_equal(mark.mask, MASK.astype(bool)) for mark in sample.marks) and len(sample.marks) == 2
+    for name, absent in (("RECDataset", {"bbox": []}), ("RESDataset", {"bbox": [], "segmentation": []})):
+        sample = read(name, {**row, **absent})
+        assert texts(sample)[1] == ("Answer: none .", ()) and not sample.marks
+    with pytest.raises(DataError, match="line 1: field 'bbox' has no box, which the question names"):
+        read("REGDataset", {**row, "bbox": []})
+    with pytest.raises(DataError, match="'segmentation' must be a list of 2 masks, one for each box"):
+        read("RESDataset", {**segmented, "segmentation": [[POLYGON]]})
+
+
 @pytest.mark.parametrize(
     "segmentation",
     [
