@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 # Before anything imports torch or the hub's client, which read these once.
@@ -12,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -49,6 +51,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [report.longrepr for report in terminalreporter.getreports("skipped")]
     if line := how_to_run([str(place[2]) for place in skipped if isinstance(place, tuple)]):
         terminalreporter.write_line(line)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    seed_generators()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    seed_generators()
+
+
+def seed_generators() -> None:
+    """Seed the global generators, so that a test draws equal numbers alone and after any other tests."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  # libraries draw from it
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

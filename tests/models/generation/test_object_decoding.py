@@ -50,13 +50,17 @@ def memorized(request):
     bundle = bundle_of(request.getfixturevalue(request.param), heads=heads_with_context(CONTEXTS[request.param]))
     samples = [PhantomBoxDataset(8, image_size=112, lesions=(2, 2)).sample(number) for number in (0, 1)]
     learner = Learner(bundle.model, {name: make() for name, make in OBJECTIVES.items()})
-    optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=3e-3)
+    # The rate decays, so that every start and every processor ends within 0.4 pixels. A constant rate ended within 8.
+    updates = 200
+    optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=4e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, updates)
     batch = bundle.encoder.pad([bundle.encoder.encode(sample) for sample in samples])
-    for _ in range(140):
+    for _ in range(updates):
         loss = learner(batch.student, batch.targets)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
     return bundle, samples
 
 
@@ -67,7 +71,7 @@ def test_generated_objects_are_decoded_at_their_tokens(memorized):
         assert answer.text == "Answer: <box> ."
         assert len(answer.marks) == len(sample.marks) == 2
         for mark, true in zip(answer.marks, sample.marks, strict=True):
-            assert mark.box == pytest.approx(true.box, abs=7), "learned by heart"
+            assert mark.box == pytest.approx(true.box, abs=4)
             assert mark.mask.shape == (112, 112)
             assert (mark.mask & true.mask).sum() > 0.5 * (mark.mask | true.mask).sum()
     assert answers[0].marks[0].box != answers[1].marks[0].box
