@@ -20,7 +20,6 @@ from unittest.mock import patch
 CHECKOUT = Path(__file__).resolve().parents[1]
 _ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'scripts'}", "OMP_NUM_THREADS": "1"}
 """Environment of the server, without changes by tests."""
-_IMPORTED = ["mllm.run.steps", "transformers.models.gemma3", "transformers.models.gemma3n"]
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 """Audit events of Python that change a folder. `open` is added if it writes."""
 
@@ -43,7 +42,7 @@ def start_run(
     """
     context = multiprocessing.get_context("forkserver")
     with patch.dict(os.environ, _ENVIRONMENT, clear=True):
-        forkserver.set_forkserver_preload(_IMPORTED)
+        forkserver.set_forkserver_preload(["forked_packages"])
         forkserver.ensure_running()
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT), **environment}
     process = context.Process(target=_main, args=(list(arguments), variables, str(folder), str(log), prepare))

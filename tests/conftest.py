@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
 
 # Before anything imports torch or the hub's client, which read these once.
@@ -13,13 +12,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import gc
+import random
+import sys
+
 import numpy as np
 import pytest
-import torch
 from hypothesis import settings
 from skipped_tests import how_to_run
 
-from mllm.tiny.checkpoints import write_tiny
+from mllm.packages import import_packages
 
 # The suite tries the same examples in every run. `pytest --hypothesis-profile=explore` draws new ones.
 settings.register_profile("suite", derandomize=True, deadline=None, database=None)
@@ -39,8 +41,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record-families", action="store_true", help="write the results that mllm show families prints")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    """Import the packages, except in the process that only hands out tests."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    import_packages()
+    import torch
+
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage collections during the tests not visit modules and collected tests."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,7 +80,14 @@ def seed_generators() -> None:
     """Seed the global generators, so that a test draws equal numbers alone and after any other tests."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  # libraries draw from it
-    torch.manual_seed(0)
+    sys.modules["torch"].manual_seed(0)  # imported in pytest_configure
+
+
+def write_tiny(family: str, folder: Path) -> Path:
+    """Write a tiny checkpoint."""
+    from mllm.tiny import checkpoints
+
+    return checkpoints.write_tiny(family, folder)
 
 
 @pytest.fixture(scope="session")

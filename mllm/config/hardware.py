@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import os
 import platform
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mllm.errors import ConfigError
+from mllm.packages import import_packages
 
 Precision = Literal["fp32", "bf16", "fp16"]
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -109,14 +109,14 @@ def _version(name: str) -> str | None:
 def check_packages(
     versions: Mapping[str, str] | None = None,
     torchvision_needs: str | None = None,
-    load: Callable[[], object] = lambda: importlib.import_module("torchvision.ops"),
+    load: Callable[[], object] = import_packages,
 ) -> None:
     """Check that the installed packages work together, and that the operators of torchvision can be loaded.
 
     Args:
         versions: Package -> version; None: the installed packages.
         torchvision_needs: Version of torch that torchvision requires, such as '==2.9.0'; None: from its metadata.
-        load: Function that imports the compiled operators of torchvision.
+        load: Function that imports the packages, among them the compiled operators of torchvision.
 
     Raises:
         ConfigError: A package is missing, too old, or does not fit the others.
