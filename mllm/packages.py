@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import os
@@ -17,7 +18,8 @@ def import_packages() -> None:
 
     Garbage collections during the imports find nothing, and later ones need not visit what was imported.
     bitsandbytes decorates four functions with `torch.compile`, which imports the whole compiler. They are used only
-    where bitsandbytes has no kernel, and run without the compiler. `torch_compile` of a config works as before.
+    where bitsandbytes has no kernel, and run without the compiler. `torch_compile` of a config is not affected:
+    PyTorch reads the variable when a function is decorated.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -26,6 +28,7 @@ def import_packages() -> None:
             for name in _PACKAGES:
                 importlib.import_module(name)
         gc.freeze()
+        atexit.register(gc.unfreeze)  # libraries in C++ report what the interpreter does not free
     finally:
         if was_enabled:
             gc.enable()
