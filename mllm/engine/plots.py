@@ -22,7 +22,10 @@ def plot_loss(rows: Sequence[Mapping[str, float]], path: Path, terms: Mapping[st
     """
     from matplotlib.figure import Figure  # takes half a second, so it is imported only for a plot
 
-    figure = Figure(figsize=(11 if terms else 7, 4), dpi=120, layout="constrained")
+    width, height = (11, 4) if terms else (7, 4)
+    figure = Figure(figsize=(width, height), dpi=120)
+    # Margins in inches. An automatic layout draws the figure twice.
+    figure.subplots_adjust(0.8 / width, 0.55 / height, 1 - 0.2 / width, 1 - 0.3 / height, wspace=0.2)
     axes = figure.subplots(1, 2 if terms else 1, squeeze=False)[0]
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
         _draw(axes[0], rows, key, label, style)

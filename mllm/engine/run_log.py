@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from mllm.run_files import LOSS_PLOT, PROGRESS_PLOT, SKIPPED_ROWS, TRAINING_LOG
 from mllm.structures import Failure
 
 PLOT_INTERVAL = 30.0
-"""Fewest seconds between two plots at checkpoints."""
+"""Fewest seconds between two plots at checkpoints, and before the first."""
 SPLIT_MARK = "# "
 """Beginning of a line of `skipped_rows.txt` that names the split of the rows below it."""
 Details = Callable[[list[dict[str, float]], Path], dict[str, Any]]
@@ -52,8 +53,14 @@ class RunLog(TrainerCallback):
         """Additional keys. With it, `training_progress.png` is written, too."""
         self.terms = terms or {}
         """Name of each objective -> its label in plots."""
-        self.plot_due = 0.0
+        self.plot_due = math.inf
         """Value of `time.monotonic()` from which a checkpoint plots the loss."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the interval before the first plot."""
+        self.plot_due = time.monotonic() + PLOT_INTERVAL
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the whole log."""
