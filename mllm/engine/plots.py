@@ -22,10 +22,8 @@ def plot_loss(rows: Sequence[Mapping[str, float]], path: Path, terms: Mapping[st
     """
     from matplotlib.figure import Figure  # takes half a second, so it is imported only for a plot
 
-    width, height = (11, 4) if terms else (7, 4)
-    figure = Figure(figsize=(width, height), dpi=120)
-    # Margins in inches. An automatic layout draws the figure twice.
-    figure.subplots_adjust(0.8 / width, 0.55 / height, 1 - 0.2 / width, 1 - 0.3 / height, wspace=0.2)
+    figure = Figure(figsize=(11 if terms else 7, 4), dpi=120)
+    set_margins(figure, columns=2 if terms else 1)
     axes = figure.subplots(1, 2 if terms else 1, squeeze=False)[0]
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
         _draw(axes[0], rows, key, label, style)
@@ -53,6 +51,25 @@ def _finish(axes: Axes, label: str) -> None:
     axes.grid(alpha=0.3)
     if axes.has_data():
         axes.legend()
+
+
+def set_margins(figure: Figure, columns: int, rows: int = 1) -> None:
+    """Set the margins around a grid of axes and between them in inches.
+
+    An automatic layout would draw the whole figure twice.
+    """
+    left, right, bottom, top, column_gap, row_gap = 0.8, 0.2, 0.55, 0.35, 0.8, 0.65
+    width, height = (float(side) for side in figure.get_size_inches())
+    axes_width = (width - left - right - column_gap * (columns - 1)) / columns
+    axes_height = (height - bottom - top - row_gap * (rows - 1)) / rows
+    figure.subplots_adjust(
+        left / width,
+        bottom / height,
+        1 - right / width,
+        1 - top / height,
+        wspace=column_gap / axes_width,
+        hspace=row_gap / axes_height,
+    )
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mllm.engine.plots import save_figure
+from mllm.engine.plots import save_figure, set_margins
 from mllm.metrics.measures import NORMAL_95
 from mllm.structures import UNITS
 
@@ -29,8 +29,10 @@ def plot_agreement(predicted: Mapping[str, np.ndarray], true: Mapping[str, np.nd
         known = np.isfinite(prediction) & np.isfinite(reference)
         if known.any():
             pairs[name] = prediction[known], np.asarray(reference, float)[known]
-    figure = Figure(figsize=(4.2 * max(len(pairs), 1), 7.6), dpi=120, layout="constrained")
-    grid = figure.subplots(2, max(len(pairs), 1), squeeze=False)
+    columns = max(len(pairs), 1)
+    figure = Figure(figsize=(4.2 * columns, 7.6), dpi=120)
+    set_margins(figure, columns, rows=2)
+    grid = figure.subplots(2, columns, squeeze=False)
     for column, (name, (prediction, reference)) in enumerate(pairs.items()):
         _scatter(grid[0][column], name, prediction, reference)
         _bland_altman(grid[1][column], name, prediction, reference)
@@ -42,8 +44,10 @@ def plot_distributions(splits: Mapping[str, Mapping[str, np.ndarray]], path: Pat
     from matplotlib.figure import Figure  # half a second: imported where a plot is drawn
 
     names = list(dict.fromkeys(name for measures in splits.values() for name in measures))
-    figure = Figure(figsize=(4.2 * max(len(names), 1), 3.6), dpi=120, layout="constrained")
-    grid = figure.subplots(1, max(len(names), 1), squeeze=False)
+    columns = max(len(names), 1)
+    figure = Figure(figsize=(4.2 * columns, 3.6), dpi=120)
+    set_margins(figure, columns)
+    grid = figure.subplots(1, columns, squeeze=False)
     for axes, name in zip(grid[0], names, strict=False):
         known = {
             split: values[np.isfinite(values)]
