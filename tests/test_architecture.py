@@ -19,11 +19,7 @@ FILES = sorted((ROOT / "mllm").rglob("*.py"))
 CONFIGS = sorted((ROOT / "config").rglob("*.py"))
 NOUNS = {
     *("structures", "contents", "registry", "errors", "files", "options", "family", "signatures", "static_source"),
-<<<<<<< HEAD
-    *("run_files", "private_messages", "parsing", "supervision"),
-=======
-    *("run_files", "private_messages", "packages"),
->>>>>>> 3e5fbc1 (Import packages in one place without garbage collections and the compiler, which takes a third off the start)
+    *("run_files", "private_messages", "packages", "parsing", "supervision"),
 }
 PARTS = {"dataset", "models", "objectives", "metrics"}
 ALLOWED = {
