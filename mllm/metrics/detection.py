@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
@@ -56,9 +57,9 @@ class DetectionMetric(SumMetric):
     columns = ("found", "predicted", "true")
     name: ClassVar[str]
 
+    @abstractmethod
     def match(self, predictions: Sequence[Box], targets: Sequence[Box]) -> list[float]:
         """Return the IoU of each matched pair."""
-        raise NotImplementedError
 
     def values(self, prediction: Answer, reference: Answer) -> Sequence[float] | None:
         """Return the number of found, predicted and true objects; None without a readable reference."""
