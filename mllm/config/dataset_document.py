@@ -35,7 +35,7 @@ TASKS = (
         "`image`, `question`, `answer`",
         ("VQADataset", "MedicalVQADataset"),
         "text",
-        ("accuracy", "short_answer", "choice"),
+        ("accuracy", "exact_match", "token_f1", "short_answer", "choice"),
         "medgemma_vqa_rad",
     ),
     Task(
@@ -43,26 +43,40 @@ TASKS = (
         "`image`, `question`, `answer`",
         ("VQADataset", "MIMICCXRDataset", "IUXrayDataset"),
         "text",
-        (),
+        ("bleu", "rouge_l", "cider", "meteor", "chexpert_f1"),
         "medgemma_cxr_report",
     ),
-    Task("one of several classes", "folder of the class", ("ClassificationFolderDataset",), "text", ("accuracy",), ""),
+    Task(
+        "one of several classes",
+        "folder of the class",
+        ("ClassificationFolderDataset",),
+        "text",
+        ("balanced_accuracy", "accuracy", "auroc"),
+        "",
+    ),
     Task(
         "several labels",
         "`image`, a column for each label (1, 0, -1, blank)",
         ("MultiLabelDataset", "ChestXray14Dataset", "CheXpertDataset", "MIMICCXRLabelDataset"),
         "text",
-        ("accuracy",),
+        ("f1",),
         "medgemma_chexpert",
     ),
-    Task("presence", "`image`, `label`, `present`", ("PresenceDataset",), "yes or no", ("short_answer",), ""),
-    Task("counting", "`image`, `label`, `count`", ("CountingDataset",), "integer", ("accuracy",), ""),
+    Task(
+        "presence",
+        "`image`, `label`, `present`",
+        ("PresenceDataset",),
+        "yes or no",
+        ("balanced_accuracy", "short_answer", "auroc"),
+        "",
+    ),
+    Task("counting", "`image`, `label`, `count`", ("CountingDataset",), "integer", ("mae", "accuracy"), ""),
     Task(
         "regression",
         "`image`, `value`",
         ("RegressionDataset",),
         "number with unit, or a measure head",
-        ("accuracy", "measures"),
+        ("mae", "rmse", "r2", "limits_of_agreement", "measures"),
         "",
     ),
     Task(
@@ -70,7 +84,7 @@ TASKS = (
         "`image`, `label`, `boxes`; Pascal VOC; COCO",
         ("DetectionDataset", "ChestXray14BoxDataset"),
         "boxes as text, or a box head",
-        ("rec", "coco_ap"),
+        ("detection_f1", "rec", "coco_ap"),
         "medgemma_detection",
     ),
     Task(
@@ -78,10 +92,17 @@ TASKS = (
         "folders of images and masks",
         ("SegmentationDataset",),
         "mask head",
-        ("rec", "res"),
+        ("dice", "iou", "hd95", "nsd", "res"),
         "medgemma_segmentation",
     ),
-    Task("seven tasks of FLARE 2025", "official files", ("FLAREDataset",), "text", ("accuracy",), "medgemma_flare25"),
+    Task(
+        "seven tasks of FLARE 2025",
+        "official files",
+        ("FLAREDataset",),
+        "text",
+        ("balanced_accuracy", "f1", "detection_f1", "instance_f1", "mae"),
+        "medgemma_flare25",
+    ),
     Task(
         "referring expressions",
         "`img_path`, `expression`, `bbox` (a box or a list of boxes)",
@@ -103,7 +124,7 @@ TASKS = (
         "`question`, `answer` and other formats",
         ("TextQADataset", "TranslationDataset"),
         "text",
-        ("accuracy", "choice"),
+        ("accuracy", "choice", "bleu", "chrf"),
         "gemma3n_medrescue",
     ),
 )
@@ -136,7 +157,7 @@ data_args = dict(
     train=dict(_CELLS, split="train"),
     validation=dict(_CELLS, split="val"),
     test=dict(_CELLS, split="test"),
-    compute_metric=["rec", "coco_ap"],  # or "accuracy" for counts and labels, "short_answer" for presence
+    compute_metric=["rec", "coco_ap"],  # or "mae" for counts, "f1" for labels, "balanced_accuracy" for presence
     gen_kwargs=dict(max_new_tokens=700),
 )
 ```

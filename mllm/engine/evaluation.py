@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from mllm.errors import UserError, errors_of_row
-from mllm.metrics.areas import boxes_of
+from mllm.metrics.areas import box_of, boxes_of
 from mllm.metrics.coco import rle
 from mllm.metrics.scoring import Entry, Scorer
 from mllm.models.generation.answers import answers
@@ -170,16 +170,24 @@ def mark_fields(answer: Answer, prefix: str = "") -> dict[str, Any]:
 
     Returns:
         `boxes`: x1 y1 x2 y2 in pixels of the image, rounded to 0.1; a mark with only a mask has its bounding box.
-        `points`: x y in pixels, rounded to 0.1. `masks`: run lengths of COCO, compressed. `box_images`: index of the
+        `points`: x y in pixels, rounded to 0.1. `masks`: run lengths of COCO, compressed. `mask_boxes`: index of the
+        box of each mask, -1 for an empty mask, unless masks and boxes have the same order. `box_images`: index of the
         image of each box, from 0, unless all are in the first. `unreadable`: number of objects that cannot be parsed.
         `measures`: values in their units.
     """
     boxes = boxes_of(answer)
+    with_box = [mark for mark in answer.marks if box_of(mark) is not None]
+    owners = [
+        next((index for index, other in enumerate(with_box) if other is mark), -1)
+        for mark in answer.marks
+        if mark.mask is not None
+    ]
     fields: dict[str, Any] = {
         "boxes": [_rounded(box.corners) for box in boxes],
         "box_images": [box.image for box in boxes] if any(box.image for box in boxes) else [],
         "points": [_rounded(mark.point) for mark in answer.marks if mark.point is not None],
         "masks": [rle(mark.mask) for mark in answer.marks if mark.mask is not None],
+        "mask_boxes": [] if owners == list(range(len(owners))) else owners,
         "unreadable": answer.unreadable,
         "measures": answer.measures,
     }

@@ -13,7 +13,7 @@ from mllm.registry import METRICS
 from mllm.structures import Answer
 
 PLAUSIBLE = 10.0
-"""A number this many ranges of the references away from them is failed, such as a run-on of digits."""
+"""A number this many ranges of the references and 0 away from them is failed, such as a run-on of digits."""
 NORMAL_95 = 1.96
 """95 % of a normal distribution are within this many standard deviations of the mean (Bland and Altman 1986)."""
 
@@ -23,8 +23,9 @@ class NumberMetric(StreamingMetric):
 
     An answer must be a number, alone or as a stated result, without a unit or with that of its reference; see
     `mllm.parsing.parse_number`. Anything else is failed, and so is a number that is more than ten ranges of the
-    references (largest minus smallest) outside of these. A failed answer counts as the smallest or the largest
-    reference of the split, whichever is farther from its own, so that it is never better than a number in the range.
+    references and 0 (largest minus smallest) outside of these. A failed answer counts as the smallest or the largest
+    of the references of the split and 0, whichever is farther from its own reference, so that it is never better than
+    a number in this range. If all references are 0, it counts as 1.
 
     Figures: those of the class, `failed`, `unreadable_references` (not scored) and `samples`.
     """
@@ -48,8 +49,10 @@ class NumberMetric(StreamingMetric):
         known = references[np.isfinite(references)]
         if not len(known):
             return answers, references, np.zeros(len(answers), bool)
-        low, high = known.min(), known.max()
-        margin = PLAUSIBLE * ((high - low) or max(1.0, abs(high)))
+        low, high = min(known.min(), 0.0), max(known.max(), 0.0)
+        if low == high:
+            high = 1.0
+        margin = PLAUSIBLE * (high - low)
         failed = ~((answers >= low - margin) & (answers <= high + margin)) & np.isfinite(references)
         penalty = np.where(references - low > high - references, low, high)
         return np.where(failed, penalty, answers), references, failed

@@ -110,7 +110,9 @@ class RougeL(TextMetric):
 
     def __init__(self) -> None:
         super().__init__()
-        self._scorer = optional("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
+        # Without a tokenizer it logs by absl, which then prints all records of this process twice.
+        tokenizer = optional("rouge_score.tokenizers").DefaultTokenizer(use_stemmer=False)
+        self._scorer = optional("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=tokenizer)
 
     def values(self, prediction: Answer, reference: Answer) -> Sequence[float]:
         """Return ROUGE-L of a sample."""

@@ -16,6 +16,7 @@ from mllm.pipeline.command import run_command
 COMMANDS = {
     "train": ("mllm.pipeline.finetune", "train the model of a config"),
     "evaluate": ("mllm.pipeline.evaluate_model", "evaluate a model on a split of a config"),
+    "compare": ("mllm.pipeline.compare", "compare runs on their common samples"),
     "predict": ("mllm.pipeline.predict", "answer questions about images"),
     "merge": ("mllm.pipeline.merge", "merge an adapter into its base model"),
     "modelfile": ("mllm.pipeline.modelfile", "write the Modelfile that Ollama needs for exported GGUF files"),

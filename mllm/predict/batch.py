@@ -20,7 +20,7 @@ from mllm.report.drawing import draw_answer
 from mllm.structures import Answer, Bundle, Sample
 
 logger = logging.getLogger(__name__)
-PREDICTED = ("prediction", "boxes", "box_images", "points", "masks", "unreadable", "drawings")
+PREDICTED = ("prediction", "boxes", "box_images", "points", "masks", "mask_boxes", "unreadable", "drawings")
 """Fields that a prediction adds to a row."""
 BATCHES = 8
 """Number of batches whose samples are held in memory at a time."""

@@ -158,6 +158,7 @@ def test_mark_fields_are_pixels_and_run_lengths():
         "reference_boxes": [[1.3, 2.0, 3.0, 4.0], [3.0, 2.0, 7.0, 4.0]],
         "reference_box_images": [0, 1],
         "reference_points": [[7.8, 1.0]],
+        "reference_mask_boxes": [1],
         "reference_unreadable": 2,
     }
     assert mark_fields(Answer("nothing")) == {}

@@ -28,10 +28,16 @@ def test_errors_equal_scikit_learn_and_the_formula_of_bland_and_altman() -> None
 
 @pytest.mark.parametrize("answer", ["", "about 12", "12 cm", "9" * 300, "12-14", "twelve", "12 and 13", "1e253", "nan"])
 def test_a_failed_answer_counts_as_the_farthest_reference(answer: str) -> None:
-    """References are 10 to 40; the one of the failed answer is 20, so its error is 20, that of answering 40."""
+    """References and 0 are 0 to 40; that of the failed answer is 20, so its error is 20."""
     references = ["10 mm", "20 mm", "40 mm"]
     figures = score(MAE, ["10 mm", answer, "40"], references)
     assert figures == {"mae": 20 / 3, "failed": 1, "unreadable_references": 0, "samples": 3}
+
+
+def test_a_failed_answer_is_never_free() -> None:
+    assert score(MAE, ["?"], ["7"])["mae"] == 7
+    assert score(MAE, ["?"], ["0"])["mae"] == 1
+    assert score(MAE, ["?", "50"], ["30", "70"])["mae"] == (40 + 20) / 2, "70 is farther from 30 than 0"
 
 
 def test_references_that_are_no_number_are_not_scored() -> None:

@@ -5,7 +5,7 @@ data_args = dict(
     train=dict(type="DetectionDataset", data_path="data/bccd", split="train", labels=_LABELS, empty_boxes="drop"),
     validation=dict(type="DetectionDataset", data_path="data/bccd", split="val", labels=_LABELS, empty_boxes="drop"),
     test=dict(type="DetectionDataset", data_path="data/bccd", split="test", labels=_LABELS, empty_boxes="drop"),
-    compute_metric=["rec", "coco_ap"],
+    compute_metric=["detection_f1", "rec", "coco_ap"],
     gen_kwargs=dict(max_new_tokens=192),
     on_error="raise",
     tokens_per_micro_batch=None,

@@ -13,7 +13,7 @@ data_args = dict(
     test=dict(
         type="SegmentationDataset", data_path="data/masks/test", mask_folder="data/masks/test_mask", labels="the lesion"
     ),
-    compute_metric=["rec", "res"],
+    compute_metric=["dice", "iou", "res"],
     gen_kwargs=dict(max_new_tokens=32),
     on_error="raise",
     tokens_per_micro_batch=None,

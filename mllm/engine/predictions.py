@@ -1,0 +1,71 @@
+"""Answers of `predictions.jsonl`: the reverse of the rows that an evaluation writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as coco_mask
+
+from mllm.errors import ConfigError
+from mllm.parsing import options_in
+from mllm.structures import Answer, Mark
+
+
+def read_predictions(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of predictions.
+
+    Raises:
+        ConfigError: The file does not exist, or a line is not a row with `source`, `reference` and `prediction`.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist: evaluate the run with mllm evaluate, which writes it")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{path}:{number} is not JSON ({error}): evaluate the run again") from error
+        if not isinstance(row, dict) or not {"source", "reference", "prediction"} <= row.keys():
+            raise ConfigError(f"{path}:{number} has no source, reference and prediction: evaluate the run again")
+        rows.append(row)
+    return rows
+
+
+def answers_of(row: Mapping[str, Any]) -> tuple[Answer, Answer]:
+    """Return prediction and reference of a row of `evaluate_split`. Boxes are rounded to 0.1 pixels."""
+    prediction = Answer(
+        row["prediction"],
+        _marks(row, ""),
+        unreadable=row.get("unreadable", 0),
+        tokens=row.get("tokens", 0),
+        measures=row.get("measures", {}),
+        scores=row.get("scores", {}),
+    )
+    reference = Answer(
+        row["reference"],
+        _marks(row, "reference_"),
+        measures=row.get("reference_measures", {}),
+        group=row.get("patient"),
+        task=row.get("task"),
+        options=options_in(row.get("question", "")),
+    )
+    return prediction, reference
+
+
+def _marks(row: Mapping[str, Any], prefix: str) -> tuple[Mark, ...]:
+    """Return the marks of the fields of `mark_fields`. An empty mask is in the first image."""
+    boxes = [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in row.get(f"{prefix}boxes", [])]
+    images = row.get(f"{prefix}box_images") or [0] * len(boxes)
+    masks = [coco_mask.decode(mask).astype(bool) for mask in row.get(f"{prefix}masks", [])]
+    owners = row.get(f"{prefix}mask_boxes") or list(range(len(masks)))
+    mask_of = dict(zip(owners, masks, strict=True))
+    marks = [
+        Mark(box=box, mask=mask_of.get(index), image=image)
+        for index, (box, image) in enumerate(zip(boxes, images, strict=True))
+    ]
+    marks += [Mark(mask=mask) for owner, mask in zip(owners, masks, strict=True) if owner not in range(len(boxes))]
+    marks += [Mark(point=(float(x), float(y))) for x, y in row.get(f"{prefix}points", [])]
+    return tuple(marks)

@@ -1,0 +1,108 @@
+"""Comparison of runs against paired differences computed by hand, and its messages."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mllm.engine.evaluation import mark_fields
+from mllm.engine.predictions import answers_of
+from mllm.errors import ConfigError
+from mllm.metrics.grounding import rec, res
+from mllm.pipeline.compare import main
+from mllm.report.compare import compare
+from mllm.structures import Answer, Mark
+
+REFERENCES = ["yes", "no"] * 30
+
+
+def write_run(folder: Path, answers: list[str], references: list[str] = REFERENCES, **fields: Any) -> Path:
+    """Write the predictions of a run, two samples for each patient."""
+    folder.mkdir()
+    rows = [
+        {"source": f"data/rows.jsonl, line {i + 1}", "patient": f"p{i // 2}", "question": "?", "reference": reference}
+        | {"prediction": answer}
+        | fields
+        for i, (answer, reference) in enumerate(zip(answers, references, strict=True))
+    ]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "metrics.json").write_text(json.dumps({"figures": {"accuracy": {"accuracy": 0.5}}}))
+    return folder
+
+
+def test_differences_are_paired_by_patient(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second run corrects 12 answers of 6 patients; both runs are wrong for the same 10 other patients."""
+    other = {"yes": "no", "no": "yes"}
+    first = [other[reference] if i // 2 < 16 else reference for i, reference in enumerate(REFERENCES)]
+    second = [r if i // 2 < 6 else a for i, (a, r) in enumerate(zip(first, REFERENCES, strict=True))]
+    folders = [write_run(tmp_path / name, answers) for name, answers in (("a", first), ("b", second))]
+    assert main([*map(str, folders), "--out", str(tmp_path / "out.json")]) == 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert (result["samples"], result["patients"]) == (60, 30)
+    row = result["rows"][0]
+    assert (row["metric"], row["figure"], row["values"]) == ("accuracy", "accuracy", pytest.approx([28 / 60, 40 / 60]))
+    assert row["differences"] == pytest.approx([12 / 60])
+    rng = np.random.default_rng(5)
+    drawn = (rng.integers(0, 30, (4000, 30)) < 6).mean(axis=1)
+    assert row["difference_limits"][0] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.035)
+    unpaired = np.subtract(*row["limits"][1][::-1]), np.subtract(*row["limits"][0][::-1])
+    assert np.subtract(*row["difference_limits"][0][::-1]) < np.hypot(*unpaired), "pairing makes the interval narrower"
+    shown = capsys.readouterr().out
+    assert f"run 1: {folders[0]}" in shown and "60 common samples of 30 patients" in shown
+    assert "+0.2000 [+0.0" in shown.split("accuracy")[2]
+
+
+def test_equal_runs_differ_by_zero_and_only_common_samples_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = write_run(tmp_path / "a", REFERENCES)
+    part = write_run(tmp_path / "b", REFERENCES[:20], REFERENCES[:20], source_note="")
+    text = (part / "predictions.jsonl").read_text().replace("data/rows.jsonl", "/elsewhere/rows.jsonl")
+    (part / "predictions.jsonl").write_text(text)
+    with caplog.at_level(logging.WARNING, logger="mllm"):
+        result = compare([whole, part, whole], ["accuracy", "f1"])
+    assert (result.samples, result.patients) == (20, 10)
+    assert f"{whole}: 20 of 60 samples are in all runs" in caplog.text
+    for row in result.rows:
+        assert row.differences == [0, 0] and row.difference_limits == [(0, 0), (0, 0)]
+    assert {row.metric for row in result.rows} == {"accuracy", "f1"}
+
+
+def test_runs_that_cannot_be_compared_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", REFERENCES)
+    other = write_run(tmp_path / "b", REFERENCES)
+    (other / "predictions.jsonl").write_text(json.dumps({"source": "x", "reference": "a", "prediction": "b"}) + "\n")
+    cases: list[tuple[list[str], str]] = [
+        ([str(run)], "needs two runs or more"),
+        ([str(run), str(other)], "a and .*b have no sample in common: compare evaluations of the same split"),
+        ([str(run), str(tmp_path / "c")], "c/predictions.jsonl does not exist"),
+        ([str(run), str(run), "--metric", "acuracy"], "unknown metric 'acuracy'.*did you mean 'accuracy'"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(ConfigError, match=message):
+            main(arguments)
+    (other / "predictions.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match="predictions.jsonl:1 has no source, reference and prediction"):
+        compare([run, other])
+    (run / "metrics.json").write_text('{"figures": {"measures": {}}}')
+    with pytest.raises(ConfigError, match="have no metric in common: name one with --metric"):
+        compare([run, write_run(tmp_path / "d", REFERENCES)])
+
+
+def test_marks_of_rows_give_the_figures_of_the_answers() -> None:
+    """Boxes, masks with and without a box of their own, points, and images of a sample."""
+    masks = np.zeros((2, 20, 30), bool)
+    masks[0, 2:9, 3:12], masks[1, 5:15, 10:28] = True, True
+    true = Answer("", (Mark(mask=masks[0]), Mark(mask=masks[1]), Mark(box=(1, 2, 9.5, 12), image=1)), group="p")
+    said = Answer("", (Mark(box=(3, 2, 11, 9), mask=masks[0]), Mark(box=(2, 2, 9, 12), image=1), Mark(point=(4, 5))))
+    row = {"source": "s", "question": "A: x B: y", "reference": "B", "prediction": "A", "patient": "p", "task": "t"}
+    prediction, reference = answers_of({**row, **mark_fields(said), **mark_fields(true, "reference_")})
+    assert (reference.group, reference.task, reference.options) == ("p", "t", {"A": "x", "B": "y"})
+    assert rec([prediction], [reference]) == rec([said], [true])
+    assert res([prediction], [reference]) == res([said], [true])
+    assert [mark.point for mark in prediction.marks if mark.point] == [(4, 5)]
