@@ -12,11 +12,12 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from mllm.errors import ConfigError
 from mllm.models.adapters.files import SavedAdapter, load_adapter, read_adapter
 from mllm.models.adapters.merge import merged_weights
-from mllm.models.adapters.targets import resolve_target
+from mllm.models.adapters.targets import matching, resolve_target
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +72,13 @@ def attach_adapter(
         return load_adapter(model, saved, TRAINED, targets, lora_dropout=lora_dropout)
     fresh = None
     if lora_r is not None:
+        pattern = resolve_target(model, lora_target, targets)
         fresh = LoraConfig(
             r=lora_r,
             lora_alpha=_as_integer(lora_r if lora_alpha is None else lora_alpha),
             lora_dropout=lora_dropout,
-            target_modules=resolve_target(model, lora_target, targets),
+            target_modules=pattern,
+            fan_in_fan_out=all(isinstance(model.get_submodule(name), Conv1D) for name in matching(pattern, model)),
             use_rslora=use_rslora,
             use_dora=use_dora,
             task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
@@ -100,7 +103,9 @@ def _add_fresh(model: PreTrainedModel, fresh: LoraConfig) -> PeftModel:
     for layer in adapted.modules():
         if isinstance(layer, LoraLayer) and fresh.use_dora:
             # PEFT computes the norms in the base's dtype. In bf16 they are off by 2^-9, which changes the outputs.
-            weight = dequantize_module_weight(layer.get_base_layer()).detach().float()
+            base = layer.get_base_layer()
+            weight = dequantize_module_weight(base).detach().float()
+            weight = weight.T if isinstance(base, Conv1D) else weight  # [out, in]
             magnitude: Any = layer.lora_magnitude_vector[TRAINED]
             magnitude.weight.data = torch.linalg.vector_norm(weight.flatten(1), dim=1).view_as(magnitude.weight)
     return adapted

@@ -143,7 +143,14 @@ def stacked_as_one(model: PeftModel) -> tuple[dict[str, Tensor], LoraConfig]:
         b = torch.cat([b, b.new_zeros(b.shape[0], padding, *b.shape[2:])], dim=1)
         tensors[f"base_model.model.{name}.lora_A.weight"] = a
         tensors[f"base_model.model.{name}.lora_B.weight"] = b
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=pattern_of(layers, base), task_type="CAUSAL_LM")
+    first = next(iter(configs.values()))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=pattern_of(layers, base),
+        fan_in_fan_out=first.fan_in_fan_out,
+        task_type=first.task_type,
+    )
     return tensors, config
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from mllm.config.defaults import refuse_absent_keys, with_defaults
 from mllm.config.hardware import Hardware
@@ -48,6 +50,14 @@ def count_lora(args: ModelArgs) -> int | None:
     model = family.skeleton(args)
     pattern = resolve_target(model, args.lora_target, family.lora_targets(model))
     layers = [model.get_submodule(name) for name in matching(pattern, model)]
-    return sum(
-        args.lora_r * (layer.in_features + layer.out_features) for layer in layers if isinstance(layer, nn.Linear)
-    )
+    return sum(_lora_size(layer, args.lora_r, args.use_dora) for layer in layers)
+
+
+def _lora_size(layer: nn.Module, rank: int, use_dora: bool) -> int:
+    """Return the number of parameters of the LoRA of a Linear or convolution layer. DoRA has one more for each output.
+
+    The weight is [out, in, ...]; that of GPT-2's `Conv1D` is [in, out].
+    """
+    weight: Any = layer.weight
+    shape = weight.shape[::-1] if isinstance(layer, Conv1D) else weight.shape
+    return int(rank * (shape[0] + math.prod(shape[1:])) + use_dora * shape[0])

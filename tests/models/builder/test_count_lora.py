@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from family_checkpoints.text import decoder
 
 from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
@@ -28,6 +29,16 @@ def test_the_count_equals_the_parameters_of_the_loaded_model(tmp_path, family, o
     args = ModelArgs(model_name_or_path=str(write_tiny(family, tmp_path / family)), lora_r=3, **options)
     model = load_pretrained(args, detect()).model
     assert count_lora(args) == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) > 0
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_the_count_includes_the_transposed_layers_of_gpt2(tmp_path, use_dora):
+    model, tokenizer = decoder("gpt2")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    args = ModelArgs("causal-lm", str(tmp_path), lora_r=3, use_dora=use_dora)
+    parameters = load_pretrained(args, detect()).model.parameters()
+    assert count_lora(args) == sum(parameter.numel() for parameter in parameters if parameter.requires_grad) > 0
 
 
 @pytest.mark.parametrize(
