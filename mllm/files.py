@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import json
 import math
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +21,7 @@ from mllm.errors import ConfigError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, of an exceeded quota, and of a file beyond the largest size (`ulimit -f`, FAT32)."""
+_DIGEST = "blake2b"
 _TEMPORARY = re.compile(r"(?P<name>.+)\.(?P<word>tmp|old)-[0-9a-f]{8}")
 """Names that `_temporary_name` returns."""
 
@@ -84,16 +88,59 @@ def replaced_file(path: str | Path) -> Iterator[IO[str]]:
         OSError: The disk is full; `filename` is `path`.
         ConfigError: The file cannot be created at `path`.
     """
+    with _replaced(Path(path)) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def compared_file(path: str | Path) -> Iterator[io.BufferedWriter]:
+    """Yield a binary file for writing in order, which replaces `path` when the block ends without an error.
+
+    Before it replaces `path`, it is read from the disk and compared with what was written.
+
+    Raises:
+        OSError: The disk is full; `filename` is `path`.
+        ConfigError: The file cannot be created at `path`, or it differs from what was written.
+    """
     path = Path(path)
+    with _replaced(path) as temporary:
+        with _Digested(io.FileIO(temporary, "w")) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if sys.platform == "linux":
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read the disk, not its cache
+        digest = hashlib.new(_DIGEST)
+        with open(temporary, "rb") as again:
+            while block := again.read(1 << 20):
+                digest.update(block)
+        if digest.digest() != file.digest.digest():
+            raise ConfigError(f"{path} differs from what was written to it: check the disk, and repeat the command")
+
+
+class _Digested(io.BufferedWriter):
+    """Binary file with a digest of all bytes that were written to it."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self.digest = hashlib.new(_DIGEST)
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return super().write(data)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """Yield the name of an empty temporary file that replaces `path` when the block ends without an error."""
     temporary = _temporary_name(path, "tmp")
     with explained_write(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         with explained_write(path):
             os.replace(temporary, path)
     except OSError as error:

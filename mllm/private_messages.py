@@ -2,7 +2,8 @@
 
 A private run has `privacy_args` in its config. While it is active, errors, log records and warnings are rewritten here:
 
-* The message of an error about a row is its split and number (`train, row 3`) and `UserError.reason`.
+* The message of an error about a row is its split and number (`train, row 3`) and `UserError.reason`, or else the
+  literal text of its message with `…` for each value.
 * The message of an unexpected exception is its type and its locations in the source.
 * Records of `mllm.dataset` keep their literal text and arguments of type `PublicText`; other arguments become `…`.
 * Texts of other packages' records and warnings are left out, unless the package only computes with tensors.
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 
 from mllm.errors import DataError, TrainingError, UserError, code_location, is_out_of_memory, one_line
 from mllm.files import is_disk_full
+from mllm.literal_text import literal_text
 
 logger = logging.getLogger(__name__)
 
@@ -157,12 +159,14 @@ def _levels() -> dict[str, int]:
 
 
 def _reason(error: UserError) -> str:
-    """Return the reason of an error, or how to see it."""
+    """Return the reason of an error, or else the literal text of its message and the command that shows all of it."""
+    if error.reason:
+        return error.reason
     row = _row.get()
     options = "" if row is None else f" --split {row[0]} --index {row[1]}"
-    return error.reason or (
-        f"it cannot be used; the reason is {LEFT_OUT} (`mllm show sample CONFIG{options}` shows it at the terminal)"
-    )
+    text = literal_text(error)
+    cause = f"it cannot be used; the reason is {LEFT_OUT}" if text is None else text
+    return f"{cause} (`mllm show sample CONFIG{options}` shows the values at the terminal)"
 
 
 def _public(error: BaseException) -> BaseException:

@@ -19,7 +19,8 @@ FILES = sorted((ROOT / "mllm").rglob("*.py"))
 CONFIGS = sorted((ROOT / "config").rglob("*.py"))
 NOUNS = {
     *("structures", "contents", "registry", "errors", "files", "options", "family", "signatures", "static_source"),
-    *("run_files", "private_messages", "packages", "parsing", "supervision"),
+    *("run_files", "private_messages", "packages", "literal_text", "parsing"),
+    "supervision",
 }
 PARTS = {"dataset", "models", "objectives", "metrics"}
 ALLOWED = {

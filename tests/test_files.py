@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from mllm.errors import ConfigError
-from mllm.files import remove_temporary, replaced_file, replaced_folder, write_json, write_text
+from mllm.files import compared_file, remove_temporary, replaced_file, replaced_folder, write_json, write_text
 
 
 def test_text_replaces_the_old_contents(tmp_path: Path) -> None:
@@ -30,6 +30,25 @@ def test_a_failure_keeps_the_old_file_and_leaves_no_other_file(tmp_path: Path) -
         raise RuntimeError
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_binary_file_that_the_disk_changed_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.bin"
+    with compared_file(path) as file:
+        file.write(b"one")
+        file.write(memoryview(b"two"))
+    assert path.read_bytes() == b"onetwo"
+    flush = os.fsync
+
+    def damage(descriptor: int) -> None:
+        os.pwrite(descriptor, b"X", 2)
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", damage)
+    with pytest.raises(ConfigError, match=r"a\.bin differs from what was written"), compared_file(path) as file:
+        file.write(b"three")
+    assert path.read_bytes() == b"onetwo"
+    assert os.listdir(tmp_path) == ["a.bin"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is always full")

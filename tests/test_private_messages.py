@@ -44,7 +44,10 @@ def raising(error: Exception):
     [
         (ValueError(NAME), r"it cannot be used \(ValueError in test_private_messages.py:\d+\)"),
         (DataError.at(NAME, "the answer is empty"), "the answer is empty"),
-        (DataError(f"{NAME}: an answer"), "it cannot be used; .*`mllm show sample CONFIG --split train --index 0`"),
+        (
+            DataError(f"{NAME}: an answer"),
+            "it cannot be used; .*`mllm show sample CONFIG --split train --index 0` shows",
+        ),
         (ConfigError(f"{NAME}: a key"), "it cannot be used; the reason is left out"),
     ],
 )
@@ -83,8 +86,9 @@ def test_errors_of_the_config_and_a_full_disk_keep_their_texts():
 
 def test_errors_of_the_config_from_readers_and_from_other_code_have_no_value(tmp_path):
     path = write_png(tmp_path / f"{NAME}.png", np.zeros((9, 9), np.uint8))
-    for function in (lambda: read_images(path, page=NAME), raising(ConfigError(NAME))):
-        with pytest.raises(ConfigError, match="the reason is left out") as raised:
+    bad_page = r"='…' must be an index, a list of indices, or a name…"
+    for function, text in ((lambda: read_images(path, page=NAME), bad_page), (raising(ConfigError(NAME)), "left out")):
+        with pytest.raises(ConfigError, match=text) as raised:
             call_privately(function)
         assert NAME not in "".join(traceback.format_exception(raised.value))
 

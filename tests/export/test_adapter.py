@@ -112,6 +112,6 @@ def test_a_merged_model_that_differs_from_its_files_is_refused(load: Loader, sma
     with torch.no_grad():
         next(bundle.model.pretrained.parameters()).add_(1)
     with pytest.raises(
-        ConfigError, match=r"model.safetensors differs from the trained tensors after writing: .* has other values"
+        ConfigError, match=r"model.safetensors differs from the tensors that were written to it: .* has other values"
     ):
         compare_weights(bundle.model.pretrained, tmp_path)

@@ -99,6 +99,23 @@ def test_the_comparison_is_skipped_only_by_its_flag(generating_adapter: Path, tm
     assert "max_abs_difference" not in report
 
 
+def test_shards_that_the_disk_changed_are_not_written_with_skip_parity_either(
+    generating_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def damage(descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        if size > 100_000:
+            os.pwrite(descriptor, b"\x01", size - 1)
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", damage)
+    with pytest.raises(ConfigError, match=r"model\.safetensors differs from what was written to it: check the disk"):
+        main(["--adapter", str(generating_adapter), "--out", str(tmp_path / "merged"), "--skip-parity"])
+    assert not (tmp_path / "merged").exists()
+
+
 def test_a_wrong_merge_is_not_written(
     generating_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from mllm.dataset.readers import notices
 from mllm.errors import UserError
+from mllm.literal_text import literal_text
 
 SECONDS = 30.0
 """Limit of the time of one result."""
@@ -172,6 +173,7 @@ def serve(file: int, size: int) -> None:
             for result in vars(importlib.import_module(module))[function](*arguments):
                 pipe.send(("result", result))
         except UserError as error:
+            error.reason = error.reason or literal_text(error)  # its traceback does not leave this process
             pipe.send(("refused", error))
         except MemoryError:
             pipe.send(("error", f"decoding takes more than {size >> 30} GiB of memory"))

@@ -44,8 +44,8 @@ class CsvRows:
         table = _read(path, delimiter, columns, is_quoted=columns is None)
         if delimiter == "\t" and columns is None:
             table = _choose_quoting(path, table)
-        if table.failure:
-            raise DataError(table.failure)
+        if table.failure is not None:
+            raise table.failure
         self.names, self.rows, self.lines, self._header_line = table.names, table.rows, table.lines, table.header_line
         self._name_columns()
 
@@ -84,8 +84,8 @@ class _Table:
     header_line: int = 0
     rows: list[tuple[str, ...]] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
-    failure: str = ""
-    """Message about a line with invalid quotation marks; empty if all are valid."""
+    failure: DataError | None = None
+    """Error about a line with invalid quotation marks; None if all are valid."""
 
     def add(self, values: list[str], line: int) -> None:
         """Add the header or a row."""
@@ -117,7 +117,7 @@ def _read(path: Path, delimiter: str, columns: Sequence[str] | None, is_quoted: 
                 table.add(values, previous + 1)
                 previous = reader.line_num
         except csv.Error as error:
-            table.failure = f"{path}, line {previous + 1}: not valid CSV ({error})"
+            table.failure = DataError.at(f"{path}, line {previous + 1}", f"not valid CSV ({error})")
     return table
 
 
@@ -125,10 +125,10 @@ def _choose_quoting(path: Path, quoted: _Table) -> _Table:
     """Return the rows of a file with tabs, with quotation marks as ordinary characters if that divides it better."""
     joins_lines = any("\n" in value for values in quoted.rows for value in values)
     uneven = quoted.uneven()
-    if not (quoted.failure or uneven or joins_lines):
+    if not (quoted.failure is not None or uneven or joins_lines):
         return quoted
     plain = _read(path, "\t", None, is_quoted=False)
-    if not quoted.failure and plain.uneven() >= max(uneven, 1):
+    if quoted.failure is None and plain.uneven() >= max(uneven, 1):
         return quoted
     logger.info("%s: quotation marks are read as text, because they do not enclose whole values in all rows", path)
     return plain

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import gguf
 import numpy as np
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from mllm.errors import ConfigError
 from mllm.export.gguf.weights import PlannedTensor
-from mllm.files import replaced_file
+from mllm.files import compared_file
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ def write_gguf(
     tensors: Sequence[PlannedTensor],
     kinds: Sequence[Kind],
 ) -> Path:
-    """Write the metadata that `describe` adds and `tensors`, stored as `kinds`, to `path` atomically.
+    """Write the metadata that `describe` adds and `tensors`, stored as `kinds`, to `path`; see `compared_file`.
 
     Raises `ConfigError` for values that are not finite or exceed the range of their type.
     """
@@ -72,9 +71,7 @@ def write_gguf(
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for tensor, kind in zip(tensors, kinds, strict=True):
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), _bytes_of(tensor, kind), raw_dtype=kind)
-    with replaced_file(path) as text:
-        assert isinstance(text, io.TextIOWrapper)
-        file = cast(Any, text.buffer)
+    with compared_file(path) as file:
         writer.fout, writer.state = [file], WriterState.EMPTY
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -49,8 +49,8 @@ def compare_written(path: Path, tensors: Mapping[str, Tensor], required: set[str
         difference = f"it cannot be read ({error})"
     if difference is not None:
         raise ConfigError(
-            f"{path.name} differs from the trained tensors after writing: {difference}; check the disk, and repeat the "
-            "export with --resume"
+            f"{path.name} differs from the tensors that were written to it: {difference}; check the disk, and repeat "
+            "the command (a run with --resume)"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mllm.files import write_json
+from mllm.files import compared_file, write_json
 from mllm.run_files import MODEL_INDEX, MODEL_WEIGHTS
 
 DTYPES = {
@@ -101,7 +100,7 @@ def write_safetensors(
     blocks: Iterable[Tensor],
     advance: Callable[[int], object] = lambda size: None,
 ) -> None:
-    """Write a safetensors file under a temporary name, block by block, and rename it at the end.
+    """Write a safetensors file block by block, and compare it with what was written; see `compared_file`.
 
     The format is a length of 8 bytes, a JSON header that is padded to 8 bytes, and the bytes of the tensors without
     gaps (https://github.com/huggingface/safetensors#format).
@@ -119,14 +118,10 @@ def write_safetensors(
         header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "wb") as file:
+    with compared_file(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for block in blocks:
             if block.numel():
                 file.write(block.contiguous().flatten().view(torch.uint8).numpy().data)
             advance(block.numel() * block.element_size())
         assert file.tell() == 8 + len(text) + end, f"{path}: the blocks have another size than the tensors"
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

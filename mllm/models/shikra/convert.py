@@ -27,6 +27,7 @@ from transformers import (
 
 from mllm.errors import ConfigError
 from mllm.files import replaced_folder
+from mllm.models.adapters.written import compare_written
 from mllm.models.backbone.checkpoint_folder import find_checkpoint
 from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config
@@ -204,6 +205,7 @@ def _save(state: Mapping[str, Tensor], folder: Path, number: int) -> dict[str, s
         return {}
     file = f"model-{number + 1:05}.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / file, {"format": "pt"})
+    compare_written(folder / file, state, set(state))
     return dict.fromkeys(state, file)
 
 

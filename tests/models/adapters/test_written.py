@@ -36,7 +36,7 @@ def test_a_file_that_differs_is_refused(tmp_path, change, message):
     changed = {key: tensor.contiguous() for key, tensor in (TENSORS | change).items() if tensor is not None}
     save_file(changed, path)
     with pytest.raises(
-        ConfigError, match=rf"file.safetensors differs from the trained tensors after writing: {message}; "
+        ConfigError, match=rf"file.safetensors differs from the tensors that were written to it: {message}; "
     ):
         compare_written(path, TENSORS, set(TENSORS))
 
