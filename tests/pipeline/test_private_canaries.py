@@ -131,7 +131,13 @@ def files_with_canary(folder: Path) -> set[str]:
 def odd_dicom() -> str:
     """Write a DICOM file with names in its header, a window of width 0, and constant pixels."""
     name = f"{CANARY}-odd.dcm"
-    tags = dict(PatientName=f"{CANARY}^A", PatientID=CANARY, StudyDescription=CANARY, InstitutionName=CANARY)
+    tags = dict(
+        BurnedInAnnotation="YES",
+        PatientName=f"{CANARY}^A",
+        PatientID=CANARY,
+        StudyDescription=CANARY,
+        InstitutionName=CANARY,
+    )
     write_dicom(DATA / name, np.full((32, 32), 7, np.uint16), WindowCenter=5, WindowWidth=0, **tags)
     return name
 
@@ -261,7 +267,11 @@ def test_the_page_about_private_data_has_no_value_of_a_row(run, workers):
     assert code == 1 and "error: " in text
     assert_silent(text)
     assert not files_with_canary(Path("exp"))
-    assert "train, row 3" in Path("exp/run/data/data.html").read_text()
+    page = Path("exp/run/data/data.html").read_text()
+    assert "train, row 3" in page
+    assert re.search(
+        r"Images with text in their pixels.*train: train, row 25.*Files with warnings.*row 25: window", page, re.S
+    )
 
 
 def test_show_sample_shows_the_row_that_a_message_names(run):

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from mllm.dataset.readers.dicom_frames import (
-    GEOMETRY_TAGS,
-    SPACING_TAGS,
-    TAGS,
-    TRANSFORM_TAGS,
-    count_frames,
-    decode,
-    read_header,
-)
+from mllm.dataset.readers.dicom_frames import count_frames, decode, read_header
 from mllm.dataset.readers.dicom_gray import apply_voi, to_values
 from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.geometry import MAX_RATIO, to_square_pixels
 from mllm.dataset.readers.gray import Choice, choose, to_image
+from mllm.dataset.readers.header_fields import GEOMETRY_TAGS, SPACING_TAGS, TAGS, TRANSFORM_TAGS
 from mllm.dataset.readers.notices import warn_once
 from mllm.dataset.readers.windows import Window, Windowing, find_window
 from mllm.errors import ConfigError, DataError
@@ -38,6 +33,9 @@ _FRAME_GROUPS = (
     *("PlanePositionSequence", "PlaneOrientationSequence"),
 )
 """Functional groups with transforms, pixel sizes and places of frames (PS3.3 C.7.6.16)."""
+
+_is_reading: ContextVar[bool] = ContextVar("is_reading", default=False)
+logging.getLogger("pydicom").addFilter(lambda record: not _is_reading.get())
 
 
 @READERS.register_module(name=[".dcm", ".dicom", ".ima", ".dcm.gz"])
@@ -70,7 +68,9 @@ def read(path: Path, *, frames: Choice = "first", window: Window = None, square:
 
 @contextmanager
 def damage_refused(path: Path) -> Iterator[None]:
-    """Convert the errors of pydicom for a damaged file, which have many types, to `DataError`, and hide its warnings.
+    """Convert the errors of pydicom for a damaged file, which have many types, to `DataError`.
+
+    Its warnings, which it also logs, are hidden, because they contain values of the file.
 
     Raises:
         ConfigError: pydicom is not installed.
@@ -80,8 +80,8 @@ def damage_refused(path: Path) -> Iterator[None]:
     except ImportError:
         fault = "is a DICOM file, but pydicom is not installed: pip install -e .[dicom]"
         raise ConfigError(f"{path} {fault}", f"its file {fault}") from None
+    token = _is_reading.set(True)
     try:
-        # Warnings of pydicom contain values of the file.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
@@ -93,6 +93,8 @@ def damage_refused(path: Path) -> Iterator[None]:
         # pydicom and its decoders raise many types, with values of the file in the message: hence no exception chain.
         kind = type(error).__name__
         raise unusable(path, f"cannot be decoded: its header or its pixels are damaged ({kind})") from None
+    finally:
+        _is_reading.reset(token)
 
 
 def _read(path: Path, frames: Choice, windowing: Windowing, square: bool) -> list[Image.Image]:

@@ -16,33 +16,11 @@ import numpy as np
 from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.geometry import check_pixels
 from mllm.dataset.readers.guarded import GuardedError, call_guarded
+from mllm.dataset.readers.header_fields import PIXEL_TAGS, TAGS, UNKNOWN, shown, warn_of_text
 from mllm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
-
-TRANSFORM_TAGS = (
-    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
-    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
-)
-SPACING_TAGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
-"""Elements with the height and the width of a pixel, in this order of preference (PS3.3 C.7.6.3.1.7)."""
-GEOMETRY_TAGS = ("ImagePositionPatient", "ImageOrientationPatient")
-"""Elements with the place of a slice in the patient (PS3.3 C.7.6.2)."""
-_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-TAGS = (
-    *("SOPClassUID", "Modality", "NumberOfFrames", *_PIXELS, "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
-    *("Rows", "Columns", "SamplesPerPixel", "PlanarConfiguration"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit", *TRANSFORM_TAGS, *SPACING_TAGS, *GEOMETRY_TAGS),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *("PaletteColorLookupTableUID", "RedPaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData"),
-    *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
-    *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
-    *("SegmentedRedPaletteColorLookupTableData", "SegmentedGreenPaletteColorLookupTableData"),
-    "SegmentedBluePaletteColorLookupTableData",
-)
-"""All elements that are read of a file: pixels, their transforms to gray values, and their places."""
 
 _DECODERS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow")
 """Decoding plugins in order of preference. GDCM, pydicom's first choice, comes last: it aborts the process at some
@@ -98,6 +76,7 @@ def read_header(path: Path, more: Sequence[str] = ()) -> Dataset:
         raise DataError(f"{path} {_missing_pixels_reason(header)}")
     _complete_syntax(header, path)
     check_pixels(path, float(header.get("Columns") or 0), float(header.get("Rows") or 0))
+    warn_of_text(header, path)
     return header
 
 
@@ -129,7 +108,8 @@ def decode(path: Path, header: Dataset, indices: Sequence[int]) -> list[np.ndarr
     from pydicom.pixels import get_decoder
 
     syntax = header.file_meta.TransferSyntaxUID
-    name = "in an encoding that the file does not specify" if syntax.name == syntax else syntax.name
+    name = shown(header.file_meta, "TransferSyntaxUID")
+    name = "in an encoding that the file does not specify" if name == UNKNOWN else name
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
@@ -138,8 +118,8 @@ def decode(path: Path, header: Dataset, indices: Sequence[int]) -> list[np.ndarr
         raise ConfigError(f"{path} needs a decoder for {name}, which is not installed: pip install -e .[dicom]")
     if _needs_libjpeg(header, decoder.available_plugins):
         raise ConfigError(
-            f"{path} has JPEG pixels of {header.BitsStored} bits ({name}), which the installed decoders do not read: "
-            "pip install pylibjpeg-libjpeg (its license is the GPL)"
+            f"{path} has JPEG pixels of {shown(header, 'BitsStored')} bits ({name}), which the installed decoders do "
+            "not read: pip install pylibjpeg-libjpeg (its license is the GPL)"
         )
     _check_colors(header, path, name)
     plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")
@@ -160,6 +140,7 @@ def _check_colors(header: Dataset, path: Path, encoding: str) -> None:
     colors = str(header.get("PhotometricInterpretation"))
     is_jpeg_2000 = header.file_meta.TransferSyntaxUID in _JPEG_2000
     if colors in _UNREAD_COLORS or (colors in _COLORS_OF_JPEG_2000 and not is_jpeg_2000):
+        colors = shown(header, "PhotometricInterpretation")
         raise unusable(path, f"has pixels in {colors} ({encoding}), which is not supported: save it as RGB")
 
 
@@ -244,7 +225,7 @@ def _is_deflated(file: Path, path: Path) -> bool:
 
 def _find_pixels(header: Dataset) -> str | None:
     """Return the name of the element with the pixels."""
-    return next((name for name in _PIXELS if name in header), None)
+    return next((name for name in PIXEL_TAGS if name in header), None)
 
 
 def _complete_syntax(header: Dataset, path: Path) -> None:
@@ -265,5 +246,6 @@ def _missing_pixels_reason(header: Dataset) -> str:
     # pydicom returns an empty header if compressed pixels are truncated.
     if (kind := header.get("SOPClassUID")) is None or "BitsAllocated" in header or "Image" in kind.name:
         return "is truncated or damaged: it is an image, but its pixels are incomplete"
-    name = "" if kind.name == kind else f": SOP class {kind.name}"
+    name = shown(header, "SOPClassUID")
+    name = "" if name == UNKNOWN else f": SOP class {name}"
     return f"has no pixels (it is a waveform such as an ECG, a report or a plan{name})"

@@ -10,6 +10,7 @@ import numpy as np
 
 from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.gray import display_range, percentile_range, scaled
+from mllm.dataset.readers.header_fields import shown
 from mllm.dataset.readers.notices import warn_once
 from mllm.dataset.readers.windows import Windowing, find_window
 
@@ -51,10 +52,11 @@ def _drop_impossible_rescale(header: Dataset, path: Path) -> None:
     slope, intercept = float(header.RescaleSlope), float(header.RescaleIntercept)
     if slope != 0 and math.isfinite(slope) and math.isfinite(intercept):
         return
+    value = shown(header, "RescaleSlope")
     for name in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTSequence"):
         if name in header:
             del header[name]
-    warn_once(path, "rescale", f"has RescaleSlope {slope:g}, which is impossible: its rescale and window are ignored")
+    warn_once(path, "rescale", f"has RescaleSlope {value}, which is impossible: its rescale and window are ignored")
 
 
 def _padding_mask(stored: np.ndarray, header: Dataset) -> np.ndarray:
@@ -137,7 +139,8 @@ def _apply_window(values: np.ndarray, header: Dataset, path: Path) -> np.ndarray
     # Several windows are alternative views; the first is the default.
     center, width = (float(np.atleast_1d(header[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
     if not (math.isfinite(center) and math.isfinite(width) and width > 0):
-        warn_once(path, "window", f"has WindowWidth {width:g}, which is impossible: its window is ignored")
+        value = shown(header, "WindowWidth")
+        warn_once(path, "window", f"has WindowWidth {value}, which is impossible: its window is ignored")
         return None
     function = header.get("VOILUTFunction") or "LINEAR"
     if function == "SIGMOID":

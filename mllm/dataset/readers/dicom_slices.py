@@ -12,14 +12,13 @@ import numpy as np
 from mllm.dataset.readers.dicom import frame_header, pixel_sides
 from mllm.dataset.readers.dicom_frames import count_frames, read_header
 from mllm.dataset.readers.faults import unusable
+from mllm.dataset.readers.header_fields import SERIES_TAGS
 from mllm.dataset.readers.volumes import LPS_TO_RAS, Orientation
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 _MAX_SLICES = 4096
-_SAME_SERIES = ("SeriesInstanceUID",)
-"""Elements that are only compared between files, and never shown."""
 _SAME_PLANE = 1e-3
 """Maximum difference of the directions of parallel slices."""
 _SAME_POSITION = 0.01
@@ -93,7 +92,7 @@ def read_stack(files: Sequence[Path], path: Path) -> Stack:
     slices: list[Slice] = []
     series: set[str] = set()
     for file in files:
-        header = read_header(file, _SAME_SERIES)
+        header = read_header(file, SERIES_TAGS)
         series.add(str(header.get("SeriesInstanceUID")))
         slices += _frames(header, file)
     if len(series) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ _SCAN = b"\xff\xda"
 """Marker of a scan of a JPEG."""
 _TIFF_HEADER = 8
 """Size of the header of a TIFF file, in bytes."""
+logging.getLogger("PIL").setLevel(logging.INFO)  # its debug records contain texts of headers
 _PHOTOMETRIC = 262
 """TIFF tag PhotometricInterpretation; 0: zero is white."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +23,27 @@ _CONSTANT_FRACTION = 0.999
 _CONSTANT_LEVELS = 3
 _MIN_PIXELS = 64
 """Smaller images are not checked for a constant value."""
+CONSTANT = "constant"
+"""Kind of the warning about an image of one value."""
 _noticed: set[tuple[str, str]] = set()
 _counts: Counter[str] = Counter()
-receivers: list[Callable[[Path, str, str], None]] = []
+_collected: ContextVar[set[str] | None] = ContextVar("collected", default=None)
+receivers: list[Callable[[Path, str, str, int], None]] = []
 """Receivers of the warnings of a guarded process, which does not log them itself."""
 
 
-def warn_once(path: Path, kind: str, message: str) -> None:
+@contextmanager
+def collected() -> Iterator[set[str]]:
+    """Add the kinds of all warnings about files in the block to a set, also those that are not logged again."""
+    kinds: set[str] = set()
+    token = _collected.set(kinds)
+    try:
+        yield kinds
+    finally:
+        _collected.reset(token)
+
+
+def warn_once(path: Path, kind: str, message: str, files: int = _MAX_FILES) -> None:
     """Log a warning `PATH MESSAGE`, once for each kind and file; the last one states that further files are not named.
 
     In a private run the warning names the row and the kind, because path and message have values of the data.
@@ -36,14 +52,17 @@ def warn_once(path: Path, kind: str, message: str) -> None:
         path: The file.
         kind: Kind of the warning, to count its files; a literal.
         message: Text after the path.
+        files: Maximum number of files that are named for this kind.
     """
     for receive in receivers:
-        receive(path, kind, message)
-    if receivers or (kind, str(path)) in _noticed or _counts[kind] >= _MAX_FILES:
+        receive(path, kind, message, files)
+    if (kinds := _collected.get()) is not None:
+        kinds.add(kind)
+    if receivers or (kind, str(path)) in _noticed or _counts[kind] >= files:
         return
     _noticed.add((kind, str(path)))
     _counts[kind] += 1
-    end = " (further files with this warning are not named)" if _counts[kind] == _MAX_FILES else ""
+    end = " (further files with this warning are not named)" if _counts[kind] == files else ""
     if is_private():
         logger.warning("%s", PublicText(f"{current_row()}: its file is unusual ({kind}){end}"))
     else:
@@ -60,4 +79,4 @@ def report_constant(path: Path, image: Image.Image) -> None:
     within = (sums[:, _CONSTANT_LEVELS:] - sums[:, :-_CONSTANT_LEVELS]).max(axis=1)
     if (within >= _CONSTANT_FRACTION * pixels).all():
         value = tuple(int(channel.argmax()) for channel in counts)
-        warn_once(path, "constant", f"is nearly constant: {_CONSTANT_FRACTION:.1%} of its pixels are about {value}")
+        warn_once(path, CONSTANT, f"is nearly constant: {_CONSTANT_FRACTION:.1%} of its pixels are about {value}")

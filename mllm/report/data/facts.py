@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.contents import ContentDigest
 from mllm.dataset.image_files import UndecodedImage
+from mllm.dataset.readers import notices
 from mllm.dataset.rows import Row
 from mllm.errors import DataError, UserError, errors_of_row, with_location
 from mllm.private_messages import in_row, is_private, sentence_of, worker_setup
 from mllm.structures import BOX, IMAGE, POINT, Sample, SampleEncoder, Turn
 
-VERSION = 2
+VERSION = 3
 """Version of the facts of a row; facts of another version are computed again."""
 _SHOWN = 300
 """Characters of a text that are kept."""
@@ -73,6 +74,8 @@ class RowFacts:
     """Tokens of the sample; None: there is no checkpoint, or the model reads images only."""
     truncated: bool = False
     """True if `max_length` cuts the end of the answer."""
+    warnings: tuple[str, ...] = ()
+    """Kinds of the warnings that the readers of its files gave, sorted."""
 
 
 @dataclass
@@ -119,7 +122,8 @@ def _parsed(line: str) -> Any:
 
 
 def _row_of(row: Mapping[str, Any]) -> RowFacts:
-    return RowFacts(**{**row, "images": tuple(ImageFacts(**image) for image in row["images"])})
+    images = tuple(ImageFacts(**image) for image in row["images"])
+    return RowFacts(**{**row, "images": images, "warnings": tuple(row["warnings"])})
 
 
 class _Rows(Dataset[RowFacts]):
@@ -164,7 +168,9 @@ def _facts(row: RowFacts, source: SampleDataset, index: int, encoder: SampleEnco
     values = asdict(row)
     try:
         with errors_of_row(row.place):
-            sample = plain_sample(source, index)
+            with notices.collected() as kinds:
+                sample = plain_sample(source, index)
+            values["warnings"] = tuple(sorted(kinds))
             if not is_private():
                 values |= {
                     "modality": source.modality(index),

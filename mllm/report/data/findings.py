@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mllm.dataset.readers.header_fields import BURNED_IN
+from mllm.dataset.readers.notices import CONSTANT
 from mllm.report.data.facts import RowFacts
 
 NEARLY_CONSTANT = 2.0
@@ -138,6 +140,7 @@ def findings(splits: Mapping[str, Sequence[RowFacts]], max_length: int | None) -
         _patients(usable),
         _cut(usable, max_length),
         *_suspicious(usable),
+        *_warnings(usable),
         _spellings(usable),
     ]
     return sorted((finding for finding in found if finding.count), key=lambda finding: not finding.is_error)
@@ -231,6 +234,21 @@ def _suspicious(rows: Sequence[RowFacts]) -> list[Finding]:
         ]
         found.append(_finding(title, advice, lines))
     return found
+
+
+def _warnings(rows: Sequence[RowFacts]) -> list[Finding]:
+    """Return rows whose files have text in their pixels, and those with other warnings of their readers."""
+    text = [f"{row.split}: {row.place}" for row in rows if BURNED_IN in row.warnings]
+    others = [(row, [kind for kind in row.warnings if kind not in (BURNED_IN, CONSTANT)]) for row in rows]
+    lines = [f"{row.split}: {row.place}: {', '.join(kinds)}" for row, kinds in others if kinds]
+    return [
+        _finding(
+            "Images with text in their pixels, or probably with text",
+            "If it names the patient, mask or crop it, or leave the row out.",
+            text,
+        ),
+        _finding("Files with warnings of their readers", "The log has the reason for each kind.", lines),
+    ]
 
 
 def _spellings(rows: Sequence[RowFacts]) -> Finding:
