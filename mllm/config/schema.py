@@ -106,7 +106,8 @@ class DataArgs:
     compute_untrained: bool = False
     """Evaluate the test split before training as well."""
     gen_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of `mllm.models.generation.generate`, such as `max_new_tokens` (tokens)."""
+    """Keyword arguments of `mllm.models.generation.generate`, such as `max_new_tokens` (tokens). `scoring='options'`
+    does not generate: it chooses the most likely option of a question, or of `choices`, and gives probabilities."""
 
     @property
     def metrics(self) -> list[str]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from mllm.errors import UserError, errors_of_row
+from mllm.engine.option_scores import candidates_of, score_options
+from mllm.errors import ConfigError, UserError, errors_of_row
 from mllm.metrics.areas import box_of, boxes_of
 from mllm.metrics.coco import rle
 from mllm.metrics.scoring import Entry, Scorer
@@ -14,6 +15,9 @@ from mllm.models.generation.answers import answers
 from mllm.parsing import options_in
 from mllm.private_messages import add_row, in_row, is_private, sentence_of
 from mllm.structures import Answer, Bundle, Failure, Sample
+
+GENERATION, OPTIONS = "generation", "options"
+"""Values of the option `scoring` of an evaluation."""
 
 
 class Samples(Protocol):
@@ -53,7 +57,11 @@ class _SplitReader:
     With `skip_failures`, rows that cannot be read or encoded are skipped and added to `failures`.
     """
 
-    def __init__(self, bundle: Bundle, samples: Samples, skip_failures: bool, split: str) -> None:
+    def __init__(
+        self, bundle: Bundle, samples: Samples, skip_failures: bool, split: str, choices: Sequence[str] | None = None
+    ) -> None:
+        self.choices = choices
+        """Options of questions that list none, if options are scored; None: answers are generated."""
         self.bundle, self.samples, self.skip_failures, self.split = bundle, samples, skip_failures, split
         self.numbers: list[int] = []
         """Index of each row, from which the seed of its answer is derived."""
@@ -98,6 +106,8 @@ class _SplitReader:
             sample = self.samples.sample(index)
             if self.skip_failures or is_private():  # so that the error of a prompt has its row
                 self.bundle.encoder.prompt(sample)
+            if self.choices is not None:
+                candidates_of(sample, self.choices)
             return sample, self.bundle.encoder.reference(sample)
 
 
@@ -137,18 +147,26 @@ def evaluate_split(
         metrics: Name -> metric.
         skip_failures: Skip rows that cannot be used.
         split: Name of the split, for messages of private runs.
-        options: Options of `generate`.
+        options: Options of `generate`. `scoring='options'` compares the likelihoods of options instead of generating
+            an answer; `choices` are the options of questions that list none. The probabilities are in `scores`.
 
     Raises:
         DataError: A row cannot be used and `skip_failures` is False.
     """
-    reader = _SplitReader(bundle, samples, skip_failures, split)
-    predictions = answers(bundle, reader, numbers=reader.numbers, **options)
+    scoring, choices = options.pop("scoring", GENERATION), options.pop("choices", ())
+    if scoring not in (GENERATION, OPTIONS):
+        raise ConfigError(f"data_args.gen_kwargs.scoring must be '{GENERATION}' or '{OPTIONS}', not {scoring!r}")
+    reader = _SplitReader(bundle, samples, skip_failures, split, choices if scoring == OPTIONS else None)
+    if scoring == OPTIONS:
+        predictions = score_options(bundle, reader, choices=choices, **options)
+    else:
+        predictions = answers(bundle, reader, numbers=reader.numbers, **options)
     rows = [
         {
             **row,
             "prediction": prediction.text,
             "tokens": prediction.tokens,
+            **({"scores": prediction.scores} if prediction.scores else {}),
             **mark_fields(prediction),
             **mark_fields(reference, "reference_"),
         }

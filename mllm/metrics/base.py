@@ -57,6 +57,8 @@ class StreamingMetric(ABC):
     intervals: ClassVar[tuple[str, ...]] = ()
     """Figures with a 95 % interval. Empty: all."""
 
+    needs_scores: ClassVar[bool] = False
+    """True for a metric of the probabilities of options, which generated answers do not have."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Packages of the extra `evaluation` that the metric needs."""
 

@@ -31,6 +31,7 @@ class ScoreMetric(StreamingMetric):
     """
 
     tasks = frozenset({CLASSIFICATION})
+    needs_scores = True
 
     def __init__(self) -> None:
         self._classes: dict[str, int] = {}

@@ -126,6 +126,11 @@ def require(entry: Entry) -> None:
         entry.require()
 
 
+def needs_scores(entry: Entry) -> bool:
+    """Return True for a metric of the probabilities of options."""
+    return isinstance(entry, type) and issubclass(entry, StreamingMetric) and entry.needs_scores
+
+
 def tasks_of(entry: Entry) -> frozenset[str]:
     """Return the tasks that a metric is for; empty: all."""
     return entry.tasks if isinstance(entry, type) and issubclass(entry, StreamingMetric) else frozenset()

@@ -76,7 +76,7 @@ def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
         refuse_drawing(Path(options.draw), many=True)
     splits = open_split(config, options)
     where = "--metric" if options.metrics else metric_origin(config)
-    check_metrics(metrics, options.split, splits, where)
+    check_metrics(metrics, options.split, splits, where, config.data_args.gen_kwargs)
     split = splits[options.split]
     bundle = load_for_answers(model_args, best_hardware())
     started = time.monotonic()

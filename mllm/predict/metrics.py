@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from mllm.config.schema import RunConfig
 from mllm.contents import contents_of, reference_of
 from mllm.dataset.answer_counts import AnswerCounts
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.checking import Splits
+from mllm.engine.evaluation import OPTIONS
 from mllm.errors import ConfigError, UserError
 from mllm.metrics.base import Reads, content_read
-from mllm.metrics.scoring import Entry, require, tasks_of
+from mllm.metrics.scoring import Entry, needs_scores, require, tasks_of
 from mllm.registry import METRICS
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,9 @@ def metric_origin(config: RunConfig) -> str:
     return f"{config.origin('data_args', 'compute_metric')}: data_args.compute_metric"
 
 
-def check_metrics(names: Iterable[str], split: str, splits: Splits, where: str) -> None:
+def check_metrics(
+    names: Iterable[str], split: str, splits: Splits, where: str, gen_kwargs: Mapping[str, Any] | None = None
+) -> None:
     """Check that the rows of a split have the contents that metrics read. Metrics without a declaration are accepted.
 
     The number of rows that have the content is logged if it is not all of them.
@@ -54,6 +58,7 @@ def check_metrics(names: Iterable[str], split: str, splits: Splits, where: str) 
         split: Name of the split.
         splits: The checked splits.
         where: Location of the names for messages: `FILE:LINE` or an option of the command line.
+        gen_kwargs: Options of the answers, which say whether options are scored.
 
     Raises:
         ConfigError: No row has the content that a metric reads, or a package or program of a metric is not installed.
@@ -63,6 +68,11 @@ def check_metrics(names: Iterable[str], split: str, splits: Splits, where: str) 
         entry = METRICS.find(name)
         content, tasks = content_read(entry), tasks_of(entry)
         require(entry)
+        if needs_scores(entry) and (gen_kwargs or {}).get("scoring") != OPTIONS:
+            raise ConfigError(
+                f"{where}: metric '{name}' needs the probabilities of options: set "
+                f"data_args.gen_kwargs.scoring='{OPTIONS}', which compares the likelihoods of the options of a question"
+            )
         if tasks and None not in counts.tasks and not tasks & counts.tasks.keys():
             logger.warning(
                 "metric '%s' has no figures: no row of %s has its task (%s)", name, split, ", ".join(sorted(tasks))

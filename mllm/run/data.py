@@ -50,7 +50,7 @@ def open_splits(config: RunConfig) -> CheckedSplits:
         )
     splits = open_datasets(config.data_args, seed=config.training_args["seed"])
     if "test" in splits:
-        check_metrics(config.data_args.metrics, "test", splits, metric_origin(config))
+        check_metrics(config.data_args.metrics, "test", splits, metric_origin(config), config.data_args.gen_kwargs)
     if config.privacy_args is not None:
         refuse_large_delta(config, len(units_of(splits["train"], config.privacy_args.unit)))
     counts = (f"{name}: {len(split):,} samples ({splits.reports[name]})" for name, split in splits.items())

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bench.bootstrap_coverage import accuracy_interval
 
 from mllm.metrics.bootstrap import group_numbers, interval, resampled_weights, weighted_counts
-from mllm.metrics.classification import Accuracy
-from mllm.metrics.scoring import Series
-from mllm.structures import Answer
 
 
 def test_all_samples_of_a_patient_are_drawn_together() -> None:
@@ -40,21 +38,10 @@ def test_weighted_counts_are_those_of_numpy() -> None:
     assert not weighted_counts(weights, np.array([], int), np.array([], int), 2).any()
 
 
-def accuracy_of_patients(rng: np.random.Generator, resamples: int) -> tuple[float, float]:
-    """Return the interval of the accuracy of 80 patients with 1 to 5 answers; the patients differ, with mean 0.7."""
-    series = Series(Accuracy)
-    for patient in range(80):
-        skill = rng.beta(3.5, 1.5)
-        for _ in range(rng.integers(1, 6)):
-            series.add(Answer("a" if rng.random() < skill else "b"), Answer("a", group=str(patient)))
-    figures = series.result(resamples)
-    return figures["accuracy_ci_low"], figures["accuracy_ci_high"]
-
-
 def test_intervals_contain_the_true_accuracy_in_95_percent_of_simulations() -> None:
     """`scripts/bench/bootstrap_coverage.py` repeats this 1,000 times: 93 to 97 %. Here 100 are within 3 deviations."""
     rng = np.random.default_rng(1)
-    inside = sum(low <= 0.7 <= high for low, high in (accuracy_of_patients(rng, 400) for _ in range(100)))
+    inside = sum(low <= 0.7 <= high for low, high in (accuracy_interval(rng, 400) for _ in range(100)))
     assert 88 <= inside <= 100
 
 

@@ -58,6 +58,12 @@ def test_a_metric_without_targets_is_refused_and_others_are_suggested(texts, met
     check(texts("yes", "no"), "accuracy", "short_answer", "choice")
 
 
+def test_metrics_of_probabilities_need_scored_options(texts):
+    with pytest.raises(ConfigError, match="config.py:3: metric 'auroc' needs the probabilities of options: set"):
+        check(texts("yes", "no"), "auroc")
+    check_metrics(["auroc"], "test", check_splits({"test": texts("yes", "no")}), "config.py:3", {"scoring": "options"})
+
+
 def test_free_text_has_no_choices(texts):
     with pytest.raises(
         ConfigError, match="none of the 20 rows of test has an answer that is also the answer of another"
@@ -98,7 +104,7 @@ def test_generated_rows_are_sampled(caplog):
         check(DummyDataset(8, image_size=32), "res")
     with caplog.at_level(logging.WARNING, logger="mllm"):
         check(DummyDataset(20, image_size=32), "accuracy", "res")
-    assert "metric 'res' has perhaps nothing to compare: none of 16 sampled rows of test has a mask" in caplog.text
+    assert "metric 'res' may have nothing to compare: none of 16 sampled rows of test has a mask" in caplog.text
 
 
 def test_a_metric_of_a_plugin_applies_to_everything(texts):

@@ -1,0 +1,96 @@
+"""Scoring of the options of a question by their likelihood as answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mllm.errors import DataError
+from mllm.models.generation.generate import evaluating
+from mllm.objectives.text import NextToken
+from mllm.parsing import options_in
+from mllm.structures import Answer, Bundle, Context, Sample, Turn
+
+
+def candidates_of(sample: Sample, choices: Sequence[str] = ()) -> dict[str, str]:
+    """Return the possible answers to a sample, answer -> text of the option.
+
+    They are the letters of the options that the question lists (`A: normal B: edema`), or else `choices`.
+
+    Raises:
+        DataError: The question lists no options, and there are fewer than two choices.
+    """
+    question = next((turn.text for turn in reversed(sample.turns) if turn.role == "user"), "")
+    candidates = options_in(question) or {choice: choice for choice in choices}
+    if len(candidates) < 2:
+        raise DataError.without_values(
+            "the question lists no options such as 'A: normal B: edema': set data_args.gen_kwargs.choices to the "
+            "possible answers, such as ['yes', 'no']"
+        )
+    return candidates
+
+
+@torch.no_grad()
+def score_options(
+    bundle: Bundle,
+    samples: Iterable[Sample],
+    *,
+    choices: Sequence[str] = (),
+    batch_size: int = 4,
+    progress: bool = True,
+    **ignored: Any,
+) -> list[Answer]:
+    """Return the most probable option of each sample, with the probabilities of all, in order.
+
+    The likelihood of an option is that of all its tokens and of the end of the turn, so that options of different
+    lengths are comparable. Probabilities are the softmax of the log-likelihoods over the options of a sample: the
+    probability of an option, given that the answer is one of them. The samples do not influence each other.
+
+    Args:
+        bundle: Model and encoder.
+        samples: Conversations; a last assistant turn is not used.
+        choices: Possible answers to questions that list no options.
+        batch_size: Number of options in a forward pass, all of one sample.
+        progress: Show a progress bar.
+        ignored: Options of generation.
+
+    Raises:
+        DataError: A question has no options, or an option does not fit into `max_length`.
+    """
+    total = len(samples) if isinstance(samples, Sized) else None
+    answers: list[Answer] = []
+    with (
+        evaluating(bundle.model),
+        tqdm(total=total, desc="options", disable=None if progress else True) as bar,  # None: off without a terminal
+    ):
+        for sample in samples:
+            candidates = candidates_of(sample, choices)
+            likelihoods = _log_likelihoods(bundle, sample, list(candidates), batch_size)
+            probabilities = torch.tensor(likelihoods, dtype=torch.float64).softmax(0).tolist()
+            best = max(range(len(candidates)), key=probabilities.__getitem__)
+            scores = dict.fromkeys(candidates.values(), 0.0)
+            for text, probability in zip(candidates.values(), probabilities, strict=True):
+                scores[text] += probability  # two letters can have the same text
+            answers.append(Answer(list(candidates)[best], scores=scores))
+            bar.update()
+    return answers
+
+
+def _log_likelihoods(bundle: Bundle, sample: Sample, candidates: Sequence[str], batch_size: int) -> list[float]:
+    """Return the log-likelihood of each candidate as the answer, up to a constant of the sample."""
+    turns = sample.turns[:-1] if sample.turns and sample.turns[-1].role == "assistant" else sample.turns
+    encoded = []
+    for text in candidates:
+        encoded.append(bundle.encoder.encode(replace(sample, turns=[*turns, Turn("assistant", text)])))
+        if encoded[-1].truncated:
+            raise DataError.without_values("an option does not fit into max_length: raise model_args.max_length")
+    objective, likelihoods = NextToken(), list[float]()
+    for start in range(0, len(encoded), batch_size):
+        batch = bundle.encoder.pad(encoded[start : start + batch_size]).to(bundle.model.pretrained.device)
+        loss_B = objective.total(Context(batch.targets, bundle.model(**batch.student)))
+        likelihoods += (-loss_B).double().tolist()
+    return likelihoods

@@ -1,0 +1,64 @@
+"""Probabilities of options against those of transformers, token by token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mllm.engine.evaluation import evaluate_split
+from mllm.engine.option_scores import candidates_of, score_options
+from mllm.errors import ConfigError, DataError
+from mllm.metrics.classification import Accuracy
+from mllm.metrics.probabilities import AUROC
+from mllm.structures import Sample, Turn
+
+CHOICES = ["yes", "no", "left lung"]
+
+
+def log_likelihood(bundle, sample, text):
+    """Return the log-likelihood of a text behind the prompt, from the logits of the model of transformers."""
+    prompt = bundle.encoder.prompt(sample).student["input_ids"]
+    encoded = bundle.encoder.encode(Sample([*sample.turns[:-1], Turn("assistant", text)], sample.images))
+    with torch.no_grad():
+        logits = bundle.model.pretrained(**bundle.encoder.pad([encoded]).student).logits[0].double()
+    tokens = encoded.student["input_ids"]
+    positions = range(len(prompt), len(tokens))
+    return sum(logits[i - 1].log_softmax(0)[tokens[i]].item() for i in positions)
+
+
+def test_probabilities_are_the_softmax_of_the_likelihoods(make_bundle, rows):
+    bundle = make_bundle()
+    bundle.model.eval()
+    samples = [rows(3).sample(index) for index in range(3)]
+    answers = score_options(bundle, samples, choices=CHOICES, batch_size=2, progress=False)
+    for sample, answer in zip(samples, answers, strict=True):
+        expected = torch.tensor([log_likelihood(bundle, sample, text) for text in CHOICES]).softmax(0)
+        assert list(answer.scores) == CHOICES
+        assert list(answer.scores.values()) == pytest.approx(expected.tolist(), abs=1e-4)
+        assert answer.text == CHOICES[int(expected.argmax())]
+    whole = score_options(bundle, samples[:1], choices=CHOICES, batch_size=8, progress=False)[0]
+    assert list(whole.scores.values()) == pytest.approx(list(answers[0].scores.values()), abs=1e-5)
+
+
+def test_letters_of_a_question_are_scored(make_bundle):
+    sample = Sample([Turn("user", "Which? A: normal B: edema C: normal"), Turn("assistant", "B")])
+    assert candidates_of(sample) == {"A": "normal", "B": "edema", "C": "normal"}
+    answer = score_options(make_bundle(), [sample], progress=False)[0]
+    assert answer.text in {"A", "B", "C"} and set(answer.scores) == {"normal", "edema"}
+    assert sum(answer.scores.values()) == pytest.approx(1)
+
+
+def test_rows_have_scores_and_questions_without_options_are_refused(make_bundle, rows):
+    class Asked(rows):
+        def sample(self, index, epoch=0):
+            return Sample([Turn("user", "Clear?"), Turn("assistant", "yes" if index else "no")], source=f"row {index}")
+
+    metrics = {"accuracy": Accuracy, "auroc": AUROC}
+    scored = dict(scoring="options", progress=False)
+    evaluation = evaluate_split(make_bundle(), Asked(3), metrics, choices=["yes", "no"], **scored)
+    assert set(evaluation.figures["auroc"]) >= {"auroc", "auroc_ci_low", "samples"}
+    assert all(set(row["scores"]) == {"yes", "no"} and row["prediction"] in row["scores"] for row in evaluation.rows)
+    with pytest.raises(DataError, match="lists no options such as .* set data_args.gen_kwargs.choices"):
+        evaluate_split(make_bundle(), Asked(3), metrics, **scored)
+    with pytest.raises(ConfigError, match="scoring must be 'generation' or 'options', not 'letters'"):
+        evaluate_split(make_bundle(), Asked(3), metrics, scoring="letters")
