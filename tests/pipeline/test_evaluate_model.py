@@ -138,3 +138,22 @@ def test_invalid_options_are_refused_before_a_model_is_loaded(
     monkeypatch.setattr("mllm.predict.evaluate.load_for_answers", None)
     with pytest.raises(ConfigError, match=message):
         main([run[0], "--adapter", run[1], *options])
+
+
+def test_several_labels_have_f1_and_rows_name_their_patient(
+    run: tuple[str, str], write_config: Callable[..., str]
+) -> None:
+    Path("labels.csv").write_text("image,patient,edema,mass\n0.png,a,1,0\n1.png,a,1,1\n2.png,b,0,0\n")
+    data = "dict(_delete_=True, type='MultiLabelDataset', data_path='labels.csv', image_folder='pictures'"
+    more = f"data_args = dict(test={data}, labels=['edema', 'mass']), compute_metric='f1', gen_kwargs=dict("
+    assert main([write_config(more + "max_new_tokens=2))", "labels.py"), "--adapter", run[1], "--out", "said"]) == 0
+    values, rows = read("said")
+    assert [row["patient"] for row in rows] == ["a", "a", "b"]
+    figures = values["figures"]["f1"]
+    assert (figures["labels"], figures["samples"], figures["f1_micro"], figures["failed"]) == (2, 3, 0, 3)
+    assert {"f1_macro", "f1_samples", "f1_micro_ci_low", "f1_micro_ci_high"} <= figures.keys()
+    scored = more + "scoring='options', choices=['none', 'edema', 'edema; mass']))"
+    assert main([write_config(scored, "scored.py"), "--adapter", run[1], "--out", "scored"]) == 0
+    values, rows = read("scored")
+    assert values["figures"]["f1"]["failed"] == 0
+    assert all(sum(row["scores"].values()) == pytest.approx(1) for row in rows)
