@@ -115,12 +115,21 @@ def _accountants() -> Any:
 
 
 def _rdp(history: tuple[tuple[float, float, int], ...], delta: float) -> float:
-    book = _accountants().RDPAccountant()
-    book.history = list(history)
+    """Return the bound of the Renyi accountant of Opacus, whose divergences of one update are computed once."""
+    divergences = sum(_divergences(noise_multiplier, rate) * steps for noise_multiplier, rate, steps in history)
     with warnings.catch_warnings():
         # "Optimal order is the largest alpha": the bound is valid, but loose.
         warnings.simplefilter("ignore", UserWarning)
-        return float(book.get_epsilon(delta, alphas=list(ORDERS)))
+        epsilon, _ = _accountants().analysis.rdp.get_privacy_spent(orders=ORDERS, rdp=divergences, delta=delta)
+    return float(epsilon)
+
+
+@cache
+def _divergences(noise_multiplier: float, sample_rate: float) -> Any:
+    """Return the Renyi divergence of one update for each of `ORDERS`, an array [orders]."""
+    return _accountants().analysis.rdp.compute_rdp(
+        q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=ORDERS
+    )
 
 
 @cache
