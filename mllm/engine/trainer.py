@@ -69,6 +69,8 @@ class MultimodalTrainer(Trainer):
         callbacks: list[Any] | None = None,
     ) -> None:
         assert args.gradient_accumulation_steps == 1, "accumulation happens inside a logical batch"
+        self.learner = learner
+        """The model and its objectives, without the wrappers of accelerate."""
         self.meter = meter
         self.train_sampler, self.eval_sampler = train_sampler, eval_sampler
         self.skip_failures, self.memory_advice = skip_failures, memory_advice
@@ -173,13 +175,6 @@ class MultimodalTrainer(Trainer):
         Steps without a supervised item change no weights.
         """
         return self.state.global_step - sum(IDLE in row for row in self.state.log_history)
-
-    @property
-    def learner(self) -> Learner:
-        """Return the Learner without the wrappers of accelerate."""
-        learner = self.accelerator.unwrap_model(self.model)
-        assert isinstance(learner, Learner)
-        return learner
 
     def _global_counts(self, batch: LogicalBatch, device: torch.device) -> dict[str, Tensor]:
         """Return the number of supervised items of a logical batch on all processes, by objective."""
