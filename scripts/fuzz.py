@@ -234,7 +234,7 @@ class Inputs:
 
     def prepare(self) -> None:
         """Import the libraries of the readers here and in the guarded process, so that no input includes this time."""
-        for name in ("image", "dicom", "nifti", "video"):
+        for name in ("image", "dicom", "nifti", "itk", "video"):
             for example in self.kinds[name].examples:
                 read_images(example)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +50,8 @@ def make_kinds(folder: Path) -> dict[str, Kind]:
         "image": Kind(_images(folder), read_images, weight=5),
         "dicom": Kind(_dicom_files(folder), read_images, weight=6),
         "nifti": Kind(_volumes(folder), read_images, weight=4),
+        "itk": Kind(_itk_volumes(folder), read_images, weight=4),
+        "series": Kind(_series(folder / "series"), _read_series, is_folder=True, weight=3),
         "video": Kind(write_videos(folder), read_images, weight=3),
         "table": Kind(_tables(folder), _read_table, weight=5),
         "config": Kind(_configs(folder), read_config, weight=3),
@@ -57,7 +62,7 @@ def make_kinds(folder: Path) -> dict[str, Kind]:
 def _images(folder: Path) -> tuple[Path, ...]:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
     files = []
-    for suffix in ("png", "jpg", "tif", "webp", "bmp"):
+    for suffix in ("png", "jpg", "tif", "webp", "bmp", "gif"):
         files.append(folder / f"color.{suffix}")
         Image.fromarray(pixels).save(files[-1])
     for suffix in ("png", "tif"):
@@ -71,7 +76,10 @@ def _images(folder: Path) -> tuple[Path, ...]:
 def _dicom_files(folder: Path) -> tuple[Path, ...]:
     from pydicom.data import get_testdata_file
 
-    return tuple(Path(shutil.copy(str(get_testdata_file(name, download=False)), folder)) for name in DICOM_FILES)
+    files = [Path(shutil.copy(str(get_testdata_file(name, download=False)), folder)) for name in DICOM_FILES]
+    files.append(folder / "compressed.dcm.gz")
+    files[-1].write_bytes(gzip.compress(files[0].read_bytes()))
+    return tuple(files)
 
 
 def _volumes(folder: Path) -> tuple[Path, ...]:
@@ -81,6 +89,41 @@ def _volumes(folder: Path) -> tuple[Path, ...]:
         write_nifti(file, values)
     write_nifti(files[2], np.stack([values] * 3, -1).astype(np.float32))
     return tuple(files)
+
+
+def _itk_volumes(folder: Path) -> tuple[Path, ...]:
+    """Write MetaImage and NRRD volumes in one file, raw and compressed."""
+    values = np.random.default_rng(0).integers(0, 1000, (12, 14, 9)).astype("<i2").tobytes()
+    meta = "NDims = 3\nDimSize = 12 14 9\nElementSpacing = 1 1 2\nElementType = MET_SHORT\nCompressedData = {}\n"
+    nrrd = "NRRD0004\ntype: short\ndimension: 3\nsizes: 12 14 9\nendian: little\nspace: left-posterior-superior\n"
+    nrrd += "space directions: (1,0,0) (0,1,0) (0,0,2)\nkinds: domain domain domain\nencoding: {}\n\n"
+    contents = {
+        "raw.mha": (meta.format(False) + "ElementDataFile = LOCAL\n").encode() + values,
+        "packed.mha": (meta.format(True) + "ElementDataFile = LOCAL\n").encode() + zlib.compress(values),
+        "raw.nrrd": nrrd.format("raw").encode() + values,
+        "packed.nrrd": nrrd.format("gzip").encode() + gzip.compress(values),
+        "packed2.nrrd": nrrd.format("bzip2").encode() + bz2.compress(values),
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return tuple(folder / name for name in contents)
+
+
+def _series(folder: Path) -> tuple[Path, ...]:
+    """Write a DICOM series of three slices."""
+    import pydicom
+    from pydicom.data import get_testdata_file
+
+    folder.mkdir()
+    dataset = pydicom.dcmread(str(get_testdata_file("CT_small.dcm", download=False)))
+    for number in range(3):
+        dataset.ImagePositionPatient[2] = 5.0 * number
+        dataset.save_as(folder / f"{number}.dcm")
+    return tuple(sorted(folder.iterdir()))
+
+
+def _read_series(path: Path) -> object:
+    return [read_images(path.parent, axis=axis) for axis in (None, "coronal")]
 
 
 def write_videos(folder: Path) -> tuple[Path, ...]:

@@ -33,6 +33,8 @@ _FIRST_ELEMENTS = tuple(
     for element in elements
 )
 """First bytes of a DICOM file without preamble: possible tags of its first element, in little endian."""
+_DIRECTORY = "1.2.840.10008.1.3.10"
+"""SOP class of a DICOMDIR."""
 _SUFFIXES = (".dcm", ".dicom", ".ima", ".dcm.gz")
 _SEEKABLE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 """Uncompressed transfer syntaxes: one frame is read without the others."""
@@ -243,6 +245,8 @@ def _complete_syntax(header: Dataset, path: Path) -> None:
 
 
 def _missing_pixels_reason(header: Dataset) -> str:
+    if header.file_meta.get("MediaStorageSOPClassUID") == _DIRECTORY:
+        return "is the directory of a DICOM medium (DICOMDIR), not an image: name the image files"
     # pydicom returns an empty header if compressed pixels are truncated.
     if (kind := header.get("SOPClassUID")) is None or "BitsAllocated" in header or "Image" in kind.name:
         return "is truncated or damaged: it is an image, but its pixels are incomplete"

@@ -1,4 +1,4 @@
-"""Comparison of the DICOM reader with another decoding, over all test files of pydicom."""
+"""Comparison of the DICOM reader with another decoding, over all test files of pydicom and of the shared data."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mllm.dataset.readers.dicom import read
 from mllm.errors import UserError
 
 ROOT = Path(pydicom.data.__file__).parent / "test_files"
+SHARED = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "dicom"
 REFUSED = {
     "JPEG-lossy.dcm": "JPEG pixels of 12 bits",
     "JPGExtended.dcm": "JPEG pixels of 12 bits",
@@ -65,12 +66,13 @@ def expected_picture(path: Path) -> np.ndarray:
 @pytest.mark.filterwarnings("ignore")
 def test_every_file_is_decoded_as_by_another_library_or_refused_for_a_known_reason():
     compared, wrong = 0, []
-    for path in sorted(file for file in ROOT.rglob("*") if file.is_file()):
-        name = str(path.relative_to(ROOT))
+    for path in [*sorted(file for file in ROOT.rglob("*") if file.is_file()), *sorted(SHARED.glob("*.dcm"))]:
+        name = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
         if path.name in NOT_DICOM:
             continue
         # The records of a DICOMDIR and the files of TINY_ALPHA have no pixels.
-        reason = "pixels are incomplete" if "DICOMDIR" in name or "TINY_ALPHA" in name else REFUSED.get(name)
+        reason = "pixels are incomplete" if "TINY_ALPHA" in name else REFUSED.get(name)
+        reason = "is the directory of a DICOM medium" if path.name.startswith("DICOMDIR") else reason
         try:
             picture = np.asarray(read(path, square=False)[0]).astype(int)
         except UserError as error:
