@@ -23,6 +23,7 @@ from mllm.models.auto.towers import find_towers
 from mllm.models.backbone.checkpoint_folder import find_checkpoint
 from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config, load_model
+from mllm.models.backbone.vision_layers import mask_head_message
 from mllm.models.builder.build_chat import build_chat_encoder, load_chat_processor
 from mllm.models.builder.build_options import load_options, quantization_bits
 from mllm.models.encoding.chat import ChatEncoder
@@ -80,7 +81,10 @@ def build_encoder(args: ModelArgs, processor: ProcessorMixin) -> ChatEncoder:
 
 
 def vision_grid(args: ModelArgs) -> int:
-    """Return the patches on each side of an image in the vision tower."""
-    name = find_checkpoint(args.model_name_or_path)
-    vision: Any = load_config(name, trust_remote_code=args.trust_remote_code).vision_config
-    return int(vision.image_size // vision.patch_size)
+    """Return the patches on each side of an image in the vision tower. Raise `ConfigError` without such a tower."""
+    config: Any = load_known_config(args)
+    vision = config.to_dict().get("vision_config") or {}
+    image, patch = vision.get("image_size"), vision.get("patch_size")
+    if not isinstance(image, int) or not isinstance(patch, int):
+        raise ConfigError(mask_head_message(config.model_type))
+    return image // patch

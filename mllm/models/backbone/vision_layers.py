@@ -25,10 +25,7 @@ class VisionLayers:
         sizes = config.to_dict()
         known = all(isinstance(sizes.get(key), int) for key in ("image_size", "patch_size", "hidden_size"))
         if not known or not _makes_squares(processor, sizes["image_size"]):
-            raise ConfigError(
-                f"a MaskHead needs a vision tower that divides an image into one square grid of patches, which "
-                f"{type(tower).__name__} does not: remove the MaskHead"
-            )
+            raise ConfigError(mask_head_message(type(tower).__name__))
         self.layers = _layers_of(tower)
         self.grid = sizes["image_size"] // sizes["patch_size"]
         self.width = int(sizes["hidden_size"])
@@ -58,14 +55,22 @@ class VisionLayers:
             self._outputs.append(patches[:, -(self.grid**2) :])  # the first token of CLIP is a class token
 
 
-def fuse_language_layers(model: PreTrainedModel, tower: nn.Module) -> LayerFusion:
+def mask_head_message(name: str) -> str:
+    """Return the message for a MaskHead on a model or vision tower `name` that has no square grid of patches."""
+    return (
+        f"a MaskHead needs a vision tower that divides an image into one square grid of patches, which '{name}' does "
+        "not: remove the MaskHead"
+    )
+
+
+def fuse_language_layers(model: PreTrainedModel, tower: nn.Module | None) -> LayerFusion:
     """Replace the input of a LLaVA's projector by a learned mixture of the tower's hidden states, except the last.
 
     PerceptionGPT (arXiv:2311.06612, section 3.2). Raise `ConfigError` for other models.
     """
     values = model.config.to_dict()
     layer_read = values.get("vision_feature_layer")
-    if not isinstance(layer_read, int):
+    if not isinstance(layer_read, int) or tower is None:
         raise ConfigError(
             f"fuse_vision_layers=True needs a LLaVA, whose projector reads one layer of the vision tower, but the "
             f"model is a {type(model).__name__}: remove fuse_vision_layers"

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mllm.config.schema import ModelArgs
-from mllm.models.backbone.vision_layers import VisionLayers
+from mllm.errors import ConfigError
+from mllm.models.backbone.vision_layers import VisionLayers, mask_head_message
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.models.heads import BoxHead, MaskHead, RegressionHead, VisionShape
 from mllm.registry import HEADS, build
@@ -26,6 +27,8 @@ def build_heads(
     for name, options in sorted(args.heads.items(), key=lambda item: item[0] != "mask"):  # a box may read the mask
         kind = HEADS.find(options["type"])
         provided: dict[str, Any] = {"width": width}
+        if kind is MaskHead and "vision" not in towers:
+            raise ConfigError(mask_head_message(type(model).__name__))
         if kind is MaskHead:
             tower = dict(model.named_modules())[towers["vision"]]
             layers = VisionLayers(tower, model.config.vision_config, processor)

@@ -38,7 +38,8 @@ def assemble(
     tokens = build_box_format(args).tokens
     ids = add_tokens(model, processor.tokenizer, tokens) if tokens else []
     modules = dict(model.named_modules())
-    fusion = fuse_language_layers(model, modules[towers["vision"]]) if args.fuse_vision_layers else None
+    tower = modules[towers["vision"]] if "vision" in towers else None
+    fusion = fuse_language_layers(model, tower) if args.fuse_vision_layers else None
     folder = None if args.adapter_path is None else find_adapter(args.adapter_path)
     adapted = attach_adapter(
         model,

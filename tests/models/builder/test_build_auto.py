@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from family_checkpoints.image_text import gemma4_unified
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, BertConfig
 
@@ -15,7 +16,7 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.models.auto.towers import find_targets, find_towers
-from mllm.models.builder.builder import load_pretrained
+from mllm.models.builder.builder import load_encoder, load_pretrained
 from mllm.structures import Sample, Turn
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
@@ -86,6 +87,30 @@ def test_targets_leave_out_the_projector_and_unused_layers(tiny_llava: Path, tin
     assert len(llava) == 6 and all(".layers.0." in name for name in llava)
     qwen = matched(tiny_qwen2_vl)
     assert len(qwen) == 2 * 4 and not any("merger" in name for name in qwen)
+
+
+MASKS = {"heads": {"mask": {"type": "MaskHead", "dim": 64}}, "box_format": {"type": "perception_token"}}
+
+
+def test_parts_that_need_a_vision_tower_are_refused_in_a_model_that_projects_patches(tmp_path: Path) -> None:
+    model, processor = gemma4_unified()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    refused = "a MaskHead needs a vision tower that .*, which '.*nified.*' does not: remove the MaskHead"
+    for build in (load_encoder, lambda options: load_pretrained(options, CPU)):
+        with pytest.raises(ConfigError, match=refused):
+            build(args(tmp_path, **MASKS))
+    with pytest.raises(ConfigError, match="fuse_vision_layers=True needs a LLaVA"):
+        load_pretrained(args(tmp_path, fuse_vision_layers=True), CPU)
+    with pytest.raises(ConfigError, match="lora_target = 'vision' matches no layer"):
+        load_pretrained(args(tmp_path, lora_target="vision"), CPU)
+
+
+def test_a_mask_head_on_a_tower_without_a_square_grid_is_refused_before_weights_are_loaded(
+    tiny_qwen2_vl: Path,
+) -> None:
+    with pytest.raises(ConfigError, match="one square grid of patches, which 'qwen2_vl' does not"):
+        load_encoder(args(tiny_qwen2_vl, **MASKS))
 
 
 def test_models_without_images_are_refused(tmp_path: Path, tiny_llava: Path) -> None:

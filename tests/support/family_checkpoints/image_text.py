@@ -9,6 +9,10 @@ from transformers import (
     AutoConfig,
     AyaVisionProcessor,
     CLIPImageProcessor,
+    Gemma4UnifiedAudioFeatureExtractor,
+    Gemma4UnifiedImageProcessor,
+    Gemma4UnifiedProcessor,
+    Gemma4UnifiedVideoProcessor,
     Glm4vImageProcessor,
     Glm4vProcessor,
     Glm4vVideoProcessor,
@@ -192,6 +196,30 @@ def mllama() -> Checkpoint:
     vision["supported_aspect_ratios"] = [[1, 1], [1, 2], [2, 1]]  # type: ignore[assignment]
     index = token(processor, "<|image|>")
     return checkpoint("mllama", processor, text, vision_config=vision, image_token_index=index)
+
+
+def gemma4_unified() -> Checkpoint:
+    """Return Gemma 4 12B, which projects patches of 48 pixels without a vision tower."""
+    names = dict(boi_token="<img>", eoi_token="</img>", image_token="<image>")
+    names |= dict(boa_token="<|image_start|>", eoa_token="<|image_end|>", audio_token="<|python_tag|>")
+    processor = Gemma4UnifiedProcessor(
+        Gemma4UnifiedAudioFeatureExtractor(),
+        Gemma4UnifiedImageProcessor(max_soft_tokens=70),
+        byte_tokenizer(**names),
+        Gemma4UnifiedVideoProcessor(),
+        chat_template=chat(),
+    )
+    ids = {f"{name}_id": token(processor, names[name]) for name in names if name != "eoa_token"}
+    text = dict(head_dim=32, num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"])
+    return checkpoint(
+        "gemma4_unified",
+        processor,
+        {**text, "sliding_window": 64, "per_layer_config": {"01": {"head_dim": 64}}},
+        vision_config={"mm_embed_dim": 64, "mm_posemb_size": 64, "output_proj_dims": 64},
+        eoa_token_index=token(processor, names["eoa_token"]),
+        video_token_id=token(processor, "<|video|>"),
+        **ids,
+    )
 
 
 def llava_next() -> Checkpoint:

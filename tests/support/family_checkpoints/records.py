@@ -68,6 +68,7 @@ IMAGE_TEXT = cases(
         "llava_onevision": image_text.llava_onevision,
         "vipllava": image_text.vipllava,
         "aya_vision": image_text.aya_vision,
+        "gemma4_unified": image_text.gemma4_unified,
     },
 )
 GEMMA3 = [Case("gemma3", "medgemma", "medgemma")]
