@@ -86,5 +86,5 @@ def vision_grid(args: ModelArgs) -> int:
     vision = config.to_dict().get("vision_config") or {}
     image, patch = vision.get("image_size"), vision.get("patch_size")
     if not isinstance(image, int) or not isinstance(patch, int):
-        raise ConfigError(mask_head_message(config.model_type))
+        raise ConfigError(mask_head_message(f"'{config.model_type}'"))
     return image // patch

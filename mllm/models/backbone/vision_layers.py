@@ -58,7 +58,7 @@ class VisionLayers:
 def mask_head_message(name: str) -> str:
     """Return the message for a MaskHead on a model or vision tower `name` that has no square grid of patches."""
     return (
-        f"a MaskHead needs a vision tower that divides an image into one square grid of patches, which '{name}' does "
+        f"a MaskHead needs a vision tower that divides an image into one square grid of patches, which {name} does "
         "not: remove the MaskHead"
     )
 
