@@ -30,7 +30,7 @@ from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
 from mllm.engine.run_log import RunLog
 from mllm.engine.trainer import MultimodalTrainer
-from mllm.metrics.grounding import rec, res
+from mllm.metrics.grounding import Rec, Res
 from mllm.models.builder.builder import load_pretrained
 from mllm.objectives.base import Objective
 from mllm.objectives.boxes import BoxLoss
@@ -138,7 +138,7 @@ def train(bundle: Bundle, data: Samples, options: argparse.Namespace, folder: st
 
 def evaluate(bundle: Bundle, data: Samples) -> dict[str, Any]:
     """Return the figures of generated answers. `seconds` is CPU time per image."""
-    metrics = {"rec": rec, "res": res} if bundle.model.mask_head is not None else {"rec": rec}
+    metrics = {"rec": Rec, "res": Res} if bundle.model.mask_head is not None else {"rec": Rec}
     started = time.process_time()
     evaluation = evaluate_split(bundle, data, metrics, max_new_tokens=48, batch_size=BATCH)
     seconds = time.process_time() - started

@@ -6,10 +6,11 @@ from functools import partial
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from scores import points
 
 from mllm.engine.evaluation import evaluate_split, format_figures, mark_fields
 from mllm.errors import DataError
-from mllm.metrics.grounding import rec
+from mllm.metrics.grounding import Rec
 from mllm.models.generation.generate import generate
 from mllm.private_messages import call_privately
 from mllm.structures import Answer, Mark, Turn
@@ -100,8 +101,8 @@ class Pointing:
 
 def test_a_box_in_the_question_is_never_scored(make_bundle, rows):
     """The model writes no box: boxes of the question and of the reference must not count as predictions."""
-    evaluation = evaluate_split(make_bundle(), Pointing(rows), {"rec": rec}, **TALKING)
-    assert evaluation.figures["rec"] == {
+    evaluation = evaluate_split(make_bundle(), Pointing(rows), {"rec": Rec}, **TALKING)
+    assert points(evaluation.figures["rec"]) == {
         "accuracy": 0,
         "mean_iou": 0,
         "failed": 2,
@@ -125,7 +126,7 @@ def test_the_reference_in_the_format_of_the_model_is_correct(make_bundle, rows, 
         return [bundle.encoder.read_answer(tokens, frames) for tokens in ids]
 
     monkeypatch.setattr("mllm.engine.evaluation.answers", spoken)
-    evaluation = evaluate_split(bundle, Pointing(rows), {"rec": rec})
+    evaluation = evaluate_split(bundle, Pointing(rows), {"rec": Rec})
     assert evaluation.figures["rec"]["accuracy"] == 1
     assert 0.99 < evaluation.figures["rec"]["mean_iou"] <= 1
     for row in evaluation.rows:

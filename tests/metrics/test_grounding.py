@@ -1,10 +1,15 @@
 """Tests of the metrics of boxes and masks against values computed by hand."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+from scores import score
 
-from mllm.metrics.grounding import rec, res
+from mllm.metrics.grounding import Rec, Res
 from mllm.structures import Answer, Mark
+
+rec, res = partial(score, Rec), partial(score, Res)
 
 TRUE = (0.0, 0.0, 10.0, 10.0)
 HALF = (0.0, 0.0, 5.0, 10.0)
@@ -108,8 +113,8 @@ def test_a_reference_with_a_box_alone_is_counted_and_left_out():
     assert (figures["target_failed"], figures["samples"], figures["gIoU"]) == (1, 1, 1)
 
 
-@pytest.mark.parametrize("metric", [rec, res])
-def test_empty_input_has_nan_figures(metric):
-    figures = metric([], [])
-    assert figures["samples"] == 0
+@pytest.mark.parametrize(("metric", "reference"), [(rec, Answer("no box")), (res, boxes(TRUE))])
+def test_figures_without_a_target_are_nan(metric, reference):
+    figures = metric([boxes(TRUE)], [reference])
+    assert (figures["samples"], figures["target_failed"]) == (0, 1)
     assert any(value != value for value in figures.values())

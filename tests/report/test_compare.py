@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scores import score
 
 from mllm.engine.evaluation import mark_fields
 from mllm.engine.predictions import answers_of
 from mllm.errors import ConfigError
-from mllm.metrics.grounding import rec, res
+from mllm.metrics.grounding import Rec, Res
 from mllm.pipeline.compare import main
 from mllm.report.compare import compare
 from mllm.structures import Answer, Mark
@@ -103,6 +104,6 @@ def test_marks_of_rows_give_the_figures_of_the_answers() -> None:
     row = {"source": "s", "question": "A: x B: y", "reference": "B", "prediction": "A", "patient": "p", "task": "t"}
     prediction, reference = answers_of({**row, **mark_fields(said), **mark_fields(true, "reference_")})
     assert (reference.group, reference.task, reference.options) == ("p", "t", {"A": "x", "B": "y"})
-    assert rec([prediction], [reference]) == rec([said], [true])
-    assert res([prediction], [reference]) == res([said], [true])
+    for metric in (Rec, Res):
+        assert score(metric, [prediction], [reference]) == score(metric, [said], [true])
     assert [mark.point for mark in prediction.marks if mark.point] == [(4, 5)]
