@@ -7,6 +7,7 @@ M marks (boxes or masks) of one sample, K measures, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -277,7 +278,6 @@ class Processor(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings of the processor."""
-        ...
 
 
 class SampleEncoder(Protocol):
@@ -303,24 +303,19 @@ class Encoder(SampleEncoder, Protocol):
     @property
     def processor(self) -> Processor:
         """Return the processor of transformers."""
-        ...
 
     @property
     def image_token_ids(self) -> tuple[int, ...]:
         """Return the token ids that stand for images."""
-        ...
 
     def prompt(self, sample: Sample) -> Encoded:
         """Encode a sample up to the answer, without targets. Raise `DataError` if the sample cannot be used."""
-        ...
 
     def reference(self, sample: Sample) -> Answer:
         """Return the reference answer of a sample."""
-        ...
 
     def synthetic(self, count: int) -> list[Sample]:
         """Return `count` artificial samples of the largest size, for checks that must not read private data."""
-        ...
 
 
 class _Module(Protocol):
@@ -372,6 +367,9 @@ class Model(_Module, Protocol):
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Copy the tensors of `trained_state` of an equal model. Raise `ConfigError` if they do not fit."""
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Return a context for forward passes outside of the trainer, which turns autocast on itself."""
 
     def freeze_as_teacher(self) -> None:
         """Freeze all parameters and make the features of an image independent of the other images of its batch."""

@@ -55,6 +55,7 @@ MEANT_FOR = {
     "qwen3_vl_vqa_rad": (A10, "bf16"),
     "paligemma2_vqa_rad": (A10, "bf16"),
     "internvl3_vqa_rad": (A10, "bf16"),
+    "smolvlm_from_scratch": (A10, "bf16"),
 }
 
 

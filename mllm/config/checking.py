@@ -14,6 +14,7 @@ from mllm.config.registry_entries import check_entry, describe_entry
 from mllm.config.renamed import DATA, MODEL, TRAINING
 from mllm.config.schema import SPLITS, DataArgs, DistillArgs, ExportArgs, ModelArgs, PrivacyArgs, StoppingArgs
 from mllm.config.source import has_source
+from mllm.config.trainable import LORA, check_trainable
 from mllm.config.training_args import fill_defaults, training_fields
 from mllm.errors import ConfigError, hint, nearest_names
 from mllm.family import FAMILIES, Family
@@ -114,6 +115,10 @@ def section(merged: Mapping[str, Any], name: str, origins: Origins) -> dict[str,
 def model_args(values: dict[str, Any], origins: Origins) -> ModelArgs:
     """Return the checked `model_args` as the options of their type."""
     args = typed_args(values, "model_args", origins)
+    try:
+        check_trainable(args.trainable)
+    except ConfigError as error:
+        raise ConfigError(f"{origins.of('model_args', 'trainable')}: {error}") from None
     if args.lora_target not in ("language", "vision", "all"):
         try:
             re.compile(args.lora_target)
@@ -192,7 +197,12 @@ def distill_args(merged: Mapping[str, Any], origins: Origins) -> DistillArgs | N
         )
     teacher_args = typed_args({"lora_r": None, **teacher}, "distill_args.teacher", origins)
     origin = origins.of("distill_args", "teacher", "type")
-    for key, is_set in (("lora_r", teacher_args.lora_r is not None), ("heads", bool(teacher_args.heads))):
+    trained = {
+        "lora_r": teacher_args.lora_r is not None,
+        "heads": bool(teacher_args.heads),
+        "trainable": teacher_args.trainable != LORA,
+    }
+    for key, is_set in trained.items():
         if is_set:
             raise ConfigError(f"{origin}: a teacher does not train: remove distill_args.teacher.{key}")
     part = FAMILIES.find(teacher_args.type).defaults.get("part", teacher_args.part)

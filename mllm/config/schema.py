@@ -46,12 +46,20 @@ class ModelArgs:
     """The update is scaled by lora_alpha / lora_r (/ sqrt(lora_r) with `use_rslora`); None: equal to `lora_r`."""
     lora_dropout: float = _limit(0.0, minimum=0, below=1)
     """Probability in [0, 1) with which an input of the LoRA is dropped in training."""
+    trainable: str | dict[str, Any] = "lora"
+    """What trains, heads and added tokens apart. 'lora': a LoRA (see `lora_target`). 'full': all weights, in fp32. A
+    dict trains only the parts that it names: `{'language': 'lora', 'vision': 'full', 'projector': 'full'}`;
+    `{'language': {'last_layers': 4}}` trains the last 4 layers in full."""
     lora_target: str = "language"
     """'language', 'vision', 'all', or a regular expression that is matched on full module names."""
     use_rslora: bool = False
     """Rank-stabilized scaling (arXiv:2312.03732)."""
     use_dora: bool = False
     """Weight-decomposed LoRA (arXiv:2402.09353)."""
+    from_scratch: bool = False
+    """Start from new random weights of the architecture in the checkpoint's config.json; its weights are not read."""
+    init_seed: int = _limit(0, minimum=0)
+    """Seed of the new weights with `from_scratch`."""
     image_size: int | None = _limit(None, minimum=1)
     """Height and width in pixels of images for the vision tower; None: those of the checkpoint."""
     image_token_len: int | None = _limit(None, minimum=1)

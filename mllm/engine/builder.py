@@ -15,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from mllm.config.hardware import Hardware
 from mllm.config.rules.privacy import datasets_in
 from mllm.config.schema import PrivacyArgs, RunConfig
+from mllm.config.trainable import trained_parts
 from mllm.engine.callbacks import Checkpoints, Epochs
 from mllm.engine.early_stopping import EarlyStopping
 from mllm.engine.learner import Learner, Reduction
@@ -223,9 +224,12 @@ def memory_advice(config: RunConfig) -> str:
     family = FAMILIES.find(model.type, model.part)
     for key in family.memory_keys:
         steps.append(f"model_args.{key} (now {vars(model)[key] or 'that of the checkpoint'})")
-    if not model.load_in_4bit and family.cannot_quantize is None:
+    parts = trained_parts(model)
+    if parts.whole_language:
+        steps.append(f"model_args.trainable (now {model.trainable!r}; a LoRA needs no optimizer states of the weights)")
+    if not model.load_in_4bit and family.cannot_quantize is None and not parts.full.keys() & {"language", "vision"}:
         replaced = " instead of load_in_8bit" if model.load_in_8bit else ""
         steps.append(f"model_args.load_in_4bit (now False; turn it on{replaced})")
-    if model.lora_r:
+    if model.lora_r and parts.has_lora:
         steps.append(f"model_args.lora_r (now {model.lora_r})")
     return "Lower, in this order: " + ", then ".join(steps)

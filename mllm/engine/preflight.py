@@ -66,7 +66,7 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
     """Raise `ConfigError` unless each trainable tensor has a gradient and each objective has one of the student."""
     trainable = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     if not trainable:
-        raise ConfigError("the model has no trainable tensor: set model_args.lora_r, or model_args.adapter_path")
+        raise ConfigError("the model has no trainable tensor: set model_args.lora_r, adapter_path or trainable")
     missing, unreached, idle = dict(trainable), set(learner.objectives), set(learner.objectives)
     for piece in pieces:
         idle -= {name for name, count in learner.counts(piece.targets).items() if count > 0}
@@ -91,8 +91,8 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
         raise ConfigError(
             f"{len(missing)} trainable tensors receive no gradient, so they would not be trained: {examples}"
             + (" ..." if len(missing) > 5 else "")
-            + "; narrow model_args.lora_target, check that the data reaches them (images for the vision tower), or add "
-            "an objective that trains them (BoxLoss, MaskLoss)"
+            + "; narrow model_args.lora_target or trainable, check that the data reaches them (images for the vision "
+            "tower), or add an objective that trains them (BoxLoss, MaskLoss)"
         )
     if unreached:
         raise ConfigError(

@@ -43,13 +43,13 @@ def write(bundle: Bundle, folder: str | Path, *, facts: Facts) -> Path:
         if isinstance(bundle.model.backbone, PeftModel):
             save_adapter(bundle.model.backbone, temporary, facts.base)
             report = _report(temporary, bundle, has_other_weights)
-        _check_all_written(bundle.model, temporary)
+        check_all_written(bundle.model, temporary)
         write_companions(temporary, ADAPTER, facts, bundle.encoder.processor, report)
     logger.info("adapter written to %s", folder)
     return folder
 
 
-def _check_all_written(model: Model, folder: Path) -> None:
+def check_all_written(model: Model, folder: Path) -> None:
     """Raise `ConfigError` if a trainable parameter of `model` is in none of the weight files in `folder`."""
     checked = {tensor.data_ptr() for tensor in model.trained_state().values()}  # `write_trained` compares these
     adapters, keys = r"$^", set()

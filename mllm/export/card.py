@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.config.defaults import make_model_args
+from mllm.config.trainable import LORA, Parts, trained_parts
 from mllm.export.facts import AdapterFacts, Facts, Split
 from mllm.export.settings import encoding_settings
 from mllm.export.terms import is_tiny, terms_of_base, terms_text
@@ -34,16 +35,16 @@ def card_text(kind: str, facts: Facts) -> str:
         key: value for key, value in encoding_settings(facts.settings).items() if value not in (None, False, {})
     }
     family = FAMILIES.find(settings["type"])
-    title = "Vision model" if kind == "merged" and settings.get("part") else TITLES[kind]
+    trained = _trained_parts(facts)
     sections = [
-        _front_matter(kind, settings, facts.base),
-        f"# {title} for {Path(facts.base).name}",
+        _front_matter(kind, settings, facts),
+        f"# {_title(kind, settings, trained)} for {Path(facts.base).name}",
         f"**{RESEARCH_ONLY}** The model can be wrong about any {'image' if family.reads_images else 'question'}. "
         "It has not been evaluated for any clinical purpose.",
-        f"Base model: `{facts.base}`, type `{settings['type']}`." + (TINY if is_tiny(facts.base) else ""),
+        _base_note(facts, settings["type"]),
         "## How to load it\n\n" + _usage(kind, settings),
         family.image_note(settings, kind),
-        _trained_note(kind, settings),
+        _trained_note(kind, settings, trained),
         _section("Data", _data_lines(facts.data)),
         _section("Settings", _table(("key", "value"), {**settings, **facts.training})),
         _section("Results", _table(("figure", "value"), facts.named_figures())),
@@ -53,6 +54,31 @@ def card_text(kind: str, facts: Facts) -> str:
         f"{TERMS_HEADING}\n\n{terms_text(facts)}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _trained_parts(facts: Facts) -> Parts:
+    """Return the parts that the run trained. Facts of older versions name a LoRA only."""
+    values = {**facts.settings, "trainable": facts.training.get("trainable", LORA)}
+    return trained_parts(make_model_args(**{"model_name_or_path": "", **encoding_settings(values)}))
+
+
+def _title(kind: str, settings: Mapping[str, Any], trained: Parts) -> str:
+    """Return the title of a card without the name of the base."""
+    if kind == "merged" and settings.get("part"):
+        return "Vision model"
+    return "Trained weights" if kind == "adapter" and not trained.has_lora else TITLES[kind]
+
+
+def _base_note(facts: Facts, type: str) -> str:
+    """Return the sentences about the base model."""
+    tiny = TINY if is_tiny(facts.base) else ""
+    if not facts.training.get("from_scratch"):
+        return f"Base model: `{facts.base}`, type `{type}`." + tiny
+    seed = facts.training.get("init_seed", 0)
+    return (
+        f"Trained from scratch: new random weights (seed {seed}) in the architecture of `{facts.base}`, type `{type}`. "
+        "No weights of that model were used." + tiny
+    )
 
 
 def privacy_lines(record: Mapping[str, Any] | None) -> list[str]:
@@ -86,11 +112,14 @@ def _adapter_section(number: int, adapter: AdapterFacts) -> str:
     return _section(f"Adapter {number}", [*lines, "", *privacy])
 
 
-def _front_matter(kind: str, settings: Mapping[str, Any], base: str) -> str:
+def _front_matter(kind: str, settings: Mapping[str, Any], facts: Facts) -> str:
     """Return the YAML header that the Hugging Face Hub reads; it accepts only names on the Hub as `base_model`."""
+    base = facts.base
     task = FAMILIES.find(settings["type"], settings.get("part")).hub_task
-    lines = [f"library_name: {_LIBRARIES[kind]}", f"pipeline_tag: {task}"]
-    if base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists():
+    library = _LIBRARIES[kind] if kind != "adapter" or _trained_parts(facts).has_lora else "mllm"
+    lines = [f"library_name: {library}", f"pipeline_tag: {task}"]
+    is_derived = not facts.training.get("from_scratch")
+    if is_derived and base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists():
         lines.append(f"base_model: {base}")
     lines.append("license: other")
     if (terms := terms_of_base(settings["type"], base)) is not None:
@@ -126,28 +155,30 @@ def _usage(kind: str, settings: Mapping[str, Any]) -> str:
     )
 
 
-def _trained_note(kind: str, settings: Mapping[str, Any]) -> str:
+def _trained_note(kind: str, settings: Mapping[str, Any], parts: Parts) -> str:
     """Return a note for other programs if more than a LoRA was trained."""
     trained = ["heads"] if settings.get("heads") else []
-    args = make_model_args(**{"model_name_or_path": "", **settings})
-    if FAMILIES.find(args.type).trains_projector(args):
-        trained.append("the projector between vision and language")
+    trained += list(map(_tower_title, parts.full, parts.full.values())) if parts.named else ["all weights"]
     if not trained and not settings.get("box_format"):
         return ""
-    if settings.get("part"):
-        trained += ["the whole vision tower"] if settings.get("train_vision") else []
-    elif settings.get("heads") or not trained:
+    if not settings.get("part") and (settings.get("heads") or not trained):
         trained.append("added tokens")
-    parts = " and ".join(trained)
+    names = " and ".join(trained)
+    heading = "## Other trained parts\n\n" if parts.has_lora else "## Trained parts\n\n"
     if kind == "merged":
-        return (
-            f"## Other trained parts\n\nTrained in addition to the LoRA: {parts}. `heads.safetensors` contains the "
-            "heads, which only mllm loads."
-        )
-    return (
-        f"## Other trained parts\n\n`heads.safetensors` contains {parts}. PEFT loads the LoRA without it: load this "
-        "folder with mllm, or merge it."
-    )
+        beside = "Trained in addition to the LoRA" if parts.has_lora else "Trained"
+        heads = " `heads.safetensors` contains the heads, which only mllm loads." if settings.get("heads") else ""
+        return f"{heading}{beside}: {names}.{heads}"
+    beside = "PEFT loads the LoRA without it: load" if parts.has_lora else "Load"
+    return f"{heading}`heads.safetensors` contains {names}. {beside} this folder with mllm, or merge it."
+
+
+def _tower_title(tower: str, layers: int | None) -> str:
+    """Return the name of a tower that trains in full, or of its last layers, in a sentence."""
+    title = {"language": "language model", "vision": "vision tower"}.get(tower, "projector between vision and language")
+    if layers is not None:
+        return f"the last {layers} layers of the {title}"
+    return f"the whole {title}" if tower == "vision" else f"the {title}"
 
 
 def _software(versions: Mapping[str, Any]) -> list[str]:

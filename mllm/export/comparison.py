@@ -40,7 +40,7 @@ def probe_logits(bundle: Bundle) -> Tensor:
         images = [Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))]
     model = bundle.model.pretrained
     batch = bundle.encoder.pad([bundle.encoder.encode(Sample(turns, images))]).to(model.device)
-    with evaluating(model), reading(model):
+    with evaluating(model), reading(model), bundle.model.computing():
         outputs = bundle.model(**batch.student)
         logits = outputs.vocabulary(outputs.hidden_BLD[0, -POSITIONS:])
     return logits.float().cpu()

@@ -13,7 +13,7 @@ import torch
 from mllm.errors import ConfigError
 from mllm.export.card import card_text
 from mllm.export.facts import Facts, read_facts, write_facts
-from mllm.export.settings import encoding_settings, read_base, write_settings
+from mllm.export.settings import WHOLE, encoding_settings, read_base, write_settings
 from mllm.export.tensor_names import compare_weights
 from mllm.files import write_json, write_text
 from mllm.models.adapters.trained_file import IN_MERGED, write_trained
@@ -41,7 +41,8 @@ def write_companions(
     `kind` is 'adapter' or 'merged', `processor` a processor of transformers, and `report` the content of
     `export_report.json` (None: no such file).
     """
-    facts = replace(facts, settings=encoding_settings(facts.settings))
+    settings = encoding_settings(facts.settings) | (WHOLE if kind == MERGED else {})
+    facts = replace(facts, settings=settings)
     processor.save_pretrained(folder)
     # A merged model has no separate base.
     write_settings(folder, facts.settings, facts.base if kind == ADAPTER else None)

@@ -31,6 +31,7 @@ from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config
 from mllm.models.backbone.streamed import STORED, Unstreamable
 from mllm.models.builder.build_chat import build_box_format
+from mllm.models.builder.build_options import checkpoint_of
 from mllm.models.builder.builder import load_pretrained
 from mllm.run_files import TRAINED
 from mllm.structures import Bundle
@@ -59,7 +60,7 @@ def merge(
     if not overwrite:
         refuse_nonempty(out)
     args = adapter_args(adapter, base)
-    source = find_checkpoint(args.model_name_or_path)
+    source = checkpoint_of(args)
     config = load_config(source)
     if "quantization_config" in config.to_dict():
         raise ConfigError(
@@ -167,6 +168,8 @@ def _combinable_args(adapters: Sequence[str], base: str | None) -> list[ModelArg
 def _merge_streamed(args: ModelArgs, out: Path, precision: str, **options: Any) -> Path:
     """Merge without loading the whole model; raises `Unstreamable` if that is not possible."""
     args = with_defaults(args)
+    if args.from_scratch:
+        raise Unstreamable("its weights were new ones, and none of the checkpoint's files")
     if not FAMILIES.find(args.type).is_complete(args):
         raise Unstreamable("the model is composed of a language model and a vision tower")
     if build_box_format(args).tokens:

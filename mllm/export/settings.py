@@ -15,8 +15,12 @@ from mllm.run_files import SETTINGS
 KEYS = (
     *("type", "image_size", "image_token_len", "max_length", "system", "turn_end", "chat_template", "template_args"),
     *("heads", "box_format", "pad_to_square", "fuse_vision_layers", "part", "train_vision"),
+    *("trainable", "from_scratch", "init_seed"),
 )
-"""Common keys of `model_args` that influence how a sample is encoded or an output decoded; not precision or LoRA."""
+"""Common keys of `model_args` that influence how a sample is encoded or an output decoded, or which weights an adapter
+contains and to which base they belong; not precision or the settings of a LoRA."""
+WHOLE = {"trainable": "lora", "from_scratch": False, "init_seed": 0}
+"""Values of these keys for a folder that contains all weights of a model."""
 BASE = "base"
 """The key of the base model, for a folder without a LoRA (whose own config would name it)."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,12 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mllm.errors import ConfigError
+from mllm.models.adapters.full import token_tables
 from mllm.models.adapters.names import adapter_parameter_names
 
 EXTRA_PARTS = ("heads", "rows", "fusion")
 """Names of the submodules outside the backbone."""
-TRAINABLE_TOWERS = ("projector", "vision")
-"""Towers whose own parameters, not only their LoRA, may be trained."""
+WRAPPERS = re.compile(r"^backbone\.(base_model\.model\.)?")
+"""Part of a parameter's name that is not part of its name in the model of transformers."""
 
 
 class TrainableModel(nn.Module):
@@ -35,6 +38,10 @@ class TrainableModel(nn.Module):
         self.heads = nn.ModuleDict(heads or {})
         self.tapped: dict[str, int] = {}
         """Width of each tapped layer by module path, and the side of their `grid`."""
+        self.autocast_dtype: torch.dtype | None = None
+        """Dtype of matrix products if weights in fp32 lie between weights in half precision; None: that of weights."""
+        tables = {id(table) for table in token_tables(self.pretrained)}
+        self._tables = {name for name, parameter in self.named_parameters() if id(parameter) in tables}
 
     @property
     def pretrained(self) -> PreTrainedModel:
@@ -69,14 +76,23 @@ class TrainableModel(nn.Module):
         )
 
     def tower_of(self, parameter: str) -> str:
-        """Return the tower of a parameter of this module, given its name: 'other' if it is in none."""
+        """Return the tower of a parameter of this module, given its name: 'other' if it is in none.
+
+        The token embedding and the output projection belong to 'language' if they are in no tower.
+        """
         part = parameter.partition(".")[0]
         if part in EXTRA_PARTS:
             return part
         for tower, prefix in self.towers.items():
             if f"{prefix}." in parameter:
                 return tower
-        return "other"
+        return "language" if parameter in self._tables else "other"
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Return a context for forward passes outside of the trainer, which turns autocast on itself."""
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.pretrained.device.type, self.autocast_dtype)
 
     def freeze_as_teacher(self) -> None:
         """Freeze all parameters."""
@@ -96,7 +112,7 @@ class TrainableModel(nn.Module):
     def trained_state(self) -> dict[str, Tensor]:
         """Return all trained tensors that are not part of an adapter.
 
-        Names begin with `heads.`, `rows.`, `fusion.`, `projector.` or `vision.`.
+        Names begin with `heads.`, `rows.`, `fusion.`, or the name of a tower and the name inside it.
         """
         return {name: parameter.detach() for name, parameter in self._trained_parameters().items()}
 
@@ -107,7 +123,8 @@ class TrainableModel(nn.Module):
         if missing or unexpected:
             difference = f"lack {missing[0]}" if missing else f"have {unexpected[0]}, which the model does not have"
             raise ConfigError(
-                f"the trained tensors outside the adapter {difference}: heads and box_format must be as in training"
+                f"the trained tensors outside the adapter {difference}: heads, box_format and trainable must be as in "
+                "training"
             )
         for name, parameter in parameters.items():
             if parameter.shape != state[name].shape:
@@ -126,6 +143,12 @@ class TrainableModel(nn.Module):
             tower = self.tower_of(name)
             if tower in EXTRA_PARTS:
                 trained[name] = parameter
-            elif tower in TRAINABLE_TOWERS and parameter.requires_grad and name not in adapter_names:
-                trained[f"{tower}." + name.partition(f"{self.towers[tower]}.")[2]] = parameter
+            elif parameter.requires_grad and name not in adapter_names:
+                trained[f"{tower}.{self._name_in(tower, name)}"] = parameter
         return trained
+
+    def _name_in(self, tower: str, name: str) -> str:
+        """Return the name of a parameter inside its tower, or in the model of transformers if it is in no tower."""
+        prefix = self.towers.get(tower)
+        inside = "" if prefix is None else name.partition(f"{prefix}.")[2]
+        return inside or WRAPPERS.sub("", name)

@@ -19,7 +19,7 @@ from mllm.dataset.checking import Splits
 from mllm.engine.evaluation import Evaluation, evaluate_split
 from mllm.errors import ConfigError, hint
 from mllm.export.saved_model import adapter_args, local_name, whole_model_args
-from mllm.export.settings import read_settings
+from mllm.export.settings import WHOLE, read_settings
 from mllm.files import write_json
 from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.metrics import check_metrics, find_metrics, metric_origin
@@ -153,7 +153,7 @@ def select_model(config: RunConfig, options: EvaluateOptions) -> ModelArgs:
         return whole_model_args(options.model, **quantization)
     whole_model_args(options.model, type=config.model_args.type)  # raises `ConfigError` for the folder of an adapter
     changes: dict[str, Any] = dict(
-        model_name_or_path=local_name(options.model), adapter_path=None, merge_lora=False, lora_r=None
+        model_name_or_path=local_name(options.model), adapter_path=None, merge_lora=False, lora_r=None, **WHOLE
     )
     return replace(config.model_args, **changes)
 

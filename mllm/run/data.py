@@ -23,7 +23,7 @@ from mllm.engine.builder import logical_batch_size
 from mllm.engine.privacy.noise import secret_of
 from mllm.engine.training_data import TrainingData
 from mllm.errors import ConfigError, UserError
-from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.models.builder.build_options import checkpoint_of
 from mllm.predict.metrics import check_metrics, metric_origin
 from mllm.structures import Bundle, SampleEncoder
 
@@ -42,7 +42,7 @@ def open_splits(config: RunConfig) -> CheckedSplits:
             split.
         DataError: A file of a dataset or a row cannot be read, or a patient is in two splits.
     """
-    find_checkpoint(config.model_args.model_name_or_path)
+    checkpoint_of(config.model_args)
     if config.data_args.train is None:
         raise ConfigError(
             f"{config.origin('data_args', 'train')}: data_args.train is None or absent, so there are no training data: "

@@ -17,14 +17,16 @@ from mllm.engine.builder import logical_batch_size
 from mllm.errors import ConfigError
 from mllm.files import write_json
 from mllm.models.adapters.files import find_adapter
-from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.models.builder.build_options import checkpoint_of
 from mllm.run.data import sampler_seed
-from mllm.run_files import INPUTS
+from mllm.run_files import INPUTS, MODEL_CONFIG
 
 logger = logging.getLogger(__name__)
 
 CHUNK, CHUNKS = 2**16, 256
 """Size in bytes and number of the evenly spaced parts of a file of weights that are hashed."""
+
+WEIGHTS = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True)
@@ -160,16 +162,20 @@ def _read_inputs(folder: Path) -> Inputs | None:
 
 def _weights(section: str, args: ModelArgs) -> dict[str, str]:
     """Return the digests of the checkpoint and the adapter of a model, without those on the Hugging Face Hub."""
-    folders = {"model_name_or_path": Path(find_checkpoint(args.model_name_or_path))}
+    key = "model_name_or_path"
+    folders = {key: Path(checkpoint_of(args))}
     if args.adapter_path is not None:
         folders["adapter_path"] = find_adapter(args.adapter_path)
-    return {f"{section}.{key}": _digest_of(folder) for key, folder in folders.items() if folder.is_dir()}
+    weights = {f"{section}.{key}": _digest_of(folder, *WEIGHTS) for key, folder in folders.items() if folder.is_dir()}
+    if args.from_scratch and folders[key].is_dir():
+        weights[f"{section}.{key}"] = _digest_of(folders[key], MODEL_CONFIG)
+    return weights
 
 
-def _digest_of(folder: Path) -> str:
-    """Return a digest of the weights in a folder, from at most `CHUNKS` parts of each file."""
+def _digest_of(folder: Path, *patterns: str) -> str:
+    """Return a digest of the files in a folder, from at most `CHUNKS` parts of each file."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())
         step = max(CHUNK, size // CHUNKS)

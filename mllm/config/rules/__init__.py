@@ -20,6 +20,7 @@ from mllm.config.rules import (
     privacy,
     sharding,
     stopping,
+    trainable,
     training,
 )
 from mllm.config.schema import RunConfig
@@ -44,6 +45,7 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     distillation.refuse_unsupported_objectives(config)
     adapters.refuse_quantization_conflicts(config)
     adapters.refuse_missing_rank(config)
+    trainable.refuse_trainable_conflicts(config, checkpoint, family)
     precision.refuse_two_precisions(config)
     training.refuse_no_updates(config)
     packing.refuse_packing(config, checkpoint, family)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mllm.config.schema import RunConfig
+from mllm.config.trainable import trained_parts
 from mllm.errors import ConfigError
-from mllm.family import FAMILIES
 
 
 def refuse_quantization_conflicts(config: RunConfig) -> None:
@@ -27,8 +27,7 @@ def refuse_quantization_conflicts(config: RunConfig) -> None:
 def refuse_missing_rank(config: RunConfig) -> None:
     """Raise `ConfigError` for lora_r=None without a starting adapter whose rank could be used."""
     args = config.model_args
-    trains_lora = FAMILIES.find(args.type, args.part).trains_lora(args)
-    if args.lora_r is None and args.adapter_path is None and trains_lora:
+    if args.lora_r is None and args.adapter_path is None and trained_parts(args).has_lora:
         raise ConfigError(
             f"{config.origin('model_args', 'lora_r')}: lora_r=None takes the rank of adapter_path, which is None too: "
             f"set lora_r to a rank such as 16, or adapter_path to an adapter"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mllm.config.schema import PrivacyArgs, RunConfig
+from mllm.config.trainable import trained_parts
 from mllm.errors import ConfigError
 from mllm.registry import BOX_FORMATS, HEADS
 
@@ -149,6 +150,11 @@ def refuse_nonlinear_parts(config: RunConfig) -> None:
         raise ConfigError(
             f"{config.origin('model_args', 'train_vision')}: train_vision=True trains embeddings and convolutions, "
             f"{only}: set it to False, and lora_r to a rank"
+        )
+    if full := sorted(trained_parts(args).full.keys() - {"projector"}):
+        raise ConfigError(
+            f"{config.origin('model_args', 'trainable')}: trainable={args.trainable!r} trains norms and embeddings of "
+            f"the part '{full[0]}', {only}: use 'lora' for it"
         )
     if config.distill_args is not None:
         raise ConfigError(

@@ -160,12 +160,12 @@ def trainable_layers(module: nn.Module) -> dict[str, nn.Module]:
             raise ConfigError(
                 f"privacy_args: {name or type(part).__name__} ({type(part).__name__}) is trainable, and only Linear "
                 "layers (LoRA on Linear layers, linear heads) and LayerNorms of heads have per-sample gradients: "
-                "remove it from model_args.lora_target"
+                "remove it from model_args.lora_target or trainable"
             )
         if is_trained:
             layers[name] = part
     if not layers:
-        raise ConfigError("the model has no trainable tensor: set model_args.lora_r, or model_args.adapter_path")
+        raise ConfigError("the model has no trainable tensor: set model_args.lora_r, adapter_path or trainable")
     return layers
 
 

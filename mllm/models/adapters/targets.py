@@ -51,13 +51,16 @@ def derived_targets(model: nn.Module, towers: Mapping[str, str]) -> dict[str, st
     if "language" in towers:
         prefix = towers["language"]
         names["language"] = [f"{prefix}.{name}" for name in language_layers(modules[prefix])]
-    own = {tower: [name for name in names.get(tower, []) if _tower_of(name, towers) == tower] for tower in TOWERS}
+    own = {tower: [name for name in names.get(tower, []) if tower_of(name, towers) == tower] for tower in TOWERS}
     return {tower: pattern_of(layers, model) for tower, layers in own.items() if layers}
 
 
-def _tower_of(name: str, towers: Mapping[str, str]) -> str:
-    """Return the innermost tower that contains a module; empty if none does."""
-    inside = [tower for tower, prefix in towers.items() if name.startswith(f"{prefix}.")]
+def tower_of(name: str, towers: Mapping[str, str]) -> str:
+    """Return the innermost tower that contains a module or parameter; empty if none does.
+
+    The prefix of a tower is empty if it is the whole model.
+    """
+    inside = [tower for tower, prefix in towers.items() if not prefix or name.startswith(f"{prefix}.")]
     return max(inside, key=lambda tower: len(towers[tower]), default="")
 
 

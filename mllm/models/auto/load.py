@@ -20,12 +20,11 @@ from mllm.family import FAMILIES
 from mllm.models.auto.default_templates import DEFAULTS
 from mllm.models.auto.family import TYPES_OF_SUFFIX, keep_unquantized
 from mllm.models.auto.towers import find_towers
-from mllm.models.backbone.checkpoint_folder import find_checkpoint
 from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config, load_model
 from mllm.models.backbone.vision_layers import mask_head_message
 from mllm.models.builder.build_chat import build_chat_encoder, load_chat_processor
-from mllm.models.builder.build_options import load_options, quantization_bits
+from mllm.models.builder.build_options import checkpoint_of, load_options, quantization_bits
 from mllm.models.encoding.chat import ChatEncoder
 
 
@@ -43,20 +42,20 @@ def load(args: ModelArgs, hardware: Hardware, processor: ProcessorMixin) -> PreT
     """Load any model that AutoModelForImageTextToText supports: LLaVA, Qwen-VL, PaliGemma, Idefics..."""
     towers = find_towers(build_skeleton(args))
     keep = keep_unquantized(quantization_bits(args), towers)
-    name = find_checkpoint(args.model_name_or_path)
+    name = checkpoint_of(args)
     return load_model(AutoModelForImageTextToText, name, **load_options(args, hardware, keep=keep))
 
 
 def build_skeleton(args: ModelArgs) -> PreTrainedModel:
     """Return the model on `meta`."""
-    name, config = find_checkpoint(args.model_name_or_path), load_known_config(args)
+    name, config = checkpoint_of(args), load_known_config(args)
     with torch.device("meta"), explained(name):
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=args.trust_remote_code)
 
 
 def load_known_config(args: ModelArgs) -> PretrainedConfig:
     """Load the config; raise `ConfigError` for another architecture than a decoder of AutoModelForImageTextToText."""
-    name = find_checkpoint(args.model_name_or_path)
+    name = checkpoint_of(args)
     config = load_config(name, trust_remote_code=args.trust_remote_code)
     brings_code = args.trust_remote_code and "AutoModelForImageTextToText" in config.to_dict().get("auto_map", {})
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not brings_code:

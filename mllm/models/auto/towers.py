@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES
+from mllm.models.adapters.read_layers import is_read
 from mllm.models.adapters.targets import derived_targets, matching, pattern_of
 
 PROJECTORS = (
@@ -73,23 +73,6 @@ def targets_in(model: PreTrainedModel, towers: Mapping[str, str]) -> dict[str, s
     """
     targets = derived_targets(model, towers)
     if "vision" in targets:
-        read = {name for name in matching(targets["vision"], model) if _is_read(model.config, name)}
+        read = {name for name in matching(targets["vision"], model) if is_read(model, name)}
         targets["vision"] = pattern_of(read, model)
     return targets
-
-
-def _is_read(config: PretrainedConfig, name: str) -> bool:
-    """Return True if a module of the vision tower lies before the last hidden state that the projector reads.
-
-    The head of SigLIP pools an image to one vector, which no projector reads.
-    """
-    if "head" in name.split("."):
-        return False
-    read = config.to_dict().get("vision_feature_layer")
-    layer = re.search(r"\.layers\.(\d+)\.", name)
-    if read is None or layer is None:
-        return True
-    depth = config.to_dict()["vision_config"]["num_hidden_layers"]
-    # Hidden state 0 is the embedding, so state k is the output of layer k - 1; negative ones count from the end.
-    states = [state if state >= 0 else depth + 1 + state for state in (read if isinstance(read, list) else [read])]
-    return int(layer[1]) < max(states)

@@ -13,14 +13,16 @@ WEIGHTS = (MODEL_WEIGHTS, MODEL_INDEX, "pytorch_model.bin", "pytorch_model.bin.i
 """Files of which a checkpoint has one. An index names the files of weights in several files."""
 
 
-def find_checkpoint(name: str) -> str:
+def find_checkpoint(name: str, with_weights: bool = True) -> str:
     """Return the local folder or the hub id of `name`. Raise `ConfigError` for a folder without complete weights.
+
+    `with_weights=False` accepts a folder that contains only config and processor.
 
     `ORG/NAME` is a hub id unless such a folder or its parent folder exists. All other names are paths.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        _check_folder(folder)
+        _check_folder(folder, with_weights)
         return str(folder)
     if folder.exists():
         raise ConfigError(f"model_name_or_path '{name}' is a file; set it to the checkpoint's folder")
@@ -44,12 +46,14 @@ def _download_hint(folder: Path) -> str:
     return "download it there (`hf download ORG/NAME --local-dir FOLDER`), or set it to a hub id ORG/NAME"
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, with_weights: bool) -> None:
     """Raise `ConfigError` for a folder without config or complete weights, such as an interrupted download."""
     if not (folder / "config.json").is_file():
         is_adapter = (folder / "adapter_config.json").is_file()
         content = "a LoRA adapter (set it as adapter_path)" if is_adapter else "no config.json"
         raise ConfigError(f"'{folder}' contains {content}, so it is not a checkpoint; {_download_hint(folder)}")
+    if not with_weights:
+        return
     weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not weights:
         raise ConfigError(f"'{folder}' has a config.json but no weights ({WEIGHTS[0]}); {_download_hint(folder)}")

@@ -86,15 +86,19 @@ def load_model(
     quantization_config: BitsAndBytesConfig | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    init_seed: int | None = None,
 ) -> PreTrainedModel:
     """Load a model by `kind.from_pretrained`, frozen, in evaluation mode. `kind` is a model class or an Auto class.
 
     Weights are stored in `precision`. Quantized weights are placed on `device` ('cuda': the GPU of this process), all
-    others in host memory for the trainer to move. On the device `STORED`, large weights stay in their files.
+    others in host memory for the trainer to move. On the device `STORED`, large weights stay in their files. With
+    `init_seed`, the model has new random weights, and only the config is read.
     """
     options: dict[str, Any] = {"dtype": DTYPES[precision]}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
+    if init_seed is not None:
+        return new_model(kind, name, init_seed, trust_remote_code=trust_remote_code, **options)
     if device == STORED:
         if trust_remote_code:
             raise Unstreamable("the checkpoint contains its own code")
@@ -123,6 +127,23 @@ def load_model(
             # gradient, so almost nothing would train after an evaluation, without an error.
             module.support_avx512bf16_for_cpu = False
     return model.eval()
+
+
+def new_model(kind: Any, name: str, seed: int, *, trust_remote_code: bool, **options: Any) -> PreTrainedModel:
+    """Return a model of class or Auto class `kind` with new random weights from the config of a checkpoint, frozen.
+
+    The weights depend on the seed alone, not on the global random state. They are drawn on the CPU in fp32.
+    """
+    config, dtype = load_config(name, trust_remote_code=trust_remote_code), options.pop("dtype")
+    is_model = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
+    create = kind._from_config if is_model else kind.from_config
+    options = options if is_model else {**options, "trust_remote_code": trust_remote_code}
+    with torch.random.fork_rng(devices=[]), explained(name):
+        torch.manual_seed(seed)
+        model = create(config, dtype=torch.float32, **options)
+    assert isinstance(model, PreTrainedModel)
+    logger.info("%s: new random weights of seed %d", name, seed)
+    return model.to(dtype).requires_grad_(False).eval()
 
 
 def _refuse_unquantized(model: PreTrainedModel, quantization_config: BitsAndBytesConfig) -> None:

@@ -9,9 +9,8 @@ from transformers import AddedToken, ProcessorMixin
 
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.models.backbone.checkpoint_folder import find_checkpoint
 from mllm.models.backbone.loading import load_processor
-from mllm.models.builder.build_options import encoder_options
+from mllm.models.builder.build_options import checkpoint_of, encoder_options
 from mllm.models.encoding.box_formats import BoxFormat, NormalizedText, PerceptionToken
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.encoding.marks import MarkWriter
@@ -22,7 +21,7 @@ from mllm.registry import BOX_FORMATS, HEADS, build
 
 def load_chat_processor(args: ModelArgs) -> ProcessorMixin:
     """Load tokenizer, image processor and chat template of a checkpoint."""
-    return load_processor(find_checkpoint(args.model_name_or_path), trust_remote_code=args.trust_remote_code)
+    return load_processor(checkpoint_of(args), trust_remote_code=args.trust_remote_code)
 
 
 def build_chat_encoder(

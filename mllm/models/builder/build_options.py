@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
+from mllm.config.trainable import Parts, trained_parts
 from mllm.models.backbone.checkpoint_folder import find_checkpoint
 from mllm.models.backbone.loading import load_config, quantization
 
 
+def checkpoint_of(args: ModelArgs) -> str:
+    """Return the folder or the name on the Hub of a checkpoint. `from_scratch` needs no weights in it."""
+    return find_checkpoint(args.model_name_or_path, with_weights=not args.from_scratch)
+
+
 def load_options(args: ModelArgs, hardware: Hardware, keep: list[str]) -> dict[str, Any]:
-    """Return the arguments of `load_model`; `keep` contains prefixes of modules that are not quantized."""
-    config = load_config(find_checkpoint(args.model_name_or_path), trust_remote_code=args.trust_remote_code)
+    """Return the arguments of `load_model`; `keep` contains prefixes of modules that are not quantized.
+
+    A language model that trains in full is loaded in fp32: conversion after loading would keep the rounding.
+    """
+    config = load_config(checkpoint_of(args), trust_remote_code=args.trust_remote_code)
     return dict(
-        precision=hardware.precision,
+        precision="fp32" if trained_parts(args).whole_language else hardware.precision,
         device=hardware.device,
         quantization_config=quantization(
             config,
@@ -25,6 +35,7 @@ def load_options(args: ModelArgs, hardware: Hardware, keep: list[str]) -> dict[s
         ),
         attn_implementation=args.attn_implementation,
         trust_remote_code=args.trust_remote_code,
+        init_seed=args.init_seed if args.from_scratch else None,
     )
 
 
@@ -34,9 +45,17 @@ def quantization_bits(args: ModelArgs) -> int:
 
 
 def lora_options(args: ModelArgs) -> dict[str, Any]:
-    """Return the arguments of `attach_adapter` except the starting adapter and the targets."""
-    keys = ("lora_r", "lora_alpha", "lora_dropout", "lora_target", "use_rslora", "use_dora", "merge_lora")
-    return {key: vars(args)[key] for key in keys}
+    """Return the arguments of `attach_adapter` except the starting adapter and the patterns of its layers."""
+    target = trained_parts(args).lora_target
+    keys = ("lora_alpha", "lora_dropout", "use_rslora", "use_dora", "merge_lora")
+    chosen = {"lora_r": None} if target is None else {"lora_r": args.lora_r, "lora_target": target}
+    return {**{key: vars(args)[key] for key in keys}, **chosen}
+
+
+def towers_in_full(args: ModelArgs, towers: Mapping[str, str]) -> dict[str, int | None]:
+    """Return the argument `full` of `train_in_full` for a model with these towers."""
+    parts: Parts = trained_parts(args)
+    return {tower: count for tower, count in parts.full.items() if parts.named or tower in towers}
 
 
 def encoder_options(args: ModelArgs) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mllm.config.hardware import Hardware
@@ -13,13 +11,14 @@ from mllm.config.schema import ModelArgs
 from mllm.family import Family
 from mllm.models.adapters.attach import attach_adapter
 from mllm.models.adapters.files import find_adapter, holds_lora
+from mllm.models.adapters.full import autocast_dtype, train_in_full
 from mllm.models.adapters.trained_file import IN_MERGED, load_trained
 from mllm.models.backbone.added_tokens import TokenRows, add_tokens
 from mllm.models.backbone.half_safe import keep_residual_in_fp32
 from mllm.models.backbone.vision_layers import fuse_language_layers
 from mllm.models.builder.build_chat import build_box_format
 from mllm.models.builder.build_heads import build_heads
-from mllm.models.builder.build_options import lora_options
+from mllm.models.builder.build_options import lora_options, towers_in_full
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.models.language_model import LanguageModel
 from mllm.run_files import TRAINED
@@ -45,15 +44,16 @@ def assemble(
         model,
         adapter_path=args.adapter_path if folder is None or holds_lora(folder) else None,
         targets=targets,
-        **lora_options(args if family.trains_lora(args) else replace(args, lora_r=None)),
+        **lora_options(args),
     )
+    full = towers_in_full(args, towers)
+    train_in_full(model, towers, full)
     if hardware.precision == "fp16":
         keep_residual_in_fp32(adapted)
-    if family.trains_projector(args):
-        train_in_fp32(modules[towers["projector"]])
     rows = TokenRows(model, ids) if ids else None
     heads, layers = build_heads(model, processor, towers, args)
     trainable = LanguageModel(adapted, towers, heads=heads, layers=layers, rows=rows, fusion=fusion)
+    trainable.autocast_dtype = autocast_dtype(full, hardware.precision)
     for part in (trainable.heads, fusion):
         if part is not None:
             part.to(model.device)  # quantized weights are on it already, and the trainer does not move them
@@ -62,9 +62,3 @@ def assemble(
     elif (Path(args.model_name_or_path) / TRAINED).is_file():
         load_trained(trainable, args.model_name_or_path, IN_MERGED)
     return trainable
-
-
-def train_in_fp32(module: nn.Module) -> None:
-    """Convert a module to fp32 and make all of it trainable. Its inputs are converted to fp32, too."""
-    module.float().requires_grad_(True)
-    module.register_forward_pre_hook(lambda _, arguments: tuple(tensor.float() for tensor in arguments))

@@ -11,17 +11,17 @@ from transformers import AutoImageProcessor, PretrainedConfig, PreTrainedModel
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
+from mllm.config.trainable import trained_parts
 from mllm.family import Family
 from mllm.models.adapters.attach import attach_adapter
 from mllm.models.adapters.files import find_adapter, holds_lora
+from mllm.models.adapters.full import train_in_full
 from mllm.models.adapters.targets import pattern_of
 from mllm.models.adapters.trained_file import IN_MERGED, load_trained
-from mllm.models.backbone.checkpoint_folder import find_checkpoint
 from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config, load_model, quantization
 from mllm.models.builder.build_heads import build_regression_head
-from mllm.models.builder.build_options import lora_options
-from mllm.models.builder.build_shared import train_in_fp32
+from mllm.models.builder.build_options import checkpoint_of, lora_options, towers_in_full
 from mllm.models.encoding.views import ViewEncoder
 from mllm.models.vision_model import VisionModel
 from mllm.run_files import TRAINED
@@ -34,14 +34,14 @@ def load_part(kind: type[PreTrainedModel], args: ModelArgs, hardware: Hardware, 
 
     Convolutions overflow in fp16, and trained weights must not be rounded after every update: both are stored in fp32.
     """
-    name = find_checkpoint(args.model_name_or_path)
+    name = checkpoint_of(args)
     config = load_config(name, trust_remote_code=args.trust_remote_code)
     timm_args = copy.deepcopy(config.to_dict().get("vision_config", {}).get("model_args"))
     precision = "fp32" if hardware.precision == "fp16" else hardware.precision
     model = load_model(
         kind,
         name,
-        precision="fp32" if args.train_vision else precision,
+        precision="fp32" if trained_parts(args).full else precision,
         device=hardware.device,
         quantization_config=quantization(
             config,
@@ -51,6 +51,7 @@ def load_part(kind: type[PreTrainedModel], args: ModelArgs, hardware: Hardware, 
             keep=keep,
         ),
         attn_implementation=args.attn_implementation,
+        init_seed=args.init_seed if args.from_scratch else None,
     )
     if timm_args is not None:
         model.config.vision_config.model_args = timm_args  # timm removes the arguments from the dict that it receives
@@ -59,7 +60,7 @@ def load_part(kind: type[PreTrainedModel], args: ModelArgs, hardware: Hardware, 
 
 def load_processor(args: ModelArgs) -> Any:
     """Load the image processor of a checkpoint."""
-    name = find_checkpoint(args.model_name_or_path)
+    name = checkpoint_of(args)
     with explained(name):
         return AutoImageProcessor.from_pretrained(name, trust_remote_code=args.trust_remote_code)
 
@@ -70,18 +71,15 @@ def assemble(
     """Return the trainable vision part: with an adapter or trained in full, and with a head for measures."""
     towers = dict(family.towers(model))
     folder = None if args.adapter_path is None else find_adapter(args.adapter_path)
-    backbone: nn.Module = model
-    if family.trains_lora(args):
-        backbone = attach_adapter(
-            model,
-            adapter_path=args.adapter_path if folder is None or holds_lora(folder) else None,
-            targets=dict(family.lora_targets(model)),
-            **lora_options(args),
-        )
+    backbone = attach_adapter(
+        model,
+        adapter_path=args.adapter_path if folder is None or holds_lora(folder) else None,
+        targets=dict(family.lora_targets(model)),
+        **lora_options(args),
+    )
+    train_in_full(model, towers, towers_in_full(args, towers))
     head = build_regression_head(args, _width(model, towers))
     trainable = VisionModel(backbone, towers, family.layers, head=head, side=image_side(processor))
-    if args.train_vision:
-        train_in_fp32(model.get_submodule(towers["vision"]))
     trainable.heads.to(model.device)
     if folder is not None:
         load_trained(trainable, folder, headless=head is None)
@@ -94,7 +92,7 @@ def assemble(
 
 def build_encoder(args: ModelArgs, processor: Any) -> ViewEncoder:
     """Return the encoder of named views."""
-    config = load_config(find_checkpoint(args.model_name_or_path), trust_remote_code=args.trust_remote_code)
+    config = load_config(checkpoint_of(args), trust_remote_code=args.trust_remote_code)
     head = build_regression_head(args, width=1)
     views, measures = ((), ()) if head is None else (head.views, head.measures)
     return ViewEncoder(processor, views=views, measures=measures, tokens=_image_tokens(config))

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from mllm.config.defaults import refuse_absent_keys, with_defaults
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
+from mllm.config.trainable import trained_parts
 from mllm.family import FAMILIES
 from mllm.models.adapters.targets import matching, resolve_target
 from mllm.models.builder.build_family import build_model
@@ -41,14 +42,15 @@ def load_encoder(args: ModelArgs) -> Any:
 def count_lora(args: ModelArgs) -> int | None:
     """Return the number of parameters of the LoRA that `args` train, from the checkpoint's `config.json` alone.
 
-    None if the rank is that of a starting adapter, or if more than a LoRA is trained: a projector, or a vision part
+    None if the rank is that of a starting adapter, or if other weights are trained: weights in full, or a vision part
     with its head. Raise `ConfigError` for a missing checkpoint and a `lora_target` that matches nothing.
     """
     family = FAMILIES.find(args.type, args.part)
-    if args.lora_r is None or family.skeleton is None:
+    parts = trained_parts(args)
+    if args.lora_r is None or family.skeleton is None or parts.lora_target is None or parts.full:
         return None
     model = family.skeleton(args)
-    pattern = resolve_target(model, args.lora_target, family.lora_targets(model))
+    pattern = resolve_target(model, parts.lora_target, family.lora_targets(model))
     layers = [model.get_submodule(name) for name in matching(pattern, model)]
     return sum(_lora_size(layer, args.lora_r, args.use_dora) for layer in layers)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mllm.config.schema import ModelArgs
 from mllm.family import Family, LazyFunction
 from mllm.models.gemma3n.rules import refuse_half_precision, refuse_privacy, refuse_quantized_vision
@@ -17,7 +19,12 @@ LANGUAGE_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|m
 # The vision tower has no Linear layer, and the audio tower is not used.
 # AltUp clamps the weights of its Linear layers in training, which would destroy packed 4-bit and 8-bit numbers.
 ALTUP = ["correction_coefs", "prediction_coefs", "modality_router"]
-FULL_PRECISION = ["lm_head", TOWERS["vision"], TOWERS["projector"], TOWERS["audio"], "model.embed_audio", *ALTUP]
+
+
+def keep_unquantized(bits: int, towers: Mapping[str, str]) -> list[str]:
+    """Return all modules outside of the language model, and the parts of its layers that no quantized weight allows."""
+    return ["lm_head", towers["vision"], towers["projector"], towers["audio"], "model.embed_audio", *ALTUP]
+
 
 GEMMA3N_STUDENT = Family(
     type="gemma3n-student",
@@ -25,7 +32,7 @@ GEMMA3N_STUDENT = Family(
     load=LazyFunction("mllm.models.gemma3n.load:load"),
     towers=lambda model: TOWERS,
     lora_targets=LazyFunction("mllm.models.gemma3n.load:find_targets"),
-    keep_unquantized=lambda bits, towers: FULL_PRECISION,
+    keep_unquantized=keep_unquantized,
     model_types=frozenset({"gemma3n"}),
     unsupported_keys=frozenset({"image_size", "image_token_len"}),
     rules=(refuse_privacy,),

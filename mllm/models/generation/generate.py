@@ -71,6 +71,7 @@ def generate(
     answers: list[Answer] = []
     with (
         evaluating(bundle.model),
+        bundle.model.computing(),
         tqdm(total=total, desc="answers", disable=None if progress else True) as bar,  # None: off without a terminal
     ):
         while window := [bundle.encoder.prompt(sample) for sample in islice(remaining, WINDOW * batch_size)]:

@@ -22,7 +22,7 @@ from mllm.models.backbone.checkpoint_folder import find_checkpoint
 from mllm.models.backbone.loading import load_config, load_model
 from mllm.models.backbone.loading import load_processor as load_checkpoint_processor
 from mllm.models.builder.build_chat import build_chat_encoder
-from mllm.models.builder.build_options import load_options, quantization_bits
+from mllm.models.builder.build_options import checkpoint_of, load_options, quantization_bits
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.shikra.family import TOWERS
 from mllm.models.shikra.options import ShikraArgs
@@ -40,9 +40,9 @@ def load_processor(args: ShikraArgs) -> LlavaProcessor:
                 f"model_args.{key}={vars(args)[key]}, but the vision tower of type='{args.type}' gives {value}: "
                 f"remove {key}, or choose another vision tower"
             )
-    name = find_checkpoint(args.model_name_or_path)
+    name = checkpoint_of(args)
     if args.vision_tower is not None:
-        return load_llava_processor(name, find_checkpoint(args.vision_tower), vision)
+        return load_llava_processor(name, clip_of(args), vision)
     processor = load_checkpoint_processor(name, trust_remote_code=args.trust_remote_code)
     assert isinstance(processor, LlavaProcessor)
     return processor
@@ -50,7 +50,7 @@ def load_processor(args: ShikraArgs) -> LlavaProcessor:
 
 def load_vision_config(args: ShikraArgs) -> PretrainedConfig:
     """Return the config of the vision tower; raise `ConfigError` for a checkpoint of another architecture."""
-    name = find_checkpoint(args.model_name_or_path)
+    name = checkpoint_of(args)
     config = load_config(name, trust_remote_code=args.trust_remote_code)
     if args.vision_tower is None:
         if config.model_type != "llava":
@@ -67,8 +67,14 @@ def load_vision_config(args: ShikraArgs) -> PretrainedConfig:
             f"vision_tower needs a LLaMA as language model, but model_name_or_path '{name}' is a "
             f"'{config.model_type}' model: remove vision_tower, or set a LLaMA such as Vicuna or TinyLlama"
         )
-    tower = find_checkpoint(args.vision_tower)
+    tower = clip_of(args)
     return clip_vision_config(load_config(tower), tower)
+
+
+def clip_of(args: ShikraArgs) -> str:
+    """Return the folder or the name on the Hub of the CLIP checkpoint."""
+    assert args.vision_tower is not None
+    return find_checkpoint(args.vision_tower, with_weights=not args.from_scratch)
 
 
 def build_encoder(args: ShikraArgs, processor: LlavaProcessor) -> ChatEncoder:
@@ -82,11 +88,8 @@ def build_encoder(args: ShikraArgs, processor: LlavaProcessor) -> ChatEncoder:
 
 
 def load(args: ShikraArgs, hardware: Hardware, processor: LlavaProcessor) -> LlavaForConditionalGeneration:
-    """Load a LLaVA, or compose it if `vision_tower` is set. A trained projector is in fp32."""
-    model = _load_llava(args, hardware) if args.vision_tower is None else _compose_llava(args, hardware, processor)
-    if not args.freeze_mm_mlp_adapter:
-        model.model.multi_modal_projector.float()  # parameters in fp16 count as frozen weights
-    return model
+    """Load a LLaVA, or compose it if `vision_tower` is set."""
+    return _load_llava(args, hardware) if args.vision_tower is None else _compose_llava(args, hardware, processor)
 
 
 def find_targets(model: PreTrainedModel) -> dict[str, str]:
@@ -96,7 +99,7 @@ def find_targets(model: PreTrainedModel) -> dict[str, str]:
 
 def _load_llava(args: ShikraArgs, hardware: Hardware) -> LlavaForConditionalGeneration:
     """Load a LLaVA in the layout of transformers."""
-    name = find_checkpoint(args.model_name_or_path)
+    name = checkpoint_of(args)
     keep = keep_unquantized(quantization_bits(args), TOWERS)
     options = load_options(args, hardware, keep=keep)
     model = load_model(LlavaForConditionalGeneration, name, **options)
@@ -117,8 +120,12 @@ def _compose_llava(args: ShikraArgs, hardware: Hardware, processor: LlavaProcess
     """Compose a LLaVA of a LLaMA, a CLIP and a projector, which is new or read from a file."""
     assert args.vision_tower is not None
     options: dict[str, Any] = load_options(args, hardware, keep=["lm_head"])
-    language = load_model(AutoModelForCausalLM, find_checkpoint(args.model_name_or_path), **options)
-    vision = load_model(CLIPVisionModel, find_checkpoint(args.vision_tower), **{**options, "quantization_config": None})
+    language = load_model(AutoModelForCausalLM, checkpoint_of(args), **options)
+    vision = load_model(
+        CLIPVisionModel,
+        clip_of(args),
+        **{**options, "quantization_config": None},
+    )
     assert isinstance(vision, CLIPVisionModel)
     path = args.pretrain_mm_mlp_adapter
     tensors = None if path is None else read_projector(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mllm.config.checkpoint import Checkpoint
 from mllm.config.schema import RunConfig
+from mllm.config.trainable import LORA, trained_parts
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES
 from mllm.models.shikra.options import ShikraArgs
@@ -53,6 +54,7 @@ def refuse_wrong_llava(config: RunConfig, checkpoint: Checkpoint) -> None:
 def refuse_freezing_conflicts(config: RunConfig, checkpoint: Checkpoint) -> None:
     """Raise `ConfigError` if the keys that freeze parts contradict each other or leave nothing to train."""
     args = _options(config)
+    _refuse_freezing_with_trainable(config, args)
     has_new_parameters = bool(args.heads) or (
         args.box_format is not None and args.box_format["type"] == "location_tokens"
     )
@@ -84,6 +86,27 @@ def refuse_freezing_conflicts(config: RunConfig, checkpoint: Checkpoint) -> None
         raise ConfigError(
             f"{config.origin('model_args', key)}: {key}=True trains no LoRA, but adapter_path is set: set "
             f"merge_lora=True to merge it into the weights first, or {key}=False"
+        )
+
+
+def _refuse_freezing_with_trainable(config: RunConfig, args: ShikraArgs) -> None:
+    """Raise `ConfigError` if `trainable` names the trained parts and the keys that freeze parts are set, too."""
+    if args.trainable == LORA:
+        return
+    for key in ("freeze_backbone", "tune_mm_mlp_adapter", "freeze_mm_mlp_adapter"):
+        if vars(args)[key]:
+            raise ConfigError(
+                f"{config.origin('model_args', key)}: {key}=True is for trainable='lora', and trainable "
+                f"({config.origin('model_args', 'trainable')}) says what trains: remove {key}"
+            )
+    if (
+        args.vision_tower is not None
+        and args.pretrain_mm_mlp_adapter is None
+        and "projector" not in trained_parts(args).full
+    ):
+        raise ConfigError(
+            f"{config.origin('model_args', 'trainable')}: trainable would freeze a new projector with random weights: "
+            f"add 'projector': 'full', or set pretrain_mm_mlp_adapter to a trained one"
         )
 
 

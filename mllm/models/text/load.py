@@ -23,11 +23,10 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES
-from mllm.models.backbone.checkpoint_folder import find_checkpoint
 from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config, load_model
 from mllm.models.builder.build_chat import load_chat_processor
-from mllm.models.builder.build_options import encoder_options, load_options, quantization_bits
+from mllm.models.builder.build_options import checkpoint_of, encoder_options, load_options, quantization_bits
 from mllm.models.encoding.seq2seq import Seq2SeqEncoder
 from mllm.models.encoding.text_processor import TextProcessor, load_text_processor
 from mllm.models.text.family import FULL_PRECISION, keep_parts_beside
@@ -36,12 +35,12 @@ from mllm.models.text.towers import encoder_decoder_towers
 
 def load_processor(args: ModelArgs) -> TextProcessor:
     """Load the tokenizer of a checkpoint with the interface of a processor."""
-    return load_text_processor(find_checkpoint(args.model_name_or_path), trust_remote_code=args.trust_remote_code)
+    return load_text_processor(checkpoint_of(args), trust_remote_code=args.trust_remote_code)
 
 
 def load_encoder_decoder_processor(args: ModelArgs) -> ProcessorMixin | TextProcessor:
     """Load the processor of an architecture that reads images (T5Gemma 2), or else the tokenizer."""
-    config = load_config(find_checkpoint(args.model_name_or_path), trust_remote_code=args.trust_remote_code)
+    config = load_config(checkpoint_of(args), trust_remote_code=args.trust_remote_code)
     return load_chat_processor(args) if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else load_processor(args)
 
 
@@ -57,7 +56,7 @@ def load_encoder_decoder(
     """Load any model that AutoModelForSeq2SeqLM supports: T5Gemma, T5, mT5..."""
     towers = encoder_decoder_towers(build_encoder_decoder_skeleton(args))
     keep = keep_parts_beside(quantization_bits(args), towers)
-    name = find_checkpoint(args.model_name_or_path)
+    name = checkpoint_of(args)
     return load_model(AutoModelForSeq2SeqLM, name, **load_options(args, hardware, keep=keep))
 
 
@@ -83,7 +82,7 @@ def decoder_start(args: ModelArgs, processor: ProcessorMixin | TextProcessor) ->
     They are the same in training and generation. The first id is that of `generation_config.json`, else that of
     `config.json`, else `<bos>` (T5Gemma), else padding (T5).
     """
-    name = find_checkpoint(args.model_name_or_path)
+    name = checkpoint_of(args)
     config = load_config(name, trust_remote_code=args.trust_remote_code)
     try:
         settings = GenerationConfig.from_pretrained(name)
@@ -98,7 +97,7 @@ def decoder_start(args: ModelArgs, processor: ProcessorMixin | TextProcessor) ->
 
 def _checked(args: ModelArgs, kind: Any, mapping: Any) -> str:
     """Return the checkpoint's name; raise `ConfigError` if the auto class `kind` does not load its architecture."""
-    name = find_checkpoint(args.model_name_or_path)
+    name = checkpoint_of(args)
     config = load_config(name, trust_remote_code=args.trust_remote_code)
     brings_code = args.trust_remote_code and kind.__name__ in config.to_dict().get("auto_map", {})
     if type(config) not in mapping and not brings_code:
