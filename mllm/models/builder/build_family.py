@@ -30,7 +30,7 @@ def build_model(args: ModelArgs, hardware: Hardware) -> Bundle:
 
 
 def refuse_absent_towers(family: Family, args: ModelArgs) -> None:
-    """Raise `ConfigError` for a tower in `trainable` that a model of text does not have, before its weights are loaded."""
+    """Raise `ConfigError` for a tower in `trainable` that a model of text lacks, before its weights are loaded."""
     named = set() if isinstance(args.trainable, str) else set(args.trainable) - {"language"}
     if family.reads_images or family.skeleton is None or not named:
         return

@@ -52,7 +52,8 @@ def apply(write, bases):
         ),
         (
             "trainable=dict(language='full'), part='vision', heads=dict(measures=dict(type='RegressionHead', "
-            "measures=['EF'], views=['ED', 'ES'])))\nobjectives = dict(next_token=None, measures=dict(type='MeasureLoss')",
+            "measures=['EF'], views=['ED', 'ES'])))\nobjectives = dict(next_token=None, "
+            "measures=dict(type='MeasureLoss')",
             "trainable names the part 'language', which a model with part='vision' does not have: remove it",
         ),
         ("init_seed=3", "init_seed=3 has no effect without from_scratch=True: set that too, or remove it"),
