@@ -8,7 +8,7 @@ Cost: the two towers have 294 and 417 million weights, 1.4 GB together in bf16 (
 Command: python mllm/pipeline/finetune.py config/training_configs/gemma3n_3ncore_kd.py
 """
 
-_base_ = ["../_base_/models/gemma3n_student.py", "../_base_/datasets/echonet.py", "../_base_/runtime/finetune.py"]
+_base_ = ["../_base_/models/gemma3n_student.py", "../_base_/datasets/echonet.py", "../_base_/runtime/ampere.py"]
 
 training_args = dict(
     learning_rate=2e-5,
@@ -18,7 +18,4 @@ training_args = dict(
     per_device_eval_batch_size=16,
     gradient_accumulation_steps=8,
     dataloader_num_workers=4,
-    gradient_checkpointing=True,
-    bf16=True,
-    tf32=True,
 )

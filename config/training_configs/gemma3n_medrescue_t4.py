@@ -5,7 +5,7 @@ for the checkpointed states of 1024 tokens; not measured on a card.
 Command: python mllm/pipeline/finetune.py config/training_configs/gemma3n_medrescue_t4.py
 """
 
-_base_ = ["../_base_/models/gemma3n_text.py", "../_base_/datasets/first_aid.py", "../_base_/runtime/finetune.py"]
+_base_ = ["../_base_/models/gemma3n_text.py", "../_base_/datasets/first_aid.py", "../_base_/runtime/turing.py"]
 
 data_args = dict(tokens_per_micro_batch=1024)  # the states of four samples would take 4.7 GB in fp32
 training_args = dict(
@@ -17,10 +17,6 @@ training_args = dict(
     warmup_steps=5,
     weight_decay=0.01,
     optim="adamw_8bit",
-    fp16=True,  # stored weights only; the residual stream stays in fp32, where Gemma 3n does not overflow
-    bf16=False,
-    tf32=False,
-    gradient_checkpointing=True,
     save_strategy="steps",
     save_steps=500,
     eval_strategy="no",

@@ -7,7 +7,7 @@ Cost: the bf16 weights take 8.6 GB (computed: 4.3 B parameters).
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma15_ct_slices.py
 """
 
-_base_ = ["../_base_/models/medgemma.py", "../_base_/datasets/ct_slices.py", "../_base_/runtime/finetune.py"]
+_base_ = ["../_base_/models/medgemma.py", "../_base_/datasets/ct_slices.py", "../_base_/runtime/ampere.py"]
 
 model_args = dict(
     model_name_or_path="google/medgemma-1.5-4b-it",
@@ -17,8 +17,4 @@ model_args = dict(
 )
 training_args = dict(
     gradient_accumulation_steps=16,
-    gradient_checkpointing=True,
-    bf16=True,
-    fp16=False,
-    tf32=True,
 )

@@ -4,14 +4,10 @@ Cost: the bf16 weights take 8.6 GB (computed); one forward pass has at most 4096
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma_16gb_ampere.py
 """
 
-_base_ = ["../_base_/models/medgemma.py", "../_base_/datasets/dummy.py", "../_base_/runtime/finetune.py"]
+_base_ = ["../_base_/models/medgemma.py", "../_base_/datasets/dummy.py", "../_base_/runtime/ampere.py"]
 
 model_args = dict(lora_r=128, image_size=896, image_token_len=256, max_length=2048)
 data_args = dict(tokens_per_micro_batch=4096)
 training_args = dict(
     per_device_train_batch_size=16,
-    gradient_checkpointing=True,
-    bf16=True,
-    fp16=False,
-    tf32=True,
 )

@@ -4,13 +4,9 @@ Cost: the 8-bit weights and the embedding take about 5 GB (computed); a T4 has n
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma_16gb_medical.py
 """
 
-_base_ = ["../_base_/models/medgemma.py", "../_base_/datasets/dummy.py", "../_base_/runtime/finetune.py"]
+_base_ = ["../_base_/models/medgemma.py", "../_base_/datasets/dummy.py", "../_base_/runtime/turing.py"]
 
 model_args = dict(load_in_8bit=True, lora_r=64, image_size=448, image_token_len=256, max_length=2048)
 training_args = dict(
     per_device_train_batch_size=4,
-    gradient_checkpointing=True,
-    fp16=True,  # weights only; the residual stream stays in fp32, where Gemma 3 does not overflow
-    bf16=False,
-    tf32=False,
 )

@@ -4,15 +4,11 @@ Cost: the 4-bit weights and the embedding take about 3.2 GB (computed); this run
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma_4gb_test.py
 """
 
-_base_ = ["../_base_/models/medgemma.py", "../_base_/datasets/dummy.py", "../_base_/runtime/finetune.py"]
+_base_ = ["../_base_/models/medgemma.py", "../_base_/datasets/dummy.py", "../_base_/runtime/turing.py"]
 
 model_args = dict(load_in_4bit=True, lora_r=16, image_size=448, image_token_len=128, max_length=512)
 training_args = dict(
     max_steps=3,
     per_device_train_batch_size=1,
-    gradient_checkpointing=True,
-    fp16=True,  # weights only; the residual stream stays in fp32, where Gemma 3 does not overflow
-    bf16=False,
-    tf32=False,
     optim="paged_adamw_8bit",
 )

@@ -7,7 +7,7 @@ Cost: the 4-bit weights and the embedding take about 4 GB (computed).
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma_flare25.py
 """
 
-_base_ = ["../_base_/models/medgemma.py", "../_base_/datasets/flare25.py", "../_base_/runtime/finetune.py"]
+_base_ = ["../_base_/models/medgemma.py", "../_base_/datasets/flare25.py", "../_base_/runtime/ampere.py"]
 
 model_args = dict(load_in_4bit=True, lora_r=16, lora_alpha=32, lora_dropout=0.1, image_size=896, max_length=2048)
 training_args = dict(
@@ -16,8 +16,4 @@ training_args = dict(
     learning_rate=2e-5,
     warmup_steps=0.1,
     max_grad_norm=0.3,
-    gradient_checkpointing=True,
-    bf16=True,
-    fp16=False,
-    tf32=True,
 )

@@ -7,7 +7,7 @@ Cost: the bf16 weights take 8.6 GB (computed); a forward has at most 2048 tokens
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma_lesion_boxes.py
 """
 
-_base_ = ["../_base_/models/medgemma.py", "../_base_/datasets/lesion_boxes.py", "../_base_/runtime/finetune.py"]
+_base_ = ["../_base_/models/medgemma.py", "../_base_/datasets/lesion_boxes.py", "../_base_/runtime/ampere.py"]
 
 model_args = dict(
     heads=dict(box=dict(type="BoxHead", outline=True), mask=dict(type="MaskHead")),
@@ -21,8 +21,4 @@ objectives = dict(
 data_args = dict(tokens_per_micro_batch=2048)
 training_args = dict(
     per_device_train_batch_size=8,
-    gradient_checkpointing=True,
-    bf16=True,
-    fp16=False,
-    tf32=True,
 )

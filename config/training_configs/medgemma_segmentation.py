@@ -4,7 +4,7 @@ Cost: the bf16 weights take 8.6 GB (computed: 4.3 B parameters).
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma_segmentation.py
 """
 
-_base_ = ["../_base_/models/medgemma.py", "../_base_/datasets/mask_folders.py", "../_base_/runtime/finetune.py"]
+_base_ = ["../_base_/models/medgemma.py", "../_base_/datasets/mask_folders.py", "../_base_/runtime/ampere.py"]
 
 model_args = dict(
     heads=dict(box=dict(type="BoxHead", outline=True), mask=dict(type="MaskHead")),
@@ -18,8 +18,4 @@ objectives = dict(
 training_args = dict(
     per_device_train_batch_size=4,
     gradient_accumulation_steps=4,
-    gradient_checkpointing=True,
-    bf16=True,
-    fp16=False,
-    tf32=True,
 )

@@ -7,14 +7,10 @@ Cost: the bf16 weights take 6.1 GB (computed: 3.0 B parameters).
 Command: python mllm/pipeline/finetune.py config/training_configs/paligemma2_vqa_rad.py
 """
 
-_base_ = ["../_base_/models/paligemma2.py", "../_base_/datasets/vqa_rad.py", "../_base_/runtime/finetune.py"]
+_base_ = ["../_base_/models/paligemma2.py", "../_base_/datasets/vqa_rad.py", "../_base_/runtime/ampere.py"]
 
 training_args = dict(
     eval_strategy="no",
     per_device_train_batch_size=4,
     gradient_accumulation_steps=4,
-    gradient_checkpointing=True,
-    bf16=True,
-    fp16=False,
-    tf32=True,
 )

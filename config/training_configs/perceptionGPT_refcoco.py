@@ -6,16 +6,12 @@ Cost: the bf16 weights take 14.1 GB (computed: 6.7 B of Vicuna and 0.3 B of CLIP
 Command: python mllm/pipeline/finetune.py config/training_configs/perceptionGPT_refcoco.py
 """
 
-_base_ = ["../_base_/models/perceptionGPT.py", "../_base_/datasets/refcoco_res.py", "../_base_/runtime/finetune.py"]
+_base_ = ["../_base_/models/perceptionGPT.py", "../_base_/datasets/refcoco_res.py", "../_base_/runtime/ampere.py"]
 
 data_args = dict(tokens_per_micro_batch=2048)
 training_args = dict(
     per_device_train_batch_size=8,
     per_device_eval_batch_size=4,
     gradient_accumulation_steps=2,
-    gradient_checkpointing=True,
-    bf16=True,
-    fp16=False,
-    tf32=True,
     dataloader_num_workers=4,
 )

@@ -7,7 +7,7 @@ Cost: the bf16 weights take 8.9 GB (computed: 4.4 B parameters).
 Command: python mllm/pipeline/finetune.py config/training_configs/qwen3_vl_vqa_rad.py
 """
 
-_base_ = ["../_base_/models/qwen3_vl.py", "../_base_/datasets/vqa_rad.py", "../_base_/runtime/finetune.py"]
+_base_ = ["../_base_/models/qwen3_vl.py", "../_base_/datasets/vqa_rad.py", "../_base_/runtime/ampere.py"]
 
 data_args = dict(tokens_per_micro_batch=4096)
 training_args = dict(
@@ -15,8 +15,4 @@ training_args = dict(
     per_device_train_batch_size=4,
     gradient_accumulation_steps=4,
     learning_rate=1e-4,
-    gradient_checkpointing=True,
-    bf16=True,
-    fp16=False,
-    tf32=True,
 )

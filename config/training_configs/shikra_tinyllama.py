@@ -6,16 +6,12 @@ Cost: the bf16 weights take 2.8 GB (computed: 1.1 B of TinyLlama and 0.3 B of CL
 Command: python mllm/pipeline/finetune.py config/training_configs/shikra_tinyllama.py
 """
 
-_base_ = ["../_base_/models/shikra.py", "../_base_/datasets/refcoco_rec.py", "../_base_/runtime/finetune.py"]
+_base_ = ["../_base_/models/shikra.py", "../_base_/datasets/refcoco_rec.py", "../_base_/runtime/ampere.py"]
 
 model_args = dict(lora_r=64, max_length=1024)
 data_args = dict(tokens_per_micro_batch=4096)
 training_args = dict(
     per_device_train_batch_size=16,
     per_device_eval_batch_size=8,
-    gradient_checkpointing=True,
-    bf16=True,
-    fp16=False,
-    tf32=True,
     dataloader_num_workers=4,
 )
