@@ -170,11 +170,17 @@ class MultimodalTrainer(Trainer):
 
     @property
     def updates(self) -> int:
-        """Return the number of updates of the weights since the start of the run.
+        """Return the number of updates of the weights since the start of the run."""
+        return self.state.global_step - self.idle_steps
 
-        Steps without a supervised item change no weights.
+    @property
+    def idle_steps(self) -> int:
+        """Return the number of steps since the start of the run that had no supervised item, so they made no update.
+
+        They count in the schedule, because step N always reads the N-th logical batch: so a resumed run and any number
+        of processes continue with the same data.
         """
-        return self.state.global_step - sum(IDLE in row for row in self.state.log_history)
+        return sum(IDLE in row for row in self.state.log_history)
 
     def _global_counts(self, batch: LogicalBatch, device: torch.device) -> dict[str, Tensor]:
         """Return the number of supervised items of a logical batch on all processes, by objective."""

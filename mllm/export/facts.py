@@ -60,6 +60,8 @@ class Facts:
     """Settings that influence the weights, under their names in a config."""
     updates: int | None = None
     """Number of optimizer updates."""
+    idle_steps: int = 0
+    """Number of further steps of the schedule that made no update, because none of their rows could be used."""
     figures: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """Metric -> figure -> value on the test split; None for a value that is not a number."""
     privacy: Mapping[str, Any] | None = None
@@ -70,8 +72,10 @@ class Facts:
     """The adapters of a combination, in their order; empty for a model with one adapter."""
 
     def named_figures(self) -> dict[str, float | int | None]:
-        """Return the figures as one table: `updates`, `accuracy`, `chance`, `rec/accuracy`, ..."""
+        """Return the figures as one table: `updates`, `idle_steps` if any, `accuracy`, `chance`, `rec/accuracy`, ..."""
         table: dict[str, float | int | None] = {} if self.updates is None else {"updates": self.updates}
+        if self.idle_steps:
+            table["idle_steps"] = self.idle_steps
         for metric, values in self.figures.items():
             for name, value in values.items():
                 table[name if metric == PLAIN_METRIC else f"{metric}/{name}"] = value

@@ -19,6 +19,11 @@ if not __package__:  # started as a file: the checkout is not on the path yet
 
 from mllm.pipeline.command import add_override_option, command_parser, quiet_progress, run_command
 
+SAMPLE = (
+    "Show one sample as the model reads it: its tokens, supervised ones in green, or its views and measures. Only "
+    "this row is checked: `mllm data CONFIG` checks all rows of all splits."
+)
+
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
@@ -68,7 +73,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     families = what.add_parser("families", help="architectures and what they support, as in config/FAMILIES.md")
     families.add_argument("--untested", action="store_true", help="also list installed architectures without a test")
     config = what.add_parser("config", help="the config as a run writes it into its folder")
-    sample = what.add_parser("sample", help="one sample as tokens, supervised ones in green, or as views and measures")
+    summary = "one sample as tokens, supervised ones in green, or as views and measures"
+    sample = what.add_parser("sample", help=summary, description=SAMPLE)
     for subparser in (config, sample):
         subparser.add_argument("config", help="a config file")
         subparser.add_argument("--tiny", action="store_true", help="replace checkpoints and absent data by tiny ones")

@@ -42,6 +42,7 @@ def run_facts(config: RunConfig, trainer: MultimodalTrainer, splits: Splits) -> 
         },
         training={key: model[key] for key in keys} | training,
         updates=trainer.updates,
+        idle_steps=trainer.idle_steps,
         privacy=trainer.record if isinstance(trainer, PrivateTrainer) else None,
         versions=current_versions(),
     )

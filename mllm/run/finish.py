@@ -136,8 +136,12 @@ def log_results(
         logger.info("%d of %d samples were cut at max_length", meter.truncated, meter.samples)
     if meter.failures:
         logger.info("%d rows were skipped; %s lists them", len(meter.failures), folder / SKIPPED_ROWS)
-    if idle := trainer.state.global_step - trainer.updates:
-        logger.warning("%d of %d steps had no supervised item and made no update", idle, trainer.state.global_step)
+    if idle := trainer.idle_steps:
+        logger.warning(
+            "%d of %d steps had no supervised item and made no update, but count in max_steps and in the schedule of "
+            "the learning rate: correct or remove the rows that cannot be used, or raise max_steps",
+            *(idle, trainer.state.global_step),
+        )
     losses = [row["loss"] for row in rows_of(trainer.state) if "loss" in row]
     if losses:
         logger.info("training loss: %.4f at first, %.4f at last", losses[0], losses[-1])

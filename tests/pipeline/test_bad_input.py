@@ -364,8 +364,9 @@ def test_skipped_rows_are_counted_and_listed_whatever_the_split(train, write_bad
     assert summary["train"]["sources"] == [{"file": "rows.jsonl", "rows": 14, "skipped": 10}]
     card = (run / "adapter" / "README.md").read_text()
     assert "train: `VQADataset`, 14 samples, of which 10 could not be read and were skipped" in card
-    assert json.loads((run / "facts.json").read_text())["updates"] == 4
-    assert "10 of 14 steps had no supervised item and made no update" in error
+    facts = json.loads((run / "facts.json").read_text())
+    assert (facts["updates"], facts["idle_steps"]) == (4, 10)
+    assert "10 of 14 steps had no supervised item and made no update, but count in max_steps" in error
     steps = [row for row in json.loads((run / "training_log.json").read_text())["rows"] if "loss" in row]
     assert len(steps) == 4
     assert all(row["loss"] > 1 for row in steps)
