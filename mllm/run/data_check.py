@@ -16,6 +16,7 @@ from mllm.dataset.builder import build_datasets
 from mllm.errors import UserError
 from mllm.models.builder.builder import load_encoder
 from mllm.private_messages import call_privately, is_private
+from mllm.registry import READERS
 from mllm.report.data.facts import VERSION, RowFacts, SourceRow, Store, all_facts, plain_sample, shortened
 from mllm.report.data.findings import Finding, findings, split_findings
 from mllm.report.data.page import Picture, picture, write_page
@@ -73,7 +74,7 @@ def _check(config: RunConfig, workers: int) -> DataCheck:
     for facts in tqdm(all_facts(sources, encoder, store, workers), "reading rows", total, unit="row", disable=None):
         rows[facts.split].append(facts)
     max_length = None if encoder is None else config.model_args.max_length
-    found = findings(rows, max_length)
+    found = findings(rows, max_length, tuple(READERS.names()))
     sheets: dict[str, list[Picture]] = {}
     if is_private():
         notes.append("The config is private: the page has no image, question or answer, and no facts of rows are kept.")

@@ -190,7 +190,8 @@ def test_real_blood_smears_have_no_finding_and_their_boxes_are_drawn(folder, sha
     text = CONFIG.format(length=512).replace('dict(type="VQADataset", data_path="train.jsonl")', bccd[0])
     Path("run.py").write_text(text.replace('dict(type="VQADataset", data_path="test.jsonl")', bccd[1]))
     assert main(["run.py", "--workers", "2"]) == 0
-    assert capsys.readouterr().out == "159 rows were read; the page is exp/run/data/data.html\n"
+    out = "notice: Images without a row: 205\n159 rows were read; the page is exp/run/data/data.html\n"
+    assert capsys.readouterr().out == out
     page = Path("exp/run/data/data.html").read_text()
     assert page.count("<img") == 24 and "boxes or masks drawn" in page and len(page) < 2_000_000
     for answer in ("&lt;1 box&gt;", "&lt;2 boxes&gt;", "none"):

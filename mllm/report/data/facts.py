@@ -25,7 +25,7 @@ from mllm.errors import DataError, UserError, errors_of_row, with_location
 from mllm.private_messages import in_row, is_private, sentence_of, worker_setup
 from mllm.structures import BOX, IMAGE, POINT, Sample, SampleEncoder, Turn
 
-VERSION = 3
+VERSION = 4
 """Version of the facts of a row; facts of another version are computed again."""
 _SHOWN = 300
 """Characters of a text that are kept."""
@@ -67,6 +67,8 @@ class RowFacts:
     question: str = ""
     answer: str = ""
     images: tuple[ImageFacts, ...] = ()
+    files: tuple[str, ...] = ()
+    """Files of the images."""
     boxes: int = 0
     masks: int = 0
     points: int = 0
@@ -123,7 +125,7 @@ def _parsed(line: str) -> Any:
 
 def _row_of(row: Mapping[str, Any]) -> RowFacts:
     images = tuple(ImageFacts(**image) for image in row["images"])
-    return RowFacts(**{**row, "images": images, "warnings": tuple(row["warnings"])})
+    return RowFacts(**{**row, "images": images, "files": tuple(row["files"]), "warnings": tuple(row["warnings"])})
 
 
 class _Rows(Dataset[RowFacts]):
@@ -145,22 +147,28 @@ class _Rows(Dataset[RowFacts]):
             place = Row.current(source, index).name
             try:
                 with errors_of_row(place):
-                    key = row_key(source.inspect(index))
+                    sample = source.inspect(index)
+                    key = row_key(sample)
             except UserError as error:
                 return RowFacts(split, number, "", place, error=sentence_of(error))
             known = self.known.get((split, number))
             if known is not None and known.key == key and known.place == place:
                 return known
-            return _facts(RowFacts(split, number, key, place), source, index, self.encoder)
+            files = () if is_private() else tuple(dict.fromkeys(map(str, _files(sample))))
+            return _facts(RowFacts(split, number, key, place, files=files), source, index, self.encoder)
 
 
 def row_key(sample: Sample) -> str:
     """Return a digest of a sample that `inspect` returned: its contents, and the times of change of its files."""
     content = ContentDigest()
     content.add(sample)
-    files = [file for image in sample.images if isinstance(image, UndecodedImage) for file in image.files]
-    times = repr([(str(file), file.stat().st_mtime_ns) for file in files])
+    times = repr([(str(file), file.stat().st_mtime_ns) for file in _files(sample)])
     return hashlib.blake2b((content.hexdigest() + times).encode(), digest_size=16).hexdigest()
+
+
+def _files(sample: Sample) -> list[Path]:
+    """Return the files of the images of a sample that `inspect` returned."""
+    return [file for image in sample.images if isinstance(image, UndecodedImage) for file in image.files]
 
 
 def _facts(row: RowFacts, source: SampleDataset, index: int, encoder: SampleEncoder | None) -> RowFacts:

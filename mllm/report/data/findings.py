@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,12 +126,15 @@ def _modalities(rows: Sequence[RowFacts]) -> list[tuple[str, int]]:
     return [] if counts.keys() <= {"unknown"} else counts.most_common(LISTED)
 
 
-def findings(splits: Mapping[str, Sequence[RowFacts]], max_length: int | None) -> list[Finding]:
+def findings(
+    splits: Mapping[str, Sequence[RowFacts]], max_length: int | None, suffixes: tuple[str, ...] = ()
+) -> list[Finding]:
     """Return everything that a user should look at, errors first.
 
     Args:
         splits: Facts of the rows by split.
         max_length: Maximum number of tokens of a sample; None: unknown.
+        suffixes: Suffixes of image files.
     """
     rows = [row for split in splits.values() for row in split]
     usable = [row for row in rows if not row.error]
@@ -142,6 +146,7 @@ def findings(splits: Mapping[str, Sequence[RowFacts]], max_length: int | None) -
         *_suspicious(usable),
         *_warnings(usable),
         _spellings(usable),
+        _without_row(rows, suffixes),
     ]
     return sorted((finding for finding in found if finding.count), key=lambda finding: not finding.is_error)
 
@@ -154,6 +159,18 @@ def _unusable(rows: Sequence[RowFacts]) -> Finding:
     lines = [f"{row.split}: {row.error}" for row in rows if row.error]
     advice = "Training stops at such a row, or leaves it out with data_args.on_error='skip'."
     return _finding("Rows that cannot be used", advice, lines, is_error=True)
+
+
+def _without_row(rows: Sequence[RowFacts], suffixes: tuple[str, ...]) -> Finding:
+    """Return the images that no row names, in the folders of the images of all rows."""
+    used = {os.path.realpath(file) for row in rows for file in row.files}
+    images = [
+        os.path.relpath(entry.path)
+        for folder in sorted({os.path.dirname(file) for file in used})
+        for entry in os.scandir(folder)
+        if entry.name.lower().endswith(suffixes) and os.path.realpath(entry.path) not in used
+    ]
+    return _finding("Images without a row", "A row is missing, or the config leaves them out.", sorted(images))
 
 
 def _duplicates(rows: Sequence[RowFacts]) -> tuple[Finding, Finding]:

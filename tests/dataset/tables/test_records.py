@@ -162,3 +162,12 @@ def test_an_index_out_of_range_is_an_index_error(tmp_path):
     assert rows[-1] == {"a": 2}
     with pytest.raises(IndexError):
         rows[2]
+
+
+def test_rows_of_a_table_in_memory_are_equal_in_any_order(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    expected = [{"number": number, "words": [str(number)] * (number % 3)} for number in range(600)]
+    datasets.Dataset.from_list(expected).to_parquet(str(tmp_path / "rows.parquet"))
+    rows = Records(tmp_path / "rows.parquet")
+    order = [*range(300), 599, 3, 4, 5, *range(255, 258), 0, -1]
+    assert [rows[number] for number in order] == [expected[number] for number in order]
