@@ -123,5 +123,9 @@ class Res(SumMetric):
 
     def counts(self) -> dict[str, float]:
         """Return the numbers of failed predictions and references, and of samples with and without a target."""
-        numbers = {"failed": self.failed, "target_failed": self.target_failed}
-        return numbers | {"samples": self.samples - self.no_target, "no_target": self.no_target}
+        return {
+            "failed": self.failed,
+            "target_failed": self.target_failed,
+            "samples": self.samples - self.no_target,
+            "no_target": self.no_target,
+        }

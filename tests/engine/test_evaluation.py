@@ -45,7 +45,7 @@ def test_rows_contain_question_reference_and_prediction(make_bundle, rows):
 def test_rows_name_their_images_unless_the_run_is_private(make_bundle, rows):
     class Named(rows):
         def sample(self, index, epoch=0):
-            return replace(super().sample(index, epoch), files=["doe_john.png"] if index else [])
+            return replace(super().sample(index, epoch), files=["doe_john.png"] if index else [], group="doe")
 
     for private, origins in (
         (False, [{"source": "rows, row 0"}, {"source": "rows, row 1", "images": ["doe_john.png"]}]),
