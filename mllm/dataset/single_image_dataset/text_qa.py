@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from typing_extensions import override
 
-from mllm.dataset.base import RecordDataset
+from mllm.dataset.single_image_dataset.text_rows import TextDataset
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.text_filters import TextFilters
 from mllm.dataset.tables.values import is_empty, text_of
-from mllm.errors import ConfigError, DataError, hint, with_location
+from mllm.errors import ConfigError, DataError, hint
 from mllm.files import replaced_file
 from mllm.registry import DATASETS
-from mllm.structures import Role, Sample, Turn
+from mllm.structures import Role, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ EXTRA_COLUMNS = {"instruction": ("input", "context"), "input": ("context",), "qu
 
 
 @DATASETS.register_module()
-class TextQADataset(RecordDataset):
+class TextQADataset(TextDataset):
     """Questions and answers in text, one conversation per row; all turns are used.
 
     A row has `conversations` (ShareGPT: from, value), `messages` (OpenAI: role, content), `instruction` with `output`
@@ -54,8 +53,6 @@ class TextQADataset(RecordDataset):
     `ORG/NAME` on the Hub. `filters` are the options of `TextFilters`; the log has the number of removed rows. Rows
     with the same value in the column `patient_column` stay in one split.
     """
-
-    has_measures = False
 
     def __init__(
         self,
@@ -82,27 +79,11 @@ class TextQADataset(RecordDataset):
     def _filtered(self, filters: TextFilters) -> Sequence[int]:
         """Return the indices of the rows that pass the filters; an unreadable row passes and raises when it is used."""
         rows = tqdm(range(len(self.records)), desc="filtering", unit="row", disable=None, leave=False)
-        indices = filters.select(self._turns_of(index) for index in rows)
+        indices = filters.select(self._turns_or_error(index) for index in rows)
         logger.info("%s: %s", self.records.path, filters.report)
         if not indices:
             raise DataError(f"{self.records.path}: the filters remove all of its {len(self.records)} rows")
         return indices
-
-    def __len__(self) -> int:
-        return len(self.records) if self.indices is None else len(self.indices)
-
-    @override
-    def sample(self, index: int, epoch: int = 0) -> Sample:
-        """Return the conversation of a row; raises `DataError` with the row's location for an unknown format."""
-        return replace(self.inspect(index), source=self.describe(index))
-
-    @override
-    def inspect(self, index: int) -> Sample:
-        row = self.records[self._row(index)]
-        try:
-            return Sample(turns=self._turns(row), group=self.row_group(row))
-        except DataError as error:
-            raise with_location(error, self.describe(index)) from error
 
     @classmethod
     @override
@@ -114,30 +95,15 @@ class TextQADataset(RecordDataset):
             file.write("\n".join(lines) + "\n")
         return {"data_path": str(folder / "rows.jsonl")}
 
-    @override
-    def describe(self, index: int, epoch: int = 0) -> str:
-        return self.records.describe(self._row(index))
-
-    @override
-    def group(self, index: int, epoch: int = 0) -> str | None:
-        try:
-            return self.row_group(self.records[self._row(index)])
-        except DataError as error:
-            raise with_location(error, self.describe(index)) from error
-
-    def _row(self, index: int) -> int:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return index if self.indices is None else int(self.indices[index])
-
-    def _turns_of(self, index: int) -> list[Turn] | str:
+    def _turns_or_error(self, index: int) -> list[Turn] | str:
         """Return the turns of a row of the file, or the error message of an unusable row."""
         try:
-            return self._turns(self.records[index])
+            return self.turns_of(self.records[index])
         except DataError as error:
             return str(error)
 
-    def _turns(self, row: Mapping[str, Any]) -> list[Turn]:
+    @override
+    def turns_of(self, row: Mapping[str, Any]) -> list[Turn]:
         """Return the turns of a row, with the system text of the dataset if it has none."""
         turns = self._parse(row)
         if self.system and turns[0].role != "system":

@@ -5,35 +5,33 @@ from __future__ import annotations
 import csv
 import json
 import zlib
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
 
-from mllm.dataset.base import RecordDataset
+from mllm.dataset.single_image_dataset.text_rows import TextDataset
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.text_files import open_text, table_suffix
 from mllm.dataset.tables.values import text_of
-from mllm.errors import DataError, hint, with_location
+from mllm.errors import DataError, hint
 from mllm.files import replaced_file
 from mllm.registry import DATASETS
-from mllm.structures import Sample, Turn
+from mllm.structures import Turn
 
 MTNT_COLUMNS = ("id", "src", "dst")
 """Columns of the MTNT files, which have no header line (Michel and Neubig 2018, arXiv:1809.00388)."""
 
 
 @DATASETS.register_module()
-class TranslationDataset(RecordDataset):
+class TranslationDataset(TextDataset):
     """Sentences and their translations, one pair per row: the sentence is the question, the translation the answer.
 
     `data_path` is a tsv file of MTNT without a header line (columns `id`, `src`, `dst`), or another table that
     `TextQADataset` reads. `source` and `target` are column names, or keys of a column `translation` that holds both
     texts by language: `{"en": ..., "fr": ...}`. `instruction` is written on a separate line before each sentence.
     """
-
-    has_measures = False
 
     def __init__(
         self,
@@ -50,31 +48,17 @@ class TranslationDataset(RecordDataset):
         self.records = Records(data_path, split, columns)
         self.source, self.target, self.instruction = source, target, instruction
 
-    def __len__(self) -> int:
-        return len(self.records)
-
     @override
-    def sample(self, index: int, epoch: int = 0) -> Sample:
-        """Return the pair of a row; raises `DataError` with the row's location if a text is missing or empty."""
-        return replace(self.inspect(index), source=self.describe(index))
-
-    @override
-    def inspect(self, index: int) -> Sample:
-        row = self.records[index]
-        try:
-            return self._pair(row)
-        except DataError as error:
-            raise with_location(error, self.describe(index)) from error
-
-    def _pair(self, row: dict[str, Any]) -> Sample:
-        fields: dict[str, Any] = row["translation"] if isinstance(row.get("translation"), dict) else row
+    def turns_of(self, row: Mapping[str, Any]) -> list[Turn]:
+        """Return the sentence and its translation."""
+        fields: Mapping[str, Any] = row["translation"] if isinstance(row.get("translation"), dict) else row
         texts = []
         for name in (self.source, self.target):
             if name not in fields:
                 raise DataError(f"field '{name}' is missing{hint(name, map(str, fields))}")
             texts.append(text_of(fields[name], name).strip())
         question = f"{self.instruction}\n{texts[0]}" if self.instruction else texts[0]
-        return Sample(turns=[Turn("user", question), Turn("assistant", texts[1])], group=self.row_group(row))
+        return [Turn("user", question), Turn("assistant", texts[1])]
 
     @classmethod
     @override
@@ -85,17 +69,6 @@ class TranslationDataset(RecordDataset):
         with replaced_file(folder / "rows.jsonl") as file:
             file.write("\n".join(lines) + "\n")
         return {"data_path": str(folder / "rows.jsonl")}
-
-    @override
-    def describe(self, index: int, epoch: int = 0) -> str:
-        return self.records.describe(index)
-
-    @override
-    def group(self, index: int, epoch: int = 0) -> str | None:
-        try:
-            return self.row_group(self.records[index])
-        except DataError as error:
-            raise with_location(error, self.describe(index)) from error
 
 
 def _is_named(path: str | Path, column: str) -> bool:
