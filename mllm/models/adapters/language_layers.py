@@ -11,9 +11,10 @@ from transformers.pytorch_utils import Conv1D
 
 ROUTERS = re.compile(r"\w*router\w*|indexer")
 """Parts of a layer that choose experts, or the tokens that attention reads. No gradient reaches an indexer."""
-OTHER_PARTS = re.compile(r"altup|laurel|per_layer_\w+|\w*norm\w*|\w*adapter\w*")
+OTHER_PARTS = re.compile(r"altup|laurel|per_layer_\w+|\w*norm\w*|\w*adapter\w*|(query|key|value)_global")
 """Parts of a layer outside of attention and MLP: those of Gemma 3n and Gemma 4, norms with Linear layers, and adapters
-of the checkpoint, of which a text uses only some (Zamba 2, X-MOD)."""
+of the checkpoint, of which a text uses only some (Zamba 2, X-MOD). LED projects tokens with global attention by layers
+of their own; an encoded text has no such tokens."""
 OTHER_TOWERS = re.compile(r"\w*(vision|visual|image|audio|speech|video)\w*|patcher")
 """Models of another input inside a language model: T5Gemma 2, Phi-4 multimodal, and the patcher of BLT."""
 KERNEL_WEIGHTS = ("x_proj", "dt_proj", "out_proj")

@@ -41,8 +41,8 @@ def find_towers(model: PreTrainedModel) -> dict[str, str]:
     missing = "vision" if len(towers) == 1 else "language"
     if len(towers) == 1 or towers["language"] in ("", names[model.base_model]):
         raise ConfigError(
-            f"the {missing} model of {type(model).__name__} cannot be found among its parts ({parts}): this "
-            f"architecture needs its own record in mllm/models"
+            f"the {missing} model of {type(model).__name__} cannot be found among its parts ({parts}), so this "
+            "architecture is not supported; choose a checkpoint of another one"
         )
     return towers
 

@@ -156,6 +156,20 @@ def test_gemma4_unified_projects_patches_without_a_vision_tower():
         resolve_target(model, "vision", targets)
 
 
+@pytest.mark.parametrize(("model_type", "part"), [("fuyu", "vision"), ("idefics", "language")])
+def test_architectures_whose_parts_cannot_be_found_are_refused(model_type, part):
+    model = skeleton(AutoModelForImageTextToText, model_type)
+    with pytest.raises(ConfigError, match=f"the {part} model of .* cannot be found among its parts .*; choose a check"):
+        find_towers(model)
+
+
+def test_projections_of_led_for_global_attention_have_no_adapter():
+    model = skeleton(AutoModelForSeq2SeqLM, "led", encoder_layers=1, decoder_layers=1)
+    names = matching(encoder_decoder_targets(model)["language"], model)
+    assert any(name.endswith(".longformer_self_attn.query") for name in names)
+    assert not [name for name in names if name.endswith("_global")]
+
+
 def test_log_names_the_kinds_of_layers_with_and_without_an_adapter(caplog):
     model = skeleton(AutoModelForCausalLM, "phimoe", num_hidden_layers=2)
     with caplog.at_level(logging.INFO):

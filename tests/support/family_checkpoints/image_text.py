@@ -17,6 +17,8 @@ from transformers import (
     Glm4vProcessor,
     Glm4vVideoProcessor,
     GotOcr2ImageProcessor,
+    Idefics2ImageProcessor,
+    Idefics2Processor,
     Idefics3ImageProcessor,
     Idefics3Processor,
     Lfm2VlImageProcessor,
@@ -297,4 +299,19 @@ def aya_vision() -> Checkpoint:
         {"model_type": "cohere2", "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
         vision_config=SIGLIP,
         image_token_index=token(processor, "<|IMG_PATCH|>"),
+    )
+
+
+def idefics2() -> Checkpoint:
+    """Return Idefics2: images keep their shape, and a resampler makes 8 tokens of each."""
+    images = Idefics2ImageProcessor(size={"shortest_edge": 28, "longest_edge": SIDE}, do_image_splitting=False)
+    processor = Idefics2Processor(images, byte_tokenizer(), image_seq_len=8, chat_template=chat())
+    resampler = dict(resampler_n_latents=8, resampler_depth=1, resampler_n_heads=2, resampler_head_dim=32)
+    return checkpoint(
+        "idefics2",
+        processor,
+        {"model_type": "mistral"},
+        vision_config={**TOWER, "image_size": SIDE, "patch_size": 14},
+        perceiver_config={**resampler, "num_key_value_heads": 1, "hidden_size": 64},
+        image_token_id=token(processor, "<image>"),
     )

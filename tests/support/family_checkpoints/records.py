@@ -38,9 +38,18 @@ class Case:
         return folder
 
 
-def cases(kind: str, makers: dict[str, Callable[[], tuple[Any, Any]] | str], **options: Any) -> list[Case]:
+RARE = frozenset(
+    {
+        *("granite", "smollm3", "olmo2", "gemma3_text", "mistral", "mbart", "mt5", "led"),
+        *("paligemma", "vipllava", "aya_vision", "gemma4_unified", "idefics2"),
+    }
+)
+"""Architectures that differ little from another one in the table."""
+
+
+def cases(kind: str, makers: dict[str, Callable[[], tuple[Any, Any]] | str]) -> list[Case]:
     """Return a case for each architecture of one type."""
-    return [Case(name, kind, make, **options) for name, make in makers.items()]
+    return [Case(name, kind, make, always=name not in RARE) for name, make in makers.items()]
 
 
 SMALL = {"image_size": 56}
@@ -69,14 +78,12 @@ IMAGE_TEXT = cases(
         "vipllava": image_text.vipllava,
         "aya_vision": image_text.aya_vision,
         "gemma4_unified": image_text.gemma4_unified,
+        "idefics2": image_text.idefics2,
     },
 )
 GEMMA3 = [Case("gemma3", "medgemma", "medgemma")]
-RARE = frozenset({"granite", "smollm3", "olmo2", "mbart", "led", "gemma3_text", "mistral"})
-"""Architectures that differ little from another one in the table."""
 REFUSED = {
     "bert": "attends to later tokens",
-    "led": "trainable tensors receive no gradient",
     "modernbert-decoder": "changes its logits in a way that this version does not support",
 }
 DECODERS = [
