@@ -28,7 +28,7 @@ def to_values(stored: np.ndarray, header: Dataset, path: Path, windowing: Window
     """
     from pydicom.pixels import apply_modality_lut
 
-    _drop_impossible_rescale(header, path)
+    drop_impossible_rescale(header, path)
     if windowing.in_hounsfield and not _is_in_hounsfield(header):
         fault = f"is not a CT in Hounsfield units, which window='{windowing.in_hounsfield}' requires"
         raise unusable(path, f"{fault}; use window=(center, width)")
@@ -45,7 +45,7 @@ def _has_rescale(header: Dataset) -> bool:
     return header.get("RescaleSlope") is not None and header.get("RescaleIntercept") is not None
 
 
-def _drop_impossible_rescale(header: Dataset, path: Path) -> None:
+def drop_impossible_rescale(header: Dataset, path: Path) -> None:
     """Delete a slope of 0 or a rescale that is not finite, and the window, whose unit is unknown without it."""
     if not _has_rescale(header):
         return

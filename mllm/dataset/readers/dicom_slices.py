@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 from mllm.dataset.readers.dicom import frame_header, pixel_sides
 from mllm.dataset.readers.dicom_frames import count_frames, read_header
 from mllm.dataset.readers.faults import unusable
-from mllm.dataset.readers.header_fields import SERIES_TAGS
+from mllm.dataset.readers.header_fields import SERIES_TAGS, warn_of_text
 from mllm.dataset.readers.volumes import LPS_TO_RAS, Orientation
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Stack:
 
 
 def read_stack(files: Sequence[Path], path: Path) -> Stack:
-    """Read the headers of the files of a series.
+    """Return the slices of a series, from the headers of its files; the last series of this process are kept.
 
     Args:
         files: DICOM files.
@@ -87,6 +88,15 @@ def read_stack(files: Sequence[Path], path: Path) -> Stack:
     Raises:
         DataError: The slices do not form one volume.
     """
+    states = [file.stat() for file in files]
+    stack = _read_stack(path, tuple(files), tuple((state.st_mtime_ns, state.st_size) for state in states))
+    warn_of_text(stack.slices[0].header, stack.slices[0].file)
+    return stack
+
+
+@lru_cache(maxsize=8)
+def _read_stack(path: Path, files: tuple[Path, ...], states: tuple[tuple[int, int], ...]) -> Stack:
+    """Read the headers of the files of a series; `states` are the times of change and sizes of the files."""
     if len(files) > _MAX_SLICES:
         raise unusable(path, f"has {len(files):,} slices, but at most {_MAX_SLICES:,} are supported")
     slices: list[Slice] = []

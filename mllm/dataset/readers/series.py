@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mllm.dataset.readers.dicom import damage_refused
+from mllm.dataset.readers.dicom import damage_refused, frame_header
 from mllm.dataset.readers.dicom_frames import decode, is_dicom
-from mllm.dataset.readers.dicom_gray import apply_voi, default_range, to_values
+from mllm.dataset.readers.dicom_gray import apply_voi, default_range, drop_impossible_rescale, to_values
 from mllm.dataset.readers.dicom_slices import Stack, read_stack
 from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.gray import Choice, choose, percentile_range
@@ -125,17 +125,19 @@ def _values(stack: Stack, number: int, windowing: Windowing) -> np.ndarray:
     (stored,) = decode(part.file, part.header, [part.frame])
     if stored.shape != (stack.shape[1], stack.shape[0]):
         raise unusable(part.file, "is in color or has another size than its header: it is no slice of a volume")
-    values, padding = to_values(stored, part.header, part.file, windowing)
+    # The header is kept for later reads, and an impossible rescale is removed from it.
+    values, padding = to_values(stored, frame_header(part.header, 0), part.file, windowing)
     return np.where(padding, np.nan, values) if padding.any() else values
 
 
 def _gray_map(stack: Stack, windowing: Windowing) -> Callable[[np.ndarray], np.ndarray]:
     """Return the function that maps values of all slices to [0, 1]."""
-    header, path = stack.slices[0].header, stack.path
+    header, path = frame_header(stack.slices[0].header, 0), stack.path
+    drop_impossible_rescale(header, stack.slices[0].file)
     show: Callable[[np.ndarray], np.ndarray]
     if windowing.limits:
         show = partial(windowing.apply, path=path)
-    elif not windowing.by_percentiles and stack.has_one_window():
+    elif not windowing.by_percentiles and stack.has_one_window() and "WindowWidth" in header:
         show = partial(_apply_header, header=header, path=path)
     else:
         show = partial(Windowing((_sampled_range(stack, windowing),)).apply, path=path)

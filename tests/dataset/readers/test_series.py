@@ -11,7 +11,7 @@ from medical_files import write_dicom, write_nifti
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from mllm.dataset.readers import read_images
+from mllm.dataset.readers import notices, read_images
 from mllm.dataset.single_image_dataset.vqa import VQADataset
 from mllm.errors import ConfigError, DataError
 from mllm.report.data.facts import row_key
@@ -215,6 +215,16 @@ def test_options_of_a_series_are_checked(tmp_path, voxels):
         read_images(files, slice=2)
     with pytest.raises(DataError, match=r"gone.dcm does not exist"):
         read_images([*files, tmp_path / "gone.dcm"])
+
+
+def test_a_repeated_read_gives_the_same_images_and_warnings(tmp_path, voxels):
+    tags = {"RescaleSlope": 0, "WindowCenter": 0, "WindowWidth": 10, "BurnedInAnnotation": "YES"}
+    write_series(tmp_path / "ct", voxels, **tags)
+    results = []
+    for _ in range(2):
+        with notices.collected() as kinds:
+            results.append((pictures(tmp_path / "ct", slice=4)[0].tobytes(), kinds))
+    assert results[0] == results[1] and results[0][1] == {"rescale", "text in the pixels"}
 
 
 def test_a_large_reformatted_series_is_read_in_the_guarded_process(tmp_path, voxels, monkeypatch):
