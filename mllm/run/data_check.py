@@ -25,8 +25,8 @@ from mllm.run.prepare import prepare_args
 from mllm.run_files import DATA_ROWS, data_page_of
 from mllm.structures import Encoder
 
-SHOWN = 12
-"""Examples of a split in the page."""
+EXAMPLES = 12
+"""Maximum number of examples of a split on the page."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,21 @@ class DataCheck:
 
     @property
     def errors(self) -> list[Finding]:
-        """Return the findings with which training would stop or a figure would be wrong."""
+        """Return the findings that would stop the training or make a metric wrong."""
         return [finding for finding in self.findings if finding.is_error]
 
 
 def check_data(path: str, overrides: Sequence[str] = (), *, tiny: bool = False, workers: int = 0) -> DataCheck:
     """Read every row and decode every image of all splits of a config, and write `exp/<config name>/data/data.html`.
 
-    Facts of rows are kept in `rows.jsonl` beside the page. A second call decodes only rows that are new or changed, so
-    that a killed call continues.
+    Facts of rows are stored in `rows.jsonl` next to the page. A second call decodes only new and changed rows, and a
+    killed call continues.
 
     Args:
         path: A config file.
         overrides: `KEY=VALUE` for keys of the config.
         tiny: Replace checkpoints and absent data by tiny ones.
-        workers: Number of processes that decode; 0: this one.
+        workers: Number of worker processes; 0: the rows are read in this process.
 
     Raises:
         ConfigError: The config is invalid.
@@ -74,19 +74,19 @@ def _check(config: RunConfig, workers: int) -> DataCheck:
     for facts in tqdm(all_facts(sources, encoder, store, workers), "reading rows", total, unit="row", disable=None):
         rows[facts.split].append(facts)
     max_length = None if encoder is None else config.model_args.max_length
-    found = findings(rows, max_length, tuple(READERS.names()))
+    results = findings(rows, max_length, tuple(READERS.names()))
     sheets: dict[str, list[Picture]] = {}
     if is_private():
-        notes.append("The config is private: the page has no image, question or answer, and no facts of rows are kept.")
+        notes.append("The config is private: the page has no images, questions or answers, and facts are not stored.")
     else:
         sheets = {name: _sheet(sources[name], rows[name], encoder) for name in splits}
     counts = [split_findings(name, rows[name], _summaries(sources[name])) for name in splits]
-    write_page(page, config.name, counts, found, sheets, notes, max_length)
-    return DataCheck(page, total, found)
+    write_page(page, config.name, counts, results, sheets, notes, max_length)
+    return DataCheck(page, total, results)
 
 
 def _encoder(config: RunConfig) -> tuple[Encoder | None, list[str]]:
-    """Return the encoder of the model; without its checkpoint None and a sentence about it."""
+    """Return the encoder of the model and no notes; without its checkpoint None and a sentence about it."""
     try:
         return load_encoder(config.model_args), []
     except UserError as error:
@@ -94,7 +94,10 @@ def _encoder(config: RunConfig) -> tuple[Encoder | None, list[str]]:
 
 
 def _summaries(rows: Sequence[SourceRow]) -> list[str]:
-    """Return the summary of each source dataset of a split as text; empty in a private run, because it has paths."""
+    """Return the summary of each source dataset of a split as text; an empty list in a private run.
+
+    Summaries have paths, which may name patients.
+    """
     if is_private():
         return []
     sources = {id(source): source for source, _ in rows}
@@ -116,9 +119,9 @@ def _settings(config: RunConfig, has_encoder: bool) -> str:
 
 
 def _sheet(sources: Sequence[SourceRow], rows: Sequence[RowFacts], encoder: Encoder | None) -> list[Picture]:
-    """Return pictures of evenly spaced usable rows with images."""
+    """Return pictures of evenly spaced usable rows with images, with the marks of the answer drawn."""
     usable = [row for row in rows if not row.error and row.images]
-    count = min(SHOWN, len(usable))
+    count = min(EXAMPLES, len(usable))
     pictures = []
     for row in (usable[number * len(usable) // count] for number in range(count)):
         source, index = sources[row.number]
@@ -128,5 +131,5 @@ def _sheet(sources: Sequence[SourceRow], rows: Sequence[RowFacts], encoder: Enco
         answer = shortened(reference.text) if reference is not None and reference.text else row.answer
         in_first = [mark for mark in marks if mark.image == 0]
         image = draw_marks(sample.images[0], numbered(in_first)) if in_first else sample.images[0]
-        pictures.append(picture(image, row.place, row.question, answer, len(in_first)))
+        pictures.append(picture(image, row.location, row.question, answer, len(in_first)))
     return pictures

@@ -104,7 +104,7 @@ def test_each_fault_is_found_with_its_row(data):
         "train: train.jsonl, line 4 (48 x 40 pixels, mean 7 of 255)",
         "Images with a side below 32 pixels: 1",
         "train: train.jsonl, line 6 (20 x 40 pixels",
-        "Images with sides in a ratio above 6: 1",
+        "Images with an aspect ratio above 6: 1",
         "train: train.jsonl, line 3: 'bening', elsewhere 'benign'",
     ):
         assert row in text, row
@@ -116,9 +116,9 @@ def test_lengths_are_those_of_the_encoder_and_cuts_are_counted(data):
     config, _ = prepare_args("run.py")
     encoder, splits = load_encoder(config.model_args), build_datasets(config.data_args)
     lengths = sorted(len(encoder.encode(splits["train"].sample(index))) for index in range(6))
-    assert f"{lengths[0]} to {lengths[-1]}, median {int(np.median(lengths))}" in text and "which cuts" not in text
+    assert f"{lengths[0]} to {lengths[-1]}, median {int(np.median(lengths))}" in text and "which truncates" not in text
     _, out, text = data(length=lengths[0] - 1)
-    assert "notice: Samples that max_length cuts: 8" in out and "which cuts 6 samples" in text
+    assert "notice: Samples truncated to max_length: 8" in out and "which truncates 6 samples" in text
 
 
 def test_a_second_call_decodes_only_what_changed_and_a_part_of_a_line_is_forgotten(data, monkeypatch):

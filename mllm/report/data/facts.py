@@ -1,4 +1,4 @@
-"""Facts of the rows of a config for `mllm data`, computed in worker processes and kept in a file for the next call."""
+"""Facts of the rows of a config for `mllm data`: computed in worker processes, and stored for the next call."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from mllm.errors import DataError, UserError, errors_of_row, with_location
 from mllm.private_messages import in_row, is_private, sentence_of, worker_setup
 from mllm.structures import BOX, IMAGE, POINT, Sample, SampleEncoder, Turn
 
-VERSION = 4
+VERSION = 5
 """Version of the facts of a row; facts of another version are computed again."""
-_SHOWN = 300
-"""Characters of a text that are kept."""
+MAX_CHARACTERS = 300
+"""Maximum number of characters of a question or an answer in the facts."""
 _MARKS = re.compile(f"{BOX}|{POINT}")
 
 SourceRow = tuple[SampleDataset, int]
@@ -57,9 +57,9 @@ class RowFacts:
     number: int
     """Number of the row in its split, from 0."""
     key: str
-    """Digest of the texts, and of the sizes and times of change of the files. Empty: it is not known."""
-    place: str
-    """Location for messages: `FILE, line N`. In a private run split and number."""
+    """Digest of the texts, and of the sizes and modification times of the files. Empty: unknown."""
+    location: str
+    """Location for messages: `FILE, line N`. In a private run: split and number."""
     error: str = ""
     """Reason for which the row cannot be used. Empty: it can be used."""
     patient: str | None = None
@@ -73,7 +73,7 @@ class RowFacts:
     masks: int = 0
     points: int = 0
     length: int | None = None
-    """Tokens of the sample; None: there is no checkpoint, or the model reads images only."""
+    """Number of tokens of the sample; None: there is no checkpoint, or the model reads images only."""
     truncated: bool = False
     """True if `max_length` cuts the end of the answer."""
     warnings: tuple[str, ...] = ()
@@ -85,8 +85,8 @@ class Store:
     """Facts of earlier calls, in a file with one row per line.
 
     Args:
-        path: The file. It is appended to, so that a killed call loses the last rows at most.
-        settings: Digest of all settings on which the facts depend. The file is begun anew if they changed.
+        path: The file. Rows are appended, so that a killed call loses the last row at most.
+        settings: Digest of all settings on which the facts depend. A file with other settings is replaced.
     """
 
     path: Path
@@ -105,18 +105,18 @@ class Store:
             self.path.write_text(json.dumps({"settings": self.settings}) + "\n", encoding="utf-8")
 
     def open(self) -> IO[str]:
-        """Return the file for new rows."""
+        """Open the file for appending rows."""
         with self.path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             is_cut = file.read() != b"\n"
         lines = self.path.open("a", encoding="utf-8")
         if is_cut:
-            lines.write("\n")  # a killed call left a part of a line
+            lines.write("\n")  # a killed call left an incomplete line
         return lines
 
 
 def _parsed(line: str) -> Any:
-    """Return the value of a line of the store; None for the part of a line that a killed call left."""
+    """Return the value of a line of the store; None for an incomplete line, which a killed call left."""
     try:
         return json.loads(line)
     except ValueError:
@@ -129,13 +129,13 @@ def _row_of(row: Mapping[str, Any]) -> RowFacts:
 
 
 class _Rows(Dataset[RowFacts]):
-    """Facts of the rows of all splits; rows that did not change are taken from the store."""
+    """Facts of the rows of all splits. Facts of unchanged rows come from the store."""
 
     def __init__(
         self, splits: Mapping[str, Sequence[SourceRow]], encoder: SampleEncoder | None, store: Store | None
     ) -> None:
         self.rows = [(name, number) for name, rows in splits.items() for number in range(len(rows))]
-        self.splits, self.encoder, self.known = splits, encoder, {} if store is None else store.rows
+        self.splits, self.encoder, self.stored = splits, encoder, {} if store is None else store.rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -144,22 +144,22 @@ class _Rows(Dataset[RowFacts]):
         split, number = self.rows[position]
         source, index = self.splits[split][number]
         with in_row(split, number):
-            place = Row.current(source, index).name
+            location = Row.current(source, index).name
             try:
-                with errors_of_row(place):
+                with errors_of_row(location):
                     sample = source.inspect(index)
                     key = row_key(sample)
             except UserError as error:
-                return RowFacts(split, number, "", place, error=sentence_of(error))
-            known = self.known.get((split, number))
-            if known is not None and known.key == key and known.place == place:
-                return known
+                return RowFacts(split, number, "", location, error=sentence_of(error))
+            stored = self.stored.get((split, number))
+            if stored is not None and stored.key == key and stored.location == location:
+                return stored
             files = () if is_private() else tuple(dict.fromkeys(map(str, _files(sample))))
-            return _facts(RowFacts(split, number, key, place, files=files), source, index, self.encoder)
+            return _facts(RowFacts(split, number, key, location, files=files), source, index, self.encoder)
 
 
 def row_key(sample: Sample) -> str:
-    """Return a digest of a sample that `inspect` returned: its contents, and the times of change of its files."""
+    """Return a digest of a sample that `inspect` returned: its contents, and the modification times of its files."""
     content = ContentDigest()
     content.add(sample)
     times = repr([(str(file), file.stat().st_mtime_ns) for file in _files(sample)])
@@ -175,7 +175,7 @@ def _facts(row: RowFacts, source: SampleDataset, index: int, encoder: SampleEnco
     """Decode the images of a row, encode its sample without random transforms, and return its facts."""
     values = asdict(row)
     try:
-        with errors_of_row(row.place):
+        with errors_of_row(row.location):
             with notices.collected() as kinds:
                 sample = plain_sample(source, index)
             values["warnings"] = tuple(sorted(kinds))
@@ -201,7 +201,7 @@ def _facts(row: RowFacts, source: SampleDataset, index: int, encoder: SampleEnco
 
 
 def plain_sample(source: SampleDataset, index: int) -> Sample:
-    """Return the sample of a row with decoded images and, if its class reads files, without random transforms."""
+    """Return the sample of a row with decoded images. For classes that read files, random transforms are left out."""
     sample = source.inspect(index)
     if not sample.images:
         return source.sample(index)
@@ -226,8 +226,8 @@ def _counted(placeholder: str, count: int) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return a text of at most `_SHOWN` characters."""
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    """Return a text of at most `MAX_CHARACTERS` characters."""
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
 
 
 def image_facts(image: Image.Image) -> ImageFacts:
@@ -241,16 +241,16 @@ def image_facts(image: Image.Image) -> ImageFacts:
 def all_facts(
     splits: Mapping[str, Sequence[SourceRow]], encoder: SampleEncoder | None, store: Store | None, workers: int
 ) -> Iterator[RowFacts]:
-    """Yield the facts of all rows in their order, and add new ones to the store.
+    """Yield the facts of all rows in their order, and add new facts to the store.
 
     Args:
         splits: Rows of each split.
         encoder: Encoder of the model, for the lengths; None: lengths stay unknown.
-        store: Facts of earlier calls; None: none are kept.
-        workers: Number of processes; 0: this one.
+        store: Facts of earlier calls; None: facts are not stored.
+        workers: Number of worker processes; 0: the rows are read in this process.
 
     Raises:
-        DataError: A worker process ended.
+        DataError: A worker process ended unexpectedly.
     """
     rows = _Rows(splits, encoder, store)
     loader = DataLoader(
@@ -265,7 +265,8 @@ def all_facts(
                 yield facts
         except RuntimeError as error:
             raise DataError.without_values(
-                "a worker process ended: start the command again, it continues; --workers 0 names the row"
+                "a worker process ended: start the command again, which continues; with --workers 0 the error names "
+                "the row"
             ) from error
 
 

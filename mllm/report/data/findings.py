@@ -14,23 +14,23 @@ from mllm.dataset.readers.header_fields import BURNED_IN
 from mllm.dataset.readers.notices import CONSTANT
 from mllm.report.data.facts import RowFacts
 
-NEARLY_CONSTANT = 2.0
-"""Standard deviation of the pixels, of 255, below which an image is suspicious."""
-SMALL = 32
-"""Shorter side in pixels below which an image is suspicious."""
-ELONGATED = 6.0
-"""Ratio of the sides above which an image is suspicious."""
-MANY_ANSWERS = 500
-"""Number of different answers above which answers are free text, and spellings are not compared."""
-LISTED = 25
-"""Maximum number of rows of a list in the page."""
-FREQUENT = 12
-"""Number of the most frequent answers in the page."""
+MIN_STD = 2.0
+"""Standard deviation of pixel values (0 to 255) below which an image is reported."""
+MIN_SIDE = 32
+"""Shorter side in pixels below which an image is reported."""
+MAX_ASPECT_RATIO = 6.0
+"""Ratio of the longer to the shorter side above which an image is reported."""
+MAX_ANSWERS = 500
+"""Number of different answers above which answers count as free text, and spellings are not compared."""
+MAX_LISTED = 25
+"""Maximum number of rows of a list on the page."""
+MAX_FREQUENT = 12
+"""Maximum number of answers on the page, the most frequent ones."""
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Numbers of a column, for a table."""
+    """Number of values, their range, median and 95th percentile."""
 
     count: int
     smallest: float
@@ -41,7 +41,7 @@ class Distribution:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Distribution | None:
-        """Return the distribution of values; None: there are none."""
+        """Return the distribution of values; None if there are no values."""
         if not values:
             return None
         low, median, p95, high = np.percentile(values, (0, 50, 95, 100))
@@ -71,8 +71,9 @@ class SplitFindings:
     """Most frequent sizes of images, `width x height`, with their numbers of images."""
     different_sizes: int
     lengths: Distribution | None
-    """Tokens of the samples; None: unknown."""
+    """Distribution of the numbers of tokens of the samples; None: unknown."""
     length_values: list[int]
+    """Number of tokens of each sample."""
     truncated: int
     sources: list[str]
     """Summary of each source dataset."""
@@ -85,10 +86,11 @@ class Finding:
     title: str
     advice: str
     rows: list[str]
-    """Lines of the list; the first `LISTED`."""
+    """Lines of the list; the first `MAX_LISTED`."""
     count: int
+    """Number of all rows."""
     is_error: bool = False
-    """True if training would stop or a figure would be wrong."""
+    """True if training would stop or a metric would be wrong."""
 
 
 def split_findings(name: str, rows: Sequence[RowFacts], sources: Sequence[str] = ()) -> SplitFindings:
@@ -109,7 +111,7 @@ def split_findings(name: str, rows: Sequence[RowFacts], sources: Sequence[str] =
         boxes=sum(row.boxes for row in usable),
         masks=sum(row.masks for row in usable),
         modalities=_modalities(usable),
-        answers=answers.most_common(FREQUENT),
+        answers=answers.most_common(MAX_FREQUENT),
         different_answers=len(answers),
         sizes=sizes.most_common(10),
         different_sizes=len(sizes),
@@ -123,13 +125,13 @@ def split_findings(name: str, rows: Sequence[RowFacts], sources: Sequence[str] =
 def _modalities(rows: Sequence[RowFacts]) -> list[tuple[str, int]]:
     """Return the modalities with their numbers of rows; empty if no row names one."""
     counts = Counter(row.modality or "unknown" for row in rows)
-    return [] if counts.keys() <= {"unknown"} else counts.most_common(LISTED)
+    return [] if counts.keys() <= {"unknown"} else counts.most_common(MAX_LISTED)
 
 
 def findings(
     splits: Mapping[str, Sequence[RowFacts]], max_length: int | None, suffixes: tuple[str, ...] = ()
 ) -> list[Finding]:
-    """Return everything that a user should look at, errors first.
+    """Return all findings that have rows, errors first.
 
     Args:
         splits: Facts of the rows by split.
@@ -138,21 +140,21 @@ def findings(
     """
     rows = [row for split in splits.values() for row in split]
     usable = [row for row in rows if not row.error]
-    found = [
+    results = [
         _unusable(rows),
         *_duplicates(usable),
         _patients(usable),
-        _cut(usable, max_length),
+        _truncated(usable, max_length),
         *_suspicious(usable),
         *_warnings(usable),
         _spellings(usable),
         _without_row(rows, suffixes),
     ]
-    return sorted((finding for finding in found if finding.count), key=lambda finding: not finding.is_error)
+    return sorted((finding for finding in results if finding.count), key=lambda finding: not finding.is_error)
 
 
 def _finding(title: str, advice: str, lines: Sequence[str], is_error: bool = False) -> Finding:
-    return Finding(title, advice, list(lines[:LISTED]), len(lines), is_error)
+    return Finding(title, advice, list(lines[:MAX_LISTED]), len(lines), is_error)
 
 
 def _unusable(rows: Sequence[RowFacts]) -> Finding:
@@ -179,26 +181,26 @@ def _duplicates(rows: Sequence[RowFacts]) -> tuple[Finding, Finding]:
     for row in rows:
         for image in row.images:
             by_image[image.digest][row.split, row.number] = row
-    across, patients = [], []
+    splits, patients = [], []
     for group in by_image.values():
-        of_split: dict[str, RowFacts] = {}
-        owners: dict[str, RowFacts] = {}
+        by_split: dict[str, RowFacts] = {}
+        by_patient: dict[str, RowFacts] = {}
         for row in group.values():
-            of_split.setdefault(row.split, row)
+            by_split.setdefault(row.split, row)
             if row.patient is not None:
-                owners.setdefault(row.patient, row)
-        if len(of_split) > 1:
-            across.append(" = ".join(f"{split}: {row.place}" for split, row in of_split.items()))
-        if len(owners) > 1:
-            patients.append(" = ".join(row.place for row in owners.values()))
+                by_patient.setdefault(row.patient, row)
+        if len(by_split) > 1:
+            splits.append(" = ".join(f"{split}: {row.location}" for split, row in by_split.items()))
+        if len(by_patient) > 1:
+            patients.append(" = ".join(row.location for row in by_patient.values()))
     return (
         _finding(
             "Images with equal pixels in several splits",
-            "Held-out figures are too good if a test image was trained on: keep it in one split.",
-            across,
+            "Metrics are too good if a test image is also a training image: keep each image in one split.",
+            splits,
             is_error=True,
         ),
-        _finding("Images with equal pixels of several patients", "A patient may have two ids.", patients),
+        _finding("Images with equal pixels of several patients", "One patient may have two ids.", patients),
     )
 
 
@@ -209,55 +211,55 @@ def _patients(rows: Sequence[RowFacts]) -> Finding:
         if row.patient is not None:
             splits[row.patient].setdefault(row.split, row)
     lines = [
-        " and ".join(f"{split}: {row.place}" for split, row in places.items())
-        for places in splits.values()
-        if len(places) > 1
+        " and ".join(f"{split}: {row.location}" for split, row in first_rows.items())
+        for first_rows in splits.values()
+        if len(first_rows) > 1
     ]
-    return _finding("Patients in several splits", "Divide the rows with PatientSplit.", lines, is_error=True)
+    return _finding("Patients in several splits", "Split the rows with PatientSplit.", lines, is_error=True)
 
 
-def _cut(rows: Sequence[RowFacts], max_length: int | None) -> Finding:
-    lines = [f"{row.split}: {row.place}" for row in rows if row.truncated]
+def _truncated(rows: Sequence[RowFacts], max_length: int | None) -> Finding:
+    lines = [f"{row.split}: {row.location}" for row in rows if row.truncated]
     advice = f"The ends of their answers are not learned: raise model_args.max_length ({max_length})."
-    return _finding("Samples that max_length cuts", advice, lines)
+    return _finding("Samples truncated to max_length", advice, lines)
 
 
 def _suspicious(rows: Sequence[RowFacts]) -> list[Finding]:
-    """Return images that are nearly constant, very small or very long."""
+    """Return images that are nearly constant, very small or very elongated."""
     kinds: list[tuple[str, str, Callable[[int, int, float], bool]]] = [
         (
             "Nearly constant images",
-            "Look at their window or their header: a picture without contrast teaches nothing.",
-            lambda width, height, std: std < NEARLY_CONSTANT,
+            "Check the window and the headers of the files: a model cannot learn from an image without contrast.",
+            lambda width, height, std: std < MIN_STD,
         ),
         (
-            f"Images with a side below {SMALL} pixels",
-            "A thumbnail or a damaged export.",
-            lambda width, height, std: min(width, height) < SMALL,
+            f"Images with a side below {MIN_SIDE} pixels",
+            "They may be thumbnails or damaged exports.",
+            lambda width, height, std: min(width, height) < MIN_SIDE,
         ),
         (
-            f"Images with sides in a ratio above {ELONGATED:g}",
+            f"Images with an aspect ratio above {MAX_ASPECT_RATIO:g}",
             "Resizing to a square distorts them: set model_args.pad_to_square.",
-            lambda width, height, std: max(width, height) > ELONGATED * min(width, height),
+            lambda width, height, std: max(width, height) > MAX_ASPECT_RATIO * min(width, height),
         ),
     ]
-    found = []
+    results = []
     for title, advice, applies in kinds:
         lines = [
-            f"{row.split}: {row.place} ({image.width} x {image.height} pixels, mean {image.mean:.0f} of 255)"
+            f"{row.split}: {row.location} ({image.width} x {image.height} pixels, mean {image.mean:.0f} of 255)"
             for row in rows
             for image in row.images
             if applies(image.width, image.height, image.std)
         ]
-        found.append(_finding(title, advice, lines))
-    return found
+        results.append(_finding(title, advice, lines))
+    return results
 
 
 def _warnings(rows: Sequence[RowFacts]) -> list[Finding]:
     """Return rows whose files have text in their pixels, and those with other warnings of their readers."""
-    text = [f"{row.split}: {row.place}" for row in rows if BURNED_IN in row.warnings]
+    text = [f"{row.split}: {row.location}" for row in rows if BURNED_IN in row.warnings]
     others = [(row, [kind for kind in row.warnings if kind not in (BURNED_IN, CONSTANT)]) for row in rows]
-    lines = [f"{row.split}: {row.place}: {', '.join(kinds)}" for row, kinds in others if kinds]
+    lines = [f"{row.split}: {row.location}: {', '.join(kinds)}" for row, kinds in others if kinds]
     return [
         _finding(
             "Images with text in their pixels, or probably with text",
@@ -272,14 +274,14 @@ def _spellings(rows: Sequence[RowFacts]) -> Finding:
     """Return answers that occur once and resemble a frequent answer."""
     counts = Counter(row.answer for row in rows if row.answer)
     lines = []
-    if len(counts) <= MANY_ANSWERS:
+    if len(counts) <= MAX_ANSWERS:
         frequent = {_folded(answer): answer for answer, count in counts.most_common() if count > 1}
         for row in rows:
             if row.answer and counts[row.answer] == 1 and not any(letter.isdigit() for letter in row.answer):
                 near = difflib.get_close_matches(_folded(row.answer), frequent, n=1, cutoff=0.8)
                 if near:
-                    lines.append(f"{row.split}: {row.place}: '{row.answer}', elsewhere '{frequent[near[0]]}'")
-    return _finding("Answers that occur once and resemble a frequent one", "Probably a spelling.", lines)
+                    lines.append(f"{row.split}: {row.location}: '{row.answer}', elsewhere '{frequent[near[0]]}'")
+    return _finding("Answers that occur once and resemble a frequent one", "They are probably misspelled.", lines)
 
 
 def _folded(text: str) -> str:

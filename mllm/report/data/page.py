@@ -15,9 +15,9 @@ from mllm.files import replaced_file
 from mllm.report.data.findings import Finding, SplitFindings
 
 THUMBNAIL = 320
-"""Longer side of a picture in pixels."""
+"""Maximum longer side of a picture in pixels."""
 BARS = 24
-"""Number of bars of a histogram."""
+"""Maximum number of bars of a histogram."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Picture:
 
     source: str
     """The image as a data URL."""
-    place: str
+    location: str
     """Location of the row."""
     caption: str
     """The location without folders."""
@@ -46,20 +46,20 @@ class Bar:
     label: str
 
 
-def picture(image: Image.Image, place: str, question: str, answer: str, marks: int) -> Picture:
-    """Return a picture with its texts."""
+def picture(image: Image.Image, location: str, question: str, answer: str, marks: int) -> Picture:
+    """Return a picture of an image with `marks` drawn marks, reduced to `THUMBNAIL` pixels, with its texts."""
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=82)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     drawn = f", with {marks} boxes or masks drawn" if marks else ""
-    source, caption = f"data:image/jpeg;base64,{data}", place.rsplit("/", 1)[-1]
-    return Picture(source, place, caption, question, answer, f"Image of {caption}{drawn}")
+    source, caption = f"data:image/jpeg;base64,{data}", location.rsplit("/", 1)[-1]
+    return Picture(source, location, caption, question, answer, f"Image of {caption}{drawn}")
 
 
 def histogram(values: Sequence[int]) -> list[Bar]:
-    """Return the bars of a histogram of whole numbers; empty without values."""
+    """Return the bars of a histogram of integers; an empty list without values."""
     if not values:
         return []
     low, high = min(values), max(values)
@@ -94,9 +94,9 @@ def write_page(
         path: The file.
         name: Name of the config.
         splits: Counts of the splits.
-        findings: What a user should look at.
+        findings: Rows that a user should look at.
         sheets: Pictures of each split.
-        notes: Sentences about what the page does not have.
+        notes: Sentences about information that the page lacks.
         max_length: Maximum number of tokens of a sample; None: unknown.
     """
     environment = Environment(
