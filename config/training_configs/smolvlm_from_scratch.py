@@ -24,4 +24,3 @@ training_args = dict(
     fp16=False,
     tf32=True,
 )
-export_args = dict(merged=True)

@@ -18,6 +18,7 @@ from mllm.export.merge import merge
 from mllm.export.saved_model import adapter_args, local_name
 from mllm.export.settings import read_settings
 from mllm.models.backbone.checkpoint_folder import find_checkpoint
+from mllm.models.builder.build_options import checkpoint_of
 from mllm.run_files import MODEL_CONFIG
 
 
@@ -88,7 +89,7 @@ def find_source(model: str, base: str | None = None) -> Source:
     assert args.adapter_path is not None
     adapter = Path(args.adapter_path)
     refuse_settings(model, read_settings(adapter))
-    return Source(find_checkpoint(args.model_name_or_path), adapter)
+    return Source(checkpoint_of(args), adapter)
 
 
 @contextmanager
