@@ -55,7 +55,8 @@ def with_location(error: UserError, location: str) -> UserError:
     """Return an error of the same class whose message begins with a location, such as `FILE, line N`."""
     kinds = (ConfigError, DataError, TrainingError, UserError)
     kind = next(kind for kind in kinds if isinstance(error, kind))
-    return kind(f"{location}: {error}", error.reason)
+    message = str(error)
+    return kind(message if message.startswith(f"{location}: ") else f"{location}: {message}", error.reason)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -83,11 +83,19 @@ class TextLines:
 def _parse_line(text: str) -> Any:
     """Parse a line; raise `ValueError` if it is not valid JSON."""
     try:
-        return json.loads(text.rstrip())
+        return json.loads(text.rstrip(), object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno})") from error
     except RecursionError:
         raise ValueError("not valid JSON (nested too deeply)") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON. Raise `ValueError` for two values of one key, of which `json` would drop the first."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("an object has a duplicate key, or two rows have the same id")
+    return values
 
 
 def open_json(path: Path) -> JsonLines | TextLines | JsonList:
@@ -161,9 +169,11 @@ class JsonList:
         if not text.strip():
             return
         try:
-            content = json.loads(text)
+            content = json.loads(text, object_pairs_hook=_unique_keys)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from error
         except RecursionError:
             raise DataError(f"{path} is not valid JSON (nested too deeply)") from None
         if isinstance(content, dict) and isinstance(content.get("data"), list):
@@ -175,8 +185,6 @@ class JsonList:
         else:
             raise DataError(f'{path} must be a list of objects, {{"data": [...]}}, or an object of ids and objects')
         self.lines = list(_lines_of_items(text, start))
-        if len(self.lines) > len(self.rows):
-            raise DataError(f"{path} has a duplicate id: the ids of all rows must be different")
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -22,6 +22,9 @@ _BINARY_FORMATS = (
     (b"PAR1", "a Parquet file: rename it to .parquet"),
     (b"SQLite format 3", "an SQLite database: export the table as CSV"),
     (b"%PDF", "a PDF document"),
+    (b"version https://", "a pointer of Git LFS: fetch the file with git lfs pull"),
+    (b"<!DOCTYPE", "a web page: download the file itself"),
+    (b"<html", "a web page: download the file itself"),
 )
 """First bytes of files that are not text, and a description of their format."""
 

@@ -28,12 +28,17 @@ _PATIENT_COLUMNS = re.compile(
 def is_empty(value: Any) -> bool:
     """Return True for None, NaN, blank text, the text of a missing value (`nan`), and a container without items."""
     if isinstance(value, str):
-        return not value or value.isspace() or value in _MISSING
+        return not value or value.isspace() or value in _MISSING or not (value.isascii() or _visible(value))
     if isinstance(value, float):
         return math.isnan(value)
     if value is None:
         return True
     return isinstance(value, Sized) and len(value) == 0
+
+
+def _visible(text: str) -> str:
+    """Return a text without white space around it and without characters of no width, such as U+200B and U+FEFF."""
+    return "".join(character for character in text if unicodedata.category(character) != "Cf").strip()
 
 
 def text_of(value: Any, field: str) -> str:
@@ -90,8 +95,8 @@ def choose_answer(answers: Sequence[Any], choice: AnswerChoice | None, field: st
 def patient_of(value: Any, field: str) -> str | None:
     """Return the patient of a field in one form, None if it is empty.
 
-    17, 17.0, '17' and '17.0 ' are one patient, and so are texts that differ in white space around them or in the
-    Unicode form of a letter.
+    17, 17.0, '17' and '17.0 ' are one patient, and so are texts that differ in white space around them, in characters
+    of no width, or in the Unicode form of a letter.
 
     Raises:
         DataError: The value cannot be the id of a patient.
@@ -99,7 +104,7 @@ def patient_of(value: Any, field: str) -> str | None:
     if is_empty(value):
         return None
     if isinstance(value, str):
-        text = value if value.isascii() else unicodedata.normalize("NFC", value)
+        text = value if value.isascii() else unicodedata.normalize("NFC", _visible(value))
         text = " ".join(text.split())
         integer = _INTEGER.fullmatch(text)
         return integer[1] if integer else text
@@ -120,8 +125,8 @@ def _kind(value: Any) -> str:
 
 
 def loose_form(patient: str) -> str:
-    """Return the id of a patient without case and leading zeros, to find different spellings of one id."""
-    form = patient.casefold()
+    """Return the id of a patient without case, widths of letters and leading zeros, to find spellings of one id."""
+    form = (patient if patient.isascii() else unicodedata.normalize("NFKC", patient)).casefold()
     return form.lstrip("0") or "0" if form.isdigit() else form
 
 

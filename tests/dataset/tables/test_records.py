@@ -129,7 +129,11 @@ def test_csv_matches_the_csv_module(tmp_path):
             '{"rows": []}',
             r'rows\.json must be a list of objects, \{"data": \[\.\.\.\]\}, or an object of ids',
         ),
-        ("rows.json", '{"1": {"a": 1}, "1": {"a": 2}}', "rows.json has a duplicate id"),
+        (
+            "rows.json",
+            '{"1": {"a": 1}, "1": {"a": 2}}',
+            "rows.json: an object has a duplicate key, or two rows have the same id",
+        ),
         ("rows.json", b'[{"a": "\xff"}]', r"rows\.json is not UTF-8 text"),
         ("rows.csv", "", r"rows\.csv is empty$"),
         ("rows.csv", "a,b\n", r"rows\.csv is empty$"),

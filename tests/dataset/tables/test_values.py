@@ -7,11 +7,13 @@ import math
 
 import pytest
 
-from mllm.dataset.tables.values import choose_answer, is_empty, patient_columns, patient_of, text_of
+from mllm.dataset.tables.values import choose_answer, is_empty, loose_form, patient_columns, patient_of, text_of
 from mllm.errors import DataError
 
 
-@pytest.mark.parametrize("value", [None, "", " \t\n", "\u00a0", math.nan, "nan", "NaN", "<NA>", "NaT", [], {}, ()])
+@pytest.mark.parametrize(
+    "value", [None, "", " \t\n", "\u00a0", "\u200b", "\ufeff ", math.nan, "nan", "NaN", "<NA>", "NaT", [], {}, ()]
+)
 def test_missing_values_of_every_kind_are_empty(value):
     assert is_empty(value)
     assert patient_of(value, "patient") is None
@@ -72,6 +74,7 @@ def test_ids_written_by_pandas_are_those_of_the_other_split(tmp_path):
         ("A1 ", "A1"),
         ("Ana\u0301", "An\u00e1"),
         ("a  b", "a b"),
+        ("\ufeffA1\u200b", "A1"),
         ("1.5", "1.5"),
         ("v2.0", "v2.0"),
         (0, "0"),
@@ -92,3 +95,8 @@ def test_other_values_are_not_patients_and_the_message_does_not_name_them(value)
 def test_columns_that_may_contain_the_patient_are_found():
     names = ["Image Index", "Patient ID", "Patient Age", "Patient Gender", "subject_id", "subject", "PatientID", "mrn"]
     assert patient_columns(names) == ["Patient ID", "subject_id", "PatientID", "mrn"]
+
+
+def test_wide_digits_and_letters_are_another_form_of_an_id():
+    assert loose_form("\uff11\uff17") == loose_form("17") == loose_form("017")
+    assert loose_form("\uff21-1") == loose_form("a-1") != loose_form("a-2")
