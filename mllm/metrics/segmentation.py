@@ -98,7 +98,8 @@ class HD95(MaskMetric):
     of the masks has pixels, the distance is the diagonal of the image.
     """
 
-    figure, best = "hd95_px", 0.0
+    figure = "hd95_px"
+    best = 0.0
     packages = ("monai",)
 
     def worst(self, shape: tuple[int, ...]) -> float:
