@@ -114,6 +114,8 @@ def _main(
     os.chdir(folder)
     sys.argv = arguments
     sys.path.insert(0, folder)
+    # Workers of loaders start as in a command. The inherited method would import PyTorch again in every worker.
+    multiprocessing.set_start_method(None, force=True)
 
     from mllm.pipeline.command import run_command
     from mllm.pipeline.finetune import main
