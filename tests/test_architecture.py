@@ -147,14 +147,13 @@ QUESTION_WORDS = ("What", "Where", "Whether", "How", "Who", "Which", "Why", "The
 
 
 def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
-    """Modules, classes and functions; see the writing style in mllm/README.md."""
-    violations = []
-    for path in FILES:
-        for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                docstring = ast.get_docstring(node) or ""
-                if re.match(rf"({'|'.join(QUESTION_WORDS)})\b", docstring):
-                    violations.append(f"{name_of(path)}: {docstring.splitlines()[0]}")
+    """Modules, classes, functions and attributes; see the writing style in mllm/README.md."""
+    violations = [
+        f"{name_of(path)}:{node.lineno}: {node.value.splitlines()[0]}"
+        for path in FILES
+        for node in docstrings_of(tree_of(path))
+        if isinstance(node.value, str) and re.match(rf"\s*({'|'.join(QUESTION_WORDS)})\b", node.value)
+    ]
     assert not violations
 
 

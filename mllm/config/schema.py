@@ -47,8 +47,8 @@ class ModelArgs:
     lora_dropout: float = _limit(0.0, minimum=0, below=1)
     """Probability in [0, 1) with which an input of the LoRA is dropped in training."""
     trainable: str | dict[str, Any] = "lora"
-    """What trains, heads and added tokens apart. 'lora': a LoRA (see `lora_target`). 'full': all weights, in fp32. A
-    dict trains only the parts that it names: `{'language': 'lora', 'vision': 'full', 'projector': 'full'}`;
+    """Trained weights besides heads and added tokens. 'lora': a LoRA (see `lora_target`). 'full': all weights, in fp32.
+    A dict trains only the parts that it names: `{'language': 'lora', 'vision': 'full', 'projector': 'full'}`;
     `{'language': {'last_layers': 4}}` trains the last 4 layers in full."""
     lora_target: str = "language"
     """'language', 'vision', 'all', or a regular expression that is matched on full module names."""
