@@ -150,7 +150,8 @@ def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
     """Modules, classes, functions and attributes; see the writing style in mllm/README.md."""
     violations = [
         f"{name_of(path)}:{node.lineno}: {node.value.splitlines()[0]}"
-        for path in FILES
+        for folder in ("mllm", "scripts", "tests", "config")
+        for path in sorted((ROOT / folder).rglob("*.py"))
         for node in docstrings_of(tree_of(path))
         if isinstance(node.value, str) and re.match(rf"\s*({'|'.join(QUESTION_WORDS)})\b", node.value)
     ]

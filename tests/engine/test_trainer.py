@@ -210,7 +210,7 @@ SEAMS = {
     "log": ["self", "logs", "start_time"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
 }
-"""What we override of transformers.Trainer, with the arguments that it passes: the same from 5.18 to 5.23."""
+"""Overridden methods of transformers.Trainer, with the arguments that it passes: equal from 5.18 to 5.23."""
 
 
 def test_overridden_methods_exist_in_trainer_with_the_expected_signatures():

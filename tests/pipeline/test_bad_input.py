@@ -1,4 +1,4 @@
-"""What a user gets wrong, and what `finetune.py` says: section by section, each through the command itself.
+"""Mistakes of a user and the messages of `finetune.py`: section by section, each through the command itself.
 
 Every refusal is one sentence on standard error and exit code 2, without a traceback.
 """
