@@ -12,7 +12,6 @@ import numpy as np
 
 from mllm.dataset.phantoms.phantom import Phantom, draw
 from mllm.dataset.phantoms.writers import save_image
-from mllm.dataset.public import chexpert, mimic_cxr
 from mllm.files import replaced_file
 
 SIZE = 224
@@ -33,7 +32,8 @@ _ENTRY_COLUMNS = (
 )
 """Columns of `Data_Entry_2017.csv`; each line of the published file ends with a comma."""
 _BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]", "", "", "")
-_CHEXPERT_COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *chexpert.LABELS)
+_CHEXPERT_COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA")
+"""Columns of `train.csv` before the labels."""
 
 
 def first_number(folder: Path) -> int:
@@ -91,7 +91,7 @@ def _labels(phantom: Phantom, order: Sequence[str], uncertain: bool) -> list[str
     return [values.get(label, "") for label in order]
 
 
-def write_chexpert(folder: Path, rows: int) -> dict[str, Any]:
+def write_chexpert(folder: Path, rows: int, labels: Sequence[str]) -> dict[str, Any]:
     """Write `rows` studies with two views in the layout of CheXpert; return the options that read them."""
     root, table = folder / "CheXpert-v1.0-small", []
     for number in range(rows):
@@ -100,14 +100,14 @@ def write_chexpert(folder: Path, rows: int) -> dict[str, Any]:
         for view, name in enumerate(("frontal", "lateral"), start=1):
             file = f"{study}/view{view}_{name}.jpg"
             save_image(phantom.image, root / file)
-            values = _labels(phantom, chexpert.LABELS, uncertain=number % 2 == 1)
+            values = _labels(phantom, labels, uncertain=number % 2 == 1)
             position = "AP" if name == "frontal" else ""
             table.append((f"{root.name}/{file}", "Female", 58, name.capitalize(), position, *values))
-    write_rows(root / "train.csv", _CHEXPERT_COLUMNS, table)
+    write_rows(root / "train.csv", (*_CHEXPERT_COLUMNS, *labels), table)
     return {"data_path": str(root), "split": "train"}
 
 
-def write_mimic_cxr(folder: Path, rows: int) -> dict[str, Any]:
+def write_mimic_cxr(folder: Path, rows: int, labels: Sequence[str]) -> dict[str, Any]:
     """Write `rows` studies in the layout of MIMIC-CXR-JPG, with reports; return the options that read them."""
     tables: Mapping[str, list[Sequence[Any]]] = {"split": [], "metadata": [], "chexpert": []}
     for number in range(rows):
@@ -119,13 +119,13 @@ def write_mimic_cxr(folder: Path, rows: int) -> dict[str, Any]:
             save_image(phantom.image, place / f"s{study}" / f"{image}.jpg")
             tables["split"].append((image, study, patient, "train"))
             tables["metadata"].append((image, patient, study, position, 21800506))
-        tables["chexpert"].append((patient, study, *_labels(phantom, mimic_cxr.LABELS, uncertain=number % 2 == 1)))
+        tables["chexpert"].append((patient, study, *_labels(phantom, labels, uncertain=number % 2 == 1)))
         with replaced_file(place / f"s{study}.txt") as file:
             file.write(_report(len(phantom.boxes)))
     columns = {
         "split": ("dicom_id", "study_id", "subject_id", "split"),
         "metadata": ("dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate"),
-        "chexpert": ("subject_id", "study_id", *mimic_cxr.LABELS),
+        "chexpert": ("subject_id", "study_id", *labels),
     }
     for name, lines in tables.items():
         write_rows(folder / f"mimic-cxr-2.0.0-{name}.csv", columns[name], lines)

@@ -129,4 +129,4 @@ class CheXpertDataset(MultiLabelDataset):
     def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
         from mllm.dataset.phantoms.chest import write_chexpert
 
-        return write_chexpert(folder, rows)
+        return write_chexpert(folder, rows, LABELS)

@@ -184,7 +184,7 @@ class MIMICCXRDataset(GroundingDataset):
     def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
         from mllm.dataset.phantoms.chest import write_mimic_cxr
 
-        return write_mimic_cxr(folder, rows)
+        return write_mimic_cxr(folder, rows, LABELS)
 
 
 @DATASETS.register_module()
@@ -247,4 +247,4 @@ class MIMICCXRLabelDataset(MultiLabelDataset):
     def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
         from mllm.dataset.phantoms.chest import write_mimic_cxr
 
-        return write_mimic_cxr(folder, rows)
+        return write_mimic_cxr(folder, rows, LABELS)
