@@ -1,4 +1,4 @@
-"""Reader of slices of MetaImage volumes, `.mha` and `.mhd` (https://itk.org/Wiki/ITK/MetaIO/Documentation)."""
+"""Headers of MetaImage volumes, `.mha` and `.mhd` (https://itk.org/Wiki/ITK/MetaIO/Documentation)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mllm.dataset.readers.faults import unusable
-from mllm.dataset.readers.gray import Choice
-from mllm.dataset.readers.stored_volume import MAX_HEADER, StoredVolume, read_slices
+from mllm.dataset.readers.stored_volume import MAX_HEADER, StoredVolume
 from mllm.dataset.readers.volumes import LPS_TO_RAS
-from mllm.dataset.readers.windows import Window
-from mllm.registry import READERS
 
 _ELEMENTS = {
     "MET_CHAR": "i1",
@@ -30,32 +26,6 @@ _ELEMENTS = {
 _NEEDED = ("NDims", "DimSize", "ElementType", "ElementDataFile")
 _DIRECTIONS = ("TransformMatrix", "Rotation", "Orientation")
 """Names of the element with the directions, in the order of the documentation."""
-
-
-@READERS.register_module(name=[".mha", ".mhd"])
-def read(
-    path: Path,
-    *,
-    axis: str | int = "axial",
-    slice: Choice = "middle",
-    volume: int = 0,
-    window: Window = None,
-    square: bool = True,
-) -> list[Image.Image]:
-    """Read slices of a MetaImage as RGB images, in the radiological convention of NIfTI.
-
-    The directions of the header lead to the patient's left, back and head. A 2D image is one axial slice. Volumes of
-    over 128 MiB are read in the guarded process.
-
-    Args:
-        path: The file with the header.
-        axis: 'axial', 'coronal', 'sagittal', or an axis of the RAS+ volume: 0 (sagittal), 1 (coronal), 2 (axial).
-        slice: Slices along the axis, from 0 (left, back, bottom): an index, a list, 'first', 'middle', 'last', 'all'.
-        volume: Index in a 4D series.
-        window: As for NIfTI; None: the full range of the volume.
-        square: False: return the stored pixels, for boxes and masks that refer to them.
-    """
-    return read_slices(read_header(path), axis, slice, volume, window, square)
 
 
 def read_header(path: Path) -> StoredVolume:

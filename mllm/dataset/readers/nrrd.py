@@ -1,4 +1,4 @@
-"""Reader of slices of NRRD volumes, `.nrrd` and `.nhdr` (https://teem.sourceforge.net/nrrd/format.html)."""
+"""Headers of NRRD volumes, `.nrrd` and `.nhdr` (https://teem.sourceforge.net/nrrd/format.html)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mllm.dataset.readers.faults import unusable
-from mllm.dataset.readers.gray import Choice
-from mllm.dataset.readers.stored_volume import MAX_HEADER, StoredVolume, read_slices
-from mllm.dataset.readers.windows import Window
-from mllm.registry import READERS
+from mllm.dataset.readers.stored_volume import MAX_HEADER, StoredVolume
 
 _TYPES = {
     "i1": ("signed char", "int8", "int8_t"),
@@ -37,35 +33,12 @@ _SPATIAL = ("domain", "space", "")
 _VECTOR = re.compile(r"none|\([^()]*\)")
 
 
-@READERS.register_module(name=[".nrrd", ".nhdr"])
-def read(
-    path: Path,
-    *,
-    axis: str | int = "axial",
-    slice: Choice = "middle",
-    volume: int = 0,
-    window: Window = None,
-    square: bool = True,
-) -> list[Image.Image]:
-    """Read slices of a NRRD volume as RGB images, in the radiological convention of NIfTI.
-
-    Voxels are raw or compressed by gzip or bzip2, in the file or in one other file. An axis of kind `list` or `time`
-    counts volumes; colors, vectors and other kinds are refused. Without directions the axes lead to the patient's left,
-    back and head. A 2D image is one axial slice. Volumes of over 128 MiB are read in the guarded process.
-
-    Args:
-        path: The file with the header.
-        axis: 'axial', 'coronal', 'sagittal', or an axis of the RAS+ volume: 0 (sagittal), 1 (coronal), 2 (axial).
-        slice: Slices along the axis, from 0 (left, back, bottom): an index, a list, 'first', 'middle', 'last', 'all'.
-        volume: Index in a 4D series.
-        window: As for NIfTI; None: the full range of the volume.
-        square: False: return the stored pixels, for boxes and masks that refer to them.
-    """
-    return read_slices(read_header(path), axis, slice, volume, window, square)
-
-
 def read_header(path: Path) -> StoredVolume:
     """Read the header of a NRRD file.
+
+    Voxels are raw or compressed by gzip or bzip2, in the file or in one other file. An axis of kind `list` or `time`,
+    or the last of four axes of space, counts volumes; colors, vectors and other kinds are refused. Without directions
+    the axes lead to the patient's left, back and head.
 
     Raises:
         DataError: It is damaged, or the voxels have a form that is not supported.
@@ -136,8 +109,8 @@ def _axes(path: Path, fields: dict[str, str], count: int) -> tuple[list[int], in
     vectors = _VECTOR.findall(fields.get("space directions", ""))
     if len(kinds) != count or (vectors and len(vectors) != count):
         raise unusable(path, "has another number of kinds or directions than dimensions")
-    if not vectors and count == 4 and "kinds" not in fields:
-        kinds[3] = "list"
+    if count == 4 and "none" not in vectors and all(kind in _SPATIAL for kind in kinds):
+        kinds[3] = "list"  # ITK writes a series with four axes of space
     without_direction = {number for number, vector in enumerate(vectors) if vector == "none"}
     others = [number for number in range(count) if kinds[number] not in _SPATIAL or number in without_direction]
     space = [number for number in range(count) if number not in others]
@@ -158,6 +131,8 @@ def _geometry(path: Path, fields: dict[str, str], space: list[int]) -> tuple[np.
                 step = [float(part) for part in vectors[number].strip("()").split(",")]
             except ValueError:
                 step = [math.nan]
+            if len(step) == 4 and len(space) == 3 and step[3] == 0:
+                del step[3]  # the axis of the series
             if len(step) != len(space) or not np.isfinite(step).all():
                 raise unusable(path, "has invalid space directions")
             steps[: len(step), axis] = step

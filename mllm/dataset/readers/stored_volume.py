@@ -1,24 +1,17 @@
-"""Voxels of volumes that a text header describes: reading of the selected volume, and its slices as images."""
+"""Volumes that a text header describes: checks of the header, and reading of the voxels of one volume."""
 
 from __future__ import annotations
 
 import bz2
 import math
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mllm.dataset.readers.faults import unusable
-from mllm.dataset.readers.gray import Choice, choose
-from mllm.dataset.readers.guarded import call_guarded
-from mllm.dataset.readers.volumes import CHEAP_BYTES, MAX_VOXELS, Orientation, find_axis, plane_images, plane_of
-from mllm.dataset.readers.windows import Window, Windowing, find_window
-from mllm.errors import ConfigError
+from mllm.dataset.readers.volumes import MAX_VOXELS
 
 MAX_HEADER = 1 << 16
 """Maximum size of a text header in bytes."""
@@ -113,38 +106,3 @@ class StoredVolume:
 
     def _truncated(self) -> Exception:
         return unusable(self.path, "is truncated or damaged: its header describes more voxels than its file has")
-
-
-def read_slices(
-    header: StoredVolume, axis: str | int, slice: Choice, volume: int, window: Window, square: bool
-) -> list[Image.Image]:
-    """Return slices of a volume as RGB images, decoded in the guarded process if they are large.
-
-    Args:
-        header: Header of the volume.
-        axis: This and the following arguments are those of the reader of NIfTI.
-    """
-    find_window(window)
-    find_axis(axis)
-    if isinstance(volume, bool) or not isinstance(volume, (int, np.integer)):
-        raise ConfigError(f"volume={volume!r} must be an index from 0")
-    if not 0 <= volume < header.volumes:
-        raise unusable(header.path, f"has no volume {volume}: it has {header.volumes}, from 0 to {header.volumes - 1}")
-    if header.bytes_until(int(volume)) <= CHEAP_BYTES:
-        return list(slices(header, axis, slice, int(volume), window, square))
-    return call_guarded(f"{__name__}:slices", header, axis, slice, int(volume), window, square)
-
-
-def slices(
-    header: StoredVolume, axis: str | int, slice: Choice, volume: int, window: Window, square: bool
-) -> Iterator[Image.Image]:
-    """Yield slices of a volume as RGB images; see `read_slices`."""
-    windowing, normal, path = find_window(window), find_axis(axis), header.path
-    orientation = Orientation.of(header.directions)
-    values = orientation.apply(header.read(volume))
-    if len(windowing.limits) <= 1:
-        windowing = Windowing((windowing.range_of(values, path),))
-    indices = choose(slice, values.shape[normal], path, "slice", "slice")
-    planes = (plane_of(values, normal, index) for index in indices)
-    spacing = np.array(header.spacing)[list(orientation.order)]
-    yield from plane_images(planes, partial(windowing.apply, path=path), spacing, normal, path, square)

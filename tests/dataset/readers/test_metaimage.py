@@ -120,5 +120,5 @@ def test_invalid_options(tmp_path):
 def test_a_large_volume_is_read_in_the_guarded_process(tmp_path, monkeypatch):
     path = write(tmp_path / "a.mha")
     expected = read_images(path)[0]
-    monkeypatch.setattr("mllm.dataset.readers.stored_volume.CHEAP_BYTES", 10)
+    monkeypatch.setattr("mllm.dataset.readers.itk_volumes.CHEAP_BYTES", 10)
     assert read_images(path)[0] == expected

@@ -90,6 +90,20 @@ def test_volumes_of_a_series_and_a_2d_image(tmp_path, place):
     assert np.array_equal(np.asarray(read_images(flat)[0])[..., 0], expected)
 
 
+def test_a_series_as_itk_writes_it_has_four_axes_of_space(tmp_path):
+    """Header of SimpleITK 2.5 for an image with four dimensions."""
+    steps = "(0.5,0,0,0) (0,1,0,0) (0,0,2,0) (0,0,0,1.5)"
+    itk = {"space": None, "space_dimension": 4, "space_origin": "(0,0,0,0)", "kinds": "domain domain domain domain"}
+    path = write(tmp_path / "a.nrrd", np.stack([VOXELS, VOXELS[::-1]], axis=3), space_directions=steps, **itk)
+    single = write(tmp_path / "b.nrrd", VOXELS[::-1])
+    assert read_images(path, volume=1, slice="all") == read_images(single, slice="all")
+    moving = write(
+        tmp_path / "c.nrrd", np.stack([VOXELS] * 2, axis=3), **itk, space_directions="(1,0,0,1) " + steps[12:]
+    )
+    with pytest.raises(DataError, match="has invalid space directions"):
+        read_images(moving)
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [
