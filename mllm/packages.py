@@ -16,7 +16,7 @@ _PACKAGES = ("torchvision.ops", "torch._dynamo", "bitsandbytes", "peft", "transf
 def import_packages() -> None:
     """Import the packages that training and predictions need.
 
-    Garbage collections during the imports find nothing, and later ones need not visit what was imported.
+    Garbage collections during the imports find little, and later ones need not visit what was imported.
     bitsandbytes decorates four functions with `torch.compile`, which imports the whole compiler. They are used only
     where bitsandbytes has no kernel, and run without the compiler. `torch_compile` of a config is not affected:
     PyTorch reads the variable when a function is decorated.

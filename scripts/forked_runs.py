@@ -1,6 +1,6 @@
 """Runs of `finetune.py` in forks of a server that has imported PyTorch, for tests and for `kill.py`.
 
-The imports of a new process take ten seconds of a core; a fork has them already.
+The imports of a new process take over six seconds of a core; a fork has them already.
 """
 
 from __future__ import annotations
