@@ -5,12 +5,12 @@ Widths are multiples of 64, since bitsandbytes quantizes in blocks of 64.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AddedToken, GemmaTokenizer, PreTrainedModel
+from transformers import AddedToken, Gemma3ImageProcessor, Gemma3Processor, GemmaTokenizer, PreTrainedModel
 
-from mllm.tiny import templates
 from mllm.tiny.vocabulary import train_pieces
 
 TEXT = dict(
@@ -27,6 +27,15 @@ VISION = dict(
 )
 """Dimensions of the SigLIP and CLIP towers."""
 
+GEMMA_TEXT = dict(
+    **TEXT,
+    head_dim=32,
+    query_pre_attn_scalar=32,
+    sliding_window=64,
+    layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+)
+"""Dimensions of the language models of Gemma 2 and Gemma 3."""
+
 GEMMA_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
 GEMMA_IMAGE_TOKENS = dict(boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>")
 
@@ -41,8 +50,8 @@ def padded_rows(vocabulary: int) -> int:
     return (vocabulary // 64 + 1) * 64
 
 
-def add_special_tokens(tokenizer: Any, names: list[str]) -> None:
-    """Declare `names`, which are in the vocabulary, as special tokens, so that merges do not split them."""
+def add_special_tokens(tokenizer: Any, names: Sequence[str]) -> None:
+    """Declare `names` as special tokens, so that merges do not split them; absent ones get the next ids."""
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
 
 
@@ -66,10 +75,27 @@ def random_model(kind: type[PreTrainedModel], config: Any, seed: int) -> PreTrai
     return model.eval()
 
 
-def gemma_tokenizer() -> Any:
-    """Return Gemma's tokenizer of text, with its chat template."""
-    vocabulary, merges = train_pieces(GEMMA_TOKENS)
-    tokenizer = new(GemmaTokenizer, vocab=vocabulary, merges=merges, add_bos_token=True)
-    add_special_tokens(tokenizer, GEMMA_TOKENS)
-    tokenizer.chat_template = templates.GEMMA3
+def gemma_tokenizer(
+    names: Sequence[str] = GEMMA_TOKENS, media: dict[str, str] | None = None, last: Sequence[str] = ()
+) -> Any:
+    """Return Gemma's tokenizer without a chat template.
+
+    Args:
+        names: Special tokens, whose ids come first.
+        media: Attribute -> token of images and sound; the tokens are in `names` or `last`.
+        last: Special tokens whose ids follow the words.
+    """
+    vocabulary, merges = train_pieces(list(names))
+    options = {} if media is None else {"extra_special_tokens": media}
+    tokenizer = new(GemmaTokenizer, vocab=vocabulary, merges=merges, add_bos_token=True, **options)
+    add_special_tokens(tokenizer, [*names, *last])
     return tokenizer
+
+
+def gemma3_processor(side: int, tokens: int, chat_template: str | None = None) -> Gemma3Processor:
+    """Return Gemma 3's processor for images of `side` pixels with `tokens` tokens each."""
+    images = Gemma3ImageProcessor(
+        size={"height": side, "width": side}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
+    )
+    tokenizer = gemma_tokenizer([*GEMMA_TOKENS, *GEMMA_IMAGE_TOKENS.values()], GEMMA_IMAGE_TOKENS)
+    return Gemma3Processor(images, tokenizer, chat_template=chat_template, image_seq_length=tokens)

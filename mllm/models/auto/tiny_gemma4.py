@@ -11,13 +11,11 @@ from transformers import (
     Gemma4ImageProcessor,
     Gemma4Processor,
     Gemma4VideoProcessor,
-    GemmaTokenizer,
     PreTrainedModel,
 )
 
 from mllm.tiny import templates
-from mllm.tiny.parts import TEXT, VISION, add_special_tokens, new, padded_rows, random_model
-from mllm.tiny.vocabulary import train_pieces
+from mllm.tiny.parts import TEXT, VISION, gemma_tokenizer, new, padded_rows, random_model
 
 GEMMA4_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<|turn>", "<turn|>", "<|channel>", "<channel|>"]
 MEDIA_TOKENS = dict(
@@ -53,12 +51,7 @@ AUDIO = dict(
 
 def gemma4(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     """Return Gemma 4 as E2B and E4B: images keep their shape (up to 70 tokens an image), an audio tower."""
-    names = GEMMA4_TOKENS + list(MEDIA_TOKENS.values()) + ["<|video|>"]
-    vocabulary, merges = train_pieces(names)
-    tokenizer = new(
-        GemmaTokenizer, vocab=vocabulary, merges=merges, extra_special_tokens=MEDIA_TOKENS, add_bos_token=True
-    )
-    add_special_tokens(tokenizer, names)
+    tokenizer = gemma_tokenizer([*GEMMA4_TOKENS, *MEDIA_TOKENS.values(), "<|video|>"], MEDIA_TOKENS)
     rows = padded_rows(len(tokenizer))
     config = new(
         Gemma4Config,

@@ -13,21 +13,15 @@ from transformers import (
     SiglipImageProcessor,
 )
 
-from mllm.tiny.parts import TEXT, VISION, add_special_tokens, new, padded_rows, random_model
+from mllm.tiny.parts import GEMMA_TEXT, TEXT, VISION, add_special_tokens, new, padded_rows, random_model
 from mllm.tiny.vocabulary import train_pieces
 
 PALIGEMMA_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<image>"]
-GEMMA2 = dict(
-    model_type="gemma2",
-    query_pre_attn_scalar=32,
-    sliding_window=64,
-    layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-)
 
 
 def paligemma2(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     """Return PaliGemma 2: SigLIP at 112 pixels (64 tokens an image), Gemma 2, no chat template."""
-    return paligemma(seed, {**GEMMA2, **text}, vision)
+    return paligemma(seed, {"model_type": "gemma2", **GEMMA_TEXT, **text}, vision)
 
 
 def paligemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:

@@ -15,23 +15,12 @@ from transformers import (
     Gemma3nForConditionalGeneration,
     Gemma3nProcessor,
     Gemma3nTextConfig,
-    GemmaTokenizer,
     PreTrainedModel,
     SiglipImageProcessor,
 )
 
 from mllm.tiny import templates
-from mllm.tiny.parts import (
-    GEMMA_IMAGE_TOKENS,
-    GEMMA_TOKENS,
-    TEXT,
-    add_special_tokens,
-    gemma_tokenizer,
-    new,
-    padded_rows,
-    random_model,
-)
-from mllm.tiny.vocabulary import train_pieces
+from mllm.tiny.parts import GEMMA_IMAGE_TOKENS, GEMMA_TOKENS, TEXT, gemma_tokenizer, new, padded_rows, random_model
 
 GEMMA3N_TEXT = {
     **TEXT,
@@ -79,6 +68,7 @@ AUDIO = dict(
 def gemma3n(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     """Return Gemma 3n's language model: alternating updates, embeddings for each layer, shared keys, softcaps."""
     tokenizer = gemma_tokenizer()
+    tokenizer.chat_template = templates.GEMMA3
     values = {
         **GEMMA3N_TEXT,
         "vocab_size": padded_rows(len(tokenizer)),
@@ -111,17 +101,9 @@ def gemma3n_deep(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tup
 
 def gemma3n_student(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     """Return Gemma 3n: MobileNet-v5 at 96 pixels, 9 tokens an image, an audio tower, and its language model."""
-    names = GEMMA_TOKENS + list(GEMMA_IMAGE_TOKENS.values())
-    vocabulary, merges = train_pieces(names)
+    names = [*GEMMA_TOKENS, *GEMMA_IMAGE_TOKENS.values()]
     # Audio tokens come last: MedGemma and Gemma 3n share the words before them.
-    tokenizer = new(
-        GemmaTokenizer,
-        vocab=vocabulary,
-        merges=merges,
-        extra_special_tokens=GEMMA_IMAGE_TOKENS | AUDIO_TOKENS,
-        add_bos_token=True,
-    )
-    add_special_tokens(tokenizer, names + list(AUDIO_TOKENS.values()))
+    tokenizer = gemma_tokenizer(names, GEMMA_IMAGE_TOKENS | AUDIO_TOKENS, last=list(AUDIO_TOKENS.values()))
     rows = padded_rows(len(tokenizer))
     blocks = vision.get("blocks", BLOCKS)
     config = new(

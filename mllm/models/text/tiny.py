@@ -13,19 +13,15 @@ from transformers import (
     VaultGemmaForCausalLM,
 )
 
-from mllm.tiny.parts import TEXT, gemma_tokenizer, new, padded_rows, random_model
+from mllm.tiny import templates
+from mllm.tiny.parts import GEMMA_TEXT, gemma_tokenizer, new, padded_rows, random_model
 
 
 def vaultgemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     """Return VaultGemma: Gemma 2 without norms after its layers, pretrained only and without a chat template."""
     tokenizer = gemma_tokenizer()
-    tokenizer.chat_template = None
     values = {
-        **TEXT,
-        "head_dim": 32,
-        "query_pre_attn_scalar": 32,
-        "sliding_window": 64,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        **GEMMA_TEXT,
         "vocab_size": padded_rows(len(tokenizer)),
         **text,
     }
@@ -42,12 +38,9 @@ def vaultgemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple
 def t5gemma(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     """Return T5Gemma: encoder and decoder like Gemma 2, with softcapped attention and logits."""
     tokenizer = gemma_tokenizer()
+    tokenizer.chat_template = templates.GEMMA3
     values = {
-        **TEXT,
-        "head_dim": 32,
-        "query_pre_attn_scalar": 32,
-        "sliding_window": 64,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        **GEMMA_TEXT,
         "vocab_size": padded_rows(len(tokenizer)),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")],

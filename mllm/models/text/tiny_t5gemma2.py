@@ -4,50 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import (
-    Gemma3ImageProcessor,
-    Gemma3Processor,
-    GemmaTokenizer,
-    PreTrainedModel,
-    T5Gemma2Config,
-    T5Gemma2ForConditionalGeneration,
-)
+from transformers import PreTrainedModel, T5Gemma2Config, T5Gemma2ForConditionalGeneration
 
-from mllm.tiny.parts import (
-    GEMMA_IMAGE_TOKENS,
-    GEMMA_TOKENS,
-    TEXT,
-    VISION,
-    add_special_tokens,
-    new,
-    padded_rows,
-    random_model,
-)
-from mllm.tiny.vocabulary import train_pieces
+from mllm.tiny.parts import GEMMA_TEXT, VISION, gemma3_processor, new, padded_rows, random_model
 
 
 def t5gemma2(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     """Return T5Gemma 2: SigLIP at 112 pixels (16 tokens an image) in the encoder, pretrained only, no chat template."""
-    names = GEMMA_TOKENS + list(GEMMA_IMAGE_TOKENS.values())
-    vocabulary, merges = train_pieces(names)
-    tokenizer = new(
-        GemmaTokenizer, vocab=vocabulary, merges=merges, extra_special_tokens=GEMMA_IMAGE_TOKENS, add_bos_token=True
-    )
-    add_special_tokens(tokenizer, names)
+    tower = {"model_type": "siglip_vision_model", **VISION, "image_size": 112, "vision_use_head": False, **vision}
+    tokens = (tower["image_size"] // tower["patch_size"] // 2) ** 2
+    processor = gemma3_processor(tower["image_size"], tokens)
+    tokenizer: Any = processor.tokenizer
     values = {
-        **TEXT,
-        "head_dim": 32,
-        "query_pre_attn_scalar": 32,
-        "sliding_window": 64,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        **GEMMA_TEXT,
         "vocab_size": padded_rows(len(tokenizer)),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         **text,
     }
-    tower = {"model_type": "siglip_vision_model", **VISION, "image_size": 112, "vision_use_head": False, **vision}
-    side, tokens = tower["image_size"], (tower["image_size"] // tower["patch_size"] // 2) ** 2
     ids = dict(
         boi_token_index=tokenizer.boi_token_id,
         eoi_token_index=tokenizer.eoi_token_id,
@@ -61,8 +36,4 @@ def t5gemma2(seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[P
         image_token_index=tokenizer.image_token_id,
         **{name: values[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
     )
-    images = Gemma3ImageProcessor(
-        size={"height": side, "width": side}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
-    )
-    processor = Gemma3Processor(images, tokenizer, image_seq_length=tokens)
     return random_model(T5Gemma2ForConditionalGeneration, config, seed), processor
