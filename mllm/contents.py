@@ -13,6 +13,13 @@ from mllm.structures import UNITS, Answer, Sample
 Content = Literal["text", "box", "mask", "measures", "number", "objects", "instances"]
 """Part of an answer: a text, a box, a mask, a measure with a value (in a field, or stated in the text), a text that is
 a number, boxes (as marks, or listed in the text), or boxes by identity in JSON."""
+_STATED = {
+    name: re.compile(
+        rf"(?<!\w){name}\s*(?:[:=]|is|of|was)?\s*([-+\u2212]?\d+(?:\.\d+)?)\s?{re.escape(unit)}(?![\w/])"
+    )
+    for name, unit in UNITS.items()
+}
+"""Patterns of measures with their value and unit in a text, by name."""
 
 
 def reference_of(sample: Sample) -> Answer:
@@ -59,10 +66,5 @@ def stated_measures(text: str) -> dict[str, float]:
 
     A range (`EF 50-60 %`), a bound (`EF < 40 %`) or a value in another unit (`EDV 60 mL/m2`) states no measure.
     """
-    stated: dict[str, float] = {}
-    for name, unit in UNITS.items():
-        pattern = rf"(?<!\w){name}\s*(?:[:=]|is|of|was)?\s*([-+\u2212]?\d+(?:\.\d+)?)\s?{re.escape(unit)}(?![\w/])"
-        match = re.search(pattern, text)
-        if match:
-            stated[name] = float(match[1].replace("\u2212", "-"))
-    return stated
+    matches = ((name, pattern.search(text)) for name, pattern in _STATED.items() if name in text)
+    return {name: float(match[1].replace("\u2212", "-")) for name, match in matches if match}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, TypeAlias
 
 from PIL import Image
@@ -23,6 +25,9 @@ _SELECTING = ("frames", "page", "slice")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ORIENTED = (b"Raw profile type ", b"XML:com.adobe.xmp")
 """Keywords of texts in a PNG that may have an orientation."""
+_KEYWORD = max(map(len, _ORIENTED))
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+"""Types of the chunks of texts in a PNG."""
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 """EXIF tag of the orientation, and its values that exchange width and height."""
 
@@ -93,6 +98,13 @@ class UndecodedImage(Image.Image):
         return sorted(self._path.iterdir()) if self._path.is_dir() else [self._path]
 
     @property
+    def size_in_bytes(self) -> int:
+        """Return the size of the files of the image together, in bytes."""
+        if isinstance(self._path, Path) and not S_ISDIR((state := self._path.stat()).st_mode):
+            return state.st_size
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
     @override
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
@@ -140,20 +152,20 @@ def _size_of_png(path: Path) -> tuple[int, int] | None:
 
     None: the file is no PNG, or Pillow must decide.
     """
-    with path.open("rb") as file:
-        start = file.read(24)  # signature, and the first chunk: length, IHDR, width and height
+    file = os.open(path, os.O_RDONLY)  # without a buffer, which would read 8 KiB of pixels for each chunk
+    try:
+        start = os.pread(file, 24, 0)  # signature, and the first chunk: length, IHDR, width and height
         if not start.startswith(_PNG_SIGNATURE) or start[12:16] != b"IHDR":
             return None
         width, height = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
         if not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0):
             return None
-        file.seek(len(_PNG_SIGNATURE))
-        while len(header := file.read(8)) == 8:
-            length, kind = int.from_bytes(header[:4], "big"), header[4:]
-            if kind == b"eXIf":
+        position, kind = len(_PNG_SIGNATURE), b""
+        while kind != b"IEND" and len(chunk := os.pread(file, 8 + _KEYWORD, position)) >= 8:
+            length, kind, data = int.from_bytes(chunk[:4], "big"), chunk[4:8], chunk[8:]
+            if kind == b"eXIf" or (kind in _TEXTS and data[:length].startswith(_ORIENTED)):
                 return None
-            end = file.tell() + length + 4
-            if kind in (b"tEXt", b"zTXt", b"iTXt") and file.read(min(length, 17)).startswith(_ORIENTED):
-                return None
-            file.seek(end)
+            position += length + 12
+    finally:
+        os.close(file)
     return width, height
