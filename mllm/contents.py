@@ -14,9 +14,7 @@ Content = Literal["text", "box", "mask", "measures", "number", "objects", "insta
 """Part of an answer: a text, a box, a mask, a measure with a value (in a field, or stated in the text), a text that is
 a number, boxes (as marks, or listed in the text), or boxes by identity in JSON."""
 _STATED = {
-    name: re.compile(
-        rf"(?<!\w){name}\s*(?:[:=]|is|of|was)?\s*([-+\u2212]?\d+(?:\.\d+)?)\s?{re.escape(unit)}(?![\w/])"
-    )
+    name: re.compile(rf"(?<!\w){name}\s*(?:[:=]|is|of|was)?\s*([-+\u2212]?\d+(?:\.\d+)?)\s?{re.escape(unit)}(?![\w/])")
     for name, unit in UNITS.items()
 }
 """Patterns of measures with their value and unit in a text, by name."""

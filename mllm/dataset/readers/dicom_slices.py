@@ -13,6 +13,7 @@ import numpy as np
 from mllm.dataset.readers.dicom import frame_header, pixel_sides
 from mllm.dataset.readers.dicom_frames import count_frames, read_header
 from mllm.dataset.readers.faults import unusable
+from mllm.dataset.readers.guarded import report_progress
 from mllm.dataset.readers.header_fields import SERIES_TAGS, warn_of_text
 from mllm.dataset.readers.volumes import LPS_TO_RAS, Orientation
 
@@ -103,6 +104,7 @@ def _read_stack(path: Path, files: tuple[Path, ...], states: tuple[tuple[int, in
     series: set[str] = set()
     for file in files:
         header = read_header(file, SERIES_TAGS)
+        report_progress()
         series.add(str(header.get("SeriesInstanceUID")))
         slices += _frames(header, file)
     if len(series) > 1:

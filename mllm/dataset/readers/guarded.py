@@ -20,7 +20,7 @@ from mllm.errors import UserError
 from mllm.literal_text import literal_text
 
 SECONDS = 30.0
-"""Limit of the time of one result."""
+"""Limit of the time without a result or a call of `report_progress`."""
 _BYTES = 8 << 30
 """Limit of the address space of the guarded process."""
 _RESULT_BYTES = 4 << 30
@@ -31,6 +31,8 @@ _ERRORS = (
     *(SyntaxError, TypeError, ValueError),
 )
 _processes: dict[int, GuardedProcess] = {}
+_to_caller: Connection | None = None
+"""Pipe to the caller, in a guarded process."""
 
 
 class GuardedError(Exception):
@@ -90,6 +92,8 @@ class GuardedProcess:
                 raise GuardedError(f"its selected images have more than {_RESULT_BYTES >> 30} GiB: select fewer")
             if kind == "end":
                 return results
+            if kind == "progress":
+                continue
             if kind == "notice":
                 notices.warn_once(*value)
             elif kind == "refused":
@@ -139,6 +143,16 @@ def call_guarded(function: str, *arguments: Any) -> list[Any]:
     return process.call(function, *arguments)
 
 
+def report_progress() -> None:
+    """Start the time limit again, if this process is guarded.
+
+    Functions call it after each frame of a video and each file of a series, whose total time has no limit: their number
+    is limited by the size of the files.
+    """
+    if _to_caller is not None:
+        _to_caller.send(("progress", None))
+
+
 def is_installed(package: str) -> bool:
     """Return True for an installed package, without importing it into this process."""
     try:
@@ -156,10 +170,11 @@ def serve(file: int, size: int) -> None:
     """
     import resource
 
+    global _to_caller
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (size if hard < 0 else min(size, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pipe = Connection(file)
+    pipe = _to_caller = Connection(file)
     notices.receivers.append(lambda *notice: pipe.send(("notice", notice)))
     pipe.send(("ready", None))
     while True:

@@ -17,7 +17,7 @@ from mllm.dataset.readers.dicom_gray import apply_voi, default_range, drop_impos
 from mllm.dataset.readers.dicom_slices import Stack, read_stack
 from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.gray import Choice, choose, percentile_range
-from mllm.dataset.readers.guarded import call_guarded
+from mllm.dataset.readers.guarded import call_guarded, report_progress
 from mllm.dataset.readers.volumes import CHEAP_BYTES, MAX_VOXELS, find_axis, plane_images, plane_of
 from mllm.dataset.readers.windows import Limits, Window, Windowing, find_window
 from mllm.registry import READERS
@@ -116,6 +116,7 @@ def _volume(stack: Stack, windowing: Windowing) -> np.ndarray:
     volume = np.empty(stack.shape, np.float32)
     for number in range(len(stack.slices)):
         volume[:, :, number] = _values(stack, number, windowing).T
+        report_progress()
     return volume
 
 

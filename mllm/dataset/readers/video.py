@@ -12,7 +12,7 @@ from PIL import Image
 
 from mllm.dataset.readers.geometry import check_pixels
 from mllm.dataset.readers.gray import Choice, choose
-from mllm.dataset.readers.guarded import call_guarded, is_installed
+from mllm.dataset.readers.guarded import call_guarded, is_installed, report_progress
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
 
@@ -108,6 +108,7 @@ def _read_timeline(path: Path) -> _Timeline | None:
             if packet.size == 0 or packet.pts is None or packet.is_discard or packet.is_corrupt:
                 return None
             times.append(packet.pts)
+            report_progress()
             if packet.is_keyframe:
                 keys.append(packet.pts)
     is_complete = bool(keys) and len(set(times)) == len(times) and min(keys) == min(times)
@@ -126,6 +127,7 @@ def _seek_and_decode(path: Path, timeline: _Timeline, indices: Sequence[int]) ->
             container.seek(timeline.times[key], stream=stream, backward=True, any_frame=False)
             expected = None
             for frame in container.decode(stream):
+                report_progress()
                 number = numbers.get(frame.pts)
                 if number is None or number > remaining[0] or number > (key if expected is None else expected):
                     return None
@@ -148,6 +150,7 @@ def _decode(path: Path) -> Iterator[VideoFrame]:
     with _open(path) as container:
         stream = container.streams.video[0]
         for packet in container.demux(stream):
+            report_progress()
             # A decoder fills the missing part of a frame with gray; None flushes the complete frames.
             yield from stream.codec_context.decode(None if packet.is_corrupt else packet)
             if packet.is_corrupt:

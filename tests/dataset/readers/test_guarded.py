@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -39,6 +41,24 @@ def test_a_process_that_aborts_or_never_answers_is_replaced():
         with pytest.raises(GuardedError, match="TypeError"):
             process.call("itertools:repeat")
         assert process.call("itertools:repeat", "x", 1) == ["x"]
+    finally:
+        process.stop()
+
+
+def parts_of_a_long_video(seconds: float, count: int) -> Iterator[str]:
+    """Yield one result after `count` parts of the work, each of which takes `seconds`."""
+    for _ in range(count):
+        time.sleep(seconds)
+        guarded.report_progress()
+    yield "x"
+
+
+def test_the_limit_of_time_is_that_of_a_part_of_the_work():
+    process = GuardedProcess(seconds=60.0)
+    try:
+        process.call(f"{__name__}:parts_of_a_long_video", 0.0, 1)  # imports this module
+        process._seconds = 1.0
+        assert process.call(f"{__name__}:parts_of_a_long_video", 0.2, 6) == ["x"]
     finally:
         process.stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from multiprocessing.connection import Pipe
 
 import numpy as np
 import pydicom
@@ -11,7 +12,7 @@ from medical_files import write_dicom, write_nifti
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from mllm.dataset.readers import notices, read_images
+from mllm.dataset.readers import guarded, notices, read_images
 from mllm.dataset.single_image_dataset.vqa import VQADataset
 from mllm.errors import ConfigError, DataError
 from mllm.report.data.facts import row_key
@@ -232,3 +233,15 @@ def test_a_large_reformatted_series_is_read_in_the_guarded_process(tmp_path, vox
     expected = pictures(tmp_path / "ct", axis="coronal")
     monkeypatch.setattr("mllm.dataset.readers.series.CHEAP_BYTES", 10)
     assert np.array_equal(pictures(tmp_path / "ct", axis="coronal"), expected)
+
+
+def test_each_slice_of_a_reformatted_series_starts_the_time_limit_again(tmp_path, voxels, monkeypatch):
+    write_series(tmp_path / "ct", voxels)
+    caller, process = Pipe()
+    monkeypatch.setattr(guarded, "_to_caller", process)
+    pictures(tmp_path / "ct", axis="coronal")
+    count = 0
+    while caller.poll():
+        assert caller.recv() == ("progress", None)
+        count += 1
+    assert count == 2 * SHAPE[2]  # its header, and its pixels

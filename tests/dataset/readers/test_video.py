@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from multiprocessing.connection import Pipe
+
 import av
 import numpy as np
 import pytest
 from medical_files import write_avi
 
-from mllm.dataset.readers import read_images, video
+from mllm.dataset.readers import guarded, read_images, video
 from mllm.errors import ConfigError, DataError
 
 COUNT = 45
@@ -79,6 +81,18 @@ def test_files_that_are_not_decoded_from_the_beginning(folder, monkeypatch):
     monkeypatch.setattr(video, "_decode", refuse)
     for name in ("mjpeg.avi", "mpeg4.avi", "mpeg4_b.mp4", "ffv1.avi", "h264.mp4", "h264_open.mkv"):
         assert [number_of(image) for image in video.selected_frames(folder / name, 40)] == [40]
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.avi", "vp9.mkv"])
+def test_each_decoded_frame_starts_the_time_limit_again(folder, name, monkeypatch):
+    caller, process = Pipe()
+    monkeypatch.setattr(guarded, "_to_caller", process)
+    list(video.selected_frames(folder / name, "all"))
+    count = 0
+    while caller.poll():
+        assert caller.recv() == ("progress", None)
+        count += 1
+    assert count >= 2 * COUNT  # frames are counted first, then decoded
 
 
 def test_the_count_in_the_header_is_ignored(folder, tmp_path):
