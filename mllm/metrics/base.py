@@ -69,6 +69,11 @@ class StreamingMetric(ABC):
             if find_spec(package) is None:
                 raise ConfigError(f"a metric needs the package {package}: run pip install -e '.[evaluation]'")
 
+    @classmethod
+    def has_interval(cls, figure: str) -> bool:
+        """Return True if a figure of the metric has a 95 % interval."""
+        return not cls.intervals or figure in cls.intervals
+
     @abstractmethod
     def add(self, prediction: Answer, reference: Answer) -> None:
         """Read the answer to one sample."""

@@ -63,7 +63,7 @@ class Series:
         figures: Figures = {}
         for name, value in point.items():
             figures[name] = float(value[0])
-            if not metric.intervals or name in metric.intervals:
+            if metric.has_interval(name):
                 limits = interval(np.concatenate([chunk[name] for chunk in drawn]))
                 figures[f"{name}_ci_low"], figures[f"{name}_ci_high"] = limits
         return figures | metric.counts()
@@ -92,9 +92,11 @@ class Scorer:
             if task is not None and task not in tasks:
                 continue
             series = self._series[name]
-            series.setdefault(task, Series(entry)).add(prediction, reference)
-            key = name, task
-            self._scored[key] = self._scored.get(key, 0) + (_needed(entry) is None or _needed(entry) in contents)
+            if task not in series:
+                series[task] = Series(entry)
+            series[task].add(prediction, reference)
+            key, content = (name, task), _needed(entry)
+            self._scored[key] = self._scored.get(key, 0) + (content is None or content in contents)
 
     def series(self) -> dict[str, Series]:
         """Return the series of each metric; those of several tasks are named `METRIC/TASK`."""

@@ -159,7 +159,7 @@ def _differences(title: str, series: Sequence[Series]) -> list[Difference]:
         return _without_weights(title, series)
     chunks = [[metric.figures(weights) for metric in metrics] for weights in resampled_weights(groups, RESAMPLES)]
     rows = []
-    for figure in metrics[0].intervals or points[0]:  # others, such as chance, do not depend on the answers
+    for figure in filter(metrics[0].has_interval, points[0]):  # others, such as chance, depend on no answer
         values = [point[figure] for point in points]
         drawn = [np.concatenate([chunk[i][figure] for chunk in chunks]) for i in range(len(series))]
         rows.append(

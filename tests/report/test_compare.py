@@ -74,6 +74,16 @@ def test_equal_runs_differ_by_zero_and_only_common_samples_count(
     assert {row.metric for row in result.rows} == {"accuracy", "f1"}
 
 
+def test_a_metric_has_the_rows_of_the_figures_that_its_references_define(tmp_path: Path) -> None:
+    """The F1 of yes is a figure of `short_answer` only if all references are yes or no."""
+    for name, references, figures in (
+        ("binary", REFERENCES, ["accuracy", "f1"]),
+        ("open", ["left lung", "right lung"] * 30, ["accuracy"]),
+    ):
+        run = write_run(tmp_path / name, references, references)
+        assert [row.figure for row in compare([run, run], ["short_answer"]).rows] == figures
+
+
 def test_runs_that_cannot_be_compared_are_refused_in_one_sentence(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", REFERENCES)
     other = write_run(tmp_path / "b", REFERENCES)
