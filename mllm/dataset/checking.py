@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from tqdm import tqdm
 
 from mllm.dataset.answer_counts import AnswerCounts
 from mllm.dataset.base import SampleDataset
@@ -17,14 +16,13 @@ from mllm.dataset.echo.plausibility import ImplausibleMeasures
 from mllm.dataset.mark_forms import MarkForms
 from mllm.dataset.measure_tables import measure_table
 from mllm.dataset.patients import Patients, check_leakage
+from mllm.dataset.progress import with_progress
 from mllm.errors import ROW_ADVICE, UserError, advised
 from mllm.private_messages import PublicText, error_of, in_row, in_split, is_private, sentence_of
 from mllm.structures import Failure
 
 logger = logging.getLogger(__name__)
 
-_MANY = 20_000
-"""Number of rows from which a progress bar is shown."""
 DECODED = 16
 """Number of rows of a split whose images are decoded."""
 
@@ -99,8 +97,10 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
     report, patients, content = SplitReport(), Patients(), ContentDigest()
     forms: dict[int, MarkForms] = {}
     measures = ImplausibleMeasures(name)
-    rows, step = 0, -(-len(dataset) // DECODED)
-    for rows, (source, index) in enumerate(_with_progress(name, dataset), start=1):  # noqa: B007
+    total = sum(1 for _ in dataset.rows())  # not `len(dataset)`, the number of draws of a MixedDataset
+    rows, step = 0, -(-total // DECODED)
+    sources = with_progress(dataset.rows(), f"checking the rows of {name}", total)
+    for rows, (source, index) in enumerate(sources, start=1):  # noqa: B007
         with in_row(name, rows - 1):
             try:
                 sample = source.inspect(index)
@@ -135,9 +135,3 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
             end = "" if is_private() else hint
             logger.warning("%s", PublicText(f"{where}: no row of {name} has a patient{end}"))
     return report, patients
-
-
-def _with_progress(name: str, dataset: SampleDataset) -> Iterator[tuple[SampleDataset, int]]:
-    """Return the rows of a split, with a progress bar if there are many."""
-    total = len(dataset)
-    return iter(tqdm(dataset.rows(), f"checking the rows of {name}", total, disable=total < _MANY or None, leave=False))

@@ -9,12 +9,12 @@ from itertools import chain
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 from typing_extensions import override
 
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.indices import choose_rows, from_zero
 from mllm.dataset.patients import Patients
+from mllm.dataset.progress import with_progress
 from mllm.errors import ConfigError, DataError
 from mllm.private_messages import in_row
 from mllm.registry import DATASETS
@@ -22,8 +22,6 @@ from mllm.structures import Sample
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-_MANY = 100_000
-"""Number of rows from which a progress bar is shown."""
 
 
 class _Combined(SampleDataset):
@@ -232,7 +230,7 @@ class PatientSplit(_Selection):
         bounds, number = np.cumsum(fractions), SPLITS.index(split)
         bounds[int(np.flatnonzero(fractions)[-1]) :] = 1.0
         indices, patients = list[int](), Patients()
-        for index in _with_progress(range(len(dataset)), "reading patients"):
+        for index in with_progress(range(len(dataset)), "reading patients"):
             try:
                 group = dataset.group(index)
             except DataError:
@@ -266,10 +264,6 @@ def _leaf(dataset: SampleDataset, index: int) -> tuple[SampleDataset, int]:
     while isinstance(dataset, _Combined):
         dataset, index = dataset.locate(index, 0)
     return dataset, index
-
-
-def _with_progress(items: range, description: str) -> Iterator[int]:
-    return iter(tqdm(items, desc=description, disable=len(items) < _MANY, leave=False))
 
 
 def _non_empty(datasets: Sequence[SampleDataset]) -> list[SampleDataset]:

@@ -18,6 +18,7 @@ from mllm.dataset.base import ImageTextDataset, RecordDataset
 from mllm.dataset.builder import build_dataset, open_datasets
 from mllm.dataset.checking import check_splits
 from mllm.dataset.mixing import ConcatDataset, MixedDataset, PatientSplit
+from mllm.dataset.readers import read_images
 from mllm.dataset.single_image_dataset.caption import CaptionDataset
 from mllm.dataset.single_image_dataset.grounding import RECDataset
 from mllm.dataset.single_image_dataset.pointing import Point_QA_local
@@ -176,6 +177,16 @@ def test_images_of_some_rows_are_decoded(write, tmp_path):
     rows[8] = {**VQA, "image": "b.png"}
     with pytest.raises(DataError, match=r"line 9: .*b\.png is truncated or damaged"):
         check_splits({"train": VQADataset(write(*rows))})
+
+
+@pytest.mark.parametrize("size", [3, 500])
+def test_the_number_of_decoded_images_does_not_depend_on_the_size_of_a_mixture(write, monkeypatch, size):
+    decoded = []
+    monkeypatch.setattr(
+        "mllm.dataset.base.read_images", lambda path, **options: decoded.append(path) or read_images(path, **options)
+    )
+    check_splits({"train": MixedDataset([VQADataset(write(*[VQA] * 40))], [1.0], size=size)})
+    assert len(decoded) == 14  # every third row
 
 
 def test_boxes_are_compared_with_the_size_in_the_header_of_the_file(write, tmp_path, monkeypatch):

@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tqdm import tqdm
-
 from mllm.dataset.annotations.objects import AnnotatedImage, Annotations, EmptyBoxes, LabeledBox, empty_box_error
+from mllm.dataset.progress import with_progress
 from mllm.errors import DataError, hint
 
-_MANY = 2000
-"""Number of files from which a progress bar is shown."""
 IMAGES = "JPEGImages"
 """Folder of the images."""
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -38,8 +35,7 @@ def read_voc(root: Path, split: str | None, empty_boxes: EmptyBoxes = "refuse") 
     """
     dropped = 0
     images = []
-    names = _names(root, split)
-    for name, location in tqdm(names, "reading annotations", disable=len(names) < _MANY or None, leave=False):
+    for name, location in with_progress(_names(root, split), "reading annotations"):
         file = root / "Annotations" / f"{name}.xml"
         try:
             image, objects, empty = _read(file, name)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from mllm.dataset.phantoms.echo import Echo, Probe
 from mllm.dataset.phantoms.heart import VIEWS, Heart, draw_heart
 from mllm.dataset.phantoms.writers import write_avi, write_mhd, write_nifti
+from mllm.dataset.progress import with_progress
 from mllm.files import replaced_file, write_text
 
 FILE_LIST = ("FileName", "EF", "ESV", "EDV", "FrameHeight", "FrameWidth", "FPS", "NumberOfFrames", "Split")
@@ -25,8 +25,6 @@ TRACINGS = ("FileName", "X1", "Y1", "X2", "Y2", "Frame")
 """Columns of `VolumeTracings.csv` of EchoNet-Dynamic."""
 Seed = int | Sequence[int]
 _FPS = 30
-_PROGRESS_FROM = 64
-"""Minimum number of patients for a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,7 @@ def _numbered(splits: Mapping[str, int], seed: Seed) -> Iterator[tuple[int, str,
     """Yield the number, split and random generator of each patient."""
     names = [split for split, count in splits.items() for _ in range(count)]
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
-    for number, split in enumerate(tqdm(names, desc="drawing echocardiograms", disable=len(names) < _PROGRESS_FROM)):
+    for number, split in enumerate(with_progress(names, "drawing echocardiograms")):
         yield number, split, np.random.default_rng((*seeds, number))
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 from typing_extensions import override
 
 from mllm.dataset import templates
+from mllm.dataset.progress import with_progress
 from mllm.dataset.public.official import Ids, field, official_file, official_split, official_table, rows_of
 from mllm.dataset.public.report_text import last_paragraph, sections
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
@@ -41,8 +41,6 @@ LABELS = (
 SPLITS = ("train", "validate", "test")
 FRONTAL = ("AP", "PA")
 _SUFFIXES = (".jpg", ".dcm")
-_MANY = 2000
-"""Number of reports from which a progress bar is shown."""
 Views = Literal["frontal", "all"]
 
 
@@ -138,7 +136,7 @@ class MIMICCXRDataset(GroundingDataset):
     def open_records(self, path: Path) -> Records:
         rows, places = [], []
         chosen = studies(path, self.official, self.views).values()
-        for study in tqdm(chosen, "reading reports", disable=len(chosen) < _MANY or None, leave=False):
+        for study in with_progress(chosen, "reading reports"):
             images = image_paths(path, study)
             row: dict[str, Any] = {"image": images if self.images == "all" else images[:1], "patient": study.patient}
             file = self.reports / f"{study.folder}.txt"

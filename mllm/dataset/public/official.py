@@ -6,13 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from mllm.dataset.progress import with_progress
 from mllm.dataset.tables.records import Records
 from mllm.errors import ConfigError, DataError, hint
-
-_MANY = 20_000
-"""Number of rows from which a progress bar is shown."""
 
 
 def official_file(root: Path, names: Sequence[str], contents: str) -> Path:
@@ -74,10 +70,8 @@ class Ids:
 
 
 def rows_of(records: Records) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield index and row of a table, with a progress bar if it is long."""
-    indices = tqdm(
-        range(len(records)), f"reading {records.path.name}", disable=len(records) < _MANY or None, leave=False
-    )
+    """Yield index and row of a table, with a progress bar."""
+    indices = with_progress(range(len(records)), f"reading {records.path.name}")
     return ((index, records[index]) for index in indices)
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 from typing_extensions import override
 
+from mllm.dataset.progress import with_progress
 from mllm.dataset.single_image_dataset.text_rows import TextDataset
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.text_filters import TextFilters
@@ -78,7 +78,7 @@ class TextQADataset(TextDataset):
 
     def _filtered(self, filters: TextFilters) -> Sequence[int]:
         """Return the indices of the rows that pass the filters; an unreadable row passes and raises when it is used."""
-        rows = tqdm(range(len(self.records)), desc="filtering", unit="row", disable=None, leave=False)
+        rows = with_progress(range(len(self.records)), "filtering")
         indices = filters.select(self._turns_or_error(index) for index in rows)
         logger.info("%s: %s", self.records.path, filters.report)
         if not indices:

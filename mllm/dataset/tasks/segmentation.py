@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 from typing_extensions import override
 
 from mllm.dataset import templates
 from mllm.dataset.image_files import check_image_folder
 from mllm.dataset.patient_names import PatientNames
+from mllm.dataset.progress import with_progress
 from mllm.dataset.single_image_dataset.grounding import NONE, GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.errors import ConfigError, DataError
@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 _LABEL_MODES = ("1", "L", "P", "I", "I;16")
 """Modes of Pillow whose pixels are integers: the labels of a mask."""
 _MASK_SUFFIXES = (".png", ".gif", ".tif", ".tiff", ".bmp")
-_MANY = 200
-"""Number of masks from which a progress bar is shown."""
 
 
 @DATASETS.register_module()
@@ -90,8 +88,7 @@ class SegmentationDataset(GroundingDataset):
         if isinstance(self.labels, Mapping):
             self._check_values([int(value) for value in self.labels])
         if not self.absent:
-            with_progress = tqdm(rows, "reading masks", disable=len(rows) < _MANY or None, leave=False)
-            rows = [row for row in with_progress if "error" in row or self._mask(row).any()]
+            rows = [row for row in with_progress(rows, "reading masks") if "error" in row or self._mask(row).any()]
         return ListedRecords(path, rows, [str(path / row["image"]) for row in rows])
 
     def _check_values(self, values: Sequence[int]) -> None:
@@ -101,7 +98,7 @@ class SegmentationDataset(GroundingDataset):
             ConfigError: No mask has any of the values.
         """
         missing, present = set(values), set[int]()
-        for mask in tqdm(self._masks(), "reading masks", disable=None, leave=False, delay=2):
+        for mask in with_progress(self._masks(), "reading masks"):
             try:
                 found = np.unique(read_labels(mask)).tolist()
             except DataError:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
-from tqdm import tqdm
 from typing_extensions import override
 
 from mllm.dataset.echo.camus_files import Release
@@ -27,6 +26,7 @@ from mllm.dataset.echo.left_ventricle import METHOD, biplane_measures
 from mllm.dataset.echo.planes import to_square_pixels
 from mllm.dataset.indices import choose_rows, from_zero
 from mllm.dataset.phantoms.echo_folders import write_camus
+from mllm.dataset.progress import with_progress
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 
@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 CHAMBERS = {"4CH": ("4CH",), "2CH": ("2CH",), "both": ("4CH", "2CH")}
 """Value of the option `chambers` -> chamber views."""
 SPLITS = ("training", "validation", "testing")
-_MANY = 40
-"""Number of patients from which a progress bar is shown."""
 _STARTS = 1000
 """Number of possible first patients of a miniature, so that two miniatures rarely share a patient."""
 
@@ -92,8 +90,8 @@ class CamusDataset(CineDataset):
         names = self.release.names(self.split)
         chosen = choose_rows(len(names), size, self.seed)
         self.dropped[f"beyond size={size}"] = len(names) - len(chosen)
-        with_progress = tqdm(chosen, desc="reading patients of CAMUS", disable=len(chosen) < _MANY, leave=False)
-        patients = [self._read_patient(names[index], index + 1) for index in with_progress]
+        indices = with_progress(chosen, "reading patients of CAMUS")
+        patients = [self._read_patient(names[index], index + 1) for index in indices]
         self.patients = [patient for patient in patients if not all(map(math.isnan, patient.measures.values()))]
         self.dropped["without a known measure"] = len(patients) - len(self.patients)
         if not self.patients:
