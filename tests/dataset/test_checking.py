@@ -25,6 +25,8 @@ from mllm.dataset.single_image_dataset.pointing import Point_QA_local
 from mllm.dataset.single_image_dataset.text_qa import TextQADataset
 from mllm.dataset.single_image_dataset.translation import TranslationDataset
 from mllm.dataset.single_image_dataset.vqa import VQADataset
+from mllm.dataset.tasks.annotated import DetectionDataset
+from mllm.dataset.tasks.segmentation import SegmentationDataset
 from mllm.errors import DataError
 from mllm.registry import DATASETS
 from mllm.structures import Sample, Turn
@@ -177,6 +179,29 @@ def test_images_of_some_rows_are_decoded(write, tmp_path):
     rows[8] = {**VQA, "image": "b.png"}
     with pytest.raises(DataError, match=r"line 9: .*b\.png is truncated or damaged"):
         check_splits({"train": VQADataset(write(*rows))})
+
+
+@pytest.mark.parametrize("kind", ["coco", "masks"])
+def test_boxes_whose_form_is_known_may_all_be_in_the_upper_left_quarter(tmp_path, kind):
+    """COCO has one form of boxes, and the box of a mask is computed, as that of the liver in axial slices."""
+    corners = [(number, number, number + 8, number + 8) for number in range(12)]
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "images").mkdir()
+    for number, (x1, y1, x2, y2) in enumerate(corners):
+        Image.new("RGB", (64, 64)).save(tmp_path / "images" / f"{number}.png")
+        mask = np.zeros((64, 64), np.uint8)
+        mask[y1:y2, x1:x2] = 255
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{number}.png")
+    if kind == "masks":
+        dataset = SegmentationDataset(tmp_path / "images", tmp_path / "masks", labels="liver")
+    else:
+        images = [{"id": number, "file_name": f"{number}.png"} for number in range(12)]
+        objects = [{"image_id": n, "category_id": 1, "bbox": [x, y, 8, 8]} for n, (x, y, _, _) in enumerate(corners)]
+        data = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "liver"}]}
+        (tmp_path / "coco.json").write_text(json.dumps(data))
+        dataset = DetectionDataset(tmp_path / "coco.json", tmp_path / "images")
+    assert dataset.sample(3).marks[0].box == corners[3]
+    check_splits({"train": dataset})
 
 
 @pytest.mark.parametrize("size", [3, 500])

@@ -77,6 +77,11 @@ class AnnotatedDataset(GroundingDataset):
             locations += [image.location] * len(image_rows)
         return ListedRecords(path, rows, locations)
 
+    @property
+    @override
+    def assumes_corners(self) -> bool:  # type: ignore[override]
+        return self.annotations is None and super().assumes_corners  # VOC and COCO have one form
+
     @abstractmethod
     def rows_of(self, image: AnnotatedImage) -> list[dict[str, Any]]:
         """Return the rows of an annotated image."""

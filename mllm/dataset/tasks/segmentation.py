@@ -50,6 +50,7 @@ class SegmentationDataset(GroundingDataset):
 
     required: ClassVar[tuple[str, ...]] = ("image", "mask", "label")
     default_templates = templates.SEGMENTATION
+    assumes_corners = False  # boxes are computed from masks
 
     def __init__(
         self,
