@@ -65,6 +65,7 @@ def score_options(
     answers: list[Answer] = []
     with (
         evaluating(bundle.model),
+        bundle.model.computing(),
         tqdm(total=total, desc="options", disable=None if progress else True) as bar,  # None: off without a terminal
     ):
         for sample in samples:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from mllm.config.defaults import make_model_args
+from mllm.config.hardware import Hardware
 from mllm.engine.evaluation import evaluate_split
 from mllm.engine.option_scores import candidates_of, score_options
 from mllm.errors import ConfigError, DataError
 from mllm.metrics.classification import Accuracy
 from mllm.metrics.probabilities import AUROC
+from mllm.models.builder.builder import load_pretrained
 from mllm.structures import Sample, Turn
 
 CHOICES = ["yes", "no", "left lung"]
+CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
 
 
 def log_likelihood(bundle, sample, text):
@@ -38,6 +44,16 @@ def test_probabilities_are_the_softmax_of_the_likelihoods(make_bundle, rows):
         assert answer.text == CHOICES[int(expected.argmax())]
     whole = score_options(bundle, samples[:1], choices=CHOICES, batch_size=8, progress=False)[0]
     assert list(whole.scores.values()) == pytest.approx(list(answers[0].scores.values()), abs=1e-5)
+
+
+def test_weights_in_bf16_between_trained_ones_in_fp32_are_scored(tiny_medgemma):
+    args = make_model_args("medgemma", model_name_or_path=str(tiny_medgemma), trainable={"language": {"last_layers": 1}})
+    sample = Sample([Turn("user", "Clear?"), Turn("assistant", "yes")])
+    exact, rounded = (
+        score_options(load_pretrained(args, hardware), [sample], choices=CHOICES, progress=False)[0].scores
+        for hardware in (CPU, replace(CPU, precision="bf16"))
+    )
+    assert list(rounded.values()) == pytest.approx(list(exact.values()), abs=0.05)
 
 
 def test_letters_of_a_question_are_scored(make_bundle):
