@@ -29,8 +29,10 @@ class ClassMetric(StreamingMetric):
     def __init__(self) -> None:
         self._classes: dict[str, int] = {}
         self._targets = array("q")
-        self._texts: dict[str | None, int] = {}
+        self._texts: dict[tuple[str | None, bool], int] = {}
+        """Text of an answer, or of the option that it names (True), to its number."""
         self._answers = array("q")
+        self._stated: list[str | None] | None = None
 
     def add(self, prediction: Answer, reference: Answer) -> None:
         """Read the answer to one sample."""
@@ -42,7 +44,8 @@ class ClassMetric(StreamingMetric):
         if letter is not None:
             chosen = parse_option(prediction.text, options)
             text = None if chosen is None else normalize(options[chosen])
-        self._answers.append(self._texts.setdefault(text, len(self._texts)))
+        self._answers.append(self._texts.setdefault((text, letter is not None), len(self._texts)))
+        self._stated = None
 
     @property
     def targets(self) -> np.ndarray:
@@ -51,14 +54,15 @@ class ClassMetric(StreamingMetric):
 
     def predictions(self) -> np.ndarray:
         """Return the number of the class of each answer, [N]; FAILED without one, the number of classes for others."""
-        numbers = [self._number(text) for text in self._texts]
+        others = len(self._classes)
+        numbers = [FAILED if text is None else self._classes.get(text, others) for text in self.stated()]
         return np.array(numbers, int)[np.frombuffer(self._answers, np.int64)]
 
-    def _number(self, text: str | None) -> int:
-        if text is None:
-            return FAILED
-        choice = self.parse(text)
-        return FAILED if choice is None else self._classes.get(choice, len(self._classes))
+    def stated(self) -> list[str | None]:
+        """Return the class that each distinct answer states; None for a failed one. An option needs no parsing."""
+        if self._stated is None:
+            self._stated = [text if text is None or is_option else self.parse(text) for text, is_option in self._texts]
+        return self._stated
 
     def target(self, text: str) -> str:
         """Return the class of a reference to a question without options."""

@@ -56,7 +56,7 @@ class ShortAnswer(Accuracy):
 
     def yes_predictions(self) -> np.ndarray:
         """Return True for each answer whose result is yes, [N]."""
-        yes = [text is not None and (text == "yes" or self.parse(text) == "yes") for text in self._texts]
+        yes = [text == "yes" for text in self.stated()]
         return np.array(yes, bool)[np.frombuffer(self._answers, np.int64)]
 
     def counts(self) -> dict[str, float]:
@@ -83,7 +83,8 @@ class Choice(Accuracy):
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, N] of the samples."""
         targets, predictions, count = self.targets, self.predictions(), len(self._classes)
-        known, right = np.flatnonzero(predictions >= 0), np.flatnonzero(predictions == targets)
+        known = np.flatnonzero((predictions != FAILED) & (predictions < count))
+        right = np.flatnonzero(predictions == targets)
         sums = [
             weighted_counts(weights, samples, classes[samples], count)
             for samples, classes in ((right, targets), (known, predictions), (np.arange(len(targets)), targets))

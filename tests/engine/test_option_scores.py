@@ -47,7 +47,8 @@ def test_probabilities_are_the_softmax_of_the_likelihoods(make_bundle, rows):
 
 
 def test_weights_in_bf16_between_trained_ones_in_fp32_are_scored(tiny_medgemma):
-    args = make_model_args("medgemma", model_name_or_path=str(tiny_medgemma), trainable={"language": {"last_layers": 1}})
+    trainable = {"language": {"last_layers": 1}}
+    args = make_model_args("medgemma", model_name_or_path=str(tiny_medgemma), trainable=trainable)
     sample = Sample([Turn("user", "Clear?"), Turn("assistant", "yes")])
     exact, rounded = (
         score_options(load_pretrained(args, hardware), [sample], choices=CHOICES, progress=False)[0].scores

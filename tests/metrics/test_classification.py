@@ -11,6 +11,7 @@ from sklearn import metrics as sklearn_metrics
 
 from mllm.metrics.classification import Accuracy, BalancedAccuracy
 from mllm.metrics.scoring import Series
+from mllm.metrics.text import Choice, ShortAnswer
 from mllm.structures import Answer
 
 NAMES = ["normal", "benign", "malignant"]
@@ -52,3 +53,17 @@ def test_options_are_compared_by_their_text() -> None:
     figures = score(BalancedAccuracy, ["B: edema", "edema", "(B)"], references)
     assert (figures["balanced_accuracy"], figures["classes"], figures["failed"]) == (0.5, 2, 0)
     assert score(Accuracy, ["b", "A.", "A. edema"], references)["accuracy"] == 2 / 3
+
+
+def test_an_option_that_no_reference_has_is_wrong_but_readable() -> None:
+    """`yes, with contrast` is a class of its own, although its first clause is the class of another sample."""
+    options = {"A": "edema", "B": "nodule", "C": "yes, with contrast"}
+    answers = [("B", options), ("C", options), ("A", options), ("yes", {})]
+    for entry, unread in ((BalancedAccuracy, "failed"), (ShortAnswer, "failed"), (Choice, "unreadable")):
+        series = Series(entry)
+        for text, listed in answers:
+            series.add(Answer(text), Answer("A" if listed else "yes", options=listed))
+        figures = series.result()
+        assert figures[unread] == 0
+        assert figures.get("accuracy", 0.5) == 0.5 and figures.get("balanced_accuracy", 2 / 3) == pytest.approx(2 / 3)
+        assert figures.get("macro_f1", 0.75) == 0.75
