@@ -1,15 +1,8 @@
 """Gemma 4 E4B, which reads images, with a LoRA on its language model."""
 
+_base_ = "./image_text.py"
+
 model_args = dict(
-    type="image-text",
     model_name_or_path="google/gemma-4-E4B-it",
-    adapter_path=None,
-    load_in_4bit=False,
-    load_in_8bit=False,
-    lora_r=16,
-    lora_alpha=None,  # equal to lora_r
-    lora_dropout=0.05,
-    lora_target="language",
     max_length=1024,  # an image has at most 280 tokens
 )
-objectives = dict(next_token=dict(type="NextToken", weight=1.0))
