@@ -9,7 +9,7 @@ Cost: weights, gradients and AdamW take 4.1 GB (computed: 0.26 B parameters in f
 Command: python mllm/pipeline/finetune.py config/training_configs/smolvlm_from_scratch.py
 """
 
-_base_ = ["../_base_/models/smolvlm.py", "../_base_/datasets/blood_cells.py", "../_base_/runtime/finetune.py"]
+_base_ = ["../_base_/models/smolvlm.py", "../_base_/datasets/blood_cells.py", "../_base_/runtime/ampere.py"]
 
 model_args = dict(trainable="full", from_scratch=True)
 data_args = dict(tokens_per_micro_batch=4096)
@@ -19,8 +19,4 @@ training_args = dict(
     per_device_train_batch_size=4,
     learning_rate=3e-4,
     weight_decay=0.1,
-    gradient_checkpointing=True,
-    bf16=True,
-    fp16=False,
-    tf32=True,
 )

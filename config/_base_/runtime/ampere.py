@@ -1,4 +1,4 @@
-"""Training of a LoRA on GPUs of the Ampere generation or newer: bf16, TF32 and gradient checkpointing."""
+"""Training on GPUs of the Ampere generation or newer: bf16, TF32 and gradient checkpointing."""
 
 _base_ = "./finetune.py"
 

@@ -1,4 +1,4 @@
-"""Training of a LoRA on GPUs of the Turing generation (T4) or older: fp16 weights and gradient checkpointing."""
+"""Training on GPUs of the Turing generation (T4) or older: fp16 weights and gradient checkpointing."""
 
 _base_ = "./finetune.py"
 
