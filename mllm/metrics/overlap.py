@@ -150,6 +150,8 @@ class CIDEr(StreamingMetric):
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, N] of the samples."""
+        if self._scores is None and not any(reference for _, reference in self._texts):
+            self._scores = np.zeros(len(self._texts))  # pycocoevalcap cannot weight the n-grams of no word
         if self._scores is None:
             scorer = optional("pycocoevalcap.cider.cider_scorer").CiderScorer()
             for text, reference in self._texts:

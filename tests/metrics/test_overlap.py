@@ -77,6 +77,11 @@ METEOR_STATISTICS = """
 """Statistics that meteor-1.5.jar of pycocoevalcap gives for the pairs above and `x` against `y`."""
 
 
+def test_cider_of_references_without_a_word_is_zero() -> None:
+    figures = score(CIDEr, ["", "clear lungs"], ["-", "..."])
+    assert (figures["cider"], figures["failed"], figures["samples"]) == (0, 1, 2)
+
+
 def test_meteor_of_statistics_is_that_of_its_own_program() -> None:
     """The expected values are those that the program returned for these statistics and for their sum."""
     rows = np.array([line.split() for line in METEOR_STATISTICS.split("\n") if line], float)
