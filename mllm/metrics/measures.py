@@ -11,6 +11,8 @@ import numpy as np
 
 from mllm.contents import stated_measures
 from mllm.metrics.base import reads
+from mllm.metrics.bootstrap import RESAMPLES, group_numbers, interval
+from mllm.metrics.numbers import NORMAL_95
 from mllm.registry import METRICS
 from mllm.structures import Answer
 
@@ -18,8 +20,6 @@ CATEGORIES = (30.0, 40.0, 50.0)
 """Lower bounds in percent of moderately reduced, mildly reduced and normal EF. Below the first: severely reduced."""
 WITH_INTERVAL = ("mae", "rmse", "r2", "bias", "category_agreement")
 """Figures with a 95 % confidence interval."""
-NORMAL_95 = 1.96
-"""95 % of a normal distribution are within this many standard deviations of the mean (Bland and Altman 1986)."""
 _CHUNK = 4_000_000
 """Number of random values of the bootstrap that are drawn at once."""
 
@@ -29,7 +29,7 @@ def measures(
     true: Mapping[str, np.ndarray],
     groups: Sequence[str | None],
     seed: int = 0,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
 ) -> dict[str, float]:
     """Compute the figures of all measures.
 
@@ -70,7 +70,7 @@ def measures(
         for figure, value in figures.items():
             result[f"{name}_{figure}"] = float(value)
             if figure in WITH_INTERVAL:
-                result[f"{name}_{figure}_ci_low"], result[f"{name}_{figure}_ci_high"] = _interval(bootstrap[figure])
+                result[f"{name}_{figure}_ci_low"], result[f"{name}_{figure}_ci_high"] = interval(bootstrap[figure])
         result[f"{name}_samples"] = int(known.sum())
         result[f"{name}_unknown"] = int((~known).sum())
         result[f"{name}_failed"] = int(failed.sum())
@@ -118,11 +118,8 @@ def _sums(predicted: np.ndarray, true: np.ndarray, groups: Sequence[str | None],
     centered = true - (true.mean() if len(true) else 0.0)
     same = (categories(predicted) == categories(true)) & ~failed
     parts = np.stack([np.ones_like(error), np.abs(error), error, error**2, centered, centered**2, same], axis=1)
-    numbers: dict[object, int] = {}
-    rows = [
-        numbers.setdefault(index if group is None else str(group), len(numbers)) for index, group in enumerate(groups)
-    ]
-    sums = np.zeros((len(numbers), parts.shape[1]))
+    rows = group_numbers(groups)
+    sums = np.zeros((len(set(rows.tolist())), parts.shape[1]))
     np.add.at(sums, rows, parts)
     return sums
 
@@ -156,12 +153,3 @@ def _resampled(sums: np.ndarray, seed: int, resamples: int) -> dict[str, np.ndar
         for start in range(0, resamples, step)
     ]
     return _figures(np.concatenate(drawn))
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 2.5th and 97.5th percentiles of the finite values."""
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return float("nan"), float("nan")
-    low, high = np.percentile(known, [2.5, 97.5])
-    return float(low), float(high)

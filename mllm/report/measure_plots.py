@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mllm.engine.plots import save_figure, set_margins
-from mllm.metrics.measures import NORMAL_95
+from mllm.metrics.numbers import NORMAL_95
 from mllm.structures import UNITS
 
 if TYPE_CHECKING:
