@@ -24,6 +24,11 @@ from mllm.registry import DATASETS
 from mllm.structures import BOX, Mark, Sample
 
 Labels = Sequence[str] | Mapping[str, str]
+TRUTH_VALUES = {
+    **dict.fromkeys(("1", "1.0", "true", "yes"), True),
+    **dict.fromkeys(("0", "0.0", "false", "no"), False),
+}
+"""Texts of truth values, in lower case."""
 
 
 class AnnotatedDataset(GroundingDataset):
@@ -239,8 +244,7 @@ def truth_of(value: Any, field: str) -> bool:
     Raises:
         DataError: The field has another value.
     """
-    known = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
     text = str(value).strip().lower()
-    if text not in known:
+    if text not in TRUTH_VALUES:
         raise DataError(f"field '{field}' must be yes or no, true or false, or 1 or 0, not {value!r}")
-    return known[text]
+    return TRUTH_VALUES[text]

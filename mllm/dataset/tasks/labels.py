@@ -1,11 +1,10 @@
-"""Datasets of labels of an image: several labels from the columns of a table, and one class from the folder."""
+"""Dataset of several labels of an image, from the columns of a table or from annotations."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from typing_extensions import override
@@ -13,24 +12,16 @@ from typing_extensions import override
 from mllm.dataset import templates
 from mllm.dataset.annotations.objects import AnnotatedImage, EmptyBoxes
 from mllm.dataset.indices import from_zero
-from mllm.dataset.patient_names import PatientNames
-from mllm.dataset.single_image_dataset.grounding import NONE, GroundingDataset, answer_turn
-from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.single_image_dataset.grounding import NONE
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.values import is_empty
-from mllm.dataset.tasks.annotated import AnnotatedDataset, Labels
+from mllm.dataset.tasks.annotated import TRUTH_VALUES, AnnotatedDataset, Labels
 from mllm.errors import ConfigError, DataError, hint
-from mllm.registry import DATASETS, READERS
+from mllm.registry import DATASETS
 from mllm.structures import Sample
 
-logger = logging.getLogger(__name__)
-
 Uncertain = Literal["refuse", "zeros", "ones", "ignore"]
-_VALUES: dict[str, bool | None] = {
-    **dict.fromkeys(("1", "1.0", "true", "yes"), True),
-    **dict.fromkeys(("0", "0.0", "false", "no"), False),
-    **dict.fromkeys(("-1", "-1.0"), None),
-}
+_VALUES: dict[str, bool | None] = {**TRUTH_VALUES, "-1": None, "-1.0": None}
 """Values of a label: present, absent, or uncertain (None)."""
 
 
@@ -183,76 +174,3 @@ class MultiLabelDataset(AnnotatedDataset):
     @override
     def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
         return {**super().miniature(folder, rows), "labels": ["several lesions", "large lesion"]}
-
-
-@DATASETS.register_module()
-class ClassificationFolderDataset(GroundingDataset):
-    """Class of an image: the name of the folder that holds it, as in `data_path/train/benign/0001.png`.
-
-    Args:
-        data_path: Folder with one folder for each class, or with a folder for each split.
-        split: Folder of a split below `data_path`; None: `data_path` has the classes.
-        labels: Classes, or a dict from the names of folders to the texts that stand for them; None: all folders.
-        patient: Regular expression with one group that finds the patient in the path of an image below the folder of
-            the classes, such as `r"(P\\d+)_"`; None: patients are unknown.
-        options: Options of `GroundingDataset`.
-    """
-
-    required: ClassVar[tuple[str, ...]] = ("image", "label")
-    default_templates = templates.CLASS
-
-    def __init__(
-        self,
-        data_path: str | Path,
-        split: str | None = None,
-        labels: Labels | None = None,
-        patient: str | None = None,
-        **options: Any,
-    ) -> None:
-        root = Path(data_path).expanduser()
-        self.root = root if split is None else root / split
-        self.labels = labels
-        self.patients = PatientNames(patient)
-        super().__init__(self.root, self.root, **options)
-
-    @override
-    def open_records(self, path: Path) -> Records:
-        if not path.is_dir():
-            known = [folder.name for folder in path.parent.glob("*/")] if path.parent.is_dir() else []
-            raise DataError(f"data_path {path} is not a folder{hint(path.name, known)}")
-        folders = {folder.name: folder for folder in sorted(path.iterdir()) if folder.is_dir()}
-        labels = self.labels if self.labels is not None else list(folders)
-        self.names = dict(labels) if isinstance(labels, dict) else {label: label for label in labels}
-        for label in self.names:
-            if label not in folders:
-                raise ConfigError(f"labels: {path} has no folder '{label}'{hint(label, folders)}")
-        suffixes = tuple(READERS.names())
-        files = [(label, file) for label in self.names for file in sorted(folders[label].rglob("*")) if file.is_file()]
-        images = [(label, file) for label, file in files if file.name.lower().endswith(suffixes)]
-        if len(images) < len(files):
-            others = next(file for _, file in files if not file.name.lower().endswith(suffixes))
-            logger.warning("%s: %d files are not images, for example %s", path, len(files) - len(images), others)
-        rows = [{"image": file.relative_to(path).as_posix(), "label": label} for label, file in images]
-        return ListedRecords(path, rows, [str(file) for _, file in images])
-
-    @override
-    def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        question = self.draw_template(rng, labels=", ".join(self.names.values()))
-        turns = [self.question_turn(question), answer_turn(self.names[row["label"]])]
-        return Sample(turns, [self.read_image(row["image"])], group=self.patients.find(row["image"]))
-
-    @override
-    def summary(self) -> dict[str, Any]:
-        """Return the folder, the number of images, and that of each class."""
-        counts = {label: 0 for label in self.names}
-        for index in range(len(self.records)):
-            counts[self.records[index]["label"]] += 1
-        return {**super().summary(), "images by class": counts}
-
-    @classmethod
-    @override
-    def miniature(cls, folder: Path, rows: int) -> dict[str, Any]:
-        """Write phantoms into the folders of two classes."""
-        from mllm.dataset.phantoms.folders import write_class_folders
-
-        return write_class_folders(folder, rows)
