@@ -56,9 +56,9 @@ class PerLabelRecords(Records):
             self.indices = np.array(
                 [
                     index * len(labels) + number
-                    for index in range(len(records))
+                    for index, row in enumerate(records[index] for index in range(len(records)))
                     for number, label in enumerate(labels)
-                    if label_value(records[index].get(label), label) is not None
+                    if label_value(row.get(label), label) is not None
                 ]
             )
             if not len(self.indices):
