@@ -1,8 +1,8 @@
 """A small model from scratch: the architecture of SmolVLM 256M learns the boxes of blood cells (BCCD) as text.
 
-All weights start from random numbers (`from_scratch`) and train in full. 205 images teach a model of this size little
-more than their layout: use it to compare with a pretrained model, or with a larger set. The learning rate 3e-4 is that
-of models of this size trained from scratch. To train parts of pretrained weights instead, remove from_scratch, and set
+All weights start from random numbers (`from_scratch`) and train in full. 205 images are few for a
+model of this size: use the config to compare with a pretrained model, or with a larger set. The learning rate was not
+tuned, and a whole run was not measured. To train parts of pretrained weights instead, remove from_scratch, and set
 trainable to a dict such as dict(projector="full") or dict(language=dict(last_layers=4)).
 
 Cost: weights, gradients and AdamW take 4.1 GB (computed: 0.26 B parameters in fp32); a forward has at most 4096 tokens.
