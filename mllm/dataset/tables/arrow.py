@@ -53,7 +53,7 @@ class ArrowRows:
         return index + 1
 
     def row(self, index: int) -> dict[str, Any]:
-        """Return a row as a dict. Consecutive rows are read in blocks, in a tenth of the time."""
+        """Return a row as a dict. Consecutive rows are read in blocks."""
         is_next, self._last = index == self._last + 1, index
         if not self._start <= index < self._start + len(self._block):
             if not is_next or self._has_files:
