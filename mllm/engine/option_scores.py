@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from mllm.errors import DataError
+from mllm.errors import ConfigError, DataError
 from mllm.models.generation.generate import evaluating
 from mllm.objectives.text import NextToken
 from mllm.parsing import options_in
@@ -59,6 +60,7 @@ def score_options(
         ignored: Options of generation.
 
     Raises:
+        ConfigError: A likelihood is NaN or infinite.
         DataError: A question has no options, or an option does not fit into `max_length`.
     """
     total = len(samples) if isinstance(samples, Sized) else None
@@ -71,6 +73,11 @@ def score_options(
         for sample in samples:
             candidates = candidates_of(sample, choices)
             likelihoods = _log_likelihoods(bundle, sample, list(candidates), batch_size)
+            if not all(map(math.isfinite, likelihoods)):  # the most probable option would be the first one
+                raise ConfigError(
+                    "the likelihoods of the options are not finite: evaluate an earlier checkpoint, or on a device "
+                    "with another precision"
+                )
             probabilities = torch.tensor(likelihoods, dtype=torch.float64).softmax(0).tolist()
             best = max(range(len(candidates)), key=probabilities.__getitem__)
             scores = dict.fromkeys(candidates.values(), 0.0)

@@ -57,6 +57,15 @@ def test_weights_in_bf16_between_trained_ones_in_fp32_are_scored(tiny_medgemma):
     assert list(rounded.values()) == pytest.approx(list(exact.values()), abs=0.05)
 
 
+def test_likelihoods_that_are_nan_are_refused(make_bundle):
+    bundle = make_bundle()
+    with torch.no_grad():
+        bundle.model.pretrained.get_output_embeddings().weight.fill_(float("nan"))
+    sample = Sample([Turn("user", "Clear?"), Turn("assistant", "yes")])
+    with pytest.raises(ConfigError, match="the likelihoods of the options are not finite: .* another precision"):
+        score_options(bundle, [sample], choices=CHOICES, progress=False)
+
+
 def test_letters_of_a_question_are_scored(make_bundle):
     sample = Sample([Turn("user", "Which? A: normal B: edema C: normal"), Turn("assistant", "B")])
     assert candidates_of(sample) == {"A": "normal", "B": "edema", "C": "normal"}
