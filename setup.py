@@ -40,7 +40,7 @@ EXTRAS = {
         "rouge-score>=0.1.2",
         "pycocoevalcap>=1.2",
         "scikit-learn>=1.5",
-        "monai>=1.4",  # the first version that supports numpy 2
+        "monai>=1.5",  # the first version that supports numpy 2
     ],
 }
 EXTRAS["all"] = sorted(requirement for extra in EXTRAS.values() for requirement in extra)
