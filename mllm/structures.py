@@ -30,6 +30,7 @@ POINT = "<point>"
 """Placeholder for one or several points in the text of a turn."""
 UNITS = {"EF": "%", "EDV": "mL", "ESV": "mL"}
 """Units of measures by name: ejection fraction, end-diastolic and end-systolic volume."""
+Spacing = tuple[float, float]  # width and height of a pixel in mm
 IGNORE = -100
 """Label of a token that is not supervised (`ignore_index` of PyTorch)."""
 
@@ -110,6 +111,8 @@ class Sample:
     """Origin for messages: `FILE, line 3`."""
     files: list[str] = field(default_factory=list)
     """Names of the image files, each once, as the table of the dataset has them."""
+    spacings: tuple[Spacing | None, ...] = ()
+    """Pixel spacing of each image, None where it is unknown. Empty: it is unknown for all images."""
     task: str | None = None
     """Task of the sample, such as 'counting', by which metrics choose their samples. None: all metrics apply."""
 
@@ -131,6 +134,8 @@ class Answer:
     """Group of a reference, such as a patient."""
     task: str | None = None
     """Task of the sample of a reference."""
+    spacings: tuple[Spacing | None, ...] = ()
+    """Pixel spacing of each image of the sample of a reference; see `Sample.spacings`."""
     options: dict[str, str] = field(default_factory=dict)
     """Letter -> text of the options that the question of a reference lists. Empty: it lists none."""
     scores: dict[str, float] = field(default_factory=dict)

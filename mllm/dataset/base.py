@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from PIL.Image import Image
 from typing_extensions import override
 
 from mllm.dataset.augment.transforms import Transform, apply_transforms, build_transforms
-from mllm.dataset.image_files import ImageEntry, check_image_folder, find_file, undecoded_images
+from mllm.dataset.image_files import RowImages, check_image_folder
 from mllm.dataset.indices import from_zero
-from mllm.dataset.readers import read_images
+from mllm.dataset.readers.geometry import spacing_of
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.values import is_empty, patient_columns, patient_of
 from mllm.errors import ConfigError, DataError, UserError, hint, origin_of, with_location
@@ -186,7 +184,7 @@ class AugmentedDataset(SampleDataset):
         return apply_transforms(sample, self._transforms, rng)
 
 
-class ImageTextDataset(AugmentedDataset, RecordDataset):
+class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
     """Dataset of conversations about images, one per row of a file; subclasses define `parse(row)`.
 
     Args:
@@ -205,11 +203,7 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
     has_answers: ClassVar[bool] = True
     """False for classes whose samples may have an empty answer."""
     assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed", "reader", "patient_column", "columns")
-    reader: Mapping[str, Any] | None = None
     columns: Mapping[str, str] | None = None
-    _decodes: bool = True
-    _files: Sequence[str] = ()
-    """Names of the files that `parse` has read for the present row."""
 
     def __init__(
         self,
@@ -262,7 +256,7 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
 
     @override
     def inspect(self, index: int) -> Sample:
-        with self._undecoded():
+        with self.undecoded():
             return self._parsed(index, epoch=0)
 
     @override
@@ -300,7 +294,7 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
                 raise DataError(f"{source}: {_missing(name, row)}", f"field '{name}' is missing")
             if is_empty(row[name]):
                 raise DataError.at(source, f"field '{name}' is empty")
-        self._files = []
+        self.files_of_row = []
         sample = self._parse(row, source, (self.seed, epoch, from_zero(index, len(self)), 1))
         if sample.measures and not self.has_measures:
             raise ConfigError(f"{type(self).__name__} returns measures: set has_measures = True in the class")
@@ -310,7 +304,9 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
             group = self._group_of_sample(row, sample)
         except DataError as error:
             raise with_location(error, source) from error
-        return replace(sample, source=source, group=group, files=sample.files or list(dict.fromkeys(self._files)))
+        files = sample.files or list(dict.fromkeys(self.files_of_row))
+        spacings = tuple(map(spacing_of, sample.images)) if self.decodes else ()
+        return replace(sample, source=source, group=group, files=files, spacings=spacings if any(spacings) else ())
 
     def _group_of_sample(self, row: Mapping[str, Any], sample: Sample) -> str | None:
         """Return the patient that `parse` or the row names; raise `DataError` if they disagree."""
@@ -321,47 +317,6 @@ class ImageTextDataset(AugmentedDataset, RecordDataset):
                 "has: set patient_column=None in the dataset, or return no group"
             )
         return in_row if parsed is None else parsed
-
-    @contextmanager
-    def _undecoded(self) -> Iterator[None]:
-        """Let `read_images` return images that are decoded when they are used."""
-        self._decodes = False
-        try:
-            yield
-        finally:
-            self._decodes = True
-
-    def read_image(self, image: ImageEntry, **options: Any) -> Image:
-        """Return the only image of a file, RGB; see `read_images`.
-
-        Raises:
-            DataError: The options select several images.
-        """
-        images = self.read_images(image, **options)
-        if len(images) != 1:
-            fault = f"has {len(images)} images, but one is expected: select one"
-            raise DataError(f"{image} {fault}", f"its file {fault}")
-        return images[0]
-
-    def read_images(self, image: ImageEntry, **options: Any) -> list[Image]:
-        """Return the images of a file, RGB: one, unless the options select several frames, slices or pages.
-
-        Args:
-            image: Path below `image_folder`, or a dict with the `path` and options of the reader, as rows have it:
-                `{"path": "a.dcm", "frames": 3}`. The path of a DICOM series is its folder, or the list of its files.
-            options: Options of the reader. They override those of `image`, which override `self.reader`.
-        """
-        settings = dict(image) if isinstance(image, Mapping) else {"path": image}
-        name = settings.pop("path", None)
-        names = name if isinstance(name, list) else [name]
-        if not names or any(not isinstance(part, (str, Path)) or not str(part) for part in names):
-            fault = "image must be a path, or an object with a 'path'"
-            raise DataError(f"{fault}, not {image!r}", fault)
-        files = [find_file(self.image_folder, str(part)) for part in names]
-        self._files = [*self._files, *map(str, names)]
-        return (read_images if self._decodes else undecoded_images)(
-            files if isinstance(name, list) else files[0], **{**(self.reader or {}), **settings, **options}
-        )
 
     @classmethod
     @override

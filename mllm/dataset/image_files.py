@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, TypeAlias
@@ -78,6 +79,59 @@ def undecoded_images(path: Path | Sequence[Path], **options: Any) -> list[Image.
         return read_images(path, **options)
     count = 1 if isinstance(choice, (str, int)) else len(choice)
     return [UndecodedImage(path, options, number) for number in range(count)]
+
+
+class RowImages:
+    """Images that the rows of a dataset name, read from the files in its `image_folder`."""
+
+    image_folder: Path
+    reader: Mapping[str, Any] | None = None
+    """Options for the reader of the images."""
+    decodes: bool = True
+    """False: images are decoded when they are used."""
+    files_of_row: Sequence[str] = ()
+    """Names of the files that were read for the present row."""
+
+    @contextmanager
+    def undecoded(self) -> Iterator[None]:
+        """Let `read_images` return images that are decoded when they are used."""
+        self.decodes = False
+        try:
+            yield
+        finally:
+            self.decodes = True
+
+    def read_image(self, image: ImageEntry, **options: Any) -> Image.Image:
+        """Return the only image of a file, RGB; see `read_images`.
+
+        Raises:
+            DataError: The options select several images.
+        """
+        images = self.read_images(image, **options)
+        if len(images) != 1:
+            fault = f"has {len(images)} images, but one is expected: select one"
+            raise DataError(f"{image} {fault}", f"its file {fault}")
+        return images[0]
+
+    def read_images(self, image: ImageEntry, **options: Any) -> list[Image.Image]:
+        """Return the images of a file, RGB: one, unless the options select several frames, slices or pages.
+
+        Args:
+            image: Path below `image_folder`, or a dict with the `path` and options of the reader, as rows have it:
+                `{"path": "a.dcm", "frames": 3}`. The path of a DICOM series is its folder, or the list of its files.
+            options: Options of the reader. They override those of `image`, which override `self.reader`.
+        """
+        settings = dict(image) if isinstance(image, Mapping) else {"path": image}
+        name = settings.pop("path", None)
+        names = name if isinstance(name, list) else [name]
+        if not names or any(not isinstance(part, (str, Path)) or not str(part) for part in names):
+            fault = "image must be a path, or an object with a 'path'"
+            raise DataError(f"{fault}, not {image!r}", fault)
+        files = [find_file(self.image_folder, str(part)) for part in names]
+        self.files_of_row = [*self.files_of_row, *map(str, names)]
+        return (read_images if self.decodes else undecoded_images)(
+            files if isinstance(name, list) else files[0], **{**(self.reader or {}), **settings, **options}
+        )
 
 
 class UndecodedImage(Image.Image):

@@ -86,7 +86,8 @@ class _SplitReader:
                 continue
             question = next((turn.text for turn in reversed(sample.turns) if turn.role == "user"), "")
             self.numbers.append(index)
-            reference = replace(reference, group=sample.group, task=sample.task, options=options_in(question))
+            reference = replace(reference, group=sample.group, task=sample.task, spacings=sample.spacings)
+            reference = replace(reference, options=options_in(question))
             self.references.append(reference)
             origin = origin_fields(sample, f"{self.split}, row {index + 1}") | self._group_fields(sample)
             self.rows.append({**origin, "question": question, "reference": reference.text})
@@ -138,8 +139,8 @@ def evaluate_split(
 
     A row has the fields of `origin_fields`, `patient` and `task` if they are known, `question`, `reference`,
     `prediction`, `tokens` (generated, including the end of the turn), the fields of `mark_fields` of the
-    prediction and, prefixed by `reference_`, those of the reference. Boxes that the question names are not part of an
-    answer.
+    prediction and, prefixed by `reference_`, those of the reference, and `pixel_spacings` (width and height of a pixel
+    of each image in mm) if they are known. Boxes that the question names are not part of an answer.
 
     Args:
         bundle: Model and encoder.
@@ -169,6 +170,7 @@ def evaluate_split(
             **({"scores": prediction.scores} if prediction.scores else {}),
             **mark_fields(prediction),
             **mark_fields(reference, "reference_"),
+            **({"pixel_spacings": reference.spacings} if reference.spacings else {}),
         }
         for row, prediction, reference in zip(reader.rows, predictions, reader.references, strict=True)
     ]

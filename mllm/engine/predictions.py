@@ -50,6 +50,7 @@ def answers_of(row: Mapping[str, Any]) -> tuple[Answer, Answer]:
         measures=row.get("reference_measures", {}),
         group=row.get("patient"),
         task=row.get("task"),
+        spacings=tuple(None if pair is None else (pair[0], pair[1]) for pair in row.get("pixel_spacings", [])),
         options=options_in(row.get("question", "")),
     )
     return prediction, reference

@@ -161,7 +161,7 @@ def test_a_column_that_may_contain_the_patient_is_named(write, caplog):
 def test_every_row_and_every_file_is_looked_up_without_decoding(write, monkeypatch):
     rows = [VQA] * 40
     decoded = []
-    monkeypatch.setattr("mllm.dataset.image_files.read_images", lambda path, **_: decoded.append(path))
+    monkeypatch.setattr("mllm.dataset.image_files.UndecodedImage.load", lambda image: decoded.append(image.files))
     check_splits({"train": VQADataset(write(*rows))})
     assert not decoded
     with pytest.raises(
@@ -208,7 +208,8 @@ def test_boxes_whose_form_is_known_may_all_be_in_the_upper_left_quarter(tmp_path
 def test_the_number_of_decoded_images_does_not_depend_on_the_size_of_a_mixture(write, monkeypatch, size):
     decoded = []
     monkeypatch.setattr(
-        "mllm.dataset.base.read_images", lambda path, **options: decoded.append(path) or read_images(path, **options)
+        "mllm.dataset.image_files.read_images",
+        lambda path, **options: decoded.append(path) or read_images(path, **options),
     )
     check_splits({"train": MixedDataset([VQADataset(write(*[VQA] * 40))], [1.0], size=size)})
     assert len(decoded) == 14  # every third row
@@ -218,7 +219,7 @@ def test_boxes_are_compared_with_the_size_in_the_header_of_the_file(write, tmp_p
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=turned)
-    monkeypatch.setattr("mllm.dataset.image_files.read_images", None)
+    monkeypatch.setattr("mllm.dataset.image_files.UndecodedImage.load", None)
     fits = {**BOX, "img_path": "turned.jpg", "bbox": [1, 2, 30, 40]}
     check_splits({"train": RECDataset(write(fits))})
     with pytest.raises(

@@ -1,5 +1,6 @@
 """Tests of `mllm.engine.evaluation`."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -9,8 +10,10 @@ from pycocotools import mask as coco_mask
 from scores import points
 
 from mllm.engine.evaluation import evaluate_split, format_figures, mark_fields
+from mllm.engine.predictions import answers_of
 from mllm.errors import DataError
 from mllm.metrics.grounding import Rec
+from mllm.metrics.segmentation import HD95
 from mllm.models.generation.generate import generate
 from mllm.private_messages import call_privately
 from mllm.structures import Answer, Mark, Turn
@@ -169,3 +172,25 @@ def test_figures_are_formatted_as_one_line():
     figures = {"accuracy": {"accuracy": 0.5, "samples": 1200}, "rec": {"accuracy": 0.25, "samples": 3}}
     assert format_figures(figures["accuracy"]) == "accuracy 0.5000, samples 1,200"
     assert format_figures(figures["rec"]) == "accuracy 0.2500, samples 3"
+
+
+def test_rows_have_the_pixel_spacing_of_their_images_and_metrics_read_it(make_bundle, rows):
+    class Masked(rows):
+        def sample(self, index, epoch=0):
+            sample = super().sample(index, epoch)
+            mask = Mark(mask=np.eye(40, 50, dtype=bool))
+            turns = [sample.turns[0], Turn("assistant", "<box>", ((0,),))]
+            return replace(sample, turns=turns, marks=[mask], spacings=((0.5, 2.0),) if index == 0 else ())
+
+    evaluation = evaluate_split(make_bundle(), Masked(2), {"hd95": HD95}, max_new_tokens=1, progress=False)
+    assert points(evaluation.figures["hd95"]) == {
+        "hd95_mm": pytest.approx(np.hypot(50 * 0.5, 40 * 2)),
+        "hd95_px": pytest.approx(np.hypot(50, 40)),
+        "failed": 2,
+        "samples": 2,
+        "samples_mm": 1,
+        "samples_px": 1,
+    }
+    written = [json.loads(json.dumps(row)) for row in evaluation.rows]
+    assert [row.get("pixel_spacings") for row in written] == [[[0.5, 2.0]], None]
+    assert [answers_of(row)[1].spacings for row in written] == [((0.5, 2.0),), ()]

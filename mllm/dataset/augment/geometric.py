@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from mllm.dataset.augment.affine import Affine, warp_image, warp_marks
-from mllm.dataset.augment.transforms import Marks, require
+from mllm.dataset.augment.transforms import GeometricTransform, Marks, RigidTransform, Size, require
 from mllm.registry import TRANSFORMS
+from mllm.structures import Spacing
 
 
 def _warp(
@@ -26,7 +27,7 @@ def _is_range(pair: Any, low: float, high: float) -> bool:
 
 @TRANSFORMS.register_module()
 @dataclass(frozen=True)
-class RandomFlip:
+class RandomFlip(RigidTransform):
     """Flip of an image. Words of the text, such as left and right, are not changed."""
 
     direction: str = "horizontal"
@@ -52,7 +53,7 @@ class RandomFlip:
 
 @TRANSFORMS.register_module()
 @dataclass(frozen=True)
-class RandomRotate90:
+class RandomRotate90(RigidTransform):
     """Rotation by 0, 90, 180 or 270 degrees, for pathology and other images without an orientation."""
 
     def __call__(self, image: Image.Image, marks: Marks, rng: np.random.Generator) -> tuple[Image.Image, Marks]:
@@ -70,7 +71,7 @@ class RandomRotate90:
 
 @TRANSFORMS.register_module()
 @dataclass(frozen=True)
-class RandomRotation:
+class RandomRotation(RigidTransform):
     """Rotation by an angle drawn from [-degrees, degrees]; the image is enlarged, so that nothing is cut off."""
 
     degrees: float
@@ -95,7 +96,7 @@ class RandomRotation:
 
 @TRANSFORMS.register_module()
 @dataclass(frozen=True)
-class RandomResizedCrop:
+class RandomResizedCrop(GeometricTransform):
     """Crop and resize. The crop contains all marks, so that no answer is cut off."""
 
     size: int | tuple[int, int] | None = None
@@ -147,7 +148,7 @@ def _extent(marks: Marks, axis: int, length: int) -> tuple[int, int]:
 
 @TRANSFORMS.register_module()
 @dataclass(frozen=True)
-class Resize:
+class Resize(GeometricTransform):
     """Resizing of an image (bilinear with antialiasing) and its masks (nearest pixel)."""
 
     size: int | tuple[int, int]
@@ -164,10 +165,14 @@ class Resize:
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
         return resized, warp_marks(marks, forward, resized.size)
 
+    def spacing_after(self, spacing: Spacing, before: Size, after: Size) -> Spacing | None:
+        """Return the pixel spacing scaled by the ratio of the sizes."""
+        return spacing[0] * before[0] / after[0], spacing[1] * before[1] / after[1]
+
 
 @TRANSFORMS.register_module()
 @dataclass(frozen=True)
-class PadToSquare:
+class PadToSquare(RigidTransform):
     """Padding of an image to a centered square on black, so that a later resize keeps its aspect ratio."""
 
     def __call__(self, image: Image.Image, marks: Marks, rng: np.random.Generator) -> tuple[Image.Image, Marks]:

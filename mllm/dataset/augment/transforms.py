@@ -14,14 +14,40 @@ from PIL import Image
 
 from mllm.errors import ConfigError
 from mllm.registry import TRANSFORMS, build
-from mllm.structures import Mark, Sample
+from mllm.structures import Mark, Sample, Spacing
 
 Marks = list[Mark]
 Transform = Callable[[Image.Image, Marks, np.random.Generator], tuple[Image.Image, Marks]]
 
 
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
 class PixelTransform:
     """Base class of transforms that only change pixel values; each image of a sample has its own random draw."""
+
+
+class GeometricTransform:
+    """Base class of transforms of positions. The pixel spacing is unknown after a transform of no base class."""
+
+    def spacing_after(self, spacing: Spacing, before: Size, after: Size) -> Spacing | None:
+        """Return the pixel spacing of a transformed image in mm; None: it cannot be determined.
+
+        Args:
+            spacing: Pixel spacing of the image.
+            before: Size of the image.
+            after: Size of the transformed image.
+        """
+        return None
+
+
+class RigidTransform(GeometricTransform):
+    """Base class of transforms that keep distances, and rotate at most images with square pixels."""
+
+    def spacing_after(self, spacing: Spacing, before: Size, after: Size) -> Spacing | None:
+        """Return the pixel spacing unchanged; None for pixels that are not square, because the image may be rotated."""
+        return spacing if spacing[0] == spacing[1] else None
 
 
 def build_transforms(transforms: Sequence[Mapping[str, Any] | Transform]) -> list[Transform]:
@@ -37,10 +63,21 @@ def apply_transforms(sample: Sample, transforms: Sequence[Transform], rng: np.ra
     """
     if not sample.images or not transforms:
         return sample
-    images, marks = list(sample.images), list(sample.marks)
+    images, marks, spacings = list(sample.images), list(sample.marks), sample.spacings
     for transform in transforms:
+        sizes = [image.size for image in images]
         images, marks = _transform_all(images, marks, transform, int(rng.integers(2**62)))
-    return replace(sample, images=images, marks=marks)
+        spacings = tuple(
+            None if spacing is None else _spacing_after(transform, spacing, before, image.size)
+            for spacing, before, image in zip(spacings, sizes, images, strict=False)
+        )
+    return replace(sample, images=images, marks=marks, spacings=spacings)
+
+
+def _spacing_after(transform: Transform, spacing: Spacing, before: Size, after: Size) -> Spacing | None:
+    if isinstance(transform, PixelTransform):
+        return spacing
+    return transform.spacing_after(spacing, before, after) if isinstance(transform, GeometricTransform) else None
 
 
 def _transform_all(

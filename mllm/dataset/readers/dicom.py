@@ -17,9 +17,9 @@ from PIL import Image
 from mllm.dataset.readers.dicom_frames import count_frames, decode, read_header
 from mllm.dataset.readers.dicom_gray import apply_voi, to_values
 from mllm.dataset.readers.faults import unusable
-from mllm.dataset.readers.geometry import MAX_RATIO, to_square_pixels
+from mllm.dataset.readers.geometry import MAX_RATIO, PixelSides, with_spacing
 from mllm.dataset.readers.gray import Choice, choose, to_image
-from mllm.dataset.readers.header_fields import GEOMETRY_TAGS, SPACING_TAGS, TAGS, TRANSFORM_TAGS
+from mllm.dataset.readers.header_fields import GEOMETRY_TAGS, PATIENT_SPACING, SPACING_TAGS, TAGS, TRANSFORM_TAGS
 from mllm.dataset.readers.notices import warn_once
 from mllm.dataset.readers.windows import Window, Windowing, find_window
 from mllm.errors import ConfigError, DataError
@@ -105,13 +105,16 @@ def _read(path: Path, frames: Choice, windowing: Windowing, square: bool) -> lis
     for index, stored in zip(indices, decode(path, header, indices), strict=True):
         frame = frame_header(header, index)
         image = _to_rgb(stored, frame, path, windowing)
-        images.append(_square(image, frame, path) if square else image)
+        images.append(_with_spacing(image, frame, path, square))
     return images
 
 
-def _square(image: Image.Image, header: Dataset, path: Path) -> Image.Image:
-    """Return the image with square pixels, with a warning if it was resampled: boxes may refer to the stored pixels."""
-    result = to_square_pixels(image, *pixel_sides(header, path), path)
+def _with_spacing(image: Image.Image, header: Dataset, path: Path, square: bool) -> Image.Image:
+    """Return the image with its spacing and, if `square`, with square pixels.
+
+    A warning says that the image was resampled, because boxes may refer to the stored pixels.
+    """
+    result = with_spacing(image, pixel_sides(header, path), path, square)
     if result.size != image.size:
         before, after = (f"{width} x {height}" for width, height in (image.size, result.size))
         message = f"has pixels that are not square and is resampled from {before} to {after}: boxes refer to the "
@@ -141,8 +144,12 @@ def frame_header(header: Dataset, index: int) -> Dataset:
     return frame
 
 
-def pixel_sides(header: Dataset, path: Path) -> tuple[float, float]:
-    """Return width and height of a pixel, in one unit; (1, 1) if the header has none or impossible ones."""
+def pixel_sides(header: Dataset, path: Path) -> PixelSides:
+    """Return the sides of a pixel; (1, 1), not in mm, if the header has none or impossible ones.
+
+    Only PixelSpacing is a length in the patient. ImagerPixelSpacing is one at the detector, to which a radiograph is
+    enlarged, and NominalScannedPixelSpacing one on a film.
+    """
     for name in SPACING_TAGS:
         if header.get(name) is None:
             continue
@@ -150,9 +157,9 @@ def pixel_sides(header: Dataset, path: Path) -> tuple[float, float]:
         sides = [float(side) for side in np.atleast_1d(header[name].value)]
         is_possible = len(sides) == 2 and all(math.isfinite(side) and side > 0 for side in sides)
         if is_possible and max(sides) <= MAX_RATIO * min(sides):
-            return sides[1], sides[0]
+            return PixelSides(sides[1], sides[0], in_mm=name == PATIENT_SPACING)
         warn_once(path, "pixel size", f"has an impossible {name}: it is ignored")
-    return 1.0, 1.0
+    return PixelSides(1.0, 1.0, in_mm=False)
 
 
 def _to_rgb(stored: np.ndarray, header: Dataset, path: Path, windowing: Windowing) -> Image.Image:

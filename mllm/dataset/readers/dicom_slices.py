@@ -15,7 +15,7 @@ from mllm.dataset.readers.dicom_frames import count_frames, read_header
 from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.guarded import report_progress
 from mllm.dataset.readers.header_fields import SERIES_TAGS, warn_of_text
-from mllm.dataset.readers.volumes import LPS_TO_RAS, Orientation
+from mllm.dataset.readers.volumes import LPS_TO_RAS, Orientation, VoxelSides
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -50,8 +50,7 @@ class Stack:
     shape: tuple[int, int, int]
     """Columns, rows and slices."""
     orientation: Orientation
-    spacing: np.ndarray
-    """Sides of a voxel along X, Y and Z of the RAS+ volume, in mm."""
+    sides: VoxelSides
     shear: float
     """Largest shift of a slice within its plane, in pixels: 0, unless the gantry was tilted."""
 
@@ -114,7 +113,8 @@ def _read_stack(path: Path, files: tuple[Path, ...], states: tuple[tuple[int, in
     positions = origins @ directions[:, 2]
     order = np.argsort(positions, kind="stable")
     step = _step(positions[order], [slices[number] for number in order], path)
-    across, down = pixel_sides(slices[0].header, path)
+    pixel = pixel_sides(slices[0].header, path)
+    across, down = pixel.across, pixel.down
     shift = (origins - origins[order[0]]) @ directions[:, :2] / (across, down)
     orientation = Orientation.of(LPS_TO_RAS[:, None] * directions)
     sides = np.array([across, down, step or max(across, down)])
@@ -124,7 +124,7 @@ def _read_stack(path: Path, files: tuple[Path, ...], states: tuple[tuple[int, in
         [slices[number] for number in order],
         (columns, rows, len(slices)),
         orientation,
-        sides[list(orientation.order)],
+        VoxelSides(sides[list(orientation.order)], pixel.in_mm),
         float(np.abs(shift).max()),
     )
 
@@ -150,7 +150,8 @@ def _common_directions(slices: Sequence[Slice], path: Path) -> np.ndarray:
         DataError: The slices differ in size, pixel size or direction.
     """
     sizes = {(part.header.Rows, part.header.Columns) for part in slices}
-    sides = np.array([pixel_sides(part.header, path) for part in slices])
+    pixels = [pixel_sides(part.header, path) for part in slices]
+    sides = np.array([(pixel.across, pixel.down) for pixel in pixels])
     if len(sizes) > 1 or np.abs(sides - sides[0]).max() > _SAME_PLANE * sides[0].max():
         raise unusable(path, "has slices of different sizes: it is not one volume")
     directions = np.array([_numbers(part, "ImageOrientationPatient", 6) for part in slices])

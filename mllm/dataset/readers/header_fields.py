@@ -20,7 +20,9 @@ TRANSFORM_TAGS = (
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
 )
-SPACING_TAGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
+PATIENT_SPACING = "PixelSpacing"
+"""Element with the height and the width of a pixel in the patient, in mm."""
+SPACING_TAGS = (PATIENT_SPACING, "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 """Elements with the height and the width of a pixel, in this order of preference (PS3.3 C.7.6.3.1.7)."""
 GEOMETRY_TAGS = ("ImagePositionPatient", "ImageOrientationPatient")
 """Elements with the place of a slice in the patient (PS3.3 C.7.6.2)."""

@@ -14,7 +14,7 @@ from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.gray import Choice, choose
 from mllm.dataset.readers.guarded import call_guarded
 from mllm.dataset.readers.stored_volume import StoredVolume
-from mllm.dataset.readers.volumes import CHEAP_BYTES, Orientation, find_axis, plane_images, plane_of
+from mllm.dataset.readers.volumes import CHEAP_BYTES, Orientation, VoxelSides, find_axis, plane_images, plane_of
 from mllm.dataset.readers.windows import Window, Windowing, find_window
 from mllm.errors import ConfigError
 from mllm.registry import READERS
@@ -68,5 +68,5 @@ def slices(
         windowing = Windowing((windowing.range_of(values, path),))
     indices = choose(slice, values.shape[normal], path, "slice", "slice")
     planes = (plane_of(values, normal, index) for index in indices)
-    spacing = np.array(header.spacing)[list(orientation.order)]
-    yield from plane_images(planes, partial(windowing.apply, path=path), spacing, normal, path, square)
+    sides = VoxelSides(np.array(header.spacing)[list(orientation.order)], header.in_mm)
+    yield from plane_images(planes, partial(windowing.apply, path=path), sides, normal, path, square)

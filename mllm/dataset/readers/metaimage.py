@@ -63,6 +63,7 @@ def read_header(path: Path) -> StoredVolume:
         "gzip" if is_compressed else "raw",
         LPS_TO_RAS[:, None] * directions,
         spacing,
+        "ElementSpacing" in fields or "ElementSize" in fields,
     )
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from mllm.dataset.readers.gray import Choice, choose, full_range
 from mllm.dataset.readers.guarded import call_guarded, is_installed
 from mllm.dataset.readers.notices import warn_once
-from mllm.dataset.readers.volumes import CHEAP_BYTES, MAX_VOXELS, find_axis, plane_images, plane_of
+from mllm.dataset.readers.volumes import CHEAP_BYTES, MAX_VOXELS, VoxelSides, find_axis, plane_images, plane_of
 from mllm.dataset.readers.windows import Window, Windowing, find_window
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _GZIP = b"\x1f\x8b"
 _NIFTI2_HEADER = 540
 """Size of the header of a NIfTI-2 file, which is its first number."""
+_MILLIMETERS = {"meter": 1000.0, "micron": 0.001}
+"""Units of lengths besides mm, in mm. A header without a unit is in mm, as for ITK."""
 _MAX_DEFLATION = 1032
 """Maximum ratio of the sizes after and before decompression (https://zlib.net/zlib_tech.html)."""
 
@@ -90,14 +92,14 @@ def slices(
     normal = find_axis(axis)
     with _damage_refused(path):
         image = load_nifti(path)
-        values, spacing = _load_canonical(image, volume, path)
+        values, sides = _load_canonical(image, volume, path)
         if not windowing.is_chosen and (limits := _header_range(image, values, path)) is not None:
             windowing = Windowing((limits,))
         if len(windowing.limits) <= 1:
             windowing = Windowing((windowing.range_of(values, path),))
     indices = choose(slice, values.shape[normal], path, "slice", "slice")
     planes = (plane_of(values, normal, index) for index in indices)
-    yield from plane_images(planes, partial(windowing.apply, path=path), spacing, normal, path, square)
+    yield from plane_images(planes, partial(windowing.apply, path=path), sides, normal, path, square)
 
 
 def load_nifti(path: Path) -> Any:
@@ -157,8 +159,8 @@ def _count_bytes(image: Nifti1Image, volume: int, path: Path) -> int:
     return size
 
 
-def _load_canonical(image: Nifti1Image, volume: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return one volume [X, Y, Z] in RAS+ and its voxel size along X, Y, Z in the unit of the file."""
+def _load_canonical(image: Nifti1Image, volume: int, path: Path) -> tuple[np.ndarray, VoxelSides]:
+    """Return one volume [X, Y, Z] in RAS+ and the sides of its voxels."""
     import nibabel
 
     shape = image.shape + (1,) * (3 - len(image.shape))
@@ -170,7 +172,9 @@ def _load_canonical(image: Nifti1Image, volume: int, path: Path) -> tuple[np.nda
     spacing = nibabel.affines.voxel_sizes(image.affine)
     if np.isnan(orientation).any() or not (np.isfinite(spacing) & (spacing > 0)).all():
         raise DataError(f"{path} has no orientation: its affine is singular")
-    return nibabel.apply_orientation(values, orientation), spacing[np.argsort(orientation[:, 0])]
+    unit = _MILLIMETERS.get(image.header.get_xyzt_units()[0], 1.0)
+    sides = VoxelSides(unit * spacing[np.argsort(orientation[:, 0])], in_mm=True)
+    return nibabel.apply_orientation(values, orientation), sides
 
 
 def _header_range(image: Nifti1Image, values: np.ndarray, path: Path) -> tuple[float, float] | None:

@@ -72,6 +72,7 @@ def read_header(path: Path) -> StoredVolume:
         encoding,
         directions,
         spacing,
+        _is_in_mm(fields),
     )
 
 
@@ -149,6 +150,12 @@ def _geometry(path: Path, fields: dict[str, str], space: list[int]) -> tuple[np.
         lengths[2] = lengths[0]
         steps[2, 2] = lengths[0]
     return factors[:, None] * steps / lengths, (float(lengths[0]), float(lengths[1]), float(lengths[2]))
+
+
+def _is_in_mm(fields: dict[str, str]) -> bool:
+    """Return True if a header has the sides of voxels, in mm; a space of the patient without units is in mm."""
+    units = set(re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", ""))))
+    return ("space directions" in fields or "spacings" in fields) and units <= {"mm", "millimeter", "millimeters", ""}
 
 
 def _data_file(path: Path, fields: dict[str, str], end: int, encoding: str) -> tuple[Path, int]:

@@ -102,7 +102,7 @@ def slices(
             volume = stack.orientation.apply(_volume(stack, windowing))
             indices = choose(slice, volume.shape[normal], path, "slice", "slice")
             planes = [plane_of(volume, normal, index) for index in indices]
-        yield from plane_images(planes, show, stack.spacing, normal, path, square)
+        yield from plane_images(planes, show, stack.sides, normal, path, square)
 
 
 def _plane(stack: Stack, number: int, windowing: Windowing) -> np.ndarray:

@@ -42,6 +42,8 @@ class StoredVolume:
     """Directions of I, J and K in RAS, one per column, [3, 3]; unit vectors."""
     spacing: tuple[float, float, float]
     """Sides of a voxel along I, J and K."""
+    in_mm: bool
+    """True if the header has the sides, in mm; False: they are all 1, or in another unit."""
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1 or self.volumes < 1 or math.prod(self.shape) > MAX_VOXELS:

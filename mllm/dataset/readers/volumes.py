@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mllm.dataset.readers.geometry import MAX_RATIO, to_square_pixels
+from mllm.dataset.readers.geometry import MAX_RATIO, PixelSides, with_spacing
 from mllm.dataset.readers.gray import to_image
 from mllm.errors import ConfigError, DataError, hint
 
@@ -22,6 +22,21 @@ CHEAP_BYTES = 1 << 27
 """Maximum size of the voxels, from the beginning of a file to the selected volume, that are read in this process."""
 LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 """Factors that convert directions of DICOM and ITK (to the left, back and head) to RAS (right, front, head)."""
+
+
+@dataclass(frozen=True)
+class VoxelSides:
+    """Sides of the voxels of a volume."""
+
+    along: np.ndarray
+    """Sides along X, Y and Z of the RAS+ volume, in one unit."""
+    in_mm: bool
+    """True if the unit is mm. False: only the ratios are known."""
+
+    def in_plane(self, normal: int) -> PixelSides:
+        """Return the sides of the pixels of the slices along an axis."""
+        across, down = (float(self.along[other]) for other in range(3) if other != normal)
+        return PixelSides(across, down, self.in_mm)
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,7 @@ def plane_of(values: np.ndarray, normal: int, index: int) -> np.ndarray:
 def plane_images(
     planes: Iterable[np.ndarray],
     show: Callable[[np.ndarray], np.ndarray],
-    spacing: np.ndarray,
+    sides: VoxelSides,
     normal: int,
     path: Path,
     square: bool,
@@ -79,19 +94,14 @@ def plane_images(
     Args:
         planes: Results of `plane_of`.
         show: Function that maps values to [0, 1].
-        spacing: Sides of a voxel along X, Y and Z, in one unit.
+        sides: Sides of the voxels.
         normal: Axis of the slices.
         path: The file, for messages.
         square: True: resample to square pixels of the shorter side.
     """
-    across, up = (float(spacing[other]) for other in range(3) if other != normal)
+    pixel = sides.in_plane(normal)
+    across, down = pixel.across, pixel.down
+    if square and max(across, down) > MAX_RATIO * min(across, down):
+        raise DataError(f"{path} has voxels of {across:g} by {down:g}, which is implausible: its header is damaged")
     for plane in planes:
-        image = to_image(show(plane))
-        yield square_plane(image, across, up, path) if square else image
-
-
-def square_plane(image: Image.Image, across: float, up: float, path: Path) -> Image.Image:
-    """Return the image resampled to square pixels; `across` and `up` are the sides of its pixels, in one unit."""
-    if max(across, up) > MAX_RATIO * min(across, up):
-        raise DataError(f"{path} has voxels of {across:g} by {up:g}, which is implausible: its header is damaged")
-    return to_square_pixels(image, across, up, path)
+        yield with_spacing(to_image(show(plane)), pixel, path, square)

@@ -340,3 +340,21 @@ def test_every_transform_is_tested_here():
     tested = {type(transform).__name__ for transform in (*EXACT, *WITHIN_A_PIXEL)}
     assert tested == set(TRANSFORMS.locations)
     assert math.isclose(RandomResizedCrop().scale[0], 0.8)
+
+
+@pytest.mark.parametrize(
+    "transform, spacing, expected",
+    [
+        (Resize((30, 80)), (0.5, 0.5), (1.0, 0.25)),
+        (PadToSquare(), (0.5, 0.5), (0.5, 0.5)),
+        (RandomRotate90(), (0.5, 0.5), (0.5, 0.5)),
+        (RandomRotate90(), (0.5, 0.7), None),
+        (GaussianNoise(std=1), (0.5, 0.7), (0.5, 0.7)),
+        (RandomResizedCrop(), (0.5, 0.5), None),
+        (lambda image, marks, rng: (image, marks), (0.5, 0.5), None),
+    ],
+)
+def test_the_pixel_spacing_follows_the_image_or_is_unknown(transform, spacing, expected):
+    images = [Image.new("RGB", (60, 40)), Image.new("RGB", (60, 40))]
+    sample = Sample([Turn("user", "?")], images, spacings=(spacing, None))
+    assert apply_transforms(sample, [transform], np.random.default_rng(0)).spacings == (expected, None)

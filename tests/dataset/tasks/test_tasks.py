@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from medical_files import write_dicom
 from PIL import Image
 
 from mllm.config.hardware import CHECKOUT
@@ -283,3 +284,18 @@ def test_the_documented_config_of_blood_cells_reads_the_published_splits_for_fou
     }
     test = splits["test"]
     assert any(test.inspect(index).turns[1].text == answer for index in range(len(test)))
+
+
+def test_samples_have_the_pixel_spacing_of_their_files(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images_mask").mkdir()
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    write_dicom(tmp_path / "images" / "a.dcm", pixels, PixelSpacing=[0.5, 0.5])
+    Image.fromarray(pixels).save(tmp_path / "images" / "b.png")
+    for name in "ab":
+        Image.fromarray((pixels > 9).astype(np.uint8)).save(tmp_path / "images_mask" / f"{name}.png")
+    options = dict(type="SegmentationDataset", data_path=str(tmp_path / "images"), labels="organ")
+    data = build_dataset(options)
+    assert [data.sample(index).spacings for index in range(2)] == [((0.5, 0.5),), ()]
+    resized = build_dataset({**options, "transforms": [dict(type="Resize", size=(3, 8))]})
+    assert resized.sample(0).spacings == ((1.0, 0.25),)
