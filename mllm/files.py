@@ -21,6 +21,9 @@ from mllm.errors import ConfigError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, of an exceeded quota, and of a file beyond the largest size (`ulimit -f`, FAT32)."""
+_FULL_IN_TORCH = (". unexpected pos ", "basic_ios::clear: iostream error")
+"""Parts of the messages of `torch.save`, which does not name the cause: a block, or the buffer of a small file at its
+end, could not be written."""
 _DIGEST = "blake2b"
 _TEMPORARY = re.compile(r"(?P<name>.+)\.(?P<word>tmp|old)-[0-9a-f]{8}")
 """Names that `_temporary_name` returns."""
@@ -32,8 +35,7 @@ def is_disk_full(error: BaseException) -> bool:
         return error.errno in DISK_FULL
     if type(error).__name__ == "SafetensorError":
         return any(reason in str(error) for reason in ("No space left", "File too large"))
-    # torch.save only reports that the file did not grow.
-    return isinstance(error, RuntimeError) and "inline_container.cc" in str(error) and "unexpected pos" in str(error)
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _FULL_IN_TORCH)
 
 
 def _temporary_name(path: Path, word: str) -> Path:

@@ -72,9 +72,10 @@ def test_a_full_disk_is_named(
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is always full")
-def test_a_full_disk_in_a_writer_of_weights_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("count", [1, 100_000])
+def test_a_full_disk_in_a_writer_of_weights_is_reported(count: int, capsys: pytest.CaptureFixture[str]) -> None:
     def main(argv: Sequence[str]) -> int:
-        torch.save({"a": torch.zeros(100_000)}, "/dev/full")
+        torch.save({"a": torch.zeros(count)}, "/dev/full")
         return 0
 
     assert run_command(main, []) == 2

@@ -117,7 +117,7 @@ def _with_spacing(image: Image.Image, header: Dataset, path: Path, square: bool)
     result = with_spacing(image, pixel_sides(header, path), path, square)
     if result.size != image.size:
         before, after = (f"{width} x {height}" for width, height in (image.size, result.size))
-        message = f"has pixels that are not square and is resampled from {before} to {after}: boxes refer to the "
+        message = f"has pixels that are not square and is resampled from {before} to {after}: boxes refer to "
         warn_once(
             path, "resampled", message + "the result, or to the stored pixels with the reader option square=False"
         )
