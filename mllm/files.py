@@ -25,6 +25,7 @@ _FULL_IN_TORCH = (". unexpected pos ", "basic_ios::clear: iostream error")
 """Parts of the messages of `torch.save`, which does not name the cause: a block, or the buffer of a small file at its
 end, could not be written."""
 _DIGEST = "blake2b"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TEMPORARY = re.compile(r"(?P<name>.+)\.(?P<word>tmp|old)-[0-9a-f]{8}")
 """Names that `_temporary_name` returns."""
 
@@ -169,6 +170,13 @@ def write_json(path: str | Path, value: Any) -> Path:
 def json_text(value: Any) -> str:
     """Return `value` as indented JSON with a final newline; NaN and infinity become null."""
     return json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def json_line(value: Any) -> str:
+    """Return `value` as JSON in one line, with a line feed at its end."""
+    line = json.dumps(value, ensure_ascii=False)
+    # JSON can escape a lone surrogate in a text; UTF-8 does not have it.
+    return (json.dumps(value) if _SURROGATE.search(line) else line) + "\n"
 
 
 def _finite(value: Any) -> Any:

@@ -1,23 +1,28 @@
-"""Evaluation of a split by generated answers."""
+"""Evaluation of a split by answers: they are generated, written as they come, and scored."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-from mllm.engine.option_scores import candidates_of, score_options
-from mllm.errors import ConfigError, UserError, errors_of_row
+from accelerate import PartialState
+from tqdm import tqdm
+
+from mllm.engine.answering import Answerer, ModelAnswers
+from mllm.engine.predictions import answers_of
+from mllm.engine.unfinished import Record, UnfinishedPredictions
+from mllm.errors import UserError, errors_of_row
 from mllm.metrics.areas import box_of, boxes_of
 from mllm.metrics.coco import rle
 from mllm.metrics.scoring import Entry, Scorer
-from mllm.models.generation.answers import answers
-from mllm.parsing import options_in
 from mllm.private_messages import add_row, in_row, is_private, sentence_of
 from mllm.structures import Answer, Bundle, Failure, Sample
 
-GENERATION, OPTIONS = "generation", "options"
-"""Values of the option `scoring` of an evaluation."""
+Row = dict[str, Any]
+"""A row of `predictions.jsonl`."""
 
 
 class Samples(Protocol):
@@ -29,21 +34,27 @@ class Samples(Protocol):
         """Return the sample of a row in an epoch."""
         ...
 
+    def group(self, index: int, epoch: int = 0) -> str | None:
+        """Return the patient of a row."""
+        ...
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """Predictions and figures of a split."""
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     """One dict per row with `prediction` and `reference`; see `evaluate_split`."""
+    indices: list[int]
+    """Index of each of `rows` in the split."""
     figures: dict[str, dict[str, float]]
     """Metric -> figure -> value."""
     scored: dict[str, int]
     """Metric -> number of rows whose reference has what the metric reads."""
     failures: list[Failure]
     """Rows that could not be used."""
-    answers: list[tuple[int, Answer, Answer]]
-    """Index, prediction and reference of each row of `rows`."""
+    continued: int = 0
+    """Number of rows that a former call had answered."""
 
     @property
     def skipped(self) -> list[str]:
@@ -52,64 +63,191 @@ class Evaluation:
 
 
 class _SplitReader:
-    """Iterator over the samples of a split that records their questions and references.
+    """Reader of the samples of a split, their references, and the fields of their rows.
 
-    With `skip_failures`, rows that cannot be read or encoded are skipped and added to `failures`.
+    Args:
+        answerer: Source of the answers.
+        samples: The split.
+        skip_failures: Let rows that cannot be used be skipped.
+        split: Name of the split.
     """
 
-    def __init__(
-        self, bundle: Bundle, samples: Samples, skip_failures: bool, split: str, choices: Sequence[str] | None = None
-    ) -> None:
-        self.choices = choices
-        """Options of questions that list none, if options are scored; None: answers are generated."""
-        self.bundle, self.samples, self.skip_failures, self.split = bundle, samples, skip_failures, split
-        self.numbers: list[int] = []
-        """Index of each row, from which the seed of its answer is derived."""
-        self.rows: list[dict[str, Any]] = []
-        self.references: list[Answer] = []
-        self.failures: list[Failure] = []
-        self._patients: dict[str, int] = {}
+    def __init__(self, answerer: Answerer, samples: Samples, skip_failures: bool, split: str) -> None:
+        self.answerer, self.samples, self.skip_failures, self.split = answerer, samples, skip_failures, split
 
-    def __len__(self) -> int:
-        return len(self.samples)
+    def read(self, index: int) -> tuple[Sample, Row, Answer] | str:
+        """Return the sample of a row, the fields of its origin and question, and its reference.
 
-    def __iter__(self) -> Iterator[Sample]:
-        for index in range(len(self.samples)):
-            try:
-                sample, reference = self._read(index)
-            except UserError as error:
-                with in_row(self.split, index):
-                    if not self.skip_failures:
-                        add_row(error)
-                        raise
-                    self.failures.append(Failure(sentence_of(error), (index, 0)))
-                continue
-            question = next((turn.text for turn in reversed(sample.turns) if turn.role == "user"), "")
-            self.numbers.append(index)
-            reference = replace(reference, group=sample.group, task=sample.task, spacings=sample.spacings)
-            reference = replace(reference, options=options_in(question))
-            self.references.append(reference)
-            origin = origin_fields(sample, f"{self.split}, row {index + 1}") | self._group_fields(sample)
-            self.rows.append({**origin, "question": question, "reference": reference.text})
-            yield sample
+        Returns:
+            The error message of a row that is skipped.
 
-    def _group_fields(self, sample: Sample) -> dict[str, Any]:
-        """Return the patient and the task of a row, if they are known; a number for the patient in a private run."""
-        fields: dict[str, Any] = {}
-        if sample.group is not None:
-            number = self._patients.setdefault(sample.group, len(self._patients) + 1)
-            fields["patient"] = str(number) if is_private() else sample.group
-        return fields if sample.task is None else {**fields, "task": sample.task}
+        Raises:
+            UserError: The row cannot be used and is not skipped.
+        """
+        try:
+            with in_row(self.split, index), errors_of_row(f"row {index + 1} of the data"):
+                sample = self.samples.sample(index)
+                self.answerer.check(sample)
+                reference = self.answerer.reference(sample)
+        except UserError as error:
+            with in_row(self.split, index):
+                if not self.skip_failures:
+                    add_row(error)
+                    raise
+                return sentence_of(error)
+        question = next((turn.text for turn in reversed(sample.turns) if turn.role == "user"), "")
+        fields = origin_fields(sample, f"{self.split}, row {index + 1}")
+        # The patients of a private run are numbered after all rows were answered.
+        fields |= {} if sample.group is None or is_private() else {"patient": sample.group}
+        fields |= {} if sample.task is None else {"task": sample.task}
+        fields |= {"question": question, "reference": reference.text}
+        return sample, fields, replace(reference, spacings=sample.spacings)
 
-    def _read(self, index: int) -> tuple[Sample, Answer]:
-        """Return the sample of a row and its reference. Raise `UserError` if the row cannot be used."""
-        with in_row(self.split, index), errors_of_row(f"row {index + 1} of the data"):
-            sample = self.samples.sample(index)
-            if self.skip_failures or is_private():  # so that the error of a prompt has its row
-                self.bundle.encoder.prompt(sample)
-            if self.choices is not None:
-                candidates_of(sample, self.choices)
-            return sample, self.bundle.encoder.reference(sample)
+
+def evaluate_split(
+    bundle: Bundle,
+    samples: Samples,
+    metrics: Mapping[str, Entry],
+    skip_failures: bool = False,
+    split: str = "test",
+    **options: Any,
+) -> Evaluation:
+    """Evaluate a model on a split by one process, without continuation; `options` are those of `ModelAnswers`."""
+    answerer = ModelAnswers(bundle, checks_prompts=skip_failures or is_private(), **options)
+    with TemporaryDirectory() as folder:
+        files = UnfinishedPredictions(Path(folder), {})
+        files.open()
+        answer_split(answerer, samples, files, skip_failures, split)
+        files.close()
+        return score_split(samples, files, metrics, skip_failures)
+
+
+def answer_split(
+    answerer: Answerer,
+    samples: Samples,
+    files: UnfinishedPredictions,
+    skip_failures: bool = False,
+    split: str = "test",
+    progress: bool = True,
+) -> int:
+    """Answer the rows of a split that have no answer yet, and append them to the open file of this process.
+
+    Every process takes its share: windows of consecutive rows, which do not depend on the number of processes. A window
+    with rows that were answered before is divided into the same batches again. All processes leave together.
+
+    A row has the fields of `origin_fields`, `patient` and `task` if they are known, `question`, `reference`,
+    `prediction`, `tokens` (generated, including the end of the turn), `scores` of options, the fields of `mark_fields`
+    of the prediction and, prefixed by `reference_`, those of the reference, and `pixel_spacings` (width and height of a
+    pixel of each image in mm) if they are known. Boxes that the question names are not part of an answer.
+
+    Args:
+        answerer: Source of the answers.
+        samples: The split.
+        files: Files of the predictions.
+        skip_failures: Skip rows that cannot be used.
+        split: Name of the split, for messages of private runs.
+        progress: Show a progress bar.
+
+    Returns:
+        Number of rows that had an answer before.
+
+    Raises:
+        UserError: A row cannot be used and `skip_failures` is False.
+    """
+    state = PartialState()
+    answered = {record["index"] for record in files.records() if skip_failures or "row" in record}
+    state.wait_for_everyone()  # before a process appends
+    reader = _SplitReader(answerer, samples, skip_failures, split)
+    windows = range(0, len(samples), answerer.window)[state.process_index :: state.num_processes]
+    with tqdm(total=len(samples), desc="answers", disable=None if progress else True) as bar:  # None: no terminal
+        for start in windows:
+            window = range(start, min(start + answerer.window, len(samples)))
+            bar.update(start - bar.n)
+            if not all(index in answered for index in window):
+                for records in _answered_window(answerer, reader, window, answered):
+                    files.append(records)
+                    bar.update(len(records))
+        bar.update(len(samples) - bar.n)
+    state.wait_for_everyone()
+    return len(answered)
+
+
+def _answered_window(
+    answerer: Answerer, reader: _SplitReader, window: range, answered: Container[int]
+) -> Iterator[list[Record]]:
+    """Yield the records of the rows of a window that are not answered yet, some at a time."""
+    usable: dict[int, Sample] = {}
+    rows: dict[int, tuple[Row, Answer]] = {}
+    skipped: list[Record] = []
+    for index in window:
+        result = reader.read(index)
+        if isinstance(result, str):
+            skipped.append({"index": index, "skipped": result})
+        else:
+            sample, fields, reference = result
+            usable[index], rows[index] = sample, (fields, reference)
+    yield [record for record in skipped if record["index"] not in answered]
+    for batch in answerer.answers(usable, answered):
+        yield [
+            {"index": index, "row": _row(*rows[index], prediction)}
+            for index, prediction in batch.items()
+            if index not in answered
+        ]
+
+
+def _row(fields: Row, reference: Answer, prediction: Answer) -> Row:
+    """Return the row of a prediction."""
+    return {
+        **fields,
+        "prediction": prediction.text,
+        "tokens": prediction.tokens,
+        **({"scores": prediction.scores} if prediction.scores else {}),
+        **mark_fields(prediction),
+        **mark_fields(reference, "reference_"),
+        **({"pixel_spacings": reference.spacings} if reference.spacings else {}),
+    }
+
+
+def score_split(
+    samples: Samples,
+    files: UnfinishedPredictions,
+    metrics: Mapping[str, Entry],
+    skip_failures: bool = False,
+    continued: int = 0,
+) -> Evaluation:
+    """Return the rows of all processes in the order of the split, and the figures of their metrics.
+
+    Figures are functions of the rows as they are written, so that they can be computed again from `predictions.jsonl`.
+
+    Args:
+        samples: The split.
+        files: Files with an answer to every row.
+        metrics: Name -> metric.
+        skip_failures: Rows that cannot be used were skipped.
+        continued: Number of rows that a former call had answered.
+    """
+    records = {record["index"]: record for record in files.records() if skip_failures or "row" in record}
+    indices = [index for index in sorted(records) if "row" in records[index]]
+    rows = [records[index]["row"] for index in indices]
+    if is_private():
+        rows = _with_patient_numbers(rows, [samples.group(index) for index in indices])
+    failures = [
+        Failure(record["skipped"], (index, 0)) for index, record in sorted(records.items()) if "skipped" in record
+    ]
+    scorer = Scorer(metrics)
+    for row in rows:
+        scorer.add(*answers_of(row))
+    return Evaluation(rows, indices, scorer.figures(), scorer.scored(), failures, continued)
+
+
+def _with_patient_numbers(rows: Sequence[Row], patients: Sequence[str | None]) -> list[Row]:
+    """Return the rows of a private run with a number for each patient, in the order of their first rows."""
+    numbers: dict[str, int] = {}
+    result = []
+    for row, patient in zip(rows, patients, strict=True):
+        number = {} if patient is None else {"patient": str(numbers.setdefault(patient, len(numbers) + 1))}
+        result.append({"source": row["source"], **number, **row})
+    return result
 
 
 def origin_fields(sample: Sample, row: str) -> dict[str, Any]:
@@ -125,60 +263,6 @@ def origin_fields(sample: Sample, row: str) -> dict[str, Any]:
     if is_private():
         return {"source": row}
     return {"source": sample.source, **({"images": sample.files} if sample.files else {})}
-
-
-def evaluate_split(
-    bundle: Bundle,
-    samples: Samples,
-    metrics: Mapping[str, Entry],
-    skip_failures: bool = False,
-    split: str = "test",
-    **options: Any,
-) -> Evaluation:
-    """Generate an answer to every row of a split and compute the metrics.
-
-    A row has the fields of `origin_fields`, `patient` and `task` if they are known, `question`, `reference`,
-    `prediction`, `tokens` (generated, including the end of the turn), the fields of `mark_fields` of the
-    prediction and, prefixed by `reference_`, those of the reference, and `pixel_spacings` (width and height of a pixel
-    of each image in mm) if they are known. Boxes that the question names are not part of an answer.
-
-    Args:
-        bundle: Model and encoder.
-        samples: The split.
-        metrics: Name -> metric.
-        skip_failures: Skip rows that cannot be used.
-        split: Name of the split, for messages of private runs.
-        options: Options of `generate`. `scoring='options'` compares the likelihoods of options instead of generating
-            an answer; `choices` are the options of questions that list none. The probabilities are in `scores`.
-
-    Raises:
-        DataError: A row cannot be used and `skip_failures` is False.
-    """
-    scoring, choices = options.pop("scoring", GENERATION), options.pop("choices", ())
-    if scoring not in (GENERATION, OPTIONS):
-        raise ConfigError(f"data_args.gen_kwargs.scoring must be '{GENERATION}' or '{OPTIONS}', not {scoring!r}")
-    reader = _SplitReader(bundle, samples, skip_failures, split, choices if scoring == OPTIONS else None)
-    if scoring == OPTIONS:
-        predictions = score_options(bundle, reader, choices=choices, **options)
-    else:
-        predictions = answers(bundle, reader, numbers=reader.numbers, **options)
-    rows = [
-        {
-            **row,
-            "prediction": prediction.text,
-            "tokens": prediction.tokens,
-            **({"scores": prediction.scores} if prediction.scores else {}),
-            **mark_fields(prediction),
-            **mark_fields(reference, "reference_"),
-            **({"pixel_spacings": reference.spacings} if reference.spacings else {}),
-        }
-        for row, prediction, reference in zip(reader.rows, predictions, reader.references, strict=True)
-    ]
-    scorer = Scorer(metrics)
-    for prediction, reference in zip(predictions, reader.references, strict=True):
-        scorer.add(prediction, reference)
-    answered = list(zip(reader.numbers, predictions, reader.references, strict=True))
-    return Evaluation(rows, scorer.figures(), scorer.scored(), reader.failures, answered)
 
 
 def mark_fields(answer: Answer, prefix: str = "") -> dict[str, Any]:

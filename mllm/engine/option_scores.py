@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from mllm.errors import ConfigError, DataError
 from mllm.models.generation.generate import evaluating
@@ -36,56 +34,37 @@ def candidates_of(sample: Sample, choices: Sequence[str] = ()) -> dict[str, str]
 
 
 @torch.no_grad()
-def score_options(
-    bundle: Bundle,
-    samples: Iterable[Sample],
-    *,
-    choices: Sequence[str] = (),
-    batch_size: int = 4,
-    progress: bool = True,
-    **ignored: Any,
-) -> list[Answer]:
-    """Return the most probable option of each sample, with the probabilities of all, in order.
+def score_sample(bundle: Bundle, sample: Sample, choices: Sequence[str] = (), batch_size: int = 4) -> Answer:
+    """Return the most probable option of a sample, with the probabilities of all.
 
     The likelihood of an option is that of all its tokens and of the end of the turn, so that options of different
-    lengths are comparable. Probabilities are the softmax of the log-likelihoods over the options of a sample: the
-    probability of an option, given that the answer is one of them. The samples do not influence each other.
+    lengths are comparable. Probabilities are the softmax of the log-likelihoods over the options of the sample: the
+    probability of an option, given that the answer is one of them.
 
     Args:
         bundle: Model and encoder.
-        samples: Conversations; a last assistant turn is not used.
+        sample: A conversation; a last assistant turn is not used.
         choices: Possible answers to questions that list no options.
-        batch_size: Number of options in a forward pass, all of one sample.
-        progress: Show a progress bar.
-        ignored: Options of generation.
+        batch_size: Number of options in a forward pass.
 
     Raises:
         ConfigError: A likelihood is NaN or infinite.
-        DataError: A question has no options, or an option does not fit into `max_length`.
+        DataError: The question has no options, or an option does not fit into `max_length`.
     """
-    total = len(samples) if isinstance(samples, Sized) else None
-    answers: list[Answer] = []
-    with (
-        evaluating(bundle.model),
-        bundle.model.computing(),
-        tqdm(total=total, desc="options", disable=None if progress else True) as bar,  # None: off without a terminal
-    ):
-        for sample in samples:
-            candidates = candidates_of(sample, choices)
-            likelihoods = _log_likelihoods(bundle, sample, list(candidates), batch_size)
-            if not all(map(math.isfinite, likelihoods)):  # the most probable option would be the first one
-                raise ConfigError(
-                    "the likelihoods of the options are not finite: evaluate an earlier checkpoint, or on a device "
-                    "with another precision"
-                )
-            probabilities = torch.tensor(likelihoods, dtype=torch.float64).softmax(0).tolist()
-            best = max(range(len(candidates)), key=probabilities.__getitem__)
-            scores = dict.fromkeys(candidates.values(), 0.0)
-            for text, probability in zip(candidates.values(), probabilities, strict=True):
-                scores[text] += probability  # two letters can have the same text
-            answers.append(Answer(list(candidates)[best], scores=scores))
-            bar.update()
-    return answers
+    candidates = candidates_of(sample, choices)
+    with evaluating(bundle.model), bundle.model.computing():
+        likelihoods = _log_likelihoods(bundle, sample, list(candidates), batch_size)
+    if not all(map(math.isfinite, likelihoods)):  # the most probable option would be the first one
+        raise ConfigError(
+            "the likelihoods of the options are not finite: evaluate an earlier checkpoint, or on a device "
+            "with another precision"
+        )
+    probabilities = torch.tensor(likelihoods, dtype=torch.float64).softmax(0).tolist()
+    best = max(range(len(candidates)), key=probabilities.__getitem__)
+    scores = dict.fromkeys(candidates.values(), 0.0)
+    for text, probability in zip(candidates.values(), probabilities, strict=True):
+        scores[text] += probability  # two letters can have the same text
+    return Answer(list(candidates)[best], scores=scores)
 
 
 def _log_likelihoods(bundle: Bundle, sample: Sample, candidates: Sequence[str], batch_size: int) -> list[float]:

@@ -5,26 +5,34 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from mllm.config.hardware import environment
 from mllm.config.schema import ModelArgs, RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import open_datasets
 from mllm.dataset.checking import Splits
-from mllm.engine.evaluation import Evaluation, evaluate_split
+from mllm.engine.answering import Answerer, ModelAnswers
+from mllm.engine.evaluation import Evaluation, answer_split, score_split
+from mllm.engine.predictions import answers_of
+from mllm.engine.unfinished import UnfinishedPredictions, unfinished_files
 from mllm.errors import ConfigError, hint
 from mllm.export.saved_model import adapter_args, local_name, whole_model_args
-from mllm.export.settings import WHOLE, read_settings
+from mllm.export.settings import WHOLE, encoding_settings, read_settings
 from mllm.files import write_json
+from mllm.metrics.scoring import Entry
 from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.metrics import check_metrics, find_metrics, metric_origin
 from mllm.predict.writer import write_predictions
-from mllm.private_messages import call_privately, error_of
+from mllm.private_messages import call_privately, error_of, is_private
 from mllm.registry import METRICS
 from mllm.report.drawing import draw_answer, refuse_drawing
 from mllm.report.figures import figures_table
@@ -77,22 +85,61 @@ def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     splits = open_split(config, options)
     where = "--metric" if options.metrics else metric_origin(config)
     check_metrics(metrics, options.split, splits, where, config.data_args.gen_kwargs)
-    split = splits[options.split]
-    bundle = load_for_answers(model_args, best_hardware())
-    started = time.monotonic()
-    skip = config.data_args.on_error == "skip"
-    evaluation = evaluate_split(
-        bundle, split, metrics, skip_failures=skip, split=options.split, **config.data_args.gen_kwargs
+    hardware = best_hardware()
+    state = PartialState(cpu=hardware.device == "cpu")
+    answerer = ModelAnswers(
+        load_for_answers(model_args, hardware),
+        checks_prompts=config.data_args.on_error == "skip" or is_private(),
+        settings=encoding_settings(asdict(model_args)),
+        **config.data_args.gen_kwargs,
     )
+    files = open_files(folder, options, answerer.fingerprint() | data_fingerprint(config, splits, options.split))
+    try:
+        evaluation, seconds = _answer(config, options, splits, answerer, metrics, files)
+        if state.is_main_process:
+            _write(config, model_args, options, evaluation, seconds, splits, files)
+    finally:
+        files.close()
+
+
+def _answer(
+    config: RunConfig,
+    options: EvaluateOptions,
+    splits: Splits,
+    answerer: Answerer,
+    metrics: Mapping[str, Entry],
+    files: UnfinishedPredictions,
+) -> tuple[Evaluation, float]:
+    """Answer the rows of the split. Return their evaluation and the seconds that the answers took."""
+    split, skip = splits[options.split], config.data_args.on_error == "skip"
+    started = time.monotonic()
+    continued = answer_split(answerer, split, files, skip, options.split)
+    seconds = time.monotonic() - started
+    if continued:
+        logger.info("the evaluation in %s was continued: %d rows had answers", files.folder, continued)
+    evaluation = score_split(split, files, metrics, skip, continued)
     if not evaluation.rows:
         first = f"; first error: {evaluation.skipped[0]}" if evaluation.skipped else ""
         raise error_of(f"none of the {len(split)} rows of '{options.split}' can be used{first}")
-    seconds = time.monotonic() - started
+    return evaluation, seconds
+
+
+def _write(
+    config: RunConfig,
+    model_args: ModelArgs,
+    options: EvaluateOptions,
+    evaluation: Evaluation,
+    seconds: float,
+    splits: Splits,
+    files: UnfinishedPredictions,
+) -> None:
+    """Write the predictions and figures to the folder of `files`, remove these, and print the figures."""
+    folder = files.folder
     if options.draw:
-        draw_evaluation(evaluation, split, Path(options.draw))
+        draw_evaluation(evaluation, splits[options.split], Path(options.draw))
     write_predictions(folder / PREDICTIONS, evaluation.rows)
-    # Written last: if the file exists, both files are complete.
     write_json(folder / METRICS_FILE, summary(config, model_args, options, evaluation, seconds))
+    files.remove()  # last: without these files, the others are complete
     print(figures_table(evaluation.figures, evaluation.scored, len(evaluation.rows)))
     for message in evaluation.skipped:
         logger.warning("skipped %s", message)
@@ -101,15 +148,15 @@ def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
 
 def draw_evaluation(evaluation: Evaluation, split: SampleDataset, folder: Path) -> None:
     """Write a picture of each row with a predicted or true box, point or mask, and its name to the row's `drawings`."""
-    count = 0
-    answered = zip(evaluation.rows, evaluation.answers, strict=True)
-    for number, (row, (index, prediction, reference)) in enumerate(answered, start=1):
+    drawn = 0
+    for number, (row, index) in enumerate(zip(evaluation.rows, evaluation.indices, strict=True), start=1):
+        prediction, reference = answers_of(row)
         if prediction.marks or reference.marks:
             images = split.sample(index).images
             files = draw_answer(images, prediction.marks, folder / f"{number:06}.png", reference.marks)
             row["drawings"] = [file.name for file in files]
-            count += len(files)
-    logger.info("%d pictures written to %s", count, folder)
+            drawn += len(files)
+    logger.info("%d pictures written to %s", drawn, folder)
 
 
 def open_split(config: RunConfig, options: EvaluateOptions) -> Splits:
@@ -159,14 +206,14 @@ def select_model(config: RunConfig, options: EvaluateOptions) -> ModelArgs:
 
 
 def output_folder(config: RunConfig, options: EvaluateOptions) -> Path:
-    """Return the output folder: `options.out`, or the first free `evaluation-SPLIT`, `evaluation-SPLIT-2`, ...
+    """Return the output folder: `options.out`, or `evaluation-SPLIT`, which `open_files` numbers.
 
     The default is in the run folder around the adapter or the merged model, or in `exp/<config name>/` for other
-    models. Raises `ConfigError` if `options.out` exists and is not an empty folder.
+    models. Raises `ConfigError` if `options.out` exists, is not empty and contains no unfinished evaluation.
     """
     if options.out:
         folder = Path(options.out)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not unfinished_files(folder):
             raise ConfigError(f"--out {folder} exists and is not an empty folder; remove it or choose another name")
         return folder
     source = Path(str(options.adapter or options.model))
@@ -176,12 +223,67 @@ def output_folder(config: RunConfig, options: EvaluateOptions) -> Path:
         run = source.resolve().parent
     else:
         run = runs_of(config.name)
-    name = f"evaluation-{options.split}"
-    folder, count = run / name, 1
-    while folder.exists():
-        count += 1
-        folder = run / f"{name}-{count}"
-    return folder
+    return run / f"evaluation-{options.split}"
+
+
+def open_files(folder: Path, options: EvaluateOptions, fingerprint: Mapping[str, str]) -> UnfinishedPredictions:
+    """Return the open files of this process in the output folder.
+
+    Without `options.out` this is the first of `folder`, `folder-2`, ... that does not exist, or that contains an
+    unfinished evaluation of the same model, data and options, to which no other command writes.
+
+    Raises:
+        ConfigError: `options.out` contains an unfinished evaluation that this one cannot continue.
+    """
+    state = PartialState()
+    chosen: list[Any] = [None]
+    files: UnfinishedPredictions | None = None
+    if state.is_main_process:
+        files = _open_out(folder, fingerprint) if options.out else _open_free(folder, fingerprint)
+        chosen = [files.folder]
+    if state.num_processes > 1:
+        broadcast_object_list(chosen)
+    if files is None:
+        files = UnfinishedPredictions(chosen[0], fingerprint, state.process_index)
+        if not files.open():
+            raise ConfigError(f"another command writes to {files.path}: wait for it or end it")
+    return files
+
+
+def _open_out(folder: Path, fingerprint: Mapping[str, str]) -> UnfinishedPredictions:
+    """Return the open file of the first process in a folder that the command line names."""
+    files = UnfinishedPredictions(folder, fingerprint)
+    if difference := files.difference():
+        raise ConfigError(
+            f"--out {folder} contains an unfinished evaluation whose {difference} differs: choose another folder to "
+            "begin a new one, or restore what has changed to continue it"
+        )
+    if not files.open():
+        raise ConfigError(f"another command evaluates into {folder}: wait for it or end it, or choose another folder")
+    return files
+
+
+def _open_free(folder: Path, fingerprint: Mapping[str, str]) -> UnfinishedPredictions:
+    """Return the open file of the first process in the first of the numbered folders that can be used."""
+    for number in count(1):
+        files = UnfinishedPredictions(folder if number == 1 else Path(f"{folder}-{number}"), fingerprint)
+        is_free = not files.folder.exists()
+        if (is_free or (unfinished_files(files.folder) and files.difference() is None)) and files.open():
+            return files
+        if unfinished_files(files.folder):
+            logger.warning(
+                "%s contains an unfinished evaluation of another model, other data or other options, or another "
+                "command writes to it: it is left unchanged",
+                files.folder,
+            )
+    raise AssertionError
+
+
+def data_fingerprint(config: RunConfig, splits: Splits, split: str) -> dict[str, str]:
+    """Return a digest of the contents of a split and of the options of its dataset."""
+    options = repr(sorted(asdict(config.data_args)[split].items()))
+    digest = hashlib.blake2b(f"{splits.reports[split].content} {options}".encode("utf-8", "replace"), digest_size=16)
+    return {f"data_args.{split}": digest.hexdigest()}
 
 
 def summary(
@@ -204,6 +306,7 @@ def summary(
             "skipped": len(evaluation.skipped),
             "unreadable": sum(row.get("unreadable", 0) for row in evaluation.rows),
             "tokens": sum(row["tokens"] for row in evaluation.rows),
+            **({"continued": evaluation.continued} if evaluation.continued else {}),
         },
         "skipped": evaluation.skipped,
         "seconds": round(seconds, 1),

@@ -11,7 +11,7 @@ from mllm.contents import contents_of, reference_of
 from mllm.dataset.answer_counts import AnswerCounts
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.checking import Splits
-from mllm.engine.evaluation import OPTIONS
+from mllm.engine.answering import OPTIONS
 from mllm.errors import ConfigError, UserError
 from mllm.metrics.base import Reads, content_read
 from mllm.metrics.scoring import Entry, needs_scores, require, tasks_of

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mllm.files import replaced_file
+from mllm.files import json_line, replaced_file
 
 
 def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -20,14 +18,6 @@ def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> in
     count = 0
     with replaced_file(path) as file:
         for row in rows:
-            line = json.dumps(row, ensure_ascii=False)
-            if not _is_utf8(line):  # a field of the row holds a lone surrogate, which JSON can escape
-                line = json.dumps(row)
-            file.write(line + "\n")
+            file.write(json_line(row))
             count += 1
     return count
-
-
-def _is_utf8(text: str) -> bool:
-    """Return True if a text can be written as UTF-8: it has no lone surrogate."""
-    return not re.search("[\ud800-\udfff]", text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -13,34 +13,83 @@ from accelerate import PartialState
 from mllm.config.schema import RunConfig
 from mllm.dataset.builder import miniatures
 from mllm.dataset.checking import Splits
-from mllm.engine.evaluation import Evaluation, evaluate_split
+from mllm.engine.answering import ModelAnswers
+from mllm.engine.evaluation import Evaluation, answer_split, score_split
 from mllm.engine.run_log import rows_of, run_folder, write_skipped
 from mllm.engine.trainer import MultimodalTrainer
-from mllm.errors import UserError
+from mllm.engine.unfinished import STEM, UnfinishedPredictions, remove_unfinished
+from mllm.errors import ConfigError, UserError
 from mllm.export.facts import Facts, write_facts, write_metrics
 from mllm.export.folder import update_figures
 from mllm.export.former import former_exports, remove_former_results
 from mllm.export.merge import merge
+from mllm.export.settings import encoding_settings
+from mllm.predict.evaluate import data_fingerprint
 from mllm.predict.metrics import find_metrics
 from mllm.predict.writer import write_predictions
+from mllm.private_messages import is_private
 from mllm.registry import EXPORTERS
 from mllm.report.data_summary import draw_agreement, write_summary
 from mllm.report.figures import figures_line
 from mllm.run.facts import run_facts
-from mllm.run_files import ADAPTER, MERGED, MINIATURE, PREDICTIONS, SKIPPED_ROWS, STUDENT, data_page_of, runs_of
+from mllm.run_files import (
+    ADAPTER,
+    MERGED,
+    MINIATURE,
+    PREDICTIONS,
+    SKIPPED_ROWS,
+    STUDENT,
+    UNTRAINED,
+    data_page_of,
+    runs_of,
+)
 from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate_test_split(config: RunConfig, bundle: Bundle, splits: Splits) -> Evaluation | None:
-    """Return the predictions and figures of the test split, on the first process only; None without a test split."""
-    if "test" not in splits or not PartialState().is_main_process:
+def evaluate_test_split(
+    config: RunConfig, bundle: Bundle, splits: Splits, folder: Path, name: str = STEM
+) -> Evaluation | None:
+    """Return the predictions and figures of the test split on the first process; None on others and without the split.
+
+    Every process answers its share. Predictions are appended to files in the run folder until `remove_unfinished`
+    removes them, so that a resumed run continues the evaluation if it has the same model.
+
+    Args:
+        config: The config of the run.
+        bundle: The model.
+        splits: The splits.
+        folder: The run folder.
+        name: Name of the evaluation, for its files.
+    """
+    if "test" not in splits:
         return None
-    bundle.model.to(PartialState().device)  # before training the model may be in host memory
-    metrics = find_metrics(config.data_args.metrics)
-    skip = config.data_args.on_error == "skip"
-    return evaluate_split(bundle, splits["test"], metrics, skip_failures=skip, **config.data_args.gen_kwargs)
+    state, skip = PartialState(), config.data_args.on_error == "skip"
+    bundle.model.to(state.device)  # before training the model may be in host memory
+    answerer = ModelAnswers(
+        bundle,
+        checks_prompts=skip or is_private(),
+        settings=encoding_settings(asdict(config.model_args)),
+        **config.data_args.gen_kwargs,
+    )
+    fingerprint = answerer.fingerprint() | data_fingerprint(config, splits, "test")
+    files = UnfinishedPredictions(folder, fingerprint, state.process_index, name)
+    if state.is_main_process and (difference := files.difference()):
+        logger.info("the evaluation of the test split starts anew, because its %s differs", difference)
+        files.remove()
+    state.wait_for_everyone()
+    if not files.open():
+        raise ConfigError(f"another command writes to {files.path}: wait for it or end it")
+    try:
+        continued = answer_split(answerer, splits["test"], files, skip)
+        if not state.is_main_process:
+            return None
+        if continued:
+            logger.info("the evaluation of the test split was continued: %d rows had answers", continued)
+        return score_split(splits["test"], files, find_metrics(config.data_args.metrics), skip, continued)
+    finally:
+        files.close()
 
 
 @dataclass
@@ -119,6 +168,8 @@ def write_results(
     write_predictions(folder / PREDICTIONS, evaluation.rows)
     if "measures" in evaluation.figures:
         draw_agreement(evaluation.rows, folder)
+    for name in (STEM, UNTRAINED):  # last: without these files, the others are complete
+        remove_unfinished(folder, name)
 
 
 def log_results(

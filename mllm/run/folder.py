@@ -23,6 +23,7 @@ from mllm.run_files import (
     LOCK,
     MEASURES_PLOT,
     TENSORBOARD,
+    UNFINISHED,
     runs_of,
 )
 
@@ -76,7 +77,7 @@ def _refuse_nonempty(folder: Path) -> None:
     if not folder.exists():
         return
     names = {final_name(path.name) for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    if not names or (LOCK in names and names <= STARTED):
+    if not names or (LOCK in names and {name for name in names if UNFINISHED not in name} <= STARTED):
         return
     fix = "pass --resume to continue it, or choose another folder"
     if not folder.is_dir() or newest_checkpoint(folder) is None:

@@ -16,6 +16,7 @@ from mllm.run.finish import end_processes, evaluate_test_split, export, log_resu
 from mllm.run.lengths import warn_of_cut_samples
 from mllm.run.open import open_run, start_processes
 from mllm.run.train import check_training, train
+from mllm.run_files import UNTRAINED
 
 
 def run_steps(config: RunConfig, hardware: Hardware, *, tiny: bool, resume: bool) -> None:
@@ -53,14 +54,16 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool) 
         data = prepare_data(config, bundle, encoder, splits)
         if bundle.model.generates_text:
             warn_of_cut_samples(config, bundle.encoder, splits["train"])
-        untrained = evaluate_test_split(config, bundle, splits) if config.data_args.compute_untrained else None
+        untrained = None
+        if config.data_args.compute_untrained:
+            untrained = evaluate_test_split(config, bundle, splits, folder, UNTRAINED)
 
         trainer = prepare_trainer(config, hardware, learner, folder, data)
         check_training(config, trainer, bundle)
         train(config, bundle, trainer, splits, checkpoint)
 
         exports = export(config, bundle, trainer, splits)  # before the evaluation, which can fail
-        evaluation = evaluate_test_split(config, bundle, splits)
+        evaluation = evaluate_test_split(config, bundle, splits, folder)
         write_results(config, trainer, splits, exports, evaluation)
         log_results(config, trainer, exports, evaluation, untrained)
         if exports.refusal is not None:

@@ -42,6 +42,9 @@ class Rows:
     def __len__(self):
         return self.size
 
+    def group(self, index, epoch=0):
+        return self.sample(index, epoch).group
+
     def sample(self, index, epoch=0):
         rng = np.random.default_rng((7, epoch, index))
         words = ["chest", "normal", "lesion", "left", "3.5 mm", "opacity"]

@@ -14,7 +14,7 @@ from mllm.engine.predictions import answers_of
 from mllm.errors import DataError
 from mllm.metrics.grounding import Rec
 from mllm.metrics.segmentation import HD95
-from mllm.models.generation.generate import generate
+from mllm.models.generation.generate import Generation, generate
 from mllm.private_messages import call_privately
 from mllm.structures import Answer, Mark, Turn
 
@@ -43,6 +43,7 @@ def test_rows_contain_question_reference_and_prediction(make_bundle, rows):
         assert 0 < row["tokens"] == predictions[index].tokens <= 6
         assert not {"boxes", "masks", "points", "reference_boxes"} & set(row)
     assert calls == [(predictions, [Answer(row["reference"]) for row in evaluation.rows])] * 2
+    assert evaluation.indices == [0, 1, 2, 3, 4]
 
 
 def test_rows_name_their_images_unless_the_run_is_private(make_bundle, rows):
@@ -122,13 +123,13 @@ def test_the_reference_in_the_format_of_the_model_is_correct(make_bundle, rows, 
     """The reference is written and parsed by the encoder, which rounds to a thousandth of the image."""
     bundle = make_bundle()
 
-    def spoken(bundle, samples, **options):
-        texts = [bundle.encoder.reference(sample).text for sample in samples]
-        frames = bundle.encoder.prompt(Pointing(rows).sample(0)).frames
+    def spoken(generation, prompts, numbers, answered):
+        texts = [bundle.encoder.reference(Pointing(rows).sample(number)).text for number in numbers]
         ids = [bundle.encoder.tokenizer(text, return_tensors="pt")["input_ids"][0] for text in texts]
-        return [bundle.encoder.read_answer(tokens, frames) for tokens in ids]
+        pairs = zip(ids, prompts, strict=True)
+        yield dict(enumerate(bundle.encoder.read_answer(tokens, prompt.frames) for tokens, prompt in pairs))
 
-    monkeypatch.setattr("mllm.engine.evaluation.answers", spoken)
+    monkeypatch.setattr(Generation, "batches", spoken)
     evaluation = evaluate_split(bundle, Pointing(rows), {"rec": Rec})
     assert evaluation.figures["rec"]["accuracy"] == 1
     assert 0.99 < evaluation.figures["rec"]["mean_iou"] <= 1
@@ -168,12 +169,6 @@ def test_mark_fields_are_pixels_and_run_lengths():
     assert mark_fields(Answer("nothing")) == {}
 
 
-def test_figures_are_formatted_as_one_line():
-    figures = {"accuracy": {"accuracy": 0.5, "samples": 1200}, "rec": {"accuracy": 0.25, "samples": 3}}
-    assert format_figures(figures["accuracy"]) == "accuracy 0.5000, samples 1,200"
-    assert format_figures(figures["rec"]) == "accuracy 0.2500, samples 3"
-
-
 def test_rows_have_the_pixel_spacing_of_their_images_and_metrics_read_it(make_bundle, rows):
     class Masked(rows):
         def sample(self, index, epoch=0):
@@ -194,3 +189,9 @@ def test_rows_have_the_pixel_spacing_of_their_images_and_metrics_read_it(make_bu
     written = [json.loads(json.dumps(row)) for row in evaluation.rows]
     assert [row.get("pixel_spacings") for row in written] == [[[0.5, 2.0]], None]
     assert [answers_of(row)[1].spacings for row in written] == [((0.5, 2.0),), ()]
+
+
+def test_figures_are_formatted_as_one_line():
+    figures = {"accuracy": {"accuracy": 0.5, "samples": 1200}, "rec": {"accuracy": 0.25, "samples": 3}}
+    assert format_figures(figures["accuracy"]) == "accuracy 0.5000, samples 1,200"
+    assert format_figures(figures["rec"]) == "accuracy 0.2500, samples 3"

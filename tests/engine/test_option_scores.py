@@ -10,7 +10,7 @@ import torch
 from mllm.config.defaults import make_model_args
 from mllm.config.hardware import Hardware
 from mllm.engine.evaluation import evaluate_split
-from mllm.engine.option_scores import candidates_of, score_options
+from mllm.engine.option_scores import candidates_of, score_sample
 from mllm.errors import ConfigError, DataError
 from mllm.metrics.classification import Accuracy
 from mllm.metrics.probabilities import AUROC
@@ -36,13 +36,13 @@ def test_probabilities_are_the_softmax_of_the_likelihoods(make_bundle, rows):
     bundle = make_bundle()
     bundle.model.eval()
     samples = [rows(3).sample(index) for index in range(3)]
-    answers = score_options(bundle, samples, choices=CHOICES, batch_size=2, progress=False)
+    answers = [score_sample(bundle, sample, CHOICES, batch_size=2) for sample in samples]
     for sample, answer in zip(samples, answers, strict=True):
         expected = torch.tensor([log_likelihood(bundle, sample, text) for text in CHOICES]).softmax(0)
         assert list(answer.scores) == CHOICES
         assert list(answer.scores.values()) == pytest.approx(expected.tolist(), abs=1e-4)
         assert answer.text == CHOICES[int(expected.argmax())]
-    whole = score_options(bundle, samples[:1], choices=CHOICES, batch_size=8, progress=False)[0]
+    whole = score_sample(bundle, samples[0], CHOICES, batch_size=8)
     assert list(whole.scores.values()) == pytest.approx(list(answers[0].scores.values()), abs=1e-5)
 
 
@@ -51,7 +51,7 @@ def test_weights_in_bf16_between_trained_ones_in_fp32_are_scored(tiny_medgemma):
     args = make_model_args("medgemma", model_name_or_path=str(tiny_medgemma), trainable=trainable)
     sample = Sample([Turn("user", "Clear?"), Turn("assistant", "yes")])
     exact, rounded = (
-        score_options(load_pretrained(args, hardware), [sample], choices=CHOICES, progress=False)[0].scores
+        score_sample(load_pretrained(args, hardware), sample, CHOICES).scores
         for hardware in (CPU, replace(CPU, precision="bf16"))
     )
     assert list(rounded.values()) == pytest.approx(list(exact.values()), abs=0.05)
@@ -63,13 +63,13 @@ def test_likelihoods_that_are_nan_are_refused(make_bundle):
         bundle.model.pretrained.get_output_embeddings().weight.fill_(float("nan"))
     sample = Sample([Turn("user", "Clear?"), Turn("assistant", "yes")])
     with pytest.raises(ConfigError, match="the likelihoods of the options are not finite: .* another precision"):
-        score_options(bundle, [sample], choices=CHOICES, progress=False)
+        score_sample(bundle, sample, CHOICES)
 
 
 def test_letters_of_a_question_are_scored(make_bundle):
     sample = Sample([Turn("user", "Which? A: normal B: edema C: normal"), Turn("assistant", "B")])
     assert candidates_of(sample) == {"A": "normal", "B": "edema", "C": "normal"}
-    answer = score_options(make_bundle(), [sample], progress=False)[0]
+    answer = score_sample(make_bundle(), sample)
     assert answer.text in {"A", "B", "C"} and set(answer.scores) == {"normal", "edema"}
     assert sum(answer.scores.values()) == pytest.approx(1)
 

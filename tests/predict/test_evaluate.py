@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from mllm.dataset.base import SampleDataset
-from mllm.engine.evaluation import Evaluation
+from mllm.engine.evaluation import Evaluation, mark_fields
 from mllm.predict.evaluate import draw_evaluation
 from mllm.report.drawing import PREDICTED, TRUE
 from mllm.structures import Answer, Mark, Sample
@@ -30,10 +30,13 @@ class Split(SampleDataset):
 
 def test_predicted_and_true_boxes_of_a_row_are_in_one_picture(tmp_path) -> None:
     true, predicted = Answer("", (Mark(box=(50, 60, 200, 220)),)), Answer("", (Mark(box=(80, 90, 230, 250)),))
-    rows = [{}, {}, {}]
-    answers = [(0, predicted, true), (4, Answer("none"), Answer("none")), (5, Answer("none"), true)]
-    draw_evaluation(Evaluation(rows, {}, {}, [], answers), Split(), tmp_path / "drawn")
-    assert rows == [{"drawings": ["000001.png"]}, {}, {"drawings": ["000003.png"]}]
+    answers = [(predicted, true), (Answer("none"), Answer("none")), (Answer("none"), true)]
+    rows = [
+        {"prediction": said.text, "reference": truth.text, **mark_fields(said), **mark_fields(truth, "reference_")}
+        for said, truth in answers
+    ]
+    draw_evaluation(Evaluation(rows, [0, 4, 5], {}, {}, []), Split(), tmp_path / "drawn")
+    assert [row.get("drawings") for row in rows] == [["000001.png"], None, ["000003.png"]]
     for name, colors in (("000001.png", (TRUE, PREDICTED)), ("000003.png", (TRUE,))):
         picture = np.asarray(Image.open(tmp_path / "drawn" / name))[:512]
         drawn = [color for color in (TRUE, PREDICTED) if (picture == np.array(color)).all(axis=2).any()]

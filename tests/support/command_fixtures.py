@@ -6,7 +6,7 @@ Packages that take seconds to import are imported inside the fixtures, because e
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
-    from mllm.structures import Answer, Bundle, Mark
+    from mllm.structures import Answer, Bundle, Encoded, Mark
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -130,16 +130,19 @@ def pointing(monkeypatch: pytest.MonkeyPatch) -> list[list[Mark]]:
         [Mark(box=(10.0, 5.04, 40.0, 30.0)), Mark(mask=mask), Mark(point=(70.0, 50.0))],
         [Mark(box=(0.0, 0.0, 20.0, 20.0), image=1)],
     ]
-    real = generation.generate
+    real = generation.Generation.batches
 
-    def generate(bundle: Any, samples: Sequence[Any], **options: Any) -> list[Answer]:
-        answers = real(bundle, samples, **options)
-        return [
-            replace(answer, marks=tuple(mark for group in marks[: len(sample.images)] for mark in group))
-            for answer, sample in zip(answers, samples, strict=True)
-        ]
+    def batches(
+        run: Any, prompts: Sequence[Encoded], numbers: Sequence[int], answered: Container[int] = ()
+    ) -> Iterator[dict[int, Answer]]:
+        for batch in real(run, prompts, numbers, answered):
+            counts = {position: len(prompts[position].frames) for position in batch}
+            yield {
+                position: replace(answer, marks=tuple(mark for group in marks[: counts[position]] for mark in group))
+                for position, answer in batch.items()
+            }
 
-    monkeypatch.setattr(generation, "generate", generate)
+    monkeypatch.setattr(generation.Generation, "batches", batches)
     return marks
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from itertools import islice
 from typing import Any
 
@@ -12,7 +12,10 @@ from tqdm import tqdm
 from mllm.models.encoding.views import ViewEncoder
 from mllm.models.generation import generate as generation
 from mllm.models.generation.generate import evaluating
-from mllm.structures import Answer, Bundle, Sample
+from mllm.structures import Answer, Bundle, Encoded, Sample
+
+BATCH_SIZE = 8
+"""Default number of samples in a forward pass of a model that predicts measures."""
 
 
 def answers(bundle: Bundle, samples: Iterable[Sample], **options: Any) -> list[Answer]:
@@ -22,26 +25,30 @@ def answers(bundle: Bundle, samples: Iterable[Sample], **options: Any) -> list[A
     return measure(bundle, samples, **options)
 
 
-@torch.inference_mode()
 def measure(
-    bundle: Bundle, samples: Iterable[Sample], *, batch_size: int = 8, progress: bool = True, **ignored: Any
+    bundle: Bundle, samples: Iterable[Sample], *, batch_size: int = BATCH_SIZE, progress: bool = True, **ignored: Any
 ) -> list[Answer]:
     """Return the measures of each sample, in order and in their own units.
 
     `ignored` are options of text generation. `samples` may be lazy: one batch is in memory at a time.
     """
-    model, encoder = bundle.model, bundle.encoder
-    assert isinstance(encoder, ViewEncoder)
     remaining = iter(samples)
     total = len(samples) if isinstance(samples, Sized) else None
     answered: list[Answer] = []
-    with (
-        evaluating(model),
-        tqdm(total=total, desc="measures", disable=None if progress else True) as bar,  # None: off without a terminal
-    ):
-        while batch := [encoder.prompt(sample) for sample in islice(remaining, batch_size)]:
-            pixels = encoder.pad(batch).to(model.pretrained.device).student
-            rows = model(**pixels).heads["measures"].float().cpu().tolist()
-            answered += [encoder.answer(dict(zip(encoder.measures, row, strict=True))) for row in rows]
+    # disable=None: off without a terminal
+    with tqdm(total=total, desc="measures", disable=None if progress else True) as bar:
+        while batch := [bundle.encoder.prompt(sample) for sample in islice(remaining, batch_size)]:
+            answered += measure_batch(bundle, batch)
             bar.update(len(batch))
     return answered
+
+
+@torch.inference_mode()
+def measure_batch(bundle: Bundle, batch: Sequence[Encoded]) -> list[Answer]:
+    """Return the measures of encoded samples, in order and in their own units."""
+    model, encoder = bundle.model, bundle.encoder
+    assert isinstance(encoder, ViewEncoder)
+    with evaluating(model):
+        pixels = encoder.pad(batch).to(model.pretrained.device).student
+        rows = model(**pixels).heads["measures"].float().cpu().tolist()
+    return [encoder.answer(dict(zip(encoder.measures, row, strict=True))) for row in rows]

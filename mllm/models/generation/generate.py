@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Container, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -39,44 +39,37 @@ WINDOW = 8
 """Number of batches that are encoded at a time: enough to sort by length, few enough to hold their pixels in memory."""
 
 
-@torch.inference_mode()
 def generate(
     bundle: Bundle,
     samples: Iterable[Sample],
     *,
-    max_new_tokens: int = 128,
-    batch_size: int = 4,
-    do_sample: bool = False,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
     numbers: Sequence[int] | None = None,
     progress: bool = True,
+    **options: Any,
 ) -> list[Answer]:
     """Return the answer to each conversation, in order. A last assistant turn is not part of the prompt.
 
-    Generation stops at the end of the turn. Batches hold samples of similar length, padded on the left. `top_k=0`
-    means all tokens. A sampled answer depends on `seed` and the number of its sample, not on the batch or the global
-    random state. `numbers` are those of the samples, and may grow while `samples` is read; None: their positions.
-    `repetition_penalty` divides positive and multiplies negative logits of tokens that are already in the answer
-    (arXiv:1909.05858); tokens of the prompt and ends of turns are not penalized. `samples` may be lazy: a few batches
-    are in memory at a time.
+    Args:
+        bundle: Model and encoder.
+        samples: Conversations. They may be lazy: a few batches are in memory at a time.
+        numbers: Number of each sample, from which its random numbers are derived; may grow while `samples` is read.
+            None: their positions.
+        progress: Show a progress bar.
+        options: Options of `Generation.of`.
     """
-    sampling = Sampling(temperature, top_p, top_k, seed) if do_sample else None
-    run = _Generation(bundle, _options(bundle, max_new_tokens), batch_size, sampling, float(repetition_penalty))
+    run = Generation.of(bundle, **options)
     remaining = iter(samples)
     total = len(samples) if isinstance(samples, Sized) else None
     answers: list[Answer] = []
-    with (
-        evaluating(bundle.model),
-        bundle.model.computing(),
-        tqdm(total=total, desc="answers", disable=None if progress else True) as bar,  # None: off without a terminal
-    ):
-        while window := [bundle.encoder.prompt(sample) for sample in islice(remaining, WINDOW * batch_size)]:
+    with tqdm(total=total, desc="answers", disable=None if progress else True) as bar:  # None: off without a terminal
+        while window := [bundle.encoder.prompt(sample) for sample in islice(remaining, run.window)]:
             positions = range(len(answers), len(answers) + len(window))
-            answers += run.window(window, positions if numbers is None else [numbers[i] for i in positions], bar)
+            seeds = positions if numbers is None else [numbers[i] for i in positions]
+            answered: dict[int, Answer] = {}
+            for batch in run.batches(window, seeds):
+                answered |= batch
+                bar.update(len(batch))
+            answers += [answered[i] for i in range(len(window))]
     return answers
 
 
@@ -97,8 +90,8 @@ def _options(bundle: Bundle, max_new_tokens: int) -> GenerationConfig:
 
 
 @dataclass(frozen=True)
-class _Generation:
-    """Generation of the answers to a few batches of prompts at a time."""
+class Generation:
+    """Generation of the answers to windows of prompts. A window is divided into batches of similar length."""
 
     bundle: Bundle
     options: GenerationConfig
@@ -107,23 +100,64 @@ class _Generation:
     """None: greedy decoding."""
     repetition_penalty: float
 
-    def window(self, prompts: Sequence[Encoded], numbers: Sequence[int], bar: tqdm) -> list[Answer]:
-        """Return the answers to `prompts` with the given numbers, in order, from batches of similar length."""
+    @classmethod
+    def of(
+        cls,
+        bundle: Bundle,
+        *,
+        max_new_tokens: int = 128,
+        batch_size: int = 4,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+    ) -> Generation:
+        """Return the generation with these options.
+
+        Generation stops at the end of the turn. Batches hold samples of similar length, padded on the left. `top_k=0`
+        means all tokens. A sampled answer depends on `seed` and the number of its sample, not on the batch or the
+        global random state. `repetition_penalty` divides positive and multiplies negative logits of tokens that are
+        already in the answer (arXiv:1909.05858); tokens of the prompt and ends of turns are not penalized.
+        """
+        sampling = Sampling(temperature, top_p, top_k, seed) if do_sample else None
+        return cls(bundle, _options(bundle, max_new_tokens), batch_size, sampling, float(repetition_penalty))
+
+    @property
+    def window(self) -> int:
+        """Return the number of prompts of a window."""
+        return WINDOW * self.batch_size
+
+    def batches(
+        self, prompts: Sequence[Encoded], numbers: Sequence[int], answered: Container[int] = ()
+    ) -> Iterator[dict[int, Answer]]:
+        """Yield the answers to the prompts of a window, batch by batch: index of the prompt -> answer.
+
+        Args:
+            prompts: The prompts.
+            numbers: Number of each prompt, from which its random numbers are derived.
+            answered: Numbers of prompts that need no answer. A batch of these is left out. The other batches are those
+                of the whole window, so that their answers do not depend on `answered` by rounding.
+        """
         order = sorted(range(len(prompts)), key=lambda i: (prompts[i].images_per_row, len(prompts[i])))
-        answers = [Answer("")] * len(prompts)
-        batches: list[list[int]] = []
         for _, group in groupby(order, key=lambda i: prompts[i].images_per_row):
             rest = list(group)
-            batches += [rest[start : start + self.batch_size] for start in range(0, len(rest), self.batch_size)]
-        for indices in batches:
-            batch = self._batch([prompts[i] for i in indices], [numbers[i] for i in indices])
-            for i, answer in zip(indices, batch, strict=True):
-                answers[i] = answer
-            bar.update(len(indices))
-        return answers
+            for start in range(0, len(rest), self.batch_size):
+                indices = rest[start : start + self.batch_size]
+                if all(numbers[i] in answered for i in indices):
+                    continue
+                batch = self._batch([prompts[i] for i in indices], [numbers[i] for i in indices])
+                yield dict(zip(indices, batch, strict=True))
 
+    @torch.inference_mode()
     def _batch(self, prompts: Sequence[Encoded], numbers: Sequence[int]) -> list[Answer]:
         """Return the answers to the prompts of one batch."""
+        with evaluating(self.bundle.model), self.bundle.model.computing():
+            return self._answers(prompts, numbers)
+
+    def _answers(self, prompts: Sequence[Encoded], numbers: Sequence[int]) -> list[Answer]:
+        """Return the answers to the prompts of one batch; the model is in evaluation mode."""
         encoder = text_encoder_of(self.bundle)
         model: Any = self.bundle.model.pretrained
         batch = encoder.pad(prompts, side="left").to(model.device)
