@@ -83,14 +83,16 @@ def broken_bound(value: Any, bounds: Mapping[str, Any]) -> str | None:
 
     Args:
         value: Any value; only numbers have bounds.
-        bounds: `minimum` (inclusive), `above` and `below` (exclusive); a bound that is None or absent does not apply.
+        bounds: `minimum` and `maximum` (inclusive), `above` and `below` (exclusive); an absent bound does not apply.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    minimum, above, below = bounds.get("minimum"), bounds.get("above"), bounds.get("below")
+    minimum, maximum, above, below = (bounds.get(name) for name in ("minimum", "maximum", "above", "below"))
     # `not >=` instead of `<`, so that NaN violates every bound.
     if minimum is not None and not value >= minimum:
         return f"at least {minimum:g}"
+    if maximum is not None and not value <= maximum:
+        return f"at most {maximum:g}"
     if above is not None and not value > above:
         return f"greater than {above:g}"
     if below is not None and not value < below:

@@ -12,7 +12,16 @@ from mllm.config.defaults import absence, absent_keys, without_foreign_keys
 from mllm.config.origins import Key, Origins
 from mllm.config.registry_entries import check_entry, describe_entry
 from mllm.config.renamed import DATA, MODEL, TRAINING
-from mllm.config.schema import SPLITS, DataArgs, DistillArgs, ExportArgs, ModelArgs, PrivacyArgs, StoppingArgs
+from mllm.config.schema import (
+    SPLITS,
+    DataArgs,
+    DistillArgs,
+    ExportArgs,
+    GenerationArgs,
+    ModelArgs,
+    PrivacyArgs,
+    StoppingArgs,
+)
 from mllm.config.source import has_source
 from mllm.config.trainable import LORA, check_trainable
 from mllm.config.training_args import fill_defaults, training_fields
@@ -30,6 +39,8 @@ HEAD_NAMES = ("box", "mask", "measures")
 """Names of heads; objectives read predictions under them."""
 HEAD_PROVIDED = ("width", "vision", "mask_size")
 """Arguments of a head that the program computes from the model."""
+INTERVALS = ("save_steps", "eval_steps", "logging_steps")
+"""Keys with a number of updates, or a fraction of all updates."""
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 NOT_NEGATIVE = ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed")
 """Keys whose negative values transformers and PyTorch accept, or refuse only after the model is loaded."""
@@ -160,6 +171,7 @@ def typed_args(values: dict[str, Any], name: str, origins: Origins) -> ModelArgs
 def data_args(values: dict[str, Any], origins: Origins) -> DataArgs:
     """Return the checked `data_args`, with datasets checked against the signatures of their classes."""
     args = build_section(DataArgs, values, "data_args", origins)
+    build_section(GenerationArgs, dict(args.gen_kwargs), "data_args.gen_kwargs", origins)
     for name in args.metrics:
         describe_entry(METRICS, name, ("data_args", "compute_metric"), origins)
     splits = {
@@ -241,6 +253,8 @@ def training_args(values: dict[str, Any], origins: Origins, is_private: bool) ->
             raise ConfigError(f"{origin}: training_args.{key} {invalid_value(value, known[key].annotation)}")
         if key in POSITIVE and value < 1:
             raise ConfigError(f"{origin}: training_args.{key} must be an integer of at least 1, not {value!r}")
+        if key in INTERVALS and value is not None and not value > 0:
+            raise ConfigError(f"{origin}: training_args.{key} must be greater than 0, not {value!r}")
         if key in NOT_NEGATIVE and value is not None and not 0 <= value < float("inf"):
             raise ConfigError(f"{origin}: training_args.{key} must be 0 or more and finite, not {value!r}")
     return fill_defaults(values, is_private)

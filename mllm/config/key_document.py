@@ -56,6 +56,7 @@ def key_document() -> str:
         _section("model_args", schema.ModelArgs),
         *_family_tables(),
         _section("data_args", schema.DataArgs),
+        "Keys of `data_args.gen_kwargs`:\n\n" + _table(schema.GenerationArgs),
         TRAINING + "\n" + _defaults(),
         "In addition:\n\n" + _table(schema.StoppingArgs),
         OBJECTIVES,

@@ -19,9 +19,9 @@ SPLITS = ("train", "validation", "test")
 PACKAGES_IN_TEXT = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes")
 
 
-def _limit(default: Any, minimum: float | None = None, above: float | None = None, below: float | None = None) -> Any:
-    """Return a dataclass field with a default (MISSING: required) and bounds of its value."""
-    return field(default=default, metadata={"minimum": minimum, "above": above, "below": below})
+def _limit(default: Any, **bounds: float) -> Any:
+    """Return a dataclass field with a default (MISSING: required) and bounds of its value; see `broken_bound`."""
+    return field(default=default, metadata=bounds)
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,39 @@ class DataArgs:
     compute_untrained: bool = False
     """Evaluate the test split before training as well."""
     gen_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of `mllm.models.generation.generate`, such as `max_new_tokens` (tokens). `scoring='options'`
-    does not generate: it chooses the most likely option of a question, or of `choices`, and gives probabilities."""
+    """Options of the answers to the test split; see the next table."""
 
     @property
     def metrics(self) -> list[str]:
         """The names in `compute_metric`."""
         names = self.compute_metric or []
         return [names] if isinstance(names, str) else names
+
+
+@dataclass(frozen=True)
+class GenerationArgs:
+    """Options of the answers to the test split."""
+
+    max_new_tokens: int = _limit(128, minimum=1)
+    """Maximum number of tokens of an answer."""
+    batch_size: int = _limit(4, minimum=1)
+    """Number of questions that are answered together; models that predict measures: 8."""
+    do_sample: bool = False
+    """Sample tokens; False: always take the most probable token."""
+    temperature: float = _limit(1.0, above=0)
+    """do_sample: divisor of the logits."""
+    top_p: float = _limit(1.0, above=0, maximum=1)
+    """do_sample: sample from the most probable tokens with this total probability."""
+    top_k: int = _limit(0, minimum=0)
+    """do_sample: sample from this number of most probable tokens; 0: all."""
+    repetition_penalty: float = _limit(1.0, above=0)
+    """Above 1: tokens that are already in the answer become less probable (arXiv:1909.05858)."""
+    seed: int = _limit(0, minimum=0)
+    """do_sample: seed of the samples."""
+    scoring: Literal["generation", "options"] = "generation"
+    """'options': generate no text; the answer is the most likely option of the question, with probabilities."""
+    choices: list[str] = field(default_factory=list)
+    """scoring='options': the options of questions that list none, such as `['yes', 'no']`."""
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,19 @@ def sentence(path, *overrides) -> str:
             "run.py:2: data_args.tokens_per_micro_batch must be at least 1, not 0",
         ),
         (
+            "data_args = dict(gen_kwargs=dict(max_tokens=64))",
+            "run.py:2: unknown key 'max_tokens' in data_args.gen_kwargs: did you mean 'max_new_tokens'?",
+        ),
+        (
+            "data_args = dict(gen_kwargs=dict(\n  max_new_tokens='64'))",
+            "run.py:3: data_args.gen_kwargs.max_new_tokens must be an integer, not '64'",
+        ),
+        (
+            "data_args = dict(gen_kwargs=dict(top_p=1.5))",
+            "run.py:2: data_args.gen_kwargs.top_p must be at most 1, not 1.5",
+        ),
+        ("training_args = dict(save_steps=-1)", "run.py:2: training_args.save_steps must be greater than 0, not -1"),
+        (
             "data_args = dict(test=dict(type='Joined', datasets=[\n  dict(type='Phantoms', sise=1)]))",
             "run.py:3: unknown key 'sise' in data_args.test.datasets.0 (Phantoms): did you mean 'size'?",
         ),
