@@ -19,6 +19,7 @@ from mllm.dataset.builder import build_dataset
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES
 from mllm.models.builder.builder import load_encoder
+from mllm.pipeline.evaluate_model import main as evaluate
 from mllm.pipeline.finetune import main
 from mllm.run_files import TRAINED
 from mllm.structures import IGNORE
@@ -196,6 +197,8 @@ def test_a_config_trains_two_steps_with_tiny_and_peft_loads_the_adapter(path: Pa
     run = tmp_path / "exp" / path.stem / "latest"
     rows = json.loads((run / "training_log.json").read_text())["rows"]
     assert [row["step"] for row in rows if "loss" in row][-1] == 2
+    if path.stem == "medgemma_flare25":
+        check_the_answers_for_the_challenge(path, run)
     kinds = {"causal-lm": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
     kind = kinds.get(config.model_args.type, AutoModelForImageTextToText)
     family = FAMILIES.find(config.model_args.type).tiny_name(config.model_args.model_name_or_path)
@@ -208,3 +211,19 @@ def test_a_config_trains_two_steps_with_tiny_and_peft_loads_the_adapter(path: Pa
         return
     adapted = PeftModel.from_pretrained(base, str(run / "adapter"))
     assert any(tensor.any() for name, tensor in adapted.named_parameters() if "lora_B" in name)
+
+
+def check_the_answers_for_the_challenge(path: Path, run: Path) -> None:
+    """Check that training and `mllm evaluate` write all rows of the question files with a predicted answer."""
+    small = ["--cfg-options", "data_args.gen_kwargs.max_new_tokens=4", "model_args.image_size=224"]
+    assert evaluate([str(path), "--tiny", "--adapter", str(run / "adapter"), *small]) == 0
+    files = sorted(run.parent.glob("miniature/test/organized_dataset/*/*/*/*_questions_*.json"))
+    asked = [json.loads(file.read_text()) for file in files]
+    questions = sorted(str(row["ImageName"]) + row["Question"] for rows in asked for row in rows)
+    for folder in (run, run / "evaluation-test"):
+        rows = json.loads((folder / "predictions.json").read_text())
+        assert sorted(str(row["ImageName"]) + row["Question"] for row in rows) == questions and questions
+        assert {tuple(row) for row in rows} == {tuple(asked[0][0])}
+        predicted = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        reports = [row["prediction"].strip() for row in predicted if row["task"] == "report_generation"]
+        assert [row["Answer"] for row in rows if row["TaskType"] == "Report_Generation"] == reports

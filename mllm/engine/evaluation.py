@@ -61,6 +61,10 @@ class Evaluation:
         """Return the error message of each row that could not be used."""
         return [failure.message for failure in self.failures]
 
+    def predictions(self) -> dict[int, Answer]:
+        """Return the predicted answer of each of `rows`, by the index of the row in the split."""
+        return {index: answers_of(row)[0] for index, row in zip(self.indices, self.rows, strict=True)}
+
 
 class _SplitReader:
     """Reader of the samples of a split, their references, and the fields of their rows.

@@ -19,6 +19,7 @@ from mllm.config.hardware import environment
 from mllm.config.schema import ModelArgs, RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import open_datasets
+from mllm.dataset.challenge import write_challenge_files
 from mllm.dataset.checking import Splits
 from mllm.engine.answering import Answerer, ModelAnswers
 from mllm.engine.evaluation import Evaluation, answer_split, score_split
@@ -138,6 +139,7 @@ def _write(
     if options.draw:
         draw_evaluation(evaluation, splits[options.split], Path(options.draw))
     write_predictions(folder / PREDICTIONS, evaluation.rows)
+    write_challenge_files(splits[options.split], evaluation.predictions(), folder)
     write_json(folder / METRICS_FILE, summary(config, model_args, options, evaluation, seconds))
     files.remove()  # last: without these files, the others are complete
     print(figures_table(evaluation.figures, evaluation.scored, len(evaluation.rows)))

@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from mllm.config.schema import RunConfig
 from mllm.dataset.builder import miniatures
+from mllm.dataset.challenge import write_challenge_files
 from mllm.dataset.checking import Splits
 from mllm.engine.answering import ModelAnswers
 from mllm.engine.evaluation import Evaluation, answer_split, score_split
@@ -166,6 +167,7 @@ def write_results(
     for exported in exports.folders + exports.former:
         update_figures(exported, evaluation.figures)
     write_predictions(folder / PREDICTIONS, evaluation.rows)
+    write_challenge_files(splits["test"], evaluation.predictions(), folder)
     if "measures" in evaluation.figures:
         draw_agreement(evaluation.rows, folder)
     for name in (STEM, UNTRAINED):  # last: without these files, the others are complete

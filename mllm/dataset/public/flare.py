@@ -11,13 +11,15 @@ from typing import Any
 from typing_extensions import override
 
 from mllm.dataset.base import ImageTextDataset
+from mllm.dataset.challenge import ChallengeDataset
+from mllm.dataset.public.flare_answers import challenge_answer
 from mllm.dataset.public.official import field, official_split, official_table, rows_of
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.values import is_empty, text_of
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
-from mllm.structures import IMAGE, Sample, Turn
+from mllm.structures import IMAGE, Answer, Sample, Turn
 
 SYSTEM = (
     "You are an expert medical AI assistant specialized in analyzing medical images and providing accurate diagnostic "
@@ -90,13 +92,14 @@ def task_of(text: str, answer: str) -> str:
 
 
 @DATASETS.register_module()
-class FLAREDataset(ImageTextDataset):
+class FLAREDataset(ImageTextDataset, ChallengeDataset):
     """Questions of FLARE 2025, task 5 (https://huggingface.co/datasets/FLARE-MedFM/FLARE-Task5-MLLM-2D).
 
     `data_path` is `organized_dataset`, with `training/Retinography/retino/retino_questions_train.json`,
     `training/Retinography/retino/imagesTr/` and so on. Of a file with answers (`_withGT`) and one without, the first is
     read, never both. An answer that is an object or a list is learned as JSON. Patients are unknown; questions about an
-    image stay in one split.
+    image stay in one split. An evaluation writes `predictions.json` for the challenge: the rows of the question files
+    with the predicted `Answer`.
 
     Args:
         data_path: The folder `organized_dataset`.
@@ -109,6 +112,7 @@ class FLAREDataset(ImageTextDataset):
     """
 
     has_measures = False
+    challenge_file = "predictions.json"
 
     def __init__(
         self,
@@ -165,7 +169,7 @@ class FLAREDataset(ImageTextDataset):
             if task in self.tasks or error:
                 entry = {"image": images, "question": row.get("Question"), "answer": answer, "task": task}
                 patient = images[0] if images else None
-                rows.append({**entry, "error": error, "patient": patient, "modality": row.get("Modality")})
+                rows.append({**entry, "error": error, "patient": patient, "modality": row.get("Modality"), "row": row})
                 places.append(records.describe(index))
 
     @staticmethod
@@ -186,6 +190,13 @@ class FLAREDataset(ImageTextDataset):
         user = Turn("user", " ".join([*[IMAGE] * len(images), question]))
         system = [] if self.system is None else [Turn("system", self.system)]
         return Sample([*system, user, Turn("assistant", row["answer"])], images, task=row["task"])
+
+    @override
+    def challenge_entry(self, index: int, answer: Answer | None) -> dict[str, Any]:
+        """Return the row of the question file with the predicted answer, empty if the row could not be used."""
+        entry = self.records[index]
+        text = "" if answer is None else challenge_answer(answer, entry["task"], str(entry["question"]))
+        return {**entry["row"], "Answer": text}
 
     @override
     def summary(self) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""Files of answers that challenges take: their interface, and their writer for the rows of a split."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mllm.dataset.base import SampleDataset
+from mllm.files import write_json
+from mllm.private_messages import is_private
+from mllm.structures import Answer
+
+logger = logging.getLogger(__name__)
+
+
+class ChallengeDataset(SampleDataset):
+    """Base class of datasets of a challenge that takes one JSON file with a list of answers.
+
+    A subclass defines the name of the file and the entry of a row, which can have any form.
+    """
+
+    challenge_file: ClassVar[str]
+    """Name of the file of answers."""
+
+    @abstractmethod
+    def challenge_entry(self, index: int, answer: Answer | None) -> Any:
+        """Return the entry of a row in the file of answers, of plain types.
+
+        Args:
+            index: Index of the row.
+            answer: Predicted answer. None: the row could not be used, and has an empty answer.
+        """
+
+
+def challenge_entries(split: SampleDataset, answers: Mapping[int, Answer]) -> dict[str, list[Any]]:
+    """Return the entries of all rows of a split in their order, by the name of the file of answers.
+
+    Rows of other datasets, which can be combined with those of a challenge, have no entry.
+
+    Args:
+        split: A split whose rows are fixed.
+        answers: Index of a row of the split -> predicted answer.
+    """
+    entries: dict[str, list[Any]] = {}
+    for index, (source, row) in enumerate(split.rows()):
+        if isinstance(source, ChallengeDataset):
+            entries.setdefault(source.challenge_file, []).append(source.challenge_entry(row, answers.get(index)))
+    return entries
+
+
+def write_challenge_files(split: SampleDataset, answers: Mapping[int, Answer], folder: Path) -> list[Path]:
+    """Write the files of answers for the challenges whose rows a split has, and return their paths.
+
+    Each file is complete or absent. None is written in a private run, because the entries are rows of the data, and
+    for a random mixture, which has some rows twice and some not at all.
+
+    Args:
+        split: The split.
+        answers: Index of a row of the split -> predicted answer.
+        folder: The output folder.
+    """
+    sources = {id(source): source for source, _ in split.rows()}.values()
+    names = {source.challenge_file for source in sources if isinstance(source, ChallengeDataset)}
+    if not names:
+        return []
+    if is_private() or not split.fixed:
+        reason = "the run is private" if is_private() else "the rows of the split are drawn at random"
+        logger.warning("%s is not written: %s", ", ".join(sorted(names)), reason)
+        return []
+    paths = [write_json(folder / name, rows) for name, rows in challenge_entries(split, answers).items()]
+    for path in paths:
+        logger.info("answers in the format of the challenge are in %s", path)
+    return paths
