@@ -49,3 +49,10 @@ def test_help_imports_neither_mmengine_nor_numpy():
     names, count = imported("--help")
     assert not names & (HEAVY | {"numpy", "PIL"})
     assert count < 700
+
+
+def test_the_functions_of_the_notebook_import_no_model_library():
+    """The notebook trains in another process."""
+    command = [sys.executable, "-c", "import sys, mllm.run.notebook; print(*sys.modules)"]
+    modules = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+    assert "mllm.report.figures" in modules and not HEAVY & set(modules)

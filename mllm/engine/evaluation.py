@@ -302,39 +302,5 @@ def mark_fields(answer: Answer, prefix: str = "") -> dict[str, Any]:
     return {prefix + name: value for name, value in fields.items() if value}
 
 
-INTERVAL = ("_ci_low", "_ci_high")
-"""Ends of the names of the limits of a 95 % interval."""
-
-
-def format_figures(figures: Mapping[str, float]) -> str:
-    """Format figures as one line: `accuracy 0.8750 [0.8125, 0.9375], failed 3`."""
-    return ", ".join(f"{name} {value}" for name, value in formatted(figures).items())
-
-
-def formatted(figures: Mapping[str, float], scale: float = 1.0, decimals: int = 4) -> dict[str, str]:
-    """Return each figure as text, with its 95 % interval in brackets if it has one.
-
-    Args:
-        figures: Figures, and the limits of their intervals (`accuracy_ci_low`, `accuracy_ci_high`).
-        scale: Factor of the values.
-        decimals: Digits after the point of numbers that are not whole.
-    """
-    texts = {}
-    for name, value in figures.items():
-        if name.endswith(INTERVAL):
-            continue
-        limits = [figures[name + end] for end in INTERVAL if name + end in figures]
-        shown = ", ".join(format_number(scale * limit, decimals) for limit in limits)
-        texts[name] = format_number(value if isinstance(value, int) else scale * value, decimals) + (
-            f" [{shown}]" if limits else ""
-        )
-    return texts
-
-
-def format_number(value: float, decimals: int = 4) -> str:
-    """Format an integer with separators of thousands, any other number with `decimals` digits after the point."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{decimals}f}"
-
-
 def _rounded(numbers: Sequence[float]) -> list[float]:
     return [round(float(value), 1) for value in numbers]

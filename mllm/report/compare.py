@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from mllm.engine.evaluation import INTERVAL, format_number
 from mllm.engine.predictions import answers_of, read_predictions
 from mllm.errors import ConfigError, hint
 from mllm.metrics.bootstrap import RESAMPLES, group_numbers, interval, resampled_weights
 from mllm.metrics.scoring import Scorer, Series
 from mllm.registry import METRICS
+from mllm.report.figures import INTERVAL, format_number
 from mllm.run_files import METRICS as METRICS_FILE
 from mllm.run_files import PREDICTIONS
 

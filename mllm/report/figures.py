@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mllm.engine.evaluation import format_figures, formatted
 from mllm.metrics.measure_table import agreement_table
 
 Figures = Mapping[str, float]
 BASELINES = ("majority_class", "chance")
 """Accuracies of answers that do not depend on the question: the most frequent reference, and a uniform guess."""
+INTERVAL = ("_ci_low", "_ci_high")
+"""Ends of the names of the limits of a 95 % interval."""
 
 
 def figures_line(name: str, trained: Figures, untrained: Figures | None, scored: int, rows: int) -> str:
@@ -55,6 +56,36 @@ def figures_table(figures: Mapping[str, Figures], scored: Mapping[str, int] | No
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
     text = [f"{line[0]:{widths[0]}}  {line[1]:{widths[1]}}  {line[2]:>{widths[2]}}" for line in lines]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def format_figures(figures: Mapping[str, float]) -> str:
+    """Format figures as one line: `accuracy 0.8750 [0.8125, 0.9375], failed 3`."""
+    return ", ".join(f"{name} {value}" for name, value in formatted(figures).items())
+
+
+def formatted(figures: Mapping[str, float], scale: float = 1.0, decimals: int = 4) -> dict[str, str]:
+    """Return each figure as text, with its 95 % interval in brackets if it has one.
+
+    Args:
+        figures: Figures, and the limits of their intervals (`accuracy_ci_low`, `accuracy_ci_high`).
+        scale: Factor of the values.
+        decimals: Digits after the point of numbers that are not whole.
+    """
+    texts = {}
+    for name, value in figures.items():
+        if name.endswith(INTERVAL):
+            continue
+        limits = [figures[name + end] for end in INTERVAL if name + end in figures]
+        shown = ", ".join(format_number(scale * limit, decimals) for limit in limits)
+        texts[name] = format_number(value if isinstance(value, int) else scale * value, decimals) + (
+            f" [{shown}]" if limits else ""
+        )
+    return texts
+
+
+def format_number(value: float, decimals: int = 4) -> str:
+    """Format an integer with separators of thousands, any other number with `decimals` digits after the point."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{decimals}f}"
 
 
 def _baselines(trained: Figures, untrained: Figures | None) -> str:

@@ -9,7 +9,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from scores import points
 
-from mllm.engine.evaluation import evaluate_split, format_figures, mark_fields
+from mllm.engine.evaluation import evaluate_split, mark_fields
 from mllm.engine.predictions import answers_of
 from mllm.errors import DataError
 from mllm.metrics.grounding import Rec
@@ -189,9 +189,3 @@ def test_rows_have_the_pixel_spacing_of_their_images_and_metrics_read_it(make_bu
     written = [json.loads(json.dumps(row)) for row in evaluation.rows]
     assert [row.get("pixel_spacings") for row in written] == [[[0.5, 2.0]], None]
     assert [answers_of(row)[1].spacings for row in written] == [((0.5, 2.0),), ()]
-
-
-def test_figures_are_formatted_as_one_line():
-    figures = {"accuracy": {"accuracy": 0.5, "samples": 1200}, "rec": {"accuracy": 0.25, "samples": 3}}
-    assert format_figures(figures["accuracy"]) == "accuracy 0.5000, samples 1,200"
-    assert format_figures(figures["rec"]) == "accuracy 0.2500, samples 3"

@@ -7,7 +7,7 @@ from scores import score
 
 from mllm.metrics.classification import Accuracy
 from mllm.metrics.text import Choice, ShortAnswer
-from mllm.report.figures import figures_line, figures_table
+from mllm.report.figures import figures_line, figures_table, format_figures
 from mllm.structures import Answer
 
 REFERENCES = [Answer(text) for text in ("yes", "yes", "yes", "no")]
@@ -66,3 +66,9 @@ def test_the_table_has_counts_and_fractions() -> None:
         ["res", "cIoU", "nan"],
     ]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_figures_are_formatted_as_one_line():
+    figures = {"accuracy": {"accuracy": 0.5, "samples": 1200}, "rec": {"accuracy": 0.25, "samples": 3}}
+    assert format_figures(figures["accuracy"]) == "accuracy 0.5000, samples 1,200"
+    assert format_figures(figures["rec"]) == "accuracy 0.2500, samples 3"

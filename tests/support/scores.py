@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mllm.engine.evaluation import INTERVAL
 from mllm.metrics.scoring import Entry, Series
+from mllm.report.figures import INTERVAL
 from mllm.structures import Answer
 
 
