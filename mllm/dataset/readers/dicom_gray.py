@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,14 @@ import numpy as np
 
 from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.gray import display_range, percentile_range, scaled
-from mllm.dataset.readers.header_fields import shown
+from mllm.dataset.readers.header_fields import TRANSFORM_TAGS, shown
 from mllm.dataset.readers.notices import warn_once
 from mllm.dataset.readers.windows import Windowing, find_window
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+
+_IMPOSSIBLE_LUT = "that is constant, incomplete or shorter than its descriptor"
 
 
 def to_values(stored: np.ndarray, header: Dataset, path: Path, windowing: Windowing) -> tuple[np.ndarray, np.ndarray]:
@@ -28,11 +31,17 @@ def to_values(stored: np.ndarray, header: Dataset, path: Path, windowing: Window
     """
     from pydicom.pixels import apply_modality_lut
 
+    padding = _padding_mask(stored, header)
     drop_impossible_rescale(header, path)
     if windowing.in_hounsfield and not _is_in_hounsfield(header):
         fault = f"is not a CT in Hounsfield units, which window='{windowing.in_hounsfield}' requires"
         raise unusable(path, f"{fault}; use window=(center, width)")
-    return apply_modality_lut(stored, header), _padding_mask(stored, header)
+    if header.get("ModalityLUTSequence"):
+        # pydicom reads no table of 9 to 15 bits.
+        lut = _read_lut(header.ModalityLUTSequence[0], header)
+        assert lut is not None, "an impossible table is removed before"
+        return lut.apply(stored), padding
+    return apply_modality_lut(stored, header), padding
 
 
 def _is_in_hounsfield(header: Dataset) -> bool:
@@ -46,17 +55,26 @@ def _has_rescale(header: Dataset) -> bool:
 
 
 def drop_impossible_rescale(header: Dataset, path: Path) -> None:
-    """Delete a slope of 0 or a rescale that is not finite, and the window, whose unit is unknown without it."""
-    if not _has_rescale(header):
+    """Delete an impossible rescale or modality LUT, and the window, whose unit is unknown without it.
+
+    A slope of 0, numbers that are not finite, and tables that are constant or too short are impossible.
+    """
+    if header.get("ModalityLUTSequence"):
+        if _read_lut(header.ModalityLUTSequence[0], header) is not None:
+            return
+        fault = f"a modality LUT {_IMPOSSIBLE_LUT}"
+    elif _has_rescale(header):
+        slope, intercept = float(header.RescaleSlope), float(header.RescaleIntercept)
+        if slope != 0 and math.isfinite(slope) and math.isfinite(intercept):
+            return
+        fault = f"RescaleSlope {shown(header, 'RescaleSlope')} and RescaleIntercept {shown(header, 'RescaleIntercept')}"
+        fault += ", which is impossible"
+    else:
         return
-    slope, intercept = float(header.RescaleSlope), float(header.RescaleIntercept)
-    if slope != 0 and math.isfinite(slope) and math.isfinite(intercept):
-        return
-    value = shown(header, "RescaleSlope")
-    for name in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTSequence"):
+    for name in TRANSFORM_TAGS:
         if name in header:
             del header[name]
-    warn_once(path, "rescale", f"has RescaleSlope {value}, which is impossible: its rescale and window are ignored")
+    warn_once(path, "rescale", f"has {fault}: its rescale and window are ignored")
 
 
 def _padding_mask(stored: np.ndarray, header: Dataset) -> np.ndarray:
@@ -100,23 +118,49 @@ def default_range(values: np.ndarray, header: Dataset, path: Path) -> tuple[floa
 
 def _apply_lut(values: np.ndarray, header: Dataset, path: Path) -> np.ndarray | None:
     """Return the values of a LUT in [0, 1]; None if it is impossible (PS3.3 C.11.2.1.1)."""
-    table = header.VOILUTSequence[0]
-    entries, first, bits = (int(number) for number in table.LUTDescriptor)
-    lut = _table_entries(table.LUTData, entries or 65536, header)
-    if lut is None or len(lut) == 0 or lut.min() == lut.max():
-        warn_once(path, "voi lut", "has a VOI LUT that is constant or shorter than its descriptor: it is ignored")
+    lut = _read_lut(header.VOILUTSequence[0], header)
+    if lut is None:
+        warn_once(path, "voi lut", f"has a VOI LUT {_IMPOSSIBLE_LUT}: it is ignored")
         return None
-    white = 2**bits - 1
+    white, largest = 2**lut.bits - 1, int(lut.entries.max())
     # A table that ends above its white, or below half of it, was written with another number of bits.
-    if not white / 2 < lut.max() <= white:
+    if not white / 2 < largest <= white:
         warn_once(
             path,
             "voi lut",
-            f"has a VOI LUT of {bits} bits with entries up to {lut.max()}: this entry is shown as white",
+            f"has a VOI LUT of {lut.bits} bits with entries up to {largest}: this entry is shown as white",
         )
-        white = int(lut.max())
-    indices = np.clip(np.rint(values) - first, 0, len(lut) - 1).astype(int)
-    return np.asarray(lut[indices] / white)
+        white = largest
+    return np.asarray(lut.apply(values) / white)
+
+
+@dataclass(frozen=True)
+class _LookupTable:
+    """Table from values of pixels to other values (PS3.3 C.11.1.1.1)."""
+
+    entries: np.ndarray
+    """Values, [E]."""
+    first: int
+    """Value of a pixel that the first entry replaces; smaller ones also get the first, larger ones the last entry."""
+    bits: int
+    """Number of bits of the entries."""
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Return the entries of values."""
+        indices = np.clip(np.rint(values).astype(np.int64) - self.first, 0, len(self.entries) - 1)
+        return np.asarray(self.entries[indices])
+
+
+def _read_lut(table: Dataset, header: Dataset) -> _LookupTable | None:
+    """Return the table of an item of a sequence; None if it is constant, incomplete or shorter than its descriptor."""
+    descriptor, data = table.get("LUTDescriptor"), table.get("LUTData")
+    if descriptor is None or data is None or len(descriptor) != 3:
+        return None
+    count, first, bits = (int(number) for number in descriptor)
+    entries = _table_entries(data, count or 65536, header)
+    if entries is None or entries.min() == entries.max():
+        return None
+    return _LookupTable(entries, first, bits)
 
 
 def _table_entries(data: bytes | list[int] | int, entries: int, header: Dataset) -> np.ndarray | None:
@@ -134,13 +178,14 @@ def _table_entries(data: bytes | list[int] | int, entries: int, header: Dataset)
 
 def _apply_window(values: np.ndarray, header: Dataset, path: Path) -> np.ndarray | None:
     """Return the values in the first window of a header, in [0, 1]; None if there is none or it is impossible."""
-    if header.get("WindowCenter") is None or header.get("WindowWidth") is None:
+    # An element of blanks has the value ''.
+    if not all(header.get(name) or header.get(name) == 0 for name in ("WindowCenter", "WindowWidth")):
         return None
     # Several windows are alternative views; the first is the default.
     center, width = (float(np.atleast_1d(header[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
     if not (math.isfinite(center) and math.isfinite(width) and width > 0):
-        value = shown(header, "WindowWidth")
-        warn_once(path, "window", f"has WindowWidth {value}, which is impossible: its window is ignored")
+        numbers = f"WindowCenter {shown(header, 'WindowCenter')} and WindowWidth {shown(header, 'WindowWidth')}"
+        warn_once(path, "window", f"has {numbers}, which is impossible: its window is ignored")
         return None
     function = header.get("VOILUTFunction") or "LINEAR"
     if function == "SIGMOID":

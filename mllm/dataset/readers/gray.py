@@ -17,6 +17,8 @@ Choice: TypeAlias = str | int | Sequence[int]
 
 _QUANTILES = (0.001, 0.999)
 _OUTLIER_RATIO = 50
+_DARK_RATIO = 10
+"""Ratio of the full range to that of nearly all values from which a picture is reported as nearly of one value."""
 _PERCENTILES = (0.5, 99.5)
 """Range of uncalibrated values that is shown, as in MedSAM (Ma et al., Nature Communications 15, 654, 2024)."""
 _MIN_SAMPLE, _MAX_SAMPLE = 1000, 1_000_000
@@ -38,7 +40,8 @@ def display_range(values: np.ndarray, path: Path) -> tuple[float, float]:
     """Return the range that is shown without a window: from the minimum to the maximum of the finite values.
 
     Single extreme values, which would make everything else black or white, are left out with a warning: if the full
-    range is `_OUTLIER_RATIO` times the range between the quantiles `_QUANTILES`, the latter is returned.
+    range is `_OUTLIER_RATIO` times the range between the quantiles `_QUANTILES`, the latter is returned. From
+    `_DARK_RATIO` times on there is a warning alone.
     """
     low, high = full_range(values)
     sample = values.reshape(-1)[:: max(1, values.size // _MAX_SAMPLE)]
@@ -46,15 +49,18 @@ def display_range(values: np.ndarray, path: Path) -> tuple[float, float]:
     if sample.size < _MIN_SAMPLE:
         return low, high
     inner_low, inner_high = (float(number) for number in np.quantile(sample, _QUANTILES))
-    if not 0 < _OUTLIER_RATIO * (inner_high - inner_low) < high - low:
+    inner, full = inner_high - inner_low, high - low
+    if not 0 < _DARK_RATIO * inner < full:
         return low, high
+    is_cut = _OUTLIER_RATIO * inner < full
+    result = "the others are shown as black or white" if is_cut else f"these get {256 * inner / full:.0f} of 256 grays"
     warn_once(
         path,
         "outliers",
-        f"has values from {low:g} to {high:g}, nearly all from {inner_low:g} to {inner_high:g}: "
-        "the others are shown as black or white; set window=(center, width) to choose the range",
+        f"has values from {low:g} to {high:g}, nearly all from {inner_low:g} to {inner_high:g}: {result}; "
+        "set window=(center, width) to choose the range",
     )
-    return inner_low, inner_high
+    return (inner_low, inner_high) if is_cut else (low, high)
 
 
 def percentile_range(values: np.ndarray) -> tuple[float, float]:

@@ -52,7 +52,7 @@ SHOWN: Mapping[str, str] = {
     "SOPClassUID": "uid",
     "TransferSyntaxUID": "uid",
     "PhotometricInterpretation": "term",
-    **dict.fromkeys(("BitsStored", "RescaleSlope", "WindowWidth"), "number"),
+    **dict.fromkeys(("BitsStored", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"), "number"),
 }
 """Elements whose values messages may show, with their form: the name of a registered UID, a defined term, a number."""
 UNKNOWN = "unknown"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.geometry import check_pixels
 from mllm.dataset.readers.gray import Choice, choose, to_image
 from mllm.dataset.readers.guarded import call_guarded
@@ -35,8 +36,10 @@ _SCAN = b"\xff\xda"
 _TIFF_HEADER = 8
 """Size of the header of a TIFF file, in bytes."""
 logging.getLogger("PIL").setLevel(logging.INFO)  # its debug records contain texts of headers
-_PHOTOMETRIC = 262
-"""TIFF tag PhotometricInterpretation; 0: zero is white."""
+_BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339
+"""TIFF tags BitsPerSample, PhotometricInterpretation (0: zero is white), PlanarConfiguration (2: one plane for each
+channel) and SampleFormat (1: unsigned, 2: signed, 3: float)."""
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 @READERS.register_module(name=[".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif"])
@@ -91,7 +94,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
             yield image
     except UnidentifiedImageError:
-        raise DataError(f"{path} is not an image: its content does not match its suffix") from None
+        raise _unidentified(path) from None
     except Image.DecompressionBombError:
         raise DataError(
             f"{path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: cut it into tiles first"
@@ -100,6 +103,19 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
         raise DataError(f"{path} is truncated or damaged: {error}") from error
+
+
+def _unidentified(path: Path) -> DataError:
+    """Return the error about a file that Pillow does not read."""
+    with path.open("rb") as file:
+        is_tiff = file.read(len(_TIFF_STARTS[0])) in _TIFF_STARTS
+    if not is_tiff:
+        return DataError(f"{path} is not an image: its content does not match its suffix")
+    return unusable(
+        path,
+        "is a TIFF that is damaged, or whose pixels have a form that is not supported, such as floats of 16 or 64 bits "
+        "or colors of more than 16 bits: save it with 8 or 16 bits for each channel, or gray floats of 32 bits",
+    )
 
 
 def pages(path: Path, page: Choice, window: Window) -> Iterator[Image.Image]:
@@ -115,6 +131,9 @@ def pages(path: Path, page: Choice, window: Window) -> Iterator[Image.Image]:
 def _load(image: Image.Image, windowing: Windowing, path: Path) -> Image.Image:
     if (uncompressed := _uncompressed(image)) is not None:
         _check_tiles(uncompressed, path)
+    if len(image.getbands()) > 1 and _tiff_tag(image, _PLANAR) == 2 and _tiff_tag(image, _BITS) != 8:
+        # Pillow decodes the planes as if they had 8 bits.
+        raise unusable(path, "is a TIFF with a plane of more than 8 bits for each color: save its pixels interleaved")
     image.load()
     return _to_rgb(image, windowing, path)
 
@@ -147,8 +166,10 @@ def _count_pages(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, windowing: Windowing, path: Path) -> Image.Image:
-    if image.mode in _DEEP or (windowing.is_chosen and image.mode == "L"):
-        unit = windowing.apply(np.asarray(ImageOps.exif_transpose(image)), path)
+    number_type = _number_type(image)
+    if image.mode in _DEEP or number_type is not None or (windowing.is_chosen and image.mode == "L"):
+        values = np.asarray(ImageOps.exif_transpose(image))
+        unit = windowing.apply(values if number_type is None else values.view(number_type), path)
         return to_image(1 - unit if _zero_is_white(image) else unit)
     if windowing.is_chosen:
         raise ConfigError(f"a window needs a gray image, but {path} is in color (mode {image.mode})")
@@ -163,8 +184,23 @@ def _to_rgb(image: Image.Image, windowing: Windowing, path: Path) -> Image.Image
     return result
 
 
+def _number_type(image: Image.Image) -> type[np.int8 | np.uint32] | None:
+    """Return the type of the numbers of a gray TIFF that Pillow returns with the other sign; None for other images."""
+    if image.mode == "L" and _tiff_tag(image, _SAMPLE_FORMAT) == 2 and _tiff_tag(image, _BITS) == 8:
+        return np.int8
+    if image.mode == "I" and _tiff_tag(image, _SAMPLE_FORMAT) != 2 and _tiff_tag(image, _BITS) == 32:
+        return np.uint32
+    return None
+
+
 def _zero_is_white(image: Image.Image) -> bool:
     """Return True for a TIFF of more than 8 bits that stores white as 0; PIL only inverts those of 8 bits."""
+    return image.mode in _DEEP and _tiff_tag(image, _PHOTOMETRIC) == 0
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> object:
+    """Return the first value of a tag of a TIFF; None for other images and absent tags."""
     from PIL.TiffImagePlugin import TiffImageFile
 
-    return image.mode in _DEEP and isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
+    value = image.tag_v2.get(tag) if isinstance(image, TiffImageFile) else None
+    return value[0] if isinstance(value, tuple) else value

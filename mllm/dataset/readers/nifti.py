@@ -178,12 +178,16 @@ def _load_canonical(image: Nifti1Image, volume: int, path: Path) -> tuple[np.nda
 
 
 def _header_range(image: Nifti1Image, values: np.ndarray, path: Path) -> tuple[float, float] | None:
-    """Return the display range of the header; None if there is none, or if it contains no value of the volume."""
+    """Return the display range of the header; None if there is none, or if all voxels would get one gray value."""
     low, high = float(image.header["cal_min"]), float(image.header["cal_max"])
     if not (np.isfinite([low, high]).all() and high > low):
         return None
     first, last = full_range(values)
-    if last > first and (low >= last or high <= first):
-        warn_once(path, "display range", f"has values from {first:g} to {last:g} and a display range outside: ignored")
+    if last > first and (low >= last or high <= first or (high - low) / 256 > last - first):
+        warn_once(
+            path,
+            "display range",
+            f"has values from {first:g} to {last:g} and a display range from {low:g} to {high:g}: it is ignored",
+        )
         return None
     return low, high

@@ -113,7 +113,10 @@ def test_texts_of_headers_do_not_reach_messages_logs_or_images(tmp_path, caplog,
                     refused += 1
                     assert CANARY not in "".join(traceback.format_exception(error)) + str(error.reason), file
     assert refused > 30
-    assert "has text in its pixels" in caplog.text and "RescaleSlope 0, which is impossible" in caplog.text
+    assert (
+        "has text in its pixels" in caplog.text
+        and "RescaleSlope 0 and RescaleIntercept 0, which is impossible" in caplog.text
+    )
     assert CANARY not in caplog.text
     assert not [warning for warning in recwarn if CANARY in str(warning.message)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,48 @@ def test_every_orientation_of_an_uncompressed_tiff(tmp_path, mode, orientation):
         expected = np.rint(expected / 230 * 255)
     picture = np.asarray(read_images(path)[0])
     assert np.array_equal(picture[..., 0], expected)
+
+
+def write_tiff(path, pixels, sample_format, planar=1):
+    """Write an uncompressed little-endian TIFF with one strip per plane (TIFF 6.0, pages 13 to 39)."""
+    height, width, *channels = pixels.shape
+    count, bits = channels[0] if channels else 1, pixels.dtype.itemsize * 8
+    planes = np.moveaxis(pixels, -1, 0) if planar == 2 else pixels[None]
+    strips = [plane.tobytes() for plane in planes]
+    begin = 8 + sum(map(len, strips))
+    tags = {256: [width], 257: [height], 258: [bits] * count, 259: [1], 262: [2 if channels else 1]}
+    tags |= {273: [8 + number * len(strips[0]) for number in range(len(strips))], 277: [count], 278: [height]}
+    tags |= {279: [len(strip) for strip in strips], 284: [planar], 339: [sample_format] * count}
+    entries, rest = b"", b""
+    for tag, numbers in tags.items():
+        value = struct.pack(f"<{len(numbers)}I", *numbers)
+        if len(value) > 4:
+            position = begin + 2 + 12 * len(tags) + 4 + len(rest)
+            value, rest = struct.pack("<I", position), rest + value
+        entries += struct.pack("<HHI", tag, 4, len(numbers)) + value
+    header = b"II*\0" + struct.pack("<I", begin)
+    path.write_bytes(header + b"".join(strips) + struct.pack("<H", len(tags)) + entries + bytes(4) + rest)
+    return path
+
+
+@pytest.mark.parametrize("number_type, sample_format", [(np.int8, 2), (np.int16, 2), (np.int32, 2), (np.uint32, 1)])
+def test_the_sign_of_the_numbers_of_a_tiff(tmp_path, number_type, sample_format):
+    limits = np.iinfo(number_type)
+    values = np.linspace(limits.min, limits.max, 48).astype(number_type).reshape(6, 8)
+    path = write_tiff(tmp_path / "a.tif", values, sample_format)
+    expected = (values.astype(float) - limits.min) / (float(limits.max) - limits.min) * 255
+    assert np.abs(pixels(path)[..., 0] - expected).max() <= 0.51
+
+
+def test_planes_of_colors(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (6, 8, 3))
+    assert np.array_equal(pixels(write_tiff(tmp_path / "a.tif", values.astype(np.uint8), 1, planar=2)), values)
+    path = write_tiff(tmp_path / "b.tif", values.astype(np.uint16), 1, planar=2)
+    with pytest.raises(DataError, match=r"b.tif is a TIFF with a plane of more than 8 bits for each color: save its"):
+        read_images(path)
+
+
+def test_a_tiff_of_a_form_that_pillow_does_not_read(tmp_path):
+    path = write_tiff(tmp_path / "a.tif", np.zeros((6, 8)), 3)
+    with pytest.raises(DataError, match=r"a.tif is a TIFF that is damaged, or whose pixels have a form .* 64 bits"):
+        read_images(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 from medical_files import read_gray, write_dicom, write_nifti, write_png
@@ -26,7 +28,9 @@ def nothing_noticed(monkeypatch):
     [
         {"WindowCenter": 0, "WindowWidth": 0},
         {"WindowCenter": 0, "WindowWidth": -400},
+        {"WindowCenter": float("nan"), "WindowWidth": 400},
         {"RescaleSlope": 0, "RescaleIntercept": -1024, "WindowCenter": 40, "WindowWidth": 400},
+        {"RescaleSlope": 1, "RescaleIntercept": float("inf"), "WindowCenter": 40, "WindowWidth": 400},
         {"PixelSpacing": [0, 1]},
         {"PixelSpacing": [1, 1000]},
         {"PixelAspectRatio": [0, 0]},
@@ -69,6 +73,39 @@ def test_a_voi_lut_shorter_than_its_stated_length_is_ignored(tmp_path, caplog):
     assert "shorter than its descriptor" in caplog.text
 
 
+@pytest.mark.parametrize("missing", ["LUTDescriptor", "LUTData"])
+def test_a_voi_lut_without_a_part_is_ignored(tmp_path, caplog, missing):
+    tags = voi_lut(list(range(1024)), 12)
+    del tags["VOILUTSequence"][0][missing]
+    assert np.array_equal(read_gray(write_dicom(tmp_path / "a.dcm", GRADIENT, **tags)), FULL)
+    assert "a VOI LUT that is constant, incomplete" in caplog.text
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_a_modality_lut_of_any_number_of_bits(tmp_path, caplog, bits):
+    pixels = np.arange(1024, dtype=np.uint16).reshape(32, 32)
+    entries = [number // 4 for number in range(1024)]
+    tags = {"ModalityLUTSequence": voi_lut(entries, bits)["VOILUTSequence"]}
+    path = write_dicom(tmp_path / "a.dcm", pixels, **tags, WindowCenter=128, WindowWidth=256)
+    assert np.array_equal(read_gray(path), pixels // 4)
+    assert not caplog.messages
+
+
+def test_an_impossible_modality_lut_is_ignored_with_its_window(tmp_path, caplog):
+    tags = {"ModalityLUTSequence": voi_lut([0] * 1024, 16)["VOILUTSequence"], "WindowCenter": 40, "WindowWidth": 400}
+    assert np.array_equal(read_gray(write_dicom(tmp_path / "a.dcm", GRADIENT, **tags)), FULL)
+    (message,) = caplog.messages
+    assert "a modality LUT that is constant" in message
+    assert message.endswith("its rescale and window are ignored")
+
+
+def test_a_blank_window_is_no_window(tmp_path, caplog):
+    path = write_dicom(tmp_path / "a.dcm", GRADIENT, WindowCenter="40", WindowWidth="400")
+    path.write_bytes(path.read_bytes().replace(b"\x28\0\x51\x10DS\x04\x00400 ", b"\x28\0\x51\x10DS\x04\x00    "))
+    assert np.array_equal(read_gray(path), FULL)
+    assert not caplog.messages
+
+
 def test_a_window_of_real_numbers_is_exact(tmp_path):
     # A parametric map from 0 to 1 with the window 0.5/1.0 (PS3.3 C.11.2.1.3.2: LINEAR_EXACT shows 0 to 1).
     pixels = np.linspace(0, 1, 1024).reshape(32, 32)
@@ -95,6 +132,27 @@ def test_one_extreme_value_does_not_darken_the_other_pixels(tmp_path, caplog, ki
     assert read_gray(path).std() > 30
     assert "has values from" in caplog.text
     assert str(path) in caplog.text
+
+
+@pytest.mark.parametrize("extreme", [20_000, -20_000])
+def test_a_picture_of_few_grays_is_reported(tmp_path, caplog, extreme):
+    values = np.random.default_rng(0).uniform(0, 1000, (64, 64, 1)).astype(np.float32)
+    values[3, 5] = extreme
+    picture = read_gray(write_nifti(tmp_path / "a.nii", values))
+    assert len(np.unique(picture)) < 20
+    assert "these get 12 of 256 grays" in caplog.text or "these get 13 of 256 grays" in caplog.text
+
+
+@pytest.mark.parametrize("limits", [(0, 1e9), (2000, 3000)])
+def test_a_display_range_that_shows_one_gray_is_ignored(tmp_path, caplog, limits):
+    values = np.random.default_rng(0).uniform(0, 1000, (64, 64, 1)).astype(np.float32)
+    expected = read_gray(write_nifti(tmp_path / "a.nii", values))
+    path = write_nifti(tmp_path / "b.nii", values)
+    contents = bytearray(path.read_bytes())
+    contents[124:132] = struct.pack("<ff", limits[1], limits[0])  # cal_max, cal_min
+    path.write_bytes(contents)
+    assert np.array_equal(read_gray(path), expected)
+    assert "display range" in caplog.text
 
 
 def test_a_sparse_map_is_shown_in_its_full_range(tmp_path, caplog):
