@@ -289,7 +289,8 @@ def build_section(schema: type, values: dict[str, Any], name: str, origins: Orig
     for key, item in fields.items():
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and key not in values:
-            raise ConfigError(f"{origins.of(*name.split('.'))}: {name} needs the key '{key}'")
+            base = " (a base in _base_ usually has it)" if (name, key) == ("model_args", "type") else ""
+            raise ConfigError(f"{origins.of(*name.split('.'))}: {name} needs the key '{key}'{base}")
     return schema(**values)
 
 

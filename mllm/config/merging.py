@@ -14,6 +14,9 @@ from mmengine.config import Config
 from mllm.config.origins import OPTIONS, Origin, Origins, display_path
 from mllm.errors import ConfigError
 
+JSON_LITERALS = {"true": "True", "false": "False", "null": "None", "none": "None"}
+"""Literals of other languages and their form in Python."""
+
 
 def merge_config(path: Path, origins: Origins, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the merged config as plain dicts, without names that begin with '_'.
@@ -48,7 +51,8 @@ def format_error(error: Exception, files: Sequence[Path], fallback: str) -> str:
     names = {str(file) for file in files}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in names]
     origin = f"{display_path(Path(frames[-1].filename))}:{frames[-1].lineno}" if frames else fallback
-    return f"{origin}: {_one_line(error)}"
+    literal = JSON_LITERALS.get(error.name) if isinstance(error, NameError) else None
+    return f"{origin}: {_one_line(error)}" + (f": write {literal}" if literal else "")
 
 
 def parse_override(override: str) -> tuple[str, Any]:

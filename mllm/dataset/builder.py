@@ -12,7 +12,7 @@ from mllm.config.schema import DataArgs
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.checking import Splits, check_splits
 from mllm.dataset.mixing import PatientSplit, SubsetDataset
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, DataError, UserError, with_location
 from mllm.private_messages import in_split
 from mllm.registry import DATASETS, build, check
 
@@ -20,17 +20,20 @@ logger = logging.getLogger(__name__)
 MINIATURE_ROWS = 8
 
 
-def open_datasets(data_args: DataArgs, seed: int = 0) -> Splits:
+def open_datasets(data_args: DataArgs, seed: int = 0, origin: Callable[..., str] | None = None) -> Splits:
     """Build the datasets of all splits that are not None, and check all of their rows; see `build_datasets`."""
-    return check_splits(build_datasets(data_args, seed), skip=data_args.on_error == "skip")
+    return check_splits(build_datasets(data_args, seed, origin), skip=data_args.on_error == "skip")
 
 
-def build_datasets(data_args: DataArgs, seed: int = 0) -> dict[str, SampleDataset]:
+def build_datasets(
+    data_args: DataArgs, seed: int = 0, origin: Callable[..., str] | None = None
+) -> dict[str, SampleDataset]:
     """Build the datasets of all splits that are not None. Their rows are not checked.
 
     Args:
         data_args: Options of the splits.
         seed: Seed of the run, for datasets without an option `seed`.
+        origin: Function that returns the `FILE:LINE` of a key of the config, for messages; None: they name the key.
 
     Raises:
         ConfigError: The options of a dataset are invalid.
@@ -40,7 +43,10 @@ def build_datasets(data_args: DataArgs, seed: int = 0) -> dict[str, SampleDatase
     for number, (name, options) in enumerate(_splits(data_args).items()):
         if options is not None:
             with in_split(name):
-                splits[name] = build_dataset(options, seed=seed, split=number, where=f"data_args.{name}")
+                try:
+                    splits[name] = build_dataset(options, seed=seed, split=number, where=f"data_args.{name}")
+                except UserError as error:
+                    raise (error if origin is None else with_location(error, origin("data_args", name))) from error
     return splits
 
 
@@ -75,7 +81,10 @@ def build_dataset(
     number = arguments.get("seed")
     if isinstance(number, int) and number < 0:
         raise ConfigError(f"{where}.seed must be at least 0, not {number}")
-    dataset = build(DATASETS, arguments, where, **parts)
+    try:
+        dataset = build(DATASETS, arguments, where, **parts)
+    except DataError as error:
+        raise with_location(error, where) from error
     if not isinstance(dataset, SampleDataset):
         raise ConfigError(f"{where}: {type(dataset).__name__} must derive from ImageTextDataset or SampleDataset")
     return dataset

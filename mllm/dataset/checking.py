@@ -120,6 +120,11 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
     if report.skipped and advice is not None:
         first, others = next(iter(report.skipped)), len(report.skipped) - 1
         more = f" ({others:,} other row{'s' * (others > 1)} of {name} cannot be used, either)" if others else ""
+        if others and len(report.skipped) == rows:  # without these rows nothing would be left
+            more, advice = (
+                f" (nor can any other row of {name})",
+                f"correct the rows, or the options in data_args.{name}",
+            )
         raise error_of(advised(first + more, advice))
     if len(report.skipped) == rows:
         split = "training" if name == "train" else name

@@ -43,7 +43,7 @@ def check_image_folder(folder: Path) -> None:
         )
     if _WINDOWS.match(str(folder)):
         raise DataError(f"image_folder {folder} is a Windows path: write the path of the folder on this machine")
-    raise DataError(f"image_folder {folder} does not exist", "image_folder does not exist")
+    raise DataError(f"image_folder {folder} does not exist{_missing_file_hint(folder)}", "image_folder does not exist")
 
 
 def find_file(folder: Path, name: str | Path) -> Path:

@@ -176,7 +176,8 @@ def training_arguments(
     is None before the model is loaded.
     """
     if not evaluates and settings["eval_strategy"] != "no":
-        logger.info("no validation split: eval_strategy '%s' is off", settings["eval_strategy"])
+        if learner is None:  # once, because a run calls this function before and after it loads the model
+            logger.info("no validation split: eval_strategy '%s' is off", settings["eval_strategy"])
         settings["eval_strategy"] = "no"
     fixed = dict(
         output_dir=str(folder),

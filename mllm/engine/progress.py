@@ -63,9 +63,10 @@ def log_line(step: int, logs: dict[str, float], total: int) -> str:
     """
     if "train_updates" in logs:
         start = f"the resume at step {logs['train_from_step']}" if logs["train_from_step"] else "the start"
+        updates = f"the {logs['train_updates']:,} update{'s' * (logs['train_updates'] != 1)}"
         return (
-            f"step {step:>5}  mean loss {logs['train_loss']:.4f} over the {logs['train_updates']:,} updates "
-            f"since {start}  {logs['train_samples_per_second']:,.1f} samples/s"
+            f"step {step:>5}  mean loss {logs['train_loss']:.4f} over {updates} since {start}  "
+            f"{logs['train_samples_per_second']:,.1f} samples/s"
         )
     if "eval_loss" in logs:
         return f"step {step:>5}  validation loss {logs['eval_loss']:.4f}"

@@ -56,6 +56,8 @@ def setup_logging() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for module in ("mmengine", "bitsandbytes", "kernels", "pkg_resources", "torch.utils.tensorboard"):
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
+    # Losses do not depend on the number of workers, and a number for a larger machine is not an error of the config.
+    warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
     for category in (DeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category)
 

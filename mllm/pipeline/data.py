@@ -17,6 +17,9 @@ if not __package__:  # started as a file: the checkout is not on the path yet
 from mllm.pipeline.command import add_override_option, command_parser, run_command
 from mllm.pipeline.options import integer
 
+SHOWN = 3
+"""Number of rows that the terminal shows for an error; the page has more."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code: 1 if the data have errors. No weights are loaded."""
@@ -26,7 +29,9 @@ def main(argv: Sequence[str]) -> int:
     check = check_data(args.config, args.cfg_options, tiny=args.tiny, workers=args.workers)
     for finding in check.findings:
         print(f"{'error' if finding.is_error else 'notice'}: {finding.title}: {finding.count:,}")
-    print(f"{check.rows:,} rows were read; the page is {check.page}")
+        for row in finding.rows[:SHOWN] if finding.is_error else ():
+            print(f"  {row}")
+    print(f"{check.rows:,} {'row was' if check.rows == 1 else 'rows were'} read; the page is {check.page}")
     return 1 if check.errors else 0
 
 

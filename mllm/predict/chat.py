@@ -14,7 +14,8 @@ from mllm.predict.generation import GenerationOptions, generate_answers
 from mllm.structures import IMAGE, Answer, Bundle, Sample, Turn
 
 logger = logging.getLogger(__name__)
-HELP = "Type a question and press Enter. /clear deletes the conversation; /quit or Ctrl-D ends the program."
+COMMANDS = "/clear deletes the conversation; /quit or Ctrl-D ends the program"
+HELP = f"Type a question and press Enter. {COMMANDS}."
 
 
 @dataclass
@@ -83,22 +84,30 @@ class Conversation:
 
 
 def chat(bundle: Bundle, images: Sequence[Image], options: GenerationOptions) -> None:
-    """Answer the lines of standard input until it ends; `images` belong to the first question."""
+    """Answer the lines of standard input until it ends.
+
+    `images` belong to the first question, and to the first one after `/clear`.
+    """
     config = bundle.model.pretrained.config.get_text_config(decoder=True).to_dict()
     # T5 has relative positions and no maximum; there only the encoder's max_length limits the prompt.
     positions = config.get("max_position_embeddings") or sys.maxsize
     conversation = Conversation(bundle, max(1, positions - options.max_new_tokens), options)
     logger.info("%s", HELP)
+    unused = images
     for line in _lines():
         if line == "/clear":
             conversation.exchanges.clear()
+            unused = images
+            continue
+        if line.startswith("/"):
+            logger.warning("unknown command %s; %s", line.split()[0], COMMANDS)
             continue
         try:
-            answer = conversation.ask(line, images)
+            answer = conversation.ask(line, unused)
         except DataError as error:
             logger.warning("%s", error)
             continue
-        images = []
+        unused = []
         print(answer.text, flush=True)
 
 

@@ -48,12 +48,17 @@ def open_splits(config: RunConfig) -> CheckedSplits:
             f"{config.origin('data_args', 'train')}: data_args.train is None or absent, so there are no training data: "
             "set it to a dataset, such as dict(type='VQADataset', data_path='rows.jsonl')"
         )
-    splits = open_datasets(config.data_args, seed=config.training_args["seed"])
+    splits = open_datasets(config.data_args, seed=config.training_args["seed"], origin=config.origin)
     if "test" in splits:
         check_metrics(config.data_args.metrics, "test", splits, metric_origin(config), config.data_args.gen_kwargs)
+    elif config.data_args.metrics:
+        logger.warning("%s has no effect: data_args.test is None or absent", metric_origin(config))
     if config.privacy_args is not None:
         refuse_large_delta(config, len(units_of(splits["train"], config.privacy_args.unit)))
-    counts = (f"{name}: {len(split):,} samples ({splits.reports[name]})" for name, split in splits.items())
+    counts = (
+        f"{name}: {len(split):,} sample{'s' * (len(split) != 1)} ({splits.reports[name]})"
+        for name, split in splits.items()
+    )
     logger.info("%s", ", ".join(counts))
     if skipped := splits.skipped():
         logger.warning("%d rows cannot be used and are skipped, for example %s", len(skipped), skipped[0][1])

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from mllm.config.schema import RunConfig
 from mllm.dataset.builder import build_datasets
+from mllm.dataset.readers.notices import unlogged
 from mllm.errors import UserError
 from mllm.models.builder.builder import load_encoder
 from mllm.private_messages import call_privately, is_private
@@ -64,7 +65,7 @@ def check_data(path: str, overrides: Sequence[str] = (), *, tiny: bool = False, 
 
 
 def _check(config: RunConfig, workers: int) -> DataCheck:
-    splits = build_datasets(config.data_args, seed=config.training_args["seed"])
+    splits = build_datasets(config.data_args, seed=config.training_args["seed"], origin=config.origin)
     encoder, notes = _encoder(config)
     page = data_page_of(config.name)
     store = None if is_private() else Store(page.with_name(DATA_ROWS), _settings(config, encoder is not None))
@@ -125,7 +126,8 @@ def _sheet(sources: Sequence[SourceRow], rows: Sequence[RowFacts], encoder: Enco
     pictures = []
     for row in (usable[number * len(usable) // count] for number in range(count)):
         source, index = sources[row.number]
-        sample = plain_sample(source, index)
+        with unlogged():
+            sample = plain_sample(source, index)
         reference = None if encoder is None else encoder.reference(sample)
         marks = reference.marks if reference is not None and reference.marks else sample.marks
         answer = shortened(reference.text) if reference is not None and reference.text else row.answer

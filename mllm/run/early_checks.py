@@ -105,7 +105,7 @@ def _check_schedule(config: RunConfig, arguments: TrainingArguments, optimizer: 
             f"{origin}: the learning rate is 0 in all {updates} updates of lr_scheduler_type='{name}' with {warmup} "
             f"updates of warmup, so nothing would be learned: lower warmup_steps, or make the run longer"
         )
-    if 2 * warmup > updates and name not in WITHOUT_WARMUP:
+    if 2 * warmup > updates and name not in WITHOUT_WARMUP and not config.tiny:
         logger.warning(
             "warmup takes %d of %d updates, so the learning rate is low for more than half of the run: lower "
             "training_args.warmup_steps",

@@ -76,11 +76,13 @@ def _refuse_nonempty(folder: Path) -> None:
     """Raise `ConfigError` if a folder contains more than the files of a start that failed before the training."""
     if not folder.exists():
         return
-    names = {final_name(path.name) for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if not folder.is_dir():
+        raise ConfigError(f"training_args.output_dir {folder} is a file: choose another folder")
+    names = {final_name(path.name) for path in folder.iterdir()}
     if not names or (LOCK in names and {name for name in names if UNFINISHED not in name} <= STARTED):
         return
     fix = "pass --resume to continue it, or choose another folder"
-    if not folder.is_dir() or newest_checkpoint(folder) is None:
+    if newest_checkpoint(folder) is None:
         fix = "it contains no checkpoint to resume, so choose another folder"
     raise ConfigError(f"training_args.output_dir {folder} is not empty; {fix}")
 

@@ -28,7 +28,7 @@ def show_sample(
         ConfigError: The config has no such split, or the split no such sample.
     """
     config, _ = prepare_args(path, overrides, tiny=tiny, loads_model=True)
-    splits = build_datasets(config.data_args, seed=config.training_args["seed"])
+    splits = build_datasets(config.data_args, seed=config.training_args["seed"], origin=config.origin)
     if split not in splits:
         raise ConfigError(f"the config has no split '{split}'{hint(split, splits)}")
     dataset = splits[split]

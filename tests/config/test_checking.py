@@ -197,7 +197,8 @@ def test_a_wrong_key_of_the_command_line(write, bases):
 def test_a_missing_key(write):
     text = "model_args = dict(\n    type='medgemma')\n"
     assert sentence(write(text)) == "run.py:1: model_args needs the key 'model_name_or_path'"
-    assert sentence(write("training_args = dict()\n")) == "run.py: model_args needs the key 'type'"
+    message = "run.py: model_args needs the key 'type' (a base in _base_ usually has it)"
+    assert sentence(write("training_args = dict()\n")) == message
 
 
 def test_the_patient_column_has_one_name(write, bases):

@@ -86,6 +86,8 @@ def test_not_a_python_file(write, tmp_path):
 
 def test_python_errors_name_file_and_line(write, bases):
     assert sentence(write(bases + "\nmodel_args = dict(lora_r=x)\n")) == "run.py:3: NameError: name 'x' is not defined"
+    json_literal = "run.py:3: NameError: name 'true' is not defined: write True"
+    assert sentence(write(bases + "\nmodel_args = dict(use_dora=true)\n")) == json_literal
     assert sentence(write(bases + "model_args = dict(lora_r=1\n")) == "run.py:2: SyntaxError: '(' was never closed"
     write("import os\ntraining_args = dict(max_steps=int('a'))\n", "runtime.py")
     message = "runtime.py:2: ValueError: invalid literal for int() with base 10: 'a'"

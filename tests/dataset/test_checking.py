@@ -75,6 +75,14 @@ def test_unusable_rows_are_an_error_unless_they_are_skipped():
         check_splits({"train": Rows("t", ["unreadable"])}, skip=True)
 
 
+def test_if_no_row_can_be_used_the_advice_is_not_to_skip_rows(write):
+    path = write(VQA, VQA)
+    with pytest.raises(DataError) as excinfo:
+        check_splits({"test": VQADataset(str(path), columns={"image": "file"})})
+    reason, advice = "the row has no such column", "correct the rows, or the options in data_args.test"
+    assert reason in str(excinfo.value) and str(excinfo.value).endswith(f"(nor can any other row of test); {advice}")
+
+
 @pytest.mark.parametrize("ids", [("17", "017"), ("A1", "a1")])
 def test_two_forms_of_an_id_in_two_splits_are_refused(ids):
     with pytest.raises(DataError, match="patients of t, line 1 and s, line 1 differ only in case or in leading zeros"):

@@ -50,6 +50,9 @@ def test_the_message_about_an_image_folder_has_the_cause(folder):
         check_image_folder(Path("D:/x"))
     with pytest.raises(DataError, match="image_folder .*gone does not exist"):
         check_image_folder(folder / "gone")
+    (folder / "pictures").mkdir()
+    with pytest.raises(DataError, match=r"image_folder .*pictres does not exist: did you mean 'pictures'\?"):
+        check_image_folder(folder / "pictres")
 
 
 @pytest.mark.parametrize(

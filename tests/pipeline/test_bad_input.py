@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -331,7 +332,8 @@ def test_an_empty_absent_or_unknown_dataset_is_refused(refused, write_rows):
     Path("rows.jsonl").write_text("")
     refused("rows.jsonl is empty", splits())
     Path("rows.jsonl").rename("row.jsonl")
-    refused("data_path rows.jsonl does not exist: did you mean 'row.jsonl'?", splits())
+    reason = "data_args.train: data_path rows.jsonl does not exist: did you mean 'row.jsonl'?"
+    assert re.match(r"run\.py:\d+: data_args\.train: ", refused(reason, splits()).splitlines()[-1])
     Path("rows.txt").write_text("x")
     refused(
         "data_path rows.txt must end in .json, .jsonl, .csv, .tsv or .parquet",

@@ -87,7 +87,9 @@ def data(folder, capsys):
 def test_each_fault_is_found_with_its_row(data):
     code, out, text = data()
     assert code == 1
-    assert out.splitlines()[:3] == [
+    shown = out.splitlines()
+    assert shown[1].startswith("  train: train.jsonl, line 7: ") and "broken.png" in shown[1]
+    assert [line for line in shown if not line.startswith("  ")][:3] == [
         "error: Rows that cannot be used: 1",
         "error: Images with equal pixels in several splits: 1",
         "error: Patients in several splits: 1",

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mllm.pipeline.predict import main
 from mllm.predict.chat import Conversation, chat
 from mllm.predict.generation import GenerationOptions
-from mllm.structures import Sample
+from mllm.structures import Answer, Sample
 
 FEW = ("--max-new-tokens", "6")
 OPTIONS = GenerationOptions(max_new_tokens=6)
@@ -59,6 +59,21 @@ def test_a_conversation_can_be_cleared_and_an_invalid_question_is_ignored(
         *by_transformers(generating_text_model, "Why?"),
     )
     assert "the question: the text contains the control token '<end_of_turn>'" in caplog.text
+
+
+def test_an_unknown_command_is_not_a_question(text_bundle, monkeypatch, capsys, caplog):
+    typed(monkeypatch, "/image scan.png", "/quit")
+    chat(text_bundle, [], OPTIONS)
+    assert capsys.readouterr().out == ""
+    assert "unknown command /image; /clear deletes the conversation; /quit or Ctrl-D ends the program" in caplog.text
+
+
+def test_the_images_belong_to_the_first_question_also_after_clear(text_bundle, monkeypatch):
+    image, images = Image.new("RGB", (8, 8)), []
+    monkeypatch.setattr(Conversation, "ask", lambda self, question, given: images.append(given) or Answer("Yes."))
+    typed(monkeypatch, "What is it?", "Why?", "/clear", "What is it?")
+    chat(text_bundle, [image], OPTIONS)
+    assert images == [[image], [], [image]]
 
 
 def test_the_oldest_exchanges_of_a_long_conversation_are_removed(text_bundle, monkeypatch, caplog):

@@ -52,6 +52,13 @@ def test_a_number_of_the_command_line_is_not_limited(limited):
     assert (updates, result) == (80, config)
 
 
+def test_a_metric_without_a_test_split_is_warned_about(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    config, _ = prepare_args(str(CONFIGS / "t5gemma_mtnt_en_fr.py"), ["data_args.compute_metric=bleu"], tiny=True)
+    open_splits(config.replaced(**{"data_args.test": None}))
+    assert "--cfg-options: data_args.compute_metric has no effect: data_args.test is None or absent" in caplog.text
+
+
 def test_a_metric_that_cannot_apply_is_refused_with_the_rows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     overrides = ["data_args.compute_metric=rec"]

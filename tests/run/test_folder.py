@@ -112,6 +112,12 @@ def test_an_explicit_folder_in_which_a_start_failed_can_be_started_again():
         open_run_folder("a", "mine", resume=False)
 
 
+def test_a_file_as_output_dir_is_refused_as_a_file():
+    Path("mine").write_text("of the user")
+    with pytest.raises(ConfigError, match="output_dir mine is a file: choose another folder"):
+        open_run_folder("a", "mine", resume=False)
+
+
 @pytest.mark.parametrize("name", ["config.py", "environment.json"])
 def test_a_folder_with_files_of_the_user_is_refused_whatever_their_names(name):
     Path("mine").mkdir()

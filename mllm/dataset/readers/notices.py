@@ -29,7 +29,7 @@ _noticed: set[tuple[str, str]] = set()
 _counts: Counter[str] = Counter()
 _collected: ContextVar[set[str] | None] = ContextVar("collected", default=None)
 receivers: list[Callable[[Path, str, str, int], None]] = []
-"""Receivers of the warnings of a guarded process, which does not log them itself."""
+"""Receivers of warnings. A process that has one, such as a guarded process, does not log the warnings itself."""
 
 
 @contextmanager
@@ -41,6 +41,20 @@ def collected() -> Iterator[set[str]]:
         yield kinds
     finally:
         _collected.reset(token)
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Log no warnings about files in the block: its files have been read, and reported, by worker processes."""
+    receivers.append(_ignore)
+    try:
+        yield
+    finally:
+        receivers.remove(_ignore)
+
+
+def _ignore(path: Path, kind: str, message: str, files: int) -> None:
+    """Do nothing with a warning."""
 
 
 def warn_once(path: Path, kind: str, message: str, files: int = _MAX_FILES) -> None:
