@@ -111,10 +111,20 @@ class DataArgs:
     """Put several text samples into one row of at most `max_length` tokens. Losses and gradients do not change."""
     compute_metric: str | list[str] | None = None
     """Metrics of the answers to the test split: one or several entries of the registry METRICS."""
+    strata: str | list[str] | None = None
+    """Columns by whose values the figures of the test split are divided: `['sex', 'age:18,40,65', 'modality', 'task']`.
+    Numbers after a column are the bounds of its bins; without them, many different numbers are divided at their
+    quartiles."""
     compute_untrained: bool = False
     """Evaluate the test split before training as well."""
     gen_kwargs: dict[str, Any] = field(default_factory=dict)
     """Options of the answers to the test split; see the next table."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns in `strata`."""
+        columns = self.strata or []
+        return [columns] if isinstance(columns, str) else columns
 
     @property
     def metrics(self) -> list[str]:

@@ -70,6 +70,10 @@ class SampleDataset(ABC):
         """Return the modality of a row, such as 'CT'; None if it is unknown."""
         return None
 
+    def table_row(self, index: int) -> Mapping[str, Any]:
+        """Return a row of the table, such as `{"sex": "F"}`, for figures by stratum; empty without a table."""
+        return {}
+
     def patient_hint(self) -> str:
         """Return the end of a message about rows without a patient: a column that may have it; empty without one."""
         return ""
@@ -133,6 +137,10 @@ class RecordDataset(SampleDataset):
             fault = f"patient_column is '{column}', but the row has no such column"
             raise DataError(f"{fault}{hint(column, map(str, row))}", fault)
         return patient_of(row.get(column), column)
+
+    @override
+    def table_row(self, index: int) -> Mapping[str, Any]:
+        return self.records[index]
 
     @override
     def patient_hint(self) -> str:
@@ -262,6 +270,10 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
         return self.inspect(index).measures if self.has_measures else {}
+
+    @override
+    def table_row(self, index: int) -> Mapping[str, Any]:
+        return self.row(index)
 
     @override
     def modality(self, index: int) -> str | None:

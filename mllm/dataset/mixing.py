@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from typing_extensions import override
@@ -59,6 +59,16 @@ class _Combined(SampleDataset):
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
         dataset, row = self.locate(index, epoch)
         return dataset.measures(row, self.inner_epoch(index, epoch))
+
+    @override
+    def table_row(self, index: int) -> Mapping[str, Any]:
+        dataset, row = self.locate(index, 0)
+        return dataset.table_row(row)
+
+    @override
+    def modality(self, index: int) -> str | None:
+        dataset, row = self.locate(index, 0)
+        return dataset.modality(row)
 
     @override
     def source_dataset(self, index: int, epoch: int = 0) -> SampleDataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -55,6 +55,8 @@ class Evaluation:
     """Rows that could not be used."""
     continued: int = 0
     """Number of rows that a former call had answered."""
+    strata: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """Figures by stratum; see `stratified`."""
 
     @property
     def skipped(self) -> list[str]:

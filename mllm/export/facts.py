@@ -127,6 +127,6 @@ def known_facts(folder: Path, base: str, settings: Mapping[str, Any]) -> Facts:
     return Facts(base, settings) if facts is None else replace(facts, settings=settings)
 
 
-def write_metrics(folder: Path, facts: Facts) -> Path:
-    """Write `metrics.json` of a run to `folder`: the figures of the test split."""
-    return write_json(folder / METRICS, {"figures": facts.figures})
+def write_metrics(folder: Path, facts: Facts, strata: Mapping[str, Any]) -> Path:
+    """Write `metrics.json` of a run to `folder`: the figures of the test split, and by stratum if there are any."""
+    return write_json(folder / METRICS, {"figures": facts.figures, **({"strata": strata} if strata else {})})

@@ -18,6 +18,17 @@ Metric = Callable[[Sequence[Answer], Sequence[Answer]], dict[str, float]]
 """Entry of METRICS that is a function: predictions and references -> figures."""
 Reads = Literal[Content, "choices"]
 """Content of a reference that a metric compares. "choices": a text that is also the answer of another row."""
+REQUIRED: Mapping[Reads, str] = {
+    "text": "a text as its answer",
+    "box": "a box or a mask in its answer",
+    "mask": "a mask in its answer",
+    "measures": "a known measure, in a field or in its answer (`EF 58.4 %`)",
+    "number": "a number as its answer (`12`, `58.4 %`)",
+    "objects": "boxes in its answer, as marks or in its text (`[10, 20, 30, 40]`)",
+    "instances": 'boxes by identity as its answer, in JSON (`{"1": [[10, 20, 30, 40]]}`)',
+    "choices": "an answer that is also the answer of another row, so there is no choice among a few answers",
+}
+"""Content that a metric reads -> its description in messages, after "none of the rows has"."""
 M = TypeVar("M", bound=Callable[..., Any])
 _READS: dict[Callable[..., Any], Reads] = {}
 

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
 
     if len(args.runs) < 2:
         raise ConfigError("mllm compare needs two runs or more: name their folders")
-    comparison = compare([Path(run) for run in args.runs], args.metric)
+    comparison = compare([Path(run) for run in args.runs], args.metric, args.by)
     print(comparison_table(comparison))
     if args.out:
         write_json(Path(args.out), asdict(comparison))
@@ -46,6 +46,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=[],
         metavar="NAME",
         help="metrics to compute (default: those of metrics.json of all runs)",
+    )
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="COLUMN",
+        help="also compare by modality, task or a column of mllm evaluate --by: sex, or age:18,40,65 with bounds",
     )
     parser.add_argument("--out", help="a file for the comparison as JSON")
     return parser.parse_args(argv)

@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
         base=args.base,
         split=args.split,
         metrics=args.metric,
+        by=args.by,
         draw=args.draw,
         out=args.out,
     )
@@ -58,7 +59,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         help="metrics to compute (default: data_args.compute_metric)",
     )
-    parser.add_argument("--out", help="a new folder (default: evaluation-SPLIT in the run folder of the model)")
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="COLUMN",
+        help="figures by modality, task or a column: sex, or age:18,40,65 with bounds (default: data_args.strata)",
+    )
+    parser.add_argument(
+        "--out",
+        help="a new folder, or that of a killed evaluation (default: evaluation-SPLIT in the run folder of the model)",
+    )
     parser.add_argument("--draw", help="a new folder for pictures of predicted and true boxes, points and masks")
     parser.add_argument("--tiny", action="store_true", help="replace checkpoints and absent data by tiny ones")
     add_override_option(parser, "data_args.gen_kwargs.max_new_tokens=64")

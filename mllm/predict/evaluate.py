@@ -32,11 +32,12 @@ from mllm.files import write_json
 from mllm.metrics.scoring import Entry
 from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.metrics import check_metrics, find_metrics, metric_origin
+from mllm.predict.strata import add_strata, check_columns, parse_columns, strata_origin
 from mllm.predict.writer import write_predictions
 from mllm.private_messages import call_privately, error_of, is_private
 from mllm.registry import METRICS
 from mllm.report.drawing import draw_answer, refuse_drawing
-from mllm.report.figures import figures_table
+from mllm.report.figures import figures_table, strata_table
 from mllm.run_files import ADAPTER, CONFIG, PREDICTIONS, runs_of
 from mllm.run_files import METRICS as METRICS_FILE
 
@@ -62,6 +63,8 @@ class EvaluateOptions:
     split: str = "test"
     metrics: Sequence[str] = ()
     """Names of metrics; empty: those of `data_args.compute_metric`."""
+    by: Sequence[str] = ()
+    """Columns by whose values the figures are divided; empty: those of `data_args.strata`."""
     draw: str | None = None
     """A folder for pictures of predicted and true boxes, points and masks; None: no pictures."""
     out: str | None = None
@@ -86,6 +89,8 @@ def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     splits = open_split(config, options)
     where = "--metric" if options.metrics else metric_origin(config)
     check_metrics(metrics, options.split, splits, where, config.data_args.gen_kwargs)
+    columns = parse_columns(config, options.by)
+    check_columns(columns, options.split, splits, "--by" if options.by else strata_origin(config))
     hardware = best_hardware()
     state = PartialState(cpu=hardware.device == "cpu")
     answerer = ModelAnswers(
@@ -98,6 +103,7 @@ def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     try:
         evaluation, seconds = _answer(config, options, splits, answerer, metrics, files)
         if state.is_main_process:
+            evaluation = add_strata(evaluation, splits[options.split], metrics, columns)
             _write(config, model_args, options, evaluation, seconds, splits, files)
     finally:
         files.close()
@@ -143,6 +149,8 @@ def _write(
     write_json(folder / METRICS_FILE, summary(config, model_args, options, evaluation, seconds))
     files.remove()  # last: without these files, the others are complete
     print(figures_table(evaluation.figures, evaluation.scored, len(evaluation.rows)))
+    if evaluation.strata:
+        print(f"\n{strata_table(evaluation.strata)}")
     for message in evaluation.skipped:
         logger.warning("skipped %s", message)
     logger.info("%d predictions written to %s; %d rows skipped", len(evaluation.rows), folder, len(evaluation.skipped))
@@ -303,6 +311,7 @@ def summary(
     weights = [] if model_args.adapter_path is None else sorted(Path(model_args.adapter_path).glob("*.safetensors"))
     return {
         "figures": evaluation.figures,
+        **({"strata": evaluation.strata} if evaluation.strata else {}),
         "counts": {
             "answers": len(evaluation.rows),
             "skipped": len(evaluation.skipped),

@@ -13,23 +13,12 @@ from mllm.dataset.base import SampleDataset
 from mllm.dataset.checking import Splits
 from mllm.engine.answering import OPTIONS
 from mllm.errors import ConfigError, UserError
-from mllm.metrics.base import Reads, content_read
+from mllm.metrics.base import REQUIRED, Reads, content_read
 from mllm.metrics.scoring import Entry, needs_scores, require, tasks_of
 from mllm.registry import METRICS
 
 logger = logging.getLogger(__name__)
 
-REQUIRED: Mapping[Reads, str] = {
-    "text": "a text as its answer",
-    "box": "a box or a mask in its answer",
-    "mask": "a mask in its answer",
-    "measures": "a known measure, in a field or in its answer (`EF 58.4 %`)",
-    "number": "a number as its answer (`12`, `58.4 %`)",
-    "objects": "boxes in its answer, as marks or in its text (`[10, 20, 30, 40]`)",
-    "instances": 'boxes by identity as its answer, in JSON (`{"1": [[10, 20, 30, 40]]}`)',
-    "choices": "an answer that is also the answer of another row, so there is no choice among a few answers",
-}
-"""Content that a metric reads -> its description in messages, after "none of the rows has"."""
 SMALL_SPLIT = 20
 """Number of rows below which all answers of a split may be different choices."""
 SAMPLED = 16

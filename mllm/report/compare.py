@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mllm.contents import contents_of
 from mllm.engine.predictions import answers_of, read_predictions
+from mllm.engine.strata import Column, patients_of, strata_of
 from mllm.errors import ConfigError, hint
+from mllm.metrics.base import REQUIRED, content_read
 from mllm.metrics.bootstrap import RESAMPLES, group_numbers, interval, resampled_weights
-from mllm.metrics.scoring import Scorer, Series
+from mllm.metrics.scoring import Entry, Scorer, Series, needs_scores, tasks_of
 from mllm.registry import METRICS
-from mllm.report.figures import INTERVAL, format_number
+from mllm.report.figures import INTERVAL, aligned, format_number
 from mllm.run_files import METRICS as METRICS_FILE
 from mllm.run_files import PREDICTIONS
+from mllm.structures import Answer
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -43,18 +47,32 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Figures of runs on the common samples of a stratum."""
+
+    column: str
+    value: str
+    samples: int
+    patients: int | None
+    """Number of patients; None if a sample has no patient."""
+    rows: list[Difference]
+    """Without intervals if the stratum is small."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Figures of runs on their common samples."""
 
     names: list[str]
     samples: int
     """Number of common samples."""
-    patients: int
-    """Number of patients of the common samples; a sample without a patient counts as one."""
+    patients: int | None
+    """Number of patients of the common samples; None if a sample has no patient."""
     rows: list[Difference]
+    strata: list[Part] = field(default_factory=list)
 
 
-def compare(folders: Sequence[Path], names: Sequence[str] = ()) -> Comparison:
+def compare(folders: Sequence[Path], names: Sequence[str] = (), by: Sequence[str] = ()) -> Comparison:
     """Compare runs by the predictions in their folders.
 
     A sample is identified by its source, the file and line of its row. All runs are scored on the samples that all of
@@ -63,13 +81,29 @@ def compare(folders: Sequence[Path], names: Sequence[str] = ()) -> Comparison:
     Args:
         folders: Run folders, or output folders of `mllm evaluate`; the first one is the baseline.
         names: Names of metrics; empty: those that `metrics.json` of all folders has.
+        by: Columns by whose values the samples are divided, too; see `Column.parse`.
 
     Raises:
-        ConfigError: A folder has no predictions, the runs have no sample or metric in common, or a metric is unknown.
+        ConfigError: A folder has no predictions, the runs have no sample or metric in common, a metric is unknown or
+            has nothing to compare, or the predictions of the first run have no such column.
     """
+    columns = [Column.parse(text) for text in by]
     runs = [read_predictions(folder / PREDICTIONS) for folder in folders]
     metrics = {name: METRICS.find(name) for name in _metric_names(folders, names)}
     common = _common_rows(folders, runs)
+    _check_metrics(folders, common, metrics)
+    strata = [stratum for column in columns for stratum in strata_of(common[0], column)]
+    parts = []
+    for stratum in strata:
+        rows = _compared([[run[index] for index in stratum.indices] for run in common], metrics)
+        rows = [_without_limits(row) for row in rows] if stratum.is_small else rows
+        parts.append(Part(stratum.column, stratum.value, len(stratum.indices), stratum.patients, rows))
+    labels = [str(folder) for folder in folders]
+    return Comparison(labels, len(common[0]), patients_of(common[0]), _compared(common, metrics), parts)
+
+
+def _compared(common: Sequence[Sequence[Row]], metrics: Mapping[str, Entry]) -> list[Difference]:
+    """Return the figures of all runs on the same samples, with the references of the first run."""
     scorers = []
     for rows in common:
         scorer = Scorer(metrics)
@@ -78,11 +112,46 @@ def compare(folders: Sequence[Path], names: Sequence[str] = ()) -> Comparison:
             scorer.add(prediction, answers_of(first)[1])
         scorers.append(scorer)
     series = [scorer.series() for scorer in scorers]
-    differences = [
-        difference for title in series[0] for difference in _differences(title, [part[title] for part in series])
-    ]
-    patients = len(set(group_numbers([row.get("patient") for row in common[0]]).tolist()))
-    return Comparison([str(folder) for folder in folders], len(common[0]), patients, differences)
+    return [difference for title in series[0] for difference in _differences(title, [part[title] for part in series])]
+
+
+def _check_metrics(folders: Sequence[Path], common: Sequence[Sequence[Row]], metrics: Mapping[str, Entry]) -> None:
+    """Raise `ConfigError` for a metric that needs scores which a run does not have, or has nothing to compare."""
+    for name, entry in metrics.items():
+        if not needs_scores(entry):
+            continue
+        for folder, rows in zip(folders, common, strict=True):
+            if any(not row.get("scores") for row in rows):
+                raise ConfigError(
+                    f"metric '{name}' needs the probabilities of options, which the answers in {folder} do not have, "
+                    "because they were generated: evaluate it again with --cfg-options "
+                    "data_args.gen_kwargs.scoring=options, or choose another metric"
+                )
+    references = [answers_of(row)[1] for row in common[0]]
+    applies = {name: _scored(METRICS.find(name), references) > 0 for name in METRICS.names()}
+    for name, entry in metrics.items():
+        if not applies[name]:
+            content = content_read(entry)
+            lack = "has its task" if content is None else f"has {REQUIRED[content]}"
+            others = ", ".join(other for other, fits in applies.items() if fits)
+            raise ConfigError(
+                f"metric '{name}' cannot be computed, because none of the {len(references):,} common samples {lack}; "
+                f"metrics that apply are {others}"
+            )
+
+
+def _scored(entry: Entry, references: Sequence[Answer]) -> int:
+    """Return the number of references of the tasks of a metric that have the content that it reads."""
+    tasks, content = tasks_of(entry), content_read(entry)
+    return sum(
+        (not tasks or reference.task is None or reference.task in tasks)
+        and (content is None or ("text" if content == "choices" else content) in contents_of(reference))
+        for reference in references
+    )
+
+
+def _without_limits(row: Difference) -> Difference:
+    return replace(row, limits=[None] * len(row.limits), difference_limits=[None] * len(row.difference_limits))
 
 
 def _metric_names(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
@@ -189,23 +258,41 @@ def _without_weights(title: str, series: Sequence[Series]) -> list[Difference]:
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """Return a comparison as text: a legend of the runs, and a table with a line for each figure."""
+    """Return a comparison as text: a legend of the runs, and a table with a line for each figure.
+
+    Figures by stratum follow in a table each.
+    """
     legend = [f"run {number}: {name}" for number, name in enumerate(comparison.names, start=1)]
-    count = len(comparison.names)
+    units = "samples, grouped by patient where one is known" if comparison.patients is None else "patients"
+    note = (
+        f"{_size(comparison.samples, comparison.patients, 'common samples')}; 95 % intervals in brackets by bootstrap "
+        f"over {units}, the same in all runs"
+    )
+    blocks = ["\n".join([*legend, note]), _table(comparison.rows, len(comparison.names))]
+    for part in comparison.strata:
+        size = _size(part.samples, part.patients, "samples")
+        has_limits = any(limits is not None for row in part.rows for limits in row.limits)
+        small = "" if has_limits else "; too few for intervals"
+        title = f"{part.column}: {part.value}, {size}{small}"
+        blocks.append(f"{title}\n{_table(part.rows, len(comparison.names))}")
+    return "\n\n".join(blocks)
+
+
+def _size(samples: int, patients: int | None, noun: str) -> str:
+    """Return a number of samples, with that of their patients if it is known."""
+    return f"{samples:,} {noun}" + ("" if patients is None else f" of {patients:,} patients")
+
+
+def _table(rows: Sequence[Difference], count: int) -> str:
+    """Return the figures of `count` runs as a table."""
     header = ["metric", "figure", *(f"run {n + 1}" for n in range(count)), *(f"{n + 1} - 1" for n in range(1, count))]
     lines = [header]
-    for row in comparison.rows:
+    for row in rows:
         values = [*zip(row.values, row.limits, strict=True)]
         changes = [*zip(row.differences, row.difference_limits, strict=True)]
         cells = [_cell(*pair, sign="") for pair in values] + [_cell(*pair, sign="+") for pair in changes]
         lines.append([row.metric, row.figure, *cells])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    note = (
-        f"{comparison.samples:,} common samples of {comparison.patients:,} patients; 95 % intervals in brackets by "
-        "bootstrap over patients, the same in all runs"
-    )
-    return "\n".join([*legend, note, "", text[0], "-" * max(map(len, text)), *text[1:]])
+    return aligned(lines)
 
 
 def _cell(value: float, limits: Limits, sign: str) -> str:

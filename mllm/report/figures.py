@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from mllm.engine.strata import SMALL as SMALL_STRATUM
 from mllm.metrics.measure_table import agreement_table
 
 Figures = Mapping[str, float]
+SMALL = " *"
+"""Mark of a stratum that is too small for intervals."""
 BASELINES = ("majority_class", "chance")
 """Accuracies of answers that do not depend on the question: the most frequent reference, and a uniform guess."""
 INTERVAL = ("_ci_low", "_ci_high")
@@ -86,6 +90,36 @@ def formatted(figures: Mapping[str, float], scale: float = 1.0, decimals: int = 
 def format_number(value: float, decimals: int = 4) -> str:
     """Format an integer with separators of thousands, any other number with `decimals` digits after the point."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.{decimals}f}"
+
+
+def strata_table(strata: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Return the figures by stratum as text: a line for each stratum, with the first figure of each metric.
+
+    Args:
+        strata: Figures by stratum; see `mllm.engine.strata.stratified`.
+    """
+    metrics = dict.fromkeys(name for values in strata.values() for part in values.values() for name in part["figures"])
+    lines = [["stratum", "value", "samples", "patients", *metrics]]
+    for column, values in strata.items():
+        for value, part in values.items():
+            patients = "unknown" if part["patients"] is None else f"{part['patients']:,}"
+            cells = [_first_figure(part["figures"].get(metric, {})) for metric in metrics]
+            lines.append([column, value, f"{part['samples']:,}", patients + SMALL * part["small"], *cells])
+    has_small = any(part["small"] for values in strata.values() for part in values.values())
+    note = f"\n{SMALL.strip()} fewer than {SMALL_STRATUM} patients: too few for an interval" if has_small else ""
+    return aligned(lines) + note
+
+
+def _first_figure(figures: Figures) -> str:
+    """Return the first figure of a metric with its name; empty without figures."""
+    return next((f"{name} {value}" for name, value in formatted(figures).items() if name != "samples"), "")
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as a table; the first row is the header."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])
 
 
 def _baselines(trained: Figures, untrained: Figures | None) -> str:

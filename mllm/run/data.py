@@ -25,6 +25,7 @@ from mllm.engine.training_data import TrainingData
 from mllm.errors import ConfigError, UserError
 from mllm.models.builder.build_options import checkpoint_of
 from mllm.predict.metrics import check_metrics, metric_origin
+from mllm.predict.strata import check_columns, parse_columns, strata_origin
 from mllm.structures import Bundle, SampleEncoder
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def open_splits(config: RunConfig) -> CheckedSplits:
     splits = open_datasets(config.data_args, seed=config.training_args["seed"], origin=config.origin)
     if "test" in splits:
         check_metrics(config.data_args.metrics, "test", splits, metric_origin(config), config.data_args.gen_kwargs)
+        check_columns(parse_columns(config), "test", splits, strata_origin(config))
     elif config.data_args.metrics:
         logger.warning("%s has no effect: data_args.test is None or absent", metric_origin(config))
     if config.privacy_args is not None:

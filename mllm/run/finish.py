@@ -27,11 +27,12 @@ from mllm.export.merge import merge
 from mllm.export.settings import encoding_settings
 from mllm.predict.evaluate import data_fingerprint
 from mllm.predict.metrics import find_metrics
+from mllm.predict.strata import add_strata, parse_columns
 from mllm.predict.writer import write_predictions
 from mllm.private_messages import is_private
 from mllm.registry import EXPORTERS
 from mllm.report.data_summary import draw_agreement, write_summary
-from mllm.report.figures import figures_line
+from mllm.report.figures import figures_line, strata_table
 from mllm.run.facts import run_facts
 from mllm.run_files import (
     ADAPTER,
@@ -88,7 +89,9 @@ def evaluate_test_split(
             return None
         if continued:
             logger.info("the evaluation of the test split was continued: %d rows had answers", continued)
-        return score_split(splits["test"], files, find_metrics(config.data_args.metrics), skip, continued)
+        metrics = find_metrics(config.data_args.metrics)
+        evaluation = score_split(splits["test"], files, metrics, skip, continued)
+        return add_strata(evaluation, splits["test"], metrics, parse_columns(config))
     finally:
         files.close()
 
@@ -163,7 +166,7 @@ def write_results(
     folder, facts = run_folder(trainer.args), run_facts(config, trainer, splits)
     facts = replace(facts, figures=evaluation.figures)
     write_facts(folder, facts)
-    write_metrics(folder, facts)
+    write_metrics(folder, facts, evaluation.strata)
     for exported in exports.folders + exports.former:
         update_figures(exported, evaluation.figures)
     write_predictions(folder / PREDICTIONS, evaluation.rows)
@@ -202,6 +205,8 @@ def log_results(
         for name, figures in evaluation.figures.items():
             before = untrained.figures.get(name) if untrained else None
             logger.info("%s", figures_line(name, figures, before, evaluation.scored[name], len(evaluation.rows)))
+        if evaluation.strata:
+            logger.info("figures of the test split by stratum:\n%s", strata_table(evaluation.strata))
     if small := miniatures(config.data_args, runs_of(config.name) / MINIATURE):
         logger.warning(
             "%s: the run used generated miniatures (--tiny), and its figures describe these", ", ".join(small)

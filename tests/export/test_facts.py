@@ -66,7 +66,7 @@ def test_figures_form_one_table() -> None:
 
 
 def test_metrics_are_rendered_from_facts(tmp_path: Path) -> None:
-    write_metrics(tmp_path, FACTS)
+    write_metrics(tmp_path, FACTS, {})
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"figures": FACTS.figures}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from scores import points, score
 
+from mllm.engine.unfinished import UnfinishedPredictions
 from mllm.errors import ConfigError, DataError
 from mllm.metrics.classification import Accuracy
 from mllm.pipeline.evaluate_model import main
@@ -138,6 +139,72 @@ def test_invalid_options_are_refused_before_a_model_is_loaded(
     monkeypatch.setattr("mllm.predict.evaluate.load_for_answers", None)
     with pytest.raises(ConfigError, match=message):
         main([run[0], "--adapter", run[1], *options])
+
+
+def test_figures_by_column_are_written_and_unknown_columns_refused(
+    run: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    rows = [{**row, "sex": "FM"[i % 2], "age": 30 + i, "modality": "CT"} for i, row in enumerate(rows)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([run[0], "--adapter", run[1], "--by", "sex", "age:32", "--out", "out"]) == 0
+    values, written = read("out")
+    assert [row["columns"] for row in written] == [{"sex": "FM"[i % 2], "age": 30 + i} for i in range(5)]
+    assert {row["modality"] for row in written} == {"CT"}
+    assert {name: part["samples"] for name, part in values["strata"]["sex"].items()} == {"F": 3, "M": 2}
+    assert {name: part["samples"] for name, part in values["strata"]["age"].items()} == {"age < 32": 2, "age >= 32": 3}
+    assert "too few for an interval" in capsys.readouterr().out
+    monkeypatch.setattr("mllm.predict.evaluate.load_for_answers", None)
+    with pytest.raises(ConfigError, match="--by: no row of test has a value of 'sexx': did you mean 'sex'"):
+        main([run[0], "--adapter", run[1], "--by", "sexx"])
+    with pytest.raises(
+        ConfigError, match=r"data_args.strata: no row of test has a value of 'vendor_xyz'; known are age, "
+    ):
+        main([run[0], "--adapter", run[1], "--cfg-options", "data_args.strata=vendor_xyz"])
+
+
+def test_a_killed_evaluation_continues_with_the_same_command(
+    run: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends after two of five answers; the other settings of a second evaluation do not take its folder."""
+    config, adapter = run
+    options = [config, "--adapter", adapter, "--cfg-options", "data_args.gen_kwargs.batch_size=1"]
+    assert main([*options, "--out", "whole"]) == 0
+    append = UnfinishedPredictions.append
+    written: list[int] = []
+
+    def killed(files: UnfinishedPredictions, records: list) -> None:  # type: ignore[type-arg]
+        append(files, records)
+        written.extend(record["index"] for record in records)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnfinishedPredictions, "append", killed)
+        for out in ([], ["--out", "part"]):
+            written.clear()
+            with pytest.raises(KeyboardInterrupt):
+                main([*options, *out])
+    other = [*options, "data_args.gen_kwargs.max_new_tokens=2"]
+    with pytest.raises(
+        ConfigError, match="part contains an unfinished evaluation whose options in data_args.gen_kwargs"
+    ):
+        main([*other, "--out", "part"])
+    assert main(other) == 0
+    assert main(options) == 0
+    assert main([*options, "--out", "part"]) == 0
+    assert sorted(path.name for path in Path("exp/old").iterdir()) == [
+        "adapter",
+        "evaluation-test",
+        "evaluation-test-2",
+    ]
+    whole = Path("whole/predictions.jsonl").read_bytes()
+    for folder in ("exp/old/evaluation-test", "part"):
+        assert Path(folder, "predictions.jsonl").read_bytes() == whole
+        assert read(folder)[0]["figures"] == read("whole")[0]["figures"]
+        assert read(folder)[0]["counts"]["continued"] == 2
+        assert sorted(path.name for path in Path(folder).iterdir()) == ["metrics.json", "predictions.jsonl"]
+    assert Path("exp/old/evaluation-test-2/predictions.jsonl").read_bytes() != whole
 
 
 def test_several_labels_have_f1_and_rows_name_their_patient(

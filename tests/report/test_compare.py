@@ -74,6 +74,35 @@ def test_equal_runs_differ_by_zero_and_only_common_samples_count(
     assert {row.metric for row in result.rows} == {"accuracy", "f1"}
 
 
+def test_runs_are_compared_by_stratum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second run corrects the answers about women, who have 40 of the 60 samples."""
+    other = {"yes": "no", "no": "yes"}
+    first = write_run(tmp_path / "a", [other[reference] for reference in REFERENCES])
+    second = write_run(tmp_path / "b", [r if i < 40 else other[r] for i, r in enumerate(REFERENCES)])
+    for folder in (first, second):
+        rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        for i, row in enumerate(rows):
+            row |= {"columns": {"sex": "F" if i < 40 else "M"}, "modality": "CT"}
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(first), str(second), "--by", "sex", "modality", "--out", str(tmp_path / "out.json")]) == 0
+    strata = json.loads((tmp_path / "out.json").read_text())["strata"]
+    parts = [(part["column"], part["value"], part["samples"], part["patients"]) for part in strata]
+    assert parts == [("sex", "F", 40, 20), ("sex", "M", 20, 10), ("modality", "CT", 60, 30)]
+    assert [part["rows"][0]["differences"] for part in strata] == [[1], [0], [pytest.approx(40 / 60)]]
+    assert strata[0]["rows"][0]["difference_limits"] == [[1, 1]]
+    assert "sex: F, 40 samples of 20 patients\nmetric" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="have no 'scanner'; evaluate the run again with --by scanner"):
+        compare([first, second], by=["scanner"])
+
+
+def test_samples_without_patients_are_not_called_patients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "a", REFERENCES, patient=None)
+    assert main([str(run), str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "60 common samples; 95 % intervals in brackets by bootstrap over samples, grouped by patient" in shown
+    assert " patients" not in shown
+
+
 def test_a_metric_has_the_rows_of_the_figures_that_its_references_define(tmp_path: Path) -> None:
     """The F1 of yes is a figure of `short_answer` only if all references are yes or no."""
     for name, references, figures in (
@@ -92,6 +121,16 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_sentence(tmp_path: Path
         ([str(run)], "needs two runs or more"),
         ([str(run), str(other)], "a and .*b have no sample in common: compare evaluations of the same split"),
         ([str(run), str(tmp_path / "c")], "c/predictions.jsonl does not exist"),
+        (
+            [str(run), str(run), "--metric", "rec"],
+            "metric 'rec' cannot be computed, because none of the 60 common samples has a box or a mask in its answer; "
+            "metrics that apply are accuracy",
+        ),
+        (
+            [str(run), str(run), "--metric", "auroc"],
+            "metric 'auroc' needs the probabilities of options, which the answers in .*a do not have, because they "
+            "were generated: evaluate it again with --cfg-options data_args.gen_kwargs.scoring=options",
+        ),
         ([str(run), str(run), "--metric", "acuracy"], "unknown metric 'acuracy'.*did you mean 'accuracy'"),
     ]
     for arguments, message in cases:

@@ -40,6 +40,8 @@ SPLITS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
 """Official split -> its list of images."""
 _ENTRIES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _BOX_FILE = ("BBox_List_2017.csv",)
+STRATA = ("Patient Age", "Patient Gender", "View Position")
+"""Columns that rows keep for figures by stratum."""
 _BOX_COLUMNS = ("Bbox [x", "y", "w", "h]")
 _SPELLINGS = {"Infiltrate": "Infiltration"}
 """Labels of the file of boxes that the table of labels spells otherwise."""
@@ -127,7 +129,8 @@ class ChestXray14Dataset(MultiLabelDataset):
         elif name not in files:
             error = f"image {name} is in none of the folders images*"
         values = {label: int(label in present) for label in LABELS}
-        return {"image": files.get(name, name), "patient": row["Patient ID"], "error": error, **values}
+        facts = {column: row[column] for column in STRATA if column in row}
+        return {"image": files.get(name, name), "patient": row["Patient ID"], "error": error, **facts, **values}
 
     @classmethod
     @override

@@ -40,6 +40,8 @@ FILES = {
 }
 """Official split -> names of its table."""
 _PATIENT = re.compile(r"patient\d+")
+STRATA = ("Sex", "Age", "AP/PA")
+"""Columns that rows keep for figures by stratum."""
 _STUDY = re.compile(r"(?:.*/)?((?:train|valid|test)/patient\d+/study\d+)")
 
 
@@ -99,7 +101,8 @@ class CheXpertDataset(MultiLabelDataset):
             if not images:
                 continue
             patient = _PATIENT.search(study)
-            entry = {**{label: row[label] for label in LABELS}, "patient": patient and patient[0], "image": []}
+            columns = [*LABELS, *(column for column in STRATA if column in row)]
+            entry = {**{column: row[column] for column in columns}, "patient": patient and patient[0], "image": []}
             entry = rows.setdefault(key, entry)
             if any(str(entry[label]) != str(row[label]) for label in LABELS):
                 raise DataError(f"{place}: other labels than {places[key]}, a row of the same study")
