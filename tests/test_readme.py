@@ -28,6 +28,10 @@ DOCUMENTS = [
         "ckpt/README.md",
         "config/README.md",
         "scripts/README.md",
+        "scripts/bench/README.md",
+        "config/training_configs/README.md",
+        "mllm/metrics/README.md",
+        "mllm/dataset/public/README.md",
     )
 ]
 ABOUT = re.compile(r"for research only; not for clinical use", re.IGNORECASE)
@@ -121,6 +125,22 @@ def test_config_blocks_use_keys_that_exist(document: Path) -> None:
                 section = known.get(ast.unparse(node.targets[0]), {})
                 for keyword in node.value.keywords if section else []:
                     assert keyword.arg in section, keyword.arg
+
+
+def test_every_script_is_in_its_table() -> None:
+    table = (ROOT / "scripts" / "README.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "scripts").rglob("*")):
+        if path.suffix in (".py", ".sh", ".ipynb") and not path.name.endswith("_work.py"):
+            assert path.name in table, path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_options_of_scripts_exist(document: Path) -> None:
+    for words in commands(document):
+        if words[:1] in (["python"], ["bash"]) and words[1].startswith("scripts/") and words[1] != "scripts/test.sh":
+            source = (ROOT / words[1]).read_text(encoding="utf-8")
+            for word in words[2:]:
+                assert not word.startswith("--") or word in source, f"{words[1]} {word}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
