@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,13 +12,16 @@ import numpy as np
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.annotations.objects import AnnotatedImage
+from mllm.dataset.annotations.objects import AnnotatedImage, EmptyBoxes
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
 from mllm.dataset.tables.values import is_empty
-from mllm.dataset.tasks.annotated import AnnotatedDataset
+from mllm.dataset.tasks.annotated import AnnotatedDataset, Labels
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
 from mllm.structures import Sample
+
+VIEW = "image"
+"""Name under which a measure head reads the only image of a sample: `RegressionHead(views=["image"])`."""
 
 
 @DATASETS.register_module()
@@ -25,9 +29,32 @@ class CountingDataset(AnnotatedDataset):
     """Number of objects of a class in an image, as an integer.
 
     A row of a table has `image`, `count` and `label`. If `labels` has one label, rows need none.
+
+    Args:
+        data_path, image_folder, split, labels, empty_boxes, options: See `AnnotatedDataset`.
+        measure: Name of the measure that a regression head learns, which needs one label in `labels`; its views are
+            `["image"]`. None: the answer is text alone.
     """
 
+    has_measures = True
     default_templates = templates.COUNT
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        image_folder: str | Path | None = None,
+        split: str | None = None,
+        labels: Labels | None = None,
+        empty_boxes: EmptyBoxes = "refuse",
+        measure: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.measure = measure
+        super().__init__(data_path, image_folder, split, labels, empty_boxes, **options)
+        if measure is not None and len(names := list(self.used_labels())) != 1:
+            raise ConfigError(
+                f"measure='{measure}' is the count of one label, and labels has {len(names)}: set labels to one label"
+            )
 
     @override
     def rows_of(self, image: AnnotatedImage) -> list[dict[str, Any]]:
@@ -44,7 +71,8 @@ class CountingDataset(AnnotatedDataset):
         count = number_of(row["count"], "count")
         if count < 0 or not count.is_integer():
             raise DataError(f"field 'count' must be an integer of at least 0, not {row['count']!r}")
-        return self.answered(row, question, str(int(count)))
+        sample = self.answered(row, question, str(int(count)))
+        return sample if self.measure is None else replace(sample, measures={self.measure: count}, views=[VIEW])
 
     @classmethod
     @override
@@ -67,7 +95,8 @@ class RegressionDataset(GroundingDataset):
         decimals: Digits after the decimal point in answers.
         minimum: Smallest possible value. Rows with a smaller one are refused. None: no bound.
         maximum: Largest possible value.
-        measure: Name of the measure that a regression head learns; None: the answer is text alone.
+        measure: Name of the measure that a regression head learns; its views are `["image"]`. None: the answer is text
+            alone.
         options: Options of `GroundingDataset`.
     """
 
@@ -104,9 +133,8 @@ class RegressionDataset(GroundingDataset):
         unit = f" in {self.unit}" if self.unit else ""
         question = self.draw_template(rng, label=self.label, unit=unit)
         answer = f"{value:.{self.decimals}f} {self.unit}".strip()
-        measures = {} if self.measure is None else {self.measure: value}
-        turns = [self.question_turn(question), answer_turn(answer)]
-        return Sample(turns, [self.read_image(row["image"])], measures=measures)
+        sample = Sample([self.question_turn(question), answer_turn(answer)], [self.read_image(row["image"])])
+        return sample if self.measure is None else replace(sample, measures={self.measure: value}, views=[VIEW])
 
     @classmethod
     @override

@@ -136,6 +136,10 @@ def new_model(kind: Any, name: str, seed: int, *, trust_remote_code: bool, **opt
     """
     config, dtype = load_config(name, trust_remote_code=trust_remote_code), options.pop("dtype")
     is_model = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
+    if is_model and not isinstance(config, kind.config_class):
+        # The model is a part of the checkpoint's, such as the vision tower of a SigLIP with its text tower.
+        with explained(name):
+            config = kind.config_class.from_pretrained(name)
     create = kind._from_config if is_model else kind.from_config
     options = options if is_model else {**options, "trust_remote_code": trust_remote_code}
     with torch.random.fork_rng(devices=[]), explained(name):

@@ -24,6 +24,15 @@ class VisionPart(PreTrainedModel):
     def get_output_embeddings(self) -> None:
         """Return None: the model generates no text."""
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Return False: all modules are those of transformers.
+
+        In classes outside of its package, transformers does not draw new weights by the rules of modules without own
+        parameters, such as SigLIP's attention and MLP.
+        """
+        return False
+
 
 def skeleton(model: PreTrainedModel) -> PreTrainedModel:
     """Return the model without weights and adapters, on `meta`, to compute shapes."""

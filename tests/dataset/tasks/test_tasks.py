@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from medical_files import write_dicom
 from PIL import Image
+from transformers import SiglipImageProcessor
 
 from mllm.config.hardware import CHECKOUT
 from mllm.config.reading import read_config
 from mllm.dataset.builder import build_dataset, build_datasets
 from mllm.dataset.checking import check_splits
 from mllm.errors import ConfigError, DataError
+from mllm.models.encoding.views import ViewEncoder
 from mllm.registry import DATASETS
 from mllm.structures import BOX
 
@@ -102,6 +104,27 @@ def test_counts_presence_and_measurements_are_parsed_exactly(table):
     assert answers("PresenceDataset", data_path=str(path)) == ["yes"]
     data = build_dataset(dict(type="RegressionDataset", data_path=str(path), unit="mm", decimals=2, measure="width"))
     assert data.sample(0).turns[1].text == "12.34 mm" and data.measures(0) == {"width": 12.34}
+
+
+@pytest.mark.parametrize(
+    ("options", "measures"),
+    [(dict(type="CountingDataset", labels=["cells"]), {"n": 3.0}), (dict(type="RegressionDataset"), {"n": 12.34})],
+)
+def test_a_measure_head_reads_counts_and_measurements(table, options, measures):
+    data = build_dataset(dict(data_path=str(table({"count": 3, "value": "12.34"})), measure="n", **options))
+    encoder = ViewEncoder(SiglipImageProcessor(size={"height": 8, "width": 8}), views=["image"], measures=["n"])
+    encoded = encoder.encode(data.sample(0))
+    assert encoded.student["pixel_values"].shape == (1, 3, 8, 8)
+    assert (
+        encoded.targets["measures"].tolist() == pytest.approx(list(measures.values())) and data.measures(0) == measures
+    )
+
+
+def test_a_count_that_a_measure_head_learns_is_that_of_one_label(table):
+    options = dict(type="CountingDataset", data_path=str(table({"count": 3})), measure="n")
+    for labels, count in ((None, 0), (["cells", "nuclei"], 2)):
+        with pytest.raises(ConfigError, match=f"measure='n' is the count of one label, and labels has {count}"):
+            build_dataset(dict(options, labels=labels))
 
 
 @pytest.mark.parametrize(

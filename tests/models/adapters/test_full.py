@@ -10,7 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    SiglipConfig,
+    SiglipVisionModel,
+)
 
 from mllm.config.defaults import make_model_args
 from mllm.config.hardware import Hardware
@@ -141,3 +147,17 @@ def test_new_weights_depend_on_the_seed_alone(tiny_medgemma: Path, tmp_path: Pat
     assert not torch.equal(first[name], other[name])
     config = AutoConfig.from_pretrained(tmp_path).get_text_config()
     assert float(first[name].std()) == pytest.approx(config.initializer_range, rel=0.1)
+
+
+def test_a_new_vision_tower_has_the_config_of_its_part_of_the_checkpoint(tmp_path: Path) -> None:
+    """The config.json is that of a SigLIP with a text tower, of which the model has none."""
+    folder = write_tiny("medsiglip", tmp_path / "siglip")
+    heads = dict(measures=dict(type="RegressionHead", measures=["EF"], views=["ED"]))
+    bundle = load("medsiglip", folder, trainable="full", from_scratch=True, init_seed=3, heads=heads)
+    config = SiglipConfig.from_pretrained(folder).vision_config
+    config.vision_use_head = False
+    torch.manual_seed(3)
+    stock = SiglipVisionModel(config).state_dict()
+    model = bundle.model.pretrained.state_dict()
+    assert model.keys() == stock.keys()
+    assert all(torch.equal(model[name], tensor) for name, tensor in stock.items())
