@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Before anything imports torch or the hub's client, which read these once.
+# These are set before torch and the client of the Hub are imported, which read them once.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads of two processes would take each other's cores
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads of two processes would compete for the cores
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

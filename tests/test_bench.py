@@ -72,7 +72,7 @@ def test_peak_memory_is_that_of_the_block():
     size = 64 * 2**20
     before = psutil.Process().memory_info().rss
     with resident_memory() as peak:
-        pages = mmap.mmap(-1, size)  # new pages: an array may get memory that an earlier test freed
+        pages = mmap.mmap(-1, size)  # new pages, because an array may reuse memory that an earlier test freed
         for _ in range(64):
             pages.write(bytes(2**20))
     assert peak.bytes > before + 0.9 * size

@@ -101,7 +101,7 @@ def test_the_old_folder_survives_a_failure(tmp_path: Path) -> None:
 
 def test_exported_weights_have_the_permissions_of_the_folder(tmp_path: Path) -> None:
     with replaced_folder(tmp_path / "adapter") as temporary:
-        save_file({"a": torch.ones(1)}, temporary / "adapter_model.safetensors")  # makes it for its owner alone
+        save_file({"a": torch.ones(1)}, temporary / "adapter_model.safetensors")  # readable for its owner only
     (tmp_path / "plain").write_text("")
     mode = (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_mode
     assert mode == (tmp_path / "plain").stat().st_mode

@@ -162,7 +162,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     readme = ROOT / "README.md"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    monkeypatch.setattr("sys.stdin", io.StringIO("What is seen?\nWhy?\n"))  # what is typed at --chat
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is seen?\nWhy?\n"))  # input of --chat
     Path("config").symlink_to(ROOT / "config")
     Path("my_run.py").write_text(next(block for block in blocks(readme, "python") if block.startswith("# my_run.py")))
     row = json.loads(blocks(readme, "json")[0])

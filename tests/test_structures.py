@@ -31,7 +31,7 @@ def test_all_tensors_of_a_batch_move_to_a_device():
 
 
 def test_pinning_a_logical_batch_pins_every_piece_and_keeps_its_figures(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 100)  # needs a GPU in life
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 100)  # needs a GPU outside of tests
     batch = LogicalBatch([_batch(), _batch()], samples=4, tokens=11, padded_tokens=12, truncated=1)
     pinned = batch.pin_memory()
     assert [int(piece.student["input_ids"][0, 0]) for piece in pinned.pieces] == [100, 100]

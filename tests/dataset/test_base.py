@@ -166,7 +166,7 @@ def test_workers_give_the_same_samples_and_messages(folder, context):
         seed=3,
     )
     encoded = EncodedDataset(dataset, identity)
-    # A spawned worker imports PyTorch, which takes long: one of them suffices.
+    # A spawned worker imports PyTorch, which takes seconds, so the test has one.
     workers = 2 if context == "fork" else 1
     loader = DataLoader(encoded, num_workers=workers, collate_fn=first, multiprocessing_context=context)
     expected, loaded = [encoded[i] for i in range(len(encoded))], list(loader)

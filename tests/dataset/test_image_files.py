@@ -81,7 +81,7 @@ def test_the_size_of_a_turned_image_is_upright(folder, suffix, exif_position):
     path = folder / f"turned{suffix}"
     image = Image.open(folder / "im" / "a.png")
     image.save(path, **({} if exif_position == "absent" else {"exif": exif.tobytes()}))
-    if suffix == ".png" and exif_position == "after":  # move the chunk behind the pixels
+    if suffix == ".png" and exif_position == "after":  # move the chunk after the pixels
         data = path.read_bytes()
         start = data.index(b"eXIf") - 4
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")

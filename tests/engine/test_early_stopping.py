@@ -19,7 +19,7 @@ from mllm.engine.early_stopping import EarlyStopping, best_loss
         ([3.0, math.nan, math.nan], 0.0, (0, 2)),
         ([math.nan, 2.0], 0.0, (1, 0)),
         ([3.0, 2.95, 2.9], 0.1, (0, 2)),
-        ([3.0, 2.95, 2.85, 2.85], 0.1, (2, 1)),  # slow progress adds up
+        ([3.0, 2.95, 2.85, 2.85], 0.1, (2, 1)),  # small decreases add up
     ],
 )
 def test_progress_is_counted_from_the_best(losses, threshold, expected):
@@ -75,7 +75,7 @@ def test_a_resumed_run_stops_at_the_same_step(make_trainer, trained, tmp_path):
     whole = _trainer(make_trainer, tmp_path, "whole", patience=2)
     whole.train()
     assert whole.state.global_step == 4
-    for step in (3, 4):  # in the middle of the patience, and when it has run out
+    for step in (3, 4):  # before and after the patience is exhausted
         resumed = _trainer(make_trainer, tmp_path, f"resumed-{step}", patience=2)
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert resumed.state.global_step == 4

@@ -19,7 +19,7 @@ def test_every_epoch_has_one_folder_after_a_resume(tmp_path: Path, epochs: int):
 
     args, control = TrainingArguments(str(tmp_path), report_to=[]), TrainerControl()
     for state in (TrainerState(epoch=1.0), TrainerState(epoch=1.0), TrainerState(epoch=2.0)):
-        EpochFolders(write).on_epoch_end(args, state, control)  # the second is a resumed run's
+        EpochFolders(write).on_epoch_end(args, state, control)  # the second belongs to a resumed run
     assert [name[:9] for name in written] == ["epoch_01_", "epoch_02_"]
     assert all(math.isfinite(float(name[9:17])) for name in written)
 

@@ -48,7 +48,7 @@ def _fail(trainer, kind, step):
         trainer.train()
     (weights, states), (weights_before, states_before) = _state(trainer), poison.before
     assert all(torch.equal(weights[name], value) for name, value in weights_before.items())
-    for parameter, state in states.items():  # the first gradient of a parameter creates its state: zeros
+    for parameter, state in states.items():  # a first gradient creates a state of zeros
         before = states_before.get(parameter, {key: torch.zeros_like(value) for key, value in state.items()})
         assert all(torch.equal(state[key], value) for key, value in before.items())
     return poison

@@ -38,7 +38,7 @@ class Texts:
         return len(self.rows)
 
     def sample(self, index, epoch=0):
-        # Of twelve rows the third of each three is a text; the first two batches see nothing else.
+        # Every third of twelve rows is a text; the first two batches contain texts only.
         return self.rows.sample(2 if index < 8 else 0, epoch)
 
 
@@ -85,13 +85,13 @@ def test_heads_and_added_rows_pass_and_their_losses_are_those_of_the_model(
 ):
     trainer = make_trainer(parts=make_model_with_heads(), rows=location_rows())
     with torch.no_grad():
-        trainer.learner.student.rows.input.normal_()  # far from the table's rows: both ways must read these
+        trainer.learner.student.rows.input.normal_()  # far from the rows of the table
     before = trained(trainer)
     assert {name.split(".")[1] for name in before} >= {"heads", "rows", "backbone"}
     _run(trainer)
     assert all(torch.equal(before[name], value) for name, value in trained(trainer).items())
     rows = trainer.learner.student.rows
-    trainer.learner.student.rows = None  # the loss alone forgets them, the model's own logits do not
+    trainer.learner.student.rows = None  # the loss leaves them out, the logits of the model do not
     with pytest.raises(ConfigError, match="changes its logits in a way that this version does not support"):
         _run(trainer)
     trainer.learner.student.rows = rows

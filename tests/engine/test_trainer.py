@@ -169,7 +169,7 @@ def test_a_finished_run_continues_at_the_rate_of_the_longer_schedule(make_traine
     rates = {row["step"]: row["learning_rate"] for row in longer.state.log_history if "learning_rate" in row}
     assert [rates[step] for step in (3, 4, 8)] == pytest.approx([1e-3 * 6 / 8, 1e-3 * 5 / 8, 1e-3 * 1 / 8])
     assert max(group["weight_decay"] for group in longer.optimizer.param_groups) == 0.125
-    # Other intervals and another learning rate of the config count, too.
+    # Changed intervals and a changed learning rate in the config are applied.
     other = make_trainer(max_steps=8, output_dir=str(tmp_path / "other"), learning_rate=4e-3)
     other.train(resume_from_checkpoint=str(tmp_path / "longer" / "checkpoint-3"))
     rates = {row["step"]: row["learning_rate"] for row in other.state.log_history if "learning_rate" in row}

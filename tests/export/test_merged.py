@@ -87,7 +87,7 @@ def test_a_difference_is_refused(
     load: Loader, small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, settings = load()
-    monkeypatch.setitem(comparison.TOLERANCE, torch.float32, 0.0)  # less than fp32's own rounding
+    monkeypatch.setitem(comparison.TOLERANCE, torch.float32, 0.0)  # less than the rounding of fp32
     with pytest.raises(ConfigError, match="the merged logits differ"):
         merged.write(bundle, tmp_path / "merged", facts=Facts(str(small_base), settings))
     assert os.listdir(tmp_path) == []

@@ -17,7 +17,7 @@ from mllm.tiny.checkpoints import write_tiny
 from mllm.tiny.templates import GEMMA3
 from tests.support.go_template import render
 
-# What Meta's model card of Llama 3 describes, in our own words.
+# The format that Meta's model card of Llama 3 describes.
 LLAMA3_JINJA = (
     "{%- for turn in messages -%}{{- bos_token if loop.first -}}"
     "{{- '<|start_header_id|>' ~ turn['role'] ~ '<|end_header_id|>\n\n' ~ turn['content'] | trim ~ '<|eot_id|>' -}}"

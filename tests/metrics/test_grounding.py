@@ -46,7 +46,7 @@ def masks(*several):
         ([TRUE, FAR], [TRUE], 1, 1),
         ([FAR, TRUE], [TRUE, FAR], 1, 1),  # several: in any order
         ([MOST], [TRUE, FAR], 1 / 2, 0.4),
-        ([TRUE, FAR, MOST], [TRUE, FAR], 2 / 3, 2 / 3),  # one too many costs as much
+        ([TRUE, FAR, MOST], [TRUE, FAR], 2 / 3, 2 / 3),  # an additional box counts as an error
         ([TRUE, MOST], [TRUE, TRUE], 1, 0.9),
         ([], [TRUE, FAR], 0, 0),
     ],

@@ -153,7 +153,7 @@ def test_objects_are_written_over_the_embeddings_of_their_tokens(bundle):
 def test_heads_read_the_state_before_a_token_and_the_objects_own_image(bundle):
     model, batch = bundle.model, _marked(bundle)
     stock = model.pretrained
-    if model.fusion is not None:  # which puts its mixture among the states that the tower returns
+    if model.fusion is not None:  # which adds its mixture to the states that the tower returns
         stock = AutoModelForImageTextToText.from_pretrained(stock.name_or_path)
     outputs, tower = model(**batch.student), stock.get_submodule(model.towers["vision"])
     states = tower(batch.student["pixel_values"], output_hidden_states=True).hidden_states[1:]

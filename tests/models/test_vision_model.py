@@ -90,7 +90,7 @@ def test_only_adapter_and_head_have_gradients(student: VisionModel):
     student.train()
     for name, parameter in student.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)  # begins at zero, where lora_A has no gradient
+            torch.nn.init.normal_(parameter, std=0.1)  # lora_B begins at zero, so lora_A has no gradient
     actual = _gradients(student, _views(2, student.side))
     assert all(".lora_" in name or name.startswith("heads.") for name in actual)
     towers = {student.tower_of(name) for name, gradient in actual.items() if gradient.any()}

@@ -54,8 +54,7 @@ def refused(train):
     return run
 
 
-# What a config or a command line gets wrong: lines at the end of the config, arguments, the sentence. The lines stand
-# from line 11 of the config on.
+# Faults of configs and command lines: lines at the end of the config (from line 11 on), arguments, and the message.
 CONFIGS = {
     "unknown key": (
         "model_args.update(lorar=8)",
@@ -228,7 +227,7 @@ def test_a_turing_card_has_no_bf16(refused, monkeypatch, key, fix):
     )
 
 
-# What a row gets wrong, and what stands behind its place.
+# Faults of rows: the row, and the message after its location.
 ROWS = {
     "missing image": ({"image": "none.png", "question": "q", "answer": "a"}, "image pictures/none.png does not exist"),
     "truncated image": (
@@ -348,7 +347,7 @@ def test_skipped_rows_are_counted_and_listed_whatever_the_split(train, write_bad
     for name in ("rows", "other", "last"):
         write_bad(*rows, name=f"{name}.jsonl")
     more = splits(validation="other.jsonl", test="last.jsonl", on_error="skip")
-    # With a batch of one, whole updates find no row that can be used.
+    # With a batch of one, some updates have no usable row.
     more += (
         "training_args.update(per_device_train_batch_size=1, max_steps=-1, num_train_epochs=1, eval_strategy='epoch', "
         "dataloader_num_workers=2)"

@@ -128,7 +128,7 @@ def test_a_second_call_decodes_only_what_changed_and_a_part_of_a_line_is_forgott
     store = Path("exp/run/data/rows.jsonl")
     lines = store.read_text().splitlines(keepends=True)
     assert len(lines) == 1 + 9
-    store.write_text("".join(lines[:5]) + lines[5][:30])  # as a killed call leaves it
+    store.write_text("".join(lines[:5]) + lines[5][:30])  # as after a killed call
     picture("0.png", 77)
     read = []
     from mllm.report.data import facts
@@ -136,7 +136,7 @@ def test_a_second_call_decodes_only_what_changed_and_a_part_of_a_line_is_forgott
     original = facts.image_facts
     monkeypatch.setattr(facts, "image_facts", lambda image: read.append(image) or original(image))
     _, _, second = data()
-    # Rows 5 to 7 of train and both of test were lost, row 1 changed; the broken row is tried again and not decoded.
+    # Rows 5 to 7 of train and both rows of test are missing, and row 1 has changed. The broken row is read again.
     assert len(read) == 1 + 2 + 2 and second.replace("0.png", "") == first.replace("0.png", "")
     data()
     assert len(read) == 5

@@ -105,7 +105,7 @@ def test_a_run_from_videos_to_measures_plots_and_an_adapter(write, caplog, capsy
         weight = 0.05 + 0.25 * step / 4
         assert row["loss"] == pytest.approx((1 - weight) * row["measures"] + weight * row["feature_match"], rel=1e-4)
     for row in log["rows"]:
-        if "eval_loss" in row:  # with the weights of the end in every epoch, so that epochs compare
+        if "eval_loss" in row:  # with the final weights, so that epochs are comparable
             whole = 0.7 * row["eval_measures"] + 0.3 * row["eval_feature_match"]
             assert row["eval_loss"] == pytest.approx(whole, rel=1e-4)
     figures = json.loads((run / "metrics.json").read_text())["figures"]["measures"]
@@ -217,7 +217,7 @@ taps.pooled = lambda features, grid: pooled(features.detach(), grid)
 
 
 def test_the_published_wiring_is_refused_by_name_before_the_first_update(write, monkeypatch):
-    monkeypatch.setattr("mllm.models.backbone.taps.pooled", taps.pooled)  # so that it is there again afterwards
+    monkeypatch.setattr("mllm.models.backbone.taps.pooled", taps.pooled)  # so that it is restored after the test
     Path("published.py").write_text(PUBLISHED)
     with pytest.raises(ConfigError, match=r"FeatureMatch has no effect: model.vision_tower.timm_model.blocks.0 of the"):
         main([write('custom_imports = dict(imports=["published"])')])

@@ -88,7 +88,7 @@ def test_both_merges_write_equal_files(generating_base: Path, generating_adapter
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
     assert {"generation_config.json", "mllm.json", "README.md", "tokenizer.json"} <= set(os.listdir(streamed))
-    # `max_abs_difference` and such differ; what the two configs say does not.
+    # Values such as `max_abs_difference` differ; the contents of the two configs are equal.
     assert json.loads((streamed / "config.json").read_text()) == json.loads((loaded / "config.json").read_text())
 
 

@@ -26,13 +26,13 @@ from mllm.registry import OBJECTIVES
 
 @OBJECTIVES.register_module()
 class Fragile(NextToken):
-    """Next-token prediction that ends all."""
+    """Next-token prediction that kills the process during an update."""
     def total(self, context):
         if "KILL" in os.environ and self.training and Path("exp/run/latest/checkpoint-2/complete.json").exists():
             os.kill(os.getpid(), signal.SIGKILL)
         return super().total(context)
 '''
-# Five of eight units a draw, so that who is drawn differs from run to run, as nobody knows who is.
+# A draw has five of eight units on average, so the drawn units differ between runs.
 MORE = """
 _base_ = ["{checkout}/config/training_configs/{name}.py"]
 custom_imports = dict(imports=["killer"])
@@ -48,7 +48,7 @@ ALOUD = [
     "1.5",
     "--seed",
     "1",
-]  # the likeliest word of a random model may be none
+]  # the most probable token of a random model may be no word
 SMALL = "model_args = dict(image_size=112, image_token_len=16, max_length=192)"
 
 
@@ -81,7 +81,7 @@ def test_a_killed_private_run_continues_to_the_record_of_an_uninterrupted_one(
         assert json.loads((folder / "facts.json").read_text())["privacy"] == record
         assert f"**{record['guarantee']}**" in (folder / "README.md").read_text()
 
-    # What an uninterrupted run spends can be told beforehand, whoever is drawn.
+    # The epsilon of an uninterrupted run is known in advance and does not depend on the draws.
     units = record["units"]
     sigma = noise_multiplier_for(epsilon, 1e-5, 5 / units, 5, "prv")
     assert record["ledger"] == [{"noise_multiplier": sigma, "sample_rate": 5 / units, "steps": 5}]

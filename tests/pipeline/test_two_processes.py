@@ -39,7 +39,7 @@ class Mixed(SampleDataset):
         words = "lesion " * (1 + 5 * (index % 4))
         return Sample([Turn("user", "<image>" * len(images) + words), Turn("assistant", words)], images)
 '''
-# Nine samples in updates of four: the last update has one, and the second process a stand-in.
+# Nine samples in updates of four: the last update has one sample, and the second process a placeholder.
 MORE = """
 custom_imports = dict(imports=["mixed"])
 model_args.update(lora_dropout=0.0)

@@ -143,7 +143,7 @@ def test_an_interrupted_run_keeps_its_checkpoints(write_config):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
     )
     runs = Path("exp/run/latest")
     deadline = time.monotonic() + 120

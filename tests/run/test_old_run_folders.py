@@ -66,7 +66,7 @@ def test_an_old_adapter_is_encoded_as_in_its_training(old_run: Path) -> None:
     """Keys of other families, which the older version wrote with their defaults, are left out."""
     args, settings = adapter_args(str(old_run)), json.loads((old_run / "adapter" / "mllm.json").read_text())
     base = Path(settings.pop("base"))
-    assert Path(args.model_name_or_path) in (base, ROOT / base)  # found in this checkout where `--tiny` ran before
+    assert Path(args.model_name_or_path) in (base, ROOT / base)  # exists in this checkout after a run with `--tiny`
     known = {key: value for key, value in settings.items() if key in vars(args)}
     assert {key: vars(args)[key] for key in known} == known
     assert all(settings[key] in (None, False, -2) for key in settings.keys() - known.keys())

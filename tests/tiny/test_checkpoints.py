@@ -169,7 +169,7 @@ def test_families_by_type() -> None:
     assert FAMILIES.find("image-text").tiny_name() == "llava"
     assert FAMILIES.find("shikra").tiny_name() == FAMILIES.find("perceptionGPT").tiny_name() == "shikra"
     assert FAMILIES.find("causal-lm").tiny_name() == FAMILIES.find("causal-lm").tiny_name("org/another") == "gemma3n"
-    assert FAMILIES.find("causal-lm").tiny_name("google/gemma-3n-E4B-it") == "gemma3n-deep"  # what llama.cpp can run
+    assert FAMILIES.find("causal-lm").tiny_name("google/gemma-3n-E4B-it") == "gemma3n-deep"  # llama.cpp supports it
     assert FAMILIES.find("causal-lm").tiny_name("google/vaultgemma-1b") == "vaultgemma"
     with pytest.raises(ConfigError, match="did you mean 'medgemma'"):
         FAMILIES.find("medgema").tiny_name()

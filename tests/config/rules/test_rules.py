@@ -73,7 +73,7 @@ def checkpoint(write, tmp_path):
     ],
 )
 def test_bf16_and_tf32_need_ampere(sentence, run, lines, expected, monkeypatch):
-    # PyTorch says True on a T4, which emulates it.
+    # PyTorch returns True on a T4, which emulates bf16.
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert sentence(lines, T4) == expected
     run(lines, A10)

@@ -75,7 +75,7 @@ def launch(monkeypatch):
     def set_variables(*options: str) -> None:
         args = launch_command_parser().parse_args([*options, "--num_processes=2", "finetune.py"])
         for name in ("num_machines", "num_cpu_threads_per_process"):
-            setattr(args, name, 1)  # `accelerate launch` replaces None so
+            setattr(args, name, 1)  # `accelerate launch` replaces None by 1
         args.deepspeed_fields_from_accelerate_config = ""
         args.dynamo_backend, args.mixed_precision = args.dynamo_backend or "no", args.mixed_precision or "no"
         variables = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)

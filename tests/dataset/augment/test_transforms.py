@@ -130,7 +130,7 @@ def test_a_crop_never_loses_a_point(x, y, seed):
     near = [Mark(point=(x, y)), Mark(point=(max(x - 1e-3, 0), max(y - 1e-3, 0)))]
     crop = RandomResizedCrop(scale=(0.05, 0.3), ratio=(0.5, 2))
     _, (mark, other) = crop(image, near, np.random.default_rng(seed))
-    # Points that had been put on the edge would have come to lie on each other.
+    # Points that were clipped to the edge would be equal.
     assert (x < 1e-3 or mark.point[0] > other.point[0]) and (y < 1e-3 or mark.point[1] > other.point[1])
 
 
@@ -140,7 +140,7 @@ def test_a_crop_never_cuts_a_mark(scene, seed, low):
     image, box = scene
     crop = RandomResizedCrop(size=None, scale=(low, 1.0), ratio=(0.5, 2.0))
     _, (mark,) = crop(image, [Mark(box=box)], np.random.default_rng(seed))
-    # Had the box been cut, it would be narrower in the crop than the crop's own enlargement makes it.
+    # A box that was cut would be narrower than the scale of the crop requires.
     assert mark.box[2] - mark.box[0] >= box[2] - box[0] - 1e-6
     assert mark.box[3] - mark.box[1] >= box[3] - box[1] - 1e-6
 

@@ -43,7 +43,7 @@ def test_a_normal_ventricle_shrinks_and_its_valve_borders_on_the_atrium():
         echo = echo_of(seed)
         relaxed, contracted = echo.mask(0), echo.mask(1)
         shares = (contracted == 1).sum() / (relaxed == 1).sum()
-        # Areas go with the power of length and width that `LENGTHWISE` leaves.
+        # The area is proportional to a power of the volume, which follows from `LENGTHWISE`.
         assert shares == pytest.approx((echo.heart.esv / echo.heart.edv) ** 0.625, rel=0.03)
         below = np.roll(relaxed, -1, axis=0)
         assert ((relaxed == LABELS["cavity"]) & (below == LABELS["atrium"])).any()

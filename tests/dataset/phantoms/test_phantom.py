@@ -23,7 +23,7 @@ def test_boxes_match_the_masks_and_lesions_do_not_touch(modality, size):
         areas = [mask.sum() for mask in phantom.masks]
         assert areas == sorted(areas, reverse=True)
         if phantom.masks:
-            # Touching lesions would be counted as one: grow each by a pixel, and none may meet another.
+            # Touching lesions would count as one, so lesions enlarged by a pixel must not overlap.
             grown = [_grown(mask) for mask in phantom.masks]
             assert np.sum(grown, axis=0).max() == 1
 

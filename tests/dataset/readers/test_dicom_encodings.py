@@ -106,7 +106,7 @@ def test_every_frame_of_native_subsampled_ybr_is_converted(tmp_path):
     ],
 )
 def test_one_image_in_sixteen_encodings(name):
-    # All show the same bars; the columns of pixels at their middles, from the top: red, green, blue, ... white.
+    # All files show the same bars. Pixels at the middle of each bar, from the top: red, green, blue, ... white.
     picture = np.asarray(read_images(pydicom_file(name))[0]).astype(int)
     expected = [(255, 0, 0), (255, 128, 128), (0, 255, 0), (128, 255, 128), (0, 0, 255), (128, 128, 255), (0, 0, 0)]
     expected += [(64, 64, 64), (192, 192, 192), (255, 255, 255)]

@@ -116,7 +116,7 @@ def test_bilevel_and_cmyk(tmp_path):
 def test_exif_orientation_is_applied(tmp_path, deep):
     values = (np.arange(12).reshape(3, 4) * 20).astype(np.uint16 if deep else np.uint8)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    exif[0x0112] = 6  # shown rotated by 90 degrees clockwise
     Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
     expected = np.rot90(values, -1)
     actual = pixels(tmp_path / "a.png")[..., 0]
@@ -183,7 +183,7 @@ def test_every_orientation_of_an_uncompressed_tiff(tmp_path, mode, orientation):
     kind = {"I;16": np.uint16, "F": np.float32}.get(mode, np.uint8)
     path = tmp_path / "a.tif"
     Image.fromarray(pixels.astype(kind)).save(path, tiffinfo={274: orientation})
-    # The row and the column of the picture that the first row and column of the file are (TIFF 6.0, page 36).
+    # Sides of the picture at which the first row and the first column of the file lie (TIFF 6.0, page 36).
     turned = [None, values, values[:, ::-1], values[::-1, ::-1], values[::-1]]
     turned += [values.T, values.T[:, ::-1], values.T[::-1, ::-1], values.T[::-1]]
     expected = turned[orientation] * 10.0

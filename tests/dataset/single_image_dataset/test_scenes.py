@@ -19,7 +19,7 @@ def test_the_mask_has_the_color_and_the_shape_in_the_question():
         pixels = np.asarray(sample.images[0], float) / 255
         assert np.abs(np.median(pixels[mark.mask], axis=0) - COLORS[color]).max() < 0.05
         x1, y1, x2, y2 = mark.box
-        # What share of its box a shape covers: pi / 4, all, and a half; edges are whole pixels.
+        # Fraction of its box that a shape covers: pi / 4, 1 and 1 / 2; edges are rounded to pixels.
         share = mark.mask.sum() / ((x2 - x1) * (y2 - y1))
         assert share == pytest.approx({"circle": np.pi / 4, "square": 1, "triangle": 0.5}[shape], abs=0.08)
 

@@ -14,7 +14,7 @@ STD = 0.7 * 1.3
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_noise_is_normal_and_its_bits_independent(dtype):
-    noise = Noise(test_seed=0)  # a fixed draw, so that the test has one outcome
+    noise = Noise(test_seed=0)  # a fixed draw, so that the test is deterministic
     values = torch.zeros(400_000, dtype=dtype)
     noise.add(values, STD, step=0)
     scaled = values.double().numpy() / STD

@@ -146,7 +146,7 @@ def test_the_text_loss_is_divided_by_the_tokens_of_each_sample(make_private):
     thrice = recorded(parts.learner, tape, batch)
     counts = objective.count(batch.targets)
     assert len(set(counts.tolist())) == 4
-    objective.tile_bytes = 5000  # several tiles, cut through samples
+    objective.tile_bytes = 5000  # several tiles, whose borders divide samples
     tiled = recorded(parts.learner, tape, batch)
     for parameter in gradients:
         assert distance(thrice[parameter], 3 * gradients[parameter]) < 1e-6

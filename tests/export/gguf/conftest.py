@@ -167,7 +167,7 @@ def write_model(family: str, folder: Path, tokenizer: Any | None = None, damping
             if family == "llama" and name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.mul_(damping)  # it has no norms there
             if family == "gemma3n" and "q_norm" in name:
-                # Gemma 3n does not divide scores: random queries would look at one token, and magnify every rounding.
+                # Gemma 3n does not scale scores: random queries would attend to one token and amplify rounding errors.
                 parameter.mul_(0.05)
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=0.7, top_k=64, top_p=0.95, eos_token_id=[1, 5], bos_token_id=2, pad_token_id=0
@@ -285,7 +285,7 @@ class Runtime:
         settings.type_k = settings.type_v = 0
         settings.flash_attn_type = 0
         settings.n_threads = settings.n_threads_batch = (
-            1  # threads wait for each other in loops, which a busy machine makes endless
+            1  # threads wait in loops, which takes very long on a busy machine
         )
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
         assert self.context

@@ -34,7 +34,7 @@ def image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = load_file(folder / "model.safetensors")
     for name in weights:
         if ".mlp.fc2." in name:
-            weights[name] *= 0.3  # the rounding of llama.cpp's table of GELU, which stands before it, too
+            weights[name] *= 0.3  # also reduces the rounding of llama.cpp's table of GELU before it
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

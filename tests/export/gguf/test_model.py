@@ -61,7 +61,7 @@ def test_greedy_text_is_the_same(runtime: Callable[..., Any], family: str, tmp_p
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     opened = runtime(export_model(folder, tmp_path / "model.gguf", "f32"))
-    # Bytes that are no text are shown in other ways: no tokens of bytes, and none that the tokenizer has not.
+    # Invalid UTF-8 is decoded differently, so special tokens, byte tokens and unused ids are left out.
     never = [*range(len(TOKENS) + len(BYTES)), *range(len(tokenizer), model.config.vocab_size)]
     for start in (0, 100, 200):
         prompt = TEXT[start : start + 60]
@@ -71,7 +71,7 @@ def test_greedy_text_is_the_same(runtime: Callable[..., Any], family: str, tmp_p
         spoken = generated[0, ids.shape[1] :].tolist()
         logits = opened.logits(generated[0, :-1].tolist())[ids.shape[1] - 1 :]
         logits[:, never] = -np.inf
-        assert logits.argmax(-1).tolist() == spoken  # by induction what llama.cpp says, too
+        assert logits.argmax(-1).tolist() == spoken  # by induction, llama.cpp generates the same
         assert opened.text(spoken) == tokenizer.decode(spoken, skip_special_tokens=True)
         assert len(spoken) == 24
 

@@ -94,7 +94,7 @@ def test_folding_writes_the_rows_into_the_tables(parts):
     again = TokenRows(model, rows.ids.tolist())
     assert torch.equal(again.input, rows.input)
     with torch.no_grad():
-        again.input.zero_()  # were the first rows' hooks still there, these would be hidden or hide
+        again.input.zero_()  # hooks of the first rows that were not removed would replace these rows
         assert not torch.allclose(model(input_ids=ids).logits, hooked, atol=1e-3)
         again.fold(model)
         rows.fold(model)

@@ -147,7 +147,7 @@ def test_weights_keep_their_storage(overflowing, storage):
     model = load(overflowing, storage)
     names = list(model.state_dict())
     keep_residual_in_fp32(model)
-    keep_residual_in_fp32(model)  # doing it twice changes nothing
+    keep_residual_in_fp32(model)  # a second call changes nothing
     assert list(model.state_dict()) == names
     linear = model.model.language_model.layers[0].mlp.up_proj
     assert isinstance(linear, HalfSafeLinear)

@@ -66,7 +66,7 @@ def test_names_of_older_versions_are_understood(tmp_path: Path) -> None:
     expected = _logits(AutoModelForImageTextToText.from_pretrained(folder))
     tensors = load_file(folder / "model.safetensors")
     old = {}
-    for name, tensor in tensors.items():  # transformers 4.50: both towers had a level more
+    for name, tensor in tensors.items():  # in transformers 4.50 the names of both towers had one more level
         old[name.replace("vision_tower.", "vision_tower.vision_model.")] = tensor
     assert old.keys() != tensors.keys()
     save_file(old, folder / "model.safetensors", metadata={"format": "pt"})
@@ -90,7 +90,7 @@ def test_adapters_use_the_stored_weights(tmp_path: Path, options: dict[str, Any]
 
 
 def test_a_large_projection_is_read_in_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_tiny("llava", tmp_path / "base")  # its output projection is a weight of its own
+    folder = write_tiny("llava", tmp_path / "base")  # its output projection is a separate weight
     expected = _logits(AutoModelForImageTextToText.from_pretrained(folder))
     monkeypatch.setattr("mllm.models.backbone.streamed.TILE", 1000)  # seven rows of 128
     torch.testing.assert_close(_logits(_open("llava", folder)), expected, rtol=0, atol=1e-5)

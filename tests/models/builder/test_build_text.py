@@ -32,7 +32,7 @@ TEMPLATE = (
 @pytest.fixture(scope="module", params=["gemma3n", "vaultgemma", "t5gemma"])
 def args(request, tmp_path_factory):
     folder = write_tiny(request.param, tmp_path_factory.mktemp(request.param) / "model")
-    template = TEMPLATE if request.param == "vaultgemma" else None  # as published it has none
+    template = TEMPLATE if request.param == "vaultgemma" else None  # the published checkpoint has none
     return ModelArgs(
         type=TYPES[request.param], model_name_or_path=str(folder), lora_r=8, max_length=64, chat_template=template
     )
@@ -52,7 +52,7 @@ def test_training_memorizes_pairs_and_generation_ends(args):
     actual = generate(bundle, SAMPLES, max_new_tokens=20, progress=False)
     assert [answer.text for answer in actual] == [answer for _, answer in PAIRS]
     assert all(answer.tokens < 20 for answer in actual)
-    # What was learned ends every answer, also where transformers generates alone with the checkpoint's settings.
+    # The trained end token ends each answer, also with `generate` of transformers and the settings of the checkpoint.
     model, encoder = bundle.model.pretrained, bundle.encoder
     assert encoder.turn_end == ("<eos>" if "vaultgemma" in args.model_name_or_path else "<end_of_turn>")
     for question, answer in PAIRS:
@@ -73,7 +73,7 @@ def test_t5gemma_starts_at_bos_and_its_labels_are_the_target(tmp_path):
         assert tokenizer.decode(batch.student["input_ids"][0]) == source
         assert tokenizer.decode(labels[1:]) == f"{answer}<end_of_turn>"
         assert ids[0] == tokenizer.bos_token_id and torch.equal(ids[1:], labels[1:])
-        # transformers shifts labels of its own to the right from `<bos>`: the loss that it computes is the same.
+        # transformers shifts the labels to the right from `<bos>`, and computes the same loss.
         inputs = {key: batch.student[key] for key in ("input_ids", "attention_mask")}
         with torch.no_grad():
             theirs = model(**inputs, labels=labels[None, 1:]).loss

@@ -19,7 +19,7 @@ from mllm.structures import IGNORE, Answer, Encoded, Frame, Mark, Sample, Turn
 
 FAMILIES = ("medgemma", "llava", "qwen2_vl")
 MARKERS = {
-    # How a family's turns begin and end, as its template documents them: written down here a second time.
+    # Beginning and end of the turns of each family, as in the documentation of its template.
     "medgemma": ("<start_of_turn>model\n", "<end_of_turn>"),
     "llava": ("ASSISTANT: ", "</s>"),
     "qwen2_vl": ("<|im_start|>assistant\n", "<|im_end|>"),
@@ -81,7 +81,7 @@ CONVERSATIONS = {
 }
 
 
-SYSTEM = "You are a careful radiologist."  # LLaVA's template has no place for one
+SYSTEM = "You are a careful radiologist."  # LLaVA's template has no system turn
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_objects_have_the_positions_of_their_tokens(make_encoder, family):
     assert [encoder.tokenizer.decode(ids[place]) for place in positions] == ["<loc>"] * 3
     assert (ids == encoder.object_id).sum() == 3
     assert positions.tolist() == sorted(positions.tolist())
-    # What is read is the state before, and the first of an answer's objects is supervised as a word as well.
+    # The state before an object is read, and the token of the first object of an answer is also supervised.
     assert (encoded.targets["labels"][positions] != IGNORE).tolist() == [False, True, True]
     assert encoded.targets["boxes_known"].tolist() == [False, True, True]
     assert encoded.targets["boxes"][1].tolist() == pytest.approx([0.1, 0.1, 0.5, 1])
@@ -368,7 +368,7 @@ def test_a_batch_of_objects(make_encoder, side):
     assert (positions >= 0).tolist() == [[True] * 3, [True, True, False], [False] * 3]
     for row, places in enumerate(positions.tolist()):
         assert places == [*(ids[row] == encoder.object_id).nonzero().squeeze(1).tolist(), -1, -1, -1][:3]
-    # The second sample's image is the batch's third; what is no object names the first, which is always there.
+    # The image of the second sample is the third of the batch; entries without an object name the first image.
     assert batch.student["object_images"].tolist() == [[0, 0, 1], [2, 2, 0], [0, 0, 0]]
     assert batch.targets["boxes_known"].tolist() == [[False, True, True], [False, True, False], [False] * 3]
     assert batch.targets["masks_known"].tolist() == [[False, False, True], [False] * 3, [False] * 3]
@@ -376,7 +376,7 @@ def test_a_batch_of_objects(make_encoder, side):
     assert batch.student["object_masks"][0, 2].all()
     assert torch.equal(batch.targets["boxes"], batch.student["object_boxes"])
     assert torch.equal(batch.student["object_boxes"][1, :2], encoded[1].student["object_boxes"])
-    # What is encoded is not changed by standing in a batch.
+    # A sample is encoded equally alone and in a batch.
     assert torch.equal(
         encoder.pad(encoded[1:2], side).student["object_positions"][0],
         torch.cat([positions[1, :2]]) - (ids.shape[1] - len(encoded[1]) if side == "left" else 0),
@@ -476,7 +476,7 @@ def test_the_template_of_the_tokenizer_is_used(tiny_medgemma, tmp_path):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
     processor = AutoProcessor.from_pretrained(folder)
-    processor.chat_template = None  # as for a processor whose own files have none
+    processor.chat_template = None  # as for a processor without a template in its files
     sample = Sample([Turn("user", "<image> what?"), Turn("assistant", "this")], [picture()])
     expected = ChatEncoder(AutoProcessor.from_pretrained(tiny_medgemma), max_length=600).encode(sample)
     actual = ChatEncoder(processor, max_length=600).encode(sample)

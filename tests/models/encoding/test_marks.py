@@ -81,7 +81,7 @@ def test_images_are_centered_in_squares():
     assert (first[:10] == (10, 20, 30)).all()
     assert (first[30:] == (10, 20, 30)).all()
     assert np.array_equal(np.asarray(framed.images[1])[:, 9:30], np.asarray(tall))
-    # Sample and writer are as they were.
+    # Sample and writer are unchanged.
     assert sample.images == [wide, tall, square]
     assert writer.with_background((1, 2, 3)).background == (1, 2, 3)
     assert writer.background == (10, 20, 30)
@@ -134,7 +134,7 @@ def test_a_mask_is_written_as_the_box_around_it():
     assert tight_box(Mark(mask=mask)) == (10, 5, 30, 10)
     assert tight_box(Mark(box=(0, 0, 1, 1), mask=mask)) == (0, 0, 1, 1)
     assert MarkWriter().prepare(scene([Mark(mask=mask)]))[0].turns[1].text == "[0.250,0.250,0.750,0.500]"
-    # A mask of no pixel says that there is nothing to be found.
+    # A mask without pixels means that there is no object.
     assert MarkWriter().prepare(scene([Mark(mask=mask & False)]))[0].turns[1].text == "[]"
 
 

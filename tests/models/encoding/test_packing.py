@@ -101,11 +101,11 @@ def test_packing_changes_no_loss_and_no_gradient(bundle: Bundle):
     assert NextToken().count(piece.targets).tolist() == [
         int(NextToken().count(bundle.encoder.pad([encoded[i]]).targets)) for i in order
     ]
-    # With a weight of its own for every sample, a gradient that went astray would not cancel another.
+    # Each sample has another weight, so that misplaced gradients cannot cancel.
     weights = torch.rand(6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
     expected = gradients(bundle, (weights * alone_B).sum())
     for name, gradient in gradients(bundle, (weights * total_B).sum()).items():
-        # The head's part of it is computed in fp32, and what cancels within a tensor keeps that error.
+        # The head computes in fp32, and sums that cancel within a tensor keep that error.
         largest = float(expected[name].abs().max())
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-6 * largest, msg=name)
 

@@ -116,7 +116,7 @@ def test_prompt_and_generated_tokens_are_the_training_tokens(encoder_of, name, t
     before = encoder.tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
     written = unicodedata.normalize("NFC", texts[-1].strip()) if name == "qwen" else texts[-1].strip()
     assert text == before + opening + written + before_end + encoder.tokenizer.eos_token
-    # Every answer of a conversation continues the prompt of its own turn.
+    # Each answer of a conversation continues the prompt of its turn.
     if template != "thinking":
         training = encoder.encode(conversation(*texts)).student["input_ids"]
         for length in range(2, len(texts), 2):
@@ -186,7 +186,7 @@ def test_an_empty_answer_is_refused_and_an_image_in_an_answer_too(encoder_of):
             encoder.encode(conversation(*texts))
     with pytest.raises(DataError, match="F, line 2: an answer contains <image>"):
         encoder.encode(conversation("Why?", "<image>", "And?", "Yes"))
-    # In a chat a model may have said nothing.
+    # In a chat an answer may be empty.
     assert len(encoder.prompt(conversation("Why?", "", "And?"))) > 0
 
 

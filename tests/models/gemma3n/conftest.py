@@ -18,8 +18,8 @@ DEEP: dict[str, Any] = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "hidden_size_per_layer_input": 8,
-    "layer_types": None,  # E4B's own: four of sliding attention, one of full attention, and so on
-    "activation_sparsity_pattern": None,  # E4B's own: the first ten layers
+    "layer_types": None,  # as in E4B: repeatedly four layers of sliding attention and one of full attention
+    "activation_sparsity_pattern": None,  # as in E4B: the first ten layers
     "num_kv_shared_layers": 15,
     "sliding_window": 8,
 }
@@ -37,7 +37,7 @@ def deep_with_towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of 35 layers with vision and audio, in bf16 and in many files."""
     folder = write_tiny("gemma3n-student", tmp_path_factory.mktemp("deep") / "whole", text=DEEP)
     model = Gemma3nForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
-    model.config.vision_config = AutoConfig.from_pretrained(folder).vision_config  # timm uses up what it is given
+    model.config.vision_config = AutoConfig.from_pretrained(folder).vision_config  # timm changes its argument
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="500KB")
     return folder

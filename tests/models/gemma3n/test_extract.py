@@ -89,8 +89,8 @@ def test_presets(deep, tmp_path, name):
     ("dropped", "widths"),
     [
         ([1, 7, 22, 29], [*[17] * 10, 64, *[40] * 20]),  # own and shared keys, sparse and dense layers
-        (range(20, 35), [48]),  # nothing is shared any more
-        ([19, 24, 29, 34], []),  # a source of keys goes with all that read it
+        (range(20, 35), [48]),  # no keys are shared
+        ([19, 24, 29, 34], []),  # a layer with keys is removed with all layers that share them
     ],
 )
 def test_custom_slices_equal_parts_of_their_source(deep, tmp_path, dropped: Sequence[int], widths: list[int]):

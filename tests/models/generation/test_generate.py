@@ -23,7 +23,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     model = AutoModelForImageTextToText.from_pretrained(folder)
     for name, parameter in model.named_parameters():
         if name.endswith("post_feedforward_layernorm.weight"):
-            # Tied embeddings make a random Gemma repeat the prompt's last token unless its layers speak louder.
+            # With tied embeddings a random Gemma repeats the last token of the prompt, unless its layers are scaled up.
             parameter.data += 30
     return Bundle(LanguageModel(model, {}), ChatEncoder(AutoProcessor.from_pretrained(folder), max_length=1024))
 
@@ -98,7 +98,7 @@ def test_a_repetition_penalty_depends_on_the_answer_only(bundle: Bundle, penalty
                 logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
             token = int(logits.argmax())
             if token in (*stop_ids(bundle), *bundle.encoder.processor.image_token_ids):
-                break  # a written image token would be taken for an image by a forward without a cache
+                break  # a forward without a cache would treat a generated image token as an image
             spoken.append(token)
     expected = bundle.encoder.tokenizer.decode(spoken, skip_special_tokens=True).strip()
     assert expected and together[1].text.startswith(expected)
@@ -121,7 +121,7 @@ def test_generation_stops_at_the_end_of_the_turn(bundle: Bundle, monkeypatch: py
     ids = bundle.encoder.tokenizer(generate(bundle, [sample], max_new_tokens=6, progress=False)[0].text)["input_ids"]
     assert bundle.encoder.turn_end_id in stop_ids(bundle)
     assert ids
-    # The end of the turn as the only token that the model can say:
+    # The end of the turn is the only token that the model can generate:
     head = bundle.model.pretrained.get_output_embeddings()
     end = bundle.encoder.turn_end_id
     monkeypatch.setattr(

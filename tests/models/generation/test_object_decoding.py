@@ -129,7 +129,7 @@ def test_generation_equals_a_forward_pass_over_its_answer(memorized, monkeypatch
         ({}, "fp16", 2e-2),
         ({}, "bf16", 5e-2),
         ({"heads": heads_with_context(3)}, "fp32", 1e-4),
-        ({"heads": heads_with_context(100)}, "fp32", 1e-4),  # more than the short question has, padding or not
+        ({"heads": heads_with_context(100)}, "fp32", 1e-4),  # more than the length of the short question with padding
     ],
 )
 def test_generation_equals_training_for_other_weights(tiny_llava, options, precision, near, monkeypatch):
@@ -139,7 +139,7 @@ def test_generation_equals_training_for_other_weights(tiny_llava, options, preci
     generator = torch.Generator().manual_seed(0)
     for parameter in model.heads.parameters():
         parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    model.box_head.reader[-1].bias += torch.tensor([2.0, 2.0, 0.0, 0.0])  # beyond the image's right and lower side
+    model.box_head.reader[-1].bias += torch.tensor([2.0, 2.0, 0.0, 0.0])  # beyond the image at the lower right
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 112, 3), dtype=np.uint8))
     questions = ["<image>Where?", "<image>Where is any of the lesions that were seen in the left lung before?"]
     samples = [Sample([Turn("user", question)], [picture]) for question in questions]
@@ -167,7 +167,7 @@ def test_generation_equals_training_for_other_weights(tiny_llava, options, preci
             "object_has_mask": torch.zeros(1, 3, dtype=torch.bool),
             "object_images": torch.zeros(1, 3, dtype=torch.long),
         }
-        for number in range(3):  # what one object is found to be is told before the next is asked for
+        for number in range(3):  # each predicted object is fed back before the next one is predicted
             actual = model.eval()(**student).heads
             assert actual["box"][0, number, 2:].min() > 1.05
             student["object_boxes"][0, number] = actual["box"][0, number].clamp(0, 1)

@@ -47,7 +47,7 @@ def test_a_box_is_read_from_the_outline_of_a_mask():
     edges = torch.arange(16) / 16
     inside = [(edges >= boxes[..., i, None]) & (edges <= boxes[..., i + 2, None]) for i in (0, 1)]
     masks = 12.0 * (inside[1][..., :, None] & inside[0][..., None, :]).float() - 6
-    states = torch.randn(1, 1, 16).expand(1, 24, 16)  # the same words: only the masks tell
+    states = torch.randn(1, 1, 16).expand(1, 24, 16)  # equal words: only the masks differ
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
     for _ in range(200):
         loss = (head.predict(states, masks) - boxes).abs().mean()

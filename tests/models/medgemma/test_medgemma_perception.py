@@ -105,7 +105,7 @@ def test_positions_of_the_same_size_are_unchanged(tiny_medgemma: Path) -> None:
 
 
 def test_resampled_positions_keep_their_location() -> None:
-    # Embeddings that are the coordinates themselves stay coordinates, measured from the pixels' corners.
+    # If the embeddings are coordinates, resampling returns coordinates, measured from the corners of pixels.
     def coordinates(side: int) -> Tensor:
         centers = (torch.arange(side) + 0.5) / side
         return torch.stack(torch.meshgrid(centers, centers, indexing="ij"), dim=-1).reshape(-1, 2)
