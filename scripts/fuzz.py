@@ -44,7 +44,7 @@ import numpy as np  # noqa: E402
 from fuzz_headers import HEADERS, read_header  # noqa: E402
 from fuzz_kinds import Kind, make_kinds  # noqa: E402
 
-from mllm.dataset.readers import guarded, read_images  # noqa: E402
+from mllm.dataset.readers import guarded  # noqa: E402
 from mllm.errors import UserError  # noqa: E402
 
 OUTCOMES = ("refused", "accepted", "traceback", "abort", "hang", "wrong")
@@ -52,7 +52,7 @@ MEMORY = 24 << 30
 """Limit of the address space of a worker, in bytes."""
 HEADER_BYTES = 400
 """Number of first bytes of a file that are replaced by extreme numbers."""
-TEXTS = (".json", ".jsonl", ".csv", ".tsv", ".py", ".jinja")
+TEXTS = (".json", ".jsonl", ".csv", ".tsv", ".py", ".jinja", ".xml", ".txt", ".cfg")
 """Suffixes of files in which values are replaced, too."""
 TOKENS = re.compile(r'"[^"\n]*"|-?\d+(\.\d+)?|\w+')
 VALUES = ("0", "-1", "1e30", "NaN", "null", "true", "[]", "{}", '""', '"x"', "12345678901234567890", "None", "[1, [2]]")
@@ -109,6 +109,8 @@ def write_input(kind: Kind, number: int, seed: int, folder: Path) -> Path:
 
 def copy_example(kind: Kind, example: Path, folder: Path) -> Path:
     """Copy an intact example, and the other files of its folder, into an empty folder and return its path."""
+    if kind.copy is not None:
+        return kind.copy(example, folder)
     if kind.is_folder:
         for file in example.parent.iterdir():
             if file.is_file() and file != example:
@@ -236,7 +238,7 @@ class Inputs:
         """Import the libraries of the readers here and in the guarded process, so that no input includes this time."""
         for name in ("image", "dicom", "nifti", "itk", "video"):
             for example in self.kinds[name].examples:
-                read_images(example)
+                self.kinds[name].read(example)
 
     def read(self, job: Job) -> tuple[str, str]:
         """Read the file of a job and return the outcome and a message. The outcome of an intact file is "intact"."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+from fuzz_datasets import Datasets
 from PIL import Image
 
 from mllm.config.reading import read_config
@@ -42,10 +43,13 @@ class Kind:
     """True: the other files of the folder of an example are copied, too."""
     weight: int = 1
     """Relative number of inputs."""
+    copy: Callable[[Path, Path], Path] | None = None
+    """Function that copies an example with other files into a folder and returns the path of the copy."""
 
 
 def make_kinds(folder: Path) -> dict[str, Kind]:
     """Write intact examples of all kinds into a folder, and return the kinds by name."""
+    datasets = Datasets(folder / "datasets")
     return {
         "image": Kind(_images(folder), read_images, weight=5),
         "dicom": Kind(_dicom_files(folder), read_images, weight=6),
@@ -54,6 +58,7 @@ def make_kinds(folder: Path) -> dict[str, Kind]:
         "series": Kind(_series(folder / "series"), _read_series, is_folder=True, weight=3),
         "video": Kind(write_videos(folder), read_images, weight=3),
         "table": Kind(_tables(folder), _read_table, weight=5),
+        "dataset": Kind(datasets.files, datasets.read, weight=5, copy=datasets.copy),
         "config": Kind(_configs(folder), read_config, weight=3),
         **_model_kinds(folder),
     }

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pycocotools import mask as coco_mask
-
+from mllm.coco_masks import decode_runs
 from mllm.errors import ConfigError
 from mllm.parsing import options_in
 from mllm.structures import Answer, Mark
@@ -23,7 +22,11 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist: evaluate the run with mllm evaluate, which writes it")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is damaged, it is not text in UTF-8: evaluate the run again") from None
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -60,7 +63,7 @@ def _marks(row: Mapping[str, Any], prefix: str) -> tuple[Mark, ...]:
     """Return the marks of the fields of `mark_fields`. An empty mask is in the first image."""
     boxes = [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in row.get(f"{prefix}boxes", [])]
     images = row.get(f"{prefix}box_images") or [0] * len(boxes)
-    masks = [coco_mask.decode(mask).astype(bool) for mask in row.get(f"{prefix}masks", [])]
+    masks = [decode_runs(mask) for mask in row.get(f"{prefix}masks", [])]
     owners = row.get(f"{prefix}mask_boxes") or list(range(len(masks)))
     mask_of = dict(zip(owners, masks, strict=True))
     marks = [

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from PIL.Image import Image
-from pycocotools import mask as coco_mask
 
+from mllm.coco_masks import decode_runs
 from mllm.dataset.tables.values import is_empty
 from mllm.errors import DataError
 from mllm.structures import Mark
@@ -73,8 +73,8 @@ def _masks(row: Mapping[str, Any]) -> list[np.ndarray]:
     """Return the masks of a row, [H, W] bool."""
     field, value = _first(row, MASKS)
     try:
-        return [coco_mask.decode(mask).astype(bool) for mask in value or ()]
-    except (TypeError, ValueError, KeyError, AttributeError):
+        return [decode_runs(mask) for mask in value or ()]
+    except (TypeError, ValueError):
         raise DataError(
             f"field '{field}' must be a list of masks as run lengths of COCO: correct it, or omit --draw"
         ) from None

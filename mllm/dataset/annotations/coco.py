@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mllm.dataset.annotations.objects import (
     empty_box_error,
     has_area,
 )
+from mllm.dataset.tables.text_files import read_text
 from mllm.errors import DataError
 
 _LISTS = ("images", "annotations", "categories")
@@ -63,8 +65,8 @@ def find_coco(path: Path) -> dict[str, Any] | None:
     if path.suffix.lower() != ".json":
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        data = json.loads(read_text(path))
+    except (DataError, OSError, EOFError, zlib.error, ValueError, RecursionError):
         return None  # the reader of tables reports what is wrong
     return data if isinstance(data, dict) and "annotations" in data else None
 

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 from mllm.dataset.annotations.objects import AnnotatedImage, Annotations, EmptyBoxes, LabeledBox, empty_box_error
 from mllm.dataset.progress import with_progress
+from mllm.dataset.tables.text_files import read_text_file
 from mllm.errors import DataError, hint
 
 IMAGES = "JPEGImages"
@@ -63,7 +64,7 @@ def _names(root: Path, split: str | None) -> list[tuple[str, str]]:
     if not path.is_file():
         known = [file.stem for file in path.parent.glob("*.txt")]
         raise DataError(f"{path} does not exist: unknown split '{split}'{hint(split, known)}")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text_file(path).splitlines()
     names = [(line.split()[0], f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
     if not names:
         raise DataError(f"{path} is empty")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mllm.dataset.echo.planes import Plane, read_plane
+from mllm.dataset.tables.text_files import read_text_file
 from mllm.errors import DataError
 
 
@@ -54,10 +55,9 @@ class Release:
         if split is None:
             return sorted(path.name for parent in self.parents for path in (self.folder / parent).glob("patient*"))
         path = self.list_of(split)
-        try:
-            return path.read_text(encoding="utf-8").split()
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}; it lists the patients of {split}") from error
+        if not path.is_file():
+            raise DataError(f"{path} does not exist; it lists the patients of {split}")
+        return read_text_file(path).split()
 
     def list_of(self, split: str) -> Path:
         """Return the file with the patients of a split."""
@@ -66,10 +66,7 @@ class Release:
     def read_info(self, name: str, chamber: str) -> dict[str, str]:
         """Read `Info_4CH.cfg` of a patient; raise `DataError` if it is missing or a line has no colon."""
         path = self.patient_folder(name) / f"Info_{chamber}.cfg"
-        try:
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        lines = [line for line in read_text_file(path).splitlines() if line.strip()]
         info = {}
         for number, line in enumerate(lines, start=1):
             key, colon, value = line.partition(":")

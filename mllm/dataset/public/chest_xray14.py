@@ -12,6 +12,7 @@ from mllm.dataset.public.official import Ids, field, official_file, official_spl
 from mllm.dataset.single_image_dataset.grounding import BoxForm
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.text_files import read_text_file
 from mllm.dataset.tasks.annotated import DetectionDataset, Labels
 from mllm.dataset.tasks.labels import MultiLabelDataset
 from mllm.errors import ConfigError, DataError, hint
@@ -61,7 +62,7 @@ def images_of_split(root: Path, split: str | None) -> set[str] | None:
     if split is None:
         return None
     path = official_file(root, (SPLITS[split],), f"the images of split {split}")
-    return set(path.read_text(encoding="utf-8").split())
+    return set(read_text_file(path).split())
 
 
 @DATASETS.register_module()

@@ -14,6 +14,7 @@ from mllm.dataset.public.official import Ids, field, official_file, official_tab
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.text_files import read_text_file
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 from mllm.structures import Sample
@@ -67,7 +68,7 @@ class IUXrayDataset(GroundingDataset):
         if self.section != "findings":
             raise ConfigError(f"section='{self.section}': {file} has one report for each study, the findings")
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = json.loads(read_text_file(file))
             studies = {name: list(entries) for name, entries in data.items()}
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise DataError(f"{file} is not a file of R2Gen, an object with a list for each split ({error})") from error

@@ -15,6 +15,7 @@ from mllm.dataset.public.report_text import last_paragraph, sections
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.text_files import read_text_file
 from mllm.dataset.tasks.annotated import Labels
 from mllm.dataset.tasks.labels import MultiLabelDataset, Uncertain
 from mllm.errors import DataError
@@ -142,10 +143,13 @@ class MIMICCXRDataset(GroundingDataset):
             file = self.reports / f"{study.folder}.txt"
             if study.error:
                 row["error"] = study.error
-            try:
-                row["answer"] = self._answer(file.read_text(encoding="utf-8", errors="replace"))
-            except OSError:
+            if not file.is_file():
                 row["error"] = f"report {file} does not exist"
+            else:
+                try:
+                    row["answer"] = self._answer(read_text_file(file))
+                except DataError as error:
+                    row["error"] = str(error)
             if row.get("answer", "") or "error" in row:
                 rows.append(row)
                 places.append(study.place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,6 +15,7 @@ from typing_extensions import override
 
 from mllm.dataset import templates
 from mllm.dataset.base import ImageTextDataset
+from mllm.dataset.tables.text_files import read_text
 from mllm.dataset.tables.values import text_of
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
@@ -117,8 +119,8 @@ class GroundingDataset(ImageTextDataset):
 
 def _templates(path: Path) -> tuple[str, ...]:
     try:
-        sentences = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        sentences = json.loads(read_text(path))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ConfigError(f"template_file {path} cannot be read: {error}") from error
     if not isinstance(sentences, list) or not sentences or not all(isinstance(sentence, str) for sentence in sentences):
         raise ConfigError(f"template_file {path} must contain a list of strings")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mllm.dataset.single_image_dataset.grounding import (
     parse_box,
     plain_text,
 )
+from mllm.dataset.tables.text_files import read_text
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 from mllm.structures import BOX, POINT, Mark, Sample
@@ -46,8 +48,8 @@ def checked_version(version: str, known: Sequence[str], name: str) -> str:
 def scene_graph(path: str | Path, name: str) -> dict[str, Any]:
     """Load a json file of scenes by image; raises `ConfigError` if it cannot be read."""
     try:
-        graph: dict[str, Any] = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        graph: dict[str, Any] = json.loads(read_text(Path(path).expanduser()))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ConfigError(f"{name}: scene graph {path} cannot be read: {error}") from error
     return graph
 

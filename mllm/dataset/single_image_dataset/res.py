@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from PIL.Image import Image
-from pycocotools import mask as coco_mask
 from typing_extensions import override
 
+from mllm.coco_masks import decode_polygons, decode_runs
 from mllm.dataset import templates
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, is_list_of_boxes, place_turn, plain_text
 from mllm.dataset.tables.refer import References
@@ -64,13 +64,10 @@ def parse_mask(segmentation: Any, image: Image, field: str = "segmentation") -> 
     width, height = image.size
     try:
         if isinstance(segmentation, dict):
-            runs = segmentation
-            if isinstance(runs["counts"], list):
-                runs = coco_mask.frPyObjects(runs, *runs["size"])
+            mask = decode_runs(segmentation)
         else:
-            runs = coco_mask.merge(coco_mask.frPyObjects(_polygons(segmentation), height, width))
-        mask: np.ndarray = coco_mask.decode(runs).astype(bool)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            mask = decode_polygons(segmentation, width, height)
+    except (TypeError, ValueError) as error:
         raise DataError(f"field '{field}' is neither a list of polygons nor COCO run lengths ({error})") from error
     if mask.shape != (height, width):
         raise DataError(
@@ -78,14 +75,6 @@ def parse_mask(segmentation: Any, image: Image, field: str = "segmentation") -> 
             f"{width} x {height}"
         )
     return mask
-
-
-def _polygons(segmentation: Any) -> list[list[float]]:
-    """Return a list of polygons x y x y ...; `segmentation` is such a list or one polygon of at least three points."""
-    polygons = segmentation if isinstance(segmentation[0], (list, tuple)) else [segmentation]
-    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
-        raise ValueError("a polygon needs at least three points")
-    return [[float(number) for number in polygon] for polygon in polygons]
 
 
 @DATASETS.register_module()

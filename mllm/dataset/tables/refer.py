@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.text_files import read_text_file
 from mllm.errors import DataError
 
 ALLOWED_TYPES = "dicts, lists, tuples, sets, strings, numbers, True, False and None"
@@ -64,7 +65,7 @@ def read_references(refs: Path, instances: Path, split: str) -> list[dict[str, A
     if not isinstance(references, list) or not all(isinstance(reference, dict) for reference in references):
         raise DataError(f"{refs} must hold a list of dicts")
     try:
-        data = json.loads(instances.read_text(encoding="utf-8"))
+        data = json.loads(read_text_file(instances))
         annotations = {annotation["id"]: annotation for annotation in data["annotations"]}
         images = {image["id"]: image["file_name"] for image in data["images"]}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 from typing import IO, cast
 
@@ -59,6 +60,23 @@ def read_text(path: Path) -> str:
     """Return the contents of a text file; see `open_text`."""
     with open_text(path) as file:
         return file.read()
+
+
+def read_text_file(path: Path) -> str:
+    """Return the contents of a text file of a dataset that is no table: a list, an annotation or a report.
+
+    Raises:
+        DataError: The file does not exist, cannot be read, is damaged, or is not text.
+    """
+    try:
+        return read_text(path)
+    except UnicodeError:
+        fault = "is not text in UTF-8: save it as UTF-8"
+    except OSError as error:
+        fault = f"cannot be read ({error.strerror or 'it cannot be decompressed'})"
+    except (EOFError, zlib.error):
+        fault = "is truncated or damaged: it cannot be decompressed"
+    raise DataError(f"{path} {fault}", f"its file {fault}")
 
 
 def _is_compressed(path: Path) -> bool:

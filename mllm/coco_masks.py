@@ -1,0 +1,85 @@
+"""Decoding of masks of COCO: polygons, and run lengths, compressed or not (pycocotools, `maskApi.c`).
+
+pycocotools decodes without checks: damaged run lengths are written beyond the mask, and a polygon far outside its image
+takes all memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+_MAX_PIXELS = 178_956_970
+"""Maximum number of pixels of a mask, as of an image."""
+_ZERO = 48
+"""Character code of the value 0 in compressed run lengths."""
+
+
+def decode_runs(runs: Mapping[str, Any]) -> np.ndarray:
+    """Return the mask [H, W] bool of run lengths `{"size": [H, W], "counts": ...}`.
+
+    Raises:
+        ValueError: They have another form, or the runs do not fill the mask.
+    """
+    try:
+        height, width = runs["size"]
+        counts = runs["counts"]
+    except (TypeError, KeyError, ValueError):
+        raise ValueError("run lengths need 'size' [height, width] and 'counts'") from None
+    if not all(type(side) is int and side >= 0 for side in (height, width)) or height * width > _MAX_PIXELS:
+        raise ValueError("'size' must be [height, width] in pixels")
+    if isinstance(counts, (str, bytes)):
+        counts = _decompress(counts.encode("utf-8") if isinstance(counts, str) else counts)
+    if not isinstance(counts, Sequence) or not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("'counts' must be a text or a list of numbers of pixels")
+    if sum(counts) != height * width:
+        raise ValueError(f"the runs have {sum(counts)} pixels, and the mask {height * width}")
+    # Runs alternate between background and mask, column by column.
+    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return values.reshape(width, height).T
+
+
+def decode_polygons(segmentation: Any, width: int, height: int) -> np.ndarray:
+    """Return the mask [H, W] bool of polygons `[[x, y, x, y, ...], ...]`, or of one polygon, in pixels.
+
+    Raises:
+        ValueError: They have another form, or a point is further outside the image than the image is large.
+    """
+    from pycocotools import mask as coco_mask
+
+    if not isinstance(segmentation, (list, tuple)) or not segmentation:
+        raise ValueError("it must be a list of polygons")
+    polygons = segmentation if isinstance(segmentation[0], (list, tuple)) else [segmentation]
+    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
+        raise ValueError("a polygon needs at least three points")
+    points = [[float(number) for number in polygon] for polygon in polygons]
+    for polygon in points:
+        for number, side in zip(polygon, (width, height) * (len(polygon) // 2), strict=True):
+            if not math.isfinite(number) or not -side <= number <= 2 * side:
+                raise ValueError(f"a polygon has the coordinate {number:g}, and the image {width} x {height} pixels")
+    runs = coco_mask.merge(coco_mask.frPyObjects(points, height, width))
+    return np.asarray(coco_mask.decode(runs)).astype(bool)
+
+
+def _decompress(text: bytes) -> list[int]:
+    """Return the counts of compressed run lengths: differences to the last count but one, in groups of 5 bits."""
+    counts: list[int] = []
+    value = shift = 0
+    for code in text:
+        bits = code - _ZERO
+        if not 0 <= bits < 64:
+            raise ValueError("'counts' has a character that compressed run lengths do not have")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue  # further groups follow
+        if bits & 16:
+            value -= 1 << shift  # negative
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("'counts' is truncated")
+    return counts
