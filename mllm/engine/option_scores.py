@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 
+from mllm.engine.shared_vision import SharedVision
 from mllm.errors import ConfigError, DataError
 from mllm.models.generation.generate import evaluating
 from mllm.objectives.text import NextToken
@@ -34,7 +36,13 @@ def candidates_of(sample: Sample, choices: Sequence[str] = ()) -> dict[str, str]
 
 
 @torch.no_grad()
-def score_sample(bundle: Bundle, sample: Sample, choices: Sequence[str] = (), batch_size: int = 4) -> Answer:
+def score_sample(
+    bundle: Bundle,
+    sample: Sample,
+    choices: Sequence[str] = (),
+    batch_size: int = 4,
+    vision: SharedVision | None = None,
+) -> Answer:
     """Return the most probable option of a sample, with the probabilities of all.
 
     The likelihood of an option is that of all its tokens and of the end of the turn, so that options of different
@@ -46,6 +54,7 @@ def score_sample(bundle: Bundle, sample: Sample, choices: Sequence[str] = (), ba
         sample: A conversation; a last assistant turn is not used.
         choices: Possible answers to questions that list no options.
         batch_size: Number of options in a forward pass.
+        vision: The vision tower, which then computes the images once. None: it computes them for every option.
 
     Raises:
         ConfigError: A likelihood is NaN or infinite.
@@ -53,7 +62,7 @@ def score_sample(bundle: Bundle, sample: Sample, choices: Sequence[str] = (), ba
     """
     candidates = candidates_of(sample, choices)
     with evaluating(bundle.model), bundle.model.computing():
-        likelihoods = _log_likelihoods(bundle, sample, list(candidates), batch_size)
+        likelihoods = _log_likelihoods(bundle, sample, list(candidates), batch_size, vision)
     if not all(map(math.isfinite, likelihoods)):  # the most probable option would be the first one
         raise ConfigError(
             "the likelihoods of the options are not finite: evaluate an earlier checkpoint, or on a device "
@@ -67,7 +76,9 @@ def score_sample(bundle: Bundle, sample: Sample, choices: Sequence[str] = (), ba
     return Answer(list(candidates)[best], scores=scores)
 
 
-def _log_likelihoods(bundle: Bundle, sample: Sample, candidates: Sequence[str], batch_size: int) -> list[float]:
+def _log_likelihoods(
+    bundle: Bundle, sample: Sample, candidates: Sequence[str], batch_size: int, vision: SharedVision | None
+) -> list[float]:
     """Return the log-likelihood of each candidate as the answer, up to a constant of the sample."""
     turns = sample.turns[:-1] if sample.turns and sample.turns[-1].role == "assistant" else sample.turns
     encoded = []
@@ -76,8 +87,12 @@ def _log_likelihoods(bundle: Bundle, sample: Sample, candidates: Sequence[str], 
         if encoded[-1].truncated:
             raise DataError.without_values("an option does not fit into max_length: raise model_args.max_length")
     objective, likelihoods = NextToken(), list[float]()
-    for start in range(0, len(encoded), batch_size):
-        batch = bundle.encoder.pad(encoded[start : start + batch_size]).to(bundle.model.pretrained.device)
-        loss_B = objective.total(Context(batch.targets, bundle.model(**batch.student)))
-        likelihoods += (-loss_B).double().tolist()
+    with nullcontext() if vision is None else vision.question() as begin_batch:
+        for start in range(0, len(encoded), batch_size):
+            part = encoded[start : start + batch_size]
+            if begin_batch is not None:
+                begin_batch(len(part))
+            batch = bundle.encoder.pad(part).to(bundle.model.pretrained.device)
+            loss_B = objective.total(Context(batch.targets, bundle.model(**batch.student)))
+            likelihoods += (-loss_B).double().tolist()
     return likelihoods
