@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 from typing_extensions import override
@@ -85,6 +86,11 @@ class _Parser(argparse.ArgumentParser):
                 if re.fullmatch(r"--[a-z][\w-]*", argument) and argument not in options:
                     self.error(f"there is no option {argument}{hint(argument, options)}")
         return super().parse_known_args(args, namespace)
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        """Print the message without the list of all options, which would hide it, and exit."""
+        self.exit(USER_ERROR, f"{self.prog}: error: {message}\n`{self.prog} --help` shows the options\n")
 
 
 def command_parser(name: str, description: str) -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from mllm.config.hardware import check_packages
 from mllm.config.schema import ModelArgs
 from mllm.dataset.checking import check_splits
 from mllm.dataset.readers import read_images
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, DataError, with_location
 from mllm.export.saved_model import adapter_args, adapter_facts, whole_model_args
 from mllm.predict.batch import BatchPredictor, predict_file
 from mllm.predict.chat import chat
@@ -141,7 +141,10 @@ def read_questions(options: PredictOptions) -> Questions:
     if Path(options.out).exists():
         raise ConfigError(f"--out {options.out} exists; remove it or choose another name")
     marks = options.draw is not None
-    return Questions(options.batch, options.image_folder, options.modality, marks, reader=options.reader)
+    try:
+        return Questions(options.batch, options.image_folder, options.modality, marks, reader=options.reader)
+    except DataError as error:
+        raise with_location(error, f"--batch {options.batch}") from error
 
 
 def format_answer(answer: Answer, image_count: int) -> str:

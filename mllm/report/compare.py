@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -296,6 +297,8 @@ def _table(rows: Sequence[Difference], count: int) -> str:
 
 
 def _cell(value: float, limits: Limits, sign: str) -> str:
+    if math.isnan(value):
+        return "nan"
     shown = f"{value:+,}" if sign and isinstance(value, int) else f"{value:+.4f}" if sign else format_number(value)
     if limits is None:
         return shown

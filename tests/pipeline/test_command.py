@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from mllm.errors import DataError
 from mllm.files import write_text
-from mllm.pipeline.command import INTERRUPTED, USER_ERROR, run_command
+from mllm.pipeline.command import INTERRUPTED, USER_ERROR, command_parser, run_command
 
 
 def _raising(error: BaseException) -> object:
@@ -25,6 +25,17 @@ def _raising(error: BaseException) -> object:
 
 def _run(error: BaseException, *argv: str) -> int:
     return run_command(_raising(error), argv)  # type: ignore[arg-type]
+
+
+def test_a_wrong_command_line_is_one_message_without_all_options(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = command_parser("predict", "Answer questions.")
+    for number in range(20):
+        parser.add_argument(f"--option-{number}")
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--option-3"])
+    message, advice = capsys.readouterr().err.splitlines()
+    assert message.endswith(": error: argument --option-3: expected one argument")
+    assert advice == f"`{parser.prog} --help` shows the options"
 
 
 def test_a_result_is_passed_on() -> None:

@@ -114,6 +114,7 @@ def test_both_files_of_a_model_with_images(
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
+        (["--type", "int"], r"--type int is unknown; known are f32, [^;]*q2_k$"),
         (["--type", "q4_m"], r"--type q4_m is unknown: did you mean 'q4_k_m'\?; known are f32, f16, bf16, q8_0"),
         (["--mmproj", "mmproj.gguf"], "tiny-gemma3' has no mmproj file: it has no vision tower; omit --mmproj"),
         (["--type", "q6_k"], "q6_k quantizes 256 values of a row together, and its rows have 64, 128"),

@@ -14,12 +14,12 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, DataError
 from mllm.export.facts import Facts, Split, write_facts
 from mllm.export.saved_model import adapter_args
 from mllm.pipeline.predict import main, parse
 from mllm.predict.load import best_hardware, load_for_answers
-from mllm.predict.predict import image_advice
+from mllm.predict.predict import PredictOptions, image_advice, read_questions
 from mllm.structures import Sample, Turn
 
 FEW = ["--max-new-tokens", "8"]
@@ -158,6 +158,12 @@ def test_options_that_exclude_each_other_exit_with_2(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as excinfo:
         main(wrong)
     assert excinfo.value.code == 2
+
+
+def test_a_missing_table_is_reported_with_its_option(tmp_path: Path) -> None:
+    options = PredictOptions(batch=str(tmp_path / "no.jsonl"), out=str(tmp_path / "out.jsonl"))
+    with pytest.raises(DataError, match=r"^--batch .*no\.jsonl: .* does not exist"):
+        read_questions(options)
 
 
 @pytest.mark.parametrize(

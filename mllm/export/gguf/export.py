@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mllm.errors import ConfigError, hint
+from mllm.errors import ConfigError, nearest_names
 from mllm.export.gguf.k_quants import K_QUANTS, check_k_quant, export_k_quant
 from mllm.export.gguf.lora import export_adapter
 from mllm.export.gguf.mmproj import check_mmproj, export_mmproj
@@ -46,8 +46,9 @@ def export_gguf(
     to a temporary folder beside `out`. Raises `ConfigError` if llama.cpp cannot run the model, before any merge.
     """
     if kind not in (*TYPES, *K_QUANTS):
-        known = ", ".join([*TYPES, *K_QUANTS])
-        raise ConfigError(f"--type {kind} is unknown{hint(kind, [*TYPES, *K_QUANTS])}; known are {known}")
+        known = [*TYPES, *K_QUANTS]
+        similar = "".join(f": did you mean '{name}'?" for name in nearest_names(kind, known, count=1))
+        raise ConfigError(f"--type {kind} is unknown{similar}; known are {', '.join(known)}")
     source = find_source(model, base)
     family, _ = open_family(source.base)
     if kind in K_QUANTS:
