@@ -51,7 +51,7 @@ UNFINISHED = ".unfinished-"
 """Middle of the names of files with the predictions of an evaluation that has not ended; the name of the evaluation
 stands before it, the number of the process follows."""
 UNTRAINED = "untrained"
-"""Name of the evaluation before the training, for its unfinished predictions."""
+"""Folder of the evaluation before the training, and the name of its unfinished predictions."""
 AGREEMENT_PLOT = "agreement.png"
 FACTS = "facts.json"
 """Also in every exported folder."""

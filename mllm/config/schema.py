@@ -116,7 +116,7 @@ class DataArgs:
     Numbers after a column are the bounds of its bins; without them, many different numbers are divided at their
     quartiles."""
     compute_untrained: bool = False
-    """Evaluate the test split before training as well."""
+    """Evaluate the test split before training as well. `metrics.json` then has the paired differences."""
     gen_kwargs: dict[str, Any] = field(default_factory=dict)
     """Options of the answers to the test split; see the next table."""
 

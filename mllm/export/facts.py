@@ -64,6 +64,10 @@ class Facts:
     """Number of further steps of the schedule that made no update, because none of their rows could be used."""
     figures: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """Metric -> figure -> value on the test split; None for a value that is not a number."""
+    untrained: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    """`figures` of the model before the training; empty: they were not computed."""
+    differences: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    """`figures` minus `untrained` on the same samples, with the limits of their 95 % intervals."""
     privacy: Mapping[str, Any] | None = None
     """The privacy record of a run with differential privacy, as in `privacy.json`."""
     versions: Mapping[str, Any] = field(default_factory=dict)
@@ -128,5 +132,6 @@ def known_facts(folder: Path, base: str, settings: Mapping[str, Any]) -> Facts:
 
 
 def write_metrics(folder: Path, facts: Facts, strata: Mapping[str, Any]) -> Path:
-    """Write `metrics.json` of a run to `folder`: the figures of the test split, and by stratum if there are any."""
-    return write_json(folder / METRICS, {"figures": facts.figures, **({"strata": strata} if strata else {})})
+    """Write `metrics.json` of a run to `folder`: the figures of the test split, after and before, and by stratum."""
+    before = {"untrained": facts.untrained, "differences": facts.differences} if facts.untrained else {}
+    return write_json(folder / METRICS, {"figures": facts.figures, **before, **({"strata": strata} if strata else {})})

@@ -96,24 +96,11 @@ def compare(folders: Sequence[Path], names: Sequence[str] = (), by: Sequence[str
     strata = [stratum for column in columns for stratum in strata_of(common[0], column)]
     parts = []
     for stratum in strata:
-        rows = _compared([[run[index] for index in stratum.indices] for run in common], metrics)
+        rows = paired_differences(metrics, [[run[index] for index in stratum.indices] for run in common])
         rows = [_without_limits(row) for row in rows] if stratum.is_small else rows
         parts.append(Part(stratum.column, stratum.value, len(stratum.indices), stratum.patients, rows))
     labels = [str(folder) for folder in folders]
-    return Comparison(labels, len(common[0]), patients_of(common[0]), _compared(common, metrics), parts)
-
-
-def _compared(common: Sequence[Sequence[Row]], metrics: Mapping[str, Entry]) -> list[Difference]:
-    """Return the figures of all runs on the same samples, with the references of the first run."""
-    scorers = []
-    for rows in common:
-        scorer = Scorer(metrics)
-        for row, first in zip(rows, common[0], strict=True):
-            prediction, _ = answers_of(row)
-            scorer.add(prediction, answers_of(first)[1])
-        scorers.append(scorer)
-    series = [scorer.series() for scorer in scorers]
-    return [difference for title in series[0] for difference in _differences(title, [part[title] for part in series])]
+    return Comparison(labels, len(common[0]), patients_of(common[0]), paired_differences(metrics, common), parts)
 
 
 def _check_metrics(folders: Sequence[Path], common: Sequence[Sequence[Row]], metrics: Mapping[str, Entry]) -> None:
@@ -153,6 +140,38 @@ def _scored(entry: Entry, references: Sequence[Answer]) -> int:
 
 def _without_limits(row: Difference) -> Difference:
     return replace(row, limits=[None] * len(row.limits), difference_limits=[None] * len(row.difference_limits))
+
+
+def paired_differences(metrics: Mapping[str, Entry], runs: Sequence[Sequence[Row]]) -> list[Difference]:
+    """Return the figures of several predictions of the same samples, and their differences from the first ones.
+
+    Args:
+        metrics: Name -> metric.
+        runs: Rows of `predictions.jsonl`, of the same samples in the same order. The references are those of the first.
+    """
+    scorers = []
+    for rows in runs:
+        scorer = Scorer(metrics)
+        for row, first in zip(rows, runs[0], strict=True):
+            scorer.add(answers_of(row)[0], answers_of(first)[1])
+        scorers.append(scorer)
+    series = [scorer.series() for scorer in scorers]
+    return [difference for title in series[0] for difference in _differences(title, [part[title] for part in series])]
+
+
+def figures_of_differences(rows: Sequence[Difference]) -> dict[str, dict[str, float]]:
+    """Return the differences of the second predictions from the first, metric -> figure -> value.
+
+    Limits of 95 % intervals are named as those of figures, `_ci_low` and `_ci_high`.
+    """
+    figures: dict[str, dict[str, float]] = {}
+    for row in rows:
+        values = figures.setdefault(row.metric, {})
+        values[row.figure] = row.differences[0]
+        limits = row.difference_limits[0]
+        if limits is not None:
+            values |= {row.figure + end: limit for end, limit in zip(INTERVAL, limits, strict=True)}
+    return figures
 
 
 def _metric_names(folders: Sequence[Path], names: Sequence[str]) -> list[str]:

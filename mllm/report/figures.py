@@ -17,10 +17,18 @@ INTERVAL = ("_ci_low", "_ci_high")
 """Ends of the names of the limits of a 95 % interval."""
 
 
-def figures_line(name: str, trained: Figures, untrained: Figures | None, scored: int, rows: int) -> str:
+def figures_line(
+    name: str,
+    trained: Figures,
+    untrained: Figures | None,
+    scored: int,
+    rows: int,
+    differences: Figures | None = None,
+) -> str:
     """Return the figures of the metric `name` on the test split as one line; those of measures as a table.
 
-    Examples: `held-out accuracy: 96.4 % [92.9, 99.3] (untrained 13.9 %, majority class 30.0 %, chance 14.3 %)`,
+    Examples: `held-out accuracy: 96.4 % [92.9, 99.3] (untrained 13.9 % [10.0, 17.1], difference +82.5 % [+78.6, +86.4],
+    majority class 30.0 %, chance 14.3 %)`,
     `held-out choice: accuracy 75.0 % (majority class 50.0 %, chance 33.3 %), unreadable 3, samples 80`,
     `held-out rec (8 of 20 rows have a target): accuracy 0.8750, failed 0, samples 8 (untrained: ...)`.
 
@@ -30,6 +38,7 @@ def figures_line(name: str, trained: Figures, untrained: Figures | None, scored:
         untrained: Figures of the model before the training. None: they were not computed.
         scored: Number of rows whose reference has what the metric compares.
         rows: Number of answered rows.
+        differences: Figures of the trained model minus those of the untrained one, on the same samples.
     """
     title = f"held-out {name}" + (f" ({scored:,} of {rows:,} rows have a target)" if scored < rows else "")
     if name == "measures":
@@ -40,11 +49,14 @@ def figures_line(name: str, trained: Figures, untrained: Figures | None, scored:
     if {"accuracy", *BASELINES} <= trained.keys():
         label = "" if name == "accuracy" else "accuracy "
         own = {key: figures.pop(key) for key in list(figures) if key.startswith("accuracy")}
-        line += f"{label}{_percent(own)} ({_baselines(trained, untrained)})"
+        line += f"{label}{_percent(own)} ({_baselines(trained, untrained, differences)})"
         figures = {} if name == "accuracy" else {key: figures[key] for key in figures if key not in BASELINES}
         line += ", " if figures else ""
         untrained = {key: untrained[key] for key in figures if key in untrained} if untrained else None
-    return line + format_figures(figures) + (f" (untrained: {format_figures(untrained)})" if untrained else "")
+        differences = {key: differences[key] for key in figures if key in differences} if differences else None
+    before = f"untrained: {format_figures(untrained)}" if untrained else ""
+    change = f"; difference: {format_figures(differences, '+')}" if before and differences else ""
+    return line + format_figures(figures) + (f" ({before}{change})" if before else "")
 
 
 def figures_table(figures: Mapping[str, Figures], scored: Mapping[str, int] | None = None, rows: int = 0) -> str:
@@ -62,34 +74,35 @@ def figures_table(figures: Mapping[str, Figures], scored: Mapping[str, int] | No
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
 
 
-def format_figures(figures: Mapping[str, float]) -> str:
-    """Format figures as one line: `accuracy 0.8750 [0.8125, 0.9375], failed 3`."""
-    return ", ".join(f"{name} {value}" for name, value in formatted(figures).items())
+def format_figures(figures: Mapping[str, float], sign: str = "") -> str:
+    """Format figures as one line: `accuracy 0.8750 [0.8125, 0.9375], failed 3`. See `formatted` for `sign`."""
+    return ", ".join(f"{name} {value}" for name, value in formatted(figures, sign=sign).items())
 
 
-def formatted(figures: Mapping[str, float], scale: float = 1.0, decimals: int = 4) -> dict[str, str]:
+def formatted(figures: Mapping[str, float], scale: float = 1.0, decimals: int = 4, sign: str = "") -> dict[str, str]:
     """Return each figure as text, with its 95 % interval in brackets if it has one.
 
     Args:
         figures: Figures, and the limits of their intervals (`accuracy_ci_low`, `accuracy_ci_high`).
         scale: Factor of the values.
         decimals: Digits after the point of numbers that are not whole.
+        sign: '+': write the sign of positive numbers, too.
     """
     texts = {}
     for name, value in figures.items():
         if name.endswith(INTERVAL):
             continue
         limits = [figures[name + end] for end in INTERVAL if name + end in figures]
-        shown = ", ".join(format_number(scale * limit, decimals) for limit in limits)
-        texts[name] = format_number(value if isinstance(value, int) else scale * value, decimals) + (
+        shown = ", ".join(format_number(scale * limit, decimals, sign) for limit in limits)
+        texts[name] = format_number(value if isinstance(value, int) else scale * value, decimals, sign) + (
             f" [{shown}]" if limits else ""
         )
     return texts
 
 
-def format_number(value: float, decimals: int = 4) -> str:
+def format_number(value: float, decimals: int = 4, sign: str = "") -> str:
     """Format an integer with separators of thousands, any other number with `decimals` digits after the point."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{decimals}f}"
+    return f"{value:{sign},}" if isinstance(value, int) else f"{value:{sign}.{decimals}f}"
 
 
 def strata_table(strata: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
@@ -122,14 +135,17 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])
 
 
-def _baselines(trained: Figures, untrained: Figures | None) -> str:
+def _baselines(trained: Figures, untrained: Figures | None, differences: Figures | None) -> str:
     """Return the accuracies with which the accuracy of a model is compared."""
-    values = {"untrained": untrained["accuracy"]} if untrained else {}
-    values |= {"majority class": trained["majority_class"], "chance": trained["chance"]}
-    return ", ".join(f"{name} {100 * value:.1f} %" for name, value in values.items())
+    texts = [f"untrained {_percent(untrained)}"] if untrained else []
+    if untrained and differences and "accuracy" in differences:
+        texts.append(f"difference {_percent(differences, '+')}")
+    for name, label in zip(BASELINES, ("majority class", "chance"), strict=True):
+        texts.append(f"{label} {100 * trained[name]:.1f} %")
+    return ", ".join(texts)
 
 
-def _percent(accuracy: Figures) -> str:
+def _percent(accuracy: Figures, sign: str = "") -> str:
     """Return an accuracy in percent with its interval: `75.0 % [62.5, 87.5]`."""
-    value, _, limits = formatted(accuracy, 100, 1)["accuracy"].partition(" ")
+    value, _, limits = formatted(accuracy, 100, 1, sign)["accuracy"].partition(" ")
     return f"{value} % {limits}".strip()

@@ -25,18 +25,21 @@ from mllm.export.folder import update_figures
 from mllm.export.former import former_exports, remove_former_results
 from mllm.export.merge import merge
 from mllm.export.settings import encoding_settings
+from mllm.files import write_json
 from mllm.predict.evaluate import data_fingerprint
 from mllm.predict.metrics import find_metrics
 from mllm.predict.strata import add_strata, parse_columns
 from mllm.predict.writer import write_predictions
 from mllm.private_messages import is_private
 from mllm.registry import EXPORTERS
+from mllm.report.compare import figures_of_differences, paired_differences
 from mllm.report.data_summary import draw_agreement, write_summary
 from mllm.report.figures import figures_line, strata_table
 from mllm.run.facts import run_facts
 from mllm.run_files import (
     ADAPTER,
     MERGED,
+    METRICS,
     MINIATURE,
     PREDICTIONS,
     SKIPPED_ROWS,
@@ -48,6 +51,8 @@ from mllm.run_files import (
 from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
+Figures = dict[str, dict[str, float]]
+"""Metric -> figure -> value."""
 
 
 def evaluate_test_split(
@@ -157,6 +162,8 @@ def write_results(
     splits: Splits,
     exports: Exports,
     evaluation: Evaluation | None,
+    untrained: Evaluation | None,
+    changes: Figures,
 ) -> None:
     """Write the predictions and figures of the test split to the run folder and its exports."""
     if evaluation is None or not trainer.is_world_process_zero():
@@ -165,6 +172,8 @@ def write_results(
     record_skipped(trainer, splits)
     folder, facts = run_folder(trainer.args), run_facts(config, trainer, splits)
     facts = replace(facts, figures=evaluation.figures)
+    if untrained is not None:
+        facts = replace(facts, untrained=untrained.figures, differences=changes)
     write_facts(folder, facts)
     write_metrics(folder, facts, evaluation.strata)
     for exported in exports.folders + exports.former:
@@ -177,12 +186,36 @@ def write_results(
         remove_unfinished(folder, name)
 
 
+def write_untrained(folder: Path, evaluation: Evaluation | None) -> None:
+    """Write predictions and figures of the model before the training, in the form of `mllm evaluate`."""
+    if evaluation is None:
+        return
+    write_predictions(folder / UNTRAINED / PREDICTIONS, evaluation.rows)
+    write_json(folder / UNTRAINED / METRICS, {"figures": evaluation.figures})
+
+
+def changes_of(config: RunConfig, untrained: Evaluation | None, evaluation: Evaluation | None) -> Figures:
+    """Return the paired differences of the figures after and before the training, with 95 % intervals by patient.
+
+    They are those of the samples that both evaluations have; empty if there is only one evaluation.
+    """
+    if untrained is None or evaluation is None:
+        return {}
+    rows = [dict(zip(part.indices, part.rows, strict=True)) for part in (untrained, evaluation)]
+    common = [index for index in untrained.indices if index in rows[1]]
+    if not common:
+        return {}
+    runs = [[part[index] for index in common] for part in rows]
+    return figures_of_differences(paired_differences(find_metrics(config.data_args.metrics), runs))
+
+
 def log_results(
     config: RunConfig,
     trainer: MultimodalTrainer,
     exports: Exports,
     evaluation: Evaluation | None,
     untrained: Evaluation | None,
+    changes: Figures,
 ) -> None:
     """Log skipped rows, losses, figures and the location of the results, on the first process only."""
     if not trainer.is_world_process_zero():
@@ -204,7 +237,8 @@ def log_results(
     if evaluation is not None:
         for name, figures in evaluation.figures.items():
             before = untrained.figures.get(name) if untrained else None
-            logger.info("%s", figures_line(name, figures, before, evaluation.scored[name], len(evaluation.rows)))
+            scored, rows = evaluation.scored[name], len(evaluation.rows)
+            logger.info("%s", figures_line(name, figures, before, scored, rows, changes.get(name)))
         if evaluation.strata:
             logger.info("figures of the test split by stratum:\n%s", strata_table(evaluation.strata))
     if small := miniatures(config.data_args, runs_of(config.name) / MINIATURE):

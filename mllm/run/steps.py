@@ -12,7 +12,15 @@ from mllm.models.builder.builder import load_pretrained
 from mllm.run.data import limit_tiny_updates, open_splits, planned_updates, prepare_data, scale_measures
 from mllm.run.distill import cache_features, fit_objectives, load_teacher, release_teacher, training_encoder
 from mllm.run.early_checks import check_early
-from mllm.run.finish import end_processes, evaluate_test_split, export, log_results, write_results
+from mllm.run.finish import (
+    changes_of,
+    end_processes,
+    evaluate_test_split,
+    export,
+    log_results,
+    write_results,
+    write_untrained,
+)
 from mllm.run.lengths import warn_of_cut_samples
 from mllm.run.open import open_run, start_processes
 from mllm.run.train import check_training, train
@@ -57,6 +65,7 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool) 
         untrained = None
         if config.data_args.compute_untrained:
             untrained = evaluate_test_split(config, bundle, splits, folder, UNTRAINED)
+            write_untrained(folder, untrained)
 
         trainer = prepare_trainer(config, hardware, learner, folder, data)
         check_training(config, trainer, bundle)
@@ -64,7 +73,8 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool) 
 
         exports = export(config, bundle, trainer, splits)  # before the evaluation, which can fail
         evaluation = evaluate_test_split(config, bundle, splits, folder)
-        write_results(config, trainer, splits, exports, evaluation)
-        log_results(config, trainer, exports, evaluation, untrained)
+        changes = changes_of(config, untrained, evaluation)
+        write_results(config, trainer, splits, exports, evaluation, untrained, changes)
+        log_results(config, trainer, exports, evaluation, untrained, changes)
         if exports.refusal is not None:
             raise exports.refusal

@@ -42,6 +42,16 @@ def test_every_accuracy_is_next_to_the_majority_class_and_chance(name, metric, l
     assert [name, "majority_class", "0.7500"] in rows and [name, "chance", "0.5000"] in rows
 
 
+def test_the_difference_from_the_untrained_model_is_beside_it() -> None:
+    figures = {"accuracy": 0.75, "accuracy_ci_low": 0.5, "accuracy_ci_high": 1.0, "majority_class": 0.5, "chance": 0.25}
+    untrained = {**figures, "accuracy": 0.25, "accuracy_ci_low": 0.0}
+    differences = {"accuracy": 0.5, "accuracy_ci_low": -0.25, "accuracy_ci_high": 0.75}
+    line = "held-out accuracy: 75.0 % [50.0, 100.0] (untrained 25.0 % [0.0, 100.0], difference +50.0 % [-25.0, +75.0], "
+    assert figures_line("accuracy", figures, untrained, 4, 4, differences).startswith(line + "majority class 50.0 %")
+    line = figures_line("mae", {"mae": 1.5, "failed": 0}, {"mae": 2.0, "failed": 1}, 4, 4, {"mae": -0.5})
+    assert line == "held-out mae: mae 1.5000, failed 0 (untrained: mae 2.0000, failed 1; difference: mae -0.5000)"
+
+
 def test_a_figure_has_its_interval_in_brackets() -> None:
     figures = {"accuracy": 0.75, "accuracy_ci_low": 0.5, "accuracy_ci_high": 1.0, "majority_class": 0.5, "chance": 0.5}
     assert figures_line("accuracy", figures, None, 4, 4) == (
