@@ -21,7 +21,8 @@ from mllm.family import FAMILIES
 from mllm.models.builder.builder import load_encoder
 from mllm.pipeline.evaluate_model import main as evaluate
 from mllm.pipeline.finetune import main
-from mllm.run_files import TRAINED
+from mllm.report.compare import compare
+from mllm.run_files import TRAINED, UNTRAINED
 from mllm.structures import IGNORE
 from mllm.tiny.checkpoints import write_tiny
 
@@ -199,6 +200,8 @@ def test_a_config_trains_two_steps_with_tiny_and_peft_loads_the_adapter(path: Pa
     assert [row["step"] for row in rows if "loss" in row][-1] == 2
     if path.stem == "medgemma_flare25":
         check_the_answers_for_the_challenge(path, run)
+    if config.data_args.compute_untrained:
+        check_the_evaluation_before_training(run)
     kinds = {"causal-lm": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
     kind = kinds.get(config.model_args.type, AutoModelForImageTextToText)
     family = FAMILIES.find(config.model_args.type).tiny_name(config.model_args.model_name_or_path)
@@ -227,3 +230,17 @@ def check_the_answers_for_the_challenge(path: Path, run: Path) -> None:
         predicted = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
         reports = [row["prediction"].strip() for row in predicted if row["task"] == "report_generation"]
         assert [row["Answer"] for row in rows if row["TaskType"] == "Report_Generation"] == reports
+
+
+def check_the_evaluation_before_training(run: Path) -> None:
+    """Check the figures before the training, their differences, and that `mllm compare` computes the same ones."""
+    figures = json.loads((run / "metrics.json").read_text())
+    facts = json.loads((run / "facts.json").read_text())
+    assert {key: facts[key] for key in figures} == figures
+    comparison = compare([run / UNTRAINED, run])
+    assert comparison.rows and not list(run.glob("*unfinished*"))
+    for row in comparison.rows:
+        values = [figures[part][row.metric][row.figure] for part in ("untrained", "figures", "differences")]
+        assert values == [*row.values, values[1] - values[0]]
+        limits = [figures["differences"][row.metric][row.figure + end] for end in ("_ci_low", "_ci_high")]
+        assert tuple(limits) == row.difference_limits[0]

@@ -5,7 +5,7 @@ for the checkpointed states of 1024 tokens; not measured on a card.
 Command: python mllm/pipeline/finetune.py config/training_configs/gemma3n_medrescue_t4.py
 """
 
-_base_ = ["../_base_/models/gemma3n_text.py", "../_base_/datasets/first_aid.py", "../_base_/runtime/turing.py"]
+_base_ = ["../_base_/models/gemma3n_text.py", "../_base_/datasets/medrescue.py", "../_base_/runtime/turing.py"]
 
 data_args = dict(tokens_per_micro_batch=1024)  # the states of four samples would take 4.7 GB in fp32
 training_args = dict(

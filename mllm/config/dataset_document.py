@@ -125,6 +125,14 @@ TASKS = (
         ("TextQADataset", "TranslationDataset"),
         "text",
         ("accuracy", "choice", "bleu", "chrf"),
+        "t5gemma_mtnt_en_fr",
+    ),
+    Task(
+        "multiple choice",
+        "`question`, `options`, `answer`",
+        ("MultipleChoiceDataset",),
+        "letter of an option",
+        ("accuracy", "balanced_accuracy", "auroc"),
         "gemma3n_medrescue",
     ),
 )
