@@ -51,7 +51,7 @@ def format_error(error: Exception, files: Sequence[Path], fallback: str) -> str:
     names = {str(file) for file in files}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in names]
     origin = f"{display_path(Path(frames[-1].filename))}:{frames[-1].lineno}" if frames else fallback
-    literal = JSON_LITERALS.get(error.name) if isinstance(error, NameError) else None
+    literal = JSON_LITERALS.get(error.name or "") if isinstance(error, NameError) else None
     return f"{origin}: {_one_line(error)}" + (f": write {literal}" if literal else "")
 
 
