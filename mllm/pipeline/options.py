@@ -24,18 +24,30 @@ def integer(minimum: int) -> Callable[[str], int]:
     return parse
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that select an adapter or a whole model."""
+def add_model_options(parser: argparse.ArgumentParser, server: bool = False) -> None:
+    """Add the options that select an adapter or a whole model, or with `server` a server."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--adapter", help="an adapter/ folder, the run folder around it, or a name on the Hub")
     source.add_argument("--model", help="a merged/ folder, or a base model without an adapter")
     parser.add_argument("--base", help="the adapter's base model (default: the one that the adapter names)")
+    if server:
+        source.add_argument("--server", metavar="URL", help="an OpenAI-compatible server: vLLM, llama.cpp, Ollama")
+        group = parser.add_argument_group("server", "its token, if it needs one, is in the variable MLLM_SERVER_TOKEN")
+        group.add_argument("--server-model", metavar="NAME", help="a model of the server (default: its only one)")
+        group.add_argument("--concurrency", type=integer(1), help="requests at a time (default: 8)")
+        group.add_argument("--allow-remote", action="store_true", help="send the data to a server on another machine")
 
 
 def check_model_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Exit with an argparse error if `--base` is set without `--adapter`."""
-    if args.base and args.model:
+    if args.base and not args.adapter:
         parser.error("--base requires --adapter")
+
+
+def check_server_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with an argparse error if an option of a server is set without `--server`."""
+    if not args.server and (args.server_model or args.concurrency or args.allow_remote):
+        parser.error("--server-model, --concurrency and --allow-remote require --server")
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:

@@ -32,6 +32,7 @@ from mllm.files import write_json
 from mllm.metrics.scoring import Entry
 from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.metrics import check_metrics, find_metrics, metric_origin
+from mllm.predict.server import ServerOptions, open_server
 from mllm.predict.strata import add_strata, check_columns, parse_columns, strata_origin
 from mllm.predict.writer import write_predictions
 from mllm.private_messages import call_privately, error_of, is_private
@@ -48,7 +49,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Options of `evaluate`; one of `adapter` and `model` must be set."""
+    """Options of `evaluate`; one of `adapter`, `model` and `server` must be set."""
 
     config: str
     """Path of the config, for messages and `metrics.json`."""
@@ -60,6 +61,8 @@ class EvaluateOptions:
     """A folder or a Hub name of a whole model."""
     base: str | None = None
     """The base model of `adapter`; None: the one that `adapter_config.json` names."""
+    server: ServerOptions | None = None
+    """A server that answers instead of a model in memory."""
     split: str = "test"
     metrics: Sequence[str] = ()
     """Names of metrics; empty: those of `data_args.compute_metric`."""
@@ -82,7 +85,7 @@ def evaluate(config: RunConfig, options: EvaluateOptions) -> None:
 
 def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     metrics = select_metrics(config, options.metrics)
-    model_args = select_model(config, options)
+    model_args = None if options.server else select_model(config, options)
     folder = output_folder(config, options)
     if options.draw:
         refuse_drawing(Path(options.draw), many=True)
@@ -92,19 +95,26 @@ def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     columns = parse_columns(config, options.by)
     check_columns(columns, options.split, splits, "--by" if options.by else strata_origin(config))
     hardware = best_hardware()
-    state = PartialState(cpu=hardware.device == "cpu")
-    answerer = ModelAnswers(
-        load_for_answers(model_args, hardware),
-        checks_prompts=config.data_args.on_error == "skip" or is_private(),
-        settings=encoding_settings(asdict(model_args)),
-        **config.data_args.gen_kwargs,
-    )
+    state = PartialState(cpu=hardware.device == "cpu" or model_args is None)
+    if model_args is None:
+        assert options.server is not None
+        served = open_server(options.server, config)
+        answerer: Answerer = served
+        facts = served.facts()
+    else:
+        answerer = ModelAnswers(
+            load_for_answers(model_args, hardware),
+            checks_prompts=config.data_args.on_error == "skip" or is_private(),
+            settings=encoding_settings(asdict(model_args)),
+            **config.data_args.gen_kwargs,
+        )
+        facts = model_facts(model_args)
     files = open_files(folder, options, answerer.fingerprint() | data_fingerprint(config, splits, options.split))
     try:
         evaluation, seconds = _answer(config, options, splits, answerer, metrics, files)
         if state.is_main_process:
             evaluation = add_strata(evaluation, splits[options.split], metrics, columns)
-            _write(config, model_args, options, evaluation, seconds, splits, files)
+            _write(config, facts, options, evaluation, seconds, splits, files)
     finally:
         files.close()
 
@@ -133,7 +143,7 @@ def _answer(
 
 def _write(
     config: RunConfig,
-    model_args: ModelArgs,
+    model: Mapping[str, Any],
     options: EvaluateOptions,
     evaluation: Evaluation,
     seconds: float,
@@ -146,7 +156,7 @@ def _write(
         draw_evaluation(evaluation, splits[options.split], Path(options.draw))
     write_predictions(folder / PREDICTIONS, evaluation.rows)
     write_challenge_files(splits[options.split], evaluation.predictions(), folder)
-    write_json(folder / METRICS_FILE, summary(config, model_args, options, evaluation, seconds))
+    write_json(folder / METRICS_FILE, summary(config, model, options, evaluation, seconds))
     files.remove()  # last: without these files, the others are complete
     print(figures_table(evaluation.figures, evaluation.scored, len(evaluation.rows)))
     if evaluation.strata:
@@ -227,6 +237,8 @@ def output_folder(config: RunConfig, options: EvaluateOptions) -> Path:
             raise ConfigError(f"--out {folder} exists and is not an empty folder; remove it or choose another name")
         return folder
     source = Path(str(options.adapter or options.model))
+    if options.server:
+        return runs_of(config.name) / f"evaluation-{options.split}"
     if (source / ADAPTER).is_dir():
         run = source.resolve()
     elif source.is_dir() and (options.adapter or (source.resolve().parent / CONFIG).is_file()):
@@ -297,18 +309,18 @@ def data_fingerprint(config: RunConfig, splits: Splits, split: str) -> dict[str,
 
 
 def summary(
-    config: RunConfig, model_args: ModelArgs, options: EvaluateOptions, evaluation: Evaluation, seconds: float
+    config: RunConfig, model: Mapping[str, Any], options: EvaluateOptions, evaluation: Evaluation, seconds: float
 ) -> dict[str, Any]:
     """Return the contents of `metrics.json`: figures, counts of rows, and everything that the figures depend on.
 
-    Those of a private config have no options of the data and no values of overrides, which may be paths of the data.
+    `model` has the facts about the model or the server. Those of a private config have no options of the data and no
+    values of overrides, which may be paths of the data.
     """
     settings = asdict(config.data_args)
     data, overrides = settings[options.split], list(options.cfg_options)
     if config.privacy_args is not None:
         data = {"type": data["type"]}
         overrides = [override.partition("=")[0] for override in overrides]
-    weights = [] if model_args.adapter_path is None else sorted(Path(model_args.adapter_path).glob("*.safetensors"))
     return {
         "figures": evaluation.figures,
         **({"strata": evaluation.strata} if evaluation.strata else {}),
@@ -330,7 +342,13 @@ def summary(
             "gen_kwargs": settings["gen_kwargs"],
             "on_error": settings["on_error"],
         },
-        "model": asdict(model_args),
-        "adapter_sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in weights},
+        **model,
         "environment": environment(),
     }
+
+
+def model_facts(args: ModelArgs) -> dict[str, Any]:
+    """Return the `model_args` of a model and the digests of the files of its adapter, for `metrics.json`."""
+    weights = [] if args.adapter_path is None else sorted(Path(args.adapter_path).glob("*.safetensors"))
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in weights}
+    return {"model": asdict(args), "adapter_sha256": digests}

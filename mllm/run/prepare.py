@@ -40,6 +40,13 @@ def prepare_args(
     return apply_rules(config, detect())
 
 
+def prepare_data_args(path: str, overrides: Sequence[str] = (), *, tiny: bool = False) -> RunConfig:
+    """Return the config at `path` for work that loads no model here: without the rules for training and hardware."""
+    check_versions()
+    config = read_config(path, overrides)
+    return with_tiny_parts(config) if tiny else config
+
+
 def write_named_tiny(config: RunConfig) -> None:
     """Write the tiny checkpoint of a config that names one as its base, such as `ckpt/tiny-medgemma`."""
     name = FAMILIES.find(config.model_args.type).tiny_name()
