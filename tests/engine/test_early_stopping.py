@@ -79,5 +79,6 @@ def test_a_resumed_run_stops_at_the_same_step(make_trainer, trained, tmp_path):
         resumed = _trainer(make_trainer, tmp_path, f"resumed-{step}", patience=2)
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert resumed.state.global_step == 4
+        actual = trained(resumed)
         for name, value in trained(whole).items():
-            assert (value == trained(resumed)[name]).all(), name
+            assert (value == actual[name]).all(), name

@@ -52,8 +52,9 @@ def test_losses_and_weights_equal_a_plain_loop_over_the_models_own_loss(make_tra
     expected = _plain_loop(theirs, 5)
     losses = [row["loss"] for row in ours.state.log_history if "loss" in row]
     assert losses == pytest.approx(expected, rel=1e-5)
+    actual = trained(ours)
     for name, value in trained(theirs).items():
-        torch.testing.assert_close(trained(ours)[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("cut", [dict(samples_per_piece=2), dict(samples_per_piece=1), dict(tokens_per_piece=90)])
@@ -62,8 +63,9 @@ def test_the_update_does_not_depend_on_the_division(make_trainer, trained, cut):
     start = trained(whole)
     whole.train()
     pieces.train()
+    actual = trained(pieces)
     for name, value in trained(whole).items():
-        torch.testing.assert_close(trained(pieces)[name], value, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(actual[name], value, rtol=0, atol=1e-6, msg=name)
         assert not torch.equal(start[name], value), f"{name} did not move"
 
 
@@ -73,8 +75,9 @@ def test_a_resumed_run_is_bit_equal_with_dropout_and_augmentation(make_trainer, 
     whole.train()
     resumed = make_trainer(**options, output_dir=str(tmp_path / "resumed"))
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    actual = trained(resumed)
     for name, value in trained(whole).items():
-        assert torch.equal(trained(resumed)[name], value), name
+        assert torch.equal(actual[name], value), name
     rows = json.loads((tmp_path / "resumed" / "training_log.json").read_text())["rows"]
     expected = json.loads((tmp_path / "whole" / "training_log.json").read_text())["rows"]
     assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in expected]
@@ -118,7 +121,8 @@ def test_a_resume_around_the_end_of_an_epoch_is_bit_equal_with_workers_and_evalu
     resumed = make_trainer(**options, output_dir=str(tmp_path / "resumed"))
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
     assert _losses(resumed) == _losses(whole)
-    assert all(torch.equal(trained(resumed)[name], value) for name, value in trained(whole).items())
+    actual = trained(resumed)
+    assert all(torch.equal(actual[name], value) for name, value in trained(whole).items())
 
 
 def test_the_seconds_of_the_log_are_without_evaluations_and_their_callbacks(make_trainer, monkeypatch):
@@ -154,7 +158,8 @@ def test_a_finished_run_that_is_resumed_makes_no_further_update(make_trainer, tr
     again = make_trainer(**options)
     again.train(resume_from_checkpoint=str(newest))
     assert again.state.global_step == 2
-    assert all(torch.equal(trained(again)[name], value) for name, value in trained(whole).items())
+    actual = trained(again)
+    assert all(torch.equal(actual[name], value) for name, value in trained(whole).items())
     assert {path.name: path.stat().st_mtime_ns for path in newest.iterdir()} == written
     evaluations = [row["step"] for row in again.state.log_history if "eval_loss" in row]
     assert len(evaluations) == len(set(evaluations))
@@ -347,8 +352,9 @@ def test_heads_and_added_tokens_train_and_resume_bit_equal(
         assert row["loss"] == pytest.approx(row["next_token"] + row["box"] + row["mask"], rel=1e-4)
     resumed = make_trainer(parts=make_model_with_heads(), **options, output_dir=str(tmp_path / "resumed"))
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    actual = trained(resumed)
     for name, value in trained(whole).items():
-        assert torch.equal(trained(resumed)[name], value), name
+        assert torch.equal(actual[name], value), name
 
 
 def test_a_process_without_a_row_runs_a_piece_without_supervision(make_trainer, make_model_with_heads, location_rows):

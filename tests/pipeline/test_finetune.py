@@ -143,7 +143,8 @@ def test_a_killed_run_continues_bit_for_bit(write_config, moment):
     assert whole.returncode == 0, whole.stderr[-2000:]
     assert losses() == losses("whole")
     assert len(losses()) == 4
-    assert all(torch.equal(adapter("whole")[name], tensor) for name, tensor in adapter().items())
+    actual = adapter("whole")
+    assert all(torch.equal(actual[name], tensor) for name, tensor in adapter().items())
 
 
 PLUGIN = '''

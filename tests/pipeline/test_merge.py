@@ -210,9 +210,10 @@ def test_a_trained_projector_is_written(tmp_path: Path) -> None:
     write_settings(adapter, {"type": "shikra"})
     main(["--adapter", str(adapter), "--out", str(tmp_path / "merged")])
     assert _report(tmp_path / "merged")["method"] == "shard by shard"
+    actual = load_file(tmp_path / "merged" / "model.safetensors")
     for name, parameter in bundle.model.trained_state().items():
         key = f"multi_modal_projector.{name.removeprefix('projector.')}"
-        assert torch.equal(load_file(tmp_path / "merged" / "model.safetensors")[key], parameter)
+        assert torch.equal(actual[key], parameter)
 
 
 MEASURE = """
