@@ -198,10 +198,16 @@ def _check_pair(versions: Mapping[str, str], torchvision_needs: str) -> None:
         )
 
 
+@cache
 def git_state() -> dict[str, Any]:
-    """Return the commit of the checkout and whether tracked files differ from it; None outside a git checkout."""
-    commit = _output("git", "-C", str(CHECKOUT), "rev-parse", "HEAD")
-    changes = _output("git", "-C", str(CHECKOUT), "status", "--porcelain", "--untracked-files=no")
+    """Return `git_state_of` the checkout of this code at the first call. A run reads it several times."""
+    return git_state_of(CHECKOUT)
+
+
+def git_state_of(checkout: Path) -> dict[str, Any]:
+    """Return the commit of a checkout and whether tracked files differ from it; None outside a git checkout."""
+    commit = _output("git", "-C", str(checkout), "rev-parse", "HEAD")
+    changes = _output("git", "-C", str(checkout), "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit or None, "dirty": None if commit is None else bool(changes)}
 
 

@@ -7,8 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mllm.config import hardware
-from mllm.config.hardware import MATCHING_PAIR, check_packages, detect, environment, git_state, installed
+from mllm.config.hardware import (
+    CHECKOUT,
+    MATCHING_PAIR,
+    check_packages,
+    detect,
+    environment,
+    git_state,
+    git_state_of,
+    installed,
+)
 from mllm.errors import ConfigError
 
 GOOD = {"torch": "2.9.0", "torchvision": "0.24.0", "transformers": "5.18.0", "tokenizers": "0.23.1", "peft": "0.21.0"}
@@ -121,15 +129,15 @@ def test_environment_is_json_and_names_no_machine():
     assert "hostname" not in text and f"/home/{getpass.getuser()}" not in text
 
 
-def test_git_state_of_a_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(hardware, "CHECKOUT", tmp_path)
-    assert git_state() == {"commit": None, "dirty": None}
+def test_git_state_of_a_checkout(tmp_path):
+    assert git_state_of(tmp_path) == {"commit": None, "dirty": None}
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     subprocess.run([*git, "init", "-q"], check=True)
     (tmp_path / "file").write_text("1")
     subprocess.run([*git, "add", "file"], check=True)
     subprocess.run([*git, "commit", "-q", "--no-verify", "-m", "first"], check=True)
-    state = git_state()
+    state = git_state_of(tmp_path)
     assert len(state["commit"]) == 40 and state["dirty"] is False
     (tmp_path / "file").write_text("2")
-    assert git_state() == {**state, "dirty": True}
+    assert git_state_of(tmp_path) == {**state, "dirty": True}
+    assert git_state()["commit"] == git_state_of(CHECKOUT)["commit"]
