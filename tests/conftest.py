@@ -32,7 +32,7 @@ pytest_plugins = ["command_fixtures"]
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-SLOW_FILES = ("tests/pipeline/", "tests/run/", "tests/test_configs.py", "tests/test_readme.py")
+SLOW_FILES = ("tests/pipeline/", "tests/run/", "tests/test_")
 """Tests of whole runs. They start first, so that the last minutes are shared evenly by all processes."""
 
 
