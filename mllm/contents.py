@@ -13,8 +13,12 @@ from mllm.structures import UNITS, Answer, Sample
 Content = Literal["text", "box", "mask", "measures", "number", "objects", "instances"]
 """Part of an answer: a text, a box, a mask, a measure with a value (in a field, or stated in the text), a text that is
 a number, boxes (as marks, or listed in the text), or boxes by identity in JSON."""
+_NO_RANGE = r"(?![\w/]|\s?(?:[-\u2013\u00b1]|to|or)\s?\d)"
+"""Pattern behind the unit of a value that is neither part of another unit nor the beginning of a range."""
 _STATED = {
-    name: re.compile(rf"(?<!\w){name}\s*(?:[:=]|is|of|was)?\s*([-+\u2212]?\d+(?:\.\d+)?)\s?{re.escape(unit)}(?![\w/])")
+    name: re.compile(
+        rf"(?<!\w){name}\s*(?:[:=]|is|of|was)?\s*([-+\u2212]?\d{{1,5}}(?:\.\d+)?)\s?{re.escape(unit)}{_NO_RANGE}"
+    )
     for name, unit in UNITS.items()
 }
 """Patterns of measures with their value and unit in a text, by name."""
@@ -62,7 +66,8 @@ def measures_text(values: Mapping[str, float]) -> str:
 def stated_measures(text: str) -> dict[str, float]:
     """Return the measures that a text states with their unit; the first value of each (`EF 58.4 %`, `EF is -5 %`).
 
-    A range (`EF 50-60 %`), a bound (`EF < 40 %`) or a value in another unit (`EDV 60 mL/m2`) states no measure.
+    A range (`EF 50-60 %`, `EF 50 % to 60 %`), a bound (`EF < 40 %`), a value in another unit (`EDV 60 mL/m2`) or of more
+    than five digits, as a model that repeats a digit writes, states no measure.
     """
     matches = ((name, pattern.search(text)) for name, pattern in _STATED.items() if name in text)
     return {name: float(match[1].replace("\u2212", "-")) for name, match in matches if match}

@@ -130,6 +130,8 @@ def test_equal_references_have_no_r2():
         ("EF \u22125 %, EDV +99.5mL", {"EF": -5, "EDV": 99.5}),
         ("EF of 55 %; EDV was 90 mL.", {"EF": 55, "EDV": 90}),
         ("EF 50-60 %", {}),
+        ("EF 50 %-60 %, EDV 90 mL to 100 mL, ESV 40 mL \u00b1 5", {}),
+        (f"EF {'9' * 30} %, EDV 120000 mL", {}),
         ("EF < 40 %", {}),
         ("EF about 1.2.3 %", {}),
         ("LVEF 40 %, EDV 60 mL/m2, ESV 30 mLs", {}),

@@ -25,6 +25,7 @@ class CsvRows:
       is `sep=;`.
     * A quoted value may contain delimiters and line breaks. In a file with tabs, quotation marks are ordinary
       characters if they do not enclose whole values in all rows, or if `columns` is given.
+    * Spaces after the delimiters are ignored if the header has one after each of them.
     * Columns without a name are left out if they are empty, else they are named `Unnamed: 0` by their index, as in
       pandas. Empty values after the last column are ignored.
 
@@ -111,7 +112,10 @@ def _read(path: Path, delimiter: str, columns: Sequence[str] | None, is_quoted: 
     table = _Table(list(columns or ()))
     quoting: Any = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
     with open_text(path) as file:
-        reader, previous = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True), 0
+        reader = csv.reader(
+            file, delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=_is_spaced(path, delimiter)
+        )
+        previous = 0
         try:
             for values in reader:
                 table.add(values, previous + 1)
@@ -132,6 +136,13 @@ def _choose_quoting(path: Path, quoted: _Table) -> _Table:
         return quoted
     logger.info("%s: quotation marks are read as text, because they do not enclose whole values in all rows", path)
     return plain
+
+
+def _is_spaced(path: Path, delimiter: str) -> bool:
+    """Return True if a space follows each delimiter of the first line, so that it belongs to the delimiter."""
+    with open_text(path) as file:
+        first = next((line for line in (file.readline() for _ in range(3)) if delimiter in line), "")
+    return delimiter in first and all(name.startswith(" ") for name in first.split(delimiter)[1:])
 
 
 def _separator_line(values: Sequence[str]) -> bool:

@@ -119,6 +119,13 @@ def test_the_first_line_of_excel_names_the_delimiter(tmp_path):
     assert Records(path).describe(0) == f"{path}, line 3"
 
 
+def test_spaces_after_the_delimiters_of_the_header_are_no_part_of_the_values(tmp_path):
+    path = write(tmp_path / "a.csv", 'image, question, answer\n0.png, where?, "left, lower"\n1.png, who?, "no"\n')
+    expected = [("0.png", "where?", "left, lower"), ("1.png", "who?", "no")]
+    assert [tuple(row.values()) for row in rows_of(path)] == expected
+    assert rows_of(write(tmp_path / "b.csv", "image,answer\n0.png, no\n")) == [{"image": "0.png", "answer": " no"}]
+
+
 def test_a_single_column_stays_one(tmp_path):
     assert rows_of(write(tmp_path / "rows.csv", "text; of a report\none\ntwo; three\n")) == [
         {"text; of a report": "one"},
