@@ -66,8 +66,8 @@ def measures_text(values: Mapping[str, float]) -> str:
 def stated_measures(text: str) -> dict[str, float]:
     """Return the measures that a text states with their unit; the first value of each (`EF 58.4 %`, `EF is -5 %`).
 
-    A range (`EF 50-60 %`, `EF 50 % to 60 %`), a bound (`EF < 40 %`), a value in another unit (`EDV 60 mL/m2`) or of more
-    than five digits, as a model that repeats a digit writes, states no measure.
+    A range (`EF 50-60 %`, `EF 50 % to 60 %`), a bound (`EF < 40 %`), a value in another unit (`EDV 60 mL/m2`) and one
+    of more than five digits, as a model that repeats a digit writes, state no measure.
     """
     matches = ((name, pattern.search(text)) for name, pattern in _STATED.items() if name in text)
     return {name: float(match[1].replace("\u2212", "-")) for name, match in matches if match}

@@ -42,8 +42,13 @@ HEAD_PROVIDED = ("width", "vision", "mask_size")
 INTERVALS = ("save_steps", "eval_steps", "logging_steps")
 """Keys with a number of updates, or a fraction of all updates."""
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-NOT_NEGATIVE = ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed")
+NOT_NEGATIVE = (
+    *("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed", "data_seed"),
+)
 """Keys whose negative values transformers and PyTorch accept, or refuse only after the model is loaded."""
+
+LOG_LEVELS = ("passive", "detail", "debug", "info", "warning", "error", "critical")
+"""Values of `log_level` and `log_level_replica`; transformers ends with a KeyError for others."""
 
 
 def check_top_level(merged: Mapping[str, Any], origins: Origins) -> None:
@@ -257,6 +262,8 @@ def training_args(values: dict[str, Any], origins: Origins, is_private: bool) ->
             raise ConfigError(f"{origin}: training_args.{key} must be greater than 0, not {value!r}")
         if key in NOT_NEGATIVE and value is not None and not 0 <= value < float("inf"):
             raise ConfigError(f"{origin}: training_args.{key} must be 0 or more and finite, not {value!r}")
+        if key in ("log_level", "log_level_replica") and value not in LOG_LEVELS:
+            raise ConfigError(f"{origin}: training_args.{key} does not know {value!r}{hint(str(value), LOG_LEVELS)}")
     return fill_defaults(values, is_private)
 
 

@@ -86,9 +86,10 @@ def rotate(folder: Path, limit: int | None, best: str | None) -> None:
 
 
 def remove_incomplete(folder: Path) -> None:
-    """Remove the incomplete checkpoints that a killed run left in its folder."""
+    """Remove the incomplete checkpoints that a killed run left in its folder, and the marks of complete ones."""
     for path in checkpoints(folder):
         if is_complete(path):
+            (path / WRITING).unlink(missing_ok=True)  # the run was killed after it had written the completion mark
             continue
         if _is_ours(path):
             logger.info("removing %s, which is incomplete", path)

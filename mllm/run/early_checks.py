@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import RunConfig
@@ -57,6 +57,13 @@ def check_early(config: RunConfig, hardware: Hardware, updates: int) -> RunConfi
 
 def _check_trackers(config: RunConfig, arguments: TrainingArguments) -> None:
     """Raise `ConfigError` for a tracker whose package is not installed."""
+    installed = get_available_reporting_integrations()
+    for name in arguments.report_to:
+        if name not in installed:
+            raise ConfigError(
+                f"{config.origin('training_args', 'report_to')}: report_to={arguments.report_to} cannot be used: the "
+                f"package of {name} is not installed: pip install {name}"
+            )
     for callback in get_reporting_integration_callbacks(arguments.report_to):
         try:
             callback()

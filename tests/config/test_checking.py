@@ -137,6 +137,14 @@ def sentence(path, *overrides) -> str:
         ),
         ("training_args = dict(seed=-1)", "run.py:2: training_args.seed must be 0 or more and finite, not -1"),
         (
+            "training_args = dict(data_seed=-1)",
+            "run.py:2: training_args.data_seed must be 0 or more and finite, not -1",
+        ),
+        (
+            "training_args = dict(log_level='inf')",
+            "run.py:2: training_args.log_level does not know 'inf': did you mean 'info'?",
+        ),
+        (
             "name = ''",
             "run.py:2: name='' cannot be the name of a folder, and runs are written to exp/<name>; "
             "set training_args.output_dir to write to another folder",

@@ -51,6 +51,17 @@ def test_a_killed_rotation_leaves_a_checkpoint_that_is_removed_later(tmp_path, m
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
 
 
+def test_a_run_that_was_killed_after_the_completion_mark_leaves_no_mark_of_writing(tmp_path, monkeypatch):
+    path = write_checkpoint(tmp_path, 3, complete=False)
+    with monkeypatch.context() as killed:
+        killed.setattr("pathlib.Path.unlink", lambda path, missing_ok: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            mark_complete(path)
+    assert is_complete(path) and (path / ".writing").exists()
+    remove_incomplete(tmp_path)
+    assert is_complete(path) and not (path / ".writing").exists()
+
+
 def test_only_checkpoints_of_this_program_are_removed(tmp_path):
     other = tmp_path / "checkpoint-7"
     other.mkdir()

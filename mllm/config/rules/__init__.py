@@ -55,6 +55,7 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     sharding.refuse_sharded_weights(config)
     training.refuse_unsuitable_trackers(config)
     training.refuse_unknown_metric(config)
+    training.refuse_best_without_measurement(config)
     if config.training_args["use_cpu"]:
         hardware = replace(hardware, device="cpu", name="CPU (use_cpu=True)", capability=None, memory=0, count=0)
     if hardware.device == "cpu":

@@ -67,7 +67,9 @@ def refuse_unsupported_arguments(config: RunConfig) -> None:
 def refuse_unsuitable_trackers(config: RunConfig) -> None:
     """Raise `ConfigError` for trackers that upload more than figures and settings, or anything of a private run."""
     value, origin = config.training_args["report_to"], config.origin("training_args", "report_to")
-    names = [value] if isinstance(value, str) else list(value or ())
+    if value is None:
+        raise ConfigError(f"{origin}: report_to=None is not supported: write report_to=[] for no tracker")
+    names = [value] if isinstance(value, str) else list(value)
     for name in names:
         if name == "none":
             continue
@@ -104,6 +106,21 @@ def refuse_unknown_metric(config: RunConfig) -> None:
         raise ConfigError(
             f"{config.origin('training_args', 'greater_is_better')}: greater_is_better=True would select the worst "
             f"checkpoint, because the validation split is measured by losses: remove it"
+        )
+
+
+def refuse_best_without_measurement(config: RunConfig) -> None:
+    """Raise `ConfigError` for `load_best_model_at_end` without validation losses or checkpoints to choose from."""
+    if not config.training_args["load_best_model_at_end"] or config.privacy_args is not None:
+        return  # rules of privacy refuse it
+    never = [name for name in ("eval_strategy", "save_strategy") if config.training_args[name] == "no"]
+    if config.data_args.validation is None:
+        never.insert(0, "data_args.validation")
+    if never:
+        raise ConfigError(
+            f"{config.origin('training_args', 'load_best_model_at_end')}: load_best_model_at_end=True would load "
+            f"nothing without {' and '.join(never)}: set data_args.validation, and eval_strategy and save_strategy to "
+            "'epoch' or 'steps'"
         )
 
 

@@ -44,6 +44,12 @@ def test_uploads_by_trainer_are_refused(refuse, setting):
         ("optim='schedule_free_adamw'", "weights of training"),
         ("report_to='all'", "report_to names 'all'"),
         ("report_to=['clearml']", "report_to names 'clearml'"),
+        ("report_to=None", "write report_to=[]"),
+        (
+            "load_best_model_at_end=True, eval_strategy='no', save_strategy='no'",
+            "validation and eval_strategy and save_str",
+        ),
+        ("load_best_model_at_end=True, eval_strategy='no', save_strategy='steps'", "validation and eval_strategy: set"),
         ("fsdp='full_shard'", "fsdp is not supported"),
         ("deepspeed=dict(zero_optimization=dict(stage=3))", "ZeRO stage 3 is not supported"),
         ("deepspeed='absent.json'", "cannot be read as a JSON file"),
