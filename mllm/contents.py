@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal
 
 from mllm.parsing import number_and_unit, parse_boxes, parse_instances
@@ -42,19 +43,30 @@ def contents_of(answer: Answer) -> set[Content]:
         contents.add("box")
     if any(mark.mask is not None for mark in answer.marks):
         contents.add("mask")
-    if any(map(math.isfinite, answer.measures.values())) or stated_measures(answer.text):
+    if any(map(math.isfinite, answer.measures.values())):
         contents.add("measures")
-    return contents | _parsed_contents(answer.text) | ({"objects"} if "box" in contents else set())
+    if "box" in contents:
+        contents.add("objects")
+    return contents | (_short_contents if len(answer.text) < _SHORT else _parsed_contents)(answer.text)
 
 
-def _parsed_contents(text: str) -> set[Content]:
+def _parsed_contents(text: str) -> frozenset[Content]:
     """Return the contents that the parsers find in a text. Longer texts are not parsed: they are not numbers."""
+    contents: set[Content] = {"measures"} if stated_measures(text) else set()
     start = text.lstrip()[:1]
-    if start == "{" or start == "`":
-        return {"instances"} if parse_instances(text) is not None else set()
-    if start == "[":
-        return {"objects"} if parse_boxes(text) else set()
-    return {"number"} if len(text) < 64 and number_and_unit(text) is not None else set()
+    if start in ("{", "`"):
+        contents |= {"instances"} if parse_instances(text) is not None else set()
+    elif start == "[":
+        contents |= {"objects"} if parse_boxes(text) else set()
+    elif len(text) < _SHORT and number_and_unit(text) is not None:
+        contents.add("number")
+    return frozenset(contents)
+
+
+_SHORT = 64
+"""Length from which a text is no number."""
+_short_contents = lru_cache(maxsize=1024)(_parsed_contents)
+"""Contents of short answers, which often repeat."""
 
 
 def measures_text(values: Mapping[str, float]) -> str:

@@ -91,7 +91,7 @@ def replaced_file(path: str | Path) -> Iterator[IO[str]]:
         OSError: The disk is full; `filename` is `path`.
         ConfigError: The file cannot be created at `path`.
     """
-    with _replaced(Path(path)) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+    with replaced_path(Path(path)) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -108,7 +108,7 @@ def compared_file(path: str | Path) -> Iterator[io.BufferedWriter]:
         ConfigError: The file cannot be created at `path`, or it differs from what was written.
     """
     path = Path(path)
-    with _replaced(path) as temporary:
+    with replaced_path(path) as temporary:
         with _Digested(io.FileIO(temporary, "w")) as file:
             yield file
             file.flush()
@@ -136,8 +136,13 @@ class _Digested(io.BufferedWriter):
 
 
 @contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
-    """Yield the name of an empty temporary file that replaces `path` when the block ends without an error."""
+def replaced_path(path: Path) -> Iterator[Path]:
+    """Yield the name of an empty temporary file that replaces `path` when the block ends without an error.
+
+    Raises:
+        OSError: The disk is full; `filename` is `path`.
+        ConfigError: The file cannot be created at `path`.
+    """
     temporary = _temporary_name(path, "tmp")
     with explained_write(path):
         path.parent.mkdir(parents=True, exist_ok=True)

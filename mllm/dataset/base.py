@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from mllm.dataset.augment.transforms import Transform, apply_transforms, build_transforms
 from mllm.dataset.image_files import RowImages, check_image_folder
-from mllm.dataset.indices import from_zero
+from mllm.dataset.indices import from_zero, generator
 from mllm.dataset.readers.geometry import spacing_of
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.values import is_empty, patient_columns, patient_of
@@ -144,7 +144,7 @@ class RecordDataset(SampleDataset):
 
     @override
     def patient_hint(self) -> str:
-        columns = patient_columns(self.records[0]) if self.patient_column is not None else []
+        columns = [] if self.patient_column is None or self.records.is_faulty(0) else patient_columns(self.records[0])
         columns = [column for column in columns if column != self.patient_column]
         return f": if its column '{columns[0]}' is the patient, set patient_column='{columns[0]}'" if columns else ""
 
@@ -264,8 +264,11 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
 
     @override
     def inspect(self, index: int) -> Sample:
-        with self.undecoded():
+        self.decodes = False
+        try:
             return self._parsed(index, epoch=0)
+        finally:
+            self.decodes = True
 
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
@@ -346,7 +349,7 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
         draws = type(self).parse_drawn is not ImageTextDataset.parse_drawn
         try:
             # Creating a generator takes a quarter of the time of a row of text, and most classes draw nothing.
-            sample = self.parse_drawn(row, np.random.default_rng(seed)) if draws else self.parse(row)
+            sample = self.parse_drawn(row, generator(*seed)) if draws else self.parse(row)
         except UserError as error:
             raise with_location(error, source) from error
         except MemoryError:

@@ -44,4 +44,4 @@ class ContentDigest:
 
 def _file(image: UndecodedImage) -> tuple[int, str, int]:
     """Return the size in bytes of the files of an image, the options of its reader, and its number in them."""
-    return image.size_in_bytes, repr(sorted(image.options.items())), image.number
+    return image.size_in_bytes, repr(sorted(image.options.items())) if image.options else "[]", image.number

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, TypeAlias
@@ -23,7 +22,10 @@ _PLAIN = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Suffixes of files whose header has the size of their only image."""
 _SELECTING = ("frames", "page", "slice")
 """Options of readers that select several images."""
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+"""Signature of a PNG, and length and type of its first chunk."""
+_PNG_SECOND = 33
+"""Position of the second chunk of a PNG."""
 _ORIENTED = (b"Raw profile type ", b"XML:com.adobe.xmp")
 """Keywords of texts in a PNG that may have an orientation."""
 _KEYWORD = max(map(len, _ORIENTED))
@@ -52,7 +54,7 @@ def find_file(folder: Path, name: str | Path) -> Path:
     Raises:
         DataError: The file does not exist.
     """
-    path = folder / Path(name).expanduser()
+    path = folder / (Path(name).expanduser() if str(name).startswith("~") else name)
     if path.exists():
         return path
     text = str(name)
@@ -92,15 +94,6 @@ class RowImages:
     files_of_row: Sequence[str] = ()
     """Names of the files that were read for the present row."""
 
-    @contextmanager
-    def undecoded(self) -> Iterator[None]:
-        """Let `read_images` return images that are decoded when they are used."""
-        self.decodes = False
-        try:
-            yield
-        finally:
-            self.decodes = True
-
     def read_image(self, image: ImageEntry, **options: Any) -> Image.Image:
         """Return the only image of a file, RGB; see `read_images`.
 
@@ -129,9 +122,9 @@ class RowImages:
             raise DataError(f"{fault}, not {image!r}", fault)
         files = [find_file(self.image_folder, str(part)) for part in names]
         self.files_of_row = [*self.files_of_row, *map(str, names)]
-        return (read_images if self.decodes else undecoded_images)(
-            files if isinstance(name, list) else files[0], **{**(self.reader or {}), **settings, **options}
-        )
+        read = read_images if self.decodes else undecoded_images
+        chosen = {**(self.reader or {}), **settings, **options}
+        return read(files if isinstance(name, list) else files[0], **chosen)
 
 
 class UndecodedImage(Image.Image):
@@ -208,18 +201,19 @@ def _size_of_png(path: Path) -> tuple[int, int] | None:
     """
     file = os.open(path, os.O_RDONLY)  # without a buffer, which would read 8 KiB of pixels for each chunk
     try:
-        start = os.pread(file, 24, 0)  # signature, and the first chunk: length, IHDR, width and height
-        if not start.startswith(_PNG_SIGNATURE) or start[12:16] != b"IHDR":
+        start = os.pread(file, _PNG_SECOND + 8 + _KEYWORD, 0)
+        if not start.startswith(_PNG_START):
             return None
         width, height = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
         if not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0):
             return None
-        position, kind = len(_PNG_SIGNATURE), b""
-        while kind != b"IEND" and len(chunk := os.pread(file, 8 + _KEYWORD, position)) >= 8:
-            length, kind, data = int.from_bytes(chunk[:4], "big"), chunk[4:8], chunk[8:]
-            if kind == b"eXIf" or (kind in _TEXTS and data[:length].startswith(_ORIENTED)):
+        position, chunk = _PNG_SECOND, start[_PNG_SECOND:]
+        while len(chunk) >= 8 and (kind := chunk[4:8]) != b"IEND":
+            length = int.from_bytes(chunk[:4], "big")
+            if kind == b"eXIf" or (kind in _TEXTS and chunk[8 : 8 + length].startswith(_ORIENTED)):
                 return None
             position += length + 12
+            chunk = os.pread(file, 8 + _KEYWORD, position)
     finally:
         os.close(file)
     return width, height

@@ -18,6 +18,11 @@ def from_zero(index: int, count: int) -> int:
     return int(index) % count
 
 
+def generator(*seed: int) -> np.random.Generator:
+    """Return `np.random.default_rng(seed)`, in two thirds of the time if all numbers have 32 bits."""
+    return np.random.default_rng(np.array(seed, np.uint32) if 0 <= min(seed) <= max(seed) < 1 << 32 else seed)
+
+
 def choose_rows(count: int, size: int | None, seed: int) -> list[int]:
     """Return the indices of at most `size` of `count` rows, drawn by `seed`, in ascending order; None: all rows."""
     if size is not None and size < 1:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mllm.files import replaced_path
 from mllm.structures import Model, Outputs
 
 CHUNK = 2**24
@@ -53,13 +52,8 @@ class FeatureCache:
     def write(self, image: Image, tensors: dict[str, Tensor]) -> None:
         """Store the tensors of an image."""
         path = self.path(image)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{uuid.uuid4().hex}")
-        try:
+        with replaced_path(path) as temporary:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 class CachedTeacher(nn.Module):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mllm.files import replaced_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,6 +75,5 @@ def set_margins(figure: Figure, columns: int, rows: int = 1) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    with replaced_path(path) as temporary:
+        figure.savefig(temporary, format="png")

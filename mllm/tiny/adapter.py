@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from mllm.files import replaced_folder
+from mllm.files import replaced_folder, replaced_path
 
 SUFFIXES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Targets of published MedGemma adapters; as suffixes they also match q, k and v of the SigLIP tower."""
@@ -75,6 +74,5 @@ def _rename(path: Path, prefixes: dict[str, str]) -> None:
                 module = former + module.removeprefix(current)
                 break
         renamed[f"base_model.model.{module}"] = tensor
-    partial = path.with_suffix(".partial")
-    save_file(renamed, partial, metadata={"format": "pt"})
-    os.replace(partial, path)
+    with replaced_path(path) as temporary:
+        save_file(renamed, temporary, metadata={"format": "pt"})

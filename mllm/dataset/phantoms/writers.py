@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import uuid
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mllm.files import write_text
+from mllm.files import replaced_path, write_text
 
 _PIXEL_FORMATS = {
     "mjpeg": "yuvj444p",
@@ -30,10 +28,8 @@ def save_image(image: Image.Image, path: Path) -> None:
 
     Its folder is created if it does not exist.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
-    image.save(temporary, format="JPEG" if path.suffix == ".jpg" else "PNG")
-    os.replace(temporary, path)
+    with replaced_path(path) as temporary:
+        image.save(temporary, format="JPEG" if path.suffix == ".jpg" else "PNG")
 
 
 def write_nifti(
@@ -97,8 +93,6 @@ def write_mhd(path: str | Path, pixels: np.ndarray, spacing: Sequence[float], co
 
 def write_pickle(path: Path, value: Any) -> Path:
     """Write a pickle under a temporary name, rename it, and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(pickle.dumps(value))
-    os.replace(temporary, path)
+    with replaced_path(path) as temporary:
+        temporary.write_bytes(pickle.dumps(value))
     return path

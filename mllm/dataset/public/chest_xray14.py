@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from mllm.dataset.public.official import Ids, field, official_file, official_split, official_table, rows_of
 from mllm.dataset.single_image_dataset.grounding import BoxForm
-from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.listed import ERROR, ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.text_files import read_text_file
 from mllm.dataset.tasks.annotated import DetectionDataset, Labels
@@ -109,7 +109,7 @@ class ChestXray14Dataset(MultiLabelDataset):
             if names is not None and name not in names:
                 continue
             entry = self._row(row, name, files)
-            rows.append({**entry, "error": entry["error"] or error})
+            rows.append({**entry, ERROR: entry[ERROR] or error})
             places.append(place)
         if without_row:
             example = files[min(without_row)]
@@ -117,7 +117,7 @@ class ChestXray14Dataset(MultiLabelDataset):
         return ListedRecords(entries, rows, places)
 
     def _row(self, row: dict[str, Any], name: str, files: dict[str, str]) -> dict[str, Any]:
-        """Return the image, the patient and the labels of a row of the table; `error` if it cannot be used."""
+        """Return the image, the patient and the labels of a row of the table; `ERROR` if it cannot be used."""
         present = [text for text in field(row, "Finding Labels").split("|") if text]
         unknown = [label for label in present if label not in LABELS and label != NO_FINDING]
         error = ""
@@ -131,7 +131,7 @@ class ChestXray14Dataset(MultiLabelDataset):
             error = f"image {name} is in none of the folders images*"
         values = {label: int(label in present) for label in LABELS}
         facts = {column: row[column] for column in STRATA if column in row}
-        return {"image": files.get(name, name), "patient": row["Patient ID"], "error": error, **facts, **values}
+        return {"image": files.get(name, name), "patient": row["Patient ID"], ERROR: error, **facts, **values}
 
     @classmethod
     @override
@@ -184,7 +184,7 @@ class ChestXray14BoxDataset(DetectionDataset):
             error = "" if name in files else f"image {name} is in none of the folders images*"
             if label not in LABELS:
                 error = f"unknown label '{label}'{hint(label, LABELS)}"
-            new = {"image": files.get(name, name), "label": label, "boxes": [], "error": error}
+            new = {"image": files.get(name, name), "label": label, "boxes": [], ERROR: error}
             entry = rows.setdefault((name, label), {**new, "patient": patients.get(name)})
             entry["boxes"].append([row[column] for column in _BOX_COLUMNS])
             places.setdefault((name, label), records.describe(index))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from typing_extensions import override
 
 from mllm.dataset.public.official import Ids, field, official_file, official_split, official_table, rows_of
-from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.listed import ERROR, ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tasks.annotated import Labels
 from mllm.dataset.tasks.labels import MultiLabelDataset, Uncertain
@@ -107,7 +107,7 @@ class CheXpertDataset(MultiLabelDataset):
             if any(str(entry[label]) != str(row[label]) for label in LABELS):
                 raise DataError(f"{place}: other labels than {places[key]}, a row of the same study")
             entry["image"] += images
-            entry["error"] = entry.get("error") or ids.error_of(field(row, ids.column), place)
+            entry[ERROR] = entry.get(ERROR) or ids.error_of(field(row, ids.column), place)
             places.setdefault(key, place)
         return ListedRecords(table, list(rows.values()), list(places.values()))
 

@@ -14,7 +14,7 @@ from mllm.dataset.base import ImageTextDataset
 from mllm.dataset.challenge import ChallengeDataset
 from mllm.dataset.public.flare_answers import challenge_answer
 from mllm.dataset.public.official import field, official_split, official_table, rows_of
-from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.listed import ERROR, ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.values import is_empty, text_of
 from mllm.errors import ConfigError, DataError, hint
@@ -147,6 +147,8 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
         if not rows:
             chosen = ", ".join(self.sets)
             raise DataError(f"{folder} has no question of the tasks {', '.join(self.tasks)} in {chosen}")
+        self.entries = rows
+        """All rows, also those that cannot be used."""
         return ListedRecords(folder, rows, places)
 
     def _read(self, folder: Path, rows: list[dict[str, Any]], places: list[str]) -> None:
@@ -169,7 +171,7 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
             if task in self.tasks or error:
                 entry = {"image": images, "question": row.get("Question"), "answer": answer, "task": task}
                 patient = images[0] if images else None
-                rows.append({**entry, "error": error, "patient": patient, "modality": row.get("Modality"), "row": row})
+                rows.append({**entry, ERROR: error, "patient": patient, "modality": row.get("Modality"), "row": row})
                 places.append(records.describe(index))
 
     @staticmethod
@@ -179,8 +181,6 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
 
     @override
     def parse(self, row: dict[str, Any]) -> Sample:
-        if row["error"]:
-            raise DataError(row["error"])
         if not row["answer"]:
             raise DataError("field 'Answer' is empty: this file has the questions alone")
         images = [image for name in row["image"] for image in self.read_images(name)]
@@ -194,14 +194,14 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
     @override
     def challenge_entry(self, index: int, answer: Answer | None) -> dict[str, Any]:
         """Return the row of the question file with the predicted answer, empty if the row could not be used."""
-        entry = self.records[index]
+        entry = self.entries[index]
         text = "" if answer is None else challenge_answer(answer, entry["task"], str(entry["question"]))
         return {**entry["row"], "Answer": text}
 
     @override
     def summary(self) -> dict[str, Any]:
         """Return the folder, the number of rows, and those of each task."""
-        tasks = [self.records[index]["task"] for index in range(len(self.records))]
+        tasks = [entry["task"] for entry in self.entries]
         return {**super().summary(), "rows by task": {task: tasks.count(task) for task in self.tasks if task in tasks}}
 
     @classmethod

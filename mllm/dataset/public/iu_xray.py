@@ -12,7 +12,7 @@ from typing_extensions import override
 from mllm.dataset import templates
 from mllm.dataset.public.official import Ids, field, official_file, official_table, rows_of
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
-from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.listed import ERROR, ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.text_files import read_text_file
 from mllm.errors import ConfigError, DataError, hint
@@ -82,9 +82,9 @@ class IUXrayDataset(GroundingDataset):
                     images = [f"images/{image}" for image in entry["image_path"]]
                     row = {"image": images, "answer": entry["report"].strip(), "patient": entry["id"]}
                     if repeated := ids.error_of(str(entry["id"]), place):
-                        row["error"] = repeated
+                        row[ERROR] = repeated
                 except (KeyError, TypeError, AttributeError) as error:
-                    row = {"error": f"an entry needs id, report and image_path ({type(error).__name__}: {error})"}
+                    row = {ERROR: f"an entry needs id, report and image_path ({type(error).__name__}: {error})"}
                 rows.append(row)
                 places.append(place)
         return ListedRecords(file, rows, places)
@@ -106,14 +106,12 @@ class IUXrayDataset(GroundingDataset):
                 continue
             place = records.describe(index)
             error = ids.error_of(study, place)
-            rows.append({"image": images[study], "answer": answer, "patient": study, "error": error})
+            rows.append({"image": images[study], "answer": answer, "patient": study, ERROR: error})
             places.append(place)
         return ListedRecords(reports, rows, places)
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        if row.get("error"):
-            raise DataError(row["error"])
         images = [self.read_image(file) for file in row["image"]]
         question = self.draw_template(rng, section=self.section)
         return Sample([self.question_about(images, question), answer_turn(row["answer"])], images)

@@ -11,11 +11,10 @@ from typing_extensions import override
 from mllm.dataset.public.official import field, official_split, rows_of
 from mllm.dataset.public.vqa_layouts import LAYOUTS, LayoutName
 from mllm.dataset.single_image_dataset.vqa import VQADataset
-from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.listed import ERROR, ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
-from mllm.structures import Sample
 
 FIELDS = ("image", "question", "answer")
 
@@ -105,22 +104,16 @@ class MedicalVQADataset(VQADataset):
             try:
                 row = self.layout.row(published)
             except DataError as error:
-                row = {**dict.fromkeys(FIELDS, "unknown"), "error": str(error)}
+                row = {**dict.fromkeys(FIELDS, "unknown"), ERROR: str(error)}
             if row is not None and self._is_selected(row):
                 texts = {name: row.get(name) for name in FIELDS}
-                patient = None if "error" in row else row.get("image")
-                rows.append({**texts, "patient": patient, "error": row.get("error")})
+                patient = None if ERROR in row else row.get("image")
+                rows.append({**texts, "patient": patient, ERROR: row.get(ERROR)})
                 places.append(records.describe(index))
         return ListedRecords(records.path, rows, places)
 
     def _is_selected(self, row: Mapping[str, Any]) -> bool:
-        return "error" in row or self.answer_type in (None, field(row, "answer_type").upper())
-
-    @override
-    def parse(self, row: dict[str, Any]) -> Sample:
-        if row["error"]:
-            raise DataError(row["error"])
-        return super().parse(row)
+        return ERROR in row or self.answer_type in (None, field(row, "answer_type").upper())
 
     @classmethod
     @override

@@ -13,7 +13,7 @@ from mllm.dataset.progress import with_progress
 from mllm.dataset.public.official import Ids, field, official_file, official_split, official_table, rows_of
 from mllm.dataset.public.report_text import last_paragraph, sections
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
-from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.listed import ERROR, ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.text_files import read_text_file
 from mllm.dataset.tasks.annotated import Labels
@@ -142,15 +142,15 @@ class MIMICCXRDataset(GroundingDataset):
             row: dict[str, Any] = {"image": images if self.images == "all" else images[:1], "patient": study.patient}
             file = self.reports / f"{study.folder}.txt"
             if study.error:
-                row["error"] = study.error
+                row[ERROR] = study.error
             if not file.is_file():
-                row["error"] = f"report {file} does not exist"
+                row[ERROR] = f"report {file} does not exist"
             else:
                 try:
                     row["answer"] = self._answer(read_text_file(file))
                 except DataError as error:
-                    row["error"] = str(error)
-            if row.get("answer", "") or "error" in row:
+                    row[ERROR] = str(error)
+            if row.get("answer", "") or ERROR in row:
                 rows.append(row)
                 places.append(study.place)
             else:
@@ -169,8 +169,6 @@ class MIMICCXRDataset(GroundingDataset):
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        if "error" in row:
-            raise DataError(row["error"])
         part = {"both": "findings and the impression", "any": "impression"}.get(self.section, self.section)
         question = self.draw_template(rng, section=part)
         images = [self.read_image(file) for file in row["image"]]
@@ -240,7 +238,7 @@ class MIMICCXRLabelDataset(MultiLabelDataset):
             image = images if self.images == "all" else images[:1]
             place = records.describe(index)
             error = study.error or ids.error_of(study.study, place)
-            rows.append({"image": image, "patient": study.patient, "error": error, **labels})
+            rows.append({"image": image, "patient": study.patient, ERROR: error, **labels})
             places.append(place)
         return ListedRecords(table, rows, places)
 

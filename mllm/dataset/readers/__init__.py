@@ -8,7 +8,7 @@ Limits of a file:
   TIFF and DICOM, and small volumes (NIfTI, MetaImage, NRRD, reformatted DICOM series). Their time and memory are
   proportional to their pixels and size. Compressed TIFF, WebP, GIF and other images, videos, compressed DICOM and large
   volumes are decoded in the guarded process: at most 30 s for an image, a frame of a video or a slice of a
-  series, 8 GiB of memory, and 4 GiB of results.
+  series, for a volume also one second for each 10 MiB of its voxels, 8 GiB of memory, and 4 GiB of results.
 * Compressed streams: a deflated or gzip-compressed DICOM file may decompress to 1 GiB, and compressed volumes are read
   up to the size that their header describes.
 * Series: a folder or list has at most 4,096 slices.

@@ -20,7 +20,9 @@ from mllm.errors import UserError
 from mllm.literal_text import literal_text
 
 SECONDS = 30.0
-"""Limit of the time without a result or a call of `report_progress`."""
+"""Limit of the time without a result or a call of `report_progress`, for calls that read no volume."""
+BYTES_PER_SECOND = 10 << 20
+"""Speed of the slowest supported disk, a network share: a volume has one second more for each of these bytes."""
 _BYTES = 8 << 30
 """Limit of the address space of the guarded process."""
 _RESULT_BYTES = 4 << 30
@@ -52,12 +54,13 @@ class GuardedProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
-    def call(self, function: str, *arguments: Any) -> list[Any]:
+    def call(self, function: str, *arguments: Any, size: int = 0) -> list[Any]:
         """Return the results that a generator function yields. Its warnings about files are logged in this process.
 
         Args:
             function: Module and name, `package.module:function`.
             arguments: Arguments that can be pickled.
+            size: Size in bytes of the volume that the function reads as a whole, by which its time is extended.
 
         Raises:
             UserError: The function raised it.
@@ -67,7 +70,7 @@ class GuardedProcess:
             pipe = self._pipe or self._start()
             try:
                 pipe.send((function, arguments, os.getcwd()))
-                return self._results(pipe)
+                return self._results(pipe, self._seconds + size / BYTES_PER_SECOND)
             except (EOFError, OSError) as error:
                 self.stop()
                 raise GuardedError("the decoder crashed") from error
@@ -81,11 +84,11 @@ class GuardedProcess:
             self._process.wait()
         self._pipe = self._process = None
 
-    def _results(self, pipe: Connection) -> list[Any]:
+    def _results(self, pipe: Connection, seconds: float) -> list[Any]:
         results: list[Any] = []
         size = 0
         while True:
-            kind, value, length = self._receive(pipe, self._seconds)
+            kind, value, length = self._receive(pipe, seconds)
             size += length
             if size > _RESULT_BYTES:
                 self.stop()
@@ -127,20 +130,20 @@ class GuardedProcess:
         """Return kind, value and size in bytes of the next message."""
         if not pipe.poll(seconds):
             self.stop()
-            raise GuardedError(f"decoding takes longer than {seconds:g} s")
+            raise GuardedError(f"decoding takes longer than {seconds:.3g} s")
         message = pipe.recv_bytes()
         kind, value = ForkingPickler.loads(message)
         return kind, value, len(message)
 
 
-def call_guarded(function: str, *arguments: Any) -> list[Any]:
+def call_guarded(function: str, *arguments: Any, size: int = 0) -> list[Any]:
     """Call a generator function in the guarded process of this process; see `GuardedProcess.call`."""
     # A forked worker of a data loader has a guarded process of its own.
     process = _processes.get(os.getpid())
     if process is None:
         process = _processes[os.getpid()] = GuardedProcess(SECONDS)
         atexit.register(process.stop)
-    return process.call(function, *arguments)
+    return process.call(function, *arguments, size=size)
 
 
 def report_progress() -> None:

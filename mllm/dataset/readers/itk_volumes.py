@@ -52,9 +52,10 @@ def read(
     header = (metaimage if path.suffix.lower() in _METAIMAGE else nrrd).read_header(path)
     if not 0 <= volume < header.volumes:
         raise unusable(header.path, f"has no volume {volume}: it has {header.volumes}, from 0 to {header.volumes - 1}")
-    if header.bytes_until(int(volume)) <= CHEAP_BYTES:
+    size = header.bytes_until(int(volume))
+    if size <= CHEAP_BYTES:
         return list(slices(header, axis, slice, int(volume), window, square))
-    return call_guarded(f"{__name__}:slices", header, axis, slice, int(volume), window, square)
+    return call_guarded(f"{__name__}:slices", header, axis, slice, int(volume), window, square, size=size)
 
 
 def slices(

@@ -67,10 +67,10 @@ def read(
     if not is_installed("nibabel"):
         raise ConfigError(f"{path} is a NIfTI file, but nibabel is not installed: pip install -e .[nifti]")
     with _damage_refused(path):
-        is_cheap = _count_bytes(load_nifti(path), volume, path) <= CHEAP_BYTES
-    if is_cheap:
+        size = _count_bytes(load_nifti(path), volume, path)
+    if size <= CHEAP_BYTES:
         return list(slices(path, axis, slice, volume, window, square))
-    return call_guarded(f"{__name__}:slices", path, axis, slice, volume, window, square)
+    return call_guarded(f"{__name__}:slices", path, axis, slice, volume, window, square, size=size)
 
 
 @contextmanager

@@ -67,12 +67,13 @@ def read(
     with damage_refused(name):
         stack = read_stack(files, name)
         normal = stack.normal if axis is None else find_axis(axis)
-        size = math.prod(stack.shape)
-        if size > MAX_VOXELS:
+        voxels = math.prod(stack.shape)
+        if voxels > MAX_VOXELS:
             raise unusable(name, f"is a volume of more than {MAX_VOXELS:,} voxels")
-        if normal == stack.normal or size * 4 <= CHEAP_BYTES:
+        size = voxels * np.dtype(np.float32).itemsize
+        if normal == stack.normal or size <= CHEAP_BYTES:
             return list(slices(files, name, axis, slice, window, square))
-    return call_guarded(f"{__name__}:slices", files, name, axis, slice, window, square)
+    return call_guarded(f"{__name__}:slices", files, name, axis, slice, window, square, size=size)
 
 
 def find_files(folder: Path) -> list[Path]:

@@ -31,6 +31,7 @@ _FORMS = {
     "xywh": "x y width height in pixels",
     "normalized": "x1 y1 x2 y2 as fractions of the image",
 }
+_PLACEHOLDER = re.compile(r"<(\w+)>")
 OVERSHOOT = 1.0
 """Pixels by which a box may exceed its image, because some releases round coordinates; such a box is clipped."""
 
@@ -77,7 +78,7 @@ class GroundingDataset(ImageTextDataset):
     def draw_template(self, rng: np.random.Generator, **values: str) -> str:
         """Return a random template with each `<name>` replaced by the value of that name, in one pass."""
         template = self.templates[int(rng.integers(len(self.templates)))]
-        return re.sub(r"<(\w+)>", lambda match: values.get(match[1], match[0]), template)
+        return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), template)
 
     def question_turn(self, question: str, groups: Sequence[Sequence[int]] = ()) -> Turn:
         """Return a question about the image; `groups` holds the mark indices of each `<box>` and `<point>` in it."""
@@ -89,13 +90,16 @@ class GroundingDataset(ImageTextDataset):
 
     def parse_box(self, image: Image, numbers: Any, field: str = "bbox") -> Box:
         """Return a box of a row; see the function `parse_box`."""
-        return parse_box(image, numbers, field, self.box)
+        return parse_box(image.size, numbers, field, self.box)
 
     def parse_boxes(self, image: Image, boxes: Any, field: str = "boxes") -> list[Mark]:
         """Return the marks of a list of boxes of a row."""
         if not isinstance(boxes, (list, tuple)):
             raise DataError(f"field '{field}' must be a list of boxes")
-        return [Mark(box=self.parse_box(image, box, f"{field}[{number}]")) for number, box in enumerate(boxes)]
+        if not boxes:
+            return []
+        size = image.size
+        return [Mark(box=parse_box(size, box, f"{field}[{i}]", self.box)) for i, box in enumerate(boxes)]
 
     def parse_objects(self, image: Image, boxes: Any, field: str = "bbox") -> list[Mark]:
         """Return the marks of a box, or of a list of boxes, which is empty for an image without the object."""
@@ -128,7 +132,7 @@ def _templates(path: Path) -> tuple[str, ...]:
 
 
 def _groups(groups: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(int(index) for index in group) for group in groups)
+    return tuple(tuple(map(int, group)) for group in groups)
 
 
 def answer_turn(text: str, groups: Sequence[Sequence[int]] = ()) -> Turn:
@@ -161,10 +165,17 @@ def without_placeholders(text: str, field: str) -> str:
     return text
 
 
-def parse_box(image: Image, numbers: Any, field: str = "bbox", form: BoxForm = "xyxy") -> Box:
-    """Return a box x1 y1 x2 y2 in pixels, clipped to its image; raises `DataError` for an invalid box."""
+def parse_box(size: tuple[int, int], numbers: Any, field: str = "bbox", form: BoxForm = "xyxy") -> Box:
+    """Return a box x1 y1 x2 y2 in pixels, clipped to its image; raises `DataError` for an invalid box.
+
+    Args:
+        size: Width and height of the image in pixels.
+        numbers: Four numbers.
+        field: Name of the field, for messages.
+        form: Form of the numbers.
+    """
     x1, y1, x2, y2 = four_numbers(numbers, field)
-    width, height = image.size
+    width, height = size
     if form == "xywh":
         x2, y2 = x1 + x2, y1 + y2
     elif form == "normalized":
@@ -172,17 +183,17 @@ def parse_box(image: Image, numbers: Any, field: str = "bbox", form: BoxForm = "
             fault = f"has a number above 1; this dataset reads {_FORMS[form]}"
             raise DataError(f"field '{field}' {[x1, y1, x2, y2]} {fault}", f"field '{field}' {fault}")
         x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
-    others = " or ".join(f"box='{name}'" for name in _FORMS if name != form)
-    reads = f"; this dataset reads {_FORMS[form]} ({others} reads another form)"
+    if 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height:
+        return x1, y1, x2, y2
     if not (x1 <= x2 and y1 <= y2):
         raise DataError(
-            f"field '{field}' {[x1, y1, x2, y2]} has reversed corners{reads}",
-            f"field '{field}' has reversed corners{reads}",
+            f"field '{field}' {[x1, y1, x2, y2]} has reversed corners{_reads(form)}",
+            f"field '{field}' has reversed corners{_reads(form)}",
         )
     if min(x1, y1) < -OVERSHOOT or x2 > width + OVERSHOOT or y2 > height + OVERSHOOT:
         raise DataError(
-            f"field '{field}' {[x1, y1, x2, y2]} exceeds its image of {width} x {height} pixels{reads}",
-            f"field '{field}' exceeds its image{reads}",
+            f"field '{field}' {[x1, y1, x2, y2]} exceeds its image of {width} x {height} pixels{_reads(form)}",
+            f"field '{field}' exceeds its image{_reads(form)}",
         )
     x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
     if x1 >= x2 or y1 >= y2:
@@ -191,10 +202,16 @@ def parse_box(image: Image, numbers: Any, field: str = "bbox", form: BoxForm = "
     return x1, y1, x2, y2
 
 
+def _reads(form: BoxForm) -> str:
+    """Return the end of a message about a box that may have another form."""
+    others = " or ".join(f"box='{name}'" for name in _FORMS if name != form)
+    return f"; this dataset reads {_FORMS[form]} ({others} reads another form)"
+
+
 def four_numbers(numbers: Any, field: str) -> Box:
     """Return the numbers of a box; raises `DataError` for anything else."""
     try:
-        x1, y1, x2, y2 = (float(number) for number in numbers)
+        x1, y1, x2, y2 = map(float, numbers)
     except (TypeError, ValueError) as error:
         fault = f"field '{field}' must contain four numbers"
         raise DataError(f"{fault}, not {numbers!r}", fault) from error

@@ -208,7 +208,7 @@ class GQADataset(GroundingDataset):
         if number not in scene:
             raise DataError(f"the scene graph has no object {number} in image {row['imageId']}")
         item = scene[number]
-        return Mark(box=parse_box(image, (item["x"], item["y"], item["w"], item["h"]), "scene graph", "xywh"))
+        return Mark(box=parse_box(image.size, (item["x"], item["y"], item["w"], item["h"]), "scene graph", "xywh"))
 
     @classmethod
     @override

@@ -83,7 +83,7 @@ class TextLines:
 def _parse_line(text: str) -> Any:
     """Parse a line; raise `ValueError` if it is not valid JSON."""
     try:
-        return json.loads(text.rstrip(), object_pairs_hook=_unique_keys)
+        return _LINE.decode(text.rstrip())
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno})") from error
     except RecursionError:
@@ -96,6 +96,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         raise ValueError("an object has a duplicate key, or two rows have the same id")
     return values
+
+
+_LINE = json.JSONDecoder(object_pairs_hook=_unique_keys)
+"""Decoder of lines; creating one takes as long as decoding a short line."""
 
 
 def open_json(path: Path) -> JsonLines | TextLines | JsonList:

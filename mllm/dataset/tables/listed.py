@@ -12,9 +12,15 @@ from mllm.dataset.indices import from_zero
 from mllm.dataset.tables.records import Records
 from mllm.errors import DataError
 
+ERROR = "error"
+"""Field of a listed row with the reason why the row cannot be used; empty, or absent, for a row that can be."""
+
 
 class ListedRecords(Records):
-    """Rows of a list.
+    """Rows of a list. Reading a row with the field `ERROR` raises `DataError` with its reason.
+
+    A fault of a row that is found while the files of a dataset are joined is thus an error of this row, which
+    `on_error='skip'` counts.
 
     Args:
         path: File or folder from which the rows come.
@@ -36,7 +42,14 @@ class ListedRecords(Records):
 
     @override
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return dict(self.rows[from_zero(index, len(self))])
+        row = self.rows[from_zero(index, len(self))]
+        if row.get(ERROR):
+            raise DataError(row[ERROR])
+        return dict(row)
+
+    @override
+    def is_faulty(self, index: int) -> bool:
+        return bool(self.rows[from_zero(index, len(self))].get(ERROR))
 
     @override
     def describe(self, index: int) -> str:

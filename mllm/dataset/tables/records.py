@@ -96,12 +96,16 @@ class Records:
             raise DataError.at(self.describe(index), f"a row must be an object {{...}}, not a {type(row).__name__}")
         return row
 
+    def is_faulty(self, index: int) -> bool:
+        """Return True for a row that is known to be unusable, without reading it."""
+        return False
+
     def describe(self, index: int) -> str:
         """Return the file and line of a row: `FILE, line N`, with `(row N)` if several rows are on that line."""
         index = from_zero(index, len(self))
         line = self._rows.line(index)
-        neighbors = [neighbor for neighbor in (index - 1, index + 1) if 0 <= neighbor < len(self)]
-        is_shared = any(self._rows.line(neighbor) == line for neighbor in neighbors)
+        is_shared = index > 0 and self._rows.line(index - 1) == line
+        is_shared = is_shared or (index + 1 < len(self) and self._rows.line(index + 1) == line)
         return f"{self.path}, line {line}" + (f" (row {index + 1})" if is_shared else "")
 
 

@@ -17,7 +17,7 @@ from mllm.dataset.annotations.files import default_image_folder, read_annotation
 from mllm.dataset.annotations.objects import AnnotatedImage, Annotations, EmptyBoxes
 from mllm.dataset.patient_names import PatientNames
 from mllm.dataset.single_image_dataset.grounding import NONE, BoxForm, GroundingDataset, answer_turn, plain_text
-from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.listed import ERROR, ListedRecords
 from mllm.dataset.tables.records import Records
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
@@ -77,7 +77,7 @@ class AnnotatedDataset(GroundingDataset):
         rows: list[dict[str, Any]] = []
         locations: list[str] = []
         for image in annotations.images:
-            image_rows = [{"image": image.image, "error": image.error}] if image.error else self.rows_of(image)
+            image_rows = [{"image": image.image, ERROR: image.error}] if image.error else self.rows_of(image)
             rows += image_rows
             locations += [image.location] * len(image_rows)
         return ListedRecords(path, rows, locations)
@@ -112,8 +112,6 @@ class AnnotatedDataset(GroundingDataset):
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        if row.get("error"):
-            raise DataError(row["error"])
         sample = self.parse_annotated(row, rng)
         if self.patients.pattern is None:
             return sample
@@ -122,7 +120,7 @@ class AnnotatedDataset(GroundingDataset):
 
     @abstractmethod
     def parse_annotated(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        """Return the sample of a row that has no error."""
+        """Return the sample of a row, without the patient that the name of its image has."""
 
     @override
     def summary(self) -> dict[str, Any]:

@@ -54,15 +54,17 @@ class PerLabelRecords(Records):
         """Numbers of the rows that are used, [rows]; None: all."""
         if certain:
             self.indices = np.array(
-                [
-                    index * len(labels) + number
-                    for index, row in enumerate(records[index] for index in range(len(records)))
-                    for number, label in enumerate(labels)
-                    if label_value(row.get(label), label) is not None
-                ]
+                [index * len(labels) + number for index in range(len(records)) for number in self._certain(index)]
             )
             if not len(self.indices):
                 raise DataError(f"{self.path}: all values of {', '.join(labels)} are uncertain")
+
+    def _certain(self, index: int) -> list[int]:
+        """Return the numbers of the labels with a certain value; the first one for a faulty row, which is counted."""
+        if self.records.is_faulty(index):
+            return [0]
+        row = self.records[index]
+        return [number for number, label in enumerate(self.labels) if label_value(row.get(label), label) is not None]
 
     def __len__(self) -> int:
         return len(self.records) * len(self.labels) if self.indices is None else len(self.indices)
@@ -76,6 +78,10 @@ class PerLabelRecords(Records):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row, label = self._position(index)
         return {**self.records[row], "label": self.labels[label]}
+
+    @override
+    def is_faulty(self, index: int) -> bool:
+        return self.records.is_faulty(self._position(index)[0])
 
     @override
     def describe(self, index: int) -> str:
@@ -128,9 +134,9 @@ class MultiLabelDataset(AnnotatedDataset):
         if not self.labels:
             raise ConfigError(f"labels is missing: name the columns of {path} that are labels")
         labels = tuple(self.used_labels())
-        first = records[0]
+        first = {} if records.is_faulty(0) else records[0]
         for label in labels:
-            if label not in first and not first.get("error"):
+            if first and label not in first:
                 raise ConfigError(f"labels: {records.describe(0)} has no column '{label}'{hint(label, first)}")
         return PerLabelRecords(records, labels, self.uncertain == "ignore") if self.per == "label" else records
 

@@ -16,7 +16,7 @@ from mllm.dataset.image_files import check_image_folder
 from mllm.dataset.patient_names import PatientNames
 from mllm.dataset.progress import with_progress
 from mllm.dataset.single_image_dataset.grounding import NONE, GroundingDataset, answer_turn
-from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.listed import ERROR, ListedRecords
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS, READERS
 from mllm.structures import BOX, Mark, Sample
@@ -89,7 +89,7 @@ class SegmentationDataset(GroundingDataset):
         if isinstance(self.labels, Mapping):
             self._check_values([int(value) for value in self.labels])
         if not self.absent:
-            rows = [row for row in with_progress(rows, "reading masks") if "error" in row or self._mask(row).any()]
+            rows = [row for row in with_progress(rows, "reading masks") if ERROR in row or self._mask(row).any()]
         return ListedRecords(path, rows, [str(path / row["image"]) for row in rows])
 
     def _check_values(self, values: Sequence[int]) -> None:
@@ -124,7 +124,7 @@ class SegmentationDataset(GroundingDataset):
             mask = masks.get(name.with_name(_stem(name) + self.mask_suffix))
             for value, label in labels.items():
                 row = {"image": name.as_posix(), "mask": str(mask), "value": value, "label": label}
-                rows.append(row if mask is not None else {**row, "error": f"it has no mask in {self.mask_folder}"})
+                rows.append(row if mask is not None else {**row, ERROR: f"it has no mask in {self.mask_folder}"})
         return rows
 
     def _rows_by_target(self, path: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
@@ -159,8 +159,6 @@ class SegmentationDataset(GroundingDataset):
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        if "error" in row:
-            raise DataError(row["error"])
         image = self.read_image(row["image"])
         mask = self._mask(row)
         if mask.shape != (image.height, image.width):

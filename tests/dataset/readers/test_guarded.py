@@ -11,9 +11,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from medical_files import pydicom_file, read_gray
+from medical_files import pydicom_file, read_gray, write_nifti
 from PIL import Image
 
+from mllm.dataset.phantoms.writers import write_mhd
 from mllm.dataset.readers import guarded, notices, read_images
 from mllm.dataset.readers.guarded import GuardedError, GuardedProcess
 from mllm.errors import DataError
@@ -43,6 +44,33 @@ def test_a_process_that_aborts_or_never_answers_is_replaced():
         assert process.call("itertools:repeat", "x", 1) == ["x"]
     finally:
         process.stop()
+
+
+def test_the_limit_of_time_of_a_volume_grows_with_its_size():
+    """A slow disk needs longer than the limit of an image for a large volume, whose reading has no parts."""
+    process = GuardedProcess(seconds=60.0)
+    try:
+        process.call("itertools:repeat", "x", 1)  # starts the process
+        process._seconds = 0.2
+        with pytest.raises(GuardedError, match="TypeError"):  # the result of sleep cannot be iterated
+            process.call("time:sleep", 0.5, size=20 * guarded.BYTES_PER_SECOND)
+        with pytest.raises(GuardedError, match="decoding takes longer than"):
+            process.call("time:sleep", 0.5)
+    finally:
+        process.stop()
+
+
+@pytest.mark.parametrize("kind", ["nifti", "metaimage"])
+def test_readers_of_volumes_pass_their_size(kind, tmp_path, monkeypatch):
+    voxels = np.zeros((4, 5, 6), np.int16)
+    nifti = kind == "nifti"
+    path = write_nifti(tmp_path / "a.nii.gz", voxels) if nifti else write_mhd(tmp_path / "a.mhd", voxels, (1, 1, 1))
+    module = f"mllm.dataset.readers.{'nifti' if nifti else 'itk_volumes'}"
+    monkeypatch.setattr(f"{module}.CHEAP_BYTES", 0)
+    sizes: list[int] = []
+    monkeypatch.setattr(f"{module}.call_guarded", lambda *_, size: sizes.append(size) or [])
+    read_images(path)
+    assert sizes == [voxels.nbytes]
 
 
 def parts_of_a_long_video(seconds: float, count: int) -> Iterator[str]:
