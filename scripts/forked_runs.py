@@ -1,4 +1,4 @@
-"""Runs of `finetune.py` in forks of a server that has imported PyTorch, for tests and for `kill.py`.
+"""Runs of commands such as `finetune.py` in forks of a server that has imported PyTorch, for tests and for `kill.py`.
 
 The imports of a new process take over six seconds of a core; a fork has them already.
 """
@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -34,7 +35,7 @@ def start_run(
     """Start the command in `folder` and return its process.
 
     Args:
-        arguments: Arguments of the command.
+        arguments: File name of the command in `mllm/pipeline/`, and its arguments.
         folder: Current directory of the process.
         log: Path without suffix of the files for both output streams, which get the suffixes `.out` and `.err`.
         environment: Additional environment variables.
@@ -118,8 +119,8 @@ def _main(
     multiprocessing.set_start_method(None, force=True)
 
     from mllm.pipeline.command import run_command
-    from mllm.pipeline.finetune import main
 
+    main = import_module(f"mllm.pipeline.{Path(arguments[0]).stem}").main
     if prepare is not None:
         prepare()
     code = run_command(main)
