@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scores import score
 
-from mllm.metrics.coco import coco_ap, rle
+from mllm.metrics.coco import CocoAP, rle
+from mllm.metrics.scoring import Series
 from mllm.structures import Answer, Mark
 
 SIZE = (40, 60)
+
+
+def coco_ap(predictions, references):
+    return score(CocoAP, predictions, references)
 
 
 def drawn(box):
@@ -80,6 +87,33 @@ def test_average_precision_equals_pycocotools(scene, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_bootstrap_samples_equal_pycocotools_with_repeated_images(scene, tmp_path):
+    """Images are drawn several times or not at all; a copy is an image of its own."""
+    predictions, references = scene
+    metric = CocoAP()
+    for pair in zip(predictions, references, strict=True):
+        metric.add(*pair)
+    rng = np.random.default_rng(1)
+    weights = np.stack([np.bincount(rng.integers(0, 10, 10), minlength=10) for _ in range(5)])
+    figures = metric.figures(weights.astype(float))
+    for number, row in enumerate(weights):
+        copies = [i for i, count in enumerate(row) for _ in range(count)]
+        for kind, name in (("bbox", "box"), ("segm", "mask")):
+            expected = by_file([predictions[i] for i in copies], [references[i] for i in copies], tmp_path, kind)
+            values = [figures[f"{name}_{key}"][number] for key in ("AP", "AP50", "AP75")]
+            assert values == pytest.approx(list(expected), abs=1e-9)
+    assert len(set(figures["box_AP"])) == 5
+
+
+def test_average_precision_has_an_interval_by_patient(scene):
+    predictions, references = scene
+    result = Series(CocoAP)
+    for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        result.add(prediction, replace(reference, group=f"p{i // 2}"))
+    figures = result.result(200)
+    assert figures["box_AP_ci_low"] < figures["box_AP"] < figures["box_AP_ci_high"]
+
+
 def test_precision_and_recall_do_not_depend_on_the_order():
     """Four objects, three predictions, two of them correct."""
     right, other, wrong = (0, 0, 10, 10), (20, 20, 30, 30), (40, 0, 50, 10)
@@ -98,7 +132,6 @@ def test_perfect_predictions_are_one_missing_ones_zero_and_no_targets_nan():
     assert (nothing["box_AP"], nothing["mask_AP"], nothing["failed"]) == (0, 0, 2)
     unknown = coco_ap(true, [Answer(""), Answer("")])
     assert np.isnan(unknown["box_AP"])
-    assert np.isnan(coco_ap([], [])["box_AP"])
     boxes_alone = [Answer("", (Mark(box=(0.0, 0.0, 10.0, 10.0)),))]
     assert not any(key.startswith("mask") for key in coco_ap(boxes_alone, boxes_alone))
 

@@ -10,7 +10,7 @@ import pytest
 from scores import score
 
 from mllm.metrics.areas import Box, box_iou
-from mllm.metrics.coco import coco_ap
+from mllm.metrics.coco import CocoAP
 from mllm.metrics.detection import GreedyDetectionF1, HungarianDetectionF1, InstanceF1, greedy, hungarian
 from mllm.structures import Answer, Mark
 
@@ -30,7 +30,7 @@ def test_precision_and_recall_of_separate_objects_are_those_of_pycocotools() -> 
         moved = true[rng.random(len(true)) < 0.8] + rng.integers(-12, 13, (1, 4))
         references.append(Answer("", tuple(Mark(box=tuple(box)) for box in true)))
         answers.append(Answer("", tuple(Mark(box=tuple(box)) for box in moved)) if len(moved) else Answer("none"))
-    coco = coco_ap(answers, references)
+    coco = score(CocoAP, answers, references)
     for metric in (GreedyDetectionF1, HungarianDetectionF1):
         figures = score(metric, answers, references)
         precision, recall = coco["box_precision@0.5"], coco["box_recall@0.5"]

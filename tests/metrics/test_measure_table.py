@@ -1,9 +1,9 @@
 """Tests of `mllm.metrics.measure_table`."""
 
 import numpy as np
+from scores import measure_figures as measures
 
 from mllm.metrics.measure_table import agreement_table
-from mllm.metrics.measures import measures
 
 NAN = float("nan")
 

@@ -95,6 +95,25 @@ def test_runs_are_compared_by_stratum(tmp_path: Path, capsys: pytest.CaptureFixt
         compare([first, second], by=["scanner"])
 
 
+def test_average_precision_and_measures_have_paired_intervals(tmp_path: Path) -> None:
+    """The second run predicts EF without error, and the boxes of half of the patients."""
+    folders = []
+    for name, error, found in (("a", 4.0, 0), ("b", 0.0, 30)):
+        run = write_run(tmp_path / name, ["" for _ in REFERENCES], ["box" for _ in REFERENCES])
+        rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+        for i, row in enumerate(rows):
+            row |= {"reference_boxes": [[5, 5, 20, 20]], "reference_measures": {"EF": 40.0 + i}}
+            row |= {"boxes": [[5, 5, 20, 20]] if i < found else [], "measures": {"EF": 40.0 + i + error}}
+        (run / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        folders.append(run)
+    rows = {row.figure: row for row in compare(folders, ["measures", "coco_ap"]).rows}
+    assert rows["EF_mae"].differences == [pytest.approx(-4)]
+    assert rows["EF_mae"].difference_limits == [pytest.approx((-4, -4))]
+    assert rows["box_recall@0.5"].differences == [0.5]
+    low, high = rows["box_AP"].difference_limits[0] or (0, 0)
+    assert 0 < low < rows["box_AP"].differences[0] < high < 1
+
+
 def test_samples_without_patients_are_not_called_patients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "a", REFERENCES, patient=None)
     assert main([str(run), str(run)]) == 0
