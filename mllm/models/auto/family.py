@@ -18,6 +18,10 @@ TYPES_OF_SUFFIX = frozenset({"paligemma"})
 """Architectures whose `token_type_ids` are 0 in the prompt, with bidirectional attention, and 1 in the answer."""
 
 
+TYPES_OF_LAST_STATE = frozenset({"internvl"})
+"""Architectures whose projector reads the output of the vision tower, although their config names a layer."""
+
+
 def is_chosen(model_type: str | None) -> bool:
     """Return True if this type reads an architecture: it reads images, or transformers does not list it."""
     from transformers.models.auto import modeling_auto

@@ -18,11 +18,11 @@ from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES
 from mllm.models.auto.default_templates import DEFAULTS
-from mllm.models.auto.family import TYPES_OF_SUFFIX, keep_unquantized
+from mllm.models.auto.family import TYPES_OF_LAST_STATE, TYPES_OF_SUFFIX, keep_unquantized
 from mllm.models.auto.towers import find_towers
 from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config, load_model
-from mllm.models.backbone.vision_layers import mask_head_message
+from mllm.models.backbone.vision_layers import fusion_message, mask_head_message
 from mllm.models.builder.build_chat import build_chat_encoder, load_chat_processor
 from mllm.models.builder.build_options import checkpoint_of, load_options, quantization_bits
 from mllm.models.encoding.chat import ChatEncoder
@@ -40,10 +40,19 @@ def load_processor(args: ModelArgs) -> ProcessorMixin:
 
 def load(args: ModelArgs, hardware: Hardware, processor: ProcessorMixin) -> PreTrainedModel:
     """Load any model that AutoModelForImageTextToText supports: LLaVA, Qwen-VL, PaliGemma, Idefics..."""
+    if args.fuse_vision_layers:
+        _refuse_fusion(load_known_config(args))
     towers = find_towers(build_skeleton(args))
     keep = keep_unquantized(quantization_bits(args), towers)
     name = checkpoint_of(args)
     return load_model(AutoModelForImageTextToText, name, **load_options(args, hardware, keep=keep))
+
+
+def _refuse_fusion(config: PretrainedConfig) -> None:
+    """Raise `ConfigError`, before weights are loaded, for a projector that reads no layer of the vision tower."""
+    layer = config.to_dict().get("vision_feature_layer")
+    if not isinstance(layer, int) or config.model_type in TYPES_OF_LAST_STATE:
+        raise ConfigError(fusion_message(f"of the architecture '{config.model_type}'"))
 
 
 def build_skeleton(args: ModelArgs) -> PreTrainedModel:

@@ -30,7 +30,7 @@ def find_towers(model: PreTrainedModel) -> dict[str, str]:
     (Gemma 4 unified) has no 'vision'. Raise `ConfigError` where a part is not found, or the model reads no images.
     """
     names = {module: name for name, module in model.named_modules()}
-    towers = {**find_parts_beside(model), "language": names[model.get_decoder()]}
+    towers = {**find_vision_parts(model), "language": names[model.get_decoder()]}
     parts = ", ".join(name for name, _ in model.base_model.named_children())
     if len(towers) == 1 and model.config.to_dict().get("vision_config", {}) is None:
         text_type = FAMILIES.for_architecture(model.config.get_text_config().model_type).type
@@ -47,7 +47,7 @@ def find_towers(model: PreTrainedModel) -> dict[str, str]:
     return towers
 
 
-def find_parts_beside(model: PreTrainedModel) -> dict[str, str]:
+def find_vision_parts(model: PreTrainedModel) -> dict[str, str]:
     """Return the module prefixes of projector and vision tower; empty for a model of text."""
     names = {module: name for name, module in model.named_modules()}
     tower, towers = model.get_encoder(modality="image"), {}

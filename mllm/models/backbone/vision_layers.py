@@ -63,6 +63,14 @@ def mask_head_message(name: str) -> str:
     )
 
 
+def fusion_message(name: str) -> str:
+    """Return the message for `fuse_vision_layers` on a model `name` that is no LLaVA."""
+    return (
+        f"fuse_vision_layers=True needs a LLaVA, whose projector reads one layer of the vision tower, but the model is "
+        f"{name}: remove fuse_vision_layers"
+    )
+
+
 def fuse_language_layers(model: PreTrainedModel, tower: nn.Module | None) -> LayerFusion:
     """Replace the input of a LLaVA's projector by a learned mixture of the tower's hidden states, except the last.
 
@@ -71,10 +79,7 @@ def fuse_language_layers(model: PreTrainedModel, tower: nn.Module | None) -> Lay
     values = model.config.to_dict()
     layer_read = values.get("vision_feature_layer")
     if not isinstance(layer_read, int) or tower is None:
-        raise ConfigError(
-            f"fuse_vision_layers=True needs a LLaVA, whose projector reads one layer of the vision tower, but the "
-            f"model is a {type(model).__name__}: remove fuse_vision_layers"
-        )
+        raise ConfigError(fusion_message(f"a {type(model).__name__}"))
     layers = _layers_of(tower)
     fusion = LayerFusion(len(layers))
     open_states: list[list[Tensor]] = []  # one list while the tower runs, none while checkpointing recomputes

@@ -30,7 +30,7 @@ def keep_unquantized(bits: int, towers: Mapping[str, str]) -> list[str]:
     return FULL_PRECISION
 
 
-def keep_parts_beside(bits: int, towers: Mapping[str, str]) -> list[str]:
+def full_precision_modules(bits: int, towers: Mapping[str, str]) -> list[str]:
     """Return the modules that stay in full precision in an encoder-decoder, among them those that read images."""
     return ["lm_head", *(prefix for tower, prefix in towers.items() if tower in ("projector", "vision"))]
 
@@ -92,7 +92,7 @@ SEQ2SEQ = Family(
     skeleton=LazyFunction("mllm.models.text.load:build_encoder_decoder_skeleton"),
     towers=LazyFunction("mllm.models.text.towers:encoder_decoder_towers"),
     lora_targets=LazyFunction("mllm.models.text.towers:encoder_decoder_targets"),
-    keep_unquantized=keep_parts_beside,
+    keep_unquantized=full_precision_modules,
     chosen_for=is_encoder_decoder,
     unsupported_keys=IMAGE_KEYS | {"box_format"},
     reads_images=False,

@@ -29,7 +29,7 @@ from mllm.models.builder.build_chat import load_chat_processor
 from mllm.models.builder.build_options import checkpoint_of, encoder_options, load_options, quantization_bits
 from mllm.models.encoding.seq2seq import Seq2SeqEncoder
 from mllm.models.encoding.text_processor import TextProcessor, load_text_processor
-from mllm.models.text.family import FULL_PRECISION, keep_parts_beside
+from mllm.models.text.family import FULL_PRECISION, full_precision_modules
 from mllm.models.text.towers import encoder_decoder_towers
 
 
@@ -55,7 +55,7 @@ def load_encoder_decoder(
 ) -> PreTrainedModel:
     """Load any model that AutoModelForSeq2SeqLM supports: T5Gemma, T5, mT5..."""
     towers = encoder_decoder_towers(build_encoder_decoder_skeleton(args))
-    keep = keep_parts_beside(quantization_bits(args), towers)
+    keep = full_precision_modules(quantization_bits(args), towers)
     name = checkpoint_of(args)
     return load_model(AutoModelForSeq2SeqLM, name, **load_options(args, hardware, keep=keep))
 

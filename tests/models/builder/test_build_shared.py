@@ -121,8 +121,14 @@ def test_a_tower_without_a_grid_has_box_heads_only(tiny_qwen2_vl: Path) -> None:
     assert set(bundle.model.heads) == {"box"}
     with pytest.raises(ConfigError, match="one square grid of patches, .* remove the MaskHead"):
         load_pretrained(args(tiny_qwen2_vl, heads=HEADS), CPU)
-    with pytest.raises(ConfigError, match="fuse_vision_layers=True needs a LLaVA"):
-        load_pretrained(args(tiny_qwen2_vl, fuse_vision_layers=True), CPU)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "internvl"])
+def test_a_mixture_of_layers_is_refused_before_weights_are_loaded(name: str, tmp_path: Path) -> None:
+    folder = write_tiny(name, tmp_path / name)
+    (folder / "model.safetensors").write_bytes(b"not read")
+    with pytest.raises(ConfigError, match=f"fuse_vision_layers=True needs a LLaVA, .* architecture '{name}'"):
+        load_pretrained(args(folder, fuse_vision_layers=True), CPU)
 
 
 @pytest.mark.parametrize("changes", [{"heads": HEADS}, {"fuse_vision_layers": True}])
