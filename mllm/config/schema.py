@@ -157,6 +157,9 @@ class GenerationArgs:
     """'options': generate no text; the answer is the most likely option of the question, with probabilities."""
     choices: list[str] = field(default_factory=list)
     """scoring='options': the options of questions that list none, such as `['yes', 'no']`."""
+    scales: list[int] = field(default_factory=list)
+    """`mllm evaluate`: answer with images of each of these sizes in pixels (`[448, 896]`) and combine the answers: the
+    mean of the probabilities with scoring='options', otherwise a vote. Empty: `image_size` alone."""
 
 
 @dataclass(frozen=True)

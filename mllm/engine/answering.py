@@ -84,7 +84,8 @@ class ModelAnswers:
     ) -> None:
         if scoring not in (GENERATION, OPTIONS):
             raise ConfigError(f"data_args.gen_kwargs.scoring must be '{GENERATION}' or '{OPTIONS}', not {scoring!r}")
-        options.pop("progress", None)
+        for key in ("progress", "scales"):  # for callers
+            options.pop(key, None)
         self.bundle, self.checks_prompts, self.settings = bundle, checks_prompts, settings or {}
         self.has_scores, self.choices, self.options = scoring == OPTIONS, choices, options
         self.generation = None

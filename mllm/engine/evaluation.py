@@ -39,6 +39,14 @@ class Samples(Protocol):
         ...
 
 
+class Records(Protocol):
+    """Source of the records of an evaluation, such as its files."""
+
+    def records(self) -> Iterator[Record]:
+        """Yield the records of the rows."""
+        ...
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Predictions and figures of a split."""
@@ -216,7 +224,7 @@ def _row(fields: Row, reference: Answer, prediction: Answer) -> Row:
 
 def score_split(
     samples: Samples,
-    files: UnfinishedPredictions,
+    files: Records,
     metrics: Mapping[str, Entry],
     skip_failures: bool = False,
     continued: int = 0,
@@ -227,7 +235,7 @@ def score_split(
 
     Args:
         samples: The split.
-        files: Files with an answer to every row.
+        files: Records of an answer to every row.
         metrics: Name -> metric.
         skip_failures: Rows that cannot be used were skipped.
         continued: Number of rows that a former call had answered.

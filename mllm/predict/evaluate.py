@@ -22,7 +22,7 @@ from mllm.dataset.builder import open_datasets
 from mllm.dataset.challenge import write_challenge_files
 from mllm.dataset.checking import Splits
 from mllm.engine.answering import Answerer, ModelAnswers
-from mllm.engine.evaluation import Evaluation, answer_split, score_split
+from mllm.engine.evaluation import Evaluation, Samples, answer_split, score_split
 from mllm.engine.predictions import answers_of
 from mllm.engine.unfinished import UnfinishedPredictions, unfinished_files
 from mllm.errors import ConfigError, hint
@@ -32,6 +32,7 @@ from mllm.files import write_json
 from mllm.metrics.scoring import Entry
 from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.metrics import check_metrics, find_metrics, metric_origin
+from mllm.predict.scales import CombinedRecords, RepeatedSamples, ScaledAnswers, check_scales, scales_of
 from mllm.predict.server import ServerOptions, open_server
 from mllm.predict.strata import add_strata, check_columns, parse_columns, strata_origin
 from mllm.predict.writer import write_predictions
@@ -94,21 +95,8 @@ def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     check_metrics(metrics, options.split, splits, where, config.data_args.gen_kwargs)
     columns = parse_columns(config, options.by)
     check_columns(columns, options.split, splits, "--by" if options.by else strata_origin(config))
-    hardware = best_hardware()
-    state = PartialState(cpu=hardware.device == "cpu" or model_args is None)
-    if model_args is None:
-        assert options.server is not None
-        served = open_server(options.server, config)
-        answerer: Answerer = served
-        facts = served.facts()
-    else:
-        answerer = ModelAnswers(
-            load_for_answers(model_args, hardware),
-            checks_prompts=config.data_args.on_error == "skip" or is_private(),
-            settings=encoding_settings(asdict(model_args)),
-            **config.data_args.gen_kwargs,
-        )
-        facts = model_facts(model_args)
+    state = PartialState(cpu=model_args is None or best_hardware().device == "cpu")
+    answerer, facts = _source(config, options, model_args, len(splits[options.split]))
     files = open_files(folder, options, answerer.fingerprint() | data_fingerprint(config, splits, options.split))
     try:
         evaluation, seconds = _answer(config, options, splits, answerer, metrics, files)
@@ -117,6 +105,31 @@ def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
             _write(config, facts, options, evaluation, seconds, splits, files)
     finally:
         files.close()
+
+
+def _source(
+    config: RunConfig, options: EvaluateOptions, model_args: ModelArgs | None, rows: int
+) -> tuple[Answerer, dict[str, Any]]:
+    """Return the source of the answers to a split of `rows` rows, and the facts about it for `metrics.json`."""
+    if model_args is None:
+        assert options.server is not None
+        served = open_server(options.server, config)
+        return served, served.facts()
+    hardware = best_hardware()
+
+    def load(args: ModelArgs) -> ModelAnswers:
+        return ModelAnswers(
+            load_for_answers(args, hardware),
+            checks_prompts=config.data_args.on_error == "skip" or is_private(),
+            settings=encoding_settings(asdict(args)),
+            **config.data_args.gen_kwargs,
+        )
+
+    facts, scales = model_facts(model_args), scales_of(config)
+    if not scales:
+        return load(model_args), facts
+    check_scales(scales, model_args)
+    return ScaledAnswers(scales, rows, lambda scale: load(replace(model_args, image_size=scale))), facts
 
 
 def _answer(
@@ -129,12 +142,16 @@ def _answer(
 ) -> tuple[Evaluation, float]:
     """Answer the rows of the split. Return their evaluation and the seconds that the answers took."""
     split, skip = splits[options.split], config.data_args.on_error == "skip"
+    scales = scales_of(config)
     started = time.monotonic()
-    continued = answer_split(answerer, split, files, skip, options.split)
+    asked: Samples = RepeatedSamples(split, len(scales)) if scales else split
+    continued = answer_split(answerer, asked, files, skip, options.split)
     seconds = time.monotonic() - started
     if continued:
         logger.info("the evaluation in %s was continued: %d rows had answers", files.folder, continued)
-    evaluation = score_split(split, files, metrics, skip, continued)
+    choices = config.data_args.gen_kwargs.get("choices", ())
+    records = CombinedRecords(files.records(), len(split), scales, choices) if scales else files
+    evaluation = score_split(split, records, metrics, skip, continued)
     if not evaluation.rows:
         first = f"; first error: {evaluation.skipped[0]}" if evaluation.skipped else ""
         raise error_of(f"none of the {len(split)} rows of '{options.split}' can be used{first}")

@@ -64,6 +64,8 @@ def open_server(options: ServerOptions, config: RunConfig) -> ServerAnswers:
             f"--server {options.address} is not this machine, and the questions and images of the split would be sent "
             "to it: add --allow-remote if these data may leave this machine"
         )
+    if config.data_args.gen_kwargs.get("scales"):
+        raise ConfigError("--server: the server chooses the size of images: remove data_args.gen_kwargs.scales")
     model = choose_model(client.models(), options.model, client.url)
     logger.info("the answers are those of %s on %s", model, client.url)
     return ServerAnswers(

@@ -38,6 +38,11 @@ def check_early(config: RunConfig, hardware: Hardware, updates: int) -> RunConfi
     Raises:
         ConfigError: One of them cannot be built, or the learning rate is 0 in every update.
     """
+    if config.data_args.gen_kwargs.get("scales"):
+        raise ConfigError(
+            f"{config.origin('data_args', 'gen_kwargs')}: data_args.gen_kwargs.scales is an option of mllm evaluate, "
+            "because the model of a run has one image_size: remove it here, and set it there with --cfg-options"
+        )
     if updates == 1 and config.training_args["warmup_steps"]:
         logger.info("the run has one update: warmup_steps is set to 0, because the learning rate would be 0")
         config = config.replaced(**{"training_args.warmup_steps": 0})
