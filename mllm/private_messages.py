@@ -32,6 +32,9 @@ DATA_LOGGER = "mllm.dataset"
 """Logger whose records may hold values of rows."""
 QUIET = ("pydicom", "PIL", "nibabel", "libav", "av", "datasets", "fsspec", "openpyxl")
 """Loggers of packages that read data. Their records would only say that their text is left out."""
+# Debug records of Pillow contain texts of headers. The level is set here, before any private run: a level that a reader
+# sets when a private run imports it would replace that of the run, and be lost at its end.
+logging.getLogger("PIL").setLevel(logging.INFO)
 COMPUTING = ("accelerate", "bitsandbytes", "deepspeed", "opacus", "peft", "torch")
 """Packages that get tensors only, so that their messages hold no values of rows."""
 _CONVERSION = re.compile(r"%(?:%|[-#0 +]*\d*(?:\.\d+)?[a-zA-Z])")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+import sys
 import traceback
 import warnings
 from pathlib import Path
@@ -20,6 +22,16 @@ from mllm.private_messages import PublicText, call_privately, is_private, worker
 from mllm.structures import Sample, Turn
 
 NAME = "Jane Doe"
+
+
+def test_pillow_logs_no_texts_of_headers_if_a_private_run_imports_the_readers() -> None:
+    program = (
+        "import importlib, logging; from mllm.private_messages import call_privately; level = lambda: "
+        "(importlib.import_module('mllm.dataset.readers.image'), logging.getLogger('PIL').level)[1]; "
+        "print(call_privately(level), level())"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [str(logging.CRITICAL + 1), str(logging.INFO)]
 
 
 class Rows:

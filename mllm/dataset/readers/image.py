@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +34,6 @@ _SCAN = b"\xff\xda"
 """Marker of a scan of a JPEG."""
 _TIFF_HEADER = 8
 """Size of the header of a TIFF file, in bytes."""
-logging.getLogger("PIL").setLevel(logging.INFO)  # its debug records contain texts of headers
 _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339
 """TIFF tags BitsPerSample, PhotometricInterpretation (0: zero is white), PlanarConfiguration (2: one plane for each
 channel) and SampleFormat (1: unsigned, 2: signed, 3: float)."""
