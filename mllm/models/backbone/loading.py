@@ -5,8 +5,11 @@ Errors that a user can cause raise `ConfigError` with one sentence.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +37,16 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
     """Load the config of a checkpoint. It is read first, so it detects missing licenses and networks."""
     with explained(name):
         check_hub(name, "config.json")
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        file = Path(name, "config.json")
+        if trust_remote_code or not file.is_file():
+            return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return copy.deepcopy(_parsed_config(name, file.read_bytes()))
+
+
+@lru_cache(maxsize=4)
+def _parsed_config(name: str, content: bytes) -> PretrainedConfig:
+    """Return the config of a folder whose config.json has this content. A model is loaded with five calls."""
+    return AutoConfig.from_pretrained(name)
 
 
 def load_processor(name: str, *, trust_remote_code: bool = False) -> ProcessorMixin:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from mllm.errors import ConfigError
 from mllm.models.backbone.loading import load_config, load_model, load_processor, quantization
@@ -54,6 +54,16 @@ def test_damaged_files_are_reported(copy: Path) -> None:
         ConfigError, match="lack 1 tensors of its architecture .first model.multi_modal_projector.linear_1"
     ):
         load_model(AutoModelForImageTextToText, str(copy), precision="fp32", device="cpu")
+
+
+def test_a_config_is_read_again_when_its_file_changes_and_belongs_to_the_caller(copy: Path) -> None:
+    config = load_config(str(copy))
+    assert config.to_dict() == AutoConfig.from_pretrained(copy).to_dict()
+    config.text_config.hidden_size = 1
+    assert load_config(str(copy)).text_config.hidden_size > 1
+    values = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(values | {"image_seq_length": 9}))
+    assert load_config(str(copy)).image_seq_length == 9 != config.image_seq_length
 
 
 def test_a_checkpoint_without_an_image_processor_is_refused(copy: Path) -> None:
