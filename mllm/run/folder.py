@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from accelerate import PartialState
+
 from mllm.engine.checkpoints import newest_checkpoint, remove_incomplete
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, UserError
 from mllm.files import explained_write, final_name, remove_temporary
 from mllm.run_files import (
     CONFIG,
@@ -53,6 +58,24 @@ def open_run_folder(name: str, output_dir: str | None, resume: bool) -> tuple[Pa
     _lock(folder)
     remove_temporary(folder)
     return folder, None
+
+
+@contextmanager
+def removed_if_refused(folder: Path, is_new: bool) -> Iterator[None]:
+    """Remove a run folder if the block raises an error for users before anything was trained.
+
+    Args:
+        folder: The run folder.
+        is_new: True if this run created it. The folder of a resumed run, and one that the user named, stay.
+    """
+    try:
+        yield
+    except UserError:
+        if is_new and PartialState().is_main_process and {path.name for path in folder.iterdir()} <= STARTED:
+            shutil.rmtree(folder)
+            if not any(folder.parent.iterdir()):
+                folder.parent.rmdir()
+        raise
 
 
 def _resumed(folder: Path) -> tuple[Path, Path]:

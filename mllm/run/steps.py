@@ -21,6 +21,7 @@ from mllm.run.finish import (
     write_results,
     write_untrained,
 )
+from mllm.run.folder import removed_if_refused
 from mllm.run.lengths import warn_of_cut_samples
 from mllm.run.open import open_run, start_processes
 from mllm.run.train import check_training, train
@@ -49,8 +50,10 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool) 
     folder, checkpoint = open_run(config, hardware, splits, resume)
     set_seed(config.training_args["seed"])
     with advise_on_memory(memory_advice(config)):
-        bundle = load_pretrained(config.model_args, hardware)
-        teacher = load_teacher(config, hardware, bundle)
+        is_new = checkpoint is None and not config.training_args["output_dir"]
+        with removed_if_refused(folder, is_new):
+            bundle = load_pretrained(config.model_args, hardware)
+            teacher = load_teacher(config, hardware, bundle)
         learner = build_learner(config, bundle, teacher)
 
         scale_measures(config, bundle, splits["train"])

@@ -10,7 +10,7 @@ from checkpoint_files import write_checkpoint
 
 from mllm.engine.checkpoints import checkpoints
 from mllm.errors import ConfigError
-from mllm.run.folder import open_run_folder, point_latest
+from mllm.run.folder import open_run_folder, point_latest, removed_if_refused
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +110,21 @@ def test_an_explicit_folder_in_which_a_start_failed_can_be_started_again():
     (folder / "training_log.json").write_text("{}")
     with pytest.raises(ConfigError, match="output_dir mine is not empty"):
         open_run_folder("a", "mine", resume=False)
+
+
+def test_a_run_that_is_refused_before_the_training_leaves_no_folder():
+    def refuse(is_new, *files):
+        folder, _ = open_run_folder("a", None, resume=False)
+        for name in files:
+            (folder / name).write_text("of the failed start")
+        with pytest.raises(ConfigError, match="num2words"), removed_if_refused(folder, is_new):
+            raise ConfigError("the processor needs the package num2words")
+        return folder
+
+    refuse(True, "config.py", "environment.json")
+    assert not Path("exp/a").exists()
+    for is_new, name in ((False, "config.py"), (True, "training_log.json")):
+        assert (refuse(is_new, name) / name).is_file()
 
 
 def test_a_file_as_output_dir_is_refused_as_a_file():
