@@ -141,24 +141,42 @@ class Places(PhantomBoxDataset):
 WITH_HEADS = """
 custom_imports = dict(imports=["places"])
 model_args.update(lora_dropout=0.0, image_size=112, image_token_len=16,
+                  trainable=dict(language="lora", vision="full", projector="full"),
                   heads=dict(box=dict(type="BoxHead", hidden=32), mask=dict(type="MaskHead", dim=32)))
+model_args.pop("lora_target")
 objectives = dict(next_token=dict(type="NextToken"), box=dict(type="BoxLoss"), mask=dict(type="MaskLoss"))
 data_args = dict(train=dict(_delete_=True, type="Places", size=9, image_size=112), validation=None, test=None)
-training_args.update(optim="sgd", learning_rate=0.05, max_steps=4, eval_strategy="no", max_grad_norm=0.0)
+training_args.update(optim="sgd", learning_rate=0.05, max_steps=4, eval_strategy="no", max_grad_norm=0.0,
+                     save_strategy="steps", save_steps=2)
 """
 
 
-def test_batches_with_and_without_objects_train_heads_equally_on_two_processes(write_config):
+def test_heads_and_a_tower_in_full_train_equally_on_two_processes_and_continue_bit_for_bit(write_config):
+    """Updates have batches with and without objects."""
     Path("places.py").write_text(PLACES)
     config = write_config(WITH_HEADS)
     for processes, name in ((1, "one"), (2, "two")):
         _start(processes, config, "--cfg-options", f"training_args.output_dir={name}")
     for key in ("loss", "box", "mask"):
-        assert _rows("two", key) == pytest.approx(_rows("one", key), rel=1e-4), key
+        assert _rows("two", key) == pytest.approx(_rows("one", key), rel=1e-6), key
     assert max(_rows("one", "box")) > 0
     one, two = (load_file(Path(name) / "adapter" / "heads.safetensors") for name in ("one", "two"))
+    assert {name.partition(".")[0] for name in one} >= {"vision", "projector", "heads"}
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5, msg=name)
+    _assert_resumes("two", config, "checkpoint-4", "heads.safetensors")
+
+
+def _assert_resumes(run: str, config: str, checkpoint: str, file: str) -> None:
+    """Remove the last checkpoint and the export, resume on two processes, and compare losses and weights."""
+    losses, whole = _rows(run, "loss"), load_file(Path(run) / "adapter" / file)
+    shutil.rmtree(Path(run) / checkpoint)
+    shutil.rmtree(Path(run) / "adapter")
+    _start(2, config, "--resume", "--cfg-options", f"training_args.output_dir={run}")
+    assert _rows(run, "loss") == losses
+    again = load_file(Path(run) / "adapter" / file)
+    assert again.keys() == whole.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
 
 
 ONE_SIDED = '''
