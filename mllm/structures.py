@@ -115,6 +115,8 @@ class Sample:
     """Pixel spacing of each image, None where it is unknown. Empty: it is unknown for all images."""
     task: str | None = None
     """Task of the sample, such as 'counting', by which metrics choose their samples. None: all metrics apply."""
+    label: str | None = None
+    """Structure or class of objects that the question is about, for tables by structure. None: unknown or several."""
 
 
 @dataclass(frozen=True)

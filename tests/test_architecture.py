@@ -32,7 +32,7 @@ ALLOWED = {
     "engine": NOUNS | {"engine", "models", "objectives", "metrics"},
     "export": NOUNS | {"export", "config"} | PARTS,
     "tiny": NOUNS | {"tiny"},
-    "report": NOUNS | {"report", "config", "engine"} | PARTS,
+    "report": NOUNS | {"report", "config", "engine", "export"} | PARTS,
     "predict": NOUNS | {"predict", "report", "config", "engine", "export"} | PARTS,
     "run": NOUNS | {"run", "predict", "report", "config", "engine", "export", "tiny"} | PARTS,
     "pipeline": NOUNS | {"pipeline", "run", "predict", "report", "config", "engine", "export", "tiny"} | PARTS,

@@ -113,7 +113,8 @@ class _SplitReader:
         fields = origin_fields(sample, f"{self.split}, row {index + 1}")
         # The patients of a private run are numbered after all rows were answered.
         fields |= {} if sample.group is None or is_private() else {"patient": sample.group}
-        fields |= {} if sample.task is None else {"task": sample.task}
+        values = {"task": sample.task, "label": sample.label}
+        fields |= {name: value for name, value in values.items() if value is not None}
         fields |= {"question": question, "reference": reference.text}
         return sample, fields, replace(reference, spacings=sample.spacings)
 
@@ -149,8 +150,8 @@ def answer_split(
     Every process takes its share: windows of consecutive rows, which do not depend on the number of processes. A window
     with rows that were answered before is divided into the same batches again. All processes leave together.
 
-    A row has the fields of `origin_fields`, `patient` and `task` if they are known, `question`, `reference`,
-    `prediction`, `tokens` (generated, including the end of the turn), `scores` of options, the fields of `mark_fields`
+    A row has the fields of `origin_fields`, `patient`, `task` and `label` if they are known, `question`,
+    `reference`, `prediction`, `tokens` (generated, including the end of the turn), `scores` of options, the fields of `mark_fields`
     of the prediction and, prefixed by `reference_`, those of the reference, and `pixel_spacings` (width and height of a
     pixel of each image in mm) if they are known. Boxes that the question names are not part of an answer.
 

@@ -24,6 +24,7 @@ from mllm.engine.preflight import preflight
 from mllm.engine.rates import rates_of_config
 from mllm.engine.run_log import run_folder
 from mllm.errors import advise_on_memory
+from mllm.models.adapters.trainable import count_trainable
 from mllm.private_messages import error_of, worker_setup
 from mllm.run_files import checkpoint_name
 from mllm.structures import Batch, Encoded, LogicalBatch
@@ -71,6 +72,8 @@ class MultimodalTrainer(Trainer):
         assert args.gradient_accumulation_steps == 1, "accumulation happens inside a logical batch"
         self.learner = learner
         """The model and its objectives, without the wrappers of accelerate."""
+        self.parameters = count_trainable(learner.student)
+        """Trainable parameters of each tower, counted before an engine divides them among processes."""
         self.meter = meter
         self.train_sampler, self.eval_sampler = train_sampler, eval_sampler
         self.skip_failures, self.memory_advice = skip_failures, memory_advice

@@ -58,6 +58,8 @@ class Facts:
     """The splits by name: 'train', 'validation', 'test'."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Settings that influence the weights, under their names in a config."""
+    parameters: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Tower -> `tensors` and `trainable`, the numbers of trained tensors and of their elements, and `all` elements."""
     updates: int | None = None
     """Number of optimizer updates."""
     idle_steps: int = 0

@@ -48,6 +48,11 @@ class ClassMetric(StreamingMetric):
         self._stated = None
 
     @property
+    def classes(self) -> list[str]:
+        """Return the classes of the references, in the order of their numbers."""
+        return list(self._classes)
+
+    @property
     def targets(self) -> np.ndarray:
         """Return the number of the class of each reference, [N]."""
         return np.frombuffer(self._targets, np.int64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from array import array
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -82,15 +83,9 @@ class RankMetric(ScoreMetric):
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, N] of the samples."""
-        samples, options, scores, is_target = self.table()
-        names = sorted(self._classes)
-        chosen = ["yes" if "yes" in names else names[-1]] if len(names) == 2 else names
-        rows: list[dict[str, np.ndarray]] = []
-        for name in chosen:
-            entries = np.flatnonzero(options == self._classes[name])
-            order = entries[np.argsort(-scores[entries], kind="stable")]
-            if len(order):
-                rows.append(self.of_ranking(weights[:, samples[order]], scores[order], is_target[order]))
+        rows = [
+            self.of_ranking(weights[:, samples], scores, is_target) for _, samples, scores, is_target in self.rankings()
+        ]
         if not rows:
             return {}
         stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -98,6 +93,19 @@ class RankMetric(ScoreMetric):
             known = {name: np.isfinite(values) for name, values in stacked.items()}
             sums = {name: np.where(known[name], values, 0).sum(axis=0) for name, values in stacked.items()}
             return {name: sums[name] / known[name].sum(axis=0) for name in stacked}
+
+    def rankings(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield each class with samples, scores and truth of its entries [E]; see `of_ranking`.
+
+        With two classes only the one of the figure.
+        """
+        samples, options, scores, is_target = self.table()
+        names = sorted(self._classes)
+        for name in ["yes" if "yes" in names else names[-1]] if len(names) == 2 else names:
+            entries = np.flatnonzero(options == self._classes[name])
+            order = entries[np.argsort(-scores[entries], kind="stable")]
+            if len(order):
+                yield name, samples[order], scores[order], is_target[order]
 
     @abstractmethod
     def of_ranking(self, weights: np.ndarray, scores: np.ndarray, is_target: np.ndarray) -> dict[str, np.ndarray]:
@@ -179,15 +187,17 @@ class ECE(ScoreMetric):
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, N] of the samples."""
+        numbers, scores, is_target, bins = self.most_probable()
+        confidence, correct = (weighted_counts(weights * part, numbers, bins, BINS) for part in (scores, is_target))
+        return {"ece": np.abs(correct - confidence).sum(axis=1) / weights.sum(axis=1)}
+
+    def most_probable(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return sample, probability, truth and bin of the most probable option of each sample, [N]."""
         samples, _, scores, is_target = self.table()
         order = np.lexsort((-scores, samples))
         first = order[np.unique(samples[order], return_index=True)[1]]
         bins = np.clip(np.ceil(scores[first] * BINS).astype(int) - 1, 0, BINS - 1)
-        numbers = samples[first]
-        confidence, correct = (
-            weighted_counts(weights * part, numbers, bins, BINS) for part in (scores[first], is_target[first])
-        )
-        return {"ece": np.abs(correct - confidence).sum(axis=1) / weights.sum(axis=1)}
+        return samples[first], scores[first], is_target[first], bins
 
 
 @METRICS.register_module(name="brier")

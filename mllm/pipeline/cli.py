@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("mllm.pipeline.finetune", "train the model of a config"),
     "evaluate": ("mllm.pipeline.evaluate_model", "evaluate a model on a split of a config"),
     "compare": ("mllm.pipeline.compare", "compare runs on their common samples"),
+    "report": ("mllm.pipeline.report", "write report.html of a run or an evaluation again"),
     "predict": ("mllm.pipeline.predict", "answer questions about images"),
     "merge": ("mllm.pipeline.merge", "merge an adapter into its base model"),
     "modelfile": ("mllm.pipeline.modelfile", "write the Modelfile that Ollama needs for exported GGUF files"),

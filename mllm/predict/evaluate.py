@@ -40,6 +40,7 @@ from mllm.private_messages import call_privately, error_of, is_private
 from mllm.registry import METRICS
 from mllm.report.drawing import draw_answer, refuse_drawing
 from mllm.report.figures import figures_table, strata_table
+from mllm.report.run.page import write_report
 from mllm.run_files import ADAPTER, CONFIG, PREDICTIONS, runs_of
 from mllm.run_files import METRICS as METRICS_FILE
 
@@ -180,7 +181,9 @@ def _write(
         print(f"\n{strata_table(evaluation.strata)}")
     for message in evaluation.skipped:
         logger.warning("skipped %s", message)
+    report = write_report(folder, lambda: dict(splits))
     logger.info("%d predictions written to %s; %d rows skipped", len(evaluation.rows), folder, len(evaluation.skipped))
+    logger.info("the report is %s", report)
 
 
 def draw_evaluation(evaluation: Evaluation, split: SampleDataset, folder: Path) -> None:
@@ -354,6 +357,7 @@ def summary(
             "config": options.config,
             "cfg_options": overrides,
             "tiny": config.tiny,
+            "private": config.privacy_args is not None,
             "split": options.split,
             "data": data,
             "gen_kwargs": settings["gen_kwargs"],

@@ -42,13 +42,13 @@ class Drawn(NamedTuple):
     color: Color
 
 
-def draw_marks(image: Image.Image, marks: Sequence[Drawn]) -> Image.Image:
+def draw_marks(image: Image.Image, marks: Sequence[Drawn], smallest: int = SMALLEST) -> Image.Image:
     """Return a picture of `image` with its marks: filled masks with outlines, boxes and points, each with a label.
 
     No box is drawn for a mask without one. The picture has the size of the image, or a multiple of it if the image is
-    smaller than `SMALLEST`.
+    smaller than `smallest`.
     """
-    scale = max(1, -(-SMALLEST // max(image.size)))
+    scale = max(1, -(-smallest // max(image.size)))
     size = (image.width * scale, image.height * scale)
     picture = _Picture(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), scale)
     for mark, _, color in marks:

@@ -18,10 +18,11 @@ from mllm.errors import UserError
 from mllm.models.builder.builder import load_encoder
 from mllm.private_messages import call_privately, is_private
 from mllm.registry import READERS
-from mllm.report.data.facts import VERSION, RowFacts, SourceRow, Store, all_facts, plain_sample, shortened
+from mllm.report.data.facts import MAX_CHARACTERS, VERSION, RowFacts, SourceRow, Store, all_facts, plain_sample
 from mllm.report.data.findings import Finding, findings, split_findings
-from mllm.report.data.page import Picture, picture, write_page
+from mllm.report.data.page import Picture, picture, write_data_page
 from mllm.report.drawing import draw_marks, numbered
+from mllm.report.html_page import shortened
 from mllm.run.prepare import prepare_args
 from mllm.run_files import DATA_ROWS, data_page_of
 from mllm.structures import Encoder
@@ -82,7 +83,7 @@ def _check(config: RunConfig, workers: int) -> DataCheck:
     else:
         sheets = {name: _sheet(sources[name], rows[name], encoder) for name in splits}
     counts = [split_findings(name, rows[name], _summaries(sources[name])) for name in splits]
-    write_page(page, config.name, counts, results, sheets, notes, max_length)
+    write_data_page(page, config.name, counts, results, sheets, notes, max_length)
     return DataCheck(page, total, results)
 
 
@@ -130,7 +131,7 @@ def _sheet(sources: Sequence[SourceRow], rows: Sequence[RowFacts], encoder: Enco
             sample = plain_sample(source, index)
         reference = None if encoder is None else encoder.reference(sample)
         marks = reference.marks if reference is not None and reference.marks else sample.marks
-        answer = shortened(reference.text) if reference is not None and reference.text else row.answer
+        answer = shortened(reference.text, MAX_CHARACTERS) if reference is not None and reference.text else row.answer
         in_first = [mark for mark in marks if mark.image == 0]
         image = draw_marks(sample.images[0], numbered(in_first)) if in_first else sample.images[0]
         pictures.append(picture(image, row.location, row.question, answer, len(in_first)))

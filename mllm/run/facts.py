@@ -41,6 +41,10 @@ def run_facts(config: RunConfig, trainer: MultimodalTrainer, splits: Splits) -> 
             for name, split in splits.items()
         },
         training={key: model[key] for key in keys} | training,
+        parameters={
+            count.tower: {"tensors": count.tensors, "trainable": count.parameters, "all": count.total}
+            for count in trainer.parameters
+        },
         updates=trainer.updates,
         idle_steps=trainer.idle_steps,
         privacy=trainer.record if isinstance(trainer, PrivateTrainer) else None,

@@ -35,15 +35,20 @@ from mllm.registry import EXPORTERS
 from mllm.report.compare import figures_of_differences, paired_differences
 from mllm.report.data_summary import draw_agreement, write_summary
 from mllm.report.figures import figures_line, strata_table
+from mllm.report.run.page import write_report
 from mllm.run.facts import run_facts
+from mllm.run.warning_log import WarningLog
 from mllm.run_files import (
     ADAPTER,
+    FIRST_BATCH,
+    LOSS_PLOT,
     MERGED,
     METRICS,
     MINIATURE,
     PREDICTIONS,
     SKIPPED_ROWS,
     STUDENT,
+    TRAINING_LOG,
     UNTRAINED,
     data_page_of,
     runs_of,
@@ -212,12 +217,11 @@ def changes_of(config: RunConfig, untrained: Evaluation | None, evaluation: Eval
 def log_results(
     config: RunConfig,
     trainer: MultimodalTrainer,
-    exports: Exports,
     evaluation: Evaluation | None,
     untrained: Evaluation | None,
     changes: Figures,
 ) -> None:
-    """Log skipped rows, losses, figures and the location of the results, on the first process only."""
+    """Log skipped rows, losses and figures, on the first process only."""
     if not trainer.is_world_process_zero():
         return
     meter, folder = trainer.meter, run_folder(trainer.args)
@@ -247,8 +251,20 @@ def log_results(
         )
     if (page := data_page_of(config.name)).is_file():
         logger.info("the data of this config are shown in %s", page)
-    names = "".join(f"{exported.name}/, " for exported in exports.folders[:1])
-    logger.info("all results are in %s: %straining_log.json, loss.png, first_batch.md", folder, names)
+
+
+def report(trainer: MultimodalTrainer, splits: Splits, exports: Exports, warnings: WarningLog) -> None:
+    """Write `warnings.json` and `report.html`, and log the location of the results, on the first process only."""
+    if not trainer.is_world_process_zero():
+        return
+    folder = run_folder(trainer.args)
+    warnings.write(folder)
+    names = [*(f"{exported.name}/" for exported in exports.folders[:1]), TRAINING_LOG, LOSS_PLOT, FIRST_BATCH]
+    try:
+        names.insert(0, write_report(folder, lambda: dict(splits)).name)
+    except UserError as error:
+        logger.warning("the report was not written, and everything else was: %s", error)
+    logger.info("all results are in %s: %s", folder, ", ".join(names))
 
 
 def end_processes() -> None:

@@ -18,6 +18,7 @@ from mllm.run.finish import (
     evaluate_test_split,
     export,
     log_results,
+    report,
     write_results,
     write_untrained,
 )
@@ -25,6 +26,7 @@ from mllm.run.folder import removed_if_refused
 from mllm.run.lengths import warn_of_cut_samples
 from mllm.run.open import open_run, start_processes
 from mllm.run.train import check_training, train
+from mllm.run.warning_log import WarningLog, collected_warnings
 from mllm.run_files import UNTRAINED
 
 
@@ -37,11 +39,12 @@ def run_steps(config: RunConfig, hardware: Hardware, *, tiny: bool, resume: bool
         tiny: Limit the number of updates.
         resume: Continue the run that trained last from its newest checkpoint.
     """
-    _run_steps(config, hardware, tiny, resume)
+    with collected_warnings() as warnings:
+        _run_steps(config, hardware, tiny, resume, warnings)
     end_processes()  # here, because the model and the trainer are no longer referenced
 
 
-def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool) -> None:
+def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool, warnings: WarningLog) -> None:
     start_processes(config, hardware)
     splits = open_splits(config)
     if tiny:
@@ -78,6 +81,7 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool) 
         evaluation = evaluate_test_split(config, bundle, splits, folder)
         changes = changes_of(config, untrained, evaluation)
         write_results(config, trainer, splits, exports, evaluation, untrained, changes)
-        log_results(config, trainer, exports, evaluation, untrained, changes)
+        log_results(config, trainer, evaluation, untrained, changes)
+        report(trainer, splits, exports, warnings)
         if exports.refusal is not None:
             raise exports.refusal

@@ -15,7 +15,7 @@ from mllm.engine.progress import close_bars
 from mllm.engine.run_log import run_folder
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.files import write_text
-from mllm.models.adapters.trainable import count_trainable, format_counts
+from mllm.models.adapters.trainable import format_counts
 from mllm.registry import EXPORTERS
 from mllm.run.facts import run_facts
 from mllm.run.folder import point_latest
@@ -29,7 +29,7 @@ def check_training(config: RunConfig, trainer: MultimodalTrainer, bundle: Bundle
     """Log the trainable parameters, check on the first batch that all of them train, and write `first_batch.md`."""
     if not bundle.model.generates_text:
         logger.info("Active: trainable parameters")  # the third phase of the log of `mllm.models.gemma3n.ncore_log`
-    logger.info("%s", format_counts(count_trainable(bundle.model)))
+    logger.info("%s", format_counts(trainer.parameters))
     batch = trainer.preflight()
     if trainer.is_world_process_zero():
         folder = run_folder(trainer.args)

@@ -187,16 +187,17 @@ class DetectionDataset(AnnotatedDataset):
         image = self.read_image(row["image"])
         marks: list[Mark] = []
         lines, groups = [], []
-        for label, boxes in objects.items():
+        for name, boxes in objects.items():
             own = self._sorted_marks(image, boxes)
             if own:
                 groups.append(range(len(marks), len(marks) + len(own)))
             marks += own
             answer = BOX if own else NONE
-            lines.append(f"{self.text_of_label(label)}: {answer}" if self.per == "image" else answer)
+            lines.append(f"{self.text_of_label(name)}: {answer}" if self.per == "image" else answer)
         names = ", ".join(self.text_of_label(label) for label in objects)
         question = self.question_turn(self.draw_template(rng, label=names))
-        return Sample([question, answer_turn("\n".join(lines), groups)], [image], marks=marks)
+        label = names if self.per == "label" else None
+        return Sample([question, answer_turn("\n".join(lines), groups)], [image], marks=marks, label=label)
 
     def _sorted_marks(self, image: Image, boxes: Any) -> list[Mark]:
         """Return the marks of boxes from top to bottom and from left to right."""

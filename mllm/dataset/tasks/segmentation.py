@@ -169,9 +169,9 @@ class SegmentationDataset(GroundingDataset):
         question = self.question_turn(self.draw_template(rng, label=str(row["label"])))
         group = self.patients.find(row["image"])
         if not mask.any():
-            return Sample([question, answer_turn(NONE)], [image], group=group)
+            return Sample([question, answer_turn(NONE)], [image], group=group, label=str(row["label"]))
         mark = Mark(box=bounds(mask), mask=mask)
-        return Sample([question, answer_turn(BOX, [[0]])], [image], marks=[mark], group=group)
+        return Sample([question, answer_turn(BOX, [[0]])], [image], marks=[mark], group=group, label=str(row["label"]))
 
     def _mask(self, row: Mapping[str, Any]) -> np.ndarray:
         """Return the mask of a row, [H, W] bool."""

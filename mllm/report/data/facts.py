@@ -23,6 +23,7 @@ from mllm.dataset.readers import notices
 from mllm.dataset.rows import Row
 from mllm.errors import DataError, UserError, errors_of_row, with_location
 from mllm.private_messages import in_row, is_private, sentence_of, worker_setup
+from mllm.report.html_page import shortened
 from mllm.structures import BOX, IMAGE, POINT, Sample, SampleEncoder, Turn
 
 VERSION = 5
@@ -216,18 +217,13 @@ def _text(sample: Sample, role: str) -> str:
     turn = next((turn for turn in reversed(sample.turns) if turn.role == role), Turn("user", ""))
     sizes = iter([len(group) for group in turn.marks])
     text = _MARKS.sub(lambda match: _counted(match[0], next(sizes)), turn.text) if turn.marks else turn.text
-    return shortened(text.replace(IMAGE, "").strip())
+    return shortened(text.replace(IMAGE, "").strip(), MAX_CHARACTERS)
 
 
 def _counted(placeholder: str, count: int) -> str:
     """Return the placeholder of a number of boxes or points, such as `<1 box>`."""
     one, several = ("box", "boxes") if placeholder == BOX else ("point", "points")
     return f"<{count} {one if count == 1 else several}>"
-
-
-def shortened(text: str) -> str:
-    """Return a text of at most `MAX_CHARACTERS` characters."""
-    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
 
 
 def image_facts(image: Image.Image) -> ImageFacts:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from mllm.files import replaced_file
 from mllm.report.data.findings import Finding, SplitFindings
+from mllm.report.html_page import data_url, write_page
 
-THUMBNAIL = 320
-"""Maximum longer side of a picture in pixels."""
 BARS = 24
 """Maximum number of bars of a histogram."""
 
@@ -47,15 +42,10 @@ class Bar:
 
 
 def picture(image: Image.Image, location: str, question: str, answer: str, marks: int) -> Picture:
-    """Return a picture of an image with `marks` drawn marks, reduced to `THUMBNAIL` pixels, with its texts."""
-    small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=82)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    """Return a picture of an image with `marks` drawn marks, reduced to the size of thumbnails, with its texts."""
     drawn = f", with {marks} boxes or masks drawn" if marks else ""
-    source, caption = f"data:image/jpeg;base64,{data}", location.rsplit("/", 1)[-1]
-    return Picture(source, location, caption, question, answer, f"Image of {caption}{drawn}")
+    caption = location.rsplit("/", 1)[-1]
+    return Picture(data_url(image), location, caption, question, answer, f"Image of {caption}{drawn}")
 
 
 def histogram(values: Sequence[int]) -> list[Bar]:
@@ -79,7 +69,7 @@ def _label(start: int, step: int, count: int) -> str:
     return f"{start} to {end}: {count}" if step > 1 else f"{start}: {count}"
 
 
-def write_page(
+def write_data_page(
     path: Path,
     name: str,
     splits: Sequence[SplitFindings],
@@ -99,22 +89,14 @@ def write_page(
         notes: Sentences about information that the page lacks.
         max_length: Maximum number of tokens of a sample; None: unknown.
     """
-    environment = Environment(
-        loader=PackageLoader("mllm.report.data", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    charts = {split.name: histogram(split.length_values) for split in splits}
-    html = environment.get_template("page.html").render(
+    write_page(
+        path,
+        "data.html",
         name=name,
         splits=splits,
         findings=findings,
         sheets=sheets,
         notes=notes,
         max_length=max_length,
-        charts=charts,
+        charts={split.name: histogram(split.length_values) for split in splits},
     )
-    with replaced_file(path) as file:
-        file.write(html)

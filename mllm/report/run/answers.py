@@ -1,0 +1,286 @@
+"""Tables and charts of the answers of an evaluation: classes, probabilities, numbers, boxes and masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mllm.contents import contents_of, stated_measures
+from mllm.engine.predictions import answers_of
+from mllm.metrics.classification import FAILED, ClassMetric
+from mllm.metrics.detection import DetectionMetric, GreedyDetectionF1
+from mllm.metrics.numbers import NORMAL_95, NumberMetric
+from mllm.metrics.probabilities import AUROC, BINS, ECE, curve
+from mllm.metrics.scoring import Series, tasks_of
+from mllm.metrics.segmentation import Dice
+from mllm.registry import METRICS
+from mllm.report.run.charts import Chart, Dots, Line, chart
+from mllm.structures import UNITS, Answer
+
+MAX_CLASSES = 20
+"""Maximum number of classes of a confusion matrix."""
+MAX_CURVES = 6
+"""Maximum number of classes with a curve of their own."""
+MAX_STRUCTURES = 30
+"""Maximum number of lines of the tables of structures, the most frequent ones."""
+Row = Mapping[str, Any]
+Pair = tuple[Answer, Answer]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Confusion matrix."""
+
+    metric: str
+    """Metric whose classes are counted."""
+    classes: list[str]
+    columns: list[str]
+    """Classes, and at the end `other answers` and `unreadable`, if there are any."""
+    counts: list[list[int]]
+    """Class of the reference -> class of the answer -> number of samples."""
+
+    @property
+    def total(self) -> int:
+        """Return the number of samples."""
+        return sum(map(sum, self.counts))
+
+    def shade(self, row: int, column: int) -> int:
+        """Return the percentage of the samples of a class that have an answer."""
+        return round(100 * self.counts[row][column] / max(1, sum(self.counts[row])))
+
+
+def confusion(rows: Sequence[Row], metrics: Iterable[str]) -> tuple[Confusion | None, str]:
+    """Return the confusion matrix of the first metric of classes, and a sentence if there are too many classes."""
+    for name in (name.partition("/")[0] for name in metrics):
+        entry = METRICS.find(name) if name in METRICS.names() else None
+        if entry is None or not isinstance(entry, type) or not issubclass(entry, ClassMetric):
+            continue
+        metric = _added(entry(), rows, entry)
+        classes, targets, answers = metric.classes, metric.targets, metric.predictions()
+        if not classes:
+            continue
+        if len(classes) > MAX_CLASSES:
+            return None, f"The references have {len(classes):,} classes, too many for a confusion matrix."
+        others = np.where(answers == FAILED, len(classes) + 1, answers)
+        counts = np.zeros((len(classes), len(classes) + 2), int)
+        np.add.at(counts, (targets, others), 1)
+        order = sorted(range(len(classes)), key=classes.__getitem__)
+        counts = counts[order][:, [*order, len(classes), len(classes) + 1]]
+        names = [classes[number] for number in order]
+        columns = [*names, "other answers", "unreadable"]
+        used = [column for column in range(len(columns)) if column < len(names) or counts[:, column].any()]
+        return Confusion(name, names, [columns[i] for i in used], counts[:, used].tolist()), ""
+    return None, ""
+
+
+def probability_charts(rows: Sequence[Row]) -> list[Chart]:
+    """Return ROC, precision-recall and calibration curves of scored options; none without probabilities."""
+    scored = [row for row in rows if row.get("scores")]
+    if not scored:
+        return []
+    ranks, calibration = _added(AUROC(), scored, AUROC), _added(ECE(), scored, ECE)
+    rankings = list(ranks.rankings())
+    by_size = sorted(rankings, key=lambda ranking: -int(ranking[3].sum()))[:MAX_CURVES]
+    roc: list[Line | Dots] = [Line("chance", [0, 1], [0, 1], -1, is_dashed=True)]
+    recall: list[Line | Dots] = []
+    areas = []
+    for number, (name, _, scores, is_target) in enumerate(by_size):
+        weights = np.ones((1, len(scores)))
+        true, false = (part[0] for part in curve(weights, scores, is_target))
+        area = float(ranks.of_ranking(weights, scores, is_target)["auroc"][0])
+        if not math.isfinite(area):
+            continue
+        areas.append(f"{name} {area:.3f}")
+        x, y = (np.concatenate([[0.0], part / part[-1]]) for part in (false, true))
+        roc.append(Line(f"{name} (AUROC {area:.3f})", x, y, number))
+        precision = true / (true + false)
+        recall.append(Line(name, np.concatenate([[0.0], y[1:]]), np.concatenate([[precision[0]], precision]), number))
+    more = f", the {len(by_size)} most frequent of {len(rankings)} classes" if len(rankings) > len(by_size) else ""
+    unit = (-0.02, 1.02)
+    charts = []
+    if areas:
+        text = f"Areas under the curves: {', '.join(areas)}."
+        axes = ("false positive rate", "true positive rate")
+        charts.append(chart(f"ROC{more}", text, *axes, roc, unit, unit))
+        charts.append(chart(f"Precision and recall{more}", text, "recall", "precision", recall, unit, unit))
+    charts.append(_calibration(calibration))
+    return [drawn for drawn in charts if drawn is not None]
+
+
+def _calibration(metric: ECE) -> Chart | None:
+    """Return the reliability diagram of the most probable options (arXiv:1706.04599)."""
+    _, scores, is_target, bins = metric.most_probable()
+    counts = np.bincount(bins, minlength=BINS)
+    with np.errstate(invalid="ignore"):
+        confidence, accuracy = (np.bincount(bins, part, BINS) / counts for part in (scores, is_target))
+    parts = [
+        Line("perfect calibration", [0, 1], [0, 1], -1, is_dashed=True),
+        Line("", confidence[counts > 0], accuracy[counts > 0], 0),
+        Dots(f"bins of {len(scores):,} samples", confidence, accuracy, 0),
+    ]
+    known = zip(confidence, accuracy, counts, strict=True)
+    text = "; ".join(f"mean probability {p:.2f}, accuracy {a:.2f}, {n} samples" for p, a, n in known if n)
+    unit = (-0.02, 1.02)
+    axes = ("probability of the most probable option", "accuracy")
+    return chart("Calibration", f"Bins: {text}.", *axes, parts, unit, unit)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Charts of the agreement of numbers with their references."""
+
+    name: str
+    samples: int
+    failed: int
+    """Number of answers that could not be read; they have the penalty of the metric."""
+    charts: list[Chart]
+
+
+def agreements(rows: Sequence[Row], figures: Mapping[str, Any]) -> list[Agreement]:
+    """Return scatter and Bland-Altman plots of numbers (one for each task) and of cardiac measures."""
+    results = []
+    for name in figures:
+        metric_name, _, task = name.partition("/")
+        entry = METRICS.find(metric_name) if metric_name in METRICS.names() else None
+        if metric_name == "measures":
+            results += _measure_agreements(rows)
+        elif isinstance(entry, type) and issubclass(entry, NumberMetric):
+            title = task or "number"
+            if title not in [result.name for result in results]:
+                own = [row for row in rows if not task or row.get("task") == task]
+                answers, references, failed = _added(entry(), own, entry).numbers()
+                results += _agreement(title, answers, references, failed)
+    return results
+
+
+def _measure_agreements(rows: Sequence[Row]) -> list[Agreement]:
+    true = [row.get("reference_measures") or stated_measures(row["reference"]) for row in rows]
+    predicted = [row.get("measures") or stated_measures(row["prediction"]) for row in rows]
+    results = []
+    for name in dict.fromkeys(name for row in true for name in row):
+        answers, references = (np.array([_value(row, name) for row in side]) for side in (predicted, true))
+        failed = ~np.isfinite(answers)
+        results += _agreement(name, np.where(failed, 0.0, answers), references, failed)
+    return results
+
+
+def _value(row: Mapping[str, Any], name: str) -> float:
+    value = row.get(name)
+    return math.nan if value is None else float(value)
+
+
+def _agreement(name: str, answers: np.ndarray, references: np.ndarray, failed: np.ndarray) -> list[Agreement]:
+    """Return the charts of numbers, [N] each; failed answers have their penalty. Unknown references are left out."""
+    known = np.isfinite(references)
+    x, y, is_failed = references[known], answers[known], failed[known]
+    if not len(x):
+        return []
+    error, mean = y - x, (x + y) / 2
+    bias = float(error.mean())
+    reach = NORMAL_95 * float(error.std(ddof=1)) if len(error) > 1 else math.nan
+    unit = UNITS.get(name, "")
+    label, points = (f"{name} ({unit})" if unit else name), "points" if unit == "%" else unit
+    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+    scatter = [
+        Line("identity", ends, ends, -1, is_dashed=True),
+        *_dots(x, y, is_failed),
+    ]
+    sides = [mean.min(), mean.max()] if len(set(mean.tolist())) > 1 else [mean[0] - 1, mean[0] + 1]
+    lines = [
+        *_dots(mean, error, is_failed),
+        Line(f"bias {bias:+.4g} {points}".strip(), sides, [bias, bias], 1),
+        *(
+            Line(f"{side} limit {limit:+.4g} {points}".strip(), sides, [limit, limit], 1, is_dashed=True)
+            for side, limit in (("lower", bias - reach), ("upper", bias + reach))
+            if math.isfinite(limit)
+        ),
+    ]
+    text = f"{len(x):,} samples, mean absolute error {np.abs(error).mean():.4g} {points}".strip()
+    limits = f"Bias {bias:+.4g}, limits of agreement {bias - reach:+.4g} to {bias + reach:+.4g} {points}".strip()
+    charts = [
+        chart(f"{name}: prediction over reference", f"{text}.", f"reference, {label}", "prediction", scatter),
+        chart(f"{name}: Bland-Altman", f"{limits}.", f"mean of both, {label}", "prediction - reference", lines),
+    ]
+    return [Agreement(name, len(x), int(is_failed.sum()), [part for part in charts if part is not None])]
+
+
+def _dots(x: np.ndarray, y: np.ndarray, failed: np.ndarray) -> list[Dots]:
+    """Return the dots of readable answers and, in another color, those of failed ones."""
+    dots = [Dots("samples", x[~failed], y[~failed], 0)] if (~failed).any() else []
+    return dots + ([Dots("unreadable, with its penalty", x[failed], y[failed], 2)] if failed.any() else [])
+
+
+@dataclass(frozen=True)
+class StructureRow:
+    """Figures of a structure or a class of objects."""
+
+    name: str
+    samples: int
+    values: list[float]
+    """Dice and the limits of its interval; or found, missed and additional boxes."""
+
+
+def mask_table(rows: Sequence[Row]) -> list[StructureRow]:
+    """Return mean Dice with its 95 % interval for all masks and for each structure that rows name as `label`."""
+    series = _by_label(rows, lambda: Series(Dice), lambda answer: "mask" in contents_of(answer))
+    table = []
+    for name, own in series.items():
+        figures = own.result()
+        values = [figures[key] for key in ("dice", "dice_ci_low", "dice_ci_high")]
+        table.append(StructureRow(name, int(figures["samples"]), values))
+    return table
+
+
+def box_table(rows: Sequence[Row]) -> list[StructureRow]:
+    """Return found, missed and additional boxes at IoU 0.5 for all rows and for each class that they name as `label`.
+
+    Boxes are matched one to one, the pair with the largest IoU first, as in `detection_f1`. Rows without objects count
+    if any row has boxes. Masks have a table of their own.
+    """
+    kinds = [contents_of(answers_of(row)[1]) for row in rows]
+    if not any("objects" in kind and "mask" not in kind for kind in kinds):
+        return []
+    chosen = [row for row, kind in zip(rows, kinds, strict=True) if "mask" not in kind]
+    table = []
+    for name, metric in _by_label(chosen, GreedyDetectionF1, lambda answer: True).items():
+        found, predicted, true = metric.table().sum(axis=0)
+        if predicted or true:
+            values = [float(found), float(true - found), float(predicted - found)]
+            table.append(StructureRow(name, metric.samples, values))
+    return table
+
+
+def _by_label(
+    rows: Sequence[Row],
+    make: Callable[[], Series | DetectionMetric | Any],
+    is_used: Callable[[Answer], bool],
+) -> dict[str, Any]:
+    """Return an object of `make` for all rows, and for each label, with the answers of the rows added."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        if row.get("label"):
+            counts[str(row["label"])] = counts.get(str(row["label"]), 0) + 1
+    names = sorted(counts, key=lambda name: (-counts[name], name))[:MAX_STRUCTURES]
+    parts = {"all": make(), **({name: make() for name in names} if len(names) > 1 else {})}
+    is_empty = True
+    for row in rows:
+        prediction, reference = answers_of(row)
+        if is_used(reference):
+            is_empty = False
+            parts["all"].add(prediction, reference)
+            if (name := str(row.get("label"))) in parts and name != "all":
+                parts[name].add(prediction, reference)
+    return {} if is_empty else parts
+
+
+def _added(metric: Any, rows: Sequence[Row], entry: Callable[..., Any]) -> Any:
+    """Return a metric after reading the answers of the rows that it is for."""
+    tasks = tasks_of(entry)
+    for row in rows:
+        if not tasks or row.get("task") is None or row["task"] in tasks:
+            metric.add(*answers_of(row))
+    return metric
