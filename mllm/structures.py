@@ -42,9 +42,7 @@ class Turn:
     role: Role
     text: str
     marks: tuple[tuple[int, ...], ...] = ()
-    """For each `<box>` and `<point>` in the text, in order: the indices of the sample's marks that it stands for.
-
-    If `marks` is empty, `<box>` and `<point>` are plain text."""
+    """Indices of the sample's marks of each `<box>` and `<point>` in the text, in order. Empty: both are plain text."""
 
 
 @dataclass(frozen=True)

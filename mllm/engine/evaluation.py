@@ -150,8 +150,8 @@ def answer_split(
     Every process takes its share: windows of consecutive rows, which do not depend on the number of processes. A window
     with rows that were answered before is divided into the same batches again. All processes leave together.
 
-    A row has the fields of `origin_fields`, `patient`, `task` and `label` if they are known, `question`,
-    `reference`, `prediction`, `tokens` (generated, including the end of the turn), `scores` of options, the fields of `mark_fields`
+    A row has the fields of `origin_fields`, `patient`, `task` and `label` if they are known, `question`, `reference`,
+    `prediction`, `tokens` (generated, including the end of the turn), `scores` of options, the fields of `mark_fields`
     of the prediction and, prefixed by `reference_`, those of the reference, and `pixel_spacings` (width and height of a
     pixel of each image in mm) if they are known. Boxes that the question names are not part of an answer.
 

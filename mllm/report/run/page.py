@@ -16,6 +16,7 @@ from mllm.run_files import REPORT_PAGE
 SECTIONS: tuple[Callable[[RunFiles, Pictures], Section | None], ...] = (
     summary,
     results.metrics,
+    results.change,
     results.strata,
     results.classes,
     results.probabilities,

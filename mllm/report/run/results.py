@@ -41,6 +41,23 @@ def figure_rows(figures: Mapping[str, Any]) -> list[list[Cell]]:
     return rows
 
 
+def change(run: RunFiles, pictures: Pictures) -> Section | None:
+    """Return the section with the figures before and after the training; None if the former were not computed."""
+    before, differences = run.metrics.get("untrained"), run.metrics.get("differences")
+    if not isinstance(before, dict) or not isinstance(differences, dict):
+        return None
+    tables = []
+    for metric, changes in differences.items():
+        own, former = run.figures.get(metric, {}), before.get(metric, {})
+        names = [name for name in changes if not name.endswith(INTERVAL)]
+        rows = [
+            [Cell(name), number(former.get(name)), number(own.get(name)), *_with_limits(changes, name)]
+            for name in names
+        ]
+        tables.append(Table(("figure", "before", "after", "difference", "95 % from", "to"), rows, f"{metric}, change"))
+    return Section("change", "Before and after the training", [Columns(tables)]) if tables else None
+
+
 def strata(run: RunFiles, pictures: Pictures) -> Section | None:
     """Return the section with the figures of `metrics.json` by stratum; None without strata and for a private run."""
     parts = run.metrics.get("strata")
@@ -60,7 +77,7 @@ def strata(run: RunFiles, pictures: Pictures) -> Section | None:
                 Cell(value),
                 number(part["samples"]),
                 number(part["patients"]) if part["patients"] is not None else Cell("unknown", is_number=True),
-                *(cell for metric, figure in names for cell in _stratum_cells(part["figures"].get(metric, {}), figure)),
+                *(cell for metric, figure in names for cell in _with_limits(part["figures"].get(metric, {}), figure)),
             ]
             for value, part in values.items()
         ]
@@ -68,8 +85,8 @@ def strata(run: RunFiles, pictures: Pictures) -> Section | None:
     return Section("strata", "Figures by stratum", tables)
 
 
-def _stratum_cells(figures: Mapping[str, Any], figure: str) -> list[Cell]:
-    """Return the cells of a figure of a stratum: value, and limits of the interval, which a small stratum lacks."""
+def _with_limits(figures: Mapping[str, Any], figure: str) -> list[Cell]:
+    """Return the cells of a figure: value, and the limits of its interval, which may be absent."""
     names = (figure, *(figure + end for end in INTERVAL))
     return [number(figures[name]) if name in figures else Cell("", is_number=True) for name in names]
 

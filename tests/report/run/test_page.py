@@ -114,6 +114,7 @@ def write_run(folder) -> Run:
         facts: Facts = FACTS,
         change: Callable[[Path], Any] = str,
         size: tuple[int, int] = (80, 100),
+        strata: dict[str, Any] | None = None,
     ) -> Page:
         run = Path("run")
         run.mkdir(exist_ok=True)
@@ -129,7 +130,7 @@ def write_run(folder) -> Run:
             scorer.add(*answers_of(row))
         facts = replace(facts, figures=scorer.figures())
         write_facts(run, facts)
-        write_metrics(run, facts)
+        write_metrics(run, facts, strata or {})
         write_predictions(run / "predictions.jsonl", rows)
         (run / "config.py").write_text(CONFIG)
         log = [{"step": step, "loss": 1 / step, "seconds": step, "peak_memory_gb": 1.0} for step in (1, 2, 3)]
@@ -157,6 +158,20 @@ def test_figures_equal_those_of_metrics_json(write_run):
                 limits = [values[name + end] for end in ("_ci_low", "_ci_high") if name + end in values]
                 exact = [number for number in (value, *limits) if number is not None]
                 assert [float(text) for text in page.tables[metric].get(name, [])] == exact
+
+
+def test_figures_by_stratum_and_before_the_training_are_shown(write_run):
+    part = {"samples": 2, "patients": 2, "small": False, "figures": {"accuracy": {"accuracy": 0.1, "samples": 2}}}
+
+    def change(run: Path) -> None:
+        metrics = json.loads((run / "metrics.json").read_text())
+        metrics["untrained"] = {"accuracy": {"accuracy": 0.25, "samples": 4}}
+        metrics["differences"] = {"accuracy": {"accuracy": 0.25, "accuracy_ci_low": -0.5, "accuracy_ci_high": 0.75}}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+
+    page = write_run(FOUR, "accuracy", change=change, strata={"sex": {"<F>": part}})
+    assert page.tables["By sex"]["<F>"] == ["2", "2", "0.1"]
+    assert page.tables["accuracy, change"]["accuracy"] == ["0.25", "0.5", "0.25", "-0.5", "0.75"]
 
 
 def test_the_confusion_matrix_counts_the_answers(write_run):
