@@ -117,7 +117,7 @@ def _calibration(metric: ECE) -> Chart | None:
     counts = np.bincount(bins, minlength=BINS)
     with np.errstate(invalid="ignore"):
         confidence, accuracy = (np.bincount(bins, part, BINS) / counts for part in (scores, is_target))
-    parts = [
+    parts: list[Line | Dots] = [
         Line("perfect calibration", [0, 1], [0, 1], -1, is_dashed=True),
         Line("", confidence[counts > 0], accuracy[counts > 0], 0),
         Dots(f"bins of {len(scores):,} samples", confidence, accuracy, 0),
@@ -185,12 +185,12 @@ def _agreement(name: str, answers: np.ndarray, references: np.ndarray, failed: n
     unit = UNITS.get(name, "")
     label, points = (f"{name} ({unit})" if unit else name), "points" if unit == "%" else unit
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-    scatter = [
+    scatter: list[Line | Dots] = [
         Line("identity", ends, ends, -1, is_dashed=True),
         *_dots(x, y, is_failed),
     ]
     sides = [mean.min(), mean.max()] if len(set(mean.tolist())) > 1 else [mean[0] - 1, mean[0] + 1]
-    lines = [
+    lines: list[Line | Dots] = [
         *_dots(mean, error, is_failed),
         Line(f"bias {bias:+.4g} {points}".strip(), sides, [bias, bias], 1),
         *(

@@ -87,12 +87,13 @@ def read_run(folder: Path) -> RunFiles:
     def read(name: str, parse: Callable[[Path], T], default: T) -> T:
         return _read(folder / name, parse, default, problems)
 
+    nothing: Json = {}
     facts = read(FACTS, lambda path: read_facts(path.parent), None)
-    metrics = read(METRICS, _object, {})
-    log = read(TRAINING_LOG, _log_rows, [])
+    metrics = read(METRICS, _object, nothing)
+    log: list[Json] = read(TRAINING_LOG, _log_rows, list[Json]())
     if not facts and not metrics and not log:
         raise ConfigError(_no_results(folder, problems))
-    environment = metrics.get("environment") or read(ENVIRONMENT, _object, {})
+    environment = metrics.get("environment") or read(ENVIRONMENT, _object, nothing)
     config = read(CONFIG, lambda path: path.read_text(encoding="utf-8"), "")
     is_private = _is_private(folder, facts, metrics, config)
     predictions: list[Json] = [] if is_private else read(PREDICTIONS, read_predictions, [])
@@ -102,11 +103,11 @@ def read_run(folder: Path) -> RunFiles:
         metrics,
         predictions,
         log,
-        read(DATA_SUMMARY, _object, {}),
+        read(DATA_SUMMARY, _object, nothing),
         environment if isinstance(environment, dict) else {},
         config,
         [(split, failure.message) for split, failure in read_skipped(folder)],
-        read(WARNINGS, _texts, []),
+        read(WARNINGS, _texts, list[str]()),
         is_private,
         problems,
     )

@@ -74,7 +74,7 @@ def _rate_chart(log: Sequence[Row]) -> Chart | None:
 
 def _line(log: Sequence[Row], key: str, label: str, color: int) -> Line | None:
     points = [(row["step"], row[key]) for row in log if isinstance(row.get(key), (int, float))]
-    return Line(label, *map(list, zip(*points, strict=True)), color) if points else None
+    return Line(label, [x for x, _ in points], [y for _, y in points], color) if points else None
 
 
 def _with_dots(lines: Sequence[Line]) -> list[Any]:
