@@ -15,6 +15,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import gc
 import random
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -85,6 +86,17 @@ def seed_generators() -> None:
     # `torch.manual_seed` would format the call stack for each kind of device that is not initialized: 1 ms per fixture.
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def files_in_the_page_cache() -> Iterator[None]:
+    """Do not wait for the disk: files of tests need not survive a power failure. A run waits 50 times.
+
+    Runs in other processes, which tests kill, wait.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 def write_tiny(family: str, folder: Path) -> Path:
