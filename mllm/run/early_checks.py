@@ -63,7 +63,8 @@ def check_early(config: RunConfig, hardware: Hardware, updates: int) -> RunConfi
 def _check_trackers(config: RunConfig, arguments: TrainingArguments) -> None:
     """Raise `ConfigError` for a tracker whose package is not installed."""
     installed = get_available_reporting_integrations()
-    for name in arguments.report_to:
+    names = arguments.report_to or []
+    for name in [names] if isinstance(names, str) else names:
         if name not in installed:
             raise ConfigError(
                 f"{config.origin('training_args', 'report_to')}: report_to={arguments.report_to} cannot be used: the "

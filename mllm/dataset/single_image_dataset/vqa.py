@@ -24,7 +24,7 @@ class VQADataset(ImageTextDataset):
     are `patient` (rows of one patient stay in one split) and `modality`, which is written before the question; the
     argument `modality` is the default for rows without the field. `<image>` in a question marks the position of an
     image; without it the images precede the question. Numbers, lists of numbers and objects in `answer` are learned as
-    JSON text; of a list of texts, the answers of several annotators, `choose_answer` selects one: 'first' or
+    JSON text; of a list of different texts, the answers of several annotators, `choose_answer` selects one: 'first' or
     'majority'.
     """
 

@@ -75,20 +75,21 @@ def choose_answer(answers: Sequence[Any], choice: AnswerChoice | None, field: st
 
     Args:
         answers: Texts or numbers.
-        choice: 'first', or 'majority': the most frequent answer, the earliest of equally frequent ones.
+        choice: 'first', or 'majority': the most frequent answer, the earliest of equally frequent ones. None: the
+            answers must be equal.
         field: Name of the field, for messages.
 
     Raises:
-        DataError: `choice` is None, or all answers are empty.
+        DataError: The answers differ and `choice` is None, or all answers are empty.
     """
-    if choice is None:
-        raise DataError.without_values(
-            f"field '{field}' has {len(answers)} answers, but only one can be learned: set choose_answer='majority' or "
-            "'first' in the dataset, or keep one answer"
-        )
     texts = [text_of(answer, field) for answer in answers if not is_empty(answer)]
     if not texts:
         raise DataError.without_values(f"field '{field}' is empty")
+    if choice is None and len(set(texts)) > 1:
+        raise DataError.without_values(
+            f"field '{field}' has {len(texts)} answers, but only one can be learned: set choose_answer='majority' or "
+            "'first' in the dataset, or keep one answer"
+        )
     return texts[0] if choice == "first" else Counter(texts).most_common(1)[0][0]
 
 

@@ -72,6 +72,10 @@ def test_one_answer_of_several_annotators_is_chosen(make):
         DataError, match="line 1: field 'answer' has 3 answers, but only one can be learned: set choose_answer="
     ):
         make(answers)[0]
+    for equal in (["yes"], ["yes", "", "yes"]):
+        assert make({"answer": equal})[0].turns[1].text == "yes"
+    with pytest.raises(DataError, match="field 'answer' is empty"):
+        make({"answer": [""]})[0]
     assert make(answers, choose_answer="majority")[0].turns[1].text == "yes"
     assert make({"answer": ["no", "yes", "yes"]}, choose_answer="first")[0].turns[1].text == "no"
     with pytest.raises(DataError, match="field 'answer' has a number that is not finite"):
