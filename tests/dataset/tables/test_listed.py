@@ -1,0 +1,29 @@
+"""Tests of rows that are joined from several files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tasks.labels import PerLabelRecords
+from mllm.errors import DataError
+
+
+def test_reading_a_row_with_an_error_raises_it() -> None:
+    rows = [{"image": "a.png", ERROR: "image a.png does not exist"}, {"image": "b.png", ERROR: ""}, {"image": "c.png"}]
+    records = ListedRecords(Path("set"), rows, ["t.csv, line 2", "t.csv, line 3", "t.csv, line 4"])
+    assert [records.is_faulty(index) for index in range(3)] == [True, False, False]
+    with pytest.raises(DataError, match="^image a.png does not exist$"):
+        records[0]
+    assert [records[index]["image"] for index in (1, 2)] == ["b.png", "c.png"]
+
+
+def test_a_faulty_row_is_one_row_where_uncertain_labels_are_left_out() -> None:
+    rows = [{ERROR: "no image"}, {"edema": "-1", "mass": "1"}, {"edema": "0", "mass": "-1"}]
+    records = PerLabelRecords(ListedRecords(Path("set"), rows), ["edema", "mass"], certain=True)
+    assert [records.is_faulty(index) for index in range(len(records))] == [True, False, False]
+    assert [records[index]["label"] for index in (1, 2)] == ["mass", "edema"]
+    with pytest.raises(DataError, match="no image"):
+        records[0]
