@@ -121,10 +121,8 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
         first, others = next(iter(report.skipped)), len(report.skipped) - 1
         more = f" ({others:,} other row{'s' * (others > 1)} of {name} cannot be used, either)" if others else ""
         if others and len(report.skipped) == rows:  # without these rows nothing would be left
-            more, advice = (
-                f" (nor can any other row of {name})",
-                f"correct the rows, or the options in data_args.{name}",
-            )
+            fix = f"correct the rows, or the options in data_args.{name}"
+            more, advice = "", f"no other row of {name} can be used, either: {fix}"
         raise error_of(advised(first + more, advice))
     if len(report.skipped) == rows:
         split = "training" if name == "train" else name
