@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from echo_files import write_echonet
 from processes import CHECKOUT, finetune, finetune_in_processes
 from safetensors.torch import load_file
 
@@ -177,6 +178,35 @@ def _assert_resumes(run: str, config: str, checkpoint: str, file: str) -> None:
     again = load_file(Path(run) / "adapter" / file)
     assert again.keys() == whole.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+
+
+DISTILLED = """
+_base_ = ["{checkout}/config/_base_/models/gemma3n_student.py", "{checkout}/config/_base_/datasets/echonet.py",
+          "{checkout}/config/_base_/runtime/finetune.py"]
+model_args = dict(model_name_or_path="{student}", trainable="full", lora_target="vision",
+                  heads=dict(measures=dict(dropout=0.0)))
+distill_args = dict(_delete_=True, cache_folder="kept", teacher=dict(type="medsiglip", model_name_or_path="{teacher}"))
+objectives = dict(feature_match=dict(teacher_layers=[1, 2, 3], grid=2))
+data_args = dict(train=dict(data_path="echo", size=6), validation=None, test=None)
+training_args = dict(max_steps=4, optim="sgd", learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0,
+                     max_grad_norm=0.0, eval_strategy="no", save_strategy="steps", save_steps=2, report_to=[],
+                     dataloader_num_workers=0)
+"""
+
+
+def test_a_student_in_full_learns_equally_from_its_teacher_on_two_processes(folder, tiny_student, tiny_medsiglip):
+    """Six patients in updates of four: the last update of an epoch has two."""
+    write_echonet(Path("echo"), {"TRAIN": 6}, frames=30)
+    Path("run.py").write_text(DISTILLED.format(checkout=CHECKOUT, student=tiny_student, teacher=tiny_medsiglip))
+    for processes, name in ((1, "one"), (2, "two")):
+        _start(processes, "run.py", "--cfg-options", f"training_args.output_dir={name}")
+    for key in ("loss", "measures", "feature_match"):
+        assert _rows("two", key) == pytest.approx(_rows("one", key), rel=1e-6), key
+    one, two = (load_file(Path(name) / "adapter" / "heads.safetensors") for name in ("one", "two"))
+    assert {name.partition(".")[0] for name in one} >= {"vision", "heads"}
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5, msg=name)
+    _assert_resumes("two", "run.py", "checkpoint-4", "heads.safetensors")
 
 
 ONE_SIDED = '''
