@@ -37,8 +37,7 @@ def miniature(tmp_path):
     return root
 
 
-def test_the_runs_of_a_miniature_give_the_figures_of_the_table(miniature, tmp_path, monkeypatch):
-    monkeypatch.setitem(bccd.RESAMPLES, "AP50", 5)
+def test_the_runs_of_a_miniature_give_the_figures_of_the_table(miniature, tmp_path):
     folder = tmp_path / "runs"
     bccd_work.prepare(miniature, folder)
     tasks = ("counting", "detection_heads")

@@ -25,13 +25,11 @@ from interleaved import machine
 from mllm.config.hardware import installed
 from mllm.engine.predictions import answers_of, read_predictions
 from mllm.metrics.bootstrap import interval, resampled_weights
-from mllm.metrics.coco import coco_ap
+from mllm.metrics.coco import CocoAP
 from mllm.metrics.probabilities import AUROC
 from mllm.structures import Answer, Mark
 
 SOURCE = "https://github.com/Shenggan/BCCD_Dataset"
-RESAMPLES = {"AP50": 200}
-"""Bootstrap samples of images, 2000 where nothing is written: COCO's evaluation runs once for each."""
 Figure = Callable[[np.ndarray], np.ndarray]
 """Function from weights [R, N] of the test images to the figure [R]."""
 
@@ -51,9 +49,7 @@ class Row:
 
     def values(self) -> dict[str, Any]:
         """Return the means over the seeds with 95 % intervals from a bootstrap over the images."""
-        weights = np.concatenate(
-            list(resampled_weights(np.arange(self.images), RESAMPLES.get(self.figure.partition(" ")[0], 2000)))
-        )
+        weights = np.concatenate(list(resampled_weights(np.arange(self.images))))
         whole = np.ones((1, self.images))
         each = [float(seed(whole)[0]) for seed in self.seeds]
         resampled = np.mean([seed(weights) for seed in self.seeds], axis=0)
@@ -123,16 +119,11 @@ def detection_rows(runs: Sequence[Path], train: dict[str, Any], method: str) -> 
 
 
 def average_precision(pairs: Sequence[tuple[Answer, ...]]) -> Figure:
-    """Return AP at IoU 0.5 of COCO's API; an image with weight k is in the split k times."""
-
-    def figure(weights: np.ndarray) -> np.ndarray:
-        values = []
-        for row in weights.astype(int):
-            chosen = [pairs[index] for index in np.repeat(np.arange(len(pairs)), row)]
-            values.append(coco_ap([pair[0] for pair in chosen], [pair[1] for pair in chosen])["box_AP50"])
-        return np.array(values)
-
-    return figure
+    """Return AP at IoU 0.5 of COCO's API."""
+    metric = CocoAP()
+    for prediction, reference in pairs:
+        metric.add(prediction, reference)
+    return lambda weights: metric.figures(weights)["box_AP50"]
 
 
 def boxes_of(split: dict[str, Any], label: str) -> list[list[float]]:

@@ -24,4 +24,4 @@ data_args = dict(
     compute_metric=["coco_ap"],
     gen_kwargs=dict(max_new_tokens=16, batch_size=16),
 )
-training_args = dict(max_steps=500, per_device_train_batch_size=8, learning_rate=2e-3)
+training_args = dict(max_steps=1000, per_device_train_batch_size=8, learning_rate=2e-3)
