@@ -46,7 +46,8 @@ def trained(run: RunFiles, pictures: Pictures) -> Section:
     """Return the section about the model: parameters by tower, and settings; for an evaluation the evaluated model."""
     blocks: list[Block] = []
     if run.is_evaluation:
-        values = {key: text for key, text in flat(_dict(run.metrics.get("model"))) if text not in _UNSET}
+        model = _dict(run.metrics.get("server")) or _dict(run.metrics.get("model"))
+        values = {key: text for key, text in flat(model) if text not in _UNSET}
         digests = _dict(run.metrics.get("adapter_sha256"))
         blocks.append(key_table({**values, **{f"SHA-256 of {name}": digest for name, digest in digests.items()}}))
         return Section("model", "Evaluated model", blocks)

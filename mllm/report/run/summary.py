@@ -30,6 +30,9 @@ def summary(run: RunFiles, pictures: Pictures) -> Section:
 
 def _model(run: RunFiles) -> str:
     if run.is_evaluation:
+        server = run.metrics.get("server")
+        if isinstance(server, dict):
+            return f"{plain(server.get('model'))} on the server {plain(server.get('address'))}"
         model = run.metrics.get("model")
         values = model if isinstance(model, dict) else {}
         adapter = f" with the adapter {values['adapter_path']}" if values.get("adapter_path") else ""

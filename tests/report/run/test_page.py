@@ -268,6 +268,17 @@ def test_a_missing_file_is_named_and_the_rest_is_shown(write_run, name, how):
     assert "Environment" in page.text and ("is damaged and left out" in page.text) == (how == "damaged")
 
 
+def test_an_evaluation_by_a_server_names_the_server(write_run):
+    def change(run: Path) -> None:
+        metrics = json.loads((run / "metrics.json").read_text())
+        server = {"address": "http://localhost:8000/v1", "model": "served"}
+        settings = {"config": str(run / "config.py"), "split": "test"}
+        (run / "metrics.json").write_text(json.dumps({**metrics, "server": server, "settings": settings}))
+
+    page = write_run(FOUR, "accuracy", change=change)
+    assert "served on the server http://localhost:8000/v1" in page.text and page.all("img")
+
+
 def test_pictures_are_left_out_if_the_data_are_gone(write_run):
     page = write_run(FOUR, "accuracy", change=lambda run: Path("rows.jsonl").unlink())
     assert not page.all("img") and len(page.all("article")) == 4
