@@ -203,7 +203,11 @@ def test_a_killed_evaluation_continues_with_the_same_command(
         assert Path(folder, "predictions.jsonl").read_bytes() == whole
         assert read(folder)[0]["figures"] == read("whole")[0]["figures"]
         assert read(folder)[0]["counts"]["continued"] == 2
-        assert sorted(path.name for path in Path(folder).iterdir()) == ["metrics.json", "predictions.jsonl"]
+        assert sorted(path.name for path in Path(folder).iterdir()) == [
+            "metrics.json",
+            "predictions.jsonl",
+            "report.html",
+        ]
     assert Path("exp/old/evaluation-test-2/predictions.jsonl").read_bytes() != whole
 
 

@@ -45,7 +45,7 @@ def test_a_run_folder_has_all_records(write_config, caplog):
     names = {path.name for path in run.iterdir()}
     assert names >= {
         *("config.py", "environment.json", "first_batch.md", "training_log.json", "loss.png", "tensorboard"),
-        *("adapter", "merged", "predictions.jsonl", "checkpoint-1", "checkpoint-4"),
+        *("adapter", "merged", "predictions.jsonl", "report.html", "warnings.json", "checkpoint-1", "checkpoint-4"),
     }
     log = json.loads((run / "training_log.json").read_text())
     assert [row["step"] for row in log["rows"] if "loss" in row] == [1, 2, 3, 4]
