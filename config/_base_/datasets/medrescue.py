@@ -6,4 +6,5 @@ data_args = dict(
     test=dict(_delete_=True, type="MultipleChoiceDataset", data_path="data/first_aid/test.jsonl"),
     compute_metric=["accuracy", "balanced_accuracy"],
     compute_untrained=True,
+    gen_kwargs=dict(max_new_tokens=32),  # enough for a letter with the text of its option
 )
