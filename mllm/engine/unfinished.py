@@ -86,15 +86,15 @@ class UnfinishedPredictions:
             self._write(text)
 
     def close(self) -> None:
-        """Close the file of this process, and remove it, with its folder, if neither contains anything."""
+        """Close the file of this process. Remove it if it has no record, and then its folder if that is empty."""
         if self._descriptor is None:
             return
         os.close(self._descriptor)
         self._descriptor = None
         if self.path.is_file() and not any("index" in line for line in _lines(self.path)):
             self.path.unlink()
-            if not any(self.folder.iterdir()):
-                self.folder.rmdir()
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def remove(self) -> None:
         """Remove the files of all processes."""

@@ -96,12 +96,12 @@ def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     check_metrics(metrics, options.split, splits, where, config.data_args.gen_kwargs)
     columns = parse_columns(config, options.by)
     check_columns(columns, options.split, splits, "--by" if options.by else strata_origin(config))
-    state = PartialState(cpu=model_args is None or best_hardware().device == "cpu")
+    PartialState(cpu=model_args is None or best_hardware().device == "cpu")
     answerer, facts = _source(config, options, model_args, len(splits[options.split]))
     files = open_files(folder, options, answerer.fingerprint() | data_fingerprint(config, splits, options.split))
     try:
         evaluation, seconds = _answer(config, options, splits, answerer, metrics, files)
-        if state.is_main_process:
+        if evaluation is not None:
             evaluation = add_strata(evaluation, splits[options.split], metrics, columns)
             _write(config, facts, options, evaluation, seconds, splits, files)
     finally:
@@ -140,20 +140,23 @@ def _answer(
     answerer: Answerer,
     metrics: Mapping[str, Entry],
     files: UnfinishedPredictions,
-) -> tuple[Evaluation, float]:
-    """Answer the rows of the split. Return their evaluation and the seconds that the answers took."""
+) -> tuple[Evaluation | None, float]:
+    """Answer the rows of the split. Return their evaluation, None on other processes than the first, and the seconds."""
     split, skip = splits[options.split], config.data_args.on_error == "skip"
     scales = scales_of(config)
     started = time.monotonic()
     asked: Samples = RepeatedSamples(split, len(scales)) if scales else split
     continued = answer_split(answerer, asked, files, skip, options.split)
     seconds = time.monotonic() - started
+    if not PartialState().is_main_process:
+        return None, seconds  # the first process removes the files after it has read them
     if continued:
         logger.info("the evaluation in %s was continued: %d rows had answers", files.folder, continued)
     choices = config.data_args.gen_kwargs.get("choices", ())
     records = CombinedRecords(files.records(), len(split), scales, choices) if scales else files
     evaluation = score_split(split, records, metrics, skip, continued)
     if not evaluation.rows:
+        files.remove()
         first = f"; first error: {evaluation.skipped[0]}" if evaluation.skipped else ""
         raise error_of(f"none of the {len(split)} rows of '{options.split}' can be used{first}")
     return evaluation, seconds

@@ -97,6 +97,7 @@ def compare(first: Method, second: Method, rounds: int) -> tuple[list[Times], li
             answers[index] = method()
             times[index].wall.append(time.perf_counter() - wall)
             times[index].cpu.append(time.process_time() - cpu)
+        print("; ".join(f"{part.wall[-1]:.1f} s, CPU {part.cpu[-1]:.1f} s" for part in times), flush=True)
     return times, answers
 
 
