@@ -141,7 +141,7 @@ def _answer(
     metrics: Mapping[str, Entry],
     files: UnfinishedPredictions,
 ) -> tuple[Evaluation | None, float]:
-    """Answer the rows of the split. Return their evaluation, None on other processes than the first, and the seconds."""
+    """Answer the rows of the split. Return their evaluation and the seconds; None on all processes but the first."""
     split, skip = splits[options.split], config.data_args.on_error == "skip"
     scales = scales_of(config)
     started = time.monotonic()
