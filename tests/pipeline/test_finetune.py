@@ -53,7 +53,7 @@ def test_a_run_folder_has_all_records(write_config, caplog):
     assert {"packages", "git"} <= set(json.loads((run / "environment.json").read_text()))
     assert any(path.name.startswith("events") for path in (run / "tensorboard").rglob("*"))
     predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
-    keys = {"source", "patient", "question", "reference", "prediction", "tokens"}
+    keys = {"source", "patient", "modality", "question", "reference", "prediction", "tokens"}
     assert [set(row) for row in predictions] == [keys] * 2
     assert "held-out accuracy: " in caplog.text
     assert f"shown in {page}" in caplog.text
