@@ -18,6 +18,8 @@ DATA_CHECK = "data"
 DATA_PAGE = "data.html"
 DATA_ROWS = "rows.jsonl"
 """Facts of the rows, in `DATA_CHECK`."""
+VISION_CACHE = RUNS / "vision_cache"
+"""Folder of the stored features of images, which all runs share."""
 MINIATURE = "miniature"
 """Folder of the generated data of `--tiny`, in the folder of the runs of a config."""
 

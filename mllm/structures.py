@@ -28,8 +28,6 @@ BOX = "<box>"
 """Placeholder for one or several boxes or masks in the text of a turn."""
 POINT = "<point>"
 """Placeholder for one or several points in the text of a turn."""
-UNITS = {"EF": "%", "EDV": "mL", "ESV": "mL"}
-"""Units of measures by name: ejection fraction, end-diastolic and end-systolic volume."""
 Spacing = tuple[float, float]  # width and height of a pixel in mm
 IGNORE = -100
 """Label of a token that is not supervised (`ignore_index` of PyTorch)."""
@@ -163,6 +161,8 @@ class Encoded:
     """Index of the privacy unit, if units have several samples."""
     images_per_row: int = 0
     """Number of images, where the samples of a batch must have equal numbers (Mllama). 0: they may differ."""
+    has_features: bool = False
+    """True if `student` has stored features of images, not pixels. The samples of a batch must be equal in this."""
 
     def __len__(self) -> int:
         return int(self.targets["labels"].shape[0]) if self.length is None else self.length

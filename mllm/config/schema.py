@@ -109,6 +109,12 @@ class DataArgs:
     """Maximum number of padded tokens in one forward pass; None: per_device_train_batch_size samples."""
     packing: bool = False
     """Put several text samples into one row of at most `max_length` tokens. Losses and gradients do not change."""
+    vision_cache: bool = True
+    """Compute the features of each image once and store them in `exp/vision_cache`, where the vision tower is frozen
+    and images do not change. Results stay equal. Off in private runs unless a config sets it."""
+    vision_cache_gb: float = _limit(20.0, above=0)
+    """Maximum size of `exp/vision_cache` in gigabytes; features of models that were not used for the longest time are
+    removed first."""
     compute_metric: str | list[str] | None = None
     """Metrics of the answers to the test split: one or several entries of the registry METRICS."""
     strata: str | list[str] | None = None

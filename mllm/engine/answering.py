@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
+from mllm.engine.feature_computer import FeatureComputer
 from mllm.engine.option_scores import candidates_of, score_sample
-from mllm.engine.shared_vision import SharedVision
 from mllm.errors import ConfigError
 from mllm.models.generation import generate as generation
 from mllm.models.generation.answers import BATCH_SIZE, measure_batch
@@ -89,7 +89,7 @@ class ModelAnswers:
         self.bundle, self.checks_prompts, self.settings = bundle, checks_prompts, settings or {}
         self.has_scores, self.choices, self.options = scoring == OPTIONS, choices, options
         self.generation = None
-        self.vision = SharedVision(bundle) if self.has_scores else None
+        self.computer = FeatureComputer(bundle) if self.has_scores else None
         self.batch_size = int(options.get("batch_size", BATCH_SIZE))
         self.window = SCORED_WINDOW
         if not bundle.model.generates_text:
@@ -116,7 +116,7 @@ class ModelAnswers:
             for number, sample in samples.items():
                 if number not in answered:
                     size = self.options.get("batch_size", 4)
-                    yield {number: score_sample(self.bundle, sample, self.choices, size, self.vision)}
+                    yield {number: score_sample(self.bundle, sample, self.choices, size, self.computer)}
             return
         prompts = [self.bundle.encoder.prompt(sample) for sample in samples.values()]
         if self.generation is not None:

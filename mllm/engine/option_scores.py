@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 
-from mllm.engine.shared_vision import SharedVision
+from mllm.engine.feature_computer import FeatureComputer
 from mllm.errors import ConfigError, DataError
+from mllm.models.encoding.image_features import with_features
 from mllm.models.generation.generate import evaluating
 from mllm.objectives.text import NextToken
 from mllm.parsing import options_in
@@ -41,7 +41,7 @@ def score_sample(
     sample: Sample,
     choices: Sequence[str] = (),
     batch_size: int = 4,
-    vision: SharedVision | None = None,
+    computer: FeatureComputer | None = None,
 ) -> Answer:
     """Return the most probable option of a sample, with the probabilities of all.
 
@@ -54,7 +54,7 @@ def score_sample(
         sample: A conversation; a last assistant turn is not used.
         choices: Possible answers to questions that list no options.
         batch_size: Number of options in a forward pass.
-        vision: The vision tower, which then computes the images once. None: it computes them for every option.
+        computer: Vision tower that computes the images once. None: it computes them for every option.
 
     Raises:
         ConfigError: A likelihood is NaN or infinite.
@@ -62,7 +62,7 @@ def score_sample(
     """
     candidates = candidates_of(sample, choices)
     with evaluating(bundle.model), bundle.model.computing():
-        likelihoods = _log_likelihoods(bundle, sample, list(candidates), batch_size, vision)
+        likelihoods = _log_likelihoods(bundle, sample, list(candidates), batch_size, computer)
     if not all(map(math.isfinite, likelihoods)):  # the most probable option would be the first one
         raise ConfigError(
             "the likelihoods of the options are not finite: evaluate an earlier checkpoint, or on a device "
@@ -77,7 +77,7 @@ def score_sample(
 
 
 def _log_likelihoods(
-    bundle: Bundle, sample: Sample, candidates: Sequence[str], batch_size: int, vision: SharedVision | None
+    bundle: Bundle, sample: Sample, candidates: Sequence[str], batch_size: int, computer: FeatureComputer | None
 ) -> list[float]:
     """Return the log-likelihood of each candidate as the answer, up to a constant of the sample."""
     turns = sample.turns[:-1] if sample.turns and sample.turns[-1].role == "assistant" else sample.turns
@@ -86,13 +86,13 @@ def _log_likelihoods(
         encoded.append(bundle.encoder.encode(replace(sample, turns=[*turns, Turn("assistant", text)])))
         if encoded[-1].truncated:
             raise DataError.without_values("an option does not fit into max_length: raise model_args.max_length")
+    features = computer and computer.features(encoded[0])
+    if features:
+        host = {name: tensor.cpu() for name, tensor in features.items()}
+        encoded = [replace(one, student=with_features(one.student, host), has_features=True) for one in encoded]
     objective, likelihoods = NextToken(), list[float]()
-    with nullcontext() if vision is None else vision.question() as begin_batch:
-        for start in range(0, len(encoded), batch_size):
-            part = encoded[start : start + batch_size]
-            if begin_batch is not None:
-                begin_batch(len(part))
-            batch = bundle.encoder.pad(part).to(bundle.model.pretrained.device)
-            loss_B = objective.total(Context(batch.targets, bundle.model(**batch.student)))
-            likelihoods += (-loss_B).double().tolist()
+    for start in range(0, len(encoded), batch_size):
+        batch = bundle.encoder.pad(encoded[start : start + batch_size]).to(bundle.model.pretrained.device)
+        loss_B = objective.total(Context(batch.targets, bundle.model(**batch.student)))
+        likelihoods += (-loss_B).double().tolist()
     return likelihoods

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from mllm.structures import UNITS
+from mllm.contents import UNITS
 
 COLUMNS = {"mae": "MAE", "rmse": "RMSE", "r2": "R2", "bias": "bias", "category_agreement": "same category"}
 """Figures with an interval -> their column titles."""

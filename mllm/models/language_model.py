@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mllm.models.backbone.added_tokens import TokenRows
 from mllm.models.backbone.vision_layers import VisionLayers
+from mllm.models.encoding.image_features import backbone_inputs
 from mllm.models.encoding.packing import ROW, last_hidden_state
 from mllm.models.heads import BoxHead, LayerFusion, MaskHead
 from mllm.models.trainable_model import TrainableModel
@@ -84,9 +85,10 @@ class LanguageModel(TrainableModel):
         return logits
 
     @contextmanager
-    def inserting_objects(self, student: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    def inserting_objects(self, student: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
         """Yield the keyword arguments of the backbone; its next input embedding contains the objects of `student`."""
-        inputs = {name: tensor for name, tensor in student.items() if not name.startswith("object_") and name != ROW}
+        own = {name: tensor for name, tensor in student.items() if not name.startswith("object_") and name != ROW}
+        inputs = backbone_inputs(own)
         if self.heads:
             self._pending_objects = (student["object_positions"], self.embed_objects(student))
         try:

@@ -34,6 +34,7 @@ from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.metrics import check_metrics, find_metrics, metric_origin
 from mllm.predict.scales import CombinedRecords, RepeatedSamples, ScaledAnswers, check_scales, scales_of
 from mllm.predict.server import ServerOptions, open_server
+from mllm.predict.stored_features import store_test_features
 from mllm.predict.strata import add_strata, check_columns, parse_columns, strata_origin
 from mllm.predict.writer import write_predictions
 from mllm.private_messages import call_privately, error_of, is_private
@@ -97,7 +98,7 @@ def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     columns = parse_columns(config, options.by)
     check_columns(columns, options.split, splits, "--by" if options.by else strata_origin(config))
     PartialState(cpu=model_args is None or best_hardware().device == "cpu")
-    answerer, facts = _source(config, options, model_args, len(splits[options.split]))
+    answerer, facts = _source(config, options, model_args, splits[options.split])
     files = open_files(folder, options, answerer.fingerprint() | data_fingerprint(config, splits, options.split))
     try:
         evaluation, seconds = _answer(config, options, splits, answerer, metrics, files)
@@ -109,9 +110,9 @@ def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
 
 
 def _source(
-    config: RunConfig, options: EvaluateOptions, model_args: ModelArgs | None, rows: int
+    config: RunConfig, options: EvaluateOptions, model_args: ModelArgs | None, split: SampleDataset
 ) -> tuple[Answerer, dict[str, Any]]:
-    """Return the source of the answers to a split of `rows` rows, and the facts about it for `metrics.json`."""
+    """Return the source of the answers to a split, and the facts about it for `metrics.json`."""
     if model_args is None:
         assert options.server is not None
         served = open_server(options.server, config)
@@ -119,8 +120,10 @@ def _source(
     hardware = best_hardware()
 
     def load(args: ModelArgs) -> ModelAnswers:
+        bundle = load_for_answers(args, hardware)
+        store_test_features(config, bundle, split)
         return ModelAnswers(
-            load_for_answers(args, hardware),
+            bundle,
             checks_prompts=config.data_args.on_error == "skip" or is_private(),
             settings=encoding_settings(asdict(args)),
             **config.data_args.gen_kwargs,
@@ -130,7 +133,7 @@ def _source(
     if not scales:
         return load(model_args), facts
     check_scales(scales, model_args)
-    return ScaledAnswers(scales, rows, lambda scale: load(replace(model_args, image_size=scale))), facts
+    return ScaledAnswers(scales, len(split), lambda scale: load(replace(model_args, image_size=scale))), facts
 
 
 def _answer(

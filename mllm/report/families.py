@@ -26,11 +26,12 @@ the gradients, the loss, and that no answer sees its own later tokens; a run tha
 
 * **vision LoRA**: `lora_target="vision"` or `"all"` trains the vision tower.
 * **4-bit**: `load_in_4bit=True` trains.
+* **stored features**: with a frozen vision tower, features of images are computed once (`data_args.vision_cache`).
 * **packing**: `data_args.packing=True` is exact.
 * **GGUF**: `mllm export` writes the language model for llama.cpp.
 
-| architecture | type | trains | vision LoRA | 4-bit | packing | GGUF |
-|---|---|---|---|---|---|---|
+| architecture | type | trains | vision LoRA | 4-bit | stored features | packing | GGUF |
+|---|---|---|---|---|---|---|---|
 """
 TABLES = {
     "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": "read images",
@@ -73,7 +74,7 @@ def _line(name: str, result: Mapping[str, Any]) -> str:
     """Return the row of an architecture."""
     start = f"| `{name}` | `{result['type']}` | "
     if result["refused"]:
-        return f"{start}refused: {result['refused']} | | | | |"
+        return f"{start}refused: {result['refused']} | | | | | |"
     packs = FAMILIES.find(result["type"]).cannot_pack is None and name in PACKED
-    marks = (result["vision_lora"], result["four_bit"], packs, result["gguf"])
+    marks = (result["vision_lora"], result["four_bit"], result["features"], packs, result["gguf"])
     return start + " | ".join(["yes", *("yes" if mark else "" for mark in marks)]) + " |"

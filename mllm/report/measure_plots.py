@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mllm.contents import UNITS
 from mllm.engine.plots import save_figure, set_margins
 from mllm.metrics.numbers import NORMAL_95
-from mllm.structures import UNITS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

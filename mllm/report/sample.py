@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from itertools import groupby
 from typing import Any
 
-from mllm.structures import IGNORE, UNITS, Encoded, Encoder
+from mllm.contents import UNITS
+from mllm.structures import IGNORE, Encoded, Encoder
 
 SUPERVISED, IMAGE_TOKENS, PLAIN = "\033[1;32m", "\033[36m", "\033[0m"
 """Terminal colors (ECMA-48): bold green, cyan, none."""

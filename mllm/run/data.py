@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from accelerate import PartialState
@@ -25,6 +26,7 @@ from mllm.engine.training_data import TrainingData
 from mllm.errors import ConfigError, UserError
 from mllm.models.builder.build_options import checkpoint_of
 from mllm.predict.metrics import check_metrics, metric_origin
+from mllm.predict.stored_features import share_of_rows
 from mllm.predict.strata import check_columns, parse_columns, strata_origin
 from mllm.structures import Bundle, SampleEncoder
 
@@ -92,6 +94,18 @@ def planned_updates(config: RunConfig, train: SampleDataset) -> int:
         return int(max_steps)
     sampler = _private_sampler(config, train, secret=b"") if config.privacy_args else _shuffled_sampler(config, train)
     return math.ceil(training["num_train_epochs"] * len(sampler))
+
+
+def training_draws(config: RunConfig, train: SampleDataset, updates: int) -> list[tuple[SampleDataset, int, int]]:
+    """Return the samples that this process reads in `updates` updates, each once, as dataset, row and epoch.
+
+    They are all its rows in runs of an epoch or more, and in private runs, whose draws are secret.
+    """
+    if config.privacy_args is None:
+        sampler = _shuffled_sampler(config, train)
+        if updates < len(sampler):
+            return [(train, draw.index, draw.epoch) for update in islice(sampler, updates) for draw in update]
+    return share_of_rows(train)
 
 
 def scale_measures(config: RunConfig, bundle: Bundle, train: SampleDataset) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from mllm.config.hardware import Hardware
 from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
+from mllm.dataset.changing_images import has_changing_images
 from mllm.engine.feature_cache import CachedTeacher, FeatureCache, fingerprint
 from mllm.engine.learner import Learner
 from mllm.errors import DataError, UserError
@@ -26,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 FITTED_SAMPLES = 64
 """Samples of the training split, evenly spaced, from which the statistics of features are computed."""
-COMPARED_ROWS = 16
-"""Rows of a split, evenly spaced, whose images are compared between two epochs."""
 
 
 def load_teacher(config: RunConfig, hardware: Hardware, student: Bundle) -> Bundle | None:
@@ -104,7 +103,7 @@ class CacheReader:
         """Return the taps [V, C, g, g] of the views of a sample. Raise `DataError` for an image without features."""
         cached = []
         for view in self.views:
-            taps = self.cache.read(sample.images[sample.views.index(view)])
+            taps = self.cache.read([sample.images[sample.views.index(view)]])
             if taps is None:
                 raise DataError(
                     f"{sample.source or 'a sample'}: the view '{view}' is not in the teacher's cache: "
@@ -139,13 +138,13 @@ def fill_cache(cache: FeatureCache, teacher: Bundle, splits: Mapping[str, Sample
                 raise
             for position, view in enumerate(teacher.encoder.views):
                 image = sample.images[sample.views.index(view)]
-                if cache.read(image) is not None:
+                if cache.read([image]) is not None:
                     hits += 1
                     continue
                 misses += 1
                 pixels = encoded.student["pixel_values"][None, position : position + 1]
                 taps = teacher.model(pixels.to(state.device)).taps
-                cache.write(image, {path: tap[0, 0] for path, tap in taps.items()})
+                cache.write([image], {path: tap[0, 0] for path, tap in taps.items()})
     hits, misses = (sum(gather_object([count])) for count in (hits, misses))
     state.wait_for_everyone()
     logger.info(
@@ -189,19 +188,3 @@ def fit_objectives(learner: Learner, encoder: SampleEncoder, train: SampleDatase
         )
     for objective in objectives:
         objective.fit(student, teacher)
-
-
-def has_changing_images(split: SampleDataset) -> bool:
-    """Return True if images of any dataset in a split differ between two epochs, in the rows that are compared."""
-    rows = list(split.rows())
-    first_rows = {id(leaf): (leaf, index) for leaf, index in reversed(rows)}
-    count = min(len(rows), COMPARED_ROWS)
-    spaced = [rows[number * len(rows) // count] for number in range(count)]
-    for leaf, index in [*first_rows.values(), *spaced]:
-        try:
-            first, second = ([image.tobytes() for image in leaf.sample(index, epoch).images] for epoch in (0, 1))
-        except UserError:
-            continue
-        if first != second:
-            return True
-    return False

@@ -28,6 +28,7 @@ from mllm.export.settings import encoding_settings
 from mllm.files import write_json
 from mllm.predict.evaluate import data_fingerprint
 from mllm.predict.metrics import find_metrics
+from mllm.predict.stored_features import store_test_features
 from mllm.predict.strata import add_strata, parse_columns
 from mllm.predict.writer import write_predictions
 from mllm.private_messages import is_private
@@ -79,6 +80,7 @@ def evaluate_test_split(
         return None
     state, skip = PartialState(), config.data_args.on_error == "skip"
     bundle.model.to(state.device)  # before training the model may be in host memory
+    store_test_features(config, bundle, splits["test"])
     answerer = ModelAnswers(
         bundle,
         checks_prompts=skip or is_private(),

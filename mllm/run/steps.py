@@ -26,6 +26,7 @@ from mllm.run.folder import removed_if_refused
 from mllm.run.lengths import warn_of_cut_samples
 from mllm.run.open import open_run, start_processes
 from mllm.run.train import check_training, train
+from mllm.run.vision_cache import store_training_features
 from mllm.run.warning_log import WarningLog, collected_warnings
 from mllm.run_files import UNTRAINED
 
@@ -73,6 +74,7 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool, 
             untrained = evaluate_test_split(config, bundle, splits, folder, UNTRAINED)
             write_untrained(folder, untrained)
 
+        store_training_features(config, hardware, bundle, splits, planned_updates(config, splits["train"]))
         trainer = prepare_trainer(config, hardware, learner, folder, data)
         check_training(config, trainer, bundle)
         train(config, bundle, trainer, splits, checkpoint)

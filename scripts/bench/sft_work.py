@@ -24,13 +24,18 @@ from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator, cut_by_length
 from mllm.dataset.loading.sampler import LogicalBatchSampler
+from mllm.engine.cache_room import CacheRoom
 from mllm.engine.callbacks import Epochs
+from mllm.engine.feature_cache import FeatureCache
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
 from mllm.engine.run_log import RunLog
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.models.builder.build_medgemma import build_medgemma
+from mllm.models.encoding.chat import ChatEncoder
+from mllm.models.generation.generate import evaluating
 from mllm.objectives.text import NextToken
+from mllm.predict.feature_filler import Filler, ImageSample
 from mllm.structures import IGNORE, Bundle, Context, Sample, Turn
 
 TEXT = dict(
@@ -183,6 +188,21 @@ def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: in
     return Competitor(trainer, losses, scored)
 
 
+def build_stored(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: int) -> Competitor:
+    """Build our trainer with the features of all images stored, as they are from the second epoch on."""
+    assert isinstance(bundle.encoder, ChatEncoder)
+    cache = FeatureCache(Path(arguments["output_dir"]) / "features", "0" * 40)
+    filler = Filler(bundle, cache, CacheRoom(cache.folder, 10**10))
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=arguments["bf16"])
+    with evaluating(bundle.model), torch.no_grad(), precision:
+        for index in range(len(rows)):
+            sample = rows.sample(index)
+            filler.add(ImageSample(cache.path(sample.images), bundle.encoder.prompt(sample)))
+    assert filler.counts.computed == len(rows)
+    bundle.encoder.stored_features = cache
+    return build_ours(rows, bundle, arguments, tokens)
+
+
 def build_trl(rows: Rows, bundle: Bundle, arguments: dict[str, Any], samples: int) -> Competitor:
     """Build the trainer of TRL with logits at supervised positions only, in micro-batches of `samples`."""
     import trl.trainer.utils as trl_utils
@@ -232,7 +252,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     """Return all losses before training, or the measurements of one epoch after a warm-up update."""
     torch.set_num_threads(options.threads)
     rows = Rows(options.samples + (0 if options.losses else LOGICAL_BATCH))
-    build = {"ours": build_ours, "trl": build_trl}[options.competitor]
+    build = {"ours": build_ours, "stored": build_stored, "trl": build_trl}[options.competitor]
     with tempfile.TemporaryDirectory() as folder:
         arguments = shared_arguments(folder, options.dtype)
         competitor = build(rows, load(options.checkpoint, options.dtype), arguments, options.size)
@@ -250,7 +270,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--competitor", choices=("ours", "trl"), required=True)
+    parser.add_argument("--competitor", choices=("ours", "stored", "trl"), required=True)
     parser.add_argument("--size", type=int, required=True, help="per micro-batch, ours: tokens, trl: samples")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), required=True)
     parser.add_argument("--samples", type=int, required=True)

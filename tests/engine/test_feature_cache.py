@@ -21,42 +21,42 @@ TAPS = {"blocks.0": torch.randn(4, 2, 2), "blocks.1": torch.tensor([[[1e-30, -0.
 
 def test_cached_tensors_are_bit_equal(tmp_path):
     cache = FeatureCache(tmp_path, "a" * 40)
-    assert cache.read(_image()) is None
-    cache.write(_image(), TAPS)
-    actual = FeatureCache(tmp_path, "a" * 40).read(_image())
+    assert cache.read([_image()]) is None
+    cache.write([_image()], TAPS)
+    actual = FeatureCache(tmp_path, "a" * 40).read([_image()])
     assert actual.keys() == TAPS.keys()
     assert all(torch.equal(actual[name].view(torch.int32), tap.view(torch.int32)) for name, tap in TAPS.items())
 
 
 def test_another_image_mode_or_teacher_has_another_key(tmp_path):
     cache = FeatureCache(tmp_path, "a" * 40)
-    cache.write(_image(), TAPS)
-    assert cache.read(_image(1)) is None and cache.read(_image(0, "L")) is None
-    assert cache.read(_image().rotate(90, expand=True)) is None
-    assert FeatureCache(tmp_path, "b" * 40).read(_image()) is None
+    cache.write([_image()], TAPS)
+    assert cache.read([_image(1)]) is None and cache.read([_image(0, "L")]) is None
+    assert cache.read([_image().rotate(90, expand=True)]) is None
+    assert FeatureCache(tmp_path, "b" * 40).read([_image()]) is None
 
 
 @pytest.mark.parametrize("left", [0, 7, 100])
 def test_a_damaged_file_counts_as_missing_and_is_replaced(tmp_path, left: int):
     cache = FeatureCache(tmp_path, "a" * 40)
-    cache.write(_image(), TAPS)
-    path = cache.path(_image())
+    cache.write([_image()], TAPS)
+    path = cache.path([_image()])
     path.write_bytes(path.read_bytes()[:left])
-    assert cache.read(_image()) is None
-    cache.write(_image(), TAPS)
-    assert cache.read(_image()) is not None
+    assert cache.read([_image()]) is None
+    cache.write([_image()], TAPS)
+    assert cache.read([_image()]) is not None
 
 
 def test_temporary_files_are_removed(tmp_path):
     cache = FeatureCache(tmp_path, "a" * 40)
-    writers = [threading.Thread(target=cache.write, args=(_image(), TAPS)) for _ in range(8)]
+    writers = [threading.Thread(target=cache.write, args=([_image()], TAPS)) for _ in range(8)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
     with pytest.raises(AttributeError):
-        cache.write(_image(1), {"broken": None})
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [cache.path(_image()).name]
+        cache.write([_image(1)], {"broken": None})
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [cache.path([_image()]).name]
 
 
 def test_a_fingerprint_depends_on_weights_and_settings():

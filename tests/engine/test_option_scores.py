@@ -10,12 +10,13 @@ import torch
 from mllm.config.defaults import make_model_args
 from mllm.config.hardware import Hardware
 from mllm.engine.evaluation import evaluate_split
+from mllm.engine.feature_computer import FeatureComputer
 from mllm.engine.option_scores import candidates_of, score_sample
-from mllm.engine.shared_vision import SharedVision
 from mllm.errors import ConfigError, DataError
 from mllm.metrics.classification import Accuracy
 from mllm.metrics.probabilities import AUROC
 from mllm.models.builder.builder import load_pretrained
+from mllm.models.encoding.image_features import POOLED
 from mllm.structures import Sample, Turn
 
 CHOICES = ["yes", "no", "left lung"]
@@ -92,38 +93,34 @@ def test_rows_have_scores_and_questions_without_options_are_refused(make_bundle,
 
 
 def test_the_vision_tower_runs_once_for_all_options_of_a_question(make_bundle, rows):
-    """The first question is computed with and without sharing, which is the check of the features."""
+    """The first question is computed from pixels, too, which is the check of the features."""
     bundle = make_bundle()
-    vision = SharedVision(bundle)
+    computer = FeatureComputer(bundle)
     calls = []
-    hook = next(module for name, module in vision.tower.named_modules() if name.endswith("encoder"))
-    handle = hook.register_forward_hook(lambda *_: calls.append(1))
+    tower = bundle.model.pretrained.get_submodule(bundle.model.towers["vision"])
+    handle = tower.register_forward_hook(lambda *_: calls.append(1))
     samples = [rows(6).sample(index) for index in (0, 1, 2, 4)]  # the third one has no image
     counts, scores = [], []
-    for shared in (None, vision):
+    for shared in (None, computer):
         for sample in samples:
             calls.clear()
             scores.append(list(score_sample(bundle, sample, CHOICES, 2, shared).scores.values()))
             counts.append(len(calls))
     handle.remove()
-    assert counts == [2, 2, 0, 2] + [2, 1, 0, 1]
+    assert counts == [2, 2, 0, 2] + [3, 1, 0, 1]
     for alone, together in zip(scores[:4], scores[4:], strict=True):
         assert together == pytest.approx(alone, abs=1e-5)
-    other = score_sample(bundle, replace(samples[0], images=samples[1].images), CHOICES, 2, vision).scores
+    other = score_sample(bundle, replace(samples[0], images=samples[1].images), CHOICES, 2, computer).scores
     assert list(other.values()) != pytest.approx(scores[0], abs=1e-6), "the features of a former question are not used"
 
 
-def test_features_that_depend_on_the_batch_are_not_shared(make_bundle, rows):
+def test_features_that_the_model_reads_otherwise_are_not_shared(make_bundle, rows, monkeypatch):
     bundle = make_bundle()
-    sample = rows(1).sample(0)
-    vision = SharedVision(bundle)
-    original = vision.tower.forward
-
-    def joined(*args, **kwargs):
-        output = original(*args, **kwargs)
-        return replace(output, last_hidden_state=output.last_hidden_state + len(output.last_hidden_state))
-
-    vision.tower.forward = joined
+    sample, computer = rows(1).sample(0), FeatureComputer(bundle)
     expected = score_sample(bundle, sample, CHOICES, 3).scores
-    assert score_sample(bundle, sample, CHOICES, 3, vision).scores == expected
-    assert vision.tower is None
+    monkeypatch.setattr(
+        "mllm.engine.feature_computer.named_features",
+        lambda outputs: {POOLED: outputs.pooler_output + 1},
+    )
+    assert score_sample(bundle, sample, CHOICES, 3, computer).scores == expected
+    assert computer.is_refused

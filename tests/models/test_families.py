@@ -30,6 +30,9 @@ from transformers import (
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import LogicalCollator
+from mllm.engine.cache_room import CacheRoom
+from mllm.engine.feature_cache import FeatureCache
+from mllm.engine.feature_computer import accepts_features
 from mllm.engine.learner import Learner
 from mllm.engine.preflight import preflight
 from mllm.errors import ConfigError
@@ -39,8 +42,10 @@ from mllm.export.gguf.model import FAMILIES as GGUF
 from mllm.export.merge import merge
 from mllm.export.settings import encoding_settings
 from mllm.models.builder.builder import load_pretrained
+from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.generation.generate import generate, stop_ids
 from mllm.objectives.text import NextToken
+from mllm.predict.feature_filler import Filler, ImageSample
 from mllm.report.families import RESULTS
 from mllm.structures import IGNORE, Bundle, Context, Encoded, Sample, Turn
 
@@ -124,11 +129,42 @@ def check_training(case: Case, folder: Path, out: Path) -> dict[str, bool]:
     check_checkpointing(bundle, samples)
     check_update(bundle, samples)
     check_answers(bundle, check_merge(case, bundle, samples, folder, out), samples)
+    stores = reads_stored_features(bundle, samples, out)
     return {
         "vision_lora": bool(bundle.model.trains("vision")),
         "four_bit": trains_in_4_bits(case, folder, samples),
+        "features": stores,
         "gguf": stock.config.model_type in GGUF,
     }
+
+
+@torch.no_grad()
+def reads_stored_features(bundle: Bundle, samples: list[Sample], out: Path) -> bool:
+    """Return True if the model can read stored features of images.
+
+    The states of each batch and the answers are those from pixels, and the features are not zero.
+    """
+    model, encoder = bundle.model, bundle.encoder
+    if not any(sample.images for sample in samples) or not isinstance(encoder, ChatEncoder):
+        return False
+    if not accepts_features(model):
+        return False
+    expected = [model(**encoder.pad(group).student).hidden_BLD for group in batches(bundle, samples)]
+    answers = generate(bundle, samples, max_new_tokens=4, batch_size=3, progress=False)
+    cache = FeatureCache(out / "features", "0" * 40)
+    filler = Filler(bundle, cache, CacheRoom(cache.folder, 10**9))
+    for sample in samples:
+        if sample.images:
+            filler.add(ImageSample(cache.path(sample.images), encoder.prompt(sample)))
+            features = cache.read(sample.images)
+            assert features is not None and all(tensor.any() for tensor in features.values())
+    encoder.stored_features = cache
+    for group, states in zip(batches(bundle, samples), expected, strict=True):
+        student = encoder.pad(group).student
+        assert "pixel_values" not in student
+        torch.testing.assert_close(model(**student).hidden_BLD, states, rtol=1e-5, atol=1e-5)
+    assert generate(bundle, samples, max_new_tokens=4, batch_size=3, progress=False) == answers
+    return True
 
 
 def fill_adapter(bundle: Bundle) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 from PIL.Image import Image
 from typing_extensions import override
 
+from mllm.contents import UNITS
 from mllm.dataset.base import AugmentedDataset
 from mllm.errors import DataError, UserError, with_location
-from mllm.structures import IMAGE, UNITS, Sample, Turn
+from mllm.structures import IMAGE, Sample, Turn
 
 ED, ES = "ED", "ES"
 """Names of the images at end diastole and end systole."""

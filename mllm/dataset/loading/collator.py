@@ -98,8 +98,8 @@ class LogicalCollator:
         assert not (units and self.tokens_per_row), "the rules of a config refuse packing of units"
         rows = self._rows([sum(length) for length in lengths])
         sizes = [tuple(map(sum, zip(*(lengths[i] for i in row), strict=True))) for row in rows]
-        images = [encoded[row[0]].images_per_row for row in rows]
-        cuts = self._cuts(sizes, images, in_order=bool(units))
+        kinds = [(encoded[row[0]].images_per_row, encoded[row[0]].has_features) for row in rows]
+        cuts = self._cuts(sizes, kinds, in_order=bool(units))
         pieces = [self._piece([[encoded[i] for i in rows[r]] for r in cut]) for cut in cuts]
         if units:
             units_of_pieces = [tuple(units[i] for i in cut) for cut in cuts]
@@ -119,12 +119,14 @@ class LogicalCollator:
             return [[i] for i in range(len(lengths))]
         return packed_rows(lengths, min(self.tokens_per_row, self.tokens_per_piece or self.tokens_per_row))
 
-    def _cuts(self, sizes: Sequence[tuple[int, ...]], images: Sequence[int], in_order: bool) -> list[list[int]]:
-        """Divide rows into pieces. Rows with unlike `images_per_row` never share one."""
-        order = range(len(sizes)) if in_order else sorted(range(len(sizes)), key=lambda i: images[i])
+    def _cuts(
+        self, sizes: Sequence[tuple[int, ...]], kinds: Sequence[tuple[int, bool]], in_order: bool
+    ) -> list[list[int]]:
+        """Divide rows into pieces. Rows with unlike `images_per_row` or `has_features` never share one."""
+        order = range(len(sizes)) if in_order else sorted(range(len(sizes)), key=lambda i: kinds[i])
         cut_rows = cut_in_order if in_order else cut_by_length
         cuts = []
-        for _, group in groupby(order, key=lambda i: images[i]):
+        for _, group in groupby(order, key=lambda i: kinds[i]):
             rows = list(group)
             pieces = cut_rows([sizes[i] for i in rows], self.samples_per_piece, self.tokens_per_piece)
             cuts += [[rows[i] for i in piece] for piece in pieces]

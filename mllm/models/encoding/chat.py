@@ -13,6 +13,7 @@ from transformers import ProcessorMixin
 
 from mllm.errors import ConfigError, DataError, errors_of_row
 from mllm.models.encoding.chat_template import CLOSE, END_OF_THOUGHT, OPEN, THINK, read_answer_form
+from mllm.models.encoding.image_features import FeatureReader, with_features
 from mllm.models.encoding.marks import MarkWriter, source_of
 from mllm.models.encoding.padding import stacked
 from mllm.models.encoding.processor_outputs import cut, images_per_row, joined
@@ -49,6 +50,8 @@ class ChatEncoder(TextEncoder):
         super().__init__(
             processor, max_length=max_length, system=system, chat_template=chat_template, template_args=template_args
         )
+        self.stored_features: FeatureReader | None = None
+        """Features of images that replace their pixels, if they are stored."""
         self.types_of_suffix = types_of_suffix
         """The model attends to the prompt in both directions: `token_type_ids` are 0 in it, and 1 from the first answer
         on, as in PaliGemma."""
@@ -143,8 +146,16 @@ class ChatEncoder(TextEncoder):
             segments.append(self._form.written(framed.turns[-1].text.strip()))
         encoded = self._tokenize(framed, segments)
         positions = (encoded.student["input_ids"] == self.object_id).nonzero().squeeze(1)
-        student, targets = self.marks.tensors(objects, frames, positions)
-        return replace(encoded, student=encoded.student | student, targets=encoded.targets | targets, frames=frames)
+        objects_of_student, targets = self.marks.tensors(objects, frames, positions)
+        features = self.stored_features.read(sample.images) if self.stored_features and sample.images else None
+        student = encoded.student if features is None else with_features(encoded.student, features)
+        return replace(
+            encoded,
+            student=student | objects_of_student,
+            targets=encoded.targets | targets,
+            frames=frames,
+            has_features=features is not None or (self.stored_features is not None and not sample.images),
+        )
 
     @property
     def object_id(self) -> int:

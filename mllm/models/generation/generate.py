@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
+from mllm.models.encoding.image_features import backbone_inputs
 from mllm.models.encoding.text_encoder import TextEncoder
 from mllm.models.generation.object_decoding import ObjectDecoder
 from mllm.models.generation.sampling import Sampling
@@ -140,8 +141,9 @@ class Generation:
             answered: Numbers of prompts that need no answer. A batch of these is left out. The other batches are those
                 of the whole window, so that their answers do not depend on `answered` by rounding.
         """
-        order = sorted(range(len(prompts)), key=lambda i: (prompts[i].images_per_row, len(prompts[i])))
-        for _, group in groupby(order, key=lambda i: prompts[i].images_per_row):
+        kinds = [(prompt.images_per_row, prompt.has_features) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: (kinds[i], len(prompts[i])))
+        for _, group in groupby(order, key=lambda i: kinds[i]):
             rest = list(group)
             for start in range(0, len(rest), self.batch_size):
                 indices = rest[start : start + self.batch_size]
@@ -173,7 +175,8 @@ class Generation:
                 tokens = model.generate(**inputs, generation_config=self.options, logits_processor=processors)
                 decoder.finish(tokens[:, -1])
         else:
-            tokens = model.generate(**batch.student, generation_config=self.options, logits_processor=processors)
+            inputs = backbone_inputs(batch.student)
+            tokens = model.generate(**inputs, generation_config=self.options, logits_processor=processors)
         answers = []
         for row, prompt in enumerate(prompts):
             answer_L = _until(tokens[row, begin:], self.options.eos_token_id)
