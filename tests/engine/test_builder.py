@@ -170,11 +170,13 @@ def test_a_wrong_option_of_an_objective_is_named(build):
         build(objectives={"next_token": {"type": "NextToken", "wieght": 2}})
 
 
-def test_evaluation_without_a_validation_split_is_off(build, caplog):
+def test_evaluation_without_a_validation_split_is_off_and_logged_once(build, caplog, tmp_path):
+    """A run builds the arguments before the model is loaded, and again for its trainer."""
     with caplog.at_level("INFO", logger="mllm"):
+        early = training_arguments(settings(eval_strategy="epoch"), CPU, tmp_path, None, evaluates=False)
         trainer = build(eval_strategy="epoch")
-    assert trainer.args.eval_strategy == "no"
-    assert "no validation split" in caplog.text
+    assert early.eval_strategy == trainer.args.eval_strategy == "no"
+    assert caplog.text.count("no validation split") == 1
 
 
 def test_memory_advice_lists_the_settings_of_the_config(build, tmp_path):

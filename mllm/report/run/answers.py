@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm.contents import contents_of, stated_measures
+from mllm.contents import UNITS, contents_of, stated_measures
 from mllm.engine.predictions import answers_of
 from mllm.metrics.classification import FAILED, ClassMetric
 from mllm.metrics.detection import DetectionMetric, GreedyDetectionF1
@@ -19,7 +19,7 @@ from mllm.metrics.scoring import Series, tasks_of
 from mllm.metrics.segmentation import Dice
 from mllm.registry import METRICS
 from mllm.report.run.charts import Chart, Dots, Line, chart
-from mllm.structures import UNITS, Answer
+from mllm.structures import Answer
 
 MAX_CLASSES = 20
 """Maximum number of classes of a confusion matrix."""

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mllm.contents import UNITS
 from mllm.engine.predictions import answers_of
 from mllm.report.html_page import shortened
 from mllm.report.run.pictures import Picture, Pictures
 from mllm.report.run.scores import Score
-from mllm.structures import BOX, IMAGE, POINT, UNITS
+from mllm.structures import BOX, IMAGE, POINT
 
 MAX_CARDS = 1000
 """Maximum number of cards."""

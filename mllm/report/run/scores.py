@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm.contents import contents_of, stated_measures
+from mllm.contents import UNITS, contents_of, stated_measures
 from mllm.engine.predictions import answers_of
 from mllm.metrics.base import SumMetric
 from mllm.metrics.classification import ClassMetric
@@ -16,7 +16,7 @@ from mllm.metrics.labels import LabelSetMetric
 from mllm.metrics.numbers import NumberMetric
 from mllm.metrics.scoring import tasks_of
 from mllm.registry import METRICS
-from mllm.structures import UNITS, Answer
+from mllm.structures import Answer
 
 Pair = tuple[Answer, Answer]
 """Prediction and reference."""
