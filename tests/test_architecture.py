@@ -19,7 +19,18 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "mllm").rglob("*.py"))
 CONFIGS = sorted((ROOT / "config").rglob("*.py"))
 NOUNS = {
-    *("structures", "contents", "registry", "errors", "files", "options", "family", "signatures", "static_source"),
+    *(
+        "structures",
+        "protocols",
+        "contents",
+        "registry",
+        "errors",
+        "files",
+        "options",
+        "family",
+        "signatures",
+        "static_source",
+    ),
     *("run_files", "private_messages", "packages", "literal_text", "parsing", "coco_masks"),
     "supervision",
 }

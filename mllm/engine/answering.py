@@ -13,7 +13,8 @@ from mllm.engine.option_scores import candidates_of, score_sample
 from mllm.errors import ConfigError
 from mllm.models.generation import generate as generation
 from mllm.models.generation.answers import BATCH_SIZE, measure_batch
-from mllm.structures import Answer, Bundle, Sample
+from mllm.protocols import Bundle
+from mllm.structures import Answer, Sample
 
 GENERATION, OPTIONS = "generation", "options"
 """Values of the option `scoring` of an evaluation."""

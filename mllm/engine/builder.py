@@ -29,9 +29,9 @@ from mllm.engine.training_data import TrainingData
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES
 from mllm.objectives.base import Objective
+from mllm.protocols import Bundle
 from mllm.registry import OBJECTIVES, TRAINERS, build
 from mllm.run_files import TENSORBOARD
-from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
 

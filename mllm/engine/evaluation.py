@@ -19,7 +19,8 @@ from mllm.metrics.areas import box_of, boxes_of
 from mllm.metrics.coco import rle
 from mllm.metrics.scoring import Entry, Scorer
 from mllm.private_messages import add_row, in_row, is_private, sentence_of
-from mllm.structures import Answer, Bundle, Failure, Sample
+from mllm.protocols import Bundle
+from mllm.structures import Answer, Failure, Sample
 
 Row = dict[str, Any]
 """A row of `predictions.jsonl`."""

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mllm.files import replaced_path
-from mllm.structures import Model, Outputs
+from mllm.protocols import Model
+from mllm.structures import Outputs
 
 CHUNK = 2**24
 """Number of bytes that are hashed at a time."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from mllm.errors import is_out_of_memory
 from mllm.models.encoding.image_features import PIXELS, named_features, with_features
 from mllm.models.language_model import LanguageModel
-from mllm.structures import Bundle, Encoded, Model
+from mllm.protocols import Bundle, Model
+from mllm.structures import Encoded
 
 TOLERANCE = 1e-4
 """Largest relative difference of hidden states from features and from pixels; on a CPU they are equal bit for bit."""

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from typing import Any
 
 from mllm.contents import measures_text
-from mllm.structures import IGNORE, Encoder, LogicalBatch
+from mllm.protocols import Encoder
+from mllm.structures import IGNORE, LogicalBatch
 
 
 def describe_batch(batch: LogicalBatch, encoder: Encoder, limit: int = 4) -> str:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mllm.objectives.base import Objective
-from mllm.structures import Context, Model, Outputs
+from mllm.protocols import Model
+from mllm.structures import Context, Outputs
 
 Reduction = Literal["items", "samples"]
 

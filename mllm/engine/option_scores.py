@@ -14,7 +14,8 @@ from mllm.models.encoding.image_features import with_features
 from mllm.models.generation.generate import evaluating
 from mllm.objectives.text import NextToken
 from mllm.parsing import options_in
-from mllm.structures import Answer, Bundle, Context, Sample, Turn
+from mllm.protocols import Bundle
+from mllm.structures import Answer, Context, Sample, Turn
 
 
 def candidates_of(sample: Sample, choices: Sequence[str] = ()) -> dict[str, str]:

@@ -19,9 +19,9 @@ from mllm.files import replaced_folder
 from mllm.models.adapters.combine import save_adapter
 from mllm.models.adapters.trained_file import write_trained
 from mllm.models.adapters.written import refuse_sharded_tensors
+from mllm.protocols import Bundle, Model
 from mllm.registry import EXPORTERS
 from mllm.run_files import ADAPTER, ADAPTER_WEIGHTS
-from mllm.structures import Bundle, Model
 
 logger = logging.getLogger(__name__)
 

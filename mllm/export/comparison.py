@@ -15,7 +15,8 @@ from mllm.models.backbone.streamed import reading
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.models.generation.generate import evaluating
 from mllm.models.vision_model import VisionModel
-from mllm.structures import IMAGE, Bundle, Sample, Turn
+from mllm.protocols import Bundle
+from mllm.structures import IMAGE, Sample, Turn
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest allowed difference of logits, relative to the largest logit (absolute if that is below 1), by dtype."""

@@ -17,8 +17,8 @@ from mllm.export.settings import WHOLE, encoding_settings, read_base, write_sett
 from mllm.export.tensor_names import compare_weights
 from mllm.files import write_json, write_text
 from mllm.models.adapters.trained_file import IN_MERGED, write_trained
+from mllm.protocols import Model
 from mllm.run_files import ADAPTER, ADAPTER_CONFIG, CARD, MERGED, MODEL_CONFIG, REPORT, TRAINED
-from mllm.structures import Model
 
 
 def write_model(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:

@@ -33,8 +33,8 @@ from mllm.models.backbone.streamed import STORED, Unstreamable
 from mllm.models.builder.build_chat import build_box_format
 from mllm.models.builder.build_options import checkpoint_of
 from mllm.models.builder.builder import load_pretrained
+from mllm.protocols import Bundle
 from mllm.run_files import TRAINED
-from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from mllm.models.adapters.merge import merged_weights
 from mllm.models.adapters.trained_file import IN_MERGED, write_trained
 from mllm.models.backbone.weight_files import weight_files
 from mllm.models.language_model import LanguageModel
+from mllm.protocols import Bundle, Model
 from mllm.registry import EXPORTERS
 from mllm.run_files import MERGED, REPORT
-from mllm.structures import Bundle, Model
 
 logger = logging.getLogger(__name__)
 

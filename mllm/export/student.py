@@ -17,9 +17,9 @@ from mllm.files import replaced_folder
 from mllm.models.adapters.merge import merged_weights
 from mllm.models.backbone.weight_files import weight_files
 from mllm.models.vision_model import VisionModel
+from mllm.protocols import Bundle
 from mllm.registry import EXPORTERS
 from mllm.run_files import MERGED
-from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
 

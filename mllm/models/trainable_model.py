@@ -25,7 +25,7 @@ class TrainableModel(nn.Module):
     """A backbone of transformers, or the `peft.PeftModel` around one, with heads.
 
     `towers` maps the parts of the backbone to the prefix of their parameter names, such as
-    `{"vision": "model.vision_tower"}`. Subclasses implement the protocol `mllm.structures.Model`.
+    `{"vision": "model.vision_tower"}`. Subclasses implement the protocol `mllm.protocols.Model`.
     """
 
     generates_text: bool

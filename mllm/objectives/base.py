@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from mllm.errors import ConfigError
-from mllm.structures import Bundle, Context
+from mllm.protocols import Bundle
+from mllm.structures import Context
 
 Reads = Literal["box", "mask", "measures"]
 TeacherOutput = Literal["features", "logits"]

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from mllm.errors import ConfigError
 from mllm.objectives.base import Objective
+from mllm.protocols import Bundle
 from mllm.registry import OBJECTIVES
-from mllm.structures import Bundle, Context
+from mllm.structures import Context
 
 SIDES = ("student", "teacher")
 FLOOR = 0.01

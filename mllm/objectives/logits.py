@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from mllm.errors import ConfigError, DataError
 from mllm.objectives.base import Objective
 from mllm.objectives.text import TILE_BYTES, tiles
+from mllm.protocols import Bundle
 from mllm.registry import OBJECTIVES
-from mllm.structures import IGNORE, Bundle, Context, Outputs
+from mllm.structures import IGNORE, Context, Outputs
 
 MAX_UNSHARED = 0.01
 """Fraction of the smaller vocabulary, at its end, that may differ: tokens of images and sounds."""

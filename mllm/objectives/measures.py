@@ -7,8 +7,9 @@ from torch import Tensor
 
 from mllm.errors import ConfigError
 from mllm.objectives.base import Objective
+from mllm.protocols import Bundle
 from mllm.registry import OBJECTIVES
-from mllm.structures import Bundle, Context, Outputs
+from mllm.structures import Context, Outputs
 
 
 @OBJECTIVES.register_module()

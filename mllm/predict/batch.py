@@ -16,8 +16,9 @@ from mllm.errors import DataError, errors_of_row
 from mllm.predict.generation import GenerationOptions, generate_answers
 from mllm.predict.questions import Questions
 from mllm.predict.writer import write_predictions
+from mllm.protocols import Bundle
 from mllm.report.drawing import draw_answer
-from mllm.structures import Answer, Bundle, Sample
+from mllm.structures import Answer, Sample
 
 logger = logging.getLogger(__name__)
 PREDICTED = ("prediction", "boxes", "box_images", "points", "masks", "mask_boxes", "unreadable", "drawings")

@@ -11,7 +11,8 @@ from PIL.Image import Image
 
 from mllm.errors import DataError
 from mllm.predict.generation import GenerationOptions, generate_answers
-from mllm.structures import IMAGE, Answer, Bundle, Sample, Turn
+from mllm.protocols import Bundle
+from mllm.structures import IMAGE, Answer, Sample, Turn
 
 logger = logging.getLogger(__name__)
 COMMANDS = "/clear deletes the conversation; /quit or Ctrl-D ends the program"

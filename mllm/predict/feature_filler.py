@@ -15,7 +15,8 @@ from mllm.engine.feature_cache import FeatureCache
 from mllm.engine.feature_computer import FeatureComputer
 from mllm.errors import UserError
 from mllm.models.encoding.chat import ChatEncoder
-from mllm.structures import Bundle, Encoded
+from mllm.protocols import Bundle
+from mllm.structures import Encoded
 
 Draws = Sequence[tuple[SampleDataset, int, int]]
 """Samples as dataset, row and epoch."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mllm.structures import Answer, Bundle, Sample
+    from mllm.protocols import Bundle
+    from mllm.structures import Answer, Sample
 
 
 @dataclass(frozen=True)

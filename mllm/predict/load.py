@@ -9,7 +9,7 @@ from mllm.config.hardware import Hardware, detect
 from mllm.config.rules.precision import AMPERE
 from mllm.config.schema import ModelArgs
 from mllm.models.builder.builder import load_pretrained
-from mllm.structures import Bundle
+from mllm.protocols import Bundle
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,10 @@ from mllm.predict.generation import GenerationOptions, generate_answers
 from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.questions import Questions
 from mllm.predict.views import ViewInputs, views_sample
+from mllm.protocols import Bundle
 from mllm.registry import DATASETS
 from mllm.report.drawing import draw_answer, refuse_drawing
-from mllm.structures import Answer, Bundle, Sample, Turn
+from mllm.structures import Answer, Sample, Turn
 
 logger = logging.getLogger(__name__)
 ABOUT_IMAGE = re.compile(r"\b(images?|pictures?|photo(graph)?s?|scans?|x-rays?|radiographs?|slides?)\b", re.IGNORECASE)

@@ -24,8 +24,8 @@ from mllm.models.generation.generate import evaluating
 from mllm.models.language_model import LanguageModel
 from mllm.predict.feature_filler import Counts, Draws, Filler, MissingImages
 from mllm.private_messages import worker_setup
+from mllm.protocols import Bundle
 from mllm.run_files import VISION_CACHE
-from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
 GIGABYTE = 10**9

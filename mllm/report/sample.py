@@ -7,7 +7,8 @@ from itertools import groupby
 from typing import Any
 
 from mllm.contents import UNITS
-from mllm.structures import IGNORE, Encoded, Encoder
+from mllm.protocols import Encoder
+from mllm.structures import IGNORE, Encoded
 
 SUPERVISED, IMAGE_TOKENS, PLAIN = "\033[1;32m", "\033[36m", "\033[0m"
 """Terminal colors (ECMA-48): bold green, cyan, none."""

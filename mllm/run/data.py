@@ -28,7 +28,7 @@ from mllm.models.builder.build_options import checkpoint_of
 from mllm.predict.metrics import check_metrics, metric_origin
 from mllm.predict.stored_features import share_of_rows
 from mllm.predict.strata import check_columns, parse_columns, strata_origin
-from mllm.structures import Bundle, SampleEncoder
+from mllm.protocols import Bundle, SampleEncoder
 
 logger = logging.getLogger(__name__)
 Splits = Mapping[str, SampleDataset]

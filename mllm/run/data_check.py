@@ -17,6 +17,7 @@ from mllm.dataset.readers.notices import unlogged
 from mllm.errors import UserError
 from mllm.models.builder.builder import load_encoder
 from mllm.private_messages import call_privately, is_private
+from mllm.protocols import Encoder
 from mllm.registry import READERS
 from mllm.report.data.facts import MAX_CHARACTERS, VERSION, RowFacts, SourceRow, Store, all_facts, plain_sample
 from mllm.report.data.findings import Finding, findings, split_findings
@@ -25,7 +26,6 @@ from mllm.report.drawing import draw_marks, numbered
 from mllm.report.html_page import shortened
 from mllm.run.prepare import prepare_args
 from mllm.run_files import DATA_ROWS, data_page_of
-from mllm.structures import Encoder
 
 EXAMPLES = 12
 """Maximum number of examples of a split on the page."""

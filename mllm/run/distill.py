@@ -21,7 +21,8 @@ from mllm.errors import DataError, UserError
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.generation.generate import evaluating
 from mllm.objectives.features import FeatureMatch
-from mllm.structures import Batch, Bundle, Encoded, Sample, SampleEncoder
+from mllm.protocols import Bundle, SampleEncoder
+from mllm.structures import Batch, Encoded, Sample
 
 logger = logging.getLogger(__name__)
 

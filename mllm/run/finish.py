@@ -32,6 +32,7 @@ from mllm.predict.stored_features import store_test_features
 from mllm.predict.strata import add_strata, parse_columns
 from mllm.predict.writer import write_predictions
 from mllm.private_messages import is_private
+from mllm.protocols import Bundle
 from mllm.registry import EXPORTERS
 from mllm.report.compare import figures_of_differences, paired_differences
 from mllm.report.data_summary import draw_agreement, write_summary
@@ -54,7 +55,6 @@ from mllm.run_files import (
     data_page_of,
     runs_of,
 )
-from mllm.structures import Bundle
 
 logger = logging.getLogger(__name__)
 Figures = dict[str, dict[str, float]]

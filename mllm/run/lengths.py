@@ -9,7 +9,7 @@ from accelerate import PartialState
 from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.errors import UserError
-from mllm.structures import SampleEncoder
+from mllm.protocols import SampleEncoder
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,12 @@ from mllm.engine.run_log import run_folder
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.files import write_text
 from mllm.models.adapters.trainable import format_counts
+from mllm.protocols import Bundle
 from mllm.registry import EXPORTERS
 from mllm.run.facts import run_facts
 from mllm.run.folder import point_latest
 from mllm.run_files import ADAPTER, FIRST_BATCH, data_page_of
-from mllm.structures import Bundle, Failure
+from mllm.structures import Failure
 
 logger = logging.getLogger(__name__)
 

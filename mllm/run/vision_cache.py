@@ -9,8 +9,8 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import RunConfig
 from mllm.dataset.checking import Splits
 from mllm.predict.stored_features import is_possible, share_of_rows, store_features
+from mllm.protocols import Bundle
 from mllm.run.data import training_draws
-from mllm.structures import Bundle
 
 
 def store_training_features(

@@ -41,7 +41,8 @@ from mllm.engine.run_log import RunLog
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.models.builder.build_text import build_causal_lm
 from mllm.objectives.text import NextToken
-from mllm.structures import Bundle, Context, Sample, Turn
+from mllm.protocols import Bundle
+from mllm.structures import Context, Sample, Turn
 from mllm.tiny.checkpoints import ensure_tiny
 
 DELTA = 1e-4

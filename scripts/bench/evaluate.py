@@ -28,7 +28,8 @@ from mllm.config.schema import ModelArgs
 from mllm.engine.option_scores import score_sample
 from mllm.models.generation.generate import generate
 from mllm.predict.load import best_hardware, load_for_answers
-from mllm.structures import Answer, Bundle, Sample, Turn
+from mllm.protocols import Bundle
+from mllm.structures import Answer, Sample, Turn
 from mllm.tiny.checkpoints import write_tiny
 
 TEXT = dict(

@@ -36,7 +36,8 @@ from mllm.objectives.base import Objective
 from mllm.objectives.boxes import BoxLoss
 from mllm.objectives.masks import MaskLoss
 from mllm.objectives.text import NextToken
-from mllm.structures import Bundle, Encoded, Failure
+from mllm.protocols import Bundle
+from mllm.structures import Encoded, Failure
 from mllm.tiny.checkpoints import ensure_tiny
 
 PIXELS, IMAGE_TOKENS = 112, 64

@@ -33,7 +33,8 @@ from mllm.engine.run_log import RunLog
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.models.builder.build_text import build_causal_lm
 from mllm.objectives.text import NextToken
-from mllm.structures import IGNORE, Batch, Bundle, Sample, Turn
+from mllm.protocols import Bundle
+from mllm.structures import IGNORE, Batch, Sample, Turn
 
 TEXT = dict(
     vocab_size=256_000,

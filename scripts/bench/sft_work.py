@@ -36,7 +36,8 @@ from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.generation.generate import evaluating
 from mllm.objectives.text import NextToken
 from mllm.predict.feature_filler import Filler, ImageSample
-from mllm.structures import IGNORE, Bundle, Context, Sample, Turn
+from mllm.protocols import Bundle
+from mllm.structures import IGNORE, Context, Sample, Turn
 
 TEXT = dict(
     vocab_size=262_208,

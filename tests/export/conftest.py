@@ -12,7 +12,7 @@ import pytest
 from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
 from mllm.models.builder.builder import load_pretrained
-from mllm.structures import Bundle
+from mllm.protocols import Bundle
 from mllm.tiny.adapter import write_tiny_adapter
 from mllm.tiny.checkpoints import write_tiny
 

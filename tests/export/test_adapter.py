@@ -20,8 +20,9 @@ from mllm.export.adapter import check_all_written, write
 from mllm.export.facts import Facts
 from mllm.export.folder import write_model
 from mllm.export.tensor_names import compare_weights, new_model
+from mllm.protocols import Bundle
 from mllm.run_files import ADAPTER_WEIGHTS
-from mllm.structures import Bundle, Sample, Turn
+from mllm.structures import Sample, Turn
 
 Loader = Callable[..., tuple[Bundle, dict[str, Any]]]
 

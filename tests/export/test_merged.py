@@ -20,8 +20,9 @@ from mllm.errors import ConfigError
 from mllm.export import comparison, merged
 from mllm.export.facts import Facts, read_facts
 from mllm.export.folder import update_figures
+from mllm.protocols import Bundle
 from mllm.run_files import REPORT
-from mllm.structures import Batch, Bundle, Sample, Turn
+from mllm.structures import Batch, Sample, Turn
 
 Loader = Callable[..., tuple[Bundle, dict[str, Any]]]
 

@@ -19,7 +19,7 @@ from mllm.export.facts import Facts
 from mllm.export.folder import update_figures
 from mllm.export.student import write as write_student
 from mllm.models.builder.builder import load_pretrained
-from mllm.structures import Bundle
+from mllm.protocols import Bundle
 from mllm.tiny.checkpoints import write_tiny
 
 HEADS = {"measures": {"type": "RegressionHead", "measures": ["EF"], "views": ["ED", "ES"], "hidden": 16}}

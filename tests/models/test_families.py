@@ -46,8 +46,9 @@ from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.generation.generate import generate, stop_ids
 from mllm.objectives.text import NextToken
 from mllm.predict.feature_filler import Filler, ImageSample
+from mllm.protocols import Bundle
 from mllm.report.families import RESULTS
-from mllm.structures import IGNORE, Bundle, Context, Encoded, Sample, Turn
+from mllm.structures import IGNORE, Context, Encoded, Sample, Turn
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
 AUTO = {"causal-lm": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}

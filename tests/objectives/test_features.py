@@ -11,7 +11,8 @@ from mllm.engine.learner import Learner
 from mllm.errors import ConfigError
 from mllm.models.builder.builder import load_pretrained
 from mllm.objectives.features import FeatureMatch
-from mllm.structures import Bundle, Context, Outputs
+from mllm.protocols import Bundle
+from mllm.structures import Context, Outputs
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
 HEADS = dict(measures=dict(type="RegressionHead", measures=["EF"], views=["ED", "ES"]))

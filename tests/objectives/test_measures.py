@@ -8,7 +8,8 @@ import torch
 from mllm.errors import ConfigError
 from mllm.models.encoding.views import ViewEncoder
 from mllm.objectives.measures import MeasureLoss, VolumeConsistency
-from mllm.structures import Bundle, Context, Outputs
+from mllm.protocols import Bundle
+from mllm.structures import Context, Outputs
 
 STD = torch.tensor([10.0, 40.0, 30.0])
 

@@ -16,9 +16,10 @@ from mllm.models.medgemma.medgemma_perception import PROJECTOR
 from mllm.pipeline.finetune import main
 from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.stored_features import is_possible, store_test_features
+from mllm.protocols import Bundle
 from mllm.run.data import open_splits, prepare_data
 from mllm.run.prepare import prepare_args
-from mllm.structures import Bundle, Sample, Turn
+from mllm.structures import Sample, Turn
 
 FROZEN = """
 model_args.update(lora_target="language")

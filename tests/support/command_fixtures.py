@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
-    from mllm.structures import Answer, Bundle, Encoded, Mark
+    from mllm.protocols import Bundle
+    from mllm.structures import Answer, Encoded, Mark
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = """

@@ -9,7 +9,7 @@ from typing import Any
 
 import bitsandbytes as bnb
 
-from mllm.structures import Model
+from mllm.protocols import Model
 
 
 @dataclass(frozen=True)

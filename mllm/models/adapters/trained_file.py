@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mllm.errors import ConfigError
 from mllm.models.adapters.written import save_compared
+from mllm.protocols import Model
 from mllm.run_files import TRAINED
-from mllm.structures import Model
 
 logger = logging.getLogger(__name__)
 

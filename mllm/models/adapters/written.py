@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mllm.errors import ConfigError
-from mllm.structures import Model
+from mllm.protocols import Model
 
 
 def save_compared(path: Path, tensors: Mapping[str, Tensor]) -> None:

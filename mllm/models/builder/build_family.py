@@ -12,7 +12,7 @@ from mllm.models.adapters.files import find_adapter, holds_lora
 from mllm.models.adapters.full import absent_tower
 from mllm.models.backbone.loading import load_config
 from mllm.models.builder.build_options import checkpoint_of
-from mllm.structures import Bundle
+from mllm.protocols import Bundle
 
 
 def build_model(args: ModelArgs, hardware: Hardware) -> Bundle:

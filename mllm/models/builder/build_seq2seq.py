@@ -5,8 +5,8 @@ from __future__ import annotations
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.models.builder.build_family import build_model
+from mllm.protocols import Bundle
 from mllm.registry import MODELS
-from mllm.structures import Bundle
 
 
 @MODELS.register_module("seq2seq")

@@ -15,8 +15,8 @@ from mllm.config.trainable import trained_parts
 from mllm.family import FAMILIES
 from mllm.models.adapters.targets import matching, resolve_target
 from mllm.models.builder.build_family import build_model
+from mllm.protocols import Bundle
 from mllm.registry import MODELS
-from mllm.structures import Bundle
 
 
 def load_pretrained(args: ModelArgs, hardware: Hardware) -> Bundle:

@@ -23,7 +23,7 @@ _TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError,
 
 
 class TextEncoder(ABC):
-    """Conversion of conversations to token ids, labels and pixels. Implements `mllm.structures.Encoder`.
+    """Conversion of conversations to token ids, labels and pixels. Implements `mllm.protocols.Encoder`.
 
     `chat_template` replaces that of the checkpoint, and `template_args` sets variables of the template. `system` is the
     system turn of conversations that have none.

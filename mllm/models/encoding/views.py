@@ -19,7 +19,7 @@ from mllm.supervision import unsupervised
 
 
 class ViewEncoder:
-    """Selection of the model's views by name, and conversion to pixels. Implements `mllm.structures.Encoder`."""
+    """Selection of the model's views by name, and conversion to pixels. Implements `mllm.protocols.Encoder`."""
 
     def __init__(self, processor: Any, *, views: Sequence[str], measures: Sequence[str] = (), tokens: int = 1) -> None:
         self.processor = processor

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from mllm.models.encoding.views import ViewEncoder
 from mllm.models.generation import generate as generation
 from mllm.models.generation.generate import evaluating
-from mllm.structures import Answer, Bundle, Encoded, Sample
+from mllm.protocols import Bundle
+from mllm.structures import Answer, Encoded, Sample
 
 BATCH_SIZE = 8
 """Default number of samples in a forward pass of a model that predicts measures."""

@@ -18,7 +18,8 @@ from mllm.models.encoding.text_encoder import TextEncoder
 from mllm.models.generation.object_decoding import ObjectDecoder
 from mllm.models.generation.sampling import Sampling
 from mllm.models.language_model import LanguageModel
-from mllm.structures import Answer, Bundle, Encoded, Model, Sample
+from mllm.protocols import Bundle, Model
+from mllm.structures import Answer, Encoded, Sample
 
 
 @contextmanager

@@ -23,8 +23,9 @@ from mllm.dataset.readers import notices
 from mllm.dataset.rows import Row
 from mllm.errors import DataError, UserError, errors_of_row, with_location
 from mllm.private_messages import in_row, is_private, sentence_of, worker_setup
+from mllm.protocols import SampleEncoder
 from mllm.report.html_page import shortened
-from mllm.structures import BOX, IMAGE, POINT, Sample, SampleEncoder, Turn
+from mllm.structures import BOX, IMAGE, POINT, Sample, Turn
 
 VERSION = 5
 """Version of the facts of a row; facts of another version are computed again."""

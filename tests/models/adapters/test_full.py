@@ -23,7 +23,8 @@ from mllm.config.hardware import Hardware
 from mllm.errors import ConfigError
 from mllm.models.adapters.trainable import count_trainable
 from mllm.models.builder.builder import load_pretrained
-from mllm.structures import Bundle, Sample, Turn
+from mllm.protocols import Bundle
+from mllm.structures import Sample, Turn
 from mllm.tiny.adapter import write_tiny_adapter
 from mllm.tiny.checkpoints import write_tiny
 

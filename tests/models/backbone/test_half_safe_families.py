@@ -20,7 +20,8 @@ from mllm.objectives.boxes import BoxLoss
 from mllm.objectives.masks import MaskLoss
 from mllm.objectives.measures import MeasureLoss
 from mllm.objectives.text import NextToken
-from mllm.structures import Batch, Bundle, Mark, Sample, Turn
+from mllm.protocols import Bundle
+from mllm.structures import Batch, Mark, Sample, Turn
 from mllm.tiny.checkpoints import write_tiny
 
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)

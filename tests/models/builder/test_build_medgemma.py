@@ -18,7 +18,8 @@ from mllm.errors import ConfigError
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.language_model import LanguageModel
 from mllm.models.medgemma.family import TOWERS
-from mllm.structures import Bundle, Sample, Turn
+from mllm.protocols import Bundle
+from mllm.structures import Sample, Turn
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))

@@ -21,7 +21,8 @@ from mllm.config.hardware import Hardware
 from mllm.errors import ConfigError
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.shikra.options import ShikraArgs
-from mllm.structures import Bundle, Mark, Sample, Turn
+from mllm.protocols import Bundle
+from mllm.structures import Mark, Sample, Turn
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (84, 112, 3), dtype=np.uint8))

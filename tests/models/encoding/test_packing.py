@@ -27,7 +27,8 @@ from mllm.errors import ConfigError
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.encoding.packing import ROW, Packing, followers, last_hidden_state
 from mllm.objectives.text import NextToken
-from mllm.structures import Batch, Bundle, Context, Encoded, Sample, Turn
+from mllm.protocols import Bundle
+from mllm.structures import Batch, Context, Encoded, Sample, Turn
 from mllm.tiny.checkpoints import write_tiny
 from mllm.tiny.parts import TEXT, padded_rows, random_model
 

@@ -8,7 +8,8 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.generation.answers import answers, measure
-from mllm.structures import Bundle, Sample, Turn
+from mllm.protocols import Bundle
+from mllm.structures import Sample, Turn
 
 HEADS = dict(measures=dict(type="RegressionHead", measures=["EF", "EDV"], views=["ED", "ES"]))
 

@@ -12,7 +12,8 @@ from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.generation.generate import generate, stop_ids
 from mllm.models.generation.sampling import SeededSampler
 from mllm.models.language_model import LanguageModel
-from mllm.structures import Answer, Bundle, Sample, Turn
+from mllm.protocols import Bundle
+from mllm.structures import Answer, Sample, Turn
 from mllm.tiny.checkpoints import write_tiny
 
 
