@@ -47,7 +47,7 @@ def test_one_of_several_answers_is_chosen():
     assert choose_answer(answers, "majority", "answer") == "yes"
     assert choose_answer([2, 1, 1, 2], "majority", "answer") == "2"
     with pytest.raises(
-        DataError, match="has 6 answers, but only one can be learned: set choose_answer='majority' or 'first'"
+        DataError, match="has 5 answers, but only one can be learned: set choose_answer='majority' or 'first'"
     ):
         choose_answer(answers, None, "answer")
     with pytest.raises(DataError, match="field 'answer' is empty"):

@@ -132,7 +132,7 @@ def test_missing_directories_and_files_are_refused(copies, tmp_path):
         open_dataset(tmp_path)
     with pytest.raises(ConfigError, match="unknown split 'train': did you mean 'training'"):
         open_dataset(folder, "train")
-    with pytest.raises(DataError, match=r"subGroup7_training.txt cannot be read: .*lists the patients of training"):
+    with pytest.raises(DataError, match=r"subGroup7_training.txt does not exist; it lists the patients of training"):
         open_dataset(copies["mhd"][0], fold=7)
     home = folder / "database_nifti" / patients[1].name
     (home / "Info_4CH.cfg").write_text("ED 1\n")
