@@ -159,6 +159,11 @@ class Encoded:
     has_features: bool = False
     """True if `student` has stored features of images, not pixels. The samples of a batch must be equal in this."""
 
+    image_key: str | None = None
+    """Digest of the images. Samples with equal digests can share tokens; None: they do not."""
+    image_end: int = 0
+    """Number of tokens up to the end of the last image."""
+
     def __len__(self) -> int:
         return int(self.targets["labels"].shape[0]) if self.length is None else self.length
 

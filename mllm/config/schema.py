@@ -109,6 +109,9 @@ class DataArgs:
     """Maximum number of padded tokens in one forward pass; None: per_device_train_batch_size samples."""
     packing: bool = False
     """Put several text samples into one row of at most `max_length` tokens. Losses and gradients do not change."""
+    share_images: bool = False
+    """Compute the tokens of an image once for all questions about it in an update. Shuffles images instead of rows, so
+    that their questions are in the same update. Losses and gradients of an update do not change."""
     vision_cache: bool = True
     """Compute the features of each image once and store them in `exp/vision_cache`, where the vision tower is frozen
     and images do not change. Results stay equal. Off in private runs unless a config sets it."""

@@ -138,6 +138,11 @@ class UndecodedImage(Image.Image):
         self._size = (0, 0)
 
     @property
+    def name(self) -> tuple[str, str, int]:
+        """Return what the image is read from: files, options of the reader, and its number among their images."""
+        return str(self._path), repr(sorted(self.options.items(), key=lambda item: item[0])), self.number
+
+    @property
     def files(self) -> list[Path]:
         """Return the files of the image: several for a DICOM series."""
         if not isinstance(self._path, Path):

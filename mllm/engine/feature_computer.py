@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mllm.errors import is_out_of_memory
-from mllm.models.encoding.image_features import PIXELS, named_features, with_features
+from mllm.models.encoding.image_features import PIXELS, compute_features, with_features
 from mllm.models.language_model import LanguageModel
 from mllm.protocols import Bundle, Model
 from mllm.structures import Encoded
@@ -49,11 +49,7 @@ class FeatureComputer:
         return None if self.is_refused else self._computed(encoded)
 
     def _computed(self, encoded: Encoded) -> dict[str, Tensor]:
-        model: Any = self.model.pretrained
-        encode = model.base_model.get_image_features
-        names = inspect.signature(encode).parameters
-        inputs = {name: tensor.to(model.device) for name, tensor in encoded.student.items() if name in names}
-        return named_features(encode(**inputs, return_dict=True))
+        return compute_features(self.model.pretrained, encoded.student)
 
     def _agrees(self, encoded: Encoded) -> bool:
         """Return True if the states of the language model are the same from features as from pixels."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mllm.engine.learner import Learner
 from mllm.errors import ConfigError
 from mllm.models.backbone.int8 import without_outliers
-from mllm.models.encoding.packing import ROW, followers
+from mllm.models.encoding.packing import LEADER, ROW, followers
 from mllm.structures import IGNORE, Batch, Context, LogicalBatch
 
 logger = logging.getLogger(__name__)
@@ -164,6 +164,8 @@ def _check_loss(learner: Learner, piece: Batch) -> None:
         reason = "changes its logits in a way that this version does not support; please report it"
         if ROW in piece.student:
             reason = "attends to other samples of a packed row; set data_args.packing=False"
+        if LEADER in piece.student:
+            reason = "attends to other samples about the same image; set data_args.share_images=False"
         raise ConfigError(
             f"the loss of the first batch is {float(loss):.4f}, but {float(expected):.4f} from the model's own logits: "
             f"{type(student.pretrained).__name__} {reason}"

@@ -11,12 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from mllm.models.backbone.added_tokens import TokenRows
+from mllm.models.backbone.segment_attention import use_segment_attention
 from mllm.models.backbone.vision_layers import VisionLayers
 from mllm.models.encoding.image_features import backbone_inputs
-from mllm.models.encoding.packing import ROW, last_hidden_state
+from mllm.models.encoding.packing import LEADER, ROW, SHARED, last_hidden_state
+from mllm.models.encoding.sharing import SharedRow, sample_alone, shared_hidden_state
 from mllm.models.heads import BoxHead, LayerFusion, MaskHead
 from mllm.models.trainable_model import TrainableModel
 from mllm.structures import Outputs
+
+LAYOUT = frozenset({ROW, LEADER, SHARED})
+"""Keys of a batch about the arrangement of its samples in rows, which the backbone does not read."""
 
 
 class LanguageModel(TrainableModel):
@@ -42,6 +47,8 @@ class LanguageModel(TrainableModel):
     ) -> None:
         super().__init__(backbone, towers, heads)
         self.rows, self.fusion, self.layers = rows, fusion, layers
+        self._image_blocks = False
+        """The tokens of an image attend to each other in both directions, if samples share tokens."""
         self._pending_objects: tuple[Tensor, Tensor] | None = None
         """Positions [B, M] and embeddings [B, M, D] for the next call of the input embedding."""
         if self.heads:
@@ -65,7 +72,10 @@ class LanguageModel(TrainableModel):
         """Return the last hidden states [B, L, D] of a batch, the vocabulary, and the predictions of the heads."""
         model = self.pretrained
         with self.inserting_objects(student) as inputs, self.recording_vision() as features:
-            hidden_BLD = last_hidden_state(model, inputs, student.get(ROW))
+            if LEADER in student:
+                hidden_BLD = shared_hidden_state(model, inputs, self._shared_row(student))
+            else:
+                hidden_BLD = last_hidden_state(model, inputs, student.get(ROW))
             predictions = {}
             if self.heads:
                 state_BMKD = self.object_states(hidden_BLD, student["object_positions"])
@@ -73,10 +83,26 @@ class LanguageModel(TrainableModel):
         rows = None if self.rows is None else self.rows.vocabulary
         return Outputs(hidden_BLD, model.get_output_embeddings(), self.softcap, rows, heads=predictions)
 
+    def share_tokens(self, image_blocks: bool) -> None:
+        """Let samples of a batch share their first tokens from now on.
+
+        Args:
+            image_blocks: The tokens of an image attend to each other in both directions.
+        """
+        use_segment_attention(self.pretrained)
+        self._image_blocks = image_blocks
+
+    def _shared_row(self, student: dict[str, Tensor]) -> SharedRow:
+        """Return the row of the samples of a batch that share tokens."""
+        types = student["token_type_ids"] if self._image_blocks else None
+        return SharedRow.of(student["attention_mask"], student[LEADER], student[SHARED], types)
+
     @torch.no_grad()
     def own_logits(self, student: dict[str, Tensor], sample: int, positions: Tensor) -> Tensor:
         """Return the logits [P, vocabulary] of one sample at `positions` [P], computed by the model of transformers."""
         model = self.pretrained
+        if LEADER in student:
+            student, sample = sample_alone(model, student, sample), 0
         with self.inserting_objects(student) as inputs:
             if "logits_to_keep" in inspect.signature(model.forward).parameters:
                 logits: Tensor = model(**inputs, logits_to_keep=positions).logits[sample]
@@ -87,7 +113,8 @@ class LanguageModel(TrainableModel):
     @contextmanager
     def inserting_objects(self, student: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
         """Yield the keyword arguments of the backbone; its next input embedding contains the objects of `student`."""
-        own = {name: tensor for name, tensor in student.items() if not name.startswith("object_") and name != ROW}
+        left_out = {name for name in student if name.startswith("object_")} | LAYOUT
+        own = {name: tensor for name, tensor in student.items() if name not in left_out}
         inputs = backbone_inputs(own)
         if self.heads:
             self._pending_objects = (student["object_positions"], self.embed_objects(student))

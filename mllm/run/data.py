@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from mllm.config.rules.privacy import refuse_large_delta
+from mllm.config.rules.sharing import IMAGE_BLOCKS
 from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import open_datasets
@@ -20,11 +21,14 @@ from mllm.dataset.checking import Splits as CheckedSplits
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator
 from mllm.dataset.loading.poisson import PoissonSampler, units_of
 from mllm.dataset.loading.sampler import LogicalBatchSampler
+from mllm.dataset.loading.sharing import SharingCollator, image_groups
 from mllm.engine.builder import logical_batch_size
 from mllm.engine.privacy.noise import secret_of
 from mllm.engine.training_data import TrainingData
 from mllm.errors import ConfigError, UserError
 from mllm.models.builder.build_options import checkpoint_of
+from mllm.models.encoding.chat import ChatEncoder
+from mllm.models.language_model import LanguageModel
 from mllm.predict.metrics import check_metrics, metric_origin
 from mllm.predict.stored_features import share_of_rows
 from mllm.predict.strata import check_columns, parse_columns, strata_origin
@@ -139,14 +143,8 @@ def prepare_data(config: RunConfig, bundle: Bundle, encoder: SampleEncoder, spli
     `encoder` encodes the samples in the workers of the loader: the encoder of `bundle`, or one that also encodes for a
     teacher.
     """
-    training, privacy = config.training_args, config.privacy_args
-    size = training["per_device_train_batch_size"]
-    collate = LogicalCollator(
-        encoder.pad,
-        samples_per_piece=size if privacy is None else privacy.physical_batch_size,
-        tokens_per_piece=config.data_args.tokens_per_micro_batch,
-        tokens_per_row=config.model_args.max_length if config.data_args.packing else None,
-    )
+    privacy = config.privacy_args
+    collate = build_collator(config, bundle, encoder)
     train, validation = splits["train"], splits.get("validation")
     synthetic = None
     if privacy is None:
@@ -164,6 +162,22 @@ def prepare_data(config: RunConfig, bundle: Bundle, encoder: SampleEncoder, spli
     )
 
 
+def build_collator(config: RunConfig, bundle: Bundle, encoder: SampleEncoder) -> LogicalCollator | SharingCollator:
+    """Return the function that combines the samples of an update."""
+    size, tokens = config.training_args["per_device_train_batch_size"], config.data_args.tokens_per_micro_batch
+    if config.data_args.share_images:
+        assert isinstance(bundle.encoder, ChatEncoder) and isinstance(bundle.model, LanguageModel)
+        bundle.encoder.shares_images = True
+        bundle.model.share_tokens(image_blocks=bundle.model.pretrained.config.model_type in IMAGE_BLOCKS)
+        return SharingCollator(bundle.encoder.pad_shared, samples_per_piece=size, tokens_per_piece=tokens)
+    return LogicalCollator(
+        encoder.pad,
+        samples_per_piece=size if config.privacy_args is None else config.privacy_args.physical_batch_size,
+        tokens_per_piece=tokens,
+        tokens_per_row=config.model_args.max_length if config.data_args.packing else None,
+    )
+
+
 def _shuffled_sampler(config: RunConfig, train: SampleDataset) -> LogicalBatchSampler:
     """Return the sampler of the training split."""
     return LogicalBatchSampler(
@@ -174,6 +188,7 @@ def _shuffled_sampler(config: RunConfig, train: SampleDataset) -> LogicalBatchSa
         seed=sampler_seed(config),
         rank=PartialState().process_index,
         world=PartialState().num_processes,
+        groups=image_groups(train) if config.data_args.share_images else None,
     )
 
 

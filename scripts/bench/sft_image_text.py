@@ -40,7 +40,7 @@ def compare(dtype: str, checkpoint: str, options: argparse.Namespace) -> dict[st
 
     def run(competitor: str, size: int, *more: str) -> dict[str, Any]:
         arguments = dict(competitor=competitor, size=size, dtype=dtype, checkpoint=checkpoint)
-        arguments |= dict(samples=options.samples, threads=options.threads)
+        arguments |= dict(samples=options.samples, questions=options.questions, threads=options.threads)
         result = in_fresh_process(
             WORKER, [*(f"--{key}={value}" for key, value in arguments.items()), *more], options.threads
         )
@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=64, help=f"samples per epoch, a multiple of {LOGICAL_BATCH}")
+    parser.add_argument("--questions", type=int, default=1, help="about each image; several share its tokens in ours")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--tokens-per-micro-batch", type=int, default=TOKENS)

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator, cut_by_length
 from mllm.dataset.loading.sampler import LogicalBatchSampler
+from mllm.dataset.loading.sharing import SharingCollator
 from mllm.engine.cache_room import CacheRoom
 from mllm.engine.callbacks import Epochs
 from mllm.engine.feature_cache import FeatureCache
@@ -34,6 +36,7 @@ from mllm.engine.trainer import MultimodalTrainer
 from mllm.models.builder.build_medgemma import build_medgemma
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.generation.generate import evaluating
+from mllm.models.language_model import LanguageModel
 from mllm.objectives.text import NextToken
 from mllm.predict.feature_filler import Filler, ImageSample
 from mllm.protocols import Bundle
@@ -58,6 +61,8 @@ VISION = dict(
 """Reduced SigLIP: 1,024 patches per image, pooled to 256 tokens."""
 PROMPT, ANSWER = (20, 300), (5, 150)
 """Ranges of the number of tokens of a prompt and an answer, drawn uniformly."""
+SHORT_PROMPT, SHORT_ANSWER = (8, 40), (2, 30)
+"""Ranges with several questions about each image."""
 LOGICAL_BATCH = 16
 """Samples per update."""
 WORDS = ["chest", "image", "lesion", "normal", "left", "right", "upper", "lower", "lung", "heart", "small", "bright"]
@@ -67,14 +72,13 @@ WORDS = ["chest", "image", "lesion", "normal", "left", "right", "upper", "lower"
 class Rows:
     """Generated conversations about generated images, equal for both competitors."""
 
-    def __init__(self, size: int, pixels: int = VISION["image_size"]) -> None:
+    def __init__(self, size: int, pixels: int = VISION["image_size"], questions: int = 1) -> None:
         rng = np.random.default_rng(7)
-        self.rows = []
-        for _ in range(size):
-            question, answer = (
-                " ".join(rng.choice(WORDS, rng.integers(*span, endpoint=True))) for span in (PROMPT, ANSWER)
-            )
-            picture = Image.fromarray(rng.integers(0, 256, (pixels, pixels, 3), dtype=np.uint8))
+        spans = (PROMPT, ANSWER) if questions == 1 else (SHORT_PROMPT, SHORT_ANSWER)
+        self.rows: list[tuple[Image.Image, str, str]] = []
+        for number in range(size):
+            question, answer = (" ".join(rng.choice(WORDS, rng.integers(*span, endpoint=True))) for span in spans)
+            picture = self.rows[-1][0] if number % questions else random_picture(rng, pixels)
             self.rows.append((picture, question, answer))
 
     def __len__(self) -> int:
@@ -93,6 +97,11 @@ class Rows:
             "prompt": [[{"role": "user", "content": question}] for question in questions],
             "completion": [[{"role": "assistant", "content": answer}] for answer in answers],
         }
+
+
+def random_picture(rng: np.random.Generator, pixels: int) -> Image.Image:
+    """Return a square picture of noise."""
+    return Image.fromarray(rng.integers(0, 256, (pixels, pixels, 3), dtype=np.uint8))
 
 
 class Clock(TrainerCallback):
@@ -155,9 +164,18 @@ def shared_arguments(folder: str, dtype: str) -> dict[str, Any]:
     )
 
 
-def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: int) -> Competitor:
-    """Build our trainer with the callbacks of a run. Micro-batches have at most `tokens` padded tokens."""
+def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: int, shares: bool = False) -> Competitor:
+    """Build our trainer with the callbacks of a run. Micro-batches have at most `tokens` padded tokens.
+
+    `shares`: questions about the same image share its tokens.
+    """
     objective = NextToken()
+    collate: Any = LogicalCollator(bundle.encoder.pad, tokens_per_piece=tokens)
+    if shares:
+        assert isinstance(bundle.encoder, ChatEncoder) and isinstance(bundle.model, LanguageModel)
+        bundle.encoder.shares_images = True
+        bundle.model.share_tokens(image_blocks=True)
+        collate = SharingCollator(bundle.encoder.pad_shared, samples_per_piece=LOGICAL_BATCH, tokens_per_piece=tokens)
     sampler, meter = LogicalBatchSampler(len(rows), LOGICAL_BATCH, shuffle=False), Meter()
     data = EncodedDataset(rows, bundle.encoder.encode)
     trainer = MultimodalTrainer(
@@ -167,7 +185,7 @@ def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: in
         ),
         train_dataset=data,
         train_sampler=sampler,
-        collate=LogicalCollator(bundle.encoder.pad, tokens_per_piece=tokens),
+        collate=collate,
         meter=meter,
         callbacks=[RunLog({"config": "bench"}, meter), Epochs(sampler)],
     )
@@ -175,8 +193,13 @@ def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: in
     def losses() -> list[float]:
         result = [0.0] * len(rows)
         encoded = [data[index] for index in range(len(rows))]
-        for cut in cut_by_length([sample.lengths for sample in encoded], None, tokens):
-            batch = bundle.encoder.pad([encoded[index] for index in cut])
+        if shares:
+            cuts = [[index for group in groups for index in group.members] for groups in collate.cut(encoded)]
+            batches = [collate.piece(encoded, groups) for groups in collate.cut(encoded)]
+        else:
+            cuts = cut_by_length([sample.lengths for sample in encoded], None, tokens)
+            batches = [bundle.encoder.pad([encoded[index] for index in cut]) for cut in cuts]
+        for cut, batch in zip(cuts, batches, strict=True):
             outputs = trainer.learner.student(**batch.student)
             means = objective.total(Context(batch.targets, outputs)) / objective.count(batch.targets)
             for index, mean in zip(cut, means.tolist(), strict=True):
@@ -189,7 +212,9 @@ def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: in
     return Competitor(trainer, losses, scored)
 
 
-def build_stored(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: int) -> Competitor:
+def build_stored(
+    rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: int, shares: bool = False
+) -> Competitor:
     """Build our trainer with the features of all images stored, as they are from the second epoch on."""
     assert isinstance(bundle.encoder, ChatEncoder)
     cache = FeatureCache(Path(arguments["output_dir"]) / "features", "0" * 40)
@@ -199,9 +224,9 @@ def build_stored(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: 
         for index in range(len(rows)):
             sample = rows.sample(index)
             filler.add(ImageSample(cache.path(sample.images), bundle.encoder.prompt(sample)))
-    assert filler.counts.computed == len(rows)
+    assert filler.counts.computed + filler.counts.found == len(rows)
     bundle.encoder.stored_features = cache
-    return build_ours(rows, bundle, arguments, tokens)
+    return build_ours(rows, bundle, arguments, tokens, shares)
 
 
 def build_trl(rows: Rows, bundle: Bundle, arguments: dict[str, Any], samples: int) -> Competitor:
@@ -252,8 +277,12 @@ def build_trl(rows: Rows, bundle: Bundle, arguments: dict[str, Any], samples: in
 def work(options: argparse.Namespace) -> dict[str, Any]:
     """Return all losses before training, or the measurements of one epoch after a warm-up update."""
     torch.set_num_threads(options.threads)
-    rows = Rows(options.samples + (0 if options.losses else LOGICAL_BATCH))
-    build = {"ours": build_ours, "stored": build_stored, "trl": build_trl}[options.competitor]
+    rows = Rows(options.samples + (0 if options.losses else LOGICAL_BATCH), questions=options.questions)
+    build: Callable[..., Competitor] = {
+        "ours": partial(build_ours, shares=options.questions > 1),
+        "stored": partial(build_stored, shares=options.questions > 1),
+        "trl": build_trl,
+    }[options.competitor]
     with tempfile.TemporaryDirectory() as folder:
         arguments = shared_arguments(folder, options.dtype)
         competitor = build(rows, load(options.checkpoint, options.dtype), arguments, options.size)
@@ -275,6 +304,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, required=True, help="per micro-batch, ours: tokens, trl: samples")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), required=True)
     parser.add_argument("--samples", type=int, required=True)
+    parser.add_argument("--questions", type=int, default=1, help="about each image")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--losses", action="store_true")

@@ -119,7 +119,7 @@ def test_features_that_the_model_reads_otherwise_are_not_shared(make_bundle, row
     sample, computer = rows(1).sample(0), FeatureComputer(bundle)
     expected = score_sample(bundle, sample, CHOICES, 3).scores
     monkeypatch.setattr(
-        "mllm.engine.feature_computer.named_features",
+        "mllm.models.encoding.image_features.named_features",
         lambda outputs: {POOLED: outputs.pooler_output + 1},
     )
     assert score_sample(bundle, sample, CHOICES, 3, computer).scores == expected

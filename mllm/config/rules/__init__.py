@@ -19,6 +19,7 @@ from mllm.config.rules import (
     precision,
     privacy,
     sharding,
+    sharing,
     stopping,
     trainable,
     training,
@@ -49,6 +50,7 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     precision.refuse_two_precisions(config)
     training.refuse_no_updates(config)
     packing.refuse_packing(config, checkpoint, family)
+    sharing.refuse_sharing(config, checkpoint, family)
     privacy.refuse_private_conflicts(config)
     stopping.refuse_stopping_without_validation(config)
     training.refuse_unsupported_arguments(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,9 @@ class LogicalBatchSampler(Sampler[list[Draw]]):
 
     `batch_size` is the share of one process in the logical batch. The union over the processes is the same for
     1 x 4 and 2 x 2, and so is the update. The last, smaller batch is used unless `drop_last` is True.
+
+    With `groups` [size], samples with equal numbers follow each other, in a random order, and a process has consecutive
+    ones; groups are shuffled. Every sample is still read once in an epoch.
     """
 
     def __init__(
@@ -39,7 +42,9 @@ class LogicalBatchSampler(Sampler[list[Draw]]):
         world: int = 1,
         shuffle: bool = True,
         drop_last: bool = False,
+        groups: np.ndarray | None = None,
     ) -> None:
+        self.groups = groups
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.world = rank, world
         self.shuffle, self.drop_last = shuffle, drop_last
@@ -60,9 +65,23 @@ class LogicalBatchSampler(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch = self.epoch
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.size) if self.shuffle else range(self.size)
+        order = self._order(epoch)
         per_update = self.batch_size * self.world
         for start in range(0, len(self) * per_update, per_update):
             update = [int(index) for index in order[start : start + per_update]]
-            share = [Draw(index, epoch) for index in update[self.rank :: self.world]]
-            yield share or [Draw(update[0], epoch, counted=False)]
+            if self.groups is None:
+                own = update[self.rank :: self.world]
+            else:
+                own = np.array_split(update, self.world)[self.rank].tolist()
+            yield [Draw(index, epoch) for index in own] or [Draw(update[0], epoch, counted=False)]
+
+    def _order(self, epoch: int) -> Sequence[int] | np.ndarray:
+        """Return the order of the samples in an epoch."""
+        if not self.shuffle:
+            return range(self.size)
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(self.size)
+        if self.groups is None:
+            return order
+        rank = rng.permutation(int(self.groups.max()) + 1)
+        return order[np.argsort(rank[self.groups[order]], kind="stable")]

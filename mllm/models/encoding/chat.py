@@ -15,9 +15,11 @@ from mllm.errors import ConfigError, DataError, errors_of_row
 from mllm.models.encoding.chat_template import CLOSE, END_OF_THOUGHT, OPEN, THINK, read_answer_form
 from mllm.models.encoding.image_features import FeatureReader, with_features
 from mllm.models.encoding.marks import MarkWriter, source_of
+from mllm.models.encoding.packing import LEADER, SHARED
 from mllm.models.encoding.padding import stacked
-from mllm.models.encoding.processor_outputs import cut, images_per_row, joined
+from mllm.models.encoding.processor_outputs import cut, images_per_row, joined, text_of
 from mllm.models.encoding.segments import SegmentTokenizer
+from mllm.models.encoding.sharing import digest_of
 from mllm.models.encoding.text_encoder import TextEncoder, parts_of, without_answer
 from mllm.models.encoding.text_processor import TextProcessor, mean_color
 from mllm.structures import IGNORE, IMAGE, Answer, Batch, Encoded, Frame, Mark, Sample, Turn
@@ -52,6 +54,8 @@ class ChatEncoder(TextEncoder):
         )
         self.stored_features: FeatureReader | None = None
         """Features of images that replace their pixels, if they are stored."""
+        self.shares_images = False
+        """Add a digest of the images to each sample, by which samples share tokens."""
         self.types_of_suffix = types_of_suffix
         """The model attends to the prompt in both directions: `token_type_ids` are 0 in it, and 1 from the first answer
         on, as in PaliGemma."""
@@ -134,6 +138,22 @@ class ChatEncoder(TextEncoder):
         images = tuple(index for index, sample in enumerate(samples) for _ in sample.frames)
         return Batch(student | objects, {"labels": labels, **known}, images=images)
 
+    def pad_shared(self, samples: Sequence[Encoded], leaders: Sequence[int], shared: Sequence[int]) -> Batch:
+        """Return a batch of samples that share their first tokens, which has the images of their leaders only.
+
+        Args:
+            samples: Encoded samples.
+            leaders: Index of the sample whose first tokens a sample shares; its own: none.
+            shared: Number of tokens that a sample shares with its leader; of a leader, those that others share with it.
+        """
+        reduced = [
+            sample if leader == index else replace(sample, student=text_of(sample.student), frames=())
+            for index, (sample, leader) in enumerate(zip(samples, leaders, strict=True))
+        ]
+        batch = self.pad(reduced)
+        rows = {LEADER: torch.tensor(leaders), SHARED: torch.tensor(shared)}
+        return replace(batch, student=batch.student | rows)
+
     def _encode(self, sample: Sample, supervised: bool) -> Encoded:
         """Write the marks of a sample, render its turns and tokenize the text.
 
@@ -154,8 +174,15 @@ class ChatEncoder(TextEncoder):
             student=student | objects_of_student,
             targets=encoded.targets | targets,
             frames=frames,
+            image_key=digest_of(sample.images) if self.shares_images and sample.images else None,
+            image_end=self._end_of_images(encoded) if self.shares_images else 0,
             has_features=features is not None or (self.stored_features is not None and not sample.images),
         )
+
+    def _end_of_images(self, encoded: Encoded) -> int:
+        """Return the number of tokens up to the end of the last image."""
+        images = torch.isin(encoded.student["input_ids"], torch.tensor(self.image_token_ids)).nonzero()
+        return int(images.max()) + 1 if len(images) else 0
 
     @property
     def object_id(self) -> int:

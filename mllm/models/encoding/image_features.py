@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -48,6 +49,20 @@ def _joined(items: Any) -> Tensor:
     if not isinstance(items, (list, tuple)) or not all(isinstance(item, Tensor) for item in items):
         raise TypeError(f"features of images of type {type(items).__name__}")
     return torch.cat([item.reshape(-1, item.shape[-1]) for item in items])
+
+
+def compute_features(model: Any, student: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the features of the images in the inputs of a model of transformers, computed from their pixels."""
+    encode = model.base_model.get_image_features
+    names = inspect.signature(encode).parameters
+    inputs = {name: tensor.to(model.device) for name, tensor in student.items() if name in names}
+    return named_features(encode(**inputs, return_dict=True))
+
+
+def cut_features(features: Mapping[str, Tensor], start: int, end: int) -> dict[str, Tensor]:
+    """Return the features of some image tokens, counted over all images."""
+    flat = {name: tensor.flatten(0, -2)[start:end] for name, tensor in features.items()}
+    return {name: tensor.view(-1, *features[name].shape[1:]) for name, tensor in flat.items()}
 
 
 def with_features(student: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from transformers import PreTrainedModel
 
 ROW = "packed_row"
 """Key of a tensor [B] in a batch: the row of each sample. Samples of a row are in the order of the batch."""
+LEADER, SHARED = "shared_leader", "shared_tokens"
+"""Keys of tensors [B] in a batch: index of the sample whose first tokens a sample shares, and their number. A sample
+that shares nothing is its own leader. A leader precedes its followers."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,11 @@ def last_hidden_state(model: PreTrainedModel, inputs: dict[str, Tensor], row_B: 
         packing = Packing.of(mask_BL, row_B)
         inputs = {name: packing.pack(tensor) for name, tensor in inputs.items() if name != "attention_mask"}
         inputs["position_ids"] = packing.position_ids
-    hidden = _states_of(model, inputs)
+    hidden = states_of(model, inputs)
     return hidden if packing is None else packing.unpack(hidden)
 
 
-def _states_of(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+def states_of(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
     """Return the last hidden states of a model.
 
     T5 and its relatives have no module for the model without its vocabulary. Their states are those that the output
@@ -101,8 +105,11 @@ def _states_of(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def followers(student: dict[str, Tensor]) -> Tensor:
-    """Return a mask [B] of the samples that follow another one in a packed row, and could attend to it by mistake."""
-    row_B = student.get(ROW)
+    """Return a mask [B] of the samples that follow another one in a packed row, and could attend to it by mistake.
+
+    A batch of samples that share tokens is one row.
+    """
+    row_B = torch.zeros_like(student[LEADER]) if LEADER in student else student.get(ROW)
     if row_B is None:
         return torch.zeros(len(student["input_ids"]), dtype=torch.bool, device=student["input_ids"].device)
     return (row_B[:, None] == row_B[None, :]).tril(-1).any(dim=1)

@@ -87,6 +87,11 @@ def cut(outputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
     return {name: tensor[:length] if name in TOKENS else tensor for name, tensor in outputs.items()}
 
 
+def text_of(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the outputs of a sample with one entry per token."""
+    return {name: tensor for name, tensor in outputs.items() if name in TOKENS}
+
+
 def images_per_row(outputs: Mapping[str, Tensor]) -> int:
     """Return the number of images in the rows of `SAMPLES`, which the samples of a batch must share. 0: none."""
     return next((outputs[name].shape[1] for name in sorted(SAMPLES) if name in outputs), 0)

@@ -1,0 +1,81 @@
+"""Attention inside segments is compared with attention under a dense mask, which is written token by token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from mllm.models.backbone.segment_attention import NAME, Segment, Segments, use_segment_attention
+from mllm.tiny.checkpoints import write_tiny
+
+ROW = [Segment(0, 7, blocks=((2, 5),)), Segment(7, 11, prefix=(0, 7)), Segment(11, 13, prefix=(0, 7)), Segment(13, 18)]
+"""Two questions about one image, whose three tokens attend to each other, and a text."""
+
+
+def dense_mask(window: int | None) -> Tensor:
+    """Return which tokens of `ROW` [18, 18] each token attends to."""
+    mask = torch.zeros(18, 18, dtype=torch.bool)
+    for segment in ROW:
+        before = list(range(*segment.prefix))
+        order = [*before, *range(segment.start, segment.end)]
+        for position, query in enumerate(order):
+            if query in before:
+                continue
+            for other, key in enumerate(order):
+                is_near = window is None or position - other < window
+                mask[query, key] |= other <= position and is_near
+        for start, end in segment.blocks:
+            mask[segment.start + start : segment.start + end, segment.start + start : segment.start + end] = True
+    return mask
+
+
+def attend(mask: object, window: int | None, heads: int = 2) -> tuple[Tensor, list[Tensor]]:
+    """Return the attention [1, 18, 4, 8] of random queries, keys and values, and the gradients of these."""
+    generator = torch.Generator().manual_seed(3)
+    query = torch.randn(1, 4, 18, 8, generator=generator, requires_grad=True)
+    key, value = (torch.randn(1, heads, 18, 8, generator=generator, requires_grad=True) for _ in range(2))
+    module = nn.Module()
+    module.num_key_value_groups, module.is_causal = 4 // heads, True
+    attention = ALL_ATTENTION_FUNCTIONS[NAME]
+    output, _ = attention(module, query, key, value, mask, scaling=0.3, sliding_window=window)
+    weights = torch.randn(output.shape, generator=generator)
+    return output, list(torch.autograd.grad((output * weights).sum(), (query, key, value)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def model(tmp_path_factory):
+    folder = write_tiny("llama", tmp_path_factory.mktemp("llama") / "base")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    use_segment_attention(model)
+    return model
+
+
+@pytest.mark.parametrize("window", [None, 100, 6, 3])
+@pytest.mark.parametrize("heads", [4, 2])
+def test_segments_attend_as_under_a_dense_mask(window, heads):
+    actual, actual_gradients = attend(Segments(ROW), window, heads)
+    expected, gradients = attend(dense_mask(window)[None, None], window, heads)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    for gradient, other in zip(actual_gradients, gradients, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_plain_segment_needs_no_mask():
+    assert Segment(3, 9).mask(None, torch.device("cpu")) is None
+    assert Segment(3, 9).mask(6, torch.device("cpu")) is None
+    assert Segment(3, 9).mask(5, torch.device("cpu")) is not None
+
+
+def test_without_segments_the_model_attends_as_with_sdpa(model, tmp_path_factory):
+    ids = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    with torch.no_grad():
+        actual = model(ids, attention_mask=mask).logits
+        model.config._attn_implementation = "sdpa"
+        expected = model(ids, attention_mask=mask).logits
+        use_segment_attention(model)
+    assert torch.equal(actual, expected)
