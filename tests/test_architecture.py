@@ -115,6 +115,32 @@ def test_layers() -> None:
     assert not wrong
 
 
+def test_scripts_import_names_that_exist() -> None:
+    """Many scripts run for minutes, so no test starts them."""
+    missing = []
+    for script in sorted((ROOT / "scripts").rglob("*.py")):
+        for node in ast.walk(tree_of(script)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "mllm":
+                path = ROOT.joinpath(*str(node.module).split("."))
+                file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+                names = names_of(file) | ({child.stem for child in path.iterdir()} if path.is_dir() else set())
+                missing += [f"{name_of(script)}: {node.module}.{a.name}" for a in node.names if a.name not in names]
+    assert not missing
+
+
+def names_of(file: Path) -> set[str]:
+    """Return the names that a module defines or imports; none if the file does not exist."""
+    names = set[str]()
+    for node in ast.walk(tree_of(file)) if file.is_file() else ():
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
 def test_nothing_imports_a_command() -> None:
     """Modules of `mllm.pipeline` with a `main` are commands; shared code is in modules without one."""
     pipeline = [path for path in FILES if part_of(path) == "pipeline"]

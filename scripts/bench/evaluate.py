@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).par
 import numpy as np
 import torch
 from interleaved import machine
-from mllm.engine.shared_vision import SharedVision
+from mllm.engine.feature_computer import FeatureComputer
 from PIL import Image
 
 from mllm.config.hardware import installed
@@ -75,8 +75,8 @@ def scored(bundle: Bundle, rows: Sequence[Sample], is_shared: bool) -> Method:
     """Return a function that scores the options of all rows."""
 
     def score() -> list[Answer]:
-        vision = SharedVision(bundle) if is_shared else None
-        return [score_sample(bundle, row, CHOICES, 4, vision) for row in rows]
+        computer = FeatureComputer(bundle) if is_shared else None
+        return [score_sample(bundle, row, CHOICES, 4, computer) for row in rows]
 
     return score
 
