@@ -20,11 +20,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).par
 import numpy as np
 import torch
 from interleaved import machine
-from mllm.engine.feature_computer import FeatureComputer
 from PIL import Image
 
 from mllm.config.hardware import installed
 from mllm.config.schema import ModelArgs
+from mllm.engine.feature_computer import FeatureComputer
 from mllm.engine.option_scores import score_sample
 from mllm.models.generation.generate import generate
 from mllm.predict.load import best_hardware, load_for_answers
