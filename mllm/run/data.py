@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
@@ -96,7 +97,7 @@ def planned_updates(config: RunConfig, train: SampleDataset) -> int:
     max_steps = training["max_steps"]
     if max_steps > 0:
         return int(max_steps)
-    sampler = _private_sampler(config, train, secret=b"") if config.privacy_args else _shuffled_sampler(config, train)
+    sampler = _private_sampler(config, train, secret=b"") if config.privacy_args else _plain_sampler(config, train)
     return math.ceil(training["num_train_epochs"] * len(sampler))
 
 
@@ -105,11 +106,10 @@ def training_draws(config: RunConfig, train: SampleDataset, updates: int) -> lis
 
     They are all its rows in runs of an epoch or more, and in private runs, whose draws are secret.
     """
-    if config.privacy_args is None:
-        sampler = _shuffled_sampler(config, train)
-        if updates < len(sampler):
-            return [(train, draw.index, draw.epoch) for update in islice(sampler, updates) for draw in update]
-    return share_of_rows(train)
+    if config.privacy_args is not None or updates >= len(_plain_sampler(config, train)):
+        return share_of_rows(train)
+    sampler = _shuffled_sampler(config, train)
+    return [(train, draw.index, draw.epoch) for update in islice(sampler, updates) for draw in update]
 
 
 def scale_measures(config: RunConfig, bundle: Bundle, train: SampleDataset) -> None:
@@ -179,7 +179,12 @@ def build_collator(config: RunConfig, bundle: Bundle, encoder: SampleEncoder) ->
 
 
 def _shuffled_sampler(config: RunConfig, train: SampleDataset) -> LogicalBatchSampler:
-    """Return the sampler of the training split."""
+    """Return the sampler of the training split, which shuffles images if questions share them."""
+    return _plain_sampler(config, train, image_groups(train) if config.data_args.share_images else None)
+
+
+def _plain_sampler(config: RunConfig, train: SampleDataset, groups: np.ndarray | None = None) -> LogicalBatchSampler:
+    """Return the sampler of the training split without reading its rows."""
     return LogicalBatchSampler(
         len(train),
         logical_batch_size(config.training_args),
@@ -188,7 +193,7 @@ def _shuffled_sampler(config: RunConfig, train: SampleDataset) -> LogicalBatchSa
         seed=sampler_seed(config),
         rank=PartialState().process_index,
         world=PartialState().num_processes,
-        groups=image_groups(train) if config.data_args.share_images else None,
+        groups=groups,
     )
 
 

@@ -167,6 +167,7 @@ class ChatEncoder(TextEncoder):
         encoded = self._tokenize(framed, segments)
         positions = (encoded.student["input_ids"] == self.object_id).nonzero().squeeze(1)
         objects_of_student, targets = self.marks.tensors(objects, frames, positions)
+        shares = self.shares_images and supervised and bool(sample.images)  # prompts of evaluations share nothing
         features = self.stored_features.read(sample.images) if self.stored_features and sample.images else None
         student = encoded.student if features is None else with_features(encoded.student, features)
         return replace(
@@ -174,8 +175,8 @@ class ChatEncoder(TextEncoder):
             student=student | objects_of_student,
             targets=encoded.targets | targets,
             frames=frames,
-            image_key=digest_of(sample.images) if self.shares_images and sample.images else None,
-            image_end=self._end_of_images(encoded) if self.shares_images else 0,
+            image_key=digest_of(sample.images) if shares else None,
+            image_end=self._end_of_images(encoded) if shares else 0,
             has_features=features is not None or (self.stored_features is not None and not sample.images),
         )
 
