@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,6 +41,8 @@ class SplitReport:
     content: str = ""
     """Digest of all rows; see `ContentDigest`."""
     answers: AnswerCounts = field(default_factory=AnswerCounts)
+    modalities: Counter[str] = field(default_factory=Counter)
+    """Numbers of rows by modality; rows whose modality is unknown are not in it."""
 
     def __str__(self) -> str:
         """Return the patients for the log."""
@@ -113,6 +116,8 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
             content.add(sample)
             report.answers.add(sample)
             patients.add(sample.group, source, index)
+            if (modality := source.modality(index)) is not None:
+                report.modalities[modality] += 1
             if sample.marks:
                 forms.setdefault(id(source), MarkForms(source)).add(sample, index)
             if sample.measures:

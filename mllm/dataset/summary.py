@@ -12,13 +12,14 @@ from mllm.dataset.checking import SplitReport, Splits
 
 
 def summarize(splits: Splits) -> dict[str, Any]:
-    """Return for each split its samples, patients, unusable rows and sources, and statistics of its measures.
+    """Return for each split its counts, modalities, source datasets, and statistics of its measures.
 
     All values are plain, for a report in JSON. The standard deviation is that of the values (ddof 0).
     """
     return {
         name: figures
         | {
+            "modalities": dict(splits.reports[name].modalities.most_common()),
             "sources": _summaries(splits[name], splits.reports[name]),
             "measures": {key: _statistics(values) for key, values in splits.measure_tables[name].items()},
         }

@@ -41,6 +41,7 @@ def test_data_without_measures_has_no_histogram(tmp_path):
             "patients": 3,
             "samples without a patient": 0,
             "skipped": 0,
+            "modalities": {"CT": 3},
             "sources": [],
             "measures": {},
         }
