@@ -24,7 +24,7 @@ from mllm.report.run.blocks import (
     plain,
 )
 from mllm.report.run.inputs import RunFiles
-from mllm.report.run.pictures import Pictures, draw_example
+from mllm.report.run.pictures import Pictures, draw_example, read_sample
 from mllm.run_files import CONFIG, DATA_SUMMARY, ENVIRONMENT, FACTS, SKIPPED_ROWS, WARNINGS
 from mllm.structures import BOX, IMAGE, POINT
 
@@ -59,9 +59,7 @@ def trained(run: RunFiles, pictures: Pictures) -> Section:
     else:
         blocks.append(Text("facts.json has no numbers of parameters: it is of an older version.", is_muted=True))
     settings = {"base": facts.base, **facts.settings, **facts.training}
-    blocks.append(
-        Details("Settings that differ from none", [key_table({k: t for k, t in flat(settings) if t not in _UNSET})])
-    )
+    blocks.append(Details("Settings that are set", [key_table({k: t for k, t in flat(settings) if t not in _UNSET})]))
     return Section("model", "Trained model", blocks)
 
 
@@ -152,7 +150,7 @@ def _training_examples(pictures: Pictures) -> Examples | None:
     count = min(EXAMPLES, len(split))
     examples = []
     for index in (position * len(split) // count for position in range(count)):
-        if (sample := pictures.sample("train", split.describe(index))) is not None:
+        if (sample := read_sample(split, index)) is not None:
             texts = [
                 shortened(turn.text.replace(IMAGE, "").replace(BOX, "").replace(POINT, "").strip(), MAX_EXAMPLE_TEXT)
                 for turn in sample.turns[-2:]
@@ -173,24 +171,17 @@ def privacy(run: RunFiles, pictures: Pictures) -> Section | None:
     record = None if run.facts is None else run.facts.privacy
     if record is None:
         return Section("privacy", "Privacy", [Text("privacy.json beside the adapter states the guarantee."), shown])
-    names = (
-        "epsilon_spent",
-        "delta",
-        "unit",
-        "units",
-        "steps",
-        "noise_multiplier",
-        "clip_norm",
-        "accountant",
-        "neighbors",
-    )
-    rows = [(name.replace("_", " "), plain(record[name])) for name in names if record.get(name) is not None]
+    rows = [(name.replace("_", " "), _unrounded(record[name])) for name in _PRIVACY if record.get(name) is not None]
     blocks: list[Block] = [Text(str(record.get("guarantee", ""))), Pairs(rows), shown]
     if record.get("warnings"):
         blocks.append(Items([str(text) for text in record["warnings"]]))
     outside = [str(text) for text in record.get("outside_the_guarantee", ())]
     blocks.append(Details("Not covered by the guarantee", [Items(outside)]))
     return Section("privacy", "Privacy", blocks)
+
+
+def _unrounded(value: Any) -> str:
+    return str(value) if isinstance(value, float) else plain(value)
 
 
 def warnings(run: RunFiles, pictures: Pictures) -> Section:

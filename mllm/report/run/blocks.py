@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from mllm.report.figures import format_number
 from mllm.report.run.charts import Chart
-from mllm.report.run.gallery import Card, Gallery
+from mllm.report.run.gallery import Gallery
 from mllm.report.run.pictures import Picture
 
 
@@ -104,11 +104,6 @@ class Cards:
     right: int
     """Number of right answers."""
     wrong: int
-
-    @property
-    def cards(self) -> list[Card]:
-        """Return the cards, the worst first."""
-        return self.gallery.cards
 
 
 @dataclass(frozen=True)

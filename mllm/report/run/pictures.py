@@ -86,10 +86,7 @@ class Pictures:
         if split not in self._sources:
             self._sources[split] = {dataset.describe(index): index for index in reversed(range(len(dataset)))}
         index = self._sources[split].get(source)
-        try:
-            return None if index is None else dataset.sample(index)
-        except UserError:
-            return None  # the run lists it among the skipped rows
+        return None if index is None else read_sample(dataset, index)
 
     def draw(self, sample: Sample | None, predicted: Sequence[Mark], true: Sequence[Mark]) -> list[Picture]:
         """Return pictures of the images of a sample; those with marks first. Empty if the page would become too large.
@@ -108,6 +105,14 @@ class Pictures:
             pictures.append(_picture(sample.images[image], inside, title))
         self.left -= sum(len(picture.source) for picture in pictures)
         return pictures
+
+
+def read_sample(split: Split, index: int) -> Sample | None:
+    """Return the sample of a row; None if it cannot be read."""
+    try:
+        return split.sample(index)
+    except UserError:
+        return None  # the run lists it among the skipped rows
 
 
 def draw_example(sample: Sample, image: int = 0) -> Picture:

@@ -14,20 +14,23 @@ from mllm.report.run.pictures import Pictures
 from mllm.report.run.scores import score_rows
 from mllm.run_files import METRICS, PREDICTIONS
 
+NO_TEST_SPLIT = "The config has no test split, so nothing was evaluated."
 METRIC_COLUMNS = ("figure", "value", "95 % from", "to")
 
 
 def metrics(run: RunFiles, pictures: Pictures) -> Section:
     """Return the section with all figures of `metrics.json` and their 95 % intervals."""
     if not run.figures:
-        text = "The config has no test split, so nothing was evaluated." if not run.metrics else "There are no figures."
-        damaged = (run.folder / METRICS).exists()
-        return Section(
-            "metrics", "Metrics", [Text(run.problems[METRICS] if damaged and METRICS in run.problems else text)]
-        )
+        text = NO_TEST_SPLIT if _has_no_test_split(run) else run.problems.get(METRICS, "There are no figures.")
+        return Section("metrics", "Metrics", [Text(text)])
     tables = [Table(METRIC_COLUMNS, figure_rows(figures), name) for name, figures in run.figures.items() if figures]
     intervals = "Intervals are percentiles of a bootstrap over patients; a sample without a patient counts as one."
     return Section("metrics", f"Metrics of the split '{run.split}'", [Columns(tables), Text(intervals, is_muted=True)])
+
+
+def _has_no_test_split(run: RunFiles) -> bool:
+    """Return True for a training run without a test split, which has no metrics and no predictions."""
+    return run.facts is not None and not run.is_evaluation and "test" not in run.facts.data
 
 
 def figure_rows(figures: Mapping[str, Any]) -> list[list[Cell]]:
@@ -151,8 +154,8 @@ def _structure_cells(row: StructureRow) -> list[Cell]:
 
 
 def predictions(run: RunFiles, pictures: Pictures) -> Section | None:
-    """Return the section with examples and the gallery of predictions; None for a private run."""
-    if run.is_private:
+    """Return the section with examples and the gallery of predictions; None for a private run or no test split."""
+    if run.is_private or (_has_no_test_split(run) and not run.predictions):
         return None
     if not run.predictions:
         text = run.problems.get(PREDICTIONS, "There are no predictions.")

@@ -31,7 +31,7 @@ class Score:
     """0 (worst) to 1 (best)."""
     is_right: bool
     text: str
-    """Value for readers, such as `IoU 0.53`."""
+    """Value for readers, such as `IoU: 0.53`."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _of_value(value: float, rule: Rule) -> Score | None:
     if not np.isfinite(value):
         return None
     quality = min(max(value / rule.largest, 0.0), 1.0)
-    return Score(quality, value >= rule.threshold - 1e-9, f"{rule.title} {value:.2f}")
+    return Score(quality, value >= rule.threshold - 1e-9, f"{rule.title}: {value:.2f}")
 
 
 def _number_scores(metric: NumberMetric) -> tuple[list[Score | None], str]:

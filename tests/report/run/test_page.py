@@ -41,7 +41,12 @@ FACTS = Facts(
     },
     updates=3,
 )
-RECORD = {"guarantee": "(1.5, 1e-05)-differentially private", "epsilon_spent": 1.4999, "delta": 1e-5, "unit": "patient"}
+RECORD = {
+    "guarantee": "(1.5, 1e-05)-differentially private",
+    "epsilon_spent": 1.49987654,
+    "delta": 1e-5,
+    "unit": "patient",
+}
 Run = Callable[..., "Page"]
 
 
@@ -56,11 +61,12 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.tables: dict[str, dict[str, list[str | None]]] = {}
         """Caption -> heading of a row -> values of its `data` elements."""
-        self.text = ""
+        self._texts: list[str] = []
         self._open: list[str] = []
         self._caption = self._row = ""
         self.feed(html)
         assert not self._open, f"elements are not closed: {self._open}"
+        self.text = "".join(self._texts)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
@@ -81,7 +87,7 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._open and self._open[-1] in ("script", "style"):
             return
-        self.text += data
+        self._texts.append(data)
         if self._open and self._open[-1] == "caption":
             self._caption += data
         if self._open[-2:] == ["tr", "th"]:
@@ -231,7 +237,7 @@ def test_a_private_run_shows_no_sample(write_run):
     assert not page.all("img") and not page.all("article")
     for text in ("benign", "maybe", "patient-1", "rows.jsonl", "line 1"):
         assert text not in page.html
-    assert "1.4999" in page.text and "(1.5, 1e-05)-differentially private" in page.text
+    assert "1.49987654" in page.text and "(1.5, 1e-05)-differentially private" in page.text
     assert page.tables["accuracy"]["accuracy"][0] == "0.5"
 
 
@@ -264,8 +270,19 @@ def test_a_missing_file_is_named_and_the_rest_is_shown(write_run, name, how):
         (run / name).unlink() if how == "absent" else (run / name).write_bytes(b'{"rows": \xff')
 
     page = write_run(FOUR, "accuracy", change=change)
-    assert name in page.text or name == "metrics.json"
+    assert name in page.text
     assert "Environment" in page.text and ("is damaged and left out" in page.text) == (how == "damaged")
+
+
+def test_a_run_without_a_test_split_names_no_absent_results(write_run):
+    facts = replace(FACTS, data={"train": FACTS.data["train"]})
+
+    def change(run: Path) -> None:
+        for name in ("metrics.json", "predictions.jsonl"):
+            (run / name).unlink()
+
+    page = write_run(FOUR, "accuracy", facts=facts, change=change)
+    assert "The config has no test split" in page.text and "is absent" not in page.text
 
 
 def test_an_evaluation_by_a_server_names_the_server(write_run):
@@ -287,7 +304,7 @@ def test_pictures_are_left_out_if_the_data_are_gone(write_run):
 
 def test_a_report_of_a_thousand_predictions_is_small_and_says_what_it_leaves_out(write_run):
     rows = [vqa_row(number, "yes" if number % 3 else "no") for number in range(1001)]
-    page = write_run(rows, "accuracy", size=(400, 500))
+    page = write_run(rows, "accuracy", size=(320, 256))
     assert len(page.html.encode()) < 10e6
     assert len(page.all("article")) == 1000
     verdicts = {card["data-verdict"] for card in page.all("article")}
