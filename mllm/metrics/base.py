@@ -95,7 +95,7 @@ class StreamingMetric(ABC):
 
     @abstractmethod
     def counts(self) -> dict[str, float]:
-        """Return numbers of samples, such as `failed` and `samples`."""
+        """Return figures that no bootstrap draws: numbers such as `failed` and `samples`, and baselines."""
 
 
 class SumMetric(StreamingMetric):

@@ -9,7 +9,7 @@ import numpy as np
 
 from mllm.metrics.base import CLASSIFICATION, StreamingMetric, reads
 from mllm.metrics.bootstrap import weighted_counts
-from mllm.parsing import normalize, parse_choice, parse_option
+from mllm.parsing import LETTERS, normalize, parse_choice, parse_option
 from mllm.registry import METRICS
 from mllm.structures import Answer
 
@@ -29,6 +29,10 @@ class ClassMetric(StreamingMetric):
     def __init__(self) -> None:
         self._classes: dict[str, int] = {}
         self._targets = array("q")
+        self._options = array("q")
+        """Number of options of each question; 0: it lists none, or the reference is none of them."""
+        self._letters = array("q")
+        """Position in `LETTERS` of the letter that is a correct answer to each question; FAILED: no letter is."""
         self._texts: dict[tuple[str | None, bool], int] = {}
         """Text of an answer, or of the option that it names (True), to its number."""
         self._answers = array("q")
@@ -40,6 +44,9 @@ class ClassMetric(StreamingMetric):
         letter = parse_option(reference.text, options) if options else None
         target = self.target(reference.text) if letter is None else normalize(options[letter])
         self._targets.append(self._classes.setdefault(target, len(self._classes)))
+        self._options.append(0 if letter is None else len(options))
+        correct = letter or target.upper()
+        self._letters.append(LETTERS.index(correct) if len(correct) == 1 and correct in LETTERS else FAILED)
         text: str | None = prediction.text
         if letter is not None:
             chosen = parse_option(prediction.text, options)
@@ -77,6 +84,19 @@ class ClassMetric(StreamingMetric):
         """Return the class that an answer to a question without options states, or None."""
         return parse_choice(text, self._classes)
 
+    def possible_answers(self) -> np.ndarray:
+        """Return the number of answers among which a guess chooses uniformly, for each sample, [N].
+
+        They are the options of the question. Without options, they are the classes of all samples without options.
+        """
+        options = np.frombuffer(self._options, np.int64)
+        return np.where(options > 0, options, len(np.unique(self.targets[options == 0])))
+
+    def constant_answers(self) -> int:
+        """Return the number of samples that the best constant answer, a class or a letter, is correct for."""
+        letters = np.frombuffer(self._letters, np.int64)
+        return int(max(np.bincount(self.targets).max(), np.bincount(letters[letters != FAILED], minlength=1).max()))
+
     def counts(self) -> dict[str, float]:
         """Return the number of classes, of answers without a class, and of samples."""
         failed = int((self.predictions() == FAILED).sum())
@@ -91,8 +111,9 @@ class Accuracy(ClassMetric):
     An answer that contains its reference and more text is wrong. If the question lists options, an answer may be the
     letter of an option, its text, or both; see `mllm.parsing.parse_option`.
 
-    Figures: `accuracy`, `majority_class` (accuracy of always giving the most frequent reference), `chance` (accuracy of
-    guessing uniformly among the distinct references) and `samples`.
+    Figures: `accuracy`, `majority_class` (accuracy of the best constant answer, which is a reference, the text of an
+    option or a letter), `chance` (expected accuracy of guessing uniformly among the options of each question, or among
+    the distinct references to questions without options) and `samples`.
     """
 
     intervals: ClassVar[tuple[str, ...]] = ("accuracy",)
@@ -103,18 +124,18 @@ class Accuracy(ClassMetric):
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, N] of the samples."""
-        total = weights.sum(axis=1)
-        counts = weighted_counts(weights, np.arange(len(self.targets)), self.targets, len(self._classes))
         with np.errstate(invalid="ignore"):
-            return {
-                "accuracy": weights @ (self.predictions() == self.targets) / total,
-                "majority_class": counts.max(axis=1) / total,
-                "chance": 1 / (counts > 0).sum(axis=1),
-            }
+            return {"accuracy": weights @ (self.predictions() == self.targets) / weights.sum(axis=1)}
 
     def counts(self) -> dict[str, float]:
-        """Return the number of samples."""
-        return {"samples": len(self._targets)}
+        """Return the accuracy of a constant answer and of guessing, and the number of samples."""
+        samples = len(self._targets)
+        sizes, counts = np.unique(self.possible_answers(), return_counts=True)
+        return {
+            "majority_class": self.constant_answers() / samples,
+            "chance": float((counts / samples / sizes).sum()),
+            "samples": samples,
+        }
 
 
 @METRICS.register_module(name="balanced_accuracy")
@@ -124,7 +145,8 @@ class BalancedAccuracy(ClassMetric):
 
     A failed answer is wrong: it lowers the recall of its class.
 
-    Figures: `balanced_accuracy`, `chance` (that of guessing uniformly: 1 / classes), `classes`, `failed` and `samples`.
+    Figures: `balanced_accuracy`, `chance` (its expectation if answers are guessed as in `accuracy`: 1 / classes for
+    questions without options), `classes`, `failed` and `samples`.
     """
 
     intervals = ("balanced_accuracy",)
@@ -136,7 +158,13 @@ class BalancedAccuracy(ClassMetric):
         totals = weighted_counts(weights, np.arange(len(targets)), targets, count)
         correct = weighted_counts(weights, right, targets[right], count)
         with np.errstate(invalid="ignore"):
-            return {
-                "balanced_accuracy": np.nanmean(correct / totals, axis=1),
-                "chance": 1 / (totals > 0).sum(axis=1),
-            }
+            return {"balanced_accuracy": np.nanmean(correct / totals, axis=1)}
+
+    def counts(self) -> dict[str, float]:
+        """Return the balanced accuracy of guessing, and the numbers of classes, failed answers and samples."""
+        sizes, totals = self.possible_answers(), np.bincount(self.targets)
+        chance = 0.0
+        for size in np.unique(sizes):
+            fractions = np.bincount(self.targets[sizes == size], minlength=len(totals)) / totals
+            chance += float(fractions.mean() / size)
+        return {"chance": chance, **super().counts()}

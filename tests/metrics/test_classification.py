@@ -67,3 +67,40 @@ def test_an_option_that_no_reference_has_is_wrong_but_readable() -> None:
         assert figures[unread] == 0
         assert figures.get("accuracy", 0.5) == 0.5 and figures.get("balanced_accuracy", 2 / 3) == pytest.approx(2 / 3)
         assert figures.get("macro_f1", 0.75) == 0.75
+
+
+def test_chance_and_majority_class_of_questions_with_options_of_their_own() -> None:
+    """Guessing scores (1/2 + 1/3 + 1/4 + 1/4) / 4 = 1/3; always A scores 3 of 4, and no text is right twice."""
+    lists = [("A", "rest ice"), ("B", "oak elm ash"), ("A", "red blue pink gray"), ("A", "one two three four")]
+    references = [_asked(letter, texts.split()) for letter, texts in lists]
+    figures = score(Accuracy, ["A"] * 4, references)
+    assert (figures["chance"], figures["majority_class"]) == (pytest.approx(1 / 3), 3 / 4)
+    assert figures["accuracy"] == figures["majority_class"], "it is the score of a constant answer"
+
+
+def test_the_majority_class_of_shuffled_options_is_a_text() -> None:
+    """The letters are A, B, A and B, and the answer is edema three times."""
+    lists = [("A", "edema mass"), ("B", "mass edema"), ("A", "mass edema"), ("B", "mass edema")]
+    references = [_asked(letter, texts.split()) for letter, texts in lists]
+    figures = score(Accuracy, ["edema"] * 4, references)
+    assert (figures["chance"], figures["majority_class"], figures["accuracy"]) == (1 / 2, 3 / 4, 3 / 4)
+
+
+def test_questions_with_and_without_options_share_their_baselines() -> None:
+    """Chance is 1/4 for two and 1/3 for three of five; `A` is right for two with options and one without."""
+    listed = [_asked("A", list("wxyz")), _asked("A", list("pqrs"))]
+    references = [*listed, Answer("a"), Answer("b"), Answer("c")]
+    figures = score(Accuracy, ["A"] * 5, references)
+    assert figures["chance"] == pytest.approx((2 / 4 + 3 / 3) / 5)
+    assert figures["majority_class"] == figures["accuracy"] == 3 / 5
+
+
+def test_the_chance_of_balanced_accuracy_weighs_classes_equally() -> None:
+    """Edema has two and four options, a mean of 3/8; mass has two. The mean of the classes is 7/16."""
+    lists = [("A", "edema mass"), ("B", "mass edema cyst node"), ("A", "mass edema")]
+    references = [_asked(letter, texts.split()) for letter, texts in lists]
+    assert score(BalancedAccuracy, ["A"] * 3, references)["chance"] == pytest.approx(7 / 16)
+
+
+def _asked(letter: str, texts: list[str]) -> Answer:
+    return Answer(letter, options=dict(zip("ABCD", texts, strict=False)))
