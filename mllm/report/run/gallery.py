@@ -8,10 +8,11 @@ from typing import Any
 
 from mllm.contents import UNITS
 from mllm.engine.predictions import answers_of
+from mllm.parsing import parse_boxes, parse_instances
 from mllm.report.html_page import shortened
 from mllm.report.run.pictures import Picture, Pictures
 from mllm.report.run.scores import Score
-from mllm.structures import BOX, IMAGE, POINT
+from mllm.structures import BOX, IMAGE, POINT, Answer, Mark
 
 MAX_CARDS = 1000
 """Maximum number of cards."""
@@ -40,6 +41,8 @@ class Card:
     """Probabilities of the options. Empty: the answer was generated."""
     score: Score | None
     pictures: list[Picture]
+    has_marks: bool
+    """True if the pictures have the marks of the reference or the prediction."""
 
     @property
     def verdict(self) -> str:
@@ -55,8 +58,11 @@ class Gallery:
     examples: list[tuple[str, list[Card]]]
     """Groups of examples with marks: best, middle and worst."""
     notes: list[str]
-    has_marks: bool
-    """True if a picture has the mark of a reference or a prediction."""
+
+    @property
+    def has_marks(self) -> bool:
+        """Return True if a picture has the mark of a reference or a prediction."""
+        return any(card.has_marks for card in self.cards)
 
 
 def gallery(rows: Sequence[Row], scores: Sequence[Score | None], split: str, pictures: Pictures) -> Gallery:
@@ -73,15 +79,16 @@ def gallery(rows: Sequence[Row], scores: Sequence[Score | None], split: str, pic
     rest = chosen[WORST:]
     step = max(1, -(-len(rest) // OTHERS))
     with_pictures = set(chosen[:WORST]) | set(rest[::step])
-    cards, has_marks = [], False
+    cards = []
     for number in chosen:
         drawn: list[Picture] = []
+        has_marks = False
         if number in with_pictures and pictures.left > 0:
-            prediction, reference = answers_of(rows[number])
+            predicted, true = map(marks_of, answers_of(rows[number]))
             sample = pictures.sample(split, str(rows[number]["source"]))
-            drawn = pictures.draw(sample, prediction.marks, reference.marks)
-            has_marks |= bool(drawn and (prediction.marks or reference.marks))
-        cards.append(_card(number, rows[number], scores[number], drawn))
+            drawn = pictures.draw(sample, predicted, true)
+            has_marks = bool(drawn and (predicted or true))
+        cards.append(_card(number, rows[number], scores[number], drawn, has_marks))
     shown = sum(bool(card.pictures) for card in cards)
     notes = []
     if len(rows) > len(cards):
@@ -90,7 +97,17 @@ def gallery(rows: Sequence[Row], scores: Sequence[Score | None], split: str, pic
         notes.append(f"{shown:,} of the {len(cards):,} cards have pictures, so that the file stays small.")
     if pictures.problem:
         notes.append(pictures.problem)
-    return Gallery(cards, _examples(rows, cards), notes, has_marks)
+    return Gallery(cards, _examples(cards), notes)
+
+
+def marks_of(answer: Answer) -> Sequence[Mark]:
+    """Return the marks of an answer; without marks the boxes that its text lists in pixels of the first image."""
+    if answer.marks:
+        return answer.marks
+    listed = parse_boxes(answer.text) or [
+        box for boxes in (parse_instances(answer.text) or {}).values() for box in boxes
+    ]
+    return [Mark(box=box) for box in listed]
 
 
 def _key(score: Score | None) -> float:
@@ -98,7 +115,7 @@ def _key(score: Score | None) -> float:
     return 2.0 if score is None else score.quality
 
 
-def _card(number: int, row: Row, score: Score | None, pictures: list[Picture]) -> Card:
+def _card(number: int, row: Row, score: Score | None, pictures: list[Picture], has_marks: bool) -> Card:
     prediction, reference = row_texts(row)
     probabilities = sorted((row.get("scores") or {}).items(), key=lambda item: -item[1])
     return Card(
@@ -112,6 +129,7 @@ def _card(number: int, row: Row, score: Score | None, pictures: list[Picture]) -
         ", ".join(f"{name} {100 * value:.1f} %" for name, value in probabilities[:5]),
         score,
         pictures,
+        has_marks,
     )
 
 
@@ -139,16 +157,12 @@ def row_texts(row: Row) -> tuple[str, str]:
     return texts[0], texts[1]
 
 
-def _examples(rows: Sequence[Row], cards: Sequence[Card]) -> list[tuple[str, list[Card]]]:
-    """Return the best, middle and worst cards with pictures whose rows have marks; none for fewer than three."""
-    marked = [card for card in cards if card.pictures and card.score and _has_marks(rows[card.number - 1])]
+def _examples(cards: Sequence[Card]) -> list[tuple[str, list[Card]]]:
+    """Return the best, middle and worst cards whose pictures have marks; none for fewer than three."""
+    marked = [card for card in cards if card.has_marks and card.score]
     if len(marked) < 3:
         return []
     count = min(EXAMPLES, len(marked) // 3)
     middle = (len(marked) - count) // 2
     parts = (("Best", marked[-count:][::-1]), ("Middle", marked[middle : middle + count]), ("Worst", marked[:count]))
     return [(title, list(part)) for title, part in parts]
-
-
-def _has_marks(row: Row) -> bool:
-    return any(row.get(prefix + field) for prefix in ("", "reference_") for field in ("boxes", "masks", "points"))

@@ -231,6 +231,20 @@ def test_marks_of_reference_and_prediction_have_different_colors(write_run):
     assert page.tables[""]["all"] == ["1", "0", "1", "1", "0.0", "0.0"]  # samples, found, missed, additional, rates
 
 
+def test_boxes_that_a_text_lists_in_pixels_are_drawn(write_run):
+    """Answers of detection and instance detection of FLARE are texts, without marks."""
+    rows = [
+        vqa_row(0, "[60, 20, 90, 70]", "[5, 5, 40, 40]") | {"task": "detection"},
+        vqa_row(1, "{}", '{"1": [[5, 5, 40, 40], [50, 5, 70, 40]], "2": [[5, 50, 40, 70]]}')
+        | {"task": "instance_detection"},
+        vqa_row(2, "[60, 20, 90, 70, 3]", "none") | {"task": "detection"},
+    ]
+    page = write_run(rows, "detection_f1", "instance_f1")
+    gallery = [image["alt"] for image in page.all("img") if image["alt"].startswith("image")]
+    assert sorted(text for text in gallery if "mark" in text) == ["image with 2 marks", "image with 3 marks"]
+    assert "reference (T1" in page.text
+
+
 def test_a_private_run_shows_no_sample(write_run):
     facts = replace(FACTS, privacy=RECORD)
     page = write_run(FOUR, "accuracy", facts=facts)
