@@ -66,7 +66,7 @@ class SampleDataset(ABC):
         """
         return Sample(turns=[], group=self.group(index))
 
-    def modality(self, index: int) -> str | None:
+    def modality_of(self, index: int) -> str | None:
         """Return the modality of a row, such as 'CT'; None if it is unknown."""
         return None
 
@@ -279,7 +279,7 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
         return self.row(index)
 
     @override
-    def modality(self, index: int) -> str | None:
+    def modality_of(self, index: int) -> str | None:
         value = self.row(index).get("modality")
         return None if is_empty(value) else str(value)
 

@@ -18,6 +18,7 @@ from mllm.registry import DATASETS, build, check
 
 logger = logging.getLogger(__name__)
 MINIATURE_ROWS = 8
+_METHODS = [name for name in vars(SampleDataset) if callable(getattr(SampleDataset, name))]
 
 
 def open_datasets(data_args: DataArgs, seed: int = 0, origin: Callable[..., str] | None = None) -> Splits:
@@ -87,6 +88,12 @@ def build_dataset(
         raise with_location(error, where) from error
     if not isinstance(dataset, SampleDataset):
         raise ConfigError(f"{where}: {type(dataset).__name__} must derive from ImageTextDataset or SampleDataset")
+    for name in _METHODS:
+        if not callable(getattr(dataset, name)):
+            raise ConfigError(
+                f"{where}: {type(dataset).__name__} has an attribute '{name}', which hides the method of this name of "
+                "SampleDataset: rename the attribute"
+            )
     return dataset
 
 

@@ -116,7 +116,7 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
             content.add(sample)
             report.answers.add(sample)
             patients.add(sample.group, source, index)
-            if (modality := source.modality(index)) is not None:
+            if (modality := source.modality_of(index)) is not None:
                 report.modalities[modality] += 1
             if sample.marks:
                 forms.setdefault(id(source), MarkForms(source)).add(sample, index)

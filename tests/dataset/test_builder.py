@@ -43,6 +43,24 @@ class {name}(ImageTextDataset):
 '''
 
 
+HIDING = '''
+from mllm.dataset.base import ImageTextDataset
+from mllm.registry import DATASETS
+
+
+@DATASETS.register_module()
+class HidingPluginDataset(ImageTextDataset):
+    """A dataset whose attribute has the name of a method."""
+
+    def __init__(self, data_path: str):
+        super().__init__(data_path)
+        self.{name} = ["a", "b"]
+
+    def parse(self, row: dict):
+        raise NotImplementedError
+'''
+
+
 @pytest.fixture
 def rows(tmp_path):
     Image.new("RGB", (16, 16), "gray").save(tmp_path / "a.png")
@@ -64,6 +82,15 @@ def clean_registry():
         del DATASETS.module_dict[name]
     for name in [name for name in set(sys.modules) - modules if "plugin" in name or "dropped" in name]:
         del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", ["rows", "measures", "group", "summary", "modality_of"])
+def test_an_attribute_that_hides_a_method_is_refused(name, rows, clean_registry, tmp_path, monkeypatch):
+    (tmp_path / "plugin_hiding.py").write_text(HIDING.format(name=name))
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("plugin_hiding")
+    with pytest.raises(ConfigError, match=f"HidingPluginDataset has an attribute '{name}', which hides the method"):
+        build_dataset(dict(type="HidingPluginDataset", data_path=rows("a.jsonl", ["p1"])))
 
 
 def test_nested_datasets_are_built(rows):

@@ -175,7 +175,7 @@ def test_lengths_are_known_once_the_checkpoint_is_there(data):
 
 def test_an_unexpected_error_is_that_of_its_row(data, monkeypatch):
     class FaultyDataset(VQADataset):
-        def modality(self, index):
+        def modality_of(self, index):
             return "CT" if index else str(1 // index)
 
     monkeypatch.setitem(DATASETS.module_dict, "FaultyDataset", FaultyDataset)

@@ -75,7 +75,7 @@ class DummyDataset(SampleDataset):
         return f"phantom {self.seed}-{self._checked(index)}"
 
     @override
-    def modality(self, index: int) -> str | None:
+    def modality_of(self, index: int) -> str | None:
         return self.modalities[self._checked(index) // len(self.tasks) % len(self.modalities)]
 
     def _checked(self, index: int) -> int:

@@ -44,7 +44,7 @@ class VQADataset(ImageTextDataset):
         self.choose_answer = choose_answer
 
     @override
-    def modality(self, index: int) -> str | None:
+    def modality_of(self, index: int) -> str | None:
         named = self.row(index).get("modality")
         return self.default_modality if is_empty(named) else str(named)
 

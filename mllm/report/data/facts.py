@@ -183,7 +183,7 @@ def _facts(row: RowFacts, source: SampleDataset, index: int, encoder: SampleEnco
             values["warnings"] = tuple(sorted(kinds))
             if not is_private():
                 values |= {
-                    "modality": source.modality(index),
+                    "modality": source.modality_of(index),
                     "question": _text(sample, "user"),
                     "answer": _text(sample, "assistant"),
                 }
