@@ -186,15 +186,16 @@ class DetectionDataset(AnnotatedDataset):
         objects = row["objects"] if self.per == "image" else {row["label"]: row["boxes"]}
         image = self.read_image(row["image"])
         marks: list[Mark] = []
-        lines, groups = [], []
+        texts, lines, groups = [], [], []
         for name, boxes in objects.items():
             own = self._sorted_marks(image, boxes)
             if own:
                 groups.append(range(len(marks), len(marks) + len(own)))
             marks += own
             answer = BOX if own else NONE
-            lines.append(f"{self.text_of_label(name)}: {answer}" if self.per == "image" else answer)
-        names = ", ".join(self.text_of_label(label) for label in objects)
+            texts.append(self.text_of_label(name))
+            lines.append(f"{texts[-1]}: {answer}" if self.per == "image" else answer)
+        names = ", ".join(texts)
         question = self.question_turn(self.draw_template(rng, label=names))
         label = names if self.per == "label" else None
         return Sample([question, answer_turn("\n".join(lines), groups)], [image], marks=marks, label=label)
