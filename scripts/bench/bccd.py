@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (folder / "bccd.json").write_text(json.dumps({"rows": rows, "costs": costs}, indent=1))
     (folder / "bccd.md").write_text(table(rows) + "\n")
     minutes = {key: sum(cost[key] for cost in costs.values()) / 60 for key in ("seconds", "cpu_seconds")}
-    print(f"\n{table(rows)}\n\n{len(runs)} runs: {minutes['seconds']:.0f} minutes, {minutes['cpu_seconds']:.0f} of CPU")
+    print(f"\n{table(rows)}\n\n{len(runs)} runs: {minutes['seconds']:.1f} minutes, {minutes['cpu_seconds']:.1f} of CPU")
     print(
         f"each run: {machine(1)}; {', '.join(' '.join(pair) for pair in installed(['torch', 'transformers']).items())}"
     )

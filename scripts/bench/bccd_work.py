@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from PIL import Image
 
+from mllm.files import replaced_folder, write_json
+
 SIZE = (160, 120)
 """Width and height of the copies in pixels, a quarter of the originals: decoding would take a third of the time."""
 LABELS = ("RBC", "WBC", "Platelets")
@@ -29,12 +31,13 @@ TOWER_PIXELS, TOWER_PATCH = 96, 8
 
 def prepare(data: Path, folder: Path) -> None:
     """Write small copies of the images with their boxes, and the configs of the two models, unless they exist."""
-    if (folder / "models" / "language").is_dir():
+    if (folder / "models").is_dir():
         return
     (folder / "data").mkdir(parents=True, exist_ok=True)
     pixels = [_write_split(data, official, folder / "data" / f"{name}.json") for name, official in SPLITS.items()]
     scale = [pixels[0].mean(axis=0).tolist(), pixels[0].std(axis=0).tolist()]
-    _write_models(folder / "models", *scale)
+    with replaced_folder(folder / "models") as models:
+        _write_models(models, *scale)
 
 
 def _write_split(data: Path, split: str, path: Path) -> np.ndarray:
@@ -90,11 +93,15 @@ def _write_models(folder: Path, mean: list[float], std: list[float]) -> None:
 
 
 def train(task: str, seed: int, folder: Path, steps: int | None = None) -> Path:
-    """Train and evaluate one model with `finetune` in `folder`, unless it was done before; return its run folder."""
+    """Train and evaluate one model with `finetune` in `folder`, and return its run folder.
+
+    A finished run is kept if it had the same number of updates, so that a trial is never part of the table.
+    """
     from mllm.run.finetune import finetune
 
     run = folder / f"{task}-{seed}"
-    if (run / "cost.json").is_file():
+    finished = run / "cost.json"
+    if finished.is_file() and json.loads(finished.read_text())["steps"] == steps:
         return run
     overrides = [f"training_args.output_dir={run}", f"training_args.seed={seed}", f"model_args.init_seed={seed}"]
     if steps is not None:
@@ -106,8 +113,8 @@ def train(task: str, seed: int, folder: Path, steps: int | None = None) -> Path:
         finetune(str(CONFIGS / f"{task}.py"), overrides)
     finally:
         os.chdir(before)
-    cost = {"seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
-    (run / "cost.json").write_text(json.dumps(cost))
+    cost = {"steps": steps, "seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
+    write_json(finished, cost)
     return run
 
 
