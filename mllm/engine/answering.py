@@ -131,17 +131,22 @@ class ModelAnswers:
 
     def fingerprint(self) -> dict[str, str]:
         """Return digests of the weights with their precision, of the encoding, and of the options of generation."""
-        options = {key: value for key, value in self.options.items() if key not in UNIMPORTANT}
-        scoring = [OPTIONS, list(self.choices)] if self.has_scores else [GENERATION]
         return {
             "model": _digest_of_weights(self.bundle),
-            "settings of model_args": _digest(self.settings),
-            "options in data_args.gen_kwargs": _digest([scoring, options]),
+            "settings of model_args": digest_of(self.settings),
+            **options_fingerprint(self.has_scores, self.choices, self.options),
         }
 
 
-def _digest(value: Any) -> str:
-    """Return a digest of a value of plain types."""
+def options_fingerprint(has_scores: bool, choices: Sequence[str], options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digest of the options in `gen_kwargs` that answers depend on, by its name in messages."""
+    important = {key: value for key, value in options.items() if key not in UNIMPORTANT}
+    scoring = [OPTIONS, list(choices)] if has_scores else [GENERATION]
+    return {"options in data_args.gen_kwargs": digest_of([scoring, sorted(important.items())])}
+
+
+def digest_of(value: Any) -> str:
+    """Return a digest of a value of plain types; the order of the keys of a mapping does not matter."""
     items = sorted(value.items()) if isinstance(value, Mapping) else value
     return hashlib.blake2b(repr(items).encode("utf-8", "replace"), digest_size=16).hexdigest()
 

@@ -21,7 +21,7 @@ from mllm.dataset.base import SampleDataset
 from mllm.dataset.builder import open_datasets
 from mllm.dataset.challenge import write_challenge_files
 from mllm.dataset.checking import Splits
-from mllm.engine.answering import Answerer, ModelAnswers
+from mllm.engine.answering import Answerer, ModelAnswers, digest_of
 from mllm.engine.evaluation import Evaluation, Samples, answer_split, score_split
 from mllm.engine.predictions import answers_of
 from mllm.engine.unfinished import UnfinishedPredictions, unfinished_files
@@ -38,6 +38,7 @@ from mllm.predict.stored_features import store_test_features
 from mllm.predict.strata import add_strata, check_columns, parse_columns, strata_origin
 from mllm.predict.writer import write_predictions
 from mllm.private_messages import call_privately, error_of, is_private
+from mllm.protocols import Bundle
 from mllm.registry import METRICS
 from mllm.report.drawing import draw_answer, refuse_drawing
 from mllm.report.figures import figures_table, strata_table
@@ -120,20 +121,24 @@ def _source(
     hardware = best_hardware()
 
     def load(args: ModelArgs) -> ModelAnswers:
-        bundle = load_for_answers(args, hardware)
-        store_test_features(config, bundle, split)
-        return ModelAnswers(
-            bundle,
-            checks_prompts=config.data_args.on_error == "skip" or is_private(),
-            settings=encoding_settings(asdict(args)),
-            **config.data_args.gen_kwargs,
-        )
+        return answers_of_model(config, args, load_for_answers(args, hardware), split)
 
     facts, scales = model_facts(model_args), scales_of(config)
     if not scales:
         return load(model_args), facts
     check_scales(scales, model_args)
     return ScaledAnswers(scales, len(split), lambda scale: load(replace(model_args, image_size=scale))), facts
+
+
+def answers_of_model(config: RunConfig, args: ModelArgs, bundle: Bundle, split: SampleDataset) -> ModelAnswers:
+    """Return the answers of a loaded model with the options of a config, and fill its cache of features of a split."""
+    store_test_features(config, bundle, split)
+    return ModelAnswers(
+        bundle,
+        checks_prompts=config.data_args.on_error == "skip" or is_private(),
+        settings=encoding_settings(asdict(args)),
+        **config.data_args.gen_kwargs,
+    )
 
 
 def _answer(
@@ -329,9 +334,8 @@ def _open_free(folder: Path, fingerprint: Mapping[str, str]) -> UnfinishedPredic
 
 def data_fingerprint(config: RunConfig, splits: Splits, split: str) -> dict[str, str]:
     """Return a digest of the contents of a split and of the options of its dataset."""
-    options = repr(sorted(asdict(config.data_args)[split].items()))
-    digest = hashlib.blake2b(f"{splits.reports[split].content} {options}".encode("utf-8", "replace"), digest_size=16)
-    return {f"data_args.{split}": digest.hexdigest()}
+    options = sorted(asdict(config.data_args)[split].items())
+    return {f"data_args.{split}": digest_of([splits.reports[split].content, options])}
 
 
 def summary(

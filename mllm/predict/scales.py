@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from mllm.config.schema import ModelArgs, RunConfig
-from mllm.engine.answering import Answerer, Answers
+from mllm.engine.answering import Answerer, Answers, digest_of
 from mllm.engine.evaluation import Row, Samples
 from mllm.engine.unfinished import Record
 from mllm.errors import ConfigError
@@ -102,8 +101,7 @@ class ScaledAnswers:
 
     def fingerprint(self) -> dict[str, str]:
         """Return the digests of the first model, and the scales."""
-        digest = hashlib.blake2b(repr(list(self.scales)).encode(), digest_size=16).hexdigest()
-        return {**self._answerer.fingerprint(), "scales in data_args.gen_kwargs": digest}
+        return {**self._answerer.fingerprint(), "scales in data_args.gen_kwargs": digest_of(list(self.scales))}
 
     def _at(self, number: int) -> Answerer:
         """Return the answerer of a scale."""

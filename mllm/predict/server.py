@@ -18,7 +18,7 @@ from PIL.Image import Image
 from mllm.config.defaults import with_defaults
 from mllm.config.schema import ModelArgs, RunConfig
 from mllm.contents import reference_of
-from mllm.engine.answering import GENERATION, OPTIONS, Answers
+from mllm.engine.answering import GENERATION, OPTIONS, Answers, digest_of, options_fingerprint
 from mllm.engine.option_scores import candidates_of
 from mllm.errors import ConfigError, DataError
 from mllm.models.builder.build_chat import build_box_format
@@ -177,13 +177,10 @@ class ServerAnswers:
 
     def fingerprint(self) -> dict[str, str]:
         """Return digests of the model's name, the form of the requests, and the options of generation."""
-        important = {key: value for key, value in self.options.items() if key not in ("batch_size", "progress")}
         return {
-            "model on the server": _digest(self.model),
-            "settings of model_args": _digest(self._settings),
-            "options in data_args.gen_kwargs": _digest(
-                [self.has_scores, list(self.choices), sorted(important.items())]
-            ),
+            "model on the server": digest_of(self.model),
+            "settings of model_args": digest_of(self._settings),
+            **options_fingerprint(self.has_scores, self.choices, self.options),
         }
 
     def _answer(self, index: int, sample: Sample) -> Answer:
@@ -290,7 +287,3 @@ def _seed(seed: int, index: int) -> int:
     """Return the seed of a row, in [0, 2**31), which all servers accept."""
     digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def _digest(value: Any) -> str:
-    return hashlib.blake2b(repr(value).encode("utf-8", "replace"), digest_size=16).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -14,7 +14,6 @@ from mllm.config.schema import RunConfig
 from mllm.dataset.builder import miniatures
 from mllm.dataset.challenge import write_challenge_files
 from mllm.dataset.checking import Splits
-from mllm.engine.answering import ModelAnswers
 from mllm.engine.evaluation import Evaluation, answer_split, score_split
 from mllm.engine.run_log import rows_of, run_folder, write_skipped
 from mllm.engine.trainer import MultimodalTrainer
@@ -24,14 +23,11 @@ from mllm.export.facts import Facts, write_facts, write_metrics
 from mllm.export.folder import update_figures
 from mllm.export.former import former_exports, remove_former_results
 from mllm.export.merge import merge
-from mllm.export.settings import encoding_settings
 from mllm.files import write_json
-from mllm.predict.evaluate import data_fingerprint
+from mllm.predict.evaluate import answers_of_model, data_fingerprint
 from mllm.predict.metrics import find_metrics
-from mllm.predict.stored_features import store_test_features
 from mllm.predict.strata import add_strata, parse_columns
 from mllm.predict.writer import write_predictions
-from mllm.private_messages import is_private
 from mllm.protocols import Bundle
 from mllm.registry import EXPORTERS
 from mllm.report.compare import figures_of_differences, paired_differences
@@ -80,13 +76,7 @@ def evaluate_test_split(
         return None
     state, skip = PartialState(), config.data_args.on_error == "skip"
     bundle.model.to(state.device)  # before training the model may be in host memory
-    store_test_features(config, bundle, splits["test"])
-    answerer = ModelAnswers(
-        bundle,
-        checks_prompts=skip or is_private(),
-        settings=encoding_settings(asdict(config.model_args)),
-        **config.data_args.gen_kwargs,
-    )
+    answerer = answers_of_model(config, config.model_args, bundle, splits["test"])
     fingerprint = answerer.fingerprint() | data_fingerprint(config, splits, "test")
     files = UnfinishedPredictions(folder, fingerprint, state.process_index, name)
     if state.is_main_process and (difference := files.difference()):

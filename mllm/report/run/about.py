@@ -59,7 +59,7 @@ def trained(run: RunFiles, pictures: Pictures) -> Section:
     else:
         blocks.append(Text("facts.json has no numbers of parameters: it is of an older version.", is_muted=True))
     settings = {"base": facts.base, **facts.settings, **facts.training}
-    blocks.append(Details("Settings that are set", [key_table({k: t for k, t in flat(settings) if t not in _UNSET})]))
+    blocks.append(Details("Settings", [key_table({k: t for k, t in flat(settings) if t not in _UNSET})]))
     return Section("model", "Trained model", blocks)
 
 

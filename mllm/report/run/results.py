@@ -122,7 +122,8 @@ def numbers(run: RunFiles, pictures: Pictures) -> Section | None:
     blocks: list[Block] = []
     for agreement in agreements(run.predictions, run.figures):
         failed = f", {agreement.failed:,} of them unreadable" if agreement.failed else ""
-        blocks += [Charts(agreement.charts), Text(f"{agreement.name}: {agreement.samples:,} samples{failed}.")]
+        plural = "s" * (agreement.samples != 1)
+        blocks += [Charts(agreement.charts), Text(f"{agreement.name}: {agreement.samples:,} sample{plural}{failed}.")]
     return Section("numbers", "Numbers", blocks) if blocks else None
 
 
