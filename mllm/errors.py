@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import PurePath
 
@@ -13,6 +13,10 @@ from typing_extensions import Self
 
 ROW_ADVICE = "correct the row, or leave such rows out with data_args.on_error='skip'"
 """End of messages about an unusable row of a split."""
+NEAR = 0.6
+"""Similarity from which a name is suggested."""
+SHORT = 4
+"""Names with fewer letters are compared with whole names only: `lr` is no `lr_scheduler_type`."""
 
 
 class UserError(Exception):
@@ -156,15 +160,31 @@ def advised(message: str, advice: str = ROW_ADVICE) -> str:
 
 
 def nearest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Return up to `count` of the `known` names that resemble `name`, nearest first."""
+    """Return up to `count` of the `known` names that resemble `name`, nearest first.
+
+    A name also resembles one that begins with it, such as `adam` and `adamw_torch`. Of equally near names those that
+    come first in `known` are returned.
+    """
     folded = {other.lower(): other for other in known}
-    return [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=count, cutoff=0.6)]
+    nearness = {other: _nearness(name.lower(), other) for other in folded}
+    near = sorted((other for other in folded if nearness[other] >= NEAR), key=lambda other: -nearness[other])
+    return [folded[other] for other in near[:count]]
+
+
+def _nearness(name: str, other: str) -> float:
+    """Return the similarity of two names, or of the first one and the first words of the other, from 0 to 1."""
+    ratio = difflib.SequenceMatcher(None, other, name).ratio()
+    if len(name) < SHORT:
+        return ratio
+    words = other.split("_")
+    starts = ("_".join(words[:count]) for count in range(1, len(words)))
+    return max(ratio, *(0.95 * difflib.SequenceMatcher(None, start, name).ratio() for start in starts), 0.0)
 
 
 def hint(name: str, known: Iterable[str]) -> str:
     """Return the end of a message: `: did you mean 'lora_r'?`, or the known names if none resembles `name`."""
-    known = sorted(known)
+    known = sorted(known) if isinstance(known, Set) else list(known)
     matches = nearest_names(name, known, count=1)
     if matches:
         return f": did you mean '{matches[0]}'?"
-    return f"; known are {', '.join(known)}" if known else ""
+    return f"; known are {', '.join(sorted(known))}" if known else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -68,11 +68,16 @@ def format_type(annotation: Any) -> str:
     return NAMES.get(annotation, "another value")
 
 
-def invalid_value(value: Any, annotation: Any) -> str:
-    """Return the end of a message about a value of the wrong type: `must be ..., not '16'`, or the nearest choice."""
-    choices = [
-        choice for kind in (annotation, *typing.get_args(annotation)) if _is_enum(kind) for choice in _choices(kind)
-    ]
+def invalid_value(value: Any, annotation: Any, unsupported: Container[str] = ()) -> str:
+    """Return the end of a message about a value of the wrong type: `must be ..., not '16'`, or the nearest choice.
+
+    Args:
+        value: The value.
+        annotation: The type that it does not have.
+        unsupported: Choices of an enum that are not suggested.
+    """
+    enums = [kind for kind in (annotation, *typing.get_args(annotation)) if _is_enum(kind)]
+    choices = [choice for kind in enums for choice in _choices(kind) if choice not in unsupported]
     if choices and isinstance(value, str):
         return f"does not know '{value}'{hint(value, choices)}"
     return f"must be {format_type(annotation)}, not {value!r}"

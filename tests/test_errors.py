@@ -24,6 +24,11 @@ def test_similar_names_are_found_in_any_case(name, expected):
     assert nearest_names(name, KEYS, count=1) == expected
 
 
+def test_a_name_resembles_the_names_that_begin_with_it_and_the_first_of_them_is_suggested():
+    assert nearest_names("adamm", ["adalomo", "adamw_torch", "adamw_8bit"]) == ["adamw_torch", "adamw_8bit", "adalomo"]
+    assert nearest_names("lr", ["lr_scheduler_type"]) == []  # it is the learning rate
+
+
 def test_different_names_are_not_similar():
     assert nearest_names("epochs", KEYS) == []
 

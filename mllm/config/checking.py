@@ -25,6 +25,7 @@ from mllm.config.schema import (
 from mllm.config.source import has_source
 from mllm.config.trainable import LORA, check_trainable
 from mllm.config.training_args import fill_defaults, training_fields
+from mllm.config.training_support import REFUSED_VALUES, refusal
 from mllm.errors import ConfigError, hint, nearest_names
 from mllm.family import FAMILIES, Family
 from mllm.options import broken_bound, fits, invalid_value
@@ -244,18 +245,20 @@ def training_args(values: dict[str, Any], origins: Origins, is_private: bool) ->
     stopping_keys = [item.name for item in dataclasses.fields(StoppingArgs)]
     build_section(StoppingArgs, {key: values[key] for key in stopping_keys if key in values}, "training_args", origins)
     known = training_fields()
+    usable = [key for key in known if key in stopping_keys or refusal(key) is None]
     for key, value in values.items():
         origin = origins.of("training_args", key)
         if key not in known:
             if key in TRAINING:
                 tail = f": {TRAINING[key]}"
-            elif nearest_names(key, known):
-                tail = hint(key, known)
+            elif nearest_names(key, usable):
+                tail = hint(key, usable)
             else:
                 tail = "; known are the arguments of transformers.TrainingArguments"
             raise ConfigError(f"{origin}: unknown key '{key}' in training_args{tail}")
         if not fits(value, known[key].annotation):
-            raise ConfigError(f"{origin}: training_args.{key} {invalid_value(value, known[key].annotation)}")
+            problem = invalid_value(value, known[key].annotation, REFUSED_VALUES.get(key, ()))
+            raise ConfigError(f"{origin}: training_args.{key} {problem}")
         if key in POSITIVE and value < 1:
             raise ConfigError(f"{origin}: training_args.{key} must be an integer of at least 1, not {value!r}")
         if key in INTERVALS and value is not None and not value > 0:

@@ -7,8 +7,9 @@ TRAINING = {
     "per_gpu_train_batch_size": "did you mean 'per_device_train_batch_size'?",
     "per_gpu_eval_batch_size": "did you mean 'per_device_eval_batch_size'?",
     "no_cuda": "did you mean 'use_cpu'?",
-    "push_to_hub_token": "did you mean 'hub_token'?",
-    "push_to_hub_model_id": "did you mean 'hub_model_id'?",
+    **dict.fromkeys(
+        ("push_to_hub_token", "push_to_hub_model_id", "push_to_hub_organization"), "upload the result with `mllm push`"
+    ),
     "fsdp_transformer_layer_cls_to_wrap": "write fsdp_config=dict(transformer_layer_cls_to_wrap=...)",
     "fsdp_min_num_params": "write fsdp_config=dict(min_num_params=...)",
     "overwrite_output_dir": "it no longer exists; a folder that is not empty is never overwritten, "
@@ -24,11 +25,15 @@ TRAINING = {
     "generation_max_length": "it is not an option here; answers are written by mllm/pipeline/predict.py",
     "generation_num_beams": "it is not an option here; answers are written by mllm/pipeline/predict.py",
     "do_multi_predict": "it is not an option here; answers are written by mllm/pipeline/predict.py",
+    "lr": "did you mean 'learning_rate'?",
+    **dict.fromkeys(("epochs", "max_epochs"), "did you mean 'num_train_epochs'?"),
+    **dict.fromkeys(("batch_size", "train_batch_size"), "did you mean 'per_device_train_batch_size'?"),
+    "eval_batch_size": "did you mean 'per_device_eval_batch_size'?",
     "lora_enable": "LoRA is set in model_args: did you mean model_args.lora_r?",
     **{name: f"LoRA is set in model_args: did you mean model_args.{name}?" for name in ("lora_r", "lora_alpha")},
     "lora_dropout": "LoRA is set in model_args: did you mean model_args.lora_dropout?",
 }
-"""Arguments of transformers 4.28 that `transformers.TrainingArguments` no longer has."""
+"""Arguments of transformers 4.28 that `transformers.TrainingArguments` no longer has, and names of other trainers."""
 
 _ELSEWHERE = "it is not needed: the checkpoint's own processor and chat template do this"
 _LOSS = "an objective has its own weight: did you mean objectives = dict({}=dict(type='{}', weight=...))?"

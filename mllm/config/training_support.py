@@ -111,6 +111,8 @@ REFUSED_OPTIMIZERS = {
     ),
 }
 """Optimizers of transformers that cannot train here, and the reason."""
+REFUSED_VALUES = {"optim": tuple(REFUSED_OPTIMIZERS), "save_strategy": ("best",)}
+"""Values of supported fields that `mllm.config.rules` refuses, which no message suggests."""
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "swanlab", "trackio", "dvclive")
 """Trackers of transformers that `report_to` may name: they upload figures and `training_args` at most. Others upload

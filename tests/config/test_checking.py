@@ -119,6 +119,19 @@ def sentence(path, *overrides) -> str:
             "training_args = dict(optim='adamw_troch')",
             "run.py:2: training_args.optim does not know 'adamw_troch': did you mean 'adamw_torch'?",
         ),
+        (  # adalomo, which is nearer, is refused
+            "training_args = dict(optim='adamm')",
+            "run.py:2: training_args.optim does not know 'adamm': did you mean 'adamw_torch'?",
+        ),
+        (  # auto_find_batch_size, which is the most similar, is refused
+            "training_args = dict(batch_size=2)",
+            "run.py:2: unknown key 'batch_size' in training_args: did you mean 'per_device_train_batch_size'?",
+        ),
+        (  # hub_model_id is refused
+            "training_args = dict(hub_model=2)",
+            "run.py:2: unknown key 'hub_model' in training_args; known are the arguments of "
+            "transformers.TrainingArguments",
+        ),
         (
             "training_args = dict(gradient_accumulation_steps=0)",
             "run.py:2: training_args.gradient_accumulation_steps must be an integer of at least 1, not 0",
