@@ -167,6 +167,12 @@ class Encoded:
     def __len__(self) -> int:
         return int(self.targets["labels"].shape[0]) if self.length is None else self.length
 
+    def common_tokens(self, other: Encoded) -> int:
+        """Return the number of first tokens that two samples have in common, without the last token of either."""
+        length = min(len(self), len(other)) - 1
+        differing = (self.student["input_ids"][:length] != other.student["input_ids"][:length]).nonzero()
+        return int(differing[0]) if len(differing) else length
+
     @property
     def lengths(self) -> tuple[int, ...]:
         """Return the length of each sequence that is padded on its own: one, or those of source and target."""

@@ -162,6 +162,9 @@ class GenerationArgs:
     """Above 1: tokens that are already in the answer become less probable (arXiv:1909.05858)."""
     seed: int = _limit(0, minimum=0)
     """do_sample: seed of the samples."""
+    share_images: bool = True
+    """Compute the tokens of an image once for all questions about it, for architectures with which this is exact
+    (`config/FAMILIES.md`)."""
     scoring: Literal["generation", "options"] = "generation"
     """'options': generate no text; the answer is the most likely option of the question, with probabilities."""
     choices: list[str] = field(default_factory=list)

@@ -10,9 +10,11 @@ import torch
 
 from mllm.engine.feature_computer import FeatureComputer
 from mllm.engine.option_scores import candidates_of, score_sample
+from mllm.engine.shared_scores import score_sharing
 from mllm.errors import ConfigError
 from mllm.models.generation import generate as generation
 from mllm.models.generation.answers import BATCH_SIZE, measure_batch
+from mllm.models.generation.shared_prompts import shares_tokens
 from mllm.protocols import Bundle
 from mllm.structures import Answer, Sample
 
@@ -22,7 +24,7 @@ SCORED_WINDOW = 32
 """Number of rows that are read before their options are scored."""
 DIGESTED = 1000
 """Number of evenly spaced values of a tensor that the digest of a model contains."""
-UNIMPORTANT = ("batch_size", "progress")
+UNIMPORTANT = ("batch_size", "progress", "share_images")
 """Options of generation that change answers by rounding at most."""
 
 Answers = Mapping[int, Answer]
@@ -36,9 +38,11 @@ class Answerer(Protocol):
     """
 
     window: int
-    """Number of consecutive rows that are passed to `answers` together."""
+    """Maximum number of rows that are passed to `answers` together."""
     has_scores: bool
     """True if options are scored instead of generated, so that answers have probabilities."""
+    shares_images: bool
+    """True if questions about equal images are computed together, so that they belong into one window."""
 
     def check(self, sample: Sample) -> None:
         """Raise `UserError` if the sample cannot be answered."""
@@ -91,6 +95,7 @@ class ModelAnswers:
         self.has_scores, self.choices, self.options = scoring == OPTIONS, choices, options
         self.generation = None
         self.computer = FeatureComputer(bundle) if self.has_scores else None
+        self.shares_images = bool(options.get("share_images", True)) and shares_tokens(bundle)
         self.batch_size = int(options.get("batch_size", BATCH_SIZE))
         self.window = SCORED_WINDOW
         if not bundle.model.generates_text:
@@ -114,9 +119,12 @@ class ModelAnswers:
         """Yield the answers to the samples of a window batch by batch; see `Answerer`."""
         numbers = list(samples)
         if self.has_scores:
+            size = self.options.get("batch_size", 4)
+            if self.shares_images:
+                yield from score_sharing(self.bundle, samples, self.choices, size, answered)
+                return
             for number, sample in samples.items():
                 if number not in answered:
-                    size = self.options.get("batch_size", 4)
                     yield {number: score_sample(self.bundle, sample, self.choices, size, self.computer)}
             return
         prompts = [self.bundle.encoder.prompt(sample) for sample in samples.values()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from mllm.engine.answering import Answerer, ModelAnswers
 from mllm.engine.predictions import answers_of
 from mllm.engine.unfinished import Record, UnfinishedPredictions
+from mllm.engine.windows import windows_of
 from mllm.errors import UserError, errors_of_row
 from mllm.metrics.areas import box_of, boxes_of
 from mllm.metrics.coco import rle
@@ -145,11 +147,12 @@ def answer_split(
     skip_failures: bool = False,
     split: str = "test",
     progress: bool = True,
+    groups: Sequence[int] | None = None,
 ) -> int:
     """Answer the rows of a split that have no answer yet, and append them to the open file of this process.
 
-    Every process takes its share: windows of consecutive rows, which do not depend on the number of processes. A window
-    with rows that were answered before is divided into the same batches again. All processes leave together.
+    Every process takes its share: windows of rows, which do not depend on the number of processes. A window with rows
+    that were answered before is divided into the same batches again. All processes leave together.
 
     A row has the fields of `origin_fields`, `patient`, `task` and `label` if they are known, `question`, `reference`,
     `prediction`, `tokens` (generated, including the end of the turn), `scores` of options, the fields of `mark_fields`
@@ -163,6 +166,7 @@ def answer_split(
         skip_failures: Skip rows that cannot be used.
         split: Name of the split, for messages of private runs.
         progress: Show a progress bar.
+        groups: Group of each row, such as that of its images; see `windows_of`.
 
     Returns:
         Number of rows that had an answer before.
@@ -174,10 +178,11 @@ def answer_split(
     answered = {record["index"] for record in files.records() if skip_failures or "row" in record}
     state.wait_for_everyone()  # before a process appends
     reader = _SplitReader(answerer, samples, skip_failures, split)
-    windows = range(0, len(samples), answerer.window)[state.process_index :: state.num_processes]
+    windows = windows_of(len(samples), answerer.window, groups)
+    starts = accumulate(map(len, windows), initial=0)
+    share = list(zip(windows, starts, strict=False))[state.process_index :: state.num_processes]
     with tqdm(total=len(samples), desc="answers", disable=None if progress else True) as bar:  # None: no terminal
-        for start in windows:
-            window = range(start, min(start + answerer.window, len(samples)))
+        for window, start in share:
             bar.update(start - bar.n)
             if not all(index in answered for index in window):
                 for records in _answered_window(answerer, reader, window, answered):
@@ -189,7 +194,7 @@ def answer_split(
 
 
 def _answered_window(
-    answerer: Answerer, reader: _SplitReader, window: range, answered: Container[int]
+    answerer: Answerer, reader: _SplitReader, window: Sequence[int], answered: Container[int]
 ) -> Iterator[list[Record]]:
     """Yield the records of the rows of a window that are not answered yet, some at a time."""
     usable: dict[int, Sample] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from mllm.models.generation.generate import evaluating
 from mllm.objectives.text import NextToken
 from mllm.parsing import options_in
 from mllm.protocols import Bundle
-from mllm.structures import Answer, Context, Sample, Turn
+from mllm.structures import Answer, Batch, Context, Encoded, Sample, Turn
 
 
 def candidates_of(sample: Sample, choices: Sequence[str] = ()) -> dict[str, str]:
@@ -64,6 +64,15 @@ def score_sample(
     candidates = candidates_of(sample, choices)
     with evaluating(bundle.model), bundle.model.computing():
         likelihoods = _log_likelihoods(bundle, sample, list(candidates), batch_size, computer)
+    return most_probable(candidates, likelihoods)
+
+
+def most_probable(candidates: Mapping[str, str], likelihoods: Sequence[float]) -> Answer:
+    """Return the most probable option, with the probabilities of all, from their log-likelihoods.
+
+    Raises:
+        ConfigError: A likelihood is NaN or infinite.
+    """
     if not all(map(math.isfinite, likelihoods)):  # the most probable option would be the first one
         raise ConfigError(
             "the likelihoods of the options are not finite: evaluate an earlier checkpoint, or on a device "
@@ -77,23 +86,39 @@ def score_sample(
     return Answer(list(candidates)[best], scores=scores)
 
 
-def _log_likelihoods(
-    bundle: Bundle, sample: Sample, candidates: Sequence[str], batch_size: int, computer: FeatureComputer | None
-) -> list[float]:
-    """Return the log-likelihood of each candidate as the answer, up to a constant of the sample."""
+def encoded_options(bundle: Bundle, sample: Sample, candidates: Iterable[str]) -> list[Encoded]:
+    """Return a sample encoded with each candidate as its answer.
+
+    Raises:
+        DataError: A candidate does not fit into `max_length`.
+    """
     turns = sample.turns[:-1] if sample.turns and sample.turns[-1].role == "assistant" else sample.turns
     encoded = []
     for text in candidates:
         encoded.append(bundle.encoder.encode(replace(sample, turns=[*turns, Turn("assistant", text)])))
         if encoded[-1].truncated:
             raise DataError.without_values("an option does not fit into max_length: raise model_args.max_length")
+    return encoded
+
+
+def _log_likelihoods(
+    bundle: Bundle, sample: Sample, candidates: Sequence[str], batch_size: int, computer: FeatureComputer | None
+) -> list[float]:
+    """Return the log-likelihood of each candidate as the answer, up to a constant of the sample."""
+    encoded = encoded_options(bundle, sample, candidates)
     features = computer and computer.features(encoded[0])
     if features:
         host = {name: tensor.cpu() for name, tensor in features.items()}
         encoded = [replace(one, student=with_features(one.student, host), has_features=True) for one in encoded]
-    objective, likelihoods = NextToken(), list[float]()
+    likelihoods = list[float]()
     for start in range(0, len(encoded), batch_size):
-        batch = bundle.encoder.pad(encoded[start : start + batch_size]).to(bundle.model.pretrained.device)
-        loss_B = objective.total(Context(batch.targets, bundle.model(**batch.student)))
-        likelihoods += (-loss_B).double().tolist()
+        likelihoods += batch_likelihoods(bundle, bundle.encoder.pad(encoded[start : start + batch_size]))
+    return likelihoods
+
+
+def batch_likelihoods(bundle: Bundle, batch: Batch) -> list[float]:
+    """Return the log-likelihood of the answer of each sample of a batch."""
+    batch = batch.to(bundle.model.pretrained.device)
+    loss_B = NextToken().total(Context(batch.targets, bundle.model(**batch.student)))
+    likelihoods: list[float] = (-loss_B).double().tolist()
     return likelihoods

@@ -15,7 +15,7 @@ from mllm.models.backbone.segment_attention import use_segment_attention
 from mllm.models.backbone.vision_layers import VisionLayers
 from mllm.models.encoding.image_features import backbone_inputs
 from mllm.models.encoding.packing import LEADER, ROW, SHARED, last_hidden_state
-from mllm.models.encoding.sharing import SharedRow, sample_alone, shared_hidden_state
+from mllm.models.encoding.sharing import SharedRow, keys_and_values, sample_alone, shared_hidden_state
 from mllm.models.heads import BoxHead, LayerFusion, MaskHead
 from mllm.models.trainable_model import TrainableModel
 from mllm.structures import Outputs
@@ -47,6 +47,8 @@ class LanguageModel(TrainableModel):
     ) -> None:
         super().__init__(backbone, towers, heads)
         self.rows, self.fusion, self.layers = rows, fusion, layers
+        self.shares_tokens = False
+        """Samples of a batch can share their first tokens."""
         self._image_blocks = False
         """The tokens of an image attend to each other in both directions, if samples share tokens."""
         self._pending_objects: tuple[Tensor, Tensor] | None = None
@@ -90,7 +92,13 @@ class LanguageModel(TrainableModel):
             image_blocks: The tokens of an image attend to each other in both directions.
         """
         use_segment_attention(self.pretrained)
-        self._image_blocks = image_blocks
+        self.shares_tokens, self._image_blocks = True, image_blocks
+
+    def keys_and_values(self, student: dict[str, Tensor]) -> tuple[SharedRow, list[tuple[Tensor, Tensor]]]:
+        """Return the row of samples that share tokens, and the keys and values [1, H, T, D] of each layer."""
+        row = self._shared_row(student)
+        with self.inserting_objects(student) as inputs:
+            return row, keys_and_values(self.pretrained, inputs, row)
 
     def _shared_row(self, student: dict[str, Tensor]) -> SharedRow:
         """Return the row of the samples of a batch that share tokens."""

@@ -34,6 +34,7 @@ from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.metrics import check_metrics, find_metrics, metric_origin
 from mllm.predict.scales import CombinedRecords, RepeatedSamples, ScaledAnswers, check_scales, scales_of
 from mllm.predict.server import ServerOptions, open_server
+from mllm.predict.shared_images import question_groups, share_test_images
 from mllm.predict.stored_features import store_test_features
 from mllm.predict.strata import add_strata, check_columns, parse_columns, strata_origin
 from mllm.predict.writer import write_predictions
@@ -133,6 +134,7 @@ def _source(
 def answers_of_model(config: RunConfig, args: ModelArgs, bundle: Bundle, split: SampleDataset) -> ModelAnswers:
     """Return the answers of a loaded model with the options of a config, and fill its cache of features of a split."""
     store_test_features(config, bundle, split)
+    share_test_images(config, bundle)
     return ModelAnswers(
         bundle,
         checks_prompts=config.data_args.on_error == "skip" or is_private(),
@@ -154,7 +156,8 @@ def _answer(
     scales = scales_of(config)
     started = time.monotonic()
     asked: Samples = RepeatedSamples(split, len(scales)) if scales else split
-    continued = answer_split(answerer, asked, files, skip, options.split)
+    groups = question_groups(answerer, split, max(1, len(scales)))
+    continued = answer_split(answerer, asked, files, skip, options.split, groups=groups)
     seconds = time.monotonic() - started
     if not PartialState().is_main_process:
         return None, seconds  # the first process removes the files after it has read them

@@ -79,6 +79,7 @@ class ScaledAnswers:
         self.scales, self.rows, self.load = scales, rows, load
         self._number, self._answerer = 0, load(scales[0])
         self.window, self.has_scores = self._answerer.window, self._answerer.has_scores
+        self.shares_images = self._answerer.shares_images
 
     def check(self, sample: Sample) -> None:
         """Raise `UserError` if the sample cannot be answered."""

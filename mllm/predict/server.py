@@ -115,6 +115,7 @@ class ServerAnswers:
         self.client, self.model, self.system = client, model, args.system
         self.marks = MarkWriter(build_box_format(args), pad_to_square=bool(args.pad_to_square))
         self.has_scores, self.choices, self.options = scoring == OPTIONS, choices, options
+        self.shares_images = False
         self.concurrency, self.stop = concurrency, args.turn_end
         self.window = WINDOW * concurrency
         self._settings = [args.system, args.box_format, args.pad_to_square, args.turn_end]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.config.rules.packing import PACKED
+from mllm.config.rules.sharing import ANSWERED
 from mllm.family import FAMILIES
 
 RESULTS = Path(__file__).with_name("tested_families.json")
@@ -27,11 +28,13 @@ the gradients, the loss, and that no answer sees its own later tokens; a run tha
 * **vision LoRA**: `lora_target="vision"` or `"all"` trains the vision tower.
 * **4-bit**: `load_in_4bit=True` trains.
 * **stored features**: with a frozen vision tower, features of images are computed once (`data_args.vision_cache`).
+* **shared images**: an evaluation computes the tokens of an image once for all questions about it
+  (`data_args.gen_kwargs.share_images`).
 * **packing**: `data_args.packing=True` is exact.
 * **GGUF**: `mllm export` writes the language model for llama.cpp.
 
-| architecture | type | trains | vision LoRA | 4-bit | stored features | packing | GGUF |
-|---|---|---|---|---|---|---|---|
+| architecture | type | trains | vision LoRA | 4-bit | stored features | shared images | packing | GGUF |
+|---|---|---|---|---|---|---|---|---|
 """
 TABLES = {
     "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": "read images",
@@ -74,7 +77,8 @@ def _line(name: str, result: Mapping[str, Any]) -> str:
     """Return the row of an architecture."""
     start = f"| `{name}` | `{result['type']}` | "
     if result["refused"]:
-        return f"{start}refused: {result['refused']} | | | | | |"
+        return f"{start}refused: {result['refused']} | | | | | | |"
     packs = FAMILIES.find(result["type"]).cannot_pack is None and name in PACKED
-    marks = (result["vision_lora"], result["four_bit"], result["features"], packs, result["gguf"])
+    shares = name.partition(" ")[0] in ANSWERED
+    marks = (result["vision_lora"], result["four_bit"], result["features"], shares, packs, result["gguf"])
     return start + " | ".join(["yes", *("yes" if mark else "" for mark in marks)]) + " |"

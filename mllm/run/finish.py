@@ -26,6 +26,7 @@ from mllm.export.merge import merge
 from mllm.files import write_json
 from mllm.predict.evaluate import answers_of_model, data_fingerprint
 from mllm.predict.metrics import find_metrics
+from mllm.predict.shared_images import question_groups
 from mllm.predict.strata import add_strata, parse_columns
 from mllm.predict.writer import write_predictions
 from mllm.protocols import Bundle
@@ -86,7 +87,8 @@ def evaluate_test_split(
     if not files.open():
         raise ConfigError(f"another command writes to {files.path}: wait for it or end it")
     try:
-        continued = answer_split(answerer, splits["test"], files, skip)
+        groups = question_groups(answerer, splits["test"])
+        continued = answer_split(answerer, splits["test"], files, skip, groups=groups)
         if not state.is_main_process:
             return None
         if continued:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from mllm.engine.answering import ModelAnswers
 from mllm.engine.evaluation import answer_split, score_split
 from mllm.engine.unfinished import UnfinishedPredictions, unfinished_files
 from mllm.metrics.classification import Accuracy
+from mllm.models.generation.shared_prompts import SharedPrompts
 
 OPTIONS = dict(max_new_tokens=6, do_sample=True, temperature=20.0, batch_size=2)
 
@@ -30,6 +33,18 @@ class KillingFiles(UnfinishedPredictions):
         self.left -= len(part)
         if not self.left:
             raise KilledError
+
+
+class TwoProcesses:
+    """Stands for the state of one of two processes."""
+
+    num_processes = 2
+
+    def __init__(self, process_index: int) -> None:
+        self.process_index = process_index
+
+    def wait_for_everyone(self) -> None:
+        pass
 
 
 def evaluated(folder: Path, answerer, samples, kind=UnfinishedPredictions, left: int = 10**9):
@@ -81,18 +96,9 @@ def test_answers_do_not_depend_on_batches_order_processes_and_continuation(make_
     bundle = make_bundle()
     expected = evaluated(tmp_path / "one", ModelAnswers(bundle, **OPTIONS), rows(20)).rows
 
-    class Process:
-        num_processes = 2
-
-        def __init__(self, process_index: int) -> None:
-            self.process_index = process_index
-
-        def wait_for_everyone(self) -> None:
-            pass
-
     for rank in (1, 0):
         answerer = ModelAnswers(bundle, **{**OPTIONS, "batch_size": 1})
-        monkeypatch.setattr("mllm.engine.evaluation.PartialState", lambda rank=rank: Process(rank))
+        monkeypatch.setattr("mllm.engine.evaluation.PartialState", lambda rank=rank: TwoProcesses(rank))
         files = UnfinishedPredictions(tmp_path / "two", answerer.fingerprint(), rank)
         assert files.difference() is None and files.open()
         answer_split(answerer, rows(20), files, progress=False)
@@ -100,6 +106,42 @@ def test_answers_do_not_depend_on_batches_order_processes_and_continuation(make_
     assert [path.name[-7:] for path in unfinished_files(tmp_path / "two")] == ["0.jsonl", "1.jsonl"]
     assert all("row" in path.read_text() for path in unfinished_files(tmp_path / "two"))
     assert score_split(rows(20), files, {}).rows == expected
+
+
+def test_questions_that_share_images_have_the_same_answers_in_all_processes_and_after_a_kill(
+    make_bundle, rows, tmp_path, monkeypatch
+):
+    """Five images with three questions each, which are far apart in the split, and texts."""
+
+    class Split(rows):
+        def sample(self, index, epoch=0):
+            sample, image = super().sample(index), super().sample(3 * (index % 5))
+            return replace(sample, images=image.images) if sample.images else sample
+
+    split, bundle = Split(20), make_bundle()
+    groups = [index % 5 if split.sample(index).images else 5 + index for index in range(20)]
+    expected = evaluated(tmp_path / "plain", ModelAnswers(bundle, **OPTIONS), split).rows
+    bundle.encoder.shares_images = True
+    bundle.model.share_tokens(image_blocks=True)
+    answerer = ModelAnswers(bundle, **OPTIONS)
+    assert answerer.shares_images and not ModelAnswers(bundle, share_images=False, **OPTIONS).shares_images
+    rows_of_images = []
+    original = SharedPrompts.__init__
+    monkeypatch.setattr(
+        SharedPrompts,
+        "__init__",
+        lambda self, *parts: (rows_of_images.append(len(parts[1])), original(self, *parts))[1],
+    )
+    for rank, kill in ((1, 900), (1, 10**9), (0, 10**9)):
+        monkeypatch.setattr("mllm.engine.evaluation.PartialState", lambda rank=rank: TwoProcesses(rank))
+        files = KillingFiles(tmp_path / "shared", answerer.fingerprint(), rank)
+        files.left = kill
+        assert files.difference() is None and files.open()
+        with pytest.raises(KilledError) if kill == 900 else nullcontext():
+            answer_split(answerer, split, files, progress=False, groups=groups)
+        files.close()
+    assert score_split(split, files, {}).rows == expected
+    assert sum(rows_of_images) >= 13, "all questions with an image share it with another one"
 
 
 def test_another_model_or_option_is_another_evaluation(make_bundle, rows, tmp_path):

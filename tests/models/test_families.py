@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from mllm.config.hardware import Hardware
+from mllm.config.rules.sharing import ANSWERED, IMAGE_BLOCKS
 from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import LogicalCollator
 from mllm.engine.cache_room import CacheRoom
@@ -44,6 +45,8 @@ from mllm.export.settings import encoding_settings
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.generation.generate import generate, stop_ids
+from mllm.models.generation.shared_prompts import SharedPrompts
+from mllm.models.language_model import LanguageModel
 from mllm.objectives.text import NextToken
 from mllm.predict.feature_filler import Filler, ImageSample
 from mllm.protocols import Bundle
@@ -131,6 +134,8 @@ def check_training(case: Case, folder: Path, out: Path) -> dict[str, bool]:
     check_update(bundle, samples)
     check_answers(bundle, check_merge(case, bundle, samples, folder, out), samples)
     stores = reads_stored_features(bundle, samples, out)
+    if stock.config.model_type in ANSWERED:
+        check_shared_answers(bundle)
     return {
         "vision_lora": bool(bundle.model.trains("vision")),
         "four_bit": trains_in_4_bits(case, folder, samples),
@@ -365,3 +370,21 @@ def check_answers(bundle: Bundle, merged: Any, samples: list[Sample]) -> None:
         begin = 1 if merged.config.is_encoder_decoder else len(student["input_ids"][0])
         expected = encoder.read_answer(tokens[begin:].cpu())
         assert answer.text == expected.text
+
+
+@torch.inference_mode()
+def check_shared_answers(bundle: Bundle) -> None:
+    """Compare the logits of generated tokens after shared images with those after prompts alone."""
+    encoder, model = bundle.encoder, bundle.model
+    assert isinstance(encoder, ChatEncoder) and isinstance(model, LanguageModel)
+    encoder.shares_images, encoder.stored_features = True, None
+    questions = [("What is this?", 80), ("Why?", 80), ("Is it the left lung?", 80), ("Which?", 50), ("Who?", 50)]
+    prompts = [encoder.prompt(conversation(picture(width, 60), question=text)) for text, width in questions]
+    plain = encoder.pad(prompts, side="left").student
+    model.eval()
+    logits = []
+    for inputs in (lambda: plain, lambda: SharedPrompts(bundle, prompts).inputs(range(len(prompts)))):
+        options = GenerationConfig(max_new_tokens=3, return_dict_in_generate=True, output_logits=True)
+        logits.append(torch.stack(model.pretrained.generate(**inputs(), generation_config=options).logits))
+        model.share_tokens(image_blocks=model.pretrained.config.model_type in IMAGE_BLOCKS)
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)

@@ -9,6 +9,12 @@ from mllm.family import Family
 
 SHARED = ("gemma3", "llava")
 """Architectures for which tests show that samples that share tokens have the losses and gradients of single ones."""
+ANSWERED = (
+    *SHARED,
+    *("aya_vision", "gemma3n", "idefics2", "idefics3", "internvl", "llava_next", "llava_onevision"),
+    *("mistral3", "vipllava"),
+)
+"""Those for which tests show that answers after shared tokens are the answers to single prompts."""
 IMAGE_BLOCKS = ("gemma3",)
 """Those whose image tokens attend to each other in both directions."""
 ATTENTION = (None, "sdpa")

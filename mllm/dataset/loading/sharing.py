@@ -99,7 +99,7 @@ def shared_groups(samples: Sequence[Encoded], room: int) -> list[Group]:
             first, rest = bucket[0], []
             members, shared = [first], len(samples[first])
             for index in bucket[1:]:
-                common = min(shared, common_tokens(samples[first], samples[index]))
+                common = min(shared, samples[first].common_tokens(samples[index]))
                 tokens = common + sum(len(samples[i]) - common for i in (*members, index))
                 if common < samples[first].image_end or tokens > room:
                     rest.append(index)
@@ -110,13 +110,6 @@ def shared_groups(samples: Sequence[Encoded], room: int) -> list[Group]:
             groups.append(Group(tuple(members), shared, tokens))
             bucket = rest
     return groups
-
-
-def common_tokens(first: Encoded, second: Encoded) -> int:
-    """Return the number of first tokens that two samples have in common, without the last token of either."""
-    length = min(len(first), len(second)) - 1
-    differing = (first.student["input_ids"][:length] != second.student["input_ids"][:length]).nonzero()
-    return int(differing[0]) if len(differing) else length
 
 
 def image_groups(split: SampleDataset) -> np.ndarray:

@@ -28,11 +28,21 @@ class Segment:
 
     start: int
     end: int
-    prefix: tuple[int, int] = (0, 0)
-    """Start and end of the tokens in the row that all tokens of this segment attend to; empty: none."""
+    prefix: tuple[tuple[int, int], ...] = ()
+    """Start and end of the runs of tokens in the row that all tokens of this segment attend to, in their order."""
     blocks: tuple[tuple[int, int], ...] = ()
     """Start and end, from the start of the segment, of blocks whose tokens attend to each other in both directions, as
     the tokens of an image do in Gemma 3."""
+
+    @property
+    def before(self) -> int:
+        """Return the number of tokens of the prefix."""
+        return sum(end - start for start, end in self.prefix)
+
+    def with_prefix(self, tensor: Tensor) -> Tensor:
+        """Return the tokens of the prefix and of the segment of a row [1, H, T, D]."""
+        runs = [tensor[:, :, start:end] for start, end in (*self.prefix, (self.start, self.end))]
+        return torch.cat(runs, dim=2) if self.prefix else runs[0]
 
     def mask(self, window: int | None, device: torch.device) -> Tensor | None:
         """Return which tokens [n, p + n] each token attends to. None: all earlier tokens, without a prefix.
@@ -41,7 +51,7 @@ class Segment:
             window: Number of positions that a token attends to with its own; None: all.
             device: Device of the mask.
         """
-        before, own = self.prefix[1] - self.prefix[0], self.end - self.start
+        before, own = self.before, self.end - self.start
         narrow = window is not None and window < before + own
         if not before and not self.blocks and not narrow:
             return None
@@ -64,8 +74,7 @@ class Segments:
 
     def mask(self, segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
         """Return the mask of a segment; equal masks are made once."""
-        before = segment.prefix[1] - segment.prefix[0]
-        key = (segment.end - segment.start, before, segment.blocks, window, device)
+        key = (segment.end - segment.start, segment.before, segment.blocks, window, device)
         if key not in self._masks:
             self._masks[key] = segment.mask(window, device)
         return self._masks[key]
@@ -125,14 +134,16 @@ def _attention(
     parts = []
     for segment in attention_mask.items:
         mask = attention_mask.mask(segment, sliding_window, query.device)
-        own = slice(segment.start, segment.end)
-        keys, values = key[:, :, own], value[:, :, own]
-        if segment.prefix[1] > segment.prefix[0]:
-            before = slice(*segment.prefix)
-            keys, values = torch.cat([key[:, :, before], keys], dim=2), torch.cat([value[:, :, before], values], dim=2)
+        keys, values = segment.with_prefix(key), segment.with_prefix(value)
         parts.append(
             F.scaled_dot_product_attention(
-                query[:, :, own], keys, values, mask, dropout, is_causal=mask is None, scale=scaling
+                query[:, :, segment.start : segment.end],
+                keys,
+                values,
+                mask,
+                dropout,
+                is_causal=mask is None,
+                scale=scaling,
             )
         )
     return torch.cat(parts, dim=2).transpose(1, 2), None

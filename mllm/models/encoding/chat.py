@@ -167,7 +167,7 @@ class ChatEncoder(TextEncoder):
         encoded = self._tokenize(framed, segments)
         positions = (encoded.student["input_ids"] == self.object_id).nonzero().squeeze(1)
         objects_of_student, targets = self.marks.tensors(objects, frames, positions)
-        shares = self.shares_images and supervised and bool(sample.images)  # prompts of evaluations share nothing
+        shares = self.shares_images and bool(sample.images)
         features = self.stored_features.read(sample.images) if self.stored_features and sample.images else None
         student = encoded.student if features is None else with_features(encoded.student, features)
         return replace(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from mllm.models.backbone.segment_attention import Segment, Segments, attending_in
 from mllm.models.encoding.image_features import PREFIX, compute_features, cut_features
@@ -38,33 +38,29 @@ class SharedRow:
 
         Args:
             mask_BL: 1 at the tokens of the samples.
-            leader_B: Leader of each sample.
-            shared_B: Number of tokens that it shares with its leader; of a leader, those that others share with it.
+            leader_B: Leader of each sample, which may share tokens with a leader of its own. It precedes the sample.
+            shared_B: Number of tokens that it shares with its leader; not read of a sample that is its own leader.
             type_BL: 1 at the tokens of images that attend to each other in both directions; None: there are none.
         """
         lengths, leaders, shared = mask_BL.sum(dim=1).tolist(), leader_B.tolist(), shared_B.tolist()
         segments: list[Segment] = []
         samples, columns = list[int](), list[int]()
-        source_BL = torch.zeros_like(mask_BL, dtype=torch.long)
-        prefixes: dict[int, tuple[int, int]] = {}
-
-        def append(sample: int, first: int, prefix: tuple[int, int]) -> tuple[int, int]:
-            last = lengths[sample] if first or not shared[sample] else shared[sample]
-            start, end = len(samples), len(samples) + last - first
-            blocks = () if type_BL is None else _blocks(type_BL[sample, first:last].tolist())
-            segments.append(Segment(start, end, prefix, blocks))
-            samples.extend([sample] * (last - first))
-            columns.extend(range(first, last))
-            source_BL[sample, first:last] = torch.arange(start, end, device=source_BL.device)
-            return start, end
-
-        for sample, (leader, count) in enumerate(zip(leaders, shared, strict=True)):
-            if leader == sample:
-                prefixes[sample] = append(sample, 0, (0, 0))
-            if count:
-                source_BL[sample, :count] = source_BL[leader, :count]
-                append(sample, count, prefixes[leader])
+        sources: list[list[int]] = []
+        for sample, (leader, length) in enumerate(zip(leaders, lengths, strict=True)):
+            first = 0 if leader == sample else shared[sample]
+            start, end = len(samples), len(samples) + length - first
+            before = sources[leader][:first] if first else []
+            sources.append([*before, *range(start, end)])
+            if start == end:
+                continue  # all tokens are shared
+            blocks = () if type_BL is None else _blocks(type_BL[sample, first:length].tolist())
+            segments.append(Segment(start, end, _runs(before), blocks))
+            samples.extend([sample] * (end - start))
+            columns.extend(range(first, length))
         device = mask_BL.device
+        source_BL = torch.zeros_like(mask_BL, dtype=torch.long)
+        for sample, source in enumerate(sources):
+            source_BL[sample, : len(source)] = torch.tensor(source, device=device)
         sample_T, column_T = torch.tensor(samples, device=device), torch.tensor(columns, device=device)
         return cls(Segments(segments), sample_T, column_T, column_T, source_BL, mask_BL)
 
@@ -85,13 +81,26 @@ class SharedRow:
 
 def shared_hidden_state(model: PreTrainedModel, inputs: dict[str, Any], row: SharedRow) -> Tensor:
     """Return the hidden states [B, L, D] of samples that share tokens; `inputs` have the images of leaders only."""
+    with attending_in(row.segments):
+        return row.unpack(states_of(model, _packed(inputs, row)))
+
+
+def keys_and_values(model: PreTrainedModel, inputs: dict[str, Any], row: SharedRow) -> list[tuple[Tensor, Tensor]]:
+    """Return keys and values [1, H, T, D] of all tokens of a row in each layer, also in one with a sliding window."""
+    cache: Any = DynamicCache()
+    with attending_in(row.segments):
+        model.base_model(**_packed(inputs, row), past_key_values=cache, use_cache=True, return_dict=True)
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _packed(inputs: dict[str, Any], row: SharedRow) -> dict[str, Any]:
+    """Return the inputs of samples as those of their row."""
     packed = {
         name: row.pack(value) if isinstance(value, Tensor) and value.shape == row.mask_BL.shape else value
         for name, value in inputs.items()
         if name != "attention_mask"
     }
-    with attending_in(row.segments):
-        return row.unpack(states_of(model, {**packed, "position_ids": row.position_ids}))
+    return {**packed, "position_ids": row.position_ids}
 
 
 def sample_alone(model: Any, student: Mapping[str, Tensor], sample: int) -> dict[str, Tensor]:
@@ -116,6 +125,17 @@ def digest_of(images: Sequence[Image]) -> str:
         digest.update(f"{image.mode} {image.size} ".encode())
         digest.update(image.tobytes())
     return digest.hexdigest()
+
+
+def _runs(numbers: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return start and end of the runs of consecutive numbers."""
+    runs = list[tuple[int, int]]()
+    for number in numbers:
+        if runs and runs[-1][1] == number:
+            runs[-1] = (runs[-1][0], number + 1)
+        else:
+            runs.append((number, number + 1))
+    return tuple(runs)
 
 
 def _blocks(types: Sequence[int]) -> tuple[tuple[int, int], ...]:

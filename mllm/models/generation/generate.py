@@ -14,9 +14,11 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from mllm.models.encoding.image_features import backbone_inputs
+from mllm.models.encoding.shared_rows import leaders_of, rows_of
 from mllm.models.encoding.text_encoder import TextEncoder
 from mllm.models.generation.object_decoding import ObjectDecoder
 from mllm.models.generation.sampling import Sampling
+from mllm.models.generation.shared_prompts import SharedPrompts, shares_tokens
 from mllm.models.language_model import LanguageModel
 from mllm.protocols import Bundle, Model
 from mllm.structures import Answer, Encoded, Sample
@@ -101,6 +103,8 @@ class Generation:
     sampling: Sampling | None
     """None: greedy decoding."""
     repetition_penalty: float
+    shares_images: bool
+    """The tokens of an image are computed once for its questions in a window."""
 
     @classmethod
     def of(
@@ -115,6 +119,7 @@ class Generation:
         top_k: int = 0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
+        share_images: bool = True,
     ) -> Generation:
         """Return the generation with these options.
 
@@ -122,9 +127,11 @@ class Generation:
         means all tokens. A sampled answer depends on `seed` and the number of its sample, not on the batch or the
         global random state. `repetition_penalty` divides positive and multiplies negative logits of tokens that are
         already in the answer (arXiv:1909.05858); tokens of the prompt and ends of turns are not penalized.
+        `share_images` has an effect if model and encoder of the bundle share tokens.
         """
         sampling = Sampling(temperature, top_p, top_k, seed) if do_sample else None
-        return cls(bundle, _options(bundle, max_new_tokens), batch_size, sampling, float(repetition_penalty))
+        shares = share_images and shares_tokens(bundle)
+        return cls(bundle, _options(bundle, max_new_tokens), batch_size, sampling, float(repetition_penalty), shares)
 
     @property
     def window(self) -> int:
@@ -142,22 +149,56 @@ class Generation:
             answered: Numbers of prompts that need no answer. A batch of these is left out. The other batches are those
                 of the whole window, so that their answers do not depend on `answered` by rounding.
         """
+        rows = self._rows(prompts)
+        in_rows = {index for row in rows for index in row}
         kinds = [(prompt.images_per_row, prompt.has_features) for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: (kinds[i], len(prompts[i])))
-        for _, group in groupby(order, key=lambda i: kinds[i]):
-            rest = list(group)
-            for start in range(0, len(rest), self.batch_size):
-                indices = rest[start : start + self.batch_size]
-                if all(numbers[i] in answered for i in indices):
-                    continue
-                batch = self._batch([prompts[i] for i in indices], [numbers[i] for i in indices])
-                yield dict(zip(indices, batch, strict=True))
+        order = sorted(set(range(len(prompts))) - in_rows, key=lambda i: (kinds[i], len(prompts[i])))
+        for indices in [list(group) for _, group in groupby(order, key=lambda i: kinds[i])]:
+            for part in self._parts(indices, numbers, answered):
+                with self._computing():
+                    answers = self._answers([prompts[i] for i in part], [numbers[i] for i in part])
+                yield dict(zip(part, answers, strict=True))
+        for row in rows:
+            yield from self._row_batches(row, prompts, numbers, answered)
 
-    @torch.inference_mode()
-    def _batch(self, prompts: Sequence[Encoded], numbers: Sequence[int]) -> list[Answer]:
-        """Return the answers to the prompts of one batch."""
-        with evaluating(self.bundle.model), self.bundle.model.computing():
-            return self._answers(prompts, numbers)
+    def _rows(self, prompts: Sequence[Encoded]) -> list[list[int]]:
+        """Return rows of prompts that share tokens with another one. A row has at most the tokens of a batch."""
+        if not self.shares_images:
+            return []
+        leaders, _ = leaders_of(prompts)
+        leading = {leader for index, leader in enumerate(leaders) if leader != index}
+        sharing = [index for index, leader in enumerate(leaders) if leader != index or index in leading]
+        room = self.batch_size * max((len(prompts[index]) for index in sharing), default=0)
+        rows = rows_of([prompts[index] for index in sharing], room, len(sharing))
+        return [sorted((sharing[place] for place in row), key=lambda i: len(prompts[i])) for row in rows]
+
+    def _row_batches(
+        self, row: Sequence[int], prompts: Sequence[Encoded], numbers: Sequence[int], answered: Container[int]
+    ) -> Iterator[dict[int, Answer]]:
+        """Yield the answers to the prompts of a row, whose common first tokens are computed once."""
+        shared, places = None, {index: place for place, index in enumerate(row)}
+        for part in self._parts(row, numbers, answered):
+            with self._computing():
+                shared = shared or SharedPrompts(self.bundle, [prompts[i] for i in row])
+                inputs = shared.inputs([places[i] for i in part])
+                tokens = self._generated(inputs, [numbers[i] for i in part])
+                answers = self._read(tokens, inputs["input_ids"].shape[1], [prompts[i] for i in part])
+            yield dict(zip(part, answers, strict=True))
+
+    def _parts(
+        self, indices: Sequence[int], numbers: Sequence[int], answered: Container[int]
+    ) -> Iterator[Sequence[int]]:
+        """Yield the batches of some prompts that have one without an answer."""
+        for start in range(0, len(indices), self.batch_size):
+            part = indices[start : start + self.batch_size]
+            if not all(numbers[i] in answered for i in part):
+                yield part
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Set evaluation mode, the precision of the model and inference mode inside the block."""
+        with torch.inference_mode(), evaluating(self.bundle.model), self.bundle.model.computing():
+            yield
 
     def _answers(self, prompts: Sequence[Encoded], numbers: Sequence[int]) -> list[Answer]:
         """Return the answers to the prompts of one batch; the model is in evaluation mode."""
@@ -165,20 +206,30 @@ class Generation:
         model: Any = self.bundle.model.pretrained
         batch = encoder.pad(prompts, side="left").to(model.device)
         begin = 1 if model.config.is_encoder_decoder else batch.student["input_ids"].shape[1]
+        if not self.bundle.model.heads:
+            return self._read(self._generated(backbone_inputs(batch.student), numbers), begin, prompts)
+        assert isinstance(self.bundle.model, LanguageModel)
+        counts = torch.tensor([len(prompt.frames) for prompt in prompts])
+        first_images = (counts.cumsum(0) - counts).clamp_max(max(0, int(counts.sum()) - 1))
+        decoder = ObjectDecoder(self.bundle.model, encoder.object_id, first_images)
+        with decoder.decoding(batch.student) as inputs:
+            tokens = self._generated(inputs, numbers)
+            decoder.finish(tokens[:, -1])
+        return self._read(tokens, begin, prompts, decoder)
+
+    def _generated(self, inputs: dict[str, Any], numbers: Sequence[int]) -> Tensor:
+        """Return the tokens [B, L] of the prompts, or the start of the decoder, and of the answers."""
+        model: Any = self.bundle.model.pretrained
+        begin = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         processors = self._processors(begin, numbers)
-        decoder = None
-        if self.bundle.model.heads:
-            assert isinstance(self.bundle.model, LanguageModel)
-            counts = torch.tensor([len(prompt.frames) for prompt in prompts])
-            first_images = (counts.cumsum(0) - counts).clamp_max(max(0, int(counts.sum()) - 1))
-            decoder = ObjectDecoder(self.bundle.model, encoder.object_id, first_images)
-            with decoder.decoding(batch.student) as inputs:
-                tokens = model.generate(**inputs, generation_config=self.options, logits_processor=processors)
-                decoder.finish(tokens[:, -1])
-        else:
-            inputs = backbone_inputs(batch.student)
-            tokens = model.generate(**inputs, generation_config=self.options, logits_processor=processors)
-        answers = []
+        tokens: Tensor = model.generate(**inputs, generation_config=self.options, logits_processor=processors)
+        return tokens
+
+    def _read(
+        self, tokens: Tensor, begin: int, prompts: Sequence[Encoded], decoder: ObjectDecoder | None = None
+    ) -> list[Answer]:
+        """Return the answers in generated tokens [B, L], which begin at `begin`."""
+        encoder, answers = text_encoder_of(self.bundle), []
         for row, prompt in enumerate(prompts):
             answer_L = _until(tokens[row, begin:], self.options.eos_token_id)
             count = min(len(answer_L) + 1, tokens.shape[1] - begin)

@@ -11,15 +11,21 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mllm.models.backbone.segment_attention import NAME, Segment, Segments, use_segment_attention
 from mllm.tiny.checkpoints import write_tiny
 
-ROW = [Segment(0, 7, blocks=((2, 5),)), Segment(7, 11, prefix=(0, 7)), Segment(11, 13, prefix=(0, 7)), Segment(13, 18)]
-"""Two questions about one image, whose three tokens attend to each other, and a text."""
+ROW = [
+    Segment(0, 7, blocks=((2, 5),)),
+    Segment(7, 11, prefix=((0, 6),)),
+    Segment(11, 13, prefix=((0, 6), (7, 9))),
+    Segment(13, 18),
+]
+"""Three questions about one image, whose three tokens attend to each other, and a text. The third question begins with
+the first six tokens of the first one and two of the second one."""
 
 
 def dense_mask(window: int | None) -> Tensor:
     """Return which tokens of `ROW` [18, 18] each token attends to."""
     mask = torch.zeros(18, 18, dtype=torch.bool)
     for segment in ROW:
-        before = list(range(*segment.prefix))
+        before = [token for run in segment.prefix for token in range(*run)]
         order = [*before, *range(segment.start, segment.end)]
         for position, query in enumerate(order):
             if query in before:

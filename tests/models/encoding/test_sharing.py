@@ -121,9 +121,20 @@ def test_a_row_has_shared_tokens_once():
     assert row.sample_T.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2]
     assert row.position_ids.tolist() == [[0, 1, 2, 3, 3, 4, 0, 1, 2]]
     spans = [(segment.start, segment.end, segment.prefix, segment.blocks) for segment in row.segments.items]
-    assert spans == [(0, 3, (0, 0), ((1, 3),)), (3, 4, (0, 3), ()), (4, 6, (0, 3), ()), (6, 9, (0, 0), ((1, 2),))]
+    assert spans == [(0, 4, (), ((1, 3),)), (4, 6, ((0, 3),), ()), (6, 9, (), ((1, 2),))]
     ids = torch.arange(15).view(3, 5)
     assert row.pack(ids).tolist() == [[0, 1, 2, 3, 8, 9, 10, 11, 12]]
     states = row.unpack(torch.arange(1.0, 10.0)[None, :, None])[..., 0]
     assert states.tolist() == [[1, 2, 3, 4, 0], [1, 2, 3, 5, 6], [7, 8, 9, 0, 0]]
     assert {LEADER, SHARED} == {"shared_leader", "shared_tokens"}
+
+
+def test_a_sample_shares_tokens_that_its_leader_shares():
+    row = SharedRow.of(torch.ones(4, 5, dtype=torch.long), torch.tensor([0, 0, 1, 2]), torch.tensor([0, 2, 4, 5]))
+    assert row.sample_T.tolist() == [0] * 5 + [1] * 3 + [2]
+    assert [(segment.start, segment.end, segment.prefix) for segment in row.segments.items] == [
+        (0, 5, ()),
+        (5, 8, ((0, 2),)),
+        (8, 9, ((0, 2), (5, 7))),
+    ]
+    assert row.source_BL.tolist() == [[0, 1, 2, 3, 4], [0, 1, 5, 6, 7], [0, 1, 5, 6, 8], [0, 1, 5, 6, 8]]

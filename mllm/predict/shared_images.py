@@ -1,0 +1,75 @@
+"""Evaluations in which the tokens of an image are computed once for all questions about it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from mllm.config.rules.sharing import ANSWERED, IMAGE_BLOCKS
+from mllm.config.schema import RunConfig
+from mllm.dataset.base import SampleDataset
+from mllm.dataset.loading.sharing import image_groups
+from mllm.engine.answering import Answerer
+from mllm.models.backbone.segment_attention import NAME
+from mllm.models.encoding.chat import ChatEncoder
+from mllm.models.language_model import LanguageModel
+from mllm.protocols import Bundle
+
+logger = logging.getLogger(__name__)
+ATTENTION = ("sdpa", NAME)
+"""Attention implementations that the attention inside segments can replace."""
+
+
+def share_test_images(config: RunConfig, bundle: Bundle) -> None:
+    """Let questions about equal images share their first tokens, if that is exact. Otherwise log the reason."""
+    model, encoder = bundle.model, bundle.encoder
+    if not isinstance(model, LanguageModel) or not isinstance(encoder, ChatEncoder) or not encoder.image_token_ids:
+        return
+    reason = _obstacle(config, model)
+    if reason is not None:
+        logger.info("the tokens of an image are computed for each question about it, because %s", reason)
+        return
+    encoder.shares_images = True
+    model.share_tokens(image_blocks=model.pretrained.config.model_type in IMAGE_BLOCKS)
+
+
+def _obstacle(config: RunConfig, model: LanguageModel) -> str | None:
+    """Return the reason why questions cannot share the tokens of an image, or None."""
+    if not config.data_args.gen_kwargs.get("share_images", True):
+        return "data_args.gen_kwargs.share_images is False"
+    if model.heads:
+        return "heads read the states of the image"
+    kind = model.pretrained.config.model_type
+    if kind not in ANSWERED:
+        return f"sharing them has not been tested with '{kind}' models"
+    attention = model.pretrained.config.get_text_config(decoder=True)._attn_implementation
+    return None if attention in ATTENTION else f"the attention of the model is '{attention}', not 'sdpa'"
+
+
+def question_groups(answerer: Answerer, split: SampleDataset, repeats: int = 1) -> Sequence[int] | None:
+    """Return the number of the images of each row that is answered, by which rows are answered together.
+
+    Args:
+        answerer: Source of the answers.
+        split: The split.
+        repeats: Number of times that all rows of the split are answered, each time by another model.
+
+    Returns:
+        None if the answerer does not share images, or all rows have images of their own.
+    """
+    if not answerer.shares_images:
+        return None
+    groups = image_groups(split)
+    sizes = np.bincount(groups)
+    shared = sizes[sizes > 1]
+    if not len(shared):
+        return None
+    logger.info(
+        "%d of %d questions share their images with another question; the tokens of these %d images or series are "
+        "computed once",
+        *(shared.sum(), len(groups), len(shared)),
+    )
+    numbers: list[int] = (groups[None] + np.arange(repeats)[:, None] * len(sizes)).ravel().tolist()
+    return numbers
