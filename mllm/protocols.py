@@ -1,4 +1,4 @@
-"""Protocols of encoders and models, through which the packages call each other."""
+"""Protocols of encoders, models and collators, through which the packages call each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mllm.structures import Answer, Batch, Encoded, Sample
+from mllm.structures import Answer, Batch, Encoded, Failure, LogicalBatch, Sample
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
     from typing_extensions import Self
+
+
+class Collator(Protocol):
+    """Function that divides the samples of an update into pieces."""
+
+    tokens_per_piece: int | None
+    """Maximum number of tokens of a piece; None: another limit applies."""
+
+    def __call__(self, items: Sequence[Encoded | Failure], /) -> LogicalBatch:
+        """Return the batch of an update, including its failures."""
+        ...
 
 
 class Processor(Protocol):

@@ -105,8 +105,10 @@ class DataArgs:
     """Split that is evaluated after training; None: no evaluation."""
     on_error: Literal["raise", "skip"] = "raise"
     """Handling of unreadable rows: 'raise' ends the run, 'skip' counts them and lists them in the run folder."""
-    tokens_per_micro_batch: int | None = _limit(None, minimum=1)
-    """Maximum number of padded tokens in one forward pass; None: per_device_train_batch_size samples."""
+    tokens_per_micro_batch: int | Literal["auto"] | None = _limit(None, minimum=1)
+    """Maximum number of padded tokens in one forward pass; None: per_device_train_batch_size samples. 'auto': the whole
+    update (on a CPU per_device_train_batch_size samples), halved whenever memory runs out; the update is computed again
+    and does not change."""
     packing: bool = False
     """Put several text samples into one row of at most `max_length` tokens. Losses and gradients do not change."""
     share_images: bool = False

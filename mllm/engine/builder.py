@@ -20,6 +20,7 @@ from mllm.engine.callbacks import Checkpoints, Epochs
 from mllm.engine.early_stopping import EarlyStopping
 from mllm.engine.learner import Learner, Reduction
 from mllm.engine.meter import Meter
+from mllm.engine.micro_batches import MicroBatches
 from mllm.engine.privacy.mechanism import Mechanism, digest_of_options, hash_of
 from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.engine.progress import LogLines, ProgressBar
@@ -31,7 +32,7 @@ from mllm.family import FAMILIES
 from mllm.objectives.base import Objective
 from mllm.protocols import Bundle
 from mllm.registry import OBJECTIVES, TRAINERS, build
-from mllm.run_files import TENSORBOARD
+from mllm.run_files import MICRO_BATCHES, TENSORBOARD
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,9 @@ def build_multimodal_trainer(
         private["mechanism"] = mechanism_of(config.privacy_args, config.data_args.train, data.train_sampler)
         # The ledger is written before a checkpoint is marked as complete.
         callbacks[:0] = [SaveBelow(config.privacy_args.checkpoint_below), KeepLedger()]
+    micro_batches = None
+    if config.data_args.tokens_per_micro_batch == "auto":
+        micro_batches = MicroBatches(data.collate, folder / MICRO_BATCHES)
     trainer: MultimodalTrainer = kind(
         learner,
         training_arguments(settings, hardware, folder, learner, evaluates=data.eval_dataset is not None),
@@ -110,6 +114,7 @@ def build_multimodal_trainer(
         meter=meter,
         skip_failures=config.data_args.on_error == "skip",
         memory_advice=memory_advice(config),
+        micro_batches=micro_batches,
         callbacks=callbacks,
         **private,
     )
@@ -210,9 +215,11 @@ def training_arguments(
 def memory_advice(config: RunConfig) -> str:
     """Return the settings to lower after an out-of-memory error, in order, with their values in this config."""
     model, training, steps = config.model_args, config.training_args, []
-    size = training["per_device_train_batch_size"]
-    if config.data_args.tokens_per_micro_batch:  # replaces the batch size
-        steps.append(f"data_args.tokens_per_micro_batch (now {config.data_args.tokens_per_micro_batch})")
+    size, tokens = training["per_device_train_batch_size"], config.data_args.tokens_per_micro_batch
+    if isinstance(tokens, int):  # replaces the batch size
+        steps.append(f"data_args.tokens_per_micro_batch (now {tokens})")
+    elif tokens == "auto":
+        pass  # micro-batches have one row already
     elif size > 1:
         steps.append(
             f"training_args.per_device_train_batch_size (now {size}; raise gradient_accumulation_steps, now "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
@@ -20,14 +20,15 @@ from mllm.engine.finite_check import FiniteCheck
 from mllm.engine.learner import Learner
 from mllm.engine.mean_loss import check_failures, mean_losses
 from mllm.engine.meter import Meter
+from mllm.engine.micro_batches import MicroBatches, release_memory
 from mllm.engine.preflight import preflight
 from mllm.engine.rates import rates_of_config
 from mllm.engine.run_log import run_folder
-from mllm.errors import advise_on_memory
+from mllm.errors import advise_on_memory, is_out_of_memory
 from mllm.models.adapters.trainable import count_trainable
 from mllm.private_messages import error_of, worker_setup
 from mllm.run_files import checkpoint_name
-from mllm.structures import Batch, Encoded, LogicalBatch
+from mllm.structures import Batch, Encoded, Failure, LogicalBatch
 from mllm.supervision import unsupervised
 
 IDLE = "idle_update"
@@ -51,6 +52,8 @@ class MultimodalTrainer(Trainer):
         meter: Counters for the log.
         skip_failures: Skip rows that cannot be used. False: the first one stops the training.
         memory_advice: Sentence that is added to an out-of-memory error.
+        micro_batches: Collator that divides updates into smaller micro-batches when memory runs out; None: an
+            out-of-memory error ends the training.
         callbacks: Callbacks, in order. A `FiniteCheck` runs before them.
     """
 
@@ -67,6 +70,7 @@ class MultimodalTrainer(Trainer):
         meter: Meter,
         skip_failures: bool = False,
         memory_advice: str = "",
+        micro_batches: MicroBatches | None = None,
         callbacks: list[Any] | None = None,
     ) -> None:
         assert args.gradient_accumulation_steps == 1, "accumulation happens inside a logical batch"
@@ -77,6 +81,9 @@ class MultimodalTrainer(Trainer):
         self.meter = meter
         self.train_sampler, self.eval_sampler = train_sampler, eval_sampler
         self.skip_failures, self.memory_advice = skip_failures, memory_advice
+        self.micro_batches = micro_batches
+        self._items: Sequence[Encoded | Failure] = []
+        """Samples of the last logical batch that `micro_batches` divided."""
         self.finite_check = FiniteCheck()
         self._is_idle = False
         """True if no process has a supervised item in the current logical batch."""
@@ -97,12 +104,13 @@ class MultimodalTrainer(Trainer):
         """Return the loader of the validation split, in order."""
         return self._loader(self.eval_dataset if eval_dataset is None else eval_dataset, self.eval_sampler)
 
-    def _loader(self, dataset: Any, sampler: Any) -> DataLoader[LogicalBatch]:
+    def _loader(self, dataset: Any, sampler: Any) -> DataLoader[Any]:
+        """Return a loader of logical batches, or of lists of samples that `_collated` divides in this process."""
         workers = self.args.dataloader_num_workers
         return DataLoader(
             dataset,
             batch_sampler=sampler,
-            collate_fn=self.data_collator,
+            collate_fn=self._collate,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
@@ -129,7 +137,7 @@ class MultimodalTrainer(Trainer):
         Those of this process come first, then those of the other processes. So the checks before the first update fail
         on all processes or on none.
         """
-        collate, dataset = cast(Any, self.data_collator), cast(Any, self.train_dataset)
+        collate, dataset = self._collate, cast(Any, self.train_dataset)
         batches = (collate([dataset[draw] for draw in draws]) for share in self._shares() for draws in share)
         yield from (batch for batch in self._checked(batches, "train") if batch.pieces)
 
@@ -142,9 +150,38 @@ class MultimodalTrainer(Trainer):
 
     def preflight(self) -> LogicalBatch:
         """Check on the first batch that all trainable tensors receive gradients, and return that batch."""
-        batch = self.first_batch()
-        preflight(self.learner, batch, self.accelerator, further=self.first_batches())
-        return batch
+        while True:
+            batch = self.first_batch()
+            try:
+                preflight(self.learner, batch, self.accelerator, further=self.first_batches())
+                return batch
+            except Exception as error:
+                if self._halved(error) is None:
+                    raise
+            self._release()
+
+    @property
+    def _collate(self) -> Any:
+        """Return the function of the samples of an update in a worker: the collator, or `list` for `micro_batches`."""
+        return self.data_collator if self.micro_batches is None else list
+
+    def _collated(self, loaded: Any, update: int | None = None) -> LogicalBatch:
+        """Return a logical batch of the loader. With `micro_batches` its samples are divided here, by this update."""
+        if self.micro_batches is None:
+            return cast(LogicalBatch, loaded)
+        self._items = loaded
+        return self.micro_batches(loaded, update)
+
+    def _halved(self, error: Exception) -> LogicalBatch | None:
+        """Return the last logical batch in smaller pieces after an out-of-memory error; None if that is impossible."""
+        if self.micro_batches is None or not is_out_of_memory(error):
+            return None
+        return self.micro_batches.halve(self._items, self.state.global_step)
+
+    def _release(self) -> None:
+        """Drop the gradients and the memory of a pass that failed. Call it when its exception was handled."""
+        self.learner.zero_grad(set_to_none=True)
+        release_memory()
 
     @cached_property
     def _idle_piece(self) -> Batch:
@@ -162,7 +199,8 @@ class MultimodalTrainer(Trainer):
             # A finished run was resumed within an epoch. Trainer checks for the end only after an update.
             self.control.should_training_stop = True
             return batches, counts
-        for batch in epoch_iterator:
+        for loaded in epoch_iterator:
+            batch = self._collated(loaded, self.state.global_step)
             check_failures(batch, self.skip_failures)
             self.meter.count(batch)
             counts = self._global_counts(batch, device)
@@ -219,27 +257,54 @@ class MultimodalTrainer(Trainer):
         computed and the weights do not change.
         """
         model.train()
-        total = torch.zeros((), device=self.args.device)
         if self._is_idle:
             self.meter.step(idle=True)
             # Checkpoints keep the history, so a resumed run has its idle updates.
             self.state.log_history.append({"step": self.state.global_step + 1, IDLE: 1})
-            return total
-        pieces = inputs.pieces or [self._idle_piece]
+            return torch.zeros((), device=self.args.device)
         with advise_on_memory(self.memory_advice, f" at step {self.state.global_step + 1}"):
-            for piece in pieces:
-                is_last = piece is pieces[-1]
-                self.accelerator.gradient_state._set_sync_gradients(is_last)
-                deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-                with nullcontext() if is_last or deepspeed else self.accelerator.no_sync(model):
-                    with self.compute_loss_context_manager():
-                        loss = self.compute_loss(
-                            model, piece.to(self.args.device, non_blocking=True), num_items_in_batch=num_items_in_batch
-                        )
-                    self.accelerator.backward(loss)
-                total += loss.detach()
+            total = self._run(model, inputs, num_items_in_batch)
         self.finite_check.loss = total
         self.meter.step(total)
+        return total
+
+    def _run(self, model: nn.Module, batch: LogicalBatch, counts: Any) -> Tensor:
+        """Run the pieces of a logical batch and return their loss, []; with `micro_batches`, again if memory runs out.
+
+        The second pass starts with the random states of the first, without its gradients and terms.
+        """
+        if self.micro_batches is None:
+            return self._run_pieces(model, batch.pieces or [self._idle_piece], counts)
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        while True:
+            terms = dict(self.meter.terms)
+            states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+            try:
+                return self._run_pieces(model, batch.pieces, counts)
+            except Exception as error:
+                smaller = self._halved(error)
+                if smaller is None:
+                    raise
+            batch, self.meter.terms = smaller, terms
+            self._release()
+            torch.set_rng_state(states[0])
+            for device, state in zip(devices, states[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+
+    def _run_pieces(self, model: nn.Module, pieces: list[Batch], counts: Any) -> Tensor:
+        """Run forward and backward over the pieces and return their loss, []."""
+        total = torch.zeros((), device=self.args.device)
+        for piece in pieces:
+            is_last = piece is pieces[-1]
+            self.accelerator.gradient_state._set_sync_gradients(is_last)
+            deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+            with nullcontext() if is_last or deepspeed else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(
+                        model, piece.to(self.args.device, non_blocking=True), num_items_in_batch=counts
+                    )
+                self.accelerator.backward(loss)
+            total += loss.detach()
         return total
 
     def evaluate(
@@ -257,7 +322,8 @@ class MultimodalTrainer(Trainer):
 
     def _checked(self, batches: Iterable[LogicalBatch], split: str) -> Iterator[LogicalBatch]:
         """Yield the batches of a split. Record their failures, or raise `DataError` for the first."""
-        for batch in batches:
+        for loaded in batches:
+            batch = self._collated(loaded)
             check_failures(batch, self.skip_failures)
             self.meter.skip(split, batch.failures)
             yield batch

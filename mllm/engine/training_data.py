@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
-from mllm.structures import Encoded, LogicalBatch
+from mllm.protocols import Collator
+from mllm.structures import Encoded
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """The splits that a training reads, each with the sampler of its logical batches."""
 
-    collate: Callable[[list[Any]], LogicalBatch]
+    collate: Collator
     """Combines the encoded samples of one update into a logical batch."""
     train_dataset: Dataset[Encoded]
     train_sampler: Any

@@ -13,6 +13,7 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from mllm.config.hardware import Hardware
 from mllm.config.rules.privacy import refuse_large_delta
 from mllm.config.rules.sharing import IMAGE_BLOCKS
 from mllm.config.schema import RunConfig
@@ -137,14 +138,16 @@ def known_measures(split: SampleDataset, skip: bool = False) -> dict[str, list[f
     return values
 
 
-def prepare_data(config: RunConfig, bundle: Bundle, encoder: SampleEncoder, splits: Splits) -> TrainingData:
+def prepare_data(
+    config: RunConfig, hardware: Hardware, bundle: Bundle, encoder: SampleEncoder, splits: Splits
+) -> TrainingData:
     """Return the training and validation split as encoded logical batches.
 
     `encoder` encodes the samples in the workers of the loader: the encoder of `bundle`, or one that also encodes for a
     teacher.
     """
     privacy = config.privacy_args
-    collate = build_collator(config, bundle, encoder)
+    collate = build_collator(config, hardware, bundle, encoder)
     train, validation = splits["train"], splits.get("validation")
     synthetic = None
     if privacy is None:
@@ -162,9 +165,14 @@ def prepare_data(config: RunConfig, bundle: Bundle, encoder: SampleEncoder, spli
     )
 
 
-def build_collator(config: RunConfig, bundle: Bundle, encoder: SampleEncoder) -> LogicalCollator | SharingCollator:
+def build_collator(
+    config: RunConfig, hardware: Hardware, bundle: Bundle, encoder: SampleEncoder
+) -> LogicalCollator | SharingCollator:
     """Return the function that combines the samples of an update."""
     size, tokens = config.training_args["per_device_train_batch_size"], config.data_args.tokens_per_micro_batch
+    if tokens == "auto":
+        # Memory that runs out on a CPU usually ends the process, so the first try must not be too large there.
+        size, tokens = logical_batch_size(config.training_args) if hardware.device == "cuda" else size, None
     if config.data_args.share_images:
         assert isinstance(bundle.encoder, ChatEncoder) and isinstance(bundle.model, LanguageModel)
         bundle.encoder.shares_images = True

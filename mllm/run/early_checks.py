@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments, get_scheduler
@@ -42,6 +43,13 @@ def check_early(config: RunConfig, hardware: Hardware, updates: int) -> RunConfi
         raise ConfigError(
             f"{config.origin('data_args', 'gen_kwargs')}: data_args.gen_kwargs.scales is an option of mllm evaluate, "
             "because the model of a run has one image_size: remove it here, and set it there with --cfg-options"
+        )
+    processes = PartialState().num_processes
+    if config.data_args.tokens_per_micro_batch == "auto" and processes > 1:
+        raise ConfigError(
+            f"{config.origin('data_args', 'tokens_per_micro_batch')}: tokens_per_micro_batch='auto' needs one process, "
+            f"and this run has {processes}, which cannot take back an update alone: set it to the number that a run on "
+            "one process writes to micro_batches.json"
         )
     if updates == 1 and config.training_args["warmup_steps"]:
         logger.info("the run has one update: warmup_steps is set to 0, because the learning rate would be 0")

@@ -66,7 +66,7 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool, 
             release_teacher(learner, teacher)
         encoder = training_encoder(bundle, teacher, cache)
         fit_objectives(learner, encoder, splits["train"])
-        data = prepare_data(config, bundle, encoder, splits)
+        data = prepare_data(config, hardware, bundle, encoder, splits)
         if bundle.model.generates_text:
             warn_of_cut_samples(config, bundle.encoder, splits["train"])
         untrained = None

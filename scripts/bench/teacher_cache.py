@@ -79,7 +79,7 @@ def work(folder: Path, cached: bool, samples: int, threads: int) -> dict[str, An
             release_teacher(learner, teacher)
         encoder = training_encoder(bundle, teacher, cache)
         fit_objectives(learner, encoder, splits["train"])
-        data = prepare_data(config, bundle, encoder, splits)
+        data = prepare_data(config, hardware, bundle, encoder, splits)
         trainer, clock = prepare_trainer(config, hardware, learner, Path("run"), data), Clock()
         del teacher
         trainer.add_callback(clock)

@@ -80,7 +80,7 @@ def test_images_without_room_keep_their_pixels_in_pieces_of_their_own(write_conf
     caplog.set_level("INFO")
     room = 3.5 * 16 * 128 * 4 / 1e9
     config, bundle, splits = opened(write_config, tiny_medgemma, f"data_args['vision_cache_gb'] = {room}")
-    data = prepare_data(config, bundle, bundle.encoder, splits)
+    data = prepare_data(config, best_hardware(), bundle, bundle.encoder, splits)
     whole = data.collate([data.train_dataset[index] for index in range(8)]).pieces
     store_test_features(config, bundle, splits["train"])
     assert "5 samples do not fit into data_args.vision_cache_gb" in caplog.text

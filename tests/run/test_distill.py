@@ -60,7 +60,7 @@ def prepared(tmp_path, monkeypatch):
             release_teacher(learner, teacher)
         encoder = training_encoder(bundle, teacher, cache)
         fit_objectives(learner, encoder, splits["train"])
-        data = prepare_data(config, bundle, encoder, splits)
+        data = prepare_data(config, hardware, bundle, encoder, splits)
         return learner, data.collate([data.train_dataset[index] for index in range(6)]).pieces
 
     return prepare

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import DataArgs, ModelArgs, RunConfig
@@ -33,6 +34,14 @@ def test_a_run_of_one_update_has_no_warmup(caplog):
         checked = check_early(config(warmup_steps=0.03), CPU, updates=1)
     assert checked.training_args["warmup_steps"] == 0
     assert "warmup_steps is set to 0" in caplog.text
+
+
+def test_several_processes_do_not_find_the_size_of_micro_batches(monkeypatch):
+    PartialState()
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 2)
+    auto = config().replaced(data_args=DataArgs(tokens_per_micro_batch="auto"))
+    with pytest.raises(ConfigError, match="tokens_per_micro_batch='auto' needs one process, and this run has 2"):
+        check_early(auto, CPU, updates=10)
 
 
 def test_a_rate_that_is_0_throughout_is_refused():

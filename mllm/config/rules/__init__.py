@@ -49,6 +49,7 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     trainable.refuse_trainable_conflicts(config, checkpoint, family)
     precision.refuse_two_precisions(config)
     training.refuse_no_updates(config)
+    training.refuse_auto_micro_batches(config)
     packing.refuse_packing(config, checkpoint, family)
     sharing.refuse_sharing(config, checkpoint, family)
     privacy.refuse_private_conflicts(config)

@@ -41,6 +41,21 @@ def refuse_no_updates(config: RunConfig) -> None:
         )
 
 
+def refuse_auto_micro_batches(config: RunConfig) -> None:
+    """Raise `ConfigError` for `tokens_per_micro_batch='auto'` where a failed pass cannot be taken back."""
+    if config.data_args.tokens_per_micro_batch != "auto":
+        return
+    for name, section, reason in (
+        ("privacy_args", config.privacy_args, "clips the gradients of physical_batch_size samples at a time"),
+        ("training_args.deepspeed", config.training_args["deepspeed"], "keeps the gradients of passes that fail"),
+    ):
+        if section:
+            raise ConfigError(
+                f"{config.origin('data_args', 'tokens_per_micro_batch')}: tokens_per_micro_batch='auto' is not "
+                f"possible with {name}, which {reason}: set it to a number of tokens or remove it"
+            )
+
+
 def refuse_unsupported_arguments(config: RunConfig) -> None:
     """Raise `ConfigError` for arguments of `transformers.Trainer` that have no effect here or are not supported."""
     stopping_keys = {item.name for item in dataclasses.fields(StoppingArgs)}

@@ -61,6 +61,23 @@ def test_arguments_that_would_fail_later_are_refused(refuse, setting, fragment):
     assert sentence.startswith("run.py:2: ") and fragment in sentence
 
 
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (PRIVATE, "privacy_args, which clips the gradients of physical_batch_size samples at a time"),
+        ("training_args = dict(deepspeed='zero2.json')", "training_args.deepspeed, which keeps the gradients"),
+    ],
+)
+def test_micro_batches_that_fit_are_not_found_where_a_failed_pass_cannot_be_taken_back(refuse, lines, reason):
+    sentence = refuse(f'data_args = dict(tokens_per_micro_batch="auto")\n{lines}')
+    assert sentence.startswith("run.py:2: tokens_per_micro_batch='auto' is not possible with ") and reason in sentence
+
+
+@pytest.mark.parametrize("value", ["'automatic'", "0", "True"])
+def test_other_sizes_of_micro_batches_are_refused(refuse, value):
+    assert "tokens_per_micro_batch must be" in refuse(f"data_args = dict(tokens_per_micro_batch={value})")
+
+
 @pytest.fixture
 def zero_3(tmp_path):
     path = tmp_path / "zero.json"

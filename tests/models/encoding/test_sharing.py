@@ -69,7 +69,7 @@ def update(request, name: str, shares: bool, stores: bool = False, checkpointing
     if checkpointing:
         learner.student.enable_checkpointing({"use_reentrant": False})
         learner.train()
-    data = prepare_data(config, bundle, bundle.encoder, splits)
+    data = prepare_data(config, hardware, bundle, bundle.encoder, splits)
     if stores:
         store_test_features(config, bundle, splits["train"])
     text = bundle.encoder.encode(Sample([Turn("user", "Why?"), Turn("assistant", "a shadow")]))
