@@ -1,7 +1,8 @@
-"""Benchmark of evaluations: batches against one sample at a time, and options with the vision tower once or for each.
+"""Benchmark of evaluations: batches and shared images against one sample at a time, and the same for scored options.
 
-A reduced, random Gemma 3 answers questions of different lengths about images. The methods alternate in one process. A
-ratio is printed only if the answers are the same. README.md has the figures.
+A reduced, random Gemma 3 answers questions of different lengths about images. With `--questions N`, each image has N
+questions, and their batches share its tokens. The methods alternate in one process. A ratio is printed only if the
+answers are the same. README.md has the figures.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from PIL import Image
 
 from mllm.config.hardware import installed
 from mllm.config.schema import ModelArgs
+from mllm.engine.answering import SCORED_WINDOW
 from mllm.engine.feature_computer import FeatureComputer
 from mllm.engine.option_scores import score_sample
+from mllm.engine.shared_scores import score_sharing
+from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.generation.generate import generate
+from mllm.models.language_model import LanguageModel
 from mllm.predict.load import best_hardware, load_for_answers
 from mllm.protocols import Bundle
 from mllm.structures import Answer, Sample, Turn
@@ -54,29 +59,45 @@ BATCH = 8
 Method = Callable[[], list[Answer]]
 
 
-def samples(count: int) -> list[Sample]:
-    """Return questions about images of noise."""
+def samples(count: int, questions: int) -> list[Sample]:
+    """Return questions about images of noise, several about each image."""
     rng = np.random.default_rng(7)
     rows = []
-    for _ in range(count):
-        image = Image.fromarray(rng.integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8))
+    for number in range(count):
+        if number % questions == 0:
+            image = Image.fromarray(rng.integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8))
         question = " ".join(rng.choice(WORDS, rng.integers(*QUESTION, endpoint=True)))
         rows.append(Sample([Turn("user", f"<image>{question}")], [image]))
     return rows
 
 
 def answered(bundle: Bundle, rows: Sequence[Sample], batch_size: int, tokens: int) -> Method:
-    """Return a function that answers all rows."""
+    """Return a function that answers all rows; batches share the tokens of an image."""
     sampling = dict(do_sample=True, temperature=20.0)  # the most probable answer of random weights is always the same
-    return lambda: generate(bundle, rows, batch_size=batch_size, max_new_tokens=tokens, progress=False, **sampling)
+    options = dict(batch_size=batch_size, max_new_tokens=tokens, share_images=batch_size > 1, **sampling)
+    return lambda: generate(bundle, rows, progress=False, **options)
 
 
-def scored(bundle: Bundle, rows: Sequence[Sample], is_shared: bool) -> Method:
-    """Return a function that scores the options of all rows."""
+def scored(bundle: Bundle, rows: Sequence[Sample], computes_once: bool) -> Method:
+    """Return a function that scores the options of each row alone, with the vision tower once or for each option."""
 
     def score() -> list[Answer]:
-        computer = FeatureComputer(bundle) if is_shared else None
+        computer = FeatureComputer(bundle) if computes_once else None
         return [score_sample(bundle, row, CHOICES, 4, computer) for row in rows]
+
+    return score
+
+
+def scored_sharing(bundle: Bundle, rows: Sequence[Sample]) -> Method:
+    """Return a function that scores the options of all rows, which share the tokens of their question and image."""
+
+    def score() -> list[Answer]:
+        answers: dict[int, Answer] = {}
+        for start in range(0, len(rows), SCORED_WINDOW):
+            window = dict(enumerate(rows[start : start + SCORED_WINDOW], start))
+            for row in score_sharing(bundle, window, CHOICES, 4):
+                answers |= row
+        return [answers[index] for index in range(len(rows))]
 
     return score
 
@@ -113,41 +134,66 @@ def line(name: str, rows: int, slow: Times, fast: Times) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=200, help="questions that are answered")
-    parser.add_argument("--scored", type=int, default=40, help="questions whose options are scored")
-    parser.add_argument("--tokens", type=int, default=12, help="tokens of an answer")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        base = write_tiny("medgemma", Path(folder) / "base", text=TEXT, vision=VISION)
-        args = ModelArgs("medgemma", str(base), lora_r=None, image_size=PIXELS, image_token_len=TOKENS)
-        bundle = load_for_answers(args, best_hardware())
-    rows = samples(options.samples)
-    for method in (answered(bundle, rows[:BATCH], BATCH, 2), scored(bundle, rows[:2], True)):
-        method()  # a warm-up
+def load(folder: Path) -> Bundle:
+    """Return the model, whose samples can share tokens."""
+    base = write_tiny("medgemma", folder / "base", text=TEXT, vision=VISION)
+    args = ModelArgs("medgemma", str(base), lora_r=None, image_size=PIXELS, image_token_len=TOKENS)
+    bundle = load_for_answers(args, best_hardware())
+    assert isinstance(bundle.model, LanguageModel) and isinstance(bundle.encoder, ChatEncoder)
+    bundle.model.share_tokens(image_blocks=True)
+    bundle.encoder.shares_images = True
+    return bundle
+
+
+def compare_answers(bundle: Bundle, rows: Sequence[Sample], name: str, options: argparse.Namespace) -> str:
+    """Return the row of answers one at a time and in batches; exit if they differ."""
     one, batched = (answered(bundle, rows, size, options.tokens) for size in (1, BATCH))
     times, (alone, together) = compare(one, batched, options.rounds)
     if alone != together:
         different = sum(one != other for one, other in zip(alone, together, strict=True))
         sys.exit(f"no ratio: {different} of {len(rows)} answers differ")
     print(f"all {len(rows)} answers are the same, {len({answer.text for answer in alone})} different texts")
-    header = ["", *(f"{word}: samples per {kind} second" for kind in ("", "CPU") for word in ("before", "after"))]
-    header = [" ".join(cell.split()) for cell in [*header[:3], "ratio", *header[3:], "ratio"]]
-    print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
-    print(line(f"{len(rows)} answers: one at a time, batches of {BATCH}", len(rows), *times), flush=True)
-    part = rows[: options.scored]
-    times, (alone, together) = compare(scored(bundle, part, False), scored(bundle, part, True), options.rounds)
+    return line(name, len(rows), *times)
+
+
+def compare_scores(first: Method, second: Method, name: str, options: argparse.Namespace) -> str:
+    """Return the row of two methods that score options; exit if probabilities differ."""
+    times, (alone, together) = compare(first, second, options.rounds)
     pairs = zip(alone, together, strict=True)
     worst = max(abs(one.scores[name] - other.scores[name]) for one, other in pairs for name in CHOICES)
     if worst > 1e-5:
         sys.exit(f"no ratio: a probability differs by {worst:.1e}")
-    print(line(f"{len(part)} questions with {len(CHOICES)} options: tower for each option, once", len(part), *times))
+    print(f"probabilities differ by at most {worst:.1e}")
+    return line(name, len(alone), *times)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=200, help="questions that are answered")
+    parser.add_argument("--questions", type=int, default=1, help="questions about each image")
+    parser.add_argument("--scored", type=int, default=40, help="questions whose options are scored")
+    parser.add_argument("--tokens", type=int, default=12, help="tokens of an answer")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = load(Path(folder))
+    rows = samples(options.samples, options.questions)
+    part = rows[: options.scored]
+    each, once, sharing = scored(bundle, part, False), scored(bundle, part, True), scored_sharing(bundle, part)
+    answered(bundle, rows[:BATCH], BATCH, 2)()  # a warm-up
+    scored(bundle, rows[:2], True)()
+    shared = f", images shared by {options.questions} questions" if options.questions > 1 else ""
+    lines = [compare_answers(bundle, rows, f"{len(rows)} answers: one at a time, batches of {BATCH}{shared}", options)]
+    asked = f"{len(part)} questions with {len(CHOICES)} options"
+    lines.append(compare_scores(each, once, f"{asked}: tower for each option, once", options))
+    lines.append(compare_scores(once, sharing, f"{asked}: tower once, tokens shared by options{shared}", options))
+    header = ["", *(f"{word}: samples per {kind} second" for kind in ("", "CPU") for word in ("before", "after"))]
+    header = [" ".join(cell.split()) for cell in [*header[:3], "ratio", *header[3:], "ratio"]]
+    print("\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *lines]))
     versions = ", ".join(" ".join(pair) for pair in installed(["torch", "transformers"]).items())
-    print(f"probabilities differ by at most {worst:.1e}; {machine(options.threads)}; {versions}")
+    print(f"{machine(options.threads)}; {versions}")
 
 
 if __name__ == "__main__":

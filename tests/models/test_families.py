@@ -45,7 +45,7 @@ from mllm.export.settings import encoding_settings
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.generation.generate import generate, stop_ids
-from mllm.models.generation.shared_prompts import SharedPrompts
+from mllm.models.generation.shared_prompts import SharedPrompts, shared_inputs
 from mllm.models.language_model import LanguageModel
 from mllm.objectives.text import NextToken
 from mllm.predict.feature_filler import Filler, ImageSample
@@ -380,11 +380,14 @@ def check_shared_answers(bundle: Bundle) -> None:
     encoder.shares_images, encoder.stored_features = True, None
     questions = [("What is this?", 80), ("Why?", 80), ("Is it the left lung?", 80), ("Which?", 50), ("Who?", 50)]
     prompts = [encoder.prompt(conversation(picture(width, 60), question=text)) for text, width in questions]
-    plain = encoder.pad(prompts, side="left").student
+    options = GenerationConfig(max_new_tokens=3, return_dict_in_generate=True, output_logits=True)
     model.eval()
-    logits = []
-    for inputs in (lambda: plain, lambda: SharedPrompts(bundle, prompts).inputs(range(len(prompts)))):
-        options = GenerationConfig(max_new_tokens=3, return_dict_in_generate=True, output_logits=True)
-        logits.append(torch.stack(model.pretrained.generate(**inputs(), generation_config=options).logits))
-        model.share_tokens(image_blocks=model.pretrained.config.model_type in IMAGE_BLOCKS)
-    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
+
+    def logits(inputs: dict[str, Any]) -> Tensor:
+        return torch.stack(model.pretrained.generate(**inputs, generation_config=options).logits)
+
+    expected = logits(encoder.pad(prompts, side="left").student)
+    model.share_tokens(image_blocks=model.pretrained.config.model_type in IMAGE_BLOCKS)
+    row = SharedPrompts(bundle, prompts)
+    actual = logits(shared_inputs([(row, index) for index in range(len(prompts))]))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from transformers import AutoModelForImageTextToText
 
 from mllm.errors import ConfigError
 from mllm.export.folder import update_figures
+from mllm.models.encoding.sharing import SharedRow
+from mllm.objectives.text import NextToken
 from mllm.pipeline.finetune import main
+from mllm.run_files import VISION_CACHE
 
 
 def adapter(run: str = "exp/run/latest") -> dict[str, torch.Tensor]:
@@ -145,6 +149,48 @@ def test_a_killed_run_continues_bit_for_bit(write_config, moment):
     assert len(losses()) == 4
     actual = adapter("whole")
     assert all(torch.equal(actual[name], tensor) for name, tensor in adapter().items())
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL."""
+
+
+def test_a_run_with_stored_features_and_shared_images_continues_bit_for_bit(
+    write_config, write_rows, monkeypatch, caplog
+):
+    """The run dies in its third update, in the second epoch. It continues without the features that it had stored."""
+    questions = ("Is it clear?", "Where is it?", "Which organ is it?")
+    write_rows(*[{"image": f"{n}.png", "question": text, "answer": "a scan"} for n in range(3) for text in questions])
+    config = write_config("""
+model_args.update(lora_target="language")
+data_args = dict(share_images=True, validation=None, test=None, train=dict(_delete_=True, type="VQADataset",
+                 data_path="rows.jsonl", image_folder="pictures"))
+training_args.update(gradient_accumulation_steps=4, gradient_checkpointing=True)
+""")
+    assert main([config, "--cfg-options", "training_args.output_dir=whole"]) == 0
+    caplog.set_level("INFO")
+    shared, calls, total = [], [], NextToken.total
+
+    def die(objective, context):
+        if objective.training:
+            calls.append(1)
+        if len(list(Path("exp/run/latest").glob("checkpoint-*/complete.json"))) == 2:
+            raise KilledError
+        return total(objective, context)
+
+    row_of = SharedRow.of
+    monkeypatch.setattr(SharedRow, "of", lambda *parts: (shared.append(parts[1].tolist()), row_of(*parts))[1])
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(NextToken, "total", die)
+        main([config])
+    assert any(leaders != list(range(len(leaders))) for leaders in shared), "some questions share their image"
+    assert (len(calls) > 2, len(list(VISION_CACHE.glob("*")))) == (True, 1)
+    shutil.rmtree(VISION_CACHE)
+    assert main([config, "--resume"]) == 0
+    assert "continuing from checkpoint-2" in caplog.text
+    assert losses() == losses("whole") and len(losses()) == 4
+    expected = adapter("whole")
+    assert all(torch.equal(expected[name], tensor) for name, tensor in adapter().items())
 
 
 PLUGIN = '''

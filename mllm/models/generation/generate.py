@@ -18,7 +18,7 @@ from mllm.models.encoding.shared_rows import leaders_of, rows_of
 from mllm.models.encoding.text_encoder import TextEncoder
 from mllm.models.generation.object_decoding import ObjectDecoder
 from mllm.models.generation.sampling import Sampling
-from mllm.models.generation.shared_prompts import SharedPrompts, shares_tokens
+from mllm.models.generation.shared_prompts import SharedPrompts, shared_inputs, shares_tokens
 from mllm.models.language_model import LanguageModel
 from mllm.protocols import Bundle, Model
 from mllm.structures import Answer, Encoded, Sample
@@ -158,8 +158,7 @@ class Generation:
                 with self._computing():
                     answers = self._answers([prompts[i] for i in part], [numbers[i] for i in part])
                 yield dict(zip(part, answers, strict=True))
-        for row in rows:
-            yield from self._row_batches(row, prompts, numbers, answered)
+        yield from self._shared_batches(rows, prompts, numbers, answered)
 
     def _rows(self, prompts: Sequence[Encoded]) -> list[list[int]]:
         """Return rows of prompts that share tokens with another one. A row has at most the tokens of a batch."""
@@ -172,15 +171,27 @@ class Generation:
         rows = rows_of([prompts[index] for index in sharing], room, len(sharing))
         return [sorted((sharing[place] for place in row), key=lambda i: len(prompts[i])) for row in rows]
 
-    def _row_batches(
-        self, row: Sequence[int], prompts: Sequence[Encoded], numbers: Sequence[int], answered: Container[int]
+    def _shared_batches(
+        self,
+        rows: Sequence[Sequence[int]],
+        prompts: Sequence[Encoded],
+        numbers: Sequence[int],
+        answered: Container[int],
     ) -> Iterator[dict[int, Answer]]:
-        """Yield the answers to the prompts of a row, whose common first tokens are computed once."""
-        shared, places = None, {index: place for place, index in enumerate(row)}
-        for part in self._parts(row, numbers, answered):
+        """Yield the answers to the prompts of rows, whose common first tokens are computed once.
+
+        A batch can have prompts of several rows. A row is in memory from its first batch to its last one.
+        """
+        places = {index: (number, place) for number, row in enumerate(rows) for place, index in enumerate(row)}
+        computed: dict[int, SharedPrompts] = {}
+        for part in self._parts([index for row in rows for index in row], numbers, answered):
             with self._computing():
-                shared = shared or SharedPrompts(self.bundle, [prompts[i] for i in row])
-                inputs = shared.inputs([places[i] for i in part])
+                needed = dict.fromkeys(places[index][0] for index in part)
+                computed = {
+                    number: computed.get(number) or SharedPrompts(self.bundle, [prompts[i] for i in rows[number]])
+                    for number in needed
+                }
+                inputs = shared_inputs([(computed[places[i][0]], places[i][1]) for i in part])
                 tokens = self._generated(inputs, [numbers[i] for i in part])
                 answers = self._read(tokens, inputs["input_ids"].shape[1], [prompts[i] for i in part])
             yield dict(zip(part, answers, strict=True))

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import DynamicCache
 
 from mllm.models.encoding.chat import ChatEncoder
@@ -44,25 +46,37 @@ class SharedPrompts:
         batch = encoder.pad_shared([_without_last_token(prompt) for prompt in prompts], leaders, shared)
         self.row, self.layers = model.keys_and_values(batch.to(model.pretrained.device).student)
 
-    def inputs(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Return the arguments of `generate` of transformers for some of the prompts, padded on the left."""
-        pretrained = self.model.pretrained
-        texts = [replace(self.prompts[i], student=text_of(self.prompts[i].student), frames=()) for i in indices]
-        student = self.encoder.pad(texts, side="left").to(pretrained.device).student
-        mask_BL = student["attention_mask"]
-        columns = mask_BL.shape[1] - 1
-        source_BL = mask_BL.new_zeros(len(indices), columns)
-        for row, index in enumerate(indices):
-            length = len(self.prompts[index]) - 1
-            source_BL[row, columns - length :] = self.row.source_BL[index, :length]
+    def source(self, index: int) -> Tensor:
+        """Return the places in the row [L] of the tokens of a prompt, without the last one."""
+        return self.row.source_BL[index, : len(self.prompts[index]) - 1]
 
-        def padded(tensor_1HTD: Tensor) -> Tensor:
-            return tensor_1HTD[0][:, source_BL].transpose(0, 1)
 
-        cache = DynamicCache(config=pretrained.config)
-        for number, (keys, values) in enumerate(self.layers):
-            cache.update(padded(keys), padded(values), number)
-        return {"input_ids": student["input_ids"], "attention_mask": mask_BL, "past_key_values": cache}
+def shared_inputs(parts: Sequence[tuple[SharedPrompts, int]]) -> dict[str, Any]:
+    """Return the arguments of `generate` of transformers for prompts of one or several rows, padded on the left.
+
+    Args:
+        parts: Row of each prompt, and the index of the prompt in it.
+    """
+    first, _ = parts[0]
+    pretrained = first.model.pretrained
+    prompts = [shared.prompts[index] for shared, index in parts]
+    texts = [replace(prompt, student=text_of(prompt.student), frames=()) for prompt in prompts]
+    student = first.encoder.pad(texts, side="left").to(pretrained.device).student
+    columns = student["input_ids"].shape[1] - 1
+    sources = [
+        F.pad(source, (columns - len(source), 0)) for source in (shared.source(index) for shared, index in parts)
+    ]
+
+    def padded(layer: int, kind: int) -> Tensor:
+        """Return the keys (0) or values (1) of a layer [B, H, L, D]."""
+        rows = [shared.layers[layer][kind][0] for shared, _ in parts]
+        return torch.stack([row_HTD[:, source_L] for row_HTD, source_L in zip(rows, sources, strict=True)])
+
+    cache = DynamicCache(config=pretrained.config)
+    for layer in range(len(first.layers)):
+        cache.update(padded(layer, 0), padded(layer, 1), layer)
+    inputs = {name: student[name] for name in ("input_ids", "attention_mask")}
+    return {**inputs, "past_key_values": cache}
 
 
 def _without_last_token(prompt: Encoded) -> Encoded:

@@ -15,7 +15,7 @@ from mllm.models.builder.builder import load_pretrained
 from mllm.models.encoding.image_features import backbone_inputs, compute_features, with_features
 from mllm.models.encoding.shared_rows import leaders_of, rows_of
 from mllm.models.generation.generate import Generation, generate
-from mllm.models.generation.shared_prompts import SharedPrompts
+from mllm.models.generation.shared_prompts import SharedPrompts, shared_inputs
 from mllm.protocols import Bundle
 from mllm.structures import Encoded, Sample, Turn
 from mllm.tiny.checkpoints import write_tiny
@@ -87,11 +87,11 @@ def test_logits_from_a_shared_row_are_those_of_transformers(bundle: Bundle, stor
         features = [with_features(prompt.student, compute_features(model, prompt.student)) for prompt in prompts]
         pairs = zip(prompts, features, strict=True)
         prompts = [replace(prompt, student=student, has_features=True) for prompt, student in pairs]
-    shared = SharedPrompts(bundle, prompts)
+    rows = [SharedPrompts(bundle, prompts[:5]), SharedPrompts(bundle, prompts[5:])]
     for indices in ([0, 1, 2], [9, 3, 7, 4]):
         plain = bundle.encoder.pad([prompts[i] for i in indices], side="left").student
         expected = logits_of(bundle, backbone_inputs(plain))
-        actual = logits_of(bundle, shared.inputs(indices))
+        actual = logits_of(bundle, shared_inputs([(rows[i // 5], i % 5) for i in indices]))
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
