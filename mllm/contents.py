@@ -41,11 +41,12 @@ def contents_of(answer: Answer) -> set[Content]:
     contents: set[Content] = set()
     if answer.text.strip():
         contents.add("text")
-    if any(mark.box is not None or (mark.mask is not None and mark.mask.any()) for mark in answer.marks):
-        contents.add("box")
-    if any(mark.mask is not None for mark in answer.marks):
-        contents.add("mask")
-    if any(map(math.isfinite, answer.measures.values())):
+    for mark in answer.marks:
+        if mark.mask is not None:
+            contents.add("mask")
+        if mark.box is not None or (mark.mask is not None and "box" not in contents and mark.mask.any()):
+            contents.add("box")
+    if answer.measures and any(map(math.isfinite, answer.measures.values())):
         contents.add("measures")
     if "box" in contents:
         contents.add("objects")

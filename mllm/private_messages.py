@@ -59,14 +59,22 @@ def is_private() -> bool:
     return _is_private
 
 
-@contextmanager
-def in_row(split: str, index: int) -> Iterator[None]:
-    """Let messages of private runs name the row of a split with this index, from 0, in the block."""
-    token = _row.set((split, index))
-    try:
-        yield
-    finally:
-        _row.reset(token)
+class in_row:  # noqa: N801
+    """Context manager in which messages of private runs name the row of a split with this index, from 0.
+
+    It is no generator, because it is entered for every row.
+    """
+
+    __slots__ = ("_row", "_token")
+
+    def __init__(self, split: str, index: int) -> None:
+        self._row = split, index
+
+    def __enter__(self) -> None:
+        self._token = _row.set(self._row)
+
+    def __exit__(self, *error: object) -> None:
+        _row.reset(self._token)
 
 
 def current_row() -> PublicText:

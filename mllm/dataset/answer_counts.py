@@ -32,8 +32,8 @@ class AnswerCounts:
         self.tasks[sample.task] += 1
         answer = reference_of(sample)
         self.contents.update(contents_of(answer))
-        if answer.text.strip() and len(self._texts) <= MANY_ANSWERS:
-            self._texts[hash(answer.text.strip().casefold())] += 1
+        if (text := answer.text.strip()) and len(self._texts) <= MANY_ANSWERS:
+            self._texts[hash(text.casefold())] += 1
 
     @property
     def repeated(self) -> int:

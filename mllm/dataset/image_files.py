@@ -54,10 +54,10 @@ def find_file(folder: Path, name: str | Path) -> Path:
     Raises:
         DataError: The file does not exist.
     """
-    path = folder / (Path(name).expanduser() if str(name).startswith("~") else name)
-    if path.exists():
-        return path
     text = str(name)
+    path = folder / (Path(name).expanduser() if text.startswith("~") else name)
+    if os.path.exists(path):  # in half the time of `path.exists()`
+        return path
     if _WINDOWS.match(text):
         fault = "is a Windows path: write it relative to image_folder, with /"
         raise DataError(f"image {text} {fault}", f"its image {fault}")
@@ -152,7 +152,7 @@ class UndecodedImage(Image.Image):
     @property
     def size_in_bytes(self) -> int:
         """Return the size of the files of the image together, in bytes."""
-        if isinstance(self._path, Path) and not S_ISDIR((state := self._path.stat()).st_mode):
+        if isinstance(self._path, Path) and not S_ISDIR((state := os.stat(self._path)).st_mode):
             return state.st_size
         return sum(file.stat().st_size for file in self.files)
 

@@ -12,10 +12,10 @@ import numpy as np
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.annotations.objects import AnnotatedImage, EmptyBoxes
+from mllm.dataset.annotations.objects import AnnotatedImage
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
 from mllm.dataset.tables.values import is_empty
-from mllm.dataset.tasks.annotated import AnnotatedDataset, Labels
+from mllm.dataset.tasks.annotated import AnnotatedDataset
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
 from mllm.structures import Sample
@@ -31,7 +31,7 @@ class CountingDataset(AnnotatedDataset):
     A row of a table has `image`, `count` and `label`. If `labels` has one label, rows need none.
 
     Args:
-        data_path, image_folder, split, labels, empty_boxes, options: See `AnnotatedDataset`.
+        data_path, image_folder, options: See `AnnotatedDataset`.
         measure: Name of the measure that a regression head learns, which needs one label in `labels`; its views are
             `["image"]`. None: the answer is text alone.
     """
@@ -43,14 +43,12 @@ class CountingDataset(AnnotatedDataset):
         self,
         data_path: str | Path,
         image_folder: str | Path | None = None,
-        split: str | None = None,
-        labels: Labels | None = None,
-        empty_boxes: EmptyBoxes = "refuse",
+        *,
         measure: str | None = None,
         **options: Any,
     ) -> None:
         self.measure = measure
-        super().__init__(data_path, image_folder, split, labels, empty_boxes, **options)
+        super().__init__(data_path, image_folder, **options)
         if measure is not None and len(names := list(self.used_labels())) != 1:
             raise ConfigError(
                 f"measure='{measure}' is the count of one label, and labels has {len(names)}: set labels to one label"

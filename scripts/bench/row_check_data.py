@@ -1,0 +1,319 @@
+"""Data of the benchmark of the check of rows: folders with any number of rows of each kind of table.
+
+The rows of a kind differ in image, patient and answer. The images of a kind have equal contents; they are hard links of
+a few files, so that a hundred thousand of them take no space.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mllm.dataset.public import chexpert, mimic_cxr
+
+Writer = Callable[[Path, int], dict[str, Any]]
+"""Function of a folder and a number of rows, which writes the data and returns the options that read them."""
+WIDTH, HEIGHT = 64, 48
+LINKS = 10_000
+"""Links to one file; file systems have a limit of some ten thousands."""
+REPORT = (
+    "                 FINAL REPORT\n FINDINGS: \n \n The lungs are clear. Image {}.\n \n IMPRESSION: \n \n Normal.\n"
+)
+_QUESTIONS = (
+    "Is there a lesion in this image?",
+    "Which organ is shown?",
+    "Is the heart enlarged?",
+    "What is abnormal?",
+)
+_ANSWERS = ("no", "lung", "no", "a nodule in the left upper lobe")
+
+
+class Pictures:
+    """Writer of image files below a folder."""
+
+    def __init__(self, folder: Path, suffix: str = ".png") -> None:
+        self.folder, self.suffix, self.count = folder, suffix, 0
+        self.source = folder
+
+    def add(self, name: str) -> str:
+        """Write an image file and return its name."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.count % LINKS:
+            os.link(self.source, path)
+        else:
+            self.source = path
+            Image.linear_gradient("L").resize((WIDTH, HEIGHT)).convert("RGB").save(path)
+        self.count += 1
+        return name
+
+    def numbered(self, number: int) -> str:
+        """Write an image file in a folder of a thousand images and return its name."""
+        return self.add(f"{number // 1000:03}/{number:06}{self.suffix}")
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write a JSON lines file and return its path."""
+    with path.open("w") as file:
+        file.writelines(f"{json.dumps(row)}\n" for row in rows)
+    return str(path)
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], delimiter: str = ",") -> str:
+    """Write a CSV file and return its path."""
+    with path.open("w", newline="") as file:
+        writer = None
+        for row in rows:
+            if writer is None:
+                writer = csv.DictWriter(file, list(row), delimiter=delimiter)
+                writer.writeheader()
+            writer.writerow(row)
+    return str(path)
+
+
+def _patient(number: int) -> str:
+    return f"P{number // 4:06}"
+
+
+def _box(number: int) -> list[float]:
+    """Return a box x1 y1 x2 y2 inside an image."""
+    x, y = number * 17 % 40, number * 13 % 29
+    return [x + 0.5, y + 0.25, x + 10 + number % 13, y + 8 + number % 11]
+
+
+def _questions(folder: Path, rows: int) -> Iterable[dict[str, Any]]:
+    pictures = Pictures(folder)
+    for number in range(rows):
+        question, answer = _QUESTIONS[number % 4], f"{_ANSWERS[number % 4]} {number % 50}"
+        image = pictures.numbered(number)
+        yield {"image": image, "question": question, "answer": answer, "patient": _patient(number), "modality": "CT"}
+
+
+def vqa_json_lines(folder: Path, rows: int) -> dict[str, Any]:
+    """Write rows of `VQADataset` as JSON lines."""
+    return {"type": "VQADataset", "data_path": write_json_lines(folder / "rows.jsonl", _questions(folder, rows))}
+
+
+def vqa_csv(folder: Path, rows: int) -> dict[str, Any]:
+    """Write rows of `VQADataset` as CSV."""
+    return {"type": "VQADataset", "data_path": write_csv(folder / "rows.csv", _questions(folder, rows))}
+
+
+def vqa_tsv(folder: Path, rows: int) -> dict[str, Any]:
+    """Write rows of `VQADataset` as TSV."""
+    return {"type": "VQADataset", "data_path": write_csv(folder / "rows.tsv", _questions(folder, rows), "\t")}
+
+
+def vqa_parquet(folder: Path, rows: int) -> dict[str, Any]:
+    """Write rows of `VQADataset` as Parquet."""
+    import pyarrow
+    import pyarrow.parquet
+
+    path = folder / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(_questions(folder, rows))), path)
+    return {"type": "VQADataset", "data_path": str(path)}
+
+
+def text_qa(folder: Path, rows: int) -> dict[str, Any]:
+    """Write questions and answers without images."""
+    lines = ({"question": f"{_QUESTIONS[number % 4]} {number}", "answer": f"It is {number}."} for number in range(rows))
+    return {"type": "TextQADataset", "data_path": write_json_lines(folder / "rows.jsonl", lines)}
+
+
+def multiple_choice(folder: Path, rows: int) -> dict[str, Any]:
+    """Write multiple-choice questions without images."""
+    options = ["a nodule", "an effusion", "a fracture", "no finding"]
+    lines = (
+        {"question": f"Patient {number}: what is most likely?", "options": options, "answer_idx": "ABCD"[number % 4]}
+        for number in range(rows)
+    )
+    return {"type": "MultipleChoiceDataset", "data_path": write_json_lines(folder / "rows.jsonl", lines)}
+
+
+def _table(kind: str, row_of: Callable[[int], dict[str, Any]], image: str = "image", **options: Any) -> Writer:
+    """Return the writer of a table in JSON lines with an image and the values of `row_of` in each row."""
+
+    def write(folder: Path, rows: int) -> dict[str, Any]:
+        pictures = Pictures(folder)
+        lines = (
+            {image: pictures.numbered(number), "patient": _patient(number), **row_of(number)} for number in range(rows)
+        )
+        return {"type": kind, "data_path": write_json_lines(folder / "rows.jsonl", lines), **options}
+
+    return write
+
+
+def _rec(number: int) -> dict[str, Any]:
+    return {"expression": f"the nodule on the left {number % 100}", "bbox": _box(number)}
+
+
+def _res(number: int) -> dict[str, Any]:
+    x1, y1, x2, y2 = _box(number)
+    polygon = [x1, y1, x2, y1, x2, y2, x1, y2]
+    return {**_rec(number), "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": [polygon]}
+
+
+def _several(number: int) -> dict[str, Any]:
+    return {label: (number >> place) % 2 for place, label in enumerate(chexpert.LABELS)}
+
+
+def coco(folder: Path, rows: int) -> dict[str, Any]:
+    """Write images with two objects each as a COCO file; all labels are asked for in one question."""
+    pictures = Pictures(folder)
+    images, annotations = [], []
+    for number in range(rows):
+        images.append({"id": number, "file_name": pictures.numbered(number), "width": WIDTH, "height": HEIGHT})
+        for copy in range(2):
+            x1, y1, x2, y2 = _box(number + copy)
+            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+            entry = {"id": 2 * number + copy, "image_id": number, "category_id": 1 + (number + copy) % 3}
+            annotations.append({**entry, **box})
+    categories = [{"id": 1 + place, "name": name} for place, name in enumerate(("RBC", "WBC", "Platelets"))]
+    path = folder / "instances.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return {"type": "DetectionDataset", "data_path": str(path), "per": "image"}
+
+
+def voc(folder: Path, rows: int) -> dict[str, Any]:
+    """Write images with two objects each in the layout of Pascal VOC; all labels are asked for in one question."""
+    pictures = Pictures(folder / "JPEGImages", ".jpg")
+    (folder / "Annotations").mkdir()
+    for number in range(rows):
+        objects = ""
+        for copy in range(2):
+            corners = zip(("xmin", "ymin", "xmax", "ymax"), map(int, _box(number + copy)), strict=True)
+            box = "".join(f"<{name}>{value + 1}</{name}>" for name, value in corners)
+            name = ("RBC", "WBC", "Platelets")[(number + copy) % 3]
+            objects += f"<object><name>{name}</name><bndbox>{box}</bndbox></object>"
+        image = pictures.add(f"{number:06}.jpg")
+        text = f"<annotation><filename>{image}</filename>{objects}</annotation>"
+        (folder / "Annotations" / f"{number:06}.xml").write_text(text)
+    return {"type": "DetectionDataset", "data_path": str(folder), "per": "image"}
+
+
+def class_folders(folder: Path, rows: int) -> dict[str, Any]:
+    """Write images in the folders of two classes."""
+    pictures = Pictures(folder)
+    for number in range(rows):
+        pictures.add(f"{('benign', 'malignant')[number % 2]}/{number:06}.png")
+    return {"type": "ClassificationFolderDataset", "data_path": str(folder)}
+
+
+def flare(folder: Path, rows: int) -> dict[str, Any]:
+    """Write questions of one data set of FLARE 2025."""
+    place = folder / "training" / "Retinography" / "retino"
+    pictures, entries = Pictures(place, ".jpg"), []
+    for number in range(rows):
+        image = pictures.add(f"imagesTr/{number:06}.jpg")
+        entry = {"TaskType": "Classification", "Modality": "Retinography", "ImageName": image, "Split": "train"}
+        entries.append(
+            {**entry, "Question": "What is shown? Options: A: a lesion, B: none", "Answer": "AB"[number % 2]}
+        )
+    (place / "retino_questions_train.json").write_text(json.dumps(entries))
+    return {"type": "FLAREDataset", "data_path": str(folder)}
+
+
+def chest_xray14(folder: Path, rows: int) -> dict[str, Any]:
+    """Write the tables and images of ChestX-ray14."""
+    pictures = Pictures(folder / "images")
+    lines = []
+    for number in range(rows):
+        labels = ("No Finding", "Nodule", "Infiltration|Nodule")[number % 3]
+        name = pictures.add(f"{number:08}_000.png")
+        facts = {"Patient ID": number // 4, "Patient Age": 58, "Patient Gender": "M", "View Position": "PA"}
+        lines.append({"Image Index": name, "Finding Labels": labels, "Follow-up #": 0, **facts})
+    write_csv(folder / "Data_Entry_2017.csv", lines)
+    names = "\n".join(str(line["Image Index"]) for line in lines)
+    (folder / "train_val_list.txt").write_text(names)
+    return {"type": "ChestXray14Dataset", "data_path": str(folder)}
+
+
+def che_xpert(folder: Path, rows: int) -> dict[str, Any]:
+    """Write the table and the images of CheXpert."""
+    pictures = Pictures(folder, ".jpg")
+    lines = []
+    for number in range(rows):
+        name = pictures.add(f"train/patient{number // 4:05}/study{number % 4 + 1}/view1_frontal.jpg")
+        facts = {"Path": f"CheXpert-v1.0-small/{name}", "Sex": "Female", "Age": 58, "Frontal/Lateral": "Frontal"}
+        values = {
+            label: ("1.0", "0.0", "-1.0", "")[(number >> place) % 4] for place, label in enumerate(chexpert.LABELS)
+        }
+        lines.append({**facts, "AP/PA": "AP", **values})
+    write_csv(folder / "train.csv", lines)
+    return {"type": "CheXpertDataset", "data_path": str(folder)}
+
+
+def _mimic_cxr(kind: str) -> Writer:
+    def write(folder: Path, rows: int) -> dict[str, Any]:
+        """Write the tables, reports and images of MIMIC-CXR-JPG."""
+        pictures = Pictures(folder, ".jpg")
+        splits, metadata, labels = [], [], []
+        for number in range(rows):
+            patient, study, image = 10_000_000 + number // 4, 50_000_000 + number, f"{number:08x}-0-0-0-0"
+            place = f"files/p{patient // 1_000_000}/p{patient}/s{study}"
+            pictures.add(f"{place}/{image}.jpg")
+            (folder / f"{place}.txt").write_text(REPORT.format(number % 50))
+            splits.append({"dicom_id": image, "study_id": study, "subject_id": patient, "split": "train"})
+            metadata.append({"dicom_id": image, "subject_id": patient, "study_id": study, "ViewPosition": "PA"})
+            values = {label: ("1.0", "0.0", "-1.0", "")[number % 4] for label in mimic_cxr.LABELS}
+            labels.append({"subject_id": patient, "study_id": study, **values})
+        for name, lines in (("split", splits), ("metadata", metadata), ("chexpert", labels)):
+            write_csv(folder / f"mimic-cxr-2.0.0-{name}.csv", lines)
+        return {"type": kind, "data_path": str(folder)}
+
+    return write
+
+
+def iu_xray(folder: Path, rows: int) -> dict[str, Any]:
+    """Write studies of IU X-ray in the layout of R2Gen."""
+    pictures, studies = Pictures(folder / "images"), []
+    for number in range(rows):
+        name = f"CXR{number}_IM-0001"
+        image = pictures.add(f"{name}/0.png")
+        studies.append({"id": name, "report": f"The lungs are clear {number % 50} .", "image_path": [image]})
+    (folder / "annotation.json").write_text(json.dumps({"train": studies, "val": [], "test": []}))
+    return {"type": "IUXrayDataset", "data_path": str(folder), "split": "train"}
+
+
+def slake(folder: Path, rows: int) -> dict[str, Any]:
+    """Write questions of SLAKE."""
+    pictures, entries = Pictures(folder / "imgs", ".jpg"), []
+    for number in range(rows):
+        image = pictures.add(f"xmlab{number}/source.jpg")
+        texts = {"question": _QUESTIONS[number % 4], "answer": _ANSWERS[number % 4], "q_lang": "en"}
+        entries.append({"img_id": number, "img_name": image, **texts, "answer_type": "OPEN", "qid": number})
+    (folder / "train.json").write_text(json.dumps(entries))
+    return {"type": "SLAKEDataset", "data_path": str(folder)}
+
+
+KINDS: dict[str, Writer] = {
+    "VQA, JSON lines": vqa_json_lines,
+    "VQA, CSV": vqa_csv,
+    "VQA, TSV": vqa_tsv,
+    "VQA, Parquet": vqa_parquet,
+    "text QA": text_qa,
+    "multiple choice": multiple_choice,
+    "REC": _table("RECDataset", _rec, "img_path"),
+    "RES": _table("RESDataset", _res, "img_path"),
+    "detection, table": _table("DetectionDataset", lambda i: {"label": "nodule", "boxes": [_box(i), _box(i + 1)]}),
+    "detection, COCO": coco,
+    "detection, VOC": voc,
+    "presence": _table("PresenceDataset", lambda i: {"label": "nodule", "present": i % 2}),
+    "multi-label": _table("MultiLabelDataset", _several, labels=list(chexpert.LABELS)),
+    "counting": _table("CountingDataset", lambda i: {"label": "cells", "count": i % 20}),
+    "regression": _table("RegressionDataset", lambda i: {"value": i % 97 / 4}, unit="mm"),
+    "class folders": class_folders,
+    "FLARE": flare,
+    "MIMIC-CXR": _mimic_cxr("MIMICCXRDataset"),
+    "MIMIC-CXR, labels": _mimic_cxr("MIMICCXRLabelDataset"),
+    "ChestX-ray14": chest_xray14,
+    "CheXpert": che_xpert,
+    "IU X-ray": iu_xray,
+    "SLAKE": slake,
+}
