@@ -20,6 +20,7 @@ from mllm.predict.chat import chat
 from mllm.predict.generation import GenerationOptions, generate_answers
 from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.questions import Questions
+from mllm.predict.shared_images import share_images
 from mllm.predict.views import ViewInputs, views_sample
 from mllm.protocols import Bundle
 from mllm.registry import DATASETS
@@ -84,6 +85,7 @@ def predict(options: PredictOptions) -> None:
         skip, advice = options.on_error == "skip", "correct the row, or leave such rows out with --on-error skip"
         check_splits({"batch": questions}, skip, advice)
         bundle = load_for_answers(args, best_hardware())
+        share_images(bundle)
         folder = Path(options.draw) if options.draw else None
         predictor = BatchPredictor(bundle, questions, options.generation, options.on_error, folder)
         predict_file(predictor, str(options.out))

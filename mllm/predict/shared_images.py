@@ -23,29 +23,29 @@ ATTENTION = ("sdpa", NAME)
 
 
 def share_test_images(config: RunConfig, bundle: Bundle) -> None:
-    """Let questions about equal images share their first tokens, if that is exact. Otherwise log the reason."""
+    """Let the questions of an evaluation share the tokens of their images, if that is exact. Else log the reason."""
+    is_off = not config.data_args.gen_kwargs.get("share_images", True)
+    reason = "data_args.gen_kwargs.share_images is False" if is_off else share_images(bundle)
+    if reason is not None and bundle.model.generates_text and bundle.encoder.image_token_ids:
+        logger.info("the tokens of an image are computed for each question about it, because %s", reason)
+
+
+def share_images(bundle: Bundle) -> str | None:
+    """Let questions about equal images share their first tokens. Return the reason if that is not exact."""
     model, encoder = bundle.model, bundle.encoder
     if not isinstance(model, LanguageModel) or not isinstance(encoder, ChatEncoder) or not encoder.image_token_ids:
-        return
-    reason = _obstacle(config, model)
-    if reason is not None:
-        logger.info("the tokens of an image are computed for each question about it, because %s", reason)
-        return
-    encoder.shares_images = True
-    model.share_tokens(image_blocks=model.pretrained.config.model_type in IMAGE_BLOCKS)
-
-
-def _obstacle(config: RunConfig, model: LanguageModel) -> str | None:
-    """Return the reason why questions cannot share the tokens of an image, or None."""
-    if not config.data_args.gen_kwargs.get("share_images", True):
-        return "data_args.gen_kwargs.share_images is False"
+        return "the model does not answer questions about images"
     if model.heads:
         return "heads read the states of the image"
     kind = model.pretrained.config.model_type
     if kind not in ANSWERED:
         return f"sharing them has not been tested with '{kind}' models"
     attention = model.pretrained.config.get_text_config(decoder=True)._attn_implementation
-    return None if attention in ATTENTION else f"the attention of the model is '{attention}', not 'sdpa'"
+    if attention not in ATTENTION:
+        return f"the attention of the model is '{attention}', not 'sdpa'"
+    encoder.shares_images = True
+    model.share_tokens(image_blocks=kind in IMAGE_BLOCKS)
+    return None
 
 
 def question_groups(answerer: Answerer, split: SampleDataset, repeats: int = 1) -> Sequence[int] | None:

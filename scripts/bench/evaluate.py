@@ -55,7 +55,6 @@ WORDS = ["chest", "image", "lesion", "normal", "left", "right", "upper", "lower"
 QUESTION = (5, 60)
 """Range of the number of words of a question, drawn uniformly."""
 CHOICES = ["normal", "edema", "left lung", "right lung", "a small lesion in the upper lobe"]
-BATCH = 8
 Method = Callable[[], list[Answer]]
 
 
@@ -147,7 +146,7 @@ def load(folder: Path) -> Bundle:
 
 def compare_answers(bundle: Bundle, rows: Sequence[Sample], name: str, options: argparse.Namespace) -> str:
     """Return the row of answers one at a time and in batches; exit if they differ."""
-    one, batched = (answered(bundle, rows, size, options.tokens) for size in (1, BATCH))
+    one, batched = (answered(bundle, rows, size, options.tokens) for size in (1, options.batch))
     times, (alone, together) = compare(one, batched, options.rounds)
     if alone != together:
         different = sum(one != other for one, other in zip(alone, together, strict=True))
@@ -172,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=200, help="questions that are answered")
     parser.add_argument("--questions", type=int, default=1, help="questions about each image")
+    parser.add_argument("--batch", type=int, default=8, help="questions that are answered together")
     parser.add_argument("--scored", type=int, default=40, help="questions whose options are scored")
     parser.add_argument("--tokens", type=int, default=12, help="tokens of an answer")
     parser.add_argument("--threads", type=int, default=1)
@@ -182,10 +182,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = samples(options.samples, options.questions)
     part = rows[: options.scored]
     each, once, sharing = scored(bundle, part, False), scored(bundle, part, True), scored_sharing(bundle, part)
-    answered(bundle, rows[:BATCH], BATCH, 2)()  # a warm-up
+    answered(bundle, rows[: options.batch], options.batch, 2)()  # a warm-up
     scored(bundle, rows[:2], True)()
     shared = f", images shared by {options.questions} questions" if options.questions > 1 else ""
-    lines = [compare_answers(bundle, rows, f"{len(rows)} answers: one at a time, batches of {BATCH}{shared}", options)]
+    name = f"{len(rows)} answers: one at a time, batches of {options.batch}{shared}"
+    lines = [compare_answers(bundle, rows, name, options)]
     asked = f"{len(part)} questions with {len(CHOICES)} options"
     lines.append(compare_scores(each, once, f"{asked}: tower for each option, once", options))
     lines.append(compare_scores(once, sharing, f"{asked}: tower once, tokens shared by options{shared}", options))

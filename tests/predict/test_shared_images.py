@@ -10,7 +10,9 @@ import pytest
 from mllm.config.rules.sharing import ANSWERED
 from mllm.dataset.builder import build_dataset
 from mllm.models.builder.builder import load_pretrained
+from mllm.models.generation.shared_prompts import SharedPrompts
 from mllm.pipeline.evaluate_model import main
+from mllm.pipeline.predict import main as predict
 from mllm.predict.shared_images import question_groups, share_test_images
 from mllm.run.prepare import prepare_args
 
@@ -50,12 +52,34 @@ def test_predictions_are_equal_with_and_without_sharing(config, tiny_medgemma, c
 
 def test_several_scales_and_scored_options_are_equal_with_and_without_sharing(config, tiny_medgemma):
     options = ["data_args.gen_kwargs.scales=[56,112]", "data_args.gen_kwargs.scoring=options"]
-    options += ["data_args.gen_kwargs.choices=[yes,no]", "data_args.vision_cache=False"]
+    options += ["data_args.gen_kwargs.choices=[yes,no]"]
     shared = rows(config, tiny_medgemma, "shared", *options)
-    plain = rows(config, tiny_medgemma, "plain", *options, "data_args.gen_kwargs.share_images=False")
+    off = ["data_args.gen_kwargs.share_images=False", "data_args.vision_cache=False"]
+    plain = rows(config, tiny_medgemma, "plain", *options, *off)
     for row, other in zip(shared, plain, strict=True):
         assert row.pop("scores") == pytest.approx(other.pop("scores"), abs=1e-6)
         assert row == other
+
+
+def test_the_rows_of_a_file_share_images(config, tiny_llava, monkeypatch):
+    rows_of_images = []
+    original = SharedPrompts.__init__
+
+    def counted(self, bundle, prompts):
+        rows_of_images.append(len(prompts))
+        original(self, bundle, prompts)
+
+    def answers(out: str) -> list[dict]:
+        options = ["--temperature", "20", "--max-new-tokens", "4", "--image-folder", "pictures", "--out", out]
+        assert predict(["--model", str(tiny_llava), "--type", "image-text", "--batch", "rows.jsonl", *options]) == 0
+        return [json.loads(line) for line in Path(out).read_text().splitlines()]
+
+    monkeypatch.setattr(SharedPrompts, "__init__", counted)
+    shared = answers("shared.jsonl")
+    assert sum(rows_of_images) == 18
+    monkeypatch.setattr("mllm.predict.predict.share_images", lambda bundle: None)
+    assert answers("plain.jsonl") == shared and sum(rows_of_images) == 18
+    assert len({row["prediction"] for row in shared}) > 12
 
 
 def test_questions_are_grouped_by_their_images_and_by_scale(config):
