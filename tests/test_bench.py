@@ -21,7 +21,7 @@ import grounding  # noqa: E402
 import grounding_work  # noqa: E402
 import pubmedqa  # noqa: E402
 import row_check  # noqa: E402
-import row_check_data  # noqa: E402
+import row_check_work  # noqa: E402
 import sft_work  # noqa: E402
 import teacher_cache  # noqa: E402
 from interleaved import Figures, in_fresh_process, resident_memory, table, worst_difference  # noqa: E402
@@ -223,9 +223,9 @@ def test_held_out_questions_are_not_in_the_training_rows(tmp_path):
     assert first == {"question": "10 was divided.\nSo, yes, no or maybe: Is 10 odd?", "answer": "no"}
 
 
-@pytest.mark.parametrize("kind", list(row_check_data.KINDS))
+@pytest.mark.parametrize("kind", list(row_check_work.KINDS))
 def test_the_benchmark_of_the_check_of_rows_writes_tables_whose_rows_can_all_be_used(tmp_path, kind):
-    figures = row_check.work(row_check_data.KINDS[kind](tmp_path, 12))
+    figures = row_check.work(row_check_work.KINDS[kind](tmp_path, 12))
     assert figures["rows"] == 12
     assert figures["cpu"] > 0
     assert row_check.line(kind, [figures]).count("|") == 7

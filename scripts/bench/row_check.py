@@ -23,7 +23,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).par
 
 import psutil
 from interleaved import in_fresh_process, machine, resident_memory
-from row_check_data import KINDS
+from row_check_work import KINDS
 
 from mllm.dataset.builder import build_dataset
 from mllm.dataset.checking import check_splits

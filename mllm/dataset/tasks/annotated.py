@@ -139,7 +139,7 @@ class DetectionDataset(AnnotatedDataset):
     that the image has none. The answer has the boxes from top to bottom, or the word none.
 
     Args:
-        data_path, image_folder, split, labels, empty_boxes, options: See `AnnotatedDataset`.
+        data_path, image_folder, options: See `AnnotatedDataset`.
         per: 'label': one question for each image and label. 'image': one question for an image with all labels, which
             needs VOC or COCO.
         absent: Ask for labels that an image does not have, too (`per='label'`).
@@ -152,16 +152,14 @@ class DetectionDataset(AnnotatedDataset):
         self,
         data_path: str | Path,
         image_folder: str | Path | None = None,
-        split: str | None = None,
-        labels: Labels | None = None,
-        empty_boxes: EmptyBoxes = "refuse",
+        *,
         per: Literal["label", "image"] = "label",
         absent: bool = True,
         box: BoxForm | None = None,
         **options: Any,
     ) -> None:
         self.per, self.absent = per, absent
-        super().__init__(data_path, image_folder, split, labels, empty_boxes, box=box, **options)
+        super().__init__(data_path, image_folder, box=box, **options)
         if box is not None and self.annotations is not None:
             raise ConfigError(f"box='{box}' is for tables; {data_path} has the form of boxes of its format")
         if per == "image" and self.annotations is None:

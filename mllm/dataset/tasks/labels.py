@@ -10,12 +10,12 @@ import numpy as np
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.annotations.objects import AnnotatedImage, EmptyBoxes
+from mllm.dataset.annotations.objects import AnnotatedImage
 from mllm.dataset.indices import from_zero
 from mllm.dataset.single_image_dataset.grounding import NONE
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.values import is_empty
-from mllm.dataset.tasks.annotated import TRUTH_VALUES, AnnotatedDataset, Labels
+from mllm.dataset.tasks.annotated import TRUTH_VALUES, AnnotatedDataset
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 from mllm.structures import Sample
@@ -94,9 +94,8 @@ class MultiLabelDataset(AnnotatedDataset):
     """Labels of an image: one column for each label, with 1 (present), 0 or blank (absent) or -1 (uncertain).
 
     Args:
-        data_path, image_folder, split, empty_boxes, options: See `AnnotatedDataset`. In VOC and COCO a label is present
-            if the image has a box of it.
-        labels: Columns of the labels, or a dict from columns to the texts that stand for them. A table needs them.
+        data_path, image_folder, options: See `AnnotatedDataset`. In VOC and COCO a label is present if the image has a
+            box of it. A table needs `labels`: its columns, or a dict from columns to the texts that stand for them.
         per: 'image': one question for an image; the answer has the present labels, separated by `; `. 'label': one
             question for each label; the answer is yes or no.
         uncertain: Treatment of -1, named as in CheXpert (arXiv:1901.07031): 'zeros' (absent), 'ones' (present),
@@ -110,9 +109,7 @@ class MultiLabelDataset(AnnotatedDataset):
         self,
         data_path: str | Path,
         image_folder: str | Path | None = None,
-        split: str | None = None,
-        labels: Labels | None = None,
-        empty_boxes: EmptyBoxes = "refuse",
+        *,
         per: Literal["image", "label"] = "image",
         uncertain: Uncertain = "refuse",
         none: str = NONE,
@@ -124,7 +121,7 @@ class MultiLabelDataset(AnnotatedDataset):
                 "per='label', or uncertain='zeros' or 'ones'"
             )
         self.per, self.uncertain, self.none = per, uncertain, none
-        super().__init__(data_path, image_folder, split, labels, empty_boxes, **options)
+        super().__init__(data_path, image_folder, **options)
         if per == "label" and "template_string" not in options and "template_file" not in options:
             self.templates = templates.PRESENCE
 
