@@ -16,7 +16,7 @@ from mllm.dataset.image_files import RowImages, check_image_folder
 from mllm.dataset.indices import RowGenerators, from_zero, generator
 from mllm.dataset.readers.geometry import spacing_of
 from mllm.dataset.tables.records import Records
-from mllm.dataset.tables.values import is_empty, patient_columns, patient_of
+from mllm.dataset.tables.values import check_characters, is_empty, patient_columns, patient_of
 from mllm.errors import ConfigError, DataError, UserError, hint, origin_of, with_location
 from mllm.structures import Sample
 
@@ -317,6 +317,8 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
         if self.has_answers and any(turn.role == "assistant" and is_empty(turn.text) for turn in sample.turns):
             raise DataError.at(source, "the answer is empty")
         try:
+            for turn in sample.turns:
+                check_characters(turn.text, f"the text of the {turn.role}")
             group = self._group_of_sample(row, sample)
         except DataError as error:
             raise with_location(error, source) from error

@@ -11,7 +11,7 @@ import torch
 from mllm.engine.feature_computer import FeatureComputer
 from mllm.engine.option_scores import candidates_of, score_sample
 from mllm.engine.shared_scores import score_sharing
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, DataError
 from mllm.models.generation import generate as generation
 from mllm.models.generation.answers import BATCH_SIZE, measure_batch
 from mllm.models.generation.shared_prompts import shares_tokens
@@ -27,8 +27,8 @@ DIGESTED = 1000
 UNIMPORTANT = ("batch_size", "progress", "share_images")
 """Options of generation that change answers by rounding at most."""
 
-Answers = Mapping[int, Answer]
-"""Index of a row -> its answer."""
+Answers = Mapping[int, Answer | DataError]
+"""Index of a row -> its answer, or the error of a row that cannot be answered."""
 
 
 class Answerer(Protocol):

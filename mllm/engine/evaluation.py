@@ -196,7 +196,11 @@ def answer_split(
 def _answered_window(
     answerer: Answerer, reader: _SplitReader, window: Sequence[int], answered: Container[int]
 ) -> Iterator[list[Record]]:
-    """Yield the records of the rows of a window that are not answered yet, some at a time."""
+    """Yield the records of the rows of a window that are not answered yet, some at a time.
+
+    Raises:
+        UserError: A row cannot be used or answered and is not skipped. All other answers were yielded before.
+    """
     usable: dict[int, Sample] = {}
     rows: dict[int, tuple[Row, Answer]] = {}
     skipped: list[Record] = []
@@ -208,12 +212,22 @@ def _answered_window(
             sample, fields, reference = result
             usable[index], rows[index] = sample, (fields, reference)
     yield [record for record in skipped if record["index"] not in answered]
+    failures: list[UserError] = []
     for batch in answerer.answers(usable, answered):
-        yield [
-            {"index": index, "row": _row(*rows[index], prediction)}
-            for index, prediction in batch.items()
-            if index not in answered
-        ]
+        records: list[Record] = []
+        for index, prediction in batch.items():
+            if isinstance(prediction, Answer):
+                records.append({"index": index, "row": _row(*rows[index], prediction)})
+            elif reader.skip_failures:
+                with in_row(reader.split, index):
+                    records.append({"index": index, "skipped": sentence_of(prediction)})
+            else:
+                with in_row(reader.split, index):
+                    add_row(prediction)
+                failures.append(prediction)
+        yield [record for record in records if record["index"] not in answered]
+    if failures:
+        raise failures[0]
 
 
 def _row(fields: Row, reference: Answer, prediction: Answer) -> Row:

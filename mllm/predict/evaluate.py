@@ -122,7 +122,7 @@ def _source(
     hardware = best_hardware()
 
     def load(args: ModelArgs) -> ModelAnswers:
-        return answers_of_model(config, args, load_for_answers(args, hardware), split)
+        return answers_of_model(config, args, load_for_answers(args, hardware), split, options.split)
 
     facts, scales = model_facts(model_args), scales_of(config)
     if not scales:
@@ -131,9 +131,11 @@ def _source(
     return ScaledAnswers(scales, len(split), lambda scale: load(replace(model_args, image_size=scale))), facts
 
 
-def answers_of_model(config: RunConfig, args: ModelArgs, bundle: Bundle, split: SampleDataset) -> ModelAnswers:
+def answers_of_model(
+    config: RunConfig, args: ModelArgs, bundle: Bundle, split: SampleDataset, name: str = "test"
+) -> ModelAnswers:
     """Return the answers of a loaded model with the options of a config, and fill its cache of features of a split."""
-    store_test_features(config, bundle, split)
+    store_test_features(config, bundle, split, name)
     share_test_images(config, bundle)
     return ModelAnswers(
         bundle,

@@ -143,16 +143,18 @@ class ServerAnswers:
     def answers(self, samples: Mapping[int, Sample], answered: Container[int]) -> Iterator[Answers]:
         """Yield the answers to the samples of a window as they come; see `Answerer`.
 
-        After an error no further request is sent, and the answers to those that were sent are yielded before it is
-        raised.
+        The answer to a row that the server refuses is the error. After another error no further request is sent, and
+        the answers to those that were sent are yielded before it is raised.
         """
         ended = Event()
 
-        def answer(index: int, sample: Sample) -> Answer | None:
+        def answer(index: int, sample: Sample) -> Answer | DataError | None:
             if ended.is_set():
                 return None
             try:
                 return self._answer(index, sample)
+            except DataError as error:
+                return error
             except BaseException:
                 ended.set()
                 raise

@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, DataError
 from mllm.private_messages import is_private
 
 TOKEN = "MLLM_SERVER_TOKEN"
 """Environment variable with the token of the server. It is sent to the server and written nowhere."""
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Status codes after which a request is sent again."""
+OF_A_ROW = frozenset({400, 413, 415, 422})
+"""Status codes of refusals whose cause may be the content of the request."""
 TRIES = 5
 LONGEST_WAIT = 60.0
 """Maximum number of seconds between two tries."""
@@ -86,7 +88,8 @@ class ServerClient:
             has_images: The request contains images.
 
         Raises:
-            ConfigError: The server does not answer, or refuses the request.
+            ConfigError: The server does not answer, or refuses all requests.
+            DataError: The server refuses this request.
         """
         return self._request("/chat/completions", request, row, has_images)
 
@@ -130,8 +133,8 @@ class ServerClient:
             raise ValueError("its answer is no JSON object")
         return answer
 
-    def _refusal(self, code: int, text: str, row: str, has_images: bool) -> ConfigError:
-        """Return the error of a refused request."""
+    def _refusal(self, code: int, text: str, row: str, has_images: bool) -> ConfigError | DataError:
+        """Return the error of a refused request: a `DataError` if the server may accept other rows."""
         said = "" if is_private() or not text else f" ({text[:300]})"
         lower = text.lower()
         if code in (401, 403):
@@ -141,11 +144,18 @@ class ServerClient:
         if _refuses_images(text, has_images):
             fix = "serve a model that reads images (llama.cpp: with --mmproj)"
             return ConfigError(f"the server {self.url} refuses images{said}: {fix}")
-        if code in (400, 413, 422) and any(words in lower for words in _TOO_LONG):
-            fix = "serve the model with a longer context, or shorten the row"
-            return ConfigError(f"{row} is too long for the server{said}: {fix}; {KEPT}")
         if code == 404:
             return ConfigError(f"the server {self.url} does not know the model or the address{said}; {KEPT}")
+        if row and code in OF_A_ROW:
+            if any(words in lower for words in _TOO_LONG):
+                reason, fix = (
+                    "it is too long for the server",
+                    "serve the model with a longer context, or shorten the row",
+                )
+            else:
+                reason, fix = f"the server refuses it with status {code}", "correct the row"
+            advice = f"{fix}, or leave such rows out with data_args.on_error='skip'"
+            return DataError(f"{row}: {reason}{said}: {advice}", f"{reason}: {advice}")
         return ConfigError(f"the server {self.url} refuses {row or 'a request'} with status {code}{said}; {KEPT}")
 
 

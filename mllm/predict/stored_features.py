@@ -35,13 +35,13 @@ OTHER_SETTINGS = frozenset({"text_config", "use_cache", "_name_or_path", "transf
 """Keys of config.json that features of images do not depend on."""
 
 
-def store_test_features(config: RunConfig, bundle: Bundle, split: SampleDataset) -> None:
+def store_test_features(config: RunConfig, bundle: Bundle, split: SampleDataset, name: str = "test") -> None:
     """Store the features of the images of a split that is evaluated, and let the encoder read them.
 
-    Every process computes its share, and all of them must call this function.
+    Every process computes its share, and all of them must call this function. `name` is that of the split.
     """
-    if is_possible(config, bundle, split):
-        store_features(config, bundle, share_of_rows(split), bundle.model.computing())
+    if is_possible(config, bundle, split, name):
+        store_features(config, bundle, share_of_rows(split), bundle.model.computing(), name)
 
 
 def share_of_rows(split: SampleDataset) -> list[tuple[SampleDataset, int, int]]:
@@ -50,8 +50,15 @@ def share_of_rows(split: SampleDataset) -> list[tuple[SampleDataset, int, int]]:
     return [(leaf, index, 0) for leaf, index in list(split.rows())[state.process_index :: state.num_processes]]
 
 
-def is_possible(config: RunConfig, bundle: Bundle, split: SampleDataset | None) -> bool:
-    """Return True if the features of images can be stored. Otherwise log the reason, if the model reads images."""
+def is_possible(config: RunConfig, bundle: Bundle, split: SampleDataset | None, name: str = "train") -> bool:
+    """Return True if the features of images can be stored. Otherwise log the reason, if the model reads images.
+
+    Args:
+        config: The config.
+        bundle: Model and encoder.
+        split: The split; None: there is none.
+        name: Name of the split, for the log.
+    """
     if not isinstance(bundle.model, LanguageModel) or not isinstance(bundle.encoder, ChatEncoder):
         return False
     if not bundle.encoder.image_token_ids or split is None:
@@ -61,7 +68,7 @@ def is_possible(config: RunConfig, bundle: Bundle, split: SampleDataset | None) 
     if reason is None and has_changing_images(split):
         reason = "images change between epochs (transforms)"
     if reason is not None:
-        logger.info("features of images are not stored, because %s", reason)
+        logger.info("features of the images of %s are not stored, because %s", name, reason)
     return reason is None
 
 
@@ -94,7 +101,9 @@ def _has_dropout(model: LanguageModel) -> bool:
     return layers or any("drop" in key and isinstance(value, float) and value > 0 for key, value in vision.items())
 
 
-def store_features(config: RunConfig, bundle: Bundle, draws: Draws, precision: AbstractContextManager[Any]) -> None:
+def store_features(
+    config: RunConfig, bundle: Bundle, draws: Draws, precision: AbstractContextManager[Any], splits: str
+) -> None:
     """Compute the features of images that are not stored yet, and let the encoder read them. Log the counts.
 
     All processes must call this function; it returns when all of them have computed their share.
@@ -104,6 +113,7 @@ def store_features(config: RunConfig, bundle: Bundle, draws: Draws, precision: A
         bundle: Model and encoder.
         draws: Samples of this process.
         precision: Context in which the model will read the features, such as autocast.
+        splits: Names of the splits of the samples, for the log.
     """
     model, encoder, state = bundle.model, bundle.encoder, PartialState()
     assert isinstance(model, LanguageModel) and isinstance(encoder, ChatEncoder)
@@ -125,10 +135,12 @@ def store_features(config: RunConfig, bundle: Bundle, draws: Draws, precision: A
     counts = Counts(*(sum(gather_object([count])) for count in vars(filler.counts).values()))
     state.wait_for_everyone()
     if filler.computer.is_refused:
-        logger.info("features of images are not stored, because this model reads them otherwise than pixels")
+        logger.info(
+            "features of the images of %s are not stored, because this model reads them otherwise than pixels", splits
+        )
         return
     encoder.stored_features = cache
-    _log(config, counts)
+    _log(config, counts, splits)
 
 
 def _fingerprint(model: LanguageModel, encoder: ChatEncoder) -> str:
@@ -145,15 +157,15 @@ def _fingerprint(model: LanguageModel, encoder: ChatEncoder) -> str:
     )
 
 
-def _log(config: RunConfig, counts: Counts) -> None:
+def _log(config: RunConfig, counts: Counts, splits: str) -> None:
     """Log the numbers of samples whose features were found, computed, or left out."""
     logger.info(
-        "features of images in %s: %d samples found, %d computed; the vision tower does not run for them",
-        *(VISION_CACHE, counts.found, counts.computed),
+        "features of the images of %s in %s: %d samples found, %d computed; the vision tower does not run for them",
+        *(splits, VISION_CACHE, counts.found, counts.computed),
     )
     if counts.without_room:
         logger.warning(
-            "the features of %d samples do not fit into data_args.vision_cache_gb=%g and are computed each time: "
+            "the features of %d samples of %s do not fit into data_args.vision_cache_gb=%g and are computed each time: "
             "raise it, or set data_args.vision_cache=False",
-            *(counts.without_room, config.data_args.vision_cache_gb),
+            *(counts.without_room, splits, config.data_args.vision_cache_gb),
         )

@@ -60,7 +60,8 @@ def train(
     if trainer.is_world_process_zero() and not config.training_args["output_dir"]:
         point_latest(run_folder(trainer.args))
     # A private run that is killed repeats the updates after its last checkpoint, so only checkpoints may contain them.
-    if not bundle.model.generates_text and config.privacy_args is None:
+    writes_epochs = config.privacy_args is None and config.training_args["save_strategy"] != "no"
+    if not bundle.model.generates_text and writes_epochs:
 
         def export_epoch(folder: Path) -> None:
             splits.add_skipped(trainer.meter.failures.values())

@@ -29,8 +29,10 @@ def store_training_features(
     """
     if not is_possible(config, bundle, splits.get("train")):
         return
-    draws = training_draws(config, splits["train"], updates)
+    draws, names = training_draws(config, splits["train"], updates), "train"
     if "validation" in splits and config.training_args["eval_strategy"] != "no":
         draws += share_of_rows(splits["validation"])
+        names = "train and validation"
     device = PartialState().device.type
-    store_features(config, bundle, draws, torch.autocast(device, torch.bfloat16, enabled=hardware.precision == "bf16"))
+    precision = torch.autocast(device, torch.bfloat16, enabled=hardware.precision == "bf16")
+    store_features(config, bundle, draws, precision, names)

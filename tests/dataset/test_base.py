@@ -76,6 +76,7 @@ def test_images_are_below_image_folder_or_at_an_absolute_path(folder):
         ({"image": 3}, r"image must be a path, or an object with a 'path', not 3"),
         ({"caption": ""}, r"field 'caption' is empty"),
         ({"caption": None}, r"field 'caption' is empty"),
+        ({"caption": "no\0 finding"}, r"the text of the assistant has a NUL character at character 3: remove it"),
         ({"image": "rows.jsonl"}, r".*rows\.jsonl.*"),
     ],
 )

@@ -131,7 +131,9 @@ def test_the_cache_is_used_again_and_losses_are_those_of_a_resident_teacher(writ
     with caplog.at_level(logging.INFO, logger="mllm"):
         main([write(), "--cfg-options", "training_args.output_dir=again"])
     assert "16 of 16 images found, 0 computed" in caplog.text
-    main([write("distill_args.update(cache=False)"), "--cfg-options", "training_args.output_dir=resident"])
+    resident = ["training_args.output_dir=resident", "training_args.save_strategy=no"]
+    main([write("distill_args.update(cache=False)"), "--cfg-options", *resident])
+    assert Path("cached/epochs").is_dir() and not Path("resident/epochs").exists()
     assert _exact(_rows("cached")) == _exact(_rows("again")) == _exact(_rows("resident"))
     actual = _trained("resident")
     assert all(torch.equal(actual[name], tensor) for name, tensor in _trained("cached").items())

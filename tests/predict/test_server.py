@@ -49,6 +49,9 @@ def answerer(server: ChatServer, args: ModelArgs = ARGS, **options) -> ServerAns
 def answers(server: ChatServer, *samples: Sample, **options) -> list:
     parts = answerer(server, **options).answers(dict(enumerate(samples)), ())
     found = {index: answer for part in parts for index, answer in part.items()}
+    for answer in found.values():
+        if isinstance(answer, DataError):
+            raise answer
     return [found[index] for index in range(len(samples))]
 
 
@@ -108,6 +111,30 @@ def test_a_broken_evaluation_keeps_its_answers_and_continues(config, waits) -> N
     assert json.loads((folder / "metrics.json").read_text())["counts"]["continued"] == 3
 
 
+def test_a_row_that_the_server_refuses_is_skipped_and_counted(config, caplog) -> None:
+    """Status 400 for one row of five, as servers answer to a row that exceeds the context of the model."""
+
+    def refuse_one(request):
+        too_long = (400, {"error": {"message": "the request exceeds the available context size"}})
+        return too_long if "Which" in question_of(request) else said("A scan.")
+
+    folder = Path("exp/run/evaluation-test")
+    with chat_server(refuse_one) as server:
+        with pytest.raises(DataError, match=r"rows.jsonl, line 5: it is too long for the server .*on_error='skip'"):
+            main([config, "--server", server.url])
+        assert len(server.requests) == 5 and not (folder / "metrics.json").exists()
+        assert main([config, "--server", server.url, "--cfg-options", "data_args.on_error=skip"]) == 0
+        assert len(server.requests) == 6, "the four answers were kept"
+        server.reply = lambda request: (400, {"error": "odd"})
+        with pytest.raises(
+            DataError, match="none of the 5 rows of 'test' can be used; first error: .*line 1: the serv"
+        ):
+            main([config, "--server", server.url, "--cfg-options", "data_args.on_error=skip"])
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 4
+    counts = json.loads((folder / "metrics.json").read_text())["counts"]
+    assert counts["skipped"] == 1 and "skipped " in caplog.text
+
+
 def test_several_images_and_former_turns_are_in_the_order_of_the_conversation() -> None:
     red, blue = (Image.new("RGB", (5, 3), color) for color in ("red", "blue"))
     turns = [Turn("user", "First <image> then?"), Turn("assistant", "Yes."), Turn("user", "<image> Now?")]
@@ -151,11 +178,11 @@ def test_requests_are_sent_at_the_same_time() -> None:
     [
         ((401, {"error": "no"}), "refuses the token (status 401): set the variable MLLM_SERVER_TOKEN"),
         ((404, {"error": {"message": "model gone"}}), "does not know the model or the address (model gone)"),
-        ((400, {"message": "This model's maximum context length is 8 tokens"}), "line 1 is too long for the server"),
-        ((400, {"error": {"message": "the request exceeds the available context size"}}), "line 1 is too long"),
+        ((400, {"message": "maximum context length is 8 tokens"}), "line 1: it is too long for the server"),
+        ((400, {"error": {"message": "the request exceeds the available context size"}}), "line 1: it is too long"),
         ((500, {"error": {"message": "image input is not supported"}}), "refuses images (image input is not"),
         ((307, ""), "redirects to another address"),
-        ((422, {"detail": "odd"}), "refuses rows.jsonl, line 1 with status 422"),
+        ((422, {"detail": "odd"}), "rows.jsonl, line 1: the server refuses it with status 422"),
         ((200, {"choices": []}), "answer to rows.jsonl, line 1 has no text"),
     ],
 )  # fmt: skip

@@ -70,7 +70,10 @@ def test_updates_and_answers_are_equal_and_the_tower_runs_once_for_each_image(wr
     assert all(torch.equal(stored[0][name], tensor) for name, tensor in adapter.items())
     compared = 2  # one image of training and one of the test, from pixels and for the features compared with them
     assert sum(towers) == 4 + 2 + 2 + 2 * compared < without
-    assert "0 samples found, 6 computed" in caplog.text and "0 samples found, 2 computed" in caplog.text
+    messages = [record.getMessage() for record in caplog.records if "samples found" in record.getMessage()]
+    assert ["images of train and validation in" in message for message in messages] == [True, False]
+    assert ["images of test in" in message for message in messages] == [False, True]
+    assert "0 samples found, 6 computed" in messages[0] and "0 samples found, 2 computed" in messages[1]
     towers.clear()
     assert run(write_config)[1:] == (losses, predictions) and towers == []
     assert "6 samples found, 0 computed" in caplog.text
@@ -82,8 +85,8 @@ def test_images_without_room_keep_their_pixels_in_pieces_of_their_own(write_conf
     config, bundle, splits = opened(write_config, tiny_medgemma, f"data_args['vision_cache_gb'] = {room}")
     data = prepare_data(config, best_hardware(), bundle, bundle.encoder, splits)
     whole = data.collate([data.train_dataset[index] for index in range(8)]).pieces
-    store_test_features(config, bundle, splits["train"])
-    assert "5 samples do not fit into data_args.vision_cache_gb" in caplog.text
+    store_test_features(config, bundle, splits["train"], "train")
+    assert "5 samples of train do not fit into data_args.vision_cache_gb" in caplog.text
     mixed = data.collate([data.train_dataset[index] for index in range(8)]).pieces
     assert {("pixel_values" in piece.student, POOLED in piece.student) for piece in mixed} == {
         (True, False),
@@ -115,7 +118,7 @@ def test_the_reason_is_logged_if_features_are_not_stored(write_config, write_row
     caplog.set_level("INFO")
     config, bundle, splits = opened(write_config, tiny_medgemma, more)
     assert not is_possible(config, bundle, splits["train"])
-    assert "features of images are not stored, because" in caplog.text and reason in caplog.text
+    assert "features of the images of train are not stored, because" in caplog.text and reason in caplog.text
 
 
 def test_features_of_a_random_model_are_not_zero(tiny_medgemma):

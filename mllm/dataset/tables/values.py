@@ -45,13 +45,12 @@ def text_of(value: Any, field: str) -> str:
     """Return the text of a field: a text unchanged, a number or a truth value as JSON writes it.
 
     Raises:
-        DataError: The value is empty, is neither text nor number, or has half of a surrogate pair.
+        DataError: The value is empty, is neither text nor number, has a NUL character or half of a surrogate pair.
     """
     if is_empty(value):
         raise DataError.without_values(f"field '{field}' is empty")
     if isinstance(value, str):
-        if not value.isascii():
-            _refuse_surrogates(value, field)
+        check_characters(value, f"field '{field}'")
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -60,14 +59,23 @@ def text_of(value: Any, field: str) -> str:
     raise DataError.without_values(f"field '{field}' is not a text")
 
 
-def _refuse_surrogates(value: str, field: str) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        code = f"U+{ord(value[error.start]):04X}"
-        raise DataError.without_values(
-            f"field '{field}' has half of a surrogate pair ({code}) at character {error.start + 1}: remove it"
-        ) from None
+def check_characters(text: str, name: str) -> None:
+    """Raise `DataError` for characters that no text has: NUL, and half of a surrogate pair.
+
+    A NUL comes from binary data or a column of fixed width; programs in C, such as llama.cpp, end a text there.
+
+    Args:
+        text: The text.
+        name: Its name in the message.
+    """
+    fault, position = "a NUL character", text.find("\0")
+    if position < 0 and not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            fault, position = f"half of a surrogate pair (U+{ord(text[error.start]):04X})", error.start
+    if position >= 0:
+        raise DataError.without_values(f"{name} has {fault} at character {position + 1}: remove it")
 
 
 def choose_answer(answers: Sequence[Any], choice: AnswerChoice | None, field: str) -> str:
@@ -105,6 +113,7 @@ def patient_of(value: Any, field: str) -> str | None:
     if is_empty(value):
         return None
     if isinstance(value, str):
+        check_characters(value, f"field '{field}'")
         text = value if value.isascii() else unicodedata.normalize("NFC", _visible(value))
         text = " ".join(text.split())
         integer = _INTEGER.fullmatch(text)

@@ -41,6 +41,12 @@ def test_half_of_a_surrogate_pair_is_refused_with_its_position():
         text_of("a \ud83d", "answer")
 
 
+def test_a_nul_character_is_refused_with_its_position():
+    for function in (text_of, patient_of):
+        with pytest.raises(DataError, match=r"field 'answer' has a NUL character at character 3: remove it"):
+            function("no\0", "answer")
+
+
 def test_one_of_several_answers_is_chosen():
     answers = ["no", "yes", math.nan, "yes", "no", "yes"]
     assert choose_answer(answers, "first", "answer") == "no"
