@@ -35,7 +35,7 @@ def score_sharing(
         bundle: Model and encoder, whose samples can share tokens.
         samples: Number -> conversation; a last assistant turn is not used.
         choices: Possible answers to questions that list no options.
-        batch_size: A row has at most the tokens of this number of options that share nothing.
+        batch_size: A row has at most the tokens of this number of options, and of one more, that share nothing.
         answered: Numbers of samples that need no answer. A row of these is left out.
 
     Raises:
@@ -49,7 +49,8 @@ def score_sharing(
         options += [_sharing(option, encoded[0], f"row {number}") for option in encoded]
         owners += [number] * len(encoded)
     likelihoods: dict[int, dict[int, float]] = {number: {} for number in samples}
-    for row in rows_of(options, batch_size * max(map(len, options), default=0), ROW * batch_size):
+    room = (batch_size + 1) * max(map(len, options), default=0)
+    for row in rows_of(options, room, ROW * batch_size):
         if all(owners[index] in answered for index in row):
             continue
         for index, likelihood in zip(row, _likelihoods(bundle, [options[index] for index in row]), strict=True):

@@ -161,13 +161,17 @@ class Generation:
         yield from self._shared_batches(rows, prompts, numbers, answered)
 
     def _rows(self, prompts: Sequence[Encoded]) -> list[list[int]]:
-        """Return rows of prompts that share tokens with another one. A row has at most the tokens of a batch."""
+        """Return rows of prompts that share tokens with another one.
+
+        A row has at most the tokens of a batch and one prompt more, so that questions share images if each is answered
+        alone, too.
+        """
         if not self.shares_images:
             return []
         leaders, _ = leaders_of(prompts)
         leading = {leader for index, leader in enumerate(leaders) if leader != index}
         sharing = [index for index, leader in enumerate(leaders) if leader != index or index in leading]
-        room = self.batch_size * max((len(prompts[index]) for index in sharing), default=0)
+        room = (self.batch_size + 1) * max((len(prompts[index]) for index in sharing), default=0)
         rows = rows_of([prompts[index] for index in sharing], room, len(sharing))
         return [sorted((sharing[place] for place in row), key=lambda i: len(prompts[i])) for row in rows]
 

@@ -106,19 +106,22 @@ def test_answers_do_not_depend_on_sharing_batches_and_order(bundle: Bundle) -> N
     assert generate(bundle, samples[::-1], batch_size=4, numbers=numbers, **options) == expected[::-1]
 
 
-def test_the_tower_runs_once_for_the_questions_about_images(bundle: Bundle) -> None:
+@pytest.mark.parametrize("size", [1, 10])
+def test_the_tower_runs_once_for_the_questions_about_images(bundle: Bundle, size: int) -> None:
     images = []
     tower = bundle.model.pretrained.get_submodule(bundle.model.towers["vision"])
 
     def count(module: torch.nn.Module, arguments: tuple, options: dict) -> None:
         images.append(len(arguments[0] if arguments else options["pixel_values"]))
 
+    questions = [replace(sample, turns=[Turn("user", text)]) for sample, text in zip(asked(0), "abcde", strict=True)]
+    samples = questions[:3] if size == 1 else [*questions, *asked(0, 1)]
     handle = tower.register_forward_pre_hook(count, with_kwargs=True)
     try:
-        generate(bundle, [*asked(0), *asked(0, 1)], max_new_tokens=1, batch_size=10, progress=False)
+        generate(bundle, samples, max_new_tokens=1, batch_size=size, progress=False)
     finally:
         handle.remove()
-    assert sum(images) == 1 + 2
+    assert sum(images) == (1 if size == 1 else 1 + 2)
 
 
 def test_batches_with_answers_are_left_out(bundle: Bundle) -> None:
