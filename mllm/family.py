@@ -91,8 +91,8 @@ class Family:
     vision: Family | None = None
     """The record used with `part='vision'`."""
     reads_images: bool = True
-    cannot_pack: str | None = "it reads images, whose tokens attend to later ones and have no position of their own"
-    """Reason why `data_args.packing` is not exact; None: it is."""
+    cannot_pack: str | None = None
+    """Reason why `data_args.packing` is not exact; None: it is, for architectures that were tested."""
     cannot_quantize: str | None = None
     """Reason why 4 and 8 bits do not apply; None: they do."""
     memory_keys: tuple[str, ...] = ()

@@ -110,7 +110,8 @@ class DataArgs:
     update (on a CPU per_device_train_batch_size samples), halved whenever memory runs out; the update is computed again
     and does not change."""
     packing: bool = False
-    """Put several text samples into one row of at most `max_length` tokens. Losses and gradients do not change."""
+    """Compute the samples of a forward pass as one row without padding, where each attends to itself only. Losses and
+    gradients do not change."""
     share_images: bool = False
     """Compute the tokens of an image once for all questions about it in an update. Shuffles images instead of rows, so
     that their questions are in the same update. Losses and gradients of an update do not change."""

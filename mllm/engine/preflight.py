@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mllm.engine.learner import Learner
 from mllm.errors import ConfigError
 from mllm.models.backbone.int8 import without_outliers
-from mllm.models.encoding.packing import LEADER, ROW, followers
+from mllm.models.encoding.packing import LEADER, SHARED, followers
 from mllm.structures import IGNORE, Batch, Context, LogicalBatch
 
 logger = logging.getLogger(__name__)
@@ -151,20 +151,16 @@ def _check_loss(learner: Learner, piece: Batch) -> None:
     positions = (labels[sample, 1:] != IGNORE).nonzero().squeeze(1)[:64]
     tokens = labels[sample, positions + 1]
     loss = objective.total(Context({"labels": _only(labels, sample, positions + 1)}, student(**piece.student)))[sample]
-    alone = piece.student
-    if ROW in alone:
-        alone = {name: tensor[sample : sample + 1] for name, tensor in alone.items()}
-        sample = 0
-    logits = student.own_logits(alone, sample, positions)
+    logits = student.own_logits(piece.student, sample, positions)
     expected = nn.functional.cross_entropy(logits.float(), tokens, reduction="sum")
     tolerance = TOLERANCE.get(student.pretrained.get_output_embeddings().weight.dtype, 3e-2)
     if torch.is_autocast_enabled(labels.device.type):
         tolerance = TOLERANCE[torch.bfloat16]
     if not torch.isclose(loss.float(), expected, rtol=tolerance, atol=1e-3):
         reason = "changes its logits in a way that this version does not support; please report it"
-        if ROW in piece.student:
-            reason = "attends to other samples of a packed row; set data_args.packing=False"
         if LEADER in piece.student:
+            reason = "attends to other samples of a packed row; set data_args.packing=False"
+        if LEADER in piece.student and piece.student[SHARED].any():
             reason = "attends to other samples about the same image; set data_args.share_images=False"
         raise ConfigError(
             f"the loss of the first batch is {float(loss):.4f}, but {float(expected):.4f} from the model's own logits: "

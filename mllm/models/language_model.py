@@ -14,14 +14,14 @@ from mllm.models.backbone.added_tokens import TokenRows
 from mllm.models.backbone.segment_attention import use_segment_attention
 from mllm.models.backbone.vision_layers import VisionLayers
 from mllm.models.encoding.image_features import backbone_inputs
-from mllm.models.encoding.packing import LEADER, ROW, SHARED, last_hidden_state
+from mllm.models.encoding.packing import LEADER, SHARED, states_of
 from mllm.models.encoding.sharing import SharedRow, keys_and_values, sample_alone, shared_hidden_state
 from mllm.models.heads import BoxHead, LayerFusion, MaskHead
 from mllm.models.trainable_model import TrainableModel
 from mllm.structures import Outputs
 
-LAYOUT = frozenset({ROW, LEADER, SHARED})
-"""Keys of a batch about the arrangement of its samples in rows, which the backbone does not read."""
+LAYOUT = frozenset({LEADER, SHARED})
+"""Keys of a batch about the arrangement of its samples in a row, which the backbone does not read."""
 
 
 class LanguageModel(TrainableModel):
@@ -77,7 +77,7 @@ class LanguageModel(TrainableModel):
             if LEADER in student:
                 hidden_BLD = shared_hidden_state(model, inputs, self._shared_row(student))
             else:
-                hidden_BLD = last_hidden_state(model, inputs, student.get(ROW))
+                hidden_BLD = states_of(model, inputs)
             predictions = {}
             if self.heads:
                 state_BMKD = self.object_states(hidden_BLD, student["object_positions"])

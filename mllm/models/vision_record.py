@@ -30,6 +30,7 @@ def vision_record(
         processor=LazyFunction("mllm.models.builder.build_vision_part:load_processor"),
         encoder=LazyFunction("mllm.models.builder.build_vision_part:build_encoder"),
         skeleton=None,
+        cannot_pack="a vision tower reads no text",
         assemble=LazyFunction("mllm.models.builder.build_vision_part:assemble"),
         lora_targets=LazyFunction("mllm.models.builder.build_vision_part:vision_targets"),
         keep_unquantized=lambda bits, towers: FULL_PRECISION,

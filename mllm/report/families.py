@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mllm.config.rules.packing import PACKED
+from mllm.config.rules.packing import packed_architectures
 from mllm.config.rules.sharing import ANSWERED
 from mllm.family import FAMILIES
 
@@ -78,7 +78,8 @@ def _line(name: str, result: Mapping[str, Any]) -> str:
     start = f"| `{name}` | `{result['type']}` | "
     if result["refused"]:
         return f"{start}refused: {result['refused']} | | | | | | |"
-    packs = FAMILIES.find(result["type"]).cannot_pack is None and name in PACKED
-    shares = name.partition(" ")[0] in ANSWERED
+    architecture = name.partition(" ")[0]
+    packs = architecture in packed_architectures(FAMILIES.find(result["type"]))
+    shares = architecture in ANSWERED
     marks = (result["vision_lora"], result["four_bit"], result["features"], shares, packs, result["gguf"])
     return start + " | ".join(["yes", *("yes" if mark else "" for mark in marks)]) + " |"

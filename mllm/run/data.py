@@ -23,18 +23,19 @@ from mllm.dataset.checking import Splits as CheckedSplits
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator
 from mllm.dataset.loading.poisson import PoissonSampler, units_of
 from mllm.dataset.loading.sampler import LogicalBatchSampler
-from mllm.dataset.loading.sharing import SharingCollator, image_groups
+from mllm.dataset.loading.sharing import RowCollator, image_groups
 from mllm.engine.builder import logical_batch_size
 from mllm.engine.privacy.noise import secret_of
 from mllm.engine.training_data import TrainingData
 from mllm.errors import ConfigError, UserError
 from mllm.models.builder.build_options import checkpoint_of
 from mllm.models.encoding.chat import ChatEncoder
+from mllm.models.encoding.packing import packing
 from mllm.models.language_model import LanguageModel
 from mllm.predict.metrics import check_metrics, metric_origin
 from mllm.predict.stored_features import share_of_rows
 from mllm.predict.strata import check_columns, parse_columns, strata_origin
-from mllm.protocols import Bundle, SampleEncoder
+from mllm.protocols import Bundle, Collator, SampleEncoder
 
 logger = logging.getLogger(__name__)
 Splits = Mapping[str, SampleDataset]
@@ -165,24 +166,25 @@ def prepare_data(
     )
 
 
-def build_collator(
-    config: RunConfig, hardware: Hardware, bundle: Bundle, encoder: SampleEncoder
-) -> LogicalCollator | SharingCollator:
+def build_collator(config: RunConfig, hardware: Hardware, bundle: Bundle, encoder: SampleEncoder) -> Collator:
     """Return the function that combines the samples of an update."""
     size, tokens = config.training_args["per_device_train_batch_size"], config.data_args.tokens_per_micro_batch
     if tokens == "auto":
         # Memory that runs out on a CPU usually ends the process, so the first try must not be too large there.
         size, tokens = logical_batch_size(config.training_args) if hardware.device == "cuda" else size, None
-    if config.data_args.share_images:
-        assert isinstance(bundle.encoder, ChatEncoder) and isinstance(bundle.model, LanguageModel)
-        bundle.encoder.shares_images = True
+    if config.data_args.share_images or config.data_args.packing:
+        assert isinstance(bundle.model, LanguageModel)
         bundle.model.share_tokens(image_blocks=bundle.model.pretrained.config.model_type in IMAGE_BLOCKS)
-        return SharingCollator(bundle.encoder.pad_shared, samples_per_piece=size, tokens_per_piece=tokens)
+        pad = packing(encoder.pad)
+        if config.data_args.share_images:
+            assert isinstance(bundle.encoder, ChatEncoder)
+            bundle.encoder.shares_images = True
+            pad = bundle.encoder.pad_shared
+        return RowCollator(pad, samples_per_piece=size, tokens_per_piece=tokens)
     return LogicalCollator(
         encoder.pad,
         samples_per_piece=size if config.privacy_args is None else config.privacy_args.physical_batch_size,
         tokens_per_piece=tokens,
-        tokens_per_row=config.model_args.max_length if config.data_args.packing else None,
     )
 
 

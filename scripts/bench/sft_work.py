@@ -25,7 +25,7 @@ from mllm.config.hardware import detect
 from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator, cut_by_length
 from mllm.dataset.loading.sampler import LogicalBatchSampler
-from mllm.dataset.loading.sharing import SharingCollator
+from mllm.dataset.loading.sharing import RowCollator
 from mllm.engine.cache_room import CacheRoom
 from mllm.engine.callbacks import Epochs
 from mllm.engine.feature_cache import FeatureCache
@@ -175,7 +175,7 @@ def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: in
         assert isinstance(bundle.encoder, ChatEncoder) and isinstance(bundle.model, LanguageModel)
         bundle.encoder.shares_images = True
         bundle.model.share_tokens(image_blocks=True)
-        collate = SharingCollator(bundle.encoder.pad_shared, samples_per_piece=LOGICAL_BATCH, tokens_per_piece=tokens)
+        collate = RowCollator(bundle.encoder.pad_shared, samples_per_piece=LOGICAL_BATCH, tokens_per_piece=tokens)
     sampler, meter = LogicalBatchSampler(len(rows), LOGICAL_BATCH, shuffle=False), Meter()
     data = EncodedDataset(rows, bundle.encoder.encode)
     trainer = MultimodalTrainer(

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from mllm.config.checkpoint import Checkpoint
+from mllm.config.rules.sharing import ATTENTION, SHARED
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
-from mllm.family import FAMILIES, Family
+from mllm.family import Family
 
 PACKED = (
     *("gemma", "gemma2", "gemma3_text", "gemma3n", "gemma3n_text", "vaultgemma"),
     *("llama", "mistral", "qwen2", "qwen3"),
 )
-"""Architectures for which tests show that packed samples have the losses and gradients of single ones."""
-ATTENTION = (None, "eager", "sdpa")
-"""Attention implementations of these tests; None: transformers chooses one of them."""
+"""Architectures for which tests show that packed texts have the losses and gradients of single ones. With images, they
+are those that share images."""
+
+
+def packed_architectures(family: Family) -> tuple[str, ...]:
+    """Return the architectures whose samples can be packed when a family loads them."""
+    if family.cannot_pack is not None:
+        return ()
+    return SHARED if family.reads_images else PACKED
 
 
 def refuse_packing(config: RunConfig, checkpoint: Checkpoint, family: Family) -> None:
@@ -26,21 +33,22 @@ def refuse_packing(config: RunConfig, checkpoint: Checkpoint, family: Family) ->
             f"{origin}: packing=True puts several samples into one row, and privacy_args clips the gradient of each "
             "sample: remove it"
         )
-    if family.cannot_pack is not None:
-        exact = ", ".join(f"'{other.type}'" for other in FAMILIES if other.cannot_pack is None)
+    architectures = packed_architectures(family)
+    if not architectures:
         raise ConfigError(
-            f"{origin}: packing=True is for type={exact}, and it cannot be exact with type='{args.type}', because "
-            f"{family.cannot_pack}: remove it; tokens_per_micro_batch keeps padding small"
+            f"{origin}: packing=True cannot be exact with type='{args.type}', because {family.cannot_pack}: remove it; "
+            "tokens_per_micro_batch keeps padding small"
         )
-    if checkpoint.model_type is not None and checkpoint.model_type not in PACKED:
+    if checkpoint.model_type is not None and checkpoint.model_type not in architectures:
         raise ConfigError(
-            f"{origin}: packing=True has not been tested with {args.model_name_or_path}, a "
-            f"'{checkpoint.model_type}' model (tested: {', '.join(PACKED)}): remove it; tokens_per_micro_batch keeps "
-            "padding small"
+            f"{origin}: packing=True has not been tested with type='{args.type}' and {args.model_name_or_path}, a "
+            f"'{checkpoint.model_type}' model (tested: {', '.join(architectures)}): remove it; tokens_per_micro_batch "
+            "keeps padding small"
         )
+    if args.heads:
+        raise ConfigError(f"{origin}: packing=True is not possible with heads: remove one of them")
     if args.attn_implementation not in ATTENTION:
         raise ConfigError(
             f"{config.origin('model_args', 'attn_implementation')}: attn_implementation='{args.attn_implementation}' "
-            f"has not been tested with packing=True ({origin}), where samples of a row must not attend to each other: "
-            "use 'sdpa' or 'eager', or remove packing"
+            f"is not possible with packing=True ({origin}), which has an attention of its own: remove one of them"
         )

@@ -32,7 +32,6 @@ def refuse_sharing(config: RunConfig, checkpoint: Checkpoint, family: Family) ->
             "remove it"
         )
     reasons = {
-        "packing": config.data_args.packing,
         "heads": bool(args.heads),
         "distill_args": config.distill_args is not None,
     }

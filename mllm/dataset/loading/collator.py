@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Protocol
 
-import torch
 from torch.utils.data import Dataset
 
 from mllm.dataset.loading.sampler import Draw
@@ -64,16 +63,14 @@ class EncodedDataset(Dataset[Encoded]):
 class LogicalCollator:
     """Collate the samples of one update into a `LogicalBatch`.
 
-    A row is one sample or, with `tokens_per_row` (packing), as many samples as fit; the batch holds the row of each
-    sample in `packed_row` [B]. Rows of similar length share a piece, except that units of several samples keep their
-    order, so that the samples of a unit stay together.
+    Samples of similar length share a piece, except that units of several samples keep their order, so that the samples
+    of a unit stay together.
 
     Args:
         pad: Function that pads samples to a batch.
-        samples_per_piece: Maximum number of rows of a piece.
+        samples_per_piece: Maximum number of samples of a piece.
         tokens_per_piece: Maximum number of tokens of a piece, padding included; it replaces `samples_per_piece`. A
-            longer row is a separate piece.
-        tokens_per_row: Maximum number of tokens of a packed row; None: no packing.
+            longer sample is a separate piece.
     """
 
     def __init__(
@@ -82,12 +79,10 @@ class LogicalCollator:
         *,
         samples_per_piece: int | None = None,
         tokens_per_piece: int | None = None,
-        tokens_per_row: int | None = None,
     ) -> None:
         self.pad = pad
         self.samples_per_piece = samples_per_piece
         self.tokens_per_piece = tokens_per_piece
-        self.tokens_per_row = tokens_per_row
 
     def __call__(self, items: Sequence[Encoded | Failure]) -> LogicalBatch:
         """Return the batch of an update, including its failures."""
@@ -95,12 +90,9 @@ class LogicalCollator:
         lengths = [item.lengths for item in encoded]
         units = [item.unit for item in encoded if item.unit is not None]
         assert len(units) in (0, len(encoded)), "either all samples belong to a unit or none does"
-        assert not (units and self.tokens_per_row), "the rules of a config refuse packing of units"
-        rows = self._rows([sum(length) for length in lengths])
-        sizes = [tuple(map(sum, zip(*(lengths[i] for i in row), strict=True))) for row in rows]
-        kinds = [(encoded[row[0]].images_per_row, encoded[row[0]].has_features) for row in rows]
-        cuts = self._cuts(sizes, kinds, in_order=bool(units))
-        pieces = [self._piece([[encoded[i] for i in rows[r]] for r in cut]) for cut in cuts]
+        kinds = [(item.images_per_row, item.has_features) for item in encoded]
+        cuts = self._cuts(lengths, kinds, in_order=bool(units))
+        pieces = [self.pad([encoded[i] for i in cut]) for cut in cuts]
         if units:
             units_of_pieces = [tuple(units[i] for i in cut) for cut in cuts]
             pieces = [replace(piece, units=numbers) for piece, numbers in zip(pieces, units_of_pieces, strict=True)]
@@ -108,53 +100,39 @@ class LogicalCollator:
             pieces=pieces,
             samples=len(encoded),
             tokens=sum(map(sum, lengths)),
-            padded_tokens=sum(padded_size([sizes[r] for r in cut]) for cut in cuts),
+            padded_tokens=sum(padded_size([lengths[i] for i in cut]) for cut in cuts),
             truncated=sum(item.truncated for item in encoded),
             failures=tuple(item for item in items if isinstance(item, Failure)),
         )
 
-    def _rows(self, lengths: list[int]) -> list[list[int]]:
-        """Return the samples of each row: one sample or, with packing, as many as fit into the row and the piece."""
-        if self.tokens_per_row is None:
-            return [[i] for i in range(len(lengths))]
-        return packed_rows(lengths, min(self.tokens_per_row, self.tokens_per_piece or self.tokens_per_row))
-
     def _cuts(
         self, sizes: Sequence[tuple[int, ...]], kinds: Sequence[tuple[int, bool]], in_order: bool
     ) -> list[list[int]]:
-        """Divide rows into pieces. Rows with unlike `images_per_row` or `has_features` never share one."""
+        """Divide samples into pieces. Samples of unlike `images_per_row` or `has_features` never share one."""
         order = range(len(sizes)) if in_order else sorted(range(len(sizes)), key=lambda i: kinds[i])
-        cut_rows = cut_in_order if in_order else cut_by_length
+        cut = cut_in_order if in_order else cut_by_length
         cuts = []
         for _, group in groupby(order, key=lambda i: kinds[i]):
-            rows = list(group)
-            pieces = cut_rows([sizes[i] for i in rows], self.samples_per_piece, self.tokens_per_piece)
-            cuts += [[rows[i] for i in piece] for piece in pieces]
+            same = list(group)
+            pieces = cut([sizes[i] for i in same], self.samples_per_piece, self.tokens_per_piece)
+            cuts += [[same[i] for i in piece] for piece in pieces]
         return cuts
 
-    def _piece(self, rows: list[list[Encoded]]) -> Batch:
-        """Return the padded samples of some rows and, with packing, the row of each sample."""
-        batch = self.pad([sample for row in rows for sample in row])
-        if self.tokens_per_row is None:
-            return batch
-        packed_row = torch.tensor([number for number, row in enumerate(rows) for _ in row])
-        return replace(batch, student={**batch.student, "packed_row": packed_row})
 
-
-def cut_by_length(sizes: Sequence[tuple[int, ...]], max_rows: int | None, max_tokens: int | None) -> list[list[int]]:
+def cut_by_length(sizes: Sequence[tuple[int, ...]], max_samples: int | None, max_tokens: int | None) -> list[list[int]]:
     """Divide the indices of `sizes` into pieces of similar length, the longest first.
 
     Args:
-        sizes: Lengths of the sequences of each row: one, or source and target, which are padded separately.
-        max_rows: Maximum number of rows of a piece.
-        max_tokens: Maximum number of tokens of a piece, padding included; it replaces `max_rows`.
+        sizes: Lengths of the sequences of each sample: one, or source and target, which are padded separately.
+        max_samples: Maximum number of samples of a piece.
+        max_tokens: Maximum number of tokens of a piece, padding included; it replaces `max_samples`.
     """
     order = sorted(range(len(sizes)), key=lambda i: -sum(sizes[i]))
-    cuts = cut_in_order([sizes[i] for i in order], max_rows, max_tokens)
+    cuts = cut_in_order([sizes[i] for i in order], max_samples, max_tokens)
     return [[order[i] for i in cut] for cut in cuts]
 
 
-def cut_in_order(sizes: Sequence[tuple[int, ...]], max_rows: int | None, max_tokens: int | None) -> list[list[int]]:
+def cut_in_order(sizes: Sequence[tuple[int, ...]], max_samples: int | None, max_tokens: int | None) -> list[list[int]]:
     """Divide the indices of `sizes` into pieces in their order; see `cut_by_length` for the arguments."""
     pieces: list[list[int]] = []
     for i in range(len(sizes)):
@@ -163,7 +141,7 @@ def cut_in_order(sizes: Sequence[tuple[int, ...]], max_rows: int | None, max_tok
             if max_tokens:
                 fits = padded_size([sizes[k] for k in extended]) <= max_tokens
             else:
-                fits = max_rows is None or len(extended) <= max_rows
+                fits = max_samples is None or len(extended) <= max_samples
             if fits:
                 pieces[-1] = extended
                 continue
@@ -172,7 +150,7 @@ def cut_in_order(sizes: Sequence[tuple[int, ...]], max_rows: int | None, max_tok
 
 
 def padded_size(sizes: Sequence[tuple[int, ...]]) -> int:
-    """Return the number of tokens of rows after padding, where each of their sequences is padded separately."""
+    """Return the number of tokens of samples after padding, where each of their sequences is padded separately."""
     return len(sizes) * sum(map(max, zip(*sizes, strict=True)))
 
 

@@ -16,26 +16,26 @@ from mllm.errors import UserError
 from mllm.structures import Batch, Encoded, Failure, LogicalBatch
 
 
-class PadShared(Protocol):
-    """Function that pads samples of which some share their first tokens."""
+class PadRow(Protocol):
+    """Function that pads samples of one row, of which some share their first tokens."""
 
     def __call__(self, samples: Sequence[Encoded], leaders: Sequence[int], shared: Sequence[int], /) -> Batch:
         """Return the batch of samples that have the first `shared` tokens in common with the sample at `leaders`."""
 
 
-class SharingCollator:
-    """Collate the samples of one update into a `LogicalBatch` that has common first tokens once.
+class RowCollator:
+    """Collate the samples of one update into a `LogicalBatch` whose pieces are rows without padding.
 
-    A piece is one row without padding. Its number of tokens is limited, with those in common counted once.
+    Common first tokens of samples with equal `image_key` are in a row once, and count once in its number of tokens.
 
     Args:
         pad: Function that pads samples.
         samples_per_piece: Maximum number of samples of a piece that would share nothing and be as long as the longest
-            one; the tokens of a piece are at most as many.
+            one of the update; the tokens of a piece are at most as many.
         tokens_per_piece: Maximum number of tokens of a piece; it replaces `samples_per_piece`.
     """
 
-    def __init__(self, pad: PadShared, *, samples_per_piece: int, tokens_per_piece: int | None = None) -> None:
+    def __init__(self, pad: PadRow, *, samples_per_piece: int, tokens_per_piece: int | None = None) -> None:
         self.pad, self.samples_per_piece, self.tokens_per_piece = pad, samples_per_piece, tokens_per_piece
 
     def __call__(self, items: Sequence[Encoded | Failure]) -> LogicalBatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,7 +100,10 @@ def attending_in(segments: Segments) -> Iterator[None]:
 
 
 def use_segment_attention(model: PreTrainedModel) -> None:
-    """Let the language model of `model` attend inside segments; without segments it attends as with SDPA."""
+    """Let the language model of `model` attend inside segments; without segments it attends as with SDPA.
+
+    Architectures that cap their attention scores (Gemma 2) are computed with the cap, which SDPA has not.
+    """
     ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _mask)
     model.config.get_text_config(decoder=True)._attn_implementation = NAME
@@ -119,31 +123,60 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Return the attention [1, T, H, D] of query [1, H, T, D] and of key and value, which may have fewer heads."""
+    """Return the attention [1, T, H, D] of query [1, H, T, D] and of key and value, which may have fewer heads.
+
+    Without segments there are B rows instead of one. Scores are capped at `softcap` if it is not None.
+    """
+    if softcap is not None:
+        attend: Any = partial(_capped, softcap=softcap)
+    else:
+        attend = F.scaled_dot_product_attention
+    if not isinstance(attention_mask, Segments) and softcap is not None:
+        key, value = _repeated(key, query), _repeated(value, query)
+        is_causal = attention_mask is None and query.shape[2] > 1
+        return attend(query, key, value, attention_mask, dropout, is_causal, scaling).transpose(1, 2), None
     if not isinstance(attention_mask, Segments):
         output: Any = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
         )
         return output
     assert query.shape[0] == 1, "segments describe one row"
-    repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:
-        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    key, value = _repeated(key, query), _repeated(value, query)
     parts = []
     for segment in attention_mask.items:
         mask = attention_mask.mask(segment, sliding_window, query.device)
         keys, values = segment.with_prefix(key), segment.with_prefix(value)
-        parts.append(
-            F.scaled_dot_product_attention(
-                query[:, :, segment.start : segment.end],
-                keys,
-                values,
-                mask,
-                dropout,
-                is_causal=mask is None,
-                scale=scaling,
-            )
-        )
+        own = query[:, :, segment.start : segment.end]
+        parts.append(attend(own, keys, values, mask, dropout, is_causal=mask is None, scale=scaling))
     return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _repeated(states: Tensor, query: Tensor) -> Tensor:
+    """Return keys or values [B, h, T, D] with as many heads as the query [B, H, T, D]."""
+    repeats = query.shape[1] // states.shape[1]
+    return states if repeats == 1 else states.repeat_interleave(repeats, dim=1)
+
+
+def _capped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    is_causal: bool,
+    scale: float | None,
+    softcap: float,
+) -> Tensor:
+    """Return attention as `scaled_dot_product_attention` does, with scores of `softcap * tanh(scores / softcap)`."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = softcap * torch.tanh(query @ key.transpose(-2, -1) * scale / softcap)
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    # As in transformers, the softmax is computed in fp32 at least.
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    return F.dropout(weights, dropout, training=dropout > 0) @ value

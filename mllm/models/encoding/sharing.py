@@ -104,16 +104,18 @@ def _packed(inputs: dict[str, Any], row: SharedRow) -> dict[str, Any]:
 
 
 def sample_alone(model: Any, student: Mapping[str, Tensor], sample: int) -> dict[str, Tensor]:
-    """Return the inputs of one sample of a batch whose samples share tokens, with features of its images."""
+    """Return the inputs of one sample of a batch of one row, with features of its images."""
+    alone = {name: tensor[sample : sample + 1] for name, tensor in text_of(student).items()}
+    stored = {name: tensor for name, tensor in student.items() if name.startswith(PREFIX)}
+    if not stored and "pixel_values" not in student:
+        return alone
     leader = int(student[LEADER][sample])
     is_image_BL = student["input_ids"] == model.config.image_token_id
     leaders = [index for index, other in enumerate(student[LEADER].tolist()) if index == other]
     counts = {index: int(is_image_BL[index].sum()) for index in leaders}
     start = sum(count for index, count in counts.items() if index < leader)
-    alone = {name: tensor[sample : sample + 1] for name, tensor in text_of(student).items()}
     if not counts[leader]:
         return alone
-    stored = {name: tensor for name, tensor in student.items() if name.startswith(PREFIX)}
     features = stored or compute_features(model, student)
     return alone | cut_features(features, start, start + counts[leader])
 

@@ -73,7 +73,6 @@ CAUSAL_LM = Family(
     chosen_for=is_decoder,
     unsupported_keys=IMAGE_KEYS,
     reads_images=False,
-    cannot_pack=None,
     hub_task="text-generation",
     titles=TITLES,
     tiny={

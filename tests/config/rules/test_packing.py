@@ -36,6 +36,10 @@ def test_families_with_exact_packing_are_accepted(run, model_type: str):
     assert run(TEXT.format("causal-lm", ""), model_type).data_args.packing
 
 
+def test_images_of_gemma_3_are_packed(run):
+    assert run("model_args = dict(model_name_or_path='ckpt/model')", "gemma3").data_args.packing
+
+
 def test_an_absent_checkpoint_is_checked_by_the_preflight(run):
     assert run('model_args = dict(type="causal-lm", model_name_or_path="google/gemma-3n-E4B-it")').data_args.packing
 
@@ -45,15 +49,31 @@ def test_an_absent_checkpoint_is_checked_by_the_preflight(run):
     [
         (TEXT.format("seq2seq", ""), "t5gemma", r"run\.py:2: .*its decoder attends to the sources of all samples"),
         (
-            "",
+            "model_args = dict(part='vision', model_name_or_path='ckpt/model', "
+            "heads=dict(measures=dict(type='RegressionHead', measures=['EF'], views=['ED'])))\n"
+            "objectives = dict(measures=dict(type='MeasureLoss'))",
             "gemma3",
-            r"run\.py:2: packing=True is for type='causal-lm', .* type='medgemma', because it reads images",
+            r"run\.py:2: packing=True cannot be exact with type='medgemma', because a vision tower reads no text",
         ),
-        (TEXT.format("causal-lm", ""), "bloom", "has not been tested with ckpt/model, a 'bloom' model"),
+        (
+            TEXT.format("gemma3n-student", ""),
+            "gemma3n",
+            r"has not been tested with type='gemma3n-student' and ckpt/model, a 'gemma3n' model \(tested: gemma3",
+        ),
+        (
+            "model_args = dict(model_name_or_path='ckpt/model', heads=dict(box=dict(type='BoxHead')))",
+            "gemma3",
+            r"packing=True is not possible with heads",
+        ),
+        (
+            TEXT.format("causal-lm", ""),
+            "bloom",
+            "has not been tested with type='causal-lm' and ckpt/model, a 'bloom'",
+        ),
         (
             TEXT.format("causal-lm", ', attn_implementation="flash_attention_2"'),
             "llama",
-            r"run\.py:3: attn_implementation='flash_attention_2' has not been tested with packing=True",
+            r"run\.py:3: attn_implementation='flash_attention_2' is not possible with packing=True",
         ),
     ],
 )

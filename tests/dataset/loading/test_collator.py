@@ -15,7 +15,9 @@ from mllm.dataset.loading.collator import (
     padded_size,
 )
 from mllm.dataset.loading.sampler import Draw, LogicalBatchSampler
+from mllm.dataset.loading.sharing import RowCollator
 from mllm.errors import DataError
+from mllm.models.encoding.packing import packing
 from mllm.structures import IGNORE, Batch, Encoded, Failure, Sample, Turn
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=20)
@@ -88,26 +90,21 @@ def test_a_failure_in_a_worker_process_keeps_its_message():
 
 
 @pytest.mark.parametrize(
-    ("bounds", "rows", "padded"),
+    ("bounds", "rows"),
     [
-        (dict(), [[6, 4], [3, 2, 1]], 20),
-        (dict(samples_per_piece=1), [[6, 4], [3, 2, 1]], 16),
-        (dict(tokens_per_piece=12), [[6, 4], [3, 2, 1]], 16),
-        (dict(tokens_per_piece=7), [[6, 1], [4, 3], [2]], 16),  # a row is at most as long as a piece
+        (dict(samples_per_piece=2), [[6, 4, 2], [3, 1]]),  # twice the longest sample
+        (dict(samples_per_piece=1), [[6], [4, 2], [3, 1]]),
+        (dict(samples_per_piece=1, tokens_per_piece=7), [[6, 1], [4, 3], [2]]),
+        (dict(samples_per_piece=1, tokens_per_piece=3), [[6], [4], [3], [2, 1]]),
     ],
 )
-def test_packing_fills_rows_and_a_piece_consists_of_rows(bounds, rows, padded):
+def test_packing_fills_rows_without_padding(bounds, rows):
     encoded = [encode(Sample([Turn("assistant", "a" * length)])) for length in (2, 6, 3, 4, 1)]
-    batch = LogicalCollator(pad, tokens_per_row=10, **bounds)(encoded)
-    packed = []
-    for piece in batch.pieces:
-        numbers = piece.student["packed_row"].tolist()
-        widths = [int(row.max()) + 1 for row in piece.student["input_ids"]]
-        packed += [
-            [width for width, number in zip(widths, numbers, strict=True) if number == row]
-            for row in range(max(numbers) + 1)
-        ]
-    assert (packed, batch.tokens, batch.padded_tokens, batch.samples) == (rows, 16, padded, 5)
+    batch = RowCollator(packing(pad), **bounds)(encoded)
+    packed = [[int(row.max()) + 1 for row in piece.student["input_ids"]] for piece in batch.pieces]
+    assert (packed, batch.tokens, batch.padded_tokens, batch.samples) == (rows, 16, 16, 5)
+    assert all(piece.student["shared_leader"].tolist() == list(range(piece.samples)) for piece in batch.pieces)
+    assert not any(piece.student["shared_tokens"].any() for piece in batch.pieces)
 
 
 def test_tokens_of_source_and_target_count():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,11 +21,14 @@ from mllm.config.hardware import detect
 from mllm.config.rules.packing import PACKED
 from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import LogicalCollator
+from mllm.dataset.loading.sharing import RowCollator
 from mllm.engine.learner import Learner
 from mllm.engine.preflight import preflight
 from mllm.errors import ConfigError
+from mllm.models.backbone.segment_attention import use_segment_attention
 from mllm.models.builder.builder import load_pretrained
-from mllm.models.encoding.packing import ROW, Packing, followers, last_hidden_state
+from mllm.models.encoding.packing import LEADER, followers, packing, states_of
+from mllm.models.encoding.sharing import SharedRow, shared_hidden_state
 from mllm.objectives.text import NextToken
 from mllm.protocols import Bundle
 from mllm.structures import Batch, Context, Encoded, Sample, Turn
@@ -36,11 +39,10 @@ SIZES = {**TEXT, "sliding_window": 16}
 """Sliding windows (where a family has them) end inside a sample, and begin in the one before it."""
 SOFTCAPPED = ("gemma2", "vaultgemma")
 """The families that compute attention in Python alone, for its cap."""
-EAGER_TOO = [("gemma3n_text", "eager"), ("gemma3_text", "eager"), ("llama", "eager")]
 CASES = [(family, "eager" if family in SOFTCAPPED else "sdpa") for family in PACKED if family != "gemma3n"]
 
 
-@pytest.fixture(scope="module", params=[*CASES, *EAGER_TOO], ids="-".join)
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A tiny model of the family with the tokenizer of Gemma, with random parameters, also of its LoRA; in fp64."""
     family, attention = request.param
@@ -63,6 +65,16 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return loaded
 
 
+@contextmanager
+def segments(bundle: Bundle) -> Iterator[None]:
+    """Let the model attend inside segments in the block, and by the attention of transformers after it."""
+    config = bundle.model.pretrained.config.get_text_config(decoder=True)
+    before = config._attn_implementation
+    use_segment_attention(bundle.model.pretrained)
+    yield
+    config._attn_implementation = before
+
+
 WORDS = ["lung", "heart", "The liver is large.", "no", "left kidney", "5 mm"]
 
 
@@ -76,12 +88,10 @@ def samples(encoder) -> list[Encoded]:
     return sorted((encoder.encode(Sample(conversation)) for conversation in turns), key=len, reverse=True)
 
 
-def piece_of(bundle: Bundle, rows: list[list[int]]) -> Batch:
-    """Return a piece with the samples of these rows."""
-    encoded = samples(bundle.encoder)
-    batch = bundle.encoder.pad([encoded[i] for row in rows for i in row])
-    places = torch.tensor([number for number, row in enumerate(rows) for _ in row])
-    return Batch({**batch.student, ROW: places}, batch.targets)
+def piece_of(bundle: Bundle, order: list[int]) -> Batch:
+    """Return a piece whose row has the samples in this order."""
+    encoded, alone = samples(bundle.encoder), list(range(len(order)))
+    return packing(bundle.encoder.pad)([encoded[i] for i in order], alone, [0] * len(order))
 
 
 def losses(bundle: Bundle, piece: Batch) -> torch.Tensor:
@@ -95,9 +105,12 @@ def gradients(bundle: Bundle, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def test_packing_changes_no_loss_and_no_gradient(bundle: Bundle):
     encoded = samples(bundle.encoder)
-    piece, order = piece_of(bundle, [[0, 5, 3], [1, 2], [4]]), [0, 5, 3, 1, 2, 4]
-    total_B = losses(bundle, piece)
+    order = [0, 5, 3, 1, 2, 4]
+    piece = piece_of(bundle, order)
+    # The attention of transformers computes single samples.
     alone_B = torch.cat([losses(bundle, bundle.encoder.pad([encoded[i]])) for i in order])
+    with segments(bundle):
+        total_B = losses(bundle, piece)
     torch.testing.assert_close(total_B, alone_B, rtol=1e-6, atol=1e-9)  # the head sums in fp32
     assert NextToken().count(piece.targets).tolist() == [
         int(NextToken().count(bundle.encoder.pad([encoded[i]]).targets)) for i in order
@@ -111,10 +124,20 @@ def test_packing_changes_no_loss_and_no_gradient(bundle: Bundle):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-6 * largest, msg=name)
 
 
+def test_padded_samples_have_the_losses_of_the_attention_of_transformers(bundle: Bundle):
+    """As in a generation after a training with packing."""
+    encoded = samples(bundle.encoder)
+    with torch.no_grad():
+        # Alone, because the attention of transformers with a cap is NaN at padding in fp64.
+        expected = torch.cat([losses(bundle, bundle.encoder.pad([item])) for item in encoded])
+        with segments(bundle):
+            torch.testing.assert_close(losses(bundle, bundle.encoder.pad(encoded)), expected, rtol=1e-6, atol=1e-9)
+
+
 def test_samples_of_a_row_do_not_attend_to_each_other(bundle: Bundle):
     """Other words at the end of a sample do not change the losses of other samples in its row."""
-    piece = piece_of(bundle, [[0, 5, 3]])
-    with torch.no_grad():
+    piece = piece_of(bundle, [0, 5, 3])
+    with torch.no_grad(), segments(bundle):
         before = losses(bundle, piece)
         for changed in range(3):
             ids = piece.student["input_ids"].clone()
@@ -140,33 +163,18 @@ def test_gemma3n_with_its_towers_packs_text_too():
     ids = torch.randint(10, 1000, mask.shape, generator=torch.Generator().manual_seed(0)) * mask
     inputs = {"input_ids": ids, "attention_mask": mask.long()}
     with torch.no_grad():
-        alone = last_hidden_state(model, inputs, None)
-        packed = last_hidden_state(model, inputs, torch.tensor([0, 0, 0]))
+        alone = states_of(model, inputs)
+        use_segment_attention(model)
+        row = SharedRow.of(inputs["attention_mask"], torch.arange(3), torch.zeros(3, dtype=torch.long))
+        packed = shared_hidden_state(model, inputs, row)
         leaking = model.base_model(input_ids=ids[mask][None]).last_hidden_state[0]
     torch.testing.assert_close(packed[mask], alone[mask], rtol=0, atol=1e-9)
     assert (leaking - alone[mask])[30:].abs().max() > 0.1
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=8))
-def test_packing_and_unpacking_loses_nothing(drawn):
-    lengths, rows = zip(*drawn, strict=True)
-    mask = torch.arange(9)[None, :] < torch.tensor(lengths)[:, None]
-    numbers = torch.arange(1, mask.numel() + 1).view_as(mask) * mask
-    packing = Packing.of(mask.long(), torch.tensor(rows))
-    row_ids = packing.pack(numbers)
-    assert sorted(row_ids[row_ids > 0].tolist()) == sorted(numbers[mask].tolist())
-    assert torch.equal(packing.unpack(row_ids[..., None].double())[..., 0], numbers.double())
-    for row in range(packing.rows):
-        behind = [numbers[i, :length].tolist() for i, length in enumerate(lengths) if rows[i] == row]
-        filled_part = sum(behind, [])
-        assert row_ids[row, : len(filled_part)].tolist() == filled_part
-        positions = sum((list(range(len(one))) for one in behind), [])
-        assert packing.position_ids[row].tolist() == positions + [0] * (packing.width - len(positions))
-
-
 def test_followers_are_the_samples_after_another_one_in_a_row():
-    student = {"input_ids": torch.zeros(4, 2), ROW: torch.tensor([0, 1, 0, 2])}
-    assert followers(student).tolist() == [False, False, True, False]
+    student = {"input_ids": torch.zeros(3, 2), LEADER: torch.arange(3)}
+    assert followers(student).tolist() == [False, True, True]
     assert not followers({"input_ids": torch.zeros(4, 2)}).any()
 
 
@@ -174,12 +182,15 @@ def test_the_preflight_refuses_a_family_that_leaks(tmp_path: Path):
     folder = write_tiny("gemma3n", tmp_path / "model")
     bundle = load_pretrained(ModelArgs("causal-lm", str(folder), lora_r=4), detect())
     learner, accelerator = Learner(bundle.model, {"next_token": NextToken()}), Accelerator(cpu=True)
-    batch = LogicalCollator(bundle.encoder.pad, tokens_per_row=200)(samples(bundle.encoder))
+    bundle.model.share_tokens(image_blocks=False)
+    batch = RowCollator(packing(bundle.encoder.pad), samples_per_piece=3)(samples(bundle.encoder))
     preflight(learner, batch, accelerator)
 
     def without_positions(module, arguments, options):
+        """Remove what tells the attention of transformers that a row has several samples."""
         return arguments, {name: value for name, value in options.items() if name != "position_ids"}
 
+    bundle.model.pretrained.config.get_text_config(decoder=True)._attn_implementation = "sdpa"
     bundle.model.pretrained.base_model.register_forward_pre_hook(without_positions, with_kwargs=True)
     with pytest.raises(ConfigError, match="attends to other samples of a packed row; set data_args.packing=False"):
         preflight(learner, batch, accelerator)

@@ -16,8 +16,8 @@ from mllm.errors import DataError
 from mllm.models.encoding.box_formats import LocationTokens, PerceptionToken
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.encoding.marks import MarkWriter
-from mllm.models.encoding.packing import Packing
 from mllm.models.encoding.segments import SegmentTokenizer
+from mllm.models.encoding.sharing import SharedRow
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.models.shikra.conversation import PREFACE, vicuna_template
 from mllm.structures import BOX, IGNORE, Mark, Sample, Turn
@@ -169,13 +169,10 @@ def test_packed_answers_continue_their_own_prompts(encoder_of):
     encoder = encoder_of("llama", "vicuna")
     samples = [conversation("How many?", answer) for answer in ("1", "(b)", "Yes, two.")]
     batch = encoder.pad([encoder.encode(sample) for sample in samples])
-    packing = Packing.of(batch.student["attention_mask"], torch.tensor([0, 0, 1]))
-    ids, labels = packing.pack(batch.student["input_ids"]), packing.pack(batch.targets["labels"])
-    starts = (packing.position_ids == 0) & (ids != 0)
-    assert int(starts[0].sum()) == 2
-    expected = [
-        tensor for one in samples[:2] for tensor in (encoder.prompt(one).targets["labels"], followed(encoder, one))
-    ]
+    row = SharedRow.of(batch.student["attention_mask"], torch.arange(3), torch.zeros(3, dtype=torch.long))
+    labels = row.pack(batch.targets["labels"])
+    assert int((row.position_ids == 0).sum()) == 3
+    expected = [tensor for one in samples for tensor in (encoder.prompt(one).targets["labels"], followed(encoder, one))]
     assert torch.equal(labels[0], torch.cat(expected))
 
 

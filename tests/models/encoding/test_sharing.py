@@ -22,7 +22,7 @@ from mllm.structures import Sample, Turn
 CONFIG = """
 _base_ = ["{checkout}/config/_base_/models/{base}.py", "{checkout}/config/_base_/runtime/finetune.py"]
 model_args = dict(model_name_or_path="{model}", lora_r=4, lora_dropout=0.0, {more})
-data_args = dict(train=dict(type="VQADataset", data_path="rows.jsonl"), share_images={shares})
+data_args = dict(train=dict(type="VQADataset", data_path="rows.jsonl"), {layout})
 training_args = dict(per_device_train_batch_size=3, dataloader_num_workers=0, gradient_checkpointing={checkpointing})
 """
 QUESTIONS = {"Is there an effusion?": "no", "What is seen?": "a scan of the left lung", "Why?": "a shadow"}
@@ -52,12 +52,12 @@ def rows(tmp_path, monkeypatch):
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
 
 
-def update(request, name: str, shares: bool, stores: bool = False, checkpointing: bool = False):
+def update(request, name: str, layout: str, stores: bool = False, checkpointing: bool = False):
     """Return the pieces of an update with rows and a text, its loss, and the gradients of the adapter."""
     fixture, base, more = MODELS[name]
     model = request.getfixturevalue(fixture)
     Path("run.py").write_text(
-        CONFIG.format(checkout=CHECKOUT, base=base, model=model, more=more, shares=shares, checkpointing=checkpointing)
+        CONFIG.format(checkout=CHECKOUT, base=base, model=model, more=more, layout=layout, checkpointing=checkpointing)
     )
     config, hardware = prepare_args("run.py")
     torch.manual_seed(0)
@@ -88,16 +88,26 @@ def update(request, name: str, shares: bool, stores: bool = False, checkpointing
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("stores", "checkpointing"), [(False, True), (True, False)])
 def test_an_update_is_that_of_samples_without_sharing(request, rows, name, stores, checkpointing):
-    _, loss, gradients = update(request, name, shares=False)
-    pieces, shared_loss, shared_gradients = update(request, name, True, stores, checkpointing)
+    _, loss, gradients = update(request, name, "share_images=False")
+    pieces, shared_loss, shared_gradients = update(request, name, "share_images=True", stores, checkpointing)
     assert any((piece.student[LEADER] != torch.arange(len(piece.student[LEADER]))).any() for piece in pieces)
     assert shared_loss == pytest.approx(loss, rel=1e-6)
     worst = max(float((a - b).norm() / b.norm()) for a, b in zip(shared_gradients, gradients, strict=True))
     assert worst < 2e-5 and all(gradient.any() for gradient in gradients)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_an_update_of_packed_images_is_that_of_padded_ones(request, rows, name):
+    _, loss, gradients = update(request, name, "packing=False")
+    pieces, packed_loss, packed_gradients = update(request, name, "packing=True")
+    assert all(piece.student[LEADER].tolist() == list(range(piece.samples)) for piece in pieces)
+    assert any(piece.samples > 1 for piece in pieces) and packed_loss == pytest.approx(loss, rel=1e-6)
+    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(packed_gradients, gradients, strict=True))
+    assert worst < 2e-5 and all(gradient.any() for gradient in gradients)
+
+
 def test_own_logits_are_those_of_the_sample_alone(request, rows):
-    pieces, _, _ = update(request, "medgemma", shares=True)
+    pieces, _, _ = update(request, "medgemma", "share_images=True")
     fixture, base, more = MODELS["medgemma"]
     config, hardware = prepare_args("run.py")
     torch.manual_seed(0)
