@@ -3,6 +3,7 @@
 import csv
 import logging
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -38,15 +39,23 @@ def whole(tmp_path_factory):
     return folder, write_echonet(folder, SPLITS, seed=5, frames=30)
 
 
-@pytest.fixture
-def fresh(tmp_path):
-    """Folder for one test, with videos in which the brightness of a frame encodes its number."""
-    patients = write_echonet(tmp_path, {"TRAIN": 4, "VAL": 1}, seed=5, frames=30)
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """Folder with videos in which the brightness of a frame encodes its number; read only."""
+    folder = tmp_path_factory.mktemp("numbered")
+    patients = write_echonet(folder, {"TRAIN": 4, "VAL": 1}, seed=5, frames=30)
     for number, patient in enumerate(patients):
         codec = ("ffv1", "mpeg4", "mjpeg", "libx264", "ffv1")[number]
         pictures = [np.full((32, 32), 8 * frame, np.uint8) for frame in range(patient.frames)]
-        write_avi(tmp_path / "Videos" / f"{patient.name}.avi", pictures, codec)
-    return tmp_path, patients
+        write_avi(folder / "Videos" / f"{patient.name}.avi", pictures, codec)
+    return folder, patients
+
+
+@pytest.fixture
+def fresh(numbered, tmp_path):
+    """Copy of `numbered` for one test."""
+    folder, patients = numbered
+    return shutil.copytree(folder, tmp_path, dirs_exist_ok=True), patients
 
 
 def frames_of(sample):
