@@ -316,6 +316,7 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
             raise ConfigError(f"{type(self).__name__} returns measures: set has_measures = True in the class")
         if self.has_answers and any(turn.role == "assistant" and is_empty(turn.text) for turn in sample.turns):
             raise DataError.at(source, "the answer is empty")
+        _check_groups(sample, source)
         try:
             for turn in sample.turns:
                 check_characters(turn.text, f"the text of the {turn.role}")
@@ -375,6 +376,17 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
         if not isinstance(sample, Sample):
             raise ConfigError(f"{type(self).__name__}.parse must return a Sample, not {type(sample).__name__}")
         return sample
+
+
+def _check_groups(sample: Sample, source: str) -> None:
+    """Raise `DataError` if a text refers to a box or point that the sample does not have."""
+    for turn in sample.turns:
+        for group in turn.marks:
+            for index in group:
+                if not 0 <= index < len(sample.marks):
+                    number = len(sample.marks)
+                    fault = "the text refers to a box or point that the row does not have"
+                    raise DataError(f"{source}: {fault}: number {index} of {number}, counted from 0", fault)
 
 
 def _missing(name: str, row: Mapping[str, Any]) -> str:

@@ -157,7 +157,9 @@ class MultiLabelDataset(AnnotatedDataset):
         return self.answered(row, question, answer)
 
     def _is_present(self, row: dict[str, Any], label: str) -> bool:
-        value = label_value(row.get(label), label)
+        if label not in row:
+            raise DataError(f"field '{label}' is missing{hint(label, row)}")
+        value = label_value(row[label], label)
         if value is None:
             if self.uncertain == "refuse":
                 raise DataError(

@@ -118,13 +118,18 @@ class SegmentationDataset(GroundingDataset):
         """Return a row for each image and label; the mask has the stem of the image and a suffix."""
         labels: dict[Any, str] = {None: self.labels} if isinstance(self.labels, str) else dict(self.labels or {})  # type: ignore[arg-type]
         masks = {file.relative_to(self.mask_folder).with_suffix(""): file for file in self._masks()}
-        rows = []
+        rows, without_image = [], set(masks)
         for image in images:
             name = image.relative_to(path)
-            mask = masks.get(name.with_name(_stem(name) + self.mask_suffix))
+            stem = name.with_name(_stem(name) + self.mask_suffix)
+            mask = masks.get(stem)
+            without_image.discard(stem)
             for value, label in labels.items():
                 row = {"image": name.as_posix(), "mask": str(mask), "value": value, "label": label}
                 rows.append(row if mask is not None else {**row, ERROR: f"it has no mask in {self.mask_folder}"})
+        if without_image and self.mask_folder != path:
+            example = masks[min(without_image)]
+            logger.warning("%s: %d masks have no image, for example %s", self.mask_folder, len(without_image), example)
         return rows
 
     def _rows_by_target(self, path: Path, images: Sequence[Path]) -> list[dict[str, Any]]:

@@ -243,6 +243,14 @@ def test_invalid_rows_are_refused(read, row, message):
         read("RECDataset", row)
 
 
+@pytest.mark.parametrize("changed", [{"boxes": []}, {"answer_boxes_seq": [[1]]}, {"answer_boxes_seq": [[-1]]}])
+def test_a_phrase_with_a_box_that_the_row_does_not_have_is_refused(read, changed):
+    row = {"img_path": "a.png", "cot_with_ans": "A <ph_st>lesion<ph_ed>.", "boxes": [[1, 2, 11, 12]]}
+    row |= {"question": "Where?", "answer_boxes_seq": [[0]]}
+    with pytest.raises(DataError, match="line 1: the text refers to a box or point that the row does not have: number"):
+        read("GPT4Gen", row | changed)
+
+
 def test_a_box_that_is_too_large_due_to_rounding_is_clipped(read):
     assert read("RECDataset", REC | {"bbox": [-0.4, 2, 40.6, 12]}).marks[0].box == (0, 2, 40, 12)
 

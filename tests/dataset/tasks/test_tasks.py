@@ -162,6 +162,9 @@ def test_labels_are_columns_and_uncertain_ones_are_treated_as_named(table):
         build_dataset(dict(common, uncertain="ignore"))
     with pytest.raises(ConfigError, match="has no column 'oedema': did you mean 'edema'"):
         build_dataset(dict(common, labels=["oedema"]))
+    later = build_dataset(dict(common, data_path=str(table({"edema": 1, "mass": 0, "nodule": 0}, {"edema": 1}))))
+    with pytest.raises(DataError, match="line 2: field 'mass' is missing"):
+        later.inspect(1)
 
 
 def test_a_broken_first_annotation_is_an_error_of_its_row(tmp_path):
@@ -235,6 +238,14 @@ def test_masks_of_another_size_absent_masks_and_colors_are_refused(tmp_path):
     ):
         with pytest.raises(DataError, match=f"/{'abc'[index]}.png: .*{message}"):
             data.sample(index)
+
+
+def test_masks_without_an_image_are_counted(tmp_path, caplog):
+    path = masks(tmp_path, a=np.ones((4, 6)), b=np.ones((4, 6)), c=np.ones((4, 6)))
+    for name in "bc":
+        (tmp_path / "images" / f"{name}.png").unlink()
+    assert len(build_dataset(dict(type="SegmentationDataset", data_path=path, labels="organ"))) == 1
+    assert "2 masks have no image, for example" in caplog.text and "b.png" in caplog.text
 
 
 def test_names_of_biomedparse_have_the_target(tmp_path):
