@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from mllm.config.hardware import CHECKOUT, Hardware, check_packages, check_versi
 from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.config.schema import RunConfig
+from mllm.errors import ConfigError
 from mllm.family import FAMILIES
 from mllm.run_files import MINIATURE, runs_of
 
@@ -77,6 +79,7 @@ def with_tiny_parts(config: RunConfig) -> RunConfig:
         logger.info("--tiny: %s replaces %s", teacher, config.distill_args.teacher.model_name_or_path)
         changes["distill_args.teacher.model_name_or_path"] = str(teacher)
     if model.adapter_path is not None:
+        _refuse_absent_adapter(config, model.adapter_path)
         adapter = ensure_tiny_adapter(base, TINY_RANK)
         logger.info("--tiny: %s replaces the adapter %s", adapter, model.adapter_path)
         changes["model_args.adapter_path"] = str(adapter)
@@ -84,6 +87,17 @@ def with_tiny_parts(config: RunConfig) -> RunConfig:
         config.data_args, runs_of(config.name) / MINIATURE, lambda key: _is_shipped(config, key)
     )
     return config.replaced(**changes)
+
+
+def _refuse_absent_adapter(config: RunConfig, path: str) -> None:
+    """Raise `ConfigError` for a missing adapter of the user's config; a name of the Hub (`owner/name`) is accepted."""
+    key = ("model_args", "adapter_path")
+    is_hub_name = re.fullmatch(r"[\w-]+/[\w.-]+", path) is not None and not Path(path).parent.exists()
+    if not (_is_shipped(config, key) or is_hub_name or Path(path).expanduser().exists()):
+        raise ConfigError(
+            f"{config.origin(*key)}: adapter_path '{path}' does not exist: correct it, or try the config without it by "
+            "--cfg-options model_args.adapter_path=None"
+        )
 
 
 def _is_shipped(config: RunConfig, key: Sequence[str]) -> bool:

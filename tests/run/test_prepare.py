@@ -6,7 +6,7 @@ import pytest
 
 from mllm.config.hardware import CHECKOUT
 from mllm.dataset.builder import miniatures, open_datasets
-from mllm.errors import UserError
+from mllm.errors import ConfigError, UserError
 from mllm.run.prepare import prepare_args
 from mllm.run_files import MINIATURE, runs_of
 
@@ -23,6 +23,17 @@ def test_a_tiny_llava_replaces_both_parts_of_shikra(name, tmp_path, monkeypatch)
     assert args.vision_tower is None and args.pretrain_mm_mlp_adapter is None
     assert args.pad_to_square is True and args.fuse_vision_layers is (name == "perceptionGPT_refcoco")
     assert (tmp_path / config.data_args.train["data_path"]).is_file(), "a generated miniature"
+
+
+def test_tiny_replaces_no_mistyped_adapter(tmp_path, monkeypatch):
+    """The run would try the config with another adapter and end with 0."""
+    monkeypatch.chdir(tmp_path)
+    config = str(CONFIGS / "medgemma_cpu_demo.py")
+    with pytest.raises(ConfigError, match="adapter_path 'exp/mistyped/latest/adapter' does not exist: correct it, or"):
+        prepare_args(config, ["model_args.adapter_path=exp/mistyped/latest/adapter"], tiny=True)
+    for name in ("owner/adapter-of-the-hub", str(tmp_path)):
+        args, _ = prepare_args(config, [f"model_args.adapter_path={name}"], tiny=True)
+        assert "tiny" in str(args.model_args.adapter_path)
 
 
 def test_tiny_replaces_absent_files_of_shipped_bases_only(tmp_path, monkeypatch):

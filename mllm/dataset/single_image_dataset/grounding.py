@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -176,6 +177,9 @@ def parse_box(size: tuple[int, int], numbers: Any, field: str = "bbox", form: Bo
     """
     x1, y1, x2, y2 = four_numbers(numbers, field)
     width, height = size
+    if not all(map(math.isfinite, (x1, y1, x2, y2))):
+        fault = "has a number that is not finite"
+        raise DataError(f"field '{field}' {[x1, y1, x2, y2]} {fault}", f"field '{field}' {fault}")
     if form == "xywh":
         x2, y2 = x1 + x2, y1 + y2
     elif form == "normalized":

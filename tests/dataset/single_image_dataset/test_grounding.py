@@ -232,6 +232,7 @@ REC = {"img_path": "a.png", "expression": "it", "bbox": [1, 2, 11, 12]}
     ("row", "message"),
     [
         (REC | {"bbox": [11, 2, 1, 12]}, r"line 1: field 'bbox' \[11.0, 2.0, 1.0, 12.0\] has reversed corners"),
+        (REC | {"bbox": [1, 2, 11, float("nan")]}, r"line 1: field 'bbox' .* has a number that is not finite"),
         (REC | {"bbox": [1, 2, 51, 12]}, "exceeds its image of 40 x 20 pixels"),
         (REC | {"bbox": [1, 2, 3]}, "must contain four numbers"),
         (REC | {"expression": "a <box>"}, "field 'expression' contains the placeholder <box>"),
