@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import peft
 from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from mllm.export.folder import write_companions
 from mllm.export.vllm import vllm_obstacles
 from mllm.files import replaced_folder
 from mllm.models.adapters.combine import save_adapter
+from mllm.models.adapters.peft_targets import changed_by_peft
 from mllm.models.adapters.trained_file import write_trained
 from mllm.models.adapters.written import refuse_sharded_tensors
 from mllm.protocols import Bundle, Model
@@ -42,7 +44,7 @@ def write(bundle: Bundle, folder: str | Path, *, facts: Facts) -> Path:
         report = None
         if isinstance(bundle.model.backbone, PeftModel):
             save_adapter(bundle.model.backbone, temporary, facts.base)
-            report = _report(temporary, bundle, has_other_weights)
+            report = _report(temporary, bundle, bundle.model.backbone, has_other_weights)
         check_all_written(bundle.model, temporary)
         write_companions(temporary, ADAPTER, facts, bundle.encoder.processor, report)
     logger.info("adapter written to %s", folder)
@@ -68,9 +70,17 @@ def check_all_written(model: Model, folder: Path) -> None:
             )
 
 
-def _report(folder: Path, bundle: Bundle, has_other_weights: bool) -> dict[str, Any]:
+def _report(folder: Path, bundle: Bundle, adapted: PeftModel, has_other_weights: bool) -> dict[str, Any]:
     """Return the content of `export_report.json` for the adapter in `folder`."""
     config, tensors = LoraConfig.from_pretrained(str(folder)), load_file(folder / ADAPTER_WEIGHTS)
+    base: Any = adapted.get_base_model()
+    if changed_by_peft(config, adapted):
+        logger.warning(
+            "PEFT %s converts the targets of a '%s' model, so its from_pretrained would leave out trained layers: use "
+            "the adapter with mllm, or merge it (mllm merge)",
+            peft.__version__,
+            base.config.model_type,
+        )
     obstacles = vllm_obstacles(config, tensors, bundle.model.towers.get("language"), has_other_weights)
     return {
         "base": config.base_model_name_or_path,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mllm.models.backbone.added_tokens import TokenRows
+from mllm.models.backbone.logit_scales import logit_scale
 from mllm.models.backbone.segment_attention import use_segment_attention
 from mllm.models.backbone.vision_layers import VisionLayers
 from mllm.models.encoding.image_features import backbone_inputs
@@ -78,6 +79,8 @@ class LanguageModel(TrainableModel):
                 hidden_BLD = shared_hidden_state(model, inputs, self._shared_row(student))
             else:
                 hidden_BLD = states_of(model, inputs)
+            if (scale := logit_scale(model.config)) != 1:
+                hidden_BLD = hidden_BLD * scale
             predictions = {}
             if self.heads:
                 state_BMKD = self.object_states(hidden_BLD, student["object_positions"])

@@ -64,7 +64,8 @@ class TrainableModel(nn.Module):
 
                 set_reentrant_ckpt(False)  # transformers does not pass its options to timm
                 timm_model.set_grad_checkpointing(True)
-        if any("gradient_checkpointing" in vars(module) for module in model.modules()):
+        has_layers = any("gradient_checkpointing" in vars(module) for module in model.modules())
+        if has_layers and model.supports_gradient_checkpointing:
             model.gradient_checkpointing_enable(options, **layers)
             # transformers makes the inputs of every tower require gradients: a frozen tower would run backward too.
             model.disable_input_require_grads()

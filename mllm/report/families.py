@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mllm.config.rules.packing import packed_architectures
-from mllm.config.rules.sharing import ANSWERED
 from mllm.family import FAMILIES
 
 RESULTS = Path(__file__).with_name("tested_families.json")
@@ -19,17 +18,18 @@ HEADER = """# Model families
 
 Written by `mllm show families`. A test builds a tiny checkpoint of each architecture in the table with its own
 processor (`tests/models/test_families.py`). It compares logits, labels, batches, gradients with and without
-checkpointing, the merged model and its answers with stock transformers {version}.
+checkpointing, the merged model and its answers with stock transformers {version}. Architectures with a reason were
+tried in the same way, and stop with a sentence that has these words.
 
 Other architectures of transformers' Auto classes are loaded in the same way. Before the first update, every run checks
-the gradients, the loss, and that no answer sees its own later tokens; a run that fails a check stops with a sentence.
-`mllm show families --untested` lists the installed ones.
+the gradients, the loss, and that no answer sees its own later tokens; a run that fails a check, or in which the code of
+the model raises an error, stops with a sentence. `mllm show families --untested` lists the installed ones.
 
 * **vision LoRA**: `lora_target="vision"` or `"all"` trains the vision tower.
 * **4-bit**: `load_in_4bit=True` trains.
 * **stored features**: with a frozen vision tower, features of images are computed once (`data_args.vision_cache`).
-* **shared images**: an evaluation computes the tokens of an image once for all questions about it
-  (`data_args.gen_kwargs.share_images`).
+* **shared images**: questions about an image compute its tokens once, in training (`data_args.share_images`) and in
+  evaluations (`data_args.gen_kwargs.share_images`).
 * **packing**: `data_args.packing=True` is exact.
 * **GGUF**: `mllm export` writes the language model for llama.cpp.
 
@@ -78,8 +78,6 @@ def _line(name: str, result: Mapping[str, Any]) -> str:
     start = f"| `{name}` | `{result['type']}` | "
     if result["refused"]:
         return f"{start}refused: {result['refused']} | | | | | | |"
-    architecture = name.partition(" ")[0]
-    packs = architecture in packed_architectures(FAMILIES.find(result["type"]))
-    shares = architecture in ANSWERED
-    marks = (result["vision_lora"], result["four_bit"], result["features"], shares, packs, result["gguf"])
+    packs = name.partition(" ")[0] in packed_architectures(FAMILIES.find(result["type"]))
+    marks = (*(result[key] for key in ("vision_lora", "four_bit", "features", "shared_images")), packs, result["gguf"])
     return start + " | ".join(["yes", *("yes" if mark else "" for mark in marks)]) + " |"

@@ -28,6 +28,14 @@ def test_a_trainable_tensor_without_gradient_is_named(make_trainer):
         _run(trainer)
 
 
+def test_an_error_in_the_code_of_a_model_is_one_sentence(make_trainer):
+    trainer = make_trainer()
+    batch = trainer.first_batch()
+    batch.pieces[0].student["input_ids"][0, 0] = 10**6  # no row of the embedding
+    with pytest.raises(ConfigError, match=r"^\w+ of transformers [\d.]+ fails on the first batch \(IndexError: "):
+        preflight(trainer.learner, batch, trainer.accelerator)
+
+
 class Texts:
     """Rows of another class with texts in the first batches and images only in the last batch."""
 

@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
 from accelerate import Accelerator
 from bitsandbytes.nn import Linear4bit
+from family_checkpoints.image_checks import (
+    batches,
+    check_shared_answers,
+    conversation,
+    gradients,
+    loss_of,
+    picture,
+    reads_stored_features,
+    shares_images,
+)
 from family_checkpoints.records import CASES, Case
-from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -28,12 +35,9 @@ from transformers import (
 )
 
 from mllm.config.hardware import Hardware
-from mllm.config.rules.sharing import ANSWERED, IMAGE_BLOCKS
+from mllm.config.rules.sharing import ANSWERED
 from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import LogicalCollator
-from mllm.engine.cache_room import CacheRoom
-from mllm.engine.feature_cache import FeatureCache
-from mllm.engine.feature_computer import accepts_features
 from mllm.engine.learner import Learner
 from mllm.engine.preflight import preflight
 from mllm.errors import ConfigError
@@ -43,29 +47,15 @@ from mllm.export.gguf.model import FAMILIES as GGUF
 from mllm.export.merge import merge
 from mllm.export.settings import encoding_settings
 from mllm.models.builder.builder import load_pretrained
-from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.generation.generate import generate, stop_ids
-from mllm.models.generation.shared_prompts import SharedPrompts, shared_inputs
-from mllm.models.language_model import LanguageModel
 from mllm.objectives.text import NextToken
-from mllm.predict.feature_filler import Filler, ImageSample
 from mllm.protocols import Bundle
 from mllm.report.families import RESULTS
-from mllm.structures import IGNORE, Context, Encoded, Sample, Turn
+from mllm.structures import IGNORE, Sample
 
 CPU = Hardware("cpu", "a processor", None, 0, 0, 8 << 30, 2)
 AUTO = {"causal-lm": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
 CLOSE: dict[str, Any] = dict(rtol=2e-4, atol=2e-4)
-ANSWER = "A scan of the left lung"
-
-
-def picture(width: int, height: int) -> Image.Image:
-    rng = np.random.default_rng(width)
-    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def conversation(*images: Image.Image, question: str = "What is this?", answer: str = ANSWER) -> Sample:
-    return Sample([Turn("user", "<image>" * len(images) + question), Turn("assistant", answer)], list(images))
 
 
 def conversations(case: Case) -> list[Sample]:
@@ -82,22 +72,14 @@ def conversations(case: Case) -> list[Sample]:
     return samples
 
 
-def batches(bundle: Bundle, samples: list[Sample]) -> list[list[Encoded]]:
-    """Return the encoded samples in the groups that can share a batch, as in training and generation."""
-    encoded = sorted((bundle.encoder.encode(sample) for sample in samples), key=lambda one: one.images_per_row)
-    return [list(group) for _, group in groupby(encoded, key=lambda one: one.images_per_row)]
-
-
 @pytest.fixture(scope="module")
 def recorded(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    """The results of all families in the package; with `--record-families` they are written anew."""
-    if not request.config.getoption("--record-families"):
-        yield json.loads(RESULTS.read_text(encoding="utf-8"))["families"]
-        return
-    results: dict[str, Any] = {}
+    """The results in the package. With `--record-families` those of the tests that ran replace them."""
+    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))["families"]
     yield results
-    if results.keys() == {case.name for case in CASES}:
-        content = {"transformers": transformers.__version__, "families": results}
+    if request.config.getoption("--record-families"):
+        known = {case.name: results[case.name] for case in CASES if case.name in results}
+        content = {"transformers": transformers.__version__, "families": known}
         RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -140,37 +122,9 @@ def check_training(case: Case, folder: Path, out: Path) -> dict[str, bool]:
         "vision_lora": bool(bundle.model.trains("vision")),
         "four_bit": trains_in_4_bits(case, folder, samples),
         "features": stores,
+        "shared_images": shares_images(bundle),
         "gguf": stock.config.model_type in GGUF,
     }
-
-
-@torch.no_grad()
-def reads_stored_features(bundle: Bundle, samples: list[Sample], out: Path) -> bool:
-    """Return True if the model can read stored features of images.
-
-    The states of each batch and the answers are those from pixels, and the features are not zero.
-    """
-    model, encoder = bundle.model, bundle.encoder
-    if not any(sample.images for sample in samples) or not isinstance(encoder, ChatEncoder):
-        return False
-    if not accepts_features(model):
-        return False
-    expected = [model(**encoder.pad(group).student).hidden_BLD for group in batches(bundle, samples)]
-    answers = generate(bundle, samples, max_new_tokens=4, batch_size=3, progress=False)
-    cache = FeatureCache(out / "features", "0" * 40)
-    filler = Filler(bundle, cache, CacheRoom(cache.folder, 10**9))
-    for sample in samples:
-        if sample.images:
-            filler.add(ImageSample(cache.path(sample.images), encoder.prompt(sample)))
-            features = cache.read(sample.images)
-            assert features is not None and all(tensor.any() for tensor in features.values())
-    encoder.stored_features = cache
-    for group, states in zip(batches(bundle, samples), expected, strict=True):
-        student = encoder.pad(group).student
-        assert "pixel_values" not in student
-        torch.testing.assert_close(model(**student).hidden_BLD, states, rtol=1e-5, atol=1e-5)
-    assert generate(bundle, samples, max_new_tokens=4, batch_size=3, progress=False) == answers
-    return True
 
 
 def fill_adapter(bundle: Bundle) -> None:
@@ -185,10 +139,11 @@ def trains_in_4_bits(case: Case, folder: Path, samples: list[Sample]) -> bool:
     """Return True if a model with 4-bit weights can be trained; False if it is refused in a sentence."""
     try:
         bundle = load(case, folder, load_in_4bit=True)
+        fill_adapter(bundle)
+        check_as_a_run(bundle, samples)
     except ConfigError as error:
-        assert "load_in_4bit" in str(error)
+        assert "load_in_4bit" in str(error) or "fails on the first batch" in str(error)
         return False
-    fill_adapter(bundle)
     assert any(isinstance(module, Linear4bit) for module in bundle.model.modules())
     return all(bool(gradient.isfinite().all() and gradient.any()) for gradient in gradients(bundle, samples).values())
 
@@ -297,18 +252,6 @@ def check_look_ahead(bundle: Bundle, sample: Sample) -> None:
     assert (after[-3:] - before[-3:]).abs().max() > 1e-3
 
 
-def loss_of(bundle: Bundle, samples: list[Sample]) -> Tensor:
-    groups = [bundle.encoder.pad(group) for group in batches(bundle, samples)]
-    totals = [NextToken().total(Context(batch.targets, bundle.model(**batch.student))) for batch in groups]
-    return torch.cat(totals).sum()
-
-
-def gradients(bundle: Bundle, samples: list[Sample]) -> dict[str, Tensor]:
-    trained = {name: tensor for name, tensor in bundle.model.named_parameters() if tensor.requires_grad}
-    torch.manual_seed(0)  # of dropout
-    return dict(zip(trained, torch.autograd.grad(loss_of(bundle, samples), list(trained.values())), strict=True))
-
-
 def check_checkpointing(bundle: Bundle, samples: list[Sample]) -> None:
     """Compare the gradients with and without gradient checkpointing."""
     model: Any = bundle.model
@@ -330,12 +273,12 @@ def check_update(bundle: Bundle, samples: list[Sample]) -> None:
     assert all(gradient.any() for gradient in all_gradients.values())
     norm = float(torch.stack([gradient.square().sum() for gradient in all_gradients.values()]).sum().sqrt())
     parameters = dict(bundle.model.named_parameters())
-    step = 1e-3 * before / norm**2
+    step = 1e-4 * before / norm**2
     with torch.no_grad():
         for name, gradient in all_gradients.items():
             parameters[name].sub_(gradient, alpha=step)
         after = float(loss_of(bundle, samples))
-    assert before - after == pytest.approx(1e-3 * before, rel=0.2)
+    assert before - after == pytest.approx(1e-4 * before, rel=0.2)
 
 
 @torch.no_grad()
@@ -370,24 +313,3 @@ def check_answers(bundle: Bundle, merged: Any, samples: list[Sample]) -> None:
         begin = 1 if merged.config.is_encoder_decoder else len(student["input_ids"][0])
         expected = encoder.read_answer(tokens[begin:].cpu())
         assert answer.text == expected.text
-
-
-@torch.inference_mode()
-def check_shared_answers(bundle: Bundle) -> None:
-    """Compare the logits of generated tokens after shared images with those after prompts alone."""
-    encoder, model = bundle.encoder, bundle.model
-    assert isinstance(encoder, ChatEncoder) and isinstance(model, LanguageModel)
-    encoder.shares_images, encoder.stored_features = True, None
-    questions = [("What is this?", 80), ("Why?", 80), ("Is it the left lung?", 80), ("Which?", 50), ("Who?", 50)]
-    prompts = [encoder.prompt(conversation(picture(width, 60), question=text)) for text, width in questions]
-    options = GenerationConfig(max_new_tokens=3, return_dict_in_generate=True, output_logits=True)
-    model.eval()
-
-    def logits(inputs: dict[str, Any]) -> Tensor:
-        return torch.stack(model.pretrained.generate(**inputs, generation_config=options).logits)
-
-    expected = logits(encoder.pad(prompts, side="left").student)
-    model.share_tokens(image_blocks=model.pretrained.config.model_type in IMAGE_BLOCKS)
-    row = SharedPrompts(bundle, prompts)
-    actual = logits(shared_inputs([(row, index) for index in range(len(prompts))]))
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)

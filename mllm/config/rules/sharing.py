@@ -7,13 +7,12 @@ from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
 from mllm.family import Family
 
-SHARED = ("gemma3", "llava")
-"""Architectures for which tests show that samples that share tokens have the losses and gradients of single ones."""
-ANSWERED = (
-    *SHARED,
-    *("aya_vision", "gemma3n", "idefics2", "idefics3", "internvl", "llava_next", "llava_onevision"),
-    *("mistral3", "vipllava"),
+SHARED = (
+    *("gemma3", "llava", "internvl", "mistral3", "idefics2", "idefics3"),
+    *("llava_next", "llava_onevision", "vipllava", "aya_vision"),
 )
+"""Architectures for which tests show that samples that share tokens have the losses and gradients of single ones."""
+ANSWERED = (*SHARED, "gemma3n")
 """Those for which tests show that answers after shared tokens are the answers to single prompts."""
 IMAGE_BLOCKS = ("gemma3",)
 """Those whose image tokens attend to each other in both directions."""

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from mllm.errors import ConfigError
 from mllm.models.adapters.files import SavedAdapter, load_adapter, read_adapter
 from mllm.models.adapters.merge import merged_weights
+from mllm.models.adapters.peft_targets import names_as_written
 from mllm.models.adapters.targets import matching, resolve_target
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,8 @@ def _as_integer(alpha: float) -> Any:
 
 def _add_fresh(model: PreTrainedModel, fresh: LoraConfig) -> PeftModel:
     """Return `model` with a fresh adapter. The outputs are those of the model."""
-    adapted = PeftModel(model, fresh, TRAINED)
+    with names_as_written():
+        adapted = PeftModel(model, fresh, TRAINED)
     for layer in adapted.modules():
         if isinstance(layer, LoraLayer) and fresh.use_dora:
             # PEFT computes the norms in the base's dtype. In bf16 they are off by 2^-9, which changes the outputs.
@@ -121,7 +123,8 @@ def _add_stacked(
             "but DoRA adapters cannot be combined: set lora_r to the same rank to continue it, or merge_lora = True"
         )
     adapted = load_adapter(model, saved, FROZEN, targets)
-    adapted.add_adapter(TRAINED, fresh)
+    with names_as_written():
+        adapted.add_adapter(TRAINED, fresh)
     adapted.set_adapter(TRAINED)
     tuner: Any = adapted.base_model
     tuner.set_adapter([FROZEN, TRAINED])

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mllm.errors import ConfigError
+from mllm.models.adapters.peft_targets import names_as_written
 from mllm.models.adapters.targets import log_targets, pattern_of
 from mllm.models.adapters.written import save_compared
 from mllm.models.backbone.load_errors import check_hub, explained
@@ -176,13 +177,15 @@ def load_adapter(
     config.init_lora_weights = True
     config.lora_dropout = lora_dropout
     config.inference_mode = False
-    if isinstance(model, PeftModel):
-        adapted = model
-        adapted.add_adapter(name, config)
-    else:
-        adapted = PeftModel(model, config, name)
+    with names_as_written():
+        if isinstance(model, PeftModel):
+            adapted = model
+            adapted.add_adapter(name, config)
+        else:
+            adapted = PeftModel(model, config, name)
     _check_shapes(saved, tensors, adapter_tensors(adapted, name))
-    set_peft_model_state_dict(adapted, tensors, adapter_name=name)
+    with names_as_written():
+        set_peft_model_state_dict(adapted, tensors, adapter_name=name)
     loaded = adapter_tensors(adapted, name)
     assert all(torch.equal(loaded[key].cpu(), tensor.float()) for key, tensor in tensors.items())
     logger.info("adapter %s: rank %d, alpha %g", saved.source, config.r, config.lora_alpha)

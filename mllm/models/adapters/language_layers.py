@@ -18,7 +18,7 @@ of their own; an encoded text has no such tokens."""
 OTHER_TOWERS = re.compile(r"\w*(vision|visual|image|audio|speech|video)\w*|patcher")
 """Models of another input inside a language model: T5Gemma 2, Phi-4 multimodal, and the patcher of BLT."""
 KERNEL_WEIGHTS = ("x_proj", "dt_proj", "out_proj")
-"""Layers of a Mamba mixer whose weights are read directly by its kernel, which ignores an adapter."""
+"""Layers of a Mamba mixer whose weights are read directly by its kernel, which ignores adapters and quantization."""
 
 
 def language_layers(tower: nn.Module) -> list[str]:
@@ -31,6 +31,12 @@ def language_layers(tower: nn.Module) -> list[str]:
     return [
         name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D) and _belongs(name, modules)
     ]
+
+
+def kernel_layers(model: nn.Module) -> list[str]:
+    """Return the names of the layers in Mamba mixers whose weights are read directly, so that they stay unquantized."""
+    mixers = [name for name, module in model.named_modules() if _is_mamba(module)]
+    return [f"{mixer}.{own}" for mixer in mixers for own in KERNEL_WEIGHTS]
 
 
 def describe_kinds(names: Collection[str]) -> str:

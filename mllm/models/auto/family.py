@@ -18,6 +18,10 @@ TYPES_OF_SUFFIX = frozenset({"paligemma"})
 """Architectures whose `token_type_ids` are 0 in the prompt, with bidirectional attention, and 1 in the answer."""
 
 
+TYPES_OF_OWN_PLACEMENT = frozenset({"blip-2", "instructblip", "instructblipvideo"})
+"""Architectures whose processor writes the tokens of one image before the text, wherever the text has its images."""
+
+
 TYPES_OF_LAST_STATE = frozenset({"internvl"})
 """Architectures whose projector reads the output of the vision tower, although their config names a layer."""
 

@@ -17,8 +17,14 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES
+from mllm.models.adapters.language_layers import kernel_layers
 from mllm.models.auto.default_templates import DEFAULTS
-from mllm.models.auto.family import TYPES_OF_LAST_STATE, TYPES_OF_SUFFIX, keep_unquantized
+from mllm.models.auto.family import (
+    TYPES_OF_LAST_STATE,
+    TYPES_OF_OWN_PLACEMENT,
+    TYPES_OF_SUFFIX,
+    keep_unquantized,
+)
 from mllm.models.auto.towers import find_towers
 from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config, load_model
@@ -42,8 +48,8 @@ def load(args: ModelArgs, hardware: Hardware, processor: ProcessorMixin) -> PreT
     """Load any model that AutoModelForImageTextToText supports: LLaVA, Qwen-VL, PaliGemma, Idefics..."""
     if args.fuse_vision_layers:
         _refuse_fusion(load_known_config(args))
-    towers = find_towers(build_skeleton(args))
-    keep = keep_unquantized(quantization_bits(args), towers)
+    skeleton = build_skeleton(args)
+    keep = [*keep_unquantized(quantization_bits(args), find_towers(skeleton)), *kernel_layers(skeleton)]
     name = checkpoint_of(args)
     return load_model(AutoModelForImageTextToText, name, **load_options(args, hardware, keep=keep))
 
@@ -71,6 +77,11 @@ def load_known_config(args: ModelArgs) -> PretrainedConfig:
         raise ConfigError(
             f"type='{args.type}' loads the architectures of AutoModelForImageTextToText (llava, qwen2_vl, gemma3 ...), "
             f"but model_name_or_path '{name}' is a '{config.model_type}' model"
+        )
+    if config.model_type in TYPES_OF_OWN_PLACEMENT:
+        raise ConfigError(
+            f"model_name_or_path '{name}' is a '{config.model_type}' model, which has no conversations: its processor "
+            "writes the tokens of one image before the text, and not in place of <image>; choose another architecture"
         )
     if config.is_encoder_decoder:
         other = FAMILIES.for_architecture(config.model_type).type

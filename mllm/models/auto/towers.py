@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from mllm.errors import ConfigError
@@ -29,6 +30,7 @@ def find_towers(model: PreTrainedModel) -> dict[str, str]:
     The projector comes first, since it may be inside the vision tower. A model that projects patches without a tower
     (Gemma 4 unified) has no 'vision'. Raise `ConfigError` where a part is not found, or the model reads no images.
     """
+    refuse_missing_output(model)
     names = {module: name for name, module in model.named_modules()}
     towers = {**find_vision_parts(model), "language": names[model.get_decoder()]}
     parts = ", ".join(name for name, _ in model.base_model.named_children())
@@ -45,6 +47,16 @@ def find_towers(model: PreTrainedModel) -> dict[str, str]:
             "architecture is not supported; choose a checkpoint of another one"
         )
     return towers
+
+
+def refuse_missing_output(model: PreTrainedModel) -> None:
+    """Raise `ConfigError` for a model without an output layer: BLIP names none, and that of FSMT is an embedding."""
+    output = model.get_output_embeddings()
+    if output is None or isinstance(output, nn.Embedding):
+        raise ConfigError(
+            f"{type(model).__name__} has no output layer of its own, which the loss of an answer needs, so this "
+            "architecture is not supported; choose a checkpoint of another one"
+        )
 
 
 def find_vision_parts(model: PreTrainedModel) -> dict[str, str]:

@@ -18,7 +18,7 @@ POOLED, LISTED, LAYER = f"{PREFIX}pooled", f"{PREFIX}listed", f"{PREFIX}layer_"
 model returns in a list of one tensor per image. `LAYER` and a number: an inner layer [T, D] of the tower (Qwen3-VL)."""
 PIXELS = frozenset(
     {
-        *("pixel_values", "pixel_values_local", "high_res_pixel_values"),
+        *("pixel_values", "pixel_values_local", "high_res_pixel_values", "pixel_values_images"),
         *("pixel_attention_mask", "pixel_mask", "tile_fine_mask"),
     }
 )

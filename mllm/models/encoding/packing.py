@@ -34,12 +34,13 @@ def packing(pad: Callable[[Sequence[Encoded]], Batch]) -> Callable[..., Batch]:
 
 
 def states_of(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
-    """Return the last hidden states of a model.
+    """Return the hidden states of a model that its output layer reads.
 
-    T5 and its relatives have no module for the model without its vocabulary. Their states are those that the output
-    layer receives, which then computes the logits of no position.
+    T5 and its relatives have no module for the model without its vocabulary, and BERT and its relatives have more
+    layers before it. Their states are those that the output layer receives, which then computes the logits of no
+    position.
     """
-    if model.base_model is not model:
+    if model.base_model is not model and not _has_head(model):
         states: Tensor = model.base_model(**inputs, use_cache=False, return_dict=True).last_hidden_state
         return states
     received: list[Tensor] = []
@@ -54,6 +55,13 @@ def states_of(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
     finally:
         hook.remove()
     return received[0]
+
+
+def _has_head(model: PreTrainedModel) -> bool:
+    """Return True if a model has weights between its last hidden states and its output layer."""
+    output = {id(parameter) for parameter in model.get_output_embeddings().parameters()}
+    others = [child.parameters() for child in model.children() if child is not model.base_model]
+    return any(id(parameter) not in output for parameters in others for parameter in parameters)
 
 
 def followers(student: dict[str, Tensor]) -> Tensor:

@@ -30,16 +30,19 @@ TOKENS: Mapping[str, int] = {
 Mllama's `cross_attention_mask` [1, L, images, tiles] marks the tiles that a token attends to.
 """
 IMAGES: Mapping[str, int] = {
-    **dict.fromkeys(("pixel_values", "pixel_values_local", "high_res_pixel_values"), 0),
+    **dict.fromkeys(("pixel_values", "pixel_values_local", "high_res_pixel_values", "pixel_values_images"), 0),
     **dict.fromkeys(("pixel_attention_mask", "pixel_mask", "tile_fine_mask"), 0),
     **dict.fromkeys(("image_sizes", "image_grid_thw", "image_grid_hw", "image_merge_sizes", "spatial_shapes"), 0),
-    **dict.fromkeys(("batch_num_images", "num_local_patches", "patches_grid"), 0),
+    **dict.fromkeys(("batch_num_images", "num_local_patches", "patches_grid", "target_sizes"), 0),
     "image_position_ids": -1,
 }
 """Outputs with one entry per image, tile or patch, and the value with which smaller images are padded.
 
 The entries of a batch are those of its samples in order. A sample without images has none.
 """
+PATCH_ROWS = "target_sizes"
+"""Size of each tile in patches. With it `pixel_values` [1, 3, patch, length] have the patches of all tiles in their
+last dimension (MiniCPM-V)."""
 SAMPLES = frozenset({"aspect_ratio_ids", "aspect_ratio_mask"})
 """Outputs with one entry per sample and image [1, images, ...]: Mllama finds the images of a sample by its row.
 
@@ -108,5 +111,6 @@ def joined(samples: Sequence[Mapping[str, Tensor]], pad_id: int, side: str) -> d
             batch[name] = stacked(tensors, length, pad_id if name == "input_ids" else TOKENS[name], side)
         else:
             assert name not in SAMPLES or len(tensors) == len(samples), f"a sample without {name}"
-            batch[name] = joined_images(tensors, IMAGES.get(name, 0))
+            in_row = name == "pixel_values" and any(PATCH_ROWS in sample for sample in samples)
+            batch[name] = torch.cat(tensors, dim=-1) if in_row else joined_images(tensors, IMAGES.get(name, 0))
     return batch

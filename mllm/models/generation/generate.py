@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, RepetitionPenaltyLog
 from mllm.models.encoding.image_features import backbone_inputs
 from mllm.models.encoding.shared_rows import leaders_of, rows_of
 from mllm.models.encoding.text_encoder import TextEncoder
+from mllm.models.generation.left_padding import needs_equal_lengths
 from mllm.models.generation.object_decoding import ObjectDecoder
 from mllm.models.generation.sampling import Sampling
 from mllm.models.generation.shared_prompts import SharedPrompts, shared_inputs, shares_tokens
@@ -151,7 +152,8 @@ class Generation:
         """
         rows = self._rows(prompts)
         in_rows = {index for row in rows for index in row}
-        kinds = [(prompt.images_per_row, prompt.has_features) for prompt in prompts]
+        apart = self._needs_equal_lengths(prompts)
+        kinds = [(prompt.images_per_row, prompt.has_features, len(prompt) * apart) for prompt in prompts]
         order = sorted(set(range(len(prompts))) - in_rows, key=lambda i: (kinds[i], len(prompts[i])))
         for indices in [list(group) for _, group in groupby(order, key=lambda i: kinds[i])]:
             for part in self._parts(indices, numbers, answered):
@@ -159,6 +161,13 @@ class Generation:
                     answers = self._answers([prompts[i] for i in part], [numbers[i] for i in part])
                 yield dict(zip(part, answers, strict=True))
         yield from self._shared_batches(rows, prompts, numbers, answered)
+
+    def _needs_equal_lengths(self, prompts: Sequence[Encoded]) -> bool:
+        """Return True if only prompts of equal length can be in a batch."""
+        if self.batch_size == 1:
+            return False
+        with self._computing():
+            return needs_equal_lengths(self.bundle.model.pretrained, text_encoder_of(self.bundle), prompts)
 
     def _rows(self, prompts: Sequence[Encoded]) -> list[list[int]]:
         """Return rows of prompts that share tokens with another one.

@@ -23,6 +23,7 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES
+from mllm.models.adapters.language_layers import kernel_layers
 from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config, load_model
 from mllm.models.builder.build_chat import load_chat_processor
@@ -47,17 +48,27 @@ def load_encoder_decoder_processor(args: ModelArgs) -> ProcessorMixin | TextProc
 def load_decoder(args: ModelArgs, hardware: Hardware, processor: TextProcessor) -> PreTrainedModel:
     """Load any model that AutoModelForCausalLM supports: Gemma, Gemma 3n, VaultGemma, Llama, Qwen..."""
     name = _checked(args, AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING)
-    return load_model(AutoModelForCausalLM, name, **load_options(args, hardware, keep=FULL_PRECISION))
+    keep = FULL_PRECISION
+    if args.load_in_4bit or args.load_in_8bit:
+        skeleton = build_decoder_skeleton(args)
+        keep = [*keep, output_layer(skeleton), *kernel_layers(skeleton)]
+    return load_model(AutoModelForCausalLM, name, **load_options(args, hardware, keep=keep))
 
 
 def load_encoder_decoder(
     args: ModelArgs, hardware: Hardware, processor: ProcessorMixin | TextProcessor
 ) -> PreTrainedModel:
     """Load any model that AutoModelForSeq2SeqLM supports: T5Gemma, T5, mT5..."""
-    towers = encoder_decoder_towers(build_encoder_decoder_skeleton(args))
-    keep = full_precision_modules(quantization_bits(args), towers)
+    skeleton = build_encoder_decoder_skeleton(args)
+    keep = [*full_precision_modules(quantization_bits(args), encoder_decoder_towers(skeleton)), output_layer(skeleton)]
     name = checkpoint_of(args)
     return load_model(AutoModelForSeq2SeqLM, name, **load_options(args, hardware, keep=keep))
+
+
+def output_layer(model: PreTrainedModel) -> str:
+    """Return the name of the projection to the vocabulary. It stays in full precision, and may share the embedding."""
+    output = model.get_output_embeddings()
+    return next(name for name, module in model.named_modules() if module is output)
 
 
 def build_decoder_skeleton(args: ModelArgs) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from mllm.errors import ConfigError
 from mllm.models.adapters.targets import derived_targets, matching, pattern_of
-from mllm.models.auto.towers import find_vision_parts, targets_in
+from mllm.models.auto.towers import find_vision_parts, refuse_missing_output, targets_in
 
 CROSS_ATTENTION = re.compile(r"encoder_attn|cross_?att(n|ention)|encoder_decoder_attention|EncDecAttention")
 """Names in transformers of the attention of a decoder to an encoder."""
@@ -21,6 +21,7 @@ def decoder_towers(model: PreTrainedModel) -> dict[str, str]:
 
     It is the decoder that transformers names, else the innermost module with the input embedding that has layers.
     """
+    refuse_missing_output(model)
     names = {module: name for name, module in model.named_modules()}
     embedding = names[model.get_input_embeddings()].split(".")
     around = [".".join(embedding[:end]) for end in range(len(embedding) - 1, 0, -1)]
@@ -59,6 +60,7 @@ def _reads_encoder(name: str, modules: Mapping[str, nn.Module]) -> bool:
 
 def encoder_decoder_towers(model: PreTrainedModel) -> dict[str, str]:
     """Return the prefixes of encoder and decoder, after those of the parts that read images."""
+    refuse_missing_output(model)
     names = {module: name for name, module in model.named_modules()}
     return {**find_vision_parts(model), "encoder": names[model.get_encoder()], "language": names[model.get_decoder()]}
 

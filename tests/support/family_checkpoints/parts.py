@@ -29,6 +29,9 @@ TOKENS = [
     *("<|python_tag|>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>", "TILE_GLOBAL"),
     *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)),
     *(f"TILE_{number}" for number in range(1, 5)),
+    *("<slice>", "</slice>", "<image_id>", "</image_id>", "<IMG_START>", "<IMG_END>", "<IMG_ATOM>", "<IMG_GRID>"),
+    *("<IMG_COL>", "<IMG_ROW>", "<|patch|>", "<eof>", "<wrap>", "<im_patch>", "<im_col>", "<im_start>", "<im_end>"),
+    *("<low_res_im_start>", "<frame_start>", "<frame_end>", "<im_low>", "|SPEAKER|", "|NEWLINE|"),
 ]
 """Special tokens of all families with a byte tokenizer."""
 PIECES = ["<pad>", "<eos>", "<bos>", "<unk>", "<image>"]

@@ -11,6 +11,7 @@ from transformers import (
     LlamaTokenizer,
 )
 
+from family_checkpoints.more_text import more_decoder_values, more_encoder_decoder_values
 from family_checkpoints.parts import SIZES, byte_tokenizer, chat, ids_of, piece_tokenizer
 from mllm.tiny.parts import random_model
 
@@ -32,7 +33,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 32, "query_pre_attn_scalar": 32, **SLIDING},
     "phi3": {},
     "olmo2": {},
-    "granite": {},
+    "granite": {"logits_scaling": 8.0},
     "smollm3": {},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "gpt2": {},
@@ -69,6 +70,7 @@ HALVES = dict(
 
 def decoder(family: str) -> tuple[Any, Any]:
     """Return a decoder with a chat template."""
+    values = {**SIZES, **DECODERS[family]} if family in DECODERS else more_decoder_values(family)
     gemma = family.startswith("gemma")
     tokenizer: Any
     if gemma or family in ("llama", "mistral", "phi3"):
@@ -77,7 +79,7 @@ def decoder(family: str) -> tuple[Any, Any]:
     else:
         tokenizer = byte_tokenizer()
         tokenizer.chat_template = chat()
-    config = AutoConfig.for_model(family, **{**SIZES, **ids_of(tokenizer), **DECODERS[family]})
+    config = AutoConfig.for_model(family, **{**ids_of(tokenizer), **values})
     return random_model(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, seed=0), tokenizer
 
 
@@ -86,6 +88,9 @@ def encoder_decoder(family: str) -> tuple[Any, Any]:
     tokenizer = piece_tokenizer()
     ids = ids_of(tokenizer)
     ids["decoder_start_token_id"] = ids["pad_token_id"]
-    sizes = {} if "d_ff" in ENCODER_DECODERS[family] else HALVES
-    config = AutoConfig.for_model(family, **{**sizes, **ids, **ENCODER_DECODERS[family]})
+    if family not in ENCODER_DECODERS:
+        values = more_encoder_decoder_values(family)
+    else:
+        values = {**({} if "d_ff" in ENCODER_DECODERS[family] else HALVES), **ENCODER_DECODERS[family]}
+    config = AutoConfig.for_model(family, **{**ids, **values})
     return random_model(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)], config, seed=0), tokenizer
