@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from mllm.config.rules.sharing import IMAGE_BLOCKS, SHARED
-from mllm.dataset.loading.sharing import SharingCollator
+from mllm.dataset.loading.sharing import RowCollator
 from mllm.engine.cache_room import CacheRoom
 from mllm.engine.feature_cache import FeatureCache
 from mllm.engine.feature_computer import accepts_features
@@ -104,7 +104,7 @@ def shares_images(bundle: Bundle) -> bool:
     expected = gradients(bundle, samples)
     encoder.shares_images = True
     model.share_tokens(image_blocks=architecture in IMAGE_BLOCKS)
-    batch = SharingCollator(encoder.pad_shared, samples_per_piece=4)([encoder.encode(sample) for sample in samples])
+    batch = RowCollator(encoder.pad_shared, samples_per_piece=4)([encoder.encode(sample) for sample in samples])
     (piece,) = batch.pieces
     assert piece.student[LEADER].tolist() == [0, 0, 2]
     loss = NextToken().total(Context(piece.targets, model(**piece.student))).sum()
