@@ -36,6 +36,8 @@ class SampleDataset(ABC):
     """True if the boxes of rows are read as corners in pixels by default, and no option states their form."""
     fixed: bool = True
     """True if an index refers to the same row in every epoch."""
+    has_references: bool = True
+    """False for rows that are questions alone, such as those of a test split of a challenge, which has no figures."""
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -96,6 +96,9 @@ def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
         refuse_drawing(Path(options.draw), many=True)
     splits = open_split(config, options)
     where = "--metric" if options.metrics else metric_origin(config)
+    if not splits[options.split].has_references:
+        logger.warning("no metric is computed: the rows of '%s' have no answers", options.split)
+        metrics = {}
     check_metrics(metrics, options.split, splits, where, config.data_args.gen_kwargs)
     columns = parse_columns(config, options.by)
     check_columns(columns, options.split, splits, "--by" if options.by else strata_origin(config))

@@ -59,6 +59,12 @@ def open_splits(config: RunConfig) -> CheckedSplits:
             "set it to a dataset, such as dict(type='VQADataset', data_path='rows.jsonl')"
         )
     splits = open_datasets(config.data_args, seed=config.training_args["seed"], origin=config.origin)
+    for name, split in splits.items():
+        if not split.has_references:
+            raise ConfigError(
+                f"{config.origin('data_args', name)}: the rows of data_args.{name} have no answers, which a training "
+                "run needs: choose another split, and predict the answers of this one with evaluate_model.py"
+            )
     if "test" in splits:
         check_metrics(config.data_args.metrics, "test", splits, metric_origin(config), config.data_args.gen_kwargs)
         check_columns(parse_columns(config), "test", splits, strata_origin(config))

@@ -97,7 +97,8 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
 
     `data_path` is `organized_dataset`, with `training/Retinography/retino/retino_questions_train.json`,
     `training/Retinography/retino/imagesTr/` and so on. Of a file with answers (`_withGT`) and one without, the first is
-    read, never both. An answer that is an object or a list is learned as JSON. Patients are unknown; questions about an
+    read, never both. A split without any answer, such as `testing`, can be evaluated, which writes `predictions.json`
+    without figures. An answer that is an object or a list is learned as JSON. Patients are unknown; questions about an
     image stay in one split. An evaluation writes `predictions.json` for the challenge: the rows of the question files
     with the predicted `Answer`.
 
@@ -147,6 +148,7 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
         if not rows:
             chosen = ", ".join(self.sets)
             raise DataError(f"{folder} has no question of the tasks {', '.join(self.tasks)} in {chosen}")
+        self.has_references = self.official == "training" or any(row["answer"] for row in rows)
         self.entries = rows
         """All rows, also those that cannot be used."""
         return ListedRecords(folder, rows, places)
@@ -181,15 +183,16 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
 
     @override
     def parse(self, row: dict[str, Any]) -> Sample:
-        if not row["answer"]:
-            raise DataError("field 'Answer' is empty: this file has the questions alone")
+        if self.has_references and not row["answer"]:
+            raise DataError("field 'Answer' is empty, although other rows of the split have answers")
         images = [image for name in row["image"] for image in self.read_images(name)]
         question = text_of(row["question"], "Question").replace(IMAGE, "").strip()
         if self.instructions:
             question = f"{INSTRUCTIONS[row['task']]}\n\n{question}"
         user = Turn("user", " ".join([*[IMAGE] * len(images), question]))
         system = [] if self.system is None else [Turn("system", self.system)]
-        return Sample([*system, user, Turn("assistant", row["answer"])], images, task=row["task"])
+        answer = [Turn("assistant", row["answer"])] if self.has_references else []
+        return Sample([*system, user, *answer], images, task=row["task"])
 
     @override
     def challenge_entry(self, index: int, answer: Answer | None) -> dict[str, Any]:
