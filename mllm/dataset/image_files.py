@@ -31,6 +31,11 @@ _ORIENTED = (b"Raw profile type ", b"XML:com.adobe.xmp")
 _KEYWORD = max(map(len, _ORIENTED))
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 """Types of the chunks of texts in a PNG."""
+_JPEG = (".jpg", ".jpeg")
+_FRAMES = (0xC0, 0xC1, 0xC2)
+"""Types of the segment of a JPEG that has its size: baseline, extended and progressive."""
+_SKIPPED = (0xE0, *range(0xE2, 0xF0), 0xDB, 0xC4, 0xDD, 0xFE)
+"""Types of segments before it: APP0, APP2 to APP15, tables, restart interval and comments; APP1 has EXIF and XMP."""
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 """EXIF tag of the orientation, and its values that exchange width and height."""
 
@@ -188,7 +193,8 @@ class UndecodedImage(Image.Image):
 def _size_in_header(path: Path) -> tuple[int, int]:
     """Return width and height of an upright image; (0, 0) for a damaged file, which is reported when it is decoded."""
     try:
-        if (size := _size_of_png(path)) is not None:
+        size = (_size_of_jpeg if path.suffix.lower() in _JPEG else _size_of_png)(path)
+        if size is not None:
             return size  # without Pillow, which takes several times as long
         with Image.open(path) as image:
             width, height = image.size
@@ -222,3 +228,27 @@ def _size_of_png(path: Path) -> tuple[int, int] | None:
     finally:
         os.close(file)
     return width, height
+
+
+def _size_of_jpeg(path: Path) -> tuple[int, int] | None:
+    """Return width and height of a JPEG without EXIF or XMP metadata, which may have an orientation.
+
+    None: the file is no JPEG of 8 bits, or Pillow must decide.
+    """
+    file = os.open(path, os.O_RDONLY)
+    try:
+        if os.pread(file, 2, 0) != b"\xff\xd8":
+            return None
+        position = 2
+        while len(segment := os.pread(file, 10, position)) == 10 and segment[0] == 0xFF:
+            kind, length = segment[1], int.from_bytes(segment[2:4], "big")
+            if kind in _FRAMES:
+                height, width = int.from_bytes(segment[5:7], "big"), int.from_bytes(segment[7:9], "big")
+                is_usual = segment[4] == 8 and segment[9] in (1, 3, 4)
+                return (width, height) if is_usual and 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0) else None
+            if kind not in _SKIPPED or length < 2:
+                return None
+            position += 2 + length
+    finally:
+        os.close(file)
+    return None

@@ -90,6 +90,19 @@ def test_the_size_of_a_turned_image_is_upright(folder, suffix, exif_position):
     assert read_images(path)[0].size == ((20, 12) if exif_position == "absent" else (12, 20))
 
 
+@pytest.mark.parametrize(
+    "mode, options", [("RGB", {}), ("RGB", {"progressive": True}), ("L", {"comment": b"a note"}), ("CMYK", {})]
+)
+def test_the_size_of_a_jpeg_is_that_of_pillow(folder, mode, options):
+    path = folder / "a.jpeg"
+    Image.new(mode, (20, 12)).save(path, **options)
+    with Image.open(path) as image:
+        assert undecoded_images(path)[0].size == image.size == (20, 12)
+    path.write_bytes(path.read_bytes()[:30])
+    with pytest.raises(DataError, match="a.jpeg"):
+        undecoded_images(path)[0].load()
+
+
 def test_the_size_of_an_image_does_not_decode_it(folder, monkeypatch):
     monkeypatch.setattr("mllm.dataset.image_files.read_images", None)
     assert undecoded_images(folder / "im" / "a.png")[0].size == (20, 12)
