@@ -35,6 +35,7 @@ from mllm.engine.run_log import RunLog
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.models.builder.build_medgemma import build_medgemma
 from mllm.models.encoding.chat import ChatEncoder
+from mllm.models.encoding.packing import packing
 from mllm.models.generation.generate import evaluating
 from mllm.models.language_model import LanguageModel
 from mllm.objectives.text import NextToken
@@ -70,15 +71,17 @@ WORDS = ["chest", "image", "lesion", "normal", "left", "right", "upper", "lower"
 
 
 class Rows:
-    """Generated conversations about generated images, equal for both competitors."""
+    """Generated conversations about generated images, equal for both competitors; `questions=0`: without images."""
 
     def __init__(self, size: int, pixels: int = VISION["image_size"], questions: int = 1) -> None:
         rng = np.random.default_rng(7)
-        spans = (PROMPT, ANSWER) if questions == 1 else (SHORT_PROMPT, SHORT_ANSWER)
-        self.rows: list[tuple[Image.Image, str, str]] = []
+        spans = (PROMPT, ANSWER) if questions <= 1 else (SHORT_PROMPT, SHORT_ANSWER)
+        self.rows: list[tuple[Image.Image | None, str, str]] = []
         for number in range(size):
             question, answer = (" ".join(rng.choice(WORDS, rng.integers(*span, endpoint=True))) for span in spans)
-            picture = self.rows[-1][0] if number % questions else random_picture(rng, pixels)
+            picture = None
+            if questions:
+                picture = self.rows[-1][0] if number % questions else random_picture(rng, pixels)
             self.rows.append((picture, question, answer))
 
     def __len__(self) -> int:
@@ -87,13 +90,15 @@ class Rows:
     def sample(self, index: int, epoch: int = 0) -> Sample:
         """Return a row as a sample."""
         picture, question, answer = self.rows[index]
-        return Sample([Turn("user", f"<image>{question}"), Turn("assistant", answer)], [picture], source=f"row {index}")
+        images = [] if picture is None else [picture]
+        question = f"{'<image>' * len(images)}{question}"
+        return Sample([Turn("user", question), Turn("assistant", answer)], images, source=f"row {index}")
 
     def columns(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         """Return rows in the format of TRL, as new objects, because the collator of TRL modifies its input."""
         pictures, questions, answers = zip(*[self.rows[index] for index in batch["index"]], strict=True)
-        return {
-            "images": [[picture] for picture in pictures],
+        images = {} if None in pictures else {"images": [[picture] for picture in pictures]}
+        return images | {
             "prompt": [[{"role": "user", "content": question}] for question in questions],
             "completion": [[{"role": "assistant", "content": answer}] for answer in answers],
         }
@@ -164,18 +169,21 @@ def shared_arguments(folder: str, dtype: str) -> dict[str, Any]:
     )
 
 
-def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: int, shares: bool = False) -> Competitor:
-    """Build our trainer with the callbacks of a run. Micro-batches have at most `tokens` padded tokens.
+def collator(bundle: Bundle, questions: int, tokens: int) -> LogicalCollator | RowCollator:
+    """Return the collator of our trainer: texts are packed, and several questions share the tokens of an image."""
+    if questions == 1:
+        return LogicalCollator(bundle.encoder.pad, tokens_per_piece=tokens)
+    assert isinstance(bundle.encoder, ChatEncoder) and isinstance(bundle.model, LanguageModel)
+    bundle.encoder.shares_images = questions > 1
+    bundle.model.share_tokens(image_blocks=True)
+    pad = bundle.encoder.pad_shared if questions else packing(bundle.encoder.pad)
+    return RowCollator(pad, samples_per_piece=LOGICAL_BATCH, tokens_per_piece=tokens)
 
-    `shares`: questions about the same image share its tokens.
-    """
+
+def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: int, questions: int = 1) -> Competitor:
+    """Build our trainer with the callbacks of a run. Micro-batches have at most `tokens` padded tokens."""
     objective = NextToken()
-    collate: Any = LogicalCollator(bundle.encoder.pad, tokens_per_piece=tokens)
-    if shares:
-        assert isinstance(bundle.encoder, ChatEncoder) and isinstance(bundle.model, LanguageModel)
-        bundle.encoder.shares_images = True
-        bundle.model.share_tokens(image_blocks=True)
-        collate = RowCollator(bundle.encoder.pad_shared, samples_per_piece=LOGICAL_BATCH, tokens_per_piece=tokens)
+    collate = collator(bundle, questions, tokens)
     sampler, meter = LogicalBatchSampler(len(rows), LOGICAL_BATCH, shuffle=False), Meter()
     data = EncodedDataset(rows, bundle.encoder.encode)
     trainer = MultimodalTrainer(
@@ -193,7 +201,7 @@ def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: in
     def losses() -> list[float]:
         result = [0.0] * len(rows)
         encoded = [data[index] for index in range(len(rows))]
-        if shares:
+        if isinstance(collate, RowCollator):
             cuts = [[index for group in groups for index in group.members] for groups in collate.cut(encoded)]
             batches = [collate.piece(encoded, groups) for groups in collate.cut(encoded)]
         else:
@@ -212,9 +220,7 @@ def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: in
     return Competitor(trainer, losses, scored)
 
 
-def build_stored(
-    rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: int, shares: bool = False
-) -> Competitor:
+def build_stored(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: int, questions: int = 1) -> Competitor:
     """Build our trainer with the features of all images stored, as they are from the second epoch on."""
     assert isinstance(bundle.encoder, ChatEncoder)
     cache = FeatureCache(Path(arguments["output_dir"]) / "features", "0" * 40)
@@ -226,7 +232,7 @@ def build_stored(
             filler.add(ImageSample(cache.path(sample.images), bundle.encoder.prompt(sample)))
     assert filler.counts.computed + filler.counts.found == len(rows)
     bundle.encoder.stored_features = cache
-    return build_ours(rows, bundle, arguments, tokens, shares)
+    return build_ours(rows, bundle, arguments, tokens, questions)
 
 
 def build_trl(rows: Rows, bundle: Bundle, arguments: dict[str, Any], samples: int) -> Competitor:
@@ -248,8 +254,10 @@ def build_trl(rows: Rows, bundle: Bundle, arguments: dict[str, Any], samples: in
     # which would make the comparison unfair. In this module only `add_fused_lm_head` uses the name `_use_triton`.
     trl_utils._use_triton = lambda device: True
     trl_utils._ChunkedLogProbFunction = Counted
-    # Rows are passed as objects in memory, so neither trainer decodes images.
-    data = Dataset.from_dict({"index": list(range(len(rows)))}).with_transform(rows.columns)
+    # Rows are passed as objects in memory, so neither trainer decodes images. Texts are tokenized before the training.
+    indices = {"index": list(range(len(rows)))}
+    texts = rows.columns(indices)
+    data = Dataset.from_dict(indices).with_transform(rows.columns) if "images" in texts else Dataset.from_dict(texts)
     trainer = SFTTrainer(
         model=bundle.model.backbone,
         args=SFTConfig(
@@ -266,7 +274,8 @@ def build_trl(rows: Rows, bundle: Bundle, arguments: dict[str, Any], samples: in
     def losses() -> list[float]:
         result = []
         for start in range(0, len(rows), samples):
-            inputs = trainer.data_collator([data[i] for i in range(start, min(start + samples, len(rows)))])
+            prepared = trainer.train_dataset  # tokenized, if they are texts
+            inputs = trainer.data_collator([prepared[i] for i in range(start, min(start + samples, len(rows)))])
             outputs = trainer.model(**inputs, use_cache=False, fused_lm_head=True)
             result += (-outputs.log_probs.sum(1) / outputs.label_mask.sum(1)).tolist()
         return result
@@ -279,8 +288,8 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     rows = Rows(options.samples + (0 if options.losses else LOGICAL_BATCH), questions=options.questions)
     build: Callable[..., Competitor] = {
-        "ours": partial(build_ours, shares=options.questions > 1),
-        "stored": partial(build_stored, shares=options.questions > 1),
+        "ours": partial(build_ours, questions=options.questions),
+        "stored": partial(build_stored, questions=options.questions),
         "trl": build_trl,
     }[options.competitor]
     with tempfile.TemporaryDirectory() as folder:
@@ -304,7 +313,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, required=True, help="per micro-batch, ours: tokens, trl: samples")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), required=True)
     parser.add_argument("--samples", type=int, required=True)
-    parser.add_argument("--questions", type=int, default=1, help="about each image")
+    parser.add_argument("--questions", type=int, default=1, help="about each image; 0: texts")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--losses", action="store_true")
