@@ -74,23 +74,24 @@ class VisionModel(TrainableModel):
         if self.separate_images:
             with torch.autocast(images.device.type, enabled=False):
                 single = [self._image_features(image[None]) for image in images]
-            features_ND = torch.cat([features for features, _ in single])
+            tokens_NTD = torch.cat([tokens for tokens, _ in single])
             taps = {path: torch.cat([taps[path] for _, taps in single]) for path in single[0][1]}
         else:
-            features_ND, taps = self._image_features(images)
-        features_BVD = features_ND.unflatten(0, views)
+            tokens_NTD, taps = self._image_features(images)
+        features_BVD = tokens_NTD.mean(dim=1).unflatten(0, views)
         predictions: dict[str, Tensor] = {}
         if self.head is not None:
-            predictions = {"measures": self.head(features_BVD), "measures_std": self.head.std}
+            inputs = tokens_NTD.unflatten(0, views) if self.head.per_token else features_BVD
+            predictions = {"measures": self.head(inputs), "measures_std": self.head.std}
         taps = {path: tap.unflatten(0, views) for path, tap in taps.items()}
         return Outputs(features_BVD, heads=predictions, taps=taps)
 
     def _image_features(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean features [N, D] of images [N, 3, H, W], and their taps."""
+        """Return the tokens [N, T, D] of images [N, 3, H, W] in fp32, and their taps."""
         model: Any = self.pretrained
         images = images.to(model.dtype)
         if self._taps is None:
-            return model.get_image_features(images).pooler_output.float().mean(dim=1), {}
+            return model.get_image_features(images).pooler_output.float(), {}
         with self._taps.recorded() as taps:
-            features_ND = model.get_image_features(images).pooler_output.float().mean(dim=1)
-            return features_ND, taps()
+            tokens_NTD = model.get_image_features(images).pooler_output.float()
+            return tokens_NTD, taps()

@@ -20,6 +20,10 @@ class RegressionHead(nn.Module):
     The last layer predicts normalized values. Their `mean` and `std` are those of the training split, set by
     `normalize` and saved with the head, or those of `scale`, which private training requires: `dict(EF=(55.0, 12.0))`.
     A head loaded from an earlier run keeps its own. Computes in fp32.
+
+    With `per_token` it counts: LayerNorm, Linear to `hidden`, GELU, dropout and Linear compute values of each image
+    token (of all views at its place), and their sum over the T tokens, divided by sqrt(T), is the normalized value. The
+    mean features that the other network reads are normalized, so they lose how much of an image something covers.
     """
 
     predicts = "measures"
@@ -33,23 +37,26 @@ class RegressionHead(nn.Module):
         hidden: int = 512,
         dropout: float = 0.2,
         scale: Mapping[str, Sequence[float]] | None = None,
+        per_token: bool = False,
     ) -> None:
         super().__init__()
         for key, names in (("measures", measures), ("views", views)):
             if not names or len(set(names)) != len(names):
                 raise ConfigError(f"{key} of a RegressionHead must be different names, not {list(names)}")
         self.measures, self.views = tuple(measures), tuple(views)
+        self.per_token = per_token
+        """It reads the tokens of the views instead of their mean features."""
         self.norm = nn.LayerNorm(width)
-        self.fusion = nn.Sequential(
-            nn.Linear(len(views) * width, hidden),
-            nn.LayerNorm(hidden),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, hidden // 2),
-            nn.LayerNorm(hidden // 2),
-            nn.ReLU(),
-            nn.Linear(hidden // 2, len(measures)),
-        )
+        inputs, outputs = len(views) * width, len(measures)
+        if per_token:
+            layers = [nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, outputs)]
+        else:
+            layers = [
+                *(nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Dropout(dropout)),
+                *(nn.Linear(hidden, hidden // 2), nn.LayerNorm(hidden // 2), nn.ReLU()),
+                nn.Linear(hidden // 2, outputs),
+            ]
+        self.fusion = nn.Sequential(*layers)
         # Parameters instead of buffers, so they are saved with the trained tensors. They are never trained.
         self.mean = nn.Parameter(torch.zeros(len(measures)), requires_grad=False)
         self.std = nn.Parameter(torch.ones(len(measures)), requires_grad=False)
@@ -83,8 +90,17 @@ class RegressionHead(nn.Module):
                 )
             self.mean.data[index], self.std.data[index] = float(values.mean()), float(values.std())
 
-    def forward(self, features_BVD: Tensor) -> Tensor:
-        """Return the measures [B, K] in their own units from features [B, V, D]."""
-        with torch.autocast(features_BVD.device.type, enabled=False):
-            normalized: Tensor = self.fusion(self.norm(features_BVD.to(self.mean)).flatten(1))
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the measures [B, K] in their own units.
+
+        Args:
+            features: Mean features of the views [B, V, D], or with `per_token` their tokens [B, V, T, D].
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            normed = self.norm(features.to(self.mean))
+            if self.per_token:
+                tokens_BTX = normed.transpose(1, 2).flatten(2)
+                normalized: Tensor = self.fusion(tokens_BTX).sum(dim=1) / tokens_BTX.shape[1] ** 0.5
+            else:
+                normalized = self.fusion(normed.flatten(1))
             return self.mean + self.std * normalized

@@ -8,7 +8,7 @@ _TRANSFORMS = [
     dict(type="RandomFlip", direction="vertical"),
     dict(type="ColorJitter", brightness=0.05, contrast=0.1),
 ]
-_HEAD = dict(type="RegressionHead", measures=["cells"], views=["image"], hidden=64, dropout=0.1)
+_HEAD = dict(type="RegressionHead", measures=["cells"], views=["image"], hidden=64, dropout=0.1, per_token=True)
 model_args = dict(
     type="medsiglip",
     model_name_or_path="models/tower",

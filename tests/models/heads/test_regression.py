@@ -32,6 +32,36 @@ def test_an_untrained_head_predicts_the_mean_of_the_training_split():
     assert head.std.tolist() == pytest.approx([np.std(known["EF"], ddof=1), np.std(known["EDV"], ddof=1)])
 
 
+def test_a_head_per_token_counts_and_means_lose_the_count():
+    """Images of 64 tokens, n of which are alike: n is the value. One layer solves it, and normalized means cannot."""
+    torch.manual_seed(0)
+    counts = torch.randint(1, 60, (64, 1)).float()
+    kind = torch.randn(8)
+    tokens = (torch.arange(64)[None, :] < counts)[..., None] * kind
+    head = RegressionHead(8, measures=["cells"], views=["image"], hidden=16, dropout=0.0, per_token=True)
+    head.normalize({"cells": counts.flatten().tolist()})
+    optimizer = torch.optim.Adam([one for one in head.parameters() if one.requires_grad], 0.01)
+    for _ in range(150):
+        optimizer.zero_grad()
+        ((head(tokens[:, None]) - counts) / head.std).square().mean().backward()
+        optimizer.step()
+    assert float((head(tokens[:, None]) - counts).detach().abs().max()) < 1
+    # LayerNorm of the mean features is equal for all counts but for its epsilon.
+    means = nn.LayerNorm(8)(tokens.mean(dim=1))
+    assert float((means - means[:1]).detach().abs().max()) < 0.02
+
+
+def test_the_sum_of_a_head_per_token_is_computed_by_hand():
+    head = RegressionHead(4, measures=["a", "b"], views=["ED", "ES"], hidden=6, per_token=True).eval()
+    tokens = torch.randn(3, 2, 9, 4, generator=torch.Generator().manual_seed(1))
+    expected = torch.zeros(3, 2)
+    for sample in range(3):
+        for place in range(9):
+            read = torch.cat([head.norm(tokens[sample, view, place]) for view in range(2)])
+            expected[sample] += head.fusion(read) / 3
+    torch.testing.assert_close(head(tokens), expected)
+
+
 def test_the_order_of_the_views_matters():
     torch.manual_seed(0)
     head = RegressionHead(8).eval()
