@@ -52,11 +52,14 @@ class RowCollator:
         )
 
     def cut(self, encoded: Sequence[Encoded]) -> list[list[Group]]:
-        """Return the groups of each piece."""
+        """Return the groups of each piece. Samples of unlike `images_per_row` or `has_features` never share one."""
         room = self.tokens_per_piece or self.samples_per_piece * max(map(len, encoded), default=0)
-        groups, cuts = shared_groups(encoded, room), []
-        for kind in (False, True):
-            same = [group for group in groups if encoded[group.members[0]].has_features == kind]
+        kinds: dict[tuple[int, bool], list[Group]] = {}
+        for group in shared_groups(encoded, room):
+            first = encoded[group.members[0]]
+            kinds.setdefault((first.images_per_row, first.has_features), []).append(group)
+        cuts = []
+        for _, same in sorted(kinds.items()):
             cuts += [[same[i] for i in row] for row in packed_rows([group.tokens for group in same], room)]
         return cuts
 

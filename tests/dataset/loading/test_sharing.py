@@ -12,7 +12,7 @@ from PIL import Image
 
 from mllm.dataset.builder import build_dataset
 from mllm.dataset.loading.sampler import LogicalBatchSampler
-from mllm.dataset.loading.sharing import image_groups, shared_groups
+from mllm.dataset.loading.sharing import RowCollator, image_groups, shared_groups
 from mllm.structures import Encoded
 
 
@@ -42,6 +42,13 @@ def test_other_samples_share_nothing(other):
 
 def test_features_and_pixels_are_not_in_one_group():
     assert len(groups_of([encoded([1, 2, 3]), replace(encoded([1, 2, 4]), has_features=True)])) == 2
+
+
+def test_samples_of_unlike_numbers_of_images_are_in_rows_of_their_own():
+    numbers = (2, 0, 1, 2)
+    samples = [replace(encoded([1, 2, 3], key=None), images_per_row=number) for number in numbers]
+    cuts = RowCollator(lambda *arguments: None, samples_per_piece=4).cut(samples)
+    assert [[index for group in cut for index in group.members] for cut in cuts] == [[1], [2], [0, 3]]
 
 
 def test_equal_samples_keep_their_last_token():
