@@ -87,6 +87,7 @@ class ConcatDataset(_Combined):
 
     def __init__(self, datasets: Sequence[SampleDataset]) -> None:
         self.datasets = _non_empty(datasets)
+        self.has_references = any(dataset.has_references for dataset in self.datasets)
         self.ends = np.cumsum([len(dataset) for dataset in self.datasets])
         self.fixed = all(dataset.fixed for dataset in self.datasets)
 
@@ -125,6 +126,7 @@ class MixedDataset(_Combined):
         self, datasets: Sequence[SampleDataset], weights: Sequence[float], size: int | None = None, seed: int = 0
     ) -> None:
         self.datasets = _non_empty(datasets)
+        self.has_references = any(dataset.has_references for dataset in self.datasets)
         if len(weights) != len(self.datasets):
             raise ConfigError(f"weights has {len(weights)} numbers for {len(self.datasets)} datasets")
         values = np.asarray(weights, np.float64)
@@ -168,6 +170,7 @@ class _Selection(_Combined):
                 "inside the MixedDataset"
             )
         self.dataset = dataset
+        self.has_references = dataset.has_references
         self.indices = np.asarray(indices, np.int64)
 
     def __len__(self) -> int:

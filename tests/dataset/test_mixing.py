@@ -90,6 +90,15 @@ def test_subset_by_portion_size_and_indices():
     assert len(SubsetDataset(whole, portion=0.001)) == 1
 
 
+def test_a_combination_has_references_if_a_part_has_some():
+    with_answers, without = rows("a", 4), rows("b", 4)
+    without.has_references = False
+    assert not SubsetDataset(without, size=2).has_references and SubsetDataset(with_answers, size=2).has_references
+    for combine in (ConcatDataset, lambda parts: MixedDataset(parts, weights=[1.0] * len(parts))):
+        assert combine([without, with_answers]).has_references
+        assert not combine([without]).has_references
+
+
 @pytest.mark.parametrize(
     "options", [{}, dict(portion=0.5, size=2), dict(portion=0), dict(size=101), dict(indices=[100]), dict(indices=[])]
 )
