@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
+from flare_rules import read_as_the_baselines_do
 
 from mllm.dataset.builder import build_dataset
 from mllm.dataset.challenge import challenge_entries, write_challenge_files
@@ -15,21 +15,6 @@ from mllm.dataset.public.flare_answers import challenge_answer
 from mllm.structures import Answer, Mark
 
 QUESTION = "Question: What is shown? Options: A: normal, B: edema, C: nodule, D: another"
-BOX = re.compile(r"\[?\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\]?")
-
-
-def read_as_the_baselines_do(text: str, task: str):
-    """Return the value of an answer by the rules of the published scorers of FLARE 2025."""
-    if task == "classification":
-        return text.strip().upper() if len(text.strip()) == 1 else text.strip().lower()
-    if task == "multi_label_classification":
-        return [part.strip() for part in text.split(";" if ";" in text else ",") if part.strip()]
-    if task == "detection":
-        return [[int(number) for number in match] for match in BOX.findall(text)]
-    if task == "instance_detection":
-        return json.loads(text) if text.startswith("{") and text.endswith("}") else {}
-    match = re.search(r"-?\d+\.?\d*", text)
-    return None if match is None else float(match[0])
 
 
 @pytest.mark.parametrize(
