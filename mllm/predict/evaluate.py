@@ -194,13 +194,13 @@ def _write(
     write_predictions(folder / PREDICTIONS, evaluation.rows)
     write_challenge_files(splits[options.split], evaluation.predictions(), folder)
     write_json(folder / METRICS_FILE, summary(config, model, options, evaluation, seconds))
-    files.remove()  # last: without these files, the others are complete
     print(figures_table(evaluation.figures, evaluation.scored, len(evaluation.rows)))
     if evaluation.strata:
         print(f"\n{strata_table(evaluation.strata)}")
     for message in evaluation.skipped:
         logger.warning("skipped %s", message)
     report = write_report(folder, lambda: dict(splits))
+    files.remove()  # last: without these files, the others are complete, and the folder is not continued
     logger.info("%d predictions written to %s; %d rows skipped", len(evaluation.rows), folder, len(evaluation.skipped))
     logger.info("the report is %s", report)
 

@@ -228,3 +228,23 @@ def test_several_labels_have_f1_and_rows_name_their_patient(
     values, rows = read("scored")
     assert values["figures"]["f1"]["failed"] == 0
     assert all(sum(row["scores"].values()) == pytest.approx(1) for row in rows)
+
+
+def test_an_evaluation_that_is_killed_while_its_report_is_written_can_be_repeated(
+    run: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures are written then, and the folder used to be refused as one that is not empty."""
+    options = [run[0], "--adapter", run[1], "--out", "part"]
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mllm.predict.evaluate.write_report", killed)
+        with pytest.raises(KeyboardInterrupt):
+            main(options)
+    before = read("part")
+    assert main(options) == 0
+    values, rows = read("part")
+    assert rows == before[1] and values["figures"] == before[0]["figures"]
+    assert sorted(path.name for path in Path("part").iterdir()) == ["metrics.json", "predictions.jsonl", "report.html"]
