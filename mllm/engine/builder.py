@@ -218,9 +218,7 @@ def memory_advice(config: RunConfig) -> str:
     size, tokens = training["per_device_train_batch_size"], config.data_args.tokens_per_micro_batch
     if isinstance(tokens, int):  # replaces the batch size
         steps.append(f"data_args.tokens_per_micro_batch (now {tokens})")
-    elif tokens == "auto":
-        pass  # micro-batches have one row already
-    elif size > 1:
+    elif tokens is None and size > 1:  # with 'auto', micro-batches have one row already
         steps.append(
             f"training_args.per_device_train_batch_size (now {size}; raise gradient_accumulation_steps, now "
             f"{training['gradient_accumulation_steps']}, to keep the update)"
