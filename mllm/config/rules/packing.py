@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mllm.config.checkpoint import Checkpoint
-from mllm.config.rules.sharing import ATTENTION, SHARED
+from mllm.config.rules.sharing import ATTENTION
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
 from mllm.family import Family
@@ -12,15 +12,16 @@ PACKED = (
     *("gemma", "gemma2", "gemma3_text", "gemma3n", "gemma3n_text", "vaultgemma"),
     *("llama", "mistral", "qwen2", "qwen3"),
 )
-"""Architectures for which tests show that packed texts have the losses and gradients of single ones. With images, they
-are those that share images."""
+"""Architectures for which tests show that packed texts have the losses and gradients of single ones."""
+PACKED_IMAGES = ("gemma3", "llava")
+"""Those for which tests show it of packed samples with images."""
 
 
 def packed_architectures(family: Family) -> tuple[str, ...]:
     """Return the architectures whose samples can be packed when a family loads them."""
     if family.cannot_pack is not None:
         return ()
-    return SHARED if family.reads_images else PACKED
+    return PACKED_IMAGES if family.reads_images else PACKED
 
 
 def refuse_packing(config: RunConfig, checkpoint: Checkpoint, family: Family) -> None:
