@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from mllm.models.backbone.added_tokens import TokenRows
+from mllm.models.backbone.hidden_states import states_of
 from mllm.models.backbone.logit_scales import logit_scale
 from mllm.models.backbone.segment_attention import use_segment_attention
 from mllm.models.backbone.vision_layers import VisionLayers
 from mllm.models.encoding.image_features import backbone_inputs
-from mllm.models.encoding.packing import LEADER, SHARED, states_of
+from mllm.models.encoding.packing import LEADER, SHARED
 from mllm.models.encoding.sharing import SharedRow, keys_and_values, sample_alone, shared_hidden_state
 from mllm.models.heads import BoxHead, LayerFusion, MaskHead
 from mllm.models.trainable_model import TrainableModel

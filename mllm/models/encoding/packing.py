@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from mllm.structures import Batch, Encoded
 
@@ -31,37 +29,6 @@ def packing(pad: Callable[[Sequence[Encoded]], Batch]) -> Callable[..., Batch]:
         return replace(batch, student=batch.student | layout)
 
     return padded
-
-
-def states_of(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
-    """Return the hidden states of a model that its output layer reads.
-
-    T5 and its relatives have no module for the model without its vocabulary, and BERT and its relatives have more
-    layers before it. Their states are those that the output layer receives, which then computes the logits of no
-    position.
-    """
-    if model.base_model is not model and not _has_head(model):
-        states: Tensor = model.base_model(**inputs, use_cache=False, return_dict=True).last_hidden_state
-        return states
-    received: list[Tensor] = []
-
-    def receive(layer: nn.Module, arguments: tuple[Tensor]) -> Tensor:
-        received.append(arguments[0])
-        return arguments[0][:, :0]
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(receive)
-    try:
-        model(**inputs, use_cache=False, return_dict=True)
-    finally:
-        hook.remove()
-    return received[0]
-
-
-def _has_head(model: PreTrainedModel) -> bool:
-    """Return True if a model has weights between its last hidden states and its output layer."""
-    output = {id(parameter) for parameter in model.get_output_embeddings().parameters()}
-    others = [child.parameters() for child in model.children() if child is not model.base_model]
-    return any(id(parameter) not in output for parameters in others for parameter in parameters)
 
 
 def followers(student: dict[str, Tensor]) -> Tensor:

@@ -12,9 +12,10 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from mllm.models.backbone.hidden_states import states_of
 from mllm.models.backbone.segment_attention import Segment, Segments, attending_in
 from mllm.models.encoding.image_features import PREFIX, compute_features, cut_features
-from mllm.models.encoding.packing import LEADER, states_of
+from mllm.models.encoding.packing import LEADER
 from mllm.models.encoding.processor_outputs import text_of
 
 

@@ -25,9 +25,10 @@ from mllm.dataset.loading.sharing import RowCollator
 from mllm.engine.learner import Learner
 from mllm.engine.preflight import preflight
 from mllm.errors import ConfigError
+from mllm.models.backbone.hidden_states import states_of
 from mllm.models.backbone.segment_attention import use_segment_attention
 from mllm.models.builder.builder import load_pretrained
-from mllm.models.encoding.packing import LEADER, followers, packing, states_of
+from mllm.models.encoding.packing import LEADER, followers, packing
 from mllm.models.encoding.sharing import SharedRow, shared_hidden_state
 from mllm.objectives.text import NextToken
 from mllm.protocols import Bundle
