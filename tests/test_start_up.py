@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mllm.tiny.checkpoints import ensure_tiny
+
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "torchvision", "transformers", "peft", "bitsandbytes", "timm", "datasets", "accelerate", "matplotlib"}
 PROGRAM = """
@@ -43,6 +45,13 @@ def test_showing_a_config_or_the_registries_imports_no_model_library(arguments):
     names, count = imported(*arguments)
     assert not names & HEAVY
     assert count < 1000
+
+
+def test_a_config_of_a_tiny_checkpoint_that_exists_imports_no_model_library():
+    config = "config/training_configs/medgemma_cpu_demo.py"
+    ensure_tiny("medgemma", ROOT / "ckpt")
+    names, _ = imported("show", "config", config)
+    assert not names & HEAVY
 
 
 def test_help_imports_neither_mmengine_nor_numpy():

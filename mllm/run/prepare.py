@@ -61,7 +61,6 @@ def write_named_tiny(config: RunConfig) -> None:
 def with_tiny_parts(config: RunConfig) -> RunConfig:
     """Return the config with tiny checkpoints, and miniatures instead of absent data of shipped bases."""
     from mllm.dataset.builder import use_miniatures
-    from mllm.tiny.adapter import ensure_tiny_adapter
     from mllm.tiny.checkpoints import ensure_tiny
 
     model = config.model_args
@@ -79,6 +78,8 @@ def with_tiny_parts(config: RunConfig) -> RunConfig:
         logger.info("--tiny: %s replaces %s", teacher, config.distill_args.teacher.model_name_or_path)
         changes["distill_args.teacher.model_name_or_path"] = str(teacher)
     if model.adapter_path is not None:
+        from mllm.tiny.adapter import ensure_tiny_adapter
+
         _refuse_absent_adapter(config, model.adapter_path)
         adapter = ensure_tiny_adapter(base, TINY_RANK)
         logger.info("--tiny: %s replaces the adapter %s", adapter, model.adapter_path)

@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, ProcessorMixin
-
 from mllm.errors import ConfigError, hint
 from mllm.family import FAMILIES
 
@@ -37,6 +35,8 @@ def write_tiny(
         raise ConfigError(f"unknown tiny checkpoint '{name}'{hint(name, makers)}")
     if (folder / "config.json").is_file():
         return folder
+    from transformers import GenerationConfig, ProcessorMixin  # takes seconds; a checkpoint that exists needs none
+
     model, processor = makers[name](seed, text or {}, vision or {})
     if model.can_generate():
         tokenizer = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
