@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,7 +19,14 @@ from mllm.dataset.readers.dicom_gray import apply_voi, to_values
 from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.geometry import MAX_RATIO, PixelSides, with_spacing
 from mllm.dataset.readers.gray import Choice, choose, to_image
-from mllm.dataset.readers.header_fields import GEOMETRY_TAGS, PATIENT_SPACING, SPACING_TAGS, TAGS, TRANSFORM_TAGS
+from mllm.dataset.readers.header_fields import (
+    GEOMETRY_TAGS,
+    PATIENT_SPACING,
+    REGIONS,
+    SPACING_TAGS,
+    TAGS,
+    TRANSFORM_TAGS,
+)
 from mllm.dataset.readers.notices import warn_once
 from mllm.dataset.readers.windows import Window, Windowing, find_window
 from mllm.errors import ConfigError, DataError
@@ -33,6 +40,13 @@ _FRAME_GROUPS = (
     *("PlanePositionSequence", "PlaneOrientationSequence"),
 )
 """Functional groups with transforms, pixel sizes and places of frames (PS3.3 C.7.6.16)."""
+_REGION = (
+    *("RegionLocationMinX0", "RegionLocationMinY0", "RegionLocationMaxX1", "RegionLocationMaxY1"),
+    *("PhysicalUnitsXDirection", "PhysicalUnitsYDirection", "PhysicalDeltaX", "PhysicalDeltaY"),
+)
+"""Elements of an ultrasound region: its corners in pixels, and the units and lengths of a pixel (PS3.3 C.8.5.5)."""
+_TISSUE, _CENTIMETERS = 1, 3
+"""Values of RegionSpatialFormat and of the units."""
 
 _is_reading: ContextVar[bool] = ContextVar("is_reading", default=False)
 logging.getLogger("pydicom").addFilter(lambda record: not _is_reading.get())
@@ -147,19 +161,63 @@ def frame_header(header: Dataset, index: int) -> Dataset:
 def pixel_sides(header: Dataset, path: Path) -> PixelSides:
     """Return the sides of a pixel; (1, 1), not in mm, if the header has none or impossible ones.
 
-    Only PixelSpacing is a length in the patient. ImagerPixelSpacing is one at the detector, to which a radiograph is
-    enlarged, and NominalScannedPixelSpacing one on a film.
+    PixelSpacing and the regions of ultrasound are lengths in the patient. ImagerPixelSpacing is one at the detector, to
+    which a radiograph is enlarged, and NominalScannedPixelSpacing one on a film.
     """
     for name in SPACING_TAGS:
-        if header.get(name) is None:
-            continue
-        # All elements name the distance of rows first, which is the height of a pixel.
-        sides = [float(side) for side in np.atleast_1d(header[name].value)]
-        is_possible = len(sides) == 2 and all(math.isfinite(side) and side > 0 for side in sides)
-        if is_possible and max(sides) <= MAX_RATIO * min(sides):
-            return PixelSides(sides[1], sides[0], in_mm=name == PATIENT_SPACING)
-        warn_once(path, "pixel size", f"has an impossible {name}: it is ignored")
+        if header.get(name) is not None:
+            # All elements name the distance of rows first, which is the height of a pixel.
+            sides = [float(side) for side in np.atleast_1d(header[name].value)]
+            if len(sides) == 2 and _is_possible(sides):
+                return PixelSides(sides[1], sides[0], in_mm=name == PATIENT_SPACING)
+            warn_once(path, "pixel size", f"has an impossible {name}: it is ignored")
+        if name == PATIENT_SPACING and (found := _sides_of_regions(header, path)) is not None:
+            return found
     return PixelSides(1.0, 1.0, in_mm=False)
+
+
+def _is_possible(sides: Sequence[float]) -> bool:
+    return all(math.isfinite(side) and side > 0 for side in sides) and max(sides) <= MAX_RATIO * min(sides)
+
+
+def _sides_of_regions(header: Dataset, path: Path) -> PixelSides | None:
+    """Return the sides of a pixel in the regions of tissue of an ultrasound image; None if they are unknown.
+
+    Regions of another unit than centimeters, such as those of spectra and M-modes, are ignored. A region that is not
+    within the image is that of an image before it was resized, so its pixels are not those of this image.
+    """
+    found: list[PixelSides] = []
+    for region in header.get(REGIONS) or []:
+        values = [region.get(name) for name in _REGION]
+        if region.get("RegionSpatialFormat") != _TISSUE or any(not isinstance(value, (int, float)) for value in values):
+            continue
+        left, top, right, bottom, across_unit, down_unit, across, down = map(float, values)
+        if (across_unit, down_unit) != (_CENTIMETERS, _CENTIMETERS):
+            continue
+        if not (0 <= left < right <= header.Columns and 0 <= top < bottom <= header.Rows):
+            warn_once(
+                path,
+                "region outside the image",
+                "has an ultrasound region that is not within the image, which was probably resized: the size of its "
+                "pixels is unknown, and they are regarded as square",
+            )
+            return None
+        if not _is_possible((abs(across), abs(down))):
+            warn_once(path, "pixel size", "has an ultrasound region with pixels of an impossible size: it is ignored")
+            continue
+        found.append(PixelSides(10 * abs(across), 10 * abs(down), in_mm=True))
+    if not found:
+        return None
+    if all(side.across == found[0].across and side.down == found[0].down for side in found):
+        return found[0]
+    if all(math.isclose(side.across / side.down, found[0].across / found[0].down, rel_tol=1e-3) for side in found):
+        return PixelSides(found[0].across, found[0].down, in_mm=False)
+    warn_once(
+        path,
+        "regions",
+        "has ultrasound regions whose pixels have different forms: they are regarded as square; crop it to one region",
+    )
+    return None
 
 
 def _to_rgb(stored: np.ndarray, header: Dataset, path: Path, windowing: Windowing) -> Image.Image:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from mllm.dataset.readers.notices import warn_once
 from mllm.errors import DataError
 from mllm.structures import Spacing
 
@@ -16,6 +18,8 @@ MAX_RATIO = 50
 """Maximum ratio of the sides of a pixel; larger ratios mean a damaged header."""
 _TOLERANCE = 1e-3
 """Relative difference of the sides of pixels that are regarded as square: rounding of the header."""
+_DOUBTFUL_TOLERANCE = 1e-2
+"""Relative difference of sides that is reported where programs often write meaningless values."""
 _SPACING = "mllm_spacing"
 """Key of `Image.info` for the spacing of an image, with the size for which it holds."""
 
@@ -36,6 +40,24 @@ def check_pixels(path: Path, width: float, height: float) -> None:
     """Raise `DataError` if an image has more than `MAX_PIXELS` pixels."""
     if width * height > MAX_PIXELS:
         raise DataError(f"{path} has more than {MAX_PIXELS:,} pixels: cut it into tiles first")
+
+
+def warn_of_form(path: Path, across: float, down: float) -> None:
+    """Warn of an image whose header states pixels that are not square but whose pixels are kept as they are stored.
+
+    Args:
+        path: The file.
+        across: Width of a pixel in any unit.
+        down: Height of a pixel in the same unit. Sides that are not positive and finite state nothing.
+    """
+    is_stated = all(math.isfinite(side) and side > 0 for side in (across, down))
+    if is_stated and max(across, down) > (1 + _DOUBTFUL_TOLERANCE) * min(across, down):
+        warn_once(
+            path,
+            "pixels that are not square",
+            f"states that its pixels are not square (width : height = {across / down:.3g}): they are kept as they are "
+            "stored; if its picture is distorted, resize the file",
+        )
 
 
 def with_spacing(image: Image.Image, sides: PixelSides, path: Path, square: bool) -> Image.Image:

@@ -24,6 +24,8 @@ PATIENT_SPACING = "PixelSpacing"
 """Element with the height and the width of a pixel in the patient, in mm."""
 SPACING_TAGS = (PATIENT_SPACING, "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 """Elements with the height and the width of a pixel, in this order of preference (PS3.3 C.7.6.3.1.7)."""
+REGIONS = "SequenceOfUltrasoundRegions"
+"""Element with the regions of an ultrasound image and the size of their pixels (PS3.3 C.8.5.5)."""
 GEOMETRY_TAGS = ("ImagePositionPatient", "ImageOrientationPatient")
 """Elements with the place of a slice in the patient (PS3.3 C.7.6.2)."""
 PIXEL_TAGS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -33,7 +35,7 @@ TAGS = (
     *("Rows", "Columns", "SamplesPerPixel", "PlanarConfiguration"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", *TRANSFORM_TAGS, *SPACING_TAGS, *GEOMETRY_TAGS),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", REGIONS),
     *("PaletteColorLookupTableUID", "RedPaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData"),
     *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
     *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),

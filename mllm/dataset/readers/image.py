@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mllm.dataset.readers.faults import unusable
-from mllm.dataset.readers.geometry import check_pixels
+from mllm.dataset.readers.geometry import check_pixels, warn_of_form
 from mllm.dataset.readers.gray import Choice, choose, to_image
 from mllm.dataset.readers.guarded import call_guarded
 from mllm.dataset.readers.windows import Window, Windowing, find_window
@@ -37,6 +37,8 @@ _TIFF_HEADER = 8
 _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339
 """TIFF tags BitsPerSample, PhotometricInterpretation (0: zero is white), PlanarConfiguration (2: one plane for each
 channel) and SampleFormat (1: unsigned, 2: signed, 3: float)."""
+_RESOLUTIONS = ("dpi", "aspect", "resolution", "jfif_density")
+"""Keys of `Image.info` with the numbers of pixels of one length across and down: in inches, or in an unknown unit."""
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -45,8 +47,9 @@ def read(path: Path, *, page: Choice = "first", window: Window = None) -> list[I
     """Read an image file as RGB images.
 
     The EXIF orientation is applied, transparency is composited on black, palettes are resolved, color profiles are
-    ignored. Gray images of 16 or 32 bits, integer or float, are scaled from their full range or from `window`; a
-    constant image and NaN are black. Color images of 16 bits per channel keep the upper 8 bits.
+    ignored. A resolution that differs across and down is reported, and the pixels are kept. Gray images of 16 or 32
+    bits, integer or float, are scaled from their full range or from `window`; a constant image and NaN are black. Color
+    images of 16 bits per channel keep the upper 8 bits.
 
     The first images of PNG, JPEG, BMP and uncompressed TIFF files up to 64 megapixels are decoded in this process,
     everything else in the guarded process.
@@ -133,7 +136,19 @@ def _load(image: Image.Image, windowing: Windowing, path: Path) -> Image.Image:
         # Pillow decodes the planes as if they had 8 bits.
         raise unusable(path, "is a TIFF with a plane of more than 8 bits for each color: save its pixels interleaved")
     image.load()
+    _warn_of_pixels_that_are_not_square(image, path)
     return _to_rgb(image, windowing, path)
+
+
+def _warn_of_pixels_that_are_not_square(image: Image.Image, path: Path) -> None:
+    """Warn of a file that states different resolutions across and down.
+
+    The pixels are not resampled, because programs often write meaningless resolutions.
+    """
+    pair = next((image.info[name] for name in _RESOLUTIONS if name in image.info), None)
+    if pair is not None:
+        across, down = map(float, pair)
+        warn_of_form(path, down, across)
 
 
 def _check_tiles(image: TiffImageFile, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from mllm.dataset.readers.geometry import check_pixels
+from mllm.dataset.readers.geometry import check_pixels, warn_of_form
 from mllm.dataset.readers.gray import Choice, choose
 from mllm.dataset.readers.guarded import call_guarded, is_installed, report_progress
 from mllm.errors import ConfigError, DataError
@@ -31,7 +31,8 @@ def read(path: Path, *, frames: Choice = "first") -> list[Image.Image]:
     Frames are counted as decoded; the number of frames in the header is ignored. A frame is found by its time: decoding
     starts at the keyframe before it. If the packets do not determine the times (codecs with hidden frames, missing or
     repeated times), the video is decoded from the beginning. Both ways return the same frames, and only the selected
-    frames are held in memory. A rotation of the display is not applied. Videos are decoded in the guarded process.
+    frames are held in memory. A rotation of the display is not applied, and pixels that are not square are reported and
+    kept. Videos are decoded in the guarded process.
 
     Args:
         path: The file.
@@ -91,6 +92,8 @@ def _open(path: Path) -> InputContainer:
         container.close()
         raise DataError(f"{path} has a codec that is not supported, or its header is damaged")
     check_pixels(path, stream.codec_context.width, stream.codec_context.height)
+    if (ratio := stream.sample_aspect_ratio) is not None:
+        warn_of_form(path, float(ratio), 1.0)
     return container
 
 
