@@ -95,11 +95,11 @@ class Matches:
         matched, true = self.matched[:, objects], int(self.true[images].sum())
         hits = matched.cumsum(axis=1)
         average = np.array([self._average_precision(row, true) for row in hits])
-        found = int(matched[0].sum())
+        true_positives = int(matched[0].sum())
         figures = {"AP": float(average.mean())}
         figures |= {f"AP{round(100 * t)}": float(average[np.argmin(np.abs(self.thresholds - t))]) for t in THRESHOLDS}
-        figures["precision@0.5"] = found / len(objects) if len(objects) else math.nan
-        figures["recall@0.5"] = found / true if true else math.nan
+        figures["precision@0.5"] = true_positives / len(objects) if len(objects) else math.nan
+        figures["recall@0.5"] = true_positives / true if true else math.nan
         return figures
 
     def _average_precision(self, hits: np.ndarray, true: int) -> float:

@@ -74,11 +74,11 @@ class DetectionMetric(SumMetric):
 
     def of_sums(self, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return F1, precision and recall; NaN without an object."""
-        found, predicted, true = (sums[column] for column in self.columns)
+        true_positives, predicted, true = (sums[column] for column in self.columns)
         return {
-            f"f1_{self.name}@0.5": 2 * found / (predicted + true),
-            "precision@0.5": found / predicted,
-            "recall@0.5": found / true,
+            f"f1_{self.name}@0.5": 2 * true_positives / (predicted + true),
+            "precision@0.5": true_positives / predicted,
+            "recall@0.5": true_positives / true,
         }
 
 
@@ -139,8 +139,8 @@ class InstanceF1(SumMetric):
             for identity, boxes in predicted.items()
             for iou in greedy(_boxes(boxes), _boxes(true.get(identity, [])))
         ]
-        found = [sum(iou > threshold for iou in ious) for threshold in self.thresholds]
-        return *found, sum(map(len, predicted.values())), count
+        true_positives = [sum(iou > threshold for iou in ious) for threshold in self.thresholds]
+        return *true_positives, sum(map(len, predicted.values())), count
 
     def of_sums(self, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return F1 at IoU 0.5 and its mean over the thresholds."""

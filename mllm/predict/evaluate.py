@@ -160,9 +160,9 @@ def _answer(
     split, skip = splits[options.split], config.data_args.on_error == "skip"
     scales = scales_of(config)
     started = time.monotonic()
-    asked: Samples = RepeatedSamples(split, len(scales)) if scales else split
+    questions: Samples = RepeatedSamples(split, len(scales)) if scales else split
     groups = question_groups(answerer, split, max(1, len(scales)))
-    continued = answer_split(answerer, asked, files, skip, options.split, groups=groups)
+    continued = answer_split(answerer, questions, files, skip, options.split, groups=groups)
     seconds = time.monotonic() - started
     if not PartialState().is_main_process:
         return None, seconds  # the first process removes the files after it has read them

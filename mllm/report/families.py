@@ -65,12 +65,12 @@ def installed_architectures() -> dict[str, set[str]]:
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError("transformers")
     source = Path(spec.submodule_search_locations[0]) / "models" / "auto" / "modeling_auto.py"
-    found: dict[str, set[str]] = {}
+    model_types: dict[str, set[str]] = {}
     for node in ast.parse(source.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in TABLES:
             pairs = [pair for pair in ast.walk(node.value) if isinstance(pair, ast.Tuple) and len(pair.elts) == 2]
-            found[TABLES[node.targets[0].id]] = {ast.literal_eval(pair.elts[0]) for pair in pairs}
-    return found
+            model_types[TABLES[node.targets[0].id]] = {ast.literal_eval(pair.elts[0]) for pair in pairs}
+    return model_types
 
 
 def _line(name: str, result: Mapping[str, Any]) -> str:

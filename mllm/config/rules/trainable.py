@@ -59,8 +59,8 @@ def _refuse_quantized_towers(config: RunConfig, checkpoint: Checkpoint, family: 
     if not keys and "quantization_config" not in checkpoint.keys:
         return
     names = {tower: tower for tower in ("language", "encoder", "vision", "projector", "audio")}
-    kept = family.keep_unquantized(4 if args.load_in_4bit else 8, names) if keys else ["projector"]
-    if quantized := [tower for tower in parts.full if tower not in kept]:
+    unquantized = family.keep_unquantized(4 if args.load_in_4bit else 8, names) if keys else ["projector"]
+    if quantized := [tower for tower in parts.full if tower not in unquantized]:
         reason = f"{keys[0]}=True ({config.origin('model_args', keys[0])})" if keys else args.model_name_or_path
         fix = f"set {keys[0]}=False" if keys else "use the full-precision checkpoint"
         raise ConfigError(

@@ -81,19 +81,19 @@ class MedicalVQADataset(VQADataset):
             raise ConfigError(f"{type(self).__name__} has layout='{fixed}', not '{layout}'")
         if layout is not None or fixed is not None:
             return layout or fixed  # type: ignore[return-value]
-        found = [
+        layouts = [
             name
             for name, kind in LAYOUTS.items()
             if any((root / file).is_file() for files in kind.splits.values() for file in files)
         ]
-        if len(found) > 1:
-            raise ConfigError(f"data_path {root} has the tables of several sets: set layout to {' or '.join(found)}")
-        if not found:
+        if len(layouts) > 1:
+            raise ConfigError(f"data_path {root} has the tables of several sets: set layout to {' or '.join(layouts)}")
+        if not layouts:
             files = [files[0] for kind in LAYOUTS.values() for files in list(kind.splits.values())[:1]]
             raise DataError(
                 f"data_path {root} has no {' or '.join(files)}: they are the official files of the four sets"
             )
-        return found[0]
+        return layouts[0]
 
     @override
     def open_records(self, path: Path) -> Records:

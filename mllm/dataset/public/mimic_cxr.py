@@ -64,7 +64,7 @@ def studies(root: Path, split: str | None, views: Views) -> dict[str, _Study]:
     table = official_file(root, ("mimic-cxr-2.0.0-split.csv",), "the official splits")
     records = official_table(table, ("dicom_id", "study_id", "subject_id", "split"))
     positions = _positions(root) if views == "frontal" else {}
-    found: dict[str, _Study] = {}
+    by_id: dict[str, _Study] = {}
     ids = Ids("dicom_id")
     for index, row in rows_of(records):
         if split is not None and field(row, "split") != split:
@@ -73,11 +73,11 @@ def studies(root: Path, split: str | None, views: Views) -> dict[str, _Study]:
         if views == "frontal" and positions.get(image) not in FRONTAL:
             continue
         place = records.describe(index)
-        entry = found.setdefault(study, _Study(field(row, "subject_id"), study, place))
+        entry = by_id.setdefault(study, _Study(field(row, "subject_id"), study, place))
         entry.images.append(image)
         if error := ids.error_of(image, place):
             entry.error = f"{error} ({place})"
-    return found
+    return by_id
 
 
 def _positions(root: Path) -> dict[str, str]:
@@ -227,10 +227,10 @@ class MIMICCXRLabelDataset(MultiLabelDataset):
     def open_table(self, path: Path) -> Records:
         table = official_file(path, (f"mimic-cxr-2.0.0-{self.labeler}.csv",), "the labels")
         records = official_table(table, ("subject_id", "study_id", *LABELS))
-        found = studies(path, self.official, self.views)
+        by_id = studies(path, self.official, self.views)
         rows, places, ids = [], [], Ids("study_id")
         for index, row in rows_of(records):
-            study = found.get(field(row, "study_id"))
+            study = by_id.get(field(row, "study_id"))
             if study is None:
                 continue
             images = image_paths(path, study)

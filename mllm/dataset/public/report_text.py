@@ -29,14 +29,14 @@ def sections(report: str) -> dict[str, str]:
     """
     text = _ADDENDUM_END.split(report)[-1]
     matches = list(_HEADING.finditer(text))
-    found: dict[str, list[str]] = {}
+    sections: dict[str, list[str]] = {}
     for number, match in enumerate(matches):
         name = _NAMES.get(" ".join(match[1].split()))
         end = matches[number + 1].start() if number + 1 < len(matches) else len(text)
         body = " ".join(text[match.end() : end].split())
         if name and body:
-            found.setdefault(name, []).append(body)
-    return {name: " ".join(bodies) for name, bodies in found.items()}
+            sections.setdefault(name, []).append(body)
+    return {name: " ".join(bodies) for name, bodies in sections.items()}
 
 
 def last_paragraph(report: str) -> str:

@@ -101,11 +101,11 @@ class SegmentationDataset(GroundingDataset):
         missing, present = set(values), set[int]()
         for mask in with_progress(self._masks(), "reading masks"):
             try:
-                found = np.unique(read_labels(mask)).tolist()
+                labels_of_mask = np.unique(read_labels(mask)).tolist()
             except DataError:
                 continue  # an error of its row
-            present.update(found)
-            missing.difference_update(found)
+            present.update(labels_of_mask)
+            missing.difference_update(labels_of_mask)
             if not missing:
                 return
         names = ", ".join(map(str, sorted(missing)))
