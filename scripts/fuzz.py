@@ -228,7 +228,7 @@ class Inputs:
         With `only`, the input of this number is the only changed one, and there are no headers.
         """
         schedule = [name for name, kind in self.kinds.items() for _ in range(kind.weight)]
-        numbers = [number for number in range(count) if only is None or number == only]
+        numbers = range(count) if only is None else [only]
         changed = [Job(schedule[number % len(schedule)], number) for number in numbers]
         intact = [Job(name, n, "intact") for name, kind in self.kinds.items() for n in range(len(kind.examples))]
         headers = [Job("header", number, "header") for number in range(len(HEADERS))]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 
 import numpy as np
 
@@ -20,12 +22,34 @@ from mllm.dataset.patients import Patients, check_leakage
 from mllm.dataset.progress import with_progress
 from mllm.errors import ROW_ADVICE, UserError, advised
 from mllm.private_messages import PublicText, error_of, in_row, in_split, is_private, sentence_of
-from mllm.structures import Failure
+from mllm.structures import IMAGE, Failure, Sample
 
 logger = logging.getLogger(__name__)
 
 DECODED = 16
 """Number of rows of a split whose images are decoded."""
+LONGEST = 16
+"""Number of the longest rows of a split that are kept in its report."""
+IMAGE_LENGTH = 1000
+"""Number of characters that count as the length of an image."""
+
+
+class LongestRows:
+    """Rows with the longest texts of a split."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, SampleDataset, int]] = []
+
+    def add(self, sample: Sample, source: SampleDataset, index: int, number: int) -> None:
+        """Read row `index` of a dataset, which is row `number` of its split; rows without turns are left out."""
+        length = sum(len(turn.text) + IMAGE_LENGTH * turn.text.count(IMAGE) for turn in sample.turns)
+        if length:
+            change = heapq.heappush if len(self._heap) < LONGEST else heapq.heappushpop
+            change(self._heap, (length, -number, source, index))
+
+    def __iter__(self) -> Iterator[tuple[SampleDataset, int]]:
+        """Yield dataset and index of the rows, the longest first."""
+        return iter([(source, index) for _, _, source, index in sorted(self._heap, key=itemgetter(0, 1), reverse=True)])
 
 
 @dataclass
@@ -41,6 +65,7 @@ class SplitReport:
     content: str = ""
     """Digest of all rows; see `ContentDigest`."""
     answers: AnswerCounts = field(default_factory=AnswerCounts)
+    longest: LongestRows = field(default_factory=LongestRows)
     modalities: Counter[str] = field(default_factory=Counter)
     """Numbers of rows by modality; rows whose modality is unknown are not in it."""
 
@@ -115,6 +140,7 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
                 continue
             content.add(sample)
             report.answers.add(sample)
+            report.longest.add(sample, source, index, rows)
             patients.add(sample.group, source, index)
             if (modality := source.modality_of(index)) is not None:
                 report.modalities[modality] += 1

@@ -16,8 +16,9 @@ from mllm.structures import Answer
 
 Metric = Callable[[Sequence[Answer], Sequence[Answer]], dict[str, float]]
 """Entry of METRICS that is a function: predictions and references -> figures."""
-Reads = Literal[Content, "choices"]
-"""Content of a reference that a metric compares. "choices": a text that is also the answer of another row."""
+Reads = Literal[Content, "choices", "findings"]
+"""Content of a reference that a metric compares. "choices": a text that is one of a few answers of the split.
+"findings": a text that affirms a finding of a chest X-ray."""
 REQUIRED: Mapping[Reads, str] = {
     "text": "a text as its answer",
     "box": "a box or a mask in its answer",
@@ -26,7 +27,8 @@ REQUIRED: Mapping[Reads, str] = {
     "number": "a number as its answer (`12`, `58.4 %`)",
     "objects": "boxes in its answer, as marks or in its text (`[10, 20, 30, 40]`)",
     "instances": 'boxes by identity as its answer, in JSON (`{"1": [[10, 20, 30, 40]]}`)',
-    "choices": "an answer that is also the answer of another row, so there is no choice among a few answers",
+    "choices": "an answer that is one of a few: most rows have an answer of their own",
+    "findings": "a finding of a chest X-ray in its answer (`There is a pleural effusion.`)",
 }
 """Content that a metric reads -> its description in messages, after "none of the rows has"."""
 M = TypeVar("M", bound=Callable[..., Any])
@@ -55,6 +57,12 @@ def reads(content: Reads) -> Callable[[M], M]:
 def content_read(metric: Callable[..., Any]) -> Reads | None:
     """Return the content that a metric declares by `reads`. None: it declares none and applies to all rows."""
     return _READS.get(metric)
+
+
+def part_read(metric: Callable[..., Any]) -> Content | None:
+    """Return the part of an answer that a metric reads; choices and findings are read from its text. None: all."""
+    content = content_read(metric)
+    return "text" if content == "choices" or content == "findings" else content
 
 
 class StreamingMetric(ABC):

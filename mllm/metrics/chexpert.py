@@ -65,7 +65,7 @@ def _is_negated(scope: str, mention: re.Match[str]) -> bool:
 
 
 @METRICS.register_module(name="chexpert_f1")
-@reads("text")
+@reads("findings")
 class ChexpertF1(LabelSetMetric):
     """F1 of the 14 labels of CheXpert in reports, found in answer and reference by our own rules (`labels_of`).
 

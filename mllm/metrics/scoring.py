@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mllm.contents import Content, contents_of
-from mllm.metrics.base import Metric, StreamingMetric, content_read
+from mllm.contents import contents_of
+from mllm.metrics.base import Metric, StreamingMetric, part_read
 from mllm.metrics.bootstrap import RESAMPLES, group_numbers, interval, resampled_weights
 from mllm.structures import Answer
 
@@ -95,7 +95,7 @@ class Scorer:
             if task not in series:
                 series[task] = Series(entry)
             series[task].add(prediction, reference)
-            key, content = (name, task), _needed(entry)
+            key, content = (name, task), part_read(entry)
             self._scored[key] = self._scored.get(key, 0) + (content is None or content in contents)
 
     def series(self) -> dict[str, Series]:
@@ -136,8 +136,3 @@ def needs_scores(entry: Entry) -> bool:
 def tasks_of(entry: Entry) -> frozenset[str]:
     """Return the tasks that a metric is for; empty: all."""
     return entry.tasks if isinstance(entry, type) and issubclass(entry, StreamingMetric) else frozenset()
-
-
-def _needed(entry: Entry) -> Content | None:
-    content = content_read(entry)
-    return "text" if content == "choices" else content

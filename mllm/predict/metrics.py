@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from mllm.config.schema import RunConfig
-from mllm.contents import contents_of, reference_of
-from mllm.dataset.answer_counts import AnswerCounts
+from mllm.dataset.answer_counts import MAX_TEXTS, AnswerCounts
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.checking import Splits
 from mllm.engine.answering import OPTIONS
 from mllm.errors import ConfigError, UserError
 from mllm.metrics.base import REQUIRED, Reads, content_read
+from mllm.metrics.chexpert import NO_FINDING, labels_of
 from mllm.metrics.scoring import Entry, needs_scores, require, tasks_of
 from mllm.registry import METRICS
 
 logger = logging.getLogger(__name__)
 
-SMALL_SPLIT = 20
-"""Number of rows below which all answers of a split may be different choices."""
 SAMPLED = 16
 """Number of rows that are read for their contents if the class does not return these without decoding images."""
 
@@ -69,36 +67,48 @@ def check_metrics(
             continue
         if content is None:
             continue
-        count = _rows_with(content, counts)
+        count = _rows_with(content, counts, tasks)
         if count == 0:
             _refuse_or_warn(name, content, split, splits, where)
-        elif count < counts.rows and not counts.unknown and content != "choices":
+        elif count < counts.rows and not counts.unknown and content not in ("choices", "findings"):
             logger.warning(
                 "metric '%s': %d of the %d rows of %s have %s, with which it compares predictions",
                 *(name, count, counts.rows, split, REQUIRED[content]),
             )
 
 
-def _rows_with(content: Reads, counts: AnswerCounts) -> int:
-    """Return the number of rows with a content; for choices all rows of a small split."""
-    if content != "choices":
-        return counts.contents[content]
-    return counts.contents["text"] if counts.rows < SMALL_SPLIT else counts.repeated
+def _rows_with(content: Reads, counts: AnswerCounts, tasks: Collection[str] = ()) -> int:
+    """Return the number of rows with a content; for findings the number of different answers of some tasks."""
+    if content == "choices":
+        return counts.choices
+    if content == "findings":
+        return sum(
+            bool(labels_of(text) - {NO_FINDING})
+            for task, text in counts.texts
+            if task is None or not tasks or task in tasks
+        )
+    return counts.contents[content]
 
 
 def _refuse_or_warn(name: str, content: Reads, split: str, splits: Splits, where: str) -> None:
     """Raise `ConfigError` if no row has a content; log a warning if only a sample of the rows could be read."""
     counts = splits.reports[split].answers
-    read, contents = _sampled_contents(splits[split]) if counts.unknown else (0, set())
-    if content in contents or (counts.unknown and not read):
+    sampled = _sampled_answers(splits[split]) if counts.unknown else counts
+    if counts.unknown and (sampled.rows == 0 or _rows_with(content, sampled) > 0):
         return
-    if counts.unknown and read < len(splits[split]):
+    if content == "findings" and len(sampled.texts) == MAX_TEXTS:
         logger.warning(
-            "metric '%s' may have nothing to compare: none of %d sampled rows of %s has %s",
-            *(name, read, split, REQUIRED[content]),
+            "metric '%s' may have nothing to compare: none of the first %d different answers of %s has %s",
+            *(name, MAX_TEXTS, split, REQUIRED[content]),
         )
         return
-    applicable = [metric for metric in METRICS.names() if metric != name and _applies(metric, counts, contents)]
+    if counts.unknown and sampled.rows < len(splits[split]):
+        logger.warning(
+            "metric '%s' may have nothing to compare: none of %d sampled rows of %s has %s",
+            *(name, sampled.rows, split, REQUIRED[content]),
+        )
+        return
+    applicable = [metric for metric in METRICS.names() if metric != name and _applies(metric, sampled)]
     fix = f"metrics that apply are {', '.join(applicable)}" if applicable else "no other metric applies to these rows"
     raise ConfigError(
         f"{where}: metric '{name}' cannot be computed, because none of the {counts.rows:,} rows of {split} has "
@@ -106,20 +116,18 @@ def _refuse_or_warn(name: str, content: Reads, split: str, splits: Splits, where
     )
 
 
-def _applies(name: str, counts: AnswerCounts, contents: set[Reads]) -> bool:
+def _applies(name: str, counts: AnswerCounts) -> bool:
     """Return True if a metric declares no content, or some row has it."""
     content = content_read(METRICS.find(name))
-    return content is None or content in contents or _rows_with(content, counts) > 0
+    return content is None or _rows_with(content, counts) > 0
 
 
-def _sampled_contents(dataset: SampleDataset) -> tuple[int, set[Reads]]:
-    """Return the number of evenly spaced rows that were read, and the contents of their answers."""
-    read, contents, count = 0, set[Reads](), min(len(dataset), SAMPLED)
+def _sampled_answers(dataset: SampleDataset) -> AnswerCounts:
+    """Return the counts of the answers of evenly spaced rows."""
+    counts, count = AnswerCounts(), min(len(dataset), SAMPLED)
     for number in range(count):
         try:
-            answer = reference_of(dataset.sample(number * len(dataset) // count))
+            counts.add(dataset.sample(number * len(dataset) // count))
         except UserError:
             continue  # the check of all rows, or the evaluation, reports it
-        read += 1
-        contents |= contents_of(answer)
-    return read, contents | ({"choices"} if "text" in contents else set())
+    return counts

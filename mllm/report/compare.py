@@ -17,7 +17,7 @@ from mllm.contents import contents_of
 from mllm.engine.predictions import answers_of, read_predictions
 from mllm.engine.strata import Column, patients_of, strata_of
 from mllm.errors import ConfigError, hint
-from mllm.metrics.base import REQUIRED, content_read
+from mllm.metrics.base import REQUIRED, content_read, part_read
 from mllm.metrics.bootstrap import RESAMPLES, group_numbers, interval, resampled_weights
 from mllm.metrics.scoring import Entry, Scorer, Series, needs_scores, tasks_of
 from mllm.registry import METRICS
@@ -130,10 +130,10 @@ def _check_metrics(folders: Sequence[Path], common: Sequence[Sequence[Row]], met
 
 def _scored(entry: Entry, references: Sequence[Answer]) -> int:
     """Return the number of references of the tasks of a metric that have the content that it reads."""
-    tasks, content = tasks_of(entry), content_read(entry)
+    tasks, content = tasks_of(entry), part_read(entry)
     return sum(
         (not tasks or reference.task is None or reference.task in tasks)
-        and (content is None or ("text" if content == "choices" else content) in contents_of(reference))
+        and (content is None or content in contents_of(reference))
         for reference in references
     )
 

@@ -3,39 +3,56 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from accelerate import PartialState
 
 from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
+from mllm.dataset.checking import Splits
 from mllm.errors import UserError
 from mllm.protocols import SampleEncoder
 
 logger = logging.getLogger(__name__)
 
 MAX_ROWS = 16
-"""Maximum number of evenly spaced rows of the training split that are encoded for the count."""
+"""Maximum number of evenly spaced rows of a split that are encoded for the count."""
 
 
-def warn_of_cut_samples(config: RunConfig, encoder: SampleEncoder, train: SampleDataset) -> None:
-    """Log how many of the first epoch's samples are cut at `max_length`, on the first process only.
+def warn_of_cut_samples(config: RunConfig, encoder: SampleEncoder, splits: Splits) -> None:
+    """Log how many samples of the training and the validation split are cut at `max_length`, on the first process only.
 
-    At most `MAX_ROWS` rows are encoded. Rows that cannot be read are left out; they are reported elsewhere. A private
-    run logs nothing, because the count reveals something about its rows.
+    At most `MAX_ROWS` evenly spaced rows and the rows with the longest texts are encoded. Rows that cannot be read are
+    left out; they are reported elsewhere. A private run logs nothing, because the count reveals something about its
+    rows.
     """
     if not PartialState().is_main_process or config.privacy_args is not None:
         return
-    count = min(len(train), MAX_ROWS)
-    truncated = encoded = 0
-    for number in range(count):
+    for name in ("train", "validation"):
+        if name not in splits:
+            continue
+        split = splits[name]
+        count = min(len(split), MAX_ROWS)
+        spaced = [(split, number * len(split) // count) for number in range(count)]
+        counts = [_count_cut(encoder, rows) for rows in (spaced, splits.reports[name].longest)]
+        if any(cut for cut, _ in counts):
+            logger.warning(
+                "samples of the %s split are longer than max_length (%d of %d evenly spaced rows, %d of the %d "
+                "longest), and the ends of their answers are cut: raise model_args.max_length (%d), or shorten the "
+                "texts",
+                "training" if name == "train" else name,
+                *(number for pair in counts for number in pair),
+                config.model_args.max_length,
+            )
+
+
+def _count_cut(encoder: SampleEncoder, rows: Iterable[tuple[SampleDataset, int]]) -> tuple[int, int]:
+    """Return the number of rows that are cut, and of those that could be encoded."""
+    cut = encoded = 0
+    for dataset, index in rows:
         try:
-            truncated += encoder.encode(train.sample(number * len(train) // count)).truncated
+            cut += encoder.encode(dataset.sample(index)).truncated
         except UserError:
             continue
         encoded += 1
-    if truncated:
-        logger.warning(
-            "%d of %d encoded samples of the training split are longer than max_length, and the ends of their answers "
-            "are cut: raise model_args.max_length (%d), or shorten the texts",
-            *(truncated, encoded, config.model_args.max_length),
-        )
+    return cut, encoded

@@ -68,7 +68,7 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool, 
         fit_objectives(learner, encoder, splits["train"])
         data = prepare_data(config, hardware, bundle, encoder, splits)
         if bundle.model.generates_text:
-            warn_of_cut_samples(config, bundle.encoder, splits["train"])
+            warn_of_cut_samples(config, bundle.encoder, splits)
         untrained = None
         if config.data_args.compute_untrained:
             untrained = evaluate_test_split(config, bundle, splits, folder, UNTRAINED)

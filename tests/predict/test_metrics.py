@@ -64,12 +64,37 @@ def test_metrics_of_probabilities_need_scored_options(texts):
     check_metrics(["auroc"], "test", check_splits({"test": texts("yes", "no")}), "config.py:3", {"scoring": "options"})
 
 
-def test_free_text_has_no_choices(texts):
-    with pytest.raises(
-        ConfigError, match="none of the 20 rows of test has an answer that is also the answer of another"
-    ):
-        check(texts(*(f"The lesion has {number} mm." for number in range(20))), "choice")
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [f"The lesion has {number} mm." for number in range(20)],
+        ["No finding.", "no finding", *(f"The lesion has {number} mm." for number in range(28))],
+        [f"There is an opacity in the lower left lobe, {number} mm wide." for number in range(6)],
+    ],
+    ids=["all different", "mostly different", "a small split"],
+)
+def test_free_text_has_no_choices(texts, answers):
+    with pytest.raises(ConfigError, match="rows of test has an answer that is one of a few: most rows have an answer"):
+        check(texts(*answers), "choice")
+
+
+def test_a_few_answers_are_choices(texts, tmp_path):
     check(texts(*("yes", "No", "no ", "YES") * 5), "choice")
+    check(texts("yes", "The answer is no.", "maybe"), "choice")
+    path = tmp_path / "options.jsonl"
+    question = "What is it? Options: A: an opacity of the lower left lobe B: a fracture of the third right rib"
+    path.write_text(json.dumps({"question": question, "answer": "an opacity of the lower left lobe"}) + "\n")
+    check(TextQADataset(path), "choice")
+
+
+def test_texts_without_a_finding_have_no_labels_of_chexpert(texts, caplog):
+    with pytest.raises(ConfigError, match="none of the 2 rows of test has a finding of a chest X-ray in its answer"):
+        check(texts("yes", "No pneumothorax. The lungs are clear."), "chexpert_f1")
+    check(texts("yes", "Small pleural effusion. No pneumothorax."), "chexpert_f1")
+    assert caplog.messages == []
+    with caplog.at_level(logging.WARNING, logger="mllm"):
+        check(texts(*map(str, range(2001))), "chexpert_f1")
+    assert "none of the first 2000 different answers of test has a finding of a chest X-ray" in caplog.text
 
 
 def test_the_number_of_rows_with_a_target_is_logged(texts, caplog):

@@ -10,31 +10,41 @@ import pytest
 from mllm.config.hardware import CHECKOUT
 from mllm.config.reading import read_config
 from mllm.dataset.builder import build_dataset
+from mllm.dataset.checking import check_splits
 from mllm.run.lengths import warn_of_cut_samples
 
 
 @pytest.fixture
 def log_of(folder, text_bundle, caplog):
-    """A function that returns the log for answers with a given number of words, of which every fourth is long."""
+    """A function that returns the log for answers with these numbers of words."""
 
-    def log(name: str, long: int) -> str:
-        answers = ["word " * (long if number % 4 == 0 else 1) for number in range(8)]
-        rows = [{"question": "What?", "answer": answer.strip()} for answer in answers]
+    def log(name: str, words: list[int], split: str = "train") -> str:
+        rows = [{"question": "What?", "answer": ("word " * count).strip()} for count in words]
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         dataset = build_dataset({"type": "TextQADataset", "data_path": str(folder / "rows.jsonl")})
         config = read_config(CHECKOUT / "config" / "training_configs" / f"{name}.py")
         with caplog.at_level(logging.WARNING, logger="mllm"):
-            warn_of_cut_samples(config, text_bundle.encoder, dataset)
+            warn_of_cut_samples(config, text_bundle.encoder, check_splits({split: dataset}))
         return caplog.text
 
     return log
 
 
 def test_cut_samples_are_counted(log_of):
-    expected = "2 of 8 encoded samples of the training split are longer than max_length"
-    assert expected in log_of("gemma3n_medrescue", long=5000)
+    expected = (
+        "samples of the training split are longer than max_length (2 of 8 evenly spaced rows, 2 of the 8 longest)"
+    )
+    assert expected in log_of("gemma3n_medrescue", [5000, 1, 1, 1] * 2)
+
+
+@pytest.mark.parametrize(("split", "name"), [("train", "training"), ("validation", "validation")])
+def test_one_cut_sample_among_many_is_found(log_of, split, name):
+    expected = (
+        f"samples of the {name} split are longer than max_length (0 of 16 evenly spaced rows, 1 of the 16 longest)"
+    )
+    assert expected in log_of("gemma3n_medrescue", [*range(1, 50), 5000, *range(50, 100)], split)
 
 
 def test_short_samples_and_private_runs_log_nothing(log_of):
-    assert log_of("gemma3n_medrescue", long=2) == ""
-    assert log_of("vaultgemma_dp", long=5000) == ""
+    assert log_of("gemma3n_medrescue", [2] * 8) == ""
+    assert log_of("vaultgemma_dp", [5000] * 8) == ""
