@@ -32,7 +32,7 @@ NOUNS = {
         "static_source",
     ),
     *("run_files", "private_messages", "packages", "literal_text", "parsing", "coco_masks"),
-    "supervision",
+    *("supervision", "shared_rows"),
 }
 PARTS = {"dataset", "models", "objectives", "metrics"}
 ALLOWED = {

@@ -10,9 +10,9 @@ import torch
 from mllm.engine.option_scores import batch_likelihoods, candidates_of, encoded_options, most_probable
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.encoding.processor_outputs import TOKENS, text_of
-from mllm.models.encoding.shared_rows import leaders_of, rows_of
 from mllm.models.generation.generate import evaluating
 from mllm.protocols import Bundle
+from mllm.shared_rows import leaders_of, rows_of
 from mllm.structures import Answer, Encoded, Sample
 
 ROW = 8

@@ -202,8 +202,8 @@ def build_ours(rows: Rows, bundle: Bundle, arguments: dict[str, Any], tokens: in
         result = [0.0] * len(rows)
         encoded = [data[index] for index in range(len(rows))]
         if isinstance(collate, RowCollator):
-            cuts = [[index for group in groups for index in group.members] for groups in collate.cut(encoded)]
-            batches = [collate.piece(encoded, groups) for groups in collate.cut(encoded)]
+            cuts = collate.rows(encoded)
+            batches = [collate.piece([encoded[index] for index in cut]) for cut in cuts]
         else:
             cuts = cut_by_length([sample.lengths for sample in encoded], None, tokens)
             batches = [bundle.encoder.pad([encoded[index] for index in cut]) for cut in cuts]

@@ -88,8 +88,7 @@ class LogicalCollator:
         """Return the batch of an update, including its failures."""
         encoded = [item for item in items if isinstance(item, Encoded)]
         lengths = [item.lengths for item in encoded]
-        units = [item.unit for item in encoded if item.unit is not None]
-        assert len(units) in (0, len(encoded)), "either all samples belong to a unit or none does"
+        units = units_of_samples(encoded)
         kinds = [(item.images_per_row, item.has_features) for item in encoded]
         cuts = self._cuts(lengths, kinds, in_order=bool(units))
         pieces = [self.pad([encoded[i] for i in cut]) for cut in cuts]
@@ -154,19 +153,8 @@ def padded_size(sizes: Sequence[tuple[int, ...]]) -> int:
     return len(sizes) * sum(map(max, zip(*sizes, strict=True)))
 
 
-def packed_rows(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Divide the indices of `lengths` into rows of at most `room` tokens by first-fit decreasing.
-
-    The number of rows is at most 11/9 of the minimum plus 1. A sample longer than `room` is a separate row.
-    """
-    rows: list[list[int]] = []
-    free: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        row = next((row for row, tokens in enumerate(free) if lengths[i] <= tokens), None)
-        if row is None:
-            rows.append([i])
-            free.append(room - lengths[i])
-        else:
-            rows[row].append(i)
-            free[row] -= lengths[i]
-    return rows
+def units_of_samples(encoded: Sequence[Encoded]) -> list[int]:
+    """Return the privacy unit of each sample; nothing if units have one sample."""
+    units = [item.unit for item in encoded if item.unit is not None]
+    assert len(units) in (0, len(encoded)), "either all samples belong to a unit or none does"
+    return units

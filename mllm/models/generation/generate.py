@@ -14,7 +14,6 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from mllm.models.encoding.image_features import backbone_inputs
-from mllm.models.encoding.shared_rows import leaders_of, rows_of
 from mllm.models.encoding.text_encoder import TextEncoder
 from mllm.models.generation.left_padding import needs_equal_lengths
 from mllm.models.generation.object_decoding import ObjectDecoder
@@ -22,6 +21,7 @@ from mllm.models.generation.sampling import Sampling
 from mllm.models.generation.shared_prompts import SharedPrompts, shared_inputs, shares_tokens
 from mllm.models.language_model import LanguageModel
 from mllm.protocols import Bundle, Model
+from mllm.shared_rows import leaders_of, rows_of
 from mllm.structures import Answer, Encoded, Sample
 
 
@@ -181,7 +181,7 @@ class Generation:
         leading = {leader for index, leader in enumerate(leaders) if leader != index}
         sharing = [index for index, leader in enumerate(leaders) if leader != index or index in leading]
         room = (self.batch_size + 1) * max((len(prompts[index]) for index in sharing), default=0)
-        rows = rows_of([prompts[index] for index in sharing], room, len(sharing))
+        rows = rows_of([prompts[index] for index in sharing], room)
         return [sorted((sharing[place] for place in row), key=lambda i: len(prompts[i])) for row in rows]
 
     def _shared_batches(

@@ -13,9 +13,9 @@ from transformers import DynamicCache
 
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.encoding.processor_outputs import cut, text_of
-from mllm.models.encoding.shared_rows import leaders_of
 from mllm.models.language_model import LanguageModel
 from mllm.protocols import Bundle
+from mllm.shared_rows import leaders_of
 from mllm.structures import Encoded
 
 

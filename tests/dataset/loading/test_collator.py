@@ -11,7 +11,6 @@ from mllm.dataset.loading.collator import (
     LogicalCollator,
     cut_by_length,
     cut_in_order,
-    packed_rows,
     padded_size,
 )
 from mllm.dataset.loading.sampler import Draw, LogicalBatchSampler
@@ -41,16 +40,6 @@ def test_without_a_budget_the_number_of_samples_of_a_piece_is_bounded(lengths, m
     shortest = [min(lengths[i] for i in piece) for piece in pieces]
     longest = [max(lengths[i] for i in piece) for piece in pieces]
     assert all(before >= after for before, after in zip(shortest, longest[1:], strict=False))
-
-
-@given(LENGTHS, st.integers(1, 100))
-def test_no_two_packed_rows_fit_into_one(lengths, room):
-    rows = packed_rows(lengths, room)
-    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
-    assert all(len(row) == 1 or sum(lengths[i] for i in row) <= room for row in rows)
-    used = [sum(lengths[i] for i in row) for row in rows]
-    fits = [length for length in used if length <= room]
-    assert sum(sorted(fits)[:2]) > room or len(fits) < 2, "the two emptiest rows would fit into one"
 
 
 class Rows:

@@ -13,10 +13,10 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.encoding.image_features import backbone_inputs, compute_features, with_features
-from mllm.models.encoding.shared_rows import leaders_of, rows_of
 from mllm.models.generation.generate import Generation, generate
 from mllm.models.generation.shared_prompts import SharedPrompts, shared_inputs
 from mllm.protocols import Bundle
+from mllm.shared_rows import leaders_of
 from mllm.structures import Encoded, Sample, Turn
 from mllm.tiny.checkpoints import write_tiny
 
@@ -138,19 +138,3 @@ def test_batches_with_answers_are_left_out(bundle: Bundle) -> None:
 def encoded(ids: list[int], key: str | None = "a", end: int = 2) -> Encoded:
     labels = torch.zeros(len(ids), dtype=torch.long)
     return Encoded({"input_ids": torch.tensor(ids)}, {"labels": labels}, image_key=key, image_end=end)
-
-
-def test_the_leader_is_the_sample_with_most_first_tokens_in_common() -> None:
-    samples = [encoded([1, 2, 3, 4]), encoded([1, 2, 5, 6, 7]), encoded([1, 2, 5, 6, 8]), encoded([1, 2, 5, 6, 8])]
-    others = [encoded([1, 2, 3, 4], key="b"), encoded([1, 2, 3, 4], key=None), encoded([1, 9, 3, 4])]
-    assert leaders_of([*samples, *others]) == ([0, 0, 1, 1, 4, 5, 6], [0, 2, 4, 4, 0, 0, 0])
-
-
-def test_rows_have_room_for_their_tokens_and_keep_images_together() -> None:
-    samples = [encoded([1, 2, number, number], key) for number, key in enumerate("aabaabbc", start=3)]
-    assert rows_of(samples, room=100, most=100) == [[0, 1, 3, 4, 2, 5, 6, 7]]
-    assert rows_of(samples, room=12, most=100) == [[0, 1, 3, 4], [2, 5, 6, 7]]
-    assert rows_of(samples, room=8, most=100) == [[0, 1, 3], [4], [2, 5, 6], [7]]
-    assert rows_of(samples, room=100, most=3) == [[0, 1, 3], [4], [2, 5, 6], [7]]
-    assert rows_of(samples, room=1, most=9) == [[0], [1], [3], [4], [2], [5], [6], [7]]
-    assert rows_of([], room=1, most=1) == []
