@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -46,6 +47,18 @@ def share_images(bundle: Bundle) -> str | None:
     encoder.shares_images = True
     model.share_tokens(image_blocks=kind in IMAGE_BLOCKS)
     return None
+
+
+@contextmanager
+def sharing_restored(bundle: Bundle) -> Iterator[None]:
+    """Restore after the block if samples have digests of their images, which training needs only to share them."""
+    encoder = bundle.encoder
+    before = isinstance(encoder, ChatEncoder) and encoder.shares_images
+    try:
+        yield
+    finally:
+        if isinstance(encoder, ChatEncoder):
+            encoder.shares_images = before
 
 
 def question_groups(answerer: Answerer, split: SampleDataset, repeats: int = 1) -> Sequence[int] | None:

@@ -26,7 +26,7 @@ from mllm.export.merge import merge
 from mllm.files import write_json
 from mllm.predict.evaluate import answers_of_model, data_fingerprint
 from mllm.predict.metrics import find_metrics
-from mllm.predict.shared_images import question_groups
+from mllm.predict.shared_images import question_groups, sharing_restored
 from mllm.predict.strata import add_strata, parse_columns
 from mllm.predict.writer import write_predictions
 from mllm.protocols import Bundle
@@ -75,6 +75,12 @@ def evaluate_test_split(
     """
     if "test" not in splits:
         return None
+    with sharing_restored(bundle):
+        return _evaluate(config, bundle, splits, folder, name)
+
+
+def _evaluate(config: RunConfig, bundle: Bundle, splits: Splits, folder: Path, name: str) -> Evaluation | None:
+    """Evaluate the test split; see `evaluate_test_split`."""
     state, skip = PartialState(), config.data_args.on_error == "skip"
     bundle.model.to(state.device)  # before training the model may be in host memory
     answerer = answers_of_model(config, config.model_args, bundle, splits["test"])

@@ -13,7 +13,7 @@ from mllm.models.builder.builder import load_pretrained
 from mllm.models.generation.shared_prompts import SharedPrompts
 from mllm.pipeline.evaluate_model import main
 from mllm.pipeline.predict import main as predict
-from mllm.predict.shared_images import question_groups, share_test_images
+from mllm.predict.shared_images import question_groups, share_test_images, sharing_restored
 from mllm.run.prepare import prepare_args
 
 QUESTIONS = ("Why?", "Is there an effusion?", "What is seen in the left lung? A: a mass B: a nodule")
@@ -107,8 +107,10 @@ def test_the_reason_is_logged_if_images_are_not_shared(write_config, tiny_medgem
     caplog.set_level("INFO")
     config, hardware = prepare_args(write_config(f"model_args['model_name_or_path'] = '{tiny_medgemma}'\n{more}"))
     bundle = load_pretrained(config.model_args, hardware)
-    share_test_images(config, bundle)
-    assert bundle.model.shares_tokens == bundle.encoder.shares_images == (reason is None)
+    with sharing_restored(bundle):
+        share_test_images(config, bundle)
+        assert bundle.model.shares_tokens == bundle.encoder.shares_images == (reason is None)
+    assert not bundle.encoder.shares_images
     assert (f"because {reason}" in caplog.text) if reason else ("because" not in caplog.text)
 
 
