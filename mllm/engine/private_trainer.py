@@ -24,6 +24,7 @@ from mllm.engine.privacy.record import privacy_record, write_record
 from mllm.engine.run_log import run_folder
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError, advise_on_memory
+from mllm.models.encoding.packing import row_lengths
 from mllm.run_files import checkpoint_name
 from mllm.structures import Batch, LogicalBatch
 
@@ -174,7 +175,7 @@ class PrivateTrainer(MultimodalTrainer):
 
     def _add_piece(self, clipped: ClippedSum, learner: Learner, piece: Batch, counts: dict[str, Tensor]) -> Tensor:
         """Add the clipped gradients of a piece to the sum, and return the sum of the losses of its samples, []."""
-        with self.tape.recording(piece.samples, piece.images) as gradients:
+        with self.tape.recording(piece.samples, piece.images, row_lengths(piece.student)) as gradients:
             with self.compute_loss_context_manager():
                 loss = self.compute_loss(learner, piece, num_items_in_batch=counts)
             if loss.requires_grad:  # False if only a vision tower trains and no sample has an image

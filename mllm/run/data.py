@@ -175,6 +175,8 @@ def prepare_data(
 def build_collator(config: RunConfig, hardware: Hardware, bundle: Bundle, encoder: SampleEncoder) -> Collator:
     """Return the function that combines the samples of an update."""
     size, tokens = config.training_args["per_device_train_batch_size"], config.data_args.tokens_per_micro_batch
+    most = None if config.privacy_args is None else config.privacy_args.physical_batch_size
+    size = most or size
     if tokens == "auto":
         # Memory that runs out on a CPU usually ends the process, so the first try must not be too large there.
         size, tokens = logical_batch_size(config.training_args) if hardware.device == "cuda" else size, None
@@ -186,12 +188,8 @@ def build_collator(config: RunConfig, hardware: Hardware, bundle: Bundle, encode
             assert isinstance(bundle.encoder, ChatEncoder)
             bundle.encoder.shares_images = True
             pad = bundle.encoder.pad_shared
-        return RowCollator(pad, samples_per_piece=size, tokens_per_piece=tokens)
-    return LogicalCollator(
-        encoder.pad,
-        samples_per_piece=size if config.privacy_args is None else config.privacy_args.physical_batch_size,
-        tokens_per_piece=tokens,
-    )
+        return RowCollator(pad, samples_per_piece=size, tokens_per_piece=tokens, max_samples=most)
+    return LogicalCollator(encoder.pad, samples_per_piece=size, tokens_per_piece=tokens)
 
 
 def _shuffled_sampler(config: RunConfig, train: SampleDataset) -> LogicalBatchSampler:

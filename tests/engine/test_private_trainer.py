@@ -11,6 +11,7 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator
 from mllm.dataset.loading.poisson import PoissonSampler
+from mllm.dataset.loading.sharing import RowCollator
 from mllm.engine.callbacks import Checkpoints, Epochs
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
@@ -21,6 +22,7 @@ from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.engine.run_log import RunLog
 from mllm.errors import ConfigError
 from mllm.models.builder.builder import load_pretrained
+from mllm.models.encoding.packing import packing
 from mllm.models.encoding.synthetic import synthetic_samples
 from mllm.objectives.text import NextToken
 from mllm.structures import IGNORE, Sample, Turn
@@ -51,7 +53,7 @@ def make_trainer(tmp_path, tmp_path_factory):
     """A function that builds a private trainer; options are those of the mechanism and of TrainingArguments."""
     folder = tmp_path_factory.getbasetemp() / "private-tiny"
 
-    def make(physical=8, units=None, rate=RATE, dtype=torch.float32, mechanism=None, **options):
+    def make(physical=8, units=None, rate=RATE, dtype=torch.float32, mechanism=None, packed=False, **options):
         torch.manual_seed(0)
         path = str(write_tiny("vaultgemma", folder, text=SMALL))
         args = ModelArgs("causal-lm", path, lora_r=2, lora_target=r".*\.[qv]_proj", chat_template=TEMPLATE)
@@ -61,6 +63,10 @@ def make_trainer(tmp_path, tmp_path_factory):
                 if "lora_B" in name:
                     parameter.normal_(std=0.05)
         bundle.model.to(dtype)
+        collate = LogicalCollator(bundle.encoder.pad, samples_per_piece=physical)
+        if packed:
+            bundle.model.share_tokens(image_blocks=False)
+            collate = RowCollator(packing(bundle.encoder.pad), samples_per_piece=physical, max_samples=physical)
         units = units or [[index] for index in range(UNITS)]
         sampler, meter = PoissonSampler(units, rate, secret=SECRET), Meter()
         chosen = dict(clip_norm=0.5, delta=1e-3, noise_multiplier=0.0, test_noise_seed=None) | (mechanism or {})
@@ -75,7 +81,7 @@ def make_trainer(tmp_path, tmp_path_factory):
             synthetic=[bundle.encoder.encode(sample) for sample in synthetic_samples(3, 20, reads_images=False)],
             train_dataset=EncodedDataset(Rows(), bundle.encoder.encode),
             train_sampler=sampler,
-            collate=LogicalCollator(bundle.encoder.pad, samples_per_piece=physical),
+            collate=collate,
             eval_dataset=EncodedDataset(Rows(), bundle.encoder.encode),
             eval_sampler=PoissonSampler([[index] for index in range(UNITS)], 1.0, secret=SECRET),
             meter=meter,
@@ -91,7 +97,7 @@ def trained(trainer):
 
 def by_hand(trainer, updates, per_layer=False):
     """Train by DP-SGD without noise: one sample at a time, from the logits of the model, with plain SGD."""
-    learner, pad = trainer.learner, trainer.data_collator.pad
+    learner = trainer.learner
     named = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     clip, rate, units = trainer.mechanism.clip_norm, trainer.mechanism.sample_rate, trainer.train_sampler.units
     learner.train()
@@ -100,8 +106,9 @@ def by_hand(trainer, updates, per_layer=False):
         for unit in trainer.train_sampler.draw(update):
             mine = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
             for record in units[unit]:
-                batch = pad([trainer.train_dataset[record]])
-                logits = learner.student.pretrained(**batch.student).logits[0, :-1]
+                (batch,) = trainer.data_collator([trainer.train_dataset[record]]).pieces
+                inputs = {name: batch.student[name] for name in ("input_ids", "attention_mask")}
+                logits = learner.student.pretrained(**inputs).logits[0, :-1]
                 loss = nn.functional.cross_entropy(logits, batch.targets["labels"][0, 1:], ignore_index=IGNORE)
                 for name, gradient in zip(named, torch.autograd.grad(loss, list(named.values())), strict=True):
                     mine[name] += gradient
@@ -115,11 +122,11 @@ def by_hand(trainer, updates, per_layer=False):
                 parameter -= 0.5 * total[name] / (rate * len(units))
 
 
-@pytest.mark.parametrize("clipping", ["flat", "per_layer"])
+@pytest.mark.parametrize(("clipping", "packed"), [("flat", False), ("flat", True), ("per_layer", False)])
 @pytest.mark.parametrize("units", [None, PATIENTS], ids=["samples", "patients"])
-def test_updates_without_noise_equal_a_reference_dp_sgd(make_trainer, clipping, units):
+def test_updates_without_noise_equal_a_reference_dp_sgd(make_trainer, clipping, packed, units):
     options = dict(units=units, dtype=torch.float64, mechanism=dict(clipping=clipping))
-    ours, theirs = make_trainer(physical=2, **options), make_trainer(**options)
+    ours, theirs = make_trainer(physical=2, packed=packed, **options), make_trainer(**options)
     start = trained(ours)
     ours.train()
     by_hand(theirs, 2, per_layer=clipping == "per_layer")

@@ -1,5 +1,6 @@
 """Preparation of a distillation: statistics of features are equal with and without the cache."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from mllm.engine.builder import build_learner
 from mllm.engine.feature_cache import CachedTeacher, FeatureCache
 from mllm.errors import DataError
 from mllm.models.builder.builder import load_pretrained
+from mllm.models.encoding.packing import LEADER
 from mllm.models.vision_model import VisionModel
 from mllm.objectives.features import RIDGE, FeatureMatch
 from mllm.run.data import open_splits, prepare_data, scale_measures
@@ -200,3 +202,46 @@ def test_an_image_that_the_cache_lacks_is_named(tmp_path):
     sample = Sample([Turn("user", "")], images=[Image.new("RGB", (4, 4))], views=["ED"], source="a.avi")
     with pytest.raises(DataError, match=r"a.avi: the view 'ED' is not in the teacher's cache"):
         CacheReader(FeatureCache(tmp_path, "a" * 40), ["ED"]).encode(sample)
+
+
+WORDS = """
+_base_ = ["{checkout}/config/_base_/models/gemma3n_text.py", "{checkout}/config/_base_/runtime/finetune.py"]
+model_args = dict(model_name_or_path="student", max_length=128)
+distill_args = dict(teacher=dict(type="causal-lm", model_name_or_path="teacher"))
+objectives = dict(logit_match=dict(type="LogitMatch", weight=0.9))
+data_args = dict(train=dict(type="TextQADataset", data_path="rows.jsonl"), packing={packing})
+training_args = dict(per_device_train_batch_size=3, dataloader_num_workers=0, report_to=[])
+"""
+
+
+def test_packed_samples_have_the_distillation_loss_and_the_gradients_of_padded_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tiny("gemma3n", "student")
+    write_tiny("gemma3n", "teacher", seed=1)
+    answers = ["no", "a small effusion on the left", "the heart is large", "5 mm"]
+    rows = [{"question": "Why? " * (1 + number), "answer": answer} for number, answer in enumerate(answers)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def update(packing):
+        """Return the pieces of an update, its loss and its gradients."""
+        Path("run.py").write_text(WORDS.format(checkout=CHECKOUT, packing=packing))
+        config, hardware = prepare_args("run.py")
+        torch.manual_seed(0)
+        bundle = load_pretrained(config.model_args, hardware)
+        for name, parameter in bundle.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        teacher, splits = load_teacher(config, hardware, bundle), open_splits(config)
+        learner = build_learner(config, bundle, teacher)
+        data = prepare_data(config, hardware, bundle, training_encoder(bundle, teacher, None), splits)
+        pieces = data.collate([data.train_dataset[index] for index in range(4)]).pieces
+        counts = [learner.counts(piece.targets) for piece in pieces]
+        whole = {name: sum(count[name] for count in counts) for name in counts[0]}
+        loss = sum(learner(p.student, p.targets, p.teacher, counts=whole)["loss"] for p in pieces)
+        loss.backward()
+        return pieces, float(loss.detach()), [p.grad for p in learner.parameters() if p.requires_grad]
+
+    (_, loss, gradients), (pieces, packed_loss, packed_gradients) = update(False), update(True)
+    assert sorted(piece.samples for piece in pieces)[-1] > 1 and all(LEADER in piece.student for piece in pieces)
+    assert packed_loss == pytest.approx(loss, rel=1e-6)
+    assert max(float((a - b).norm() / b.norm()) for a, b in zip(packed_gradients, gradients, strict=True)) < 2e-5

@@ -29,11 +29,6 @@ def refuse_packing(config: RunConfig, checkpoint: Checkpoint, family: Family) ->
     if not config.data_args.packing:
         return
     args, origin = config.model_args, config.origin("data_args", "packing")
-    if config.privacy_args is not None:
-        raise ConfigError(
-            f"{origin}: packing=True puts several samples into one row, and privacy_args clips the gradient of each "
-            "sample: remove it"
-        )
     architectures = packed_architectures(family)
     if not architectures:
         raise ConfigError(

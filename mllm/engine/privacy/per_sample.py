@@ -75,6 +75,8 @@ class Tape:
         """Number of samples of the recorded batch; 0 while the tape does not record."""
         self.images: Sequence[int] | None = None
         """Index of the sample of each image of the batch."""
+        self.lengths: Sequence[int] | None = None
+        """Number of tokens of each sample, if the samples follow each other in one row; None: they are padded."""
         self.layers = trainable_layers(module)
         self.names: dict[nn.Parameter, str] = {
             parameter: name for name, parameter in module.named_parameters() if parameter.requires_grad
@@ -99,12 +101,15 @@ class Tape:
         return [group for group in groups if group]
 
     @contextmanager
-    def recording(self, samples: int, images: Sequence[int] | None = None) -> Iterator[dict[nn.Parameter, Tensor]]:
+    def recording(
+        self, samples: int, images: Sequence[int] | None = None, lengths: Sequence[int] | None = None
+    ) -> Iterator[dict[nn.Parameter, Tensor]]:
         """Record one forward and backward pass inside the block.
 
         Args:
             samples: Number of samples of the batch.
             images: Index of the sample of each image.
+            lengths: Number of tokens of each sample, if the samples follow each other in one row.
 
         Yields:
             A dict that the backward pass fills: parameter -> gradients [samples, ...] of the losses of the samples. The
@@ -112,11 +117,12 @@ class Tape:
             entry. Attributes `grad` are not set.
         """
         assert samples > 0 and not self.samples
-        self.samples, self.images, self._recorded = samples, images, {}
+        assert lengths is None or len(lengths) == samples
+        self.samples, self.images, self.lengths, self._recorded = samples, images, lengths, {}
         try:
             yield self._recorded
         finally:
-            self.samples, self.images, self._recorded = 0, None, {}
+            self.samples, self.images, self.lengths, self._recorded = 0, None, None, {}
 
     def add(self, layer: nn.Module, name: str, gradient: Tensor) -> None:
         """Add the gradients [rows, ...] of one use of a parameter of a layer."""
@@ -128,16 +134,33 @@ class Tape:
         earlier = self._recorded.get(parameter)
         self._recorded[parameter] = gradient if earlier is None else earlier + gradient
 
-    def check(self, layer: nn.Module, rows: int) -> None:
-        """Raise `ConfigError` unless a layer has one row per sample or, in image towers, one row per image."""
+    def rows(self, layer: nn.Module, tensor: Tensor) -> Sequence[Tensor] | Tensor:
+        """Return an input or upstream gradient [B, ..., D] of a layer by sample or image, as [B, T, D].
+
+        Of a row without padding [1, T, D], it is a list of the tokens [T, D] of each sample.
+        """
+        if self.lengths is None or layer in self._image_layers:
+            return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
+        return tensor[0].split(list(self.lengths))
+
+    def check(self, layer: nn.Module, shape: Sequence[int]) -> None:
+        """Raise `ConfigError` unless an input of this shape has one row per sample or, in image towers, per image.
+
+        Samples without padding are one row that has all of their tokens.
+        """
         is_image_layer = layer in self._image_layers
-        expected = len(self.images or ()) if is_image_layer else self.samples
-        if rows != expected:
+        if self.lengths is not None and not is_image_layer:
+            actual, expected = f"inputs of shape {tuple(shape)}", f"{sum(self.lengths)} tokens in one row"
+            is_right = len(shape) == 3 and shape[0] == 1 and shape[1] == sum(self.lengths)
+        else:
+            number = len(self.images or ()) if is_image_layer else self.samples
+            actual, expected = f"{shape[0]} rows", f"{number} {'images' if is_image_layer else 'samples'}"
+            is_right = shape[0] == number
+        if not is_right:
             name = next(name for name, item in self.layers.items() if item is layer)
             raise ConfigError(
-                f"privacy_args: the layer {name} has {rows} rows for {expected} "
-                f"{'images' if is_image_layer else 'samples'}, so the gradients of samples cannot be separated; "
-                "remove it from model_args.lora_target"
+                f"privacy_args: the layer {name} has {actual} for {expected}, so the gradients of samples cannot be "
+                "separated; remove it from model_args.lora_target"
             )
 
 
@@ -177,7 +200,7 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, layer: PerSampleLinear) -> Tensor:
-        layer.tape.check(layer, input.shape[0])
+        layer.tape.check(layer, input.shape)
         ctx.layer, ctx.dtype = layer, input.dtype
         device = input.device.type
         input = input.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else input
@@ -189,13 +212,12 @@ class _Recorded(torch.autograd.Function):
         input, weight = ctx.saved_tensors
         layer: PerSampleLinear = ctx.layer
         to_input = (upstream @ weight.to(upstream.dtype)).to(ctx.dtype) if ctx.needs_input_grad[0] else None
-        rows = upstream.shape[0]
-        upstream_BTO = upstream.reshape(rows, -1, upstream.shape[-1])
+        upstream_BTO = layer.tape.rows(layer, upstream)
         if "weight" in (trained := _trained(layer)):
-            input_BTI = input.reshape(rows, -1, input.shape[-1]).to(upstream.dtype)
-            layer.tape.add(layer, "weight", torch.bmm(upstream_BTO.transpose(1, 2), input_BTI).to(weight.dtype))
+            input_BTI = layer.tape.rows(layer, input.to(upstream.dtype))
+            layer.tape.add(layer, "weight", _products(upstream_BTO, input_BTI).to(weight.dtype))
         if "bias" in trained:
-            layer.tape.add(layer, "bias", upstream_BTO.sum(dim=1).to(layer.bias.dtype))
+            layer.tape.add(layer, "bias", _sums(upstream_BTO).to(layer.bias.dtype))
         return to_input, None, None, None
 
 
@@ -205,7 +227,7 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, layer: PerSampleLayerNorm) -> Tensor:
         assert input.shape[-1:] == weight.shape, "a LayerNorm over more than the last dimension"
-        layer.tape.check(layer, input.shape[0])
+        layer.tape.check(layer, input.shape)
         ctx.layer = layer
         ctx.save_for_backward(input, weight)
         scaled = input * weight
@@ -215,12 +237,25 @@ class _Scaled(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         layer: PerSampleLayerNorm = ctx.layer
-        shape_BTI = (upstream.shape[0], -1, upstream.shape[-1])
         if "weight" in (trained := _trained(layer)):
-            layer.tape.add(layer, "weight", (upstream * input).reshape(shape_BTI).sum(dim=1).to(weight.dtype))
+            layer.tape.add(layer, "weight", _sums(layer.tape.rows(layer, upstream * input)).to(weight.dtype))
         if "bias" in trained:
-            layer.tape.add(layer, "bias", upstream.reshape(shape_BTI).sum(dim=1).to(layer.bias.dtype))
+            layer.tape.add(layer, "bias", _sums(layer.tape.rows(layer, upstream)).to(layer.bias.dtype))
         return upstream * weight if ctx.needs_input_grad[0] else None, None, None, None
+
+
+def _products(upstream_BTO: Sequence[Tensor] | Tensor, input_BTI: Sequence[Tensor] | Tensor) -> Tensor:
+    """Return the sum over the tokens of each sample of the outer products of both, [B, O, I]."""
+    if isinstance(upstream_BTO, Tensor) and isinstance(input_BTI, Tensor):
+        return torch.bmm(upstream_BTO.transpose(1, 2), input_BTI)
+    return torch.stack([upstream.T @ input for upstream, input in zip(upstream_BTO, input_BTI, strict=True)])
+
+
+def _sums(values_BTD: Sequence[Tensor] | Tensor) -> Tensor:
+    """Return the sum over the tokens of each sample, [B, D]."""
+    if isinstance(values_BTD, Tensor):
+        return values_BTD.sum(dim=1)
+    return torch.stack([values.sum(dim=0) for values in values_BTD])
 
 
 def _trained(layer: nn.Module) -> set[str]:

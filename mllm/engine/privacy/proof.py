@@ -11,6 +11,7 @@ from torch import Tensor
 from mllm.engine.learner import Learner
 from mllm.engine.privacy.per_sample import Tape
 from mllm.errors import ConfigError
+from mllm.models.encoding.packing import row_lengths
 from mllm.structures import Batch
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -66,7 +67,7 @@ def _summed_loss(learner: Learner, piece: Batch) -> Tensor:
 
 def _recorded(learner: Learner, tape: Tape, piece: Batch, accelerator: Any) -> list[Tensor | None]:
     """Return the per-sample gradients [B, ...] of each parameter; None without influence on the loss."""
-    with tape.recording(piece.samples, piece.images) as gradients:
+    with tape.recording(piece.samples, piece.images, row_lengths(piece.student)) as gradients:
         with accelerator.autocast():
             loss = _summed_loss(learner, piece)
         loss.backward()

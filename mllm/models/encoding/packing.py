@@ -36,3 +36,12 @@ def followers(student: dict[str, Tensor]) -> Tensor:
     follows = torch.ones(len(student["input_ids"]), dtype=torch.bool, device=student["input_ids"].device)
     follows[0] = False
     return follows & (LEADER in student)
+
+
+def row_lengths(student: dict[str, Tensor]) -> list[int] | None:
+    """Return the number of tokens of each sample of a row without shared tokens; None: the samples are padded."""
+    if LEADER not in student:
+        return None
+    assert not student[SHARED].any(), "a shared token belongs to several samples"
+    lengths: list[int] = student["attention_mask"].sum(dim=1).tolist()
+    return lengths

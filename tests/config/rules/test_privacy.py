@@ -239,10 +239,9 @@ def test_distillation_is_refused(run):
     run(vision_config("medsiglip") + teacher)
 
 
-def test_packing_is_refused(run):
+def test_packing_is_possible(run):
     model = "model_args = dict(type='causal-lm', model_name_or_path='google/vaultgemma-1b')\n"
-    lines = model + "data_args = dict(packing=True)\n"
-    assert "packing=True puts several samples into one row, and privacy_args" in refusal(run, PRIVATE + lines)
+    run(PRIVATE + model + "data_args = dict(packing=True)\n")
 
 
 def test_the_default_heads_of_perception_gpt_are_refused(run, write):

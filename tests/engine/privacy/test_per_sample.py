@@ -7,13 +7,14 @@ from torch import nn
 from mllm.engine.learner import Learner
 from mllm.engine.privacy.per_sample import PerSampleLinear, Tape, images_in, stacked
 from mllm.errors import ConfigError
+from mllm.models.encoding.packing import packing, row_lengths
 from mllm.objectives.base import Objective
 from mllm.structures import IGNORE, Outputs
 
 
 def recorded(learner, tape, batch):
     """Return the gradients that the tape records for the sum of the losses of all samples."""
-    with tape.recording(batch.samples, batch.images) as gradients:
+    with tape.recording(batch.samples, batch.images, row_lengths(batch.student)) as gradients:
         (learner(batch.student, batch.targets)["loss"] * batch.samples).backward()
     return dict(gradients)
 
@@ -27,7 +28,7 @@ def alone(parts, encoded):
     names, parameters = zip(*[item for item in parts.learner.named_parameters() if item[1].requires_grad], strict=True)
     if not loss.requires_grad:  # a sample without an image, where only the vision tower trains
         return {name: torch.zeros_like(parameter) for name, parameter in zip(names, parameters, strict=True)}
-    gradients = torch.autograd.grad(loss, parameters)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
     return dict(zip(names, gradients, strict=True))
 
 
@@ -47,6 +48,48 @@ def test_gradients_are_those_of_single_samples_to_1e_5(make_private, family):
         for row, single in enumerate(expected):
             assert distance(gradients[parameter][row], single[name]) < 1e-5, (name, row)
         assert distance(gradients[parameter][0], expected[1][name]) > 0.1, "samples are alike: the test proves nothing"
+
+
+@pytest.mark.parametrize(
+    ("family", "target"), [("vaultgemma", "language"), ("gemma3n", "language"), ("medgemma", "all")]
+)
+def test_gradients_of_packed_samples_are_those_of_single_samples(make_private, family, target):
+    """Also those of a vision tower, whose rows are images."""
+    parts = make_private(family, lora_target=target)
+    expected = [alone(parts, encoded) for encoded in parts.encoded]
+    parts.bundle.model.share_tokens(image_blocks=family == "medgemma")
+    parts.bundle.model.enable_checkpointing({"use_reentrant": False})
+    tape, numbers = Tape(parts.learner, images_in(parts.learner)), list(range(len(parts.encoded)))
+    batch = packing(parts.pad)(parts.encoded, numbers, [0] * len(numbers))
+    gradients = recorded(parts.learner, tape, batch)
+    assert len(gradients) == len(tape.names) and (target == "language") == (batch.images == ())
+    for parameter, name in tape.names.items():
+        for row, single in enumerate(expected):
+            if single[name].any():
+                assert distance(gradients[parameter][row], single[name]) < 1e-5, (name, row)
+            else:
+                assert row == 1 and "vision" in name and not gradients[parameter][row].any()
+
+
+def test_packed_layer_norms_and_biases_have_the_gradients_of_each_sample():
+    torch.manual_seed(3)
+    body = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 2)).double()
+    samples = [torch.randn(length, 4, dtype=torch.float64) for length in (3, 1, 5)]
+    singles = [torch.autograd.grad(body(sample).square().sum(), list(body.parameters())) for sample in samples]
+    tape = Tape(body)
+    with tape.recording(3, lengths=[3, 1, 5]) as gradients:
+        body(torch.cat(samples)[None]).square().sum().backward()
+    for number, parameter in enumerate(tape.parameters):
+        for row in range(3):
+            assert distance(gradients[parameter][row], singles[row][number]) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 2), (3, 2, 2), (6, 2)])
+def test_layers_that_see_other_tokens_than_those_of_the_row_are_refused(shape):
+    tape = Tape(nn.Sequential(nn.Linear(2, 2)))
+    sentence = r"the layer 0 has inputs of shape \(.*\) for 6 tokens in one row, .*remove it from model_args"
+    with pytest.raises(ConfigError, match=sentence), tape.recording(3, lengths=[3, 2, 1]):
+        tape.layers["0"](torch.ones(shape))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
