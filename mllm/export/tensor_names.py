@@ -56,7 +56,7 @@ def check_names(folder: Path) -> int | None:
     if model is None:
         return None
     expected = own_tensors(model)
-    missing, count = set(expected), 0
+    missing, count = set(expected) - computed(model), 0
     try:
         files = stored_names(model, folder)
     except Unstreamable:
@@ -80,6 +80,11 @@ def check_names(folder: Path) -> int | None:
     return count
 
 
+def computed(model: PreTrainedModel) -> set[str]:
+    """Return the names of the tensors that transformers does not save but computes, such as positions of Marian."""
+    return set(model._keys_to_ignore_on_save or ())
+
+
 def compare_weights(model: PreTrainedModel, folder: Path) -> None:
     """Raise `ConfigError` if the weight files in `folder` differ from the weights of `model`, bit by bit.
 
@@ -95,5 +100,6 @@ def compare_weights(model: PreTrainedModel, folder: Path) -> None:
         known = {key: tensors[name] for key, name in names.items() if name is not None}
         compare_written(file, known, set(names))
     written = {tensors[name].data_ptr() for names in files.values() for name in names.values() if name is not None}
-    if lost := [name for name, tensor in tensors.items() if tensor.data_ptr() not in written]:  # tied ones share memory
+    needed = {name: tensor for name, tensor in tensors.items() if name not in computed(model)}
+    if lost := [name for name, tensor in needed.items() if tensor.data_ptr() not in written]:  # tied ones share memory
         raise ConfigError(f"{folder} lacks {len(lost)} weights of the model (first {min(lost)}): export the run again")

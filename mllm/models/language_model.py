@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mllm.models.backbone.added_tokens import TokenRows
 from mllm.models.backbone.hidden_states import states_of
-from mllm.models.backbone.logit_scales import logit_scale
+from mllm.models.backbone.logit_scales import logit_cap, logit_scale
 from mllm.models.backbone.segment_attention import use_segment_attention
 from mllm.models.backbone.vision_layers import VisionLayers
 from mllm.models.encoding.image_features import backbone_inputs
@@ -194,5 +194,4 @@ class LanguageModel(TrainableModel):
     @property
     def softcap(self) -> float | None:
         """Return the bound of the final logits in the checkpoint's config, or None."""
-        text: dict[str, Any] = self.pretrained.config.get_text_config(decoder=True).to_dict()
-        return text.get("final_logit_softcapping")
+        return logit_cap(self.pretrained.config)

@@ -195,7 +195,7 @@ def check_labels(bundle: Bundle, folder: Path, samples: list[Sample]) -> None:
 def own_inputs(folder: Path, sample: Sample, is_encoder_decoder: bool) -> dict[str, Tensor]:
     """Return the question as the checkpoint's processor or tokenizer encodes it."""
     question = sample.turns[0].text.replace("<image>", "")
-    processor: Any = AutoProcessor.from_pretrained(folder)
+    processor: Any
     if not (folder / "processor_config.json").exists():
         processor = AutoTokenizer.from_pretrained(folder)
         if processor.chat_template is None:
@@ -204,6 +204,7 @@ def own_inputs(folder: Path, sample: Sample, is_encoder_decoder: bool) -> dict[s
         text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         text = text.removeprefix(processor.bos_token) if is_encoder_decoder else text
         return dict(processor(text, return_tensors="pt", add_special_tokens=False))
+    processor = AutoProcessor.from_pretrained(folder)
     if is_encoder_decoder:
         text = processor.image_token * len(sample.images) + question
         return dict(processor(text=text, images=sample.images or None, return_tensors="pt"))

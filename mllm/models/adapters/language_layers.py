@@ -17,6 +17,8 @@ of the checkpoint, of which a text uses only some (Zamba 2, X-MOD). LED projects
 of their own; an encoded text has no such tokens."""
 OTHER_TOWERS = re.compile(r"\w*(vision|visual|image|audio|speech|video)\w*|patcher")
 """Models of another input inside a language model: T5Gemma 2, Phi-4 multimodal, and the patcher of BLT."""
+NORMS_AROUND = re.compile(r"norm_att\w*_norm")
+"""Module of DBRX with the attention and the norms around it."""
 KERNEL_WEIGHTS = ("x_proj", "dt_proj", "out_proj")
 """Layers of a Mamba mixer whose weights are read directly by its kernel, which ignores adapters and quantization."""
 
@@ -25,12 +27,13 @@ def language_layers(tower: nn.Module) -> list[str]:
     """Return the names, below `tower`, of the Linear layers of attention and MLP in its layers.
 
     State-space mixers, linear attention and short convolutions count as attention, and experts that are Linear layers
-    count as MLP. Layers outside of an `nn.ModuleList` are heads or projections of embeddings and are left out.
+    count as MLP. Layers outside of an `nn.ModuleList` are heads or projections of embeddings and are left out, and so
+    are layers that share their weight with another one (Zamba): two adapters cannot be merged into one weight.
     """
     modules = dict(tower.named_modules())
-    return [
-        name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D) and _belongs(name, modules)
-    ]
+    layers = {name: module for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
+    uses = Counter(id(module.weight) for module in layers.values())
+    return [name for name, module in layers.items() if uses[id(module.weight)] == 1 and _belongs(name, modules)]
 
 
 def kernel_layers(model: nn.Module) -> list[str]:
@@ -73,11 +76,19 @@ def _belongs(name: str, modules: Mapping[str, nn.Module]) -> bool:
     parent, _, own = name.rpartition(".")
     parts = name.split(".")
     inside = any(isinstance(modules[".".join(parts[:end])], nn.ModuleList) for end in range(1, len(parts) - 1))
-    if not inside or any(kind.fullmatch(part) for kind in (ROUTERS, OTHER_PARTS, OTHER_TOWERS) for part in parts):
+    named = [part for part in parts if not NORMS_AROUND.fullmatch(part)]
+    if not inside or any(kind.fullmatch(part) for kind in (ROUTERS, OTHER_PARTS, OTHER_TOWERS) for part in named):
+        return False
+    if _has_groups(modules[name]):
         return False
     if any(_is_gate(".".join(parts[:end]), modules) for end in range(1, len(parts) + 1)):
         return False
     return not (own in KERNEL_WEIGHTS and _is_mamba(modules[parent]))
+
+
+def _has_groups(layer: nn.Module) -> bool:
+    """Return True for a Linear layer of groups (DeepSeek V4), whose outputs are not those of the whole input."""
+    return isinstance(layer, nn.Linear) and "n_groups" in vars(layer)
 
 
 def _is_gate(name: str, modules: Mapping[str, nn.Module]) -> bool:

@@ -70,6 +70,8 @@ def resolve_target(model: nn.Module, lora_target: str, targets: Mapping[str, str
     Raise `ConfigError` if the expression is invalid, matches no module, matches a module that cannot have an adapter,
     or matches an output projection that shares its weight with the embedding.
     """
+    if lora_target == "all" and not targets:
+        raise ConfigError(_no_match_message(lora_target, targets, dict(model.named_modules())))
     if lora_target == "all":
         pattern = "|".join(f"(?:{part})" for part in targets.values())
     else:
@@ -125,8 +127,9 @@ def _is_tied(module: nn.Module, modules: Mapping[str, nn.Module]) -> bool:
 
 def _no_match_message(lora_target: str, targets: Mapping[str, str], modules: Mapping[str, nn.Module]) -> str:
     """Return the error message for a target that matches no module, with one example name per kind of layer."""
-    if lora_target in TOWERS:
-        return f"lora_target = '{lora_target}' matches no layer: a LoRA can adapt no layer of this part of the model"
+    if lora_target in (*TOWERS, "all"):
+        part = "the model" if lora_target == "all" else "this part of the model"
+        return f"lora_target = '{lora_target}' matches no layer: a LoRA can adapt no layer of {part}"
     if re.fullmatch(r"\w+", lora_target) and lora_target not in targets:
         known = hint(lora_target, [*targets, "all"])
         return f"lora_target = '{lora_target}' is neither a known target nor the full name of a module{known}"

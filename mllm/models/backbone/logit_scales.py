@@ -1,8 +1,9 @@
-"""Factors by which some architectures multiply their logits."""
+"""Factors by which some architectures multiply their logits, and bounds of the logits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -22,6 +23,15 @@ DIVISORS: Mapping[str, str] = {
     **dict.fromkeys(("inkling_text", "inkling_mm_model"), "logits_mup_width_multiplier"),
 }
 """Architecture -> key with the divisor of the logits."""
+
+CAPS: Mapping[str, str] = {"recurrent_gemma": "logits_soft_cap", "xlstm": "output_logit_soft_cap"}
+"""Architecture -> key with the bound of the logits, where it is not `final_logit_softcapping`."""
+
+
+def logit_cap(config: PretrainedConfig) -> float | None:
+    """Return the bound C of the logits x of a model, which are C tanh(x / C), or None."""
+    text: dict[str, Any] = config.get_text_config(decoder=True).to_dict()
+    return text.get(CAPS.get(config.model_type, "final_logit_softcapping"))
 
 
 def logit_scale(config: PretrainedConfig) -> float:

@@ -21,9 +21,11 @@ def build_heads(
     model: PreTrainedModel, processor: ProcessorMixin | TextProcessor, towers: Mapping[str, str], args: ModelArgs
 ) -> tuple[dict[str, nn.Module], VisionLayers | None]:
     """Return the heads for boxes and masks, and the vision layers that a MaskHead reads (None without one)."""
-    width = model.config.get_text_config().hidden_size
     heads: dict[str, nn.Module] = {}
     layers = None
+    if not args.heads:  # a config without heads may have no width (BLT)
+        return heads, layers
+    width = model.config.get_text_config().hidden_size
     for name, options in sorted(args.heads.items(), key=lambda item: item[0] != "mask"):  # a box may read the mask
         kind = HEADS.find(options["type"])
         provided: dict[str, Any] = {"width": width}

@@ -26,9 +26,12 @@ def needs_equal_lengths(model: PreTrainedModel, encoder: TextEncoder, prompts: S
     """Return True if the prompts of a batch must have equal lengths, because padding before a prompt moves its tokens.
 
     transformers gives the position of each token to models that read `position_ids`. Some others count padding (BART as
-    a decoder), some read positions from the mask (BLOOM) or have none (Mamba). They are tried once, on two prompts.
+    a decoder), some read positions from the mask (BLOOM) or have none (Mamba). Models that compress keys of several
+    tokens into one (DeepSeek V4) count tokens from the start of the row. Both are tried once, on two prompts.
     """
-    if model.config.is_encoder_decoder or "position_ids" in inspect.signature(model.forward).parameters:
+    reads_positions = "position_ids" in inspect.signature(model.forward).parameters
+    compresses = any("compress" in key for key in model.config.get_text_config(decoder=True).to_dict())
+    if model.config.is_encoder_decoder or (reads_positions and not compresses):
         return False
     if model not in _results:
         by_length = sorted(prompts, key=len)

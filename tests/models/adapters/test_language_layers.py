@@ -82,6 +82,25 @@ def counts(names):
             {"q_a_proj": 1, "q_b_proj": 1, "kv_a_proj_with_mqa": 1, "kv_b_proj": 1, "o_proj": 1}
             | {"gate_proj": 1, "up_proj": 1, "down_proj": 1},
         ),
+        # Its attention and MLP have one weight in all layers, and its mixer reads the other weights itself.
+        (
+            "zamba",
+            {"num_hidden_layers": 3, "layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
+            {"in_proj": 3, "linear": 2},
+        ),
+        # Its attention is a part of a module that is named after its norms.
+        (
+            "dbrx",
+            {"n_layers": 2, "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4}},
+            {"Wqkv": 2, "out_proj": 2},
+        ),
+        # A LoRA has no groups, which o_a_proj has.
+        (
+            "deepseek_v4",
+            {"num_hidden_layers": 1, "layer_types": ["sliding_attention"], "mlp_layer_types": ["moe"]},
+            {"q_a_proj": 1, "q_b_proj": 1, "kv_proj": 1, "o_b_proj": 1}
+            | {"gate_proj": 1, "up_proj": 1, "down_proj": 1},
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -92,5 +92,16 @@ def encoder_decoder(family: str) -> tuple[Any, Any]:
         values = more_encoder_decoder_values(family)
     else:
         values = {**({} if "d_ff" in ENCODER_DECODERS[family] else HALVES), **ENCODER_DECODERS[family]}
+    if family == "marian":
+        ids["decoder_vocab_size"] = ids["vocab_size"]
+    if family == "encoder-decoder":
+        values = {half: {**ids, **half_values} for half, half_values in values.items()}
     config = AutoConfig.for_model(family, **{**ids, **values})
     return random_model(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)], config, seed=0), tokenizer
+
+
+def config_alone(family: str) -> tuple[Any, Any]:
+    """Return the default config of an architecture that is refused before its weights are read, and a tokenizer."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = chat()
+    return AutoConfig.for_model(family), tokenizer
