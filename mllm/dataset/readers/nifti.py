@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ _MILLIMETERS = {"meter": 1000.0, "micron": 0.001}
 """Units of lengths besides mm, in mm. A header without a unit is in mm, as for ITK."""
 _MAX_DEFLATION = 1032
 """Maximum ratio of the sizes after and before decompression (https://zlib.net/zlib_tech.html)."""
+_MAX_RANGES = 100_000
+_RANGES: dict[tuple[Path, int, int, int, bool], tuple[float, float]] = {}
+"""Black and white of volumes whose voxels were read, by path, time of the last change, size, volume and percentiles."""
 
 
 @READERS.register_module(name=[".nii", ".nii.gz"])
@@ -91,15 +95,21 @@ def slices(
     windowing = find_window(window)
     normal = find_axis(axis)
     with _damage_refused(path):
-        image = load_nifti(path)
-        values, sides = _load_canonical(image, volume, path)
-        if not windowing.is_chosen and (limits := _header_range(image, values, path)) is not None:
-            windowing = Windowing((limits,))
+        stored = _Volume.of(load_nifti(path), volume, path)
+        values = None if stored.reads_planes else stored.values()
         if len(windowing.limits) <= 1:
-            windowing = Windowing((windowing.range_of(values, path),))
-    indices = choose(slice, values.shape[normal], path, "slice", "slice")
-    planes = (plane_of(values, normal, index) for index in indices)
-    yield from plane_images(planes, partial(windowing.apply, path=path), sides, normal, path, square)
+            windowing = Windowing(windowing.limits or (_range_of(stored, windowing, values),))
+        indices = choose(slice, stored.shape[normal], path, "slice", "slice")
+    planes = _planes(stored, normal, indices, values)
+    yield from plane_images(planes, partial(windowing.apply, path=path), stored.sides, normal, path, square)
+
+
+def _planes(stored: _Volume, normal: int, indices: Sequence[int], values: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Yield slices along an axis; see `_Volume.plane`."""
+    for index in indices:
+        with _damage_refused(stored.path):
+            plane = stored.plane(normal, index, values)
+        yield plane
 
 
 def load_nifti(path: Path) -> Any:
@@ -159,22 +169,106 @@ def _count_bytes(image: Nifti1Image, volume: int, path: Path) -> int:
     return size
 
 
-def _load_canonical(image: Nifti1Image, volume: int, path: Path) -> tuple[np.ndarray, VoxelSides]:
-    """Return one volume [X, Y, Z] in RAS+ and the sides of its voxels."""
-    import nibabel
+@dataclass(frozen=True)
+class _Volume:
+    """One volume [X, Y, Z] of a file in RAS+ orientation."""
 
-    shape = image.shape + (1,) * (3 - len(image.shape))
-    # Slicing the proxy reads one volume of the series only.
-    position = np.unravel_index(volume, shape[3:], order="F") if len(shape) > 3 else ()
-    index = (slice(None),) * 3 + tuple(int(number) for number in position)
-    values = np.asarray(image.dataobj[index] if position else image.dataobj, np.float32).reshape(shape[:3])
-    orientation = nibabel.io_orientation(image.affine)
-    spacing = nibabel.affines.voxel_sizes(image.affine)
-    if np.isnan(orientation).any() or not (np.isfinite(spacing) & (spacing > 0)).all():
-        raise DataError(f"{path} has no orientation: its affine is singular")
-    unit = _MILLIMETERS.get(image.header.get_xyzt_units()[0], 1.0)
-    sides = VoxelSides(unit * spacing[np.argsort(orientation[:, 0])], in_mm=True)
-    return nibabel.apply_orientation(values, orientation), sides
+    image: Nifti1Image
+    path: Path
+    number: int
+    """Index of the volume in a 4D series."""
+    orientation: np.ndarray
+    """Axis in RAS+ and direction of each stored axis, [3, 2]; see `nibabel.io_orientation`."""
+    sides: VoxelSides
+
+    @classmethod
+    def of(cls, image: Nifti1Image, number: int, path: Path) -> _Volume:
+        """Return a volume of an image. Raise `DataError` for an affine that is singular."""
+        import nibabel
+
+        orientation = nibabel.io_orientation(image.affine)
+        spacing = nibabel.affines.voxel_sizes(image.affine)
+        if np.isnan(orientation).any() or not (np.isfinite(spacing) & (spacing > 0)).all():
+            raise DataError(f"{path} has no orientation: its affine is singular")
+        unit = _MILLIMETERS.get(image.header.get_xyzt_units()[0], 1.0)
+        sides = VoxelSides(unit * spacing[np.argsort(orientation[:, 0])], in_mm=True)
+        return cls(image, path, number, orientation, sides)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Return the number of voxels along each stored axis, with at least three axes."""
+        shape: tuple[int, ...] = self.image.shape
+        return shape + (1,) * (3 - len(shape))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the number of voxels along X, Y and Z."""
+        return tuple(self.stored_shape[self._stored_axis(axis)] for axis in range(3))
+
+    @property
+    def reads_planes(self) -> bool:
+        """Return True if single slices are read.
+
+        A compressed file is read to the end of the volume, because only its checksum shows some kinds of damage.
+        """
+        return len(self.image.shape) >= 3 and not _is_compressed(self.path)
+
+    def values(self) -> np.ndarray:
+        """Return all voxels [X, Y, Z], fp32."""
+        return self._read((slice(None),) * 3)
+
+    def plane(self, normal: int, index: int, values: np.ndarray | None) -> np.ndarray:
+        """Return a slice along an axis, as `plane_of`, from `values` or, if these are None, from the file."""
+        if values is not None:
+            return plane_of(values, normal, index)
+        axis = self._stored_axis(normal)
+        place = index if self.orientation[axis, 1] > 0 else self.stored_shape[axis] - 1 - index
+        return plane_of(
+            self._read(tuple(slice(place, place + 1) if k == axis else slice(None) for k in range(3))), normal, 0
+        )
+
+    def _stored_axis(self, axis: int) -> int:
+        """Return the stored axis of X, Y or Z."""
+        return int(np.flatnonzero(self.orientation[:, 0] == axis)[0])
+
+    def _read(self, part: tuple[slice, ...]) -> np.ndarray:
+        """Return a part of the stored voxels in RAS+, fp32."""
+        import nibabel
+
+        # Slicing the proxy reads this part of the file only, and one volume of a series.
+        others = self.stored_shape[3:]
+        position = np.unravel_index(self.number, others, order="F") if others else ()
+        index = (*part[: len(self.image.shape)], *(int(number) for number in position))
+        values = np.asarray(self.image.dataobj[index], np.float32)
+        turned: np.ndarray = nibabel.apply_orientation(
+            values.reshape(values.shape + (1,) * (3 - values.ndim)), self.orientation
+        )
+        return turned
+
+
+def _range_of(volume: _Volume, windowing: Windowing, values: np.ndarray | None) -> tuple[float, float]:
+    """Return the values of a volume that are black and white without a window of fixed limits.
+
+    Args:
+        volume: The volume.
+        windowing: Choice without limits.
+        values: All voxels; None: they are read from the file, once for all slices of the volume.
+    """
+    if values is not None:
+        return _computed_range(volume, windowing, values)
+    path, status = volume.path, volume.path.stat()
+    key = (path, status.st_mtime_ns, status.st_size, volume.number, windowing.by_percentiles)
+    if key not in _RANGES:
+        if len(_RANGES) >= _MAX_RANGES:
+            _RANGES.clear()
+        _RANGES[key] = _computed_range(volume, windowing, volume.values())
+    return _RANGES[key]
+
+
+def _computed_range(volume: _Volume, windowing: Windowing, values: np.ndarray) -> tuple[float, float]:
+    """Return the display range of the header, or that of all voxels."""
+    limits = None if windowing.is_chosen else _header_range(volume.image, values, volume.path)
+    return limits or windowing.range_of(values, volume.path)
 
 
 def _header_range(image: Nifti1Image, values: np.ndarray, path: Path) -> tuple[float, float] | None:

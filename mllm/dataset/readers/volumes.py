@@ -78,7 +78,9 @@ def find_axis(axis: str | int) -> int:
 
 def plane_of(values: np.ndarray, normal: int, index: int) -> np.ndarray:
     """Return a slice of a volume in RAS+, [row, column]: head or front up, the right or the front on the left."""
-    return values.take(index, axis=normal).T[::-1, ::-1]
+    # `take` would copy the whole volume if it is a turned view.
+    plane = values[(slice(None),) * normal + (index,)]
+    return plane.T[::-1, ::-1]
 
 
 def plane_images(

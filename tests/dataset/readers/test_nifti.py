@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import os
 from pathlib import Path
 
 import nibabel
@@ -12,7 +13,7 @@ import pytest
 from medical_files import write_nifti
 from PIL import Image
 
-from mllm.dataset.readers import read_images
+from mllm.dataset.readers import nifti, read_images
 from mllm.errors import ConfigError, DataError
 
 DATA = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "nifti"
@@ -132,6 +133,37 @@ def test_volumes_of_a_series(tmp_path):
         read_images(path, volume=6)
     with pytest.raises(ConfigError, match="volume=True"):
         read_images(path, volume=True)
+
+
+@pytest.mark.parametrize("window", [(0, 900), "percentiles", None])
+def test_of_an_uncompressed_file_single_slices_are_read(tmp_path, monkeypatch, window):
+    """The slices are those of the compressed file, whose voxels are all read."""
+    series = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7, 2)).astype(np.int16)
+    affine = np.diag([-1, 1, 1, 1])[:, [2, 0, 1, 3]]
+    plain, packed = (write_nifti(tmp_path / name, series, affine=affine) for name in ("a.nii", "a.nii.gz"))
+    shapes = []
+    read = nifti._Volume._read
+
+    def recorded(volume, part):
+        values = read(volume, part)
+        shapes.append(values.shape)
+        return values
+
+    monkeypatch.setattr(nifti._Volume, "_read", recorded)
+    for _ in range(2):
+        for normal in range(3):
+            for index in range(2):
+                pictures = (gray(path, axis=normal, slice=index, volume=1, window=window) for path in (plain, packed))
+                assert np.array_equal(*pictures)
+    whole = sum(min(shape) > 1 for shape in shapes)
+    assert (len(shapes), whole) == ((24, 12) if window == (0, 900) else (25, 13)), "the range is computed once"
+    packed.unlink()
+    series[0] += 4000
+    write_nifti(plain, series, affine=affine)
+    os.utime(plain, ns=(1, 1))
+    assert np.array_equal(
+        gray(plain, volume=1, window=window), gray(write_nifti(packed, series, affine=affine), volume=1, window=window)
+    ), "the range of a file that changed is computed again"
 
 
 def test_a_single_slice_and_a_flat_image(tmp_path):
