@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "bench"))
 
@@ -55,6 +56,33 @@ def test_the_runs_of_a_miniature_give_the_figures_of_the_table(miniature, tmp_pa
     assert white["baseline_value"] == pytest.approx(0.75, abs=0.01)
     lines = bccd.table(rows).splitlines()
     assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
+
+
+def test_the_presence_of_platelets_is_ranked_by_their_predicted_number(tmp_path):
+    numbers, counts = [0.2, 0.6, 0.1, 3.0, 0.7], [0, 2, 1, 4, 0]
+    (tmp_path / "presence-0").mkdir()
+    rows = [
+        dict(
+            source="x",
+            reference="",
+            prediction="",
+            measures=dict(platelets=number),
+            reference_measures=dict(platelets=n),
+        )
+        for number, n in zip(numbers, counts, strict=True)
+    ]
+    (tmp_path / "presence-0" / "predictions.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "data").mkdir()
+    owners = [1, 1, 2, 4]  # three of four training images have platelets
+    train = dict(
+        images=[dict(id=number) for number in (1, 2, 3, 4)],
+        annotations=[dict(image_id=owner, category_id=3) for owner in owners],
+        categories=[dict(id=3, name="Platelets")],
+    )
+    (tmp_path / "data" / "train.json").write_text(json.dumps(train))
+    area, accuracy = bccd.figures_of(tmp_path, ["presence"], seeds=1)
+    assert area["mean"] == pytest.approx(roc_auc_score(np.array(counts) > 0, numbers)) and area["baseline_value"] == 0.5
+    assert (accuracy["mean"], accuracy["baseline_value"]) == (pytest.approx(3 / 5), pytest.approx(3 / 5))
 
 
 def test_a_folder_without_the_images_is_refused_with_their_source(tmp_path):

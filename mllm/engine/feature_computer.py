@@ -23,7 +23,7 @@ def accepts_features(model: Model) -> bool:
     """Return True if the model of transformers has an argument for features of images, and no head reads the tower."""
     pretrained: Any = model.pretrained
     accepts = "mm_encoder_outputs" in inspect.signature(pretrained.forward).parameters
-    return isinstance(model, LanguageModel) and accepts and model.mask_head is None
+    return isinstance(model, LanguageModel) and accepts and model.layers is None
 
 
 class FeatureComputer:

@@ -31,8 +31,9 @@ class LanguageModel(TrainableModel):
 
     `backbone` is a `...ForConditionalGeneration`, a `...ForCausalLM` or a `peft.PeftModel` around one. `towers` maps
     the parts of the backbone to the prefix of their parameter names, such as `{"vision": "model.vision_tower"}`.
-    `heads` may have a `box` and a `mask`. The mask head reads the `layers` of the vision tower. `rows` are the added
-    tokens. `fusion` is the mixture of vision layers that the projector reads, if there is one.
+    `heads` may have a `box` and a `mask`. Heads that read the image read the `layers` of the vision tower; without such
+    a head they are None. `rows` are the added tokens. `fusion` is the mixture of vision layers that the projector
+    reads, if there is one.
     """
 
     generates_text = True
@@ -137,18 +138,19 @@ class LanguageModel(TrainableModel):
             self._pending_objects = None
 
     @contextmanager
-    def recording_vision(self) -> Iterator[Callable[[Tensor], Tensor | None]]:
-        """Yield a function that returns the mask head's features of the images in the forward pass of the block.
+    def recording_vision(self) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
+        """Yield a function that returns the features of the images in the forward pass of the block.
 
-        Its argument is a tensor with the device and dtype of the features of a batch without images. It returns None
-        without a mask head.
+        Its argument is a tensor with the device and dtype of the features of a batch without images. It returns the
+        features [V, N, D] that each head reads, under the name of the head, for those that read the image.
         """
-        head, layers = self.mask_head, self.layers
-        if head is None or layers is None:
-            yield lambda like: None
+        heads, layers = (self.box_head, self.mask_head), self.layers
+        readers = {head.predicts: head for head in heads if head is not None and head.reads_image}
+        if not readers or layers is None:
+            yield lambda like: {}
             return
         with layers.recorded() as outputs:
-            yield lambda like: head.features(outputs or layers.blank(like))
+            yield lambda like: {name: head.features(outputs or layers.blank(like)) for name, head in readers.items()}
 
     def embed_objects(self, objects: dict[str, Tensor]) -> Tensor:
         """Return the embeddings [B, M, D] of objects from their known boxes and masks, in fp32."""
@@ -171,14 +173,18 @@ class LanguageModel(TrainableModel):
         states_BXD = hidden_BLD.gather(1, positions_BMK.flatten(1)[..., None].expand(-1, -1, hidden_BLD.shape[-1]))
         return states_BXD.unflatten(1, positions_BMK.shape[1:])
 
-    def predict_objects(self, state_BMKD: Tensor, features_VND: Tensor | None, images_BM: Tensor) -> dict[str, Tensor]:
-        """Return the predictions of the heads for objects in images `images_BM`; the last state predicts the token."""
+    def predict_objects(self, state_BMKD: Tensor, features: dict[str, Tensor], images_BM: Tensor) -> dict[str, Tensor]:
+        """Return the predictions of the heads for objects in images `images_BM`; the last state predicts the token.
+
+        `features` are those of `recording_vision`.
+        """
         predictions = {}
         if self.mask_head is not None:
-            assert features_VND is not None
-            predictions["mask"] = self.mask_head.predict(state_BMKD, features_VND, images_BM)
+            predictions["mask"] = self.mask_head.predict(state_BMKD, features["mask"], images_BM)
         if self.box_head is not None:
-            predictions["box"] = self.box_head.predict(state_BMKD[:, :, -1], predictions.get("mask"))
+            predictions["box"] = self.box_head.predict(
+                state_BMKD[:, :, -1], predictions.get("mask"), features.get("box"), images_BM
+            )
         return predictions
 
     def _insert_objects(self, embedding: nn.Module, arguments: tuple[Any, ...], embedded: Tensor) -> Tensor:

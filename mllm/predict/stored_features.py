@@ -81,8 +81,8 @@ def _obstacle(config: RunConfig, model: LanguageModel) -> str | None:
     trained = {model.tower_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     if trained - OTHER_PARTS:
         return f"weights that they depend on train ({', '.join(sorted(trained - OTHER_PARTS))})"
-    if model.mask_head is not None:
-        return "the mask head reads inner layers of the vision tower"
+    if model.layers is not None:
+        return "a head reads inner layers of the vision tower"
     if not accepts_features(model):
         return f"{type(model.pretrained).__name__} does not accept them"
     if _has_dropout(model):

@@ -84,27 +84,31 @@ def counting_rows(runs: Sequence[Path], train: dict[str, Any]) -> list[Row]:
 
 
 def presence_rows(runs: Sequence[Path], train: dict[str, Any]) -> list[Row]:
-    """Return the lines of the presence of platelets: AUROC against chance, accuracy against the majority."""
+    """Return the lines of the presence of platelets by their predicted number.
+
+    AUROC of this number against chance, and the accuracy of a number of at least 0.5 against the majority.
+    """
     majority = (counts_of(train, "Platelets") > 0).mean() >= 0.5
     areas, correct = [], []
     for run in runs:
         pairs = [answers_of(row) for row in read_predictions(run / "predictions.jsonl")]
+        numbers = np.array([prediction.measures["platelets"] for prediction, _ in pairs])
+        is_present = np.array([reference.measures["platelets"] > 0 for _, reference in pairs])
         metric = AUROC()
-        for prediction, reference in pairs:
-            metric.add(prediction, reference)
+        for number, truth in zip(numbers, is_present, strict=True):
+            metric.add(Answer("", scores={"yes": number, "no": -number}), Answer("yes" if truth else "no"))
         areas.append(lambda weights, metric=metric: metric.figures(weights)["auroc"])
-        correct.append(share([prediction.text == reference.text for prediction, reference in pairs]))
-        is_majority = [(reference.text == "yes") == majority for _, reference in pairs]
-    title, count = "presence of platelets", len(is_majority)
+        correct.append(share((numbers >= 0.5) == is_present))
+    title, count = "presence of platelets", len(is_present)
     return [
         Row(title, "AUROC", areas, "chance", lambda weights: np.full(len(weights), 0.5), count),
-        Row(title, "accuracy", correct, "most frequent answer", share(is_majority), count),
+        Row(title, "accuracy", correct, "most frequent answer", share(is_present == majority), count),
     ]
 
 
-def share(is_true: Sequence[bool]) -> Figure:
+def share(is_true: np.ndarray) -> Figure:
     """Return the weighted share of the images for which something is true."""
-    return lambda weights: weights @ np.array(is_true, float) / weights.sum(axis=1)
+    return lambda weights: weights @ is_true.astype(float) / weights.sum(axis=1)
 
 
 def detection_rows(runs: Sequence[Path], train: dict[str, Any], method: str) -> list[Row]:

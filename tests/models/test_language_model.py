@@ -73,7 +73,11 @@ def test_towers_follow_from_the_names_of_parameters(small_gemma):
 
 HEADS = {"box": {"type": "BoxHead", "hidden": 32}, "mask": {"type": "MaskHead", "dim": 32}}
 KINDS = {
-    "medgemma": {"heads": HEADS, "image_size": 112, "image_token_len": 16},
+    "medgemma": {
+        "heads": {**HEADS, "box": {**HEADS["box"], "attention": 16}},
+        "image_size": 112,
+        "image_token_len": 16,
+    },
     "image-text": {"heads": {**HEADS, "box": {"type": "BoxHead", "hidden": 32, "outline": True}}},
     "perceptionGPT": {"heads": HEADS},
 }
@@ -162,9 +166,10 @@ def test_heads_read_the_state_before_a_token_and_the_objects_own_image(bundle):
     for (sample, mark), image in images.items():
         position = int(batch.student["object_positions"][sample, mark])
         state = outputs.hidden_BLD[sample, position - 1][None, None, None]
-        features = model.mask_head.features([patch[image : image + 1] for patch in patches])
-        expected = {"mask": model.mask_head.predict(state, features, torch.zeros(1, 1, dtype=torch.long))}
-        expected["box"] = model.box_head.predict(state[:, :, -1], expected["mask"])
+        own, first = [patch[image : image + 1] for patch in patches], torch.zeros(1, 1, dtype=torch.long)
+        expected = {"mask": model.mask_head.predict(state, model.mask_head.features(own), first)}
+        features = model.box_head.features(own) if model.box_head.reads_image else None
+        expected["box"] = model.box_head.predict(state[:, :, -1], expected["mask"], features, first)
         for name, actual in expected.items():
             torch.testing.assert_close(outputs.heads[name][sample, mark], actual[0, 0], rtol=1e-3, atol=1e-4)
     assert (outputs.heads["mask"][0, 0] - outputs.heads["mask"][0, 1]).abs().max() > 1e-3

@@ -28,7 +28,7 @@ from mllm.models.auto.family import (
 from mllm.models.auto.towers import find_towers
 from mllm.models.backbone.load_errors import explained
 from mllm.models.backbone.loading import load_config, load_model
-from mllm.models.backbone.vision_layers import fusion_message, mask_head_message
+from mllm.models.backbone.vision_layers import fusion_message, image_head_message, image_reader
 from mllm.models.builder.build_chat import build_chat_encoder, load_chat_processor
 from mllm.models.builder.build_options import checkpoint_of, load_options, quantization_bits
 from mllm.models.encoding.chat import ChatEncoder
@@ -105,5 +105,7 @@ def vision_grid(args: ModelArgs) -> int:
     vision = config.to_dict().get("vision_config") or {}
     image, patch = vision.get("image_size"), vision.get("patch_size")
     if not isinstance(image, int) or not isinstance(patch, int):
-        raise ConfigError(mask_head_message(f"'{config.model_type}'"))
+        reader = image_reader(args.heads)
+        assert reader is not None, "only heads that read the image ask for the grid"
+        raise ConfigError(image_head_message(reader, f"'{config.model_type}'"))
     return image // patch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,14 +18,15 @@ from mllm.models.heads.fusion import LayerFusion
 class VisionLayers:
     """Recorder of the output of every layer of a vision tower during a forward pass.
 
-    Raise `ConfigError` if tower and processor do not represent every image as one square grid of patches.
+    `reader` names the head that reads them, for messages. Raise `ConfigError` if tower and processor do not represent
+    every image as one square grid of patches.
     """
 
-    def __init__(self, tower: nn.Module, config: Any, processor: Any) -> None:
+    def __init__(self, tower: nn.Module, config: Any, processor: Any, reader: str) -> None:
         sizes = config.to_dict()
         known = all(isinstance(sizes.get(key), int) for key in ("image_size", "patch_size", "hidden_size"))
         if not known or not _makes_squares(processor, sizes["image_size"]):
-            raise ConfigError(mask_head_message(type(tower).__name__))
+            raise ConfigError(image_head_message(reader, type(tower).__name__))
         self.layers = _layers_of(tower)
         self.grid = sizes["image_size"] // sizes["patch_size"]
         self.width = int(sizes["hidden_size"])
@@ -55,11 +56,19 @@ class VisionLayers:
             self._outputs.append(patches[:, -(self.grid**2) :])  # the first token of CLIP is a class token
 
 
-def mask_head_message(name: str) -> str:
-    """Return the message for a MaskHead on a model or vision tower `name` that has no square grid of patches."""
+def image_reader(heads: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return the words for the first head of `model_args.heads` that reads the image, or None."""
+    if "mask" in heads:
+        return "MaskHead"
+    return "BoxHead with attention" if heads.get("box", {}).get("attention") is not None else None
+
+
+def image_head_message(reader: str, name: str) -> str:
+    """Return the message for a head that reads the image, on a model or vision tower `name` without a square grid."""
+    fix = "remove the MaskHead" if reader == "MaskHead" else "remove attention from the BoxHead"
     return (
-        f"a MaskHead needs a vision tower that divides an image into one square grid of patches, which {name} does "
-        "not: remove the MaskHead"
+        f"a {reader} needs a vision tower that divides an image into one square grid of patches, which {name} does "
+        f"not: {fix}"
     )
 
 

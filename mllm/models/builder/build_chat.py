@@ -10,6 +10,7 @@ from transformers import AddedToken, ProcessorMixin
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.models.backbone.loading import load_processor
+from mllm.models.backbone.vision_layers import image_reader
 from mllm.models.builder.build_options import checkpoint_of, encoder_options
 from mllm.models.encoding.box_formats import BoxFormat, NormalizedText, PerceptionToken
 from mllm.models.encoding.chat import ChatEncoder
@@ -54,10 +55,15 @@ def build_box_format(args: ModelArgs) -> BoxFormat:
 
 
 def _mask_size(args: ModelArgs, grid: Callable[[], int] | None) -> int | None:
-    """Return the side of a mask in pixels, or None without a MaskHead. Builds the head on `meta`, without weights."""
+    """Return the side of a mask in pixels, or None without a MaskHead. Builds the head on `meta`, without weights.
+
+    Raise `ConfigError` if a head reads the image and the vision tower has no grid.
+    """
+    if grid is None or image_reader(args.heads) is None:
+        return None
+    vision = VisionShape(width=1, layers=1, grid=grid())
     for name, options in args.heads.items():
-        if HEADS.find(options["type"]) is MaskHead and grid is not None:
-            vision = VisionShape(width=1, layers=1, grid=grid())
+        if HEADS.find(options["type"]) is MaskHead:
             with torch.device("meta"):
                 head: MaskHead = build(HEADS, options, f"model_args.heads.{name}", width=1, vision=vision)
             return head.size

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.models.backbone.vision_layers import VisionLayers, mask_head_message
+from mllm.models.backbone.vision_layers import VisionLayers, image_head_message, image_reader
 from mllm.models.encoding.text_processor import TextProcessor
 from mllm.models.heads import BoxHead, MaskHead, RegressionHead, VisionShape
 from mllm.registry import HEADS, build
@@ -20,7 +20,7 @@ from mllm.registry import HEADS, build
 def build_heads(
     model: PreTrainedModel, processor: ProcessorMixin | TextProcessor, towers: Mapping[str, str], args: ModelArgs
 ) -> tuple[dict[str, nn.Module], VisionLayers | None]:
-    """Return the heads for boxes and masks, and the vision layers that a MaskHead reads (None without one)."""
+    """Return the heads for boxes and masks, and the vision layers that they read (None if no head reads the image)."""
     heads: dict[str, nn.Module] = {}
     layers = None
     if not args.heads:  # a config without heads may have no width (BLT)
@@ -29,11 +29,12 @@ def build_heads(
     for name, options in sorted(args.heads.items(), key=lambda item: item[0] != "mask"):  # a box may read the mask
         kind = HEADS.find(options["type"])
         provided: dict[str, Any] = {"width": width}
-        if kind is MaskHead and "vision" not in towers:
-            raise ConfigError(mask_head_message(type(model).__name__))
-        if kind is MaskHead:
-            tower = dict(model.named_modules())[towers["vision"]]
-            layers = VisionLayers(tower, model.config.vision_config, processor)
+        if (reader := image_reader({name: options})) is not None:
+            if "vision" not in towers:
+                raise ConfigError(image_head_message(reader, type(model).__name__))
+            if layers is None:
+                tower = dict(model.named_modules())[towers["vision"]]
+                layers = VisionLayers(tower, model.config.vision_config, processor, reader)
             provided["vision"] = VisionShape(layers.width, len(layers), layers.grid)
         if kind is BoxHead and isinstance(mask := heads.get("mask"), MaskHead):
             provided["mask_size"] = mask.size

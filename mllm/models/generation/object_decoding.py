@@ -31,7 +31,7 @@ class ObjectDecoder:
         self.images = images
         """[B]: index of the first image of each sample among the images of the batch."""
         self.predictions: list[list[Prediction]] = [[] for _ in images]
-        self._features: Tensor | None = None
+        self._features: dict[str, Tensor] = {}
         self._states: Tensor | None = None
         """[B, K, D]: the last K hidden states that the heads read."""
 
@@ -54,7 +54,7 @@ class ObjectDecoder:
         """Predict the objects of the last tokens [B], which no further step embeds."""
         self._predict((tokens == self.object_id).nonzero().squeeze(1))
 
-    def _state_hook(self, features: Callable[[Tensor], Tensor | None], mask: Tensor) -> Any:
+    def _state_hook(self, features: Callable[[Tensor], dict[str, Tensor]], mask: Tensor) -> Any:
         """Return a hook that keeps the last hidden states and the features of the images."""
         first = mask.argmax(dim=1)  # position of the first token after the padding
 

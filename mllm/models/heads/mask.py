@@ -29,6 +29,8 @@ class MaskHead(nn.Module):
     """Name under which objectives read the predictions."""
     nonlinear = "it trains convolutions"
     """Reason why more than Linear layers are trained, for messages."""
+    reads_image = True
+    """It reads the layers of the vision tower."""
 
     def __init__(
         self,

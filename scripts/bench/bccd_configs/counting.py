@@ -4,9 +4,9 @@ _base_ = "./base.py"
 
 _CELLS = dict(type="CountingDataset", labels=dict(RBC="red blood cells"), measure="cells")
 _TRANSFORMS = [
+    dict(type="RandomRotate90"),
     dict(type="RandomFlip"),
-    dict(type="RandomFlip", direction="vertical"),
-    dict(type="ColorJitter", brightness=0.05, contrast=0.1),
+    dict(type="ColorJitter", brightness=0.1, contrast=0.2),
 ]
 _HEAD = dict(type="RegressionHead", measures=["cells"], views=["image"], hidden=64, dropout=0.1, per_token=True)
 model_args = dict(
@@ -22,4 +22,4 @@ data_args = dict(
     test=dict(data_path="data/test.json", **_CELLS),
     compute_metric=["measures"],
 )
-training_args = dict(max_steps=600)
+training_args = dict(max_steps=400)

@@ -4,8 +4,8 @@ _base_ = "./base.py"
 
 _CELLS = dict(type="DetectionDataset", labels=dict(WBC="white cells"), template_string="Detect <label>.")
 _TRANSFORMS = [
+    dict(type="RandomRotate90"),
     dict(type="RandomFlip"),
-    dict(type="RandomFlip", direction="vertical"),
     dict(type="ColorJitter", brightness=0.05, contrast=0.1),
 ]
 model_args = dict(
@@ -15,7 +15,7 @@ model_args = dict(
     from_scratch=True,
     image_size=128,
     image_token_len=64,
-    heads=dict(box=dict(type="BoxHead", hidden=128)),
+    heads=dict(box=dict(type="BoxHead", hidden=128, attention=64)),
 )
 objectives = dict(next_token=dict(type="NextToken"), box=dict(type="BoxLoss", weight=2.0, l1=3.0))
 data_args = dict(
@@ -24,4 +24,4 @@ data_args = dict(
     compute_metric=["coco_ap"],
     gen_kwargs=dict(max_new_tokens=16, batch_size=16),
 )
-training_args = dict(max_steps=1000, per_device_train_batch_size=8, learning_rate=2e-3)
+training_args = dict(max_steps=300, per_device_train_batch_size=8)

@@ -27,7 +27,7 @@ def recorded_model(request):
 
 def test_every_layers_patches_are_recorded_in_the_block(recorded_model):
     model, tower, processor, pixels = recorded_model
-    layers = VisionLayers(tower, model.config.vision_config, processor)
+    layers = VisionLayers(tower, model.config.vision_config, processor, "MaskHead")
     with layers.recorded() as recorded, torch.no_grad():
         states = tower(pixels, output_hidden_states=True).hidden_states
     assert len(recorded) == len(layers) == 2
@@ -47,7 +47,8 @@ def test_a_tower_without_a_fixed_grid_is_refused(tiny_qwen2_vl):
     with pytest.raises(
         ConfigError, match="one square grid of patches, which Qwen2VisionTransformer.* does not: remove"
     ):
-        VisionLayers(model.model.visual, model.config.vision_config, AutoProcessor.from_pretrained(tiny_qwen2_vl))
+        processor = AutoProcessor.from_pretrained(tiny_qwen2_vl)
+        VisionLayers(model.model.visual, model.config.vision_config, processor, "MaskHead")
 
 
 def test_a_processor_that_cuts_images_into_tiles_is_refused(tiny_llava):
@@ -57,7 +58,8 @@ def test_a_processor_that_cuts_images_into_tiles_is_refused(tiny_llava):
         size={"shortest_edge": 112}, crop_size=square, image_grid_pinpoints=[[112, 224], [224, 112]]
     )
     with pytest.raises(ConfigError, match="one square grid of patches"):
-        VisionLayers(model.model.vision_tower, model.config.vision_config, SimpleNamespace(image_processor=tiles))
+        processor = SimpleNamespace(image_processor=tiles)
+        VisionLayers(model.model.vision_tower, model.config.vision_config, processor, "MaskHead")
 
 
 def projected(model, pixels):

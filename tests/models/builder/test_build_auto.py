@@ -100,6 +100,9 @@ def test_parts_that_need_a_vision_tower_are_refused_in_a_model_that_projects_pat
     for build in (load_encoder, lambda options: load_pretrained(options, CPU)):
         with pytest.raises(ConfigError, match=refused):
             build(args(tmp_path, **MASKS))
+    box = {"heads": {"box": {"type": "BoxHead", "attention": 16}}}
+    with pytest.raises(ConfigError, match="a BoxHead with attention needs .* does not: remove attention from the Box"):
+        load_encoder(args(tmp_path, **box))
     with pytest.raises(ConfigError, match="fuse_vision_layers=True needs a LLaVA"):
         load_pretrained(args(tmp_path, fuse_vision_layers=True), CPU)
     with pytest.raises(ConfigError, match="lora_target = 'vision' matches no layer"):

@@ -40,8 +40,9 @@ def bundle_of(folder, precision="fp32", **options):
 
 
 def heads_with_context(context):
-    """Return heads: a mask head with a context, and a box head with the outline of the mask."""
-    return {"box": {**HEADS["box"], "outline": context > 1}, "mask": {**HEADS["mask"], "context": context}}
+    """Return heads: a mask head with a context, and a box head with the outline of the mask and with attention."""
+    box = {**HEADS["box"], "outline": True, "attention": 16} if context > 1 else HEADS["box"]
+    return {"box": box, "mask": {**HEADS["mask"], "context": context}}
 
 
 @pytest.fixture(scope="module", params=CONTEXTS)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mllm.errors import ConfigError
-from mllm.models.heads import BoxHead
+from mllm.models.heads import BoxHead, VisionShape
 from mllm.objectives.boxes import giou
 
 
@@ -69,3 +69,39 @@ def test_masks_are_left_to_their_own_loss():
 def test_an_outline_needs_a_mask_head():
     with pytest.raises(ConfigError, match="has no MaskHead"):
         BoxHead(16, outline=True)
+
+
+def test_a_box_is_found_by_attention_when_the_state_does_not_know_its_place():
+    """Equal states and a bright square in noise: only the image tells the boxes apart, also those of new images."""
+    torch.manual_seed(0)
+    head = BoxHead(16, hidden=64, vision=VisionShape(width=12, layers=2, grid=8), attention=16)
+    state, brightness = torch.randn(1, 1, 16), torch.randn(12)
+
+    def scene(images: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        corner = torch.randint(0, 6, (images, 2))
+        edges = torch.arange(8)
+        is_in = [(edges >= corner[:, i, None]) & (edges < corner[:, i, None] + 3) for i in (0, 1)]
+        square = (is_in[1][:, :, None] & is_in[0][:, None, :]).float().flatten(1)
+        layers = [torch.randn(images, 64, 12) + 3 * square[..., None] * brightness for _ in range(2)]
+        return torch.cat([corner, corner + 3], dim=1)[:, None] / 8, layers
+
+    def predict(layers: list[torch.Tensor]) -> torch.Tensor:
+        images = torch.arange(len(layers[0]))[:, None]
+        return head.predict(state.expand(len(images), 1, 16), None, head.features(layers), images)
+
+    optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
+    for _ in range(200):
+        boxes, layers = scene(32)
+        loss = (predict(layers) - boxes).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    boxes, layers = scene(32)
+    assert giou(predict(layers), boxes).min() > 0.7
+    swapped = head.predict(state.expand(2, 1, 16), None, head.features(layers), torch.tensor([[1], [0]]))
+    torch.testing.assert_close(swapped, predict(layers)[[1, 0]])
+
+
+def test_a_width_of_attention_below_1_is_refused():
+    with pytest.raises(ConfigError, match="attention of a BoxHead is a width of at least 1, or None, not 0"):
+        BoxHead(16, vision=VisionShape(width=12, layers=2, grid=8), attention=0)
