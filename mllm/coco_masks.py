@@ -7,10 +7,13 @@ takes all memory.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from mllm.structures import UndecodedMask
 
 _MAX_PIXELS = 178_956_970
 """Maximum number of pixels of a mask, as of an image."""
@@ -24,6 +27,20 @@ def decode_runs(runs: Mapping[str, Any]) -> np.ndarray:
     Raises:
         ValueError: They have another form, or the runs do not fill the mask.
     """
+    height, width, counts = _checked_runs(runs)
+    # Runs alternate between background and mask, column by column.
+    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return values.reshape(width, height).T
+
+
+def inspect_runs(runs: Mapping[str, Any]) -> UndecodedMask:
+    """Return the facts of the mask of run lengths; raises as `decode_runs` does."""
+    height, width, counts = _checked_runs(runs)
+    return UndecodedMask(height, width, array("q", counts).tobytes())
+
+
+def _checked_runs(runs: Mapping[str, Any]) -> tuple[int, int, Sequence[int]]:
+    """Return height and width of a mask, and its run lengths, which fill it."""
     try:
         height, width = runs["size"]
         counts = runs["counts"]
@@ -37,9 +54,7 @@ def decode_runs(runs: Mapping[str, Any]) -> np.ndarray:
         raise ValueError("'counts' must be a text or a list of numbers of pixels")
     if sum(counts) != height * width:
         raise ValueError(f"the runs have {sum(counts)} pixels, and the mask {height * width}")
-    # Runs alternate between background and mask, column by column.
-    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    return values.reshape(width, height).T
+    return height, width, counts
 
 
 def decode_polygons(segmentation: Any, width: int, height: int) -> np.ndarray:
@@ -50,18 +65,37 @@ def decode_polygons(segmentation: Any, width: int, height: int) -> np.ndarray:
     """
     from pycocotools import mask as coco_mask
 
+    polygons = [polygon.tolist() for polygon in _checked_polygons(segmentation, width, height)]
+    runs = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    return np.asarray(coco_mask.decode(runs)).astype(bool)
+
+
+def inspect_polygons(segmentation: Any, width: int, height: int) -> UndecodedMask:
+    """Return the facts of the mask of polygons; raises as `decode_polygons` does."""
+    polygons = _checked_polygons(segmentation, width, height)
+    return UndecodedMask(height, width, b"|".join(polygon.tobytes() for polygon in polygons))
+
+
+def _checked_polygons(segmentation: Any, width: int, height: int) -> list[array[float]]:
+    """Return polygons x y x y ... in pixels."""
     if not isinstance(segmentation, (list, tuple)) or not segmentation:
         raise ValueError("it must be a list of polygons")
     polygons = segmentation if isinstance(segmentation[0], (list, tuple)) else [segmentation]
     if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
         raise ValueError("a polygon needs at least three points")
-    points = [[float(number) for number in polygon] for polygon in polygons]
+    points = [array("d", map(float, polygon)) for polygon in polygons]
     for polygon in points:
-        for number, side in zip(polygon, (width, height) * (len(polygon) // 2), strict=True):
-            if not math.isfinite(number) or not -side <= number <= 2 * side:
-                raise ValueError(f"a polygon has the coordinate {number:g}, and the image {width} x {height} pixels")
-    runs = coco_mask.merge(coco_mask.frPyObjects(points, height, width))
-    return np.asarray(coco_mask.decode(runs)).astype(bool)
+        if not (_is_near(polygon[0::2], width) and _is_near(polygon[1::2], height)):
+            sides = (width, height) * (len(polygon) // 2)
+            pairs = zip(polygon, sides, strict=True)
+            number = next(number for number, side in pairs if not -side <= number <= 2 * side)
+            raise ValueError(f"a polygon has the coordinate {number:g}, and the image {width} x {height} pixels")
+    return points
+
+
+def _is_near(numbers: array[float], side: int) -> bool:
+    """Return True if coordinates are finite and not further outside the image than the image is large."""
+    return math.isfinite(sum(numbers)) and -side <= min(numbers) and max(numbers) <= 2 * side
 
 
 def _decompress(text: bytes) -> list[int]:

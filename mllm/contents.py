@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Literal
 
 from mllm.parsing import number_and_unit, parse_boxes, parse_instances
-from mllm.structures import Answer, Sample
+from mllm.structures import Answer, Mark, Sample
 
 Content = Literal["text", "box", "mask", "measures", "number", "objects", "instances"]
 """Part of an answer: a text, a box, a mask, a measure with a value (in a field, or stated in the text), a text that is
@@ -42,15 +42,20 @@ def contents_of(answer: Answer) -> set[Content]:
     if answer.text.strip():
         contents.add("text")
     for mark in answer.marks:
-        if mark.mask is not None:
+        if mark.mask is not None or mark.undecoded is not None:
             contents.add("mask")
-        if mark.box is not None or (mark.mask is not None and "box" not in contents and mark.mask.any()):
+        if mark.box is not None or ("box" not in contents and _has_pixels(mark)):
             contents.add("box")
     if answer.measures and any(map(math.isfinite, answer.measures.values())):
         contents.add("measures")
     if "box" in contents:
         contents.add("objects")
     return contents | (_short_contents if len(answer.text) < _SHORT else _parsed_contents)(answer.text)
+
+
+def _has_pixels(mark: Mark) -> bool:
+    """Return True if a mark has a mask that is not known to be empty."""
+    return mark.undecoded is not None or (mark.mask is not None and bool(mark.mask.any()))
 
 
 def _parsed_contents(text: str) -> frozenset[Content]:

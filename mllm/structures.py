@@ -39,6 +39,16 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class UndecodedMask:
+    """Facts of a mask that is not decoded, in the samples of `SampleDataset.inspect`."""
+
+    height: int
+    width: int
+    content: bytes
+    """Bytes by which masks are compared: equal for equal masks in one form."""
+
+
+@dataclass(frozen=True)
 class Mark:
     """A location in an image: a box, a mask, both, or a point."""
 
@@ -50,6 +60,8 @@ class Mark:
     """x y in pixels of the image."""
     image: int = 0
     """Index of the image in the sample, from 0."""
+    undecoded: UndecodedMask | None = None
+    """The mask, where it is not decoded; `mask` is None then."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,8 @@ class Sample:
     """Pixel spacing of each image, None where it is unknown. Empty: it is unknown for all images."""
     task: str | None = None
     """Task of the sample, such as 'counting', by which metrics choose their samples. None: all metrics apply."""
+    modality: str | None = None
+    """Modality of the images, such as 'CT'. None: unknown."""
     label: str | None = None
     """Structure or class of objects that the question is about, for tables by structure. None: unknown or several."""
 

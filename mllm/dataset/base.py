@@ -60,17 +60,17 @@ class SampleDataset(ABC):
     def inspect(self, index: int) -> Sample:
         """Return the sample of a row without decoding images and without random transforms.
 
-        Images are absent or decoded when they are used, and the files that the row names are looked up. The default
-        only determines the patient of the row.
+        Images are absent or decoded when they are used, masks may be undecoded, and the files that the row names are
+        looked up. The default only determines the patient of the row.
 
         Raises:
             DataError: The row cannot be used.
         """
         return Sample(turns=[], group=self.group(index))
 
-    def modality_of(self, index: int) -> str | None:
-        """Return the modality of a row, such as 'CT'; None if it is unknown."""
-        return None
+    def plain(self, index: int) -> Sample:
+        """Return the sample of a row without random transforms; the default returns that of epoch 0."""
+        return self.sample(index)
 
     def table_row(self, index: int) -> Mapping[str, Any]:
         """Return a row of the table, such as `{"sex": "F"}`, for figures by stratum; empty without a table."""
@@ -273,17 +273,16 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
             self.decodes = True
 
     @override
+    def plain(self, index: int) -> Sample:
+        return self._parsed(index, epoch=0)
+
+    @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
         return self.inspect(index).measures if self.has_measures else {}
 
     @override
     def table_row(self, index: int) -> Mapping[str, Any]:
         return self.row(index)
-
-    @override
-    def modality_of(self, index: int) -> str | None:
-        value = self.row(index).get("modality")
-        return None if is_empty(value) else str(value)
 
     def row(self, index: int) -> dict[str, Any]:
         """Return a row of the file, with `columns` under the names of their fields.
@@ -326,7 +325,14 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
             raise with_location(error, source) from error
         files = sample.files or list(dict.fromkeys(self.files_of_row))
         spacings = tuple(map(spacing_of, sample.images)) if self.decodes else ()
-        return replace(sample, source=source, group=group, files=files, spacings=spacings if any(spacings) else ())
+        return replace(
+            sample,
+            source=source,
+            group=group,
+            files=files,
+            spacings=spacings if any(spacings) else (),
+            modality=_modality(row) if sample.modality is None else sample.modality,
+        )
 
     def _group_of_sample(self, row: Mapping[str, Any], sample: Sample) -> str | None:
         """Return the patient that `parse` or the row names; raise `DataError` if they disagree."""
@@ -380,6 +386,12 @@ def _check_groups(sample: Sample, source: str) -> None:
                     number = len(sample.marks)
                     fault = "the text refers to a box or point that the row does not have"
                     raise DataError(f"{source}: {fault}: number {index} of {number}, counted from 0", fault)
+
+
+def _modality(row: Mapping[str, Any]) -> str | None:
+    """Return the field `modality` of a row as text; None if it is absent or empty."""
+    value = row.get("modality")
+    return None if is_empty(value) else str(value)
 
 
 def _missing(name: str, row: Mapping[str, Any]) -> str:

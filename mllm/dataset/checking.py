@@ -142,8 +142,8 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
             report.answers.add(sample)
             report.longest.add(sample, source, index, rows)
             patients.add(sample.group, source, index)
-            if (modality := source.modality_of(index)) is not None:
-                report.modalities[modality] += 1
+            if sample.modality is not None:
+                report.modalities[sample.modality] += 1
             if sample.marks:
                 forms.setdefault(id(source), MarkForms(source)).add(sample, index)
             if sample.measures:

@@ -11,8 +11,8 @@ from mllm.structures import Mark, Sample
 class ContentDigest:
     """Digest of the samples of a split in their order: texts, marks, measures, patients and image files.
 
-    Images are not decoded; their files are represented by their size in bytes. Locations of files are left out, so that
-    data may be moved.
+    Images and masks are not decoded: files are represented by their size in bytes, and masks of COCO by their polygons
+    or run lengths. Locations of files are left out, so that data may be moved.
     """
 
     def __init__(self) -> None:
@@ -37,6 +37,9 @@ class ContentDigest:
         return self._digest.hexdigest()
 
     def _add_mask(self, mark: Mark) -> None:
+        if mark.undecoded is not None:
+            self._digest.update(repr((mark.undecoded.height, mark.undecoded.width)).encode())
+            self._digest.update(mark.undecoded.content)
         if mark.mask is not None:
             self._digest.update(repr(mark.mask.shape).encode())
             self._digest.update(mark.mask.tobytes())

@@ -193,7 +193,7 @@ class UndecodedImage(Image.Image):
 def _size_in_header(path: Path) -> tuple[int, int]:
     """Return width and height of an upright image; (0, 0) for a damaged file, which is reported when it is decoded."""
     try:
-        size = (_size_of_jpeg if path.suffix.lower() in _JPEG else _size_of_png)(path)
+        size = (_size_of_jpeg if path.suffix.lower() in _JPEG else size_of_png)(path)
         if size is not None:
             return size  # without Pillow, which takes several times as long
         with Image.open(path) as image:
@@ -205,7 +205,7 @@ def _size_in_header(path: Path) -> tuple[int, int]:
         return (0, 0)
 
 
-def _size_of_png(path: Path) -> tuple[int, int] | None:
+def size_of_png(path: Path) -> tuple[int, int] | None:
     """Return width and height of a PNG without EXIF or XMP metadata, which may have an orientation.
 
     None: the file is no PNG, or Pillow must decide.

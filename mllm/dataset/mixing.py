@@ -66,9 +66,9 @@ class _Combined(SampleDataset):
         return dataset.table_row(row)
 
     @override
-    def modality_of(self, index: int) -> str | None:
+    def plain(self, index: int) -> Sample:
         dataset, row = self.locate(index, 0)
-        return dataset.modality_of(row)
+        return dataset.plain(row)
 
     @override
     def source_dataset(self, index: int, epoch: int = 0) -> SampleDataset:

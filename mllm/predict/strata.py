@@ -80,7 +80,7 @@ def _fields(dataset: SampleDataset) -> Iterator[dict[str, Any]]:
 def _fields_of(dataset: SampleDataset, index: int) -> dict[str, Any]:
     """Return the columns of a row with a text or a number, and its modality; empty for a row that cannot be read."""
     try:
-        fields: dict[str, Any] = {**dataset.table_row(index), "modality": dataset.modality_of(index)}
+        fields: dict[str, Any] = {**dataset.table_row(index), "modality": dataset.inspect(index).modality}
     except UserError:
         return {}  # the check of all rows, or the evaluation, reports it
     return {

@@ -19,7 +19,7 @@ from mllm.models.builder.builder import load_encoder
 from mllm.private_messages import call_privately, is_private
 from mllm.protocols import Encoder
 from mllm.registry import READERS
-from mllm.report.data.facts import MAX_CHARACTERS, VERSION, RowFacts, SourceRow, Store, all_facts, plain_sample
+from mllm.report.data.facts import MAX_CHARACTERS, VERSION, RowFacts, SourceRow, Store, all_facts
 from mllm.report.data.findings import Finding, findings, split_findings
 from mllm.report.data.page import Picture, picture, write_data_page
 from mllm.report.drawing import draw_marks, numbered
@@ -128,7 +128,7 @@ def _sheet(sources: Sequence[SourceRow], rows: Sequence[RowFacts], encoder: Enco
     for row in (usable[number * len(usable) // count] for number in range(count)):
         source, index = sources[row.number]
         with unlogged():
-            sample = plain_sample(source, index)
+            sample = source.plain(index)
         reference = None if encoder is None else encoder.reference(sample)
         marks = reference.marks if reference is not None and reference.marks else sample.marks
         answer = shortened(reference.text, MAX_CHARACTERS) if reference is not None and reference.text else row.answer

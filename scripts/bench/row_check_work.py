@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from PIL import Image
 from mllm.dataset.public import chexpert, mimic_cxr
 
 Writer = Callable[[Path, int], dict[str, Any]]
-"""Function of a folder and a number of rows, which writes the data and returns the options that read them."""
+"""Function of a folder and a number of rows: it writes the data and returns the options that read them."""
 WIDTH, HEIGHT = 64, 48
+COCO_SIZE = 640, 480
 LINKS = 10_000
 """Links to one file; file systems have a limit of some ten thousands."""
 REPORT = (
@@ -37,8 +40,8 @@ _ANSWERS = ("no", "lung", "no", "a nodule in the left upper lobe")
 class Pictures:
     """Writer of image files below a folder."""
 
-    def __init__(self, folder: Path, suffix: str = ".png") -> None:
-        self.folder, self.suffix, self.count = folder, suffix, 0
+    def __init__(self, folder: Path, suffix: str = ".png", size: tuple[int, int] = (WIDTH, HEIGHT), mode: str = "RGB"):
+        self.folder, self.suffix, self.size, self.mode, self.count = folder, suffix, size, mode, 0
         self.source = folder
 
     def add(self, name: str) -> str:
@@ -49,7 +52,7 @@ class Pictures:
             os.link(self.source, path)
         else:
             self.source = path
-            Image.linear_gradient("L").resize((WIDTH, HEIGHT)).convert("RGB").save(path)
+            Image.linear_gradient("L").resize(self.size).convert(self.mode).save(path)
         self.count += 1
         return name
 
@@ -100,14 +103,13 @@ def vqa_json_lines(folder: Path, rows: int) -> dict[str, Any]:
     return {"type": "VQADataset", "data_path": write_json_lines(folder / "rows.jsonl", _questions(folder, rows))}
 
 
-def vqa_csv(folder: Path, rows: int) -> dict[str, Any]:
-    """Write rows of `VQADataset` as CSV."""
-    return {"type": "VQADataset", "data_path": write_csv(folder / "rows.csv", _questions(folder, rows))}
+def _vqa_table(name: str, delimiter: str) -> Writer:
+    """Return the writer of rows of `VQADataset` as CSV or TSV."""
 
+    def write(folder: Path, rows: int) -> dict[str, Any]:
+        return {"type": "VQADataset", "data_path": write_csv(folder / name, _questions(folder, rows), delimiter)}
 
-def vqa_tsv(folder: Path, rows: int) -> dict[str, Any]:
-    """Write rows of `VQADataset` as TSV."""
-    return {"type": "VQADataset", "data_path": write_csv(folder / "rows.tsv", _questions(folder, rows), "\t")}
+    return write
 
 
 def vqa_parquet(folder: Path, rows: int) -> dict[str, Any]:
@@ -136,14 +138,19 @@ def multiple_choice(folder: Path, rows: int) -> dict[str, Any]:
     return {"type": "MultipleChoiceDataset", "data_path": write_json_lines(folder / "rows.jsonl", lines)}
 
 
-def _table(kind: str, row_of: Callable[[int], dict[str, Any]], image: str = "image", **options: Any) -> Writer:
+def _table(
+    kind: str,
+    row_of: Callable[[int], dict[str, Any]],
+    image: str = "image",
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    **options: Any,
+) -> Writer:
     """Return the writer of a table in JSON lines with an image and the values of `row_of` in each row."""
 
     def write(folder: Path, rows: int) -> dict[str, Any]:
-        pictures = Pictures(folder)
-        lines = (
-            {image: pictures.numbered(number), "patient": _patient(number), **row_of(number)} for number in range(rows)
-        )
+        pictures = Pictures(folder, size=size)
+        facts = ({image: pictures.numbered(number), "patient": _patient(number)} for number in range(rows))
+        lines = ({**fact, **row_of(number)} for number, fact in enumerate(facts))
         return {"type": kind, "data_path": write_json_lines(folder / "rows.jsonl", lines), **options}
 
     return write
@@ -154,9 +161,17 @@ def _rec(number: int) -> dict[str, Any]:
 
 
 def _res(number: int) -> dict[str, Any]:
-    x1, y1, x2, y2 = _box(number)
-    polygon = [x1, y1, x2, y1, x2, y2, x1, y2]
-    return {**_rec(number), "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": [polygon]}
+    """Return a polygon of 30 points in an image of the size of COCO, or for every fourth row its run lengths."""
+    width, height = COCO_SIZE
+    x, y, radius = 120 + number % 400, 120 + number % 240, 40 + number % 60
+    angles = [math.tau * place / 30 for place in range(30)]
+    points = [(round(x + radius * math.cos(angle), 2), round(y + radius * math.sin(angle), 2)) for angle in angles]
+    segmentation: Any = [[value for point in points for value in point]]
+    if number % 4 == 3:
+        start, side = height * (x - radius) + y - radius, 2 * radius
+        counts = [start, *[side, height - side] * (side - 1), side]
+        segmentation = {"size": [height, width], "counts": [*counts, height * width - sum(counts)]}
+    return {**_rec(number), "bbox": [x - radius, y - radius, 2 * radius, 2 * radius], "segmentation": segmentation}
 
 
 def _several(number: int) -> dict[str, Any]:
@@ -197,6 +212,26 @@ def voc(folder: Path, rows: int) -> dict[str, Any]:
     return {"type": "DetectionDataset", "data_path": str(folder), "per": "image"}
 
 
+def mask_folders(folder: Path, rows: int) -> dict[str, Any]:
+    """Write images with a mask each."""
+    images, masks = Pictures(folder / "images", size=(512, 512)), Pictures(folder / "masks", size=(512, 512), mode="L")
+    for number in range(rows):
+        masks.add(images.numbered(number))
+    paths = {"data_path": str(folder / "images"), "mask_folder": str(folder / "masks")}
+    return {"type": "SegmentationDataset", **paths, "labels": "lesion"}
+
+
+def biomed_parse(folder: Path, rows: int) -> dict[str, Any]:
+    """Write images with the masks of two targets each, in the names of BiomedParse."""
+    images = Pictures(folder / "train", size=(512, 512))
+    masks = Pictures(folder / "train_mask", size=(512, 512), mode="L")
+    for number in range(rows // 2):
+        images.add(f"{number:06}_CT_abdomen.png")
+        for target in ("liver", "left+kidney"):
+            masks.add(f"{number:06}_CT_abdomen_{target}.png")
+    return {"type": "SegmentationDataset", "data_path": str(folder / "train"), "naming": "biomedparse"}
+
+
 def class_folders(folder: Path, rows: int) -> dict[str, Any]:
     """Write images in the folders of two classes."""
     pictures = Pictures(folder)
@@ -221,8 +256,7 @@ def flare(folder: Path, rows: int) -> dict[str, Any]:
 
 def chest_xray14(folder: Path, rows: int) -> dict[str, Any]:
     """Write the tables and images of ChestX-ray14."""
-    pictures = Pictures(folder / "images")
-    lines = []
+    pictures, lines = Pictures(folder / "images"), []
     for number in range(rows):
         labels = ("No Finding", "Nodule", "Infiltration|Nodule")[number % 3]
         name = pictures.add(f"{number:08}_000.png")
@@ -236,8 +270,7 @@ def chest_xray14(folder: Path, rows: int) -> dict[str, Any]:
 
 def che_xpert(folder: Path, rows: int) -> dict[str, Any]:
     """Write the table and the images of CheXpert."""
-    pictures = Pictures(folder, ".jpg")
-    lines = []
+    pictures, lines = Pictures(folder, ".jpg"), []
     for number in range(rows):
         name = pictures.add(f"train/patient{number // 4:05}/study{number % 4 + 1}/view1_frontal.jpg")
         facts = {"Path": f"CheXpert-v1.0-small/{name}", "Sex": "Female", "Age": 58, "Frontal/Lateral": "Frontal"}
@@ -292,18 +325,60 @@ def slake(folder: Path, rows: int) -> dict[str, Any]:
     return {"type": "SLAKEDataset", "data_path": str(folder)}
 
 
+def vqa_rad(folder: Path, rows: int) -> dict[str, Any]:
+    """Write questions of VQA-RAD."""
+    pictures, entries = Pictures(folder / "VQA_RAD Image Folder", ".jpg"), []
+    for number in range(rows):
+        texts = {"question": _QUESTIONS[number % 4], "answer": _ANSWERS[number % 4], "answer_type": "OPEN"}
+        names = {"qid": number, "phrase_type": "freeform", "image_name": pictures.add(f"synpic{number}.jpg")}
+        entries.append({**names, "image_organ": "CHEST", **texts})
+    (folder / "VQA_RAD Dataset Public.json").write_text(json.dumps(entries))
+    return {"type": "VQARADDataset", "data_path": str(folder)}
+
+
+def path_vqa(folder: Path, rows: int) -> dict[str, Any]:
+    """Write questions of PathVQA."""
+    pictures, entries = Pictures(folder / "images" / "train", ".jpg"), []
+    for number in range(rows):
+        image = pictures.add(f"train_{number:06}.jpg").removesuffix(".jpg")
+        entries.append({"image": image, "question": _QUESTIONS[number % 4], "answer": _ANSWERS[number % 4]})
+    path = folder / "qas" / "train" / "train_qa.pkl"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(pickle.dumps(entries, protocol=2))
+    return {"type": "PathVQADataset", "data_path": str(folder)}
+
+
+def pmc_vqa(folder: Path, rows: int) -> dict[str, Any]:
+    """Write questions of PMC-VQA."""
+    pictures, lines = Pictures(folder / "images", ".jpg"), []
+    for number in range(rows):
+        choices = {f"Choice {letter}": f" {letter}:no" for letter in "ABCD"}
+        texts = {"Question": _QUESTIONS[number % 4], "Answer": "ABCD"[number % 4], **choices}
+        lines.append({"Figure_path": pictures.add(f"PMC{number}_Fig1.jpg"), **texts})
+    write_csv(folder / "train.csv", lines)
+    return {"type": "MedicalVQADataset", "layout": "pmc_vqa", "data_path": str(folder)}
+
+
+def _with_options(write: Writer, share: int = 1, **options: Any) -> Writer:
+    """Return a writer of data of which each image has `share` rows if they are read with further options."""
+    return lambda folder, rows: {**write(folder, -(-rows // share)), **options}
+
+
 KINDS: dict[str, Writer] = {
     "VQA, JSON lines": vqa_json_lines,
-    "VQA, CSV": vqa_csv,
-    "VQA, TSV": vqa_tsv,
+    "VQA, CSV": _vqa_table("rows.csv", ","),
+    "VQA, TSV": _vqa_table("rows.tsv", "\t"),
     "VQA, Parquet": vqa_parquet,
     "text QA": text_qa,
     "multiple choice": multiple_choice,
     "REC": _table("RECDataset", _rec, "img_path"),
-    "RES": _table("RESDataset", _res, "img_path"),
+    "RES": _table("RESDataset", _res, "img_path", COCO_SIZE),
     "detection, table": _table("DetectionDataset", lambda i: {"label": "nodule", "boxes": [_box(i), _box(i + 1)]}),
     "detection, COCO": coco,
+    "detection, COCO, by label": _with_options(coco, 3, per="label"),
     "detection, VOC": voc,
+    "mask folders": mask_folders,
+    "BiomedParse": biomed_parse,
     "presence": _table("PresenceDataset", lambda i: {"label": "nodule", "present": i % 2}),
     "multi-label": _table("MultiLabelDataset", _several, labels=list(chexpert.LABELS)),
     "counting": _table("CountingDataset", lambda i: {"label": "cells", "count": i % 20}),
@@ -314,6 +389,11 @@ KINDS: dict[str, Writer] = {
     "MIMIC-CXR, labels": _mimic_cxr("MIMICCXRLabelDataset"),
     "ChestX-ray14": chest_xray14,
     "CheXpert": che_xpert,
+    "CheXpert, studies": _with_options(che_xpert, level="study", views="all"),
+    "CheXpert, by label": _with_options(che_xpert, len(chexpert.LABELS), per="label"),
     "IU X-ray": iu_xray,
     "SLAKE": slake,
+    "VQA-RAD": vqa_rad,
+    "PathVQA": path_vqa,
+    "PMC-VQA": pmc_vqa,
 }

@@ -84,7 +84,7 @@ def clean_registry():
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", ["rows", "measures", "group", "summary", "modality_of"])
+@pytest.mark.parametrize("name", ["rows", "measures", "group", "summary", "plain"])
 def test_an_attribute_that_hides_a_method_is_refused(name, rows, clean_registry, tmp_path, monkeypatch):
     (tmp_path / "plugin_hiding.py").write_text(HIDING.format(name=name))
     monkeypatch.syspath_prepend(tmp_path)

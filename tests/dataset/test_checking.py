@@ -16,7 +16,7 @@ from PIL import Image
 from mllm.config.schema import DataArgs
 from mllm.dataset.base import ImageTextDataset, RecordDataset
 from mllm.dataset.builder import build_dataset, open_datasets
-from mllm.dataset.checking import check_splits
+from mllm.dataset.checking import DECODED, check_splits
 from mllm.dataset.mixing import ConcatDataset, MixedDataset, PatientSplit
 from mllm.dataset.readers import read_images
 from mllm.dataset.single_image_dataset.caption import CaptionDataset
@@ -47,6 +47,50 @@ def write(tmp_path):
 
 VQA = {"image": "a.png", "question": "what?", "answer": "this"}
 BOX = {"img_path": "a.png", "expression": "it"}
+
+
+def test_a_row_is_read_once_and_gives_patient_and_modality(write):
+    class CountingReads(VQADataset):
+        reads = 0
+
+        def row(self, index):
+            self.reads += 1
+            return super().row(index)
+
+    modalities = ["CT", "MR", None, ""] * 10
+    data = CountingReads(write(*[{**VQA, "patient": n, "modality": name} for n, name in enumerate(modalities)]))
+    report = check_splits({"train": data}).reports["train"]
+    assert report.modalities == {"CT": 10, "MR": 10} and report.patients == 40
+    decoded = len(range(0, 40, -(-40 // DECODED)))
+    assert data.reads == 40 + decoded
+    assert CountingReads(data.records.path, modality="US").inspect(2).modality == "US"
+
+
+def test_the_check_refuses_the_masks_that_a_sample_refuses(write):
+    size = [30, 40]
+    masks = [
+        [[1, 1, 9, 1, 9, 9]],
+        [[1, 1, 9, 1]],
+        [[1, 1, 9, 1, 9, 900]],
+        [],
+        "mask",
+        {"size": size, "counts": [1200]},
+        {"size": size, "counts": [3, 4]},
+        {"size": [40, 30], "counts": [1200]},
+        {"size": size, "counts": "a"},
+    ]
+    path = write(*[{**BOX, "bbox": [1, 1, 8, 8], "segmentation": mask} for mask in masks])
+    data = build_dataset({"type": "RESDataset", "data_path": str(path)})
+    refused = {}
+    for index in range(len(data)):
+        try:
+            data.sample(index)
+        except DataError as error:
+            refused[str(error)] = index
+    report = check_splits({"train": data}, skip=True).reports["train"]
+    assert list(report.skipped) == list(refused) and list(refused.values()) == [1, 2, 3, 4, 6, 7, 8]
+    assert report.answers.contents["mask"] == report.answers.contents["box"] == 2
+    assert data.inspect(0).marks[0].mask is None and data.plain(0).marks[0].mask.shape == (30, 40)
 
 
 def test_the_message_about_a_patient_in_two_splits_has_rows_and_no_names():

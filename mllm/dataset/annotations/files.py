@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mllm.dataset.annotations.coco import find_coco, read_coco
+from mllm.dataset.annotations.coco import find_coco
 from mllm.dataset.annotations.objects import Annotations, EmptyBoxes
 from mllm.dataset.annotations.voc import IMAGES, is_voc, read_voc
 from mllm.errors import ConfigError, DataError
@@ -33,5 +33,4 @@ def read_annotations(path: Path, split: str | None = None, empty_boxes: EmptyBox
         raise DataError(f"data_path {path} has no folder Annotations: it needs the layout of Pascal VOC")
     if split is not None:
         raise ConfigError(f"split='{split}' selects a list of a Pascal VOC folder, but data_path {path} is a file")
-    data = find_coco(path)
-    return None if data is None else read_coco(path, data, empty_boxes)
+    return find_coco(path, empty_boxes)

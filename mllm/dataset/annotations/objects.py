@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
+from mllm.dataset.indices import from_zero
 from mllm.errors import ConfigError, hint
 
 Box = tuple[float, float, float, float]
@@ -36,13 +38,66 @@ class AnnotatedImage:
     """Reason for which the annotation cannot be used. Empty: it can be used."""
 
 
+class AnnotatedImages(Sequence[AnnotatedImage]):
+    """Annotated images of a split. Their boxes are in arrays, in a tenth of the memory of objects."""
+
+    def __init__(self, images: Iterable[AnnotatedImage]) -> None:
+        self._names: list[str] = []
+        self._locations: list[str] = []
+        self._errors: dict[int, str] = {}
+        self._labels: dict[str, int] = {}
+        self._label_of_box = array("L")
+        self._coordinates = array("d")
+        self._ends = array("Q", [0])
+        """Number of boxes before each image, and of all boxes at the end."""
+        for image in images:
+            if image.error:
+                self._errors[len(self._names)] = image.error
+            self._names.append(image.image)
+            self._locations.append(image.location)
+            for item in image.objects:
+                self._label_of_box.append(self._labels.setdefault(item.label, len(self._labels)))
+                self._coordinates.extend(item.box)
+            self._ends.append(len(self._label_of_box))
+        self._texts = list(self._labels)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> AnnotatedImage: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[AnnotatedImage]: ...
+
+    def __getitem__(self, index: int | slice) -> AnnotatedImage | list[AnnotatedImage]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        index = from_zero(index, len(self))
+        boxes = range(self._ends[index], self._ends[index + 1])
+        objects = tuple(LabeledBox(self._texts[self._label_of_box[box]], self._box(box)) for box in boxes)
+        return AnnotatedImage(self._names[index], self._locations[index], objects, self._errors.get(index, ""))
+
+    def location(self, index: int) -> str:
+        """Return the location of the annotation of an image."""
+        return self._locations[index]
+
+    def _box(self, number: int) -> Box:
+        x1, y1, x2, y2 = self._coordinates[4 * number : 4 * number + 4]
+        return x1, y1, x2, y2
+
+    def counts(self) -> Counter[str]:
+        """Return the number of boxes of each label."""
+        return Counter({self._texts[label]: count for label, count in Counter(self._label_of_box).items()})
+
+
 @dataclass(frozen=True)
 class Annotations:
     """All annotated images of a split."""
 
     path: Path
     """File or folder of the annotations."""
-    images: tuple[AnnotatedImage, ...]
+    images: AnnotatedImages
     labels: tuple[str, ...]
     """Labels of the dataset, in the order of the file or sorted."""
     dropped: int = 0
@@ -69,7 +124,7 @@ class Annotations:
 
     def counts(self) -> dict[str, int]:
         """Return the number of boxes of each label."""
-        counter = Counter(item.label for image in self.images for item in image.objects)
+        counter = self.images.counts()
         return {label: counter[label] for label in self.labels}
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from mllm.dataset.annotations.objects import AnnotatedImage, Annotations, EmptyBoxes, LabeledBox, empty_box_error
+from mllm.dataset.annotations.objects import (
+    AnnotatedImage,
+    AnnotatedImages,
+    Annotations,
+    EmptyBoxes,
+    LabeledBox,
+    empty_box_error,
+)
 from mllm.dataset.progress import with_progress
 from mllm.dataset.tables.text_files import read_text_file
 from mllm.errors import DataError, hint
@@ -35,22 +42,25 @@ def read_voc(root: Path, split: str | None, empty_boxes: EmptyBoxes = "refuse") 
         DataError: The split has no list, or its list is empty.
     """
     dropped = 0
-    images = []
-    for name, location in with_progress(_names(root, split), "reading annotations"):
+
+    def annotated(name: str, location: str) -> AnnotatedImage:
+        nonlocal dropped
         file = root / "Annotations" / f"{name}.xml"
         try:
             image, objects, empty = _read(file, name)
         except DataError as error:
-            images.append(AnnotatedImage(f"{name}.jpg", location if not file.exists() else str(file), error=str(error)))
-            continue
+            return AnnotatedImage(f"{name}.jpg", location if not file.exists() else str(file), error=str(error))
         refusal = empty_box_error(empty, empty_boxes)
-        images.append(AnnotatedImage(image, str(file), () if refusal else tuple(objects), refusal))
         dropped += 0 if refusal else len(empty)
-    labels = sorted({item.label for image in images for item in image.objects})
+        return AnnotatedImage(image, str(file), () if refusal else tuple(objects), refusal)
+
+    names = _names(root, split)
+    images = AnnotatedImages(annotated(*name) for name in with_progress(names, "reading annotations"))
+    labels = sorted(images.counts())
     if not labels:
         reason = next((f"; {image.location}: {image.error}" for image in images if image.error), "")
         raise DataError(f"{root}: no annotation of split {split} has an object{reason}")
-    return Annotations(root, tuple(images), tuple(labels), dropped)
+    return Annotations(root, images, tuple(labels), dropped)
 
 
 def _names(root: Path, split: str | None) -> list[tuple[str, str]]:

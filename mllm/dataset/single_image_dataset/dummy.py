@@ -60,6 +60,7 @@ class DummyDataset(SampleDataset):
         return Sample(
             turns=[Turn("user", f"{IMAGE} {question.text}"), Turn("assistant", question.answer)],
             images=[phantom.image],
+            modality=modality,
             marks=question.marks,
             measures=question.measures,
             group=self.group(index),
@@ -75,8 +76,9 @@ class DummyDataset(SampleDataset):
         return f"phantom {self.seed}-{self._checked(index)}"
 
     @override
-    def modality_of(self, index: int) -> str | None:
-        return self.modalities[self._checked(index) // len(self.tasks) % len(self.modalities)]
+    def inspect(self, index: int) -> Sample:
+        modality = self.modalities[self._checked(index) // len(self.tasks) % len(self.modalities)]
+        return Sample(turns=[], group=self.group(index), modality=modality)
 
     def _checked(self, index: int) -> int:
         if not -self.size <= index < self.size:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,13 @@ import numpy as np
 from PIL.Image import Image
 from typing_extensions import override
 
-from mllm.coco_masks import decode_polygons, decode_runs
+from mllm.coco_masks import decode_polygons, decode_runs, inspect_polygons, inspect_runs
 from mllm.dataset import templates
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, is_list_of_boxes, place_turn, plain_text
 from mllm.dataset.tables.refer import References
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
-from mllm.structures import Mark, Sample
+from mllm.structures import Mark, Sample, UndecodedMask
 
 
 @DATASETS.register_module()
@@ -41,8 +43,14 @@ class RESDataset(GroundingDataset):
         masks = masks if is_list_of_boxes(row["bbox"]) else [masks]
         if not isinstance(masks, list) or len(masks) != len(boxes):
             raise DataError(f"field 'segmentation' must be a list of {len(boxes)} masks, one for each box in 'bbox'")
-        marks = [Mark(box=box.box, mask=parse_mask(mask, image)) for box, mask in zip(boxes, masks, strict=True)]
+        marks = [self._mark(box, mask, image) for box, mask in zip(boxes, masks, strict=True)]
         return Sample([self.question_turn(question), place_turn(len(marks))], [image], marks=marks)
+
+    def _mark(self, mark: Mark, segmentation: Any, image: Image) -> Mark:
+        """Return the mark of a box with its mask, which is decoded if the images are."""
+        if self.decodes:
+            return replace(mark, mask=parse_mask(segmentation, image))
+        return replace(mark, undecoded=inspect_mask(segmentation, image))
 
     @classmethod
     @override
@@ -61,20 +69,37 @@ class RESDataset(GroundingDataset):
 
 def parse_mask(segmentation: Any, image: Image, field: str = "segmentation") -> np.ndarray:
     """Return the mask [H, W] of COCO polygons or run lengths; raises `DataError` for other formats or sizes."""
-    width, height = image.size
+    with _errors_of_mask(field):
+        is_runs = isinstance(segmentation, dict)
+        mask = decode_runs(segmentation) if is_runs else decode_polygons(segmentation, *image.size)
+    _check_size(field, (mask.shape[1], mask.shape[0]), image)
+    return mask
+
+
+def inspect_mask(segmentation: Any, image: Image, field: str = "segmentation") -> UndecodedMask:
+    """Return the facts of the mask of COCO polygons or run lengths; raises as `parse_mask` does."""
+    with _errors_of_mask(field):
+        is_runs = isinstance(segmentation, dict)
+        mask = inspect_runs(segmentation) if is_runs else inspect_polygons(segmentation, *image.size)
+    _check_size(field, (mask.width, mask.height), image)
+    return mask
+
+
+@contextmanager
+def _errors_of_mask(field: str) -> Iterator[None]:
     try:
-        if isinstance(segmentation, dict):
-            mask = decode_runs(segmentation)
-        else:
-            mask = decode_polygons(segmentation, width, height)
+        yield
     except (TypeError, ValueError) as error:
         raise DataError(f"field '{field}' is neither a list of polygons nor COCO run lengths ({error})") from error
-    if mask.shape != (height, width):
+
+
+def _check_size(field: str, size: tuple[int, int], image: Image) -> None:
+    """Raise `DataError` if a mask has another width or height than its image."""
+    if size != image.size:
+        width, height = image.size
         raise DataError(
-            f"field '{field}' is a mask of {mask.shape[1]} x {mask.shape[0]} pixels, but its image has "
-            f"{width} x {height}"
+            f"field '{field}' is a mask of {size[0]} x {size[1]} pixels, but its image has {width} x {height}"
         )
-    return mask
 
 
 @DATASETS.register_module()

@@ -44,11 +44,6 @@ class VQADataset(ImageTextDataset):
         self.choose_answer = choose_answer
 
     @override
-    def modality_of(self, index: int) -> str | None:
-        named = self.row(index).get("modality")
-        return self.default_modality if is_empty(named) else str(named)
-
-    @override
     def parse(self, row: dict[str, Any]) -> Sample:
         entries = row["image"] if isinstance(row["image"], list) else [row["image"]]
         images = [image for entry in entries for image in self.read_images(entry)]
@@ -62,7 +57,7 @@ class VQADataset(ImageTextDataset):
         elif placeholders != len(images):
             raise DataError(f"the question has {placeholders} {IMAGE} for {len(images)} images")
         answer = self.answer_of(row["answer"])
-        return Sample(turns=[Turn("user", question), Turn("assistant", answer)], images=images)
+        return Sample(turns=[Turn("user", question), Turn("assistant", answer)], images=images, modality=modality)
 
     def answer_of(self, value: Any) -> str:
         """Return the text of the field `answer`."""

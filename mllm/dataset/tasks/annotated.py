@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,10 +14,11 @@ from typing_extensions import override
 
 from mllm.dataset import templates
 from mllm.dataset.annotations.files import default_image_folder, read_annotations
-from mllm.dataset.annotations.objects import AnnotatedImage, Annotations, EmptyBoxes
+from mllm.dataset.annotations.objects import AnnotatedImage, AnnotatedImages, Annotations, EmptyBoxes
+from mllm.dataset.indices import from_zero
 from mllm.dataset.patient_names import PatientNames
 from mllm.dataset.single_image_dataset.grounding import NONE, BoxForm, GroundingDataset, answer_turn, plain_text
-from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tables.listed import ERROR
 from mllm.dataset.tables.records import Records
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
@@ -29,6 +30,60 @@ TRUTH_VALUES = {
     **dict.fromkeys(("0", "0.0", "false", "no"), False),
 }
 """Texts of truth values, in lower case."""
+
+
+class AnnotationRecords(Records):
+    """Rows of annotated images, made when they are read, so that they take no memory.
+
+    Args:
+        path: File or folder of the annotations.
+        images: The images.
+        rows_of: Function that returns the rows of an image.
+
+    Raises:
+        DataError: There is no row.
+    """
+
+    def __init__(
+        self, path: Path, images: AnnotatedImages, rows_of: Callable[[AnnotatedImage], list[dict[str, Any]]]
+    ) -> None:
+        self.path, self.images, self.rows_of = path, images, rows_of
+        self.ends = np.cumsum([len(self._rows_of(image)) for image in images])
+        """Number of rows up to the end of each image."""
+        self._last: tuple[int, list[dict[str, Any]]] = -1, []
+        """Image whose rows were read last, and these rows."""
+        if not len(self):
+            raise DataError(f"{path} has no row that can be used")
+
+    def _rows_of(self, image: AnnotatedImage) -> list[dict[str, Any]]:
+        return [{ERROR: image.error}] if image.error else self.rows_of(image)
+
+    def _position(self, index: int) -> tuple[int, int]:
+        """Return the image of a row, and the number of the row among those of the image."""
+        index = from_zero(index, len(self))
+        image = int(np.searchsorted(self.ends, index, side="right"))
+        return image, index - (int(self.ends[image - 1]) if image else 0)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    @override
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, number = self._position(index)
+        if self._last[0] != image:
+            self._last = image, self._rows_of(self.images[image])
+        row = self._last[1][number]
+        if row.get(ERROR):
+            raise DataError(row[ERROR])
+        return dict(row)
+
+    @override
+    def is_faulty(self, index: int) -> bool:
+        return bool(self.images[self._position(index)[0]].error)
+
+    @override
+    def describe(self, index: int) -> str:
+        return self.images.location(self._position(index)[0])
 
 
 class AnnotatedDataset(GroundingDataset):
@@ -74,13 +129,7 @@ class AnnotatedDataset(GroundingDataset):
         if annotations is None:
             return Records(path)
         self.annotations, self.labels = annotations, annotations.names(self.labels)
-        rows: list[dict[str, Any]] = []
-        locations: list[str] = []
-        for image in annotations.images:
-            image_rows = [{"image": image.image, ERROR: image.error}] if image.error else self.rows_of(image)
-            rows += image_rows
-            locations += [image.location] * len(image_rows)
-        return ListedRecords(path, rows, locations)
+        return AnnotationRecords(path, annotations.images, self.rows_of)
 
     @property
     @override

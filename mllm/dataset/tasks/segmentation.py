@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,19 +14,21 @@ from PIL import Image
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.image_files import check_image_folder
+from mllm.dataset.image_files import check_image_folder, size_of_png
 from mllm.dataset.patient_names import PatientNames
 from mllm.dataset.progress import with_progress
 from mllm.dataset.single_image_dataset.grounding import NONE, GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ERROR, ListedRecords
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS, READERS
-from mllm.structures import BOX, Mark, Sample
+from mllm.structures import BOX, Mark, Sample, UndecodedMask
 
 logger = logging.getLogger(__name__)
 
 _LABEL_MODES = ("1", "L", "P", "I", "I;16")
 """Modes of Pillow whose pixels are integers: the labels of a mask."""
+_COLOR_MODES = ("RGB", "RGBA", "LA")
+"""Modes of masks whose channels must be equal."""
 _MASK_SUFFIXES = (".png", ".gif", ".tif", ".tiff", ".bmp")
 
 
@@ -46,11 +50,16 @@ class SegmentationDataset(GroundingDataset):
         patient: Regular expression with one group that finds the patient in the path of an image below `data_path`,
             such as `r"(P\d+)_"`; None: patients are unknown.
         options: Options of `GroundingDataset`. Images without a mask are refused.
+
+    The check before a training compares the sizes of images and masks; masks are decoded as images are, when their rows
+    are used.
     """
 
     required: ClassVar[tuple[str, ...]] = ("image", "mask", "label")
     default_templates = templates.SEGMENTATION
     assumes_corners = False  # boxes are computed from masks
+    _last: tuple[Path | None, tuple[int, int]] = None, (0, 0)
+    """Mask whose header was read last, and its width and height in pixels."""
 
     def __init__(
         self,
@@ -165,18 +174,34 @@ class SegmentationDataset(GroundingDataset):
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = self.read_image(row["image"])
-        mask = self._mask(row)
-        if mask.shape != (image.height, image.width):
-            height, width = mask.shape
+        question = self.question_turn(self.draw_template(rng, label=str(row["label"])))
+        marks = self._marks(row, image)
+        answer = answer_turn(BOX, [[0]]) if marks else answer_turn(NONE)
+        group = self.patients.find(row["image"])
+        return Sample([question, answer], [image], marks=marks, group=group, label=str(row["label"]))
+
+    def _marks(self, row: Mapping[str, Any], image: Image.Image) -> list[Mark]:
+        """Return the mark of a row; none if no pixel has its label, which is not known before the mask is decoded.
+
+        Raises:
+            DataError: The mask has another size than the image.
+        """
+        mask = self._mask(row) if self.decodes else None
+        width, height = (mask.shape[1], mask.shape[0]) if mask is not None else self._size_of(Path(row["mask"]))
+        if (width, height) != image.size:
             raise DataError(
                 f"mask {row['mask']} has {width} x {height} pixels, its image {image.width} x {image.height}"
             )
-        question = self.question_turn(self.draw_template(rng, label=str(row["label"])))
-        group = self.patients.find(row["image"])
-        if not mask.any():
-            return Sample([question, answer_turn(NONE)], [image], group=group, label=str(row["label"]))
-        mark = Mark(box=bounds(mask), mask=mask)
-        return Sample([question, answer_turn(BOX, [[0]])], [image], marks=[mark], group=group, label=str(row["label"]))
+        if mask is None:
+            content = repr((os.stat(row["mask"]).st_size, row["value"])).encode()
+            return [Mark(undecoded=UndecodedMask(height, width, content))]
+        return [Mark(box=bounds(mask), mask=mask)] if mask.any() else []
+
+    def _size_of(self, mask: Path) -> tuple[int, int]:
+        """Return the size of a mask; adjacent rows about one mask read its header once."""
+        if self._last[0] != mask:
+            self._last = mask, size_of_labels(mask)
+        return self._last[1]
 
     def _mask(self, row: Mapping[str, Any]) -> np.ndarray:
         """Return the mask of a row, [H, W] bool."""
@@ -209,17 +234,35 @@ def read_labels(path: Path) -> np.ndarray:
     Raises:
         DataError: The file cannot be read, or has colors that are not labels.
     """
+    with _opened(path) as image:
+        if image.mode not in _COLOR_MODES:
+            return np.asarray(image)
+        channels = np.asarray(image.convert("RGB"))
+        if (channels != channels[..., :1]).any():
+            raise DataError(f"mask {path} has colors: a mask needs one channel with the labels of its pixels")
+        return channels[..., 0]
+
+
+def size_of_labels(path: Path) -> tuple[int, int]:
+    """Return width and height of a mask, from its header.
+
+    Raises:
+        DataError: The file cannot be read, or its pixels are not integers.
+    """
+    if path.suffix.lower() == ".png" and path.is_file() and (size := size_of_png(path)) is not None:
+        return size  # all modes of PNG have integers
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a mask; raise `DataError` if it cannot be read, or if its pixels are not integers."""
     try:
         with Image.open(path) as image:
-            image.load()
-            if image.mode in ("RGB", "RGBA", "LA"):
-                channels = np.asarray(image.convert("RGB"))
-                if (channels != channels[..., :1]).any():
-                    raise DataError(f"mask {path} has colors: a mask needs one channel with the labels of its pixels")
-                return channels[..., 0]
-            if image.mode not in _LABEL_MODES:
+            if image.mode not in (*_LABEL_MODES, *_COLOR_MODES):
                 raise DataError(f"mask {path} has pixels of mode {image.mode}: labels must be integers")
-            return np.asarray(image)
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"mask {path} cannot be read ({error})") from error
 

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +21,7 @@ from mllm.dataset.contents import ContentDigest
 from mllm.dataset.image_files import UndecodedImage
 from mllm.dataset.readers import notices
 from mllm.dataset.rows import Row
-from mllm.errors import DataError, UserError, errors_of_row, with_location
+from mllm.errors import DataError, UserError, errors_of_row
 from mllm.private_messages import in_row, is_private, sentence_of, worker_setup
 from mllm.protocols import SampleEncoder
 from mllm.report.html_page import shortened
@@ -179,11 +179,11 @@ def _facts(row: RowFacts, source: SampleDataset, index: int, encoder: SampleEnco
     try:
         with errors_of_row(row.location):
             with notices.collected() as kinds:
-                sample = plain_sample(source, index)
+                sample = source.plain(index)
             values["warnings"] = tuple(sorted(kinds))
             if not is_private():
                 values |= {
-                    "modality": source.modality_of(index),
+                    "modality": sample.modality,
                     "question": _text(sample, "user"),
                     "answer": _text(sample, "assistant"),
                 }
@@ -200,17 +200,6 @@ def _facts(row: RowFacts, source: SampleDataset, index: int, encoder: SampleEnco
     except UserError as error:
         values["error"] = sentence_of(error)
     return RowFacts(**values)
-
-
-def plain_sample(source: SampleDataset, index: int) -> Sample:
-    """Return the sample of a row with decoded images. For classes that read files, random transforms are left out."""
-    sample = source.inspect(index)
-    if not sample.images:
-        return source.sample(index)
-    try:
-        return replace(sample, images=[image.convert("RGB") for image in sample.images])
-    except UserError as error:
-        raise with_location(error, source.describe(index)) from error
 
 
 def _text(sample: Sample, role: str) -> str:

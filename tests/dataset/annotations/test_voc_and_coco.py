@@ -3,14 +3,17 @@
 import contextlib
 import io
 import json
+import tracemalloc
 from collections import Counter
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
 from mllm.dataset.annotations.files import read_annotations
+from mllm.dataset.tasks.annotated import DetectionDataset
 from mllm.errors import ConfigError, DataError
 
 OBJECT = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
@@ -110,6 +113,8 @@ def test_coco_is_read_as_by_pycocotools(tmp_path):
         (dict(images=[{"id": 7, "file_name": "a.png"}] * 2), "image 2 has the id 7, which an earlier image has"),
         (dict(categories=None), "'categories' must be a list of objects"),
         (dict(annotations=[{"image_id": 9, "category_id": 3}]), "annotation 1 has the image_id 9, which no image has"),
+        (dict(annotations=[{"image_id": [7], "category_id": 3}]), r"has the image_id \[7\], which no image has"),
+        (dict(annotations=[3]), "'annotations' must be a list of objects"),
         (dict(annotations=[{"image_id": 7, "category_id": 4}]), "has the category_id 4, which no category has"),
     ],
 )
@@ -118,7 +123,26 @@ def test_inconsistent_coco_files_are_refused(tmp_path, changes, message):
         read_annotations(coco(tmp_path, **changes))
 
 
-@pytest.mark.parametrize("bbox", [[1, 2, 3], [1, 2, -3, 4], [1, 2, "nan", 4], None])
+def test_annotations_in_any_order_take_little_memory(tmp_path):
+    count, polygon = 3000, [[0.5 * number for number in range(100)]]
+    rng = np.random.default_rng(0)
+    items = [
+        {"image_id": int(image), "category_id": 3, "bbox": [1, 2, 3, int(image) + 1], "segmentation": polygon}
+        for image in rng.permutation(np.repeat(np.arange(count), 2))
+    ]
+    images = [{"id": number, "file_name": f"{number}.png"} for number in range(count)]
+    path = coco(tmp_path, images=images, annotations=items)
+    del items, images
+    tracemalloc.start()
+    data = DetectionDataset(path, tmp_path, per="image")
+    memory, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert memory < 500 * count and peak < path.stat().st_size
+    assert len(data) == count and data.records[1234]["objects"] == {"cell": [(1, 2, 4, 1237)] * 2, "nucleus": []}
+    assert data.records.describe(-1) == f"{path}, image {count}"
+
+
+@pytest.mark.parametrize("bbox", [[1, 2, 3], [1, 2, -3, 4], [1, 2, "nan", 4], [1, 2, 10**400, 4], None])
 def test_an_impossible_box_of_coco_is_an_error_of_its_image(tmp_path, bbox):
     first, second = read_annotations(
         coco(tmp_path, annotations=[{"image_id": 7, "category_id": 3, "bbox": bbox}])

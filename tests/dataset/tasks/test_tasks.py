@@ -14,7 +14,9 @@ from transformers import SiglipImageProcessor
 from mllm.config.hardware import CHECKOUT
 from mllm.config.reading import read_config
 from mllm.dataset.builder import build_dataset, build_datasets
-from mllm.dataset.checking import check_splits
+from mllm.dataset.checking import DECODED, check_splits
+from mllm.dataset.tasks import segmentation
+from mllm.dataset.tasks.segmentation import read_labels
 from mllm.errors import ConfigError, DataError
 from mllm.models.encoding.views import ViewEncoder
 from mllm.registry import DATASETS
@@ -238,6 +240,25 @@ def test_masks_of_another_size_absent_masks_and_colors_are_refused(tmp_path):
     ):
         with pytest.raises(DataError, match=f"/{'abc'[index]}.png: .*{message}"):
             data.sample(index)
+
+
+def test_the_check_of_rows_compares_sizes_and_does_not_decode_masks(tmp_path, monkeypatch):
+    path = masks(tmp_path, **{f"a{number:02}": np.eye(4, 6) for number in range(40)})
+    options = dict(type="SegmentationDataset", data_path=path, labels="organ")
+    decoded = []
+    monkeypatch.setattr(segmentation, "read_labels", lambda mask: decoded.append(mask) or read_labels(mask))
+    report = check_splits({"train": build_dataset(options)}).reports["train"]
+    assert report.answers.rows == report.answers.contents["mask"] == 40 and 0 < len(decoded) <= DECODED
+    before = report.content
+    masks(tmp_path, a07=np.zeros((4, 7)))
+    with pytest.raises(DataError, match=r"a07.png: mask .*a07.png has 7 x 4 pixels, its image 6 x 4"):
+        check_splits({"train": build_dataset(options)})
+    masks(tmp_path, a07=np.arange(24).reshape(4, 6) % 2)
+    assert check_splits({"train": build_dataset(options)}).reports["train"].content != before
+    Image.new("F", (6, 4)).save(tmp_path / "images_mask" / "a07.tif")
+    (tmp_path / "images_mask" / "a07.png").unlink()
+    with pytest.raises(DataError, match="has pixels of mode F: labels must be integers"):
+        check_splits({"train": build_dataset(options)})
 
 
 def test_masks_without_an_image_are_counted(tmp_path, caplog):
