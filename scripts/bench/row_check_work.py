@@ -390,7 +390,7 @@ KINDS: dict[str, Writer] = {
     "ChestX-ray14": chest_xray14,
     "CheXpert": che_xpert,
     "CheXpert, studies": _with_options(che_xpert, level="study", views="all"),
-    "CheXpert, by label": _with_options(che_xpert, len(chexpert.LABELS), per="label"),
+    "CheXpert, by label": _with_options(che_xpert, len(chexpert.LABELS) - 1, per="label"),
     "IU X-ray": iu_xray,
     "SLAKE": slake,
     "VQA-RAD": vqa_rad,
