@@ -73,10 +73,16 @@ def write_inputs(folder: Path, inputs: Inputs) -> None:
     write_json(folder / INPUTS, asdict(inputs))
 
 
-def check_inputs(folder: Path, current: Inputs) -> None:
+def check_inputs(folder: Path, current: Inputs, compares_losses: bool) -> None:
     """Raise `ConfigError` if a resumed run could not continue its updates, because its inputs have changed.
 
-    Changes without influence on the samples of an update are logged: the number of processes, and the validation split.
+    Changes without influence on the result are logged: the number of processes, and a validation split whose losses are
+    only shown.
+
+    Args:
+        folder: The run folder.
+        current: The present inputs.
+        compares_losses: True if the run compares the validation losses of different steps.
     """
     initial = _read_inputs(folder)
     if initial is None:
@@ -86,6 +92,7 @@ def check_inputs(folder: Path, current: Inputs) -> None:
         _changed_data(initial, current),
         _changed_update(initial, current),
         _changed_weights(initial, current),
+        _changed_validation(initial, current) if compares_losses else None,
     ):
         if change is not None:
             raise ConfigError(f"--resume: {change}, or start a new run without --resume")
@@ -117,6 +124,16 @@ def _changed_data(initial: Inputs, current: Inputs) -> str | None:
             "samples would be repeated or left out: set training_args.seed or data_seed back"
         )
     return None
+
+
+def _changed_validation(initial: Inputs, current: Inputs) -> str | None:
+    """Return the difference of the validation data, and the fix; None if they are equal."""
+    if initial.validation == current.validation:
+        return None
+    return (
+        "the validation split is not that which the run began with, and load_best_model_at_end, early stopping and "
+        "reduce_lr_on_plateau compare its losses: restore the data and data_args.validation, turn these off"
+    )
 
 
 def _changed_update(initial: Inputs, current: Inputs) -> str | None:

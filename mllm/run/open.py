@@ -72,7 +72,13 @@ def _check_resumed(config: RunConfig, folder: Path, checkpoint: Path, inputs: In
     """Refuse a resume with another model or other data; log other changes of the config, and copy the former config."""
     initial = read_config(folder / CONFIG)
     refuse_changed_model(config, initial, folder)
-    check_inputs(folder, inputs)
+    training = config.training_args
+    compares_losses = (
+        training["load_best_model_at_end"]
+        or training["early_stopping_patience"] is not None
+        or training["lr_scheduler_type"] == "reduce_lr_on_plateau"
+    )
+    check_inputs(folder, inputs, compares_losses)
     if changes := (_changed_keys if is_private() else _changes)(initial, config):
         former = folder / former_config_name(checkpoint.name)
         if not former.exists():  # otherwise an earlier resume from this checkpoint copied it

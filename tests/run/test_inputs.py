@@ -62,17 +62,17 @@ def test_a_starting_adapter_that_was_trained_again_is_refused(write_config, writ
 
 def test_the_number_of_processes_may_change_if_updates_keep_their_samples(tmp_path, caplog):
     write_inputs(tmp_path, BEGAN)
-    check_inputs(tmp_path, BEGAN)
+    check_inputs(tmp_path, BEGAN, compares_losses=False)
     assert not caplog.messages
-    check_inputs(tmp_path, replace(BEGAN, processes=1))
+    check_inputs(tmp_path, replace(BEGAN, processes=1), compares_losses=False)
     assert "continues with 1 instead of 2 processes" in caplog.text
     with pytest.raises(
         ConfigError, match="an update has 8 samples on 4 processes, but 4 on 2 processes in the run so"
     ) as error:
-        check_inputs(tmp_path, replace(BEGAN, processes=4, samples_per_update=8))
+        check_inputs(tmp_path, replace(BEGAN, processes=4, samples_per_update=8), compares_losses=False)
     assert "gradient_accumulation_steps with the product 1, or start it with 2 processes" in str(error.value)
     with pytest.raises(ConfigError, match="so far: start it with 2 processes, or start a new run without --resume"):
-        check_inputs(tmp_path, replace(BEGAN, processes=3, samples_per_update=6))
+        check_inputs(tmp_path, replace(BEGAN, processes=3, samples_per_update=6), compares_losses=False)
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,20 @@ def test_the_number_of_processes_may_change_if_updates_keep_their_samples(tmp_pa
 def test_other_changes_of_the_order_or_the_weights_are_refused(tmp_path, change, message):
     write_inputs(tmp_path, BEGAN)
     with pytest.raises(ConfigError, match=message):
-        check_inputs(tmp_path, replace(BEGAN, **change))
+        check_inputs(tmp_path, replace(BEGAN, **change), compares_losses=False)
+
+
+def test_another_validation_split_is_refused_if_its_losses_are_compared(tmp_path):
+    write_inputs(tmp_path, BEGAN)
+    check_inputs(tmp_path, BEGAN, compares_losses=True)
+    with pytest.raises(ConfigError, match="the validation split is not that which the run began with, and load_best_"):
+        check_inputs(tmp_path, replace(BEGAN, validation="other"), compares_losses=True)
 
 
 def test_changes_that_keep_the_updates_are_logged(tmp_path, caplog):
     write_inputs(tmp_path, BEGAN)
-    check_inputs(tmp_path, replace(BEGAN, validation="other"))
+    check_inputs(tmp_path, replace(BEGAN, validation="other"), compares_losses=False)
     assert "the validation split has changed" in caplog.text
     (tmp_path / "inputs.json").unlink()
-    check_inputs(tmp_path, BEGAN)
+    check_inputs(tmp_path, BEGAN, compares_losses=False)
     assert "changes of the data cannot be detected" in caplog.text
