@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from typing import Any, Literal
 
@@ -83,7 +84,7 @@ class _Combined(SampleDataset):
 
 @DATASETS.register_module()
 class ConcatDataset(_Combined):
-    """Concatenation of datasets."""
+    """Concatenation of datasets. Equal datasets in it have different random transforms and templates."""
 
     def __init__(self, datasets: Sequence[SampleDataset]) -> None:
         self.datasets = _non_empty(datasets)
@@ -97,8 +98,16 @@ class ConcatDataset(_Combined):
     @override
     def locate(self, index: int, epoch: int) -> tuple[SampleDataset, int]:
         index = from_zero(index, len(self))
-        number = int(np.searchsorted(self.ends, index, side="right"))
+        number = self._part(index)
         return self.datasets[number], index - (int(self.ends[number - 1]) if number else 0)
+
+    @override
+    def inner_epoch(self, index: int, epoch: int) -> int:
+        return epoch * len(self.datasets) + self._part(from_zero(index, len(self)))
+
+    def _part(self, index: int) -> int:
+        """Return the number of the dataset of an index."""
+        return int(np.searchsorted(self.ends, index, side="right"))
 
     @override
     def rows(self) -> Iterator[tuple[SampleDataset, int]]:
@@ -179,6 +188,23 @@ class _Selection(_Combined):
     @override
     def locate(self, index: int, epoch: int) -> tuple[SampleDataset, int]:
         return self.dataset, int(self.indices[from_zero(index, len(self))])
+
+    @override
+    def inner_epoch(self, index: int, epoch: int) -> int:
+        # A row that is selected several times has different transforms each time.
+        if self._occurrences is None:
+            return epoch
+        return epoch * (int(self._occurrences.max()) + 1) + int(self._occurrences[from_zero(index, len(self))])
+
+    @cached_property
+    def _occurrences(self) -> np.ndarray | None:
+        """Number of earlier selections of the row of each index; None if no row is selected twice."""
+        order = np.argsort(self.indices, kind="stable")
+        rows = self.indices[order]
+        first = np.searchsorted(rows, rows, side="left")
+        occurrences = np.empty_like(order)
+        occurrences[order] = np.arange(len(order)) - first
+        return occurrences if occurrences.any() else None
 
     @override
     def rows(self) -> Iterator[tuple[SampleDataset, int]]:

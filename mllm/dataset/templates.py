@@ -5,7 +5,7 @@ from __future__ import annotations
 REC = (
     "Where in the image do you see <expr>?",
     "Find <expr> and give its place.",
-    "Show me where <expr> is in this image.",
+    "Show me <expr> in this image.",
     "Locate <expr>.",
     "I am looking for <expr>. Which part of the image do I look at?",
     "Give the box that holds <expr>.",

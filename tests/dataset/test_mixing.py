@@ -30,7 +30,7 @@ def test_concatenation_keeps_the_order():
     a, b = rows("a", 3), rows("b", 2)
     joined = ConcatDataset([a, b])
     assert sources(joined) == sources(a) + sources(b)
-    assert joined.sample(3, 7).turns[0].text == "b, line 1, epoch 7"
+    assert joined.sample(3, 7).turns[0].text == "b, line 1, epoch 15"  # of two datasets, the second one
     assert [joined.describe(-1), joined.group(-1)] == ["b, line 2", "b 1"]
     with pytest.raises(IndexError):
         joined.sample(5)
@@ -167,6 +167,23 @@ def test_repeated_draws_of_an_image_are_augmented_differently(tmp_path):
     drawn = [mixed.sample(i).images[0].tobytes() for i in range(4)]
     assert len(set(drawn)) == 4
     assert drawn == [mixed.sample(i).images[0].tobytes() for i in range(4)]
+
+
+def test_a_row_that_is_repeated_by_hand_has_its_own_random_numbers_each_time():
+    def texts(dataset, epochs=(0, 1, 2)):
+        return [dataset.sample(i, epoch).turns[0].text for epoch in epochs for i in range(len(dataset))]
+
+    for repeated in (
+        ConcatDataset([rows("a", 2), rows("a", 2), rows("a", 2)]),
+        SubsetDataset(rows("a", 3), indices=[1, 0, 1, 1]),
+        SubsetDataset(ConcatDataset([rows("a", 2), rows("a", 2)]), indices=[0, 2, 0, 3]),
+    ):
+        assert len(set(texts(repeated))) == 3 * len(repeated)
+        assert texts(repeated) == texts(repeated)
+        assert repeated.sample(-1, 1) == repeated.sample(len(repeated) - 1, 1)
+    # Rows that are selected once are drawn as without the selection.
+    a = rows("a", 3)
+    assert texts(SubsetDataset(a, indices=[2, 0])) == [a.sample(i, e).turns[0].text for e in (0, 1, 2) for i in (2, 0)]
 
 
 def test_the_rows_of_a_selection_come_from_their_source():

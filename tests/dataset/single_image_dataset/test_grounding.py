@@ -1,12 +1,14 @@
 """Rows in the published formats become exact samples; invalid rows raise an error with their location."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from mllm.dataset import templates
 from mllm.dataset.builder import build_dataset
 from mllm.errors import ConfigError, DataError
 from mllm.structures import Mark, Turn
@@ -263,3 +265,12 @@ def test_templates_can_be_read_from_a_file(read, tmp_path):
         read("REGDataset", REC, template_file=str(tmp_path / "t.json"), template_string="a")
     with pytest.raises(ConfigError, match="cannot be read"):
         read("REGDataset", REC, template_file=str(tmp_path / "none.json"))
+
+
+def test_templates_fit_singulars_and_plurals():
+    """A class of a detection dataset may be `white blood cells`: no verb may depend on its number."""
+    written = [template for name in dir(templates) if name.isupper() for template in getattr(templates, name)]
+    verb = r"(is|are|has|have|was|were)"
+    name = r"<(expr|label|obj)>"
+    assert len(written) > 100
+    assert not [text for text in written if re.search(rf"{name} {verb}\b|\b(is|are|was|were) {name}", text)]
