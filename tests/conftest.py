@@ -37,6 +37,10 @@ SLOW_FILES = ("tests/pipeline/", "tests/run/", "tests/test_")
 """Tests of whole runs. They start first, so that the last minutes are shared evenly by all processes."""
 
 
+FREEZE_AT = 20_000
+"""Number of objects that survived full garbage collections, from which later ones no longer visit them."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-families", action="store_true", help="test rare model families, too")
     parser.addoption("--record-families", action="store_true", help="write the results that mllm show families prints")
@@ -53,8 +57,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let garbage collections during the tests not visit modules and collected tests."""
+    """Let garbage collections during the tests be rare and not visit modules and collected tests."""
+    gc.set_threshold(10_000, 20, 20)
     gc.freeze()
+
+
+def pytest_runtest_logfinish() -> None:
+    """Let them not visit what survives a test, either, mostly modules: Trainer collects garbage at each start."""
+    if len(gc.get_objects(generation=2)) > FREEZE_AT:
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,9 @@ def test_the_notebook_runs(notebook, tmp_path, monkeypatch):
     assert (config.training_args["num_train_epochs"], config.model_args.lora_r) == (2, 4)
     run = Path("exp/3ncore/latest").resolve()
     assert read_config(run / "config.py").model_args.lora_r == 4
-    assert "validation loss" in printed(cells["run"])
+    output, rows = printed(cells["run"]), json.loads((run / "training_log.json").read_text())["rows"]
+    last = max(row["step"] for row in rows)
+    assert [f"step {step:>5}  loss " in output for step in range(1, last + 2)] == [True] * last + [False]
+    assert "validation loss" in output and "held-out measures" in output and (run / "adapter").is_dir()
     assert len(outputs_of(cells["pictures"], "image/png")) == len(list(run.rglob("*.png"))) >= 1
     assert "EF" in printed(cells["figures"])

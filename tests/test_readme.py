@@ -70,12 +70,16 @@ def lines_of(block: str) -> list[str]:
 
 
 def run_line(line: str) -> int:
-    """Run a command in this process as a shell would, and return its exit code."""
+    """Run a command in this process as a shell would, and return its exit code. Updates are small and answers short."""
     words = shlex.split(line, comments=True)
     if words[:1] == ["python"]:
+        if words[1].endswith("/finetune.py"):
+            options = [] if "--cfg-options" in words else ["--cfg-options"]
+            words += [*options, "training_args.gradient_accumulation_steps=1", "data_args.gen_kwargs.max_new_tokens=4"]
         return run_command(importlib.import_module(words[1].removesuffix(".py").replace("/", ".")).main, words[2:])
     assert words[:1] == ["mllm"], line
-    return run_command(cli.main, words[1:])
+    short = ["--max-new-tokens", "4"] if words[1] == "predict" else []
+    return run_command(cli.main, [*words[1:], *short])
 
 
 def commands(document: Path) -> list[list[str]]:

@@ -16,6 +16,7 @@ import pytest
 from mllm.config.hardware import CHECKOUT
 from mllm.config.reading import read_config
 from mllm.errors import ConfigError, TrainingError
+from mllm.pipeline.finetune import main
 from mllm.run.notebook import SLIDERS, figures, make_widgets, pictures, train, write_config
 
 VALUES = {name: slider.value for name, slider in SLIDERS.items()}
@@ -109,12 +110,10 @@ def test_widgets_have_the_range_of_the_sliders():
     ]
 
 
-def test_the_output_and_the_results_of_a_run_are_shown(write_config, capfd):
-    run = train(write_config('data_args["compute_metric"] = "accuracy"'))
-    assert run.parent.name == "run" and (run / "adapter").is_dir()
-    output = capfd.readouterr().out
-    assert [f"step {step:>5}  loss " in output for step in range(1, 6)] == [True] * 4 + [False]
-    assert "held-out accuracy" in output
+def test_the_results_of_a_run_are_shown(write_config):
+    """`tests/test_notebooks.py` starts a whole run in another process and reads its output."""
+    assert main([write_config('data_args["compute_metric"] = "accuracy"')]) == 0
+    run = Path("exp/run/latest").resolve()
     assert pictures(run) == [run / "loss.png"]
     (run / "training_progress.png").touch()
     (run / "measures").mkdir()
@@ -154,4 +153,5 @@ def test_an_interrupted_run_keeps_its_checkpoints(write_config):
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "KeyboardInterrupt" in output
+    assert "step     1  loss " in output
     assert (runs / "checkpoint-1" / "complete.json").is_file()
