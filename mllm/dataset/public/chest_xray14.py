@@ -114,7 +114,7 @@ class ChestXray14Dataset(MultiLabelDataset):
         if without_row:
             example = files[min(without_row)]
             logger.warning("%s: %d images have no row, for example %s", entries, len(without_row), path / example)
-        return ListedRecords(entries, rows, places)
+        return ListedRecords(entries, rows, places, f"of split '{self.official}'" if self.official else "")
 
     def _row(self, row: dict[str, Any], name: str, files: dict[str, str]) -> dict[str, Any]:
         """Return the image, the patient and the labels of a row of the table; `ERROR` if it cannot be used."""

@@ -95,7 +95,11 @@ class CheXpertDataset(MultiLabelDataset):
         ids = Ids("Path" if "Path" in records[0] else "Study")
         for index, row in rows_of(records):
             place = records.describe(index)
-            study = self._study(field(row, "Path") or field(row, "Study"), place)
+            try:
+                study = self._study(field(row, "Path") or field(row, "Study"))
+            except DataError as reason:
+                rows[f"{index}"], places[f"{index}"] = {ERROR: str(reason)}, place
+                continue
             images = self._images(path, row, study)
             key = study if self.level == "study" else f"{index}"
             if not images:
@@ -104,18 +108,19 @@ class CheXpertDataset(MultiLabelDataset):
             columns = [*LABELS, *(column for column in STRATA if column in row)]
             entry = {**{column: row[column] for column in columns}, "patient": patient and patient[0], "image": []}
             entry = rows.setdefault(key, entry)
+            error = ids.error_of(field(row, ids.column), place)
             if any(str(entry[label]) != str(row[label]) for label in LABELS):
-                raise DataError(f"{place}: other labels than {places[key]}, a row of the same study")
+                error = f"{place} has other labels than this row of the same study"
             entry["image"] += images
-            entry[ERROR] = entry.get(ERROR) or ids.error_of(field(row, ids.column), place)
+            entry[ERROR] = entry.get(ERROR) or error
             places.setdefault(key, place)
-        return ListedRecords(table, list(rows.values()), list(places.values()))
+        return ListedRecords(table, list(rows.values()), list(places.values()), f"of split '{self.official}'")
 
-    def _study(self, text: str, place: str) -> str:
+    def _study(self, text: str) -> str:
         """Return `train/patient00001/study1`, without the name of the release."""
         match = _STUDY.match(text)
         if match is None:
-            raise DataError(f"{place}: '{text}' is not a path like CheXpert-v1.0/train/patient00001/study1")
+            raise DataError(f"'{text}' is not a path like CheXpert-v1.0/train/patient00001/study1")
         return match[1]
 
     def _images(self, root: Path, row: dict[str, Any], study: str) -> list[str]:

@@ -137,7 +137,11 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
     def open_records(self, path: Path) -> Records:
         folder = path / self.official
         if not folder.is_dir():
-            raise DataError(f"data_path {path} has no folder {self.official}: set it to organized_dataset")
+            present = [name for name in SPLITS if (path / name).is_dir()]
+            others = f", only {', '.join(present)}: set split to one that it has" if present else ""
+            raise DataError(
+                f"data_path {path} has no folder {self.official}{others or ': set it to organized_dataset'}"
+            )
         rows: list[dict[str, Any]] = []
         places: list[str] = []
         for category, names in DATASETS_BY_CATEGORY.items():

@@ -110,7 +110,7 @@ class MedicalVQADataset(VQADataset):
                 patient = None if ERROR in row else row.get("image")
                 rows.append({**texts, "patient": patient, ERROR: row.get(ERROR)})
                 places.append(records.describe(index))
-        return ListedRecords(records.path, rows, places)
+        return ListedRecords(records.path, rows, places, f"of split '{self.layout.split}'")
 
     def _is_selected(self, row: Mapping[str, Any]) -> bool:
         return ERROR in row or self.answer_type in (None, field(row, "answer_type").upper())

@@ -80,6 +80,11 @@ def studies(root: Path, split: str | None, views: Views) -> dict[str, _Study]:
     return by_id
 
 
+def _split(split: str | None) -> str:
+    """Return the name of a split for the message about no row."""
+    return "" if split is None else f"of split '{split}'"
+
+
 def _positions(root: Path) -> dict[str, str]:
     """Return the view position of each image."""
     table = official_file(root, ("mimic-cxr-2.0.0-metadata.csv",), "the views; views='all' does not need it")
@@ -155,7 +160,7 @@ class MIMICCXRDataset(GroundingDataset):
                 places.append(study.place)
             else:
                 self.without_section += 1
-        return ListedRecords(path, rows, places)
+        return ListedRecords(path, rows, places, _split(self.official))
 
     def _answer(self, report: str) -> str:
         """Return the part of a report that is learned; empty if the report does not have it."""
@@ -240,7 +245,7 @@ class MIMICCXRLabelDataset(MultiLabelDataset):
             error = study.error or ids.error_of(study.study, place)
             rows.append({"image": image, "patient": study.patient, ERROR: error, **labels})
             places.append(place)
-        return ListedRecords(table, rows, places)
+        return ListedRecords(table, rows, places, _split(self.official))
 
     @classmethod
     @override

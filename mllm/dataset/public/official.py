@@ -10,6 +10,9 @@ from mllm.dataset.progress import with_progress
 from mllm.dataset.tables.records import Records
 from mllm.errors import ConfigError, DataError, hint
 
+_FIRST = 20
+"""Number of rows in which a column is searched: rows of JSON may lack a field."""
+
 
 def official_file(root: Path, names: Sequence[str], contents: str) -> Path:
     """Return the first file of `names` that exists below a folder, also compressed (`.gz`).
@@ -42,13 +45,13 @@ def official_table(path: Path, columns: Sequence[str]) -> Records:
     """Return the rows of an official table.
 
     Raises:
-        DataError: A column is missing.
+        DataError: The first rows do not have a column.
     """
     records = Records(path)
-    first = records[0]
+    present = {name for index in range(min(len(records), _FIRST)) for name in records[index]}
     for column in columns:
-        if column not in first:
-            raise DataError(f"{path} has no column '{column}'{hint(column, first)}")
+        if column not in present:
+            raise DataError(f"{path} has no column '{column}'{hint(column, present)}")
     return records
 
 

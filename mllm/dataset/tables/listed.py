@@ -26,15 +26,22 @@ class ListedRecords(Records):
         path: File or folder from which the rows come.
         rows: The rows.
         locations: Location of each row for messages: `FILE, line N`. None: the number of the row in `path`.
+        choice: Choice of the rows in the message about none, such as `of split 'test'`. Empty: all rows of `path`.
 
     Raises:
         DataError: There is no row.
     """
 
-    def __init__(self, path: Path, rows: Sequence[Mapping[str, Any]], locations: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        rows: Sequence[Mapping[str, Any]],
+        locations: Sequence[str] | None = None,
+        choice: str = "",
+    ) -> None:
         assert locations is None or len(locations) == len(rows)
         if not rows:
-            raise DataError(f"{path} has no row that can be used")
+            raise DataError(f"{path} has no row {choice} that can be used".replace("  ", " "))
         self.path, self.rows, self.locations = path, rows, locations
 
     def __len__(self) -> int:

@@ -39,6 +39,14 @@ def label_value(value: Any, label: str) -> bool | None:
     return _VALUES[text]
 
 
+def _is_uncertain(value: Any, label: str) -> bool:
+    """Return True for an uncertain label; False also for a value that is refused, as an error of its row."""
+    try:
+        return label_value(value, label) is None
+    except DataError:
+        return False
+
+
 class PerLabelRecords(Records):
     """Rows of a table, each repeated once for every label, with the label in the field `label`.
 
@@ -64,7 +72,7 @@ class PerLabelRecords(Records):
         if self.records.is_faulty(index):
             return [0]
         row = self.records[index]
-        return [number for number, label in enumerate(self.labels) if label_value(row.get(label), label) is not None]
+        return [number for number, label in enumerate(self.labels) if not _is_uncertain(row.get(label), label)]
 
     def __len__(self) -> int:
         return len(self.records) * len(self.labels) if self.indices is None else len(self.indices)

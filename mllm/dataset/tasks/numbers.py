@@ -127,7 +127,13 @@ class RegressionDataset(GroundingDataset):
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         value = number_of(row["value"], "value")
         if not self.minimum <= value <= self.maximum:
-            raise DataError(f"field 'value' is {value:g}, outside of {self.minimum:g} to {self.maximum:g} {self.unit}")
+            bound = (
+                f"below the minimum of {self.minimum:g}"
+                if value < self.minimum
+                else (f"above the maximum of {self.maximum:g}")
+            )
+            after = f" {self.unit}".rstrip()
+            raise DataError(f"field 'value' is {value:g}{after}, {bound}{after}")
         unit = f" in {self.unit}" if self.unit else ""
         question = self.draw_template(rng, label=self.label, unit=unit)
         answer = f"{value:.{self.decimals}f} {self.unit}".strip()

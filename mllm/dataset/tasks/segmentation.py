@@ -145,13 +145,16 @@ class SegmentationDataset(GroundingDataset):
         """Return a row for each mask; the name of its image is that of the mask without the target."""
         names = {image.relative_to(path).with_suffix(""): image.relative_to(path) for image in images}
         used = None if self.labels is None else {self.labels} if isinstance(self.labels, str) else set(self.labels)
-        rows, with_mask, targets = [], set(), set()
+        rows: list[dict[str, Any]] = []
+        with_mask, targets = set(), set()
         for mask in self._masks():
             name = mask.relative_to(self.mask_folder).with_suffix("")
             stem, _, target = name.name.rpartition("_")
             image = names.get(name.with_name(stem)) if stem else None
             if image is None:
-                raise DataError(f"{mask} is the mask of no image in {path}: it must be named IMAGE_target.png")
+                fault = f"it is the mask of no image in {path}: it must be named IMAGE_target.png"
+                rows.append({"image": str(mask), ERROR: fault})
+                continue
             with_mask.add(image)
             label = target.replace("+", " ")
             targets.add(label)

@@ -209,6 +209,56 @@ def test_a_row_without_an_image_is_an_error_of_its_row(copy, name, file, column)
         build_dataset(options).sample(1)
 
 
+@pytest.mark.parametrize("per", ["image", "label"])
+def test_a_damaged_row_of_chexpert_is_an_error_of_this_row(copy, per):
+    options, root = copy("CheXpertDataset", rows=6)
+
+    def change(rows):
+        rows[1][0] = "CheXpert-v1.0/train/first/1.jpg"
+        rows[3][rows[0].index("Edema")] = "2"
+        rows[5] = [*rows[5][:-1], "1.0"]  # the frontal image of a study, whose lateral image has another value
+
+    edit_csv(root / "train.csv", change)
+    uncertain = "ignore" if per == "label" else "zeros"
+    data = build_dataset({**options, "views": "all", "level": "study", "per": per, "uncertain": uncertain})
+    skipped = list(check_splits({"train": data}, skip=True).reports["train"].skipped)
+    where = " (Edema)" if per == "label" else ""
+    line, other = f"{root / 'train.csv'}, line ", "has other labels than this row of the same study"
+    assert skipped[0].startswith(f"{line}2") and "'CheXpert-v1.0/train/first/1.jpg' is not a path like" in skipped[0]
+    assert [row for row in skipped if row.startswith(f"{line}4") and row.endswith(f": {line}5 {other}")]
+    assert [row for row in skipped if row.startswith(f"{line}6") and row.endswith(f": {line}7 {other}")]
+    data = build_dataset({**options, "per": per, "uncertain": uncertain})
+    skipped = list(check_splits({"train": data}, skip=True).reports["train"].skipped)
+    assert f"{line}4{where}: label 'Edema' must be 1, 0, -1 (uncertain) or blank, not '2'" in skipped
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("MIMICCXRDataset", "validate"), ("MIMICCXRLabelDataset", "test"), ("VQARADDataset", "test")],
+)
+def test_a_split_without_a_row_is_named(copy, name, split):
+    options, _ = copy(name)
+    with pytest.raises(DataError, match=f"has no row of split '{split}' that can be used"):
+        build_dataset({**options, "split": split})
+
+
+def test_the_splits_that_flare_has_are_named(copy):
+    options, root = copy("FLAREDataset", rows=2)
+    with pytest.raises(DataError, match="has no folder testing, only training: set split to one that it has"):
+        build_dataset({**options, "split": "testing"})
+    with pytest.raises(DataError, match="has no folder training: set it to organized_dataset"):
+        build_dataset({**options, "data_path": str(root.parent)})
+
+
+def test_a_column_that_the_first_row_lacks_is_an_error_of_this_row(copy):
+    options, root = copy("FLAREDataset", rows=19)
+    file = root / "training" / "Microscopy" / "neurips22cell" / "neurips22cell_questions_train.json"
+    entry = json.loads(file.read_text())[0]
+    file.write_text(json.dumps([{key: entry[key] for key in entry if key != "ImageName"}, entry]))
+    report = check_splits({"train": build_dataset({**options, "sets": ["neurips22cell"]})}, skip=True).reports["train"]
+    assert report.answers.rows == 1 and "(row 1): field 'ImageName' must be the name of an image" in str(report.skipped)
+
+
 def test_blank_and_uncertain_labels_of_chexpert(copy):
     options, _ = copy("CheXpertDataset", rows=4)
     assert texts({**options, "uncertain": "zeros"})[1] == "Lung Lesion"

@@ -140,7 +140,13 @@ def test_a_count_that_a_measure_head_learns_is_that_of_one_label(table):
         ("DetectionDataset", {"label": "cell", "boxes": []}, {"labels": {"c": "d"}}, "label 'cell' is not in labels"),
         ("PresenceDataset", {"label": "cell", "present": 1}, {"labels": ["c"]}, "label 'cell' is not in labels"),
         ("RegressionDataset", {"value": "many"}, {}, "'value' must be a number, not 'many'"),
-        ("RegressionDataset", {"value": 300}, {"maximum": 200.0}, "'value' is 300, outside of -inf to 200"),
+        ("RegressionDataset", {"value": 300}, {"maximum": 200.0}, "'value' is 300, above the maximum of 200;"),
+        (
+            "RegressionDataset",
+            {"value": -3},
+            {"minimum": 0.0, "unit": "mm"},
+            "'value' is -3 mm, below the minimum of 0 mm",
+        ),
         ("MultiLabelDataset", {"edema": 2}, {"labels": ["edema"]}, "label 'edema' must be 1, 0, -1"),
         ("MultiLabelDataset", {"edema": -1}, {"labels": ["edema"]}, "label 'edema' is -1, uncertain: choose"),
     ],
@@ -282,6 +288,11 @@ def test_names_of_biomedparse_have_the_target(tmp_path):
     assert ["left kidney" in data.sample(0).turns[0].text, "liver" in data.sample(1).turns[0].text] == [True, True]
     with pytest.raises(ConfigError, match="no mask in .* has the target 'spleen'"):
         build_dataset(dict(options, labels=["spleen"]))
+    Image.new("L", (6, 4), 255).save(tmp_path / "train_mask" / "s3_CT_abdomen_liver.png")
+    report = check_splits({"train": build_dataset(options)}, skip=True).reports["train"]
+    fault = f"it is the mask of no image in {tmp_path / 'train'}: it must be named IMAGE_target.png"
+    assert list(report.skipped) == [f"{tmp_path / 'train_mask' / 's3_CT_abdomen_liver.png'}: {fault}"]
+    assert report.answers.rows == 2
 
 
 def test_columns_name_the_fields_of_any_table(table):
