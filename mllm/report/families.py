@@ -9,9 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mllm.config.rules.packing import packed_architectures
-from mllm.family import FAMILIES
-
 RESULTS = Path(__file__).with_name("tested_families.json")
 """Results of `tests/models/test_families.py --record-families`."""
 HEADER = """# Model families
@@ -78,6 +75,5 @@ def _line(name: str, result: Mapping[str, Any]) -> str:
     start = f"| `{name}` | `{result['type']}` | "
     if result["refused"]:
         return f"{start}refused: {result['refused']} | | | | | | |"
-    packs = name.partition(" ")[0] in packed_architectures(FAMILIES.find(result["type"]))
-    marks = (*(result[key] for key in ("vision_lora", "four_bit", "features", "shared_images")), packs, result["gguf"])
+    marks = (result[key] for key in ("vision_lora", "four_bit", "features", "shared_images", "packing", "gguf"))
     return start + " | ".join(["yes", *("yes" if mark else "" for mark in marks)]) + " |"

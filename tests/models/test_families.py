@@ -19,6 +19,7 @@ from family_checkpoints.image_checks import (
     conversation,
     gradients,
     loss_of,
+    packs,
     picture,
     reads_stored_features,
     shares_images,
@@ -116,12 +117,14 @@ def check_training(case: Case, folder: Path, out: Path) -> dict[str, bool]:
     check_update(bundle, samples)
     check_answers(bundle, check_merge(case, bundle, samples, folder, out), samples)
     stores = reads_stored_features(bundle, samples, out)
+    packed = packs(bundle, samples, case.type)
     if stock.config.model_type in ANSWERED:
         check_shared_answers(bundle)
     return {
         "vision_lora": bool(bundle.model.trains("vision")),
         "four_bit": trains_in_4_bits(case, folder, samples),
         "features": stores,
+        "packing": packed,
         "shared_images": shares_images(bundle),
         "gguf": stock.config.model_type in GGUF,
     }

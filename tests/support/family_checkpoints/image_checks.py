@@ -12,13 +12,15 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
+from mllm.config.rules.packing import packed_architectures
 from mllm.config.rules.sharing import IMAGE_BLOCKS, SHARED
 from mllm.dataset.loading.sharing import RowCollator
 from mllm.engine.cache_room import CacheRoom
 from mllm.engine.feature_cache import FeatureCache
 from mllm.engine.feature_computer import accepts_features
+from mllm.family import FAMILIES
 from mllm.models.encoding.chat import ChatEncoder
-from mllm.models.encoding.packing import LEADER
+from mllm.models.encoding.packing import LEADER, packing
 from mllm.models.generation.generate import generate
 from mllm.models.generation.shared_prompts import SharedPrompts, shared_inputs
 from mllm.models.language_model import LanguageModel
@@ -111,6 +113,31 @@ def shares_images(bundle: Bundle) -> bool:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for name, gradient in zip(expected, torch.autograd.grad(loss, parameters), strict=True):
         assert (gradient - expected[name]).norm() < 2e-5 * expected[name].norm(), name
+    return True
+
+
+def packs(bundle: Bundle, samples: list[Sample], kind: str) -> bool:
+    """Return True if samples can be packed into a row: with the losses and gradients of samples alone.
+
+    The rules of a config accept exactly these architectures of the type `kind`.
+    """
+    model, encoder = bundle.model, bundle.encoder
+    if model.pretrained.config.model_type not in packed_architectures(FAMILIES.find(kind)):
+        return False
+    assert isinstance(model, LanguageModel) and isinstance(encoder, ChatEncoder)
+    encoder.stored_features = None
+    expected = gradients(bundle, samples)
+    config = model.pretrained.config.get_text_config(decoder=True)
+    attention = config._attn_implementation
+    model.share_tokens(image_blocks=model.pretrained.config.model_type in IMAGE_BLOCKS)
+    encoded = [encoder.encode(sample) for sample in samples]
+    (piece,) = RowCollator(packing(encoder.pad), samples_per_piece=len(samples))(encoded).pieces
+    assert piece.student[LEADER].tolist() == [0, 1, 2]
+    loss = NextToken().total(Context(piece.targets, model(**piece.student))).sum()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for name, gradient in zip(expected, torch.autograd.grad(loss, parameters), strict=True):
+        assert (gradient - expected[name]).norm() < 2e-5 * expected[name].norm(), name
+    config._attn_implementation = attention  # what follows is compared with the attention of transformers
     return True
 
 
