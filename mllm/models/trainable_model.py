@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from mllm.errors import ConfigError
@@ -42,6 +43,17 @@ class TrainableModel(nn.Module):
         """Dtype of matrix products if weights in fp32 lie between weights in half precision; None: that of weights."""
         tables = {id(table) for table in token_tables(self.pretrained)}
         self._tables = {name for name, parameter in self.named_parameters() if id(parameter) in tables}
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode of all modules except BatchNorms, none of which trains.
+
+        In training mode one would mix the samples of a batch, and change its statistics, which no export contains.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
 
     @property
     def pretrained(self) -> PreTrainedModel:

@@ -220,3 +220,11 @@ def test_heads_rows_and_fusion_are_towers(bundle):
     assert {"heads", "rows", "vision", "language"} <= towers
     assert all(map(bundle.model.trains, ("heads", "rows", "language")))
     assert bundle.model.trains("fusion") == bundle.model.trains("projector") == (bundle.model.fusion is not None)
+
+
+def test_a_batch_norm_stays_in_evaluation_mode(tiny_llava):
+    model = LanguageModel(AutoModelForImageTextToText.from_pretrained(tiny_llava), TOWERS)
+    model.pretrained.model.vision_tower.add_module("norm", torch.nn.BatchNorm2d(3))
+    training = {name for name, module in model.train().named_modules() if module.training}
+    assert "backbone.model.vision_tower" in training
+    assert "backbone.model.vision_tower.norm" not in training

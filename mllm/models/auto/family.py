@@ -22,6 +22,11 @@ TYPES_OF_OWN_PLACEMENT = frozenset({"blip-2", "instructblip", "instructblipvideo
 """Architectures whose processor writes the tokens of one image before the text, wherever the text has its images."""
 
 
+TYPES_OF_JOINT_POSITIONS = frozenset({"hunyuan_vl"})
+"""Architectures whose code numbers the images of all samples of a batch together, so that a sample has other positions
+in a batch than alone (transformers 5.23: `image_index` in `HunYuanVLModel.get_rope_index`)."""
+
+
 TYPES_OF_LAST_STATE = frozenset({"internvl"})
 """Architectures whose projector reads the output of the vision tower, although their config names a layer."""
 

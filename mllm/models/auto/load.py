@@ -20,6 +20,7 @@ from mllm.family import FAMILIES
 from mllm.models.adapters.language_layers import kernel_layers
 from mllm.models.auto.default_templates import DEFAULTS
 from mllm.models.auto.family import (
+    TYPES_OF_JOINT_POSITIONS,
     TYPES_OF_LAST_STATE,
     TYPES_OF_OWN_PLACEMENT,
     TYPES_OF_SUFFIX,
@@ -82,6 +83,12 @@ def load_known_config(args: ModelArgs) -> PretrainedConfig:
         raise ConfigError(
             f"model_name_or_path '{name}' is a '{config.model_type}' model, which has no conversations: its processor "
             "writes the tokens of one image before the text, and not in place of <image>; choose another architecture"
+        )
+    if config.model_type in TYPES_OF_JOINT_POSITIONS:
+        raise ConfigError(
+            f"model_name_or_path '{name}' is a '{config.model_type}' model, whose code in transformers numbers the "
+            "images of all samples of a batch together, so a sample would be read otherwise than alone; choose "
+            "another architecture"
         )
     if config.is_encoder_decoder:
         other = FAMILIES.for_architecture(config.model_type).type

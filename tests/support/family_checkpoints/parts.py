@@ -31,7 +31,7 @@ TOKENS = [
     *(f"TILE_{number}" for number in range(1, 5)),
     *("<slice>", "</slice>", "<image_id>", "</image_id>", "<IMG_START>", "<IMG_END>", "<IMG_ATOM>", "<IMG_GRID>"),
     *("<IMG_COL>", "<IMG_ROW>", "<|patch|>", "<eof>", "<wrap>", "<im_patch>", "<im_col>", "<im_start>", "<im_end>"),
-    *("<low_res_im_start>", "<frame_start>", "<frame_end>", "<im_low>", "|SPEAKER|", "|NEWLINE|"),
+    *("<low_res_im_start>", "<frame_start>", "<frame_end>", "<im_low>", "|SPEAKER|", "|NEWLINE|", "<imgpad>"),
 ]
 """Special tokens of all families with a byte tokenizer."""
 PIECES = ["<pad>", "<eos>", "<bos>", "<unk>", "<image>"]

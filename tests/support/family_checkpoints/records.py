@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from family_checkpoints import image_text, more_image_text, more_text, refused_image_text, text
+from family_checkpoints import image_text, more_image_text, more_text, newer_image_text, refused_image_text, text
 from mllm.models.auto.tiny_paligemma import paligemma, paligemma2
 from mllm.tiny.checkpoints import write_tiny
 
@@ -91,9 +91,14 @@ IMAGE_TEXT = cases(
 )
 MORE_IMAGE_TEXT = [
     *(Case(name, "image-text", make, always=False) for name, make in more_image_text.MAKERS.items()),
+    *(Case(name, "image-text", make, always=False) for name, make in newer_image_text.MAKERS.items()),
     *(
         Case(name, "image-text", make, sentence, always=False)
         for name, (make, sentence) in refused_image_text.REFUSED.items()
+    ),
+    *(
+        Case(name, "image-text", partial(text.config_alone, name), sentence, always=False)
+        for name, sentence in refused_image_text.BY_CONFIG.items()
     ),
 ]
 GEMMA3 = [Case("gemma3", "medgemma", "medgemma")]

@@ -21,6 +21,8 @@ from transformers import (
     FuyuImageProcessor,
     FuyuProcessor,
     GitProcessor,
+    HunYuanVLImageProcessor,
+    HunYuanVLProcessor,
     InstructBlipProcessor,
     Kosmos2Processor,
     Llama4ImageProcessor,
@@ -172,6 +174,31 @@ def molmo2() -> Checkpoint:
     )
 
 
+def hunyuan_vl() -> Checkpoint:
+    images = HunYuanVLImageProcessor(size={"shortest_edge": 64 * 64, "longest_edge": 96 * 96})
+    names = dict(image_token="<image>", image_start_token="<im_start>", image_end_token="<im_end>")
+    processor = HunYuanVLProcessor(images, byte_tokenizer(**names), chat_template=chat("<im_start><image><im_end>"))
+    vision = {**TOWER, "num_key_value_heads": 2, "out_hidden_size": 64, "text_hidden_size": 64, "patch_size": 16}
+    return checkpoint(
+        "hunyuan_vl",
+        processor,
+        {
+            "head_dim": 32,
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 1e4,
+                "mrope_section": [4, 4, 4, 4],
+                "factor": 1.0,
+            },
+        },
+        vision_config={**vision, "max_image_size": 128, "min_image_size": 64},
+        image_token_id=token(processor, "<image>"),
+        im_start_id=token(processor, "<im_start>"),
+        im_end_id=token(processor, "<im_end>"),
+        im_newline_id=token(processor, "<im_col>"),
+    )
+
+
 CANNOT_BE_FOUND = "cannot be found among its parts"
 OWN_PLACEMENT = "writes the tokens of one image before the text"
 UNKNOWN_OUTPUT = "it is not known whether this belongs to a token, an image or a sample"
@@ -189,5 +216,11 @@ REFUSED: dict[str, tuple[Callable[[], Checkpoint], str]] = {
     "kosmos-2": (kosmos2, UNKNOWN_OUTPUT),
     "molmo2": (molmo2, UNKNOWN_OUTPUT),
     "llama4": (llama4, "fails on the first batch"),
+    "hunyuan_vl": (hunyuan_vl, "numbers the images of all samples of a batch together"),
 }
 """Architecture -> function that returns model and processor, and a part of the sentence that refuses it."""
+BY_CONFIG = {
+    **dict.fromkeys(("vision-encoder-decoder", "udop", "pp_formulanet"), NO_TYPE),
+    "instructblipvideo": OWN_PLACEMENT,
+}
+"""Architecture -> a part of the sentence that refuses it by its config."""
