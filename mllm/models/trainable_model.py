@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class TrainableModel(nn.Module):
         tables = {id(table) for table in token_tables(self.pretrained)}
         self._tables = {name for name, parameter in self.named_parameters() if id(parameter) in tables}
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> TrainableModel:
         """Set the training mode of all modules except BatchNorms, none of which trains.
 
         In training mode one would mix the samples of a batch, and change its statistics, which no export contains.
