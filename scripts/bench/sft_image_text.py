@@ -18,6 +18,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).par
 
 from interleaved import Figures, in_fresh_process, machine, table, worst_difference
 from sft_work import LOGICAL_BATCH, TEXT, VISION
+from step_profile import profile_table
 
 from mllm.config.hardware import installed
 from mllm.tiny.checkpoints import write_tiny
@@ -33,6 +34,18 @@ TOLERANCE = 1e-5
 """Largest allowed relative difference of the loss of a sample before training."""
 DRIFT = 1e-3
 """Largest allowed relative difference of the loss of an update, which includes rounding in earlier updates."""
+
+
+def profiled(dtype: str, checkpoint: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the profile of an update of each trainer; TRL has micro-batches of its smallest size."""
+    sizes = {name: options.tokens_per_micro_batch for name in OURS if options.questions or name == "ours"}
+    profiles = {}
+    for name, size in {"trl": TRL_BATCHES[0], **sizes}.items():
+        arguments = dict(competitor=name, size=size, dtype=dtype, checkpoint=checkpoint, samples=LOGICAL_BATCH)
+        arguments |= dict(questions=options.questions, threads=options.threads)
+        command = [*(f"--{key}={value}" for key, value in arguments.items()), "--profile"]
+        profiles[OURS.get(name, f"TRL in micro-batches of {size}")] = in_fresh_process(WORKER, command, options.threads)
+    return profiles
 
 
 def compare(dtype: str, checkpoint: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -80,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--tokens-per-micro-batch", type=int, default=TOKENS)
+    parser.add_argument("--profile", action="store_true", help="profile one update of each instead of timing epochs")
     parser.add_argument("--out", type=Path, help="output file of all figures (JSON)")
     options = parser.parse_args(argv)
     if options.samples <= 0 or options.samples % LOGICAL_BATCH:
@@ -90,6 +104,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     where = f"{machine(options.threads)}; {', '.join(' '.join(pair) for pair in versions.items())}"
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = str(write_tiny("medgemma", Path(folder) / "model", text=TEXT, vision=VISION))
+        if options.profile:
+            for dtype in options.dtype:
+                print(f"{dtype}\n\n{profile_table(profiled(dtype, checkpoint, options))}\n")
+            print(where)
+            return
         results = {dtype: compare(dtype, checkpoint, options) for dtype in options.dtype}
     rows = {
         f"{dtype}, {label}, TRL in {LOGICAL_BATCH // runs['fastest']} micro-batches of {runs['fastest']}": (

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from interleaved import resident_memory
 from PIL import Image
+from step_profile import StepProfile
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mllm.config.hardware import detect
@@ -299,6 +300,11 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
         if options.losses:
             with torch.no_grad(), trainer.compute_loss_context_manager():
                 return {"losses": competitor.losses()}
+        if options.profile:
+            recorded = StepProfile()
+            trainer.add_callback(recorded)
+            trainer.train()
+            return recorded.read(torch.bfloat16 if options.dtype == "bf16" else torch.float32)
         clock = Clock()
         trainer.add_callback(clock)
         with resident_memory() as peak:
@@ -317,6 +323,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--losses", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--result", type=Path, required=True)
     options = parser.parse_args()
     options.result.write_text(json.dumps(work(options)))
