@@ -42,7 +42,9 @@ def main(argv: Sequence[str]) -> int:
         print("\n`mllm COMMAND --help` shows the options of a command.")
         return 0
     if command not in COMMANDS:
-        raise ConfigError(f"unknown command '{command}'{hint(command, COMMANDS)}")
+        files = {module.rpartition(".")[2]: name for name, (module, _) in COMMANDS.items()}
+        known = f": {command}.py is the command '{files[command]}'" if command in files else hint(command, COMMANDS)
+        raise ConfigError(f"unknown command '{command}'{known}")
     module = importlib.import_module(COMMANDS[command][0])
     return int(module.main(arguments))
 

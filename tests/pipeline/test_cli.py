@@ -23,6 +23,8 @@ def test_help_lists_the_commands(argv: list[str], capsys: pytest.CaptureFixture[
 def test_an_unknown_command_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown command 'trian': did you mean 'train'?"):
         main(["trian"])
+    with pytest.raises(ConfigError, match="unknown command 'finetune': finetune.py is the command 'train'"):
+        main(["finetune", "run.py"])
 
 
 def test_a_command_is_its_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
