@@ -158,9 +158,9 @@ def row_texts(row: Row) -> tuple[str, str]:
 
 
 def _examples(cards: Sequence[Card]) -> list[tuple[str, list[Card]]]:
-    """Return the best, middle and worst cards whose pictures have marks; none for fewer than three."""
+    """Return the best, middle and worst cards whose pictures have marks; none for fewer than three or equal scores."""
     marked = [card for card in cards if card.has_marks and card.score]
-    if len(marked) < 3:
+    if len(marked) < 3 or len({_key(card.score) for card in marked}) == 1:
         return []
     count = min(EXAMPLES, len(marked) // 3)
     middle = (len(marked) - count) // 2

@@ -50,6 +50,8 @@ class Picture:
     alt: str
     """Description for a screen reader."""
     caption: str
+    width: int
+    height: int
 
 
 class Pictures:
@@ -128,7 +130,7 @@ def _picture(image: Image.Image, marks: Sequence[Drawn], title: str) -> Picture:
         scaled = [entry._replace(mark=_scaled(entry.mark, factors, small.size)) for entry in marks]
         small = draw_marks(small, scaled, SMALLEST)
     count = f" with {len(marks)} marks" if len(marks) > 1 else " with 1 mark" if marks else ""
-    return Picture(data_url(small), f"{title or 'image'}{count}", title)
+    return Picture(data_url(small), f"{title or 'image'}{count}", title, *small.size)
 
 
 def _scaled(mark: Mark, factors: tuple[float, float], size: tuple[int, int]) -> Mark:

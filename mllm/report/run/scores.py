@@ -77,14 +77,15 @@ TOLERANCE = 0.1
 def score_rows(rows: Sequence[Row], metrics: Iterable[str]) -> tuple[list[Score | None], list[str]]:
     """Return the score of each row, and sentences about the meaning of "right".
 
-    A row has the score of the first metric that is for its task. A row that no metric can score has None.
+    A row has the score of the first metric that is for its task. A row that no metric can score has None. Several
+    sentences begin with the names of their metrics.
 
     Args:
         rows: Rows of `predictions.jsonl`.
         metrics: Names of metrics, as `metrics.json` has them (`accuracy`, `mae/counting`).
     """
     scores: list[Score | None] = [None] * len(rows)
-    sentences: list[str] = []
+    sentences: dict[str, str] = {}
     for name in _scorers(rows, metrics):
         entry = METRICS.find(name)
         tasks = tasks_of(entry)
@@ -98,8 +99,10 @@ def score_rows(rows: Sequence[Row], metrics: Iterable[str]) -> tuple[list[Score 
             for number, score in zip(open_rows, own, strict=True):
                 scores[number] = score
             if any(own):
-                sentences.append(sentence)
-    return scores, sentences
+                sentences[name] = sentence
+    if len(sentences) < 2:
+        return scores, list(sentences.values())
+    return scores, [f"{name}: {sentence[0].lower()}{sentence[1:]}" for name, sentence in sentences.items()]
 
 
 def _scorers(rows: Sequence[Row], metrics: Iterable[str]) -> list[str]:

@@ -96,7 +96,8 @@ def _result(run: RunFiles) -> str:
         end = f" ({', '.join(trivial)})" if trivial else ""
         title = first if first == metric else f"{metric}: {first}"
         texts.append(f"{title} {shown[first]}{end}")
-    return "; ".join(texts) or "nothing was evaluated"
+    intervals = " (95 % intervals in brackets)" if any("[" in text for text in texts) else ""
+    return "; ".join(texts) + intervals or "nothing was evaluated"
 
 
 def _limits(run: RunFiles) -> str:

@@ -53,7 +53,7 @@ Run = Callable[..., "Page"]
 class Page(HTMLParser):
     """Elements, tables and texts of a page."""
 
-    VOID = {"meta", "img", "input", "line", "circle", "polyline", "br", "link"}
+    VOID = {"meta", "img", "input", "line", "circle", "polyline", "br", "wbr", "link"}
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -210,6 +210,40 @@ def test_the_page_loads_nothing_and_can_be_used_by_keyboard_and_screen_reader(wr
     assert all(control.get("id") in labels or control["type"] == "radio" for control in page.all("input"))
     targets = {link["href"] for link in page.all("a")}
     assert targets == {f"#{name}" for name in identities} & targets
+
+
+def test_pictures_have_their_size_and_are_there_from_the_start(write_run):
+    """A picture that is loaded late moves the sections after it, so a link to a section would end elsewhere.
+
+    Chromium leaves lazy pictures and cards with `content-visibility` empty in a screenshot of the whole page.
+    """
+    page = write_run([vqa_row(0, "yes")], "accuracy", size=(200, 640))
+    assert {(image["width"], image["height"]) for image in page.all("img")} == {("320", "100")}
+    assert 'loading="lazy"' not in page.html and "content-visibility" not in page.html
+
+
+def test_equal_detections_are_not_called_best_and_worst(write_run):
+    """Three groups of examples with the same score say nothing that the gallery does not say."""
+
+    def row(number: int, *, left: float) -> dict[str, Any]:
+        true, predicted = (Answer("", (Mark(box=(x, 5.0, x + 20.0, 40.0)),)) for x in (5.0, left))
+        fields = mark_fields(predicted) | mark_fields(true, "reference_")
+        return vqa_row(number, "", "") | fields | {"reference": "<box>"}
+
+    same = write_run([row(number, left=50.0) for number in range(3)], "rec")
+    assert "Examples with boxes" not in same.text and "Best" not in same.text
+    unlike = write_run([row(number, left=5.0 + 10 * number) for number in range(3)], "rec")
+    assert "Best: mean IoU of the boxes: 1.00" in unlike.text and "Worst: mean IoU of the boxes: 0.00" in unlike.text
+
+
+def test_each_rule_of_a_right_answer_names_its_metric(write_run):
+    rows = [
+        vqa_row(0, "A", "A") | {"task": "classification", "question": "Which? A: x, B: y"},
+        vqa_row(1, "3", "4") | {"task": "counting"},
+    ]
+    page = write_run(rows, "balanced_accuracy", "mae")
+    assert "balanced_accuracy: an answer is right if its class is that of the reference." in page.text
+    assert "mae: a number is right if its error is at most 0.4, 10 % of the range." in page.text
 
 
 def test_the_worst_predictions_are_first(write_run):
