@@ -174,15 +174,17 @@ def is_local(url: str) -> bool:
 def choose_model(models: Sequence[str], name: str | None, url: str) -> str:
     """Return the name of the model to ask: `name`, or the only one of the server.
 
+    A server that lists no model may have one, such as `transformers serve FOLDER`.
+
     Raises:
-        ConfigError: The server does not have it, or has several.
+        ConfigError: The server lists others, or several, or none if `name` is None.
     """
     known = ", ".join(models) or "none"
     if name is None:
         if len(models) != 1:
             raise ConfigError(f"the server {url} has {len(models)} models ({known}): choose one with --server-model")
         return models[0]
-    if name in models or f"{name}:latest" in models:
+    if not models or name in models or f"{name}:latest" in models:
         return name
     raise ConfigError(f"the server {url} has no model '{name}': it has {known}")
 

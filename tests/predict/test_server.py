@@ -208,6 +208,16 @@ def test_an_absent_server_an_unknown_model_and_another_machine_are_refused(confi
     assert not Path("exp").exists() and not server.requests
 
 
+def test_a_server_that_lists_no_model_is_asked_by_the_name_of_the_command_line(config) -> None:
+    """`transformers serve FOLDER` lists the models of its cache only, and answers with that of the folder."""
+    with chat_server(lambda request: said("A scan.")) as server:
+        server.models.clear()
+        with pytest.raises(ConfigError, match="has 0 models .none.: choose one with --server-model"):
+            main([config, "--server", server.url])
+        assert main([config, "--server", server.url, "--server-model", "my/model"]) == 0
+    assert {request["model"] for request in server.requests} == {"my/model"}
+
+
 def test_probabilities_of_options_are_those_of_the_first_token() -> None:
     """0.5 for " B" and 0.1 for "B", 0.2 for "A", none for "C": 0.75, 0.25 and 0."""
     top = [(" B", 0.5), ("A", 0.2), ("The", 0.15), ("B", 0.1)]

@@ -200,10 +200,11 @@ def _agreement(name: str, answers: np.ndarray, references: np.ndarray, failed: n
         ),
     ]
     text = f"{len(x):,} samples, mean absolute error {np.abs(error).mean():.4g} {points}".strip()
+    error_label = "prediction - reference" + (f" ({points})" if points else "")
     limits = f"Bias {bias:+.4g}, limits of agreement {bias - reach:+.4g} to {bias + reach:+.4g} {points}".strip()
     charts = [
-        chart(f"{name}: prediction over reference", f"{text}.", f"reference, {label}", "prediction", scatter),
-        chart(f"{name}: Bland-Altman", f"{limits}.", f"mean of both, {label}", "prediction - reference", lines),
+        chart(f"{name}: prediction over reference", f"{text}.", f"reference, {label}", f"prediction, {label}", scatter),
+        chart(f"{name}: Bland-Altman", f"{limits}.", f"mean of both, {label}", error_label, lines),
     ]
     return [Agreement(name, len(x), int(is_failed.sum()), [part for part in charts if part is not None])]
 
