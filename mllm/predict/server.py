@@ -118,6 +118,7 @@ class ServerAnswers:
         self.shares_images = False
         self.concurrency, self.stop = concurrency, args.turn_end
         self.window = WINDOW * concurrency
+        self._tried_images = False
         self._settings = [args.system, args.box_format, args.pad_to_square, args.turn_end]
 
     def check(self, sample: Sample) -> None:
@@ -159,9 +160,15 @@ class ServerAnswers:
                 ended.set()
                 raise
 
+        rows = {index: sample for index, sample in samples.items() if index not in answered}
+        # The first row with images is answered alone, so that no answer of a server that ignores them is kept.
+        for index in [index for index, sample in rows.items() if sample.images]:
+            if self._tried_images:
+                break
+            if (result := answer(index, rows.pop(index))) is not None:
+                yield {index: result}
         with ThreadPoolExecutor(self.concurrency) as pool:
-            rows = [(index, sample) for index, sample in samples.items() if index not in answered]
-            futures = {pool.submit(answer, index, sample): index for index, sample in rows}
+            futures = {pool.submit(answer, index, sample): index for index, sample in rows.items()}
             failure: BaseException | None = None
             try:
                 for future in as_completed(futures):
@@ -195,13 +202,36 @@ class ServerAnswers:
             text = str(choice["message"].get("content") or "").strip()
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ConfigError(f"the server's answer to {row} has no text: it is no OpenAI-compatible server") from error
-        usage = body.get("usage")
-        tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        count = tokens if isinstance(tokens, int) else 0
+        count = _tokens(body, "completion_tokens") or 0
+        if sample.images and not self._tried_images:
+            self._try_without_images(index, sample, row, _tokens(body, "prompt_tokens"))
+            self._tried_images = True
         if self.has_scores:
             return self._scored(choice, sample, row, count)
         marks, unreadable = self.marks.read(text, self.marks.frames(sample))
         return Answer(self.marks.box_format.plain(text), marks, unreadable, tokens=count)
+
+    def _try_without_images(self, index: int, sample: Sample, row: str, expected: int | None) -> None:
+        """Compare the length of a prompt with that of the same prompt without its images, if the server states both.
+
+        Raises:
+            ConfigError: The lengths are equal, so the server ignores images.
+        """
+        if expected is None:
+            return
+        request = self.request(index, sample)
+        for turn in request["messages"]:
+            if isinstance(turn["content"], list):
+                turn["content"] = [part for part in turn["content"] if part["type"] == "text"]
+        try:
+            body = self.client.complete(request | {"max_tokens": 1}, row, False)
+        except DataError:
+            return  # it answers no question without an image
+        if _tokens(body, "prompt_tokens") == expected:
+            raise ConfigError(
+                f"the server {self.client.url} ignores images: the prompt of a row has {expected} tokens with and "
+                "without them; serve a model that reads images (llama.cpp: with --mmproj)"
+            )
 
     def request(self, index: int, sample: Sample) -> Json:
         """Return the body of the request for a sample.
@@ -277,6 +307,13 @@ def _content(text: str, images: Iterator[Image]) -> str | list[Json]:
         {"type": "image_url", "image_url": {"url": data_url(next(images))}} if part["type"] == "image" else part
         for part in parts_of(text)
     ]
+
+
+def _tokens(body: Json, name: str) -> int | None:
+    """Return a number of tokens of an answer; None if the server does not state it."""
+    usage = body.get("usage")
+    tokens = usage.get(name) if isinstance(usage, dict) else None
+    return tokens if isinstance(tokens, int) else None
 
 
 def data_url(image: Image) -> str:

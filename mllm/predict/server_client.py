@@ -197,7 +197,7 @@ def _message(error: urllib.error.HTTPError) -> str:
         return ""
     try:
         value = json.loads(text)
-        inner = value.get("error", value)
+        inner = value.get("error") or value.get("detail") or value  # `detail`: FastAPI
         text = str(inner.get("message", text) if isinstance(inner, dict) else inner)
     except (ValueError, AttributeError):
         pass  # the body is plain text

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +183,7 @@ def test_requests_are_sent_at_the_same_time() -> None:
         ((400, {"error": {"message": "the request exceeds the available context size"}}), "line 1: it is too long"),
         ((500, {"error": {"message": "image input is not supported"}}), "refuses images (image input is not"),
         ((307, ""), "redirects to another address"),
-        ((422, {"detail": "odd"}), "rows.jsonl, line 1: the server refuses it with status 422"),
+        ((422, {"detail": "odd"}), "rows.jsonl, line 1: the server refuses it with status 422 (odd):"),
         ((200, {"choices": []}), "answer to rows.jsonl, line 1 has no text"),
     ],
 )  # fmt: skip
@@ -206,6 +207,26 @@ def test_an_absent_server_an_unknown_model_and_another_machine_are_refused(confi
     assert "add --allow-remote if these data may leave this machine" in message("--server", "http://192.0.2.7:80")
     assert "must be an address such as http://localhost:8000" in message("--server", "localhost:8000")
     assert not Path("exp").exists() and not server.requests
+
+
+def test_a_server_that_ignores_images_is_refused(config) -> None:
+    """llama-cpp-python serves a model without `--clip_model_path` so: it drops the images and answers the text."""
+
+    def reply(request, *, image_tokens: int):
+        count = len(question_of(request).split()) + image_tokens * len(images_of(request))
+        return 200, {**said("A scan.")[1], "usage": {"completion_tokens": 3, "prompt_tokens": count}}
+
+    with chat_server(partial(reply, image_tokens=0)) as server:
+        with pytest.raises(ConfigError, match="ignores images: .* has 1 tokens with and without them.*--mmproj"):
+            main([config, "--server", server.url])
+        assert len(server.requests) == 2 and not Path("exp/run/evaluation-test").exists(), (
+            "no answer without images is kept"
+        )
+        server.reply, count = partial(reply, image_tokens=256), len(server.requests)
+        assert main([config, "--server", server.url]) == 0
+    assert len(server.requests) - count == 6, "five questions, and the first one without its image"
+    (probe,) = (request for request in server.requests[count:] if not images_of(request))
+    assert probe["max_tokens"] == 1 and question_of(probe) == question_of(server.requests[count])
 
 
 def test_a_server_that_lists_no_model_is_asked_by_the_name_of_the_command_line(config) -> None:
