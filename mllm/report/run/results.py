@@ -74,7 +74,11 @@ def strata(run: RunFiles, pictures: Pictures) -> Section | None:
             for metric, figures in part["figures"].items()
             if figures
         )
-        head = [title for metric, figure in names for title in (f"{metric}: {figure}", "95 % from", "to")]
+        head = [
+            title
+            for metric, figure in names
+            for title in (figure if figure == metric else f"{metric}: {figure}", "95 % from", "to")
+        ]
         rows = [
             [
                 Cell(value),

@@ -102,8 +102,10 @@ def _result(run: RunFiles) -> str:
 
 def _limits(run: RunFiles) -> str:
     texts = [RESEARCH]
-    is_tiny = run.facts is not None and run.facts.base.rpartition("/")[2].startswith("tiny-")
-    if is_tiny or (run.is_evaluation and run.metrics["settings"].get("tiny")):
+    model = run.metrics.get("model")
+    base = str(model.get("model_name_or_path")) if run.is_evaluation and isinstance(model, dict) else ""
+    base = base if run.facts is None else run.facts.base
+    if base.rpartition("/")[2].startswith("tiny-") or (run.is_evaluation and run.metrics["settings"].get("tiny")):
         texts.append("The base is a tiny random model, so the figures say nothing about quality.")
     if run.is_private and run.facts is not None and run.facts.privacy is not None:
         texts.append(str(run.facts.privacy.get("guarantee", "")))

@@ -344,6 +344,18 @@ def test_an_evaluation_by_a_server_names_the_server(write_run):
     assert "served on the server http://localhost:8000/v1" in page.text and page.all("img")
 
 
+def test_an_evaluation_of_a_tiny_model_says_that_its_figures_mean_nothing(write_run):
+    def change(run: Path) -> None:
+        values = json.loads((run / "metrics.json").read_text())
+        (run / "metrics.json").write_text(json.dumps(values | {"settings": {"split": "test"}, "model": model}))
+        (run / "facts.json").unlink()
+
+    model = {"type": "medgemma", "model_name_or_path": "ckpt/tiny-medgemma"}
+    assert "The base is a tiny random model" in write_run(FOUR, "accuracy", change=change).text
+    model["model_name_or_path"] = "ckpt/medgemma-4b-it"
+    assert "tiny random model" not in write_run(FOUR, "accuracy", change=change).text
+
+
 def test_pictures_are_left_out_if_the_data_are_gone(write_run):
     page = write_run(FOUR, "accuracy", change=lambda run: Path("rows.jsonl").unlink())
     assert not page.all("img") and len(page.all("article")) == 4
