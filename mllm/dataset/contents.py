@@ -45,6 +45,6 @@ class ContentDigest:
             self._digest.update(mark.mask.tobytes())
 
 
-def _file(image: UndecodedImage) -> tuple[int, str, int]:
+def _file(image: UndecodedImage) -> tuple[int | str, str, int]:
     """Return the size in bytes of the files of an image, the options of its reader, and its number in them."""
-    return image.size_in_bytes, repr(sorted(image.options.items())) if image.options else "[]", image.number
+    return image.content, repr(sorted(image.options.items())) if image.options else "[]", image.number

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from stat import S_ISDIR
+from tempfile import NamedTemporaryFile
 from typing import Any, TypeAlias
 
 from PIL import Image
@@ -16,10 +19,16 @@ from mllm.dataset.readers import read_images
 from mllm.errors import DataError, nearest_names
 
 ImageEntry: TypeAlias = str | Path | Mapping[str, Any]
-"""Image of a row: a path, or a path with options of its reader."""
+"""Image of a row: a path, a path with options of its reader, or the `bytes` of a file, as in tables of the Hub."""
+_STARTS = {b"GIF8": ".gif", b"II*\0": ".tif", b"MM\0*": ".tif"}
+"""First bytes of files of several images, and their suffixes."""
+_DICOM_START = 128, b"DICM"
+"""Position and text by which DICOM files are recognized."""
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _PLAIN = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Suffixes of files whose header has the size of their only image."""
+_PILLOW = ("PNG", "JPEG", "WEBP", "BMP")
+"""Formats of these files."""
 _SELECTING = ("frames", "page", "slice")
 """Options of readers that select several images."""
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
@@ -79,13 +88,29 @@ def _missing_file_hint(path: Path) -> str:
     return f": did you mean {matches[0]!r}?" if matches else ""
 
 
-def undecoded_images(path: Path | Sequence[Path], **options: Any) -> list[Image.Image]:
-    """Return the images of a file as `read_images` does, decoded only when their size or pixels are read."""
+def _read(source: Path | Sequence[Path] | bytes, options: Mapping[str, Any]) -> list[Image.Image]:
+    """Return the decoded images of a file, or of the bytes of one, which a table has."""
+    if not isinstance(source, bytes):
+        return read_images(source, **options)
+    start, text = _DICOM_START
+    suffix = ".dcm" if source[start : start + len(text)] == text else _STARTS.get(source[:4], ".png")
+    with NamedTemporaryFile(suffix=suffix) as file:
+        file.write(source)
+        file.flush()
+        try:
+            return read_images(file.name, **options)
+        except DataError as error:
+            message = str(error).replace(file.name, "the image in the table")
+            raise DataError(message, error.reason) from None
+
+
+def undecoded_images(source: Path | Sequence[Path] | bytes, **options: Any) -> list[Image.Image]:
+    """Return the images of a file, or of the bytes of one, decoded only when their size or pixels are read."""
     choice = next((options[name] for name in _SELECTING if name in options), "first")
     if choice == "all":
-        return read_images(path, **options)
+        return _read(source, options)
     count = 1 if isinstance(choice, (str, int)) else len(choice)
-    return [UndecodedImage(path, options, number) for number in range(count)]
+    return [UndecodedImage(source, options, number) for number in range(count)]
 
 
 class RowImages:
@@ -120,22 +145,26 @@ class RowImages:
             options: Options of the reader. They override those of `image`, which override `self.reader`.
         """
         settings = dict(image) if isinstance(image, Mapping) else {"path": image}
-        name = settings.pop("path", None)
+        name, content = settings.pop("path", None), settings.pop("bytes", None)
+        chosen = {**(self.reader or {}), **settings, **options}
+        if isinstance(content, bytes):
+            self.files_of_row = [*self.files_of_row, name] if isinstance(name, str) else self.files_of_row
+            return _read(content, chosen) if self.decodes else undecoded_images(content, **chosen)
         names = name if isinstance(name, list) else [name]
         if not names or any(not isinstance(part, (str, Path)) or not str(part) for part in names):
             fault = "image must be a path, or an object with a 'path'"
-            raise DataError(f"{fault}, not {image!r}", fault)
+            given = f" that is a text, not {name!r}" if isinstance(image, Mapping) else f", not {image!r}"
+            raise DataError(f"{fault}{given}", fault)
         files = [find_file(self.image_folder, str(part)) for part in names]
         self.files_of_row = [*self.files_of_row, *map(str, names)]
-        read = read_images if self.decodes else undecoded_images
-        chosen = {**(self.reader or {}), **settings, **options}
-        return read(files if isinstance(name, list) else files[0], **chosen)
+        path = files if isinstance(name, list) else files[0]
+        return _read(path, chosen) if self.decodes else undecoded_images(path, **chosen)
 
 
 class UndecodedImage(Image.Image):
     """RGB image that is decoded when its pixels are read; its size comes from the header of the file if possible."""
 
-    def __init__(self, path: Path | Sequence[Path], options: Mapping[str, Any], number: int) -> None:
+    def __init__(self, path: Path | Sequence[Path] | bytes, options: Mapping[str, Any], number: int) -> None:
         super().__init__()
         self._mode = "RGB"
         self._path, self.options, self.number = path, options, number
@@ -145,18 +174,23 @@ class UndecodedImage(Image.Image):
     @property
     def name(self) -> tuple[str, str, int]:
         """Return what the image is read from: files, options of the reader, and its number among their images."""
-        return str(self._path), repr(sorted(self.options.items(), key=lambda item: item[0])), self.number
+        place = self.content if isinstance(self._path, bytes) else self._path
+        return str(place), repr(sorted(self.options.items(), key=lambda item: item[0])), self.number
 
     @property
     def files(self) -> list[Path]:
-        """Return the files of the image: several for a DICOM series."""
+        """Return the files of the image: several for a DICOM series, none for bytes in a table."""
+        if isinstance(self._path, bytes):
+            return []
         if not isinstance(self._path, Path):
             return list(self._path)
         return sorted(self._path.iterdir()) if self._path.is_dir() else [self._path]
 
     @property
-    def size_in_bytes(self) -> int:
-        """Return the size of the files of the image together, in bytes."""
+    def content(self) -> int | str:
+        """Return a value by which contents are compared: the size of all files in bytes, or a digest of bytes."""
+        if isinstance(self._path, bytes):
+            return hashlib.blake2b(self._path, digest_size=16).hexdigest()
         if isinstance(self._path, Path) and not S_ISDIR((state := os.stat(self._path)).st_mode):
             return state.st_size
         return sum(file.stat().st_size for file in self.files)
@@ -166,7 +200,9 @@ class UndecodedImage(Image.Image):
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         if not self._is_decoded and self._size == (0, 0):
-            if isinstance(self._path, Path) and self._path.suffix.lower() in _PLAIN and not self.options:
+            if isinstance(self._path, bytes):
+                self._size = _size_by_pillow(BytesIO(self._path)) if not self.options else (0, 0)
+            elif isinstance(self._path, Path) and self._path.suffix.lower() in _PLAIN and not self.options:
                 self._size = _size_in_header(self._path)
             if self._size == (0, 0):
                 self.load()
@@ -176,7 +212,7 @@ class UndecodedImage(Image.Image):
     def load(self) -> Any:
         """Decode the image."""
         if not self._is_decoded:
-            image, *_ = read_images(self._path, **self._options_of_image())
+            image, *_ = _read(self._path, self._options_of_image())
             self.im, self._size, self._is_decoded = image.im, image.size, True
         return super().load()
 
@@ -196,7 +232,15 @@ def _size_in_header(path: Path) -> tuple[int, int]:
         size = (_size_of_jpeg if path.suffix.lower() in _JPEG else size_of_png)(path)
         if size is not None:
             return size  # without Pillow, which takes several times as long
-        with Image.open(path) as image:
+    except OSError:
+        return (0, 0)
+    return _size_by_pillow(path)
+
+
+def _size_by_pillow(file: Path | BytesIO) -> tuple[int, int]:
+    """Return width and height of an upright PNG, JPEG, WebP or BMP; (0, 0) for another or a damaged file."""
+    try:
+        with Image.open(file, formats=_PILLOW) as image:
             width, height = image.size
             if width == height:
                 return width, height

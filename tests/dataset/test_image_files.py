@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
+from medical_files import write_dicom
 from PIL import Image
 
+from mllm.dataset.builder import build_dataset
+from mllm.dataset.checking import check_splits
 from mllm.dataset.image_files import check_image_folder, find_file, undecoded_images
 from mllm.dataset.readers import read_images
 from mllm.errors import DataError
@@ -106,3 +111,49 @@ def test_the_size_of_a_jpeg_is_that_of_pillow(folder, mode, options):
 def test_the_size_of_an_image_does_not_decode_it(folder, monkeypatch):
     monkeypatch.setattr("mllm.dataset.image_files.read_images", None)
     assert undecoded_images(folder / "im" / "a.png")[0].size == (20, 12)
+
+
+def test_images_whose_bytes_a_table_has(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (12, 20, 3), dtype=np.uint8)) for _ in range(3)]
+    contents = []
+    for name, picture in zip(("0.png", "1.bmp", "2.tif"), pictures, strict=True):
+        picture.save(tmp_path / name)
+        contents.append((tmp_path / name).read_bytes())
+    write_dicom(tmp_path / "3.dcm", np.arange(240).reshape(12, 20))
+    contents += [(tmp_path / "3.dcm").read_bytes(), contents[0][:90], b"no image"]
+    rows = [{"image": {"bytes": content, "path": None}, "question": "what?", "answer": "a"} for content in contents]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "plain.parquet")
+    features = datasets.Features(
+        image=datasets.Image(), question=datasets.Value("string"), answer=datasets.Value("string")
+    )
+    datasets.Dataset.from_list(rows[:3], features=features).to_parquet(tmp_path / "decoded.parquet")
+    data = build_dataset({"type": "VQADataset", "data_path": str(tmp_path / "plain.parquet")})
+    for index, picture in enumerate(pictures):
+        assert np.array_equal(data.sample(index).images[0], picture)
+    assert np.array_equal(data.sample(3).images[0], read_images(tmp_path / "3.dcm")[0])
+    undecoded = data.inspect(0).images[0]
+    assert (
+        undecoded.size == (20, 12) and undecoded.files == [] and np.array_equal(undecoded.convert("RGB"), pictures[0])
+    )
+    assert undecoded.name == data.inspect(0).images[0].name != data.inspect(1).images[0].name
+    for index, fault in ((4, "the image in the table is truncated"), (5, "the image in the table is not an image")):
+        with pytest.raises(DataError, match=f"plain.parquet, line {index + 1}: {fault}"):
+            data.sample(index)
+    hub = build_dataset({"type": "VQADataset", "data_path": str(tmp_path / "decoded.parquet")})
+    report = check_splits({"train": hub}).reports["train"]
+    assert report.answers.rows == 3 and np.array_equal(hub.plain(1).images[0], pictures[1])
+    rows[0]["image"]["bytes"] = contents[1]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:3]), tmp_path / "changed.parquet")
+    changed = build_dataset({"type": "VQADataset", "data_path": str(tmp_path / "changed.parquet")})
+    assert check_splits({"train": changed}).reports["train"].content != report.content
+
+
+def test_the_value_of_an_image_that_is_no_path_is_not_repeated(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"image": {"data": b"abc" * 999}, "question": "q", "answer": "a"}]),
+        tmp_path / "rows.parquet",
+    )
+    data = build_dataset({"type": "VQADataset", "data_path": str(tmp_path / "rows.parquet")})
+    with pytest.raises(DataError, match="image must be a path, or an object with a 'path' that is a text, not None$"):
+        data.sample(0)

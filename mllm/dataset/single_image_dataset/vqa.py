@@ -19,8 +19,9 @@ from mllm.structures import IMAGE, Sample, Turn
 class VQADataset(ImageTextDataset):
     """One question and one answer about one or several images.
 
-    A row has `image` (a path, an object `{"path": ..., "frames": 3}` with options of the image's reader, or a list of
-    these; the path of a DICOM series is its folder or the list of its files), `question` and `answer`. Optional fields
+    A row has `image` (a path, an object `{"path": ..., "frames": 3}` with options of the image's reader, the bytes of a
+    file as tables of the Hub have them, or a list of these; the path of a DICOM series is its folder or the list of its
+    files), `question` and `answer`. Optional fields
     are `patient` (rows of one patient stay in one split) and `modality`, which is written before the question; the
     argument `modality` is the default for rows without the field. `<image>` in a question marks the position of an
     image; without it the images precede the question. Numbers, lists of numbers and objects in `answer` are learned as

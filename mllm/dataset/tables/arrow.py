@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mllm.errors import DataError, hint
+
+if TYPE_CHECKING:
+    import datasets
 
 ARROW_FOLDER = "state.json"
 """File that `datasets.Dataset.save_to_disk` writes into the folder of a split."""
@@ -79,16 +82,26 @@ def _load(source: str | Path, split: str | None) -> Any:
     path = Path(source)
     try:
         if path.is_dir():
-            return datasets.load_from_disk(str(_split_folder(path, split)))
+            return _undecoded(datasets.load_from_disk(str(_split_folder(path, split))))
         if path.suffix == ".parquet":
             from pyarrow.parquet import read_metadata
 
             if not read_metadata(path).num_rows:
                 return []
-            return datasets.Dataset.from_parquet(str(path))
-        return datasets.load_dataset(str(source), split=split or "train")
+            return _undecoded(datasets.Dataset.from_parquet(str(path)))
+        return _undecoded(datasets.load_dataset(str(source), split=split or "train"))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"data_path {source} cannot be read as a table: {' '.join(str(error).split())}") from error
+
+
+def _undecoded(table: datasets.Dataset) -> datasets.Dataset:
+    """Return a table whose columns of images have the bytes of their files, which `datasets` would decode."""
+    from datasets import Image
+
+    for name, feature in table.features.items():
+        if isinstance(feature, Image):
+            table = table.cast_column(name, Image(decode=False))
+    return table
 
 
 def _split_folder(folder: Path, split: str | None) -> Path:
