@@ -341,14 +341,23 @@ def read_objects(path: Path) -> list[list[float]]:
 
 def test_implausible_measures_are_named_with_their_rows(caplog):
     class Measured(Rows):
-        values = [{"EF": 0.656}, {"EF": 55.0, "EDV": 100.0, "ESV": 45.0}, {"EF": 60.0, "EDV": 40.0, "ESV": 100.0}]
+        values = [
+            {"EF": 0.656},
+            {"EF": 55.0, "EDV": 100.0, "ESV": 45.0},
+            {"EF": 60.0, "EDV": 40.0, "ESV": 100.0},
+            {"EF": 60.0, "EDV": 0.1, "ESV": 0.04},
+            {"EF": 60.0, "EDV": 100.0, "ESV": 80.0},
+            {"EF": 60.0, "EDV": float("nan"), "ESV": 80.0},
+        ]
 
         def inspect(self, index: int) -> Sample:
             return Sample(turns=[], measures=self.values[index])
 
     with caplog.at_level(logging.WARNING):
-        check_splits({"train": Measured("t", [None] * 3)})
+        check_splits({"train": Measured("t", [None] * 6)})
     assert [record.getMessage() for record in caplog.records] == [
         "train: EF is at most 1 %: if it is a fraction, such as 0.656, multiply it by 100 (t, line 1)",
         "train: ESV is not below EDV: the columns may be exchanged (t, line 3)",
+        "train: a volume is below 1 mL or above 1,000 mL: its unit may be another one, such as L or mm3 (t, line 4)",
+        "train: EF differs by more than 20 % from 100 (EDV - ESV) / EDV: check the columns and their rows (t, line 5)",
     ]

@@ -1,4 +1,4 @@
-"""Warnings about implausible measures: EF as a fraction, and volumes that contradict each other."""
+"""Warnings about implausible measures: EF as a fraction, other units, and values that contradict each other."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ logger = logging.getLogger(__name__)
 FRACTION = "EF is at most 1 %: if it is a fraction, such as 0.656, multiply it by 100"
 ABOVE = "EF is above 100 %"
 REVERSED = "ESV is not below EDV: the columns may be exchanged"
+OTHER_UNIT = "a volume is below 1 mL or above 1,000 mL: its unit may be another one, such as L or mm3"
+CONTRADICTION = "EF differs by more than 20 % from 100 (EDV - ESV) / EDV: check the columns and their rows"
+MAX_DIFFERENCE = 20.0
+"""Maximum plausible difference of EF from that of the volumes, in percentage points."""
+MIN_VOLUME, MAX_VOLUME = 1.0, 1000.0
+"""Range of plausible volumes in mL, from a newborn to the largest heart."""
 _LISTED = 3
 """Number of rows that a warning names."""
 
@@ -21,7 +27,13 @@ _LISTED = 3
 def implausible(measures: Mapping[str, float]) -> list[str]:
     """Return the reasons for which measures are implausible; NaN is unknown and never implausible."""
     ef, edv, esv = (measures.get(name, float("nan")) for name in ("EF", "EDV", "ESV"))
-    checks = {FRACTION: 0 < ef <= 1, ABOVE: ef > 100, REVERSED: esv >= edv}
+    checks = {
+        FRACTION: 0 < ef <= 1,
+        ABOVE: ef > 100,
+        REVERSED: esv >= edv,
+        OTHER_UNIT: any(volume < MIN_VOLUME or volume > MAX_VOLUME for volume in (edv, esv)),
+        CONTRADICTION: 1 < ef <= 100 and 0 < esv < edv and abs(ef - 100 * (edv - esv) / edv) > MAX_DIFFERENCE,
+    }
     return [reason for reason, is_true in checks.items() if is_true]
 
 
