@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from mllm.dataset.patients import Patients, check_leakage
 from mllm.dataset.progress import with_progress
 from mllm.errors import ROW_ADVICE, UserError, advised
 from mllm.private_messages import PublicText, error_of, in_row, in_split, is_private, sentence_of
-from mllm.structures import IMAGE, Failure, Sample
+from mllm.structures import BOX, IMAGE, POINT, Failure, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,21 @@ LONGEST = 16
 """Number of the longest rows of a split that are kept in its report."""
 IMAGE_LENGTH = 1000
 """Number of characters that count as the length of an image."""
+MAX_TOKENS = 200
+"""Maximum number of different texts in the form of a special token of which a row is kept."""
+_TOKEN_LIKE = re.compile(r"<[^\s<>]{1,40}>|\[/?[A-Z_]{2,20}\]")
+_PLACEHOLDERS = (IMAGE, BOX, POINT)
+
+
+@dataclass(frozen=True)
+class CheckedRow:
+    """Row of a split."""
+
+    number: int
+    """Number of the row in its split, from 0."""
+    source: SampleDataset
+    index: int
+    """Index of the row in its source."""
 
 
 class LongestRows:
@@ -47,9 +63,10 @@ class LongestRows:
             change = heapq.heappush if len(self._heap) < LONGEST else heapq.heappushpop
             change(self._heap, (length, -number, source, index))
 
-    def __iter__(self) -> Iterator[tuple[SampleDataset, int]]:
-        """Yield dataset and index of the rows, the longest first."""
-        return iter([(source, index) for _, _, source, index in sorted(self._heap, key=itemgetter(0, 1), reverse=True)])
+    def __iter__(self) -> Iterator[CheckedRow]:
+        """Yield the rows, the longest first."""
+        ordered = sorted(self._heap, key=itemgetter(0, 1), reverse=True)
+        return iter([CheckedRow(-number, source, index) for _, number, source, index in ordered])
 
 
 @dataclass
@@ -66,6 +83,8 @@ class SplitReport:
     """Digest of all rows; see `ContentDigest`."""
     answers: AnswerCounts = field(default_factory=AnswerCounts)
     longest: LongestRows = field(default_factory=LongestRows)
+    token_like: dict[str, CheckedRow] = field(default_factory=dict)
+    """Text in the form of a special token, such as `<eos>` -> the first row that contains it."""
     modalities: Counter[str] = field(default_factory=Counter)
     """Numbers of rows by modality; rows whose modality is unknown are not in it."""
 
@@ -120,6 +139,13 @@ def check_splits(splits: Mapping[str, SampleDataset], skip: bool = False, advice
     return Splits(splits, reports)
 
 
+def _token_like(sample: Sample) -> Iterator[str]:
+    """Yield the texts in the turns of a sample that have the form of a special token."""
+    for turn in sample.turns:
+        if "<" in turn.text or "[" in turn.text:
+            yield from (text for text in _TOKEN_LIKE.findall(turn.text) if text not in _PLACEHOLDERS)
+
+
 def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple[SplitReport, Patients]:
     """Check the rows of one split and return its report and its patients. `advice` is None to skip unusable rows."""
     report, patients, content = SplitReport(), Patients(), ContentDigest()
@@ -140,7 +166,10 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
                 continue
             content.add(sample)
             report.answers.add(sample)
-            report.longest.add(sample, source, index, rows)
+            report.longest.add(sample, source, index, rows - 1)
+            if len(report.token_like) < MAX_TOKENS:
+                for text in _token_like(sample):
+                    report.token_like.setdefault(text, CheckedRow(rows - 1, source, index))
             patients.add(sample.group, source, index)
             if sample.modality is not None:
                 report.modalities[sample.modality] += 1

@@ -23,7 +23,7 @@ from mllm.run.finish import (
     write_untrained,
 )
 from mllm.run.folder import removed_if_refused
-from mllm.run.lengths import warn_of_cut_samples
+from mllm.run.lengths import refuse_unusable_texts, warn_of_cut_samples
 from mllm.run.open import open_run, start_processes
 from mllm.run.train import check_training, train
 from mllm.run.vision_cache import store_training_features
@@ -68,6 +68,7 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool, 
         fit_objectives(learner, encoder, splits["train"])
         data = prepare_data(config, hardware, bundle, encoder, splits)
         if bundle.model.generates_text:
+            refuse_unusable_texts(config, bundle.encoder, splits)
             warn_of_cut_samples(config, bundle.encoder, splits)
         untrained = None
         if config.data_args.compute_untrained:

@@ -317,7 +317,9 @@ def test_a_bad_row_of_the_test_split_is_found_before_the_training(refused, write
 def test_a_damaged_image_of_the_test_split_does_not_cost_the_adapter(refused, train, write_rows, write_bad):
     write_rows()
     good, (damaged, reason) = {"image": "0.png", "question": "q", "answer": "a"}, ROWS["truncated image"]
-    write_bad(good, damaged, *[good] * 14, name="other.jsonl")  # of 20 rows, every second one is decoded
+    good["answer"] *= 99
+    # Of 20 rows, every second one is decoded, and the 16 longest ones.
+    write_bad(good, damaged, *[good] * 14, name="other.jsonl")
     refused(f"other.jsonl, line 6: {reason}", splits(test="other.jsonl"))
     assert Path("exp/run/latest/adapter/adapter_model.safetensors").is_file()
     Image.new("RGB", (20, 20)).save("pictures/cut.png")
