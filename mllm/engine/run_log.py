@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from mllm.engine.meter import Meter
 from mllm.engine.plots import plot_loss
-from mllm.files import write_json, write_text
+from mllm.files import replaced_path, write_json, write_text
 from mllm.run_files import LOSS_PLOT, PROGRESS_PLOT, SKIPPED_ROWS, TRAINING_LOG
 from mllm.structures import Failure
 
@@ -90,9 +91,13 @@ class RunLog(TrainerCallback):
     def plot(self, args: TrainingArguments, state: TrainerState) -> None:
         """Plot the loss with the terms of several objectives, on the first process."""
         if state.is_world_process_zero:
-            plot_loss(rows_of(state), run_folder(args) / LOSS_PLOT, self.terms if len(self.terms) > 1 else {})
-            if self.details is not None:
-                plot_loss(rows_of(state), run_folder(args) / PROGRESS_PLOT, self.terms)
+            folder, has_several = run_folder(args), len(self.terms) > 1
+            plot_loss(rows_of(state), folder / LOSS_PLOT, self.terms if has_several else {})
+            if self.details is not None and has_several:  # the same plot
+                with replaced_path(folder / PROGRESS_PLOT) as temporary:
+                    shutil.copyfile(folder / LOSS_PLOT, temporary)
+            elif self.details is not None:
+                plot_loss(rows_of(state), folder / PROGRESS_PLOT, self.terms)
 
 
 def write_skipped(folder: Path, failures: Iterable[tuple[str, Failure]]) -> None:

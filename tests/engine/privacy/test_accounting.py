@@ -8,12 +8,14 @@ import math
 import sys
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution, from_gaussian_mechanism
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from opacus.accountants import RDPAccountant
 
 from mllm.engine.privacy.accounting import epsilon_spent, noise_multiplier_for
 from mllm.engine.privacy.ledger import Ledger
@@ -54,6 +56,16 @@ def test_epsilon_equals_published_values_and_those_of_google_dp_accounting(
     rdp, prv = (epsilon_spent(ledger.entries, DELTA, accountant) for accountant in ("rdp", "prv"))
     assert rdp == pytest.approx(by_rdp, rel=1e-3) and rdp == pytest.approx(google_rdp(ledger), rel=1e-3)
     assert prv == pytest.approx(by_pld, rel=1e-2) and prv == pytest.approx(google_pld(ledger), rel=1e-2)
+
+
+def test_remembered_divergences_are_those_of_opacus_bit_for_bit() -> None:
+    epsilon_spent(LEDGER.entries, DELTA, "prv")
+    remembered = importlib.import_module("opacus.accountants.analysis.rdp").compute_rdp
+    for rate, sigma, steps in ((0.02, 0.9, 60), (1.0, 0.7, 1), (0.3, 0.0, 5)):
+        for orders in ([1.1, 7.3, 12, 63], 2.5, RDPAccountant.DEFAULT_ALPHAS):
+            options = dict(q=rate, noise_multiplier=sigma, steps=steps, orders=orders)
+            for _ in range(2):
+                assert np.array_equal(remembered(**options), remembered.__wrapped__(**options))
 
 
 def test_updates_with_different_noise_are_composed() -> None:
