@@ -28,7 +28,7 @@ from mllm.models.auto.family import (
 )
 from mllm.models.auto.towers import find_towers
 from mllm.models.backbone.load_errors import explained
-from mllm.models.backbone.loading import load_config, load_model
+from mllm.models.backbone.loading import load_config, load_model, type_advice
 from mllm.models.backbone.vision_layers import fusion_message, image_head_message, image_reader
 from mllm.models.builder.build_chat import build_chat_encoder, load_chat_processor
 from mllm.models.builder.build_options import checkpoint_of, load_options, quantization_bits
@@ -77,7 +77,7 @@ def load_known_config(args: ModelArgs) -> PretrainedConfig:
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not brings_code:
         raise ConfigError(
             f"type='{args.type}' loads the architectures of AutoModelForImageTextToText (llava, qwen2_vl, gemma3 ...), "
-            f"but model_name_or_path '{name}' is a '{config.model_type}' model"
+            f"but model_name_or_path '{name}' is a '{config.model_type}' model: {type_advice(config)}"
         )
     if config.model_type in TYPES_OF_OWN_PLACEMENT:
         raise ConfigError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from mllm.errors import ConfigError, nearest_names
 from mllm.family import FAMILIES
 from mllm.models.backbone.weight_files import indexed_files
-from mllm.run_files import MODEL_INDEX, MODEL_WEIGHTS
+from mllm.run_files import ADAPTER, MODEL_INDEX, MODEL_WEIGHTS
 
 WEIGHTS = (MODEL_WEIGHTS, MODEL_INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Files of which a checkpoint has one. An index names the files of weights in several files."""
@@ -46,12 +46,25 @@ def _download_hint(folder: Path) -> str:
     return "download it there (`hf download ORG/NAME --local-dir FOLDER`), or set it to a hub id ORG/NAME"
 
 
+def _content(folder: Path) -> str:
+    """Return what a folder without config.json contains, as part of an error message."""
+    if (folder / "adapter_config.json").is_file():
+        return "a LoRA adapter (set it as adapter_path)"
+    if (folder / ADAPTER / "adapter_config.json").is_file():
+        return f"a run (set adapter_path to its {ADAPTER}/, or merge it with `mllm merge`)"
+    if (folder / "model_index.json").is_file():
+        return "a diffusion model, which writes no text"
+    if any(folder.glob("*.gguf")):
+        return "weights for llama.cpp (GGUF), which cannot be trained"
+    return "no config.json"
+
+
 def _check_folder(folder: Path, with_weights: bool) -> None:
     """Raise `ConfigError` for a folder without config or complete weights, such as an interrupted download."""
     if not (folder / "config.json").is_file():
-        is_adapter = (folder / "adapter_config.json").is_file()
-        content = "a LoRA adapter (set it as adapter_path)" if is_adapter else "no config.json"
-        raise ConfigError(f"'{folder}' contains {content}, so it is not a checkpoint; {_download_hint(folder)}")
+        raise ConfigError(
+            f"'{folder}' contains {_content(folder)}, so it is not a checkpoint; {_download_hint(folder)}"
+        )
     if not with_weights:
         return
     weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import transformers
@@ -30,6 +31,8 @@ from mllm.family import FAMILIES
 from mllm.models.backbone.streamed import Unstreamable
 
 logger = logging.getLogger(__name__)
+NO_TOKENIZER = "lacks the files of its tokenizer (tokenizer.json)"
+COMPLETE = "download the whole checkpoint, or copy them from the model that it was trained from"
 LOGIN = "log in with `hf auth login` (older versions: `huggingface-cli login`)"
 
 
@@ -67,6 +70,8 @@ def _message(name: str, error: Exception) -> str | None:
         return (
             f"transformers {transformers.__version__} does not know the architecture that config.json of '{name}' names"
         )
+    if (missing := _missing_files(text)) is not None:
+        return f"'{name}' {missing}"
     if "attn_implementation" in text or "FlashAttention" in text or "flash_attn" in text:
         return f"model_args.attn_implementation cannot be used with '{name}': {' '.join(text.split())}"
     if (package := missing_package(error)) is not None:
@@ -80,6 +85,29 @@ def _message(name: str, error: Exception) -> str | None:
         f"'{name}' cannot be loaded by transformers {transformers.__version__} ({type(error).__name__}: "
         f"{' '.join(text.split())[:300]}): {_damaged_file(name)}"
     )
+
+
+def _missing_files(text: str) -> str | None:
+    """Return what a checkpoint lacks, if the text of an error says so: its config, or files of processor or tokenizer.
+
+    The error of the hub itself has other texts.
+    """
+    if "does not appear to have a file named config.json" in text:
+        return (
+            "has no config.json, so it is not a checkpoint of transformers (a LoRA adapter, GGUF files and diffusion "
+            "models have none): choose the model that it was made from"
+        )
+    if "Can't load image processor" in text or "Can't load feature extractor" in text:
+        return f"lacks the files of its processor (processor_config.json or preprocessor_config.json): {COMPLETE}"
+    if "Couldn't instantiate the backend tokenizer" in text:
+        return f"{NO_TOKENIZER}: {COMPLETE}"
+    return None
+
+
+def refuse_empty_tokenizer(name: str, tokenizer: Any) -> None:
+    """Raise `ConfigError` for a tokenizer of special tokens alone, which transformers makes if its files are absent."""
+    if len(tokenizer) - len(tokenizer.get_added_vocab()) <= 1:
+        raise ConfigError(f"'{name}' {NO_TOKENIZER}: {COMPLETE}")
 
 
 def _damaged_file(name: str) -> str:

@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoProcessor,
     BitsAndBytesConfig,
@@ -24,7 +28,8 @@ from transformers import (
 )
 
 from mllm.errors import ConfigError
-from mllm.models.backbone.load_errors import check_hub, explained
+from mllm.family import FAMILIES
+from mllm.models.backbone.load_errors import check_hub, explained, refuse_empty_tokenizer
 from mllm.models.backbone.streamed import STORED, Unstreamable, open_stored
 
 logger = logging.getLogger(__name__)
@@ -55,7 +60,23 @@ def load_processor(name: str, *, trust_remote_code: bool = False) -> ProcessorMi
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
     if not isinstance(processor, ProcessorMixin):
         raise ConfigError(f"'{name}' has a tokenizer but no image processor (preprocessor_config.json is missing)")
+    refuse_empty_tokenizer(name, processor.tokenizer)
     return processor
+
+
+def type_advice(config: PretrainedConfig) -> str:
+    """Return the advice for an architecture that a type does not load."""
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
+    if is_encoder and not config.to_dict().get("is_decoder"):
+        return "it is an encoder of text, which writes no answers; choose a model that generates text"
+    tables: tuple[Any, ...] = (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    )
+    if any(type(config) in table for table in tables):
+        return f"use type='{FAMILIES.for_architecture(config.model_type).type}'"
+    return "no type loads this architecture; choose a checkpoint of another one"
 
 
 def quantization(

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from mllm.errors import ConfigError, DataError
-from mllm.models.backbone.load_errors import explained
+from mllm.models.backbone.load_errors import explained, refuse_empty_tokenizer
 
 
 class TextProcessor:
@@ -69,6 +69,7 @@ def load_text_processor(name: str, *, trust_remote_code: bool = False) -> TextPr
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         # Values of a damaged tokenizer_config.json are only used when a text is tokenized.
         tokenizer("a")
+    refuse_empty_tokenizer(name, tokenizer)
     if not tokenizer.is_fast:
         raise ConfigError(
             f"the tokenizer of '{name}' has no fast version, which is needed for the position of each token in the "

@@ -22,10 +22,9 @@ from transformers import (
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.family import FAMILIES
 from mllm.models.adapters.language_layers import kernel_layers
 from mllm.models.backbone.load_errors import explained
-from mllm.models.backbone.loading import load_config, load_model
+from mllm.models.backbone.loading import load_config, load_model, type_advice
 from mllm.models.builder.build_chat import load_chat_processor
 from mllm.models.builder.build_options import checkpoint_of, encoder_options, load_options, quantization_bits
 from mllm.models.encoding.seq2seq import Seq2SeqEncoder
@@ -114,12 +113,12 @@ def _checked(args: ModelArgs, kind: Any, mapping: Any) -> str:
     if type(config) not in mapping and not brings_code:
         raise ConfigError(
             f"type='{args.type}' loads the architectures of {kind.__name__}, but model_name_or_path '{name}' is a "
-            f"'{config.model_type}' model: {_advice(config)}"
+            f"'{config.model_type}' model: {type_advice(config)}"
         )
     if not brings_code and mapping is MODEL_FOR_CAUSAL_LM_MAPPING and _has_no_text_model(config):
         raise ConfigError(
             f"type='{args.type}' would train the language model of '{name}' alone, which the Auto classes "
-            f"do not load for a '{config.model_type}' model: {_advice(config)}, which also trains on texts"
+            f"do not load for a '{config.model_type}' model: {type_advice(config)}, which also trains on texts"
         )
     if not brings_code and _is_of_sound(config, mapping):
         raise ConfigError(
@@ -127,18 +126,6 @@ def _checked(args: ModelArgs, kind: Any, mapping: Any) -> str:
             "of text, and of text with images, are supported"
         )
     return name
-
-
-def _advice(config: PretrainedConfig) -> str:
-    """Return the advice for an architecture that a type does not load."""
-    tables: tuple[Any, ...] = (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    )
-    if any(type(config) in table for table in tables):
-        return f"use type='{FAMILIES.for_architecture(config.model_type).type}'"
-    return "no type loads this architecture; choose a checkpoint of another one"
 
 
 def _has_no_text_model(config: PretrainedConfig) -> bool:

@@ -50,3 +50,22 @@ def test_incomplete_folders_are_refused(copy: Path) -> None:
         find_checkpoint(str(copy))
     with pytest.raises(ConfigError, match="is a file"):
         find_checkpoint(str(weights))
+
+
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [
+        ("model-Q4_K_M.gguf", "contains weights for llama.cpp .GGUF., which cannot be trained"),
+        ("model_index.json", "contains a diffusion model"),
+        (
+            "adapter/adapter_config.json",
+            "contains a run .set adapter_path to its adapter",
+        ),
+    ],
+)
+def test_folders_of_other_programs_are_named(tmp_path: Path, file: str, sentence: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(b"x")
+    with pytest.raises(ConfigError, match=sentence) as excinfo:
+        find_checkpoint(str(tmp_path))
+    assert "\n" not in str(excinfo.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ from transformers.utils import import_utils
 
 from mllm.errors import ConfigError, errors_of_row
 from mllm.models.backbone.load_errors import explained
-from mllm.models.backbone.loading import load_config
+from mllm.models.backbone.loading import load_config, load_processor
 from mllm.models.encoding.text_processor import load_text_processor
 from mllm.tiny.checkpoints import write_tiny
 
@@ -90,6 +91,26 @@ def test_a_value_of_another_type_in_a_file_of_the_tokenizer_is_refused(tmp_path:
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": "many"}))
     with pytest.raises(ConfigError, match=rf"'{folder}' cannot be loaded"):
         load_text_processor(str(folder))
+
+
+def test_missing_files_of_processor_and_tokenizer_are_named(tiny_qwen2_vl: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_qwen2_vl, tmp_path / "model"))
+    for file in folder.glob("*processor*"):
+        file.unlink()
+    sentence = "lacks the files of its processor .processor_config.json or preprocessor_config.json."
+    with pytest.raises(ConfigError, match=sentence) as excinfo:
+        load_processor(str(folder))
+    assert "huggingface.co/models" not in str(excinfo.value)
+    for file in [*folder.glob("tokenizer*"), *folder.glob("*vocab*")]:
+        file.unlink()
+    with pytest.raises(ConfigError, match="lacks the files of its tokenizer .tokenizer.json."):
+        load_text_processor(str(folder))
+
+
+def test_a_repository_of_the_hub_without_a_config_is_refused() -> None:
+    sentence = "'org/name' has no config.json, so it is not a checkpoint of transformers"
+    with pytest.raises(ConfigError, match=sentence), explained("org/name"):
+        raise OSError("org/name does not appear to have a file named config.json. Checkout ...")
 
 
 @pytest.mark.parametrize("cause", [LocalEntryNotFoundError("not in the cache"), OfflineModeIsEnabled("offline")])
