@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
+from typing_extensions import Self
 
 from mllm.errors import ConfigError
 from mllm.models.adapters.full import token_tables
@@ -44,7 +45,7 @@ class TrainableModel(nn.Module):
         tables = {id(table) for table in token_tables(self.pretrained)}
         self._tables = {name for name, parameter in self.named_parameters() if id(parameter) in tables}
 
-    def train(self, mode: bool = True) -> TrainableModel:
+    def train(self, mode: bool = True) -> Self:
         """Set the training mode of all modules except BatchNorms, none of which trains.
 
         In training mode one would mix the samples of a batch, and change its statistics, which no export contains.
