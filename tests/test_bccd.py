@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from mllm.config.reading import read_config
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "bench"))
 
 import bccd  # noqa: E402
@@ -88,3 +90,11 @@ def test_the_presence_of_platelets_is_ranked_by_their_predicted_number(tmp_path)
 def test_a_folder_without_the_images_is_refused_with_their_source(tmp_path):
     with pytest.raises(SystemExit, match="nowhere is not the folder BCCD of https://github.com/Shenggan/BCCD_Dataset"):
         bccd.main([str(tmp_path / "nowhere")])
+
+
+@pytest.mark.parametrize("task", bccd_work.TASKS)
+def test_the_config_of_a_task_is_valid_and_evaluates_on_unchanged_test_images(task):
+    config = read_config(bccd_work.CONFIGS / f"{task}.py").data_args
+    assert Path(config.train["data_path"]).name == "train.json" and config.train["transforms"]
+    assert Path(config.test["data_path"]).name == "test.json" and "transforms" not in config.test
+    assert config.train["labels"] == config.test["labels"]

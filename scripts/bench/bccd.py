@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"each run: {machine(1)}; {', '.join(' '.join(pair) for pair in installed(['torch', 'transformers']).items())}"
     )
-    print(f"run folders: {folder}")
+    print(f"reports: {folder}/*/report.html")
 
 
 if __name__ == "__main__":

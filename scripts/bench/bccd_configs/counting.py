@@ -6,7 +6,7 @@ _CELLS = dict(type="CountingDataset", labels=dict(RBC="red blood cells"), measur
 _TRANSFORMS = [
     dict(type="RandomRotate90"),
     dict(type="RandomFlip"),
-    dict(type="ColorJitter", brightness=0.1, contrast=0.2),
+    dict(type="ColorJitter", contrast=0.2),
 ]
 _HEAD = dict(type="RegressionHead", measures=["cells"], views=["image"], hidden=64, dropout=0.1, per_token=True)
 model_args = dict(
