@@ -97,4 +97,4 @@ def test_the_config_of_a_task_is_valid_and_evaluates_on_unchanged_test_images(ta
     config = read_config(bccd_work.CONFIGS / f"{task}.py").data_args
     assert Path(config.train["data_path"]).name == "train.json" and config.train["transforms"]
     assert Path(config.test["data_path"]).name == "test.json" and "transforms" not in config.test
-    assert config.train["labels"] == config.test["labels"]
+    assert config.train["labels"] == config.test["labels"] and len(config.test["labels"]) == 1

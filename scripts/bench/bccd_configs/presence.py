@@ -2,6 +2,6 @@
 
 _base_ = "./counting.py"
 
-_CELLS = dict(labels=dict(Platelets="platelets"), measure="platelets")
+_CELLS = dict(labels=dict(_delete_=True, Platelets="platelets"), measure="platelets")
 model_args = dict(heads=dict(measures=dict(measures=["platelets"])))
 data_args = dict(train=_CELLS, test=_CELLS)
