@@ -42,11 +42,11 @@ def write_flare(folder: Path, rows: int) -> dict[str, Any]:
     each = max(1, rows // len(_TASKS))
     first = {task: place for place, task in reversed(_TASKS.items())}
     places = [*first.values(), *(place for place in _TASKS if place not in first.values())]
-    for place in places[:rows]:
+    for position, place in enumerate(places[:rows]):
         task = _TASKS[place]
         name, entries = Path(place).name, []
         for number in range(each):
-            phantom = xray(folder, number + 1)  # with at least one lesion
+            phantom = xray(folder, 3 * each * position + number + 1)  # the first one has a lesion
             image = f"imagesTr/{name}_{first_number(folder) + number:05}.jpg"
             save_image(phantom.image, root / "training" / place / image)
             question, answer = _question(task, name, [list(box) for box in phantom.boxes])

@@ -450,6 +450,7 @@ def test_flare_reads_all_datasets_and_a_file_with_answers_instead_of_the_one_wit
     options, root = copy("FLAREDataset", rows=19)
     data = build_dataset(options)
     assert len(data) == sum(map(len, DATASETS_BY_CATEGORY.values())) == 19
+    assert len({file.read_bytes() for file in root.rglob("*.jpg")}) == 19, "mllm data would report equal images"
     assert data.sample(0).turns[0].role == "system" and sum(data.summary()["rows by task"].values()) == 19
     (root / "training").rename(root / "validation-hidden")
     for file in root.rglob("*_questions_train.json"):
