@@ -126,7 +126,7 @@ def _card(number: int, row: Row, score: Score | None, pictures: list[Picture], h
         shortened(str(row.get("question") or "").replace(IMAGE, "").strip(), MAX_TEXT),
         reference,
         prediction,
-        ", ".join(f"{name} {100 * value:.1f} %" for name, value in probabilities[:5]),
+        ", ".join(f"{name} {100 * value:.1f}\N{NO-BREAK SPACE}%" for name, value in probabilities[:5]),
         score,
         pictures,
         has_marks,
