@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_fixtures import CONFIG
 from peft import PeftModel
-from processes import finetune
+from processes import CHECKOUT, finetune
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
@@ -129,11 +130,27 @@ if MOMENT == "saving":
 '''
 
 
-@pytest.mark.parametrize("moment", ["mid-step", "saving", "between"])
-def test_a_killed_run_continues_bit_for_bit(write_config, moment):
+def write_fragile() -> str:
+    """Write a config whose run dies at the moment that KILL_AT names, and return its name."""
     Path("killer.py").write_text(KILLER)
     more = 'custom_imports = dict(imports=["killer"])\nobjectives = dict(next_token=dict(type="Fragile"))'
-    config = write_config(more)
+    Path("run.py").write_text(CONFIG.format(checkout=CHECKOUT, more=more))
+    return "run.py"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The losses and the adapter of the config of `write_fragile`, of a run that is not killed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("uninterrupted"))
+        ended = finetune(write_fragile())
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        return losses(), adapter()
+
+
+@pytest.mark.parametrize("moment", ["mid-step", "saving", "between"])
+def test_a_killed_run_continues_bit_for_bit(folder, uninterrupted, moment):
+    config = write_fragile()
     killed = finetune(config, KILL_AT=moment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     torso = Path("exp/run/latest/checkpoint-3")
@@ -143,12 +160,10 @@ def test_a_killed_run_continues_bit_for_bit(write_config, moment):
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     expected = {"mid-step": "checkpoint-2", "saving": "checkpoint-2", "between": "checkpoint-3"}[moment]
     assert f"continuing from {expected}" in resumed.stderr
-    whole = finetune(config, "--cfg-options", "training_args.output_dir=whole")
-    assert whole.returncode == 0, whole.stderr[-2000:]
-    assert losses() == losses("whole")
+    whole_losses, whole = uninterrupted
+    assert losses() == whole_losses
     assert len(losses()) == 4
-    actual = adapter("whole")
-    assert all(torch.equal(actual[name], tensor) for name, tensor in adapter().items())
+    assert all(torch.equal(whole[name], tensor) for name, tensor in adapter().items())
 
 
 class KilledError(BaseException):
