@@ -16,7 +16,8 @@ HEADER = """# Model families
 Written by `mllm show families`. A test builds a tiny checkpoint of each architecture in the table with its own
 processor (`tests/models/test_families.py`). It compares logits, labels, batches, gradients with and without
 checkpointing, the merged model and its answers with stock transformers {version}. Architectures with a reason were
-tried in the same way, and stop with a sentence that has these words.
+tried in the same way, and stop with a sentence that has these words. `(text)` is the language model of a checkpoint
+that reads images, `(decoder)` the decoder of an encoder-decoder.
 
 Other architectures of transformers' Auto classes are loaded in the same way. Before the first update, every run checks
 the gradients, the loss, and that no answer sees its own later tokens; a run that fails a check, or in which the code of
@@ -27,7 +28,7 @@ the model raises an error, stops with a sentence. `mllm show families --untested
 * **stored features**: with a frozen vision tower, features of images are computed once (`data_args.vision_cache`).
 * **shared images**: questions about an image compute its tokens once, in training (`data_args.share_images`) and in
   evaluations (`data_args.gen_kwargs.share_images`).
-* **packing**: `data_args.packing=True` is exact.
+* **packing**: `data_args.packing=True` is allowed, with the losses and gradients of samples alone.
 * **GGUF**: `mllm export` writes the language model for llama.cpp.
 
 | architecture | type | trains | vision LoRA | 4-bit | stored features | shared images | packing | GGUF |

@@ -92,6 +92,8 @@ def test_a_family_is_right_or_refused(
     records = request.config.getoption("--record-families")
     if not (case.always or records or request.config.getoption("--all-families")):
         pytest.skip("a family that differs little from another one; run with --all-families")
+    if case.package:
+        pytest.importorskip(case.package)
     folder = case.write(tmp_path / "base")
     result = {"type": case.type, "refused": case.refused}
     if case.refused:

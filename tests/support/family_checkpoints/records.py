@@ -30,6 +30,8 @@ class Case:
     """Regular expression of the sentence that refuses the family; empty: it trains."""
     always: bool = True
     """False: only with `--all-families`."""
+    package: str = ""
+    """Package that its processor needs; the test is skipped without it."""
 
     def write(self, folder: Path) -> Path:
         """Write the checkpoint and return its folder."""
@@ -146,4 +148,11 @@ ENCODER_DECODERS = [
     Case("t5gemma", "seq2seq", "t5gemma"),
     Case("t5gemma2", "seq2seq", "t5gemma2"),
 ]
-CASES = [*GEMMA3, *IMAGE_TEXT, *MORE_IMAGE_TEXT, *DECODERS, *ENCODER_DECODERS]
+SMOLVLM = Case("smolvlm", "image-text", image_text.smolvlm, always=False, package="num2words")
+LANGUAGE_MODELS = [
+    Case(f"{case.name} (text)", "causal-lm", case.make, always=False)
+    for case in (*IMAGE_TEXT, *MORE_IMAGE_TEXT)
+    if case.name in ("gemma4", "gemma4_unified", "qwen3_5", "qwen3_5_moe", "llama4", "got_ocr2")
+]
+"""Checkpoints that read images, whose language models AutoModelForCausalLM loads."""
+CASES = [*GEMMA3, *IMAGE_TEXT, SMOLVLM, *MORE_IMAGE_TEXT, *DECODERS, *LANGUAGE_MODELS, *ENCODER_DECODERS]
