@@ -76,6 +76,11 @@ class GroundingDataset(ImageTextDataset):
     def assumes_corners(self) -> bool:  # type: ignore[override]
         return self.box == "xyxy" and "box" not in vars(self)  # an option is an attribute of the object
 
+    @property
+    def has_box_option(self) -> bool:
+        """False if the form of the boxes is that of their file format, so that no option changes it."""
+        return True
+
     def draw_template(self, rng: np.random.Generator, **values: str) -> str:
         """Return a random template with each `<name>` replaced by the value of that name, in one pass."""
         template = self.templates[int(rng.integers(len(self.templates)))]
@@ -91,7 +96,7 @@ class GroundingDataset(ImageTextDataset):
 
     def parse_box(self, image: Image, numbers: Any, field: str = "bbox") -> Box:
         """Return a box of a row; see the function `parse_box`."""
-        return parse_box(image.size, numbers, field, self.box)
+        return parse_box(image.size, numbers, field, self.box, self.has_box_option)
 
     def parse_boxes(self, image: Image, boxes: Any, field: str = "boxes") -> list[Mark]:
         """Return the marks of a list of boxes of a row."""
@@ -99,8 +104,8 @@ class GroundingDataset(ImageTextDataset):
             raise DataError(f"field '{field}' must be a list of boxes")
         if not boxes:
             return []
-        size = image.size
-        return [Mark(box=parse_box(size, box, f"{field}[{i}]", self.box)) for i, box in enumerate(boxes)]
+        size, form, option = image.size, self.box, self.has_box_option
+        return [Mark(box=parse_box(size, box, f"{field}[{i}]", form, option)) for i, box in enumerate(boxes)]
 
     def parse_objects(self, image: Image, boxes: Any, field: str = "bbox") -> list[Mark]:
         """Return the marks of a box, or of a list of boxes, which is empty for an image without the object."""
@@ -166,7 +171,9 @@ def without_placeholders(text: str, field: str) -> str:
     return text
 
 
-def parse_box(size: tuple[int, int], numbers: Any, field: str = "bbox", form: BoxForm = "xyxy") -> Box:
+def parse_box(
+    size: tuple[int, int], numbers: Any, field: str = "bbox", form: BoxForm = "xyxy", has_option: bool = True
+) -> Box:
     """Return a box x1 y1 x2 y2 in pixels, clipped to its image; raises `DataError` for an invalid box.
 
     Args:
@@ -174,6 +181,7 @@ def parse_box(size: tuple[int, int], numbers: Any, field: str = "bbox", form: Bo
         numbers: Four numbers.
         field: Name of the field, for messages.
         form: Form of the numbers.
+        has_option: True: messages name the option that reads another form.
     """
     x1, y1, x2, y2 = four_numbers(numbers, field)
     width, height = size
@@ -190,14 +198,16 @@ def parse_box(size: tuple[int, int], numbers: Any, field: str = "bbox", form: Bo
     if 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height:
         return x1, y1, x2, y2
     if not (x1 <= x2 and y1 <= y2):
+        end = _reads(form) if has_option else ""
         raise DataError(
-            f"field '{field}' {[x1, y1, x2, y2]} has reversed corners{_reads(form)}",
-            f"field '{field}' has reversed corners{_reads(form)}",
+            f"field '{field}' {[x1, y1, x2, y2]} has reversed corners{end}",
+            f"field '{field}' has reversed corners{end}",
         )
     if min(x1, y1) < -OVERSHOOT or x2 > width + OVERSHOOT or y2 > height + OVERSHOOT:
+        end = _reads(form) if has_option else ""
         raise DataError(
-            f"field '{field}' {[x1, y1, x2, y2]} exceeds its image of {width} x {height} pixels{_reads(form)}",
-            f"field '{field}' exceeds its image{_reads(form)}",
+            f"field '{field}' {[x1, y1, x2, y2]} exceeds its image of {width} x {height} pixels{end}",
+            f"field '{field}' exceeds its image{end}",
         )
     x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
     if x1 >= x2 or y1 >= y2:

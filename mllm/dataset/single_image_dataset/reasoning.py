@@ -208,7 +208,8 @@ class GQADataset(GroundingDataset):
         if number not in scene:
             raise DataError(f"the scene graph has no object {number} in image {row['imageId']}")
         item = scene[number]
-        return Mark(box=parse_box(image.size, (item["x"], item["y"], item["w"], item["h"]), "scene graph", "xywh"))
+        numbers = item["x"], item["y"], item["w"], item["h"]
+        return Mark(box=parse_box(image.size, numbers, "scene graph", "xywh", has_option=False))
 
     @classmethod
     @override

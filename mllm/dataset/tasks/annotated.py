@@ -134,7 +134,12 @@ class AnnotatedDataset(GroundingDataset):
     @property
     @override
     def assumes_corners(self) -> bool:  # type: ignore[override]
-        return self.annotations is None and super().assumes_corners  # VOC and COCO have one form
+        return self.annotations is None and super().assumes_corners
+
+    @property
+    @override
+    def has_box_option(self) -> bool:
+        return self.annotations is None  # VOC and COCO have one form
 
     @abstractmethod
     def rows_of(self, image: AnnotatedImage) -> list[dict[str, Any]]:

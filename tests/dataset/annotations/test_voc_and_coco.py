@@ -150,6 +150,14 @@ def test_an_impossible_box_of_coco_is_an_error_of_its_image(tmp_path, bbox):
     assert "annotation 1" in first.error and not second.error
 
 
+def test_the_message_about_a_box_outside_its_image_names_no_option_that_is_refused(tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    path = coco(tmp_path, annotations=[{"image_id": 7, "category_id": 3, "bbox": [50, 2, 30, 9]}])
+    fault = r"image 1: field 'boxes\[0\]' \[50.0, 2.0, 80.0, 11.0\] exceeds its image of 64 x 48 pixels$"
+    with pytest.raises(DataError, match=fault):
+        DetectionDataset(path, tmp_path).sample(0)
+
+
 def test_a_table_is_not_read_as_annotations(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('[{"image": "a.png"}]')
