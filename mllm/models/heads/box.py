@@ -56,21 +56,21 @@ class BoxHead(nn.Module):
         # As published: the initial prediction is the central box with half the image's width and height.
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.look: PatchAttention | None = None
+        self.patch_attention: PatchAttention | None = None
         if attention is not None:
             assert vision is not None, "the builder provides the vision tower"
-            self.look = PatchAttention(width, vision, attention)
+            self.patch_attention = PatchAttention(width, vision, attention)
 
     @property
     def reads_image(self) -> bool:
         """Return True if the head reads the layers of the vision tower."""
-        return self.look is not None
+        return self.patch_attention is not None
 
     def features(self, layers: Sequence[Tensor]) -> Tensor:
         """Return the features [V, N, attention] of V images from the output [V, N, D] of every vision layer."""
-        assert self.look is not None
+        assert self.patch_attention is not None
         with torch.autocast(layers[0].device.type, enabled=False):
-            return self.look.features(layers)
+            return self.patch_attention.features(layers)
 
     def predict(
         self,
@@ -87,9 +87,9 @@ class BoxHead(nn.Module):
         with torch.autocast(state_BMD.device.type, enabled=False):
             features = state_BMD.float()
             origin = None
-            if self.look is not None:
+            if self.patch_attention is not None:
                 assert features_VND is not None and images_BM is not None
-                attended, origin, spread = self.look(features, features_VND, images_BM)
+                attended, origin, spread = self.patch_attention(features, features_VND, images_BM)
                 # Places are scaled to values of about 1, like the other inputs.
                 features = torch.cat([features, attended, 4 * origin - 2, 4 * spread], dim=-1)
             if self.outline:
