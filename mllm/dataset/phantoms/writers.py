@@ -29,7 +29,10 @@ def save_image(image: Image.Image, path: Path) -> None:
     Its folder is created if it does not exist.
     """
     with replaced_path(path) as temporary:
-        image.save(temporary, format="JPEG" if path.suffix == ".jpg" else "PNG")
+        if path.suffix == ".jpg":
+            image.save(temporary, format="JPEG")
+        else:
+            image.save(temporary, format="PNG", compress_level=1)  # a fourth of the time of 6; files are 3 % larger
 
 
 def write_nifti(
