@@ -111,8 +111,9 @@ REFUSED = {
     "prophetnet": "changes its logits in a way that this version does not support",
     "reformer": "trainable tensors receive no gradient",
 }
-OFTEN = ("cohere", "glm4_moe", "blenderbot")
-"""Those of `more_text` in every test run: scaled logits, experts beside dense layers, and positions of padding."""
+OFTEN = ("cohere", "glm4_moe", "blenderbot", "deepseek_v4", "recurrent_gemma", "zamba", "marian")
+"""Those of `more_text` in every test run: scaled logits, experts beside dense layers, positions of padding, compressed
+keys, another key of the cap of logits, layers that share weights, and computed weights."""
 USUAL = {*OFTEN, *(name for name in text.DECODERS if name not in RARE)}
 BOTH = {*text.ENCODER_DECODERS, *more_text.MORE_ENCODER_DECODERS}
 """Architectures of AutoModelForSeq2SeqLM, whose decoders AutoModelForCausalLM also loads."""
@@ -141,7 +142,7 @@ ENCODER_DECODERS = [
         for name in text.ENCODER_DECODERS
     ),
     *(
-        Case(name, "seq2seq", partial(text.encoder_decoder, name), REFUSED.get(name, ""), always=False)
+        Case(name, "seq2seq", partial(text.encoder_decoder, name), REFUSED.get(name, ""), always=name in OFTEN)
         for name in more_text.MORE_ENCODER_DECODERS
     ),
     *(_config_alone(name, "seq2seq", OF_SOUND) for name in more_text.SOUND),
