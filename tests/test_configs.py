@@ -123,6 +123,12 @@ def test_the_text_of_a_config_is_read_as_an_equal_config(path: Path, tmp_path: P
     assert read_config(tmp_path / "config.py") == config
 
 
+@pytest.mark.parametrize("name", ["flare25", "cxr_report", "chexpert", "vqa_rad", "segmentation", "detection"])
+def test_the_medical_configs_end_with_predictions(name: str):
+    config = read_config(CHECKOUT / "config" / "training_configs" / f"medgemma_{name}.py")
+    assert config.data_args.test is not None and config.data_args.compute_metric
+
+
 def test_the_tiers_have_the_settings_of_the_guide():
     read = {path.stem: read_config(path) for path in CONFIGS}
     small, medium, large = (read[f"medgemma_{name}"] for name in ("4gb_test", "16gb_medical", "16gb_ampere"))

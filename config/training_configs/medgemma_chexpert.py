@@ -1,7 +1,7 @@
 """MedGemma 4B names the findings of chest X-rays, trained on CheXpert, on an Ampere card of 24 GB.
 
-`uncertain="ones"` counts uncertain labels as present (U-ones). The studies of the validation split have the labels
-of three radiologists.
+`uncertain="ones"` counts uncertain labels as present (U-ones). The official validation split, with the labels of three
+radiologists, is the test split.
 
 Cost: the bf16 weights take 8.6 GB (computed: 4.3 B parameters).
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma_chexpert.py
