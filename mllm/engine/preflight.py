@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from mllm.engine.learner import Learner
-from mllm.errors import ConfigError, UserError, is_out_of_memory, one_line
+from mllm.errors import ConfigError
 from mllm.models.backbone.int8 import without_outliers
+from mllm.models.backbone.model_errors import explained_model_errors
 from mllm.models.encoding.packing import LEADER, SHARED, followers
 from mllm.structures import IGNORE, Batch, Context, LogicalBatch
 
@@ -47,7 +44,8 @@ def preflight(learner: Learner, batch: LogicalBatch, accelerator: Any, further: 
     device = accelerator.device
     devices = [device] if device.type == "cuda" else []
     was_training = learner.training
-    with torch.random.fork_rng(devices=devices), _explained_forward(learner):
+    explained = explained_model_errors(learner.student.pretrained, "on the first batch", "cannot be trained")
+    with torch.random.fork_rng(devices=devices), explained:
         learner.train()
         pieces = (piece.to(device) for item in chain([batch], islice(further, MAX_BATCHES)) for piece in item.pieces)
         with accelerator.autocast():
@@ -65,25 +63,6 @@ def preflight(learner: Learner, batch: LogicalBatch, accelerator: Any, further: 
     if device.type == "cuda":
         peak, card = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
         logger.info("memory: %.2f GB of %.2f GB at the first micro-batch's peak", peak / 1e9, card / 1e9)
-
-
-@contextmanager
-def _explained_forward(learner: Learner) -> Iterator[None]:
-    """Convert errors that the code of a model of transformers raises to `ConfigError`; others are passed on."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        files = [Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__)]
-        if is_out_of_memory(error) or not any(parts[-4:-2] == ("transformers", "models") for parts in files):
-            raise
-        model = learner.student.pretrained
-        raise ConfigError(
-            f"{type(model).__name__} of transformers {transformers.__version__} fails on the first batch "
-            f"({type(error).__name__}: {one_line(str(error))[:300]}): this architecture cannot be trained with these "
-            "settings; config/FAMILIES.md lists the tested ones"
-        ) from error
 
 
 def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:

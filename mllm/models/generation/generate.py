@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
+from mllm.models.backbone.model_errors import explained_model_errors
 from mllm.models.encoding.image_features import backbone_inputs
 from mllm.models.encoding.text_encoder import TextEncoder
 from mllm.models.generation.left_padding import needs_equal_lengths
@@ -246,7 +247,8 @@ class Generation:
         model: Any = self.bundle.model.pretrained
         begin = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         processors = self._processors(begin, numbers)
-        tokens: Tensor = model.generate(**inputs, generation_config=self.options, logits_processor=processors)
+        with explained_model_errors(model, "while it generates an answer", "cannot answer"):
+            tokens: Tensor = model.generate(**inputs, generation_config=self.options, logits_processor=processors)
         return tokens
 
     def _read(
