@@ -41,7 +41,7 @@ class ListedRecords(Records):
     ) -> None:
         assert locations is None or len(locations) == len(rows)
         if not rows:
-            raise DataError(f"{path} has no row {choice} that can be used".replace("  ", " "))
+            raise DataError(f"{path} has no row{' ' * bool(choice)}{choice} that can be used")
         self.path, self.rows, self.locations = path, rows, locations
 
     def __len__(self) -> int:
