@@ -43,7 +43,7 @@ SIZES = {448: 64, 896: 256}
 WINDOW = (40.0, 400.0)
 """Center and width in Hounsfield units."""
 SAMPLES_PER_SECOND = 2.0
-"""Samples of one image per second that an A100 trains, for the number of cores that a run needs."""
+"""Samples of one image per second that are assumed for an A100, for the number of cores that a run needs."""
 TOLERANCE = 0.02
 """Maximum mean difference of pixels in [-1, 1]: 2.5 gray values of 8 bits; Pillow and torchvision round differently."""
 Method = Callable[[], Tensor]
