@@ -45,7 +45,16 @@ EXTRAS = {
 }
 EXTRAS["all"] = sorted(requirement for extra in EXTRAS.values() for requirement in extra)
 EXTRAS |= {
-    "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.11", "dp-accounting>=0.4.4"],
+    "dev": [
+        "pytest>=8",
+        "pytest-xdist>=3.5",
+        "hypothesis>=6.100",
+        "ruff>=0.9",
+        "mypy>=1.11",
+        "dp-accounting>=0.4.4",
+        "openai>=1.60",
+    ],
+    "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.12", "gradio>=6"],
     "notebook": ["ipywidgets>=8.1", "ipykernel>=6.29", "nbclient>=0.10"],
     "bench": ["trl>=1.16"],
     "parity": ["llama-cpp-python>=0.3.36"],

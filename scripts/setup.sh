@@ -98,7 +98,7 @@ fi
 if [ -z "$uv" ] && "${pip[@]}" install --quiet uv >>"$log" 2>&1; then
     uv=$venv/bin/uv
 fi
-packages=(-c scripts/constraints.txt -e '.[all,dev,notebook]')
+packages=(-c scripts/constraints.txt -e '.[all,dev,notebook,serve]')
 echo "setup: installing (about 6 GB; the log is $log)"
 # Compiling to bytecode halves the time of the first import of transformers. pip compiles by default.
 if [ -z "$uv" ] || ! logged "$uv" pip install --python "$venv/bin/python" --compile-bytecode "${packages[@]}"; then
