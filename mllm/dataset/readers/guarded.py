@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -28,6 +29,8 @@ _BYTES = 8 << 30
 _RESULT_BYTES = 4 << 30
 """Limit of the size of all results of a call."""
 _START_SECONDS = 120.0
+_PROGRESS_SECONDS = 0.5
+"""Shortest time between two messages of `report_progress`: a message takes longer than the packet of a small video."""
 _ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError),
     *(SyntaxError, TypeError, ValueError),
@@ -35,6 +38,8 @@ _ERRORS = (
 _processes: dict[int, GuardedProcess] = {}
 _to_caller: Connection | None = None
 """Pipe to the caller, in a guarded process."""
+_last_progress = 0.0
+"""Time of the last message of `report_progress`, in a guarded process."""
 
 
 class GuardedError(Exception):
@@ -152,7 +157,12 @@ def report_progress() -> None:
     Functions call it after each frame of a video and each file of a series, whose total time has no limit: their number
     is limited by the size of the files.
     """
-    if _to_caller is not None:
+    global _last_progress
+    if _to_caller is None:
+        return
+    now = time.monotonic()
+    if now - _last_progress >= _PROGRESS_SECONDS:
+        _last_progress = now
         _to_caller.send(("progress", None))
 
 

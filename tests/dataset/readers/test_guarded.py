@@ -6,6 +6,7 @@ import gzip
 import os
 import time
 from collections.abc import Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 
 import nibabel
@@ -89,6 +90,16 @@ def test_the_limit_of_time_is_that_of_a_part_of_the_work():
         assert process.call(f"{__name__}:parts_of_a_long_video", 0.2, 6) == ["x"]
     finally:
         process.stop()
+
+
+def test_progress_is_reported_at_intervals(monkeypatch):
+    caller, process = Pipe()
+    monkeypatch.setattr(guarded, "_to_caller", process)
+    monkeypatch.setattr(guarded, "_PROGRESS_SECONDS", 3600.0)
+    monkeypatch.setattr(guarded, "_last_progress", time.monotonic() - 3601)
+    for _ in range(1000):
+        guarded.report_progress()
+    assert caller.recv() == ("progress", None) and not caller.poll()
 
 
 def test_a_forked_process_has_another_guarded_process():

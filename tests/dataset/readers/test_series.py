@@ -239,6 +239,7 @@ def test_each_slice_of_a_reformatted_series_starts_the_time_limit_again(tmp_path
     write_series(tmp_path / "ct", voxels)
     caller, process = Pipe()
     monkeypatch.setattr(guarded, "_to_caller", process)
+    monkeypatch.setattr(guarded, "_PROGRESS_SECONDS", 0.0)
     pictures(tmp_path / "ct", axis="coronal")
     count = 0
     while caller.poll():

@@ -87,6 +87,7 @@ def test_files_that_are_not_decoded_from_the_beginning(folder, monkeypatch):
 def test_each_decoded_frame_starts_the_time_limit_again(folder, name, monkeypatch):
     caller, process = Pipe()
     monkeypatch.setattr(guarded, "_to_caller", process)
+    monkeypatch.setattr(guarded, "_PROGRESS_SECONDS", 0.0)
     list(video.selected_frames(folder / name, "all"))
     count = 0
     while caller.poll():
