@@ -1,4 +1,4 @@
-"""Benchmark of access to data: the index of a large JSON lines file, and single frames of videos.
+"""Benchmark of access to data: the index of a large JSON lines file, patients of its rows, and single frames of videos.
 
 Methods alternate, each measurement in its own process. The script ends without a table if results differ. README.md
 has the figures.
@@ -24,8 +24,10 @@ import psutil
 from interleaved import in_fresh_process, machine, resident_memory
 from PIL import Image
 
+from mllm.dataset.patients import Patients, check_leakage
 from mllm.dataset.phantoms.writers import write_avi
 from mllm.dataset.readers import read_images
+from mllm.dataset.single_image_dataset.vqa import VQADataset
 from mllm.dataset.tables.records import Records
 
 ROWS = 1_000_000
@@ -85,6 +87,23 @@ METHODS: dict[str, Callable[[Path], list[Any]]] = {
 }
 
 
+def patients_seconds(path: Path, rows: int) -> float:
+    """Return the CPU seconds of a check for patients in two splits, `rows` rows and 1,000.
+
+    Each patient has three rows. They are parsed before, as by the check of all rows.
+    """
+    dataset = VQADataset(str(path))
+    train = [f"P{number // 3}" for number in range(rows)]
+    started = time.process_time()
+    patients = {"train": Patients(), "test": Patients()}
+    for number, patient in enumerate(train):
+        patients["train"].add(patient, dataset, number)
+    for number in range(1000):
+        patients["test"].add(f"Q{number}", dataset, number)
+    check_leakage(patients)
+    return time.process_time() - started
+
+
 def work(method: str, path: Path, repeats: int) -> dict[str, Any]:
     """Return seconds of one call, memory that it took in bytes, and its result.
 
@@ -137,12 +156,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_rows(rows, options.rows)
         label = f"{options.rows:,} rows of JSON: all as dicts, index"
         print(line(label, rows, "index", "load", options.rounds, 1), flush=True)
+        patients = [patients_seconds(rows, options.rows) for _ in range(options.rounds)]
         for codec in CODECS:
             video = Path(name) / f"{codec}.avi"
             write_video(video, codec)
             label = f"two of {LENGTH} frames, {codec} in AVI: all decoded, found by seeking"
             print(line(label, video, "seek", "decode", options.rounds, 20), flush=True)
-    print(f"\n{options.rounds} rounds; {machine(1)}")
+    print(f"\npatients of {options.rows:,} rows in two splits: {median(patients):.2f} s of CPU")
+    print(f"{options.rounds} rounds; {machine(1)}")
 
 
 if __name__ == "__main__":
