@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,16 @@ from mllm.config.hardware import CHECKOUT
 from mllm.config.reading import read_config
 
 ABSENT = "{0} is not installed: pip install -e '.[notebook]'"
-NOTEBOOK = CHECKOUT / "scripts" / "notebooks" / "3ncore.ipynb"
+FOLDER = CHECKOUT / "scripts" / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+Execute = Callable[[str, Mapping[str, str]], dict[str, Any]]
 
 
-@pytest.fixture
-def notebook() -> Any:
+def read(path: Path) -> Any:
     nbformat = pytest.importorskip("nbformat", reason=ABSENT.format("nbformat"))
-    read = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(read)
-    return read
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    return notebook
 
 
 def printed(cell: Any) -> str:
@@ -33,17 +36,12 @@ def outputs_of(cell: Any, kind: str) -> list[Any]:
     return [output["data"][kind] for output in cell["outputs"] if kind in output.get("data", {})]
 
 
-def test_the_notebook_has_no_outputs(notebook):
-    cells = [cell for cell in notebook.cells if cell["cell_type"] == "code"]
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
-    assert max(len(cell["source"].splitlines()) for cell in cells) < 15, "logic belongs into mllm/pipeline/notebook.py"
-    (parameters,) = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    values: dict[str, Any] = {}
-    exec(parameters["source"], values)
-    assert (CHECKOUT / values["BASE"]).is_file()
+@pytest.fixture
+def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Execute:
+    """A function that runs a notebook in `tmp_path` with tiny models, and returns its cells by their ids.
 
-
-def test_the_notebook_runs(notebook, tmp_path, monkeypatch):
+    Its second argument is code that is run before the cell with an id.
+    """
     nbclient = pytest.importorskip("nbclient", reason=ABSENT.format("nbclient"))
     for package in ("ipywidgets", "ipykernel"):
         pytest.importorskip(package, reason=ABSENT.format(package))
@@ -52,20 +50,38 @@ def test_the_notebook_runs(notebook, tmp_path, monkeypatch):
     for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / "jupyter"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    cells = {cell["id"]: cell for cell in notebook.cells}
+    (tmp_path / "config").symlink_to(CHECKOUT / "config")
+    monkeypatch.chdir(tmp_path)
 
-    def before(name: str, source: str) -> None:
-        notebook.cells.insert(notebook.cells.index(cells[name]), nbformat.v4.new_code_cell(source))
+    def run(name: str, before: Mapping[str, str]) -> dict[str, Any]:
+        notebook = read(FOLDER / name)
+        cells = {cell["id"]: cell for cell in notebook.cells}
+        for place, source in {"start": f"TINY, FOLDER = True, {str(tmp_path)!r}", **before}.items():
+            notebook.cells.insert(notebook.cells.index(cells[place]), nbformat.v4.new_code_cell(source))
+        resources = {"metadata": {"path": str(FOLDER)}}
+        nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+        return cells
 
-    before("start", f"TINY, FOLDER = True, {str(tmp_path)!r}")
-    before("config", "sliders['epochs'].value, sliders['learning_rate'].value, sliders['lora_r'].value = 2, 1e-3, 4")
-    client = nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
-    )
-    client.execute()
+    return run
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_has_no_outputs(path):
+    cells = [cell for cell in read(path).cells if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
+    assert max(len(cell["source"].splitlines()) for cell in cells) < 16, "logic belongs into mllm/run/notebook.py"
+    (parameters,) = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    values: dict[str, Any] = {}
+    exec(parameters["source"], values)
+    assert not values["TINY"]
+    assert all((CHECKOUT / value).is_file() for name, value in values.items() if name == "BASE")
+
+
+def test_the_notebook_of_3ncore_runs(execute):
+    sliders = "sliders['epochs'].value, sliders['learning_rate'].value, sliders['lora_r'].value = 2, 1e-3, 4"
+    cells = execute("3ncore.ipynb", {"config": sliders})
 
     assert len(outputs_of(cells["sliders"], "application/vnd.jupyter.widget-view+json")) == 6
-    monkeypatch.chdir(tmp_path)
     config = read_config("exp/3ncore.py")
     assert printed(cells["config"]).strip() == Path("exp/3ncore.py").read_text().strip()
     assert (config.training_args["num_train_epochs"], config.model_args.lora_r) == (2, 4)
@@ -77,3 +93,17 @@ def test_the_notebook_runs(notebook, tmp_path, monkeypatch):
     assert "validation loss" in output and "held-out measures" in output and (run / "adapter").is_dir()
     assert len(outputs_of(cells["pictures"], "image/png")) == len(list(run.rglob("*.png"))) >= 1
     assert "EF" in printed(cells["figures"])
+
+
+def test_the_notebook_about_first_aid_writes_a_file_that_llama_cpp_runs(execute):
+    if importlib.util.find_spec("llama_cpp") is None:
+        pytest.skip("llama-cpp-python is not installed: pip install -e '.[parity]'")
+    cells = execute("first_aid_gguf.ipynb", {})
+
+    run = Path("exp/gemma3n_medrescue_t4/latest").resolve()
+    accuracy = json.loads((run / "metrics.json").read_text())["figures"]["accuracy"]
+    assert f"{accuracy['samples']}" in printed(cells["figures"]) and "accuracy" in printed(cells["figures"])
+    folder = Path("first-aid/gguf")
+    assert (folder / "first-aid.gguf").read_bytes()[:4] == b"GGUF"
+    assert "FROM ./first-aid.gguf" in (folder / "Modelfile").read_text()
+    assert printed(cells["answer"]).strip()

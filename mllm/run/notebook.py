@@ -1,8 +1,9 @@
-"""Functions of `scripts/notebooks/3ncore.ipynb`: a config from six sliders, a run, and its results."""
+"""Functions of the notebooks in `scripts/notebooks/`: a config from six sliders, a run, and its results."""
 
 from __future__ import annotations
 
 import codecs
+import html
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from mllm.errors import ConfigError, TrainingError, hint
 from mllm.files import write_text
 from mllm.report.figures import figures_table
 from mllm.run_files import METRICS as METRICS_FILE
+from mllm.run_files import REPORT_PAGE
 
 FINETUNE = CHECKOUT / "mllm" / "pipeline" / "finetune.py"
 FIRST_PICTURES = ("training_progress.png", "loss.png")
@@ -171,3 +173,16 @@ def figures(run: Path) -> str:
     if not figures_by_metric:
         return "There are no figures: the config has no data_args.test, or no data_args.compute_metric."
     return figures_table(figures_by_metric)
+
+
+def report_frame(run: Path, height: int = 800) -> str:
+    """Return `report.html` of a run as HTML for the output of a cell, `height` pixels high.
+
+    The page is in a frame of its own, so that its styles do not change the notebook. Raises `ConfigError` if the run
+    has no report.
+    """
+    file = run / REPORT_PAGE
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist: write it with mllm report {run}")
+    page = html.escape(file.read_text(encoding="utf-8"))
+    return f'<div><iframe srcdoc="{page}" style="width: 100%; height: {height}px; border: 0"></iframe></div>'
