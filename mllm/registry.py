@@ -10,7 +10,7 @@ from mmengine.registry import Registry as _Registry
 
 from mllm.errors import ConfigError, hint
 from mllm.options import fits, invalid_value
-from mllm.signatures import Signature, signature_of
+from mllm.signatures import COLUMNS, FIELDS, Signature, signature_of
 from mllm.static_source import Location, UnresolvedError, find_entries, read_signature
 
 
@@ -99,6 +99,18 @@ class UnknownOptionError(OptionError):
         return f"unknown key '{name}' in {self._where} ({self.type_name}){hint(name, self._known)}"
 
 
+class UnknownFieldError(UnknownOptionError):
+    """Keys of the option `columns` that are no fields of a row of the dataset."""
+
+    def message(self, name: str) -> str:
+        """Return the message about one of the keys, with the way to add it if the class is a user's."""
+        if not self._known:
+            return f"{self._where}: {self.type_name} reads official files, whose columns have fixed names: remove it"
+        is_own = self.type_name in DATASETS.locations
+        end = "" if is_own else f" (if {self.type_name} reads it, add it to `optional` of the class)"
+        return f"unknown field '{name}' in {self._where} ({self.type_name}){hint(name, self._known)}{end}"
+
+
 def check(
     registry: Registry, options: Any, key: tuple[str, ...] = (), provided: Collection[str] = ()
 ) -> dict[str, Any]:
@@ -131,6 +143,8 @@ def check(
         if name in parameters and not fits(value, parameters[name].annotation):
             problem = invalid_value(value, parameters[name].annotation)
             raise OptionError(f"{where}.{name} {problem}", (*key, name))
+        if name == COLUMNS and FIELDS in signature.attributes:
+            _check_fields(signature.attributes[FIELDS], value, kind, (*key, name))
         checked[name] = _check_nested(TRANSFORMS if name == "transforms" else registry, value, (*key, name))
     return checked
 
@@ -148,6 +162,13 @@ def check_names(
     unknown = [name for name in names if name not in known]
     if unknown and not signature.accepts_any:
         raise UnknownOptionError(unknown, kind, key, known, ".".join(key) or registry.name)
+
+
+def _check_fields(fields: Sequence[str], columns: Any, kind: str, key: tuple[str, ...]) -> None:
+    """Raise `UnknownFieldError` if `columns` has a key that is not in `fields`, those that a dataset reads."""
+    unknown = [name for name in columns or () if name not in fields]
+    if unknown:
+        raise UnknownFieldError(unknown, kind, key, fields, ".".join(key))
 
 
 def _check_nested(registry: Registry, value: Any, key: tuple[str, ...]) -> Any:

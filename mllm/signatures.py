@@ -10,6 +10,10 @@ from typing import Any
 LITERALS = (bool, int, float, str, type(None))
 ASSIGNABLE = "assignable"
 """Class attribute with the names of options that are assigned to attributes if the constructor does not take them."""
+COLUMNS = "columns"
+"""Option of datasets: names of columns by the field that they stand for."""
+FIELDS = "fields"
+"""Class attribute with the fields that the option `columns` may have."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mllm.options import format_type
 from mllm.registry import DATASETS
+from mllm.signatures import FIELDS
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ data_args = dict(
 _HEADER = """# Options of datasets
 
 This file is generated: `python mllm/pipeline/show.py datasets > config/DATASETS.md`. The docstring of a class
-describes its options.
+describes its options. `columns` may name the column of each field of a row; other keys are refused.
 """
 
 
@@ -190,9 +191,11 @@ def dataset_document() -> str:
 
 
 def _table(name: str) -> str:
-    """Return the summary of a dataset and a table of its options."""
+    """Return the summary of a dataset, the fields of its rows and a table of its options."""
     signature = DATASETS.describe(name)
-    rows = [f"## {name}", "", signature.summary, "", "| option | type | default |", "|---|---|---|"]
+    fields = signature.attributes.get(FIELDS, ())
+    names = ["", f"Fields of a row: {_codes(fields)}."] if fields else []
+    rows = [f"## {name}", "", signature.summary, *names, "", "| option | type | default |", "|---|---|---|"]
     for option, item in signature.parameters.items():
         default = "required" if item.default is item.empty else f"`{item.default!r}`"
         kind = format_type(item.annotation).replace("|", "\\|")

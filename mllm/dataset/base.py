@@ -16,7 +16,15 @@ from mllm.dataset.image_files import RowImages, check_image_folder
 from mllm.dataset.indices import from_zero, generator
 from mllm.dataset.readers.geometry import spacing_of
 from mllm.dataset.tables.records import Records
-from mllm.dataset.tables.values import check_characters, is_empty, patient_columns, patient_of
+from mllm.dataset.tables.values import (
+    check_characters,
+    check_groups,
+    is_empty,
+    missing_field,
+    modality_of,
+    patient_columns,
+    patient_of,
+)
 from mllm.errors import ConfigError, DataError, UserError, hint, origin_of, with_location
 from mllm.structures import Sample
 
@@ -205,15 +213,26 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
         reader: Options for the reader of the images, such as `dict(window='lung')`.
         patient_column: Column with the patient of a row; see `RecordDataset`.
         columns: Names of the columns of the file by the field that they stand for: `dict(image="img_name")`. A field
-            that is not named has the column of its own name.
+            that is not named has the column of its own name. Other names than those in `fields` are refused.
     """
 
     required: ClassVar[tuple[str, ...]] = ()
     """Fields that every row must have with a value."""
+    optional: ClassVar[tuple[str, ...]] = ("modality", "patient")
+    """Further fields that the class reads, besides those in `optional` of its base classes."""
+    fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of a row that the class reads: those in `required`, and in `optional` of the class and its bases."""
+    has_columns: ClassVar[bool] = True
+    """False for classes whose rows come from official files, so that no column has another name."""
     has_answers: ClassVar[bool] = True
     """False for classes whose samples may have an empty answer."""
     assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed", "reader", "patient_column", "columns")
     columns: Mapping[str, str] | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        declared = [name for base in cls.__mro__ for name in vars(base).get("optional", ())]
+        cls.fields = tuple(dict.fromkeys((*cls.required, *declared))) if cls.has_columns else ()
 
     def __init__(
         self,
@@ -307,7 +326,7 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
             raise with_location(error, source) from error
         for name in self.required:
             if name not in row:
-                raise DataError(f"{source}: {_missing(name, row)}", f"field '{name}' is missing")
+                raise DataError(f"{source}: {missing_field(name, row)}", f"field '{name}' is missing")
             if is_empty(row[name]):
                 raise DataError.at(source, f"field '{name}' is empty")
         self.files_of_row = []
@@ -316,7 +335,7 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
             raise ConfigError(f"{type(self).__name__} returns measures: set has_measures = True in the class")
         if self.has_answers and any(turn.role == "assistant" and is_empty(turn.text) for turn in sample.turns):
             raise DataError.at(source, "the answer is empty")
-        _check_groups(sample, source)
+        check_groups(sample, source)
         try:
             for turn in sample.turns:
                 check_characters(turn.text, f"the text of the {turn.role}")
@@ -331,7 +350,7 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
             group=group,
             files=files,
             spacings=spacings if any(spacings) else (),
-            modality=_modality(row) if sample.modality is None else sample.modality,
+            modality=modality_of(row) if sample.modality is None else sample.modality,
         )
 
     def _group_of_sample(self, row: Mapping[str, Any], sample: Sample) -> str | None:
@@ -368,31 +387,10 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
         except Exception as error:
             if isinstance(error, KeyError) and error.args and error.args[0] not in row:
                 # The key may be a value of another field.
-                raise DataError(f"{source}: {_missing(str(error.args[0]), row)}", "a field is missing") from error
+                raise DataError(f"{source}: {missing_field(str(error.args[0]), row)}", "a field is missing") from error
             fault = f"{type(self).__name__}.parse failed with {type(error).__name__}"
             reason = f"{fault} in {origin_of(error)}"
             raise DataError(f"{source}: {fault}: {error}", reason) from error
         if not isinstance(sample, Sample):
             raise ConfigError(f"{type(self).__name__}.parse must return a Sample, not {type(sample).__name__}")
         return sample
-
-
-def _check_groups(sample: Sample, source: str) -> None:
-    """Raise `DataError` if a text refers to a box or point that the sample does not have."""
-    for turn in sample.turns:
-        for group in turn.marks:
-            for index in group:
-                if not 0 <= index < len(sample.marks):
-                    number = len(sample.marks)
-                    fault = "the text refers to a box or point that the row does not have"
-                    raise DataError(f"{source}: {fault}: number {index} of {number}, counted from 0", fault)
-
-
-def _modality(row: Mapping[str, Any]) -> str | None:
-    """Return the field `modality` of a row as text; None if it is absent or empty."""
-    value = row.get("modality")
-    return None if is_empty(value) else str(value)
-
-
-def _missing(name: str, row: Mapping[str, Any]) -> str:
-    return f"field '{name}' is missing{hint(name, map(str, row))}"

@@ -222,6 +222,13 @@ def test_a_missing_key(write):
     assert sentence(write("training_args = dict()\n")) == message
 
 
+def test_a_field_that_no_dataset_reads_names_its_line(write, bases):
+    split = "data_args = dict(test=dict(type='VQADataset', data_path='a.json', columns=dict(\n"
+    split += "    image='file',\n    modalty='mod')))\n"
+    expected = "run.py:4: unknown field 'modalty' in data_args.test.columns (VQADataset): did you mean 'modality'?"
+    assert sentence(write(bases + split)) == expected
+
+
 def test_the_patient_column_has_one_name(write, bases):
     split = "dict(type='TextQADataset', data_path='a.json', {})"
     for old in ("group_field", "patient_column"):

@@ -82,6 +82,8 @@ class ChestXray14Dataset(MultiLabelDataset):
         options: Options of `GroundingDataset`.
     """
 
+    has_columns = False
+
     def __init__(
         self,
         data_path: str | Path,
@@ -156,6 +158,7 @@ class ChestXray14BoxDataset(DetectionDataset):
         options: Options of `GroundingDataset`.
     """
 
+    has_columns = False
     box: BoxForm = "xywh"
 
     def __init__(

@@ -64,6 +64,8 @@ class CheXpertDataset(MultiLabelDataset):
         options: Options of `GroundingDataset`.
     """
 
+    has_columns = False
+
     def __init__(
         self,
         data_path: str | Path,

@@ -112,6 +112,7 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
         options: Options of `ImageTextDataset`.
     """
 
+    has_columns = False
     has_measures = False
     challenge_file = "predictions.json"
 

@@ -39,6 +39,7 @@ class IUXrayDataset(GroundingDataset):
         options: Options of `GroundingDataset`.
     """
 
+    has_columns = False
     default_templates = templates.REPORT
 
     def __init__(

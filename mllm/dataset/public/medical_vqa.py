@@ -47,6 +47,7 @@ class MedicalVQADataset(VQADataset):
         options: Options of `VQADataset`.
     """
 
+    has_columns = False
     fixed_layout: ClassVar[LayoutName | None] = None
     """Layout of a class for one set."""
 

@@ -120,6 +120,7 @@ class MIMICCXRDataset(GroundingDataset):
         options: Options of `GroundingDataset`.
     """
 
+    has_columns = False
     default_templates = templates.REPORT
 
     def __init__(
@@ -210,6 +211,8 @@ class MIMICCXRLabelDataset(MultiLabelDataset):
         images: 'first' image of a study, or 'all'.
         options: Options of `GroundingDataset`.
     """
+
+    has_columns = False
 
     def __init__(
         self,

@@ -67,6 +67,7 @@ class VQAEXDataset(_QuestionDataset):
     """
 
     required = ("file_path", "question")
+    optional = ("explanation", "justification", "multiple_choice_answer", "multiple_answers")
     default_templates = templates.VQA_REASON
 
     @override

@@ -54,6 +54,7 @@ class FlickrDataset(GroundingDataset):
     """
 
     required = ("image_id", "sentence", "boxes_seq")
+    optional = ("boxes",)
     image_suffix = ".jpg"
     default_templates = templates.FLICKR
 

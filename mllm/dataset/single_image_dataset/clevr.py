@@ -27,6 +27,7 @@ class ClevrDataset(GroundingDataset):
     """
 
     required = ("image_filename", "question", "answer")
+    optional = ("program", "image_index")
     VERSIONS = ("q-a", "q-s", "q-bs")
 
     def __init__(

@@ -18,7 +18,7 @@ from mllm.dataset import templates
 from mllm.dataset.base import ImageTextDataset
 from mllm.dataset.tables.text_files import read_text
 from mllm.dataset.tables.values import text_of
-from mllm.errors import ConfigError, DataError
+from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 from mllm.structures import BOX, IMAGE, POINT, Mark, Sample, Turn
 
@@ -33,6 +33,8 @@ _FORMS = {
     "normalized": "x1 y1 x2 y2 as fractions of the image",
 }
 _PLACEHOLDER = re.compile(r"<(\w+)>")
+_NEEDED = {"expr", "question", "box"}
+"""Placeholders of what differs between the rows of a dataset."""
 OVERSHOOT = 1.0
 """Pixels by which a box may exceed its image, because some releases round coordinates; such a box is clipped."""
 
@@ -49,7 +51,10 @@ class GroundingDataset(ImageTextDataset):
     assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed", "reader", "patient_column", "columns", "box")
     box: BoxForm = "xyxy"
     default_templates: ClassVar[tuple[str, ...]] = ()
-    """Templates with the placeholders `<expr>`, `<question>`, `<box>` and `<point>`."""
+    """Templates with the placeholders `<expr>`, `<question>`, `<box>` and `<point>`. Templates of a config may have the
+    same placeholders, and must have those that every template here has, if a question is incomplete without them."""
+    other_templates: ClassVar[tuple[str, ...]] = ()
+    """Templates of other options of the class, whose placeholders templates of a config may have as well."""
     image_suffix: ClassVar[str] = ".png"
     """Suffix of the images of a miniature; datasets that add a suffix to the names in their rows set it."""
 
@@ -67,9 +72,32 @@ class GroundingDataset(ImageTextDataset):
             self.box = box
         if template_string is not None and template_file is not None:
             raise ConfigError("template_string and template_file exclude each other: keep one")
-        self.templates = self.default_templates if template_string is None else (template_string,)
+        self.templates = self.default_templates
+        if template_string is not None:
+            self.templates = self._checked((template_string,), "template_string")
         if template_file is not None:
-            self.templates = _templates(Path(template_file).expanduser())
+            self.templates = self._checked(
+                _templates(Path(template_file).expanduser()), f"template_file {template_file}"
+            )
+
+    def _checked(self, texts: Sequence[str], where: str) -> tuple[str, ...]:
+        """Return templates of a config; raise `ConfigError` for a wrong placeholder, and for a missing one."""
+        texts = tuple(text.replace("<boxes>", BOX).replace("<points>", POINT) for text in texts)
+        own = [set(_PLACEHOLDER.findall(template)) for template in self.default_templates]
+        known = set().union(*own, *map(_PLACEHOLDER.findall, self.other_templates))
+        needed = set.intersection(*own) & _NEEDED if own else set()
+        for text in texts:
+            names = _PLACEHOLDER.findall(text)
+            if IMAGE in text:
+                raise ConfigError(
+                    f"{where}: '{text}' has {IMAGE}: remove it, because the image precedes every question"
+                )
+            for name in names:
+                if name not in known and own:
+                    raise ConfigError(f"{where}: '{text}' has the unknown placeholder '{name}'{hint(name, known)}")
+            for name in sorted(needed - {*names}):
+                raise ConfigError(f"{where}: '{text}' has no <{name}>, without which the question is incomplete")
+        return texts
 
     @property
     @override
@@ -134,7 +162,7 @@ def _templates(path: Path) -> tuple[str, ...]:
         raise ConfigError(f"template_file {path} cannot be read: {error}") from error
     if not isinstance(sentences, list) or not sentences or not all(isinstance(sentence, str) for sentence in sentences):
         raise ConfigError(f"template_file {path} must contain a list of strings")
-    return tuple(sentence.replace("<boxes>", BOX).replace("<points>", POINT) for sentence in sentences)
+    return tuple(sentences)
 
 
 def _groups(groups: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
@@ -241,6 +269,7 @@ class RECDataset(GroundingDataset):
     """
 
     required = ("img_path", "expression")
+    optional = ("bbox",)
     default_templates: ClassVar[tuple[str, ...]] = templates.REC
 
     @override

@@ -17,6 +17,8 @@ from mllm.structures import BOX, POINT, Mark, Sample
 
 MARK_KINDS = ("b", "p", "bp")
 """Kinds of marks in a question: a box, a point, or one of both at random."""
+_MARKS = ("bbox", "point")
+"""Fields of the mark of a question."""
 
 
 def parse_point(image: Image, numbers: Any, field: str = "point") -> Mark:
@@ -80,6 +82,8 @@ class Point_QA_local(_PointingDataset):  # noqa: N801  (the name in Shikra's con
     `version` is b, p or bp.
     """
 
+    optional = _MARKS
+
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = self.read_image(row["file_path"])
@@ -102,6 +106,7 @@ class Point_QA_twice(_PointingDataset):  # noqa: N801  (the name in Shikra's con
     QUESTIONS = {"oq": "obj_question", "sq": "super_question", "gq": "general_question"}
     versions = tuple(f"{question}-{kind}" for question in QUESTIONS for kind in MARK_KINDS)
     required = ("file_path", "answer")
+    optional = (*QUESTIONS.values(), *_MARKS)
 
     def __init__(self, data_path: str, image_folder: str | None = None, version: str = "oq-b", **options: Any) -> None:
         super().__init__(data_path, image_folder, version, **options)
@@ -130,6 +135,7 @@ class V7W_POINT(_PointingDataset):  # noqa: N801  (the name in Shikra's configs)
 
     versions = ("b", "p")
     required = ("file_path", "question", "candidates", "answer")
+    optional = ("point",)
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:

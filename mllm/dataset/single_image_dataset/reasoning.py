@@ -63,6 +63,7 @@ class GPT4Gen(GroundingDataset):
     """
 
     required = ("img_path", "question", "cot_with_ans")
+    optional = ("answer", "question_boxes_seq", "answer_boxes_seq", "boxes")
     VERSIONS = ("a", "c", "bc")
 
     def __init__(self, data_path: str, image_folder: str | None = None, version: str = "bc") -> None:
@@ -110,6 +111,7 @@ class GQADataset(GroundingDataset):
     """
 
     required = ("imageId", "question", "answer")
+    optional = ("fullAnswer", "semanticStr", "annotations", "cot")
     image_suffix = ".jpg"
     VERSIONS = tuple(f"{question}-{answer}" for question in ("q", "qb", "qbp") for answer in REASON_TEMPLATES)
 

@@ -32,6 +32,7 @@ class RESDataset(GroundingDataset):
     """
 
     required = ("img_path", "expression")
+    optional = ("bbox", "segmentation")
     box = "xywh"
     default_templates = templates.RES
 
@@ -111,6 +112,7 @@ class ReferDataset(RESDataset):
     `task='REC'` the answer has a box, with 'RES' also a mask.
     """
 
+    has_columns = False
     patient_column = "img_path"
 
     def __init__(

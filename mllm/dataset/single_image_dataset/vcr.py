@@ -26,6 +26,7 @@ class VCRDataset(GroundingDataset):
     """
 
     required = ("img_fn", "boxes", "question", "answer_choices", "answer_label")
+    optional = ("rationale_choices", "rationale_label")
     default_templates = templates.VQA_REASON_BOXES
     offers_choices = False
 

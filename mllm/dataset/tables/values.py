@@ -6,10 +6,11 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any, Literal
 
-from mllm.errors import DataError
+from mllm.errors import DataError, hint
+from mllm.structures import Sample
 
 AnswerChoice = Literal["first", "majority"]
 
@@ -143,3 +144,25 @@ def loose_form(patient: str) -> str:
 def patient_columns(names: Iterable[str]) -> list[str]:
     """Return the columns that probably hold the patient, such as `Patient ID` and `subject_id`."""
     return [name for name in names if _PATIENT_COLUMNS.fullmatch(re.sub(r"[^a-z]", "", name.lower()))]
+
+
+def modality_of(row: Mapping[str, Any]) -> str | None:
+    """Return the field `modality` of a row as text; None if it is absent or empty."""
+    value = row.get("modality")
+    return None if is_empty(value) else str(value)
+
+
+def missing_field(name: str, row: Mapping[str, Any]) -> str:
+    """Return the message about a field that a row does not have, with a similar name that it has."""
+    return f"field '{name}' is missing{hint(name, map(str, row))}"
+
+
+def check_groups(sample: Sample, source: str) -> None:
+    """Raise `DataError` if a text refers to a box or point that the sample does not have."""
+    for turn in sample.turns:
+        for group in turn.marks:
+            for index in group:
+                if not 0 <= index < len(sample.marks):
+                    number = len(sample.marks)
+                    fault = "the text refers to a box or point that the row does not have"
+                    raise DataError(f"{source}: {fault}: number {index} of {number}, counted from 0", fault)

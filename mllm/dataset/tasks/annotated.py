@@ -200,6 +200,7 @@ class DetectionDataset(AnnotatedDataset):
         box: Form of the boxes of a table; see `GroundingDataset`.
     """
 
+    optional: ClassVar[tuple[str, ...]] = ("label", "boxes")
     default_templates = templates.DETECTION
 
     def __init__(
@@ -270,6 +271,7 @@ class PresenceDataset(AnnotatedDataset):
     A row of a table has `image`, `label` and `present` (yes or no, true or false, 1 or 0).
     """
 
+    optional: ClassVar[tuple[str, ...]] = ("label", "present")
     default_templates = templates.PRESENCE
 
     @override

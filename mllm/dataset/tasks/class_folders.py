@@ -36,6 +36,7 @@ class ClassificationFolderDataset(GroundingDataset):
     """
 
     required: ClassVar[tuple[str, ...]] = ("image", "label")
+    has_columns = False
     default_templates = templates.CLASS
 
     def __init__(

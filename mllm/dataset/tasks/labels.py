@@ -112,6 +112,7 @@ class MultiLabelDataset(AnnotatedDataset):
     """
 
     default_templates = templates.FINDINGS
+    other_templates = templates.PRESENCE
 
     def __init__(
         self,

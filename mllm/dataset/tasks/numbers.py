@@ -36,6 +36,7 @@ class CountingDataset(AnnotatedDataset):
             `["image"]`. None: the answer is text alone.
     """
 
+    optional: ClassVar[tuple[str, ...]] = ("label", "count")
     has_measures = True
     default_templates = templates.COUNT
 

@@ -56,6 +56,7 @@ class SegmentationDataset(GroundingDataset):
     """
 
     required: ClassVar[tuple[str, ...]] = ("image", "mask", "label")
+    has_columns = False
     default_templates = templates.SEGMENTATION
     assumes_corners = False  # boxes are computed from masks
     _last: tuple[Path | None, tuple[int, int]] = None, (0, 0)

@@ -29,6 +29,7 @@ class DicomCineDataset(ImageTextDataset):
     """
 
     required: ClassVar[tuple[str, ...]] = ("file",)
+    optional: ClassVar[tuple[str, ...]] = (*PHASES, *MEASURES)
 
     @override
     def parse(self, row: dict[str, Any]) -> Sample:
@@ -44,7 +45,7 @@ class DicomCineDataset(ImageTextDataset):
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
         try:
-            return _measures(self.records[index])
+            return _measures(self.row(index))
         except DataError as error:
             raise DataError(f"{self.describe(index)}: {error}") from error
 

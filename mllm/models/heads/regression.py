@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, hint
 from mllm.registry import HEADS
 
 
@@ -67,6 +67,9 @@ class RegressionHead(nn.Module):
 
     def _set_scale(self, scale: Mapping[str, Sequence[float]]) -> None:
         """Set mean and standard deviation of each measure from the config."""
+        for name in scale:
+            if name not in self.measures:
+                raise ConfigError(f"scale of a RegressionHead has no measure '{name}'{hint(name, self.measures)}")
         for index, name in enumerate(self.measures):
             pair = scale.get(name, ())
             if len(pair) != 2 or not pair[1] > 0:

@@ -274,3 +274,25 @@ def test_templates_fit_singulars_and_plurals():
     name = r"<(expr|label|obj)>"
     assert len(written) > 100
     assert not [text for text in written if re.search(rf"{name} {verb}\b|\b(is|are|was|were) {name}", text)]
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "message"),
+    [
+        ("RECDataset", "Where is <exrp>?", "unknown placeholder 'exrp': did you mean 'expr'"),
+        ("RECDataset", "Where is it?", "has no <expr>, without which the question is incomplete"),
+        ("RECDataset", "In <image>, where is <expr>?", "has <image>: remove it"),
+        ("REGDataset", "What is <objs>?", "unknown placeholder 'objs'; known are box"),
+        ("VQAEXDataset", "Explain.", "has no <question>"),
+        ("DetectionDataset", "Where is <lable>?", "unknown placeholder 'lable': did you mean 'label'"),
+        ("MultiLabelDataset", "Is <labl> visible?", "unknown placeholder 'labl': did you mean 'label'"),
+    ],
+)
+def test_a_wrong_placeholder_of_a_template_is_refused(name, template, message, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "finding": 1}\n')
+    (tmp_path / "templates.json").write_text(json.dumps([template]))
+    options = dict(type=name, data_path=str(tmp_path / "rows.jsonl"))
+    options |= {"labels": ["finding"]} if name == "MultiLabelDataset" else {}
+    for choice in (dict(template_string=template), dict(template_file=str(tmp_path / "templates.json"))):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            build_dataset({**options, **choice})

@@ -106,3 +106,8 @@ def test_a_configured_scale_is_not_changed_by_the_training_split():
 def test_a_scale_gives_both_numbers_of_every_measure(scale):
     with pytest.raises(ConfigError, match="scale of a RegressionHead needs mean and standard deviation of every meas"):
         RegressionHead(8, measures=["EF"], scale=scale)
+
+
+def test_a_scale_of_another_measure_is_refused():
+    with pytest.raises(ConfigError, match="has no measure 'EVD': did you mean 'EDV'"):
+        RegressionHead(8, measures=["EDV"], scale={"EDV": (120.0, 45.0), "EVD": (120.0, 45.0)})
