@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from mllm.engine.learner import Learner
+from mllm.engine.padding_check import PaddedPair, check_padding
 from mllm.errors import ConfigError
 from mllm.models.backbone.int8 import without_outliers
 from mllm.models.backbone.model_errors import explained_model_errors
 from mllm.models.encoding.packing import LEADER, SHARED, followers
-from mllm.structures import IGNORE, Batch, Context, LogicalBatch
+from mllm.structures import IGNORE, Batch, Context, LogicalBatch, Outputs
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,13 @@ MAX_BATCHES = 16
 """Maximum number of logical batches, after the first, that are read to find gradients."""
 
 
-def preflight(learner: Learner, batch: LogicalBatch, accelerator: Any, further: Iterable[LogicalBatch] = ()) -> None:
+def preflight(
+    learner: Learner,
+    batch: LogicalBatch,
+    accelerator: Any,
+    further: Iterable[LogicalBatch] = (),
+    pair: PaddedPair | None = None,
+) -> None:
     """Check the first logical batch without an update. Gradients and random states do not change.
 
     Args:
@@ -35,11 +42,12 @@ def preflight(learner: Learner, batch: LogicalBatch, accelerator: Any, further: 
         accelerator: Accelerator of the trainer.
         further: More batches, at most 16. They are read while a trainable tensor has no gradient, such as a vision
             tower after a batch of texts.
+        pair: Two samples that training could put into one batch. None: its batches have one sample, or no padding.
 
     Raises:
         ConfigError: A trainable tensor receives no gradient, an objective reaches no trainable tensor of the student,
-            the model attends to later tokens of an answer, the loss differs from that of the model's own logits, or the
-            code of the model raises an error.
+            the model attends to later tokens of an answer, the states of a sample depend on the padding of its batch,
+            the loss differs from that of the model's own logits, or the code of the model raises an error.
     """
     device = accelerator.device
     devices = [device] if device.type == "cuda" else []
@@ -52,12 +60,8 @@ def preflight(learner: Learner, batch: LogicalBatch, accelerator: Any, further: 
             _check_gradients(learner, pieces)
         learner.eval()
         if learner.student.generates_text:
-            with accelerator.autocast():
-                # Packing is checked on a sample after another one in its row, if there is one.
-                piece = next((piece for piece in batch.pieces if followers(piece.student).any()), batch.pieces[-1])
-                piece = piece.to(device)
-                _check_causality(learner, piece)
-                _check_loss(learner, piece)
+            with accelerator.autocast(), without_outliers(learner):
+                _check_answers(learner, batch, pair, device)
     learner.train(was_training)
     learner.zero_grad(set_to_none=True)
     if device.type == "cuda":
@@ -107,7 +111,28 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
 
 
 @torch.no_grad()
-def _check_causality(learner: Learner, piece: Batch) -> None:
+def _check_answers(learner: Learner, batch: LogicalBatch, pair: PaddedPair | None, device: torch.device) -> None:
+    """Check the states and the loss of one piece, which are computed once: `pair`, or else a piece of the batch.
+
+    Packing is checked on a sample after another one in its row, if there is one.
+    """
+    pieces = [piece for piece in batch.pieces if followers(piece.student).any()] or batch.pieces[-1:]
+    piece = (pieces[0] if pair is None else pair.together).to(device)
+    outputs = learner.student(**piece.student)
+    _check_causality(learner, piece, outputs)
+    if pair is not None:
+        rounds = _tolerance(learner, device) > TOLERANCE[torch.float32]
+        check_padding(learner.student, PaddedPair(piece, pair.alone.to(device)), outputs.hidden_BLD, rounds)
+    _check_loss(learner, piece, outputs)
+
+
+def _tolerance(learner: Learner, device: torch.device) -> float:
+    """Return the relative tolerance of the precision in which the model computes."""
+    dtype = learner.student.pretrained.get_output_embeddings().weight.dtype
+    return TOLERANCE[torch.bfloat16] if torch.is_autocast_enabled(device.type) else TOLERANCE.get(dtype, 3e-2)
+
+
+def _check_causality(learner: Learner, piece: Batch, outputs: Outputs) -> None:
     """Change the last supervised token of a sample. Raise `ConfigError` if hidden states before it change.
 
     This finds models that attend in both directions, such as BERT, or within a prefix that includes the answer. They
@@ -125,19 +150,16 @@ def _check_causality(learner: Learner, piece: Batch) -> None:
         return
     changed = piece.student[name].clone()
     changed[sample, last] = others[0]
-    with without_outliers(learner):
-        before = student(**piece.student).hidden_BLD[sample, :last].float()
-        after = student(**{**piece.student, name: changed}).hidden_BLD[sample, :last].float()
-    tolerance = TOLERANCE.get(student.pretrained.get_output_embeddings().weight.dtype, 3e-2)
-    if (after - before).abs().max() > tolerance * before.std():
+    before = outputs.hidden_BLD[sample, :last].float()
+    after = student(**{**piece.student, name: changed}).hidden_BLD[sample, :last].float()
+    if (after - before).abs().max() > _tolerance(learner, before.device) * before.std():
         raise ConfigError(
             f"{type(student.pretrained).__name__} attends to later tokens, so it would see the answer in training: "
             "choose a causal language model, or a type that masks the answer"
         )
 
 
-@torch.no_grad()
-def _check_loss(learner: Learner, piece: Batch) -> None:
+def _check_loss(learner: Learner, piece: Batch, outputs: Outputs) -> None:
     """Compare the loss of one sample with the one from the model's own logits. Raise `ConfigError` if they differ.
 
     This finds models that scale, shift or cap their logits in an unsupported way. A packed sample is compared with the
@@ -153,13 +175,10 @@ def _check_loss(learner: Learner, piece: Batch) -> None:
     sample = int((packed if packed.any() else counts).argmax())
     positions = (labels[sample, 1:] != IGNORE).nonzero().squeeze(1)[:64]
     tokens = labels[sample, positions + 1]
-    loss = objective.total(Context({"labels": _only(labels, sample, positions + 1)}, student(**piece.student)))[sample]
+    loss = objective.total(Context({"labels": _only(labels, sample, positions + 1)}, outputs))[sample]
     logits = student.own_logits(piece.student, sample, positions)
     expected = nn.functional.cross_entropy(logits.float(), tokens, reduction="sum")
-    tolerance = TOLERANCE.get(student.pretrained.get_output_embeddings().weight.dtype, 3e-2)
-    if torch.is_autocast_enabled(labels.device.type):
-        tolerance = TOLERANCE[torch.bfloat16]
-    if not torch.isclose(loss.float(), expected, rtol=tolerance, atol=1e-3):
+    if not torch.isclose(loss.float(), expected, rtol=_tolerance(learner, labels.device), atol=1e-3):
         reason = "changes its logits in a way that this version does not support; please report it"
         if LEADER in piece.student:
             reason = "attends to other samples of a packed row; set data_args.packing=False"

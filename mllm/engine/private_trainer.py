@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError, advise_on_memory
 from mllm.models.encoding.packing import row_lengths
 from mllm.run_files import checkpoint_name
-from mllm.structures import Batch, LogicalBatch
+from mllm.structures import Batch, Encoded, Failure, LogicalBatch
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +93,10 @@ class PrivateTrainer(MultimodalTrainer):
             return self.args.max_steps
         return math.ceil(self.args.num_train_epochs * len(self.train_sampler))
 
-    def first_batches(self) -> Iterator[LogicalBatch]:
-        """Yield a batch of artificial samples, so that checks do not read the data."""
+    def first_updates(self) -> Iterator[tuple[Sequence[Encoded | Failure], LogicalBatch]]:
+        """Yield artificial samples and their batch, so that checks do not read the data."""
         collate: Any = self.data_collator
-        yield collate(self.synthetic)
+        yield self.synthetic, collate(self.synthetic)
 
     def preflight(self) -> LogicalBatch:
         """Run the checks on an artificial batch, and compare per-sample gradients with those of autograd."""

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain, islice
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from mllm.engine.learner import Learner
 from mllm.engine.mean_loss import check_failures, mean_losses
 from mllm.engine.meter import Meter
 from mllm.engine.micro_batches import MicroBatches, release_memory
+from mllm.engine.padding_check import padded_pair
 from mllm.engine.preflight import preflight
 from mllm.engine.rates import rates_of_config
 from mllm.engine.run_log import run_folder
@@ -127,19 +129,28 @@ class MultimodalTrainer(Trainer):
         Raises:
             DataError: No process has a usable row in that epoch.
         """
-        for batch in self.first_batches():
-            return batch
+        return self._first_update()[1]
+
+    def _first_update(self) -> tuple[Sequence[Encoded | Failure], LogicalBatch]:
+        for update in self.first_updates():
+            return update
         raise error_of(f"no row of the training split could be used; one of them: {next(iter(self.meter.failures))}")
 
     def first_batches(self) -> Iterator[LogicalBatch]:
-        """Yield the batches of the first epoch that have a usable row, encoded one at a time.
+        """Yield the batches of `first_updates`."""
+        return (batch for _, batch in self.first_updates())
+
+    def first_updates(self) -> Iterator[tuple[Sequence[Encoded | Failure], LogicalBatch]]:
+        """Yield samples and batch of each update of the first epoch that has a usable row, encoded one at a time.
 
         Those of this process come first, then those of the other processes. So the checks before the first update fail
         on all processes or on none.
         """
-        collate, dataset = self._collate, cast(Any, self.train_dataset)
-        batches = (collate([dataset[draw] for draw in draws]) for share in self._shares() for draws in share)
-        yield from (batch for batch in self._checked(batches, "train") if batch.pieces)
+        dataset = cast(Any, self.train_dataset)
+        for items in ([dataset[draw] for draw in draws] for share in self._shares() for draws in share):
+            for batch in self._checked([self._collate(items)], "train"):
+                if batch.pieces:
+                    yield items, batch
 
     def _shares(self) -> Iterator[Any]:
         """Yield the sampler of this process, and then those of the other processes."""
@@ -151,9 +162,12 @@ class MultimodalTrainer(Trainer):
     def preflight(self) -> LogicalBatch:
         """Check on the first batch that all trainable tensors receive gradients, and return that batch."""
         while True:
-            batch = self.first_batch()
+            items, batch = self._first_update()
+            collate: Any = self.data_collator if self.micro_batches is None else self.micro_batches
+            updates = chain([items], (items for items, _ in islice(self.first_updates(), 1, 2)))
             try:
-                preflight(self.learner, batch, self.accelerator, further=self.first_batches())
+                pair = padded_pair(collate, updates)
+                preflight(self.learner, batch, self.accelerator, further=self.first_batches(), pair=pair)
                 return batch
             except Exception as error:
                 if self._halved(error) is None:

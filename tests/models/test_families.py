@@ -41,6 +41,7 @@ from mllm.config.rules.sharing import ANSWERED
 from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import LogicalCollator
 from mllm.engine.learner import Learner
+from mllm.engine.padding_check import padded_pair
 from mllm.engine.preflight import preflight
 from mllm.errors import ConfigError
 from mllm.export.adapter import write
@@ -231,10 +232,11 @@ def own_inputs(folder: Path, sample: Sample, is_encoder_decoder: bool) -> dict[s
 
 
 def check_as_a_run(bundle: Bundle, samples: list[Sample]) -> None:
-    """Make the checks before the first update of a run: gradients, look-ahead, and the model's own loss."""
+    """Make the checks before the first update of a run: gradients, look-ahead, padding, and the model's own loss."""
     learner = Learner(bundle.model, {"next_token": NextToken()}).eval()
-    batch = LogicalCollator(bundle.encoder.pad)([bundle.encoder.encode(sample) for sample in samples])
-    preflight(learner, batch, Accelerator(cpu=True))
+    collate = LogicalCollator(bundle.encoder.pad)
+    encoded = [bundle.encoder.encode(sample) for sample in samples]
+    preflight(learner, collate(encoded), Accelerator(cpu=True), pair=padded_pair(collate, [encoded]))
 
 
 @torch.no_grad()
