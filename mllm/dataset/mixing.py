@@ -26,55 +26,88 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class _Combined(SampleDataset):
-    """Base class of datasets whose samples come from other datasets."""
+    """Base class of datasets whose samples come from other datasets, which may be combined themselves."""
 
     @abstractmethod
     def locate(self, index: int, epoch: int) -> tuple[SampleDataset, int]:
         """Return the dataset and the index in it that an index refers to in an epoch."""
 
-    def inner_epoch(self, index: int, epoch: int) -> int:
-        """Return the epoch that is passed to the dataset of an index."""
-        return epoch
+    @abstractmethod
+    def row_numbers(self) -> np.ndarray:
+        """Return the index in its source dataset of each row, int64, for datasets that are `fixed`."""
+
+    def draw(self, index: int, epoch: int) -> tuple[SampleDataset, int, int]:
+        """Return source dataset, index in it, and number of a draw; no other draw of the row has this number.
+
+        The number takes the place of the epoch in the source dataset, so that each draw of a row in a run has its own
+        random numbers, however datasets are nested. For a row that an epoch has once, it is the epoch.
+        """
+        index = from_zero(index, len(self))
+        number = epoch * len(self) + index  # in a MixedDataset any index may be a repetition
+        if self.fixed:
+            number = epoch if self._repetitions is None else epoch * self._most + int(self._repetitions[index])
+        dataset, row = self.locate(index, epoch)
+        while isinstance(dataset, _Combined):
+            dataset, row = dataset.locate(row, number)
+        return dataset, row, number
+
+    @cached_property
+    def _repetitions(self) -> np.ndarray | None:
+        """Number of earlier indices with the same row number; None if there are none.
+
+        Rows of two datasets count as the same, because both may read the same file.
+        """
+        numbers = self.row_numbers()
+        order = np.argsort(numbers, kind="stable")
+        first = np.searchsorted(numbers, numbers, side="left", sorter=order)
+        repetitions = np.empty(len(order), np.int32)
+        repetitions[order] = np.arange(len(order)) - first[order]
+        return repetitions if repetitions.any() else None
+
+    @cached_property
+    def _most(self) -> int:
+        """Largest number of times that an epoch has a row."""
+        return 1 if self._repetitions is None else int(self._repetitions.max()) + 1
 
     @override
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        dataset, row = self.locate(index, epoch)
-        return dataset.sample(row, self.inner_epoch(index, epoch))
+        dataset, row, number = self.draw(index, epoch)
+        return dataset.sample(row, number)
 
     @override
     def inspect(self, index: int) -> Sample:
-        dataset, row = self.locate(index, 0)
+        dataset, row, _ = self.draw(index, 0)
         return dataset.inspect(row)
 
     @override
     def describe(self, index: int, epoch: int = 0) -> str:
-        dataset, row = self.locate(index, epoch)
-        return dataset.describe(row, self.inner_epoch(index, epoch))
+        dataset, row, number = self.draw(index, epoch)
+        return dataset.describe(row, number)
 
     @override
     def group(self, index: int, epoch: int = 0) -> str | None:
-        dataset, row = self.locate(index, epoch)
-        return dataset.group(row, self.inner_epoch(index, epoch))
+        dataset, row, number = self.draw(index, epoch)
+        return dataset.group(row, number)
 
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
-        dataset, row = self.locate(index, epoch)
-        return dataset.measures(row, self.inner_epoch(index, epoch))
+        dataset, row, number = self.draw(index, epoch)
+        return dataset.measures(row, number)
 
     @override
     def table_row(self, index: int) -> Mapping[str, Any]:
-        dataset, row = self.locate(index, 0)
+        dataset, row, _ = self.draw(index, 0)
         return dataset.table_row(row)
 
     @override
     def plain(self, index: int) -> Sample:
-        dataset, row = self.locate(index, 0)
+        dataset, row, _ = self.draw(index, 0)
         return dataset.plain(row)
 
     @override
     def source_dataset(self, index: int, epoch: int = 0) -> SampleDataset:
-        dataset, row = self.locate(index, epoch)
-        return dataset.source_dataset(row, self.inner_epoch(index, epoch))
+        dataset, row, number = self.draw(index, epoch)
+        return dataset.source_dataset(row, number)
 
     @override
     def patient_hint(self) -> str:
@@ -98,16 +131,12 @@ class ConcatDataset(_Combined):
     @override
     def locate(self, index: int, epoch: int) -> tuple[SampleDataset, int]:
         index = from_zero(index, len(self))
-        number = self._part(index)
+        number = int(np.searchsorted(self.ends, index, side="right"))
         return self.datasets[number], index - (int(self.ends[number - 1]) if number else 0)
 
     @override
-    def inner_epoch(self, index: int, epoch: int) -> int:
-        return epoch * len(self.datasets) + self._part(from_zero(index, len(self)))
-
-    def _part(self, index: int) -> int:
-        """Return the number of the dataset of an index."""
-        return int(np.searchsorted(self.ends, index, side="right"))
+    def row_numbers(self) -> np.ndarray:
+        return np.concatenate([_row_numbers(dataset) for dataset in self.datasets])
 
     @override
     def rows(self) -> Iterator[tuple[SampleDataset, int]]:
@@ -159,9 +188,8 @@ class MixedDataset(_Combined):
         return dataset, int(rng.integers(len(dataset)))
 
     @override
-    def inner_epoch(self, index: int, epoch: int) -> int:
-        # Unique for each draw, so that a row that is drawn twice in an epoch has different transforms.
-        return epoch * len(self) + from_zero(index, len(self))
+    def row_numbers(self) -> np.ndarray:
+        raise NotImplementedError("the rows of a mixture change every epoch")
 
     @override
     def rows(self) -> Iterator[tuple[SampleDataset, int]]:
@@ -190,21 +218,8 @@ class _Selection(_Combined):
         return self.dataset, int(self.indices[from_zero(index, len(self))])
 
     @override
-    def inner_epoch(self, index: int, epoch: int) -> int:
-        # A row that is selected several times has different transforms each time.
-        if self._occurrences is None:
-            return epoch
-        return epoch * (int(self._occurrences.max()) + 1) + int(self._occurrences[from_zero(index, len(self))])
-
-    @cached_property
-    def _occurrences(self) -> np.ndarray | None:
-        """Number of earlier selections of the row of each index; None if no row is selected twice."""
-        order = np.argsort(self.indices, kind="stable")
-        rows = self.indices[order]
-        first = np.searchsorted(rows, rows, side="left")
-        occurrences = np.empty_like(order)
-        occurrences[order] = np.arange(len(order)) - first
-        return occurrences if occurrences.any() else None
+    def row_numbers(self) -> np.ndarray:
+        return _row_numbers(self.dataset)[self.indices]
 
     @override
     def rows(self) -> Iterator[tuple[SampleDataset, int]]:
@@ -296,6 +311,11 @@ def position(group: str, seed: int) -> float:
     digest = hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=8).digest()
     # A float has 53 bits: with more, the largest digests would be rounded to 1.
     return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def _row_numbers(dataset: SampleDataset) -> np.ndarray:
+    """Return the index in its source dataset of each row of a fixed dataset."""
+    return dataset.row_numbers() if isinstance(dataset, _Combined) else np.arange(len(dataset))
 
 
 def _leaf(dataset: SampleDataset, index: int) -> tuple[SampleDataset, int]:

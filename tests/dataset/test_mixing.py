@@ -9,6 +9,8 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from patient_rows import Rows
 from PIL import Image
 
@@ -196,3 +198,44 @@ def test_the_rows_of_a_selection_come_from_their_source():
 def test_patient_split_refuses_two_forms_of_an_id(ids):
     with pytest.raises(DataError, match="a, line 1 and a, line 2 differ only in case or in leading zeros"):
         PatientSplit(Rows("a", ids))
+
+
+@st.composite
+def nestings(draw, depth=3):
+    """A dataset of random nesting over two sources, which may be shared or built anew, as a config does."""
+    kinds = ["concat", "subset", "mixed"] if depth else []
+    kind = draw(st.sampled_from(kinds if depth == 3 else ["rows", *kinds]))
+    if kind == "rows":
+        return rows(*draw(st.sampled_from([("a", 2), ("a", 2), ("b", 3)])))
+    if kind == "subset":
+        dataset = draw(nestings(depth - 1).filter(lambda part: part.fixed))
+        return SubsetDataset(dataset, indices=draw(st.lists(st.integers(0, len(dataset) - 1), min_size=1, max_size=5)))
+    parts = draw(st.lists(nestings(depth - 1), min_size=1, max_size=3))
+    parts += [parts[0]] * draw(st.integers(0, 1))
+    if kind == "concat":
+        return ConcatDataset(parts)
+    return MixedDataset(parts, [1] * len(parts), size=draw(st.integers(1, 9)), seed=draw(st.integers(0, 2)))
+
+
+@given(nestings())
+@example(ConcatDataset([SubsetDataset(rows("a", 2), indices=[0, 0]), rows("a", 2)]))
+@example(MixedDataset([ConcatDataset([rows("a", 2), rows("a", 2)]), rows("a", 2)], [1, 1], size=9))
+@example(ConcatDataset([MixedDataset([rows("a", 1)], [1], size=3), SubsetDataset(rows("a", 1), indices=[0, 0, 0])]))
+def test_all_draws_of_a_row_in_a_run_have_different_random_numbers(dataset):
+    places = [(index, epoch) for epoch in range(3) for index in range(len(dataset))]
+    texts = [dataset.sample(*place).turns[0].text for place in places]  # a text is file, line and epoch
+    assert len(set(texts)) == len(texts)
+    for place, text in zip(places, texts, strict=True):
+        assert text.startswith(f"{dataset.describe(*place)}, epoch ")
+        assert dataset.group(*place) == dataset.sample(*place).group
+    known = {(id(source), index) for source, index in dataset.rows()}
+    for index in range(len(dataset)):
+        assert dataset.inspect(index).group == dataset.sample(index).group
+        assert dataset.sample(index - len(dataset), 1) == dataset.sample(index, 1)
+        assert dataset.plain(index).source == dataset.sample(index).source
+    assert all((id(source), row) in known for source, row, _ in (dataset.draw(*place) for place in places))
+
+
+def test_a_fixed_nesting_without_repetitions_keeps_the_epoch():
+    dataset = SubsetDataset(SubsetDataset(rows("a", 6), indices=[5, 1, 3]), indices=[2, 0])
+    assert [dataset.sample(i, 4).turns[0].text for i in (0, 1)] == ["a, line 4, epoch 4", "a, line 6, epoch 4"]
