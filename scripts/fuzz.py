@@ -14,7 +14,7 @@ The table counts for each kind:
 * wrong: a header with an impossible value was accepted without a warning
 
 Input number N depends on the seed and N only: `--only N` repeats it. The exit code is 1 if there was a traceback, an
-abort, a hang or a wrong acceptance.
+abort, a hang or a wrong acceptance, and 2 if no worker process could be started, so that inputs are missing.
 """
 
 from __future__ import annotations
@@ -48,8 +48,12 @@ from mllm.dataset.readers import guarded  # noqa: E402
 from mllm.errors import UserError  # noqa: E402
 
 OUTCOMES = ("refused", "accepted", "traceback", "abort", "hang", "wrong")
+ATTEMPTS = 5
+"""Number of attempts to start a worker; each waits twice as long as the one before it."""
 MEMORY = 24 << 30
 """Limit of the address space of a worker, in bytes."""
+WAIT = 1.0
+"""Seconds before the second attempt to start a worker."""
 HEADER_BYTES = 400
 """Number of first bytes of a file that are replaced by extreme numbers."""
 TEXTS = (".json", ".jsonl", ".csv", ".tsv", ".py", ".jinja", ".xml", ".txt", ".cfg")
@@ -133,6 +137,10 @@ def outcome_of(read: Callable[[], object]) -> tuple[str, str]:
     return "accepted", ""
 
 
+class StartError(Exception):
+    """No worker process could be started."""
+
+
 class Worker:
     """Forked process that reads inputs one after another. A new one is forked after an abort or a hang.
 
@@ -152,7 +160,7 @@ class Worker:
         self._pipe: Connection | None = None
 
     def call(self, job: Any) -> tuple[str, str]:
-        """Return the outcome and the message of a job."""
+        """Return the outcome and the message of a job; raise `StartError` if no process can be started."""
         pipe = self._pipe or self._start()
         try:
             pipe.send(job)
@@ -174,8 +182,27 @@ class Worker:
             self._pipe = None
 
     def _start(self) -> Connection:
+        """Start a process; try again if the machine has no memory or processes left, which may be freed."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._fork()
+            except (EOFError, OSError) as error:
+                self.stop()
+                cause = error
+                time.sleep(WAIT * 2**attempt)
+        what = "it ended before its first input" if isinstance(cause, EOFError) else str(cause)
+        raise StartError(
+            f"no worker process could be started in {ATTEMPTS} attempts ({what}): free memory or processes"
+        )
+
+    def _fork(self) -> Connection:
         ours, theirs = Pipe()
-        self._process = os.fork()
+        try:
+            self._process = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
         if self._process == 0:
             ours.close()
             self._serve(theirs)
@@ -257,20 +284,30 @@ class Inputs:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_inputs(options: argparse.Namespace, folder: Path) -> Counter[tuple[str, str]]:
-    """Read all inputs, print those with a wrong outcome, and return the counts by kind and outcome."""
+def run_inputs(options: argparse.Namespace, folder: Path) -> tuple[Counter[tuple[str, str]], bool]:
+    """Read all inputs and print those with a wrong outcome.
+
+    Returns:
+        The counts by kind and outcome, and False if inputs are left because no worker could be started.
+    """
     inputs = Inputs(folder, options.seed)
     worker, counts = Worker(inputs.read, options.seconds, inputs.prepare), Counter[tuple[str, str]]()
     start = time.monotonic()
-    for job in inputs.jobs(options.inputs, options.only):
+    jobs = inputs.jobs(options.inputs, options.only)
+    for job in jobs:
         if time.monotonic() - start > options.minutes * 60:
             break
-        outcome, message = worker.call(job)
+        try:
+            outcome, message = worker.call(job)
+        except StartError as error:
+            left = len(jobs) - counts.total()
+            print(f"{left:,} inputs were not read, from {job.kind} {job.number} on: {error}", flush=True)
+            return counts, False
         counts[job.kind, outcome] += 1
         if outcome in OUTCOMES[2:] or (job.form == "changed" and job.number == options.only):
             print(f"{outcome}: {job.kind} {job.number}: {message}", flush=True)
     worker.stop()
-    return counts
+    return counts, True
 
 
 def table(counts: Counter[tuple[str, str]]) -> str:
@@ -284,7 +321,7 @@ def table(counts: Counter[tuple[str, str]]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Read the inputs and print the table. Return 1 if an outcome is wrong."""
+    """Read the inputs and print the table. Return 1 if an outcome is wrong, else 2 if inputs are left."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--inputs", type=int, default=1000, help="number of changed files")
     parser.add_argument("--seed", type=int, default=0)
@@ -297,9 +334,9 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(1)
     guarded.SECONDS = options.seconds / 3
     with tempfile.TemporaryDirectory() as folder:
-        counts = run_inputs(options, Path(folder))
+        counts, is_complete = run_inputs(options, Path(folder))
     print(table(counts))
-    return int(any(counts[name, outcome] for name, outcome in list(counts) if outcome in OUTCOMES[2:]))
+    return 1 if any(outcome in OUTCOMES[2:] for _, outcome in counts) else 0 if is_complete else 2
 
 
 if __name__ == "__main__":

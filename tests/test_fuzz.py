@@ -50,6 +50,35 @@ def test_an_abort_and_a_hang_of_a_worker_are_recognized():
         worker.stop()
 
 
+def test_a_worker_that_ends_before_its_first_input_is_started_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz, "WAIT", 0.001)
+
+    def prepare(failures):
+        (tmp_path / str(len(list(tmp_path.iterdir())))).touch()
+        if len(list(tmp_path.iterdir())) <= failures:
+            os._exit(1)
+
+    worker = fuzz.Worker(lambda job: fuzz.outcome_of(list), 5, lambda: prepare(fuzz.ATTEMPTS - 1))
+    try:
+        assert worker.call(0) == ("accepted", "")
+        assert len(list(tmp_path.iterdir())) == fuzz.ATTEMPTS
+    finally:
+        worker.stop()
+    worker = fuzz.Worker(lambda job: fuzz.outcome_of(list), 5, lambda: prepare(100))
+    with pytest.raises(fuzz.StartError, match="could be started in 5 attempts .it ended before its first input.: free"):
+        worker.call(0)
+
+
+def test_a_run_without_workers_ends_with_its_results_so_far(monkeypatch, capfd):
+    monkeypatch.setattr(fuzz, "WAIT", 0.001)
+    monkeypatch.setattr(fuzz.Inputs, "prepare", lambda self: os._exit(1))
+    monkeypatch.setattr(guarded, "SECONDS", guarded.SECONDS)
+    assert fuzz.main(["--inputs", "9"]) == 2
+    out = capfd.readouterr().out
+    assert "inputs were not read, from image 0 on: no worker process could be started" in out
+    assert "| all | 0 |" in out
+
+
 @pytest.mark.parametrize("change", [fuzz.mutate, fuzz.replace_values])
 def test_inputs_depend_on_seed_and_number_only(tmp_path, change):
     example = tmp_path / "rows.json"
