@@ -45,14 +45,14 @@ class _Combined(SampleDataset):
         index = from_zero(index, len(self))
         number = epoch * len(self) + index  # in a MixedDataset any index may be a repetition
         if self.fixed:
-            number = epoch if self._repetitions is None else epoch * self._most + int(self._repetitions[index])
+            number = epoch if self.repetitions is None else epoch * self._most + int(self.repetitions[index])
         dataset, row = self.locate(index, epoch)
         while isinstance(dataset, _Combined):
             dataset, row = dataset.locate(row, number)
         return dataset, row, number
 
     @cached_property
-    def _repetitions(self) -> np.ndarray | None:
+    def repetitions(self) -> np.ndarray | None:
         """Number of earlier indices with the same row number; None if there are none.
 
         Rows of two datasets count as the same, because both may read the same file.
@@ -67,7 +67,7 @@ class _Combined(SampleDataset):
     @cached_property
     def _most(self) -> int:
         """Largest number of times that an epoch has a row."""
-        return 1 if self._repetitions is None else int(self._repetitions.max()) + 1
+        return 1 if self.repetitions is None else int(self.repetitions.max()) + 1
 
     @override
     def sample(self, index: int, epoch: int = 0) -> Sample:
@@ -311,6 +311,22 @@ def position(group: str, seed: int) -> float:
     digest = hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=8).digest()
     # A float has 53 bits: with more, the largest digests would be rounded to 1.
     return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def repeated_row(dataset: SampleDataset) -> int | None:
+    """Return the first index of a fixed dataset whose row has an earlier index; None if each row has one index.
+
+    Rows are compared by their locations, so two datasets of the same file have the same rows.
+    """
+    if not isinstance(dataset, _Combined) or dataset.repetitions is None:
+        return None
+    known = set[str]()
+    for index in range(len(dataset)):
+        location = dataset.describe(index)
+        if location in known:
+            return index
+        known.add(location)
+    return None
 
 
 def _row_numbers(dataset: SampleDataset) -> np.ndarray:

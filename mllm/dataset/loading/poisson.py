@@ -10,8 +10,9 @@ from torch.utils.data import Sampler
 
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.loading.sampler import Draw
+from mllm.dataset.mixing import repeated_row
 from mllm.dataset.patients import Patients
-from mllm.errors import DataError
+from mllm.errors import ConfigError, DataError
 from mllm.private_messages import current_row, in_row
 
 
@@ -20,7 +21,8 @@ class PoissonSampler(Sampler[list[Draw]]):
 
     The number of units of an update is random. If it is 0, the list is empty. The draw is a function of `secret` and
     the number of the update (SHAKE-256): all processes compute the same draw, and it cannot be predicted without the
-    secret. An epoch has as many updates as shuffling with batches of units x rate would have.
+    secret. An epoch has as many updates as shuffling with batches of units x rate would have. A unit may take part in
+    several of them, so the number of the update takes the place of the epoch in the samples.
 
     Args:
         units: Indices of the samples of each unit.
@@ -56,13 +58,12 @@ class PoissonSampler(Sampler[list[Draw]]):
         return max(1, int(np.ceil(1 / self.rate - 1e-9)))
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        epoch = self.epoch
-        for update in range(epoch * len(self), (epoch + 1) * len(self)):
+        for update in range(self.epoch * len(self), (self.epoch + 1) * len(self)):
             drawn = self.draw(update)[self.rank :: self.world]
             if self.are_single:
-                yield [Draw(self.units[unit][0], epoch) for unit in drawn]
+                yield [Draw(self.units[unit][0], update) for unit in drawn]
             else:
-                yield [Draw(index, epoch, unit=unit) for unit in drawn for index in self._samples(unit, update)]
+                yield [Draw(index, update, unit=unit) for unit in drawn for index in self._samples(unit, update)]
 
     def draw(self, update: int) -> list[int]:
         """Return the numbers of the units that take part in an update, over all processes."""
@@ -94,8 +95,14 @@ def units_of(dataset: SampleDataset, unit: str) -> list[list[int]]:
 
     Raises:
         DataError: `unit` is 'patient' and a row has no patient.
+        ConfigError: `unit` is 'sample' and a combined dataset has a row twice.
     """
     if unit == "sample":
+        repeated = repeated_row(dataset)
+        if repeated is not None:
+            fault = "is in data_args.train twice, but privacy_args.unit='sample' counts it as two samples"
+            fix = "select each row once, or set unit to 'patient'"
+            raise ConfigError(f"{dataset.describe(repeated)} {fault}: {fix}", f"a row {fault}: {fix}")
         return [[index] for index in range(len(dataset))]
     units: dict[str, list[int]] = {}
     patients = Patients()

@@ -16,6 +16,8 @@ class Draw(NamedTuple):
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which is not used
     epoch: int
+    """Number that selects the random transforms of the sample: its epoch, or its update if an epoch may draw it twice.
+    """
     counted: bool = True
     """False for a padding sample with weight 0, which gives a process a batch if there are not enough samples."""
     unit: int | None = None

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from patient_rows import Rows
 
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.loading.collator import LogicalCollator
 from mllm.dataset.loading.poisson import PoissonSampler, units_of
-from mllm.errors import DataError
+from mllm.dataset.mixing import ConcatDataset, SubsetDataset
+from mllm.errors import ConfigError, DataError
 from mllm.structures import Sample
 
 SECRET = bytes(range(32))
@@ -89,6 +91,17 @@ def test_the_samples_of_a_patient_are_adjacent_and_limited():
     assert drawn_samples == set(units[0]), "every sample of a patient is drawn in some update"
 
 
+def test_a_unit_that_an_epoch_draws_twice_has_other_random_numbers():
+    sampler, numbers = PoissonSampler(single(30), 0.3, secret=SECRET), {}
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        for update in sampler:
+            for draw in update:
+                numbers.setdefault(draw.index, []).append(draw.epoch)
+    assert any(len(drawn) > 5 for drawn in numbers.values()), "more draws than epochs"
+    assert all(len(set(drawn)) == len(drawn) for drawn in numbers.values())
+
+
 class Visits(SampleDataset):
     """Rows with patients."""
 
@@ -112,6 +125,24 @@ def test_units_are_samples_or_all_samples_of_a_patient():
     visits = Visits("a", "b", "a", "c")
     assert units_of(visits, "sample") == [[0], [1], [2], [3]]
     assert units_of(visits, "patient") == [[0, 2], [1], [3]]
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        SubsetDataset(Visits("a", "b"), indices=[0, 1, 0]),
+        ConcatDataset([Visits("a", "b"), SubsetDataset(Visits("a", "b"), indices=[0])]),
+    ],
+)
+def test_a_row_that_is_two_samples_is_refused_for_the_unit_sample(repeated):
+    with pytest.raises(ConfigError) as error:
+        units_of(repeated, "sample")
+    end = "is in data_args.train twice, but privacy_args.unit='sample' counts it as two samples"
+    assert str(error.value) == f"visits.csv, line 2 {end}: select each row once, or set unit to 'patient'"
+    assert error.value.reason == f"a row {end}: select each row once, or set unit to 'patient'"
+    assert units_of(repeated, "patient") == [[0, 2], [1]]
+    other = ConcatDataset([Visits("a"), Rows("other", ["a"])])
+    assert units_of(other, "sample") == [[0], [1]]
 
 
 def test_a_row_without_a_patient_is_refused_for_the_unit_patient():
