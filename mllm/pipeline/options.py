@@ -6,11 +6,13 @@ import argparse
 import math
 from collections.abc import Callable
 
-from mllm.predict.generation import GenerationOptions
+from mllm.models.generation.options import GenerationOptions
 
 SEED_LIMIT = 2**32
 """Seeds are below this value: PyTorch accepts seeds below 2**63, and each row of a file adds 1."""
 DEFAULTS = GenerationOptions()
+BATCH_SIZE = 4
+"""Default number of answers that are computed together."""
 
 
 def integer(minimum: int) -> Callable[[str], int]:
@@ -56,7 +58,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-new-tokens", type=integer(1), default=DEFAULTS.max_new_tokens, help="maximum length of an answer"
     )
-    group.add_argument("--batch-size", type=integer(1), default=DEFAULTS.batch_size, help="questions per batch")
+    group.add_argument("--batch-size", type=integer(1), default=BATCH_SIZE, help="questions per batch")
     group.add_argument(
         "--temperature", type=float, default=DEFAULTS.temperature, help="0: greedy decoding; above 0: sampling"
     )
@@ -88,7 +90,6 @@ def generation_options(parser: argparse.ArgumentParser, args: argparse.Namespace
         parser.error("--top-p and --top-k restrict sampling: they require a --temperature above 0")
     return GenerationOptions(
         max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size,
         temperature=args.temperature,
         top_p=args.top_p,
         top_k=args.top_k,

@@ -171,6 +171,7 @@ def predict_options(args: argparse.Namespace) -> PredictOptions:
         reader=reader_options(args),
         draw=args.draw,
         generation=args.generation,
+        batch_size=args.batch_size,
     )
 
 

@@ -13,18 +13,17 @@ from tqdm import tqdm
 
 from mllm.engine.evaluation import mark_fields
 from mllm.errors import DataError, errors_of_row
-from mllm.predict.generation import GenerationOptions, generate_answers
+from mllm.models.generation.options import GenerationOptions
+from mllm.predict.loaded_model import LoadedModel
+from mllm.predict.model_answer import ModelAnswer
 from mllm.predict.questions import Questions
+from mllm.predict.request import Prepared, Request
 from mllm.predict.writer import write_predictions
-from mllm.protocols import Bundle
 from mllm.report.drawing import draw_answer
-from mllm.structures import Answer, Sample
 
 logger = logging.getLogger(__name__)
 PREDICTED = ("prediction", "boxes", "box_images", "points", "masks", "mask_boxes", "unreadable", "drawings")
 """Fields that a prediction adds to a row."""
-BATCHES = 8
-"""Number of batches whose samples are held in memory at a time."""
 Row = dict[str, Any]
 
 
@@ -36,7 +35,7 @@ class BatchPredictor:
     with 'raise' its `DataError` is raised.
     """
 
-    bundle: Bundle
+    model: LoadedModel
     dataset: Questions
     options: GenerationOptions
     on_error: str = "raise"
@@ -54,16 +53,18 @@ class BatchPredictor:
         """
         count = 0
         with tqdm(total=len(self.dataset), desc="predictions", unit="row") as bar:
-            samples = self._samples()
-            while chunk := list(islice(samples, BATCHES * self.options.batch_size)):
-                for row, sample, answer in self._answers(chunk):
+            prepared = self._prepared()
+            while window := list(islice(prepared, self.model.window)):
+                answers = dict(self.model.answers([one for _, one in window]))
+                for index, (row, one) in enumerate(window):
                     count += 1
+                    (answer,) = answers[index]
                     fields = {f"reference_{key}" if key in PREDICTED else key: value for key, value in row.items()}
                     yield {
                         **fields,
                         "prediction": answer.text,
                         **mark_fields(answer),
-                        **self._draw(sample, answer, count),
+                        **self._draw(one, answer, count),
                     }
                 bar.update(count + len(self.skipped) - bar.n)
         if not count:
@@ -72,12 +73,14 @@ class BatchPredictor:
                 f"first error: {self.skipped[0]}"
             )
 
-    def _samples(self) -> Iterator[tuple[int, Row, Sample]]:
-        """Yield each row with its index and its sample."""
+    def _prepared(self) -> Iterator[tuple[Row, Prepared]]:
+        """Yield each row with its encoded question."""
         for index in range(len(self.dataset)):
             try:
                 with errors_of_row(f"{self.dataset.records.path}, row {index + 1}"):
-                    item = index, self.dataset.records[index], self.dataset.sample(index)
+                    row = self.dataset.records[index]
+                    request = Request(self.dataset.sample(index), self.options, number=index)
+                item = row, self.model.prepare(request)
             except DataError as error:
                 if self.on_error == "raise":
                     raise
@@ -85,27 +88,12 @@ class BatchPredictor:
             else:
                 yield item
 
-    def _answers(self, chunk: list[tuple[int, Row, Sample]]) -> Iterator[tuple[Row, Sample, Answer]]:
-        """Yield each row of a chunk with its answer; if encoding fails and errors are skipped, try row by row."""
-        indices, rows, samples = zip(*chunk, strict=True)
-        try:
-            answers = generate_answers(self.bundle, samples, self.options, indices)
-        except DataError as error:
-            if self.on_error == "raise":
-                raise
-            if len(chunk) == 1:
-                self.skipped.append(str(error))
-                return
-            for item in chunk:
-                yield from self._answers([item])
-        else:
-            yield from zip(rows, samples, answers, strict=True)
-
-    def _draw(self, sample: Sample, answer: Answer, number: int) -> dict[str, list[str]]:
+    def _draw(self, prepared: Prepared, answer: ModelAnswer, number: int) -> dict[str, list[str]]:
         """Draw the answer of row `number` and return the file names as a field of the row."""
         if self.draw is None:
             return {}
-        files = draw_answer(sample.images, answer.marks, self.draw / f"{number:06}.png", sample.marks)
+        true = prepared.request.sample.marks
+        files = draw_answer(answer.images, answer.marks, self.draw / f"{number:06}.png", true)
         return {"drawings": [file.name for file in files]} if files else {}
 
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from PIL.Image import Image
 
 from mllm.errors import DataError
-from mllm.predict.generation import GenerationOptions, generate_answers
-from mllm.protocols import Bundle
-from mllm.structures import IMAGE, Answer, Sample, Turn
+from mllm.models.generation.options import GenerationOptions
+from mllm.predict.loaded_model import LoadedModel
+from mllm.predict.model_answer import ModelAnswer
+from mllm.predict.request import Request
+from mllm.structures import IMAGE, Sample, Turn
 
 logger = logging.getLogger(__name__)
 COMMANDS = "/clear deletes the conversation; /quit or Ctrl-D ends the program"
@@ -32,7 +34,7 @@ class Exchange:
 class Conversation:
     """A conversation with a model; each question is encoded together with the preceding exchanges."""
 
-    bundle: Bundle
+    model: LoadedModel
     max_prompt_tokens: int
     """Maximum length of the encoded conversation; the oldest exchanges are removed beyond it."""
     options: GenerationOptions
@@ -40,7 +42,7 @@ class Conversation:
     count: int = 0
     """Number of answered questions, including removed ones."""
 
-    def ask(self, question: str, images: Sequence[Image] = ()) -> Answer:
+    def ask(self, question: str, images: Sequence[Image] = ()) -> ModelAnswer:
         """Return the answer to `question` about `images` and append both to the conversation.
 
         Raises `DataError` if the question alone cannot be encoded.
@@ -48,7 +50,7 @@ class Conversation:
         text = question if IMAGE in question else IMAGE * len(images) + question
         turn = Turn("user", text)
         sample = self._shorten(turn, images)
-        answer = generate_answers(self.bundle, [sample], self.options, numbers=[self.count])[0]
+        ((answer,),) = self.model.answer_all([Request(sample, self.options, number=self.count)])
         self.count += 1
         # A placeholder in a generated answer would stand for an image in the next prompt.
         self.exchanges.append(Exchange(turn, Turn("assistant", answer.text.replace(IMAGE, "")), images))
@@ -71,28 +73,25 @@ class Conversation:
         return sample
 
     def _fits(self, sample: Sample) -> bool:
-        """Return True if the sample is not truncated and leaves room for the answer.
+        """Return True if the sample leaves room for the answer.
 
         Raises the `DataError` of a sample that consists of one question only.
         """
         try:
-            encoded = self.bundle.encoder.prompt(sample)
+            prepared = self.model.prepare(Request(sample, self.options))
         except DataError:
             if len(sample.turns) == 1:
                 raise
             return False
-        return not encoded.truncated and len(encoded) <= self.max_prompt_tokens
+        return len(prepared.prompt) <= self.max_prompt_tokens
 
 
-def chat(bundle: Bundle, images: Sequence[Image], options: GenerationOptions) -> None:
+def chat(model: LoadedModel, images: Sequence[Image], options: GenerationOptions) -> None:
     """Answer the lines of standard input until it ends.
 
     `images` belong to the first question, and to the first one after `/clear`.
     """
-    config = bundle.model.pretrained.config.get_text_config(decoder=True).to_dict()
-    # T5 has relative positions and no maximum; there only the encoder's max_length limits the prompt.
-    positions = config.get("max_position_embeddings") or sys.maxsize
-    conversation = Conversation(bundle, max(1, positions - options.max_new_tokens), options)
+    conversation = Conversation(model, max(1, model.context_length - options.max_new_tokens), options)
     logger.info("%s", HELP)
     unused = images
     for line in _lines():

@@ -15,17 +15,18 @@ from mllm.dataset.checking import check_splits
 from mllm.dataset.readers import read_images
 from mllm.errors import ConfigError, DataError, with_location
 from mllm.export.saved_model import adapter_args, adapter_facts, whole_model_args
+from mllm.models.generation.options import GenerationOptions
 from mllm.predict.batch import BatchPredictor, predict_file
 from mllm.predict.chat import chat
-from mllm.predict.generation import GenerationOptions, generate_answers
-from mllm.predict.load import best_hardware, load_for_answers
+from mllm.predict.library import load_model
+from mllm.predict.model_answer import ModelAnswer, format_answer
 from mllm.predict.questions import Questions
-from mllm.predict.shared_images import share_images
+from mllm.predict.request import Request
 from mllm.predict.views import ViewInputs, views_sample
-from mllm.protocols import Bundle
+from mllm.protocols import Encoder
 from mllm.registry import DATASETS
-from mllm.report.drawing import draw_answer, refuse_drawing
-from mllm.structures import Answer, Sample, Turn
+from mllm.report.drawing import refuse_drawing
+from mllm.structures import Sample, Turn
 
 logger = logging.getLogger(__name__)
 ABOUT_IMAGE = re.compile(r"\b(images?|pictures?|photo(graph)?s?|scans?|x-rays?|radiographs?|slides?)\b", re.IGNORECASE)
@@ -67,6 +68,8 @@ class PredictOptions:
     draw: str | None = None
     """A PNG file for the predicted boxes, points and masks; for `batch` a folder, with true ones beside them."""
     generation: GenerationOptions = field(default_factory=GenerationOptions)
+    batch_size: int = 4
+    """Number of answers that are computed together."""
 
 
 def predict(options: PredictOptions) -> None:
@@ -84,24 +87,23 @@ def predict(options: PredictOptions) -> None:
         questions = read_questions(options)
         skip, advice = options.on_error == "skip", "correct the row, or leave such rows out with --on-error skip"
         check_splits({"batch": questions}, skip, advice)
-        bundle = load_for_answers(args, best_hardware())
-        share_images(bundle)
         folder = Path(options.draw) if options.draw else None
-        predictor = BatchPredictor(bundle, questions, options.generation, options.on_error, folder)
+        model = load_model(args, options.batch_size)
+        predictor = BatchPredictor(model, questions, options.generation, options.on_error, folder)
         predict_file(predictor, str(options.out))
         return
     sample = read_sample(options, args)
-    bundle = load_for_answers(args, best_hardware())
+    model = load_model(args, options.batch_size)
     if options.chat:
-        chat(bundle, sample.images, options.generation)
+        chat(model, sample.images, options.generation)
         return
-    if advice := image_advice(sample, bundle, args):
+    if advice := image_advice(sample, model.variant().encoder, args):
         logger.warning("%s", advice)
-    answer = generate_answers(bundle, [sample], options.generation)[0]
+    ((answer,),) = model.answer_all([Request(sample, options.generation)])
     if not answer.text.strip():
         logger.warning("the answer is empty")
     print(format_answer(answer, len(sample.images)))
-    draw(sample, answer, options.draw)
+    draw(answer, options.draw)
 
 
 def read_sample(options: PredictOptions, args: ModelArgs) -> Sample:
@@ -120,13 +122,13 @@ def read_sample(options: PredictOptions, args: ModelArgs) -> Sample:
     return Sample(turns=[Turn("user", text)], images=images, source="--question")
 
 
-def image_advice(sample: Sample, bundle: Bundle, args: ModelArgs) -> str:
+def image_advice(sample: Sample, encoder: Encoder, args: ModelArgs) -> str:
     """Return a hint for a question that probably needs an image and has none, or an empty text.
 
     A question without image is allowed. The hint is for questions that mention an image, and for adapters that were
     trained on a dataset with images.
     """
-    if sample.images or not bundle.encoder.image_token_ids:
+    if sample.images or not encoder.image_token_ids:
         return ""
     question = sample.turns[0].text
     if ABOUT_IMAGE.search(question):
@@ -150,30 +152,13 @@ def read_questions(options: PredictOptions) -> Questions:
         raise with_location(error, f"--batch {options.batch}") from error
 
 
-def format_answer(answer: Answer, image_count: int) -> str:
-    """Return the text of an answer and one line per mark, in pixels; the line names the image if there are several."""
-    lines = [answer.text]
-    for number, mark in enumerate(answer.marks, start=1):
-        parts = []
-        if mark.box is not None:
-            parts.append("box x1 y1 x2 y2 = " + " ".join(f"{value:.1f}" for value in mark.box))
-        if mark.point is not None:
-            parts.append("point x y = " + " ".join(f"{value:.1f}" for value in mark.point))
-        if mark.mask is not None:
-            parts.append(f"mask of {int(mark.mask.sum()):,} pixels")
-        image = f" in image {mark.image + 1}" if image_count > 1 else ""
-        lines.append(f"  {number}{image}: {', '.join(parts)}")
-    return "\n".join(lines)
-
-
-def draw(sample: Sample, answer: Answer, path: str | None) -> None:
+def draw(answer: ModelAnswer, path: str | None) -> None:
     """Draw the marks of an answer to `path`, unless it is None, and log the files and unreadable marks."""
     if answer.unreadable:
         logger.warning("boxes or points in the answer that cannot be parsed: %d", answer.unreadable)
     if path is None:
         return
-    files = draw_answer(sample.images, answer.marks, Path(path))
-    if files:
+    if files := answer.draw(path):
         logger.info("pictures written: %s", ", ".join(map(str, files)))
     else:
         logger.info("the answer contains no box, point or mask; no picture was written")

@@ -6,8 +6,8 @@ import argparse
 
 import pytest
 
+from mllm.models.generation.options import GenerationOptions
 from mllm.pipeline.options import add_generation_options, generation_options
-from mllm.predict.generation import GenerationOptions
 
 
 def parsed(*options: str) -> GenerationOptions:
@@ -19,7 +19,7 @@ def parsed(*options: str) -> GenerationOptions:
 def test_defaults_and_values_are_returned() -> None:
     assert parsed() == GenerationOptions()
     options = ["--max-new-tokens", "5", "--batch-size", "6", "--temperature", "0.5", "--top-p", "0.9", "--top-k", "7"]
-    expected = GenerationOptions(5, 6, 0.5, 0.9, 7, 1.2, 3)
+    expected = GenerationOptions(5, 0.5, 0.9, 7, 1.2, 3)
     assert parsed(*options, "--repetition-penalty", "1.2", "--seed", "3") == expected
 
 

@@ -17,8 +17,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from mllm.errors import ConfigError, DataError
 from mllm.export.facts import Facts, Split, write_facts
 from mllm.export.saved_model import adapter_args
+from mllm.models.builder.builder import load_encoder
 from mllm.pipeline.predict import main, parse
-from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.predict import PredictOptions, image_advice, read_questions
 from mllm.structures import Sample, Turn
 
@@ -68,11 +68,11 @@ def test_a_question_without_an_image_gets_a_hint_if_it_probably_needs_one(
 ) -> None:
     trained = tmp_path / "adapter"
     shutil.copytree(generating_adapter, trained)
-    bundle = load_for_answers(adapter_args(str(trained), str(generating_base)), best_hardware())
+    encoder = load_encoder(adapter_args(str(trained), str(generating_base)))
 
     def advice(question: str) -> str:
         sample = Sample([Turn("user", question)])
-        return image_advice(sample, bundle, adapter_args(str(trained), str(generating_base)))
+        return image_advice(sample, encoder, adapter_args(str(trained), str(generating_base)))
 
     assert advice("How many bones does a hand have?") == ""
     assert advice("What does the CT scan show?").endswith("mentions an image, but none was passed: add --image FILE")
@@ -80,7 +80,7 @@ def test_a_question_without_an_image_gets_a_hint_if_it_probably_needs_one(
         write_facts(trained, Facts(str(generating_base), data={"train": Split(kind, 3)}))
         assert advice("How many bones does a hand have?").partition(", but")[0] == expected
     with_image = Sample([Turn("user", "What does the CT scan show?")], images=[Image.new("RGB", (8, 8))])
-    assert image_advice(with_image, bundle, adapter_args(str(trained), str(generating_base))) == ""
+    assert image_advice(with_image, encoder, adapter_args(str(trained), str(generating_base))) == ""
 
 
 def test_reader_options_apply_to_a_dicom_file(generating_adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ def test_a_bad_row_raises_with_its_line_or_is_skipped(
         monkeypatch.context() as patch,
         pytest.raises(DataError, match=r"rows\.jsonl, line 2: .*absent\.png") as excinfo,
     ):
-        patch.setattr("mllm.predict.predict.load_for_answers", None)  # the rows are checked before the model is loaded
+        patch.setattr("mllm.predict.predict.load_model", None)  # the rows are checked before the model is loaded
         main([*batch, "--out", str(out)])
     assert str(excinfo.value).endswith("; correct the row, or leave such rows out with --on-error skip")
     assert os.listdir(tmp_path) == ["rows.jsonl"]

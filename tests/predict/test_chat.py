@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mllm.models.generation.options import GenerationOptions
 from mllm.pipeline.predict import main
 from mllm.predict.chat import Conversation, chat
-from mllm.predict.generation import GenerationOptions
+from mllm.predict.library import load
 from mllm.structures import Answer, Sample
 
 FEW = ("--max-new-tokens", "6")
@@ -48,11 +49,11 @@ def test_each_prompt_contains_the_preceding_exchanges(generating_text_model, mon
 
 
 def test_a_conversation_can_be_cleared_and_an_invalid_question_is_ignored(
-    text_bundle, generating_text_model, monkeypatch, capsys, caplog
+    text_model, generating_text_model, monkeypatch, capsys, caplog
 ):
     typed(monkeypatch, "What is the heart?", "/clear", "What <end_of_turn> is it?", "Why?")
     caplog.set_level("WARNING", "mllm.predict")
-    chat(text_bundle, [], OPTIONS)
+    chat(text_model, [], OPTIONS)
     first, last = capsys.readouterr().out.splitlines()
     assert (first, last) == (
         *by_transformers(generating_text_model, "What is the heart?"),
@@ -61,31 +62,32 @@ def test_a_conversation_can_be_cleared_and_an_invalid_question_is_ignored(
     assert "the question: the text contains the control token '<end_of_turn>'" in caplog.text
 
 
-def test_an_unknown_command_is_not_a_question(text_bundle, monkeypatch, capsys, caplog):
+def test_an_unknown_command_is_not_a_question(text_model, monkeypatch, capsys, caplog):
     typed(monkeypatch, "/image scan.png", "/quit")
-    chat(text_bundle, [], OPTIONS)
+    chat(text_model, [], OPTIONS)
     assert capsys.readouterr().out == ""
     assert "unknown command /image; /clear deletes the conversation; /quit or Ctrl-D ends the program" in caplog.text
 
 
-def test_the_images_belong_to_the_first_question_also_after_clear(text_bundle, monkeypatch):
+def test_the_images_belong_to_the_first_question_also_after_clear(text_model, monkeypatch):
     image, images = Image.new("RGB", (8, 8)), []
     monkeypatch.setattr(Conversation, "ask", lambda self, question, given: images.append(given) or Answer("Yes."))
     typed(monkeypatch, "What is it?", "Why?", "/clear", "What is it?")
-    chat(text_bundle, [image], OPTIONS)
+    chat(text_model, [image], OPTIONS)
     assert images == [[image], [], [image]]
 
 
-def test_the_oldest_exchanges_of_a_long_conversation_are_removed(text_bundle, monkeypatch, caplog):
+def test_the_oldest_exchanges_of_a_long_conversation_are_removed(text_model, monkeypatch, caplog):
     prompts: list[Sample] = []
-    real = text_bundle.encoder.prompt
+    encoder = text_model.variant().encoder
+    real = encoder.prompt
 
     def prompt(sample):
         prompts.append(sample)
         return real(sample)
 
-    monkeypatch.setattr(text_bundle.encoder, "prompt", prompt)
-    conversation = Conversation(text_bundle, 60, OPTIONS)
+    monkeypatch.setattr(encoder, "prompt", prompt)
+    conversation = Conversation(text_model, 60, OPTIONS)
     for number in range(6):
         conversation.ask(f"Question {number}: what is the heart?")
         whole = real(conversation.sample(prompts[-1].turns[-1], []))
@@ -96,20 +98,18 @@ def test_the_oldest_exchanges_of_a_long_conversation_are_removed(text_bundle, mo
 
 
 def test_images_belong_to_the_first_question_and_stay_in_the_prompt(generating_base, monkeypatch, capsys):
-    from mllm.config.schema import ModelArgs
-    from mllm.predict.load import best_hardware, load_for_answers
-
-    bundle = load_for_answers(ModelArgs("medgemma", str(generating_base), lora_r=None), best_hardware())
     prompts: list[Sample] = []
-    real = bundle.encoder.prompt
+    model = load(model=generating_base)
+    encoder = model.variant().encoder
+    real = encoder.prompt
 
     def prompt(sample):
         prompts.append(sample)
         return real(sample)
 
-    monkeypatch.setattr(bundle.encoder, "prompt", prompt)
+    monkeypatch.setattr(encoder, "prompt", prompt)
     typed(monkeypatch, "What is this?", "Why?")
-    chat(bundle, [Image.new("RGB", (30, 30))], OPTIONS)
+    chat(model, [Image.new("RGB", (30, 30))], OPTIONS)
     assert [(len(sample.turns), len(sample.images)) for sample in prompts[::2]] == [(1, 1), (3, 1)]
     assert prompts[0].turns[0].text == "<image>What is this?"
     assert len(capsys.readouterr().out.splitlines()) == 2

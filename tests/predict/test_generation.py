@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 
+from mllm.models.generation.options import GenerationOptions
 from mllm.pipeline.predict import main
-from mllm.predict.generation import GenerationOptions, generate_answers
+from mllm.predict.request import Request
 from mllm.structures import Sample, Turn
 
 
-def test_each_option_changes_the_answer(text_bundle) -> None:
-    samples = [Sample([Turn("user", "Why is the heart normal?")])]
+def test_each_option_changes_the_answer(text_model) -> None:
+    sample = Sample([Turn("user", "Why is the heart normal?")])
 
     def answer(number: int = 0, **options: Any) -> str:
-        return generate_answers(text_bundle, samples, GenerationOptions(max_new_tokens=12, **options), [number])[0].text
+        request = Request(sample, GenerationOptions(max_new_tokens=12, **options), number=number)
+        ((found,),) = text_model.answer_all([request])
+        return str(found.text)
 
     greedy, hot = answer(), dict(temperature=9.0, seed=1)
     assert answer(**hot) == answer(**hot) != greedy
@@ -28,10 +31,9 @@ def test_each_option_changes_the_answer(text_bundle) -> None:
 
 
 def test_a_text_model_answers_a_question(
-    text_bundle, generating_text_model: Path, capsys: pytest.CaptureFixture[str]
+    text_model, generating_text_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    samples = [Sample([Turn("user", "Why?")])]
-    expected = generate_answers(text_bundle, samples, GenerationOptions(max_new_tokens=5))[0].text
+    expected = text_model.ask(None, "Why?", max_new_tokens=5).text
     assert main(["--model", str(generating_text_model), "--question", "Why?", "--max-new-tokens", "5"]) == 0
     assert capsys.readouterr().out == expected + "\n"
     assert expected

@@ -10,7 +10,8 @@ from PIL import Image
 
 from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
-from mllm.predict.predict import PredictOptions, format_answer, read_questions, read_sample
+from mllm.predict.model_answer import format_answer
+from mllm.predict.predict import PredictOptions, read_questions, read_sample
 from mllm.predict.views import ViewInputs
 from mllm.structures import Answer, Mark
 

@@ -77,7 +77,7 @@ def test_the_rows_of_a_file_share_images(config, tiny_llava, monkeypatch):
     monkeypatch.setattr(SharedPrompts, "__init__", counted)
     shared = answers("shared.jsonl")
     assert sum(rows_of_images) == 18
-    monkeypatch.setattr("mllm.predict.predict.share_images", lambda bundle: None)
+    monkeypatch.setattr("mllm.predict.loaded_model.share_images", lambda bundle: None)
     assert answers("plain.jsonl") == shared and sum(rows_of_images) == 18
     assert len({row["prediction"] for row in shared}) > 12
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
+    from mllm.predict.loaded_model import LoadedModel
     from mllm.protocols import Bundle
     from mllm.structures import Answer, Encoded, Mark
 
@@ -154,9 +155,16 @@ def generating_text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def text_bundle(generating_text_model: Path) -> Bundle:
-    """The bundle of `generating_text_model`."""
-    from mllm.config.schema import ModelArgs
-    from mllm.predict.load import best_hardware, load_for_answers
+def text_model(generating_text_model: Path) -> LoadedModel:
+    """The loaded model of `generating_text_model`."""
+    from mllm import load
 
-    return load_for_answers(ModelArgs("causal-lm", str(generating_text_model), lora_r=None), best_hardware())
+    return load(model=generating_text_model)
+
+
+@pytest.fixture
+def text_bundle(text_model: LoadedModel) -> Bundle:
+    """The bundle of `generating_text_model`."""
+    from mllm.protocols import Bundle
+
+    return Bundle(text_model.model, text_model.variant().encoder)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import ProcessorMixin
 
 from mllm.errors import ConfigError, DataError, errors_of_row
@@ -103,14 +102,25 @@ class ChatEncoder(TextEncoder):
             encoded = self._encode(replace(sample, turns=without_answer(sample.turns)), supervised=False)
         return replace(encoded, targets=unsupervised(encoded.targets))
 
-    def read_answer(self, tokens: Tensor, frames: Sequence[Frame] = (), marks: Sequence[Mark] | None = None) -> Answer:
-        """Return the answer in generated tokens [L]. `marks` are the predictions of the heads at object tokens.
+    def text_in(self, tokens: Sequence[int]) -> str:
+        """Return the text of generated tokens without special tokens and without the opening of an answer."""
+        text = self.tokenizer.decode([token for token in tokens if token not in self._skipped_ids]).strip()
+        return str(text).removeprefix(self._decoded_opening).lstrip()
+
+    def settled(self, text: str) -> str:
+        """Return the part of an answer that stays equal however its text goes on."""
+        text = super().settled(text)
+        if self._decoded_opening.startswith(text):
+            return ""
+        # A separator after an object token belongs to the text of the objects if another token follows.
+        return self.marks.box_format.plain(text.rstrip(" \n\t;") if self.marks.box_format.needs_heads else text)
+
+    def read_text(self, text: str, frames: Sequence[Frame] = (), marks: Sequence[Mark] | None = None) -> Answer:
+        """Return the answer in a text. `marks` are the predictions of the heads at object tokens.
 
         Boxes and points in the text belong to the first image.
         """
         box_format = self.marks.box_format
-        text = self.tokenizer.decode([token for token in tokens.tolist() if token not in self._skipped_ids]).strip()
-        text = text.removeprefix(self._decoded_opening).lstrip()
         parsed, unreadable = (tuple(marks or ()), 0) if box_format.needs_heads else self.marks.read(text, frames)
         return Answer(box_format.plain(text), parsed, unreadable)
 

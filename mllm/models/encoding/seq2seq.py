@@ -105,9 +105,13 @@ class Seq2SeqEncoder(TextEncoder):
         labels = _stack([sample.targets["labels"] for sample in samples], IGNORE)
         return Batch(student, {"labels": labels}, images=images)
 
-    def read_answer(self, tokens: Tensor, frames: Sequence[Frame] = (), marks: Sequence[Mark] | None = None) -> Answer:
-        """Return the text of generated tokens [L]."""
-        return Answer(str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip())
+    def text_in(self, tokens: Sequence[int]) -> str:
+        """Return the text of generated tokens."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    def read_text(self, text: str, frames: Sequence[Frame] = (), marks: Sequence[Mark] | None = None) -> Answer:
+        """Return the answer of a text."""
+        return Answer(text)
 
     def reference(self, sample: Sample) -> Answer:
         """Return the reference answer: the text of the last assistant turn."""

@@ -21,6 +21,9 @@ from mllm.structures import IMAGE, Answer, Batch, Encoded, Frame, Mark, Sample, 
 _TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """Errors of a template, and of the expressions in it."""
 
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+"""Token for a byte of a character that is not in the vocabulary."""
+
 
 class TextEncoder(ABC):
     """Conversion of conversations to token ids, labels and pixels. Implements `mllm.protocols.Encoder`.
@@ -82,8 +85,35 @@ class TextEncoder(ABC):
         """Return the reference answer: the last assistant turn."""
 
     @abstractmethod
+    def text_in(self, tokens: Sequence[int]) -> str:
+        """Return the text of generated tokens, with the texts of boxes and objects in it."""
+
+    def settled_tokens(self, tokens: Sequence[int]) -> Sequence[int]:
+        """Return the first tokens whose text does not depend on later ones: all but a run of bytes at the end.
+
+        A run of tokens for single bytes (SentencePiece) is read as a whole: an invalid one makes all bytes invalid.
+        """
+        end = len(tokens)
+        while end and _BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(int(tokens[end - 1])))):
+            end -= 1
+        return tokens[:end]
+
+    def settled(self, text: str) -> str:
+        """Return the part of an answer that stays equal however its text goes on.
+
+        Args:
+            text: Result of `text_in` for `settled_tokens`.
+        """
+        # Spaces at the end are removed from an answer, and a replacement character may be a part of a character.
+        return text.rstrip().rstrip("\ufffd").rstrip()
+
+    @abstractmethod
+    def read_text(self, text: str, frames: Sequence[Frame] = (), marks: Sequence[Mark] | None = None) -> Answer:
+        """Return the answer in a text, the result of `text_in`. `marks` are the predictions of the heads."""
+
     def read_answer(self, tokens: Tensor, frames: Sequence[Frame] = (), marks: Sequence[Mark] | None = None) -> Answer:
         """Return the answer in generated tokens [L]. `marks` are the predictions of the heads."""
+        return self.read_text(self.text_in(tokens.tolist()), frames, marks)
 
     @property
     def turn_end_id(self) -> int:

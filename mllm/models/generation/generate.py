@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import GenerationConfig, LogitsProcessor, RepetitionPenaltyLogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor, RepetitionPenaltyLogitsProcessor, StoppingCriteria
 
 from mllm.models.backbone.model_errors import explained_model_errors
 from mllm.models.encoding.image_features import backbone_inputs
@@ -23,7 +23,7 @@ from mllm.models.generation.shared_prompts import SharedPrompts, shared_inputs, 
 from mllm.models.language_model import LanguageModel
 from mllm.protocols import Bundle, Model
 from mllm.shared_rows import leaders_of, rows_of
-from mllm.structures import Answer, Encoded, Sample
+from mllm.structures import Answer, Encoded, Mark, Sample
 
 
 @contextmanager
@@ -93,6 +93,17 @@ def _options(bundle: Bundle, max_new_tokens: int) -> GenerationConfig:
         use_cache=True,
         **DEFAULTS,
     )
+
+
+@dataclass(frozen=True)
+class Control:
+    """Options of the generation of one batch."""
+
+    options: GenerationConfig
+    processors: list[LogitsProcessor]
+    """Changes of the logits [B, vocabulary] before each token, in order."""
+    criteria: list[StoppingCriteria] = field(default_factory=list)
+    """Ends of answers besides the end of the turn."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +218,8 @@ class Generation:
                 }
                 inputs = shared_inputs([(computed[places[i][0]], places[i][1]) for i in part])
                 tokens = self._generated(inputs, [numbers[i] for i in part])
-                answers = self._read(tokens, inputs["input_ids"].shape[1], [prompts[i] for i in part])
+                begin = inputs["input_ids"].shape[1]
+                answers = self._read(tokens, begin, [prompts[i] for i in part], [numbers[i] for i in part])
             yield dict(zip(part, answers, strict=True))
 
     def _parts(
@@ -232,7 +244,7 @@ class Generation:
         batch = encoder.pad(prompts, side="left").to(model.device)
         begin = 1 if model.config.is_encoder_decoder else batch.student["input_ids"].shape[1]
         if not self.bundle.model.heads:
-            return self._read(self._generated(backbone_inputs(batch.student), numbers), begin, prompts)
+            return self._read(self._generated(backbone_inputs(batch.student), numbers), begin, prompts, numbers)
         assert isinstance(self.bundle.model, LanguageModel)
         counts = torch.tensor([len(prompt.frames) for prompt in prompts])
         first_images = (counts.cumsum(0) - counts).clamp_max(max(0, int(counts.sum()) - 1))
@@ -240,35 +252,56 @@ class Generation:
         with decoder.decoding(batch.student) as inputs:
             tokens = self._generated(inputs, numbers)
             decoder.finish(tokens[:, -1])
-        return self._read(tokens, begin, prompts, decoder)
+        return self._read(tokens, begin, prompts, numbers, decoder)
 
     def _generated(self, inputs: dict[str, Any], numbers: Sequence[int]) -> Tensor:
         """Return the tokens [B, L] of the prompts, or the start of the decoder, and of the answers."""
         model: Any = self.bundle.model.pretrained
         begin = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        processors = self._processors(begin, numbers)
+        control = self.control(begin, numbers)
         with explained_model_errors(model, "while it generates an answer", "cannot answer"):
-            tokens: Tensor = model.generate(**inputs, generation_config=self.options, logits_processor=processors)
+            tokens: Tensor = model.generate(
+                **inputs,
+                generation_config=control.options,
+                logits_processor=control.processors,
+                stopping_criteria=control.criteria,
+            )
         return tokens
 
     def _read(
-        self, tokens: Tensor, begin: int, prompts: Sequence[Encoded], decoder: ObjectDecoder | None = None
+        self,
+        tokens: Tensor,
+        begin: int,
+        prompts: Sequence[Encoded],
+        numbers: Sequence[int],
+        decoder: ObjectDecoder | None = None,
     ) -> list[Answer]:
         """Return the answers in generated tokens [B, L], which begin at `begin`."""
-        encoder, answers = text_encoder_of(self.bundle), []
+        answers = []
         for row, prompt in enumerate(prompts):
-            answer_L = _until(tokens[row, begin:], self.options.eos_token_id)
-            count = min(len(answer_L) + 1, tokens.shape[1] - begin)
             marks = () if decoder is None else decoder.marks(row, prompt.frames)
-            answers.append(replace(encoder.read_answer(answer_L, prompt.frames, marks), tokens=count))
+            answers.append(self.read(tokens[row, begin:], numbers[row], prompt, marks))
         return answers
 
-    def _processors(self, begin: int, numbers: Sequence[int]) -> list[LogitsProcessor]:
-        """Return the changes of the logits. `begin` is the position of the first generated token."""
+    def read(self, generated_L: Tensor, number: int, prompt: Encoded, marks: Sequence[Mark]) -> Answer:
+        """Return the answer in generated tokens [L], which may go on behind its end.
+
+        Args:
+            generated_L: Generated tokens.
+            number: Number of the prompt.
+            prompt: The prompt.
+            marks: Predictions of the heads.
+        """
+        answer_L = _until(generated_L, self.options.eos_token_id)
+        count = min(len(answer_L) + 1, len(generated_L))
+        return replace(text_encoder_of(self.bundle).read_answer(answer_L, prompt.frames, marks), tokens=count)
+
+    def control(self, begin: int, numbers: Sequence[int]) -> Control:
+        """Return the options of a batch of prompts. `begin` is the position of the first generated token."""
         # Only generated tokens are penalized: else ends of turns in the prompt and padding would change answers.
         penalty = RepetitionPenaltyLogitsProcessor(self.repetition_penalty, begin)
         processors: list[LogitsProcessor] = [] if self.repetition_penalty == 1 else [penalty]
-        return processors + (self.sampling.processors(numbers) if self.sampling else [])
+        return Control(self.options, processors + (self.sampling.processors(numbers) if self.sampling else []))
 
 
 def text_encoder_of(bundle: Bundle) -> TextEncoder:

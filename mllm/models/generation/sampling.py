@@ -24,25 +24,38 @@ class Sampling:
 
     def processors(self, numbers: Sequence[int]) -> list[LogitsProcessor]:
         """Return the processors that sample a token for each row of a batch, whose samples have these numbers."""
-        processors: list[LogitsProcessor] = []
-        if self.temperature != 1:
-            processors.append(TemperatureLogitsWarper(self.temperature))
-        if self.top_k:
-            processors.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1:
-            processors.append(TopPLogitsWarper(self.top_p))
-        return [*processors, SeededSampler(self.seed, numbers)]
+        generators = [generator_of(self.seed, number) for number in numbers]
+        return [*warpers(self.temperature, self.top_p, self.top_k), SeededSampler(generators)]
+
+
+def warpers(temperature: float, top_p: float, top_k: int) -> list[LogitsProcessor]:
+    """Return the processors that change the distribution from which a token is sampled."""
+    processors: list[LogitsProcessor] = []
+    if temperature != 1:
+        processors.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        processors.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        processors.append(TopPLogitsWarper(top_p))
+    return processors
+
+
+def generator_of(seed: int, number: int) -> np.random.Generator:
+    """Return the random numbers of the sample with a number."""
+    return np.random.default_rng([abs(seed), int(seed < 0), number])
 
 
 class SeededSampler(LogitsProcessor):
     """Sampling by the inverse of the cumulative distribution, with one random number per row and token.
 
-    The random numbers of a row depend on the seed and the number of its sample only. The logits of all tokens but the
-    sampled one become -inf.
+    The logits of all tokens but the sampled one become -inf.
+
+    Args:
+        generators: Random numbers of each row.
     """
 
-    def __init__(self, seed: int, numbers: Sequence[int]) -> None:
-        self.generators = [np.random.default_rng([abs(seed), int(seed < 0), number]) for number in numbers]
+    def __init__(self, generators: Sequence[np.random.Generator]) -> None:
+        self.generators = generators
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return the logits [B, vocabulary] with one finite value in each row."""

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.generation.generate import generate, stop_ids
-from mllm.models.generation.sampling import SeededSampler
+from mllm.models.generation.sampling import SeededSampler, generator_of
 from mllm.models.language_model import LanguageModel
 from mllm.protocols import Bundle
 from mllm.structures import Answer, Sample, Turn
@@ -152,7 +152,7 @@ def test_a_sampled_answer_depends_on_the_number_of_its_sample_alone(bundle: Bund
 def test_sampled_tokens_have_the_probabilities_of_the_model() -> None:
     """Reference: the softmax of the logits, compared with the frequencies in 4,000 samples."""
     logits = torch.tensor([0.0, 1.0, -torch.inf, 2.0, -1.0])
-    sampler = SeededSampler(seed=0, numbers=range(4000))
+    sampler = SeededSampler([generator_of(0, number) for number in range(4000)])
     tokens = sampler(torch.zeros(4000, 1), logits.expand(4000, -1)).argmax(dim=-1)
     frequencies = torch.bincount(tokens, minlength=5) / 4000
     assert frequencies[2] == 0
