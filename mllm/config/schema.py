@@ -209,7 +209,7 @@ class DistillArgs:
 
 @dataclass(frozen=True)
 class PrivacyArgs:
-    """Settings of differentially private training (DP-SGD, arXiv:1607.00133)."""
+    """Settings of private training (DP-SGD, arXiv:1607.00133). Update k of N of warmup has k / (N + 1) of the rate."""
 
     target_delta: float = _limit(MISSING, above=0, below=1)
     """Delta of the guarantee (epsilon, delta); below 1 / N for N units in the training data."""

@@ -189,7 +189,7 @@ class MixedDataset(_Combined):
 
     @override
     def row_numbers(self) -> np.ndarray:
-        raise NotImplementedError("the rows of a mixture change every epoch")
+        raise AssertionError("the rows of a mixture change every epoch")
 
     @override
     def rows(self) -> Iterator[tuple[SampleDataset, int]]:
@@ -318,7 +318,7 @@ def repeated_row(dataset: SampleDataset) -> int | None:
 
     Rows are compared by their locations, so two datasets of the same file have the same rows.
     """
-    if not isinstance(dataset, _Combined) or dataset.repetitions is None:
+    if not isinstance(dataset, _Combined) or not dataset.fixed or dataset.repetitions is None:
         return None
     known = set[str]()
     for index in range(len(dataset)):

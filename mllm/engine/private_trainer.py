@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mllm.engine.learner import Learner
@@ -21,6 +22,7 @@ from mllm.engine.privacy.noise import Noise
 from mllm.engine.privacy.per_sample import Tape, images_in, stacked
 from mllm.engine.privacy.proof import check_gradients
 from mllm.engine.privacy.record import privacy_record, write_record
+from mllm.engine.rates import start_above_zero
 from mllm.engine.run_log import run_folder
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.errors import ConfigError, advise_on_memory
@@ -92,6 +94,12 @@ class PrivateTrainer(MultimodalTrainer):
         if self.args.max_steps > 0:
             return self.args.max_steps
         return math.ceil(self.args.num_train_epochs * len(self.train_sampler))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """Return the schedule of the config, with a rate above 0 in the first update, which spends privacy, too."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        start_above_zero(scheduler, self.args.get_warmup_steps(num_training_steps))
+        return scheduler
 
     def first_updates(self) -> Iterator[tuple[Sequence[Encoded | Failure], LogicalBatch]]:
         """Yield artificial samples and their batch, so that checks do not read the data."""

@@ -1,8 +1,8 @@
-"""Learning rates and optimizer options after a resume: those of the config, at the position of the checkpoint."""
+"""Learning rates: those of the config after a resume, and the first ones of a warmup."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,8 +27,28 @@ def rates_of_config(optimizer: Any, scheduler: Any) -> Iterator[None]:
         group.update(values)
     if isinstance(scheduler, LambdaLR):
         scheduler.base_lrs = bases
-        factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
-        rates = [base * factor for base, factor in zip(bases, factors, strict=True)]
-        scheduler._last_lr = rates
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        _set_rates(scheduler, bases, scheduler.last_epoch)
+
+
+def start_above_zero(scheduler: Any, warmup: int) -> None:
+    """Change a schedule whose first rate is 0: update k of a linear warmup of N updates has k / (N + 1) of the rate.
+
+    transformers gives it (k - 1) / N, so the first update changes nothing. The rates after the warmup stay as they are.
+    """
+    if not isinstance(scheduler, LambdaLR) or any(factor(0) > 0 for factor in scheduler.lr_lambdas):
+        return
+    scheduler.lr_lambdas = [_shifted(factor, warmup) for factor in scheduler.lr_lambdas]
+    _set_rates(scheduler, scheduler.base_lrs, step=0)
+
+
+def _set_rates(scheduler: LambdaLR, bases: Sequence[Any], step: int) -> None:
+    """Set the rates of the optimizer to those of a step of its schedule."""
+    rates = [base * factor(step) for base, factor in zip(bases, scheduler.lr_lambdas, strict=True)]
+    scheduler._last_lr = list(rates)
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def _shifted(factor: Callable[[Any], float], warmup: int) -> Callable[[int], float]:
+    """Return a factor whose warmup begins one update earlier and ends at the same update."""
+    return lambda step: factor(warmup * (step + 1) / (warmup + 1) if step < warmup else step)

@@ -1,6 +1,7 @@
 """Tests of private updates against a reference DP-SGD: noise, ledger, end of training and resume."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -317,6 +318,34 @@ def test_a_checkpoint_is_saved_when_the_validation_loss_first_falls_below_a_thre
         callback.on_evaluate(None, state, control, metrics={"eval_loss": loss})
         saved_steps += [step] * control.should_save
     assert saved_steps == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("linear", 2, [1 / 3, 2 / 3, 1, 0.75, 0.5, 0.25]),
+        ("constant_with_warmup", 1, [1 / 2, 1, 1, 1, 1, 1]),
+        ("constant_with_warmup", 9, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]),
+        ("cosine", 0, [math.cos(math.pi * step / 12) ** 2 for step in range(6)]),
+    ],
+)
+def test_every_update_of_a_warmup_has_a_learning_rate(make_trainer, tmp_path, schedule, warmup, expected):
+    options = dict(lr_scheduler_type=schedule, warmup_steps=warmup, learning_rate=0.5, max_steps=6)
+    trainer = make_trainer(**options, save_strategy="steps", save_steps=1)
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates == pytest.approx([0.5 * factor for factor in expected])
+    resumed = make_trainer(**options)
+    resumed.train(str(tmp_path / "run" / "checkpoint-1"))
+    rates = [entry["learning_rate"] for entry in resumed.state.log_history if "learning_rate" in entry]
+    assert rates[-5:] == pytest.approx([0.5 * factor for factor in expected[1:]])
+
+
+def test_the_first_update_of_a_warmup_changes_the_weights(make_trainer):
+    trainer = make_trainer(lr_scheduler_type="linear", warmup_steps=1, max_steps=1, rate=1.0)
+    start = trained(trainer)
+    trainer.train()
+    assert any((value - start[name]).norm() > 0 for name, value in trained(trainer).items())
 
 
 def test_the_record_of_a_run_agrees_with_its_ledger(make_trainer, tmp_path):
