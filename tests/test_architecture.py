@@ -45,8 +45,9 @@ ALLOWED = {
     "tiny": NOUNS | {"tiny"},
     "report": NOUNS | {"report", "config", "engine", "export"} | PARTS,
     "predict": NOUNS | {"predict", "report", "config", "engine", "export"} | PARTS,
+    "serve": NOUNS | {"serve", "predict", "report", "config", "engine", "export"} | PARTS,
     "run": NOUNS | {"run", "predict", "report", "config", "engine", "export", "tiny"} | PARTS,
-    "pipeline": NOUNS | {"pipeline", "run", "predict", "report", "config", "engine", "export", "tiny"} | PARTS,
+    "pipeline": NOUNS | {"pipeline", "run", "serve", "predict", "report", "config", "engine", "export", "tiny"} | PARTS,
 }
 FAMILY_FILES = {"family.py", "options.py", "rules.py", "load.py", "vision.py", "ncore_log.py"}
 """Files of a model family's folder that read configs."""

@@ -51,14 +51,18 @@ def load(
     check_packages()
     given = {} if adapter is None else {name_of(adapter): adapter}
     sources = model_sources({**given, **(adapters or {})}, model, base, **model_args)
-    loaded, variants = load_variants(sources, best_hardware())
-    return LoadedModel(loaded, variants, batch_size, share_images)
+    return load_sources(sources, batch_size, share_images)
 
 
 def load_model(args: ModelArgs, batch_size: int) -> LoadedModel:
     """Load the model of `args`, alone, onto the best device."""
-    model, variants = load_variants({name_of(args.adapter_path or args.model_name_or_path): args}, best_hardware())
-    return LoadedModel(model, variants, batch_size)
+    return load_sources({name_of(args.adapter_path or args.model_name_or_path): args}, batch_size)
+
+
+def load_sources(sources: Mapping[str, ModelArgs], batch_size: int, share_images: bool = True) -> LoadedModel:
+    """Load the models of `model_sources` onto the best device."""
+    model, variants = load_variants(sources, best_hardware())
+    return LoadedModel(model, variants, batch_size, share_images)
 
 
 def model_sources(

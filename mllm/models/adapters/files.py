@@ -189,7 +189,8 @@ def load_adapter(
     loaded = adapter_tensors(adapted, name)
     assert all(torch.equal(loaded[key].cpu(), tensor.float()) for key, tensor in tensors.items())
     logger.info("adapter %s: rank %d, alpha %g", saved.source, config.r, config.lora_alpha)
-    log_targets(modules, targets, layers)
+    if not isinstance(model, PeftModel):  # layers with an adapter are no longer those of the base
+        log_targets(modules, targets, layers)
     return adapted
 
 
