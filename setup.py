@@ -58,6 +58,9 @@ EXTRAS |= {
     "notebook": ["ipywidgets>=8.1", "ipykernel>=6.29", "nbclient>=0.10"],
     "bench": ["trl>=1.16"],
     "parity": ["llama-cpp-python>=0.3.36"],
+    "jax": ["orbax-checkpoint>=0.12.3 ; python_version >= '3.11'"],
+    # The Flax model of T5Gemma, with which tests compare. It needs TensorFlow, and kagglehub without requiring it.
+    "jax-reference": ["gemma>=3.3 ; python_version >= '3.11'", "kagglehub>=0.3 ; python_version >= '3.11'"],
     "deepspeed": ["deepspeed>=0.16"],
 }
 

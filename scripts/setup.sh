@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Creates .venv in the checkout and installs the package with all dependencies of runs and tests. Later calls are fast.
 #   bash scripts/setup.sh          PYTHON=/path/to/python selects the interpreter (3.10 or newer)
-#   bash scripts/setup.sh --parity also compiles llama.cpp for the tests that compare with it
+#   bash scripts/setup.sh --parity also compiles llama.cpp and installs JAX, for the tests that compare with them
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$(pwd -P)
@@ -35,20 +35,36 @@ find_python() {
     return 1
 }
 logged() { "$@" 2>&1 | tee -a "$log"; }
-# llama-cpp-python has no wheel on PyPI. It needs a C++ compiler and minutes, so it is optional, and its failure is not an error.
-# GGML_NATIVE=OFF builds for all processors of the architecture, so that a cached build also runs on other machines.
+lacks() { ! "$venv/bin/python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)" >/dev/null 2>&1; }
+# Packages for the tests that compare with other implementations. They are optional, and their failure is not an error.
 with_parity() {
-    local uv minutes=25 installer=("$venv/bin/python" -m pip install --quiet)
-    if [ "$parity" != --parity ] || "$venv/bin/python" -c 'import llama_cpp' >/dev/null 2>&1; then return; fi
+    local uv installer=("$venv/bin/python" -m pip install --quiet)
+    if [ "$parity" != --parity ]; then return; fi
     uv=$(command -v uv || command -v "$venv/bin/uv" || true)
     if [ -n "$uv" ]; then installer=("$uv" pip install --quiet --python "$venv/bin/python"); fi
+    if lacks llama_cpp; then with_llama_cpp; fi
+    if lacks gemma || lacks orbax; then with_gemma; fi
+}
+# llama-cpp-python has no wheel on PyPI. It needs a C++ compiler and minutes.
+# GGML_NATIVE=OFF builds for all processors of the architecture, so that a cached build also runs on other machines.
+with_llama_cpp() {
+    local minutes=25 limited=("${installer[@]}")
     echo "setup: compiling llama.cpp for the tests that compare with it (at most $minutes minutes)"
     export CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF" CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-2}"
-    if command -v timeout >/dev/null; then installer=(timeout "$((minutes * 60))" "${installer[@]}"); fi
-    if "${installer[@]}" -c scripts/constraints.txt llama-cpp-python >>"$log" 2>&1; then
+    if command -v timeout >/dev/null; then limited=(timeout "$((minutes * 60))" "${installer[@]}"); fi
+    if "${limited[@]}" -c scripts/constraints.txt llama-cpp-python >>"$log" 2>&1; then
         echo "setup: llama.cpp is installed"
     else
         echo "setup: llama-cpp-python could not be compiled (see $root/$log): tests that compare with llama.cpp will be skipped"
+    fi
+}
+# The extras jax and jax-reference. The package gemma needs Python 3.11, JAX and TensorFlow.
+with_gemma() {
+    echo "setup: installing the package gemma with JAX and TensorFlow for the tests that compare with T5Gemma in Flax (3 GB)"
+    if "${installer[@]}" -c scripts/constraints.txt orbax-checkpoint gemma kagglehub >>"$log" 2>&1; then
+        echo "setup: gemma is installed"
+    else
+        echo "setup: gemma could not be installed (see $root/$log): tests that compare with Flax will be skipped"
     fi
 }
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 PACKAGES = {
-    "bash scripts/setup.sh --parity": ("llama_cpp", "llama-cpp-python"),
+    "bash scripts/setup.sh --parity": ("llama_cpp", "llama-cpp-python", "'orbax", "'gemma"),
     "pip install -e '.[notebook]'": ("nbformat", "nbclient", "ipykernel", "ipywidgets"),
     "pip install -e '.[all]'": ("'pandas'", "'gguf'", "'datasets'"),
 }
