@@ -53,6 +53,7 @@ EXTRAS |= {
         "mypy>=1.11",
         "dp-accounting>=0.4.4",
         "openai>=1.60",
+        "trackio>=0.21.1",
     ],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.12", "gradio>=6"],
     "notebook": ["ipywidgets>=8.1", "ipykernel>=6.29", "nbclient>=0.10"],

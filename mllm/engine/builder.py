@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from mllm.config.hardware import Hardware
@@ -25,6 +26,7 @@ from mllm.engine.privacy.mechanism import Mechanism, digest_of_options, hash_of
 from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.engine.progress import LogLines, ProgressBar
 from mllm.engine.run_log import Details, RunLog
+from mllm.engine.trackers import Tracker, public_settings
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.engine.training_data import TrainingData
 from mllm.errors import ConfigError
@@ -100,6 +102,7 @@ def build_multimodal_trainer(
         private["mechanism"] = mechanism_of(config.privacy_args, config.data_args.train, data.train_sampler)
         # The ledger is written before a checkpoint is marked as complete.
         callbacks[:0] = [SaveBelow(config.privacy_args.checkpoint_below), KeepLedger()]
+    callbacks[:0] = trackers_of(config, folder)
     micro_batches = None
     if config.data_args.tokens_per_micro_batch == "auto":
         micro_batches = MicroBatches(data.collate, folder / MICRO_BATCHES)
@@ -122,6 +125,28 @@ def build_multimodal_trainer(
     assert bar is not None
     trainer.add_callback(LogLines if trainer.args.disable_tqdm else ProgressBar)
     return trainer
+
+
+def trackers_of(config: RunConfig, folder: Path) -> list[Tracker]:
+    """Return the trackers of a config.
+
+    Without `run_name` the run is named after config and time, so that a resumed run has the same name; in a folder that
+    the config names, which may be used again, the tracker chooses a name.
+    """
+    run_name = config.training_args["run_name"]
+    if run_name is None and not config.training_args["output_dir"]:
+        run_name = f"{config.name}-{folder.name}"
+    return [
+        Tracker(name, callback(), run_name, public_settings(config.training_args, vars(config.model_args)))
+        for name in tracker_names(config)
+        for callback in get_reporting_integration_callbacks([name])
+    ]
+
+
+def tracker_names(config: RunConfig) -> list[str]:
+    """Return the trackers that `report_to` names."""
+    value = config.training_args["report_to"]
+    return [name for name in ([value] if isinstance(value, str) else value or []) if name != "none"]
 
 
 def term_labels(objectives: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -190,6 +215,7 @@ def training_arguments(
         gradient_accumulation_steps=1,
         remove_unused_columns=False,
         label_names=[],
+        report_to=[],  # `trackers_of` adds the callbacks
         logging_nan_inf_filter=False,
         ddp_broadcast_buffers=False,
         # Without an image in a piece, towers and fusion have no gradient. Heads and added tokens always have one.

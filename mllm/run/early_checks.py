@@ -11,11 +11,12 @@ from accelerate import PartialState
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+from transformers.integrations import get_available_reporting_integrations
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import RunConfig
-from mllm.engine.builder import CHECKPOINTING, training_arguments
+from mllm.engine.builder import CHECKPOINTING, tracker_names, training_arguments
+from mllm.engine.trackers import try_tracker
 from mllm.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -62,30 +63,22 @@ def check_early(config: RunConfig, hardware: Hardware, updates: int) -> RunConfi
     arguments = training_arguments(
         settings, hardware, folder, learner=None, evaluates=config.data_args.validation is not None
     )
-    _check_trackers(config, arguments)
+    _check_trackers(config)
     optimizer = _optimizer(config, arguments)
     _check_schedule(config, arguments, optimizer, updates)
     return config
 
 
-def _check_trackers(config: RunConfig, arguments: TrainingArguments) -> None:
-    """Raise `ConfigError` for a tracker whose package is not installed."""
-    installed = get_available_reporting_integrations()
-    names = arguments.report_to or []
-    for name in [names] if isinstance(names, str) else names:
-        if name not in installed:
+def _check_trackers(config: RunConfig) -> None:
+    """Raise `ConfigError` for a tracker whose package is not installed, or that has no login or store."""
+    origin, names = config.origin("training_args", "report_to"), tracker_names(config)
+    for name in names:
+        if name not in get_available_reporting_integrations():
             raise ConfigError(
-                f"{config.origin('training_args', 'report_to')}: report_to={arguments.report_to} cannot be used: the "
-                f"package of {name} is not installed: pip install {name}"
+                f"{origin}: report_to={names} cannot be used: the package of {name} is not installed: pip install "
+                f"{name}"
             )
-    for callback in get_reporting_integration_callbacks(arguments.report_to):
-        try:
-            callback()
-        except (RuntimeError, ImportError) as error:
-            raise ConfigError(
-                f"{config.origin('training_args', 'report_to')}: report_to={arguments.report_to} cannot be used: "
-                f"{error}"
-            ) from error
+        try_tracker(name, origin)
 
 
 def _optimizer(config: RunConfig, arguments: TrainingArguments) -> torch.optim.Optimizer:

@@ -82,4 +82,4 @@ def test_a_tracker_without_its_package_is_refused():
     with pytest.raises(ConfigError, match="the package of wandb is not installed: pip install wandb"):
         check_early(config(report_to=["tensorboard", "wandb"]), CPU, updates=10)
     with pytest.raises(ConfigError, match=r"report_to=\['wandb'\] cannot be used: .*wandb"):
-        check_early(config(report_to=["wandb"]), CPU, updates=10)
+        check_early(config(report_to="wandb"), CPU, updates=10)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 PACKAGES = {
     "bash scripts/setup.sh --parity": ("llama_cpp", "llama-cpp-python", "'orbax", "'gemma"),
     "pip install -e '.[notebook]'": ("nbformat", "nbclient", "ipykernel", "ipywidgets"),
+    "pip install -e '.[dev]'": ("'trackio'",),
     "pip install -e '.[all]'": ("'pandas'", "'gguf'", "'datasets'"),
 }
 """Packages by the command that installs them."""
