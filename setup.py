@@ -74,7 +74,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["mllm", "mllm.*"], exclude=["*.__pycache__"]),
-    package_data={"mllm.report": ["tested_families.json", "templates/*"]},
+    package_data={"*": ["published.json"], "mllm.report": ["tested_families.json", "templates/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["mllm = mllm.pipeline.cli:run"]},

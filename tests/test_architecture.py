@@ -47,7 +47,10 @@ ALLOWED = {
     "predict": NOUNS | {"predict", "report", "config", "engine", "export"} | PARTS,
     "serve": NOUNS | {"serve", "predict", "report", "config", "engine", "export"} | PARTS,
     "run": NOUNS | {"run", "predict", "report", "config", "engine", "export", "tiny"} | PARTS,
-    "pipeline": NOUNS | {"pipeline", "run", "serve", "predict", "report", "config", "engine", "export", "tiny"} | PARTS,
+    "planning": NOUNS | {"planning", "run", "predict", "report", "config", "engine", "export", "tiny"} | PARTS,
+    "pipeline": NOUNS
+    | {"pipeline", "planning", "run", "serve", "predict", "report", "config", "engine", "export", "tiny"}
+    | PARTS,
 }
 FAMILY_FILES = {"family.py", "options.py", "rules.py", "load.py", "vision.py", "ncore_log.py"}
 """Files of a model family's folder that read configs."""

@@ -37,8 +37,9 @@ MATCHING_PAIR = (
 class Hardware:
     """Hardware and precision of a run."""
 
-    device: Literal["cpu", "cuda", "disk"]
-    """`disk`: large weights stay in their files until they are used, and the rest is on the CPU."""
+    device: Literal["cpu", "cuda", "disk", "planned"]
+    """`disk`: large weights stay in their files until they are used, and the rest is on the CPU. `planned`: a model has
+    no weights, to predict the memory of its training."""
     name: str
     """Name of the GPU, or of the processor architecture."""
     capability: tuple[int, int] | None

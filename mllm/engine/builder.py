@@ -222,7 +222,7 @@ def training_arguments(
         ddp_find_unused_parameters=learner is not None
         and any(map(learner.student.trains, (learner.student.towers.keys() | {"fusion"}) - {"language"})),
         bf16_full_eval=False,  # evaluation uses autocast; Trainer would leave the model on the CPU
-        use_cpu=hardware.device == "cpu",
+        use_cpu=hardware.device != "cuda",
     )
     if settings["metric_for_best_model"] is not None:
         settings["greater_is_better"] = False  # all metrics are losses, and Trainer assumes scores for most names

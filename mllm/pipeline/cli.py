@@ -26,7 +26,7 @@ COMMANDS = {
     "export": ("mllm.pipeline.export", "write a model or an adapter as GGUF files for llama.cpp"),
     "convert": ("mllm.pipeline.convert", "convert weights of other layouts to the layout of transformers"),
     "matformer": ("mllm.pipeline.matformer", "cut a smaller model out of a Gemma 3n, without training"),
-    "plan": ("mllm.pipeline.plan", "predict the noise of a private training"),
+    "plan": ("mllm.pipeline.plan", "predict memory, time and cost of a training, or the noise of a private one"),
     "data": ("mllm.pipeline.data", "check all rows and images of a config, and show them on a page"),
     "show": ("mllm.pipeline.show", "show registries, a resolved config, or an encoded sample"),
 }

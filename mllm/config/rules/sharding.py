@@ -79,6 +79,15 @@ def _read_options(file: str, subject: str) -> Mapping[str, Any]:
     return options
 
 
+def stage_of(value: str | Mapping[str, Any]) -> str:
+    """Return the stage of ZeRO in the value of `training_args.deepspeed`, such as '2'.
+
+    Raises:
+        ConfigError: It names a file that cannot be read.
+    """
+    return _stage(_read_options(value, "training_args.deepspeed") if isinstance(value, str) else value)
+
+
 def _stage(options: Mapping[str, Any]) -> str:
     """Return the stage of ZeRO as text: DeepSpeed accepts 3, 3.0 and "3"."""
     zero = options.get("zero_optimization")

@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextAltUp
 
+from mllm.models.backbone.kernels import device_of
+
 LARGEST = 2.0**15
 """Bound of the magnitude of a product: below 65,504, with a margin for the rounding of partial sums."""
 
@@ -47,7 +49,7 @@ def _product(x: Tensor, weight: Tensor, room: float) -> Tensor:
     x = x.float()
     scale = row_scales(x) * room
     rows = (x / scale).half()
-    if rows.device.type == "cpu":  # PyTorch's own fp16 product takes ten times as long; sums are fp32 in both
+    if device_of(rows) == "cpu":  # PyTorch's own fp16 product takes ten times as long; sums are fp32 in both
         return F.linear(rows.float(), weight.float()).half().float().mul_(scale)
     return F.linear(rows, weight).float().mul_(scale)
 

@@ -30,6 +30,7 @@ from transformers import (
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES
 from mllm.models.backbone.load_errors import check_hub, explained, refuse_empty_tokenizer
+from mllm.models.backbone.planned import PLANNED, planned_model
 from mllm.models.backbone.streamed import STORED, Unstreamable, open_stored
 
 logger = logging.getLogger(__name__)
@@ -124,12 +125,15 @@ def load_model(
     """Load a model by `kind.from_pretrained`, frozen, in evaluation mode. `kind` is a model class or an Auto class.
 
     Weights are stored in `precision`. Quantized weights are placed on `device` ('cuda': the GPU of this process), all
-    others in host memory for the trainer to move. On the device `STORED`, large weights stay in their files. With
-    `init_seed`, the model has new random weights, and only the config is read.
+    others in host memory for the trainer to move. On the device `STORED`, large weights stay in their files. On
+    `PLANNED` there are no weights. With `init_seed`, the model has new random weights, and only the config is read.
     """
     options: dict[str, Any] = {"dtype": DTYPES[precision]}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
+    if device == PLANNED:
+        config = config_for(kind, name, trust_remote_code=trust_remote_code)
+        return planned_model(kind, config, quantization_config=quantization_config, **options)
     if init_seed is not None:
         return new_model(kind, name, init_seed, trust_remote_code=trust_remote_code, **options)
     if device == STORED:
@@ -162,17 +166,26 @@ def load_model(
     return model.eval()
 
 
+def config_for(kind: Any, name: str, *, trust_remote_code: bool) -> PretrainedConfig:
+    """Return the config of a checkpoint for a model of class or Auto class `kind`.
+
+    The model may be a part of the checkpoint's, such as the vision tower of a SigLIP with its text tower.
+    """
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    is_model = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
+    if is_model and not isinstance(config, kind.config_class):
+        with explained(name):
+            config = kind.config_class.from_pretrained(name)
+    return config
+
+
 def new_model(kind: Any, name: str, seed: int, *, trust_remote_code: bool, **options: Any) -> PreTrainedModel:
     """Return a model of class or Auto class `kind` with new random weights from the config of a checkpoint, frozen.
 
     The weights depend on the seed alone, not on the global random state. They are drawn on the CPU in fp32.
     """
-    config, dtype = load_config(name, trust_remote_code=trust_remote_code), options.pop("dtype")
+    config, dtype = config_for(kind, name, trust_remote_code=trust_remote_code), options.pop("dtype")
     is_model = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
-    if is_model and not isinstance(config, kind.config_class):
-        # The model is a part of the checkpoint's, such as the vision tower of a SigLIP with its text tower.
-        with explained(name):
-            config = kind.config_class.from_pretrained(name)
     create = kind._from_config if is_model else kind.from_config
     options = options if is_model else {**options, "trust_remote_code": trust_remote_code}
     with torch.random.fork_rng(devices=[]), explained(name):

@@ -1,0 +1,1 @@
+"""Prediction of memory, operations and time of a training run from its config, without weights."""

@@ -1,0 +1,260 @@
+"""Execution without numbers: operations on fake tensors, whose storages and operations are counted.
+
+Tensors of floating-point numbers are fake: they have shape and dtype, and no memory. Token ids and masks stay real, so
+that code which depends on their values, such as the choice of supervised positions, runs as in a training.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import bitsandbytes  # noqa: F401  # registers its operators
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+aten: Any = torch.ops.aten
+REAL_DTYPES = (torch.int64, torch.int32, torch.bool)
+"""Dtypes of token ids, positions and masks, which are computed."""
+SMALL = 64
+"""Largest number of floating-point numbers of an input that stay real, such as counts."""
+DERIVED = 2**22
+"""Largest number of floating-point numbers that are computed if they depend on real tensors only.
+
+Some models choose the tokens of an image by such numbers.
+"""
+OUTSIDE = "other"
+"""Component of storages that are created in no scope."""
+
+
+class Record:
+    """Size in bytes and component of a live storage."""
+
+    __slots__ = ("component", "size")
+
+    def __init__(self, size: int, component: str) -> None:
+        self.size, self.component = size, component
+
+
+class FakeExecution(TorchDispatchMode):
+    """Context in which floating-point tensors are fake, and live storages are counted by component.
+
+    A number that is read from a fake tensor is 1, and a condition on one is true.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.live: Counter[str] = Counter()
+        """Bytes of live storages by component."""
+        self.total = 0
+        self.peak = 0
+        self.at_peak: dict[str, int] = {}
+        """Bytes of live storages by component when their sum was largest."""
+        self.flops = 0
+        """Floating-point operations of matrix products, convolutions and attention. An addition counts as one."""
+        self._records: weakref.WeakKeyDictionary[torch.UntypedStorage, Record] = weakref.WeakKeyDictionary()
+        self._scopes = [OUTSIDE]
+
+    def __enter__(self) -> Any:
+        self._original = nn.Module._apply
+        nn.Module._apply = _apply  # type: ignore[method-assign]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        nn.Module._apply = self._original  # type: ignore[method-assign]
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        leaves, _ = tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if any(tensor.is_meta and not isinstance(tensor, FakeTensor) for tensor in tensors) or _is_meta(kwargs):
+            return func(*args, **kwargs)
+        if any(isinstance(tensor, FakeTensor) for tensor in tensors):
+            outputs = self._run_fake(func, args, kwargs)
+        elif tensors:
+            outputs = self._run_real(func, args, kwargs)
+        else:
+            outputs = self._create(func, args, kwargs)
+        self._count(func, args, kwargs, outputs)
+        return outputs
+
+    def _run_fake(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if func is aten._local_scalar_dense.default:
+            return _number(args[0].dtype)
+        if func in (aten.equal.default, aten.is_nonzero.default):
+            return True
+        if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
+            args = (args[0], _as_positions(args[1]), *args[2:])
+        with self.fake:
+            return func(*args, **kwargs)
+
+    def _run_real(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operation on real tensors. Large floating-point results become fake."""
+        return tree_map_only(Tensor, lambda tensor: self.fake_of(tensor, DERIVED), func(*args, **kwargs))
+
+    def _create(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operation without tensors, such as `torch.empty`."""
+        dtype = kwargs.get("dtype")
+        if dtype in REAL_DTYPES or (dtype is None and func._overloadpacket is aten.arange):
+            return self._run_real(func, args, kwargs)
+        with self.fake:
+            created = func(*args, **kwargs)
+        if isinstance(created, Tensor) and created.dtype in REAL_DTYPES:
+            return func(*args, **kwargs)
+        return created
+
+    def fake_of(self, tensor: Tensor, limit: int = SMALL) -> Tensor:
+        """Return a fake tensor in the place of one with more floating-point numbers than `limit`, or the tensor."""
+        if isinstance(tensor, FakeTensor) or tensor.dtype in REAL_DTYPES or tensor.numel() <= limit:
+            return tensor
+        return self.fake.from_tensor(tensor, static_shapes=True)
+
+    def _count(self, func: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> None:
+        """Count the operations of a call, and the new storages of its outputs."""
+        formula = FLOPS.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=outputs)
+        for leaf in tree_flatten(outputs)[0]:
+            if isinstance(leaf, Tensor):
+                self.track(leaf)
+
+    def track(self, tensor: Tensor, component: str | None = None) -> None:
+        """Count the storage of a tensor; a storage that is counted already moves to `component` if it is set."""
+        storage = tensor.untyped_storage()
+        record = self._records.get(storage)
+        if record is not None:
+            if component is not None and component != record.component:
+                self.live[record.component] -= record.size
+                self.live[component] += record.size
+                record.component = component
+            return
+        record = Record(storage.nbytes(), component or self._scopes[-1])
+        self._records[storage] = record
+        weakref.finalize(storage, self._release, record).atexit = False
+        self.live[record.component] += record.size
+        self.total += record.size
+        if self.total > self.peak:
+            self.peak, self.at_peak = self.total, dict(self.live)
+
+    def _release(self, record: Record) -> None:
+        self.live[record.component] -= record.size
+        self.total -= record.size
+
+    def reset_peak(self) -> None:
+        """Forget the peak and the operations before now."""
+        self.peak, self.at_peak, self.flops = self.total, dict(self.live), 0
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Run the block outside of the context, which is the innermost one: processors compute pixels."""
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    @contextmanager
+    def scope(self, component: str) -> Iterator[None]:
+        """Count storages that are created in the block as `component`."""
+        self.enter(component)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def enter(self, component: str) -> None:
+        """Count storages that are created from now on as `component`."""
+        self._scopes.append(component)
+
+    def leave(self) -> None:
+        """End the innermost scope."""
+        self._scopes.pop()
+
+
+def _apply(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
+    """Apply a conversion to a module, as `nn.Module._apply` does, which cannot exchange the storage of fake tensors."""
+    converted: dict[int, nn.Parameter] = {}
+    for part in module.modules() if recurse else [module]:
+        for name, parameter in part._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in converted:
+                with torch.no_grad():
+                    tensor = fn(parameter)
+                same = tensor is parameter or tensor.untyped_storage() is parameter.untyped_storage()
+                converted[id(parameter)] = parameter if same else nn.Parameter(tensor, parameter.requires_grad)
+            part._parameters[name] = converted[id(parameter)]
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = fn(buffer)
+    return module
+
+
+def _is_meta(kwargs: Mapping[str, Any]) -> bool:
+    device = kwargs.get("device")
+    return device is not None and torch.device(device).type == "meta"
+
+
+def _number(dtype: torch.dtype) -> float | int | bool:
+    if dtype is torch.bool:
+        return True
+    return 1.0 if dtype.is_floating_point else 1
+
+
+def _as_positions(indices: Any) -> list[Any]:
+    """Return indices with real masks replaced by the positions of their true elements.
+
+    The number of elements that a fake tensor selects is then known.
+    """
+    positions: list[Any] = []
+    for index in indices:
+        if isinstance(index, Tensor) and index.dtype is torch.bool and not isinstance(index, FakeTensor):
+            positions += index.nonzero().unbind(1)
+        else:
+            positions.append(index)
+    return positions
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, out_val: Any = None, **options: Any) -> int:
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+
+
+def _attention_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any, out_val: Any = None, **options: Any
+) -> int:
+    return int(sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape))
+
+
+def _packed_product(x: Tensor, weight: Tensor, shape: Any, *rest: Any, out_val: Any = None, **options: Any) -> int:
+    rows, columns = shape
+    return 2 * (x.numel() // columns) * rows * columns
+
+
+def _int8_product(x: Tensor, weight: Tensor, *rest: Any, out_val: Any = None, **options: Any) -> int:
+    return 2 * x.numel() * weight.shape[0]
+
+
+def _formulas() -> dict[Any, Any]:
+    """Return the number of operations by operator: PyTorch's formulas, and those of operators that it does not list."""
+    ops: Any = torch.ops
+    return {
+        **flop_registry,
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+        ops.bitsandbytes.gemm_4bit: _packed_product,
+        ops.bitsandbytes.int8_scaled_mm: _int8_product,
+    }
+
+
+FLOPS = _formulas()
