@@ -1,4 +1,4 @@
-"""Images, DICOM files, volumes and videos in requests: decoding without a file on a disk."""
+"""Images, DICOM files, volumes and videos in requests."""
 
 from __future__ import annotations
 
@@ -6,27 +6,34 @@ import base64
 import binascii
 import os
 import re
-import sys
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
+import psutil
 from PIL import Image, UnidentifiedImageError
 
 from mllm.dataset.readers import read_images
+from mllm.dataset.readers.notices import unlogged
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
 from mllm.serve.limits import RequestError
 
+MEMORY = Path("/dev/shm")
+"""Folder of files in memory, on Linux."""
+_PREFIX = "mllm-upload-"
+"""Beginning of the names of temporary folders; the number of the process follows."""
 _DATA_URL = re.compile(r"data:[^,;]*(?:;[^,;]+)*?;base64,")
 """Beginning of an address that holds its content."""
 _STARTS = (
+    (128, b"DICM", ".dcm"),  # first, because the 128 bytes before it can be the header of a TIFF file
     *((0, b"\x89PNG", ".png"), (0, b"\xff\xd8\xff", ".jpg"), (0, b"GIF8", ".gif"), (0, b"BM", ".bmp")),
     *((0, b"II*\0", ".tif"), (0, b"MM\0*", ".tif"), (8, b"WEBP", ".webp"), (8, b"AVI ", ".avi"), (4, b"ftyp", ".mp4")),
-    *((128, b"DICM", ".dcm"), (0, b"\x1f\x8b", ".nii.gz"), (344, b"n+1\0", ".nii"), (344, b"n+2\0", ".nii")),
+    *((0, b"\x1f\x8b", ".nii.gz"), (344, b"n+1\0", ".nii"), (344, b"n+2\0", ".nii")),
     *((0, b"NRRD", ".nrrd"), (0, b"ObjectType", ".mha"), (0, b"NDims", ".mha"), (0, b"\x1a\x45\xdf\xa3", ".mkv")),
 )
 """Position and bytes by which files are recognized, and their suffixes."""
@@ -73,8 +80,9 @@ def read_content(
     if not content:
         raise RequestError(f"{where} is empty")
     suffix = _suffix(content, name)
-    _refuse_large(content, where, pixels)
-    with _memory_file(content, suffix) as path:
+    if suffix in _PICTURES:
+        _refuse_large(content, where, pixels)
+    with _file_of(content, suffix) as path, unlogged():
         try:
             images = read_images(path, **options)
         except (ConfigError, DataError) as error:
@@ -84,6 +92,10 @@ def read_content(
     if count > pixels:
         raise RequestError(f"{where}: its images have {count:,} pixels, and the limit is {pixels:,}: select fewer", 413)
     return images
+
+
+_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp"})
+"""Suffixes of files whose size Pillow reads."""
 
 
 def _suffix(content: bytes, name: str | None) -> str:
@@ -97,37 +109,36 @@ def _suffix(content: bytes, name: str | None) -> str:
 
 def _refuse_large(content: bytes, where: str, pixels: int) -> None:
     """Raise `RequestError` for a picture with too many pixels before it is decoded; readers check other files."""
-    largest, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    message = f"{where} has more than {pixels:,} pixels, the limit of this server: send a smaller image"
     try:
         with Image.open(BytesIO(content)) as image:
             count = image.width * image.height
+    except Image.DecompressionBombError as error:
+        raise RequestError(message, 413) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        return  # another kind of file, or a damaged one, about which its reader has a message
-    finally:
-        Image.MAX_IMAGE_PIXELS = largest
+        return  # a damaged file, about which its reader has a message
     if count > pixels:
-        raise RequestError(f"{where} has {count:,} pixels, and the limit is {pixels:,}: send a smaller image", 413)
+        raise RequestError(message, 413)
 
 
 @contextmanager
-def _memory_file(content: bytes, suffix: str) -> Iterator[Path]:
-    """Yield a path under which readers find a content that is not written to a disk.
+def _file_of(content: bytes, suffix: str) -> Iterator[Path]:
+    """Yield a file with a content, for readers that need one; it is removed after the block.
 
-    On Linux it is a link to a file in memory, which ends with this process. Other systems have no such files; there it
-    is a temporary file, which is removed at the end of the block.
+    It is in memory if the system has a folder for such files (Linux) with enough space.
     """
-    with TemporaryDirectory(prefix="mllm-") as folder:
-        path = Path(folder) / f"upload{suffix}"
-        if sys.platform != "linux":
-            path.write_bytes(content)
-            yield path
-            return
-        descriptor = os.memfd_create("upload")
-        try:
-            with open(descriptor, "wb", closefd=False) as file:
-                file.write(content)
-            # Also for the guarded process, which has no descriptor of this one.
-            path.symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
-            yield path
-        finally:
-            os.close(descriptor)
+    has_room = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 * len(content)
+    folder = MEMORY if has_room and os.access(MEMORY, os.W_OK) else Path(gettempdir())
+    with TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-", dir=folder) as own:
+        path = Path(own) / f"upload{suffix}"
+        path.write_bytes(content)
+        yield path
+
+
+def remove_left_files() -> None:
+    """Remove files of servers that were killed while they read an upload."""
+    for folder in (MEMORY, Path(gettempdir())):
+        for path in folder.glob(f"{_PREFIX}*"):
+            number = path.name.removeprefix(_PREFIX).partition("-")[0]
+            if number.isdecimal() and not psutil.pid_exists(int(number)):
+                shutil.rmtree(path, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -18,7 +19,9 @@ from mllm.config.hardware import check_packages
 from mllm.errors import ConfigError, origin_of
 from mllm.predict.library import load_sources, model_sources
 from mllm.predict.loaded_model import LoadedModel
+from mllm.predict.variants import refuse_unlike
 from mllm.serve.app import build_app
+from mllm.serve.attachments import remove_left_files
 from mllm.serve.keeping import Keeper
 from mllm.serve.limits import Limits
 
@@ -62,8 +65,10 @@ def serve(options: ServeOptions, build: Callable[..., FastAPI] = build_app) -> N
     check_packages()
     # All errors that need no weights come first: loading them can take minutes.
     sources = model_sources(options.adapters, options.model, **options.model_args)
+    refuse_unlike(sources)
     keeper = None if options.keep is None else Keeper(options.keep)
     listener = bound_socket(options.host, options.port)
+    remove_left_files()
     with listener:
         model = load_sources(sources, options.batch_size)
         run(build(model, options.limits, options.token, keeper), listener, model)
@@ -76,6 +81,7 @@ def run(app: FastAPI, listener: socket.socket, model: LoadedModel) -> None:
         app, log_config=None, log_level="error", access_log=False, server_header=False, lifespan="on"
     )
     logging.getLogger("uvicorn.error").addFilter(without_values)
+    warnings.simplefilter("ignore")  # those of libraries that decode files may have values of their headers
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     logger.info("models: %s", ", ".join(model.names))
