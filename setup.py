@@ -53,6 +53,7 @@ EXTRAS |= {
         "mypy>=1.11",
         "dp-accounting>=0.4.4",
         "openai>=1.60",
+        "selenium>=4.20",  # includes no browser: the test of the page is skipped without Chromium
         "trackio>=0.21.1",
     ],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.12", "gradio>=6"],
@@ -74,7 +75,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["mllm", "mllm.*"], exclude=["*.__pycache__"]),
-    package_data={"*": ["published.json"], "mllm.report": ["tested_families.json", "templates/*"]},
+    package_data={
+        "*": ["published.json"],
+        "mllm.report": ["tested_families.json", "templates/*"],
+        "mllm.ui": ["page.css", "templates/*"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["mllm = mllm.pipeline.cli:run"]},

@@ -48,8 +48,9 @@ ALLOWED = {
     "serve": NOUNS | {"serve", "predict", "report", "config", "engine", "export"} | PARTS,
     "run": NOUNS | {"run", "predict", "report", "config", "engine", "export", "tiny"} | PARTS,
     "planning": NOUNS | {"planning", "run", "predict", "report", "config", "engine", "export", "tiny"} | PARTS,
+    "ui": NOUNS | {"ui", "serve", "run", "predict", "report", "config", "engine", "export"} | PARTS,
     "pipeline": NOUNS
-    | {"pipeline", "planning", "run", "serve", "predict", "report", "config", "engine", "export", "tiny"}
+    | {"pipeline", "planning", "ui", "run", "serve", "predict", "report", "config", "engine", "export", "tiny"}
     | PARTS,
 }
 FAMILY_FILES = {"family.py", "options.py", "rules.py", "load.py", "vision.py", "ncore_log.py"}

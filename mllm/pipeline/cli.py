@@ -20,6 +20,7 @@ COMMANDS = {
     "report": ("mllm.pipeline.report", "write report.html of a run or an evaluation again"),
     "predict": ("mllm.pipeline.predict", "answer questions about images"),
     "serve": ("mllm.pipeline.serve", "answer requests of OpenAI's clients"),
+    "ui": ("mllm.pipeline.ui", "show a page in the browser for questions about images"),
     "merge": ("mllm.pipeline.merge", "merge an adapter into its base model"),
     "modelfile": ("mllm.pipeline.modelfile", "write the Modelfile that Ollama needs for exported GGUF files"),
     "push": ("mllm.pipeline.push", "push an adapter, a merged model or GGUF files to the Hugging Face Hub"),

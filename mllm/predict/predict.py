@@ -133,10 +133,18 @@ def image_advice(sample: Sample, encoder: Encoder, args: ModelArgs) -> str:
     question = sample.turns[0].text
     if ABOUT_IMAGE.search(question):
         return f"the question '{question}' mentions an image, but none was passed: add --image FILE"
+    dataset = images_of_training(args)
+    return (
+        f"the adapter was trained on images ({dataset}), but the question has none: add --image FILE" if dataset else ""
+    )
+
+
+def images_of_training(args: ModelArgs) -> str:
+    """Return the dataset of images on which an adapter was trained; empty for a text dataset and an unknown one."""
     split = None if args.adapter_path is None else adapter_facts(args).data.get("train")
     if split is None or split.type not in DATASETS.names() or not DATASETS.find(split.type).has_images:
         return ""
-    return f"the adapter was trained on images ({split.type}), but the question has none: add --image FILE"
+    return split.type
 
 
 def read_questions(options: PredictOptions) -> Questions:

@@ -46,6 +46,8 @@ class ServeOptions:
     limits: Limits = field(default_factory=Limits)
     model_args: Mapping[str, Any] = field(default_factory=dict)
     """Keys of `model_args` that replace the saved ones; None leaves a key unchanged."""
+    patience: int | None = None
+    """Seconds that open connections have at the end; None: until their requests are answered."""
 
 
 def serve(options: ServeOptions, build: Callable[..., FastAPI] = build_app) -> None:
@@ -71,14 +73,20 @@ def serve(options: ServeOptions, build: Callable[..., FastAPI] = build_app) -> N
     remove_left_files()
     with listener:
         model = load_sources(sources, options.batch_size)
-        run(build(model, options.limits, options.token, keeper), listener, model)
+        run(build(model, options.limits, options.token, keeper), listener, model, options.patience)
 
 
-def run(app: FastAPI, listener: socket.socket, model: LoadedModel) -> None:
+def run(app: FastAPI, listener: socket.socket, model: LoadedModel, patience: int | None = None) -> None:
     """Serve an application on a socket until a signal."""
     # Without access log and with errors only: requests must not be in a log.
     config = uvicorn.Config(
-        app, log_config=None, log_level="error", access_log=False, server_header=False, lifespan="on"
+        app,
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=patience,
     )
     logging.getLogger("uvicorn.error").addFilter(without_values)
     warnings.simplefilter("ignore")  # those of libraries that decode files may have values of their headers

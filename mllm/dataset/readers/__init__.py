@@ -17,6 +17,7 @@ Limits of a file:
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,18 @@ from PIL import Image
 
 from mllm.dataset.readers.dicom_frames import has_dicom_content
 from mllm.dataset.readers.faults import unusable
+from mllm.dataset.readers.gray import NoSuchImageError
 from mllm.dataset.readers.guarded import GuardedError
 from mllm.dataset.readers.notices import report_constant
-from mllm.errors import DataError, UserError
+from mllm.errors import ConfigError, DataError, UserError
 from mllm.registry import READERS, check_names
 
 _SERIES = "DICOM series"
 """Entry of READERS for folders and lists of files."""
+_SELECTING = ("frames", "slice", "page")
+"""Options of readers that select an image of a file."""
+_OF_ONE = (".png", ".jpg", ".jpeg", ".bmp")
+"""Suffixes of files whose first page alone is of interest: opening another one would start the guarded process."""
 
 
 def read_images(path: str | Path | Sequence[str | Path], **options: Any) -> list[Image.Image]:
@@ -58,8 +64,7 @@ def read_images(path: str | Path | Sequence[str | Path], **options: Any) -> list
     for file in files:
         _check_file(file)
     path = files[0]
-    is_series = isinstance(source, list) or source.is_dir()
-    suffix = _SERIES if is_series else _find_suffix(path)
+    suffix = _suffix_of(source)
     if options:
         check_names(READERS, suffix, options, ("reader",), provided=("path",))
     try:
@@ -78,6 +83,39 @@ def read_images(path: str | Path | Sequence[str | Path], **options: Any) -> list
     for image in images:
         report_constant(path, image)
     return images
+
+
+def count_images(path: str | Path | Sequence[str | Path], **options: Any) -> tuple[str, int]:
+    """Return the option that selects an image of a file (`frames`, `slice` or `page`), and the number of its images.
+
+    Only the header is decoded where it has the number. The arguments and errors are those of `read_images`, without the
+    selecting option. Raise `ConfigError` if the reader has no such option.
+    """
+    source = Path(path) if isinstance(path, (str, Path)) else [Path(file) for file in path]
+    for file in [source] if isinstance(source, Path) else source:
+        _check_file(file)
+    suffix = _suffix_of(source)
+    known = READERS.describe(suffix).parameters
+    name = next((option for option in _SELECTING if option in known), None)
+    if name is None:
+        raise ConfigError(f"the reader of {suffix} has none of the options {', '.join(_SELECTING)}")
+    if suffix in _OF_ONE:
+        return name, 1
+    try:
+        return name, len(read_images(path, **options, **{name: sys.maxsize}))
+    except NoSuchImageError as error:
+        return name, error.count
+
+
+def reads_option(path: str | Path | Sequence[str | Path], option: str) -> bool:
+    """Return True if the reader of a file has an option, such as `axis`."""
+    source = Path(path) if isinstance(path, (str, Path)) else [Path(file) for file in path]
+    return option in READERS.describe(_suffix_of(source)).parameters
+
+
+def _suffix_of(source: Path | list[Path]) -> str:
+    """Return the entry of READERS for a file, or for a folder or a list of files."""
+    return _SERIES if isinstance(source, list) or source.is_dir() else _find_suffix(source)
 
 
 def _check_file(path: Path) -> None:

@@ -15,6 +15,14 @@ from mllm.errors import ConfigError, DataError, hint
 
 Choice: TypeAlias = str | int | Sequence[int]
 
+
+class NoSuchImageError(DataError):
+    """Index of a frame, page or slice that a file does not have."""
+
+    count = 0
+    """Number of frames, pages or slices of the file."""
+
+
 _QUANTILES = (0.001, 0.999)
 _OUTLIER_RATIO = 50
 _DARK_RATIO = 10
@@ -97,7 +105,9 @@ def choose(choice: Choice, count: int, path: Path, option: str, noun: str) -> li
     indices = _as_indices(choice, option)
     for index in indices:
         if not 0 <= index < count:
-            raise DataError(f"{path} has no {noun} {index}: it has {count}, from 0 to {count - 1}")
+            error = NoSuchImageError(f"{path} has no {noun} {index}: it has {count}, from 0 to {count - 1}")
+            error.count = count
+            raise error
     return indices
 
 

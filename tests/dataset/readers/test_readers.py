@@ -7,7 +7,7 @@ import pytest
 from medical_files import write_avi, write_dicom, write_nifti, write_png
 from PIL import Image
 
-from mllm.dataset.readers import read_images
+from mllm.dataset.readers import count_images, read_images, reads_option
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
 
@@ -108,3 +108,21 @@ def test_the_message_about_a_missing_package_has_its_extra(one_of_each, monkeypa
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(ConfigError, match=rf"pip install -e \.\[{extra}\]"):
         read_images(one_of_each[number])
+
+
+def test_the_images_of_a_file_are_counted(tmp_path):
+    cine = write_dicom(tmp_path / "cine.dcm", np.stack([GRAY] * 3))
+    volume = write_nifti(tmp_path / "a.nii.gz", np.zeros((6, 8, 5), np.int16))
+    video = write_avi(tmp_path / "a.avi", [np.kron(GRAY, np.ones((4, 4), np.uint8))] * 4)
+    pages = tmp_path / "pages.tif"
+    Image.fromarray(GRAY).save(pages, save_all=True, append_images=[Image.fromarray(GRAY + 1)])
+    assert count_images(write_png(tmp_path / "a.png", GRAY)) == ("page", 1)
+    assert count_images(cine) == ("frames", 3)
+    assert count_images(volume) == ("slice", 5)
+    assert count_images(volume, axis="sagittal") == ("slice", 6)
+    assert count_images(video) == ("frames", 4)
+    assert count_images(pages) == ("page", 2)
+    assert [reads_option(path, "axis") for path in (volume, [cine], cine, video)] == [True, True, False, False]
+    assert reads_option(cine, "window") and not reads_option(video, "window")
+    with pytest.raises(DataError, match=r"b.dcm does not exist"):
+        count_images(tmp_path / "b.dcm")

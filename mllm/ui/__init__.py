@@ -1,0 +1,1 @@
+"""Page for people who ask a model: pictures, conversations, corrections and reports."""

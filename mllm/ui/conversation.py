@@ -1,0 +1,88 @@
+"""Conversation of a person with one or several models about pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mllm.errors import DataError
+from mllm.structures import IMAGE
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from mllm.predict.model_answer import ModelAnswer
+
+_PLACEHOLDER = re.compile(re.escape(IMAGE))
+
+
+class Asker(Protocol):
+    """Source of answers, such as a loaded model or the queue of a server."""
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the models."""
+
+    def ask(self, images: Any, question: str, *, after: ModelAnswer | None, model: str, **options: Any) -> ModelAnswer:
+        """Return the answer of a model to a question about images, after an earlier answer. Raise `UserError`."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Picture that a question is about."""
+
+    image: Image.Image
+    caption: str
+    key: object
+    """Identity: two equal keys are one picture."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Question with the answer of each model."""
+
+    question: str
+    new: tuple[Shown, ...]
+    """Pictures that came with this question."""
+    pictures: tuple[Shown, ...]
+    """Pictures of the conversation up to this question, to which `Mark.image` refers."""
+    answers: dict[str, ModelAnswer]
+
+
+@dataclass
+class Conversation:
+    """Questions and answers, in order. All models have the same questions."""
+
+    exchanges: list[Exchange] = field(default_factory=list)
+
+    @property
+    def pictures(self) -> tuple[Shown, ...]:
+        """Return the pictures of all questions."""
+        return self.exchanges[-1].pictures if self.exchanges else ()
+
+    def ask(self, asker: Asker, models: Sequence[str], question: str, shown: Shown | None, **options: Any) -> Exchange:
+        """Ask all models, and append and return the exchange.
+
+        The picture belongs to the question if the conversation does not end with it already. A question about another
+        slice adds that slice, and one about the same slice adds nothing.
+
+        Raises:
+            UserError: The question is empty, or a model cannot answer it. The conversation is unchanged.
+        """
+        question = _PLACEHOLDER.sub(" ", question).strip()
+        if not question:
+            raise DataError("the question is empty: write one into the field")
+        if not models:
+            raise DataError("no model is selected: select at least one")
+        known = bool(self.pictures) and shown is not None and self.pictures[-1].key == shown.key
+        new = () if shown is None or known else (shown,)
+        images = [picture.image for picture in new]
+        before = self.exchanges[-1].answers if self.exchanges else {}
+        answers = {
+            name: asker.ask(images or None, question, after=before.get(name), model=name, **options) for name in models
+        }
+        exchange = Exchange(question, new, (*self.pictures, *new), answers)
+        self.exchanges.append(exchange)
+        return exchange

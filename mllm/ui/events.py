@@ -1,0 +1,192 @@
+"""Events of the page: each returns the values of the components that it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+
+from mllm.dataset.readers.windows import WINDOWS
+from mllm.errors import DataError, UserError
+from mllm.ui.conversation import Asker
+from mllm.ui.corrections import Corrections
+from mllm.ui.rendering import conversation_html, message_html, picture_html, report_html
+from mllm.ui.reports import report_of
+from mllm.ui.session import Session, Sessions
+from mllm.ui.study import Study, Window
+
+AS_STORED, OWN = "as stored", "center and width"
+"""Choices of a window besides the names of windows."""
+NO_AXIS = "as acquired"
+"""Choice of the plane of the file."""
+Update = Any
+"""Value of a component, or an update of Gradio."""
+
+
+@dataclass(frozen=True)
+class Events:
+    """Events of the page.
+
+    Args:
+        asker: Source of the answers.
+        needs_image: Names of the models that were trained on questions about images.
+        sessions: State of each open page.
+        corrections: Folder of the corrections.
+        report_address: Address under which a report is served; `?run=FOLDER` follows.
+    """
+
+    asker: Asker
+    needs_image: frozenset[str]
+    sessions: Sessions
+    corrections: Corrections
+    report_address: str
+
+    def open(self, files: Sequence[str] | None, request: gr.Request) -> list[Update]:
+        """Open dropped files. Return the view, the conversation and the message."""
+        session = self._session(request)
+        try:
+            session.open(files or [])
+            return [*self._view(session), "", ""]
+        except UserError as error:
+            return [*self._view(session), "", message_html(str(error))]
+
+    def close(self, request: gr.Request) -> list[Update]:
+        """Forget the files. Return the empty drop area, the view, the conversation and the message."""
+        session = self._session(request)
+        session.close()
+        return [None, *self._view(session), "", ""]
+
+    def choose(self, number: int, request: gr.Request) -> list[Update]:
+        """Show a slice, frame or page, from 1. Return the picture and the message."""
+        session = self._session(request)
+        session.view = replace(session.view, index=int(number) - 1)
+        return self._picture(session)
+
+    def turn(self, axis: str, request: gr.Request) -> list[Update]:
+        """Show a volume along another axis. Return the view and the message."""
+        session = self._session(request)
+        before = session.study, session.view
+        try:
+            session.turn(None if axis == NO_AXIS else axis)
+            return [*self._view(session), ""]
+        except UserError as error:
+            session.study, session.view = before
+            return [*self._view(session), message_html(str(error))]
+
+    def choose_window(self, name: str, request: gr.Request) -> list[Update]:
+        """Show the picture with a window. Return the view and the message."""
+        session = self._session(request)
+        if session.study is None:
+            return [*self._view(session), ""]
+        before = session.view
+        window: Window = name
+        if name == OWN:
+            # The sliders begin with the window in view, if its numbers are known.
+            low, high = session.study.limits
+            window = WINDOWS.get(str(before.window), ((low + high) / 2, high - low))
+        session.view = replace(before, window=None if name == AS_STORED else window)
+        try:
+            return [*self._view(session), ""]
+        except UserError as error:
+            session.view = before
+            return [*self._view(session), message_html(str(error))]
+
+    def own_window(self, center: float, width: float, request: gr.Request) -> list[Update]:
+        """Show the picture with a window of the sliders. Return the picture and the message."""
+        session = self._session(request)
+        session.view = replace(session.view, window=(float(center), float(width)))
+        return self._picture(session)
+
+    def ask(
+        self, question: str, models: Sequence[str], length: int, modality: str, request: gr.Request
+    ) -> list[Update]:
+        """Ask the selected models. Return the conversation, the message, the question and the state of corrections."""
+        session = self._session(request)
+        options = {"max_new_tokens": int(length), **({"modality": modality.strip()} if modality.strip() else {})}
+        try:
+            if session.study is None and (missing := [name for name in models if name in self.needs_image]):
+                raise DataError(f"the model {missing[0]} answers questions about images: drop one first")
+            session.conversation.ask(self.asker, models, question, session.shown(), **options)
+        except UserError as error:
+            return [self._talk(session), message_html(str(error)), question, ""]
+        return [self._talk(session), "", "", ""]
+
+    def restart(self, request: gr.Request) -> list[Update]:
+        """Begin a new conversation about the same files. Return the conversation, message and state of corrections."""
+        self._session(request).conversation.exchanges.clear()
+        return ["", "", ""]
+
+    def keep(self, answer: str, patient: str, modality: str, request: gr.Request) -> list[Update]:
+        """Write a correction. Return the state of corrections and the field of the right answer."""
+        exchanges = self._session(request).conversation.exchanges
+        try:
+            if not exchanges:
+                raise DataError("a correction needs a question: ask one first")
+            last = exchanges[-1]
+            images = [picture.image for picture in last.pictures]
+            count = self.corrections.keep(images, last.question, answer, patient, modality)
+        except UserError as error:
+            return [message_html(str(error)), answer]
+        rows = "1 row" if count == 1 else f"{count:,} rows"
+        return [message_html(f"Kept. {self.corrections.table} has {rows}.", is_error=False), ""]
+
+    def show_report(self, run: str | None) -> Update:
+        """Return the report of a run."""
+        try:
+            report_of(run or "")
+        except UserError as error:
+            return message_html(str(error))
+        return report_html(f"{self.report_address}?run={quote(run or '')}", run or "")
+
+    def leave(self, request: gr.Request) -> None:
+        """Forget the session of a page that was closed."""
+        self.sessions.end(str(request.session_hash))
+
+    def _session(self, request: gr.Request) -> Session:
+        return self.sessions.of(str(request.session_hash))
+
+    def _talk(self, session: Session) -> str:
+        return conversation_html(session.conversation.exchanges, named=len(self.asker.names) > 1)
+
+    def _picture(self, session: Session) -> list[Update]:
+        try:
+            shown = session.shown()
+        except UserError as error:
+            return [gr.skip(), message_html(str(error))]
+        return ["" if shown is None else picture_html(shown.image, shown.caption), ""]
+
+    def _view(self, session: Session) -> list[Update]:
+        """Return the picture and its controls: slice, plane, window, center and width. Raise `UserError`."""
+        study, shown = session.study, session.shown()
+        if study is None or shown is None:
+            return ["", *[gr.update(visible=False)] * 5]
+        return [picture_html(shown.image, shown.caption), *_controls(study, session)]
+
+
+def _controls(study: Study, session: Session) -> list[Update]:
+    """Return the controls of a view. Controls without a choice are not shown."""
+    view = session.view
+    name = AS_STORED if view.window is None else view.window if isinstance(view.window, str) else OWN
+    choices = [AS_STORED, *study.windows, OWN] if study.windows else [AS_STORED]
+    updates = [
+        gr.update(
+            label=study.noun.capitalize(),
+            maximum=max(2, study.count),
+            value=view.index + 1,
+            visible=study.count > 1,
+        ),
+        gr.update(value=study.axis or NO_AXIS, visible=study.is_volume),
+        gr.update(choices=choices, value=name, visible=len(choices) > 1),
+    ]
+    if not isinstance(view.window, tuple):
+        return [*updates, *[gr.update(visible=False)] * 2]
+    (low, high), (center, width) = study.limits, view.window
+    step = 1 if high - low > 20 else (high - low) / 100
+    return [
+        *updates,
+        gr.update(minimum=low, maximum=high, step=step, value=center, visible=True),
+        gr.update(minimum=step, maximum=max(high - low, step), step=step, value=width, visible=True),
+    ]

@@ -1,0 +1,118 @@
+"""Layout of the page in Gradio."""
+
+from __future__ import annotations
+
+from html import escape
+
+import gradio as gr
+
+from mllm.ui.events import AS_STORED, NO_AXIS, Events
+from mllm.ui.reports import runs_with_reports
+from mllm.ui.study import AXES
+
+LENGTH = 128
+"""Default of the maximum number of tokens of an answer."""
+ABOUT = "For research only; not for clinical use. Nothing is stored unless a correction is kept."
+
+
+class Layout:
+    """Components of the page, connected to its events."""
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+        names = events.asker.names
+        with gr.Blocks(title="mllm", analytics_enabled=False, fill_width=True) as self.blocks:
+            gr.HTML(f"<h1>mllm</h1><p>{escape(', '.join(names))}</p><p>{ABOUT}</p>", elem_id="head")
+            with gr.Tab("Ask"), gr.Row():
+                with gr.Column(min_width=300):
+                    self._add_viewer()
+                with gr.Column(min_width=300):
+                    self._add_conversation(names)
+            with gr.Tab("Reports"):
+                self._add_reports()
+            self._connect()
+            self.blocks.unload(events.leave)
+
+    def _add_viewer(self) -> None:
+        """Add the drop area, the picture, and the controls of its view."""
+        self.files = gr.File(file_count="multiple", label="Image, DICOM series or video", height=150)
+        self.picture = gr.HTML(elem_id="picture")
+        self.index = gr.Slider(1, 2, 1, step=1, buttons=[], label="Slice", visible=False, elem_id="index")
+        with gr.Row():
+            self.axis = gr.Dropdown([NO_AXIS, *AXES], label="Plane", visible=False, min_width=140)
+            self.window = gr.Dropdown([AS_STORED], label="Window", visible=False, min_width=140, elem_id="window")
+        with gr.Row():
+            self.center = gr.Slider(0, 1, 0, buttons=[], label="Center", visible=False, min_width=140, elem_id="center")
+            self.width = gr.Slider(0, 1, 1, buttons=[], label="Width", visible=False, min_width=140, elem_id="width")
+
+    def _add_conversation(self, names: list[str]) -> None:
+        """Add the conversation, the field of the question, and the correction."""
+        self.models = gr.CheckboxGroup(names, value=names[:2], label="Models", visible=len(names) > 1, elem_id="models")
+        self.talk = gr.HTML(elem_id="conversation")
+        self.message = gr.HTML(elem_id="message")
+        self.question = gr.Textbox(
+            "", label="Question", lines=2, placeholder="Is there a pleural effusion?", elem_id="question"
+        )
+        with gr.Row():
+            self.send = gr.Button("Ask", variant="primary", min_width=120, elem_id="ask")
+            self.new = gr.Button("New conversation", min_width=120, elem_id="new")
+        with gr.Accordion("Correct the last answer", open=False, elem_id="correct"):
+            self.right = gr.Textbox("", label="Right answer", lines=2, elem_id="right")
+            self.patient = gr.Textbox(
+                "",
+                label="Patient (optional)",
+                info="A pseudonym, by which training and test are separated.",
+                elem_id="patient",
+            )
+            self.keep = gr.Button("Keep the question with this answer", elem_id="keep")
+            self.kept = gr.HTML(elem_id="kept")
+        with gr.Accordion("Options", open=False):
+            self.length = gr.Slider(1, 1024, LENGTH, step=1, buttons=[], label="Maximum length of an answer, in tokens")
+            self.modality = gr.Textbox(
+                "", label="Modality", info="Text before the question, if the model was trained with it."
+            )
+
+    def _add_reports(self) -> None:
+        """Add the choice of a run and its report."""
+        self.run = gr.Dropdown(
+            runs_with_reports(),
+            label="Run",
+            allow_custom_value=True,
+            info="Select a run, or write its folder.",
+            elem_id="run",
+        )
+        self.show = gr.Button("Show the report", elem_id="show")
+        self.report = gr.HTML(elem_id="report")
+
+    def _connect(self) -> None:
+        """Connect the events. None of them is an endpoint for clients."""
+        on = self.events
+        view = [self.picture, self.index, self.axis, self.window, self.center, self.width]
+        talk = [self.talk, self.message]
+        own = [self.center, self.width]
+        asked = [self.question, self.models, self.length, self.modality]
+        self.files.upload(on.open, self.files, [*view, *talk], api_visibility="private")
+        for cleared in (self.files.clear, self.files.delete):
+            cleared(on.close, None, [self.files, *view, *talk], api_visibility="private")
+        for moved, event, inputs in (
+            (self.index, on.choose, [self.index]),
+            (self.center, on.own_window, own),
+            (self.width, on.own_window, own),
+        ):
+            moved.input(
+                event,
+                inputs,
+                [self.picture, self.message],
+                trigger_mode="always_last",
+                show_progress="hidden",
+                api_visibility="private",
+            )
+        for chosen, change in ((self.axis, on.turn), (self.window, on.choose_window)):
+            chosen.input(change, chosen, [*view, self.message], show_progress="hidden", api_visibility="private")
+        for sent in (self.send.click, self.question.submit):
+            sent(on.ask, asked, [*talk, self.question, self.kept], api_visibility="private")
+        for restarted in (self.new.click, self.models.input):
+            restarted(on.restart, None, [*talk, self.kept], show_progress="hidden", api_visibility="private")
+        corrected = [self.right, self.patient, self.modality]
+        self.keep.click(on.keep, corrected, [self.kept, self.right], api_visibility="private")
+        self.show.click(on.show_report, self.run, self.report, api_visibility="private")

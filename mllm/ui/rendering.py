@@ -1,0 +1,130 @@
+"""HTML of the page: the picture in view, the conversation, and messages. Pictures are inside the HTML, in no file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from mllm.dataset.readers.geometry import spacing_of
+from mllm.metrics.areas import box_of
+from mllm.report.drawing import Drawn, draw_marks, numbered
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from mllm.predict.model_answer import ModelAnswer
+    from mllm.ui.conversation import Exchange, Shown
+
+VIEWER = 1024
+"""Maximum longer side in pixels of the picture in view, and of pictures with marks."""
+THUMBNAIL = 240
+"""Maximum longer side in pixels of the picture of a question."""
+
+
+def picture_html(image: Image.Image, caption: str) -> str:
+    """Return the picture in view with its caption."""
+    return _render("picture.html", url=_data_url(image, VIEWER), caption=caption)
+
+
+def message_html(sentence: str, is_error: bool = True) -> str:
+    """Return a sentence for the user; an empty text shows nothing."""
+    return _render("message.html", sentence=sentence, is_error=is_error) if sentence else ""
+
+
+def report_html(address: str, name: str) -> str:
+    """Return a frame with a report."""
+    return _render("report.html", address=address, name=name)
+
+
+def conversation_html(exchanges: Sequence[Exchange], named: bool) -> str:
+    """Return a conversation. `named`: each answer has the name of its model."""
+    shown = [
+        {
+            "question": exchange.question,
+            "pictures": [{"url": _data_url(one.image, THUMBNAIL), "caption": one.caption} for one in exchange.new],
+            "answers": [_answer(name, answer, exchange.pictures) for name, answer in exchange.answers.items()],
+        }
+        for exchange in exchanges
+    ]
+    return _render("conversation.html", exchanges=shown, named=named)
+
+
+def _answer(name: str, answer: ModelAnswer, pictures: Sequence[Shown]) -> dict[str, Any]:
+    """Return the values of the template for an answer."""
+    marks = numbered(answer.marks)
+    return {
+        "name": name,
+        "text": answer.text.strip(),
+        "pictures": [
+            {"url": _data_url(draw_marks(picture.image, inside), VIEWER), "caption": picture.caption}
+            for index, picture in enumerate(pictures)
+            if (inside := [entry for entry in marks if entry.mark.image == index])
+        ],
+        "marks": [_mark(entry, pictures) for entry in marks],
+        "measures": [(measure, _number(value)) for measure, value in answer.measures.items()],
+        "notes": list(_notes(answer)),
+    }
+
+
+def _mark(entry: Drawn, pictures: Sequence[Shown]) -> dict[str, Any]:
+    """Return a row of the table of marks: its place in pixels of the picture, and its size."""
+    mark, size = entry.mark, ""
+    box = box_of(mark)
+    label = entry.label if len(pictures) < 2 else f"{entry.label} (picture {mark.image + 1})"
+    spacing = spacing_of(pictures[mark.image].image) if mark.image < len(pictures) else None
+    x = y = ""
+    if mark.point is not None:
+        x, y = (f"{value:.0f}" for value in mark.point)
+    if box is not None:
+        x1, y1, x2, y2 = box.corners
+        x, y = f"{x1:.0f} to {x2:.0f}", f"{y1:.0f} to {y2:.0f}"
+        size = f"{x2 - x1:.0f} × {y2 - y1:.0f} pixels"
+        if spacing is not None:
+            size = f"{(x2 - x1) * spacing[0]:.1f} × {(y2 - y1) * spacing[1]:.1f} mm"
+    if mark.mask is not None:
+        area = int(mark.mask.sum())
+        size = f"{area:,} pixels" if spacing is None else f"{area * spacing[0] * spacing[1]:,.1f} mm²"
+    return {"label": label, "color": entry.color, "x": x, "y": y, "size": size}
+
+
+def _notes(answer: ModelAnswer) -> Iterator[str]:
+    """Yield sentences about an answer that is incomplete or has unreadable places."""
+    if answer.end == "length":
+        yield "The answer ends at the maximum length, which the options set."
+    if answer.unreadable:
+        yield f"Boxes or points in the answer that cannot be read: {answer.unreadable}."
+
+
+def _number(value: float) -> str:
+    return "unknown" if math.isnan(value) else f"{value:.1f}"
+
+
+def _data_url(image: Image.Image, longest: int) -> str:
+    """Return a picture as an address that holds its content."""
+    picture = image.convert("RGB")
+    picture.thumbnail((longest, longest))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=92)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _render(template: str, **values: Any) -> str:
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> Environment:
+    """Return the environment with the compiled templates. Texts are escaped."""
+    return Environment(
+        loader=PackageLoader("mllm.ui", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -1,0 +1,122 @@
+"""Events of the page: conversations with a model, files of a session, and sentences for mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[serve]'")
+
+from mllm import load
+from mllm.predict.loaded_model import LoadedModel
+from mllm.ui.conversation import Conversation, Shown
+from mllm.ui.corrections import Corrections
+from mllm.ui.events import OWN, Events
+from mllm.ui.session import Sessions
+
+FEW = {"max_new_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def model(generating_adapter) -> LoadedModel:
+    return load(adapters={"first": generating_adapter, "second": generating_adapter})
+
+
+@pytest.fixture
+def events(model, tmp_path) -> Events:
+    sessions = Sessions(tmp_path / "sessions")
+    return Events(model, frozenset({"first"}), sessions, Corrections(tmp_path / "corrections"), "/report")
+
+
+def person(name: str = "a") -> SimpleNamespace:
+    """Return the part of a request of Gradio that the events read."""
+    return SimpleNamespace(session_hash=name)
+
+
+def dropped(folder: Path, *names: str) -> list[str]:
+    """Write images as Gradio stores uploads, and return their paths."""
+    paths = []
+    for number, name in enumerate(names):
+        path = folder / f"upload{number}" / name
+        path.parent.mkdir(parents=True)
+        noise = np.random.default_rng(number).integers(0, 256, (60, 80), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+        paths.append(str(path))
+    return paths
+
+
+def test_each_model_has_a_conversation_of_its_own(model, pictures):
+    images = [Image.open(pictures / f"{number}.png") for number in range(2)]
+    first, second = (Shown(image, "a.png", number) for number, image in enumerate(images))
+    talk = Conversation()
+    for question, shown in (("What is this?", first), ("Why?", first), ("And <image> here?", second)):
+        talk.ask(model, ["first", "second"], question, shown, **FEW)
+    answer = model.ask(images[0], "What is this?", model="second", **FEW)
+    why = model.ask(None, "Why?", after=answer, model="second", **FEW)
+    here = model.ask(images[1], "And   here?", after=why, model="second", **FEW)
+    assert [exchange.answers["second"].text for exchange in talk.exchanges] == [answer.text, why.text, here.text]
+    assert here.text != model.ask(images[1], "And   here?", model="second", **FEW).text, "the history has no effect"
+    assert [len(exchange.new) for exchange in talk.exchanges] == [1, 0, 1]
+    assert [len(exchange.pictures) for exchange in talk.exchanges] == [1, 1, 2]
+
+
+def test_a_question_an_answer_and_a_correction(events, tmp_path):
+    (path,) = dropped(tmp_path, "scan.png")
+    picture, *_, talk, message = events.open([path], person())
+    assert "scan.png" in picture and not talk and not message
+    assert not Path(path).exists(), "the file is moved into the folder of the session"
+    talk, message, question, _ = events.ask("Is it <b>large</b>?", ["first"], 4, "", person())
+    assert not message and not question and "Is it &lt;b&gt;large&lt;/b&gt;?" in talk
+    state, kept = events.keep(" ", "", "", person())
+    assert "needs the right answer" in state and kept == " "
+    state, kept = events.keep("No.", "A17", "", person())
+    assert "has 1 row" in state and not kept
+    assert "ask one first" in events.keep("No.", "", "", person("b"))[0], "sessions are separate"
+    events.leave(person())
+    assert not any(file.is_file() for file in events.sessions.folder.rglob("*")) and len(events.sessions) == 1
+
+
+@pytest.mark.parametrize(
+    "question, models, reason",
+    [
+        ("What is seen?", ["first"], "the model first answers questions about images: drop one first"),
+        (" ", ["second"], "the question is empty"),
+        ("What?", [], "no model is selected"),
+        ("What <end_of_turn> is it?", ["second"], "end_of_turn"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_is_kept_in_its_field(events, question, models, reason):
+    talk, message, field, _ = events.ask(question, models, 4, "", person())
+    assert reason in message and field == question and "article" not in talk
+
+
+def test_an_unreadable_file_is_named_and_removed(events, tmp_path):
+    path = tmp_path / "upload" / "scan.dcm"
+    path.parent.mkdir()
+    path.write_bytes(b"no picture at all" * 30)
+    picture, *_, message = events.open([str(path)], person())
+    assert not picture and "scan.dcm" in message and str(tmp_path) not in message
+    assert not any(file.is_file() for file in events.sessions.folder.rglob("*"))
+
+
+def test_windows_change_the_picture_that_is_asked_about(events, tmp_path):
+    events.open(dropped(tmp_path, "scan.png"), person())
+    before = events.sessions.of("a").shown()
+    events.choose_window("percentiles", person())
+    *_, center, width, message = events.choose_window(OWN, person())
+    assert center["visible"] and width["maximum"] > 200 and not message
+    events.own_window(100.0, 20.0, person())
+    after = events.sessions.of("a").shown()
+    gray = np.asarray(before.image)[..., 0].astype(float)
+    expected = np.rint(np.clip((gray - 90) / 20, 0, 1) * 255)
+    assert np.abs(np.asarray(after.image)[..., 0] - expected).max() <= 1 and after.key != before.key
+
+
+def test_a_report_of_a_folder_without_a_run_is_refused(events, tmp_path):
+    assert "no run is selected" in events.show_report("")
+    assert "does not exist" in events.show_report(str(tmp_path / "none"))
+    assert "iframe" not in events.show_report(str(tmp_path))

@@ -1,0 +1,163 @@
+"""The page in headless Chromium, on the server with a tiny model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[serve]'")
+
+import httpx
+import uvicorn
+
+from mllm import load
+from mllm.predict.loaded_model import LoadedModel
+from mllm.serve.app import build_app
+from mllm.ui.corrections import Corrections
+from mllm.ui.private_folder import private_folder
+from mllm.ui.serving import build_page
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking")
+PATIENCE = 60
+SECRET = "a secret"
+
+
+@pytest.fixture(scope="module")
+def model(generating_adapter) -> LoadedModel:
+    return load(adapters={"first": generating_adapter, "second": generating_adapter})
+
+
+@pytest.fixture(scope="module")
+def served(model, tmp_path_factory) -> Iterator[tuple[str, Path, Path]]:
+    """The address of a page without token, its folder of corrections, and its private folder."""
+    corrections = tmp_path_factory.mktemp("kept") / "corrections"
+    with private_folder() as folder:
+        app = build_page(build_app(model), Corrections(corrections), folder)
+        settings = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1)
+        server = uvicorn.Server(settings)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.05)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}", corrections, folder
+        server.should_exit = True
+        thread.join()
+    assert not folder.exists()
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Chromium of 380 pixels width, which logs its requests."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install -e '.[dev]'")
+    driver = shutil.which("chromedriver")
+    if CHROMIUM is None or driver is None:
+        pytest.skip("Chromium with its driver is not installed: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in FLAGS:
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    size = {"width": 380, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    yield chrome
+    chrome.quit()
+
+
+class Person:
+    """Person at the browser."""
+
+    def __init__(self, chrome: Any, address: str) -> None:
+        self.chrome = chrome
+        chrome.get(address)
+        self.see("#ask")
+
+    def see(self, selector: str, count: int = 1) -> Any:
+        """Wait for a number of elements and return the last one."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            found = self.chrome.find_elements("css selector", selector)
+            if len(found) >= count:
+                return found[-1]
+            time.sleep(0.1)
+        raise AssertionError(f"{selector} did not appear: {self.chrome.find_element('tag name', 'body').text}")
+
+    def write(self, selector: str, text: str) -> None:
+        self.see(selector).send_keys(text)
+
+    def click(self, selector: str) -> None:
+        self.chrome.execute_script("arguments[0].click()", self.see(selector))
+
+    def texts(self, selector: str) -> list[str]:
+        return [element.text for element in self.chrome.find_elements("css selector", selector)]
+
+    def requests(self) -> set[str]:
+        """Return the addresses that the browser has requested."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.chrome.get_log("performance")]
+        sent = [part["params"] for part in messages if part["method"] == "Network.requestWillBeSent"]
+        return {part["request"]["url"] for part in sent}
+
+
+def test_a_person_asks_two_models_and_corrects_them(served, browser, model, pictures):
+    address, corrections, folder = served
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    person = Person(browser, address)
+    person.write("input[type=file]", str(pictures / "1.png"))
+    person.see(".viewer img")
+    person.write("#question textarea", "What <i>is</i> this?")
+    person.click("#ask")
+    person.see(".answer", 2)
+    expected = model.ask(str(pictures / "1.png"), "What <i>is</i> this?").text.strip()
+    assert person.texts(".question p") == ["What <i>is</i> this?"]
+    assert person.texts(".answer h4") == ["first", "second"]
+    assert [text.split() for text in person.texts(".answer .text")] == [expected.split()] * 2
+    person.write("#question textarea", "Why?")
+    person.click("#ask")
+    person.see(".exchange", 2)
+    person.click("#correct button")
+    person.click("#keep")
+    assert "needs the right answer" in person.see("#kept .error").text
+    person.write("#right textarea", "A picture of noise.")
+    person.click("#keep")
+    assert "has 1 row" in person.see("#kept p:not(.error)").text
+    (row,) = map(json.loads, (corrections / "train.jsonl").read_text().splitlines())
+    assert (row["question"], row["answer"]) == ("Why?", "A picture of noise.")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 380
+    outside = {url for url in person.requests() if not url.startswith((address, "data:", "blob:"))}
+    assert not outside, "the page works without internet"
+
+
+def test_the_page_names_no_other_host_and_shows_no_other_file(served):
+    address, _, folder = served
+    page = httpx.get(f"{address}/", follow_redirects=True)
+    assert "default-src 'self'" in page.headers["content-security-policy"] and "fonts.g" not in page.text
+    (folder / "secret.txt").write_text("a secret")
+    for path in (folder / "secret.txt", Path(__file__)):
+        assert httpx.get(f"{address}/ui/gradio_api/file={path}").status_code in (403, 404)
+    assert httpx.get(f"{address}/ui/", headers={"Host": "other.example"}).status_code == 403
+    report = httpx.get(f"{address}/ui-report", params={"run": str(folder)})
+    assert report.status_code == 404 and str(folder) in report.text
+    assert httpx.get(f"{address}/v1/models").json()["data"][0]["id"] == "first"
+
+
+def test_a_page_with_a_token_opens_with_it_only(model, tmp_path):
+    testclient = pytest.importorskip("fastapi.testclient")
+    app = build_page(build_app(model, token=SECRET), Corrections(tmp_path / "kept"), tmp_path / "files", SECRET)
+    client = testclient.TestClient(app, base_url="http://scanner.example")
+    for path in ("/", "/ui/", "/ui-report", "/ui/config"):
+        assert client.get(path).status_code == 401
+    assert client.get("/ui/", params={"token": "wrong"}).status_code == 401
+    assert client.get("/ui/", params={"token": SECRET}, follow_redirects=False).headers["location"].endswith("/ui/")
+    assert client.get("/ui/").status_code == 200, "the cookie opens the page"
+    assert client.get("/v1/models").status_code == 401, "the cookie opens the page only"
