@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
+from array import array
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from typing_extensions import override
 
 from mllm.dataset.public.official import Ids, field, official_file, official_split, official_table, rows_of
 from mllm.dataset.single_image_dataset.grounding import BoxForm
 from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.text_files import read_text_file
 from mllm.dataset.tasks.annotated import DetectionDataset, Labels
@@ -49,20 +53,76 @@ _SPELLINGS = {"Infiltrate": "Infiltration"}
 _TEXTS = {label: label.replace("_", " ") for label in LABELS}
 
 
-def image_files(root: Path) -> dict[str, str]:
-    """Return the path of each image relative to the folder, by name: `images/` or `images_001/images/` and so on."""
-    files = {file.name: file.relative_to(root).as_posix() for file in root.glob("images*/**/*.png")}
-    if not files:
-        raise DataError(f"data_path {root} has no images/*.png or images_001/images/*.png")
-    return files
+class ImageFiles:
+    """Paths of the images relative to the folder, by name: `images/` or `images_001/images/` and so on.
+
+    Args:
+        root: Folder of the dataset.
+
+    Raises:
+        DataError: There is no image.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._folders: list[str] = []
+        names, folders = list[bytes](), array("i")
+        for place in sorted(root.glob("images*")):
+            for folder, _, files in os.walk(place):
+                images = [os.fsencode(name) for name in files if name.endswith(".png")]
+                names += images
+                folders.extend([len(self._folders)] * len(images))
+                self._folders.append(Path(folder).relative_to(root).as_posix())
+        if not names:
+            raise DataError(f"data_path {root} has no images/*.png or images_001/images/*.png")
+        self._names = np.array(names)
+        order = np.argsort(self._names, kind="stable")
+        self._names, self._folder_of = self._names[order], np.frombuffer(folders, np.int32)[order]
+        self._is_marked = np.zeros(len(order), bool)
+
+    def _find(self, name: str) -> int | None:
+        """Return the last position of a name."""
+        key = os.fsencode(name)
+        position = int(np.searchsorted(self._names, key, side="right")) - 1
+        return position if position >= 0 and self._names[position] == key else None
+
+    def __contains__(self, name: str) -> bool:
+        return self._find(name) is not None
+
+    def get(self, name: str) -> str:
+        """Return the path of an image; the name if there is none."""
+        position = self._find(name)
+        return name if position is None else self._path(position)
+
+    def mark(self, name: str) -> None:
+        """Record that an image has a row."""
+        if (position := self._find(name)) is not None:
+            self._is_marked[position] = True
+
+    def unmarked(self) -> list[str]:
+        """Return the paths of the images without a row, in the order of their names."""
+        is_last = np.append(self._names[1:] != self._names[:-1], True)
+        return [self._path(int(position)) for position in np.flatnonzero(is_last & ~self._is_marked)]
+
+    def _path(self, position: int) -> str:
+        return f"{self._folders[self._folder_of[position]]}/{os.fsdecode(self._names[position])}"
 
 
-def images_of_split(root: Path, split: str | None) -> set[str] | None:
+class NamesOfSplit:
+    """Names of the images of an official split."""
+
+    def __init__(self, path: Path) -> None:
+        self._names = np.sort(np.array([os.fsencode(name) for name in read_text_file(path).split()]))
+
+    def __contains__(self, name: str) -> bool:
+        position = int(np.searchsorted(self._names, key := os.fsencode(name)))
+        return position < len(self._names) and bool(self._names[position] == key)
+
+
+def images_of_split(root: Path, split: str | None) -> NamesOfSplit | None:
     """Return the names of the images of an official split; None: all images."""
     if split is None:
         return None
-    path = official_file(root, (SPLITS[split],), f"the images of split {split}")
-    return set(read_text_file(path).split())
+    return NamesOfSplit(official_file(root, (SPLITS[split],), f"the images of split {split}"))
 
 
 @DATASETS.register_module()
@@ -101,24 +161,23 @@ class ChestXray14Dataset(MultiLabelDataset):
     def open_table(self, path: Path) -> Records:
         entries = official_file(path, _ENTRIES, "the labels")
         records = official_table(entries, ("Image Index", "Finding Labels", "Patient ID"))
-        names, files = images_of_split(path, self.official), image_files(path)
-        rows, places, ids = [], [], Ids("Image Index")
-        without_row = set(files)
+        names, files = images_of_split(path, self.official), ImageFiles(path)
+        rows, places, ids = PackedRows(), PackedRows(), Ids("Image Index")
         for index, row in rows_of(records):
-            name, place = field(row, "Image Index"), records.describe(index)
-            without_row.discard(name)
-            error = ids.error_of(name, place)
-            if names is not None and name not in names:
-                continue
-            entry = self._row(row, name, files)
-            rows.append({**entry, ERROR: entry[ERROR] or error})
-            places.append(place)
-        if without_row:
-            example = files[min(without_row)]
-            logger.warning("%s: %d images have no row, for example %s", entries, len(without_row), path / example)
-        return ListedRecords(entries, rows, places, f"of split '{self.official}'" if self.official else "")
+            name = field(row, "Image Index")
+            is_used = names is None or name in names
+            ids.add(name, index, len(rows) if is_used else -1)
+            files.mark(name)
+            if is_used:
+                rows.append(self._row(row, name, files))
+                places.append(records.describe(index))
+        if without_row := files.unmarked():
+            example = path / without_row[0]
+            logger.warning("%s: %d images have no row, for example %s", entries, len(without_row), example)
+        errors = ids.errors(lambda index: field(records[index], ids.column), records.describe)
+        return ListedRecords(entries, rows, places, f"of split '{self.official}'" if self.official else "", errors)
 
-    def _row(self, row: dict[str, Any], name: str, files: dict[str, str]) -> dict[str, Any]:
+    def _row(self, row: dict[str, Any], name: str, files: ImageFiles) -> dict[str, Any]:
         """Return the image, the patient and the labels of a row of the table; `ERROR` if it cannot be used."""
         present = [text for text in field(row, "Finding Labels").split("|") if text]
         unknown = [label for label in present if label not in LABELS and label != NO_FINDING]
@@ -133,7 +192,7 @@ class ChestXray14Dataset(MultiLabelDataset):
             error = f"image {name} is in none of the folders images*"
         values = {label: int(label in present) for label in LABELS}
         facts = {column: row[column] for column in STRATA if column in row}
-        return {"image": files.get(name, name), "patient": row["Patient ID"], ERROR: error, **facts, **values}
+        return {"image": files.get(name), "patient": row["Patient ID"], ERROR: error, **facts, **values}
 
     @classmethod
     @override
@@ -175,7 +234,7 @@ class ChestXray14BoxDataset(DetectionDataset):
     def open_records(self, path: Path) -> Records:
         boxes = official_file(path, _BOX_FILE, "the boxes")
         records = official_table(boxes, ("Image Index", "Finding Label", *_BOX_COLUMNS))
-        names, files = images_of_split(path, self.official), image_files(path)
+        names, files = images_of_split(path, self.official), ImageFiles(path)
         patients = self._patients(path)
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         places: dict[tuple[str, str], str] = {}
@@ -187,7 +246,7 @@ class ChestXray14BoxDataset(DetectionDataset):
             error = "" if name in files else f"image {name} is in none of the folders images*"
             if label not in LABELS:
                 error = f"unknown label '{label}'{hint(label, LABELS)}"
-            new = {"image": files.get(name, name), "label": label, "boxes": [], ERROR: error}
+            new = {"image": files.get(name), "label": label, "boxes": [], ERROR: error}
             entry = rows.setdefault((name, label), {**new, "patient": patients.get(name)})
             entry["boxes"].append([row[column] for column in _BOX_COLUMNS])
             places.setdefault((name, label), records.describe(index))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from typing_extensions import override
 
-from mllm.dataset.public.official import Ids, field, official_file, official_split, official_table, rows_of
+from mllm.dataset.public.official import Groups, Ids, field, official_file, official_split, official_table, rows_of
 from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tasks.annotated import Labels
 from mllm.dataset.tasks.labels import MultiLabelDataset, Uncertain
@@ -92,31 +94,48 @@ class CheXpertDataset(MultiLabelDataset):
             official_table(table, LABELS)
         else:
             official_table(table, ("Path", "Frontal/Lateral", *LABELS))
-        rows: dict[str, dict[str, Any]] = {}
-        places: dict[str, str] = {}
-        ids = Ids("Path" if "Path" in records[0] else "Study")
+        rows, places, ids = PackedRows(), PackedRows(), Ids("Path" if "Path" in records[0] else "Study")
+        for indices in self._groups(records):
+            if row := self._row(path, records, indices, ids, len(rows)):
+                rows.append(row)
+                places.append(records.describe(indices[0]))
+        errors = ids.errors(lambda index: field(records[index], ids.column), records.describe)
+        return ListedRecords(table, rows, places, f"of split '{self.official}'", errors)
+
+    def _groups(self, records: Records) -> Iterable[Sequence[int]]:
+        """Return the indices of the rows of the table for each row of the dataset, in the order of the first ones."""
+        if self.level == "image":
+            return ([index] for index, _ in rows_of(records))
+        groups = Groups()
         for index, row in rows_of(records):
-            place = records.describe(index)
+            try:
+                study = self._study(field(row, "Path") or field(row, "Study"))
+            except DataError:
+                study = f"{index}"
+            if study == f"{index}" or self._images(records.path.parent, row, study):
+                groups.add(study, index)
+        return groups
+
+    def _row(self, root: Path, records: Records, indices: Sequence[int], ids: Ids, number: int) -> dict[str, Any]:
+        """Return row `number` of the dataset from rows of the table; empty if they have no image of these views."""
+        entry: dict[str, Any] = {}
+        for index in indices:
+            row = records[index]
             try:
                 study = self._study(field(row, "Path") or field(row, "Study"))
             except DataError as reason:
-                rows[f"{index}"], places[f"{index}"] = {ERROR: str(reason)}, place
+                return {ERROR: str(reason)}
+            if not (images := self._images(root, row, study)):
                 continue
-            images = self._images(path, row, study)
-            key = study if self.level == "study" else f"{index}"
-            if not images:
-                continue
-            patient = _PATIENT.search(study)
-            columns = [*LABELS, *(column for column in STRATA if column in row)]
-            entry = {**{column: row[column] for column in columns}, "patient": patient and patient[0], "image": []}
-            entry = rows.setdefault(key, entry)
-            error = ids.error_of(field(row, ids.column), place)
-            if any(str(entry[label]) != str(row[label]) for label in LABELS):
-                error = f"{place} has other labels than this row of the same study"
+            ids.add(field(row, ids.column), index, number)
+            if not entry:
+                patient = _PATIENT.search(study)
+                columns = [*LABELS, *(column for column in STRATA if column in row)]
+                entry = {**{column: row[column] for column in columns}, "patient": patient and patient[0], "image": []}
+            if any(str(entry[label]) != str(row[label]) for label in LABELS) and ERROR not in entry:
+                entry[ERROR] = f"{records.describe(index)} has other labels than this row of the same study"
             entry["image"] += images
-            entry[ERROR] = entry.get(ERROR) or error
-            places.setdefault(key, place)
-        return ListedRecords(table, list(rows.values()), list(places.values()), f"of split '{self.official}'")
+        return entry
 
     def _study(self, text: str) -> str:
         """Return `train/patient00001/study1`, without the name of the release."""
@@ -129,7 +148,7 @@ class CheXpertDataset(MultiLabelDataset):
         """Return the images of a row, relative to the folder of the dataset."""
         if "Path" in row:
             is_lateral = field(row, "Frontal/Lateral") == "Lateral"
-            return [] if is_lateral and self.views == "frontal" else [f"{study}/{PurePosixPath(row['Path']).name}"]
+            return [] if is_lateral and self.views == "frontal" else [f"{study}/{row['Path'].rpartition('/')[2]}"]
         pattern = "*frontal*" if self.views == "frontal" else "*"
         files = sorted((root / study).glob(f"{pattern}.jpg"))
         return [f"{study}/{file.name}" for file in files] or [f"{study}/view1_frontal.jpg"]

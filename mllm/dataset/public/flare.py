@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mllm.dataset.challenge import ChallengeDataset
 from mllm.dataset.public.flare_answers import challenge_answer
 from mllm.dataset.public.official import field, official_split, official_table, rows_of
 from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.values import is_empty, text_of
 from mllm.errors import ConfigError, DataError, hint
@@ -143,8 +145,7 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
             raise DataError(
                 f"data_path {path} has no folder {self.official}{others or ': set it to organized_dataset'}"
             )
-        rows: list[dict[str, Any]] = []
-        places: list[str] = []
+        rows, places = PackedRows(), PackedRows()
         for category, names in DATASETS_BY_CATEGORY.items():
             for name in names:
                 place = folder / category / name
@@ -158,7 +159,7 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
         """All rows, also those that cannot be used."""
         return ListedRecords(folder, rows, places)
 
-    def _read(self, folder: Path, rows: list[dict[str, Any]], places: list[str]) -> None:
+    def _read(self, folder: Path, rows: PackedRows, places: PackedRows) -> None:
         """Append the rows of a dataset and their locations."""
         ends = SPLITS[self.official]
         files = [folder / f"{folder.name}_questions_{end}.json" for end in ends]
@@ -209,8 +210,8 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
     @override
     def summary(self) -> dict[str, Any]:
         """Return the folder, the number of rows, and those of each task."""
-        tasks = [entry["task"] for entry in self.entries]
-        return {**super().summary(), "rows by task": {task: tasks.count(task) for task in self.tasks if task in tasks}}
+        tasks = Counter(entry["task"] for entry in self.entries)
+        return {**super().summary(), "rows by task": {task: tasks[task] for task in self.tasks if task in tasks}}
 
     @classmethod
     @override

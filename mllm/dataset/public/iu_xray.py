@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +11,11 @@ from typing_extensions import override
 from mllm.dataset import templates
 from mllm.dataset.public.official import Ids, field, official_file, official_table, rows_of
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
+from mllm.dataset.tables.json_stream import JsonStream
 from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.records import Records
-from mllm.dataset.tables.text_files import read_text_file
+from mllm.dataset.tables.text_files import open_text
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 from mllm.structures import Sample
@@ -68,27 +69,26 @@ class IUXrayDataset(GroundingDataset):
         """Return the studies of `annotation.json`."""
         if self.section != "findings":
             raise ConfigError(f"section='{self.section}': {file} has one report for each study, the findings")
+        rows, places, ids = PackedRows(), PackedRows(), Ids("id")
+        splits = list[str]()
         try:
-            data = json.loads(read_text_file(file))
-            studies = {name: list(entries) for name, entries in data.items()}
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+            with open_text(file) as text:
+                for name, entries in JsonStream(text).members(lambda key: True):
+                    splits.append(name)
+                    for number, entry in enumerate(entries, start=1):
+                        if self.split in (None, name):
+                            row = _row_of_entry(entry)
+                            ids.add(str(row.get("patient")), len(rows), -1 if ERROR in row else len(rows))
+                            rows.append(row)
+                            places.append(f"{file}, {name}, entry {number}")
+            if not splits:
+                raise ValueError("it has no list")
+        except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{file} is not a file of R2Gen, an object with a list for each split ({error})") from error
-        if self.split is not None and self.split not in studies:
-            raise ConfigError(f"{file} has no split '{self.split}'{hint(self.split, studies)}")
-        rows, places, ids = [], [], Ids("id")
-        for name in studies if self.split is None else [self.split]:
-            for number, entry in enumerate(studies[name], start=1):
-                place = f"{file}, {name}, entry {number}"
-                try:
-                    images = [f"images/{image}" for image in entry["image_path"]]
-                    row = {"image": images, "answer": entry["report"].strip(), "patient": entry["id"]}
-                    if repeated := ids.error_of(str(entry["id"]), place):
-                        row[ERROR] = repeated
-                except (KeyError, TypeError, AttributeError) as error:
-                    row = {ERROR: f"an entry needs id, report and image_path ({type(error).__name__}: {error})"}
-                rows.append(row)
-                places.append(place)
-        return ListedRecords(file, rows, places)
+        if self.split is not None and self.split not in splits:
+            raise ConfigError(f"{file} has no split '{self.split}'{hint(self.split, splits)}")
+        errors = ids.errors(lambda number: str(rows[number].get("patient")), places.__getitem__)
+        return ListedRecords(file, rows, places, errors=errors)
 
     def _tables(self, root: Path, reports: Path) -> Records:
         """Return the studies of the two tables."""
@@ -99,17 +99,17 @@ class IUXrayDataset(GroundingDataset):
         for _, row in rows_of(projections):
             if self.views == "all" or field(row, "projection") == "Frontal":
                 images.setdefault(field(row, "uid"), []).append(f"images/images_normalized/{field(row, 'filename')}")
-        rows, places, ids = [], [], Ids("uid")
+        rows, places, ids = PackedRows(), PackedRows(), Ids("uid")
         for index, row in rows_of(records):
             study, answer = field(row, "uid"), " ".join(field(row, self.section).split())
             if not answer or study not in images:
                 self.without_section += 1
                 continue
-            place = records.describe(index)
-            error = ids.error_of(study, place)
-            rows.append({"image": images[study], "answer": answer, "patient": study, ERROR: error})
-            places.append(place)
-        return ListedRecords(reports, rows, places)
+            ids.add(study, index, len(rows))
+            rows.append({"image": images[study], "answer": answer, "patient": study})
+            places.append(records.describe(index))
+        errors = ids.errors(lambda index: field(records[index], ids.column), records.describe)
+        return ListedRecords(reports, rows, places, errors=errors)
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
@@ -128,3 +128,12 @@ class IUXrayDataset(GroundingDataset):
         from mllm.dataset.phantoms.chest import write_iu_xray
 
         return write_iu_xray(folder, rows)
+
+
+def _row_of_entry(entry: Any) -> dict[str, Any]:
+    """Return the row of an entry of `annotation.json`."""
+    try:
+        images = [f"images/{image}" for image in entry["image_path"]]
+        return {"image": images, "answer": entry["report"].strip(), "patient": entry["id"]}
+    except (KeyError, TypeError, AttributeError) as error:
+        return {ERROR: f"an entry needs id, report and image_path ({type(error).__name__}: {error})"}

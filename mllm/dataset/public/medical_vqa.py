@@ -12,6 +12,7 @@ from mllm.dataset.public.official import field, official_split, rows_of
 from mllm.dataset.public.vqa_layouts import LAYOUTS, LayoutName
 from mllm.dataset.single_image_dataset.vqa import VQADataset
 from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.records import Records
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
@@ -100,7 +101,7 @@ class MedicalVQADataset(VQADataset):
     def open_records(self, path: Path) -> Records:
         """Return the selected rows, as rows of `VQADataset` whose patient is the image."""
         records = self.layout.read(self.layout.table(path))
-        rows, places = [], []
+        rows, places = PackedRows(), PackedRows()
         for index, published in rows_of(records):
             try:
                 row = self.layout.row(published)

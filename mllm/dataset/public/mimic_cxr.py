@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +12,11 @@ from typing_extensions import override
 
 from mllm.dataset import templates
 from mllm.dataset.progress import with_progress
-from mllm.dataset.public.official import Ids, field, official_file, official_split, official_table, rows_of
+from mllm.dataset.public.official import Groups, Ids, field, official_file, official_split, official_table, rows_of
 from mllm.dataset.public.report_text import last_paragraph, sections
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.text_files import read_text_file
 from mllm.dataset.tasks.annotated import Labels
@@ -45,13 +48,16 @@ _SUFFIXES = (".jpg", ".dcm")
 Views = Literal["frontal", "all"]
 
 
+@dataclass(frozen=True)
 class _Study:
-    """A study with the files of its images."""
+    """A study with the names of its images without suffix."""
 
-    def __init__(self, patient: str, study: str, place: str) -> None:
-        self.patient, self.study, self.place = patient, study, place
-        self.images: list[str] = []
-        self.error = ""
+    patient: str
+    study: str
+    place: str
+    """Location of its first row for messages."""
+    images: list[str]
+    error: str
 
     @property
     def folder(self) -> str:
@@ -59,25 +65,40 @@ class _Study:
         return f"files/p{self.patient[:2]}/p{self.patient}/s{self.study}"
 
 
-def studies(root: Path, split: str | None, views: Views) -> dict[str, _Study]:
-    """Return the studies of a split by their id, with the names of their images without suffix."""
-    table = official_file(root, ("mimic-cxr-2.0.0-split.csv",), "the official splits")
-    records = official_table(table, ("dicom_id", "study_id", "subject_id", "split"))
-    positions = _positions(root) if views == "frontal" else {}
-    by_id: dict[str, _Study] = {}
-    ids = Ids("dicom_id")
-    for index, row in rows_of(records):
-        if split is not None and field(row, "split") != split:
-            continue
-        image, study = field(row, "dicom_id"), field(row, "study_id")
-        if views == "frontal" and positions.get(image) not in FRONTAL:
-            continue
-        place = records.describe(index)
-        entry = by_id.setdefault(study, _Study(field(row, "subject_id"), study, place))
-        entry.images.append(image)
-        if error := ids.error_of(image, place):
-            entry.error = f"{error} ({place})"
-    return by_id
+class Studies:
+    """Studies of a split, in the order of the table of splits.
+
+    Args:
+        root: Folder of the dataset.
+        split: The split; None: all.
+        views: 'frontal': images from the front only.
+    """
+
+    def __init__(self, root: Path, split: str | None, views: Views) -> None:
+        table = official_file(root, ("mimic-cxr-2.0.0-split.csv",), "the official splits")
+        self._records = official_table(table, ("dicom_id", "study_id", "subject_id", "split"))
+        frontal = _frontal(root) if views == "frontal" else None
+        self._groups, ids = Groups(), Ids("dicom_id")
+        for index, row in rows_of(self._records):
+            image = field(row, "dicom_id")
+            if (split is None or field(row, "split") == split) and (frontal is None or image in frontal):
+                ids.add(image, index, self._groups.add(field(row, "study_id"), index))
+        self._errors = ids.errors(lambda i: field(self._records[i], "dicom_id"), self._records.describe, True)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, number: int) -> _Study:
+        indices = self._groups[number]
+        rows = [self._records[index] for index in indices]
+        patient, study = field(rows[0], "subject_id"), field(rows[0], "study_id")
+        images = [field(row, "dicom_id") for row in rows]
+        return _Study(patient, study, self._records.describe(indices[0]), images, self._errors.get(number, ""))
+
+    def find(self, study: str) -> _Study | None:
+        """Return the study with an id; None if it is not in the split."""
+        number = self._groups.find(study)
+        return None if number is None else self[number]
 
 
 def _split(split: str | None) -> str:
@@ -85,18 +106,17 @@ def _split(split: str | None) -> str:
     return "" if split is None else f"of split '{split}'"
 
 
-def _positions(root: Path) -> dict[str, str]:
-    """Return the view position of each image."""
+def _frontal(root: Path) -> set[str]:
+    """Return the names of the images from the front."""
     table = official_file(root, ("mimic-cxr-2.0.0-metadata.csv",), "the views; views='all' does not need it")
     records = official_table(table, ("dicom_id", "ViewPosition"))
-    return {field(row, "dicom_id"): field(row, "ViewPosition") for _, row in rows_of(records)}
+    return {field(row, "dicom_id") for _, row in rows_of(records) if field(row, "ViewPosition") in FRONTAL}
 
 
 def image_paths(root: Path, study: _Study) -> list[str]:
     """Return the images of a study relative to the folder: `.jpg` of MIMIC-CXR-JPG, or `.dcm` of MIMIC-CXR."""
-    suffix = next(
-        (suffix for suffix in _SUFFIXES if (root / study.folder / f"{study.images[0]}{suffix}").is_file()), ".jpg"
-    )
+    stem = f"{root}/{study.folder}/{study.images[0]}"  # pathlib would keep the parts of each path in memory
+    suffix = next((suffix for suffix in _SUFFIXES if os.path.isfile(f"{stem}{suffix}")), ".jpg")
     return [f"{study.folder}/{name}{suffix}" for name in study.images]
 
 
@@ -141,19 +161,19 @@ class MIMICCXRDataset(GroundingDataset):
 
     @override
     def open_records(self, path: Path) -> Records:
-        rows, places = [], []
-        chosen = studies(path, self.official, self.views).values()
-        for study in with_progress(chosen, "reading reports"):
+        rows, places, chosen = PackedRows(), PackedRows(), Studies(path, self.official, self.views)
+        for number in with_progress(range(len(chosen)), "reading reports"):
+            study = chosen[number]
             images = image_paths(path, study)
             row: dict[str, Any] = {"image": images if self.images == "all" else images[:1], "patient": study.patient}
-            file = self.reports / f"{study.folder}.txt"
+            file = f"{self.reports}/{study.folder}.txt"
             if study.error:
                 row[ERROR] = study.error
-            if not file.is_file():
+            if not os.path.isfile(file):
                 row[ERROR] = f"report {file} does not exist"
             else:
                 try:
-                    row["answer"] = self._answer(read_text_file(file))
+                    row["answer"] = self._answer(read_text_file(Path(file)))
                 except DataError as error:
                     row[ERROR] = str(error)
             if row.get("answer", "") or ERROR in row:
@@ -235,20 +255,20 @@ class MIMICCXRLabelDataset(MultiLabelDataset):
     def open_table(self, path: Path) -> Records:
         table = official_file(path, (f"mimic-cxr-2.0.0-{self.labeler}.csv",), "the labels")
         records = official_table(table, ("subject_id", "study_id", *LABELS))
-        by_id = studies(path, self.official, self.views)
-        rows, places, ids = [], [], Ids("study_id")
+        studies = Studies(path, self.official, self.views)
+        rows, places, ids = PackedRows(), PackedRows(), Ids("study_id")
         for index, row in rows_of(records):
-            study = by_id.get(field(row, "study_id"))
+            study = studies.find(field(row, "study_id"))
             if study is None:
                 continue
             images = image_paths(path, study)
             labels = {label: row[label] for label in LABELS}
             image = images if self.images == "all" else images[:1]
-            place = records.describe(index)
-            error = study.error or ids.error_of(study.study, place)
-            rows.append({"image": image, "patient": study.patient, ERROR: error, **labels})
-            places.append(place)
-        return ListedRecords(table, rows, places, _split(self.official))
+            ids.add(study.study, index, len(rows))
+            rows.append({"image": image, "patient": study.patient, ERROR: study.error, **labels})
+            places.append(records.describe(index))
+        errors = ids.errors(lambda index: field(records[index], ids.column), records.describe)
+        return ListedRecords(table, rows, places, _split(self.official), errors)
 
     @classmethod
     @override

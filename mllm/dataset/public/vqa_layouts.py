@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from mllm.dataset.public.official import field, official_file, official_table
 from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.refer import read_plain_pickle
 from mllm.dataset.tables.values import is_empty
@@ -107,7 +108,8 @@ class PathVQA(Layout):
         rows = read_plain_pickle(table)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise DataError(f"{table} must hold a list of dicts with image, question and answer")
-        return ListedRecords(table, rows, [f"{table}, entry {number}" for number in range(1, len(rows) + 1)])
+        places = PackedRows(f"{table}, entry {number}" for number in range(1, len(rows) + 1))
+        return ListedRecords(table, PackedRows(rows), places)
 
     @override
     def images(self, root: Path) -> Path:

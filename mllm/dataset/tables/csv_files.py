@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import logging
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.text_files import open_text
 from mllm.errors import DataError
 
@@ -52,14 +54,15 @@ class CsvRows:
 
     def _name_columns(self) -> None:
         """Name the columns without a name, and refuse duplicate names."""
-        self.is_used = [
-            bool(name) or any(index < len(values) and values[index].strip() for values in self.rows)
-            for index, name in enumerate(self.names)
-        ]
+        self.is_used = [bool(name) or self._has_values(index) for index, name in enumerate(self.names)]
         self.names = [name or f"Unnamed: {index}" for index, name in enumerate(self.names)]
         duplicates = [name for name in self.names if self.names.count(name) > 1]
         if duplicates:
             raise DataError(f"{self.path}, line {self._header_line}: duplicate column '{duplicates[0]}'")
+
+    def _has_values(self, column: int) -> bool:
+        """Return True if a row has a value in a column."""
+        return any(column < len(values) and values[column].strip() for values in self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,8 +86,8 @@ class _Table:
 
     names: list[str]
     header_line: int = 0
-    rows: list[tuple[str, ...]] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
+    rows: PackedRows = field(default_factory=PackedRows)
+    lines: array[int] = field(default_factory=lambda: array("q"))
     failure: DataError | None = None
     """Error about a line with invalid quotation marks; None if all are valid."""
 

@@ -7,12 +7,14 @@ import logging
 import os
 import re
 import weakref
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.text_files import is_plain, open_text, read_text
 from mllm.errors import DataError
 
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 _CHUNK = 4 * 1024 * 1024
 """Bytes per read during indexing; larger reads are not faster."""
 _BOM = b"\xef\xbb\xbf"
+_SPACE = re.compile(r"[ \t\n\r]*")
+"""White space of JSON."""
 
 
 class JsonLines:
@@ -63,10 +67,12 @@ class TextLines:
     """Rows of JSON lines in memory, for files that are compressed or in another encoding than UTF-8."""
 
     def __init__(self, path: Path) -> None:
+        self.lines, self.texts = array("q"), PackedRows()
         with open_text(path) as file:
-            numbered = [(number, line) for number, line in enumerate(file, start=1) if line.strip()]
-        self.lines = [number for number, _ in numbered]
-        self.texts = [line for _, line in numbered]
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    self.lines.append(number)
+                    self.texts.append(line)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -168,9 +174,8 @@ class JsonList:
 
     def __init__(self, path: Path) -> None:
         text = read_text(path)
-        self.rows: list[Any] = []
-        self.lines: list[int] = []
-        if not text.strip():
+        self.rows, self.lines = PackedRows(), array("q")
+        if not text.strip() or self._read_list(text):
             return
         try:
             content = json.loads(text, object_pairs_hook=_unique_keys)
@@ -181,14 +186,35 @@ class JsonList:
         except RecursionError:
             raise DataError(f"{path} is not valid JSON (nested too deeply)") from None
         if isinstance(content, dict) and isinstance(content.get("data"), list):
-            start, self.rows = _find_list(text, content["data"]), content["data"]
+            start, self.rows = _find_list(text, content["data"]), PackedRows(content["data"])
         elif isinstance(content, list):
-            start, self.rows = text.index("["), content
+            start, self.rows = text.index("["), PackedRows(content)
         elif isinstance(content, dict) and content and all(isinstance(row, dict) for row in content.values()):
-            start, self.rows = text.index("{"), list(content.values())
+            start, self.rows = text.index("{"), PackedRows(content.values())
         else:
             raise DataError(f'{path} must be a list of objects, {{"data": [...]}}, or an object of ids and objects')
-        self.lines = list(_lines_of_items(text, start))
+        self.lines = array("q", _lines_of_items(text, start))
+
+    def _read_list(self, text: str) -> bool:
+        """Read a list item by item, so that only one of them is in memory; return False for any other text."""
+        rows, lines = PackedRows(), array("q")
+        position, line, counted = _SPACE.match(text).end(), 1, 0  # type: ignore[union-attr]
+        separator = text[position : position + 1]
+        try:
+            while separator == ("," if lines else "["):
+                position = _SPACE.match(text, position + 1).end()  # type: ignore[union-attr]
+                row, end = _LINE.raw_decode(text, position)
+                line, counted = line + text.count("\n", counted, position), position
+                rows.append(row)
+                lines.append(line)
+                position = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+                separator = text[position : position + 1]
+        except (ValueError, RecursionError):
+            return False  # the message is that of the whole text
+        if separator != "]" or text[position + 1 :].strip():
+            return False
+        self.rows, self.lines = rows, lines
+        return True
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -27,6 +27,7 @@ class ListedRecords(Records):
         rows: The rows.
         locations: Location of each row for messages: `FILE, line N`. None: the number of the row in `path`.
         choice: Choice of the rows in the message about none, such as `of split 'test'`. Empty: all rows of `path`.
+        errors: Reasons why rows cannot be used, by index, for rows without the field `ERROR`.
 
     Raises:
         DataError: There is no row.
@@ -38,25 +39,28 @@ class ListedRecords(Records):
         rows: Sequence[Mapping[str, Any]],
         locations: Sequence[str] | None = None,
         choice: str = "",
+        errors: Mapping[int, str] | None = None,
     ) -> None:
         assert locations is None or len(locations) == len(rows)
         if not rows:
             raise DataError(f"{path} has no row{' ' * bool(choice)}{choice} that can be used")
-        self.path, self.rows, self.locations = path, rows, locations
+        self.path, self.rows, self.locations, self.errors = path, rows, locations, errors or {}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @override
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.rows[from_zero(index, len(self))]
-        if row.get(ERROR):
-            raise DataError(row[ERROR])
+        index = from_zero(index, len(self))
+        row = self.rows[index]
+        if error := row.get(ERROR) or self.errors.get(index):
+            raise DataError(error)
         return dict(row)
 
     @override
     def is_faulty(self, index: int) -> bool:
-        return bool(self.rows[from_zero(index, len(self))].get(ERROR))
+        index = from_zero(index, len(self))
+        return bool(self.rows[index].get(ERROR) or self.errors.get(index))
 
     @override
     def describe(self, index: int) -> str:

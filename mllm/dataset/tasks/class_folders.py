@@ -13,6 +13,7 @@ from mllm.dataset import templates
 from mllm.dataset.patient_names import PatientNames
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tasks.annotated import Labels
 from mllm.errors import ConfigError, DataError, hint
@@ -70,8 +71,8 @@ class ClassificationFolderDataset(GroundingDataset):
         if len(images) < len(files):
             others = next(file for _, file in files if not file.name.lower().endswith(suffixes))
             logger.warning("%s: %d files are not images, for example %s", path, len(files) - len(images), others)
-        rows = [{"image": file.relative_to(path).as_posix(), "label": label} for label, file in images]
-        return ListedRecords(path, rows, [str(file) for _, file in images])
+        rows = PackedRows({"image": file.relative_to(path).as_posix(), "label": label} for label, file in images)
+        return ListedRecords(path, rows, PackedRows(str(file) for _, file in images))
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:

@@ -19,6 +19,7 @@ from mllm.dataset.patient_names import PatientNames
 from mllm.dataset.progress import with_progress
 from mllm.dataset.single_image_dataset.grounding import NONE, GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tables.packed import PackedRows
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS, READERS
 from mllm.structures import BOX, Mark, Sample, UndecodedMask
@@ -99,8 +100,9 @@ class SegmentationDataset(GroundingDataset):
         if isinstance(self.labels, Mapping):
             self._check_values([int(value) for value in self.labels])
         if not self.absent:
-            rows = [row for row in with_progress(rows, "reading masks") if ERROR in row or self._mask(row).any()]
-        return ListedRecords(path, rows, [str(path / row["image"]) for row in rows])
+            used = (row for row in with_progress(rows, "reading masks") if ERROR in row or self._mask(row).any())
+            rows = PackedRows(used)
+        return ListedRecords(path, rows, PackedRows(str(path / row["image"]) for row in rows))
 
     def _check_values(self, values: Sequence[int]) -> None:
         """Read masks until each value of `labels` was found.
@@ -124,11 +126,11 @@ class SegmentationDataset(GroundingDataset):
             raise ConfigError(f"{message}; the masks have {', '.join(map(str, sorted(present)))}")
         logger.warning("%s", message)
 
-    def _rows_by_stem(self, path: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
+    def _rows_by_stem(self, path: Path, images: Sequence[Path]) -> PackedRows:
         """Return a row for each image and label; the mask has the stem of the image and a suffix."""
         labels: dict[Any, str] = {None: self.labels} if isinstance(self.labels, str) else dict(self.labels or {})  # type: ignore[arg-type]
         masks = {file.relative_to(self.mask_folder).with_suffix(""): file for file in self._masks()}
-        rows, without_image = [], set(masks)
+        rows, without_image = PackedRows(), set(masks)
         for image in images:
             name = image.relative_to(path)
             stem = name.with_name(_stem(name) + self.mask_suffix)
@@ -142,11 +144,11 @@ class SegmentationDataset(GroundingDataset):
             logger.warning("%s: %d masks have no image, for example %s", self.mask_folder, len(without_image), example)
         return rows
 
-    def _rows_by_target(self, path: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
+    def _rows_by_target(self, path: Path, images: Sequence[Path]) -> PackedRows:
         """Return a row for each mask; the name of its image is that of the mask without the target."""
         names = {image.relative_to(path).with_suffix(""): image.relative_to(path) for image in images}
         used = None if self.labels is None else {self.labels} if isinstance(self.labels, str) else set(self.labels)
-        rows: list[dict[str, Any]] = []
+        rows = PackedRows()
         with_mask, targets = set(), set()
         for mask in self._masks():
             name = mask.relative_to(self.mask_folder).with_suffix("")

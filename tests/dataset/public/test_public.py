@@ -1,7 +1,9 @@
 """Public medical sets: miniatures in the published layout, official splits, and the refusals of damaged copies."""
 
 import csv
+import gc
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from mllm.dataset.builder import build_dataset
 from mllm.dataset.checking import check_splits
+from mllm.dataset.public import chexpert
 from mllm.dataset.public.flare import DATASETS_BY_CATEGORY, task_of
 from mllm.dataset.public.report_text import last_paragraph, sections
 from mllm.errors import ConfigError, DataError
@@ -468,3 +471,22 @@ def test_flare_reads_all_datasets_and_a_file_with_answers_instead_of_the_one_wit
         file.unlink()
     questions = build_dataset(hidden)
     assert not questions.has_references and {turn.role for turn in questions.sample(0).turns} == {"system", "user"}
+
+
+@pytest.mark.parametrize("level", ["image", "study"])
+def test_rows_of_chexpert_in_memory_take_some_tens_of_bytes(tmp_path, level):
+    names = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *chexpert.LABELS]
+    with (tmp_path / "train.csv").open("w") as file:
+        file.write(f"{','.join(names)}\n")
+        for number in range(4000):
+            path = f"CheXpert-v1.0/train/patient{number // 4:05}/study{number % 4 + 1}/view1_frontal.jpg"
+            file.write(",".join([path, "Male", "58", "Frontal", "AP", *["1.0", "", "0.0"] * 4, "", "1.0"]) + "\n")
+    options = dict(type="CheXpertDataset", data_path=str(tmp_path), level=level)
+    build_dataset(options)  # imports
+    gc.collect()
+    tracemalloc.start()
+    dataset = build_dataset(options)
+    gc.collect()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(dataset) == 4000 and kept < 100 * len(dataset)
