@@ -159,6 +159,13 @@ def advised(message: str, advice: str = ROW_ADVICE) -> str:
     return f"{message}; {advice}"
 
 
+def with_advice(error: UserError, advice: str) -> UserError:
+    """Return an error of the same class whose message ends with an advice, which must not have values of the data."""
+    kinds = (ConfigError, DataError, TrainingError, UserError)
+    kind = next(kind for kind in kinds if isinstance(error, kind))
+    return kind(advised(str(error), advice), error.reason and advised(error.reason, advice))
+
+
 def nearest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Return up to `count` of the `known` names that resemble `name`, nearest first.
 

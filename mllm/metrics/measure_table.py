@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from mllm.contents import UNITS
 
+UNDEFINED = "undefined"
+"""Text of a figure that is not defined for the answers, such as a recall without a target; in JSON it is null."""
 COLUMNS = {"mae": "MAE", "rmse": "RMSE", "r2": "R2", "bias": "bias", "category_agreement": "same category"}
 """Figures with an interval -> their column titles."""
 
@@ -14,7 +16,7 @@ COLUMNS = {"mae": "MAE", "rmse": "RMSE", "r2": "R2", "bias": "bias", "category_a
 def agreement_table(figures: Mapping[str, float]) -> str:
     """Format the figures of `mllm.metrics.measures.measures` as a table: one line per measure, with 95 % intervals.
 
-    The cell of a missing figure is empty; NaN is a dash.
+    The cell of a missing figure is empty.
     """
     names = [key.removesuffix("_mae") for key in figures if key.endswith("_mae")]
     rows = [["", "samples", *COLUMNS.values(), "limits of agreement"]]
@@ -41,7 +43,7 @@ def _with_interval(figures: Mapping[str, float], key: str) -> str:
 
 
 def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
+    return UNDEFINED if math.isnan(value) else f"{value:.2f}"
 
 
 def _counts(samples: int, failed: int, unknown: int) -> str:

@@ -25,7 +25,7 @@ from mllm.engine.answering import Answerer, ModelAnswers, digest_of
 from mllm.engine.evaluation import Evaluation, Samples, answer_split, score_split
 from mllm.engine.predictions import answers_of
 from mllm.engine.unfinished import UnfinishedPredictions, unfinished_files
-from mllm.errors import ConfigError, hint
+from mllm.errors import ConfigError, UserError, hint, with_advice
 from mllm.export.saved_model import adapter_args, local_name, whole_model_args
 from mllm.export.settings import WHOLE, encoding_settings, read_settings
 from mllm.files import write_json
@@ -162,7 +162,13 @@ def _answer(
     started = time.monotonic()
     questions: Samples = RepeatedSamples(split, len(scales)) if scales else split
     groups = question_groups(answerer, split, max(1, len(scales)))
-    continued = answer_split(answerer, questions, files, skip, options.split, groups=groups)
+    try:
+        continued = answer_split(answerer, questions, files, skip, options.split, groups=groups)
+    except UserError as error:
+        if not (count := sum("row" in record for record in files.records())):
+            raise
+        kept = f"the {count:,} answers so far are kept" if count > 1 else "the answer so far is kept"
+        raise with_advice(error, f"{kept} in {files.folder}: run the command again to continue") from error
     seconds = time.monotonic() - started
     if not PartialState().is_main_process:
         return None, seconds  # the first process removes the files after it has read them

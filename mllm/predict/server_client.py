@@ -26,7 +26,6 @@ OF_A_ROW = frozenset({400, 413, 415, 422})
 TRIES = 5
 LONGEST_WAIT = 60.0
 """Maximum number of seconds between two tries."""
-KEPT = "the answers so far are kept: run the command again to continue"
 _TOO_LONG = ("context length", "context size", "context window", "maximum context", "too long", "exceed")
 _IMAGE = ("image", "multimodal", "vision", "mmproj")
 
@@ -112,7 +111,7 @@ class ServerClient:
                     reason = error.reason if isinstance(error, urllib.error.URLError) else error
                     reason = reason if str(reason) else type(error).__name__
                     raise ConfigError(
-                        f"the server {self.url} does not answer ({reason}): start it or correct --server; {KEPT}"
+                        f"the server {self.url} does not answer ({reason}): start it or correct --server"
                     ) from error
             time.sleep(min(wait, LONGEST_WAIT))
             wait *= 2
@@ -145,7 +144,7 @@ class ServerClient:
             fix = "serve a model that reads images (llama.cpp: with --mmproj)"
             return ConfigError(f"the server {self.url} refuses images{said}: {fix}")
         if code == 404:
-            return ConfigError(f"the server {self.url} does not know the model or the address{said}; {KEPT}")
+            return ConfigError(f"the server {self.url} does not know the model or the address{said}")
         if row and code in OF_A_ROW:
             if any(words in lower for words in _TOO_LONG):
                 reason, fix = (
@@ -156,7 +155,7 @@ class ServerClient:
                 reason, fix = f"the server refuses it with status {code}", "correct the row"
             advice = f"{fix}, or leave such rows out with data_args.on_error='skip'"
             return DataError(f"{row}: {reason}{said}: {advice}", f"{reason}: {advice}")
-        return ConfigError(f"the server {self.url} refuses {row or 'a request'} with status {code}{said}; {KEPT}")
+        return ConfigError(f"the server {self.url} refuses {row or 'a request'} with status {code}{said}")
 
 
 def is_local(url: str) -> bool:

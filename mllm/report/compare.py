@@ -21,7 +21,7 @@ from mllm.metrics.base import REQUIRED, content_read, part_read
 from mllm.metrics.bootstrap import RESAMPLES, group_numbers, interval, resampled_weights
 from mllm.metrics.scoring import Entry, Scorer, Series, needs_scores, tasks_of
 from mllm.registry import METRICS
-from mllm.report.figures import INTERVAL, aligned, format_number
+from mllm.report.figures import INTERVAL, UNDEFINED, aligned, format_number
 from mllm.run_files import METRICS as METRICS_FILE
 from mllm.run_files import PREDICTIONS
 from mllm.structures import Answer
@@ -317,9 +317,9 @@ def _table(rows: Sequence[Difference], count: int) -> str:
 
 def _cell(value: float, limits: Limits, sign: str) -> str:
     if math.isnan(value):
-        return "nan"
+        return UNDEFINED
     shown = f"{value:+,}" if sign and isinstance(value, int) else f"{value:+.4f}" if sign else format_number(value)
-    if limits is None:
+    if limits is None or not all(map(math.isfinite, limits)):
         return shown
     low, high = (f"{limit:{sign}.4f}" for limit in limits)
     return f"{shown} [{low}, {high}]"

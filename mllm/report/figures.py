@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mllm.engine.strata import SMALL as SMALL_STRATUM
-from mllm.metrics.measure_table import agreement_table
+from mllm.metrics.measure_table import UNDEFINED, agreement_table
 
 Figures = Mapping[str, float]
 SMALL = " *"
@@ -93,6 +94,7 @@ def formatted(figures: Mapping[str, float], scale: float = 1.0, decimals: int = 
         if name.endswith(INTERVAL):
             continue
         limits = [figures[name + end] for end in INTERVAL if name + end in figures]
+        limits = limits if all(map(math.isfinite, limits)) else []
         shown = ", ".join(format_number(scale * limit, decimals, sign) for limit in limits)
         texts[name] = format_number(value if isinstance(value, int) else scale * value, decimals, sign) + (
             f" [{shown}]" if limits else ""
@@ -101,7 +103,12 @@ def formatted(figures: Mapping[str, float], scale: float = 1.0, decimals: int = 
 
 
 def format_number(value: float, decimals: int = 4, sign: str = "") -> str:
-    """Format an integer with separators of thousands, any other number with `decimals` digits after the point."""
+    """Format an integer with separators of thousands, any other number with `decimals` digits after the point.
+
+    A number that is not finite is `undefined`.
+    """
+    if not math.isfinite(value):
+        return UNDEFINED
     return f"{value:{sign},}" if isinstance(value, int) else f"{value:{sign}.{decimals}f}"
 
 
@@ -141,11 +148,11 @@ def _baselines(trained: Figures, untrained: Figures | None, differences: Figures
     if untrained and differences and "accuracy" in differences:
         texts.append(f"difference {_percent(differences, '+')}")
     for name, label in zip(BASELINES, ("majority class", "chance"), strict=True):
-        texts.append(f"{label} {100 * trained[name]:.1f} %")
+        texts.append(f"{label} {_percent({'accuracy': trained[name]})}")
     return ", ".join(texts)
 
 
 def _percent(accuracy: Figures, sign: str = "") -> str:
     """Return an accuracy in percent with its interval: `75.0 % [62.5, 87.5]`."""
     value, _, limits = formatted(accuracy, 100, 1, sign)["accuracy"].partition(" ")
-    return f"{value} % {limits}".strip()
+    return value if value == UNDEFINED else f"{value} % {limits}".strip()

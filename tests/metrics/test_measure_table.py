@@ -31,5 +31,5 @@ def test_the_table_contains_every_figure_with_its_interval():
 def test_nan_is_a_dash():
     figures = measures({}, {"EF": np.array([NAN, NAN])}, ["a", "b"])
     assert agreement_table(figures).splitlines()[1].split() == (
-        ["EF", "(%)", "0", "(2", "without", "reference)", "-", "-", "-", "-", "-", "-", "to", "-"]
+        ["EF", "(%)", "0", "(2", "without", "reference)", *["undefined"] * 6, "to", "undefined"]
     )

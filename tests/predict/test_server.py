@@ -100,7 +100,7 @@ def test_a_broken_evaluation_keeps_its_answers_and_continues(config, waits) -> N
         return said("A scan.")
 
     with chat_server(fail_after_three) as server:
-        message = r"refuses .*rows.jsonl, line 4.* with status 503 \(overloaded\); the answers so far are kept"
+        message = r"refuses .*rows.jsonl, line 4.* with status 503 \(overloaded\); the 3 answers so far are kept in"
         with pytest.raises(ConfigError, match=message):
             main([config, "--server", server.url, "--concurrency", "1"])
         assert waits == [1.0, 2.0, 4.0, 8.0]
@@ -110,6 +110,13 @@ def test_a_broken_evaluation_keeps_its_answers_and_continues(config, waits) -> N
     folder = Path("exp/run/evaluation-test")
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 5
     assert json.loads((folder / "metrics.json").read_text())["counts"]["continued"] == 3
+
+
+def test_an_evaluation_that_ends_before_any_answer_keeps_none(config, waits) -> None:
+    overloaded = pytest.raises(ConfigError, match=r"with status 503 \(overloaded\)$")
+    with chat_server(lambda request: (503, {"error": {"message": "overloaded"}})) as server, overloaded:
+        main([config, "--server", server.url])
+    assert not Path("exp/run/evaluation-test").exists()
 
 
 def test_a_row_that_the_server_refuses_is_skipped_and_counted(config, caplog) -> None:

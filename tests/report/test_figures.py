@@ -73,7 +73,7 @@ def test_the_table_has_counts_and_fractions() -> None:
     assert [line.split() for line in lines[2:]] == [
         ["rec", "accuracy", "0.8751"],
         ["rec", "samples", "1,200"],
-        ["res", "cIoU", "nan"],
+        ["res", "cIoU", "undefined"],
     ]
     assert len({len(line) for line in lines}) == 1
 
@@ -82,3 +82,12 @@ def test_figures_are_formatted_as_one_line():
     figures = {"accuracy": {"accuracy": 0.5, "samples": 1200}, "rec": {"accuracy": 0.25, "samples": 3}}
     assert format_figures(figures["accuracy"]) == "accuracy 0.5000, samples 1,200"
     assert format_figures(figures["rec"]) == "accuracy 0.2500, samples 3"
+
+
+def test_a_figure_that_is_not_defined_has_no_number_and_no_interval():
+    nan = float("nan")
+    undefined = {"accuracy": nan, "accuracy_ci_low": nan, "accuracy_ci_high": nan}
+    assert format_figures(undefined) == "accuracy undefined"
+    assert format_figures({"f1": 0.5, "f1_ci_low": nan, "f1_ci_high": nan}, "+") == "f1 +0.5000"
+    line = figures_line("accuracy", {**undefined, "majority_class": 0.5, "chance": nan}, None, 3, 3)
+    assert line == "held-out accuracy: undefined (majority class 50.0 %, chance undefined)"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mllm.report.figures import format_number
+from mllm.report.figures import UNDEFINED, format_number
 from mllm.report.run.charts import Chart
 from mllm.report.run.gallery import Gallery
 from mllm.report.run.pictures import Picture
@@ -139,7 +139,7 @@ class Section:
 def number(value: Any, decimals: int = 4) -> Cell:
     """Return a cell of a number with its exact value; `undefined` for None and NaN, which JSON has as null."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return Cell("undefined" if value is None or isinstance(value, float) else str(value), None, is_number=True)
+        return Cell(UNDEFINED if value is None or isinstance(value, float) else str(value), None, is_number=True)
     return Cell(format_number(value, decimals), value, is_number=True)
 
 
