@@ -13,14 +13,11 @@ import json
 import multiprocessing
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 2)]
 
-BLOCK = 2**20
-"""Number of random values, which are repeated, because drawing billions would take longer than the merge."""
 TARGETS = r".*language_model.*(q_proj|v_proj|down_proj)|model\.layers.*(q_proj|v_proj|down_proj)"
 MODELS = ("llama-0.3b", "medgemma-4b")
 
@@ -63,34 +60,17 @@ def write(folder: Path, name: str, shard_bytes: int) -> None:
 
     import torch
     from peft import LoraConfig
+    from random_weights import write_weights
 
     from mllm.export.settings import write_settings
     from mllm.models.adapters.files import write_adapter
-    from mllm.models.backbone.weight_files import TensorHeader, file_names, write_index, write_safetensors
     from mllm.tiny.checkpoints import write_tiny
 
     tiny = write_tiny("gemma3n" if name == "llama-0.3b" else "medgemma", folder / "tiny")
     model, kind = _model(name, tiny)
     base = folder / "base"
     base.mkdir(parents=True)
-    block = 0.02 * torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)).bfloat16()
-
-    def values(headers: list[TensorHeader]) -> Iterator[torch.Tensor]:
-        for header in headers:
-            size = header.elements
-            yield torch.zeros(size, dtype=block.dtype) if len(header.shape) < 2 else _repeated(block, size)
-
-    shards: list[list[TensorHeader]] = [[]]
-    for key, parameter in model.named_parameters():
-        header = TensorHeader(key, "BF16", tuple(parameter.shape))
-        if shards[-1] and sum(other.size for other in shards[-1]) + header.size > shard_bytes:
-            shards.append([])
-        shards[-1].append(header)
-    files = dict(zip(file_names(len(shards)), shards, strict=True))
-    for file, headers in files.items():
-        write_safetensors(base / file, headers, values(headers))
-    if len(files) > 1:
-        write_index(base, {header.name: file for file, headers in files.items() for header in headers})
+    write_weights(base, model, shard_bytes)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(base)
     for file in tiny.iterdir():
@@ -106,10 +86,6 @@ def write(folder: Path, name: str, shard_bytes: int) -> None:
     lora = LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, base_model_name_or_path=str(base))
     write_adapter(folder / "adapter", tensors, lora)
     write_settings(folder / "adapter", {"type": kind})
-
-
-def _repeated(block: Any, size: int) -> Any:
-    return block.repeat(-(-size // BLOCK))[:size]
 
 
 def measure(folder: Path, parity: bool) -> dict[str, Any]:
