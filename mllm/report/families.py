@@ -16,12 +16,14 @@ HEADER = """# Model families
 Written by `mllm show families`. A test builds a tiny checkpoint of each architecture in the table with its own
 processor (`tests/models/test_families.py`). It compares logits, labels, batches, gradients with and without
 checkpointing, the merged model and its answers with stock transformers {version}. Architectures with a reason were
-tried in the same way, and stop with a sentence that has these words. `(text)` is the language model of a checkpoint
-that reads images, `(decoder)` the decoder of an encoder-decoder.
+tried in the same way, and stop with a sentence that has these words; those with `(answers)` can be asked without
+training, and answer as stock transformers does. `(text)` is the language model of a checkpoint that reads images,
+`(decoder)` the decoder of an encoder-decoder.
 
 Other architectures of transformers' Auto classes are loaded in the same way. Before the first update, every run checks
-the gradients, the loss, and that no answer sees its own later tokens; a run that fails a check, or in which the code of
-the model raises an error, stops with a sentence. `mllm show families --untested` lists the installed ones.
+the gradients, the loss, that no answer sees its own later tokens, and that a sample has the same states in a batch as
+alone; a run that fails a check, or in which the code of the model raises an error, stops with a sentence.
+`mllm show families --untested` lists the installed ones.
 
 * **vision LoRA**: `lora_target="vision"` or `"all"` trains the vision tower.
 * **4-bit**: `load_in_4bit=True` trains.
@@ -75,6 +77,7 @@ def _line(name: str, result: Mapping[str, Any]) -> str:
     """Return the row of an architecture."""
     start = f"| `{name}` | `{result['type']}` | "
     if result["refused"]:
-        return f"{start}refused: {result['refused']} | | | | | | |"
+        answers = " (answers)" if result["answers"] else ""
+        return f"{start}refused: {result['refused']}{answers} | | | | | | |"
     marks = (result[key] for key in ("vision_lora", "four_bit", "features", "shared_images", "packing", "gguf"))
     return start + " | ".join(["yes", *("yes" if mark else "" for mark in marks)]) + " |"

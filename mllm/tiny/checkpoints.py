@@ -40,9 +40,10 @@ def write_tiny(
     model, processor = makers[name](seed, text or {}, vision or {})
     if model.can_generate():
         tokenizer = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
+        ends = model.config.get_text_config(decoder=True).eos_token_id  # older configs have no other one
         model.generation_config = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=model.config.eos_token_id,
+            eos_token_id=model.config.to_dict().get("eos_token_id", ends),
             pad_token_id=tokenizer.pad_token_id,
         )
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -16,12 +16,13 @@ def is_read(model: PreTrainedModel, name: str) -> bool:
     """Return True if the features of images depend on a module or parameter of a vision tower or projector.
 
     The head of SigLIP pools an image to one vector, which no projector reads. A LLaVA reads one of the hidden states,
-    often the last but one, before the norm at the end of the tower.
+    often the last but one, before the norm at the end of the tower. MiniCPM-OCR merges patches inside its tower, unless
+    its config keeps them all.
     """
     if isinstance(model, VisionPart) and ONLY_FOR_TOKENS.search(f".{name}."):
         return False
     parts, config = name.split("."), model.config.to_dict()
-    if "head" in parts:
+    if "head" in parts or ("vit_merger" in parts and config.get("downsample_mode") == "4x"):
         return False
     read, vision = config.get("vision_feature_layer"), config.get("vision_config")
     if read is None or vision is None:

@@ -18,8 +18,17 @@ TYPES_OF_SUFFIX = frozenset({"paligemma"})
 """Architectures whose `token_type_ids` are 0 in the prompt, with bidirectional attention, and 1 in the answer."""
 
 
-TYPES_OF_OWN_PLACEMENT = frozenset({"blip-2", "instructblip", "instructblipvideo"})
-"""Architectures whose processor writes the tokens of one image before the text, wherever the text has its images."""
+OWN_PLACEMENT = (
+    "has no conversations: its processor writes the tokens of one image before the text, not in place of <image>"
+)
+WITHOUT_CONVERSATIONS = {
+    **dict.fromkeys(("blip-2", "instructblip", "instructblipvideo", "kosmos-2.5"), OWN_PLACEMENT),
+    "shieldgemma2": "has no conversations: its processor writes its own question about each policy of safety",
+    "evolla": "reads proteins, and no images",
+    "pi0": "writes the movements of a robot, and no text",
+    "diffusion_gemma": "writes blocks of tokens by diffusion, and not one token after another",
+}
+"""Architectures of AutoModelForImageTextToText that no conversation about images can train, each with its reason."""
 
 
 TYPES_OF_JOINT_POSITIONS = frozenset({"hunyuan_vl"})

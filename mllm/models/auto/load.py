@@ -22,8 +22,8 @@ from mllm.models.auto.default_templates import DEFAULTS
 from mllm.models.auto.family import (
     TYPES_OF_JOINT_POSITIONS,
     TYPES_OF_LAST_STATE,
-    TYPES_OF_OWN_PLACEMENT,
     TYPES_OF_SUFFIX,
+    WITHOUT_CONVERSATIONS,
     keep_unquantized,
 )
 from mllm.models.auto.towers import find_towers
@@ -73,16 +73,15 @@ def load_known_config(args: ModelArgs) -> PretrainedConfig:
     """Load the config; raise `ConfigError` for another architecture than a decoder of AutoModelForImageTextToText."""
     name = checkpoint_of(args)
     config = load_config(name, trust_remote_code=args.trust_remote_code)
+    if (reason := WITHOUT_CONVERSATIONS.get(config.model_type)) is not None:
+        raise ConfigError(
+            f"model_name_or_path '{name}' is a '{config.model_type}' model, which {reason}; choose another architecture"
+        )
     brings_code = args.trust_remote_code and "AutoModelForImageTextToText" in config.to_dict().get("auto_map", {})
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not brings_code:
         raise ConfigError(
             f"type='{args.type}' loads the architectures of AutoModelForImageTextToText (llava, qwen2_vl, gemma3 ...), "
             f"but model_name_or_path '{name}' is a '{config.model_type}' model: {type_advice(config)}"
-        )
-    if config.model_type in TYPES_OF_OWN_PLACEMENT:
-        raise ConfigError(
-            f"model_name_or_path '{name}' is a '{config.model_type}' model, which has no conversations: its processor "
-            "writes the tokens of one image before the text, and not in place of <image>; choose another architecture"
         )
     if config.model_type in TYPES_OF_JOINT_POSITIONS:
         raise ConfigError(

@@ -135,16 +135,26 @@ def load_model(
         config = config_for(kind, name, trust_remote_code=trust_remote_code)
         return planned_model(kind, config, quantization_config=quantization_config, **options)
     if init_seed is not None:
-        return new_model(kind, name, init_seed, trust_remote_code=trust_remote_code, **options)
-    if device == STORED:
+        model = new_model(kind, name, init_seed, trust_remote_code=trust_remote_code, **options)
+    elif device == STORED:
         if trust_remote_code:
             raise Unstreamable("the checkpoint contains its own code")
         with explained(name):
-            return open_stored(kind, name, load_config(name), **options)
-    options["trust_remote_code"] = trust_remote_code
-    if quantization_config is not None:
-        options["quantization_config"] = quantization_config
-        options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0)) if device == "cuda" else "cpu"}
+            model = open_stored(kind, name, load_config(name), **options)
+    else:
+        if quantization_config is not None:
+            options["quantization_config"] = quantization_config
+            options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0)) if device == "cuda" else "cpu"}
+        model = _read_model(kind, name, trust_remote_code=trust_remote_code, **options)
+    if "model_args" in (model.config.to_dict().get("vision_config") or {}):
+        # timm removes arguments from the dict that it receives, and adds functions, which no file can contain.
+        original: Any = load_config(name, trust_remote_code=trust_remote_code)
+        model.config.vision_config.model_args = original.vision_config.model_args
+    return model
+
+
+def _read_model(kind: Any, name: str, **options: Any) -> PreTrainedModel:
+    """Return the model in the weight files of a checkpoint, frozen, in evaluation mode."""
     with explained(name):
         model, report = kind.from_pretrained(name, output_loading_info=True, **options)
     missing = sorted(report["missing_keys"])
@@ -153,8 +163,8 @@ def load_model(
             f"the weight files of '{name}' lack {len(missing)} tensors of its architecture (first {missing[0]}): the "
             "checkpoint is incomplete or of another architecture"
         )
-    if quantization_config is not None:
-        _refuse_unquantized(model, quantization_config)
+    if "quantization_config" in options:
+        _refuse_unquantized(model, options["quantization_config"])
     # peft.prepare_model_for_kbit_training would also convert unquantized weights to fp32: 1.3 GB more for the
     # embedding of Gemma 3. Only freezing is needed here, because norms compute in fp32 in these families.
     model.requires_grad_(False)
@@ -163,7 +173,8 @@ def load_model(
             # On a CPU with AVX512-BF16, the first evaluation would reorder the weight permanently for a product without
             # gradient, so almost nothing would train after an evaluation, without an error.
             module.support_avx512bf16_for_cpu = False
-    return model.eval()
+    frozen: PreTrainedModel = model.eval()
+    return frozen
 
 
 def config_for(kind: Any, name: str, *, trust_remote_code: bool) -> PretrainedConfig:

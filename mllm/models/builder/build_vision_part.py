@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,8 @@ def load_part(kind: type[PreTrainedModel], args: ModelArgs, hardware: Hardware, 
     """
     name = checkpoint_of(args)
     config = load_config(name, trust_remote_code=args.trust_remote_code)
-    timm_args = copy.deepcopy(config.to_dict().get("vision_config", {}).get("model_args"))
     precision = "fp32" if hardware.precision == "fp16" else hardware.precision
-    model = load_model(
+    return load_model(
         kind,
         name,
         precision="fp32" if trained_parts(args).full else precision,
@@ -53,9 +51,6 @@ def load_part(kind: type[PreTrainedModel], args: ModelArgs, hardware: Hardware, 
         attn_implementation=args.attn_implementation,
         init_seed=args.init_seed if args.from_scratch else None,
     )
-    if timm_args is not None:
-        model.config.vision_config.model_args = timm_args  # timm removes the arguments from the dict that it receives
-    return model
 
 
 def load_processor(args: ModelArgs) -> Any:

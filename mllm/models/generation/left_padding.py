@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -11,27 +10,27 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from mllm.models.backbone.model_errors import explained_model_errors
 from mllm.models.encoding.image_features import backbone_inputs
 from mllm.models.encoding.text_encoder import TextEncoder
 from mllm.structures import Encoded
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = 0.1
-"""Largest difference of logits, in standard deviations of the logits, that is taken for rounding."""
+TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
+"""Root mean square differences of logits in fp32 and in half precision, in standard deviations of the logits, that are
+taken for rounding."""
 _results: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 def needs_equal_lengths(model: PreTrainedModel, encoder: TextEncoder, prompts: Sequence[Encoded]) -> bool:
-    """Return True if the prompts of a batch must have equal lengths, because padding before a prompt moves its tokens.
+    """Return True if the prompts of a batch must have equal lengths: padding before a prompt changes its answer.
 
-    transformers gives the position of each token to models that read `position_ids`. Some others count padding (BART as
-    a decoder), some read positions from the mask (BLOOM) or have none (Mamba). Models that compress keys of several
-    tokens into one (DeepSeek V4) count tokens from the start of the row. Both are tried once, on two prompts.
+    transformers gives most models the position of each token after the padding. Some count padding (BART as a decoder,
+    GIT), or compress keys of several tokens from the start of the row into one (DeepSeek V4). So a prompt is tried
+    once, alone and beside a longer one. An encoder-decoder has its padding at the end.
     """
-    reads_positions = "position_ids" in inspect.signature(model.forward).parameters
-    compresses = any("compress" in key for key in model.config.get_text_config(decoder=True).to_dict())
-    if model.config.is_encoder_decoder or (reads_positions and not compresses):
+    if model.config.is_encoder_decoder:
         return False
     if model not in _results:
         by_length = sorted(prompts, key=len)
@@ -51,16 +50,27 @@ def is_alike(one: Encoded, other: Encoded) -> bool:
 
 
 def _changes(model: PreTrainedModel, encoder: TextEncoder, short: Encoded, longer: Encoded) -> bool:
-    """Return True if padding in front of a short prompt changes the logits of the first token of its answer."""
+    """Return True if padding in front of a short prompt changes the logits of the first two tokens of its answer.
+
+    The first token is computed with the prompt, the second one from the cache. It is compared if the first is equal.
+    """
     alone, padded = (
         _first_logits(model, encoder.pad(prompts, side="left").to(model.device).student)
         for prompts in ([short], [short, longer])
     )
-    return bool((padded - alone).abs().max() > TOLERANCE * alone.std())
+    tolerance = TOLERANCE if model.dtype == torch.float32 else HALF_TOLERANCE
+    for one, other in zip(alone, padded, strict=False):
+        if (other - one).norm() > tolerance * (one - one.mean()).norm():
+            return True
+        if one.argmax() != other.argmax():
+            return False
+    return False
 
 
-def _first_logits(model: Any, student: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the logits of the first generated token of the first sample [vocabulary], in fp32."""
-    options = GenerationConfig(max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True)
-    logits: torch.Tensor = model.generate(**backbone_inputs(student), generation_config=options).logits[0][0]
-    return logits.float()
+def _first_logits(model: Any, student: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Return the logits of the first two generated tokens of the first sample, each [vocabulary], in fp32."""
+    options = GenerationConfig(max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    inputs = backbone_inputs({name: tensor for name, tensor in student.items() if not name.startswith("object_")})
+    with explained_model_errors(model, "while it generates an answer", "cannot answer"):
+        logits = model.generate(**inputs, generation_config=options).logits
+    return [logits_BV[0].float() for logits_BV in logits]

@@ -16,6 +16,8 @@ FULL_PRECISION = [
     *("prediction_coefs", "correction_coefs", "modality_router"),
     *("vision_tower", "audio_tower", "embed_vision", "embed_audio"),
 ]
+DRAFTERS = frozenset({"gemma4_assistant", "gemma4_unified_assistant"})
+"""Architectures of AutoModelForCausalLM that draft tokens from the states of another model."""
 TITLES = {
     "gemma": "Gemma",
     "gemma2": "Gemma 2",

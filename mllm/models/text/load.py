@@ -29,7 +29,7 @@ from mllm.models.builder.build_chat import load_chat_processor
 from mllm.models.builder.build_options import checkpoint_of, encoder_options, load_options, quantization_bits
 from mllm.models.encoding.seq2seq import Seq2SeqEncoder
 from mllm.models.encoding.text_processor import TextProcessor, load_text_processor
-from mllm.models.text.family import FULL_PRECISION, full_precision_modules
+from mllm.models.text.family import DRAFTERS, FULL_PRECISION, full_precision_modules
 from mllm.models.text.towers import encoder_decoder_towers
 
 
@@ -120,6 +120,11 @@ def _checked(args: ModelArgs, kind: Any, mapping: Any) -> str:
             f"type='{args.type}' would train the language model of '{name}' alone, which the Auto classes "
             f"do not load for a '{config.model_type}' model: {type_advice(config)}, which also trains on texts"
         )
+    if config.model_type in DRAFTERS:
+        raise ConfigError(
+            f"model_name_or_path '{name}' is a '{config.model_type}' model, which drafts tokens for another model and "
+            "reads its states: choose that model"
+        )
     if not brings_code and _is_of_sound(config, mapping):
         raise ConfigError(
             f"model_name_or_path '{name}' is a '{config.model_type}' model, which reads or writes sound: only models "
@@ -143,6 +148,8 @@ def _is_of_sound(config: PretrainedConfig, mapping: Any) -> bool:
     """
     if mapping is MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         return not config.is_encoder_decoder
+    if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING and "audio_config" in config.to_dict():
+        return True
     tables = (MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING, MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING)
     return any(type(config) in table for table in tables)
 

@@ -85,7 +85,7 @@ def reads_stored_features(bundle: Bundle, samples: list[Sample], out: Path) -> b
     for group, states in zip(batches(bundle, samples), expected, strict=True):
         student = encoder.pad(group).student
         assert "pixel_values" not in student
-        torch.testing.assert_close(model(**student).hidden_BLD, states, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model(**student).hidden_BLD, states, rtol=5e-5, atol=5e-5)
     assert generate(bundle, samples, max_new_tokens=4, batch_size=3, progress=False) == answers
     return True
 
@@ -97,7 +97,7 @@ def shares_images(bundle: Bundle) -> bool:
     """
     model, encoder = bundle.model, bundle.encoder
     architecture = model.pretrained.config.model_type
-    if architecture not in SHARED:
+    if architecture not in SHARED or not encoder.image_token_ids:
         return False
     assert isinstance(model, LanguageModel) and isinstance(encoder, ChatEncoder)
     image = picture(80, 60)

@@ -19,7 +19,7 @@ PLAIN = (
     *("mixtral", "moshi", "mpt", "mvp", "nanochat", "olmo", "olmo3", "olmo_hybrid", "olmoe"),
     *("openai-gpt", "persimmon", "phi", "plbart", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next"),
     *("rwkv", "seed_oss", "solar_open", "stablelm", "starcoder2", "vaultgemma", "xglm"),
-    *("bart", "mbart", "pegasus", "dots3_note_text", "trocr"),
+    *("bart", "mbart", "pegasus", "dots3_note_text", "trocr", "prophetnet"),
 )
 """Architectures of AutoModelForCausalLM that need no further values."""
 TWO_WAYS = (
@@ -112,7 +112,16 @@ SOUND = (
     *("nemo_speechlm", "qwen2_audio", "qwen3_asr", "vibevoice_asr", "voxtral", "voxtral_realtime"),
 )
 """Architectures of AutoModelForSeq2SeqLM that read sound."""
-SOUND_DECODERS = ("whisper", "musicgen", "musicgen_melody")
+DRAFTERS = {
+    "gemma4_assistant": {
+        "model_type": "gemma4_text",
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": 0,
+    },
+    "gemma4_unified_assistant": {"model_type": "gemma4_unified_text"},
+}
+"""Architectures of AutoModelForCausalLM that read the states of another model, with their text_config."""
+SOUND_DECODERS = ("whisper", "musicgen", "musicgen_melody", "moss_transcribe_diarize (decoder)")
 """Those of AutoModelForCausalLM that read or write sound."""
 MORE_ENCODER_DECODERS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("bigbird_pegasus", "blenderbot", "blenderbot-small", "fsmt", "mvp", "pegasus_x"), {}),

@@ -58,11 +58,11 @@ def _pieces() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return train_pieces(PIECES)
 
 
-def byte_tokenizer(eos: str = "<|im_end|>", **media: str) -> Any:
+def byte_tokenizer(eos: str = "<|im_end|>", kind: Any = Qwen2Tokenizer, **media: str) -> Any:
     """Return a tokenizer of bytes; `media` are further named tokens, such as `image_token`."""
     vocabulary, merges = _bytes()
     more = {"extra_special_tokens": media} if media else {}
-    tokenizer = new(Qwen2Tokenizer, vocab=vocabulary, merges=merges, eos_token=eos, pad_token="<|endoftext|>", **more)
+    tokenizer = new(kind, vocab=vocabulary, merges=merges, eos_token=eos, pad_token="<|endoftext|>", **more)
     add_special_tokens(tokenizer, TOKENS)
     return tokenizer
 

@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from family_checkpoints import image_text, more_image_text, more_text, newer_image_text, refused_image_text, text
+from family_checkpoints import (
+    image_text,
+    latest_image_text,
+    more_image_text,
+    more_text,
+    newer_image_text,
+    refused_image_text,
+    text,
+)
 from mllm.models.auto.tiny_paligemma import paligemma, paligemma2
 from mllm.tiny.checkpoints import write_tiny
 
@@ -94,6 +102,7 @@ IMAGE_TEXT = cases(
 MORE_IMAGE_TEXT = [
     *(Case(name, "image-text", make, always=False) for name, make in more_image_text.MAKERS.items()),
     *(Case(name, "image-text", make, always=False) for name, make in newer_image_text.MAKERS.items()),
+    *(Case(name, "image-text", make, always=False) for name, make in latest_image_text.MAKERS.items()),
     *(
         Case(name, "image-text", make, sentence, always=False)
         for name, (make, sentence) in refused_image_text.REFUSED.items()
@@ -103,7 +112,10 @@ MORE_IMAGE_TEXT = [
         for name, sentence in refused_image_text.BY_CONFIG.items()
     ),
 ]
-GEMMA3 = [Case("gemma3", "medgemma", "medgemma")]
+GEMMA3 = [
+    Case("gemma3", "medgemma", "medgemma"),
+    Case("gemma3n", "gemma3n-student", "gemma3n-student", always=False),
+]
 REFUSED = {
     **dict.fromkeys(("bert", *more_text.TWO_WAYS), "attends to later tokens"),
     "xmod": "fails on the first batch",
@@ -130,12 +142,18 @@ DECODERS = [
 OF_SOUND = "which reads or writes sound"
 
 
-def _config_alone(name: str, kind: str, sentence: str) -> Case:
+def _config_alone(name: str, kind: str, sentence: str, **values: Any) -> Case:
     """Return the case of an architecture that is refused by its config."""
-    return Case(name, kind, partial(text.config_alone, name), sentence, always=False)
+    architecture = name.partition(" ")[0]
+    return Case(name, kind, partial(text.config_alone, architecture, **values), sentence, always=False)
 
 
 DECODERS += [_config_alone(name, "causal-lm", OF_SOUND) for name in more_text.SOUND_DECODERS]
+DECODERS += [
+    _config_alone(name, "causal-lm", "drafts tokens for another model", text_config=text_config)
+    for name, text_config in more_text.DRAFTERS.items()
+]
+DECODERS += [Case("blt", "causal-lm", text.blt, "fails on the first batch", always=False)]
 ENCODER_DECODERS = [
     *(
         Case(name, "seq2seq", partial(text.encoder_decoder, name), REFUSED.get(name, ""), always=name not in RARE)
@@ -150,10 +168,26 @@ ENCODER_DECODERS = [
     Case("t5gemma2", "seq2seq", "t5gemma2"),
 ]
 SMOLVLM = Case("smolvlm", "image-text", image_text.smolvlm, always=False, package="num2words")
+NO_TEXT_MODEL = "which the Auto classes do not load"
 LANGUAGE_MODELS = [
-    Case(f"{case.name} (text)", "causal-lm", case.make, always=False)
-    for case in (*IMAGE_TEXT, *MORE_IMAGE_TEXT)
-    if case.name in ("gemma4", "gemma4_unified", "qwen3_5", "qwen3_5_moe", "llama4", "got_ocr2")
+    Case(f"{case.name} (text)", "causal-lm", case.make, NO_TEXT_MODEL * (case.name in ("emu3", "mllama")), always=False)
+    for case in (*GEMMA3, *IMAGE_TEXT, *MORE_IMAGE_TEXT)
+    if case.name
+    in (
+        *(
+            "gemma3",
+            "gemma3n",
+            "gemma4",
+            "gemma4_unified",
+            "qwen3_5",
+            "qwen3_5_moe",
+            "llama4",
+            "got_ocr2",
+            "fuyu",
+            "git",
+        ),
+        *("dots3_note", "qwen4_exp", "emu3", "mllama"),
+    )
 ]
-"""Checkpoints that read images, whose language models AutoModelForCausalLM loads."""
+"""Checkpoints that read images, whose language models AutoModelForCausalLM loads, or which it also loads itself."""
 CASES = [*GEMMA3, *IMAGE_TEXT, SMOLVLM, *MORE_IMAGE_TEXT, *DECODERS, *LANGUAGE_MODELS, *ENCODER_DECODERS]

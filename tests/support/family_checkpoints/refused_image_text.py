@@ -23,6 +23,8 @@ from transformers import (
     GitProcessor,
     HunYuanVLImageProcessor,
     HunYuanVLProcessor,
+    IdeficsImageProcessor,
+    IdeficsProcessor,
     InstructBlipProcessor,
     Kosmos2Processor,
     Llama4ImageProcessor,
@@ -30,12 +32,16 @@ from transformers import (
     Molmo2ImageProcessor,
     Molmo2Processor,
     Molmo2VideoProcessor,
+    NemotronH_Omni_Reasoning_V3ImageProcessor,
+    NemotronH_Omni_Reasoning_V3Processor,
+    NemotronH_Omni_Reasoning_V3VideoProcessor,
+    ParakeetFeatureExtractor,
     Pix2StructImageProcessor,
     Pix2StructProcessor,
 )
 
 from family_checkpoints.image_text import CLIP, SIDE, SQUARE, Checkpoint, checkpoint, token
-from family_checkpoints.more_text import small_values
+from family_checkpoints.more_text import MORE_DECODERS, small_values
 from family_checkpoints.parts import SIZES, TOWER, byte_tokenizer, chat, ids_of
 from mllm.tiny.parts import random_model
 
@@ -199,6 +205,40 @@ def hunyuan_vl() -> Checkpoint:
     )
 
 
+def idefics() -> Checkpoint:
+    processor = IdeficsProcessor(IdeficsImageProcessor(image_size=SIDE), byte_tokenizer(), image_size=SIDE)
+    vision = {**TOWER, "embed_dim": 64, "image_size": SIDE, "patch_size": 14}
+    return model_of("idefics", processor, vision_config=vision, **text_values(processor))
+
+
+def nemotron_h_omni() -> Checkpoint:
+    images = NemotronH_Omni_Reasoning_V3ImageProcessor(min_num_patches=4, max_num_patches=16)
+    videos = NemotronH_Omni_Reasoning_V3VideoProcessor()
+    processor = NemotronH_Omni_Reasoning_V3Processor(
+        images, videos, byte_tokenizer(), ParakeetFeatureExtractor(), chat_template=chat()
+    )
+    text = small_values("nemotron_h", MORE_DECODERS["nemotron_h"])
+    vision = dict(model_type="radio", mlp_ratio=2.0, max_img_size=256, video_temporal_patch_size=2)
+    return checkpoint(
+        "nemotron_h_omni",
+        processor,
+        {"model_type": "nemotron_h", **text},
+        vision_config={**TOWER, **vision},
+        projector_hidden_size=64,
+        vision_hidden_size=64,
+        image_token_id=token(processor, "<image>"),
+        video_token_id=token(processor, "<video>"),
+    )
+
+
+def mistral4() -> Checkpoint:
+    """Return the language model of Mistral 4, which transformers lists among the models that read images."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = chat()
+    config = AutoConfig.for_model("mistral4", **small_values("mistral4", ids_of(tokenizer)))
+    return random_model(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)], config, seed=0), tokenizer
+
+
 CANNOT_BE_FOUND = "cannot be found among its parts"
 OWN_PLACEMENT = "writes the tokens of one image before the text"
 UNKNOWN_OUTPUT = "it is not known whether this belongs to a token, an image or a sample"
@@ -207,6 +247,9 @@ REFUSED: dict[str, tuple[Callable[[], Checkpoint], str]] = {
     "instructblip": (partial(blip_with_queries, "instructblip"), OWN_PLACEMENT),
     "blip-2": (partial(blip_with_queries, "blip-2"), OWN_PLACEMENT),
     "blip": (blip, "has no output layer of its own"),
+    "nemotron_h_omni": (nemotron_h_omni, "has no output layer of its own"),
+    "idefics": (idefics, CANNOT_BE_FOUND),
+    "mistral4": (mistral4, "has a tokenizer but no image processor"),
     "emu3": (emu3, CANNOT_BE_FOUND),
     "chameleon": (chameleon, CANNOT_BE_FOUND),
     "fuyu": (fuyu, CANNOT_BE_FOUND),
@@ -221,6 +264,10 @@ REFUSED: dict[str, tuple[Callable[[], Checkpoint], str]] = {
 """Architecture -> function that returns model and processor, and a part of the sentence that refuses it."""
 BY_CONFIG = {
     **dict.fromkeys(("vision-encoder-decoder", "udop", "pp_formulanet"), NO_TYPE),
-    "instructblipvideo": OWN_PLACEMENT,
+    **dict.fromkeys(("instructblipvideo", "kosmos-2.5"), OWN_PLACEMENT),
+    "shieldgemma2": "writes its own question about each policy",
+    "evolla": "reads proteins, and no images",
+    "pi0": "writes the movements of a robot, and no text",
+    "diffusion_gemma": "writes blocks of tokens by diffusion",
 }
 """Architecture -> a part of the sentence that refuses it by its config."""

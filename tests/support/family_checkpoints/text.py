@@ -100,8 +100,24 @@ def encoder_decoder(family: str) -> tuple[Any, Any]:
     return random_model(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)], config, seed=0), tokenizer
 
 
-def config_alone(family: str) -> tuple[Any, Any]:
-    """Return the default config of an architecture that is refused before its weights are read, and a tokenizer."""
+def blt() -> tuple[Any, Any]:
+    """Return BLT, which reads bytes in groups that a part of it chooses."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = chat()
-    return AutoConfig.for_model(family), tokenizer
+    ids, sizes = ids_of(tokenizer), {**SIZES, "num_key_value_heads": 2}
+    half = {**sizes, "vocab_size": ids["vocab_size"], "hidden_size_global": 64}
+    parts = dict(patcher_config=half, encoder_config=half, decoder_config=half, global_config=sizes)
+    config = AutoConfig.for_model(
+        "blt", **ids, **parts, encoder_hash_byte_group_size=[3], encoder_hash_byte_group_vocab=64
+    )
+    return random_model(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, seed=0), tokenizer
+
+
+def config_alone(family: str, **values: Any) -> tuple[Any, Any]:
+    """Return the config of an architecture that is refused before its weights are read, and a tokenizer.
+
+    The config has the default values, except for `values`.
+    """
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = chat()
+    return AutoConfig.for_model(family, **values), tokenizer
