@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ REQUIRED: Mapping[Reads, str] = {
 }
 """Content that a metric reads -> its description in messages, after "none of the rows has"."""
 M = TypeVar("M", bound=Callable[..., Any])
+V = TypeVar("V")
 _READS: dict[Callable[..., Any], Reads] = {}
 
 CLASSIFICATION = "classification"
@@ -63,6 +65,24 @@ def part_read(metric: Callable[..., Any]) -> Content | None:
     """Return the part of an answer that a metric reads; choices and findings are read from its text. None: all."""
     content = content_read(metric)
     return "text" if content == "choices" or content == "findings" else content
+
+
+def computed_once(method: Callable[[Any], V]) -> Callable[[Any], V]:
+    """Decorate a method of a metric whose result is kept until the next answer: the bootstrap needs it many times.
+
+    The result must not be a view of an `array`, which could not grow then.
+    """
+    name = f"_once_{method.__name__}"
+
+    @functools.wraps(method)
+    def once(self: Any) -> V:
+        known = vars(self).get(name)
+        if known is None or known[0] != len(self):
+            known = vars(self)[name] = len(self), method(self)
+        result: V = known[1]
+        return result
+
+    return once
 
 
 class StreamingMetric(ABC):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -10,14 +10,6 @@ RESAMPLES = 2000
 """Number of bootstrap samples."""
 _CHUNK = 4_000_000
 """Number of weights that are in memory at once."""
-
-
-def group_numbers(groups: Sequence[str | None]) -> np.ndarray:
-    """Return the number of the group of each sample, [N], from 0. A sample without a group is a group of its own."""
-    numbers: dict[object, int] = {}
-    return np.array(
-        [numbers.setdefault(i if group is None else str(group), len(numbers)) for i, group in enumerate(groups)], int
-    )
 
 
 def resampled_weights(groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
@@ -50,18 +42,27 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def weighted_counts(weights: np.ndarray, samples: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
-    """Return the sum [R, count] of the weights [R, N] of the samples in each class.
+class ClassCounts:
+    """Sums of the weights of the samples in each class, for entries that are sorted once for all resamples.
 
     Args:
-        weights: Weights of the samples, [R, N].
         samples: Index of the sample of each entry, [E].
         classes: Class of each entry, [E], from 0 to `count` - 1.
         count: Number of classes.
+        values: Factor of each entry, [E]; None: 1.
     """
-    sums = np.zeros((len(weights), count))
-    if len(samples):
+
+    def __init__(self, samples: np.ndarray, classes: np.ndarray, count: int, values: np.ndarray | None = None) -> None:
         order = np.argsort(classes, kind="stable")
-        present, starts = np.unique(classes[order], return_index=True)
-        sums[:, present] = np.add.reduceat(weights[:, samples[order]], starts, axis=1)
-    return sums
+        self._samples, self._count = samples[order], count
+        self._values = None if values is None else values[order]
+        self._present, self._starts = np.unique(classes[order], return_index=True)
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        """Return the sums [R, count] of the weights [R, N]."""
+        sums = np.zeros((len(weights), self._count))
+        if len(self._samples):
+            parts = weights[:, self._samples]
+            parts = parts if self._values is None else parts * self._values
+            sums[:, self._present] = np.add.reduceat(parts, self._starts, axis=1)
+        return sums

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from mllm.metrics.base import CLASSIFICATION, StreamingMetric, reads
-from mllm.metrics.bootstrap import weighted_counts
+from mllm.metrics.base import CLASSIFICATION, StreamingMetric, computed_once, reads
+from mllm.metrics.bootstrap import ClassCounts
 from mllm.parsing import LETTERS, normalize, parse_choice, parse_option
 from mllm.registry import METRICS
 from mllm.structures import Answer
@@ -64,6 +64,10 @@ class ClassMetric(StreamingMetric):
         """Return the number of the class of each reference, [N]."""
         return np.frombuffer(self._targets, np.int64)
 
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    @computed_once
     def predictions(self) -> np.ndarray:
         """Return the number of the class of each answer, [N]; FAILED without one, the number of classes for others."""
         others = len(self._classes)
@@ -153,12 +157,16 @@ class BalancedAccuracy(ClassMetric):
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, N] of the samples."""
-        targets, count = self.targets, len(self._classes)
-        right = np.flatnonzero(self.predictions() == targets)
-        totals = weighted_counts(weights, np.arange(len(targets)), targets, count)
-        correct = weighted_counts(weights, right, targets[right], count)
+        totals, correct = (counts(weights) for counts in self.class_counts())
         with np.errstate(invalid="ignore"):
             return {"balanced_accuracy": np.nanmean(correct / totals, axis=1)}
+
+    @computed_once
+    def class_counts(self) -> tuple[ClassCounts, ClassCounts]:
+        """Return the counts of the samples and of the correct answers of each class."""
+        targets, count = self.targets, len(self._classes)
+        right = np.flatnonzero(self.predictions() == targets)
+        return ClassCounts(np.arange(len(targets)), targets, count), ClassCounts(right, targets[right], count)
 
     def counts(self) -> dict[str, float]:
         """Return the balanced accuracy of guessing, and the numbers of classes, failed answers and samples."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mllm.metrics.base import CLASSIFICATION, LABELS, StreamingMetric, reads
-from mllm.metrics.bootstrap import weighted_counts
+from mllm.metrics.bootstrap import ClassCounts
 from mllm.parsing import (
     LETTERS,
     NONE_WORDS,
@@ -55,11 +55,7 @@ class LabelSetMetric(StreamingMetric):
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, N] of the samples."""
         table = self.table
-        count = len(table.labels) + 1  # the last one is the wrong label of failed answers
-        hits, wrong, missed = (
-            weighted_counts(weights, entries[:, 0], entries[:, 1], count)
-            for entries in (table.hits, table.wrong, table.missed)
-        )
+        hits, wrong, missed = (counts(weights) for counts in (table.hits, table.wrong, table.missed))
         micro = [part.sum(axis=1) for part in (hits, wrong, missed)]
         of_labels = _f1(hits[:, :-1], wrong[:, :-1], missed[:, :-1])
         # A label that a bootstrap sample has neither in references nor in answers is left out of its mean.
@@ -140,9 +136,9 @@ class _Table:
     """Labels of all samples as pairs of the number of a sample and of a label, [E, 2]."""
 
     labels: list[str]
-    hits: np.ndarray
-    wrong: np.ndarray
-    missed: np.ndarray
+    hits: ClassCounts
+    wrong: ClassCounts
+    missed: ClassCounts
     own: np.ndarray
     """F1 of each sample, [N]."""
     failed: int
@@ -162,7 +158,9 @@ def _table_of(pairs: Sequence[tuple[Labels | None, Labels]], labels: list[str]) 
             parts[1].append((sample, len(labels)))
         size = len(predicted) + len(reference)
         own[sample] = 0.0 if answer is None else 2 * len(sets[0]) / size if size else 1.0
-    hits, wrong, missed = (np.array(part, int).reshape(-1, 2) for part in parts)
+    count = len(labels) + 1  # the last one is the wrong label of failed answers
+    entries = (np.array(part, int).reshape(-1, 2) for part in parts)
+    hits, wrong, missed = (ClassCounts(part[:, 0], part[:, 1], count) for part in entries)
     return _Table(labels, hits, wrong, missed, own, sum(answer is None for answer, _ in pairs))
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
 
 from mllm.errors import ConfigError
-from mllm.metrics.base import CLASSIFICATION, StreamingMetric, reads
-from mllm.metrics.bootstrap import weighted_counts
+from mllm.metrics.base import CLASSIFICATION, StreamingMetric, computed_once, reads
+from mllm.metrics.bootstrap import ClassCounts
 from mllm.parsing import normalize, parse_option
 from mllm.registry import METRICS
 from mllm.structures import Answer
@@ -60,6 +59,9 @@ class ScoreMetric(StreamingMetric):
             self._options.append(self._class(normalize(option)))
             self._scores.append(score)
 
+    def __len__(self) -> int:
+        return len(self._targets)
+
     def _class(self, name: str) -> int:
         return self._classes.setdefault(name, len(self._classes))
 
@@ -94,18 +96,20 @@ class RankMetric(ScoreMetric):
             sums = {name: np.where(known[name], values, 0).sum(axis=0) for name, values in stacked.items()}
             return {name: sums[name] / known[name].sum(axis=0) for name in stacked}
 
-    def rankings(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield each class with samples, scores and truth of its entries [E]; see `of_ranking`.
+    @computed_once
+    def rankings(self) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+        """Return each class with samples, scores and truth of its entries [E]; see `of_ranking`.
 
         With two classes only the one of the figure.
         """
         samples, options, scores, is_target = self.table()
-        names = sorted(self._classes)
+        names, rankings = sorted(self._classes), []
         for name in ["yes" if "yes" in names else names[-1]] if len(names) == 2 else names:
             entries = np.flatnonzero(options == self._classes[name])
             order = entries[np.argsort(-scores[entries], kind="stable")]
             if len(order):
-                yield name, samples[order], scores[order], is_target[order]
+                rankings.append((name, samples[order], scores[order], is_target[order]))
+        return rankings
 
     @abstractmethod
     def of_ranking(self, weights: np.ndarray, scores: np.ndarray, is_target: np.ndarray) -> dict[str, np.ndarray]:
@@ -187,9 +191,14 @@ class ECE(ScoreMetric):
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, N] of the samples."""
-        numbers, scores, is_target, bins = self.most_probable()
-        confidence, correct = (weighted_counts(weights * part, numbers, bins, BINS) for part in (scores, is_target))
+        confidence, correct = (counts(weights) for counts in self.bin_counts())
         return {"ece": np.abs(correct - confidence).sum(axis=1) / weights.sum(axis=1)}
+
+    @computed_once
+    def bin_counts(self) -> tuple[ClassCounts, ClassCounts]:
+        """Return the sums of probabilities and of correct options in each bin."""
+        numbers, scores, is_target, bins = self.most_probable()
+        return ClassCounts(numbers, bins, BINS, scores), ClassCounts(numbers, bins, BINS, is_target)
 
     def most_probable(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return sample, probability, truth and bin of the most probable option of each sample, [N]."""
@@ -210,8 +219,12 @@ class Brier(ScoreMetric):
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, N] of the samples."""
+        return {"brier": weights @ self.squares() / weights.sum(axis=1)}
+
+    @computed_once
+    def squares(self) -> np.ndarray:
+        """Return the sum of squares of each sample, [N]."""
         samples, _, scores, is_target = self.table()
         count = len(self._targets)
         squares = np.bincount(samples, (scores - is_target) ** 2, count)
-        squares += np.bincount(samples, is_target, count) == 0
-        return {"brier": weights @ squares / weights.sum(axis=1)}
+        return squares + (np.bincount(samples, is_target, count) == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from mllm.contents import contents_of
 from mllm.metrics.base import Metric, StreamingMetric, part_read
-from mllm.metrics.bootstrap import RESAMPLES, group_numbers, interval, resampled_weights
+from mllm.metrics.bootstrap import RESAMPLES, interval, resampled_weights
 from mllm.structures import Answer
 
 Figures = dict[str, float]
@@ -44,18 +45,27 @@ class Series:
 
     def __init__(self, entry: Entry) -> None:
         self.metric: StreamingMetric = entry() if is_streaming(entry) else AnswersOf(entry)
-        self.groups: list[str | None] = []
+        self._groups = array("q")
+        self._numbers: dict[str, int] = {}
+        self._count = 0
 
     def add(self, prediction: Answer, reference: Answer) -> None:
         """Read the answer to one sample."""
         self.metric.add(prediction, reference)
-        self.groups.append(reference.group)
+        number = self._count if reference.group is None else self._numbers.setdefault(str(reference.group), self._count)
+        self._count += number == self._count
+        self._groups.append(number)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Number of the group of each sample, [N], from 0. A sample without a group is a group of its own."""
+        return np.array(self._groups, int)
 
     def result(self, resamples: int = RESAMPLES) -> Figures:
         """Return the figures; `_ci_low` and `_ci_high` after a name are the limits of its 95 % interval."""
-        if not self.groups:
+        if not self._groups:
             return {"samples": 0}
-        metric, groups = self.metric, group_numbers(self.groups)
+        metric, groups = self.metric, self.groups
         point = metric.figures(np.ones((1, len(groups))))
         if not point:
             return metric.counts()

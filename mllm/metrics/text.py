@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from mllm.metrics.base import reads
-from mllm.metrics.bootstrap import weighted_counts
+from mllm.metrics.base import computed_once, reads
+from mllm.metrics.bootstrap import ClassCounts
 from mllm.metrics.classification import FAILED, Accuracy
 from mllm.parsing import STATED, normalize, parse_choice, stated_result
 from mllm.registry import METRICS
@@ -82,16 +82,19 @@ class Choice(Accuracy):
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, N] of the samples."""
-        targets, predictions, count = self.targets, self.predictions(), len(self._classes)
-        known = np.flatnonzero((predictions != FAILED) & (predictions < count))
-        right = np.flatnonzero(predictions == targets)
-        sums = [
-            weighted_counts(weights, samples, classes[samples], count)
-            for samples, classes in ((right, targets), (known, predictions), (np.arange(len(targets)), targets))
-        ]
+        sums = [counts(weights) for counts in self.class_counts()]
         with np.errstate(invalid="ignore"):
             scores = 2 * sums[0] / (sums[1] + sums[2])
         return super().figures(weights) | {"macro_f1": np.nanmean(scores, axis=1)}
+
+    @computed_once
+    def class_counts(self) -> list[ClassCounts]:
+        """Return the counts of correct answers, of answers and of samples of each choice."""
+        targets, predictions, count = self.targets, self.predictions(), len(self._classes)
+        known = np.flatnonzero((predictions != FAILED) & (predictions < count))
+        right, all_samples = np.flatnonzero(predictions == targets), np.arange(len(targets))
+        pairs = (right, targets), (known, predictions), (all_samples, targets)
+        return [ClassCounts(samples, classes[samples], count) for samples, classes in pairs]
 
     def counts(self) -> dict[str, float]:
         """Return the number of answers without a single choice, and of samples."""

@@ -18,7 +18,7 @@ from mllm.engine.predictions import answers_of, read_predictions
 from mllm.engine.strata import Column, patients_of, strata_of
 from mllm.errors import ConfigError, hint
 from mllm.metrics.base import REQUIRED, content_read, part_read
-from mllm.metrics.bootstrap import RESAMPLES, group_numbers, interval, resampled_weights
+from mllm.metrics.bootstrap import RESAMPLES, interval, resampled_weights
 from mllm.metrics.scoring import Entry, Scorer, Series, needs_scores, tasks_of
 from mllm.registry import METRICS
 from mllm.report.figures import INTERVAL, UNDEFINED, aligned, format_number
@@ -240,7 +240,7 @@ def _by_source(rows: Sequence[Row], whole: bool) -> dict[tuple[str, int], Row]:
 
 def _differences(title: str, series: Sequence[Series]) -> list[Difference]:
     """Return the figures of a metric of all runs."""
-    groups = group_numbers(series[0].groups)
+    groups = series[0].groups
     metrics = [part.metric for part in series]
     ones = np.ones((1, len(groups)))
     points = [{name: float(value[0]) for name, value in metric.figures(ones).items()} for metric in metrics]

@@ -6,11 +6,27 @@ import numpy as np
 import pytest
 from bench.bootstrap_coverage import accuracy_interval
 
-from mllm.metrics.bootstrap import group_numbers, interval, resampled_weights, weighted_counts
+from mllm.metrics.bootstrap import ClassCounts, interval, resampled_weights
+from mllm.metrics.classification import Accuracy, BalancedAccuracy
+from mllm.metrics.scoring import Series
+from mllm.structures import Answer
+
+
+def test_figures_follow_answers_that_are_added_after_them() -> None:
+    series, rng = Series(BalancedAccuracy), np.random.default_rng(0)
+    pairs = [(str(rng.integers(3)), str(rng.integers(3))) for _ in range(30)]
+    for count, (prediction, reference) in enumerate(pairs, start=1):
+        series.add(Answer(prediction), Answer(reference))
+        if count % 10 == 0:
+            recalls = [[p == r for p, r in pairs[:count] if r == name] for name in {r for _, r in pairs[:count]}]
+            assert series.result(3)["balanced_accuracy"] == pytest.approx(np.mean([np.mean(part) for part in recalls]))
 
 
 def test_all_samples_of_a_patient_are_drawn_together() -> None:
-    groups = group_numbers(["a", "b", "a", None, None, "b"])
+    series = Series(Accuracy)
+    for group in ("a", "b", "a", None, None, "b"):
+        series.add(Answer("yes"), Answer("yes", group=group))
+    groups = series.groups
     assert groups.tolist() == [0, 1, 0, 2, 3, 1]
     weights = np.concatenate(list(resampled_weights(groups, resamples=3000)))
     assert weights.shape == (3000, 6)
@@ -32,10 +48,10 @@ def test_weights_do_not_depend_on_the_size_of_chunks(monkeypatch: pytest.MonkeyP
 def test_weighted_counts_are_those_of_numpy() -> None:
     rng = np.random.default_rng(0)
     weights, samples, classes = rng.random((3, 20)), rng.integers(0, 20, 50), rng.integers(0, 4, 50)
-    sums = weighted_counts(weights, samples, classes, 6)
+    sums = ClassCounts(samples, classes, 6)(weights)
     for row, expected in zip(sums, weights, strict=True):
         assert row == pytest.approx(np.bincount(classes, expected[samples], 6))
-    assert not weighted_counts(weights, np.array([], int), np.array([], int), 2).any()
+    assert not ClassCounts(np.array([], int), np.array([], int), 2)(weights).any()
 
 
 def test_intervals_contain_the_true_accuracy_in_95_percent_of_simulations() -> None:
