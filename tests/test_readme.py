@@ -32,6 +32,7 @@ DOCUMENTS = [
         "config/training_configs/README.md",
         "mllm/metrics/README.md",
         "mllm/dataset/public/README.md",
+        "mllm/models/t5gemma/README.md",
     )
 ]
 ABOUT = re.compile(r"for research only; not for clinical use", re.IGNORECASE)
