@@ -61,6 +61,8 @@ WARNINGS = "warnings.json"
 """Warnings that the run logged."""
 REPORT_PAGE = "report.html"
 """Also in the output folder of an evaluation."""
+PLAN = "plan.json"
+"""The plan of the run, which a process of its own computes beside the training."""
 FACTS = "facts.json"
 """Also in every exported folder."""
 

@@ -32,6 +32,8 @@ class Meter:
         """Sum of the losses of all updates, []: the share of this process times the number of processes."""
         self.peak = 0
         """Peak memory of this process in bytes, sampled before each backward; a GPU counts its own peak."""
+        self.before = 0
+        """Memory of this process in bytes before it loaded the model; 0 if it is unknown."""
 
     def count(self, batch: LogicalBatch) -> None:
         """Count a logical batch before it is trained on. The clock starts with the first."""
@@ -71,6 +73,12 @@ class Meter:
         self.total_steps, self.supervised_steps = self.total_steps + 1, self.supervised_steps + (not idle)
         if loss is not None:
             self.loss = self.loss + loss.double()  # stays on the device until the summary
+
+    def peak_of_tensors(self, device: torch.device) -> int:
+        """Return the peak memory of tensors in bytes: as a GPU counts it, or that of this process since the loading."""
+        if device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(device))
+        return max(0, self.peak - self.before)
 
     @property
     def seconds(self) -> float:

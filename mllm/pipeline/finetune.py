@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     quiet_progress()
     from mllm.run.finetune import finetune
 
-    finetune(args.config, args.cfg_options, tiny=args.tiny, resume=args.resume)
+    finetune(args.config, args.cfg_options, tiny=args.tiny, resume=args.resume, plans=args.plan)
     return 0
 
 
@@ -36,6 +36,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="replace checkpoints and absent data by tiny generated ones, and make at most 6 updates",
     )
     parser.add_argument("--resume", action="store_true", help="continue the last run from its newest checkpoint")
+    parser.add_argument(
+        "--plan", action="store_true", help="compare the memory with that of `mllm plan` (always done on a GPU)"
+    )
     add_override_option(parser, "training_args.max_steps=3")
     return parser.parse_args(argv)
 

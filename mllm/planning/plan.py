@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -248,12 +249,14 @@ def _for_trainer(config: RunConfig) -> RunConfig:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Show warnings of mllm only: a plan repeats messages of a run."""
+    """Show errors only: a plan repeats the messages of a run."""
     logger = logging.getLogger("mllm")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of transformers about fake tensors
+            yield
     finally:
         logger.setLevel(level)
 

@@ -15,7 +15,7 @@ from mllm.planning.processes import peak_of
 
 Planner = Callable[[Mapping[str, Any]], Plan]
 """Function of changes of a config by dotted key -> its plan."""
-SMALLEST = {"image_size": 448, "max_length": 512, "lora_r": 4}
+SMALLEST = {"image_size": 448, "image_token_len": 64, "max_length": 256, "lora_r": 4}
 """Smallest values that the search tries; a config may have smaller ones."""
 
 
@@ -145,8 +145,9 @@ def steps(plan: Plan) -> Iterator[dict[str, Any]]:
         yield {"model_args.load_in_8bit": False, "model_args.load_in_4bit": True}
     for key in family.memory_keys:
         value = vars(model)[key]
-        if value and value > SMALLEST.get(key, 32):
-            yield {f"model_args.{key}": value // 2}
+        while value and value // 2 >= SMALLEST.get(key, 32):
+            value //= 2
+            yield {f"model_args.{key}": value}
     if model.part is None:
         length = model.max_length
         while length // 2 >= SMALLEST["max_length"]:

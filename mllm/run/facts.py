@@ -9,9 +9,11 @@ from mllm.config.trainable import LORA, trained_parts
 from mllm.config.training_args import changed_values
 from mllm.dataset.checking import Splits
 from mllm.engine.private_trainer import PrivateTrainer
+from mllm.engine.run_log import run_folder
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.export.facts import Facts, Split, current_versions
 from mllm.export.settings import encoding_settings
+from mllm.run.memory import memory_facts
 
 MODEL_KEYS = ("adapter_path", "lora_r", "lora_alpha", "lora_target", "lora_dropout", "load_in_4bit", "load_in_8bit")
 """Keys of `model_args` that influence the trained weights and are not part of the encoding."""
@@ -48,5 +50,6 @@ def run_facts(config: RunConfig, trainer: MultimodalTrainer, splits: Splits) -> 
         updates=trainer.updates,
         idle_steps=trainer.idle_steps,
         privacy=trainer.record if isinstance(trainer, PrivateTrainer) else None,
+        memory=memory_facts(run_folder(trainer.args), trainer),
         versions=current_versions(),
     )

@@ -27,6 +27,7 @@ from mllm.run_files import (
     LATEST,
     LOCK,
     MEASURES_PLOT,
+    PLAN,
     TENSORBOARD,
     UNFINISHED,
     runs_of,
@@ -34,7 +35,7 @@ from mllm.run_files import (
 
 STARTED = {
     *(LOCK, CONFIG, ENVIRONMENT, ENVIRONMENT_TABLE, DATA_SUMMARY, MEASURES_PLOT, INPUTS),
-    *(FIRST_BATCH, TENSORBOARD),
+    *(FIRST_BATCH, PLAN, TENSORBOARD),
 }
 """Files that a run writes before its first log entry or checkpoint."""
 

@@ -24,6 +24,7 @@ from mllm.run.finish import (
 )
 from mllm.run.folder import removed_if_refused
 from mllm.run.lengths import refuse_unusable_texts, warn_of_cut_samples
+from mllm.run.memory import start_plan
 from mllm.run.open import open_run, start_processes
 from mllm.run.train import check_training, train
 from mllm.run.vision_cache import store_training_features
@@ -31,7 +32,7 @@ from mllm.run.warning_log import WarningLog, collected_warnings
 from mllm.run_files import UNTRAINED
 
 
-def run_steps(config: RunConfig, hardware: Hardware, *, tiny: bool, resume: bool) -> None:
+def run_steps(config: RunConfig, hardware: Hardware, *, tiny: bool, resume: bool, plans: bool = False) -> None:
     """Train the model of a config and write its run folder.
 
     Args:
@@ -39,13 +40,16 @@ def run_steps(config: RunConfig, hardware: Hardware, *, tiny: bool, resume: bool
         hardware: The hardware of this process.
         tiny: Limit the number of updates.
         resume: Continue the run that trained last from its newest checkpoint.
+        plans: Compare the memory with that of a plan, also on a CPU.
     """
     with collected_warnings() as warnings:
-        _run_steps(config, hardware, tiny, resume, warnings)
+        _run_steps(config, hardware, tiny, resume, warnings, plans)
     end_processes()  # here, because the model and the trainer are no longer referenced
 
 
-def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool, warnings: WarningLog) -> None:
+def _run_steps(
+    config: RunConfig, hardware: Hardware, tiny: bool, resume: bool, warnings: WarningLog, plans: bool
+) -> None:
     start_processes(config, hardware)
     splits = open_splits(config)
     if tiny:
@@ -53,6 +57,7 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool, 
     config = check_early(config, hardware, planned_updates(config, splits["train"]))
     folder, checkpoint = open_run(config, hardware, splits, resume)
     set_seed(config.training_args["seed"])
+    planning = start_plan(hardware, folder, plans)
     with advise_on_memory(memory_advice(config)):
         is_new = checkpoint is None and not config.training_args["output_dir"]
         with removed_if_refused(folder, is_new):
@@ -77,8 +82,10 @@ def _run_steps(config: RunConfig, hardware: Hardware, tiny: bool, resume: bool, 
 
         store_training_features(config, hardware, bundle, splits, planned_updates(config, splits["train"]))
         trainer = prepare_trainer(config, hardware, learner, folder, data)
+        trainer.meter.before = planning.resident
         check_training(config, trainer, bundle)
         train(config, bundle, trainer, splits, checkpoint)
+        planning.finish()
 
         exports = export(config, bundle, trainer, splits)  # before the evaluation, which can fail
         evaluation = evaluate_test_split(config, bundle, splits, folder)

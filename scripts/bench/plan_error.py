@@ -3,7 +3,8 @@
 python scripts/bench/plan_error.py [--case NAME ...]
 
 For each config a process of its own loads the model and makes two updates with the micro-batch of the plan. The
-measured memory is its largest resident set in the second update, less that after all imports. The allocator of the C
+measured memory is its largest resident set in the second update, less that of the process after an update of a tiny
+model, which loads all libraries. The allocator of the C
 library returns freed memory at once (variables MALLOC_...), so that the resident set follows the tensors. README.md has
 the figures.
 """
@@ -11,6 +12,7 @@ the figures.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -65,6 +67,7 @@ def write(folder: Path, case: dict[str, Any]) -> Path:
     """Write the checkpoint and the config of a case to `folder`, and return the config's file."""
     from mllm.tiny.checkpoints import write_tiny
 
+    folder.mkdir(exist_ok=True)
     write_tiny(case["tiny"], folder / "model", text=case.get("text", GEMMA), vision=case.get("vision", VISION))
     (folder / "rows.jsonl").write_text(json.dumps({"question": "What is this?", "answer": "A row."}) + "\n")
     train = dict(case.get("train", DUMMY))
@@ -88,8 +91,19 @@ def resident(key: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-def measure(config_file: str) -> int:
-    """Return the largest resident set of an update, less that after the imports, in bytes."""
+def measure(warm_up: str, config_file: str) -> int:
+    """Return the largest resident set of an update, less that of the loaded process, in bytes.
+
+    An update of a tiny model comes first: it loads the code of libraries, which take 80 MB.
+    """
+    update(warm_up)
+    gc.collect()
+    before = resident("VmRSS")
+    return update(config_file) - before
+
+
+def update(config_file: str) -> int:
+    """Make two updates of a config; return the largest resident set of the second one in bytes."""
     import torch
 
     from mllm.config.hardware import detect
@@ -100,7 +114,6 @@ def measure(config_file: str) -> int:
 
     torch.set_num_threads(1)
     config, hardware = apply_rules(read_config(config_file), detect())
-    before = resident("VmRSS")
     prepared = prepare(config, hardware, Path(config_file).parent / "run", None)
     trainer, learner = prepared.trainer, prepared.trainer.learner
     optimizer = trainer.create_optimizer()
@@ -111,16 +124,16 @@ def measure(config_file: str) -> int:
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    return resident("VmHWM") - before
+    return resident("VmHWM")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--measure", metavar="CONFIG", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, metavar="CONFIG", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.measure:
-        print(json.dumps(measure(options.measure)))
+        print(json.dumps(measure(*options.measure)))
         return
     from mllm.config.hardware import detect
     from mllm.planning.plan import plan
@@ -128,9 +141,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{'config':<24}{'planned MB':>12}{'measured MB':>13}{'error':>9}")
     for name in options.case:
         with tempfile.TemporaryDirectory() as temporary:
+            warm_up = write(Path(temporary) / "tiny", {**CASES[name], "text": {}, "vision": {}})
             file = write(Path(temporary), CASES[name])
             planned = plan(str(file), [], detect()).peak
-            command = [sys.executable, __file__, "--measure", str(file)]
+            command = [sys.executable, __file__, "--measure", str(warm_up), str(file)]
             result = subprocess.run(
                 command,
                 env={**os.environ, **MALLOC, "OMP_NUM_THREADS": "1"},

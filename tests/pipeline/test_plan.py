@@ -1,7 +1,9 @@
-"""Tests of `mllm plan`: the planned noise is the noise that the training uses."""
+"""Tests of `mllm plan`: memory, time and cost, and the planned noise, which is that of the training."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 from pathlib import Path
@@ -15,7 +17,9 @@ from mllm.errors import ConfigError
 from mllm.models.adapters.trainable import count_trainable
 from mllm.models.builder.builder import load_pretrained
 from mllm.pipeline.cli import main as mllm
+from mllm.pipeline.command import run_command
 from mllm.pipeline.plan import main
+from mllm.planning.answer import measured_rate
 from mllm.tiny.checkpoints import write_tiny
 
 RUN = """
@@ -119,3 +123,79 @@ def test_invalid_epsilons_and_draws_are_refused(capsys, arguments, sentence):
     with pytest.raises(SystemExit) as excinfo:
         main(["run.py", "--privacy", *arguments])
     assert excinfo.value.code == 2 and sentence in capsys.readouterr().err
+
+
+BAD = {
+    "an unknown card": (["--gpu", "RTX3091"], "unknown GPU 'RTX3091': did you mean 'RTX3090'"),
+    "no GPU": (["--gpus", "0"], "argument --gpus: '0' is not an integer of at least 1"),
+    "no price": (["--price", "cheap"], "argument --price: 'cheap' is not a number above 0"),
+    "no memory": (["--memory", "much"], "argument --memory: 'much' is not a size such as 16GB"),
+    "memory of 0": (["--memory", "0GB"], "argument --memory: '0GB' is not a size such as 16GB"),
+    "two targets": (["--memory", "16GB", "--gpu", "T4"], "not allowed with argument"),
+    "no run": (["--gpu", "T4", "--measured", "nowhere"], "--measured: nowhere/facts.json cannot be read"),
+    "an unknown checkpoint": ([], "the config.json of 'model' is not on this machine"),
+    "epsilons without --privacy": (["--epsilon", "3"], "--epsilon and --draw require --privacy"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(folder, capsys, case):
+    arguments, message = BAD[case]
+    Path("run.py").write_text(RUN)
+    try:
+        code = run_command(main, ["run.py", *arguments])
+    except SystemExit as error:
+        code = error.code
+    err = capsys.readouterr().err
+    assert code == 2 and message in err and "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory, tiny_medgemma):
+    """Plan a tiny MedGemma for a T4, and return the JSON of the plan and the text."""
+    folder = tmp_path_factory.mktemp("answer")
+    (folder / "run.py").write_text(f"""
+model_args = dict(type="medgemma", model_name_or_path="{tiny_medgemma}", lora_r=4, max_length=128, image_size=112,
+                  image_token_len=16)
+objectives = dict(next_token=dict(type="NextToken"))
+data_args = dict(train=dict(type="DummyDataset", size=12, image_size=112))
+training_args = dict(per_device_train_batch_size=2, fp16=True)
+""")
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        options = ["--gpu", "T4", "--gpus", "2", "--price", "0.5", "--json", str(folder / "plan.json")]
+        assert main([str(folder / "run.py"), *options]) == 0
+    return json.loads((folder / "plan.json").read_text()), output.getvalue()
+
+
+def test_text_and_json_of_a_plan(answered):
+    plan, text = answered
+    assert (plan["card"], plan["gpus"], plan["samples"], plan["tokens"], plan["rows"]) == ("T4", 2, 2, 256, 12)
+    assert plan["fits"] and plan["fit"]["samples"] == 2
+    assert sum(plan["components"].values()) + 4 * plan["trained_parameters"] == plan["peak"], "DDP copies gradients"
+    seconds = plan["flops_per_sample"] / (0.35 * 65e12) / 2
+    assert plan["seconds_per_sample"] == pytest.approx(seconds)
+    assert plan["cost_per_epoch"] == pytest.approx(12 * seconds / 3600 * 0.5 * 2)
+    assert "fits: 0.0 of 15.2 GB that tensors can occupy on T4" in text
+    assert "an epoch of 12 samples" in text and "35% of the 65 * 10^12 a second of T4" in text
+
+
+def test_what_does_not_fit_names_the_smallest_card(folder, tiny_medgemma, capsys):
+    Path("run.py").write_text(f"""
+model_args = dict(type="medgemma", model_name_or_path="{tiny_medgemma}", lora_r=4, max_length=128, image_size=112,
+                  image_token_len=16, load_in_4bit=True)
+objectives = dict(next_token=dict(type="NextToken"))
+training_args = dict(per_device_train_batch_size=1, fp16=True, gradient_checkpointing=True, optim="adamw_8bit")
+""")
+    assert run_command(main, ["run.py", "--memory", "0.42GB"]) == 2
+    err = capsys.readouterr().err
+    assert "no change that mllm plan tries makes it fit" in err and "the smallest card that fits then is GTX1650" in err
+
+
+def test_a_measured_rate(tmp_path):
+    facts = {"memory": {"planned": 1, "measured": 1, "flops_per_token": 2e9, "tokens_per_second": 500.0}}
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    assert measured_rate(tmp_path).flops == 1e12
+    (tmp_path / "facts.json").write_text(json.dumps({"memory": {}}))
+    with pytest.raises(ConfigError, match="has no plan with a speed"):
+        measured_rate(tmp_path)

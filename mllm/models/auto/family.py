@@ -56,6 +56,7 @@ def choose_tiny(checkpoint: str) -> str:
         "paligemma": "paligemma2",
         "qwen3-vl": "qwen3_vl",
         "qwen2": "qwen2_vl",
+        "smolvlm": "smolvlm",
     }
     return next((tiny for part, tiny in names.items() if part in checkpoint.lower()), "llava")
 
@@ -79,5 +80,6 @@ IMAGE_TEXT = Family(
         "gemma4": LazyFunction("mllm.models.auto.tiny_gemma4:gemma4"),
         "paligemma2": LazyFunction("mllm.models.auto.tiny_paligemma:paligemma2"),
         "internvl": LazyFunction("mllm.models.auto.tiny_internvl:internvl"),
+        "smolvlm": LazyFunction("mllm.models.auto.tiny_smolvlm:smolvlm"),
     },
 )

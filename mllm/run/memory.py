@@ -1,0 +1,81 @@
+"""Planned and measured memory of a run, for `facts.json`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from accelerate import PartialState
+
+from mllm.config.hardware import CHECKOUT, Hardware
+from mllm.engine.trainer import MultimodalTrainer
+from mllm.run_files import CONFIG, PLAN
+
+logger = logging.getLogger(__name__)
+PATIENCE = 120.0
+"""Most seconds that a run waits for its plan after the training."""
+
+
+@dataclass(frozen=True)
+class Planning:
+    """The process that computes the plan of a run, and the memory of the run before it loads its model."""
+
+    resident: int
+    """Bytes."""
+    process: subprocess.Popen[bytes] | None
+
+    def finish(self) -> None:
+        """Wait for the plan, and end its process if it takes too long."""
+        if self.process is None:
+            return
+        try:
+            code = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        if code:
+            logger.info("the memory of the run was not planned: `mllm plan` on its config shows the reason")
+
+
+def start_plan(hardware: Hardware, folder: Path, wanted: bool) -> Planning:
+    """Start the plan of a run on its first process, on a GPU or if it is `wanted`.
+
+    A process of its own computes it with low priority, while the model is loaded and trained: it takes half a minute of
+    one core, and the objects of the training are not touched.
+    """
+    resident = psutil.Process().memory_info().rss
+    if not (wanted or hardware.device == "cuda") or not PartialState().is_main_process:
+        return Planning(resident, None)
+    script = CHECKOUT / "mllm" / "pipeline" / "plan.py"
+    command = [sys.executable, str(script), str(folder / CONFIG), "--json", str(folder / PLAN)]
+    silent: Any = subprocess.DEVNULL
+    # No variable of a launcher reaches the process: it is alone, and plans without a GPU.
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(launcher)}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent, env=environment)
+    psutil.Process(process.pid).nice(10)
+    return Planning(resident, process)
+
+
+def memory_facts(folder: Path, trainer: MultimodalTrainer) -> dict[str, float | None]:
+    """Return `Facts.memory` of a run; empty without a plan."""
+    try:
+        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    meter, tokens = trainer.meter, plan["tokens"] // plan["samples"]
+    seconds = meter.seconds
+    return {
+        "planned": plan["peak"],
+        "measured": meter.peak_of_tensors(trainer.args.device),
+        "flops_per_token": plan["flops_per_sample"] / tokens if tokens else None,
+        "tokens_per_second": meter.tokens / seconds if seconds else None,
+    }
