@@ -1,6 +1,6 @@
 """MedGemma 4B on an Ampere or newer card of 16 GB or more: bf16, tf32, rank 128, images of 896 pixels.
 
-Cost: the bf16 weights take 8.6 GB (computed); one forward pass has at most 4096 tokens.
+Cost: at most 15.0 GB for tensors (mllm plan); one forward pass has at most 4096 tokens.
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma_16gb_ampere.py
 """
 

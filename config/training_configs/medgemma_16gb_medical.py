@@ -1,6 +1,6 @@
 """MedGemma 4B on a T4 of 16 GB: 8-bit weights, rank 64, 448-pixel images of 256 tokens.
 
-Cost: the 8-bit weights and the embedding take about 5 GB (computed); a T4 has no bf16 and no tf32.
+Cost: at most 13.8 GB for tensors (mllm plan); a T4 has no bf16 and no tf32.
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma_16gb_medical.py
 """
 

@@ -1,6 +1,6 @@
 """MedGemma 4B on a card of 4 GB (GTX 1650): three steps on generated images, to test the memory.
 
-Cost: the 4-bit weights and the embedding take about 3.2 GB (computed); this run tests whether the rest fits.
+Cost: at most 3.9 GB for tensors (mllm plan), and a card of 4 GB has about 3.7: this run tests whether that is enough.
 Command: python mllm/pipeline/finetune.py config/training_configs/medgemma_4gb_test.py
 """
 
