@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mllm.config.hardware import CHECKOUT
 from mllm.config.reading import read_config
@@ -105,5 +107,31 @@ def test_the_notebook_about_first_aid_writes_a_file_that_llama_cpp_runs(execute)
     assert f"{accuracy['samples']}" in printed(cells["figures"]) and "accuracy" in printed(cells["figures"])
     folder = Path("first-aid/gguf")
     assert (folder / "first-aid.gguf").read_bytes()[:4] == b"GGUF"
+    assert "memory at the peak" in printed(cells["plan"])
     assert "FROM ./first-aid.gguf" in (folder / "Modelfile").read_text()
     assert printed(cells["answer"]).strip()
+
+
+def test_the_notebook_about_images_trains_on_a_folder_and_asks_its_adapter(execute, tmp_path):
+    images = tmp_path / "mydata" / "images"
+    images.mkdir(parents=True)
+    rows = []
+    for number in range(20):
+        noise = np.random.default_rng(number).integers(0, 256, (40, 40), dtype=np.uint8)
+        Image.fromarray(noise).save(images / f"{number}.png")
+        rows.append(
+            {"image": f"{number}.png", "question": "Which?", "answer": f"{number % 2}", "patient": f"p{number}"}
+        )
+    (tmp_path / "mydata" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cells = execute("medgemma_lora.ipynb", {})
+
+    run = Path("exp/my_run/latest").resolve()
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+    assert "rows were read" in printed(cells["check"])
+    assert "memory at the peak" in printed(cells["plan"])
+    assert printed(cells["answer"]).splitlines()[-1] == "right answer: 0"
+    (shown,) = outputs_of(cells["answer"], "text/html")
+    assert "data:image/jpeg;base64," in shown
+    assert "token_f1" in printed(cells["figures"])
+    (page,) = outputs_of(cells["report"], "text/html")
+    assert page.startswith("<div><iframe srcdoc=") and "&lt;html" in page and "<html" not in page
