@@ -21,6 +21,7 @@ import uvicorn
 from mllm import load
 from mllm.predict.loaded_model import LoadedModel
 from mllm.serve.app import build_app
+from mllm.serve.keeping import Keeper
 from mllm.ui.corrections import Corrections
 from mllm.ui.private_folder import private_folder
 from mllm.ui.serving import build_page
@@ -41,7 +42,8 @@ def served(model, tmp_path_factory) -> Iterator[tuple[str, Path, Path]]:
     """The address of a page without token, its folder of corrections, and its private folder."""
     corrections = tmp_path_factory.mktemp("kept") / "corrections"
     with private_folder() as folder:
-        app = build_page(build_app(model), Corrections(corrections), folder)
+        keeper = Keeper(corrections.parent / "kept.jsonl")
+        app = build_page(build_app(model, keeper=keeper), Corrections(corrections), folder)
         settings = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1)
         server = uvicorn.Server(settings)
         thread = threading.Thread(target=server.run)
@@ -133,6 +135,8 @@ def test_a_person_asks_two_models_and_corrects_them(served, browser, model, pict
     assert "has 1 row" in person.see("#kept p:not(.error)").text
     (row,) = map(json.loads, (corrections / "train.jsonl").read_text().splitlines())
     assert (row["question"], row["answer"]) == ("Why?", "A picture of noise.")
+    kept = [json.loads(line) for line in (corrections.parent / "kept.jsonl").read_text().splitlines()]
+    assert [row["request"]["messages"][0]["content"] for row in kept[2:]] == ["Why?", "Why?"]
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 380
     outside = {url for url in person.requests() if not url.startswith((address, "data:", "blob:"))}
     assert not outside, "the page works without internet"
