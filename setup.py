@@ -33,7 +33,7 @@ EXTRAS = {
     "nifti": ["nibabel>=5.2"],
     "video": ["av>=12"],
     "privacy": ["opacus>=1.5.2"],
-    "gguf": ["gguf>=0.10"],
+    "gguf": ["gguf>=0.18"],
     "text": ["datasets>=3.0", "py3langid>=0.3"],
     "evaluation": [
         "sacrebleu>=2.4",

@@ -79,7 +79,10 @@ def decoder(family: str) -> tuple[Any, Any]:
     else:
         tokenizer = byte_tokenizer()
         tokenizer.chat_template = chat()
-    config = AutoConfig.for_model(family, **{**ids_of(tokenizer), **values})
+    ids = ids_of(tokenizer)
+    if family == "inkling2_text":
+        ids["unpadded_vocab_size"] = ids["vocab_size"]
+    config = AutoConfig.for_model(family, **{**ids, **values})
     return random_model(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, seed=0), tokenizer
 
 
