@@ -49,6 +49,8 @@ class Exchange:
     pictures: tuple[Shown, ...]
     """Pictures of the conversation up to this question, to which `Mark.image` refers."""
     answers: dict[str, ModelAnswer]
+    modality: str = ""
+    """Text before the question; empty: none."""
 
 
 @dataclass
@@ -83,6 +85,6 @@ class Conversation:
         answers = {
             name: asker.ask(images or None, question, after=before.get(name), model=name, **options) for name in models
         }
-        exchange = Exchange(question, new, (*self.pictures, *new), answers)
+        exchange = Exchange(question, new, (*self.pictures, *new), answers, options.get("modality", ""))
         self.exchanges.append(exchange)
         return exchange

@@ -119,7 +119,7 @@ class Events:
         self._session(request).conversation.exchanges.clear()
         return ["", "", ""]
 
-    def keep(self, answer: str, patient: str, modality: str, request: gr.Request) -> list[Update]:
+    def keep(self, answer: str, patient: str, request: gr.Request) -> list[Update]:
         """Write a correction. Return the state of corrections and the field of the right answer."""
         exchanges = self._session(request).conversation.exchanges
         try:
@@ -127,7 +127,7 @@ class Events:
                 raise DataError("a correction needs a question: ask one first")
             last = exchanges[-1]
             images = [picture.image for picture in last.pictures]
-            count = self.corrections.keep(images, last.question, answer, patient, modality)
+            count = self.corrections.keep(images, last.question, answer, patient, last.modality)
         except UserError as error:
             return [message_html(str(error)), answer]
         rows = "1 row" if count == 1 else f"{count:,} rows"

@@ -113,6 +113,6 @@ class Layout:
             sent(on.ask, asked, [*talk, self.question, self.kept], api_visibility="private")
         for restarted in (self.new.click, self.models.input):
             restarted(on.restart, None, [*talk, self.kept], show_progress="hidden", api_visibility="private")
-        corrected = [self.right, self.patient, self.modality]
+        corrected = [self.right, self.patient]
         self.keep.click(on.keep, corrected, [self.kept, self.right], api_visibility="private")
         self.show.click(on.show_report, self.run, self.report, api_visibility="private")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,13 +70,15 @@ def test_a_question_an_answer_and_a_correction(events, tmp_path):
     picture, *_, talk, message = events.open([path], person())
     assert "scan.png" in picture and not talk and not message
     assert not Path(path).exists(), "the file is moved into the folder of the session"
-    talk, message, question, _ = events.ask("Is it <b>large</b>?", ["first"], 4, "", person())
+    talk, message, question, _ = events.ask("Is it <b>large</b>?", ["first"], 4, " CT ", person())
     assert not message and not question and "Is it &lt;b&gt;large&lt;/b&gt;?" in talk
-    state, kept = events.keep(" ", "", "", person())
+    state, kept = events.keep(" ", "", person())
     assert "needs the right answer" in state and kept == " "
-    state, kept = events.keep("No.", "A17", "", person())
+    state, kept = events.keep("No.", "A17", person())
     assert "has 1 row" in state and not kept
-    assert "ask one first" in events.keep("No.", "", "", person("b"))[0], "sessions are separate"
+    row = json.loads(events.corrections.table.read_text())
+    assert (row["modality"], row["patient"]) == ("CT", "A17")
+    assert "ask one first" in events.keep("No.", "", person("b"))[0], "sessions are separate"
     events.leave(person())
     assert not any(file.is_file() for file in events.sessions.folder.rglob("*")) and len(events.sessions) == 1
 

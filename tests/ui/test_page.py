@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,10 @@ pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from mllm import load
+from mllm.errors import ConfigError
 from mllm.predict.loaded_model import LoadedModel
 from mllm.serve.app import build_app
 from mllm.serve.keeping import Keeper
@@ -165,3 +168,10 @@ def test_a_page_with_a_token_opens_with_it_only(model, tmp_path):
     assert client.get("/ui/", params={"token": SECRET}, follow_redirects=False).headers["location"].endswith("/ui/")
     assert client.get("/ui/").status_code == 200, "the cookie opens the page"
     assert client.get("/v1/models").status_code == 401, "the cookie opens the page only"
+
+
+def test_a_model_of_measures_is_refused(tmp_path):
+    app = FastAPI()
+    app.state.service = SimpleNamespace(model=SimpleNamespace(model=SimpleNamespace(generates_text=False)))
+    with pytest.raises(ConfigError, match="use mllm predict --video"):
+        build_page(app, Corrections(tmp_path), tmp_path)
