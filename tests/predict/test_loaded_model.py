@@ -17,12 +17,15 @@ from pydicom.data import get_testdata_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from mllm import load
+from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError, DataError
 from mllm.models.generation.options import GenerationOptions
+from mllm.predict.library import load_model
 from mllm.predict.loaded_model import LoadedModel
 from mllm.predict.request import Request
 from mllm.structures import Mark, Sample, Turn
 from mllm.tiny.adapter import write_tiny_adapter
+from mllm.tiny.checkpoints import write_tiny
 
 QUESTIONS = ["What is this?", "Why?", "Is the heart of this patient normal, or is it too large?", "Where?"]
 HOT = dict(temperature=2.0, max_new_tokens=16)
@@ -211,6 +214,22 @@ def test_a_notebook_shows_pictures_with_marks_and_text_without_markup(
     assert len(answer.draw(tmp_path / "a.png")) == 2
     shown = type(answer)("<script>", measures={"EF": 58.44}, marks=(Mark(),))._repr_html_()
     assert "&lt;script&gt;" in shown and "<td>EF</td><td>58.4</td>" in shown
+
+
+def test_a_model_of_views_measures_them(tmp_path: Path, pictures: Path) -> None:
+    """Reference: the head of the model on the pixels of its processor."""
+    base = write_tiny("medsiglip", tmp_path / "base", vision={"image_size": 28, "num_hidden_layers": 1})
+    heads = {"measures": {"type": "RegressionHead", "measures": ["EF"], "views": ["ED", "ES"], "hidden": 16}}
+    model = load_model(ModelArgs("medsiglip", str(base), part="vision", heads=heads, lora_r=None), 2)
+    answer = model.measure({"ES": pictures / "1.png", "ED": pictures / "0.png"})
+    images = [Image.open(pictures / name).convert("RGB") for name in ("0.png", "1.png")]
+    pixels = model.variant().encoder.processor(images=images, return_tensors="pt")["pixel_values"][None]  # type: ignore[operator]
+    with torch.no_grad():
+        expected = model.model.eval()(pixel_values=pixels).heads["measures"].item()
+    assert answer.measures == {"EF": pytest.approx(expected, rel=1e-5)} and answer.text.startswith("EF ")
+    assert f"<td>{expected:.1f}</td>" in answer._repr_html_()
+    with pytest.raises(DataError, match="the view 'ES' is absent"):
+        model.measure({"ED": pictures / "0.png"})
 
 
 def test_adapters_of_unlike_bases_are_refused(

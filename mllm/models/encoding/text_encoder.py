@@ -91,12 +91,17 @@ class TextEncoder(ABC):
     def settled_tokens(self, tokens: Sequence[int]) -> Sequence[int]:
         """Return the first tokens whose text does not depend on later ones: all but a run of bytes at the end.
 
-        A run of tokens for single bytes (SentencePiece) is read as a whole: an invalid one makes all bytes invalid.
+        A run of tokens for single bytes (SentencePiece) is read as a whole: an invalid one makes all bytes invalid. It
+        goes on behind special tokens, which are left out of a text.
         """
         end = len(tokens)
-        while end and _BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(int(tokens[end - 1])))):
+        while end and self._continues_bytes(int(tokens[end - 1])):
             end -= 1
         return tokens[:end]
+
+    def _continues_bytes(self, token: int) -> bool:
+        """Return True for a token of a byte, and for a special token."""
+        return token in self._special_tokens or bool(_BYTE.fullmatch(self.tokenizer.convert_ids_to_tokens(token)))
 
     def settled(self, text: str) -> str:
         """Return the part of an answer that stays equal however its text goes on.

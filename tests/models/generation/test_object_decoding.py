@@ -13,6 +13,8 @@ from mllm.dataset.single_image_dataset.scenes import PhantomBoxDataset
 from mllm.engine.learner import Learner
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.generation.generate import generate
+from mllm.models.generation.options import GenerationOptions
+from mllm.models.generation.requested import GeneratedText, RequestedGeneration
 from mllm.models.language_model import LanguageModel
 from mllm.objectives.boxes import BoxLoss
 from mllm.objectives.masks import MaskLoss
@@ -87,6 +89,36 @@ def test_objects_do_not_depend_on_the_batch(memorized):
         for mark, twin in zip(one.marks, other.marks, strict=True):
             assert mark.box == pytest.approx(twin.box, abs=1e-2)
             assert (mark.mask != twin.mask).mean() < 1e-3
+
+
+def test_objects_are_equal_with_options_of_their_own(memorized):
+    """Reference: the same samples without options. One answer ends at its object, one at its length, one is sampled."""
+    bundle, samples = memorized
+    expected = generate(bundle, samples, max_new_tokens=16, progress=False)
+    object_at = expected[0].tokens
+    prompts = [bundle.encoder.prompt(sample) for sample in samples]
+    pieces: list[str] = []
+    options = GenerationOptions(max_new_tokens=16)
+    texts = {
+        0: GeneratedText(options, on_text=pieces.append),
+        1: GeneratedText(replace(options, top_logprobs=2)),
+        2: GeneratedText(replace(options, temperature=1.0, top_k=1)),
+        3: GeneratedText(replace(options, max_new_tokens=object_at - 5)),
+    }
+    generation = RequestedGeneration.for_texts(bundle, texts, batch_size=4)
+    given_prompts = [prompts[0], prompts[1], prompts[0], prompts[0]]
+    answers = {
+        number: answer for batch in generation.batches(given_prompts, range(4)) for number, answer in batch.items()
+    }
+    for number, reference in ((0, expected[0]), (1, expected[1]), (2, expected[0])):
+        assert answers[number].text == reference.text and answers[number].tokens == reference.tokens
+        for mark, other in zip(answers[number].marks, reference.marks, strict=True):
+            assert mark.box == pytest.approx(other.box, abs=1e-2)
+            assert np.mean(mark.mask != other.mask) < 1e-3
+    assert "".join(pieces) == expected[0].text
+    assert len(texts[1].probabilities) == expected[1].tokens - 1 and texts[1].end == "stop"
+    assert texts[3].end == "length" and answers[3].tokens == object_at - 5
+    assert len(answers[3].marks) == sum(token == bundle.encoder.object_id for token in texts[3].tokens)
 
 
 @torch.no_grad()
