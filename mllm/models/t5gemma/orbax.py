@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -109,7 +110,7 @@ def import_orbax() -> Any:
             f"checkpoints of Flax need the package orbax-checkpoint ({one_line(str(error))}): "
             "run pip install -e '.[jax]'"
         ) from error
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of every default
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax warns of every default, and logs what it raises
     return checkpoint
 
 
@@ -126,6 +127,9 @@ def write_checkpoint(
         names: Names of the arrays, with slashes between their keys.
         read: Function that returns the values of an array.
         advance: Function that is called with the number of bytes of each written array.
+
+    Raises:
+        OSError: The files cannot be written, for example because the disk is full.
     """
     ocp = import_orbax()
     chunked = ocp.SaveArgs(chunk_byte_size=CHUNK)
@@ -150,7 +154,7 @@ def write_checkpoint(
             node = node.setdefault(key, {})
         node[last] = _Named(name)
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    with ocp.Checkpointer(handler) as checkpointer:
+    with _writable(folder), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(tree))
 
 
@@ -205,6 +209,18 @@ def _readable(folder: Path) -> Iterator[None]:
             f"the Orbax checkpoint {folder} cannot be read ({type(error).__name__}: {one_line(str(error))[:200]}): a "
             "file is damaged or missing; download it again"
         ) from error
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Convert errors of the file system, which TensorStore reports by the texts of `ValueError`, to `OSError`."""
+    try:
+        yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from error
 
 
 def _to_torch(array: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import sys
 from collections.abc import Callable
@@ -309,6 +310,20 @@ def test_the_command_prints_the_folder_or_one_sentence(source, tmp_path, capsys)
         (line,) = capsys.readouterr().err.splitlines()
         assert sentence in line
     assert not (tmp_path / "other").exists()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_files(source, tmp_path, capsys):
+    """A limit of the size of files has the effect of a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    try:
+        code = run_command(main, ["--to", "flax", "--model", str(source), "--out", str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the disk is full while writing {tmp_path / 'out'}" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_package_is_one_sentence(source, tmp_path, monkeypatch):
