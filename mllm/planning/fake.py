@@ -94,6 +94,8 @@ class FakeExecution(TorchDispatchMode):
             return _number(args[0].dtype)
         if func in (aten.equal.default, aten.is_nonzero.default):
             return True
+        if func is aten.nonzero.default:
+            return _nonzero(args[0])
         if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
             args = (args[0], _as_positions(args[1]), *args[2:])
         with self.fake:
@@ -213,17 +215,21 @@ def _number(dtype: torch.dtype) -> float | int | bool:
 
 
 def _as_positions(indices: Any) -> list[Any]:
-    """Return indices with real masks replaced by the positions of their true elements.
+    """Return indices with masks replaced by the positions of their true elements; all elements of a fake one are true.
 
     The number of elements that a fake tensor selects is then known.
     """
     positions: list[Any] = []
     for index in indices:
-        if isinstance(index, Tensor) and index.dtype is torch.bool and not isinstance(index, FakeTensor):
-            positions += index.nonzero().unbind(1)
+        if isinstance(index, Tensor) and index.dtype is torch.bool:
+            positions += _nonzero(index).unbind(1)
         else:
             positions.append(index)
     return positions
+
+
+def _nonzero(mask: Tensor) -> Tensor:
+    return (torch.ones(mask.shape, dtype=torch.bool) if isinstance(mask, FakeTensor) else mask).nonzero()
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, out_val: Any = None, **options: Any) -> int:

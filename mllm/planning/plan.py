@@ -23,6 +23,7 @@ from mllm.engine.builder import build_learner, logical_batch_size, prepare_train
 from mllm.engine.feature_cache import CachedTeacher
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.engine.training_data import TrainingData
+from mllm.errors import ConfigError
 from mllm.models.backbone.kernels import planned_for
 from mllm.models.backbone.planned import PLANNED
 from mllm.models.builder.builder import load_pretrained
@@ -124,10 +125,18 @@ def plan_config(config: RunConfig, hardware: Hardware, folder: Path, changes: Ma
     config, hardware = apply_rules(config, hardware)
     if config.data_args.tokens_per_micro_batch == "auto":
         config = config.replaced(**{"data_args.tokens_per_micro_batch": None})
-    with planned_for(hardware.device), FakeExecution() as mode:
-        prepared = prepare(config, replace(hardware, device=PLANNED), folder / "run", mode)
-        count_weights(prepared.trainer.learner, mode)
-        update = run_update(prepared.trainer, prepared.piece, prepared.pieces, mode)
+    try:
+        with planned_for(hardware.device), FakeExecution() as mode:
+            prepared = prepare(config, replace(hardware, device=PLANNED), folder / "run", mode)
+            count_weights(prepared.trainer.learner, mode)
+            update = run_update(prepared.trainer, prepared.piece, prepared.pieces, mode)
+    except (RuntimeError, NotImplementedError) as error:
+        # The code of some models reads numbers that a plan does not have.
+        first = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"{config.name} cannot be planned, because the code of its model depends on the numbers of images or weights "
+            f"({first}): measure it with training_args.max_steps=1"
+        ) from error
     private = config.privacy_args is not None
     piece, data = prepared.piece, prepared.data
     return Plan(
@@ -253,6 +262,7 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("mllm")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # its errors are raised as well
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of transformers about fake tensors

@@ -19,7 +19,7 @@ from mllm.engine.trainer import MultimodalTrainer
 from mllm.run_files import CONFIG, PLAN
 
 logger = logging.getLogger(__name__)
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Most seconds that a run waits for its plan after the training."""
 
 
@@ -61,7 +61,7 @@ def start_plan(hardware: Hardware, folder: Path, wanted: bool) -> Planning:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(launcher)}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent, env=environment)
-    psutil.Process(process.pid).nice(10)
+    psutil.Process(process.pid).nice(5)
     return Planning(resident, process)
 
 

@@ -43,6 +43,13 @@ def test_masks_and_ids_keep_their_values():
         assert nn.Embedding(10, 4)(labels.clamp_min(0)).shape == (2, 5, 4)
 
 
+def test_all_elements_of_a_fake_mask_are_true():
+    with FakeExecution():
+        pixels = torch.empty(3, 4, 5)
+        assert pixels[(pixels == 0).sum(dim=(1, 2)) != 20].shape == (3, 4, 5)
+        assert (pixels > 0).nonzero().shape == (60, 3)
+
+
 def test_backward_frees_what_the_forward_pass_saved():
     with FakeExecution() as mode:
         layers = nn.Sequential(*(nn.Linear(100, 100, bias=False) for _ in range(4)))
