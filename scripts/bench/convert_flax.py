@@ -1,6 +1,6 @@
 """Benchmark of the memory of a conversion of T5Gemma from Flax and to Flax, with random weights in bf16.
 
-python scripts/bench/convert_flax.py --layers 8 32 128
+python scripts/bench/convert_flax.py --layers 4 12
 
 Models with the same embeddings and different numbers of layers are converted, each in a process of its own. The output
 is the peak memory of the process above that of its imports, for each model and direction.
@@ -26,7 +26,7 @@ MIB = 2**20
 def main() -> None:
     """Convert the models of the command line and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, nargs="+", default=[8, 32, 128], help="layers of encoder and decoder")
+    parser.add_argument("--layers", type=int, nargs="+", default=[4, 12], help="layers of encoder and decoder")
     parser.add_argument("--only", choices=DIRECTIONS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
