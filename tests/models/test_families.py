@@ -33,6 +33,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoProcessor,
     AutoTokenizer,
+    Cosmos3EdgeProcessor,
     GenerationConfig,
     GotOcr2Processor,
     PPChart2TableProcessor,
@@ -250,7 +251,7 @@ def own_inputs(folder: Path, sample: Sample, is_encoder_decoder: bool, is_text: 
         processor, (GotOcr2Processor, PPChart2TableProcessor)
     ):  # which refuses texts without an image
         return dict(processor.tokenizer([text], return_tensors="pt"))
-    types = {"return_mm_token_type_ids": True} if "mm_token_type_ids" in processor.model_input_names else {}
+    types = {"return_mm_token_type_ids": True} if isinstance(processor, Cosmos3EdgeProcessor) else {}
     images = sample.images or None
     outputs = processor(text=[text], images=images, return_tensors="pt", add_special_tokens=special, **types)
     return {name: torch.as_tensor(value) for name, value in outputs.items()}

@@ -36,6 +36,10 @@ TYPES_OF_JOINT_POSITIONS = frozenset({"hunyuan_vl"})
 in a batch than alone (transformers 5.23: `image_index` in `HunYuanVLModel.get_rope_index`)."""
 
 
+TYPES_OF_TOKEN_KINDS = frozenset({"cosmos3_edge"})
+"""Architectures that read `mm_token_type_ids`, which their processor returns only if it is told to."""
+
+
 TYPES_OF_LAST_STATE = frozenset({"internvl"})
 """Architectures whose projector reads the output of the vision tower, although their config names a layer."""
 

@@ -23,6 +23,7 @@ from mllm.models.auto.family import (
     TYPES_OF_JOINT_POSITIONS,
     TYPES_OF_LAST_STATE,
     TYPES_OF_SUFFIX,
+    TYPES_OF_TOKEN_KINDS,
     WITHOUT_CONVERSATIONS,
     keep_unquantized,
 )
@@ -40,6 +41,8 @@ def load_processor(args: ModelArgs) -> ProcessorMixin:
     architecture = load_known_config(args).model_type
     processor = load_chat_processor(args)
     tokenizer: Any = processor.tokenizer
+    if architecture in TYPES_OF_TOKEN_KINDS:
+        type(processor).return_mm_token_type_ids = True
     if architecture in DEFAULTS and not (processor.chat_template or tokenizer.chat_template):
         processor.chat_template = DEFAULTS[architecture]
     return processor

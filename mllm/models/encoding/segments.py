@@ -16,9 +16,6 @@ from mllm.models.encoding.text_processor import TextProcessor
 ANCHORS = ("\n", ".", ":", "|")
 """Texts that are written before a segment to keep the tokenizer from adding a space, until one does not join it."""
 
-TYPES = "mm_token_type_ids"
-"""Output of processors of models whose positions depend on the tokens that are images."""
-
 
 class SegmentTokenizer:
     """Tokenization of prompts and answers, one segment after another.
@@ -39,8 +36,6 @@ class SegmentTokenizer:
         self.processor: Any = processor
         self.tokenizer: Any = processor.tokenizer
         self._read_text = processor if _reads_text(processor) else processor.tokenizer
-        self._writes_types = TYPES in (() if isinstance(processor, TextProcessor) else processor.model_input_names)
-        """The model reads the kind of each token, which Cosmos 3 Edge does not return by default."""
         specials = [token for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         self._specials = tuple(token.content for token in specials)
         self.separator = self._choose_separator(specials, {self.tokenizer.bos_token, *reserved})
@@ -63,8 +58,6 @@ class SegmentTokenizer:
             options: dict[str, Any] = dict(text=[text], return_tensors="pt", add_special_tokens=special)
             # Some processors (PaliGemma) refuse a text without an image; its tokens are those of the tokenizer.
             tensors = self.processor(images=list(images), **options) if images else self._read_text(**options)
-            if self._writes_types and TYPES not in tensors:
-                tensors[TYPES] = torch.tensor(self.processor.create_mm_token_type_ids(tensors["input_ids"].tolist()))
             ids = tensors["input_ids"][0]
             selection = self._select(ids, [number + special * self._leading for number in separators], anchored, anchor)
             if selection is not None:
