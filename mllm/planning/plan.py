@@ -134,7 +134,7 @@ def plan_config(config: RunConfig, hardware: Hardware, folder: Path, changes: Ma
         # The code of some models reads numbers that a plan does not have.
         first = str(error).partition("\n")[0]
         raise ConfigError(
-            f"{config.name} cannot be planned, because the code of its model depends on numbers that a plan does not have "
+            f"{config.name} cannot be planned, because the code of its model reads numbers that a plan does not have "
             f"({first}): measure it with training_args.max_steps=1"
         ) from error
     private = config.privacy_args is not None
