@@ -52,10 +52,12 @@ class ListedRecords(Records):
     @override
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = from_zero(index, len(self))
-        row = self.rows[index]
-        if error := row.get(ERROR) or self.errors.get(index):
-            raise DataError(error)
-        return dict(row)
+        row = dict(self.rows[index])
+        row[ERROR] = row.get(ERROR) or self.errors.get(index)
+        if row[ERROR]:
+            raise DataError(row[ERROR])
+        del row[ERROR]
+        return row
 
     @override
     def is_faulty(self, index: int) -> bool:
