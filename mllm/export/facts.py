@@ -73,8 +73,8 @@ class Facts:
     privacy: Mapping[str, Any] | None = None
     """The privacy record of a run with differential privacy, as in `privacy.json`."""
     memory: Mapping[str, float | None] = field(default_factory=dict)
-    """`planned` peak memory in bytes, of samples of the greatest length, and the `measured` one; planned `flops_per_token`
-    and measured `tokens_per_second`. Empty: the run was not planned."""
+    """`planned` peak memory in bytes, for samples of the greatest length, and the `measured` one; planned
+    `flops_per_token` and measured `tokens_per_second`. Empty: the run was not planned."""
     versions: Mapping[str, Any] = field(default_factory=dict)
     """Versions of Python and the packages, and the git commit of mllm, that trained the model."""
     adapters: Sequence[AdapterFacts] = ()
