@@ -38,6 +38,11 @@ TRAINING = {
 _ELSEWHERE = "it is not needed: the checkpoint's own processor and chat template do this"
 _LOSS = "an objective has its own weight: did you mean objectives = dict({}=dict(type='{}', weight=...))?"
 MODEL = {
+    **dict.fromkeys(
+        ("device_map", "max_memory", "offload_folder"),
+        "a model larger than one GPU is divided by training_args.fsdp or training_args.deepspeed, with which all GPUs "
+        "compute at the same time; with a device map one would wait for the other",
+    ),
     "version": "did you mean 'type'? (the version follows from the checkpoint)",
     "cache_dir": "set the environment variable HF_HOME",
     "model_max_length": "did you mean 'max_length'?",

@@ -12,6 +12,7 @@ from mllm.errors import ConfigError
         ("model_args", "version", "did you mean 'type'?"),
         ("model_args", "cache_dir", "HF_HOME"),
         ("model_args", "model_max_length", "did you mean 'max_length'?"),
+        ("model_args", "device_map", "is divided by training_args.fsdp or training_args.deepspeed"),
         ("model_args", "mm_use_im_start_end", "the checkpoint's own processor"),
         ("model_args", "sep_image_conv_front", "the checkpoint's own processor"),
         ("model_args", "process_func_args", "the checkpoint's own processor"),

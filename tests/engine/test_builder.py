@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from torch.autograd.graph import save_on_cpu
+from transformers import TrainingArguments, modeling_utils
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import DataArgs, ModelArgs, RunConfig
@@ -117,6 +118,35 @@ def test_checkpointing_recomputes_layers_with_equal_gradients(build, key):
     for name, gradient in plain.items():
         torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
         assert gradient.any(), f"{name} has a gradient of zeros"
+
+
+def test_offloaded_activations_give_equal_gradients(build, monkeypatch):
+    offloaded: list[tuple[int, ...]] = []
+
+    class Recorded(save_on_cpu):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            pack = self.pack_hook
+            self.pack_hook = lambda tensor: (offloaded.append(tuple(tensor.shape)), pack(tensor))[1]
+
+    monkeypatch.setattr(modeling_utils, "save_on_cpu", Recorded)
+    results = []
+    for offload in (False, True):
+        options = dict(gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(offload=offload))
+        trainer = build(dropout=0.2, per_device_train_batch_size=4, **options)
+        batch = trainer.first_batch()
+        counts = trainer._global_counts(batch, torch.device("cpu"))
+        offloaded.clear()
+        torch.manual_seed(5)
+        loss = trainer.training_step(trainer.learner, batch, counts)
+        gradients = {name: p.grad for name, p in trainer.learner.named_parameters() if p.grad is not None}
+        results.append((loss, gradients, list(offloaded)))
+    (loss, gradients, none), (again, others, moved) = results
+    width = trainer.learner.student.pretrained.config.text_config.hidden_size
+    layers = len(trainer.learner.student.pretrained.model.language_model.layers)
+    assert not none and sum(shape[-1] == width for shape in moved) >= layers * len(batch.pieces)
+    assert torch.equal(loss, again) and gradients.keys() == others.keys()
+    assert all(torch.equal(gradient, others[name]) for name, gradient in gradients.items())
 
 
 def test_every_second_layer_may_be_checkpointed(build):

@@ -18,6 +18,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "mllm_segments"
 """Name of this attention in transformers (`attn_implementation`)."""
+LARGEST_MASK = 2**22
+"""Number of entries of a mask, of tokens and those that they attend to, above which a segment is computed in parts."""
+ROWS = 1024
+"""Tokens of such a part in a layer with a sliding window."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,12 @@ class Segment:
         """Return the number of tokens of the prefix."""
         return sum(end - start for start, end in self.prefix)
 
+    @property
+    def is_long(self) -> bool:
+        """Return True if a mask of this segment would take too much memory."""
+        own = self.end - self.start
+        return own * (self.before + own) > LARGEST_MASK
+
     def with_prefix(self, tensor: Tensor) -> Tensor:
         """Return the tokens of the prefix and of the segment of a row [1, H, T, D]."""
         runs = [tensor[:, :, start:end] for start, end in (*self.prefix, (self.start, self.end))]
@@ -52,17 +62,25 @@ class Segment:
             window: Number of positions that a token attends to with its own; None: all.
             device: Device of the mask.
         """
-        before, own = self.before, self.end - self.start
-        narrow = window is not None and window < before + own
-        if not before and not self.blocks and not narrow:
+        own = self.end - self.start
+        narrow = window is not None and window < self.before + own
+        if not self.before and not self.blocks and not narrow:
             return None
-        query = torch.arange(before, before + own, device=device)[:, None]
-        key = torch.arange(before + own, device=device)[None, :]
+        return self.mask_of_rows(0, own, 0, self.before + own, window, device)
+
+    def mask_of_rows(
+        self, first: int, last: int, low: int, high: int, window: int | None, device: torch.device
+    ) -> Tensor:
+        """Return which of the tokens `low` to `high` of prefix and segment the tokens `first` to `last` attend to."""
+        before = self.before
+        query = torch.arange(before + first, before + last, device=device)[:, None]
+        key = torch.arange(low, high, device=device)[None, :]
         mask = key <= query
-        if narrow:
-            mask &= key > query - (window or 0)
+        if window is not None:
+            mask &= key > query - window
         for start, end in self.blocks:
-            mask[start:end, before + start : before + end] = True
+            rows, columns = slice(max(0, start - first), max(0, end - first)), before - low
+            mask[rows, max(0, columns + start) : max(0, columns + end)] = True
         return mask
 
 
@@ -145,13 +163,53 @@ def _attention(
         return output
     assert query.shape[0] == 1, "segments describe one row"
     key, value = _repeated(key, query), _repeated(value, query)
-    parts = []
+    parts: list[Tensor] = []
+    attend = partial(attend, dropout_p=dropout, scale=scaling)
     for segment in attention_mask.items:
-        mask = attention_mask.mask(segment, sliding_window, query.device)
         keys, values = segment.with_prefix(key), segment.with_prefix(value)
         own = query[:, :, segment.start : segment.end]
-        parts.append(attend(own, keys, values, mask, dropout, is_causal=mask is None, scale=scaling))
+        if segment.is_long and sliding_window is not None and sliding_window < keys.shape[2]:
+            parts += _in_windows(attend, segment, own, keys, values, sliding_window)
+        elif segment.is_long:
+            parts += _without_mask(attend, segment, own, keys, values)
+        else:
+            mask = attention_mask.mask(segment, sliding_window, query.device)
+            parts.append(attend(own, keys, values, mask, is_causal=mask is None))
     return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _in_windows(
+    attend: Any, segment: Segment, own: Tensor, keys: Tensor, values: Tensor, window: int
+) -> Iterator[Tensor]:
+    """Yield the attention of the tokens of a segment, `ROWS` at a time, to those in their windows and blocks.
+
+    The masks of all parts together have `window + ROWS` entries for a token, and not one for each earlier token.
+    """
+    before, count = segment.before, own.shape[2]
+    for first in range(0, count, ROWS):
+        last = min(count, first + ROWS)
+        touched = [block for block in segment.blocks if block[0] < last and block[1] > first]
+        low = min([before + first - window + 1, *(before + start for start, _ in touched)])
+        low, high = max(0, low), before + max([last, *(end for _, end in touched)])
+        mask = segment.mask_of_rows(first, last, low, high, window, own.device)
+        yield attend(own[:, :, first:last], keys[:, :, low:high], values[:, :, low:high], mask)
+
+
+def _without_mask(attend: Any, segment: Segment, own: Tensor, keys: Tensor, values: Tensor) -> Iterator[Tensor]:
+    """Yield the attention of the tokens of a segment to all earlier ones and to their blocks, without a mask.
+
+    Causal attention is computed for the prefix, too, as its result is then known to end at the last token. Tokens of a
+    block attend to everything up to its end, so their part needs no mask either.
+    """
+    before = segment.before
+    rows = F.pad(own, (0, 0, before, 0))
+    causal = attend(rows, keys, values, None, is_causal=True)[:, :, before:]
+    position = 0
+    for start, end in segment.blocks:
+        yield causal[:, :, position:start]
+        yield attend(own[:, :, start:end], keys[:, :, : before + end], values[:, :, : before + end], None)
+        position = end
+    yield causal[:, :, position:]
 
 
 def _repeated(states: Tensor, query: Tensor) -> Tensor:
@@ -165,9 +223,10 @@ def _capped(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
-    dropout: float,
-    is_causal: bool,
-    scale: float | None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
     softcap: float,
 ) -> Tensor:
     """Return attention as `scaled_dot_product_attention` does, with scores of `softcap * tanh(scores / softcap)`."""
@@ -179,4 +238,4 @@ def _capped(
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     # As in transformers, the softmax is computed in fp32 at least.
     weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-    return F.dropout(weights, dropout, training=dropout > 0) @ value
+    return F.dropout(weights, dropout_p, training=dropout_p > 0) @ value

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from mllm.models.backbone import segment_attention
 from mllm.models.backbone.segment_attention import NAME, Segment, Segments, use_segment_attention
 from mllm.tiny.checkpoints import write_tiny
 
@@ -67,6 +69,49 @@ def test_segments_attend_as_under_a_dense_mask(window, heads):
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     for gradient, other in zip(actual_gradients, gradients, strict=True):
         torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 100, 6, 3])
+@pytest.mark.parametrize("rows", [1, 2, 4, 50])
+def test_long_segments_attend_as_under_a_dense_mask(window, rows, monkeypatch):
+    monkeypatch.setattr(segment_attention, "LARGEST_MASK", 0)
+    monkeypatch.setattr(segment_attention, "ROWS", rows)
+    monkeypatch.setattr(Segment, "mask", None)  # the whole mask of a segment is not made
+    actual, actual_gradients = attend(Segments(ROW), window)
+    monkeypatch.undo()
+    expected, gradients = attend(dense_mask(window)[None, None], window)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    for gradient, other in zip(actual_gradients, gradients, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Number of elements of the largest tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [
+            item for item in (result if isinstance(result, (list, tuple)) else [result]) if torch.is_tensor(item)
+        ]
+        self.elements = max([self.elements, *(tensor.numel() for tensor in tensors)])
+        return result
+
+
+@pytest.mark.parametrize("window", [None, 512])
+def test_no_tensor_of_a_long_segment_is_quadratic_in_its_length(window):
+    largest = []
+    for length in (4096, 8192):
+        segments = Segments([Segment(0, length, blocks=((20, 276), (3000, 3256)))])
+        query = torch.zeros(1, 1, length, 8, requires_grad=True)
+        module = nn.Module()
+        module.num_key_value_groups, module.is_causal = 1, True
+        with LargestTensor() as record:
+            output, _ = ALL_ATTENTION_FUNCTIONS[NAME](module, query, query, query, segments, sliding_window=window)
+            output.sum().backward()
+        largest.append(record.elements)
+    assert largest[1] <= 2 * largest[0] and largest[1] <= 8192 * 250, largest
 
 
 def test_a_plain_segment_needs_no_mask():
