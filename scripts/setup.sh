@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Creates .venv in the checkout and installs the package with all dependencies of runs and tests. Later calls are fast.
 #   bash scripts/setup.sh          PYTHON=/path/to/python selects the interpreter (3.10 or newer)
-#   bash scripts/setup.sh --parity also compiles llama.cpp and installs JAX, for the tests that compare with them
+#   bash scripts/setup.sh --parity also compiles llama.cpp and installs JAX and DeepSpeed, for the tests that compare with them
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$(pwd -P)
@@ -43,7 +43,16 @@ with_parity() {
     uv=$(command -v uv || command -v "$venv/bin/uv" || true)
     if [ -n "$uv" ]; then installer=("$uv" pip install --quiet --python "$venv/bin/python"); fi
     if lacks llama_cpp; then with_llama_cpp; fi
+    if lacks deepspeed; then with_deepspeed; fi
     if lacks gemma || lacks orbax; then with_gemma; fi
+}
+with_deepspeed() {
+    echo "setup: installing DeepSpeed for the tests of ZeRO"
+    if "${installer[@]}" -c scripts/constraints.txt deepspeed >>"$log" 2>&1; then
+        echo "setup: DeepSpeed is installed"
+    else
+        echo "setup: DeepSpeed could not be installed (see $root/$log): tests of ZeRO will be skipped"
+    fi
 }
 # llama-cpp-python has no wheel on PyPI. It needs a C++ compiler and minutes.
 # GGML_NATIVE=OFF builds for all processors of the architecture, so that a cached build also runs on other machines.

@@ -75,7 +75,12 @@ def import_fields() -> dict[str, TrainingField]:
     """Return the fields of `transformers.TrainingArguments` from the imported class."""
     from transformers import TrainingArguments
 
-    return _fields_of(TrainingArguments)
+    return _with_fsdp(_fields_of(TrainingArguments))
+
+
+def _with_fsdp(fields: dict[str, TrainingField]) -> dict[str, TrainingField]:
+    """Let `fsdp` be True or a list, too. transformers recommends True; its annotation is for its command line."""
+    return fields | {"fsdp": TrainingField(bool | str | list | None, fields["fsdp"].default)}
 
 
 def _fields_of(cls: Any) -> dict[str, TrainingField]:
@@ -100,7 +105,7 @@ def read_fields() -> dict[str, TrainingField]:
     if spec is None or spec.origin is None:
         raise FileNotFoundError("transformers")
     reader = _Reader(Path(spec.origin).parent)
-    return reader.fields("training_args", "TrainingArguments")
+    return _with_fsdp(reader.fields("training_args", "TrainingArguments"))
 
 
 class _Reader:

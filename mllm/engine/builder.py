@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from mllm.config.engines import engine_settings
 from mllm.config.hardware import Hardware
 from mllm.config.rules.privacy import datasets_in
 from mllm.config.schema import PrivacyArgs, RunConfig
@@ -26,6 +28,7 @@ from mllm.engine.privacy.mechanism import Mechanism, digest_of_options, hash_of
 from mllm.engine.private_trainer import KeepLedger, PrivateTrainer, SaveBelow
 from mllm.engine.progress import LogLines, ProgressBar
 from mllm.engine.run_log import Details, RunLog
+from mllm.engine.sharded_trainer import trains_images
 from mllm.engine.trackers import Tracker, public_settings
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.engine.training_data import TrainingData
@@ -84,7 +87,7 @@ def build_multimodal_trainer(
     config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, data: TrainingData
 ) -> MultimodalTrainer:
     """Build a MultimodalTrainer with its callbacks, or a PrivateTrainer if the config has `privacy_args`."""
-    settings = dict(config.training_args)
+    settings = {**config.training_args, **engine_settings(config)}
     enable_checkpointing(learner, settings)
     limit = settings.pop("save_total_limit")
     patience, threshold = settings.pop("early_stopping_patience"), settings.pop("early_stopping_threshold")
@@ -118,6 +121,7 @@ def build_multimodal_trainer(
         skip_failures=config.data_args.on_error == "skip",
         memory_advice=memory_advice(config),
         micro_batches=micro_batches,
+        autocasts=bool(config.training_args["bf16"] and not settings["bf16"]),
         callbacks=callbacks,
         **private,
     )
@@ -219,8 +223,7 @@ def training_arguments(
         logging_nan_inf_filter=False,
         ddp_broadcast_buffers=False,
         # Without an image in a piece, towers and fusion have no gradient. Heads and added tokens always have one.
-        ddp_find_unused_parameters=learner is not None
-        and any(map(learner.student.trains, (learner.student.towers.keys() | {"fusion"}) - {"language"})),
+        ddp_find_unused_parameters=learner is not None and trains_images(learner),
         bf16_full_eval=False,  # evaluation uses autocast; Trainer would leave the model on the CPU
         use_cpu=hardware.device != "cuda",
     )
@@ -232,6 +235,9 @@ def training_arguments(
         arguments = TrainingArguments(**{**settings, **fixed})
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise ConfigError(f"training_args: {error}") from error
+    if arguments.fsdp_plugin_args is not None:
+        # accelerate would convert inputs, gradients and losses to bf16. Autocast is on, as without FSDP.
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy()
     if arguments.n_gpu > 1:
         logger.info("one of %d GPUs is used; start with torchrun to use all of them", arguments.n_gpu)
         arguments._n_gpu = 1  # otherwise Trainer uses DataParallel, which cannot split a Batch

@@ -48,6 +48,11 @@ class Learner(nn.Module):
         self.register_state_dict_post_hook(_keep_trained)
         self.register_load_state_dict_post_hook(_expect_trained)
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Return the classes of the layers that FSDP gathers one at a time; accelerate reads this attribute."""
+        return layer_classes(self.student)
+
     def counts(self, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the number of supervised items of a batch for each objective, []."""
         return {name: objective.count(targets).sum() for name, objective in self.named_objectives()}
@@ -104,6 +109,19 @@ class Learner(nn.Module):
     def named_objectives(self) -> list[tuple[str, Objective]]:
         """Return the objectives with their names in the config."""
         return [(name, module) for name, module in self.objectives.items() if isinstance(module, Objective)]
+
+
+def layer_classes(model: Model) -> list[str]:
+    """Return the names of the classes of the layers that every batch uses: those of the language model if there is one.
+
+    A batch without images does not use the vision tower, so its weights cannot be gathered layer by layer: processes
+    with and without images would wait for each other.
+    """
+    tower = "language" if model.generates_text else "vision"
+    inside = f"{model.towers[tower]}." if tower in model.towers else ""
+    classes = set(model.pretrained._no_split_modules or ())
+    layers = (type(module).__name__ for name, module in model.named_modules() if inside in f"{name}.")
+    return [name for name in dict.fromkeys(layers) if name in classes]
 
 
 def _keep_trained(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:

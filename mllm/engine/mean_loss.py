@@ -11,7 +11,7 @@ from torch import nn
 from mllm.engine.learner import Learner
 from mllm.errors import DataError, advised
 from mllm.private_messages import error_of
-from mllm.structures import LogicalBatch
+from mllm.structures import Batch, LogicalBatch
 
 
 def check_failures(batch: LogicalBatch, skip: bool) -> None:
@@ -24,7 +24,7 @@ def check_failures(batch: LogicalBatch, skip: bool) -> None:
 def mean_losses(
     model: nn.Module,
     learner: Learner,
-    batches: Iterable[LogicalBatch],
+    batches: Iterable[list[Batch]],
     accelerator: Any,
 ) -> dict[str, float]:
     """Compute the mean loss per supervised item over all batches of all processes.
@@ -32,7 +32,7 @@ def mean_losses(
     Args:
         model: The learner, wrapped by the accelerator.
         learner: The learner without wrapper.
-        batches: Batches of this process.
+        batches: Pieces of the batches of this process.
         accelerator: Accelerator of the trainer.
 
     Returns:
@@ -47,8 +47,8 @@ def mean_losses(
     names = [name for name, _ in learner.named_objectives()]
     zero = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     totals, counts = dict.fromkeys(names, zero), dict.fromkeys(names, zero)
-    for batch in batches:
-        for piece in batch.pieces:
+    for pieces in batches:
+        for piece in pieces:
             piece = piece.to(accelerator.device)
             items = learner.counts(piece.targets)
             ones = {name: torch.ones_like(count) for name, count in items.items()}

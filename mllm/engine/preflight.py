@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from itertools import chain, islice
 from typing import Any
 
@@ -33,6 +34,7 @@ def preflight(
     accelerator: Any,
     further: Iterable[LogicalBatch] = (),
     pair: PaddedPair | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> None:
     """Check the first logical batch without an update. Gradients and random states do not change.
 
@@ -43,24 +45,25 @@ def preflight(
         further: More batches, at most 16. They are read while a trainable tensor has no gradient, such as a vision
             tower after a batch of texts.
         pair: Two samples that training could put into one batch. None: its batches have one sample, or no padding.
+        autocast: Function that returns the context of the forward passes; None: that of the accelerator.
 
     Raises:
         ConfigError: A trainable tensor receives no gradient, an objective reaches no trainable tensor of the student,
             the model attends to later tokens of an answer, the states of a sample depend on the padding of its batch,
             the loss differs from that of the model's own logits, or the code of the model raises an error.
     """
-    device = accelerator.device
+    device, autocast = accelerator.device, autocast or accelerator.autocast
     devices = [device] if device.type == "cuda" else []
     was_training = learner.training
     explained = explained_model_errors(learner.student.pretrained, "on the first batch", "cannot be trained")
     with torch.random.fork_rng(devices=devices), explained:
         learner.train()
         pieces = (piece.to(device) for item in chain([batch], islice(further, MAX_BATCHES)) for piece in item.pieces)
-        with accelerator.autocast():
+        with autocast():
             _check_gradients(learner, pieces)
         learner.eval()
         if learner.student.generates_text:
-            with accelerator.autocast(), without_outliers(learner):
+            with autocast(), without_outliers(learner):
                 _check_answers(learner, batch, pair, device)
     learner.train(was_training)
     learner.zero_grad(set_to_none=True)

@@ -12,15 +12,21 @@ OPTIONS = ("initial_lr", "weight_decay", "betas", "eps", "momentum")
 """Options of an optimizer that come from the config."""
 
 
+def options_of(optimizer: Any) -> list[dict[str, Any]]:
+    """Return the options of each parameter group of an optimizer."""
+    return [{key: group[key] for key in OPTIONS if key in group} for group in optimizer.param_groups]
+
+
 @contextmanager
-def rates_of_config(optimizer: Any, scheduler: Any) -> Iterator[None]:
+def rates_of_config(optimizer: Any, scheduler: Any, options: list[dict[str, Any]]) -> Iterator[None]:
     """Load states of a checkpoint in the block, and restore the options and the schedule of the config after it.
+
+    `options` are those of the config, see `options_of`.
 
     A checkpoint contains the learning rate of its next update by its own schedule. If the config now has more updates
     or another learning rate, the rate is computed again by the schedule of the config at the update of the checkpoint.
     Schedules that are not a function of the update, such as a reduction on a plateau, keep the rate of the checkpoint.
     """
-    options = [{key: group[key] for key in OPTIONS if key in group} for group in optimizer.param_groups]
     bases = list(scheduler.base_lrs) if isinstance(scheduler, LambdaLR) else []
     yield
     for group, values in zip(optimizer.param_groups, options, strict=True):

@@ -11,10 +11,9 @@ from itertools import chain, islice
 from typing import Any, cast
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from mllm.engine.checkpoints import begin_checkpoint
 from mllm.engine.finite_check import FiniteCheck
@@ -24,8 +23,8 @@ from mllm.engine.meter import Meter
 from mllm.engine.micro_batches import MicroBatches, release_memory
 from mllm.engine.padding_check import padded_pair
 from mllm.engine.preflight import preflight
-from mllm.engine.rates import rates_of_config
 from mllm.engine.run_log import run_folder
+from mllm.engine.sharded_trainer import ShardedTrainer
 from mllm.errors import advise_on_memory, is_out_of_memory
 from mllm.models.adapters.trainable import count_trainable
 from mllm.private_messages import error_of, worker_setup
@@ -37,7 +36,7 @@ IDLE = "idle_update"
 """Key of the entries of the history for steps without a supervised item."""
 
 
-class MultimodalTrainer(Trainer):
+class MultimodalTrainer(ShardedTrainer):
     """Trainer of a Learner.
 
     One item of the data loader is the logical batch of one update: the sampler draws it, the collator splits it into
@@ -56,6 +55,7 @@ class MultimodalTrainer(Trainer):
         memory_advice: Sentence that is added to an out-of-memory error.
         micro_batches: Collator that divides updates into smaller micro-batches when memory runs out; None: an
             out-of-memory error ends the training.
+        autocasts: Run the learner under autocast in bf16 itself, because the engine does not.
         callbacks: Callbacks, in order. A `FiniteCheck` runs before them.
     """
 
@@ -73,9 +73,11 @@ class MultimodalTrainer(Trainer):
         skip_failures: bool = False,
         memory_advice: str = "",
         micro_batches: MicroBatches | None = None,
+        autocasts: bool = False,
         callbacks: list[Any] | None = None,
     ) -> None:
         assert args.gradient_accumulation_steps == 1, "accumulation happens inside a logical batch"
+        self.autocasts = autocasts
         self.learner = learner
         """The model and its objectives, without the wrappers of accelerate."""
         self.parameters = count_trainable(learner.student)
@@ -161,13 +163,14 @@ class MultimodalTrainer(Trainer):
 
     def preflight(self) -> LogicalBatch:
         """Check on the first batch that all trainable tensors receive gradients, and return that batch."""
+        self.learner.to(self.args.device)  # Trainer leaves this to a sharding engine, which starts with the training
         while True:
             items, batch = self._first_update()
             collate: Any = self.data_collator if self.micro_batches is None else self.micro_batches
             updates = chain([items], (items for items, _ in islice(self.first_updates(), 1, 2)))
             try:
-                pair = padded_pair(collate, updates)
-                preflight(self.learner, batch, self.accelerator, further=self.first_batches(), pair=pair)
+                pair = padded_pair(collate, updates) if self.learner.student.generates_text else None
+                preflight(self.learner, batch, self.accelerator, self.first_batches(), pair, self.autocast)
                 return batch
             except Exception as error:
                 if self._halved(error) is None:
@@ -308,11 +311,12 @@ class MultimodalTrainer(Trainer):
     def _run_pieces(self, model: nn.Module, pieces: list[Batch], counts: Any) -> Tensor:
         """Run forward and backward over the pieces and return their loss, []."""
         total = torch.zeros((), device=self.args.device)
-        for piece in pieces:
-            is_last = piece is pieces[-1]
+        pieces = self.equal_passes(pieces, lambda: self._idle_piece)
+        for number, piece in enumerate(pieces, start=1):
+            is_last = number == len(pieces)
             self.accelerator.gradient_state._set_sync_gradients(is_last)
-            deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-            with nullcontext() if is_last or deepspeed else self.accelerator.no_sync(model):
+            # A sharding engine divides the gradients of each piece, so that no process holds all of them.
+            with nullcontext() if is_last or self.is_sharded else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     loss = self.compute_loss(
                         model, piece.to(self.args.device, non_blocking=True), num_items_in_batch=counts
@@ -328,7 +332,8 @@ class MultimodalTrainer(Trainer):
         self.finite_check.wait(self.args)
         with self.meter.paused():
             loader = self._checked(self.get_eval_dataloader(eval_dataset), "validation")
-            means = mean_losses(self.model_wrapped, self.learner, loader, self.accelerator)
+            batches = (self.equal_passes(batch.pieces, lambda: self._idle_piece) for batch in loader)
+            means = mean_losses(self.model_wrapped, self.learner, batches, self.accelerator)
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
             self.log(dict(metrics))
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -349,14 +354,6 @@ class MultimodalTrainer(Trainer):
             begin_checkpoint(run_folder(self.args) / checkpoint_name(self.state.global_step))
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load both states from a checkpoint, with the learning rates of the config."""
-        if checkpoint is None or self.is_deepspeed_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        with rates_of_config(self.optimizer, self.lr_scheduler):
-            super()._load_optimizer_and_scheduler(checkpoint)
 
     def floating_point_ops(self, inputs: LogicalBatch) -> int:  # type: ignore[override]
         """Return 0, because operations are not counted."""

@@ -124,8 +124,15 @@ def remove_unfinished(folder: Path, stem: str = STEM) -> None:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects in the lines of a file, without incomplete lines."""
-    with path.open("rb") as file:
+    """Yield the objects in the lines of a file, without incomplete lines.
+
+    A process without records removes its file when it closes it, which may be now.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
         for line in file:
             try:
                 value = json.loads(line)

@@ -46,7 +46,7 @@ def card_text(kind: str, facts: Facts) -> str:
         family.image_note(settings, kind),
         _trained_note(kind, settings, trained),
         _section("Data", _data_lines(facts.data)),
-        _section("Settings", _table(("key", "value"), {**settings, **facts.training})),
+        _section("Settings", _table(("key", "value"), {**settings, **facts.training, **_processes(facts)})),
         _section("Results", _table(("figure", "value"), facts.named_figures())),
         _section("Privacy", privacy_lines(facts.privacy)),
         *(_adapter_section(number, adapter) for number, adapter in enumerate(facts.adapters, start=1)),
@@ -93,6 +93,11 @@ def privacy_lines(record: Mapping[str, Any] | None) -> list[str]:
     if record["warnings"]:
         lines += ["", "Warnings:", "", *(f"* {sentence}" for sentence in record["warnings"])]
     return lines
+
+
+def _processes(facts: Facts) -> dict[str, str]:
+    """Return the number of processes that trained and their engine, if there were several."""
+    return {"processes": f"{facts.processes} ({facts.engine})"} if facts.processes > 1 else {}
 
 
 def _data_lines(splits: Mapping[str, Split]) -> list[str]:

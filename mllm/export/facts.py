@@ -62,6 +62,10 @@ class Facts:
     """Tower -> `tensors` and `trainable`, the numbers of trained tensors and of their elements, and `all` elements."""
     updates: int | None = None
     """Number of optimizer updates."""
+    processes: int = 1
+    """Number of processes that trained. Each had its share of the samples of an update."""
+    engine: str = "ddp"
+    """Engine of several processes: 'ddp', 'fsdp2', 'zero2' or 'zero3'."""
     idle_steps: int = 0
     """Number of further steps of the schedule that made no update, because none of their rows could be used."""
     figures: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)

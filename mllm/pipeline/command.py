@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import logging
 import os
 import re
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,6 +25,10 @@ from mllm.files import is_disk_full
 IMPORT = "--import"
 USER_ERROR = 2
 """Exit code for errors that the user can correct; argparse uses the same for an invalid command line."""
+OTHERS_WAIT = 3.0
+"""Seconds that a process other than the first waits before it prints an error."""
+LOST = r"(?i)gloo.*(connection|timed out|peer)|connection closed by peer|connection reset by peer"
+"""Messages of collective operations on a CPU whose other process has ended."""
 INTERRUPTED = 130
 """Exit code of shells for a program that Ctrl-C ended."""
 
@@ -142,8 +148,22 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
             raise
         if debug:
             traceback.print_exc()
-        print(message, file=sys.stderr)
+        _report(message)
         return USER_ERROR
+
+
+def _report(message: str) -> None:
+    """Print a message, and give it to torchrun, which shows it at the end of its own output.
+
+    All processes of a run usually have the same error. The others wait before they print it, so that torchrun ends them
+    when the first one has printed it.
+    """
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(OTHERS_WAIT)
+        content = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+        Path(file).write_text(json.dumps({"message": content}), encoding="utf-8")
+    print(message, file=sys.stderr)
 
 
 def _import_plugins(arguments: list[str]) -> list[str]:
@@ -169,6 +189,11 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     if is_disk_full(error):
         return _full_disk(error.filename if isinstance(error, OSError) else None)
+    if is_lost_process(error):
+        return (
+            f"process {os.environ.get('RANK', '0')} ends, because another process ended or did not answer; the message "
+            "of that process has the cause, and --resume continues from the newest complete checkpoint"
+        )
     if is_out_of_memory(error):
         device = "on the GPU" if type(error).__name__ == "OutOfMemoryError" else "on the host"
         return (
@@ -176,6 +201,13 @@ def explain(error: BaseException) -> str | None:
             "or close other programs that use memory"
         )
     return None
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Return True for an error of a collective operation whose other process is gone."""
+    if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
+        return True
+    return isinstance(error, RuntimeError) and re.search(LOST, str(error)) is not None
 
 
 def _full_disk(path: str | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments, get_scheduler
@@ -59,6 +60,9 @@ def check_early(config: RunConfig, hardware: Hardware, updates: int) -> RunConfi
     for name in CHECKPOINTING:
         settings.pop(name, None)
         settings.pop(f"{name}_kwargs", None)
+    _refuse_fsdp_on_cpu(config)
+    # The rules have checked the engines. With these arguments, transformers would divide weights while it loads them.
+    settings |= {"deepspeed": None, "fsdp": None, "fsdp_config": None}
     folder = Path(config.training_args["output_dir"] or ".")
     arguments = training_arguments(
         settings, hardware, folder, learner=None, evaluates=config.data_args.validation is not None
@@ -67,6 +71,15 @@ def check_early(config: RunConfig, hardware: Hardware, updates: int) -> RunConfi
     optimizer = _optimizer(config, arguments)
     _check_schedule(config, arguments, optimizer, updates)
     return config
+
+
+def _refuse_fsdp_on_cpu(config: RunConfig) -> None:
+    """Raise `ConfigError` for FSDP on a CPU, where accelerate ignores it."""
+    if config.training_args["fsdp"] and PartialState().distributed_type == DistributedType.MULTI_CPU:
+        raise ConfigError(
+            f"{config.origin('training_args', 'fsdp')}: fsdp needs GPUs, because accelerate ignores it on a CPU: "
+            "remove it, and the processes train with DDP"
+        )
 
 
 def _check_trackers(config: RunConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from mllm.config.rules.sharding import engine_of
 from mllm.config.schema import RunConfig
 from mllm.config.trainable import LORA, trained_parts
 from mllm.config.training_args import changed_values
@@ -48,6 +49,8 @@ def run_facts(config: RunConfig, trainer: MultimodalTrainer, splits: Splits) -> 
             for count in trainer.parameters
         },
         updates=trainer.updates,
+        processes=trainer.args.world_size,
+        engine=engine_of(config),
         idle_steps=trainer.idle_steps,
         privacy=trainer.record if isinstance(trainer, PrivateTrainer) else None,
         memory=memory_facts(run_folder(trainer.args), trainer),

@@ -16,6 +16,7 @@ from mllm.dataset.challenge import write_challenge_files
 from mllm.dataset.checking import Splits
 from mllm.engine.evaluation import Evaluation, answer_split, score_split
 from mllm.engine.run_log import rows_of, run_folder, write_skipped
+from mllm.engine.sharded_trainer import release_process_groups
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.engine.unfinished import STEM, UnfinishedPredictions, remove_unfinished
 from mllm.errors import ConfigError, UserError
@@ -275,4 +276,5 @@ def end_processes() -> None:
     state = PartialState()
     if state.num_processes > 1:
         gc.collect()  # the trainer and its model refer to each other
+        release_process_groups()
         state.destroy_process_group()

@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from mllm.config.rules.sharding import engine_of
 from mllm.config.schema import ModelArgs, RunConfig
 from mllm.dataset.checking import Splits
 from mllm.engine.builder import logical_batch_size
@@ -48,6 +49,8 @@ class Inputs:
     processes: int
     weights: dict[str, str]
     """Digest of each local checkpoint and adapter that the run starts from, by its config key."""
+    engine: str = "ddp"
+    """The engine of the processes: 'ddp', 'fsdp2', 'zero2' ... Checkpoints of the engines differ."""
 
 
 def inputs_of(config: RunConfig, splits: Splits) -> Inputs:
@@ -65,6 +68,7 @@ def inputs_of(config: RunConfig, splits: Splits) -> Inputs:
         drops_last=bool(training["dataloader_drop_last"]),
         processes=processes,
         weights=weights,
+        engine=engine_of(config),
     )
 
 
@@ -91,6 +95,7 @@ def check_inputs(folder: Path, current: Inputs, compares_losses: bool) -> None:
     for change in (
         _changed_data(initial, current),
         _changed_update(initial, current),
+        _changed_engine(initial, current),
         _changed_weights(initial, current),
         _changed_validation(initial, current) if compares_losses else None,
     ):
@@ -154,6 +159,21 @@ def _changed_update(initial: Inputs, current: Inputs) -> str | None:
         f"an update has {current.samples_per_update} samples on {_count(current.processes)}, but "
         f"{initial.samples_per_update} on {_count(initial.processes)} in the run so far: {fix}"
     )
+
+
+def _changed_engine(initial: Inputs, current: Inputs) -> str | None:
+    """Return the difference of the engines, whose checkpoints are not those of each other; None if there is none."""
+    if initial.engine != current.engine:
+        return (
+            f"the run began with {initial.engine}, and its checkpoints cannot be read by {current.engine}: set "
+            "training_args.fsdp and deepspeed back"
+        )
+    if current.engine.startswith("zero") and initial.processes != current.processes:
+        return (
+            f"a checkpoint of DeepSpeed is for {_count(initial.processes)}, and {_count(current.processes)} "
+            f"{'reads' if current.processes == 1 else 'read'} it: start it with {_count(initial.processes)}"
+        )
+    return None
 
 
 def _changed_weights(initial: Inputs, current: Inputs) -> str | None:

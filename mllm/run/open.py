@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -16,7 +17,7 @@ from mllm.config.reading import read_config
 from mllm.config.schema import ModelArgs, RunConfig
 from mllm.dataset.checking import Splits
 from mllm.engine.run_log import read_skipped
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, UserError
 from mllm.export.settings import read_settings
 from mllm.family import FAMILIES
 from mllm.files import write_json, write_text
@@ -33,7 +34,14 @@ logger = logging.getLogger(__name__)
 def start_processes(config: RunConfig, hardware: Hardware) -> None:
     """Connect the processes of a distributed run; later calls of `PartialState()` return the same state."""
     timeout = timedelta(seconds=config.training_args["ddp_timeout"])
-    PartialState(cpu=hardware.device == "cpu", timeout=timeout)
+    try:
+        PartialState(cpu=hardware.device == "cpu", timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ConfigError(
+            f"the processes cannot connect at {address} ({str(error).splitlines()[0]}): choose a free port "
+            "(torchrun --master_port, or MASTER_PORT), and start all processes"
+        ) from error
 
 
 def open_run(config: RunConfig, hardware: Hardware, splits: Splits, resume: bool) -> tuple[Path, Path | None]:
@@ -49,23 +57,51 @@ def open_run(config: RunConfig, hardware: Hardware, splits: Splits, resume: bool
     state = PartialState()
     opened: list[Any] = [None]
     if state.is_main_process:
-        folder, checkpoint = open_run_folder(config.name, config.training_args["output_dir"], resume)
-        logger.info("run folder: %s%s", folder, f", continuing from {checkpoint.name}" if checkpoint else "")
-        inputs = inputs_of(config, splits)
-        if checkpoint:
-            _check_resumed(config, folder, checkpoint, inputs)
-            splits.add_skipped((name, failure) for name, failure in read_skipped(folder) if name in splits)
-        write_inputs(folder, inputs)
-        write_text(folder / CONFIG, config.text)
-        write_json(folder / ENVIRONMENT, report := environment())
-        family = FAMILIES.find(config.model_args.type, config.model_args.part)
-        if family.show_start is not None:
-            family.show_start(config, hardware, report, folder)
-        describe_data(splits, folder)
-        opened = [(folder, checkpoint)]
+        try:
+            opened = [_open_folder(config, hardware, splits, resume)]
+        except UserError as error:
+            if state.num_processes == 1:
+                raise
+            opened = [error]
     if state.num_processes > 1:
-        broadcast_object_list(opened)
-    return opened[0]
+        broadcast_object_list(opened)  # an error, too: the other processes wait for it
+    if isinstance(opened[0], UserError):
+        raise opened[0]
+    return cast(tuple[Path, Path | None], opened[0])
+
+
+def _open_folder(config: RunConfig, hardware: Hardware, splits: Splits, resume: bool) -> tuple[Path, Path | None]:
+    """Open the run folder on the first process; see `open_run`."""
+    folder, checkpoint = open_run_folder(config.name, config.training_args["output_dir"], resume)
+    logger.info("run folder: %s%s", folder, f", continuing from {checkpoint.name}" if checkpoint else "")
+    inputs = inputs_of(config, splits)
+    log_processes(inputs)
+    if checkpoint:
+        _check_resumed(config, folder, checkpoint, inputs)
+        splits.add_skipped((name, failure) for name, failure in read_skipped(folder) if name in splits)
+    write_inputs(folder, inputs)
+    write_text(folder / CONFIG, config.text)
+    write_json(folder / ENVIRONMENT, report := environment())
+    family = FAMILIES.find(config.model_args.type, config.model_args.part)
+    if family.show_start is not None:
+        family.show_start(config, hardware, report, folder)
+    describe_data(splits, folder)
+    return folder, checkpoint
+
+
+def log_processes(inputs: Inputs) -> None:
+    """Log how many processes train, if there are several, and warn if there are more of them than samples."""
+    if inputs.processes == 1:
+        return
+    logger.info(
+        "%d processes train (%s): an update has %d samples, %d of each process",
+        *(inputs.processes, inputs.engine, inputs.samples_per_update, inputs.samples_per_update // inputs.processes),
+    )
+    if inputs.processes > inputs.rows:
+        logger.warning(
+            "the training split has %d samples for %d processes, so %d of them have none: start fewer processes",
+            *(inputs.rows, inputs.processes, inputs.processes - inputs.rows),
+        )
 
 
 def _check_resumed(config: RunConfig, folder: Path, checkpoint: Path, inputs: Inputs) -> None:

@@ -61,7 +61,9 @@ def train(
         point_latest(run_folder(trainer.args))
     # A private run that is killed repeats the updates after its last checkpoint, so only checkpoints may contain them.
     writes_epochs = config.privacy_args is None and config.training_args["save_strategy"] != "no"
-    if not bundle.model.generates_text and writes_epochs:
+    if not bundle.model.generates_text and writes_epochs and trainer.is_sharded:
+        logger.info("no folders of epochs are written, because the engine divides the weights during the training")
+    elif not bundle.model.generates_text and writes_epochs:
 
         def export_epoch(folder: Path) -> None:
             splits.add_skipped(trainer.meter.failures.values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from forked_runs import CHECKOUT, start_run
@@ -22,21 +22,29 @@ def finetune(*arguments: str, **environment: str) -> subprocess.CompletedProcess
     return _run(["finetune.py", *arguments], [environment])
 
 
-def finetune_in_processes(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `finetune.py` with `arguments` in several processes with the environment variables that torchrun sets."""
+def finetune_in_processes(
+    processes: int, *arguments: str, prepare: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `finetune.py` with `arguments` in several processes with the environment variables that torchrun sets.
+
+    Each process calls `prepare` first.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
     ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    return _run(["finetune.py", *arguments], ranks)
+    return _run(["finetune.py", *arguments], ranks, prepare)
 
 
-def _run(arguments: Sequence[str], environments: Sequence[Mapping[str, str]]) -> subprocess.CompletedProcess[str]:
+def _run(
+    arguments: Sequence[str], environments: Sequence[Mapping[str, str]], prepare: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run the command once per environment at a time. The exit status is the first one that is not 0."""
     folder = Path.cwd()
     logs = [folder / f".process-{rank}" for rank in range(len(environments))]
     started = [
-        start_run(arguments, folder, log, environment) for log, environment in zip(logs, environments, strict=True)
+        start_run(arguments, folder, log, environment, prepare)
+        for log, environment in zip(logs, environments, strict=True)
     ]
     for process in started:
         process.join(_LIMIT)

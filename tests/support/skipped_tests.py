@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 PACKAGES = {
-    "bash scripts/setup.sh --parity": ("llama_cpp", "llama-cpp-python", "'orbax", "'gemma"),
+    "bash scripts/setup.sh --parity": ("llama_cpp", "llama-cpp-python", "deepspeed", "'orbax", "'gemma"),
     "pip install -e '.[notebook]'": ("nbformat", "nbclient", "ipykernel", "ipywidgets"),
     "pip install -e '.[dev]'": ("'trackio'",),
     "pip install -e '.[all]'": ("'pandas'", "'gguf'", "'datasets'"),

@@ -18,6 +18,7 @@ from mllm.config.rules import (
     packing,
     precision,
     privacy,
+    processes,
     sharding,
     sharing,
     stopping,
@@ -35,6 +36,7 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     `training_args.remove_unused_columns` is always False: the encoder decides which tensors reach the model. Raises
     `ConfigError` for a combination that cannot work.
     """
+    processes.refuse_unconnected_processes()
     config = config.replaced(model_args=with_defaults(config.model_args))
     checkpoint = inspect_checkpoint(config.model_args.model_name_or_path)
     family = FAMILIES.find(config.model_args.type, config.model_args.part)
@@ -55,12 +57,13 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     privacy.refuse_private_conflicts(config)
     stopping.refuse_stopping_without_validation(config)
     training.refuse_unsupported_arguments(config)
-    sharding.refuse_sharded_weights(config)
+    sharding.refuse_wrong_engines(config)
     training.refuse_unsuitable_trackers(config)
     training.refuse_unknown_metric(config)
     training.refuse_best_without_measurement(config)
     if config.training_args["use_cpu"]:
         hardware = replace(hardware, device="cpu", name="CPU (use_cpu=True)", capability=None, memory=0, count=0)
+    processes.refuse_processes_without_gpu(hardware)
     if hardware.device == "cpu":
         config, hardware = precision.adapt_to_cpu(config, hardware)
     else:

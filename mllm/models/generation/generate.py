@@ -265,6 +265,7 @@ class Generation:
                 generation_config=control.options,
                 logits_processor=control.processors,
                 stopping_criteria=control.criteria,
+                synced_gpus=False,  # each process has its own answers; after FSDP, transformers would synchronize them
             )
         return tokens
 

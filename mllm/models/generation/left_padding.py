@@ -72,5 +72,5 @@ def _first_logits(model: Any, student: dict[str, torch.Tensor]) -> list[torch.Te
     options = GenerationConfig(max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True)
     inputs = backbone_inputs({name: tensor for name, tensor in student.items() if not name.startswith("object_")})
     with explained_model_errors(model, "while it generates an answer", "cannot answer"):
-        logits = model.generate(**inputs, generation_config=options).logits
+        logits = model.generate(**inputs, generation_config=options, synced_gpus=False).logits
     return [logits_BV[0].float() for logits_BV in logits]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from mllm.config.hardware import Hardware
 from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
+from mllm.config.rules.sharding import engine_of
 from mllm.errors import ConfigError
 
 CPU = Hardware("cpu", "x86_64", None, 0, 0, 8 << 30, 2)
@@ -50,8 +52,13 @@ def test_uploads_by_trainer_are_refused(refuse, setting):
             "validation and eval_strategy and save_str",
         ),
         ("load_best_model_at_end=True, eval_strategy='no', save_strategy='steps'", "validation and eval_strategy: set"),
-        ("fsdp='full_shard'", "fsdp is not supported"),
-        ("deepspeed=dict(zero_optimization=dict(stage=3))", "ZeRO stage 3 is not supported"),
+        ("fsdp=True", "this run has one: start it with torchrun"),
+        ("fsdp='hybrid_shard'", "write fsdp=True"),
+        ("fsdp_config=dict(version=2)", "fsdp_config needs fsdp=True"),
+        ("fsdp=True, fsdp_config=dict(transformer_layer_cls_to_warp=['A'])", "'transformer_layer_cls_to_wrap'?"),
+        ("fsdp=True, fsdp_config=dict(fsdp_version=1)", "version=1 is not supported: write 2"),
+        ("fsdp=True, fsdp_config='absent.json'", "cannot be read as a JSON file"),
+        ("fsdp=True, deepspeed=dict(zero_optimization=dict(stage=2))", "exclude each other"),
         ("deepspeed='absent.json'", "cannot be read as a JSON file"),
         ("trackio_space_id='me/it'", "Hugging Face Hub"),
     ],
@@ -85,8 +92,83 @@ def zero_3(tmp_path):
     return path
 
 
-def test_zero_3_in_a_file_is_refused(refuse, zero_3):
-    assert "ZeRO stage 3" in refuse(f"training_args = dict(deepspeed={str(zero_3)!r})")
+@pytest.fixture
+def deepspeed_installed(monkeypatch):
+    """Let the rules find the package deepspeed, which they do not import."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "deepspeed" or find_spec(name))
+
+
+def test_an_engine_without_its_package_is_refused(refuse, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else find_spec(name))
+    for stage in (2, 3):
+        sentence = refuse(f"training_args = dict(deepspeed=dict(zero_optimization=dict(stage={stage})))")
+        assert sentence.startswith("run.py:2: ") and "pip install -e '.[deepspeed]'" in sentence
+
+
+@pytest.mark.parametrize(
+    ("options", "fragment"),
+    [
+        (
+            "optimizer=dict(type='AdamW')",
+            "deepspeed.optimizer is not supported: remove it",
+        ),
+        ("bf16=dict(enabled=True)", "training_args.bf16"),
+        ("train_batch_size=8", "training_args.per_device_train_batch_size"),
+        ("gradient_accumulation_steps=4", "training_args.gradient_accumulation_steps"),
+        ("zero_optimization=dict(stage=4)", "must be 1, 2 or 3"),
+        ("zero_optimization=dict(stage=3, offload_param=dict(device='cpu'))", "not tested with stage 3"),
+    ],
+)
+def test_settings_of_deepspeed_that_cannot_work_are_refused(refuse, deepspeed_installed, options, fragment):
+    assert fragment in refuse(f"training_args = dict(deepspeed=dict({options}))")
+
+
+def test_quantized_weights_and_best_checkpoints_are_refused_with_zero_3(refuse, deepspeed_installed):
+    engine = "deepspeed=dict(zero_optimization=dict(stage='3'))"
+    lines = f"training_args = dict({engine})\nmodel_args = dict(load_in_4bit=True)"
+    assert "cannot divide quantized weights, and model_args.load_in_4bit is set" in refuse(lines)
+    best = "load_best_model_at_end=True, eval_strategy='steps', save_strategy='steps'"
+    lines = f"training_args = dict({engine}, {best})\ndata_args = dict(validation=dict(type='DummyDataset'))"
+    assert "cannot load a checkpoint after it wrote one" in refuse(lines)
+
+
+def test_an_engine_of_several_processes_and_settings_that_other_keys_fill_are_accepted(
+    write, bases, deepspeed_installed, monkeypatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for engine, name in (
+        ("fsdp=True, fsdp_config=dict(fsdp_transformer_layer_cls_to_wrap=['Gemma3DecoderLayer'])", "fsdp2"),
+        ("fsdp='full_shard auto_wrap'", "fsdp2"),
+        (
+            "deepspeed=dict(zero_optimization=dict(stage='3'), bf16=dict(enabled='auto'), gradient_clipping='auto')",
+            "zero3",
+        ),
+    ):
+        config, _ = apply_rules(read_config(write(bases + f"training_args = dict({engine})\n")), CPU)
+        assert engine_of(config) == name
+
+
+@pytest.mark.parametrize(
+    ("variables", "fragment"),
+    [
+        (dict(MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="True"), "accelerate launch --cpu starts one process"),
+        (dict(SLURM_STEP_NUM_TASKS="8", SLURM_PROCID="3"), "srun started 8 tasks that are not connected"),
+    ],
+)
+def test_processes_that_would_train_alone_are_refused(refuse, monkeypatch, variables, fragment):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert fragment in refuse("training_args = dict()")
+
+
+def test_more_processes_than_gpus_are_refused(write, bases, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    two = Hardware("cuda", "H100", (9, 0), 80 << 30, 2, 8 << 30, 2)
+    with pytest.raises(ConfigError, match="8 processes were started on a machine with 2 GPUs"):
+        apply_rules(read_config(write(bases)), two)
 
 
 @pytest.fixture
@@ -123,7 +205,7 @@ def launch(monkeypatch):
 def test_engines_chosen_by_accelerate_launch_are_refused(refuse, launch, zero_3, options, engine):
     launch(*(option.format(zero_3=zero_3) for option in options))
     sentence = refuse("training_args = dict()")
-    assert engine in sentence and "not supported, because the adapter could not be exported" in sentence
+    assert engine in sentence and "only supported through training_args" in sentence
 
 
 def test_autocast_chosen_by_accelerate_launch_must_be_that_of_the_config(refuse, launch, write, bases):

@@ -1,0 +1,5 @@
+"""Training on several GPUs with DDP, where each process holds all weights: start it with torchrun."""
+
+_base_ = "./finetune.py"
+
+training_args = dict(ddp_timeout=1800)  # seconds that processes wait for each other

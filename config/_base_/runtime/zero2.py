@@ -1,0 +1,6 @@
+"""Training on several GPUs with DeepSpeed ZeRO-2, which divides gradients and optimizer states."""
+
+_base_ = "./finetune.py"
+
+# DeepSpeed's other settings are filled from training_args: batch size, clipping, optimizer, schedule and bf16.
+training_args = dict(deepspeed=dict(zero_optimization=dict(stage=2)))
