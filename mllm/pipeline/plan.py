@@ -42,6 +42,7 @@ def _plan_noise(arguments: argparse.Namespace) -> int:
 def _plan_memory(arguments: argparse.Namespace) -> int:
     from mllm.config.hardware import check_versions
     from mllm.config.reading import read_config
+    from mllm.errors import ConfigError
     from mllm.planning.cards import find_card
 
     check_versions()
@@ -65,6 +66,8 @@ def _plan_memory(arguments: argparse.Namespace) -> int:
     print(as_text(result))
     if arguments.json is not None:
         write_json(Path(arguments.json), as_dict(result))
+    if result.refusal is not None:
+        raise ConfigError(result.refusal)
     return 0
 
 

@@ -44,7 +44,7 @@ def answer(
         tiny: Plan the tiny checkpoints of `--tiny`.
 
     Raises:
-        ConfigError: The config cannot run on the card, no change makes it fit, or an argument is invalid.
+        ConfigError: The config cannot run on the card, or an argument is invalid.
     """
     card, limit, hardware = _target(gpu, memory, gpus)
     rate = None if measured is None else measured_rate(Path(measured))
@@ -60,7 +60,7 @@ def answer(
     need = peak_of(first, gpus)
     capability = (8, 0) if first.config.training_args["bf16"] else (7, 0)
     smallest = smallest_card(need, capability)
-    fit = None
+    fit = refusal = None
     if limit is not None:
         if need <= limit:
             fit = largest_micro_batch(first, planner, limit, {}, gpus)
@@ -68,11 +68,11 @@ def answer(
             fit = fitting(first, planner, limit, gpus)
             if fit is None:
                 least = min(plans.values(), key=lambda item: peak_of(item, gpus))
-                _refuse(first, least, card, limit, gpus, capability)
+                refusal = _refusal(first, least, card, limit, gpus, capability)
     if rate is None and card is not None and card.half:
         speed = card.single if first.config.training_args["bf16"] is False and _is_single(first) else card.half
         rate = Rate(speed * 1e12 * UTILIZATION, f"{UTILIZATION:.0%} of the {speed:g} * 10^12 a second of {card.name}")
-    return Answer(first.config.name, first, card, limit, gpus, fit, smallest, rate, price)
+    return Answer(first.config.name, first, card, limit, gpus, fit, smallest, rate, price, refusal)
 
 
 def _is_single(plan: Plan) -> bool:
@@ -101,14 +101,14 @@ def _target(gpu: str | None, memory: int | None, gpus: int) -> tuple[Card | None
     return card, usable_memory(hardware.memory), hardware
 
 
-def _refuse(first: Plan, least: Plan, card: Card | None, limit: int, gpus: int, capability: tuple[int, int]) -> None:
-    """Raise the error of a config that no change makes fit."""
+def _refusal(first: Plan, least: Plan, card: Card | None, limit: int, gpus: int, capability: tuple[int, int]) -> str:
+    """Return the error of a config that no change makes fit."""
     assert card is not None
     fits = smallest_card(peak_of(least, gpus), capability)
     other = (
         "no card of the table is large enough" if fits is None else f"the smallest card that fits then is {fits.name}"
     )
-    raise ConfigError(
+    return (
         f"{first.config.name} needs {peak_of(first, gpus) / 1e9:.1f} GB, and {card.name} has {limit / 1e9:.1f} GB for "
         f"tensors: no change that mllm plan tries makes it fit; the least is {peak_of(least, gpus) / 1e9:.1f} GB, and "
         f"{other}"

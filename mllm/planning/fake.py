@@ -6,6 +6,7 @@ that code which depends on their values, such as the choice of supervised positi
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -64,12 +65,17 @@ class FakeExecution(TorchDispatchMode):
         self._scopes = [OUTSIDE]
 
     def __enter__(self) -> Any:
+        # transformers asks embeddings for their addresses, to count their parameters for a message.
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         self._original = nn.Module._apply
         nn.Module._apply = _apply  # type: ignore[method-assign]
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         nn.Module._apply = self._original  # type: ignore[method-assign]
+        self._warnings.__exit__(*error)
         super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:

@@ -44,6 +44,8 @@ class Answer:
     rate: Rate | None
     price: float | None
     """Price of a GPU for an hour."""
+    refusal: str | None = None
+    """Error of a config that does not fit, and that no change makes fit."""
 
     @property
     def peak(self) -> int:

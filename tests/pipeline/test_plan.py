@@ -188,7 +188,8 @@ objectives = dict(next_token=dict(type="NextToken"))
 training_args = dict(per_device_train_batch_size=1, fp16=True, gradient_checkpointing=True, optim="adamw_8bit")
 """)
     assert run_command(main, ["run.py", "--memory", "0.42GB"]) == 2
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "does not fit" in out and "memory at the peak" in out
     assert "no change that mllm plan tries makes it fit" in err and "the smallest card that fits then is GTX1650" in err
 
 
