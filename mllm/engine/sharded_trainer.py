@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -181,10 +180,3 @@ def read_by_objectives(learner: Learner) -> list[nn.Parameter]:
     if student.generates_text:
         parameters |= {id(p): p for p in student.pretrained.get_output_embeddings().parameters()}
     return list(parameters.values())
-
-
-def release_process_groups() -> None:
-    """Drop the references of DeepSpeed to process groups, before the groups are destroyed."""
-    deepspeed: Any = sys.modules.get("deepspeed")
-    if deepspeed is not None and deepspeed.comm.is_initialized():
-        deepspeed.comm.destroy_process_group()

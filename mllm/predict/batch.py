@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import heapq
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from mllm.engine.evaluation import mark_fields
@@ -32,7 +37,7 @@ class BatchPredictor:
     """Prediction for the rows of a dataset, in order.
 
     With `on_error='skip'` a row that cannot be read or encoded is left out and its message is appended to `skipped`;
-    with 'raise' its `DataError` is raised.
+    with 'raise' its `DataError` is raised. Of several processes, each one predicts for every n-th row.
     """
 
     model: LoadedModel
@@ -41,50 +46,42 @@ class BatchPredictor:
     on_error: str = "raise"
     draw: Path | None = None
     """Folder of the pictures of predicted and true boxes, points and masks; None writes no pictures."""
-    skipped: list[str] = field(default_factory=list)
-    """Messages of the rows that were left out."""
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+    """Index and message of the rows of this process that were left out."""
 
-    def rows(self) -> Iterator[Row]:
-        """Yield each row with its prediction.
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """Yield the index and the fields of each row of this process, with its prediction.
 
         `boxes`, `points` and `masks` have the format of `predictions.jsonl`; `drawings` are the names of the files in
-        `draw`. A field of the row with one of these names is renamed to `reference_...`. Raises `DataError` after the
-        last row if every row was skipped.
+        `draw`. A field of the row with one of these names is renamed to `reference_...`.
         """
-        count = 0
-        with tqdm(total=len(self.dataset), desc="predictions", unit="row") as bar:
-            prepared = self._prepared()
+        state = PartialState()
+        own = range(state.process_index, len(self.dataset), state.num_processes)
+        with tqdm(total=len(own), desc="predictions", unit="row", disable=not state.is_main_process) as bar:
+            prepared = self._prepared(own)
+            done = 0
             while window := list(islice(prepared, self.model.window)):
-                answers = dict(self.model.answers([one for _, one in window]))
-                for index, (row, one) in enumerate(window):
-                    count += 1
-                    (answer,) = answers[index]
+                answers = dict(self.model.answers([one for _, _, one in window]))
+                for place, (index, row, one) in enumerate(window):
+                    done += 1
+                    (answer,) = answers[place]
                     fields = {f"reference_{key}" if key in PREDICTED else key: value for key, value in row.items()}
-                    yield {
-                        **fields,
-                        "prediction": answer.text,
-                        **mark_fields(answer),
-                        **self._draw(one, answer, count),
-                    }
-                bar.update(count + len(self.skipped) - bar.n)
-        if not count:
-            raise DataError(
-                f"{self.dataset.records.path}: none of its {len(self.skipped)} rows can be used; "
-                f"first error: {self.skipped[0]}"
-            )
+                    drawings = self._draw(one, answer, index + 1)
+                    yield index, {**fields, "prediction": answer.text, **mark_fields(answer), **drawings}
+                bar.update(done + len(self.skipped) - bar.n)
 
-    def _prepared(self) -> Iterator[tuple[Row, Prepared]]:
-        """Yield each row with its encoded question."""
-        for index in range(len(self.dataset)):
+    def _prepared(self, indices: Iterable[int]) -> Iterator[tuple[int, Row, Prepared]]:
+        """Yield index, fields and encoded question of each row."""
+        for index in indices:
             try:
                 with errors_of_row(f"{self.dataset.records.path}, row {index + 1}"):
                     row = self.dataset.records[index]
                     request = Request(self.dataset.sample(index), self.options, number=index)
-                item = row, self.model.prepare(request)
+                item = index, row, self.model.prepare(request)
             except DataError as error:
                 if self.on_error == "raise":
                     raise
-                self.skipped.append(str(error))
+                self.skipped.append((index, str(error)))
             else:
                 yield item
 
@@ -98,8 +95,54 @@ class BatchPredictor:
 
 
 def predict_file(predictor: BatchPredictor, out: str | Path) -> None:
-    """Write the rows of `predictor` to `out` as JSON lines and log the skipped rows."""
-    count = write_predictions(out, predictor.rows())
-    for message in predictor.skipped:
+    """Write the rows of `predictor` to `out` as JSON lines and log the skipped rows.
+
+    Each of several processes writes a file beside `out`, and the first one writes all rows in their order.
+
+    Raises:
+        DataError: No row can be used.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        count = write_predictions(out, _in_use(predictor.rows(), predictor))
+        _log(predictor.skipped, count, out)
+        return
+    parts = [Path(f"{out}.part-{number}") for number in range(state.num_processes)]
+    own = parts[state.process_index]
+    try:
+        write_predictions(own, ({"index": index, "row": row} for index, row in predictor.rows()))
+        predictor.skipped = sorted(gather_object(predictor.skipped))
+        if state.is_main_process:
+            rows = heapq.merge(*(_read_part(part) for part in parts), key=itemgetter(0))
+            count = write_predictions(out, _in_use(rows, predictor))
+            _log(predictor.skipped, count, out)
+        state.wait_for_everyone()
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _in_use(rows: Iterable[tuple[int, Row]], predictor: BatchPredictor) -> Iterator[Row]:
+    """Yield the rows without their indices; raise `DataError` after the last one if there was none."""
+    count = 0
+    for _, row in rows:
+        count += 1
+        yield row
+    if not count:
+        skipped = predictor.skipped
+        path = predictor.dataset.records.path
+        raise DataError(f"{path}: none of its {len(skipped)} rows can be used; first error: {skipped[0][1]}")
+
+
+def _read_part(path: Path) -> Iterator[tuple[int, Row]]:
+    """Yield index and fields of the rows that a process wrote."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            part = json.loads(line)
+            yield part["index"], part["row"]
+
+
+def _log(skipped: Iterable[tuple[int, str]], count: int, out: str | Path) -> None:
+    messages = [message for _, message in skipped]
+    for message in messages:
         logger.warning("skipped %s", message)
-    logger.info("%d predictions written to %s; %d rows skipped", count, out, len(predictor.skipped))
+    logger.info("%d predictions written to %s; %d rows skipped", count, out, len(messages))

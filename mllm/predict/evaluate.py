@@ -24,6 +24,7 @@ from mllm.dataset.checking import Splits
 from mllm.engine.answering import Answerer, ModelAnswers, digest_of
 from mllm.engine.evaluation import Evaluation, Samples, answer_split, score_split
 from mllm.engine.predictions import answers_of
+from mllm.engine.process_group import end_processes
 from mllm.engine.unfinished import UnfinishedPredictions, unfinished_files
 from mllm.errors import ConfigError, UserError, hint, with_advice
 from mllm.export.saved_model import adapter_args, local_name, whole_model_args
@@ -82,10 +83,11 @@ class EvaluateOptions:
 def evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     """Generate an answer to every row of a split, write `predictions.jsonl` and `metrics.json`, print the figures.
 
-    Raises `ConfigError` before the model is loaded if a metric, the split, the model or the output folder is invalid,
-    and `DataError` if no row can be used. Messages of a private config have no values of rows.
+    Raises `ConfigError` before the model is loaded if an option is invalid, and `DataError` if no row can be used.
+    Messages of a private config have no values of rows.
     """
     call_privately(partial(_evaluate, config, options), config.privacy_args is not None)
+    end_processes()
 
 
 def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
@@ -339,8 +341,7 @@ def _open_free(folder: Path, fingerprint: Mapping[str, str]) -> UnfinishedPredic
             return files
         if unfinished_files(files.folder):
             logger.warning(
-                "%s contains an unfinished evaluation of another model, other data or other options, or another "
-                "command writes to it: it is left unchanged",
+                "%s contains an unfinished evaluation that differs or is still running: it is left unchanged",
                 files.folder,
             )
     raise AssertionError

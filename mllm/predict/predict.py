@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from mllm.config.hardware import check_packages
 from mllm.config.schema import ModelArgs
 from mllm.dataset.checking import check_splits
 from mllm.dataset.readers import read_images
+from mllm.engine.process_group import end_processes
 from mllm.errors import ConfigError, DataError, with_location
 from mllm.export.saved_model import adapter_args, adapter_facts, whole_model_args
 from mllm.models.generation.options import GenerationOptions
 from mllm.predict.batch import BatchPredictor, predict_file
 from mllm.predict.chat import chat
 from mllm.predict.library import load_model
+from mllm.predict.load import best_hardware
 from mllm.predict.model_answer import ModelAnswer, format_answer
 from mllm.predict.questions import Questions
 from mllm.predict.request import Request
@@ -73,8 +78,19 @@ class PredictOptions:
 
 
 def predict(options: PredictOptions) -> None:
-    """Print the answer to one question, write the answers to a file of questions, or start a conversation."""
+    """Print the answer to one question, write the answers to a file of questions, or start a conversation.
+
+    Several processes share the rows of a file.
+    """
     check_packages()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not options.batch:  # set by torchrun
+        raise ConfigError("several processes share the rows of --batch: start one process for a question")
+    PartialState(cpu=best_hardware().device == "cpu")
+    _predict(options)
+    end_processes()
+
+
+def _predict(options: PredictOptions) -> None:
     if options.adapter:
         args = adapter_args(options.adapter, options.base, **options.model_args)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,6 @@ from mllm.dataset.challenge import write_challenge_files
 from mllm.dataset.checking import Splits
 from mllm.engine.evaluation import Evaluation, answer_split, score_split
 from mllm.engine.run_log import rows_of, run_folder, write_skipped
-from mllm.engine.sharded_trainer import release_process_groups
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.engine.unfinished import STEM, UnfinishedPredictions, remove_unfinished
 from mllm.errors import ConfigError, UserError
@@ -266,15 +264,3 @@ def report(trainer: MultimodalTrainer, splits: Splits, exports: Exports, warning
     except UserError as error:
         logger.warning("the report was not written, and everything else was: %s", error)
     logger.info("all results are in %s: %s", folder, ", ".join(names))
-
-
-def end_processes() -> None:
-    """Destroy the process group of a distributed run and its threads. Nothing else may refer to them any more.
-
-    A thread that frees a tensor while the interpreter exits would crash a process that has finished.
-    """
-    state = PartialState()
-    if state.num_processes > 1:
-        gc.collect()  # the trainer and its model refer to each other
-        release_process_groups()
-        state.destroy_process_group()

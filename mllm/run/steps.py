@@ -7,6 +7,7 @@ from transformers import set_seed
 from mllm.config.hardware import Hardware
 from mllm.config.schema import RunConfig
 from mllm.engine.builder import build_learner, memory_advice, prepare_trainer
+from mllm.engine.process_group import end_processes
 from mllm.errors import advise_on_memory
 from mllm.models.builder.builder import load_pretrained
 from mllm.run.data import limit_tiny_updates, open_splits, planned_updates, prepare_data, scale_measures
@@ -14,7 +15,6 @@ from mllm.run.distill import cache_features, fit_objectives, load_teacher, relea
 from mllm.run.early_checks import check_early
 from mllm.run.finish import (
     changes_of,
-    end_processes,
     evaluate_test_split,
     export,
     log_results,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from echo_files import write_echonet
-from processes import CHECKOUT, finetune, finetune_in_processes
+from processes import CHECKOUT, finetune, finetune_in_processes, run_in_processes
 from safetensors.torch import load_file
 
 MIXED = '''
@@ -97,6 +97,27 @@ def test_uneven_shares_without_images_make_the_same_updates_and_continue_bit_for
     shutil.rmtree("two/checkpoint-5")
     _start(1, config, "--resume", "--cfg-options", "training_args.output_dir=two")
     assert _rows("two", "loss") == pytest.approx(losses, rel=1e-5), "one process continues the updates of two"
+    _check_shared_predictions("two/adapter")
+
+
+def _check_shared_predictions(adapter: str) -> None:
+    """Predict for a file of seven questions, of which two cannot be used, in one and in two processes."""
+    questions = [{"question": "lesion " * (1 + number)} for number in range(5)]
+    rows = [*questions[:2], {"question": ""}, *questions[2:], {"question": 7, "image": "absent.png"}]
+    Path("questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--adapter", adapter, "--batch", "questions.jsonl", "--on-error", "skip", "--temperature", "1"]
+    options += ["--max-new-tokens", "6"]
+    for processes in (1, 2):
+        ended = run_in_processes(processes, "predict.py", *options, "--out", f"answers{processes}.jsonl")
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        assert ended.stderr.count("skipped questions.jsonl") == 2, ended.stderr
+        assert "5 predictions written" in ended.stderr
+    texts = Path("answers1.jsonl").read_text()
+    assert len({json.loads(line)["prediction"] for line in texts.splitlines()}) == 5
+    assert Path("answers2.jsonl").read_text() == texts
+    assert not list(Path().glob("*.part-*"))
+    refused = run_in_processes(2, "predict.py", "--adapter", adapter, "--question", "What?")
+    assert refused.returncode == 2 and "several processes share the rows of --batch" in refused.stderr
 
 
 TRANSLATED = """

@@ -1,4 +1,4 @@
-"""Runs of `finetune.py` in separate processes that do not import PyTorch again.
+"""Runs of `finetune.py` and other commands in separate processes that do not import PyTorch again.
 
 A server imports the packages of a run once; each run is a fork of it. Tests about the start or the exit of the
 interpreter use `subprocess` instead.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from forked_runs import CHECKOUT, start_run
 
-__all__ = ["CHECKOUT", "finetune", "finetune_in_processes"]
+__all__ = ["CHECKOUT", "finetune", "finetune_in_processes", "run_in_processes"]
 _LIMIT = 300  # seconds
 
 
@@ -25,7 +25,14 @@ def finetune(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 def finetune_in_processes(
     processes: int, *arguments: str, prepare: Callable[[], None] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `finetune.py` with `arguments` in several processes with the environment variables that torchrun sets.
+    """Run `finetune.py` with `arguments` in several processes; see `run_in_processes`."""
+    return run_in_processes(processes, "finetune.py", *arguments, prepare=prepare)
+
+
+def run_in_processes(
+    processes: int, *command: str, prepare: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in several processes with the environment variables that torchrun sets.
 
     Each process calls `prepare` first.
     """
@@ -33,7 +40,7 @@ def finetune_in_processes(
         free.bind(("127.0.0.1", 0))
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
     ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    return _run(["finetune.py", *arguments], ranks, prepare)
+    return _run(command, ranks, prepare)
 
 
 def _run(
