@@ -92,7 +92,7 @@ class TextEncoder(ABC):
         """Return the first tokens whose text does not depend on later ones: all but a run of bytes at the end.
 
         A run of tokens for single bytes (SentencePiece) is read as a whole: an invalid one makes all bytes invalid. It
-        goes on behind special tokens, which are left out of a text.
+        goes on behind tokens without text, which are left out.
         """
         end = len(tokens)
         while end and self._continues_bytes(int(tokens[end - 1])):
@@ -100,8 +100,9 @@ class TextEncoder(ABC):
         return tokens[:end]
 
     def _continues_bytes(self, token: int) -> bool:
-        """Return True for a token of a byte, and for a special token."""
-        return token in self._special_tokens or bool(_BYTE.fullmatch(self.tokenizer.convert_ids_to_tokens(token)))
+        """Return True for a token of a byte, and for one without text: a special token, or a number without a token."""
+        piece = self.tokenizer.convert_ids_to_tokens(token)
+        return token in self._special_tokens or piece is None or bool(_BYTE.fullmatch(piece))
 
     def settled(self, text: str) -> str:
         """Return the part of an answer that stays equal however its text goes on.
