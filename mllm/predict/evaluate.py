@@ -24,7 +24,7 @@ from mllm.dataset.checking import Splits
 from mllm.engine.answering import Answerer, ModelAnswers, digest_of
 from mllm.engine.evaluation import Evaluation, Samples, answer_split, score_split
 from mllm.engine.predictions import answers_of
-from mllm.engine.process_group import end_processes
+from mllm.engine.process_group import end_processes, start_processes
 from mllm.engine.unfinished import UnfinishedPredictions, unfinished_files
 from mllm.errors import ConfigError, UserError, hint, with_advice
 from mllm.export.saved_model import adapter_args, local_name, whole_model_args
@@ -104,7 +104,7 @@ def _evaluate(config: RunConfig, options: EvaluateOptions) -> None:
     check_metrics(metrics, options.split, splits, where, config.data_args.gen_kwargs)
     columns = parse_columns(config, options.by)
     check_columns(columns, options.split, splits, "--by" if options.by else strata_origin(config))
-    PartialState(cpu=model_args is None or best_hardware().device == "cpu")
+    start_processes("cpu" if model_args is None else best_hardware().device)
     answerer, facts = _source(config, options, model_args, splits[options.split])
     files = open_files(folder, options, answerer.fingerprint() | data_fingerprint(config, splits, options.split))
     try:

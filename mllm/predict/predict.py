@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from mllm.config.hardware import check_packages
 from mllm.config.schema import ModelArgs
 from mllm.dataset.checking import check_splits
 from mllm.dataset.readers import read_images
-from mllm.engine.process_group import end_processes
+from mllm.engine.process_group import end_processes, start_processes
 from mllm.errors import ConfigError, DataError, with_location
 from mllm.export.saved_model import adapter_args, adapter_facts, whole_model_args
 from mllm.models.generation.options import GenerationOptions
@@ -85,7 +83,7 @@ def predict(options: PredictOptions) -> None:
     check_packages()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not options.batch:  # set by torchrun
         raise ConfigError("several processes share the rows of --batch: start one process for a question")
-    PartialState(cpu=best_hardware().device == "cpu")
+    start_processes(best_hardware().device)
     _predict(options)
     end_processes()
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,19 +27,6 @@ from mllm.run.inputs import Inputs, check_inputs, inputs_of, write_inputs
 from mllm.run_files import CONFIG, ENVIRONMENT, former_config_name
 
 logger = logging.getLogger(__name__)
-
-
-def start_processes(config: RunConfig, hardware: Hardware) -> None:
-    """Connect the processes of a distributed run; later calls of `PartialState()` return the same state."""
-    timeout = timedelta(seconds=config.training_args["ddp_timeout"])
-    try:
-        PartialState(cpu=hardware.device == "cpu", timeout=timeout)
-    except (RuntimeError, ValueError) as error:
-        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise ConfigError(
-            f"the processes cannot connect at {address} ({str(error).splitlines()[0]}): choose a free port "
-            "(torchrun --master_port, or MASTER_PORT), and start all processes"
-        ) from error
 
 
 def open_run(config: RunConfig, hardware: Hardware, splits: Splits, resume: bool) -> tuple[Path, Path | None]:

@@ -7,7 +7,7 @@ from transformers import set_seed
 from mllm.config.hardware import Hardware
 from mllm.config.schema import RunConfig
 from mllm.engine.builder import build_learner, memory_advice, prepare_trainer
-from mllm.engine.process_group import end_processes
+from mllm.engine.process_group import end_processes, start_processes
 from mllm.errors import advise_on_memory
 from mllm.models.builder.builder import load_pretrained
 from mllm.run.data import limit_tiny_updates, open_splits, planned_updates, prepare_data, scale_measures
@@ -25,7 +25,7 @@ from mllm.run.finish import (
 from mllm.run.folder import removed_if_refused
 from mllm.run.lengths import refuse_unusable_texts, warn_of_cut_samples
 from mllm.run.memory import start_plan
-from mllm.run.open import open_run, start_processes
+from mllm.run.open import open_run
 from mllm.run.train import check_training, train
 from mllm.run.vision_cache import store_training_features
 from mllm.run.warning_log import WarningLog, collected_warnings
@@ -50,7 +50,7 @@ def run_steps(config: RunConfig, hardware: Hardware, *, tiny: bool, resume: bool
 def _run_steps(
     config: RunConfig, hardware: Hardware, tiny: bool, resume: bool, warnings: WarningLog, plans: bool
 ) -> None:
-    start_processes(config, hardware)
+    start_processes(hardware.device, config.training_args["ddp_timeout"])
     splits = open_splits(config)
     if tiny:
         config = limit_tiny_updates(config, splits)
