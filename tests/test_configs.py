@@ -227,7 +227,8 @@ def test_a_config_trains_two_steps_with_tiny_and_peft_loads_the_adapter(path: Pa
     base = kind.from_pretrained(workplace / "ckpt" / f"tiny-{family}")
     if config.model_args.trainable == "full":
         names = [name for name, _ in base.named_parameters()]
-        language = [name for name in names if "language_model." in name or name.startswith("lm_head.")]
+        parts = ("language_model.", "text_model.", "lm_head.")
+        language = [name for name in names if any(part in name for part in parts)]
         trained = [name for name in load_file(run / "adapter" / TRAINED) if name.startswith("language.")]
         assert len(trained) == len(language)
         return

@@ -129,9 +129,16 @@ def test_a_private_run_learns_measures_and_writes_no_private_number_beforehand(f
     assert not Path("p1/epochs").exists(), "a killed run would make those updates again, and count them once"
 
 
-def test_a_scale_of_other_measures_is_refused(folder):
-    text = MEASURES.format(checkout=CHECKOUT, physical=1).replace("ESV=(43.0, 35.0)", "LVM=(43.0, 35.0)")
-    Path("run.py").write_text(text)
-    message = r"scale of a RegressionHead needs mean and standard deviation of .* has \(\) for 'ESV'"
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("", r"scale of a RegressionHead needs mean and standard deviation of .* has \(\) for 'ESV'"),
+        (", LVM=(43.0, 35.0)", "scale of a RegressionHead has no measure 'LVM'; known are EDV, EF, ESV"),
+    ],
+)
+def test_a_scale_of_other_measures_is_refused(folder, other, message):
+    text = MEASURES.format(checkout=CHECKOUT, physical=1)
+    assert ", ESV=(43.0, 35.0)" in text
+    Path("run.py").write_text(text.replace(", ESV=(43.0, 35.0)", other))
     with pytest.raises(ConfigError, match=message):
         main(["run.py", "--tiny"])

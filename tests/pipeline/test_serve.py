@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mllm.errors import ConfigError
-from mllm.pipeline.serve import adapters_of, main, parse, serve_options
+from mllm.pipeline.serve import main, parse
+from mllm.pipeline.serve_options import adapters_of, serve_options
 from mllm.tiny.adapter import write_tiny_adapter
 
 
