@@ -26,6 +26,8 @@ REAL_DTYPES = (torch.int64, torch.int32, torch.bool)
 """Dtypes of token ids, positions and masks, which are computed."""
 SMALL = 64
 """Largest number of floating-point numbers of an input that stay real, such as counts."""
+FEW = 256
+"""Largest number of elements of a fake mask whose sum is known, because all of them are true."""
 DERIVED = 2**22
 """Largest number of floating-point numbers that are computed if they depend on real tensors only.
 
@@ -102,6 +104,14 @@ class FakeExecution(TorchDispatchMode):
             return True
         if func is aten.nonzero.default:
             return _nonzero(args[0])
+        if (
+            func is aten.sum.dim_IntList
+            and args[0].dtype is torch.bool
+            and args[0].dim() <= 2
+            and args[0].numel() <= FEW
+        ):
+            # The number of images of each sample (Idefics 3). Sums over pixels stay fake.
+            return func(torch.ones(args[0].shape, dtype=torch.bool), *args[1:], **kwargs)
         if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
             args = (args[0], _as_positions(args[1]), *args[2:])
         with self.fake:
@@ -232,6 +242,10 @@ def _as_positions(indices: Any) -> list[Any]:
         else:
             positions.append(index)
     return positions
+
+
+def _is_small_mask(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.bool and tensor.dim() <= 2 and tensor.numel() <= FEW
 
 
 def _nonzero(mask: Tensor) -> Tensor:

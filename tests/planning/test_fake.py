@@ -48,6 +48,8 @@ def test_all_elements_of_a_fake_mask_are_true():
         pixels = torch.empty(3, 4, 5)
         assert pixels[(pixels == 0).sum(dim=(1, 2)) != 20].shape == (3, 4, 5)
         assert (pixels > 0).nonzero().shape == (60, 3)
+        is_image = (pixels == 0).sum(dim=(1, 2)) != 20
+        assert is_image.view(1, 3).sum(dim=1).tolist() == [3]
 
 
 def test_backward_frees_what_the_forward_pass_saved():

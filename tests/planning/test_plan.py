@@ -16,6 +16,7 @@ from mllm.config.rules import apply_rules
 from mllm.planning.plan import Plan, plan, prepare
 from mllm.planning.processes import peak_of
 from mllm.planning.step import GRADIENTS, OPTIMIZER, TRAINED, Update
+from mllm.tiny.checkpoints import write_tiny
 
 CARD = Hardware("cuda", "a card", (8, 0), 2**34, 1, 2**34, 2)
 CONFIG = """
@@ -98,6 +99,17 @@ def test_packed_weights(tmp_path, tiny_medgemma):
     outer = sum(4 * math.ceil(scale / 256) for scale in scales)
     codes = len(numbers) * 4 * (16 + 256)
     assert packed[4] == sum(numbers) // 2 + sum(scales) + outer + codes
+
+
+def test_a_model_that_counts_images_by_their_pixels(tmp_path):
+    """SmolVLM leaves out images of zeros: a sample has the tokens of all of its parts."""
+    model = write_tiny("smolvlm", tmp_path / "model")
+    path = Path(write(tmp_path, model, data_args="vision_cache=False"))
+    text = path.read_text().replace('"medgemma"', '"image-text"').replace(", image_size=112,\n", ",\n", 1)
+    path.write_text(text.replace("image_token_len=16", "").replace("max_length=128", "max_length=2048"))
+    own = plan(str(path), [], CARD)
+    stored = plan(str(path), ["data_args.vision_cache=True"], CARD)
+    assert own.images == stored.images == 1 and own.flops_per_sample > stored.flops_per_sample
 
 
 def test_operations_of_a_step(tmp_path, tiny_medgemma):
