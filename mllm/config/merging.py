@@ -99,13 +99,22 @@ def _plain(value: Any) -> Any:
 
 
 def _refuse_key_inside_value(key: Sequence[str], value: Any) -> None:
-    """Raise `ConfigError` for `model_args.lora_r.x=3` if `model_args.lora_r` is a number."""
+    """Raise `ConfigError` for `model_args.lora_r.x=3` if `model_args.lora_r` is a number, or a list without entry x."""
     for depth, name in enumerate(key):
         if not isinstance(value, (Mapping, list)):
             raise ConfigError(f"{OPTIONS}: {'.'.join(key[:depth])} is {value!r} and has no key '{name}'")
-        if isinstance(value, list) or name not in value:
+        if isinstance(value, list):
+            known = name.isdecimal() and int(name) < len(value)
+            if not known or depth == len(key) - 1:
+                raise ConfigError(
+                    f"{OPTIONS}: {'.'.join(key[:depth])} is a list of {len(value)}: set all of it, or a key of one "
+                    "of its dicts by its number from 0"
+                )
+            value = value[int(name)]
+        elif name in value:
+            value = value[name]
+        else:
             return
-        value = value[name]
 
 
 def _record_override(key: tuple[str, ...], value: Any, origins: Origins) -> None:

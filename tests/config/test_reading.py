@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mllm.config.hardware import CHECKOUT
-from mllm.config.origins import display_path
+from mllm.config.merging import merge_config
+from mllm.config.origins import Origins, display_path
 from mllm.config.reading import read_config
 from mllm.config.training_args import changed_values
 from mllm.errors import ConfigError
@@ -135,6 +136,17 @@ def test_an_override_below_a_value_that_is_no_dict(write, bases):
     assert sentence(path, "data_args.validation.size=3") == (
         "--cfg-options: data_args.validation is None and has no key 'size'"
     )
+
+
+def test_an_override_inside_a_list_changes_a_dict_of_it(write, bases):
+    path = write(bases + "data_args = dict(train=dict(transforms=[dict(type='Resize', size=3), dict(type='Pad')]))\n")
+    for key in ("x.size", "2.size", "1"):
+        assert sentence(path, f"data_args.train.transforms.{key}=4") == (
+            "--cfg-options: data_args.train.transforms is a list of 2: set all of it, or a key of one of its dicts by "
+            "its number from 0"
+        )
+    merged = merge_config(Path(path), Origins(), ["data_args.train.transforms.0.size=4"])
+    assert merged["data_args"]["train"]["transforms"] == [{"type": "Resize", "size": 4}, {"type": "Pad"}]
 
 
 def test_an_override_of_an_unknown_section_names_the_command_line(write, bases):
