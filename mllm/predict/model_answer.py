@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mllm.metrics.areas import boxes_of
 from mllm.report.drawing import draw_answer, draw_marks, numbered
+from mllm.report.html_page import VIEWED, data_url
 from mllm.structures import IMAGE, Answer, Sample, Turn
 
 if TYPE_CHECKING:
@@ -79,7 +78,8 @@ class ModelAnswer(Answer):
         return format_answer(self, len(self.images))
 
     def _repr_html_(self) -> str:
-        pictures = "".join(f'<img src="{_data_url(picture)}" style="max-width:100%">' for picture in self.pictures())
+        urls = [data_url(picture, SHOWN, VIEWED) for picture in self.pictures()]
+        pictures = "".join(f'<img src="{url}" style="max-width:100%">' for url in urls)
         return f"<div>{pictures}<p>{escape(str(self)).replace(chr(10), '<br>')}</p>{_table(self.measures)}</div>"
 
 
@@ -97,14 +97,6 @@ def format_answer(answer: Answer, image_count: int) -> str:
         image = f" in image {mark.image + 1}" if image_count > 1 else ""
         lines.append(f"  {number}{image}: {', '.join(parts)}")
     return "\n".join(lines)
-
-
-def _data_url(picture: Image) -> str:
-    """Return a picture as an address that holds its content."""
-    picture.thumbnail((SHOWN, SHOWN))
-    buffer = BytesIO()
-    picture.convert("RGB").save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _table(measures: Mapping[str, float]) -> str:

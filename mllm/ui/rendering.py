@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mllm.dataset.readers.geometry import spacing_of
 from mllm.metrics.areas import box_of
 from mllm.report.drawing import Drawn, draw_marks, numbered
+from mllm.report.html_page import VIEWED, data_url, rendered
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -106,25 +102,8 @@ def _number(value: float) -> str:
 
 
 def _data_url(image: Image.Image, longest: int) -> str:
-    """Return a picture as an address that holds its content."""
-    picture = image.convert("RGB")
-    picture.thumbnail((longest, longest))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=92)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_url(image, longest, VIEWED)
 
 
 def _render(template: str, **values: Any) -> str:
-    return _environment().get_template(template).render(**values)
-
-
-@cache
-def _environment() -> Environment:
-    """Return the environment with the compiled templates. Texts are escaped."""
-    return Environment(
-        loader=PackageLoader("mllm.ui", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return rendered("mllm.ui", template, **values)

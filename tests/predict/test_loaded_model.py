@@ -32,14 +32,6 @@ HOT = dict(temperature=2.0, max_new_tokens=16)
 
 
 @pytest.fixture(scope="module")
-def other_adapter(generating_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second adapter, with other targets and a rank of its own."""
-    return write_tiny_adapter(
-        generating_base, tmp_path_factory.mktemp("other") / "adapter", rank=2, seed=1, targets=["q_proj", "v_proj"]
-    )
-
-
-@pytest.fixture(scope="module")
 def model(generating_base: Path, generating_adapter: Path, other_adapter: Path) -> LoadedModel:
     """Two adapters, and their base without one."""
     return load(adapters={"chest/x.ray": generating_adapter, "other": other_adapter}, model=generating_base)

@@ -33,7 +33,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm import load
 from mllm.predict.loaded_model import LoadedModel
-from mllm.tiny.adapter import write_tiny_adapter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "bench"))
 
@@ -56,14 +55,6 @@ class Served:
     def post(self, body: Any = None, **options: Any) -> httpx.Response:
         """Send a chat completion."""
         return self.http.post("/chat/completions", **(options or {"json": body}))
-
-
-@pytest.fixture(scope="module")
-def other_adapter(generating_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second adapter of `generating_base`."""
-    return write_tiny_adapter(
-        generating_base, tmp_path_factory.mktemp("other") / "adapter", rank=2, seed=1, targets=["q_proj", "v_proj"]
-    )
 
 
 @pytest.fixture(scope="module")

@@ -104,6 +104,16 @@ def generating_adapter(generating_base: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
+def other_adapter(generating_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second adapter of `generating_base`, with other targets and a rank of its own."""
+    from mllm.tiny.adapter import write_tiny_adapter
+
+    return write_tiny_adapter(
+        generating_base, tmp_path_factory.mktemp("other") / "adapter", rank=2, seed=1, targets=["q_proj", "v_proj"]
+    )
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with three images of noise, `0.png` to `2.png`, and questions about them in `questions.jsonl`."""
     folder = tmp_path_factory.mktemp("pictures")
