@@ -209,7 +209,7 @@ class DistillArgs:
 
 @dataclass(frozen=True)
 class PrivacyArgs:
-    """Settings of private training (DP-SGD, arXiv:1607.00133). Update k of N of warmup has k / (N + 1) of the rate."""
+    """Settings of private training (DP-SGD, arXiv:1607.00133)."""
 
     target_delta: float = _limit(MISSING, above=0, below=1)
     """Delta of the guarantee (epsilon, delta); below 1 / N for N units in the training data."""
@@ -262,6 +262,8 @@ class RunConfig:
     """None: no differential privacy."""
     custom_imports: dict[str, Any] = field(default_factory=dict)
     """`imports`: modules that register datasets and other parts; `folders`: their folders."""
+    is_fp16: bool = field(default=False, compare=False)
+    """True if fp16=True was replaced in `training_args` by the precision of `Hardware`, for a run."""
     origins: Origins = field(default_factory=Origins, compare=False, repr=False)
     """File and line of every key, for messages."""
 
@@ -288,7 +290,7 @@ class RunConfig:
         sections = {
             "model_args": asdict(self.model_args),
             "data_args": asdict(self.data_args),
-            "training_args": self.training_args,
+            "training_args": {**self.training_args, "fp16": True} if self.is_fp16 else self.training_args,
             "objectives": self.objectives,
             "export_args": asdict(self.export_args),
             "name": self.name,

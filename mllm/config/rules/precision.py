@@ -79,7 +79,8 @@ def choose_precision(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, 
         logger.info(
             "fp16: weights in fp16, 8-bit or 4-bit; residual stream and adapters in fp32, since activations exceed fp16"
         )
-        return config.replaced(**{"training_args.fp16": False}), replace(hardware, precision="fp16")
+        changes = {"training_args.fp16": False, "is_fp16": True}
+        return config.replaced(**changes), replace(hardware, precision="fp16")
     if config.training_args["bf16"]:
         return config, replace(hardware, precision="bf16")
     return config, replace(hardware, precision="fp32")

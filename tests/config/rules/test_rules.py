@@ -301,6 +301,13 @@ def test_the_written_config_contains_the_adapted_values(run, write):
     assert read_config(write(config.text, "config.py")) == config
 
 
+def test_the_written_config_of_a_run_in_fp16_trains_in_fp16_again(run, write):
+    config, _ = run("training_args = dict(fp16=True)", T4)
+    again = read_config(write(config.text, "config.py"))
+    assert again.training_args["fp16"] is True
+    assert again.replaced(**{"training_args.fp16": False}) == config
+
+
 def test_fp16_is_kept_on_a_cpu_if_the_config_says_so(run):
     config, hardware = run("training_args = dict(fp16=True)\nhardware = dict(fp16=True)", CPU)
     assert hardware.precision == "fp16" and config.training_args["fp16"] is False
