@@ -48,6 +48,7 @@ def refuse_auto_micro_batches(config: RunConfig) -> None:
     for name, section, reason in (
         ("privacy_args", config.privacy_args, "clips the gradients of physical_batch_size samples at a time"),
         ("training_args.deepspeed", config.training_args["deepspeed"], "keeps the gradients of passes that fail"),
+        ("training_args.fsdp", config.training_args["fsdp"], "exchanges weights and gradients in passes that fail"),
     ):
         if section:
             raise ConfigError(

@@ -73,6 +73,7 @@ def test_arguments_that_would_fail_later_are_refused(refuse, setting, fragment):
     [
         (PRIVATE, "privacy_args, which clips the gradients of physical_batch_size samples at a time"),
         ("training_args = dict(deepspeed='zero2.json')", "training_args.deepspeed, which keeps the gradients"),
+        ("training_args = dict(fsdp=True)", "training_args.fsdp, which exchanges weights and gradients"),
     ],
 )
 def test_micro_batches_that_fit_are_not_found_where_a_failed_pass_cannot_be_taken_back(refuse, lines, reason):
