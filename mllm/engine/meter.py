@@ -32,6 +32,8 @@ class Meter:
         """Sum of the losses of all updates, []: the share of this process times the number of processes."""
         self.peak = 0
         """Peak memory of this process in bytes, sampled before each backward; a GPU counts its own peak."""
+        self._ended: float | None = None
+        self._final_peak: int | None = None
         self.before = 0
         """Memory of this process in bytes before it loaded the model; 0 if it is unknown."""
 
@@ -76,14 +78,21 @@ class Meter:
 
     def peak_of_tensors(self, device: torch.device) -> int:
         """Return the peak memory of tensors in bytes: as a GPU counts it, or that of this process since the loading."""
+        if self._final_peak is not None:
+            return self._final_peak
         if device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(device))
         return max(0, self.peak - self.before)
 
+    def stop(self, device: torch.device) -> None:
+        """Stop the clock and keep the peak of tensors: exports and evaluations follow the training."""
+        self._final_peak, self._ended = self.peak_of_tensors(device), time.monotonic()
+
     @property
     def seconds(self) -> float:
         """Return the seconds since the first batch, with the writing of checkpoints and without evaluations."""
-        return 0.0 if self.started is None else time.monotonic() - self.started
+        now = time.monotonic() if self._ended is None else self._ended
+        return 0.0 if self.started is None else now - self.started
 
     def summary(self, accelerator: Any, step: int) -> dict[str, float]:
         """Return the final figures over all processes since the start or the resume; empty if all updates were idle."""

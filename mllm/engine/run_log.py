@@ -81,7 +81,8 @@ class RunLog(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Plot the loss and list the skipped rows of all processes."""
+        """Stop the clock, plot the loss and list the skipped rows of all processes."""
+        self.meter.stop(args.device)
         for split, failure in gather_object(list(self.meter.failures.values())):
             self.meter.skip(split, [failure])
         self.plot(args, state)

@@ -95,3 +95,16 @@ def test_the_final_figures_cover_the_time_since_the_resume(accelerator, monkeypa
         "train_samples_per_second": 1.0,
         "train_steps_per_second": 0.5,
     }
+
+
+def test_exports_and_evaluations_after_the_training_do_not_count(monkeypatch):
+    now = [0.5]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    meter = Meter()
+    meter.count(_batch(30, 30))
+    meter.peak = 1000
+    now[0] = 3.5
+    meter.stop(torch.device("cpu"))
+    now[0], meter.peak = 60.0, 9000
+    assert meter.seconds == 3.0
+    assert meter.peak_of_tensors(torch.device("cpu")) == 1000
