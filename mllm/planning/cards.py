@@ -1,8 +1,8 @@
 """Table of GPUs: memory, compute capability and published rates, for `mllm plan --gpu`.
 
-Memory is that of the data sheet, in GB of 2^30 bytes. Rates are dense matrix products with fp32 accumulation, in
-10^12 operations a second, as NVIDIA publishes them for the boost clock; cards of the GeForce series without a published
-tensor rate in fp16 have that of their architecture.
+Memory is in GB of 2^30 bytes: that of the data sheet, or less if drivers report less (T4, H200). Rates are dense matrix
+products with fp32 accumulation, in 10^12 operations a second, as NVIDIA publishes them for the boost clock; cards of
+the GeForce series without a published tensor rate in fp16 have that of their architecture.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ CARDS = (
     Card("L4", 24, (8, 9), 121.0, 60.0, SHEET),
     Card("L40S", 48, (8, 9), 362.0, 183.0, SHEET),
     Card("H100", 80, (9, 0), 989.0, 494.0, f"{SHEET}, SXM"),
-    Card("H200", 141, (9, 0), 989.0, 494.0, f"{SHEET}, SXM"),
+    Card("H200", 139, (9, 0), 989.0, 494.0, f"{SHEET}, SXM"),
     Card("RTX5090", 32, (12, 0), 209.5, 104.8, "NVIDIA Blackwell whitepaper"),
     Card("B200", 180, (10, 0), 2250.0, 1100.0, SHEET),
 )

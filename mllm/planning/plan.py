@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.config.rules.sharding import stage_of
 from mllm.config.schema import RunConfig
-from mllm.engine.builder import build_learner, logical_batch_size, prepare_trainer
+from mllm.engine.builder import build_learner, prepare_trainer
 from mllm.engine.feature_cache import CachedTeacher
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.engine.training_data import TrainingData
@@ -117,7 +116,8 @@ def plan(
 def plan_config(config: RunConfig, hardware: Hardware, folder: Path, changes: Mapping[str, Any]) -> Plan:
     """Return the plan of a config. Files of checkpoints without weights are written to `folder`."""
     shards = sharding(config)
-    config = config.replaced(**changes, **{"training_args.deepspeed": None, "training_args.fsdp": None})
+    alone = dict.fromkeys(("training_args.deepspeed", "training_args.fsdp", "training_args.fsdp_config"))
+    config = config.replaced(**changes, **alone)
     config = config.replaced(model_args=without_weights(config.model_args, folder / "student"))
     if config.distill_args is not None:
         teacher = without_weights(config.distill_args.teacher, folder / "teacher")
@@ -273,15 +273,10 @@ def _quiet() -> Iterator[None]:
 
 def sharding(config: RunConfig) -> str:
     """Return the engine that divides states over processes: '', 'zero1', 'zero2', 'zero3' or 'fsdp'."""
-    if config.training_args["fsdp"] or config.training_args["fsdp_config"]:
+    if config.training_args["fsdp"]:
         return "fsdp"
     value = config.training_args["deepspeed"]
     if not value:
         return ""
     stage = stage_of(value)
     return f"zero{stage}" if stage != "0" else ""
-
-
-def updates_per_epoch(config: RunConfig, rows: int, processes: int) -> int:
-    """Return the number of updates of an epoch."""
-    return math.ceil(rows / (logical_batch_size(config.training_args) * processes))

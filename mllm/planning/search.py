@@ -42,7 +42,7 @@ def largest_micro_batch(first: Plan, planner: Planner, limit: int, changes: Mapp
         gpus: Number of processes.
     """
     total = logical_batch_size(first.config.training_args)
-    other_size = 1 if first.samples > 1 else min(2, total)
+    other_size = 1 if first.samples > 1 else next((size for size in range(2, total + 1) if total % size == 0), 1)
     if other_size == first.samples:
         return Fit(first, changes) if peak_of(first, gpus) <= limit else None
     sized = {**changes, **sizes(first, other_size)}

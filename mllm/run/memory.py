@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from mllm.engine.trainer import MultimodalTrainer
 from mllm.run_files import CONFIG, PLAN
 
 logger = logging.getLogger(__name__)
+LAUNCHER = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "ACCELERATE_", "SLURM_", "PMI_", "OMPI_")
+"""Beginnings of the variables that torchrun, accelerate, srun and mpirun set."""
 PATIENCE = 300.0
 """Most seconds that a run waits for its plan after the training."""
 
@@ -30,6 +33,15 @@ class Planning:
     resident: int
     """Bytes."""
     process: subprocess.Popen[bytes] | None
+
+    def __enter__(self) -> Planning:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the process if the run fails: its folder may be removed."""
+        if kind is not None and self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
     def finish(self) -> None:
         """Wait for the plan, and end its process if it takes too long."""
@@ -55,14 +67,18 @@ def start_plan(hardware: Hardware, folder: Path, wanted: bool) -> Planning:
         return Planning(resident, None)
     script = CHECKOUT / "mllm" / "pipeline" / "plan.py"
     command = [sys.executable, str(script), str(folder / CONFIG), "--json", str(folder / PLAN)]
+    command += ["--gpus", str(PartialState().num_processes)]
     silent: Any = subprocess.DEVNULL
-    # No variable of a launcher reaches the process: it is alone, and plans without a GPU.
-    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(launcher)}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    # The process is alone, and plans without a GPU.
+    environment = without_launcher(os.environ) | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent, env=environment)
     psutil.Process(process.pid).nice(5)
     return Planning(resident, process)
+
+
+def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that no launcher of processes sets."""
+    return {key: value for key, value in environment.items() if not key.startswith(LAUNCHER)}
 
 
 def memory_facts(folder: Path, trainer: MultimodalTrainer) -> dict[str, float | None]:

@@ -58,9 +58,9 @@ def _run_steps(
     folder, checkpoint = open_run(config, hardware, splits, resume)
     set_seed(config.training_args["seed"])
     planning = start_plan(hardware, folder, plans)
-    with advise_on_memory(memory_advice(config)):
+    with planning, advise_on_memory(memory_advice(config)):
         is_new = checkpoint is None and not config.training_args["output_dir"]
-        with removed_if_refused(folder, is_new):
+        with removed_if_refused(folder, is_new), planning:
             bundle = load_pretrained(config.model_args, hardware)
             teacher = load_teacher(config, hardware, bundle)
         learner = build_learner(config, bundle, teacher)

@@ -126,6 +126,14 @@ def test_operations_of_a_step(tmp_path, tiny_medgemma):
     assert estimate * 0.95 < own.flops_per_sample < (estimate + vocabulary) * 1.02
 
 
+def test_the_runtime_of_fsdp_is_planned(lora, tmp_path, tiny_medgemma):
+    path = write(
+        tmp_path, tiny_medgemma, training_args="bf16=True, fsdp=True, fsdp_config=dict(reshard_after_forward=True)"
+    )
+    own = plan(path, [], CARD)
+    assert own.shards == "fsdp" and own.update.components == lora.update.components
+
+
 def test_processes_share_what_their_engine_divides():
     components = {
         TRAINED: 400,

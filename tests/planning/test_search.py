@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mllm.planning.plan import Plan
 from mllm.planning.search import fitting, largest_micro_batch, sizes
 from mllm.planning.step import Update
 
+STEPS = "gradient_accumulation_steps"
 RUN = """
 model_args = dict(type="medgemma", model_name_or_path="ckpt/medgemma-4b-it", lora_r=64, max_length=1024,
                   image_size=448, image_token_len=256)
@@ -54,6 +56,14 @@ def test_the_largest_micro_batch_divides_the_update(planner):
         "training_args.gradient_accumulation_steps": 4,
     }
     assert fit.plan.peak == 12.4e9
+
+
+def test_an_update_of_three_samples_keeps_them(planner):
+    changes = {"training_args.per_device_train_batch_size": 1, "training_args.gradient_accumulation_steps": 3}
+    fit = largest_micro_batch(planner(changes), planner, int(30e9), changes, 1)
+    assert fit.plan.samples == 3
+    for asked in planner.asked:
+        assert math.prod(asked[f"training_args.{key}"] for key in ("per_device_train_batch_size", STEPS)) == 3
 
 
 def test_a_larger_micro_batch_is_found(planner):

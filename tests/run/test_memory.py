@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from mllm.config.hardware import detect
 from mllm.engine.meter import Meter
-from mllm.run.memory import memory_facts, start_plan
+from mllm.run.memory import memory_facts, start_plan, without_launcher
 
 
 def test_a_run_on_a_cpu_is_planned_only_on_request(tmp_path):
@@ -28,6 +29,25 @@ def test_a_config_that_cannot_be_planned_does_not_stop_the_run(tmp_path, caplog)
         planning.finish()
     assert planning.process.returncode == 2
     assert "the memory of the run was not planned" in caplog.text
+
+
+def test_a_failed_run_ends_its_plan(tmp_path):
+    (tmp_path / "config.py").write_text("import time\ntime.sleep(60)\n")
+    planning = start_plan(replace(detect(), device="cpu"), tmp_path, wanted=True)
+    assert planning.process is not None
+    with pytest.raises(KeyboardInterrupt), planning:
+        raise KeyboardInterrupt
+    assert planning.process.returncode == -signal.SIGKILL
+
+
+def test_a_plan_knows_no_launcher_and_all_processes(tmp_path):
+    set_by_srun = {"SLURM_STEP_NUM_TASKS": "2", "RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node1"}
+    assert without_launcher({**set_by_srun, "PATH": "/bin"}) == {"PATH": "/bin"}
+    (tmp_path / "config.py").write_text("model_args = 1\n")
+    planning = start_plan(replace(detect(), device="cpu"), tmp_path, wanted=True)
+    assert planning.process is not None
+    assert planning.process.args[-2:] == ["--gpus", "1"]
+    planning.finish()
 
 
 class Trainer:

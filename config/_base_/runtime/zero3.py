@@ -2,5 +2,5 @@
 
 _base_ = "./finetune.py"
 
-# DeepSpeed's other settings are filled from training_args: batch size, clipping, optimizer, schedule and bf16.
+# DeepSpeed's batch size and clipping are those of training_args. Optimizer, schedule and precision are ours.
 training_args = dict(deepspeed=dict(zero_optimization=dict(stage=3)))
