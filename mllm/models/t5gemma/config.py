@@ -9,7 +9,7 @@ from transformers import T5GemmaConfig, T5GemmaModuleConfig
 
 from mllm.errors import ConfigError
 from mllm.models.t5gemma.layout import DECODER, ENCODER
-from mllm.models.t5gemma.sizes import PUBLISHED_ROWS, SIZES, Dimensions, Stack
+from mllm.models.t5gemma.sizes import SIZES, Dimensions, Stack
 from mllm.models.t5gemma.tokenizer import FIXED_IDS
 
 
@@ -81,9 +81,9 @@ def dimensions_of(name: str, config: T5GemmaConfig) -> Dimensions:
     _refuse_other_values(name, config, build_config(dimensions, "float32", [FIXED_IDS["<eos>"]]))
     if dimensions.size is None:
         return dimensions
-    if dimensions.rows > PUBLISHED_ROWS:
+    if dimensions.rows > dimensions.flax_rows:
         raise ConfigError(
-            f"'{name}' has {dimensions.rows} rows of embeddings, and {dimensions.size} has {PUBLISHED_ROWS} in Flax: a "
+            f"'{name}' has {dimensions.rows} rows of embeddings, and {dimensions.size} has {dimensions.flax_rows} in Flax: a "
             "checkpoint with added tokens cannot be converted"
         )
     return Dimensions(*SIZES[dimensions.size], dimensions.rows)

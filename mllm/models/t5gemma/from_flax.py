@@ -61,7 +61,7 @@ def convert_from_flax(
         found = list(arrays(dimensions))
         _refuse_other_arrays(checkpoint, found)
         tokenizers = tokenizers_of_flax(source, tokenizer, instruction_tuned=instruction_tuned)
-        dimensions = replace(dimensions, rows=_used_rows(checkpoint, dimensions.rows, tokenizers))
+        dimensions = replace(dimensions, rows=_used_rows(checkpoint, dimensions, tokenizers))
         with replaced_folder(folder) as temporary:
             main_dtype = _write_weights(checkpoint, list(arrays(dimensions)), temporary, shard_size)
             _write_companions(temporary, dimensions, main_dtype, tokenizers)
@@ -128,19 +128,21 @@ def _refuse_other_arrays(checkpoint: OrbaxCheckpoint, expected: list[Array]) -> 
             raise ConfigError(f"{checkpoint.folder}: {array.name} is {dtype}, and weights are {', '.join(DTYPES)}")
 
 
-def _used_rows(checkpoint: OrbaxCheckpoint, rows: int, tokenizers: Tokenizers) -> int:
+def _used_rows(checkpoint: OrbaxCheckpoint, dimensions: Dimensions, tokenizers: Tokenizers) -> int:
     """Return the rows of the embeddings without the padding, which are rows of zeros after the vocabulary.
 
-    `to_flax` adds the padding again. Rows with other values are kept.
+    `to_flax` adds the padding of a published size again. Rows with other values, and all rows of other sizes, are kept.
     """
-    vocabulary = len(tokenizers.converted)
+    vocabulary, rows = len(tokenizers.converted), dimensions.rows
     if vocabulary > rows:
         raise ConfigError(f"the tokenizer has {vocabulary} tokens, and {checkpoint.folder} has embeddings for {rows}")
+    if vocabulary == rows or dimensions.size is None:
+        return rows
     padding = (checkpoint.read(f"{side}/{EMBEDDING}")[vocabulary:] for side in (ENCODER, DECODER))
-    return vocabulary if all(is_zero(table) for table in padding) else rows
+    return vocabulary if all(_is_zero(table) for table in padding) else rows
 
 
-def is_zero(tensor: Tensor) -> bool:
+def _is_zero(tensor: Tensor) -> bool:
     """Return True if all bits of a tensor are 0."""
     return not tensor.view(torch.int16).any()
 

@@ -42,6 +42,11 @@ class Dimensions:
         """Return the name of the published size with these stacks, or None."""
         return next((name for name, stacks in SIZES.items() if stacks == (self.encoder, self.decoder)), None)
 
+    @property
+    def flax_rows(self) -> int:
+        """Return the rows of both embedding tables in Flax, where only the published sizes have padding."""
+        return self.rows if self.size is None else PUBLISHED_ROWS
+
 
 _S = Stack(layers=8, width=512, hidden=1024, heads=8, head_dim=64, kv_heads=8)
 _B = Stack(layers=12, width=768, hidden=2048, heads=12, head_dim=64, kv_heads=12)

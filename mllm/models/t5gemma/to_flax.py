@@ -22,7 +22,7 @@ from mllm.models.backbone.weight_files import weight_files
 from mllm.models.t5gemma.config import dimensions_of
 from mllm.models.t5gemma.layout import DECODER, EMBEDDING, Array, arrays
 from mllm.models.t5gemma.orbax import DTYPES, import_orbax, write_checkpoint
-from mllm.models.t5gemma.sizes import PUBLISHED_ROWS, Dimensions, refuse_other_size
+from mllm.models.t5gemma.sizes import Dimensions, refuse_other_size
 from mllm.models.t5gemma.tokenizer import tokenizers_of_transformers
 from mllm.run_files import ADAPTER_CONFIG, MODEL_CONFIG
 
@@ -58,8 +58,7 @@ def convert_to_flax(
     found = list(arrays(dimensions))
     weights.check(found)
     tokenizers = tokenizers_of_transformers(source, tokenizer)
-    rows = dimensions.rows if dimensions.size is None else PUBLISHED_ROWS
-    written = {array.name: array for array in arrays(replace(dimensions, rows=rows))}
+    written = {array.name: array for array in arrays(replace(dimensions, rows=dimensions.flax_rows))}
     total = sum(torch.Size(array.shape).numel() * weights.dtype(array).itemsize for array in written.values())
     stored = {array.name: array for array in found}
     with (

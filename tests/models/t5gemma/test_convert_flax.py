@@ -15,10 +15,11 @@ from gemma_pieces import write_pieces
 from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
-from transformers import AutoTokenizer, T5GemmaForConditionalGeneration
+from transformers import AutoTokenizer, T5GemmaConfig, T5GemmaForConditionalGeneration
 
 from mllm.errors import ConfigError
-from mllm.models.t5gemma.config import build_config
+from mllm.models.t5gemma import sizes
+from mllm.models.t5gemma.config import build_config, dimensions_of
 from mllm.models.t5gemma.from_flax import convert_from_flax
 from mllm.models.t5gemma.layout import arrays
 from mllm.models.t5gemma.orbax import open_checkpoint, write_checkpoint
@@ -95,13 +96,31 @@ def test_mixed_dtypes_are_kept(values, pieces, tmp_path):
     assert_same_bits(arrays_of(convert_to_flax(folder, tmp_path / "back")), mixed)
 
 
-def test_rows_of_zeros_after_the_vocabulary_are_left_out(source, values, pieces, tmp_path):
-    rows = len(AutoTokenizer.from_pretrained(source))
-    padded = dict(values)
+@pytest.fixture
+def padded(source, values) -> Values:
+    """Return the arrays of a checkpoint with rows of zeros after the vocabulary in both tables."""
+    rows, padded = len(AutoTokenizer.from_pretrained(source)), dict(values)
     for side in ("encoder", "decoder"):
         padded[f"{side}/embedder/input_embedding"] = values[f"{side}/embedder/input_embedding"].clone()
         padded[f"{side}/embedder/input_embedding"][rows:] = 0
+    return padded
+
+
+def test_rows_of_zeros_of_a_size_without_padding_are_kept(padded, pieces, tmp_path):
+    folder = convert_from_flax(changed(tmp_path / "flax", padded, pieces), tmp_path / "model")
+    assert_same_bits(arrays_of(convert_to_flax(folder, tmp_path / "back")), padded)
+
+
+def test_rows_of_zeros_after_the_vocabulary_of_a_published_size_are_left_out(
+    source, padded, pieces, tmp_path, monkeypatch
+):
+    """The small size takes the place of a published one, with 640 rows in Flax."""
+    dimensions = dimensions_of("tiny", T5GemmaConfig.from_pretrained(source))
+    monkeypatch.setitem(SIZES, "s-s", (dimensions.encoder, dimensions.decoder))
+    monkeypatch.setattr(sizes, "PUBLISHED_ROWS", dimensions.rows)
+    rows = len(AutoTokenizer.from_pretrained(source))
     folder = convert_from_flax(changed(tmp_path / "both", padded, pieces), tmp_path / "both-model")
+    assert_same_bits(arrays_of(convert_to_flax(folder, tmp_path / "back", size="s-s")), padded)
     assert weights_of(folder)["model.encoder.embed_tokens.weight"].shape[0] == rows
     assert json.loads((folder / "config.json").read_text())["decoder"]["vocab_size"] == rows
     padded["decoder/embedder/input_embedding"][-1, -1] = 1e-30
