@@ -33,8 +33,6 @@ _FORMS = {
     "normalized": "x1 y1 x2 y2 as fractions of the image",
 }
 _PLACEHOLDER = re.compile(r"<(\w+)>")
-_NEEDED = {"expr", "question", "box"}
-"""Placeholders of what differs between the rows of a dataset."""
 OVERSHOOT = 1.0
 """Pixels by which a box may exceed its image, because some releases round coordinates; such a box is clipped."""
 
@@ -51,8 +49,8 @@ class GroundingDataset(ImageTextDataset):
     assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed", "reader", "patient_column", "columns", "box")
     box: BoxForm = "xyxy"
     default_templates: ClassVar[tuple[str, ...]] = ()
-    """Templates with the placeholders `<expr>`, `<question>`, `<box>` and `<point>`. Templates of a config may have the
-    same placeholders, and must have those that every template here has, if a question is incomplete without them."""
+    """Templates with placeholders such as `<expr>`, `<question>`, `<box>` and `<label>`. Templates of a config may have
+    the same placeholders, and must have those of `distinguishing` that every template here has."""
     other_templates: ClassVar[tuple[str, ...]] = ()
     """Templates of other options of the class, whose placeholders templates of a config may have as well."""
     image_suffix: ClassVar[str] = ".png"
@@ -72,7 +70,7 @@ class GroundingDataset(ImageTextDataset):
             self.box = box
         if template_string is not None and template_file is not None:
             raise ConfigError("template_string and template_file exclude each other: keep one")
-        self.templates = self.default_templates
+        self.templates = self.own_templates
         if template_string is not None:
             self.templates = self._checked((template_string,), "template_string")
         if template_file is not None:
@@ -83,9 +81,9 @@ class GroundingDataset(ImageTextDataset):
     def _checked(self, texts: Sequence[str], where: str) -> tuple[str, ...]:
         """Return templates of a config; raise `ConfigError` for a wrong placeholder, and for a missing one."""
         texts = tuple(text.replace("<boxes>", BOX).replace("<points>", POINT) for text in texts)
-        own = [set(_PLACEHOLDER.findall(template)) for template in self.default_templates]
+        own = [set(_PLACEHOLDER.findall(template)) for template in self.own_templates]
         known = set().union(*own, *map(_PLACEHOLDER.findall, self.other_templates))
-        needed = set.intersection(*own) & _NEEDED if own else set()
+        needed = set.intersection(*own) & self.distinguishing if own else set()
         for text in texts:
             names = _PLACEHOLDER.findall(text)
             if IMAGE in text:
@@ -96,8 +94,19 @@ class GroundingDataset(ImageTextDataset):
                 if name not in known and own:
                     raise ConfigError(f"{where}: '{text}' has the unknown placeholder '{name}'{hint(name, known)}")
             for name in sorted(needed - {*names}):
-                raise ConfigError(f"{where}: '{text}' has no <{name}>, without which the question is incomplete")
+                advice = ", unless labels has one label" if name == "label" else ""
+                raise ConfigError(f"{where}: '{text}' has no <{name}>, without which the question is incomplete{advice}")
         return texts
+
+    @property
+    def own_templates(self) -> tuple[str, ...]:
+        """Templates of these options, if a config has none."""
+        return self.default_templates
+
+    @property
+    def distinguishing(self) -> frozenset[str]:
+        """Placeholders of what differs between the rows of a dataset."""
+        return frozenset({"expr", "question", "box"})
 
     @property
     @override

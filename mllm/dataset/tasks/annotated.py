@@ -141,6 +141,12 @@ class AnnotatedDataset(GroundingDataset):
     def has_box_option(self) -> bool:
         return self.annotations is None  # VOC and COCO have one form
 
+    @property
+    @override
+    def distinguishing(self) -> frozenset[str]:
+        has_one_label = len(tuple(self.used_labels())) == 1
+        return super().distinguishing if has_one_label else super().distinguishing | {"label"}
+
     @abstractmethod
     def rows_of(self, image: AnnotatedImage) -> list[dict[str, Any]]:
         """Return the rows of an annotated image."""
@@ -219,6 +225,11 @@ class DetectionDataset(AnnotatedDataset):
             raise ConfigError(f"box='{box}' is for tables; {data_path} has the form of boxes of its format")
         if per == "image" and self.annotations is None:
             raise ConfigError("per='image' needs annotations of Pascal VOC or COCO; a row of a table has one label")
+
+    @property
+    @override
+    def distinguishing(self) -> frozenset[str]:
+        return super().distinguishing - {"label"} if self.per == "image" else super().distinguishing
 
     @override
     def rows_of(self, image: AnnotatedImage) -> list[dict[str, Any]]:

@@ -112,7 +112,7 @@ class MultiLabelDataset(AnnotatedDataset):
     """
 
     default_templates = templates.FINDINGS
-    other_templates = templates.PRESENCE
+    other_templates = (*templates.FINDINGS, *templates.PRESENCE)
 
     def __init__(
         self,
@@ -131,8 +131,11 @@ class MultiLabelDataset(AnnotatedDataset):
             )
         self.per, self.uncertain, self.none = per, uncertain, none
         super().__init__(data_path, image_folder, **options)
-        if per == "label" and "template_string" not in options and "template_file" not in options:
-            self.templates = templates.PRESENCE
+
+    @property
+    @override
+    def own_templates(self) -> tuple[str, ...]:
+        return templates.PRESENCE if self.per == "label" else templates.FINDINGS
 
     @override
     def open_records(self, path: Path) -> Records:

@@ -87,6 +87,12 @@ class SegmentationDataset(GroundingDataset):
             )
         super().__init__(path, path, **options)
 
+    @property
+    @override
+    def distinguishing(self) -> frozenset[str]:
+        has_one_label = self.labels is not None and (isinstance(self.labels, str) or len(self.labels) == 1)
+        return super().distinguishing if has_one_label else super().distinguishing | {"label"}
+
     @override
     def open_records(self, path: Path) -> ListedRecords:
         check_image_folder(path)

@@ -157,6 +157,38 @@ def test_wrong_values_are_refused_with_their_row(table, type, row, options, mess
         check_splits({"train": data})
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "options", "complete"),
+    [
+        ("MultiLabelDataset", {"A": 1, "B": 0}, dict(per="label", labels=["A", "B"]), dict(per="label", labels=["A"])),
+        ("MultiLabelDataset", {"A": 1, "B": 0}, dict(per="label", labels=["A", "B"]), dict(labels=["A", "B"])),
+        ("PresenceDataset", {"label": "A", "present": 1}, dict(labels=["A", "B"]), dict(labels=["A"])),
+        ("CountingDataset", {"label": "A", "count": 1}, {}, dict(labels={"A": "lesions"})),
+        ("DetectionDataset", {"label": "A", "boxes": []}, dict(labels=["A", "B"]), dict(labels=["A"])),
+        ("RegressionDataset", {"value": 1}, None, dict(label="width")),
+    ],
+)
+def test_a_template_without_the_label_is_for_one_label(table, name, row, options, complete):
+    common = dict(type=name, data_path=str(table(row)), template_string="Is the image normal?")
+    assert build_dataset({**common, **complete}).sample(0).turns[0].text == "<image> Is the image normal?"
+    if options is not None:
+        sentence = "'Is the image normal?' has no <label>, without which the question is incomplete, unless labels has one"
+        with pytest.raises(ConfigError, match=re.escape(sentence)):
+            build_dataset({**common, **options})
+        asked = build_dataset({**common, **options, "template_string": "Is <label> there?"}).sample(0).turns[0].text
+        assert asked == "<image> Is A there?"
+
+
+def test_a_template_of_masks_without_the_label_is_for_one_label(tmp_path):
+    options = dict(DATASETS.find("SegmentationDataset").miniature(tmp_path, 2), type="SegmentationDataset")
+    options["template_string"] = "Segment it."
+    assert build_dataset({**options, "labels": "lesions"}).sample(0).turns[0].text == "<image> Segment it."
+    assert len(build_dataset({**options, "labels": {255: "lesions"}})) == 2
+    for labels in ({"labels": {0: "air", 255: "lesions"}}, {"labels": None, "naming": "biomedparse"}):
+        with pytest.raises(ConfigError, match="has no <label>, without which"):
+            build_dataset({**options, **labels})
+
+
 def test_labels_are_columns_and_uncertain_ones_are_treated_as_named(table):
     path = str(table({"edema": 1, "mass": -1, "nodule": ""}, {"edema": 0.0, "mass": 0, "nodule": None}))
     labels = ["edema", "mass", "nodule"]
