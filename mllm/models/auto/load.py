@@ -42,7 +42,7 @@ def load_processor(args: ModelArgs) -> ProcessorMixin:
     processor = load_chat_processor(args)
     tokenizer: Any = processor.tokenizer
     if architecture in TYPES_OF_TOKEN_KINDS:
-        type(processor).return_mm_token_type_ids = True
+        processor.return_mm_token_type_ids = True
     if architecture in DEFAULTS and not (processor.chat_template or tokenizer.chat_template):
         processor.chat_template = DEFAULTS[architecture]
     return processor

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from family_checkpoints.image_text import gemma4_unified
+from family_checkpoints.latest_image_text import cosmos3_edge
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, BertConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BertConfig
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import ModelArgs
@@ -123,3 +124,20 @@ def test_models_without_images_are_refused(tmp_path: Path, tiny_llava: Path) -> 
         load_pretrained(args(tmp_path), CPU)
     with pytest.raises(ConfigError, match="model_args.image_size is only possible with type='medgemma'"):
         load_pretrained(args(tiny_llava, image_size=448), CPU)
+
+
+def test_kinds_of_tokens_are_asked_of_one_processor(tmp_path: Path) -> None:
+    """Cosmos3 Edge needs `mm_token_type_ids`; its class and the files of the checkpoint stay as they are."""
+    model, stock = cosmos3_edge()
+    folder = tmp_path / "base"
+    model.save_pretrained(folder)
+    stock.save_pretrained(folder)
+    encoder = load_encoder(args(folder))
+    sample = Sample([Turn("user", "<image>What is it?"), Turn("assistant", "CT")], PICTURES[:1])
+    assert "mm_token_type_ids" in encoder.encode(sample).student
+    text = "<|vision_start|><|image_pad|><|vision_end|>What is it?"
+    assert "mm_token_type_ids" not in AutoProcessor.from_pretrained(folder)(text=[text], images=PICTURES[:1])
+    encoder.processor.save_pretrained(tmp_path / "saved")
+    stock.save_pretrained(tmp_path / "stock")
+    saved, expected = ((tmp_path / name / "processor_config.json").read_text() for name in ("saved", "stock"))
+    assert saved == expected
