@@ -79,7 +79,6 @@ class ChexpertF1(LabelSetMetric):
     tasks = frozenset({REPORT})
 
     def __init__(self) -> None:
-        super().__init__()
         self._pairs: list[tuple[int | None, int]] = []
         """Labels of each answer and its reference, one bit for each label."""
 
@@ -87,7 +86,9 @@ class ChexpertF1(LabelSetMetric):
         """Read the answer to one sample."""
         answer = _bits(labels_of(prediction.text)) if prediction.text.strip() else None
         self._pairs.append((answer, _bits(labels_of(reference.text))))
-        self._table = None
+
+    def __len__(self) -> int:
+        return len(self._pairs)
 
     def pairs(self) -> list[tuple[Labels | None, Labels]]:
         """Return the labels of each answer (None: failed) and of its reference."""

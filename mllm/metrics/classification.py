@@ -36,7 +36,6 @@ class ClassMetric(StreamingMetric):
         self._texts: dict[tuple[str | None, bool], int] = {}
         """Text of an answer, or of the option that it names (True), to its number."""
         self._answers = array("q")
-        self._stated: list[str | None] | None = None
 
     def add(self, prediction: Answer, reference: Answer) -> None:
         """Read the answer to one sample."""
@@ -52,7 +51,6 @@ class ClassMetric(StreamingMetric):
             chosen = parse_option(prediction.text, options)
             text = None if chosen is None else normalize(options[chosen])
         self._answers.append(self._texts.setdefault((text, letter is not None), len(self._texts)))
-        self._stated = None
 
     @property
     def classes(self) -> list[str]:
@@ -74,11 +72,10 @@ class ClassMetric(StreamingMetric):
         numbers = [FAILED if text is None else self._classes.get(text, others) for text in self.stated()]
         return np.array(numbers, int)[np.frombuffer(self._answers, np.int64)]
 
+    @computed_once
     def stated(self) -> list[str | None]:
         """Return the class that each distinct answer states; None for a failed one. An option needs no parsing."""
-        if self._stated is None:
-            self._stated = [text if text is None or is_option else self.parse(text) for text, is_option in self._texts]
-        return self._stated
+        return [text if text is None or is_option else self.parse(text) for text, is_option in self._texts]
 
     def target(self, text: str) -> str:
         """Return the class of a reference to a question without options."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mllm.metrics.base import CLASSIFICATION, LABELS, StreamingMetric, reads
+from mllm.metrics.base import CLASSIFICATION, LABELS, StreamingMetric, computed_once, reads
 from mllm.metrics.bootstrap import ClassCounts
 from mllm.parsing import (
     LETTERS,
@@ -33,8 +33,9 @@ class LabelSetMetric(StreamingMetric):
 
     intervals = ("f1_micro", "f1_macro", "f1_samples", "exact_match")
 
-    def __init__(self) -> None:
-        self._table: _Table | None = None
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples."""
 
     @abstractmethod
     def pairs(self) -> list[tuple[Labels | None, Labels]]:
@@ -44,17 +45,15 @@ class LabelSetMetric(StreamingMetric):
         """Return the labels over which `f1_macro` is the mean: those of the references."""
         return sorted(frozenset[str]().union(*(reference for _, reference in pairs)))
 
-    @property
+    @computed_once
     def table(self) -> _Table:
         """Return the labels of all samples."""
-        if self._table is None:
-            pairs = self.pairs()
-            self._table = _table_of(pairs, self.labels(pairs))
-        return self._table
+        pairs = self.pairs()
+        return _table_of(pairs, self.labels(pairs))
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, N] of the samples."""
-        table = self.table
+        table = self.table()
         hits, wrong, missed = (counts(weights) for counts in (table.hits, table.wrong, table.missed))
         micro = [part.sum(axis=1) for part in (hits, wrong, missed)]
         of_labels = _f1(hits[:, :-1], wrong[:, :-1], missed[:, :-1])
@@ -72,7 +71,7 @@ class LabelSetMetric(StreamingMetric):
 
     def counts(self) -> dict[str, float]:
         """Return the number of labels, of failed answers and of samples."""
-        table = self.table
+        table = self.table()
         return {"labels": len(table.labels), "failed": table.failed, "samples": len(table.own)}
 
 
@@ -95,7 +94,6 @@ class F1(LabelSetMetric):
     tasks = frozenset({CLASSIFICATION, LABELS})
 
     def __init__(self) -> None:
-        super().__init__()
         self._texts: dict[_Text, int] = {}
         self._pairs = array("q")
 
@@ -105,7 +103,9 @@ class F1(LabelSetMetric):
         for answer in (prediction, reference):
             text = _Text(answer.text, options, reference.task == CLASSIFICATION)
             self._pairs.append(self._texts.setdefault(text, len(self._texts)))
-        self._table = None
+
+    def __len__(self) -> int:
+        return len(self._pairs) // 2
 
     def pairs(self) -> list[tuple[Labels | None, Labels]]:
         """Return the labels of each answer (None: failed) and of its reference."""

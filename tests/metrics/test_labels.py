@@ -7,7 +7,9 @@ import pytest
 from scores import score
 from sklearn.metrics import f1_score
 
-from mllm.metrics.base import CLASSIFICATION
+from mllm.metrics.base import CLASSIFICATION, StreamingMetric
+from mllm.metrics.chexpert import ChexpertF1
+from mllm.metrics.classification import Accuracy, BalancedAccuracy
 from mllm.metrics.labels import F1
 from mllm.structures import Answer
 
@@ -50,3 +52,17 @@ def test_a_class_with_a_comma_is_one_label() -> None:
     references = [Answer(text, task=CLASSIFICATION) for text in ("carcinoma, ductal", "carcinoma, lobular")]
     assert score(F1, ["Carcinoma, ductal.", "carcinoma, ductal"], references)["f1_micro"] == 0.5
     assert score(F1, ["a, b"], ["a, b; c"])["f1_samples"] == pytest.approx(2 / 3), "one of two labels"
+
+
+@pytest.mark.parametrize("kind", [F1, ChexpertF1, Accuracy, BalancedAccuracy])
+def test_figures_include_answers_that_are_added_after_the_first_figures(kind: type[StreamingMetric]) -> None:
+    texts = ["edema", "pneumonia", "edema"]
+    metric = kind()
+    for number, text in enumerate(texts, start=1):
+        metric.add(Answer(text), Answer(texts[0]))
+        assert metric.counts()["samples"] == number
+        expected = kind()
+        for earlier in texts[:number]:
+            expected.add(Answer(earlier), Answer(texts[0]))
+        weights = np.ones((1, number))
+        assert metric.figures(weights) == expected.figures(weights)

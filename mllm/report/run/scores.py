@@ -132,7 +132,7 @@ def _score(name: str, entry: Callable[..., Any], pairs: Iterable[Pair]) -> tuple
         right = (metric.predictions() == metric.targets).tolist()
         return [_of_flag(is_right) for is_right in right], "An answer is right if its class is that of the reference."
     if isinstance(metric, LabelSetMetric):
-        values = metric.table.own
+        values = metric.table().own
         sentence = "An answer is right if its labels are those of the reference."
         return [_of_value(value, Rule("F1 of the labels", "", 1.0)) for value in values.tolist()], sentence
     if isinstance(metric, NumberMetric):

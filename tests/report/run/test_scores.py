@@ -1,0 +1,21 @@
+"""Scores of single answers in a report."""
+
+from __future__ import annotations
+
+from mllm.report.run.scores import score_rows
+
+
+def test_an_answer_with_several_labels_has_the_f1_of_its_labels() -> None:
+    """Half of the labels of the second answer are right: 2 * 1 / (2 * 1 + 0 + 1)."""
+    texts = [("edema; mass", "mass; edema"), ("edema", "edema; mass"), ("perhaps", "mass")]
+    rows = [
+        {"prediction": prediction, "reference": reference, "task": "multi_label_classification"}
+        for prediction, reference in texts
+    ]
+    scores, rules = score_rows(rows, ["f1"])
+    assert [score and (score.is_right, score.text) for score in scores] == [
+        (True, "F1 of the labels: 1.00"),
+        (False, "F1 of the labels: 0.67"),
+        (False, "F1 of the labels: 0.00"),
+    ]
+    assert rules == ["An answer is right if its labels are those of the reference."]
