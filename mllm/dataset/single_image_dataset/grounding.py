@@ -94,8 +94,8 @@ class GroundingDataset(ImageTextDataset):
                 if name not in known and own:
                     raise ConfigError(f"{where}: '{text}' has the unknown placeholder '{name}'{hint(name, known)}")
             for name in sorted(needed - {*names}):
-                advice = ", unless labels has one label" if name == "label" else ""
-                raise ConfigError(f"{where}: '{text}' has no <{name}>, without which the question is incomplete{advice}")
+                end = ", unless labels has one label" if name == "label" else ""
+                raise ConfigError(f"{where}: '{text}' has no <{name}>, without which the question is incomplete{end}")
         return texts
 
     @property

@@ -83,8 +83,8 @@ def dimensions_of(name: str, config: T5GemmaConfig) -> Dimensions:
         return dimensions
     if dimensions.rows > dimensions.flax_rows:
         raise ConfigError(
-            f"'{name}' has {dimensions.rows} rows of embeddings, and {dimensions.size} has {dimensions.flax_rows} in Flax: a "
-            "checkpoint with added tokens cannot be converted"
+            f"'{name}' has {dimensions.rows} rows of embeddings, and {dimensions.size} has {dimensions.flax_rows} in "
+            "Flax: a checkpoint with added tokens cannot be converted"
         )
     return Dimensions(*SIZES[dimensions.size], dimensions.rows)
 

@@ -172,7 +172,7 @@ def test_a_template_without_the_label_is_for_one_label(table, name, row, options
     common = dict(type=name, data_path=str(table(row)), template_string="Is the image normal?")
     assert build_dataset({**common, **complete}).sample(0).turns[0].text == "<image> Is the image normal?"
     if options is not None:
-        sentence = "'Is the image normal?' has no <label>, without which the question is incomplete, unless labels has one"
+        sentence = "has no <label>, without which the question is incomplete, unless labels has one label"
         with pytest.raises(ConfigError, match=re.escape(sentence)):
             build_dataset({**common, **options})
         asked = build_dataset({**common, **options, "template_string": "Is <label> there?"}).sample(0).turns[0].text
