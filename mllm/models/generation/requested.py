@@ -84,14 +84,18 @@ class GeneratedText:
 
     def _read(self, encoder: TextEncoder) -> None:
         """Find stop texts in the text so far, and send its new part that later tokens cannot change."""
-        text = encoder.text_in(self.tokens)
-        found = [position for stop in self.options.stop if (position := text.find(stop)) >= 0]
-        if found:
-            self.stop_at, self.end = min(found), "stop"
-            return
+        text: str | None = None
+        if self.options.stop:
+            text = encoder.text_in(self.tokens)
+            found = [position for stop in self.options.stop if (position := text.find(stop)) >= 0]
+            if found:
+                self.stop_at, self.end = min(found), "stop"
+                return
         if self.on_text is None:
             return
-        text = encoder.text_in(encoder.settled_tokens(self.tokens))
+        tokens = encoder.settled_tokens(self.tokens)
+        if text is None or len(tokens) < len(self.tokens):
+            text = encoder.text_in(tokens)
         settled = encoder.settled(text[: len(text) - _begun(text, self.options.stop)])
         if len(settled) > len(self.sent) and settled.startswith(self.sent):
             self.on_text(settled[len(self.sent) :])

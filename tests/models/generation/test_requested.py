@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,21 @@ def test_pieces_joined_are_the_answer(encoder: TextEncoder, kinds: list[int], st
     text.finish(answer)
     assert "".join(pieces) == answer
     assert all(pieces) and not any(one in text.text(encoder) for one in stop)
+
+
+@pytest.mark.parametrize("stop", [(), ("zzz",)])
+def test_the_text_is_decoded_once_for_each_token(
+    encoder: TextEncoder, stop: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    real = type(encoder).text_in
+
+    def text_in(self: TextEncoder, tokens: Sequence[int]) -> str:
+        calls.append(len(tokens))
+        return real(self, tokens)
+
+    monkeypatch.setattr(type(encoder), "text_in", text_in)
+    text = GeneratedText(GenerationOptions(max_new_tokens=100, stop=stop), on_text=lambda piece: None)
+    for token in [encoder.tokenizer.convert_tokens_to_ids("a")] * 20:
+        text.add(token, False, encoder)
+    assert calls == list(range(1, 21))
