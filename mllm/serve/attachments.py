@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mllm.dataset.readers import read_images
 from mllm.dataset.readers.notices import unlogged
+from mllm.dataset.readers.pixel_limit import TooManyPixelsError, limited_pixels
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
 from mllm.serve.limits import RequestError
@@ -82,15 +83,14 @@ def read_content(
     suffix = _suffix(content, name)
     if suffix in _PICTURES:
         _refuse_large(content, where, pixels)
-    with _file_of(content, suffix) as path, unlogged():
+    with _file_of(content, suffix) as path, unlogged(), limited_pixels(pixels):
         try:
             images = read_images(path, **options)
+        except TooManyPixelsError as error:
+            raise RequestError(f"{where}: {error.reason}", 413) from error
         except (ConfigError, DataError) as error:
             message = str(error).replace(str(path), "the file").replace(path.name, "the file")
             raise RequestError(f"{where}: {message}") from error
-    count = sum(image.width * image.height for image in images)
-    if count > pixels:
-        raise RequestError(f"{where}: its images have {count:,} pixels, and the limit is {pixels:,}: select fewer", 413)
     return images
 
 

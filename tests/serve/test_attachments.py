@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medical_files import pydicom_file, write_png
+from PIL import Image
 
 from mllm.dataset.readers import read_images
 from mllm.serve import attachments
@@ -39,6 +40,17 @@ def test_the_content_selects_the_reader_and_no_file_stays(tmp_path: Path, monkey
     assert str(memory) not in str(caught.value) and not os.listdir(memory)
     with pytest.raises(RequestError, match="its images have 16,384 pixels, and the limit is 9,999: select fewer"):
         read_content(Path(pydicom_file("CT_small.dcm")).read_bytes(), None, {}, "image", 9_999)
+
+
+def gif_of(path: Path) -> bytes:
+    pictures = [Image.new("L", (100, 80), number) for number in range(3)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:])
+    return path.read_bytes()
+
+
+def test_many_images_of_a_small_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="image: its images have 4,000,000 pixels, and the limit is 20,000"):
+        read_content(gif_of(tmp_path / "a.gif"), None, {"page": [0] * 500}, "image", 20_000)
 
 
 def test_files_of_killed_servers_are_removed_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from mllm.dataset.readers.header_fields import (
     TRANSFORM_TAGS,
 )
 from mllm.dataset.readers.notices import warn_once
+from mllm.dataset.readers.pixel_limit import check_selected
 from mllm.dataset.readers.windows import Window, Windowing, find_window
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
@@ -115,6 +116,7 @@ def _read(path: Path, frames: Choice, windowing: Windowing, square: bool) -> lis
     header = read_header(path)
     count = count_frames(header, path)
     indices = choose(frames, count, path, "frames", "frame")
+    check_selected(path, len(indices), int(header.Columns), int(header.Rows))
     images = []
     for index, stored in zip(indices, decode(path, header, indices), strict=True):
         frame = frame_header(header, index)

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from mllm.dataset.readers.notices import warn_once
+from mllm.dataset.readers.pixel_limit import count_next
 from mllm.errors import DataError
 from mllm.structures import Spacing
 
@@ -91,4 +92,5 @@ def _to_square_pixels(image: Image.Image, sides: PixelSides, path: Path) -> Imag
     if size == image.size or max(sides.across, sides.down) <= (1 + _TOLERANCE) * side:
         return image
     check_pixels(path, *size)
+    count_next(path, *size)
     return image.resize(size, Image.Resampling.BILINEAR)

@@ -17,6 +17,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from mllm.dataset.readers import notices
+from mllm.dataset.readers.pixel_limit import limited_pixels, pixel_limit
 from mllm.errors import UserError
 from mllm.literal_text import literal_text
 
@@ -74,7 +75,7 @@ class GuardedProcess:
         with self._lock:
             pipe = self._pipe or self._start()
             try:
-                pipe.send((function, arguments, os.getcwd()))
+                pipe.send((function, arguments, os.getcwd(), pixel_limit()))
                 return self._results(pipe, self._seconds + size / BYTES_PER_SECOND)
             except (EOFError, OSError) as error:
                 self.stop()
@@ -192,14 +193,15 @@ def serve(file: int, size: int) -> None:
     pipe.send(("ready", None))
     while True:
         try:
-            name, arguments, folder = pipe.recv()
+            name, arguments, folder, pixels = pipe.recv()
         except EOFError:
             return
         module, function = name.split(":")
         try:
             os.chdir(folder)
-            for result in vars(importlib.import_module(module))[function](*arguments):
-                pipe.send(("result", result))
+            with limited_pixels(pixels):
+                for result in vars(importlib.import_module(module))[function](*arguments):
+                    pipe.send(("result", result))
         except UserError as error:
             error.reason = error.reason or literal_text(error)  # its traceback does not leave this process
             pipe.send(("refused", error))

@@ -15,6 +15,7 @@ from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.geometry import check_pixels, warn_of_form
 from mllm.dataset.readers.gray import Choice, choose, to_image
 from mllm.dataset.readers.guarded import call_guarded
+from mllm.dataset.readers.pixel_limit import check_selected, count_next
 from mllm.dataset.readers.windows import Window, Windowing, find_window
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
@@ -64,6 +65,7 @@ def read(path: Path, *, page: Choice = "first", window: Window = None) -> list[I
     if _is_first(page):
         with _opened(path) as image:
             if _is_cheap(image, path):
+                check_selected(path, 1, *image.size)
                 return [_load(image, windowing, path)]
     return call_guarded(f"{__name__}:pages", path, page, window)
 
@@ -123,9 +125,13 @@ def pages(path: Path, page: Choice, window: Window) -> Iterator[Image.Image]:
     """Yield pages of an image file as RGB images; see `read`."""
     windowing = find_window(window, named=False)
     with _opened(path) as image:
-        for index in choose(page, 1 if _is_first(page) else _count_pages(image), path, "page", "page"):
+        indices = choose(page, 1 if _is_first(page) else _count_pages(image), path, "page", "page")
+        if image.format != "TIFF":  # whose pages can have different sizes
+            check_selected(path, len(indices), *image.size)
+        for index in indices:
             image.seek(index)
             check_pixels(path, *image.size)
+            count_next(path, *image.size)
             yield _load(image, windowing, path)
 
 

@@ -11,10 +11,18 @@ from PIL import Image
 
 from mllm.dataset.readers import metaimage, nrrd
 from mllm.dataset.readers.faults import unusable
-from mllm.dataset.readers.gray import Choice, choose
+from mllm.dataset.readers.gray import Choice
 from mllm.dataset.readers.guarded import call_guarded
 from mllm.dataset.readers.stored_volume import StoredVolume
-from mllm.dataset.readers.volumes import CHEAP_BYTES, Orientation, VoxelSides, find_axis, plane_images, plane_of
+from mllm.dataset.readers.volumes import (
+    CHEAP_BYTES,
+    Orientation,
+    VoxelSides,
+    choose_planes,
+    find_axis,
+    plane_images,
+    plane_of,
+)
 from mllm.dataset.readers.windows import Window, Windowing, find_window
 from mllm.errors import ConfigError
 from mllm.registry import READERS
@@ -67,7 +75,7 @@ def slices(
     values = orientation.apply(header.read(volume))
     if len(windowing.limits) <= 1:
         windowing = Windowing((windowing.range_of(values, path),))
-    indices = choose(slice, values.shape[normal], path, "slice", "slice")
+    indices = choose_planes(slice, values.shape, normal, path)
     planes = (plane_of(values, normal, index) for index in indices)
     sides = VoxelSides(np.array(header.spacing)[list(orientation.order)], header.in_mm)
     yield from plane_images(planes, partial(windowing.apply, path=path), sides, normal, path, square)

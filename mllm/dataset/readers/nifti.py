@@ -14,10 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mllm.dataset.readers.gray import Choice, choose, full_range
+from mllm.dataset.readers.gray import Choice, full_range
 from mllm.dataset.readers.guarded import call_guarded, is_installed
 from mllm.dataset.readers.notices import warn_once
-from mllm.dataset.readers.volumes import CHEAP_BYTES, MAX_VOXELS, VoxelSides, find_axis, plane_images, plane_of
+from mllm.dataset.readers.volumes import (
+    CHEAP_BYTES,
+    MAX_VOXELS,
+    VoxelSides,
+    choose_planes,
+    find_axis,
+    plane_images,
+    plane_of,
+)
 from mllm.dataset.readers.windows import Window, Windowing, find_window
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
@@ -99,7 +107,7 @@ def slices(
         values = None if stored.reads_planes else stored.values()
         if len(windowing.limits) <= 1:
             windowing = Windowing(windowing.limits or (_range_of(stored, windowing, values),))
-        indices = choose(slice, stored.shape[normal], path, "slice", "slice")
+        indices = choose_planes(slice, stored.shape, normal, path)
     planes = _planes(stored, normal, indices, values)
     yield from plane_images(planes, partial(windowing.apply, path=path), stored.sides, normal, path, square)
 

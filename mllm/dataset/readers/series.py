@@ -18,7 +18,8 @@ from mllm.dataset.readers.dicom_slices import Stack, read_stack
 from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.gray import Choice, choose, percentile_range
 from mllm.dataset.readers.guarded import call_guarded, report_progress
-from mllm.dataset.readers.volumes import CHEAP_BYTES, MAX_VOXELS, find_axis, plane_images, plane_of
+from mllm.dataset.readers.pixel_limit import check_selected
+from mllm.dataset.readers.volumes import CHEAP_BYTES, MAX_VOXELS, choose_planes, find_axis, plane_images, plane_of
 from mllm.dataset.readers.windows import Limits, Window, Windowing, find_window
 from mllm.registry import READERS
 
@@ -97,11 +98,12 @@ def slices(
         if normal == stack.normal:
             order = stack.sorted_numbers()
             indices = choose(slice, len(order), path, "slice", "slice")
+            check_selected(path, len(indices), *stack.shape[:2])
             planes = [_plane(stack, order[index], windowing) for index in indices]
         else:
             stack.check_straight()
             volume = stack.orientation.apply(_volume(stack, windowing))
-            indices = choose(slice, volume.shape[normal], path, "slice", "slice")
+            indices = choose_planes(slice, volume.shape, normal, path)
             planes = [plane_of(volume, normal, index) for index in indices]
         yield from plane_images(planes, show, stack.sides, normal, path, square)
 

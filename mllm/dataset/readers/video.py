@@ -13,6 +13,7 @@ from PIL import Image
 from mllm.dataset.readers.geometry import check_pixels, warn_of_form
 from mllm.dataset.readers.gray import Choice, choose
 from mllm.dataset.readers.guarded import call_guarded, is_installed, report_progress
+from mllm.dataset.readers.pixel_limit import check_selected
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
 
@@ -51,17 +52,26 @@ def selected_frames(path: Path, frames: Choice) -> Iterator[Image.Image]:
         timeline = _read_timeline(path)
         selected = None
         if timeline is not None:
-            indices = choose(frames, len(timeline), path, "frames", "frame")
+            indices = _choose(frames, len(timeline), path)
             selected = _seek_and_decode(path, timeline, indices)
         if selected is None:
             count = sum(1 for _ in _decode(path))
             if count == 0:
                 raise DataError(f"{path} has no frame that can be decoded")
-            indices = choose(frames, count, path, "frames", "frame")
+            indices = _choose(frames, count, path)
             selected = _decode_until(path, indices)
     except av.error.FFmpegError as error:
         raise DataError(f"{path} is not a video or is damaged: {error.strerror}") from error
     yield from (selected[index] for index in indices)
+
+
+def _choose(frames: Choice, count: int, path: Path) -> list[int]:
+    """Return the numbers of the selected frames. Raise `TooManyPixelsError` before they are decoded."""
+    indices = choose(frames, count, path, "frames", "frame")
+    with _open(path) as container:
+        codec = container.streams.video[0].codec_context
+        check_selected(path, len(indices), codec.width, codec.height)
+    return indices
 
 
 class _Timeline:

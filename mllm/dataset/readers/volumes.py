@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from mllm.dataset.readers.geometry import MAX_RATIO, PixelSides, with_spacing
-from mllm.dataset.readers.gray import to_image
+from mllm.dataset.readers.gray import Choice, choose, to_image
+from mllm.dataset.readers.pixel_limit import check_selected
 from mllm.errors import ConfigError, DataError, hint
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -74,6 +75,13 @@ def find_axis(axis: str | int) -> int:
     if isinstance(axis, bool) or axis not in (0, 1, 2):
         raise ConfigError(f"axis={axis!r} must be 'axial', 'coronal', 'sagittal', 0, 1 or 2")
     return axis
+
+
+def choose_planes(choice: Choice, shape: Sequence[int], normal: int, path: Path) -> list[int]:
+    """Return the indices of slices along an axis, as `choose`. Raise `TooManyPixelsError` before they are cut."""
+    indices = choose(choice, shape[normal], path, "slice", "slice")
+    check_selected(path, len(indices), *(size for axis, size in enumerate(shape) if axis != normal))
+    return indices
 
 
 def plane_of(values: np.ndarray, normal: int, index: int) -> np.ndarray:
