@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from mllm.config.schema import ModelArgs, RunConfig
 from mllm.engine.answering import Answerer, Answers, digest_of
 from mllm.engine.evaluation import Row, Samples
+from mllm.engine.micro_batches import release_memory
 from mllm.engine.unfinished import Record
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES
@@ -108,9 +106,7 @@ class ScaledAnswers:
         """Return the answerer of a scale."""
         if number != self._number:
             del self._answerer
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            release_memory()
             self._number, self._answerer = number, self.load(self.scales[number])
         return self._answerer
 

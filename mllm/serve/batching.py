@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, TypeAlias
 
+from mllm.engine.micro_batches import release_memory
 from mllm.errors import UserError, is_out_of_memory, origin_of
 from mllm.predict.loaded_model import LoadedModel
 from mllm.predict.model_answer import ModelAnswer
@@ -138,31 +141,43 @@ class Batcher:
 
     async def _work(self) -> None:
         """Answer batch after batch until the queue is closed and empty."""
-        loop = asyncio.get_running_loop()
         while True:
             if not self._new and not self._ready:
                 if self._closing:
                     return
                 self._arrived.clear()
                 await self._arrived.wait()
-            round_ = loop.run_in_executor(self._thread, self._round)
-            await asyncio.wait([round_])
-            if (error := round_.exception()) is not None:
+            error = await self._error_of(self._round)
+            if error is not None:
                 await self._recover(error)
 
-    async def _recover(self, error: BaseException) -> None:
+    async def _recover(self, error: RequestError) -> None:
         """Answer the requests of a failed batch one by one, since one of them may be the cause, such as its size."""
-        loop = asyncio.get_running_loop()
         unfinished = [job for job in self._batch if not job.is_done]
         alone = len(self._batch) == 1
         for job in unfinished:
-            failure: BaseException | None = error
+            failure: RequestError | None = error
             if not alone and not job.has_sent:
-                again = loop.run_in_executor(self._thread, self._answer, [job])
-                await asyncio.wait([again])
-                failure = again.exception()
+                failure = await self._error_of(partial(self._answer, [job]))
             if failure is not None:
-                job.send(("error", _failure(failure)))
+                job.send(("error", failure))
+
+    async def _error_of(self, function: Callable[[], None]) -> RequestError | None:
+        """Call a function in the thread of the model. Return its error, which does not keep the memory of the call.
+
+        The traceback of an exception refers to all values of the call, and ends here, before the next attempt.
+        """
+        loop = asyncio.get_running_loop()
+        attempt = loop.run_in_executor(self._thread, function)
+        await asyncio.wait([attempt])
+        error = attempt.exception()
+        if error is None:
+            return None
+        failure = _failure(error)
+        traceback.clear_frames(error.__traceback__)
+        del error, attempt
+        await loop.run_in_executor(self._thread, release_memory)
+        return failure
 
     def _round(self) -> None:
         """Encode new requests, and answer one batch, in the thread of the model."""
@@ -221,7 +236,7 @@ class Batcher:
 
 
 def _failure(error: BaseException) -> RequestError:
-    """Return the error of a request that failed for a reason in this program, and log it without values."""
+    """Return the error of requests that failed for a reason in this program, and log it without values."""
     if isinstance(error, UserError):
         return RequestError(str(error))
     if is_out_of_memory(error):
