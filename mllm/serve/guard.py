@@ -22,8 +22,8 @@ LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 class Guard:
     """Application around another one, which refuses requests without the token and requests of web pages.
 
-    A web page can send requests to this machine under a name of its own that leads to 127.0.0.1. So a server without a
-    token answers requests to the names of this machine only.
+    A web page can send requests to this machine, also under a name of its own that leads to 127.0.0.1. So a server
+    without a token answers requests to the names of this machine only, and none of pages of other machines.
     """
 
     app: ASGIApp
@@ -36,9 +36,8 @@ class Guard:
             return
         headers = Headers(scope=scope)
         if self.token is None:
-            host = headers.get("host", "")
-            name = host if host.endswith("]") else host.rpartition(":")[0] or host
-            refusal = None if name in LOCAL else (403, "the server answers requests to localhost only")
+            is_local = _name(headers.get("host", "")) in LOCAL and _is_local_page(headers.get("origin"))
+            refusal = None if is_local else (403, "the server answers requests from and to localhost only: set a token")
         else:
             scheme, _, token = headers.get("authorization", "").partition(" ")
             is_right = hmac.compare_digest(token.strip().encode(), self.token.encode())
@@ -49,6 +48,16 @@ class Guard:
         elif scope["type"] == "http":
             status, reason = refusal
             await JSONResponse(error_body(status, reason), status)(scope, receive, send)
+
+
+def _name(host: str) -> str:
+    """Return the name in `NAME:PORT`, without the port."""
+    return host if host.endswith("]") else host.rpartition(":")[0] or host
+
+
+def _is_local_page(origin: str | None) -> bool:
+    """Return True for no page, and for one of this machine. Browsers send `null` for pages that hide their origin."""
+    return origin is None or _name(origin.partition("://")[2]) in LOCAL
 
 
 def error_body(status: int, message: str) -> dict[str, dict[str, object]]:

@@ -165,9 +165,10 @@ class _Messages:
 
     def turn(self, message: Any, where: str) -> Turn:
         """Return a message as a turn."""
-        if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if not isinstance(role, str) or role not in _ROLES:
             raise RequestError(f"{where} must be an object with the role system, user or assistant")
-        role, content = _ROLES[message["role"]], message.get("content")
+        role, content = _ROLES[role], message.get("content")
         _refuse_unknown(message, {"role", "content", "name", "refusal", *_ANSWER_FIELDS}, where)
         if isinstance(content, str):
             return Turn(role, self._text(content, f"{where}.content"))  # type: ignore[arg-type]

@@ -98,12 +98,15 @@ def run(app: FastAPI, listener: socket.socket, model: LoadedModel, patience: int
     def ignore(number: int, frame: FrameType | None) -> None:
         """Do nothing: uvicorn repeats the signal after the server has stopped."""
 
-    former = signal.signal(signal.SIGTERM, ignore)
+    server = uvicorn.Server(config)
+    former = {number: signal.signal(number, ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
-        signal.signal(signal.SIGTERM, former)
-    logger.info("the server has stopped; all requests were answered")
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    is_complete = patience is None and not server.force_exit
+    logger.info("the server has stopped%s", "; all requests were answered" if is_complete else "")
 
 
 def without_values(record: logging.LogRecord) -> bool:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import stat
+import threading
+import warnings
+import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +29,7 @@ from mllm.serve.keeping import Keeper
 from mllm.serve.limits import Limits, RequestError
 from mllm.serve.metrics import Metrics
 from mllm.serve.replies import extra_fields
+from mllm.serve.server import bound_socket, run
 from mllm.structures import Mark, Sample, Turn
 
 QUESTION = {"model": "gemma3n", "messages": [{"role": "user", "content": "Why?"}], "max_tokens": 4}
@@ -100,6 +106,52 @@ def test_texts_are_kept_only_in_the_file_that_was_asked_for(model: LoadedModel, 
         Keeper(tmp_path / "absent" / "kept.jsonl")
 
 
+def test_a_file_that_others_could_read_is_closed_and_a_full_disk_loses_no_answer(
+    model: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "kept.jsonl"
+    path.touch(0o644)
+    Keeper(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    requests = [{"json": QUESTION}, {"json": {**QUESTION, "stream": True}}]
+    responses = sent(model, *requests, keeper=Keeper("/dev/full"))
+    assert [response.status_code for response in responses] == [200, 200]
+    assert responses[1].text.endswith("data: [DONE]\n\n")
+    assert caplog.text.count("could not be written to the file of --keep: No space left on device") == 2
+    assert "Why?" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "origin, status",
+    [
+        *((f"http://{host}", 200) for host in ("localhost:7860", "127.0.0.1:8000", "[::1]")),
+        *((origin, 403) for origin in ("https://evil.example", "http://localhost.evil.example:80", "null", "")),
+    ],
+)
+def test_a_server_without_a_token_answers_no_page_of_another_machine(
+    model: LoadedModel, origin: str, status: int
+) -> None:
+    """Browsers send a multipart request of any page without asking the server first."""
+    files = {"request": (None, json.dumps(QUESTION))}
+    (response,) = sent(model, {"files": files, "headers": {"origin": origin}})
+    assert response.status_code == status, response.text
+    (response,) = sent(model, {"json": QUESTION, "headers": {"origin": origin, "authorization": "Bearer t"}}, token="t")
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("value", [["user"], {"user": 1}, 3, None, True])
+@pytest.mark.parametrize("place", ["role", "model", "type", "filename", "window", "axis", "page", "stop"])
+def test_values_of_any_type_are_refused_with_a_sentence(model: LoadedModel, place: str, value: Any) -> None:
+    image = {"type": "file", "file": {"filename": "a.png", "file_data": "QUJD"}}
+    message: dict[str, Any] = {"role": "user", "content": [image, {"type": "text", "text": "Why?"}]}
+    request: dict[str, Any] = {**QUESTION, "messages": [message]}
+    targets = {"role": message, "model": request, "stop": request, "type": image}
+    targets.get(place, image["file"])[place] = value
+    (response,) = sent(model, {"json": request})
+    error = response.json()["error"]
+    assert 400 <= response.status_code < 500 and len(error["message"].split()) > 4, response.text
+
+
 def test_a_request_that_arrives_too_slowly_is_refused(model: LoadedModel) -> None:
     async def slow() -> Any:
         yield b"{"
@@ -137,6 +189,40 @@ def test_a_failure_of_one_request_is_not_one_of_the_others(
     assert (memory.status, defect.status) == (503, 500)
     assert "not enough memory" in str(memory) and str(defect).startswith("the server failed (RuntimeError)")
     assert "a request failed: RuntimeError in " in caplog.text and "about defect" not in caplog.text
+
+
+def test_the_memory_of_a_failed_batch_is_free_in_the_next_attempts(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Features:
+        """Object that the failed batch holds, with a cycle as those of modules with hooks."""
+
+        def __init__(self) -> None:
+            self.own = self
+
+    kept: list[weakref.ref[Features]] = []
+    alive: list[int] = []
+    real = LoadedModel.answers
+
+    def answers(self: LoadedModel, prepared: Sequence[Prepared]) -> Iterator[Any]:
+        alive.append(sum(one() is not None for one in kept))
+        features = Features()
+        kept.append(weakref.ref(features))
+        texts = [one.request.sample.turns[-1].text for one in prepared]
+        if len(prepared) > 1 or "memory" in texts:
+            raise MemoryError(features)
+        yield from real(self, prepared)
+
+    monkeypatch.setattr(LoadedModel, "answers", answers)
+
+    async def run(batcher: Batcher) -> list[Any]:
+        texts = ["memory", "Why?", "memory", "What?"]
+        return await asyncio.gather(*(batcher.answer(asking(text)) for text in texts), return_exceptions=True)
+
+    first, why, second, what = batched(model, run)
+    assert (first.status, second.status) == (503, 503) and len(why) == len(what) == 1
+    assert alive[0] == 0 and not any(alive[:3]), "the tensors of the failed batch are alive in the next attempt"
+    assert len(alive) == 5 and alive[4] <= 1, "a batch that succeeded may wait for the collector of cycles"
 
 
 def test_a_batch_has_requests_of_similar_length_and_the_oldest_one(
@@ -204,3 +290,30 @@ def test_figures_have_the_format_of_prometheus() -> None:
     assert 'mllm_requests_total{status="200"} 2' in lines and "mllm_open_requests 3" in lines
     assert 'mllm_request_seconds_bucket{le="0.1"} 2' in lines and 'mllm_request_seconds_bucket{le="5.0"} 3' in lines
     assert 'mllm_request_seconds_bucket{le="+Inf"} 4' in lines and "mllm_request_seconds_count 4" in lines
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("patience, promise", [(None, "the server has stopped; all requests were answered"), (5, "")])
+def test_a_signal_stops_the_server_without_an_error(
+    model: LoadedModel, number: int, patience: int | None, promise: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With patience, requests may have been cancelled, so nothing is said about them."""
+    caplog.set_level("INFO")
+    listener = bound_socket("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    former = signal.getsignal(number)
+
+    def stop() -> None:
+        httpx.get(f"http://127.0.0.1:{port}/health", timeout=30, trust_env=False)  # it has started
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with listener, warnings.catch_warnings():
+        try:
+            run(build_app(model), listener, model, patience)
+        except KeyboardInterrupt:
+            pytest.fail("Ctrl-C is an error")
+    thread.join()
+    assert signal.getsignal(number) is former
+    assert caplog.messages[-1] == (promise or "the server has stopped")
