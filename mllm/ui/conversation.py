@@ -80,11 +80,12 @@ class Conversation:
             raise DataError("no model is selected: select at least one")
         known = bool(self.pictures) and shown is not None and self.pictures[-1].key == shown.key
         new = () if shown is None or known else (shown,)
-        images = [picture.image for picture in new]
+        # The conversation may change while the models answer, such as by another question.
+        pictures, images = (*self.pictures, *new), [picture.image for picture in new]
         before = self.exchanges[-1].answers if self.exchanges else {}
         answers = {
             name: asker.ask(images or None, question, after=before.get(name), model=name, **options) for name in models
         }
-        exchange = Exchange(question, new, (*self.pictures, *new), answers, options.get("modality", ""))
+        exchange = Exchange(question, new, pictures, answers, options.get("modality", ""))
         self.exchanges.append(exchange)
         return exchange
