@@ -53,7 +53,12 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--port", type=integer(0), default=8000, help="port; 0: any free one")
     group.add_argument("--token", help="token that clients must send (api_key of OpenAI's clients)")
     group = parser.add_argument_group("limits and records")
-    group.add_argument("--max-body-mb", type=integer(1), default=DEFAULTS.body >> 20, help="megabytes of a request")
+    group.add_argument(
+        "--max-body-mb",
+        type=integer(1),
+        help=f"megabytes of a request (default: {DEFAULTS.body >> 20}), and of a file that is dropped on the page of "
+        f"mllm ui (default: {DEFAULTS.upload >> 20})",
+    )
     group.add_argument(
         "--max-pixels", type=integer(1), default=DEFAULTS.pixels, help="pixels of all images of a request"
     )
@@ -84,7 +89,13 @@ def serve_options(args: argparse.Namespace) -> ServeOptions:
         token=args.token or os.environ.get(TOKEN) or None,
         keep=args.keep,
         batch_size=args.batch_size,
-        limits=Limits(args.max_body_mb << 20, args.max_pixels, args.max_tokens, queue=args.queue),
+        limits=Limits(
+            body=DEFAULTS.body if args.max_body_mb is None else args.max_body_mb << 20,
+            upload=DEFAULTS.upload if args.max_body_mb is None else args.max_body_mb << 20,
+            pixels=args.max_pixels,
+            tokens=args.max_tokens,
+            queue=args.queue,
+        ),
         model_args=_model_args(args),
     )
 

@@ -11,6 +11,8 @@ class Limits:
 
     body: int = 64 << 20
     """Maximum size of a request in bytes."""
+    upload: int = 2 << 30
+    """Maximum size of a file that is dropped on the page, in bytes."""
     pixels: int = 50_000_000
     """Maximum number of pixels of all images of a request."""
     tokens: int = 2048

@@ -2,28 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from html import escape
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import gradio as gr
 
 from mllm.dataset.readers.windows import WINDOWS
-from mllm.errors import DataError, UserError
-from mllm.ui.conversation import Asker
+from mllm.errors import DataError, UserError, origin_of
+from mllm.serve.limits import Limits
+from mllm.ui.conversation import Asker, Conversation
 from mllm.ui.corrections import Corrections
 from mllm.ui.rendering import conversation_html, message_html, picture_html, report_html
 from mllm.ui.reports import report_of
 from mllm.ui.session import Session, Sessions
 from mllm.ui.study import Study, Window
 
+logger = logging.getLogger(__name__)
+Inputs = ParamSpec("Inputs")
+Outputs = TypeVar("Outputs")
 AS_STORED, OWN = "as stored", "center and width"
 """Choices of a window besides the names of windows."""
 NO_AXIS = "as acquired"
 """Choice of the plane of the file."""
 Update = Any
 """Value of a component, or an update of Gradio."""
+
+
+def _with_sentence(
+    event: Callable[Concatenate[Events, Inputs], Outputs],
+) -> Callable[Concatenate[Events, Inputs], Outputs]:
+    """Return an event whose unexpected errors are one sentence for the person, and a line of the log without values.
+
+    Gradio would print their tracebacks, which have names of files and texts of questions.
+    """
+
+    @wraps(event)
+    def run(events: Events, /, *inputs: Inputs.args, **named: Inputs.kwargs) -> Outputs:
+        try:
+            return event(events, *inputs, **named)
+        except UserError as error:
+            sentence = str(error)
+        except Exception as error:  # noqa: BLE001
+            logger.error("an event of the page failed: %s in %s", type(error).__name__, origin_of(error))
+            sentence = f"this did not work ({type(error).__name__}): the log of the server names the place"
+            raise gr.Error(escape(sentence), print_exception=False) from None
+        raise gr.Error(escape(sentence), print_exception=False)
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -36,6 +66,7 @@ class Events:
         sessions: State of each open page.
         corrections: Folder of the corrections.
         report_address: Address under which a report is served; `?run=FOLDER` follows.
+        limits: Limits of the server.
     """
 
     asker: Asker
@@ -43,7 +74,9 @@ class Events:
     sessions: Sessions
     corrections: Corrections
     report_address: str
+    limits: Limits = Limits()
 
+    @_with_sentence
     def open(self, files: Sequence[str] | None, request: gr.Request) -> list[Update]:
         """Open dropped files. Return the view, the conversation and the message."""
         session = self._session(request)
@@ -53,18 +86,21 @@ class Events:
         except UserError as error:
             return [*self._view(session), "", message_html(str(error))]
 
+    @_with_sentence
     def close(self, request: gr.Request) -> list[Update]:
         """Forget the files. Return the empty drop area, the view, the conversation and the message."""
         session = self._session(request)
         session.close()
         return [None, *self._view(session), "", ""]
 
+    @_with_sentence
     def choose(self, number: int, request: gr.Request) -> list[Update]:
         """Show a slice, frame or page, from 1. Return the picture and the message."""
         session = self._session(request)
         session.view = replace(session.view, index=int(number) - 1)
         return self._picture(session)
 
+    @_with_sentence
     def turn(self, axis: str, request: gr.Request) -> list[Update]:
         """Show a volume along another axis. Return the view and the message."""
         session = self._session(request)
@@ -76,6 +112,7 @@ class Events:
             session.study, session.view = before
             return [*self._view(session), message_html(str(error))]
 
+    @_with_sentence
     def choose_window(self, name: str, request: gr.Request) -> list[Update]:
         """Show the picture with a window. Return the view and the message."""
         session = self._session(request)
@@ -94,12 +131,14 @@ class Events:
             session.view = before
             return [*self._view(session), message_html(str(error))]
 
+    @_with_sentence
     def own_window(self, center: float, width: float, request: gr.Request) -> list[Update]:
         """Show the picture with a window of the sliders. Return the picture and the message."""
         session = self._session(request)
         session.view = replace(session.view, window=(float(center), float(width)))
         return self._picture(session)
 
+    @_with_sentence
     def ask(
         self, question: str, models: Sequence[str], length: int, modality: str, request: gr.Request
     ) -> list[Update]:
@@ -109,16 +148,21 @@ class Events:
         try:
             if session.study is None and (missing := [name for name in models if name in self.needs_image]):
                 raise DataError(f"the model {missing[0]} answers questions about images: drop one first")
-            session.conversation.ask(self.asker, models, question, session.shown(), **options)
+            # A new conversation may begin meanwhile: the answer belongs to the former one.
+            conversation, shown = session.conversation, session.shown()
+            with session.asking:
+                conversation.ask(self.asker, models, question, shown, **options)
         except UserError as error:
             return [self._talk(session), message_html(str(error)), question, ""]
         return [self._talk(session), "", "", ""]
 
+    @_with_sentence
     def restart(self, request: gr.Request) -> list[Update]:
         """Begin a new conversation about the same files. Return the conversation, message and state of corrections."""
-        self._session(request).conversation.exchanges.clear()
+        self._session(request).conversation = Conversation()
         return ["", "", ""]
 
+    @_with_sentence
     def keep(self, answer: str, patient: str, request: gr.Request) -> list[Update]:
         """Write a correction. Return the state of corrections and the field of the right answer."""
         exchanges = self._session(request).conversation.exchanges
@@ -133,6 +177,7 @@ class Events:
         rows = "1 row" if count == 1 else f"{count:,} rows"
         return [message_html(f"Kept. {self.corrections.table} has {rows}.", is_error=False), ""]
 
+    @_with_sentence
     def show_report(self, run: str | None) -> Update:
         """Return the report of a run."""
         try:
@@ -141,6 +186,7 @@ class Events:
             return message_html(str(error))
         return report_html(f"{self.report_address}?run={quote(run or '')}", run or "")
 
+    @_with_sentence
     def leave(self, request: gr.Request) -> None:
         """Forget the session of a page that was closed."""
         self.sessions.end(str(request.session_hash))

@@ -17,8 +17,6 @@ from mllm.ui.reports import report_of
 PAGE = "/ui"
 REPORT = "/ui-report"
 STYLE = Path(__file__).with_name("page.css")
-UPLOAD_LIMIT = 2 << 30
-"""Maximum size of a dropped file in bytes."""
 
 
 def add_page(app: FastAPI, events: Events, token: str | None = None) -> None:
@@ -56,7 +54,7 @@ def add_page(app: FastAPI, events: Events, token: str | None = None) -> None:
         ssr_mode=False,
         mcp_server=False,
         enable_monitoring=False,
-        max_file_size=UPLOAD_LIMIT,
+        max_file_size=events.limits.upload,
         show_error=False,
     )
     app.add_middleware(PageGuard, token=token, paths=(PAGE, REPORT))

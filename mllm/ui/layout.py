@@ -12,6 +12,8 @@ from mllm.ui.study import AXES
 
 LENGTH = 128
 """Default of the maximum number of tokens of an answer."""
+ASKING = 32
+"""Number of persons whose questions are in the queue of the server; Gradio's other 8 threads are for their views."""
 ABOUT = "For research only; not for clinical use. Nothing is stored unless a correction is kept."
 
 
@@ -67,7 +69,15 @@ class Layout:
             self.keep = gr.Button("Keep the question with this answer", elem_id="keep")
             self.kept = gr.HTML(elem_id="kept")
         with gr.Accordion("Options", open=False):
-            self.length = gr.Slider(1, 1024, LENGTH, step=1, buttons=[], label="Maximum length of an answer, in tokens")
+            longest = self.events.limits.tokens
+            self.length = gr.Slider(
+                1,
+                max(longest, 2),
+                min(LENGTH, longest),
+                step=1,
+                buttons=[],
+                label="Maximum length of an answer, in tokens",
+            )
             self.modality = gr.Textbox(
                 "", label="Modality", info="Text before the question, if the model was trained with it."
             )
@@ -110,7 +120,14 @@ class Layout:
         for chosen, change in ((self.axis, on.turn), (self.window, on.choose_window)):
             chosen.input(change, chosen, [*view, self.message], show_progress="hidden", api_visibility="private")
         for sent in (self.send.click, self.question.submit):
-            sent(on.ask, asked, [*talk, self.question, self.kept], api_visibility="private")
+            sent(
+                on.ask,
+                asked,
+                [*talk, self.question, self.kept],
+                concurrency_limit=ASKING,
+                concurrency_id="ask",
+                api_visibility="private",
+            )
         for restarted in (self.new.click, self.models.input):
             restarted(on.restart, None, [*talk, self.kept], show_progress="hidden", api_visibility="private")
         corrected = [self.right, self.patient]

@@ -60,8 +60,16 @@ class QueuedModel:
         Raises:
             DataError: The question cannot be answered.
         """
+        limits = self._service.limits
         chosen, _ = split_options(options)
-        request = Request(asked_sample(images, question, {}, modality, after), chosen, model)
+        sample = asked_sample(images, question, {}, modality, after)
+        pixels = sum(image.width * image.height for image in sample.images)
+        if pixels > limits.pixels:
+            raise DataError(
+                f"the pictures of this conversation have {pixels:,} pixels, and the limit of this server is "
+                f"{limits.pixels:,}: begin a new conversation, or drop a smaller picture"
+            )
+        request = Request(sample, replace(chosen, max_new_tokens=min(chosen.max_new_tokens, limits.tokens)), model)
         try:
             (answer,) = anyio.from_thread.run(self._service.batcher.answer, request)
         except RequestError as error:
@@ -112,6 +120,6 @@ def build_page(app: FastAPI, corrections: Corrections, folder: Path, token: str 
         raise ConfigError("the model predicts measures of views, and the page asks questions: use mllm predict --video")
     variants = service.model.variants.items()
     needs_image = frozenset(name for name, variant in variants if images_of_training(variant.args))
-    events = Events(QueuedModel(service), needs_image, Sessions(folder / SESSIONS), corrections, REPORT)
+    events = Events(QueuedModel(service), needs_image, Sessions(folder / SESSIONS), corrections, REPORT, service.limits)
     add_page(app, events, token)
     return app

@@ -23,6 +23,8 @@ class Session:
     study: Study | None = None
     view: View = field(default_factory=View)
     conversation: Conversation = field(default_factory=Conversation)
+    asking: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a question is answered, so that the questions of one person follow each other."""
 
     def open(self, files: Sequence[str]) -> None:
         """Take the dropped files, and begin a new conversation about them. Raise `UserError` for unreadable files."""

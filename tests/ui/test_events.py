@@ -12,12 +12,15 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[serve]'")
 
+import gradio as gr
+
 from mllm import load
+from mllm.errors import DataError
 from mllm.predict.loaded_model import LoadedModel
 from mllm.ui.conversation import Conversation, Shown
 from mllm.ui.corrections import Corrections
 from mllm.ui.events import OWN, Events
-from mllm.ui.session import Sessions
+from mllm.ui.session import Session, Sessions
 
 FEW = {"max_new_tokens": 4}
 
@@ -123,3 +126,49 @@ def test_a_report_of_a_folder_without_a_run_is_refused(events, tmp_path):
     assert "no run is selected" in events.show_report("")
     assert "does not exist" in events.show_report(str(tmp_path / "none"))
     assert "iframe" not in events.show_report(str(tmp_path))
+
+
+def test_a_new_conversation_begins_while_a_question_is_answered(events, model, tmp_path):
+    """The answer belongs to the former conversation, with all its pictures."""
+    former, real = [], events.asker
+
+    class Slow:
+        names = model.names
+
+        def ask(self, *inputs, **options):
+            former.append(events.sessions.of("a").conversation)
+            events.restart(person())
+            return real.ask(*inputs, **options)
+
+    events.open(dropped(tmp_path, "scan.png"), person())
+    events.ask("What?", ["first"], 4, "", person())
+    object.__setattr__(events, "asker", Slow())
+    talk, message, *_ = events.ask("Why?", ["first"], 4, "", person())
+    assert not talk and not message, "the new conversation is empty"
+    assert [exchange.question for exchange in former[0].exchanges] == ["What?", "Why?"]
+    assert [len(exchange.pictures) for exchange in former[0].exchanges] == [1, 1]
+    object.__setattr__(events, "asker", real)
+    talk, *_ = events.ask("Where?", ["first"], 4, "", person())
+    assert talk.count("<article") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Mrs <b>Miller</b>"), DataError("Mrs <b>Miller</b> is unreadable")])
+def test_an_unexpected_error_is_a_sentence_and_a_line_without_values(events, monkeypatch, caplog, error):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Session, "turn", fail)
+    monkeypatch.setattr(Session, "shown", fail)
+    with pytest.raises(gr.Error) as caught:
+        events.turn("axial", person())
+    assert not caught.value.print_exception and "<" not in caught.value.message
+    if isinstance(error, DataError):
+        assert "Miller&lt;/b&gt; is unreadable" in caught.value.message and not caplog.text
+    else:
+        assert caught.value.message.startswith("this did not work (RuntimeError)")
+        assert "an event of the page failed: RuntimeError in " in caplog.text and "Miller" not in caplog.text
+
+
+def test_all_events_of_the_page_have_the_decorator(events):
+    public = [name for name in vars(Events) if not name.startswith("_") and callable(getattr(Events, name))]
+    assert len(public) == 11 and all(hasattr(getattr(Events, name), "__wrapped__") for name in public)

@@ -8,6 +8,8 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,18 +18,22 @@ import pytest
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[serve]'")
 
+import anyio
 import httpx
 import uvicorn
 from fastapi import FastAPI
+from PIL import Image
 
 from mllm import load
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, DataError
 from mllm.predict.loaded_model import LoadedModel
 from mllm.serve.app import build_app
 from mllm.serve.keeping import Keeper
+from mllm.serve.limits import Limits
 from mllm.ui.corrections import Corrections
+from mllm.ui.events import Events
 from mllm.ui.private_folder import private_folder
-from mllm.ui.serving import build_page
+from mllm.ui.serving import QueuedModel, build_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking")
@@ -168,6 +174,67 @@ def test_a_page_with_a_token_opens_with_it_only(model, tmp_path):
     assert client.get("/ui/", params={"token": SECRET}, follow_redirects=False).headers["location"].endswith("/ui/")
     assert client.get("/ui/").status_code == 200, "the cookie opens the page"
     assert client.get("/v1/models").status_code == 401, "the cookie opens the page only"
+
+
+def test_questions_of_several_persons_are_answered_at_the_same_time(served, monkeypatch):
+    """Each question waits until three are asked, so that one at a time would not end."""
+    address = f"{served[0]}/ui/gradio_api/queue"
+    config = httpx.get(f"{served[0]}/ui/config").json()
+    (button,) = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "ask"]
+    (number,) = [one["id"] for one in config["dependencies"] if [button, "click"] in one["targets"]]
+    barrier, real = threading.Barrier(3, timeout=20), Events._session
+
+    def session(self, request):
+        barrier.wait()
+        return real(self, request)
+
+    monkeypatch.setattr(Events, "_session", session)
+
+    def end(name: str) -> dict[str, Any]:
+        with httpx.stream("GET", f"{address}/data", params={"session_hash": name}, timeout=60) as stream:
+            events = (json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: "))
+            return next(event for event in events if event["msg"] == "process_completed")
+
+    names = ["a", "b", "c"]
+    for name in names:
+        asked = {"data": ["Why?", [], 4, ""], "fn_index": number, "session_hash": name}
+        assert httpx.post(f"{address}/join", json=asked).status_code == 200
+    with ThreadPoolExecutor(3) as threads:
+        ends = list(threads.map(end, names))
+    assert all(one["success"] and "no model is selected" in one["output"]["data"][1] for one in ends), ends
+
+
+def test_the_page_has_the_limits_of_the_server(model, tmp_path, pictures):
+    testclient = pytest.importorskip("fastapi.testclient")
+    limits = Limits(upload=1000, pixels=5000, tokens=3)
+    app = build_page(build_app(model, limits), Corrections(tmp_path / "kept"), tmp_path / "files")
+    with testclient.TestClient(app, base_url="http://localhost") as client:
+        config = client.get("/ui/config").json()
+        (length,) = [
+            part["props"] for part in config["components"] if "Maximum length" in str(part["props"].get("label"))
+        ]
+        assert (length["maximum"], length["value"]) == (3, 3)
+        for size, status in ((900, 200), (1100, 413)):
+            sent = client.post("/ui/gradio_api/upload", files={"files": ("a.png", b"x" * size)})
+            assert sent.status_code == status, sent.text
+        asker = QueuedModel(app.state.service)
+
+        def ask(side: int, **options: Any) -> Any:
+            asking = partial(asker.ask, Image.new("RGB", (side, 50)), "Why?", model="first", **options)
+            return client.portal.call(anyio.to_thread.run_sync, asking)
+
+        answer = ask(60, after=None, max_new_tokens=50)
+        assert (answer.end, answer.tokens) == ("length", 3)
+        with pytest.raises(DataError, match="have 6,000 pixels, and the limit of this server is 5,000: begin a new"):
+            ask(60, after=answer)
+
+
+def test_a_page_of_another_machine_cannot_use_this_one(served):
+    address = served[0]
+    assert httpx.get(f"{address}/ui/", headers={"Origin": address}).status_code == 200
+    for path in ("/ui/gradio_api/queue/join", "/ui/gradio_api/upload", "/v1/chat/completions"):
+        sent = httpx.post(f"{address}{path}", headers={"Origin": "https://evil.example"}, json={})
+        assert sent.status_code == 403, path
 
 
 def test_a_model_of_measures_is_refused(tmp_path):
