@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +45,8 @@ class ArrowRows:
         self.table = _load(source, split)
         self._last = -1
         """Index of the row that was read last."""
-        self._block: list[dict[str, Any]] = []
+        self._block: list[bytes] = []
+        """Pickled rows, so that a change of a row that was read does not change the block."""
         self._start = 0
         """Index of the first row of the block."""
 
@@ -57,15 +59,18 @@ class ArrowRows:
 
     def row(self, index: int) -> dict[str, Any]:
         """Return a row as a dict. Consecutive rows are read in blocks."""
+        row: dict[str, Any]
         is_next, self._last = index == self._last + 1, index
         if not self._start <= index < self._start + len(self._block):
             if not is_next or self._has_files:
-                row: dict[str, Any] = self.table[index]
+                row = self.table[index]
                 return row
             columns = self.table[index : index + _BLOCK]
-            self._block = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+            self._block = [pickle.dumps(row, pickle.HIGHEST_PROTOCOL) for row in rows]
             self._start = index
-        return dict(self._block[index - self._start])
+        row = pickle.loads(self._block[index - self._start])
+        return row
 
     @cached_property
     def _has_files(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from typing_extensions import override
 
 from mllm.dataset.indices import from_zero
+from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.records import Records
 from mllm.errors import DataError
 
@@ -36,7 +37,7 @@ class ListedRecords(Records):
     def __init__(
         self,
         path: Path,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[dict[str, Any]],
         locations: Sequence[str] | None = None,
         choice: str = "",
         errors: Mapping[int, str] | None = None,
@@ -44,7 +45,8 @@ class ListedRecords(Records):
         assert locations is None or len(locations) == len(rows)
         if not rows:
             raise DataError(f"{path} has no row{' ' * bool(choice)}{choice} that can be used")
-        self.path, self.rows, self.locations, self.errors = path, rows, locations, errors or {}
+        self.path, self.locations, self.errors = path, locations, errors or {}
+        self.rows = rows if isinstance(rows, PackedRows) else PackedRows(rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,7 +54,7 @@ class ListedRecords(Records):
     @override
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = from_zero(index, len(self))
-        row = dict(self.rows[index])
+        row: dict[str, Any] = self.rows[index]
         row[ERROR] = row.get(ERROR) or self.errors.get(index)
         if row[ERROR]:
             raise DataError(row[ERROR])

@@ -18,8 +18,8 @@ BLOCK = 64
 class PackedRows(Sequence[Any]):
     """Sequence of rows of plain values, to which rows can be appended.
 
-    A row of a table takes some tens of bytes; as Python objects, it takes hundreds. Rows must not be changed after they
-    were appended or read.
+    A row of a table takes 16 to 33 bytes, with the names of many files 220; as Python objects, it takes 400 to 1,700.
+    Each reading returns a new object, so that a change of it does not change the sequence.
 
     Args:
         rows: The first rows.
@@ -27,16 +27,16 @@ class PackedRows(Sequence[Any]):
 
     def __init__(self, rows: Iterable[Any] = ()) -> None:
         self._blocks: list[bytes] = []
-        self._tail: list[Any] = []
+        self._tail: list[bytes] = []
         """Rows of the incomplete last block."""
-        self._last: tuple[int, list[Any]] = -1, []
+        self._last: tuple[int, list[bytes]] = -1, []
         """Number and rows of the block that was read last."""
         for row in rows:
             self.append(row)
 
     def append(self, row: Any) -> None:
         """Add a row at the end."""
-        self._tail.append(row)
+        self._tail.append(pickle.dumps(row, pickle.HIGHEST_PROTOCOL))
         if len(self._tail) == BLOCK:
             self._blocks.append(zlib.compress(pickle.dumps(self._tail, pickle.HIGHEST_PROTOCOL), 1))
             self._tail = []
@@ -53,15 +53,15 @@ class PackedRows(Sequence[Any]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number, place = divmod(from_zero(index, len(self)), BLOCK)
-        return self._block(number)[place]
+        return pickle.loads(self._block(number)[place])
 
     @override
     def __iter__(self) -> Iterator[Any]:
         for number in range(len(self._blocks) + 1):
-            yield from self._block(number)
+            yield from map(pickle.loads, self._block(number))
 
-    def _block(self, number: int) -> list[Any]:
-        """Return the rows of a block."""
+    def _block(self, number: int) -> list[bytes]:
+        """Return the rows of a block, each of them pickled."""
         if number == len(self._blocks):
             return self._tail
         last, rows = self._last  # read once, because another thread may replace it

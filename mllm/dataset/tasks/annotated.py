@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -50,8 +51,8 @@ class AnnotationRecords(Records):
         self.path, self.images, self.rows_of = path, images, rows_of
         self.ends = np.cumsum([len(self._rows_of(image)) for image in images])
         """Number of rows up to the end of each image."""
-        self._last: tuple[int, list[dict[str, Any]]] = -1, []
-        """Image whose rows were read last, and these rows."""
+        self._last: tuple[int, list[bytes]] = -1, []
+        """Image whose rows were read last, and these rows, pickled, so that changes of what was read are not kept."""
         if not len(self):
             raise DataError(f"{path} has no row that can be used")
 
@@ -71,11 +72,12 @@ class AnnotationRecords(Records):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, number = self._position(index)
         if self._last[0] != image:
-            self._last = image, self._rows_of(self.images[image])
-        row = self._last[1][number]
+            rows = self._rows_of(self.images[image])
+            self._last = image, [pickle.dumps(row, pickle.HIGHEST_PROTOCOL) for row in rows]
+        row: dict[str, Any] = pickle.loads(self._last[1][number])
         if row.get(ERROR):
             raise DataError(row[ERROR])
-        return dict(row)
+        return row
 
     @override
     def is_faulty(self, index: int) -> bool:

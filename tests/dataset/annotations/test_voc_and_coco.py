@@ -52,6 +52,15 @@ def coco(tmp_path, **changes):
     return path
 
 
+@pytest.mark.parametrize("per", ["image", "label"])
+def test_a_change_of_a_row_that_was_read_is_not_kept(tmp_path, per):
+    records = DetectionDataset(coco(tmp_path), tmp_path, per=per).records
+    expected = json.dumps(records[0])
+    changed = records[0]
+    (changed.get("objects") or changed)["boxes" if per == "label" else "cell"].append("changed")
+    assert json.dumps(records[0]) == expected
+
+
 def test_pixels_of_voc_are_counted_from_1_and_the_last_is_included(voc):
     root = voc(a=OBJECT.format("cell", 1, 1, 64, 48) + OBJECT.format("cell", 3, 4, 4, 9))
     images = read_annotations(root, "train").images

@@ -27,3 +27,9 @@ def test_a_faulty_row_is_one_row_where_uncertain_labels_are_left_out() -> None:
     assert [records[index]["label"] for index in (1, 2)] == ["mass", "edema"]
     with pytest.raises(DataError, match="no image"):
         records[0]
+
+
+def test_a_change_of_a_row_that_was_read_is_not_kept() -> None:
+    records = ListedRecords(Path("set"), [{"boxes": [[1, 2, 3, 4]]}])
+    records[0]["boxes"][0].clear()
+    assert records[0] == {"boxes": [[1, 2, 3, 4]]}

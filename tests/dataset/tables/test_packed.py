@@ -29,6 +29,16 @@ def test_packed_rows_are_a_sequence(rows, times):
         packed[len(rows) + 1]
 
 
+def test_a_change_of_a_row_that_was_read_is_not_kept():
+    rows = [{"names": [str(number)]} for number in range(70)]
+    packed = PackedRows(rows)
+    for index in (0, 69):
+        packed[index]["names"].append("changed")
+        next(iter(packed))["names"].clear()
+        rows[index]["names"].append("later")
+        assert packed[index] == {"names": [str(index)]} and packed[0] == {"names": ["0"]}
+
+
 def test_a_row_takes_some_tens_of_bytes():
     gc.collect()
     tracemalloc.start()

@@ -175,3 +175,25 @@ def test_rows_of_a_table_in_memory_are_equal_in_any_order(tmp_path):
     rows = Records(tmp_path / "rows.parquet")
     order = [*range(300), 599, 3, 4, 5, *range(255, 258), 0, -1]
     assert [rows[number] for number in order] == [expected[number] for number in order]
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv", "rows.parquet"])
+def test_a_row_that_is_read_again_has_no_changes_of_its_reader(tmp_path, name):
+    row = {"words": ["one"], "boxes": [[1, 2]]} if name != "rows.csv" else {"words": "one"}
+    if name == "rows.parquet":
+        pytest.importorskip("datasets").Dataset.from_list([row] * 3).to_parquet(str(tmp_path / name))
+    else:
+        texts = {
+            "rows.json": json.dumps([row] * 3),
+            "rows.jsonl": f"{json.dumps(row)}\n" * 3,
+            "rows.csv": "words\none\n",
+        }
+        write(tmp_path / name, texts[name])
+    records = Records(tmp_path / name)
+    for _ in range(2):
+        assert records[0] == row
+        changed = records[0]
+        for value in changed.values():
+            if isinstance(value, list):
+                value.append("changed")
+        changed.clear()
