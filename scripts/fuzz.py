@@ -184,12 +184,13 @@ class Worker:
     def _start(self) -> Connection:
         """Start a process; try again if the machine has no memory or processes left, which may be freed."""
         for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(WAIT * 2 ** (attempt - 1))
             try:
                 return self._fork()
             except (EOFError, OSError) as error:
                 self.stop()
                 cause = error
-                time.sleep(WAIT * 2**attempt)
         what = "it ended before its first input" if isinstance(cause, EOFError) else str(cause)
         raise StartError(
             f"no worker process could be started in {ATTEMPTS} attempts ({what}): free memory or processes"

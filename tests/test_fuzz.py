@@ -64,9 +64,12 @@ def test_a_worker_that_ends_before_its_first_input_is_started_again(tmp_path, mo
         assert len(list(tmp_path.iterdir())) == fuzz.ATTEMPTS
     finally:
         worker.stop()
+    waits: list[float] = []
+    monkeypatch.setattr(fuzz.time, "sleep", waits.append)
     worker = fuzz.Worker(lambda job: fuzz.outcome_of(list), 5, lambda: prepare(100))
     with pytest.raises(fuzz.StartError, match="could be started in 5 attempts .it ended before its first input.: free"):
         worker.call(0)
+    assert waits == [0.001, 0.002, 0.004, 0.008], "none after the last attempt"
 
 
 def test_a_run_without_workers_ends_with_its_results_so_far(monkeypatch, capfd):
