@@ -14,6 +14,7 @@ import asyncio
 import base64
 import json
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -173,15 +174,32 @@ def tiny_server(queue: int) -> Iterator[tuple[str, str, int]]:
             str(queue),
         ]
         root = Path(__file__).resolve().parents[2]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=root)
-        assert process.stderr is not None
-        url = next(line for line in process.stderr if line.startswith("serving ")).split()[1].rstrip(";")
+        log = Path(folder) / "log"
+        with log.open("wb") as file:  # a pipe that nobody reads would block the server when it is full
+            process = subprocess.Popen(command, stderr=file, cwd=root)
         try:
-            yield url, "tiny", process.pid
-        finally:
+            yield address(process, log), "tiny", process.pid
             process.terminate()
-            print(process.stderr.read(), end="", file=sys.stderr)
             print("exit code of the server:", process.wait())
+            print(log.read_text(), end="", file=sys.stderr)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def address(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Return the address that a server writes to its log when it has started.
+
+    Raises:
+        SystemExit: The server ended before; the message has its text.
+    """
+    while True:
+        code, text = process.poll(), log.read_text()  # in this order, so that the text of an ended server is complete
+        if found := re.search(r"^serving (\S+);", text, re.MULTILINE):
+            return found[1]
+        if code is not None:
+            raise SystemExit(f"the server ended with exit code {code} before it served:\n{text.strip()}")
+        time.sleep(0.1)
 
 
 def report(result: Load, seconds: float) -> str:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import time
 import zlib
@@ -313,6 +314,18 @@ def test_clients_that_leave_cancel_their_answers(served: Served, model: LoadedMo
             break
         time.sleep(0.1)
     assert 'status="499"' in figures and "mllm_open_requests 0\n" in figures
+
+
+@pytest.mark.parametrize("code", ["", "import sys; sys.exit('it has no weights')"])
+def test_the_load_test_waits_for_its_server_or_ends_with_its_text(tmp_path: Path, code: str) -> None:
+    """The text before the address is larger than the buffer of a pipe."""
+    code = code or "import sys; print('x' * 70_000, 'serving http://a:1/v1; Ctrl-C', sep='\\n', file=sys.stderr)"
+    with (tmp_path / "log").open("wb") as file, subprocess.Popen([sys.executable, "-Sc", code], stderr=file) as process:
+        if "weights" not in code:
+            assert serve_load.address(process, tmp_path / "log") == "http://a:1/v1"
+        else:
+            with pytest.raises(SystemExit, match=r"ended with exit code 1 before it served:\nit has no weights$"):
+                serve_load.address(process, tmp_path / "log")
 
 
 def test_many_clients_get_their_own_answers(served: Served) -> None:
