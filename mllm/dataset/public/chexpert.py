@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
+from mllm.dataset.progress import with_progress
 from mllm.dataset.public.official import Groups, Ids, field, official_file, official_split, official_table, rows_of
 from mllm.dataset.tables.listed import ERROR, ListedRecords
 from mllm.dataset.tables.packed import PackedRows
@@ -105,14 +106,15 @@ class CheXpertDataset(MultiLabelDataset):
     def _groups(self, records: Records) -> Iterable[Sequence[int]]:
         """Return the indices of the rows of the table for each row of the dataset, in the order of the first ones."""
         if self.level == "image":
-            return ([index] for index, _ in rows_of(records))
+            return ([index] for index in with_progress(range(len(records)), f"reading {records.path.name}"))
         groups = Groups()
         for index, row in rows_of(records):
             try:
                 study = self._study(field(row, "Path") or field(row, "Study"))
             except DataError:
-                study = f"{index}"
-            if study == f"{index}" or self._images(records.path.parent, row, study):
+                groups.add(f"row {index}", index)  # a row of its own, which is an error
+                continue
+            if self._is_used(row):
                 groups.add(study, index)
         return groups
 
@@ -125,7 +127,7 @@ class CheXpertDataset(MultiLabelDataset):
                 study = self._study(field(row, "Path") or field(row, "Study"))
             except DataError as reason:
                 return {ERROR: str(reason)}
-            if not (images := self._images(root, row, study)):
+            if not self._is_used(row):
                 continue
             ids.add(field(row, ids.column), index, number)
             if not entry:
@@ -134,7 +136,7 @@ class CheXpertDataset(MultiLabelDataset):
                 entry = {**{column: row[column] for column in columns}, "patient": patient and patient[0], "image": []}
             if any(str(entry[label]) != str(row[label]) for label in LABELS) and ERROR not in entry:
                 entry[ERROR] = f"{records.describe(index)} has other labels than this row of the same study"
-            entry["image"] += images
+            entry["image"] += self._images(root, row, study)
         return entry
 
     def _study(self, text: str) -> str:
@@ -144,11 +146,14 @@ class CheXpertDataset(MultiLabelDataset):
             raise DataError(f"'{text}' is not a path like CheXpert-v1.0/train/patient00001/study1")
         return match[1]
 
+    def _is_used(self, row: dict[str, Any]) -> bool:
+        """Return False for a lateral image that is left out. A row of a study has several images."""
+        return self.views == "all" or "Path" not in row or field(row, "Frontal/Lateral") != "Lateral"
+
     def _images(self, root: Path, row: dict[str, Any], study: str) -> list[str]:
-        """Return the images of a row, relative to the folder of the dataset."""
+        """Return the images of a row that is used, relative to the folder of the dataset."""
         if "Path" in row:
-            is_lateral = field(row, "Frontal/Lateral") == "Lateral"
-            return [] if is_lateral and self.views == "frontal" else [f"{study}/{row['Path'].rpartition('/')[2]}"]
+            return [f"{study}/{row['Path'].rpartition('/')[2]}"]
         pattern = "*frontal*" if self.views == "frontal" else "*"
         files = sorted((root / study).glob(f"{pattern}.jpg"))
         return [f"{study}/{file.name}" for file in files] or [f"{study}/view1_frontal.jpg"]
