@@ -68,7 +68,9 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Execute:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_has_no_outputs(path):
+def test_a_notebook_has_no_outputs_and_opens_with_its_cost(path):
+    first, *_ = read(path).cells
+    assert "**Cost** according to `mllm plan`" in first["source"], "a notebook opens with its time and memory"
     cells = [cell for cell in read(path).cells if cell["cell_type"] == "code"]
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
     assert max(len(cell["source"].splitlines()) for cell in cells) < 16, "logic belongs into mllm/run/notebook.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from transformers import Gemma3nConfig, Gemma3nForConditionalGeneration, PreTrainedModel
@@ -20,7 +21,9 @@ class Gemma3nVision(VisionPart, Gemma3nForConditionalGeneration):
     _keys_to_ignore_on_load_unexpected = [r"language_model\.", r"audio", r"^lm_head\."]
 
     def __init__(self, config: Gemma3nConfig) -> None:
+        arguments = copy.deepcopy(config.vision_config.model_args)
         super().__init__(config)
+        config.vision_config.model_args = arguments  # timm removes entries from the dict that it receives
         del self.lm_head, self.model.language_model, self.model.audio_tower, self.model.embed_audio
 
 
