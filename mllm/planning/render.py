@@ -160,7 +160,7 @@ def _notes(answer: Answer) -> list[str]:
     plan = answer.plan
     notes = []
     if plan.rows is None:
-        notes.append("the data are not read, so a sample has one image or one of each view, and the length of an epoch is unknown")
+        notes.append("the data are not read, so a sample has one image (of each view), and an epoch an unknown length")
     if plan.stores_features:
         notes.append("features of images are stored before the first update, so the vision tower does not run in it")
     return [f"note: {note}" for note in notes]
