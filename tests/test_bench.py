@@ -225,7 +225,9 @@ def test_held_out_questions_are_not_in_the_training_rows(tmp_path):
 
 @pytest.mark.parametrize("kind", list(row_check_work.KINDS))
 def test_the_benchmark_of_the_check_of_rows_writes_tables_whose_rows_can_all_be_used(tmp_path, kind):
-    figures = row_check.work(row_check_work.KINDS[kind](tmp_path, 12))
+    options = row_check_work.KINDS[kind](tmp_path, 12)
+    figures = {**row_check.work(options), **row_check.kept(options)}
     assert 12 <= figures["rows"] <= 13
     assert figures["cpu"] > 0
-    assert row_check.line(kind, [figures]).count("|") == 7
+    assert figures["kept by the dataset"] > 0
+    assert row_check.line(kind, [figures], [figures]).count("|") == 9

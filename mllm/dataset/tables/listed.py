@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,16 @@ class ListedRecords(Records):
     def describe(self, index: int) -> str:
         index = from_zero(index, len(self))
         return f"{self.path}, line {index + 1}" if self.locations is None else self.locations[index]
+
+
+class FileRecords(ListedRecords):
+    """Rows with the field `image`, the name of a file below a folder, which is their location.
+
+    Args:
+        path: The folder.
+        rows: The rows.
+    """
+
+    @override
+    def describe(self, index: int) -> str:
+        return os.path.join(self.path, self.rows[from_zero(index, len(self))]["image"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,9 +10,10 @@ import numpy as np
 from typing_extensions import override
 
 from mllm.dataset import templates
+from mllm.dataset.folder_files import OtherFiles, files_below, is_hidden
 from mllm.dataset.patient_names import PatientNames
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
-from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.listed import FileRecords
 from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tasks.annotated import Labels
@@ -20,7 +21,8 @@ from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS, READERS
 from mllm.structures import Sample
 
-logger = logging.getLogger(__name__)
+_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
+"""Usual names of the folders of splits, in lower case."""
 
 
 @DATASETS.register_module()
@@ -59,20 +61,39 @@ class ClassificationFolderDataset(GroundingDataset):
         if not path.is_dir():
             known = [folder.name for folder in path.parent.glob("*/")] if path.parent.is_dir() else []
             raise DataError(f"data_path {path} is not a folder{hint(path.name, known)}")
-        folders = {folder.name: folder for folder in sorted(path.iterdir()) if folder.is_dir()}
-        labels = self.labels if self.labels is not None else list(folders)
+        folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+        labels = self.labels if self.labels is not None else folders
         self.names = dict(labels) if isinstance(labels, dict) else {label: label for label in labels}
         for label in self.names:
             if label not in folders:
                 raise ConfigError(f"labels: {path} has no folder '{label}'{hint(label, folders)}")
-        suffixes = tuple(READERS.names())
-        files = [(label, file) for label in self.names for file in sorted(folders[label].rglob("*")) if file.is_file()]
-        images = [(label, file) for label, file in files if file.name.lower().endswith(suffixes)]
-        if len(images) < len(files):
-            others = next(file for _, file in files if not file.name.lower().endswith(suffixes))
-            logger.warning("%s: %d files are not images, for example %s", path, len(files) - len(images), others)
-        rows = PackedRows({"image": file.relative_to(path).as_posix(), "label": label} for label, file in images)
-        return ListedRecords(path, rows, PackedRows(str(file) for _, file in images))
+        if self.labels is None:
+            self._check_names(path, folders)
+        rows, self.counts = PackedRows(), dict.fromkeys(self.names, 0)
+        others, suffixes = OtherFiles(path), tuple(READERS.names())
+        for label in self.names:
+            for name in files_below(path / label):
+                if name.lower().endswith(suffixes):
+                    rows.append({"image": f"{label}/{name}", "label": label})
+                    self.counts[label] += 1
+                else:
+                    others.add(f"{label}/{name}")
+        others.report("files are not images")
+        outside = OtherFiles(path)
+        for entry in sorted(path.iterdir()):
+            if entry.name.lower().endswith(suffixes) and not entry.is_dir() and not is_hidden(entry.name):
+                outside.add(entry.name)
+        outside.report("images are outside of the folders of classes")
+        return FileRecords(path, rows)
+
+    def _check_names(self, path: Path, folders: Sequence[str]) -> None:
+        """Raise `ConfigError` if the folders are those of splits, whose names would be learned as classes."""
+        splits = [name for name in folders if name.lower() in _SPLITS]
+        if splits and len(splits) == len(folders):
+            raise ConfigError(
+                f"data_path {path} has the folders {', '.join(splits)}, which are splits and not classes: set "
+                f"split='{splits[0]}', or name the folders in labels"
+            )
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
@@ -83,10 +104,7 @@ class ClassificationFolderDataset(GroundingDataset):
     @override
     def summary(self) -> dict[str, Any]:
         """Return the folder, the number of images, and that of each class."""
-        counts = {label: 0 for label in self.names}
-        for index in range(len(self.records)):
-            counts[self.records[index]["label"]] += 1
-        return {**super().summary(), "images by class": counts}
+        return {**super().summary(), "images by class": self.counts}
 
     @classmethod
     @override

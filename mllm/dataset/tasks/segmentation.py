@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,11 +14,12 @@ from PIL import Image
 from typing_extensions import override
 
 from mllm.dataset import templates
+from mllm.dataset.folder_files import NamedFiles, OtherFiles, files_below
 from mllm.dataset.image_files import check_image_folder, size_of_png
 from mllm.dataset.patient_names import PatientNames
 from mllm.dataset.progress import with_progress
 from mllm.dataset.single_image_dataset.grounding import NONE, GroundingDataset, answer_turn
-from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tables.listed import ERROR, FileRecords
 from mllm.dataset.tables.packed import PackedRows
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS, READERS
@@ -46,7 +47,8 @@ class SegmentationDataset(GroundingDataset):
             with `+` for spaces, and the target is the label (arXiv:2405.12971).
         labels: For 'stem': the text that stands for each pixel value, as in `dict({1: "liver", 2: "tumor"})`, or one
             text for all pixels above 0. For 'biomedparse': the targets that are used; None: all.
-        mask_suffix: Text after the stem of an image in the name of its mask, such as '_mask'.
+        mask_suffix: Text after the stem of an image in the name of its mask, such as '_mask'. With it masks may be
+            in the folder of the images.
         absent: Ask for structures that an image does not have, too. False reads all masks at the start.
         patient: Regular expression with one group that finds the patient in the path of an image below `data_path`,
             such as `r"(P\d+)_"`; None: patients are unknown.
@@ -94,12 +96,12 @@ class SegmentationDataset(GroundingDataset):
         return super().distinguishing if has_one_label else super().distinguishing | {"label"}
 
     @override
-    def open_records(self, path: Path) -> ListedRecords:
+    def open_records(self, path: Path) -> FileRecords:
         check_image_folder(path)
         if not self.mask_folder.is_dir():
             raise DataError(f"mask_folder {self.mask_folder} does not exist")
         suffixes = tuple(READERS.names())
-        images = [file for file in sorted(path.rglob("*")) if file.name.lower().endswith(suffixes)]
+        images = PackedRows(name for name in files_below(path) if name.lower().endswith(suffixes))
         if not images:
             raise DataError(f"data_path {path} has no image")
         rows = self._rows_by_target(path, images) if self.naming == "biomedparse" else self._rows_by_stem(path, images)
@@ -108,7 +110,7 @@ class SegmentationDataset(GroundingDataset):
         if not self.absent:
             used = (row for row in with_progress(rows, "reading masks") if ERROR in row or self._mask(row).any())
             rows = PackedRows(used)
-        return ListedRecords(path, rows, PackedRows(str(path / row["image"]) for row in rows))
+        return FileRecords(path, rows)
 
     def _check_values(self, values: Sequence[int]) -> None:
         """Read masks until each value of `labels` was found.
@@ -117,9 +119,9 @@ class SegmentationDataset(GroundingDataset):
             ConfigError: No mask has any of the values.
         """
         missing, present = set(values), set[int]()
-        for mask in with_progress(self._masks(), "reading masks"):
+        for name in with_progress(self._masks(), "reading masks"):
             try:
-                labels_of_mask = np.unique(read_labels(mask)).tolist()
+                labels_of_mask = np.unique(read_labels(self.mask_folder / name)).tolist()
             except DataError:
                 continue  # an error of its row
             present.update(labels_of_mask)
@@ -132,56 +134,65 @@ class SegmentationDataset(GroundingDataset):
             raise ConfigError(f"{message}; the masks have {', '.join(map(str, sorted(present)))}")
         logger.warning("%s", message)
 
-    def _rows_by_stem(self, path: Path, images: Sequence[Path]) -> PackedRows:
+    def _rows_by_stem(self, path: Path, images: Iterable[str]) -> PackedRows:
         """Return a row for each image and label; the mask has the stem of the image and a suffix."""
         labels: dict[Any, str] = {None: self.labels} if isinstance(self.labels, str) else dict(self.labels or {})  # type: ignore[arg-type]
-        masks = {file.relative_to(self.mask_folder).with_suffix(""): file for file in self._masks()}
-        rows, without_image = PackedRows(), set(masks)
+        masks, rows = NamedFiles(self._masks(), _without_suffix), PackedRows()
+        is_same = os.path.realpath(path) == os.path.realpath(self.mask_folder)
         for image in images:
-            name = image.relative_to(path)
-            stem = name.with_name(_stem(name) + self.mask_suffix)
-            mask = masks.get(stem)
-            without_image.discard(stem)
+            stem = _stem(image)
+            if is_same and self.mask_suffix and stem.endswith(self.mask_suffix):
+                continue
+            found = masks.find(stem + self.mask_suffix)
+            mask = os.path.join(self.mask_folder, found[0]) if found else None
+            error = "" if mask else f"it has no mask in {self.mask_folder}"
+            if len(found) > 1:
+                error = f"it has several masks in {self.mask_folder}: {', '.join(found)}"
             for value, label in labels.items():
-                row = {"image": name.as_posix(), "mask": str(mask), "value": value, "label": label}
-                rows.append(row if mask is not None else {**row, ERROR: f"it has no mask in {self.mask_folder}"})
-        if without_image and self.mask_folder != path:
-            example = masks[min(without_image)]
-            logger.warning("%s: %d masks have no image, for example %s", self.mask_folder, len(without_image), example)
+                row = {"image": image, "mask": str(mask), "value": value, "label": label}
+                rows.append({**row, ERROR: error} if error else row)
+        if not is_same:
+            without_image = OtherFiles(self.mask_folder)
+            for number in masks.not_found():
+                without_image.add(masks.names[number])
+            without_image.report("masks have no image")
         return rows
 
-    def _rows_by_target(self, path: Path, images: Sequence[Path]) -> PackedRows:
+    def _rows_by_target(self, path: Path, images: Iterable[str]) -> PackedRows:
         """Return a row for each mask; the name of its image is that of the mask without the target."""
-        names = {image.relative_to(path).with_suffix(""): image.relative_to(path) for image in images}
+        files, rows, targets = NamedFiles(images, _without_suffix), PackedRows(), set[str]()
         used = None if self.labels is None else {self.labels} if isinstance(self.labels, str) else set(self.labels)
-        rows = PackedRows()
-        with_mask, targets = set(), set()
-        for mask in self._masks():
-            name = mask.relative_to(self.mask_folder).with_suffix("")
-            stem, _, target = name.name.rpartition("_")
-            image = names.get(name.with_name(stem)) if stem else None
-            if image is None:
+        for name in self._masks():
+            mask = os.path.join(self.mask_folder, name)
+            folder, _, last = _without_suffix(name).rpartition("/")
+            stem, _, target = last.rpartition("_")
+            found = files.find(f"{folder}/{stem}" if folder else stem) if stem else []
+            if len(found) != 1:
                 fault = f"it is the mask of no image in {path}: it must be named IMAGE_target.png"
-                rows.append({"image": str(mask), ERROR: fault})
+                if found:
+                    fault = f"it is the mask of several images in {path}: {', '.join(found)}"
+                rows.append({"image": os.path.abspath(mask), ERROR: fault})
                 continue
-            with_mask.add(image)
             label = target.replace("+", " ")
             targets.add(label)
             if used is None or label in used:
-                rows.append({"image": image.as_posix(), "mask": str(mask), "value": None, "label": label})
+                rows.append({"image": found[0], "mask": mask, "value": None, "label": label})
         if used is not None and (unknown := sorted(map(str, used - targets))):
             raise ConfigError(f"labels: no mask in {self.mask_folder} has the target '{unknown[0]}'")
-        if missing := [name for name in names.values() if name not in with_mask]:
-            logger.warning("%s: %d images have no mask, for example %s", path, len(missing), missing[0])
+        without_mask = OtherFiles(path)
+        for number in files.not_found():
+            without_mask.add(files.names[number])
+        without_mask.report("images have no mask")
         return rows
 
-    def _masks(self) -> list[Path]:
-        """Return the files of the masks."""
-        files = sorted(self.mask_folder.rglob("*"))
-        masks = [file for file in files if file.suffix.lower() in _MASK_SUFFIXES]
-        if not masks:
+    def _masks(self) -> Iterator[str]:
+        """Yield the files of the masks, relative to their folder."""
+        masks = (name for name in files_below(self.mask_folder) if name.lower().endswith(_MASK_SUFFIXES))
+        first = next(masks, None)
+        if first is None:
             raise DataError(f"mask_folder {self.mask_folder} has no mask ({', '.join(_MASK_SUFFIXES)})")
-        return masks
+        yield first
+        yield from masks
 
     @override
     def parse_drawn(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
@@ -235,9 +246,15 @@ class SegmentationDataset(GroundingDataset):
         return write_mask_folders(folder, rows)
 
 
-def _stem(name: Path) -> str:
-    """Return the name of a file without its suffix, also without `.nii.gz`."""
-    return name.name.removesuffix("".join(name.suffixes[-2:])) if name.name.endswith(".gz") else name.stem
+def _without_suffix(name: str) -> str:
+    """Return the name of a file without its suffix."""
+    return os.path.splitext(name)[0]
+
+
+def _stem(image: str) -> str:
+    """Return the name of an image without its suffix, also without `.nii.gz`."""
+    stem = _without_suffix(image)
+    return _without_suffix(stem) if image.endswith(".gz") else stem
 
 
 def read_labels(path: Path) -> np.ndarray:

@@ -1,0 +1,81 @@
+"""Datasets of folders: classes of images, and images with masks."""
+
+import gc
+import shutil
+import tracemalloc
+
+import pytest
+from PIL import Image
+
+from mllm.dataset.builder import build_dataset
+from mllm.dataset.checking import check_splits
+from mllm.errors import ConfigError, DataError
+
+
+def write(folder, *names, size=(8, 8)):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", size, 255).save(path)
+
+
+def test_folders_of_splits_are_not_classes(tmp_path):
+    write(tmp_path, "train/benign/a.png", "Test/benign/b.png")
+    options = dict(type="ClassificationFolderDataset", data_path=str(tmp_path))
+    message = "has the folders Test, train, which are splits and not classes: set split='Test', or name the folders"
+    with pytest.raises(ConfigError, match=message):
+        build_dataset(options)
+    assert len(build_dataset(dict(options, labels=["train", "Test"]))) == 2
+
+
+def test_folders_of_programs_are_no_classes_and_images_without_a_class_are_counted(tmp_path, caplog):
+    write(tmp_path, "benign/a.png", "c.png", ".ipynb_checkpoints/a.png", "__MACOSX/benign/a.png", "benign/x/.b.png")
+    data = build_dataset(dict(type="ClassificationFolderDataset", data_path=str(tmp_path)))
+    assert data.summary()["images by class"] == {"benign": 1}
+    assert data.describe(0) == str(tmp_path / "benign" / "a.png")
+    assert f"1 images are outside of the folders of classes, for example {tmp_path / 'c.png'}" in caplog.text
+
+
+def test_masks_beside_their_images_are_not_images(tmp_path):
+    write(tmp_path, "benign (1).png", "benign (1)_mask.png", "benign (2).png", "benign (2)_mask.png")
+    path = str(tmp_path)
+    options = dict(type="SegmentationDataset", data_path=path, mask_folder=path, labels="lesion", mask_suffix="_mask")
+    assert [row["image"] for row in build_dataset(options).records] == ["benign (1).png", "benign (2).png"]
+
+
+def test_several_masks_of_an_image_and_several_images_of_a_mask_are_errors_of_their_row(tmp_path):
+    write(tmp_path / "train", "s1_CT_abdomen.png")
+    write(tmp_path / "train_mask", "s1_CT_abdomen.png", "s1_CT_abdomen.bmp")
+    options = dict(type="SegmentationDataset", data_path=str(tmp_path / "train"))
+    message = "s1_CT_abdomen.png: it has several masks in .*train_mask: s1_CT_abdomen.bmp, s1_CT_abdomen.png"
+    with pytest.raises(DataError, match=message):
+        check_splits({"train": build_dataset(dict(options, labels="organ"))})
+    shutil.rmtree(tmp_path / "train_mask")
+    write(tmp_path / "train", "s1_CT_abdomen.bmp")
+    write(tmp_path / "train_mask", "s1_CT_abdomen_liver.png")
+    message = "abdomen_liver.png: it is the mask of several images in .*train: s1_CT_abdomen.bmp, s1_CT_abdomen.png"
+    with pytest.raises(DataError, match=message):
+        check_splits({"train": build_dataset(dict(options, naming="biomedparse"))})
+
+
+@pytest.mark.parametrize("name", ["classes", "masks", "biomedparse"])
+def test_rows_of_folders_take_some_tens_of_bytes(tmp_path, name):
+    end = "_b" if name == "biomedparse" else ""
+    for folder in ("train/a", "train_mask/a"):
+        (tmp_path / folder).mkdir(parents=True)
+    for number in range(2000):
+        (tmp_path / f"train/a/{number:06}_CT_a.png").touch()
+        (tmp_path / f"train_mask/a/{number:06}_CT_a{end}.png").touch()
+    kinds = {
+        "classes": dict(type="ClassificationFolderDataset", split="train", data_path=str(tmp_path)),
+        "masks": dict(type="SegmentationDataset", data_path=str(tmp_path / "train"), labels="organ"),
+        "biomedparse": dict(type="SegmentationDataset", data_path=str(tmp_path / "train"), naming="biomedparse"),
+    }
+    build_dataset(kinds[name])  # imports
+    gc.collect()
+    tracemalloc.start()
+    data = build_dataset(kinds[name])
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(data) == 2000
+    assert kept < 40 * 2000
