@@ -75,7 +75,8 @@ class ModelArgs:
     template_args: dict[str, Any] = field(default_factory=dict)
     """Variables of the chat template, such as `enable_thinking=False` for Qwen3; written into the exported template."""
     attn_implementation: str | None = None
-    """'eager', 'sdpa' or 'flash_attention_2'; None: transformers chooses."""
+    """'eager', 'sdpa' or 'flash_attention_2'; None: transformers chooses. With `packing` or `share_images`: 'sdpa' or
+    'flex_attention'; None: chosen at the start, with the reason in the log."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint."""
     heads: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mllm.models.backbone.added_tokens import TokenRows
 from mllm.models.backbone.hidden_states import states_of
 from mllm.models.backbone.logit_scales import logit_cap, logit_scale
-from mllm.models.backbone.segment_attention import use_segment_attention
+from mllm.models.backbone.segment_attention import RowAttention, use_segment_attention
 from mllm.models.backbone.vision_layers import VisionLayers
 from mllm.models.encoding.image_features import backbone_inputs
 from mllm.models.encoding.packing import LEADER, SHARED
@@ -52,6 +52,8 @@ class LanguageModel(TrainableModel):
         self.rows, self.fusion, self.layers = rows, fusion, layers
         self.shares_tokens = False
         """Samples of a batch can share their first tokens."""
+        self._attend: RowAttention | None = None
+        """Attention of rows; None: SDPA."""
         self._image_blocks = False
         """The tokens of an image attend to each other in both directions, if samples share tokens."""
         self._pending_objects: tuple[Tensor, Tensor] | None = None
@@ -78,7 +80,7 @@ class LanguageModel(TrainableModel):
         model = self.pretrained
         with self.inserting_objects(student) as inputs, self.recording_vision() as features:
             if LEADER in student:
-                hidden_BLD = shared_hidden_state(model, inputs, self._shared_row(student))
+                hidden_BLD = shared_hidden_state(model, inputs, self._shared_row(student, self._attend))
             else:
                 hidden_BLD = states_of(model, inputs)
             if (scale := logit_scale(model.config)) != 1:
@@ -90,25 +92,26 @@ class LanguageModel(TrainableModel):
         rows = None if self.rows is None else self.rows.vocabulary
         return Outputs(hidden_BLD, model.get_output_embeddings(), self.softcap, rows, heads=predictions)
 
-    def share_tokens(self, image_blocks: bool) -> None:
+    def share_tokens(self, image_blocks: bool, attend: RowAttention | None = None) -> None:
         """Let samples of a batch share their first tokens from now on.
 
         Args:
             image_blocks: The tokens of an image attend to each other in both directions.
+            attend: Attention of the rows of the training; None: SDPA.
         """
         use_segment_attention(self.pretrained)
-        self.shares_tokens, self._image_blocks = True, image_blocks
+        self.shares_tokens, self._image_blocks, self._attend = True, image_blocks, attend
 
     def keys_and_values(self, student: dict[str, Tensor]) -> tuple[SharedRow, list[tuple[Tensor, Tensor]]]:
         """Return the row of samples that share tokens, and the keys and values [1, H, T, D] of each layer."""
-        row = self._shared_row(student)
+        row = self._shared_row(student, None)  # rows of an evaluation differ in length, and each would be compiled
         with self.inserting_objects(student) as inputs:
             return row, keys_and_values(self.pretrained, inputs, row)
 
-    def _shared_row(self, student: dict[str, Tensor]) -> SharedRow:
+    def _shared_row(self, student: dict[str, Tensor], attend: RowAttention | None) -> SharedRow:
         """Return the row of the samples of a batch that share tokens."""
         types = student["token_type_ids"] if self._image_blocks else None
-        return SharedRow.of(student["attention_mask"], student[LEADER], student[SHARED], types)
+        return SharedRow.of(student["attention_mask"], student[LEADER], student[SHARED], types, attend)
 
     @torch.no_grad()
     def own_logits(self, student: dict[str, Tensor], sample: int, positions: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from mllm.predict.metrics import check_metrics, metric_origin
 from mllm.predict.stored_features import share_of_rows
 from mllm.predict.strata import check_columns, parse_columns, strata_origin
 from mllm.protocols import Bundle, Collator, SampleEncoder
+from mllm.run.attention import attention_of_rows
 
 logger = logging.getLogger(__name__)
 Splits = Mapping[str, SampleDataset]
@@ -182,7 +183,8 @@ def build_collator(config: RunConfig, hardware: Hardware, bundle: Bundle, encode
         size, tokens = logical_batch_size(config.training_args) if hardware.device == "cuda" else size, None
     if config.data_args.share_images or config.data_args.packing:
         assert isinstance(bundle.model, LanguageModel)
-        bundle.model.share_tokens(image_blocks=bundle.model.pretrained.config.model_type in IMAGE_BLOCKS)
+        is_block = bundle.model.pretrained.config.model_type in IMAGE_BLOCKS
+        bundle.model.share_tokens(is_block, attention_of_rows(config, hardware, bundle.model))
         pad = packing(encoder.pad)
         if config.data_args.share_images:
             assert isinstance(bundle.encoder, ChatEncoder)

@@ -13,6 +13,7 @@ from mllm.config.defaults import with_defaults
 from mllm.config.hardware import Hardware
 from mllm.config.rules import (
     adapters,
+    attention,
     distillation,
     grounding,
     packing,
@@ -52,6 +53,7 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
     precision.refuse_two_precisions(config)
     training.refuse_no_updates(config)
     training.refuse_auto_micro_batches(config)
+    attention.refuse_wrong_attention(config, checkpoint)
     packing.refuse_packing(config, checkpoint, family)
     sharing.refuse_sharing(config, checkpoint, family)
     privacy.refuse_private_conflicts(config)

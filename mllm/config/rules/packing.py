@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mllm.config.checkpoint import Checkpoint
-from mllm.config.rules.sharing import ATTENTION
+from mllm.config.rules.attention import OF_ROWS
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
 from mllm.family import Family
@@ -43,7 +43,7 @@ def refuse_packing(config: RunConfig, checkpoint: Checkpoint, family: Family) ->
         )
     if args.heads:
         raise ConfigError(f"{origin}: packing=True is not possible with heads: remove one of them")
-    if args.attn_implementation not in ATTENTION:
+    if args.attn_implementation not in OF_ROWS:
         raise ConfigError(
             f"{config.origin('model_args', 'attn_implementation')}: attn_implementation='{args.attn_implementation}' "
             f"is not possible with packing=True ({origin}), which has an attention of its own: remove one of them"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mllm.config.checkpoint import Checkpoint
+from mllm.config.rules.attention import OF_ROWS
 from mllm.config.schema import RunConfig
 from mllm.errors import ConfigError
 from mllm.family import Family
@@ -16,8 +17,6 @@ ANSWERED = (*SHARED, "gemma3n")
 """Those for which tests show that answers after shared tokens are the answers to single prompts."""
 IMAGE_BLOCKS = ("gemma3",)
 """Those whose image tokens attend to each other in both directions."""
-ATTENTION = (None, "sdpa")
-"""Attention implementations that the attention inside segments can replace."""
 
 
 def refuse_sharing(config: RunConfig, checkpoint: Checkpoint, family: Family) -> None:
@@ -42,7 +41,7 @@ def refuse_sharing(config: RunConfig, checkpoint: Checkpoint, family: Family) ->
             f"{origin}: share_images=True has not been tested with {args.model_name_or_path}, a "
             f"'{checkpoint.model_type}' model (tested: {', '.join(SHARED)}): remove it"
         )
-    if args.attn_implementation not in ATTENTION:
+    if args.attn_implementation not in OF_ROWS:
         raise ConfigError(
             f"{config.origin('model_args', 'attn_implementation')}: attn_implementation="
             f"'{args.attn_implementation}' is not possible with share_images=True ({origin}), which has an attention "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+Made = TypeVar("Made")
 NAME = "mllm_segments"
 """Name of this attention in transformers (`attn_implementation`)."""
 LARGEST_MASK = 2**22
@@ -84,19 +85,44 @@ class Segment:
         return mask
 
 
+class RowAttention(Protocol):
+    """Attention of all segments of a row at once."""
+
+    def __call__(
+        self,
+        segments: Segments,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        window: int | None,
+        scale: float | None,
+        softcap: float | None,
+        /,
+    ) -> Tensor:
+        """Return the attention [1, H, T, D] of query [1, H, T, D] and of key and value, which may have fewer heads."""
+        ...
+
+
 @dataclass(frozen=True)
 class Segments:
     """The segments of one row, in order, which replace the attention mask of all layers."""
 
     items: Sequence[Segment]
-    _masks: dict[Any, Tensor | None] = field(default_factory=dict)
+    attend: RowAttention | None = None
+    """Attention of the row; None: SDPA of each segment."""
+    _made: dict[Any, Any] = field(default_factory=dict)
+
+    def computed_once(self, key: Any, make: Callable[[], Made]) -> Made:
+        """Return the result of `make` of the first call with an equal key: layers and repeated passes share it."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: Made = self._made[key]
+        return made
 
     def mask(self, segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
         """Return the mask of a segment; equal masks are made once."""
         key = (segment.end - segment.start, segment.before, segment.blocks, window, device)
-        if key not in self._masks:
-            self._masks[key] = segment.mask(window, device)
-        return self._masks[key]
+        return self.computed_once(key, lambda: segment.mask(window, device))
 
 
 _current: list[Segments] = []
@@ -122,7 +148,7 @@ def use_segment_attention(model: PreTrainedModel) -> None:
 
     Architectures that cap their attention scores (Gemma 2) are computed with the cap, which SDPA has not.
     """
-    ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+    ALL_ATTENTION_FUNCTIONS.register(NAME, segment_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _mask)
     model.config.get_text_config(decoder=True)._attn_implementation = NAME
 
@@ -132,7 +158,7 @@ def _mask(*arguments: Any, **options: Any) -> Any:
     return _current[-1] if _current else sdpa_mask(*arguments, **options)
 
 
-def _attention(
+def segment_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -162,6 +188,9 @@ def _attention(
         )
         return output
     assert query.shape[0] == 1, "segments describe one row"
+    if attention_mask.attend is not None and not dropout:
+        row = attention_mask.attend(attention_mask, query, key, value, sliding_window, scaling, softcap)
+        return row.transpose(1, 2), None
     key, value = _repeated(key, query), _repeated(value, query)
     parts: list[Tensor] = []
     attend = partial(attend, dropout_p=dropout, scale=scaling)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mllm.config.hardware import Hardware
+from mllm.config.rules.attention import FLEX
 from mllm.config.schema import ModelArgs
 from mllm.config.trainable import Parts, trained_parts
 from mllm.models.backbone.checkpoint_folder import find_checkpoint
@@ -33,7 +34,8 @@ def load_options(args: ModelArgs, hardware: Hardware, keep: list[str]) -> dict[s
             precision=hardware.precision,
             keep=keep,
         ),
-        attn_implementation=args.attn_implementation,
+        # FlexAttention computes rows of samples only, in the place of SDPA.
+        attn_implementation=None if args.attn_implementation == FLEX else args.attn_implementation,
         trust_remote_code=args.trust_remote_code,
         init_seed=args.init_seed if args.from_scratch else None,
     )

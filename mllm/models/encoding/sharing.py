@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from mllm.models.backbone.hidden_states import states_of
-from mllm.models.backbone.segment_attention import Segment, Segments, attending_in
+from mllm.models.backbone.segment_attention import RowAttention, Segment, Segments, attending_in
 from mllm.models.encoding.image_features import PREFIX, compute_features, cut_features
 from mllm.models.encoding.packing import LEADER
 from mllm.models.encoding.processor_outputs import text_of
@@ -34,7 +34,14 @@ class SharedRow:
     mask_BL: Tensor
 
     @classmethod
-    def of(cls, mask_BL: Tensor, leader_B: Tensor, shared_B: Tensor, type_BL: Tensor | None = None) -> SharedRow:
+    def of(
+        cls,
+        mask_BL: Tensor,
+        leader_B: Tensor,
+        shared_B: Tensor,
+        type_BL: Tensor | None = None,
+        attend: RowAttention | None = None,
+    ) -> SharedRow:
         """Return the row of some samples, padded on the right.
 
         Args:
@@ -42,6 +49,7 @@ class SharedRow:
             leader_B: Leader of each sample, which may share tokens with a leader of its own. It precedes the sample.
             shared_B: Number of tokens that it shares with its leader; not read of a sample that is its own leader.
             type_BL: 1 at the tokens of images that attend to each other in both directions; None: there are none.
+            attend: Attention of the row; None: SDPA.
         """
         lengths, leaders, shared = mask_BL.sum(dim=1).tolist(), leader_B.tolist(), shared_B.tolist()
         segments: list[Segment] = []
@@ -63,7 +71,7 @@ class SharedRow:
         for sample, source in enumerate(sources):
             source_BL[sample, : len(source)] = torch.tensor(source, device=device)
         sample_T, column_T = torch.tensor(samples, device=device), torch.tensor(columns, device=device)
-        return cls(Segments(segments), sample_T, column_T, column_T, source_BL, mask_BL)
+        return cls(Segments(segments, attend), sample_T, column_T, column_T, source_BL, mask_BL)
 
     @property
     def position_ids(self) -> Tensor:

@@ -18,6 +18,7 @@ from mllm.predict.stored_features import store_test_features
 from mllm.run.data import open_splits, prepare_data
 from mllm.run.prepare import prepare_args
 from mllm.structures import Sample, Turn
+from tests.support.flex import flex_on_cpu
 
 CONFIG = """
 _base_ = ["{checkout}/config/_base_/models/{base}.py", "{checkout}/config/_base_/runtime/finetune.py"]
@@ -104,6 +105,18 @@ def test_an_update_of_packed_images_is_that_of_padded_ones(request, rows, name):
     assert any(piece.samples > 1 for piece in pieces) and packed_loss == pytest.approx(loss, rel=1e-6)
     worst = max(float((a - b).norm() / b.norm()) for a, b in zip(packed_gradients, gradients, strict=True))
     assert worst < 2e-5 and all(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("layout", ["share_images=True", "packing=True"])
+def test_an_update_with_flex_attention_is_that_with_sdpa(request, rows, layout, monkeypatch):
+    """In Gemma 3, with sliding windows and image blocks; layers are computed again in the backward pass."""
+    _, loss, gradients = update(request, "medgemma", layout)
+    attend = flex_on_cpu(monkeypatch)
+    monkeypatch.setattr("mllm.run.data.attention_of_rows", lambda *arguments: attend)
+    pieces, flex_loss, flex_gradients = update(request, "medgemma", layout, checkpointing=True)
+    assert any(piece.samples > 1 for piece in pieces) and flex_loss == pytest.approx(loss, rel=1e-6)
+    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(flex_gradients, gradients, strict=True))
+    assert 0 < worst < 2e-5
 
 
 def test_own_logits_are_those_of_the_sample_alone(request, rows):
