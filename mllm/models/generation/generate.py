@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, RepetitionPenaltyLog
 from mllm.models.backbone.model_errors import explained_model_errors
 from mllm.models.encoding.image_features import backbone_inputs
 from mllm.models.encoding.text_encoder import TextEncoder
+from mllm.models.generation.checkpoint_settings import without_checkpoint_settings
 from mllm.models.generation.left_padding import needs_equal_lengths
 from mllm.models.generation.object_decoding import ObjectDecoder
 from mllm.models.generation.sampling import Sampling
@@ -37,9 +38,6 @@ def evaluating(model: nn.Module | Model) -> Iterator[None]:
         for module, training in modes:
             module.training = training
 
-
-DEFAULTS = dict(num_beams=1, repetition_penalty=1.0, encoder_repetition_penalty=1.0, no_repeat_ngram_size=0)
-"""Neutral values of options that transformers would otherwise read from the checkpoint's generation config."""
 
 WINDOW = 8
 """Number of batches that are encoded at a time: enough to sort by length, few enough to hold their pixels in memory."""
@@ -91,7 +89,6 @@ def _options(bundle: Bundle, max_new_tokens: int) -> GenerationConfig:
         decoder_start_token_id=encoder.decoder_start_id,
         forced_bos_token_id=encoder.forced_start_id,
         use_cache=True,
-        **DEFAULTS,
     )
 
 
@@ -259,7 +256,8 @@ class Generation:
         model: Any = self.bundle.model.pretrained
         begin = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         control = self.control(begin, numbers)
-        with explained_model_errors(model, "while it generates an answer", "cannot answer"):
+        explained = explained_model_errors(model, "while it generates an answer", "cannot answer")
+        with explained, without_checkpoint_settings(model):
             tokens: Tensor = model.generate(
                 **inputs,
                 generation_config=control.options,

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from mllm.models.backbone.model_errors import explained_model_errors
 from mllm.models.encoding.image_features import backbone_inputs
 from mllm.models.encoding.text_encoder import TextEncoder
+from mllm.models.generation.checkpoint_settings import without_checkpoint_settings
 from mllm.structures import Encoded
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def _first_logits(model: Any, student: dict[str, torch.Tensor]) -> list[torch.Te
     """Return the logits of the first two generated tokens of the first sample, each [vocabulary], in fp32."""
     options = GenerationConfig(max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True)
     inputs = backbone_inputs({name: tensor for name, tensor in student.items() if not name.startswith("object_")})
-    with explained_model_errors(model, "while it generates an answer", "cannot answer"):
+    explained = explained_model_errors(model, "while it generates an answer", "cannot answer")
+    with explained, without_checkpoint_settings(model):
         logits = model.generate(**inputs, generation_config=options, synced_gpus=False).logits
     return [logits_BV[0].float() for logits_BV in logits]

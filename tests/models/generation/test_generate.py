@@ -111,6 +111,9 @@ def test_generation_settings_of_the_checkpoint_are_ignored(bundle: Bundle, monke
     hot = dict(max_new_tokens=8, do_sample=True, temperature=5.0, seed=1, progress=False)
     sampled = generate(bundle, [sample], **hot)
     settings = dict(repetition_penalty=0.1, num_beams=2, no_repeat_ngram_size=1, top_k=1, top_p=0.1, typical_p=0.1)
+    settings |= dict(suppress_tokens=list(range(100, 400)), min_length=3000, min_new_tokens=8, guidance_scale=2.0)
+    settings |= dict(forced_eos_token_id=7, sequence_bias=[[[9], 50.0]], bad_words_ids=[[8]], stop_strings=["e", "a"])
+    settings |= dict(exponential_decay_length_penalty=(1, 9.0), num_return_sequences=2, encoder_no_repeat_ngram_size=1)
     for name, value in {**settings, "temperature": 9.0, "min_p": 1.0, "do_sample": True}.items():
         monkeypatch.setattr(own, name, value)
     assert generate(bundle, [sample], max_new_tokens=8, progress=False) == greedy
