@@ -12,6 +12,7 @@ from mllm.dataset import templates
 from mllm.dataset.single_image_dataset.grounding import (
     GroundingDataset,
     answer_turn,
+    index_group,
     plain_text,
     without_placeholders,
 )
@@ -77,7 +78,7 @@ class FlickrDataset(GroundingDataset):
         }
 
 
-def parse_phrases(text: str, sequence: Any, field: str) -> tuple[str, list[list[int]]]:
+def parse_phrases(text: Any, sequence: Any, field: str) -> tuple[str, list[list[int]]]:
     """Return the text with `<box>` after each phrase, and the box indices of each phrase.
 
     Raises `DataError` if the number of phrases and the length of `sequence` differ.
@@ -89,4 +90,4 @@ def parse_phrases(text: str, sequence: Any, field: str) -> tuple[str, list[list[
         raise DataError(f"field '{field}' has {phrases} phrases, but there are boxes for {length}")
     plain = [without_placeholders(part.strip() if index % 2 else part, field) for index, part in enumerate(parts)]
     marked = "".join(f"{part} {BOX}" if index % 2 else part for index, part in enumerate(plain))
-    return marked.strip(), [[int(index) for index in group] for group in sequence]
+    return marked.strip(), [index_group(group, field) for group in sequence]

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -261,12 +261,29 @@ def _reads(form: BoxForm) -> str:
 
 def four_numbers(numbers: Any, field: str) -> Box:
     """Return the numbers of a box; raises `DataError` for anything else."""
-    try:
-        x1, y1, x2, y2 = map(float, numbers)
-    except (TypeError, ValueError) as error:
-        fault = f"field '{field}' must contain four numbers"
-        raise DataError(f"{fault}, not {numbers!r}", fault) from error
+    x1, y1, x2, y2 = numbers_in(numbers, 4, field)
     return x1, y1, x2, y2
+
+
+def numbers_in(values: Any, count: int, field: str) -> list[float]:
+    """Return the numbers of a list; raises `DataError` for another number of them, and for truth values."""
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        numbers = []
+    # A text is a sequence, too: '1234' is not the list [1, 2, 3, 4].
+    if len(numbers) != count or isinstance(values, (str, bytes, Mapping)) or bool in map(type, values):
+        fault = f"field '{field}' must contain {'four' if count == 4 else 'two'} numbers"
+        raise DataError(f"{fault}, not {values!r}", fault)
+    return numbers
+
+
+def index_group(value: Any, field: str) -> list[int]:
+    """Return a list of indices of boxes; raises `DataError` for anything else, such as truth values and fractions."""
+    if not isinstance(value, (list, tuple)) or any(type(index) is not int or index < 0 for index in value):
+        fault = f"the boxes of field '{field}' must be lists of indices from 0"
+        raise DataError(f"{fault}, not {value!r}", fault)
+    return list(value)
 
 
 @DATASETS.register_module()

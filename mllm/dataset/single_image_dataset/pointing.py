@@ -10,7 +10,13 @@ from PIL.Image import Image
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, four_numbers, plain_text
+from mllm.dataset.single_image_dataset.grounding import (
+    GroundingDataset,
+    answer_turn,
+    four_numbers,
+    numbers_in,
+    plain_text,
+)
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 from mllm.structures import BOX, POINT, Mark, Sample
@@ -23,10 +29,7 @@ _MARKS = ("bbox", "point")
 
 def parse_point(image: Image, numbers: Any, field: str = "point") -> Mark:
     """Return the mark of a point x y in pixels; raises `DataError` if it is outside of its image."""
-    try:
-        x, y = (float(number) for number in numbers)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"field '{field}' must contain two numbers, not {numbers!r}") from error
+    x, y = numbers_in(numbers, 2, field)
     if not (0 <= x <= image.width and 0 <= y <= image.height):
         raise DataError(f"field '{field}' {[x, y]} is outside of its image of {image.width} x {image.height} pixels")
     return Mark(point=(x, y))

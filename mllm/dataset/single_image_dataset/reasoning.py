@@ -155,8 +155,7 @@ class GQADataset(GroundingDataset):
         if self.answer_kind in ("s", "bs"):
             return self._program(row, image, marks, short)
         cot = row["cot"]
-        text, sequence = str(cot["value"]), cot.get("seq", [])
-        text, groups = parse_phrases(text, sequence, "cot")
+        text, groups = parse_phrases(cot["value"], cot.get("seq", []), "cot")
         if self.answer_kind == "c":
             return f"{text.replace(f' {BOX}', '')} {short}", []
         first = len(marks)

@@ -8,7 +8,7 @@ import numpy as np
 from typing_extensions import override
 
 from mllm.dataset import templates
-from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, without_placeholders
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn, index_group, plain_text
 from mllm.errors import DataError
 from mllm.registry import DATASETS
 from mllm.structures import BOX, Sample
@@ -77,14 +77,18 @@ def parse_words(text: Any, boxes: int, field: str) -> tuple[str, list[list[int]]
     parts, groups = "", list[list[int]]()
     for word in text:
         if isinstance(word, list):
-            group = [int(index) for index in word]
+            group = index_group(word, field)
             if any(not 0 <= index < boxes for index in group):
                 raise DataError(f"field '{field}' has the box indices {group}, but there are {boxes} boxes (from 0)")
             groups.append(group)
             parts += f" {BOX}"
         else:
-            plain = without_placeholders(str(word).strip(), field)
+            if isinstance(word, str) and not word.strip():
+                continue
+            plain = plain_text(word, field)
             parts += plain if plain in ".,?!;:'" or plain.startswith("'") else f" {plain}"
+    if not parts:
+        raise DataError.without_values(f"field '{field}' is empty")
     return parts.strip(), groups
 
 

@@ -18,10 +18,16 @@ _MISSING = frozenset({"nan", "NaN", "<NA>", "NaT"})
 """Texts of missing values that pandas writes or that `str` makes of them."""
 _INTEGER = re.compile(r"(-?\d+)\.0+")
 """Integer as pandas writes it in a column with missing values."""
+_LAST_NUMBER = re.compile(r"(|.*\D)0*(\d+)", re.DOTALL)
+"""Text that ends in a number, with the zeros before it."""
 _EXACT = 2**53
 """Integers from which a float has lost digits."""
+_NO_PATIENT = frozenset({"none", "null", "n/a", "#n/a", "unknown", "-", "--", "?"})
+"""Texts in place of the id of a patient, in lower case. As an answer they are a text."""
 _PATIENT_COLUMNS = re.compile(
-    r"patients?(id|name|number|no|nr|key|uid|code)?|subject(id|number|no|nr|key|code)|pid|patid|mrn"
+    r"(anon|anonymized|deid|hashed)?"
+    r"(patients?(id|ids|name|number|num|no|nr|key|uid|code|hash)?|(subject|subj|participant|person|pat|pt)"
+    r"(id|number|num|no|nr|key|code)|subj|participant|pid|mrn|empi(anon)?)|id(patient|subject)"
 )
 """Names of columns that probably hold the patient, in lower case without separators."""
 
@@ -29,7 +35,7 @@ _PATIENT_COLUMNS = re.compile(
 def is_empty(value: Any) -> bool:
     """Return True for None, NaN, blank text, the text of a missing value (`nan`), and a container without items."""
     if isinstance(value, str):
-        return not value or value.isspace() or value in _MISSING or not (value.isascii() or _visible(value))
+        return not value or value.isspace() or value.strip() in _MISSING or not (value.isascii() or _visible(value))
     if isinstance(value, float):
         return math.isnan(value)
     if value is None:
@@ -55,8 +61,8 @@ def text_of(value: Any, field: str) -> str:
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (int, float)) and math.isfinite(value):
-        return repr(value)
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return repr(value)  # `isfinite` fails for an integer that no float can hold
     raise DataError.without_values(f"field '{field}' is not a text")
 
 
@@ -103,7 +109,7 @@ def choose_answer(answers: Sequence[Any], choice: AnswerChoice | None, field: st
 
 
 def patient_of(value: Any, field: str) -> str | None:
-    """Return the patient of a field in one form, None if it is empty.
+    """Return the patient of a field in one form, None if it is empty or a text such as `unknown`.
 
     17, 17.0, '17' and '17.0 ' are one patient, and so are texts that differ in white space around them, in characters
     of no width, or in the Unicode form of a letter.
@@ -117,6 +123,8 @@ def patient_of(value: Any, field: str) -> str | None:
         check_characters(value, f"field '{field}'")
         text = value if value.isascii() else unicodedata.normalize("NFC", _visible(value))
         text = " ".join(text.split())
+        if text.lower() in _NO_PATIENT:
+            return None
         integer = _INTEGER.fullmatch(text)
         return integer[1] if integer else text
     if isinstance(value, int) and not isinstance(value, bool):
@@ -136,9 +144,13 @@ def _kind(value: Any) -> str:
 
 
 def loose_form(patient: str) -> str:
-    """Return the id of a patient without case, widths of letters and leading zeros, to find spellings of one id."""
+    """Return the id of a patient without case, widths of letters and zeros before its last number (`P007` and `P7`).
+
+    Two ids have the same form if they may be spellings of one. Ids of equal length differ in more than zeros.
+    """
     form = (patient if patient.isascii() else unicodedata.normalize("NFKC", patient)).casefold()
-    return form.lstrip("0") or "0" if form.isdigit() else form
+    number = _LAST_NUMBER.fullmatch(form)
+    return f"{number[1]}{number[2]}" if number else form
 
 
 def patient_columns(names: Iterable[str]) -> list[str]:
@@ -158,9 +170,11 @@ def missing_field(name: str, row: Mapping[str, Any]) -> str:
 
 
 def check_groups(sample: Sample, source: str) -> None:
-    """Raise `DataError` if a text refers to a box or point that the sample does not have."""
+    """Raise `DataError` if a text refers to a box or point that the sample does not have, or to none."""
     for turn in sample.turns:
         for group in turn.marks:
+            if not group:
+                raise DataError.at(source, "a place in the text has no box or point: name one, or remove the place")
             for index in group:
                 if not 0 <= index < len(sample.marks):
                     number = len(sample.marks)

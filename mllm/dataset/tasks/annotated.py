@@ -249,11 +249,11 @@ class DetectionDataset(AnnotatedDataset):
 
     @override
     def parse_annotated(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        objects = row["objects"] if self.per == "image" else {row["label"]: row["boxes"]}
+        objects = row["objects"].items() if self.per == "image" else [(row["label"], row["boxes"])]
         image = self.read_image(row["image"])
         marks: list[Mark] = []
         texts, lines, groups = [], [], []
-        for name, boxes in objects.items():
+        for name, boxes in objects:
             own = self._sorted_marks(image, boxes)
             if own:
                 groups.append(range(len(marks), len(marks) + len(own)))

@@ -157,7 +157,7 @@ def number_of(value: Any, field: str) -> float:
     """
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise DataError(f"field '{field}' must be a number, not {value!r}")

@@ -89,7 +89,7 @@ def _frame(row: dict[str, Any], phase: str) -> int:
         raise DataError(f"field '{phase}' is missing or empty: {FRAMES_NEEDED}, in the fields ED and ES")
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not number.is_integer() or number < 0:
         raise DataError(f"field '{phase}' must be the number of a frame from 0, not {value!r}")

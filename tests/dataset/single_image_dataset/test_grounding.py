@@ -236,7 +236,8 @@ REC = {"img_path": "a.png", "expression": "it", "bbox": [1, 2, 11, 12]}
         (REC | {"bbox": [11, 2, 1, 12]}, r"line 1: field 'bbox' \[11.0, 2.0, 1.0, 12.0\] has reversed corners"),
         (REC | {"bbox": [1, 2, 11, float("nan")]}, r"line 1: field 'bbox' .* has a number that is not finite"),
         (REC | {"bbox": [1, 2, 51, 12]}, "exceeds its image of 40 x 20 pixels"),
-        (REC | {"bbox": [1, 2, 3]}, "must contain four numbers"),
+        *((REC | {"bbox": box}, "must contain four numbers") for box in ([1, 2, 3], "1234", [True, 2, 11, 12])),
+        (REC | {"bbox": [1, 2, 11, 10**400]}, "must contain four numbers"),
         (REC | {"expression": "a <box>"}, "field 'expression' contains the placeholder <box>"),
         ({"img_path": "a.png", "expression": "it"}, "line 1: field 'bbox' is missing"),
     ],
@@ -246,12 +247,32 @@ def test_invalid_rows_are_refused(read, row, message):
         read("RECDataset", row)
 
 
-@pytest.mark.parametrize("changed", [{"boxes": []}, {"answer_boxes_seq": [[1]]}, {"answer_boxes_seq": [[-1]]}])
+@pytest.mark.parametrize("changed", [{"boxes": []}, {"answer_boxes_seq": [[1]]}])
 def test_a_phrase_with_a_box_that_the_row_does_not_have_is_refused(read, changed):
     row = {"img_path": "a.png", "cot_with_ans": "A <ph_st>lesion<ph_ed>.", "boxes": [[1, 2, 11, 12]]}
     row |= {"question": "Where?", "answer_boxes_seq": [[0]]}
     with pytest.raises(DataError, match="line 1: the text refers to a box or point that the row does not have: number"):
         read("GPT4Gen", row | changed)
+
+
+@pytest.mark.parametrize("group", [[-1], [0.5], [True], [float("nan")], ["0"], {}, 0])
+def test_other_values_than_indices_of_boxes_are_refused(read, group):
+    row = {"image_id": "7", "sentence": "A <ph_st>lesion<ph_ed>.", "boxes": [[1, 2, 11, 12]], "boxes_seq": [group]}
+    with pytest.raises(DataError, match="line 1: the boxes of field 'sentence' must be lists of indices from 0"):
+        read("FlickrDataset", row)
+
+
+def test_a_place_without_a_box_is_refused(read):
+    row = {"image_id": "7", "sentence": "A <ph_st>lesion<ph_ed>.", "boxes": [[1, 2, 11, 12]], "boxes_seq": [[]]}
+    with pytest.raises(DataError, match="line 1: a place in the text has no box or point"):
+        read("FlickrDataset", row)
+
+
+@pytest.mark.parametrize("words", [[float("nan")], ["What", None], [{}], [" "], []])
+def test_missing_words_are_no_text(read, words):
+    row = {"img_fn": "a.png", "boxes": [[1, 2, 11, 12]], "question": words, "answer_choices": [["Yes"]]}
+    with pytest.raises(DataError, match="line 1: field 'question' is empty"):
+        read("VCRDataset", row | {"answer_label": 0})
 
 
 def test_a_box_that_is_too_large_due_to_rounding_is_clipped(read):

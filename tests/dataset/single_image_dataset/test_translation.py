@@ -40,3 +40,18 @@ def test_a_missing_text_raises_with_its_location(tmp_path):
         data.sample(0)
     with pytest.raises(DataError, match=r"a.jsonl, line 2: field 'src' is empty"):
         data.sample(1)
+
+
+class Upper(TranslationDataset):
+    """A class of a user that reads a field without a check."""
+
+    def turns_of(self, row):
+        return [Turn(turn.role, row["style"].join(turn.text)) for turn in super().turns_of(row)]
+
+
+def test_an_unexpected_exception_of_a_class_of_texts_names_the_row(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"src": "No.", "dst": "Non.", "style": 5}\n')
+    data = Upper(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"a.jsonl, line 1: it cannot be used \(AttributeError") as info:
+        data.inspect(0)
+    assert info.value.reason.startswith("it cannot be used (AttributeError in ")

@@ -12,7 +12,8 @@ from mllm.errors import DataError
 
 
 @pytest.mark.parametrize(
-    "value", [None, "", " \t\n", "\u00a0", "\u200b", "\ufeff ", math.nan, "nan", "NaN", "<NA>", "NaT", [], {}, ()]
+    "value",
+    [None, "", " \t\n", "\u00a0", "\u200b", "\ufeff ", math.nan, "nan", " NaN ", "<NA>", "NaT", [], {}, ()],
 )
 def test_missing_values_of_every_kind_are_empty(value):
     assert is_empty(value)
@@ -23,7 +24,16 @@ def test_missing_values_of_every_kind_are_empty(value):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [("no", "no"), (" a ", " a "), (0, "0"), (0.5, "0.5"), (True, "true"), ("None", "None"), ("é", "é")],
+    [
+        ("no", "no"),
+        (" a ", " a "),
+        (0, "0"),
+        (0.5, "0.5"),
+        (True, "true"),
+        ("None", "None"),
+        ("é", "é"),
+        (10**400, f"1{'0' * 400}"),
+    ],
 )
 def test_texts_and_numbers_are_texts(value, text):
     assert not is_empty(value)
@@ -91,6 +101,11 @@ def test_texts_are_patients_without_surrounding_white_space(value, patient):
     assert patient_of(value, "patient") == patient
 
 
+@pytest.mark.parametrize("value", ["None", "null", "N/A", "unknown", " - ", "?"])
+def test_texts_in_place_of_an_id_are_no_patient(value):
+    assert patient_of(value, "patient") is None
+
+
 @pytest.mark.parametrize("value", [1.5, 2.0**60, True, ["a"], {"id": 1}])
 def test_other_values_are_not_patients_and_the_message_does_not_name_them(value):
     with pytest.raises(DataError, match="field 'patient' must be the id of a patient") as excinfo:
@@ -99,10 +114,17 @@ def test_other_values_are_not_patients_and_the_message_does_not_name_them(value)
 
 
 def test_columns_that_may_contain_the_patient_are_found():
-    names = ["Image Index", "Patient ID", "Patient Age", "Patient Gender", "subject_id", "subject", "PatientID", "mrn"]
-    assert patient_columns(names) == ["Patient ID", "subject_id", "PatientID", "mrn"]
+    found = ["Patient ID", "subject_id", "PatientID", "mrn", "participant_id", "person_id", "PtID", "pat_id"]
+    others = ["Image Index", "Patient Age", "Patient Gender", "subject", "participant_age", "person", "pt", "id"]
+    assert patient_columns([*found, *others]) == found
 
 
 def test_wide_digits_and_letters_are_another_form_of_an_id():
     assert loose_form("\uff11\uff17") == loose_form("17") == loose_form("017")
     assert loose_form("\uff21-1") == loose_form("a-1") != loose_form("a-2")
+
+
+def test_zeros_before_the_last_number_are_another_form_of_an_id():
+    assert loose_form("P007") == loose_form("p7") == loose_form("P0007") != loose_form("P70")
+    assert loose_form("site-01/007") == loose_form("site-01/7") != loose_form("site-1/7")
+    assert loose_form("000") == loose_form("0") != loose_form("00a")

@@ -135,6 +135,8 @@ def test_a_count_that_a_measure_head_learns_is_that_of_one_label(table):
         ("CountingDataset", {"label": "cells", "count": 2.5}, {}, "'count' must be an integer"),
         ("CountingDataset", {"label": "cells", "count": -1}, {}, "'count' must be an integer"),
         ("CountingDataset", {"count": 1}, {}, "'label' is empty"),
+        ("CountingDataset", {"label": "cells", "count": 10**400}, {}, "'count' must be a number"),
+        ("DetectionDataset", {"label": ["cell"], "boxes": []}, {}, "'label' is not a text"),
         ("PresenceDataset", {"label": "cells", "present": "perhaps"}, {}, "'present' must be yes or no"),
         ("CountingDataset", {"label": "cell", "count": 1}, {"labels": ["cells"]}, "label 'cell' is not in labels: did"),
         ("DetectionDataset", {"label": "cell", "boxes": []}, {"labels": {"c": "d"}}, "label 'cell' is not in labels"),

@@ -82,6 +82,7 @@ def test_a_table_of_text(folder):
         ({"ED": 2}, r"ED and ES are both frame 2"),
         ({"ED": 12}, r"line 1: .*a.dcm has no frame 12: it has 12, from 0 to 11"),
         ({"file": "gone.dcm"}, r"line 1: image .*gone.dcm does not exist"),
+        ({"EF": True}, r"line 1: field 'EF' must be a number, not True"),
         ({"EF": "good"}, r"line 1: field 'EF' must be a number, not 'good'"),
     ],
 )
