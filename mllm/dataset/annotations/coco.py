@@ -21,6 +21,7 @@ from mllm.dataset.annotations.objects import (
     has_area,
 )
 from mllm.dataset.tables.json_stream import JsonStream
+from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.text_files import open_text
 from mllm.errors import DataError
 
@@ -62,15 +63,15 @@ class _Content:
         self.path = path
         self.faulty = set(_LISTS)
         """Names of the lists that are absent or have another form."""
-        self.named: dict[str, list[tuple[Any, Any]]] = {}
-        """Id and name of the images and of the categories."""
+        self.named: dict[str, tuple[_Ids, PackedRows]] = {}
+        """Ids and names of the images and of the categories."""
         self.boxes: _Boxes | None = None
 
     def add(self, name: str, value: Any) -> None:
         """Add a member of the file; lists are iterators."""
         if name not in _LISTS:
             return
-        boxes, named = _Boxes(), list[tuple[Any, Any]]()
+        boxes, ids, names = _Boxes(), _Ids(), PackedRows()
         self.faulty.discard(name)
         for item in value if isinstance(value, Iterator) else (value,):
             if not isinstance(item, dict) or not isinstance(value, Iterator):
@@ -78,27 +79,28 @@ class _Content:
             elif name == "annotations":
                 boxes.add(item)
             else:
-                named.append((item.get("id"), item.get("file_name" if name == "images" else "name", "")))
+                ids.append(item.get("id"))
+                names.append(item.get("file_name" if name == "images" else "name", ""))
         if name == "annotations":
             self.boxes = boxes
         else:
-            self.named[name] = named
+            self.named[name] = ids, names
 
     def annotations(self, boxes: _Boxes, empty_boxes: EmptyBoxes) -> Annotations:
         """Return the annotated images."""
         for name in _LISTS:
             if name in self.faulty:
                 raise DataError(f"{self.path} is not a COCO file: '{name}' must be a list of objects")
-        labels = {self._id(identity, "categories"): str(name) for identity, name in self.named["categories"]}
-        if len(set(labels.values())) < len(self.named["categories"]) or "" in labels.values():
+        labels = {identity: str(name) for identity, name in zip(*self._checked("categories"), strict=True)}
+        if len(set(labels.values())) < len(self.named["categories"][1]) or "" in labels.values():
             raise DataError(f"{self.path}: the categories need different ids and names")
-        files = self._files()
+        ids, files = self._images()
         dropped = 0
 
         def images() -> Iterator[AnnotatedImage]:
             nonlocal dropped
-            of_images = boxes.of_images(files, labels, self.path)
-            for number, (name, (objects, error)) in enumerate(zip(files.values(), of_images, strict=True), start=1):
+            of_images = boxes.of_images(ids, labels, self.path)
+            for number, (name, (objects, error)) in enumerate(zip(files, of_images, strict=True), start=1):
                 empty = [item for item in objects if not has_area(item.box)]
                 refusal = empty_box_error(empty, empty_boxes)
                 dropped += len(empty)
@@ -110,30 +112,72 @@ class _Content:
             raise DataError(f"{self.path} has no images")
         return Annotations(self.path, annotated, tuple(labels.values()), dropped)
 
-    def _files(self) -> dict[Any, str]:
-        """Return the file of each image by its id."""
-        files: dict[Any, str] = {}
-        for number, (value, name) in enumerate(self.named["images"], start=1):
-            identity = self._id(value, "images")
-            if identity in files:
-                raise DataError(f"{self.path}: image {number} has the id {identity!r}, which an earlier image has")
+    def _images(self) -> tuple[_Ids, PackedRows]:
+        """Return ids and files of the images."""
+        ids, files = self._checked("images")
+        for number, name in enumerate(files, start=1):
             if not isinstance(name, str) or not name:
                 raise DataError(f"{self.path}: image {number} has no file_name")
-            files[identity] = name
-        return files
+        if (repeated := ids.repeated()) is not None:
+            fault = f"has the id {ids.values[repeated]!r}, which an earlier image has"
+            raise DataError(f"{self.path}: image {repeated + 1} {fault}")
+        return ids, files
 
-    def _id(self, identity: Any, name: str) -> Any:
-        if not isinstance(identity, (int, str)):
+    def _checked(self, name: str) -> tuple[_Ids, PackedRows]:
+        """Return ids and names of a list; raise `DataError` for an entry without an id."""
+        ids, names = self.named[name]
+        if not all(isinstance(identity, (int, str)) for identity in ids):
             raise DataError(f"{self.path}: an entry of '{name}' has no id")
-        return identity
+        return ids, names
+
+
+class _Ids:
+    """Ids in a list. Integers take 8 bytes each."""
+
+    def __init__(self) -> None:
+        self.values: Any = array("q")
+        """The ids: an array, or a list if one of them is no integer of 64 bits."""
+
+    def append(self, identity: Any) -> None:
+        """Add an id."""
+        is_array = isinstance(self.values, array)
+        if is_array and not (type(identity) is int and -(1 << 63) <= identity < 1 << 63):
+            self.values = list(self.values)
+        self.values.append(identity)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values)
+
+    def repeated(self) -> int | None:
+        """Return the position of the first id that an earlier position has; None if all differ."""
+        if isinstance(self.values, list):
+            first: dict[Any, int] = {}
+            return next((n for n, identity in enumerate(self.values) if first.setdefault(identity, n) < n), None)
+        ids = np.frombuffer(self.values, np.int64)
+        order = np.argsort(ids, kind="stable")
+        later = order[1:][ids[order[1:]] == ids[order[:-1]]]
+        return int(later.min()) if len(later) else None
+
+    def positions(self, wanted: _Ids) -> np.ndarray:
+        """Return the position of each wanted id [wanted], int64; -1 for one that is absent."""
+        if isinstance(self.values, list) or isinstance(wanted.values, list) or not len(self):
+            position = {identity: number for number, identity in enumerate(self)}
+            found = (position.get(identity, -1) if isinstance(identity, Hashable) else -1 for identity in wanted)
+            return np.fromiter(found, np.int64, len(wanted))
+        ids, values = np.frombuffer(self.values, np.int64), np.frombuffer(wanted.values, np.int64)
+        order = np.argsort(ids, kind="stable")
+        places = order[np.minimum(np.searchsorted(ids[order], values), len(ids) - 1)]
+        return np.where(ids[places] == values, places, -1)
 
 
 class _Boxes:
     """Boxes of a COCO file in arrays, in the order of the file."""
 
     def __init__(self) -> None:
-        self.images: list[Any] = []
-        self.categories: list[Any] = []
+        self.images, self.categories = _Ids(), _Ids()
         self.is_used = array("B")
         """0 for crowds, which are not the box of one object, and for boxes that cannot be used."""
         self.corners = array("d")
@@ -159,25 +203,22 @@ class _Boxes:
         self.is_used.append(not item.get("iscrowd") and index not in self.errors)
         self.corners.extend(box)
 
-    def of_images(
-        self, files: Mapping[Any, str], labels: Mapping[Any, str], path: Path
-    ) -> Iterator[tuple[list[LabeledBox], str]]:
+    def of_images(self, images: _Ids, labels: Mapping[Any, str], path: Path) -> Iterator[tuple[list[LabeledBox], str]]:
         """Yield the boxes of each image, also those without an area, and the reason why it cannot be used, or ''.
 
         Raises:
             DataError: An annotation names an absent image or category.
         """
-        positions = {identity: position for position, identity in enumerate(files)}
-        image_of = np.empty(len(self.images), np.int64)
-        for index, (image, category) in enumerate(zip(self.images, self.categories, strict=True)):
-            if not isinstance(image, Hashable) or image not in positions:
-                raise DataError(f"{path}: annotation {index + 1} has the image_id {image!r}, which no image has")
+        image_of = images.positions(self.images)
+        for index, category in enumerate(self.categories):
+            if image_of[index] < 0:
+                fault = f"has the image_id {self.images.values[index]!r}, which no image has"
+                raise DataError(f"{path}: annotation {index + 1} {fault}")
             if not isinstance(category, Hashable) or category not in labels:
                 fault = f"has the category_id {category!r}, which no category has"
                 raise DataError(f"{path}: annotation {index + 1} {fault}")
-            image_of[index] = positions[image]
         order = np.argsort(image_of, kind="stable")
-        ends = np.searchsorted(image_of[order], np.arange(len(files)), side="right")
+        ends = np.searchsorted(image_of[order], np.arange(len(images)), side="right")
         start = 0
         for end in ends.tolist():
             own = order[start:end].tolist()
@@ -187,4 +228,4 @@ class _Boxes:
 
     def _box(self, index: int, labels: Mapping[Any, str]) -> LabeledBox:
         x1, y1, x2, y2 = self.corners[4 * index : 4 * index + 4]
-        return LabeledBox(labels[self.categories[index]], (x1, y1, x2, y2))
+        return LabeledBox(labels[self.categories.values[index]], (x1, y1, x2, y2))

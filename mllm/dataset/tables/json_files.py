@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mllm.dataset.tables.json_stream import JsonStream
 from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.text_files import is_plain, open_text, read_text
 from mllm.errors import DataError
@@ -23,8 +24,6 @@ logger = logging.getLogger(__name__)
 _CHUNK = 4 * 1024 * 1024
 """Bytes per read during indexing; larger reads are not faster."""
 _BOM = b"\xef\xbb\xbf"
-_SPACE = re.compile(r"[ \t\n\r]*")
-"""White space of JSON."""
 
 
 class JsonLines:
@@ -173,9 +172,11 @@ class JsonList:
     """
 
     def __init__(self, path: Path) -> None:
-        text = read_text(path)
         self.rows, self.lines = PackedRows(), array("q")
-        if not text.strip() or self._read_list(text):
+        if self._read_list(path):
+            return
+        text = read_text(path)
+        if not text.strip():
             return
         try:
             content = json.loads(text, object_pairs_hook=_unique_keys)
@@ -195,26 +196,18 @@ class JsonList:
             raise DataError(f'{path} must be a list of objects, {{"data": [...]}}, or an object of ids and objects')
         self.lines = array("q", _lines_of_items(text, start))
 
-    def _read_list(self, text: str) -> bool:
+    def _read_list(self, path: Path) -> bool:
         """Read a list item by item, so that only one of them is in memory; return False for any other text."""
         rows, lines = PackedRows(), array("q")
-        position, line, counted = _SPACE.match(text).end(), 1, 0  # type: ignore[union-attr]
-        separator = text[position : position + 1]
         try:
-            while separator == ("," if lines else "["):
-                position = _SPACE.match(text, position + 1).end()  # type: ignore[union-attr]
-                row, end = _LINE.raw_decode(text, position)
-                line, counted = line + text.count("\n", counted, position), position
-                rows.append(row)
-                lines.append(line)
-                position = _SPACE.match(text, end).end()  # type: ignore[union-attr]
-                separator = text[position : position + 1]
+            with open_text(path) as file:
+                for line, row in JsonStream(file, _LINE).items():
+                    rows.append(row)
+                    lines.append(line)
         except (ValueError, RecursionError):
             return False  # the message is that of the whole text
-        if separator != "]" or text[position + 1 :].strip():
-            return False
         self.rows, self.lines = rows, lines
-        return True
+        return len(rows) > 0
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,4 +1,4 @@
-"""Reader of one JSON object whose long lists are read item by item, so that they take no memory."""
+"""Reader of one JSON object or list whose long lists are read item by item, so that they take no memory."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ class JsonStream:
 
     Args:
         file: The text.
+        decoder: Decoder of the values.
     """
 
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
+    def __init__(self, file: IO[str], decoder: json.JSONDecoder | None = None) -> None:
+        self._file, self._decoder = file, decoder or json.JSONDecoder()
         self._text, self._position = "", 0
+        self._line, self._counted = 1, 0
+        """Number of the line of a position in the present piece, and this position."""
 
     def members(self, lists: Callable[[str], bool]) -> Iterator[tuple[str, Any]]:
         """Yield key and value of each member of an object; nothing if the text is not an object.
@@ -44,6 +47,26 @@ class JsonStream:
             yield key, self._items() if self._next() == "[" and lists(key) else self._value()
         if self._next():
             raise ValueError("not valid JSON")
+
+    def items(self) -> Iterator[tuple[int, Any]]:
+        """Yield line, from 1, and value of each item of a list; nothing if the text is not a list.
+
+        Raises:
+            ValueError: The text is not valid JSON.
+        """
+        if self._next() != "[":
+            return
+        for _ in self._separated("]"):
+            self._next()
+            yield self._count(), self._value()
+        if self._next():
+            raise ValueError("not valid JSON")
+
+    def _count(self) -> int:
+        """Return the number of the line of the position."""
+        self._line += self._text.count("\n", self._counted, self._position)
+        self._counted = self._position
+        return self._line
 
     def _items(self) -> Iterator[Any]:
         return (self._value() for _ in self._separated("]"))
@@ -78,7 +101,7 @@ class JsonStream:
         self._next()
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._position)
+                value, end = self._decoder.raw_decode(self._text, self._position)
             except json.JSONDecodeError:
                 if not self._read():
                     raise
@@ -90,10 +113,8 @@ class JsonStream:
 
     def _read(self) -> bool:
         """Read the next piece; return False at the end of the text. Longer values are read in longer pieces."""
-        rest = self._text[self._position :]
+        self._count()
+        rest, self._counted = self._text[self._position :], 0
         piece = self._file.read(max(_CHUNK, len(rest)))
         self._text, self._position = rest + piece, 0
         return bool(piece)
-
-
-_DECODER = json.JSONDecoder()

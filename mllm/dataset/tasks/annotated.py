@@ -81,7 +81,7 @@ class AnnotationRecords(Records):
 
     @override
     def is_faulty(self, index: int) -> bool:
-        return bool(self.images[self._position(index)[0]].error)
+        return self.images.is_faulty(self._position(index)[0])
 
     @override
     def describe(self, index: int) -> str:

@@ -37,6 +37,28 @@ def test_members_are_those_of_json(piece, layout):
     assert members(json.dumps(CONTENT, **layout), piece) == CONTENT
 
 
+@pytest.mark.parametrize("piece", [1, 2, 3, 5, 64, 1 << 20])
+@pytest.mark.parametrize("layout", [{}, {"indent": 2}])
+def test_items_are_those_of_json_with_the_lines_on_which_they_begin(piece, layout, monkeypatch):
+    monkeypatch.setattr(json_stream, "_CHUNK", piece)
+    rows = [{"a": "x\ny", "b": [1, 2]}, -2.5e3, [], "]", CONTENT]
+    texts = [json.dumps(row, **layout) for row in rows]
+    pieces, lines, line = [" \n["], [], 2
+    for number, text in enumerate(texts):
+        gap = "\n" * (number % 3) + " "
+        line += number % 3
+        lines.append(line)
+        pieces.append(f"{gap}{text}{',' * (number + 1 < len(texts))}")
+        line += text.count("\n")
+    text = "".join([*pieces, "\n]\n"])
+    assert json.loads(text) == rows
+    assert list(JsonStream(io.StringIO(text)).items()) == list(zip(lines, rows, strict=True))
+    for end in range(3, len(text.rstrip()), 17):
+        with pytest.raises(ValueError):
+            list(JsonStream(io.StringIO(text[:end])).items())
+    assert list(JsonStream(io.StringIO("{}")).items()) == []
+
+
 @pytest.mark.parametrize("text", ["", " ", "[1]", "3", '"{"'])
 def test_a_text_that_is_not_an_object_has_no_members(text):
     assert members(text, 2) == {}
