@@ -79,8 +79,17 @@ class in_row:  # noqa: N801
 
 def current_row() -> PublicText:
     """Return split and number of the row that is being read: `train, row 3`, with numbers from 1."""
-    row = _row.get()
-    return PublicText("a row" if row is None else f"{row[0]}, row {row[1] + 1}")
+    return row_name(*row_in_split())
+
+
+def row_in_split() -> tuple[str, int]:
+    """Return split and index of the row that is being read; an empty split and -1 if it is not known."""
+    return _row.get() or ("", -1)
+
+
+def row_name(split: str, index: int) -> PublicText:
+    """Return split and number of a row: `train, row 3`, with numbers from 1; `a row` if the split is empty."""
+    return PublicText(f"{split}, row {index + 1}" if split else "a row")
 
 
 def sentence_of(error: UserError) -> str:

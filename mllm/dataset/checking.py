@@ -177,6 +177,7 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
                 forms.setdefault(id(source), MarkForms(source)).add(sample, index)
             if sample.measures:
                 measures.add(sample.measures, source, index)
+    patients.check_forms()
     if report.skipped and advice is not None:
         first, others = next(iter(report.skipped)), len(report.skipped) - 1
         more = f" ({others:,} other row{'s' * (others > 1)} of {name} cannot be used, either)" if others else ""

@@ -301,6 +301,7 @@ class PatientSplit(_Selection):
                 patients.add(group, dataset, index)
             if int(np.searchsorted(bounds, position(group, seed), side="right")) == number:
                 indices.append(index)
+        patients.check_forms()
         if not indices:
             raise DataError(f"PatientSplit assigns none of {len(dataset)} rows to '{split}': change fractions or seed")
         self.indices = np.asarray(indices, np.int64)

@@ -119,4 +119,5 @@ def units_of(dataset: SampleDataset, unit: str) -> list[list[int]]:
                 )
             patients.add(group, dataset, index)
             units.setdefault(group, []).append(index)
+    patients.check_forms()
     return list(units.values())
