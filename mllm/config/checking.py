@@ -48,6 +48,8 @@ NOT_NEGATIVE = (
 )
 """Keys whose negative values transformers and PyTorch accept, or refuse only after the model is loaded."""
 
+LARGEST_SEED = 2**32 - 1
+"""Largest seed of NumPy; a larger one ends the run after its folder was made."""
 LOG_LEVELS = ("passive", "detail", "debug", "info", "warning", "error", "critical")
 """Values of `log_level` and `log_level_replica`; transformers ends with a KeyError for others."""
 
@@ -265,6 +267,8 @@ def training_args(values: dict[str, Any], origins: Origins, is_private: bool) ->
             raise ConfigError(f"{origin}: training_args.{key} must be greater than 0, not {value!r}")
         if key in NOT_NEGATIVE and value is not None and not 0 <= value < float("inf"):
             raise ConfigError(f"{origin}: training_args.{key} must be 0 or more and finite, not {value!r}")
+        if key == "seed" and value > LARGEST_SEED:
+            raise ConfigError(f"{origin}: training_args.seed must be at most {LARGEST_SEED}, not {value!r}")
         if key in ("log_level", "log_level_replica") and value not in LOG_LEVELS:
             raise ConfigError(f"{origin}: training_args.{key} does not know {value!r}{hint(str(value), LOG_LEVELS)}")
     return fill_defaults(values, is_private)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
@@ -18,12 +22,18 @@ from mllm.config.hardware import Hardware
 from mllm.config.schema import RunConfig
 from mllm.engine.builder import CHECKPOINTING, tracker_names, training_arguments
 from mllm.engine.trackers import try_tracker
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, hint
 
 logger = logging.getLogger(__name__)
 
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 """Schedules that ignore `warmup_steps`."""
+WITHOUT_OPTIONS = ("constant", "constant_with_warmup")
+"""Schedules that ignore `lr_scheduler_kwargs`."""
+CHECKED_RATES = 100_000
+"""Maximum number of updates, evenly spaced, whose learning rates are computed."""
+OF_LAYERS = ("every_n_layers", "offload")
+"""Options of checkpointing that transformers reads; the others are those of PyTorch."""
 CALLBACK_KEYS = ("save_total_limit", "early_stopping_patience", "early_stopping_threshold")
 """Keys of `training_args` that callbacks of this program read."""
 
@@ -68,8 +78,11 @@ def check_early(config: RunConfig, hardware: Hardware, updates: int) -> RunConfi
         settings, hardware, folder, learner=None, evaluates=config.data_args.validation is not None
     )
     _check_trackers(config)
+    _check_checkpointing(config)
+    _check_compiler(config)
     optimizer = _optimizer(config, arguments)
     _check_schedule(config, arguments, optimizer, updates)
+    _warn_of_useless_stopping(config, arguments, updates)
     return config
 
 
@@ -94,25 +107,69 @@ def _check_trackers(config: RunConfig) -> None:
         try_tracker(name, origin)
 
 
+def _check_checkpointing(config: RunConfig) -> None:
+    """Raise `ConfigError` for an unknown option of checkpointing, which PyTorch would pass on to the layers."""
+    own = inspect.signature(checkpoint).parameters.values()
+    known = [*OF_LAYERS, *(item.name for item in own if item.kind is inspect.Parameter.KEYWORD_ONLY)]
+    for name in CHECKPOINTING:
+        key = f"{name}_kwargs"
+        for option in config.training_args.get(key) or {}:
+            if option not in known:
+                origin = config.origin("training_args", key)
+                raise ConfigError(f"{origin}: unknown option '{option}' in {key}{hint(str(option), known)}")
+
+
+def _check_compiler(config: RunConfig) -> None:
+    """Raise `ConfigError` for a backend or a mode that `torch.compile` does not know."""
+    backend, mode = config.training_args["torch_compile_backend"], config.training_args["torch_compile_mode"]
+    known = [item.value.lower() for item in DynamoBackend]
+    if backend is not None and backend.lower() not in known:
+        origin = config.origin("training_args", "torch_compile_backend")
+        raise ConfigError(f"{origin}: torch_compile_backend does not know {backend!r}{hint(backend, known)}")
+    if mode is not None:
+        from torch._inductor import list_mode_options  # here, because it takes seconds to import
+
+        modes = list(list_mode_options())
+        if mode not in modes:
+            origin = config.origin("training_args", "torch_compile_mode")
+            raise ConfigError(f"{origin}: torch_compile_mode does not know {mode!r}{hint(mode, modes)}")
+
+
 def _optimizer(config: RunConfig, arguments: TrainingArguments) -> torch.optim.Optimizer:
-    """Return the optimizer of the config for a single parameter. Raise `ConfigError` if it cannot be built."""
+    """Return the optimizer of the config for a single parameter.
+
+    Raises:
+        ConfigError: It cannot be built, or ignores an option of `optim_args`.
+    """
     parameter, name = nn.Parameter(torch.zeros(1)), config.training_args["optim"]
+    origin = config.origin("training_args", "optim")
+    written = arguments.optim_args
+    given = [option for option in (written or "").replace(" ", "").split(",") if option]
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
         optimizer: torch.optim.Optimizer = kind([parameter], **options)
+        for option in given:
+            arguments.optim_args = ",".join(other for other in given if other != option)
+            if Trainer.get_optimizer_cls_and_kwargs(arguments)[1] == options:
+                raise ConfigError(
+                    f"{config.origin('training_args', 'optim_args')}: optim='{name}' ignores optim_args='{option}', "
+                    "or has that value already: remove it"
+                )
     except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
-        raise ConfigError(
-            f"{config.origin('training_args', 'optim')}: optim='{name}' cannot be used: {error}"
-        ) from error
+        raise ConfigError(f"{origin}: optim='{name}' cannot be used: {error}") from error
+    finally:
+        arguments.optim_args = written
     return optimizer
 
 
 def _check_schedule(config: RunConfig, arguments: TrainingArguments, optimizer: Any, updates: int) -> None:
-    """Raise `ConfigError` for a schedule that cannot be built or is always 0; warn about a long warmup."""
+    """Raise `ConfigError` for a schedule that cannot be built, or whose rates are impossible; warn of a long warmup."""
     name = config.training_args["lr_scheduler_type"]
-    origin = config.origin("training_args", "lr_scheduler_type")
     warmup = arguments.get_warmup_steps(updates)
     options: Any = arguments.lr_scheduler_kwargs or {}  # a dict, because TrainingArguments parses text
+    origin = config.origin("training_args", "lr_scheduler_kwargs" if options else "lr_scheduler_type")
+    if options and name in WITHOUT_OPTIONS:
+        raise ConfigError(f"{origin}: lr_scheduler_type='{name}' ignores lr_scheduler_kwargs={options}: remove it")
     try:
         schedule = get_scheduler(
             arguments.lr_scheduler_type,
@@ -121,20 +178,57 @@ def _check_schedule(config: RunConfig, arguments: TrainingArguments, optimizer: 
             num_training_steps=updates,
             scheduler_specific_kwargs=options,
         )
-        rates = schedule.lr_lambdas[0] if isinstance(schedule, LambdaLR) else None
-        is_positive = rates is None or any(rates(step) > 0 for step in range(updates))
+        largest = _check_rates(schedule.lr_lambdas[0], updates) if isinstance(schedule, LambdaLR) else 1.0
     except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
         raise ConfigError(
             f"{origin}: lr_scheduler_type='{name}' cannot be used: {error}; set its options in lr_scheduler_kwargs"
         ) from error
-    if not is_positive:
+    if largest == 0:
         raise ConfigError(
             f"{origin}: the learning rate is 0 in all {updates} updates of lr_scheduler_type='{name}' with {warmup} "
             f"updates of warmup, so nothing would be learned: lower warmup_steps, or make the run longer"
         )
-    if 2 * warmup > updates and name not in WITHOUT_WARMUP and not config.tiny:
+    if warmup and name in WITHOUT_WARMUP:
+        logger.info("lr_scheduler_type='%s' ignores warmup_steps: its learning rate begins at its full value", name)
+    elif 2 * warmup > updates and not config.tiny:
         logger.warning(
             "warmup takes %d of %d updates, so the learning rate is low for more than half of the run: lower "
             "training_args.warmup_steps",
             *(min(warmup, updates), updates),
+        )
+
+
+def _check_rates(rate: Callable[[int], float], updates: int) -> float:
+    """Return the largest of the factors by which a schedule multiplies the learning rate.
+
+    Raises:
+        ValueError: A factor is negative, above 1 or not a number.
+    """
+    largest = 0.0
+    for step in {*range(0, updates, -(-updates // CHECKED_RATES)), updates - 1}:
+        factor = rate(step)
+        if not 0 <= factor <= 1 + 1e-6:
+            fault = "the weights would move away from the data" if factor < 0 else "learning_rate must be the largest"
+            raise ValueError(f"its learning rate is {factor:g} times learning_rate in update {step + 1}: {fault}")
+        largest = max(largest, factor)
+    return largest
+
+
+def _warn_of_useless_stopping(config: RunConfig, arguments: TrainingArguments, updates: int) -> None:
+    """Log a warning if early stopping waits for more validations than the run has."""
+    patience, strategy = config.training_args["early_stopping_patience"], arguments.eval_strategy
+    if patience is None or strategy == "no" or config.tiny:
+        return
+    if strategy == "epoch":
+        if config.training_args["max_steps"] > 0:
+            return  # the number of epochs is not known here
+        validations = math.ceil(config.training_args["num_train_epochs"])
+    else:
+        interval = arguments.eval_steps or 1
+        validations = math.ceil(updates / (interval if interval >= 1 else math.ceil(updates * interval)))
+    if validations <= patience:
+        logger.warning(
+            "early_stopping_patience=%d cannot stop this run, which has %d validations: lower it, or validate more "
+            "often (training_args.eval_steps)",
+            *(patience, validations),
         )

@@ -150,6 +150,10 @@ def sentence(path, *overrides) -> str:
         ),
         ("training_args = dict(seed=-1)", "run.py:2: training_args.seed must be 0 or more and finite, not -1"),
         (
+            "training_args = dict(seed=2**32)",
+            "run.py:2: training_args.seed must be at most 4294967295, not 4294967296",
+        ),
+        (
             "training_args = dict(data_seed=-1)",
             "run.py:2: training_args.data_seed must be 0 or more and finite, not -1",
         ),

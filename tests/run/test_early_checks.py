@@ -67,6 +67,24 @@ def test_a_warmup_of_more_than_half_of_the_run_is_warned_about(caplog):
         (dict(lr_scheduler_kwargs=dict(nonsense=1), lr_scheduler_type="polynomial"), "cannot be used"),
         (dict(optim="adamw_torch", optim_args="betas"), "optim='adamw_torch' cannot be used"),
         (
+            dict(lr_scheduler_type="polynomial", lr_scheduler_kwargs=dict(lr_end=-1e-4)),
+            r"learning rate is -\S+ times learning_rate in update \d+: the weights would move away",
+        ),
+        (
+            dict(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs=dict(min_lr_rate=2)),
+            "times learning_rate in update 2: learning_rate must be the largest",
+        ),
+        (dict(lr_scheduler_type="constant", lr_scheduler_kwargs=dict(num_cycles=2)), "'constant' ignores lr_scheduler"),
+        (dict(optim="adamw_torch", optim_args="momentum=0.9"), "'adamw_torch' ignores optim_args='momentum=0.9'"),
+        (dict(optim="sgd", optim_args="momentum=0.9,betta=1"), "optim='sgd' ignores optim_args='betta=1'"),
+        (dict(optim="adafactor", optim_args="relative_step=True"), "optim='adafactor' ignores"),
+        (
+            dict(gradient_checkpointing_kwargs=dict(every_n_layer=2)),
+            "unknown option 'every_n_layer' in gradient_checkpointing_kwargs: did you mean 'every_n_layers'",
+        ),
+        (dict(torch_compile_backend="inductr"), "does not know 'inductr': did you mean 'inductor'"),
+        (dict(torch_compile_mode="max_autotune"), "does not know 'max_autotune': did you mean 'max-autotune'"),
+        (
             dict(load_best_model_at_end=True, eval_strategy="epoch", save_strategy="steps"),
             "save and eval strategy to match",
         ),
@@ -75,6 +93,28 @@ def test_a_warmup_of_more_than_half_of_the_run_is_warned_about(caplog):
 def test_settings_that_fail_in_trainer_are_refused(options, fragment):
     with pytest.raises(ConfigError, match=fragment):
         check_early(config(**options), CPU, updates=10)
+
+
+def test_options_that_have_an_effect_are_accepted():
+    check_early(config(optim="sgd", optim_args="momentum=0.9, nesterov=True"), CPU, updates=10)
+    check_early(config(gradient_checkpointing_kwargs=dict(every_n_layers=2, preserve_rng_state=False)), CPU, updates=10)
+    options = dict(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs=dict(min_lr_rate=0.1))
+    check_early(config(**options), CPU, updates=10)
+
+
+def test_early_stopping_that_cannot_stop_the_run_is_warned_about(caplog):
+    options = dict(early_stopping_patience=2, eval_strategy="steps", eval_steps=5)
+    check_early(config(**options), CPU, updates=10)
+    assert "early_stopping_patience=2 cannot stop this run, which has 2 validations" in caplog.text
+    caplog.clear()
+    check_early(config(**options), CPU, updates=11)
+    assert not caplog.text
+
+
+def test_a_warmup_that_the_schedule_ignores_is_logged(caplog):
+    with caplog.at_level("INFO", logger="mllm"):
+        check_early(config(lr_scheduler_type="constant", warmup_steps=0.1), CPU, updates=10)
+    assert "lr_scheduler_type='constant' ignores warmup_steps" in caplog.text
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")

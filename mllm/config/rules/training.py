@@ -17,7 +17,7 @@ from mllm.config.training_support import (
     is_default,
     refusal,
 )
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, hint
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +90,7 @@ def refuse_unsuitable_trackers(config: RunConfig) -> None:
         if name == "none":
             continue
         if name not in TRACKERS:
-            raise ConfigError(
-                f"{origin}: report_to names {name!r}, which is not supported; choose from {', '.join(TRACKERS)}"
-            )
+            raise ConfigError(f"{origin}: report_to names {name!r}, which is not supported{hint(str(name), TRACKERS)}")
         if config.privacy_args is not None and name not in LOCAL_TRACKERS:
             raise ConfigError(
                 f"{origin}: report_to={name!r} cannot be used with privacy_args, because it would upload figures and "
