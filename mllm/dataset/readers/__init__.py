@@ -24,6 +24,7 @@ from typing import Any
 
 from PIL import Image
 
+from mllm.dataset.readers.content import content_hint
 from mllm.dataset.readers.dicom_frames import has_dicom_content
 from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.gray import NoSuchImageError
@@ -68,6 +69,20 @@ def read_images(path: str | Path | Sequence[str | Path], **options: Any) -> list
     if options:
         check_names(READERS, suffix, options, ("reader",), provided=("path",))
     try:
+        images = _read(source, path, suffix, options)
+    except NoSuchImageError:
+        raise
+    except DataError as error:
+        hint = "" if suffix == _SERIES else content_hint(path, suffix)
+        raise DataError(f"{error}{hint}", error.reason and f"{error.reason}{hint}") if hint else error from None
+    for image in images:
+        report_constant(path, image)
+    return images
+
+
+def _read(source: Path | list[Path], path: Path, suffix: str, options: dict[str, Any]) -> list[Image.Image]:
+    """Return the images of a file, whose reader may raise any exception; see `read_images`."""
+    try:
         images: list[Image.Image] = READERS.find(suffix)(source, **options)
     except UserError:
         raise
@@ -80,8 +95,6 @@ def read_images(path: str | Path | Sequence[str | Path], **options: Any) -> list
     except Exception as error:
         # Libraries raise nearly every type for some damaged file.
         raise unusable(path, f"cannot be read: it is damaged ({type(error).__name__})") from error
-    for image in images:
-        report_constant(path, image)
     return images
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from mllm.errors import DataError
 logger = logging.getLogger(__name__)
 
 DELIMITERS = (",", ";", "\t", "|")
+_ESCAPED = re.compile(r"\\(.?)")
+"""Backslash and the character after it in a line, none at its end."""
 csv.field_size_limit(2**31 - 1)  # reports can be longer than the default of 128 KiB
 
 
@@ -27,6 +30,9 @@ class CsvRows:
       is `sep=;`.
     * A quoted value may contain delimiters and line breaks. In a file with tabs, quotation marks are ordinary
       characters if they do not enclose whole values in all rows, or if `columns` is given.
+    * Backslashes before quotation marks and delimiters are no part of the values if no other characters follow a
+      backslash in the file, as programs write it that do not double quotation marks.
+    * A row that repeats the header, from files that were joined, is left out.
     * Spaces after the delimiters are ignored if the header has one after each of them.
     * Columns without a name are left out if they are empty, else they are named `Unnamed: 0` by their index, as in
       pandas. Empty values after the last column are ignored.
@@ -47,9 +53,15 @@ class CsvRows:
         table = _read(path, delimiter, columns, is_quoted=columns is None)
         if delimiter == "\t" and columns is None:
             table = _choose_quoting(path, table)
+        if columns is None:
+            table = _without_escapes(path, delimiter, table)
         if table.failure is not None:
             raise table.failure
         self.names, self.rows, self.lines, self._header_line = table.names, table.rows, table.lines, table.header_line
+        if table.repeated:
+            logger.info("%s: %d rows repeat the header and are left out", path, table.repeated)
+        if self.names and not len(self.rows):
+            raise DataError(f"{path} has a first line and no rows", "its table has no rows")
         self._name_columns()
 
     def _name_columns(self) -> None:
@@ -90,6 +102,8 @@ class _Table:
     lines: array[int] = field(default_factory=lambda: array("q"))
     failure: DataError | None = None
     """Error about a line with invalid quotation marks; None if all are valid."""
+    repeated: int = 0
+    """Number of rows that repeat the header."""
 
     def add(self, values: list[str], line: int) -> None:
         """Add the header or a row."""
@@ -97,7 +111,10 @@ class _Table:
             return
         if not self.names:
             if not (line == 1 and _separator_line(values)):
-                self.names, self.header_line = [name.strip() for name in values], line
+                self.names, self.header_line = list(map(_name_of, values)), line
+            return
+        if self.header_line and len(values) > 1 and list(map(_name_of, values)) == self.names:
+            self.repeated += 1
             return
         count = len(self.names)
         if len(values) > count and not any(value.strip() for value in values[count:]):
@@ -110,13 +127,22 @@ class _Table:
         return sum(len(values) != len(self.names) for values in self.rows)
 
 
-def _read(path: Path, delimiter: str, columns: Sequence[str] | None, is_quoted: bool) -> _Table:
-    """Read all rows of a file."""
+def _name_of(value: str) -> str:
+    """Return the name of a column, without white space and byte order marks around it."""
+    return value.strip().strip("\ufeff").strip()
+
+
+def _read(
+    path: Path, delimiter: str, columns: Sequence[str] | None, is_quoted: bool, is_escaped: bool = False
+) -> _Table:
+    """Read all rows of a file; `is_escaped`: a backslash stands before a quotation mark that is part of a value."""
     table = _Table(list(columns or ()))
-    quoting: Any = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+    options: dict[str, Any] = {"quoting": csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE}
+    if is_escaped:
+        options |= {"escapechar": "\\", "doublequote": False}
     with open_text(path) as file:
         reader = csv.reader(
-            file, delimiter=delimiter, quoting=quoting, strict=True, skipinitialspace=_is_spaced(path, delimiter)
+            file, delimiter=delimiter, strict=True, skipinitialspace=_is_spaced(path, delimiter), **options
         )
         previous = 0
         try:
@@ -139,6 +165,34 @@ def _choose_quoting(path: Path, quoted: _Table) -> _Table:
         return quoted
     logger.info("%s: quotation marks are read as text, because they do not enclose whole values in all rows", path)
     return plain
+
+
+def _without_escapes(path: Path, delimiter: str, table: _Table) -> _Table:
+    """Return the rows of a file without the backslashes before quotation marks, if these can be nothing else."""
+    if not _is_escaped(path, delimiter):
+        return table
+    escaped = _read(path, delimiter, None, is_quoted=True, is_escaped=True)
+    if escaped.failure is not None or escaped.uneven():
+        return table
+    logger.info("%s: a backslash before a quotation mark or delimiter is read as no part of the value", path)
+    return escaped
+
+
+def _is_escaped(path: Path, delimiter: str) -> bool:
+    """Return True if the writer of a file put backslashes before quotation marks instead of doubling them.
+
+    Then a backslash precedes only what has to be escaped, and other quotation marks are at the ends of values.
+    """
+    with open_text(path) as file:
+        if not any('\\"' in line for line in file):
+            return False
+    escapable, inner = {'"', "\\", delimiter, ""}, re.compile(rf'[^{re.escape(delimiter)}]"[^{re.escape(delimiter)}]')
+    with open_text(path) as file:
+        for line in file:
+            text = line.rstrip("\r\n")
+            if not escapable.issuperset(_ESCAPED.findall(text)) or inner.search(_ESCAPED.sub("", text)):
+                return False
+    return True
 
 
 def _is_spaced(path: Path, delimiter: str) -> bool:

@@ -168,7 +168,8 @@ def _index(file: int) -> tuple[np.ndarray, np.ndarray | None]:
 class JsonList:
     """Rows of a `.json` file, with the line on which each row begins.
 
-    The file holds a list of objects, `{"data": [...]}`, or an object that maps ids to objects.
+    The file holds a list of objects, `{"data": [...]}`, an object that maps ids to objects, or columns as pandas
+    writes them (`orient` 'columns' and 'split').
     """
 
     def __init__(self, path: Path) -> None:
@@ -187,7 +188,14 @@ class JsonList:
         except RecursionError:
             raise DataError(f"{path} is not valid JSON (nested too deeply)") from None
         if isinstance(content, dict) and isinstance(content.get("data"), list):
-            start, self.rows = _find_list(text, content["data"]), PackedRows(content["data"])
+            start, self.rows = _find_list(text, content["data"]), PackedRows(_named(content))
+        elif _has_columns(content):
+            columns, count = content, len(next(iter(content.values())))
+            self.rows = PackedRows(
+                [{name: values[str(number)] for name, values in columns.items()} for number in range(count)]
+            )
+            self.lines = array("q", [1] * count)  # a row is in no single place
+            return
         elif isinstance(content, list):
             start, self.rows = text.index("["), PackedRows(content)
         elif isinstance(content, dict) and content and all(isinstance(row, dict) for row in content.values()):
@@ -219,6 +227,23 @@ class JsonList:
     def row(self, index: int) -> Any:
         """Return a row."""
         return self.rows[index]
+
+
+def _named(content: dict[str, Any]) -> list[Any]:
+    """Return the rows of an object with `data`; lists of values get the names of its `columns`."""
+    names, rows = content.get("columns"), content["data"]
+    if not isinstance(names, list) or not all(isinstance(row, list) and len(row) == len(names) for row in rows):
+        return list(rows)
+    return [dict(zip(map(str, names), row, strict=True)) for row in rows]
+
+
+def _has_columns(content: Any) -> bool:
+    """Return True for an object of columns, each of which maps the numbers of all rows to values."""
+    if not isinstance(content, dict) or not content or not all(isinstance(item, dict) for item in content.values()):
+        return False
+    first = next(iter(content.values()))
+    numbers = {str(number) for number in range(len(first))}
+    return bool(numbers) and all(item.keys() == numbers for item in content.values())
 
 
 def _find_list(text: str, rows: list[Any]) -> int:

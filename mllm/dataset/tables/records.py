@@ -16,6 +16,7 @@ from mllm.dataset.tables.text_files import table_suffix
 from mllm.errors import DataError, nearest_names
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+_WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 
 
 class Rows(Protocol):
@@ -124,4 +125,6 @@ def _check_path(path: Path) -> None:
             )
         raise DataError(f"data_path {path} does not exist{tail}", "data_path does not exist")
     if table_suffix(path) not in SUFFIXES:
+        if table_suffix(path) in _WORKBOOKS:
+            raise DataError(f"data_path {path} is a workbook: save the sheet as CSV", "data_path is a workbook")
         raise DataError(f"data_path {path} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")

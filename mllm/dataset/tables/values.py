@@ -14,15 +14,22 @@ from mllm.structures import Sample
 
 AnswerChoice = Literal["first", "majority"]
 
-_MISSING = frozenset({"nan", "NaN", "<NA>", "NaT"})
-"""Texts of missing values that pandas writes or that `str` makes of them."""
+_MISSING = frozenset(
+    (
+        *("nan", "NaN", "<NA>", "NaT", "\\N"),
+        *("#N/A", "#NA", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!", "#NULL!", "#SPILL!", "#CALC!"),
+    )
+)
+"""Texts of missing values that pandas writes or that `str` makes of them, that of MySQL, and errors of Excel."""
 _INTEGER = re.compile(r"(-?\d+)\.0+")
 """Integer as pandas writes it in a column with missing values."""
 _LAST_NUMBER = re.compile(r"(|.*\D)0*(\d+)", re.DOTALL)
 """Text that ends in a number, with the zeros before it."""
+_ROUNDED = re.compile(r"-?\d\.\d+[eE]\+\d+")
+"""Large integer as Excel shows it: `1.23457E+11`."""
 _EXACT = 2**53
 """Integers from which a float has lost digits."""
-_NO_PATIENT = frozenset({"none", "null", "n/a", "#n/a", "unknown", "-", "--", "?"})
+_NO_PATIENT = frozenset({"none", "null", "n/a", "unknown", "-", "--", "?"})
 """Texts in place of the id of a patient, in lower case. As an answer they are a text."""
 _PATIENT_COLUMNS = re.compile(
     r"(anon|anonymized|deid|hashed)?"
@@ -125,6 +132,11 @@ def patient_of(value: Any, field: str) -> str | None:
         text = " ".join(text.split())
         if text.lower() in _NO_PATIENT:
             return None
+        if _ROUNDED.fullmatch(text):
+            raise DataError.without_values(
+                f"field '{field}' must be the id of a patient, and has a large number of which Excel kept some digits "
+                "(such as 1.2E+11): write the column as text"
+            )
         integer = _INTEGER.fullmatch(text)
         return integer[1] if integer else text
     if isinstance(value, int) and not isinstance(value, bool):

@@ -126,6 +126,57 @@ def test_spaces_after_the_delimiters_of_the_header_are_no_part_of_the_values(tmp
     assert rows_of(write(tmp_path / "b.csv", "image,answer\n0.png, no\n")) == [{"image": "0.png", "answer": " no"}]
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rows.csv", dict(doublequote=False)),
+        ("rows.csv", dict(doublequote=False, quoting=csv.QUOTE_ALL)),
+        ("rows.tsv", dict(sep="\t", quoting=csv.QUOTE_NONE)),
+        ("rows.csv", dict(quoting=csv.QUOTE_NONE)),
+    ],
+)
+def test_backslashes_before_quotation_marks_and_delimiters_are_no_part_of_the_values(tmp_path, name, options):
+    # As pandas, Spark and MySQL write them.
+    pandas = pytest.importorskip("pandas")
+    rows = [{"q": 'He said "no", twice', "a": "1,5\t2"}, {"q": '"all"', "a": "C:\\new"}, {"q": "x", "a": "y\\"}]
+    path = tmp_path / name
+    pandas.DataFrame(rows).to_csv(path, index=False, escapechar="\\", **options)
+    assert rows_of(path) == rows
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("C:\\images\\", "a"), ('say "x"', "b")],
+        [('{"a": "x\\"y"}', "a"), ('{"b": "\\""}', "b")],  # JSON in a column
+        [("Gr\\" + '"o\\ss', "a")],
+    ],
+)
+def test_backslashes_of_other_files_are_kept(tmp_path, rows):
+    pandas = pytest.importorskip("pandas")
+    path = tmp_path / "rows.csv"
+    pandas.DataFrame(rows, columns=["q", "a"]).to_csv(path, index=False)
+    assert [tuple(row.values()) for row in rows_of(path)] == rows
+
+
+def test_the_headers_of_joined_files_are_no_rows(tmp_path):
+    table = "\ufeffquestion,answer\r\nwhere?,left\r\n"
+    path = write(tmp_path / "rows.csv", table + table + "answer,question\r\n")
+    assert [tuple(row.values()) for row in rows_of(path)] == [("where?", "left")] * 2 + [("answer", "question")]
+    assert Records(path).describe(1) == f"{path}, line 4"
+    assert rows_of(write(tmp_path / "one.csv", "text\na\ntext\n")) == [{"text": "a"}, {"text": "text"}]
+
+
+@pytest.mark.parametrize("orient", ["columns", "split", "records", "index", "table"])
+def test_objects_of_columns_are_read_as_rows(tmp_path, orient):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(ROWS)
+    frame.to_json(tmp_path / "rows.json", orient=orient)
+    rows = [{key: value for key, value in row.items() if key != "index"} for row in rows_of(tmp_path / "rows.json")]
+    assert rows == ROWS
+    assert "(row 3)" in Records(tmp_path / "rows.json").describe(2)
+
+
 def test_a_single_column_stays_one(tmp_path):
     assert rows_of(write(tmp_path / "rows.csv", "text; of a report\none\ntwo; three\n")) == [
         {"text; of a report": "one"},
@@ -157,6 +208,13 @@ def test_json_lines_in_a_json_file_and_a_list_in_a_jsonl_file_are_read(tmp_path)
             "pointer of Git LFS: fetch the file",
         ),
         ("rows.csv", b"<!DOCTYPE html><html></html>", "a web page: download the file itself"),
+        ("rows.csv", b"BZh91AY&SY\0", "compressed by bzip2: extract it"),
+        ("rows.jsonl", b"\xfd7zXZ\0", "compressed by xz: extract it"),
+        ("rows.jsonl", b"\x28\xb5\x2f\xfd\0", "compressed by zstd: extract it"),
+        ("rows.csv", b"ARROW1\0\0", "an Arrow or Feather file"),
+        ("rows.csv", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        ("rows.xlsx", b"PK\x03\x04", "is a workbook: save the sheet as CSV"),
+        ("rows.csv", b"404: Not Found", "has a first line and no rows"),
         ("rows.jsonl", b'{"a": 1, "a": 2}', r"rows\.jsonl, line 1: an object has a duplicate key"),
         ("rows.json", b'[{"a": {"b": 1, "b": 2}}]', r"rows\.json: an object has a duplicate key"),
         ("rows.jsonl", b'{"a": ' + b"9" * 5000 + b"}", r"rows\.jsonl, line 1: .*5000 digits"),

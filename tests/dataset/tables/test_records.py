@@ -136,7 +136,7 @@ def test_csv_matches_the_csv_module(tmp_path):
         ),
         ("rows.json", b'[{"a": "\xff"}]', r"rows\.json is not UTF-8 text"),
         ("rows.csv", "", r"rows\.csv is empty$"),
-        ("rows.csv", "a,b\n", r"rows\.csv is empty$"),
+        ("rows.csv", "a,b\n", r"rows\.csv has a first line and no rows$"),
         ("rows.csv", "a,b\n1,2\n\n1,2,3\n", r"rows\.csv, line 4: 3 values for 2 columns$"),
         ("rows.csv", "a,a\n1,2\n", r"rows\.csv, line 1: duplicate column 'a'$"),
         ("rows.csv", 'a,b\n1,2\n"x" y,2\n', r"rows\.csv, line 3: not valid CSV"),

@@ -13,7 +13,10 @@ from mllm.errors import DataError
 
 @pytest.mark.parametrize(
     "value",
-    [None, "", " \t\n", "\u00a0", "\u200b", "\ufeff ", math.nan, "nan", " NaN ", "<NA>", "NaT", [], {}, ()],
+    [
+        *(None, "", " \t\n", "\u00a0", "\u200b", "\ufeff ", math.nan, "nan", " NaN ", "<NA>", "NaT", [], {}, ()),
+        *("#N/A", "#REF!", "#DIV/0!", "\\N"),  # errors of Excel, and the NULL of MySQL
+    ],
 )
 def test_missing_values_of_every_kind_are_empty(value):
     assert is_empty(value)
@@ -128,3 +131,9 @@ def test_zeros_before_the_last_number_are_another_form_of_an_id():
     assert loose_form("P007") == loose_form("p7") == loose_form("P0007") != loose_form("P70")
     assert loose_form("site-01/007") == loose_form("site-01/7") != loose_form("site-1/7")
     assert loose_form("000") == loose_form("0") != loose_form("00a")
+
+
+def test_the_rounded_id_of_a_patient_that_excel_writes_is_refused():
+    with pytest.raises(DataError, match=r"field 'patient' must be .*such as 1\.2E\+11\): write the column as text"):
+        patient_of("1.23457E+11", "patient")
+    assert patient_of("1E5", "patient") == "1E5"
