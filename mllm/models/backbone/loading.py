@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -165,6 +165,7 @@ def _read_model(kind: Any, name: str, **options: Any) -> PreTrainedModel:
         )
     if "quantization_config" in options:
         _refuse_unquantized(model, options["quantization_config"])
+        _release_files(model)
     # peft.prepare_model_for_kbit_training would also convert unquantized weights to fp32: 1.3 GB more for the
     # embedding of Gemma 3. Only freezing is needed here, because norms compute in fp32 in these families.
     model.requires_grad_(False)
@@ -175,6 +176,17 @@ def _read_model(kind: Any, name: str, **options: Any) -> PreTrainedModel:
             module.support_avx512bf16_for_cpu = False
     frozen: PreTrainedModel = model.eval()
     return frozen
+
+
+def _release_files(model: PreTrainedModel) -> None:
+    """Copy the weights of a quantized model that were read unchanged, so that its files are not in memory any more.
+
+    On a CPU such weights are views of the mapped file. One view keeps the whole file mapped, with the pages of all
+    weights that were quantized.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and not isinstance(tensor, Params4bit | Int8Params):
+            tensor.data = tensor.data.clone()
 
 
 def config_for(kind: Any, name: str, *, trust_remote_code: bool) -> PretrainedConfig:

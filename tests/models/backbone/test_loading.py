@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -144,3 +145,28 @@ def test_4_bit_layers_have_a_gradient_after_an_evaluation(tiny_llava: Path) -> N
     torch.testing.assert_close(after, before)
     (gradient,) = torch.autograd.grad(after.square().sum(), rows)
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux lists mapped files")
+def test_a_quantized_model_does_not_keep_its_files_in_memory(copy: Path) -> None:
+    """A weight that was read unchanged is a view of the mapped file, and would keep the pages of all others."""
+
+    def is_mapped() -> bool:
+        return str(copy / "model.safetensors") in Path("/proc/self/maps").read_text()
+
+    name = str(copy)
+    kind = AutoModelForImageTextToText
+    whole = load_model(kind, name, precision="fp32", device="cpu")
+    assert is_mapped(), "unchanged weights are views of the file"
+    expected = {key: tensor.clone() for key, tensor in whole.state_dict().items()}
+    del whole
+    gc.collect()
+    assert not is_mapped()
+    settings = quantization(
+        load_config(name), load_in_4bit=True, load_in_8bit=False, precision="fp32", keep=["lm_head"]
+    )
+    model = load_model(kind, name, precision="fp32", device="cpu", quantization_config=settings)
+    gc.collect()
+    assert not is_mapped()
+    norm = "model.language_model.norm.weight"
+    assert torch.equal(model.state_dict()[norm], expected[norm])
