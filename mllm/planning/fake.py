@@ -18,10 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from mllm.planning.memo import Memo, tensors_in
+
 aten: Any = torch.ops.aten
+DEVICE = torch.ops.prim.device.default
 REAL_DTYPES = (torch.int64, torch.int32, torch.bool)
 """Dtypes of token ids, positions and masks, which are computed."""
 SMALL = 64
@@ -37,13 +40,23 @@ OUTSIDE = "other"
 """Component of storages that are created in no scope."""
 
 
-class Record:
-    """Size in bytes and component of a live storage."""
+class Record(weakref.ref[torch.UntypedStorage]):
+    """Reference to a live storage, with its size in bytes and its component."""
 
-    __slots__ = ("component", "size")
+    __slots__ = ("component", "key", "size")
+    component: str
+    key: int
+    """Address of the storage."""
+    size: int
 
-    def __init__(self, size: int, component: str) -> None:
-        self.size, self.component = size, component
+    def __new__(cls, storage: torch.UntypedStorage, released: Any, component: str) -> Record:
+        """Create the reference; `released` is called with it when the storage is freed."""
+        self = super().__new__(cls, storage, released)
+        self.key, self.size, self.component = storage._cdata, storage.nbytes(), component
+        return self
+
+    def __init__(self, *_: Any) -> None:
+        """Do nothing: the constructor of references accepts two arguments."""
 
 
 class FakeExecution(TorchDispatchMode):
@@ -63,8 +76,15 @@ class FakeExecution(TorchDispatchMode):
         """Bytes of live storages by component when their sum was largest."""
         self.flops = 0
         """Floating-point operations of matrix products, convolutions and attention. An addition counts as one."""
-        self._records: weakref.WeakKeyDictionary[torch.UntypedStorage, Record] = weakref.WeakKeyDictionary()
+        self._records: dict[int, Record] = {}
+        """Records of live storages by their addresses."""
+        self._memo = Memo(self.fake)
         self._scopes = [OUTSIDE]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False: nothing is compiled here, and the wrapper that prevents it takes time at each operation."""
+        return False
 
     def __enter__(self) -> Any:
         # transformers asks embeddings for their addresses, to count their parameters for a message.
@@ -81,48 +101,51 @@ class FakeExecution(TorchDispatchMode):
         super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func is DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
         kwargs = dict(kwargs or {})
         if func.namespace == "prim":
             return func(*args, **kwargs)
-        leaves, _ = tree_flatten((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors = [*tensors_in(args), *tensors_in(tuple(kwargs.values()))]
         if any(tensor.is_meta and not isinstance(tensor, FakeTensor) for tensor in tensors) or _is_meta(kwargs):
             return func(*args, **kwargs)
         if any(isinstance(tensor, FakeTensor) for tensor in tensors):
-            outputs = self._run_fake(func, args, kwargs)
-        elif tensors:
-            outputs = self._run_real(func, args, kwargs)
-        else:
-            outputs = self._create(func, args, kwargs)
-        self._count(func, args, kwargs, outputs)
-        return outputs
+            return self._run_fake(func, types, args, kwargs)
+        outputs = self._run_real(func, args, kwargs) if tensors else self._create(func, types, args, kwargs)
+        return self._counted(outputs, self._flops(func, args, kwargs, outputs))
 
-    def _run_fake(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _run_fake(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func is aten._local_scalar_dense.default:
             return _number(args[0].dtype)
         if func in (aten.equal.default, aten.is_nonzero.default):
             return True
         if func is aten.nonzero.default:
-            return _nonzero(args[0])
+            return self._counted(_nonzero(args[0]))
         if func is aten.sum.dim_IntList and _is_small_mask(args[0]):
             # The number of images of each sample (Idefics 3). Sums over pixels stay fake.
-            return func(torch.ones(args[0].shape, dtype=torch.bool), *args[1:], **kwargs)
+            return self._counted(func(torch.ones(args[0].shape, dtype=torch.bool), *args[1:], **kwargs))
         if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
             args = (args[0], _as_positions(args[1]), *args[2:])
-        with self.fake:
-            return func(*args, **kwargs)
+        key = self._memo.key(func, args, kwargs)
+        known = None if key is None else self._memo.find(key)
+        if known is not None:
+            return self._counted(self._memo.outputs(known, args), known.flops)
+        outputs = self.fake.dispatch(func, types, args, kwargs)
+        flops = self._flops(func, args, kwargs, outputs)
+        if key is not None:
+            self._memo.add(key, args, outputs, flops)
+        return self._counted(outputs, flops)
 
     def _run_real(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an operation on real tensors. Large floating-point results become fake."""
         return tree_map_only(Tensor, lambda tensor: self.fake_of(tensor, DERIVED), func(*args, **kwargs))
 
-    def _create(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _create(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an operation without tensors, such as `torch.empty`."""
         dtype = kwargs.get("dtype")
         if dtype in REAL_DTYPES or (dtype is None and func._overloadpacket is aten.arange):
             return self._run_real(func, args, kwargs)
-        with self.fake:
-            created = func(*args, **kwargs)
+        created: Any = self.fake.dispatch(func, types, args, kwargs)
         if isinstance(created, Tensor) and created.dtype in REAL_DTYPES:
             return func(*args, **kwargs)
         return created
@@ -133,28 +156,30 @@ class FakeExecution(TorchDispatchMode):
             return tensor
         return self.fake.from_tensor(tensor, static_shapes=True)
 
-    def _count(self, func: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> None:
-        """Count the operations of a call, and the new storages of its outputs."""
+    def _flops(self, func: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> int:
+        """Return the number of floating-point operations of a call."""
         formula = FLOPS.get(func._overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **kwargs, out_val=outputs)
-        for leaf in tree_flatten(outputs)[0]:
-            if isinstance(leaf, Tensor):
-                self.track(leaf)
+        return 0 if formula is None else int(formula(*args, **kwargs, out_val=outputs))
+
+    def _counted(self, outputs: Any, flops: int = 0) -> Any:
+        """Count the operations of a call and the new storages of its outputs, and return the outputs."""
+        self.flops += flops
+        for tensor in tensors_in(outputs):
+            self.track(tensor)
+        return outputs
 
     def track(self, tensor: Tensor, component: str | None = None) -> None:
         """Count the storage of a tensor; a storage that is counted already moves to `component` if it is set."""
         storage = tensor.untyped_storage()
-        record = self._records.get(storage)
-        if record is not None:
+        record = self._records.get(storage._cdata)
+        if record is not None and record() is not None:
             if component is not None and component != record.component:
                 self.live[record.component] -= record.size
                 self.live[component] += record.size
                 record.component = component
             return
-        record = Record(storage.nbytes(), component or self._scopes[-1])
-        self._records[storage] = record
-        weakref.finalize(storage, self._release, record).atexit = False
+        record = Record(storage, self._release, component or self._scopes[-1])
+        self._records[record.key] = record
         self.live[record.component] += record.size
         self.total += record.size
         if self.total > self.peak:
@@ -163,6 +188,8 @@ class FakeExecution(TorchDispatchMode):
     def _release(self, record: Record) -> None:
         self.live[record.component] -= record.size
         self.total -= record.size
+        if self._records.get(record.key) is record:
+            del self._records[record.key]
 
     def reset_peak(self) -> None:
         """Forget the peak and the operations before now."""

@@ -31,8 +31,6 @@ class Update:
     """Largest number of bytes of live storages."""
     components: dict[str, int]
     """Bytes at the peak by component."""
-    resting: int
-    """Bytes of weights and states of the optimizer, between two updates."""
     flops: int
     """Floating-point operations of a micro-batch."""
     trained: int
@@ -91,7 +89,6 @@ def run_update(trainer: MultimodalTrainer, piece: Batch, pieces: int, mode: Fake
         fill_states(optimizer, trained)
     for tensor in (*piece.student.values(), *piece.targets.values(), *(piece.teacher or {}).values()):
         mode.track(tensor, BATCH)
-    resting = mode.total
     with ExitStack() as stack:
         for parameter in trained:
             if pieces > 1:
@@ -112,7 +109,7 @@ def run_update(trainer: MultimodalTrainer, piece: Batch, pieces: int, mode: Fake
             optimizer.step()
             optimizer.zero_grad()
     components = {key: size for key, size in mode.at_peak.items() if size}
-    return Update(mode.peak, components, resting, flops, sum(parameter.numel() for parameter in trained))
+    return Update(mode.peak, components, flops, sum(parameter.numel() for parameter in trained))
 
 
 def fill_states(optimizer: Any, trained: Sequence[nn.Parameter]) -> None:

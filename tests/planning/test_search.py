@@ -42,7 +42,7 @@ def planner(tmp_path):
         sample = (0.5e9 if training["gradient_checkpointing"] else 1e9) * model.max_length / 1024
         count = training["per_device_train_batch_size"]
         peak = int(weights + count * sample + (0.1e9 if "8bit" in training["optim"] else 0.4e9))
-        return Plan(own, Update(peak, {}, 0, 0, 0), count, count * model.max_length, 1, 1, None, 0, False, "")
+        return Plan(own, Update(peak, {}, 0, 0), count, count * model.max_length, 1, 1, None, 0, False, "")
 
     plan.asked = asked
     return plan
