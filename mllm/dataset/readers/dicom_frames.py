@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mllm.dataset.readers.dicom_bits import OVERLAY_BITS, corrected_bits
 from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.geometry import check_pixels
 from mllm.dataset.readers.guarded import GuardedError, call_guarded
 from mllm.dataset.readers.header_fields import PIXEL_TAGS, TAGS, UNKNOWN, shown, warn_of_text
+from mllm.dataset.readers.notices import warn_once
 from mllm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -71,7 +73,8 @@ def read_header(path: Path, more: Sequence[str] = ()) -> Dataset:
     with _decompressed(path) as file:
         # pydicom reads deferred elements from the file, where those of deflated files are compressed.
         defer = None if file != path or _is_deflated(file, path) else 4096
-        header = pydicom.dcmread(file, specific_tags=[*TAGS, *more], defer_size=defer, force=True)
+        tags: list[int | str] = [*TAGS, *OVERLAY_BITS, *more]
+        header = pydicom.dcmread(file, specific_tags=tags, defer_size=defer, force=True)
     if not header.preamble and "Rows" not in header and "SOPClassUID" not in header:
         raise DataError(f"{path} is not a DICOM file: it has neither the DICOM preamble nor elements of an image")
     if _find_pixels(header) is None:
@@ -91,11 +94,34 @@ def count_frames(header: Dataset, path: Path) -> int:
         bits = int(header.BitsAllocated) * int(header.get("SamplesPerPixel") or 1) * header.Rows * header.Columns
         # YBR_FULL_422 stores two of three values.
         needed = bits // (12 if header.PhotometricInterpretation == "YBR_FULL_422" else 8)
+        _warn_of_further_pixels(header, count * needed, path)
     elif header.file_meta.TransferSyntaxUID == _DEFLATED:
         size = _MAX_INFLATED
     if count < 1 or count * needed > size:
         raise DataError(f"{path} is truncated or damaged: it has {size:,} bytes, too few for {count:,} frames")
     return count
+
+
+def _warn_of_further_pixels(header: Dataset, described: int, path: Path) -> None:
+    """Warn of a file with more bytes of pixels than its header describes: at least one row more.
+
+    A color image may be stored without the subsampling that its header states, which pydicom recognizes.
+    """
+    from pydicom.dataelem import RawDataElement
+
+    name = _find_pixels(header)
+    if name is None or header.PhotometricInterpretation == "YBR_FULL_422":
+        return
+    element = header.get_item(name, keep_deferred=True)
+    length = element.length if isinstance(element, RawDataElement) else len(element.value)
+    row = described // max(1, header.Rows * int(header.get("NumberOfFrames") or 1))
+    if length >= described + max(row, 2):
+        warn_once(
+            path,
+            "further pixels",
+            f"has {length:,} bytes of pixels, and its header (rows, columns, frames) describes {described:,}: the "
+            "others are ignored",
+        )
 
 
 def decode(path: Path, header: Dataset, indices: Sequence[int]) -> list[np.ndarray]:
@@ -127,14 +153,16 @@ def decode(path: Path, header: Dataset, indices: Sequence[int]) -> list[np.ndarr
     plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")
     try:
         if syntax.is_encapsulated:
-            return call_guarded(f"{__name__}:frames", str(path), list(indices), plugin)
-        return list(frames(str(path), indices, plugin))
+            decoded = call_guarded(f"{__name__}:frames", str(path), list(indices), plugin)
+        else:
+            decoded = list(frames(str(path), indices, plugin))
     except (GuardedError, RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
         reason = error.reason if isinstance(error, GuardedError) else type(error).__name__
         raise DataError(
             f"{path} cannot be decoded: its pixels ({name}) are truncated, damaged or in a form that no installed "
             f"decoder reads ({reason}); if another program opens it, save it as uncompressed DICOM"
         ) from None
+    return [corrected_bits(frame, header, path) for frame in decoded]
 
 
 def _check_colors(header: Dataset, path: Path, encoding: str) -> None:
@@ -160,7 +188,8 @@ def frames(path: str, indices: Sequence[int], plugin: str) -> Iterator[np.ndarra
             _complete_syntax(source, Path(path))
         for index in indices:
             # One call per frame: the iterators of pydicom carry the color conversion of a frame over to the next.
-            yield pixel_array(source, index=index, decoding_plugin=plugin)
+            # Of bits above BitsStored pydicom shows nothing; see `corrected_bits`.
+            yield pixel_array(source, index=index, decoding_plugin=plugin, correct_unused_bits=False)
 
 
 def _needs_libjpeg(header: Dataset, plugins: Sequence[str]) -> bool:

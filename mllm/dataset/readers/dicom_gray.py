@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mllm.dataset.readers.dicom_bits import padding_mask
 from mllm.dataset.readers.faults import unusable
-from mllm.dataset.readers.gray import display_range, percentile_range, scaled
+from mllm.dataset.readers.gray import display_range, is_threshold, percentile_range, scaled
 from mllm.dataset.readers.header_fields import TRANSFORM_TAGS, shown
 from mllm.dataset.readers.notices import warn_once
 from mllm.dataset.readers.windows import Windowing, find_window
@@ -24,14 +25,14 @@ _IMPOSSIBLE_LUT = "that is constant, incomplete or shorter than its descriptor"
 def to_values(stored: np.ndarray, header: Dataset, path: Path, windowing: Windowing) -> tuple[np.ndarray, np.ndarray]:
     """Return the values of a gray frame after the modality LUT or rescale, [H, W], and the mask of its padding.
 
-    An impossible rescale is removed from the header, with a warning.
+    An impossible rescale is removed from the header, with a warning, and a blank one without.
 
     Raises:
         DataError: The window is in Hounsfield units, and the frame is not.
     """
     from pydicom.pixels import apply_modality_lut
 
-    padding = _padding_mask(stored, header)
+    padding = padding_mask(stored, header)
     drop_impossible_rescale(header, path)
     if windowing.in_hounsfield and not _is_in_hounsfield(header):
         fault = f"is not a CT in Hounsfield units, which window='{windowing.in_hounsfield}' requires"
@@ -51,7 +52,7 @@ def _is_in_hounsfield(header: Dataset) -> bool:
 
 def _has_rescale(header: Dataset) -> bool:
     """Return True if the header has a slope and an intercept. Impossible ones are removed before."""
-    return header.get("RescaleSlope") is not None and header.get("RescaleIntercept") is not None
+    return header.get("RescaleSlope") not in (None, "") and header.get("RescaleIntercept") not in (None, "")
 
 
 def drop_impossible_rescale(header: Dataset, path: Path) -> None:
@@ -70,22 +71,14 @@ def drop_impossible_rescale(header: Dataset, path: Path) -> None:
         fault = f"RescaleSlope {shown(header, 'RescaleSlope')} and RescaleIntercept {shown(header, 'RescaleIntercept')}"
         fault += ", which is impossible"
     else:
+        for name in ("RescaleSlope", "RescaleIntercept"):
+            if header.get(name) in (None, ""):
+                header.pop(name, None)  # pydicom would compute with an element of blanks
         return
     for name in TRANSFORM_TAGS:
         if name in header:
             del header[name]
     warn_once(path, "rescale", f"has {fault}: its rescale and window are ignored")
-
-
-def _padding_mask(stored: np.ndarray, header: Dataset) -> np.ndarray:
-    """Return the mask of padding pixels (PS3.3 C.7.5.1.1.2), [H, W] bool."""
-    first = header.get("PixelPaddingValue")
-    if first is None or stored.dtype.kind == "f":
-        return np.zeros(stored.shape, bool)
-    last = header.get("PixelPaddingRangeLimit")
-    # Files often store the value of a signed image as unsigned, or vice versa: compare the bits.
-    ends = np.asarray([first, first if last is None else last]).astype(stored.dtype)
-    return (stored >= ends.min()) & (stored <= ends.max())
 
 
 def apply_voi(values: np.ndarray, header: Dataset, padding: np.ndarray, path: Path) -> np.ndarray:
@@ -101,7 +94,7 @@ def apply_voi(values: np.ndarray, header: Dataset, padding: np.ndarray, path: Pa
     """
     unit = _apply_lut(values, header, path) if header.get("VOILUTSequence") else None
     if unit is None:
-        unit = _apply_window(values, header, path)
+        unit = _apply_window(values, header, padding, path)
     return scaled(values, *default_range(values[~padding], header, path)) if unit is None else unit
 
 
@@ -176,7 +169,7 @@ def _table_entries(data: bytes | list[int] | int, entries: int, header: Dataset)
     return lut[:entries] if len(lut) >= entries else None
 
 
-def _apply_window(values: np.ndarray, header: Dataset, path: Path) -> np.ndarray | None:
+def _apply_window(values: np.ndarray, header: Dataset, padding: np.ndarray, path: Path) -> np.ndarray | None:
     """Return the values in the first window of a header, in [0, 1]; None if there is none or it is impossible."""
     # An element of blanks has the value ''.
     if not all(header.get(name) or header.get(name) == 0 for name in ("WindowCenter", "WindowWidth")):
@@ -187,7 +180,15 @@ def _apply_window(values: np.ndarray, header: Dataset, path: Path) -> np.ndarray
         numbers = f"WindowCenter {shown(header, 'WindowCenter')} and WindowWidth {shown(header, 'WindowWidth')}"
         warn_once(path, "window", f"has {numbers}, which is impossible: its window is ignored")
         return None
-    function = header.get("VOILUTFunction") or "LINEAR"
+    if is_threshold(values[~padding], width):
+        # LINEAR has no width below 1 (PS3.3 C.11.2.1.2.1); a larger one may be a threshold.
+        is_ignored = width < 1
+        end = "its window is ignored" if is_ignored else "set window=(center, width) to choose the range"
+        fault = f"has WindowWidth {shown(header, 'WindowWidth')}, with which nearly all pixels are black or white"
+        warn_once(path, "window", f"{fault}: {end}")
+        if is_ignored:
+            return None
+    function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
     if function == "SIGMOID":
         # The limit of the exponent prevents an overflow; its sigmoid is 0 or 1 in double precision.
         return np.asarray(1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700))))

@@ -31,6 +31,12 @@ _PERCENTILES = (0.5, 99.5)
 """Range of uncalibrated values that is shown, as in MedSAM (Ma et al., Nature Communications 15, 654, 2024)."""
 _MIN_SAMPLE, _MAX_SAMPLE = 1000, 1_000_000
 """Numbers of values of which quantiles are computed."""
+_SMALL_SAMPLE = 10_000
+"""Number of values of which gray values are counted."""
+_MOST = (2, 98)
+"""Percentiles between which most values are."""
+_FEW_GRAYS = 26
+"""Number of grays below which a picture is reported if 95 % of its pixels share them."""
 
 
 def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -59,6 +65,7 @@ def display_range(values: np.ndarray, path: Path) -> tuple[float, float]:
     inner_low, inner_high = (float(number) for number in np.quantile(sample, _QUANTILES))
     inner, full = inner_high - inner_low, high - low
     if not 0 < _DARK_RATIO * inner < full:
+        _warn_of_few_grays(sample, low, high, path)
         return low, high
     is_cut = _OUTLIER_RATIO * inner < full
     result = "the others are shown as black or white" if is_cut else f"these get {256 * inner / full:.0f} of 256 grays"
@@ -69,6 +76,33 @@ def display_range(values: np.ndarray, path: Path) -> tuple[float, float]:
         "set window=(center, width) to choose the range",
     )
     return (inner_low, inner_high) if is_cut else (low, high)
+
+
+def _warn_of_few_grays(values: np.ndarray, low: float, high: float, path: Path) -> None:
+    """Warn if nearly all values would share a few grays in the range from `low` to `high`, although they differ."""
+    sample = values[:: 1 + values.size // _SMALL_SAMPLE]
+    counts = np.sort(np.bincount(np.rint(scaled(sample, low, high) * 255).astype(np.int64)))[::-1]
+    grays = int(np.searchsorted(np.cumsum(counts), 0.95 * sample.size)) + 1
+    if grays < _FEW_GRAYS and len(np.unique(sample)) > 10 * grays:
+        warn_once(
+            path,
+            "outliers",
+            f"has values from {low:g} to {high:g}, of which 95 % get {grays} of 256 grays: set window=(center, width) "
+            "to choose the range",
+        )
+
+
+def is_threshold(values: np.ndarray, width: float) -> bool:
+    """Return True for a window that makes nearly all values black or white: narrower than 1 of 256 steps through most.
+
+    Args:
+        values: Values that are shown. If they are only two, no window is too narrow.
+        width: Width of the window, in the unit of the values.
+    """
+    finite = values[np.isfinite(values)]
+    sample = finite[:: 1 + finite.size // _SMALL_SAMPLE]
+    low, high = np.percentile(sample, _MOST) if sample.size else (0.0, 0.0)
+    return bool(width < (high - low) / 256 and len(np.unique(sample)) > 2)
 
 
 def percentile_range(values: np.ndarray) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339
 channel) and SampleFormat (1: unsigned, 2: signed, 3: float)."""
 _RESOLUTIONS = ("dpi", "aspect", "resolution", "jfif_density")
 """Keys of `Image.info` with the numbers of pixels of one length across and down: in inches, or in an unknown unit."""
+_SWAPPED = {"F;32BF": "F;32F", "I;16BS": "I;16S", "I;32BS": "I;32S"}
+"""Modes of big-endian numbers in Pillow, and those of equal numbers in little endian."""
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -138,9 +141,8 @@ def pages(path: Path, page: Choice, window: Window) -> Iterator[Image.Image]:
 def _load(image: Image.Image, windowing: Windowing, path: Path) -> Image.Image:
     if (uncompressed := _uncompressed(image)) is not None:
         _check_tiles(uncompressed, path)
-    if len(image.getbands()) > 1 and _tiff_tag(image, _PLANAR) == 2 and _tiff_tag(image, _BITS) != 8:
-        # Pillow decodes the planes as if they had 8 bits.
-        raise unusable(path, "is a TIFF with a plane of more than 8 bits for each color: save its pixels interleaved")
+    _check_planes(image, path)
+    _correct_byte_order(image)
     image.load()
     _warn_of_pixels_that_are_not_square(image, path)
     return _to_rgb(image, windowing, path)
@@ -155,6 +157,30 @@ def _warn_of_pixels_that_are_not_square(image: Image.Image, path: Path) -> None:
     if pair is not None:
         across, down = map(float, pair)
         warn_of_form(path, down, across)
+
+
+def _check_planes(image: Image.Image, path: Path) -> None:
+    """Raise `DataError` for planes that Pillow scrambles: of more than 8 bits, or of gray and transparency."""
+    if len(image.getbands()) == 1 or _tiff_tag(image, _PLANAR) != 2:
+        return
+    if _tiff_tag(image, _BITS) != 8:
+        raise unusable(path, "is a TIFF with a plane of more than 8 bits for each color: save its pixels interleaved")
+    if image.mode == "LA":
+        raise unusable(path, "is a TIFF with a plane for gray and one for transparency: save its pixels interleaved")
+
+
+def _correct_byte_order(image: Image.Image) -> None:
+    """Let Pillow read compressed big-endian numbers in the order of this machine, in which libtiff returns them.
+
+    Pillow does so for unsigned numbers of 16 bits alone.
+    """
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    if not isinstance(image, TiffImageFile) or sys.byteorder != "little":
+        return
+    for number, tile in enumerate(image.tile):
+        if tile.codec_name == "libtiff" and isinstance(tile.args, tuple) and tile.args[0] in _SWAPPED:
+            image.tile[number] = tile._replace(args=(_SWAPPED[tile.args[0]], *tile.args[1:]))
 
 
 def _check_tiles(image: TiffImageFile, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mllm.dataset.readers.gray import Choice, full_range
+from mllm.dataset.readers.gray import Choice, full_range, is_threshold
 from mllm.dataset.readers.guarded import call_guarded, is_installed
 from mllm.dataset.readers.notices import warn_once
 from mllm.dataset.readers.volumes import (
@@ -172,9 +173,34 @@ def _count_bytes(image: Nifti1Image, volume: int, path: Path) -> int:
         raise ConfigError(f"volume={volume!r} must be an index from 0")
     if not 0 <= volume < count:
         raise DataError(f"{path} has no volume {volume}: it has {count}, from 0 to {count - 1}")
+    if image.dataobj.offset < image.header.sizeof_hdr:
+        raise DataError(f"{path} is damaged: its voxels begin within its header (vox_offset)")
     size = math.prod(shape[:3]) * image.get_data_dtype().itemsize * (int(volume) + 1)
     check_size(path, size)
+    _warn_of_further_voxels(image, size // (int(volume) + 1) * count, path)
     return size
+
+
+def _warn_of_further_voxels(image: Nifti1Image, described: int, path: Path) -> None:
+    """Warn of a file with more bytes of voxels than its header describes: at least one slice more."""
+    length = _uncompressed_size(path) - image.dataobj.offset
+    slice_length = math.prod(image.shape[:2]) * image.get_data_dtype().itemsize
+    if length >= described + slice_length:
+        warn_once(
+            path,
+            "further pixels",
+            f"has {length:,} bytes of voxels, and its header (dim, datatype) describes {described:,}: the others are "
+            "ignored",
+        )
+
+
+def _uncompressed_size(path: Path) -> int:
+    """Return the size of a file after decompression; gzip stores it in the last 4 bytes, modulo 2^32."""
+    if not _is_compressed(path):
+        return path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return int.from_bytes(file.read(4), "little")
 
 
 @dataclass(frozen=True)
@@ -198,6 +224,8 @@ class _Volume:
         spacing = nibabel.affines.voxel_sizes(image.affine)
         if np.isnan(orientation).any() or not (np.isfinite(spacing) & (spacing > 0)).all():
             raise DataError(f"{path} has no orientation: its affine is singular")
+        if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
+            warn_once(path, "orientation", "states no orientation (qform and sform): right and left may be exchanged")
         unit = _MILLIMETERS.get(image.header.get_xyzt_units()[0], 1.0)
         sides = VoxelSides(unit * spacing[np.argsort(orientation[:, 0])], in_mm=True)
         return cls(image, path, number, orientation, sides)
@@ -285,7 +313,8 @@ def _header_range(image: Nifti1Image, values: np.ndarray, path: Path) -> tuple[f
     if not (np.isfinite([low, high]).all() and high > low):
         return None
     first, last = full_range(values)
-    if last > first and (low >= last or high <= first or (high - low) / 256 > last - first):
+    is_too_wide = (high - low) / 256 > last - first
+    if last > first and (low >= last or high <= first or is_too_wide or is_threshold(values.ravel(), high - low)):
         warn_once(
             path,
             "display range",

@@ -126,6 +126,7 @@ def write_nifti_of_zeros(path: Path, shape: tuple[int, int, int], megabytes: int
     """Write a compressed volume of bytes that are 0, about a thousandth of its size."""
     header = nibabel.Nifti1Image(np.zeros((1, 1, 1), np.uint8), np.eye(4)).header
     header.set_data_shape(shape)
+    header["vox_offset"] = 352
     path.write_bytes(gzip.compress(header.binaryblock + bytes(4)) + gzip.compress(bytes(1 << 20)) * megabytes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -193,26 +194,37 @@ def test_every_orientation_of_an_uncompressed_tiff(tmp_path, mode, orientation):
     assert np.array_equal(picture[..., 0], expected)
 
 
-def write_tiff(path, pixels, sample_format, planar=1):
-    """Write an uncompressed little-endian TIFF with one strip per plane (TIFF 6.0, pages 13 to 39)."""
+def write_tiff(path, pixels, sample_format, planar=1, order="<", deflate=False, extra=None):
+    """Write a TIFF with one strip per plane (TIFF 6.0, pages 13 to 39)."""
     height, width, *channels = pixels.shape
     count, bits = channels[0] if channels else 1, pixels.dtype.itemsize * 8
     planes = np.moveaxis(pixels, -1, 0) if planar == 2 else pixels[None]
-    strips = [plane.tobytes() for plane in planes]
+    strips = [plane.astype(plane.dtype.newbyteorder(order)).tobytes() for plane in planes]
+    strips = [zlib.compress(strip) for strip in strips] if deflate else strips
     begin = 8 + sum(map(len, strips))
-    tags = {256: [width], 257: [height], 258: [bits] * count, 259: [1], 262: [2 if channels else 1]}
-    tags |= {273: [8 + number * len(strips[0]) for number in range(len(strips))], 277: [count], 278: [height]}
-    tags |= {279: [len(strip) for strip in strips], 284: [planar], 339: [sample_format] * count}
+    tags = {256: [width], 257: [height], 258: [bits] * count, 259: [8 if deflate else 1]}
+    starts = [8 + sum(map(len, strips[:number])) for number in range(len(strips))]
+    tags |= {262: [2 if count > 2 else 1], 273: starts, 277: [count], 278: [height]}
+    tags |= {279: [len(strip) for strip in strips], 284: [planar], **(extra or {}), 339: [sample_format] * count}
     entries, rest = b"", b""
     for tag, numbers in tags.items():
-        value = struct.pack(f"<{len(numbers)}I", *numbers)
+        value = struct.pack(f"{order}{len(numbers)}I", *numbers)
         if len(value) > 4:
             position = begin + 2 + 12 * len(tags) + 4 + len(rest)
-            value, rest = struct.pack("<I", position), rest + value
-        entries += struct.pack("<HHI", tag, 4, len(numbers)) + value
-    header = b"II*\0" + struct.pack("<I", begin)
-    path.write_bytes(header + b"".join(strips) + struct.pack("<H", len(tags)) + entries + bytes(4) + rest)
+            value, rest = struct.pack(f"{order}I", position), rest + value
+        entries += struct.pack(f"{order}HHI", tag, 4, len(numbers)) + value
+    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", begin)
+    path.write_bytes(header + b"".join(strips) + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + rest)
     return path
+
+
+@pytest.mark.parametrize("number_type, sample_format", [(np.uint16, 1), (np.int16, 2), (np.int32, 2), (np.float32, 3)])
+@pytest.mark.parametrize("deflate", [True, False])
+def test_big_endian_numbers_of_a_tiff(tmp_path, number_type, sample_format, deflate):
+    values = np.linspace(-20_000, 20_000, 48).astype(np.int16).reshape(6, 8).astype(number_type)
+    path = write_tiff(tmp_path / "a.tif", values, sample_format, order=">", deflate=deflate)
+    lowest, highest = float(values.min()), float(values.max())
+    assert np.abs(pixels(path)[..., 0] - (values.astype(float) - lowest) / (highest - lowest) * 255).max() <= 0.51
 
 
 @pytest.mark.parametrize("number_type, sample_format", [(np.int8, 2), (np.int16, 2), (np.int32, 2), (np.uint32, 1)])
@@ -229,6 +241,14 @@ def test_planes_of_colors(tmp_path):
     assert np.array_equal(pixels(write_tiff(tmp_path / "a.tif", values.astype(np.uint8), 1, planar=2)), values)
     path = write_tiff(tmp_path / "b.tif", values.astype(np.uint16), 1, planar=2)
     with pytest.raises(DataError, match=r"b.tif is a TIFF with a plane of more than 8 bits for each color: save its"):
+        read_images(path)
+
+
+@pytest.mark.parametrize("deflate", [True, False])
+def test_planes_of_gray_and_transparency(tmp_path, deflate):
+    values = np.random.default_rng(0).integers(0, 256, (6, 8, 2)).astype(np.uint8)
+    path = write_tiff(tmp_path / "a.tif", values, 1, planar=2, deflate=deflate, extra={338: [2]})
+    with pytest.raises(DataError, match=r"a.tif is a TIFF with a plane for gray and one for transparency: save its"):
         read_images(path)
 
 

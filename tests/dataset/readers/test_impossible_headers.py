@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 
+import nibabel
 import numpy as np
+import pydicom
 import pytest
 from medical_files import read_gray, write_dicom, write_nifti, write_png
 from PIL import Image
@@ -29,6 +32,8 @@ def nothing_noticed(monkeypatch):
         {"WindowCenter": 0, "WindowWidth": 0},
         {"WindowCenter": 0, "WindowWidth": -400},
         {"WindowCenter": float("nan"), "WindowWidth": 400},
+        {"WindowCenter": 0, "WindowWidth": 1e-9},
+        {"WindowCenter": 0, "WindowWidth": 0.5, "VOILUTFunction": "LINEAR_EXACT"},
         {"RescaleSlope": 0, "RescaleIntercept": -1024, "WindowCenter": 40, "WindowWidth": 400},
         {"RescaleSlope": 1, "RescaleIntercept": float("inf"), "WindowCenter": 40, "WindowWidth": 400},
         {"PixelSpacing": [0, 1]},
@@ -143,7 +148,7 @@ def test_a_picture_of_few_grays_is_reported(tmp_path, caplog, extreme):
     assert "these get 12 of 256 grays" in caplog.text or "these get 13 of 256 grays" in caplog.text
 
 
-@pytest.mark.parametrize("limits", [(0, 1e9), (2000, 3000)])
+@pytest.mark.parametrize("limits", [(0, 1e9), (2000, 3000), (500, 501)])
 def test_a_display_range_that_shows_one_gray_is_ignored(tmp_path, caplog, limits):
     values = np.random.default_rng(0).uniform(0, 1000, (64, 64, 1)).astype(np.float32)
     expected = read_gray(write_nifti(tmp_path / "a.nii", values))
@@ -155,6 +160,44 @@ def test_a_display_range_that_shows_one_gray_is_ignored(tmp_path, caplog, limits
     assert "display range" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("vox_offset", 0, "is damaged: its voxels begin within its header"),
+        (
+            "dim",
+            [3, 16, 32, 2, 1, 1, 1, 1],
+            "has 4,096 bytes of voxels, and its header (dim, datatype) describes 2,048",
+        ),
+        ("datatype", 2, "has 4,096 bytes of voxels, and its header (dim, datatype) describes 2,048"),
+        ("sform_code", 0, "states no orientation (qform and sform): right and left may be exchanged"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_nifti_header_that_contradicts_its_file(tmp_path, caplog, suffix, field, value, message):
+    path = write_nifti(tmp_path / "a.nii", np.stack([GRADIENT, GRADIENT], axis=2))
+    header = nibabel.Nifti1Header(path.read_bytes()[:348], check=False)
+    header[field] = value
+    content = header.binaryblock + path.read_bytes()[348:]
+    path = tmp_path / f"b{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix == ".nii.gz" else content)
+    try:
+        read_images(path)
+    except DataError as error:
+        assert str(error).startswith(f"{path} {message}")
+    else:
+        assert [entry.startswith(f"{path} {message}") for entry in caplog.messages] == [True]
+
+
+def test_a_picture_of_which_nearly_all_shares_few_grays_is_reported(tmp_path, caplog):
+    values = np.random.default_rng(0).integers(1000, 2300, (64, 64)).astype(np.float32)
+    values[::8, ::4] = 1e6
+    path = write_nifti(tmp_path / "a.nii", values[..., None])
+    read_images(path)
+    assert [entry.startswith(f"{path} has values from ") for entry in caplog.messages] == [True]
+    assert "to 1e+06, of which 95 % get 1 of 256 grays" in caplog.text
+
+
 def test_a_sparse_map_is_shown_in_its_full_range(tmp_path, caplog):
     mask = np.zeros((64, 64, 1), np.float32)
     mask[10, 10] = 1
@@ -162,12 +205,68 @@ def test_a_sparse_map_is_shown_in_its_full_range(tmp_path, caplog):
     assert "has values from" not in caplog.text
 
 
-def test_color_values_above_their_bits_are_white(tmp_path):
+def test_color_values_above_their_bits_are_white(tmp_path, caplog):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     path = write_dicom(tmp_path / "a.dcm", pixels, BitsStored=7)
     expected = np.rint(np.minimum(pixels, 127) * (255 / 127))
-    picture = np.asarray(read_images(path)[0])
-    assert np.array_equal(picture, expected) or np.array_equal(picture, np.rint((pixels & 127) * (255 / 127)))
+    assert np.array_equal(np.asarray(read_images(path)[0]), expected)
+    assert "has values above those of its 7 bits" in caplog.text
+
+
+@pytest.mark.parametrize(("offset", "bits"), [(2000, 10), (2000, 8), (0, 9)])
+def test_gray_values_above_their_bits_do_not_wrap(tmp_path, caplog, offset, bits):
+    pixels = GRADIENT + np.int16(offset)
+    path = write_dicom(tmp_path / "a.dcm", pixels if pixels.min() < 0 else pixels.astype(np.uint16), BitsStored=bits)
+    assert np.array_equal(read_gray(path), FULL)
+    assert caplog.messages == [f"{path} has values above those of its {bits} bits (BitsStored), which is ignored"]
+
+
+def test_unused_bits_are_a_sign_an_overlay_or_padding(tmp_path, caplog):
+    low = (GRADIENT.astype(np.uint16) & 0x0FFF).view(np.int16)
+    assert np.array_equal(read_gray(write_dicom(tmp_path / "sign.dcm", low, BitsStored=12)), FULL)
+    values = (GRADIENT + 1100).astype(np.uint16)
+    overlay = values | np.uint16(1 << 13) * (np.arange(1024).reshape(32, 32) % 3 == 0)
+    path = write_dicom(tmp_path / "overlay.dcm", overlay.astype(np.uint16), BitsStored=12)
+    header = pydicom.dcmread(path)
+    header.add_new(0x60000102, "US", 13)
+    header.save_as(path)
+    assert np.array_equal(read_gray(path), FULL)
+    padded = values.copy()
+    padded[:4] = 63536
+    tags = dict(BitsStored=12, PixelPaddingValue=63536)
+    picture = read_gray(write_dicom(tmp_path / "padding.dcm", padded, **tags))
+    assert not picture[:4].any() and len(np.unique(picture)) > 200
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_window_that_is_a_threshold_is_reported(tmp_path, caplog, width):
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    path = write_dicom(tmp_path / "a.dcm", values, WindowCenter=2048, WindowWidth=width)
+    assert set(np.unique(read_gray(path))) <= {0, 128, 255}
+    (message,) = caplog.messages
+    assert message.startswith(f"{path} has WindowWidth {width}, with which nearly all pixels are black or white: set")
+    mask = write_dicom(tmp_path / "b.dcm", (values > 2000).astype(np.uint8), WindowCenter=1, WindowWidth=1)
+    assert read_gray(mask).max() == 255 and len(caplog.messages) == 1
+
+
+def test_a_blank_rescale_is_no_rescale(tmp_path, caplog):
+    for number, tags in enumerate(
+        ({"RescaleSlope": ""}, {"RescaleIntercept": ""}, {"RescaleSlope": "", "RescaleIntercept": ""})
+    ):
+        tags = {"RescaleSlope": 1, "RescaleIntercept": 0} | tags
+        assert np.array_equal(read_gray(write_dicom(tmp_path / f"{number}.dcm", GRADIENT, **tags)), FULL)
+    assert not caplog.messages
+
+
+def test_more_pixels_than_the_header_describes_are_reported(tmp_path, caplog):
+    path = write_dicom(tmp_path / "a.dcm", np.concatenate([GRADIENT, GRADIENT]))
+    header = pydicom.dcmread(path)
+    header.Rows = 32
+    header.save_as(path)
+    assert np.array_equal(read_gray(path), FULL)
+    start = f"{path} has 4,096 bytes of pixels, and its header (rows, columns, frames) describes 2,048: "
+    assert [message.startswith(start) for message in caplog.messages] == [True]
 
 
 def test_a_nearly_constant_picture_is_reported_once_with_its_file(tmp_path, caplog):
