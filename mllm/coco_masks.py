@@ -73,7 +73,9 @@ def decode_polygons(segmentation: Any, width: int, height: int) -> np.ndarray:
 def inspect_polygons(segmentation: Any, width: int, height: int) -> UndecodedMask:
     """Return the facts of the mask of polygons; raises as `decode_polygons` does."""
     polygons = _checked_polygons(segmentation, width, height)
-    return UndecodedMask(height, width, b"|".join(polygon.tobytes() for polygon in polygons))
+    x, y = [polygon[0::2] for polygon in polygons], [polygon[1::2] for polygon in polygons]
+    bounds = (min(map(min, x)), min(map(min, y)), max(map(max, x)), max(map(max, y)))
+    return UndecodedMask(height, width, b"|".join(polygon.tobytes() for polygon in polygons), bounds)
 
 
 def _checked_polygons(segmentation: Any, width: int, height: int) -> list[array[float]]:

@@ -46,6 +46,8 @@ class UndecodedMask:
     width: int
     content: bytes
     """Bytes by which masks are compared: equal for equal masks in one form."""
+    bounds: tuple[float, float, float, float] | None = None
+    """x1 y1 x2 y2 of all its polygons in pixels; None: unknown without decoding."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from mllm.dataset.readers import read_images
 from mllm.dataset.single_image_dataset.caption import CaptionDataset
 from mllm.dataset.single_image_dataset.grounding import RECDataset
 from mllm.dataset.single_image_dataset.pointing import Point_QA_local
+from mllm.dataset.single_image_dataset.res import RESDataset
 from mllm.dataset.single_image_dataset.text_qa import TextQADataset
 from mllm.dataset.single_image_dataset.translation import TranslationDataset
 from mllm.dataset.single_image_dataset.vqa import VQADataset
@@ -314,6 +315,53 @@ def test_width_and_height_that_are_also_corners_are_recognized_by_their_places(w
         check_splits({"train": RECDataset(write(*rows), box=form)})
     check_splits({"train": RECDataset(write(*rows[:9]))})
     check_splits({"train": RECDataset(write(*rows[:1] * 30))})
+
+
+def test_marks_that_are_all_in_the_upper_left_quarters_are_warned_about(write, caplog):
+    """Percent of a larger image, and boxes of smaller copies, are valid boxes in pixels."""
+    rows = [{**BOX, "bbox": [k, 1, 4, 5]} for k in range(1, 11)]  # of 40 x 30 pixels
+    check_splits({"train": RECDataset(write(*rows), box="xywh")})
+    assert "rows.jsonl, line 1: all boxes of this dataset are in the upper left quarters of their images" in caplog.text
+    caplog.clear()
+    check_splits({"train": RECDataset(write(*rows[:9]), box="xywh")})
+    check_splits({"train": RECDataset(write(*rows, {**BOX, "bbox": [17, 1, 4, 5]}), box="xywh")})
+    assert not caplog.text
+    row = {"file_path": "a.png", "question": "what?", "answer": "a", "bbox": [1, 2, 30, 20]}
+    rows = [{**row, "point": [k, 14.5]} for k in range(2, 12)]
+    check_splits({"train": Point_QA_local(write(*rows), version="p")})
+    assert "all points of this dataset are in the upper left quarters" in caplog.text
+
+
+@pytest.mark.parametrize("scale", [1, 1 / 40, 0.5])
+def test_polygons_in_another_form_than_their_boxes_are_refused(write, scale):
+    corners = [[8, 6, 18, 16], [20, 12, 38, 28], [24, 4, 32, 10]]
+    rows = [
+        {
+            "img_path": "a.png",
+            "expression": "it",
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "segmentation": [[scale * number for number in (x1, y1, x2, y1, x2, y2, x1, y2)]],
+        }
+        for x1, y1, x2, y2 in corners
+    ]
+    splits = {"train": RESDataset(write(*rows))}
+    if scale == 1:
+        check_splits(splits)
+    else:
+        with pytest.raises(DataError, match=r"line 1: the polygons are not in the box, like those of \d of 3 objects"):
+            check_splits(splits)
+
+
+def test_fractions_in_a_file_of_coco_have_a_message_about_the_file(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0.1, 0.2, 0.5, 0.4]}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    with pytest.raises(DataError, match="the numbers of this file format are pixels: multiply fractions by"):
+        check_splits({"train": DetectionDataset(tmp_path / "coco.json", tmp_path)})
 
 
 @pytest.mark.parametrize("form", ["xyxy", "xywh"])

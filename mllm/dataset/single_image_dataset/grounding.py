@@ -114,7 +114,8 @@ class GroundingDataset(ImageTextDataset):
         return self.box == "xyxy" and "box" not in vars(self)  # an option is an attribute of the object
 
     @property
-    def has_box_option(self) -> bool:
+    @override
+    def has_box_option(self) -> bool:  # type: ignore[override]
         """False if the form of the boxes is that of their file format, so that no option changes it."""
         return True
 

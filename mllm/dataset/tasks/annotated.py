@@ -140,7 +140,7 @@ class AnnotatedDataset(GroundingDataset):
 
     @property
     @override
-    def has_box_option(self) -> bool:
+    def has_box_option(self) -> bool:  # type: ignore[override]
         return self.annotations is None  # VOC and COCO have one form
 
     @property
