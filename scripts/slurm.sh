@@ -11,7 +11,7 @@ if [ "$#" -eq 0 ]; then
     exit 2
 fi
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# One task per node starts torchrun, which starts one process per GPU. If one node fails, srun ends the others.
-exec srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" -m torch.distributed.run \
+# One task per node starts `mllm launch`, which starts one process per GPU. If one node fails, srun ends the others.
+exec srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" mllm/pipeline/launch.py \
     --nnodes="$SLURM_JOB_NUM_NODES" --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" --rdzv_id="$SLURM_JOB_ID" \
-    --rdzv_backend=c10d --rdzv_endpoint="$first:$((20000 + SLURM_JOB_ID % 20000))" mllm/pipeline/finetune.py "$@"
+    --rdzv_backend=c10d --rdzv_endpoint="$first:$((20000 + SLURM_JOB_ID % 20000))" train "$@"

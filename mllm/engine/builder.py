@@ -239,7 +239,7 @@ def training_arguments(
         # accelerate would convert inputs, gradients and losses to bf16. Autocast is on, as without FSDP.
         arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy()
     if arguments.n_gpu > 1:
-        logger.info("one of %d GPUs is used; start with torchrun to use all of them", arguments.n_gpu)
+        logger.info("one of %d GPUs is used; start with mllm launch to use all of them", arguments.n_gpu)
         arguments._n_gpu = 1  # otherwise Trainer uses DataParallel, which cannot split a Batch
     return arguments
 

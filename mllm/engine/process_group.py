@@ -35,7 +35,7 @@ def start_processes(device: str, seconds: float | None = None) -> None:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ConfigError(
             f"the processes cannot connect at {address} ({str(error).splitlines()[0]}): choose a free port "
-            "(torchrun --master_port, or MASTER_PORT), and start all processes"
+            "(--master_port, or MASTER_PORT), and start all processes"
         ) from error
 
 

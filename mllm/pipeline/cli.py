@@ -15,6 +15,7 @@ from mllm.pipeline.command import run_command
 
 COMMANDS = {
     "train": ("mllm.pipeline.finetune", "train the model of a config"),
+    "launch": ("mllm.pipeline.launch", "start a command in several processes, on one or several machines"),
     "evaluate": ("mllm.pipeline.evaluate_model", "evaluate a model on a split of a config"),
     "compare": ("mllm.pipeline.compare", "compare runs on their common samples"),
     "report": ("mllm.pipeline.report", "write report.html of a run or an evaluation again"),

@@ -26,7 +26,10 @@ IMPORT = "--import"
 USER_ERROR = 2
 """Exit code for errors that the user can correct; argparse uses the same for an invalid command line."""
 OTHERS_WAIT = 3.0
-"""Seconds that a process other than the first waits before it prints an error."""
+"""Seconds that a process waits before it reports the loss of another one, or, under torchrun, an error of its own."""
+LAUNCHED = "MLLM_LAUNCHED"
+"""Variable of the processes of `mllm launch`, which prints their errors."""
+LAST_CHECKPOINT = "--resume continues from the newest complete checkpoint"
 LOST = r"(?i)gloo.*(connection|timed out|peer)|connection closed by peer|connection reset by peer"
 """Messages of collective operations on a CPU whose other process has ended."""
 INTERRUPTED = 130
@@ -148,22 +151,24 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
             raise
         if debug:
             traceback.print_exc()
-        _report(message)
+        _report(message, is_lost_process(error))
         return USER_ERROR
 
 
-def _report(message: str) -> None:
-    """Print a message, and give it to torchrun, which shows it at the end of its own output.
+def _report(message: str, is_lost: bool) -> None:
+    """Print a message. In a process of torchrun or `mllm launch`, give it to that program, which shows it at its end.
 
-    All processes of a run usually have the same error. The others wait before they print it, so that torchrun ends them
-    when the first one has printed it.
+    All processes of a run usually have the same error, or lose the process that has one. They wait before they print
+    it, so that the launcher ends them when the other one has reported its own.
     """
-    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        if os.environ.get("RANK", "0") != "0":
+    file, is_launched = os.environ.get("TORCHELASTIC_ERROR_FILE"), LAUNCHED in os.environ
+    if file:
+        if is_lost or (os.environ.get("RANK", "0") != "0" and not is_launched):
             time.sleep(OTHERS_WAIT)
         content = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
         Path(file).write_text(json.dumps({"message": content}), encoding="utf-8")
-    print(message, file=sys.stderr)
+    if not (file and is_launched):
+        print(message, file=sys.stderr)
 
 
 def _import_plugins(arguments: list[str]) -> list[str]:
@@ -192,7 +197,7 @@ def explain(error: BaseException) -> str | None:
     if is_lost_process(error):
         return (
             f"process {os.environ.get('RANK', '0')} ends, because another process ended or did not answer; the message "
-            "of that process has the cause, and --resume continues from the newest complete checkpoint"
+            f"of that process has the cause, and {LAST_CHECKPOINT}"
         )
     if is_out_of_memory(error):
         device = "on the GPU" if type(error).__name__ == "OutOfMemoryError" else "on the host"

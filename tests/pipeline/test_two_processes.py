@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,16 @@ from echo_files import write_echonet
 from processes import CHECKOUT, finetune, finetune_in_processes, run_in_processes
 from safetensors.torch import load_file
 
+from mllm.engine.checkpoints import newest_checkpoint
+
 MIXED = '''
 """Conversations of unlike length, of which two of three have no image."""
+import os
+import signal
 import numpy as np
 from PIL import Image
 from mllm.dataset.base import SampleDataset
+from mllm.engine.trainer import MultimodalTrainer
 from mllm.registry import DATASETS
 from mllm.structures import Sample, Turn
 
@@ -39,6 +45,18 @@ class Mixed(SampleDataset):
         images = [Image.fromarray(rng.integers(0, 256, (30, 30, 3), dtype=np.uint8))] * (index % 3 == 0)
         words = "lesion " * (1 + 5 * (index % 4))
         return Sample([Turn("user", "<image>" * len(images) + words), Turn("assistant", words)], images)
+
+forward = MultimodalTrainer.compute_loss
+
+def die(trainer, *inputs, **options):
+    """Kill this process after a forward pass of the fifth update."""
+    loss = forward(trainer, *inputs, **options)
+    if trainer.state.global_step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss
+
+if os.environ.get("KILLED_RANK", "") == os.environ.get("RANK"):
+    MultimodalTrainer.compute_loss = die
 '''
 # Nine samples in updates of four: the last update has one sample, and the second process a placeholder.
 MORE = """
@@ -57,13 +75,15 @@ def _start(processes: int, *arguments: str) -> None:
     assert ended.returncode == 0, ended.stderr[-3000:]
 
 
-def _start_by_torchrun(*arguments: str) -> None:
-    """Start two processes by torchrun, as a user does."""
-    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", str(CHECKOUT / "mllm/pipeline/finetune.py")]
-    command += [*arguments, "training_args.per_device_train_batch_size=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
+def _launch_and_kill(*arguments: str) -> None:
+    """Start two processes by `mllm launch`, as a user does, of which the second dies in the fifth update."""
+    command = [str(CHECKOUT / "mllm/pipeline/launch.py"), "--nproc_per_node=2", "train", *arguments]
+    command += ["training_args.per_device_train_batch_size=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ".", "KILLED_RANK": "1"}
     ended = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=200)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.returncode == 128 + signal.SIGKILL, ended.stderr[-3000:]
+    assert ended.stderr.splitlines()[-1].startswith("process 1 was ended by SIGKILL")
+    assert "another process ended" not in ended.stderr and "Traceback" not in ended.stderr
 
 
 def _rows(run: str, key: str) -> list[float]:
@@ -89,7 +109,9 @@ def test_uneven_shares_without_images_make_the_same_updates_and_continue_bit_for
     whole, losses = _adapter("two"), _rows("two", "loss")
     for path in [Path("two/checkpoint-4"), Path("two/checkpoint-5"), Path("two/adapter")]:
         shutil.rmtree(path)
-    _start_by_torchrun(config, "--resume", "--cfg-options", "training_args.output_dir=two")
+    _launch_and_kill(config, "--resume", "--cfg-options", "training_args.output_dir=two")
+    assert newest_checkpoint(Path("two")) == Path("two/checkpoint-4"), "it is complete"
+    _start(2, config, "--resume", "--cfg-options", "training_args.output_dir=two")
     assert _rows("two", "loss") == losses
     actual = _adapter("two")
     assert all(torch.equal(actual[name], tensor) for name, tensor in whole.items())

@@ -1,4 +1,4 @@
-"""Training on several GPUs with DDP, where each process holds all weights: start it with torchrun."""
+"""Training on several GPUs with DDP, where each process holds all weights: start it with `mllm launch`."""
 
 _base_ = "./finetune.py"
 

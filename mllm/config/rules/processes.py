@@ -7,7 +7,7 @@ import os
 from mllm.config.hardware import Hardware
 from mllm.errors import ConfigError
 
-TORCHRUN = "start it with torchrun --nproc_per_node=PROCESSES mllm/pipeline/finetune.py CONFIG"
+LAUNCH = "start it with mllm launch --nproc_per_node=PROCESSES train CONFIG"
 
 
 def refuse_unconnected_processes() -> None:
@@ -20,13 +20,13 @@ def refuse_unconnected_processes() -> None:
     if "MASTER_ADDR" in os.environ and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         raise ConfigError(
             "accelerate launch --cpu starts one process for any --num_processes, which would train with a smaller "
-            f"batch: {TORCHRUN}"
+            f"batch: {LAUNCH}"
         )
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks.isdigit() and int(tasks) > 1:
         raise ConfigError(
             f"srun started {tasks} tasks that are not connected, so each would train a model of its own: start one "
-            "task per node, which starts torchrun, as scripts/slurm.sh does"
+            "task per node, which starts mllm launch, as scripts/slurm.sh does"
         )
 
 

@@ -21,7 +21,7 @@ SHARDING = {
 }
 """Variables with which `accelerate launch` turns on an engine that shards the weights, and the engine."""
 INSTEAD = (
-    "is only supported through training_args: start with torchrun or accelerate launch --multi_gpu, and set fsdp or "
+    "is only supported through training_args: start with mllm launch or accelerate launch --multi_gpu, and set fsdp or "
     "deepspeed as config/_base_/runtime/fsdp2.py and zero3.py do"
 )
 FSDP_VALUES = (True, "full_shard", "full_shard auto_wrap", ["full_shard"], ["full_shard", "auto_wrap"])
@@ -108,8 +108,8 @@ def _refuse_wrong_fsdp(config: RunConfig) -> None:
             raise ConfigError(f"{place}: fsdp_config: {key}={value!r} is not supported: write {values}, or remove it")
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         raise ConfigError(
-            f"{origin}: fsdp divides the weights among several processes, and this run has one: start it with torchrun "
-            "--nproc_per_node=GPUS, or remove fsdp"
+            f"{origin}: fsdp divides the weights among several processes, and this run has one: start it with "
+            "mllm launch --nproc_per_node=GPUS train CONFIG, or remove fsdp"
         )
     _refuse_quantized(config, origin, "fsdp")
 

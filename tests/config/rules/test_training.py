@@ -52,7 +52,7 @@ def test_uploads_by_trainer_are_refused(refuse, setting):
             "validation and eval_strategy and save_str",
         ),
         ("load_best_model_at_end=True, eval_strategy='no', save_strategy='steps'", "validation and eval_strategy: set"),
-        ("fsdp=True", "this run has one: start it with torchrun"),
+        ("fsdp=True", "this run has one: start it with mllm launch"),
         ("fsdp='hybrid_shard'", "write fsdp=True"),
         ("fsdp_config=dict(version=2)", "fsdp_config needs fsdp=True"),
         ("fsdp=True, fsdp_config=dict(transformer_layer_cls_to_warp=['A'])", "'transformer_layer_cls_to_wrap'?"),
