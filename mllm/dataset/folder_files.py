@@ -11,6 +11,7 @@ import numpy as np
 
 from mllm.dataset.tables.packed import PackedRows
 from mllm.errors import DataError
+from mllm.private_messages import PublicText
 
 logger = logging.getLogger(__name__)
 
@@ -105,4 +106,4 @@ class OtherFiles:
         """Log the number of the files, `fault`, and the first one, if there is one."""
         if self.count:
             example = os.path.join(self.folder, self.first)
-            logger.warning("%s: %d %s, for example %s", self.folder, self.count, fault, example)
+            logger.warning("%s: %d %s, for example %s", self.folder, self.count, PublicText(fault), example)

@@ -19,6 +19,7 @@ from mllm.dataset.annotations.objects import (
     LabeledBox,
     empty_box_error,
     has_area,
+    size_of,
 )
 from mllm.dataset.tables.json_stream import JsonStream
 from mllm.dataset.tables.packed import PackedRows
@@ -31,7 +32,7 @@ _LISTS = ("images", "annotations", "categories")
 def find_coco(path: Path, empty_boxes: EmptyBoxes = "refuse") -> Annotations | None:
     """Return the annotated images of a file in the format of COCO; None for another file.
 
-    Boxes are x y width height in pixels; crowds are left out.
+    Boxes are x y width height in pixels. The box of a crowd is left out, and its label is in `crowds` of the image.
 
     Args:
         path: The file.
@@ -64,7 +65,7 @@ class _Content:
         self.faulty = set(_LISTS)
         """Names of the lists that are absent or have another form."""
         self.named: dict[str, tuple[_Ids, PackedRows]] = {}
-        """Ids and names of the images and of the categories."""
+        """Ids of the images and of the categories, and their names with the sizes of images."""
         self.boxes: _Boxes | None = None
 
     def add(self, name: str, value: Any) -> None:
@@ -80,7 +81,8 @@ class _Content:
                 boxes.add(item)
             else:
                 ids.append(item.get("id"))
-                names.append(item.get("file_name" if name == "images" else "name", ""))
+                text = item.get("file_name" if name == "images" else "name", "")
+                names.append((text, size_of(item.get("width"), item.get("height"))))
         if name == "annotations":
             self.boxes = boxes
         else:
@@ -91,7 +93,7 @@ class _Content:
         for name in _LISTS:
             if name in self.faulty:
                 raise DataError(f"{self.path} is not a COCO file: '{name}' must be a list of objects")
-        labels = {identity: str(name) for identity, name in zip(*self._checked("categories"), strict=True)}
+        labels = {identity: str(name) for identity, (name, _) in zip(*self._checked("categories"), strict=True)}
         if len(set(labels.values())) < len(self.named["categories"][1]) or "" in labels.values():
             raise DataError(f"{self.path}: the categories need different ids and names")
         ids, files = self._images()
@@ -100,12 +102,13 @@ class _Content:
         def images() -> Iterator[AnnotatedImage]:
             nonlocal dropped
             of_images = boxes.of_images(ids, labels, self.path)
-            for number, (name, (objects, error)) in enumerate(zip(files, of_images, strict=True), start=1):
+            for number, ((name, size), found) in enumerate(zip(files, of_images, strict=True), start=1):
+                objects, crowds, error = found
                 empty = [item for item in objects if not has_area(item.box)]
                 refusal = empty_box_error(empty, empty_boxes)
                 dropped += len(empty)
                 rest = () if refusal else tuple(item for item in objects if has_area(item.box))
-                yield AnnotatedImage(name, f"{self.path}, image {number}", rest, error or refusal)
+                yield AnnotatedImage(name, f"{self.path}, image {number}", rest, error or refusal, crowds, size)
 
         annotated = AnnotatedImages(images())
         if not len(annotated):
@@ -115,7 +118,7 @@ class _Content:
     def _images(self) -> tuple[_Ids, PackedRows]:
         """Return ids and files of the images."""
         ids, files = self._checked("images")
-        for number, name in enumerate(files, start=1):
+        for number, (name, _) in enumerate(files, start=1):
             if not isinstance(name, str) or not name:
                 raise DataError(f"{self.path}: image {number} has no file_name")
         if (repeated := ids.repeated()) is not None:
@@ -178,8 +181,8 @@ class _Boxes:
 
     def __init__(self) -> None:
         self.images, self.categories = _Ids(), _Ids()
-        self.is_used = array("B")
-        """0 for crowds, which are not the box of one object, and for boxes that cannot be used."""
+        self.is_crowd = array("B")
+        """1 for crowds, whose box is not that of one object."""
         self.corners = array("d")
         """x1 y1 x2 y2 of each box."""
         self.errors: dict[int, str] = {}
@@ -191,8 +194,11 @@ class _Boxes:
         self.images.append(item.get("image_id"))
         self.categories.append(item.get("category_id"))
         box = (0.0, 0.0, 0.0, 0.0)
-        if not item.get("iscrowd"):
+        self.is_crowd.append(bool(item.get("iscrowd")))
+        if not self.is_crowd[-1]:
             try:
+                if any(isinstance(value, bool) for value in item["bbox"]):
+                    raise TypeError("a truth value is no coordinate")
                 x, y, width, height = (float(value) for value in item["bbox"])
             except (KeyError, TypeError, ValueError, OverflowError):
                 self.errors[index] = f"annotation {index + 1} needs a bbox of four numbers"
@@ -200,11 +206,12 @@ class _Boxes:
                 box = (x, y, x + width, y + height)
                 if not all(map(math.isfinite, (x, y, width, height))) or width < 0 or height < 0:
                     self.errors[index] = f"annotation {index + 1} has an impossible bbox {item['bbox']}"
-        self.is_used.append(not item.get("iscrowd") and index not in self.errors)
         self.corners.extend(box)
 
-    def of_images(self, images: _Ids, labels: Mapping[Any, str], path: Path) -> Iterator[tuple[list[LabeledBox], str]]:
-        """Yield the boxes of each image, also those without an area, and the reason why it cannot be used, or ''.
+    def of_images(
+        self, images: _Ids, labels: Mapping[Any, str], path: Path
+    ) -> Iterator[tuple[list[LabeledBox], frozenset[str], str]]:
+        """Yield boxes of each image, also those without an area, labels of its crowds, and its error or ''.
 
         Raises:
             DataError: An annotation names an absent image or category.
@@ -223,7 +230,9 @@ class _Boxes:
         for end in ends.tolist():
             own = order[start:end].tolist()
             error = next((self.errors[index] for index in own if index in self.errors), "")
-            yield [self._box(index, labels) for index in own if self.is_used[index]], error
+            crowds = frozenset(labels[self.categories.values[index]] for index in own if self.is_crowd[index])
+            used = (index for index in own if not self.is_crowd[index] and index not in self.errors)
+            yield [self._box(index, labels) for index in used], crowds, error
             start = end
 
     def _box(self, index: int, labels: Mapping[Any, str]) -> LabeledBox:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from mllm.dataset.indices import from_zero
 from mllm.dataset.tables.packed import PackedRows
@@ -37,6 +37,10 @@ class AnnotatedImage:
     objects: tuple[LabeledBox, ...] = ()
     error: str = ""
     """Reason for which the annotation cannot be used. Empty: it can be used."""
+    crowds: frozenset[str] = frozenset()
+    """Labels of which the image has more objects than those with a box, such as crowds of COCO."""
+    size: tuple[int, int] | None = None
+    """Width and height in pixels of the image that was annotated; None: the file does not have them."""
 
 
 class AnnotatedImages(Sequence[AnnotatedImage]):
@@ -44,7 +48,10 @@ class AnnotatedImages(Sequence[AnnotatedImage]):
 
     def __init__(self, images: Iterable[AnnotatedImage]) -> None:
         self._names = PackedRows()
-        """File and location of each image."""
+        """File, location and size of each image."""
+        self._crowds: dict[int, frozenset[str]] = {}
+        self.repeated = 0
+        """Number of boxes that are equal to another one of their image and label."""
         self._errors: dict[int, str] = {}
         self._labels: dict[str, int] = {}
         self._label_of_box = array("L")
@@ -54,7 +61,10 @@ class AnnotatedImages(Sequence[AnnotatedImage]):
         for image in images:
             if image.error:
                 self._errors[len(self._names)] = image.error
-            self._names.append((image.image, image.location))
+            if image.crowds:
+                self._crowds[len(self._names)] = image.crowds
+            self._names.append((image.image, image.location, image.size))
+            self.repeated += len(image.objects) - len(set(image.objects))
             for item in image.objects:
                 self._label_of_box.append(self._labels.setdefault(item.label, len(self._labels)))
                 self._coordinates.extend(item.box)
@@ -76,8 +86,9 @@ class AnnotatedImages(Sequence[AnnotatedImage]):
         index = from_zero(index, len(self))
         boxes = range(self._ends[index], self._ends[index + 1])
         objects = tuple(LabeledBox(self._texts[self._label_of_box[box]], self._box(box)) for box in boxes)
-        name, location = self._names[index]
-        return AnnotatedImage(name, location, objects, self._errors.get(index, ""))
+        name, location, size = self._names[index]
+        crowds = self._crowds.get(index, frozenset())
+        return AnnotatedImage(name, location, objects, self._errors.get(index, ""), crowds, size)
 
     def location(self, index: int) -> str:
         """Return the location of the annotation of an image."""
@@ -91,6 +102,11 @@ class AnnotatedImages(Sequence[AnnotatedImage]):
     def _box(self, number: int) -> Box:
         x1, y1, x2, y2 = self._coordinates[4 * number : 4 * number + 4]
         return x1, y1, x2, y2
+
+    @property
+    def with_crowds(self) -> int:
+        """Number of images with crowds."""
+        return len(self._crowds)
 
     def counts(self) -> Counter[str]:
         """Return the number of boxes of each label."""
@@ -132,6 +148,15 @@ class Annotations:
         """Return the number of boxes of each label."""
         counter = self.images.counts()
         return {label: counter[label] for label in self.labels}
+
+
+def size_of(width: Any, height: Any) -> tuple[int, int] | None:
+    """Return the size of an image that an annotation has; None if it is not two positive integers."""
+    try:
+        size = int(width), int(height)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 else None
 
 
 def has_area(box: Box) -> bool:

@@ -12,6 +12,7 @@ from mllm.dataset.annotations.objects import (
     EmptyBoxes,
     LabeledBox,
     empty_box_error,
+    size_of,
 )
 from mllm.dataset.progress import with_progress
 from mllm.dataset.tables.text_files import read_text_file
@@ -47,12 +48,12 @@ def read_voc(root: Path, split: str | None, empty_boxes: EmptyBoxes = "refuse") 
         nonlocal dropped
         file = root / "Annotations" / f"{name}.xml"
         try:
-            image, objects, empty = _read(file, name)
+            image, objects, empty, size = _read(file, name)
         except DataError as error:
             return AnnotatedImage(f"{name}.jpg", location if not file.exists() else str(file), error=str(error))
         refusal = empty_box_error(empty, empty_boxes)
         dropped += 0 if refusal else len(empty)
-        return AnnotatedImage(image, str(file), () if refusal else tuple(objects), refusal)
+        return AnnotatedImage(image, str(file), () if refusal else tuple(objects), refusal, size=size)
 
     names = _names(root, split)
     images = AnnotatedImages(annotated(*name) for name in with_progress(names, "reading annotations"))
@@ -81,8 +82,8 @@ def _names(root: Path, split: str | None) -> list[tuple[str, str]]:
     return names
 
 
-def _read(file: Path, name: str) -> tuple[str, list[LabeledBox], list[LabeledBox]]:
-    """Return the image of an annotation, its objects, and its objects without an area; raise `DataError`."""
+def _read(file: Path, name: str) -> tuple[str, list[LabeledBox], list[LabeledBox], tuple[int, int] | None]:
+    """Return the image of an annotation, its objects, those without an area, and its size; raise `DataError`."""
     try:
         root = ElementTree.fromstring(file.read_bytes())
     except FileNotFoundError:
@@ -104,4 +105,5 @@ def _read(file: Path, name: str) -> tuple[str, list[LabeledBox], list[LabeledBox
             raise DataError(f"object {number} ({label}) has reversed corners ({x1:g}, {y1:g}, {x2:g}, {y2:g})")
         is_empty = x1 == x2 or y1 == y2
         (empty if is_empty else objects).append(LabeledBox(label, (x1 - 1, y1 - 1, x2, y2)))
-    return image if Path(image).suffix else f"{image}.jpg", objects, empty
+    size = size_of(root.findtext("size/width"), root.findtext("size/height"))
+    return image if Path(image).suffix else f"{image}.jpg", objects, empty, size

@@ -47,7 +47,8 @@ _ENTRIES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _BOX_FILE = ("BBox_List_2017.csv",)
 STRATA = ("Patient Age", "Patient Gender", "View Position")
 """Columns that rows keep for figures by stratum."""
-_BOX_COLUMNS = ("Bbox [x", "y", "w", "h]")
+_BOX_COLUMNS = (("Bbox [x", "x"), ("y", "Bbox [y"), ("w", "Bbox [w"), ("h]", "Bbox [h]", "h"))
+"""Names of the four columns of a box, the published ones first. Copies of the file have names of their own."""
 _SPELLINGS = {"Infiltrate": "Infiltration"}
 """Labels of the file of boxes that the table of labels spells otherwise."""
 _TEXTS = {label: label.replace("_", " ") for label in LABELS}
@@ -233,7 +234,9 @@ class ChestXray14BoxDataset(DetectionDataset):
     @override
     def open_records(self, path: Path) -> Records:
         boxes = official_file(path, _BOX_FILE, "the boxes")
-        records = official_table(boxes, ("Image Index", "Finding Label", *_BOX_COLUMNS))
+        records = official_table(boxes, ("Image Index", "Finding Label"))
+        columns = [next((name for name in names if name in records[0]), names[0]) for names in _BOX_COLUMNS]
+        official_table(boxes, columns)
         names, files = images_of_split(path, self.official), ImageFiles(path)
         patients = self._patients(path)
         rows: dict[tuple[str, str], dict[str, Any]] = {}
@@ -248,7 +251,7 @@ class ChestXray14BoxDataset(DetectionDataset):
                 error = f"unknown label '{label}'{hint(label, LABELS)}"
             new = {"image": files.get(name), "label": label, "boxes": [], ERROR: error}
             entry = rows.setdefault((name, label), {**new, "patient": patients.get(name)})
-            entry["boxes"].append([row[column] for column in _BOX_COLUMNS])
+            entry["boxes"].append([row[column] for column in columns])
             places.setdefault((name, label), records.describe(index))
         return ListedRecords(boxes, list(rows.values()), list(places.values()))
 

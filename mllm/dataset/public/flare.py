@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.values import is_empty, text_of
 from mllm.errors import ConfigError, DataError, hint
+from mllm.parsing import number_and_unit, parse_boxes, parse_instances
 from mllm.registry import DATASETS
 from mllm.structures import IMAGE, Answer, Sample, Turn
 
@@ -52,6 +53,15 @@ _SPELLINGS = {
     "report generation": "report_generation",
 }
 """Spellings of `TaskType` in the files and in the published baselines, in lower case, with spaces for `-` and `_`."""
+# A spelling may lack its spaces.
+_JOINED = {name.replace(" ", ""): task for name, task in _SPELLINGS.items()}
+_FORMS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "detection": ("box", parse_boxes),
+    "instance_detection": ("box", lambda text: parse_boxes(text) if parse_instances(text) is None else True),
+    "counting": ("number", number_and_unit),
+    "regression": ("number", number_and_unit),
+}
+"""Task -> the content of its answers, and a function that returns None for an answer without it."""
 DATASETS_BY_CATEGORY = {
     "Retinography": ("retino", "fundus"),
     "Ultrasound": ("BUSI", "BUS-UCLM", "BUSI-det", "BUS-UCLM-det", "iugc"),
@@ -82,11 +92,11 @@ def task_of(text: str, answer: str) -> str:
         DataError: The `TaskType` is unknown.
     """
     tasks = []
-    for part in text.split(","):
-        name = " ".join(re.split(r"[\s_-]+", part.strip().lower()))
-        if name not in _SPELLINGS:
+    for part in re.split("[,;/]", text):
+        name = re.sub(r"[\s_-]", "", part.lower())
+        if name not in _JOINED:
             raise DataError(f"unknown TaskType '{part.strip()}'{hint(part, _SPELLINGS)}")
-        tasks.append(_SPELLINGS[name])
+        tasks.append(_JOINED[name])
     if len(tasks) == 1:
         return tasks[0]
     form = "detection" if answer.startswith("[") else "regression" if _NUMBER.fullmatch(answer) else "classification"
@@ -173,6 +183,7 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
             try:
                 answer = _answer(row.get("Answer"))
                 task = task_of(field(row, "TaskType"), answer)
+                _check_answer(task, answer)
                 images = [f"{folder.relative_to(self._root(folder)).as_posix()}/{name}" for name in _images(row)]
             except DataError as reason:
                 error = str(reason)
@@ -226,6 +237,13 @@ def _answer(value: Any) -> str:
     if is_empty(value):
         return ""
     return json.dumps(value) if isinstance(value, (list, dict)) else text_of(value, "Answer").strip()
+
+
+def _check_answer(task: str, answer: str) -> None:
+    """Raise `DataError` if an answer has no number or box, which those of its task have."""
+    content, parse = _FORMS.get(task, ("", bool))
+    if answer and content and parse(answer) is None:
+        raise DataError(f"the answer '{answer}' has no {content}, but its TaskType is {task.replace('_', ' ')}")
 
 
 def _images(row: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,10 @@ from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 from mllm.structures import BOX, Mark, Sample
 
+logger = logging.getLogger(__name__)
+
+SIZE = "annotated size"
+"""Field of a row with the width and height of the image that was annotated, or None."""
 Labels = Sequence[str] | Mapping[str, str]
 TRUTH_VALUES = {
     **dict.fromkeys(("1", "1.0", "true", "yes"), True),
@@ -131,6 +136,9 @@ class AnnotatedDataset(GroundingDataset):
         if annotations is None:
             return Records(path)
         self.annotations, self.labels = annotations, annotations.names(self.labels)
+        if annotations.images.repeated:
+            count = annotations.images.repeated
+            logger.warning("%s: %d boxes are equal to another box of their image and label", path, count)
         return AnnotationRecords(path, annotations.images, self.rows_of)
 
     @property
@@ -190,7 +198,12 @@ class AnnotatedDataset(GroundingDataset):
         if self.annotations is None:
             return super().summary()
         counts = {"images": len(self.annotations.images), "boxes": self.annotations.counts()}
-        return {**super().summary(), **counts, "dropped boxes without an area": self.annotations.dropped}
+        images, others = self.annotations.images, {"dropped boxes without an area": self.annotations.dropped}
+        if images.with_crowds:
+            others["images with crowds, of which no boxes and counts are asked"] = images.with_crowds
+        if images.repeated:
+            others["boxes that occur twice in an image"] = images.repeated
+        return {**super().summary(), **counts, **others}
 
 
 @DATASETS.register_module()
@@ -239,18 +252,21 @@ class DetectionDataset(AnnotatedDataset):
         for item in image.objects:
             if item.label in boxes:
                 boxes[item.label].append(item.box)
+        row = {"image": image.image, SIZE: image.size}
         if self.per == "image":
-            return [{"image": image.image, "objects": boxes}] if self.absent or any(boxes.values()) else []
+            is_used = (self.absent or any(boxes.values())) and not image.crowds & boxes.keys()
+            return [{**row, "objects": boxes}] if is_used else []
         return [
-            {"image": image.image, "label": label, "boxes": items}
+            {**row, "label": label, "boxes": items}
             for label, items in boxes.items()
-            if items or self.absent
+            if (items or self.absent) and label not in image.crowds
         ]
 
     @override
     def parse_annotated(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         objects = row["objects"].items() if self.per == "image" else [(row["label"], row["boxes"])]
         image = self.read_image(row["image"])
+        _check_size(image, row.get(SIZE))
         marks: list[Mark] = []
         texts, lines, groups = [], [], []
         for name, boxes in objects:
@@ -289,7 +305,7 @@ class PresenceDataset(AnnotatedDataset):
 
     @override
     def rows_of(self, image: AnnotatedImage) -> list[dict[str, Any]]:
-        present = {item.label for item in image.objects}
+        present = {item.label for item in image.objects} | image.crowds
         return [{"image": image.image, "label": label, "present": label in present} for label in self.used_labels()]
 
     @override
@@ -303,6 +319,16 @@ class PresenceDataset(AnnotatedDataset):
     def miniature_row(cls, row: dict[str, Any]) -> dict[str, Any]:
         """Return a row about the presence of several lesions."""
         return {"image": row["image"], "label": "several lesions", "present": len(row["boxes"]) > 1}
+
+
+def _check_size(image: Image, size: tuple[int, int] | None) -> None:
+    """Raise `DataError` if an image has another size than the one that was annotated."""
+    if size is not None and size != image.size:
+        fault = (
+            f"has {image.width} x {image.height} pixels, but its boxes are those of {size[0]} x {size[1]} pixels: "
+            "use the images that were annotated"
+        )
+        raise DataError(f"image {fault}", f"its image {fault}")
 
 
 def truth_of(value: Any, field: str) -> bool:

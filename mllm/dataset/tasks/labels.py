@@ -155,7 +155,7 @@ class MultiLabelDataset(AnnotatedDataset):
 
     @override
     def rows_of(self, image: AnnotatedImage) -> list[dict[str, Any]]:
-        present = {item.label for item in image.objects}
+        present = {item.label for item in image.objects} | image.crowds
         return [{"image": image.image, **{label: int(label in present) for label in self.used_labels()}}]
 
     @override

@@ -58,7 +58,8 @@ class CountingDataset(AnnotatedDataset):
     @override
     def rows_of(self, image: AnnotatedImage) -> list[dict[str, Any]]:
         counts = Counter(item.label for item in image.objects)
-        return [{"image": image.image, "label": label, "count": counts[label]} for label in self.used_labels()]
+        labels = [label for label in self.used_labels() if label not in image.crowds]  # a crowd is not counted
+        return [{"image": image.image, "label": label, "count": counts[label]} for label in labels]
 
     @override
     def parse_annotated(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:

@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mllm.dataset.annotations.files import read_annotations
+from mllm.dataset.builder import build_dataset
 from mllm.dataset.tasks.annotated import DetectionDataset
 from mllm.errors import ConfigError, DataError
 
@@ -92,6 +93,8 @@ def test_boxes_without_an_area_can_be_dropped_and_are_counted(voc):
 
 
 def test_wrong_splits_and_folders_are_refused(voc, tmp_path):
+    with pytest.raises(DataError, match="data_path .*absent does not exist"):
+        DetectionDataset(tmp_path / "absent", split="train")
     root = voc(a=OBJECT.format("cell", 1, 1, 5, 5))
     with pytest.raises(DataError, match=r"trian.txt does not exist: unknown split 'trian': did you mean 'train'"):
         read_annotations(root, "trian")
@@ -166,7 +169,53 @@ def test_annotations_in_any_order_take_little_memory(tmp_path):
     assert data.records.describe(-1) == f"{path}, image {count}"
 
 
-@pytest.mark.parametrize("bbox", [[1, 2, 3], [1, 2, -3, 4], [1, 2, "nan", 4], [1, 2, 10**400, 4], None])
+def test_an_image_with_a_crowd_is_not_asked_for_boxes_and_counts_of_its_label(tmp_path):
+    boxes = [dict(image_id=7, category_id=label, bbox=[1, 2, 9, 8], iscrowd=int(label == 1)) for label in (1, 3)]
+    for name in "ab":
+        Image.new("RGB", (64, 48)).save(tmp_path / f"{name}.png")
+    options = dict(data_path=str(coco(tmp_path, annotations=boxes)))
+    rows = {
+        name: list(build_dataset(dict(options, type=f"{name}Dataset")).records)
+        for name in ("Detection", "Counting", "Presence", "MultiLabel")
+    }
+    assert [(row["image"], row["label"]) for row in rows["Detection"]] == [
+        ("a.png", "cell"),
+        ("b.png", "cell"),
+        ("b.png", "nucleus"),
+    ]
+    assert [row["count"] for row in rows["Counting"]] == [1, 0, 0]
+    assert [row["present"] for row in rows["Presence"]] == [True, True, False, False]
+    assert [(row["cell"], row["nucleus"]) for row in rows["MultiLabel"]] == [(1, 1), (0, 0)]
+    by_image = build_dataset(dict(options, type="DetectionDataset", per="image"))
+    assert [row["image"] for row in by_image.records] == ["b.png"]
+    assert by_image.summary()["images with crowds, of which no boxes and counts are asked"] == 1
+
+
+def test_an_image_of_another_size_than_the_annotated_one_is_refused(tmp_path, voc):
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    images = [{"id": 7, "file_name": "a.png", "width": 640, "height": 480}]
+    message = "image 1: image has 64 x 48 pixels, but its boxes are those of 640 x 480 pixels: use the images that were"
+    with pytest.raises(DataError, match=message):
+        DetectionDataset(coco(tmp_path, images=images), tmp_path).sample(0)
+    size = "<size><width>{}</width><height>{}</height><depth>3</depth></size>"
+    objects = OBJECT.format("cell", 1, 1, 9, 9)
+    data = DetectionDataset(
+        voc(a=size.format(48, 64) + objects, b=size.format(64, 48) + objects, c=size.format(0, 0) + objects)
+    )
+    with pytest.raises(DataError, match="a.xml: image has 64 x 48 pixels, but its boxes are those of 48 x 64 pixels"):
+        data.sample(0)
+    assert [data.sample(index).marks[0].box for index in (1, 2)] == [(0, 0, 9, 9)] * 2
+
+
+def test_equal_boxes_of_an_image_are_counted(voc, caplog):
+    data = DetectionDataset(voc(a=OBJECT.format("cell", 1, 1, 9, 9) * 2, b=OBJECT.format("cell", 1, 1, 9, 9)))
+    assert data.summary()["boxes that occur twice in an image"] == 1
+    assert "voc: 1 boxes are equal to another box of their image and label" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "bbox", [[1, 2, 3], [1, 2, -3, 4], [1, 2, "nan", 4], [1, 2, 10**400, 4], [True, 2, 3, 4], None]
+)
 def test_an_impossible_box_of_coco_is_an_error_of_its_image(tmp_path, bbox):
     first, second = read_annotations(
         coco(tmp_path, annotations=[{"image_id": 7, "category_id": 3, "bbox": bbox}])

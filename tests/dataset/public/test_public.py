@@ -131,6 +131,11 @@ def test_labels_of_chestxray14_are_joined_by_bars_and_boxes_spell_infiltrate_oth
     x, y, width, height = map(float, line[2:6])
     assert boxes.sample(0).marks[0].box == (x, y, x + width, y + height)
     assert build_dataset(options).group(1) == str(int(boxes.group(0)) - 1)
+    text = (root / "BBox_List_2017.csv").read_text()
+    for header in ("x,y,w,h,,,", "Bbox [x,Bbox [y,Bbox [w,Bbox [h],,,"):
+        (root / "BBox_List_2017.csv").write_text(text.replace("Bbox [x,y,w,h],,,", header))
+        other = build_dataset({**options, "type": "ChestXray14BoxDataset", "labels": ["Infiltration"]})
+        assert other.sample(0).marks[0].box == (x, y, x + width, y + height)
 
 
 def test_a_label_outside_the_list_and_an_absent_image_are_errors_of_their_rows(copy):
@@ -428,6 +433,9 @@ def test_pmc_vqa_has_choices_with_their_letters_in_both_versions(tmp_path):
         ("Classification, Detection, Regression", "[1, 2, 3, 4]", "detection"),
         ("Classification, Detection, Regression", "12.5", "regression"),
         ("Classification, Detection, Regression", "B", "classification"),
+        ("Classification / Detection", "[1, 2, 3, 4]", "detection"),
+        ("MultiLabel Classification", "A", "multi_label_classification"),
+        ("ReportGeneration", "Clear.", "report_generation"),
     ],
 )
 def test_spellings_of_flare_tasks(text, answer, task):
@@ -442,6 +450,28 @@ def test_an_unusable_answer_of_flare_is_an_error_of_its_row(copy):
     data = build_dataset({**options, "sets": ["neurips22cell"]})
     with pytest.raises(DataError, match=r"neurips22cell_questions_train.json, line 1: field 'Answer' has half of a"):
         data.sample(0)
+
+
+@pytest.mark.parametrize(
+    ("task", "good", "bad"),
+    [
+        ("Counting", ("7", 7, "1,234"), ("about seven", "")),
+        ("regression", ("1.5", "12 mm"), ("large", "[1, 2, 3, 4]")),
+        ("detection", ("[1,2,3,4]", [1, 2, 3, 4], [[1, 2, 3, 4], [5, 6, 7, 8]]), ("none of them", "[1, 2, 3]")),
+        ("instance_detection", ({"1": [[1, 2, 3, 4]]}, '{"1": [[1, 2, 3, 4]], "X": []}'), ("A", {"1": "x"})),
+    ],
+)
+def test_an_answer_of_flare_without_the_number_or_box_of_its_task_is_an_error_of_its_row(copy, task, good, bad):
+    options, root = copy("FLAREDataset", rows=19)
+    file = root / "training" / "Microscopy" / "neurips22cell" / "neurips22cell_questions_train.json"
+    entry = json.loads(file.read_text())[0]
+    answers = [*good, *bad]
+    file.write_text(json.dumps([{**entry, "TaskType": task, "Answer": answer} for answer in answers]))
+    data = build_dataset({**options, "sets": ["neurips22cell"]})
+    skipped = list(check_splits({"train": data}, skip=True).reports["train"].skipped)
+    assert len(skipped) == 2
+    kind = "number" if task in ("Counting", "regression") else "box"
+    assert f"has no {kind}, but its TaskType is" in skipped[0]
 
 
 def test_unknown_flare_tasks_are_refused():
