@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -21,7 +21,7 @@ from mllm.predict.request import Prepared, Request
 from mllm.predict.shared_images import share_images
 from mllm.predict.variants import Variant
 from mllm.protocols import Bundle, Model
-from mllm.structures import Answer
+from mllm.structures import IMAGE, Answer
 
 
 class LoadedModel:
@@ -116,19 +116,32 @@ class LoadedModel:
         answers = [answer for (answer,) in self.answer_all(requests)]
         return answers if isinstance(question, list) else answers[0]
 
-    def stream(self, images: Images, question: str, **options: Any) -> Iterator[str]:
-        """Yield the answer to a question in pieces while it is generated; the arguments are those of `ask`.
+    def stream(
+        self,
+        images: Images,
+        question: str,
+        *,
+        after: ModelAnswer | None = None,
+        model: str | None = None,
+        modality: str | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+        **options: Any,
+    ) -> Generator[str, None, ModelAnswer]:
+        """Yield the answer to a question in pieces while it is generated, and return it; most arguments are of `ask`.
 
-        A generator that is closed before its end cancels the answer.
+        A generator that is closed before its end cancels the answer. An answer that `is_cancelled` ends has the text
+        until then.
         """
-        after, model = options.pop("after", None), options.pop("model", None)
-        modality = options.pop("modality", None)
         chosen, reader = split_options(options)
         sample = asked_sample(images, question, reader, modality, after)
         pieces: queue.Queue[str | None] = queue.Queue()
-        cancelled = threading.Event()
+        closed = threading.Event()
         request = Request(
-            sample, chosen, model, on_text=lambda _, piece: pieces.put(piece), is_cancelled=cancelled.is_set
+            sample,
+            chosen,
+            model,
+            on_text=lambda _, piece: pieces.put(piece),
+            is_cancelled=lambda: closed.is_set() or (is_cancelled is not None and is_cancelled()),
         )
         prepared = self.prepare(request)
         with ThreadPoolExecutor(max_workers=1) as thread:
@@ -138,8 +151,9 @@ class LoadedModel:
                 while (piece := pieces.get()) is not None:
                     yield piece
             finally:
-                cancelled.set()
-            running.result()
+                closed.set()
+            ((_, (answer,)),) = running.result()
+        return answer
 
     def measure(self, views: Mapping[str, ImageInput], **options: Any) -> ModelAnswer:
         """Return the measures of a model with `part='vision'`.
@@ -171,6 +185,8 @@ class LoadedModel:
             DataError: The conversation cannot be encoded, or is longer than the model reads.
         """
         name = self.names[0] if request.model is None else request.model
+        if not self.model.generates_text:
+            _refuse_question(request)
         prompt = self.variant(name).encoder.prompt(request.sample)
         source, length = request.sample.source or "the question", len(prompt)
         if prompt.truncated:
@@ -228,7 +244,18 @@ class LoadedModel:
             part = indices[start : start + self.batch_size]
             answers = measure_batch(bundle, [prepared[index].prompt for index in part])
             for index, answer in zip(part, answers, strict=True):
-                yield index, [_with_details(answer, prepared[index], GeneratedText(prepared[index].request.options))]
+                request = prepared[index].request
+                if request.on_text is not None:
+                    request.on_text(0, answer.text)
+                yield index, [_with_details(answer, prepared[index], GeneratedText(request.options))]
+
+
+def _refuse_question(request: Request) -> None:
+    """Raise `DataError` for a request that a model of measures would answer as if it had asked nothing."""
+    if any(turn.text.replace(IMAGE, "").strip() for turn in request.sample.turns):
+        raise DataError("this model predicts measures of images and answers no questions: leave the text out")
+    if request.n > 1 or request.options.top_logprobs is not None:
+        raise DataError("this model predicts measures, which are equal each time: leave n and logprobs out")
 
 
 def _with_details(answer: Answer, prepared: Prepared, text: GeneratedText) -> ModelAnswer:

@@ -7,7 +7,7 @@ import binascii
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +18,8 @@ import psutil
 from PIL import Image, UnidentifiedImageError
 
 from mllm.dataset.readers import read_images
+from mllm.dataset.readers.archive import BEGINNING, unpack
+from mllm.dataset.readers.dicom_frames import begins_as_dicom
 from mllm.dataset.readers.notices import unlogged
 from mllm.dataset.readers.pixel_limit import TooManyPixelsError, limited_pixels
 from mllm.errors import ConfigError, DataError
@@ -28,6 +30,8 @@ MEMORY = Path("/dev/shm")
 """Folder of files in memory, on Linux."""
 _PREFIX = "mllm-upload-"
 """Beginning of the names of temporary folders; the number of the process follows."""
+_UNPACKED = 20
+"""Maximum size of the files of an archive, in sizes of the archive: DICOM files shrink to a third."""
 _DATA_URL = re.compile(r"data:[^,;]*(?:;[^,;]+)*?;base64,")
 """Beginning of an address that holds its content."""
 _STARTS = (
@@ -66,7 +70,7 @@ def content_of_base64(text: str, where: str) -> bytes:
 def read_content(
     content: bytes, name: str | None, options: Mapping[str, Any], where: str, pixels: int
 ) -> list[Image.Image]:
-    """Return the images of a file.
+    """Return the images of a file, or of the DICOM series in a zip archive.
 
     Args:
         content: Bytes of the file.
@@ -80,18 +84,47 @@ def read_content(
     """
     if not content:
         raise RequestError(f"{where} is empty")
+    if content.startswith(BEGINNING):
+        with _folder_for(_UNPACKED * len(content)) as folder:
+            try:
+                files = unpack(BytesIO(content), folder, _UNPACKED * len(content))
+            except DataError as error:
+                raise RequestError(f"{where}: {error}") from error
+            return _read(folder if len(files) > 1 else files[0], options, where, pixels)
     suffix = _suffix(content, name)
     if suffix in _PICTURES:
         _refuse_large(content, where, pixels)
-    with _file_of(content, suffix) as path, unlogged(), limited_pixels(pixels):
+    with _folder_for(len(content)) as folder:
+        path = folder / f"upload{suffix}"
+        path.write_bytes(content)
+        return _read(path, options, where, pixels)
+
+
+def read_series(contents: Sequence[bytes], options: Mapping[str, Any], where: str, pixels: int) -> list[Image.Image]:
+    """Return images of the volume of a DICOM series, whose files may be in any order; see `read_content`."""
+    for number, content in enumerate(contents, start=1):
+        if not begins_as_dicom(content):
+            raise RequestError(f"{where}: file {number} of the series is no DICOM file: send the slices of one series")
+    with _folder_for(sum(map(len, contents))) as folder:
+        for number, content in enumerate(contents, start=1):
+            (folder / f"file {number} of the series").write_bytes(content)
+        return _read(folder, options, where, pixels)
+
+
+def _read(source: Path, options: Mapping[str, Any], where: str, pixels: int) -> list[Image.Image]:
+    """Return the images of a temporary file, or of a folder with a series. Messages do not name it."""
+    with unlogged(), limited_pixels(pixels):
         try:
-            images = read_images(path, **options)
+            return read_images(source, **options)
         except TooManyPixelsError as error:
             raise RequestError(f"{where}: {error.reason}", 413) from error
         except (ConfigError, DataError) as error:
-            message = str(error).replace(str(path), "the file").replace(path.name, "the file")
+            message = str(error)
+            if source.is_dir():
+                message = message.replace(f"{source}{os.sep}", "").replace(str(source), "the series")
+            else:
+                message = message.replace(str(source), "the file").replace(source.name, "the file")
             raise RequestError(f"{where}: {message}") from error
-    return images
 
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp"})
@@ -122,17 +155,15 @@ def _refuse_large(content: bytes, where: str, pixels: int) -> None:
 
 
 @contextmanager
-def _file_of(content: bytes, suffix: str) -> Iterator[Path]:
-    """Yield a file with a content, for readers that need one; it is removed after the block.
+def _folder_for(size: int) -> Iterator[Path]:
+    """Yield a folder for files of `size` bytes, for readers that need files; it is removed after the block.
 
     It is in memory if the system has a folder for such files (Linux) with enough space.
     """
-    has_room = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 * len(content)
+    has_room = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 * size
     folder = MEMORY if has_room and os.access(MEMORY, os.W_OK) else Path(gettempdir())
     with TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-", dir=folder) as own:
-        path = Path(own) / f"upload{suffix}"
-        path.write_bytes(content)
-        yield path
+        yield Path(own)
 
 
 def remove_left_files() -> None:

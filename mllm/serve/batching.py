@@ -120,6 +120,14 @@ class Batcher:
         self._arrived.set()
         return job
 
+    def enter(self, request: Request) -> Job:
+        """Admit a request of another user of the model in this process, such as a page, and add it to the queue.
+
+        `leave` ends it. Raise `RequestError` if the queue is full.
+        """
+        self.admit()
+        return self.submit(request, streams=True)
+
     async def answer(self, request: Request) -> list[ModelAnswer]:
         """Return the answers to a request, for other users of the model in this process, such as a page.
 

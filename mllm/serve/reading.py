@@ -15,6 +15,8 @@ from mllm.serve.limits import Limits, RequestError
 
 REQUEST = "request"
 """Field of a multipart request with the JSON object."""
+FILES = 5000
+"""Maximum number of files of a multipart request; a series has at most 4,096."""
 
 
 async def read_body(request: HttpRequest, limits: Limits) -> tuple[bytes, dict[str, bytes]]:
@@ -72,7 +74,7 @@ async def _bytes(request: HttpRequest, limits: Limits) -> bytes:
 
 async def _form(request: HttpRequest, limits: Limits) -> tuple[bytes, dict[str, bytes]]:
     """Return the JSON text and the files of a multipart request."""
-    parser = MultiPartParser(request.headers, _stream(request, limits), max_part_size=limits.body)
+    parser = MultiPartParser(request.headers, _stream(request, limits), max_files=FILES, max_part_size=limits.body)
     parser.spool_max_size = limits.body + 1  # larger files would be written to a disk
     try:
         form = await parser.parse()
@@ -86,6 +88,8 @@ async def _form(request: HttpRequest, limits: Limits) -> tuple[bytes, dict[str, 
         if name == REQUEST:
             text = content
         elif isinstance(value, UploadFile) and value.filename:
+            if value.filename in uploads:
+                raise RequestError(f"two files have the name '{value.filename[:100]}': give each another name")
             uploads[value.filename] = content
         else:
             raise RequestError(f"the part '{name}' is neither '{REQUEST}' nor a file with a name")

@@ -14,7 +14,7 @@ from mllm.models.generation.options import GenerationOptions
 from mllm.options import broken_bound, fits, invalid_value
 from mllm.predict.inputs import READER_OPTIONS
 from mllm.predict.request import Request
-from mllm.serve.attachments import content_of_base64, content_of_url, read_content
+from mllm.serve.attachments import content_of_base64, content_of_url, read_content, read_series
 from mllm.serve.limits import Limits, RequestError
 from mllm.structures import IMAGE, Sample, Turn
 
@@ -153,6 +153,19 @@ def _options(body: Mapping[str, Any], limits: Limits) -> GenerationOptions:
     )
 
 
+@dataclass(frozen=True)
+class _File:
+    """File of a part of a message."""
+
+    content: bytes
+    name: str | None
+    options: Mapping[str, Any]
+    where: str
+    view: Any
+    series: str | None
+    """Name that the files of a series have in common; None: it is a file by itself."""
+
+
 class _Messages:
     """Reader of messages, which collects their images."""
 
@@ -174,11 +187,18 @@ class _Messages:
             return Turn(role, self._text(content, f"{where}.content"))  # type: ignore[arg-type]
         if not isinstance(content, list) or not content:
             raise RequestError(f"{where}.content must be a text or a list of parts")
-        parts = [self._part(part, role, f"{where}.content[{index}]") for index, part in enumerate(content)]
-        return Turn(role, "".join(parts))  # type: ignore[arg-type]
+        series: dict[str, list[_File]] = {}
+        texts = [self._part(part, role, f"{where}.content[{index}]", series) for index, part in enumerate(content)]
+        for index, text in enumerate(texts):
+            if isinstance(text, _File) and text.series is None:
+                texts[index] = IMAGE * self._add(text, [text])
+            elif isinstance(text, _File):
+                files = series.pop(str(text.series), None)
+                texts[index] = "" if files is None else IMAGE * self._add(text, files)
+        return Turn(role, "".join(map(str, texts)))  # type: ignore[arg-type]
 
-    def _part(self, part: Any, role: str, where: str) -> str:
-        """Return the text of a part; for images the placeholders."""
+    def _part(self, part: Any, role: str, where: str, series: dict[str, list[_File]]) -> str | _File:
+        """Return the text or the file of a part, and add files to their series."""
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text":
             _refuse_unknown(part, {"type", "text"}, where)
@@ -191,25 +211,41 @@ class _Messages:
         source = part.get(kind)
         if not isinstance(source, Mapping):
             raise RequestError(f"{where}.{kind} must be an object")
-        return IMAGE * self._read(source, kind, f"{where}.{kind}")
+        file = self._file(source, kind, f"{where}.{kind}")
+        if file.series is not None:
+            members = series.setdefault(file.series, [])
+            members.append(file)
+            if len(members) > 1 and (file.options or file.view):
+                raise RequestError(f"{file.where}: options of a series stand in its first part: move them there")
+        return file
 
-    def _read(self, source: Mapping[str, Any], kind: str, where: str) -> int:
-        """Read the images of a file, and return their number."""
+    def _file(self, source: Mapping[str, Any], kind: str, where: str) -> _File:
+        """Return the file of a part with its options."""
         own = {"url", "detail"} if kind == "image_url" else {"filename", "file_data"}
-        _refuse_unknown(source, {*own, "view", *READER_OPTIONS}, where)
+        _refuse_unknown(source, {*own, "view", "series", *READER_OPTIONS}, where)
+        for field in ("filename", "series"):
+            if source.get(field) is not None and not isinstance(source[field], str):
+                raise RequestError(f"{where}.{field} must be a text")
         name = source.get("filename")
-        if name is not None and not isinstance(name, str):
-            raise RequestError(f"{where}.filename must be a text")
         options = {option: source[option] for option in READER_OPTIONS if source.get(option) is not None}
         content = self._content(source, kind, name, where)
+        return _File(content, name, options, where, source.get("view"), source.get("series"))
+
+    def _add(self, first: _File, files: Sequence[_File]) -> int:
+        """Read the images of a file, or of the files of a series, and return their number."""
+        where = first.where
         left = self.limits.pixels - sum(image.width * image.height for image in self.images)
-        images = read_content(content, name, options, where, left)
+        if first.series is None:
+            images = read_content(first.content, first.name, first.options, where, left)
+        else:
+            images = read_series([file.content for file in files], first.options, where, left)
         self.images += images
-        if (view := source.get("view")) is not None:
+        if first.view is not None:
             if len(images) != 1:
                 raise RequestError(f"{where}: a view is one image, and the file has {len(images)}: select one")
-            self.views.append(str(view))
-        self.kept.append({"bytes": len(content), "images": len(images), **options})
+            self.views.append(str(first.view))
+        size = sum(len(file.content) for file in files)
+        self.kept.append({"bytes": size, "files": len(files), "images": len(images), **first.options})
         return len(images)
 
     def _content(self, source: Mapping[str, Any], kind: str, name: str | None, where: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,8 +25,17 @@ class Asker(Protocol):
     def names(self) -> list[str]:
         """Return the names of the models."""
 
-    def ask(self, images: Any, question: str, *, after: ModelAnswer | None, model: str, **options: Any) -> ModelAnswer:
-        """Return the answer of a model to a question about images, after an earlier answer. Raise `UserError`."""
+    def stream(
+        self,
+        images: Any,
+        question: str,
+        *,
+        after: ModelAnswer | None,
+        model: str,
+        is_cancelled: Callable[[], bool],
+        **options: Any,
+    ) -> Generator[str, None, ModelAnswer]:
+        """Yield the pieces of the answer of a model, and return the answer. Raise `UserError`."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class Exchange:
     answers: dict[str, ModelAnswer]
     modality: str = ""
     """Text before the question; empty: none."""
+    written: dict[str, str] = field(default_factory=dict)
+    """Text of each answer so far."""
 
 
 @dataclass
@@ -64,14 +75,26 @@ class Conversation:
         """Return the pictures of all questions."""
         return self.exchanges[-1].pictures if self.exchanges else ()
 
-    def ask(self, asker: Asker, models: Sequence[str], question: str, shown: Shown | None, **options: Any) -> Exchange:
-        """Ask all models, and append and return the exchange.
+    def ask(
+        self,
+        asker: Asker,
+        models: Sequence[str],
+        question: str,
+        shown: Shown | None,
+        is_stopped: Callable[[], bool],
+        **options: Any,
+    ) -> Iterator[Exchange]:
+        """Ask one model after the other, and append the exchange.
+
+        Yield the exchange as far as it is written; answers begin empty.
 
         The picture belongs to the question if the conversation does not end with it already. A question about another
-        slice adds that slice, and one about the same slice adds nothing.
+        slice adds that slice, and one about the same slice adds nothing. `is_stopped` ends the answers, which keep the
+        text until then.
 
         Raises:
-            UserError: The question is empty, or a model cannot answer it. The conversation is unchanged.
+            UserError: The question is empty, a model cannot answer it, or no answer had begun when it was stopped. The
+                conversation is unchanged.
         """
         question = _PLACEHOLDER.sub(" ", question).strip()
         if not question:
@@ -83,9 +106,19 @@ class Conversation:
         # The conversation may change while the models answer, such as by another question.
         pictures, images = (*self.pictures, *new), [picture.image for picture in new]
         before = self.exchanges[-1].answers if self.exchanges else {}
-        answers = {
-            name: asker.ask(images or None, question, after=before.get(name), model=name, **options) for name in models
-        }
-        exchange = Exchange(question, new, pictures, answers, options.get("modality", ""))
+        exchange = Exchange(question, new, pictures, {}, options.get("modality", ""))
+        yield exchange
+        for name in models:
+            pieces = asker.stream(
+                images or None, question, after=before.get(name), model=name, is_cancelled=is_stopped, **options
+            )
+            exchange.written[name] = ""
+            while name not in exchange.answers:
+                try:
+                    exchange.written[name] += next(pieces)
+                except StopIteration as end:
+                    exchange.answers[name] = end.value
+                yield exchange
+        if is_stopped() and not any(answer.text for answer in exchange.answers.values()):
+            raise DataError("it was stopped before an answer began: ask again")
         self.exchanges.append(exchange)
-        return exchange

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
 from html import escape
+from threading import Event
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
@@ -15,9 +18,9 @@ import gradio as gr
 from mllm.dataset.readers.windows import WINDOWS
 from mllm.errors import DataError, UserError, origin_of
 from mllm.serve.limits import Limits
-from mllm.ui.conversation import Asker, Conversation
+from mllm.ui.conversation import Asker, Exchange
 from mllm.ui.corrections import Corrections
-from mllm.ui.rendering import conversation_html, message_html, picture_html, report_html
+from mllm.ui.rendering import conversation_html, message_html, picture_html, report_html, writing_html
 from mllm.ui.reports import report_of
 from mllm.ui.session import Session, Sessions
 from mllm.ui.study import Study, Window
@@ -27,31 +30,54 @@ Inputs = ParamSpec("Inputs")
 Outputs = TypeVar("Outputs")
 AS_STORED, OWN = "as stored", "center and width"
 """Choices of a window besides the names of windows."""
+PACE = 0.1
+"""Seconds between two states of an answer that is written."""
 NO_AXIS = "as acquired"
 """Choice of the plane of the file."""
 Update = Any
 """Value of a component, or an update of Gradio."""
 
 
-def _with_sentence(
-    event: Callable[Concatenate[Events, Inputs], Outputs],
-) -> Callable[Concatenate[Events, Inputs], Outputs]:
-    """Return an event whose unexpected errors are one sentence for the person, and a line of the log without values.
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn unexpected errors into one sentence for the person, and a line of the log without values.
 
     Gradio would print their tracebacks, which have names of files and texts of questions.
     """
+    try:
+        yield
+        return
+    except UserError as error:
+        sentence = str(error)
+    except Exception as error:  # noqa: BLE001
+        logger.error("an event of the page failed: %s in %s", type(error).__name__, origin_of(error))
+        sentence = f"this did not work ({type(error).__name__}): the log of the server names the place"
+        raise gr.Error(escape(sentence), print_exception=False) from None
+    raise gr.Error(escape(sentence), print_exception=False)
+
+
+def _with_sentence(
+    event: Callable[Concatenate[Events, Inputs], Outputs],
+) -> Callable[Concatenate[Events, Inputs], Outputs]:
+    """Return an event whose unexpected errors are sentences."""
 
     @wraps(event)
     def run(events: Events, /, *inputs: Inputs.args, **named: Inputs.kwargs) -> Outputs:
-        try:
+        with _sentences():
             return event(events, *inputs, **named)
-        except UserError as error:
-            sentence = str(error)
-        except Exception as error:  # noqa: BLE001
-            logger.error("an event of the page failed: %s in %s", type(error).__name__, origin_of(error))
-            sentence = f"this did not work ({type(error).__name__}): the log of the server names the place"
-            raise gr.Error(escape(sentence), print_exception=False) from None
-        raise gr.Error(escape(sentence), print_exception=False)
+
+    return run
+
+
+def _with_sentences(
+    event: Callable[Concatenate[Events, Inputs], Iterator[Outputs]],
+) -> Callable[Concatenate[Events, Inputs], Iterator[Outputs]]:
+    """Return an event with several outputs, whose unexpected errors are sentences."""
+
+    @wraps(event)
+    def run(events: Events, /, *inputs: Inputs.args, **named: Inputs.kwargs) -> Iterator[Outputs]:
+        with _sentences():
+            yield from event(events, *inputs, **named)
 
     return run
 
@@ -79,9 +105,17 @@ class Events:
     @_with_sentence
     def open(self, files: Sequence[str] | None, request: gr.Request) -> list[Update]:
         """Open dropped files. Return the view, the conversation and the message."""
+        return self._open(files, request, only_dicom=False)
+
+    @_with_sentence
+    def open_folder(self, files: Sequence[str] | None, request: gr.Request) -> list[Update]:
+        """Open the DICOM series in a folder. Return the empty drop area, the view, the conversation and the message."""
+        return [None, *self._open(files, request, only_dicom=True)]
+
+    def _open(self, files: Sequence[str] | None, request: gr.Request, only_dicom: bool) -> list[Update]:
         session = self._session(request)
         try:
-            session.open(files or [])
+            session.open(files or [], self.limits.upload, only_dicom)
             return [*self._view(session), "", ""]
         except UserError as error:
             return [*self._view(session), "", message_html(str(error))]
@@ -138,28 +172,48 @@ class Events:
         session.view = replace(session.view, window=(float(center), float(width)))
         return self._picture(session)
 
-    @_with_sentence
+    @_with_sentences
     def ask(
         self, question: str, models: Sequence[str], length: int, modality: str, request: gr.Request
-    ) -> list[Update]:
-        """Ask the selected models. Return the conversation, the message, the question and the state of corrections."""
+    ) -> Iterator[list[Update]]:
+        """Ask the selected models, and yield the page while their answers are written.
+
+        Values: the conversation, the answers that are written, the message, the question, the state of corrections, and
+        the buttons that ask and stop.
+        """
         session = self._session(request)
         options = {"max_new_tokens": int(length), **({"modality": modality.strip()} if modality.strip() else {})}
+        message, skip, written = "", gr.skip(), 0.0
+        conversation = session.conversation
         try:
             if session.study is None and (missing := [name for name in models if name in self.needs_image]):
                 raise DataError(f"the model {missing[0]} answers questions about images: drop one first")
-            # A new conversation may begin meanwhile: the answer belongs to the former one.
-            conversation, shown = session.conversation, session.shown()
+            shown = session.shown()
             with session.asking:
-                conversation.ask(self.asker, models, question, shown, **options)
+                session.stopped = stopped = Event()
+                steps = conversation.ask(self.asker, models, question, shown, stopped.is_set, **options)
+                for number, exchange in enumerate(steps):
+                    if number == 0:
+                        talk = self._talk([*conversation.exchanges, exchange])
+                        yield [talk, self._writing(models, exchange), "", "", "", *_buttons(is_asking=True)]
+                    elif time.monotonic() > written + PACE:
+                        yield [skip, self._writing(models, exchange), *[skip] * 5]
+                        written = time.monotonic()
         except UserError as error:
-            return [self._talk(session), message_html(str(error)), question, ""]
-        return [self._talk(session), "", "", ""]
+            # A new conversation may have begun meanwhile: the answer belongs to the former one.
+            message = message_html(str(error)) if session.conversation is conversation else ""
+        talk = self._talk(session.conversation.exchanges)
+        yield [talk, "", message, question if message else skip, "", *_buttons(is_asking=False)]
+
+    @_with_sentence
+    def stop(self, request: gr.Request) -> None:
+        """End the answers that are written."""
+        self._session(request).stopped.set()
 
     @_with_sentence
     def restart(self, request: gr.Request) -> list[Update]:
         """Begin a new conversation about the same files. Return the conversation, message and state of corrections."""
-        self._session(request).conversation = Conversation()
+        self._session(request).restart()
         return ["", "", ""]
 
     @_with_sentence
@@ -194,8 +248,12 @@ class Events:
     def _session(self, request: gr.Request) -> Session:
         return self.sessions.of(str(request.session_hash))
 
-    def _talk(self, session: Session) -> str:
-        return conversation_html(session.conversation.exchanges, named=len(self.asker.names) > 1)
+    def _talk(self, exchanges: Sequence[Exchange]) -> str:
+        return conversation_html(exchanges, named=len(self.asker.names) > 1)
+
+    def _writing(self, models: Sequence[str], exchange: Exchange) -> str:
+        texts = [(name, exchange.written.get(name, ""), name in exchange.answers) for name in models]
+        return writing_html(texts, named=len(self.asker.names) > 1)
 
     def _picture(self, session: Session) -> list[Update]:
         try:
@@ -210,6 +268,11 @@ class Events:
         if study is None or shown is None:
             return ["", *[gr.update(visible=False)] * 5]
         return [picture_html(shown.image, shown.caption), *_controls(study, session)]
+
+
+def _buttons(is_asking: bool) -> list[Update]:
+    """Return the buttons that ask and stop."""
+    return [gr.update(visible=not is_asking), gr.update(visible=is_asking)]
 
 
 def _controls(study: Study, session: Session) -> list[Update]:

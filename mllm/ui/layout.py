@@ -37,7 +37,12 @@ class Layout:
 
     def _add_viewer(self) -> None:
         """Add the drop area, the picture, and the controls of its view."""
-        self.files = gr.File(file_count="multiple", label="Image, DICOM series or video", height=150)
+        self.files = gr.File(
+            file_count="multiple", label="Image, DICOM files, zip archive or video", height=150, elem_id="files"
+        )
+        self.folder = gr.UploadButton(
+            "Open a folder with a DICOM series", file_count="directory", size="sm", elem_id="folder"
+        )
         self.picture = gr.HTML(elem_id="picture")
         self.index = gr.Slider(1, 2, 1, step=1, buttons=[], label="Slice", visible=False, elem_id="index")
         with gr.Row():
@@ -51,12 +56,14 @@ class Layout:
         """Add the conversation, the field of the question, and the correction."""
         self.models = gr.CheckboxGroup(names, value=names[:2], label="Models", visible=len(names) > 1, elem_id="models")
         self.talk = gr.HTML(elem_id="conversation")
+        self.writing = gr.HTML(elem_id="writing")
         self.message = gr.HTML(elem_id="message")
         self.question = gr.Textbox(
             "", label="Question", lines=2, placeholder="Is there a pleural effusion?", elem_id="question"
         )
         with gr.Row():
             self.send = gr.Button("Ask", variant="primary", min_width=120, elem_id="ask")
+            self.stop = gr.Button("Stop", variant="stop", min_width=120, elem_id="stop", visible=False)
             self.new = gr.Button("New conversation", min_width=120, elem_id="new")
         with gr.Accordion("Correct the last answer", open=False, elem_id="correct"):
             self.right = gr.Textbox("", label="Right answer", lines=2, elem_id="right")
@@ -102,6 +109,7 @@ class Layout:
         own = [self.center, self.width]
         asked = [self.question, self.models, self.length, self.modality]
         self.files.upload(on.open, self.files, [*view, *talk], api_visibility="private")
+        self.folder.upload(on.open_folder, self.folder, [self.files, *view, *talk], api_visibility="private")
         for cleared in (self.files.clear, self.files.delete):
             cleared(on.close, None, [self.files, *view, *talk], api_visibility="private")
         for moved, event, inputs in (
@@ -119,15 +127,18 @@ class Layout:
             )
         for chosen, change in ((self.axis, on.turn), (self.window, on.choose_window)):
             chosen.input(change, chosen, [*view, self.message], show_progress="hidden", api_visibility="private")
+        changing = [self.talk, self.writing, self.message, self.question, self.kept, self.send, self.stop]
         for sent in (self.send.click, self.question.submit):
             sent(
                 on.ask,
                 asked,
-                [*talk, self.question, self.kept],
+                changing,
+                show_progress="hidden",
                 concurrency_limit=ASKING,
                 concurrency_id="ask",
                 api_visibility="private",
             )
+        self.stop.click(on.stop, None, None, show_progress="hidden", api_visibility="private")
         for restarted in (self.new.click, self.models.input):
             restarted(on.restart, None, [*talk, self.kept], show_progress="hidden", api_visibility="private")
         corrected = [self.right, self.patient]

@@ -51,6 +51,11 @@ def conversation_html(exchanges: Sequence[Exchange], named: bool) -> str:
     return _render("conversation.html", exchanges=shown, named=named)
 
 
+def writing_html(answers: Sequence[tuple[str, str, bool]], named: bool) -> str:
+    """Return answers that are written: the name of each model, its text so far, and True if the answer is complete."""
+    return _render("writing.html", answers=answers, named=named)
+
+
 def _answer(name: str, answer: ModelAnswer, pictures: Sequence[Shown]) -> dict[str, Any]:
     """Return the values of the template for an answer."""
     marks = numbered(answer.marks)
@@ -91,6 +96,8 @@ def _mark(entry: Drawn, pictures: Sequence[Shown]) -> dict[str, Any]:
 
 def _notes(answer: ModelAnswer) -> Iterator[str]:
     """Yield sentences about an answer that is incomplete or has unreadable places."""
+    if answer.end == "cancelled":
+        yield "The answer was stopped."
     if answer.end == "length":
         yield "The answer ends at the maximum length, which the options set."
     if answer.unreadable:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ import anyio.from_thread
 
 from mllm.errors import ConfigError, DataError
 from mllm.predict.inputs import asked_sample, split_options
+from mllm.predict.model_answer import ModelAnswer
 from mllm.predict.predict import images_of_training
 from mllm.predict.request import Request
 from mllm.serve.app import Service, build_app
@@ -26,10 +29,12 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from mllm.predict.loaded_model import LoadedModel
-    from mllm.predict.model_answer import ModelAnswer
+    from mllm.serve.batching import Event, Job
 
 logger = logging.getLogger(__name__)
 SESSIONS = "sessions"
+WAIT = 0.2
+"""Seconds after which a page that waits for an answer looks whether it was stopped."""
 PATIENCE = 5
 """Seconds that connections have at the end: those of open pages never end by themselves."""
 
@@ -45,22 +50,23 @@ class QueuedModel:
         """Return the names of the models."""
         return self._service.model.names
 
-    def ask(
+    def stream(
         self,
         images: Any,
         question: str,
         *,
         after: ModelAnswer | None,
         model: str,
+        is_cancelled: Callable[[], bool],
         modality: str | None = None,
         **options: Any,
-    ) -> ModelAnswer:
-        """Return the answer of a model, in a thread of the server; the arguments are those of `LoadedModel.ask`.
+    ) -> Generator[str, None, ModelAnswer]:
+        """Yield the pieces of an answer, and return it, in threads of the server; see `LoadedModel.stream`.
 
         Raises:
             DataError: The question cannot be answered.
         """
-        limits = self._service.limits
+        limits, batcher = self._service.limits, self._service.batcher
         chosen, _ = split_options(options)
         sample = asked_sample(images, question, {}, modality, after)
         pixels = sum(image.width * image.height for image in sample.images)
@@ -71,13 +77,48 @@ class QueuedModel:
             )
         request = Request(sample, replace(chosen, max_new_tokens=min(chosen.max_new_tokens, limits.tokens)), model)
         try:
-            (answer,) = anyio.from_thread.run(self._service.batcher.answer, request)
+            job = anyio.from_thread.run_sync(batcher.enter, request)
         except RequestError as error:
             raise DataError(str(error)) from error
+        try:
+            answer = yield from _pieces(job, is_cancelled)
+        finally:
+            job.cancelled.set()
+            job.loop.call_soon_threadsafe(batcher.leave)  # a generator may be closed in any thread
+        if answer is None:
+            return ModelAnswer("", question=sample, model=model, end="cancelled")
         if self._service.keeper is not None:
             message = {"role": "user", "content": question}
             self._service.keeper.write({"model": model, "messages": [message]}, [answer])
         return answer
+
+
+def _pieces(job: Job, is_cancelled: Callable[[], bool]) -> Generator[str, None, ModelAnswer | None]:
+    """Yield the pieces of an answer and return it; None if it was cancelled before its first piece."""
+    has_begun = False
+    while True:
+        event = anyio.from_thread.run(_next_event, job)
+        if is_cancelled():
+            job.cancelled.set()
+            if not has_begun:
+                return None  # it may wait long for the requests before it
+        if event is None:
+            continue
+        if event[0] == "piece":
+            has_begun = True
+            yield event[1][1]
+        elif event[0] == "error":
+            raise DataError(str(event[1]))
+        elif event[0] == "answers":
+            return event[1][0]
+
+
+async def _next_event(job: Job) -> Event | None:
+    """Return the next event of a request; None if there is none for some time."""
+    try:
+        return await asyncio.wait_for(job.events.get(), WAIT)
+    except asyncio.TimeoutError:
+        return None
 
 
 def serve_page(options: ServeOptions, corrections: str, folder: Path) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mllm.dataset.readers.archive import BEGINNING, begins_with, is_image_name, unpack
+from mllm.dataset.readers.dicom_frames import has_dicom_content
 from mllm.errors import UserError
 from mllm.ui.conversation import Conversation, Shown
 from mllm.ui.study import Study, View, open_study, without_folders
@@ -25,17 +27,32 @@ class Session:
     conversation: Conversation = field(default_factory=Conversation)
     asking: threading.Lock = field(default_factory=threading.Lock)
     """Held while a question is answered, so that the questions of one person follow each other."""
+    stopped: threading.Event = field(default_factory=threading.Event)
+    """Set to end the answer that is written."""
 
-    def open(self, files: Sequence[str]) -> None:
-        """Take the dropped files, and begin a new conversation about them. Raise `UserError` for unreadable files."""
+    def open(self, files: Sequence[str], limit: int, only_dicom: bool = False) -> None:
+        """Take the dropped files, and begin a new conversation about them. Raise `UserError` for unreadable files.
+
+        Args:
+            files: A file, the files of a DICOM series, or a zip archive with them.
+            limit: Maximum number of bytes of the files of an archive.
+            only_dicom: Leave other files out, as those beside the series in a folder.
+        """
         self.close()
         folder = self.folder / uuid.uuid4().hex
-        moved = []
-        for number, file in enumerate(files):
-            place = folder / str(number)  # the files of a series can have equal names
-            place.mkdir(parents=True, mode=0o700)
-            moved.append(shutil.move(file, place / Path(file).name))
+        folder.mkdir(parents=True, mode=0o700)
         try:
+            # The files of a series can have equal names.
+            moved = [
+                Path(shutil.move(file, folder / f"{number}_{Path(file).name}"))
+                for number, file in enumerate(files)
+                if len(files) == 1 or is_image_name(Path(file).name)
+            ]
+            if len(moved) == 1 and begins_with(moved[0], BEGINNING):
+                archive, moved = moved[0], unpack(moved[0], folder, limit)
+                archive.unlink()
+            elif only_dicom:
+                moved = [path for path in moved if has_dicom_content(path)]
             self.study = open_study(moved)
         except UserError:
             shutil.rmtree(folder)
@@ -44,8 +61,14 @@ class Session:
 
     def close(self) -> None:
         """Forget the files and the conversation."""
-        self.study, self.view, self.conversation = None, View(), Conversation()
+        self.restart()
+        self.study, self.view = None, View()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def restart(self) -> None:
+        """Begin a new conversation. An answer of the former one ends."""
+        self.stopped.set()
+        self.conversation = Conversation()
 
     def turn(self, axis: str | None) -> None:
         """Show the volume along another axis, from its middle."""

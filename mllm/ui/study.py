@@ -54,7 +54,7 @@ class Study:
     @property
     def name(self) -> str:
         """Return the name of the file, or the number of files of a series."""
-        return self.source.name if isinstance(self.source, Path) else f"series of {len(self.source)} files"
+        return dropped_name(self.source) if isinstance(self.source, Path) else f"series of {len(self.source)} files"
 
     @property
     def noun(self) -> str:
@@ -156,8 +156,14 @@ def open_study(files: Sequence[str | Path]) -> Study:
 def without_folders(message: str, paths: Sequence[Path]) -> str:
     """Return a message with the names of files in place of their paths, which are temporary."""
     for path in paths:
-        message = message.replace(str(path), path.name)
-    return message
+        message = message.replace(str(path), path.name).replace(path.name, dropped_name(path))
+    return message.replace(str(paths[0].parent), "the series")
+
+
+def dropped_name(path: Path) -> str:
+    """Return the name of a file as it was dropped: a session writes `NUMBER_` before it."""
+    number, _, name = path.name.partition("_")
+    return name if number.isdecimal() and name else path.name
 
 
 def _gray_limits(study: Study) -> tuple[float, float]:

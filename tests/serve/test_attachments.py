@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zipfile
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from medical_files import pydicom_file, write_png
+from medical_files import pydicom_file, write_png, write_series
 from PIL import Image
 
 from mllm.dataset.readers import read_images
 from mllm.serve import attachments
-from mllm.serve.attachments import content_of_url, read_content, remove_left_files
+from mllm.serve.attachments import content_of_url, read_content, read_series, remove_left_files
 from mllm.serve.limits import RequestError
 
 
@@ -40,6 +43,53 @@ def test_the_content_selects_the_reader_and_no_file_stays(tmp_path: Path, monkey
     assert str(memory) not in str(caught.value) and not os.listdir(memory)
     with pytest.raises(RequestError, match="its images have 16,384 pixels, and the limit is 9,999: select fewer"):
         read_content(Path(pydicom_file("CT_small.dcm")).read_bytes(), None, {}, "image", 9_999)
+
+
+def zip_of(*files: Path | bytes) -> bytes:
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, file in enumerate(files):
+            archive.writestr(f"a/{number}", file if isinstance(file, bytes) else file.read_bytes())
+    return packed.getvalue()
+
+
+def test_a_series_in_any_order_or_in_an_archive_is_one_volume(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "study")
+    contents = [files[number].read_bytes() for number in (2, 0, 3, 1)]
+    cases: list[dict[str, Any]] = [{}, {"slice": "all", "window": "lung"}, {"axis": "coronal", "slice": [3, 4]}]
+    for options in cases:
+        expected = [image.tobytes() for image in read_images(tmp_path / "study", **options)]
+        assert [image.tobytes() for image in read_series(contents, options, "image", 10**6)] == expected
+        packed = zip_of(b"a viewer", *contents)
+        assert [image.tobytes() for image in read_content(packed, "a.zip", options, "image", 10**6)] == expected
+    (one,) = read_content(zip_of(files[1]), None, {"window": "lung"}, "image", 10**6)
+    assert one.tobytes() == read_images(files[1], window="lung")[0].tobytes()
+
+
+def test_files_that_are_no_series_are_refused(tmp_path: Path) -> None:
+    files = [file.read_bytes() for file in write_series(tmp_path / "study")]
+    other = [file.read_bytes() for file in write_series(tmp_path / "other", uid="1.2.4")]
+    series: list[tuple[list[bytes], dict[str, Any], str]] = [
+        ([*files, *other], {}, r"^image: the series has slices of 2 series: select the files of one of them"),
+        ([*files, files[0]], {}, "1 pairs of slices at one position.*file 1 of the series and file 5 of the series"),
+        ([files[0], b"text"], {}, "file 2 of the series is no DICOM file"),
+        (files, {"slice": 4}, "the series has no slice 4: it has 4, from 0 to 3"),
+        (files, {"slice": "all"}, "have 4,096 pixels, and the limit is 2,000"),
+        ([files[0], files[1][:-99]], {"slice": 1}, "image: file 2 of the series"),
+    ]
+    for contents, options, message in series:
+        with pytest.raises(RequestError, match=message) as caught:
+            read_series(contents, options, "image", 2000)
+        assert "mllm-upload" not in str(caught.value)
+    for content, message in (
+        (zip_of(*files, *other), "image: the series has slices of 2 series"),
+        (zip_of(b"text" * 99), "the archive has no DICOM files"),
+        (zip_of(*files)[:-40], r"it is damaged \(BadZipFile\)"),
+        (zip_of(files[0] + bytes(10**6)), "when it is unpacked: pack less"),
+    ):
+        with pytest.raises(RequestError, match=message) as caught:
+            read_content(content, None, {}, "image", 10**6)
+        assert "mllm-upload" not in str(caught.value)
 
 
 def gif_of(path: Path) -> bytes:

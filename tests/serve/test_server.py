@@ -27,7 +27,7 @@ import openai
 import pytest
 import torch
 from forked_runs import start_run
-from medical_files import write_avi
+from medical_files import write_avi, write_series
 from PIL import Image
 from pydicom.data import get_testdata_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -210,6 +210,31 @@ def test_dicom_files_volumes_and_videos_are_read_with_the_options_of_their_reade
         assert text_of(served, request) == expected
     other = model.ask(echo, "What is seen?", max_new_tokens=8, frames=3).images
     assert other != model.ask(echo, "What is seen?", max_new_tokens=8, frames=12).images
+
+
+def test_a_series_of_several_uploads_or_data_urls_is_one_volume(
+    served: Served, model: LoadedModel, tmp_path: Path
+) -> None:
+    files = write_series(tmp_path / "study")[::-1]
+    expected = model.ask(tmp_path / "study", "What is seen?", max_new_tokens=8, slice=[0, 2], window="lung")
+    options: list[dict[str, Any]] = [{"slice": [0, 2], "window": "lung"}, {}, {}, {}]
+    urls = [data_url(file.read_bytes(), "application/dicom") for file in files]
+    parts = [{"url": url, "series": "ct", **more} for url, more in zip(urls, options, strict=True)]
+    completion = served.client.chat.completions.create(**asking("What is seen?", *parts))
+    assert completion.choices[0].message.content == expected.text
+    assert completion.usage is not None and completion.usage.prompt_tokens == expected.prompt_tokens
+    request = asking("What is seen?")
+    request["messages"][0]["content"][:0] = [
+        {"type": "file", "file": {"filename": file.name, "series": "ct", **more}}
+        for file, more in zip(files, options, strict=True)
+    ]
+    uploads = [("file", (file.name, file.read_bytes())) for file in files]
+    sent = served.post(data={"request": json.dumps(request)}, files=uploads)
+    assert sent.json()["choices"][0]["message"]["content"] == expected.text
+    refused = served.post(data={"request": json.dumps(request)}, files=[*uploads, uploads[0]])
+    assert refused.status_code == 400 and "two files have the name '3'" in refused.text
+    several = served.post(asking("What?", *parts, {"url": urls[0], "series": "ct", "slice": 1}))
+    assert several.status_code == 400 and "options of a series stand in its first part" in several.text
 
 
 def bomb(side: int) -> bytes:

@@ -104,3 +104,18 @@ def _encapsulate_jpeg(dataset: Any, frames: np.ndarray) -> None:
     dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     if dataset.SamplesPerPixel == 3:
         dataset.PhotometricInterpretation = "YBR_FULL_422"
+
+
+SLICE = np.arange(-1000, 1000, 10, dtype=np.int16).reshape(10, 20)
+"""Hounsfield units of a slice."""
+
+
+def write_series(folder: Path, count: int = 4, uid: str = "1.2.3") -> list[Path]:
+    """Write axial slices of a CT at distances of 5 mm, and return their files in the order of their positions."""
+    folder.mkdir()
+    scale = {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": 0, "SeriesInstanceUID": uid}
+    geometry = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1.0, 1.0]}
+    for number in range(count):
+        position = {"ImagePositionPatient": [0.0, 0.0, 5.0 * number], "PatientName": "Doe^Jane"}
+        write_dicom(folder / f"{number}", SLICE + number, **scale, **geometry, **position)
+    return sorted(folder.iterdir())

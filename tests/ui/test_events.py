@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from medical_files import write_series
 from PIL import Image
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[serve]'")
@@ -15,6 +17,7 @@ pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.
 import gradio as gr
 
 from mllm import load
+from mllm.dataset.readers import read_images
 from mllm.errors import DataError
 from mllm.predict.loaded_model import LoadedModel
 from mllm.ui.conversation import Conversation, Shown
@@ -58,7 +61,7 @@ def test_each_model_has_a_conversation_of_its_own(model, pictures):
     first, second = (Shown(image, "a.png", number) for number, image in enumerate(images))
     talk = Conversation()
     for question, shown in (("What is this?", first), ("Why?", first), ("And <image> here?", second)):
-        talk.ask(model, ["first", "second"], question, shown, **FEW)
+        list(talk.ask(model, ["first", "second"], question, shown, lambda: False, **FEW))
     answer = model.ask(images[0], "What is this?", model="second", **FEW)
     why = model.ask(None, "Why?", after=answer, model="second", **FEW)
     here = model.ask(images[1], "And   here?", after=why, model="second", **FEW)
@@ -73,8 +76,9 @@ def test_a_question_an_answer_and_a_correction(events, tmp_path):
     picture, *_, talk, message = events.open([path], person())
     assert "scan.png" in picture and not talk and not message
     assert not Path(path).exists(), "the file is moved into the folder of the session"
-    talk, message, question, _ = events.ask("Is it <b>large</b>?", ["first"], 4, " CT ", person())
-    assert not message and not question and "Is it &lt;b&gt;large&lt;/b&gt;?" in talk
+    first, *_, (talk, writing, message, *_, stop) = events.ask("Is it <b>large</b>?", ["first"], 4, " CT ", person())
+    assert not message and not writing and "Is it &lt;b&gt;large&lt;/b&gt;?" in talk
+    assert first[3] == "" and (first[-1]["visible"], stop["visible"]) == (True, False)
     state, kept = events.keep(" ", "", person())
     assert "needs the right answer" in state and kept == " "
     state, kept = events.keep("No.", "A17", person())
@@ -96,7 +100,7 @@ def test_a_question_an_answer_and_a_correction(events, tmp_path):
     ],
 )
 def test_a_question_that_cannot_be_answered_is_kept_in_its_field(events, question, models, reason):
-    talk, message, field, _ = events.ask(question, models, 4, "", person())
+    *_, (talk, _, message, field, *_) = events.ask(question, models, 4, "", person())
     assert reason in message and field == question and "article" not in talk
 
 
@@ -128,28 +132,62 @@ def test_a_report_of_a_folder_without_a_run_is_refused(events, tmp_path):
     assert "iframe" not in events.show_report(str(tmp_path))
 
 
-def test_a_new_conversation_begins_while_a_question_is_answered(events, model, tmp_path):
-    """The answer belongs to the former conversation, with all its pictures."""
-    former, real = [], events.asker
-
-    class Slow:
-        names = model.names
-
-        def ask(self, *inputs, **options):
-            former.append(events.sessions.of("a").conversation)
-            events.restart(person())
-            return real.ask(*inputs, **options)
-
+def test_a_new_conversation_ends_the_answer_of_the_former_one(events, tmp_path):
     events.open(dropped(tmp_path, "scan.png"), person())
-    events.ask("What?", ["first"], 4, "", person())
-    object.__setattr__(events, "asker", Slow())
-    talk, message, *_ = events.ask("Why?", ["first"], 4, "", person())
+    list(events.ask("What?", ["first"], 4, "", person()))
+    former = events.sessions.of("a").conversation
+    steps = events.ask("Why?", ["first"], 2000, "", person())
+    next(steps)
+    events.restart(person())
+    *_, (talk, _, message, *_) = steps
     assert not talk and not message, "the new conversation is empty"
-    assert [exchange.question for exchange in former[0].exchanges] == ["What?", "Why?"]
-    assert [len(exchange.pictures) for exchange in former[0].exchanges] == [1, 1]
-    object.__setattr__(events, "asker", real)
-    talk, *_ = events.ask("Where?", ["first"], 4, "", person())
+    assert len(former.exchanges) == 1 or former.exchanges[1].answers["first"].tokens < 20
+    *_, (talk, *_) = events.ask("Where?", ["first"], 4, "", person())
     assert talk.count("<article") == 1
+
+
+def test_an_answer_appears_while_it_is_written_and_stop_keeps_its_beginning(events, monkeypatch, tmp_path):
+    monkeypatch.setattr("mllm.ui.events.PACE", 0.0)
+    events.open(dropped(tmp_path, "scan.png"), person())
+    shown = []
+    for state in events.ask("What?", ["first", "second"], 1500, "", person()):
+        shown.append(state[1])
+        if len(set(shown)) == 4:
+            events.stop(person())
+    exchange = events.sessions.of("a").conversation.exchanges[-1]
+    first, second = exchange.answers["first"], exchange.answers["second"]
+    assert shown[0].count("<section") == 2 and shown[-1] == "" and "The answer was stopped." in state[0]
+    assert (first.end, second.end) == ("cancelled", "cancelled") and 1 < first.tokens < 1500 and second.tokens <= 1
+
+
+@pytest.mark.parametrize("form", ["files", "folder", "zip"])
+def test_a_series_is_one_volume_with_a_slider(events, tmp_path, form):
+    files = write_series(tmp_path / "study")
+    expected = read_images(tmp_path / "study", slice=1)[0]
+    if form == "zip":
+        with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+            archive.writestr("README.txt", "a viewer")
+            for number, file in enumerate(reversed(files)):
+                archive.write(file, f"{number}/IM1")
+            archive.write(files[0], "DICOMDIR")
+        files = [tmp_path / "study.zip"]
+    elif form == "folder":
+        (tmp_path / "README.txt").write_text("a viewer")
+        files = [*reversed(files), tmp_path / "README.txt"]
+    event = events.open_folder if form == "folder" else events.open
+    *before, picture, index, plane, _, _, _, talk, message = event([str(file) for file in files], person())
+    assert before == ([None] if form == "folder" else [])
+    assert not message and "series of 4 files, slice 3 of 4" in picture and plane["visible"]
+    assert (index["label"], index["maximum"], index["value"], index["visible"]) == ("Slice", 4, 3, True)
+    events.choose(2, person())
+    assert events.sessions.of("a").shown().image.tobytes() == expected.tobytes()
+
+
+def test_files_of_two_series_are_refused_in_a_sentence_without_folders(events, tmp_path):
+    one, other = write_series(tmp_path / "one"), write_series(tmp_path / "two", uid="1.2.4")
+    *_, message = events.open([str(file) for file in (*one, *other)], person())
+    assert "the series has slices of 2 series: select the files of one of them" in message
+    assert str(tmp_path) not in message and not any(path.is_file() for path in events.sessions.folder.rglob("*"))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Mrs <b>Miller</b>"), DataError("Mrs <b>Miller</b> is unreadable")])
@@ -171,4 +209,4 @@ def test_an_unexpected_error_is_a_sentence_and_a_line_without_values(events, mon
 
 def test_all_events_of_the_page_have_the_decorator(events):
     public = [name for name in vars(Events) if not name.startswith("_") and callable(getattr(Events, name))]
-    assert len(public) == 11 and all(hasattr(getattr(Events, name), "__wrapped__") for name in public)
+    assert len(public) == 13 and all(hasattr(getattr(Events, name), "__wrapped__") for name in public)

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,18 +123,18 @@ def test_a_person_asks_two_models_and_corrects_them(served, browser, model, pict
     address, corrections, folder = served
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     person = Person(browser, address)
-    person.write("input[type=file]", str(pictures / "1.png"))
+    person.write("#files input[type=file]", str(pictures / "1.png"))
     person.see(".viewer img")
     person.write("#question textarea", "What <i>is</i> this?")
     person.click("#ask")
-    person.see(".answer", 2)
+    person.see("#conversation .answer", 2)
     expected = model.ask(str(pictures / "1.png"), "What <i>is</i> this?").text.strip()
     assert person.texts(".question p") == ["What <i>is</i> this?"]
     assert person.texts(".answer h4") == ["first", "second"]
     assert [text.split() for text in person.texts(".answer .text")] == [expected.split()] * 2
     person.write("#question textarea", "Why?")
     person.click("#ask")
-    person.see(".exchange", 2)
+    person.see("#conversation .answer", 4)
     person.click("#correct button")
     person.click("#keep")
     assert "needs the right answer" in person.see("#kept .error").text
@@ -201,7 +200,7 @@ def test_questions_of_several_persons_are_answered_at_the_same_time(served, monk
         assert httpx.post(f"{address}/join", json=asked).status_code == 200
     with ThreadPoolExecutor(3) as threads:
         ends = list(threads.map(end, names))
-    assert all(one["success"] and "no model is selected" in one["output"]["data"][1] for one in ends), ends
+    assert all(one["success"] and "no model is selected" in one["output"]["data"][2] for one in ends), ends
 
 
 def test_the_page_has_the_limits_of_the_server(model, tmp_path, pictures):
@@ -220,10 +219,17 @@ def test_the_page_has_the_limits_of_the_server(model, tmp_path, pictures):
         asker = QueuedModel(app.state.service)
 
         def ask(side: int, **options: Any) -> Any:
-            asking = partial(asker.ask, Image.new("RGB", (side, 50)), "Why?", model="first", **options)
-            return client.portal.call(anyio.to_thread.run_sync, asking)
+            def run() -> Any:
+                image = Image.new("RGB", (side, 50))
+                answer = yield from asker.stream(image, "Why?", model="first", is_cancelled=lambda: False, **options)
+                answers.append(answer)
 
-        answer = ask(60, after=None, max_new_tokens=50)
+            return client.portal.call(anyio.to_thread.run_sync, lambda: list(run()))
+
+        answers: list[Any] = []
+        pieces = ask(60, after=None, max_new_tokens=50)
+        (answer,) = answers
+        assert "".join(pieces) == answer.text
         assert (answer.end, answer.tokens) == ("length", 3)
         with pytest.raises(DataError, match="have 6,000 pixels, and the limit of this server is 5,000: begin a new"):
             ask(60, after=answer)

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from medical_files import write_avi, write_dicom, write_nifti, write_png
+from medical_files import SLICE as VALUES
+from medical_files import write_avi, write_dicom, write_nifti, write_png, write_series
 from PIL import Image
 
 from mllm.dataset.readers import read_images
 from mllm.errors import DataError
 from mllm.ui.study import View, open_study
 
-VALUES = np.arange(-1000, 1000, 10, dtype=np.int16).reshape(10, 20)
 CT = {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": 0}
-
-
-def write_series(folder, count=4):
-    folder.mkdir()
-    geometry = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1.0, 1.0], "SeriesInstanceUID": "1.2.3"}
-    for number in range(count):
-        position = {"ImagePositionPatient": [0.0, 0.0, 5.0 * number], "PatientName": "Doe^Jane"}
-        write_dicom(folder / f"{number}", VALUES + number, **CT, **geometry, **position)
-    return sorted(folder.iterdir())
 
 
 def pixels(image):

@@ -58,7 +58,12 @@ def is_dicom(path: Path) -> bool:
 def has_dicom_content(path: Path) -> bool:
     """Return True for a file that begins with the preamble of DICOM, or with one of its first elements."""
     with path.open("rb") as file:
-        head = file.read(PREAMBLE)
+        return begins_as_dicom(file.read(PREAMBLE))
+
+
+def begins_as_dicom(content: bytes) -> bool:
+    """Return True for a content, or its first `PREAMBLE` bytes, that `has_dicom_content` accepts."""
+    head = content[:PREAMBLE]
     return head.endswith(b"DICM") or (head[:4] in _FIRST_ELEMENTS and len(head) == PREAMBLE)
 
 

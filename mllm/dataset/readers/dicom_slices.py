@@ -107,7 +107,7 @@ def _read_stack(path: Path, files: tuple[Path, ...], states: tuple[tuple[int, in
         series.add(str(header.get("SeriesInstanceUID")))
         slices += _frames(header, file)
     if len(series) > 1:
-        raise unusable(path, f"has slices of {len(series)} series: put the files of one series into a folder")
+        raise unusable(path, f"has slices of {len(series)} series: select the files of one of them")
     directions = _common_directions(slices, path)
     origins = np.array([_numbers(part, "ImagePositionPatient", 3) for part in slices])
     positions = origins @ directions[:, 2]

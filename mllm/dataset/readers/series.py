@@ -64,7 +64,8 @@ def read(
     """
     find_window(window)
     files = find_files(path) if isinstance(path, Path) else list(path)
-    name = path if isinstance(path, Path) else files[0]
+    folders = {file.parent for file in files}
+    name = path if isinstance(path, Path) else folders.pop() if len(folders) == 1 else files[0]
     with damage_refused(name):
         stack = read_stack(files, name)
         normal = stack.normal if axis is None else find_axis(axis)

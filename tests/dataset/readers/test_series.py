@@ -140,7 +140,7 @@ def damaged(voxels, folder, kind):
     if kind == "mixed":
         write_series(folder, voxels)
         write_dicom(folder / "scout.dcm", voxels[..., 0], SeriesInstanceUID="1.2.3", ImagePositionPatient=[0, 0, 0])
-        return folder, "has slices of 2 series: put the files of one series into a folder"
+        return folder, "has slices of 2 series: select the files of one of them"
     if kind == "missing":
         write_series(folder, voxels[..., :6], positions=[0, 2, 4, 8, 10, 12])
         return folder, r"has 1 uneven distances between slices: slices are missing \(the first between \d.dcm and"
