@@ -21,9 +21,10 @@ class Gemma3nVision(VisionPart, Gemma3nForConditionalGeneration):
     _keys_to_ignore_on_load_unexpected = [r"language_model\.", r"audio", r"^lm_head\."]
 
     def __init__(self, config: Gemma3nConfig) -> None:
-        arguments = copy.deepcopy(config.vision_config.model_args)
+        tower: Any = config.vision_config
+        arguments = copy.deepcopy(tower.model_args)
         super().__init__(config)
-        config.vision_config.model_args = arguments  # timm removes entries from the dict that it receives
+        tower.model_args = arguments  # timm removes entries from the dict that it receives
         del self.lm_head, self.model.language_model, self.model.audio_tower, self.model.embed_audio
 
 
