@@ -70,11 +70,17 @@ def check_top_level(merged: Mapping[str, Any], origins: Origins) -> None:
 
 def check_names(names: Iterable[str], origins: Origins) -> None:
     """Raise `ConfigError` for an unknown top-level name that does not begin with '_'."""
+    renamed = {"training_args": TRAINING, "model_args": MODEL, "data_args": DATA}
     for name in names:
+        if re.fullmatch(r"_+bases?_*", name.lower()) and name != "_base_":
+            raise ConfigError(f"{origins.of(name)}: unknown key '{name}' at the top level: did you mean '_base_'?")
         if name not in TOP_LEVEL and not name.startswith("_"):
             sections = [section for section, keys in _section_keys().items() if name in keys]
+            old = [section for section, keys in renamed.items() if name in keys]
             if sections:
                 tail = f": did you mean {' or '.join(f'{section}.{name}' for section in sections)}?"
+            elif old:
+                tail = f": it is a key of {old[0]}: {renamed[old[0]][name]}"
             else:
                 tail = hint(name, TOP_LEVEL)
             raise ConfigError(

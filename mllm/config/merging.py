@@ -64,8 +64,12 @@ def parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         colon = re.fullmatch(r"([A-Za-z_][\w.]*)\s*:\s*(.+)", override)
-        tail = f": did you mean {colon[1]}={colon[2]}?" if colon else ", such as model_args.lora_r=8"
+        tail = f": did you mean {colon[1]}={colon[2]}?" if colon else ", such as model_args.lora_r=8, without spaces"
         raise ConfigError(f"{OPTIONS}: '{override}' must have the form key.key=value{tail}")
+    if ":" in key:
+        raise ConfigError(
+            f"{OPTIONS}: '{override}' has a colon in its key: did you mean {key.replace(':', '.')}={text}?"
+        )
     return key.strip(), _parse_value(text.strip())
 
 

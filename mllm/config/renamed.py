@@ -57,6 +57,8 @@ MODEL = {
     ),
     "lora_enable": "did you mean 'lora_r'? a rank turns LoRA on; freeze_backbone=True turns it off",
     "lora_target_modules": "did you mean 'lora_target'?",
+    **dict.fromkeys(("r", "rank"), "did you mean 'lora_r'?"),
+    "alpha": "did you mean 'lora_alpha'?",
     "init_peft_inside": "it no longer exists; the adapter is attached by lora_r",
     "freeze_autoencoder": "it no longer exists; the heads of model_args.heads train",
     "lm_loss_weight": _LOSS.format("next_token", "NextToken"),
@@ -68,7 +70,8 @@ MODEL = {
 DATA = {
     "collator_kwargs": "it is not needed: batches are padded to their longest sample, model_args.max_length at most",
     "multitest": "did you mean 'test'? name one split there, and evaluate others with mllm/pipeline/evaluate_model.py",
-    "multival": "did you mean 'validation'?",
+    **dict.fromkeys(("multival", "val", "valid", "dev", "eval", "evaluation"), "did you mean 'validation'?"),
+    **dict.fromkeys(("metric", "metrics"), "did you mean 'compute_metric'?"),
     "lazy_init": "it is not needed: rows are read when they are used",
 }
 """Keys of `data_args` in Shikra and PerceptionGPT, and their replacements."""

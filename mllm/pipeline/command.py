@@ -19,10 +19,12 @@ from typing import NoReturn
 from tqdm import tqdm
 from typing_extensions import override
 
+from mllm.config.training_args import training_fields
 from mllm.errors import ConfigError, UserError, hint, is_out_of_memory
 from mllm.files import is_disk_full
 
 IMPORT = "--import"
+CONFIG_OPTION = "--cfg-options"
 USER_ERROR = 2
 """Exit code for errors that the user can correct; argparse uses the same for an invalid command line."""
 OTHERS_WAIT = 3.0
@@ -93,7 +95,13 @@ class _Parser(argparse.ArgumentParser):
         if self._subparsers is None:
             for argument in arguments:
                 if re.fullmatch(r"--[a-z][\w-]*", argument) and argument not in options:
+                    key = argument.removeprefix("--").replace("-", "_")
+                    if CONFIG_OPTION in options and key in training_fields():
+                        self.error(f"there is no option {argument}: write {CONFIG_OPTION} training_args.{key}=VALUE")
                     self.error(f"there is no option {argument}{hint(argument, options)}")
+            keys = [argument for argument in arguments if re.fullmatch(r"[a-z]+_args\.[\w.]+", argument)]
+            if keys and CONFIG_OPTION in options and CONFIG_OPTION not in arguments:
+                self.error(f"{keys[0]} is a key of the config: write {CONFIG_OPTION} {keys[0]}=VALUE")
         return super().parse_known_args(args, namespace)
 
     @override
@@ -116,7 +124,7 @@ def command_parser(name: str, description: str) -> argparse.ArgumentParser:
 def add_override_option(parser: argparse.ArgumentParser, example: str | None = None) -> None:
     """Add `--cfg-options`, which overrides keys of a config; `example` is shown in the help."""
     parser.add_argument(
-        "--cfg-options",
+        CONFIG_OPTION,
         nargs="+",
         action="extend",
         default=[],

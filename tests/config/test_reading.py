@@ -127,7 +127,8 @@ def test_overrides(write, bases):
 
 def test_an_override_without_equals_sign(write, bases):
     assert sentence(write(bases), "model_args.lora_r") == (
-        "--cfg-options: 'model_args.lora_r' must have the form key.key=value, such as model_args.lora_r=8"
+        "--cfg-options: 'model_args.lora_r' must have the form key.key=value, such as model_args.lora_r=8, without "
+        "spaces"
     )
 
 
@@ -163,8 +164,8 @@ def test_an_update_of_a_dict_is_the_origin_of_its_keys(write, bases):
 def test_auxiliary_names_begin_with_an_underscore(write, bases):
     config = read_config(write(bases + "_rank = 4\nmodel_args = dict(lora_r=_rank)\n"))
     assert config.model_args.lora_r == 4
-    assert sentence(write(bases + "import os\nrank = 4\n")) == (
-        "run.py:3: unknown key 'rank' at the top level; known are custom_imports, data_args, distill_args, "
+    assert sentence(write(bases + "import os\nsteps = 4\n")) == (
+        "run.py:3: unknown key 'steps' at the top level; known are custom_imports, data_args, distill_args, "
         "export_args, hardware, model_args, name, objectives, privacy_args, tiny, "
         "training_args (helper variables begin with '_')"
     )
@@ -302,3 +303,18 @@ def test_a_colon_in_an_override_is_explained(write, bases, text):
     assert sentence(write(bases), text) == (
         f"--cfg-options: '{text}' must have the form key.key=value: did you mean training_args.max_steps=3?"
     )
+    text = "training_args:max_steps=3"
+    assert sentence(write(bases), text).endswith("has a colon in its key: did you mean training_args.max_steps=3?")
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("batch_size = 2", "it is a key of training_args: did you mean 'per_device_train_batch_size'?"),
+        ("data_args = dict(val=None)", "unknown key 'val' in data_args: did you mean 'validation'?"),
+        ("model_args = dict(r=4)", "unknown key 'r' in model_args: did you mean 'lora_r'?"),
+        ("_bases_ = []", "unknown key '_bases_' at the top level: did you mean '_base_'?"),
+    ],
+)
+def test_names_of_other_trainers_and_a_mistyped_base_name_their_keys(write, bases, text, end):
+    assert sentence(write(bases + text + "\n")).removesuffix(" (helper variables begin with '_')").endswith(end)

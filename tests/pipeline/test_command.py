@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from mllm.errors import DataError
 from mllm.files import write_text
+from mllm.pipeline import finetune
 from mllm.pipeline.command import INTERRUPTED, USER_ERROR, command_parser, run_command
 
 
@@ -133,3 +134,21 @@ def test_warnings_are_marked_in_the_log(capsys: pytest.CaptureFixture[str]) -> N
     captured = capsys.readouterr()
     assert captured.err == "loading a\nwarning: odd\n"
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("argument", "end"),
+    [
+        ("--max_steps=2", "there is no option --max_steps: write --cfg-options training_args.max_steps=VALUE"),
+        ("--output-dir", "there is no option --output-dir: write --cfg-options training_args.output_dir=VALUE"),
+        ("training_args.max_steps=2", "write --cfg-options training_args.max_steps=VALUE"),
+    ],
+)
+def test_a_key_of_the_config_as_an_option_names_the_option_for_keys(
+    capsys: pytest.CaptureFixture[str], argument: str, end: str
+) -> None:
+    with pytest.raises(SystemExit):
+        finetune.parse(["run.py", argument])
+    assert end in capsys.readouterr().err
+    parsed = finetune.parse(["run.py", "--cfg-options", "training_args.max_steps=2"])
+    assert parsed.cfg_options == ["training_args.max_steps=2"]
