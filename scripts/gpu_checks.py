@@ -179,7 +179,7 @@ def run(machine: Machine, name: str, *overrides: str, config: str = "", options:
         os.chdir(machine.folder)  # tiny checkpoints and caches are written to the current folder
         try:
             settings = [f"training_args.output_dir={folder}", *overrides]
-            code = main([config or str(file), *options, "--cfg-options", *settings])
+            code = main([config or str(file), "--no-plan", *options, "--cfg-options", *settings])
         finally:
             os.chdir(current)
         assert code == 0, f"the run ended with exit code {code}"

@@ -37,7 +37,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--resume", action="store_true", help="continue the last run from its newest checkpoint")
     parser.add_argument(
-        "--plan", action="store_true", help="compare the memory with that of `mllm plan` (always done on a GPU)"
+        "--plan",
+        action=argparse.BooleanOptionalAction,
+        help="compare the memory with that of `mllm plan` (default: on a GPU)",
     )
     add_override_option(parser, "training_args.max_steps=3")
     return parser.parse_args(argv)

@@ -10,7 +10,7 @@ from mllm.run.prepare import prepare_args
 
 
 def finetune(
-    path: str, overrides: Sequence[str] = (), *, tiny: bool = False, resume: bool = False, plans: bool = False
+    path: str, overrides: Sequence[str] = (), *, tiny: bool = False, resume: bool = False, plans: bool | None = None
 ) -> None:
     """Train the model of the config at `path` and write its run folder.
 
@@ -19,7 +19,7 @@ def finetune(
         overrides: `KEY=VALUE` for keys of the config.
         tiny: Replace checkpoints and absent data by tiny ones, and limit the number of updates.
         resume: Continue the run that trained last from its newest checkpoint.
-        plans: Compare the memory with that of a plan, also on a CPU.
+        plans: Compare the memory with that of a plan; None: on a GPU.
     """
     config, hardware = prepare_args(path, overrides, tiny=tiny, loads_model=True)
 

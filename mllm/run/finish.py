@@ -35,6 +35,7 @@ from mllm.report.data_summary import draw_agreement, write_summary
 from mllm.report.figures import figures_line, strata_table
 from mllm.report.run.page import write_report
 from mllm.run.facts import run_facts
+from mllm.run.memory import memory_facts
 from mllm.run.warning_log import WarningLog
 from mllm.run_files import (
     ADAPTER,
@@ -237,6 +238,11 @@ def log_results(
     losses = [row["loss"] for row in rows_of(trainer.state) if "loss" in row]
     if losses:
         logger.info("training loss: %.4f at first, %.4f at last", losses[0], losses[-1])
+    if memory := memory_facts(folder, trainer):
+        logger.info(
+            "peak memory of the training: %.2f GB; planned for samples of the greatest length: %.2f GB",
+            *(float(memory[name] or 0) / 1e9 for name in ("measured", "planned")),
+        )
     if evaluation is not None:
         for name, figures in evaluation.figures.items():
             before = untrained.figures.get(name) if untrained else None

@@ -32,7 +32,7 @@ from mllm.run.warning_log import WarningLog, collected_warnings
 from mllm.run_files import UNTRAINED
 
 
-def run_steps(config: RunConfig, hardware: Hardware, *, tiny: bool, resume: bool, plans: bool = False) -> None:
+def run_steps(config: RunConfig, hardware: Hardware, *, tiny: bool, resume: bool, plans: bool | None = None) -> None:
     """Train the model of a config and write its run folder.
 
     Args:
@@ -40,7 +40,7 @@ def run_steps(config: RunConfig, hardware: Hardware, *, tiny: bool, resume: bool
         hardware: The hardware of this process.
         tiny: Limit the number of updates.
         resume: Continue the run that trained last from its newest checkpoint.
-        plans: Compare the memory with that of a plan, also on a CPU.
+        plans: Compare the memory with that of a plan; None: on a GPU.
     """
     with collected_warnings() as warnings:
         _run_steps(config, hardware, tiny, resume, warnings, plans)
@@ -48,7 +48,7 @@ def run_steps(config: RunConfig, hardware: Hardware, *, tiny: bool, resume: bool
 
 
 def _run_steps(
-    config: RunConfig, hardware: Hardware, tiny: bool, resume: bool, warnings: WarningLog, plans: bool
+    config: RunConfig, hardware: Hardware, tiny: bool, resume: bool, warnings: WarningLog, plans: bool | None
 ) -> None:
     start_processes(hardware.device, config.training_args["ddp_timeout"])
     splits = open_splits(config)

@@ -16,9 +16,12 @@ from mllm.run.memory import memory_facts, start_plan, without_launcher
 
 
 def test_a_run_on_a_cpu_is_planned_only_on_request(tmp_path):
-    planning = start_plan(replace(detect(), device="cpu"), tmp_path, wanted=False)
-    assert planning.process is None and planning.resident > 50e6
-    planning.finish()
+    (tmp_path / "plan.json").write_text("{}")
+    for device, wanted in (("cpu", None), ("cuda", False)):
+        planning = start_plan(replace(detect(), device=device), tmp_path, wanted)
+        assert planning.process is None and planning.resident > 50e6
+        planning.finish()
+    assert not (tmp_path / "plan.json").exists(), "the plan of an earlier start can be of another config"
 
 
 def test_a_config_that_cannot_be_planned_does_not_stop_the_run(tmp_path, caplog):

@@ -106,6 +106,7 @@ def speed(run: RunFiles, pictures: Pictures) -> Section:
         ("training time", _clock(last["seconds"])),
         ("tokens per second, mean since the start", _shown(last.get("tokens_per_second"), ",.0f")),
         ("peak memory", f"{peak:.2f} GB"),
+        *_planned(run),
         ("padding", _shown(last.get("padding_share"), ".1%").replace("%", " %")),
         (
             "processor, memory of the machine in use",
@@ -124,6 +125,16 @@ def speed(run: RunFiles, pictures: Pictures) -> Section:
         )
     drawn = [part for part in charts if part is not None]
     return Section("speed", title, [Pairs(rows), *([Charts(drawn)] if drawn else [])])
+
+
+def _planned(run: RunFiles) -> list[tuple[str, str]]:
+    """Return the planned peak memory and the measured one; empty if the run was not planned."""
+    memory = {} if run.facts is None else run.facts.memory
+    planned, measured = memory.get("planned"), memory.get("measured")
+    if not planned or not measured:
+        return []
+    text = f"{planned / 1e9:.2f} GB planned for samples of the greatest length, {measured / 1e9:.2f} GB measured"
+    return [("memory of the training alone", text)]
 
 
 def plain_percent(row: Row, key: str) -> str:

@@ -280,8 +280,9 @@ def test_boxes_that_a_text_lists_in_pixels_are_drawn(write_run):
 
 
 def test_a_private_run_shows_no_sample(write_run):
-    facts = replace(FACTS, privacy=RECORD)
+    facts = replace(FACTS, privacy=RECORD, memory={"planned": 3_870_000_000, "measured": 3_500_000_000})
     page = write_run(FOUR, "accuracy", facts=facts)
+    assert "3.87 GB planned for samples of the greatest length, 3.50 GB measured" in page.text
     assert not page.all("img") and not page.all("article")
     for text in ("benign", "maybe", "patient-1", "rows.jsonl", "line 1"):
         assert text not in page.html
