@@ -15,6 +15,7 @@ from mllm.dataset.augment.transforms import Transform, apply_transforms, build_t
 from mllm.dataset.image_files import RowImages, check_image_folder
 from mllm.dataset.indices import from_zero, generator
 from mllm.dataset.readers.geometry import spacing_of
+from mllm.dataset.row_methods import with_row_errors
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.values import (
     check_characters,
@@ -48,6 +49,10 @@ class SampleDataset(ABC):
     """True if an index refers to the same row in every epoch."""
     has_references: bool = True
     """False for rows that are questions alone, such as those of a test split of a challenge, which has no figures."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        with_row_errors(cls)
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -218,8 +223,7 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
             that is not named has the column of its own name. Other names than those in `fields` are refused.
     """
 
-    required: ClassVar[tuple[str, ...]] = ()
-    """Fields that every row must have with a value."""
+    required: ClassVar[tuple[str, ...]] = ()  # fields that every row must have with a value
     optional: ClassVar[tuple[str, ...]] = ("modality", "patient")
     """Further fields that the class reads, besides those in `optional` of its base classes."""
     fields: ClassVar[tuple[str, ...]] = ()

@@ -21,7 +21,7 @@ from mllm.dataset.mark_forms import MarkForms
 from mllm.dataset.measure_tables import measure_table
 from mllm.dataset.patients import Patients, check_leakage
 from mllm.dataset.progress import with_progress
-from mllm.errors import ROW_ADVICE, UserError, advised
+from mllm.errors import ROW_ADVICE, DataError, UserError, advised
 from mllm.private_messages import PublicText, error_of, in_row, in_split, is_private, sentence_of
 from mllm.structures import BOX, IMAGE, POINT, Failure, Sample
 
@@ -139,6 +139,16 @@ def check_splits(splits: Mapping[str, SampleDataset], skip: bool = False, advice
     return Splits(splits, reports)
 
 
+def _check_patient(sample: Sample, inspected: Sample, source: SampleDataset, index: int) -> None:
+    """Raise `DataError` if the sample of a row has another patient than `inspect` and `group`, which are checked."""
+    if sample.group not in (None, inspected.group):
+        raise DataError.at(
+            source.describe(index),
+            f"{type(source).__name__}.sample returns another patient than {type(source).__name__}.group: return the "
+            "same one, or no group in the sample",
+        )
+
+
 def _token_like(sample: Sample) -> Iterator[str]:
     """Yield the texts in the turns of a sample that have the form of a special token."""
     for turn in sample.turns:
@@ -159,7 +169,7 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
             try:
                 sample = source.inspect(index)
                 if source.reads_files and (rows - 1) % step == 0:
-                    source.sample(index)
+                    _check_patient(source.sample(index), sample, source, index)
             except UserError as error:
                 report.skipped[sentence_of(error)] = source
                 content.add_unusable()

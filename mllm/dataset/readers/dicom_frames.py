@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def read_header(path: Path, more: Sequence[str] = ()) -> Dataset:
     with _decompressed(path) as file:
         # pydicom reads deferred elements from the file, where those of deflated files are compressed.
         defer = None if file != path or _is_deflated(file, path) else 4096
-        tags: list[int | str] = [*TAGS, *OVERLAY_BITS, *more]
+        tags: Any = [*TAGS, *OVERLAY_BITS, *more]
         header = pydicom.dcmread(file, specific_tags=tags, defer_size=defer, force=True)
     if not header.preamble and "Rows" not in header and "SOPClassUID" not in header:
         raise DataError(f"{path} is not a DICOM file: it has neither the DICOM preamble nor elements of an image")

@@ -173,7 +173,7 @@ def _count_bytes(image: Nifti1Image, volume: int, path: Path) -> int:
         raise ConfigError(f"volume={volume!r} must be an index from 0")
     if not 0 <= volume < count:
         raise DataError(f"{path} has no volume {volume}: it has {count}, from 0 to {count - 1}")
-    if image.dataobj.offset < image.header.sizeof_hdr:
+    if _start_of_voxels(image) < image.header.sizeof_hdr:
         raise DataError(f"{path} is damaged: its voxels begin within its header (vox_offset)")
     size = math.prod(shape[:3]) * image.get_data_dtype().itemsize * (int(volume) + 1)
     check_size(path, size)
@@ -183,7 +183,7 @@ def _count_bytes(image: Nifti1Image, volume: int, path: Path) -> int:
 
 def _warn_of_further_voxels(image: Nifti1Image, described: int, path: Path) -> None:
     """Warn of a file with more bytes of voxels than its header describes: at least one slice more."""
-    length = _uncompressed_size(path) - image.dataobj.offset
+    length = _uncompressed_size(path) - _start_of_voxels(image)
     slice_length = math.prod(image.shape[:2]) * image.get_data_dtype().itemsize
     if length >= described + slice_length:
         warn_once(
@@ -192,6 +192,11 @@ def _warn_of_further_voxels(image: Nifti1Image, described: int, path: Path) -> N
             f"has {length:,} bytes of voxels, and its header (dim, datatype) describes {described:,}: the others are "
             "ignored",
         )
+
+
+def _start_of_voxels(image: Any) -> int:
+    """Return the number of bytes before the first voxel, after decompression."""
+    return int(image.dataobj.offset)
 
 
 def _uncompressed_size(path: Path) -> int:
