@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -206,13 +206,18 @@ class Failure:
     """Index of the row in its split, and the epoch."""
 
 
+class OnHost:
+    """Base class of inputs of a model that are no tensors, and are read on the host."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Samples of one forward pass."""
 
-    student: dict[str, Tensor]
+    student: dict[str, Any]
+    """Inputs of the model: tensors, and values of `OnHost`."""
     targets: dict[str, Tensor]
-    teacher: dict[str, Tensor] | None = None
+    teacher: dict[str, Any] | None = None
     """The samples encoded for the teacher, in distillation runs."""
     units: tuple[int, ...] | None = None
     """Privacy unit of each sample, equal units adjacent, if units have several samples."""
@@ -227,8 +232,8 @@ class Batch:
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Return the batch with `function` applied to every tensor."""
 
-        def apply(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: function(tensor) for name, tensor in tensors.items()}
+        def apply(inputs: dict[str, Any]) -> dict[str, Any]:
+            return {name: item if isinstance(item, OnHost) else function(item) for name, item in inputs.items()}
 
         return replace(
             self,

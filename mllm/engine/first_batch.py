@@ -7,7 +7,7 @@ from typing import Any
 
 from mllm.contents import measures_text
 from mllm.protocols import Encoder
-from mllm.structures import IGNORE, LogicalBatch
+from mllm.structures import IGNORE, LogicalBatch, OnHost
 
 
 def describe_batch(batch: LogicalBatch, encoder: Encoder, limit: int = 4) -> str:
@@ -24,7 +24,8 @@ def describe_batch(batch: LogicalBatch, encoder: Encoder, limit: int = 4) -> str
     ]
     described = 0
     for piece in batch.pieces:
-        shapes = {name: tuple(tensor.shape) for name, tensor in piece.student.items()}
+        tensors = {name: item for name, item in piece.student.items() if not isinstance(item, OnHost)}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         lines += ["", f"## A piece of {piece.targets['labels'].shape[0]}", "", f"`{shapes}`"]
         for row in range(min(limit - described, piece.targets["labels"].shape[0])):
             ids, labels = piece.student["input_ids"][row], piece.targets["labels"][row]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mllm.errors import ConfigError
-from mllm.models.encoding.packing import LEADER
+from mllm.models.encoding.packing import LAYOUT
 from mllm.protocols import Model
 from mllm.structures import IGNORE, Batch, Encoded, Failure, LogicalBatch
 
@@ -41,7 +41,7 @@ def padded_pair(
     for items in updates:
         for longer, shorter in _pairs([item for item in items if isinstance(item, Encoded)]):
             pieces = collate([longer, shorter]).pieces
-            if len(pieces) > 1 or LEADER in pieces[0].student:
+            if len(pieces) > 1 or LAYOUT in pieces[0].student:
                 continue
             pair = PaddedPair(pieces[0], collate([shorter]).pieces[0])
             if longer.lengths != shorter.lengths:

@@ -16,7 +16,7 @@ from mllm.engine.padding_check import PaddedPair, check_padding
 from mllm.errors import ConfigError
 from mllm.models.backbone.int8 import without_outliers
 from mllm.models.backbone.model_errors import explained_model_errors
-from mllm.models.encoding.packing import LEADER, SHARED, followers
+from mllm.models.encoding.packing import LAYOUT, followers
 from mllm.structures import IGNORE, Batch, Context, LogicalBatch, Outputs
 
 logger = logging.getLogger(__name__)
@@ -183,9 +183,9 @@ def _check_loss(learner: Learner, piece: Batch, outputs: Outputs) -> None:
     expected = nn.functional.cross_entropy(logits.float(), tokens, reduction="sum")
     if not torch.isclose(loss.float(), expected, rtol=_tolerance(learner, labels.device), atol=1e-3):
         reason = "changes its logits in a way that this version does not support; please report it"
-        if LEADER in piece.student:
+        if LAYOUT in piece.student:
             reason = "attends to other samples of a packed row; set data_args.packing=False"
-        if LEADER in piece.student and piece.student[SHARED].any():
+        if LAYOUT in piece.student and piece.student[LAYOUT].has_shared_tokens:
             reason = "attends to other samples about the same image; set data_args.share_images=False"
         raise ConfigError(
             f"the loss of the first batch is {float(loss):.4f}, but {float(expected):.4f} from the model's own logits: "

@@ -16,14 +16,11 @@ from mllm.models.backbone.logit_scales import logit_cap, logit_scale
 from mllm.models.backbone.segment_attention import RowAttention, use_segment_attention
 from mllm.models.backbone.vision_layers import VisionLayers
 from mllm.models.encoding.image_features import backbone_inputs
-from mllm.models.encoding.packing import LEADER, SHARED
+from mllm.models.encoding.packing import LAYOUT
 from mllm.models.encoding.sharing import SharedRow, keys_and_values, sample_alone, shared_hidden_state
 from mllm.models.heads import BoxHead, LayerFusion, MaskHead
 from mllm.models.trainable_model import TrainableModel
 from mllm.structures import Outputs
-
-LAYOUT = frozenset({LEADER, SHARED})
-"""Keys of a batch about the arrangement of its samples in a row, which the backbone does not read."""
 
 
 class LanguageModel(TrainableModel):
@@ -75,11 +72,11 @@ class LanguageModel(TrainableModel):
         assert head is None or isinstance(head, MaskHead)
         return head
 
-    def forward(self, **student: Tensor) -> Outputs:
+    def forward(self, **student: Any) -> Outputs:
         """Return the last hidden states [B, L, D] of a batch, the vocabulary, and the predictions of the heads."""
         model = self.pretrained
         with self.inserting_objects(student) as inputs, self.recording_vision() as features:
-            if LEADER in student:
+            if LAYOUT in student:
                 hidden_BLD = shared_hidden_state(model, inputs, self._shared_row(student, self._attend))
             else:
                 hidden_BLD = states_of(model, inputs)
@@ -102,22 +99,22 @@ class LanguageModel(TrainableModel):
         use_segment_attention(self.pretrained)
         self.shares_tokens, self._image_blocks, self._attend = True, image_blocks, attend
 
-    def keys_and_values(self, student: dict[str, Tensor]) -> tuple[SharedRow, list[tuple[Tensor, Tensor]]]:
+    def keys_and_values(self, student: dict[str, Any]) -> tuple[SharedRow, list[tuple[Tensor, Tensor]]]:
         """Return the row of samples that share tokens, and the keys and values [1, H, T, D] of each layer."""
         row = self._shared_row(student, None)  # rows of an evaluation differ in length, and each would be compiled
         with self.inserting_objects(student) as inputs:
             return row, keys_and_values(self.pretrained, inputs, row)
 
-    def _shared_row(self, student: dict[str, Tensor], attend: RowAttention | None) -> SharedRow:
+    def _shared_row(self, student: dict[str, Any], attend: RowAttention | None) -> SharedRow:
         """Return the row of the samples of a batch that share tokens."""
-        types = student["token_type_ids"] if self._image_blocks else None
-        return SharedRow.of(student["attention_mask"], student[LEADER], student[SHARED], types, attend)
+        mask_BL = student["attention_mask"]
+        return SharedRow.of(mask_BL, student[LAYOUT], image_blocks=self._image_blocks, attend=attend)
 
     @torch.no_grad()
-    def own_logits(self, student: dict[str, Tensor], sample: int, positions: Tensor) -> Tensor:
+    def own_logits(self, student: dict[str, Any], sample: int, positions: Tensor) -> Tensor:
         """Return the logits [P, vocabulary] of one sample at `positions` [P], computed by the model of transformers."""
         model = self.pretrained
-        if LEADER in student:
+        if LAYOUT in student:
             student, sample = sample_alone(model, student, sample), 0
         with self.inserting_objects(student) as inputs:
             if "logits_to_keep" in inspect.signature(model.forward).parameters:
@@ -127,9 +124,9 @@ class LanguageModel(TrainableModel):
         return logits
 
     @contextmanager
-    def inserting_objects(self, student: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    def inserting_objects(self, student: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the keyword arguments of the backbone; its next input embedding contains the objects of `student`."""
-        left_out = {name for name in student if name.startswith("object_")} | LAYOUT
+        left_out = {name for name in student if name.startswith("object_")} | {LAYOUT}
         own = {name: tensor for name, tensor in student.items() if name not in left_out}
         inputs = backbone_inputs(own)
         if self.heads:
@@ -195,10 +192,13 @@ class LanguageModel(TrainableModel):
         if self._pending_objects is None:
             return embedded
         (positions_BM, objects_BMD), self._pending_objects = self._pending_objects, None
-        sample, mark = (positions_BM >= 0).nonzero(as_tuple=True)
-        inserted = objects_BMD[sample, mark].to(embedded.dtype)
-        # Without objects the heads are still part of the graph, so all processes have gradients for the same tensors.
-        return embedded.index_put((sample, positions_BM[sample, mark]), inserted)
+        # Absent objects, at -1, are written into a last column, which is cut: to select the others, an update would
+        # wait for the device. Without objects the heads are still part of the graph, so that all processes have
+        # gradients for the same tensors.
+        columns_BM = positions_BM.where(positions_BM >= 0, embedded.shape[1])
+        samples_B1 = torch.arange(len(positions_BM), device=positions_BM.device)[:, None]
+        extended = nn.functional.pad(embedded, (0, 0, 0, 1))
+        return extended.index_put((samples_B1, columns_BM), objects_BMD.to(embedded.dtype))[:, :-1]
 
     @property
     def softcap(self) -> float | None:

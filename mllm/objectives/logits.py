@@ -15,6 +15,7 @@ from mllm.objectives.text import TILE_BYTES, tiles
 from mllm.protocols import Bundle
 from mllm.registry import OBJECTIVES
 from mllm.structures import IGNORE, Context, Outputs
+from mllm.supervision import places_of
 
 MAX_UNSHARED = 0.01
 """Fraction of the smaller vocabulary, at its end, that may differ: tokens of images and sounds."""
@@ -51,24 +52,30 @@ class LogitMatch(Objective):
         self.shared = shared_tokens(student.encoder.tokenizer, teacher.encoder.tokenizer)
 
     def count(self, targets: dict[str, Tensor]) -> Tensor:
-        """Return the number of supervised tokens of each sample, [B]. The first token cannot be predicted."""
-        return (targets["labels"][:, 1:] != IGNORE).sum(dim=1)
+        """Return the number of supervised tokens of each sample, [B]. The first token cannot be predicted.
+
+        Tokens are counted on the host before the forward pass on a device, so they are compared here.
+
+        Raises:
+            DataError: Teacher and student have different supervised tokens.
+        """
+        labels, teacher_labels = targets["labels"], targets["teacher_labels"]
+        (sample, column), (teacher_sample, teacher_column) = places_of(targets), places_of(targets, "teacher_labels")
+        tokens, teacher_tokens = labels[sample, column + 1], teacher_labels[teacher_sample, teacher_column + 1]
+        if not torch.equal(tokens, teacher_tokens) or not torch.equal(sample, teacher_sample):
+            raise DataError(
+                "teacher and student have different supervised tokens: an answer was cut at max_length, or their chat "
+                "templates end a turn differently; raise max_length, or choose a teacher of the same family"
+            )
+        return (labels[:, 1:] != IGNORE).sum(dim=1)
 
     def total(self, context: Context) -> Tensor:
         """Return the divergence summed over the supervised tokens of each sample, [B], fp32."""
         if context.teacher is None:
             raise ConfigError("the objective LogitMatch needs a teacher: set distill_args = dict(teacher=...)")
-        labels, teacher_labels = context.targets["labels"][:, 1:], context.targets["teacher_labels"][:, 1:]
-        sample, position = (labels != IGNORE).nonzero(as_tuple=True)
-        teacher_sample, teacher_position = (teacher_labels != IGNORE).nonzero(as_tuple=True)
-        is_same = torch.equal(labels[sample, position], teacher_labels[teacher_sample, teacher_position])
-        if not is_same or not torch.equal(sample, teacher_sample):
-            raise DataError(
-                "teacher and student have different supervised tokens: an answer was cut at max_length, or their chat "
-                "templates end a turn differently; raise max_length, or choose a teacher of the same family"
-            )
+        sample, position = places_of(context.targets)
         student_TD = context.student.hidden_BLD[sample, position]
-        teacher_TD = context.teacher.hidden_BLD[teacher_sample, teacher_position].detach()
+        teacher_TD = context.teacher.hidden_BLD[places_of(context.targets, "teacher_labels")].detach()
         assert context.student.vocabulary is not None
         with torch.no_grad():
             width = self._logits(student_TD[:1], context.student).shape[-1]
@@ -77,7 +84,8 @@ class LogitMatch(Objective):
             for tile in tiles(len(sample), 2 * width, self.tile_bytes)
         ]
         loss_T = torch.cat(losses) if losses else student_TD.sum(dim=1).float()
-        return loss_T.new_zeros(labels.shape[0]).index_add(0, sample, loss_T)
+        samples = len(context.targets["labels"])
+        return loss_T.new_zeros(samples).index_add(0, sample, loss_T)
 
     def _tile(self, student_TD: Tensor, teacher_TD: Tensor, context: Context) -> Tensor:
         """Return the divergence of each token, [T]."""

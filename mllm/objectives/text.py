@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from mllm.objectives.base import Objective
 from mllm.registry import OBJECTIVES
 from mllm.structures import IGNORE, Context
+from mllm.supervision import places_of
 
 TILE_BYTES = 128 * 2**20
 """Size in bytes of the fp32 logits that exist at one time."""
@@ -42,7 +43,7 @@ class NextToken(Objective):
     def total(self, context: Context) -> Tensor:
         """Return the cross-entropy summed over the supervised tokens of each sample, [B], fp32."""
         labels = context.targets["labels"][:, 1:]
-        sample, position = (labels != IGNORE).nonzero(as_tuple=True)
+        sample, position = places_of(context.targets)
         hidden_TD = context.student.hidden_BLD[sample, position]
         student = context.student
         assert student.vocabulary is not None, "rules refuse this objective for a model that does not generate text"

@@ -87,8 +87,9 @@ def run_update(trainer: MultimodalTrainer, piece: Batch, pieces: int, mode: Fake
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     with mode.scope(OPTIMIZER):
         fill_states(optimizer, trained)
-    for tensor in (*piece.student.values(), *piece.targets.values(), *(piece.teacher or {}).values()):
-        mode.track(tensor, BATCH)
+    for item in (*piece.student.values(), *piece.targets.values(), *(piece.teacher or {}).values()):
+        if isinstance(item, Tensor):  # not the layout of a row
+            mode.track(item, BATCH)
     with ExitStack() as stack:
         for parameter in trained:
             if pieces > 1:

@@ -194,7 +194,12 @@ training_args.update(gradient_accumulation_steps=4, gradient_checkpointing=True)
         return total(objective, context)
 
     row_of = SharedRow.of
-    monkeypatch.setattr(SharedRow, "of", lambda *parts: (shared.append(parts[1].tolist()), row_of(*parts))[1])
+
+    def of_layout(mask_BL, layout, **options):
+        shared.append(list(layout.leaders))
+        return row_of(mask_BL, layout, **options)
+
+    monkeypatch.setattr(SharedRow, "of", of_layout)
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(NextToken, "total", die)
         main([config])

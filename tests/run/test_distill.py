@@ -13,7 +13,7 @@ from mllm.engine.builder import build_learner
 from mllm.engine.feature_cache import CachedTeacher, FeatureCache
 from mllm.errors import DataError
 from mllm.models.builder.builder import load_pretrained
-from mllm.models.encoding.packing import LEADER
+from mllm.models.encoding.packing import LAYOUT
 from mllm.models.vision_model import VisionModel
 from mllm.objectives.features import RIDGE, FeatureMatch
 from mllm.run.data import open_splits, prepare_data, scale_measures
@@ -242,6 +242,6 @@ def test_packed_samples_have_the_distillation_loss_and_the_gradients_of_padded_o
         return pieces, float(loss.detach()), [p.grad for p in learner.parameters() if p.requires_grad]
 
     (_, loss, gradients), (pieces, packed_loss, packed_gradients) = update(False), update(True)
-    assert sorted(piece.samples for piece in pieces)[-1] > 1 and all(LEADER in piece.student for piece in pieces)
+    assert sorted(piece.samples for piece in pieces)[-1] > 1 and all(LAYOUT in piece.student for piece in pieces)
     assert packed_loss == pytest.approx(loss, rel=1e-6)
     assert max(float((a - b).norm() / b.norm()) for a, b in zip(packed_gradients, gradients, strict=True)) < 2e-5

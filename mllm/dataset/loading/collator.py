@@ -13,7 +13,7 @@ from mllm.dataset.loading.sampler import Draw
 from mllm.errors import UserError, errors_of_row
 from mllm.private_messages import in_row, sentence_of
 from mllm.structures import Batch, Encoded, Failure, LogicalBatch, Sample
-from mllm.supervision import unsupervised
+from mllm.supervision import unsupervised, with_places
 
 
 class Samples(Protocol):
@@ -91,7 +91,7 @@ class LogicalCollator:
         units = units_of_samples(encoded)
         kinds = [(item.images_per_row, item.has_features) for item in encoded]
         cuts = self._cuts(lengths, kinds, in_order=bool(units))
-        pieces = [self.pad([encoded[i] for i in cut]) for cut in cuts]
+        pieces = [with_places(self.pad([encoded[i] for i in cut])) for cut in cuts]
         if units:
             units_of_pieces = [tuple(units[i] for i in cut) for cut in cuts]
             pieces = [replace(piece, units=numbers) for piece, numbers in zip(pieces, units_of_pieces, strict=True)]

@@ -15,6 +15,7 @@ from mllm.dataset.progress import with_progress
 from mllm.errors import UserError
 from mllm.shared_rows import leaders_of, rows_of
 from mllm.structures import Batch, Encoded, Failure, LogicalBatch
+from mllm.supervision import with_places
 
 
 class PadRow(Protocol):
@@ -68,7 +69,7 @@ class RowCollator:
 
     def piece(self, samples: Sequence[Encoded]) -> Batch:
         """Return the batch of the samples of one piece."""
-        batch = self.pad(samples, *leaders_of(samples))
+        batch = with_places(self.pad(samples, *leaders_of(samples)))
         units = units_of_samples(samples)
         return replace(batch, units=tuple(units)) if units else batch
 

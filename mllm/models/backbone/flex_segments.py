@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from mllm.models.backbone.segment_attention import Segment, Segments
+from mllm.models.backbone.segment_attention import Segment, Segments, to_device
 
 BLOCK = 128
 """Tokens of a block in both directions. A block without attention is skipped."""
@@ -144,11 +144,6 @@ class RowMask:
             mask_mod=attends,
             seq_lengths=(length, length),
         )
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the host on a device, without waiting for it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:

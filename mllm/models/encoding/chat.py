@@ -14,7 +14,7 @@ from mllm.errors import ConfigError, DataError, errors_of_row
 from mllm.models.encoding.chat_template import CLOSE, END_OF_THOUGHT, OPEN, THINK, read_answer_form
 from mllm.models.encoding.image_features import FeatureReader, with_features
 from mllm.models.encoding.marks import MarkWriter, source_of
-from mllm.models.encoding.packing import LEADER, SHARED
+from mllm.models.encoding.packing import LAYOUT, RowLayout
 from mllm.models.encoding.padding import stacked
 from mllm.models.encoding.processor_outputs import cut, images_per_row, joined, text_of
 from mllm.models.encoding.segments import SegmentTokenizer
@@ -161,8 +161,7 @@ class ChatEncoder(TextEncoder):
             for index, (sample, leader) in enumerate(zip(samples, leaders, strict=True))
         ]
         batch = self.pad(reduced)
-        rows = {LEADER: torch.tensor(leaders), SHARED: torch.tensor(shared)}
-        return replace(batch, student=batch.student | rows)
+        return replace(batch, student=batch.student | {LAYOUT: RowLayout.of(samples, leaders, shared)})
 
     def _encode(self, sample: Sample, supervised: bool) -> Encoded:
         """Write the marks of a sample, render its turns and tokenize the text.

@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mllm.structures import Batch, Encoded
+from mllm.structures import Batch, Encoded, OnHost
 
-LEADER, SHARED = "shared_leader", "shared_tokens"
-"""Keys of tensors [B] in a batch of one row: index of the sample whose first tokens a sample shares, and their number.
-A sample that shares nothing is its own leader. A leader precedes its followers."""
+LAYOUT = "row_layout"
+"""Key of the `RowLayout` in the inputs of a batch of one row."""
+
+
+@dataclass(frozen=True)
+class RowLayout(OnHost):
+    """Arrangement of samples in a row. It stays in host memory: to read it from a GPU, an update would wait for it."""
+
+    leaders: tuple[int, ...]
+    """Index of the sample whose first tokens each sample shares. A sample that shares nothing is its own leader. A
+    leader precedes its followers."""
+    shared: tuple[int, ...]
+    """Number of tokens that each sample shares with its leader; of a leader, it is not read."""
+    lengths: tuple[int, ...]
+    """Number of tokens of each sample."""
+    blocks: tuple[tuple[tuple[int, int], ...], ...]
+    """Start and end in each sample of the runs of image tokens, if the model marks them."""
+
+    @classmethod
+    def of(cls, samples: Sequence[Encoded], leaders: Sequence[int], shared: Sequence[int]) -> RowLayout:
+        """Return the layout of samples that are not yet padded."""
+        types = [sample.student.get("token_type_ids") for sample in samples]
+        return cls(
+            tuple(leaders),
+            tuple(shared),
+            tuple(len(sample.student["input_ids"]) for sample in samples),
+            tuple(() if own is None else _runs_of_ones(own.tolist()) for own in types),
+        )
+
+    @property
+    def has_shared_tokens(self) -> bool:
+        """Return True if a sample shares tokens with another one."""
+        return any(leader != index for index, leader in enumerate(self.leaders))
 
 
 def packing(pad: Callable[[Sequence[Encoded]], Batch]) -> Callable[..., Batch]:
@@ -25,23 +56,34 @@ def packing(pad: Callable[[Sequence[Encoded]], Batch]) -> Callable[..., Batch]:
     def padded(samples: Sequence[Encoded], leaders: Sequence[int], shared: Sequence[int]) -> Batch:
         assert list(leaders) == list(range(len(samples))), "these samples share no tokens"
         batch = pad(samples)
-        layout = {LEADER: torch.tensor(leaders), SHARED: torch.tensor(shared)}
-        return replace(batch, student=batch.student | layout)
+        return replace(batch, student=batch.student | {LAYOUT: RowLayout.of(samples, leaders, shared)})
 
     return padded
 
 
-def followers(student: dict[str, Tensor]) -> Tensor:
+def followers(student: Mapping[str, Any]) -> Tensor:
     """Return a mask [B] of the samples that follow another one in a row, and could attend to it by mistake."""
     follows = torch.ones(len(student["input_ids"]), dtype=torch.bool, device=student["input_ids"].device)
     follows[0] = False
-    return follows & (LEADER in student)
+    return follows & (LAYOUT in student)
 
 
-def row_lengths(student: dict[str, Tensor]) -> list[int] | None:
+def row_lengths(student: Mapping[str, Any]) -> list[int] | None:
     """Return the number of tokens of each sample of a row without shared tokens; None: the samples are padded."""
-    if LEADER not in student:
+    layout = student.get(LAYOUT)
+    if layout is None:
         return None
-    assert not student[SHARED].any(), "a shared token belongs to several samples"
-    lengths: list[int] = student["attention_mask"].sum(dim=1).tolist()
-    return lengths
+    assert not layout.has_shared_tokens, "a shared token belongs to several samples"
+    return list(layout.lengths)
+
+
+def _runs_of_ones(types: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return start and end of the runs of ones."""
+    blocks, start = [], None
+    for index, kind in enumerate([*types, 0]):
+        if kind and start is None:
+            start = index
+        elif not kind and start is not None:
+            blocks.append((start, index))
+            start = None
+    return tuple(blocks)

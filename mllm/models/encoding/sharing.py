@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from mllm.models.backbone.hidden_states import states_of
-from mllm.models.backbone.segment_attention import RowAttention, Segment, Segments, attending_in
+from mllm.models.backbone.segment_attention import RowAttention, Segment, Segments, attending_in, to_device
 from mllm.models.encoding.image_features import PREFIX, compute_features, cut_features
-from mllm.models.encoding.packing import LEADER
+from mllm.models.encoding.packing import LAYOUT, RowLayout
 from mllm.models.encoding.processor_outputs import text_of
 
 
@@ -35,42 +35,34 @@ class SharedRow:
 
     @classmethod
     def of(
-        cls,
-        mask_BL: Tensor,
-        leader_B: Tensor,
-        shared_B: Tensor,
-        type_BL: Tensor | None = None,
-        attend: RowAttention | None = None,
+        cls, mask_BL: Tensor, layout: RowLayout, *, image_blocks: bool = False, attend: RowAttention | None = None
     ) -> SharedRow:
-        """Return the row of some samples, padded on the right.
+        """Return the row of some samples, padded on the right. Nothing waits for the device of the samples.
 
         Args:
             mask_BL: 1 at the tokens of the samples.
-            leader_B: Leader of each sample, which may share tokens with a leader of its own. It precedes the sample.
-            shared_B: Number of tokens that it shares with its leader; not read of a sample that is its own leader.
-            type_BL: 1 at the tokens of images that attend to each other in both directions; None: there are none.
+            layout: Layout of the samples.
+            image_blocks: The tokens of an image attend to each other in both directions.
             attend: Attention of the row; None: SDPA.
         """
-        lengths, leaders, shared = mask_BL.sum(dim=1).tolist(), leader_B.tolist(), shared_B.tolist()
         segments: list[Segment] = []
         samples, columns = list[int](), list[int]()
         sources: list[list[int]] = []
-        for sample, (leader, length) in enumerate(zip(leaders, lengths, strict=True)):
-            first = 0 if leader == sample else shared[sample]
+        for sample, (leader, length) in enumerate(zip(layout.leaders, layout.lengths, strict=True)):
+            first = 0 if leader == sample else layout.shared[sample]
             start, end = len(samples), len(samples) + length - first
             before = sources[leader][:first] if first else []
             sources.append([*before, *range(start, end)])
             if start == end:
                 continue  # all tokens are shared
-            blocks = () if type_BL is None else _blocks(type_BL[sample, first:length].tolist())
+            blocks = _after(first, layout.blocks[sample]) if image_blocks else ()
             segments.append(Segment(start, end, _runs(before), blocks))
             samples.extend([sample] * (end - start))
             columns.extend(range(first, length))
-        device = mask_BL.device
-        source_BL = torch.zeros_like(mask_BL, dtype=torch.long)
-        for sample, source in enumerate(sources):
-            source_BL[sample, : len(source)] = torch.tensor(source, device=device)
-        sample_T, column_T = torch.tensor(samples, device=device), torch.tensor(columns, device=device)
+        padded = [[*source, *[0] * (mask_BL.shape[1] - len(source))] for source in sources]
+        source_BL, sample_T, column_T = (
+            to_device(torch.tensor(numbers), mask_BL.device) for numbers in (padded, samples, columns)
+        )
         return cls(Segments(segments, attend), sample_T, column_T, column_T, source_BL, mask_BL)
 
     @property
@@ -112,15 +104,16 @@ def _packed(inputs: dict[str, Any], row: SharedRow) -> dict[str, Any]:
     return {**packed, "position_ids": row.position_ids}
 
 
-def sample_alone(model: Any, student: Mapping[str, Tensor], sample: int) -> dict[str, Tensor]:
+def sample_alone(model: Any, student: Mapping[str, Any], sample: int) -> dict[str, Tensor]:
     """Return the inputs of one sample of a batch of one row, with features of its images."""
     alone = {name: tensor[sample : sample + 1] for name, tensor in text_of(student).items()}
     stored = {name: tensor for name, tensor in student.items() if name.startswith(PREFIX)}
     if not stored and "pixel_values" not in student:
         return alone
-    leader = int(student[LEADER][sample])
+    layout: RowLayout = student[LAYOUT]
+    leader = layout.leaders[sample]
     is_image_BL = student["input_ids"] == model.config.image_token_id
-    leaders = [index for index, other in enumerate(student[LEADER].tolist()) if index == other]
+    leaders = [index for index, other in enumerate(layout.leaders) if index == other]
     counts = {index: int(is_image_BL[index].sum()) for index in leaders}
     start = sum(count for index, count in counts.items() if index < leader)
     if not counts[leader]:
@@ -149,13 +142,6 @@ def _runs(numbers: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple(runs)
 
 
-def _blocks(types: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Return start and end of the runs of ones."""
-    blocks, start = [], None
-    for index, kind in enumerate([*types, 0]):
-        if kind and start is None:
-            start = index
-        elif not kind and start is not None:
-            blocks.append((start, index))
-            start = None
-    return tuple(blocks)
+def _after(first: int, blocks: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return blocks from a token on, counted from it."""
+    return tuple((max(0, start - first), end - first) for start, end in blocks if end > first)

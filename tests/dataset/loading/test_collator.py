@@ -16,7 +16,7 @@ from mllm.dataset.loading.collator import (
 from mllm.dataset.loading.sampler import Draw, LogicalBatchSampler
 from mllm.dataset.loading.sharing import RowCollator
 from mllm.errors import DataError
-from mllm.models.encoding.packing import packing
+from mllm.models.encoding.packing import LAYOUT, packing
 from mllm.structures import IGNORE, Batch, Encoded, Failure, Sample, Turn
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=20)
@@ -92,8 +92,8 @@ def test_packing_fills_rows_without_padding(bounds, rows):
     batch = RowCollator(packing(pad), **bounds)(encoded)
     packed = [[int(row.max()) + 1 for row in piece.student["input_ids"]] for piece in batch.pieces]
     assert (packed, batch.tokens, batch.padded_tokens, batch.samples) == (rows, 16, 16, 5)
-    assert all(piece.student["shared_leader"].tolist() == list(range(piece.samples)) for piece in batch.pieces)
-    assert not any(piece.student["shared_tokens"].any() for piece in batch.pieces)
+    assert all(piece.student[LAYOUT].leaders == tuple(range(piece.samples)) for piece in batch.pieces)
+    assert not any(piece.student[LAYOUT].has_shared_tokens for piece in batch.pieces)
 
 
 def test_tokens_of_source_and_target_count():

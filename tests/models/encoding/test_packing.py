@@ -28,7 +28,7 @@ from mllm.errors import ConfigError
 from mllm.models.backbone.hidden_states import states_of
 from mllm.models.backbone.segment_attention import use_segment_attention
 from mllm.models.builder.builder import load_pretrained
-from mllm.models.encoding.packing import LEADER, followers, packing
+from mllm.models.encoding.packing import LAYOUT, RowLayout, followers, packing
 from mllm.models.encoding.sharing import SharedRow, shared_hidden_state
 from mllm.objectives.text import NextToken
 from mllm.protocols import Bundle
@@ -166,7 +166,7 @@ def test_gemma3n_with_its_towers_packs_text_too():
     with torch.no_grad():
         alone = states_of(model, inputs)
         use_segment_attention(model)
-        row = SharedRow.of(inputs["attention_mask"], torch.arange(3), torch.zeros(3, dtype=torch.long))
+        row = SharedRow.of(inputs["attention_mask"], RowLayout((0, 1, 2), (0, 0, 0), (30, 20, 25), ((), (), ())))
         packed = shared_hidden_state(model, inputs, row)
         leaking = model.base_model(input_ids=ids[mask][None]).last_hidden_state[0]
     torch.testing.assert_close(packed[mask], alone[mask], rtol=0, atol=1e-9)
@@ -174,7 +174,7 @@ def test_gemma3n_with_its_towers_packs_text_too():
 
 
 def test_followers_are_the_samples_after_another_one_in_a_row():
-    student = {"input_ids": torch.zeros(3, 2), LEADER: torch.arange(3)}
+    student = {"input_ids": torch.zeros(3, 2), LAYOUT: None}
     assert followers(student).tolist() == [False, True, True]
     assert not followers({"input_ids": torch.zeros(4, 2)}).any()
 

@@ -16,6 +16,7 @@ from mllm.errors import DataError
 from mllm.models.encoding.box_formats import LocationTokens, PerceptionToken
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.encoding.marks import MarkWriter
+from mllm.models.encoding.packing import RowLayout
 from mllm.models.encoding.segments import SegmentTokenizer
 from mllm.models.encoding.sharing import SharedRow
 from mllm.models.encoding.text_processor import TextProcessor
@@ -168,8 +169,9 @@ def test_an_answer_may_begin_with_a_box(request, tiny_llava, family, box_format)
 def test_packed_answers_continue_their_own_prompts(encoder_of):
     encoder = encoder_of("llama", "vicuna")
     samples = [conversation("How many?", answer) for answer in ("1", "(b)", "Yes, two.")]
-    batch = encoder.pad([encoder.encode(sample) for sample in samples])
-    row = SharedRow.of(batch.student["attention_mask"], torch.arange(3), torch.zeros(3, dtype=torch.long))
+    encoded = [encoder.encode(sample) for sample in samples]
+    batch = encoder.pad(encoded)
+    row = SharedRow.of(batch.student["attention_mask"], RowLayout.of(encoded, range(3), [0] * 3))
     labels = row.pack(batch.targets["labels"])
     assert int((row.position_ids == 0).sum()) == 3
     expected = [tensor for one in samples for tensor in (encoder.prompt(one).targets["labels"], followed(encoder, one))]

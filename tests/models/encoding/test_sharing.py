@@ -12,12 +12,12 @@ from PIL import Image
 
 from mllm.engine.builder import build_learner
 from mllm.models.builder.builder import load_pretrained
-from mllm.models.encoding.packing import LEADER, SHARED
+from mllm.models.encoding.packing import LAYOUT, RowLayout
 from mllm.models.encoding.sharing import SharedRow
 from mllm.predict.stored_features import store_test_features
 from mllm.run.data import open_splits, prepare_data
 from mllm.run.prepare import prepare_args
-from mllm.structures import Sample, Turn
+from mllm.structures import Encoded, Sample, Turn
 from tests.support.flex import flex_on_cpu
 
 CONFIG = """
@@ -91,7 +91,7 @@ def update(request, name: str, layout: str, stores: bool = False, checkpointing:
 def test_an_update_is_that_of_samples_without_sharing(request, rows, name, stores, checkpointing):
     _, loss, gradients = update(request, name, "share_images=False")
     pieces, shared_loss, shared_gradients = update(request, name, "share_images=True", stores, checkpointing)
-    assert any((piece.student[LEADER] != torch.arange(len(piece.student[LEADER]))).any() for piece in pieces)
+    assert any(piece.student[LAYOUT].has_shared_tokens for piece in pieces)
     assert shared_loss == pytest.approx(loss, rel=1e-6)
     worst = max(float((a - b).norm() / b.norm()) for a, b in zip(shared_gradients, gradients, strict=True))
     assert worst < 2e-5 and all(gradient.any() for gradient in gradients)
@@ -101,7 +101,7 @@ def test_an_update_is_that_of_samples_without_sharing(request, rows, name, store
 def test_an_update_of_packed_images_is_that_of_padded_ones(request, rows, name):
     _, loss, gradients = update(request, name, "packing=False")
     pieces, packed_loss, packed_gradients = update(request, name, "packing=True")
-    assert all(piece.student[LEADER].tolist() == list(range(piece.samples)) for piece in pieces)
+    assert all(piece.student[LAYOUT].leaders == tuple(range(piece.samples)) for piece in pieces)
     assert any(piece.samples > 1 for piece in pieces) and packed_loss == pytest.approx(loss, rel=1e-6)
     worst = max(float((a - b).norm() / b.norm()) for a, b in zip(packed_gradients, gradients, strict=True))
     assert worst < 2e-5 and all(gradient.any() for gradient in gradients)
@@ -140,7 +140,10 @@ def test_own_logits_are_those_of_the_sample_alone(request, rows):
 def test_a_row_has_shared_tokens_once():
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     types = torch.tensor([[0, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0, 1, 0, 0, 0]])
-    row = SharedRow.of(mask, torch.tensor([0, 0, 2]), torch.tensor([3, 3, 0]), types)
+    students = [{"input_ids": mask[i, :n], "token_type_ids": types[i, :n]} for i, n in enumerate((4, 5, 3))]
+    layout = RowLayout.of([Encoded(student, {}) for student in students], [0, 0, 2], [3, 3, 0])
+    assert SharedRow.of(mask, layout).segments.items[0].blocks == ()
+    row = SharedRow.of(mask, layout, image_blocks=True)
     assert row.sample_T.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2]
     assert row.position_ids.tolist() == [[0, 1, 2, 3, 3, 4, 0, 1, 2]]
     spans = [(segment.start, segment.end, segment.prefix, segment.blocks) for segment in row.segments.items]
@@ -149,11 +152,11 @@ def test_a_row_has_shared_tokens_once():
     assert row.pack(ids).tolist() == [[0, 1, 2, 3, 8, 9, 10, 11, 12]]
     states = row.unpack(torch.arange(1.0, 10.0)[None, :, None])[..., 0]
     assert states.tolist() == [[1, 2, 3, 4, 0], [1, 2, 3, 5, 6], [7, 8, 9, 0, 0]]
-    assert {LEADER, SHARED} == {"shared_leader", "shared_tokens"}
 
 
 def test_a_sample_shares_tokens_that_its_leader_shares():
-    row = SharedRow.of(torch.ones(4, 5, dtype=torch.long), torch.tensor([0, 0, 1, 2]), torch.tensor([0, 2, 4, 5]))
+    mask = torch.ones(4, 5, dtype=torch.long)
+    row = SharedRow.of(mask, RowLayout((0, 0, 1, 2), (0, 2, 4, 5), (5,) * 4, ((),) * 4))
     assert row.sample_T.tolist() == [0] * 5 + [1] * 3 + [2]
     assert [(segment.start, segment.end, segment.prefix) for segment in row.segments.items] == [
         (0, 5, ()),

@@ -20,7 +20,7 @@ from mllm.engine.feature_cache import FeatureCache
 from mllm.engine.feature_computer import accepts_features
 from mllm.family import FAMILIES
 from mllm.models.encoding.chat import ChatEncoder
-from mllm.models.encoding.packing import LEADER, packing
+from mllm.models.encoding.packing import LAYOUT, packing
 from mllm.models.generation.generate import generate
 from mllm.models.generation.shared_prompts import SharedPrompts, shared_inputs
 from mllm.models.language_model import LanguageModel
@@ -108,7 +108,7 @@ def shares_images(bundle: Bundle) -> bool:
     model.share_tokens(image_blocks=architecture in IMAGE_BLOCKS)
     batch = RowCollator(encoder.pad_shared, samples_per_piece=4)([encoder.encode(sample) for sample in samples])
     (piece,) = batch.pieces
-    assert piece.student[LEADER].tolist() == [0, 0, 2]
+    assert piece.student[LAYOUT].leaders == (0, 0, 2)
     loss = NextToken().total(Context(piece.targets, model(**piece.student))).sum()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for name, gradient in zip(expected, torch.autograd.grad(loss, parameters), strict=True):
@@ -132,7 +132,7 @@ def packs(bundle: Bundle, samples: list[Sample], kind: str) -> bool:
     model.share_tokens(image_blocks=model.pretrained.config.model_type in IMAGE_BLOCKS)
     encoded = [encoder.encode(sample) for sample in samples]
     (piece,) = RowCollator(packing(encoder.pad), samples_per_piece=len(samples))(encoded).pieces
-    assert piece.student[LEADER].tolist() == [0, 1, 2]
+    assert piece.student[LAYOUT].leaders == (0, 1, 2)
     loss = NextToken().total(Context(piece.targets, model(**piece.student))).sum()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for name, gradient in zip(expected, torch.autograd.grad(loss, parameters), strict=True):
