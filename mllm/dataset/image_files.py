@@ -49,17 +49,15 @@ _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 """EXIF tag of the orientation, and its values that exchange width and height."""
 
 
-def check_image_folder(folder: Path) -> None:
-    """Raise `DataError` if a folder of images does not exist, with the cause if it can be determined."""
+def check_image_folder(folder: Path, option: str = "image_folder") -> None:
+    """Raise `DataError` if the folder of images in an option does not exist, with the cause if it is known."""
     if folder.is_dir():
         return
     if folder.is_file():
-        raise DataError(
-            f"image_folder {folder} is a file: extract it first, and set image_folder to the folder of the images"
-        )
+        raise DataError(f"{option} {folder} is a file: extract it first, and set {option} to the folder of the images")
     if _WINDOWS.match(str(folder)):
-        raise DataError(f"image_folder {folder} is a Windows path: write the path of the folder on this machine")
-    raise DataError(f"image_folder {folder} does not exist{_missing_file_hint(folder)}", "image_folder does not exist")
+        raise DataError(f"{option} {folder} is a Windows path: write the path of the folder on this machine")
+    raise DataError(f"{option} {folder} does not exist{_missing_file_hint(folder)}", f"{option} does not exist")
 
 
 def find_file(folder: Path, name: str | Path) -> Path:

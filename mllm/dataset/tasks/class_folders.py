@@ -79,6 +79,10 @@ class ClassificationFolderDataset(GroundingDataset):
                 else:
                     others.add(f"{label}/{name}")
         others.report("files are not images")
+        empty = OtherFiles(path)
+        for label in (label for label, count in self.counts.items() if not count):
+            empty.add(label)
+        empty.report("folders of classes have no image")
         outside = OtherFiles(path)
         for entry in sorted(path.iterdir()):
             if entry.name.lower().endswith(suffixes) and not entry.is_dir() and not is_hidden(entry.name):

@@ -97,9 +97,8 @@ class SegmentationDataset(GroundingDataset):
 
     @override
     def open_records(self, path: Path) -> FileRecords:
-        check_image_folder(path)
-        if not self.mask_folder.is_dir():
-            raise DataError(f"mask_folder {self.mask_folder} does not exist")
+        check_image_folder(path, "data_path")
+        check_image_folder(self.mask_folder, "mask_folder")
         suffixes = tuple(READERS.names())
         images = PackedRows(name for name in files_below(path) if name.lower().endswith(suffixes))
         if not images:
@@ -117,17 +116,21 @@ class SegmentationDataset(GroundingDataset):
 
         Raises:
             ConfigError: No mask has any of the values.
+            DataError: No mask can be read.
         """
-        missing, present = set(values), set[int]()
+        missing, present, error = set(values), set[int](), None
         for name in with_progress(self._masks(), "reading masks"):
             try:
                 labels_of_mask = np.unique(read_labels(self.mask_folder / name)).tolist()
-            except DataError:
-                continue  # an error of its row
+            except DataError as reason:
+                error = error or reason  # an error of its row
+                continue
             present.update(labels_of_mask)
             missing.difference_update(labels_of_mask)
             if not missing:
                 return
+        if error and not present:
+            raise error
         names = ", ".join(map(str, sorted(missing)))
         message = f"labels: no mask in {self.mask_folder} has the pixel value {names}"
         if len(missing) == len(set(values)):

@@ -33,7 +33,25 @@ def test_folders_of_programs_are_no_classes_and_images_without_a_class_are_count
     data = build_dataset(dict(type="ClassificationFolderDataset", data_path=str(tmp_path)))
     assert data.summary()["images by class"] == {"benign": 1}
     assert data.describe(0) == str(tmp_path / "benign" / "a.png")
+    (tmp_path / "malignant").mkdir()
+    data = build_dataset(dict(type="ClassificationFolderDataset", data_path=str(tmp_path)))
+    assert data.summary()["images by class"] == {"benign": 1, "malignant": 0}
+    assert f"1 folders of classes have no image, for example {tmp_path / 'malignant'}" in caplog.text
     assert f"1 images are outside of the folders of classes, for example {tmp_path / 'c.png'}" in caplog.text
+
+
+def test_the_reason_why_no_mask_can_be_read_is_named(tmp_path):
+    write(tmp_path / "train", "a.png")
+    (tmp_path / "train_mask").mkdir()
+    Image.merge("RGB", [Image.linear_gradient("L"), *[Image.new("L", (256, 256))] * 2]).save(
+        tmp_path / "train_mask" / "a.png"
+    )
+    options = dict(type="SegmentationDataset", data_path=str(tmp_path / "train"), labels={1: "liver"})
+    with pytest.raises(DataError, match="mask .*a.png has colors: a mask needs one channel with the labels"):
+        build_dataset(options)
+    for name in ("data_path", "mask_folder"):
+        with pytest.raises(DataError, match=f"{name} .*tran does not exist: did you mean 'train'"):
+            build_dataset({**options, name: str(tmp_path / "tran")})
 
 
 def test_masks_beside_their_images_are_not_images(tmp_path):
