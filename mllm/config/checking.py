@@ -144,6 +144,11 @@ def model_args(values: dict[str, Any], origins: Origins) -> ModelArgs:
         check_trainable(args.trainable)
     except ConfigError as error:
         raise ConfigError(f"{origins.of('model_args', 'trainable')}: {error}") from None
+    if args.chat_template is not None and not re.search(r"\{[{%]", args.chat_template):
+        raise ConfigError(
+            f"{origins.of('model_args', 'chat_template')}: model_args.chat_template must be the text of a Jinja "
+            "template, with {{ or {%, and not the name of a file"
+        )
     if args.lora_target not in ("language", "vision", "all"):
         try:
             re.compile(args.lora_target)

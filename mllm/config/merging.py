@@ -37,6 +37,8 @@ def merge_config(path: Path, origins: Origins, overrides: Sequence[str] = ()) ->
     for key, value in changes.items():
         _refuse_key_inside_value(key.split("."), config.to_dict())
         _record_override(tuple(key.split(".")), value, origins)
+        if isinstance(value, dict) and not isinstance(config.get(key), Mapping):
+            changes[key] = {**value, "_delete_": True}  # mmengine replaces nothing else by a dict
     try:
         config.merge_from_dict(changes)
     except Exception as error:

@@ -19,6 +19,7 @@ from mllm.dataset.contents import ContentDigest
 from mllm.dataset.echo.plausibility import ImplausibleMeasures
 from mllm.dataset.mark_forms import MarkForms
 from mllm.dataset.measure_tables import measure_table
+from mllm.dataset.mixing import SPLITS
 from mllm.dataset.patients import Patients, check_leakage
 from mllm.dataset.progress import with_progress
 from mllm.errors import ROW_ADVICE, DataError, UserError, advised
@@ -192,7 +193,7 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
         first, others = next(iter(report.skipped)), len(report.skipped) - 1
         more = f" ({others:,} other row{'s' * (others > 1)} of {name} cannot be used, either)" if others else ""
         if others and len(report.skipped) == rows:  # without these rows nothing would be left
-            fix = f"correct the rows, or the options in data_args.{name}"
+            fix = "correct the rows" + (f", or the options in data_args.{name}" if name in SPLITS else "")
             more, advice = "", f"no other row of {name} can be used, either: {fix}"
         raise error_of(advised(first + more, advice))
     if len(report.skipped) == rows:

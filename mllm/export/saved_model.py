@@ -93,6 +93,8 @@ def _refuse_absent(adapter: str) -> None:
     """Raise `ConfigError` for a folder that does not exist, unless it can be a name on the Hub, `ORG/NAME`."""
     folder = Path(adapter)
     on_hub = len(folder.parts) == 2 and not folder.is_absolute() and not folder.parent.is_dir()
+    if folder.is_file():
+        raise ConfigError(f"--adapter {adapter} is a file: name the folder of the adapter")
     if not folder.is_dir() and not on_hub:
         if folder.name == ADAPTER:
             _refuse_other_folders(folder.parent)

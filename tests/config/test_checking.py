@@ -150,6 +150,11 @@ def sentence(path, *overrides) -> str:
         ),
         ("training_args = dict(seed=-1)", "run.py:2: training_args.seed must be 0 or more and finite, not -1"),
         (
+            "model_args = dict(chat_template='mine.jinja')",
+            "run.py:2: model_args.chat_template must be the text of a Jinja template, with {{ or {%, and not the name "
+            "of a file",
+        ),
+        (
             "training_args = dict(seed=2**32)",
             "run.py:2: training_args.seed must be at most 4294967295, not 4294967296",
         ),

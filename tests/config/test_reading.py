@@ -318,3 +318,8 @@ def test_a_colon_in_an_override_is_explained(write, bases, text):
 )
 def test_names_of_other_trainers_and_a_mistyped_base_name_their_keys(write, bases, text, end):
     assert sentence(write(bases + text + "\n")).removesuffix(" (helper variables begin with '_')").endswith(end)
+
+
+def test_a_dict_in_an_override_replaces_none(write, bases):
+    path = write(bases + "data_args = dict(test=None)\n")
+    assert read_config(path, ["data_args.test={'type': 'DummyDataset', 'size': 3}"]).data_args.test["size"] == 3

@@ -80,6 +80,8 @@ def test_an_adapter_without_a_base_name_is_refused(adapter: Path, generating_bas
 def test_a_similar_name_is_suggested_for_an_absent_folder(adapter: Path) -> None:
     with pytest.raises(ConfigError, match=r"--adapter .*adaptre does not exist: did you mean .*adapter'\?"):
         adapter_args(str(adapter.with_name("adaptre")))
+    with pytest.raises(ConfigError, match=r"adapter_config.json is a file: name the folder of the adapter"):
+        adapter_args(str(adapter / "adapter_config.json"))
 
 
 def test_an_adapter_is_not_accepted_as_a_model(adapter: Path, generating_base: Path) -> None:
