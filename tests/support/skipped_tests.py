@@ -8,8 +8,9 @@ from collections.abc import Iterable
 PACKAGES = {
     "bash scripts/setup.sh --parity": ("llama_cpp", "llama-cpp-python", "deepspeed", "'orbax", "'gemma"),
     "pip install -e '.[notebook]'": ("nbformat", "nbclient", "ipykernel", "ipywidgets"),
-    "pip install -e '.[dev]'": ("'trackio'",),
-    "pip install -e '.[all]'": ("'pandas'", "'gguf'", "'datasets'"),
+    "pip install -e '.[serve]'": ("'fastapi", "gradio"),
+    "pip install -e '.[dev]'": ("'trackio'", "selenium"),
+    "pip install -e '.[all]'": ("'pandas'", "'gguf'", "'datasets'", "'timm'", "'monai"),
 }
 """Packages by the command that installs them."""
 

@@ -1,5 +1,7 @@
 """Tests of `skipped_tests`."""
 
+import re
+
 import pytest
 from skipped_tests import PACKAGES, how_to_run
 
@@ -19,3 +21,11 @@ def test_the_commands_exist(pytestconfig):
     parity = (pytestconfig.rootpath / "scripts" / "setup.sh").read_text()
     assert "--parity" in parity and len(PACKAGES) >= 2
     assert all(f'"{command.split("[")[1].split("]")[0]}"' in setup for command in PACKAGES if "[" in command)
+
+
+def test_every_package_that_a_test_may_lack_has_a_command(pytestconfig):
+    names = set()
+    for path in (pytestconfig.rootpath / "tests").rglob("*.py"):
+        names.update(re.findall(r'importorskip\("([\w.]+)"', path.read_text()))
+    assert {"gradio", "pandas"} <= names
+    assert [name for name in sorted(names) if not how_to_run([f"could not import '{name}': No module named"])] == []
