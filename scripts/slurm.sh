@@ -10,7 +10,7 @@ if [ "$#" -eq 0 ]; then
     echo "usage: sbatch --nodes=N --gpus-per-node=G scripts/slurm.sh CONFIG [arguments of finetune.py]" >&2
     exit 2
 fi
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)  # reads all names: `head` would end scontrol by SIGPIPE, and so this script
 # One task per node starts `mllm launch`, which starts one process per GPU. If one node fails, srun ends the others.
 exec srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" mllm/pipeline/launch.py \
     --nnodes="$SLURM_JOB_NUM_NODES" --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" --rdzv_id="$SLURM_JOB_ID" \

@@ -60,8 +60,11 @@ def setup_logging() -> None:
         handler = _Handler()
         handler.setFormatter(_Formatter("%(message)s"))
         logger.addHandler(handler)
-    is_first = os.environ.get("RANK", "0") == "0"  # set by torchrun; other processes log warnings only
-    logger.setLevel(logging.INFO if is_first else logging.WARNING)
+    if os.environ.get("RANK", "0") == "0":  # set by torchrun
+        logger.setLevel(logging.INFO)
+    else:  # the first process logs the same, except for the rows that other processes read
+        logger.setLevel(logging.ERROR)
+        logging.getLogger("mllm.dataset.readers").setLevel(logging.WARNING)
     for name in ("bitsandbytes", "mmengine", "torchao", "kernels"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
 
     options = torchrun.parse_args(list(argv))
     if options.module or options.no_python:
@@ -57,10 +58,15 @@ def main(argv: Sequence[str]) -> int:
     except SignalException as error:
         print(f"interrupted by {signal.Signals(error.sigval).name}: all processes were ended", file=sys.stderr)
         return INTERRUPTED
-    except (RuntimeError, OSError, ValueError) as error:  # of the rendezvous, such as a port in use
+    except RendezvousError as error:
+        raise ConfigError(
+            f"the node at --rdzv_endpoint={options.rdzv_endpoint} cannot be reached or has ended, so the processes of "
+            "this node were ended: see the message of that node, or start the command on all nodes with one endpoint"
+        ) from error
+    except (RuntimeError, OSError, ValueError) as error:  # such as a port in use
         raise ConfigError(
             f"the processes could not be started ({one_line(str(error))}): choose a free port with --master_port "
-            "or --rdzv_endpoint, and start the command on all nodes"
+            "or --rdzv_endpoint"
         ) from error
     return 0
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 
 import pytest
+from processes import CHECKOUT
 
 from mllm.errors import ConfigError
 from mllm.pipeline.command import LAUNCHED
@@ -34,12 +36,31 @@ def test_an_error_of_all_processes_is_printed_once(capfd):
     assert capfd.readouterr().err == "unknown command 'trian': did you mean 'train'?\n"
 
 
-def test_a_port_in_use_and_options_for_other_programs_are_refused():
+def test_a_port_in_use_an_absent_node_and_options_for_other_programs_are_refused():
     with socket.socket() as used:
         used.bind(("127.0.0.1", 0))
         used.listen()
         port = used.getsockname()[1]
         with pytest.raises(ConfigError, match=r"the processes could not be started \(.*address already in use\)"):
             main(["--nproc_per_node=2", f"--master_port={port}", "train", "run.py"])
+    nodes = ["--nnodes=2", "--rdzv_backend=c10d", "--rdzv_endpoint=node1.invalid:29500", "--rdzv_id=run"]
+    with pytest.raises(ConfigError, match="the node at --rdzv_endpoint=node1.invalid:29500 cannot be reached"):
+        main([*nodes, "--rdzv_conf=timeout=1,read_timeout=1", "train", "run.py"])
     with pytest.raises(ConfigError, match="leave out -m and --no_python"):
         main(["--nproc_per_node=2", "-m", "mllm.pipeline.finetune", "run.py"])
+
+
+def test_slurm_starts_one_launcher_per_node_which_meet_at_the_first(tmp_path):
+    """A list of nodes that is longer than the buffer of a pipe must not end the script."""
+    for name, line in (("scontrol", "seq -f node%g 1 20000"), ("srun", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "30007", "SLURM_JOB_NODELIST": "node[1-20000]", "SLURM_JOB_NUM_NODES": "20000"}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "python", "SLURM_GPUS_ON_NODE": "8", **job}
+    command = ["bash", CHECKOUT / "scripts" / "slurm.sh", "my_run.py", "--resume"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.split() == [
+        *("--kill-on-bad-exit=1", "python", "mllm/pipeline/launch.py", "--nnodes=20000", "--nproc_per_node=8"),
+        *("--rdzv_id=30007", "--rdzv_backend=c10d", "--rdzv_endpoint=node1:30007", "train", "my_run.py", "--resume"),
+    ]

@@ -116,11 +116,21 @@ training_args = dict(max_steps=2, optim="sgd", learning_rate=1e-5, lr_scheduler_
 """
 
 
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory, tiny_student: Path, tiny_medsiglip: Path) -> Path:
+    """A folder with the config `run.py` of a student with a teacher and its run `one` on one process."""
+    folder = tmp_path_factory.mktemp("distilled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_echonet(Path("echo"), {"TRAIN": 6}, frames=30)
+        Path("run.py").write_text(DISTILLED.format(checkout=CHECKOUT, student=tiny_student, teacher=tiny_medsiglip))
+        _start("run.py", "one")
+    return folder
+
+
 @pytest.mark.parametrize("engine", [SHARDED[0], SHARDED[2]], ids=lambda engine: engine.name)
-def test_a_student_learns_from_a_teacher_whose_weights_are_divided_too(folder, tiny_student, tiny_medsiglip, engine):
+def test_a_student_learns_from_a_teacher_whose_weights_are_divided_too(distilled, monkeypatch, engine):
     pytest.importorskip(engine.package, reason="deepspeed is not installed")
-    write_echonet(Path("echo"), {"TRAIN": 6}, frames=30)
-    Path("run.py").write_text(DISTILLED.format(checkout=CHECKOUT, student=tiny_student, teacher=tiny_medsiglip))
-    _start("run.py", "one")
+    monkeypatch.chdir(distilled)
     _start("run.py", engine.name, engine)
     _assert_equal(Path(engine.name), Path("one"), ("loss", "measures", "feature_match"))

@@ -84,6 +84,7 @@ def _launch_and_kill(*arguments: str) -> None:
     assert ended.returncode == 128 + signal.SIGKILL, ended.stderr[-3000:]
     assert ended.stderr.splitlines()[-1].startswith("process 1 was ended by SIGKILL")
     assert "another process ended" not in ended.stderr and "Traceback" not in ended.stderr
+    assert ended.stderr.count("compute_metric has no effect") == 1, "the first process alone warns about the config"
 
 
 def _rows(run: str, key: str) -> list[float]:
