@@ -26,4 +26,4 @@ uv pip list --python "$folder/venv/bin/python" | grep -E '^(torch|transformers|a
 export PYTHONPATH=. OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$folder/venv/bin/python" -m pytest -q -n 2 --dist loadfile tests/tiny tests/engine/test_preflight.py \
     tests/engine/test_trainer.py tests/pipeline/test_finetune.py tests/pipeline/test_merge.py tests/pipeline/test_text.py \
-    tests/predict/test_evaluate.py tests/models/heads tests/export/gguf
+    tests/predict/test_drawings.py tests/models/heads tests/export/gguf

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,23 +35,28 @@ class ChallengeDataset(SampleDataset):
         """
 
 
-def challenge_entries(split: SampleDataset, answers: Mapping[int, Answer]) -> dict[str, list[Any]]:
+def challenge_entries(split: SampleDataset, answers: Iterable[tuple[int, Answer]]) -> dict[str, list[Any]]:
     """Return the entries of all rows of a split in their order, by the name of the file of answers.
 
     Rows of other datasets, which can be combined with those of a challenge, have no entry.
 
     Args:
         split: A split whose rows are fixed.
-        answers: Index of a row of the split -> predicted answer.
+        answers: Index of a row of the split and its predicted answer, in the order of the rows.
     """
     entries: dict[str, list[Any]] = {}
+    following = iter(answers)
+    answered, answer = next(following, (None, None))
     for index, (source, row) in enumerate(split.rows()):
+        own = answer if answered == index else None
         if isinstance(source, ChallengeDataset):
-            entries.setdefault(source.challenge_file, []).append(source.challenge_entry(row, answers.get(index)))
+            entries.setdefault(source.challenge_file, []).append(source.challenge_entry(row, own))
+        if answered == index:
+            answered, answer = next(following, (None, None))
     return entries
 
 
-def write_challenge_files(split: SampleDataset, answers: Mapping[int, Answer], folder: Path) -> list[Path]:
+def write_challenge_files(split: SampleDataset, answers: Iterable[tuple[int, Answer]], folder: Path) -> list[Path]:
     """Write the files of answers for the challenges whose rows a split has, and return their paths.
 
     Each file is complete or absent. None is written in a private run, because the entries are rows of the data, and
@@ -59,7 +64,7 @@ def write_challenge_files(split: SampleDataset, answers: Mapping[int, Answer], f
 
     Args:
         split: The split.
-        answers: Index of a row of the split -> predicted answer.
+        answers: Index of a row of the split and its predicted answer, in the order of the rows.
         folder: The output folder.
     """
     sources = {id(source): source for source, _ in split.rows()}.values()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from accelerate import PartialState
 from tqdm import tqdm
 
+from mllm.engine.answered_rows import Indices, Row, Rows
 from mllm.engine.answering import Answerer, ModelAnswers
 from mllm.engine.predictions import answers_of
 from mllm.engine.unfinished import Record, UnfinishedPredictions
@@ -23,9 +24,6 @@ from mllm.metrics.scoring import Entry, Scorer
 from mllm.private_messages import add_row, in_row, is_private, sentence_of
 from mllm.protocols import Bundle
 from mllm.structures import Answer, Failure, Sample
-
-Row = dict[str, Any]
-"""A row of `predictions.jsonl`."""
 
 
 class Samples(Protocol):
@@ -45,8 +43,8 @@ class Samples(Protocol):
 class Records(Protocol):
     """Source of the records of an evaluation, such as its files."""
 
-    def records(self) -> Iterator[Record]:
-        """Yield the records of the rows."""
+    def ordered(self, rows: int, with_skipped: bool) -> Iterable[Record]:
+        """Return the records in the order of the split, for any number of passes; see `UnfinishedPredictions`."""
         ...
 
 
@@ -54,10 +52,8 @@ class Records(Protocol):
 class Evaluation:
     """Predictions and figures of a split."""
 
-    rows: list[Row]
-    """One dict per row with `prediction` and `reference`; see `evaluate_split`."""
-    indices: list[int]
-    """Index of each of `rows` in the split."""
+    rows: Rows
+    """Rows with `prediction` and `reference`; see `answer_split`. They are read from the files of the evaluation."""
     figures: dict[str, dict[str, float]]
     """Metric -> figure -> value."""
     scored: dict[str, int]
@@ -66,6 +62,10 @@ class Evaluation:
     """Rows that could not be used."""
     continued: int = 0
     """Number of rows that a former call had answered."""
+    tokens: int = 0
+    """Number of generated tokens."""
+    unreadable: int = 0
+    """Number of predicted objects that cannot be parsed."""
     strata: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Figures by stratum; see `stratified`."""
 
@@ -74,9 +74,9 @@ class Evaluation:
         """Return the error message of each row that could not be used."""
         return [failure.message for failure in self.failures]
 
-    def predictions(self) -> dict[int, Answer]:
-        """Return the predicted answer of each of `rows`, by the index of the row in the split."""
-        return {index: answers_of(row)[0] for index, row in zip(self.indices, self.rows, strict=True)}
+    def predictions(self) -> Iterator[tuple[int, Answer]]:
+        """Yield the index of each of `rows` in the split, and the predicted answer."""
+        return ((index, answers_of(row)[0]) for index, row in self.rows.numbered())
 
 
 class _SplitReader:
@@ -137,7 +137,9 @@ def evaluate_split(
         files.open()
         answer_split(answerer, samples, files, skip_failures, split)
         files.close()
-        return score_split(samples, files, metrics, skip_failures)
+        evaluation = score_split(samples, files, metrics, skip_failures)
+        rows = list(evaluation.rows.numbered())
+        return replace(evaluation, rows=Rows(lambda: rows, len(rows)))
 
 
 def answer_split(
@@ -175,7 +177,8 @@ def answer_split(
         UserError: A row cannot be used and `skip_failures` is False.
     """
     state = PartialState()
-    answered = {record["index"] for record in files.records() if skip_failures or "row" in record}
+    known = (record["index"] for record in files.records() if skip_failures or "row" in record)
+    answered = Indices(len(samples), known)
     state.wait_for_everyone()  # before a process appends
     reader = _SplitReader(answerer, samples, skip_failures, split)
     windows = windows_of(len(samples), answerer.window, groups)
@@ -245,7 +248,7 @@ def _row(fields: Row, reference: Answer, prediction: Answer) -> Row:
 
 def score_split(
     samples: Samples,
-    files: Records,
+    records: Records,
     metrics: Mapping[str, Entry],
     skip_failures: bool = False,
     continued: int = 0,
@@ -253,36 +256,38 @@ def score_split(
     """Return the rows of all processes in the order of the split, and the figures of their metrics.
 
     Figures are functions of the rows as they are written, so that they can be computed again from `predictions.jsonl`.
+    Rows are read one by one, and again for each pass over `Evaluation.rows`.
 
     Args:
         samples: The split.
-        files: Records of an answer to every row.
+        records: Records of an answer to every row.
         metrics: Name -> metric.
         skip_failures: Rows that cannot be used were skipped.
         continued: Number of rows that a former call had answered.
     """
-    records = {record["index"]: record for record in files.records() if skip_failures or "row" in record}
-    indices = [index for index in sorted(records) if "row" in records[index]]
-    rows = [records[index]["row"] for index in indices]
-    if is_private():
-        rows = _with_patient_numbers(rows, [samples.group(index) for index in indices])
-    failures = [
-        Failure(record["skipped"], (index, 0)) for index, record in sorted(records.items()) if "skipped" in record
-    ]
-    scorer = Scorer(metrics)
-    for row in rows:
+    ordered = records.ordered(len(samples), skip_failures)
+
+    def numbered() -> Iterator[tuple[int, Row]]:
+        answered = ((record["index"], record["row"]) for record in ordered if "row" in record)
+        return _with_patient_numbers(samples, answered) if is_private() else answered
+
+    scorer, count, tokens, unreadable = Scorer(metrics), 0, 0, 0
+    for _, row in numbered():
         scorer.add(*answers_of(row))
-    return Evaluation(rows, indices, scorer.figures(), scorer.scored(), failures, continued)
+        count, tokens, unreadable = count + 1, tokens + row["tokens"], unreadable + row.get("unreadable", 0)
+    skipped = (record for record in ordered if "skipped" in record) if skip_failures else ()
+    failures = [Failure(record["skipped"], (record["index"], 0)) for record in skipped]
+    figures, scored = scorer.figures(), scorer.scored()
+    return Evaluation(Rows(numbered, count), figures, scored, failures, continued, tokens, unreadable)
 
 
-def _with_patient_numbers(rows: Sequence[Row], patients: Sequence[str | None]) -> list[Row]:
-    """Return the rows of a private run with a number for each patient, in the order of their first rows."""
+def _with_patient_numbers(samples: Samples, rows: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
+    """Yield the rows of a private run with a number for each patient, in the order of their first rows."""
     numbers: dict[str, int] = {}
-    result = []
-    for row, patient in zip(rows, patients, strict=True):
+    for index, row in rows:
+        patient = samples.group(index)
         number = {} if patient is None else {"patient": str(numbers.setdefault(patient, len(numbers) + 1))}
-        result.append({"source": row["source"], **number, **row})
-    return result
+        yield index, {"source": row["source"], **number, **row}
 
 
 def origin_fields(sample: Sample, row: str) -> dict[str, Any]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
+from typing_extensions import override
 
 from mllm.coco_masks import decode_runs
 from mllm.errors import ConfigError
@@ -13,32 +17,67 @@ from mllm.parsing import options_in
 from mllm.structures import Answer, Mark
 
 
-def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file of predictions.
+class Predictions(Sequence[dict[str, Any]]):
+    """Rows of a file of predictions, which are read again for each pass; 8 bytes a row are in memory.
+
+    Args:
+        path: The file.
+        places: Offset of each row in the file.
+    """
+
+    def __init__(self, path: Path, places: np.ndarray) -> None:
+        self._path, self._places = path, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.chosen(range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    @override
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return list(self.chosen(range(*index.indices(len(self)))))
+        return next(self.chosen([range(len(self))[index]]))
+
+    def chosen(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """Yield the rows with these indices."""
+        with self._path.open("rb") as file:
+            for index in indices:
+                file.seek(self._places[index])
+                yield json.loads(file.readline())
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Check a file of predictions, and return its rows.
 
     Raises:
         ConfigError: The file does not exist, or a line is not a row with `source`, `reference` and `prediction`.
     """
     if not path.is_file():
         raise ConfigError(f"{path} does not exist: evaluate the run with mllm evaluate, which writes it")
-    rows = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is damaged, it is not text in UTF-8: evaluate the run again") from None
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{path}:{number} is not JSON ({error}): evaluate the run again") from error
-        if not isinstance(row, dict) or not {"source", "reference", "prediction"} <= row.keys():
-            raise ConfigError(f"{path}:{number} has no source, reference and prediction: evaluate the run again")
-        rows.append(row)
-    return rows
+    places, end = array("q"), 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            places.append(end)
+            end += len(line)
+            try:
+                row = json.loads(line)
+            except UnicodeDecodeError:
+                raise ConfigError(f"{path} is damaged, it is not text in UTF-8: evaluate the run again") from None
+            except ValueError as error:
+                raise ConfigError(f"{path}:{number} is not JSON ({error}): evaluate the run again") from error
+            if not isinstance(row, dict) or not {"source", "reference", "prediction"} <= row.keys():
+                raise ConfigError(f"{path}:{number} has no source, reference and prediction: evaluate the run again")
+    return Predictions(path, np.array(places, np.int64))
 
 
 def answers_of(row: Mapping[str, Any]) -> tuple[Answer, Answer]:
-    """Return prediction and reference of a row of `evaluate_split`. Boxes are rounded to 0.1 pixels."""
+    """Return prediction and reference of a row of `answer_split`. Boxes are rounded to 0.1 pixels."""
     prediction = Answer(
         row["prediction"],
         _marks(row, ""),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +27,8 @@ MANY = 8
 """Number of different numbers from which a numeric column without bounds is divided at its quartiles."""
 SMALL = 10
 """Number of patients, or of samples without patients, below which a stratum has no intervals."""
+FEW = 10_000
+"""Number of hashes that are collected before they are compared with the known ones."""
 
 
 @dataclass(frozen=True)
@@ -54,32 +58,94 @@ class Column:
         return cls(name, bounds)
 
 
-@dataclass(frozen=True)
-class Stratum:
-    """Rows with the same value of a column."""
+Key = tuple[float, str]
+"""Position of a stratum among those of its column, and its value, or a range such as `18 <= age < 40`."""
 
-    column: str
-    value: str
-    """A value, or a range such as `18 <= age < 40`."""
-    indices: tuple[int, ...]
-    """Positions of the rows."""
-    patients: int | None
-    """Number of patients; None if a row has no patient."""
+
+class Patients:
+    """Count of different patients, by hashes of 64 bits of their names."""
+
+    def __init__(self) -> None:
+        self._hashes = np.zeros(0, np.uint64)
+        self._new = array("Q")
+        self._all_known = True
+
+    def add(self, row: Row) -> None:
+        """Count the patient of a row."""
+        patient = row.get("patient")
+        if patient is None:
+            self._all_known = False
+            return
+        digest = hashlib.blake2b(str(patient).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        self._new.append(int.from_bytes(digest, "little"))
+        if len(self._new) > max(FEW, len(self._hashes)):
+            self._merge()
 
     @property
-    def is_small(self) -> bool:
-        """Return True if the stratum has fewer than `SMALL` patients, or samples without patients."""
-        return (len(self.indices) if self.patients is None else self.patients) < SMALL
+    def count(self) -> int | None:
+        """Return the number of patients; None if a row has no patient."""
+        self._merge()
+        return len(self._hashes) if self._all_known else None
+
+    def _merge(self) -> None:
+        self._hashes = np.union1d(self._hashes, np.array(self._new, np.uint64))
+        self._new = array("Q")
 
 
-def patients_of(rows: Iterable[Row]) -> int | None:
-    """Return the number of patients of rows; None if a row has no patient."""
-    patients = {row.get("patient") for row in rows}
-    return None if None in patients else len(patients)
+@dataclass(frozen=True)
+class Division:
+    """Division of rows into strata by a column."""
+
+    column: Column
+    is_numeric: bool
+    """True if all values are numbers."""
+    bounds: tuple[float, ...]
+    """Lower bounds of the second and each further bin; empty: each value is a stratum."""
+
+    def key(self, row: Row) -> Key:
+        """Return the stratum of a row; keys have the order of the strata, and those without a value are last."""
+        value = _value(row, self.column.name)
+        number = _number(value)
+        if value is None:
+            return math.inf, UNKNOWN
+        if self.bounds and number is not None:
+            return _bin(self.column.name, number, self.bounds)
+        return (number or 0.0) if self.is_numeric else 0.0, str(value)
 
 
-def strata_of(rows: Sequence[Row], column: Column) -> list[Stratum]:
-    """Return the strata of rows by a column, in the order of their values, those without a value last.
+class _Values:
+    """Values of a column, as far as its division depends on them."""
+
+    def __init__(self, column: Column) -> None:
+        self.column = column
+        self.numbers = array("d")
+        self.is_numeric, self.known = True, 0
+
+    def add(self, row: Row) -> None:
+        """Read the value of a row."""
+        value = _value(row, self.column.name)
+        if value is None:
+            return
+        self.known += 1
+        number = _number(value)
+        if number is None:
+            self.is_numeric, self.numbers = False, array("d")
+        elif self.is_numeric:
+            self.numbers.append(number)
+
+    def division(self) -> Division:
+        """Return the division of the rows."""
+        column = self.column
+        if column.bounds and not self.is_numeric:
+            raise ConfigError(f"the column '{column.name}' has values that are not numbers: name it without bounds")
+        bounds = column.bounds
+        if self.is_numeric and not bounds and len(np.unique(self.numbers)) >= MANY:
+            bounds = tuple(sorted({float(bound) for bound in np.quantile(self.numbers, [0.25, 0.5, 0.75])}))
+        return Division(column, self.is_numeric, bounds)
+
+
+def divisions_of(rows: Iterable[Row], columns: Sequence[Column]) -> list[Division]:
+    """Return the division of rows by each column.
 
     Numbers are divided at the bounds of the column. Without bounds, a column with `MANY` different numbers or more is
     divided at the quartiles of the rows, and other values are a stratum each.
@@ -87,60 +153,83 @@ def strata_of(rows: Sequence[Row], column: Column) -> list[Stratum]:
     Raises:
         ConfigError: The rows have no such column, or a value is not a number although the column has bounds.
     """
-    values = [_value(row, column.name) for row in rows]
-    if all(value is None for value in values):
-        known = {name for row in rows for name in [*row.get(COLUMNS, {}), *(field for field in FIELDS if field in row)]}
-        raise ConfigError(
-            f"the predictions have no '{column.name}'; evaluate the run again with --by {column.name}"
-            f"{hint(column.name, known)}"
-        )
-    numbers = [_number(value) for value in values]
-    is_numeric = all(number is not None for number, value in zip(numbers, values, strict=True) if value is not None)
-    if column.bounds and not is_numeric:
-        raise ConfigError(f"the column '{column.name}' has values that are not numbers: name it without bounds")
-    known_numbers = [number for number in numbers if number is not None]
-    bounds = column.bounds
-    if is_numeric and not bounds and len(set(known_numbers)) >= MANY:
-        bounds = tuple(sorted({float(bound) for bound in np.quantile(known_numbers, [0.25, 0.5, 0.75])}))
-    members: dict[tuple[float, str], list[int]] = {}
-    for index, (value, number) in enumerate(zip(values, numbers, strict=True)):
-        if value is None:
-            key = math.inf, UNKNOWN
-        elif bounds and number is not None:
-            key = _bin(column.name, number, bounds)
-        else:
-            key = (number or 0.0) if is_numeric else 0.0, str(value)
-        members.setdefault(key, []).append(index)
-    return [
-        Stratum(column.name, value, tuple(indices), patients_of(rows[index] for index in indices))
-        for (_, value), indices in sorted(members.items())
-    ]
+    values = [_Values(column) for column in columns]
+    known: set[str] = set()
+    for row in rows:
+        known.update(row.get(COLUMNS, ()))
+        known.update(field for field in FIELDS if field in row)
+        for part in values:
+            part.add(row)
+    for part in values:
+        if not part.known:
+            name = part.column.name
+            raise ConfigError(
+                f"the predictions have no '{name}'; evaluate the run again with --by {name}{hint(name, known)}"
+            )
+    return [part.division() for part in values]
+
+
+@dataclass
+class Stratum:
+    """Rows with the same value of a column."""
+
+    samples: int = 0
+    patients: Patients = field(default_factory=Patients)
+
+    def add(self, row: Row) -> None:
+        """Count a row."""
+        self.samples += 1
+        self.patients.add(row)
+
+    @property
+    def is_small(self) -> bool:
+        """Return True if the stratum has fewer than `SMALL` patients, or samples without patients."""
+        patients = self.patients.count
+        return (self.samples if patients is None else patients) < SMALL
 
 
 def stratified(
-    rows: Sequence[Row], metrics: Mapping[str, Entry], columns: Sequence[Column]
+    rows: Iterable[Row], metrics: Mapping[str, Entry], columns: Sequence[Column]
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the figures of the rows of each stratum, for `metrics.json`.
+
+    Args:
+        rows: Rows, which are read twice.
+        metrics: Name -> metric.
+        columns: The columns.
 
     Returns:
         Column -> value -> `samples`, `patients` (None: unknown), `small` and `figures`. The figures of a small stratum
         have no intervals.
     """
-    result: dict[str, dict[str, dict[str, Any]]] = {}
-    for column in columns:
-        result[column.name] = {}
-        for stratum in strata_of(rows, column):
-            scorer = Scorer(metrics)
-            for index in stratum.indices:
-                scorer.add(*answers_of(rows[index]))
-            figures = scorer.figures()
-            result[column.name][stratum.value] = {
-                "samples": len(stratum.indices),
-                "patients": stratum.patients,
-                "small": stratum.is_small,
-                "figures": _without_intervals(figures) if stratum.is_small else figures,
-            }
-    return result
+    if not columns:
+        return {}
+    divisions = divisions_of(rows, columns)
+    parts: list[dict[Key, tuple[Stratum, Scorer]]] = [{} for _ in divisions]
+    for row in rows:
+        answers = answers_of(row)
+        for division, members in zip(divisions, parts, strict=True):
+            key = division.key(row)
+            if key not in members:
+                members[key] = Stratum(), Scorer(metrics)
+            stratum, scorer = members[key]
+            stratum.add(row)
+            scorer.add(*answers)
+    return {
+        division.column.name: {key[1]: _summary(*members[key]) for key in sorted(members)}
+        for division, members in zip(divisions, parts, strict=True)
+    }
+
+
+def _summary(stratum: Stratum, scorer: Scorer) -> dict[str, Any]:
+    """Return the counts and figures of a stratum."""
+    figures = scorer.figures()
+    return {
+        "samples": stratum.samples,
+        "patients": stratum.patients.count,
+        "small": stratum.is_small,
+        "figures": _without_intervals(figures) if stratum.is_small else figures,
+    }
 
 
 def _without_intervals(figures: Mapping[str, Figures]) -> dict[str, Figures]:

@@ -6,9 +6,12 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mllm.files import explained_write, json_line
 from mllm.run_files import UNFINISHED
@@ -19,6 +22,8 @@ FINGERPRINT = "evaluation"
 """Key of the first line of a file: the fingerprint of the evaluation."""
 STEM = "predictions"
 """Name of an evaluation in its own folder."""
+_OFFSET_BITS = 48
+"""Bits of a place that are the offset of a line in its file; the others are the number of the file."""
 
 
 class UnfinishedPredictions:
@@ -42,7 +47,7 @@ class UnfinishedPredictions:
     def difference(self) -> str | None:
         """Return the name of something that differs from the evaluation in the folder; None without a difference."""
         for path in unfinished_files(self.folder, self.stem):
-            for line in _lines(path):
+            for _, line in _lines(path):
                 if (former := line.get(FINGERPRINT)) is None:
                     continue
                 names = [name for name in self.fingerprint | former if former.get(name) != self.fingerprint.get(name)]
@@ -53,9 +58,18 @@ class UnfinishedPredictions:
     def records(self) -> Iterator[Record]:
         """Yield the records of all processes. A row may have several, which are equal."""
         for path in unfinished_files(self.folder, self.stem):
-            for line in _lines(path):
+            for _, line in _lines(path):
                 if "index" in line:
                     yield line
+
+    def ordered(self, rows: int, with_skipped: bool) -> OrderedRecords:
+        """Return the last record of each row in the order of the split.
+
+        Args:
+            rows: Number of rows of the split.
+            with_skipped: Rows may be skipped. Otherwise only records with an answer count.
+        """
+        return OrderedRecords(unfinished_files(self.folder, self.stem), rows, with_skipped)
 
     def open(self) -> bool:
         """Open the file of this process, and lock it until the process ends or the file is closed.
@@ -91,7 +105,7 @@ class UnfinishedPredictions:
             return
         os.close(self._descriptor)
         self._descriptor = None
-        if self.path.is_file() and not any("index" in line for line in _lines(self.path)):
+        if self.path.is_file() and not any("index" in line for _, line in _lines(self.path)):
             self.path.unlink()
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
@@ -110,6 +124,44 @@ class UnfinishedPredictions:
                 raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
+class OrderedRecords:
+    """Records in the order of a split, which are read again for each pass; 8 bytes a row are in memory.
+
+    Args:
+        paths: The files.
+        rows: Number of rows of the split.
+        with_skipped: See `UnfinishedPredictions.ordered`.
+    """
+
+    def __init__(self, paths: Sequence[Path], rows: int, with_skipped: bool) -> None:
+        self._paths = paths
+        self._places = np.full(rows, -1, np.int64)
+        for number, path in enumerate(paths):
+            for offset, record in _lines(path):
+                if "row" in record or (with_skipped and "index" in record):
+                    self._places[record["index"]] = number << _OFFSET_BITS | offset
+
+    def __iter__(self) -> Iterator[Record]:
+        return (record for (record,) in self.together(1))
+
+    def together(self, parts: int) -> Iterator[list[Record]]:
+        """Yield the records of row 1 of each part, then those of row 2 of each part, and so on.
+
+        Args:
+            parts: Number of parts of equal size that the rows are divided into. Rows without a record are left out.
+        """
+        with ExitStack() as opened:
+            files = [opened.enter_context(path.open("rb")) for path in self._paths]
+            for places in self._places.reshape(parts, -1).T:
+                records = []
+                for place in places[places >= 0].tolist():
+                    file = files[place >> _OFFSET_BITS]
+                    file.seek(place & ((1 << _OFFSET_BITS) - 1))
+                    records.append(json.loads(file.readline()))
+                if records:
+                    yield records
+
+
 def unfinished_files(folder: Path, stem: str = STEM) -> list[Path]:
     """Return the files of an unfinished evaluation in a folder, in the order of the processes."""
     start = f"{stem}{UNFINISHED}"
@@ -123,8 +175,8 @@ def remove_unfinished(folder: Path, stem: str = STEM) -> None:
         path.unlink()
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects in the lines of a file, without incomplete lines.
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the offset of each line of a file and the object in it, without incomplete lines.
 
     A process without records removes its file when it closes it, which may be now.
     """
@@ -133,13 +185,15 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     except FileNotFoundError:
         return
     with file:
+        end = 0
         for line in file:
+            start, end = end, end + len(line)
             try:
                 value = json.loads(line)
             except ValueError:
                 continue
             if isinstance(value, dict):
-                yield value
+                yield start, value
 
 
 def _lock(descriptor: int) -> bool:

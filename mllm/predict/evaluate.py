@@ -23,7 +23,6 @@ from mllm.dataset.challenge import write_challenge_files
 from mllm.dataset.checking import Splits
 from mllm.engine.answering import Answerer, ModelAnswers, digest_of
 from mllm.engine.evaluation import Evaluation, Samples, answer_split, score_split
-from mllm.engine.predictions import answers_of
 from mllm.engine.process_group import end_processes, start_processes
 from mllm.engine.unfinished import UnfinishedPredictions, unfinished_files
 from mllm.errors import ConfigError, UserError, hint, with_advice
@@ -31,6 +30,7 @@ from mllm.export.saved_model import adapter_args, local_name, whole_model_args
 from mllm.export.settings import WHOLE, encoding_settings, read_settings
 from mllm.files import write_json
 from mllm.metrics.scoring import Entry
+from mllm.predict.drawings import draw_evaluation
 from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.metrics import check_metrics, find_metrics, metric_origin
 from mllm.predict.scales import CombinedRecords, RepeatedSamples, ScaledAnswers, check_scales, scales_of
@@ -42,7 +42,7 @@ from mllm.predict.writer import write_predictions
 from mllm.private_messages import call_privately, error_of, is_private
 from mllm.protocols import Bundle
 from mllm.registry import METRICS
-from mllm.report.drawing import draw_answer, refuse_drawing
+from mllm.report.drawing import refuse_drawing
 from mllm.report.figures import figures_table, strata_table
 from mllm.report.run.page import write_report
 from mllm.run_files import ADAPTER, CONFIG, PREDICTIONS, runs_of
@@ -177,9 +177,9 @@ def _answer(
     if continued:
         logger.info("the evaluation in %s was continued: %d rows had answers", files.folder, continued)
     choices = config.data_args.gen_kwargs.get("choices", ())
-    records = CombinedRecords(files.records(), len(split), scales, choices) if scales else files
+    records = CombinedRecords(files, scales, choices) if scales else files
     evaluation = score_split(split, records, metrics, skip, continued)
-    if not evaluation.rows:
+    if not len(evaluation.rows):
         files.remove()
         first = f"; first error: {evaluation.skipped[0]}" if evaluation.skipped else ""
         raise error_of(f"none of the {len(split)} rows of '{options.split}' can be used{first}")
@@ -198,7 +198,7 @@ def _write(
     """Write the predictions and figures to the folder of `files`, remove these, and print the figures."""
     folder = files.folder
     if options.draw:
-        draw_evaluation(evaluation, splits[options.split], Path(options.draw))
+        evaluation = draw_evaluation(evaluation, splits[options.split], Path(options.draw))
     write_predictions(folder / PREDICTIONS, evaluation.rows)
     write_challenge_files(splits[options.split], evaluation.predictions(), folder)
     write_json(folder / METRICS_FILE, summary(config, model, options, evaluation, seconds))
@@ -211,19 +211,6 @@ def _write(
     files.remove()  # last: without these files, the others are complete, and the folder is not continued
     logger.info("%d predictions written to %s; %d rows skipped", len(evaluation.rows), folder, len(evaluation.skipped))
     logger.info("the report is %s", report)
-
-
-def draw_evaluation(evaluation: Evaluation, split: SampleDataset, folder: Path) -> None:
-    """Write a picture of each row with a predicted or true box, point or mask, and its name to the row's `drawings`."""
-    drawn = 0
-    for number, (row, index) in enumerate(zip(evaluation.rows, evaluation.indices, strict=True), start=1):
-        prediction, reference = answers_of(row)
-        if prediction.marks or reference.marks:
-            images = split.sample(index).images
-            files = draw_answer(images, prediction.marks, folder / f"{number:06}.png", reference.marks)
-            row["drawings"] = [file.name for file in files]
-            drawn += len(files)
-    logger.info("%d pictures written to %s", drawn, folder)
 
 
 def open_split(config: RunConfig, options: EvaluateOptions) -> Splits:
@@ -372,8 +359,8 @@ def summary(
         "counts": {
             "answers": len(evaluation.rows),
             "skipped": len(evaluation.skipped),
-            "unreadable": sum(row.get("unreadable", 0) for row in evaluation.rows),
-            "tokens": sum(row["tokens"] for row in evaluation.rows),
+            "unreadable": evaluation.unreadable,
+            "tokens": evaluation.tokens,
             **({"continued": evaluation.continued} if evaluation.continued else {}),
         },
         "skipped": evaluation.skipped,

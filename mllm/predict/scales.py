@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mllm.config.schema import ModelArgs, RunConfig
+from mllm.engine.answered_rows import Row
 from mllm.engine.answering import Answerer, Answers, digest_of
-from mllm.engine.evaluation import Row, Samples
+from mllm.engine.evaluation import Samples
 from mllm.engine.micro_batches import release_memory
-from mllm.engine.unfinished import Record
+from mllm.engine.unfinished import OrderedRecords, Record, UnfinishedPredictions
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES
 from mllm.models.builder.builder import load_encoder
@@ -115,27 +116,37 @@ class CombinedRecords:
     """Records of the rows of a split, combined from those of `RepeatedSamples`.
 
     Args:
-        records: Records of all scales.
-        rows: Number of rows of the split.
+        files: Files with the records of all scales.
         scales: The scales in pixels.
         choices: Options of questions that list none.
     """
 
-    def __init__(self, records: Iterable[Record], rows: int, scales: Sequence[int], choices: Sequence[str]) -> None:
-        self._records, self._rows, self._scales, self._choices = list(records), rows, scales, choices
+    def __init__(self, files: UnfinishedPredictions, scales: Sequence[int], choices: Sequence[str]) -> None:
+        self.files, self.scales, self.choices = files, scales, choices
 
-    def records(self) -> Iterator[Record]:
-        """Yield one record for each row; a row that one scale skipped is skipped."""
-        parts: dict[int, dict[int, Record]] = {}
-        for record in self._records:
-            number, index = divmod(record["index"], self._rows)
-            parts.setdefault(index, {})[number] = record
-        for index, by_scale in parts.items():
-            if skipped := next((part for part in by_scale.values() if "skipped" in part), None):
+    def ordered(self, rows: int, with_skipped: bool) -> _Combined:
+        """Return one record for each row in the order of the split; a row that one scale skipped is skipped."""
+        return _Combined(self, self.files.ordered(rows * len(self.scales), with_skipped), rows)
+
+
+@dataclass(frozen=True)
+class _Combined:
+    """Records of rows, combined from those of all scales for each pass."""
+
+    source: CombinedRecords
+    records: OrderedRecords
+    rows: int
+    """Number of rows of the split."""
+
+    def __iter__(self) -> Iterator[Record]:
+        scales = self.source.scales
+        for parts in self.records.together(len(scales)):
+            index = parts[0]["index"] % self.rows
+            if skipped := next((part for part in parts if "skipped" in part), None):
                 yield {**skipped, "index": index}
-            elif len(by_scale) == len(self._scales):
-                rows = [by_scale[number]["row"] for number in range(len(self._scales))]
-                yield {"index": index, "row": combined(rows, self._scales, self._choices)}
+            elif len(parts) == len(scales):
+                rows = [part["row"] for part in parts]
+                yield {"index": index, "row": combined(rows, scales, self.source.choices)}
 
 
 def combined(rows: Sequence[Row], scales: Sequence[int], choices: Sequence[str] = ()) -> Row:

@@ -11,6 +11,7 @@ from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.checking import Splits
 from mllm.dataset.tables.values import is_empty
+from mllm.engine.answered_rows import Row
 from mllm.engine.evaluation import Evaluation
 from mllm.engine.strata import COLUMNS, FIELDS, Column, stratified
 from mllm.errors import ConfigError, UserError, hint
@@ -61,16 +62,17 @@ def check_columns(columns: Iterable[Column], split: str, splits: Splits, where: 
 def add_strata(
     evaluation: Evaluation, dataset: SampleDataset, metrics: Mapping[str, Entry], columns: Sequence[Column]
 ) -> Evaluation:
-    """Add the modality and the columns to the rows of an evaluation, and return it with the figures by stratum."""
+    """Return an evaluation whose rows have their modality and the columns, with the figures by stratum."""
     names = [column.name for column in columns]
-    for row, index in zip(evaluation.rows, evaluation.indices, strict=True):
+
+    def added(index: int, row: Row) -> Row:
         fields = _fields_of(dataset, index)
-        if "modality" in fields and ("modality" in names or not is_private()):
-            row["modality"] = fields["modality"]
+        shows_modality = "modality" in fields and ("modality" in names or not is_private())
         values = {name: fields[name] for name in names if name in fields and name not in FIELDS}
-        if values:
-            row[COLUMNS] = values
-    return replace(evaluation, strata=stratified(evaluation.rows, metrics, columns))
+        return ({"modality": fields["modality"]} if shows_modality else {}) | ({COLUMNS: values} if values else {})
+
+    rows = evaluation.rows.with_fields(added)
+    return replace(evaluation, rows=rows, strata=stratified(rows, metrics, columns))
 
 
 def _fields(dataset: SampleDataset) -> Iterator[dict[str, Any]]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,18 @@ import numpy as np
 
 from mllm.contents import contents_of
 from mllm.engine.predictions import answers_of, read_predictions
-from mllm.engine.strata import Column, patients_of, strata_of
+from mllm.engine.strata import Column, Key, Stratum, divisions_of
 from mllm.errors import ConfigError, hint
 from mllm.metrics.base import REQUIRED, content_read, part_read
 from mllm.metrics.bootstrap import RESAMPLES, interval, resampled_weights
 from mllm.metrics.scoring import Entry, Scorer, Series, needs_scores, tasks_of
 from mllm.registry import METRICS
+from mllm.report.common_samples import Samples, common_samples
 from mllm.report.figures import INTERVAL, UNDEFINED, aligned, format_number
 from mllm.run_files import METRICS as METRICS_FILE
 from mllm.run_files import PREDICTIONS
 from mllm.structures import Answer
 
-logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 Limits = tuple[float, float] | None
 
@@ -91,72 +89,115 @@ def compare(folders: Sequence[Path], names: Sequence[str] = (), by: Sequence[str
     columns = [Column.parse(text) for text in by]
     runs = [read_predictions(folder / PREDICTIONS) for folder in folders]
     metrics = {name: METRICS.find(name) for name in _metric_names(folders, names)}
-    common = _common_rows(folders, runs)
-    _check_metrics(folders, common, metrics)
-    strata = [stratum for column in columns for stratum in strata_of(common[0], column)]
-    parts = []
-    for stratum in strata:
-        rows = paired_differences(metrics, [[run[index] for index in stratum.indices] for run in common])
-        rows = [_without_limits(row) for row in rows] if stratum.is_small else rows
-        parts.append(Part(stratum.column, stratum.value, len(stratum.indices), stratum.patients, rows))
+    samples = common_samples(folders, runs)
+    _check_metrics(folders, samples, metrics)
+    divisions = divisions_of((rows[0] for rows in samples), columns) if columns else []
+    whole: tuple[Stratum, Paired] = Stratum(), Paired(metrics)
+    parts: list[dict[Key, tuple[Stratum, Paired]]] = [{} for _ in divisions]
+    for rows in samples:
+        groups = [whole]
+        for division, members in zip(divisions, parts, strict=True):
+            key = division.key(rows[0])
+            if key not in members:
+                members[key] = Stratum(), Paired(metrics)
+            groups.append(members[key])
+        for stratum, paired in groups:
+            stratum.add(rows[0])
+            paired.add(rows)
+    strata = [
+        _part(division.column.name, key[1], *members[key])
+        for division, members in zip(divisions, parts, strict=True)
+        for key in sorted(members)
+    ]
     labels = [str(folder) for folder in folders]
-    return Comparison(labels, len(common[0]), patients_of(common[0]), paired_differences(metrics, common), parts)
+    return Comparison(labels, whole[0].samples, whole[0].patients.count, whole[1].differences(), strata)
 
 
-def _check_metrics(folders: Sequence[Path], common: Sequence[Sequence[Row]], metrics: Mapping[str, Entry]) -> None:
+def _part(column: str, value: str, stratum: Stratum, paired: Paired) -> Part:
+    """Return the figures of a stratum."""
+    rows = paired.differences()
+    rows = [_without_limits(row) for row in rows] if stratum.is_small else rows
+    return Part(column, value, stratum.samples, stratum.patients.count, rows)
+
+
+def _check_metrics(folders: Sequence[Path], samples: Samples, metrics: Mapping[str, Entry]) -> None:
     """Raise `ConfigError` for a metric that needs scores which a run does not have, or has nothing to compare."""
-    for name, entry in metrics.items():
-        if not needs_scores(entry):
-            continue
-        for folder, rows in zip(folders, common, strict=True):
-            if any(not row.get("scores") for row in rows):
+    scored = next((name for name, entry in metrics.items() if needs_scores(entry)), None)
+    if scored is not None:
+        for rows in samples:
+            if not all(row.get("scores") for row in rows):
+                folder = next(folder for folder, row in zip(folders, rows, strict=True) if not row.get("scores"))
                 raise ConfigError(
-                    f"metric '{name}' needs the probabilities of options, which the answers in {folder} do not have, "
+                    f"metric '{scored}' needs the probabilities of options, which the answers in {folder} do not have, "
                     "because they were generated: evaluate it again with --cfg-options "
                     "data_args.gen_kwargs.scoring=options, or choose another metric"
                 )
-    references = [answers_of(row)[1] for row in common[0]]
-    applies = {name: _scored(METRICS.find(name), references) > 0 for name in METRICS.names()}
+    fitting: set[str] = set()
+    count = 0
+    for rows in samples:
+        reference = answers_of(rows[0])[1]
+        fitting |= {name for name in METRICS.names() if name not in fitting and _reads(METRICS.find(name), reference)}
+        count += 1
+        if metrics.keys() <= fitting:
+            return
     for name, entry in metrics.items():
-        if not applies[name]:
+        if name not in fitting:
             content = content_read(entry)
             lack = "has its task" if content is None else f"has {REQUIRED[content]}"
-            others = ", ".join(other for other, fits in applies.items() if fits)
+            others = ", ".join(other for other in METRICS.names() if other in fitting)
             raise ConfigError(
-                f"metric '{name}' cannot be computed, because none of the {len(references):,} common samples {lack}; "
+                f"metric '{name}' cannot be computed, because none of the {count:,} common samples {lack}; "
                 f"metrics that apply are {others}"
             )
 
 
-def _scored(entry: Entry, references: Sequence[Answer]) -> int:
-    """Return the number of references of the tasks of a metric that have the content that it reads."""
+def _reads(entry: Entry, reference: Answer) -> bool:
+    """Return True if a reference is of the tasks of a metric and has the content that the metric reads."""
     tasks, content = tasks_of(entry), part_read(entry)
-    return sum(
-        (not tasks or reference.task is None or reference.task in tasks)
-        and (content is None or content in contents_of(reference))
-        for reference in references
-    )
+    is_for_it = not tasks or reference.task is None or reference.task in tasks
+    return is_for_it and (content is None or content in contents_of(reference))
 
 
 def _without_limits(row: Difference) -> Difference:
     return replace(row, limits=[None] * len(row.limits), difference_limits=[None] * len(row.difference_limits))
 
 
-def paired_differences(metrics: Mapping[str, Entry], runs: Sequence[Sequence[Row]]) -> list[Difference]:
+class Paired:
+    """Metrics of several predictions of the same samples.
+
+    Args:
+        metrics: Name -> metric.
+    """
+
+    def __init__(self, metrics: Mapping[str, Entry]) -> None:
+        self._metrics = metrics
+        self._scorers: list[Scorer] = []
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Read the rows of a sample, one of each run. Its reference is that of the first."""
+        self._scorers = self._scorers or [Scorer(self._metrics) for _ in rows]
+        reference = answers_of(rows[0])[1]
+        for row, scorer in zip(rows, self._scorers, strict=True):
+            scorer.add(answers_of(row)[0], reference)
+
+    def differences(self) -> list[Difference]:
+        """Return the figures of all runs, and their differences from the first run."""
+        series = [scorer.series() for scorer in self._scorers]
+        titles = series[0] if series else {}
+        return [row for title in titles for row in _differences(title, [part[title] for part in series])]
+
+
+def paired_differences(metrics: Mapping[str, Entry], samples: Iterable[Sequence[Row]]) -> list[Difference]:
     """Return the figures of several predictions of the same samples, and their differences from the first ones.
 
     Args:
         metrics: Name -> metric.
-        runs: Rows of `predictions.jsonl`, of the same samples in the same order. The references are those of the first.
+        samples: Rows of `predictions.jsonl` of each sample, one of each run.
     """
-    scorers = []
-    for rows in runs:
-        scorer = Scorer(metrics)
-        for row, first in zip(rows, runs[0], strict=True):
-            scorer.add(answers_of(row)[0], answers_of(first)[1])
-        scorers.append(scorer)
-    series = [scorer.series() for scorer in scorers]
-    return [difference for title in series[0] for difference in _differences(title, [part[title] for part in series])]
+    paired = Paired(metrics)
+    for rows in samples:
+        paired.add(rows)
+    return paired.differences()
 
 
 def figures_of_differences(rows: Sequence[Difference]) -> dict[str, dict[str, float]]:
@@ -201,41 +242,6 @@ def _figures(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} has no figures ({error}): evaluate the run again") from error
     return dict(figures)
-
-
-def _common_rows(folders: Sequence[Path], runs: Sequence[list[Row]]) -> list[list[Row]]:
-    """Return the rows of the common samples of each run, in the order of the first run.
-
-    Sources are compared with their folders, and without them if the runs then have no sample in common.
-    """
-    for whole in (True, False):
-        keyed = [_by_source(rows, whole) for rows in runs]
-        keys = [key for key in keyed[0] if all(key in other for other in keyed[1:])]
-        if keys:
-            break
-    else:
-        raise ConfigError(
-            f"{' and '.join(map(str, folders))} have no sample in common: compare evaluations of the same split"
-        )
-    common = [[rows[key] for key in keys] for rows in keyed]
-    for folder, rows, all_rows in zip(folders, common, runs, strict=True):
-        if len(rows) < len(all_rows):
-            logger.warning("%s: %d of %d samples are in all runs", folder, len(rows), len(all_rows))
-        other = sum(row["reference"] != first["reference"] for row, first in zip(rows, common[0], strict=True))
-        if other:
-            logger.warning("%s: %d references differ from those of %s, which are used", folder, other, folders[0])
-    return common
-
-
-def _by_source(rows: Sequence[Row], whole: bool) -> dict[tuple[str, int], Row]:
-    """Return rows by their source and its occurrence. `whole`: with the folder of its file."""
-    seen: Counter[str] = Counter()
-    keyed = {}
-    for row in rows:
-        source = row["source"] if whole else row["source"].replace("\\", "/").rpartition("/")[2]
-        keyed[source, seen[source]] = row
-        seen[source] += 1
-    return keyed
 
 
 def _differences(title: str, series: Sequence[Series]) -> list[Difference]:

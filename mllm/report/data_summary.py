@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +48,28 @@ def write_summary(splits: Splits, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def draw_agreement(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def draw_agreement(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
     """Plot predicted over true measures of the rows of an evaluation, if they have any and the run is not private."""
     if is_private():
         return
-    true = [row.get("reference_measures") or stated_measures(row["reference"]) for row in rows]
-    predicted = [row.get("measures") or stated_measures(row["prediction"]) for row in rows]
-    names = dict.fromkeys(name for row in true for name in row)
-    if names:
-        predictions, references = (
-            {name: np.array([values.get(name, math.nan) for values in rows]) for name in names}
-            for rows in (predicted, true)
-        )
-        plot_agreement(predictions, references, folder / AGREEMENT_PLOT)
+    columns: dict[str, tuple[array[float], array[float]]] = {}
+    for number, row in enumerate(rows):
+        true = row.get("reference_measures") or stated_measures(row["reference"])
+        predicted = row.get("measures") or stated_measures(row["prediction"])
+        for name in true:
+            if name not in columns:
+                columns[name] = array("d", [math.nan]) * number, array("d", [math.nan]) * number
+        for name, column in columns.items():
+            for values, side in zip((predicted, true), column, strict=True):
+                side.append(_value(values, name))
+    if columns:
+        sides = [{name: np.array(column[side]) for name, column in columns.items()} for side in (0, 1)]
+        plot_agreement(sides[0], sides[1], folder / AGREEMENT_PLOT)
+
+
+def _value(values: Mapping[str, Any], name: str) -> float:
+    value = values.get(name)
+    return math.nan if value is None else float(value)
 
 
 def _statistics(name: str, figures: Mapping[str, float]) -> str:

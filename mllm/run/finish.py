@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
@@ -13,6 +15,7 @@ from mllm.config.schema import RunConfig
 from mllm.dataset.builder import miniatures
 from mllm.dataset.challenge import write_challenge_files
 from mllm.dataset.checking import Splits
+from mllm.engine.answered_rows import Row
 from mllm.engine.evaluation import Evaluation, answer_split, score_split
 from mllm.engine.run_log import rows_of, run_folder, write_skipped
 from mllm.engine.trainer import MultimodalTrainer
@@ -206,12 +209,22 @@ def changes_of(config: RunConfig, untrained: Evaluation | None, evaluation: Eval
     """
     if untrained is None or evaluation is None:
         return {}
-    rows = [dict(zip(part.indices, part.rows, strict=True)) for part in (untrained, evaluation)]
-    common = [index for index in untrained.indices if index in rows[1]]
-    if not common:
+    pairs = partial(_common_rows, untrained, evaluation)
+    if next(pairs(), None) is None:
         return {}
-    runs = [[part[index] for index in common] for part in rows]
-    return figures_of_differences(paired_differences(find_metrics(config.data_args.metrics), runs))
+    return figures_of_differences(paired_differences(find_metrics(config.data_args.metrics), pairs()))
+
+
+def _common_rows(first: Evaluation, second: Evaluation) -> Iterator[tuple[Row, Row]]:
+    """Yield the rows of each sample that two evaluations of a split have."""
+    others = second.rows.numbered()
+    following = iter(others)
+    other, other_row = next(following, (math.inf, {}))
+    for index, row in first.rows.numbered():
+        while other < index:
+            other, other_row = next(following, (math.inf, {}))
+        if other == index:
+            yield row, other_row
 
 
 def log_results(

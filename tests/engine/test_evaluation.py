@@ -43,7 +43,7 @@ def test_rows_contain_question_reference_and_prediction(make_bundle, rows):
         assert 0 < row["tokens"] == predictions[index].tokens <= 6
         assert not {"boxes", "masks", "points", "reference_boxes"} & set(row)
     assert calls == [(predictions, [Answer(row["reference"]) for row in evaluation.rows])] * 2
-    assert evaluation.indices == [0, 1, 2, 3, 4]
+    assert [index for index, _ in evaluation.rows.numbered()] == [0, 1, 2, 3, 4]
 
 
 def test_rows_name_their_images_unless_the_run_is_private(make_bundle, rows):
@@ -59,7 +59,7 @@ def test_rows_name_their_images_unless_the_run_is_private(make_bundle, rows):
         evaluation = call_privately(evaluate, private)
         shown_origins = [{key: row[key] for key in ("source", "images") if key in row} for row in evaluation.rows]
         assert shown_origins == origins
-        assert not private or "doe" not in repr(evaluation.rows)
+        assert not private or "doe" not in repr(list(evaluation.rows))
 
 
 def test_predictions_do_not_depend_on_the_reference(make_bundle, rows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scores import score
 
-from mllm.engine.strata import Column, strata_of, stratified
+from mllm.engine.strata import Column, divisions_of, stratified
 from mllm.errors import ConfigError
 from mllm.metrics.classification import Accuracy
 from mllm.report.figures import strata_table
@@ -45,26 +45,25 @@ def test_numbers_are_divided_at_stated_bounds_or_at_their_quartiles() -> None:
     """Ages are 20 to 59; one is unknown."""
     some = rows()
     del some[39]["columns"]["age"]
-    strata = strata_of(some, Column.parse("age:18,40,50"))
-    assert [(part.value, len(part.indices)) for part in strata] == [
+    strata = stratified(some, {}, [Column.parse("age:18,40,50")])["age"]
+    assert [(value, part["samples"]) for value, part in strata.items()] == [
         ("18 <= age < 40", 20),
         ("40 <= age < 50", 10),
         ("age >= 50", 9),
         ("unknown", 1),
     ]
-    quartiles = strata_of(rows(), Column("age"))
-    assert [part.value for part in quartiles] == [
+    quartiles = stratified(rows(), {}, [Column("age")])["age"]
+    assert list(quartiles) == [
         "age < 29.75",
         "29.75 <= age < 39.5",
         "39.5 <= age < 49.25",
         "age >= 49.25",
     ]
-    few = [{"columns": {"stage": value}} for value in (10, 2, 2, 1)]
-    assert [(part.value, part.patients) for part in strata_of(few, Column("stage"))] == [
-        ("1", None),
-        ("2", None),
-        ("10", None),
+    few = [
+        {**row, "patient": None, "columns": {"stage": value}} for row, value in zip(rows(4), (10, 2, 2, 1), strict=True)
     ]
+    stages = stratified(few, {}, [Column("stage")])["stage"]
+    assert [(value, part["patients"]) for value, part in stages.items()] == [("1", None), ("2", None), ("10", None)]
 
 
 @pytest.mark.parametrize(
@@ -79,4 +78,4 @@ def test_numbers_are_divided_at_stated_bounds_or_at_their_quartiles() -> None:
 )
 def test_columns_without_strata_are_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        strata_of(rows(4), Column.parse(text))
+        divisions_of(rows(4), [Column.parse(text)])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mllm.config.schema import ModelArgs
+from mllm.engine.unfinished import UnfinishedPredictions
 from mllm.errors import ConfigError
 from mllm.pipeline.evaluate_model import main
 from mllm.pipeline.finetune import main as finetune
@@ -46,7 +47,7 @@ def test_the_answer_of_most_scales_is_chosen(question, predictions, answer) -> N
     assert combined(rows, range(1, len(rows) + 1))["prediction"] == answer
 
 
-def test_a_row_that_one_scale_skips_is_skipped_and_an_unfinished_one_is_left_out() -> None:
+def test_a_row_that_one_scale_skips_is_skipped_and_an_unfinished_one_is_left_out(tmp_path: Path) -> None:
     records = [
         {"index": 0, "row": row("A")},
         {"index": 1, "skipped": "rows.jsonl, line 2: no image"},
@@ -54,7 +55,11 @@ def test_a_row_that_one_scale_skips_is_skipped_and_an_unfinished_one_is_left_out
         {"index": 3, "row": row("B")},
         {"index": 4, "row": row("B")},
     ]
-    result = list(CombinedRecords(records, 3, [448, 896], ()).records())
+    files = UnfinishedPredictions(tmp_path, {})
+    assert files.open()
+    files.append(reversed(records))
+    files.close()
+    result = list(CombinedRecords(files, [448, 896], ()).ordered(3, with_skipped=True))
     assert [record["index"] for record in result] == [0, 1] and result[1]["skipped"].endswith("no image")
 
 

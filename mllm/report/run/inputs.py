@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,8 +39,8 @@ class RunFiles:
     facts: Facts | None = None
     metrics: Json = field(default_factory=dict)
     """`metrics.json`; that of an evaluation also has `settings`, `counts`, `seconds`, `model` and `environment`."""
-    predictions: list[Json] = field(default_factory=list)
-    """Rows of `predictions.jsonl`. Empty for a private run: a report shows none of them."""
+    predictions: Sequence[Json] = ()
+    """Rows of `predictions.jsonl`, read again for each pass. Empty for a private run: a report shows none of them."""
     log: list[Json] = field(default_factory=list)
     """Rows of `training_log.json`."""
     data: dict[str, Json] = field(default_factory=dict)
@@ -96,7 +96,8 @@ def read_run(folder: Path) -> RunFiles:
     environment = metrics.get("environment") or read(ENVIRONMENT, _object, nothing)
     config = read(CONFIG, lambda path: path.read_text(encoding="utf-8"), "")
     is_private = _is_private(folder, facts, metrics, config)
-    predictions: list[Json] = [] if is_private else read(PREDICTIONS, read_predictions, [])
+    no_rows: Sequence[Json] = ()
+    predictions = no_rows if is_private else read(PREDICTIONS, read_predictions, no_rows)
     return RunFiles(
         folder,
         facts,

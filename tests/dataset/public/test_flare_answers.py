@@ -71,7 +71,7 @@ def test_the_file_has_all_rows_of_the_question_files_with_their_keys_in_order(fl
     retino.write_text(json.dumps(first))
     split = build_dataset(options)
     answers = {index: Answer(f"text {index}") for index in range(len(split)) if index != 1}
-    (path,) = write_challenge_files(split, answers, tmp_path)
+    (path,) = write_challenge_files(split, answers.items(), tmp_path)
     rows = json.loads(path.read_text())
     published = [row for name in read_order(root) for row in json.loads(name.read_text())]
     assert path.name == "predictions.json" and len(rows) == 38
@@ -93,7 +93,7 @@ def test_a_combined_split_has_the_rows_of_the_challenge_alone(flare) -> None:
     other = {"type": "DummyDataset", "size": 2, "image_size": 32}
     subset = {"type": "SubsetDataset", "dataset": options, "indices": [3, 5]}
     split = build_dataset({"type": "ConcatDataset", "datasets": [other, subset]})
-    entries = challenge_entries(split, {0: Answer("no"), 3: Answer("five")})
+    entries = challenge_entries(split, [(0, Answer("no")), (3, Answer("five"))])
     full = build_dataset(options)
     assert [row["Answer"] for row in entries["predictions.json"]] == ["", "five"]
     questions = [full.records[index]["question"] for index in (3, 5)]
@@ -103,5 +103,5 @@ def test_a_combined_split_has_the_rows_of_the_challenge_alone(flare) -> None:
 def test_a_random_mixture_writes_no_file(flare, tmp_path: Path, caplog) -> None:
     options, _ = flare
     split = build_dataset({"type": "MixedDataset", "datasets": [options], "weights": [1.0]})
-    assert write_challenge_files(split, {}, tmp_path) == [] and not (tmp_path / "predictions.json").exists()
+    assert write_challenge_files(split, [], tmp_path) == [] and not (tmp_path / "predictions.json").exists()
     assert "predictions.json is not written: the rows of the split are drawn at random" in caplog.text

@@ -81,7 +81,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         index: Answer(prediction(entry["task"], entry["row"]["Question"], entry["answer"], rng))
         for index, entry in enumerate(split.entries)
     }
-    (path,) = write_challenge_files(split, answers, tmp_path)
+    (path,) = write_challenge_files(split, answers.items(), tmp_path)
     own = [
         {
             "question": sample.turns[-2].text,

@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image
 
 from mllm.dataset.base import SampleDataset
+from mllm.engine.answered_rows import Rows
 from mllm.engine.evaluation import Evaluation, mark_fields
-from mllm.predict.evaluate import draw_evaluation
+from mllm.predict.drawings import draw_evaluation
 from mllm.report.drawing import PREDICTED, TRUE
 from mllm.structures import Answer, Mark, Sample
 
@@ -35,8 +36,10 @@ def test_predicted_and_true_boxes_of_a_row_are_in_one_picture(tmp_path) -> None:
         {"prediction": said.text, "reference": truth.text, **mark_fields(said), **mark_fields(truth, "reference_")}
         for said, truth in answers
     ]
-    draw_evaluation(Evaluation(rows, [0, 4, 5], {}, {}, []), Split(), tmp_path / "drawn")
-    assert [row.get("drawings") for row in rows] == [["000001.png"], None, ["000003.png"]]
+    numbered = list(zip((0, 4, 5), rows, strict=True))
+    evaluation = Evaluation(Rows(lambda: numbered, 3), {}, {}, [])
+    drawn_rows = draw_evaluation(evaluation, Split(), tmp_path / "drawn").rows
+    assert [row.get("drawings") for row in drawn_rows] == [["000001.png"], None, ["000003.png"]]
     for name, colors in (("000001.png", (TRUE, PREDICTED)), ("000003.png", (TRUE,))):
         picture = np.asarray(Image.open(tmp_path / "drawn" / name))[:512]
         drawn = [color for color in (TRUE, PREDICTED) if (picture == np.array(color)).all(axis=2).any()]
