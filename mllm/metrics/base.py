@@ -1,11 +1,11 @@
-"""Interface of metrics: functions of all answers, and streaming metrics, which keep a few numbers of each answer."""
+"""Interface of metrics: functions of all answers, and streaming metrics, which read one answer at a time."""
 
 from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from mllm.contents import Content
 from mllm.errors import ConfigError
+from mllm.metrics.parts import UNITS, PartFile
 from mllm.structures import Answer
 
 Metric = Callable[[Sequence[Answer], Sequence[Answer]], dict[str, float]]
@@ -86,7 +87,7 @@ def computed_once(method: Callable[[Any], V]) -> Callable[[Any], V]:
 
 
 class StreamingMetric(ABC):
-    """Metric that reads one answer at a time and keeps a constant number of values of each.
+    """Metric that reads one answer at a time.
 
     Its figures are functions of the weights of the samples, so that a bootstrap needs no second pass over the answers.
     """
@@ -126,7 +127,57 @@ class StreamingMetric(ABC):
         """Return figures that no bootstrap draws: numbers such as `failed` and `samples`, and baselines."""
 
 
-class SumMetric(StreamingMetric):
+class PartedMetric(StreamingMetric):
+    """Streaming metric whose figures are functions of sums over units: answers, or random groups of patients.
+
+    Of few answers it keeps some values each, and `figures` gets the weights of the answers. Of more, the values are
+    moved part by part to a temporary file, and `figures` gets the weights of the groups, [R, `UNITS`]. So the memory
+    does not depend on the number of answers.
+    """
+
+    def __init__(self) -> None:
+        self._file: PartFile | None = None
+        self._moved = 0
+
+    @abstractmethod
+    def pending(self) -> int:
+        """Return the number of answers whose values are kept."""
+
+    @abstractmethod
+    def kept(self) -> Any:
+        """Return a copy of the values that are kept, of plain types and arrays."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Forget the values that are kept."""
+
+    def __len__(self) -> int:
+        """Return the number of answers."""
+        return self._moved + self.pending()
+
+    @property
+    def units(self) -> int:
+        """Return the number of units."""
+        return UNITS if self._moved else len(self)
+
+    def move(self, units: np.ndarray) -> None:
+        """Move the values that are kept to a file; `units` [N] are the groups of their answers."""
+        assert len(units) == self.pending()
+        self._file = self._file or PartFile()
+        self._file.append((units, self.kept()))
+        self._moved += len(units)
+        self.forget()
+
+    def parts(self) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yield the units of the answers and what `kept` returned of them, part by part in the order of the answers."""
+        if self._file is None:
+            yield np.arange(self.pending()), self.kept()
+            return
+        assert not self.pending(), "all answers have groups"
+        yield from self._file
+
+
+class SumMetric(PartedMetric):
     """Metric whose figures are functions of sums over the samples.
 
     A subclass has `columns`, the names of the K values of a sample.
@@ -135,7 +186,9 @@ class SumMetric(StreamingMetric):
     columns: ClassVar[tuple[str, ...]]
 
     def __init__(self) -> None:
+        super().__init__()
         self._values = array("d")
+        self._sums = np.zeros((0, len(self.columns)))
         self.failed = 0
         """Number of answers that could not be read."""
         self.samples = 0
@@ -159,12 +212,31 @@ class SumMetric(StreamingMetric):
         self.samples += 1
         self._values.extend(values)
 
+    def pending(self) -> int:
+        """Return the number of samples whose values are kept."""
+        return len(self._values) // len(self.columns)
+
+    def kept(self) -> np.ndarray:
+        """Return the values [N, K] of the samples that are kept."""
+        return np.array(self._values, float).reshape(-1, len(self.columns))
+
+    def forget(self) -> None:
+        """Forget the values that are kept."""
+        self._values = array("d")
+
+    def move(self, units: np.ndarray) -> None:
+        """Add the values that are kept to the sums of the groups of their samples, [N]."""
+        self._sums = self._sums if self._moved else np.zeros((UNITS, len(self.columns)))
+        np.add.at(self._sums, units, self.kept())
+        self._moved += len(units)
+        self.forget()
+
     def table(self) -> np.ndarray:
-        """Return the values [N, K] of the samples."""
-        return np.frombuffer(self._values, float).reshape(-1, len(self.columns))
+        """Return the values of the samples, or their sums over the groups, [N, K]."""
+        return self._sums if self._moved else self.kept()
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the figures [R] for the weights [R, N] of the N samples."""
+        """Return the figures [R] for the weights [R, N] of the samples, or of the groups."""
         sums = weights @ self.table()
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.of_sums(dict(zip(self.columns, sums.T, strict=True)))

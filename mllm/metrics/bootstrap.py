@@ -62,7 +62,9 @@ class ClassCounts:
         """Return the sums [R, count] of the weights [R, N]."""
         sums = np.zeros((len(weights), self._count))
         if len(self._samples):
-            parts = weights[:, self._samples]
-            parts = parts if self._values is None else parts * self._values
-            sums[:, self._present] = np.add.reduceat(parts, self._starts, axis=1)
+            step = max(1, _CHUNK // len(self._samples))
+            for start in range(0, len(weights), step):
+                parts = weights[start : start + step, self._samples]
+                parts = parts if self._values is None else parts * self._values
+                sums[start : start + step, self._present] = np.add.reduceat(parts, self._starts, axis=1)
         return sums

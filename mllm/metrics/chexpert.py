@@ -6,7 +6,9 @@ The rules are not the labeler of CheXpert and not CheXbert: figures are not comp
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from array import array
+
+import numpy as np
 
 from mllm.metrics.base import REPORT, reads
 from mllm.metrics.labels import Labels, LabelSetMetric
@@ -35,6 +37,8 @@ MENTIONS = {
 }
 """Label -> regular expression of its mentions."""
 LABELS = (NO_FINDING, *MENTIONS)
+FAILED = -1
+"""Bits of an empty answer."""
 _NEGATION = re.compile(
     r"\b(?:no|not|without|free of|negative for|absence of|absent|resolved|ruled out|rule out|unlikely|clear of|nor)\b"
 )
@@ -79,22 +83,31 @@ class ChexpertF1(LabelSetMetric):
     tasks = frozenset({REPORT})
 
     def __init__(self) -> None:
-        self._pairs: list[tuple[int | None, int]] = []
-        """Labels of each answer and its reference, one bit for each label."""
+        super().__init__()
+        self.forget()
 
     def add(self, prediction: Answer, reference: Answer) -> None:
         """Read the answer to one sample."""
-        answer = _bits(labels_of(prediction.text)) if prediction.text.strip() else None
-        self._pairs.append((answer, _bits(labels_of(reference.text))))
+        answer = _bits(labels_of(prediction.text)) if prediction.text.strip() else FAILED
+        self._pairs.extend((answer, _bits(labels_of(reference.text))))
 
-    def __len__(self) -> int:
-        return len(self._pairs)
+    def pending(self) -> int:
+        """Return the number of samples that are kept."""
+        return len(self._pairs) // 2
 
-    def pairs(self) -> list[tuple[Labels | None, Labels]]:
-        """Return the labels of each answer (None: failed) and of its reference."""
-        return [(None if answer is None else _set(answer), _set(reference)) for answer, reference in self._pairs]
+    def kept(self) -> np.ndarray:
+        """Return the labels of the answers and references that are kept, [N, 2], one bit for each label."""
+        return np.array(self._pairs, np.int64).reshape(-1, 2)
 
-    def labels(self, pairs: Sequence[tuple[Labels | None, Labels]]) -> list[str]:
+    def forget(self) -> None:
+        """Forget the labels that are kept."""
+        self._pairs = array("q")
+
+    def read(self, part: np.ndarray) -> list[tuple[Labels | None, Labels]]:
+        """Return the labels of each answer of a part (None: failed) and of its reference."""
+        return [(None if answer == FAILED else _set(answer), _set(reference)) for answer, reference in part.tolist()]
+
+    def labels(self) -> list[str]:
         """Return the 14 labels."""
         return list(LABELS)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from mllm.metrics.base import CLASSIFICATION, StreamingMetric, computed_once, reads
+from mllm.metrics.base import CLASSIFICATION, PartedMetric, computed_once, reads
 from mllm.metrics.bootstrap import ClassCounts
+from mllm.metrics.parts import ColumnSums, EntrySums
 from mllm.parsing import LETTERS, normalize, parse_choice, parse_option
 from mllm.registry import METRICS
 from mllm.structures import Answer
@@ -17,25 +19,64 @@ FAILED = -1
 """Class of an answer that cannot be read."""
 
 
-class ClassMetric(StreamingMetric):
+@dataclass(frozen=True)
+class ClassPart:
+    """Values of the answers of a part, [N] each."""
+
+    targets: np.ndarray
+    """Number of the class of each reference."""
+    options: np.ndarray
+    """Number of options of each question; 0: it lists none, or the reference is none of them."""
+    letters: np.ndarray
+    """Position in `LETTERS` of the letter that is a correct answer to each question; FAILED: no letter is."""
+    answers: np.ndarray
+    """Number of the text of each answer."""
+    texts: list[tuple[str | None, bool]]
+    """Texts of answers, or of the options that they name (True); None: an answer names no single option."""
+
+
+@dataclass(frozen=True)
+class ClassAnswers:
+    """Classes of the answers of a part."""
+
+    targets: np.ndarray
+    """Number of the class of each reference, [N]."""
+    predictions: np.ndarray
+    """Number of the class of each answer, [N]; FAILED without one, the number of classes for others."""
+    is_yes: np.ndarray
+    """True for each answer that states yes, [N]."""
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Sums of all answers."""
+
+    columns: list[np.ndarray]
+    """Sums of `ClassMetric.columns` by unit, [U] each."""
+    classes: list[ClassCounts]
+    """Sums of `ClassMetric.entries` by class."""
+    targets: dict[int, np.ndarray]
+    """Number of options of a question (0: none) -> number of samples of each class, [C]."""
+    letters: np.ndarray
+    """Number of samples for which each letter is correct."""
+    failed: int
+    """Number of answers without a class."""
+
+
+class ClassMetric(PartedMetric):
     """Base of metrics of the class that an answer states.
 
     The class of a sample is the text of an option if the question lists options (`A: normal B: edema`), and the
     reference otherwise; both are normalized. An answer that states no single class is failed, which is never correct.
+    The different references are kept in memory.
     """
 
     tasks = frozenset({CLASSIFICATION})
 
     def __init__(self) -> None:
+        super().__init__()
         self._classes: dict[str, int] = {}
-        self._targets = array("q")
-        self._options = array("q")
-        """Number of options of each question; 0: it lists none, or the reference is none of them."""
-        self._letters = array("q")
-        """Position in `LETTERS` of the letter that is a correct answer to each question; FAILED: no letter is."""
-        self._texts: dict[tuple[str | None, bool], int] = {}
-        """Text of an answer, or of the option that it names (True), to its number."""
-        self._answers = array("q")
+        self.forget()
 
     def add(self, prediction: Answer, reference: Answer) -> None:
         """Read the answer to one sample."""
@@ -52,30 +93,71 @@ class ClassMetric(StreamingMetric):
             text = None if chosen is None else normalize(options[chosen])
         self._answers.append(self._texts.setdefault((text, letter is not None), len(self._texts)))
 
+    def pending(self) -> int:
+        """Return the number of answers that are kept."""
+        return len(self._targets)
+
+    def kept(self) -> ClassPart:
+        """Return the values of the answers that are kept."""
+        arrays = (self._targets, self._options, self._letters, self._answers)
+        targets, options, letters, answers = (np.array(values, np.int64) for values in arrays)
+        return ClassPart(targets, options, letters, answers, list(self._texts))
+
+    def forget(self) -> None:
+        """Forget the answers that are kept."""
+        self._targets, self._options, self._letters, self._answers = (array("q") for _ in range(4))
+        self._texts: dict[tuple[str | None, bool], int] = {}
+
     @property
     def classes(self) -> list[str]:
         """Return the classes of the references, in the order of their numbers."""
         return list(self._classes)
 
-    @property
-    def targets(self) -> np.ndarray:
-        """Return the number of the class of each reference, [N]."""
-        return np.frombuffer(self._targets, np.int64)
-
-    def __len__(self) -> int:
-        return len(self._targets)
-
-    @computed_once
-    def predictions(self) -> np.ndarray:
-        """Return the number of the class of each answer, [N]; FAILED without one, the number of classes for others."""
+    def read(self, part: ClassPart) -> ClassAnswers:
+        """Return the classes of the answers of a part. An option needs no parsing."""
         others = len(self._classes)
-        numbers = [FAILED if text is None else self._classes.get(text, others) for text in self.stated()]
-        return np.array(numbers, int)[np.frombuffer(self._answers, np.int64)]
+        stated = [text if text is None or is_option else self.parse(text) for text, is_option in part.texts]
+        numbers = [FAILED if text is None else self._classes.get(text, others) for text in stated]
+        is_yes = np.array([text == "yes" for text in stated], bool)
+        return ClassAnswers(part.targets, np.array(numbers, int)[part.answers], is_yes[part.answers])
+
+    def columns(self, answers: ClassAnswers) -> list[np.ndarray]:
+        """Return the values [N] whose sums a metric needs: 1, whether an answer is correct, and others."""
+        return [np.ones(len(answers.targets)), answers.predictions == answers.targets]
+
+    def entries(self, answers: ClassAnswers) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the positions and classes of answers whose numbers by class a metric needs."""
+        return []
 
     @computed_once
-    def stated(self) -> list[str | None]:
-        """Return the class that each distinct answer states; None for a failed one. An option needs no parsing."""
-        return [text if text is None or is_option else self.parse(text) for text, is_option in self._texts]
+    def table(self) -> ClassTable:
+        """Return the sums of all answers."""
+        count = len(self._classes)
+        columns: ColumnSums | None = None
+        entries: list[EntrySums] = []
+        targets: dict[int, np.ndarray] = {}
+        letters, failed = np.zeros(len(LETTERS), int), 0
+        for units, part in self.parts():
+            answers = self.read(part)
+            values, numbered = self.columns(answers), self.entries(answers)
+            if columns is None:
+                columns, entries = ColumnSums(self.units, len(values)), [EntrySums(count) for _ in numbered]
+            columns.add(units, *values)
+            for sums, (positions, classes) in zip(entries, numbered, strict=True):
+                sums.add(units[positions], classes)
+            for size in np.unique(part.options).tolist():
+                own = np.bincount(part.targets[part.options == size], minlength=count)
+                targets[size] = targets.get(size, 0) + own
+            letters += np.bincount(part.letters[part.letters != FAILED], minlength=len(LETTERS))
+            failed += int((answers.predictions == FAILED).sum())
+        assert columns is not None
+        return ClassTable(columns.sums, [sums.counts() for sums in entries], targets, letters, failed)
+
+    def accuracy(self, weights: np.ndarray) -> np.ndarray:
+        """Return the fraction of correct answers [R] for the weights [R, U] of the units."""
+        count, correct = self.table().columns[:2]
+        with np.errstate(invalid="ignore"):
+            return np.asarray(weights @ correct / (weights @ count))
 
     def target(self, text: str) -> str:
         """Return the class of a reference to a question without options."""
@@ -85,23 +167,25 @@ class ClassMetric(StreamingMetric):
         """Return the class that an answer to a question without options states, or None."""
         return parse_choice(text, self._classes)
 
-    def possible_answers(self) -> np.ndarray:
-        """Return the number of answers among which a guess chooses uniformly, for each sample, [N].
+    def possible_answers(self) -> dict[int, np.ndarray]:
+        """Return number of answers among which a guess chooses uniformly -> number of samples of each class, [C].
 
-        They are the options of the question. Without options, they are the classes of all samples without options.
+        The answers are the options of the question. Without options, they are the classes of all samples without
+        options.
         """
-        options = np.frombuffer(self._options, np.int64)
-        return np.where(options > 0, options, len(np.unique(self.targets[options == 0])))
+        guesses: dict[int, np.ndarray] = {}
+        for options, targets in self.table().targets.items():
+            size = options or int((targets > 0).sum())
+            guesses[size] = guesses.get(size, 0) + targets
+        return dict(sorted(guesses.items()))
 
     def constant_answers(self) -> int:
         """Return the number of samples that the best constant answer, a class or a letter, is correct for."""
-        letters = np.frombuffer(self._letters, np.int64)
-        return int(max(np.bincount(self.targets).max(), np.bincount(letters[letters != FAILED], minlength=1).max()))
+        return int(max(np.sum([*self.table().targets.values()], axis=0).max(), self.table().letters.max()))
 
     def counts(self) -> dict[str, float]:
         """Return the number of classes, of answers without a class, and of samples."""
-        failed = int((self.predictions() == FAILED).sum())
-        return {"classes": len(self._classes), "failed": failed, "samples": len(self._targets)}
+        return {"classes": len(self._classes), "failed": self.table().failed, "samples": len(self)}
 
 
 @METRICS.register_module(name="accuracy")
@@ -124,17 +208,16 @@ class Accuracy(ClassMetric):
         return normalize(text)
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the figures [R] for the weights [R, N] of the samples."""
-        with np.errstate(invalid="ignore"):
-            return {"accuracy": weights @ (self.predictions() == self.targets) / weights.sum(axis=1)}
+        """Return the figures [R] for the weights [R, U] of the units."""
+        return {"accuracy": self.accuracy(weights)}
 
     def counts(self) -> dict[str, float]:
         """Return the accuracy of a constant answer and of guessing, and the number of samples."""
-        samples = len(self._targets)
-        sizes, counts = np.unique(self.possible_answers(), return_counts=True)
+        samples, guesses = len(self), self.possible_answers()
+        counts = np.array([targets.sum() for targets in guesses.values()])
         return {
             "majority_class": self.constant_answers() / samples,
-            "chance": float((counts / samples / sizes).sum()),
+            "chance": float((counts / samples / np.array([*guesses])).sum()),
             "samples": samples,
         }
 
@@ -152,24 +235,21 @@ class BalancedAccuracy(ClassMetric):
 
     intervals = ("balanced_accuracy",)
 
+    def entries(self, answers: ClassAnswers) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the samples, and the correct answers, with their classes."""
+        right = np.flatnonzero(answers.predictions == answers.targets)
+        return [(np.arange(len(answers.targets)), answers.targets), (right, answers.targets[right])]
+
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the figures [R] for the weights [R, N] of the samples."""
-        totals, correct = (counts(weights) for counts in self.class_counts())
+        """Return the figures [R] for the weights [R, U] of the units."""
+        totals, correct = (counts(weights) for counts in self.table().classes)
         with np.errstate(invalid="ignore"):
             return {"balanced_accuracy": np.nanmean(correct / totals, axis=1)}
 
-    @computed_once
-    def class_counts(self) -> tuple[ClassCounts, ClassCounts]:
-        """Return the counts of the samples and of the correct answers of each class."""
-        targets, count = self.targets, len(self._classes)
-        right = np.flatnonzero(self.predictions() == targets)
-        return ClassCounts(np.arange(len(targets)), targets, count), ClassCounts(right, targets[right], count)
-
     def counts(self) -> dict[str, float]:
         """Return the balanced accuracy of guessing, and the numbers of classes, failed answers and samples."""
-        sizes, totals = self.possible_answers(), np.bincount(self.targets)
-        chance = 0.0
-        for size in np.unique(sizes):
-            fractions = np.bincount(self.targets[sizes == size], minlength=len(totals)) / totals
-            chance += float(fractions.mean() / size)
+        guesses = self.possible_answers()
+        totals, chance = sum(guesses.values()), 0.0
+        for size, targets in guesses.items():
+            chance += float((targets / totals).mean() / size)
         return {"chance": chance, **super().counts()}

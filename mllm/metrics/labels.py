@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from mllm.metrics.base import CLASSIFICATION, LABELS, StreamingMetric, computed_once, reads
+from mllm.metrics.base import CLASSIFICATION, LABELS, PartedMetric, computed_once, reads
 from mllm.metrics.bootstrap import ClassCounts
+from mllm.metrics.parts import ColumnSums, EntrySums
 from mllm.parsing import (
     LETTERS,
     NONE_WORDS,
@@ -28,51 +30,60 @@ from mllm.structures import Answer
 Labels = frozenset[str]
 
 
-class LabelSetMetric(StreamingMetric):
+class LabelSetMetric(PartedMetric):
     """Base of F1 of sets of labels: micro, macro and samples, as `f1_score` of scikit-learn with `zero_division=1`."""
 
     intervals = ("f1_micro", "f1_macro", "f1_samples", "exact_match")
 
     @abstractmethod
-    def __len__(self) -> int:
-        """Return the number of samples."""
+    def read(self, part: Any) -> list[tuple[Labels | None, Labels]]:
+        """Return the labels of each answer of a part (None: failed) and of its reference."""
 
     @abstractmethod
-    def pairs(self) -> list[tuple[Labels | None, Labels]]:
-        """Return the labels of each answer (None: failed) and of its reference."""
-
-    def labels(self, pairs: Sequence[tuple[Labels | None, Labels]]) -> list[str]:
-        """Return the labels over which `f1_macro` is the mean: those of the references."""
-        return sorted(frozenset[str]().union(*(reference for _, reference in pairs)))
+    def labels(self) -> list[str]:
+        """Return the labels over which `f1_macro` is the mean."""
 
     @computed_once
     def table(self) -> _Table:
-        """Return the labels of all samples."""
-        pairs = self.pairs()
-        return _table_of(pairs, self.labels(pairs))
+        """Return the sums of all samples."""
+        labels = self.labels()
+        numbers = {label: number for number, label in enumerate(labels)}
+        entries = [EntrySums(len(labels) + 1) for _ in range(3)]  # the last one is the wrong label of failed answers
+        columns, failed = ColumnSums(self.units, 3), 0
+        for units, part in self.parts():
+            pairs = self.read(part)
+            for sums, pairs_of_numbers in zip(entries, _entries(pairs, numbers), strict=True):
+                positions, classes = np.array(pairs_of_numbers, int).reshape(-1, 2).T
+                sums.add(units[positions], classes)
+            own = own_f1(pairs)
+            columns.add(units, np.ones(len(own)), own, own == 1)
+            failed += sum(answer is None for answer, _ in pairs)
+        hits, wrong, missed = (sums.counts() for sums in entries)
+        samples, own_sums, exact = columns.sums
+        return _Table(labels, hits, wrong, missed, samples, own_sums, exact, failed)
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the figures [R] for the weights [R, N] of the samples."""
+        """Return the figures [R] for the weights [R, U] of the units."""
         table = self.table()
         hits, wrong, missed = (counts(weights) for counts in (table.hits, table.wrong, table.missed))
         micro = [part.sum(axis=1) for part in (hits, wrong, missed)]
         of_labels = _f1(hits[:, :-1], wrong[:, :-1], missed[:, :-1])
         # A label that a bootstrap sample has neither in references nor in answers is left out of its mean.
         present = (hits + wrong + missed)[:, :-1] > 0
-        total = weights.sum(axis=1)
+        total = weights @ table.samples
         with np.errstate(invalid="ignore", divide="ignore"):
             macro = np.where(present, of_labels, 0).sum(axis=1) / present.sum(axis=1)
             return {
                 "f1_micro": _f1(*micro),
                 "f1_macro": np.where(present.any(axis=1), macro, 1.0),
                 "f1_samples": weights @ table.own / total,
-                "exact_match": weights @ (table.own == 1) / total,
+                "exact_match": weights @ table.exact / total,
             }
 
     def counts(self) -> dict[str, float]:
         """Return the number of labels, of failed answers and of samples."""
         table = self.table()
-        return {"labels": len(table.labels), "failed": table.failed, "samples": len(table.own)}
+        return {"labels": len(table.labels), "failed": table.failed, "samples": len(self)}
 
 
 @METRICS.register_module(name="f1")
@@ -94,30 +105,48 @@ class F1(LabelSetMetric):
     tasks = frozenset({CLASSIFICATION, LABELS})
 
     def __init__(self) -> None:
-        self._texts: dict[_Text, int] = {}
-        self._pairs = array("q")
+        super().__init__()
+        self._references: dict[_Text, int] = {}
+        self.forget()
 
     def add(self, prediction: Answer, reference: Answer) -> None:
         """Read the answer to one sample."""
         options = tuple(reference.options.values())
-        for answer in (prediction, reference):
+        for answer, texts in ((prediction, self._answers), (reference, self._references)):
             text = _Text(answer.text, options, reference.task == CLASSIFICATION)
-            self._pairs.append(self._texts.setdefault(text, len(self._texts)))
+            self._pairs.append(texts.setdefault(text, len(texts)))
 
-    def __len__(self) -> int:
+    def pending(self) -> int:
+        """Return the number of samples that are kept."""
         return len(self._pairs) // 2
 
-    def pairs(self) -> list[tuple[Labels | None, Labels]]:
-        """Return the labels of each answer (None: failed) and of its reference."""
-        numbers = np.frombuffer(self._pairs, np.int64).reshape(-1, 2)
-        used = set(numbers[:, 1].tolist())
-        targets = {i: text for text, i in self._texts.items() if i in used}
-        separated = [text.content for text in targets.values() if ";" in text.content or "|" in text.content]
+    def kept(self) -> tuple[np.ndarray, list[_Text]]:
+        """Return the numbers of the texts of answers and references that are kept, [N, 2], and the texts of answers."""
+        return np.array(self._pairs, np.int64).reshape(-1, 2), list(self._answers)
+
+    def forget(self) -> None:
+        """Forget the answers that are kept. The different references are kept."""
+        self._answers: dict[_Text, int] = {}
+        self._pairs = array("q")
+
+    def read(self, part: tuple[np.ndarray, list[_Text]]) -> list[tuple[Labels | None, Labels]]:
+        """Return the labels of each answer of a part (None: failed) and of its reference."""
+        references = self.reference_labels()
+        vocabulary = frozenset(self.labels())
+        answers = [_labels(text, vocabulary) for text in part[1]]
+        return [(answers[answer], references[reference]) for answer, reference in part[0].tolist()]
+
+    @computed_once
+    def reference_labels(self) -> list[Labels]:
+        """Return the labels of each different reference."""
+        separated = [text.content for text in self._references if ";" in text.content or "|" in text.content]
         atoms = frozenset(label for text in separated for label in split_labels(text))
-        references = {i: _reference_labels(text, atoms) for i, text in targets.items()}
-        vocabulary = frozenset[str]().union(*references.values())
-        answers = {i: _labels(text, vocabulary) for text, i in self._texts.items()}
-        return [(answers[answer], references[reference]) for answer, reference in numbers.tolist()]
+        return [_reference_labels(text, atoms) for text in self._references]
+
+    @computed_once
+    def labels(self) -> list[str]:
+        """Return the labels of the references."""
+        return sorted(frozenset[str]().union(*self.reference_labels()))
 
 
 @dataclass(frozen=True)
@@ -133,35 +162,49 @@ class _Text:
 
 @dataclass(frozen=True)
 class _Table:
-    """Labels of all samples as pairs of the number of a sample and of a label, [E, 2]."""
+    """Sums of all samples."""
 
     labels: list[str]
     hits: ClassCounts
     wrong: ClassCounts
     missed: ClassCounts
+    samples: np.ndarray
+    """Number of samples of each unit, [U]."""
     own: np.ndarray
-    """F1 of each sample, [N]."""
+    """Sum of the F1 of the samples of each unit, [U]."""
+    exact: np.ndarray
+    """Number of samples of each unit whose labels are those of the reference, [U]."""
     failed: int
 
 
-def _table_of(pairs: Sequence[tuple[Labels | None, Labels]], labels: list[str]) -> _Table:
-    """Return the labels of pairs of an answer and its reference."""
-    numbers = {label: number for number, label in enumerate(labels)}
-    parts: tuple[list[tuple[int, int]], ...] = ([], [], [])
+def own_f1(pairs: Sequence[tuple[Labels | None, Labels]]) -> np.ndarray:
+    """Return F1 of each pair of an answer and its reference, [N]; 0 for a failed answer, 1 if neither has a label."""
     own = np.zeros(len(pairs))
+    for sample, (answer, reference) in enumerate(pairs):
+        if answer is not None:
+            size = len(answer) + len(reference)
+            own[sample] = 2 * len(answer & reference) / size if size else 1.0
+    return own
+
+
+def _entries(
+    pairs: Sequence[tuple[Labels | None, Labels]], numbers: Mapping[str, int]
+) -> tuple[list[tuple[int, int]], ...]:
+    """Return the position of a sample and the number of a label for each hit, wrong and missed label.
+
+    Args:
+        pairs: Labels of answers and references.
+        numbers: Label -> number. Others, and that of a failed answer to a reference without labels, have the next one.
+    """
+    parts: tuple[list[tuple[int, int]], ...] = ([], [], [])
     for sample, (answer, reference) in enumerate(pairs):
         predicted = answer or frozenset[str]()
         sets = (predicted & reference, predicted - reference, reference - predicted)
         for part, names in zip(parts, sets, strict=True):
-            part.extend((sample, numbers.get(name, len(labels))) for name in sorted(names))
+            part.extend((sample, numbers.get(name, len(numbers))) for name in names)
         if answer is None and not reference:
-            parts[1].append((sample, len(labels)))
-        size = len(predicted) + len(reference)
-        own[sample] = 0.0 if answer is None else 2 * len(sets[0]) / size if size else 1.0
-    count = len(labels) + 1  # the last one is the wrong label of failed answers
-    entries = (np.array(part, int).reshape(-1, 2) for part in parts)
-    hits, wrong, missed = (ClassCounts(part[:, 0], part[:, 1], count) for part in entries)
-    return _Table(labels, hits, wrong, missed, own, sum(answer is None for answer, _ in pairs))
+            parts[1].append((sample, len(numbers)))
+    return parts
 
 
 def _f1(hits: np.ndarray, wrong: np.ndarray, missed: np.ndarray) -> np.ndarray:

@@ -11,8 +11,9 @@ import numpy as np
 from typing_extensions import override
 
 from mllm.contents import stated_measures
-from mllm.metrics.base import StreamingMetric, reads
+from mllm.metrics.base import PartedMetric, computed_once, reads
 from mllm.metrics.numbers import NORMAL_95
+from mllm.metrics.parts import ColumnSums
 from mllm.registry import METRICS
 from mllm.structures import Answer
 
@@ -20,11 +21,15 @@ CATEGORIES = (30.0, 40.0, 50.0)
 """Lower bounds in percent of moderately reduced, mildly reduced and normal EF. Below the first: severely reduced."""
 WITH_INTERVAL = ("mae", "rmse", "r2", "bias", "category_agreement")
 """Figures with a 95 % confidence interval."""
+PARTS = 7
+"""Number of values of a sample, of whose sums the figures are functions."""
+Pair = tuple[Mapping[str, float], Mapping[str, float]]
+"""Measures of an answer and of its reference."""
 
 
 @METRICS.register_module(name="measures")
 @reads("measures")
-class Measures(StreamingMetric):
+class Measures(PartedMetric):
     """Error, bias, limits of agreement and EF categories of the measures in answers.
 
     Measures are those of a head. For an answer without them, they are read from its text (`EF 58.4 %, EDV 120.3 mL`).
@@ -38,9 +43,10 @@ class Measures(StreamingMetric):
     """
 
     def __init__(self) -> None:
-        self._predicted: list[dict[str, float]] = []
-        self._true: list[dict[str, float]] = []
-        self._parts: dict[str, np.ndarray] | None = None
+        super().__init__()
+        self._names: dict[str, None] = {}
+        """Measures of the references, in the order in which they were read."""
+        self.forget()
 
     @classmethod
     @override
@@ -50,45 +56,89 @@ class Measures(StreamingMetric):
 
     def add(self, prediction: Answer, reference: Answer) -> None:
         """Read the measures of one sample."""
-        for rows, answer in ((self._predicted, prediction), (self._true, reference)):
-            rows.append(answer.measures or stated_measures(answer.text))
-        self._parts = None
+        predicted, true = (answer.measures or stated_measures(answer.text) for answer in (prediction, reference))
+        self._pairs.append((dict(predicted), dict(true)))
+        self._names |= dict.fromkeys(true)
+
+    def pending(self) -> int:
+        """Return the number of samples that are kept."""
+        return len(self._pairs)
+
+    def kept(self) -> list[Pair]:
+        """Return the measures of the answers and references that are kept."""
+        return list(self._pairs)
+
+    def forget(self) -> None:
+        """Forget the samples that are kept."""
+        self._pairs: list[Pair] = []
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the figures [R] for the weights [R, N] of the samples."""
-        if self._parts is None:
-            self._parts = {name: _parts(self._column(self._predicted, name), true) for name, true in self._references()}
+        """Return the figures [R] for the weights [R, U] of the units."""
         result: dict[str, np.ndarray] = {}
-        for name, parts in self._parts.items():
-            figures = _figures(weights @ parts)
+        for name, sums in self.sums().items():
+            figures = _figures(weights @ sums)
             if name != "EF":
                 del figures["category_agreement"]
             result |= {f"{name}_{figure}": value for figure, value in figures.items()}
         return result
 
+    @computed_once
+    def sums(self) -> dict[str, np.ndarray]:
+        """Return the sums of `_parts` by unit, [U, 7], for each measure."""
+        means = {name: total / max(1, known) for name, (known, _, total) in self.known().items()}
+        columns = {name: ColumnSums(self.units, PARTS) for name in self._names}
+        for units, part in self.parts():
+            for name, sums in columns.items():
+                sums.add(units, *_parts(*measure_columns(part, name), means[name]).T)
+        return {name: np.stack(sums.sums, axis=1) for name, sums in columns.items()}
+
+    @computed_once
+    def known(self) -> dict[str, tuple[int, int, float]]:
+        """Return for each measure the number of references, of those without a prediction, and their sum."""
+        result: dict[str, tuple[int, int, float]] = dict.fromkeys(self._names, (0, 0, 0.0))
+        for _, part in self.parts():
+            for name, (count, failed, total) in result.items():
+                predicted, true = measure_columns(part, name)
+                is_known = np.isfinite(true)
+                missing = int((is_known & ~np.isfinite(predicted)).sum())
+                result[name] = count + int(is_known.sum()), failed + missing, total + float(true[is_known].sum())
+        return result
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Return the smallest and largest of the known references and 0, for each measure."""
+        ends = dict.fromkeys(self._names, (0.0, 0.0))
+        for _, part in self.parts():
+            for name, (low, high) in ends.items():
+                true = measure_columns(part, name)[1]
+                known = true[np.isfinite(true)]
+                if len(known):
+                    ends[name] = min(low, float(known.min())), max(high, float(known.max()))
+        return ends
+
     def counts(self) -> dict[str, float]:
         """Return the numbers of known, unknown and failed measures, and the difference of EF and volumes."""
         result: dict[str, float] = {}
-        for name, true in self._references():
-            known = np.isfinite(true)
-            result[f"{name}_samples"] = int(known.sum())
-            result[f"{name}_unknown"] = int((~known).sum())
-            result[f"{name}_failed"] = int((known & ~np.isfinite(self._column(self._predicted, name))).sum())
-        names = {name for name, _ in self._references()}
-        if {"EF", "EDV", "ESV"} <= names:
-            result["EF_against_volumes"] = _inconsistency(
-                *(self._column(self._predicted, name) for name in ("EF", "EDV", "ESV"))
-            )
+        for name, (known, failed, _) in self.known().items():
+            result |= {f"{name}_samples": known, f"{name}_unknown": len(self) - known, f"{name}_failed": failed}
+        if {"EF", "EDV", "ESV"} <= self._names.keys():
+            result["EF_against_volumes"] = self._inconsistency()
         return result
 
-    def _references(self) -> list[tuple[str, np.ndarray]]:
-        """Return each measure with its references [N]; NaN for an unknown one."""
-        names = dict.fromkeys(name for row in self._true for name in row)
-        return [(name, self._column(self._true, name)) for name in names]
+    def _inconsistency(self) -> float:
+        """Return the mean difference in percentage points of EF and the EF of the volumes; NaN without full samples."""
+        total, count = 0.0, 0
+        for _, part in self.parts():
+            ef, edv, esv = (measure_columns(part, name)[0] for name in ("EF", "EDV", "ESV"))
+            complete = np.isfinite(ef) & np.isfinite(esv) & (edv > 0)
+            differences = np.abs(ef[complete] - 100 * (edv[complete] - esv[complete]) / edv[complete])
+            total, count = total + float(differences.sum()), count + len(differences)
+        return total / count if count else float("nan")
 
-    @staticmethod
-    def _column(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
-        return np.array([row.get(name, np.nan) for row in rows], float)
+
+def measure_columns(part: Sequence[Pair], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of a measure in answers and references, [N] each; NaN for an unknown one."""
+    values = np.array([[side.get(name, np.nan) for side in pair] for pair in part], float).reshape(-1, 2)
+    return values[:, 0], values[:, 1]
 
 
 def categories(ef: np.ndarray) -> np.ndarray:
@@ -96,21 +146,19 @@ def categories(ef: np.ndarray) -> np.ndarray:
     return np.digitize(ef, CATEGORIES)
 
 
-def _inconsistency(ef: np.ndarray, edv: np.ndarray, esv: np.ndarray) -> float:
-    """Return the mean difference in percentage points of EF and the EF of the volumes; NaN without complete samples."""
-    complete = np.isfinite(ef) & np.isfinite(esv) & (edv > 0)
-    differences = np.abs(ef[complete] - 100 * (edv[complete] - esv[complete]) / edv[complete])
-    return float(differences.mean()) if len(differences) else float("nan")
+def _parts(predicted: np.ndarray, true: np.ndarray, mean: float) -> np.ndarray:
+    """Return the values of each sample, of whose sums `_figures` computes the figures, [N, 7].
 
-
-def _parts(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Return the values of each sample, of whose sums `_figures` computes the figures, [N, 7]."""
+    Args:
+        predicted: Predicted values, [N].
+        true: References, [N].
+        mean: Mean of the known references, around which they are centered to avoid cancellation in the sum of squares.
+    """
     known = np.isfinite(true)
     failed = known & ~np.isfinite(predicted)
     predicted, reference = np.where(failed | ~known, 0.0, predicted), np.where(known, true, 0.0)
     error = predicted - reference
-    # Centered, to avoid cancellation in the sum of squares.
-    centered = reference - (true[known].mean() if known.any() else 0.0)
+    centered = reference - mean
     same = (categories(predicted) == categories(reference)) & ~failed
     parts = np.stack([np.ones_like(error), np.abs(error), error, error**2, centered, centered**2, same], axis=1)
     return np.where(known[:, None], parts, 0.0)

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from mllm.metrics.base import COUNTING, REGRESSION, StreamingMetric, reads
+from mllm.metrics.base import COUNTING, REGRESSION, PartedMetric, computed_once, reads
+from mllm.metrics.parts import ColumnSums
 from mllm.parsing import number_and_unit, parse_number
 from mllm.registry import METRICS
 from mllm.structures import Answer
@@ -18,7 +19,7 @@ NORMAL_95 = 1.96
 """95 % of a normal distribution are within this many standard deviations of the mean (Bland and Altman 1986)."""
 
 
-class NumberMetric(StreamingMetric):
+class NumberMetric(PartedMetric):
     """Base of metrics of numbers, in the unit of the references.
 
     An answer must be a number, alone or as a stated result, without a unit or with that of its reference; see
@@ -35,7 +36,8 @@ class NumberMetric(StreamingMetric):
     """Names of the figures."""
 
     def __init__(self) -> None:
-        self._values = array("d")
+        super().__init__()
+        self.forget()
 
     def add(self, prediction: Answer, reference: Answer) -> None:
         """Read the answer to one sample."""
@@ -43,33 +45,71 @@ class NumberMetric(StreamingMetric):
         value = None if true is None else parse_number(prediction.text, true[1])
         self._values.extend(float("nan") if number is None else number for number in (value, true and true[0]))
 
-    def numbers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return answers [N] with the penalty, references [N] (NaN: unreadable), and which answers are failed [N]."""
-        answers, references = np.frombuffer(self._values, float).reshape(-1, 2).T
-        known = references[np.isfinite(references)]
-        if not len(known):
-            return answers, references, np.zeros(len(answers), bool)
-        low, high = min(known.min(), 0.0), max(known.max(), 0.0)
-        if low == high:
-            high = 1.0
+    def pending(self) -> int:
+        """Return the number of answers that are kept."""
+        return len(self._values) // 2
+
+    def kept(self) -> np.ndarray:
+        """Return the answers and references that are kept, [2, N]; NaN: failed, unreadable."""
+        return np.array(self._values, float).reshape(-1, 2).T
+
+    def forget(self) -> None:
+        """Forget the answers that are kept."""
+        self._values = array("d")
+
+    @computed_once
+    def references(self) -> tuple[float, float, float, int]:
+        """Return the smallest and largest of the references and 0, their mean, and the number of references."""
+        low, high, total, count = 0.0, 0.0, 0.0, 0
+        for _, (_, references) in self.parts():
+            known = references[np.isfinite(references)]
+            if len(known):
+                low, high = min(float(known.min()), low), max(float(known.max()), high)
+                total, count = total + float(known.sum()), count + len(known)
+        return low, (1.0 if low == high else high), total / max(1, count), count
+
+    def read(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return answers with their penalty, references (NaN: unreadable), and which answers are failed.
+
+        Args:
+            part: Answers and references, [2, N].
+
+        Returns:
+            [N] each.
+        """
+        answers, references = part
+        low, high, _, _ = self.references()
         margin = PLAUSIBLE * (high - low)
         failed = ~((answers >= low - margin) & (answers <= high + margin)) & np.isfinite(references)
         penalty = np.where(references - low > high - references, low, high)
         return np.where(failed, penalty, answers), references, failed
 
+    @computed_once
+    def sums(self) -> tuple[list[np.ndarray], int]:
+        """Return sums by unit [U] of 1, |error|, error, error^2, reference and reference^2, and the failed answers.
+
+        References are centered, which avoids cancellation in the sum of squares.
+        """
+        columns, failed_answers = ColumnSums(self.units, 6), 0
+        mean = self.references()[2]
+        for units, part in self.parts():
+            answers, references, failed = self.read(part)
+            known = np.isfinite(references)
+            error, centered = answers[known] - references[known], references[known] - mean
+            values = np.ones(len(error)), np.abs(error), error, error**2, centered, centered**2
+            columns.add(units[known], *values)
+            failed_answers += int(failed.sum())
+        return columns.sums, failed_answers
+
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the figures [R] for the weights [R, N] of the samples."""
-        answers, references, _ = self.numbers()
-        known = np.isfinite(references)
-        w, y = weights[:, known], references[known]
-        error, count = answers[known] - y, w.sum(axis=1)
-        centered = y - (y.mean() if len(y) else 0.0)  # avoids cancellation in the sum of squares
+        """Return the figures [R] for the weights [R, U] of the units."""
+        count, absolute, errors, squared, true, true_squared = (weights @ column for column in self.sums()[0])
         with np.errstate(divide="ignore", invalid="ignore"):
-            squared, bias = w @ error**2, w @ error / count
-            variation = w @ centered**2 - (w @ centered) ** 2 / count
+            bias = errors / count
+            variation = true_squared - true**2 / count
             deviation = np.sqrt(np.maximum(squared - count * bias**2, 0) / (count - 1))
             figures = {
-                "mae": w @ np.abs(error) / count,
+                "mae": absolute / count,
                 "rmse": np.sqrt(squared / count),
                 "r2": np.where(variation > 1e-12 * count, 1 - squared / variation, np.nan),
                 "bias": bias,
@@ -80,9 +120,8 @@ class NumberMetric(StreamingMetric):
 
     def counts(self) -> dict[str, float]:
         """Return the number of failed answers, of references that are not numbers, and of scored samples."""
-        _, references, failed = self.numbers()
-        known = np.isfinite(references)
-        return {"failed": int(failed.sum()), "unreadable_references": int((~known).sum()), "samples": int(known.sum())}
+        known = self.references()[3]
+        return {"failed": self.sums()[1], "unreadable_references": len(self) - known, "samples": known}
 
 
 @METRICS.register_module(name="mae")

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from array import array
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from mllm.errors import ConfigError
-from mllm.metrics.base import CLASSIFICATION, StreamingMetric, computed_once, reads
+from mllm.metrics.base import CLASSIFICATION, PartedMetric, StreamingMetric, SumMetric, computed_once, reads
 from mllm.metrics.bootstrap import ClassCounts
+from mllm.metrics.parts import EntrySums
 from mllm.parsing import normalize, parse_option
 from mllm.registry import METRICS
 from mllm.structures import Answer
@@ -25,23 +27,19 @@ BINS = 15
 
 
 class ScoreMetric(StreamingMetric):
-    """Base of metrics of the probabilities of options.
-
-    A class is the normalized text of an option. It keeps one number for each option of a sample.
-    """
+    """Base of metrics of the probabilities of options. A class is the normalized text of an option."""
 
     tasks = frozenset({CLASSIFICATION})
     needs_scores = True
 
     def __init__(self) -> None:
+        super().__init__()
         self._classes: dict[str, int] = {}
-        self._samples = array("q")
-        self._options = array("q")
-        self._scores = array("d")
-        self._targets = array("q")
+        self._read = 0
+        """Number of samples that were read."""
 
-    def add(self, prediction: Answer, reference: Answer) -> None:
-        """Read the probabilities of the options of one sample.
+    def read(self, prediction: Answer, reference: Answer) -> tuple[list[tuple[int, float]], int]:
+        """Return the class and probability of each option of a sample, and the class of the reference.
 
         Raises:
             ConfigError: The answer was generated, so it has no probabilities.
@@ -51,37 +49,49 @@ class ScoreMetric(StreamingMetric):
                 "auroc, auprc, sensitivity_at_specificity, ece and brier need the probabilities of options: set "
                 "data_args.gen_kwargs.scoring='options'"
             )
+        self._read += 1
         letter = parse_option(reference.text, reference.options) if reference.options else None
-        target = normalize(reference.text if letter is None else reference.options[letter])
-        self._targets.append(self._class(target))
-        for option, score in prediction.scores.items():
-            self._samples.append(len(self._targets) - 1)
-            self._options.append(self._class(normalize(option)))
-            self._scores.append(score)
-
-    def __len__(self) -> int:
-        return len(self._targets)
+        target = self._class(normalize(reference.text if letter is None else reference.options[letter]))
+        return [(self._class(normalize(option)), score) for option, score in prediction.scores.items()], target
 
     def _class(self, name: str) -> int:
         return self._classes.setdefault(name, len(self._classes))
 
-    def table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return sample, class and probability of each scored option, [E], and whether it is the reference."""
-        samples, options = (np.frombuffer(part, np.int64) for part in (self._samples, self._options))
-        targets = np.frombuffer(self._targets, np.int64)
-        return samples, options, np.frombuffer(self._scores, float), options == targets[samples]
-
     def counts(self) -> dict[str, float]:
         """Return the number of classes and of samples."""
-        return {"classes": len(self._classes), "samples": len(self._targets)}
+        return {"classes": len(self._classes), "samples": self._read}
 
 
 class RankMetric(ScoreMetric):
     """Base of metrics of the ranking of samples by the probability of a class, one class against the rest.
 
     With two classes the figure is that of yes, or of the second class in alphabetical order; with more, it is the mean
-    over the classes that have samples with and without them (macro average).
+    over the classes that have samples with and without them (macro average). A ranking needs all probabilities: they
+    are kept in memory, 16 bytes each.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._samples, self._options, self._targets = (array("i") for _ in range(3))
+        self._scores = array("d")
+
+    def add(self, prediction: Answer, reference: Answer) -> None:
+        """Read the probabilities of the options of one sample."""
+        options, target = self.read(prediction, reference)
+        for option, score in options:
+            self._samples.append(len(self._targets))
+            self._options.append(option)
+            self._scores.append(score)
+        self._targets.append(target)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._targets)
+
+    def table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return sample, class and probability of each scored option, [E], and whether it is the reference."""
+        samples, options, targets = (np.array(part, np.int32) for part in (self._samples, self._options, self._targets))
+        return samples, options, np.array(self._scores, float), options == targets[samples]
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, N] of the samples."""
@@ -183,48 +193,68 @@ class SensitivityAtSpecificity(RankMetric):
 
 @METRICS.register_module(name="ece")
 @reads("text")
-class ECE(ScoreMetric):
+class ECE(ScoreMetric, PartedMetric):
     """Expected calibration error of the most probable option, 0 to 1: 15 bins of equal width (arXiv:1706.04599).
 
     It is the mean over the samples of |accuracy - mean probability| of their bin.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.forget()
+
+    def add(self, prediction: Answer, reference: Answer) -> None:
+        """Read the probabilities of the options of one sample."""
+        options, target = self.read(prediction, reference)
+        option, score = max(options, key=lambda pair: pair[1])
+        self._values.extend((score, option == target))
+
+    def pending(self) -> int:
+        """Return the number of samples that are kept."""
+        return len(self._values) // 2
+
+    def kept(self) -> np.ndarray:
+        """Return the probability and the truth of the most probable option of the samples that are kept, [N, 2]."""
+        return np.array(self._values, float).reshape(-1, 2)
+
+    def forget(self) -> None:
+        """Forget the samples that are kept."""
+        self._values = array("d")
+
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the figures [R] for the weights [R, N] of the samples."""
-        confidence, correct = (counts(weights) for counts in self.bin_counts())
-        return {"ece": np.abs(correct - confidence).sum(axis=1) / weights.sum(axis=1)}
+        """Return the figures [R] for the weights [R, U] of the units."""
+        samples, confidence, correct = (counts(weights) for counts in self.bin_counts())
+        return {"ece": np.abs(correct - confidence).sum(axis=1) / samples.sum(axis=1)}
 
     @computed_once
-    def bin_counts(self) -> tuple[ClassCounts, ClassCounts]:
-        """Return the sums of probabilities and of correct options in each bin."""
-        numbers, scores, is_target, bins = self.most_probable()
-        return ClassCounts(numbers, bins, BINS, scores), ClassCounts(numbers, bins, BINS, is_target)
-
-    def most_probable(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return sample, probability, truth and bin of the most probable option of each sample, [N]."""
-        samples, _, scores, is_target = self.table()
-        order = np.lexsort((-scores, samples))
-        first = order[np.unique(samples[order], return_index=True)[1]]
-        bins = np.clip(np.ceil(scores[first] * BINS).astype(int) - 1, 0, BINS - 1)
-        return samples[first], scores[first], is_target[first], bins
+    def bin_counts(self) -> list[ClassCounts]:
+        """Return the sums of samples, of probabilities and of correct options in each bin."""
+        sums = [EntrySums(BINS) for _ in range(3)]
+        for units, part in self.parts():
+            scores, is_right = part.T
+            bins = np.clip(np.ceil(scores * BINS).astype(int) - 1, 0, BINS - 1)
+            for own, values in zip(sums, (None, scores, is_right), strict=True):
+                own.add(units, bins, values)
+        return [own.counts() for own in sums]
 
 
 @METRICS.register_module(name="brier")
 @reads("text")
-class Brier(ScoreMetric):
+class Brier(ScoreMetric, SumMetric):
     """Brier score, 0 to 2 (Brier 1950): mean over the samples of the sum over options of (probability - truth)^2.
 
     For two options it is twice `brier_score_loss` of scikit-learn. A reference that is no option adds 1.
     """
 
-    def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the figures [R] for the weights [R, N] of the samples."""
-        return {"brier": weights @ self.squares() / weights.sum(axis=1)}
+    columns = ("squares", "samples")
 
-    @computed_once
-    def squares(self) -> np.ndarray:
-        """Return the sum of squares of each sample, [N]."""
-        samples, _, scores, is_target = self.table()
-        count = len(self._targets)
-        squares = np.bincount(samples, (scores - is_target) ** 2, count)
-        return squares + (np.bincount(samples, is_target, count) == 0)
+    def values(self, prediction: Answer, reference: Answer) -> Sequence[float]:
+        """Return the sum of squares of a sample."""
+        options, target = self.read(prediction, reference)
+        differences = [score - (option == target) for option, score in options]
+        squares = sum(difference * difference for difference in differences)
+        return squares + all(option != target for option, _ in options), 1
+
+    def of_sums(self, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the mean."""
+        return {"brier": sums["squares"] / sums["samples"]}

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from mllm.contents import contents_of
-from mllm.metrics.base import Metric, StreamingMetric, part_read
+from mllm.metrics.base import Metric, PartedMetric, StreamingMetric, part_read
 from mllm.metrics.bootstrap import RESAMPLES, interval, resampled_weights
+from mllm.metrics.parts import FEW, UNITS, unit_of
 from mllm.structures import Answer
 
 Figures = dict[str, float]
@@ -41,29 +42,73 @@ class AnswersOf(StreamingMetric):
 
 
 class Series:
-    """Answers to the samples of one task, as a metric keeps them."""
+    """Answers to the samples of one task, as a metric keeps them.
+
+    From `FEW` answers on, a `PartedMetric` has the sums of random groups of patients instead of the answers.
+    """
 
     def __init__(self, entry: Entry) -> None:
         self.metric: StreamingMetric = entry() if is_streaming(entry) else AnswersOf(entry)
+        self.samples = 0
+        """Number of samples."""
         self._groups = array("q")
         self._numbers: dict[str, int] = {}
         self._count = 0
+        self._units = array("H")
+        """Group of patients of each answer that the metric keeps."""
+        self._used: np.ndarray | None = None
+        """True for each group with an answer, [UNITS]; None: the metric keeps all answers."""
 
     def add(self, prediction: Answer, reference: Answer) -> None:
         """Read the answer to one sample."""
         self.metric.add(prediction, reference)
-        number = self._count if reference.group is None else self._numbers.setdefault(str(reference.group), self._count)
-        self._count += number == self._count
-        self._groups.append(number)
+        if isinstance(self.metric, PartedMetric):
+            self._units.append(unit_of(reference.group, self.samples))
+        self.samples += 1
+        if self._used is None:
+            number = self._count
+            if reference.group is not None:
+                number = self._numbers.setdefault(str(reference.group), number)
+            self._count += number == self._count
+            self._groups.append(number)
+        if len(self._units) == FEW:
+            self._move()
 
     @property
     def groups(self) -> np.ndarray:
-        """Number of the group of each sample, [N], from 0. A sample without a group is a group of its own."""
-        return np.array(self._groups, int)
+        """Number of the group of each sample, [N], from 0. A sample without a group is a group of its own.
+
+        From `FEW` answers on, number of each group of patients with an answer, [UNITS]; 0 for others, whose weights
+        have no effect.
+        """
+        self.finish()
+        if self._used is None:
+            return np.array(self._groups, int)
+        return np.where(self._used, np.cumsum(self._used) - 1, 0)
+
+    def finish(self) -> None:
+        """Prepare the metric for its figures."""
+        if self._used is not None:
+            self._move()
+
+    def _move(self) -> None:
+        """Replace the answers that the metric keeps by the sums of their groups."""
+        assert isinstance(self.metric, PartedMetric)
+        units = np.array(self._units, np.int64)
+        if self._used is None:
+            self._used = np.zeros(UNITS, bool)
+            self._groups, self._numbers = array("q"), {}
+        if len(units):
+            self._used[units] = True
+            self.metric.move(units)
+            self._units = array("H")
 
     def result(self, resamples: int = RESAMPLES) -> Figures:
-        """Return the figures; `_ci_low` and `_ci_high` after a name are the limits of its 95 % interval."""
-        if not self._groups:
+        """Return the figures; `_ci_low` and `_ci_high` after a name are the limits of its 95 % interval.
+
+        `interval_groups` is the number of groups of patients of the intervals, from `FEW` answers on.
+        """
+        if not self.samples:
             return {"samples": 0}
         metric, groups = self.metric, self.groups
         point = metric.figures(np.ones((1, len(groups))))
@@ -76,7 +121,8 @@ class Series:
             if metric.has_interval(name):
                 limits = interval(np.concatenate([chunk[name] for chunk in drawn]))
                 figures[f"{name}_ci_low"], figures[f"{name}_ci_high"] = limits
-        return figures | metric.counts()
+        used = {} if self._used is None else {"interval_groups": int(self._used.sum())}
+        return figures | metric.counts() | used
 
 
 class Scorer:

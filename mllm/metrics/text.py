@@ -6,9 +6,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from mllm.metrics.base import computed_once, reads
-from mllm.metrics.bootstrap import ClassCounts
-from mllm.metrics.classification import FAILED, Accuracy
+from mllm.metrics.base import reads
+from mllm.metrics.classification import FAILED, Accuracy, ClassAnswers
 from mllm.parsing import STATED, normalize, parse_choice, stated_result
 from mllm.registry import METRICS
 
@@ -41,27 +40,29 @@ class ShortAnswer(Accuracy):
         choices: Collection[str] = {"yes", "no"} if self._classes.keys() <= {"yes", "no"} else self._classes
         return normalized if normalized in choices else None
 
-    def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the figures [R] for the weights [R, N] of the samples."""
-        figures = super().figures(weights)
+    def columns(self, answers: ClassAnswers) -> list[np.ndarray]:
+        """Return the values of `accuracy`, and whether reference and answer, the answer, and the reference are yes."""
+        columns = super().columns(answers)
         if self._classes.keys() <= {"yes", "no"}:
-            true = self.targets == self._classes.get("yes", FAILED - 1)
-            predicted = self.yes_predictions()
-            hits, yes, positive = (weights @ part for part in (true & predicted, predicted, true))
+            true = answers.targets == self._classes.get("yes", FAILED - 1)
+            columns += [true & answers.is_yes, answers.is_yes, true]
+        return columns
+
+    def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the figures [R] for the weights [R, U] of the units."""
+        figures = super().figures(weights)
+        count, _, *binary = (weights @ column for column in self.table().columns)
+        if binary:
+            hits, yes, positive = binary
             precision, recall = (_ratio(hits, size) for size in (yes, positive))
             figures |= {"precision": precision, "recall": recall}
             figures["f1"] = _ratio(2 * precision * recall, precision + recall)
-            figures["yes_share"] = yes / weights.sum(axis=1)
+            figures["yes_share"] = yes / count
         return figures
-
-    def yes_predictions(self) -> np.ndarray:
-        """Return True for each answer whose result is yes, [N]."""
-        yes = [text == "yes" for text in self.stated()]
-        return np.array(yes, bool)[np.frombuffer(self._answers, np.int64)]
 
     def counts(self) -> dict[str, float]:
         """Return the number of predictions without a result, and of samples."""
-        return {"failed": int((self.predictions() == FAILED).sum()), **super().counts()}
+        return {"failed": self.table().failed, **super().counts()}
 
 
 @METRICS.register_module(name="choice")
@@ -80,25 +81,23 @@ class Choice(Accuracy):
         """Return the choice that an answer states."""
         return parse_choice(text, self._classes)
 
+    def entries(self, answers: ClassAnswers) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the correct answers, the answers and the samples of each choice."""
+        targets, predictions = answers.targets, answers.predictions
+        known = np.flatnonzero((predictions != FAILED) & (predictions < len(self._classes)))
+        right, all_samples = np.flatnonzero(predictions == targets), np.arange(len(targets))
+        return [(right, targets[right]), (known, predictions[known]), (all_samples, targets)]
+
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the figures [R] for the weights [R, N] of the samples."""
-        sums = [counts(weights) for counts in self.class_counts()]
+        """Return the figures [R] for the weights [R, U] of the units."""
+        sums = [counts(weights) for counts in self.table().classes]
         with np.errstate(invalid="ignore"):
             scores = 2 * sums[0] / (sums[1] + sums[2])
         return super().figures(weights) | {"macro_f1": np.nanmean(scores, axis=1)}
 
-    @computed_once
-    def class_counts(self) -> list[ClassCounts]:
-        """Return the counts of correct answers, of answers and of samples of each choice."""
-        targets, predictions, count = self.targets, self.predictions(), len(self._classes)
-        known = np.flatnonzero((predictions != FAILED) & (predictions < count))
-        right, all_samples = np.flatnonzero(predictions == targets), np.arange(len(targets))
-        pairs = (right, targets), (known, predictions), (all_samples, targets)
-        return [ClassCounts(samples, classes[samples], count) for samples, classes in pairs]
-
     def counts(self) -> dict[str, float]:
         """Return the number of answers without a single choice, and of samples."""
-        return {"unreadable": int((self.predictions() == FAILED).sum()), **super().counts()}
+        return {"unreadable": self.table().failed, **super().counts()}
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

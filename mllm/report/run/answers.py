@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from mllm.contents import UNITS, contents_of, stated_measures
+from mllm.contents import UNITS, Content, contents_of
 from mllm.engine.predictions import answers_of
+from mllm.metrics.base import StreamingMetric
 from mllm.metrics.classification import FAILED, ClassMetric
-from mllm.metrics.detection import DetectionMetric, GreedyDetectionF1
+from mllm.metrics.detection import GreedyDetectionF1
+from mllm.metrics.measures import Measures, measure_columns
 from mllm.metrics.numbers import NORMAL_95, NumberMetric
-from mllm.metrics.probabilities import AUROC, BINS, ECE, curve
+from mllm.metrics.probabilities import AUROC, ECE, curve
 from mllm.metrics.scoring import Series, tasks_of
 from mllm.metrics.segmentation import Dice
 from mllm.registry import METRICS
 from mllm.report.run.charts import Chart, Dots, Line, chart
-from mllm.structures import Answer
 
 MAX_CLASSES = 20
 """Maximum number of classes of a confusion matrix."""
@@ -28,7 +29,6 @@ MAX_CURVES = 6
 MAX_STRUCTURES = 30
 """Maximum number of lines of the tables of structures, the most frequent ones."""
 Row = Mapping[str, Any]
-Pair = tuple[Answer, Answer]
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,16 @@ def confusion(rows: Sequence[Row], metrics: Iterable[str]) -> tuple[Confusion | 
         entry = METRICS.find(name) if name in METRICS.names() else None
         if entry is None or not isinstance(entry, type) or not issubclass(entry, ClassMetric):
             continue
-        metric = _added(entry(), rows, entry)
-        classes, targets, answers = metric.classes, metric.targets, metric.predictions()
+        metric = _added(entry, rows)
+        classes = metric.classes
         if not classes:
             continue
         if len(classes) > MAX_CLASSES:
             return None, f"The references have {len(classes):,} classes, too many for a confusion matrix."
-        others = np.where(answers == FAILED, len(classes) + 1, answers)
         counts = np.zeros((len(classes), len(classes) + 2), int)
-        np.add.at(counts, (targets, others), 1)
+        for answers in map(metric.read, (part for _, part in metric.parts())):
+            others = np.where(answers.predictions == FAILED, len(classes) + 1, answers.predictions)
+            np.add.at(counts, (answers.targets, others), 1)
         order = sorted(range(len(classes)), key=classes.__getitem__)
         counts = counts[order][:, [*order, len(classes), len(classes) + 1]]
         names = [classes[number] for number in order]
@@ -79,10 +80,9 @@ def confusion(rows: Sequence[Row], metrics: Iterable[str]) -> tuple[Confusion | 
 
 def probability_charts(rows: Sequence[Row]) -> list[Chart]:
     """Return ROC, precision-recall and calibration curves of scored options; none without probabilities."""
-    scored = [row for row in rows if row.get("scores")]
-    if not scored:
+    if not any(row.get("scores") for row in rows):
         return []
-    ranks, calibration = _added(AUROC(), scored, AUROC), _added(ECE(), scored, ECE)
+    ranks, calibration = (_added(entry, (row for row in rows if row.get("scores"))) for entry in (AUROC, ECE))
     rankings = list(ranks.rankings())
     by_size = sorted(rankings, key=lambda ranking: -int(ranking[3].sum()))[:MAX_CURVES]
     roc: list[Line | Dots] = [Line("chance", [0, 1], [0, 1], -1, is_dashed=True)]
@@ -113,17 +113,16 @@ def probability_charts(rows: Sequence[Row]) -> list[Chart]:
 
 def _calibration(metric: ECE) -> Chart | None:
     """Return the reliability diagram of the most probable options (arXiv:1706.04599)."""
-    _, scores, is_target, bins = metric.most_probable()
-    counts = np.bincount(bins, minlength=BINS)
+    counts, *sums = (part(np.ones((1, metric.units)))[0] for part in metric.bin_counts())
     with np.errstate(invalid="ignore"):
-        confidence, accuracy = (np.bincount(bins, part, BINS) / counts for part in (scores, is_target))
+        confidence, accuracy = (part / counts for part in sums)
     parts: list[Line | Dots] = [
         Line("perfect calibration", [0, 1], [0, 1], -1, is_dashed=True),
         Line("", confidence[counts > 0], accuracy[counts > 0], 0),
-        Dots(f"bins of {len(scores):,} samples", confidence, accuracy, 0),
+        Dots(f"bins of {len(metric):,} samples", confidence, accuracy, 0),
     ]
     known = zip(confidence, accuracy, counts, strict=True)
-    text = "; ".join(f"mean probability {p:.2f}, accuracy {a:.2f}, {n} samples" for p, a, n in known if n)
+    text = "; ".join(f"mean probability {p:.2f}, accuracy {a:.2f}, {n:.0f} samples" for p, a, n in known if n)
     unit = (-0.02, 1.02)
     axes = ("probability of the most probable option", "accuracy")
     return chart("Calibration", f"Bins: {text}.", *axes, parts, unit, unit)
@@ -151,26 +150,23 @@ def agreements(rows: Sequence[Row], figures: Mapping[str, Any]) -> list[Agreemen
         elif isinstance(entry, type) and issubclass(entry, NumberMetric):
             title = task or "number"
             if title not in [result.name for result in results]:
-                own = [row for row in rows if not task or row.get("task") == task]
-                answers, references, failed = _added(entry(), own, entry).numbers()
+                metric = _added(entry, (row for row in rows if not task or row.get("task") == task))
+                parts = [metric.read(part) for _, part in metric.parts()]
+                answers, references, failed = (np.concatenate(column) for column in zip(*parts, strict=True))
                 results += _agreement(title, answers, references, failed)
     return results
 
 
 def _measure_agreements(rows: Sequence[Row]) -> list[Agreement]:
-    true = [row.get("reference_measures") or stated_measures(row["reference"]) for row in rows]
-    predicted = [row.get("measures") or stated_measures(row["prediction"]) for row in rows]
+    metric = _added(Measures, rows)
+    parts = [part for _, part in metric.parts()]
     results = []
-    for name in dict.fromkeys(name for row in true for name in row):
-        answers, references = (np.array([_value(row, name) for row in side]) for side in (predicted, true))
+    for name in metric.known():
+        columns = zip(*(measure_columns(part, name) for part in parts), strict=True)
+        answers, references = (np.concatenate(column) for column in columns)
         failed = ~np.isfinite(answers)
         results += _agreement(name, np.where(failed, 0.0, answers), references, failed)
     return results
-
-
-def _value(row: Mapping[str, Any], name: str) -> float:
-    value = row.get(name)
-    return math.nan if value is None else float(value)
 
 
 def _agreement(name: str, answers: np.ndarray, references: np.ndarray, failed: np.ndarray) -> list[Agreement]:
@@ -227,9 +223,8 @@ class StructureRow:
 
 def mask_table(rows: Sequence[Row]) -> list[StructureRow]:
     """Return mean Dice with its 95 % interval for all masks and for each structure that rows name as `label`."""
-    series = _by_label(rows, lambda: Series(Dice), lambda answer: "mask" in contents_of(answer))
     table = []
-    for name, own in series.items():
+    for name, own in _by_label(rows, Dice, lambda kinds: "mask" in kinds).items():
         figures = own.result()
         values = [figures[key] for key in ("dice", "dice_ci_low", "dice_ci_high")]
         table.append(StructureRow(name, int(figures["samples"]), values))
@@ -242,12 +237,13 @@ def box_table(rows: Sequence[Row]) -> list[StructureRow]:
     Boxes are matched one to one, the pair with the largest IoU first, as in `detection_f1`. Rows without objects count
     if any row has boxes. Masks have a table of their own.
     """
-    kinds = [contents_of(answers_of(row)[1]) for row in rows]
+    kinds = (contents_of(answers_of(row)[1]) for row in rows)
     if not any("objects" in kind and "mask" not in kind for kind in kinds):
         return []
-    chosen = [row for row, kind in zip(rows, kinds, strict=True) if "mask" not in kind]
     table = []
-    for name, metric in _by_label(chosen, GreedyDetectionF1, lambda answer: True).items():
+    for name, series in _by_label(rows, GreedyDetectionF1, lambda kinds: "mask" not in kinds).items():
+        series.finish()
+        metric: Any = series.metric
         found, predicted, true = metric.table().sum(axis=0)
         if predicted or true:
             values = [float(found), float(true - found), float(predicted - found)]
@@ -256,32 +252,36 @@ def box_table(rows: Sequence[Row]) -> list[StructureRow]:
 
 
 def _by_label(
-    rows: Sequence[Row],
-    make: Callable[[], Series | DetectionMetric | Any],
-    is_used: Callable[[Answer], bool],
-) -> dict[str, Any]:
-    """Return an object of `make` for all rows, and for each label, with the answers of the rows added."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        if row.get("label"):
-            counts[str(row["label"])] = counts.get(str(row["label"]), 0) + 1
-    names = sorted(counts, key=lambda name: (-counts[name], name))[:MAX_STRUCTURES]
-    parts = {"all": make(), **({name: make() for name in names} if len(names) > 1 else {})}
-    is_empty = True
+    rows: Iterable[Row], entry: type[StreamingMetric], is_used: Callable[[set[Content]], bool]
+) -> dict[str, Series]:
+    """Return the answers of all rows, and those of each label, the most frequent ones first.
+
+    Args:
+        rows: Rows of `predictions.jsonl`.
+        entry: Metric of the answers.
+        is_used: Function of the contents of a reference; False: its row is left out.
+    """
+    whole, parts = Series(entry), dict[str, Series]()
     for row in rows:
         prediction, reference = answers_of(row)
-        if is_used(reference):
-            is_empty = False
-            parts["all"].add(prediction, reference)
-            if (name := str(row.get("label"))) in parts and name != "all":
-                parts[name].add(prediction, reference)
-    return {} if is_empty else parts
+        if not is_used(contents_of(reference)):
+            continue
+        whole.add(prediction, reference)
+        if label := str(row.get("label") or ""):
+            if label not in parts:
+                parts[label] = Series(entry)
+            parts[label].add(prediction, reference)
+    if not whole.samples:
+        return {}
+    names = sorted(parts, key=lambda name: (-parts[name].samples, name))[:MAX_STRUCTURES]
+    return {"all": whole, **({name: parts[name] for name in names if name != "all"} if len(names) > 1 else {})}
 
 
-def _added(metric: Any, rows: Sequence[Row], entry: Callable[..., Any]) -> Any:
+def _added(entry: type[StreamingMetric], rows: Iterable[Row]) -> Any:
     """Return a metric after reading the answers of the rows that it is for."""
-    tasks = tasks_of(entry)
+    tasks, series = tasks_of(entry), Series(entry)
     for row in rows:
         if not tasks or row.get("task") is None or row["task"] in tasks:
-            metric.add(*answers_of(row))
-    return metric
+            series.add(*answers_of(row))
+    series.finish()
+    return series.metric

@@ -65,30 +65,30 @@ class Gallery:
         return any(card.has_marks for card in self.cards)
 
 
-def gallery(rows: Sequence[Row], scores: Sequence[Score | None], split: str, pictures: Pictures) -> Gallery:
+def gallery(rows: Sequence[Row], worst: Sequence[tuple[int, Score | None]], split: str, pictures: Pictures) -> Gallery:
     """Return the gallery of predictions.
 
     Args:
         rows: Rows of `predictions.jsonl`.
-        scores: Score of each row; None: it has none.
+        worst: Indices and scores of the rows to show, the worst first; None: a row has no score.
         split: Name of the evaluated split.
         pictures: Pictures of the rows.
     """
-    order = sorted(range(len(rows)), key=lambda number: _key(scores[number]))
-    chosen = order[:MAX_CARDS]
+    chosen = [number for number, _ in worst]
     rest = chosen[WORST:]
     step = max(1, -(-len(rest) // OTHERS))
     with_pictures = set(chosen[:WORST]) | set(rest[::step])
     cards = []
-    for number in chosen:
+    for number, score in worst:
+        row = rows[number]
         drawn: list[Picture] = []
         has_marks = False
         if number in with_pictures and pictures.left > 0:
-            predicted, true = map(marks_of, answers_of(rows[number]))
-            sample = pictures.sample(split, str(rows[number]["source"]))
+            predicted, true = map(marks_of, answers_of(row))
+            sample = pictures.sample(split, str(row["source"]))
             drawn = pictures.draw(sample, predicted, true)
             has_marks = bool(drawn and (predicted or true))
-        cards.append(_card(number, rows[number], scores[number], drawn, has_marks))
+        cards.append(_card(number, row, score, drawn, has_marks))
     shown = sum(bool(card.pictures) for card in cards)
     notes = []
     if len(rows) > len(cards):

@@ -8,7 +8,7 @@ from typing import Any
 from mllm.report.figures import INTERVAL
 from mllm.report.run.answers import StructureRow, agreements, box_table, confusion, mask_table, probability_charts
 from mllm.report.run.blocks import Block, Cards, Cell, Charts, Columns, Example, Examples, Section, Table, Text, number
-from mllm.report.run.gallery import Card, gallery
+from mllm.report.run.gallery import MAX_CARDS, Card, gallery
 from mllm.report.run.inputs import RunFiles
 from mllm.report.run.pictures import Pictures
 from mllm.report.run.scores import score_rows
@@ -165,13 +165,11 @@ def predictions(run: RunFiles, pictures: Pictures) -> Section | None:
     if not run.predictions:
         text = run.problems.get(PREDICTIONS, "There are no predictions.")
         return Section("predictions", "Predictions", [Text(text)])
-    scores, rules = score_rows(run.predictions, run.figures)
-    result = gallery(run.predictions, scores, run.split, pictures)
-    right = sum(score is not None and score.is_right for score in scores)
-    wrong = sum(score is not None and not score.is_right for score in scores)
+    scored = score_rows(run.predictions, run.figures, MAX_CARDS)
+    result = gallery(run.predictions, scored.worst, run.split, pictures)
     examples = [_example(title, card) for title, cards in result.examples for card in cards]
     blocks: list[Block] = [Examples("Examples with boxes or masks", examples)] if examples else []
-    return Section("predictions", "Predictions", [*blocks, Cards(result, rules, right, wrong)])
+    return Section("predictions", "Predictions", [*blocks, Cards(result, scored.rules, scored.right, scored.wrong)])
 
 
 def _example(title: str, card: Card) -> Example:

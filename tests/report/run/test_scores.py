@@ -12,10 +12,11 @@ def test_an_answer_with_several_labels_has_the_f1_of_its_labels() -> None:
         {"prediction": prediction, "reference": reference, "task": "multi_label_classification"}
         for prediction, reference in texts
     ]
-    scores, rules = score_rows(rows, ["f1"])
-    assert [score and (score.is_right, score.text) for score in scores] == [
-        (True, "F1 of the labels: 1.00"),
-        (False, "F1 of the labels: 0.67"),
-        (False, "F1 of the labels: 0.00"),
+    scored = score_rows(rows, ["f1"], 10)
+    assert [(number, score and score.text) for number, score in scored.worst] == [
+        (2, "F1 of the labels: 0.00"),
+        (1, "F1 of the labels: 0.67"),
+        (0, "F1 of the labels: 1.00"),
     ]
-    assert rules == ["An answer is right if its labels are those of the reference."]
+    assert (scored.right, scored.wrong) == (1, 2)
+    assert scored.rules == ["An answer is right if its labels are those of the reference."]

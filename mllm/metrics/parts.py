@@ -1,0 +1,120 @@
+"""Values of answers in parts, of which those of many answers are in a temporary file, and their sums over units.
+
+A unit is an answer or, for many answers, a random group of patients. Sums over random groups have the variance of sums
+over patients (Wolter 2007, Introduction to Variance Estimation, chapter 2; Chamandy et al. 2012, Estimating Uncertainty
+for Massive Data Streams), so intervals need neither the answers nor a list of the patients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mllm.metrics.bootstrap import ClassCounts
+
+FEW = 20_000
+"""Number of answers from which units are groups of patients, and number of answers of a part."""
+UNITS = 16_384
+"""Number of groups of patients. The standard error of an interval's width by the choice of groups is 0.6 %."""
+_MERGED = 1_000_000
+"""Number of entries from which equal ones are merged."""
+
+
+def unit_of(patient: str | None, number: int) -> int:
+    """Return the unit of an answer, which is a function of its patient.
+
+    Args:
+        patient: Name of the patient; None: the answer is a patient of its own.
+        number: Number of the answer.
+    """
+    if patient is None:
+        return number % UNITS
+    digest = hashlib.blake2b(str(patient).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % UNITS
+
+
+class PartFile:
+    """Parts in a temporary file without a name, which ends with this object."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        self._starts: list[int] = []
+        self._end = 0
+
+    def append(self, part: Any) -> None:
+        """Write a part of plain types and arrays.
+
+        Raises:
+            OSError: The disk is full; `filename` is the folder of temporary files.
+        """
+        try:
+            self._file.seek(self._end)
+            pickle.dump(part, self._file, pickle.HIGHEST_PROTOCOL)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from error
+        self._starts.append(self._end)
+        self._end = self._file.tell()
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in self._starts:
+            self._file.seek(start)
+            yield pickle.load(self._file)
+
+
+class ColumnSums:
+    """Sums of the columns of answers by unit.
+
+    Args:
+        units: Number of units.
+        columns: Number of columns.
+    """
+
+    def __init__(self, units: int, columns: int) -> None:
+        self.sums = [np.zeros(units) for _ in range(columns)]
+        """Sums of each column, [U]."""
+
+    def add(self, units: np.ndarray, *columns: np.ndarray) -> None:
+        """Add the values of answers: their units [N], and their values [N] in each column."""
+        for sums, values in zip(self.sums, columns, strict=True):
+            sums += np.bincount(units, values, len(sums))
+
+
+class EntrySums:
+    """Sums of entries by unit and class, for more classes than a table could have columns.
+
+    Args:
+        classes: Number of classes.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self._keys: list[np.ndarray] = []
+        self._values: list[np.ndarray] = []
+        self._size = 0
+
+    def add(self, units: np.ndarray, classes: np.ndarray, values: np.ndarray | None = None) -> None:
+        """Add entries: their units, classes and values [E]; None: each has the value 1."""
+        self._keys.append(np.asarray(units, np.int64) * self.classes + classes)
+        self._values.append(np.ones(len(units)) if values is None else np.asarray(values, float))
+        self._size += len(units)
+        if self._size > _MERGED:
+            self._merge()
+
+    def counts(self) -> ClassCounts:
+        """Return the sums by class for weights of the units."""
+        self._merge()
+        units, classes = np.divmod(self._keys[0], max(1, self.classes))
+        return ClassCounts(units, classes, self.classes, self._values[0])
+
+    def _merge(self) -> None:
+        keys = np.concatenate([np.zeros(0, np.int64), *self._keys])
+        values = np.concatenate([np.zeros(0), *self._values])
+        keys, places = np.unique(keys, return_inverse=True)
+        self._keys, self._values = [keys], [np.bincount(places, values, len(keys))]
+        self._size = 0
